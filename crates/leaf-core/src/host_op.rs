@@ -1,0 +1,222 @@
+//! What needs root: the closed list of operations that `leaf-helper` carries out, and the contract on disk between
+//! it and those who look.
+//!
+//! A plan yields them, `leafd` sends them, the helper validates everything again in its own process.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::container::{ContainerNetwork, Exit};
+use crate::id::{ContainerName, LeafName, StorePath};
+use crate::subject;
+
+/// One operation on the host that needs root. Each may be carried out again with the same result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "op", deny_unknown_fields)]
+pub enum HostOp {
+    /// Makes the leaf address (on `lo`) and the closed network rules. Once at the start of the daemon.
+    PrepareNetwork {
+        /// The address that the leaf's NATS server listens on.
+        leaf_address: Ipv4Addr,
+        /// The port there that containers may reach.
+        nats_port: u16,
+    },
+    /// Makes the root folder, `NAME.conf`, the GC root and the credentials of a container, or sets them anew.
+    CreateContainer {
+        /// Its name.
+        name: ContainerName,
+        /// Its system.
+        toplevel: StorePath,
+        /// Its addresses.
+        network: ContainerNetwork,
+        /// What the container is told about its leaf.
+        binding: ContainerBinding,
+        /// Its credentials by name; the container finds them below `$CREDENTIALS_DIRECTORY`.
+        credentials: BTreeMap<String, Secret>,
+    },
+    /// Starts a container, and returns when it is ready.
+    StartContainer {
+        /// Its name.
+        name: ContainerName,
+        /// How long it may take until it says that it is ready, in seconds; then it is ended.
+        ready_timeout_seconds: u32,
+    },
+    /// Stops a container: SIGRTMIN+3 to its init, and after the grace time the end of its whole cgroup.
+    StopContainer {
+        /// Its name.
+        name: ContainerName,
+        /// The grace time, in seconds.
+        grace_seconds: u32,
+    },
+    /// Removes all that `CreateContainer` made. The container does not run.
+    DestroyContainer {
+        /// Its name.
+        name: ContainerName,
+    },
+}
+
+impl HostOp {
+    /// The operation in a few words, without any secret.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        match self {
+            Self::PrepareNetwork {
+                leaf_address,
+                nats_port,
+            } => {
+                format!("prepare the network for {leaf_address}:{nats_port}")
+            }
+            Self::CreateContainer { name, toplevel, .. } => format!("create container {name} of {toplevel}"),
+            Self::StartContainer { name, .. } => format!("start container {name}"),
+            Self::StopContainer { name, .. } => format!("stop container {name}"),
+            Self::DestroyContainer { name } => format!("destroy container {name}"),
+        }
+    }
+}
+
+/// Why an operation was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("can't {op}: {reason}")]
+pub struct HostOpError {
+    /// The operation in a few words.
+    pub op: String,
+    /// Whether it was refused, or did not work.
+    pub kind: HostOpErrorKind,
+    /// What happened, and what to do about it.
+    pub reason: String,
+}
+
+/// Whether an operation was refused, or did not work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HostOpErrorKind {
+    /// The helper doesn't do that: a name, a path or a value it does not allow.
+    Refused,
+    /// The host lacks something: root, a program, a kernel feature.
+    Unsupported,
+    /// The container ended before it was ready, or was not ready in time.
+    NotReady,
+    /// It did not work.
+    Failed,
+}
+
+/// What a container is told about its leaf: the credential `leaf.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ContainerBinding {
+    /// The leaf that runs it.
+    pub leaf: LeafName,
+    /// Its own name.
+    pub container: ContainerName,
+    /// Where NATS is.
+    pub nats_url: String,
+    /// The only inbox prefix that its NATS user may subscribe below.
+    pub inbox_prefix: String,
+    /// Its own subjects are below this prefix, which ends without a dot.
+    pub subject_prefix: String,
+}
+
+impl ContainerBinding {
+    /// Returns what this container is told about this leaf.
+    #[must_use]
+    pub fn new(leaf: &LeafName, container: &ContainerName, nats_url: &str) -> Self {
+        Self {
+            leaf: leaf.clone(),
+            container: container.clone(),
+            nats_url: nats_url.to_owned(),
+            inbox_prefix: subject::inbox_prefix(&container.caller()),
+            subject_prefix: subject::container_prefix(leaf, container),
+        }
+    }
+}
+
+/// A secret: it can be written down on purpose, and never by `{:?}`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Returns the secret that holds this text.
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text, for the one place that needs it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// Where the helper keeps a leaf's containers on the host. The helper writes there, `leaf-container` looks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPaths {
+    /// Root file systems: `/var/lib/nixos-containers/NAME` (NixOS contract).
+    pub roots: PathBuf,
+    /// `NAME.conf` files: `/etc/nixos-containers` (NixOS contract).
+    pub confs: PathBuf,
+    /// GC roots: `/nix/var/nix/gcroots/per-container/NAME` (NixOS contract).
+    pub gc_roots: PathBuf,
+    /// What survives a reboot, root only: `NAME/spec.json` ([`SupervisorSpec`]), `NAME/credentials/`,
+    /// `NAME/log` (the console, and `log.1` before it).
+    pub state: PathBuf,
+    /// What does not: `NAME/status.json` ([`SupervisorStatus`]), `NAME/lock`, held while a supervisor lives.
+    pub run: PathBuf,
+}
+
+impl HostPaths {
+    /// Returns the paths for a leaf.
+    #[must_use]
+    pub fn new(leaf: &LeafName) -> Self {
+        Self {
+            roots: "/var/lib/nixos-containers".into(),
+            confs: "/etc/nixos-containers".into(),
+            gc_roots: "/nix/var/nix/gcroots/per-container".into(),
+            state: PathBuf::from("/var/lib/cim-leaf/containers").join(leaf.as_str()),
+            run: PathBuf::from("/run/cim-leaf/containers").join(leaf.as_str()),
+        }
+    }
+}
+
+/// What a supervisor is to run: `spec.json`, written by `CreateContainer`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SupervisorSpec {
+    /// The leaf.
+    pub leaf: LeafName,
+    /// The container.
+    pub name: ContainerName,
+    /// Its system; `init` below it is the first process.
+    pub toplevel: StorePath,
+    /// Its addresses.
+    pub network: ContainerNetwork,
+}
+
+/// How a supervisor's container does: `status.json`, replaced atomically at each change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SupervisorStatus {
+    /// The supervisor's own process.
+    pub supervisor_pid: u32,
+    /// When it was started.
+    pub started_at: Timestamp,
+    /// The container's first process, as the host numbers it.
+    pub leader_pid: Option<u32>,
+    /// When the container said that it is ready.
+    pub ready_at: Option<Timestamp>,
+    /// How it ended, if it has.
+    pub exit: Option<Exit>,
+    /// What went wrong, if something did.
+    pub error: Option<String>,
+}

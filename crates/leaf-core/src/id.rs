@@ -1,0 +1,382 @@
+//! Names and ids. Every one is checked when it is made, so whoever holds one need not check again.
+//!
+//! Names that stand in a NATS subject are [tokens](token): `[a-z0-9_-]`. Foreign names (a container called
+//! `Web`) become tokens by one injective encoding, [`encode_token`].
+
+use std::fmt;
+use std::str::FromStr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Why a text is not the id it was taken for. Says what would be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not {what}: {why}")]
+pub struct InvalidId {
+    /// What it was taken for, with its article: `a leaf name`.
+    pub what: &'static str,
+    /// The text, cut at 80 characters.
+    pub text: String,
+    /// What is wrong, and what would be right.
+    pub why: String,
+}
+
+impl InvalidId {
+    fn new(what: &'static str, text: &str, why: impl Into<String>) -> Self {
+        Self {
+            what,
+            text: text.chars().take(80).collect(),
+            why: why.into(),
+        }
+    }
+}
+
+fn check(
+    what: &'static str,
+    text: &str,
+    max: usize,
+    allowed: fn(u8) -> bool,
+    alphabet: &str,
+) -> Result<(), InvalidId> {
+    if text.is_empty() {
+        return Err(InvalidId::new(what, text, "it is empty"));
+    }
+    if text.len() > max {
+        return Err(InvalidId::new(
+            what,
+            text,
+            format!("it has {} bytes, at most {max} are allowed", text.len()),
+        ));
+    }
+    if let Some(bad) = text.chars().find(|c| !u8::try_from(*c).is_ok_and(allowed)) {
+        return Err(InvalidId::new(
+            what,
+            text,
+            format!("{bad:?} is not allowed, only {alphabet}"),
+        ));
+    }
+    if text.starts_with('-') {
+        return Err(InvalidId::new(
+            what,
+            text,
+            "it begins with '-', which would be read as a flag",
+        ));
+    }
+    Ok(())
+}
+
+fn token_byte(byte: u8) -> bool {
+    matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-')
+}
+
+macro_rules! text_id {
+    ($(#[$doc:meta])* $name:ident, $what:literal, max $max:literal, $allowed:expr, $alphabet:literal, $pattern:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+        #[serde(try_from = "String", into = "String")]
+        #[schemars(with = "String", extend("pattern" = $pattern, "maxLength" = $max))]
+        pub struct $name(String);
+
+        impl $name {
+            /// Returns the checked name.
+            ///
+            /// # Errors
+            /// [`InvalidId`] when it is empty, too long or has a character outside the alphabet.
+            pub fn new(text: impl Into<String>) -> Result<Self, InvalidId> {
+                let text = text.into();
+                check($what, &text, $max, $allowed, $alphabet)?;
+                Ok(Self(text))
+            }
+
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidId;
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                Self::new(text)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidId;
+            fn try_from(text: String) -> Result<Self, InvalidId> {
+                Self::new(text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0
+            }
+        }
+    };
+}
+
+text_id!(
+    /// The name of a leaf: one subject token of at most 32 characters. It also names the stream and the keys.
+    LeafName, "a leaf name", max 32, token_byte, "a-z, 0-9, '_' and '-'", "^[a-z0-9_][a-z0-9_-]*$"
+);
+text_id!(
+    /// Who sends a command: the NATS user's own token, pinned by its publish permission.
+    Caller, "a caller", max 64, token_byte, "a-z, 0-9, '_' and '-'", "^[a-z0-9_][a-z0-9_-]*$"
+);
+text_id!(
+    /// The name of a nixos-container: at most 11 characters, since its veth `ve-NAME` has room for 15
+    /// (nixpkgs `nixos-containers.nix`).
+    ContainerName, "a container name", max 11,
+    |b| matches!(b, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-'),
+    "a-z, A-Z, 0-9, '_' and '-'", "^[a-zA-Z0-9_][a-zA-Z0-9_-]*$"
+);
+text_id!(
+    /// The stable id of a device, such as `usb-046d-c52b-8f3a`: one subject token of at most 96 characters that
+    /// survives reboots and, where the device has a serial or an address of its own, another port.
+    DeviceId, "a device id", max 96, token_byte, "a-z, 0-9, '_' and '-'", "^[a-z0-9_][a-z0-9_-]*$"
+);
+text_id!(
+    /// The id of a command, chosen by its sender so that sending it again is safe: at most 64 characters.
+    CommandId, "a command id", max 64,
+    |b| matches!(b, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' | b'.' | b':'),
+    "a-z, A-Z, 0-9, '_', '-', '.' and ':'", "^[a-zA-Z0-9_.:][a-zA-Z0-9_.:-]*$"
+);
+
+impl From<Uuid> for CommandId {
+    fn from(id: Uuid) -> Self {
+        Self(id.hyphenated().to_string())
+    }
+}
+
+impl ContainerName {
+    /// Returns the name as one subject token.
+    #[must_use]
+    pub fn token(&self) -> String {
+        encode_token(self.as_str())
+    }
+
+    /// Returns the NATS user name of this container: `ctr-` and its [token](Self::token). It is a caller of its
+    /// own, so no container can be named like a person.
+    #[must_use]
+    pub fn caller(&self) -> Caller {
+        Caller(format!("ctr-{}", self.token()))
+    }
+}
+
+macro_rules! uuid_id {
+    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+        #[serde(transparent)]
+        pub struct $name(pub Uuid);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}", self.0.hyphenated())
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidId;
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                // Only the hyphenated form: one id, one token.
+                match Uuid::try_parse(text) {
+                    Ok(id) if id.hyphenated().to_string() == text => Ok(Self(id)),
+                    _ => Err(InvalidId::new($what, text, "it has the form 01890a5d-ac96-774b-bcce-b302099a8057")),
+                }
+            }
+        }
+    };
+}
+
+uuid_id!(
+    /// The id of a job: a version 7 UUID, so that ids sort by time.
+    JobId, "a job id"
+);
+uuid_id!(
+    /// The id of one run of `leafd`: a version 7 UUID, new at each start. It tells two holders of a leaf's name
+    /// apart.
+    InstanceId, "an instance id"
+);
+
+/// A checked store path below `/nix/store`, such as
+/// `/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-net-tools-1.60_p20170221182432`; it has no sub-path.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String", extend("pattern" = "^/nix/store/[0-9abcdfghijklmnpqrsvwxyz]{32}-[0-9a-zA-Z+._?=-]+$"))]
+pub struct StorePath(String);
+
+impl StorePath {
+    /// Returns the checked store path.
+    ///
+    /// # Errors
+    /// [`InvalidId`] when it is not `/nix/store/<32 base-32 characters>-<name>`.
+    pub fn new(text: impl Into<String>) -> Result<Self, InvalidId> {
+        let text = text.into();
+        nix_derivation::StorePath::from_absolute_path(text.as_bytes())
+            .map_err(|e| InvalidId::new("a store path", &text, e.to_string()))?;
+        Ok(Self(text))
+    }
+
+    /// The absolute path as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for StorePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for StorePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl FromStr for StorePath {
+    type Err = InvalidId;
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        Self::new(text)
+    }
+}
+
+impl TryFrom<String> for StorePath {
+    type Error = InvalidId;
+    fn try_from(text: String) -> Result<Self, InvalidId> {
+        Self::new(text)
+    }
+}
+
+impl From<StorePath> for String {
+    fn from(path: StorePath) -> Self {
+        path.0
+    }
+}
+
+/// Returns whether a text is one subject token: `[a-z0-9_-]`, not empty.
+#[must_use]
+pub fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(token_byte)
+}
+
+/// Returns a foreign name as one subject token: `[a-z0-9-]` stays, every other byte becomes `_` and two
+/// lowercase hexadecimal digits (`Web` is `_57eb`, `a_b` is `a_5fb`), and the empty name is `_`. Two names never
+/// give the same token; [`decode_token`] gives the name back.
+#[must_use]
+pub fn encode_token(name: &str) -> String {
+    use fmt::Write as _;
+    if name.is_empty() {
+        return "_".to_owned();
+    }
+    let mut token = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'0'..=b'9' | b'-' => token.push(char::from(byte)),
+            other => write!(token, "_{other:02x}").expect("a String takes all that is written"),
+        }
+    }
+    token
+}
+
+/// Returns the name that [`encode_token`] made this token of, or nothing if it made none.
+#[must_use]
+pub fn decode_token(token: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(token.len());
+    let mut rest = token.as_bytes();
+    if token == "_" {
+        return Some(String::new());
+    }
+    while let Some((&first, tail)) = rest.split_first() {
+        rest = tail;
+        if first == b'_' {
+            let (hex, tail) = rest.split_at_checked(2)?;
+            bytes.push(u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()?);
+            rest = tail;
+        } else {
+            bytes.push(first);
+        }
+    }
+    let name = String::from_utf8(bytes).ok()?;
+    (!name.is_empty() && encode_token(&name) == token).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_foreign_name_becomes_a_token_and_comes_back(name in ".*") {
+            let token = encode_token(&name);
+            prop_assert!(is_token(&token));
+            prop_assert_eq!(decode_token(&token), Some(name));
+        }
+
+        #[test]
+        fn a_token_that_no_name_makes_is_not_decoded(token in "[a-z0-9_-]{0,8}") {
+            if let Some(name) = decode_token(&token) {
+                prop_assert_eq!(encode_token(&name), token);
+            }
+        }
+    }
+
+    #[test]
+    fn bad_names_are_refused_and_the_error_says_why() {
+        let long = "x".repeat(200);
+        for bad in ["", "a/b", "..", "a.b", "ü", "a b", "-rf", "a\0", long.as_str()] {
+            let error = ContainerName::new(bad).expect_err(bad).to_string();
+            assert!(error.contains("is not a container name"), "{error}");
+        }
+        assert!(LeafName::new("Web").is_err());
+        assert!(ContainerName::new("Web_1-a").is_ok());
+        assert!(ContainerName::new("twelve-chars").is_err());
+    }
+
+    #[test]
+    fn a_store_path_has_a_hash_a_name_and_nothing_below() {
+        let good = "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-net-tools-1.60";
+        assert_eq!(StorePath::new(good).expect("a store path").as_str(), good);
+        for bad in [
+            "/etc/passwd",
+            "/nix/store/../etc",
+            "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a/bin",
+            "",
+        ] {
+            StorePath::new(bad).expect_err(bad);
+        }
+    }
+
+    #[test]
+    fn a_container_is_a_caller_of_its_own() {
+        assert_eq!(
+            ContainerName::new("Web").expect("a name").caller().as_str(),
+            "ctr-_57eb"
+        );
+    }
+}

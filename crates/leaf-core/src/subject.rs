@@ -1,0 +1,271 @@
+//! Every NATS subject of a leaf, built and parsed here and nowhere else.
+//!
+//! | subject | what |
+//! |---|---|
+//! | `leaf.v1.cmd.<leaf>.<caller>.<noun>.<verb>` | a command; the caller is pinned by its user's publish permission |
+//! | `leaf.v1.ask.<noun>.<verb>` | asks many leaves for offers; changes nothing |
+//! | `leaf.v1.evt.<leaf>.<aggregate>.<id>.<fact>` | a domain event, kept in the stream `EVENTS_<leaf>` |
+//! | `leaf.v1.job.<leaf>.<job>.<progress\|log>` | what a job says while it runs |
+//! | `leaf.v1.beat.<leaf>` | the lease |
+//! | `leaf.v1.ctr.<leaf>.<container>.>` | a container's own |
+//!
+//! Replies go below `_INBOX.<caller>.` only.
+
+use crate::id::{Caller, ContainerName, JobId, LeafName, is_token};
+
+/// The protocol version, as it stands in every subject.
+pub const VERSION: &str = "v1";
+
+/// A command's subject, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandSubject {
+    /// The leaf that is to carry it out.
+    pub leaf: LeafName,
+    /// Who sends it.
+    pub caller: Caller,
+    /// What it is about: `container`.
+    pub noun: String,
+    /// What to do: `start`.
+    pub verb: String,
+}
+
+/// Why a subject is not that of a command.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubjectError {
+    /// Not `leaf.v1.cmd.<leaf>.<caller>.<noun>.<verb>`.
+    #[error("{0:?} is not leaf.v1.cmd.<leaf>.<caller>.<noun>.<verb>")]
+    Shape(String),
+    /// Another protocol version.
+    #[error("protocol version {0:?} is not spoken here, only {VERSION}")]
+    Version(String),
+    /// A token with a character outside `[a-z0-9_-]`.
+    #[error("the token {0:?} is not [a-z0-9_-]")]
+    Token(String),
+}
+
+impl CommandSubject {
+    /// Returns the subject as text.
+    #[must_use]
+    pub fn build(&self) -> String {
+        format!(
+            "leaf.{VERSION}.cmd.{}.{}.{}.{}",
+            self.leaf, self.caller, self.noun, self.verb
+        )
+    }
+
+    /// Takes a subject apart.
+    ///
+    /// # Errors
+    /// [`SubjectError`] when it is not that of a command of this version.
+    pub fn parse(subject: &str) -> Result<Self, SubjectError> {
+        let shape = || SubjectError::Shape(subject.chars().take(200).collect());
+        let tokens: Vec<&str> = subject.split('.').collect();
+        let [root, version, "cmd", leaf, caller, noun, verb] = tokens[..] else {
+            return Err(shape());
+        };
+        if root != "leaf" {
+            return Err(shape());
+        }
+        if version != VERSION {
+            return Err(SubjectError::Version(version.to_owned()));
+        }
+        let token = |text: &str| {
+            if is_token(text) {
+                Ok(text.to_owned())
+            } else {
+                Err(SubjectError::Token(text.to_owned()))
+            }
+        };
+        Ok(Self {
+            leaf: LeafName::new(leaf).map_err(|_| SubjectError::Token(leaf.to_owned()))?,
+            caller: Caller::new(caller).map_err(|_| SubjectError::Token(caller.to_owned()))?,
+            noun: token(noun)?,
+            verb: token(verb)?,
+        })
+    }
+}
+
+/// What a leaf subscribes to for its commands: every version, so that a wrong one gets an answer.
+#[must_use]
+pub fn commands_of(leaf: &LeafName) -> String {
+    format!("leaf.*.cmd.{leaf}.>")
+}
+
+/// What a caller may publish to command any leaf.
+#[must_use]
+pub fn commands_by(caller: &Caller) -> String {
+    format!("leaf.{VERSION}.cmd.*.{caller}.>")
+}
+
+/// A question to all leaves.
+#[must_use]
+pub fn ask(noun: &str, verb: &str) -> String {
+    format!("leaf.{VERSION}.ask.{noun}.{verb}")
+}
+
+/// An event's subject: `aggregate` and `fact` are tokens of the event's type, `id` is a token.
+#[must_use]
+pub fn event(leaf: &LeafName, aggregate: &str, id: &str, fact: &str) -> String {
+    format!("leaf.{VERSION}.evt.{leaf}.{aggregate}.{id}.{fact}")
+}
+
+/// All events of a leaf.
+#[must_use]
+pub fn events_of(leaf: &LeafName) -> String {
+    format!("leaf.{VERSION}.evt.{leaf}.>")
+}
+
+/// The snapshots of a leaf, from which a replay starts.
+#[must_use]
+pub fn snapshots_of(leaf: &LeafName) -> String {
+    event(leaf, "leaf", leaf.as_str(), "snapshotted")
+}
+
+/// How far a running job is.
+#[must_use]
+pub fn job_progress(leaf: &LeafName, job: JobId) -> String {
+    format!("leaf.{VERSION}.job.{leaf}.{job}.progress")
+}
+
+/// What a running job prints.
+#[must_use]
+pub fn job_log(leaf: &LeafName, job: JobId) -> String {
+    format!("leaf.{VERSION}.job.{leaf}.{job}.log")
+}
+
+/// What jobs of a leaf say while they run.
+#[must_use]
+pub fn jobs_of(leaf: &LeafName) -> String {
+    format!("leaf.{VERSION}.job.{leaf}.>")
+}
+
+/// The lease of a leaf.
+#[must_use]
+pub fn beat(leaf: &LeafName) -> String {
+    format!("leaf.{VERSION}.beat.{leaf}")
+}
+
+/// The leases of all leaves.
+#[must_use]
+pub fn beats() -> String {
+    format!("leaf.{VERSION}.beat.*")
+}
+
+/// The prefix of a container's own subjects, without the last dot.
+#[must_use]
+pub fn container_prefix(leaf: &LeafName, container: &ContainerName) -> String {
+    format!("leaf.{VERSION}.ctr.{leaf}.{}", container.token())
+}
+
+/// Where a container answers requests for its health.
+#[must_use]
+pub fn container_health(leaf: &LeafName, container: &ContainerName) -> String {
+    format!("{}.health", container_prefix(leaf, container))
+}
+
+/// The inbox prefix of a caller, without the last dot.
+#[must_use]
+pub fn inbox_prefix(caller: &Caller) -> String {
+    format!("_INBOX.{caller}")
+}
+
+/// Returns whether a reply subject is below the caller's own inbox prefix and without wildcards. Anywhere else, a
+/// caller could make the leaf write in its name: into the leaf's event log, say.
+#[must_use]
+pub fn is_own_inbox(reply: &str, caller: &Caller) -> bool {
+    reply
+        .strip_prefix("_INBOX.")
+        .and_then(|rest| rest.strip_prefix(caller.as_str()))
+        .and_then(|rest| rest.strip_prefix('.'))
+        .is_some_and(|rest| {
+            !rest.is_empty()
+                && rest
+                    .split('.')
+                    .all(|t| !t.is_empty() && t != "*" && t != ">" && !t.contains(char::is_whitespace))
+        })
+}
+
+/// The stream of a leaf's events.
+#[must_use]
+pub fn event_stream(leaf: &LeafName) -> String {
+    format!("EVENTS_{leaf}")
+}
+
+/// The stream that holds the last lease of every leaf for a while.
+pub const LEASE_STREAM: &str = "LEASES";
+
+/// The KV bucket that says what is so now; its keys begin with the leaf.
+pub const STATE_BUCKET: &str = "leaf_state";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn names() -> (LeafName, Caller) {
+        (
+            LeafName::new("edge-1").expect("a leaf"),
+            Caller::new("admin").expect("a caller"),
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn any_subject_is_parsed_or_refused_and_what_is_parsed_builds_itself(subject in "(leaf\\.v1\\.cmd\\.)?[a-zA-Z0-9_.*>-]{0,60}") {
+            if let Ok(parsed) = CommandSubject::parse(&subject) {
+                prop_assert_eq!(parsed.build(), subject);
+            }
+        }
+    }
+
+    #[test]
+    fn a_command_subject_is_built_and_parsed() {
+        let (leaf, caller) = names();
+        let subject = CommandSubject {
+            leaf,
+            caller,
+            noun: "container".into(),
+            verb: "start".into(),
+        };
+        assert_eq!(subject.build(), "leaf.v1.cmd.edge-1.admin.container.start");
+        assert_eq!(CommandSubject::parse(&subject.build()), Ok(subject));
+    }
+
+    #[test]
+    fn bad_subjects_say_what_is_wrong() {
+        use SubjectError as E;
+        let parse = CommandSubject::parse;
+        assert!(matches!(
+            parse("leaf.v2.cmd.edge-1.admin.leaf.show"),
+            Err(E::Version(_))
+        ));
+        assert!(matches!(
+            parse("leaf.v1.cmd.edge-1.admin.leaf.SHOW"),
+            Err(E::Token(_))
+        ));
+        assert!(matches!(parse("leaf.v1.cmd.edge-1.admin.leaf"), Err(E::Shape(_))));
+        assert!(matches!(
+            parse("leaf.v1.cmd.edge-1.admin.leaf.show.more"),
+            Err(E::Shape(_))
+        ));
+        assert!(matches!(parse("leaf.v1.cmd.edge-1..leaf.show"), Err(E::Token(_))));
+    }
+
+    #[test]
+    fn only_the_callers_own_inbox_is_one() {
+        let (_, caller) = names();
+        assert!(is_own_inbox("_INBOX.admin.x7.1", &caller));
+        for bad in [
+            "_INBOX.adminx.1",
+            "_INBOX.admin",
+            "_INBOX.admin.",
+            "_INBOX.admin..a",
+            "_INBOX.admin.>",
+            "_INBOX.bob.1",
+            "leaf.v1.evt.edge-1.leaf.edge-1.started",
+            "_INBOX.admin.a b",
+        ] {
+            assert!(!is_own_inbox(bad, &caller), "{bad}");
+        }
+    }
+}
