@@ -1,0 +1,86 @@
+# Returns the assertions about the values of the options: a list of `{ assertion, message }`, in the words of a person
+# who has to correct them. Pure, as settings.nix.
+cfg:
+let
+  inherit (builtins)
+    match
+    stringLength
+    substring
+    storeDir
+    ;
+  inherit (cfg) nats containers;
+
+  isToken = text: match "[a-z0-9_][a-z0-9_-]*" text != null;
+  isAbsolute = path: substring 0 1 path == "/";
+  inStore = path: substring 0 (stringLength storeDir) path == storeDir;
+
+  # RFC 1918
+  isPrivatePool =
+    pool: match "(10\\.[0-9]{1,3}|172\\.(1[6-9]|2[0-9]|3[01])|192\\.168)\\.0\\.0/16" pool != null && firstTwoFit pool;
+  # No octet is above 255, nor written with a leading zero.
+  firstTwoFit =
+    pool:
+    let
+      second = builtins.elemAt (match "[0-9]+\\.([0-9]+)\\..*" pool) 0;
+    in
+    match "0|[1-9][0-9]?|1[0-9][0-9]|2[0-4][0-9]|25[0-5]" second != null;
+
+  secret = option: path: {
+    assertion = path == null || (isAbsolute path && !inStore path);
+    message =
+      "services.cim-leaf.nats.${option}: \"${toString path}\" must be an absolute path outside of the Nix store, "
+      + "which everybody on the host may read.";
+  };
+in
+[
+  {
+    assertion = (nats.url != null) != nats.embedded.enable;
+    message =
+      if nats.embedded.enable then
+        "services.cim-leaf.nats: url and embedded.enable exclude each other; set one of them."
+      else
+        "services.cim-leaf.nats: the leaf needs a way to NATS; set url, or embedded.enable for a server of its own.";
+  }
+  {
+    assertion =
+      !nats.embedded.enable
+      || (nats.credentialsFile == null && nats.caFile == null && nats.certFile == null && nats.keyFile == null);
+    message =
+      "services.cim-leaf.nats: credentialsFile, caFile, certFile and keyFile belong to url; an embedded server makes its own.";
+  }
+  (secret "credentialsFile" nats.credentialsFile)
+  (secret "certFile" nats.certFile)
+  (secret "keyFile" nats.keyFile)
+  {
+    assertion = (nats.certFile == null) == (nats.keyFile == null);
+    message = "services.cim-leaf.nats: certFile and keyFile go together; set both or neither.";
+  }
+  {
+    assertion = nats.embedded.address != "0.0.0.0";
+    message = "services.cim-leaf.nats.embedded.address: the leaf's server listens on one address, not on the world.";
+  }
+  {
+    assertion = isToken cfg.name && stringLength cfg.name <= 32;
+    message =
+      "services.cim-leaf.name: \"${cfg.name}\" must be at most 32 of the characters a-z, 0-9, _ and -, "
+      + "and must not begin with -, since it stands in NATS subjects.";
+  }
+  {
+    assertion = isAbsolute cfg.stateDir && !inStore cfg.stateDir;
+    message = "services.cim-leaf.stateDir: \"${cfg.stateDir}\" must be an absolute path outside of the Nix store.";
+  }
+  {
+    assertion = cfg.events.maxBytes >= 1048576;
+    message = "services.cim-leaf.events.maxBytes: at least 1048576 (1 MiB) is needed to keep two snapshots.";
+  }
+  {
+    assertion = isPrivatePool containers.addressPool;
+    message = "services.cim-leaf.containers.addressPool: \"${containers.addressPool}\" must be a private /16 network such as 10.233.0.0/16.";
+  }
+  {
+    assertion = containers.enable -> cfg.user == "root";
+    message =
+      "services.cim-leaf.user: with containers leafd must still run as root, since it carries out the operations on the "
+      + "host in its own process; leave user alone, or set containers.enable = false.";
+  }
+]

@@ -1,0 +1,63 @@
+# Returns the settings of leafd (an attribute set in the shape of `leafd.toml`) for the values of the options.
+#
+# Pure: it needs neither nixpkgs nor a system. The unit tests hold the text that comes of it.
+cfg:
+let
+  credential = name: file: if file == null then null else "/run/credentials/leafd.service/${name}";
+  text = value: if value == null then null else "${value}";
+in
+{
+  inherit (cfg) name log;
+  state_dir = cfg.stateDir;
+
+  nats =
+    if cfg.nats.embedded.enable then
+      {
+        embedded = {
+          program = "${cfg.nats.embedded.package}/bin/nats-server";
+          inherit (cfg.nats.embedded) address port;
+          max_storage_bytes = cfg.nats.embedded.maxStorageBytes;
+        };
+        jetstream_domain = cfg.nats.jetstreamDomain;
+      }
+    else
+      {
+        inherit (cfg.nats) url;
+        credentials = credential "nats.creds" cfg.nats.credentialsFile;
+        ca = text cfg.nats.caFile;
+        cert = credential "nats.pem" cfg.nats.certFile;
+        key = credential "nats.key" cfg.nats.keyFile;
+        jetstream_domain = cfg.nats.jetstreamDomain;
+      };
+
+  events = {
+    max_bytes = cfg.events.maxBytes;
+    backlog_bytes = cfg.events.backlogBytes;
+    reserve_bytes = cfg.events.reserveBytes;
+    snapshot_every = cfg.events.snapshotEvery;
+  };
+
+  hardware = {
+    facter_report = text cfg.hardware.facterReport;
+    facter_program = cfg.hardware.facterProgram;
+    rescan_debounce_ms = cfg.hardware.rescanDebounceMs;
+  };
+
+  containers = {
+    inherit (cfg.containers) enable;
+    address_pool = cfg.containers.addressPool;
+    ready_timeout_seconds = cfg.containers.readyTimeoutSeconds;
+    stop_timeout_seconds = cfg.containers.stopTimeoutSeconds;
+    helper = "${cfg.package}/bin/leaf-helper";
+    templates = text cfg.containers.templates;
+    leaf_init = "${cfg.package}/bin/leaf-init";
+  };
+
+  nix = {
+    program = "${cfg.nix.package}/bin/nix";
+    max_jobs = cfg.nix.maxJobs;
+    max_queued_jobs = cfg.nix.maxQueuedJobs;
+    timeout_seconds = cfg.nix.timeoutSeconds;
+    inherit (cfg.nix) options;
+  };
+}

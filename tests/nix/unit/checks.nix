@@ -1,0 +1,95 @@
+{ ... }:
+let
+  checks = import ../../../nixos-modules/leaf/checks.nix;
+  values = import ../values.nix;
+  # The messages of the assertions that don't hold, each up to the colon after the option.
+  refused =
+    cfg:
+    map (check: builtins.head (builtins.match "services\\.cim-leaf\\.([^:]*):.*" check.message)) (
+      builtins.filter (check: !check.assertion) (checks cfg)
+    );
+  nats = change: values // { nats = values.nats // change; };
+  remote = change: nats ({ embedded = values.nats.embedded // { enable = false; }; url = "nats://hub"; } // change);
+  pool = addressPool: refused (values // { containers = values.containers // { inherit addressPool; }; });
+  named = name: refused (values // { inherit name; });
+in
+{
+  "the defaults with an embedded server hold" = {
+    expr = refused values;
+    expected = [ ];
+  };
+  "a leaf with a given server, credentials and certificate holds" = {
+    expr = refused (remote {
+      credentialsFile = "/run/secrets/a.creds";
+      certFile = "/run/secrets/a.pem";
+      keyFile = "/run/secrets/a.key";
+    });
+    expected = [ ];
+  };
+  "no way to NATS is refused" = {
+    expr = refused (remote { url = null; });
+    expected = [ "nats" ];
+  };
+  "two ways to NATS are refused" = {
+    expr = refused (nats { url = "nats://hub"; });
+    expected = [ "nats" ];
+  };
+  "credentials of an embedded server are refused" = {
+    expr = refused (nats { credentialsFile = "/run/secrets/a.creds"; });
+    expected = [ "nats" ];
+  };
+  "a secret in the store is refused" = {
+    expr = refused (remote { credentialsFile = "${builtins.storeDir}/x-a.creds"; });
+    expected = [ "nats.credentialsFile" ];
+  };
+  "a relative path to a secret is refused" = {
+    expr = refused (remote { credentialsFile = "a.creds"; });
+    expected = [ "nats.credentialsFile" ];
+  };
+  "a certificate without its key is refused" = {
+    expr = refused (remote { certFile = "/run/secrets/a.pem"; });
+    expected = [ "nats" ];
+  };
+  "a server that listens on the world is refused" = {
+    expr = refused (nats { embedded = values.nats.embedded // { address = "0.0.0.0"; }; });
+    expected = [ "nats.embedded.address" ];
+  };
+  "names that are tokens hold" = {
+    expr = builtins.concatMap named [ "a" "edge-1" "_x" "0" "abcdefghijklmnopqrstuvwxyz012345" ];
+    expected = [ ];
+  };
+  "names that are no tokens are refused" = {
+    expr = builtins.concatMap named [ "" "Edge" "a.b" "-a" "a b" "ä" "a/b" "abcdefghijklmnopqrstuvwxyz0123456" ];
+    expected = builtins.genList (_: "name") 8;
+  };
+  "private /16 networks hold" = {
+    expr = builtins.concatMap pool [ "10.0.0.0/16" "10.255.0.0/16" "172.16.0.0/16" "172.31.0.0/16" "192.168.0.0/16" ];
+    expected = [ ];
+  };
+  "other networks are refused" = {
+    expr = builtins.concatMap pool [
+      "8.8.0.0/16"
+      "10.256.0.0/16"
+      "10.01.0.0/16"
+      "10.233.1.0/16"
+      "10.233.0.0/24"
+      "172.15.0.0/16"
+      "172.32.0.0/16"
+      "192.169.0.0/16"
+      ""
+    ];
+    expected = builtins.genList (_: "containers.addressPool") 9;
+  };
+  "containers without root are refused, as long as leafd is its own helper" = {
+    expr = refused (values // { containers = values.containers // { enable = true; }; });
+    expected = [ "user" ];
+  };
+  "a state folder that is relative is refused" = {
+    expr = refused (values // { stateDir = "cim-leaf"; });
+    expected = [ "stateDir" ];
+  };
+  "an event stream too small for two snapshots is refused" = {
+    expr = refused (values // { events = values.events // { maxBytes = 5; }; });
+    expected = [ "events.maxBytes" ];
+  };
+}

@@ -1,0 +1,80 @@
+{ ... }:
+let
+  render = cfg: import ../../../nixos-modules/leaf/toml.nix (import ../../../nixos-modules/leaf/settings.nix cfg);
+  settings = import ../../../nixos-modules/leaf/settings.nix;
+  values = import ../values.nix;
+  given = values // {
+    nats = values.nats // {
+      url = "tls://hub.example:4222";
+      credentialsFile = "/run/secrets/leafd.creds";
+      caFile = "/etc/hub-ca.pem";
+      certFile = "/run/secrets/leafd.pem";
+      keyFile = "/run/secrets/leafd.key";
+      jetstreamDomain = "edge-1";
+      embedded = values.nats.embedded // {
+        enable = false;
+      };
+    };
+  };
+in
+{
+  "the defaults give this file" = {
+    expr = render values;
+    expected = ''
+      log = "info"
+      name = "edge-1"
+      state_dir = "/var/lib/cim-leaf"
+
+      [containers]
+      address_pool = "10.233.0.0/16"
+      enable = false
+      helper = "/nix/store/00000000000000000000000000000000-cim-leaf/bin/leaf-helper"
+      leaf_init = "/nix/store/00000000000000000000000000000000-cim-leaf/bin/leaf-init"
+      ready_timeout_seconds = 60
+      stop_timeout_seconds = 30
+      templates = "/nix/store/00000000000000000000000000000000-cim-leaf/share/cim-leaf/containers"
+
+      [events]
+      backlog_bytes = 268435456
+      max_bytes = 1073741824
+      reserve_bytes = 33554432
+      snapshot_every = 10000
+
+      [hardware]
+      rescan_debounce_ms = 500
+
+      [nats.embedded]
+      max_storage_bytes = 0
+      port = 4222
+      program = "/nix/store/00000000000000000000000000000000-nats-server/bin/nats-server"
+
+      [nix]
+      max_jobs = 2
+      max_queued_jobs = 100
+      program = "/nix/store/00000000000000000000000000000000-nix/bin/nix"
+      timeout_seconds = 7200
+
+      [nix.options]
+    '';
+  };
+  "a given server has its credentials where systemd puts them, and no embedded one" = {
+    expr = (settings given).nats;
+    expected = {
+      url = "tls://hub.example:4222";
+      credentials = "/run/credentials/leafd.service/nats.creds";
+      ca = "/etc/hub-ca.pem";
+      cert = "/run/credentials/leafd.service/nats.pem";
+      key = "/run/credentials/leafd.service/nats.key";
+      jetstream_domain = "edge-1";
+    };
+  };
+  "where a secret comes from does not stand in the settings" = {
+    expr = builtins.match ".*/run/secrets.*" (builtins.replaceStrings [ "\n" ] [ " " ] (render given));
+    expected = null;
+  };
+  "options of Nix are passed as they are" = {
+    expr =
+      (builtins.fromTOML (render (values // { nix = values.nix // { options.substituters = ""; }; }))).nix.options;
+    expected.substituters = "";
+  };
+}

@@ -1,0 +1,48 @@
+# The values of all options of services.cim-leaf as a host with `nats.embedded.enable` has them, for tests without modules.
+{
+  package = "/nix/store/00000000000000000000000000000000-cim-leaf";
+  name = "edge-1";
+  user = "leafd";
+  stateDir = "/var/lib/cim-leaf";
+  log = "info";
+  nats = {
+    url = null;
+    credentialsFile = null;
+    caFile = null;
+    certFile = null;
+    keyFile = null;
+    jetstreamDomain = null;
+    embedded = {
+      enable = true;
+      package = "/nix/store/00000000000000000000000000000000-nats-server";
+      address = null;
+      port = 4222;
+      maxStorageBytes = 0;
+    };
+  };
+  events = {
+    maxBytes = 1073741824;
+    backlogBytes = 268435456;
+    reserveBytes = 33554432;
+    snapshotEvery = 10000;
+  };
+  hardware = {
+    facterReport = null;
+    facterProgram = null;
+    rescanDebounceMs = 500;
+  };
+  containers = {
+    enable = false;
+    addressPool = "10.233.0.0/16";
+    readyTimeoutSeconds = 60;
+    stopTimeoutSeconds = 30;
+    templates = "/nix/store/00000000000000000000000000000000-cim-leaf/share/cim-leaf/containers";
+  };
+  nix = {
+    package = "/nix/store/00000000000000000000000000000000-nix";
+    maxJobs = 2;
+    maxQueuedJobs = 100;
+    timeoutSeconds = 7200;
+    options = { };
+  };
+}
