@@ -34,22 +34,9 @@ let
   hardening = {
     ProtectSystem = "strict";
     ProtectHome = true;
-    ProtectClock = true;
-    ProtectHostname = true;
-    ProtectKernelLogs = true;
     ProtectKernelModules = true;
     PrivateTmp = true;
-    LockPersonality = true;
-    RestrictRealtime = true;
-    SystemCallArchitectures = "native";
     UMask = "0077";
-    # NATS; the Nix daemon and systemd; udev and routes
-    RestrictAddressFamilies = [
-      "AF_INET"
-      "AF_INET6"
-      "AF_UNIX"
-      "AF_NETLINK"
-    ];
   };
 
   # What leafd is meant to be: a process without rights. True today on a leaf without containers.
@@ -58,16 +45,29 @@ let
     AmbientCapabilities = "";
     NoNewPrivileges = true;
     DevicePolicy = "closed";
+    LockPersonality = true;
     MemoryDenyWriteExecute = true;
     PrivateDevices = true;
     PrivateUsers = !isRoot;
     ProcSubset = "all"; # the hardware is read in /proc as well
+    ProtectClock = true;
     ProtectControlGroups = true;
+    ProtectHostname = true;
+    ProtectKernelLogs = true;
     ProtectKernelTunables = true;
     ProtectProc = "invisible";
     RemoveIPC = true;
+    # NATS; the Nix daemon and systemd; udev and routes
+    RestrictAddressFamilies = [
+      "AF_INET"
+      "AF_INET6"
+      "AF_UNIX"
+      "AF_NETLINK"
+    ];
     RestrictNamespaces = true;
+    RestrictRealtime = true;
     RestrictSUIDSGID = true;
+    SystemCallArchitectures = "native";
     SystemCallFilter = [
       "@system-service"
       "~@privileged"
@@ -77,7 +77,9 @@ let
   # With containers leafd carries out the host operations in its own process, systemd-nspawn runs below it, and what is
   # in a container inherits what is set here. So all that follows is missing, and comes back when leaf-helper is a unit of
   # its own: NoNewPrivileges (a container's own setuid programs), the closed /proc, /sys and devices (nspawn mounts
-  # them anew, which the kernel refuses below an overmounted one), the namespaces, the system call filter.
+  # them anew, which the kernel refuses below an overmounted one), the closed cgroups (leaf-helper makes
+  # `cim-leaf.slice/LEAF/NAME` there), the host name (each container sets its own), the namespaces, and every filter of
+  # system calls.
   # What is kept is the bound on capabilities: those that systemd-nspawn leaves a container, and what networks need.
   privileged = {
     CapabilityBoundingSet = [
@@ -109,9 +111,8 @@ let
       "CAP_SYS_RESOURCE"
       "CAP_SYS_TTY_CONFIG"
     ];
-    # The cgroups of the containers are made below the daemon's own.
-    Delegate = true;
     ReadWritePaths = [
+      "/run" # systemd-nspawn's own, and the lock of nixos-container
       "/etc/nixos-containers"
       "/var/lib/nixos-containers"
       "/nix/var/nix/gcroots/per-container"
@@ -122,7 +123,6 @@ in
   config = lib.mkIf cfg.enable {
     services.cim-leaf.settingsFile = settingsFile;
 
-    # leafctl and the manual's words are at hand on the host itself
     environment.systemPackages = [ cfg.package ];
     environment.etc."cim-leaf/leafd.toml".source = cfg.settingsFile;
 
@@ -169,7 +169,11 @@ in
           pkgs.iproute2
           pkgs.nftables
         ];
-      environment.XDG_CACHE_HOME = "/var/cache/cim-leaf";
+      environment = {
+        XDG_CACHE_HOME = "/var/cache/cim-leaf";
+        # As root, Nix would write the store itself, which is read-only for this unit.
+        NIX_REMOTE = "daemon";
+      };
 
       serviceConfig =
         {

@@ -1,0 +1,146 @@
+# Evaluates the modules and every host of hosts/ with the real NixOS modules, up to the text of the unit:
+#
+#   NIXPKGS=<tree> nix-instantiate --eval --strict --json tests/nix/eval-host.nix
+#
+# The tree is nixpkgs, or has at least its lib/, nixos/, and maintainers/{maintainer,team}-list.nix. No package set is
+# needed: stub-packages.nix stands for it. Prints `{"<host>":{"unit":…,"settings":…},…}`. An assertion of a module that
+# does not hold, and an expectation below that is not met, fails the command and says which.
+let
+  nixpkgs =
+    let
+      path = builtins.getEnv "NIXPKGS";
+    in
+    if path == "" then throw "set NIXPKGS to a tree with lib/ and nixos/ of nixpkgs" else /. + path;
+  lib = import (nixpkgs + "/lib");
+  inherit (lib) hasInfix;
+  system = "x86_64-linux";
+
+  evaluate =
+    modules:
+    import (nixpkgs + "/nixos/lib/eval-config.nix") {
+      inherit lib;
+      system = null;
+      modules = modules ++ [
+        ../../nixos-modules/leaf
+        ../../nixos-modules/host
+        {
+          _module.args.pkgs = lib.mkForce (import ./stub-packages.nix { inherit lib system; });
+          nixpkgs.hostPlatform = system;
+          # disko's part, where there is no disko
+          fileSystems."/".device = "/dev/disk/by-partlabel/disk-main-root";
+        }
+      ];
+    };
+
+  # Those of our own modules: to look at all of NixOS's would take most of the package set.
+  refused =
+    host:
+    map (a: a.message) (
+      builtins.filter (a: !a.assertion) (
+        lib.concatMap (d: d.value) (
+          builtins.filter (d: hasInfix "/nixos-modules/leaf/" (toString d.file)) host.options.assertions.definitionsWithLocations
+        )
+      )
+    );
+
+  text =
+    host:
+    let
+      inherit (host) config;
+      wrong = refused host;
+    in
+    if wrong != [ ] then
+      throw "assertions do not hold: ${builtins.concatStringsSep "; " wrong}"
+    else
+      {
+        unit = config.systemd.units."leafd.service".text;
+        settings = builtins.unsafeDiscardStringContext config.services.cim-leaf.settingsFile.env.toml;
+        check = config.services.cim-leaf.settingsFile.text;
+        kernel_modules = config.boot.initrd.availableKernelModules;
+      };
+
+  hosts = lib.mapAttrs (_: modules: text (evaluate modules)) (import ../../hosts);
+
+  # A leaf without containers, at a NATS server that is given.
+  quiet = evaluate [
+    {
+      system.stateVersion = "25.05";
+      boot.loader.grub.enable = false;
+      networking.hostName = "Quiet";
+      services.cim-leaf = {
+        enable = true;
+        nats = {
+          url = "tls://hub.example:4222";
+          credentialsFile = "/run/secrets/leafd.creds";
+        };
+      };
+    }
+  ];
+  wrong = evaluate [
+    {
+      system.stateVersion = "25.05";
+      boot.loader.grub.enable = false;
+      services.cim-leaf = {
+        enable = true;
+        name = "Not A Token";
+        containers.addressPool = "8.8.0.0/16";
+      };
+    }
+  ];
+
+  has = name: unit: line: {
+    name = "${name} has the line ${line}";
+    holds = hasInfix "\n${line}\n" unit;
+  };
+  hasNot = name: unit: part: {
+    name = "${name} does not have ${part}";
+    holds = !hasInfix part unit;
+  };
+
+  expectations =
+    lib.concatLists (
+      lib.mapAttrsToList (name: host: [
+        (has name host.unit "Type=notify")
+        (has name host.unit "WatchdogSec=30")
+        (has name host.unit "ProtectSystem=strict")
+        (has name host.unit "KillMode=process")
+        {
+          name = "${name}'s settings name it";
+          holds = (builtins.fromTOML host.settings).name == name;
+        }
+        {
+          name = "${name}'s settings are checked by leafd while the system is built";
+          holds = hasInfix "/bin/leafd check-config $out" host.check;
+        }
+      ]) hosts
+    )
+    ++ [
+      (has "a leaf with containers" hosts.example.unit "User=root")
+      {
+        name = "the example host boots from the disk of its report";
+        holds = builtins.elem "nvme" hosts.example.kernel_modules;
+      }
+      (has "a leaf without containers" (text quiet).unit "User=leafd")
+      (has "a leaf without containers" (text quiet).unit "NoNewPrivileges=true")
+      (has "a leaf without containers" (text quiet).unit "CapabilityBoundingSet=")
+      (has "a leaf without containers" (text quiet).unit "LoadCredential=nats.creds:/run/secrets/leafd.creds")
+      (hasNot "a leaf without containers" (text quiet).unit "CAP_")
+      {
+        name = "a leaf without containers has a user of its own";
+        holds = quiet.config.users.users.leafd.isSystemUser && quiet.config.users.users.leafd.group == "leafd";
+      }
+      {
+        name = "the host's name in lower case is the leaf's";
+        holds = (builtins.fromTOML (text quiet).settings).name == "quiet";
+      }
+      {
+        name = "wrong options are refused, each by its own message";
+        holds = builtins.length (refused wrong) == 3;
+      }
+    ];
+  unmet = builtins.filter (e: !e.holds) expectations;
+in
+if unmet != [ ] then
+  throw "${toString (builtins.length unmet)} expectations are not met:\n  ${lib.concatMapStringsSep "\n  " (e: e.name) unmet}"
+else
+  hosts // { "a leaf without containers" = text quiet; }
