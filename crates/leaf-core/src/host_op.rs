@@ -188,6 +188,38 @@ impl HostPaths {
             run: PathBuf::from("/run/cim-leaf/containers").join(leaf.as_str()),
         }
     }
+
+    /// A container's `NAME.conf`.
+    #[must_use]
+    pub fn conf(&self, name: &ContainerName) -> PathBuf {
+        self.confs.join(format!("{name}.conf"))
+    }
+
+    /// A container's console log; the one before it has `.1` appended.
+    #[must_use]
+    pub fn log(&self, name: &ContainerName) -> PathBuf {
+        self.state.join(name.as_str()).join("log")
+    }
+
+    /// The lock that a container's supervisor holds (exclusively, by `flock`) while it lives. Who only looks takes
+    /// it shared for a moment.
+    #[must_use]
+    pub fn lock(&self, name: &ContainerName) -> PathBuf {
+        self.run.join(name.as_str()).join("lock")
+    }
+
+    /// A container's `status.json`.
+    #[must_use]
+    pub fn status(&self, name: &ContainerName) -> PathBuf {
+        self.run.join(name.as_str()).join("status.json")
+    }
+}
+
+/// The line of a `NAME.conf` that says which leaf made it. A file without its own leaf's line is foreign, and never
+/// touched.
+#[must_use]
+pub fn conf_marker(leaf: &LeafName) -> String {
+    format!("# cim-leaf: made by leaf {leaf}")
 }
 
 /// What a supervisor is to run: `spec.json`, written by `CreateContainer`.

@@ -16,6 +16,21 @@ pub struct MessageType {
     pub schema: Schema,
 }
 
+impl MessageType {
+    /// Returns the schema as a document that stands by itself: `$id` is `urn:cim-leaf:schema:` and the name, which
+    /// is the title, too.
+    #[must_use]
+    pub fn document(&self) -> serde_json::Value {
+        let mut document = self.schema.clone();
+        document.insert(
+            "$id".to_owned(),
+            format!("urn:cim-leaf:schema:{}", self.name).into(),
+        );
+        document.insert("title".to_owned(), self.name.clone().into());
+        document.to_value()
+    }
+}
+
 /// Returns every message type of this version, sorted by name.
 #[must_use]
 pub fn catalogue() -> Vec<MessageType> {

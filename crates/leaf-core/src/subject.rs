@@ -5,7 +5,7 @@
 //! | `leaf.v1.cmd.<leaf>.<caller>.<noun>.<verb>` | a command; the caller is pinned by its user's publish permission |
 //! | `leaf.v1.ask.<noun>.<verb>` | asks many leaves for offers; changes nothing |
 //! | `leaf.v1.evt.<leaf>.<aggregate>.<id>.<fact>` | a domain event, kept in the stream `EVENTS_<leaf>` |
-//! | `leaf.v1.job.<leaf>.<job>.<progress\|log>` | what a job says while it runs |
+//! | `leaf.v1.job.<leaf>.<job>.<progress\|log\|ended>` | what a job says while it runs |
 //! | `leaf.v1.beat.<leaf>` | the lease |
 //! | `leaf.v1.ctr.<leaf>.<container>.>` | a container's own |
 //!
@@ -103,6 +103,12 @@ pub fn ask(noun: &str, verb: &str) -> String {
     format!("leaf.{VERSION}.ask.{noun}.{verb}")
 }
 
+/// Every question to all leaves.
+#[must_use]
+pub fn asks() -> String {
+    format!("leaf.{VERSION}.ask.>")
+}
+
 /// An event's subject: `aggregate` and `fact` are tokens of the event's type, `id` is a token.
 #[must_use]
 pub fn event(leaf: &LeafName, aggregate: &str, id: &str, fact: &str) -> String {
@@ -113,6 +119,12 @@ pub fn event(leaf: &LeafName, aggregate: &str, id: &str, fact: &str) -> String {
 #[must_use]
 pub fn events_of(leaf: &LeafName) -> String {
     format!("leaf.{VERSION}.evt.{leaf}.>")
+}
+
+/// All events of all leaves.
+#[must_use]
+pub fn events() -> String {
+    format!("leaf.{VERSION}.evt.>")
 }
 
 /// The snapshots of a leaf, from which a replay starts.
@@ -133,10 +145,22 @@ pub fn job_log(leaf: &LeafName, job: JobId) -> String {
     format!("leaf.{VERSION}.job.{leaf}.{job}.log")
 }
 
+/// That a job has ended, for those who wait; the event says it for good.
+#[must_use]
+pub fn job_ended(leaf: &LeafName, job: JobId) -> String {
+    format!("leaf.{VERSION}.job.{leaf}.{job}.ended")
+}
+
 /// What jobs of a leaf say while they run.
 #[must_use]
 pub fn jobs_of(leaf: &LeafName) -> String {
     format!("leaf.{VERSION}.job.{leaf}.>")
+}
+
+/// What jobs of all leaves say while they run.
+#[must_use]
+pub fn jobs() -> String {
+    format!("leaf.{VERSION}.job.>")
 }
 
 /// The lease of a leaf.
@@ -154,7 +178,25 @@ pub fn beats() -> String {
 /// The prefix of a container's own subjects, without the last dot.
 #[must_use]
 pub fn container_prefix(leaf: &LeafName, container: &ContainerName) -> String {
-    format!("leaf.{VERSION}.ctr.{leaf}.{}", container.token())
+    container_prefix_of_token(leaf, &container.token())
+}
+
+/// The same as [`container_prefix`], of a container's token: or of what stands for it in a template of permissions.
+#[must_use]
+pub fn container_prefix_of_token(leaf: &LeafName, token: &str) -> String {
+    format!("leaf.{VERSION}.ctr.{leaf}.{token}")
+}
+
+/// All that the containers of a leaf say.
+#[must_use]
+pub fn containers_of(leaf: &LeafName) -> String {
+    format!("leaf.{VERSION}.ctr.{leaf}.>")
+}
+
+/// Where any container of any leaf answers requests for its health.
+#[must_use]
+pub fn container_healths() -> String {
+    format!("leaf.{VERSION}.ctr.*.*.health")
 }
 
 /// Where a container answers requests for its health.
@@ -166,6 +208,12 @@ pub fn container_health(leaf: &LeafName, container: &ContainerName) -> String {
 /// The inbox prefix of a caller, without the last dot.
 #[must_use]
 pub fn inbox_prefix(caller: &Caller) -> String {
+    inbox_prefix_of_token(caller.as_str())
+}
+
+/// The same as [`inbox_prefix`], of what stands for the caller in a template of permissions.
+#[must_use]
+pub fn inbox_prefix_of_token(caller: &str) -> String {
     format!("_INBOX.{caller}")
 }
 
@@ -196,6 +244,18 @@ pub const LEASE_STREAM: &str = "LEASES";
 
 /// The KV bucket that says what is so now; its keys begin with the leaf.
 pub const STATE_BUCKET: &str = "leaf_state";
+
+/// The subjects of a leaf's keys in the bucket [`STATE_BUCKET`].
+#[must_use]
+pub fn state_keys_of(leaf: &LeafName) -> String {
+    format!("$KV.{STATE_BUCKET}.{leaf}.>")
+}
+
+/// The subjects of all leaves' keys in the bucket [`STATE_BUCKET`].
+#[must_use]
+pub fn state_keys() -> String {
+    format!("$KV.{STATE_BUCKET}.>")
+}
 
 #[cfg(test)]
 mod tests {

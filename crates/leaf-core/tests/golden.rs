@@ -1,0 +1,212 @@
+//! Golden messages: what was once sent stays readable for good.
+//!
+//! `tests/golden/v1/NAME.json` holds one message of the type NAME, as it looks on the wire: `{"subject", "headers",
+//! "body"}`, the first two where they belong to it. `NAME--VARIANT.json` is another of the same type. A golden is
+//! written once and not changed afterwards; a type's new version gets new goldens beside the old ones.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use leaf_core::command::{self, Command};
+use leaf_core::event::{Event, EventRecord, header};
+use leaf_core::id::{CommandId, LeafName};
+use leaf_core::schema::catalogue;
+use leaf_core::subject::CommandSubject;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// One golden message.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Golden {
+    #[serde(skip)]
+    file: String,
+    #[serde(skip)]
+    name: String,
+    subject: Option<String>,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    body: Value,
+}
+
+fn goldens() -> Vec<Golden> {
+    let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/v1"));
+    let mut goldens: Vec<Golden> = std::fs::read_dir(&folder)
+        .expect("tests/golden/v1 is there")
+        .map(|entry| {
+            let path = entry.expect("an entry").path();
+            let file = path.file_stem().expect("a name").to_string_lossy().into_owned();
+            let text = std::fs::read_to_string(&path).expect("a golden is text");
+            let mut golden: Golden = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{file}: {e}"));
+            golden.name = file.split("--").next().expect("it has a first part").to_owned();
+            golden.file = file;
+            golden
+        })
+        .collect();
+    goldens.sort_by(|a, b| a.file.cmp(&b.file));
+    goldens
+}
+
+fn again<T: Serialize + DeserializeOwned>(golden: &Golden) -> Value {
+    let message: T = serde_json::from_value(golden.body.clone())
+        .unwrap_or_else(|e| panic!("{} can't be read any more: {e}", golden.file));
+    serde_json::to_value(message).expect("a message is JSON")
+}
+
+macro_rules! type_by_name {
+    ($golden:expr; $($name:literal => $type:ty,)*) => {
+        match $golden.name.as_str() {
+            $($name => again::<$type>($golden),)*
+            other => panic!("{other}: say here which type it has"),
+        }
+    };
+}
+
+/// Reads a message other than an event by its type, and writes it again.
+fn read_and_write(golden: &Golden) -> Value {
+    use leaf_core::command::*;
+    type_by_name! { golden;
+        "beat" => leaf_core::beat::Beat,
+        "container.binding" => leaf_core::host_op::ContainerBinding,
+        "job.progress" => leaf_core::job::Progress,
+        "problem" => leaf_core::problem::Problem,
+        "cmd.leaf.show" => ShowLeaf,
+        "cmd.hardware.list" => ListHardware,
+        "cmd.hardware.show" => ShowHardware,
+        "cmd.hardware.rescan" => RescanHardware,
+        "cmd.container.create" => CreateContainer,
+        "cmd.container.start" => StartContainer,
+        "cmd.container.stop" => StopContainer,
+        "cmd.container.destroy" => DestroyContainer,
+        "cmd.container.list" => ListContainers,
+        "cmd.container.show" => ShowContainer,
+        "cmd.container.logs" => ReadContainerLog,
+        "cmd.nix.build" => Build,
+        "cmd.job.list" => ListJobs,
+        "cmd.job.show" => ShowJob,
+        "cmd.job.log" => ReadJobLog,
+        "cmd.job.cancel" => CancelJob,
+        "reply.leaf.show" => LeafReport,
+        "reply.hardware.list" => DeviceList,
+        "reply.hardware.show" => leaf_core::hardware::Device,
+        "reply.hardware.rescan" => RescanReport,
+        "reply.container.create" => leaf_core::container::Container,
+        "reply.container.start" => leaf_core::container::Container,
+        "reply.container.stop" => leaf_core::container::Container,
+        "reply.container.destroy" => Destroyed,
+        "reply.container.list" => ContainerList,
+        "reply.container.show" => leaf_core::container::Container,
+        "reply.container.logs" => LogText,
+        "reply.nix.build" => JobAccepted,
+        "reply.job.list" => JobList,
+        "reply.job.show" => JobReport,
+        "reply.job.log" => LogChunk,
+        "reply.job.cancel" => leaf_core::job::Job,
+    }
+}
+
+fn is_event(golden: &Golden) -> bool {
+    golden.name.starts_with("cim.")
+}
+
+#[test]
+fn every_message_type_has_a_golden_message() {
+    let written: BTreeSet<String> = goldens().into_iter().map(|golden| golden.name).collect();
+    let missing: Vec<String> = catalogue()
+        .into_iter()
+        .map(|message| message.name)
+        .filter(|name| !written.contains(name))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "write tests/golden/v1/NAME.json for {missing:?}"
+    );
+}
+
+#[test]
+fn every_golden_message_is_read_and_written_again_the_same() {
+    for golden in goldens().iter().filter(|golden| !is_event(golden)) {
+        assert_eq!(read_and_write(golden), golden.body, "{}", golden.file);
+    }
+}
+
+#[test]
+fn every_golden_command_is_parsed_from_its_subject_and_body() {
+    let goldens = goldens();
+    let commands = goldens.iter().filter(|golden| golden.name.starts_with("cmd."));
+    for golden in commands {
+        let subject = CommandSubject::parse(golden.subject.as_deref().expect("a command has a subject"))
+            .unwrap_or_else(|e| panic!("{}: {e}", golden.file));
+        assert_eq!(golden.name, format!("cmd.{}.{}", subject.noun, subject.verb));
+        let body = serde_json::to_vec(&golden.body).expect("JSON");
+        let command = Command::parse(&subject.noun, &subject.verb, &body)
+            .unwrap_or_else(|e| panic!("{} is refused now: {e}", golden.file));
+        assert_eq!(
+            command.noun_and_verb(),
+            (subject.noun.as_str(), subject.verb.as_str())
+        );
+        if let Some(id) = golden.headers.get(command::COMMAND_ID_HEADER) {
+            CommandId::new(id.as_str()).unwrap_or_else(|e| panic!("{}: {e}", golden.file));
+        }
+    }
+}
+
+#[test]
+fn every_golden_event_is_read_and_written_again_with_its_subject_and_headers() {
+    let leaf = LeafName::new("edge-1").expect("a leaf");
+    for golden in goldens().iter().filter(|golden| is_event(golden)) {
+        let record = EventRecord {
+            sequence: golden.headers[header::SEQUENCE].parse().expect("a number"),
+            subject: golden.subject.clone().expect("an event has a subject"),
+            headers: golden.headers.clone().into_iter().collect(),
+            body: serde_json::to_vec(&golden.body).expect("JSON"),
+        };
+        let event = Event::from_record(&record).unwrap_or_else(|e| panic!("{}: {e:?}", golden.file));
+        assert_eq!(event.fact.kind(), golden.name, "{} is unknown now", golden.file);
+        let written = event.to_record(&leaf, record.epoch().expect("an event's id has the epoch"));
+        assert_eq!(written.subject, record.subject, "{}", golden.file);
+        assert_eq!(written.headers, record.headers, "{}", golden.file);
+        assert_eq!(written.sequence, record.sequence, "{}", golden.file);
+        let body: Value = serde_json::from_slice(&written.body).expect("JSON");
+        assert_eq!(body, golden.body, "{}", golden.file);
+    }
+}
+
+#[test]
+fn every_golden_message_is_valid_by_its_schema() {
+    let schemas: BTreeMap<String, Value> = catalogue()
+        .into_iter()
+        .map(|message| (message.name.clone(), message.document()))
+        .collect();
+    for golden in goldens() {
+        let schema = schemas
+            .get(&golden.name)
+            .unwrap_or_else(|| panic!("{} has no schema any more", golden.file));
+        let errors: Vec<String> = jsonschema::draft202012::new(schema)
+            .expect("a schema")
+            .iter_errors(&golden.body)
+            .map(|e| format!("{} at {}", e, e.instance_path()))
+            .collect();
+        assert!(errors.is_empty(), "{}: {errors:?}", golden.file);
+    }
+}
+
+#[test]
+fn a_golden_event_with_a_field_of_a_later_day_is_read_as_before() {
+    for golden in goldens().iter().filter(|golden| is_event(golden)) {
+        let record = |body: &Value| EventRecord {
+            sequence: golden.headers[header::SEQUENCE].parse().expect("a number"),
+            subject: golden.subject.clone().expect("an event has a subject"),
+            headers: golden.headers.clone().into_iter().collect(),
+            body: serde_json::to_vec(body).expect("JSON"),
+        };
+        let mut more = golden.body.clone();
+        more["of_a_later_day"] = Value::from(7);
+        let (before, after) = (
+            Event::from_record(&record(&golden.body)).expect("an event"),
+            Event::from_record(&record(&more)).unwrap_or_else(|e| panic!("{}: {e:?}", golden.file)),
+        );
+        assert_eq!(before, after, "{}", golden.file);
+    }
+}

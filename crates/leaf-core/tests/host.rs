@@ -1,0 +1,274 @@
+//! A plan against a host that does what it is told: after success nothing is left to plan.
+
+use std::collections::BTreeMap;
+
+use leaf_core::command::{
+    CancelJob, Command, CreateContainer, DestroyContainer, StartContainer, StopContainer,
+};
+use leaf_core::container::{
+    ContainerPhase, ContainerSource, DesiredRun, Exit, ObservedContainer, ObservedRun, PlanContext, observe,
+    plan,
+};
+use leaf_core::decide::{Next, after_job, decide};
+use leaf_core::event::{Fact, JobFailed, JobStarted, JobSucceeded};
+use leaf_core::host_op::{HostOp, Secret};
+use leaf_core::id::{ContainerName, JobId};
+use leaf_core::job::{BuildResult, JobPhase};
+use leaf_core::state::{State, apply};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use crate::strategies::{build_result, context, events, leaf, name, store_path};
+
+/// A leaf's state and a host that carries out every operation.
+#[derive(Default)]
+struct World {
+    state: State,
+    host: BTreeMap<ContainerName, ObservedContainer>,
+    fresh: u128,
+}
+
+/// What happens to the world.
+#[derive(Debug, Clone)]
+enum Step {
+    Command(Command),
+    BuildEnds(Result<BuildResult, String>),
+    ContainerExits(ContainerName, Exit),
+    HostRestarts,
+}
+
+impl World {
+    fn record(&mut self, facts: Vec<Fact>) {
+        for event in events(self.state.sequence + 1, facts) {
+            apply(&mut self.state, &event);
+        }
+    }
+
+    fn carry_out(&mut self, op: &HostOp) {
+        match op {
+            HostOp::PrepareNetwork { .. } => {}
+            HostOp::CreateContainer { name, toplevel, .. } => {
+                let run = self
+                    .host
+                    .get(name)
+                    .map_or(ObservedRun::Stopped, |old| old.run.clone());
+                self.host.insert(
+                    name.clone(),
+                    ObservedContainer {
+                        name: name.clone(),
+                        toplevel: Some(toplevel.clone()),
+                        run,
+                    },
+                );
+            }
+            HostOp::StartContainer { name, .. } => {
+                self.host
+                    .get_mut(name)
+                    .expect("it was created before it is started")
+                    .run = ObservedRun::Running {
+                    leader_pid: 1000,
+                    ready_after_ms: 100,
+                };
+            }
+            HostOp::StopContainer { name, .. } => {
+                self.host
+                    .get_mut(name)
+                    .expect("it was created before it is stopped")
+                    .run = ObservedRun::Exited(Exit::Code { code: 0 });
+            }
+            HostOp::DestroyContainer { name } => {
+                let gone = self
+                    .host
+                    .remove(name)
+                    .expect("it is there before it is destroyed");
+                assert!(
+                    matches!(gone.run, ObservedRun::Stopped | ObservedRun::Exited(_)),
+                    "{name} is destroyed while it runs"
+                );
+            }
+        }
+    }
+
+    fn look(&mut self, name: &ContainerName) {
+        let Some(container) = self.state.containers.get(name) else {
+            return;
+        };
+        let facts = observe(container, self.host.get(name));
+        self.record(facts);
+    }
+
+    fn plan(&self, name: &ContainerName) -> Vec<HostOp> {
+        let context = PlanContext {
+            leaf: leaf(),
+            nats_url: "nats://10.233.0.1:4222".to_owned(),
+            nats_credentials: Secret::new("creds"),
+            ready_timeout_seconds: 30,
+            stop_timeout_seconds: 30,
+        };
+        self.state
+            .containers
+            .get(name)
+            .map_or_else(Vec::new, |container| {
+                plan(container, self.host.get(name), &context)
+            })
+    }
+
+    fn reconcile(&mut self, name: &ContainerName) {
+        for op in self.plan(name) {
+            self.carry_out(&op);
+        }
+        self.look(name);
+        self.expect_settled(name);
+    }
+
+    /// Nothing is left to plan, another look says nothing new, and the phase is what is wanted.
+    fn expect_settled(&self, name: &ContainerName) {
+        assert_eq!(
+            self.plan(name),
+            Vec::new(),
+            "left to do for {:?}",
+            self.state.containers.get(name)
+        );
+        let Some(container) = self.state.containers.get(name) else {
+            assert!(
+                !self.host.contains_key(name),
+                "{name} is forgotten, and still on the host"
+            );
+            return;
+        };
+        let observed = self.host.get(name);
+        assert_eq!(
+            observe(container, observed),
+            Vec::new(),
+            "news of {container:?} by {observed:?}"
+        );
+        if container.desired.toplevel.is_some() {
+            let wanted = match container.desired.run {
+                DesiredRun::Running => ContainerPhase::Running,
+                DesiredRun::Stopped => ContainerPhase::Stopped,
+                DesiredRun::Absent => panic!("{name} was to go: {container:?}"),
+            };
+            assert_eq!(container.phase, wanted, "{container:?} by {observed:?}");
+        }
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Command(command) => {
+                self.fresh += 1;
+                let Ok(decision) = decide(&self.state, &command, &context(self.fresh)) else {
+                    return;
+                };
+                self.record(decision.facts);
+                if let Next::Reconcile(name) = decision.next {
+                    self.reconcile(&name);
+                }
+            }
+            Step::BuildEnds(outcome) => {
+                let open = self.state.jobs.values().find(|job| !job.phase.is_final());
+                let Some(id) = open.map(|job| job.id) else { return };
+                self.end_build(id, outcome);
+            }
+            Step::ContainerExits(name, exit) => {
+                let Some(observed) = self.host.get_mut(&name) else {
+                    return;
+                };
+                if matches!(observed.run, ObservedRun::Running { .. }) {
+                    observed.run = ObservedRun::Exited(exit);
+                    self.look(&name);
+                    assert_eq!(self.state.containers[&name].phase, ContainerPhase::Stopped);
+                    assert!(
+                        self.state.containers[&name].error.is_some(),
+                        "it says why it stopped"
+                    );
+                }
+            }
+            Step::HostRestarts => {
+                for observed in self.host.values_mut() {
+                    observed.run = ObservedRun::Stopped;
+                }
+                let names: Vec<ContainerName> = self.state.containers.keys().cloned().collect();
+                for name in names {
+                    self.look(&name);
+                    self.reconcile(&name);
+                }
+            }
+        }
+    }
+
+    fn end_build(&mut self, id: JobId, outcome: Result<BuildResult, String>) {
+        self.record(vec![Fact::JobStarted(JobStarted { id })]);
+        assert_eq!(self.state.jobs[&id].phase, JobPhase::Running);
+        let mut facts = after_job(&self.state, id, outcome.as_ref().map_err(String::as_str));
+        facts.insert(
+            0,
+            match outcome {
+                Ok(result) => Fact::JobSucceeded(JobSucceeded { id, result }),
+                Err(error) => Fact::JobFailed(JobFailed { id, error }),
+            },
+        );
+        self.record(facts);
+        assert!(self.state.jobs[&id].phase.is_final());
+        let waits: Vec<ContainerName> = self
+            .state
+            .containers
+            .values()
+            .filter(|c| c.phase.is_moving())
+            .map(|c| c.name.clone())
+            .collect();
+        for name in waits {
+            self.reconcile(&name);
+        }
+    }
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let source = prop_oneof![
+        2 => store_path().prop_map(|path| ContainerSource::Toplevel { path }),
+        1 => Just(ContainerSource::Template { name: "minimal".to_owned() }),
+    ];
+    let command = prop_oneof![
+        3 => (name(), source, any::<bool>())
+            .prop_map(|(name, source, start)| CreateContainer { name, source, start }.into()),
+        3 => name().prop_map(|name| StartContainer { name, if_generation: None }.into()),
+        2 => name().prop_map(|name| StopContainer { name, if_generation: None }.into()),
+        2 => name().prop_map(|name| DestroyContainer { name, if_generation: None }.into()),
+        1 => crate::strategies::job_id().prop_map(|id| CancelJob { id }.into()),
+    ];
+    let exit = select(&[Exit::Code { code: 1 }, Exit::Signal { signal: 9 }, Exit::Lost][..]);
+    prop_oneof![
+        6 => command.prop_map(Step::Command),
+        2 => build_result().prop_map(|result| Step::BuildEnds(Ok(result))),
+        1 => Just(Step::BuildEnds(Err("builder failed".to_owned()))),
+        1 => (name(), exit).prop_map(|(name, exit)| Step::ContainerExits(name, exit)),
+        1 => Just(Step::HostRestarts),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn a_plan_after_success_is_empty_whatever_happened_before(steps in vec(step(), 1..40)) {
+        let mut world = World::default();
+        for step in steps {
+            world.take(step);
+        }
+        for name in world.host.keys() {
+            prop_assert!(world.state.containers.contains_key(name), "{} is on the host and unknown", name);
+        }
+    }
+
+    #[test]
+    fn no_two_containers_have_the_same_addresses(steps in vec(step(), 1..40)) {
+        let mut world = World::default();
+        for step in steps {
+            world.take(step);
+            let mut links: Vec<_> =
+                world.state.containers.values().map(|c| c.desired.network.container_address).collect();
+            links.sort();
+            let count = links.len();
+            links.dedup();
+            prop_assert_eq!(links.len(), count);
+        }
+    }
+}

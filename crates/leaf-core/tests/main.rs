@@ -1,0 +1,7 @@
+//! What leaf-core promises to the outside: messages that stay readable, schemas that match, a history that replays.
+
+mod golden;
+mod host;
+mod replay;
+mod schema;
+mod strategies;

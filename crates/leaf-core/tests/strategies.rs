@@ -1,0 +1,289 @@
+//! Arbitrary facts, histories, commands and looks at the hardware. Names and ids are few, so that they meet.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use leaf_core::command::*;
+use leaf_core::container::*;
+use leaf_core::decide::{AddressPool, Context};
+use leaf_core::event::*;
+use leaf_core::hardware::*;
+use leaf_core::id::*;
+use leaf_core::job::*;
+use proptest::collection::{btree_map, vec};
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::select;
+use uuid::Uuid;
+
+pub(crate) fn leaf() -> LeafName {
+    LeafName::new("edge-1").expect("a leaf")
+}
+
+/// A moment on the leaf's clock.
+pub(crate) fn time(second: u64) -> Timestamp {
+    Timestamp::from_second(1_763_654_400 + i64::try_from(second).expect("a small number")).expect("a time")
+}
+
+/// The events that these facts make, with sequence numbers from `first`.
+pub(crate) fn events(first: u64, facts: Vec<Fact>) -> Vec<Event> {
+    (first..)
+        .zip(facts)
+        .map(|(sequence, fact)| Event {
+            sequence,
+            time: time(sequence),
+            causation: CommandId::new(format!("c{sequence}")).ok(),
+            correlation: (sequence % 2 == 0).then(|| format!("mark {sequence}")),
+            fact,
+        })
+        .collect()
+}
+
+pub(crate) fn context(fresh: u128) -> Context {
+    Context {
+        caller: Caller::new("admin").expect("a caller"),
+        now: time(0),
+        fresh_id: Uuid::from_u128(fresh),
+        pool: AddressPool::default(),
+        max_queued_jobs: 8,
+        job_timeout_seconds: 3600,
+    }
+}
+
+pub(crate) fn name() -> impl Strategy<Value = ContainerName> {
+    select(&["a", "b", "Web", "_57eb"][..]).prop_map(|n| ContainerName::new(n).expect("a name"))
+}
+
+fn device_id() -> impl Strategy<Value = DeviceId> {
+    select(&["usb-1", "usb-2", "pci_3", "disk-4"][..]).prop_map(|n| DeviceId::new(n).expect("an id"))
+}
+
+pub(crate) fn job_id() -> impl Strategy<Value = JobId> {
+    (1u128..7).prop_map(|n| JobId(Uuid::from_u128(n)))
+}
+
+fn instance() -> impl Strategy<Value = InstanceId> {
+    (1u128..3).prop_map(|n| InstanceId(Uuid::from_u128(n << 64)))
+}
+
+fn caller() -> impl Strategy<Value = Caller> {
+    select(&["admin", "bob"][..]).prop_map(|n| Caller::new(n).expect("a caller"))
+}
+
+pub(crate) fn store_path() -> impl Strategy<Value = StorePath> {
+    select(&["minimal", "web-1.0"][..]).prop_map(|n| {
+        StorePath::new(format!("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-{n}")).expect("a path")
+    })
+}
+
+fn source() -> impl Strategy<Value = ContainerSource> {
+    prop_oneof![
+        store_path().prop_map(|path| ContainerSource::Toplevel { path }),
+        "[-a-z#:]{0,6}".prop_map(|reference| ContainerSource::Flake { reference }),
+        "[-a-zA-Z./]{0,6}".prop_map(|name| ContainerSource::Template { name }),
+    ]
+}
+
+fn desired() -> impl Strategy<Value = Desired> {
+    (
+        1u64..4,
+        select(&[DesiredRun::Running, DesiredRun::Stopped, DesiredRun::Absent][..]),
+        source(),
+        option::of(store_path()),
+        option::of(job_id()),
+        1u8..4,
+    )
+        .prop_map(|(generation, run, source, toplevel, build_job, link)| Desired {
+            generation,
+            run,
+            source,
+            toplevel,
+            build_job,
+            network: AddressPool::default().link(link),
+        })
+}
+
+pub(crate) fn device() -> impl Strategy<Value = Device> {
+    (
+        device_id(),
+        select(&[DeviceStatus::Present, DeviceStatus::Failed, DeviceStatus::Absent][..]),
+        select(&[DeviceKind::Camera, DeviceKind::Disk][..]),
+        option::of(select(&["One", "Two"][..])),
+        vec(select(&["uvcvideo", "sd"][..]).prop_map(str::to_owned), 0..2),
+        vec(select(&["video0", "sda"][..]), 0..2),
+        btree_map("[a-z]{1,2}", "[ -~]{0,3}", 0..2),
+    )
+        .prop_map(|(id, status, kind, model, drivers, ports, attributes)| Device {
+            id,
+            identity: Identity::Serial,
+            kind,
+            status,
+            vendor: None,
+            model: model.map(str::to_owned),
+            serial: None,
+            bus: Some("usb".to_owned()),
+            drivers,
+            sysfs_path: None,
+            ports: ports
+                .into_iter()
+                .map(|name| Port {
+                    name: name.to_owned(),
+                    direction: Direction::Input,
+                    medium: Medium::Video,
+                    node: None,
+                })
+                .collect(),
+            attributes,
+        })
+}
+
+pub(crate) fn inventory() -> impl Strategy<Value = Inventory> {
+    vec(device(), 0..5).prop_map(|devices| Inventory {
+        devices: devices.into_iter().map(|d| (d.id.clone(), d)).collect(),
+    })
+}
+
+fn installable() -> impl Strategy<Value = Installable> {
+    prop_oneof![
+        "[-a-z#:\\u{0}]{0,6}".prop_map(|reference| Installable::Flake { reference }),
+        store_path().prop_map(|path| Installable::StorePath { path }),
+        ("[-/a-z]{0,6}", option::of("[-a-z]{0,3}"))
+            .prop_map(|(path, attribute)| Installable::File { path, attribute }),
+        "[-a-z.]{0,6}".prop_map(|name| Installable::Template { name }),
+    ]
+}
+
+pub(crate) fn build_result() -> impl Strategy<Value = BuildResult> {
+    (store_path(), any::<u64>(), any::<u64>(), 0u32..3).prop_map(|(path, time, size, built)| BuildResult {
+        outputs: BTreeMap::from([("out".to_owned(), path.clone())]),
+        store_path: path.clone(),
+        derivation: None,
+        build_time_ms: time,
+        closure_size_bytes: size,
+        references: vec![path],
+        built,
+    })
+}
+
+fn exit() -> impl Strategy<Value = Exit> {
+    prop_oneof![
+        any::<i32>().prop_map(|code| Exit::Code { code }),
+        (1i32..64).prop_map(|signal| Exit::Signal { signal }),
+        Just(Exit::Lost),
+    ]
+}
+
+fn snapshot() -> impl Strategy<Value = LeafSnapshotted> {
+    let entry = prop_oneof![
+        device().prop_map(|d| (format!("device.{}", d.id), serde_json::to_value(d).expect("JSON"))),
+        "(leaf|device|container|job|other|)\\.?[a-z_]{0,4}".prop_map(|key| (key, serde_json::json!({}))),
+    ];
+    (1u32..4, vec(entry, 0..3)).prop_map(|(part, entries)| LeafSnapshotted {
+        leaf: leaf(),
+        epoch: 1,
+        part,
+        parts: 3,
+        entries: entries.into_iter().collect(),
+    })
+}
+
+/// Any fact, whether it fits or not.
+pub(crate) fn fact() -> impl Strategy<Value = Fact> {
+    let text = "[ -~ä€]{0,8}";
+    let host = HostFacts {
+        hostname: "edge-1".to_owned(),
+        system: "x86_64-linux".to_owned(),
+        kernel: "6.12".to_owned(),
+        boot_id: "b".to_owned(),
+    };
+    let of_the_leaf = prop_oneof![
+        (instance(), text).prop_map(move |(instance, version)| Fact::LeafStarted(LeafStarted {
+            leaf: leaf(),
+            instance,
+            version,
+            host: host.clone()
+        })),
+        (instance(), text).prop_map(|(instance, reason)| Fact::LeafStopped(LeafStopped { instance, reason })),
+        snapshot().prop_map(Fact::LeafSnapshotted),
+        text.prop_map(|kind| Fact::Unknown {
+            kind: format!("cim.leaf.later.{kind}.v9")
+        }),
+    ];
+    let of_a_device = prop_oneof![
+        device().prop_map(|device| Fact::DeviceAppeared(DeviceAppeared { device })),
+        device().prop_map(|device| Fact::DeviceChanged(DeviceChanged {
+            device,
+            changed: vec!["model".to_owned()]
+        })),
+        device_id().prop_map(|id| Fact::DeviceVanished(DeviceVanished { id })),
+    ];
+    let cause = select(&[StopCause::Requested, StopCause::Exited, StopCause::HostRestarted][..]);
+    let of_a_container = prop_oneof![
+        3 => (name(), desired(), caller())
+            .prop_map(|(name, desired, caller)| Fact::ContainerDesired(ContainerDesired { name, desired, caller })),
+        1 => (name(), store_path())
+            .prop_map(|(name, toplevel)| Fact::ContainerBuilt(ContainerBuilt { name, toplevel })),
+        1 => name().prop_map(|name| Fact::ContainerCreated(ContainerCreated { name })),
+        1 => (name(), any::<u64>()).prop_map(|(name, ready_after_ms)| Fact::ContainerStarted(ContainerStarted {
+            name,
+            ready_after_ms
+        })),
+        1 => (name(), cause, option::of(exit()))
+            .prop_map(|(name, cause, exit)| Fact::ContainerStopped(ContainerStopped { name, cause, exit })),
+        1 => name().prop_map(|name| Fact::ContainerDestroyed(ContainerDestroyed { name })),
+        1 => (name(), text, text)
+            .prop_map(|(name, step, reason)| Fact::ContainerFailed(ContainerFailed { name, step, reason })),
+    ];
+    let of_a_job = prop_oneof![
+        3 => (job_id(), caller(), installable(), option::of(name())).prop_map(|(id, owner, installable, container)| {
+            Fact::JobQueued(JobQueued {
+                id,
+                owner,
+                task: Task::Build(BuildTask { installable, timeout_seconds: 60, container }),
+            })
+        }),
+        1 => job_id().prop_map(|id| Fact::JobStarted(JobStarted { id })),
+        1 => (job_id(), build_result()).prop_map(|(id, result)| Fact::JobSucceeded(JobSucceeded { id, result })),
+        1 => (job_id(), text).prop_map(|(id, error)| Fact::JobFailed(JobFailed { id, error })),
+        1 => (job_id(), caller()).prop_map(|(id, by)| Fact::JobCancelled(JobCancelled { id, by })),
+        1 => (job_id(), text).prop_map(|(id, reason)| Fact::JobInterrupted(JobInterrupted { id, reason })),
+    ];
+    prop_oneof![1 => of_the_leaf, 2 => of_a_device, 3 => of_a_container, 2 => of_a_job]
+}
+
+/// Any command, whether it can be accepted or not.
+pub(crate) fn command() -> impl Strategy<Value = Command> {
+    let generation = || option::weighted(0.2, 1u64..4);
+    let queries = prop_oneof![
+        Just(ShowLeaf {}.into()),
+        Just(ListHardware {}.into()),
+        Just(RescanHardware {}.into()),
+        Just(ListContainers {}.into()),
+        Just(ListJobs {}.into()),
+        device_id().prop_map(|id| ShowHardware { id }.into()),
+        name().prop_map(|name| ShowContainer { name }.into()),
+        (name(), option::of(any::<u32>())).prop_map(|(name, lines)| ReadContainerLog { name, lines }.into()),
+        job_id().prop_map(|id| ShowJob { id }.into()),
+        (job_id(), any::<u64>()).prop_map(|(id, offset)| ReadJobLog { id, offset }.into()),
+    ];
+    let changes = prop_oneof![
+        (name(), source(), any::<bool>()).prop_map(|(name, source, start)| CreateContainer {
+            name,
+            source,
+            start
+        }
+        .into()),
+        (name(), generation())
+            .prop_map(|(name, if_generation)| StartContainer { name, if_generation }.into()),
+        (name(), generation()).prop_map(|(name, if_generation)| StopContainer { name, if_generation }.into()),
+        (name(), generation())
+            .prop_map(|(name, if_generation)| DestroyContainer { name, if_generation }.into()),
+        (installable(), option::of(any::<u32>())).prop_map(|(installable, timeout_seconds)| Build {
+            installable,
+            timeout_seconds
+        }
+        .into()),
+        job_id().prop_map(|id| CancelJob { id }.into()),
+    ];
+    prop_oneof![1 => queries, 2 => changes]
+}
