@@ -1,29 +1,33 @@
-# The hosts: one folder each, with `default.nix` (a NixOS module) and, where nixos-facter was run, `facter.json`. A folder
-# that is put here is a host; there is no list. The folder's name is the host's.
+# The hosts: one folder each, with `default.nix` (a NixOS module), where nixos-facter was run `facter.json`, and where disko
+# lays out the disks `disk.nix`. A folder that is put here is a host; there is no list. The folder's name is the host's.
 #
-# Returns for each host its list of modules; flake.nix adds what comes from inputs. Pure.
+# Returns for each host `modules`, and apart from them `disks`, the modules that need disko. Pure.
 let
   inherit (builtins) attrNames filter listToAttrs pathExists readDir;
 
   entries = readDir ./.;
   isHost = name: entries.${name} == "directory" && pathExists (./. + "/${name}/default.nix");
 
-  modules =
+  host =
     name:
     let
       report = ./. + "/${name}/facter.json";
+      disk = ./. + "/${name}/disk.nix";
     in
-    [
-      (./. + "/${name}")
-      {
-        networking.hostName = name;
-        cim.host.facterReport = if pathExists report then report else null;
-      }
-    ];
+    {
+      modules = [
+        (./. + "/${name}")
+        {
+          networking.hostName = name;
+          cim.host.facterReport = if pathExists report then report else null;
+        }
+      ];
+      disks = if pathExists disk then [ disk ] else [ ];
+    };
 in
 listToAttrs (
   map (name: {
     inherit name;
-    value = modules name;
+    value = host name;
   }) (filter isHost (attrNames entries))
 )

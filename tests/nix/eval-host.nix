@@ -59,7 +59,7 @@ let
         kernel_modules = config.boot.initrd.availableKernelModules;
       };
 
-  hosts = lib.mapAttrs (_: modules: text (evaluate modules)) (import ../../hosts);
+  hosts = lib.mapAttrs (_: host: text (evaluate host.modules)) (import ../../hosts);
 
   # A leaf without containers, at a NATS server that is given.
   quiet = evaluate [

@@ -1,0 +1,91 @@
+# The programs of the workspace: leafd, leafctl, leaf-helper, with leaf-init, the container templates and completions.
+{
+  lib,
+  stdenv,
+  rustPlatform,
+  pkg-config,
+  installShellFiles,
+  udev,
+  callPackage,
+  # for the tests
+  nats-server,
+  runTests ? false,
+}:
+let
+  inherit (lib) fileset;
+  root = ../.;
+  leaf-init = callPackage ./leaf-init/package.nix { };
+in
+rustPlatform.buildRustPackage {
+  pname = "cim-leaf";
+  inherit ((lib.importTOML ../Cargo.toml).workspace.package) version;
+
+  src = fileset.toSource {
+    inherit root;
+    # The tests compare with docs/, and read hosts/ and the templates.
+    fileset = fileset.unions (
+      [
+        ../Cargo.toml
+        ../Cargo.lock
+        ../crates
+      ]
+      ++ lib.optionals runTests (
+        map fileset.maybeMissing [
+          ../.clippy.toml
+          ../containers
+          ../docs
+          ../hosts
+          ../nixos-modules
+          ../tests
+        ]
+      )
+    );
+  };
+  cargoLock.lockFile = ../Cargo.lock;
+
+  nativeBuildInputs = [
+    pkg-config
+    installShellFiles
+  ];
+  buildInputs = [ udev ];
+
+  # xtask is for development, leaf-init is static and built on its own
+  cargoBuildFlags = [
+    "--package=leafd"
+    "--package=leafctl"
+    "--package=leaf-helper"
+  ];
+
+  # Tests that need root, nspawn or Nix are skipped by name in the sandbox.
+  doCheck = runTests;
+  cargoTestFlags = [ "--workspace" ];
+  nativeCheckInputs = [ nats-server ];
+
+  postInstall =
+    ''
+      ln -s ${leaf-init}/bin/leaf-init $out/bin/leaf-init
+      mkdir -p $out/share/cim-leaf
+      cp -r ${../containers} $out/share/cim-leaf/containers
+    ''
+    + lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+      installShellCompletion --cmd leafctl \
+        --bash <($out/bin/leafctl completions bash) \
+        --zsh <($out/bin/leafctl completions zsh) \
+        --fish <($out/bin/leafctl completions fish)
+    '';
+
+  passthru = { inherit leaf-init; };
+
+  meta = {
+    description = "NixOS hosts as leaves of a Composable Information Machine, spoken to through NATS alone";
+    license = with lib.licenses; [
+      mit
+      asl20
+    ];
+    platforms = [
+      "x86_64-linux"
+      "aarch64-linux"
+    ];
+    mainProgram = "leafctl";
+  };
+}

@@ -1,0 +1,26 @@
+# The shell to develop in: all that `cargo xtask test` needs of a machine.
+{
+  mkShell,
+  cim-leaf,
+  clippy,
+  rustfmt,
+  rust-analyzer,
+  cargo-deny,
+  nats-server,
+  natscli,
+  nix,
+  glibc,
+}:
+mkShell {
+  inputsFrom = [ cim-leaf ];
+  packages = [
+    clippy
+    rustfmt
+    rust-analyzer
+    cargo-deny
+    nats-server
+    natscli
+    nix
+    glibc.static # for leaf-init
+  ];
+}

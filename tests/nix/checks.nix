@@ -1,0 +1,32 @@
+# The checks of the flake, found by reading folders: unit tests, packages with their tests, hosts, NixOS tests.
+{
+  self,
+  system,
+  pkgs,
+}:
+let
+  inherit (pkgs) lib;
+  prefixed = prefix: lib.mapAttrs' (name: lib.nameValuePair "${prefix}-${name}");
+
+  unit = import ./.;
+  nixosTests = lib.filterAttrs (name: _: lib.hasSuffix ".nix" name) (builtins.readDir ../nixos);
+in
+prefixed "package" self.packages.${system}
+// prefixed "host" (
+  lib.mapAttrs (_: host: host.config.system.build.toplevel) (
+    lib.filterAttrs (_: host: host.pkgs.stdenv.hostPlatform.system == system) self.nixosConfigurations
+  )
+)
+// prefixed "nixos" (
+  lib.mapAttrs' (
+    file: _:
+    lib.nameValuePair (lib.removeSuffix ".nix" file) (
+      pkgs.testers.runNixOSTest (import (../nixos + "/${file}") { inherit self; })
+    )
+  ) nixosTests
+)
+// {
+  # Evaluating it is the test: a failure is an error with the names of the tests that failed.
+  nix-unit = pkgs.runCommand "nix-unit" { passed = unit.passed; } ''echo "$passed tests passed" > $out'';
+  tests = self.packages.${system}.cim-leaf.override { runTests = true; };
+}
