@@ -1,0 +1,426 @@
+//! Records as bytes. Every stored value is its fields followed by a CRC-32 over table, key and fields, so that a
+//! flipped bit, a cut and a value under another's key are all noticed. Reading never panics.
+
+use jiff::Timestamp;
+use leaf_core::event::{EventRecord, header};
+use leaf_core::id::{Caller, CommandId, LeafName};
+use serde_json::Value;
+
+use crate::{CommandRecord, Outcome};
+
+/// The version of the file's format that this program writes, and the newest that it reads.
+pub(crate) const FORMAT: u64 = 1;
+
+/// A stored value is not what was written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct DecodeError(&'static str);
+
+/// Which table a value belongs to; part of its checksum.
+#[derive(Debug, Clone, Copy)]
+#[repr(u8)]
+enum Table {
+    Format = 0,
+    Head = 1,
+    Event = 2,
+    Entry = 3,
+    Command = 4,
+}
+
+/// What the file says of itself: one record, rewritten by each transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Head {
+    /// Whose journal it is.
+    pub leaf: LeafName,
+    /// The history that its events belong to.
+    pub epoch: u64,
+    /// How many transactions there were; tells whether one that ended in an error is in the file.
+    pub transactions: u64,
+    /// The oldest event still held; one more than the last where none is.
+    pub first_sequence: u64,
+    /// The newest event; 0 before the first.
+    pub last_sequence: u64,
+    /// How many entries of the state there are.
+    pub entries: u64,
+    /// How many commands there are.
+    pub commands: u64,
+}
+
+/// The header names that every event has, as one byte each. Only ever append: the place is in the file.
+const NAMES: [&str; 10] = [
+    header::SPECVERSION,
+    header::ID,
+    header::SOURCE,
+    header::TYPE,
+    header::SUBJECT,
+    header::TIME,
+    header::SEQUENCE,
+    header::CAUSATION_ID,
+    header::CORRELATION_ID,
+    "content-type",
+];
+
+struct Out(Vec<u8>);
+
+impl Out {
+    fn number(&mut self, mut n: u64) {
+        while n >= 0x80 {
+            self.0.push(n.to_le_bytes()[0] | 0x80);
+            n >>= 7;
+        }
+        self.0.push(n.to_le_bytes()[0]);
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.number(bytes.len() as u64);
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn seal(mut self, table: Table, key: &[u8]) -> Vec<u8> {
+        let sum = checksum(table, key, &self.0);
+        self.0.extend_from_slice(&sum.to_le_bytes());
+        self.0
+    }
+}
+
+fn checksum(table: Table, key: &[u8], fields: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&[table as u8]);
+    hasher.update(&(key.len() as u64).to_le_bytes());
+    hasher.update(key);
+    hasher.update(fields);
+    hasher.finalize()
+}
+
+struct In<'a>(&'a [u8]);
+
+impl<'a> In<'a> {
+    /// Checks the seal and begins to read.
+    fn open(table: Table, key: &[u8], value: &'a [u8]) -> Result<Self, DecodeError> {
+        let (fields, sum) = value
+            .split_last_chunk::<4>()
+            .ok_or(DecodeError("it is too short for a checksum"))?;
+        if checksum(table, key, fields) != u32::from_le_bytes(*sum) {
+            return Err(DecodeError("its checksum does not fit"));
+        }
+        Ok(Self(fields))
+    }
+
+    fn byte(&mut self) -> Result<u8, DecodeError> {
+        let (&first, rest) = self.0.split_first().ok_or(DecodeError("it ends early"))?;
+        self.0 = rest;
+        Ok(first)
+    }
+
+    fn number(&mut self) -> Result<u64, DecodeError> {
+        let mut n = 0u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            let part = u64::from(byte & 0x7f);
+            if shift == 63 && part > 1 {
+                break;
+            }
+            n |= part << shift;
+            if byte & 0x80 == 0 {
+                return Ok(n);
+            }
+        }
+        Err(DecodeError("a number in it is too large"))
+    }
+
+    fn bytes(&mut self) -> Result<&'a [u8], DecodeError> {
+        let length =
+            usize::try_from(self.number()?).map_err(|_| DecodeError("a length in it is too large"))?;
+        let (bytes, rest) = self
+            .0
+            .split_at_checked(length)
+            .ok_or(DecodeError("it ends early"))?;
+        self.0 = rest;
+        Ok(bytes)
+    }
+
+    fn text(&mut self) -> Result<&'a str, DecodeError> {
+        std::str::from_utf8(self.bytes()?).map_err(|_| DecodeError("a text in it is not UTF-8"))
+    }
+
+    fn done(self) -> Result<(), DecodeError> {
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            Err(DecodeError("it has more than belongs to it"))
+        }
+    }
+}
+
+const FORMAT_KEY: &[u8] = b"format";
+const HEAD_KEY: &[u8] = b"head";
+
+/// Returns the format's version as it is stored; every version reads this record.
+pub(crate) fn encode_format(version: u64) -> Vec<u8> {
+    Out(version.to_le_bytes().to_vec()).seal(Table::Format, FORMAT_KEY)
+}
+
+pub(crate) fn decode_format(value: &[u8]) -> Result<u64, DecodeError> {
+    let fields = In::open(Table::Format, FORMAT_KEY, value)?;
+    let bytes = fields
+        .0
+        .try_into()
+        .map_err(|_| DecodeError("a version has 8 bytes"))?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+pub(crate) fn encode_head(head: &Head) -> Vec<u8> {
+    let mut out = Out(Vec::with_capacity(64));
+    out.bytes(head.leaf.as_str().as_bytes());
+    for number in [
+        head.epoch,
+        head.transactions,
+        head.first_sequence,
+        head.last_sequence,
+        head.entries,
+        head.commands,
+    ] {
+        out.number(number);
+    }
+    out.seal(Table::Head, HEAD_KEY)
+}
+
+pub(crate) fn decode_head(value: &[u8]) -> Result<Head, DecodeError> {
+    let mut fields = In::open(Table::Head, HEAD_KEY, value)?;
+    let head = Head {
+        leaf: LeafName::new(fields.text()?).map_err(|_| DecodeError("it has no leaf's name"))?,
+        epoch: fields.number()?,
+        transactions: fields.number()?,
+        first_sequence: fields.number()?,
+        last_sequence: fields.number()?,
+        entries: fields.number()?,
+        commands: fields.number()?,
+    };
+    fields.done()?;
+    Ok(head)
+}
+
+/// Returns the event as it is stored under its sequence number.
+pub(crate) fn encode_event(event: &EventRecord) -> Vec<u8> {
+    let headers: usize = event.headers.iter().map(|(n, v)| n.len() + v.len() + 4).sum();
+    let mut out = Out(Vec::with_capacity(
+        event.subject.len() + headers + event.body.len() + 24,
+    ));
+    out.bytes(event.subject.as_bytes());
+    out.number(event.headers.len() as u64);
+    for (name, value) in &event.headers {
+        match NAMES.iter().position(|known| known == name) {
+            Some(place) => out.number(place as u64 + 1),
+            None => {
+                out.number(0);
+                out.bytes(name.as_bytes());
+            }
+        }
+        out.bytes(value.as_bytes());
+    }
+    out.bytes(&event.body);
+    out.seal(Table::Event, &event.sequence.to_le_bytes())
+}
+
+pub(crate) fn decode_event(sequence: u64, value: &[u8]) -> Result<EventRecord, DecodeError> {
+    let mut fields = In::open(Table::Event, &sequence.to_le_bytes(), value)?;
+    let subject = fields.text()?.to_owned();
+    let count = fields.number()?;
+    let mut headers = Vec::new();
+    for _ in 0..count {
+        let name = match fields.number()? {
+            0 => fields.text()?.to_owned(),
+            place => usize::try_from(place - 1)
+                .ok()
+                .and_then(|place| NAMES.get(place))
+                .map(|&name| name.to_owned())
+                .ok_or(DecodeError("a header's name in it is unknown"))?,
+        };
+        headers.push((name, fields.text()?.to_owned()));
+    }
+    let body = fields.bytes()?.to_vec();
+    fields.done()?;
+    Ok(EventRecord {
+        sequence,
+        subject,
+        headers,
+        body,
+    })
+}
+
+/// Checks an event's checksum only.
+pub(crate) fn verify_event(sequence: u64, value: &[u8]) -> Result<(), DecodeError> {
+    In::open(Table::Event, &sequence.to_le_bytes(), value).map(|_| ())
+}
+
+pub(crate) fn encode_entry(key: &str, entry: &Value) -> Vec<u8> {
+    let json = serde_json::to_vec(entry).expect("a JSON value has string keys only");
+    Out(json).seal(Table::Entry, key.as_bytes())
+}
+
+pub(crate) fn decode_entry(key: &str, value: &[u8]) -> Result<Value, DecodeError> {
+    let fields = In::open(Table::Entry, key.as_bytes(), value)?;
+    serde_json::from_slice(fields.0).map_err(|_| DecodeError("it is not JSON"))
+}
+
+/// Returns the key of a command; neither part can hold a `/`.
+pub(crate) fn command_key(caller: &Caller, id: &CommandId) -> String {
+    format!("{caller}/{id}")
+}
+
+pub(crate) fn encode_command(command: &CommandRecord) -> Vec<u8> {
+    let mut out = Out(Vec::with_capacity(
+        128 + command.outcome.as_ref().map_or(0, |outcome| outcome.body.len()),
+    ));
+    // The time comes first, in a fixed place: see `command_time`.
+    out.0
+        .extend_from_slice(&command.accepted_at.as_nanosecond().to_le_bytes());
+    out.bytes(command.caller.as_str().as_bytes());
+    out.bytes(command.id.as_str().as_bytes());
+    out.bytes(command.noun_verb.as_bytes());
+    out.bytes(command.fingerprint.as_bytes());
+    match &command.target {
+        None => out.0.push(0),
+        Some(target) => {
+            out.0.push(1);
+            out.bytes(target.as_bytes());
+        }
+    }
+    match &command.outcome {
+        None => out.0.push(0),
+        Some(outcome) => {
+            out.0.push(if outcome.problem { 2 } else { 1 });
+            out.bytes(&outcome.body);
+        }
+    }
+    let key = command_key(&command.caller, &command.id);
+    out.seal(Table::Command, key.as_bytes())
+}
+
+pub(crate) fn decode_command(key: &str, value: &[u8]) -> Result<CommandRecord, DecodeError> {
+    let mut fields = In::open(Table::Command, key.as_bytes(), value)?;
+    let (time, rest) = fields
+        .0
+        .split_first_chunk::<16>()
+        .ok_or(DecodeError("it ends early"))?;
+    fields.0 = rest;
+    let command = CommandRecord {
+        accepted_at: Timestamp::from_nanosecond(i128::from_le_bytes(*time))
+            .map_err(|_| DecodeError("its time is out of range"))?,
+        caller: Caller::new(fields.text()?).map_err(|_| DecodeError("it has no caller"))?,
+        id: CommandId::new(fields.text()?).map_err(|_| DecodeError("it has no command id"))?,
+        noun_verb: fields.text()?.to_owned(),
+        fingerprint: fields.text()?.to_owned(),
+        target: match fields.byte()? {
+            0 => None,
+            1 => Some(fields.text()?.to_owned()),
+            _ => return Err(DecodeError("its target is of an unknown form")),
+        },
+        outcome: match fields.byte()? {
+            0 => None,
+            form @ (1 | 2) => Some(Outcome {
+                body: fields.bytes()?.to_vec(),
+                problem: form == 2,
+            }),
+            _ => return Err(DecodeError("its outcome is of an unknown form")),
+        },
+    };
+    fields.done()?;
+    if command_key(&command.caller, &command.id) != key {
+        return Err(DecodeError("it stands under another command's key"));
+    }
+    Ok(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn event() -> impl Strategy<Value = EventRecord> {
+        let name = prop_oneof![
+            proptest::sample::select(NAMES.to_vec()).prop_map(str::to_owned),
+            ".{0,12}"
+        ];
+        (
+            any::<u64>(),
+            ".{0,80}",
+            proptest::collection::vec((name, ".{0,40}"), 0..12),
+            proptest::collection::vec(any::<u8>(), 0..600),
+        )
+            .prop_map(|(sequence, subject, headers, body)| EventRecord {
+                sequence,
+                subject,
+                headers,
+                body,
+            })
+    }
+
+    fn command() -> impl Strategy<Value = CommandRecord> {
+        (
+            "[a-z0-9_][a-z0-9_-]{0,20}",
+            "[a-zA-Z0-9_.:]{1,64}",
+            "[a-z]{1,9}\\.[a-z]{1,9}",
+            "[0-9a-f]{64}",
+            -377_705_023_201i64..253_402_207_200,
+            proptest::option::of(".{0,40}"),
+            proptest::option::of((proptest::collection::vec(any::<u8>(), 0..300), any::<bool>())),
+        )
+            .prop_map(|(caller, id, noun_verb, fingerprint, second, target, outcome)| {
+                CommandRecord {
+                    caller: Caller::new(caller).expect("a caller"),
+                    id: CommandId::new(id).expect("an id"),
+                    noun_verb,
+                    fingerprint,
+                    accepted_at: Timestamp::from_second(second).expect("in range"),
+                    target,
+                    outcome: outcome.map(|(body, problem)| Outcome { body, problem }),
+                }
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn an_event_comes_back_as_it_was(event in event()) {
+            let bytes = encode_event(&event);
+            prop_assert_eq!(decode_event(event.sequence, &bytes), Ok(event));
+        }
+
+        #[test]
+        fn a_command_comes_back_as_it_was(command in command()) {
+            let key = command_key(&command.caller, &command.id);
+            prop_assert_eq!(decode_command(&key, &encode_command(&command)), Ok(command));
+        }
+
+        #[test]
+        fn a_head_comes_back_as_it_was(numbers in any::<[u64; 6]>()) {
+            let [epoch, transactions, first_sequence, last_sequence, entries, commands] = numbers;
+            let leaf = LeafName::new("leaf").expect("a name");
+            let head = Head { leaf, epoch, transactions, first_sequence, last_sequence, entries, commands };
+            prop_assert_eq!(decode_head(&encode_head(&head)), Ok(head));
+        }
+
+        #[test]
+        fn a_flipped_bit_a_cut_and_another_key_are_noticed(event in event(), place in any::<prop::sample::Index>(), bit in 0..8u8) {
+            let bytes = encode_event(&event);
+            let mut flipped = bytes.clone();
+            flipped[place.index(bytes.len())] ^= 1 << bit;
+            prop_assert!(decode_event(event.sequence, &flipped).is_err());
+            prop_assert!(decode_event(event.sequence, &bytes[..place.index(bytes.len())]).is_err());
+            prop_assert!(decode_event(event.sequence ^ 1, &bytes).is_err());
+        }
+
+        #[test]
+        fn bytes_that_nobody_wrote_are_refused_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            // Sealed as it should be, so that the fields themselves are what is read.
+            let sealed = Out(bytes.clone()).seal(Table::Event, &7u64.to_le_bytes());
+            if let Ok(event) = decode_event(7, &sealed) {
+                prop_assert_eq!(event.sequence, 7);
+            }
+            let sealed = Out(bytes).seal(Table::Command, b"a/b");
+            if let Ok(command) = decode_command("a/b", &sealed) {
+                prop_assert_eq!(command.caller.as_str(), "a");
+            }
+        }
+    }
+}

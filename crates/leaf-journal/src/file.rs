@@ -1,0 +1,452 @@
+//! The file: its tables, what one transaction does to them, and reading them back verified.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use leaf_core::event::EventRecord;
+use leaf_core::id::{Caller, CommandId, LeafName};
+use redb::{
+    Database, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
+};
+use serde_json::Value;
+
+use crate::CommandRecord;
+use crate::encode::{self, DecodeError, FORMAT, Head};
+use crate::writer::Change;
+
+const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
+const ENTRIES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("entries");
+const COMMANDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("commands");
+
+/// How many bytes of events are verified when the file is opened, the newest first; older ones are verified when
+/// they are read. About half a second's work on a small machine.
+const VERIFY_BYTES: usize = 128 << 20;
+
+/// What went wrong with the file.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The store could not read or write its file.
+    #[error("the store can't read or write its file")]
+    Store(#[source] Box<redb::Error>),
+    /// The store met something in its file that it could not go on with.
+    #[error("the store failed on its own file: {0}")]
+    Panicked(String),
+    /// A record is not what was written.
+    #[error("{record} is damaged: {why}")]
+    Damaged {
+        /// Which record, such as `event 17`.
+        record: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A newer program wrote the file.
+    #[error("it has format {found}, this program reads up to {FORMAT}")]
+    Newer {
+        /// The file's version.
+        found: u64,
+    },
+}
+
+impl StoreError {
+    /// Whether there was no room for it.
+    pub(crate) fn is_disk_full(&self) -> bool {
+        let Self::Store(error) = self else { return false };
+        matches!(&**error, redb::Error::Io(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    }
+
+    /// Whether the database can't be used any more, and is about to be reopened.
+    pub(crate) fn is_of_a_dead_database(&self) -> bool {
+        matches!(self, Self::Store(error) if matches!(**error, redb::Error::PreviousIo | redb::Error::DatabaseClosed))
+    }
+
+    /// Whether the file is not what was written, as opposed to a system that does not let us.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            // The store reports a file that ends early, or is none of its own, as one of these.
+            Self::Store(error) => match &**error {
+                redb::Error::Io(error) => matches!(
+                    error.kind(),
+                    io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput
+                ),
+                redb::Error::DatabaseAlreadyOpen => false,
+                _ => true,
+            },
+            Self::Panicked(_) | Self::Damaged { .. } => true,
+            Self::Newer { .. } => false,
+        }
+    }
+
+    fn damaged(record: impl Into<String>, why: &DecodeError) -> Self {
+        Self::Damaged {
+            record: record.into(),
+            why: why.to_string(),
+        }
+    }
+
+    fn inconsistent(record: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::Damaged {
+            record: record.into(),
+            why: why.into(),
+        }
+    }
+}
+
+impl<E: Into<redb::Error>> From<E> for StoreError {
+    fn from(error: E) -> Self {
+        Self::Store(Box::new(error.into()))
+    }
+}
+
+/// Runs what uses the store. A damaged file may make it panic: that becomes an error as well.
+fn guarded<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()))
+            .unwrap_or_else(|| "no reason given".to_owned());
+        Err(StoreError::Panicked(text))
+    })
+}
+
+/// Creates the file with its tables. Nothing is at `path` until all of it is.
+pub(crate) fn create(path: &Path, leaf: &LeafName, epoch: u64) -> Result<(), StoreError> {
+    let beside = path.with_extension("redb.new");
+    let io = |error: io::Error| StoreError::from(redb::Error::Io(error));
+    match std::fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
+        _ => {}
+    }
+    guarded(|| {
+        let database = Database::builder().set_cache_size(1 << 20).create(&beside)?;
+        let head = Head {
+            leaf: leaf.clone(),
+            epoch,
+            transactions: 0,
+            first_sequence: 1,
+            last_sequence: 0,
+            entries: 0,
+            commands: 0,
+        };
+        let transaction = database.begin_write()?;
+        {
+            let mut meta = transaction.open_table(META)?;
+            meta.insert("format", encode::encode_format(FORMAT).as_slice())?;
+            meta.insert("head", encode::encode_head(&head).as_slice())?;
+            transaction.open_table(EVENTS)?;
+            transaction.open_table(ENTRIES)?;
+            transaction.open_table(COMMANDS)?;
+        }
+        transaction.commit()?;
+        Ok(())
+    })?;
+    std::fs::rename(&beside, path).map_err(io)?;
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    std::fs::File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(io)
+}
+
+/// Opens the file, which must exist.
+pub(crate) fn open(path: &Path, cache_bytes: usize) -> Result<Database, StoreError> {
+    guarded(|| Ok(Database::builder().set_cache_size(cache_bytes).open(path)?))
+}
+
+/// Closes the file. One that is damaged is left as it is.
+pub(crate) fn close(database: Database) {
+    let closed = guarded(|| {
+        drop(database);
+        Ok(())
+    });
+    if let Err(error) = closed {
+        tracing::warn!(%error, "the journal was not closed as it should be");
+    }
+}
+
+/// What the file holds, besides its events.
+pub(crate) struct Contents {
+    pub head: Head,
+    pub entries: BTreeMap<String, Value>,
+    pub unfinished: Vec<CommandRecord>,
+}
+
+/// Reads all but the events, and verifies all of it; and of the events at least the newest, in bounded time.
+pub(crate) fn load(database: &Database) -> Result<Contents, StoreError> {
+    guarded(|| {
+        let transaction = database.begin_read()?;
+        let head = read_head(&transaction)?;
+
+        let table = transaction.open_table(ENTRIES)?;
+        let mut entries = BTreeMap::new();
+        for row in table.iter()? {
+            let (key, value) = row?;
+            let key = key.value();
+            let entry = encode::decode_entry(key, value.value())
+                .map_err(|e| StoreError::damaged(format!("the state's entry {key:?}"), &e))?;
+            entries.insert(key.to_owned(), entry);
+        }
+        check_count("entries", entries.len() as u64, table.len()?, head.entries)?;
+
+        let table = transaction.open_table(COMMANDS)?;
+        let mut unfinished = Vec::new();
+        let mut count = 0;
+        let mut previous = String::new();
+        for row in table.iter()? {
+            let (key, value) = row?;
+            let key = key.value();
+            let record = || format!("the command {key:?}");
+            let command =
+                encode::decode_command(key, value.value()).map_err(|e| StoreError::damaged(record(), &e))?;
+            if key <= previous.as_str() {
+                return Err(StoreError::inconsistent(record(), "it is out of order"));
+            }
+            previous.clear();
+            previous.push_str(key);
+            count += 1;
+            if command.outcome.is_none() {
+                unfinished.push(command);
+            }
+        }
+        check_count("commands", count, table.len()?, head.commands)?;
+        unfinished.sort_by_key(|command| command.accepted_at);
+
+        verify_events(&transaction, &head)?;
+        Ok(Contents {
+            head,
+            entries,
+            unfinished,
+        })
+    })
+}
+
+fn check_count(what: &str, found: u64, table: u64, head: u64) -> Result<(), StoreError> {
+    if found == head && table == head {
+        return Ok(());
+    }
+    Err(StoreError::inconsistent(
+        format!("the table of {what}"),
+        format!("{found} of {head} are there"),
+    ))
+}
+
+fn verify_events(transaction: &ReadTransaction, head: &Head) -> Result<(), StoreError> {
+    let events = transaction.open_table(EVENTS)?;
+    let held = (head.last_sequence + 1)
+        .checked_sub(head.first_sequence)
+        .ok_or_else(|| {
+            StoreError::inconsistent("the head record", "its sequence numbers are out of order")
+        })?;
+    if events.len()? != held {
+        return Err(StoreError::inconsistent(
+            "the table of events",
+            format!("{} of {held} are there", events.len()?),
+        ));
+    }
+    let mut bytes = 0;
+    let mut expected = head.last_sequence;
+    for row in events.iter()?.rev() {
+        let (sequence, value) = row?;
+        check_sequence(sequence.value(), expected)?;
+        encode::verify_event(expected, value.value())
+            .map_err(|e| StoreError::damaged(format!("event {expected}"), &e))?;
+        bytes += value.value().len();
+        if bytes > VERIFY_BYTES {
+            tracing::info!(
+                from = expected,
+                through = head.last_sequence,
+                "a long journal: older events are verified when they are read"
+            );
+            return Ok(());
+        }
+        expected -= 1;
+    }
+    check_sequence(head.first_sequence, expected + 1)
+}
+
+fn check_sequence(found: u64, expected: u64) -> Result<(), StoreError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(StoreError::inconsistent(
+        format!("event {expected}"),
+        format!("event {found} stands in its place"),
+    ))
+}
+
+fn read_head(transaction: &ReadTransaction) -> Result<Head, StoreError> {
+    let meta = transaction.open_table(META)?;
+    let value = |key: &'static str| {
+        meta.get(key)?
+            .ok_or_else(|| StoreError::inconsistent(format!("the {key} record"), "it is not there"))
+    };
+    let version = encode::decode_format(value("format")?.value())
+        .map_err(|e| StoreError::damaged("the format record", &e))?;
+    if version > FORMAT {
+        return Err(StoreError::Newer { found: version });
+    }
+    encode::decode_head(value("head")?.value()).map_err(|e| StoreError::damaged("the head record", &e))
+}
+
+/// Reads the head record.
+pub(crate) fn head(database: &Database) -> Result<Head, StoreError> {
+    guarded(|| read_head(&database.begin_read()?))
+}
+
+/// Carries out changes in one transaction, durable when this returns, and returns the new head. The changes were
+/// checked against `head`; what they do to its sequence numbers stands in `next`.
+pub(crate) fn write<'a>(
+    database: &Database,
+    next: &Head,
+    changes: impl Iterator<Item = &'a Change>,
+) -> Result<Head, StoreError> {
+    guarded(|| {
+        let transaction = database.begin_write()?;
+        let mut head = next.clone();
+        {
+            let mut tables = Tables {
+                events: transaction.open_table(EVENTS)?,
+                entries: transaction.open_table(ENTRIES)?,
+                commands: transaction.open_table(COMMANDS)?,
+            };
+            for change in changes {
+                tables.apply(change)?;
+            }
+            head.entries = tables.entries.len()?;
+            head.commands = tables.commands.len()?;
+            let mut meta = transaction.open_table(META)?;
+            meta.insert("head", encode::encode_head(&head).as_slice())?;
+        }
+        transaction.commit()?;
+        Ok(head)
+    })
+}
+
+struct Tables<'t> {
+    events: redb::Table<'t, u64, &'static [u8]>,
+    entries: redb::Table<'t, &'static str, &'static [u8]>,
+    commands: redb::Table<'t, &'static str, &'static [u8]>,
+}
+
+impl Tables<'_> {
+    fn apply(&mut self, change: &Change) -> Result<(), StoreError> {
+        match change {
+            Change::Commit(batch) => {
+                self.add_events(&batch.events)?;
+                for (key, entry) in &batch.entries {
+                    match entry {
+                        Some(entry) => {
+                            self.entries
+                                .insert(key.as_str(), encode::encode_entry(key, entry).as_slice())?;
+                        }
+                        None => {
+                            self.entries.remove(key.as_str())?;
+                        }
+                    }
+                }
+                for command in &batch.commands {
+                    let key = encode::command_key(&command.caller, &command.id);
+                    self.commands
+                        .insert(key.as_str(), encode::encode_command(command).as_slice())?;
+                }
+            }
+            Change::ForgetEvents { through } => self.events.retain_in(..=*through, |_, _| false)?,
+            Change::ForgetCommands { before } => {
+                self.commands.retain(|key, value| {
+                    // One that can't be read stays, to be found and told of when it is looked for.
+                    encode::decode_command(key, value)
+                        .map_or(true, |c| c.outcome.is_none() || c.accepted_at >= *before)
+                })?;
+            }
+            Change::Import(import) => {
+                self.events.retain(|_, _| false)?;
+                self.add_events(&import.events)?;
+                self.entries.retain(|_, _| false)?;
+                for (key, entry) in &import.entries {
+                    self.entries
+                        .insert(key.as_str(), encode::encode_entry(key, entry).as_slice())?;
+                }
+            }
+            Change::NewEpoch { events, .. } => {
+                self.events.retain(|_, _| false)?;
+                self.add_events(events)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_events(&mut self, events: &[EventRecord]) -> Result<(), StoreError> {
+        for event in events {
+            self.events
+                .insert(event.sequence, encode::encode_event(event).as_slice())?;
+        }
+        Ok(())
+    }
+}
+
+/// What a reader finds at a sequence number.
+pub(crate) enum Found {
+    /// Events in order from there on; none if it is after the last.
+    Events(Vec<EventRecord>),
+    /// It is not held any more; the oldest that is.
+    Forgotten { first_sequence: u64 },
+}
+
+/// Reads events from a sequence number on, at least one if there is one, until their bodies and headers have
+/// `max_bytes`.
+pub(crate) fn read(database: &Database, from: u64, max_bytes: usize) -> Result<Found, StoreError> {
+    guarded(|| {
+        let transaction = database.begin_read()?;
+        let head = read_head(&transaction)?;
+        if from < head.first_sequence {
+            return Ok(Found::Forgotten {
+                first_sequence: head.first_sequence,
+            });
+        }
+        let table = transaction.open_table(EVENTS)?;
+        let mut events = Vec::new();
+        let mut bytes = 0;
+        let mut expected = from;
+        for row in table.range(from..=head.last_sequence.max(from))? {
+            let (sequence, value) = row?;
+            check_sequence(sequence.value(), expected)?;
+            let value = value.value();
+            bytes += value.len();
+            if bytes > max_bytes && !events.is_empty() {
+                return Ok(Found::Events(events));
+            }
+            let event = encode::decode_event(expected, value)
+                .map_err(|e| StoreError::damaged(format!("event {expected}"), &e))?;
+            events.push(event);
+            expected += 1;
+        }
+        if expected <= head.last_sequence {
+            return Err(StoreError::inconsistent(
+                format!("event {expected}"),
+                "it is not there",
+            ));
+        }
+        Ok(Found::Events(events))
+    })
+}
+
+/// Reads one command.
+pub(crate) fn command(
+    database: &Database,
+    caller: &Caller,
+    id: &CommandId,
+) -> Result<Option<CommandRecord>, StoreError> {
+    guarded(|| {
+        let transaction = database.begin_read()?;
+        let table = transaction.open_table(COMMANDS)?;
+        let key = encode::command_key(caller, id);
+        let Some(value) = table.get(key.as_str())? else {
+            return Ok(None);
+        };
+        encode::decode_command(&key, value.value())
+            .map(Some)
+            .map_err(|e| StoreError::damaged(format!("the command {key:?}"), &e))
+    })
+}

@@ -1,0 +1,121 @@
+//! One process holds a state folder. The lock is the kernel's (`flock`), so it ends with its process, however that
+//! ends; the file's text says who holds it, for the error of whoever comes second.
+
+use std::fmt;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// The name of the lock file in the state folder.
+pub(crate) const FILE: &str = "holder.json";
+
+/// Who holds a state folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Its process id.
+    pub pid: u32,
+    /// The host it runs on: the folder may be shared between hosts or containers.
+    pub hostname: String,
+    /// Since when it holds the folder.
+    pub since: Timestamp,
+    /// What it says of itself, such as its instance id.
+    pub holder: String,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "process {} on {} since {}",
+            self.pid, self.hostname, self.since
+        )?;
+        if self.holder.is_empty() {
+            Ok(())
+        } else {
+            write!(f, " ({})", self.holder)
+        }
+    }
+}
+
+/// Why a state folder could not be locked.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process has it.
+    #[error(
+        "the state folder {path} is held by {}: stop that one first, or give this leaf a state folder of its own",
+        holder.as_deref().map_or_else(|| "another process".to_owned(), ToString::to_string)
+    )]
+    Held {
+        /// The state folder.
+        path: PathBuf,
+        /// Who, if its file could be read.
+        holder: Option<Box<Holder>>,
+    },
+    /// The lock file could not be opened, or its file system has no locks.
+    #[error("the lock file {path} can't be used")]
+    Io {
+        /// The lock file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// A locked state folder; dropping it lets go.
+#[derive(Debug)]
+pub(crate) struct FolderLock(#[expect(dead_code, reason = "its lock is what counts")] File);
+
+impl FolderLock {
+    pub(crate) fn take(folder: &Path, holder: &str) -> Result<Self, LockError> {
+        let path = folder.join(FILE);
+        let io = |source| LockError::Io {
+            path: path.clone(),
+            source,
+        };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(io)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(LockError::Held {
+                    path: folder.to_owned(),
+                    holder: holder_of(folder).map(Box::new),
+                });
+            }
+            Err(TryLockError::Error(source)) => return Err(io(source)),
+        }
+        let me = Holder {
+            pid: std::process::id(),
+            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            since: Timestamp::now(),
+            holder: holder.to_owned(),
+        };
+        let mut text = serde_json::to_vec(&me).expect("a holder has string keys only");
+        text.push(b'\n');
+        // Written over the old text, whose space it has: a full disk is no reason to lose the lock, and so neither
+        // is a text that can't be written.
+        let written = file
+            .write_all(&text)
+            .and_then(|()| file.set_len(text.len() as u64));
+        if let Err(error) = written {
+            tracing::warn!(path = %path.display(), %error, "can't say in the lock file who holds it");
+        }
+        Ok(Self(file))
+    }
+}
+
+/// Returns who holds a state folder, or held it last.
+#[must_use]
+pub fn holder_of(folder: &Path) -> Option<Holder> {
+    let text = std::fs::read(folder.join(FILE)).ok()?;
+    let mut values = serde_json::Deserializer::from_slice(&text).into_iter();
+    values.next()?.ok()
+}

@@ -1,0 +1,446 @@
+//! The one thread that writes. What is queued while it waits for the disk shares its next transaction. When the
+//! disk is full it keeps what it has, reopens the file and tries again until there is room.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use leaf_core::event::EventRecord;
+use redb::Database;
+use tokio::sync::{oneshot, watch};
+
+use crate::encode::Head;
+use crate::file::{self, StoreError};
+use crate::lock::FolderLock;
+use crate::{Batch, CommitError, Held, Import, JournalHealth};
+
+/// How much one transaction takes at most, in bytes of events, entries and commands.
+const GROUP_BYTES: usize = 2 << 20;
+/// How long to wait for room on a full disk: first, and at most.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// How long to trust the file system's word that there is no room.
+const TRUST_FREE_BYTES: Duration = Duration::from_secs(30);
+/// Room that a transaction needs beside what it writes: copied pages, the allocator's own.
+const SLACK_BYTES: u64 = 256 << 10;
+
+/// One thing to do to the file.
+#[derive(Debug)]
+pub(crate) enum Change {
+    Commit(Batch),
+    ForgetEvents { through: u64 },
+    ForgetCommands { before: Timestamp },
+    Import(Import),
+    NewEpoch { epoch: u64, events: Vec<EventRecord> },
+}
+
+impl Change {
+    /// About how many bytes it will write.
+    pub(crate) fn bytes(&self) -> usize {
+        let events = |events: &[EventRecord]| events.iter().map(event_bytes).sum::<usize>();
+        match self {
+            Self::Commit(batch) => {
+                let commands = batch
+                    .commands
+                    .iter()
+                    .map(|command| 256 + command.outcome.as_ref().map_or(0, |outcome| outcome.body.len()));
+                events(&batch.events) + batch.entries.len() * 512 + commands.sum::<usize>()
+            }
+            Self::Import(import) => events(&import.events) + import.entries.len() * 512,
+            Self::NewEpoch { events: new, .. } => events(new),
+            Self::ForgetEvents { .. } | Self::ForgetCommands { .. } => 64,
+        }
+    }
+}
+
+fn event_bytes(event: &EventRecord) -> usize {
+    let headers: usize = event.headers.iter().map(|(_, value)| value.len() + 2).sum();
+    event.subject.len() + headers + event.body.len() + 24
+}
+
+/// What the thread is asked.
+pub(crate) enum Request {
+    Change {
+        change: Change,
+        bytes: usize,
+        done: oneshot::Sender<Result<(), CommitError>>,
+    },
+    /// Close the file once everything before this is in it, and say so.
+    Close(oneshot::Sender<()>),
+}
+
+/// What the thread shares with the handles. A reader keeps the read lock for as long as it reads, so that nobody
+/// holds the old database when it is reopened.
+pub(crate) struct Shared {
+    pub folder: PathBuf,
+    pub file: PathBuf,
+    pub cache_bytes: usize,
+    pub database: RwLock<Option<Database>>,
+    pub held: watch::Sender<Held>,
+    pub health: watch::Sender<JournalHealth>,
+    pub transactions: AtomicU64,
+    pub queued_bytes: AtomicUsize,
+}
+
+impl Shared {
+    /// Bytes that this user may still write in the journal's folder.
+    pub(crate) fn free_bytes(&self) -> std::io::Result<u64> {
+        let stat = rustix::fs::statvfs(&self.folder)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    pub(crate) fn with_database<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        match database.as_ref() {
+            Some(database) => work(database),
+            None => Err(StoreError::from(redb::Error::DatabaseClosed)),
+        }
+    }
+
+    /// Drops the database, which is dead after a failed write, and opens the file anew.
+    fn reopen(&self) -> Result<(), StoreError> {
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(dead) = database.take() {
+            file::close(dead);
+        }
+        *database = Some(file::open(&self.file, self.cache_bytes)?);
+        Ok(())
+    }
+
+    fn close(&self) {
+        let database = self
+            .database
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(database) = database {
+            file::close(database);
+        }
+    }
+}
+
+struct Pending {
+    change: Change,
+    bytes: usize,
+    done: oneshot::Sender<Result<(), CommitError>>,
+}
+
+pub(crate) struct Writer {
+    pub shared: Arc<Shared>,
+    pub requests: Receiver<Request>,
+    pub head: Head,
+    pub lock: FolderLock,
+    /// Who waits for the end, once somebody does.
+    pub closing: Option<oneshot::Sender<()>>,
+}
+
+impl Writer {
+    /// Works until it is told to close, or nobody is left to ask for anything.
+    pub(crate) fn run(mut self) {
+        let mut failed: Option<Arc<StoreError>> = None;
+        let mut waiting: Vec<Request> = Vec::new();
+        let mut open = true;
+        while open {
+            if waiting.is_empty() {
+                match self.requests.recv() {
+                    Ok(request) => waiting.push(request),
+                    Err(_) => break,
+                }
+            }
+            let (group, go_on) = self.gather(&mut waiting);
+            open = go_on;
+            if let Some(error) = &failed {
+                self.answer(group, &Err(CommitError::Failed(Arc::clone(error))));
+                continue;
+            }
+            let (group, next) = self.check(group);
+            if group.is_empty() {
+                continue;
+            }
+            let result = self.commit(&group, &next, &mut waiting);
+            if let Err(CommitError::Failed(error)) = &result {
+                failed = Some(Arc::clone(error));
+                self.shared.health.send_replace(JournalHealth::Failed {
+                    reason: error.to_string(),
+                });
+            }
+            self.answer(group, &result);
+        }
+        self.shared.close();
+        drop(self.lock);
+        if let Some(done) = self.closing {
+            let _ = done.send(());
+        }
+    }
+
+    /// Takes what is queued, up to the size of a group. The second value is false when this is the last.
+    fn gather(&mut self, waiting: &mut Vec<Request>) -> (Vec<Pending>, bool) {
+        let mut group = Vec::new();
+        let mut total = 0;
+        let mut early = std::mem::take(waiting).into_iter();
+        while total < GROUP_BYTES {
+            let Some(request) = early.next().or_else(|| self.requests.try_recv().ok()) else {
+                break;
+            };
+            match request {
+                Request::Change { change, bytes, done } => {
+                    total += bytes;
+                    group.push(Pending { change, bytes, done });
+                }
+                Request::Close(done) => {
+                    self.closing = Some(done);
+                    return (group, false);
+                }
+            }
+        }
+        waiting.extend(early);
+        (group, true)
+    }
+
+    /// Answers what can't be done, and returns the rest with the head as it will be then.
+    fn check(&self, group: Vec<Pending>) -> (Vec<Pending>, Head) {
+        let mut next = self.head.clone();
+        next.transactions += 1;
+        let mut accepted = Vec::with_capacity(group.len());
+        for pending in group {
+            match advance(&mut next, &pending.change) {
+                Ok(()) => accepted.push(pending),
+                Err(error) => self.answer(vec![pending], &Err(error)),
+            }
+        }
+        (accepted, next)
+    }
+
+    fn answer(&self, group: Vec<Pending>, result: &Result<(), CommitError>) {
+        for pending in group {
+            self.shared
+                .queued_bytes
+                .fetch_sub(pending.bytes, Ordering::Relaxed);
+            // Whoever does not wait for the answer does not get it.
+            let _ = pending.done.send(result.clone());
+        }
+    }
+
+    fn commit(
+        &mut self,
+        group: &[Pending],
+        next: &Head,
+        waiting: &mut Vec<Request>,
+    ) -> Result<(), CommitError> {
+        match self.write(group, next) {
+            Ok(()) => Ok(()),
+            Err(error) if error.is_disk_full() => self.commit_when_there_is_room(group, next, waiting),
+            Err(error) => Err(CommitError::Failed(Arc::new(error))),
+        }
+    }
+
+    fn write(&mut self, group: &[Pending], next: &Head) -> Result<(), StoreError> {
+        let changes = group.iter().map(|pending| &pending.change);
+        let head = self
+            .shared
+            .with_database(|database| file::write(database, next, changes))?;
+        self.shared
+            .transactions
+            .store(head.transactions, Ordering::Relaxed);
+        self.shared.held.send_if_modified(|held| {
+            let now = Held::from(&head);
+            let changed = *held != now;
+            *held = now;
+            changed
+        });
+        self.head = head;
+        Ok(())
+    }
+
+    fn commit_when_there_is_room(
+        &mut self,
+        group: &[Pending],
+        next: &Head,
+        waiting: &mut Vec<Request>,
+    ) -> Result<(), CommitError> {
+        let since = Timestamp::now();
+        tracing::error!(file = %self.shared.file.display(), "the disk is full: the journal waits for room");
+        self.shared.health.send_replace(JournalHealth::DiskFull { since });
+        let needed = group.iter().map(|pending| pending.bytes as u64).sum::<u64>() + SLACK_BYTES;
+        let mut wait = FIRST_WAIT;
+        let mut tried = Instant::now();
+        let mut usable = false;
+        let mut alone = self.closing.is_some();
+        loop {
+            // The database is dead after a failed write. A fresh one can be read from while the disk is full.
+            if !usable {
+                match self.reopen_and_look() {
+                    Ok(()) => usable = true,
+                    Err(error) if error.is_disk_full() => {
+                        tracing::warn!(error = %Chain(&error), "can't reopen the journal yet");
+                    }
+                    Err(error) => return Err(CommitError::Failed(Arc::new(error))),
+                }
+            }
+            if alone {
+                return Err(CommitError::DiskFull);
+            }
+            let pause = Instant::now();
+            while let Some(left) = wait.checked_sub(pause.elapsed()) {
+                match self.requests.recv_timeout(left) {
+                    Ok(request) => waiting.push(request),
+                    Err(RecvTimeoutError::Timeout) => break,
+                    // Nobody can ask any more: once again, and that is it.
+                    Err(RecvTimeoutError::Disconnected) => {
+                        alone = true;
+                        break;
+                    }
+                }
+                if waiting.iter().any(|request| matches!(request, Request::Close(_))) {
+                    alone = true;
+                    break;
+                }
+            }
+            wait = (wait * 2).min(LONGEST_WAIT);
+            let room = self.shared.free_bytes().unwrap_or(u64::MAX);
+            if room < needed && tried.elapsed() < TRUST_FREE_BYTES && !alone {
+                continue;
+            }
+            tried = Instant::now();
+            if !usable {
+                continue;
+            }
+            // A write that failed may be in the file all the same: then one more transaction proves that it is on
+            // the disk, and none of it is done twice.
+            let result = if self.head.transactions >= next.transactions {
+                let mut proof = self.head.clone();
+                proof.transactions += 1;
+                self.write(&[], &proof)
+            } else {
+                self.write(group, next)
+            };
+            match result {
+                Ok(()) => {
+                    tracing::info!(file = %self.shared.file.display(), "there is room again: the journal goes on");
+                    self.shared.health.send_replace(JournalHealth::Ok);
+                    return Ok(());
+                }
+                Err(error) if error.is_disk_full() => usable = false,
+                Err(error) => return Err(CommitError::Failed(Arc::new(error))),
+            }
+        }
+    }
+
+    /// Opens the file anew, and finds out whether the transaction that failed is in it.
+    fn reopen_and_look(&mut self) -> Result<(), StoreError> {
+        self.shared.reopen()?;
+        let found = self.shared.with_database(file::head)?;
+        // Each attempt counts one more than what was known to be there.
+        if found.transactions.wrapping_sub(self.head.transactions) <= 1 {
+            self.head = found;
+            return Ok(());
+        }
+        Err(StoreError::Damaged {
+            record: "the head record".to_owned(),
+            why: format!(
+                "after reopening it counts {} transactions, not {}",
+                found.transactions, self.head.transactions
+            ),
+        })
+    }
+}
+
+/// Checks a change against the head, and moves the head on.
+fn advance(head: &mut Head, change: &Change) -> Result<(), CommitError> {
+    match change {
+        Change::Commit(batch) => {
+            let last = contiguous(head.epoch, head.last_sequence + 1, &batch.events)?;
+            head.last_sequence = last;
+        }
+        Change::ForgetEvents { through } => {
+            head.first_sequence = head.first_sequence.max((*through).min(head.last_sequence) + 1);
+        }
+        Change::ForgetCommands { .. } => {}
+        Change::Import(import) => {
+            if head.last_sequence != 0
+                && (import.epoch != head.epoch || import.last_sequence < head.last_sequence)
+            {
+                return Err(CommitError::NotAhead {
+                    epoch: head.epoch,
+                    last_sequence: head.last_sequence,
+                });
+            }
+            let first = import
+                .events
+                .first()
+                .map_or(import.last_sequence.saturating_add(1), |event| event.sequence);
+            let last = contiguous(import.epoch, first, &import.events)?;
+            if last != import.last_sequence {
+                return Err(CommitError::NotContiguous {
+                    expected: import.last_sequence,
+                    found: last,
+                });
+            }
+            head.epoch = import.epoch;
+            head.first_sequence = first;
+            head.last_sequence = last;
+        }
+        Change::NewEpoch { epoch, events } => {
+            if *epoch <= head.epoch {
+                return Err(CommitError::WrongEpoch {
+                    expected: head.epoch,
+                    found: *epoch,
+                });
+            }
+            let first = events.first().map_or(1, |event| event.sequence);
+            let last = contiguous(*epoch, first, events)?;
+            head.epoch = *epoch;
+            head.first_sequence = first;
+            head.last_sequence = last;
+        }
+    }
+    Ok(())
+}
+
+/// Returns the last sequence number of events that must begin with `first` and leave none out.
+fn contiguous(epoch: u64, first: u64, events: &[EventRecord]) -> Result<u64, CommitError> {
+    let mut expected = first;
+    if expected == 0 {
+        return Err(CommitError::NotContiguous {
+            expected: 1,
+            found: 0,
+        });
+    }
+    for event in events {
+        if event.sequence != expected || expected == u64::MAX {
+            return Err(CommitError::NotContiguous {
+                expected,
+                found: event.sequence,
+            });
+        }
+        if let Some(found) = event.epoch().filter(|&found| found != epoch) {
+            return Err(CommitError::WrongEpoch {
+                expected: epoch,
+                found,
+            });
+        }
+        expected += 1;
+    }
+    Ok(expected - 1)
+}
+
+/// An error with what caused it, on one line of the log.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut error = self.0.source();
+        while let Some(cause) = error {
+            write!(f, ": {cause}")?;
+            error = cause.source();
+        }
+        Ok(())
+    }
+}

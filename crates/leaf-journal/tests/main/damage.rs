@@ -1,0 +1,188 @@
+//! A file that is not what was written: a clear error, or all of the data. Never wrong data, never a panic.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use leaf_core::id::CommandId;
+use leaf_journal::{FILE, OpenError, StoreError};
+use redb::{Database, TableDefinition};
+use serde_json::Value;
+use tempfile::tempdir;
+
+use crate::support::{Test, assert_whole, caller, command, event, open, run, step};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("a_flipped_byte_gives_an_error_or_all_of_the_data", flipped),
+    (
+        "a_file_that_was_cut_off_gives_an_error_or_all_of_the_data",
+        cut_off,
+    ),
+    (
+        "a_file_of_a_newer_version_is_refused_and_both_versions_are_named",
+        newer,
+    ),
+    ("a_deleted_file_is_made_anew_and_says_so", deleted),
+    (
+        "a_file_of_another_kind_is_damaged_and_the_error_says_what_to_do",
+        another_kind,
+    ),
+];
+
+const EVENTS: u64 = 300;
+
+/// Returns the bytes of a journal that was closed as it should be, and its entries.
+fn sample() -> (Vec<u8>, BTreeMap<String, Value>) {
+    let folder = tempdir().expect("a folder");
+    let (journal, _) = open(folder.path()).expect("opens");
+    run(async {
+        for n in 1..=EVENTS {
+            journal.commit(step(n)).await.expect("durable");
+        }
+    });
+    drop(journal);
+    let bytes = std::fs::read(folder.path().join(FILE)).expect("a file");
+    let (_, opened) = open(folder.path()).expect("opens");
+    (bytes, opened.entries)
+}
+
+/// Opens a changed file; returns whether that gave an error. What can be read must be right and all there.
+fn refused(folder: &Path, entries: &BTreeMap<String, Value>) -> bool {
+    let (journal, opened) = match open(folder) {
+        Ok(opened) => opened,
+        Err(error) => {
+            let text = error.to_string();
+            assert!(
+                matches!(error, OpenError::Damaged { .. } | OpenError::Newer { .. }),
+                "{error:?}"
+            );
+            assert!(text.contains("move the file away"), "{text}");
+            return true;
+        }
+    };
+    assert_eq!(opened.held.last_sequence, EVENTS);
+    assert_eq!(&opened.entries, entries);
+    assert_eq!(opened.unfinished.len(), 15);
+    for n in (10..=EVENTS).step_by(10) {
+        let id = CommandId::new(format!("c-{n}")).expect("an id");
+        let found = journal.command(&caller(), &id).expect("readable");
+        assert_eq!(found, Some(command(n, n.is_multiple_of(20))));
+    }
+    assert_eq!(assert_whole(&journal), EVENTS);
+    false
+}
+
+fn flipped() {
+    let (bytes, entries) = sample();
+    let folder = tempdir().expect("a folder");
+    let path = folder.path().join(FILE);
+    // All of the header that is in use, and then places all over the pages that are.
+    let used = bytes.iter().rposition(|&byte| byte != 0).expect("not empty");
+    let places = (0..400).chain((400..used).step_by(used / 600));
+    let (mut errors, mut tried) = (0, 0);
+    for (round, place) in places.enumerate() {
+        let mut changed = bytes.clone();
+        changed[place] ^= [0x01, 0x80, 0xff][round % 3];
+        std::fs::write(&path, &changed).expect("written");
+        errors += usize::from(refused(folder.path(), &entries));
+        tried += 1;
+    }
+    assert!(
+        errors > tried / 20,
+        "only {errors} of {tried} were noticed: were they in use at all?"
+    );
+}
+
+fn cut_off() {
+    let (bytes, entries) = sample();
+    let folder = tempdir().expect("a folder");
+    let path = folder.path().join(FILE);
+    let whole = bytes.len();
+    for length in [
+        0,
+        1,
+        9,
+        63,
+        64,
+        320,
+        4095,
+        4096,
+        8192,
+        whole / 3,
+        whole / 2,
+        whole - 4096,
+        whole - 1,
+    ] {
+        std::fs::write(&path, &bytes[..length]).expect("written");
+        assert!(refused(folder.path(), &entries), "cut to {length} of {whole}");
+    }
+}
+
+fn newer() {
+    let folder = tempdir().expect("a folder");
+    drop(open(folder.path()).expect("opens"));
+    let database = Database::open(folder.path().join(FILE)).expect("opens");
+    let transaction = database.begin_write().expect("begins");
+    {
+        let meta: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+        let mut meta = transaction.open_table(meta).expect("a table");
+        // Format 2, sealed as every version seals it: the table's number, the key's length, the key, the fields.
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&[0]);
+        hasher.update(&6u64.to_le_bytes());
+        hasher.update(b"format");
+        hasher.update(&2u64.to_le_bytes());
+        let record = [&2u64.to_le_bytes()[..], &hasher.finalize().to_le_bytes()[..]].concat();
+        meta.insert("format", record.as_slice()).expect("inserts");
+        meta.insert("head", &b"what version 2 has here"[..])
+            .expect("inserts");
+    }
+    transaction.commit().expect("commits");
+    drop(database);
+    let error = open(folder.path()).expect_err("newer");
+    assert!(
+        matches!(
+            error,
+            OpenError::Newer {
+                found: 2,
+                supported: 1,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+    let text = error.to_string();
+    assert!(text.contains("format 2") && text.contains("up to 1"), "{text}");
+}
+
+fn deleted() {
+    let folder = tempdir().expect("a folder");
+    let (journal, _) = open(folder.path()).expect("opens");
+    run(journal.commit(step(1))).expect("durable");
+    drop(journal);
+    std::fs::remove_file(folder.path().join(FILE)).expect("removed");
+    let (journal, opened) = open(folder.path()).expect("opens");
+    assert!(opened.created);
+    assert_eq!((opened.held.last_sequence, opened.entries.len()), (0, 0));
+    run(journal.commit(step(1))).expect("durable");
+    assert_eq!(journal.read(1, 1).expect("readable"), [event(1)]);
+}
+
+fn another_kind() {
+    let folder = tempdir().expect("a folder");
+    std::fs::write(folder.path().join(FILE), "a text\n".repeat(1000)).expect("written");
+    let error = open(folder.path()).expect_err("no journal");
+    assert!(
+        matches!(
+            &error,
+            OpenError::Damaged {
+                source: StoreError::Store(_) | StoreError::Damaged { .. },
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+    assert!(
+        error.to_string().contains("imports what its stream holds"),
+        "{error}"
+    );
+}
