@@ -1,0 +1,66 @@
+//! A container's side: it answers how it does, below its own subject prefix, with its own credentials.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use leaf_core::host_op::{ContainerBinding, Secret};
+use tokio::sync::watch;
+
+use crate::connect::{ConnectError, ConnectSettings, Credentials, Status};
+use crate::jetstream::StreamError;
+use crate::link::{Link, Mode};
+
+/// A container's connection to its leaf. It is tried without end: the network may come later than the container.
+#[derive(Debug, Clone)]
+pub struct ContainerClient {
+    link: Link,
+    health: String,
+}
+
+impl ContainerClient {
+    /// Returns a connection that may stand later.
+    ///
+    /// # Errors
+    /// [`ConnectError`] when the address or the credentials can't be used at all.
+    pub async fn connect(binding: &ContainerBinding, credentials: &Secret) -> Result<Self, ConnectError> {
+        let mut settings = ConnectSettings::new(&binding.nats_url);
+        settings.credentials = Credentials::Text(credentials.clone());
+        settings.inbox_prefix.clone_from(&binding.inbox_prefix);
+        settings.name = format!("container {} of {}", binding.container, binding.leaf);
+        Ok(Self {
+            link: Link::open(&settings, Mode::Forever).await?,
+            health: format!("{}.health", binding.subject_prefix),
+        })
+    }
+
+    /// How the connection does.
+    #[must_use]
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.link.status()
+    }
+
+    /// Answers each request for the container's health with what `health` says then (a JSON document), until the
+    /// connection is closed.
+    ///
+    /// # Errors
+    /// [`StreamError`] when the connection is closed.
+    pub async fn serve_health(&self, health: impl Fn() -> Vec<u8>) -> Result<(), StreamError> {
+        let mut requests = self.link.subscribe(self.health.clone()).await?;
+        while let Some(request) = requests.next().await {
+            // An answer goes into an inbox and nowhere else, whoever asks.
+            let reply = request.reply.filter(|reply| reply.starts_with("_INBOX."));
+            if let Some(reply) = reply
+                && self.link.is_connected()
+                && let Err(error) = self.link.client().publish(reply, health().into()).await
+            {
+                tracing::warn!(%error, "an answer was not sent");
+            }
+        }
+        Err(StreamError::Disconnected)
+    }
+
+    /// Closes the connection; returns at the latest after `limit`.
+    pub async fn close(self, limit: Duration) {
+        self.link.close(limit).await;
+    }
+}

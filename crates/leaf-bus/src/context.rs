@@ -1,0 +1,239 @@
+//! Contexts of the `nats` command line: named files that say where a server is and who we are
+//! (github.com/nats-io/jsm.go, `natscontext`).
+
+use std::path::{Path, PathBuf};
+
+use leaf_core::host_op::Secret;
+use serde::Deserialize;
+
+use crate::connect::{ConnectSettings, Credentials, split_servers};
+
+/// Where a server is looked for when nothing says where.
+const DEFAULT_SERVER: &str = "nats://127.0.0.1:4222";
+
+/// Why a context can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ContextError {
+    /// There is none of this name.
+    #[error("there is no context {name:?} ({} does not exist): `nats context add` makes one, or name a file", path.display())]
+    Missing {
+        /// The name.
+        name: String,
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The name has characters that a name has not.
+    #[error(
+        "{name:?} is not the name of a context: a name has no '/' and no '..'; a file is named with its folder, like ./context.json"
+    )]
+    BadName {
+        /// What was given.
+        name: String,
+    },
+    /// It can't be read.
+    #[error("the context {} can't be read", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// It is not the JSON document that it should be.
+    #[error("the context {} is not a context of the nats command line", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What serde says.
+        source: serde_json::Error,
+    },
+    /// It sets what we don't do.
+    #[error("the context {} sets {fields}, which cim-leaf does not support: use credentials (creds), an nkey, user and password, or a token", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// What it sets.
+        fields: String,
+    },
+}
+
+/// The fields that are used; all others are [looked at](UNSUPPORTED) or unknown to us.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct File {
+    url: String,
+    creds: String,
+    nkey: String,
+    cert: String,
+    key: String,
+    ca: String,
+    user: String,
+    password: String,
+    token: String,
+    jetstream_domain: String,
+    inbox_prefix: String,
+    #[serde(flatten)]
+    more: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Fields that change how one connects, and that are not supported if they are set. Those of the command line's own
+/// output (colours, prefixes of events) do not matter here.
+const UNSUPPORTED: [&str; 9] = [
+    "nsc",
+    "socks_proxy",
+    "jetstream_api_prefix",
+    "user_jwt",
+    "user_seed",
+    "windows_cert_store",
+    "windows_cert_match",
+    "windows_cert_match_by",
+    "tls_first",
+];
+
+/// Reads a context: by its name, or by a file (with a `/`, or ending in `.json`); without either the selected one, and if
+/// none is selected, a server on this machine without credentials.
+///
+/// # Errors
+/// [`ContextError`].
+pub fn load(name_or_file: Option<&str>) -> Result<ConnectSettings, ContextError> {
+    load_from(&config_dir(), name_or_file)
+}
+
+/// The same with the folder in which contexts are, which is `$XDG_CONFIG_HOME/nats` else.
+///
+/// # Errors
+/// [`ContextError`].
+pub fn load_from(dir: &Path, name_or_file: Option<&str>) -> Result<ConnectSettings, ContextError> {
+    let named = |name: &str| {
+        if name.is_empty() || name.contains(['/', '\\']) || name.contains("..") {
+            return Err(ContextError::BadName {
+                name: name.to_owned(),
+            });
+        }
+        let path = dir.join("context").join(format!("{name}.json"));
+        if path.exists() {
+            Ok(path)
+        } else {
+            Err(ContextError::Missing {
+                name: name.to_owned(),
+                path,
+            })
+        }
+    };
+    let path = match name_or_file {
+        // Names may have dots, so a name that ends in .json is a file only if there is one.
+        Some(file) if file.contains('/') || (file.ends_with(".json") && Path::new(file).exists()) => {
+            PathBuf::from(file)
+        }
+        Some(name) => named(name)?,
+        None => {
+            let selected = dir.join("context.txt");
+            match std::fs::read_to_string(&selected) {
+                Ok(name) if !name.trim().is_empty() => named(name.trim())?,
+                Ok(_) => return Ok(ConnectSettings::new(DEFAULT_SERVER)),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                    return Ok(ConnectSettings::new(DEFAULT_SERVER));
+                }
+                Err(source) => {
+                    return Err(ContextError::Unreadable {
+                        path: selected,
+                        source,
+                    });
+                }
+            }
+        }
+    };
+    let text = std::fs::read_to_string(&path).map_err(|source| ContextError::Unreadable {
+        path: path.clone(),
+        source,
+    })?;
+    read(&path, &text)
+}
+
+fn config_dir() -> PathBuf {
+    let set = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    set("XDG_CONFIG_HOME")
+        .or_else(|| set("HOME").map(|home| home.join(".config")))
+        .unwrap_or_default()
+        .join("nats")
+}
+
+fn read(path: &Path, text: &str) -> Result<ConnectSettings, ContextError> {
+    let malformed = |source| ContextError::Malformed {
+        path: path.to_owned(),
+        source,
+    };
+    let file: File = serde_json::from_str(text).map_err(malformed)?;
+    let set: Vec<&str> = UNSUPPORTED
+        .into_iter()
+        .filter(|field| file.more.get(*field).is_some_and(is_set))
+        .collect();
+    if !set.is_empty() {
+        return Err(ContextError::Unsupported {
+            path: path.to_owned(),
+            fields: set.join(", "),
+        });
+    }
+    let text = |value: &str| (!value.is_empty()).then(|| value.to_owned());
+    let file_path = |value: &str| text(value).map(|value| expand(&value));
+    let mut settings = ConnectSettings::new(text(&file.url).as_deref().unwrap_or(DEFAULT_SERVER));
+    settings.credentials = if let Some(creds) = file_path(&file.creds) {
+        Credentials::File(creds)
+    } else if let Some(nkey) = file_path(&file.nkey) {
+        Credentials::NkeyFile(nkey)
+    } else if let Some(token) = text(&file.token) {
+        Credentials::Token(Secret::new(token))
+    } else if let Some(user) = text(&file.user) {
+        Credentials::Password {
+            user,
+            password: Secret::new(file.password.as_str()),
+        }
+    } else {
+        Credentials::None
+    };
+    settings.tls.ca = file_path(&file.ca);
+    settings.tls.cert = file_path(&file.cert);
+    settings.tls.key = file_path(&file.key);
+    settings.jetstream_domain = text(&file.jetstream_domain);
+    if let Some(prefix) = text(&file.inbox_prefix) {
+        prefix
+            .trim_end_matches('.')
+            .clone_into(&mut settings.inbox_prefix);
+    }
+    Ok(settings)
+}
+
+impl ConnectSettings {
+    /// Puts servers (with commas between) and a credentials file in the place of those of the context.
+    #[must_use]
+    pub fn overridden(mut self, servers: Option<&str>, credentials: Option<&Path>) -> Self {
+        if let Some(servers) = servers {
+            self.servers = split_servers(servers);
+        }
+        if let Some(path) = credentials {
+            self.credentials = Credentials::File(path.to_owned());
+        }
+        self
+    }
+}
+
+/// `false`, `""`, `null` and empty lists are not set.
+fn is_set(value: &serde_json::Value) -> bool {
+    match value {
+        serde_json::Value::Null | serde_json::Value::Bool(false) => false,
+        serde_json::Value::String(text) => !text.is_empty(),
+        serde_json::Value::Array(list) => !list.is_empty(),
+        _ => true,
+    }
+}
+
+/// `~/` is the home folder, as for the command line.
+fn expand(path: &str) -> PathBuf {
+    match (path.strip_prefix("~/"), std::env::var_os("HOME")) {
+        (Some(rest), Some(home)) => PathBuf::from(home).join(rest),
+        _ => PathBuf::from(path),
+    }
+}

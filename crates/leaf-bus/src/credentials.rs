@@ -1,0 +1,80 @@
+//! Credentials files: a user's JWT and the seed that signs the server's challenge (NATS ADR-14).
+
+use crate::connect::{Cause, Credentials};
+
+/// What the server wants to see.
+pub(crate) struct Signed {
+    pub(crate) jwt: String,
+    pub(crate) signature: Vec<u8>,
+}
+
+/// Returns the JWT and the signed challenge; the file is read anew each time.
+pub(crate) fn sign(credentials: &Credentials, nonce: &[u8]) -> Result<Signed, (String, Cause)> {
+    let what = describe(credentials);
+    let text = match credentials {
+        Credentials::File(path) => {
+            std::fs::read_to_string(path).map_err(|e| (what.clone(), Cause::from(e)))?
+        }
+        Credentials::Text(secret) => secret.expose().to_owned(),
+        _ => return Err((what, "they are not of a credentials file".into())),
+    };
+    let jwt =
+        block(&text, "NATS USER JWT").ok_or_else(|| (what.clone(), "there is no user JWT in it".into()))?;
+    let seed =
+        block(&text, "USER NKEY SEED").ok_or_else(|| (what.clone(), "there is no user seed in it".into()))?;
+    let pair = nkeys::KeyPair::from_seed(seed).map_err(|e| (what.clone(), Cause::from(e)))?;
+    let signature = pair.sign(nonce).map_err(|e| (what, Cause::from(e)))?;
+    Ok(Signed {
+        jwt: jwt.to_owned(),
+        signature,
+    })
+}
+
+/// Names the credentials without giving them away.
+pub(crate) fn describe(credentials: &Credentials) -> String {
+    match credentials {
+        Credentials::File(path) | Credentials::NkeyFile(path) => format!("in {}", path.display()),
+        Credentials::Text(_) => "given as text".to_owned(),
+        Credentials::None => "that were not given".to_owned(),
+        Credentials::Password { user, .. } => format!("of {user}"),
+        Credentials::Token(_) => "given as token".to_owned(),
+    }
+}
+
+/// Returns the one line between `-----BEGIN <name>-----` and the next dashes.
+fn block<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let mut lines = text.lines().map(str::trim);
+    lines.find(|line| line.starts_with("---") && line.contains(&format!("BEGIN {name}")))?;
+    lines
+        .find(|line| !line.is_empty())
+        .filter(|line| !line.starts_with('-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use leaf_core::host_op::Secret;
+
+    #[test]
+    fn a_credentials_file_gives_jwt_and_signature_and_a_broken_one_says_what_is_missing() {
+        let pair = nkeys::KeyPair::new_user();
+        let seed = pair.seed().expect("a seed");
+        let text = format!(
+            "-----BEGIN NATS USER JWT-----\nabc.def.ghi\n------END NATS USER JWT------\n\n*** IMPORTANT ***\n\n\
+             -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+        );
+        let signed = sign(&Credentials::Text(Secret::new(text.clone())), b"nonce")
+            .ok()
+            .expect("signed");
+        assert_eq!(signed.jwt, "abc.def.ghi");
+        pair.verify(b"nonce", &signed.signature)
+            .expect("the user's own signature");
+        for broken in [
+            String::new(),
+            text.replace("USER NKEY SEED", "X"),
+            text.replace(&seed, "SUAX"),
+        ] {
+            assert!(sign(&Credentials::Text(Secret::new(broken)), b"").is_err());
+        }
+    }
+}

@@ -1,0 +1,427 @@
+//! The JetStream API as plain requests (NATS ADR-1, ADR-31), so that each way to fail is told apart.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::{Config, Info, RawMessage};
+use bytes::Bytes;
+use leaf_core::event::{EventRecord, header};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::link::{Link, RequestError};
+
+/// How long the server may take to answer a question.
+pub(crate) const API_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a stream did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StreamError {
+    /// The stream does not end where the publisher thought.
+    #[error("the stream does not end where it was expected to")]
+    WrongLastSequence {
+        /// Where it ends, if the server says so.
+        actual: Option<u64>,
+    },
+    /// No answer: the message may be stored, or not.
+    #[error("the NATS server did not answer {what}")]
+    Unanswered {
+        /// What it was asked.
+        what: String,
+    },
+    /// There is no such stream.
+    #[error("there is no stream {stream}")]
+    NoStream {
+        /// Its name.
+        stream: String,
+    },
+    /// There is no room to store anything.
+    #[error("the NATS server has no room to store more: {description}")]
+    StorageFull {
+        /// What it says.
+        description: String,
+    },
+    /// There is no connection, or it was lost meanwhile.
+    #[error("there is no connection to the NATS server")]
+    Disconnected,
+    /// The user may not do that.
+    #[error("the user may not do this: {what}")]
+    NoPermission {
+        /// What the server says.
+        what: String,
+    },
+    /// The server keeps no streams for us.
+    #[error("JetStream is off")]
+    JetStreamOff,
+    /// A stream of this name is not what it should be, and can't be made so.
+    #[error("the stream {stream} is not ours to change: {why}; move it away, or name the leaf differently")]
+    Foreign {
+        /// Its name.
+        stream: String,
+        /// What is other than expected.
+        why: String,
+    },
+    /// A message is larger than the server takes, or than its settings allow.
+    #[error("the message is too large: {description}")]
+    TooLarge {
+        /// By how much.
+        description: String,
+    },
+    /// A message in the stream is not an event.
+    #[error("the message {sequence} of the stream is not an event of a leaf")]
+    NotAnEvent {
+        /// Its place in the stream.
+        sequence: u64,
+    },
+    /// Something else.
+    #[error("the NATS server refuses it: {description} ({code})")]
+    Server {
+        /// Its error code, 0 if it has none.
+        code: u64,
+        /// What it says.
+        description: String,
+    },
+}
+
+/// An error as the API gives it.
+#[derive(Debug, Deserialize)]
+pub(crate) struct ApiError {
+    #[serde(default)]
+    code: u16,
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+#[derive(Deserialize)]
+struct MaybeError {
+    error: Option<ApiError>,
+}
+
+/// The answer to a publish.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Ack {
+    #[serde(default)]
+    pub(crate) seq: u64,
+    error: Option<ApiError>,
+}
+
+impl ApiError {
+    pub(crate) fn into_stream_error(self, stream: &str) -> StreamError {
+        let description = self.description;
+        match (self.err_code, self.code) {
+            (10071 | 10164, _) => StreamError::WrongLastSequence {
+                actual: description.rsplit_once(": ").and_then(|(_, n)| n.parse().ok()),
+            },
+            (10059, _) => StreamError::NoStream {
+                stream: stream.to_owned(),
+            },
+            (10039 | 10076, _) => StreamError::JetStreamOff,
+            // insufficient resources, memory, storage; the store failed (a full disk, or a limit of the stream)
+            (10023 | 10028 | 10047 | 10077, _) => StreamError::StorageFull { description },
+            (10054, _) => StreamError::TooLarge { description },
+            (code, _) => StreamError::Server { code, description },
+        }
+    }
+}
+
+/// Reads the answer to a publish: the sequence number that the message has now.
+pub(crate) fn read_ack(payload: &[u8], stream: &str) -> Result<u64, StreamError> {
+    let ack: Ack = serde_json::from_slice(payload).map_err(|e| unreadable(&e))?;
+    match ack.error {
+        Some(error) => Err(error.into_stream_error(stream)),
+        None => Ok(ack.seq),
+    }
+}
+
+fn unreadable(error: &serde_json::Error) -> StreamError {
+    StreamError::Server {
+        code: 0,
+        description: format!("its answer can't be read: {error}"),
+    }
+}
+
+pub(crate) fn request_error(error: RequestError, what: &str) -> StreamError {
+    match error {
+        RequestError::NoResponders => StreamError::JetStreamOff,
+        RequestError::TimedOut => StreamError::Unanswered {
+            what: what.to_owned(),
+        },
+        RequestError::Disconnected => StreamError::Disconnected,
+        RequestError::Forbidden(what) => StreamError::NoPermission { what },
+        RequestError::TooLarge(description) => StreamError::TooLarge { description },
+        RequestError::Other(description) => StreamError::Server { code: 0, description },
+    }
+}
+
+impl Link {
+    /// Asks the API, and returns its answer.
+    pub(crate) async fn api<T: DeserializeOwned>(
+        &self,
+        what: &str,
+        body: &(impl Serialize + Sync),
+        limit: Duration,
+    ) -> Result<T, StreamError> {
+        let subject = format!("{}.{what}", self.api_prefix());
+        let body = serde_json::to_vec(body).expect("a request of the API has string keys only");
+        let answer = self.request(&subject, None, body.into(), limit).await;
+        let answer = answer.map_err(|e| request_error(e, what))?;
+        let error: MaybeError = serde_json::from_slice(&answer.payload).map_err(|e| unreadable(&e))?;
+        if let Some(error) = error.error {
+            return Err(error.into_stream_error(what.rsplit('.').next().unwrap_or(what)));
+        }
+        serde_json::from_slice(&answer.payload).map_err(|e| unreadable(&e))
+    }
+
+    pub(crate) async fn stream_info(&self, stream: &str) -> Result<Info, StreamError> {
+        self.api(
+            &format!("STREAM.INFO.{stream}"),
+            &serde_json::json!({}),
+            API_TIMEOUT,
+        )
+        .await
+    }
+
+    /// Makes a stream, or sets its changeable settings; `differs` says what can't be changed.
+    pub(crate) async fn ensure_stream(
+        &self,
+        wanted: &Config,
+        differs: impl Fn(&Config) -> Option<String>,
+        merge: impl Fn(&mut Config),
+    ) -> Result<(Info, bool), StreamError> {
+        let name = &wanted.name;
+        match self.stream_info(name).await {
+            Ok(info) => {
+                let foreign = |why| StreamError::Foreign {
+                    stream: name.clone(),
+                    why,
+                };
+                if let Some(why) = differs(&info.config) {
+                    return Err(foreign(why));
+                }
+                let mut config = info.config.clone();
+                merge(&mut config);
+                if config == info.config {
+                    return Ok((info, false));
+                }
+                match self
+                    .api(&format!("STREAM.UPDATE.{name}"), &config, API_TIMEOUT)
+                    .await
+                {
+                    Ok(info) => Ok((info, false)),
+                    Err(StreamError::Server { code, description }) => {
+                        Err(foreign(format!("{description} ({code})")))
+                    }
+                    Err(other) => Err(other),
+                }
+            }
+            Err(StreamError::NoStream { .. }) => {
+                match self
+                    .api(&format!("STREAM.CREATE.{name}"), wanted, API_TIMEOUT)
+                    .await
+                {
+                    Ok(info) => Ok((info, true)),
+                    // Its subjects belong to another stream, or somebody made it a moment ago in another way.
+                    Err(StreamError::Server {
+                        code: code @ (10065 | 10058),
+                        description,
+                    }) => Err(StreamError::Foreign {
+                        stream: name.clone(),
+                        why: format!("{description} ({code})"),
+                    }),
+                    Err(other) => Err(other),
+                }
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    pub(crate) async fn delete_stream(&self, stream: &str) -> Result<(), StreamError> {
+        let what = format!("STREAM.DELETE.{stream}");
+        match self
+            .api::<serde_json::Value>(&what, &serde_json::json!({}), API_TIMEOUT)
+            .await
+        {
+            Ok(_) | Err(StreamError::NoStream { .. }) => Ok(()),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Reads one message from the stream's leader; nothing if it has none such.
+    pub(crate) async fn get_message(
+        &self,
+        stream: &str,
+        which: &serde_json::Value,
+    ) -> Result<Option<StreamMessage>, StreamError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            message: RawMessage,
+        }
+        match self
+            .api::<Answer>(&format!("STREAM.MSG.GET.{stream}"), which, API_TIMEOUT)
+            .await
+        {
+            Ok(answer) => {
+                let sequence = answer.message.sequence;
+                let message = StreamMessage::try_from(answer.message);
+                message
+                    .map(Some)
+                    .map_err(|_| StreamError::NotAnEvent { sequence })
+            }
+            Err(StreamError::Server { code: 10037, .. }) => Ok(None),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Reads all messages of a stream from a sequence number on, page by page.
+    pub(crate) fn read_from(&self, stream: &str, sequence: u64, filter: Option<&str>) -> Pages {
+        Pages {
+            link: self.clone(),
+            stream: stream.to_owned(),
+            filter: filter.map(str::to_owned),
+            next: sequence.max(1),
+            page: VecDeque::new(),
+            done: false,
+        }
+    }
+
+    /// Publishes into a stream and waits for its answer.
+    pub(crate) async fn publish_acked(
+        &self,
+        stream: &str,
+        subject: &str,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<u64, StreamError> {
+        match self.request(subject, Some(headers), body, API_TIMEOUT).await {
+            Ok(answer) => read_ack(&answer.payload, stream),
+            Err(RequestError::NoResponders) => Err(StreamError::NoStream {
+                stream: stream.to_owned(),
+            }),
+            Err(error) => Err(request_error(error, &format!("a publish on {subject}"))),
+        }
+    }
+}
+
+/// Messages of a stream, in order; see [`Link::read_from`].
+#[derive(Debug)]
+pub(crate) struct Pages {
+    link: Link,
+    stream: String,
+    filter: Option<String>,
+    next: u64,
+    page: VecDeque<EventRecord>,
+    done: bool,
+}
+
+impl Pages {
+    /// The next message, with the headers of an event; nothing after the last.
+    pub(crate) async fn next(&mut self) -> Result<Option<EventRecord>, StreamError> {
+        while self.page.is_empty() && !self.done {
+            self.fetch().await?;
+        }
+        Ok(self.page.pop_front())
+    }
+
+    /// Fetches one page by a batched direct get (NATS ADR-31).
+    async fn fetch(&mut self) -> Result<(), StreamError> {
+        let what = format!("DIRECT.GET.{}", self.stream);
+        let subject = format!("{}.{what}", self.link.api_prefix());
+        let mut body = serde_json::json!({ "seq": self.next, "batch": 512 });
+        if let Some(filter) = &self.filter {
+            body["next_by_subj"] = filter.as_str().into();
+        }
+        let asked = self.link.ask(&subject, None, body.to_string().into()).await;
+        let mut replies = asked.map_err(|e| request_error(e, &what))?;
+        loop {
+            let message = match replies.next(API_TIMEOUT).await {
+                Ok(message) => message,
+                // Nobody listens there: no such stream, or one that is not read this way, or no JetStream.
+                Err(RequestError::NoResponders) => {
+                    self.link.stream_info(&self.stream).await?;
+                    let why = "it does not allow direct gets".to_owned();
+                    return Err(StreamError::Foreign {
+                        stream: self.stream.clone(),
+                        why,
+                    });
+                }
+                Err(error) => return Err(request_error(error, &what)),
+            };
+            let headers = message.headers.unwrap_or_default();
+            let number = |name: &str| headers.get(name).and_then(|v| v.as_str().parse::<u64>().ok());
+            match message.status.map(|status| status.as_u16()) {
+                None => {
+                    let (Some(sequence), Some(subject)) =
+                        (number("Nats-Sequence"), headers.get("Nats-Subject"))
+                    else {
+                        return Err(StreamError::NotAnEvent { sequence: self.next });
+                    };
+                    self.next = sequence + 1;
+                    self.page
+                        .push_back(to_record(sequence, subject.as_str(), &headers, &message.payload));
+                }
+                Some(204) => {
+                    self.done = number("Nats-Num-Pending").unwrap_or(0) == 0;
+                    return Ok(());
+                }
+                Some(404) => {
+                    self.done = true;
+                    return Ok(());
+                }
+                Some(code) => {
+                    let description = message.description.unwrap_or_default();
+                    return Err(StreamError::Server {
+                        code: code.into(),
+                        description,
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Returns an event as it stands in a stream: its own headers only, sorted.
+pub(crate) fn to_record(sequence: u64, subject: &str, headers: &HeaderMap, body: &[u8]) -> EventRecord {
+    let mut kept: Vec<(String, String)> = headers
+        .iter()
+        .map(|(name, values)| (name.to_string(), values))
+        .filter(|(name, _)| name.starts_with("ce-") || name == header::CONTENT_TYPE)
+        .filter_map(|(name, values)| Some((name, values.first()?.as_str().to_owned())))
+        .collect();
+    kept.sort();
+    EventRecord {
+        sequence,
+        subject: subject.to_owned(),
+        headers: kept,
+        body: body.to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_to_a_publish_are_told_apart() {
+        let read = |json: &str| read_ack(json.as_bytes(), "S");
+        assert_eq!(read(r#"{"stream":"S","seq":7}"#), Ok(7));
+        assert_eq!(
+            read(
+                r#"{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 5"},"stream":"S","seq":0}"#
+            ),
+            Err(StreamError::WrongLastSequence { actual: Some(5) })
+        );
+        assert_eq!(
+            read(r#"{"error":{"code":400,"err_code":10164,"description":"wrong last sequence"}}"#),
+            Err(StreamError::WrongLastSequence { actual: None })
+        );
+        assert!(matches!(
+            read(r#"{"error":{"code":503,"err_code":10077,"description":"no space left on device"}}"#),
+            Err(StreamError::StorageFull { .. })
+        ));
+        assert!(matches!(read("+OK"), Err(StreamError::Server { code: 0, .. })));
+    }
+}

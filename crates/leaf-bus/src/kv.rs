@@ -1,0 +1,198 @@
+//! The bucket `leaf_state`: what is so now of each leaf, by key, for those who watch. The events are the truth; this is
+//! a view of them, written after them.
+
+use std::collections::BTreeMap;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
+use bytes::Bytes;
+use leaf_core::id::LeafName;
+use leaf_core::subject::STATE_BUCKET;
+use serde_json::Value;
+
+use crate::client::{ClientError, read_json};
+use crate::connect::Bus;
+use crate::jetstream::{API_TIMEOUT, StreamError, read_ack, request_error};
+use crate::link::{Link, RequestError, Wait, publish_error};
+
+/// How many entries may be on their way at once.
+const BATCH: usize = 256;
+
+/// The bucket, as one leaf writes it.
+#[derive(Debug, Clone)]
+pub struct StateBucket {
+    link: Link,
+    leaf: LeafName,
+}
+
+impl StateBucket {
+    /// Makes the bucket if it is not there, and returns it for a leaf.
+    ///
+    /// # Errors
+    /// [`StreamError`], also when there is something else of its name.
+    pub async fn ensure(bus: &Bus, leaf: &LeafName) -> Result<Self, StreamError> {
+        let wanted = config();
+        let differs = |found: &Config| {
+            (found.subjects != wanted.subjects || found.max_messages_per_subject < 1).then(|| {
+                format!(
+                    "it is no key-value bucket (its subjects are {:?})",
+                    found.subjects
+                )
+            })
+        };
+        let merge = |found: &mut Config| {
+            found.allow_direct = true;
+            found.allow_rollup = true;
+            found.deny_delete = true;
+        };
+        bus.link.ensure_stream(&wanted, differs, merge).await?;
+        Ok(Self {
+            link: bus.link.clone(),
+            leaf: leaf.clone(),
+        })
+    }
+
+    /// Writes these entries of the leaf's state, and removes those without a value. It is done when all are stored;
+    /// on an error some may be, and it can be done again.
+    ///
+    /// # Errors
+    /// [`StreamError`] of the first entry that was not stored.
+    pub async fn apply(&self, entries: &[(String, Option<Value>)]) -> Result<(), StreamError> {
+        for batch in entries.chunks(BATCH) {
+            self.apply_batch(batch).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the whole state of the leaf: what the bucket has beyond it is removed, what is the same stays.
+    ///
+    /// # Errors
+    /// [`StreamError`] of the first entry that was not read or stored.
+    pub async fn replace(&self, state: &BTreeMap<String, Value>) -> Result<(), StreamError> {
+        let found = read(&self.link, &self.leaf).await?;
+        let gone = found
+            .keys()
+            .filter(|key| !state.contains_key(*key))
+            .map(|key| (key.clone(), None));
+        let changed = state.iter().filter(|(key, value)| {
+            found
+                .get(*key)
+                .and_then(|body| serde_json::from_slice::<Value>(body).ok())
+                .as_ref()
+                != Some(value)
+        });
+        let entries: Vec<_> = gone
+            .chain(changed.map(|(k, v)| (k.clone(), Some(v.clone()))))
+            .collect();
+        self.apply(&entries).await
+    }
+
+    async fn apply_batch(&self, batch: &[(String, Option<Value>)]) -> Result<(), StreamError> {
+        use futures::StreamExt as _;
+        if !self.link.is_connected() {
+            return Err(StreamError::Disconnected);
+        }
+        let stream = stream_name();
+        let mut wait = Wait::new(&self.link);
+        let inbox = self.link.new_inbox();
+        let mut acks = self.link.subscribe(inbox.clone()).await?;
+        let mut first_subject = String::new();
+        for (key, value) in batch {
+            let subject = self.subject(key);
+            let (headers, body) = match value {
+                Some(value) => (HeaderMap::new(), Bytes::from(value.to_string())),
+                None => (
+                    HeaderMap::from_iter([(
+                        "KV-Operation".parse().expect("a header's name"),
+                        "DEL".parse().expect("a header's value"),
+                    )]),
+                    Bytes::new(),
+                ),
+            };
+            first_subject.clone_from(&subject);
+            let sent = self
+                .link
+                .client()
+                .publish_with_reply_and_headers(subject, inbox.clone(), headers, body)
+                .await;
+            sent.map_err(|e| request_error(publish_error(&e), &stream))?;
+        }
+        let what = "the state's entries";
+        for _ in batch {
+            let message = tokio::select! {
+                biased;
+                message = acks.next() => message.ok_or(StreamError::Disconnected)?,
+                error = wait.trouble(&self.link, &first_subject) => return Err(request_error(error, what)),
+                () = tokio::time::sleep(API_TIMEOUT) => return Err(request_error(RequestError::TimedOut, what)),
+            };
+            if message.status.is_some() {
+                return Err(StreamError::NoStream { stream });
+            }
+            read_ack(&message.payload, &stream)?;
+        }
+        Ok(())
+    }
+
+    fn subject(&self, key: &str) -> String {
+        let prefix = match self.link.domain() {
+            Some(_) => format!("{}.", self.link.api_prefix()),
+            None => String::new(),
+        };
+        format!("{prefix}$KV.{STATE_BUCKET}.{}.{key}", self.leaf)
+    }
+}
+
+/// Returns what is so now of a leaf.
+pub(crate) async fn entries(link: &Link, leaf: &LeafName) -> Result<BTreeMap<String, Value>, ClientError> {
+    let read = match read(link, leaf).await {
+        Err(StreamError::NoStream { .. }) => BTreeMap::new(),
+        other => other?,
+    };
+    read.into_iter()
+        .map(|(key, body)| Ok((key.clone(), read_json(&key, &body)?)))
+        .collect()
+}
+
+async fn read(link: &Link, leaf: &LeafName) -> Result<BTreeMap<String, Vec<u8>>, StreamError> {
+    let prefix = format!("$KV.{STATE_BUCKET}.{leaf}.");
+    let mut pages = link.read_from(&stream_name(), 1, Some(&format!("{prefix}>")));
+    let mut found = BTreeMap::new();
+    while let Some(message) = pages.next().await? {
+        let Some(key) = message.subject.strip_prefix(&prefix) else {
+            continue;
+        };
+        // A value is JSON and never empty; an empty body is the mark of one that was removed.
+        if message.body.is_empty() {
+            found.remove(key);
+        } else {
+            found.insert(key.to_owned(), message.body);
+        }
+    }
+    Ok(found)
+}
+
+fn stream_name() -> String {
+    format!("KV_{STATE_BUCKET}")
+}
+
+/// A bucket, as every client of NATS makes and expects it (ADR-8).
+fn config() -> Config {
+    Config {
+        name: stream_name(),
+        description: Some("what is so now of each leaf".to_owned()),
+        subjects: vec![format!("$KV.{STATE_BUCKET}.>")],
+        max_messages_per_subject: 1,
+        max_messages: -1,
+        max_bytes: -1,
+        max_consumers: -1,
+        max_message_size: -1,
+        num_replicas: 1,
+        storage: StorageType::File,
+        retention: RetentionPolicy::Limits,
+        discard: DiscardPolicy::New,
+        allow_rollup: true,
+        deny_delete: true,
+        allow_direct: true,
+        ..Config::default()
+    }
+}

@@ -1,0 +1,172 @@
+//! The lease on a leaf's name: a beat in the stream `LEASES`, which forgets it unless it is renewed.
+//!
+//! A lease is not a lock: on one host the state folder is locked, and the stream's expected sequence is the fence. The
+//! lease is for the clear message, and for everybody who wants to know which leaves are there.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
+use leaf_core::beat::{Beat, LEASE_SECONDS};
+use leaf_core::event::header;
+use leaf_core::id::LeafName;
+use leaf_core::subject::{self, LEASE_STREAM};
+use serde_json::json;
+
+use crate::connect::Bus;
+use crate::jetstream::{API_TIMEOUT, StreamError};
+use crate::link::Link;
+
+/// Why there is no lease.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// Another run has it.
+    #[error("the leaf {} is held by another leafd (run {}) on {} since {}: stop that one, or give this one another name", .0.leaf, .0.instance, .0.hostname, .0.started_at)]
+    HeldBy(Box<Beat>),
+    /// The stream of leases did not do what it was asked.
+    #[error("the lease could not be taken or renewed")]
+    Stream(#[from] StreamError),
+}
+
+/// A lease that we hold.
+#[derive(Debug)]
+pub struct Lease {
+    link: Link,
+    leaf: LeafName,
+    sequence: u64,
+}
+
+impl Lease {
+    /// Takes the lease on a leaf's name. With `may_take_over` also one that another run holds: where the caller knows that
+    /// it is dead.
+    ///
+    /// # Errors
+    /// [`LeaseError::HeldBy`] when another run has it, which it does until [`LEASE_SECONDS`] after its last beat.
+    pub async fn acquire(bus: &Bus, beat: &Beat, may_take_over: bool) -> Result<Self, LeaseError> {
+        ensure(&bus.link).await?;
+        let mut lease = Self {
+            link: bus.link.clone(),
+            leaf: beat.leaf.clone(),
+            sequence: 0,
+        };
+        let found = lease.last().await?;
+        if let Some((sequence, holder)) = found {
+            if holder.instance != beat.instance && !may_take_over {
+                return Err(LeaseError::HeldBy(Box::new(holder)));
+            }
+            lease.sequence = sequence;
+        }
+        lease.put(beat).await?;
+        Ok(lease)
+    }
+
+    /// Renews it. One that was forgotten meanwhile, and that nobody else has, is taken again.
+    ///
+    /// # Errors
+    /// [`LeaseError::HeldBy`] when another run has it now: this one must stop.
+    pub async fn renew(&mut self, beat: &Beat) -> Result<(), LeaseError> {
+        self.put(beat).await
+    }
+
+    /// Gives it back, so that the next one need not wait.
+    ///
+    /// # Errors
+    /// [`LeaseError::Stream`]; it is forgotten by itself then.
+    pub async fn release(self) -> Result<(), LeaseError> {
+        // Only our own beat: a newer one has another number.
+        let body = json!({ "seq": self.sequence, "no_erase": true });
+        let what = format!("STREAM.MSG.DELETE.{LEASE_STREAM}");
+        match self
+            .link
+            .api::<serde_json::Value>(&what, &body, API_TIMEOUT)
+            .await
+        {
+            Ok(_) | Err(StreamError::Server { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Publishes the beat if the stream's last one is that which we know, and looks again once if it is not.
+    async fn put(&mut self, beat: &Beat) -> Result<(), LeaseError> {
+        for attempt in 0..3 {
+            let error = match self.publish(beat).await {
+                Ok(sequence) => {
+                    self.sequence = sequence;
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            match error {
+                StreamError::WrongLastSequence { .. } if attempt < 2 => match self.last().await? {
+                    None => self.sequence = 0,
+                    Some((sequence, holder)) if holder.instance == beat.instance => self.sequence = sequence,
+                    Some((_, holder)) => return Err(LeaseError::HeldBy(Box::new(holder))),
+                },
+                // The stream is gone (another disk, a new server): make it again.
+                StreamError::NoStream { .. } if attempt < 2 => {
+                    ensure(&self.link).await?;
+                    self.sequence = 0;
+                }
+                error => return Err(error.into()),
+            }
+        }
+        Err(StreamError::WrongLastSequence { actual: None }.into())
+    }
+
+    async fn publish(&self, beat: &Beat) -> Result<u64, StreamError> {
+        let body = serde_json::to_vec(beat).expect("a beat has string keys only");
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, "application/json");
+        headers.insert("Nats-Expected-Last-Subject-Sequence", self.sequence.to_string());
+        headers.insert("Nats-Expected-Stream", LEASE_STREAM);
+        self.link
+            .publish_acked(LEASE_STREAM, &subject::beat(&self.leaf), headers, body.into())
+            .await
+    }
+
+    /// The last beat and its place; a body that can't be read is of nobody.
+    async fn last(&self) -> Result<Option<(u64, Beat)>, StreamError> {
+        let which = json!({ "last_by_subj": subject::beat(&self.leaf) });
+        let Some(message) = self.link.get_message(LEASE_STREAM, &which).await? else {
+            return Ok(None);
+        };
+        match serde_json::from_slice(&message.payload) {
+            Ok(beat) => Ok(Some((message.sequence, beat))),
+            Err(_) => Err(StreamError::NotAnEvent {
+                sequence: message.sequence,
+            }),
+        }
+    }
+}
+
+/// Makes the stream of leases, which all leaves share.
+async fn ensure(link: &Link) -> Result<(), StreamError> {
+    let wanted = Config {
+        name: LEASE_STREAM.to_owned(),
+        description: Some("the last beat of every leaf".to_owned()),
+        subjects: vec![subject::beats()],
+        max_age: Duration::from_secs(LEASE_SECONDS),
+        duplicate_window: Duration::from_secs(LEASE_SECONDS),
+        max_messages_per_subject: 1,
+        max_messages: -1,
+        max_bytes: -1,
+        max_consumers: -1,
+        max_message_size: -1,
+        num_replicas: 1,
+        storage: StorageType::Memory,
+        retention: RetentionPolicy::Limits,
+        discard: DiscardPolicy::Old,
+        allow_direct: true,
+        ..Config::default()
+    };
+    let differs = |found: &Config| {
+        (found.subjects != wanted.subjects).then(|| format!("its subjects are {:?}", found.subjects))
+    };
+    let merge = |found: &mut Config| {
+        found.max_age = wanted.max_age;
+        found.duplicate_window = wanted.duplicate_window;
+        found.max_messages_per_subject = 1;
+        found.allow_direct = true;
+    };
+    link.ensure_stream(&wanted, differs, merge).await.map(|_| ())
+}

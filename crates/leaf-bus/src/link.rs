@@ -1,0 +1,650 @@
+//! The one connection below all else: options, events, requests that leave nothing behind.
+//!
+//! What async-nats 0.51 does, and what is done about it here: an unanswered request stays in its map for good, so a
+//! request here has an inbox of its own; while there is no connection messages wait or vanish, so a request is refused
+//! at once instead; a permission violation comes as an event without a reply, so a waiting request listens for it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::{ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, StatusCode, rustls};
+use bytes::Bytes;
+use futures::StreamExt as _;
+use jiff::Timestamp;
+use tokio::sync::{broadcast, watch};
+
+use crate::connect::{Cause, ConnectError, ConnectSettings, Credentials, ServerIdentity, Status};
+use crate::credentials;
+use crate::jetstream::StreamError;
+
+/// How long one attempt to connect may take.
+const ATTEMPT: Duration = Duration::from_secs(5);
+/// How many messages one subscription buffers before it drops some.
+const SUBSCRIPTION_CAPACITY: usize = 8192;
+
+/// How hard to try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Without end, also at the start.
+    Forever,
+    /// Once, and later again without end.
+    Once,
+}
+
+/// A connection and what is known about it.
+#[derive(Debug, Clone)]
+pub(crate) struct Link {
+    client: async_nats::Client,
+    shared: Arc<Shared>,
+    servers: Arc<str>,
+    inbox_prefix: Arc<str>,
+    api_prefix: Arc<str>,
+    domain: Option<Arc<str>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    status: watch::Sender<Status>,
+    closed: watch::Sender<bool>,
+    violations: broadcast::Sender<String>,
+    dropped: AtomicU64,
+    /// What the server said before it hung up.
+    last_words: watch::Sender<Option<String>>,
+}
+
+/// Why a request has no answer.
+#[derive(Debug)]
+pub(crate) enum RequestError {
+    NoResponders,
+    TimedOut,
+    Disconnected,
+    Forbidden(String),
+    TooLarge(String),
+    Other(String),
+}
+
+impl Link {
+    pub(crate) async fn open(settings: &ConnectSettings, mode: Mode) -> Result<Self, ConnectError> {
+        let servers = settings.servers_text();
+        let mut addresses = Vec::new();
+        for server in &settings.servers {
+            let address = server.parse::<async_nats::ServerAddr>();
+            addresses.push(address.map_err(|_| ConnectError::BadAddress {
+                server: server.clone(),
+            })?);
+        }
+        if addresses.is_empty() {
+            return Err(ConnectError::BadAddress {
+                server: String::new(),
+            });
+        }
+        check_tls_files(settings, &servers)?;
+        let shared = Arc::new(Shared {
+            status: watch::Sender::new(Status::Disconnected {
+                problem: "not connected yet".to_owned(),
+                since: Timestamp::now(),
+            }),
+            closed: watch::Sender::new(false),
+            violations: broadcast::Sender::new(64),
+            dropped: AtomicU64::new(0),
+            last_words: watch::Sender::new(None),
+        });
+        let options = options(settings, mode, &shared, &servers)?;
+        let client = options
+            .connect(addresses)
+            .await
+            .map_err(|e| classify(&e, &servers, settings))?;
+        if mode == Mode::Once {
+            shared.connected(&servers);
+        }
+        let domain = settings.jetstream_domain.as_deref().map(Arc::from);
+        Ok(Self {
+            client,
+            shared,
+            servers: servers.into(),
+            inbox_prefix: settings.inbox_prefix.as_str().into(),
+            api_prefix: match &domain {
+                Some(domain) => format!("$JS.{domain}.API").into(),
+                None => "$JS.API".into(),
+            },
+            domain,
+        })
+    }
+
+    pub(crate) fn client(&self) -> &async_nats::Client {
+        &self.client
+    }
+
+    pub(crate) fn servers(&self) -> &str {
+        &self.servers
+    }
+
+    pub(crate) fn api_prefix(&self) -> &str {
+        &self.api_prefix
+    }
+
+    pub(crate) fn domain(&self) -> Option<&str> {
+        self.domain.as_deref()
+    }
+
+    pub(crate) fn new_inbox(&self) -> String {
+        self.client.new_inbox()
+    }
+
+    pub(crate) fn status(&self) -> watch::Receiver<Status> {
+        self.shared.status.subscribe()
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    pub(crate) async fn connected(&self) {
+        let mut status = self.status();
+        // The level may lag behind the client's own state, and the other way round: both must say so.
+        while !(self.is_connected() && status.borrow_and_update().is_connected()) {
+            let _ = tokio::time::timeout(Duration::from_millis(500), status.changed()).await;
+        }
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.client.statistics().connects.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn server(&self) -> Option<ServerIdentity> {
+        self.client.try_server_info().map(|info| ServerIdentity {
+            id: info.server_id,
+            name: info.server_name,
+            version: info.version,
+            max_payload_bytes: info.max_payload,
+        })
+    }
+
+    pub(crate) fn dropped_messages(&self) -> u64 {
+        self.shared.dropped.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn violations(&self) -> broadcast::Receiver<String> {
+        self.shared.violations.subscribe()
+    }
+
+    pub(crate) async fn subscribe(&self, subject: String) -> Result<async_nats::Subscriber, StreamError> {
+        self.client
+            .subscribe(subject.clone())
+            .await
+            .map_err(|e| StreamError::Server {
+                code: 0,
+                description: format!("can't subscribe to {subject}: {e}"),
+            })
+    }
+
+    pub(crate) async fn flush(&self, limit: Duration) -> Result<(), StreamError> {
+        if !self.is_connected() {
+            return Err(StreamError::Disconnected);
+        }
+        match tokio::time::timeout(limit, self.client.flush()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(StreamError::Disconnected),
+            Err(_) => Err(StreamError::Unanswered {
+                what: "a flush".to_owned(),
+            }),
+        }
+    }
+
+    pub(crate) async fn close(self, limit: Duration) {
+        if !self.is_connected() {
+            return;
+        }
+        let mut closed = self.shared.closed.subscribe();
+        // `drain` only asks for it; `Closed` says that it is done.
+        let done = async {
+            if self.client.drain().await.is_ok() {
+                let _ = closed.wait_for(|closed| *closed).await;
+            }
+        };
+        let _ = tokio::time::timeout(limit, done).await;
+    }
+
+    /// Sends a request and returns its one answer.
+    pub(crate) async fn request(
+        &self,
+        subject: &str,
+        headers: Option<HeaderMap>,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<Message, RequestError> {
+        let mut replies = self.ask(subject, headers, body).await?;
+        replies.next(limit).await
+    }
+
+    /// Sends a request that has several answers.
+    pub(crate) async fn ask(
+        &self,
+        subject: &str,
+        headers: Option<HeaderMap>,
+        body: Bytes,
+    ) -> Result<Replies, RequestError> {
+        if !self.is_connected() {
+            return Err(RequestError::Disconnected);
+        }
+        let generation = self.generation();
+        let status = self.status();
+        let violations = self.violations();
+        let inbox = self.new_inbox();
+        let other = |e: &dyn std::fmt::Display| RequestError::Other(e.to_string());
+        let subscriber = self
+            .client
+            .subscribe(inbox.clone())
+            .await
+            .map_err(|e| other(&e))?;
+        let sent = match headers {
+            Some(headers) => {
+                self.client
+                    .publish_with_reply_and_headers(subject.to_owned(), inbox, headers, body)
+                    .await
+            }
+            None => {
+                self.client
+                    .publish_with_reply(subject.to_owned(), inbox, body)
+                    .await
+            }
+        };
+        sent.map_err(|e| publish_error(&e))?;
+        Ok(Replies {
+            link: self.clone(),
+            subject: subject.to_owned(),
+            subscriber,
+            wait: Wait {
+                generation,
+                status,
+                violations,
+            },
+        })
+    }
+
+    /// Sends a request by the client's shared inbox: quicker, but one without an answer leaves an entry behind.
+    pub(crate) async fn quick_request(
+        &self,
+        subject: &str,
+        headers: Option<HeaderMap>,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<Message, RequestError> {
+        if !self.is_connected() {
+            return Err(RequestError::Disconnected);
+        }
+        let mut wait = Wait {
+            generation: self.generation(),
+            status: self.status(),
+            violations: self.violations(),
+        };
+        let mut request = async_nats::Request::new().payload(body).timeout(None);
+        if let Some(headers) = headers {
+            request = request.headers(headers);
+        }
+        let answer = async {
+            use async_nats::RequestErrorKind as Kind;
+            self.client
+                .send_request(subject.to_owned(), request)
+                .await
+                .map_err(|e| match e.kind() {
+                    Kind::NoResponders => RequestError::NoResponders,
+                    Kind::TimedOut => RequestError::TimedOut,
+                    Kind::MaxPayloadExceeded => RequestError::TooLarge(e.to_string()),
+                    _ => RequestError::Other(e.to_string()),
+                })
+        };
+        tokio::select! {
+            answer = answer => answer,
+            error = wait.trouble(self, subject) => Err(error),
+            () = tokio::time::sleep(limit) => Err(RequestError::TimedOut),
+        }
+    }
+
+    pub(crate) async fn check_jetstream(&self) -> Result<(), ConnectError> {
+        let limit = Duration::from_secs(5);
+        let servers = self.servers().to_owned();
+        let result: Result<serde_json::Value, _> = self.api("INFO", &serde_json::json!({}), limit).await;
+        match result {
+            Ok(_) => Ok(()),
+            Err(StreamError::NoPermission { what }) => Err(ConnectError::NoPermission { what }),
+            Err(StreamError::Unanswered { .. }) => Err(ConnectError::TimedOut {
+                servers,
+                seconds: 5.0,
+            }),
+            Err(StreamError::Disconnected) => {
+                let problem = self.status().borrow().to_string();
+                Err(ConnectError::NoServer {
+                    servers,
+                    source: problem.into(),
+                })
+            }
+            Err(_) => Err(ConnectError::JetStreamOff { servers }),
+        }
+    }
+}
+
+/// The answers to one request. Dropping it ends its subscription.
+#[derive(Debug)]
+pub(crate) struct Replies {
+    link: Link,
+    subject: String,
+    subscriber: async_nats::Subscriber,
+    wait: Wait,
+}
+
+impl Replies {
+    /// The next answer.
+    pub(crate) async fn next(&mut self, limit: Duration) -> Result<Message, RequestError> {
+        tokio::select! {
+            biased;
+            message = self.subscriber.next() => match message {
+                Some(message) if message.status == Some(StatusCode::NO_RESPONDERS) => Err(RequestError::NoResponders),
+                Some(message) => Ok(message),
+                None => Err(RequestError::Disconnected),
+            },
+            error = self.wait.trouble(&self.link, &self.subject) => Err(error),
+            () = tokio::time::sleep(limit) => Err(RequestError::TimedOut),
+        }
+    }
+}
+
+/// What can go wrong while an answer is awaited.
+#[derive(Debug)]
+pub(crate) struct Wait {
+    generation: u64,
+    status: watch::Receiver<Status>,
+    violations: broadcast::Receiver<String>,
+}
+
+impl Wait {
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    pub(crate) fn new(link: &Link) -> Self {
+        Self {
+            generation: link.generation(),
+            status: link.status(),
+            violations: link.violations(),
+        }
+    }
+
+    /// Returns when there will be no answer: the connection is lost, or the server forbids it.
+    pub(crate) async fn trouble(&mut self, link: &Link, subject: &str) -> RequestError {
+        loop {
+            if self.generation != link.generation() || !link.is_connected() {
+                return RequestError::Disconnected;
+            }
+            tokio::select! {
+                changed = self.status.changed() => if changed.is_err() {
+                    return RequestError::Disconnected;
+                },
+                violation = self.violations.recv() => match violation {
+                    Ok(text) if concerns(&text, subject, &link.inbox_prefix) => return RequestError::Forbidden(text),
+                    Err(broadcast::error::RecvError::Closed) => return RequestError::Disconnected,
+                    _ => {}
+                },
+            }
+        }
+    }
+}
+
+fn concerns(violation: &str, subject: &str, inbox_prefix: &str) -> bool {
+    violation.contains(&format!("\"{subject}\""))
+        || (violation.contains("Subscription to") && violation.contains(&format!("\"{inbox_prefix}.")))
+}
+
+pub(crate) fn publish_error(error: &async_nats::PublishError) -> RequestError {
+    match error.kind() {
+        async_nats::client::PublishErrorKind::MaxPayloadExceeded => RequestError::TooLarge(error.to_string()),
+        async_nats::client::PublishErrorKind::Send => RequestError::Disconnected,
+        async_nats::client::PublishErrorKind::InvalidSubject => RequestError::Other(error.to_string()),
+    }
+}
+
+impl Shared {
+    fn connected(&self, servers: &str) {
+        self.last_words.send_replace(None);
+        self.status.send_if_modified(|status| {
+            let changed = !status.is_connected();
+            if changed {
+                *status = Status::Connected {
+                    server: servers.to_owned(),
+                    since: Timestamp::now(),
+                };
+            }
+            changed
+        });
+    }
+
+    /// Sets what is wrong; a `lost` connection becomes a disconnected one.
+    fn problem(&self, text: String, lost: bool) {
+        self.status.send_if_modified(|status| match status {
+            Status::Connected { .. } if lost => {
+                *status = Status::Disconnected {
+                    problem: text,
+                    since: Timestamp::now(),
+                };
+                true
+            }
+            Status::Disconnected { problem, .. } if !lost && *problem != text => {
+                *problem = text;
+                true
+            }
+            _ => false,
+        });
+    }
+
+    fn event(&self, event: &Event, servers: &str) {
+        match event {
+            Event::Connected => self.connected(servers),
+            Event::Disconnected => {
+                let words = self.last_words.send_replace(None);
+                self.problem(
+                    words.unwrap_or_else(|| "the connection was lost".to_owned()),
+                    true,
+                );
+            }
+            Event::ServerError(error) => {
+                let text = error.to_string();
+                if text.contains("Permissions Violation") {
+                    tracing::warn!(%text, "the NATS server forbids something");
+                    let _ = self.violations.send(text.trim_start_matches("nats: ").to_owned());
+                } else {
+                    tracing::warn!(%text, "the NATS server reports an error");
+                    self.last_words.send_replace(Some(text));
+                }
+            }
+            Event::ClientError(error) => {
+                // The pool's own text is better: it has the cause.
+                if matches!(&*self.status.borrow(), Status::Disconnected { problem, .. } if !problem.contains(": "))
+                {
+                    self.problem(error.to_string(), false);
+                }
+            }
+            Event::SlowConsumer(sid) => {
+                let before = self.dropped.fetch_add(1, Ordering::Relaxed);
+                if before.is_power_of_two() || before == 0 {
+                    tracing::warn!(
+                        subscription = sid,
+                        dropped = before + 1,
+                        "messages come in faster than they are taken"
+                    );
+                }
+            }
+            Event::Closed => {
+                self.closed.send_replace(true);
+                self.problem("the connection was closed".to_owned(), true);
+            }
+            Event::LameDuckMode => tracing::info!("the NATS server is about to stop"),
+            Event::Draining => {}
+        }
+    }
+}
+
+fn options(
+    settings: &ConnectSettings,
+    mode: Mode,
+    shared: &Arc<Shared>,
+    servers: &str,
+) -> Result<ConnectOptions, ConnectError> {
+    let unreadable = |what: String, source: Cause| ConnectError::CredentialsUnreadable { what, source };
+    let mut options = match &settings.credentials {
+        Credentials::None => ConnectOptions::new(),
+        Credentials::Password { user, password } => {
+            ConnectOptions::with_user_and_password(user.clone(), password.expose().to_owned())
+        }
+        Credentials::Token(token) => ConnectOptions::with_token(token.expose().to_owned()),
+        Credentials::NkeyFile(path) => {
+            let seed = std::fs::read_to_string(path)
+                .map_err(|e| unreadable(format!("in {}", path.display()), e.into()))?;
+            let pair = nkeys::KeyPair::from_seed(seed.trim());
+            pair.map_err(|e| unreadable(format!("in {}", path.display()), e.into()))?;
+            ConnectOptions::with_nkey(seed.trim().to_owned())
+        }
+        Credentials::File(_) | Credentials::Text(_) => {
+            let credentials = settings.credentials.clone();
+            credentials::sign(&credentials, b"").map_err(|(what, source)| unreadable(what, source))?;
+            ConnectOptions::with_auth_callback(move |nonce| {
+                let auth = credentials::sign(&credentials, &nonce).map(|signed| {
+                    let mut auth = async_nats::Auth::new();
+                    auth.jwt = Some(signed.jwt);
+                    auth.signature = Some(signed.signature);
+                    auth
+                });
+                async move { auth.map_err(|(what, e)| async_nats::AuthError::new(format!("{what}: {e}"))) }
+            })
+        }
+    };
+    let tls = &settings.tls;
+    if let Some(ca) = &tls.ca {
+        options = options.add_root_certificates(ca.clone());
+    }
+    if let (Some(cert), Some(key)) = (&tls.cert, &tls.key) {
+        options = options.add_client_certificate(cert.clone(), key.clone());
+    }
+    if mode == Mode::Forever {
+        options = options.retry_on_initial_connect();
+    }
+    let (on_event, on_pool) = (shared.clone(), shared.clone());
+    let servers: Arc<str> = servers.into();
+    Ok(options
+        .require_tls(tls.required)
+        .name(&settings.name)
+        .custom_inbox_prefix(&settings.inbox_prefix)
+        .connection_timeout(ATTEMPT)
+        .ping_interval(Duration::from_secs(10))
+        .subscription_capacity(SUBSCRIPTION_CAPACITY)
+        .max_reconnects(None)
+        .reconnect_delay_callback(backoff)
+        .reconnect_to_server_callback(move |pool, _| {
+            let problems: Vec<String> = pool
+                .iter()
+                .filter_map(|s| {
+                    Some(format!(
+                        "{}:{}: {}",
+                        s.addr.host(),
+                        s.addr.port(),
+                        s.last_error.as_ref()?
+                    ))
+                })
+                .collect();
+            if !problems.is_empty() {
+                on_pool.problem(problems.join("; "), false);
+            }
+            async { None }
+        })
+        .event_callback(move |event| {
+            on_event.event(&event, &servers);
+            async {}
+        }))
+}
+
+/// From 50 ms up to 2 s, and up to a quarter more so that not all leaves come back at once.
+fn backoff(attempts: usize) -> Duration {
+    if attempts <= 1 {
+        return Duration::ZERO;
+    }
+    let doublings = u32::try_from(attempts - 2).unwrap_or(u32::MAX).min(6);
+    let base = Duration::from_millis(50 * 2u64.pow(doublings)).min(Duration::from_secs(2));
+    let random = u32::from(uuid::Uuid::now_v7().as_bytes()[15]);
+    base + base * random / 1024
+}
+
+/// TLS files that can't be read are told at once, also to the daemon.
+fn check_tls_files(settings: &ConnectSettings, servers: &str) -> Result<(), ConnectError> {
+    let tls = &settings.tls;
+    let error = |source: Cause| ConnectError::Tls {
+        servers: servers.to_owned(),
+        source,
+    };
+    if tls.cert.is_some() != tls.key.is_some() {
+        return Err(error(
+            "a certificate needs its key, and a key its certificate".into(),
+        ));
+    }
+    for path in [&tls.ca, &tls.cert, &tls.key].into_iter().flatten() {
+        std::fs::File::open(path).map_err(|e| error(format!("{}: {e}", path.display()).into()))?;
+    }
+    Ok(())
+}
+
+fn classify(error: &async_nats::ConnectError, servers: &str, settings: &ConnectSettings) -> ConnectError {
+    let servers = servers.to_owned();
+    let io = std::error::Error::source(error).and_then(|s| s.downcast_ref::<std::io::Error>());
+    let server_error =
+        std::error::Error::source(error).and_then(|s| s.downcast_ref::<async_nats::ServerError>());
+    let tls = io
+        .and_then(|e| e.get_ref())
+        .and_then(|e| e.downcast_ref::<rustls::Error>());
+    let text = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+    match error.kind() {
+        ConnectErrorKind::AuthorizationViolation => ConnectError::CredentialsRefused { servers },
+        ConnectErrorKind::Authentication => ConnectError::CredentialsUnreadable {
+            what: credentials::describe(&settings.credentials),
+            source: text.into(),
+        },
+        ConnectErrorKind::TimedOut | ConnectErrorKind::MaxReconnects => ConnectError::TimedOut {
+            servers,
+            seconds: ATTEMPT.as_secs_f64(),
+        },
+        ConnectErrorKind::ServerParse => ConnectError::BadAddress { server: servers },
+        ConnectErrorKind::Tls => ConnectError::Tls {
+            servers,
+            source: text.into(),
+        },
+        ConnectErrorKind::Dns => ConnectError::NoServer {
+            servers,
+            source: text.into(),
+        },
+        ConnectErrorKind::Io => match (tls, server_error) {
+            (Some(rustls::Error::InvalidCertificate(problem)), _) => ConnectError::WrongCa {
+                servers,
+                source: format!("{problem}").into(),
+            },
+            (Some(other), _) => ConnectError::Tls {
+                servers,
+                source: other.to_string().into(),
+            },
+            (None, Some(error)) => {
+                let reason = error.to_string();
+                if reason.to_lowercase().contains("authenti") {
+                    ConnectError::CredentialsRefused { servers }
+                } else {
+                    ConnectError::Refused { servers, reason }
+                }
+            }
+            (None, None) if text.contains("tls") => ConnectError::Tls {
+                servers,
+                source: text.into(),
+            },
+            (None, None) => ConnectError::NoServer {
+                servers,
+                source: text.into(),
+            },
+        },
+    }
+}

@@ -1,0 +1,231 @@
+//! Publishing events into a leaf's stream, many on their way at once and yet in order.
+//!
+//! Each message says which sequence number the stream must end with before it, so a second writer, a lost message or
+//! one that is sent again changes nothing. After any error the publisher is done for: look where the stream ends, compare
+//! ([`crate::stream::EventStream::compare`]), and go on with a new one from there, with the same bytes.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use async_nats::header::{HeaderName, HeaderValue};
+use async_nats::{HeaderMap, Message, Subscriber};
+use bytes::Bytes;
+use futures::{FutureExt as _, StreamExt as _};
+use leaf_core::event::{EventRecord, header};
+use tokio::time::Instant;
+
+use crate::jetstream::{StreamError, read_ack, request_error};
+use crate::link::{Link, Wait, publish_error};
+
+/// How many messages may be on their way at once.
+const WINDOW_MESSAGES: usize = 1024;
+/// How many bytes of bodies may be on their way at once.
+const WINDOW_BYTES: usize = 4 * 1024 * 1024;
+/// How long the server may take to answer the oldest of them.
+const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+
+const EXPECTED_LAST_SEQUENCE: HeaderName = HeaderName::from_static("Nats-Expected-Last-Sequence");
+const EXPECTED_STREAM: HeaderName = HeaderName::from_static("Nats-Expected-Stream");
+const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
+
+/// Sends events in order and takes in the server's answers.
+#[derive(Debug)]
+pub struct Publisher {
+    link: Link,
+    stream: String,
+    stream_header: HeaderValue,
+    inbox: async_nats::Subject,
+    acks: Subscriber,
+    wait: Wait,
+    /// What is on its way, the oldest first; the first has the sequence number `acked + 1`.
+    in_flight: VecDeque<InFlight>,
+    bytes: usize,
+    acked: u64,
+    failed: Option<StreamError>,
+    last_subject: String,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    bytes: usize,
+    sent: Instant,
+}
+
+impl Publisher {
+    pub(crate) async fn start(link: Link, stream: String, after: u64) -> Result<Self, StreamError> {
+        if !link.is_connected() {
+            return Err(StreamError::Disconnected);
+        }
+        let wait = Wait::new(&link);
+        let inbox = link.new_inbox();
+        let acks = link.subscribe(inbox.clone()).await?;
+        Ok(Self {
+            stream_header: HeaderValue::from(stream.as_str()),
+            link,
+            stream,
+            inbox: inbox.into(),
+            acks,
+            wait,
+            in_flight: VecDeque::new(),
+            bytes: 0,
+            acked: after,
+            failed: None,
+            last_subject: String::new(),
+        })
+    }
+
+    /// The last sequence number that the stream holds for sure.
+    #[must_use]
+    pub fn acked(&self) -> u64 {
+        self.acked
+    }
+
+    /// The sequence number of the event to publish next.
+    #[must_use]
+    pub fn next_sequence(&self) -> u64 {
+        self.acked + self.in_flight.len() as u64 + 1
+    }
+
+    /// Whether something is on its way.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        !self.in_flight.is_empty()
+    }
+
+    /// Sends an event, which must have [`next_sequence`](Self::next_sequence); waits while too much is on its way.
+    ///
+    /// # Errors
+    /// [`StreamError`]: of this event or one before it. The publisher is done for then.
+    pub async fn publish(&mut self, record: &EventRecord) -> Result<(), StreamError> {
+        if record.sequence != self.next_sequence() {
+            return self.fail(StreamError::WrongLastSequence {
+                actual: Some(self.next_sequence() - 1),
+            });
+        }
+        self.collect()?;
+        while self.in_flight.len() >= WINDOW_MESSAGES
+            || (self.is_waiting() && self.bytes + record.body.len() > WINDOW_BYTES)
+        {
+            self.next_ack().await?;
+        }
+        if self.link.generation() != self.generation() || !self.link.is_connected() {
+            return self.fail(StreamError::Disconnected);
+        }
+        self.last_subject.clone_from(&record.subject);
+        let body = Bytes::copy_from_slice(&record.body);
+        let headers = self.headers(record);
+        let client = self.link.client();
+        let sent = client
+            .publish_with_reply_and_headers(record.subject.clone(), self.inbox.clone(), headers, body)
+            .await;
+        if let Err(error) = sent {
+            return self.fail(request_error(publish_error(&error), "a publish"));
+        }
+        self.in_flight.push_back(InFlight {
+            bytes: record.body.len(),
+            sent: Instant::now(),
+        });
+        self.bytes += record.body.len();
+        Ok(())
+    }
+
+    /// Waits for the next answer, and takes in all that are here; returns [`acked`](Self::acked). Without anything on
+    /// its way it waits until the connection is lost. It may be dropped and called again.
+    ///
+    /// # Errors
+    /// [`StreamError`]: of the first event that was not stored. The publisher is done for then.
+    pub async fn next_ack(&mut self) -> Result<u64, StreamError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let deadline = self.in_flight.front().map(|oldest| oldest.sent + ACK_TIMEOUT);
+        let message = tokio::select! {
+            biased;
+            message = self.acks.next() => message.ok_or(StreamError::Disconnected),
+            error = self.wait.trouble(&self.link, &self.last_subject) => Err(request_error(error, "a publish")),
+            () = sleep_until(deadline) => Err(StreamError::Unanswered { what: format!("the event {}", self.acked + 1) }),
+        };
+        match message {
+            Ok(message) => self.take(&message)?,
+            Err(error) => return self.fail(error),
+        }
+        self.collect()?;
+        Ok(self.acked)
+    }
+
+    /// Waits until the stream holds all that was published; returns [`acked`](Self::acked).
+    ///
+    /// # Errors
+    /// [`StreamError`]: of the first event that was not stored. The publisher is done for then.
+    pub async fn settle(&mut self) -> Result<u64, StreamError> {
+        while self.is_waiting() {
+            self.next_ack().await?;
+        }
+        match &self.failed {
+            Some(error) => Err(error.clone()),
+            None => Ok(self.acked),
+        }
+    }
+
+    fn generation(&self) -> u64 {
+        self.wait.generation()
+    }
+
+    /// Takes in the answers that are here.
+    fn collect(&mut self) -> Result<(), StreamError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        while let Some(Some(message)) = self.acks.next().now_or_never() {
+            self.take(&message)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, message: &Message) -> Result<(), StreamError> {
+        if message.status.is_some() {
+            return self.fail(StreamError::NoStream {
+                stream: self.stream.clone(),
+            });
+        }
+        match read_ack(&message.payload, &self.stream) {
+            Ok(sequence) if sequence == self.acked + 1 => {
+                if let Some(oldest) = self.in_flight.pop_front() {
+                    self.bytes -= oldest.bytes;
+                }
+                self.acked = sequence;
+                Ok(())
+            }
+            // The answers come in the order of the messages; another number means that another stream answers, too.
+            Ok(sequence) => self.fail(StreamError::WrongLastSequence {
+                actual: Some(sequence),
+            }),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn fail<T>(&mut self, error: StreamError) -> Result<T, StreamError> {
+        self.failed = Some(error.clone());
+        Err(error)
+    }
+
+    fn headers(&self, record: &EventRecord) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in &record.headers {
+            if name == header::ID {
+                headers.insert(MESSAGE_ID, value.as_str());
+            }
+            headers.insert(name.as_str(), value.as_str());
+        }
+        headers.insert(EXPECTED_LAST_SEQUENCE, (record.sequence - 1).to_string());
+        headers.insert(EXPECTED_STREAM, self.stream_header.clone());
+        headers
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,360 @@
+//! Answering commands: plain subscriptions that speak the NATS service protocol (ADR-32).
+//!
+//! The server refuses by itself what nobody need look at: a wrong version or subject, a body that is too large, a bad
+//! command id. A command whose reply subject is not below its caller's own inbox is not carried out, and nothing is
+//! sent there: the leaf would write in the caller's stead wherever it may write itself.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::{HeaderMap, Message, Subscriber};
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::SelectAll;
+use leaf_core::command::{COMMAND_ID_HEADER, MAX_COMMAND_BYTES};
+use leaf_core::event::header;
+use leaf_core::id::{Caller, CommandId, InstanceId, LeafName};
+use leaf_core::problem::{Problem, ProblemCode};
+use leaf_core::subject::{self, CommandSubject, SubjectError};
+
+use crate::connect::Bus;
+use crate::jetstream::StreamError;
+use crate::link::{Link, RequestError, publish_error};
+use crate::service::{ERROR_CODE_HEADER, ERROR_HEADER, SERVICE_NAME, Stats};
+
+/// How long a draining server waits for what is still under way to it.
+const DRAIN: Duration = Duration::from_secs(2);
+/// The longest `ce-correlationid`, in bytes.
+const MAX_CORRELATION_BYTES: usize = 256;
+
+/// What the service says of itself.
+#[derive(Debug, Clone)]
+pub struct ServiceInfo {
+    /// The leaf that is commanded here.
+    pub leaf: LeafName,
+    /// This run of the daemon: the service's id.
+    pub instance: InstanceId,
+    /// The daemon's version.
+    pub version: String,
+    /// What it is, in a sentence.
+    pub description: String,
+}
+
+/// One command, checked as far as the wire goes.
+#[derive(Debug)]
+pub struct Incoming {
+    /// Who sends it.
+    pub caller: Caller,
+    /// What it is about.
+    pub noun: String,
+    /// What to do.
+    pub verb: String,
+    /// The id that its sender gave it.
+    pub command_id: Option<CommandId>,
+    /// The sender's own mark, carried along.
+    pub correlation: Option<String>,
+    /// The arguments, not yet read.
+    pub body: Bytes,
+    /// Where the answer goes.
+    pub responder: Responder,
+}
+
+/// Answers one command.
+#[derive(Debug)]
+pub struct Responder {
+    link: Link,
+    stats: Arc<Stats>,
+    endpoint: usize,
+    reply: String,
+    began: Instant,
+    answered: bool,
+}
+
+/// Takes commands. It works only while [`Server::next`] is called.
+#[derive(Debug)]
+pub struct Server {
+    link: Link,
+    leaf: LeafName,
+    commands: Subscriber,
+    discovery: SelectAll<Subscriber>,
+    stats: Arc<Stats>,
+    drained_by: Option<tokio::time::Instant>,
+}
+
+impl Server {
+    /// Subscribes to the commands of a leaf. There need not be a connection yet, and it may be lost and come back.
+    ///
+    /// # Errors
+    /// [`StreamError`] when the connection was closed for good.
+    pub async fn start(bus: &Bus, info: ServiceInfo) -> Result<Self, StreamError> {
+        let link = bus.link.clone();
+        let commands = link.subscribe(subject::commands_of(&info.leaf)).await?;
+        let mut discovery = SelectAll::new();
+        let id = info.instance;
+        for name in [
+            "$SRV.*".to_owned(),
+            format!("$SRV.*.{SERVICE_NAME}"),
+            format!("$SRV.*.{SERVICE_NAME}.{id}"),
+        ] {
+            discovery.push(link.subscribe(name).await?);
+        }
+        let leaf = info.leaf.clone();
+        Ok(Self {
+            link,
+            leaf,
+            commands,
+            discovery,
+            stats: Arc::new(Stats::new(info)),
+            drained_by: None,
+        })
+    }
+
+    /// Returns the next command that is worth looking at; nothing when the server is drained, or the connection is
+    /// closed for good. Answers discovery on the way. If it is dropped, no command is lost.
+    pub async fn next(&mut self) -> Option<Incoming> {
+        enum Woken {
+            Command(Option<Message>),
+            Discovery(Option<Message>),
+            Drained,
+        }
+        loop {
+            let (deadline, commands) = (self.drained_by, &mut self.commands);
+            let woken = tokio::select! {
+                biased;
+                message = commands.next() => Woken::Command(message),
+                Some(message) = self.discovery.next(), if deadline.is_none() => Woken::Discovery(Some(message)),
+                () = wait_until(deadline) => Woken::Drained,
+            };
+            match woken {
+                Woken::Command(Some(message)) => {
+                    if let Some(incoming) = self.check(message).await {
+                        return Some(incoming);
+                    }
+                }
+                Woken::Discovery(Some(message)) => self.discover(&message).await,
+                Woken::Command(None) | Woken::Discovery(None) | Woken::Drained => return None,
+            }
+        }
+    }
+
+    /// Asks for no more commands. [`Server::next`] gives those that are here or under way already, then nothing.
+    pub async fn drain(&mut self) {
+        if self.drained_by.is_some() {
+            return;
+        }
+        self.drained_by = Some(tokio::time::Instant::now() + DRAIN);
+        self.discovery.clear();
+        if self.link.is_connected() {
+            let _ = tokio::time::timeout(DRAIN, self.commands.drain()).await;
+        }
+    }
+
+    /// How many messages were refused without an answer since their reply subject can't be trusted.
+    #[must_use]
+    pub fn refused_silently(&self) -> u64 {
+        self.stats.silent()
+    }
+
+    async fn discover(&self, message: &Message) {
+        let Some(reply) = &message.reply else { return };
+        let mut tokens = message.subject.split('.').skip(1);
+        let Some(body) = tokens.next().and_then(|verb| self.stats.discovery(verb)) else {
+            return;
+        };
+        // Whoever asks need not be a caller of ours, but an answer goes into an inbox only.
+        if !reply.starts_with("_INBOX.") || !self.link.is_connected() {
+            return;
+        }
+        let _ = self.link.client().publish(reply.clone(), body.into()).await;
+    }
+
+    /// Returns the command, or answers it and returns nothing.
+    async fn check(&self, message: Message) -> Option<Incoming> {
+        let parsed = CommandSubject::parse(&message.subject);
+        let endpoint = match &parsed {
+            Ok(s) => self.stats.endpoint(&s.noun, &s.verb),
+            Err(_) => self.stats.other(),
+        };
+        // The caller also of a subject that is wrong otherwise: it is the place that the permission pins.
+        let caller = match &parsed {
+            Ok(subject) => Some(subject.caller.clone()),
+            Err(_) => message
+                .subject
+                .split('.')
+                .nth(4)
+                .and_then(|token| Caller::new(token).ok()),
+        };
+        let reply = match (&caller, &message.reply) {
+            (Some(caller), Some(reply)) if subject::is_own_inbox(reply, caller) => reply.to_string(),
+            (_, reply) => {
+                let reply = reply.as_ref().map(ToString::to_string);
+                tracing::warn!(subject = %message.subject, ?reply, "refused: its reply subject is not the caller's own inbox");
+                self.stats.refused_silently(endpoint, reply.as_deref());
+                return None;
+            }
+        };
+        let responder = Responder {
+            link: self.link.clone(),
+            stats: self.stats.clone(),
+            endpoint,
+            reply,
+            began: Instant::now(),
+            answered: false,
+        };
+        let headers = message.headers.as_ref();
+        let text = |name: &str| {
+            headers
+                .and_then(|h| h.get(name))
+                .map(|value| value.as_str().trim().to_owned())
+        };
+        let id = text(COMMAND_ID_HEADER).map(CommandId::new).transpose();
+        let command_id = id.as_ref().ok().cloned().flatten();
+        let checked = parsed
+            .map_err(|e| subject_problem(&e))
+            .and_then(|subject| match message.payload.len() {
+                0..=MAX_COMMAND_BYTES => Ok(subject),
+                bytes => Err(Problem::new(
+                    ProblemCode::TooLarge,
+                    format!("the body has {bytes} bytes, at most {MAX_COMMAND_BYTES} are allowed"),
+                )),
+            })
+            .and_then(|subject| match id {
+                Ok(_) => Ok(subject),
+                Err(e) => Err(Problem::new(
+                    ProblemCode::Malformed,
+                    format!("the header {COMMAND_ID_HEADER}: {e}"),
+                )),
+            });
+        let checked = checked.and_then(|subject| match text(header::CORRELATION_ID) {
+            Some(mark) if mark.len() > MAX_CORRELATION_BYTES || mark.chars().any(char::is_control) => {
+                Err(Problem::new(
+                    ProblemCode::Malformed,
+                    format!(
+                        "the header {} has at most {MAX_CORRELATION_BYTES} bytes and no control characters",
+                        header::CORRELATION_ID
+                    ),
+                ))
+            }
+            mark => Ok((subject, mark)),
+        });
+        match checked {
+            Ok((subject, _)) if subject.leaf != self.leaf => None,
+            Ok((subject, correlation)) => Some(Incoming {
+                caller: subject.caller,
+                noun: subject.noun,
+                verb: subject.verb,
+                command_id,
+                correlation: correlation.filter(|mark| !mark.is_empty()),
+                body: message.payload,
+                responder,
+            }),
+            Err(problem) => {
+                tracing::info!(subject = %message.subject, problem = %problem, "refused");
+                responder.reply(command_id.as_ref(), Err(problem)).await;
+                None
+            }
+        }
+    }
+}
+
+impl Responder {
+    /// Sends the answer: the reply's body, or a problem with its headers (ADR-32). Without a connection there is
+    /// nobody to hear it, and it is dropped; the sender asks again with the same command id.
+    pub async fn reply(mut self, command_id: Option<&CommandId>, result: Result<Vec<u8>, Problem>) {
+        self.answered = true;
+        let sent = match &result {
+            Ok(body) => self.send(command_id, Bytes::copy_from_slice(body), None).await,
+            Err(problem) => self.send_problem(command_id, problem).await,
+        };
+        let problem = match sent {
+            Err(RequestError::TooLarge(what)) => {
+                let problem = Problem::new(
+                    ProblemCode::Failed,
+                    format!("the reply is too large to be sent: {what}"),
+                );
+                let _ = self.send_problem(command_id, &problem).await;
+                Some(problem)
+            }
+            Err(error) => {
+                tracing::warn!(reply = %self.reply, ?error, "an answer was not sent");
+                result.err()
+            }
+            Ok(()) => result.err(),
+        };
+        self.stats.count(
+            self.endpoint,
+            self.began.elapsed(),
+            problem.as_ref().map(ToString::to_string),
+        );
+    }
+
+    async fn send_problem(
+        &self,
+        command_id: Option<&CommandId>,
+        problem: &Problem,
+    ) -> Result<(), RequestError> {
+        let body = serde_json::to_vec(problem).expect("a problem has string keys only");
+        self.send(command_id, body.into(), Some(problem)).await
+    }
+
+    async fn send(
+        &self,
+        command_id: Option<&CommandId>,
+        body: Bytes,
+        problem: Option<&Problem>,
+    ) -> Result<(), RequestError> {
+        if !self.link.is_connected() {
+            return Err(RequestError::Disconnected);
+        }
+        let mut headers = HeaderMap::new();
+        if let Some(id) = command_id {
+            headers.insert(header::CAUSATION_ID, id.as_str());
+        }
+        if let Some(problem) = problem {
+            headers.insert(header::CONTENT_TYPE, "application/problem+json");
+            headers.insert(ERROR_CODE_HEADER, problem.status.to_string());
+            headers.insert(ERROR_HEADER, one_line(&problem.to_string()));
+        } else {
+            headers.insert(header::CONTENT_TYPE, "application/json");
+        }
+        let sent = self
+            .link
+            .client()
+            .publish_with_headers(self.reply.clone(), headers, body)
+            .await;
+        sent.map_err(|e| publish_error(&e))
+    }
+}
+
+impl Drop for Responder {
+    fn drop(&mut self) {
+        if !self.answered {
+            tracing::warn!(reply = %self.reply, "a command was dropped without an answer");
+            let problem = Some("dropped without an answer".to_owned());
+            self.stats.count(self.endpoint, self.began.elapsed(), problem);
+        }
+    }
+}
+
+/// A header has one line.
+fn one_line(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(512)
+        .collect()
+}
+
+fn subject_problem(error: &SubjectError) -> Problem {
+    let code = match error {
+        SubjectError::Version(_) => ProblemCode::UnsupportedVersion,
+        SubjectError::Shape(_) | SubjectError::Token(_) => ProblemCode::Malformed,
+    };
+    Problem::new(code, error.to_string())
+}
+
+async fn wait_until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
