@@ -1,0 +1,163 @@
+//! The configuration of the embedded server, written anew at each start, and the port that it keeps.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+
+use super::processes::listener_on;
+use super::{EmbeddedError, EmbeddedSettings};
+use crate::identity::Identity;
+use crate::identity::files::{private_dir, write_private};
+
+/// Ports from which one is chosen: below the kernel's ephemeral range, since a client that keeps reconnecting to an
+/// ephemeral port on the same host can end up connected to itself, and then holds the port.
+const PORTS: std::ops::Range<u16> = 14_222..30_000;
+
+/// Where the server's things are.
+pub(super) struct Home {
+    pub(super) dir: PathBuf,
+    pub(super) config: PathBuf,
+    pub(super) log: PathBuf,
+    store: PathBuf,
+    port: PathBuf,
+}
+
+impl Home {
+    pub(super) fn prepare(dir: &Path) -> Result<Self, EmbeddedError> {
+        let dir = std::path::absolute(dir)
+            .and_then(|dir| private_dir(&dir).map(|()| dir))
+            .map_err(|source| EmbeddedError::File {
+                path: dir.to_owned(),
+                source,
+            })?;
+        Ok(Self {
+            config: dir.join("nats-server.conf"),
+            log: dir.join("nats-server.log"),
+            store: dir.join("jetstream"),
+            port: dir.join("port"),
+            dir,
+        })
+    }
+
+    /// Returns the address to listen on. Port 0 means the port of the last start, or a new one that is then kept.
+    pub(super) fn address(&self, settings: &EmbeddedSettings) -> Result<SocketAddr, EmbeddedError> {
+        let ip = settings.listen.ip();
+        if ip.is_unspecified() {
+            return Err(EmbeddedError::ListensToTheWorld { address: ip });
+        }
+        if settings.listen.port() != 0 {
+            check_free(settings.listen)?;
+            return Ok(settings.listen);
+        }
+        let kept = fs::read_to_string(&self.port)
+            .ok()
+            .and_then(|text| text.trim().parse::<u16>().ok())
+            .filter(|port| *port != 0);
+        if let Some(port) = kept {
+            let address = SocketAddr::new(ip, port);
+            match check_free(address) {
+                Ok(()) => return Ok(address),
+                Err(e @ EmbeddedError::PortTaken { .. }) => tracing::warn!("{e}; choosing another port"),
+                Err(e) => return Err(e),
+            }
+        }
+        let address = SocketAddr::new(ip, free_port(ip)?);
+        write_private(&self.port, &format!("{}\n", address.port())).map_err(|source| {
+            EmbeddedError::File {
+                path: self.port.clone(),
+                source,
+            }
+        })?;
+        Ok(address)
+    }
+
+    /// Writes the configuration.
+    pub(super) fn write_config(
+        &self,
+        settings: &EmbeddedSettings,
+        address: SocketAddr,
+        identity: &Identity,
+    ) -> Result<(), EmbeddedError> {
+        let max_file = match settings.max_file_store {
+            Some(bytes) => bytes,
+            None => self.file_system_size()?,
+        };
+        // No `http`: nothing but NATS is served.
+        let text = format!(
+            "# Written by leafd at each start; changes made here are lost.\n\
+             server_name: {name}\nhost: {host}\nport: {port}\n\
+             max_payload: {max_payload}\n\
+             log_file: {log}\nlogfile_size_limit: 4MB\nlogfile_max_num: 2\n\
+             jetstream {{\n  store_dir: {store}\n  sync_interval: \"1s\"\n  max_file_store: {max_file}\n  max_memory_store: {max_memory}\n}}\n\
+             {identity}",
+            name = quote(identity.leaf().as_str()),
+            host = quote(&address.ip().to_string()),
+            port = address.port(),
+            max_payload = settings.max_payload,
+            log = quote_path(&self.log)?,
+            store = quote_path(&self.store)?,
+            max_memory = settings.max_memory_store,
+            identity = identity.server_config(),
+        );
+        write_private(&self.config, &text).map_err(|source| EmbeddedError::File {
+            path: self.config.clone(),
+            source,
+        })
+    }
+
+    /// The server's own default is three quarters of what is *free* when it starts: after a full disk it would
+    /// refuse what it has stored. What bounds the streams is their own `max_bytes`.
+    fn file_system_size(&self) -> Result<u64, EmbeddedError> {
+        let stat = rustix::fs::statvfs(&self.dir).map_err(|e| EmbeddedError::File {
+            path: self.dir.clone(),
+            source: e.into(),
+        })?;
+        // Some file systems (overlays, network ones) don't say.
+        Ok(stat.f_blocks.saturating_mul(stat.f_frsize).max(1 << 30))
+    }
+}
+
+/// Returns whether the address can be listened on, by doing it.
+pub(super) fn check_free(address: SocketAddr) -> Result<(), EmbeddedError> {
+    use std::io::ErrorKind as Kind;
+    match TcpListener::bind(address) {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == Kind::AddrInUse => Err(EmbeddedError::PortTaken {
+            address,
+            holder: listener_on(address.port()).unwrap_or_else(|| "another process".to_owned()),
+        }),
+        Err(e) if e.kind() == Kind::AddrNotAvailable => Err(EmbeddedError::NoSuchAddress {
+            address: address.ip(),
+        }),
+        Err(source) => Err(EmbeddedError::Listen { address, source }),
+    }
+}
+
+fn free_port(ip: IpAddr) -> Result<u16, EmbeddedError> {
+    let width = u128::from(PORTS.end - PORTS.start);
+    let mut last = None;
+    for _ in 0..200 {
+        let offset = uuid::Uuid::now_v7().as_u128() % width;
+        let port = PORTS.start + u16::try_from(offset).expect("less than the width of a range of u16");
+        match check_free(SocketAddr::new(ip, port)) {
+            Ok(()) => return Ok(port),
+            Err(e @ EmbeddedError::PortTaken { .. }) => last = Some(e),
+            Err(e) => return Err(e),
+        }
+    }
+    Err(last.expect("200 ports were tried"))
+}
+
+fn quote_path(path: &Path) -> Result<String, EmbeddedError> {
+    match path.to_str() {
+        Some(text) if !text.chars().any(char::is_control) => Ok(quote(text)),
+        _ => Err(EmbeddedError::PathNotText {
+            path: path.to_owned(),
+        }),
+    }
+}
+
+/// A string of nats-server's configuration, in double quotes.
+fn quote(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}

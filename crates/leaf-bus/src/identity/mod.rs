@@ -1,0 +1,459 @@
+//! Who is who on a leaf's own NATS: an operator, its accounts and users, made at the first start and kept.
+//!
+//! Start at [`Identity::open_or_create`]. There is one account (`LEAF`) and three kinds of users: the daemon
+//! (`leafd`), people (`admin` is the first), and containers, whose users are issued by a signing key that can issue
+//! nothing else. What each may do stands in [`Permissions`]. In a fleet an operator is given instead, and this
+//! module is not used.
+
+pub(crate) mod files;
+mod jwt;
+mod keys;
+mod permissions;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use leaf_core::host_op::Secret;
+use leaf_core::id::{Caller, ContainerName, LeafName};
+use leaf_core::subject;
+use nkeys::KeyPair;
+use serde_json::{Value, json};
+
+use files::{private_dir, write_private};
+use jwt::Claims;
+use keys::Keys;
+pub use permissions::Permissions;
+
+/// The scope of the signing key that issues containers' users.
+const CONTAINER_ROLE: &str = "container";
+
+/// Why there is no identity.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// A file is there and can't be read.
+    #[error("can't read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A file or folder can't be written.
+    #[error("can't write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Others may read a secret.
+    #[error("{} holds secret keys and has mode {mode:04o}, so that others may read it; if nobody has, `chmod 600` it, else delete its folder for new keys", path.display())]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// The keys are not what was written.
+    #[error("the keys of this leaf in {} are damaged: {what}; restore the file from a backup, or delete its folder for new keys, which makes all credentials handed out so far worthless", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// The keys are gone, though what was made of them is there.
+    #[error("{} is missing, though credentials made with it stand beside it; restore it from a backup, or delete its folder for new keys, which makes all credentials handed out so far worthless", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The keys of a leaf with another name.
+    #[error("{} holds the keys of the leaf {found}, not of {wanted}: start it under its name, or give this leaf a state folder of its own", path.display())]
+    OtherLeaf {
+        /// The file.
+        path: PathBuf,
+        /// Whose keys they are.
+        found: LeafName,
+        /// Whose were wanted.
+        wanted: LeafName,
+    },
+}
+
+/// The caller of the daemon: `leafd`.
+#[must_use]
+pub fn daemon_caller() -> Caller {
+    Caller::new("leafd").expect("leafd is a token")
+}
+
+/// The first person: `admin`.
+#[must_use]
+pub fn admin_caller() -> Caller {
+    Caller::new("admin").expect("admin is a token")
+}
+
+/// The operator, account and users of one leaf's own NATS.
+pub struct Identity {
+    leaf: LeafName,
+    keys: Keys,
+    admin_file: PathBuf,
+}
+
+impl Identity {
+    /// Returns the identity kept in this folder; makes it (folder 0700, files 0600) if there is none. No key is
+    /// ever made twice.
+    ///
+    /// # Errors
+    /// [`IdentityError`] when a piece is damaged, missing, readable by others, of another leaf, or can't be
+    /// written.
+    pub fn open_or_create(dir: &Path, leaf: &LeafName) -> Result<Self, IdentityError> {
+        let dir = std::path::absolute(dir)
+            .and_then(|dir| private_dir(&dir).map(|()| dir))
+            .map_err(|source| IdentityError::Write {
+                path: dir.to_owned(),
+                source,
+            })?;
+        let key_file = dir.join("keys.json");
+        let admin_file = dir.join("admin.creds");
+        let keys = match Keys::read(&key_file, leaf)? {
+            Some(keys) => keys,
+            None if admin_file.exists() => return Err(IdentityError::Missing { path: key_file }),
+            None => Keys::make(&key_file, leaf, Timestamp::now())?,
+        };
+        let identity = Self {
+            leaf: leaf.clone(),
+            keys,
+            admin_file,
+        };
+        write_private(&identity.admin_file, identity.admin_credentials().expose()).map_err(|source| {
+            IdentityError::Write {
+                path: identity.admin_file.clone(),
+                source,
+            }
+        })?;
+        Ok(identity)
+    }
+
+    /// The leaf whose identity this is.
+    #[must_use]
+    pub fn leaf(&self) -> &LeafName {
+        &self.leaf
+    }
+
+    /// The public key of the account that everybody is in.
+    #[must_use]
+    pub fn account(&self) -> String {
+        self.keys.account.public_key()
+    }
+
+    /// Returns the daemon's credentials (user [`daemon_caller`]), in the form of a credentials file.
+    #[must_use]
+    pub fn leaf_credentials(&self) -> Secret {
+        let permissions = Permissions::daemon(&self.leaf);
+        self.issue(
+            &self.keys.daemon,
+            &daemon_caller(),
+            &permissions,
+            self.issued_at(),
+        )
+    }
+
+    /// Returns the credentials of the first person (user [`admin_caller`]).
+    #[must_use]
+    pub fn admin_credentials(&self) -> Secret {
+        let admin = admin_caller();
+        let permissions = Permissions::person(&admin);
+        self.issue(&self.keys.admin, &admin, &permissions, self.issued_at())
+    }
+
+    /// The absolute path of the file with the [admin's credentials](Self::admin_credentials).
+    #[must_use]
+    pub fn admin_credentials_file(&self) -> &Path {
+        &self.admin_file
+    }
+
+    /// Returns credentials of a new user with permissions of its own: another person
+    /// ([`Permissions::person`]), a program.
+    #[must_use]
+    pub fn user_credentials(&self, caller: &Caller, permissions: &Permissions) -> Secret {
+        let now = Timestamp::now().as_second();
+        self.issue(&KeyPair::new_user(), caller, permissions, now)
+    }
+
+    /// Returns credentials of a new user for a container, named [`ContainerName::caller`]. They are issued by the
+    /// signing key for containers, so that the server itself holds them to the container's own subjects.
+    #[must_use]
+    pub fn container_credentials(&self, container: &ContainerName) -> Secret {
+        let user = KeyPair::new_user();
+        // A user of a scoped key must carry no permissions or limits: the scope has them.
+        let claims = json!({
+            "type": "user",
+            "version": 2,
+            "issuer_account": self.account(),
+            "tags": [format!("container:{}", container.token())],
+        });
+        let jwt = jwt::sign(
+            Claims {
+                subject: &user.public_key(),
+                name: container.caller().as_str(),
+                issued_at: Timestamp::now().as_second(),
+                nats: claims,
+            },
+            &self.keys.container_signer,
+        );
+        Secret::new(jwt::credentials(&jwt, &user))
+    }
+
+    /// Returns the part of nats-server's configuration that makes the server ours: operator, system account, and
+    /// both accounts preloaded into a resolver in memory. It holds no secret.
+    #[must_use]
+    pub fn server_config(&self) -> String {
+        let system = self.keys.system.public_key();
+        format!(
+            "operator: {operator}\nsystem_account: {system}\nresolver: MEMORY\nresolver_preload {{\n  {system}: {system_jwt}\n  {account}: {account_jwt}\n}}\n",
+            operator = self.operator_jwt(),
+            account = self.account(),
+            system_jwt = self.account_jwt(&self.keys.system, "SYS", system_account_claims()),
+            account_jwt = self.account_jwt(&self.keys.account, "LEAF", self.leaf_account_claims()),
+        )
+    }
+
+    /// Writes a context of the `nats` command line (mode 0600), with which any client that reads one connects as
+    /// the caller `admin`.
+    ///
+    /// # Errors
+    /// [`IdentityError::Write`].
+    pub fn write_context(&self, path: &Path, url: &str) -> Result<(), IdentityError> {
+        // The fields of github.com/nats-io/jsm.go, natscontext; those left out are empty there too.
+        let context = json!({
+            "description": format!("the leaf {} as admin", self.leaf),
+            "url": url,
+            "creds": self.admin_file,
+            "inbox_prefix": subject::inbox_prefix(&admin_caller()),
+        });
+        write_private(path, &format!("{context:#}\n")).map_err(|source| IdentityError::Write {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    fn issued_at(&self) -> i64 {
+        self.keys.made_at.as_second()
+    }
+
+    fn issue(&self, user: &KeyPair, caller: &Caller, permissions: &Permissions, issued_at: i64) -> Secret {
+        let mut claims = permissions.to_claims();
+        claims.insert("type".to_owned(), json!("user"));
+        claims.insert("version".to_owned(), json!(2));
+        let jwt = jwt::sign(
+            Claims {
+                subject: &user.public_key(),
+                name: caller.as_str(),
+                issued_at,
+                nats: Value::Object(claims),
+            },
+            &self.keys.account,
+        );
+        Secret::new(jwt::credentials(&jwt, user))
+    }
+
+    fn operator_jwt(&self) -> String {
+        jwt::sign(
+            Claims {
+                subject: &self.keys.operator.public_key(),
+                name: self.leaf.as_str(),
+                issued_at: self.issued_at(),
+                nats: json!({
+                    "type": "operator",
+                    "version": 2,
+                    "system_account": self.keys.system.public_key(),
+                }),
+            },
+            &self.keys.operator,
+        )
+    }
+
+    fn account_jwt(&self, account: &KeyPair, name: &str, nats: Value) -> String {
+        jwt::sign(
+            Claims {
+                subject: &account.public_key(),
+                name,
+                issued_at: self.issued_at(),
+                nats,
+            },
+            &self.keys.operator,
+        )
+    }
+
+    fn leaf_account_claims(&self) -> Value {
+        let mut limits = account_limits();
+        for unlimited in [
+            "mem_storage",
+            "disk_storage",
+            "streams",
+            "consumer",
+            "max_ack_pending",
+        ] {
+            limits[unlimited] = json!(-1);
+        }
+        json!({
+            "type": "account",
+            "version": 2,
+            "limits": limits,
+            "signing_keys": [{
+                "kind": "user_scope",
+                "key": self.keys.container_signer.public_key(),
+                "role": CONTAINER_ROLE,
+                "template": Permissions::container_template(&self.leaf).to_claims(),
+            }],
+        })
+    }
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity")
+            .field("leaf", &self.leaf)
+            .field("account", &self.account())
+            .finish_non_exhaustive()
+    }
+}
+
+fn account_limits() -> Value {
+    json!({
+        "subs": -1, "data": -1, "payload": -1, "conn": -1, "leaf": -1,
+        "imports": -1, "exports": -1, "wildcards": true,
+    })
+}
+
+/// The system account keeps no streams: it has no JetStream limits.
+fn system_account_claims() -> Value {
+    json!({ "type": "account", "version": 2, "limits": account_limits() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
+    fn leaf() -> LeafName {
+        LeafName::new("edge").expect("a leaf name")
+    }
+
+    fn fresh() -> (tempfile::TempDir, PathBuf, Identity) {
+        let parent = tempfile::tempdir().expect("a folder");
+        let dir = parent.path().join("identity");
+        let identity = Identity::open_or_create(&dir, &leaf()).expect("a new identity");
+        (parent, dir, identity)
+    }
+
+    #[test]
+    fn an_identity_opened_again_is_the_same() {
+        let (_parent, dir, first) = fresh();
+        let again = Identity::open_or_create(&dir, &leaf()).expect("the identity");
+        assert_eq!(first.server_config(), again.server_config());
+        assert_eq!(first.leaf_credentials(), again.leaf_credentials());
+        assert_eq!(first.admin_credentials(), again.admin_credentials());
+        let file = std::fs::read_to_string(again.admin_credentials_file()).expect("the file");
+        assert_eq!(file, first.admin_credentials().expose());
+    }
+
+    #[test]
+    fn only_the_owner_may_read_it() {
+        let (_parent, dir, identity) = fresh();
+        let mode = |path: &Path| std::fs::metadata(path).expect("it is there").mode() & 0o7777;
+        assert_eq!(mode(&dir), 0o700);
+        assert_eq!(mode(&dir.join("keys.json")), 0o600);
+        assert_eq!(mode(identity.admin_credentials_file()), 0o600);
+        let context = dir.join("context.json");
+        identity
+            .write_context(&context, "nats://127.0.0.1:4222")
+            .expect("it is written");
+        assert_eq!(mode(&context), 0o600);
+        assert!(!format!("{identity:?}").contains("SO"), "no seed is shown");
+    }
+
+    #[test]
+    fn keys_readable_by_others_are_refused() {
+        let (_parent, dir, _) = fresh();
+        let keys = dir.join("keys.json");
+        std::fs::set_permissions(&keys, std::fs::Permissions::from_mode(0o644)).expect("a mode");
+        let error = Identity::open_or_create(&dir, &leaf())
+            .expect_err("refused")
+            .to_string();
+        assert!(error.contains("0644") && error.contains("chmod 600"), "{error}");
+    }
+
+    #[test]
+    fn damaged_keys_are_refused_and_never_replaced() {
+        let (_parent, dir, _) = fresh();
+        let keys = dir.join("keys.json");
+        let good = std::fs::read_to_string(&keys).expect("the keys");
+        let seed = good
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("\"account\": \""))
+            .expect("the account's seed");
+        let mut flipped = seed.to_owned();
+        let byte = if &seed[20..21] == "A" { "B" } else { "A" };
+        flipped.replace_range(20..21, byte);
+        for bad in [
+            String::new(),
+            good[..good.len() / 2].to_owned(),
+            good.replace(seed, &flipped),
+            good.replace("\"format\": 1", "\"format\": 2"),
+            good.replace("\"operator\"", "\"operater\""),
+        ] {
+            std::fs::write(&keys, &bad).expect("written");
+            let error = Identity::open_or_create(&dir, &leaf()).expect_err("refused");
+            assert!(matches!(error, IdentityError::Damaged { .. }), "{error}");
+            assert_eq!(std::fs::read_to_string(&keys).expect("the keys"), bad);
+        }
+    }
+
+    #[test]
+    fn missing_keys_are_not_made_anew_beside_credentials_made_with_them() {
+        let (_parent, dir, _) = fresh();
+        std::fs::remove_file(dir.join("keys.json")).expect("removed");
+        let error = Identity::open_or_create(&dir, &leaf()).expect_err("refused");
+        assert!(matches!(error, IdentityError::Missing { .. }), "{error}");
+    }
+
+    #[test]
+    fn missing_credentials_of_the_admin_are_written_again() {
+        let (_parent, dir, first) = fresh();
+        std::fs::remove_file(first.admin_credentials_file()).expect("removed");
+        let again = Identity::open_or_create(&dir, &leaf()).expect("the identity");
+        assert!(again.admin_credentials_file().exists());
+    }
+
+    #[test]
+    fn the_keys_of_another_leaf_are_refused() {
+        let (_parent, dir, _) = fresh();
+        let other = LeafName::new("other").expect("a leaf name");
+        let error = Identity::open_or_create(&dir, &other)
+            .expect_err("refused")
+            .to_string();
+        assert!(error.contains("edge") && error.contains("other"), "{error}");
+    }
+
+    #[test]
+    fn a_container_gets_a_new_user_each_time_with_no_permissions_of_its_own() {
+        use base64::Engine as _;
+        let (_parent, _, identity) = fresh();
+        let web = ContainerName::new("Web").expect("a name");
+        let (one, two) = (
+            identity.container_credentials(&web),
+            identity.container_credentials(&web),
+        );
+        assert_ne!(one, two);
+        let jwt = one.expose().lines().nth(1).expect("the JWT").to_owned();
+        let body = base64::engine::general_purpose::URL_SAFE_NO_PAD
+            .decode(jwt.split('.').nth(1).expect("claims"))
+            .expect("base64url");
+        let body: Value = serde_json::from_slice(&body).expect("JSON");
+        assert_eq!(body["name"], "ctr-_57eb");
+        assert_eq!(body["nats"]["tags"], json!(["container:_57eb"]));
+        assert_eq!(body["nats"]["pub"], Value::Null);
+    }
+}

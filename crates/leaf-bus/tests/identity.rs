@@ -1,0 +1,296 @@
+//! What each user may do, as the real server sees it.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use async_nats::jetstream;
+use futures::StreamExt as _;
+use leaf_bus::identity::{Identity, Permissions, admin_caller, daemon_caller};
+use leaf_core::id::{Caller, ContainerName};
+use leaf_core::subject;
+use libtest_mimic::Trial;
+
+use crate::support::{LIMIT, Site, User, leaf, trial};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        trial("the_daemon_writes_its_events_and_the_admin_reads_them", events),
+        trial("the_daemon_may_not_write_for_another_leaf", daemon),
+        trial(
+            "the_admin_may_neither_act_for_others_nor_write_events_nor_change_streams",
+            admin,
+        ),
+        trial("a_second_person_is_held_to_their_own_name", second_person),
+        trial("a_container_may_do_nothing_but_its_own", container),
+        trial("a_container_answers_requests_for_its_health", health),
+        trial(
+            "a_container_cannot_write_elsewhere_by_answering_itself",
+            reflection,
+        ),
+        trial("credentials_of_another_operator_are_refused", stranger),
+        trial("the_context_file_connects_as_admin", context),
+    ]
+}
+
+async fn daemon_of(site: &Site) -> anyhow::Result<User> {
+    site.connect(&site.identity.leaf_credentials(), &daemon_caller())
+        .await
+}
+
+async fn admin_of(site: &Site) -> anyhow::Result<User> {
+    site.connect(&site.identity.admin_credentials(), &admin_caller())
+        .await
+}
+
+async fn events_stream(user: &User) -> anyhow::Result<jetstream::Context> {
+    let js = jetstream::new(user.client.clone());
+    js.create_stream(jetstream::stream::Config {
+        name: subject::event_stream(&leaf()),
+        subjects: vec![subject::events_of(&leaf())],
+        ..Default::default()
+    })
+    .await?;
+    Ok(js)
+}
+
+async fn events() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let daemon = daemon_of(&site).await?;
+    let js = events_stream(&daemon).await?;
+    let event = subject::event(&leaf(), "leaf", "edge", "started");
+    for n in 1..=3u64 {
+        let ack = js.publish(event.clone(), n.to_string().into()).await?.await?;
+        ensure!(ack.sequence == n, "{ack:?}");
+    }
+
+    let admin = admin_of(&site).await?;
+    let js = jetstream::new(admin.client.clone());
+    let stream = js.get_stream(subject::event_stream(&leaf())).await?;
+    ensure!(stream.cached_info().state.messages == 3);
+    let consumer = stream
+        .create_consumer(jetstream::consumer::pull::OrderedConfig::default())
+        .await?;
+    let mut messages = consumer.messages().await?.take(3);
+    let mut bodies = Vec::new();
+    while let Some(message) = tokio::time::timeout(LIMIT, messages.next()).await? {
+        bodies.push(String::from_utf8(message?.payload.to_vec())?);
+    }
+    ensure!(bodies == ["1", "2", "3"], "{bodies:?}");
+    site.server.stop().await;
+    Ok(())
+}
+
+async fn daemon() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let mut daemon = daemon_of(&site).await?;
+    for own in [
+        "leaf.v1.evt.edge.leaf.edge.started",
+        "leaf.v1.job.edge.x.log",
+        "leaf.v1.beat.edge",
+        "leaf.v1.ctr.edge.web.health",
+        "$KV.leaf_state.edge.hardware",
+        "_INBOX.admin.1",
+    ] {
+        daemon.may_publish(own).await?;
+    }
+    for other in [
+        "leaf.v1.evt.other.leaf.other.started",
+        "leaf.v1.beat.other",
+        "leaf.v1.cmd.edge.admin.leaf.show",
+        "$KV.leaf_state.other.hardware",
+    ] {
+        daemon.may_not_publish(other).await?;
+    }
+    for own in [
+        "leaf.*.cmd.edge.>",
+        "leaf.v1.ask.>",
+        "$SRV.>",
+        "leaf.v1.ctr.edge.>",
+        "_INBOX.leafd.x",
+    ] {
+        daemon.may_subscribe(own).await?;
+    }
+    daemon.may_not_subscribe("leaf.*.cmd.other.>").await?;
+    daemon.may_not_subscribe("_INBOX.admin.>").await?;
+    site.server.stop().await;
+    Ok(())
+}
+
+async fn admin() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let daemon = daemon_of(&site).await?;
+    let js = events_stream(&daemon).await?;
+    let mut admin = admin_of(&site).await?;
+    for own in [
+        "leaf.v1.cmd.edge.admin.container.start",
+        "leaf.v1.ask.nix.build",
+        "$SRV.PING",
+        "leaf.v1.ctr.edge.web.health",
+    ] {
+        admin.may_publish(own).await?;
+    }
+    for other in [
+        "leaf.v1.cmd.edge.bob.container.start",
+        "leaf.v1.cmd.edge.leafd.container.start",
+        "leaf.v1.evt.edge.leaf.edge.started",
+        "leaf.v1.job.edge.x.log",
+        "leaf.v1.beat.edge",
+        "$KV.leaf_state.edge.hardware",
+        "_INBOX.leafd.x",
+        "$JS.API.STREAM.DELETE.EVENTS_edge",
+        "$JS.API.STREAM.PURGE.EVENTS_edge",
+        "$JS.API.STREAM.UPDATE.EVENTS_edge",
+        "$JS.API.STREAM.CREATE.MINE",
+        "$JS.API.STREAM.MSG.DELETE.EVENTS_edge",
+    ] {
+        admin.may_not_publish(other).await?;
+    }
+    admin.may_subscribe("leaf.v1.evt.>").await?;
+    admin.may_subscribe("leaf.v1.job.>").await?;
+    for other in ["leaf.v1.cmd.>", "_INBOX.>", "_INBOX.leafd.>", ">"] {
+        admin.may_not_subscribe(other).await?;
+    }
+    js.get_stream(subject::event_stream(&leaf()))
+        .await
+        .context("the stream is still there")?;
+    site.server.stop().await;
+    Ok(())
+}
+
+async fn second_person() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let bob = Caller::new("bob")?;
+    let credentials = site.identity.user_credentials(&bob, &Permissions::person(&bob));
+    let mut bob = site.connect(&credentials, &bob).await?;
+    bob.may_publish("leaf.v1.cmd.edge.bob.leaf.show").await?;
+    bob.may_not_publish("leaf.v1.cmd.edge.admin.leaf.show").await?;
+    bob.may_not_subscribe("_INBOX.admin.>").await?;
+    site.server.stop().await;
+    Ok(())
+}
+
+async fn container() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    // A name that is no token, and one that is.
+    for (name, token) in [("Web", "_57eb"), ("db", "db")] {
+        let name = ContainerName::new(name)?;
+        let mut user = site
+            .connect(&site.identity.container_credentials(&name), &name.caller())
+            .await?;
+        user.may_publish(&format!("leaf.v1.ctr.edge.{token}.says.hello"))
+            .await?;
+        user.may_subscribe(&subject::container_health(&leaf(), &name))
+            .await?;
+        user.may_subscribe(&format!("_INBOX.ctr-{token}.>")).await?;
+        for other in [
+            "leaf.v1.ctr.edge.other.says.hello",
+            "leaf.v1.ctr.other.db.says.hello",
+            "leaf.v1.evt.edge.leaf.edge.started",
+            "leaf.v1.cmd.edge.admin.leaf.show",
+            "leaf.v1.cmd.edge.ctr-db.leaf.show",
+            "$JS.API.INFO",
+            "$SRV.PING",
+            "_INBOX.admin.x",
+            "_INBOX.leafd.x",
+        ] {
+            user.may_not_publish(other).await?;
+        }
+        for other in [
+            "leaf.v1.>",
+            "leaf.v1.ctr.edge.other.>",
+            "_INBOX.>",
+            "_INBOX.admin.>",
+            "$SRV.>",
+            ">",
+        ] {
+            user.may_not_subscribe(other).await?;
+        }
+    }
+    site.server.stop().await;
+    Ok(())
+}
+
+async fn health() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let name = ContainerName::new("Web")?;
+    let health = subject::container_health(&leaf(), &name);
+    let mut web = site
+        .connect(&site.identity.container_credentials(&name), &name.caller())
+        .await?;
+    let mut requests = web.client.subscribe(health.clone()).await?;
+    web.may_publish(&format!("{}.up", subject::container_prefix(&leaf(), &name)))
+        .await?;
+    let daemon = daemon_of(&site).await?;
+    let admin = admin_of(&site).await?;
+    for caller in [&daemon, &admin] {
+        let ask = caller.client.request(health.clone(), "".into());
+        let answer = async {
+            let request = requests.next().await.context("a request")?;
+            let reply = request.reply.context("a reply subject")?;
+            web.client.publish(reply.clone(), "well".into()).await?;
+            web.client.flush().await?;
+            anyhow::Ok(reply)
+        };
+        let (answered, reply) = tokio::join!(ask, answer);
+        ensure!(answered?.payload == "well");
+        // One answer was allowed, and was given.
+        web.may_not_publish(&reply?).await?;
+    }
+    site.server.stop().await;
+    Ok(())
+}
+
+/// To answer a request a container may publish to its reply subject, whatever that is. Were a container able to
+/// send such a request to itself, it could write anywhere.
+async fn reflection() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let name = ContainerName::new("web")?;
+    let mut web = site
+        .connect(&site.identity.container_credentials(&name), &name.caller())
+        .await?;
+    let prefix = subject::container_prefix(&leaf(), &name);
+    let target = "leaf.v1.evt.edge.leaf.edge.started";
+    for own in ["health", "x", "health.x"].map(|last| format!("{prefix}.{last}")) {
+        let mut echoes = web.client.subscribe(own.clone()).await?;
+        web.client
+            .publish_with_reply(own.clone(), target, "x".into())
+            .await?;
+        web.may_not_publish(target).await.with_context(|| own.clone())?;
+        ensure!(
+            tokio::time::timeout(Duration::ZERO, echoes.next()).await.is_err(),
+            "a container heard itself on {own}"
+        );
+    }
+    site.server.stop().await;
+    Ok(())
+}
+
+async fn stranger() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let other = Identity::open_or_create(&site.dir.path().join("other"), &leaf())?;
+    let refused = site.connect(&other.admin_credentials(), &admin_caller()).await;
+    let error = format!("{:?}", refused.err().context("it connected")?).to_lowercase();
+    ensure!(error.contains("authorization violation"), "{error}");
+    site.server.stop().await;
+    Ok(())
+}
+
+async fn context() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let path = site.dir.path().join("context.json");
+    site.identity.write_context(&path, &site.server.client_url())?;
+    let context: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    let field = |name: &str| context[name].as_str().map(str::to_owned).context("a text");
+    let client = async_nats::ConnectOptions::with_credentials_file(field("creds")?)
+        .await?
+        .custom_inbox_prefix(field("inbox_prefix")?)
+        .connect(field("url")?)
+        .await?;
+    let account = jetstream::new(client).query_account().await?;
+    ensure!(
+        account.limits.max_storage.is_none_or(|max| max < 0),
+        "{account:?}"
+    );
+    site.server.stop().await;
+    Ok(())
+}
