@@ -50,7 +50,8 @@ in
     stop_timeout_seconds = cfg.containers.stopTimeoutSeconds;
     helper = "${cfg.package}/bin/leaf-helper";
     templates = text cfg.containers.templates;
-    leaf_init = "${cfg.package}/bin/leaf-init";
+    # by itself where the package tells, so that what is made of it does not need the whole package
+    leaf_init = "${cfg.package.leaf-init or cfg.package}/bin/leaf-init";
   };
 
   nix = {

@@ -88,6 +88,16 @@ let
     }
   ];
 
+  # Every option of ours is typed, described in sentences and has an example.
+  ours = builtins.filter (o: !o.internal) (
+    lib.optionAttrSetToDocList { inherit (quiet.options.services) cim-leaf; inherit (quiet.options) cim; }
+  );
+  bare = builtins.filter (
+    o:
+    !(o ? example)
+    || !lib.hasSuffix "." (lib.removeSuffix "\n" (o.description.text or o.description or ""))
+  ) ours;
+
   has = name: unit: line: {
     name = "${name} has the line ${line}";
     holds = hasInfix "\n${line}\n" unit;
@@ -132,6 +142,10 @@ let
       {
         name = "the host's name in lower case is the leaf's";
         holds = (builtins.fromTOML (text quiet).settings).name == "quiet";
+      }
+      {
+        name = "every option has a description in sentences and an example, but not ${toString (map (o: o.name) bare)}";
+        holds = bare == [ ] && builtins.length ours > 30;
       }
       {
         name = "wrong options are refused, each by its own message";

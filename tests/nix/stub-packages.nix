@@ -1,7 +1,7 @@
 # A package set for evaluation only: whatever package a module names is a derivation of that name that nobody builds.
 #
-# NixOS modules ask for packages by name, and nixpkgs' package set is not always at hand; `names` are those that the
-# modules of the example host touch. One that is missing fails the evaluation with its name: add it.
+# NixOS modules ask for packages by name, and nixpkgs' package set is not always at hand; `names` are those that the hosts'
+# modules and our own expressions touch. One that is missing fails the evaluation with its name: add it.
 { lib, system }:
 let
   platform = lib.systems.elaborate system;
@@ -22,61 +22,92 @@ let
     };
   # A derivation that remembers the text that it would be made of.
   written = name: text: package (lib.strings.sanitizeDerivationName name) // { inherit text; };
+  # A package that remembers what it would be made of.
+  made = args: package (args.pname or args.name) // (args.passthru or { }) // { inherit args; };
 
-  names = lib.splitString " " (lib.concatStringsSep " " [
-    "cim-leaf nats-server nix gitMinimal git iproute2 nftables iptables systemd coreutils findutils gnugrep gnused kexec-tools"
-    "glibcLocales tzdata openssh smartmontools bluez bash bashInteractive util-linux e2fsprogs dosfstools nixos-facter"
-    "polkit udisks2 shadow kmod perl dbus gawk getent"
-  ]);
-  format =
-    name: _: {
-      type = lib.types.attrsOf lib.types.anything;
-      generate = file: value: written file (builtins.toJSON value);
+  names = lib.splitString " " (
+    lib.concatStringsSep " " [
+      "nats-server nix gitMinimal git iproute2 nftables iptables systemd coreutils findutils gnugrep gnused kexec-tools"
+      "glibcLocales tzdata openssh smartmontools bluez bash bashInteractive util-linux e2fsprogs dosfstools nixos-facter"
+      "polkit shadow kmod perl dbus gawk getent jq cim-leaf"
+      "cargo rustc clippy rustfmt rust-analyzer cargo-deny natscli pkg-config installShellFiles nixfmt-tree"
+    ]
+  );
+  format = name: _: {
+    type = lib.types.attrsOf lib.types.anything;
+    generate = file: value: written file (builtins.toJSON value);
+  };
+
+  self = lib.genAttrs names package // {
+    inherit lib system;
+    config.allowAliases = false;
+    overlays = [ ];
+
+    stdenv = {
+      inherit system;
+      hostPlatform = platform;
+      buildPlatform = platform;
+      targetPlatform = platform;
+      isLinux = true;
+      cc = package "cc" // {
+        libc = self.glibc;
+      };
     };
+
+    # Some that are looked into.
+    glibc = package "glibc" // {
+      static = package "glibc-static";
+    };
+    udev = package "udev" // {
+      dev = package "udev-dev";
+    };
+    udisks2 = package "udisks2" // {
+      libblockdev = package "libblockdev";
+    };
+    fwupd = package "fwupd" // {
+      filesInstalledToEtc = [ ];
+      defaultDisabledPlugins = [ ];
+    };
+    linuxPackages = rec {
+      extend = _: { inherit extend kernel; };
+      kernel = package "linux" // {
+        version = "6.12";
+        kernelAtLeast = _: true;
+        features = { };
+        config = lib.genAttrs [ "isSet" "isEnabled" "isYes" "isNo" "isModule" ] (_: _: true);
+      };
+    };
+
+    # What makes files.
+    writeText = written;
+    writeTextDir = written;
+    writeScript = written;
+    writeScriptBin = written;
+    writeShellScript = written;
+    writeShellScriptBin = written;
+    writeTextFile = file: written file.name file.text;
+    writeShellApplication = program: written program.name program.text;
+    runCommand = name: env: script: written name script // { inherit env; };
+    runCommandLocal = self.runCommand;
+    substituteAll = file: package (file.name or "substituted");
+    replaceVars = _: _: package "substituted";
+    buildEnv = env: package env.name;
+    symlinkJoin = env: package env.name;
+    formats = lib.genAttrs [ "ini" "iniWithGlobalSection" "json" "keyValue" "systemd" "toml" "yaml" ] format;
+
+    # What makes packages.
+    callPackage =
+      f: args:
+      let
+        function = if builtins.isFunction f then f else import f;
+        called = function (builtins.intersectAttrs (builtins.functionArgs function) self // args);
+      in
+      called // { override = more: self.callPackage f (args // more); };
+    extend = overlay: self // overlay self self;
+    rustPlatform.buildRustPackage = made;
+    mkShell = args: made (args // { name = "shell"; });
+    mkShellNoCC = self.mkShell;
+    testers.runNixOSTest = made;
+  };
 in
-lib.genAttrs names package
-// {
-  inherit lib system;
-  # Some that modules look into.
-  linuxPackages = rec {
-    extend = _: { inherit extend kernel; };
-    kernel = package "linux" // {
-      version = "6.12";
-      kernelAtLeast = _: true;
-      features = { };
-      config = lib.genAttrs [ "isSet" "isEnabled" "isYes" "isNo" "isModule" ] (_: _: true);
-    };
-  };
-  udisks2 = package "udisks2" // {
-    libblockdev = package "libblockdev";
-  };
-  fwupd = package "fwupd" // {
-    filesInstalledToEtc = [ ];
-    defaultDisabledPlugins = [ ];
-  };
-  stdenv = {
-    inherit system;
-    hostPlatform = platform;
-    buildPlatform = platform;
-    targetPlatform = platform;
-    isLinux = true;
-    cc = package "cc";
-  };
-  writeText = written;
-  writeTextDir = written;
-  writeScript = written;
-  writeScriptBin = written;
-  writeShellScript = written;
-  writeShellScriptBin = written;
-  writeTextFile = file: written file.name file.text;
-  writeShellApplication = program: written program.name program.text;
-  runCommand = name: env: script: written name script // { inherit env; };
-  runCommandLocal = name: env: script: written name script // { inherit env; };
-  substituteAll = file: package (file.name or "substituted");
-  replaceVars = _: _: package "substituted";
-  buildEnv = env: package env.name;
-  symlinkJoin = env: package env.name;
-  formats = lib.genAttrs [ "ini" "iniWithGlobalSection" "json" "keyValue" "systemd" "toml" "yaml" ] format;
-  config.allowAliases = false;
-  overlays = [ ];
-}
+self

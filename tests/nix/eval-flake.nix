@@ -1,0 +1,126 @@
+# Evaluates every output of the flake, with the real NixOS modules, a stub for each other input and for the packages:
+#
+#   NIXPKGS=<tree> nix-instantiate --eval --strict --json tests/nix/eval-flake.nix
+#
+# The tree is that of eval-host.nix. This stands for `nix flake check` where the inputs can't be had: it finds names that
+# don't exist, files that moved and types that don't fit; it builds nothing, and runs no NixOS test. Prints the names of
+# the outputs.
+let
+  nixpkgs = /. + builtins.getEnv "NIXPKGS";
+  lib = import (nixpkgs + "/lib");
+  packagesOf = system: import ./stub-packages.nix { inherit lib system; };
+  systems = [
+    "x86_64-linux"
+    "aarch64-linux"
+  ];
+
+  # What this flake uses of an input.
+  stub = name: {
+    packages = lib.genAttrs systems (system: {
+      default = (packagesOf system).callPackage ({ coreutils }: coreutils) { } // {
+        input = name;
+      };
+    });
+    nixosModules = lib.genAttrs [ "default" "disko" ] (_: { });
+    overlays.default = _: _: { };
+    # `import INPUT { … }`
+    __functor = _: args: args;
+  };
+  inputs = lib.mapAttrs (name: _: stub name) flake.inputs // {
+    nixpkgs = {
+      lib = lib // {
+        nixosSystem =
+          { modules }:
+          import (nixpkgs + "/nixos/lib/eval-config.nix") {
+            inherit lib;
+            system = null;
+            modules = modules ++ [
+              {
+                _module.args.pkgs = lib.mkForce (packagesOf "x86_64-linux");
+                fileSystems."/".device = "/dev/disk/by-partlabel/disk-main-root";
+              }
+              # disko's options, where there is no disko
+              { options.disko = lib.mkOption { type = lib.types.anything; }; }
+            ];
+          };
+      };
+      legacyPackages = lib.genAttrs systems packagesOf;
+    };
+    # The one input that is imported as a file.
+    nix-topology = stub "nix-topology" // {
+      outPath = toString ./stub-topology.nix;
+    };
+  };
+  flake = import ../../flake.nix;
+  self = flake.outputs (inputs // { inherit self; });
+
+  names = lib.mapAttrs (_: lib.attrNames);
+  x86 = "x86_64-linux";
+  unit = host: plain host.config.systemd.units."leafd.service".text;
+  plain = builtins.unsafeDiscardStringContext;
+  package = self.packages.${x86}.cim-leaf;
+
+  expectations = {
+    "the package is named and holds leaf-init and the templates" =
+      package.pname == "cim-leaf"
+      && lib.hasInfix "/bin/leaf-init" (plain package.args.postInstall)
+      && lib.hasInfix "share/cim-leaf/containers" (plain package.args.postInstall);
+    "the sources of package and tests are there" =
+      package.args.src ? outPath && self.checks.${x86}.tests.args.src ? outPath;
+    "tests run in a check, not in the package" =
+      !package.args.doCheck && self.checks.${x86}.tests.args.doCheck;
+    "leaf-init is static" = lib.hasInfix "+crt-static" self.packages.${x86}.leaf-init.args.env.RUSTFLAGS;
+    "the overlay has the package" =
+      ((packagesOf x86).extend self.overlays.default).cim-leaf.pname == "cim-leaf";
+    "the demo is a program" = lib.isString (plain self.apps.${x86}.demo.program);
+    "the shells name their packages" = lib.all (shell: shell.args.packages != [ ]) (
+      lib.attrValues self.devShells.${x86}
+    );
+    "the operator's shell has a program of each input" =
+      lib.length (lib.filter (p: p ? input) self.devShells.${x86}.operator.args.packages) == 5;
+    "each host's daemon is the flake's own package" = lib.all (
+      host: lib.hasInfix (plain "${package}/bin/leafd run") (unit host)
+    ) (lib.attrValues self.nixosConfigurations);
+    "each host is a check" = lib.all (name: self.checks.${x86} ? "host-${name}") (lib.attrNames self.nixosConfigurations);
+    "each NixOS test has a script and machines" = lib.all (
+      test: lib.isString test.args.testScript && test.args.nodes != { }
+    ) (lib.attrValues (lib.filterAttrs (name: _: lib.hasPrefix "nixos-" name) self.checks.${x86}));
+    "the machines of the NixOS tests evaluate up to the unit" = lib.all (
+      test:
+      lib.all (
+        node:
+        lib.hasInfix "Type=notify" (
+          unit (
+            inputs.nixpkgs.lib.nixosSystem {
+              modules = [
+                # what the test driver adds
+                { options.virtualisation = lib.genAttrs [ "memorySize" "writableStore" "additionalPaths" ] (_: lib.mkOption { }); }
+                {
+                  nixpkgs.hostPlatform = x86;
+                  boot.loader.grub.enable = false;
+                  system.stateVersion = "25.05";
+                }
+                node
+              ];
+            }
+          )
+        )
+      ) (lib.attrValues test.args.nodes)
+    ) (lib.attrValues (lib.filterAttrs (name: _: lib.hasPrefix "nixos-" name) self.checks.${x86}));
+    "the unit tests are a check" = self.checks.${x86} ? nix-unit && lib.isString self.checks.${x86}.nix-unit.text;
+    "each template has a folder" = lib.all (template: builtins.pathExists template.path) (lib.attrValues self.templates);
+    "the topology knows the hosts" =
+      lib.any (module: module ? nixosConfigurations) self.topology.${x86}.modules;
+    "the formatter is a package" = lib.isDerivation self.formatter.${x86};
+  };
+  unmet = lib.attrNames (lib.filterAttrs (_: holds: !holds) expectations);
+in
+if unmet != [ ] then
+  throw "${toString (lib.length unmet)} expectations are not met:\n  ${lib.concatStringsSep "\n  " unmet}"
+else
+  names (removeAttrs self [ "packages" "checks" ])
+  // {
+    packages = names self.packages;
+    checks = names self.checks;
+    expectations = lib.attrNames expectations;
+  }

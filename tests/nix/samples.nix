@@ -1,0 +1,40 @@
+# Settings files as the module writes them, for the daemon's own checker:
+#
+#   nix-instantiate --eval --strict --json tests/nix/samples.nix
+#
+# prints `{"<name>":"<text of leafd.toml>",…}`; `leafd check-config` must accept each. It keeps module and daemon in step
+# where no system can be built. Needs no nixpkgs.
+let
+  render = cfg: import ../../nixos-modules/leaf/toml.nix (import ../../nixos-modules/leaf/settings.nix cfg);
+  values = import ./values.nix;
+  merge =
+    a: b:
+    a
+    // builtins.mapAttrs (
+      name: value: if builtins.isAttrs value && builtins.isAttrs (a.${name} or null) then merge a.${name} value else value
+    ) b;
+  samples = {
+    embedded = values;
+    containers = merge values {
+      user = "root";
+      containers.enable = true;
+      hardware.facterReport = "/etc/nixos/facter.json";
+      hardware.facterProgram = "/run/current-system/sw/bin/nixos-facter";
+      nats.embedded.address = "10.233.0.1";
+      nats.embedded.maxStorageBytes = 1073741824;
+      nats.jetstreamDomain = "edge-1";
+      nix.options.substituters = "";
+    };
+    hub = merge values {
+      nats = {
+        embedded.enable = false;
+        url = "tls://hub.example:4222";
+        credentialsFile = "/run/secrets/leafd.creds";
+        caFile = "/etc/hub-ca.pem";
+        certFile = "/run/secrets/leafd.pem";
+        keyFile = "/run/secrets/leafd.key";
+      };
+    };
+  };
+in
+builtins.mapAttrs (_: render) samples
