@@ -1,0 +1,444 @@
+//! What Nix says with `--log-format internal-json`: lines `@nix {json}` on stderr, read into progress, a log for
+//! people, and the errors. Nix 2.8 to the newest; unknown keys, types and actions are ignored, and what is no such
+//! line stands in the log as it is (`logging.hh` and `logging.cc` of Nix).
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use leaf_core::job::Progress;
+use serde::Deserialize;
+
+const ACT_COPY_PATH: u64 = 100;
+const ACT_FILE_TRANSFER: u64 = 101;
+const ACT_COPY_PATHS: u64 = 103;
+const ACT_BUILDS: u64 = 104;
+const ACT_BUILD: u64 = 105;
+const ACT_SUBSTITUTE: u64 = 108;
+const ACT_FETCH_TREE: u64 = 112;
+const RES_BUILD_LOG_LINE: u64 = 101;
+const RES_PROGRESS: u64 = 105;
+const RES_SET_EXPECTED: u64 = 106;
+const RES_POST_BUILD_LOG_LINE: u64 = 107;
+
+const LEVEL_ERROR: i64 = 0;
+const LEVEL_INFO: i64 = 3;
+const ERROR_BYTES: usize = 4096;
+const TAIL_LINES: usize = 10;
+const TAIL_LINE_BYTES: usize = 400;
+const ENDED_TAILS: usize = 16;
+
+#[derive(Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+struct Line<'a> {
+    #[serde(borrow)]
+    action: Cow<'a, str>,
+    #[serde(default)]
+    id: u64,
+    level: Option<i64>,
+    #[serde(rename = "type")]
+    kind: Option<u64>,
+    text: Option<Cow<'a, str>>,
+    #[serde(default)]
+    fields: Vec<Field<'a>>,
+    msg: Option<Cow<'a, str>>,
+    raw_msg: Option<Cow<'a, str>>,
+    file: Option<Cow<'a, str>>,
+    line: Option<u64>,
+    column: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, bound(deserialize = "'de: 'a"))]
+enum Field<'a> {
+    Number(u64),
+    Text(Cow<'a, str>),
+    Other(serde::de::IgnoredAny),
+}
+
+fn number(fields: &[Field<'_>], index: usize) -> u64 {
+    match fields.get(index) {
+        Some(Field::Number(n)) => *n,
+        _ => 0,
+    }
+}
+
+fn text<'a>(fields: &'a [Field<'_>], index: usize) -> Option<&'a str> {
+    match fields.get(index) {
+        Some(Field::Text(text)) => Some(text),
+        Some(Field::Other(_) | Field::Number(_)) | None => None,
+    }
+}
+
+#[derive(Default)]
+struct Activity {
+    kind: u64,
+    /// The store path that it is about, if it is about one.
+    path: String,
+    counts: Counts,
+    expected_by_kind: BTreeMap<u64, u64>,
+    tail: VecDeque<String>,
+}
+
+#[derive(Default, Clone, Copy)]
+struct Counts {
+    done: u64,
+    expected: u64,
+    running: u64,
+    failed: u64,
+}
+
+/// All activities of one kind: what the ended ones did, and what was announced.
+#[derive(Default)]
+struct Kind {
+    ended: Counts,
+    announced: u64,
+    live: BTreeSet<u64>,
+}
+
+/// Follows one run of Nix.
+#[derive(Default)]
+pub(crate) struct Tracker {
+    activities: BTreeMap<u64, Activity>,
+    kinds: BTreeMap<u64, Kind>,
+    built: BTreeSet<String>,
+    evaluating: bool,
+    /// The last log lines of builds that ended, by derivation.
+    ended_tails: VecDeque<(String, VecDeque<String>)>,
+    errors: Vec<String>,
+    raw_tail: VecDeque<String>,
+}
+
+impl Tracker {
+    /// Takes one line of stderr without its end, and returns what the log says for it.
+    pub(crate) fn line(&mut self, bytes: &[u8]) -> Option<String> {
+        let line = bytes
+            .strip_prefix(b"@nix ")
+            .and_then(|json| serde_json::from_slice::<Line<'_>>(json).ok());
+        let Some(line) = line else {
+            let text = plain(&String::from_utf8_lossy(bytes));
+            push_tail(&mut self.raw_tail, &text);
+            return Some(text);
+        };
+        match &*line.action {
+            "start" => self.start(&line),
+            "stop" => {
+                self.stop(line.id);
+                None
+            }
+            "result" => self.result(&line),
+            "msg" => self.message(&line),
+            _ => None,
+        }
+    }
+
+    fn start(&mut self, line: &Line<'_>) -> Option<String> {
+        let kind = line.kind.unwrap_or_default();
+        let path = match kind {
+            ACT_BUILD | ACT_COPY_PATH | ACT_SUBSTITUTE | ACT_FILE_TRANSFER => text(&line.fields, 0),
+            ACT_FETCH_TREE => line.text.as_deref(),
+            _ => None,
+        };
+        let path = path.unwrap_or_default().to_owned();
+        if kind == ACT_BUILD {
+            self.built.insert(path.clone());
+            self.evaluating = false;
+        }
+        self.kinds.entry(kind).or_default().live.insert(line.id);
+        self.activities.insert(
+            line.id,
+            Activity {
+                kind,
+                path,
+                ..Activity::default()
+            },
+        );
+        let said = plain(line.text.as_deref().unwrap_or_default());
+        (line.level.unwrap_or(LEVEL_INFO) <= LEVEL_INFO && !said.is_empty()).then_some(said)
+    }
+
+    fn stop(&mut self, id: u64) {
+        let Some(activity) = self.activities.remove(&id) else {
+            return;
+        };
+        let kind = self.kinds.entry(activity.kind).or_default();
+        kind.live.remove(&id);
+        kind.ended.done += activity.counts.done;
+        kind.ended.failed += activity.counts.failed;
+        for (of, count) in &activity.expected_by_kind {
+            let of = self.kinds.entry(*of).or_default();
+            of.announced = of.announced.saturating_sub(*count);
+        }
+        if !activity.tail.is_empty() {
+            if self.ended_tails.len() == ENDED_TAILS {
+                self.ended_tails.pop_front();
+            }
+            self.ended_tails.push_back((activity.path, activity.tail));
+        }
+    }
+
+    fn result(&mut self, line: &Line<'_>) -> Option<String> {
+        let activity = self.activities.get_mut(&line.id);
+        match line.kind? {
+            RES_BUILD_LOG_LINE | RES_POST_BUILD_LOG_LINE => {
+                let said = plain(text(&line.fields, 0)?);
+                let Some(activity) = activity else {
+                    return Some(said);
+                };
+                push_tail(&mut activity.tail, &said);
+                Some(format!("{}> {said}", name_of(&activity.path)))
+            }
+            RES_PROGRESS => {
+                activity?.counts = Counts {
+                    done: number(&line.fields, 0),
+                    expected: number(&line.fields, 1),
+                    running: number(&line.fields, 2),
+                    failed: number(&line.fields, 3),
+                };
+                None
+            }
+            RES_SET_EXPECTED => {
+                let (of, count) = (number(&line.fields, 0), number(&line.fields, 1));
+                let before = activity?.expected_by_kind.insert(of, count).unwrap_or_default();
+                let kind = self.kinds.entry(of).or_default();
+                kind.announced = kind.announced.saturating_sub(before).saturating_add(count);
+                None
+            }
+            _ => None,
+        }
+    }
+
+    fn message(&mut self, line: &Line<'_>) -> Option<String> {
+        let said = plain(line.msg.as_deref()?);
+        let level = line.level.unwrap_or(LEVEL_INFO);
+        if level > LEVEL_INFO {
+            self.evaluating |= said.starts_with("evaluating file");
+            return None;
+        }
+        if level == LEVEL_ERROR && !said.starts_with("(use '--show-trace'") {
+            let mut error = match &line.raw_msg {
+                Some(raw) => plain(raw),
+                None => said.strip_prefix("error:").unwrap_or(&said).trim().to_owned(),
+            };
+            if let (Some(file), Some(row)) = (&line.file, line.line) {
+                error.push_str(&format!(" (at {file}:{row}:{})", line.column.unwrap_or_default()));
+            }
+            self.add_error(error);
+        }
+        Some(said)
+    }
+
+    fn add_error(&mut self, mut error: String) {
+        if error.is_empty() || self.errors.iter().any(|known| known.starts_with(&error)) {
+            return;
+        }
+        let live = self
+            .activities
+            .values()
+            .map(|activity| (&activity.path, &activity.tail));
+        let ended = self.ended_tails.iter().map(|(path, tail)| (path, tail));
+        if error.contains("failed")
+            && !error.contains("log lines:")
+            && let Some((_, tail)) = live
+                .chain(ended)
+                .find(|(path, tail)| !path.is_empty() && !tail.is_empty() && error.contains(path.as_str()))
+        {
+            error.push_str("; the end of its log:");
+            for line in tail {
+                error.push_str("\n> ");
+                error.push_str(line);
+            }
+        }
+        if self.errors.iter().map(String::len).sum::<usize>() < ERROR_BYTES {
+            self.errors.push(error);
+        }
+    }
+
+    /// Returns why Nix failed, in at most 4 KiB: its errors, the first one first, or what it said last.
+    pub(crate) fn error(&self) -> Option<String> {
+        let mut error = if self.errors.is_empty() {
+            self.raw_tail
+                .iter()
+                .map(String::as_str)
+                .collect::<Vec<_>>()
+                .join("\n")
+        } else {
+            self.errors.join("\n")
+        };
+        cut(&mut error, ERROR_BYTES);
+        (!error.trim().is_empty()).then_some(error)
+    }
+
+    /// How many derivations were begun to be built.
+    pub(crate) fn built(&self) -> u32 {
+        u32::try_from(self.built.len()).unwrap_or(u32::MAX)
+    }
+
+    /// How far it is.
+    pub(crate) fn progress(&self) -> Progress {
+        let builds = self.counts(ACT_BUILDS);
+        let copies = self.counts(ACT_COPY_PATHS);
+        let transfer = self.counts(ACT_FILE_TRANSFER);
+        // A local cache transfers no files: then what counts is what is copied.
+        let bytes = if transfer.expected > 0 {
+            transfer
+        } else {
+            self.counts(ACT_COPY_PATH)
+        };
+        Progress {
+            done: builds.done + copies.done,
+            expected: builds.expected + copies.expected,
+            running: builds.running + copies.running,
+            failed: builds.failed + copies.failed,
+            fetched_bytes: bytes.done,
+            fetch_expected_bytes: bytes.expected,
+            activity: self.activity(),
+        }
+    }
+
+    /// As Nix's own progress bar counts.
+    fn counts(&self, kind: u64) -> Counts {
+        let Some(kind) = self.kinds.get(&kind) else {
+            return Counts::default();
+        };
+        let mut sum = Counts {
+            expected: kind.ended.done,
+            ..kind.ended
+        };
+        for activity in kind.live.iter().filter_map(|id| self.activities.get(id)) {
+            sum.done = sum.done.saturating_add(activity.counts.done);
+            sum.expected = sum.expected.saturating_add(activity.counts.expected);
+            sum.running = sum.running.saturating_add(activity.counts.running);
+            sum.failed = sum.failed.saturating_add(activity.counts.failed);
+        }
+        sum.expected = sum.expected.max(kind.announced);
+        sum
+    }
+
+    fn activity(&self) -> Option<String> {
+        [
+            (ACT_BUILD, "building"),
+            (ACT_SUBSTITUTE, "fetching"),
+            (ACT_COPY_PATH, "copying"),
+            (ACT_FETCH_TREE, ""),
+            (ACT_FILE_TRANSFER, "downloading"),
+        ]
+        .into_iter()
+        .find_map(|(kind, verb)| {
+            let id = self.kinds.get(&kind)?.live.last()?;
+            let mut said = format!("{verb} {}", name_of(&self.activities.get(id)?.path))
+                .trim()
+                .to_owned();
+            cut(&mut said, 200);
+            (!said.is_empty()).then_some(said)
+        })
+        .or_else(|| self.evaluating.then(|| "evaluating".to_owned()))
+    }
+}
+
+/// Returns the name in a store path, without its hash and `.drv`; anything else as it is.
+fn name_of(path: &str) -> &str {
+    let Some(file) = path.strip_prefix("/nix/store/") else {
+        return path;
+    };
+    file.get(33..).unwrap_or(file).trim_end_matches(".drv")
+}
+
+fn push_tail(tail: &mut VecDeque<String>, line: &str) {
+    if tail.len() == TAIL_LINES {
+        tail.pop_front();
+    }
+    let mut line = line.to_owned();
+    cut(&mut line, TAIL_LINE_BYTES);
+    tail.push_back(line);
+}
+
+fn cut(text: &mut String, max_bytes: usize) {
+    if text.len() > max_bytes {
+        let mut end = max_bytes - "…".len();
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push('…');
+    }
+}
+
+/// Returns a text without terminal sequences (ECMA-48) and control characters; a carriage return becomes a new line.
+fn plain(text: &str) -> String {
+    let text = text.trim_end_matches(['\r', '\n']);
+    if !text.chars().any(|c| c.is_control() && c != '\n' && c != '\t') {
+        return text.to_owned();
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\u{1b}' => match chars.next() {
+                Some('[') => while chars.next().is_some_and(|c| !('@'..='~').contains(&c)) {},
+                Some(']') => {
+                    while let Some(c) = chars.next() {
+                        if c == '\u{7}' || c == '\u{1b}' && chars.next_if_eq(&'\\').is_some() {
+                            break;
+                        }
+                    }
+                }
+                _ => {}
+            },
+            '\r' => {
+                chars.next_if_eq(&'\n');
+                out.push('\n');
+            }
+            '\n' | '\t' => out.push(c),
+            c if c.is_control() => {}
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Cuts a stream of bytes into lines; of a line that is too long only the beginning is kept.
+pub(crate) struct Lines {
+    held: Vec<u8>,
+    max: usize,
+}
+
+impl Lines {
+    pub(crate) fn new(max: usize) -> Self {
+        Self {
+            held: Vec::new(),
+            max,
+        }
+    }
+
+    /// Takes bytes, and gives each line that is whole.
+    pub(crate) fn feed(&mut self, bytes: &[u8], mut each: impl FnMut(&[u8])) {
+        let mut rest = bytes;
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            if self.held.is_empty() {
+                each(&rest[..end.min(self.max)]);
+            } else {
+                self.hold(&rest[..end]);
+                each(&self.held);
+                self.held.clear();
+            }
+            rest = &rest[end + 1..];
+        }
+        self.hold(rest);
+    }
+
+    /// Gives the last line, if it had no end.
+    pub(crate) fn finish(&mut self, each: impl FnOnce(&[u8])) {
+        if !self.held.is_empty() {
+            each(&std::mem::take(&mut self.held));
+        }
+    }
+
+    fn hold(&mut self, bytes: &[u8]) {
+        let room = self.max.saturating_sub(self.held.len());
+        self.held.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+}
+
+#[cfg(test)]
+#[path = "internal_json_tests.rs"]
+mod tests;

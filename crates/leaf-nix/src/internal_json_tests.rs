@@ -1,0 +1,120 @@
+//! Logs of several versions of Nix, written from the documented format.
+
+use super::*;
+
+const DRV: &str = "/nix/store/f1f8fmr0xmk37zcnlw5h9568p5r8rqf0-hello-1.0.drv";
+
+fn follow(log: &str) -> (Tracker, String) {
+    let mut tracker = Tracker::default();
+    let mut lines = Lines::new(1024 * 1024);
+    let mut said = String::new();
+    lines.feed(log.as_bytes(), |line| {
+        if let Some(text) = tracker.line(line) {
+            said.push_str(&text);
+            said.push('\n');
+        }
+    });
+    (tracker, said)
+}
+
+#[test]
+fn a_log_of_2_8_without_parents_gives_log_and_progress() {
+    let (tracker, said) = follow(include_str!("../tests/logs/nix-2.8-building.log"));
+    assert_eq!(
+        said,
+        format!("building '{DRV}'\nhello-1.0> compiling\nhello-1.0> 50 %\n")
+    );
+    let progress = tracker.progress();
+    assert_eq!((progress.done, progress.expected, progress.running), (0, 1, 1));
+    assert_eq!(progress.activity.as_deref(), Some("building hello-1.0"));
+    assert_eq!((tracker.built(), tracker.error()), (1, None));
+}
+
+#[test]
+fn a_log_of_2_18_that_fetches_counts_paths_and_bytes() {
+    let (tracker, said) = follow(include_str!("../tests/logs/nix-2.18-fetching.log"));
+    let progress = tracker.progress();
+    assert_eq!((progress.done, progress.expected, progress.running), (1, 3, 1));
+    assert_eq!(
+        (progress.fetched_bytes, progress.fetch_expected_bytes),
+        (1500, 4000)
+    );
+    assert_eq!(progress.activity.as_deref(), Some("fetching glibc-2.38"));
+    assert!(said.contains("copying path '/nix/store/"), "{said}");
+    assert_eq!(tracker.built(), 0);
+}
+
+#[test]
+fn a_log_of_2_26_with_unknown_types_names_derivation_and_reason() {
+    let (tracker, said) = follow(include_str!("../tests/logs/nix-2.26-failing.log"));
+    let error = tracker.error().expect("an error");
+    assert!(
+        error.starts_with(&format!("builder for '{DRV}' failed with exit code 2")),
+        "{error}"
+    );
+    assert!(error.contains("last 2 log lines:"), "{error}");
+    assert!(!error.contains("the end of its log"), "{error}");
+    assert!(said.contains("warning: something is old"), "{said}");
+    assert_eq!(tracker.progress().failed, 1);
+}
+
+#[test]
+fn an_error_without_log_lines_gets_those_of_the_builder() {
+    let (tracker, _) = follow(&format!(
+        "@nix {{\"action\":\"start\",\"id\":1,\"level\":3,\"type\":105,\"text\":\"building\",\"fields\":[\"{DRV}\",\"\",1,1]}}\n\
+         @nix {{\"action\":\"result\",\"id\":1,\"type\":101,\"fields\":[\"cc: no such file\"]}}\n\
+         @nix {{\"action\":\"stop\",\"id\":1}}\n\
+         @nix {{\"action\":\"msg\",\"level\":0,\"msg\":\"x\",\"raw_msg\":\"builder for '\\u001b[35;1m{DRV}\\u001b[0m' failed with exit code 3\"}}\n"
+    ));
+    assert_eq!(
+        tracker.error().expect("an error"),
+        format!("builder for '{DRV}' failed with exit code 3; the end of its log:\n> cc: no such file")
+    );
+}
+
+#[test]
+fn an_evaluation_error_says_where() {
+    let (tracker, _) = follow(
+        "@nix {\"action\":\"msg\",\"column\":9,\"file\":\"/a.nix\",\"level\":0,\"line\":3,\"msg\":\"long\",\"raw_msg\":\"attribute 'x' missing\"}\n\
+         @nix {\"action\":\"msg\",\"level\":0,\"msg\":\"(use '--show-trace' to show detailed location information)\"}\n",
+    );
+    assert_eq!(
+        tracker.error().as_deref(),
+        Some("attribute 'x' missing (at /a.nix:3:9)")
+    );
+}
+
+#[test]
+fn what_is_no_line_of_the_format_stands_in_the_log_as_text() {
+    let (tracker, said) = follow(
+        "plain \u{1b}[31mred\u{1b}[0m text\r\n@nix {\"action\":\n@nix {\"action\":\"dance\",\"id\":{}}\n\
+         @nix {\"action\":\"future\",\"key\":[1,{}]}\n@nix {\"action\":\"result\",\"id\":9,\"type\":105,\"fields\":[1.5,null,{}]}\n\
+         \u{1b}]8;;http://x\u{1b}\\link\n",
+    );
+    assert_eq!(said.lines().next(), Some("plain red text"));
+    assert_eq!(said.lines().last(), Some("link"));
+    assert!(tracker.error().expect("the raw text").contains("plain red text"));
+}
+
+#[test]
+fn a_line_that_is_too_long_is_cut_and_the_next_one_is_whole() {
+    let mut lines = Lines::new(10);
+    let mut seen = Vec::new();
+    for bytes in [&b"0123456"[..], b"789abcdef\nshort\n0123456789abc\nla", b"st"] {
+        lines.feed(bytes, |line| {
+            seen.push(String::from_utf8_lossy(line).into_owned())
+        });
+    }
+    lines.finish(|line| seen.push(String::from_utf8_lossy(line).into_owned()));
+    assert_eq!(seen, ["0123456789", "short", "0123456789", "last"]);
+}
+
+#[test]
+fn an_error_is_bounded() {
+    let mut tracker = Tracker::default();
+    for n in 0..100 {
+        tracker.add_error(format!("{n} {}", "€".repeat(1000)));
+    }
+    let error = tracker.error().expect("an error");
+    assert!(error.len() <= ERROR_BYTES && error.ends_with('…'));
+}

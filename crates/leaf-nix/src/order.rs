@@ -1,0 +1,235 @@
+//! What a runner is to do: made and checked by the daemon, read by the runner.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use leaf_core::job::Installable;
+use serde::{Deserialize, Serialize};
+
+use crate::NixError;
+
+/// What stands in `order.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Order {
+    pub(crate) nix: PathBuf,
+    pub(crate) target: Target,
+    pub(crate) options: BTreeMap<String, String>,
+    pub(crate) gc_root: PathBuf,
+    pub(crate) timeout_ms: u64,
+    pub(crate) grace_ms: u64,
+    pub(crate) max_log_bytes: u64,
+    pub(crate) cgroup: Option<PathBuf>,
+}
+
+/// The part of the command line that says what to build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Target {
+    /// A derivation, all outputs of which are wanted.
+    Derivation(String),
+    /// Flags, and an installable that stands after `--`.
+    Other {
+        flags: Vec<String>,
+        installable: Option<String>,
+    },
+}
+
+impl Target {
+    /// Checks what is to be built: nothing of it reaches Nix as a flag, and nothing is relative to the daemon's
+    /// folder.
+    pub(crate) fn new(
+        installable: &Installable,
+        templates_dir: &Path,
+        leaf_init: &Path,
+    ) -> Result<Self, NixError> {
+        match installable {
+            Installable::Flake { reference } => {
+                check_text(reference)?;
+                let bare = reference.strip_prefix("path:").unwrap_or(reference);
+                if bare.starts_with(['.', '#', '?']) {
+                    return Err(bad(
+                        reference,
+                        "it is relative, and a leaf has no folder that it could be relative to",
+                    ));
+                }
+                Ok(Self::Other {
+                    // An input that the lock file does not fix ends the build, instead of being looked up.
+                    flags: vec!["--no-update-lock-file".to_owned()],
+                    installable: Some(reference.clone()),
+                })
+            }
+            Installable::StorePath { path } if path.as_str().ends_with(".drv") => {
+                Ok(Self::Derivation(path.to_string()))
+            }
+            Installable::StorePath { path } => Ok(Self::Other {
+                flags: Vec::new(),
+                installable: Some(path.to_string()),
+            }),
+            Installable::File { path, attribute } => {
+                check_text(path)?;
+                if !path.starts_with('/')
+                    || Path::new(path)
+                        .components()
+                        .any(|part| part == Component::ParentDir)
+                {
+                    return Err(bad(path, "a file is named by its absolute path, without '..'"));
+                }
+                attribute.as_deref().map(check_text).transpose()?;
+                Ok(Self::Other {
+                    flags: vec!["--file".to_owned(), path.clone()],
+                    installable: attribute.clone(),
+                })
+            }
+            Installable::Template { name } => template(name, templates_dir, leaf_init),
+        }
+    }
+}
+
+fn template(name: &str, templates_dir: &Path, leaf_init: &Path) -> Result<Target, NixError> {
+    let mut known: Vec<String> = fs::read_dir(templates_dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.path().join("default.nix").is_file())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    if !known.iter().any(|have| have == name) {
+        known.sort();
+        let known = if known.is_empty() {
+            "none".to_owned()
+        } else {
+            known.join(", ")
+        };
+        return Err(NixError::Template {
+            name: name.chars().take(80).collect(),
+            known,
+        });
+    }
+    let text = |path: &Path| {
+        path.to_str()
+            .map(str::to_owned)
+            .ok_or_else(|| bad(name, "its path is not UTF-8"))
+    };
+    Ok(Target::Other {
+        flags: vec![
+            "--file".to_owned(),
+            text(&templates_dir.join(name).join("default.nix"))?,
+            "--argstr".to_owned(),
+            "leafInit".to_owned(),
+            text(leaf_init)?,
+        ],
+        installable: None,
+    })
+}
+
+fn check_text(text: &str) -> Result<(), NixError> {
+    if text.is_empty() {
+        return Err(bad(text, "it is empty"));
+    }
+    if text.starts_with('-') {
+        return Err(bad(text, "it begins with '-', which would be read as a flag"));
+    }
+    if text.len() > 2048 {
+        return Err(bad(text, "it is longer than 2048 bytes"));
+    }
+    if text.chars().any(|c| c.is_control() || c == ' ') {
+        return Err(bad(text, "it has a blank or a control character"));
+    }
+    Ok(())
+}
+
+fn bad(installable: &str, why: &str) -> NixError {
+    NixError::Installable {
+        installable: installable.chars().take(200).collect(),
+        why: why.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(installable: &Installable) -> Result<Target, NixError> {
+        Target::new(installable, Path::new("/nonexistent"), Path::new("/init"))
+    }
+
+    #[test]
+    fn nothing_that_looks_like_a_flag_or_is_relative_is_taken() {
+        for bad in [
+            "",
+            "-x",
+            "--option",
+            ".",
+            "./x",
+            "path:.",
+            "path:../x",
+            "#a",
+            "a b",
+            "a\0",
+            "a\nb",
+            &"x".repeat(3000),
+        ] {
+            target(&Installable::Flake {
+                reference: bad.to_owned(),
+            })
+            .expect_err(bad);
+            target(&Installable::File {
+                path: "/a.nix".to_owned(),
+                attribute: Some(bad.to_owned()),
+            })
+            .err()
+            .filter(|_| true)
+            .map_or_else(|| assert!(bad.starts_with(['.', '#', 'p']), "{bad}"), drop);
+        }
+        for bad in [
+            "",
+            "a.nix",
+            "-f",
+            "<nixpkgs>",
+            "https://example.org/x",
+            "/a/../b",
+            "/a b",
+        ] {
+            target(&Installable::File {
+                path: bad.to_owned(),
+                attribute: None,
+            })
+            .expect_err(bad);
+        }
+    }
+
+    #[test]
+    fn what_is_wanted_stands_after_the_flags() {
+        let taken = target(&Installable::Flake {
+            reference: "github:o/r#p".to_owned(),
+        })
+        .expect("fine");
+        assert_eq!(
+            taken,
+            Target::Other {
+                flags: vec!["--no-update-lock-file".to_owned()],
+                installable: Some("github:o/r#p".to_owned())
+            }
+        );
+    }
+
+    #[test]
+    fn an_unknown_template_is_told_with_those_that_there_are() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for name in ["nats", "minimal"] {
+            fs::create_dir(folder.path().join(name)).expect("a folder");
+            fs::write(folder.path().join(name).join("default.nix"), "{ }").expect("a file");
+        }
+        fs::create_dir(folder.path().join("empty")).expect("a folder");
+        let make = |name: &str| {
+            let name = name.to_owned();
+            Target::new(&Installable::Template { name }, folder.path(), Path::new("/init"))
+        };
+        for bad in ["other", "empty", "..", "../nats", "nats/../nats", ""] {
+            let error = make(bad).expect_err(bad).to_string();
+            assert!(error.contains("this leaf has minimal, nats"), "{error}");
+        }
+        make("minimal").expect("a template");
+    }
+}

@@ -1,0 +1,184 @@
+//! What `nix build --json` and `nix path-info --json` say, in the shapes of all versions since 2.8.
+
+use std::collections::BTreeMap;
+
+use leaf_core::id::StorePath;
+use serde_json::{Map, Value};
+
+/// What was built.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Built {
+    pub(crate) outputs: BTreeMap<String, StorePath>,
+    pub(crate) derivation: Option<StorePath>,
+}
+
+impl Built {
+    /// The output that stands for all: `out`, or else the first by name.
+    pub(crate) fn first(&self) -> Option<&StorePath> {
+        self.outputs.get("out").or_else(|| self.outputs.values().next())
+    }
+}
+
+/// Reads `nix build --json`: one element for each installable, `{"drvPath","outputs":{name:path}}`, or for a plain
+/// store path `{"path"}` (2.8) or the path itself.
+pub(crate) fn read_build(json: &[u8]) -> Result<Built, String> {
+    let value: Value = serde_json::from_slice(json).map_err(|e| format!("nix build gave no JSON: {e}"))?;
+    let elements = value.as_array().ok_or("nix build gave no list")?;
+    let mut built = Built {
+        outputs: BTreeMap::new(),
+        derivation: None,
+    };
+    for element in elements {
+        if let Some(path) = element.as_str().or_else(|| element.get("path")?.as_str()) {
+            built.outputs.insert("out".to_owned(), store_path(path)?);
+            continue;
+        }
+        if let Some(path) = element.get("drvPath").and_then(Value::as_str) {
+            built.derivation.get_or_insert(store_path(path)?);
+        }
+        for (name, output) in element
+            .get("outputs")
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten()
+        {
+            let path = output
+                .as_str()
+                .or_else(|| output.get("path").or_else(|| output.get("outPath"))?.as_str());
+            built.outputs.insert(
+                name.clone(),
+                store_path(path.ok_or_else(|| format!("output {name} has no path"))?)?,
+            );
+        }
+    }
+    if built.outputs.is_empty() {
+        return Err("nix build named no output".to_owned());
+    }
+    Ok(built)
+}
+
+/// What is known of a valid path.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct PathInfo {
+    pub(crate) closure_size_bytes: u64,
+    pub(crate) references: Vec<StorePath>,
+}
+
+/// Reads `nix path-info --json --closure-size` of one path: a list up to 2.18, then an object keyed by path, in the
+/// newest inside `info` and keyed by base name.
+pub(crate) fn read_path_info(json: &[u8], path: &StorePath) -> Result<PathInfo, String> {
+    let value: Value =
+        serde_json::from_slice(json).map_err(|e| format!("nix path-info gave no JSON: {e}"))?;
+    let info = find_info(&value, path).ok_or_else(|| format!("nix path-info says nothing of {path}"))?;
+    let size = info
+        .get("closureSize")
+        .and_then(Value::as_u64)
+        .ok_or("nix path-info gave no closureSize")?;
+    let mut references = Vec::new();
+    for reference in info
+        .get("references")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
+        let reference = store_path(reference.as_str().ok_or("a reference is no text")?)?;
+        if reference != *path {
+            references.push(reference);
+        }
+    }
+    references.sort();
+    Ok(PathInfo {
+        closure_size_bytes: size,
+        references,
+    })
+}
+
+fn find_info<'a>(value: &'a Value, path: &StorePath) -> Option<&'a Map<String, Value>> {
+    if let Some(list) = value.as_array() {
+        return list
+            .iter()
+            .find(|info| info.get("path").and_then(Value::as_str) == Some(path.as_str()))?
+            .as_object();
+    }
+    let infos = value.get("info").unwrap_or(value);
+    let base = path.as_str().trim_start_matches("/nix/store/");
+    infos.get(path.as_str()).or_else(|| infos.get(base))?.as_object()
+}
+
+fn store_path(text: &str) -> Result<StorePath, String> {
+    let text = if text.starts_with('/') {
+        text.to_owned()
+    } else {
+        format!("/nix/store/{text}")
+    };
+    StorePath::new(text).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a";
+    const B: &str = "/nix/store/11bgd045z0d4icpbc2yyz4gx48ak44la-b";
+
+    fn path(text: &str) -> StorePath {
+        StorePath::new(text).expect("a store path")
+    }
+
+    #[test]
+    fn a_build_is_read_in_every_shape() {
+        let built = read_build(
+            format!(r#"[{{"drvPath":"{A}.drv","outputs":{{"dev":"{B}","out":"{A}"}},"startTime":1}}]"#)
+                .as_bytes(),
+        )
+        .expect("readable");
+        assert_eq!(built.first(), Some(&path(A)));
+        assert_eq!(
+            (built.outputs.len(), built.derivation),
+            (2, Some(path(&format!("{A}.drv"))))
+        );
+        for json in [format!(r#"[{{"path":"{A}"}}]"#), format!(r#"["{A}"]"#)] {
+            let built = read_build(json.as_bytes()).expect("readable");
+            assert_eq!((built.first(), &built.derivation), (Some(&path(A)), &None));
+        }
+        for bad in [
+            "",
+            "{}",
+            "[]",
+            r#"[{"drvPath":"x"}]"#,
+            r#"[{"outputs":{"out":null}}]"#,
+            r#"["/etc/passwd"]"#,
+        ] {
+            read_build(bad.as_bytes()).expect_err(bad);
+        }
+    }
+
+    #[test]
+    fn path_info_is_read_in_every_shape_and_a_path_does_not_refer_to_itself() {
+        let base = |p: &str| p.trim_start_matches("/nix/store/").to_owned();
+        let (a, b) = (base(A), base(B));
+        for json in [
+            format!(r#"[{{"path":"{A}","closureSize":7,"references":["{B}","{A}"]}}]"#),
+            format!(r#"{{"{A}":{{"closureSize":7,"references":["{A}","{B}"]}}}}"#),
+            format!(r#"{{"version":2,"info":{{"{a}":{{"closureSize":7,"references":["{b}","{a}"]}}}}}}"#),
+        ] {
+            let info = read_path_info(json.as_bytes(), &path(A)).expect("readable");
+            assert_eq!(
+                info,
+                PathInfo {
+                    closure_size_bytes: 7,
+                    references: vec![path(B)]
+                }
+            );
+        }
+        for bad in [
+            "x",
+            "[]",
+            "{}",
+            &format!(r#"{{"{A}":null}}"#),
+            &format!(r#"{{"{A}":{{}}}}"#),
+        ] {
+            read_path_info(bad.as_bytes(), &path(A)).expect_err(bad);
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! A job that runs, as the daemon sees it: what it says, and how it ends.
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use leaf_core::command::LogChunk;
+use leaf_core::id::JobId;
+use leaf_core::job::{BuildResult, JobPhase, Progress};
+use rustix::fs::inotify;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::process::Child;
+use tokio::time::{Instant, sleep_until};
+
+use crate::NixError;
+use crate::cgroup::Cgroup;
+use crate::folder::{Folder, ORDER, OUTCOME, PROGRESS};
+use crate::log;
+use crate::order::Order;
+
+/// How often what a job says is looked at.
+pub(crate) const NEWS_EVERY: Duration = Duration::from_millis(200);
+const NEWS_LOG_BYTES: usize = 64 * 1024;
+/// How far one who follows the log may lag behind before a part is left out.
+const NEWS_LAG_BYTES: u64 = 256 * 1024;
+const CLEAN_UP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "phase", content = "about")]
+pub enum Outcome {
+    /// It was built, and its GC root holds the result.
+    Succeeded(BuildResult),
+    /// It did not work; the text says why, in at most 4 KiB and a few lines.
+    Failed(String),
+    /// It took longer than it may, and was ended; the text says so.
+    TimedOut(String),
+    /// Somebody asked for its end.
+    Cancelled,
+    /// Its runner died: nobody knows how far it came. The text says what is known.
+    Interrupted(String),
+}
+
+impl Outcome {
+    /// The phase of a job that ended so; one that took too long has failed.
+    #[must_use]
+    pub fn phase(&self) -> JobPhase {
+        match self {
+            Self::Succeeded(_) => JobPhase::Succeeded,
+            Self::Failed(_) | Self::TimedOut(_) => JobPhase::Failed,
+            Self::Cancelled => JobPhase::Cancelled,
+            Self::Interrupted(_) => JobPhase::Interrupted,
+        }
+    }
+
+    /// Why it did not succeed, if there is more to say than its phase.
+    #[must_use]
+    pub fn error(&self) -> Option<&str> {
+        match self {
+            Self::Failed(why) | Self::TimedOut(why) | Self::Interrupted(why) => Some(why),
+            Self::Succeeded(_) | Self::Cancelled => None,
+        }
+    }
+}
+
+/// What stands in `outcome.json`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    pub(crate) outcome: Outcome,
+    /// What the log could not say, since it could not be written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) log_missing: Option<String>,
+}
+
+/// Something that a running job said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JobNews {
+    /// How far it is now.
+    Progress(Progress),
+    /// A part of its log. A job that says more than 320 KiB a second is not followed to the letter: a line says how
+    /// much is left out, and [`Nix::read_log`](crate::Nix::read_log) has it.
+    Log(LogChunk),
+    /// Its end. Nothing of it runs any more, and no news follow.
+    Ended(Outcome),
+}
+
+/// A job that runs. Dropping it leaves the job running; [`Nix::find`](crate::Nix::find) finds it again.
+#[derive(Debug)]
+pub struct RunningJob {
+    id: JobId,
+    pid: Pid,
+    folder: Folder,
+    process: Process,
+    inotify: AsyncFd<OwnedFd>,
+    news: VecDeque<JobNews>,
+    next_look: Instant,
+    changed: bool,
+    progress: Progress,
+    log_offset: u64,
+}
+
+#[derive(Debug)]
+enum Process {
+    Child(Child),
+    Adopted(AsyncFd<OwnedFd>),
+}
+
+impl Process {
+    async fn ended(&mut self) -> io::Result<()> {
+        match self {
+            Self::Child(child) => child.wait().await.map(drop),
+            Self::Adopted(pidfd) => pidfd.readable().await.map(drop),
+        }
+    }
+}
+
+impl RunningJob {
+    pub(crate) fn child(id: JobId, folder: Folder, child: Child) -> Result<Self, NixError> {
+        let watch = |source| NixError::Watch { id, source };
+        let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        let pid = pid.ok_or_else(|| watch(io::Error::other("it has ended already")))?;
+        Self::new(id, pid, folder, Process::Child(child)).map_err(watch)
+    }
+
+    pub(crate) fn adopted(
+        id: JobId,
+        folder: Folder,
+        pid: Pid,
+        pidfd: AsyncFd<OwnedFd>,
+    ) -> Result<Self, NixError> {
+        Self::new(id, pid, folder, Process::Adopted(pidfd)).map_err(|source| NixError::Watch { id, source })
+    }
+
+    fn new(id: JobId, pid: Pid, folder: Folder, process: Process) -> io::Result<Self> {
+        use inotify::{CreateFlags, WatchFlags};
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        inotify::add_watch(&inotify, folder.path(), WatchFlags::MODIFY | WatchFlags::MOVED_TO)?;
+        Ok(Self {
+            id,
+            pid,
+            folder,
+            process,
+            inotify: async_fd(inotify)?,
+            news: VecDeque::new(),
+            next_look: Instant::now(),
+            changed: true,
+            progress: Progress::default(),
+            log_offset: 0,
+        })
+    }
+
+    /// The job's id.
+    #[must_use]
+    pub fn id(&self) -> JobId {
+        self.id
+    }
+
+    pub(crate) fn process_id(&self) -> Pid {
+        self.pid
+    }
+
+    /// The process id of its runner.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Waits for the next thing that the job says: looks at most five times a second, never when nothing was said,
+    /// and gives the end at once. It may be dropped at any time without a loss. After [`JobNews::Ended`] it gives the
+    /// end again.
+    pub async fn next(&mut self) -> JobNews {
+        loop {
+            if let Some(news) = self.news.pop_front() {
+                return news;
+            }
+            let may_look = Instant::now() >= self.next_look;
+            if self.changed && may_look {
+                self.changed = false;
+                self.next_look = Instant::now() + NEWS_EVERY;
+                self.drain_inotify();
+                self.look(false);
+                continue;
+            }
+            tokio::select! {
+                biased;
+                _ = self.process.ended() => {
+                    let outcome = conclude(&self.folder).await;
+                    self.look(true);
+                    self.news.push_back(JobNews::Ended(outcome));
+                }
+                () = sleep_until(self.next_look), if !may_look => {}
+                _ = self.inotify.readable(), if !self.changed && may_look => self.changed = true,
+            }
+        }
+    }
+
+    /// Waits for the end of the job, and says nothing meanwhile. Nothing of it runs when this returns.
+    pub async fn ended(&mut self) -> Outcome {
+        // An error means that there is no such process, which is what is waited for.
+        let _ = self.process.ended().await;
+        conclude(&self.folder).await
+    }
+
+    fn drain_inotify(&self) {
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        // Its error is that there is no more, which makes the next wait a real one.
+        let _ = self.inotify.try_io(Interest::READABLE, |fd| -> io::Result<()> {
+            let mut reader = inotify::Reader::new(fd, &mut buffer);
+            loop {
+                reader.next()?;
+            }
+        });
+    }
+
+    fn look(&mut self, ended: bool) {
+        if let Ok(Some(progress)) = self.folder.read_json::<Progress>(PROGRESS)
+            && progress != self.progress
+        {
+            self.progress = progress.clone();
+            self.news.push_back(JobNews::Progress(progress));
+        }
+        let mut skipped = 0;
+        if let Ok(end) = log::end(self.folder.path())
+            && end.saturating_sub(self.log_offset) > NEWS_LAG_BYTES
+        {
+            skipped = end - NEWS_LOG_BYTES as u64 - self.log_offset;
+            self.log_offset += skipped;
+        }
+        match log::read(self.folder.path(), self.log_offset, NEWS_LOG_BYTES, ended) {
+            Ok(mut chunk) => {
+                // Where it goes on below what was skipped need not be the beginning of a line.
+                if skipped > 0 {
+                    let begin = chunk.text.find('\n').map_or(0, |end| end + 1);
+                    chunk.text = format!(
+                        "[… {} bytes left out …]\n{}",
+                        skipped + begin as u64,
+                        &chunk.text[begin..]
+                    );
+                }
+                // Some is left: it comes with the next look, also if nothing changes until then.
+                self.changed |= log::end(self.folder.path()).is_ok_and(|end| end > chunk.next_offset);
+                self.log_offset = chunk.next_offset;
+                if !chunk.text.is_empty() {
+                    self.news.push_back(JobNews::Log(chunk));
+                }
+            }
+            Err(error) => tracing::debug!(job = %self.id, %error, "the log of a job can't be read"),
+        }
+    }
+}
+
+#[expect(
+    deprecated,
+    reason = "its successor is unsafe, for the sake of types that don't own what they name; an OwnedFd does"
+)]
+fn async_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::new(fd)
+}
+
+/// Opens the runner's pidfd, or nothing if it is gone.
+pub(crate) fn open_pidfd(pid: Pid) -> io::Result<Option<AsyncFd<OwnedFd>>> {
+    match pidfd_open(pid, PidfdFlags::NONBLOCK) {
+        Ok(fd) => async_fd(fd).map(Some),
+        Err(rustix::io::Errno::SRCH) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Cleans up behind a runner that has ended, and says how its job did.
+pub(crate) async fn conclude(folder: &Folder) -> Outcome {
+    let order = folder.read_json::<Order>(ORDER).ok().flatten();
+    if let Some(path) = order.as_ref().and_then(|order| order.cgroup.as_deref())
+        && let Err(error) = Cgroup::new(path).end(CLEAN_UP_PATIENCE).await
+    {
+        tracing::error!(cgroup = %path.display(), %error, "a job's cgroup can't be removed; something in it may still run");
+    }
+    let outcome = match folder.read_json::<Ended>(OUTCOME) {
+        Ok(Some(ended)) => ended.outcome,
+        Ok(None) if folder.is_cancelled() => Outcome::Cancelled,
+        Ok(None) => {
+            let said = folder.runner_errors();
+            let said = if said.is_empty() {
+                String::new()
+            } else {
+                format!(": {said}")
+            };
+            Outcome::Interrupted(format!("the runner of the job ended without an outcome{said}"))
+        }
+        Err(error) => Outcome::Interrupted(format!("the outcome of the job can't be read: {error}")),
+    };
+    if let (Some(order), false) = (order, matches!(outcome, Outcome::Succeeded(_))) {
+        let _ = std::fs::remove_dir_all(order.gc_root);
+    }
+    outcome
+}
