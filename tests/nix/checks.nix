@@ -9,7 +9,7 @@ let
   prefixed = prefix: lib.mapAttrs' (name: lib.nameValuePair "${prefix}-${name}");
 
   unit = import ./.;
-  nixosTests = lib.filterAttrs (name: _: lib.hasSuffix ".nix" name) (builtins.readDir ../nixos);
+  nixosTests = lib.filterAttrs (name: _: lib.hasSuffix ".nix" name && name != "default.nix") (builtins.readDir ../nixos);
 in
 prefixed "package" self.packages.${system}
 // prefixed "host" (

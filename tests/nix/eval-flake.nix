@@ -3,8 +3,8 @@
 #   NIXPKGS=<tree> nix-instantiate --eval --strict --json tests/nix/eval-flake.nix
 #
 # The tree is that of eval-host.nix. This stands for `nix flake check` where the inputs can't be had: it finds names that
-# don't exist, files that moved and types that don't fit; it builds nothing, and runs no NixOS test. Prints the names of
-# the outputs.
+# don't exist, files that moved and types that don't fit; it builds nothing, and runs no NixOS test. Prints
+# `{"passed":N,"outputs":…,"tests":[…]}`.
 let
   nixpkgs = /. + builtins.getEnv "NIXPKGS";
   lib = import (nixpkgs + "/lib");
@@ -118,9 +118,11 @@ in
 if unmet != [ ] then
   throw "${toString (lib.length unmet)} expectations are not met:\n  ${lib.concatStringsSep "\n  " unmet}"
 else
-  names (removeAttrs self [ "packages" "checks" ])
-  // {
-    packages = names self.packages;
-    checks = names self.checks;
-    expectations = lib.attrNames expectations;
+  {
+    passed = lib.length (lib.attrNames expectations);
+    outputs = names (removeAttrs self [ "packages" "checks" ]) // {
+      packages = names self.packages;
+      checks = names self.checks;
+    };
+    tests = lib.attrNames expectations;
   }

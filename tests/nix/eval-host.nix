@@ -3,7 +3,7 @@
 #   NIXPKGS=<tree> nix-instantiate --eval --strict --json tests/nix/eval-host.nix
 #
 # The tree is nixpkgs, or has at least its lib/, nixos/, and maintainers/{maintainer,team}-list.nix. No package set is
-# needed: stub-packages.nix stands for it. Prints `{"<host>":{"unit":…,"settings":…},…}`. An assertion of a module that
+# needed: stub-packages.nix stands for it. Prints `{"passed":N,"hosts":{"<host>":{"unit":…,"settings":…},…}}`. An assertion of a module that
 # does not hold, and an expectation below that is not met, fails the command and says which.
 let
   nixpkgs =
@@ -157,4 +157,7 @@ in
 if unmet != [ ] then
   throw "${toString (builtins.length unmet)} expectations are not met:\n  ${lib.concatMapStringsSep "\n  " (e: e.name) unmet}"
 else
-  hosts // { "a leaf without containers" = text quiet; }
+  {
+    passed = builtins.length expectations;
+    hosts = hosts // { "a leaf without containers" = text quiet; };
+  }

@@ -1,0 +1,17 @@
+# What can be known of the NixOS side without its package set: modules, hosts, flake and the machines of the NixOS tests
+# beside this file, evaluated with the real NixOS modules up to the text of the unit.
+#
+#   NIXPKGS=<tree> nix-instantiate --eval --strict --json tests/nixos
+#
+# Prints `{"passed":N,"evaluated_only":[…],…}`: the NixOS tests under `evaluated_only` were evaluated and not run. To run
+# them takes the package set and KVM: `nix build .#checks.x86_64-linux.nixos-leaf`.
+let
+  host = import ../nix/eval-host.nix;
+  flake = import ../nix/eval-flake.nix;
+in
+{
+  passed = host.passed + flake.passed;
+  evaluated_only = builtins.filter (name: builtins.substring 0 6 name == "nixos-") flake.outputs.checks.x86_64-linux;
+  inherit (host) hosts;
+  inherit (flake) outputs tests;
+}
