@@ -1,10 +1,222 @@
-//! demo
+//! `cargo xtask demo`: the main job, step by step, on a leaf that is started for it and stopped after it.
+//!
+//! [`install`] puts the programs where a package would; [`leaf`] starts and stops the daemon; here are the steps.
+
+mod install;
+mod leaf;
+
+use std::path::Path;
 use std::process::ExitCode;
-/// Show
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::setup;
+use leaf::Leaf;
+
+/// The container that is made and destroyed.
+const CONTAINER: &str = "demo";
+
+/// Install what is missing, start a leaf with its own embedded NATS, and show the main job
+///
+/// Each step is shown as the command that a person would type, with its real output. It ends with 0 only if each
+/// step really worked, and stops what it started.
 #[derive(clap::Args)]
-pub(crate) struct Demo {}
+pub(crate) struct Demo {
+    /// Leave the leaf running, and print how to go on by hand
+    #[arg(long)]
+    keep: bool,
+}
+
 impl Demo {
-    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        ensure!(
+            setup::is_root(),
+            "the demo runs a container, and that needs root; try: sudo --preserve-env=PATH,HOME cargo xtask demo"
+        );
+        let tools = setup::prepare(false)?;
+        let tree = install::install(&tools)?;
+        let folder = tempfile::Builder::new()
+            .prefix("cim-leaf-demo-")
+            .tempdir()
+            .context("can't make a temporary folder")?;
+
+        title("A leaf with its own NATS");
+        let mut leaf = Leaf::start(&tree, &folder.path().join("state"))?;
+        let shown = tour(&mut leaf, folder.path());
+        if let Err(error) = shown {
+            leaf.print_log_end();
+            return Err(error);
+        }
+        if self.keep {
+            let folder = folder.keep();
+            leaf.keep(&folder)?;
+        } else {
+            leaf.stop()?;
+            println!("\nEach step worked. The leaf is stopped, and its files are removed.");
+            println!("To go on by hand: cargo xtask demo --keep");
+        }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn tour(leaf: &mut Leaf, folder: &Path) -> Result<()> {
+    title("The leaf and its lease");
+    leaf.step(&["leaf", "list"])?;
+    leaf.step(&["leaf", "show"])?;
+
+    title("Its hardware, as inputs and outputs");
+    leaf.step(&["hardware", "list"])?;
+    let hardware = leaf.ask(&["hardware", "list"])?;
+    ensure!(
+        find(&hardware, "devices")
+            .and_then(Value::as_array)
+            .is_some_and(|d| !d.is_empty()),
+        "the leaf sees no device"
+    );
+
+    title("The event log");
+    leaf.step(&["events"])?;
+
+    title("A container's system, built now");
+    leaf.step(&["--timeout", "5m", "nix", "build", "--template", "minimal"])?;
+    let jobs = leaf.ask(&["nix", "jobs"])?;
+    let toplevel = find(&jobs, "store_path")
+        .and_then(Value::as_str)
+        .context("no job has a result with a store path")?
+        .to_owned();
+
+    title("A container of it, with its own credentials on NATS");
+    leaf.owns_container(CONTAINER);
+    leaf.step(&["container", "create", CONTAINER, "--toplevel", &toplevel])?;
+    leaf.step(&["--timeout", "2m", "container", "start", CONTAINER])?;
+    expect_phase(leaf, "running")?;
+    leaf.step(&["container", "show", CONTAINER])?;
+    leaf.step(&["container", "health", CONTAINER])?;
+    leaf.step(&["container", "logs", CONTAINER])?;
+    leaf.step(&["--timeout", "2m", "container", "stop", CONTAINER])?;
+    expect_phase(leaf, "stopped")?;
+    leaf.step(&["--timeout", "2m", "container", "destroy", CONTAINER])?;
+    leaf.step(&["container", "list"])?;
+    let left = leaf.ask(&["container", "list"])?;
+    ensure!(
+        !has_text(&left, CONTAINER),
+        "the container was destroyed, and is still listed"
+    );
+    leaf.owns_no_container();
+
+    title("A Nix build of several steps, with its progress");
+    let file = folder.join("demo.nix");
+    std::fs::write(&file, BUILD).with_context(|| format!("can't write {}", file.display()))?;
+    let file = file
+        .to_str()
+        .context("the temporary folder's name is not UTF-8")?;
+    leaf.step(&["--timeout", "5m", "nix", "build", "--file", file])?;
+    leaf.step(&["nix", "jobs"])?;
+
+    title("All of that, as events");
+    leaf.step(&["events"])?;
+    expect_whole_history(leaf)
+}
+
+/// Eight derivations that take a moment each, anew in every second, and one that needs them all.
+const BUILD: &str = r#"let
+  run = name: script: derivation {
+    inherit name;
+    system = builtins.currentSystem;
+    builder = "/bin/sh";
+    args = [ "-c" script ];
+    now = builtins.currentTime;
+  };
+  part = n: run "part-${toString n}" ''
+    echo "part ${toString n} of 8"
+    i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done
+    echo ${toString n} > $out
+  '';
+in
+run "whole" ''
+  for part in ${toString (builtins.genList (n: part (n + 1)) 8)}; do
+    read line < $part; echo "$line" >> $out
+  done
+''
+"#;
+
+fn expect_phase(leaf: &Leaf, phase: &str) -> Result<()> {
+    let container = leaf.ask(&["container", "show", CONTAINER])?;
+    match find(&container, "phase").and_then(Value::as_str) {
+        Some(found) if found == phase => Ok(()),
+        found => bail!("the container is {}, not {phase}", found.unwrap_or("nowhere")),
+    }
+}
+
+/// Every sequence number once and in order, and the story of the container and the builds among them.
+fn expect_whole_history(leaf: &Leaf) -> Result<()> {
+    let events = leaf.ask(&["events"])?;
+    let events = events.as_array().context("the events are no list")?;
+    let sequences: Vec<u64> = events
+        .iter()
+        .filter_map(|event| match find(event, "sequence")? {
+            Value::String(text) => text.parse().ok(),
+            number => number.as_u64(),
+        })
+        .collect();
+    let expected: Vec<u64> = (1..).take(events.len()).collect();
+    ensure!(sequences == expected, "the history has gaps: {sequences:?}");
+    for kind in [
+        "container.started",
+        "container.stopped",
+        "container.destroyed",
+        "job.succeeded",
+    ] {
+        let kind = format!("cim.leaf.{kind}.v1");
+        ensure!(
+            events.iter().any(|event| has_text(event, &kind)),
+            "the history has no {kind}"
+        );
+    }
+    Ok(())
+}
+
+/// Returns the first value with this key, at any depth.
+fn find<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
+    match value {
+        Value::Object(fields) => fields
+            .get(key)
+            .filter(|value| !value.is_null())
+            .or_else(|| fields.values().find_map(|value| find(value, key))),
+        Value::Array(items) => items.iter().find_map(|value| find(value, key)),
+        _ => None,
+    }
+}
+
+fn has_text(value: &Value, text: &str) -> bool {
+    match value {
+        Value::String(found) => found == text,
+        Value::Object(fields) => fields.values().any(|value| has_text(value, text)),
+        Value::Array(items) => items.iter().any(|value| has_text(value, text)),
+        _ => false,
+    }
+}
+
+fn title(text: &str) {
+    println!(
+        "\n── {text} {}",
+        "─".repeat(76usize.saturating_sub(text.chars().count()))
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_and_a_text_are_found_at_any_depth() {
+        let value = serde_json::json!([{"job": {"result": null}}, {"job": {"result": {"store_path": "/nix/store/x"}}}]);
+        assert_eq!(
+            find(&value, "store_path").and_then(Value::as_str),
+            Some("/nix/store/x")
+        );
+        assert_eq!(find(&value, "absent"), None);
+        assert!(has_text(&value, "/nix/store/x") && !has_text(&value, "/nix/store"));
     }
 }

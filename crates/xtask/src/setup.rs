@@ -224,7 +224,8 @@ mod tests {
         let here = std::env::current_exe().expect("this program");
         assert!(!is_static(&here), "a test program is dynamic");
         assert!(!is_static(Path::new("/no/such/program")));
-        if let Some(busybox) = find("busybox").filter(|_| Path::new("/usr/share/doc/busybox-static").exists()) {
+        if let Some(busybox) = find("busybox").filter(|_| Path::new("/usr/share/doc/busybox-static").exists())
+        {
             assert!(is_static(&busybox));
         }
     }

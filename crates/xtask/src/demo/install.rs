@@ -1,0 +1,87 @@
+//! Builds the programs and puts them where a package would: `bin/` and `share/cim-leaf/containers/`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use crate::command::{cargo, run, target, workspace};
+use crate::setup::Tools;
+use crate::static_init;
+
+/// Returns the folder in which all is.
+pub(super) fn install(tools: &Tools) -> Result<PathBuf> {
+    println!("building leafd, leafctl, leaf-helper and the static leaf-init");
+    let init = static_init::build().context("leaf-init can't be built static")?;
+    let mut build = cargo();
+    build.args(["build", "--quiet"]);
+    build.args(
+        ["leafd", "leafctl", "leaf-helper"]
+            .into_iter()
+            .flat_map(|p| ["--package", p]),
+    );
+    run(&mut build)?;
+
+    let tree = target().join("demo");
+    let built = target().join("debug");
+    let bin = tree.join("bin");
+    fs::create_dir_all(&bin).with_context(|| format!("can't make {}", bin.display()))?;
+    for program in ["leafd", "leafctl", "leaf-helper"] {
+        place(&built.join(program), &bin.join(program))?;
+    }
+    place(&init, &bin.join("leaf-init"))?;
+    place(&tools.nats_server, &bin.join("nats-server"))?;
+    let templates = tree.join("share/cim-leaf/containers");
+    if templates.exists() {
+        fs::remove_dir_all(&templates).with_context(|| format!("can't remove {}", templates.display()))?;
+    }
+    copy_folder(&workspace().join("containers"), &templates)?;
+    Ok(tree)
+}
+
+/// Links a file, or copies it where that can't be.
+fn place(from: &Path, to: &Path) -> Result<()> {
+    if to.exists() {
+        fs::remove_file(to).with_context(|| format!("can't replace {}", to.display()))?;
+    }
+    fs::hard_link(from, to)
+        .or_else(|_| fs::copy(from, to).map(|_| ()))
+        .with_context(|| format!("can't copy {} to {}", from.display(), to.display()))
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).with_context(|| format!("can't make {}", to.display()))?;
+    for entry in fs::read_dir(from).with_context(|| format!("can't read {}", from.display()))? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_folder(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), &target).with_context(|| format!("can't write {}", target.display()))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_copied_whole_and_a_program_replaced() {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        let from = root.path().join("from");
+        fs::create_dir_all(from.join("minimal")).expect("a folder");
+        fs::write(from.join("minimal/default.nix"), "{ }").expect("a file");
+        copy_folder(&from, &root.path().join("to")).expect("a copy");
+        let copy = root.path().join("to/minimal/default.nix");
+        assert_eq!(fs::read_to_string(&copy).expect("a file"), "{ }");
+        fs::write(root.path().join("new"), "new").expect("a file");
+        place(&root.path().join("new"), &copy).expect("a link");
+        assert_eq!(fs::read_to_string(&copy).expect("a file"), "new");
+        assert_eq!(
+            fs::read_to_string(from.join("minimal/default.nix")).expect("a file"),
+            "{ }"
+        );
+    }
+}
