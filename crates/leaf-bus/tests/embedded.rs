@@ -289,7 +289,7 @@ async fn cannot_start() -> anyhow::Result<()> {
     .await?;
     let text = error.to_string();
     ensure!(
-        matches!(error, EmbeddedError::Ended { .. }) && text.contains("jetstream"),
+        matches!(error, EmbeddedError::Ended { .. }) && text.contains("storage directory"),
         "{text}"
     );
     Ok(())

@@ -27,6 +27,10 @@ pub(crate) fn trials() -> Vec<Trial> {
             "a_container_cannot_write_elsewhere_by_answering_itself",
             reflection,
         ),
+        trial(
+            "a_user_that_may_ask_itself_could_write_anywhere_by_answering",
+            answering_oneself,
+        ),
         trial("credentials_of_another_operator_are_refused", stranger),
         trial("the_context_file_connects_as_admin", context),
     ]
@@ -261,6 +265,41 @@ async fn reflection() -> anyhow::Result<()> {
             "a container heard itself on {own}"
         );
     }
+    site.server.stop().await;
+    Ok(())
+}
+
+/// What nats-server does, and why a container may not publish to what it listens to: with a right to answer and
+/// overlapping subjects, a user writes into the event log.
+async fn answering_oneself() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let mut admin = admin_of(&site).await?;
+    let mut events = admin.client.subscribe(subject::events()).await?;
+    // Its complaints come in order: once this is through, so is the subscription.
+    admin.may_publish("$SRV.PING").await?;
+    let caller = Caller::new("careless")?;
+    let careless = Permissions {
+        publish: vec!["own.>".to_owned()],
+        subscribe: vec!["own.>".to_owned()],
+        responses: Some((1, LIMIT)),
+        ..Permissions::default()
+    };
+    let credentials = site.identity.user_credentials(&caller, &careless);
+    let mut user = site.connect(&credentials, &caller).await?;
+    let target = "leaf.v1.evt.edge.leaf.edge.started";
+    user.may_not_publish(target).await?;
+    let mut echoes = user.client.subscribe("own.x").await?;
+    user.client
+        .publish_with_reply("own.x", target, "x".into())
+        .await?;
+    tokio::time::timeout(LIMIT, echoes.next())
+        .await?
+        .context("the echo")?;
+    user.may_publish(target).await?;
+    let event = tokio::time::timeout(LIMIT, events.next())
+        .await?
+        .context("an event")?;
+    ensure!(event.subject.as_str() == target);
     site.server.stop().await;
     Ok(())
 }

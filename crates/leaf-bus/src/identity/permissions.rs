@@ -1,9 +1,11 @@
 //! Who may publish and subscribe what. NATS enforces it; these lists are the leaf's whole access policy.
 //!
-//! One thing permissions can't hold: the server does not check a message's *reply* subject. So whoever answers
-//! requests must refuse a reply subject outside the caller's inbox ([`subject::is_own_inbox`]), and a container,
-//! which may answer what it is asked, may not publish to what it listens to: it would ask itself, with any subject
-//! as the reply, and be allowed to write there.
+//! One thing permissions can't hold: the server does not check a message's *reply* subject. From that follows
+//! - whoever answers requests must refuse a reply subject outside the caller's inbox ([`subject::is_own_inbox`]);
+//! - a container, which may answer what it is asked, may not publish to what it listens to: it would ask itself,
+//!   with any subject as the reply, and be allowed to write there;
+//! - the JetStream API answers to any reply subject, so a person, who may read streams, can have the *server's* answer
+//!   stored as if it were an event. Readers check what they read; and people are trusted with a leaf anyway.
 
 use std::time::Duration;
 
