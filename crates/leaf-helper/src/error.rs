@@ -1,0 +1,79 @@
+//! Why an operation was not carried out, on this side of the contract.
+
+use std::error::Error as _;
+use std::io;
+
+use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
+
+/// Why an operation was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The helper doesn't do that.
+    #[error("{0}")]
+    Refused(String),
+    /// The host lacks something.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The container ended before it was ready, or was not ready in time.
+    #[error("{0}")]
+    NotReady(String),
+    /// A state of the host that should not be.
+    #[error("{0}")]
+    Failed(String),
+    /// A call to the kernel about something.
+    #[error("{what}")]
+    Io {
+        /// What was tried, with its path.
+        what: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A netlink request.
+    #[error("{what}")]
+    Netlink {
+        /// What was tried.
+        what: String,
+        /// What the kernel said.
+        source: rtnetlink::Error,
+    },
+}
+
+/// What the functions of this crate return.
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// Returns a function that says what an I/O error was about.
+    pub(crate) fn io<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
+        let what = what.into();
+        move |source| Self::Io {
+            what,
+            source: source.into(),
+        }
+    }
+
+    /// The error and what caused it, in one line.
+    pub(crate) fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = self.source();
+        while let Some(cause) = source {
+            text.push_str(": ");
+            text.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        text
+    }
+
+    /// Returns the error as the contract has it.
+    pub(crate) fn about(&self, op: &HostOp) -> HostOpError {
+        HostOpError {
+            op: op.summary(),
+            kind: match self {
+                Self::Refused(_) => HostOpErrorKind::Refused,
+                Self::Unsupported(_) => HostOpErrorKind::Unsupported,
+                Self::NotReady(_) => HostOpErrorKind::NotReady,
+                Self::Failed(_) | Self::Io { .. } | Self::Netlink { .. } => HostOpErrorKind::Failed,
+            },
+            reason: self.chain(),
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! Files and folders below the helper's roots, so that no symbolic link leads out of them.
+//!
+//! A [`Folder`] is an open directory. From it, one name at a time is opened, and never through a symbolic link: what
+//! a container put into its own root file system can't send the helper elsewhere.
+
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, RawMode};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+
+/// The most that is read of one file.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// An open directory.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Folder {
+    /// Opens one of the helper's own roots, and makes it (with this mode) where it is missing.
+    pub(crate) fn make_root(path: &Path, mode: RawMode) -> Result<Self> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        if !path.exists() {
+            if let Some(parent) = path.parent() {
+                std::fs::create_dir_all(parent).map_err(Error::io(format!("make {}", parent.display())))?;
+            }
+            match std::fs::DirBuilder::new().mode(mode).create(path) {
+                Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                    return Err(Error::io(format!("make {}", path.display()))(e));
+                }
+                _ => {}
+            }
+        }
+        Self::open_root(path)?
+            .ok_or_else(|| Error::Failed(format!("{} went away while it was opened", path.display())))
+    }
+
+    /// Opens one of the helper's own roots, if it is there.
+    pub(crate) fn open_root(path: &Path) -> Result<Option<Self>> {
+        match rustix::fs::openat(CWD, path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(fd) => Ok(Some(Self {
+                fd,
+                path: path.to_owned(),
+            })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(Error::io(format!("open the folder {}", path.display()))(e)),
+        }
+    }
+
+    /// Where it was opened; for messages and for programs that take a path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The open directory.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    fn at(&self, name: &str) -> Result<PathBuf> {
+        if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
+            return Err(Error::Refused(format!("{name:?} is not the name of one file")));
+        }
+        Ok(self.path.join(name))
+    }
+
+    /// Opens a folder in this one, if it is there. A symbolic link or a file is refused.
+    pub(crate) fn open(&self, name: &str) -> Result<Option<Self>> {
+        let path = self.at(name)?;
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(fd) => Ok(Some(Self { fd, path })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(Errno::NOTDIR | Errno::LOOP) => Err(Error::Refused(format!(
+                "{} is not a folder (a symbolic link there is not followed)",
+                path.display()
+            ))),
+            Err(e) => Err(Error::io(format!("open the folder {}", path.display()))(e)),
+        }
+    }
+
+    /// Opens a folder in this one, and makes it where it is missing; its mode becomes this one.
+    pub(crate) fn make(&self, name: &str, mode: RawMode) -> Result<Self> {
+        let folder = self.make_if_missing(name, mode)?;
+        rustix::fs::fchmod(&folder.fd, Mode::from_raw_mode(mode))
+            .map_err(Error::io(format!("set the mode of {}", folder.path.display())))?;
+        Ok(folder)
+    }
+
+    /// Opens a folder in this one, and makes it where it is missing; its mode is left alone where it is there.
+    pub(crate) fn make_if_missing(&self, name: &str, mode: RawMode) -> Result<Self> {
+        let path = self.at(name)?;
+        match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => return Err(Error::io(format!("make {}", path.display()))(e)),
+        }
+        self.open(name)?
+            .ok_or_else(|| Error::Failed(format!("{} went away while it was made", path.display())))
+    }
+
+    /// Gives the folder to a group, to read.
+    pub(crate) fn give_to_group(&self, group: u32) -> Result<()> {
+        rustix::fs::fchown(&self.fd, None, Some(Gid::from_raw(group)))
+            .map_err(Error::io(format!("set the group of {}", self.path.display())))
+    }
+
+    /// Returns whether there is anything of this name, a broken symbolic link included.
+    pub(crate) fn has(&self, name: &str) -> Result<bool> {
+        let path = self.at(name)?;
+        match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(e) => Err(Error::io(format!("look at {}", path.display()))(e)),
+        }
+    }
+
+    /// Returns the text of a regular file, if it is there.
+    pub(crate) fn read(&self, name: &str) -> Result<Option<String>> {
+        let path = self.at(name)?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = match rustix::fs::openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP) => {
+                return Err(Error::Refused(format!("{} is a symbolic link", path.display())));
+            }
+            Err(e) => return Err(Error::io(format!("open {}", path.display()))(e)),
+        };
+        let read = || Error::io::<std::io::Error>(format!("read {}", path.display()));
+        let stat = rustix::fs::fstat(&fd).map_err(|e| read()(e.into()))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(Error::Refused(format!("{} is not a regular file", path.display())));
+        }
+        let mut text = String::new();
+        std::fs::File::from(fd).take(MAX_BYTES).read_to_string(&mut text).map_err(read())?;
+        Ok(Some(text))
+    }
+
+    /// Writes a whole file, or leaves it as it was: a power cut shows the old text or the new.
+    pub(crate) fn write(&self, name: &str, bytes: &[u8], mode: RawMode) -> Result<()> {
+        let path = self.at(name)?;
+        let failed = || Error::io::<std::io::Error>(format!("write {}", path.display()));
+        let new = format!(".{name}.new");
+        self.remove_file(&new)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.fd, &new, flags, Mode::from_raw_mode(mode))
+            .map_err(|e| failed()(e.into()))?;
+        rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode)).map_err(|e| failed()(e.into()))?;
+        let mut file = std::fs::File::from(fd);
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed())?;
+        rustix::fs::renameat(&self.fd, &new, &self.fd, name).map_err(|e| failed()(e.into()))?;
+        rustix::fs::fsync(&self.fd).map_err(|e| failed()(e.into()))
+    }
+
+    /// Makes an empty file where there is none; what is there stays.
+    pub(crate) fn touch(&self, name: &str, mode: RawMode) -> Result<()> {
+        let path = self.at(name)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode)) {
+            Ok(_) | Err(Errno::EXIST) => Ok(()),
+            Err(e) => Err(Error::io(format!("make {}", path.display()))(e)),
+        }
+    }
+
+    /// Makes a symbolic link, or sets it anew.
+    pub(crate) fn link(&self, name: &str, target: &str) -> Result<()> {
+        let path = self.at(name)?;
+        let failed = || Error::io(format!("make the link {}", path.display()));
+        let new = format!(".{name}.new");
+        self.remove_file(&new)?;
+        rustix::fs::symlinkat(target, &self.fd, &new).map_err(failed())?;
+        rustix::fs::renameat(&self.fd, &new, &self.fd, name).map_err(failed())
+    }
+
+    /// Gives a file in this folder another name in it; what had that name is gone.
+    pub(crate) fn rename(&self, from: &str, to: &str) -> Result<()> {
+        let (old, new) = (self.at(from)?, self.at(to)?);
+        rustix::fs::renameat(&self.fd, from, &self.fd, to)
+            .map_err(Error::io(format!("rename {} to {}", old.display(), new.display())))
+    }
+
+    /// Removes a file or a symbolic link, if it is there.
+    pub(crate) fn remove_file(&self, name: &str) -> Result<()> {
+        let path = self.at(name)?;
+        match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(Error::io(format!("remove {}", path.display()))(e)),
+        }
+    }
+
+    /// Removes a folder and all in it, if it is there; symbolic links are removed, not followed.
+    pub(crate) fn remove_tree(&self, name: &str) -> Result<()> {
+        let path = self.at(name)?;
+        // Through the open directory, so that the path above can't be exchanged meanwhile. The standard library
+        // walks down by `openat` without following links.
+        let pinned = format!("/proc/self/fd/{}/{name}", self.fd.as_raw_fd());
+        match std::fs::remove_dir_all(pinned) {
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => self.remove_file(name),
+            Err(e) => Err(Error::io(format!("remove {}", path.display()))(e)),
+        }
+    }
+
+    /// Removes an empty folder, if it is there and empty.
+    pub(crate) fn remove_if_empty(&self, name: &str) -> Result<()> {
+        let path = self.at(name)?;
+        match rustix::fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY) => Ok(()),
+            Err(e) => Err(Error::io(format!("remove {}", path.display()))(e)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_symbolic_link_in_a_folder_is_never_followed() {
+        let outside = tempfile::tempdir().expect("a folder");
+        let inside = tempfile::tempdir().expect("a folder");
+        std::os::unix::fs::symlink(outside.path(), inside.path().join("etc")).expect("a link");
+        std::fs::write(outside.path().join("kept"), "kept").expect("a file");
+        std::os::unix::fs::symlink(outside.path().join("kept"), inside.path().join("file")).expect("a link");
+        let folder = Folder::make_root(inside.path(), 0o755).expect("a folder");
+        assert!(matches!(folder.make("etc", 0o755), Err(Error::Refused(_))));
+        assert!(matches!(folder.open("etc"), Err(Error::Refused(_))));
+        assert!(matches!(folder.read("file"), Err(Error::Refused(_))));
+        folder.write("file", b"new", 0o600).expect("the link is replaced");
+        folder.remove_tree("etc").expect("the link is removed");
+        assert_eq!(std::fs::read_to_string(outside.path().join("kept")).expect("there"), "kept");
+        assert_eq!(folder.read("file").expect("a file").as_deref(), Some("new"));
+    }
+
+    #[test]
+    fn only_the_name_of_one_file_is_taken() {
+        let inside = tempfile::tempdir().expect("a folder");
+        let folder = Folder::make_root(inside.path(), 0o755).expect("a folder");
+        for bad in ["", ".", "..", "a/b", "/etc", "a\0"] {
+            assert!(matches!(folder.write(bad, b"", 0o600), Err(Error::Refused(_))), "{bad:?}");
+            assert!(matches!(folder.remove_tree(bad), Err(Error::Refused(_))), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Starting a container's supervisor and stopping it, from outside.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix_libc_wrappers::process::SignalExt as _;
+use tokio::process::{Child, Command};
+use tokio::time::Instant;
+
+use leaf_core::id::ContainerName;
+
+use crate::cgroup::Cgroup;
+use crate::create::check_toplevel;
+use crate::error::{Error, Result};
+use crate::files::Folder;
+use crate::Helper;
+
+/// How long a supervisor has to clean up after a container whose processes are gone.
+const CLEAN_UP: Duration = Duration::from_secs(10);
+
+impl Helper {
+    /// Starts a container and returns when it is ready. It stays when this process ends.
+    pub(crate) async fn start(&self, name: &ContainerName, limit: Duration) -> Result<()> {
+        let confs = Folder::make_root(&self.paths.confs, 0o755)?;
+        let spec = match self.owns(&confs, name)? {
+            true => self.spec(name)?,
+            false => None,
+        };
+        let spec = spec.ok_or_else(|| {
+            Error::Refused(format!("leaf {} has no container {name}; create it first", self.leaf))
+        })?;
+        check_toplevel(&spec.toplevel)?;
+        let run = self.run_folder(name)?;
+        let mut child = None;
+        if !self.is_supervised(name)? {
+            // What the last one said is no answer to this start.
+            run.remove_file("status.json")?;
+            child = Some(self.spawn_supervisor(name)?);
+        }
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.status(&run)? {
+                if status.exit.is_some() || status.error.is_some() {
+                    self.wait_unsupervised(name, CLEAN_UP).await?;
+                    let why = status.error.unwrap_or_else(|| "it ended before it was ready".into());
+                    return Err(Error::NotReady(why));
+                }
+                if status.ready_at.is_some() {
+                    return Ok(());
+                }
+            }
+            let gone = match &mut child {
+                Some(child) => child.try_wait().map_err(Error::io("look after the supervisor"))?.is_some(),
+                None => !self.is_supervised(name)?,
+            };
+            // It may have said why between the two looks.
+            if gone && self.status(&run)?.is_none_or(|s| s.exit.is_none() && s.error.is_none()) {
+                self.sweep(name, Some(spec.network)).await?;
+                return Err(Error::NotReady(format!(
+                    "its supervisor ended by itself: {}",
+                    self.supervisor_said(name)
+                )));
+            }
+            if !gone && Instant::now() >= deadline {
+                return Err(self.end_unready(name, &run, limit).await);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Ends a container that was not ready in time, and returns why it was not.
+    async fn end_unready(&self, name: &ContainerName, run: &Folder, limit: Duration) -> Error {
+        let network = self.spec(name).ok().flatten().map(|spec| spec.network);
+        let ended = async {
+            self.end_by_force(name).await?;
+            self.sweep(name, network).await?;
+            self.status(run)
+        };
+        let said = match ended.await {
+            Ok(status) => status.and_then(|s| s.error).unwrap_or_default(),
+            Err(e) => format!("and it could not be ended: {}", e.chain()),
+        };
+        Error::NotReady(format!("it was not ready within {} s and was ended; {said}", limit.as_secs()))
+    }
+
+    /// Stops a container: a word to its init, a grace time, then the end of its cgroup.
+    pub(crate) async fn stop(&self, name: &ContainerName, grace: Duration) -> Result<()> {
+        let confs = Folder::make_root(&self.paths.confs, 0o755)?;
+        let owned = self.owns(&confs, name)?;
+        let spec = self.spec(name)?;
+        if !owned && spec.is_none() {
+            return Ok(());
+        }
+        if self.is_supervised(name)? {
+            if let Err(e) = self.ask_to_halt(name) {
+                tracing::warn!(container = %name, error = e.chain(), "the init could not be asked to halt");
+            }
+            if !self.wait_unsupervised(name, grace).await? {
+                tracing::warn!(container = %name, "did not halt in its grace time and is ended by force");
+                self.end_by_force(name).await?;
+            }
+        }
+        // Nothing is left by a supervisor that ended well, and much by one that was killed.
+        self.sweep(name, spec.map(|spec| spec.network)).await
+    }
+
+    /// Sends SIGRTMIN+3 to a container's init: halt (systemd(1), "Signals").
+    fn ask_to_halt(&self, name: &ContainerName) -> Result<()> {
+        let run = self.run_folder(name)?;
+        let Some(pid) = self.status(&run)?.and_then(|status| status.leader_pid) else {
+            return Err(Error::Failed("it has no first process yet".into()));
+        };
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let raw = raw.ok_or_else(|| Error::Failed(format!("{pid} is not a process id")))?;
+        let failed = || Error::io(format!("signal the init, process {pid}"));
+        let process = rustix::process::pidfd_open(raw, PidfdFlags::empty()).map_err(failed())?;
+        // The number may be another process's by now; once it is open, it stays the one that is looked at here.
+        if !Cgroup::of(&self.leaf, name)?.holds(pid) {
+            return Err(Error::Failed(format!("process {pid} is not of this container")));
+        }
+        let halt = Signal::rt(3).ok_or_else(|| Error::Unsupported("this system has no SIGRTMIN+3".into()))?;
+        rustix::process::pidfd_send_signal(process, halt).map_err(failed())
+    }
+
+    /// Ends a container's processes, and its supervisor if that does not end by itself then.
+    async fn end_by_force(&self, name: &ContainerName) -> Result<()> {
+        let cgroup = Cgroup::of(&self.leaf, name)?;
+        cgroup.kill_payload().await?;
+        if !self.wait_unsupervised(name, CLEAN_UP).await? {
+            cgroup.kill_all().await?;
+            if !self.wait_unsupervised(name, CLEAN_UP).await? {
+                return Err(Error::Failed("its supervisor can't be ended".into()));
+            }
+        }
+        Ok(())
+    }
+
+    fn spawn_supervisor(&self, name: &ContainerName) -> Result<Child> {
+        let log = self.supervisor_log(name, OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC)?;
+        let stderr = log.try_clone().map_err(Error::io("open the supervisor's log"))?;
+        let settings = &self.settings;
+        let mut command = Command::new(&settings.supervisor);
+        command
+            .arg("supervise")
+            .arg(name.as_str())
+            .args(["--leaf", self.leaf.as_str()])
+            .arg("--pool")
+            .arg(settings.pool.to_string());
+        for (flag, path) in [
+            ("--roots", &self.paths.roots),
+            ("--confs", &self.paths.confs),
+            ("--gc-roots", &self.paths.gc_roots),
+            ("--state", &self.paths.state),
+            ("--run", &self.paths.run),
+            ("--leaf-init", &settings.leaf_init),
+            ("--nspawn", &settings.nspawn),
+            ("--nft", &settings.nft),
+        ] {
+            command.arg(flag).arg(path);
+        }
+        if let Some(group) = settings.observers {
+            command.arg("--observers").arg(group.to_string());
+        }
+        // No secret or setting of this process reaches it by the environment. It makes a session of its own, and
+        // is not ended when this process is.
+        command
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin")
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::from(log))
+            .stderr(Stdio::from(stderr))
+            .spawn()
+            .map_err(Error::io(format!("start {}", settings.supervisor.display())))
+    }
+
+    fn supervisor_log(&self, name: &ContainerName, flags: OFlags) -> Result<File> {
+        let folder = self.state_folder(name)?;
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(folder.as_fd(), "supervisor.log", flags, Mode::from_raw_mode(0o600))
+            .map(File::from)
+            .map_err(Error::io(format!("open {}/supervisor.log", folder.path().display())))
+    }
+
+    /// The end of what a supervisor said on its own.
+    fn supervisor_said(&self, name: &ContainerName) -> String {
+        let read = || -> std::io::Result<String> {
+            let mut log = self.supervisor_log(name, OFlags::RDONLY).map_err(std::io::Error::other)?;
+            let length = log.metadata()?.len();
+            log.seek(SeekFrom::Start(length.saturating_sub(2000)))?;
+            let mut bytes = Vec::new();
+            log.take(2000).read_to_end(&mut bytes)?;
+            Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
+        };
+        match read() {
+            Ok(text) if text.is_empty() => "it said nothing".into(),
+            Ok(text) => text,
+            Err(e) => format!("its log can't be read: {e}"),
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! One container's supervisor: runs systemd-nspawn in a cgroup of its own, listens to its notifications, writes down
+//! its console, its status and its end, and cleans up.
+
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::UnixDatagram;
+use tokio::net::unix::pipe;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+
+use leaf_core::container::Exit;
+use leaf_core::host_op::{SupervisorSpec, SupervisorStatus};
+use leaf_core::id::ContainerName;
+
+use crate::cgroup::Cgroup;
+use crate::console::Console;
+use crate::create::check_toplevel;
+use crate::error::{Error, Result};
+use crate::files::Folder;
+use crate::run::{RunLock, SHOWN};
+use crate::settings::check_path;
+use crate::{Helper, firewall, network};
+
+/// Where `leaf-init` is inside a container.
+const INNER_INIT: &str = "/run/leaf/init";
+
+/// Supervises a container until it ends.
+pub(crate) async fn supervise(helper: &Helper, name: &ContainerName) -> Result<Exit> {
+    helper.check_host()?;
+    // It fails where this is a session of its own already.
+    let _ = rustix::process::setsid();
+    let run = helper.run_folder(name)?;
+    let Some(lock) = helper.acquire(name).await? else {
+        return Err(Error::Failed("another supervisor holds it".into()));
+    };
+    let mut supervisor = Supervisor {
+        helper,
+        run,
+        _lock: lock,
+        status: SupervisorStatus {
+            supervisor_pid: std::process::id(),
+            started_at: Timestamp::now(),
+            leader_pid: None,
+            ready_at: None,
+            exit: None,
+            error: None,
+        },
+    };
+    supervisor.write_status()?;
+    let outcome = supervisor.run_to_the_end(name).await;
+    match &outcome {
+        Ok(exit) => supervisor.status.exit = Some(*exit),
+        Err(e) => {
+            supervisor.status.exit = Some(Exit::Lost);
+            supervisor.status.error = Some(e.chain());
+        }
+    }
+    supervisor.write_status()?;
+    outcome
+}
+
+struct Supervisor<'a> {
+    helper: &'a Helper,
+    run: Folder,
+    /// Held until this process ends.
+    _lock: RunLock,
+    status: SupervisorStatus,
+}
+
+impl Supervisor<'_> {
+    async fn run_to_the_end(&mut self, name: &ContainerName) -> Result<Exit> {
+        let helper = self.helper;
+        let spec = helper
+            .spec(name)?
+            .ok_or_else(|| Error::Refused(format!("there is no container {name}")))?;
+        check_toplevel(&spec.toplevel)?;
+        helper.sweep(name, Some(spec.network)).await?;
+        let cgroup = Cgroup::of(&helper.leaf, name)?;
+        cgroup.enter()?;
+        let outcome = self.run_payload(&spec, &cgroup).await;
+        // Whatever happened: nothing stays.
+        let _ = cgroup.kill_payload().await;
+        cgroup.leave()?;
+        let swept = helper.sweep(name, Some(spec.network)).await;
+        let exit = outcome?;
+        swept?;
+        Ok(exit)
+    }
+
+    /// Runs the container. This process is in the container's cgroup when it begins, so that systemd-nspawn is from
+    /// its first instruction; then it moves aside.
+    async fn run_payload(&mut self, spec: &SupervisorSpec, cgroup: &Cgroup) -> Result<Exit> {
+        let helper = self.helper;
+        firewall::admit(&helper.settings.nft, &helper.leaf, &spec.name, spec.network).await?;
+        let mut console = Console::open(helper.state_folder(&spec.name)?, helper.settings.observers)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(Error::io("watch for SIGTERM"))?;
+        let notify = self.bind_notify()?;
+        let (reader, writer) = std::io::pipe().map_err(Error::io("make a pipe"))?;
+        let mut output = pipe::Receiver::from_owned_fd(OwnedFd::from(reader)).map_err(Error::io("read a pipe"))?;
+        let mut nspawn = self.spawn_nspawn(spec, writer)?;
+        cgroup.enter_supervisor()?;
+
+        let mut message = vec![0; 4096];
+        let mut bytes = vec![0; 64 << 10];
+        let mut ready = false;
+        let mut open = true;
+        let ended = loop {
+            tokio::select! {
+                received = notify.recv(&mut message) => {
+                    let length = received.map_err(Error::io("receive a notification"))?;
+                    let text = String::from_utf8_lossy(&message[..length]).into_owned();
+                    for line in text.lines() {
+                        match line.split_once('=') {
+                            Some(("X_NSPAWN_LEADER_PID", pid)) if self.status.leader_pid.is_none() => {
+                                self.status.leader_pid = pid.parse().ok();
+                                network::configure_host_link(&spec.name, spec.network).await?;
+                                self.write_status()?;
+                            }
+                            Some(("READY", "1")) => ready = true,
+                            _ => {}
+                        }
+                    }
+                    // Whoever reads that it is ready can reach it: its link is up by now.
+                    if ready && self.status.leader_pid.is_some() && self.status.ready_at.is_none() {
+                        self.status.ready_at = Some(Timestamp::now());
+                        self.write_status()?;
+                    }
+                }
+                read = output.read(&mut bytes), if open => {
+                    match read.map_err(Error::io("read the console"))? {
+                        0 => open = false,
+                        length => console.write(&bytes[..length])?,
+                    }
+                }
+                status = nspawn.wait() => break status.map_err(Error::io("wait for systemd-nspawn"))?,
+                _ = terminate.recv() => pass_on_terminate(&nspawn),
+            }
+        };
+        // Nobody else holds the pipe, unless somebody escaped the end of the container; so it ends, or it is cut.
+        let drain = async {
+            while let Ok(length @ 1..) = output.read(&mut bytes).await {
+                console.write(&bytes[..length])?;
+            }
+            Ok(())
+        };
+        cgroup.kill_payload().await?;
+        if open {
+            match tokio::time::timeout(Duration::from_secs(2), drain).await {
+                Ok(drained) => drained?,
+                Err(_) => tracing::warn!("the console stayed open after the container's end"),
+            }
+        }
+        let exit = exit_of(ended);
+        if self.status.ready_at.is_none() {
+            self.status.error = Some(match console.tail() {
+                tail if tail.is_empty() => format!("it ended before it was ready, with {exit}; its console is empty"),
+                tail => format!("it ended before it was ready, with {exit}; the end of its console:\n{tail}"),
+            });
+        }
+        Ok(exit)
+    }
+
+    fn spawn_nspawn(&self, spec: &SupervisorSpec, console: std::io::PipeWriter) -> Result<Child> {
+        let helper = self.helper;
+        let name = &spec.name;
+        let root = helper.paths.roots.join(name.as_str());
+        let leaf_init = check_path(&helper.settings.leaf_init)?;
+        let errors = console.try_clone().map_err(Error::io("share a pipe"))?;
+        let mut command = Command::new(&helper.settings.nspawn);
+        command
+            .args(["--quiet", "--settings=no", "--register=no", "--keep-unit"])
+            .arg(format!("--machine={name}"))
+            .arg(format!("--directory={}", check_path(&root)?))
+            .args(["--private-network", "--network-veth"])
+            .args(["--private-users=pick", "--private-users-ownership=auto"])
+            .args(["--notify-ready=yes", "--kill-signal=SIGRTMIN+3"])
+            .args(["--link-journal=no", "--resolv-conf=off", "--timezone=off"])
+            .args(["--console=read-only", "--bind-ro=/nix/store"])
+            .arg(format!("--bind-ro={leaf_init}:{INNER_INIT}"))
+            .arg(format!("--setenv=HOST_ADDRESS={}", spec.network.host_address))
+            .arg(format!("--setenv=LOCAL_ADDRESS={}", spec.network.container_address));
+        for credential in self.credentials(name)? {
+            let path = helper.paths.state.join(name.as_str()).join("credentials").join(&credential);
+            command.arg(format!("--load-credential={credential}:{}", check_path(&path)?));
+        }
+        command
+            .args(["--", INNER_INIT, "enter", "--"])
+            .arg(format!("{}/init", spec.toplevel))
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
+            .env("SYSTEMD_LOG_TARGET", "console")
+            .env("NOTIFY_SOCKET", self.run.path().join("notify"))
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::from(console))
+            .stderr(Stdio::from(errors))
+            .spawn()
+            .map_err(Error::io(format!("start {}", helper.settings.nspawn.display())))
+    }
+
+    /// The names of a container's credentials.
+    fn credentials(&self, name: &ContainerName) -> Result<Vec<String>> {
+        let folder = self.helper.paths.state.join(name.as_str()).join("credentials");
+        let failed = || Error::io(format!("read {}", folder.display()));
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&folder).map_err(failed())? {
+            let file = entry.map_err(failed())?.file_name();
+            // A half-written one of a crash begins with a dot.
+            if let Some(file) = file.to_str().filter(|file| !file.starts_with('.')) {
+                names.push(file.to_owned());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn bind_notify(&self) -> Result<UnixDatagram> {
+        self.run.remove_file("notify")?;
+        let path = self.run.path().join("notify");
+        UnixDatagram::bind(&path).map_err(|e| match e.kind() {
+            ErrorKind::InvalidInput => {
+                Error::Refused(format!("the path {} is too long for a socket", path.display()))
+            }
+            _ => Error::io(format!("listen on {}", path.display()))(e),
+        })
+    }
+
+    fn write_status(&self) -> Result<()> {
+        let text = serde_json::to_vec(&self.status).expect("a status has text keys and no failing parts");
+        self.run.write("status.json", &text, SHOWN)
+    }
+}
+
+/// systemd-nspawn asks the init to halt when it gets SIGTERM itself.
+fn pass_on_terminate(nspawn: &Child) {
+    let pid = nspawn.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
+    if let Some(pid) = pid {
+        // It fails only where the process has ended, which the loop sees next.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+}
+
+fn exit_of(status: ExitStatus) -> Exit {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Exit::Code { code },
+        (None, Some(signal)) => Exit::Signal { signal },
+        (None, None) => Exit::Lost,
+    }
+}
