@@ -6,7 +6,7 @@
 # don't exist, files that moved and types that don't fit; it builds nothing, and runs no NixOS test. Prints
 # `{"passed":N,"outputs":…,"tests":[…]}`.
 let
-  nixpkgs = /. + builtins.getEnv "NIXPKGS";
+  nixpkgs = import ./nixpkgs.nix;
   lib = import (nixpkgs + "/lib");
   packagesOf = system: import ./stub-packages.nix { inherit lib system; };
   systems = [

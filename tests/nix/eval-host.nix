@@ -6,11 +6,7 @@
 # needed: stub-packages.nix stands for it. Prints `{"passed":N,"hosts":{"<host>":{"unit":…,"settings":…},…}}`. An assertion of a module that
 # does not hold, and an expectation below that is not met, fails the command and says which.
 let
-  nixpkgs =
-    let
-      path = builtins.getEnv "NIXPKGS";
-    in
-    if path == "" then throw "set NIXPKGS to a tree with lib/ and nixos/ of nixpkgs" else /. + path;
+  nixpkgs = import ./nixpkgs.nix;
   lib = import (nixpkgs + "/lib");
   inherit (lib) hasInfix;
   system = "x86_64-linux";
