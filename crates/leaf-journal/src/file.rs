@@ -25,6 +25,9 @@ const COMMANDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("command
 /// they are read. About half a second's work on a small machine.
 const VERIFY_BYTES: usize = 128 << 20;
 
+/// A file smaller than this is not worth shrinking.
+const SHRINK_BYTES: u64 = 16 << 20;
+
 /// What went wrong with the file.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -171,6 +174,8 @@ pub(crate) struct Contents {
     pub head: Head,
     pub entries: BTreeMap<String, Value>,
     pub unfinished: Vec<CommandRecord>,
+    /// How many bytes of records there are, where all of them were read.
+    pub record_bytes: Option<u64>,
 }
 
 /// Reads all but the events, and verifies all of it; and of the events at least the newest, in bounded time.
@@ -181,11 +186,13 @@ pub(crate) fn load(database: &Database) -> Result<Contents, StoreError> {
 
         let table = transaction.open_table(ENTRIES)?;
         let mut entries = BTreeMap::new();
+        let mut bytes = 0;
         for row in table.iter()? {
             let (key, value) = row?;
             let key = key.value();
             let entry = encode::decode_entry(key, value.value())
                 .map_err(|e| StoreError::damaged(format!("the state's entry {key:?}"), &e))?;
+            bytes += value.value().len();
             entries.insert(key.to_owned(), entry);
         }
         check_count("entries", entries.len() as u64, table.len()?, head.entries)?;
@@ -206,6 +213,7 @@ pub(crate) fn load(database: &Database) -> Result<Contents, StoreError> {
             previous.clear();
             previous.push_str(key);
             count += 1;
+            bytes += value.value().len();
             if command.outcome.is_none() {
                 unfinished.push(command);
             }
@@ -213,13 +221,40 @@ pub(crate) fn load(database: &Database) -> Result<Contents, StoreError> {
         check_count("commands", count, table.len()?, head.commands)?;
         unfinished.sort_by_key(|command| command.accepted_at);
 
-        verify_events(&transaction, &head)?;
+        let events = verify_events(&transaction, &head)?;
         Ok(Contents {
             head,
             entries,
             unfinished,
+            record_bytes: events.map(|events| (events + bytes) as u64),
         })
     })
+}
+
+/// Gives room back to the disk where most of the file is empty, as after a long time without the stream.
+pub(crate) fn shrink(
+    database: &mut Database,
+    path: &Path,
+    record_bytes: Option<u64>,
+) -> Result<(), StoreError> {
+    let Some(records) = record_bytes else {
+        return Ok(());
+    };
+    let size = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    if size < SHRINK_BYTES || size / 4 < records {
+        return Ok(());
+    }
+    guarded(|| {
+        database.compact()?;
+        Ok(())
+    })?;
+    let now = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    tracing::info!(
+        before = size,
+        now,
+        "the journal's file gave room back to the disk"
+    );
+    Ok(())
 }
 
 fn check_count(what: &str, found: u64, table: u64, head: u64) -> Result<(), StoreError> {
@@ -232,7 +267,8 @@ fn check_count(what: &str, found: u64, table: u64, head: u64) -> Result<(), Stor
     ))
 }
 
-fn verify_events(transaction: &ReadTransaction, head: &Head) -> Result<(), StoreError> {
+/// Returns how many bytes the events have, where all of them were read.
+fn verify_events(transaction: &ReadTransaction, head: &Head) -> Result<Option<usize>, StoreError> {
     let events = transaction.open_table(EVENTS)?;
     let held = (head.last_sequence + 1)
         .checked_sub(head.first_sequence)
@@ -259,11 +295,12 @@ fn verify_events(transaction: &ReadTransaction, head: &Head) -> Result<(), Store
                 through = head.last_sequence,
                 "a long journal: older events are verified when they are read"
             );
-            return Ok(());
+            return Ok(None);
         }
         expected -= 1;
     }
-    check_sequence(head.first_sequence, expected + 1)
+    check_sequence(head.first_sequence, expected + 1)?;
+    Ok(Some(bytes))
 }
 
 fn check_sequence(found: u64, expected: u64) -> Result<(), StoreError> {

@@ -252,7 +252,7 @@ impl Journal {
         if created {
             file::create(&path, &options.leaf, options.epoch_if_new).map_err(error)?;
         }
-        let database = file::open(&path, options.cache_bytes).map_err(error)?;
+        let mut database = file::open(&path, options.cache_bytes).map_err(error)?;
         let contents = match file::load(&database) {
             Ok(contents) => contents,
             Err(source) => {
@@ -266,6 +266,11 @@ impl Journal {
                 found: contents.head.leaf,
                 wanted: options.leaf.clone(),
             });
+        }
+        if let Err(failed) = file::shrink(&mut database, &path, contents.record_bytes) {
+            tracing::warn!(error = %failed, "the journal's file can't give room back to the disk");
+            file::close(database);
+            database = file::open(&path, options.cache_bytes).map_err(error)?;
         }
         let held = Held::from(&contents.head);
         let shared = Arc::new(Shared {

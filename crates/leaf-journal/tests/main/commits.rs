@@ -1,6 +1,7 @@
 //! What a commit promises.
 
 use jiff::Timestamp;
+use leaf_core::event::EventRecord;
 use leaf_core::id::{CommandId, LeafName};
 use leaf_journal::{Batch, CommitError, Held, Import, Journal, JournalHealth, OpenError, Options, ReadError};
 use serde_json::json;
@@ -29,6 +30,10 @@ pub(crate) const TESTS: &[Test] = &[
     (
         "closing_makes_what_is_queued_durable_and_refuses_the_rest",
         closing,
+    ),
+    (
+        "a_file_that_is_mostly_empty_gives_room_back_when_it_is_opened",
+        shrinking,
     ),
     ("a_journal_of_another_leaf_is_not_taken", other_leaf),
 ];
@@ -339,6 +344,36 @@ fn new_epoch() {
         journal.read(1, 1 << 20).expect("readable"),
         [event_of(EPOCH + 1, 1)]
     );
+}
+
+fn shrinking() {
+    let folder = tempdir().expect("a folder");
+    let (journal, _) = open(folder.path()).expect("opens");
+    let large = |n: u64| Batch {
+        events: vec![EventRecord {
+            body: vec![b'x'; 1 << 20],
+            ..event(n)
+        }],
+        ..Batch::default()
+    };
+    run(async {
+        let receipts: Vec<_> = (1..=20).map(|n| journal.commit(large(n))).collect();
+        for receipt in receipts {
+            receipt.await.expect("durable");
+        }
+        for n in 21..=40 {
+            journal.commit(step(n)).await.expect("durable");
+        }
+        journal.forget_events(20).await.expect("durable");
+    });
+    let before = journal.file_bytes().expect("a file");
+    assert!(before > 20 << 20, "{before}");
+    drop(journal);
+    let (journal, _) = open(folder.path()).expect("opens");
+    let after = journal.file_bytes().expect("a file");
+    assert!(after < before / 4, "{after} of {before}");
+    assert_eq!(assert_whole(&journal), 20);
+    run(journal.commit(step(41))).expect("goes on");
 }
 
 fn closing() {
