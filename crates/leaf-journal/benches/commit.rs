@@ -1,4 +1,5 @@
-//! Prints what a commit costs: `cargo bench -p leaf-journal [-- FOLDER]` (a folder on the disk to be measured).
+//! Prints what a commit costs: `cargo bench -p leaf-journal [-- FOLDER [CACHE_MIB]]` (a folder on the disk
+//! to be measured).
 #![allow(clippy::print_stdout, reason = "a program")]
 
 use std::time::Instant;
@@ -43,9 +44,13 @@ fn resident() -> String {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    let parent = std::env::args()
-        .nth(1)
+    let mut arguments = std::env::args()
+        .skip(1)
         .filter(|argument| !argument.starts_with('-'));
+    let parent = arguments.next();
+    let cache_mib: usize = arguments
+        .next()
+        .map_or(8, |text| text.parse().expect("a number of MiB"));
     let folder = match &parent {
         Some(parent) => tempfile::tempdir_in(parent),
         None => tempfile::tempdir(),
@@ -54,11 +59,12 @@ async fn main() {
     let options = Options {
         leaf: LeafName::new("edge-1").expect("a name"),
         epoch_if_new: 1_760_000_000_000,
-        cache_bytes: 8 << 20,
+        cache_bytes: cache_mib << 20,
         holder: "bench".to_owned(),
     };
     let (journal, _) = Journal::open(folder.path(), &options).expect("opens");
     let mut next = 1;
+    println!("cache of {cache_mib} MiB, {}", resident());
 
     for count in [1, 100] {
         let mut times = Vec::new();
