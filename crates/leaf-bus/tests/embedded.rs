@@ -29,6 +29,10 @@ pub(crate) fn trials() -> Vec<Trial> {
             "a_server_left_behind_by_a_killed_daemon_is_taken_over",
             left_behind,
         ),
+        trial(
+            "a_second_daemon_in_the_same_folder_is_refused_and_harms_nothing",
+            second,
+        ),
         trial("a_port_that_is_taken_is_refused_with_its_holder", port_taken),
         trial(
             "a_kept_port_that_was_taken_meanwhile_is_given_up",
@@ -223,6 +227,18 @@ async fn left_behind() -> anyhow::Result<()> {
     ensure!(server.client_url() == url);
     User::connect(&url, &identity.leaf_credentials(), &daemon_caller()).await?;
     server.stop().await;
+    Ok(())
+}
+
+async fn second() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let process = runs(&site.server, None).await?;
+    let second = EmbeddedServer::start(settings(site.dir.path()), &site.identity).await;
+    ensure!(matches!(second, Err(EmbeddedError::InUse { .. })), "{second:?}");
+    ensure!(runs(&site.server, None).await? == process);
+    site.connect(&site.identity.leaf_credentials(), &daemon_caller())
+        .await?;
+    site.server.stop().await;
     Ok(())
 }
 

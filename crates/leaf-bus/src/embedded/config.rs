@@ -3,6 +3,9 @@
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::sleep;
 
 use super::processes::listener_on;
 use super::{EmbeddedError, EmbeddedSettings};
@@ -20,17 +23,22 @@ pub(super) struct Home {
     pub(super) log: PathBuf,
     store: PathBuf,
     port: PathBuf,
+    /// Locked as long as this is: whoever has the lock may end a server that was left behind.
+    _lock: fs::File,
 }
 
 impl Home {
-    pub(super) fn prepare(dir: &Path) -> Result<Self, EmbeddedError> {
+    /// Makes the folder and locks it.
+    pub(super) async fn prepare(dir: &Path) -> Result<Self, EmbeddedError> {
         let dir = std::path::absolute(dir)
             .and_then(|dir| private_dir(&dir).map(|()| dir))
             .map_err(|source| EmbeddedError::File {
                 path: dir.to_owned(),
                 source,
             })?;
+        let lock = lock(&dir).await?;
         Ok(Self {
+            _lock: lock,
             config: dir.join("nats-server.conf"),
             log: dir.join("nats-server.log"),
             store: dir.join("jetstream"),
@@ -115,6 +123,29 @@ impl Home {
         // Some file systems (overlays, network ones) don't say.
         Ok(stat.f_blocks.saturating_mul(stat.f_frsize).max(1 << 30))
     }
+}
+
+async fn lock(dir: &Path) -> Result<fs::File, EmbeddedError> {
+    let path = dir.join("lock");
+    let failed = |source| EmbeddedError::File {
+        path: path.clone(),
+        source,
+    };
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(failed)?;
+    // A leafd that was killed a moment ago may have had a child between fork and exec, which holds it a little.
+    for _ in 0..100 {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(fs::TryLockError::WouldBlock) => sleep(Duration::from_millis(10)).await,
+            Err(fs::TryLockError::Error(source)) => return Err(failed(source)),
+        }
+    }
+    Err(EmbeddedError::InUse { dir: dir.to_owned() })
 }
 
 /// Returns whether the address can be listened on, by doing it.

@@ -114,6 +114,12 @@ pub enum EmbeddedError {
         /// What the system says.
         source: io::Error,
     },
+    /// Another leafd runs its server there.
+    #[error("another process runs a nats-server in {}: end it first, or give this leaf a state folder of its own", dir.display())]
+    InUse {
+        /// The folder.
+        dir: PathBuf,
+    },
     /// A path that can't stand in a configuration file.
     #[error(
         "the path {path:?} can't stand in the server's configuration: it is not UTF-8, or has control characters"
@@ -216,7 +222,7 @@ impl EmbeddedServer {
     /// [`EmbeddedError`]; nothing is left running then.
     pub async fn start(settings: EmbeddedSettings, identity: &Identity) -> Result<Self, EmbeddedError> {
         let program = NatsServer::find(settings.nats_server.as_deref()).await?;
-        let home = Home::prepare(&settings.dir)?;
+        let home = Home::prepare(&settings.dir).await?;
         processes::end_leftovers(&home.config, settings.stop_within).await?;
         let address = home.address(&settings)?;
         home.write_config(&settings, address, identity)?;
