@@ -1,0 +1,347 @@
+//! From drafts to the inventory: what sysfs or a report says about one piece of hardware is gathered in a [`Draft`];
+//! [`finish`] chooses the kind and gives each its id.
+//!
+//! An id is `<bus>-<vendor>-<device>-<token>`. The token is the serial number, or a hash of the hardware address, or
+//! the [place](crate::path::place) where neither exists, where the serial number is one of those that makers forget
+//! to set, or where two devices claim the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use leaf_core::hardware::{Device, DeviceKind, DeviceStatus, Identity, Inventory, Port};
+use leaf_core::id::DeviceId;
+use sha2::{Digest, Sha256};
+
+use crate::path;
+
+/// What is known about one piece of hardware while it is gathered.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Draft {
+    /// Its path below `/sys`; for what has none (a monitor of a report, a memory module) the path that it would have.
+    pub(crate) path: String,
+    /// Whether the path is one of sysfs.
+    pub(crate) real: bool,
+    pub(crate) bus: String,
+    pub(crate) vendor_id: Option<String>,
+    pub(crate) device_id: Option<String>,
+    pub(crate) vendor: Option<String>,
+    pub(crate) model: Option<String>,
+    pub(crate) serial: Option<String>,
+    /// The serial number that only the other source knows. It names nothing: an id must not depend on a report.
+    pub(crate) reported_serial: Option<String>,
+    /// Permanent hardware addresses, the first being the one that names it.
+    pub(crate) addresses: BTreeSet<String>,
+    /// What it might be; [`RANK`] says which of them it is.
+    pub(crate) kinds: BTreeSet<DeviceKind>,
+    /// Keyboard or mouse, where its first interface says which it is before all.
+    pub(crate) first_input: Option<DeviceKind>,
+    pub(crate) drivers: BTreeSet<String>,
+    pub(crate) ports: BTreeSet<Port>,
+    pub(crate) attributes: BTreeMap<String, String>,
+    /// Whether it should have a driver and has none.
+    pub(crate) failed: bool,
+}
+
+/// The drafts by path.
+pub(crate) type Drafts = BTreeMap<String, Draft>;
+
+/// The most telling kind first: a camera with a microphone is a camera.
+const RANK: [DeviceKind; 30] = [
+    DeviceKind::Monitor,
+    DeviceKind::Camera,
+    DeviceKind::Optical,
+    DeviceKind::Disk,
+    DeviceKind::Printer,
+    DeviceKind::Bluetooth,
+    DeviceKind::Modem,
+    DeviceKind::Network,
+    DeviceKind::SmartCard,
+    DeviceKind::Fingerprint,
+    DeviceKind::Sound,
+    DeviceKind::Graphics,
+    DeviceKind::StorageController,
+    DeviceKind::MmcController,
+    DeviceKind::UsbController,
+    DeviceKind::Hub,
+    DeviceKind::Touch,
+    DeviceKind::Keyboard,
+    DeviceKind::Mouse,
+    DeviceKind::Input,
+    DeviceKind::Serial,
+    DeviceKind::Tpm,
+    DeviceKind::I2c,
+    DeviceKind::Gpio,
+    DeviceKind::Watchdog,
+    DeviceKind::Sensor,
+    DeviceKind::Memory,
+    DeviceKind::Processor,
+    DeviceKind::Bridge,
+    DeviceKind::Other,
+];
+
+impl Draft {
+    /// Returns an empty draft; a bus without a name is `other`.
+    pub(crate) fn new(path: &str, bus: &str) -> Self {
+        let bus = if slug(bus, 12).is_empty() { "other" } else { bus };
+        Self {
+            path: path.to_owned(),
+            real: true,
+            bus: bus.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// Adds a port, once by name.
+    pub(crate) fn port(&mut self, port: Port) {
+        if !self.ports.iter().any(|known| known.name == port.name) {
+            self.ports.insert(port);
+        }
+    }
+
+    pub(crate) fn kind(&self) -> DeviceKind {
+        let kind = RANK.into_iter().find(|kind| self.kinds.contains(kind));
+        match (kind, self.first_input) {
+            (Some(DeviceKind::Keyboard | DeviceKind::Mouse), Some(first)) => first,
+            (Some(kind), _) => kind,
+            (None, _) => DeviceKind::Other,
+        }
+    }
+
+    fn stem(&self) -> String {
+        let mut stem = slug(&self.bus, 12);
+        for part in [
+            self.vendor_id.as_deref().or(self.vendor.as_deref()),
+            self.device_id.as_deref().or(self.model.as_deref()),
+        ] {
+            let part = slug(part.unwrap_or_default(), 16);
+            if !part.is_empty() {
+                stem.push('-');
+                stem.push_str(&part);
+            }
+        }
+        stem
+    }
+
+    /// The token of the id that goes where the device goes.
+    fn token(&self) -> Option<String> {
+        match (&self.serial, self.addresses.first()) {
+            (Some(serial), _) if is_telling(serial) => Some(serial_token(serial)),
+            (_, Some(address)) => Some(hash(address)),
+            _ => None,
+        }
+    }
+
+    /// The id of what nothing but its place tells apart.
+    fn id_by_place(&self) -> String {
+        let place = path::place(&self.path);
+        let token = slug(&place, 40);
+        match token.len() {
+            // What the kernel makes of nothing is nowhere, and there is one of each.
+            0 if place.is_empty() => self.stem(),
+            1..40 => format!("{}-{token}", self.stem()),
+            _ => format!("{}-{}", self.stem(), hash(&place)),
+        }
+    }
+}
+
+/// Whether a serial number can tell two devices of one model apart.
+fn is_telling(serial: &str) -> bool {
+    let text: String = serial
+        .chars()
+        .filter(|c| c.is_alphanumeric())
+        .map(|c| c.to_ascii_lowercase())
+        .collect();
+    let same = text.chars().all(|c| text.starts_with(c));
+    let counting = "01234567890123456789".contains(&text) || "0123456789abcdef".contains(&text);
+    let said = [
+        "none",
+        "serial",
+        "default",
+        "tobefilled",
+        "unknown",
+        "notspecified",
+        "empty",
+        "invalid",
+    ];
+    // Root hubs give the PCI address of their controller.
+    let digits = text.trim_start_matches('0');
+    text.len() >= 4 && !same && !counting && digits.len() >= 3 && !said.iter().any(|word| text.contains(word))
+}
+
+/// A serial number as part of an id: itself where it is short and plain, else a hash.
+fn serial_token(serial: &str) -> String {
+    let serial = serial.trim();
+    let plain = serial
+        .bytes()
+        .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit());
+    if plain && serial.len() <= 32 {
+        serial.to_ascii_lowercase()
+    } else {
+        // Letters of both cases would fold together, so what isn't plain is told by its hash.
+        hash(serial)
+    }
+}
+
+fn hash(text: &str) -> String {
+    let digest = Sha256::digest(text.as_bytes());
+    digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The text as `[a-z0-9_]` with `-` between words, cut at `max`.
+fn slug(text: &str, max: usize) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        match c.to_ascii_lowercase() {
+            c @ ('a'..='z' | '0'..='9' | '_') => out.push(c),
+            _ if !out.is_empty() && !out.ends_with('-') => out.push('-'),
+            _ => {}
+        }
+        if out.len() >= max {
+            break;
+        }
+    }
+    out.trim_matches('-').to_owned()
+}
+
+/// Returns the inventory of these drafts, and the id that each path got.
+pub(crate) fn finish(drafts: Drafts) -> (Inventory, BTreeMap<String, DeviceId>) {
+    let mut claims: BTreeMap<String, u32> = BTreeMap::new();
+    for draft in drafts.values() {
+        if let Some(token) = draft.token() {
+            *claims.entry(format!("{}-{token}", draft.stem())).or_default() += 1;
+        }
+    }
+    let mut inventory = Inventory::default();
+    let mut ids = BTreeMap::new();
+    for (key, draft) in drafts {
+        let own = draft
+            .token()
+            .map(|token| format!("{}-{token}", draft.stem()))
+            .filter(|text| claims.get(text) == Some(&1));
+        let (mut text, identity) = match own {
+            Some(text) => (text, Identity::Serial),
+            None => (draft.id_by_place(), Identity::Path),
+        };
+        let taken = |text: &str| DeviceId::new(text).is_ok_and(|id| inventory.devices.contains_key(&id));
+        if taken(&text) || (identity == Identity::Path && claims.contains_key(&text)) {
+            text = format!("{}-{}", draft.stem(), hash(&draft.path));
+        }
+        let id = DeviceId::new(text.trim_start_matches('-'))
+            .expect("a stem of at most 46 and a token of at most 40 characters, all of the alphabet");
+        ids.insert(key, id.clone());
+        inventory.devices.insert(id.clone(), device(id, identity, draft));
+    }
+    link(&mut inventory, &ids);
+    (inventory, ids)
+}
+
+fn device(id: DeviceId, identity: Identity, draft: Draft) -> Device {
+    let kind = draft.kind();
+    let mut attributes = draft.attributes;
+    if let Some(address) = draft.addresses.first() {
+        attributes.insert("mac_address".to_owned(), address.clone());
+    }
+    let clean = |text: Option<String>| {
+        text.map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "))
+            .filter(|text| !text.is_empty())
+    };
+    let address = draft
+        .addresses
+        .first()
+        .filter(|_| kind == DeviceKind::Network)
+        .cloned();
+    Device {
+        id,
+        identity,
+        kind,
+        status: if draft.failed {
+            DeviceStatus::Failed
+        } else {
+            DeviceStatus::Present
+        },
+        vendor: clean(draft.vendor).or(draft.vendor_id),
+        model: clean(draft.model).or(draft.device_id),
+        serial: clean(draft.serial).or(clean(draft.reported_serial)).or(address),
+        bus: Some(draft.bus),
+        drivers: draft.drivers.into_iter().collect(),
+        sysfs_path: draft.real.then_some(draft.path),
+        ports: draft.ports.into_iter().collect(),
+        attributes,
+    }
+}
+
+/// Says of each monitor which graphics card it is attached to, by its id.
+fn link(inventory: &mut Inventory, ids: &BTreeMap<String, DeviceId>) {
+    for device in inventory.devices.values_mut() {
+        if let Some(path) = device.attributes.remove("attached_to")
+            && let Some(id) = ids.get(&path)
+        {
+            device.attributes.insert("attached_to".to_owned(), id.to_string());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usb(port: &str, serial: Option<&str>) -> (String, Draft) {
+        let path = format!("/devices/pci0000:00/0000:00:14.0/usb1/1-{port}");
+        let mut draft = Draft::new(&path, "usb");
+        draft.vendor_id = Some("046d".to_owned());
+        draft.device_id = Some("c52b".to_owned());
+        draft.serial = serial.map(str::to_owned);
+        (path, draft)
+    }
+
+    fn ids(drafts: impl IntoIterator<Item = (String, Draft)>) -> Vec<(String, Identity)> {
+        let (inventory, _) = finish(drafts.into_iter().collect());
+        inventory
+            .devices
+            .values()
+            .map(|device| (device.id.to_string(), device.identity))
+            .collect()
+    }
+
+    #[test]
+    fn a_serial_number_goes_where_the_device_goes_and_a_place_does_not() {
+        assert_eq!(ids([usb("1", Some("8F3A22"))]), ids([usb("7.2", Some("8F3A22"))]));
+        assert_eq!(
+            ids([usb("7.2", Some("8F3A22"))]),
+            [("usb-046d-c52b-8f3a22".to_owned(), Identity::Serial)]
+        );
+        assert_eq!(
+            ids([usb("7.2", None)]),
+            [("usb-046d-c52b-00-14-0-port-7-2".to_owned(), Identity::Path)]
+        );
+    }
+
+    #[test]
+    fn two_devices_that_claim_the_same_serial_number_are_told_apart_by_place() {
+        let both = ids([usb("1", Some("8F3A22")), usb("2", Some("8F3A22"))]);
+        assert_eq!(both.len(), 2);
+        assert!(
+            both.iter().all(|(_, identity)| *identity == Identity::Path),
+            "{both:?}"
+        );
+    }
+
+    #[test]
+    fn serial_numbers_that_makers_forget_to_set_tell_nothing() {
+        for serial in [
+            "",
+            "0",
+            "000000000",
+            "0001",
+            "0123456789ABCDEF",
+            "123456789",
+            "To be filled by O.E.M.",
+            "ffffffff",
+        ] {
+            assert!(!is_telling(serial), "{serial:?}");
+        }
+        for serial in ["8F3A22", "CNFEH53M044040023282", "200901010001", "FE3326979"] {
+            assert!(is_telling(serial), "{serial:?}");
+        }
+        assert_ne!(serial_token("aB12"), serial_token("Ab12"));
+    }
+}

@@ -1,0 +1,272 @@
+//! Reads the reports of nixos-facter, versions 1 and 2, and runs the program.
+//!
+//! A report lists the same hardware several times over: a network card as `network_controller` and
+//! `network_interface`, a USB device once for each of its interfaces, a disk apart from its controller. The sysfs
+//! path says what belongs together. [`Report::entries`] says which device accounts for which entry.
+//!
+//! Types differ by report, by version and by kernel, so everything but the outer shape is read by what it is, and
+//! left out where it is something else.
+
+mod entry;
+mod run;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use leaf_core::hardware::Inventory;
+use leaf_core::id::DeviceId;
+use serde_json::Value;
+
+use crate::draft::{self, Drafts};
+
+pub use run::{RunError, run};
+
+/// The largest report that is read. The largest known one, of a server with 281 PCI functions, has 0.3 MB.
+pub const MAX_REPORT_BYTES: usize = 32 * 1024 * 1024;
+
+/// A report as an inventory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Its devices.
+    pub inventory: Inventory,
+    /// Which device each entry of `hardware` became, or became a part of.
+    pub entries: Vec<Entry>,
+}
+
+/// An entry of a report and the device that accounts for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The list in `hardware` that it stands in: `camera`, `disk`, …
+    pub class: String,
+    /// Its place in that list, from 0.
+    pub number: usize,
+    /// The path that it names.
+    pub sysfs_id: Option<String>,
+    /// The device.
+    pub device: DeviceId,
+}
+
+/// Why something is not a report.
+#[derive(Debug, thiserror::Error)]
+pub enum FacterError {
+    /// The file can't be read.
+    #[error("can't read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// It is larger than any report.
+    #[error("it has more than {max} bytes, and no report has: is it the right file?")]
+    TooLarge {
+        /// [`MAX_REPORT_BYTES`]
+        max: usize,
+    },
+    /// It is no JSON, or cut off.
+    #[error(
+        "it is not valid JSON at line {line}, column {column}; write it again with `nixos-facter -o FILE`"
+    )]
+    Json {
+        /// From 1.
+        line: usize,
+        /// From 1.
+        column: usize,
+        /// What the parser says.
+        source: serde_json::Error,
+    },
+    /// It is JSON of another shape.
+    #[error("it is not a nixos-facter report: {at} {what}; write one with `nixos-facter -o FILE`")]
+    Shape {
+        /// Where: `hardware.disk[3]`.
+        at: String,
+        /// What is wrong there.
+        what: String,
+    },
+    /// It is of a version that is not known here.
+    #[error(
+        "it is a report of version {found}, only versions 1 and 2 are known: a newer cim-leaf may read it"
+    )]
+    Version {
+        /// Its version.
+        found: u64,
+    },
+}
+
+/// The lists of `hardware` that are read. The rest describes the machine, not its devices.
+const CLASSES: [&str; 23] = [
+    "storage_controller",
+    "usb_controller",
+    "network_controller",
+    "graphics_card",
+    "firewire_controller",
+    "bridge",
+    "pci",
+    "sound",
+    "mmc_controller",
+    "camera",
+    "bluetooth",
+    "modem",
+    "chip_card",
+    "keyboard",
+    "mouse",
+    "hub",
+    "usb",
+    "network_interface",
+    "disk",
+    "cdrom",
+    "scsi",
+    "monitor",
+    "unknown",
+];
+
+/// Returns the inventory of a report.
+///
+/// # Errors
+/// [`FacterError`] says what is wrong with it, where, and what to do.
+pub fn read(bytes: &[u8]) -> Result<Report, FacterError> {
+    let (drafts, traces) = drafts(bytes)?;
+    let (inventory, ids) = draft::finish(drafts);
+    let entries = traces
+        .into_iter()
+        .filter_map(|trace| {
+            Some(Entry {
+                device: ids.get(&trace.draft)?.clone(),
+                class: trace.class.to_owned(),
+                number: trace.number,
+                sysfs_id: trace.sysfs_id,
+            })
+        })
+        .collect();
+    Ok(Report { inventory, entries })
+}
+
+/// Returns the inventory of the report in this file.
+///
+/// # Errors
+/// As [`read`], and when the file can't be read.
+pub fn read_file(path: &Path) -> Result<Report, FacterError> {
+    read(&bytes_of_file(path)?)
+}
+
+pub(crate) fn drafts_of_file(path: &Path) -> Result<Drafts, FacterError> {
+    Ok(drafts(&bytes_of_file(path)?)?.0)
+}
+
+fn bytes_of_file(path: &Path) -> Result<Vec<u8>, FacterError> {
+    use std::io::Read as _;
+    let failed = |source| FacterError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(MAX_REPORT_BYTES)
+        .unwrap_or(u64::MAX)
+        .saturating_add(1);
+    file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes)
+}
+
+/// Which draft an entry went into.
+struct Trace {
+    class: &'static str,
+    number: usize,
+    sysfs_id: Option<String>,
+    draft: String,
+}
+
+fn drafts(bytes: &[u8]) -> Result<(Drafts, Vec<Trace>), FacterError> {
+    if bytes.len() > MAX_REPORT_BYTES {
+        return Err(FacterError::TooLarge {
+            max: MAX_REPORT_BYTES,
+        });
+    }
+    // The parser goes 128 levels deep and no further; reports have 7.
+    let report: Value = serde_json::from_slice(bytes).map_err(|source| FacterError::Json {
+        line: source.line(),
+        column: source.column(),
+        source,
+    })?;
+    let shape = |at: &str, what: String| FacterError::Shape {
+        at: at.to_owned(),
+        what,
+    };
+    let top = report
+        .as_object()
+        .ok_or_else(|| shape("the document", format!("is {}, not an object", a(&report))))?;
+    let version = top
+        .get("version")
+        .ok_or_else(|| shape("`version`", "is missing".to_owned()))?;
+    match version.as_u64() {
+        Some(1 | 2) => {}
+        Some(found) => return Err(FacterError::Version { found }),
+        None => return Err(shape("`version`", format!("is {}, not a number", a(version)))),
+    }
+    let hardware = top
+        .get("hardware")
+        .ok_or_else(|| shape("`hardware`", "is missing".to_owned()))?;
+    let hardware = hardware
+        .as_object()
+        .ok_or_else(|| shape("`hardware`", format!("is {}, not an object", a(hardware))))?;
+
+    let mut reader = entry::Reader::new(cards(hardware));
+    let mut traces = Vec::new();
+    for class in CLASSES {
+        let list = match hardware.get(class) {
+            None | Some(Value::Null) => continue,
+            Some(Value::Array(list)) => list,
+            Some(other) => {
+                return Err(shape(
+                    &format!("`hardware.{class}`"),
+                    format!("is {}, not a list", a(other)),
+                ));
+            }
+        };
+        for (number, entry) in list.iter().enumerate() {
+            match entry {
+                Value::Null => {}
+                Value::Object(entry) => traces.push(Trace {
+                    class,
+                    number,
+                    sysfs_id: entry.get("sysfs_id").and_then(Value::as_str).map(str::to_owned),
+                    draft: reader.device(class, number, entry),
+                }),
+                other => {
+                    let at = format!("`hardware.{class}[{number}]`");
+                    return Err(shape(&at, format!("is {}, not an object", a(other))));
+                }
+            }
+        }
+    }
+    reader.processors(hardware.get("cpu"));
+    reader.memory(top.get("smbios").and_then(|smbios| smbios.get("memory_device")));
+    Ok((reader.finish(), traces))
+}
+
+/// Returns the sysfs path of each entry by its `index`, for what is attached to it.
+fn cards(hardware: &serde_json::Map<String, Value>) -> BTreeMap<u64, String> {
+    hardware
+        .values()
+        .filter_map(Value::as_array)
+        .flatten()
+        .filter_map(|entry| {
+            Some((
+                entry.get("index")?.as_u64()?,
+                entry.get("sysfs_id")?.as_str()?.to_owned(),
+            ))
+        })
+        .collect()
+}
+
+/// What a value is, with its article.
+fn a(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}

@@ -1,0 +1,143 @@
+//! Says when another look is worth while: kernel uevents, gathered until it is quiet.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::{ports, units};
+
+/// So long must it be quiet before the hint is given.
+const QUIET: Duration = Duration::from_millis(300);
+/// So long a hint is held back at most.
+const LONGEST: Duration = Duration::from_secs(2);
+/// So long after a failure the socket is opened again.
+const RETRY: Duration = Duration::from_secs(10);
+/// Where a running udevd listens (systemd-udevd(8)).
+const UDEVD: &str = "/run/udev/control";
+
+/// Why uevents can't be received.
+#[derive(Debug, thiserror::Error)]
+#[error("can't listen for hardware events")]
+pub struct MonitorError {
+    /// What the system says.
+    pub source: io::Error,
+}
+
+/// Listens for hardware events. At rest it costs nothing.
+#[derive(Debug)]
+pub struct Monitor {
+    socket: Option<Listening>,
+}
+
+struct Listening {
+    fd: AsyncFd<udev::MonitorSocket>,
+    /// Whether udevd passes the events on, after its rules; otherwise they come from the kernel.
+    udevd: bool,
+}
+
+impl std::fmt::Debug for Listening {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Listening")
+            .field("udevd", &self.udevd)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Monitor {
+    /// Starts to listen. Events before the first [`changed`](Self::changed) are not lost.
+    ///
+    /// # Errors
+    /// [`MonitorError`] when the netlink socket can't be opened. Must be called within a tokio runtime.
+    pub fn open() -> Result<Self, MonitorError> {
+        Ok(Self {
+            socket: Some(Listening::open()?),
+        })
+    }
+
+    /// Waits until the hardware may have changed and it has been quiet since for 0.3 s, or 2 s have passed.
+    ///
+    /// It is a hint: look and compare. A failed socket is opened again, with a hint, since events may have been lost.
+    /// It may be dropped while it waits; events that it took by then are told by a later look, so look after a drop.
+    pub async fn changed(&mut self) {
+        let Some(listening) = &mut self.socket else {
+            self.reopen().await;
+            return;
+        };
+        if let Err(error) = listening.event().await {
+            tracing::warn!(%error, "the socket for hardware events failed");
+            self.socket = None;
+            self.reopen().await;
+            return;
+        }
+        let latest = Instant::now() + LONGEST;
+        while let Ok(more) = timeout_at((Instant::now() + QUIET).min(latest), listening.event()).await {
+            if more.is_err() {
+                self.socket = None;
+                return;
+            }
+            if Instant::now() >= latest {
+                break;
+            }
+        }
+        // udevd was started or ended since: its events come by another way.
+        if listening.udevd != udevd_runs() {
+            self.socket = Listening::open().ok();
+        }
+    }
+
+    async fn reopen(&mut self) {
+        match Listening::open() {
+            Ok(listening) => self.socket = Some(listening),
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "hardware is looked at every {} s until events can be received",
+                    RETRY.as_secs()
+                );
+                sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+fn udevd_runs() -> bool {
+    Path::new(UDEVD).exists()
+}
+
+impl Listening {
+    fn open() -> Result<Self, MonitorError> {
+        let failed = |source| MonitorError { source };
+        let udevd = udevd_runs();
+        let socket = if udevd {
+            // The kernel filters these for us, so that others don't wake the daemon.
+            let mut builder = udev::MonitorBuilder::new().map_err(failed)?;
+            for subsystem in units::BUSES.into_iter().chain(ports::CLASSES) {
+                builder = builder.match_subsystem(subsystem).map_err(failed)?;
+            }
+            builder.listen()
+        } else {
+            udev::MonitorBuilder::new_kernel().map_err(failed)?.listen()
+        };
+        // Its successor is unsafe, to have the caller vouch for what is so: the socket owns its descriptor for good.
+        #[expect(
+            deprecated,
+            reason = "the safe one; a udev socket owns one descriptor and never replaces it"
+        )]
+        let fd = AsyncFd::new(socket.map_err(failed)?).map_err(failed)?;
+        Ok(Self { fd, udevd })
+    }
+
+    /// Waits for an event. Data that is no event counts too: it is what an overrun of the buffer looks like.
+    async fn event(&mut self) -> io::Result<()> {
+        let mut ready = self.fd.readable_mut().await?;
+        // An overrun ends the first round early.
+        for _ in 0..2 {
+            while ready.get_inner().iter().next().is_some() {}
+        }
+        ready.clear_ready();
+        Ok(())
+    }
+}

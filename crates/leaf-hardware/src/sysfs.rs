@@ -1,0 +1,197 @@
+//! Reads sysfs: lists of devices by subsystem (from libudev, or from the folders), attributes, links.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::HardwareError;
+
+/// The longest attribute that is read: an EDID has at most 256 blocks of 128 bytes.
+const LONGEST_ATTRIBUTE: u64 = 32 * 1024;
+
+/// A sysfs file system, or a folder made like one. Paths of devices begin with `/devices/`.
+pub(crate) struct Tree {
+    root: PathBuf,
+    /// The devices by subsystem, if libudev has listed them.
+    listed: Option<BTreeMap<String, Vec<String>>>,
+    /// What udev's database says of a device, by path: only with a running (or past) udevd.
+    properties: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+/// The properties of udev's database that the inventory uses.
+const PROPERTIES: [&str; 5] = [
+    "ID_VENDOR_FROM_DATABASE",
+    "ID_MODEL_FROM_DATABASE",
+    "ID_V4L_CAPABILITIES",
+    "ID_INPUT_JOYSTICK",
+    "ID_INPUT_TABLET",
+];
+
+impl Tree {
+    /// Opens the tree below `root`.
+    pub(crate) fn open(root: &Path) -> Result<Self, HardwareError> {
+        fs::read_dir(root.join("devices")).map_err(|source| HardwareError::Sysfs {
+            path: root.join("devices"),
+            source,
+        })?;
+        Ok(Self {
+            root: root.to_owned(),
+            listed: None,
+            properties: BTreeMap::new(),
+        })
+    }
+
+    /// Lets libudev list the devices of these subsystems, with what its database knows. It knows `/sys` only.
+    pub(crate) fn ask_udev(&mut self, subsystems: &[&str]) -> Result<(), HardwareError> {
+        let udev = |source| HardwareError::Udev { source };
+        let mut enumerator = udev::Enumerator::new().map_err(udev)?;
+        for subsystem in subsystems {
+            enumerator.match_subsystem(subsystem).map_err(udev)?;
+        }
+        let database = Path::new("/run/udev/data").is_dir();
+        let mut listed: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for device in enumerator.scan_devices().map_err(udev)? {
+            let (Some(subsystem), Some(path)) = (
+                device.subsystem().and_then(|text| text.to_str()),
+                device.devpath().to_str(),
+            ) else {
+                continue;
+            };
+            if database {
+                let known: BTreeMap<String, String> = PROPERTIES
+                    .iter()
+                    .filter_map(|name| {
+                        let value = device.property_value(name)?.to_str()?;
+                        Some(((*name).to_owned(), value.to_owned()))
+                    })
+                    .collect();
+                if !known.is_empty() {
+                    self.properties.insert(path.to_owned(), known);
+                }
+            }
+            listed
+                .entry(subsystem.to_owned())
+                .or_default()
+                .push(path.to_owned());
+        }
+        for paths in listed.values_mut() {
+            paths.sort();
+        }
+        self.listed = Some(listed);
+        Ok(())
+    }
+
+    /// Returns the paths of the devices of a subsystem (a bus or a class), sorted.
+    pub(crate) fn list(&self, subsystem: &str) -> Vec<String> {
+        if let Some(listed) = &self.listed {
+            return listed.get(subsystem).cloned().unwrap_or_default();
+        }
+        let mut paths: Vec<String> = [format!("bus/{subsystem}/devices"), format!("class/{subsystem}")]
+            .into_iter()
+            .flat_map(|folder| {
+                let entries = fs::read_dir(self.root.join(&folder))
+                    .into_iter()
+                    .flatten()
+                    .flatten();
+                entries
+                    .filter_map(|entry| resolve(&folder, fs::read_link(entry.path()).ok()?.to_str()?))
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        paths.sort();
+        paths.dedup();
+        paths
+    }
+
+    /// Returns what udev's database says.
+    pub(crate) fn property(&self, path: &str, name: &str) -> Option<&str> {
+        Some(self.properties.get(path)?.get(name)?.as_str())
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
+    }
+
+    /// Returns the bytes of an attribute, or nothing where it can't be read.
+    pub(crate) fn bytes(&self, path: &str, name: &str) -> Option<Vec<u8>> {
+        use std::io::Read as _;
+        let file = fs::File::open(self.at(path).join(name)).ok()?;
+        let mut bytes = Vec::new();
+        file.take(LONGEST_ATTRIBUTE).read_to_end(&mut bytes).ok()?;
+        Some(bytes)
+    }
+
+    /// Returns an attribute's text without the blanks and control characters around it, if there is any.
+    pub(crate) fn text(&self, path: &str, name: &str) -> Option<String> {
+        let bytes = self.bytes(path, name)?;
+        let text = String::from_utf8_lossy(&bytes);
+        let text: String = text
+            .trim_matches(|c: char| c.is_whitespace() || c.is_control())
+            .to_owned();
+        let text: String = text.chars().filter(|c| !c.is_control()).take(256).collect();
+        (!text.is_empty()).then_some(text)
+    }
+
+    /// Returns an attribute without the `0x` before it.
+    pub(crate) fn hex(&self, path: &str, name: &str) -> Option<String> {
+        let text = self.text(path, name)?.to_ascii_lowercase();
+        Some(text.strip_prefix("0x").unwrap_or(&text).to_owned())
+    }
+
+    /// Returns the value of a key of the device's `uevent`.
+    pub(crate) fn uevent(&self, path: &str, key: &str) -> Option<String> {
+        let bytes = self.bytes(path, "uevent")?;
+        let text = String::from_utf8_lossy(&bytes);
+        text.lines()
+            .filter_map(|line| line.split_once('='))
+            .find(|(name, value)| *name == key && !value.is_empty())
+            .map(|(_, value)| value.trim_matches('"').to_owned())
+    }
+
+    /// Returns the name that a link of the device points to: its `driver`.
+    pub(crate) fn link(&self, path: &str, name: &str) -> Option<String> {
+        let target = fs::read_link(self.at(path).join(name)).ok()?;
+        Some(target.file_name()?.to_str()?.to_owned())
+    }
+
+    /// Returns the device's bus, or nothing if it is of a class.
+    pub(crate) fn bus(&self, path: &str) -> Option<String> {
+        let target = fs::read_link(self.at(path).join("subsystem")).ok()?;
+        let mut parts = target.iter().rev().filter_map(|part| part.to_str());
+        let name = parts.next()?;
+        (parts.next()? == "bus").then(|| name.to_owned())
+    }
+
+    /// Returns the names below a device, sorted.
+    pub(crate) fn names(&self, path: &str) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(self.at(path))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Returns the device that a link below a device points to.
+    pub(crate) fn follow(&self, path: &str, name: &str) -> Option<String> {
+        let target = fs::read_link(self.at(path).join(name)).ok()?;
+        resolve(path, target.to_str()?)
+    }
+}
+
+/// Returns the device path that a link in `folder` means, without asking the file system again.
+fn resolve(folder: &str, target: &str) -> Option<String> {
+    let mut parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();
+    for part in target.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    (parts.first() == Some(&"devices")).then(|| format!("/{}", parts.join("/")))
+}

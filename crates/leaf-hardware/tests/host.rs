@@ -1,0 +1,151 @@
+//! This machine: its sysfs, its uevents.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use leaf_core::hardware::{Medium, diff};
+use leaf_hardware::{Monitor, Sources, look};
+use libtest_mimic::Trial;
+
+use crate::trial;
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let root = rustix::process::geteuid().is_root() && Command::new("ip").arg("-V").output().is_ok();
+    vec![
+        trial(
+            "two_looks_at_this_machine_are_equal_and_their_difference_is_empty",
+            equal,
+        ),
+        trial(
+            "libudev_and_the_folders_of_sysfs_show_the_same_devices",
+            same_by_udev,
+        ),
+        trial(
+            "every_network_interface_of_this_machine_with_hardware_is_a_port_of_one_device",
+            interfaces,
+        ),
+        trial(
+            "every_disk_of_this_machine_with_hardware_is_a_port_of_one_device",
+            disks,
+        ),
+        trial(
+            "a_veth_that_is_made_and_removed_gives_a_hint_and_changes_no_device",
+            veth,
+        )
+        .with_ignored_flag(!root),
+    ]
+}
+
+fn equal() -> Outcome {
+    let (first, second) = (look(&Sources::default())?, look(&Sources::default())?);
+    assert!(!first.inventory.devices.is_empty(), "a machine without hardware");
+    assert_eq!(first, second);
+    assert_eq!(diff(&first.inventory.devices, &second.inventory), []);
+    for (id, device) in &first.inventory.devices {
+        assert_eq!(id, &device.id);
+        assert!(id.as_str().len() <= 96, "{id}");
+    }
+    Ok(())
+}
+
+fn same_by_udev() -> Outcome {
+    let with = look(&Sources::default())?.inventory;
+    let without = look(&Sources {
+        udev: false,
+        ..Sources::default()
+    })?
+    .inventory;
+    let ids =
+        |inventory: &leaf_core::hardware::Inventory| inventory.devices.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(ids(&with), ids(&without));
+    for (id, device) in &with.devices {
+        assert_eq!(device.ports, without.devices[id].ports);
+    }
+    Ok(())
+}
+
+/// The names below a class that belong to hardware, and those that are ports.
+fn named(class: &str, medium: Medium) -> Result<(BTreeSet<String>, Vec<String>), Box<dyn std::error::Error>> {
+    let mut real = BTreeSet::new();
+    for entry in fs::read_dir(format!("/sys/class/{class}"))? {
+        let entry = entry?;
+        let target = fs::canonicalize(entry.path())?;
+        if !target.starts_with("/sys/devices/virtual") && !target.join("partition").exists() {
+            real.insert(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    let inventory = look(&Sources::default())?.inventory;
+    let ports = inventory
+        .devices
+        .values()
+        .filter(|device| device.bus.as_deref() != Some("virtual"))
+        .flat_map(|device| &device.ports)
+        .filter(|port| port.medium == medium && port.node.is_some())
+        .map(|port| port.name.clone())
+        .collect();
+    Ok((real, ports))
+}
+
+fn interfaces() -> Outcome {
+    let (real, ports) = named("net", Medium::Network)?;
+    assert_eq!(ports.len(), real.len(), "{ports:?}");
+    assert_eq!(ports.into_iter().collect::<BTreeSet<_>>(), real);
+    Ok(())
+}
+
+fn disks() -> Outcome {
+    let (real, ports) = named("block", Medium::Block)?;
+    assert_eq!(ports.len(), real.len(), "{ports:?}");
+    assert_eq!(ports.into_iter().collect::<BTreeSet<_>>(), real);
+    Ok(())
+}
+
+/// Removes a veth, also when the test fails.
+struct Veth(String);
+
+impl Veth {
+    fn make() -> Result<Self, Box<dyn std::error::Error>> {
+        let name = format!("hw{}", std::process::id());
+        let peer = format!("{name}p");
+        let done = Command::new("ip")
+            .args(["link", "add", &name, "type", "veth", "peer", "name", &peer])
+            .status()?;
+        if done.success() {
+            Ok(Self(name))
+        } else {
+            Err("ip link add failed".into())
+        }
+    }
+}
+
+impl Drop for Veth {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "del", &self.0]).status();
+    }
+}
+
+fn veth() -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let limit = Duration::from_secs(30);
+        let mut monitor = Monitor::open()?;
+        let before = look(&Sources::default())?.inventory;
+        let veth = Veth::make()?;
+        tokio::time::timeout(limit, monitor.changed())
+            .await
+            .map_err(|_| "no hint of a new interface")?;
+        assert_eq!(diff(&before.devices, &look(&Sources::default())?.inventory), []);
+        drop(veth);
+        tokio::time::timeout(limit, monitor.changed())
+            .await
+            .map_err(|_| "no hint of a removed interface")?;
+        assert_eq!(diff(&before.devices, &look(&Sources::default())?.inventory), []);
+        Ok(())
+    })
+}
