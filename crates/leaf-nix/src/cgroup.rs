@@ -35,25 +35,24 @@ impl Cgroup {
         fs::write(self.0.join("cgroup.procs"), pid.as_raw_nonzero().to_string())
     }
 
-    /// Moves the runner and all below it in.
-    pub(crate) fn adopt(&self) -> io::Result<()> {
+    /// Moves a child and all below it in, and this process.
+    pub(crate) fn adopt(&self, child: Option<Pid>) -> io::Result<()> {
         self.add(getpid())?;
-        let mut moved: Vec<Pid> = Vec::new();
+        let mut moved = Vec::new();
+        let mut strangers: Vec<Pid> = child.into_iter().collect();
         loop {
-            let strangers: Vec<Pid> = descendants()
-                .into_iter()
-                .filter(|pid| !moved.contains(pid))
-                .collect();
-            if strangers.is_empty() {
-                return Ok(());
-            }
             for pid in strangers {
                 match self.add(pid) {
-                    Err(e) if e.raw_os_error() != Some(rustix::io::Errno::SRCH.raw_os_error()) => {
-                        return Err(e);
-                    }
-                    _ => moved.push(pid),
+                    // It has ended meanwhile.
+                    Err(e) if e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
+                    other => other?,
                 }
+                moved.push(pid);
+            }
+            strangers = descendants();
+            strangers.retain(|pid| !moved.contains(pid));
+            if strangers.is_empty() {
+                return Ok(());
             }
         }
     }

@@ -102,7 +102,7 @@ fn a_line_that_is_too_long_is_cut_and_the_next_one_is_whole() {
     let mut seen = Vec::new();
     for bytes in [&b"0123456"[..], b"789abcdef\nshort\n0123456789abc\nla", b"st"] {
         lines.feed(bytes, |line| {
-            seen.push(String::from_utf8_lossy(line).into_owned())
+            seen.push(String::from_utf8_lossy(line).into_owned());
         });
     }
     lines.finish(|line| seen.push(String::from_utf8_lossy(line).into_owned()));

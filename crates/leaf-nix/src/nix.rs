@@ -151,7 +151,7 @@ impl NixVersion {
 #[derive(Debug)]
 pub enum Found {
     /// It runs.
-    Running(RunningJob),
+    Running(Box<RunningJob>),
     /// It has ended; nothing of it runs.
     Ended(Outcome),
     /// It never began to run, or its folder is gone; the text says which.
@@ -319,7 +319,7 @@ impl Nix {
             // Locked after the pidfd was opened: so it is the runner's, and no other process has got its number.
             return match pidfd {
                 Some(pidfd) if folder.is_locked().map_err(file("lock"))? => {
-                    RunningJob::adopted(id, folder, pid, pidfd).map(Found::Running)
+                    RunningJob::adopted(id, folder, pid, pidfd).map(|job| Found::Running(Box::new(job)))
                 }
                 _ => Ok(Found::Ended(conclude(&folder).await)),
             };

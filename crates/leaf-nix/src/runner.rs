@@ -240,7 +240,7 @@ impl Runner {
 
     async fn supervise(&mut self, mut command: Command, stop: &mut SignalStream) -> io::Result<Run> {
         let mut child = command.spawn()?;
-        self.enter_cgroup();
+        self.enter_cgroup(&child);
         let mut stdout = child.stdout.take().expect("it was piped");
         let mut stderr = child.stderr.take().expect("it was piped");
         let (mut said, mut said_open, mut err_open) = (Vec::new(), true, true);
@@ -299,7 +299,7 @@ impl Runner {
     }
 
     fn ask_to_end(&self, child: &Child) -> Instant {
-        if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) {
+        if let Some(pid) = pid_of(child) {
             let _ = kill_process(pid, Signal::TERM);
         }
         Instant::now() + Duration::from_millis(self.order.grace_ms)
@@ -307,11 +307,11 @@ impl Runner {
 
     /// After the start of Nix and not before, since the kernel takes some 10 ms for it, which Nix takes to start, too;
     /// whatever it has started meanwhile is moved as well.
-    fn enter_cgroup(&mut self) {
+    fn enter_cgroup(&mut self, child: &Child) {
         let Some(path) = self.order.cgroup.clone().filter(|_| !self.in_cgroup) else {
             return;
         };
-        match Cgroup::new(path).adopt() {
+        match Cgroup::new(path).adopt(pid_of(child)) {
             Ok(()) => self.in_cgroup = true,
             Err(error) => self
                 .log
@@ -349,6 +349,10 @@ impl Runner {
         }
         Ok(())
     }
+}
+
+fn pid_of(child: &Child) -> Option<Pid> {
+    child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
 }
 
 fn take(tracker: &mut Tracker, log: &mut LogWriter, line: &[u8]) {

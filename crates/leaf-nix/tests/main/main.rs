@@ -1,6 +1,11 @@
 //! Builds with the real Nix, offline. Where there is no Nix, or no cgroup v2 for a test that needs one, the tests are
 //! skipped by name.
 
+#![expect(
+    clippy::print_stdout,
+    reason = "measurements and ids are for whoever started this program"
+)]
+
 mod ends;
 mod lab;
 mod logs;

@@ -282,7 +282,7 @@ async fn a_cached_build_takes_not_much_longer_than_nix_itself() {
     let (mut bare, mut job) = (Vec::new(), Vec::new());
     for _ in 0..9 {
         let begin = std::time::Instant::now();
-        lab.nix_command(&["build", "--json", "--no-link", "-f", &file]);
+        lab.nix_command(&["build", "--json", "--no-link", "-f", file]);
         lab.nix_command(&["path-info", "-S", path.as_str()]);
         bare.push(begin.elapsed());
         let begin = std::time::Instant::now();
