@@ -27,6 +27,11 @@ const PROPERTIES: [&str; 5] = [
     "ID_INPUT_TABLET",
 ];
 
+/// Whether a udevd runs, or ran, on this host.
+pub(crate) fn udev_has_database() -> bool {
+    Path::new("/run/udev/data").is_dir()
+}
+
 impl Tree {
     /// Opens the tree below `root`.
     pub(crate) fn open(root: &Path) -> Result<Self, HardwareError> {
@@ -48,7 +53,7 @@ impl Tree {
         for subsystem in subsystems {
             enumerator.match_subsystem(subsystem).map_err(udev)?;
         }
-        let database = Path::new("/run/udev/data").is_dir();
+        let database = udev_has_database();
         let mut listed: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for device in enumerator.scan_devices().map_err(udev)? {
             let (Some(subsystem), Some(path)) = (
@@ -194,4 +199,41 @@ fn resolve(folder: &str, target: &str) -> Option<String> {
         }
     }
     (parts.first() == Some(&"devices")).then(|| format!("/{}", parts.join("/")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ports, units};
+
+    #[test]
+    fn libudev_and_the_folders_of_sysfs_list_the_same_devices() {
+        let root = Path::new("/sys");
+        let folders = Tree::open(root).expect("sysfs");
+        let subsystems: Vec<&str> = units::BUSES.into_iter().chain(ports::CLASSES).collect();
+        let mut libudev = Tree::open(root).expect("sysfs");
+        libudev.ask_udev(&subsystems).expect("libudev");
+        let mut count = 0;
+        for subsystem in subsystems {
+            // Other tests make network interfaces of no hardware meanwhile.
+            let list = |tree: &Tree| {
+                let mut list = tree.list(subsystem);
+                list.retain(|path| !path.starts_with("/devices/virtual/net/"));
+                list
+            };
+            assert_eq!(list(&folders), list(&libudev), "{subsystem}");
+            count += list(&folders).len();
+        }
+        assert!(count > 0, "a machine without hardware");
+    }
+
+    #[test]
+    fn a_link_is_followed_within_sysfs_and_nowhere_else() {
+        let bus = "bus/pci/devices";
+        assert_eq!(
+            resolve(bus, "../../../devices/pci0000:00/0000:00:02.0").as_deref(),
+            Some("/devices/pci0000:00/0000:00:02.0")
+        );
+        assert_eq!(resolve(bus, "../../../../../etc/passwd"), None);
+    }
 }

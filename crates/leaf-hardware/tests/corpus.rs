@@ -10,6 +10,9 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
+type Test = fn(&Path) -> Outcome;
+/// A report's path and what it holds.
+type Reports = Vec<(String, Vec<u8>)>;
 
 /// The classes of which every entry must be accounted for.
 const CLASSES: [&str; 16] = [
@@ -32,7 +35,7 @@ const CLASSES: [&str; 16] = [
 ];
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let tests: [(&str, fn(&Path) -> Outcome); 4] = [
+    let tests: [(&str, Test); 4] = [
         (
             "every_entry_of_every_report_becomes_a_device_or_a_part_of_one",
             accounted,
@@ -62,7 +65,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         .collect()
 }
 
-fn reports(folder: &Path) -> Result<Vec<(String, Vec<u8>)>, Box<dyn std::error::Error>> {
+fn reports(folder: &Path) -> Result<Reports, Box<dyn std::error::Error>> {
     let mut all = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();

@@ -21,10 +21,6 @@ pub(crate) fn trials() -> Vec<Trial> {
             equal,
         ),
         trial(
-            "libudev_and_the_folders_of_sysfs_show_the_same_devices",
-            same_by_udev,
-        ),
-        trial(
             "every_network_interface_of_this_machine_with_hardware_is_a_port_of_one_device",
             interfaces,
         ),
@@ -48,22 +44,6 @@ fn equal() -> Outcome {
     for (id, device) in &first.inventory.devices {
         assert_eq!(id, &device.id);
         assert!(id.as_str().len() <= 96, "{id}");
-    }
-    Ok(())
-}
-
-fn same_by_udev() -> Outcome {
-    let with = look(&Sources::default())?.inventory;
-    let without = look(&Sources {
-        udev: false,
-        ..Sources::default()
-    })?
-    .inventory;
-    let ids =
-        |inventory: &leaf_core::hardware::Inventory| inventory.devices.keys().cloned().collect::<Vec<_>>();
-    assert_eq!(ids(&with), ids(&without));
-    for (id, device) in &with.devices {
-        assert_eq!(device.ports, without.devices[id].ports);
     }
     Ok(())
 }
