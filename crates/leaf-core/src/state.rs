@@ -178,16 +178,16 @@ pub fn apply(state: &mut State, event: &Event) -> Vec<String> {
             _ => Vec::new(),
         },
         Fact::JobSucceeded(f) => end_job(state, f.id, now, JobPhase::Succeeded, |job| {
-            job.result = Some(f.result.clone())
+            job.result = Some(f.result.clone());
         }),
         Fact::JobFailed(f) => end_job(state, f.id, now, JobPhase::Failed, |job| {
-            job.error = Some(f.error.clone())
+            job.error = Some(f.error.clone());
         }),
         Fact::JobCancelled(f) => end_job(state, f.id, now, JobPhase::Cancelled, |job| {
-            job.error = Some(format!("cancelled by {}", f.by))
+            job.error = Some(format!("cancelled by {}", f.by));
         }),
         Fact::JobInterrupted(f) => end_job(state, f.id, now, JobPhase::Interrupted, |job| {
-            job.error = Some(f.reason.clone())
+            job.error = Some(f.reason.clone());
         }),
         Fact::Unknown { .. } => Vec::new(),
     }

@@ -6,9 +6,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-/// The folder of the checkout.
+/// The folder of the checkout that xtask was started in; a build folder may serve several.
 pub(crate) fn workspace() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let here = here.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     here.ancestors()
         .nth(2)
         .expect("xtask is two folders below the workspace")
@@ -63,6 +64,17 @@ pub(crate) fn line(command: &Command) -> String {
         .join(" ")
 }
 
+/// The command as it is typed where the program is on PATH.
+pub(crate) fn typed(command: &Command) -> String {
+    let text = line(command);
+    let program = command.get_program().to_string_lossy();
+    let name = program.rsplit('/').next().unwrap_or(&program);
+    match text.split_once(' ') {
+        Some((_, args)) => format!("{name} {args}"),
+        None => name.to_owned(),
+    }
+}
+
 /// Runs a command with our own output, and fails when it does.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let line = line(command);
@@ -99,6 +111,13 @@ mod tests {
         let mut command = Command::new("leafctl");
         command.args(["--context", "/tmp/a b", "it's", ""]);
         assert_eq!(line(&command), r"leafctl --context '/tmp/a b' 'it'\''s' ''");
+    }
+
+    #[test]
+    fn a_command_is_typed_without_its_folder() {
+        let mut command = Command::new("/some/where/leafctl");
+        command.args(["leaf", "show"]);
+        assert_eq!(typed(&command), "leafctl leaf show");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use crate::command::{cargo, line, run};
+use crate::command::{cargo, run, typed};
 use crate::tally::Tally;
 use crate::{nats_server, nix_checks, setup, static_init};
 
@@ -84,7 +84,7 @@ fn build_tests() -> Result<BTreeMap<String, String>> {
         "--no-run",
         "--message-format=json-render-diagnostics",
     ]);
-    let shown = line(&command);
+    let shown = typed(&command);
     let output = command
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
@@ -109,7 +109,7 @@ fn program_of(artifact: &serde_json::Value) -> Option<(String, String)> {
 
 /// Runs `cargo test`, shows what it prints and counts it.
 fn run_tests(mut command: Command, tally: &mut Tally) -> Result<()> {
-    let shown = line(&command);
+    let shown = typed(&command);
     println!("{shown}");
     // One pipe for both: only so is known which program prints what.
     let (reader, writer) = std::io::pipe().context("can't make a pipe")?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use crate::command::{line, output, run};
+use crate::command::{line, output, run, typed};
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const STOPPED_WITHIN: Duration = Duration::from_secs(60);
@@ -216,28 +216,5 @@ impl Drop for Leaf {
         if let Err(error) = self.end() {
             eprintln!("error: {error:#}");
         }
-    }
-}
-
-/// The command as it is typed where the program is on PATH.
-fn typed(command: &Command) -> String {
-    let text = line(command);
-    let program = command.get_program().to_string_lossy();
-    let name = program.rsplit('/').next().unwrap_or(&program);
-    match text.split_once(' ') {
-        Some((_, args)) => format!("{name} {args}"),
-        None => name.to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_command_is_typed_without_its_folder() {
-        let mut command = Command::new("/some/where/leafctl");
-        command.args(["leaf", "show"]);
-        assert_eq!(typed(&command), "leafctl leaf show");
     }
 }
