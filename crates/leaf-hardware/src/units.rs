@@ -121,6 +121,8 @@ pub(crate) fn pci_wants_driver(class: &str, firmware_draws: bool) -> bool {
     match class.get(..4).unwrap_or(class) {
         "0300" => !firmware_draws,
         "0805" | "0c00" | "0c03" => true,
+        // Audio coprocessors, which many machines have and few use.
+        "0480" => false,
         class => matches!(class.get(..2), Some("01" | "02" | "03" | "04" | "0d")),
     }
 }
@@ -164,8 +166,11 @@ pub(crate) fn usb_interfaces(draft: &mut Draft, interfaces: &[([u8; 3], bool)]) 
     let wants = |class: u8| matches!(class, 0x01 | 0x02 | 0x03 | 0x08 | 0x09 | 0x0e | 0xe0);
     draft.failed = interfaces.iter().any(|([class, ..], _)| wants(*class))
         && interfaces.iter().all(|(_, driven)| !driven);
-    if draft.kinds.iter().all(|kind| *kind == DeviceKind::Other) && is_fingerprint_reader(draft) {
+    let vendors_own = draft.kinds.iter().all(|kind| *kind == DeviceKind::Other);
+    if says_fingerprint(draft) || (vendors_own && made_by_fingerprint_maker(draft)) {
+        // It is served by a program, whatever class it claims.
         draft.kinds.insert(DeviceKind::Fingerprint);
+        draft.failed = false;
     }
 }
 
@@ -174,11 +179,13 @@ const FINGERPRINT_MAKERS: [&str; 11] = [
     "27c6", "06cb", "138a", "10a5", "147e", "1c7a", "08ff", "298d", "2808", "04f3", "05ba",
 ];
 
-fn is_fingerprint_reader(draft: &Draft) -> bool {
+fn made_by_fingerprint_maker(draft: &Draft) -> bool {
+    FINGERPRINT_MAKERS.contains(&draft.vendor_id.as_deref().unwrap_or_default())
+}
+
+fn says_fingerprint(draft: &Draft) -> bool {
     let said = draft.model.as_deref().unwrap_or_default().to_ascii_lowercase();
-    said.contains("fingerprint")
-        || said.contains("biometric")
-        || FINGERPRINT_MAKERS.contains(&draft.vendor_id.as_deref().unwrap_or_default())
+    said.contains("fingerprint") || said.contains("biometric")
 }
 
 fn usb(tree: &Tree, draft: &mut Draft) {

@@ -300,6 +300,22 @@ fn failed() -> Outcome {
         &[("idVendor", "8087"), ("idProduct", "0033")],
         &[("e00101", None)],
     );
+    let reader = [
+        ("idVendor", "27c6"),
+        ("idProduct", "5395"),
+        ("product", "Goodix Fingerprint Device"),
+    ];
+    let modem_they_say = machine.usb("7", &reader, &[("020201", None), ("0a0000", None)]);
+    let claims = machine.look();
+    let claims = claims
+        .devices
+        .values()
+        .find(|device| device.sysfs_path.as_ref() == Some(&modem_they_say));
+    assert_eq!(
+        claims.map(|device| (device.kind, device.status)),
+        Some((DeviceKind::Fingerprint, DeviceStatus::Present))
+    );
+    machine.remove(&modem_they_say);
     let seen = machine.look();
     let status = |kind| only(&seen, kind).status;
     assert_eq!(status(DeviceKind::Network), DeviceStatus::Failed);
