@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result};
 
 use crate::command::{cargo, output, run, target};
 
-/// What tests, `leafd` and the demo read: where the static `leaf-init` is.
-pub(crate) const VARIABLE: &str = "CIM_LEAF_LEAF_INIT";
+/// What tests read: where the static `leaf-init` is.
+pub(crate) const VARIABLES: [&str; 2] = ["CIM_LEAF_STATIC_INIT", "CIM_LEAF_LEAF_INIT"];
 
 /// Builds `leaf-init` static, and returns where it is.
 pub(crate) fn build() -> Result<PathBuf> {

@@ -69,7 +69,7 @@ impl Test {
         }
         command.env(nats_server::VARIABLE, &tools.nats_server);
         if let Some(leaf_init) = &leaf_init {
-            command.env(static_init::VARIABLE, leaf_init);
+            command.envs(static_init::VARIABLES.map(|name| (name, leaf_init)));
         }
         run_tests(command, tally)
     }
