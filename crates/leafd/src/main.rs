@@ -1,2 +1,46 @@
-//! placeholder
-fn main() {}
+//! `leafd`, the daemon of a leaf. See [`leafd`] for how it is built.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line prints")]
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use leafd::cli::{Cli, Command};
+use leafd::settings::{Overrides, Settings};
+use leafd::{daemon, inventory, workers};
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::NixJob { folder } => leaf_nix::runner::main(&folder),
+        Command::Run(run) => {
+            let overrides = Overrides {
+                name: run.name,
+                state_dir: run.state_dir.map(|dir| std::path::absolute(&dir).unwrap_or(dir)),
+                embedded_nats: run.embedded_nats,
+                nats_port: run.nats_port,
+            };
+            finish(
+                Settings::load(run.config.as_deref(), &overrides)
+                    .map_err(Into::into)
+                    .and_then(daemon::run),
+            )
+        }
+        Command::CheckConfig { file } => finish(
+            Settings::load(Some(&file), &Overrides::default())
+                .map_err(Into::into)
+                .map(|_| {
+                    println!("{} is good", file.display());
+                }),
+        ),
+        Command::Inventory(flags) => finish(inventory::show(&flags)),
+    }
+}
+
+fn finish(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("leafd: {}", workers::chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,43 @@
+use clap::Args;
+use leaf_core::command::ListContainers;
+
+use crate::error::Error;
+use crate::output::{Output, ago, name_of};
+use crate::session::Session;
+
+/// List the containers of a leaf.
+#[derive(Debug, Args)]
+pub(crate) struct List;
+
+impl List {
+    pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
+        let list = session.call(&ListContainers {}).await?;
+        output.document(&list, |list| {
+            let mut table = output.table(&[
+                "CONTAINER",
+                "PHASE",
+                "WANTED",
+                "SINCE",
+                "ADDRESS",
+                "SYSTEM",
+                "ERROR",
+            ]);
+            for container in &list.containers {
+                table.add_row([
+                    container.name.to_string(),
+                    name_of(&container.phase),
+                    name_of(&container.desired.run),
+                    ago(container.changed_at),
+                    container.desired.network.container_address.to_string(),
+                    container
+                        .desired
+                        .toplevel
+                        .as_ref()
+                        .map_or("-".to_owned(), ToString::to_string),
+                    container.error.clone().unwrap_or_default(),
+                ]);
+            }
+            table.to_string()
+        })
+    }
+}

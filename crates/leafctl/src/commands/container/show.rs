@@ -1,0 +1,57 @@
+use clap::Args;
+use leaf_core::command::ShowContainer;
+use leaf_core::container::Container;
+use leaf_core::id::ContainerName;
+
+use crate::error::Error;
+use crate::output::{Output, ago, fields, name_of};
+use crate::session::Session;
+
+/// Show one container.
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    /// Which one.
+    name: ContainerName,
+}
+
+impl Show {
+    pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
+        let container = session.call(&ShowContainer { name: self.name }).await?;
+        output.document(&container, text)
+    }
+}
+
+/// Returns a container as text.
+pub(super) fn text(container: &Container) -> String {
+    let desired = &container.desired;
+    let mut lines = vec![
+        ("container", container.name.to_string()),
+        (
+            "phase",
+            format!("{} ({})", name_of(&container.phase), ago(container.changed_at)),
+        ),
+        (
+            "wanted",
+            format!("{}, generation {}", name_of(&desired.run), desired.generation),
+        ),
+        (
+            "system",
+            desired
+                .toplevel
+                .as_ref()
+                .map_or("-".to_owned(), ToString::to_string),
+        ),
+        ("address", desired.network.container_address.to_string()),
+        ("created", container.created_at.to_string()),
+    ];
+    if let Some(ready) = container.ready_at {
+        lines.push(("ready", format!("{ready} ({})", ago(ready))));
+    }
+    if let Some(job) = desired.build_job {
+        lines.push(("built by job", job.to_string()));
+    }
+    if let Some(error) = &container.error {
+        lines.push(("error", error.clone()));
+    }
+    fields(&lines)
+}

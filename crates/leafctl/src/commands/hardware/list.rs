@@ -1,0 +1,49 @@
+use clap::Args;
+use comfy_table::Table;
+use leaf_core::command::ListHardware;
+use leaf_core::hardware::{Device, Direction, Port};
+
+use crate::error::Error;
+use crate::output::{Output, name_of};
+use crate::session::Session;
+
+/// List the devices that a leaf knows, with their inputs and outputs.
+#[derive(Debug, Args)]
+pub(crate) struct List;
+
+impl List {
+    pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
+        let list = session.call(&ListHardware {}).await?;
+        output.document(&list, |list| table(output, &list.devices).to_string())
+    }
+}
+
+fn table(output: Output, devices: &[Device]) -> Table {
+    let mut table = output.table(&["DEVICE", "KIND", "STATUS", "WHAT", "DRIVERS", "INPUTS", "OUTPUTS"]);
+    for device in devices {
+        let what = [device.vendor.as_deref(), device.model.as_deref()]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>();
+        table.add_row([
+            device.id.to_string(),
+            name_of(&device.kind),
+            name_of(&device.status),
+            what.join(" "),
+            device.drivers.join(" "),
+            ports(&device.ports, Direction::Input),
+            ports(&device.ports, Direction::Output),
+        ]);
+    }
+    table
+}
+
+/// Returns the names of the ports of one direction; those of both stand on both sides.
+fn ports(ports: &[Port], direction: Direction) -> String {
+    ports
+        .iter()
+        .filter(|port| port.direction == direction || port.direction == Direction::Both)
+        .map(|port| port.name.as_str())
+        .collect::<Vec<_>>()
+        .join(" ")
+}

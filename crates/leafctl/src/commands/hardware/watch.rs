@@ -1,0 +1,29 @@
+use clap::Args;
+use futures::StreamExt as _;
+use leaf_bus::client::EventsFrom;
+
+use crate::commands::events::show;
+use crate::error::Error;
+use crate::output::Output;
+use crate::session::Session;
+
+/// Show changes of the hardware as they happen, until interrupted.
+#[derive(Debug, Args)]
+pub(crate) struct Watch;
+
+impl Watch {
+    pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
+        let leaf = session.leaf().await?;
+        let mut events = session.client.events(&leaf, EventsFrom::New);
+        while let Some(record) = events.next().await {
+            let record = record?;
+            if record
+                .kind()
+                .is_some_and(|kind| kind.starts_with("cim.leaf.device."))
+            {
+                show(output, &record)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,58 @@
+use clap::Args;
+use leaf_core::command::ShowLeaf;
+use leaf_core::id::LeafName;
+
+use crate::error::Error;
+use crate::output::{Output, ago, fields};
+use crate::session::Session;
+
+/// Show what a leaf is, and how it does.
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    /// The leaf; a single one is taken by itself.
+    name: Option<LeafName>,
+}
+
+impl Show {
+    pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
+        let leaf = match self.name {
+            Some(name) => name,
+            None => session.leaf().await?,
+        };
+        let report = session.call_to(&leaf, &ShowLeaf {}).await?;
+        output.document(&report, |r| {
+            fields(&[
+                ("leaf", r.name.to_string()),
+                ("instance", r.instance.to_string()),
+                ("version", r.version.clone()),
+                ("started", format!("{} ({})", r.started_at, ago(r.started_at))),
+                (
+                    "host",
+                    format!("{}, {}, kernel {}", r.host.hostname, r.host.system, r.host.kernel),
+                ),
+                (
+                    "events",
+                    format!("{} recorded, {} published", r.sequence, r.published),
+                ),
+                (
+                    "devices",
+                    format!("{} present, {} known", r.devices_present, r.devices),
+                ),
+                (
+                    "containers",
+                    format!("{} running, {} in all", r.containers_running, r.containers),
+                ),
+                (
+                    "jobs",
+                    format!("{} running, {} queued", r.jobs_running, r.jobs_queued),
+                ),
+                (
+                    "commands",
+                    r.refusing
+                        .as_ref()
+                        .map_or("taken".to_owned(), |why| format!("refused: {why}")),
+                ),
+            ])
+        })
+    }
+}

@@ -1,0 +1,166 @@
+use std::path::Path;
+
+use clap::Args;
+use futures::StreamExt as _;
+use leaf_bus::client::JobMessage;
+use leaf_core::command::{self, ShowJob};
+use leaf_core::id::{JobId, LeafName, StorePath};
+use leaf_core::job::{Installable, Job, JobPhase};
+
+use crate::error::Error;
+use crate::output::{Output, fields, name_of, size};
+use crate::progress::JobBar;
+use crate::session::Session;
+
+/// Build with Nix on a leaf, and wait for the result.
+#[derive(Debug, Args)]
+pub(crate) struct Build {
+    /// What to build: a flake reference such as `.#hello`, a store path, or with `--file` an attribute.
+    #[arg(required_unless_present_any = ["file", "template"])]
+    installable: Option<String>,
+    /// A Nix file on the leaf, instead of a flake.
+    #[arg(long, short, value_name = "FILE", conflicts_with = "template")]
+    file: Option<String>,
+    /// A container template of the leaf, instead of a flake.
+    #[arg(long, value_name = "NAME", conflicts_with = "installable")]
+    template: Option<String>,
+    /// The time it may take, such as 30m.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    time_limit: Option<std::time::Duration>,
+    /// Don't wait: print the job's id.
+    #[arg(long)]
+    detach: bool,
+}
+
+impl Build {
+    pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
+        let installable = match (self.file, self.template, self.installable) {
+            (Some(file), _, attribute) => Installable::File {
+                path: absolute(&file)?,
+                attribute,
+            },
+            (_, Some(name), _) => Installable::Template { name },
+            (_, _, Some(text)) => match StorePath::new(text.as_str()) {
+                Ok(path) => Installable::StorePath { path },
+                Err(_) => Installable::Flake {
+                    reference: flake_reference(&text)?,
+                },
+            },
+            (None, None, None) => return Err(Error::Usage("say what to build".to_owned())),
+        };
+        let timeout_seconds = self
+            .time_limit
+            .map(|limit| {
+                u32::try_from(limit.as_secs())
+                    .map_err(|_| Error::Usage("--time-limit is too long".to_owned()))
+            })
+            .transpose()?;
+        let leaf = session.leaf().await?;
+        let accepted = session
+            .call_to(
+                &leaf,
+                &command::Build {
+                    installable,
+                    timeout_seconds,
+                },
+            )
+            .await?;
+        if self.detach {
+            return output.document(&accepted, |accepted| accepted.job.to_string());
+        }
+        let job = follow(session, &leaf, accepted.job, output).await?;
+        output.document(&job, text)
+    }
+}
+
+/// Follows a job to its end, with a progress bar on a terminal.
+pub(crate) async fn follow(
+    session: &Session,
+    leaf: &LeafName,
+    id: JobId,
+    output: Output,
+) -> Result<Job, Error> {
+    // Subscribe first, then look: so the end can't be missed in between.
+    let mut messages = session.client.job_messages(leaf, id).await?;
+    let mut bar = JobBar::new(!output.is_json());
+    let mut job = session.call_to(leaf, &ShowJob { id }).await?.job;
+    while !job.phase.is_final() {
+        match tokio::time::timeout(session.look_again_after(), messages.next()).await {
+            Ok(Some(JobMessage::Progress(progress))) => bar.progress(&progress),
+            Ok(Some(JobMessage::Log { text })) => bar.log(&text),
+            // The end; or a message was lost with the connection: so look again from time to time.
+            Ok(Some(JobMessage::Ended) | None) | Err(_) => {
+                job = session.call_to(leaf, &ShowJob { id }).await?.job
+            }
+        }
+    }
+    bar.finish();
+    match job.phase {
+        JobPhase::Succeeded => Ok(job),
+        phase => Err(Error::Job {
+            job: id,
+            phase: name_of(&phase),
+            reason: format!(
+                "{}\n`leafctl nix log {id}` shows all",
+                job.error.as_deref().unwrap_or("no reason is known")
+            ),
+        }),
+    }
+}
+
+fn text(job: &Job) -> String {
+    let Some(result) = &job.result else {
+        return format!("job {} {}", job.id, name_of(&job.phase));
+    };
+    let seconds = std::time::Duration::from_millis(result.build_time_ms).as_secs_f64();
+    let mut lines = vec![
+        ("store path", result.store_path.to_string()),
+        ("job", job.id.to_string()),
+        (
+            "built",
+            if result.built == 0 {
+                "nothing, it was there".to_owned()
+            } else {
+                format!("{} derivations", result.built)
+            },
+        ),
+        ("time", format!("{seconds:.2} s")),
+        ("closure", size(result.closure_size_bytes)),
+    ];
+    lines.extend(
+        result
+            .outputs
+            .iter()
+            .filter(|_| result.outputs.len() > 1)
+            .map(|(name, path)| (name.as_str(), path.to_string())),
+    );
+    lines.extend(
+        result
+            .references
+            .iter()
+            .map(|path| ("refers to", path.to_string())),
+    );
+    fields(&lines)
+}
+
+/// Returns a flake reference with a path of this machine made absolute: `.#a` becomes `/here#a`.
+pub(crate) fn flake_reference(text: &str) -> Result<String, Error> {
+    let (path, fragment) = text
+        .split_once('#')
+        .map_or((text, None), |(path, fragment)| (path, Some(fragment)));
+    if !(path.is_empty() || path.starts_with('.') || path.starts_with('/')) {
+        return Ok(text.to_owned());
+    }
+    let path = absolute(if path.is_empty() { "." } else { path })?;
+    Ok(fragment.map_or(path.clone(), |fragment| format!("{path}#{fragment}")))
+}
+
+fn absolute(path: &str) -> Result<String, Error> {
+    let full = std::path::absolute(Path::new(path))
+        .map_err(|e| Error::Usage(format!("{path:?} is not a path: {e}")))?;
+    // `.` and `..` go, if the path is one of this machine; else the leaf says what it thinks of it.
+    Ok(std::fs::canonicalize(&full)
+        .unwrap_or(full)
+        .to_string_lossy()
+        .into_owned())
+}

@@ -1,0 +1,45 @@
+use clap::Args;
+use leaf_core::command::ListJobs;
+use leaf_core::job::{Installable, Task};
+
+use crate::error::Error;
+use crate::output::{Output, ago, name_of};
+use crate::session::Session;
+
+/// List the jobs that a leaf remembers, the newest first.
+#[derive(Debug, Args)]
+pub(crate) struct Jobs;
+
+impl Jobs {
+    pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
+        let list = session.call(&ListJobs {}).await?;
+        output.document(&list, |list| {
+            let mut table = output.table(&["JOB", "PHASE", "OWNER", "QUEUED", "WHAT", "RESULT"]);
+            for job in &list.jobs {
+                let Task::Build(build) = &job.task;
+                let what = match &build.installable {
+                    Installable::Flake { reference } => reference.clone(),
+                    Installable::StorePath { path } => path.to_string(),
+                    Installable::File { path, attribute } => attribute
+                        .as_ref()
+                        .map_or(path.clone(), |attribute| format!("{path} {attribute}")),
+                    Installable::Template { name } => format!("template {name}"),
+                };
+                let result = match (&job.result, &job.error) {
+                    (Some(result), _) => result.store_path.to_string(),
+                    (None, Some(error)) => error.lines().next().unwrap_or_default().to_owned(),
+                    (None, None) => String::new(),
+                };
+                table.add_row([
+                    job.id.to_string(),
+                    name_of(&job.phase),
+                    job.owner.to_string(),
+                    ago(job.queued_at),
+                    what,
+                    result,
+                ]);
+            }
+            table.to_string()
+        })
+    }
+}

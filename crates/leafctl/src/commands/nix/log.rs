@@ -1,0 +1,39 @@
+use clap::Args;
+use leaf_core::command::ReadJobLog;
+use leaf_core::id::JobId;
+
+use crate::error::Error;
+use crate::output::Output;
+use crate::session::Session;
+
+/// Print a job's log as far as it is.
+#[derive(Debug, Args)]
+pub(crate) struct Log {
+    /// Which one.
+    job: JobId,
+    /// Go on until the job ends.
+    #[arg(long, short)]
+    follow: bool,
+}
+
+impl Log {
+    pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
+        let mut offset = 0;
+        loop {
+            let chunk = session.call(&ReadJobLog { id: self.job, offset }).await?;
+            if output.is_json() {
+                output.item(&chunk, |_| String::new())?;
+            } else {
+                output.raw(&chunk.text)?;
+            }
+            let moved = chunk.next_offset > offset;
+            offset = chunk.next_offset;
+            if chunk.complete || (!moved && !self.follow) {
+                return Ok(());
+            }
+            if !moved {
+                tokio::time::sleep(session.look_again_after()).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,55 @@
+use clap::Subcommand;
+use leaf_core::schema::{MessageType, catalogue};
+use serde_json::json;
+
+use crate::error::Error;
+use crate::output::Output;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// List the message types of this version.
+    List,
+    /// Print the JSON Schema of a message type.
+    Show {
+        /// Its name, as `schema list` shows it.
+        #[arg(value_name = "TYPE")]
+        name: String,
+    },
+}
+
+impl Command {
+    pub(super) fn run(self, output: Output) -> Result<(), Error> {
+        match self {
+            Self::List => {
+                let types: Vec<_> = catalogue()
+                    .iter()
+                    .map(|t| json!({ "name": t.name, "description": describe(t) }))
+                    .collect();
+                output.document(&json!({ "types": types }), |_| {
+                    let mut table = output.table(&["TYPE", "WHAT IT SAYS"]);
+                    for message in catalogue() {
+                        table.add_row([message.name.clone(), describe(&message)]);
+                    }
+                    table.to_string()
+                })
+            }
+            Self::Show { name } => match catalogue().into_iter().find(|t| t.name == name) {
+                Some(found) => output.document(&found.schema, |s| {
+                    serde_json::to_string_pretty(s).expect("a schema has string keys only")
+                }),
+                None => Err(Error::Usage(format!(
+                    "there is no message type {name:?}; `leafctl schema list` shows all"
+                ))),
+            },
+        }
+    }
+}
+
+fn describe(message: &MessageType) -> String {
+    let text = message
+        .schema
+        .get("description")
+        .and_then(|d| d.as_str())
+        .unwrap_or_default();
+    text.lines().next().unwrap_or_default().to_owned()
+}

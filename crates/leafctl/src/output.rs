@@ -1,0 +1,167 @@
+//! How results are shown: tables and words for people, JSON for programs. Colours only on a terminal.
+
+use std::error::Error as _;
+use std::io::{IsTerminal as _, Write as _};
+
+use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::error::Error;
+
+/// How results are shown.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Output {
+    json: bool,
+    colours: bool,
+}
+
+impl Output {
+    /// Returns the way results are shown: JSON if asked for; colours where standard output is a terminal and
+    /// `NO_COLOR` is not set.
+    pub(crate) fn new(json: bool) -> Self {
+        let colours =
+            std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        Self { json, colours }
+    }
+
+    /// Whether results are JSON.
+    pub(crate) fn is_json(self) -> bool {
+        self.json
+    }
+
+    /// Prints one document: as JSON, or as `text` makes it.
+    pub(crate) fn document<T: Serialize>(
+        self,
+        value: &T,
+        text: impl FnOnce(&T) -> String,
+    ) -> Result<(), Error> {
+        let text = if self.json {
+            serde_json::to_string_pretty(value).expect("a message has string keys only")
+        } else {
+            text(value)
+        };
+        self.line(text.trim_end_matches('\n'))
+    }
+
+    /// Prints one item of a stream: as one line of JSON, or as `text` makes it.
+    pub(crate) fn item<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), Error> {
+        let text = if self.json {
+            serde_json::to_string(value).expect("a message has string keys only")
+        } else {
+            text(value)
+        };
+        self.line(&text)
+    }
+
+    /// Prints a line. A reader that has gone is no error.
+    pub(crate) fn line(self, text: &str) -> Result<(), Error> {
+        self.raw(&format!("{text}\n"))
+    }
+
+    /// Prints a text as it is.
+    pub(crate) fn raw(self, text: &str) -> Result<(), Error> {
+        let mut out = std::io::stdout().lock();
+        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            other => other.map_err(Error::Print),
+        }
+    }
+
+    /// Returns a table with these headings.
+    pub(crate) fn table(self, headings: &[&str]) -> Table {
+        let mut table = Table::new();
+        table
+            .load_style(presets::NOTHING)
+            .set_content_arrangement(ContentArrangement::Dynamic);
+        if !std::io::stdout().is_terminal() {
+            table.set_content_arrangement(ContentArrangement::Disabled);
+        }
+        table.set_header(headings.iter().map(|heading| {
+            let cell = Cell::new(heading);
+            if self.colours {
+                cell.add_attribute(Attribute::Bold)
+            } else {
+                cell
+            }
+        }));
+        if !self.colours {
+            table.force_no_tty();
+        }
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
+        table
+    }
+
+    /// Prints an error with its causes, on standard error: words, or with `--json` the problem as one document.
+    pub(crate) fn error(self, error: &Error) {
+        if self.json {
+            let body = match error {
+                Error::Problem(problem) => {
+                    serde_json::to_value(problem).expect("a problem has string keys only")
+                }
+                other => {
+                    serde_json::json!({ "title": other.to_string(), "detail": chain(other), "exit_code": other.exit_code() })
+                }
+            };
+            eprintln!("{body}");
+            return;
+        }
+        let colours = std::io::stderr().is_terminal() && self.colours;
+        let label = if colours {
+            "\u{1b}[1;31merror:\u{1b}[0m"
+        } else {
+            "error:"
+        };
+        eprintln!("{label} {}", chain(error));
+    }
+}
+
+/// Returns an error and its causes in one line, repeats left out.
+fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let next = cause.to_string();
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Returns a list of names and values, one a line, the values below each other.
+pub(crate) fn fields(fields: &[(&str, String)]) -> String {
+    let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    fields
+        .iter()
+        .map(|(name, value)| format!("{name:<width$}  {value}\n"))
+        .collect()
+}
+
+/// Returns how long ago something was, in words: `3m ago`.
+pub(crate) fn ago(time: Timestamp) -> String {
+    let seconds = Timestamp::now().duration_since(time).as_secs().max(0);
+    match seconds {
+        0..=119 => format!("{seconds}s ago"),
+        120..=7199 => format!("{}m ago", seconds / 60),
+        7200..=172_799 => format!("{}h ago", seconds / 3600),
+        _ => format!("{}d ago", seconds / 86400),
+    }
+}
+
+/// Returns a size in words: `1.5 MiB`.
+pub(crate) fn size(bytes: u64) -> String {
+    indicatif::HumanBytes(bytes).to_string()
+}
+
+/// Returns a value as its JSON name: `running` for `ContainerPhase::Running`.
+pub(crate) fn name_of(value: &impl Serialize) -> String {
+    match serde_json::to_value(value).expect("a message has string keys only") {
+        serde_json::Value::String(name) => name,
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,131 @@
+//! One connection, and the leaf that the command is for.
+
+use std::time::Duration;
+
+use leaf_bus::client::{CallOptions, Client};
+use leaf_bus::context;
+use leaf_core::command::{Request, ShowContainer};
+use leaf_core::container::{Container, ContainerPhase};
+use leaf_core::id::{ContainerName, LeafName};
+use leaf_core::problem::{Problem, ProblemCode};
+
+use crate::error::Error;
+use crate::global::Global;
+
+/// One connection.
+pub(crate) struct Session {
+    /// The connection.
+    pub client: Client,
+    timeout: Duration,
+    leaf: Option<LeafName>,
+}
+
+impl Session {
+    /// Connects as the context and the flags say.
+    pub(crate) async fn open(global: &Global) -> Result<Self, Error> {
+        let settings = context::load(global.context.as_deref())?
+            .overridden(global.server.as_deref(), global.creds.as_deref());
+        let client = Client::connect(&settings, global.timeout).await?;
+        Ok(Self {
+            client,
+            timeout: global.timeout,
+            leaf: global.leaf.clone(),
+        })
+    }
+
+    /// Returns the leaf that was named, or the only one there is.
+    pub(crate) async fn leaf(&self) -> Result<LeafName, Error> {
+        if let Some(leaf) = &self.leaf {
+            return Ok(leaf.clone());
+        }
+        let mut leaves = self.client.leaves().await?.into_iter().map(|beat| beat.leaf);
+        match (leaves.next(), leaves.next()) {
+            (Some(leaf), None) => Ok(leaf),
+            (None, _) => Err(Error::NoLeaf(
+                "no leaf holds a lease here: is leafd running?".to_owned(),
+            )),
+            (Some(one), Some(two)) => {
+                let all: Vec<String> = [one, two]
+                    .into_iter()
+                    .chain(leaves)
+                    .map(|leaf| leaf.to_string())
+                    .collect();
+                Err(Error::Usage(format!(
+                    "there are several leaves, name one with --leaf: {}",
+                    all.join(", ")
+                )))
+            }
+        }
+    }
+
+    /// Sends a command to the leaf and returns its answer.
+    pub(crate) async fn call<R: Request>(&self, request: &R) -> Result<R::Reply, Error> {
+        let leaf = self.leaf().await?;
+        self.call_leaf(&leaf, request, self.timeout).await
+    }
+
+    /// Sends a command to this leaf and returns its answer.
+    pub(crate) async fn call_to<R: Request>(&self, leaf: &LeafName, request: &R) -> Result<R::Reply, Error> {
+        self.call_leaf(leaf, request, self.timeout).await
+    }
+
+    /// How long to wait for a message about something before looking at it again.
+    pub(crate) fn look_again_after(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    /// Asks a container for its health.
+    pub(crate) async fn health(
+        &self,
+        leaf: &LeafName,
+        name: &ContainerName,
+    ) -> Result<serde_json::Value, Error> {
+        Ok(self
+            .client
+            .request_container_health(leaf, name, self.timeout)
+            .await?)
+    }
+
+    /// Looks at a container until it has settled: until it runs, stands still or has failed.
+    pub(crate) async fn settled(&self, leaf: &LeafName, name: &ContainerName) -> Result<Container, Error> {
+        loop {
+            let container = self.call_to(leaf, &ShowContainer { name: name.clone() }).await?;
+            match container.phase {
+                ContainerPhase::Failed => {
+                    let why = container.error.unwrap_or_default();
+                    return Err(Error::Problem(Problem::new(
+                        ProblemCode::Failed,
+                        format!("container {name}: {why}"),
+                    )));
+                }
+                phase if phase.is_moving() || phase == ContainerPhase::Building => {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                _ => return Ok(container),
+            }
+        }
+    }
+
+    /// Sends a command that waits for something on the host, which may take longer than an answer.
+    pub(crate) async fn call_slow<R: Request>(
+        &self,
+        leaf: &LeafName,
+        request: &R,
+    ) -> Result<R::Reply, Error> {
+        self.call_leaf(leaf, request, self.timeout.max(Duration::from_secs(120)))
+            .await
+    }
+
+    async fn call_leaf<R: Request>(
+        &self,
+        leaf: &LeafName,
+        request: &R,
+        timeout: Duration,
+    ) -> Result<R::Reply, Error> {
+        let options = CallOptions {
+            timeout,
+            ..CallOptions::default()
+        };
+        Ok(self.client.call(leaf, request, options).await?)
+    }
+}

@@ -1,0 +1,95 @@
+//! Everything that can wake the main loop, and everything that it can do in return.
+
+use std::collections::BTreeMap;
+
+use leaf_bus::serve::{Incoming, Responder};
+use leaf_core::container::ObservedContainer;
+use leaf_core::hardware::Inventory;
+use leaf_core::host_op::HostOpError;
+use leaf_core::id::{CommandId, ContainerName, JobId};
+use leaf_core::job::Progress;
+use leaf_core::problem::Problem;
+use leaf_nix::Outcome;
+
+/// What wakes the main loop.
+pub enum Input {
+    /// Somebody sent a command.
+    Command(Box<Incoming>),
+    /// There was a look at the hardware; the numbers are of the rescans that it answers.
+    HardwareSeen {
+        /// What was seen, or why nothing was.
+        seen: Result<Inventory, String>,
+        /// The rescans that asked for it.
+        rescans: Vec<u64>,
+    },
+    /// There was a look at all containers, because something moved there.
+    ContainersSeen(BTreeMap<ContainerName, ObservedContainer>),
+    /// The steps for a container were taken.
+    Reconciled {
+        /// Which one.
+        name: ContainerName,
+        /// What is wanted of it, by the count of changes, as it was when the steps were planned.
+        generation: u64,
+        /// The look at it afterwards.
+        observed: Option<ObservedContainer>,
+        /// The step that did not work, and why.
+        failure: Option<(String, HostOpError)>,
+    },
+    /// A running job said how far it is.
+    JobProgress(JobId, Progress),
+    /// A job ended.
+    JobEnded(JobId, Outcome),
+    /// The stream is known to hold all up to this sequence number.
+    Published(u64),
+    /// The stream begins anew in the middle of the history: a replay needs a snapshot to start from.
+    StreamBegunAnew,
+    /// The daemon is to end.
+    Stop(&'static str),
+}
+
+/// What the main loop does once the journal has what it follows from.
+pub enum Effect {
+    /// Answer a command.
+    Reply {
+        /// Where to.
+        responder: Responder,
+        /// The command.
+        id: CommandId,
+        /// The body, or the problem.
+        reply: Result<Vec<u8>, Problem>,
+    },
+    /// Answer with a part of a job's log.
+    ReplyJobLog {
+        /// Where to.
+        responder: Responder,
+        /// The command.
+        id: CommandId,
+        /// Which job.
+        job: JobId,
+        /// From this byte on.
+        offset: u64,
+    },
+    /// Answer with the end of a container's console.
+    ReplyContainerLog {
+        /// Where to.
+        responder: Responder,
+        /// The command.
+        id: CommandId,
+        /// Which container.
+        name: ContainerName,
+        /// At most so many lines.
+        lines: u32,
+    },
+    /// Look at the hardware for this rescan.
+    LookAtHardware(u64),
+    /// Make the container what it is wanted to be.
+    Reconcile(ContainerName),
+    /// Start queued jobs as long as there is room.
+    StartJobs,
+    /// Run this job: that it runs is recorded.
+    RunJob(JobId),
+    /// End this job.
+    CancelJob(JobId),
+    /// Tell those who wait that this job has ended.
+    TellJobEnd(JobId),
+}

@@ -1,0 +1,82 @@
+//! `leafd inventory`: what a leaf sees here, or in a report.
+#![allow(clippy::print_stdout, reason = "a command line prints")]
+
+use std::io::Write as _;
+
+use anyhow::Context as _;
+use leaf_core::command::DeviceList;
+use leaf_core::hardware::{Device, Direction};
+use leaf_hardware::{Sources, facter, look};
+
+use crate::cli::Inventory;
+
+/// Prints the inventory: a table, or `{"devices":[…]}`.
+///
+/// # Errors
+/// When the host or the report can't be read.
+pub fn show(flags: &Inventory) -> anyhow::Result<()> {
+    let inventory = match &flags.facter {
+        Some(report) => {
+            facter::read_file(report)
+                .with_context(|| format!("can't use the report {}", report.display()))?
+                .inventory
+        }
+        None => look(&Sources::default())?.inventory,
+    };
+    let list = DeviceList {
+        devices: inventory.devices.into_values().collect(),
+    };
+    let text = if flags.json {
+        serde_json::to_string_pretty(&list).expect("a message has string keys only") + "\n"
+    } else {
+        table(&list.devices)
+    };
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("the inventory can't be printed"),
+    }
+}
+
+fn table(devices: &[Device]) -> String {
+    let heading = ["DEVICE", "KIND", "STATUS", "WHAT", "INPUTS", "OUTPUTS"].map(str::to_owned);
+    let rows: Vec<[String; 6]> = std::iter::once(heading).chain(devices.iter().map(row)).collect();
+    let mut widths = [0; 6];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    rows.iter()
+        .map(|row| {
+            let line: String = row
+                .iter()
+                .zip(widths)
+                .map(|(cell, width)| format!("{cell:<width$}  "))
+                .collect();
+            format!("{}\n", line.trim_end())
+        })
+        .collect()
+}
+
+fn row(device: &Device) -> [String; 6] {
+    let name = |value: serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let ports = |direction| {
+        let some = device
+            .ports
+            .iter()
+            .filter(|port| port.direction == direction || port.direction == Direction::Both);
+        some.map(|port| port.name.as_str()).collect::<Vec<_>>().join(" ")
+    };
+    let what: Vec<&str> = [device.vendor.as_deref(), device.model.as_deref()]
+        .into_iter()
+        .flatten()
+        .collect();
+    [
+        device.id.to_string(),
+        name(serde_json::json!(device.kind)),
+        name(serde_json::json!(device.status)),
+        what.join(" "),
+        ports(Direction::Input),
+        ports(Direction::Output),
+    ]
+}

@@ -1,0 +1,202 @@
+//! The state and its journal: the one place where a fact becomes an event.
+//!
+//! Memory may run ahead of the commit; what follows from a fact may not. So every record carries [`Effect`]s, which
+//! come out of [`Ledger::committed`] in the order of the records, once the disk has them. A reply that follows from
+//! no new fact waits for the records before it, too: it may tell of them.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use jiff::Timestamp;
+use leaf_core::event::{Event, EventRecord, Fact};
+use leaf_core::id::{CommandId, LeafName};
+use leaf_core::state::{self, State};
+use leaf_journal::{Batch, CommandRecord, CommitError, Journal, Receipt};
+
+/// The state of a leaf, its journal, and what waits for a commit.
+pub struct Ledger<Effect> {
+    leaf: LeafName,
+    epoch: u64,
+    state: State,
+    journal: Journal,
+    pending: VecDeque<(Option<Receipt>, Vec<Effect>)>,
+    since_snapshot: u64,
+    snapshot_every: u64,
+    changed: BTreeMap<String, Option<serde_json::Value>>,
+}
+
+/// Where a fact comes from.
+#[derive(Debug, Clone, Default)]
+pub struct Cause {
+    /// The command that led to it.
+    pub command: Option<CommandId>,
+    /// The sender's own mark.
+    pub correlation: Option<String>,
+}
+
+/// The size of one part of a snapshot, in bytes: well below the server's limit for a message (1 MiB).
+const SNAPSHOT_PART_BYTES: usize = 256 * 1024;
+
+impl<Effect> Ledger<Effect> {
+    /// Returns the ledger that goes on from this state. A snapshot follows after `snapshot_every` events.
+    pub fn new(leaf: LeafName, epoch: u64, state: State, journal: Journal, snapshot_every: u64) -> Self {
+        Self {
+            leaf,
+            epoch,
+            state,
+            journal,
+            pending: VecDeque::new(),
+            since_snapshot: 0,
+            snapshot_every,
+            changed: BTreeMap::new(),
+        }
+    }
+
+    /// The state, with all that was recorded; the disk may lack the last of it.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The leaf.
+    pub fn leaf(&self) -> &LeafName {
+        &self.leaf
+    }
+
+    /// When the history began, in milliseconds since 1970.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The journal.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Adds facts to the state and queues them for the journal, with the commands that were accepted or are done.
+    /// All of it is durable before one of the effects comes out of [`Self::committed`]. Returns
+    /// how much there is to publish for it, in bytes.
+    pub fn record(
+        &mut self,
+        now: Timestamp,
+        cause: &Cause,
+        facts: Vec<Fact>,
+        commands: Vec<CommandRecord>,
+        effects: Vec<Effect>,
+    ) -> u64 {
+        if facts.is_empty() && commands.is_empty() {
+            self.after(effects);
+            return 0;
+        }
+        self.since_snapshot += facts.len() as u64;
+        let mut batch = Batch {
+            events: Vec::with_capacity(facts.len()),
+            entries: BTreeMap::new(),
+            commands,
+        };
+        self.add(&mut batch, now, cause, facts);
+        if self.since_snapshot >= self.snapshot_every {
+            self.add_snapshot(&mut batch, now);
+        }
+        self.changed.extend(
+            batch
+                .entries
+                .iter()
+                .map(|(key, value)| (key.clone(), value.clone())),
+        );
+        let bytes = batch.events.iter().map(event_bytes).sum();
+        self.pending
+            .push_back((Some(self.journal.commit(batch)), effects));
+        bytes
+    }
+
+    /// Records a snapshot now.
+    pub fn snapshot(&mut self, now: Timestamp) {
+        let mut batch = Batch::default();
+        self.add_snapshot(&mut batch, now);
+        self.pending
+            .push_back((Some(self.journal.commit(batch)), Vec::new()));
+    }
+
+    fn add_snapshot(&mut self, batch: &mut Batch, now: Timestamp) {
+        self.since_snapshot = 0;
+        let parts = self.state.snapshot(&self.leaf, self.epoch, SNAPSHOT_PART_BYTES);
+        self.add(
+            batch,
+            now,
+            &Cause::default(),
+            parts.into_iter().map(Fact::LeafSnapshotted).collect(),
+        );
+    }
+
+    fn add(&mut self, batch: &mut Batch, now: Timestamp, cause: &Cause, facts: Vec<Fact>) {
+        for fact in facts {
+            let event = Event {
+                sequence: self.state.sequence + 1,
+                time: now,
+                causation: cause.command.clone(),
+                correlation: cause.correlation.clone(),
+                fact,
+            };
+            let keys = state::apply(&mut self.state, &event);
+            // Our own snapshot says what the state says already.
+            if !matches!(event.fact, Fact::LeafSnapshotted(_)) {
+                for key in keys {
+                    let value = self.state.entry(&key);
+                    batch.entries.insert(key, value);
+                }
+            }
+            batch.events.push(event.to_record(&self.leaf, self.epoch));
+        }
+    }
+
+    /// Queues effects that follow from no new fact behind all that is recorded.
+    pub fn after(&mut self, effects: Vec<Effect>) {
+        if !effects.is_empty() {
+            self.pending.push_back((None, effects));
+        }
+    }
+
+    /// Whether something waits for a commit.
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Waits for the oldest record to be durable and returns what follows from it; later records that wait for
+    /// nothing come along. May be dropped and called again.
+    ///
+    /// # Errors
+    /// [`CommitError`] when the journal can't promise anything any more: the daemon ends.
+    pub async fn committed(&mut self) -> Result<Vec<Effect>, CommitError> {
+        if let Some((Some(commit), _)) = self.pending.front_mut() {
+            commit.await?;
+        }
+        let mut effects = self
+            .pending
+            .pop_front()
+            .map(|(_, effects)| effects)
+            .unwrap_or_default();
+        while let Some((None, _)) = self.pending.front() {
+            effects.extend(
+                self.pending
+                    .pop_front()
+                    .into_iter()
+                    .flat_map(|(_, effects)| effects),
+            );
+        }
+        Ok(effects)
+    }
+
+    /// Takes the entries of the state that changed since the last call, for those who watch the state from outside.
+    pub fn take_changed(&mut self) -> BTreeMap<String, Option<serde_json::Value>> {
+        std::mem::take(&mut self.changed)
+    }
+}
+
+/// What an event takes on the wire, about, in bytes.
+fn event_bytes(event: &EventRecord) -> u64 {
+    let headers: usize = event
+        .headers
+        .iter()
+        .map(|(name, value)| name.len() + value.len() + 4)
+        .sum();
+    (event.subject.len() + headers + event.body.len()) as u64
+}

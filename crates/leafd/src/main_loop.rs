@@ -1,0 +1,295 @@
+//! The loop that owns the state. One [`Input`] at a time: look it up, decide, record; what follows comes back as an
+//! [`Effect`] once the journal has it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+use leaf_bus::serve::Responder;
+use leaf_core::event::{Fact, LeafStopped};
+use leaf_core::id::{Caller, CommandId, ContainerName, InstanceId, JobId};
+use leaf_core::job::{JobPhase, Progress};
+use leaf_journal::CommandRecord;
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+
+use crate::guard::Guard;
+use crate::input::{Effect, Input};
+use crate::ledger::{Cause, Ledger};
+use crate::notify;
+use crate::settings::Settings;
+use crate::tasks::Tasks;
+use crate::workers::Workers;
+
+/// How long commands are remembered, so that the same id gives the first reply: 24 hours.
+const COMMANDS_KEPT: Duration = Duration::from_secs(24 * 3600);
+
+/// How often the loop looks after itself: the watchdog, the disk, what may be forgotten.
+const TICK: Duration = Duration::from_secs(10);
+
+/// The main loop and all that it owns.
+pub struct MainLoop {
+    /// The state and its journal.
+    pub ledger: Ledger<Effect>,
+    /// This run.
+    pub instance: InstanceId,
+    /// The settings.
+    pub settings: Settings,
+    /// Those who take steps on the host.
+    pub workers: Workers,
+    /// Why commands are refused just now, if they are.
+    pub guard: Guard,
+    /// Commands that are accepted and wait for something to be done.
+    pub waiting: BTreeMap<Target, Vec<Waiter>>,
+    /// Containers for which steps are being taken.
+    pub reconciling: BTreeSet<ContainerName>,
+    /// Jobs that run, and how far they are.
+    pub running: BTreeMap<JobId, Option<Progress>>,
+    /// Who asked for running jobs to be cancelled.
+    pub cancelling: BTreeMap<JobId, Caller>,
+    /// Rescans that wait for a look.
+    pub rescans: BTreeMap<u64, (Responder, CommandId)>,
+    /// The number of the next rescan.
+    pub next_rescan: u64,
+    /// Why the loop is to end.
+    pub stopping: Option<&'static str>,
+}
+
+/// What a command waits for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Target {
+    /// A container that is to settle.
+    Container(ContainerName),
+    /// A job that is to end.
+    Job(JobId),
+}
+
+/// A command that is accepted and not done.
+pub struct Waiter {
+    /// Its record in the journal.
+    pub record: CommandRecord,
+    /// Where answers go: several if it was sent several times, none after a restart.
+    pub responders: Vec<Responder>,
+    /// The generation of the container that it made.
+    pub generation: u64,
+}
+
+impl Target {
+    /// The target as it stands in the journal: the key of the state's entry.
+    #[must_use]
+    pub fn key(&self) -> String {
+        match self {
+            Self::Container(name) => format!("container.{}", name.token()),
+            Self::Job(id) => format!("job.{id}"),
+        }
+    }
+
+    /// Reads back what [`Self::key`] wrote.
+    #[must_use]
+    pub fn from_key(key: &str) -> Option<Self> {
+        match key.split_once('.')? {
+            ("container", token) => Some(Self::Container(
+                ContainerName::new(leaf_core::id::decode_token(token)?).ok()?,
+            )),
+            ("job", id) => Some(Self::Job(id.parse().ok()?)),
+            _ => None,
+        }
+    }
+}
+
+impl MainLoop {
+    /// Runs until the daemon is to stop, and records that it stopped.
+    ///
+    /// # Errors
+    /// When the journal can't promise anything any more, or a task ended that should not have.
+    pub async fn run(mut self, mut inputs: mpsc::Receiver<Input>, tasks: &mut Tasks) -> anyhow::Result<Self> {
+        let mut tick =
+            tokio::time::interval(notify::watchdog_period().map_or(TICK, |period| period.min(TICK)));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.resume();
+        loop {
+            tokio::select! {
+                effects = self.ledger.committed(), if self.ledger.has_pending() => {
+                    for effect in effects.context("the journal can't promise anything any more")? {
+                        self.perform(effect);
+                    }
+                    self.workers.mirror(|| self.ledger.take_changed());
+                }
+                Some(input) = inputs.recv() => self.handle(input),
+                error = tasks.unexpected_end() => return Err(error),
+                error = self.workers.unexpected_end() => return Err(error),
+                _ = tick.tick() => self.tick(),
+            }
+            if self.stopping.is_some() && self.may_end() {
+                break;
+            }
+        }
+        let reason = self.stopping.unwrap_or("the end").to_owned();
+        let stopped = Fact::LeafStopped(LeafStopped {
+            instance: self.instance,
+            reason,
+        });
+        self.record(&Cause::default(), vec![stopped], Vec::new(), Vec::new());
+        while self.ledger.has_pending() {
+            for effect in self
+                .ledger
+                .committed()
+                .await
+                .context("the last events can't be stored")?
+            {
+                self.perform(effect);
+            }
+        }
+        Ok(self)
+    }
+
+    /// Takes up what the last run left: containers that were moving, jobs that were running or waiting.
+    fn resume(&mut self) {
+        let moving: Vec<ContainerName> = self
+            .ledger
+            .state()
+            .containers
+            .values()
+            .filter(|container| container.phase.is_moving())
+            .map(|container| container.name.clone())
+            .collect();
+        let mut effects: Vec<Effect> = moving.into_iter().map(Effect::Reconcile).collect();
+        let running: Vec<JobId> = self
+            .ledger
+            .state()
+            .jobs
+            .values()
+            .filter(|job| job.phase == JobPhase::Running)
+            .map(|job| job.id)
+            .collect();
+        for id in running {
+            self.running.insert(id, None);
+            effects.push(Effect::RunJob(id));
+        }
+        effects.push(Effect::StartJobs);
+        self.ledger.after(effects);
+        let done: Vec<Target> = self.waiting.keys().cloned().collect();
+        for target in done {
+            self.settle(&target);
+        }
+    }
+
+    fn handle(&mut self, input: Input) {
+        match input {
+            Input::Command(incoming) => self.handle_command(*incoming),
+            Input::HardwareSeen { seen, rescans } => self.handle_hardware(seen, &rescans),
+            Input::ContainersSeen(seen) => {
+                let names: Vec<ContainerName> = self
+                    .ledger
+                    .state()
+                    .containers
+                    .keys()
+                    .filter(|name| !self.reconciling.contains(*name))
+                    .cloned()
+                    .collect();
+                for name in names {
+                    self.take_in(&name, seen.get(&name));
+                }
+            }
+            Input::Reconciled {
+                name,
+                generation,
+                observed,
+                failure,
+            } => {
+                self.reconciling.remove(&name);
+                self.handle_reconciled(&name, generation, observed.as_ref(), failure);
+            }
+            Input::JobProgress(id, progress) => {
+                if let Some(slot) = self.running.get_mut(&id) {
+                    *slot = Some(progress);
+                }
+            }
+            Input::JobEnded(id, outcome) => self.handle_job_end(id, outcome),
+            Input::Published(sequence) => self.guard.published(sequence),
+            Input::StreamBegunAnew => self.ledger.snapshot(Timestamp::now()),
+            Input::Stop(reason) => {
+                tracing::info!(reason, "stopping");
+                notify::stopping();
+                self.stopping = Some(reason);
+                self.guard.drain();
+            }
+        }
+    }
+
+    /// Whether all that was accepted and can be done soon is done.
+    fn may_end(&self) -> bool {
+        self.reconciling.is_empty() && !self.ledger.has_pending()
+    }
+
+    fn tick(&mut self) {
+        notify::alive();
+        self.guard.look(self.ledger.journal());
+        let before = Timestamp::now() - COMMANDS_KEPT;
+        self.workers.housekeep(self.ledger.journal(), before);
+    }
+
+    pub(crate) fn record(
+        &mut self,
+        cause: &Cause,
+        facts: Vec<Fact>,
+        commands: Vec<CommandRecord>,
+        effects: Vec<Effect>,
+    ) {
+        for fact in &facts {
+            tracing::info!(
+                kind = fact.kind(),
+                about = fact.aggregate_id(self.ledger.leaf()),
+                "recorded"
+            );
+        }
+        let bytes = self
+            .ledger
+            .record(Timestamp::now(), cause, facts, commands, effects);
+        self.guard.recorded(self.ledger.state().sequence, bytes);
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Reply { responder, id, reply } => self.workers.reply(responder, id, reply),
+            Effect::ReplyJobLog {
+                responder,
+                id,
+                job,
+                offset,
+            } => self.workers.reply_job_log(responder, id, job, offset),
+            Effect::ReplyContainerLog {
+                responder,
+                id,
+                name,
+                lines,
+            } => {
+                self.workers.reply_container_log(responder, id, name, lines);
+            }
+            Effect::LookAtHardware(number) => self.workers.look_at_hardware(number),
+            Effect::Reconcile(name) => {
+                let Some(container) = self.ledger.state().containers.get(&name) else {
+                    return;
+                };
+                let settled = !container.phase.is_moving();
+                if !settled && self.stopping.is_none() && self.reconciling.insert(name) {
+                    self.workers.reconcile(container.clone());
+                }
+            }
+            Effect::StartJobs => self.start_jobs(),
+            Effect::RunJob(id) => {
+                if let Some(job) = self.ledger.state().jobs.get(&id) {
+                    self.workers.run_job(job.clone());
+                }
+            }
+            Effect::CancelJob(id) => self.workers.cancel_job(id),
+            Effect::TellJobEnd(id) => self.workers.tell_job_end(id),
+        }
+    }
+}
+
+/// Returns a message as JSON.
+pub(crate) fn to_body(value: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("a message has string keys only")
+}

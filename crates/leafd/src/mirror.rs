@@ -1,0 +1,69 @@
+//! Keeps the bucket `leaf_state` as the state is: a view for those who watch, written after the events.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use leaf_bus::connect::Bus;
+use leaf_bus::kv::StateBucket;
+use leaf_core::id::LeafName;
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+/// How long to wait before trying again.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Writes changed entries until nobody sends any more. After each new connection the whole state is compared.
+pub async fn run(
+    bus: Bus,
+    leaf: LeafName,
+    mut state: BTreeMap<String, Value>,
+    mut changes: mpsc::Receiver<BTreeMap<String, Option<Value>>>,
+) -> anyhow::Result<()> {
+    loop {
+        bus.connected().await;
+        let connection = bus.generation();
+        let bucket = match StateBucket::ensure(&bus, &leaf).await {
+            Ok(bucket) => bucket,
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the bucket of the state can't be used"
+                );
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        if let Err(error) = bucket.replace(&state).await {
+            tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                "the state was not mirrored"
+            );
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        }
+        while bus.generation() == connection {
+            let Some(changed) = changes.recv().await else {
+                return std::future::pending().await;
+            };
+            take_in(&mut state, &changed);
+            let entries: Vec<_> = changed.into_iter().collect();
+            if let Err(error) = bucket.apply(&entries).await {
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "the state was not mirrored"
+                );
+                tokio::time::sleep(PAUSE).await;
+                break;
+            }
+        }
+    }
+}
+
+fn take_in(state: &mut BTreeMap<String, Value>, changed: &BTreeMap<String, Option<Value>>) {
+    for (key, value) in changed {
+        match value {
+            Some(value) => state.insert(key.clone(), value.clone()),
+            None => state.remove(key),
+        };
+    }
+}

@@ -1,0 +1,213 @@
+//! The loop's part that takes in what the host shows: hardware, containers, jobs.
+
+use leaf_core::command::RescanReport;
+use leaf_core::container::{self, ObservedContainer};
+use leaf_core::decide::after_job;
+use leaf_core::event::{
+    ContainerFailed, Fact, JobCancelled, JobFailed, JobInterrupted, JobStarted, JobSucceeded,
+};
+use leaf_core::hardware::{Inventory, diff};
+use leaf_core::host_op::HostOpError;
+use leaf_core::id::{Caller, ContainerName, DeviceId, JobId};
+use leaf_core::job::JobPhase;
+use leaf_core::problem::{Problem, ProblemCode};
+use leaf_nix::Outcome as JobOutcome;
+
+use crate::input::Effect;
+use crate::ledger::Cause;
+use crate::main_loop::{MainLoop, Target, to_body};
+
+impl MainLoop {
+    pub(crate) fn handle_hardware(&mut self, seen: Result<Inventory, String>, rescans: &[u64]) {
+        let facts = match &seen {
+            Ok(inventory) => diff(&self.ledger.state().devices, inventory),
+            Err(error) => {
+                tracing::error!(error, "the look at the hardware failed");
+                Vec::new()
+            }
+        };
+        let reply = match seen {
+            Ok(inventory) => {
+                let ids =
+                    |kind: fn(&Fact) -> Option<DeviceId>| facts.iter().filter_map(kind).collect::<Vec<_>>();
+                Ok(to_body(&RescanReport {
+                    devices: inventory.devices.len() as u64,
+                    appeared: ids(|f| {
+                        if let Fact::DeviceAppeared(f) = f {
+                            Some(f.device.id.clone())
+                        } else {
+                            None
+                        }
+                    }),
+                    changed: ids(|f| {
+                        if let Fact::DeviceChanged(f) = f {
+                            Some(f.device.id.clone())
+                        } else {
+                            None
+                        }
+                    }),
+                    vanished: ids(|f| {
+                        if let Fact::DeviceVanished(f) = f {
+                            Some(f.id.clone())
+                        } else {
+                            None
+                        }
+                    }),
+                }))
+            }
+            Err(error) => Err(Problem::new(ProblemCode::Failed, error)),
+        };
+        let effects = rescans
+            .iter()
+            .filter_map(|number| self.rescans.remove(number))
+            .map(|(responder, id)| {
+                let reply = reply.clone().map_err(|problem: Problem| problem.about(&id));
+                Effect::Reply { responder, id, reply }
+            })
+            .collect();
+        self.record(&Cause::default(), facts, Vec::new(), effects);
+    }
+
+    /// Adds to the state what a look at the host says of a container, and answers those who wait for it.
+    pub(crate) fn take_in(&mut self, name: &ContainerName, observed: Option<&ObservedContainer>) {
+        // A fact may lead to the next: created, and started.
+        for _ in 0..4 {
+            let Some(container) = self.ledger.state().containers.get(name) else {
+                break;
+            };
+            let facts = container::observe(container, observed);
+            if facts.is_empty() {
+                break;
+            }
+            self.record(&Cause::default(), facts, Vec::new(), Vec::new());
+        }
+        let moving = self
+            .ledger
+            .state()
+            .containers
+            .get(name)
+            .is_some_and(|c| c.phase.is_moving());
+        if moving && !self.reconciling.contains(name) {
+            self.ledger.after(vec![Effect::Reconcile(name.clone())]);
+        }
+        self.settle(&Target::Container(name.clone()));
+    }
+
+    pub(crate) fn handle_reconciled(
+        &mut self,
+        name: &ContainerName,
+        generation: u64,
+        observed: Option<&ObservedContainer>,
+        failure: Option<(String, HostOpError)>,
+    ) {
+        let Some(container) = self.ledger.state().containers.get(name) else {
+            return;
+        };
+        let current = container.desired.generation == generation;
+        let before = container.phase;
+        match failure {
+            Some((step, error)) if current => {
+                tracing::warn!(%name, step, error = &error as &dyn std::error::Error, "a step did not work");
+                let failed = ContainerFailed {
+                    name: name.clone(),
+                    step,
+                    reason: error.reason,
+                };
+                self.record(
+                    &Cause::default(),
+                    vec![Fact::ContainerFailed(failed)],
+                    Vec::new(),
+                    Vec::new(),
+                );
+                self.settle(&Target::Container(name.clone()));
+            }
+            _ => {
+                self.take_in(name, observed);
+                let stuck = self.ledger.state().containers.get(name).is_some_and(|c| {
+                    current && c.phase.is_moving() && c.phase == before && c.desired.generation == generation
+                });
+                if stuck {
+                    let reason = format!("the host does not show what was done: it is still {before:?}");
+                    let failed = ContainerFailed {
+                        name: name.clone(),
+                        step: "check".to_owned(),
+                        reason,
+                    };
+                    self.record(
+                        &Cause::default(),
+                        vec![Fact::ContainerFailed(failed)],
+                        Vec::new(),
+                        Vec::new(),
+                    );
+                    self.settle(&Target::Container(name.clone()));
+                }
+            }
+        }
+    }
+
+    pub(crate) fn start_jobs(&mut self) {
+        let room = self.settings.nix.max_jobs.saturating_sub(self.running.len());
+        if self.stopping.is_some() || room == 0 {
+            return;
+        }
+        let next: Vec<JobId> = self
+            .ledger
+            .state()
+            .jobs
+            .values()
+            .filter(|job| job.phase == JobPhase::Queued)
+            .map(|job| job.id)
+            .take(room)
+            .collect();
+        for id in next {
+            self.running.insert(id, None);
+            self.record(
+                &Cause::default(),
+                vec![Fact::JobStarted(JobStarted { id })],
+                Vec::new(),
+                vec![Effect::RunJob(id)],
+            );
+        }
+    }
+
+    pub(crate) fn handle_job_end(&mut self, id: JobId, outcome: JobOutcome) {
+        self.running.remove(&id);
+        let by = self.cancelling.remove(&id);
+        let state = self.ledger.state();
+        let (fact, after) = match outcome {
+            JobOutcome::Succeeded(result) => {
+                let after = after_job(state, id, Ok(&result));
+                (Fact::JobSucceeded(JobSucceeded { id, result }), after)
+            }
+            JobOutcome::Failed(error) | JobOutcome::TimedOut(error) => {
+                let after = after_job(state, id, Err(&error));
+                (Fact::JobFailed(JobFailed { id, error }), after)
+            }
+            JobOutcome::Cancelled => {
+                let by = by.unwrap_or_else(|| Caller::new("leafd").expect("a caller"));
+                (
+                    Fact::JobCancelled(JobCancelled { id, by }),
+                    after_job(state, id, Err("the build was cancelled")),
+                )
+            }
+            JobOutcome::Interrupted(reason) => {
+                let after = after_job(state, id, Err(&reason));
+                (Fact::JobInterrupted(JobInterrupted { id, reason }), after)
+            }
+        };
+        let built: Vec<Effect> = after
+            .iter()
+            .filter_map(|fact| match fact {
+                Fact::ContainerBuilt(built) => Some(Effect::Reconcile(built.name.clone())),
+                _ => None,
+            })
+            .collect();
+        let mut facts = vec![fact];
+        facts.extend(after);
+        let mut effects = built;
+        effects.extend([Effect::TellJobEnd(id), Effect::StartJobs]);
+        self.record(&Cause::default(), facts, Vec::new(), effects);
+        self.settle(&Target::Job(id));
+        self.settle_containers();
+    }
+}

@@ -1,0 +1,40 @@
+//! Where the programs and files are that come with `leafd`.
+
+use std::path::{Path, PathBuf};
+
+/// Returns the program that a setting names, or the one beside `leafd`, or the one on `PATH`.
+#[must_use]
+pub fn find(setting: Option<&Path>, name: &str) -> Option<PathBuf> {
+    if let Some(path) = setting {
+        return if path.components().count() > 1 {
+            Some(path.to_owned())
+        } else {
+            on_path(path)
+        };
+    }
+    let beside = beside_leafd()
+        .map(|folder| folder.join(name))
+        .filter(|program| program.is_file());
+    beside.or_else(|| on_path(Path::new(name)))
+}
+
+/// Returns the folder of the container templates: the setting, or `share/cim-leaf/containers` of the installation.
+#[must_use]
+pub fn templates(setting: Option<&Path>) -> Option<PathBuf> {
+    if let Some(path) = setting {
+        return Some(path.to_owned());
+    }
+    let folder = beside_leafd()?.parent()?.join("share/cim-leaf/containers");
+    folder.is_dir().then_some(folder)
+}
+
+fn beside_leafd() -> Option<PathBuf> {
+    Some(std::env::current_exe().ok()?.parent()?.to_owned())
+}
+
+fn on_path(program: &Path) -> Option<PathBuf> {
+    let folders = std::env::var_os("PATH")?;
+    std::env::split_paths(&folders)
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
+}

@@ -1,0 +1,259 @@
+//! Carries events from the journal into the stream: the same bytes under the same numbers, however often.
+//!
+//! After each new connection, and after each error, it looks where the stream ends, compares, and goes on from there.
+//! When a history can be continued and when not is told in decision record 3.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use leaf_bus::connect::Bus;
+use leaf_bus::publisher::Publisher;
+use leaf_bus::stream::{Comparison, EventStream, StreamError, StreamSettings, StreamState};
+use leaf_core::id::LeafName;
+use leaf_journal::{Journal, ReadError};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+/// How much is read from the journal at once, in bytes.
+const READ_BYTES: usize = 256 << 10;
+
+/// How long to wait after an error before looking again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// An event may go from the journal this long after the stream acknowledged it. It is longer than twice the longest
+/// time that a server with default settings takes to sync (two minutes), so the stream has it on its disk by then.
+const KEEP: Duration = Duration::from_secs(600);
+
+/// What the stream is known to hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Published {
+    /// The last sequence number that it acknowledged.
+    pub sequence: u64,
+    /// The last sequence number that it must have on its disk by now, in this run of the daemon.
+    pub stored: u64,
+}
+
+/// Why events can't be published, and won't be without a person.
+#[derive(Debug, thiserror::Error)]
+pub enum FencedError {
+    /// The stream has something else under a number of ours.
+    #[error(
+        "the stream has another event with the sequence number {sequence}: another leaf of this name wrote there, or a \
+         copy of this one; nothing more is written. Name one of the two differently, or move the journal away to go on \
+         with what the stream has"
+    )]
+    Differs {
+        /// The number.
+        sequence: u64,
+    },
+    /// The stream has more than the journal.
+    #[error(
+        "the stream ends with {stream}, and the journal with {journal}: another leaf of this name wrote there; nothing \
+         more is written. If it was this leaf's own journal that was set back, restart leafd: it takes the rest over"
+    )]
+    Ahead {
+        /// Where the stream ends.
+        stream: u64,
+        /// Where the journal ends.
+        journal: u64,
+    },
+    /// The stream of this name is somebody else's.
+    #[error("the stream can't be used")]
+    Stream(#[source] StreamError),
+}
+
+/// The publisher's surroundings.
+pub struct Carrier {
+    /// The connection.
+    pub bus: Bus,
+    /// The leaf.
+    pub leaf: LeafName,
+    /// Where events come from.
+    pub journal: Journal,
+    /// How the stream is to be.
+    pub settings: StreamSettings,
+    /// Who hears of what is published.
+    pub published: watch::Sender<Published>,
+    /// Who hears that the server doesn't answer publishes.
+    pub silent: mpsc::Sender<String>,
+    /// Who hears that the stream begins anew in the middle of the history, and needs a snapshot.
+    pub begun_anew: mpsc::Sender<()>,
+}
+
+enum Trouble {
+    Stream(StreamError),
+    Journal(ReadError),
+    Fenced(FencedError),
+}
+
+impl From<StreamError> for Trouble {
+    fn from(error: StreamError) -> Self {
+        match error {
+            foreign @ StreamError::Foreign { .. } => Self::Fenced(FencedError::Stream(foreign)),
+            other => Self::Stream(other),
+        }
+    }
+}
+
+impl From<ReadError> for Trouble {
+    fn from(error: ReadError) -> Self {
+        Self::Journal(error)
+    }
+}
+
+impl Carrier {
+    /// Publishes until the daemon ends.
+    ///
+    /// # Errors
+    /// [`FencedError`] when the stream holds a history that is not this one.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let mut ages = Ages::default();
+        loop {
+            self.bus.connected().await;
+            match self.session(&mut ages).await {
+                Trouble::Fenced(error) => return Err(error.into()),
+                Trouble::Journal(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the journal can't be read just now"
+                    );
+                }
+                Trouble::Stream(StreamError::Disconnected) => continue,
+                Trouble::Stream(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "events are not published just now"
+                    );
+                    if matches!(
+                        error,
+                        StreamError::Unanswered { .. } | StreamError::StorageFull { .. }
+                    ) {
+                        // A server whose disk was full stays silent, or refuses, after there is room again.
+                        let _ = self.silent.try_send(error.to_string());
+                    }
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Publishes until something is wrong, which it returns.
+    async fn session(&self, ages: &mut Ages) -> Trouble {
+        match self.publish(ages).await {
+            Err(trouble) => trouble,
+            Ok(never) => match never {},
+        }
+    }
+
+    async fn publish(&self, ages: &mut Ages) -> Result<std::convert::Infallible, Trouble> {
+        let first = self.journal.first_sequence();
+        let (stream, state) =
+            EventStream::ensure(&self.bus, &self.leaf, self.settings.clone(), first).await?;
+        let after = self.align(&stream, &state).await?;
+        let mut publisher = stream.publisher(after).await?;
+        let mut committed = self.journal.committed();
+        self.tell(ages, after);
+        loop {
+            while publisher.next_sequence() <= committed.borrow_and_update().last_sequence {
+                for record in self.journal.read(publisher.next_sequence(), READ_BYTES)? {
+                    publisher.publish(&record).await?;
+                }
+                self.tell(ages, publisher.acked());
+            }
+            tokio::select! {
+                acked = publisher.next_ack() => self.tell(ages, acked?),
+                changed = committed.changed() => {
+                    if changed.is_err() {
+                        // The journal is closed: the daemon ends.
+                        settle(&mut publisher).await;
+                        self.tell(ages, publisher.acked());
+                        return std::future::pending().await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns the last number that the journal and the stream have in common.
+    async fn align(&self, stream: &EventStream, state: &StreamState) -> Result<u64, Trouble> {
+        let held = self.journal.held();
+        let last = state.last_sequence;
+        if last > held.last_sequence {
+            return Err(Trouble::Fenced(FencedError::Ahead {
+                stream: last,
+                journal: held.last_sequence,
+            }));
+        }
+        if last + 1 < held.first_sequence {
+            tracing::warn!(
+                stream = last,
+                journal = held.first_sequence,
+                "the stream lost events that the journal has let go of; it is made again where the journal begins"
+            );
+            let state = stream.recreate(held.first_sequence).await?;
+            let _ = self.begun_anew.try_send(());
+            return Ok(state.last_sequence);
+        }
+        if state.created && held.first_sequence > 1 {
+            tracing::warn!(
+                journal = held.first_sequence,
+                "the stream was gone; it is filled again from the journal"
+            );
+            let _ = self.begun_anew.try_send(());
+            return Ok(last);
+        }
+        if last >= held.first_sequence
+            && let Some(record) = self.journal.read(last, 1)?.first()
+            && let Comparison::Differs(_) = stream.compare(record).await?
+        {
+            return Err(Trouble::Fenced(FencedError::Differs { sequence: last }));
+        }
+        Ok(last)
+    }
+
+    fn tell(&self, ages: &mut Ages, acked: u64) {
+        let stored = ages.stored(acked);
+        let now = Published {
+            sequence: acked,
+            stored,
+        };
+        self.published
+            .send_if_modified(|published| std::mem::replace(published, now) != now);
+    }
+}
+
+async fn settle(publisher: &mut Publisher) {
+    if let Err(error) = publisher.settle().await {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "the last events will be published after the next start"
+        );
+    }
+}
+
+/// Remembers when what was acknowledged, in steps of a minute.
+#[derive(Default)]
+struct Ages {
+    steps: VecDeque<(Instant, u64)>,
+    stored: u64,
+}
+
+impl Ages {
+    fn stored(&mut self, acked: u64) -> u64 {
+        let now = Instant::now();
+        if self
+            .steps
+            .back()
+            .is_none_or(|(then, _)| now.duration_since(*then) >= KEEP / 10)
+        {
+            self.steps.push_back((now, acked));
+        }
+        while let Some((then, sequence)) = self.steps.front()
+            && now.duration_since(*then) >= KEEP
+        {
+            self.stored = *sequence;
+            self.steps.pop_front();
+        }
+        self.stored
+    }
+}

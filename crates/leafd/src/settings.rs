@@ -1,0 +1,475 @@
+//! The settings file `leafd.toml`, and what the command line adds to it.
+//!
+//! Everything is optional but the way to NATS: either `nats.url` or `nats.embedded`. Unknown keys are refused, so a
+//! misspelt one is noticed. `leafd check-config` runs [`Settings::load`] and nothing else.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use leaf_core::decide::AddressPool;
+use leaf_core::id::LeafName;
+use serde::{Deserialize, Serialize};
+
+/// All settings of a leaf, checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The leaf's name; the host's name if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<LeafName>,
+    /// Where all is that must not be lost.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// What is logged, in the language of `tracing`: `info`, `leafd=debug`.
+    #[serde(default = "default_log")]
+    pub log: String,
+    /// The way to NATS.
+    pub nats: Nats,
+    /// The event log.
+    #[serde(default)]
+    pub events: Events,
+    /// The look at the hardware.
+    #[serde(default)]
+    pub hardware: Hardware,
+    /// Containers.
+    #[serde(default)]
+    pub containers: Containers,
+    /// Nix.
+    #[serde(default)]
+    pub nix: Nix,
+}
+
+/// The way to NATS: a server that is there (`url`), or one of the leaf's own (`embedded`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nats {
+    /// One or several servers, separated by commas: `tls://hub.example:4222`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// The credentials file of the user `leafd`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<PathBuf>,
+    /// The certificates of the authorities that are trusted, in PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// The leaf's own certificate, in PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cert: Option<PathBuf>,
+    /// The key of that certificate, in PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+    /// The JetStream domain of the leaf's server, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jetstream_domain: Option<String>,
+    /// A server of the leaf's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedded: Option<Embedded>,
+}
+
+/// A `nats-server` that the leaf starts and looks after.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Embedded {
+    /// The program; looked up on `PATH` if it has no slash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<PathBuf>,
+    /// The address that it listens on; the leaf address of the pool where containers are enabled, else `127.0.0.1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<std::net::Ipv4Addr>,
+    /// The port; 4222 if not given, and with 0 a free one, which is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// How much JetStream may store, in bytes; 0 sets no limit.
+    #[serde(default)]
+    pub max_storage_bytes: u64,
+}
+
+/// The event log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Events {
+    /// How much the stream `EVENTS_<leaf>` keeps, in bytes.
+    pub max_bytes: u64,
+    /// How much may wait to be published before commands are refused, in bytes.
+    pub backlog_bytes: u64,
+    /// How much disk space is kept free, in bytes: with less, commands are refused.
+    pub reserve_bytes: u64,
+    /// A snapshot follows after this many events.
+    pub snapshot_every: u64,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self {
+            max_bytes: 1 << 30,
+            backlog_bytes: 256 << 20,
+            reserve_bytes: 32 << 20,
+            snapshot_every: 10_000,
+        }
+    }
+}
+
+/// The look at the hardware.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hardware {
+    /// A nixos-facter report to read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub facter_report: Option<PathBuf>,
+    /// The program `nixos-facter`, run at the start if it is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub facter_program: Option<PathBuf>,
+    /// How long changes must be quiet before the leaf looks again, in milliseconds.
+    pub rescan_debounce_ms: u64,
+}
+
+impl Default for Hardware {
+    fn default() -> Self {
+        Self {
+            facter_report: None,
+            facter_program: None,
+            rescan_debounce_ms: 500,
+        }
+    }
+}
+
+/// Containers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Containers {
+    /// Whether the leaf runs containers; it needs root for that. If not given: where it has root and an embedded
+    /// server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enable: Option<bool>,
+    /// Where their addresses come from: a private `/16` network.
+    pub address_pool: AddressPool,
+    /// How long a start may take until the container is ready, in seconds.
+    pub ready_timeout_seconds: u32,
+    /// How long a stop may take before it is ended by force, in seconds.
+    pub stop_timeout_seconds: u32,
+    /// The program `leaf-helper`; beside `leafd` or on `PATH` if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub helper: Option<PathBuf>,
+    /// The folder with the templates; `share/cim-leaf/containers` beside `leafd`'s `bin` if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub templates: Option<PathBuf>,
+    /// The static program `leaf-init`; beside `leafd` or on `PATH` if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leaf_init: Option<PathBuf>,
+}
+
+impl Default for Containers {
+    fn default() -> Self {
+        Self {
+            enable: None,
+            address_pool: AddressPool::default(),
+            ready_timeout_seconds: 60,
+            stop_timeout_seconds: 30,
+            helper: None,
+            templates: None,
+            leaf_init: None,
+        }
+    }
+}
+
+/// Nix.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Nix {
+    /// The program; looked up on `PATH` if it has no slash.
+    pub program: PathBuf,
+    /// How many jobs run at once.
+    pub max_jobs: usize,
+    /// How many jobs may wait.
+    pub max_queued_jobs: usize,
+    /// How long a job may take if the command doesn't say, in seconds.
+    pub timeout_seconds: u32,
+    /// Nix settings for every job, as `--option NAME VALUE`.
+    pub options: BTreeMap<String, String>,
+}
+
+impl Default for Nix {
+    fn default() -> Self {
+        Self {
+            program: "nix".into(),
+            max_jobs: 2,
+            max_queued_jobs: 100,
+            timeout_seconds: 7200,
+            options: BTreeMap::new(),
+        }
+    }
+}
+
+fn default_state_dir() -> PathBuf {
+    "/var/lib/cim-leaf".into()
+}
+
+fn default_log() -> String {
+    "info".to_owned()
+}
+
+/// What the command line of `leafd run` adds to the file.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// `--name`.
+    pub name: Option<LeafName>,
+    /// `--state-dir`.
+    pub state_dir: Option<PathBuf>,
+    /// `--embedded-nats`.
+    pub embedded_nats: bool,
+    /// `--nats-port`.
+    pub nats_port: Option<u16>,
+}
+
+/// Why settings can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file can't be read.
+    #[error("can't read the settings file {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file is not of its shape.
+    #[error("the settings file {} can't be used", path.display())]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The place, and what is wrong there.
+        source: Box<toml::de::Error>,
+    },
+    /// A value can't be used, or two don't go together.
+    #[error("{place}: {why}")]
+    Value {
+        /// The setting.
+        place: &'static str,
+        /// What is wrong, and what would be right.
+        why: String,
+    },
+}
+
+impl Settings {
+    /// Reads the file (or begins with the defaults), adds the command line, and checks the whole.
+    ///
+    /// # Errors
+    /// [`SettingsError`], which says where and what would be right.
+    pub fn load(file: Option<&Path>, overrides: &Overrides) -> Result<Self, SettingsError> {
+        let mut settings = match file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|source| SettingsError::Read {
+                    path: path.to_owned(),
+                    source,
+                })?;
+                Self::parse(&text).map_err(|source| SettingsError::Shape {
+                    path: path.to_owned(),
+                    source: Box::new(source),
+                })?
+            }
+            None => Self::parse("[nats]").expect("the least settings are settings"),
+        };
+        if let Some(name) = &overrides.name {
+            settings.name = Some(name.clone());
+        }
+        if let Some(dir) = &overrides.state_dir {
+            settings.state_dir.clone_from(dir);
+        }
+        if overrides.embedded_nats {
+            settings.nats.embedded.get_or_insert_default();
+        }
+        if let Some(port) = overrides.nats_port {
+            match &mut settings.nats.embedded {
+                Some(embedded) => embedded.port = Some(port),
+                None => {
+                    return Err(value(
+                        "--nats-port",
+                        "it needs an embedded server: add --embedded-nats",
+                    ));
+                }
+            }
+        }
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// Reads settings from TOML without checking how they go together.
+    ///
+    /// # Errors
+    /// What TOML says, with the place.
+    pub fn parse(text: &str) -> Result<Self, toml::de::Error> {
+        toml::from_str(text)
+    }
+
+    fn check(&self) -> Result<(), SettingsError> {
+        let nats = &self.nats;
+        match (&nats.url, &nats.embedded) {
+            (None, None) => {
+                return Err(value(
+                    "nats",
+                    "the way to NATS is missing: set nats.url, or nats.embedded (on the command line --embedded-nats)",
+                ));
+            }
+            (Some(_), Some(_)) => {
+                return Err(value(
+                    "nats",
+                    "nats.url and nats.embedded exclude each other: keep one",
+                ));
+            }
+            _ => {}
+        }
+        if nats.url.as_deref().is_some_and(|url| url.trim().is_empty()) {
+            return Err(value("nats.url", "it is empty; it has the form tls://host:4222"));
+        }
+        if nats.embedded.is_some()
+            && (nats.credentials.is_some() || nats.ca.is_some() || nats.cert.is_some() || nats.key.is_some())
+        {
+            return Err(value(
+                "nats",
+                "credentials, ca, cert and key belong to nats.url; an embedded server makes its own",
+            ));
+        }
+        if nats.cert.is_some() != nats.key.is_some() {
+            return Err(value("nats", "cert and key go together: set both"));
+        }
+        if !self.state_dir.is_absolute() {
+            return Err(value("state_dir", "it is not an absolute path"));
+        }
+        let events = &self.events;
+        if events.max_bytes < 1 << 20 {
+            return Err(value(
+                "events.max_bytes",
+                "at least 1048576 (1 MiB) is needed to keep two snapshots",
+            ));
+        }
+        if events.snapshot_every < 100 {
+            return Err(value("events.snapshot_every", "at least 100"));
+        }
+        if self.nix.max_jobs == 0 {
+            return Err(value("nix.max_jobs", "at least 1"));
+        }
+        if self.nix.timeout_seconds == 0 {
+            return Err(value("nix.timeout_seconds", "at least 1"));
+        }
+        if let Some((name, _)) = self
+            .nix
+            .options
+            .iter()
+            .find(|(name, _)| name.is_empty() || name.starts_with('-'))
+        {
+            return Err(SettingsError::Value {
+                place: "nix.options",
+                why: format!("{name:?} is not the name of a Nix setting"),
+            });
+        }
+        for (place, seconds) in [
+            (
+                "containers.ready_timeout_seconds",
+                self.containers.ready_timeout_seconds,
+            ),
+            (
+                "containers.stop_timeout_seconds",
+                self.containers.stop_timeout_seconds,
+            ),
+        ] {
+            if !(1..=3600).contains(&seconds) {
+                return Err(SettingsError::Value {
+                    place,
+                    why: format!("from 1 to 3600 seconds, not {seconds}"),
+                });
+            }
+        }
+        self.leaf_name().map(drop)
+    }
+
+    /// Returns the leaf's name: the setting, or the host's name in lower case.
+    ///
+    /// # Errors
+    /// [`SettingsError::Value`] when the host's name can't be a leaf's.
+    pub fn leaf_name(&self) -> Result<LeafName, SettingsError> {
+        if let Some(name) = &self.name {
+            return Ok(name.clone());
+        }
+        let host = rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .to_lowercase();
+        let short = host.split('.').next().unwrap_or_default();
+        LeafName::new(short).map_err(|e| SettingsError::Value {
+            place: "name",
+            why: format!("it is not set, and the host's name won't do: {e}"),
+        })
+    }
+
+    /// How long hardware must be quiet before the leaf looks again.
+    #[must_use]
+    pub fn rescan_debounce(&self) -> Duration {
+        Duration::from_millis(self.hardware.rescan_debounce_ms)
+    }
+}
+
+fn value(place: &'static str, why: &str) -> SettingsError {
+    SettingsError::Value {
+        place,
+        why: why.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> String {
+        let mut settings = match Settings::parse(text) {
+            Ok(settings) => settings,
+            Err(error) => return error.to_string(),
+        };
+        settings
+            .name
+            .get_or_insert(LeafName::new("edge").expect("a name"));
+        settings.check().expect_err(text).to_string()
+    }
+
+    #[test]
+    fn the_least_settings_take_the_defaults() {
+        let settings = Settings::parse("name = 'edge-1'\n[nats.embedded]").expect("settings");
+        settings.check().expect("good");
+        assert_eq!(
+            settings.containers.address_pool.leaf_address().to_string(),
+            "10.233.0.1"
+        );
+        assert_eq!(settings.nix.max_jobs, 2);
+    }
+
+    #[test]
+    fn bad_settings_say_where_and_what_would_be_right() {
+        for (text, says) in [
+            ("[nats]", "the way to NATS is missing"),
+            ("[nats]\nurl = 'a'\n[nats.embedded]", "exclude each other"),
+            ("[nats]\nurl = ' '", "nats.url: it is empty"),
+            ("[nats]\nurl = 'a'\ncert = '/c'", "cert and key go together"),
+            ("colour = 1\n[nats]", "unknown field `colour`"),
+            ("name = 'Edge 1'\n[nats]", "is not a leaf name"),
+            ("state_dir = 'here'\n[nats.embedded]", "not an absolute path"),
+            ("[nats.embedded]\nport = 70000", "port"),
+            (
+                "[nats.embedded]\n[containers]\naddress_pool = '8.8.0.0/16'",
+                "not a private /16",
+            ),
+            ("[nats.embedded]\n[nix]\nmax_jobs = 0", "nix.max_jobs: at least 1"),
+            (
+                "[nats.embedded]\n[nix.options]\n'--x' = 'y'",
+                "not the name of a Nix setting",
+            ),
+            (
+                "[nats.embedded]\n[containers]\nready_timeout_seconds = 0",
+                "from 1 to 3600",
+            ),
+            ("[nats.embedded]\n[events]\nmax_bytes = 5", "events.max_bytes"),
+        ] {
+            let error = refused(text);
+            assert!(error.contains(says), "{text:?} gave {error:?}");
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! The one place where tasks are started. A task that ends unexpectedly ends the daemon.
+
+use std::future::Future;
+
+use tokio::task::{AbortHandle, JoinSet};
+
+/// The tasks of the daemon: those that run as long as it does (`keep`), and those that do one thing and end (`run`).
+#[derive(Default)]
+pub struct Tasks {
+    set: JoinSet<Ended>,
+}
+
+enum Ended {
+    Kept {
+        name: &'static str,
+        result: anyhow::Result<()>,
+    },
+    Done,
+}
+
+impl Tasks {
+    /// Starts a task that ends only with the daemon.
+    pub fn keep(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) -> AbortHandle {
+        self.set.spawn(async move {
+            Ended::Kept {
+                name,
+                result: task.await,
+            }
+        })
+    }
+
+    /// Starts a task that does one thing.
+    pub fn run(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.set.spawn(async move {
+            task.await;
+            Ended::Done
+        });
+    }
+
+    /// Waits until a task ends that should not have. May be dropped and called again.
+    pub async fn unexpected_end(&mut self) -> anyhow::Error {
+        loop {
+            match self.set.join_next().await {
+                None => std::future::pending().await,
+                Some(Ok(Ended::Done)) => {}
+                Some(Ok(Ended::Kept { name, result: Ok(()) })) => {
+                    return anyhow::anyhow!("the task {name} ended, and should not have");
+                }
+                Some(Ok(Ended::Kept {
+                    name,
+                    result: Err(error),
+                })) => {
+                    return error.context(format!("the task {name} failed"));
+                }
+                Some(Err(error)) if error.is_cancelled() => {}
+                Some(Err(error)) => return anyhow::Error::new(error).context("a task panicked"),
+            }
+        }
+    }
+
+    /// Ends all tasks and waits until they are gone.
+    pub async fn stop(mut self) {
+        self.set.shutdown().await;
+    }
+}

@@ -1,0 +1,431 @@
+//! Those who take steps on the host: each works beside the main loop and comes back to it as an [`Input`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use leaf_bus::connect::Bus;
+use leaf_bus::identity::Identity;
+use leaf_bus::serve::Responder;
+use leaf_container::Containers;
+use leaf_core::command::{Command, LogText};
+use leaf_core::container::{Container, PlanContext, plan};
+use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
+use leaf_core::id::{CommandId, ContainerName, JobId, LeafName};
+use leaf_core::job::{Job, Task};
+use leaf_core::problem::{Problem, ProblemCode};
+use leaf_helper::Helper;
+use leaf_journal::Journal;
+use leaf_nix::{Found, JobNews, Nix, NixError, Outcome, RunningJob};
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+
+use crate::input::Input;
+use crate::publisher::Published;
+use crate::tasks::Tasks;
+
+/// How much of a log goes into one answer, in bytes.
+const LOG_BYTES: usize = 512 * 1024;
+
+/// What is needed to run containers.
+pub struct ContainerHost {
+    /// Takes the steps.
+    pub helper: Helper,
+    /// Looks at the host.
+    pub view: Containers,
+    /// Makes the containers' NATS users.
+    pub identity: Arc<Identity>,
+    /// Where containers reach NATS.
+    pub nats_url: String,
+    /// How long a start may take, in seconds.
+    pub ready_timeout_seconds: u32,
+    /// How long a stop may take, in seconds.
+    pub stop_timeout_seconds: u32,
+}
+
+/// Those who take steps on the host.
+pub struct Workers {
+    leaf: LeafName,
+    inputs: mpsc::Sender<Input>,
+    tasks: Tasks,
+    bus: Bus,
+    containers: Result<Arc<ContainerHost>, String>,
+    nix: Result<Nix, String>,
+    looks: mpsc::Sender<u64>,
+    mirror: mpsc::Sender<BTreeMap<String, Option<Value>>>,
+    published: watch::Receiver<Published>,
+}
+
+/// The ends of the channels that the workers hold, and what they work with.
+pub struct Equipment {
+    /// The leaf.
+    pub leaf: LeafName,
+    /// To the main loop.
+    pub inputs: mpsc::Sender<Input>,
+    /// The connection.
+    pub bus: Bus,
+    /// Containers, or why there are none.
+    pub containers: Result<Arc<ContainerHost>, String>,
+    /// Nix, or why it can't be used.
+    pub nix: Result<Nix, String>,
+    /// Asks for a look at the hardware.
+    pub looks: mpsc::Sender<u64>,
+    /// Takes changed entries of the state for the bucket.
+    pub mirror: mpsc::Sender<BTreeMap<String, Option<Value>>>,
+    /// What the stream is known to hold.
+    pub published: watch::Receiver<Published>,
+}
+
+impl Workers {
+    /// Returns the workers; nobody works yet.
+    #[must_use]
+    pub fn new(equipment: Equipment) -> Self {
+        let Equipment {
+            leaf,
+            inputs,
+            bus,
+            containers,
+            nix,
+            looks,
+            mirror,
+            published,
+        } = equipment;
+        Self {
+            leaf,
+            inputs,
+            tasks: Tasks::default(),
+            bus,
+            containers,
+            nix,
+            looks,
+            mirror,
+            published,
+        }
+    }
+
+    /// Returns a problem if this leaf lacks what the command needs.
+    ///
+    /// # Errors
+    /// A [`Problem`] that says what is missing.
+    pub fn can_do(&self, command: &Command) -> Result<(), Problem> {
+        let unsupported = |why: &String| Problem::new(ProblemCode::Unsupported, why.clone());
+        match command {
+            Command::CreateContainer(_)
+            | Command::StartContainer(_)
+            | Command::StopContainer(_)
+            | Command::DestroyContainer(_)
+            | Command::ReadContainerLog(_) => self.containers.as_ref().map(drop).map_err(unsupported),
+            Command::Build(_) => self.nix.as_ref().map(drop).map_err(unsupported),
+            _ => Ok(()),
+        }
+    }
+
+    /// The last sequence number that the stream is known to hold.
+    #[must_use]
+    pub fn published(&self) -> u64 {
+        self.published.borrow().sequence
+    }
+
+    /// Waits until one of the workers ends who should not have.
+    pub async fn unexpected_end(&mut self) -> anyhow::Error {
+        self.tasks.unexpected_end().await
+    }
+
+    /// Ends what is still under way; containers and jobs go on.
+    pub async fn stop(self) {
+        self.tasks.stop().await;
+    }
+
+    /// Hands changed entries of the state to the bucket's writer, if it can take more.
+    pub fn mirror(&self, take: impl FnOnce() -> BTreeMap<String, Option<Value>>) {
+        if let Ok(permit) = self.mirror.try_reserve() {
+            permit.send(take());
+        }
+    }
+
+    /// Lets go of what need not be kept: events that the stream has on its disk, and commands accepted before this.
+    pub fn housekeep(&mut self, journal: &Journal, before: Timestamp) {
+        let stored = self.published.borrow().stored;
+        let journal = journal.clone();
+        self.tasks.run(async move {
+            if stored > 0 && stored >= journal.first_sequence() {
+                warn_if_failed(journal.forget_events(stored).await);
+            }
+            warn_if_failed(journal.forget_commands(before).await);
+        });
+    }
+
+    // ---- answers ---------------------------------------------------------------------------------------------
+
+    /// Sends an answer.
+    pub fn reply(&mut self, responder: Responder, id: CommandId, reply: Result<Vec<u8>, Problem>) {
+        self.tasks
+            .run(async move { responder.reply(Some(&id), reply).await });
+    }
+
+    /// Answers with a part of a job's log.
+    pub fn reply_job_log(&mut self, responder: Responder, id: CommandId, job: JobId, offset: u64) {
+        let nix = self.nix.clone();
+        let read = move || {
+            let nix = nix.map_err(|why| Problem::new(ProblemCode::Unsupported, why))?;
+            match nix.read_log(job, offset, LOG_BYTES) {
+                Ok(chunk) => Ok(serde_json::to_vec(&chunk).expect("a message has string keys only")),
+                Err(NixError::NoJob(_)) => Err(Problem::new(
+                    ProblemCode::NotFound,
+                    format!("job {job} has no log (yet)"),
+                )),
+                Err(error) => Err(failed("the log can't be read", &error)),
+            }
+        };
+        self.reply_with(responder, id, read);
+    }
+
+    /// Answers with the end of a container's console.
+    pub fn reply_container_log(
+        &mut self,
+        responder: Responder,
+        id: CommandId,
+        name: ContainerName,
+        lines: u32,
+    ) {
+        let Ok(host) = &self.containers else { return };
+        let view = host.view.clone();
+        let read = move || {
+            let lines = usize::try_from(lines).unwrap_or(usize::MAX);
+            let log = view
+                .logs(&name, lines, LOG_BYTES)
+                .map_err(|error| failed("the console can't be read", &error))?;
+            let log = LogText {
+                text: log.text,
+                truncated: log.truncated,
+            };
+            Ok(serde_json::to_vec(&log).expect("a message has string keys only"))
+        };
+        self.reply_with(responder, id, read);
+    }
+
+    fn reply_with(
+        &mut self,
+        responder: Responder,
+        id: CommandId,
+        read: impl FnOnce() -> Result<Vec<u8>, Problem> + Send + 'static,
+    ) {
+        self.tasks.run(async move {
+            let reply = tokio::task::spawn_blocking(read).await.unwrap_or_else(|_| {
+                Err(Problem::new(
+                    ProblemCode::Failed,
+                    "the reader ended unexpectedly: see the leaf's log",
+                ))
+            });
+            responder
+                .reply(Some(&id), reply.map_err(|problem| problem.about(&id)))
+                .await;
+        });
+    }
+
+    // ---- steps -----------------------------------------------------------------------------------------------
+
+    /// Asks for a look at the hardware.
+    pub fn look_at_hardware(&mut self, rescan: u64) {
+        let looks = self.looks.clone();
+        self.tasks.run(async move {
+            // Nobody looks any more when the daemon ends.
+            let _ = looks.send(rescan).await;
+        });
+    }
+
+    /// Makes a container what it is wanted to be.
+    pub fn reconcile(&mut self, container: Container) {
+        let inputs = self.inputs.clone();
+        let leaf = self.leaf.clone();
+        let host = self.containers.clone();
+        self.tasks.run(async move {
+            let name = container.name.clone();
+            let generation = container.desired.generation;
+            let (observed, failure) = match &host {
+                Ok(host) => reconcile(&leaf, host, &container).await,
+                Err(why) => {
+                    let error = HostOpError {
+                        op: format!("run container {name}"),
+                        kind: HostOpErrorKind::Unsupported,
+                        reason: why.clone(),
+                    };
+                    (None, Some(("plan".to_owned(), error)))
+                }
+            };
+            let _ = inputs
+                .send(Input::Reconciled {
+                    name,
+                    generation,
+                    observed,
+                    failure,
+                })
+                .await;
+        });
+    }
+
+    /// Runs a job, or goes on with one that runs already.
+    pub fn run_job(&mut self, job: Job) {
+        let inputs = self.inputs.clone();
+        let nix = self.nix.clone();
+        let bus = self.bus.clone();
+        let leaf = self.leaf.clone();
+        self.tasks.run(async move {
+            let id = job.id;
+            let outcome = match nix {
+                Ok(nix) => match begin(&nix, &job).await {
+                    Ok(running) => follow(running, &bus, &leaf, &inputs).await,
+                    Err(outcome) => outcome,
+                },
+                Err(why) => Outcome::Failed(why),
+            };
+            let _ = inputs.send(Input::JobEnded(id, outcome)).await;
+        });
+    }
+
+    /// Ends a job; that it has ended comes from who follows it.
+    pub fn cancel_job(&mut self, id: JobId) {
+        let nix = self.nix.clone();
+        self.tasks.run(async move {
+            if let Ok(nix) = nix
+                && let Err(error) = nix.cancel(id).await
+            {
+                tracing::warn!(%id, error = &error as &dyn std::error::Error, "the job could not be cancelled");
+            }
+        });
+    }
+
+    /// Tells those who wait for a job that it has ended.
+    pub fn tell_job_end(&mut self, job: JobId) {
+        let bus = self.bus.clone();
+        let leaf = self.leaf.clone();
+        self.tasks.run(async move { bus.publish_ended(&leaf, job).await });
+    }
+}
+
+/// Takes the steps for a container, and looks at it afterwards.
+async fn reconcile(
+    leaf: &LeafName,
+    host: &Arc<ContainerHost>,
+    container: &Container,
+) -> (
+    Option<leaf_core::container::ObservedContainer>,
+    Option<(String, HostOpError)>,
+) {
+    let name = &container.name;
+    let observed = match look(host, name).await {
+        Ok(observed) => observed,
+        Err(error) => return (None, Some(("look".to_owned(), error))),
+    };
+    let context = PlanContext {
+        leaf: leaf.clone(),
+        nats_url: host.nats_url.clone(),
+        nats_credentials: host.identity.container_credentials(name),
+        ready_timeout_seconds: host.ready_timeout_seconds,
+        stop_timeout_seconds: host.stop_timeout_seconds,
+    };
+    let mut failure = None;
+    for op in plan(container, observed.as_ref(), &context) {
+        tracing::info!(%name, op = op.summary(), "step");
+        if let Err(error) = host.helper.carry_out(&op).await {
+            failure = Some((step_of(&op).to_owned(), error));
+            break;
+        }
+    }
+    match look(host, name).await {
+        Ok(observed) => (observed, failure),
+        Err(error) => (None, failure.or(Some(("look".to_owned(), error)))),
+    }
+}
+
+async fn look(
+    host: &Arc<ContainerHost>,
+    name: &ContainerName,
+) -> Result<Option<leaf_core::container::ObservedContainer>, HostOpError> {
+    let (view, look_for) = (host.view.clone(), name.clone());
+    let seen = tokio::task::spawn_blocking(move || view.observe_one(&look_for)).await;
+    let reason = match seen {
+        Ok(Ok(observed)) => return Ok(observed),
+        Ok(Err(error)) => chain(&error),
+        Err(error) => error.to_string(),
+    };
+    Err(HostOpError {
+        op: format!("look at container {name}"),
+        kind: HostOpErrorKind::Failed,
+        reason,
+    })
+}
+
+fn step_of(op: &HostOp) -> &'static str {
+    match op {
+        HostOp::PrepareNetwork { .. } => "network",
+        HostOp::CreateContainer { .. } => "create",
+        HostOp::StartContainer { .. } => "start",
+        HostOp::StopContainer { .. } => "stop",
+        HostOp::DestroyContainer { .. } => "destroy",
+    }
+}
+
+/// Starts a job, or finds it: it may run since before this run of the daemon, or have ended meanwhile.
+async fn begin(nix: &Nix, job: &Job) -> Result<RunningJob, Outcome> {
+    let failed = |error: &NixError| Outcome::Failed(chain(error));
+    match nix.find(job.id).await {
+        Ok(Found::Running(running)) => return Ok(*running),
+        Ok(Found::Ended(outcome)) => return Err(outcome),
+        // That it runs is recorded before it is started; so this is one that is to be started.
+        Ok(Found::Lost(why)) => tracing::debug!(id = %job.id, why, "to be started"),
+        Err(error) => return Err(Outcome::Interrupted(chain(&error))),
+    }
+    let Task::Build(task) = &job.task;
+    let (nix, id, task) = (nix.clone(), job.id, task.clone());
+    nix.start(id, &task).map_err(|error| failed(&error))
+}
+
+/// Passes on what a job says, until it ends.
+async fn follow(
+    mut running: RunningJob,
+    bus: &Bus,
+    leaf: &LeafName,
+    inputs: &mpsc::Sender<Input>,
+) -> Outcome {
+    let id = running.id();
+    loop {
+        match running.next().await {
+            JobNews::Progress(progress) => {
+                bus.publish_progress(leaf, id, &progress).await;
+                let _ = inputs.send(Input::JobProgress(id, progress)).await;
+            }
+            JobNews::Log(chunk) => bus.publish_log(leaf, id, chunk.text.as_bytes()).await,
+            JobNews::Ended(outcome) => return outcome,
+        }
+    }
+}
+
+fn failed(what: &str, error: &(dyn std::error::Error + 'static)) -> Problem {
+    tracing::warn!(error, "{what}");
+    Problem::new(ProblemCode::Failed, format!("{what}: {}", chain(error)))
+}
+
+fn warn_if_failed<E: std::error::Error + 'static>(result: Result<(), E>) {
+    if let Err(error) = result {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "the journal could not be tidied"
+        );
+    }
+}
+
+/// Returns an error and its causes in one line, repeats left out.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let next = cause.to_string();
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        source = cause.source();
+    }
+    text
+}
