@@ -27,6 +27,8 @@ struct Program {
     passed: u64,
     failed: Vec<String>,
     skipped: Vec<(String, String)>,
+    /// Why its tests can't run here: `… are skipped: REASON` on a line of its own.
+    reason: String,
 }
 
 impl Tally {
@@ -61,6 +63,8 @@ impl Tally {
             program.open = true;
         } else if let Some(result) = words.strip_prefix("test result: ") {
             self.result(result);
+        } else if let Some((_, reason)) = words.split_once(" are skipped: ") {
+            self.program().reason = reason.to_owned();
         } else if let Some((name, outcome)) = words.strip_prefix("test ").and_then(|t| t.rsplit_once(" ... "))
         {
             self.program().test(name, outcome);
@@ -131,7 +135,7 @@ impl Tally {
         }
         for _ in 0..unnamed(program.skipped.len(), ignored) {
             let name = format!("{}: a test that could not be named", program.label);
-            program.skipped.push((name, String::new()));
+            program.skipped.push((name, program.reason.clone()));
         }
         self.failed.append(&mut program.failed);
         self.skipped.append(&mut program.skipped);
@@ -151,6 +155,7 @@ impl Program {
             passed: 0,
             failed: Vec::new(),
             skipped: Vec::new(),
+            reason: String::new(),
         }
     }
 
@@ -165,7 +170,8 @@ impl Program {
             Some("ok") => self.passed += 1,
             Some("FAILED") => self.failed.push(full),
             Some("ignored") => {
-                let reason = outcome.strip_prefix("ignored, ").unwrap_or(kind).trim();
+                let own = outcome.strip_prefix("ignored, ").unwrap_or(kind).trim();
+                let reason = if own.is_empty() { &self.reason } else { own };
                 self.skipped.push((full, reason.to_owned()));
             }
             _ => {}
@@ -231,6 +237,18 @@ mod tests {
         );
         assert_eq!(tally.closing_line(), "1 passed, 1 failed, 1 skipped");
         assert!(tally.failed[0].contains("could not be named"));
+    }
+
+    #[test]
+    fn a_reason_for_all_tests_of_a_program_is_the_reason_of_each() {
+        let tally = tally(
+            "     Running tests/main.rs (target/debug/deps/main-0a1b)\nall tests here are skipped: needs root\n\
+             running 1 test\ntest a ... ignored\ntest result: ok. 0 passed; 0 failed; 1 ignored; 0 measured\n",
+        );
+        assert_eq!(
+            tally.skipped,
+            [("leaf-bus tests/main.rs: a".to_owned(), "needs root".to_owned())]
+        );
     }
 
     #[test]
