@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::{ports, units};
 
@@ -30,6 +30,10 @@ pub struct MonitorError {
 #[derive(Debug)]
 pub struct Monitor {
     socket: Option<Listening>,
+    /// When the events began, and when the last one came, that no hint was given of.
+    pending: Option<(Instant, Instant)>,
+    /// When the failed socket is opened again.
+    retry_at: Option<Instant>,
 }
 
 struct Listening {
@@ -54,52 +58,68 @@ impl Monitor {
     pub fn open() -> Result<Self, MonitorError> {
         Ok(Self {
             socket: Some(Listening::open()?),
+            pending: None,
+            retry_at: None,
         })
     }
 
     /// Waits until the hardware may have changed and it has been quiet since for 0.3 s, or 2 s have passed.
     ///
-    /// It is a hint: look and compare. A failed socket is opened again, with a hint, since events may have been lost.
-    /// It may be dropped while it waits; events that it took by then are told by a later look, so look after a drop.
+    /// It is a hint: look and compare. A failed socket is opened again, with a hint, since events may have been lost;
+    /// as long as that fails there is a hint every 10 s. The future may be dropped at any time: no hint is lost.
     pub async fn changed(&mut self) {
-        let Some(listening) = &mut self.socket else {
-            self.reopen().await;
-            return;
-        };
-        if let Err(error) = listening.event().await {
-            tracing::warn!(%error, "the socket for hardware events failed");
-            self.socket = None;
-            self.reopen().await;
-            return;
-        }
-        let latest = Instant::now() + LONGEST;
-        while let Ok(more) = timeout_at((Instant::now() + QUIET).min(latest), listening.event()).await {
-            if more.is_err() {
+        loop {
+            let Some(listening) = &mut self.socket else {
+                return self.reopen().await;
+            };
+            let received = match self.pending {
+                None => listening.event().await,
+                Some((first, last)) => {
+                    let end = (last + QUIET).min(first + LONGEST);
+                    match timeout_at(end, listening.event()).await {
+                        Ok(received) if Instant::now() < end => received,
+                        Ok(_) | Err(_) => break,
+                    }
+                }
+            };
+            if let Err(error) = received {
+                tracing::warn!(%error, "the socket for hardware events failed");
                 self.socket = None;
+                self.pending = None;
                 return;
             }
-            if Instant::now() >= latest {
-                break;
-            }
+            let now = Instant::now();
+            self.pending = Some((self.pending.map_or(now, |(first, _)| first), now));
         }
+        self.pending = None;
         // udevd was started or ended since: its events come by another way.
-        if listening.udevd != udevd_runs() {
+        if self
+            .socket
+            .as_ref()
+            .is_some_and(|listening| listening.udevd != udevd_runs())
+        {
             self.socket = Listening::open().ok();
         }
     }
 
     async fn reopen(&mut self) {
-        match Listening::open() {
-            Ok(listening) => self.socket = Some(listening),
+        if let Some(retry_at) = self.retry_at {
+            sleep_until(retry_at).await;
+        }
+        self.retry_at = match Listening::open() {
+            Ok(listening) => {
+                self.socket = Some(listening);
+                None
+            }
             Err(error) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "hardware is looked at every {} s until events can be received",
                     RETRY.as_secs()
                 );
-                sleep(RETRY).await;
+                Some(Instant::now() + RETRY)
             }
-        }
+        };
     }
 }
 
