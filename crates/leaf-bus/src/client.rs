@@ -113,6 +113,8 @@ pub enum JobMessage {
         /// The text; what is not UTF-8 is replaced.
         text: String,
     },
+    /// It has ended; its report says how.
+    Ended,
 }
 
 /// A connection as one caller.
@@ -280,7 +282,8 @@ impl Client {
         leaf: &LeafName,
         job: JobId,
     ) -> Result<impl Stream<Item = JobMessage> + Send + Unpin + use<>, ClientError> {
-        let (progress, log) = (subject::job_progress(leaf, job), subject::job_log(leaf, job));
+        let progress = subject::job_progress(leaf, job);
+        let (log, ended) = (subject::job_log(leaf, job), subject::job_ended(leaf, job));
         let all = format!("leaf.{}.job.{leaf}.{job}.>", subject::VERSION);
         let subscriber = self.link.subscribe(all).await?;
         self.link.flush(API_TIMEOUT).await?;
@@ -294,7 +297,7 @@ impl Client {
                 let text = String::from_utf8_lossy(&message.payload).into_owned();
                 Some(JobMessage::Log { text })
             } else {
-                None
+                (*message.subject == *ended).then_some(JobMessage::Ended)
             };
             std::future::ready(read)
         }))

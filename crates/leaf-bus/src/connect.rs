@@ -301,7 +301,7 @@ impl Bus {
         self.link.check_jetstream().await
     }
 
-    /// Waits until all that was published is with the server.
+    /// Waits until the server has seen all that was published and subscribed so far.
     ///
     /// # Errors
     /// [`StreamError::Disconnected`] or [`StreamError::Unanswered`] within the limit.

@@ -237,3 +237,90 @@ fn expand(path: &str) -> PathBuf {
         _ => PathBuf::from(path),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<ConnectSettings, ContextError> {
+        read(Path::new("x.json"), text)
+    }
+
+    #[test]
+    fn every_supported_field_is_taken() {
+        let settings = parse(
+            r#"{"description":"d","url":"nats://a:1,tls://b:2","token":"","user":"","password":"","creds":"/c.creds",
+                "nkey":"","cert":"/c","key":"/k","ca":"/ca","nsc":"","jetstream_domain":"hub","jetstream_api_prefix":"",
+                "jetstream_event_prefix":"","inbox_prefix":"_INBOX.admin","user_jwt":"","color_scheme":"blue","tls_first":false}"#,
+        )
+        .expect("a context");
+        assert_eq!(settings.servers, ["nats://a:1", "tls://b:2"]);
+        assert_eq!(settings.credentials, Credentials::File("/c.creds".into()));
+        assert_eq!(settings.caller().map(String::from).as_deref(), Some("admin"));
+        assert_eq!(settings.jetstream_domain.as_deref(), Some("hub"));
+        assert_eq!(settings.tls.ca, Some("/ca".into()));
+        assert_eq!(
+            (settings.tls.cert, settings.tls.key),
+            (Some("/c".into()), Some("/k".into()))
+        );
+    }
+
+    #[test]
+    fn other_credentials_and_none_are_taken() {
+        let credentials = |text| parse(text).expect("a context").credentials;
+        assert_eq!(credentials("{}"), Credentials::None);
+        assert_eq!(
+            credentials(r#"{"nkey":"/n"}"#),
+            Credentials::NkeyFile("/n".into())
+        );
+        assert_eq!(
+            credentials(r#"{"token":"t"}"#),
+            Credentials::Token(Secret::new("t"))
+        );
+        let password = Secret::new("p");
+        let user = "u".to_owned();
+        assert_eq!(
+            credentials(r#"{"user":"u","password":"p"}"#),
+            Credentials::Password { user, password }
+        );
+        assert_eq!(parse("{}").expect("a context").servers, [DEFAULT_SERVER]);
+    }
+
+    #[test]
+    fn what_is_not_supported_or_no_context_is_named() {
+        let error = parse(r#"{"nsc":"nsc://o/a/u","socks_proxy":"x"}"#).expect_err("not supported");
+        assert!(error.to_string().contains("nsc, socks_proxy"), "{error}");
+        assert!(matches!(parse("[]"), Err(ContextError::Malformed { .. })));
+        assert!(matches!(
+            parse(r#"{"url":7}"#),
+            Err(ContextError::Malformed { .. })
+        ));
+    }
+
+    #[test]
+    fn a_context_is_found_by_its_name_as_the_selected_one_and_as_a_file() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let at = |name: Option<&str>| load_from(dir.path(), name);
+        assert_eq!(at(None).expect("the default").servers, [DEFAULT_SERVER]);
+        assert!(matches!(at(Some("prod")), Err(ContextError::Missing { .. })));
+        for bad in ["..", "a\\b", ""] {
+            assert!(
+                matches!(at(Some(bad)), Err(ContextError::BadName { .. })),
+                "{bad}"
+            );
+        }
+        std::fs::create_dir(dir.path().join("context")).expect("a folder");
+        let file = dir.path().join("context/prod.json");
+        std::fs::write(&file, r#"{"url":"nats://prod"}"#).expect("written");
+        assert_eq!(at(Some("prod")).expect("by name").servers, ["nats://prod"]);
+        assert_eq!(at(file.to_str()).expect("by file").servers, ["nats://prod"]);
+        std::fs::write(dir.path().join("context.txt"), "prod\n").expect("written");
+        let selected = at(None).expect("the selected one");
+        assert_eq!(selected.servers, ["nats://prod"]);
+        let other = selected.overridden(Some("a,b"), Some(Path::new("/x.creds")));
+        assert_eq!(other.servers, ["a", "b"]);
+        assert_eq!(other.credentials, Credentials::File("/x.creds".into()));
+        std::fs::write(dir.path().join("context.txt"), "gone").expect("written");
+        assert!(matches!(at(None), Err(ContextError::Missing { .. })));
+    }
+}

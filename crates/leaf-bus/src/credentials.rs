@@ -63,9 +63,9 @@ mod tests {
             "-----BEGIN NATS USER JWT-----\nabc.def.ghi\n------END NATS USER JWT------\n\n*** IMPORTANT ***\n\n\
              -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
         );
-        let signed = sign(&Credentials::Text(Secret::new(text.clone())), b"nonce")
-            .ok()
-            .expect("signed");
+        let Ok(signed) = sign(&Credentials::Text(Secret::new(text.clone())), b"nonce") else {
+            panic!("it has both");
+        };
         assert_eq!(signed.jwt, "abc.def.ghi");
         pair.verify(b"nonce", &signed.signature)
             .expect("the user's own signature");

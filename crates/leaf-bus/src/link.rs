@@ -17,7 +17,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::connect::{Cause, ConnectError, ConnectSettings, Credentials, ServerIdentity, Status};
 use crate::credentials;
-use crate::jetstream::StreamError;
+use crate::jetstream::{StreamError, request_error};
 
 /// How long one attempt to connect may take.
 const ATTEMPT: Duration = Duration::from_secs(5);
@@ -70,8 +70,9 @@ impl Link {
         let servers = settings.servers_text();
         let mut addresses = Vec::new();
         for server in &settings.servers {
-            let address = server.parse::<async_nats::ServerAddr>();
-            addresses.push(address.map_err(|_| ConnectError::BadAddress {
+            let address = server.parse::<async_nats::ServerAddr>().ok();
+            let address = address.filter(|address| !address.host().is_empty());
+            addresses.push(address.ok_or_else(|| ConnectError::BadAddress {
                 server: server.clone(),
             })?);
         }
@@ -180,16 +181,13 @@ impl Link {
             })
     }
 
+    /// Waits until the server has seen all that was sent: the client's own flush only empties its buffer, so this
+    /// is a question that everybody may ask, and any answer will do.
     pub(crate) async fn flush(&self, limit: Duration) -> Result<(), StreamError> {
-        if !self.is_connected() {
-            return Err(StreamError::Disconnected);
-        }
-        match tokio::time::timeout(limit, self.client.flush()).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(StreamError::Disconnected),
-            Err(_) => Err(StreamError::Unanswered {
-                what: "a flush".to_owned(),
-            }),
+        let subject = format!("{}.INFO", self.api_prefix);
+        match self.request(&subject, None, Bytes::new(), limit).await {
+            Ok(_) | Err(RequestError::NoResponders | RequestError::Forbidden(_)) => Ok(()),
+            Err(error) => Err(request_error(error, "a question")),
         }
     }
 

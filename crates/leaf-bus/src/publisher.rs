@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use async_nats::header::{HeaderName, HeaderValue};
+use async_nats::header::HeaderName;
 use async_nats::{HeaderMap, Message, Subscriber};
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _};
@@ -25,15 +25,35 @@ const WINDOW_BYTES: usize = 4 * 1024 * 1024;
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
 const EXPECTED_LAST_SEQUENCE: HeaderName = HeaderName::from_static("Nats-Expected-Last-Sequence");
-const EXPECTED_STREAM: HeaderName = HeaderName::from_static("Nats-Expected-Stream");
 const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
+/// The headers of an event, in the order of their names.
+static KNOWN: [(&str, HeaderName); 10] = [
+    (
+        header::CAUSATION_ID,
+        HeaderName::from_static(header::CAUSATION_ID),
+    ),
+    (
+        header::CORRELATION_ID,
+        HeaderName::from_static(header::CORRELATION_ID),
+    ),
+    (header::ID, HeaderName::from_static(header::ID)),
+    (header::SEQUENCE, HeaderName::from_static(header::SEQUENCE)),
+    (header::SOURCE, HeaderName::from_static(header::SOURCE)),
+    (header::SPECVERSION, HeaderName::from_static(header::SPECVERSION)),
+    (header::SUBJECT, HeaderName::from_static(header::SUBJECT)),
+    (header::TIME, HeaderName::from_static(header::TIME)),
+    (header::TYPE, HeaderName::from_static(header::TYPE)),
+    (
+        header::CONTENT_TYPE,
+        HeaderName::from_static(header::CONTENT_TYPE),
+    ),
+];
 
 /// Sends events in order and takes in the server's answers.
 #[derive(Debug)]
 pub struct Publisher {
     link: Link,
     stream: String,
-    stream_header: HeaderValue,
     inbox: async_nats::Subject,
     acks: Subscriber,
     wait: Wait,
@@ -60,7 +80,6 @@ impl Publisher {
         let inbox = link.new_inbox();
         let acks = link.subscribe(inbox.clone()).await?;
         Ok(Self {
-            stream_header: HeaderValue::from(stream.as_str()),
             link,
             stream,
             inbox: inbox.into(),
@@ -103,17 +122,18 @@ impl Publisher {
             });
         }
         self.collect()?;
-        while self.in_flight.len() >= WINDOW_MESSAGES
-            || (self.is_waiting() && self.bytes + record.body.len() > WINDOW_BYTES)
-        {
-            self.next_ack().await?;
+        if self.is_full(record.body.len(), 1) {
+            // Some room at once: fewer changes between sending and listening.
+            while self.is_full(record.body.len(), WINDOW_MESSAGES / 4) {
+                self.next_ack().await?;
+            }
         }
         if self.link.generation() != self.generation() || !self.link.is_connected() {
             return self.fail(StreamError::Disconnected);
         }
         self.last_subject.clone_from(&record.subject);
         let body = Bytes::copy_from_slice(&record.body);
-        let headers = self.headers(record);
+        let headers = headers(record);
         let client = self.link.client();
         let sent = client
             .publish_with_reply_and_headers(record.subject.clone(), self.inbox.clone(), headers, body)
@@ -167,6 +187,12 @@ impl Publisher {
         }
     }
 
+    /// Whether there is no room for a body of this size and so many messages.
+    fn is_full(&self, bytes: usize, messages: usize) -> bool {
+        self.is_waiting()
+            && (self.in_flight.len() + messages > WINDOW_MESSAGES || self.bytes + bytes > WINDOW_BYTES)
+    }
+
     fn generation(&self) -> u64 {
         self.wait.generation()
     }
@@ -208,19 +234,22 @@ impl Publisher {
         self.failed = Some(error.clone());
         Err(error)
     }
+}
 
-    fn headers(&self, record: &EventRecord) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for (name, value) in &record.headers {
-            if name == header::ID {
-                headers.insert(MESSAGE_ID, value.as_str());
-            }
-            headers.insert(name.as_str(), value.as_str());
+fn headers(record: &EventRecord) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in &record.headers {
+        if name == header::ID {
+            headers.insert(MESSAGE_ID, value.as_str());
         }
-        headers.insert(EXPECTED_LAST_SEQUENCE, (record.sequence - 1).to_string());
-        headers.insert(EXPECTED_STREAM, self.stream_header.clone());
-        headers
+        // A name that is known needs no memory of its own.
+        match KNOWN.iter().find(|(text, _)| text == name) {
+            Some((_, known)) => headers.insert(known.clone(), value.as_str()),
+            None => headers.insert(name.as_str(), value.as_str()),
+        }
     }
+    headers.insert(EXPECTED_LAST_SEQUENCE, (record.sequence - 1).to_string());
+    headers
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

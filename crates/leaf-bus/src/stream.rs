@@ -241,15 +241,8 @@ fn same(a: &EventRecord, b: &EventRecord) -> bool {
 fn state(info: &Info, created: bool) -> StreamState {
     let state = &info.state;
     StreamState {
-        // An empty stream says 0, or where it would begin.
-        first_sequence: state
-            .first_sequence
-            .max(
-                state
-                    .last_sequence
-                    .min(state.last_sequence + u64::from(state.messages == 0)),
-            )
-            .max(1),
+        // One that never had an event says 0.
+        first_sequence: state.first_sequence.max(1),
         last_sequence: state.last_sequence,
         events: state.messages,
         created,

@@ -1,8 +1,15 @@
 //! leaf-bus against a real nats-server. Where there is none of at least 2.12, every test counts as ignored.
 
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program, which speaks to whoever runs it"
+)]
+
 mod embedded;
 mod identity;
 mod support;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -16,6 +23,7 @@ fn main() -> ExitCode {
     let mut trials: Vec<Trial> = Vec::new();
     trials.extend(identity::trials());
     trials.extend(embedded::trials());
+    trials.extend(wire::trials());
     if let Err(why) = &server {
         eprintln!("tests that need nats-server are skipped: {why}");
         trials = trials.into_iter().map(|t| t.with_ignored_flag(true)).collect();
