@@ -1,11 +1,11 @@
 //! Hints that something about the containers changed. A hint says: look again. Nothing runs while nothing changes.
 
-use std::io::ErrorKind;
+use std::fmt;
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 
-use inotify::{Inotify, WatchMask};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use futures::{FutureExt as _, StreamExt as _};
+use inotify::{EventStream, Inotify, WatchMask};
 
 use crate::{Containers, LookError};
 
@@ -24,10 +24,20 @@ fn mask() -> WatchMask {
 }
 
 /// Hints that something about the containers changed.
-#[derive(Debug)]
 pub struct Hints {
     containers: Containers,
-    inotify: AsyncFd<Inotify>,
+    events: EventStream<[u8; 4096]>,
+    /// A change was seen, and not told yet.
+    pending: bool,
+}
+
+impl fmt::Debug for Hints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hints")
+            .field("containers", &self.containers)
+            .field("pending", &self.pending)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Containers {
@@ -37,18 +47,22 @@ impl Containers {
     /// # Errors
     /// [`LookError::Watch`] when the kernel will not tell.
     pub fn watch(&self) -> Result<Hints, LookError> {
-        let failed = |source| LookError::Watch {
-            path: self.paths.run.clone(),
-            source,
+        let start = || {
+            std::fs::create_dir_all(&self.paths.run)?;
+            let mut hints = Hints {
+                containers: self.clone(),
+                events: Inotify::init()?.into_event_stream([0; 4096])?,
+                pending: false,
+            };
+            hints.watch_folders()?;
+            Ok(hints)
         };
-        std::fs::create_dir_all(&self.paths.run).map_err(failed)?;
-        let inotify = Inotify::init().map_err(failed)?;
-        let mut hints = Hints {
-            containers: self.clone(),
-            inotify: AsyncFd::with_interest(inotify, Interest::READABLE).map_err(failed)?,
-        };
-        hints.watch_folders().map_err(failed)?;
-        Ok(hints)
+        start().map_err(self.cannot_watch())
+    }
+
+    fn cannot_watch(&self) -> impl FnOnce(io::Error) -> LookError {
+        let path = self.paths.run.clone();
+        move |source| LookError::Watch { path, source }
     }
 }
 
@@ -59,34 +73,27 @@ impl Hints {
     /// # Errors
     /// [`LookError::Watch`] when the kernel will not tell any more.
     pub async fn changed(&mut self) -> Result<(), LookError> {
-        let changed = async {
-            // A file's closing is told a moment before its lock is free, and changes come in bursts. Nothing is taken
-            // before this wait, so that a dropped future loses nothing.
-            drop(self.inotify.readable_mut().await?);
-            tokio::time::sleep(SETTLE).await;
-            loop {
-                let mut guard = self.inotify.readable_mut().await?;
-                match drain(guard.get_inner_mut()) {
-                    Err(e) if e.kind() == ErrorKind::WouldBlock => guard.clear_ready(),
-                    other => {
-                        other?;
-                        break;
-                    }
-                }
+        let seen = async {
+            if !self.pending {
+                next(self.events.next().await)?;
+                self.pending = true;
             }
+            // A file's closing is told a moment before its lock is free, and changes come in bursts.
+            tokio::time::sleep(SETTLE).await;
+            while let Some(event) = self.events.next().now_or_never() {
+                next(event)?;
+            }
+            self.pending = false;
             // A new container's folder is watched before the look that the hint brings about.
             self.watch_folders()
         };
-        changed.await.map_err(|source| LookError::Watch {
-            path: self.containers.paths.run.clone(),
-            source,
-        })
+        seen.await.map_err(self.containers.cannot_watch())
     }
 
     /// Watches the folder of each container; one that is watched already stays so.
-    fn watch_folders(&mut self) -> std::io::Result<()> {
+    fn watch_folders(&mut self) -> io::Result<()> {
         let run = &self.containers.paths.run;
-        let mut watches = self.inotify.get_ref().watches();
+        let mut watches = self.events.watches();
         watches.add(run, mask())?;
         for entry in std::fs::read_dir(run)? {
             let entry = entry?;
@@ -101,15 +108,11 @@ impl Hints {
     }
 }
 
-/// Takes all that waits, without looking at it.
-fn drain(inotify: &mut Inotify) -> std::io::Result<()> {
-    let mut buffer = [0; 4096];
-    let mut any = false;
-    loop {
-        match inotify.read_events(&mut buffer) {
-            Ok(_) => any = true,
-            Err(e) if e.kind() == ErrorKind::WouldBlock && any => return Ok(()),
-            Err(e) => return Err(e),
-        }
+/// What the event was does not matter: the look tells.
+fn next<T>(event: Option<io::Result<T>>) -> io::Result<()> {
+    match event {
+        Some(Ok(_)) => Ok(()),
+        Some(Err(e)) => Err(e),
+        None => Err(ErrorKind::UnexpectedEof.into()),
     }
 }

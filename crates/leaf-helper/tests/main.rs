@@ -1,1 +1,84 @@
-fn main() { libtest_mimic::run(&libtest_mimic::Arguments::from_args(), Vec::new()).exit(); }
+//! The helper on this host: real systemd-nspawn, nftables, cgroups and store paths. Where something of that is
+//! missing, every test counts as ignored.
+
+mod host;
+mod lifecycle;
+mod refusals;
+mod running;
+
+use std::process::ExitCode;
+
+use leaf_core::host_op::HostPaths;
+use leaf_core::id::{ContainerName, LeafName};
+use leaf_helper::{Helper, Settings};
+use libtest_mimic::{Arguments, Trial};
+
+/// A trial named by its function.
+macro_rules! trial {
+    ($module:ident :: $name:ident) => {
+        Trial::test(stringify!($name), || {
+            runtime().block_on($module::$name());
+            Ok(())
+        })
+    };
+}
+
+fn main() -> ExitCode {
+    if let Some(name) = std::env::var_os("LEAF_HELPER_TEST_START") {
+        runtime().block_on(play_the_starter(&name.to_string_lossy()));
+        return ExitCode::SUCCESS;
+    }
+    let mut trials = vec![
+        trial!(lifecycle::a_container_is_made_started_stopped_and_destroyed_and_nothing_is_left),
+        trial!(lifecycle::an_init_that_exits_at_once_is_told_with_its_code_and_console),
+        trial!(lifecycle::a_container_that_is_not_ready_in_time_is_ended),
+        trial!(lifecycle::an_init_that_ignores_signals_is_ended_by_force_after_the_grace_time),
+        trial!(lifecycle::a_container_whose_supervisor_is_killed_is_seen_as_lost_and_starts_again),
+        trial!(lifecycle::a_container_survives_the_one_who_started_it_and_is_seen_again),
+        trial!(lifecycle::a_conf_of_somebody_else_is_refused_and_left_alone),
+        trial!(lifecycle::what_a_crash_left_half_made_is_completed_or_removed),
+        trial!(refusals::a_toplevel_without_a_proper_init_is_refused),
+        trial!(refusals::addresses_outside_the_pool_or_of_another_container_are_refused),
+        trial!(refusals::credentials_and_bindings_that_are_not_this_containers_are_refused),
+        trial!(refusals::a_link_that_a_container_left_in_its_root_is_not_followed),
+        trial!(refusals::a_container_that_was_not_created_is_not_started),
+        trial!(running::the_network_is_closed_but_for_nats),
+        trial!(running::what_a_container_prints_comes_back),
+        trial!(running::changes_give_hints),
+        trial!(running::there_is_no_daemon_socket_and_no_write_to_the_store_inside),
+        trial!(running::the_minimal_system_answers_for_its_health_with_its_own_credentials),
+    ];
+    if let Some(lack) = host::lacking() {
+        eprintln!("all tests here are skipped: {lack}");
+        trials = trials.into_iter().map(|trial| trial.with_ignored_flag(true)).collect();
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
+/// Starts a container, and stays until it is killed.
+async fn play_the_starter(name: &str) {
+    let variable = |name: &str| std::env::var(name).expect("the test sets it");
+    let leaf = LeafName::new(variable("LEAF_HELPER_TEST_LEAF")).expect("a leaf");
+    let folder = std::path::PathBuf::from(variable("LEAF_HELPER_TEST_FOLDER"));
+    let paths = HostPaths {
+        roots: folder.join("roots"),
+        confs: folder.join("confs"),
+        gc_roots: folder.join("gcroots"),
+        state: folder.join("state"),
+        run: folder.join("run"),
+    };
+    let pool = variable("LEAF_HELPER_TEST_POOL").parse().expect("a pool");
+    let init = host::leaf_init().expect("checked at the start");
+    let settings = Settings::find(env!("CARGO_BIN_EXE_leaf-helper"), init, pool).expect("the programs");
+    let start = host::Host::start(&ContainerName::new(name).expect("a name"));
+    Helper::new(leaf, paths, settings).carry_out(&start).await.expect("it starts");
+    std::future::pending::<()>().await;
+}

@@ -3,12 +3,12 @@
 //! | called as | what it does |
 //! |---|---|
 //! | `leaf-init enter -- PROGRAM …` | sets the container's network up, then becomes the program: any system's init |
+//! | `leaf-init ready -- PROGRAM …` | says that the container is ready, then becomes the program: for one that can't |
 //! | process 1, without arguments | is the init of the minimal system ([`init`]) |
 //! | `leaf-init install` | is the builder of the minimal system: makes it in `$out` |
 //!
 //! It says little, on the console, which the leaf keeps as the container's log.
 
-mod enter;
 mod init;
 mod install;
 mod mounts;
@@ -16,16 +16,18 @@ mod network;
 
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, bail};
 
 const USAGE: &str = "usage: leaf-init enter -- PROGRAM [ARGUMENT…]   (first in a container)
+       leaf-init ready -- PROGRAM [ARGUMENT…]   (as process 1, for a program that can't say so)
        leaf-init                                (as process 1)
        leaf-init install                        (as a Nix builder, with $out)";
 
 fn main() -> ExitCode {
-    match run(std::env::args_os().skip(1).collect()) {
+    match run(std::env::args_os().skip(1)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             say(&format!("{e:#}"));
@@ -34,19 +36,29 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Vec<OsString>) -> anyhow::Result<()> {
-    let mut arguments = arguments.into_iter();
+fn run(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
     match arguments.next().as_ref().and_then(|first| first.to_str()) {
-        Some("enter") => {
+        Some(verb @ ("enter" | "ready")) => {
             let mut rest = arguments.peekable();
             rest.next_if(|argument| argument == "--");
             let program = rest.next().context(USAGE)?;
-            enter::enter(&program, rest.collect())
+            if verb == "enter" {
+                runtime()?.block_on(network::set_up())?;
+            } else {
+                sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("say that it is ready")?;
+            }
+            Err(become_program(&program, rest.collect()))
         }
         Some("install") => install::install(),
         None if std::process::id() == 1 => runtime()?.block_on(init::init()),
         _ => bail!(USAGE),
     }
+}
+
+/// Becomes the program; returns only if that fails.
+fn become_program(program: &OsString, arguments: Vec<OsString>) -> anyhow::Error {
+    let error = Command::new(program).args(arguments).exec();
+    anyhow::Error::new(error).context(format!("run {}", program.display()))
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -1,0 +1,297 @@
+//! A leaf of its own for one test: names, folders, addresses and rules that no other test has.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use leaf_container::Containers;
+use leaf_core::container::{ContainerNetwork, ObservedRun};
+use leaf_core::host_op::{ContainerBinding, HostOp, HostOpError, HostOpErrorKind, HostPaths, Secret};
+use leaf_core::id::{ContainerName, LeafName, StorePath};
+use leaf_helper::{Helper, Settings};
+
+pub(crate) const NATS_PORT: u16 = 4222;
+
+/// What the tests need of this machine, or what it lacks.
+pub(crate) fn lacking() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("needs root".into());
+    }
+    for (program, flag) in [("systemd-nspawn", "--version"), ("nft", "--version"), ("nix-build", "--version"), ("ip", "-V")] {
+        let there = Command::new(program).arg(flag).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        if !there.is_ok_and(|status| status.success()) {
+            return Some(format!("needs {program}"));
+        }
+    }
+    if busybox().is_none() {
+        return Some("needs a static busybox".into());
+    }
+    if leaf_init().is_none() {
+        return Some("needs a static leaf-init: name it in CIM_LEAF_STATIC_INIT".into());
+    }
+    None
+}
+
+fn is_static(program: &Path) -> bool {
+    // A dynamic program names its loader, near the beginning.
+    let head = |bytes: Vec<u8>| bytes[..bytes.len().min(4096)].to_vec();
+    std::fs::read(program).is_ok_and(|bytes| !head(bytes).windows(9).any(|w| w == b"ld-linux-"))
+}
+
+fn busybox() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .map(|folder| folder.join("busybox"))
+        .find(|file| file.is_file() && is_static(file))
+}
+
+/// The static `leaf-init`: named by `CIM_LEAF_STATIC_INIT`, or where `xtask` puts it.
+pub(crate) fn leaf_init() -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os("CIM_LEAF_STATIC_INIT") {
+        return Some(named.into());
+    }
+    let target = Path::new(env!("CARGO_BIN_EXE_leaf-helper")).parent()?.parent()?;
+    ["release", "debug"]
+        .iter()
+        .map(|profile| target.join("x86_64-unknown-linux-gnu").join(profile).join("leaf-init"))
+        .find(|file| file.is_file() && is_static(file))
+}
+
+/// Builds a system whose init is this shell script (busybox's), with busybox as `$b`.
+pub(crate) fn system(script: &str) -> StorePath {
+    build(script, "$b mkdir $out; echo \"#!$b sh\" > $out/init; echo \"b=$b\" >> $out/init; echo \"$script\" >> $out/init; $b chmod +x $out/init")
+}
+
+/// Builds a store path by a shell script.
+pub(crate) fn store_path(builder: &str) -> StorePath {
+    build("", builder)
+}
+
+fn build(script: &str, builder: &str) -> StorePath {
+    static TOOLS: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let tools = TOOLS.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::copy(busybox().expect("checked at the start"), folder.path().join("busybox")).expect("a copy");
+        folder
+    });
+    let expression = r#"{ tools, script, builder }:
+        let b = "${builtins.path { path = /. + tools; name = "tools"; }}/busybox"; in
+        derivation { name = "test-system"; system = builtins.currentSystem; builder = b; inherit script b;
+                     args = [ "sh" "-ec" builder ]; }"#;
+    let output = Command::new("nix-build")
+        .args(["--no-out-link", "--option", "substituters", "", "--option", "build-users-group", ""])
+        .args(["--option", "sandbox", "false", "-E", expression])
+        .args(["--argstr", "script", script, "--argstr", "builder", builder])
+        .arg("--argstr")
+        .arg("tools")
+        .arg(tools.path())
+        .output()
+        .expect("nix-build runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    StorePath::new(String::from_utf8_lossy(&output.stdout).trim()).expect("a store path")
+}
+
+/// A shell script that says it is ready and then waits until it is told to halt.
+pub(crate) const WAITS: &str = "exec /run/leaf/init ready -- $b sh -c 'trap \"exit 0\" 37; while :; do $b sleep 1000 & wait; done'";
+
+pub(crate) struct Host {
+    pub(crate) leaf: LeafName,
+    pub(crate) paths: HostPaths,
+    pub(crate) helper: Helper,
+    pub(crate) containers: Containers,
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) settings: Settings,
+    block: (u8, u8),
+    names: Vec<ContainerName>,
+}
+
+impl Host {
+    /// A leaf with its network prepared.
+    pub(crate) async fn new() -> Self {
+        static NEXT: AtomicU8 = AtomicU8::new(1);
+        let number = NEXT.fetch_add(1, Ordering::SeqCst);
+        let pid = std::process::id();
+        let leaf = LeafName::new(format!("t{pid}x{number}")).expect("a leaf's name");
+        let folder = tempfile::Builder::new().prefix("lc").tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        let paths = HostPaths {
+            roots: at("roots"),
+            confs: at("confs"),
+            gc_roots: at("gcroots"),
+            state: at("state"),
+            run: at("run"),
+        };
+        let block = (230 + (pid % 10) as u8, number.wrapping_add((pid / 10 % 200) as u8));
+        let pool = format!("10.{}.{}.0/24", block.0, block.1).parse().expect("a pool");
+        let settings = Settings::find(env!("CARGO_BIN_EXE_leaf-helper"), leaf_init().expect("checked at the start"), pool)
+            .expect("the programs are there");
+        let host = Self {
+            helper: Helper::new(leaf.clone(), paths.clone(), settings.clone()),
+            containers: Containers::new(leaf.clone(), paths.clone()),
+            leaf,
+            paths,
+            folder,
+            settings,
+            block,
+            names: Vec::new(),
+        };
+        host.helper.carry_out(&host.prepare()).await.expect("the network is prepared");
+        host
+    }
+
+    pub(crate) fn prepare(&self) -> HostOp {
+        HostOp::PrepareNetwork {
+            leaf_address: self.address(1),
+            nats_port: NATS_PORT,
+        }
+    }
+
+    pub(crate) fn address(&self, last: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, self.block.0, self.block.1, last)
+    }
+
+    /// A container's name that nobody else has, and that is ended with the test.
+    pub(crate) fn name(&mut self) -> ContainerName {
+        let unique = format!("{:x}{}{}", std::process::id() & 0xffff, self.leaf.as_str().rsplit('x').next().expect("it has an x"), self.names.len());
+        let name = ContainerName::new(format!("T{unique}")).expect("a container's name");
+        self.names.push(name.clone());
+        name
+    }
+
+    pub(crate) fn network(&self, name: &ContainerName) -> ContainerNetwork {
+        let index = self.names.iter().position(|n| n == name).unwrap_or(60) as u8;
+        ContainerNetwork {
+            host_address: self.address(10 + 2 * index),
+            container_address: self.address(11 + 2 * index),
+        }
+    }
+
+    pub(crate) fn create(&self, name: &ContainerName, toplevel: &StorePath) -> HostOp {
+        let url = format!("nats://{}:{NATS_PORT}", self.address(1));
+        HostOp::CreateContainer {
+            name: name.clone(),
+            toplevel: toplevel.clone(),
+            network: self.network(name),
+            binding: ContainerBinding::new(&self.leaf, name, &url),
+            credentials: BTreeMap::from([("nats.creds".to_owned(), Secret::new("secret text"))]),
+        }
+    }
+
+    pub(crate) fn start(name: &ContainerName) -> HostOp {
+        Self::start_within(name, 30)
+    }
+
+    pub(crate) fn start_within(name: &ContainerName, ready_timeout_seconds: u32) -> HostOp {
+        HostOp::StartContainer {
+            name: name.clone(),
+            ready_timeout_seconds,
+        }
+    }
+
+    pub(crate) fn stop(name: &ContainerName) -> HostOp {
+        HostOp::StopContainer {
+            name: name.clone(),
+            grace_seconds: 20,
+        }
+    }
+
+    pub(crate) async fn ok(&self, op: HostOp) {
+        self.helper.carry_out(&op).await.unwrap_or_else(|e| panic!("{e}"));
+    }
+
+    pub(crate) async fn fails(&self, op: HostOp, kind: HostOpErrorKind) -> HostOpError {
+        let error = self.helper.carry_out(&op).await.expect_err("it should not work");
+        assert_eq!(error.kind, kind, "{error}");
+        error
+    }
+
+    pub(crate) fn run(&self, name: &ContainerName) -> Option<ObservedRun> {
+        self.containers.observe_one(name).expect("a look").map(|seen| seen.run)
+    }
+
+    pub(crate) fn cgroup(&self, name: &ContainerName) -> PathBuf {
+        let table = std::fs::read_to_string("/proc/self/mountinfo").expect("the mounts");
+        let mount = table
+            .lines()
+            .find(|line| line.contains(" - cgroup2 "))
+            .and_then(|line| line.split(' ').nth(4))
+            .expect("cgroup version 2");
+        Path::new(mount).join("cim-leaf.slice").join(self.leaf.as_str()).join(name.as_str())
+    }
+
+    /// What a running container leaves on the host, by a look from outside.
+    pub(crate) fn traces(&self, name: &ContainerName) -> Vec<String> {
+        let mut traces = Vec::new();
+        if self.cgroup(name).exists() {
+            traces.push("a cgroup".into());
+        }
+        if output("ip", &["-o", "link"]).contains(&format!("ve-{name}@")) {
+            traces.push("a link".into());
+        }
+        if output("nft", &["list", "table", "inet", &format!("leaf_{}", self.leaf)]).contains(&format!("\"ve-{name}\"")) {
+            traces.push("elements of the rules".into());
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("the mounts");
+        if mounts.lines().any(|line| line.contains(&format!("/{name}"))) {
+            traces.push("a mount".into());
+        }
+        if output("ip", &["route"]).contains(&format!("ve-{name}")) {
+            traces.push("a route".into());
+        }
+        traces
+    }
+
+    /// What there is of a container on disk.
+    pub(crate) fn files(&self, name: &ContainerName) -> Vec<PathBuf> {
+        [
+            self.paths.conf(name),
+            self.paths.roots.join(name.as_str()),
+            self.paths.gc_roots.join(name.as_str()),
+            self.paths.state.join(name.as_str()),
+            self.paths.run.join(name.as_str()),
+        ]
+        .into_iter()
+        .filter(|path| path.symlink_metadata().is_ok())
+        .collect()
+    }
+
+    /// Ends all that the test began; nothing may stay.
+    pub(crate) async fn end(self) {
+        for name in &self.names {
+            // A foreign conf, say, is part of some tests.
+            let _ = self.helper.carry_out(&HostOp::StopContainer { name: name.clone(), grace_seconds: 0 }).await;
+            let _ = self.helper.carry_out(&HostOp::DestroyContainer { name: name.clone() }).await;
+            assert_eq!(self.traces(name), Vec::<String>::new());
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // The last net, for a test that failed: the group is this test's own.
+        for name in &self.names {
+            let _ = std::fs::write(self.cgroup(name).join("cgroup.kill"), "1");
+            let _ = Command::new("ip").args(["link", "del", &format!("ve-{name}")]).stderr(Stdio::null()).status();
+        }
+        let _ = Command::new("nft").args(["delete", "table", "inet", &format!("leaf_{}", self.leaf)]).stderr(Stdio::null()).status();
+        let _ = Command::new("ip").args(["addr", "del", &format!("{}/32", self.address(1)), "dev", "lo"]).stderr(Stdio::null()).status();
+    }
+}
+
+pub(crate) fn output(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().expect("it runs");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Waits until something is so.
+pub(crate) async fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !so() {
+        assert!(Instant::now() < deadline, "not within 30 s: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
