@@ -1,5 +1,5 @@
-//! A container's own cgroup (version 2): `cim-leaf.slice/LEAF/NAME`, with what systemd-nspawn makes below it,
-//! `supervisor` and `payload`. Limits belong on the payload, and killing it leaves the supervisor to tell of it.
+//! A container's own cgroup (version 2): `cim-leaf.slice/LEAF/NAME`, with `helper` for this program below it, and
+//! `supervisor` and `payload`, which systemd-nspawn makes for itself and for the container. Limits belong on the payload, and killing it leaves the supervisor to tell of it.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,10 +27,14 @@ impl Cgroup {
         let (mount, legacy) = mounts(&table);
         Ok(Self {
             mount: mount.ok_or_else(|| {
-                Error::Unsupported("cgroup version 2 is not mounted on this host; mount it on /sys/fs/cgroup".into())
+                Error::Unsupported(
+                    "cgroup version 2 is not mounted on this host; mount it on /sys/fs/cgroup".into(),
+                )
             })?,
             legacy,
-            relative: Path::new("cim-leaf.slice").join(leaf.as_str()).join(name.as_str()),
+            relative: Path::new("cim-leaf.slice")
+                .join(leaf.as_str())
+                .join(name.as_str()),
         })
     }
 
@@ -54,9 +58,9 @@ impl Cgroup {
         }
     }
 
-    /// Moves this process into the group's `supervisor`, so that the group itself holds no process.
-    pub(crate) fn enter_supervisor(&self) -> Result<()> {
-        let path = self.path().join("supervisor");
+    /// Moves this process into the group's `helper`, so that the group itself holds no process.
+    pub(crate) fn step_aside(&self) -> Result<()> {
+        let path = self.path().join("helper");
         std::fs::create_dir_all(&path).map_err(Error::io(format!("make the cgroup {}", path.display())))?;
         join(&path)
     }

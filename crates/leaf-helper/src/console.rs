@@ -34,7 +34,10 @@ impl Console {
             rustix::fs::fchown(&file, None, Some(rustix::fs::Gid::from_raw(group)))
                 .map_err(Error::io("set the group of the console log"))?;
         }
-        let written = file.metadata().map_err(Error::io("look at the console log"))?.len();
+        let written = file
+            .metadata()
+            .map_err(Error::io("look at the console log"))?
+            .len();
         Ok(Self {
             folder,
             file,
@@ -59,7 +62,9 @@ impl Console {
             if self.written + chunk.len() as u64 > self.max_file_bytes {
                 self.rotate()?;
             }
-            self.file.write_all(chunk).map_err(Error::io("write the console log"))?;
+            self.file
+                .write_all(chunk)
+                .map_err(Error::io("write the console log"))?;
             self.written += chunk.len() as u64;
         }
         Ok(())
@@ -67,7 +72,10 @@ impl Console {
 
     /// The last lines since it was opened.
     pub(crate) fn tail(&self) -> String {
-        let lines = self.tail.iter().chain((!self.line.is_empty()).then_some(&self.line));
+        let lines = self
+            .tail
+            .iter()
+            .chain((!self.line.is_empty()).then_some(&self.line));
         let lines: Vec<_> = lines.map(|line| String::from_utf8_lossy(line)).collect();
         lines.join("\n")
     }
@@ -89,9 +97,14 @@ impl Console {
 
 fn open(folder: &Folder) -> Result<File> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(folder.as_fd(), "log", flags, Mode::from_raw_mode(crate::run::SHOWN))
-        .map(File::from)
-        .map_err(Error::io(format!("open {}/log", folder.path().display())))
+    rustix::fs::openat(
+        folder.as_fd(),
+        "log",
+        flags,
+        Mode::from_raw_mode(crate::run::SHOWN),
+    )
+    .map(File::from)
+    .map_err(Error::io(format!("open {}/log", folder.path().display())))
 }
 
 #[cfg(test)]
@@ -105,14 +118,24 @@ mod tests {
         let mut console = Console::open(folder, None).expect("a log");
         console.max_file_bytes = 1000;
         for n in 0..500 {
-            console.write(format!("line {n}\r\n").as_bytes()).expect("written");
+            console
+                .write(format!("line {n}\r\n").as_bytes())
+                .expect("written");
         }
         console.write(b"and no end").expect("written");
         let log = std::fs::read_to_string(place.path().join("log")).expect("a log");
         let before = std::fs::read_to_string(place.path().join("log.1")).expect("the log before");
-        assert!(log.len() <= 1000 && before.len() <= 1000, "{} {}", log.len(), before.len());
+        assert!(
+            log.len() <= 1000 && before.len() <= 1000,
+            "{} {}",
+            log.len(),
+            before.len()
+        );
         assert!((before + &log).ends_with("line 498\nline 499\nand no end"));
         let tail = console.tail();
-        assert!(tail.starts_with("line 480\n") && tail.ends_with("line 499\nand no end"), "{tail}");
+        assert!(
+            tail.starts_with("line 480\n") && tail.ends_with("line 499\nand no end"),
+            "{tail}"
+        );
     }
 }

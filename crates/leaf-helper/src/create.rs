@@ -9,9 +9,9 @@ use leaf_core::container::ContainerNetwork;
 use leaf_core::host_op::{ContainerBinding, Secret, SupervisorSpec, conf_marker};
 use leaf_core::id::{ContainerName, StorePath};
 
+use crate::Helper;
 use crate::error::{Error, Result};
 use crate::files::Folder;
-use crate::Helper;
 
 /// The credential that tells a container about its leaf.
 const BINDING: &str = "leaf.json";
@@ -100,7 +100,9 @@ impl Helper {
             Ok(None) => return Ok(false),
             Ok(Some(text)) => text,
             Err(Error::Refused(why)) => {
-                return Err(Error::Refused(format!("{why}: a container that the system's own configuration declares")));
+                return Err(Error::Refused(format!(
+                    "{why}: a container that the system's own configuration declares"
+                )));
             }
             Err(e) => return Err(e),
         };
@@ -136,19 +138,26 @@ impl Helper {
         self.check_address(host_address)?;
         self.check_address(container_address)?;
         if host_address == container_address {
-            return Err(Error::Refused(format!("{host_address} can't be both ends of a link")));
+            return Err(Error::Refused(format!(
+                "{host_address} can't be both ends of a link"
+            )));
         }
         let unreadable = || Error::io(format!("read {}", confs.path().display()));
         for entry in std::fs::read_dir(confs.path()).map_err(unreadable())? {
             let file = entry.map_err(unreadable())?.file_name();
-            let Some(other) = file.to_str().filter(|f| f.ends_with(".conf") && *f != conf_name(name)) else {
+            let Some(other) = file
+                .to_str()
+                .filter(|f| f.ends_with(".conf") && *f != conf_name(name))
+            else {
                 continue;
             };
             // A conf that is a link is NixOS's; its addresses count all the same.
             let text = std::fs::read_to_string(confs.path().join(other)).unwrap_or_default();
             for address in addresses(&text) {
                 if address == host_address || address == container_address {
-                    return Err(Error::Refused(format!("{address} belongs to the container of {other}")));
+                    return Err(Error::Refused(format!(
+                        "{address} belongs to the container of {other}"
+                    )));
                 }
             }
         }
@@ -175,7 +184,8 @@ fn addresses(conf: &str) -> impl Iterator<Item = Ipv4Addr> {
 pub(crate) fn check_toplevel(toplevel: &StorePath) -> Result<()> {
     let refuse = |why: String| Error::Refused(format!("{toplevel} can't be run: {why}"));
     let store = Path::new("/nix/store");
-    let stat = std::fs::symlink_metadata(toplevel.as_str()).map_err(|e| refuse(format!("it is not there ({e})")))?;
+    let stat =
+        std::fs::symlink_metadata(toplevel.as_str()).map_err(|e| refuse(format!("it is not there ({e})")))?;
     if !stat.is_dir() {
         return Err(refuse("it is not a folder".into()));
     }
@@ -184,7 +194,10 @@ pub(crate) fn check_toplevel(toplevel: &StorePath) -> Result<()> {
     // `/nix/store` itself may be reached by a link on the host, not in a container.
     let inside = std::fs::canonicalize(store).is_ok_and(|store| real.starts_with(store));
     if !inside {
-        return Err(refuse(format!("its init leads out of the store, to {}", real.display())));
+        return Err(refuse(format!(
+            "its init leads out of the store, to {}",
+            real.display()
+        )));
     }
     let stat = std::fs::metadata(&real).map_err(|e| refuse(format!("its init can't be looked at ({e})")))?;
     if !stat.is_file() {
@@ -217,10 +230,14 @@ fn check_credentials(credentials: &BTreeMap<String, Secret>) -> Result<()> {
     for (name, secret) in credentials {
         let plain = name.len() <= 64
             && name.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+            && name
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
             && name != BINDING;
         if !plain {
-            return Err(Error::Refused(format!("{name:?} can't be the name of a credential")));
+            return Err(Error::Refused(format!(
+                "{name:?} can't be the name of a credential"
+            )));
         }
         if secret.expose().len() > MAX_CREDENTIAL_BYTES {
             return Err(Error::Refused(format!(
@@ -237,7 +254,8 @@ fn make_root_file_system(roots: &Folder, name: &ContainerName) -> Result<()> {
     let etc = root.make_if_missing("etc", 0o755)?;
     etc.touch("os-release", 0o644)?;
     etc.touch("machine-id", 0o644)?;
-    root.make_if_missing("var", 0o755)?.make_if_missing("lib", 0o755)?;
+    root.make_if_missing("var", 0o755)?
+        .make_if_missing("lib", 0o755)?;
     root.make_if_missing("usr", 0o755)?;
     root.make_if_missing("root", 0o700)?;
     let nix = root.make_if_missing("nix", 0o755)?;

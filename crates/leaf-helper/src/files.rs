@@ -135,10 +135,16 @@ impl Folder {
         let read = || Error::io::<std::io::Error>(format!("read {}", path.display()));
         let stat = rustix::fs::fstat(&fd).map_err(|e| read()(e.into()))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(Error::Refused(format!("{} is not a regular file", path.display())));
+            return Err(Error::Refused(format!(
+                "{} is not a regular file",
+                path.display()
+            )));
         }
         let mut text = String::new();
-        std::fs::File::from(fd).take(MAX_BYTES).read_to_string(&mut text).map_err(read())?;
+        std::fs::File::from(fd)
+            .take(MAX_BYTES)
+            .read_to_string(&mut text)
+            .map_err(read())?;
         Ok(Some(text))
     }
 
@@ -153,7 +159,9 @@ impl Folder {
             .map_err(|e| failed()(e.into()))?;
         rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode)).map_err(|e| failed()(e.into()))?;
         let mut file = std::fs::File::from(fd);
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed())?;
+        file.write_all(bytes)
+            .and_then(|()| file.sync_all())
+            .map_err(failed())?;
         rustix::fs::renameat(&self.fd, &new, &self.fd, name).map_err(|e| failed()(e.into()))?;
         rustix::fs::fsync(&self.fd).map_err(|e| failed()(e.into()))
     }
@@ -181,8 +189,11 @@ impl Folder {
     /// Gives a file in this folder another name in it; what had that name is gone.
     pub(crate) fn rename(&self, from: &str, to: &str) -> Result<()> {
         let (old, new) = (self.at(from)?, self.at(to)?);
-        rustix::fs::renameat(&self.fd, from, &self.fd, to)
-            .map_err(Error::io(format!("rename {} to {}", old.display(), new.display())))
+        rustix::fs::renameat(&self.fd, from, &self.fd, to).map_err(Error::io(format!(
+            "rename {} to {}",
+            old.display(),
+            new.display()
+        )))
     }
 
     /// Removes a file or a symbolic link, if it is there.
@@ -235,7 +246,10 @@ mod tests {
         assert!(matches!(folder.read("file"), Err(Error::Refused(_))));
         folder.write("file", b"new", 0o600).expect("the link is replaced");
         folder.remove_tree("etc").expect("the link is removed");
-        assert_eq!(std::fs::read_to_string(outside.path().join("kept")).expect("there"), "kept");
+        assert_eq!(
+            std::fs::read_to_string(outside.path().join("kept")).expect("there"),
+            "kept"
+        );
         assert_eq!(folder.read("file").expect("a file").as_deref(), Some("new"));
     }
 
@@ -244,8 +258,14 @@ mod tests {
         let inside = tempfile::tempdir().expect("a folder");
         let folder = Folder::make_root(inside.path(), 0o755).expect("a folder");
         for bad in ["", ".", "..", "a/b", "/etc", "a\0"] {
-            assert!(matches!(folder.write(bad, b"", 0o600), Err(Error::Refused(_))), "{bad:?}");
-            assert!(matches!(folder.remove_tree(bad), Err(Error::Refused(_))), "{bad:?}");
+            assert!(
+                matches!(folder.write(bad, b"", 0o600), Err(Error::Refused(_))),
+                "{bad:?}"
+            );
+            assert!(
+                matches!(folder.remove_tree(bad), Err(Error::Refused(_))),
+                "{bad:?}"
+            );
         }
     }
 }

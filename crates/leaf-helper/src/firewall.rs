@@ -114,5 +114,8 @@ async fn run(nft: &Path, script: &str) -> std::result::Result<(), String> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    Err(format!("nft: {}", said.lines().take(3).collect::<Vec<_>>().join(" | ")))
+    Err(format!(
+        "nft: {}",
+        said.lines().take(3).collect::<Vec<_>>().join(" | ")
+    ))
 }

@@ -49,7 +49,11 @@ impl Helper {
     /// Returns the helper of a leaf; it does nothing yet.
     #[must_use]
     pub fn new(leaf: LeafName, paths: HostPaths, settings: Settings) -> Self {
-        Self { leaf, paths, settings }
+        Self {
+            leaf,
+            paths,
+            settings,
+        }
     }
 
     /// Carries out one operation. Again is the same as once.
@@ -100,10 +104,12 @@ impl Helper {
     /// [`SuperviseError`] when the container could not be started; `status.json` says so too, unless another
     /// supervisor holds it.
     pub async fn supervise(&self, name: &ContainerName) -> std::result::Result<Exit, SuperviseError> {
-        supervise::supervise(self, name).await.map_err(|e| SuperviseError {
-            name: name.clone(),
-            reason: e.chain(),
-        })
+        supervise::supervise(self, name)
+            .await
+            .map_err(|e| SuperviseError {
+                name: name.clone(),
+                reason: e.chain(),
+            })
     }
 
     fn check_host(&self) -> Result<()> {
@@ -112,7 +118,12 @@ impl Helper {
                 "this needs root, and this process is not root's".into(),
             ));
         }
-        for path in [&self.paths.roots, &self.paths.state, &self.paths.run, &self.settings.leaf_init] {
+        for path in [
+            &self.paths.roots,
+            &self.paths.state,
+            &self.paths.run,
+            &self.settings.leaf_init,
+        ] {
             settings::check_path(path)?;
         }
         Ok(())

@@ -24,7 +24,9 @@ pub(crate) async fn add_leaf_address(address: Ipv4Addr) -> Result<()> {
         let index = index_of(&handle, "lo")
             .await?
             .ok_or_else(|| Error::Unsupported("this host has no interface lo".into()))?;
-        add_address(&handle, index, address).await.map_err(netlink(what()))
+        add_address(&handle, index, address)
+            .await
+            .map_err(netlink(what()))
     })
     .await
 }
@@ -54,7 +56,10 @@ pub(crate) async fn configure_host_link(name: &ContainerName, network: Container
             .replace()
             .execute()
             .await
-            .map_err(netlink(format!("set the route to {} by {link}", network.container_address)))
+            .map_err(netlink(format!(
+                "set the route to {} by {link}",
+                network.container_address
+            )))
     })
     .await
 }
@@ -76,8 +81,7 @@ pub(crate) async fn remove_host_link(name: &ContainerName) -> Result<()> {
 
 /// Runs a request beside the connection that carries it.
 async fn connected<T, F: Future<Output = Result<T>>>(work: impl FnOnce(Handle) -> F) -> Result<T> {
-    let (connection, handle, _) =
-        rtnetlink::new_connection().map_err(Error::io("open a netlink socket"))?;
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::io("open a netlink socket"))?;
     tokio::select! {
         biased;
         done = work(handle) => done,
@@ -101,11 +105,22 @@ async fn wait_for_link(handle: &Handle, link: &str) -> Result<u32> {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    Err(Error::Failed(format!("the interface {link} did not appear within 2 s")))
+    Err(Error::Failed(format!(
+        "the interface {link} did not appear within 2 s"
+    )))
 }
 
-async fn add_address(handle: &Handle, index: u32, address: Ipv4Addr) -> std::result::Result<(), NetlinkError> {
-    match handle.address().add(index, IpAddr::V4(address), 32).execute().await {
+async fn add_address(
+    handle: &Handle,
+    index: u32,
+    address: Ipv4Addr,
+) -> std::result::Result<(), NetlinkError> {
+    match handle
+        .address()
+        .add(index, IpAddr::V4(address), 32)
+        .execute()
+        .await
+    {
         Err(e) if is(&e, rustix::io::Errno::EXIST) => Ok(()),
         other => other,
     }

@@ -91,7 +91,9 @@ impl Helper {
     }
 
     fn show(&self, folder: &Folder) -> Result<()> {
-        self.settings.observers.map_or(Ok(()), |group| folder.give_to_group(group))
+        self.settings
+            .observers
+            .map_or(Ok(()), |group| folder.give_to_group(group))
     }
 
     /// Returns what a container's supervisor is to run, if the container was created.
@@ -99,7 +101,12 @@ impl Helper {
         let Some(all) = Folder::open_root(&self.paths.state)? else {
             return Ok(None);
         };
-        let Some(text) = all.open(name.as_str())?.map(|own| own.read("spec.json")).transpose()?.flatten() else {
+        let Some(text) = all
+            .open(name.as_str())?
+            .map(|own| own.read("spec.json"))
+            .transpose()?
+            .flatten()
+        else {
             return Ok(None);
         };
         let what = || format!("{}/{name}/spec.json", self.paths.state.display());
@@ -121,7 +128,10 @@ impl Helper {
         run.read("status.json")?
             .map(|text| {
                 serde_json::from_str(&text).map_err(|e| {
-                    Error::Failed(format!("{}/status.json is not a status: {e}", run.path().display()))
+                    Error::Failed(format!(
+                        "{}/status.json is not a status: {e}",
+                        run.path().display()
+                    ))
                 })
             })
             .transpose()

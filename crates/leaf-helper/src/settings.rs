@@ -108,7 +108,8 @@ impl FromStr for AddressPool {
             prefix: prefix.parse().map_err(|_| invalid())?,
         };
         // A whole private network at most: nothing of the world's may become a container's.
-        let sound = (8..=30).contains(&pool.prefix) && pool.network.is_private() && pool.contains(pool.network);
+        let sound =
+            (8..=30).contains(&pool.prefix) && pool.network.is_private() && pool.contains(pool.network);
         sound.then_some(pool).ok_or_else(invalid)
     }
 }
@@ -141,7 +142,15 @@ mod tests {
         assert!(pool.contains(Ipv4Addr::new(10, 233, 7, 255)));
         assert!(!pool.contains(Ipv4Addr::new(10, 233, 8, 0)));
         assert_eq!(pool.to_string(), "10.233.4.0/22");
-        for bad in ["", "10.233.0.0", "10.233.0.1/16", "8.8.0.0/16", "0.0.0.0/0", "10.0.0.0/33", "10.0.0.0/31"] {
+        for bad in [
+            "",
+            "10.233.0.0",
+            "10.233.0.1/16",
+            "8.8.0.0/16",
+            "0.0.0.0/0",
+            "10.0.0.0/33",
+            "10.0.0.0/31",
+        ] {
             bad.parse::<AddressPool>().expect_err(bad);
         }
     }

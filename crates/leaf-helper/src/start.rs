@@ -13,11 +13,11 @@ use tokio::time::Instant;
 
 use leaf_core::id::ContainerName;
 
+use crate::Helper;
 use crate::cgroup::Cgroup;
 use crate::create::check_toplevel;
 use crate::error::{Error, Result};
 use crate::files::Folder;
-use crate::Helper;
 
 /// How long a supervisor has to clean up after a container whose processes are gone.
 const CLEAN_UP: Duration = Duration::from_secs(10);
@@ -31,7 +31,10 @@ impl Helper {
             false => None,
         };
         let spec = spec.ok_or_else(|| {
-            Error::Refused(format!("leaf {} has no container {name}; create it first", self.leaf))
+            Error::Refused(format!(
+                "leaf {} has no container {name}; create it first",
+                self.leaf
+            ))
         })?;
         check_toplevel(&spec.toplevel)?;
         let run = self.run_folder(name)?;
@@ -46,7 +49,9 @@ impl Helper {
             if let Some(status) = self.status(&run)? {
                 if status.exit.is_some() || status.error.is_some() {
                     self.wait_unsupervised(name, CLEAN_UP).await?;
-                    let why = status.error.unwrap_or_else(|| "it ended before it was ready".into());
+                    let why = status
+                        .error
+                        .unwrap_or_else(|| "it ended before it was ready".into());
                     return Err(Error::NotReady(why));
                 }
                 if status.ready_at.is_some() {
@@ -54,11 +59,18 @@ impl Helper {
                 }
             }
             let gone = match &mut child {
-                Some(child) => child.try_wait().map_err(Error::io("look after the supervisor"))?.is_some(),
+                Some(child) => child
+                    .try_wait()
+                    .map_err(Error::io("look after the supervisor"))?
+                    .is_some(),
                 None => !self.is_supervised(name)?,
             };
             // It may have said why between the two looks.
-            if gone && self.status(&run)?.is_none_or(|s| s.exit.is_none() && s.error.is_none()) {
+            if gone
+                && self
+                    .status(&run)?
+                    .is_none_or(|s| s.exit.is_none() && s.error.is_none())
+            {
                 self.sweep(name, Some(spec.network)).await?;
                 return Err(Error::NotReady(format!(
                     "its supervisor ended by itself: {}",
@@ -84,7 +96,10 @@ impl Helper {
             Ok(status) => status.and_then(|s| s.error).unwrap_or_default(),
             Err(e) => format!("and it could not be ended: {}", e.chain()),
         };
-        Error::NotReady(format!("it was not ready within {} s and was ended; {said}", limit.as_secs()))
+        Error::NotReady(format!(
+            "it was not ready within {} s and was ended; {said}",
+            limit.as_secs()
+        ))
     }
 
     /// Stops a container: a word to its init, a grace time, then the end of its cgroup.
@@ -181,15 +196,25 @@ impl Helper {
     fn supervisor_log(&self, name: &ContainerName, flags: OFlags) -> Result<File> {
         let folder = self.state_folder(name)?;
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(folder.as_fd(), "supervisor.log", flags, Mode::from_raw_mode(0o600))
-            .map(File::from)
-            .map_err(Error::io(format!("open {}/supervisor.log", folder.path().display())))
+        rustix::fs::openat(
+            folder.as_fd(),
+            "supervisor.log",
+            flags,
+            Mode::from_raw_mode(0o600),
+        )
+        .map(File::from)
+        .map_err(Error::io(format!(
+            "open {}/supervisor.log",
+            folder.path().display()
+        )))
     }
 
     /// The end of what a supervisor said on its own.
     fn supervisor_said(&self, name: &ContainerName) -> String {
         let read = || -> std::io::Result<String> {
-            let mut log = self.supervisor_log(name, OFlags::RDONLY).map_err(std::io::Error::other)?;
+            let mut log = self
+                .supervisor_log(name, OFlags::RDONLY)
+                .map_err(std::io::Error::other)?;
             let length = log.metadata()?.len();
             log.seek(SeekFrom::Start(length.saturating_sub(2000)))?;
             let mut bytes = Vec::new();

@@ -102,9 +102,10 @@ impl Supervisor<'_> {
         let mut terminate = signal(SignalKind::terminate()).map_err(Error::io("watch for SIGTERM"))?;
         let notify = self.bind_notify()?;
         let (reader, writer) = std::io::pipe().map_err(Error::io("make a pipe"))?;
-        let mut output = pipe::Receiver::from_owned_fd(OwnedFd::from(reader)).map_err(Error::io("read a pipe"))?;
+        let mut output =
+            pipe::Receiver::from_owned_fd(OwnedFd::from(reader)).map_err(Error::io("read a pipe"))?;
         let mut nspawn = self.spawn_nspawn(spec, writer)?;
-        cgroup.enter_supervisor()?;
+        cgroup.step_aside()?;
 
         let mut message = vec![0; 4096];
         let mut bytes = vec![0; 64 << 10];
@@ -159,7 +160,9 @@ impl Supervisor<'_> {
         let exit = exit_of(ended);
         if self.status.ready_at.is_none() {
             self.status.error = Some(match console.tail() {
-                tail if tail.is_empty() => format!("it ended before it was ready, with {exit}; its console is empty"),
+                tail if tail.is_empty() => {
+                    format!("it ended before it was ready, with {exit}; its console is empty")
+                }
                 tail => format!("it ended before it was ready, with {exit}; the end of its console:\n{tail}"),
             });
         }
@@ -184,9 +187,17 @@ impl Supervisor<'_> {
             .args(["--console=read-only", "--bind-ro=/nix/store"])
             .arg(format!("--bind-ro={leaf_init}:{INNER_INIT}"))
             .arg(format!("--setenv=HOST_ADDRESS={}", spec.network.host_address))
-            .arg(format!("--setenv=LOCAL_ADDRESS={}", spec.network.container_address));
+            .arg(format!(
+                "--setenv=LOCAL_ADDRESS={}",
+                spec.network.container_address
+            ));
         for credential in self.credentials(name)? {
-            let path = helper.paths.state.join(name.as_str()).join("credentials").join(&credential);
+            let path = helper
+                .paths
+                .state
+                .join(name.as_str())
+                .join("credentials")
+                .join(&credential);
             command.arg(format!("--load-credential={credential}:{}", check_path(&path)?));
         }
         command
@@ -240,7 +251,10 @@ impl Supervisor<'_> {
 
 /// systemd-nspawn asks the init to halt when it gets SIGTERM itself.
 fn pass_on_terminate(nspawn: &Child) {
-    let pid = nspawn.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
+    let pid = nspawn
+        .id()
+        .and_then(|id| i32::try_from(id).ok())
+        .and_then(rustix::process::Pid::from_raw);
     if let Some(pid) = pid {
         // It fails only where the process has ended, which the loop sees next.
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);

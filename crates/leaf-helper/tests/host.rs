@@ -21,8 +21,17 @@ pub(crate) fn lacking() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("needs root".into());
     }
-    for (program, flag) in [("systemd-nspawn", "--version"), ("nft", "--version"), ("nix-build", "--version"), ("ip", "-V")] {
-        let there = Command::new(program).arg(flag).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    for (program, flag) in [
+        ("systemd-nspawn", "--version"),
+        ("nft", "--version"),
+        ("nix-build", "--version"),
+        ("ip", "-V"),
+    ] {
+        let there = Command::new(program)
+            .arg(flag)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
         if !there.is_ok_and(|status| status.success()) {
             return Some(format!("needs {program}"));
         }
@@ -57,13 +66,21 @@ pub(crate) fn leaf_init() -> Option<PathBuf> {
     let target = Path::new(env!("CARGO_BIN_EXE_leaf-helper")).parent()?.parent()?;
     ["release", "debug"]
         .iter()
-        .map(|profile| target.join("x86_64-unknown-linux-gnu").join(profile).join("leaf-init"))
+        .map(|profile| {
+            target
+                .join("x86_64-unknown-linux-gnu")
+                .join(profile)
+                .join("leaf-init")
+        })
         .find(|file| file.is_file() && is_static(file))
 }
 
 /// Builds a system whose init is this shell script (busybox's), with busybox as `$b`.
 pub(crate) fn system(script: &str) -> StorePath {
-    build(script, "$b mkdir $out; echo \"#!$b sh\" > $out/init; echo \"b=$b\" >> $out/init; echo \"$script\" >> $out/init; $b chmod +x $out/init")
+    build(
+        script,
+        "$b mkdir $out; echo \"#!$b sh\" > $out/init; echo \"b=$b\" >> $out/init; echo \"$script\" >> $out/init; $b chmod +x $out/init",
+    )
 }
 
 /// Builds a store path by a shell script.
@@ -75,7 +92,11 @@ fn build(script: &str, builder: &str) -> StorePath {
     static TOOLS: OnceLock<tempfile::TempDir> = OnceLock::new();
     let tools = TOOLS.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a folder");
-        std::fs::copy(busybox().expect("checked at the start"), folder.path().join("busybox")).expect("a copy");
+        std::fs::copy(
+            busybox().expect("checked at the start"),
+            folder.path().join("busybox"),
+        )
+        .expect("a copy");
         folder
     });
     let expression = r#"{ tools, script, builder }:
@@ -83,7 +104,15 @@ fn build(script: &str, builder: &str) -> StorePath {
         derivation { name = "test-system"; system = builtins.currentSystem; builder = b; inherit script b;
                      args = [ "sh" "-ec" builder ]; }"#;
     let output = Command::new("nix-build")
-        .args(["--no-out-link", "--option", "substituters", "", "--option", "build-users-group", ""])
+        .args([
+            "--no-out-link",
+            "--option",
+            "substituters",
+            "",
+            "--option",
+            "build-users-group",
+            "",
+        ])
         .args(["--option", "sandbox", "false", "-E", expression])
         .args(["--argstr", "script", script, "--argstr", "builder", builder])
         .arg("--argstr")
@@ -91,12 +120,17 @@ fn build(script: &str, builder: &str) -> StorePath {
         .arg(tools.path())
         .output()
         .expect("nix-build runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     StorePath::new(String::from_utf8_lossy(&output.stdout).trim()).expect("a store path")
 }
 
 /// A shell script that says it is ready and then waits until it is told to halt.
-pub(crate) const WAITS: &str = "exec /run/leaf/init ready -- $b sh -c 'trap \"exit 0\" 37; while :; do $b sleep 1000 & wait; done'";
+pub(crate) const WAITS: &str =
+    "exec /run/leaf/init ready -- $b sh -c 'trap \"exit 0\" 37; while :; do $b sleep 1000 & wait; done'";
 
 pub(crate) struct Host {
     pub(crate) leaf: LeafName,
@@ -125,10 +159,19 @@ impl Host {
             state: at("state"),
             run: at("run"),
         };
-        let block = (230 + (pid % 10) as u8, number.wrapping_add((pid / 10 % 200) as u8));
-        let pool = format!("10.{}.{}.0/24", block.0, block.1).parse().expect("a pool");
-        let settings = Settings::find(env!("CARGO_BIN_EXE_leaf-helper"), leaf_init().expect("checked at the start"), pool)
-            .expect("the programs are there");
+        let block = (
+            230 + (pid % 10) as u8,
+            number.wrapping_add((pid / 10 % 200) as u8),
+        );
+        let pool = format!("10.{}.{}.0/24", block.0, block.1)
+            .parse()
+            .expect("a pool");
+        let settings = Settings::find(
+            env!("CARGO_BIN_EXE_leaf-helper"),
+            leaf_init().expect("checked at the start"),
+            pool,
+        )
+        .expect("the programs are there");
         let host = Self {
             helper: Helper::new(leaf.clone(), paths.clone(), settings.clone()),
             containers: Containers::new(leaf.clone(), paths.clone()),
@@ -139,7 +182,10 @@ impl Host {
             block,
             names: Vec::new(),
         };
-        host.helper.carry_out(&host.prepare()).await.expect("the network is prepared");
+        host.helper
+            .carry_out(&host.prepare())
+            .await
+            .expect("the network is prepared");
         host
     }
 
@@ -156,7 +202,12 @@ impl Host {
 
     /// A container's name that nobody else has, and that is ended with the test.
     pub(crate) fn name(&mut self) -> ContainerName {
-        let unique = format!("{:x}{}{}", std::process::id() & 0xffff, self.leaf.as_str().rsplit('x').next().expect("it has an x"), self.names.len());
+        let unique = format!(
+            "{:x}{}{}",
+            std::process::id() & 0xffff,
+            self.leaf.as_str().rsplit('x').next().expect("it has an x"),
+            self.names.len()
+        );
         let name = ContainerName::new(format!("T{unique}")).expect("a container's name");
         self.names.push(name.clone());
         name
@@ -210,7 +261,10 @@ impl Host {
     }
 
     pub(crate) fn run(&self, name: &ContainerName) -> Option<ObservedRun> {
-        self.containers.observe_one(name).expect("a look").map(|seen| seen.run)
+        self.containers
+            .observe_one(name)
+            .expect("a look")
+            .map(|seen| seen.run)
     }
 
     pub(crate) fn cgroup(&self, name: &ContainerName) -> PathBuf {
@@ -220,7 +274,10 @@ impl Host {
             .find(|line| line.contains(" - cgroup2 "))
             .and_then(|line| line.split(' ').nth(4))
             .expect("cgroup version 2");
-        Path::new(mount).join("cim-leaf.slice").join(self.leaf.as_str()).join(name.as_str())
+        Path::new(mount)
+            .join("cim-leaf.slice")
+            .join(self.leaf.as_str())
+            .join(name.as_str())
     }
 
     /// What a running container leaves on the host, by a look from outside.
@@ -232,7 +289,9 @@ impl Host {
         if output("ip", &["-o", "link"]).contains(&format!("ve-{name}@")) {
             traces.push("a link".into());
         }
-        if output("nft", &["list", "table", "inet", &format!("leaf_{}", self.leaf)]).contains(&format!("\"ve-{name}\"")) {
+        if output("nft", &["list", "table", "inet", &format!("leaf_{}", self.leaf)])
+            .contains(&format!("\"ve-{name}\""))
+        {
             traces.push("elements of the rules".into());
         }
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("the mounts");
@@ -263,8 +322,17 @@ impl Host {
     pub(crate) async fn end(self) {
         for name in &self.names {
             // A foreign conf, say, is part of some tests.
-            let _ = self.helper.carry_out(&HostOp::StopContainer { name: name.clone(), grace_seconds: 0 }).await;
-            let _ = self.helper.carry_out(&HostOp::DestroyContainer { name: name.clone() }).await;
+            let _ = self
+                .helper
+                .carry_out(&HostOp::StopContainer {
+                    name: name.clone(),
+                    grace_seconds: 0,
+                })
+                .await;
+            let _ = self
+                .helper
+                .carry_out(&HostOp::DestroyContainer { name: name.clone() })
+                .await;
             assert_eq!(self.traces(name), Vec::<String>::new());
         }
     }
@@ -275,10 +343,19 @@ impl Drop for Host {
         // The last net, for a test that failed: the group is this test's own.
         for name in &self.names {
             let _ = std::fs::write(self.cgroup(name).join("cgroup.kill"), "1");
-            let _ = Command::new("ip").args(["link", "del", &format!("ve-{name}")]).stderr(Stdio::null()).status();
+            let _ = Command::new("ip")
+                .args(["link", "del", &format!("ve-{name}")])
+                .stderr(Stdio::null())
+                .status();
         }
-        let _ = Command::new("nft").args(["delete", "table", "inet", &format!("leaf_{}", self.leaf)]).stderr(Stdio::null()).status();
-        let _ = Command::new("ip").args(["addr", "del", &format!("{}/32", self.address(1)), "dev", "lo"]).stderr(Stdio::null()).status();
+        let _ = Command::new("nft")
+            .args(["delete", "table", "inet", &format!("leaf_{}", self.leaf)])
+            .stderr(Stdio::null())
+            .status();
+        let _ = Command::new("ip")
+            .args(["addr", "del", &format!("{}/32", self.address(1)), "dev", "lo"])
+            .stderr(Stdio::null())
+            .status();
     }
 }
 

@@ -25,7 +25,10 @@ pub(crate) async fn a_container_is_made_started_stopped_and_destroyed_and_nothin
     assert_eq!(mode(&credentials.join("nats.creds")), 0o600);
     assert_eq!(mode(&host.paths.roots), 0o700);
     let conf = std::fs::read_to_string(host.paths.conf(&name)).expect("a conf");
-    assert!(conf.contains(&format!("SYSTEM_PATH={toplevel}\nPRIVATE_NETWORK=1\n")), "{conf}");
+    assert!(
+        conf.contains(&format!("SYSTEM_PATH={toplevel}\nPRIVATE_NETWORK=1\n")),
+        "{conf}"
+    );
 
     host.ok(Host::start(&name)).await;
     let Some(ObservedRun::Running { leader_pid, .. }) = host.run(&name) else {
@@ -33,13 +36,17 @@ pub(crate) async fn a_container_is_made_started_stopped_and_destroyed_and_nothin
     };
     host.ok(Host::start(&name)).await;
     host.ok(host.prepare()).await;
-    assert!(matches!(host.run(&name), Some(ObservedRun::Running { leader_pid: pid, .. }) if pid == leader_pid));
+    assert!(
+        matches!(host.run(&name), Some(ObservedRun::Running { leader_pid: pid, .. }) if pid == leader_pid)
+    );
     assert_eq!(host.traces(&name).len(), 4, "{:?}", host.traces(&name));
     // Not the host's root inside: a user namespace.
     let map = std::fs::read_to_string(format!("/proc/{leader_pid}/uid_map")).expect("a map");
     let base = map.split_whitespace().nth(1).expect("a base");
     assert_ne!(base, "0", "{map}");
-    let error = host.fails(HostOp::DestroyContainer { name: name.clone() }, Kind::Failed).await;
+    let error = host
+        .fails(HostOp::DestroyContainer { name: name.clone() }, Kind::Failed)
+        .await;
     assert!(error.reason.contains("it runs"), "{error}");
 
     host.ok(Host::stop(&name)).await;
@@ -57,9 +64,13 @@ pub(crate) async fn a_container_is_made_started_stopped_and_destroyed_and_nothin
 pub(crate) async fn an_init_that_exits_at_once_is_told_with_its_code_and_console() {
     let mut host = Host::new().await;
     let name = host.name();
-    host.ok(host.create(&name, &system("echo no database here; exit 7"))).await;
+    host.ok(host.create(&name, &system("echo no database here; exit 7")))
+        .await;
     let error = host.fails(Host::start(&name), Kind::NotReady).await;
-    assert!(error.reason.contains("exit code 7") && error.reason.contains("no database here"), "{error}");
+    assert!(
+        error.reason.contains("exit code 7") && error.reason.contains("no database here"),
+        "{error}"
+    );
     assert_eq!(host.run(&name), Some(ObservedRun::Exited(Exit::Code { code: 7 })));
     assert_eq!(host.traces(&name), Vec::<String>::new());
     host.end().await;
@@ -68,10 +79,18 @@ pub(crate) async fn an_init_that_exits_at_once_is_told_with_its_code_and_console
 pub(crate) async fn a_container_that_is_not_ready_in_time_is_ended() {
     let mut host = Host::new().await;
     let name = host.name();
-    host.ok(host.create(&name, &system("echo thinking; exec $b sleep 1000"))).await;
+    host.ok(host.create(&name, &system("echo thinking; exec $b sleep 1000")))
+        .await;
     let error = host.fails(Host::start_within(&name, 2), Kind::NotReady).await;
-    assert!(error.reason.contains("within 2 s") && error.reason.contains("thinking"), "{error}");
-    assert!(matches!(host.run(&name), Some(ObservedRun::Exited(_))), "{:?}", host.run(&name));
+    assert!(
+        error.reason.contains("within 2 s") && error.reason.contains("thinking"),
+        "{error}"
+    );
+    assert!(
+        matches!(host.run(&name), Some(ObservedRun::Exited(_))),
+        "{:?}",
+        host.run(&name)
+    );
     assert_eq!(host.traces(&name), Vec::<String>::new());
     host.end().await;
 }
@@ -79,13 +98,22 @@ pub(crate) async fn a_container_that_is_not_ready_in_time_is_ended() {
 pub(crate) async fn an_init_that_ignores_signals_is_ended_by_force_after_the_grace_time() {
     let mut host = Host::new().await;
     let name = host.name();
-    let stubborn = system("exec /run/leaf/init ready -- $b sh -c 'trap \"\" 37 15; while :; do $b sleep 1000; done'");
+    let stubborn =
+        system("exec /run/leaf/init ready -- $b sh -c 'trap \"\" 37 15; while :; do $b sleep 1000; done'");
     host.ok(host.create(&name, &stubborn)).await;
     host.ok(Host::start(&name)).await;
     let before = std::time::Instant::now();
-    host.ok(HostOp::StopContainer { name: name.clone(), grace_seconds: 1 }).await;
+    host.ok(HostOp::StopContainer {
+        name: name.clone(),
+        grace_seconds: 1,
+    })
+    .await;
     assert!(before.elapsed().as_millis() >= 1000);
-    assert!(matches!(host.run(&name), Some(ObservedRun::Exited(exit)) if exit != Exit::Lost), "{:?}", host.run(&name));
+    assert!(
+        matches!(host.run(&name), Some(ObservedRun::Exited(exit)) if exit != Exit::Lost),
+        "{:?}",
+        host.run(&name)
+    );
     assert_eq!(host.traces(&name), Vec::<String>::new());
     host.end().await;
 }
@@ -98,16 +126,26 @@ pub(crate) async fn a_container_whose_supervisor_is_killed_is_seen_as_lost_and_s
     let status = std::fs::read_to_string(host.paths.status(&name)).expect("a status");
     let status: leaf_core::host_op::SupervisorStatus = serde_json::from_str(&status).expect("a status");
     kill(status.supervisor_pid);
-    until("the supervisor is gone", || host.run(&name) == Some(ObservedRun::Exited(Exit::Lost))).await;
+    until("the supervisor is gone", || {
+        host.run(&name) == Some(ObservedRun::Exited(Exit::Lost))
+    })
+    .await;
     // Its container still runs, and is in the way.
     assert_eq!(host.traces(&name).len(), 4, "{:?}", host.traces(&name));
     host.ok(Host::start(&name)).await;
-    assert!(matches!(host.run(&name), Some(ObservedRun::Running { .. })), "{:?}", host.run(&name));
+    assert!(
+        matches!(host.run(&name), Some(ObservedRun::Running { .. })),
+        "{:?}",
+        host.run(&name)
+    );
     // And once more, with a stop: what was left goes.
     let status = std::fs::read_to_string(host.paths.status(&name)).expect("a status");
     let status: leaf_core::host_op::SupervisorStatus = serde_json::from_str(&status).expect("a status");
     kill(status.supervisor_pid);
-    until("the supervisor is gone", || host.run(&name) == Some(ObservedRun::Exited(Exit::Lost))).await;
+    until("the supervisor is gone", || {
+        host.run(&name) == Some(ObservedRun::Exited(Exit::Lost))
+    })
+    .await;
     host.ok(Host::stop(&name)).await;
     assert_eq!(host.traces(&name), Vec::<String>::new());
     host.end().await;
@@ -125,12 +163,17 @@ pub(crate) async fn a_container_survives_the_one_who_started_it_and_is_seen_agai
         .stdin(Stdio::piped())
         .spawn()
         .expect("a starter");
-    until("it runs", || matches!(host.run(&name), Some(ObservedRun::Running { .. }))).await;
+    until("it runs", || {
+        matches!(host.run(&name), Some(ObservedRun::Running { .. }))
+    })
+    .await;
     let before = host.run(&name);
     starter.kill().expect("it is killed");
     starter.wait().expect("it has ended");
     assert_eq!(host.run(&name), before);
-    let Some(ObservedRun::Running { leader_pid, .. }) = before else { panic!("{before:?}") };
+    let Some(ObservedRun::Running { leader_pid, .. }) = before else {
+        panic!("{before:?}")
+    };
     assert!(std::path::Path::new(&format!("/proc/{leader_pid}")).exists());
     host.ok(Host::stop(&name)).await;
     assert_eq!(host.traces(&name), Vec::<String>::new());
@@ -188,6 +231,9 @@ pub(crate) async fn what_a_crash_left_half_made_is_completed_or_removed() {
 }
 
 fn kill(pid: u32) {
-    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).expect("a process id");
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+        .expect("a process id");
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is there");
 }

@@ -1,6 +1,8 @@
 //! The helper on this host: real systemd-nspawn, nftables, cgroups and store paths. Where something of that is
 //! missing, every test counts as ignored.
 
+#![allow(clippy::print_stderr, reason = "a test program says why it skips")]
+
 mod host;
 mod lifecycle;
 mod refusals;
@@ -50,7 +52,10 @@ fn main() -> ExitCode {
     ];
     if let Some(lack) = host::lacking() {
         eprintln!("all tests here are skipped: {lack}");
-        trials = trials.into_iter().map(|trial| trial.with_ignored_flag(true)).collect();
+        trials = trials
+            .into_iter()
+            .map(|trial| trial.with_ignored_flag(true))
+            .collect();
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
@@ -79,6 +84,9 @@ async fn play_the_starter(name: &str) {
     let init = host::leaf_init().expect("checked at the start");
     let settings = Settings::find(env!("CARGO_BIN_EXE_leaf-helper"), init, pool).expect("the programs");
     let start = host::Host::start(&ContainerName::new(name).expect("a name"));
-    Helper::new(leaf, paths, settings).carry_out(&start).await.expect("it starts");
+    Helper::new(leaf, paths, settings)
+        .carry_out(&start)
+        .await
+        .expect("it starts");
     std::future::pending::<()>().await;
 }

@@ -11,15 +11,25 @@ use crate::host::{Host, WAITS, store_path, system};
 pub(crate) async fn a_toplevel_without_a_proper_init_is_refused() {
     let mut host = Host::new().await;
     let name = host.name();
-    let missing = StorePath::new("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-not-here").expect("a store path");
+    let missing =
+        StorePath::new("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-not-here").expect("a store path");
     let cases = [
         (missing, "not there"),
         (store_path("echo text > $out"), "not a folder"),
         (store_path("$b mkdir $out"), "no init"),
         (store_path("$b mkdir -p $out/init"), "not a file"),
-        (store_path("$b mkdir $out; echo text > $out/init"), "not executable"),
-        (store_path("$b mkdir $out; $b ln -s /bin/sh $out/init"), "out of the store"),
-        (store_path("$b mkdir $out; $b ln -s /nix/store/../../bin/sh $out/init"), "out of the store"),
+        (
+            store_path("$b mkdir $out; echo text > $out/init"),
+            "not executable",
+        ),
+        (
+            store_path("$b mkdir $out; $b ln -s /bin/sh $out/init"),
+            "out of the store",
+        ),
+        (
+            store_path("$b mkdir $out; $b ln -s /nix/store/../../bin/sh $out/init"),
+            "out of the store",
+        ),
     ];
     for (toplevel, why) in cases {
         let error = host.fails(host.create(&name, &toplevel), Kind::Refused).await;
@@ -37,13 +47,31 @@ pub(crate) async fn addresses_outside_the_pool_or_of_another_container_are_refus
     let (own, taken) = (host.network(&name), host.network(&other));
     let outside = "192.168.77.1".parse().expect("an address");
     for network in [
-        ContainerNetwork { host_address: outside, ..own },
-        ContainerNetwork { container_address: outside, ..own },
-        ContainerNetwork { container_address: own.host_address, ..own },
-        ContainerNetwork { container_address: taken.container_address, ..own },
-        ContainerNetwork { host_address: taken.container_address, ..own },
+        ContainerNetwork {
+            host_address: outside,
+            ..own
+        },
+        ContainerNetwork {
+            container_address: outside,
+            ..own
+        },
+        ContainerNetwork {
+            container_address: own.host_address,
+            ..own
+        },
+        ContainerNetwork {
+            container_address: taken.container_address,
+            ..own
+        },
+        ContainerNetwork {
+            host_address: taken.container_address,
+            ..own
+        },
     ] {
-        let HostOp::CreateContainer { binding, credentials, .. } = host.create(&name, &toplevel) else {
+        let HostOp::CreateContainer {
+            binding, credentials, ..
+        } = host.create(&name, &toplevel)
+        else {
             unreachable!("it is what was made")
         };
         let op = HostOp::CreateContainer {
@@ -56,9 +84,15 @@ pub(crate) async fn addresses_outside_the_pool_or_of_another_container_are_refus
         host.fails(op, Kind::Refused).await;
     }
     assert_eq!(host.files(&name), Vec::<std::path::PathBuf>::new());
-    let outside = HostOp::PrepareNetwork { leaf_address: outside, nats_port: 4222 };
+    let outside = HostOp::PrepareNetwork {
+        leaf_address: outside,
+        nats_port: 4222,
+    };
     host.fails(outside, Kind::Refused).await;
-    let no_port = HostOp::PrepareNetwork { leaf_address: host.address(1), nats_port: 0 };
+    let no_port = HostOp::PrepareNetwork {
+        leaf_address: host.address(1),
+        nats_port: 0,
+    };
     host.fails(no_port, Kind::Refused).await;
     host.end().await;
 }
@@ -76,7 +110,19 @@ pub(crate) async fn credentials_and_bindings_that_are_not_this_containers_are_re
     };
     let url = "nats://10.0.0.1:4222";
     let own = ContainerBinding::new(&host.leaf, &name, url);
-    for bad in ["", ".", "..", "../x", "/etc/passwd", "a/b", "leaf.json", "a:b", "a\nb", "-a", &"x".repeat(65)] {
+    for bad in [
+        "",
+        ".",
+        "..",
+        "../x",
+        "/etc/passwd",
+        "a/b",
+        "leaf.json",
+        "a:b",
+        "a\nb",
+        "-a",
+        &"x".repeat(65),
+    ] {
         let credentials = BTreeMap::from([(bad.to_owned(), Secret::new("x"))]);
         host.fails(op(own.clone(), credentials), Kind::Refused).await;
     }
@@ -86,7 +132,10 @@ pub(crate) async fn credentials_and_bindings_that_are_not_this_containers_are_re
     for binding in [
         ContainerBinding::new(&another, &name, url),
         ContainerBinding::new(&host.leaf, &other, url),
-        ContainerBinding { inbox_prefix: "_INBOX".into(), ..own },
+        ContainerBinding {
+            inbox_prefix: "_INBOX".into(),
+            ..own
+        },
     ] {
         host.fails(op(binding, BTreeMap::new()), Kind::Refused).await;
     }
@@ -109,7 +158,11 @@ pub(crate) async fn a_link_that_a_container_left_in_its_root_is_not_followed() {
     assert!(error.reason.contains("not followed"), "{error}");
     host.ok(HostOp::DestroyContainer { name: name.clone() }).await;
     assert_eq!(host.files(&name), Vec::<std::path::PathBuf>::new());
-    let left: Vec<_> = std::fs::read_dir(&outside).expect("it is there").flatten().map(|e| e.file_name()).collect();
+    let left: Vec<_> = std::fs::read_dir(&outside)
+        .expect("it is there")
+        .flatten()
+        .map(|e| e.file_name())
+        .collect();
     assert_eq!(left, ["kept"]);
     host.end().await;
 }
