@@ -18,6 +18,7 @@ mod jobs;
 pub mod kv;
 pub mod lease;
 mod link;
+mod options;
 pub mod publisher;
 pub mod serve;
 pub mod service;

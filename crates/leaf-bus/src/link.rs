@@ -9,20 +9,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::{ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, StatusCode, rustls};
+use async_nats::{Event, HeaderMap, Message, StatusCode};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use tokio::sync::{broadcast, watch};
 
-use crate::connect::{Cause, ConnectError, ConnectSettings, Credentials, ServerIdentity, Status};
-use crate::credentials;
+use crate::connect::{ConnectError, ConnectSettings, ServerIdentity, Status};
 use crate::jetstream::{StreamError, request_error};
-
-/// How long one attempt to connect may take.
-const ATTEMPT: Duration = Duration::from_secs(5);
-/// How many messages one subscription buffers before it drops some.
-const SUBSCRIPTION_CAPACITY: usize = 8192;
+use crate::options::{check_tls_files, classify, options};
 
 /// How hard to try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +40,7 @@ pub(crate) struct Link {
 }
 
 #[derive(Debug)]
-struct Shared {
+pub(crate) struct Shared {
     status: watch::Sender<Status>,
     closed: watch::Sender<bool>,
     violations: broadcast::Sender<String>,
@@ -404,7 +399,7 @@ pub(crate) fn publish_error(error: &async_nats::PublishError) -> RequestError {
 }
 
 impl Shared {
-    fn connected(&self, servers: &str) {
+    pub(crate) fn connected(&self, servers: &str) {
         self.last_words.send_replace(None);
         self.status.send_if_modified(|status| {
             let changed = !status.is_connected();
@@ -419,7 +414,7 @@ impl Shared {
     }
 
     /// Sets what is wrong; a `lost` connection becomes a disconnected one.
-    fn problem(&self, text: String, lost: bool) {
+    pub(crate) fn problem(&self, text: String, lost: bool) {
         self.status.send_if_modified(|status| match status {
             Status::Connected { .. } if lost => {
                 *status = Status::Disconnected {
@@ -436,7 +431,7 @@ impl Shared {
         });
     }
 
-    fn event(&self, event: &Event, servers: &str) {
+    pub(crate) fn event(&self, event: &Event, servers: &str) {
         match event {
             Event::Connected => self.connected(servers),
             Event::Disconnected => {
@@ -480,169 +475,5 @@ impl Shared {
             Event::LameDuckMode => tracing::info!("the NATS server is about to stop"),
             Event::Draining => {}
         }
-    }
-}
-
-fn options(
-    settings: &ConnectSettings,
-    mode: Mode,
-    shared: &Arc<Shared>,
-    servers: &str,
-) -> Result<ConnectOptions, ConnectError> {
-    let unreadable = |what: String, source: Cause| ConnectError::CredentialsUnreadable { what, source };
-    let mut options = match &settings.credentials {
-        Credentials::None => ConnectOptions::new(),
-        Credentials::Password { user, password } => {
-            ConnectOptions::with_user_and_password(user.clone(), password.expose().to_owned())
-        }
-        Credentials::Token(token) => ConnectOptions::with_token(token.expose().to_owned()),
-        Credentials::NkeyFile(path) => {
-            let seed = std::fs::read_to_string(path)
-                .map_err(|e| unreadable(format!("in {}", path.display()), e.into()))?;
-            let pair = nkeys::KeyPair::from_seed(seed.trim());
-            pair.map_err(|e| unreadable(format!("in {}", path.display()), e.into()))?;
-            ConnectOptions::with_nkey(seed.trim().to_owned())
-        }
-        Credentials::File(_) | Credentials::Text(_) => {
-            let credentials = settings.credentials.clone();
-            credentials::sign(&credentials, b"").map_err(|(what, source)| unreadable(what, source))?;
-            ConnectOptions::with_auth_callback(move |nonce| {
-                let auth = credentials::sign(&credentials, &nonce).map(|signed| {
-                    let mut auth = async_nats::Auth::new();
-                    auth.jwt = Some(signed.jwt);
-                    auth.signature = Some(signed.signature);
-                    auth
-                });
-                async move { auth.map_err(|(what, e)| async_nats::AuthError::new(format!("{what}: {e}"))) }
-            })
-        }
-    };
-    let tls = &settings.tls;
-    if let Some(ca) = &tls.ca {
-        options = options.add_root_certificates(ca.clone());
-    }
-    if let (Some(cert), Some(key)) = (&tls.cert, &tls.key) {
-        options = options.add_client_certificate(cert.clone(), key.clone());
-    }
-    if mode == Mode::Forever {
-        options = options.retry_on_initial_connect();
-    }
-    let (on_event, on_pool) = (shared.clone(), shared.clone());
-    let servers: Arc<str> = servers.into();
-    Ok(options
-        .require_tls(tls.required)
-        .name(&settings.name)
-        .custom_inbox_prefix(&settings.inbox_prefix)
-        .connection_timeout(ATTEMPT)
-        .ping_interval(Duration::from_secs(10))
-        .subscription_capacity(SUBSCRIPTION_CAPACITY)
-        .max_reconnects(None)
-        .reconnect_delay_callback(backoff)
-        .reconnect_to_server_callback(move |pool, _| {
-            let problems: Vec<String> = pool
-                .iter()
-                .filter_map(|s| {
-                    Some(format!(
-                        "{}:{}: {}",
-                        s.addr.host(),
-                        s.addr.port(),
-                        s.last_error.as_ref()?
-                    ))
-                })
-                .collect();
-            if !problems.is_empty() {
-                on_pool.problem(problems.join("; "), false);
-            }
-            async { None }
-        })
-        .event_callback(move |event| {
-            on_event.event(&event, &servers);
-            async {}
-        }))
-}
-
-/// From 50 ms up to 2 s, and up to a quarter more so that not all leaves come back at once.
-fn backoff(attempts: usize) -> Duration {
-    if attempts <= 1 {
-        return Duration::ZERO;
-    }
-    let doublings = u32::try_from(attempts - 2).unwrap_or(u32::MAX).min(6);
-    let base = Duration::from_millis(50 * 2u64.pow(doublings)).min(Duration::from_secs(2));
-    let random = u32::from(uuid::Uuid::now_v7().as_bytes()[15]);
-    base + base * random / 1024
-}
-
-/// TLS files that can't be read are told at once, also to the daemon.
-fn check_tls_files(settings: &ConnectSettings, servers: &str) -> Result<(), ConnectError> {
-    let tls = &settings.tls;
-    let error = |source: Cause| ConnectError::Tls {
-        servers: servers.to_owned(),
-        source,
-    };
-    if tls.cert.is_some() != tls.key.is_some() {
-        return Err(error(
-            "a certificate needs its key, and a key its certificate".into(),
-        ));
-    }
-    for path in [&tls.ca, &tls.cert, &tls.key].into_iter().flatten() {
-        std::fs::File::open(path).map_err(|e| error(format!("{}: {e}", path.display()).into()))?;
-    }
-    Ok(())
-}
-
-fn classify(error: &async_nats::ConnectError, servers: &str, settings: &ConnectSettings) -> ConnectError {
-    let servers = servers.to_owned();
-    let io = std::error::Error::source(error).and_then(|s| s.downcast_ref::<std::io::Error>());
-    let server_error =
-        std::error::Error::source(error).and_then(|s| s.downcast_ref::<async_nats::ServerError>());
-    let tls = io
-        .and_then(|e| e.get_ref())
-        .and_then(|e| e.downcast_ref::<rustls::Error>());
-    let text = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
-    match error.kind() {
-        ConnectErrorKind::AuthorizationViolation => ConnectError::CredentialsRefused { servers },
-        ConnectErrorKind::Authentication => ConnectError::CredentialsUnreadable {
-            what: credentials::describe(&settings.credentials),
-            source: text.into(),
-        },
-        ConnectErrorKind::TimedOut | ConnectErrorKind::MaxReconnects => ConnectError::TimedOut {
-            servers,
-            seconds: ATTEMPT.as_secs_f64(),
-        },
-        ConnectErrorKind::ServerParse => ConnectError::BadAddress { server: servers },
-        ConnectErrorKind::Tls => ConnectError::Tls {
-            servers,
-            source: text.into(),
-        },
-        ConnectErrorKind::Dns => ConnectError::NoServer {
-            servers,
-            source: text.into(),
-        },
-        ConnectErrorKind::Io => match (tls, server_error) {
-            (Some(rustls::Error::InvalidCertificate(problem)), _) => ConnectError::WrongCa {
-                servers,
-                source: format!("{problem}").into(),
-            },
-            (Some(other), _) => ConnectError::Tls {
-                servers,
-                source: other.to_string().into(),
-            },
-            (None, Some(error)) => {
-                let reason = error.to_string();
-                if reason.to_lowercase().contains("authenti") {
-                    ConnectError::CredentialsRefused { servers }
-                } else {
-                    ConnectError::Refused { servers, reason }
-                }
-            }
-            (None, None) if text.contains("tls") => ConnectError::Tls {
-                servers,
-                source: text.into(),
-            },
-            (None, None) => ConnectError::NoServer {
-                servers,
-                source: text.into(),
-            },
-        },
     }
 }

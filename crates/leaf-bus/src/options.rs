@@ -1,0 +1,183 @@
+//! From our settings to those of async-nats, and from its errors on the way to a server to ours.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{ConnectErrorKind, ConnectOptions, rustls};
+
+use crate::connect::{Cause, ConnectError, ConnectSettings, Credentials};
+use crate::credentials;
+use crate::link::{Mode, Shared};
+
+/// How long one attempt to connect may take.
+const ATTEMPT: Duration = Duration::from_secs(5);
+/// How many messages one subscription buffers before it drops some.
+const SUBSCRIPTION_CAPACITY: usize = 8192;
+
+pub(crate) fn options(
+    settings: &ConnectSettings,
+    mode: Mode,
+    shared: &Arc<Shared>,
+    servers: &str,
+) -> Result<ConnectOptions, ConnectError> {
+    let unreadable = |what: String, source: Cause| ConnectError::CredentialsUnreadable { what, source };
+    let mut options = match &settings.credentials {
+        Credentials::None => ConnectOptions::new(),
+        Credentials::Password { user, password } => {
+            ConnectOptions::with_user_and_password(user.clone(), password.expose().to_owned())
+        }
+        Credentials::Token(token) => ConnectOptions::with_token(token.expose().to_owned()),
+        Credentials::NkeyFile(path) => {
+            let seed = std::fs::read_to_string(path)
+                .map_err(|e| unreadable(format!("in {}", path.display()), e.into()))?;
+            let pair = nkeys::KeyPair::from_seed(seed.trim());
+            pair.map_err(|e| unreadable(format!("in {}", path.display()), e.into()))?;
+            ConnectOptions::with_nkey(seed.trim().to_owned())
+        }
+        Credentials::File(_) | Credentials::Text(_) => {
+            let credentials = settings.credentials.clone();
+            credentials::sign(&credentials, b"").map_err(|(what, source)| unreadable(what, source))?;
+            ConnectOptions::with_auth_callback(move |nonce| {
+                let auth = credentials::sign(&credentials, &nonce).map(|signed| {
+                    let mut auth = async_nats::Auth::new();
+                    auth.jwt = Some(signed.jwt);
+                    auth.signature = Some(signed.signature);
+                    auth
+                });
+                async move { auth.map_err(|(what, e)| async_nats::AuthError::new(format!("{what}: {e}"))) }
+            })
+        }
+    };
+    let tls = &settings.tls;
+    if let Some(ca) = &tls.ca {
+        options = options.add_root_certificates(ca.clone());
+    }
+    if let (Some(cert), Some(key)) = (&tls.cert, &tls.key) {
+        options = options.add_client_certificate(cert.clone(), key.clone());
+    }
+    if mode == Mode::Forever {
+        options = options.retry_on_initial_connect();
+    }
+    let (on_event, on_pool) = (shared.clone(), shared.clone());
+    let servers: Arc<str> = servers.into();
+    Ok(options
+        .require_tls(tls.required)
+        .name(&settings.name)
+        .custom_inbox_prefix(&settings.inbox_prefix)
+        .connection_timeout(ATTEMPT)
+        .ping_interval(Duration::from_secs(10))
+        .subscription_capacity(SUBSCRIPTION_CAPACITY)
+        .max_reconnects(None)
+        .reconnect_delay_callback(backoff)
+        .reconnect_to_server_callback(move |pool, _| {
+            let problems: Vec<String> = pool
+                .iter()
+                .filter_map(|s| {
+                    Some(format!(
+                        "{}:{}: {}",
+                        s.addr.host(),
+                        s.addr.port(),
+                        s.last_error.as_ref()?
+                    ))
+                })
+                .collect();
+            if !problems.is_empty() {
+                on_pool.problem(problems.join("; "), false);
+            }
+            async { None }
+        })
+        .event_callback(move |event| {
+            on_event.event(&event, &servers);
+            async {}
+        }))
+}
+
+/// From 50 ms up to 2 s, and up to a quarter more so that not all leaves come back at once.
+fn backoff(attempts: usize) -> Duration {
+    if attempts <= 1 {
+        return Duration::ZERO;
+    }
+    let doublings = u32::try_from(attempts - 2).unwrap_or(u32::MAX).min(6);
+    let base = Duration::from_millis(50 * 2u64.pow(doublings)).min(Duration::from_secs(2));
+    let random = u32::from(uuid::Uuid::now_v7().as_bytes()[15]);
+    base + base * random / 1024
+}
+
+/// TLS files that can't be read are told at once, also to the daemon.
+pub(crate) fn check_tls_files(settings: &ConnectSettings, servers: &str) -> Result<(), ConnectError> {
+    let tls = &settings.tls;
+    let error = |source: Cause| ConnectError::Tls {
+        servers: servers.to_owned(),
+        source,
+    };
+    if tls.cert.is_some() != tls.key.is_some() {
+        return Err(error(
+            "a certificate needs its key, and a key its certificate".into(),
+        ));
+    }
+    for path in [&tls.ca, &tls.cert, &tls.key].into_iter().flatten() {
+        std::fs::File::open(path).map_err(|e| error(format!("{}: {e}", path.display()).into()))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn classify(
+    error: &async_nats::ConnectError,
+    servers: &str,
+    settings: &ConnectSettings,
+) -> ConnectError {
+    let servers = servers.to_owned();
+    let io = std::error::Error::source(error).and_then(|s| s.downcast_ref::<std::io::Error>());
+    let server_error =
+        std::error::Error::source(error).and_then(|s| s.downcast_ref::<async_nats::ServerError>());
+    let tls = io
+        .and_then(|e| e.get_ref())
+        .and_then(|e| e.downcast_ref::<rustls::Error>());
+    let text = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+    match error.kind() {
+        ConnectErrorKind::AuthorizationViolation => ConnectError::CredentialsRefused { servers },
+        ConnectErrorKind::Authentication => ConnectError::CredentialsUnreadable {
+            what: credentials::describe(&settings.credentials),
+            source: text.into(),
+        },
+        ConnectErrorKind::TimedOut | ConnectErrorKind::MaxReconnects => ConnectError::TimedOut {
+            servers,
+            seconds: ATTEMPT.as_secs_f64(),
+        },
+        ConnectErrorKind::ServerParse => ConnectError::BadAddress { server: servers },
+        ConnectErrorKind::Tls => ConnectError::Tls {
+            servers,
+            source: text.into(),
+        },
+        ConnectErrorKind::Dns => ConnectError::NoServer {
+            servers,
+            source: text.into(),
+        },
+        ConnectErrorKind::Io => match (tls, server_error) {
+            (Some(rustls::Error::InvalidCertificate(problem)), _) => ConnectError::WrongCa {
+                servers,
+                source: format!("{problem}").into(),
+            },
+            (Some(other), _) => ConnectError::Tls {
+                servers,
+                source: other.to_string().into(),
+            },
+            (None, Some(error)) => {
+                let reason = error.to_string();
+                if reason.to_lowercase().contains("authenti") {
+                    ConnectError::CredentialsRefused { servers }
+                } else {
+                    ConnectError::Refused { servers, reason }
+                }
+            }
+            (None, None) if text.contains("tls") => ConnectError::Tls {
+                servers,
+                source: text.into(),
+            },
+            (None, None) => ConnectError::NoServer {
+                servers,
+                source: text.into(),
+            },
+        },
+    }
+}
