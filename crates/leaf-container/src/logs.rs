@@ -35,13 +35,19 @@ impl Containers {
         }
         if truncated {
             // Half a line is none.
-            let whole = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |end| end + 1);
+            let whole = bytes
+                .iter()
+                .position(|byte| *byte == b'\n')
+                .map_or(bytes.len(), |end| end + 1);
             bytes.drain(..whole);
         }
         let body = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
         let mut start = body.len();
         for _ in 0..lines {
-            start = body[..start].iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end);
+            start = body[..start]
+                .iter()
+                .rposition(|byte| *byte == b'\n')
+                .map_or(0, |end| end);
             if start == 0 {
                 break;
             }
@@ -98,7 +104,9 @@ mod tests {
         if let Some(before) = before {
             std::fs::write(place.path().join("web/log.1"), before).expect("a log");
         }
-        Containers::new(leaf, paths).logs(&name, lines, max_bytes).expect("a text")
+        Containers::new(leaf, paths)
+            .logs(&name, lines, max_bytes)
+            .expect("a text")
     }
 
     #[test]
@@ -108,8 +116,14 @@ mod tests {
         assert_eq!(text(logs("a\nb\nc", None, 2, 100)), ("b\nc".into(), true));
         assert_eq!(text(logs("a\nb\nc\n", None, 3, 100)), ("a\nb\nc\n".into(), false));
         assert_eq!(text(logs("a\nb\nc\n", None, 0, 100)), (String::new(), true));
-        assert_eq!(text(logs("c\nd\n", Some("a\nb\n"), 3, 100)), ("b\nc\nd\n".into(), true));
-        assert_eq!(text(logs("c\nd\n", Some("aaaa\nb\n"), 9, 7)), ("b\nc\nd\n".into(), true));
+        assert_eq!(
+            text(logs("c\nd\n", Some("a\nb\n"), 3, 100)),
+            ("b\nc\nd\n".into(), true)
+        );
+        assert_eq!(
+            text(logs("c\nd\n", Some("aaaa\nb\n"), 9, 7)),
+            ("b\nc\nd\n".into(), true)
+        );
         assert_eq!(text(logs("cccccc\n", None, 9, 3)), (String::new(), true));
         assert_eq!(text(logs("", None, 9, 100)), (String::new(), false));
         assert_eq!(text(logs("\n\n\n", None, 2, 100)), ("\n\n".into(), true));

@@ -15,7 +15,7 @@ use leaf_core::id::StorePath;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::host::{Host, NATS_PORT, WAITS, leaf_init, system, until};
+use crate::host::{Host, NATS_PORT, WAITS, leaf_init, output, system, until};
 
 pub(crate) async fn the_network_is_closed_but_for_nats() {
     let mut host = Host::new().await;
@@ -50,7 +50,6 @@ pub(crate) async fn the_network_is_closed_but_for_nats() {
     script += &probe("neighbour-host-end", &neighbour.host_address, 4222);
     script += &probe("outside", &"192.0.2.1", 4222);
     script += &format!("$b ping -c 1 -W 1 {leaf} >/dev/null 2>&1 && echo ping open || echo ping closed\n");
-    script += "$b ping -6 -c 1 -W 1 ff02::1%eth0 >/dev/null 2>&1 && echo ipv6 open || echo ipv6 closed\n";
     // As somebody else: an address that is not this link's.
     let (other_address, gateway) = (host.address(200), own.host_address);
     script += &format!("$b ip addr add {other_address}/32 dev eth0\n");
@@ -58,11 +57,35 @@ pub(crate) async fn the_network_is_closed_but_for_nats() {
     script += &probe("spoofed", &leaf, NATS_PORT);
     script += &format!("$b ip route del {leaf}\n");
     script += &probe("nats-again", &leaf, NATS_PORT);
+    // The host's link-local address is known once the link is there.
+    script += "{ while ! $b test -s /target; do $b sleep 0.1; done
+                 $b ping -6 -c 1 -W 1 $($b cat /target)%eth0 >/dev/null 2>&1 && echo ipv6 open || echo ipv6 closed; } &\n";
     host.ok(host.create(&name, &system(&(script + WAITS)))).await;
     host.ok(Host::start(&name)).await;
-    let log = host.containers.logs(&name, 100, 1 << 16).expect("a log").text;
+    let link = format!("ve-{name}");
+    let mut target = String::new();
+    until("the host's end has a link-local address", || {
+        let addresses = output("ip", &["-6", "-o", "addr", "show", "dev", &link, "-tentative"]);
+        let found = addresses
+            .split_whitespace()
+            .find(|word| word.starts_with("fe80::"));
+        target = found
+            .and_then(|word| word.split('/').next())
+            .unwrap_or_default()
+            .to_owned();
+        !target.is_empty()
+    })
+    .await;
+    std::fs::write(host.paths.roots.join(name.as_str()).join("target"), target).expect("a file");
+    let logs = || host.containers.logs(&name, 100, 1 << 16).expect("a log").text;
+    until("all is probed", || logs().contains("ipv6 ")).await;
+    let log: String = logs()
+        .lines()
+        .filter(|line| *line != "Terminated")
+        .map(|line| format!("{line}\n"))
+        .collect();
     let expected = "nats open\nother-port closed\nhost-end closed\nneighbour closed\nneighbour-host-end closed\n\
-                    outside closed\nping closed\nipv6 closed\nspoofed closed\nnats-again open\n";
+                    outside closed\nping closed\nspoofed closed\nnats-again open\nipv6 closed\n";
     assert_eq!(log, expected);
     host.end().await;
 }

@@ -39,7 +39,10 @@ pub(crate) async fn init() -> anyhow::Result<()> {
     crate::mounts::mount_missing()?;
     crate::network::set_up().await?;
     let (binding, credentials) = identity()?;
-    say(&format!("container {} of leaf {}, NATS at {}", binding.container, binding.leaf, binding.nats_url));
+    say(&format!(
+        "container {} of leaf {}, NATS at {}",
+        binding.container, binding.leaf, binding.nats_url
+    ));
     let client = ContainerClient::connect(&binding, &credentials)
         .await
         .context("connect to NATS")?;

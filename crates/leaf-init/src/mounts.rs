@@ -22,11 +22,12 @@ pub(crate) fn mount_missing() -> anyhow::Result<()> {
             continue;
         }
         std::fs::create_dir_all(target).with_context(|| format!("make {}", target.display()))?;
-        let flags = MountFlags::NOSUID | MountFlags::NODEV.difference(if kind == "devtmpfs" {
-            MountFlags::NODEV
-        } else {
-            MountFlags::empty()
-        });
+        let flags = MountFlags::NOSUID
+            | MountFlags::NODEV.difference(if kind == "devtmpfs" {
+                MountFlags::NODEV
+            } else {
+                MountFlags::empty()
+            });
         rustix::mount::mount(kind, target, kind, flags, None::<&std::ffi::CStr>)
             .with_context(|| format!("mount {kind} on {}", target.display()))?;
     }

@@ -37,7 +37,9 @@ fn address(variable: &str) -> anyhow::Result<Option<Ipv4Addr>> {
     let text = text.to_string_lossy();
     // NixOS allows a prefix length there.
     let plain = text.split('/').next().unwrap_or_default();
-    let address = plain.parse().with_context(|| format!("{variable}={text} is not an IPv4 address"))?;
+    let address = plain
+        .parse()
+        .with_context(|| format!("{variable}={text} is not an IPv4 address"))?;
     Ok(Some(address))
 }
 
@@ -48,15 +50,25 @@ async fn configure(handle: &Handle, local: Ipv4Addr, host: Ipv4Addr) -> anyhow::
     }
     let link = wait_for_link(handle).await?;
     let up = LinkUnspec::new_with_index(link).up().build();
-    handle.link().change(up).execute().await.context("bring eth0 up")?;
+    handle
+        .link()
+        .change(up)
+        .execute()
+        .await
+        .context("bring eth0 up")?;
     let added = handle.address().add(link, IpAddr::V4(local), 32).execute().await;
-    added.or_else(unless_there).with_context(|| format!("add {local} to {WANTED}"))?;
+    added
+        .or_else(unless_there)
+        .with_context(|| format!("add {local} to {WANTED}"))?;
     let to_host = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(host, 32)
         .output_interface(link)
         .scope(RouteScope::Link)
         .build();
-    let by_host = RouteMessageBuilder::<Ipv4Addr>::new().gateway(host).output_interface(link).build();
+    let by_host = RouteMessageBuilder::<Ipv4Addr>::new()
+        .gateway(host)
+        .output_interface(link)
+        .build();
     for route in [to_host, by_host] {
         let added = handle.route().add(route).replace().execute().await;
         added.with_context(|| format!("set the routes by {host}"))?;
@@ -72,7 +84,12 @@ async fn wait_for_link(handle: &Handle) -> anyhow::Result<u32> {
         }
         if let Some(link) = find(handle, GIVEN).await? {
             let named = LinkUnspec::new_with_index(link).name(WANTED.to_owned()).build();
-            handle.link().change(named).execute().await.context("rename host0 to eth0")?;
+            handle
+                .link()
+                .change(named)
+                .execute()
+                .await
+                .context("rename host0 to eth0")?;
             return Ok(link);
         }
         tokio::time::sleep(BETWEEN).await;
@@ -89,7 +106,11 @@ async fn find(handle: &Handle, name: &str) -> anyhow::Result<Option<u32>> {
 }
 
 fn unless_there(error: Error) -> Result<(), Error> {
-    if is(&error, Errno::EXIST) { Ok(()) } else { Err(error) }
+    if is(&error, Errno::EXIST) {
+        Ok(())
+    } else {
+        Err(error)
+    }
 }
 
 fn is(error: &Error, errno: Errno) -> bool {
