@@ -42,22 +42,10 @@ impl Containers {
             bytes.drain(..whole);
         }
         let body = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
-        let mut start = body.len();
-        for _ in 0..lines {
-            start = body[..start]
-                .iter()
-                .rposition(|byte| *byte == b'\n')
-                .map_or(0, |end| end);
-            if start == 0 {
-                break;
-            }
-        }
-        let start = if lines == 0 {
-            bytes.len()
-        } else if start == 0 {
-            0
-        } else {
-            start + 1
+        let ends = || body.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n');
+        let start = match lines.checked_sub(1) {
+            None => bytes.len(),
+            Some(before) => ends().nth(before).map_or(0, |(end, _)| end + 1),
         };
         Ok(LogText {
             text: String::from_utf8_lossy(&bytes[start..]).into_owned(),
