@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod daemon;
+pub mod equipment;
 pub mod guard;
 pub mod hardware;
 pub mod history;
@@ -12,6 +13,7 @@ pub mod input;
 pub mod inventory;
 pub mod lease;
 pub mod ledger;
+pub mod listeners;
 pub mod main_loop;
 pub mod mirror;
 pub mod notify;

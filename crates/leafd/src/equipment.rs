@@ -1,0 +1,231 @@
+//! What the daemon works with, as the settings say and the host allows: NATS, containers, Nix, a hardware report.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use leaf_bus::connect::{Bus, ConnectSettings, Credentials, Tls};
+use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings};
+use leaf_bus::identity::{Identity, daemon_caller};
+use leaf_container::Containers;
+use leaf_core::host_op::{HostOp, HostPaths};
+use leaf_core::id::LeafName;
+use leaf_core::subject;
+use leaf_helper::Helper;
+use leaf_nix::Nix;
+
+use crate::programs;
+use crate::settings::Settings;
+use crate::workers::{ContainerHost, chain};
+
+/// What stands before the connection is used.
+pub struct Began {
+    /// The connection, which may stand later.
+    pub bus: Bus,
+    /// The leaf's own server, if it has one.
+    pub server_process: Option<EmbeddedServer>,
+    /// What runs containers, or why there are none.
+    pub containers: Result<Arc<ContainerHost>, String>,
+    /// Where NATS is, in words.
+    pub nats_of: String,
+}
+
+/// Makes the network, starts the embedded server if there is to be one, and connects.
+///
+/// # Errors
+/// What can't be had of what the settings ask for.
+pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began> {
+    let nats = &settings.nats;
+    let Some(embedded) = &nats.embedded else {
+        let connect = ConnectSettings {
+            credentials: nats
+                .credentials
+                .clone()
+                .map_or(Credentials::None, Credentials::File),
+            inbox_prefix: subject::inbox_prefix(&daemon_caller()),
+            tls: Tls {
+                ca: nats.ca.clone(),
+                cert: nats.cert.clone(),
+                key: nats.key.clone(),
+                required: false,
+            },
+            name: format!("leafd {leaf}"),
+            jetstream_domain: nats.jetstream_domain.clone(),
+            ..ConnectSettings::new(nats.url.as_deref().unwrap_or_default())
+        };
+        let bus = Bus::connect(&connect)
+            .await
+            .context("NATS can't be used with these settings")?;
+        let why = "containers need NATS credentials of their own, which this leafd makes only for its embedded server";
+        let nats_of = format!("connects to {}", nats.url.as_deref().unwrap_or_default());
+        return Ok(Began {
+            bus,
+            server_process: None,
+            containers: Err(why.to_owned()),
+            nats_of,
+        });
+    };
+    let identity = Arc::new(Identity::open_or_create(
+        &settings.state_dir.join("identity"),
+        leaf,
+    )?);
+    let pool = settings.containers.address_pool;
+    let port = embedded.port.unwrap_or(4222);
+    let helper = container_helper(settings, leaf);
+    let address = match (embedded.address, &helper) {
+        (Some(address), _) => address,
+        (None, Ok(_)) => pool.leaf_address(),
+        (None, Err(_)) => Ipv4Addr::LOCALHOST,
+    };
+    let helper = match helper {
+        // The address must be there before the server listens on it. The rules follow below, with the port.
+        Ok(helper) if address == pool.leaf_address() => {
+            prepare(&helper, address, port).await.map(|()| helper)
+        }
+        other => other,
+    };
+    let server = EmbeddedSettings {
+        nats_server: embedded.program.clone(),
+        max_file_store: Some(embedded.max_storage_bytes).filter(|bytes| *bytes > 0),
+        ..EmbeddedSettings::new(
+            settings.state_dir.join("nats"),
+            SocketAddr::new(IpAddr::V4(address), port),
+        )
+    };
+    let process = EmbeddedServer::start(server, &identity)
+        .await
+        .context("the embedded NATS server can't be started")?;
+    let helper = match helper {
+        Ok(helper) if process.address().port() != port => prepare(&helper, address, process.address().port())
+            .await
+            .map(|()| helper),
+        other => other,
+    };
+    let url = process.client_url();
+    identity.write_context(&settings.state_dir.join("context.json"), &url)?;
+    let connect = ConnectSettings {
+        credentials: Credentials::Text(identity.leaf_credentials()),
+        inbox_prefix: subject::inbox_prefix(&daemon_caller()),
+        name: format!("leafd {leaf}"),
+        ..ConnectSettings::new(&url)
+    };
+    let bus = Bus::connect(&connect)
+        .await
+        .context("the embedded NATS server can't be used")?;
+    let containers = helper.map(|helper| {
+        Arc::new(ContainerHost {
+            helper,
+            view: Containers::new(leaf.clone(), HostPaths::new(leaf)),
+            identity,
+            nats_url: url.clone(),
+            ready_timeout_seconds: settings.containers.ready_timeout_seconds,
+            stop_timeout_seconds: settings.containers.stop_timeout_seconds,
+        })
+    });
+    match &containers {
+        Err(why) if settings.containers.enable == Some(true) => {
+            anyhow::bail!("containers are enabled, and can't be run: {why}")
+        }
+        Err(why) => tracing::info!(why, "this leaf runs no containers"),
+        Ok(_) => {}
+    }
+    Ok(Began {
+        bus,
+        server_process: Some(process),
+        containers,
+        nats_of: format!("NATS at {url}"),
+    })
+}
+
+/// Returns the helper, which works in this process where it is root, or why there are no containers.
+fn container_helper(settings: &Settings, leaf: &LeafName) -> Result<Helper, String> {
+    let wanted = &settings.containers;
+    if wanted.enable == Some(false) {
+        return Err("containers are not enabled (containers.enable)".to_owned());
+    }
+    if !rustix::process::geteuid().is_root() {
+        return Err("containers need root, and leafd runs without".to_owned());
+    }
+    let program = |setting: Option<&Path>, name: &str| {
+        programs::find(setting, name)
+            .ok_or_else(|| format!("the program {name} is neither beside leafd nor on PATH"))
+    };
+    let supervisor = program(wanted.helper.as_deref(), "leaf-helper")?;
+    let leaf_init = program(wanted.leaf_init.as_deref(), "leaf-init")?;
+    let pool = wanted
+        .address_pool
+        .to_string()
+        .parse()
+        .map_err(|error: leaf_helper::InvalidPool| error.to_string())?;
+    let settings =
+        leaf_helper::Settings::find(supervisor, leaf_init, pool).map_err(|error| error.to_string())?;
+    Ok(Helper::new(leaf.clone(), HostPaths::new(leaf), settings))
+}
+
+async fn prepare(helper: &Helper, leaf_address: Ipv4Addr, nats_port: u16) -> Result<(), String> {
+    helper
+        .carry_out(&HostOp::PrepareNetwork {
+            leaf_address,
+            nats_port,
+        })
+        .await
+        .map_err(|error| error.to_string())
+}
+
+/// Returns what runs Nix jobs, or why it can't.
+///
+/// # Errors
+/// The reason, in words.
+pub async fn nix_jobs(settings: &Settings, leaf: &LeafName) -> Result<Nix, String> {
+    let roots = PathBuf::from("/nix/var/nix/gcroots/cim-leaf").join(leaf.as_str());
+    let runner = std::env::current_exe().map_err(|error| format!("leafd can't find itself: {error}"))?;
+    let base = leaf_nix::Settings::new(&settings.state_dir, roots, runner, vec!["nix-job".into()]);
+    let nix = Nix::new(leaf_nix::Settings {
+        nix: settings.nix.program.clone(),
+        templates_dir: programs::templates(settings.containers.templates.as_deref())
+            .unwrap_or(base.templates_dir.clone()),
+        leaf_init: programs::find(settings.containers.leaf_init.as_deref(), "leaf-init")
+            .unwrap_or(base.leaf_init.clone()),
+        nix_options: settings.nix.options.clone(),
+        ..base
+    });
+    let asked = nix.clone();
+    match tokio::task::spawn_blocking(move || asked.check()).await {
+        Ok(Ok(version)) => {
+            tracing::info!(version = version.text, "nix");
+            Ok(nix)
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(error = chain(&error), "this leaf runs no Nix jobs");
+            Err(chain(&error))
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Returns the report that the settings name, or one made just now.
+pub async fn report(settings: &Settings) -> Option<PathBuf> {
+    let hardware = &settings.hardware;
+    let Some(program) = &hardware.facter_program else {
+        return hardware.facter_report.clone();
+    };
+    let file = settings.state_dir.join("facter.json");
+    match leaf_hardware::facter::run(program, Duration::from_secs(300)).await {
+        Ok(bytes) => match std::fs::write(&file, bytes) {
+            Ok(()) => Some(file),
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the report can't be kept"
+                );
+                hardware.facter_report.clone()
+            }
+        },
+        Err(error) => {
+            tracing::warn!(error = chain(&error), "nixos-facter made no report");
+            hardware.facter_report.clone()
+        }
+    }
+}

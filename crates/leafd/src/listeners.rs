@@ -1,0 +1,103 @@
+//! Tasks that listen where something happens, and bring it to the main loop as an [`Input`].
+
+use anyhow::Context as _;
+use leaf_bus::connect::Bus;
+use leaf_bus::serve::Server;
+use leaf_container::Containers;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::input::Input;
+use crate::publisher::Published;
+
+/// Brings commands, until the daemon drains: then those that are here already.
+///
+/// # Errors
+/// When it can't go on.
+pub async fn take_commands(
+    mut server: Server,
+    inputs: mpsc::Sender<Input>,
+    mut drained: oneshot::Receiver<()>,
+) -> anyhow::Result<()> {
+    loop {
+        tokio::select! {
+            incoming = server.next() => match incoming {
+                Some(incoming) => {
+                    if inputs.send(Input::Command(Box::new(incoming))).await.is_err() {
+                        break;
+                    }
+                }
+                None => break,
+            },
+            _ = &mut drained, if !drained.is_terminated() => server.drain().await,
+        }
+    }
+    std::future::pending().await
+}
+
+/// Brings what the publisher says.
+///
+/// # Errors
+/// Never.
+pub async fn watch_levels(
+    mut published: watch::Receiver<Published>,
+    mut beginnings: mpsc::Receiver<()>,
+    inputs: mpsc::Sender<Input>,
+) -> anyhow::Result<()> {
+    loop {
+        let input = tokio::select! {
+            changed = published.changed() => match changed {
+                Ok(()) => Input::Published(published.borrow_and_update().sequence),
+                Err(_) => return std::future::pending().await,
+            },
+            Some(()) = beginnings.recv() => Input::StreamBegunAnew,
+        };
+        if inputs.send(input).await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// Brings a look at the containers whenever something moved there.
+///
+/// # Errors
+/// When it can't go on.
+pub async fn watch_containers(view: Containers, inputs: mpsc::Sender<Input>) -> anyhow::Result<()> {
+    let mut hints = view.watch()?;
+    loop {
+        let look = view.clone();
+        let seen = tokio::task::spawn_blocking(move || look.observe())
+            .await
+            .context("the look at the containers ended early")?;
+        match seen {
+            Ok(seen) => {
+                if inputs.send(Input::ContainersSeen(seen)).await.is_err() {
+                    return std::future::pending().await;
+                }
+            }
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the containers can't be looked at"
+            ),
+        }
+        hints.changed().await?;
+    }
+}
+
+/// Logs how the connection does.
+///
+/// # Errors
+/// When it can't go on.
+pub async fn log_connection(bus: Bus) -> anyhow::Result<()> {
+    let mut status = bus.status();
+    loop {
+        let now = status.borrow_and_update().clone();
+        if now.is_connected() {
+            tracing::info!("{now}");
+        } else {
+            tracing::warn!("{now}");
+        }
+        if status.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
