@@ -102,7 +102,7 @@ impl Settings {
     }
 }
 
-/// Returns where jobs get their cgroups: `cim-leaf.slice/jobs` of the cgroup v2 hierarchy, if there is one and this
+/// Returns where jobs get their cgroups: `cim-leaf-nix.slice` of the cgroup v2 hierarchy, if there is one and this
 /// process is root.
 #[must_use]
 pub fn default_cgroup() -> Option<PathBuf> {
@@ -112,7 +112,7 @@ pub fn default_cgroup() -> Option<PathBuf> {
     ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
         .iter()
         .find(|root| Path::new(root).join("cgroup.controllers").exists())
-        .map(|root| Path::new(root).join("cim-leaf.slice/jobs"))
+        .map(|root| Path::new(root).join("cim-leaf-nix.slice"))
 }
 
 /// The version of the `nix` program.
