@@ -1,6 +1,6 @@
 //! What a leaf knows: the sum of its events. [`apply`] adds one event to it.
 //!
-//! The state is a set of entries by key (`leaf`, `device.<id>`, `container.<token>`, `job.<id>`): so it is stored in
+//! The state is a set of entries by key (`leaf`, `snapshot`, `device.<id>`, `container.<token>`, `job.<id>`): so it is stored in
 //! the journal, shown in the KV bucket `leaf_state`, and cut into the parts of a snapshot.
 
 use std::collections::BTreeMap;
@@ -24,6 +24,8 @@ pub const REMEMBERED_JOBS: usize = 200;
 pub struct State {
     /// The sequence number of the last event in it; 0 before the first.
     pub sequence: u64,
+    /// The sequence number with which the newest snapshot begins; 0 before the first.
+    pub snapshot_sequence: u64,
     /// The leaf itself, from the first start on.
     pub leaf: Option<LeafState>,
     /// The devices that it has seen.
@@ -87,7 +89,12 @@ pub fn apply(state: &mut State, event: &Event) -> Vec<String> {
             }
             _ => Vec::new(),
         },
-        Fact::LeafSnapshotted(f) => restore(state, f),
+        Fact::LeafSnapshotted(f) => {
+            let mut keys = restore(state, f);
+            state.snapshot_sequence = event.sequence.saturating_sub(u64::from(f.part.saturating_sub(1)));
+            keys.push(SNAPSHOT_KEY.to_owned());
+            keys
+        }
         Fact::DeviceAppeared(f) => put_device(state, &f.device),
         Fact::DeviceChanged(f) => put_device(state, &f.device),
         Fact::DeviceVanished(f) => match state.devices.get_mut(&f.id) {
@@ -278,6 +285,9 @@ fn restore(state: &mut State, snapshot: &LeafSnapshotted) -> Vec<String> {
 
 const LEAF_KEY: &str = "leaf";
 
+/// The key of the entry that says with which sequence number the newest snapshot begins.
+pub const SNAPSHOT_KEY: &str = "snapshot";
+
 fn device_key(id: &DeviceId) -> String {
     format!("device.{id}")
 }
@@ -300,6 +310,9 @@ impl State {
         if key == LEAF_KEY {
             return self.leaf.as_ref().map(json);
         }
+        if key == SNAPSHOT_KEY {
+            return (self.snapshot_sequence > 0).then(|| json(&self.snapshot_sequence));
+        }
         match key.split_once('.')? {
             ("device", id) => self.devices.get(&DeviceId::new(id).ok()?).map(json),
             ("container", token) => self
@@ -318,6 +331,7 @@ impl State {
             .leaf
             .iter()
             .map(|_| LEAF_KEY.to_owned())
+            .chain((self.snapshot_sequence > 0).then(|| SNAPSHOT_KEY.to_owned()))
             .chain(self.devices.keys().map(device_key))
             .chain(self.containers.keys().map(container_key))
             .chain(self.jobs.keys().map(|id| job_key(*id)));
@@ -348,7 +362,8 @@ impl State {
     pub fn snapshot(&self, leaf: &LeafName, epoch: u64, part_bytes: usize) -> Vec<LeafSnapshotted> {
         let mut parts: Vec<BTreeMap<String, Value>> = vec![BTreeMap::new()];
         let mut size = 0;
-        for (key, value) in self.entries() {
+        // Where the newest snapshot begins is told by the snapshot itself.
+        for (key, value) in self.entries().into_iter().filter(|(key, _)| key != SNAPSHOT_KEY) {
             let bytes = key.len() + value.to_string().len();
             if size > 0 && size + bytes > part_bytes {
                 parts.push(BTreeMap::new());
@@ -384,6 +399,10 @@ impl State {
         };
         if key == LEAF_KEY {
             self.leaf = Some(serde_json::from_value(value).map_err(read)?);
+            return Ok(());
+        }
+        if key == SNAPSHOT_KEY {
+            self.snapshot_sequence = serde_json::from_value(value).map_err(read)?;
             return Ok(());
         }
         match key.split_once('.').ok_or_else(unknown)?.0 {

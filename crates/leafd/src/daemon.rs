@@ -21,7 +21,7 @@ use uuid::Uuid;
 use crate::guard::Guard;
 use crate::input::Input;
 use crate::lease::Predecessors;
-use crate::ledger::{Cause, Ledger};
+use crate::ledger::{Cause, Ledger, Snapshots};
 use crate::main_loop::{MainLoop, Target, Waiter};
 use crate::publisher::{Carrier, Published};
 use crate::settings::Settings;
@@ -182,7 +182,11 @@ async fn start(settings: Settings) -> anyhow::Result<()> {
             journal.epoch(),
             state,
             journal.clone(),
-            settings.events.snapshot_every,
+            // So that the stream always holds two whole ones within its limit.
+            Snapshots {
+                every_events: settings.events.snapshot_every,
+                every_bytes: settings.events.max_bytes / 4,
+            },
         ),
         instance,
         workers,

@@ -20,6 +20,9 @@ use crate::programs;
 use crate::settings::Settings;
 use crate::workers::{ContainerHost, chain};
 
+/// The port of NATS.
+const DEFAULT_PORT: u16 = 4222;
+
 /// What stands before the connection is used.
 pub struct Began {
     /// The connection, which may stand later.
@@ -72,7 +75,7 @@ pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began
         leaf,
     )?);
     let pool = settings.containers.address_pool;
-    let port = embedded.port.unwrap_or(4222);
+    let port = embedded.port.unwrap_or(DEFAULT_PORT);
     let helper = container_helper(settings, leaf);
     let address = match (embedded.address, &helper) {
         (Some(address), _) => address,
@@ -80,11 +83,21 @@ pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began
         (None, Err(_)) => Ipv4Addr::LOCALHOST,
     };
     let helper = match helper {
-        // The address must be there before the server listens on it. The rules follow below, with the port.
+        // The address must be there before the server listens on it. A port that the server is to choose is not known
+        // yet: the rules get it below.
         Ok(helper) if address == pool.leaf_address() => {
+            let port = if port == 0 { DEFAULT_PORT } else { port };
             prepare(&helper, address, port).await.map(|()| helper)
         }
         other => other,
+    };
+    if let Err(why) = &helper {
+        no_containers(settings, why)?;
+    }
+    // Without containers there may be no leaf address either, and nobody who would need it.
+    let address = match (embedded.address, &helper) {
+        (None, Err(_)) => Ipv4Addr::LOCALHOST,
+        _ => address,
     };
     let server = EmbeddedSettings {
         nats_server: embedded.program.clone(),
@@ -98,9 +111,13 @@ pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began
         .await
         .context("the embedded NATS server can't be started")?;
     let helper = match helper {
-        Ok(helper) if process.address().port() != port => prepare(&helper, address, process.address().port())
-            .await
-            .map(|()| helper),
+        Ok(helper) if process.address().port() != port => {
+            let prepared = prepare(&helper, address, process.address().port()).await;
+            if let Err(why) = &prepared {
+                no_containers(settings, why)?;
+            }
+            prepared.map(|()| helper)
+        }
         other => other,
     };
     let url = process.client_url();
@@ -124,19 +141,21 @@ pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began
             stop_timeout_seconds: settings.containers.stop_timeout_seconds,
         })
     });
-    match &containers {
-        Err(why) if settings.containers.enable == Some(true) => {
-            anyhow::bail!("containers are enabled, and can't be run: {why}")
-        }
-        Err(why) => tracing::info!(why, "this leaf runs no containers"),
-        Ok(_) => {}
-    }
     Ok(Began {
         bus,
         server_process: Some(process),
         containers,
         nats_of: format!("NATS at {url}"),
     })
+}
+
+/// Says that there are no containers; where they are a must, that ends the start.
+fn no_containers(settings: &Settings, why: &str) -> anyhow::Result<()> {
+    if settings.containers.enable == Some(true) {
+        anyhow::bail!("containers are enabled, and can't be run: {why}");
+    }
+    tracing::info!(why, "this leaf runs no containers");
+    Ok(())
 }
 
 /// Returns the helper, which works in this process where it is root, or why there are no containers.

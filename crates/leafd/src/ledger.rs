@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use jiff::Timestamp;
 use leaf_core::event::{Event, EventRecord, Fact};
 use leaf_core::id::{CommandId, LeafName};
-use leaf_core::state::{self, State};
+use leaf_core::state::{self, SNAPSHOT_KEY, State};
 use leaf_journal::{Batch, CommandRecord, CommitError, Journal, Receipt};
 
 /// The state of a leaf, its journal, and what waits for a commit.
@@ -19,8 +19,8 @@ pub struct Ledger<Effect> {
     state: State,
     journal: Journal,
     pending: VecDeque<(Option<Receipt>, Vec<Effect>)>,
-    since_snapshot: u64,
-    snapshot_every: u64,
+    snapshots: Snapshots,
+    bytes_since_snapshot: u64,
     changed: BTreeMap<String, Option<serde_json::Value>>,
 }
 
@@ -33,20 +33,34 @@ pub struct Cause {
     pub correlation: Option<String>,
 }
 
+/// How often a snapshot stands in the history.
+#[derive(Debug, Clone, Copy)]
+pub struct Snapshots {
+    /// After this many events.
+    pub every_events: u64,
+    /// After this many bytes of events, whichever comes first.
+    pub every_bytes: u64,
+}
+
+/// What is assumed of an event that was recorded before this run, in bytes.
+const EARLIER_EVENT_BYTES: u64 = 1024;
+
 /// The size of one part of a snapshot, in bytes: well below the server's limit for a message (1 MiB).
 const SNAPSHOT_PART_BYTES: usize = 256 * 1024;
 
 impl<Effect> Ledger<Effect> {
-    /// Returns the ledger that goes on from this state. A snapshot follows after `snapshot_every` events.
-    pub fn new(leaf: LeafName, epoch: u64, state: State, journal: Journal, snapshot_every: u64) -> Self {
+    /// Returns the ledger that goes on from this state.
+    pub fn new(leaf: LeafName, epoch: u64, state: State, journal: Journal, snapshots: Snapshots) -> Self {
+        let bytes_since_snapshot =
+            state.sequence.saturating_sub(state.snapshot_sequence) * EARLIER_EVENT_BYTES;
         Self {
             leaf,
             epoch,
             state,
             journal,
             pending: VecDeque::new(),
-            since_snapshot: 0,
-            snapshot_every,
+            bytes_since_snapshot,
+            snapshots,
             changed: BTreeMap::new(),
         }
     }
@@ -86,14 +100,17 @@ impl<Effect> Ledger<Effect> {
             self.after(effects);
             return 0;
         }
-        self.since_snapshot += facts.len() as u64;
         let mut batch = Batch {
             events: Vec::with_capacity(facts.len()),
             entries: BTreeMap::new(),
             commands,
         };
         self.add(&mut batch, now, cause, facts);
-        if self.since_snapshot >= self.snapshot_every {
+        self.bytes_since_snapshot += batch.events.iter().map(event_bytes).sum::<u64>();
+        let events_since_snapshot = self.state.sequence.saturating_sub(self.state.snapshot_sequence);
+        if events_since_snapshot >= self.snapshots.every_events
+            || self.bytes_since_snapshot >= self.snapshots.every_bytes
+        {
             self.add_snapshot(&mut batch, now);
         }
         self.changed.extend(
@@ -117,7 +134,7 @@ impl<Effect> Ledger<Effect> {
     }
 
     fn add_snapshot(&mut self, batch: &mut Batch, now: Timestamp) {
-        self.since_snapshot = 0;
+        self.bytes_since_snapshot = 0;
         let parts = self.state.snapshot(&self.leaf, self.epoch, SNAPSHOT_PART_BYTES);
         self.add(
             batch,
@@ -137,12 +154,14 @@ impl<Effect> Ledger<Effect> {
                 fact,
             };
             let keys = state::apply(&mut self.state, &event);
-            // Our own snapshot says what the state says already.
-            if !matches!(event.fact, Fact::LeafSnapshotted(_)) {
-                for key in keys {
-                    let value = self.state.entry(&key);
-                    batch.entries.insert(key, value);
-                }
+            // Our own snapshot says what the state says already, but for its own place.
+            let own_snapshot = matches!(event.fact, Fact::LeafSnapshotted(_));
+            for key in keys
+                .into_iter()
+                .filter(|key| !own_snapshot || key == SNAPSHOT_KEY)
+            {
+                let value = self.state.entry(&key);
+                batch.entries.insert(key, value);
             }
             batch.events.push(event.to_record(&self.leaf, self.epoch));
         }
