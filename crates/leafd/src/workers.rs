@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use leaf_bus::connect::Bus;
@@ -19,10 +20,14 @@ use leaf_journal::Journal;
 use leaf_nix::{Found, JobNews, Nix, NixError, Outcome, RunningJob};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use crate::input::Input;
 use crate::publisher::Published;
 use crate::tasks::Tasks;
+
+/// How often the journal is tidied; what is kept longer costs only disk space.
+const TIDY_EVERY: Duration = Duration::from_secs(600);
 
 /// How much of a log goes into one answer, in bytes.
 const LOG_BYTES: usize = 512 * 1024;
@@ -54,6 +59,7 @@ pub struct Workers {
     looks: mpsc::Sender<u64>,
     mirror: mpsc::Sender<BTreeMap<String, Option<Value>>>,
     published: watch::Receiver<Published>,
+    tidied_at: Instant,
 }
 
 /// The ends of the channels that the workers hold, and what they work with.
@@ -100,6 +106,7 @@ impl Workers {
             looks,
             mirror,
             published,
+            tidied_at: Instant::now(),
         }
     }
 
@@ -143,8 +150,12 @@ impl Workers {
         }
     }
 
-    /// Lets go of what need not be kept: events that the stream has on its disk, and commands accepted before this.
+    /// Lets go, from time to time, of what need not be kept: events that the stream has on its disk, and commands accepted before this.
     pub fn housekeep(&mut self, journal: &Journal, before: Timestamp) {
+        if self.tidied_at.elapsed() < TIDY_EVERY {
+            return;
+        }
+        self.tidied_at = Instant::now();
         let stored = self.published.borrow().stored;
         let journal = journal.clone();
         self.tasks.run(async move {
