@@ -222,7 +222,8 @@ pub fn plan(
         if up {
             ops.push(stop());
         }
-        if observed.is_some() {
+        // A create that did not come to its end shows nothing to a look, and leaves files and credentials all the same.
+        if observed.is_some() || desired.toplevel.is_some() {
             ops.push(HostOp::DestroyContainer { name: name.clone() });
         }
         return ops;
@@ -259,7 +260,8 @@ pub fn observe(container: &Container, observed: Option<&ObservedContainer>) -> V
     let Some(observed) = observed else {
         return match container.phase {
             Phase::Destroying => vec![Fact::ContainerDestroyed(ContainerDestroyed { name })],
-            Phase::Running | Phase::Starting | Phase::Stopping => {
+            // One that starts and is not there is still to be made: nothing has happened to it.
+            Phase::Running | Phase::Stopping => {
                 vec![Fact::ContainerStopped(ContainerStopped {
                     name,
                     cause: StopCause::HostRestarted,

@@ -35,6 +35,7 @@ enum Step {
     Command(Command),
     BuildEnds(Result<BuildResult, String>),
     ContainerExits(ContainerName, Exit),
+    SomebodyRemovesIt(ContainerName),
     HostRestarts,
 }
 
@@ -78,12 +79,9 @@ impl World {
                     .run = ObservedRun::Exited(Exit::Code { code: 0 });
             }
             HostOp::DestroyContainer { name } => {
-                let gone = self
-                    .host
-                    .remove(name)
-                    .expect("it is there before it is destroyed");
+                let gone = self.host.remove(name);
                 assert!(
-                    matches!(gone.run, ObservedRun::Stopped | ObservedRun::Exited(_)),
+                    gone.is_none_or(|gone| matches!(gone.run, ObservedRun::Stopped | ObservedRun::Exited(_))),
                     "{name} is destroyed while it runs"
                 );
             }
@@ -184,6 +182,18 @@ impl World {
                     );
                 }
             }
+            Step::SomebodyRemovesIt(name) => {
+                if self.host.remove(&name).is_some() {
+                    self.look(&name);
+                    let Some(container) = self.state.containers.get(&name) else {
+                        return;
+                    };
+                    assert_eq!(observe(container, None), Vec::new(), "told once: {container:?}");
+                    if container.phase.is_moving() {
+                        self.reconcile(&name);
+                    }
+                }
+            }
             Step::HostRestarts => {
                 for observed in self.host.values_mut() {
                     observed.run = ObservedRun::Stopped;
@@ -242,8 +252,43 @@ fn step() -> impl Strategy<Value = Step> {
         2 => build_result().prop_map(|result| Step::BuildEnds(Ok(result))),
         1 => Just(Step::BuildEnds(Err("builder failed".to_owned()))),
         1 => (name(), exit).prop_map(|(name, exit)| Step::ContainerExits(name, exit)),
+        1 => name().prop_map(Step::SomebodyRemovesIt),
         1 => Just(Step::HostRestarts),
     ]
+}
+
+#[test]
+fn what_a_create_left_half_made_is_removed_with_the_container() {
+    let mut world = World::default();
+    let name = ContainerName::new("web").expect("a name");
+    let path = "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a";
+    let create = CreateContainer {
+        name: name.clone(),
+        source: ContainerSource::Toplevel {
+            path: leaf_core::id::StorePath::new(path).expect("a store path"),
+        },
+        start: false,
+    };
+    let record = |world: &mut World, command: Command| {
+        let decision = decide(&world.state, &command, &context(1)).expect("accepted");
+        world.record(decision.facts);
+    };
+    record(&mut world, create.into());
+    // The daemon is killed in the middle of the create, and the look finds no container.
+    record(
+        &mut world,
+        DestroyContainer {
+            name: name.clone(),
+            if_generation: None,
+        }
+        .into(),
+    );
+    assert_eq!(
+        world.plan(&name),
+        vec![HostOp::DestroyContainer { name: name.clone() }]
+    );
+    world.reconcile(&name);
+    assert!(world.state.containers.is_empty());
 }
 
 proptest! {
