@@ -1,0 +1,24 @@
+//! The daemon itself, started as people start it: its own program, a real nats-server, real files. What this machine
+//! lacks makes the tests that need it count as ignored, and is named.
+
+#![expect(clippy::print_stderr, reason = "a program, which speaks to whoever runs it")]
+
+#[path = "main/durability.rs"]
+mod durability;
+#[path = "main/support.rs"]
+mod support;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+use support::Host;
+
+fn main() -> ExitCode {
+    let host = Host::look();
+    for lack in host.lacks() {
+        eprintln!("{lack}");
+    }
+    let mut trials: Vec<Trial> = Vec::new();
+    trials.extend(durability::trials(&host));
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}

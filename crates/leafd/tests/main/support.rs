@@ -1,0 +1,38 @@
+//! What the tests of the daemon share: a leaf of their own ([`TestLeaf`]), what this machine can do ([`Host`]).
+
+#![allow(dead_code, unused_imports, reason = "each module takes what it needs")]
+
+#[path = "support/host.rs"]
+mod host;
+#[path = "support/leaf.rs"]
+mod leaf;
+#[path = "support/remains.rs"]
+mod remains;
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+pub(crate) use host::{Host, Need};
+pub(crate) use leaf::{Setup, TestLeaf};
+
+/// The longest that any wait for a state may take, if the test does not say otherwise.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// Waits until `look` gives something, and says what it waited for if it never does.
+pub(crate) async fn until<T, F>(what: &str, mut look: impl FnMut() -> F) -> anyhow::Result<T>
+where
+    F: Future<Output = anyhow::Result<Option<T>>>,
+{
+    let deadline = Instant::now() + LIMIT;
+    let mut last = String::new();
+    while Instant::now() < deadline {
+        match tokio::time::timeout_at(deadline.into(), look()).await {
+            Ok(Ok(Some(found))) => return Ok(found),
+            Ok(Ok(None)) => last.clear(),
+            Ok(Err(error)) => last = format!("; the last look said: {error:#}"),
+            Err(_) => last = "; the last look did not end".to_owned(),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    anyhow::bail!("not within {LIMIT:?}: {what}{last}")
+}

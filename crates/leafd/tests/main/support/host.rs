@@ -1,0 +1,158 @@
+//! What this machine can do, and tests that are skipped by name where it can't.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use leaf_bus::embedded::NatsServer;
+use libtest_mimic::Trial;
+
+/// What a test needs besides a nats-server, which all need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// To be root.
+    Root,
+    /// Nix, and a static busybox as the builder.
+    Nix,
+    /// All that containers take: root, systemd-nspawn, nft, cgroup v2, Nix, `leaf-helper`, and a static `leaf-init`.
+    Containers,
+}
+
+/// What this machine lacks of it.
+pub(crate) struct Host {
+    nats: Option<String>,
+    root: Option<String>,
+    nix: Option<String>,
+    containers: Option<String>,
+}
+
+/// The longest that one test may take.
+const TEST_LIMIT: Duration = Duration::from_secs(300);
+
+impl Host {
+    /// Looks.
+    pub(crate) fn look() -> Self {
+        let nats = runtime().block_on(NatsServer::find(None)).err();
+        let root = (!rustix::process::geteuid().is_root()).then(|| "needs root".to_owned());
+        let nix = root.clone().or_else(|| {
+            if !runs("nix") {
+                return Some("needs nix".to_owned());
+            }
+            let busybox = Path::new("/bin/busybox");
+            (!busybox.is_file() || !is_static(busybox))
+                .then(|| "needs a static busybox as /bin/busybox".to_owned())
+        });
+        let containers = nix.clone().or_else(lack_of_containers);
+        Self {
+            nats: nats.map(|error| format!("needs nats-server: {error}")),
+            root,
+            nix,
+            containers,
+        }
+    }
+
+    /// What is lacking, for people.
+    pub(crate) fn lacks(&self) -> Vec<String> {
+        let mut lacks: Vec<String> = [&self.nats, &self.root, &self.nix, &self.containers]
+            .into_iter()
+            .flatten()
+            .map(|lack| format!("some tests of leafd are skipped: {lack}"))
+            .collect();
+        lacks.dedup();
+        lacks
+    }
+
+    fn lack(&self, need: Need) -> Option<&String> {
+        match need {
+            Need::Root => self.root.as_ref(),
+            Need::Nix => self.nix.as_ref(),
+            Need::Containers => self.containers.as_ref(),
+        }
+    }
+
+    /// Returns a test with a runtime of its own; it is ignored where something is missing that it needs.
+    pub(crate) fn trial<F>(&self, name: &'static str, needs: &[Need], test: fn() -> F) -> Trial
+    where
+        F: Future<Output = anyhow::Result<()>> + 'static,
+    {
+        let lacking = self.nats.is_some() || needs.iter().any(|need| self.lack(*need).is_some());
+        let trial = Trial::test(name, move || {
+            let outcome = runtime().block_on(async { tokio::time::timeout(TEST_LIMIT, test()).await });
+            match outcome {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) => Err(format!("{error:?}").into()),
+                Err(_) => Err(format!("it did not end within {TEST_LIMIT:?}").into()),
+            }
+        });
+        trial.with_ignored_flag(lacking)
+    }
+}
+
+fn lack_of_containers() -> Option<String> {
+    for program in ["systemd-nspawn", "nft", "ip"] {
+        if !on_path(program) {
+            return Some(format!("needs {program}"));
+        }
+    }
+    if !["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+        .iter()
+        .any(|root| Path::new(root).join("cgroup.controllers").exists())
+    {
+        return Some("needs cgroup v2".to_owned());
+    }
+    if !helper().is_file() {
+        return Some(format!(
+            "needs {} (cargo build -p leaf-helper)",
+            helper().display()
+        ));
+    }
+    static_init()
+        .is_none()
+        .then(|| "needs a static leaf-init, named in CIM_LEAF_STATIC_INIT".to_owned())
+}
+
+/// The program `leaf-helper`, beside `leafd`.
+pub(crate) fn helper() -> PathBuf {
+    Path::new(env!("CARGO_BIN_EXE_leafd")).with_file_name("leaf-helper")
+}
+
+/// The static `leaf-init` that the environment names.
+pub(crate) fn static_init() -> Option<PathBuf> {
+    std::env::var_os("CIM_LEAF_STATIC_INIT")
+        .map(PathBuf::from)
+        .filter(|file| file.is_file())
+}
+
+fn on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|folder| folder.join(program).is_file())
+}
+
+fn runs(program: &str) -> bool {
+    Command::new(program)
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+fn is_static(program: &Path) -> bool {
+    // A dynamic program names its loader, near the beginning.
+    std::fs::read(program).is_ok_and(|bytes| {
+        !bytes[..bytes.len().min(4096)]
+            .windows(9)
+            .any(|w| w == b"ld-linux-")
+    })
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}

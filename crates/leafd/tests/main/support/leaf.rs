@@ -1,0 +1,565 @@
+//! A leaf of a test's own: `leafd` as a process, in a folder that goes with it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use futures::StreamExt as _;
+use leaf_bus::client::{CallError, CallOptions, Client, EventsFrom};
+use leaf_bus::context;
+use leaf_bus::identity::Identity;
+use leaf_core::command::{LeafReport, Request, ShowLeaf};
+use leaf_core::event::{Event, EventRecord, header};
+use leaf_core::host_op::Secret;
+use leaf_core::id::{Caller, CommandId, LeafName};
+use leaf_core::state::{State, apply};
+use leaf_core::subject;
+use serde_json::Value;
+use tokio::net::UnixDatagram;
+use tokio::process::{Child, Command};
+
+use super::host::{helper, static_init};
+use super::{LIMIT, remains, until};
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// How a leaf is to be. Begins with a name, a folder and an embedded server of its own, without containers.
+pub(crate) struct Setup {
+    name: LeafName,
+    state_dir: Option<PathBuf>,
+    settings: toml::Table,
+    containers: bool,
+}
+
+impl Setup {
+    pub(crate) fn new() -> Self {
+        let number = NEXT.fetch_add(1, Ordering::SeqCst);
+        let name = LeafName::new(format!("t{:x}-{number}", std::process::id())).expect("a leaf's name");
+        let mut setup = Self {
+            name,
+            state_dir: None,
+            settings: toml::Table::new(),
+            containers: false,
+        };
+        setup.put("log", "info,leafd=debug");
+        setup.put("nats.embedded.address", "127.0.0.1");
+        setup.put("nats.embedded.port", 0);
+        setup.put("containers.enable", false);
+        for (option, value) in [
+            ("sandbox", "true"),
+            ("sandbox-paths", "/bin/sh=/bin/busybox"),
+            ("sandbox-fallback", "false"),
+            ("substituters", ""),
+            ("build-users-group", ""),
+            ("flake-registry", ""),
+        ] {
+            setup.put(&format!("nix.options.{option}"), value);
+        }
+        setup
+    }
+
+    /// Another name, for a second leaf of the same.
+    pub(crate) fn named(mut self, name: &LeafName) -> Self {
+        self.name = name.clone();
+        self
+    }
+
+    /// Sets one setting, by its place: `events.reserve_bytes`.
+    pub(crate) fn set(mut self, place: &str, value: impl Into<toml::Value>) -> Self {
+        self.put(place, value);
+        self
+    }
+
+    /// A state folder that somebody else looks after.
+    pub(crate) fn state_dir(mut self, dir: &Path) -> Self {
+        self.state_dir = Some(dir.to_owned());
+        self
+    }
+
+    /// A server that is there already, in place of an embedded one.
+    pub(crate) fn server(mut self, url: &str, credentials: &Path) -> Self {
+        self.settings.remove("nats");
+        self.set("nats.url", url)
+            .set("nats.credentials", credentials.display().to_string())
+    }
+
+    /// With containers, an address pool of its own, and a server on the leaf's address.
+    pub(crate) fn containers(mut self) -> Self {
+        let number = NEXT.fetch_add(1, Ordering::SeqCst);
+        let block = 100 + (std::process::id().wrapping_mul(7) + number) % 100;
+        self.containers = true;
+        if let Some(toml::Value::Table(nats)) = self.settings.get_mut("nats")
+            && let Some(toml::Value::Table(embedded)) = nats.get_mut("embedded")
+        {
+            embedded.remove("address");
+        }
+        let templates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../containers");
+        let mut setup = self
+            .set("containers.enable", true)
+            .set("containers.address_pool", format!("10.{block}.0.0/16"))
+            .set("containers.helper", helper().display().to_string())
+            .set("containers.templates", templates.display().to_string());
+        if let Some(init) = static_init() {
+            setup.put("containers.leaf_init", init.display().to_string());
+        }
+        setup
+    }
+
+    fn put(&mut self, place: &str, value: impl Into<toml::Value>) {
+        let mut table = &mut self.settings;
+        let mut parts: Vec<&str> = place.split('.').collect();
+        let last = parts.pop().expect("a place has a name");
+        for part in parts {
+            table = table
+                .entry(part)
+                .or_insert_with(|| toml::Value::Table(toml::Table::new()))
+                .as_table_mut()
+                .expect("a place in a table");
+        }
+        table.insert(last.to_owned(), value.into());
+    }
+
+    /// Starts the leaf and returns when it takes commands.
+    pub(crate) async fn start(self) -> anyhow::Result<TestLeaf> {
+        let mut leaf = self.launch().await?;
+        leaf.ready().await?;
+        Ok(leaf)
+    }
+
+    /// Starts the leaf and returns at once.
+    pub(crate) async fn launch(self) -> anyhow::Result<TestLeaf> {
+        let folder = tempfile::Builder::new().prefix("leafd-").tempdir()?;
+        let state_dir = self
+            .state_dir
+            .clone()
+            .unwrap_or_else(|| folder.path().join("state"));
+        let mut settings = self.settings.clone();
+        settings.insert("name".into(), self.name.to_string().into());
+        settings.insert("state_dir".into(), state_dir.display().to_string().into());
+        std::fs::write(folder.path().join("leafd.toml"), toml::to_string(&settings)?)?;
+        let mut leaf = TestLeaf {
+            name: self.name,
+            state_dir,
+            pool: self.containers.then(|| {
+                settings["containers"]["address_pool"]
+                    .as_str()
+                    .expect("set above")
+                    .to_owned()
+            }),
+            folder,
+            runs: 0,
+            child: None,
+            notify: None,
+            client: None,
+        };
+        leaf.launch_again()?;
+        Ok(leaf)
+    }
+}
+
+/// A leaf that runs as a process of its own. All of it ends with the test.
+pub(crate) struct TestLeaf {
+    pub(crate) name: LeafName,
+    pub(crate) state_dir: PathBuf,
+    pool: Option<String>,
+    folder: tempfile::TempDir,
+    runs: u32,
+    child: Option<Child>,
+    notify: Option<UnixDatagram>,
+    client: Option<Client>,
+}
+
+impl TestLeaf {
+    /// Starts a leaf with an embedded server and nothing special.
+    pub(crate) async fn start() -> anyhow::Result<Self> {
+        Setup::new().start().await
+    }
+
+    // ---- the process -----------------------------------------------------------------------------------------
+
+    /// Starts `leafd` once more, which must not run, and returns when it takes commands.
+    pub(crate) async fn start_again(&mut self) -> anyhow::Result<()> {
+        self.launch_again()?;
+        self.ready().await
+    }
+
+    /// Starts `leafd` once more, which must not run, and returns at once.
+    pub(crate) fn launch_again(&mut self) -> anyhow::Result<()> {
+        ensure!(self.child.is_none(), "it runs already");
+        self.runs += 1;
+        let socket = self.folder.path().join(format!("notify.{}", self.runs));
+        self.notify = Some(UnixDatagram::bind(&socket)?);
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_file())?;
+        let child = Command::new(env!("CARGO_BIN_EXE_leafd"))
+            .arg("run")
+            .arg("--config")
+            .arg(self.settings_file())
+            .env("NOTIFY_SOCKET", &socket)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// Waits until it says that it is ready; fails at once if it ends before.
+    pub(crate) async fn ready(&mut self) -> anyhow::Result<()> {
+        let notify = self.notify.as_ref().context("it was not started")?;
+        let child = self.child.as_mut().context("it was not started")?;
+        let said = async {
+            let mut buffer = [0; 4096];
+            loop {
+                let length = notify.recv(&mut buffer).await?;
+                let text = String::from_utf8_lossy(&buffer[..length]);
+                if text.lines().any(|line| line == "READY=1") {
+                    return anyhow::Ok(());
+                }
+            }
+        };
+        let outcome = tokio::select! {
+            said = tokio::time::timeout(LIMIT, said) => said.map_err(|_| "it is not ready".to_owned()),
+            ended = child.wait() => Err(format!("it ended before it was ready ({ended:?})")),
+        };
+        match outcome {
+            Ok(said) => said,
+            Err(why) => {
+                if let Ok(Some(_)) = child.try_wait() {
+                    self.child = None;
+                }
+                bail!("{why}; its log:\n{}", self.log())
+            }
+        }
+    }
+
+    /// Its process, if it was started and not waited for.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.child.as_ref()?.id()
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) -> anyhow::Result<()> {
+        let pid = self.pid().context("it does not run")?;
+        kill(pid, signal)
+    }
+
+    /// Waits until it has ended, and returns how.
+    pub(crate) async fn ended(&mut self) -> anyhow::Result<ExitStatus> {
+        let child = self.child.as_mut().context("it does not run")?;
+        let status = tokio::time::timeout(LIMIT, child.wait())
+            .await
+            .with_context(|| format!("it did not end within {LIMIT:?}"))??;
+        self.child = None;
+        Ok(status)
+    }
+
+    /// Ends it by SIGTERM, and returns how it ended.
+    pub(crate) async fn stop(&mut self) -> anyhow::Result<ExitStatus> {
+        self.signal(rustix::process::Signal::TERM)?;
+        self.ended().await
+    }
+
+    /// Ends it by SIGKILL. Its server lives on, until the next start ends it.
+    pub(crate) async fn kill(&mut self) -> anyhow::Result<()> {
+        self.signal(rustix::process::Signal::KILL)?;
+        self.ended().await.map(drop)
+    }
+
+    /// Stops it, and starts it again.
+    pub(crate) async fn restart(&mut self) -> anyhow::Result<()> {
+        let status = self.stop().await?;
+        ensure!(status.success(), "{status}; its log:\n{}", self.log());
+        self.start_again().await
+    }
+
+    /// Returns the process of its embedded server.
+    pub(crate) fn nats_pid(&self) -> Option<u32> {
+        remains::processes_of(&self.state_dir)
+            .into_iter()
+            .find(|pid| remains::name_of(*pid) == "nats-server")
+    }
+
+    /// Kills its embedded server by SIGKILL, and returns what it was.
+    pub(crate) async fn kill_nats(&self) -> anyhow::Result<u32> {
+        let pid = until("a nats-server runs", async || Ok(self.nats_pid())).await?;
+        kill(pid, rustix::process::Signal::KILL)?;
+        Ok(pid)
+    }
+
+    /// All processes that have to do with its state folder (but itself): server, jobs. Supervisors are not among them.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        let own = self.pid();
+        remains::processes_of(&self.state_dir)
+            .into_iter()
+            .filter(|pid| Some(*pid) != own)
+            .collect()
+    }
+
+    // ---- files -----------------------------------------------------------------------------------------------
+
+    /// The settings file.
+    pub(crate) fn settings_file(&self) -> PathBuf {
+        self.folder.path().join("leafd.toml")
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.folder.path().join("leafd.log")
+    }
+
+    /// All that it printed so far, of all runs.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// Waits until it has logged this text.
+    pub(crate) async fn logged(&self, text: &str) -> anyhow::Result<()> {
+        let what = format!("the log says {text:?}");
+        until(&what, async || Ok(self.log().contains(text).then_some(())))
+            .await
+            .with_context(|| format!("the log:\n{}", self.log()))
+    }
+
+    /// The journal's file.
+    pub(crate) fn journal_file(&self) -> PathBuf {
+        self.state_dir.join(leaf_journal::FILE)
+    }
+
+    /// A folder of the test's own, outside the state folder.
+    pub(crate) fn scratch(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Its context file, for leafctl and clients.
+    pub(crate) fn context_file(&self) -> PathBuf {
+        self.state_dir.join("context.json")
+    }
+
+    /// Its identity: makes any credentials.
+    pub(crate) fn identity(&self) -> anyhow::Result<Identity> {
+        Ok(Identity::open_or_create(
+            &self.state_dir.join("identity"),
+            &self.name,
+        )?)
+    }
+
+    // ---- talking to it ---------------------------------------------------------------------------------------
+
+    /// A client as `admin`, connected by the context file; the same one each time.
+    pub(crate) async fn client(&mut self) -> anyhow::Result<Client> {
+        if self.client.is_none() {
+            self.client = Some(self.connect().await?);
+        }
+        Ok(self.client.clone().expect("connected above"))
+    }
+
+    /// A new client as `admin`.
+    pub(crate) async fn connect(&self) -> anyhow::Result<Client> {
+        let file = self.context_file();
+        until("a client is connected", async || {
+            let settings = context::load(file.to_str())?;
+            Ok(Some(Client::connect(&settings, Duration::from_secs(5)).await?))
+        })
+        .await
+    }
+
+    /// A plain NATS client as anybody, by credentials; `caller` names its inbox.
+    pub(crate) async fn nats(
+        &self,
+        credentials: &Secret,
+        caller: &Caller,
+    ) -> anyhow::Result<async_nats::Client> {
+        let url = context::load(self.context_file().to_str())?.servers.join(",");
+        let client = async_nats::ConnectOptions::new()
+            .credentials(credentials.expose())?
+            .custom_inbox_prefix(subject::inbox_prefix(caller))
+            .reconnect_delay_callback(|_| Duration::from_millis(50))
+            .connect(url)
+            .await?;
+        Ok(client)
+    }
+
+    /// A plain NATS client as the admin.
+    pub(crate) async fn nats_as_admin(&self) -> anyhow::Result<async_nats::Client> {
+        let credentials = self.identity()?.admin_credentials();
+        self.nats(&credentials, &leaf_bus::identity::admin_caller()).await
+    }
+
+    /// A plain NATS client as the daemon itself, who may do everything in its account's JetStream.
+    pub(crate) async fn nats_as_leafd(&self) -> anyhow::Result<async_nats::Client> {
+        let credentials = self.identity()?.leaf_credentials();
+        self.nats(&credentials, &leaf_bus::identity::daemon_caller())
+            .await
+    }
+
+    /// Sends a command once.
+    pub(crate) async fn call<R: Request>(&mut self, request: &R) -> Result<R::Reply, CallError> {
+        self.call_with(
+            request,
+            CallOptions {
+                timeout: LIMIT,
+                ..CallOptions::default()
+            },
+        )
+        .await
+    }
+
+    /// Sends a command once, under this id.
+    pub(crate) async fn call_as<R: Request>(
+        &mut self,
+        id: &CommandId,
+        request: &R,
+    ) -> Result<R::Reply, CallError> {
+        let options = CallOptions {
+            id: Some(id.clone()),
+            timeout: LIMIT,
+            ..CallOptions::default()
+        };
+        self.call_with(request, options).await
+    }
+
+    /// Sends a command once.
+    pub(crate) async fn call_with<R: Request>(
+        &mut self,
+        request: &R,
+        options: CallOptions,
+    ) -> Result<R::Reply, CallError> {
+        let client = self
+            .client()
+            .await
+            .map_err(|error| CallError::Other(format!("{error:#}")))?;
+        client.call(&self.name, request, options).await
+    }
+
+    /// Sends any noun, verb and body once.
+    pub(crate) async fn call_raw(&mut self, noun: &str, verb: &str, body: &[u8]) -> Result<Value, CallError> {
+        let client = self
+            .client()
+            .await
+            .map_err(|error| CallError::Other(format!("{error:#}")))?;
+        let options = CallOptions {
+            timeout: LIMIT,
+            ..CallOptions::default()
+        };
+        let reply = client
+            .call_raw(&self.name, noun, verb, body.to_vec(), options)
+            .await?;
+        Ok(serde_json::from_slice(&reply).expect("a reply is JSON"))
+    }
+
+    /// What the leaf says of itself; asks again while it does not answer.
+    pub(crate) async fn show(&mut self) -> anyhow::Result<LeafReport> {
+        let (client, name) = (self.client().await?, self.name.clone());
+        let options = CallOptions {
+            timeout: Duration::from_secs(2),
+            ..CallOptions::default()
+        };
+        let shown = until("the leaf answers leaf.show", async || {
+            Ok(Some(client.call(&name, &ShowLeaf {}, options.clone()).await?))
+        })
+        .await;
+        shown.with_context(|| format!("the log:\n{}", self.log()))
+    }
+
+    // ---- events and state ------------------------------------------------------------------------------------
+
+    /// Waits until all that is recorded now is in the stream; returns the last sequence number.
+    pub(crate) async fn published(&mut self) -> anyhow::Result<u64> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let shown = self.show().await?;
+            if shown.published >= shown.sequence {
+                return Ok(shown.sequence);
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "not within {LIMIT:?}: all is published; {shown:?}; the log:\n{}",
+                self.log()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// All events of the stream, as they stand there.
+    pub(crate) async fn events(&mut self) -> anyhow::Result<Vec<EventRecord>> {
+        let client = self.client().await?;
+        let last = client.last_sequence(&self.name).await?;
+        let mut events = client.events(&self.name, EventsFrom::Beginning);
+        let mut read: Vec<EventRecord> = Vec::new();
+        while read.last().map_or(0, |event| event.sequence) < last {
+            let next = tokio::time::timeout(LIMIT, events.next())
+                .await
+                .with_context(|| format!("reading the stream, {} of {last} so far", read.len()))?;
+            read.push(next.context("the events end")??);
+        }
+        Ok(read)
+    }
+
+    /// All events of the stream, after making sure that it holds each sequence number once, in order, from `first` on:
+    /// the stream's number equal to the event's own, no event twice.
+    pub(crate) async fn complete_events(&mut self, first: u64) -> anyhow::Result<Vec<EventRecord>> {
+        let events = self.events().await?;
+        let mut ids = BTreeMap::new();
+        for (expected, event) in (first..).zip(&events) {
+            ensure!(
+                event.sequence == expected,
+                "{} stands where {expected} should",
+                event.sequence
+            );
+            let own = header_of(event, header::SEQUENCE).and_then(|text| text.parse::<u64>().ok());
+            ensure!(own == Some(expected), "event {expected} says that it is {own:?}");
+            let id = header_of(event, header::ID).context("an event has an id")?;
+            if let Some(before) = ids.insert(id.to_owned(), expected) {
+                bail!("{before} and {expected} are the same event {id}");
+            }
+        }
+        Ok(events)
+    }
+
+    /// The state after these events.
+    pub(crate) fn replay(events: &[EventRecord]) -> anyhow::Result<State> {
+        let mut state = State::default();
+        for record in events {
+            apply(&mut state, &Event::from_record(record)?);
+        }
+        Ok(state)
+    }
+
+    /// The state that the events of the stream give, after all is published.
+    pub(crate) async fn state_by_replay(&mut self) -> anyhow::Result<State> {
+        self.published().await?;
+        Self::replay(&self.events().await?)
+    }
+
+    /// The entries of the bucket `leaf_state`.
+    pub(crate) async fn bucket(&mut self) -> anyhow::Result<BTreeMap<String, Value>> {
+        Ok(self.client().await?.state_entries(&self.name).await?)
+    }
+}
+
+/// A header of an event.
+pub(crate) fn header_of<'a>(event: &'a EventRecord, name: &str) -> Option<&'a str> {
+    let found = event.headers.iter().find(|(known, _)| known == name);
+    found.map(|(_, value)| value.as_str())
+}
+
+fn kill(pid: u32, signal: rustix::process::Signal) -> anyhow::Result<()> {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    Ok(rustix::process::kill_process(pid.context("a process")?, signal)?)
+}
+
+impl Drop for TestLeaf {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.start_kill();
+            remains::wait_for(&mut child);
+        }
+        remains::clear(&self.name, &self.state_dir, self.pool.as_deref());
+    }
+}
