@@ -1,14 +1,13 @@
-//! Hardware as inputs and outputs: devices, their ports, and the difference between two looks.
+//! Hardware as inputs and outputs: devices and their ports.
 //!
-//! `leaf-hardware` looks at the host (udev, sysfs, nixos-facter) and makes an [`Inventory`]; [`diff`] against the
-//! devices of the state says what changed. A look that finds nothing new makes no event.
+//! `leaf-hardware` looks at the host (udev, sysfs, nixos-facter) and makes an [`Inventory`]; [`crate::diff`] says what
+//! changed since the last look.
 
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::event::{DeviceAppeared, DeviceChanged, DeviceVanished, Fact};
 use crate::id::DeviceId;
 
 /// What a leaf sees on its host in one look.
@@ -209,58 +208,4 @@ pub enum Medium {
     Sensor,
     /// Something else.
     Other,
-}
-
-/// Returns what changed between the devices known and a look at the host, in the order of their ids.
-///
-/// A device that is gone is remembered as absent, and not told again while it stays away. Applying the facts makes
-/// the next `diff` against the same look empty.
-#[must_use]
-pub fn diff(known: &BTreeMap<DeviceId, Device>, seen: &Inventory) -> Vec<Fact> {
-    let mut facts = Vec::new();
-    for (id, device) in &seen.devices {
-        match known.get(id) {
-            None => facts.push(Fact::DeviceAppeared(DeviceAppeared {
-                device: device.clone(),
-            })),
-            Some(old) if old.status == DeviceStatus::Absent && device.status != DeviceStatus::Absent => {
-                facts.push(Fact::DeviceAppeared(DeviceAppeared {
-                    device: device.clone(),
-                }));
-            }
-            Some(old) if old != device => facts.push(Fact::DeviceChanged(DeviceChanged {
-                changed: changed_fields(old, device),
-                device: device.clone(),
-            })),
-            Some(_) => {}
-        }
-    }
-    for (id, old) in known {
-        if old.status != DeviceStatus::Absent && !seen.devices.contains_key(id) {
-            facts.push(Fact::DeviceVanished(DeviceVanished { id: id.clone() }));
-        }
-    }
-    facts
-}
-
-/// Returns the names of the fields in which two looks at one device differ.
-fn changed_fields(old: &Device, new: &Device) -> Vec<String> {
-    let fields = [
-        ("identity", old.identity != new.identity),
-        ("kind", old.kind != new.kind),
-        ("status", old.status != new.status),
-        ("vendor", old.vendor != new.vendor),
-        ("model", old.model != new.model),
-        ("serial", old.serial != new.serial),
-        ("bus", old.bus != new.bus),
-        ("drivers", old.drivers != new.drivers),
-        ("sysfs_path", old.sysfs_path != new.sysfs_path),
-        ("ports", old.ports != new.ports),
-        ("attributes", old.attributes != new.attributes),
-    ];
-    fields
-        .into_iter()
-        .filter(|(_, differs)| *differs)
-        .map(|(name, _)| name.to_owned())
-        .collect()
 }

@@ -2,18 +2,21 @@
 //!
 //! Everything here is pure: no I/O, no async, no clock, no randomness. Time and ids come in as arguments; what comes
 //! out is data that `leafd` carries out. Reading order: [`command`] and [`event`] (what goes over the wire),
-//! [`state`] (what a leaf knows), [`mod@decide`] (what a command does), [`container`] and [`hardware`] (plans and
-//! differences), [`host_op`] (what needs root).
+//! [`state`] (what a leaf knows), [`mod@decide`] (what a command does), [`mod@plan`] and [`mod@diff`] (what the host shows and
+//! what is to be done there), [`host_op`] (what needs root).
 
 pub mod beat;
 pub mod command;
 pub mod container;
 pub mod decide;
+pub mod diff;
+pub mod error;
 pub mod event;
 pub mod hardware;
 pub mod host_op;
 pub mod id;
 pub mod job;
+pub mod plan;
 pub mod problem;
 pub mod schema;
 pub mod state;

@@ -3,7 +3,7 @@
 //! [`look`] takes one look at this host: it blocks for some milliseconds, so call it from a blocking task. [`Monitor`]
 //! says when another look is worth while; it knows nothing else. [`facter::read`] makes an inventory of a report,
 //! [`facter::run`] lets the program write one. What changed between two looks is said by
-//! [`leaf_core::hardware::diff`].
+//! [`leaf_core::diff::diff`].
 //!
 //! A device is a piece of hardware (a PCI function, a USB device with all its interfaces, a disk, a screen); what the
 //! kernel makes of it (an interface, a disk, a video node) are its ports. What software makes is no device. Nothing

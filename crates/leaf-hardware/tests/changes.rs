@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use leaf_core::diff::diff;
 use leaf_core::event::{Event, Fact};
-use leaf_core::hardware::{DeviceStatus, Inventory, diff};
+use leaf_core::hardware::{DeviceStatus, Inventory};
 use leaf_core::state::{State, apply};
 use leaf_hardware::facter;
 use libtest_mimic::Trial;

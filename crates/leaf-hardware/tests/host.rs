@@ -5,7 +5,8 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use leaf_core::hardware::{Medium, diff};
+use leaf_core::diff::diff;
+use leaf_core::hardware::Medium;
 use leaf_hardware::{Monitor, Sources, look};
 use libtest_mimic::Trial;
 

@@ -1,7 +1,8 @@
 //! Hardware that this machine lacks, as a folder made like sysfs.
 
+use leaf_core::diff::diff;
 use leaf_core::event::Fact;
-use leaf_core::hardware::{Device, DeviceKind, DeviceStatus, Direction, Identity, Medium, diff};
+use leaf_core::hardware::{Device, DeviceKind, DeviceStatus, Direction, Identity, Medium};
 use libtest_mimic::Trial;
 
 use crate::machine::{Machine, only};

@@ -1,8 +1,8 @@
 //! Why an operation was not carried out, on this side of the contract.
 
-use std::error::Error as _;
 use std::io;
 
+use leaf_core::error::chain;
 use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
 
 /// Why an operation was not carried out.
@@ -51,18 +51,6 @@ impl Error {
         }
     }
 
-    /// The error and what caused it, in one line.
-    pub(crate) fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = self.source();
-        while let Some(cause) = source {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            source = cause.source();
-        }
-        text
-    }
-
     /// Returns the error as the contract has it.
     pub(crate) fn about(&self, op: &HostOp) -> HostOpError {
         HostOpError {
@@ -73,7 +61,7 @@ impl Error {
                 Self::NotReady(_) => HostOpErrorKind::NotReady,
                 Self::Failed(_) | Self::Io { .. } | Self::Netlink { .. } => HostOpErrorKind::Failed,
             },
-            reason: self.chain(),
+            reason: chain(self),
         }
     }
 }

@@ -108,7 +108,7 @@ impl Helper {
             .await
             .map_err(|e| SuperviseError {
                 name: name.clone(),
-                reason: e.chain(),
+                reason: leaf_core::error::chain(&e),
             })
     }
 

@@ -94,7 +94,7 @@ impl Helper {
         };
         let said = match ended.await {
             Ok(status) => status.and_then(|s| s.error).unwrap_or_default(),
-            Err(e) => format!("and it could not be ended: {}", e.chain()),
+            Err(e) => format!("and it could not be ended: {}", leaf_core::error::chain(&e)),
         };
         Error::NotReady(format!(
             "it was not ready within {} s and was ended; {said}",
@@ -112,7 +112,7 @@ impl Helper {
         }
         if self.is_supervised(name)? {
             if let Err(e) = self.ask_to_halt(name) {
-                tracing::warn!(container = %name, error = e.chain(), "the init could not be asked to halt");
+                tracing::warn!(container = %name, error = leaf_core::error::chain(&e), "the init could not be asked to halt");
             }
             if !self.wait_unsupervised(name, grace).await? {
                 tracing::warn!(container = %name, "did not halt in its grace time and is ended by force");

@@ -58,7 +58,7 @@ pub(crate) async fn supervise(helper: &Helper, name: &ContainerName) -> Result<E
         Ok(exit) => supervisor.status.exit = Some(*exit),
         Err(e) => {
             supervisor.status.exit = Some(Exit::Lost);
-            supervisor.status.error = Some(e.chain());
+            supervisor.status.error = Some(leaf_core::error::chain(&e));
         }
     }
     supervisor.write_status()?;

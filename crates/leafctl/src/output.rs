@@ -1,10 +1,10 @@
 //! How results are shown: tables and words for people, JSON for programs. Colours only on a terminal.
 
-use std::error::Error as _;
 use std::io::{IsTerminal as _, Write as _};
 
 use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets};
 use jiff::Timestamp;
+use leaf_core::error::chain;
 use serde::Serialize;
 
 use crate::error::Error;
@@ -116,21 +116,6 @@ impl Output {
         };
         eprintln!("{label} {}", chain(error));
     }
-}
-
-/// Returns an error and its causes in one line, repeats left out.
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let next = cause.to_string();
-        if !text.ends_with(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// Returns a list of names and values, one a line, the values below each other.

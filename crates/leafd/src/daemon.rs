@@ -26,7 +26,7 @@ use crate::main_loop::{MainLoop, Target, Waiter};
 use crate::publisher::{Carrier, Published};
 use crate::settings::Settings;
 use crate::tasks::Tasks;
-use crate::workers::{Equipment, Workers, chain};
+use crate::workers::{Equipment, Workers};
 use crate::{equipment, hardware, history, lease, listeners, mirror, notify};
 
 /// How much of the journal is kept in memory, in bytes.
@@ -294,7 +294,7 @@ async fn start(settings: Settings) -> anyhow::Result<()> {
             Ok(())
         }
         Err(error) => {
-            tracing::error!(error = chain(error.as_ref()), "the daemon ends");
+            tracing::error!(error = leaf_core::error::chain(error.as_ref()), "the daemon ends");
             Err(error)
         }
     };

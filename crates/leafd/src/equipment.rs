@@ -10,6 +10,7 @@ use leaf_bus::connect::{Bus, ConnectSettings, Credentials, Tls};
 use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings};
 use leaf_bus::identity::{Identity, daemon_caller};
 use leaf_container::Containers;
+use leaf_core::error::chain;
 use leaf_core::host_op::{HostOp, HostPaths};
 use leaf_core::id::LeafName;
 use leaf_core::subject;
@@ -18,7 +19,7 @@ use leaf_nix::Nix;
 
 use crate::programs;
 use crate::settings::Settings;
-use crate::workers::{ContainerHost, chain};
+use crate::workers::ContainerHost;
 
 /// The port of NATS.
 const DEFAULT_PORT: u16 = 4222;

@@ -9,7 +9,7 @@ use leaf_hardware::{Monitor, Sources, look};
 use tokio::sync::mpsc;
 
 use crate::input::Input;
-use crate::workers::chain;
+use leaf_core::error::chain;
 
 /// Looks for as long as the daemon runs. `rescans` gives the numbers of the rescans that want a look.
 ///

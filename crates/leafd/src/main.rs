@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use leafd::cli::{Cli, Command};
 use leafd::settings::{Overrides, Settings};
-use leafd::{daemon, inventory, workers};
+use leafd::{daemon, inventory};
 
 fn main() -> ExitCode {
     match Cli::parse().command {
@@ -39,7 +39,7 @@ fn finish(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("leafd: {}", workers::chain(error.as_ref()));
+            eprintln!("leafd: {}", leaf_core::error::chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

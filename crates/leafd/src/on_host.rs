@@ -1,15 +1,17 @@
 //! The loop's part that takes in what the host shows: hardware, containers, jobs.
 
 use leaf_core::command::RescanReport;
-use leaf_core::container::{self, ObservedContainer};
+use leaf_core::container::ObservedContainer;
 use leaf_core::decide::after_job;
+use leaf_core::diff::diff;
 use leaf_core::event::{
     ContainerFailed, Fact, JobCancelled, JobFailed, JobInterrupted, JobStarted, JobSucceeded,
 };
-use leaf_core::hardware::{Inventory, diff};
+use leaf_core::hardware::Inventory;
 use leaf_core::host_op::HostOpError;
 use leaf_core::id::{Caller, ContainerName, DeviceId, JobId};
 use leaf_core::job::JobPhase;
+use leaf_core::plan::observe;
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_nix::Outcome as JobOutcome;
 
@@ -75,7 +77,7 @@ impl MainLoop {
             let Some(container) = self.ledger.state().containers.get(name) else {
                 break;
             };
-            let facts = container::observe(container, observed);
+            let facts = observe(container, observed);
             if facts.is_empty() {
                 break;
             }

@@ -10,10 +10,12 @@ use leaf_bus::identity::Identity;
 use leaf_bus::serve::Responder;
 use leaf_container::Containers;
 use leaf_core::command::{Command, LogText};
-use leaf_core::container::{Container, PlanContext, plan};
+use leaf_core::container::Container;
+use leaf_core::error::chain;
 use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
 use leaf_core::id::{CommandId, ContainerName, JobId, LeafName};
 use leaf_core::job::{Job, Task};
+use leaf_core::plan::{PlanContext, plan};
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_helper::Helper;
 use leaf_journal::Journal;
@@ -424,19 +426,4 @@ fn warn_if_failed<E: std::error::Error + 'static>(result: Result<(), E>) {
             "the journal could not be tidied"
         );
     }
-}
-
-/// Returns an error and its causes in one line, repeats left out.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let next = cause.to_string();
-        if !text.ends_with(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        source = cause.source();
-    }
-    text
 }

@@ -15,6 +15,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use leaf_core::error::chain;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -484,16 +485,4 @@ impl Keeper {
         }
         chosen.join(" / ")
     }
-}
-
-/// An error with its sources, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
 }

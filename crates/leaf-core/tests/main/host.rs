@@ -6,14 +6,14 @@ use leaf_core::command::{
     CancelJob, Command, CreateContainer, DestroyContainer, StartContainer, StopContainer,
 };
 use leaf_core::container::{
-    ContainerPhase, ContainerSource, DesiredRun, Exit, ObservedContainer, ObservedRun, PlanContext, observe,
-    plan,
+    ContainerPhase, ContainerSource, DesiredRun, Exit, ObservedContainer, ObservedRun,
 };
 use leaf_core::decide::{Next, after_job, decide};
 use leaf_core::event::{Fact, JobFailed, JobStarted, JobSucceeded};
 use leaf_core::host_op::{HostOp, Secret};
 use leaf_core::id::{ContainerName, JobId};
 use leaf_core::job::{BuildResult, JobPhase};
+use leaf_core::plan::{PlanContext, observe, plan};
 use leaf_core::state::{State, apply};
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use leaf_core::command::{Command, CommandKind};
 use leaf_core::decide::{Next, decide};
+use leaf_core::diff::diff;
 use leaf_core::event::{Event, EventRecord, Fact, LeafSnapshotted};
-use leaf_core::hardware::diff;
 use leaf_core::state::{State, apply};
 use proptest::collection::vec;
 use proptest::prelude::*;
