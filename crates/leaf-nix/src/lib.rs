@@ -28,5 +28,5 @@ pub mod runner;
 mod running;
 
 pub use error::NixError;
-pub use nix::{Found, Nix, NixVersion, Settings, Swept, default_cgroup};
+pub use nix::{Found, Nix, NixVersion, Settings, Swept, default_cgroup, host_options};
 pub use running::{JobNews, Outcome, RunningJob};

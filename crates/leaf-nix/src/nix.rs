@@ -102,6 +102,22 @@ impl Settings {
     }
 }
 
+/// Returns the Nix settings without which root can't build on this host: where there is no daemon and the group of
+/// build users is missing (as with Debian's `nix-bin`), root builds itself. Empty elsewhere.
+#[must_use]
+pub fn host_options() -> BTreeMap<String, String> {
+    let daemon =
+        Path::new("/nix/var/nix/daemon-socket/socket").exists() || std::env::var_os("NIX_REMOTE").is_some();
+    let groups = fs::read_to_string("/etc/group").unwrap_or_default();
+    if !rustix::process::geteuid().is_root()
+        || daemon
+        || groups.lines().any(|group| group.starts_with("nixbld:"))
+    {
+        return BTreeMap::new();
+    }
+    BTreeMap::from([("build-users-group".to_owned(), String::new())])
+}
+
 /// Returns where jobs get their cgroups: `cim-leaf-nix.slice` of the cgroup v2 hierarchy, if there is one and this
 /// process is root.
 #[must_use]
