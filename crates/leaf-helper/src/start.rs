@@ -22,6 +22,11 @@ use crate::files::Folder;
 /// How long a supervisor has to clean up after a container whose processes are gone.
 const CLEAN_UP: Duration = Duration::from_secs(10);
 
+/// How long after it was asked to halt a container is asked again.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How long to wait for the first process of a container that has none yet.
+const NO_INIT_YET: Duration = Duration::from_millis(20);
+
 impl Helper {
     /// Starts a container and returns when it is ready. It stays when this process ends.
     pub(crate) async fn start(&self, name: &ContainerName, limit: Duration) -> Result<()> {
@@ -110,17 +115,34 @@ impl Helper {
         if !owned && spec.is_none() {
             return Ok(());
         }
-        if self.is_supervised(name)? {
-            if let Err(e) = self.ask_to_halt(name) {
-                tracing::warn!(container = %name, error = leaf_core::error::chain(&e), "the init could not be asked to halt");
-            }
-            if !self.wait_unsupervised(name, grace).await? {
-                tracing::warn!(container = %name, "did not halt in its grace time and is ended by force");
-                self.end_by_force(name).await?;
-            }
+        if !self.halt(name, grace).await? {
+            tracing::warn!(container = %name, "did not halt in its grace time and is ended by force");
+            self.end_by_force(name).await?;
         }
         // Nothing is left by a supervisor that ended well, and much by one that was killed.
         self.sweep(name, spec.map(|spec| spec.network)).await
+    }
+
+    /// Asks a container to halt until it does, and returns whether it did in its grace time. Once may not be enough:
+    /// one that was just started has no first process yet, or its first process does not listen to signals yet.
+    async fn halt(&self, name: &ContainerName, grace: Duration) -> Result<bool> {
+        let deadline = Instant::now() + grace;
+        while self.is_supervised(name)? {
+            let rest = deadline.saturating_duration_since(Instant::now());
+            if rest.is_zero() {
+                return Ok(false);
+            }
+            let patience = match self.ask_to_halt(name) {
+                Ok(()) => ASK_AGAIN_AFTER,
+                Err(e) => {
+                    let error = leaf_core::error::chain(&e);
+                    tracing::debug!(container = %name, error, "the init could not be asked to halt");
+                    NO_INIT_YET
+                }
+            };
+            self.wait_unsupervised(name, patience.min(rest)).await?;
+        }
+        Ok(true)
     }
 
     /// Sends SIGRTMIN+3 to a container's init: halt (systemd(1), "Signals").
