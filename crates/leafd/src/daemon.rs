@@ -165,6 +165,9 @@ async fn start(settings: Settings) -> anyhow::Result<()> {
     let (drain, drained) = oneshot::channel();
 
     let nix = equipment::nix_jobs(&settings, &leaf).await;
+    if let Ok(nix) = &nix {
+        equipment::tidy_jobs(nix, state.jobs.keys().copied().collect()).await;
+    }
     let workers = Workers::new(Equipment {
         leaf: leaf.clone(),
         inputs: inputs.clone(),
@@ -193,6 +196,7 @@ async fn start(settings: Settings) -> anyhow::Result<()> {
         guard: Guard::new(settings.events.clone()),
         waiting: waiting(unfinished),
         reconciling: Default::default(),
+        looked_at: BTreeMap::new(),
         running: BTreeMap::new(),
         cancelling: BTreeMap::new(),
         rescans: BTreeMap::new(),

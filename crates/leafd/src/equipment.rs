@@ -1,5 +1,6 @@
 //! What the daemon works with, as the settings say and the host allows: NATS, containers, Nix, a hardware report.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use leaf_bus::identity::{Identity, daemon_caller};
 use leaf_container::Containers;
 use leaf_core::error::chain;
 use leaf_core::host_op::{HostOp, HostPaths};
-use leaf_core::id::LeafName;
+use leaf_core::id::{JobId, LeafName};
 use leaf_core::subject;
 use leaf_helper::Helper;
 use leaf_nix::Nix;
@@ -208,7 +209,10 @@ pub async fn nix_jobs(settings: &Settings, leaf: &LeafName) -> Result<Nix, Strin
             .unwrap_or(base.templates_dir.clone()),
         leaf_init: programs::find(settings.containers.leaf_init.as_deref(), "leaf-init")
             .unwrap_or(base.leaf_init.clone()),
-        nix_options: settings.nix.options.clone(),
+        nix_options: leaf_nix::host_options()
+            .into_iter()
+            .chain(settings.nix.options.clone())
+            .collect(),
         ..base
     });
     let asked = nix.clone();
@@ -222,6 +226,27 @@ pub async fn nix_jobs(settings: &Settings, leaf: &LeafName) -> Result<Nix, Strin
             Err(chain(&error))
         }
         Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Takes away what is on the disk of jobs that the leaf does not know, and ends those of them that run. To be called
+/// before the first job is started.
+pub async fn tidy_jobs(nix: &Nix, known: BTreeSet<JobId>) {
+    let sweeper = nix.clone();
+    let swept = match tokio::task::spawn_blocking(move || sweeper.sweep(&known)).await {
+        Ok(Ok(swept)) => swept,
+        Ok(Err(error)) => return tracing::warn!(error = chain(&error), "the files of old jobs stay"),
+        Err(error) => return tracing::warn!(error = chain(&error), "the files of old jobs stay"),
+    };
+    for id in swept.running {
+        tracing::warn!(%id, "a job runs that this leaf does not know; it is ended");
+        let ended = match nix.cancel(id).await {
+            Ok(()) => nix.forget(id).and_then(|()| nix.release(id)),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = ended {
+            tracing::warn!(%id, error = chain(&error), "it could not be ended");
+        }
     }
 }
 

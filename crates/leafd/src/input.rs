@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use leaf_bus::serve::{Incoming, Responder};
 use leaf_core::container::ObservedContainer;
 use leaf_core::hardware::Inventory;
-use leaf_core::host_op::HostOpError;
 use leaf_core::id::{CommandId, ContainerName, JobId};
 use leaf_core::job::Progress;
 use leaf_core::problem::Problem;
 use leaf_nix::Outcome;
+use tokio::time::Instant;
+
+use crate::steps::Taken;
 
 /// What wakes the main loop.
 pub enum Input {
@@ -23,17 +25,20 @@ pub enum Input {
         rescans: Vec<u64>,
     },
     /// There was a look at all containers, because something moved there.
-    ContainersSeen(BTreeMap<ContainerName, ObservedContainer>),
+    ContainersSeen {
+        /// When the look began.
+        looked_at: Instant,
+        /// What it showed.
+        seen: BTreeMap<ContainerName, ObservedContainer>,
+    },
     /// The steps for a container were taken.
     Reconciled {
         /// Which one.
         name: ContainerName,
         /// What is wanted of it, by the count of changes, as it was when the steps were planned.
         generation: u64,
-        /// The look at it afterwards.
-        observed: Option<ObservedContainer>,
-        /// The step that did not work, and why.
-        failure: Option<(String, HostOpError)>,
+        /// What came of the steps.
+        taken: Taken,
     },
     /// A running job said how far it is.
     JobProgress(JobId, Progress),
@@ -90,6 +95,8 @@ pub enum Effect {
     RunJob(JobId),
     /// End this job.
     CancelJob(JobId),
+    /// Take away what is on the disk of these jobs, which are not remembered any more.
+    ForgetJobs(Vec<JobId>),
     /// Tell those who wait that this job has ended.
     TellJobEnd(JobId),
 }

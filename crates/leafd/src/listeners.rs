@@ -5,6 +5,7 @@ use leaf_bus::connect::Bus;
 use leaf_bus::serve::Server;
 use leaf_container::Containers;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::input::Input;
 use crate::publisher::Published;
@@ -65,12 +66,17 @@ pub async fn watch_containers(view: Containers, inputs: mpsc::Sender<Input>) -> 
     let mut hints = view.watch()?;
     loop {
         let look = view.clone();
+        let looked_at = Instant::now();
         let seen = tokio::task::spawn_blocking(move || look.observe())
             .await
             .context("the look at the containers ended early")?;
         match seen {
             Ok(seen) => {
-                if inputs.send(Input::ContainersSeen(seen)).await.is_err() {
+                if inputs
+                    .send(Input::ContainersSeen { looked_at, seen })
+                    .await
+                    .is_err()
+                {
                     return std::future::pending().await;
                 }
             }

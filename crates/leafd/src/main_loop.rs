@@ -12,13 +12,14 @@ use leaf_core::id::{Caller, CommandId, ContainerName, InstanceId, JobId};
 use leaf_core::job::{JobPhase, Progress};
 use leaf_journal::CommandRecord;
 use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::guard::Guard;
 use crate::input::{Effect, Input};
 use crate::ledger::{Cause, Ledger};
 use crate::notify;
 use crate::settings::Settings;
+use crate::steps::Hurry;
 use crate::tasks::Tasks;
 use crate::workers::Workers;
 
@@ -44,6 +45,8 @@ pub struct MainLoop {
     pub waiting: BTreeMap<Target, Vec<Waiter>>,
     /// Containers for which steps are being taken.
     pub reconciling: BTreeSet<ContainerName>,
+    /// When the look began that followed the last steps for a container, as long as an older look may come.
+    pub looked_at: BTreeMap<ContainerName, Instant>,
     /// Jobs that run, and how far they are.
     pub running: BTreeMap<JobId, Option<Progress>>,
     /// Who asked for running jobs to be cancelled.
@@ -167,6 +170,15 @@ impl MainLoop {
             self.running.insert(id, None);
             effects.push(Effect::RunJob(id));
         }
+        // A cancel that was accepted is a promise: the job's end answers it.
+        let cancels = self.waiting.iter().filter_map(|(target, waiters)| match target {
+            Target::Job(id) if self.running.contains_key(id) => {
+                Some((*id, waiters.last()?.record.caller.clone()))
+            }
+            _ => None,
+        });
+        self.cancelling = cancels.collect();
+        effects.extend(self.cancelling.keys().copied().map(Effect::CancelJob));
         effects.push(Effect::StartJobs);
         self.ledger.after(effects);
         let done: Vec<Target> = self.waiting.keys().cloned().collect();
@@ -179,15 +191,20 @@ impl MainLoop {
         match input {
             Input::Command(incoming) => self.handle_command(*incoming),
             Input::HardwareSeen { seen, rescans } => self.handle_hardware(seen, &rescans),
-            Input::ContainersSeen(seen) => {
+            Input::ContainersSeen { looked_at, seen } => {
+                // What was seen before the last steps were taken says nothing of what is so now.
+                let stale =
+                    |name: &ContainerName| self.looked_at.get(name).is_some_and(|last| *last > looked_at);
                 let names: Vec<ContainerName> = self
                     .ledger
                     .state()
                     .containers
                     .keys()
-                    .filter(|name| !self.reconciling.contains(*name))
+                    .filter(|name| !self.reconciling.contains(*name) && !stale(name))
                     .cloned()
                     .collect();
+                // The looks come in order: those to come are all younger.
+                self.looked_at.retain(|_, last| *last > looked_at);
                 for name in names {
                     self.take_in(&name, seen.get(&name));
                 }
@@ -195,11 +212,12 @@ impl MainLoop {
             Input::Reconciled {
                 name,
                 generation,
-                observed,
-                failure,
+                taken,
             } => {
                 self.reconciling.remove(&name);
-                self.handle_reconciled(&name, generation, observed.as_ref(), failure);
+                self.workers.reconciled(&name);
+                self.looked_at.insert(name.clone(), taken.looked_at);
+                self.handle_reconciled(&name, generation, taken);
             }
             Input::JobProgress(id, progress) => {
                 if let Some(slot) = self.running.get_mut(&id) {
@@ -212,6 +230,7 @@ impl MainLoop {
             Input::Stop(reason) => {
                 tracing::info!(reason, "stopping");
                 notify::stopping();
+                self.workers.hurry_all();
                 self.stopping = Some(reason);
                 self.guard.drain();
             }
@@ -244,9 +263,19 @@ impl MainLoop {
                 "recorded"
             );
         }
+        let jobs: BTreeSet<JobId> = if facts.iter().any(ends_job) {
+            self.ledger.state().jobs.keys().copied().collect()
+        } else {
+            BTreeSet::new()
+        };
         let bytes = self
             .ledger
             .record(Timestamp::now(), cause, facts, commands, effects);
+        let known = &self.ledger.state().jobs;
+        let forgotten: Vec<JobId> = jobs.into_iter().filter(|id| !known.contains_key(id)).collect();
+        if !forgotten.is_empty() {
+            self.ledger.after(vec![Effect::ForgetJobs(forgotten)]);
+        }
         self.guard.recorded(self.ledger.state().sequence, bytes);
     }
 
@@ -273,8 +302,14 @@ impl MainLoop {
                     return;
                 };
                 let settled = !container.phase.is_moving();
-                if !settled && self.stopping.is_none() && self.reconciling.insert(name) {
+                if settled || self.stopping.is_some() {
+                    return;
+                }
+                if self.reconciling.insert(name.clone()) {
                     self.workers.reconcile(container.clone());
+                } else {
+                    // Steps towards what was wanted before are being taken; the rest follows them.
+                    self.workers.hurry(&name, Hurry::of(container.desired.run));
                 }
             }
             Effect::StartJobs => self.start_jobs(),
@@ -284,9 +319,18 @@ impl MainLoop {
                 }
             }
             Effect::CancelJob(id) => self.workers.cancel_job(id),
+            Effect::ForgetJobs(ids) => self.workers.forget_jobs(ids),
             Effect::TellJobEnd(id) => self.workers.tell_job_end(id),
         }
     }
+}
+
+/// Whether a fact ends a job: then the state may forget an older one.
+fn ends_job(fact: &Fact) -> bool {
+    matches!(
+        fact,
+        Fact::JobSucceeded(_) | Fact::JobFailed(_) | Fact::JobCancelled(_) | Fact::JobInterrupted(_)
+    )
 }
 
 /// Returns a message as JSON.

@@ -1,14 +1,13 @@
 //! The loop's part that takes in what the host shows: hardware, containers, jobs.
 
 use leaf_core::command::RescanReport;
-use leaf_core::container::ObservedContainer;
+use leaf_core::container::{ObservedContainer, ObservedRun};
 use leaf_core::decide::after_job;
 use leaf_core::diff::diff;
 use leaf_core::event::{
     ContainerFailed, Fact, JobCancelled, JobFailed, JobInterrupted, JobStarted, JobSucceeded,
 };
 use leaf_core::hardware::Inventory;
-use leaf_core::host_op::HostOpError;
 use leaf_core::id::{Caller, ContainerName, DeviceId, JobId};
 use leaf_core::job::JobPhase;
 use leaf_core::plan::observe;
@@ -18,6 +17,7 @@ use leaf_nix::Outcome as JobOutcome;
 use crate::input::Effect;
 use crate::ledger::Cause;
 use crate::main_loop::{MainLoop, Target, to_body};
+use crate::steps::Taken;
 
 impl MainLoop {
     pub(crate) fn handle_hardware(&mut self, seen: Result<Inventory, String>, rescans: &[u64]) {
@@ -95,19 +95,14 @@ impl MainLoop {
         self.settle(&Target::Container(name.clone()));
     }
 
-    pub(crate) fn handle_reconciled(
-        &mut self,
-        name: &ContainerName,
-        generation: u64,
-        observed: Option<&ObservedContainer>,
-        failure: Option<(String, HostOpError)>,
-    ) {
+    pub(crate) fn handle_reconciled(&mut self, name: &ContainerName, generation: u64, taken: Taken) {
+        let observed = taken.observed.as_ref();
         let Some(container) = self.ledger.state().containers.get(name) else {
             return;
         };
         let current = container.desired.generation == generation;
         let before = container.phase;
-        match failure {
+        match taken.failure {
             Some((step, error)) if current => {
                 tracing::warn!(%name, step, error = &error as &dyn std::error::Error, "a step did not work");
                 let failed = ContainerFailed {
@@ -125,11 +120,17 @@ impl MainLoop {
             }
             _ => {
                 self.take_in(name, observed);
-                let stuck = self.ledger.state().containers.get(name).is_some_and(|c| {
-                    current && c.phase.is_moving() && c.phase == before && c.desired.generation == generation
-                });
+                let stuck =
+                    self.ledger.state().containers.get(name).is_some_and(|c| {
+                        current && !taken.cut_short && c.phase.is_moving() && c.phase == before
+                    });
                 if stuck {
-                    let reason = format!("the host does not show what was done: it is still {before:?}");
+                    let reason = match observed.map(|o| &o.run) {
+                        Some(ObservedRun::Exited(exit)) => {
+                            format!("it ended right after it was ready: {exit}")
+                        }
+                        run => format!("the host does not show what was done: {run:?}"),
+                    };
                     let failed = ContainerFailed {
                         name: name.clone(),
                         step: "check".to_owned(),
@@ -174,6 +175,7 @@ impl MainLoop {
 
     pub(crate) fn handle_job_end(&mut self, id: JobId, outcome: JobOutcome) {
         self.running.remove(&id);
+        self.workers.job_ended(id);
         let by = self.cancelling.remove(&id);
         let state = self.ledger.state();
         let (fact, after) = match outcome {

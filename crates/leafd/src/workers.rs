@@ -12,20 +12,21 @@ use leaf_container::Containers;
 use leaf_core::command::{Command, LogText};
 use leaf_core::container::Container;
 use leaf_core::error::chain;
-use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
+use leaf_core::host_op::{HostOpError, HostOpErrorKind};
 use leaf_core::id::{CommandId, ContainerName, JobId, LeafName};
-use leaf_core::job::{Job, Task};
-use leaf_core::plan::{PlanContext, plan};
+use leaf_core::job::Job;
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_helper::Helper;
 use leaf_journal::Journal;
-use leaf_nix::{Found, JobNews, Nix, NixError, Outcome, RunningJob};
+use leaf_nix::{Nix, NixError, Outcome};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::input::Input;
+use crate::job;
 use crate::publisher::Published;
+use crate::steps::{self, Hurry, Taken};
 use crate::tasks::Tasks;
 
 /// How often the journal is tidied; what is kept longer costs only disk space.
@@ -62,6 +63,8 @@ pub struct Workers {
     mirror: mpsc::Sender<BTreeMap<String, Option<Value>>>,
     published: watch::Receiver<Published>,
     tidied_at: Instant,
+    hurries: BTreeMap<ContainerName, watch::Sender<Hurry>>,
+    cancels: BTreeMap<JobId, watch::Sender<bool>>,
 }
 
 /// The ends of the channels that the workers hold, and what they work with.
@@ -109,6 +112,8 @@ impl Workers {
             mirror,
             published,
             tidied_at: Instant::now(),
+            hurries: BTreeMap::new(),
+            cancels: BTreeMap::new(),
         }
     }
 
@@ -252,29 +257,53 @@ impl Workers {
         let inputs = self.inputs.clone();
         let leaf = self.leaf.clone();
         let host = self.containers.clone();
+        let (hurry, hurries) = watch::channel(Hurry::None);
+        self.hurries.insert(container.name.clone(), hurry);
         self.tasks.run(async move {
             let name = container.name.clone();
             let generation = container.desired.generation;
-            let (observed, failure) = match &host {
-                Ok(host) => reconcile(&leaf, host, &container).await,
+            let taken = match &host {
+                Ok(host) => steps::take(&leaf, host, &container, hurries).await,
                 Err(why) => {
                     let error = HostOpError {
                         op: format!("run container {name}"),
                         kind: HostOpErrorKind::Unsupported,
                         reason: why.clone(),
                     };
-                    (None, Some(("plan".to_owned(), error)))
+                    Taken {
+                        looked_at: Instant::now(),
+                        observed: None,
+                        failure: Some(("plan".to_owned(), error)),
+                        cut_short: false,
+                    }
                 }
             };
-            let _ = inputs
-                .send(Input::Reconciled {
-                    name,
-                    generation,
-                    observed,
-                    failure,
-                })
-                .await;
+            let reconciled = Input::Reconciled {
+                name,
+                generation,
+                taken,
+            };
+            let _ = inputs.send(reconciled).await;
         });
+    }
+
+    /// Tells those who take steps for a container that there is a hurry.
+    pub fn hurry(&mut self, name: &ContainerName, hurry: Hurry) {
+        if let Some(hurries) = self.hurries.get(name) {
+            hurries.send_replace(hurry);
+        }
+    }
+
+    /// Tells all who take steps for containers that the daemon ends.
+    pub fn hurry_all(&mut self) {
+        for hurries in self.hurries.values() {
+            hurries.send_replace(Hurry::DaemonEnds);
+        }
+    }
+
+    /// Forgets who took steps for a container: they are taken.
+    pub fn reconciled(&mut self, name: &ContainerName) {
+        self.hurries.remove(name);
     }
 
     /// Runs a job, or goes on with one that runs already.
@@ -283,27 +312,42 @@ impl Workers {
         let nix = self.nix.clone();
         let bus = self.bus.clone();
         let leaf = self.leaf.clone();
+        let (cancel, cancelled) = watch::channel(false);
+        self.cancels.insert(job.id, cancel);
         self.tasks.run(async move {
-            let id = job.id;
             let outcome = match nix {
-                Ok(nix) => match begin(&nix, &job).await {
-                    Ok(running) => follow(running, &bus, &leaf, &inputs).await,
-                    Err(outcome) => outcome,
-                },
+                Ok(nix) => job::run(&nix, &job, &bus, &leaf, &inputs, cancelled).await,
                 Err(why) => Outcome::Failed(why),
             };
-            let _ = inputs.send(Input::JobEnded(id, outcome)).await;
+            let _ = inputs.send(Input::JobEnded(job.id, outcome)).await;
         });
     }
 
-    /// Ends a job; that it has ended comes from who follows it.
+    /// Ends a job that runs, or is about to; that it has ended comes from who runs it.
     pub fn cancel_job(&mut self, id: JobId) {
-        let nix = self.nix.clone();
+        if let Some(cancel) = self.cancels.get(&id) {
+            cancel.send_replace(true);
+        }
+    }
+
+    /// Forgets who ran a job: it has ended.
+    pub fn job_ended(&mut self, id: JobId) {
+        self.cancels.remove(&id);
+    }
+
+    /// Takes away what is on the disk of jobs that the leaf does not remember any more: logs and GC roots.
+    pub fn forget_jobs(&mut self, forgotten: Vec<JobId>) {
+        let Ok(nix) = self.nix.clone() else { return };
         self.tasks.run(async move {
-            if let Ok(nix) = nix
-                && let Err(error) = nix.cancel(id).await
-            {
-                tracing::warn!(%id, error = &error as &dyn std::error::Error, "the job could not be cancelled");
+            let work = tokio::task::spawn_blocking(move || {
+                for id in forgotten {
+                    if let Err(error) = nix.forget(id).and_then(|()| nix.release(id)) {
+                        tracing::warn!(%id, error = &error as &dyn std::error::Error, "a job's files stay");
+                    }
+                }
+            });
+            if work.await.is_err() {
+                tracing::warn!("the files of old jobs stay: who removes them ended unexpectedly");
             }
         });
     }
@@ -313,104 +357,6 @@ impl Workers {
         let bus = self.bus.clone();
         let leaf = self.leaf.clone();
         self.tasks.run(async move { bus.publish_ended(&leaf, job).await });
-    }
-}
-
-/// Takes the steps for a container, and looks at it afterwards.
-async fn reconcile(
-    leaf: &LeafName,
-    host: &Arc<ContainerHost>,
-    container: &Container,
-) -> (
-    Option<leaf_core::container::ObservedContainer>,
-    Option<(String, HostOpError)>,
-) {
-    let name = &container.name;
-    let observed = match look(host, name).await {
-        Ok(observed) => observed,
-        Err(error) => return (None, Some(("look".to_owned(), error))),
-    };
-    let context = PlanContext {
-        leaf: leaf.clone(),
-        nats_url: host.nats_url.clone(),
-        nats_credentials: host.identity.container_credentials(name),
-        ready_timeout_seconds: host.ready_timeout_seconds,
-        stop_timeout_seconds: host.stop_timeout_seconds,
-    };
-    let mut failure = None;
-    for op in plan(container, observed.as_ref(), &context) {
-        tracing::info!(%name, op = op.summary(), "step");
-        if let Err(error) = host.helper.carry_out(&op).await {
-            failure = Some((step_of(&op).to_owned(), error));
-            break;
-        }
-    }
-    match look(host, name).await {
-        Ok(observed) => (observed, failure),
-        Err(error) => (None, failure.or(Some(("look".to_owned(), error)))),
-    }
-}
-
-async fn look(
-    host: &Arc<ContainerHost>,
-    name: &ContainerName,
-) -> Result<Option<leaf_core::container::ObservedContainer>, HostOpError> {
-    let (view, look_for) = (host.view.clone(), name.clone());
-    let seen = tokio::task::spawn_blocking(move || view.observe_one(&look_for)).await;
-    let reason = match seen {
-        Ok(Ok(observed)) => return Ok(observed),
-        Ok(Err(error)) => chain(&error),
-        Err(error) => error.to_string(),
-    };
-    Err(HostOpError {
-        op: format!("look at container {name}"),
-        kind: HostOpErrorKind::Failed,
-        reason,
-    })
-}
-
-fn step_of(op: &HostOp) -> &'static str {
-    match op {
-        HostOp::PrepareNetwork { .. } => "network",
-        HostOp::CreateContainer { .. } => "create",
-        HostOp::StartContainer { .. } => "start",
-        HostOp::StopContainer { .. } => "stop",
-        HostOp::DestroyContainer { .. } => "destroy",
-    }
-}
-
-/// Starts a job, or finds it: it may run since before this run of the daemon, or have ended meanwhile.
-async fn begin(nix: &Nix, job: &Job) -> Result<RunningJob, Outcome> {
-    let failed = |error: &NixError| Outcome::Failed(chain(error));
-    match nix.find(job.id).await {
-        Ok(Found::Running(running)) => return Ok(*running),
-        Ok(Found::Ended(outcome)) => return Err(outcome),
-        // That it runs is recorded before it is started; so this is one that is to be started.
-        Ok(Found::Lost(why)) => tracing::debug!(id = %job.id, why, "to be started"),
-        Err(error) => return Err(Outcome::Interrupted(chain(&error))),
-    }
-    let Task::Build(task) = &job.task;
-    let (nix, id, task) = (nix.clone(), job.id, task.clone());
-    nix.start(id, &task).map_err(|error| failed(&error))
-}
-
-/// Passes on what a job says, until it ends.
-async fn follow(
-    mut running: RunningJob,
-    bus: &Bus,
-    leaf: &LeafName,
-    inputs: &mpsc::Sender<Input>,
-) -> Outcome {
-    let id = running.id();
-    loop {
-        match running.next().await {
-            JobNews::Progress(progress) => {
-                bus.publish_progress(leaf, id, &progress).await;
-                let _ = inputs.send(Input::JobProgress(id, progress)).await;
-            }
-            JobNews::Log(chunk) => bus.publish_log(leaf, id, chunk.text.as_bytes()).await,
-            JobNews::Ended(outcome) => return outcome,
-        }
     }
 }
 

@@ -1,0 +1,75 @@
+//! One job, from its start, or from when it is found again, to its end.
+
+use leaf_bus::connect::Bus;
+use leaf_core::error::chain;
+use leaf_core::id::LeafName;
+use leaf_core::job::{Job, Task};
+use leaf_nix::{Found, JobNews, Nix, NixError, Outcome, RunningJob};
+use tokio::sync::{mpsc, watch};
+
+use crate::input::Input;
+
+/// Runs a job, or goes on with one that runs already, and passes on what it says. It ends early once `cancelled` is
+/// true; it is not even started if that is so before.
+pub async fn run(
+    nix: &Nix,
+    job: &Job,
+    bus: &Bus,
+    leaf: &LeafName,
+    inputs: &mpsc::Sender<Input>,
+    mut cancelled: watch::Receiver<bool>,
+) -> Outcome {
+    let before = *cancelled.borrow();
+    let running = match begin(nix, job, before).await {
+        Ok(running) => running,
+        Err(outcome) => return outcome,
+    };
+    let cancel = async {
+        if cancelled.wait_for(|cancelled| *cancelled).await.is_ok()
+            && let Err(error) = nix.cancel(job.id).await
+        {
+            tracing::warn!(id = %job.id, error = &error as &dyn std::error::Error, "the job could not be cancelled");
+        }
+        // How it ended is told by who follows it.
+        std::future::pending().await
+    };
+    tokio::select! {
+        outcome = follow(running, bus, leaf, inputs) => outcome,
+        outcome = cancel => outcome,
+    }
+}
+
+/// Starts a job, or finds it: it may run since before this run of the daemon, or have ended meanwhile.
+async fn begin(nix: &Nix, job: &Job, cancelled: bool) -> Result<RunningJob, Outcome> {
+    match nix.find(job.id).await {
+        Ok(Found::Running(running)) => return Ok(*running),
+        Ok(Found::Ended(outcome)) => return Err(outcome),
+        Ok(Found::Lost(_)) if cancelled => return Err(Outcome::Cancelled),
+        // That it runs is recorded before it is started; so this is one that is to be started.
+        Ok(Found::Lost(why)) => tracing::debug!(id = %job.id, why, "to be started"),
+        Err(error) => return Err(Outcome::Interrupted(chain(&error))),
+    }
+    let Task::Build(task) = &job.task;
+    nix.start(job.id, task)
+        .map_err(|error: NixError| Outcome::Failed(chain(&error)))
+}
+
+/// Passes on what a job says, until it ends.
+async fn follow(
+    mut running: RunningJob,
+    bus: &Bus,
+    leaf: &LeafName,
+    inputs: &mpsc::Sender<Input>,
+) -> Outcome {
+    let id = running.id();
+    loop {
+        match running.next().await {
+            JobNews::Progress(progress) => {
+                bus.publish_progress(leaf, id, &progress).await;
+                let _ = inputs.send(Input::JobProgress(id, progress)).await;
+            }
+            JobNews::Log(chunk) => bus.publish_log(leaf, id, chunk.text.as_bytes()).await,
+            JobNews::Ended(outcome) => return outcome,
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The steps for one container: look, plan, carry out, look again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use leaf_core::container::{Container, DesiredRun, ObservedContainer, ObservedRun};
+use leaf_core::error::chain;
+use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
+use leaf_core::id::{ContainerName, LeafName};
+use leaf_core::plan::{PlanContext, plan};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::workers::ContainerHost;
+
+/// Why a step that only waits need not be waited for any more. The container goes on by itself, and the next plan
+/// begins with where it is then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Hurry {
+    /// There is no hurry.
+    #[default]
+    None,
+    /// Something else than to run is wanted of it: its start need not be waited for.
+    NotToRun,
+    /// The daemon ends: neither its start nor its stop need be waited for.
+    DaemonEnds,
+}
+
+/// What came of the steps.
+#[derive(Debug)]
+pub struct Taken {
+    /// When the last look began.
+    pub looked_at: Instant,
+    /// What it showed.
+    pub observed: Option<ObservedContainer>,
+    /// The step that did not work, and why.
+    pub failure: Option<(String, HostOpError)>,
+    /// Whether a step was not waited for.
+    pub cut_short: bool,
+}
+
+/// How long a supervisor may take until it shows that it is there.
+const SHOWS_WITHIN: Duration = Duration::from_secs(5);
+
+impl Hurry {
+    /// What a new wish means for steps that are being taken.
+    #[must_use]
+    pub fn of(wish: DesiredRun) -> Self {
+        match wish {
+            DesiredRun::Running => Self::None,
+            DesiredRun::Stopped | DesiredRun::Absent => Self::NotToRun,
+        }
+    }
+
+    fn cuts(self, op: &HostOp) -> bool {
+        match op {
+            HostOp::StartContainer { .. } => self != Self::None,
+            HostOp::StopContainer { .. } => self == Self::DaemonEnds,
+            _ => false,
+        }
+    }
+}
+
+/// Takes the steps for a container, and looks at it afterwards.
+pub async fn take(
+    leaf: &LeafName,
+    host: &Arc<ContainerHost>,
+    container: &Container,
+    mut hurry: watch::Receiver<Hurry>,
+) -> Taken {
+    let name = &container.name;
+    let mut taken = Taken {
+        looked_at: Instant::now(),
+        observed: None,
+        failure: None,
+        cut_short: false,
+    };
+    let before = match look(host, name).await {
+        Ok(observed) => observed,
+        Err(error) => {
+            taken.failure = Some(("look".to_owned(), error));
+            return taken;
+        }
+    };
+    let context = PlanContext {
+        leaf: leaf.clone(),
+        nats_url: host.nats_url.clone(),
+        nats_credentials: host.identity.container_credentials(name),
+        ready_timeout_seconds: host.ready_timeout_seconds,
+        stop_timeout_seconds: host.stop_timeout_seconds,
+    };
+    for op in plan(container, before.as_ref(), &context) {
+        if hurry.borrow().cuts(&op) {
+            taken.cut_short = true;
+            break;
+        }
+        tracing::info!(%name, op = op.summary(), "step");
+        let cut = async {
+            if hurry.wait_for(|hurry| hurry.cuts(&op)).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let outcome = tokio::select! {
+            biased;
+            outcome = host.helper.carry_out(&op) => outcome,
+            () = cut => {
+                tracing::info!(%name, op = op.summary(), "not waited for");
+                taken.cut_short = true;
+                wait_until_shown(host, name).await;
+                break;
+            }
+        };
+        match outcome {
+            Ok(()) => {}
+            // Somebody else has a container of this name here: then the leaf's own never came to be.
+            Err(error)
+                if before.is_none()
+                    && error.kind == HostOpErrorKind::Refused
+                    && matches!(op, HostOp::DestroyContainer { .. }) =>
+            {
+                tracing::info!(%name, error = &error as &dyn std::error::Error, "nothing to destroy");
+            }
+            Err(error) => {
+                taken.failure = Some((step_of(&op).to_owned(), error));
+                break;
+            }
+        }
+    }
+    taken.looked_at = Instant::now();
+    match look(host, name).await {
+        Ok(observed) => taken.observed = observed,
+        Err(error) => taken.failure = taken.failure.or(Some(("look".to_owned(), error))),
+    }
+    taken
+}
+
+/// Waits until the supervisor of a container that was just started is there: a stop must find it.
+async fn wait_until_shown(host: &Arc<ContainerHost>, name: &ContainerName) {
+    let deadline = Instant::now() + SHOWS_WITHIN;
+    while Instant::now() < deadline {
+        match look(host, name).await {
+            Ok(Some(ObservedContainer {
+                run: ObservedRun::Stopped,
+                ..
+            })) => tokio::time::sleep(Duration::from_millis(10)).await,
+            _ => return,
+        }
+    }
+}
+
+async fn look(
+    host: &Arc<ContainerHost>,
+    name: &ContainerName,
+) -> Result<Option<ObservedContainer>, HostOpError> {
+    let (view, look_for) = (host.view.clone(), name.clone());
+    let seen = tokio::task::spawn_blocking(move || view.observe_one(&look_for)).await;
+    let reason = match seen {
+        Ok(Ok(observed)) => return Ok(observed),
+        Ok(Err(error)) => chain(&error),
+        Err(error) => error.to_string(),
+    };
+    Err(HostOpError {
+        op: format!("look at container {name}"),
+        kind: HostOpErrorKind::Failed,
+        reason,
+    })
+}
+
+fn step_of(op: &HostOp) -> &'static str {
+    match op {
+        HostOp::PrepareNetwork { .. } => "network",
+        HostOp::CreateContainer { .. } => "create",
+        HostOp::StartContainer { .. } => "start",
+        HostOp::StopContainer { .. } => "stop",
+        HostOp::DestroyContainer { .. } => "destroy",
+    }
+}
