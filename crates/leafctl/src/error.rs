@@ -11,10 +11,14 @@
 //! | 6 | refused: a value, the state or the caller's rights don't allow it |
 //! | 7 | it was accepted, and did not work |
 //! | 8 | the leaf can't just now: disk full, overloaded, stopping |
+//! | 130 | interrupted by Ctrl-C |
+//!
+//! A reader of the output that has gone (`leafctl … | head -1`) ends a command without an error.
 
 use leaf_bus::client::{CallError, ClientError};
 use leaf_bus::connect::ConnectError;
 use leaf_bus::context::ContextError;
+use leaf_bus::stream::StreamError;
 use leaf_core::id::JobId;
 use leaf_core::problem::{Problem, ProblemCode};
 
@@ -29,12 +33,20 @@ pub(crate) enum Error {
     Context(#[from] ContextError),
     /// No connection.
     #[error("there is no connection to NATS")]
-    Connect(#[from] ConnectError),
+    Connect {
+        /// Why.
+        source: ConnectError,
+        /// What to try, where the flags say nothing of a server.
+        hint: Option<&'static str>,
+    },
     /// The leaf isn't there.
     #[error("{0}")]
     NoLeaf(String),
-    /// The leaf said no.
+    /// What was named does not exist.
     #[error("{0}")]
+    NotFound(String),
+    /// The leaf said no, and why.
+    #[error("{}", .0.detail)]
     Problem(Problem),
     /// A job did not work.
     #[error("job {job} {phase}: {reason}")]
@@ -47,11 +59,17 @@ pub(crate) enum Error {
         reason: String,
     },
     /// The request could not be sent, or its answer not be read.
-    #[error("the leaf's answer did not come")]
+    #[error(transparent)]
     Call(CallError),
     /// A stream could not be read.
-    #[error("the stream can't be read")]
+    #[error(transparent)]
     Client(#[from] ClientError),
+    /// Somebody pressed Ctrl-C.
+    #[error("interrupted{}", .note.as_ref().map_or(String::new(), |note| format!(": {note}")))]
+    Interrupted {
+        /// What goes on nevertheless.
+        note: Option<String>,
+    },
     /// Printing failed.
     #[error("the result can't be printed")]
     Print(#[from] std::io::Error),
@@ -67,14 +85,41 @@ impl From<CallError> for Error {
 }
 
 impl Error {
+    /// Whether it is only that nobody reads the output any more.
+    pub(crate) fn is_closed_pipe(&self) -> bool {
+        matches!(self, Self::Print(error) if error.kind() == std::io::ErrorKind::BrokenPipe)
+    }
+
+    /// What a person may try.
+    pub(crate) fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Connect { hint, .. } => *hint,
+            _ => None,
+        }
+    }
+
     /// The exit code of this kind of error.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Print(_) | Self::Client(_) => 1,
+            Self::Print(_) => 1,
             Self::Usage(_) => 2,
-            Self::Context(_) | Self::Connect(_) => 3,
-            Self::NoLeaf(_) | Self::Call(_) => 4,
+            Self::Context(_) | Self::Connect { .. } => 3,
+            Self::NoLeaf(_) => 4,
+            Self::NotFound(_) => 5,
             Self::Job { .. } => 7,
+            Self::Interrupted { .. } => 130,
+            Self::Call(error) => match error {
+                CallError::NoLeaf(_) | CallError::TimedOut { .. } | CallError::Disconnected => 4,
+                CallError::NoPermission { .. } | CallError::TooLarge(_) => 6,
+                _ => 1,
+            },
+            Self::Client(ClientError::Stream(error)) => match error {
+                StreamError::Unanswered { .. } | StreamError::Disconnected => 4,
+                StreamError::NoStream { .. } => 5,
+                StreamError::NoPermission { .. } => 6,
+                _ => 1,
+            },
+            Self::Client(_) => 1,
             Self::Problem(problem) => match problem.code {
                 ProblemCode::NotFound => 5,
                 ProblemCode::Failed => 7,

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::commands::Cli;
+use crate::error::Error;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -22,8 +23,17 @@ fn main() -> ExitCode {
         .enable_all()
         .build()
         .expect("a runtime of one thread needs nothing but memory");
-    match runtime.block_on(cli.run(&output)) {
+    let result = runtime.block_on(async {
+        tokio::select! {
+            // First, since a command may say what goes on without it.
+            biased;
+            result = cli.run(&output) => result,
+            _ = tokio::signal::ctrl_c() => Err(Error::Interrupted { note: None }),
+        }
+    });
+    match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is_closed_pipe() => ExitCode::SUCCESS,
         Err(error) => {
             output.error(&error);
             ExitCode::from(error.exit_code())

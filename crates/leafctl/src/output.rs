@@ -54,7 +54,7 @@ impl Output {
         self.line(&text)
     }
 
-    /// Prints a line. A reader that has gone is no error.
+    /// Prints a line.
     pub(crate) fn line(self, text: &str) -> Result<(), Error> {
         self.raw(&format!("{text}\n"))
     }
@@ -62,10 +62,9 @@ impl Output {
     /// Prints a text as it is.
     pub(crate) fn raw(self, text: &str) -> Result<(), Error> {
         let mut out = std::io::stdout().lock();
-        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.map_err(Error::Print),
-        }
+        out.write_all(text.as_bytes())
+            .and_then(|()| out.flush())
+            .map_err(Error::Print)
     }
 
     /// Returns a table with these headings.
@@ -97,15 +96,14 @@ impl Output {
     /// Prints an error with its causes, on standard error: words, or with `--json` the problem as one document.
     pub(crate) fn error(self, error: &Error) {
         if self.json {
-            let body = match error {
+            let mut body = match error {
                 Error::Problem(problem) => {
                     serde_json::to_value(problem).expect("a problem has string keys only")
                 }
-                other => {
-                    serde_json::json!({ "title": other.to_string(), "detail": chain(other), "exit_code": other.exit_code() })
-                }
+                other => serde_json::json!({ "title": other.to_string(), "detail": chain(other) }),
             };
-            eprintln!("{body}");
+            body["exit_code"] = error.exit_code().into();
+            tell(&body.to_string());
             return;
         }
         let colours = std::io::stderr().is_terminal() && self.colours;
@@ -114,8 +112,30 @@ impl Output {
         } else {
             "error:"
         };
-        eprintln!("{label} {}", chain(error));
+        tell(&format!("{label} {}", chain(error)));
+        if let Some(hint) = error.hint() {
+            tell(&format!("hint: {hint}"));
+        }
     }
+
+    /// Tells a person what is going on, on standard error.
+    pub(crate) fn note(self, text: &str) {
+        if !self.json {
+            tell(text);
+        }
+    }
+}
+
+/// Prints a line on standard error. It is no error if nobody reads it.
+pub(crate) fn tell(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Returns a table as text, without blanks at the ends of the lines.
+pub(crate) fn text_of(table: &Table) -> String {
+    let text = table.to_string();
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    lines.join("\n")
 }
 
 /// Returns a list of names and values, one a line, the values below each other.
@@ -123,7 +143,7 @@ pub(crate) fn fields(fields: &[(&str, String)]) -> String {
     let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     fields
         .iter()
-        .map(|(name, value)| format!("{name:<width$}  {value}\n"))
+        .map(|(name, value)| format!("{}\n", format!("{name:<width$}  {value}").trim_end()))
         .collect()
 }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use leaf_core::job::Progress;
 
+use crate::output::tell;
+
 /// Waits for something; after a second a spinner says what for. Only on a terminal.
 pub(crate) async fn waiting<T>(what: &'static str, work: impl Future<Output = T>) -> T {
     tokio::pin!(work);
@@ -57,18 +59,17 @@ impl JobBar {
         self.bar.set_message(activity.clone());
         let line = format!("[{}/{}] {activity}", progress.done, progress.expected);
         if self.plain && line != self.last {
-            eprintln!("{line}");
+            tell(&line);
             self.last = line;
         }
     }
 
     /// Shows what it prints, above the bar.
     pub(crate) fn log(&self, text: &str) {
-        self.bar.suspend(|| {
-            if self.plain || !self.bar.is_hidden() {
-                eprint!("{text}");
-            }
-        });
+        // Asked before: within `suspend` the bar is locked.
+        if self.plain || !self.bar.is_hidden() {
+            self.bar.suspend(|| tell(text.strip_suffix('\n').unwrap_or(text)));
+        }
     }
 
     /// Takes the bar away.

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use leaf_bus::client::{CallOptions, Client};
+use leaf_bus::client::{CallOptions, Client, ClientError};
 use leaf_bus::context;
+use leaf_bus::stream::StreamError;
 use leaf_core::command::{Request, ShowContainer};
 use leaf_core::container::{Container, ContainerPhase};
 use leaf_core::id::{ContainerName, LeafName};
@@ -11,6 +12,10 @@ use leaf_core::problem::{Problem, ProblemCode};
 
 use crate::error::Error;
 use crate::global::Global;
+
+/// What to try if no flag says where the server is.
+const NO_CONTEXT: &str = "a leaf with its own NATS server writes context.json into its state folder: \
+    name that file with --context, or in LEAFCTL_CONTEXT";
 
 /// One connection.
 pub(crate) struct Session {
@@ -25,7 +30,12 @@ impl Session {
     pub(crate) async fn open(global: &Global) -> Result<Self, Error> {
         let settings = context::load(global.context.as_deref())?
             .overridden(global.server.as_deref(), global.creds.as_deref());
-        let client = Client::connect(&settings, global.timeout).await?;
+        let client = Client::connect(&settings, global.timeout)
+            .await
+            .map_err(|source| Error::Connect {
+                source,
+                hint: (global.context.is_none() && global.server.is_none()).then_some(NO_CONTEXT),
+            })?;
         Ok(Self {
             client,
             timeout: global.timeout,
@@ -80,10 +90,16 @@ impl Session {
         leaf: &LeafName,
         name: &ContainerName,
     ) -> Result<serde_json::Value, Error> {
-        Ok(self
+        let answer = self
             .client
             .request_container_health(leaf, name, self.timeout)
-            .await?)
+            .await;
+        answer.map_err(|error| match error {
+            ClientError::Stream(StreamError::Unanswered { .. }) => Error::NoLeaf(format!(
+                "container {name} does not answer: is it running? (`leafctl container show {name}`)"
+            )),
+            other => other.into(),
+        })
     }
 
     /// Looks at a container until it has settled: until it runs, stands still or has failed.

@@ -1,6 +1,7 @@
 use clap::Args;
 use futures::StreamExt as _;
-use leaf_bus::client::EventsFrom;
+use leaf_bus::client::{ClientError, EventsFrom};
+use leaf_bus::stream::StreamError;
 use leaf_core::event::{EventRecord, header};
 use serde_json::{Map, Value};
 
@@ -33,10 +34,18 @@ impl Events {
             .transpose()
             .map_err(|e| Error::Usage(format!("--type is not a pattern such as 'container.*': {e}")))?;
         let leaf = session.leaf().await?;
-        let last = session.client.last_sequence(&leaf).await?;
+        let last = session.client.last_sequence(&leaf).await.map_err(|error| match error {
+            ClientError::Stream(StreamError::NoStream { .. }) => Error::NotFound(format!(
+                "there are no events of a leaf {leaf} here; `leafctl leaf list` shows which leaves there are"
+            )),
+            other => other.into(),
+        })?;
+        if self.follow {
+            output.note(&format!("following the events of leaf {leaf}; Ctrl-C ends this"));
+        }
         let from = match (self.since, self.follow) {
             (Some(sequence), _) => EventsFrom::Sequence(sequence.max(1)),
-            (None, true) => EventsFrom::New,
+            (None, true) => EventsFrom::Sequence(last + 1),
             (None, false) => EventsFrom::Beginning,
         };
         if !self.follow && (last == 0 || self.since.is_some_and(|since| since > last)) {

@@ -3,7 +3,7 @@ use leaf_core::schema::{MessageType, catalogue};
 use serde_json::json;
 
 use crate::error::Error;
-use crate::output::Output;
+use crate::output::{Output, text_of};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -30,14 +30,14 @@ impl Command {
                     for message in catalogue() {
                         table.add_row([message.name.clone(), describe(&message)]);
                     }
-                    table.to_string()
+                    text_of(&table)
                 })
             }
             Self::Show { name } => match catalogue().into_iter().find(|t| t.name == name) {
-                Some(found) => output.document(&found.schema, |s| {
-                    serde_json::to_string_pretty(s).expect("a schema has string keys only")
+                Some(found) => output.document(&found.document(), |document| {
+                    serde_json::to_string_pretty(document).expect("a schema has string keys only")
                 }),
-                None => Err(Error::Usage(format!(
+                None => Err(Error::NotFound(format!(
                     "there is no message type {name:?}; `leafctl schema list` shows all"
                 ))),
             },

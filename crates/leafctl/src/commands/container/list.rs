@@ -2,7 +2,7 @@ use clap::Args;
 use leaf_core::command::ListContainers;
 
 use crate::error::Error;
-use crate::output::{Output, ago, name_of};
+use crate::output::{Output, ago, name_of, text_of};
 use crate::session::Session;
 
 /// List the containers of a leaf.
@@ -37,7 +37,7 @@ impl List {
                     container.error.clone().unwrap_or_default(),
                 ]);
             }
-            table.to_string()
+            text_of(&table)
         })
     }
 }

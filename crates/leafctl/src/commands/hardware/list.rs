@@ -4,7 +4,7 @@ use leaf_core::command::ListHardware;
 use leaf_core::hardware::{Device, Direction, Port};
 
 use crate::error::Error;
-use crate::output::{Output, name_of};
+use crate::output::{Output, name_of, text_of};
 use crate::session::Session;
 
 /// List the devices that a leaf knows, with their inputs and outputs.
@@ -14,7 +14,7 @@ pub(crate) struct List;
 impl List {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
         let list = session.call(&ListHardware {}).await?;
-        output.document(&list, |list| table(output, &list.devices).to_string())
+        output.document(&list, |list| text_of(&table(output, &list.devices)))
     }
 }
 

@@ -14,7 +14,12 @@ pub(crate) struct Watch;
 impl Watch {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
         let leaf = session.leaf().await?;
-        let mut events = session.client.events(&leaf, EventsFrom::New);
+        // The next event is fixed here, so that none is missed once this says that it waits.
+        let next = session.client.last_sequence(&leaf).await? + 1;
+        let mut events = session.client.events(&leaf, EventsFrom::Sequence(next));
+        output.note(&format!(
+            "waiting for changes of the hardware of leaf {leaf}; Ctrl-C ends this"
+        ));
         while let Some(record) = events.next().await {
             let record = record?;
             if record

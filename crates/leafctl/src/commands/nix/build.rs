@@ -84,8 +84,22 @@ pub(crate) async fn follow(
     let mut messages = session.client.job_messages(leaf, id).await?;
     let mut bar = JobBar::new(!output.is_json());
     let mut job = session.call_to(leaf, &ShowJob { id }).await?.job;
+    let interrupt = tokio::signal::ctrl_c();
+    tokio::pin!(interrupt);
     while !job.phase.is_final() {
-        match tokio::time::timeout(session.look_again_after(), messages.next()).await {
+        let next = tokio::select! {
+            biased;
+            _ = &mut interrupt => {
+                bar.finish();
+                return Err(Error::Interrupted {
+                    note: Some(format!(
+                        "job {id} goes on; `leafctl nix log --follow {id}` shows it, `leafctl nix cancel {id}` ends it"
+                    )),
+                });
+            }
+            next = tokio::time::timeout(session.look_again_after(), messages.next()) => next,
+        };
+        match next {
             Ok(Some(JobMessage::Progress(progress))) => bar.progress(&progress),
             Ok(Some(JobMessage::Log { text })) => bar.log(&text),
             // The end; or a message was lost with the connection: so look again from time to time.

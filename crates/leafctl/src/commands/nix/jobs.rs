@@ -3,7 +3,7 @@ use leaf_core::command::ListJobs;
 use leaf_core::job::{Installable, Task};
 
 use crate::error::Error;
-use crate::output::{Output, ago, name_of};
+use crate::output::{Output, ago, name_of, text_of};
 use crate::session::Session;
 
 /// List the jobs that a leaf remembers, the newest first.
@@ -39,7 +39,7 @@ impl Jobs {
                     result,
                 ]);
             }
-            table.to_string()
+            text_of(&table)
         })
     }
 }
