@@ -4,25 +4,27 @@
 
 #[path = "support/host.rs"]
 mod host;
+#[path = "support/hub.rs"]
+mod hub;
 #[path = "support/leaf.rs"]
 mod leaf;
 #[path = "support/remains.rs"]
 mod remains;
 
-use std::future::Future;
 use std::time::{Duration, Instant};
 
 pub(crate) use host::{Host, Need};
-pub(crate) use leaf::{Setup, TestLeaf};
+pub(crate) use hub::Hub;
+pub(crate) use leaf::{Setup, TestLeaf, header_of};
 
 /// The longest that any wait for a state may take, if the test does not say otherwise.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// Waits until `look` gives something, and says what it waited for if it never does.
-pub(crate) async fn until<T, F>(what: &str, mut look: impl FnMut() -> F) -> anyhow::Result<T>
-where
-    F: Future<Output = anyhow::Result<Option<T>>>,
-{
+pub(crate) async fn until<T>(
+    what: &str,
+    mut look: impl AsyncFnMut() -> anyhow::Result<Option<T>>,
+) -> anyhow::Result<T> {
     let deadline = Instant::now() + LIMIT;
     let mut last = String::new();
     while Instant::now() < deadline {

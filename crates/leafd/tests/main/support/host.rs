@@ -81,7 +81,7 @@ impl Host {
             let outcome = runtime().block_on(async { tokio::time::timeout(TEST_LIMIT, test()).await });
             match outcome {
                 Ok(Ok(())) => Ok(()),
-                Ok(Err(error)) => Err(format!("{error:?}").into()),
+                Ok(Err(error)) => Err(format!("{error:#}").into()),
                 Err(_) => Err(format!("it did not end within {TEST_LIMIT:?}").into()),
             }
         });

@@ -1,6 +1,7 @@
 //! A leaf of a test's own: `leafd` as a process, in a folder that goes with it.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -30,6 +31,7 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 pub(crate) struct Setup {
     name: LeafName,
     state_dir: Option<PathBuf>,
+    identity_dir: Option<PathBuf>,
     settings: toml::Table,
     containers: bool,
 }
@@ -41,6 +43,7 @@ impl Setup {
         let mut setup = Self {
             name,
             state_dir: None,
+            identity_dir: None,
             settings: toml::Table::new(),
             containers: false,
         };
@@ -61,6 +64,10 @@ impl Setup {
         setup
     }
 
+    pub(crate) fn name(&self) -> &LeafName {
+        &self.name
+    }
+
     /// Another name, for a second leaf of the same.
     pub(crate) fn named(mut self, name: &LeafName) -> Self {
         self.name = name.clone();
@@ -79,9 +86,10 @@ impl Setup {
         self
     }
 
-    /// A server that is there already, in place of an embedded one.
-    pub(crate) fn server(mut self, url: &str, credentials: &Path) -> Self {
+    /// A server that is there already, in place of an embedded one; its identity is kept in a folder.
+    pub(crate) fn server(mut self, url: &str, credentials: &Path, identity_dir: &Path) -> Self {
         self.settings.remove("nats");
+        self.identity_dir = Some(identity_dir.to_owned());
         self.set("nats.url", url)
             .set("nats.credentials", credentials.display().to_string())
     }
@@ -140,8 +148,17 @@ impl Setup {
         settings.insert("name".into(), self.name.to_string().into());
         settings.insert("state_dir".into(), state_dir.display().to_string().into());
         std::fs::write(folder.path().join("leafd.toml"), toml::to_string(&settings)?)?;
+        if let (Some(dir), Some(url)) = (&self.identity_dir, settings["nats"].get("url")) {
+            // What an embedded server's leaf writes itself.
+            std::fs::create_dir_all(&state_dir)?;
+            std::fs::set_permissions(&state_dir, std::fs::Permissions::from_mode(0o700))?;
+            let url = url.as_str().expect("set above");
+            Identity::open_or_create(dir, &self.name)?.write_context(&state_dir.join("context.json"), url)?;
+        }
+        let identity_dir = self.identity_dir.unwrap_or_else(|| state_dir.join("identity"));
         let mut leaf = TestLeaf {
             name: self.name,
+            identity_dir,
             state_dir,
             pool: self.containers.then(|| {
                 settings["containers"]["address_pool"]
@@ -164,6 +181,7 @@ impl Setup {
 pub(crate) struct TestLeaf {
     pub(crate) name: LeafName,
     pub(crate) state_dir: PathBuf,
+    identity_dir: PathBuf,
     pool: Option<String>,
     folder: tempfile::TempDir,
     runs: u32,
@@ -260,6 +278,46 @@ impl TestLeaf {
         Ok(status)
     }
 
+    /// Waits until it has ended by itself, with an error that says all of this.
+    pub(crate) async fn refuses(&mut self, says: &[&str]) -> anyhow::Result<()> {
+        let status = self
+            .ended()
+            .await
+            .with_context(|| format!("the log:\n{}", self.log()))?;
+        let log = self.log();
+        let last = log
+            .lines()
+            .rfind(|line| line.starts_with("leafd: "))
+            .unwrap_or_default();
+        ensure!(
+            !status.success() && status.code().is_some(),
+            "{status}; its log:\n{log}"
+        );
+        for text in says {
+            ensure!(
+                last.contains(text),
+                "it does not say {text:?}, but {last:?}; its log:\n{log}"
+            );
+        }
+        Ok(())
+    }
+
+    /// Starts the program a second time with the same settings; returns how it ended and what it said last.
+    pub(crate) async fn second(&self) -> anyhow::Result<(ExitStatus, String)> {
+        let run = Command::new(env!("CARGO_BIN_EXE_leafd"))
+            .arg("run")
+            .arg("--config")
+            .arg(self.settings_file())
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(LIMIT, run)
+            .await
+            .context("a second leafd ends")??;
+        let said = String::from_utf8_lossy(&output.stderr);
+        Ok((output.status, said.lines().last().unwrap_or_default().to_owned()))
+    }
+
     /// Ends it by SIGTERM, and returns how it ended.
     pub(crate) async fn stop(&mut self) -> anyhow::Result<ExitStatus> {
         self.signal(rustix::process::Signal::TERM)?;
@@ -343,10 +401,7 @@ impl TestLeaf {
 
     /// Its identity: makes any credentials.
     pub(crate) fn identity(&self) -> anyhow::Result<Identity> {
-        Ok(Identity::open_or_create(
-            &self.state_dir.join("identity"),
-            &self.name,
-        )?)
+        Ok(Identity::open_or_create(&self.identity_dir, &self.name)?)
     }
 
     // ---- talking to it ---------------------------------------------------------------------------------------

@@ -1,0 +1,144 @@
+//! Others of the same name, no server to speak to, and the end.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use leaf_bus::client::{CallError, CallOptions};
+use leaf_core::command::Build;
+use leaf_core::job::Installable;
+use leaf_core::problem::ProblemCode;
+use rustix::process::Signal;
+use tokio::task::JoinSet;
+
+use super::load::{self, Load};
+use crate::support::{Hub, TestLeaf, until};
+
+pub(super) async fn the_same_folder() -> anyhow::Result<()> {
+    let mut leaf = TestLeaf::start().await?;
+    let instance = leaf.show().await?.instance;
+    let pid = leaf.pid().context("it runs")?;
+    let (status, said) = leaf.second().await?;
+    ensure!(!status.success(), "{status}");
+    for text in [
+        leaf.name.as_str(),
+        &instance.to_string(),
+        &pid.to_string(),
+        &leaf.state_dir.display().to_string(),
+    ] {
+        ensure!(said.contains(text), "it does not say {text:?}, but {said:?}");
+    }
+    ensure!(leaf.show().await?.instance == instance, "the first one goes on");
+    Ok(())
+}
+
+pub(super) async fn the_same_name() -> anyhow::Result<()> {
+    let hub = Hub::start().await?;
+    let mut first = hub.setup().start().await?;
+    let shown = first.show().await?;
+    let mut second = hub.setup().launch().await?;
+    second
+        .refuses(&[
+            &format!("leaf {} is held by instance {}", hub.leaf, shown.instance),
+            &shown.host.hostname,
+            "give this one another name",
+        ])
+        .await?;
+    ensure!(
+        first.show().await?.instance == shown.instance,
+        "the first one goes on"
+    );
+
+    // The same folder after a SIGKILL: that one is surely dead.
+    first.kill().await?;
+    let began = Instant::now();
+    first.start_again().await?;
+    let took = began.elapsed();
+    ensure!(took < Duration::from_secs(10), "it waited for {took:?}");
+
+    // Given back by a proper end: another folder takes the history over.
+    first.stop().await?;
+    second.start_again().await?;
+    second
+        .logged("the journal takes over what the stream has")
+        .await?;
+    second.published().await?;
+    let events = second.complete_events(1).await?;
+    load::check_shown(&mut second, &TestLeaf::replay(&events)?).await
+}
+
+pub(super) async fn without_a_server() -> anyhow::Result<()> {
+    let mut hub = Hub::start().await?;
+    let mut leaf = hub.setup().start().await?;
+    let before = leaf.published().await?;
+    leaf.stop().await?;
+    hub.stop().await;
+    leaf.start_again().await?;
+    hub.start_again().await?;
+    let last = leaf.published().await?;
+    ensure!(last >= before + 2, "{before} before, {last} now");
+    let events = leaf.complete_events(1).await?;
+    load::check_shown(&mut leaf, &TestLeaf::replay(&events)?).await
+}
+
+pub(super) async fn a_new_leaf_without_a_server() -> anyhow::Result<()> {
+    let mut hub = Hub::start().await?;
+    let setup = hub.setup();
+    hub.stop().await;
+    let mut leaf = setup.launch().await?;
+    leaf.logged("the journal is new: waiting for NATS").await?;
+    let status = leaf.stop().await?;
+    ensure!(status.success(), "SIGTERM while it waits: {status}");
+
+    leaf.launch_again()?;
+    hub.start_again().await?;
+    leaf.ready().await?;
+    leaf.published().await?;
+    let events = leaf.complete_events(1).await?;
+    load::check_shown(&mut leaf, &TestLeaf::replay(&events)?).await
+}
+
+pub(super) async fn the_end() -> anyhow::Result<()> {
+    let mut leaf = load::setup().start().await?;
+    load::block_jobs(&mut leaf).await?;
+    let mut busy = Load::start(&leaf);
+    busy.answers_more(20).await?;
+    let client = leaf.connect().await?;
+    let mut calls = JoinSet::new();
+    leaf.signal(Signal::TERM)?;
+    for _ in 0..20 {
+        let (client, name) = (client.clone(), leaf.name.clone());
+        calls.spawn(async move {
+            let request = Build {
+                installable: Installable::File {
+                    path: "/nothing.nix".to_owned(),
+                    attribute: None,
+                },
+                timeout_seconds: None,
+            };
+            client.call(&name, &request, CallOptions::default()).await
+        });
+    }
+    let status = leaf.ended().await?;
+    ensure!(status.code() == Some(0), "{status}; the log:\n{}", leaf.log());
+    while let Some(answer) = calls.join_next().await {
+        match answer? {
+            Ok(_) | Err(CallError::NoLeaf(_) | CallError::Disconnected) => {}
+            Err(CallError::Problem(problem)) if problem.code == ProblemCode::Draining => {}
+            Err(other) => return Err(anyhow::Error::new(other).context("a command during the stop")),
+        }
+    }
+    ensure!(leaf.nats_pid().is_none(), "its server is still there");
+    // Nothing was left for later: the stream ends with the end of the run.
+    leaf.start_again().await?;
+    let done = busy.finish().await?;
+    leaf.published().await?;
+    let events = leaf.complete_events(1).await?;
+    load::check_done(&events, &done)?;
+    ensure!(
+        !leaf.log().contains("will be published after the next start"),
+        "the last events were not published"
+    );
+    until("it goes on", async || Ok(Some(leaf.show().await?)))
+        .await
+        .map(drop)
+}

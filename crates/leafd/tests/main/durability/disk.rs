@@ -1,0 +1,184 @@
+//! The disk full: refused in time, nothing lost, and on by itself once there is room.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use leaf_bus::client::CallError;
+use leaf_core::command::{Build, ListHardware};
+use leaf_core::job::Installable;
+use leaf_core::problem::ProblemCode;
+
+use super::load::{self, Load};
+use crate::support::{LIMIT, Setup, TestLeaf, until};
+
+/// A disk of its own, in memory.
+struct SmallDisk {
+    folder: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    fn new() -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("leafd-disk-").tempdir()?;
+        let status = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=64m,mode=0700", "cim-leaf-test"])
+            .arg(folder.path())
+            .status()?;
+        ensure!(status.success(), "a tmpfs can't be mounted: {status}");
+        Ok(Self { folder })
+    }
+
+    fn state_dir(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    fn free(&self) -> anyhow::Result<u64> {
+        let stat = rustix::fs::statvfs(self.folder.path())?;
+        Ok(stat.f_bavail * stat.f_frsize)
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.folder.path().join("ballast")
+    }
+
+    /// Fills it until only this much is left.
+    fn fill(&self, leave: u64) -> anyhow::Result<()> {
+        let mut file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.ballast())?;
+        loop {
+            let free = self.free()?;
+            if free <= leave {
+                return Ok(());
+            }
+            let piece = usize::try_from((free - leave).min(1 << 20))?;
+            match file.write_all(&vec![7; piece]) {
+                Err(error) if error.kind() == std::io::ErrorKind::StorageFull => return Ok(()),
+                other => other?,
+            }
+        }
+    }
+
+    fn empty(&self) -> anyhow::Result<()> {
+        Ok(std::fs::remove_file(self.ballast())?)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.folder.path()).status();
+    }
+}
+
+fn setup(disk: &SmallDisk) -> Setup {
+    load::setup()
+        .state_dir(&disk.state_dir())
+        .set("events.max_bytes", 8 << 20)
+}
+
+fn a_build(folder: &Path) -> Build {
+    Build {
+        installable: Installable::File {
+            path: folder.join("nothing.nix").display().to_string(),
+            attribute: None,
+        },
+        timeout_seconds: None,
+    }
+}
+
+pub(super) async fn below_the_reserve() -> anyhow::Result<()> {
+    let disk = SmallDisk::new()?;
+    let mut leaf = setup(&disk).set("events.reserve_bytes", 8 << 20).start().await?;
+    load::block_jobs(&mut leaf).await?;
+    let mut load = Load::start(&leaf);
+    load.answers_more(20).await?;
+    disk.fill(4 << 20)?;
+    let request = a_build(leaf.scratch());
+    match leaf.call(&request).await {
+        Err(CallError::Problem(problem)) => {
+            ensure!(problem.code == ProblemCode::DiskFull, "{problem:?}");
+            ensure!(problem.detail.contains("kept in reserve"), "{problem:?}");
+        }
+        other => anyhow::bail!("{other:?}"),
+    }
+    let refusing = leaf.show().await?.refusing.context("leaf.show says why")?;
+    ensure!(refusing.contains("kept in reserve"), "{refusing}");
+    leaf.call(&ListHardware {})
+        .await
+        .context("questions are answered")?;
+    disk.empty()?;
+    load.answers_more(20).await?;
+    ensure!(leaf.show().await?.refusing.is_none());
+    let done = load.finish().await?;
+    leaf.published().await?;
+    let events = leaf.complete_events(1).await?;
+    load::check_done(&events, &done)?;
+    load::check_shown(&mut leaf, &TestLeaf::replay(&events)?).await
+}
+
+pub(super) async fn to_the_last_byte() -> anyhow::Result<()> {
+    let disk = SmallDisk::new()?;
+    // Without a reserve the journal itself meets the end of the disk.
+    let mut leaf = setup(&disk).set("events.reserve_bytes", 0).start().await?;
+    load::block_jobs(&mut leaf).await?;
+    let mut load = Load::start(&leaf);
+    load.answers_more(20).await?;
+    until_the_journal_waits(&mut leaf, &disk).await?;
+    let refusing = until("leaf.show says why", async || Ok(leaf.show().await?.refusing)).await?;
+    ensure!(refusing.contains("the disk of the journal is full"), "{refusing}");
+    let request = a_build(leaf.scratch());
+    match leaf.call(&request).await {
+        Err(CallError::Problem(problem)) => {
+            ensure!(problem.code == ProblemCode::DiskFull, "{problem:?}");
+        }
+        other => anyhow::bail!("{other:?}"),
+    }
+    disk.empty()?;
+    load.answers_more(40).await?;
+    let done = load.finish().await?;
+    leaf.published().await?;
+    let events = leaf.complete_events(1).await?;
+    load::check_done(&events, &done)?;
+    load::check_shown(&mut leaf, &TestLeaf::replay(&events)?).await
+}
+
+pub(super) async fn stopped_on_a_full_disk() -> anyhow::Result<()> {
+    let disk = SmallDisk::new()?;
+    let mut leaf = setup(&disk).set("events.reserve_bytes", 0).start().await?;
+    load::block_jobs(&mut leaf).await?;
+    let mut load = Load::start(&leaf);
+    load.answers_more(20).await?;
+    until_the_journal_waits(&mut leaf, &disk).await?;
+    leaf.signal(rustix::process::Signal::TERM)?;
+    let began = std::time::Instant::now();
+    leaf.ended()
+        .await
+        .with_context(|| format!("SIGTERM on a full disk; the log:\n{}", leaf.log()))?;
+    ensure!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    disk.empty()?;
+    leaf.start_again().await?;
+    load.answers_more(20).await?;
+    let done = load.finish().await?;
+    leaf.published().await?;
+    let events = leaf.complete_events(1).await?;
+    load::check_done(&events, &done)?;
+    load::check_shown(&mut leaf, &TestLeaf::replay(&events)?).await
+}
+
+/// Fills the disk, and again what others give back, until the journal has met its end.
+async fn until_the_journal_waits(leaf: &mut TestLeaf, disk: &SmallDisk) -> anyhow::Result<()> {
+    let deadline = std::time::Instant::now() + LIMIT;
+    while !leaf.log().contains("the journal waits for room") {
+        ensure!(
+            std::time::Instant::now() < deadline,
+            "the journal does not meet the end of the disk; the log:\n{}",
+            leaf.log()
+        );
+        disk.fill(0)?;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}

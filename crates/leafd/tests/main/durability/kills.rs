@@ -1,0 +1,121 @@
+//! Killed again and again while events are made: what was answered stays, each event stands once and in order, and a
+//! replay gives the state that the leaf shows.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context as _, ensure};
+
+use super::load::{self, Load};
+use crate::support::{TestLeaf, until};
+
+const KILLS_OF_THE_SERVER: usize = 20;
+const KILLS_OF_THE_LEAF: usize = 50;
+
+/// The longest time from a start of the leaf to its end, in milliseconds.
+const LIFE_MS: u64 = 1500;
+
+/// Chance that can be repeated (SplitMix64).
+struct Chance(u64);
+
+impl Chance {
+    /// From `CIM_LEAF_TEST_SEED`, or from the clock.
+    fn new() -> Self {
+        let given = std::env::var("CIM_LEAF_TEST_SEED")
+            .ok()
+            .and_then(|text| text.parse().ok());
+        Self(given.unwrap_or_else(|| {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            now.map_or(1, |now| now.as_nanos() as u64)
+        }))
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % limit
+    }
+}
+
+/// Ends the load, and holds all that was answered against the stream and against what the leaf shows.
+async fn check_all(leaf: &mut TestLeaf, load: Load) -> anyhow::Result<()> {
+    let done = load.finish().await?;
+    let last = leaf.published().await?;
+    let events = leaf.complete_events(1).await?;
+    ensure!(
+        events.len() as u64 == last,
+        "{} events of {last} are in the stream",
+        events.len()
+    );
+    load::check_done(&events, &done)?;
+    load::check_shown(leaf, &TestLeaf::replay(&events)?).await?;
+    // And the journal agrees, when nobody has it in memory any more.
+    let status = leaf.stop().await?;
+    ensure!(status.success(), "{status}");
+    leaf.start_again().await?;
+    let again = leaf.state_by_replay().await?;
+    load::check_shown(leaf, &again).await
+}
+
+pub(super) async fn the_server() -> anyhow::Result<()> {
+    let mut leaf = load::setup().start().await?;
+    load::block_jobs(&mut leaf).await?;
+    let mut load = Load::start(&leaf);
+    let mut chance = Chance::new();
+    let seed = chance.0;
+    let outcome = async {
+        for kill in 0..KILLS_OF_THE_SERVER {
+            load.answers_more(1 + chance.below(40))
+                .await
+                .with_context(|| format!("before kill {kill}"))?;
+            let killed = leaf.kill_nats().await?;
+            until("another nats-server runs", async || {
+                Ok(leaf.nats_pid().filter(|pid| *pid != killed))
+            })
+            .await?;
+        }
+        check_all(&mut leaf, load).await
+    };
+    let outcome = outcome.await;
+    outcome.with_context(|| format!("with CIM_LEAF_TEST_SEED={seed}; the log:\n{}", tail(&leaf)))
+}
+
+pub(super) async fn the_leaf() -> anyhow::Result<()> {
+    let mut leaf = load::setup().start().await?;
+    load::block_jobs(&mut leaf).await?;
+    let mut load = Load::start(&leaf);
+    let mut chance = Chance::new();
+    let seed = chance.0;
+    let outcome = async {
+        load.answers_more(10).await?;
+        let mut answered = load.answered();
+        let mut busy = 0;
+        for kill in 0..KILLS_OF_THE_LEAF {
+            let end = Instant::now() + Duration::from_millis(chance.below(LIFE_MS));
+            tokio::time::sleep_until(end.into()).await;
+            busy += usize::from(load.answered() > answered);
+            answered = load.answered();
+            leaf.kill().await.with_context(|| format!("kill {kill}"))?;
+            leaf.launch_again()?;
+        }
+        ensure!(
+            busy >= KILLS_OF_THE_LEAF / 10,
+            "commands were answered in {busy} lives only: this shows nothing"
+        );
+        leaf.ready().await?;
+        load.answers_more(10).await?;
+        check_all(&mut leaf, load).await
+    };
+    let outcome = outcome.await;
+    outcome.with_context(|| format!("with CIM_LEAF_TEST_SEED={seed}; the log:\n{}", tail(&leaf)))
+}
+
+fn tail(leaf: &TestLeaf) -> String {
+    let log = leaf.log();
+    let lines: Vec<&str> = log
+        .lines()
+        .filter(|line| !line.contains("recorded kind"))
+        .collect();
+    lines[lines.len().saturating_sub(60)..].join("\n")
+}

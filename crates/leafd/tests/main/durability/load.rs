@@ -1,0 +1,278 @@
+//! Many real events, cheaply: clients that queue Nix builds and cancel them again, while one build holds the only place.
+//! Each command is sent under its id until it is answered, as a person's script would.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use leaf_bus::client::{CallError, CallOptions, Client};
+use leaf_bus::context;
+use leaf_core::command::{Build, CancelJob, ListContainers, ListHardware, ListJobs, Request};
+use leaf_core::event::{Event, EventRecord, Fact};
+use leaf_core::id::{CommandId, JobId, LeafName};
+use leaf_core::job::{Installable, JobPhase};
+use leaf_core::problem::ProblemCode;
+use leaf_core::state::State;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::support::{LIMIT, Setup, TestLeaf, until};
+
+/// How many clients send at once.
+const CLIENTS: usize = 6;
+
+/// How long one attempt waits for its answer.
+const ATTEMPT: Duration = Duration::from_secs(2);
+
+/// One answered pair of commands.
+#[derive(Debug)]
+pub(crate) struct Done {
+    build: CommandId,
+    cancel: CommandId,
+    job: JobId,
+}
+
+/// Clients at work.
+pub(crate) struct Load {
+    stop: watch::Sender<bool>,
+    clients: JoinSet<anyhow::Result<Vec<Done>>>,
+    answered: watch::Receiver<u64>,
+}
+
+/// The settings of a leaf on which a load runs: one job at a time.
+pub(crate) fn setup() -> Setup {
+    Setup::new().set("nix.max_jobs", 1)
+}
+
+/// Takes the only place for jobs, with a build that never ends.
+pub(crate) async fn block_jobs(leaf: &mut TestLeaf) -> anyhow::Result<JobId> {
+    let file = leaf.scratch().join("endless.nix");
+    let expression = format!(
+        r#"derivation {{ name = "endless-{}"; system = "{}-linux"; builder = "/bin/sh"; args = [ "-c" "while :; do sleep 60; done" ]; }}"#,
+        leaf.name,
+        std::env::consts::ARCH
+    );
+    std::fs::write(&file, expression)?;
+    let job = leaf.call(&build(&file)).await?.job;
+    until("the endless build runs", async || {
+        let jobs = leaf.call(&ListJobs {}).await?.jobs;
+        Ok(jobs
+            .iter()
+            .any(|j| j.id == job && j.phase == JobPhase::Running)
+            .then_some(()))
+    })
+    .await?;
+    Ok(job)
+}
+
+fn build(file: &std::path::Path) -> Build {
+    Build {
+        installable: Installable::File {
+            path: file.display().to_string(),
+            attribute: None,
+        },
+        timeout_seconds: None,
+    }
+}
+
+impl Load {
+    /// Begins. Jobs must be [blocked](block_jobs).
+    pub(crate) fn start(leaf: &TestLeaf) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let (count, answered) = watch::channel(0);
+        let mut clients = JoinSet::new();
+        for number in 0..CLIENTS {
+            let client = LoadClient {
+                leaf: leaf.name.clone(),
+                context: leaf.context_file(),
+                label: format!("load-{number}"),
+                stopped: stopped.clone(),
+                count: count.clone(),
+            };
+            clients.spawn(client.run());
+        }
+        Self {
+            stop,
+            clients,
+            answered,
+        }
+    }
+
+    /// How many commands were answered so far.
+    pub(crate) fn answered(&self) -> u64 {
+        *self.answered.borrow()
+    }
+
+    /// Waits until so many more commands were answered; fails when a client did.
+    pub(crate) async fn answers_more(&mut self, commands: u64) -> anyhow::Result<()> {
+        let wanted = self.answered() + commands;
+        tokio::select! {
+            reached = tokio::time::timeout(LIMIT, self.answered.wait_for(|answered| *answered >= wanted)) => {
+                reached.with_context(|| format!("{commands} more answers within {LIMIT:?}"))??;
+                Ok(())
+            }
+            Some(ended) = self.clients.join_next() => {
+                let done = ended??;
+                anyhow::bail!("a client ended early, after {} pairs", done.len())
+            }
+        }
+    }
+
+    /// Lets each client finish what it is about, and returns all that was answered.
+    pub(crate) async fn finish(mut self) -> anyhow::Result<Vec<Done>> {
+        self.stop.send_replace(true);
+        let mut all = Vec::new();
+        while let Some(done) = tokio::time::timeout(LIMIT, self.clients.join_next())
+            .await
+            .context("the clients finish")?
+        {
+            all.extend(done??);
+        }
+        Ok(all)
+    }
+}
+
+struct LoadClient {
+    leaf: LeafName,
+    context: PathBuf,
+    label: String,
+    stopped: watch::Receiver<bool>,
+    count: watch::Sender<u64>,
+}
+
+impl LoadClient {
+    async fn run(self) -> anyhow::Result<Vec<Done>> {
+        let client = self.connect().await?;
+        let mut done = Vec::new();
+        while !*self.stopped.borrow() {
+            let id = |verb: &str| CommandId::new(format!("{}-{}-{verb}", self.label, done.len()));
+            let (build_id, cancel_id) = (id("build")?, id("cancel")?);
+            let request = build(&self.context.with_file_name("nothing.nix"));
+            let job = self.send(&client, &build_id, &request).await?.job;
+            let cancelled = self.send(&client, &cancel_id, &CancelJob { id: job }).await?;
+            ensure!(
+                cancelled.id == job && cancelled.phase == JobPhase::Cancelled,
+                "{cancelled:?} is the answer to the cancelling of {job}"
+            );
+            done.push(Done {
+                build: build_id,
+                cancel: cancel_id,
+                job,
+            });
+        }
+        Ok(done)
+    }
+
+    async fn connect(&self) -> anyhow::Result<Client> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let settings = context::load(self.context.to_str())?;
+            match Client::connect(&settings, ATTEMPT).await {
+                Ok(client) => return Ok(client),
+                Err(error) if Instant::now() > deadline => return Err(error.into()),
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
+    /// Sends a command until it is answered.
+    async fn send<R: Request>(
+        &self,
+        client: &Client,
+        id: &CommandId,
+        request: &R,
+    ) -> anyhow::Result<R::Reply> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let options = CallOptions {
+                id: Some(id.clone()),
+                timeout: ATTEMPT,
+                ..CallOptions::default()
+            };
+            let error = match client.call(&self.leaf, request, options).await {
+                Ok(reply) => {
+                    self.count.send_modify(|count| *count += 1);
+                    return Ok(reply);
+                }
+                Err(error) => error,
+            };
+            let passes = match &error {
+                CallError::Problem(problem) => matches!(
+                    problem.code,
+                    ProblemCode::Draining | ProblemCode::DiskFull | ProblemCode::Overloaded
+                ),
+                _ => true,
+            };
+            if !passes || Instant::now() > deadline {
+                return Err(anyhow::Error::new(error).context(format!("the command {id}")));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// Makes sure that each answered command is in the history exactly once, and did what its answer said.
+pub(crate) fn check_done(events: &[EventRecord], done: &[Done]) -> anyhow::Result<()> {
+    let mut caused: BTreeMap<CommandId, Vec<Fact>> = BTreeMap::new();
+    for record in events {
+        let event = Event::from_record(record)?;
+        if let Some(command) = event.causation {
+            caused.entry(command).or_default().push(event.fact);
+        }
+    }
+    for done in done {
+        let queued = caused.get(&done.build).map(Vec::as_slice);
+        ensure!(
+            matches!(queued, Some([Fact::JobQueued(fact)]) if fact.id == done.job),
+            "{:?} was answered with job {}, and led to {queued:?}",
+            done.build,
+            done.job
+        );
+        let cancelled = caused.get(&done.cancel).map(Vec::as_slice);
+        ensure!(
+            matches!(cancelled, Some([Fact::JobCancelled(fact)]) if fact.id == done.job),
+            "{:?} of job {} was answered, and led to {cancelled:?}",
+            done.cancel,
+            done.job
+        );
+    }
+    Ok(())
+}
+
+/// Makes sure that this state is what the leaf shows: by its commands, and in the bucket.
+pub(crate) async fn check_shown(leaf: &mut TestLeaf, replayed: &State) -> anyhow::Result<()> {
+    let shown = leaf.show().await?;
+    ensure!(
+        shown.sequence == replayed.sequence,
+        "the leaf is at {}, the replay ends with {}",
+        shown.sequence,
+        replayed.sequence
+    );
+    let jobs: Vec<_> = replayed.jobs.values().rev().cloned().collect();
+    ensure!(leaf.call(&ListJobs {}).await?.jobs == jobs, "the jobs differ");
+    let devices: Vec<_> = replayed.devices.values().cloned().collect();
+    ensure!(
+        leaf.call(&ListHardware {}).await?.devices == devices,
+        "the devices differ"
+    );
+    let containers: Vec<_> = replayed.containers.values().cloned().collect();
+    ensure!(
+        leaf.call(&ListContainers {}).await?.containers == containers,
+        "the containers differ"
+    );
+    let entries = replayed.entries();
+    until("the bucket shows the same", async || {
+        let bucket = leaf.bucket().await?;
+        if bucket == entries {
+            return Ok(Some(()));
+        }
+        let other: Vec<_> = bucket
+            .keys()
+            .chain(entries.keys())
+            .filter(|key| bucket.get(*key) != entries.get(*key))
+            .collect();
+        anyhow::bail!("they differ in {other:?}")
+    })
+    .await
+}

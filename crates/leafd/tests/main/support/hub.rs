@@ -1,0 +1,76 @@
+//! A NATS server that is no leaf's own: for leaves that connect to one, and for what happens without.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings};
+use leaf_bus::identity::Identity;
+use leaf_core::id::LeafName;
+
+use super::Setup;
+
+/// A server with the users of one leaf. It can be stopped and started again; its address stays.
+pub(crate) struct Hub {
+    pub(crate) leaf: LeafName,
+    identity: Identity,
+    address: SocketAddr,
+    server: Option<EmbeddedServer>,
+    folder: tempfile::TempDir,
+}
+
+impl Hub {
+    /// Starts a server for a leaf of a name of its own.
+    pub(crate) async fn start() -> anyhow::Result<Self> {
+        let leaf = Setup::new().name().clone();
+        let folder = tempfile::Builder::new().prefix("leafd-hub-").tempdir()?;
+        let identity = Identity::open_or_create(&folder.path().join("identity"), &leaf)?;
+        let mut hub = Self {
+            leaf,
+            identity,
+            address: "127.0.0.1:0".parse()?,
+            server: None,
+            folder,
+        };
+        hub.start_again().await?;
+        let credentials = hub.credentials();
+        std::fs::write(&credentials, hub.identity.leaf_credentials().expose())?;
+        std::fs::set_permissions(&credentials, std::fs::Permissions::from_mode(0o600))?;
+        Ok(hub)
+    }
+
+    pub(crate) async fn start_again(&mut self) -> anyhow::Result<()> {
+        let settings = EmbeddedSettings::new(self.folder.path().join("nats"), self.address);
+        let server = EmbeddedServer::start(settings, &self.identity).await?;
+        self.address = server.address();
+        self.server = Some(server);
+        Ok(())
+    }
+
+    pub(crate) async fn stop(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.stop().await;
+        }
+    }
+
+    /// The settings of a leaf that connects to it.
+    pub(crate) fn setup(&self) -> Setup {
+        let url = format!("nats://{}", self.address);
+        Setup::new()
+            .named(&self.leaf)
+            .server(&url, &self.credentials(), &self.identity_dir())
+    }
+
+    fn credentials(&self) -> PathBuf {
+        self.folder.path().join("leafd.creds")
+    }
+
+    fn identity_dir(&self) -> PathBuf {
+        self.folder.path().join("identity")
+    }
+
+    /// Where its files are.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
