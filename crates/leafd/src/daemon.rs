@@ -14,6 +14,7 @@ use leaf_core::beat::{BEAT_SECONDS, Beat};
 use leaf_core::event::{Fact, HostFacts, LeafStarted};
 use leaf_core::id::InstanceId;
 use leaf_journal::{CommandRecord, Journal, Options};
+use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
@@ -51,19 +52,34 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+    let steps = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("steps")
         .max_blocking_threads(16)
         .enable_all()
         .build()
-        .context("the runtime can't be made")?;
-    let result = runtime.block_on(start(settings));
+        .context("the runtime of the steps can't be made")?;
+    let runtime = runtime().context("the runtime can't be made")?;
+    let result = runtime.block_on(start(settings, steps.handle().clone()));
     // A look at the hardware may still be under way; nobody waits for it.
+    steps.shutdown_timeout(Duration::from_secs(1));
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-async fn start(settings: Settings) -> anyhow::Result<()> {
+/// Returns the runtime of the loop, the connection and all between them: one thread, since a command passes through
+/// several tasks, and to wake another thread for each costs more than what they do.
+///
+/// # Errors
+/// What the system says.
+pub fn runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(16)
+        .enable_all()
+        .build()
+}
+
+async fn start(settings: Settings, steps: Handle) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be received")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be received")?;
     let stop = async move {
@@ -177,6 +193,7 @@ async fn start(settings: Settings) -> anyhow::Result<()> {
         looks,
         mirror: changes,
         published: published.clone(),
+        steps,
     });
     let entries = state.entries();
     let mut main_loop = MainLoop {

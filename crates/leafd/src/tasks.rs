@@ -2,12 +2,14 @@
 
 use std::future::Future;
 
+use tokio::runtime::Handle;
 use tokio::task::{AbortHandle, JoinSet};
 
 /// The tasks of the daemon: those that run as long as it does (`keep`), and those that do one thing and end (`run`).
 #[derive(Default)]
 pub struct Tasks {
     set: JoinSet<Ended>,
+    elsewhere: Option<Handle>,
 }
 
 enum Ended {
@@ -19,13 +21,22 @@ enum Ended {
 }
 
 impl Tasks {
+    /// Returns a place for tasks that run on another runtime than the one that waits for them.
+    #[must_use]
+    pub fn on(runtime: Handle) -> Self {
+        Self {
+            set: JoinSet::new(),
+            elsewhere: Some(runtime),
+        }
+    }
+
     /// Starts a task that ends only with the daemon.
     pub fn keep(
         &mut self,
         name: &'static str,
         task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
     ) -> AbortHandle {
-        self.set.spawn(async move {
+        self.spawn(async move {
             Ended::Kept {
                 name,
                 result: task.await,
@@ -35,10 +46,17 @@ impl Tasks {
 
     /// Starts a task that does one thing.
     pub fn run(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        self.set.spawn(async move {
+        self.spawn(async move {
             task.await;
             Ended::Done
         });
+    }
+
+    fn spawn(&mut self, task: impl Future<Output = Ended> + Send + 'static) -> AbortHandle {
+        match &self.elsewhere {
+            Some(runtime) => self.set.spawn_on(task, runtime),
+            None => self.set.spawn(task),
+        }
     }
 
     /// Waits until a task ends that should not have. May be dropped and called again.

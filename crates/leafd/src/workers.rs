@@ -9,7 +9,7 @@ use leaf_bus::connect::Bus;
 use leaf_bus::identity::Identity;
 use leaf_bus::serve::Responder;
 use leaf_container::Containers;
-use leaf_core::command::{Command, LogText};
+use leaf_core::command::{Command, LogChunk, LogText};
 use leaf_core::container::Container;
 use leaf_core::error::chain;
 use leaf_core::host_op::{HostOpError, HostOpErrorKind};
@@ -20,6 +20,7 @@ use leaf_helper::Helper;
 use leaf_journal::Journal;
 use leaf_nix::{Nix, NixError, Outcome};
 use serde_json::Value;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -56,6 +57,8 @@ pub struct Workers {
     leaf: LeafName,
     inputs: mpsc::Sender<Input>,
     tasks: Tasks,
+    /// What may hold up a thread: files, processes.
+    steps: Tasks,
     bus: Bus,
     containers: Result<Arc<ContainerHost>, String>,
     nix: Result<Nix, String>,
@@ -85,6 +88,8 @@ pub struct Equipment {
     pub mirror: mpsc::Sender<BTreeMap<String, Option<Value>>>,
     /// What the stream is known to hold.
     pub published: watch::Receiver<Published>,
+    /// Where steps on the host are taken, so that they don't hold up answers.
+    pub steps: Handle,
 }
 
 impl Workers {
@@ -100,11 +105,13 @@ impl Workers {
             looks,
             mirror,
             published,
+            steps,
         } = equipment;
         Self {
             leaf,
             inputs,
             tasks: Tasks::default(),
+            steps: Tasks::on(steps),
             bus,
             containers,
             nix,
@@ -142,11 +149,15 @@ impl Workers {
 
     /// Waits until one of the workers ends who should not have.
     pub async fn unexpected_end(&mut self) -> anyhow::Error {
-        self.tasks.unexpected_end().await
+        tokio::select! {
+            error = self.tasks.unexpected_end() => error,
+            error = self.steps.unexpected_end() => error,
+        }
     }
 
     /// Ends what is still under way; containers and jobs go on.
     pub async fn stop(self) {
+        self.steps.stop().await;
         self.tasks.stop().await;
     }
 
@@ -181,17 +192,25 @@ impl Workers {
             .run(async move { responder.reply(Some(&id), reply).await });
     }
 
-    /// Answers with a part of a job's log.
-    pub fn reply_job_log(&mut self, responder: Responder, id: CommandId, job: JobId, offset: u64) {
+    /// Answers with a part of a job's log. A job that was never begun has none: so far, or for good if it `ended`.
+    pub fn reply_job_log(
+        &mut self,
+        responder: Responder,
+        id: CommandId,
+        job: JobId,
+        offset: u64,
+        ended: bool,
+    ) {
         let nix = self.nix.clone();
         let read = move || {
             let nix = nix.map_err(|why| Problem::new(ProblemCode::Unsupported, why))?;
             match nix.read_log(job, offset, LOG_BYTES) {
                 Ok(chunk) => Ok(serde_json::to_vec(&chunk).expect("a message has string keys only")),
-                Err(NixError::NoJob(_)) => Err(Problem::new(
-                    ProblemCode::NotFound,
-                    format!("job {job} has no log (yet)"),
-                )),
+                Err(NixError::NoJob(_)) => Ok(to_body(&LogChunk {
+                    text: String::new(),
+                    next_offset: offset,
+                    complete: ended,
+                })),
                 Err(error) => Err(failed("the log can't be read", &error)),
             }
         };
@@ -259,7 +278,7 @@ impl Workers {
         let host = self.containers.clone();
         let (hurry, hurries) = watch::channel(Hurry::None);
         self.hurries.insert(container.name.clone(), hurry);
-        self.tasks.run(async move {
+        self.steps.run(async move {
             let name = container.name.clone();
             let generation = container.desired.generation;
             let taken = match &host {
@@ -314,7 +333,7 @@ impl Workers {
         let leaf = self.leaf.clone();
         let (cancel, cancelled) = watch::channel(false);
         self.cancels.insert(job.id, cancel);
-        self.tasks.run(async move {
+        self.steps.run(async move {
             let outcome = match nix {
                 Ok(nix) => job::run(&nix, &job, &bus, &leaf, &inputs, cancelled).await,
                 Err(why) => Outcome::Failed(why),
