@@ -5,6 +5,7 @@
 // It is a program that speaks to a person.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod bench;
 mod check;
 mod command;
 mod demo;
@@ -30,6 +31,7 @@ enum Task {
     Setup(setup::Setup),
     Test(test::Test),
     Demo(demo::Demo),
+    Bench(bench::Bench),
     Docs(docs::Docs),
     Check(check::Check),
 }
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Task::Setup(args) => args.run(),
         Task::Test(args) => args.run(),
         Task::Demo(args) => args.run(),
+        Task::Bench(args) => args.run(),
         Task::Docs(args) => args.run(),
         Task::Check(args) => args.run(),
     };
