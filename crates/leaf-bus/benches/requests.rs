@@ -1,0 +1,265 @@
+//! Asks a running leaf, and a bare responder of the same size beside it, and prints how long the answers take, as JSON.
+//! `cargo xtask bench` runs it.
+//!
+//! `requests round-trip STATE_DIR LEAF ROUNDS REQUESTS` and `requests concurrent STATE_DIR LEAF ROUNDS TASKS COMMANDS
+//! CONTAINER`; `requests respond …` is the bare responder, which the first starts as a process of its own, since the
+//! leaf is one, too.
+#![allow(clippy::print_stdout, reason = "a program")]
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _};
+use leaf_bus::client::{CallOptions, Client};
+use leaf_bus::connect::{ConnectSettings, Credentials};
+use leaf_bus::context;
+use leaf_bus::identity::Identity;
+use leaf_core::command::{CreateContainer, DestroyContainer, ShowLeaf, StopContainer};
+use leaf_core::container::ContainerSource;
+use leaf_core::id::{ContainerName, LeafName, StorePath};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+
+/// Where the bare responder listens: the leaf's user may, and a person may ask there.
+const BARE: &str = "leaf.v1.ask.bench.bare";
+const WARM_UP: usize = 500;
+
+// As `#[tokio::main]` makes it: what a program is that somebody writes in a few lines.
+#[tokio::main]
+async fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|arg| !arg.starts_with("--"))
+        .collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        ["respond", url, state, leaf, bytes] => {
+            respond(url, Path::new(state), &LeafName::new(leaf)?, bytes.parse()?).await
+        }
+        ["round-trip", state, leaf, rounds, requests] => {
+            let rounds = (rounds.parse()?, requests.parse()?);
+            println!(
+                "{}",
+                round_trip(Path::new(state), &LeafName::new(leaf)?, rounds).await?
+            );
+            Ok(())
+        }
+        ["concurrent", state, leaf, rounds, tasks, commands, toplevel] => {
+            let counts = (rounds.parse()?, tasks.parse()?, commands.parse()?);
+            let toplevel = StorePath::new(toplevel)?;
+            println!(
+                "{}",
+                concurrent(Path::new(state), &LeafName::new(leaf)?, counts, &toplevel).await?
+            );
+            Ok(())
+        }
+        _ => bail!("this is a part of `cargo xtask bench`"),
+    }
+}
+
+/// The bare responder: the fewest lines that answer a request.
+async fn respond(url: &str, state: &Path, leaf: &LeafName, bytes: usize) -> Result<()> {
+    let identity = Identity::open_or_create(&state.join("identity"), leaf)?;
+    let credentials = identity.leaf_credentials();
+    let client = async_nats::ConnectOptions::with_credentials(credentials.expose())?
+        .connect(url)
+        .await?;
+    let mut requests = client.subscribe(BARE).await?;
+    client.flush().await?;
+    println!("ready");
+    let body = Bytes::from(vec![b'x'; bytes]);
+    while let Some(request) = requests.next().await {
+        let reply = request.reply.context("a request has a reply subject")?;
+        client.publish(reply, body.clone()).await?;
+    }
+    Ok(())
+}
+
+/// One and the same bare client asks both in turn; and once more the leaf, as leafctl does.
+async fn round_trip(state: &Path, leaf: &LeafName, (rounds, requests): (usize, usize)) -> Result<Value> {
+    let settings = settings(state)?;
+    let url = settings.servers.first().context("the context names a server")?;
+    let Credentials::File(credentials) = &settings.credentials else {
+        bail!("the context names a credentials file");
+    };
+    let bare = async_nats::ConnectOptions::with_credentials_file(credentials)
+        .await?
+        .custom_inbox_prefix(&settings.inbox_prefix)
+        .connect(url)
+        .await?;
+    let client = Client::connect(&settings, Duration::from_secs(5)).await?;
+    let show = format!("leaf.v1.cmd.{leaf}.{}.leaf.show", client.caller());
+    let bytes = bare.request(show.clone(), Bytes::new()).await?.payload.len();
+
+    let mut responder = tokio::process::Command::new(std::env::current_exe()?)
+        .args(["respond", url])
+        .arg(state)
+        .args([leaf.as_str(), &bytes.to_string()])
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let said = responder.stdout.take().context("it is piped")?;
+    let ready = BufReader::new(said).lines().next_line().await?;
+    anyhow::ensure!(
+        ready.as_deref() == Some("ready"),
+        "the bare responder ended at once"
+    );
+
+    let mut found = Vec::new();
+    for round in 0..=rounds {
+        let count = if round == 0 { WARM_UP } else { requests };
+        let of_leaf = ask(&bare, &show, bytes, count).await?;
+        let of_bare = ask(&bare, BARE, bytes, count).await?;
+        let of_client = call(&client, leaf, count).await?;
+        if round > 0 {
+            found.push(json!({ "leaf": of_leaf, "bare": of_bare, "client": of_client }));
+        }
+    }
+    responder.kill().await?;
+    Ok(json!({ "bytes": bytes, "requests": requests, "rounds": found }))
+}
+
+async fn ask(client: &async_nats::Client, subject: &str, bytes: usize, count: usize) -> Result<Value> {
+    let mut times = Vec::with_capacity(count);
+    for _ in 0..count {
+        let began = Instant::now();
+        let answer = client.request(subject.to_owned(), Bytes::new()).await?;
+        times.push(began.elapsed());
+        // The leaf's own report grows by a digit now and then.
+        anyhow::ensure!(
+            answer.payload.len().abs_diff(bytes) < 32,
+            "an answer of {} bytes",
+            answer.payload.len()
+        );
+    }
+    Ok(quantiles(times))
+}
+
+async fn call(client: &Client, leaf: &LeafName, count: usize) -> Result<Value> {
+    let mut times = Vec::with_capacity(count);
+    for _ in 0..count {
+        let began = Instant::now();
+        client.call(leaf, &ShowLeaf {}, CallOptions::default()).await?;
+        times.push(began.elapsed());
+    }
+    Ok(quantiles(times))
+}
+
+/// So many tasks send changing commands, each the next when it has the answer to the one before.
+async fn concurrent(
+    state: &Path,
+    leaf: &LeafName,
+    (rounds, tasks, commands): (usize, usize, usize),
+    toplevel: &StorePath,
+) -> Result<Value> {
+    let client = Client::connect(&settings(state)?, Duration::from_secs(5)).await?;
+    let still = ContainerName::new("still")?;
+    make(&client, leaf, &still, toplevel).await?;
+    let (mut stops, mut lives) = (Vec::new(), Vec::new());
+    for round in 0..=rounds {
+        let (client, still) = (&client, &still);
+        let of_stops = together(tasks, commands, |_| async move {
+            let request = StopContainer {
+                name: still.clone(),
+                if_generation: None,
+            };
+            client
+                .call(leaf, &request, patient())
+                .await
+                .map(drop)
+                .context("a stop")
+        })
+        .await?;
+        // What a container's life costs before it ever runs: files on the host, four events.
+        let of_lives = together(tasks, (commands / 40).max(tasks), |task| async move {
+            let name = ContainerName::new(format!("b{task}"))?;
+            make(client, leaf, &name, toplevel).await?;
+            destroy(client, leaf, &name).await
+        })
+        .await?;
+        if round > 0 {
+            stops.push(of_stops);
+            lives.push(of_lives);
+        }
+    }
+    destroy(&client, leaf, &still).await?;
+    Ok(json!({ "tasks": tasks, "stop": stops, "create_and_destroy": lives }))
+}
+
+async fn together<F: Future<Output = Result<()>>>(
+    tasks: usize,
+    commands: usize,
+    command: impl Fn(usize) -> F,
+) -> Result<Value> {
+    let each = commands.div_ceil(tasks);
+    let began = Instant::now();
+    let times: Vec<Vec<Duration>> = futures::stream::iter(0..tasks)
+        .map(|task| {
+            let command = &command;
+            async move {
+                let mut times = Vec::with_capacity(each);
+                for _ in 0..each {
+                    let began = Instant::now();
+                    command(task).await?;
+                    times.push(began.elapsed());
+                }
+                anyhow::Ok(times)
+            }
+        })
+        .buffer_unordered(tasks)
+        .try_collect()
+        .await?;
+    let seconds = began.elapsed().as_secs_f64();
+    let mut found = quantiles(times.into_iter().flatten().collect());
+    found["per_second"] = json!((each * tasks) as f64 / seconds);
+    Ok(found)
+}
+
+async fn make(client: &Client, leaf: &LeafName, name: &ContainerName, toplevel: &StorePath) -> Result<()> {
+    let request = CreateContainer {
+        name: name.clone(),
+        source: ContainerSource::Toplevel {
+            path: toplevel.clone(),
+        },
+        start: false,
+    };
+    client
+        .call(leaf, &request, patient())
+        .await
+        .map(drop)
+        .context("a create")
+}
+
+async fn destroy(client: &Client, leaf: &LeafName, name: &ContainerName) -> Result<()> {
+    let request = DestroyContainer {
+        name: name.clone(),
+        if_generation: None,
+    };
+    client
+        .call(leaf, &request, patient())
+        .await
+        .map(drop)
+        .context("a destroy")
+}
+
+fn patient() -> CallOptions {
+    CallOptions {
+        timeout: Duration::from_secs(60),
+        ..CallOptions::default()
+    }
+}
+
+fn settings(state: &Path) -> Result<ConnectSettings> {
+    let file = state.join("context.json");
+    Ok(context::load(Some(file.to_str().context("a path of UTF-8")?))?)
+}
+
+/// In microseconds.
+fn quantiles(mut times: Vec<Duration>) -> Value {
+    times.sort_unstable();
+    let at = |part: usize| times[(times.len() * part / 100).min(times.len() - 1)].as_secs_f64() * 1e6;
+    json!({ "p50_us": at(50), "p99_us": at(99) })
+}

@@ -1,0 +1,185 @@
+//! Durable events a second: facts through the loop's own commit (ledger and journal) and into JetStream (carrier), until
+//! the stream has acknowledged the last. Prints JSON. `cargo xtask bench` runs it.
+//!
+//! `durable FOLDER RECORDS COUNT` makes a leaf in FOLDER with an embedded server, as the daemon does, and writes some of
+//! its events to RECORDS, so that a bare program can publish the same bytes.
+#![allow(clippy::print_stdout, reason = "a program")]
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use jiff::Timestamp;
+use leaf_bus::connect::{Bus, ConnectSettings, Credentials};
+use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings};
+use leaf_bus::identity::{Identity, daemon_caller};
+use leaf_bus::stream::StreamSettings;
+use leaf_core::event::{DeviceChanged, Fact};
+use leaf_core::hardware::Device;
+use leaf_core::id::LeafName;
+use leaf_core::state::State;
+use leaf_core::subject;
+use leaf_journal::{Journal, Options};
+use leafd::ledger::{Cause, Ledger, Snapshots};
+use leafd::publisher::{Carrier, Published};
+use leafd::tasks::Tasks;
+use serde_json::json;
+use tokio::sync::{mpsc, watch};
+
+/// How many devices change in turn.
+const DEVICES: u64 = 64;
+/// How many facts wait for their commit at most: as many inputs as the daemon queues.
+const WAITING: usize = 1024;
+const WARM_UP: u64 = 5_000;
+/// As in the daemon.
+const CACHE_BYTES: usize = 2 << 20;
+const SNAPSHOTS: Snapshots = Snapshots {
+    every_events: 10_000,
+    every_bytes: 256 << 20,
+};
+const WITHIN: Duration = Duration::from_secs(120);
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|arg| !arg.starts_with("--"))
+        .collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let [folder, records, count] = args[..] else {
+        bail!("this is a part of `cargo xtask bench`");
+    };
+    let count = count.parse()?;
+    let runtime = leafd::daemon::runtime()?;
+    runtime.block_on(run(Path::new(folder), Path::new(records), count))
+}
+
+async fn run(folder: &Path, records: &Path, count: u64) -> Result<()> {
+    let leaf = LeafName::new("bench")?;
+    let options = Options {
+        leaf: leaf.clone(),
+        epoch_if_new: 1_760_000_000_000,
+        cache_bytes: CACHE_BYTES,
+        holder: "bench".to_owned(),
+    };
+    let (journal, _) = Journal::open(folder, &options)?;
+    let identity = Identity::open_or_create(&folder.join("identity"), &leaf)?;
+    let server = EmbeddedSettings::new(folder.join("nats"), "127.0.0.1:0".parse()?);
+    let server = EmbeddedServer::start(server, &identity).await?;
+    let bus = Bus::connect(&ConnectSettings {
+        credentials: Credentials::Text(identity.leaf_credentials()),
+        inbox_prefix: subject::inbox_prefix(&daemon_caller()),
+        ..ConnectSettings::new(&server.client_url())
+    })
+    .await?;
+    let (published_at, mut published) = watch::channel(Published::default());
+    let carrier = Carrier {
+        bus: bus.clone(),
+        leaf: leaf.clone(),
+        journal: journal.clone(),
+        settings: StreamSettings::default(),
+        published: published_at,
+        silent: mpsc::channel(1).0,
+        begun_anew: mpsc::channel(1).0,
+    };
+    let mut tasks = Tasks::default();
+    tasks.keep("publisher", carrier.run());
+    let mut ledger = Ledger::new(
+        leaf,
+        journal.epoch(),
+        State::default(),
+        journal.clone(),
+        SNAPSHOTS,
+    );
+
+    let facts: Vec<Fact> = (0..2 * DEVICES)
+        .map(|number| Ok(Fact::DeviceChanged(change(number)?)))
+        .collect::<Result<_>>()?;
+    let mut next = 0;
+    record(&mut ledger, &facts, &mut next, WARM_UP).await?;
+    reached(&mut published, journal.last_sequence()).await?;
+    let transactions = journal.transactions();
+    let began = Instant::now();
+    record(&mut ledger, &facts, &mut next, count).await?;
+    let committed = began.elapsed().as_secs_f64();
+    let last = journal.last_sequence();
+    reached(&mut published, last).await?;
+    let seconds = began.elapsed().as_secs_f64();
+
+    let from = last - DEVICES;
+    let sample = journal.read(from, 1 << 20)?;
+    let sample: Vec<_> = sample.into_iter().take(DEVICES as usize).collect();
+    let bytes: usize = sample.iter().map(|record| record.body.len()).sum();
+    let lines: Vec<String> = sample
+        .iter()
+        .map(serde_json::to_string)
+        .collect::<Result<_, _>>()?;
+    std::fs::write(records, lines.join("\n"))?;
+    println!(
+        "{}",
+        json!({
+            "events": count,
+            "seconds": seconds,
+            "committed_after_seconds": committed,
+            "per_second": count as f64 / seconds,
+            "fsyncs": journal.transactions() - transactions,
+            "body_bytes": bytes / sample.len(),
+        })
+    );
+    tasks.stop().await;
+    bus.close(Duration::from_secs(2)).await;
+    server.stop().await;
+    journal.close().await;
+    Ok(())
+}
+
+/// Records facts as the loop does, one a record with an effect each, and takes the effects as they come.
+async fn record(ledger: &mut Ledger<u64>, facts: &[Fact], next: &mut u64, count: u64) -> Result<()> {
+    let end = *next + count;
+    let mut waiting = 0;
+    while *next < end || ledger.has_pending() {
+        while *next < end && waiting < WAITING {
+            let fact = facts[*next as usize % facts.len()].clone();
+            ledger.record(
+                Timestamp::now(),
+                &Cause::default(),
+                vec![fact],
+                Vec::new(),
+                vec![*next],
+            );
+            *next += 1;
+            waiting += 1;
+        }
+        waiting -= ledger.committed().await?.len();
+    }
+    Ok(())
+}
+
+async fn reached(published: &mut watch::Receiver<Published>, last: u64) -> Result<()> {
+    let reached = published.wait_for(|published| published.sequence >= last);
+    tokio::time::timeout(WITHIN, reached)
+        .await
+        .with_context(|| format!("the stream did not acknowledge event {last}"))??;
+    Ok(())
+}
+
+/// A network card whose link comes and goes: an event of about 300 bytes.
+fn change(number: u64) -> Result<DeviceChanged> {
+    let (card, up) = (number % DEVICES, number / DEVICES % 2 == 0);
+    let device: Device = serde_json::from_value(json!({
+        "id": format!("pci-8086-1539-{card:02}"),
+        "identity": "serial",
+        "kind": "network",
+        "status": "present",
+        "vendor": "Intel",
+        "model": "I211",
+        "serial": format!("00:1b:21:00:00:{card:02x}"),
+        "bus": "pci",
+        "drivers": ["igb"],
+        "sysfs_path": format!("/devices/pci0000:00/0000:00:{card:02x}.0"),
+        "attributes": { "link": if up { "up" } else { "down" } },
+    }))?;
+    Ok(DeviceChanged {
+        device,
+        changed: vec!["attributes".to_owned()],
+    })
+}

@@ -1,0 +1,146 @@
+//! `cargo xtask bench`: what a leaf costs beside what it is built on, as ratios within one run.
+//!
+//! Here is what is measured, in which order, and the table; [`programs`] builds what is run, [`leaf`] starts a leaf,
+//! [`measures`] takes the figures, and [`machine`] says where. It never fails because of a figure: what is slow on
+//! a busy machine is no defect.
+
+mod leaf;
+mod machine;
+mod measures;
+mod numbers;
+mod programs;
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::command::workspace;
+use crate::setup;
+use numbers::Row;
+use programs::Programs;
+
+/// The document that the table stands in, and the marks around it.
+const DOCUMENT: &str = "docs/performance.md";
+const BEGIN: &str = "<!-- what `cargo xtask bench --write` wrote -->";
+const END: &str = "<!-- the end of what it wrote -->";
+
+/// Measure a leaf beside what it is built on, and print a table
+///
+/// Release builds; everything is measured in turn with what it is compared with, several times, and the medians
+/// count. The machine should be quiet. It takes about ten minutes.
+#[derive(clap::Args)]
+pub(crate) struct Bench {
+    /// Only these
+    #[arg(value_enum)]
+    only: Vec<Name>,
+    /// How often each is measured
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
+    rounds: u16,
+    /// Put the table into docs/performance.md
+    #[arg(long, conflicts_with = "only")]
+    write: bool,
+}
+
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Name {
+    /// `leaf.show` against a bare responder
+    RoundTrip,
+    /// Events into journal and stream against bare publishes
+    Durable,
+    /// 64 commands at once
+    Concurrent,
+    /// `leafd inventory` against lshw and hwinfo
+    Inventory,
+    /// From the start of leafd to the published inventory
+    Start,
+    /// `leafctl nix build` against nix
+    Build,
+    /// Memory and wake-ups at rest
+    Rest,
+}
+
+impl Bench {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        ensure!(
+            setup::is_root(),
+            "a leaf with containers is measured, and that needs root; try: sudo --preserve-env=PATH,HOME cargo xtask bench"
+        );
+        let tools = setup::prepare(true)?;
+        let programs = Programs::build(&tools)?;
+        let rounds = usize::from(self.rounds);
+        let before = machine::load()?;
+        let mut rows = Vec::new();
+        for (name, measure) in MEASURES {
+            if self.only.is_empty() || self.only.contains(name) {
+                eprintln!("measuring: {name:?}");
+                rows.extend(
+                    measure(&programs, rounds).with_context(|| format!("{name:?} was not measured"))?,
+                );
+            }
+        }
+        let command = if self.rounds == 5 {
+            "cargo xtask bench --write".to_owned()
+        } else {
+            format!("cargo xtask bench --rounds {rounds} --write")
+        };
+        let about = machine::about(&programs, &before)?;
+        let text = format!(
+            "{}\n{about}\nMade by `{command}`, the medians of {rounds} rounds.\n",
+            numbers::table(&rows)
+        );
+        println!("{text}");
+        if self.write {
+            let file = workspace().join(DOCUMENT);
+            let old = std::fs::read_to_string(&file).with_context(|| format!("can't read {DOCUMENT}"))?;
+            std::fs::write(&file, replaced(&old, &text)?)
+                .with_context(|| format!("can't write {DOCUMENT}"))?;
+            eprintln!("{DOCUMENT} is written");
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+type Measure = fn(&Programs, usize) -> Result<Vec<Row>>;
+
+/// In this order: what needs the least of the machine comes first.
+const MEASURES: &[(Name, Measure)] = &[
+    (Name::Rest, measures::rest),
+    (Name::RoundTrip, measures::round_trip),
+    (Name::Concurrent, measures::concurrent),
+    (Name::Durable, measures::durable),
+    (Name::Inventory, measures::inventory),
+    (Name::Start, measures::start),
+    (Name::Build, measures::build),
+];
+
+/// Returns the document with another text between the marks.
+fn replaced(document: &str, text: &str) -> Result<String> {
+    let parts = document
+        .split_once(BEGIN)
+        .and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+    let Some((before, after)) = parts else {
+        bail!("{DOCUMENT} has lost its marks {BEGIN:?} and {END:?}");
+    };
+    Ok(format!("{before}{BEGIN}\n\n{text}\n{END}{after}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_replaced_and_the_rest_stays() {
+        let document = format!("# About\n\n{BEGIN}\nold\n{END}\nmore\n");
+        let new = replaced(&document, "new").expect("it has marks");
+        assert_eq!(new, format!("# About\n\n{BEGIN}\n\nnew\n{END}\nmore\n"));
+        assert_eq!(replaced(&new, "new").expect("it has marks"), new);
+        replaced("# About", "new").expect_err("it has no marks");
+    }
+
+    #[test]
+    fn the_document_has_its_marks() {
+        let document = std::fs::read_to_string(workspace().join(DOCUMENT)).expect("the document");
+        replaced(&document, "new").expect("it has marks");
+    }
+}

@@ -1,0 +1,403 @@
+//! What is measured, each in turn with what it is compared with.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::leaf::Leaf;
+use super::numbers::{Row, Target, median};
+use super::programs::Programs;
+use crate::command::{find, line, output};
+
+/// Requests a round.
+const REQUESTS: usize = 2000;
+/// Events a round, and where each waits for the disk.
+const EVENTS: usize = 100_000;
+const EVENTS_ALWAYS: usize = 10_000;
+/// How many commands are on their way at once, and how many of them a round.
+const TASKS: usize = 64;
+const COMMANDS: usize = 4096;
+/// How many commands there were before the second look at a leaf at rest.
+const WORKLOAD: usize = 100;
+/// How long after its last work a leaf is at rest, and how long it is watched then.
+const SETTLED_AFTER: Duration = Duration::from_secs(15);
+const WATCHED_FOR: Duration = Duration::from_secs(30);
+
+/// A command's round trip against a bare responder's.
+pub(super) fn round_trip(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
+    let leaf = Leaf::start(programs)?;
+    leaf.wait_published()?;
+    let found = json(
+        Command::new(&programs.requests)
+            .arg("round-trip")
+            .arg(leaf.state())
+            .args([Leaf::name(), rounds.to_string(), REQUESTS.to_string()]),
+    )?;
+    leaf.stop()?;
+    let of = |who: &str, figure: &str| median(&each(&found, "rounds", &[who, figure]));
+    let row = |figure: &str, name: &str| {
+        let (leaf, bare) = (of("leaf", figure), of("bare", figure));
+        let what = format!("`leaf.show`, {name}, against a bare responder");
+        Row::report(what, format!("{leaf:.0} µs")).against(format!("{bare:.0} µs"), leaf / bare)
+    };
+    let bytes = found["bytes"].as_u64().context("a size")?;
+    Ok(vec![
+        row("p50_us", &format!("{bytes} bytes, median")).target(Target::AtMost(1.3)),
+        row("p99_us", "99th percentile"),
+        Row::report(
+            "the same as leafctl asks, decoded, median",
+            format!("{:.0} µs", of("client", "p50_us")),
+        ),
+    ])
+}
+
+/// 64 commands at once.
+pub(super) fn concurrent(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
+    let leaf = Leaf::start(programs)?;
+    leaf.wait_published()?;
+    let toplevel = toplevel(leaf.folder())?;
+    let found = json(
+        Command::new(&programs.requests)
+            .arg("concurrent")
+            .arg(leaf.state())
+            .args([
+                Leaf::name(),
+                rounds.to_string(),
+                TASKS.to_string(),
+                COMMANDS.to_string(),
+            ])
+            .arg(toplevel),
+    )?;
+    leaf.stop()?;
+    let row = |kind: &str, what: &str, unit: &str| {
+        let of = |figure: &str| median(&each(&found, kind, &[figure]));
+        let (p50, p99) = (of("p50_us") / 1e3, of("p99_us") / 1e3);
+        Row::report(
+            format!("{TASKS} at once: {what}"),
+            format!(
+                "{:.0} {unit}/s, median {p50:.1} ms, 99th percentile {p99:.1} ms",
+                of("per_second")
+            ),
+        )
+    };
+    Ok(vec![
+        row(
+            "stop",
+            "`container.stop` of one that stands still, accepted and stored",
+            "commands",
+        ),
+        row(
+            "create_and_destroy",
+            "`container.create`, then `container.destroy`, with their steps on the host",
+            "pairs",
+        ),
+    ])
+}
+
+/// Durable events a second, against bare publishes with the default and the safe sync.
+pub(super) fn durable(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
+    let (mut leaf, mut bare, mut always) = (Vec::new(), Vec::new(), Vec::new());
+    let mut bytes = 0;
+    for _ in 0..rounds {
+        let folder = tempfile::Builder::new()
+            .prefix("cim-leaf-bench-")
+            .tempdir()
+            .context("can't make a temporary folder")?;
+        let records = folder.path().join("records.json");
+        let found = json(
+            Command::new(&programs.durable)
+                .arg(folder.path())
+                .arg(&records)
+                .arg(EVENTS.to_string())
+                .env("CIM_LEAF_NATS_SERVER", &programs.nats_server),
+        )?;
+        bytes = found["body_bytes"].as_u64().context("a size")?;
+        leaf.push(number(&found, &["per_second"]));
+        for (sync, count, rates) in [
+            ("default", EVENTS, &mut bare),
+            ("always", EVENTS_ALWAYS, &mut always),
+        ] {
+            let place = folder.path().join(sync);
+            std::fs::create_dir(&place).with_context(|| format!("can't make {}", place.display()))?;
+            let found = json(
+                Command::new(&programs.publishes)
+                    .arg(&programs.nats_server)
+                    .arg(sync)
+                    .arg(&place)
+                    .arg(&records)
+                    .arg(count.to_string()),
+            )?;
+            rates.push(number(&found, &["per_second"]));
+        }
+    }
+    let (leaf, bare, always) = (median(&leaf), median(&bare), median(&always));
+    let row = |what: &str, other: f64| {
+        Row::report(
+            format!("durable events of {bytes} bytes {what}"),
+            format!("{leaf:.0}/s"),
+        )
+        .against(format!("{other:.0}/s"), leaf / other)
+    };
+    Ok(vec![
+        row("against bare publishes, default sync", bare).target(Target::AtLeast(0.7)),
+        row("against bare publishes, `sync_interval: always`", always).target(Target::AtLeast(10.0)),
+    ])
+}
+
+/// One look at the hardware, whole processes.
+pub(super) fn inventory(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
+    let program = |name: &str| find(name).with_context(|| format!("there is no {name}"));
+    let mut leafd = Command::new(&programs.leafd);
+    leafd.args(["inventory", "--json"]);
+    let mut lshw = Command::new(program("lshw")?);
+    lshw.arg("-json");
+    let mut hwinfo = Command::new(program("hwinfo")?);
+    hwinfo.arg("--short");
+    let times = in_turn(
+        rounds,
+        &mut [&mut || timed(&mut leafd), &mut || timed(&mut lshw), &mut || {
+            timed(&mut hwinfo)
+        }],
+    )?;
+    let [leaf, lshw, hwinfo] = [0, 1, 2].map(|which| median(&times[which]));
+    let row = |name: &str, other: f64| {
+        Row::report(format!("`leafd inventory --json` against `{name}`"), ms(leaf))
+            .against(ms(other), leaf / other)
+            .target(Target::AtMost(1.0))
+    };
+    Ok(vec![row("lshw -json", lshw), row("hwinfo --short", hwinfo)])
+}
+
+/// From the start of leafd to the published inventory.
+pub(super) fn start(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
+    let (mut ready, mut published) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let leaf = Leaf::start(programs)?;
+        ready.push(leaf.ready_after.as_secs_f64());
+        published.push(leaf.wait_published()?.as_secs_f64());
+        leaf.stop()?;
+    }
+    Ok(vec![
+        Row::report(
+            "first start of `leafd`, its server included, until it is ready",
+            ms(median(&ready)),
+        ),
+        Row::report(
+            "the same until the inventory is in the stream, and `leafctl` has seen it",
+            ms(median(&published)),
+        ),
+    ])
+}
+
+/// A build of what was built before.
+pub(super) fn build(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
+    let leaf = Leaf::start(programs)?;
+    leaf.wait_published()?;
+    let file = leaf.folder().join("built.nix");
+    std::fs::write(&file, BUILD).with_context(|| format!("can't write {}", file.display()))?;
+    let nix = |verb: &str| {
+        let mut nix = Command::new(&programs.nix);
+        nix.args([verb, "--extra-experimental-features", "nix-command flakes"]);
+        nix
+    };
+    let link = leaf.folder().join("result");
+    let mut leafctl = leaf.leafctl();
+    leafctl.args(["nix", "build", "--file"]).arg(&file);
+    let mut nix_build = nix("build");
+    nix_build.arg("--file").arg(&file).arg("--out-link").arg(&link);
+    let mut path_info = nix("path-info");
+    path_info.arg("-S").arg(&link);
+    // The first of each builds it, and fills the caches.
+    for _ in 0..2 {
+        timed(&mut leafctl)?;
+        timed(&mut nix_build)?;
+        timed(&mut path_info)?;
+    }
+    let times = in_turn(
+        rounds * 3,
+        &mut [&mut || timed(&mut leafctl), &mut || {
+            Ok(timed(&mut nix_build)? + timed(&mut path_info)?)
+        }],
+    )?;
+    leaf.stop()?;
+    let [leaf, nix] = [0, 1].map(|which| median(&times[which]));
+    Ok(vec![
+        Row::report(
+            "`leafctl nix build` of something built before, against `nix build` and `nix path-info -S`",
+            ms(leaf),
+        )
+        .against(ms(nix), leaf / nix)
+        .target(Target::AtMost(1.5)),
+    ])
+}
+
+const BUILD: &str = r#"derivation {
+  name = "cim-leaf-bench";
+  system = builtins.currentSystem;
+  builder = "/bin/sh";
+  args = [ "-c" "echo built > $out" ];
+}
+"#;
+
+/// A leaf that does nothing: after its start, and after a day's work.
+pub(super) fn rest(programs: &Programs, _rounds: usize) -> Result<Vec<Row>> {
+    let leaf = Leaf::start(programs)?;
+    leaf.wait_published()?;
+    let fresh = watch(leaf.pid())?;
+    let file = leaf.folder().join("built.nix");
+    std::fs::write(&file, BUILD).with_context(|| format!("can't write {}", file.display()))?;
+    let file = file
+        .to_str()
+        .context("the temporary folder's name is not UTF-8")?;
+    let toplevel = toplevel(leaf.folder())?;
+    let toplevel = toplevel.to_str().context("a store path is text")?;
+    let day: [&[&str]; 10] = [
+        &["leaf", "show"],
+        &["hardware", "list"],
+        &["container", "create", "rest", "--toplevel", toplevel],
+        &["container", "list"],
+        &["container", "destroy", "rest"],
+        &["hardware", "rescan"],
+        &["nix", "build", "--file", file],
+        &["nix", "jobs"],
+        &["leaf", "list"],
+        &["events"],
+    ];
+    for command in day.iter().cycle().take(WORKLOAD) {
+        output(leaf.leafctl().args(*command))?;
+    }
+    let worked = watch(leaf.pid())?;
+    leaf.stop()?;
+    let rows = |when: &str, seen: &Seen| {
+        let mb = |kib: u64| kib as f64 * 1024.0 / 1e6;
+        [
+            Row::report(
+                format!("resident memory of `leafd` at rest, {when} (proportional share)"),
+                format!(
+                    "{:.1} MB ({:.1} MB)",
+                    mb(seen.resident_kib),
+                    mb(seen.proportional_kib)
+                ),
+            )
+            .limit(mb(seen.resident_kib), Target::AtMost(20.0)),
+            Row::report(format!("its wake-ups, {when}"), format!("{:.1}/s", seen.wake_ups)),
+        ]
+    };
+    let mut all = rows("after its start", &fresh).into_iter().collect::<Vec<_>>();
+    all.extend(rows(&format!("after {WORKLOAD} commands"), &worked));
+    Ok(all)
+}
+
+/// How a process at rest does.
+struct Seen {
+    resident_kib: u64,
+    proportional_kib: u64,
+    /// A second.
+    wake_ups: f64,
+}
+
+fn watch(pid: u32) -> Result<Seen> {
+    pause(SETTLED_AFTER);
+    let (before, since) = (switches(pid)?, Instant::now());
+    pause(WATCHED_FOR);
+    let wake_ups = switches(pid)?.saturating_sub(before) as f64 / since.elapsed().as_secs_f64();
+    Ok(Seen {
+        resident_kib: field(&PathBuf::from(format!("/proc/{pid}/status")), "VmRSS:")?,
+        proportional_kib: field(&PathBuf::from(format!("/proc/{pid}/smaps_rollup")), "Pss:")?,
+        wake_ups,
+    })
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what happens in a time is what is measured"
+)]
+fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
+/// How often the threads of a process gave up the processor by themselves: as often as they were woken.
+fn switches(pid: u32) -> Result<u64> {
+    let tasks = format!("/proc/{pid}/task");
+    let mut sum = 0;
+    for task in std::fs::read_dir(&tasks).with_context(|| format!("can't read {tasks}"))? {
+        let status = task.context("can't read a thread")?.path().join("status");
+        // A thread may have ended meanwhile.
+        sum += field(&status, "voluntary_ctxt_switches:").unwrap_or(0);
+    }
+    Ok(sum)
+}
+
+fn field(file: &Path, name: &str) -> Result<u64> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok())
+        .with_context(|| format!("{} has no {name}", file.display()))
+}
+
+/// Puts a system into the store that could be a container's, and is never started.
+fn toplevel(folder: &Path) -> Result<PathBuf> {
+    let system = folder.join("system");
+    std::fs::create_dir_all(&system).with_context(|| format!("can't make {}", system.display()))?;
+    let init = system.join("init");
+    std::fs::write(&init, "#!/bin/sh\n").with_context(|| format!("can't write {}", init.display()))?;
+    let executable = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&init, executable)
+        .with_context(|| format!("can't change {}", init.display()))?;
+    let path = output(Command::new("nix-store").arg("--add").arg(&system))?;
+    Ok(path.trim().into())
+}
+
+/// A measurement, in seconds.
+type Timed<'a> = &'a mut dyn FnMut() -> Result<f64>;
+
+/// Takes each measurement so often, in turn: A B A B …
+fn in_turn(rounds: usize, measurements: &mut [Timed<'_>]) -> Result<Vec<Vec<f64>>> {
+    let mut times = vec![Vec::with_capacity(rounds); measurements.len()];
+    for _ in 0..rounds {
+        for (measure, times) in measurements.iter_mut().zip(&mut times) {
+            times.push(measure()?);
+        }
+    }
+    Ok(times)
+}
+
+/// Runs a command to its end; returns the seconds that it took.
+fn timed(command: &mut Command) -> Result<f64> {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let shown = line(command);
+    let began = Instant::now();
+    let status = command.status().with_context(|| format!("can't run {shown}"))?;
+    let seconds = began.elapsed().as_secs_f64();
+    ensure!(status.success(), "{shown} ended with {status}");
+    Ok(seconds)
+}
+
+fn json(command: &mut Command) -> Result<Value> {
+    let text = output(command)?;
+    serde_json::from_str(&text).with_context(|| format!("{} gives no JSON", line(command)))
+}
+
+fn number(value: &Value, path: &[&str]) -> f64 {
+    path.iter()
+        .fold(value, |value, key| &value[*key])
+        .as_f64()
+        .unwrap_or(f64::NAN)
+}
+
+/// The same figure of each round.
+fn each(value: &Value, list: &str, path: &[&str]) -> Vec<f64> {
+    let rounds = value[list].as_array().map_or(&[][..], Vec::as_slice);
+    rounds.iter().map(|round| number(round, path)).collect()
+}
+
+fn ms(seconds: f64) -> String {
+    format!("{:.0} ms", seconds * 1e3)
+}

@@ -1,0 +1,82 @@
+//! What is measured, built as it is released.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::command::{cargo, find, line, target};
+use crate::setup::Tools;
+
+/// The programs to run.
+pub(super) struct Programs {
+    pub(super) leafd: PathBuf,
+    pub(super) leafctl: PathBuf,
+    pub(super) requests: PathBuf,
+    pub(super) publishes: PathBuf,
+    pub(super) durable: PathBuf,
+    pub(super) nats_server: PathBuf,
+    pub(super) nix: PathBuf,
+}
+
+impl Programs {
+    pub(super) fn build(tools: &Tools) -> Result<Self> {
+        eprintln!("building what is measured");
+        let shipped = ["leafd", "leafctl", "leaf-helper"].map(|name| ["--package", name]);
+        // Apart from the benches, whose libraries have more switched on.
+        crate::command::run(cargo().args(["build", "--release"]).args(shipped.as_flattened()))?;
+        let benches = ["requests", "publishes", "durable"].map(|name| ["--bench", name]);
+        let mut build = cargo();
+        build
+            .args([
+                "build",
+                "--release",
+                "--message-format",
+                "json-render-diagnostics",
+            ])
+            .args(["--package", "leaf-bus", "--package", "leafd"])
+            .args(benches.as_flattened());
+        let built = executables(&mut build)?;
+        let bench = |name: &str| {
+            let found = built.iter().find(|(built, _)| built == name);
+            found
+                .map(|(_, file)| file.clone())
+                .with_context(|| format!("cargo built no bench {name}"))
+        };
+        let release = target().join("release");
+        Ok(Self {
+            leafd: release.join("leafd"),
+            leafctl: release.join("leafctl"),
+            requests: bench("requests")?,
+            publishes: bench("publishes")?,
+            durable: bench("durable")?,
+            nats_server: tools.nats_server.clone(),
+            nix: find("nix").context("there is no nix")?,
+        })
+    }
+}
+
+/// Runs cargo, and returns the benches that it built.
+fn executables(build: &mut Command) -> Result<Vec<(String, PathBuf)>> {
+    let shown = line(build);
+    let output = build
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("can't run {shown}"))?;
+    if !output.status.success() {
+        bail!("{shown} ended with {}", output.status);
+    }
+    let said = String::from_utf8_lossy(&output.stdout);
+    let bench = |message: Value| {
+        let target = message.get("target")?;
+        let is_bench = target.get("kind")?.as_array()?.iter().any(|kind| kind == "bench");
+        let file = Path::new(message.get("executable")?.as_str()?).to_owned();
+        is_bench.then_some((target.get("name")?.as_str()?.to_owned(), file))
+    };
+    Ok(said
+        .lines()
+        .filter_map(|line| bench(serde_json::from_str(line).ok()?))
+        .collect())
+}
