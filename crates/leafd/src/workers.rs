@@ -206,11 +206,14 @@ impl Workers {
             let nix = nix.map_err(|why| Problem::new(ProblemCode::Unsupported, why))?;
             match nix.read_log(job, offset, LOG_BYTES) {
                 Ok(chunk) => Ok(serde_json::to_vec(&chunk).expect("a message has string keys only")),
-                Err(NixError::NoJob(_)) => Ok(to_body(&LogChunk {
-                    text: String::new(),
-                    next_offset: offset,
-                    complete: ended,
-                })),
+                Err(NixError::NoJob(_)) => {
+                    let none = LogChunk {
+                        text: String::new(),
+                        next_offset: offset,
+                        complete: ended,
+                    };
+                    Ok(serde_json::to_vec(&none).expect("a message has string keys only"))
+                }
                 Err(error) => Err(failed("the log can't be read", &error)),
             }
         };
