@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use crate::container::{Container, ContainerSource};
 use crate::event::HostFacts;
 use crate::hardware::Device;
-use crate::id::{ContainerName, DeviceId, InstanceId, JobId, LeafName};
+use crate::id::{CommandId, ContainerName, DeviceId, InstanceId, JobId, LeafName};
 use crate::job::{Installable, Job, JobPhase, Progress};
 use crate::problem::{Problem, ProblemCode};
 
@@ -131,9 +131,9 @@ commands! {
         id: DeviceId,
     } -> Device
     /// Looks at the hardware now, and says what has changed.
-    RescanHardware = "hardware" "rescan" Query {} -> RescanReport
-    /// Makes a container. One of a flake or a template is built first: then the answer comes at once, its phase is
-    /// `building` and `build_job` is the job to follow.
+    RescanHardware = "hardware" "rescan" Change {} -> RescanReport
+    /// Makes a container. The answer comes as soon as that is stored: the phase is `creating`, or for one of a flake or a
+    /// template `building`, with `build_job` as the job to follow; `container.show` says how it goes on.
     CreateContainer = "container" "create" Change {
         /// Its name.
         name: ContainerName,
@@ -223,6 +223,17 @@ impl Command {
         hash.update(self.to_body());
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
+}
+
+/// Where a change comes from: it goes along with all that follows from it, into every event.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Cause {
+    /// The command that led to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<CommandId>,
+    /// The sender's own mark.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correlation: Option<String>,
 }
 
 /// What a leaf says of itself.
@@ -327,7 +338,7 @@ pub struct JobAccepted {
 /// The jobs of a leaf.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct JobList {
-    /// Those that are remembered, the newest first.
+    /// Those that are remembered, the newest first; what a result refers to is left out here.
     pub jobs: Vec<Job>,
 }
 

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::command::Cause;
 use crate::id::{ContainerName, JobId, StorePath};
 
 /// One container: the desired state, and where the leaf is with it.
@@ -17,6 +18,9 @@ pub struct Container {
     pub desired: Desired,
     /// Where the leaf is with it.
     pub phase: ContainerPhase,
+    /// Where the last change of what is wanted came from.
+    #[serde(default)]
+    pub cause: Cause,
     /// When it was first asked for.
     pub created_at: Timestamp,
     /// When its phase last changed.

@@ -12,9 +12,11 @@ use uuid::Uuid;
 
 use crate::command::{Command, ContainerList, DeviceList, JobAccepted, JobList};
 use crate::container::{Container, ContainerNetwork, ContainerPhase, ContainerSource, Desired, DesiredRun};
-use crate::event::{ContainerBuilt, ContainerDesired, ContainerFailed, Fact, JobCancelled, JobQueued};
+use crate::event::{
+    ContainerBuilt, ContainerDesired, ContainerFailed, ContainerStep, Fact, JobCancelled, JobQueued,
+};
 use crate::id::{Caller, ContainerName, JobId};
-use crate::job::{BuildTask, Installable, Job, JobPhase, Task};
+use crate::job::{BuildResult, BuildTask, Installable, Job, JobPhase, JobResult, Task};
 use crate::problem::{Problem, ProblemCode};
 use crate::state::State;
 
@@ -59,6 +61,12 @@ impl AddressPool {
         }
     }
 
+    /// Whether an address is one of the network.
+    #[must_use]
+    pub fn contains(self, address: Ipv4Addr) -> bool {
+        address.octets()[..2] == self.0
+    }
+
     /// The first link that no container of the state has, or nothing if all are taken.
     #[must_use]
     pub fn free_link(self, state: &State) -> Option<ContainerNetwork> {
@@ -77,6 +85,13 @@ impl Default for AddressPool {
 impl std::fmt::Display for AddressPool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}.{}.0.0/16", self.0[0], self.0[1])
+    }
+}
+
+impl std::str::FromStr for AddressPool {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::try_from(text.to_owned())
     }
 }
 
@@ -125,8 +140,8 @@ pub enum Next {
     Rescan,
     /// Make the container what it is wanted to be, then answer with it.
     Reconcile(ContainerName),
-    /// Answer with the container as it is then; the job that builds it is in the queue.
-    Build(ContainerName),
+    /// Answer with the container as the facts make it, and make it so: by a job that is in the queue, or by steps.
+    Create(ContainerName),
     /// Answer with the job's id; the job is in the queue.
     Queue(JobId),
     /// End the job, then answer with it.
@@ -193,7 +208,7 @@ pub fn decide(state: &State, command: &Command, context: &Context) -> Result<Dec
             })
         }
         Command::ListJobs(_) => only(reply(&JobList {
-            jobs: state.jobs.values().rev().cloned().collect(),
+            jobs: state.jobs.values().rev().map(brief).collect(),
         })),
         Command::ShowJob(c) => {
             find_job(state, c.id)?;
@@ -224,6 +239,15 @@ pub fn decide(state: &State, command: &Command, context: &Context) -> Result<Dec
     }
 }
 
+/// A job as it stands in a list, which must fit into a message: without what its result refers to.
+fn brief(job: &Job) -> Job {
+    let mut job = job.clone();
+    if let Some(JobResult::Build(result)) = &mut job.result {
+        result.references.clear();
+    }
+    job
+}
+
 /// Returns the answer to a job command once it is stored.
 #[must_use]
 pub fn job_accepted(job: JobId) -> JobAccepted {
@@ -235,7 +259,7 @@ pub fn job_accepted(job: JobId) -> JobAccepted {
 
 /// Returns what the end of a job means for the container that waits for it: its system is built, or it has failed.
 #[must_use]
-pub fn after_job(state: &State, job: JobId, outcome: Result<&crate::job::BuildResult, &str>) -> Vec<Fact> {
+pub fn after_job(state: &State, job: JobId, outcome: Result<&BuildResult, &str>) -> Vec<Fact> {
     let Some(Task::Build(BuildTask {
         container: Some(name),
         ..
@@ -258,7 +282,7 @@ pub fn after_job(state: &State, job: JobId, outcome: Result<&crate::job::BuildRe
         }),
         Err(reason) => Fact::ContainerFailed(ContainerFailed {
             name,
-            step: "build".to_owned(),
+            step: ContainerStep::Build,
             reason: reason.to_owned(),
         }),
     }]
@@ -317,12 +341,10 @@ fn create(
         },
         caller: context.caller.clone(),
     }));
-    let next = if installable.is_some() {
-        Next::Build(name.clone())
-    } else {
-        Next::Reconcile(name.clone())
-    };
-    Ok(Decision { facts, next })
+    Ok(Decision {
+        facts,
+        next: Next::Create(name.clone()),
+    })
 }
 
 fn want(
@@ -365,7 +387,8 @@ fn want(
         DesiredRun::Absent => false,
     };
     let mut facts = Vec::new();
-    if container.desired.run != run || !settled {
+    // Whoever wants what is under way already waits for it along with who wanted it first.
+    if container.desired.run != run || !(settled || container.phase.is_moving()) {
         facts.push(Fact::ContainerDesired(ContainerDesired {
             name: name.clone(),
             desired: Desired {

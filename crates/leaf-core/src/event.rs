@@ -3,6 +3,9 @@
 //! A [`Fact`] says what happened. An [`Event`] is a fact with its place in the leaf's history. An [`EventRecord`] is
 //! an event as bytes: the journal keeps it, and the stream gets the very same bytes, however often it is sent.
 
+pub mod header;
+
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
@@ -14,7 +17,7 @@ use crate::hardware::Device;
 use crate::id::{
     Caller, CommandId, ContainerName, DeviceId, InstanceId, JobId, LeafName, StorePath, encode_token,
 };
-use crate::job::{BuildResult, Task};
+use crate::job::{JobFailureCause, JobResult, Task};
 use crate::subject;
 
 /// One event: a fact and its place in the leaf's history.
@@ -39,7 +42,7 @@ pub struct EventRecord {
     pub sequence: u64,
     /// The NATS subject.
     pub subject: String,
-    /// The `ce-*` headers, sorted by name.
+    /// The `ce-*` headers, sorted by name, their values [encoded](header::encode).
     pub headers: Vec<(String, String)>,
     /// The JSON body.
     pub body: Vec<u8>,
@@ -214,6 +217,7 @@ facts! {
         /// Why.
         cause: StopCause,
         /// How its init ended, if anybody saw it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         exit: Option<Exit>,
     }
     /// A container is gone from the host.
@@ -225,8 +229,8 @@ facts! {
     ContainerFailed = "container" "failed" v 1 {
         /// Which one.
         name: ContainerName,
-        /// The step: `build`, `create`, `start`, `stop`, `destroy`.
-        step: String,
+        /// The step.
+        step: ContainerStep,
         /// What happened.
         reason: String,
     }
@@ -249,12 +253,14 @@ facts! {
         /// Its id.
         id: JobId,
         /// What it made.
-        result: BuildResult,
+        result: JobResult,
     }
     /// A job did not work.
     JobFailed = "job" "failed" v 1 {
         /// Its id.
         id: JobId,
+        /// What kind of failure it is.
+        cause: JobFailureCause,
         /// Why, in one or a few lines; its log has all.
         error: String,
     }
@@ -299,6 +305,45 @@ pub enum StopCause {
     HostRestarted,
 }
 
+/// What was to be done for a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ContainerStep {
+    /// Build its system.
+    Build,
+    /// Make it on the host, its network included.
+    Create,
+    /// Start it, and wait until it is ready.
+    Start,
+    /// Stop it.
+    Stop,
+    /// Remove it from the host.
+    Destroy,
+    /// Look at it on the host: it is not what the step before should have made it.
+    Look,
+}
+
+impl ContainerStep {
+    /// The name, as it stands in messages.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Build => "build",
+            Self::Create => "create",
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Destroy => "destroy",
+            Self::Look => "look",
+        }
+    }
+}
+
+impl std::fmt::Display for ContainerStep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 impl Fact {
     /// The token of what it is about: the leaf, the device id, the container's name as a token, the job id.
     #[must_use]
@@ -326,53 +371,34 @@ impl Fact {
     }
 }
 
-/// The names of the headers that an event carries; `ce-id` is the leaf and the sequence number, so the same event
-/// has the same id however often it is sent.
-pub mod header {
-    /// CloudEvents version: `1.0`.
-    pub const SPECVERSION: &str = "ce-specversion";
-    /// The event's id: `<leaf>/<epoch>/<sequence>`.
-    pub const ID: &str = "ce-id";
-    /// The leaf: `urn:cim-leaf:<leaf>`.
-    pub const SOURCE: &str = "ce-source";
-    /// The type with its major version.
-    pub const TYPE: &str = "ce-type";
-    /// The aggregate's token.
-    pub const SUBJECT: &str = "ce-subject";
-    /// RFC 3339, UTC.
-    pub const TIME: &str = "ce-time";
-    /// The sequence number with 20 digits, so that text order is number order.
-    pub const SEQUENCE: &str = "ce-sequence";
-    /// The id of the command that caused it.
-    pub const CAUSATION_ID: &str = "ce-causationid";
-    /// The sender's own mark.
-    pub const CORRELATION_ID: &str = "ce-correlationid";
-    /// `application/json`.
-    pub const CONTENT_TYPE: &str = "content-type";
-}
-
 impl Event {
     /// Returns the event as it is stored and sent. `epoch` is that of the leaf's history.
     #[must_use]
     pub fn to_record(&self, leaf: &LeafName, epoch: u64) -> EventRecord {
         let (aggregate, fact) = self.fact.aggregate_and_fact();
         let id = self.fact.aggregate_id(leaf);
-        let mut headers = vec![
-            (header::ID.to_owned(), format!("{leaf}/{epoch}/{}", self.sequence)),
-            (header::SEQUENCE.to_owned(), format!("{:020}", self.sequence)),
-            (header::SOURCE.to_owned(), format!("urn:cim-leaf:{leaf}")),
-            (header::SPECVERSION.to_owned(), "1.0".to_owned()),
-            (header::SUBJECT.to_owned(), id.clone()),
-            (header::TIME.to_owned(), self.time.to_string()),
-            (header::TYPE.to_owned(), self.fact.kind().to_owned()),
-            (header::CONTENT_TYPE.to_owned(), "application/json".to_owned()),
+        let number = format!("{leaf}/{epoch}/{}", self.sequence);
+        let (sequence, time) = (format!("{:020}", self.sequence), self.time.to_string());
+        let source = format!("urn:cim-leaf:{leaf}");
+        let attributes = [
+            (
+                header::CAUSATION_ID,
+                self.causation.as_ref().map(CommandId::as_str),
+            ),
+            (header::CORRELATION_ID, self.correlation.as_deref()),
+            (header::DATA_CONTENT_TYPE, Some("application/json")),
+            (header::ID, Some(&number)),
+            (header::SEQUENCE, Some(&sequence)),
+            (header::SOURCE, Some(&source)),
+            (header::SPECVERSION, Some("1.0")),
+            (header::SUBJECT, Some(&id)),
+            (header::TIME, Some(&time)),
+            (header::TYPE, Some(self.fact.kind())),
         ];
-        if let Some(command) = &self.causation {
-            headers.push((header::CAUSATION_ID.to_owned(), command.to_string()));
-        }
-        if let Some(mark) = &self.correlation {
-            headers.push((header::CORRELATION_ID.to_owned(), mark.clone()));
-        }
+        let mut headers: Vec<(String, String)> = attributes
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), header::encode(value?).into_owned())))
+            .collect();
         headers.sort();
         EventRecord {
             sequence: self.sequence,
@@ -387,13 +413,7 @@ impl Event {
     /// # Errors
     /// [`EventError`] when a header is missing or the body is not of its type's shape.
     pub fn from_record(record: &EventRecord) -> Result<Self, EventError> {
-        let find = |name: &str| {
-            record
-                .headers
-                .iter()
-                .find(|(n, _)| n == name)
-                .map(|(_, v)| v.as_str())
-        };
+        let find = |name: &str| record.attribute(name);
         let bad = |header| EventError::Header {
             subject: record.subject.clone(),
             header,
@@ -405,35 +425,39 @@ impl Event {
         let time = find(header::TIME)
             .and_then(|t| t.parse().ok())
             .ok_or_else(|| bad(header::TIME))?;
-        let fact = Fact::from_body(kind, &record.body).map_err(|source| EventError::Body {
-            kind: kind.to_owned(),
+        let fact = Fact::from_body(&kind, &record.body).map_err(|source| EventError::Body {
+            kind: kind.into_owned(),
             sequence,
             source,
         })?;
         Ok(Self {
             sequence,
             time,
-            causation: find(header::CAUSATION_ID).and_then(|t| CommandId::new(t).ok()),
-            correlation: find(header::CORRELATION_ID).map(str::to_owned),
+            causation: find(header::CAUSATION_ID).and_then(|t| CommandId::new(t.as_ref()).ok()),
+            correlation: find(header::CORRELATION_ID).map(Cow::into_owned),
             fact,
         })
     }
 }
 
 impl EventRecord {
+    /// What a header says, decoded: see [`header`] for the names.
+    #[must_use]
+    pub fn attribute(&self, name: &str) -> Option<Cow<'_, str>> {
+        let (_, value) = self.headers.iter().find(|(known, _)| known == name)?;
+        Some(header::decode(value))
+    }
+
     /// The epoch of the history that the event belongs to, from its id.
     #[must_use]
     pub fn epoch(&self) -> Option<u64> {
-        let (_, id) = self.headers.iter().find(|(name, _)| name == header::ID)?;
-        id.split('/').nth(1)?.parse().ok()
+        self.attribute(header::ID)?.split('/').nth(1)?.parse().ok()
     }
 
-    /// The event's type, from its header.
+    /// The event's type, as it stands in its header.
     #[must_use]
     pub fn kind(&self) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(name, _)| name == header::TYPE)
-            .map(|(_, value)| value.as_str())
+        let (_, value) = self.headers.iter().find(|(name, _)| name == header::TYPE)?;
+        Some(value)
     }
 }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::command::Cause;
 use crate::id::{Caller, ContainerName, JobId, StorePath};
 
 /// One job, as it stands now.
@@ -19,6 +20,9 @@ pub struct Job {
     pub task: Task,
     /// Where it stands.
     pub phase: JobPhase,
+    /// Where it comes from.
+    #[serde(default)]
+    pub cause: Cause,
     /// When it was accepted.
     pub queued_at: Timestamp,
     /// When it began to run.
@@ -27,10 +31,13 @@ pub struct Job {
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
-    /// What a successful build made.
+    /// What it made, if it succeeded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub result: Option<BuildResult>,
-    /// Why it failed or was interrupted.
+    pub result: Option<JobResult>,
+    /// What kind of failure it is, if it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<JobFailureCause>,
+    /// Why it failed, was cancelled or was interrupted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -113,6 +120,34 @@ impl JobPhase {
     }
 }
 
+/// What a job made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", tag = "type")]
+pub enum JobResult {
+    /// What a build made.
+    Build(BuildResult),
+}
+
+impl JobResult {
+    /// What a build made, if it was one.
+    #[must_use]
+    pub fn build(&self) -> Option<&BuildResult> {
+        match self {
+            Self::Build(result) => Some(result),
+        }
+    }
+}
+
+/// What kind of failure ended a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum JobFailureCause {
+    /// What it did did not work.
+    Failed,
+    /// It took longer than it may.
+    TimedOut,
+}
+
 /// What a build made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BuildResult {
@@ -132,6 +167,17 @@ pub struct BuildResult {
     /// How many derivations were built; 0 means all was there.
     pub built: u32,
 }
+
+/// A job has ended: `job.show` says how, and an event says it for good.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct JobEnded {}
+
+/// The `ce-type` of a running job's [`Progress`].
+pub const PROGRESS_TYPE: &str = "cim.leaf.job.progress.v1";
+/// The `ce-type` of a piece of what a running job prints: plain text.
+pub const LOG_TYPE: &str = "cim.leaf.job.log.v1";
+/// The `ce-type` of [`JobEnded`].
+pub const ENDED_TYPE: &str = "cim.leaf.job.ended.v1";
 
 /// How far a running job is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

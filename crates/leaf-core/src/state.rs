@@ -3,13 +3,14 @@
 //! The state is a set of entries by key (`leaf`, `snapshot`, `device.<id>`, `container.<token>`, `job.<id>`): so it is stored in
 //! the journal, shown in the KV bucket `leaf_state`, and cut into the parts of a snapshot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::command::Cause;
 use crate::container::{Container, ContainerPhase, Desired, DesiredRun};
 use crate::event::{Event, Fact, HostFacts, LeafSnapshotted, StopCause};
 use crate::hardware::{Device, DeviceStatus};
@@ -34,6 +35,14 @@ pub struct State {
     pub containers: BTreeMap<ContainerName, Container>,
     /// Its jobs: all that have not ended, and the last [`REMEMBERED_JOBS`] that have.
     pub jobs: BTreeMap<JobId, Job>,
+    partial: Partial,
+}
+
+/// The parts of a snapshot that have come so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Partial {
+    parts: u32,
+    entries: BTreeMap<String, Value>,
 }
 
 /// The leaf itself: the entry `leaf`.
@@ -69,6 +78,9 @@ pub struct EntryError {
 /// number: a replay may begin in the middle of a history.
 pub fn apply(state: &mut State, event: &Event) -> Vec<String> {
     state.sequence = event.sequence;
+    if !matches!(event.fact, Fact::LeafSnapshotted(_)) {
+        state.partial = Partial::default();
+    }
     let now = event.time;
     match &event.fact {
         Fact::LeafStarted(f) => {
@@ -89,12 +101,7 @@ pub fn apply(state: &mut State, event: &Event) -> Vec<String> {
             }
             _ => Vec::new(),
         },
-        Fact::LeafSnapshotted(f) => {
-            let mut keys = restore(state, f);
-            state.snapshot_sequence = event.sequence.saturating_sub(u64::from(f.part.saturating_sub(1)));
-            keys.push(SNAPSHOT_KEY.to_owned());
-            keys
-        }
+        Fact::LeafSnapshotted(f) => restore(state, f, event.sequence),
         Fact::DeviceAppeared(f) => put_device(state, &f.device),
         Fact::DeviceChanged(f) => put_device(state, &f.device),
         Fact::DeviceVanished(f) => match state.devices.get_mut(&f.id) {
@@ -110,6 +117,7 @@ pub fn apply(state: &mut State, event: &Event) -> Vec<String> {
                 name: f.name.clone(),
                 desired: f.desired.clone(),
                 phase: phase_of_desire(known.map(|c| c.phase), &f.desired),
+                cause: cause_of(event),
                 created_at: known.map_or(now, |c| c.created_at),
                 changed_at: now,
                 ready_at: known.and_then(|c| c.ready_at),
@@ -167,10 +175,12 @@ pub fn apply(state: &mut State, event: &Event) -> Vec<String> {
                     owner: f.owner.clone(),
                     task: f.task.clone(),
                     phase: JobPhase::Queued,
+                    cause: cause_of(event),
                     queued_at: now,
                     started_at: None,
                     ended_at: None,
                     result: None,
+                    failure: None,
                     error: None,
                 },
             );
@@ -188,6 +198,7 @@ pub fn apply(state: &mut State, event: &Event) -> Vec<String> {
             job.result = Some(f.result.clone());
         }),
         Fact::JobFailed(f) => end_job(state, f.id, now, JobPhase::Failed, |job| {
+            job.failure = Some(f.cause);
             job.error = Some(f.error.clone());
         }),
         Fact::JobCancelled(f) => end_job(state, f.id, now, JobPhase::Cancelled, |job| {
@@ -197,6 +208,13 @@ pub fn apply(state: &mut State, event: &Event) -> Vec<String> {
             job.error = Some(f.reason.clone());
         }),
         Fact::Unknown { .. } => Vec::new(),
+    }
+}
+
+fn cause_of(event: &Event) -> Cause {
+    Cause {
+        command: event.causation.clone(),
+        correlation: event.correlation.clone(),
     }
 }
 
@@ -263,24 +281,37 @@ fn end_job(
     keys
 }
 
-fn restore(state: &mut State, snapshot: &LeafSnapshotted) -> Vec<String> {
-    let mut keys = Vec::new();
-    if snapshot.part == 1 {
-        keys.extend(state.entries().into_keys());
-        *state = State {
-            sequence: state.sequence,
-            ..State::default()
-        };
+/// Takes in a part of a snapshot. It counts when all of its parts have come one after the other; a leaf may have ended
+/// in the middle of one.
+fn restore(state: &mut State, snapshot: &LeafSnapshotted, sequence: u64) -> Vec<String> {
+    let mut partial = if snapshot.part == 1 {
+        Partial::default()
+    } else {
+        std::mem::take(&mut state.partial)
+    };
+    if snapshot.part != partial.parts + 1 {
+        return Vec::new();
     }
-    for (key, value) in &snapshot.entries {
+    partial.parts = snapshot.part;
+    partial.entries.extend(snapshot.entries.clone());
+    if snapshot.part < snapshot.parts {
+        state.partial = partial;
+        return Vec::new();
+    }
+    let mut keys: BTreeSet<String> = state.entries().into_keys().collect();
+    *state = State {
+        sequence,
+        snapshot_sequence: sequence.saturating_sub(u64::from(snapshot.parts.saturating_sub(1))),
+        ..State::default()
+    };
+    for (key, value) in partial.entries {
         // An entry of a newer version is left out, as an unknown event is.
-        if state.put(key, value.clone()).is_ok() {
-            keys.push(key.clone());
+        if state.put(&key, value).is_ok() {
+            keys.insert(key);
         }
     }
-    keys.sort();
-    keys.dedup();
-    keys
+    keys.insert(SNAPSHOT_KEY.to_owned());
+    keys.into_iter().collect()
 }
 
 const LEAF_KEY: &str = "leaf";

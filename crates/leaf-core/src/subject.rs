@@ -8,10 +8,12 @@
 //! | `leaf.v1.job.<leaf>.<job>.<progress\|log\|ended>` | what a job says while it runs |
 //! | `leaf.v1.beat.<leaf>` | the lease |
 //! | `leaf.v1.ctr.<leaf>.<container>.>` | a container's own |
+//! | `$KV.leaf_state.<leaf>.<key>` | an entry of the leaf's state |
+//! | `$SRV.<verb>.<service>.<instance>` | discovery of services (NATS ADR-32) |
 //!
 //! Replies go below `_INBOX.<caller>.` only.
 
-use crate::id::{Caller, ContainerName, JobId, LeafName, is_token};
+use crate::id::{Caller, ContainerName, InstanceId, JobId, LeafName, is_token};
 
 /// The protocol version, as it stands in every subject.
 pub const VERSION: &str = "v1";
@@ -91,6 +93,19 @@ pub fn commands_of(leaf: &LeafName) -> String {
     format!("leaf.*.cmd.{leaf}.>")
 }
 
+/// One command to a leaf, whoever sends it.
+#[must_use]
+pub fn command_by_anybody(leaf: &LeafName, noun: &str, verb: &str) -> String {
+    format!("leaf.{VERSION}.cmd.{leaf}.*.{noun}.{verb}")
+}
+
+/// The caller that a command's subject names, also if the subject is wrong otherwise: it is the place that the
+/// sender's permission pins.
+#[must_use]
+pub fn caller_of(subject: &str) -> Option<Caller> {
+    Caller::new(subject.split('.').nth(4)?).ok()
+}
+
 /// What a caller may publish to command any leaf.
 #[must_use]
 pub fn commands_by(caller: &Caller) -> String {
@@ -151,6 +166,12 @@ pub fn job_ended(leaf: &LeafName, job: JobId) -> String {
     format!("leaf.{VERSION}.job.{leaf}.{job}.ended")
 }
 
+/// What one job says while it runs.
+#[must_use]
+pub fn job_messages(leaf: &LeafName, job: JobId) -> String {
+    format!("leaf.{VERSION}.job.{leaf}.{job}.>")
+}
+
 /// What jobs of a leaf say while they run.
 #[must_use]
 pub fn jobs_of(leaf: &LeafName) -> String {
@@ -205,6 +226,9 @@ pub fn container_health(leaf: &LeafName, container: &ContainerName) -> String {
     format!("{}.health", container_prefix(leaf, container))
 }
 
+/// The first token of all inboxes.
+pub const INBOX: &str = "_INBOX";
+
 /// The inbox prefix of a caller, without the last dot.
 #[must_use]
 pub fn inbox_prefix(caller: &Caller) -> String {
@@ -214,7 +238,21 @@ pub fn inbox_prefix(caller: &Caller) -> String {
 /// The same as [`inbox_prefix`], of what stands for the caller in a template of permissions.
 #[must_use]
 pub fn inbox_prefix_of_token(caller: &str) -> String {
-    format!("_INBOX.{caller}")
+    format!("{INBOX}.{caller}")
+}
+
+/// The caller whose inbox prefix this is, if it is one's.
+#[must_use]
+pub fn caller_of_inbox_prefix(prefix: &str) -> Option<Caller> {
+    Caller::new(prefix.strip_prefix(INBOX)?.strip_prefix('.')?).ok()
+}
+
+/// Returns whether a reply subject is below some inbox prefix: nothing else is published there.
+#[must_use]
+pub fn is_inbox(reply: &str) -> bool {
+    reply
+        .strip_prefix(INBOX)
+        .is_some_and(|rest| rest.len() > 1 && rest.starts_with('.'))
 }
 
 /// Returns whether a reply subject is below the caller's own inbox prefix and without wildcards. Anywhere else, a
@@ -222,7 +260,8 @@ pub fn inbox_prefix_of_token(caller: &str) -> String {
 #[must_use]
 pub fn is_own_inbox(reply: &str, caller: &Caller) -> bool {
     reply
-        .strip_prefix("_INBOX.")
+        .strip_prefix(INBOX)
+        .and_then(|rest| rest.strip_prefix('.'))
         .and_then(|rest| rest.strip_prefix(caller.as_str()))
         .and_then(|rest| rest.strip_prefix('.'))
         .is_some_and(|rest| {
@@ -255,6 +294,52 @@ pub fn state_keys_of(leaf: &LeafName) -> String {
 #[must_use]
 pub fn state_keys() -> String {
     format!("$KV.{STATE_BUCKET}.>")
+}
+
+/// The stream behind the bucket [`STATE_BUCKET`].
+#[must_use]
+pub fn state_stream() -> String {
+    format!("KV_{STATE_BUCKET}")
+}
+
+/// The subject of one of a leaf's keys in the bucket [`STATE_BUCKET`].
+#[must_use]
+pub fn state_key(leaf: &LeafName, key: &str) -> String {
+    format!("$KV.{STATE_BUCKET}.{leaf}.{key}")
+}
+
+/// Which key of the leaf in the bucket [`STATE_BUCKET`] has this subject.
+#[must_use]
+pub fn key_of_state<'a>(leaf: &LeafName, subject: &'a str) -> Option<&'a str> {
+    subject
+        .strip_prefix("$KV.")?
+        .strip_prefix(STATE_BUCKET)?
+        .strip_prefix('.')?
+        .strip_prefix(leaf.as_str())?
+        .strip_prefix('.')
+        .filter(|key| !key.is_empty())
+}
+
+/// Where a service is asked what it is (NATS ADR-32): all services, all of its name, this instance of it.
+#[must_use]
+pub fn discovery(service: &str, instance: InstanceId) -> [String; 3] {
+    [
+        "$SRV.*".to_owned(),
+        format!("$SRV.*.{service}"),
+        format!("$SRV.*.{service}.{instance}"),
+    ]
+}
+
+/// What such a question asks for: `PING`, `INFO`, `STATS`.
+#[must_use]
+pub fn discovery_verb(subject: &str) -> Option<&str> {
+    subject.strip_prefix("$SRV.")?.split('.').next()
+}
+
+/// Every such question to every service.
+#[must_use]
+pub fn discoveries() -> String {
+    "$SRV.>".to_owned()
 }
 
 #[cfg(test)]
@@ -309,6 +394,51 @@ mod tests {
             Err(E::Shape(_))
         ));
         assert!(matches!(parse("leaf.v1.cmd.edge-1..leaf.show"), Err(E::Token(_))));
+    }
+
+    #[test]
+    fn a_key_of_the_state_is_built_and_parsed() {
+        let (leaf, _) = names();
+        let subject = state_key(&leaf, "container._57eb");
+        assert_eq!(subject, "$KV.leaf_state.edge-1.container._57eb");
+        assert_eq!(key_of_state(&leaf, &subject), Some("container._57eb"));
+        for other in [
+            "$KV.leaf_state.edge-1.",
+            "$KV.leaf_state.edge-12.leaf",
+            "$KV.leaf_stateedge-1.leaf",
+            "$KV.other.edge-1.leaf",
+        ] {
+            assert_eq!(key_of_state(&leaf, other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn an_inbox_prefix_names_its_caller() {
+        let (_, caller) = names();
+        assert_eq!(
+            caller_of_inbox_prefix(&inbox_prefix(&caller)).as_ref(),
+            Some(&caller)
+        );
+        for other in ["_INBOX", "_INBOX.", "_INBOX.a.b", "_INBOXadmin", "admin"] {
+            assert_eq!(caller_of_inbox_prefix(other), None, "{other}");
+        }
+        assert!(is_inbox("_INBOX.admin.1") && !is_inbox("_INBOX.") && !is_inbox("_INBOXES.a"));
+    }
+
+    #[test]
+    fn a_question_to_services_names_its_verb() {
+        for subject in ["$SRV.PING", "$SRV.PING.cim-leaf", "$SRV.PING.cim-leaf.7"] {
+            assert_eq!(discovery_verb(subject), Some("PING"));
+        }
+        assert_eq!(discovery_verb("leaf.v1.ask.leaf.show"), None);
+    }
+
+    #[test]
+    fn the_caller_is_known_of_a_wrong_subject_too() {
+        let (_, caller) = names();
+        assert_eq!(caller_of("leaf.v9.cmd.edge-1.admin.x"), Some(caller));
+        assert_eq!(caller_of("leaf.v1.cmd.edge-1.BAD.x"), None);
+        assert_eq!(caller_of("leaf.v1.cmd"), None);
     }
 
     #[test]

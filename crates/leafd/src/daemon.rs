@@ -1,7 +1,8 @@
 //! The start and the end of the daemon: everything is made here, in order, and put together.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::fs::Permissions;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,18 +12,20 @@ use leaf_bus::embedded::EmbeddedServer;
 use leaf_bus::serve::{Server, ServiceInfo};
 use leaf_bus::stream::StreamSettings;
 use leaf_core::beat::{BEAT_SECONDS, Beat};
+use leaf_core::command::Cause;
 use leaf_core::event::{Fact, HostFacts, LeafStarted};
 use leaf_core::id::InstanceId;
 use leaf_journal::{CommandRecord, Journal, Options};
 use tokio::runtime::{Handle, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::guard::Guard;
 use crate::input::Input;
 use crate::lease::Predecessors;
-use crate::ledger::{Cause, Ledger, Snapshots};
+use crate::ledger::{Ledger, Snapshots};
 use crate::main_loop::{MainLoop, Target, Waiter};
 use crate::publisher::{Carrier, Published};
 use crate::settings::Settings;
@@ -35,6 +38,9 @@ const JOURNAL_CACHE_BYTES: usize = 2 << 20;
 
 /// How long the last events may take into the stream when the daemon ends; what is left is sent after the next start.
 const LAST_PUBLISH: Duration = Duration::from_secs(5);
+
+/// How long a restarted nats-server gets before it is restarted again for its silence.
+const RESTART_PAUSE: Duration = Duration::from_secs(30);
 
 /// The version of this program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -80,15 +86,7 @@ pub fn runtime() -> std::io::Result<Runtime> {
 }
 
 async fn start(settings: Settings, steps: Handle) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be received")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be received")?;
-    let stop = async move {
-        tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        }
-    };
-    tokio::pin!(stop);
+    let mut signals = Signals::open()?;
     let leaf = settings.leaf_name()?;
     let instance = InstanceId(Uuid::now_v7());
     let host = host_facts()?;
@@ -109,7 +107,7 @@ async fn start(settings: Settings, steps: Handle) -> anyhow::Result<()> {
 
     let began = tokio::select! {
         began = equipment::begin(&settings, &leaf) => began?,
-        reason = &mut stop => {
+        reason = signals.next() => {
             tracing::info!(reason, "stopped before it was ready");
             return Ok(());
         }
@@ -158,11 +156,12 @@ async fn start(settings: Settings, steps: Handle) -> anyhow::Result<()> {
             },
         )
         .await?;
-        anyhow::Ok((held, state, server))
+        let nix = equipment::nix_jobs(&settings, &leaf).await;
+        anyhow::Ok((held, state, server, nix))
     };
-    let (held, state, server) = tokio::select! {
+    let (held, state, server, nix) = tokio::select! {
         started = started => started?,
-        reason = &mut stop => {
+        reason = signals.next() => {
             tracing::info!(reason, "stopped before it was ready");
             if let Some(process) = server_process {
                 process.stop().await;
@@ -176,11 +175,10 @@ async fn start(settings: Settings, steps: Handle) -> anyhow::Result<()> {
     let (changes, mirrored) = mpsc::channel(64);
     let (published_at, published) = watch::channel(Published::default());
     let (silent, silences) = mpsc::channel(1);
-    let (begun_anew, beginnings) = mpsc::channel(1);
-    let (release_lease, released) = oneshot::channel();
+    let (release_lease, release) = oneshot::channel();
+    let (given_back, lease_released) = oneshot::channel();
     let (drain, drained) = oneshot::channel();
 
-    let nix = equipment::nix_jobs(&settings, &leaf).await;
     if let Ok(nix) = &nix {
         equipment::tidy_jobs(nix, state.jobs.keys().copied().collect()).await;
     }
@@ -210,15 +208,15 @@ async fn start(settings: Settings, steps: Handle) -> anyhow::Result<()> {
         ),
         instance,
         workers,
-        guard: Guard::new(settings.events.clone()),
+        guard: Guard::new(settings.events.clone(), &journal),
         waiting: waiting(unfinished),
         reconciling: Default::default(),
         looked_at: BTreeMap::new(),
         running: BTreeMap::new(),
         cancelling: BTreeMap::new(),
-        rescans: BTreeMap::new(),
-        next_rescan: 0,
+        rescan: 0,
         stopping: None,
+        drained: false,
         settings: settings.clone(),
     };
     let fact = LeafStarted {
@@ -242,7 +240,6 @@ async fn start(settings: Settings, steps: Handle) -> anyhow::Result<()> {
         settings: stream,
         published: published_at,
         silent,
-        begun_anew,
     };
     tasks.keep("publisher", carrier.run());
     tasks.keep(
@@ -251,20 +248,32 @@ async fn start(settings: Settings, steps: Handle) -> anyhow::Result<()> {
     );
     tasks.keep(
         "lease",
-        lease::keep(bus.clone(), journal.clone(), beat, dead, held, released),
+        lease::keep(
+            bus.clone(),
+            journal.clone(),
+            beat,
+            dead,
+            held,
+            release,
+            given_back,
+        ),
     );
     tasks.keep(
         "commands",
         listeners::take_commands(server, inputs.clone(), drained),
     );
     tasks.keep(
-        "levels",
-        listeners::watch_levels(published.clone(), beginnings, inputs.clone()),
+        "published",
+        listeners::watch_published(published.clone(), inputs.clone()),
     );
-    let report = equipment::report(&settings).await;
     tasks.keep(
         "hardware",
-        hardware::run(report, settings.rescan_debounce(), rescans, inputs.clone()),
+        hardware::run(
+            equipment::report(settings.clone()),
+            settings.rescan_debounce(),
+            rescans,
+            inputs.clone(),
+        ),
     );
     if let Ok(host) = &containers {
         tasks.keep(
@@ -278,23 +287,28 @@ async fn start(settings: Settings, steps: Handle) -> anyhow::Result<()> {
     tracing::info!(status, "ready");
     notify::ready(&status);
 
+    let (stop, stopped) = oneshot::channel();
+    let mut stop = Some((drain, stop));
+    let mut restarts = Restarts::new(&journal, settings.events.reserve_bytes);
+    let mut silences = Some(silences);
     let ended = {
-        let end = main_loop.run(input_queue, &mut tasks);
+        let end = main_loop.run(input_queue, &mut tasks, stopped);
         tokio::pin!(end);
-        let mut drain = Some(drain);
-        let mut silences = Some(silences);
         loop {
             tokio::select! {
                 ended = &mut end => break ended,
-                reason = &mut stop, if drain.is_some() => {
-                    // No more commands are asked for; those that are here are told that the leaf stops.
-                    if let Some(drain) = drain.take() {
+                reason = signals.next() => match stop.take() {
+                    Some((drain, stop)) => {
+                        // No more commands are asked for; those that are under way are told that the leaf stops.
                         let _ = drain.send(());
+                        let _ = stop.send(reason);
                     }
-                    let _ = inputs.send(Input::Stop(reason)).await;
-                }
+                    None => break Err(anyhow::anyhow!("ended at once by a second {reason}")),
+                },
                 Some(reason) = heard(&mut silences) => {
-                    if let Some(process) = &server_process {
+                    if let Some(process) = &server_process
+                        && restarts.may_help()
+                    {
                         process.restart(reason);
                     }
                 }
@@ -320,6 +334,7 @@ async fn start(settings: Settings, steps: Handle) -> anyhow::Result<()> {
         }
     };
     let _ = release_lease.send(());
+    let _ = tokio::time::timeout(Duration::from_secs(2), lease_released).await;
     let _ = bus.flush(Duration::from_secs(1)).await;
     tasks.stop().await;
     bus.close(Duration::from_secs(2)).await;
@@ -328,6 +343,57 @@ async fn start(settings: Settings, steps: Handle) -> anyhow::Result<()> {
     }
     journal.close().await;
     ended
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn open() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("SIGTERM can't be received")?,
+            interrupt: signal(SignalKind::interrupt()).context("SIGINT can't be received")?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// When a restart of nats-server may help: it stays silent after its disk was full, also when there is room again.
+struct Restarts {
+    journal: Journal,
+    reserve_bytes: u64,
+    last: Option<Instant>,
+}
+
+impl Restarts {
+    fn new(journal: &Journal, reserve_bytes: u64) -> Self {
+        Self {
+            journal: journal.clone(),
+            reserve_bytes,
+            last: None,
+        }
+    }
+
+    fn may_help(&mut self) -> bool {
+        let room = self
+            .journal
+            .free_bytes()
+            .is_ok_and(|free| free >= self.reserve_bytes);
+        let may = room && self.last.is_none_or(|last| last.elapsed() >= RESTART_PAUSE);
+        if may {
+            self.last = Some(Instant::now());
+        }
+        may
+    }
 }
 
 async fn heard(silences: &mut Option<mpsc::Receiver<String>>) -> Option<String> {
@@ -371,7 +437,13 @@ fn make_private(dir: &Path) -> anyhow::Result<()> {
         .recursive(true)
         .mode(0o700)
         .create(dir)
-        .with_context(|| format!("the state folder {} can't be made", dir.display()))
+        .and_then(|()| std::fs::set_permissions(dir, Permissions::from_mode(0o700)))
+        .with_context(|| {
+            format!(
+                "the state folder {} can't be made, or made private",
+                dir.display()
+            )
+        })
 }
 
 fn host_facts() -> anyhow::Result<HostFacts> {

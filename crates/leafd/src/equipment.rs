@@ -175,13 +175,8 @@ fn container_helper(settings: &Settings, leaf: &LeafName) -> Result<Helper, Stri
     };
     let supervisor = program(wanted.helper.as_deref(), "leaf-helper")?;
     let leaf_init = program(wanted.leaf_init.as_deref(), "leaf-init")?;
-    let pool = wanted
-        .address_pool
-        .to_string()
-        .parse()
-        .map_err(|error: leaf_helper::InvalidPool| error.to_string())?;
-    let settings =
-        leaf_helper::Settings::find(supervisor, leaf_init, pool).map_err(|error| error.to_string())?;
+    let settings = leaf_helper::Settings::find(supervisor, leaf_init, wanted.address_pool)
+        .map_err(|error| error.to_string())?;
     Ok(Helper::new(leaf.clone(), HostPaths::new(leaf), settings))
 }
 
@@ -251,7 +246,7 @@ pub async fn tidy_jobs(nix: &Nix, known: BTreeSet<JobId>) {
 }
 
 /// Returns the report that the settings name, or one made just now.
-pub async fn report(settings: &Settings) -> Option<PathBuf> {
+pub async fn report(settings: Settings) -> Option<PathBuf> {
     let hardware = &settings.hardware;
     let Some(program) = &hardware.facter_program else {
         return hardware.facter_report.clone();

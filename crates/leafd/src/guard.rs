@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_journal::{Journal, JournalHealth};
 
+use crate::ledger::EARLIER_EVENT_BYTES;
 use crate::settings::Events;
 
 /// Watches what the leaf needs for a promise: disk space, a journal that takes commits, room in the backlog.
@@ -22,19 +23,29 @@ struct Backlog {
     bytes: u64,
 }
 
+/// How much may wait for the journal's disk, in bytes; the journal itself takes four times as much.
+const MAX_QUEUED_BYTES: usize = 8 << 20;
+
 /// One step of the backlog, in bytes.
 const STEP_BYTES: u64 = 64 * 1024;
 
 impl Guard {
-    /// Returns the guard for these limits.
+    /// Returns the guard for these limits. All that the journal holds counts as not published until something else is
+    /// known.
     #[must_use]
-    pub fn new(settings: Events) -> Self {
-        Self {
+    pub fn new(settings: Events, journal: &Journal) -> Self {
+        let held = journal.held();
+        let events = (held.last_sequence + 1).saturating_sub(held.first_sequence);
+        let mut guard = Self {
             settings,
             draining: false,
             was_refusing: false,
             backlog: Backlog::default(),
+        };
+        if events > 0 {
+            guard.recorded(held.last_sequence, events * EARLIER_EVENT_BYTES);
         }
+        guard
     }
 
     /// Counts what was recorded, up to this sequence number.
@@ -105,6 +116,12 @@ impl Guard {
                 let detail = format!("the disk of the journal can't be asked for its free space: {error}");
                 return Some(Problem::new(ProblemCode::DiskFull, detail));
             }
+        }
+        let queued = journal.queued_bytes();
+        if queued > MAX_QUEUED_BYTES {
+            let detail =
+                format!("{queued} bytes wait for the disk of the journal, which is slow just now; try again");
+            return Some(Problem::new(ProblemCode::Overloaded, detail));
         }
         let waiting = self.backlog.bytes;
         (waiting > self.settings.backlog_bytes).then(|| {

@@ -1,5 +1,6 @@
 //! Looks at the hardware at the start, when the kernel hints that something changed, and when somebody asks.
 
+use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,45 +12,39 @@ use tokio::sync::mpsc;
 use crate::input::Input;
 use leaf_core::error::chain;
 
-/// Looks for as long as the daemon runs. `rescans` gives the numbers of the rescans that want a look.
+/// Looks for as long as the daemon runs, at first when the report is made, if there is to be one. `rescans` gives the
+/// numbers of the rescans that want a look, in order.
 ///
 /// # Errors
 /// When the kernel's hints can't be received at all.
 pub async fn run(
-    report: Option<PathBuf>,
+    report: impl Future<Output = Option<PathBuf>>,
     debounce: Duration,
     mut rescans: mpsc::Receiver<u64>,
     inputs: mpsc::Sender<Input>,
 ) -> anyhow::Result<()> {
     let sources = Sources {
-        report,
+        report: report.await,
         ..Sources::default()
     };
     // Before the first look, so that nothing between the two is missed.
     let mut monitor = Monitor::open().context("hot-plug can't be noticed")?;
-    let mut asked = Vec::new();
+    let mut rescan = 0;
     loop {
+        while let Ok(number) = rescans.try_recv() {
+            rescan = number;
+        }
         let sources = sources.clone();
         let seen = tokio::task::spawn_blocking(move || look(&sources))
             .await
             .context("the look at the hardware ended early")?;
         let seen: Result<Inventory, String> = seen.map(|look| look.inventory).map_err(|error| chain(&error));
-        if inputs
-            .send(Input::HardwareSeen {
-                seen,
-                rescans: std::mem::take(&mut asked),
-            })
-            .await
-            .is_err()
-        {
+        if inputs.send(Input::HardwareSeen { seen, rescan }).await.is_err() {
             return std::future::pending().await;
         }
         tokio::select! {
             () = monitor.changed() => tokio::time::sleep(debounce).await,
-            Some(number) = rescans.recv() => asked.push(number),
-        }
-        while let Ok(number) = rescans.try_recv() {
-            asked.push(number);
+            Some(number) = rescans.recv() => rescan = number,
         }
     }
 }

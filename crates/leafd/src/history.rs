@@ -1,5 +1,7 @@
 //! Where a leaf begins: with what its journal has, or what the stream has, or with nothing.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use leaf_bus::connect::Bus;
 use leaf_bus::stream::{EventStream, StreamError, StreamSettings};
@@ -8,6 +10,11 @@ use leaf_core::id::LeafName;
 use leaf_core::state::{State, apply};
 use leaf_core::subject;
 use leaf_journal::{Import, Journal, Opened};
+
+use crate::publisher::{self, FencedError};
+
+/// How long to wait before the stream is looked at again.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// How many of the newest events an import takes over into the journal.
 const IMPORTED_EVENTS: usize = 1000;
@@ -31,41 +38,51 @@ pub async fn recover(
     if fresh && !bus.status().borrow().is_connected() {
         tracing::info!("the journal is new: waiting for NATS, to see whether the leaf has a history");
     }
-    if fresh {
-        bus.connected().await;
-    }
-    if !bus.status().borrow().is_connected() {
-        return Ok(state);
-    }
     loop {
+        if fresh {
+            bus.connected().await;
+        } else if !bus.status().borrow().is_connected() {
+            return Ok(state);
+        }
         match take_over(bus, leaf, journal, state.clone(), settings).await {
             Ok(state) => return Ok(state),
-            Err(Trouble::Stream(error @ (StreamError::Disconnected | StreamError::Unanswered { .. }))) => {
-                if !fresh {
-                    return Ok(state);
-                }
+            Err(Trouble::Fenced(error)) => return Err(error.into()),
+            Err(Trouble::Other(error)) => return Err(error),
+            Err(Trouble::Stream(error)) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "the stream can't be read just now"
                 );
-                bus.connected().await;
+                if !fresh {
+                    return Ok(state);
+                }
+                tokio::time::sleep(PAUSE).await;
             }
-            Err(Trouble::Stream(error)) => {
-                return Err(anyhow::Error::new(error).context("the stream can't be used"));
-            }
-            Err(Trouble::Other(error)) => return Err(error),
         }
     }
 }
 
 enum Trouble {
     Stream(StreamError),
+    Fenced(FencedError),
     Other(anyhow::Error),
+}
+
+impl From<publisher::Trouble> for Trouble {
+    fn from(trouble: publisher::Trouble) -> Self {
+        match trouble {
+            publisher::Trouble::Stream(error) => Self::Stream(error),
+            publisher::Trouble::Fenced(error) => Self::Fenced(error),
+            publisher::Trouble::Journal(error) => {
+                Self::Other(anyhow::Error::new(error).context("the journal can't be read"))
+            }
+        }
+    }
 }
 
 impl From<StreamError> for Trouble {
     fn from(error: StreamError) -> Self {
-        Self::Stream(error)
+        publisher::Trouble::from(error).into()
     }
 }
 
@@ -81,13 +98,22 @@ async fn take_over(
     if found.last_sequence <= held.last_sequence {
         return Ok(state);
     }
-    let from = if held.last_sequence == 0 {
+    if held.last_sequence >= held.first_sequence {
+        let last = journal
+            .read(held.last_sequence, 1)
+            .map_err(publisher::Trouble::Journal)?;
+        for record in &last {
+            publisher::same(&stream, record).await?;
+        }
+    }
+    let from = if held.last_sequence > 0 && found.first_sequence <= held.last_sequence + 1 {
+        held.last_sequence + 1
+    } else {
         let snapshot = stream.last_on(&subject::snapshots_of(leaf)).await?;
         snapshot
             .as_ref()
-            .map_or(found.first_sequence, beginning_of_snapshot)
-    } else {
-        held.last_sequence + 1
+            .and_then(beginning_of_snapshot)
+            .unwrap_or(found.first_sequence)
     };
     tracing::warn!(
         journal = held.last_sequence,
@@ -101,11 +127,11 @@ async fn take_over(
         let event = Event::from_record(&record)
             .with_context(|| format!("the event {} of the stream can't be taken over", record.sequence))
             .map_err(Trouble::Other)?;
-        apply(&mut state, &event);
         newest.push(record);
         if newest.len() > 2 * IMPORTED_EVENTS {
             newest.drain(..IMPORTED_EVENTS);
         }
+        apply(&mut state, &event);
     }
     let epoch = newest.last().and_then(EventRecord::epoch).unwrap_or(held.epoch);
     let import = Import {
@@ -122,10 +148,12 @@ async fn take_over(
     Ok(state)
 }
 
-/// Where the snapshot begins of which this is a part.
-fn beginning_of_snapshot(record: &EventRecord) -> u64 {
-    match Event::from_record(record).map(|event| event.fact) {
-        Ok(Fact::LeafSnapshotted(snapshot)) => record.sequence.saturating_sub(u64::from(snapshot.part) - 1),
-        _ => record.sequence,
+/// Where the snapshot begins of which this is the last part; nothing if it is not whole.
+fn beginning_of_snapshot(record: &EventRecord) -> Option<u64> {
+    match Event::from_record(record).ok()?.fact {
+        Fact::LeafSnapshotted(snapshot) if snapshot.part == snapshot.parts => {
+            Some(record.sequence.saturating_sub(u64::from(snapshot.part) - 1))
+        }
+        _ => None,
     }
 }

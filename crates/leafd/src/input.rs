@@ -11,18 +11,19 @@ use leaf_core::problem::Problem;
 use leaf_nix::Outcome;
 use tokio::time::Instant;
 
+use crate::publisher::Published;
 use crate::steps::Taken;
 
 /// What wakes the main loop.
 pub enum Input {
     /// Somebody sent a command.
     Command(Box<Incoming>),
-    /// There was a look at the hardware; the numbers are of the rescans that it answers.
+    /// There was a look at the hardware.
     HardwareSeen {
         /// What was seen, or why nothing was.
         seen: Result<Inventory, String>,
-        /// The rescans that asked for it.
-        rescans: Vec<u64>,
+        /// The last rescan that was asked for before the look began.
+        rescan: u64,
     },
     /// There was a look at all containers, because something moved there.
     ContainersSeen {
@@ -44,12 +45,10 @@ pub enum Input {
     JobProgress(JobId, Progress),
     /// A job ended.
     JobEnded(JobId, Outcome),
-    /// The stream is known to hold all up to this sequence number.
-    Published(u64),
-    /// The stream begins anew in the middle of the history: a replay needs a snapshot to start from.
-    StreamBegunAnew,
-    /// The daemon is to end.
-    Stop(&'static str),
+    /// What the stream is known to hold has changed.
+    Published(Published),
+    /// No more commands will come.
+    Drained,
 }
 
 /// What the main loop does once the journal has what it follows from.

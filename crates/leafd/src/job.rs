@@ -1,5 +1,7 @@
 //! One job, from its start, or from when it is found again, to its end.
 
+use std::time::Duration;
+
 use leaf_bus::connect::Bus;
 use leaf_core::error::chain;
 use leaf_core::id::LeafName;
@@ -8,6 +10,9 @@ use leaf_nix::{Found, JobNews, Nix, NixError, Outcome, RunningJob};
 use tokio::sync::{mpsc, watch};
 
 use crate::input::Input;
+
+/// How long to wait before something is tried again.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs a job, or goes on with one that runs already, and passes on what it says. It ends early once `cancelled` is
 /// true; it is not even started if that is so before.
@@ -25,10 +30,12 @@ pub async fn run(
         Err(outcome) => return outcome,
     };
     let cancel = async {
-        if cancelled.wait_for(|cancelled| *cancelled).await.is_ok()
-            && let Err(error) = nix.cancel(job.id).await
-        {
-            tracing::warn!(id = %job.id, error = &error as &dyn std::error::Error, "the job could not be cancelled");
+        if cancelled.wait_for(|cancelled| *cancelled).await.is_ok() {
+            // That it is cancelled was promised.
+            while let Err(error) = nix.cancel(job.id).await {
+                tracing::warn!(id = %job.id, error = &error as &dyn std::error::Error, "the job is not cancelled yet");
+                tokio::time::sleep(PAUSE).await;
+            }
         }
         // How it ended is told by who follows it.
         std::future::pending().await
@@ -41,13 +48,22 @@ pub async fn run(
 
 /// Starts a job, or finds it: it may run since before this run of the daemon, or have ended meanwhile.
 async fn begin(nix: &Nix, job: &Job, cancelled: bool) -> Result<RunningJob, Outcome> {
-    match nix.find(job.id).await {
-        Ok(Found::Running(running)) => return Ok(*running),
-        Ok(Found::Ended(outcome)) => return Err(outcome),
-        Ok(Found::Lost(_)) if cancelled => return Err(Outcome::Cancelled),
-        // That it runs is recorded before it is started; so this is one that is to be started.
-        Ok(Found::Lost(why)) => tracing::debug!(id = %job.id, why, "to be started"),
-        Err(error) => return Err(Outcome::Interrupted(chain(&error))),
+    loop {
+        match nix.find(job.id).await {
+            Ok(Found::Running(running)) => return Ok(*running),
+            Ok(Found::Ended(outcome)) => return Err(outcome),
+            Ok(Found::Lost(_)) if cancelled => return Err(Outcome::Cancelled),
+            // That it runs is recorded before it is started; so this is one that is to be started.
+            Ok(Found::Lost(why)) => {
+                tracing::debug!(id = %job.id, why, "to be started");
+                break;
+            }
+            // It may run: nothing can be said of it before it can be looked at.
+            Err(error) => {
+                tracing::warn!(id = %job.id, error = &error as &dyn std::error::Error, "the job can't be looked at");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
     }
     let Task::Build(task) = &job.task;
     nix.start(job.id, task)
@@ -62,13 +78,18 @@ async fn follow(
     inputs: &mpsc::Sender<Input>,
 ) -> Outcome {
     let id = running.id();
+    // Its log is told from the beginning, also of a job that is found again.
+    let mut offset = 0;
     loop {
         match running.next().await {
             JobNews::Progress(progress) => {
                 bus.publish_progress(leaf, id, &progress).await;
                 let _ = inputs.send(Input::JobProgress(id, progress)).await;
             }
-            JobNews::Log(chunk) => bus.publish_log(leaf, id, chunk.text.as_bytes()).await,
+            JobNews::Log(chunk) => {
+                bus.publish_log(leaf, id, offset, &chunk).await;
+                offset = chunk.next_offset;
+            }
             JobNews::Ended(outcome) => return outcome,
         }
     }

@@ -63,7 +63,7 @@ async fn acquire(bus: &Bus, beat: &Beat, dead: Predecessors) -> Result<Lease, Le
     }
 }
 
-/// Renews the lease until `stop`, then gives it back.
+/// Renews the lease until `stop`, then gives it back and says so.
 ///
 /// # Errors
 /// [`HeldError`] when another run holds it.
@@ -74,6 +74,7 @@ pub async fn keep(
     dead: Predecessors,
     mut lease: Option<Lease>,
     mut stop: oneshot::Receiver<()>,
+    given_back: oneshot::Sender<()>,
 ) -> anyhow::Result<()> {
     let mut pause = if lease.is_some() {
         Duration::from_secs(BEAT_SECONDS)
@@ -106,7 +107,7 @@ pub async fn keep(
             }
             Err(LeaseError::HeldBy(other)) => return Err(HeldError(other).into()),
             Err(LeaseError::Stream(error)) => {
-                tracing::debug!(
+                tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "the lease was not renewed"
                 );
@@ -117,11 +118,12 @@ pub async fn keep(
     if let Some(lease) = lease
         && let Err(error) = lease.release().await
     {
-        tracing::debug!(
+        tracing::warn!(
             error = &error as &dyn std::error::Error,
             "the lease ends by itself"
         );
     }
+    let _ = given_back.send(());
     // The daemon ends; a task that is kept does not end before it.
     std::future::pending().await
 }

@@ -6,11 +6,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use futures::FutureExt as _;
 use jiff::Timestamp;
+use leaf_core::command::Cause;
 use leaf_core::event::{Event, EventRecord, Fact};
-use leaf_core::id::{CommandId, LeafName};
+use leaf_core::id::{Caller, CommandId, LeafName};
 use leaf_core::state::{self, SNAPSHOT_KEY, State};
-use leaf_journal::{Batch, CommandRecord, CommitError, Journal, Receipt};
+use leaf_journal::{Batch, CommandRecord, CommitError, Journal, JournalHealth, ReadError, Receipt};
+use serde_json::Value;
 
 /// The state of a leaf, its journal, and what waits for a commit.
 pub struct Ledger<Effect> {
@@ -18,19 +21,19 @@ pub struct Ledger<Effect> {
     epoch: u64,
     state: State,
     journal: Journal,
-    pending: VecDeque<(Option<Receipt>, Vec<Effect>)>,
+    pending: VecDeque<Pending<Effect>>,
     snapshots: Snapshots,
     bytes_since_snapshot: u64,
-    changed: BTreeMap<String, Option<serde_json::Value>>,
+    changed: BTreeMap<String, Option<Value>>,
 }
 
-/// Where a fact comes from.
-#[derive(Debug, Clone, Default)]
-pub struct Cause {
-    /// The command that led to it.
-    pub command: Option<CommandId>,
-    /// The sender's own mark.
-    pub correlation: Option<String>,
+/// What waits for a commit.
+struct Pending<Effect> {
+    /// Nothing for effects that only wait for the records before them.
+    receipt: Option<Receipt>,
+    commands: Vec<CommandRecord>,
+    entries: BTreeMap<String, Option<Value>>,
+    effects: Vec<Effect>,
 }
 
 /// How often a snapshot stands in the history.
@@ -43,7 +46,7 @@ pub struct Snapshots {
 }
 
 /// What is assumed of an event that was recorded before this run, in bytes.
-const EARLIER_EVENT_BYTES: u64 = 1024;
+pub const EARLIER_EVENT_BYTES: u64 = 1024;
 
 /// The size of one part of a snapshot, in bytes: well below the server's limit for a message (1 MiB).
 const SNAPSHOT_PART_BYTES: usize = 256 * 1024;
@@ -113,24 +116,32 @@ impl<Effect> Ledger<Effect> {
         {
             self.add_snapshot(&mut batch, now);
         }
-        self.changed.extend(
-            batch
+        self.commit(batch, effects)
+    }
+
+    /// Queues a batch for the journal; returns how much there is to publish for it, in bytes.
+    fn commit(&mut self, batch: Batch, effects: Vec<Effect>) -> u64 {
+        let bytes = batch.events.iter().map(event_bytes).sum();
+        self.pending.push_back(Pending {
+            commands: batch.commands.clone(),
+            // Where the newest snapshot begins is of no interest to those who watch.
+            entries: batch
                 .entries
                 .iter()
-                .map(|(key, value)| (key.clone(), value.clone())),
-        );
-        let bytes = batch.events.iter().map(event_bytes).sum();
-        self.pending
-            .push_back((Some(self.journal.commit(batch)), effects));
+                .filter(|(key, _)| *key != SNAPSHOT_KEY)
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect(),
+            receipt: Some(self.journal.commit(batch)),
+            effects,
+        });
         bytes
     }
 
-    /// Records a snapshot now.
-    pub fn snapshot(&mut self, now: Timestamp) {
+    /// Records a snapshot now; returns how much there is to publish for it, in bytes.
+    pub fn snapshot(&mut self, now: Timestamp) -> u64 {
         let mut batch = Batch::default();
         self.add_snapshot(&mut batch, now);
-        self.pending
-            .push_back((Some(self.journal.commit(batch)), Vec::new()));
+        self.commit(batch, Vec::new())
     }
 
     fn add_snapshot(&mut self, batch: &mut Batch, now: Timestamp) {
@@ -170,8 +181,39 @@ impl<Effect> Ledger<Effect> {
     /// Queues effects that follow from no new fact behind all that is recorded.
     pub fn after(&mut self, effects: Vec<Effect>) {
         if !effects.is_empty() {
-            self.pending.push_back((None, effects));
+            let (commands, entries) = Default::default();
+            self.pending.push_back(Pending {
+                receipt: None,
+                commands,
+                entries,
+                effects,
+            });
         }
+    }
+
+    /// Finds an accepted command, also one that is not committed yet; what follows from the answer belongs behind
+    /// [`Self::after`].
+    ///
+    /// # Errors
+    /// [`ReadError`] when the journal can't be read just now.
+    pub fn command(&self, caller: &Caller, id: &CommandId) -> Result<Option<CommandRecord>, ReadError> {
+        let pending = self
+            .pending
+            .iter()
+            .rev()
+            .flat_map(|pending| pending.commands.iter().rev());
+        match pending
+            .into_iter()
+            .find(|record| record.caller == *caller && record.id == *id)
+        {
+            Some(record) => Ok(Some(record.clone())),
+            None => self.journal.command(caller, id),
+        }
+    }
+
+    /// Whether what waits for a commit waits for disk space.
+    pub fn is_stuck(&self) -> bool {
+        self.has_pending() && matches!(*self.journal.health().borrow(), JournalHealth::DiskFull { .. })
     }
 
     /// Whether something waits for a commit.
@@ -180,33 +222,43 @@ impl<Effect> Ledger<Effect> {
     }
 
     /// Waits for the oldest record to be durable and returns what follows from it; later records that wait for
-    /// nothing come along. May be dropped and called again.
+    /// nothing, or are durable by then, come along. May be dropped and called again.
     ///
     /// # Errors
     /// [`CommitError`] when the journal can't promise anything any more: the daemon ends.
     pub async fn committed(&mut self) -> Result<Vec<Effect>, CommitError> {
-        if let Some((Some(commit), _)) = self.pending.front_mut() {
-            commit.await?;
+        if let Some(Pending {
+            receipt: Some(receipt),
+            ..
+        }) = self.pending.front_mut()
+        {
+            receipt.await?;
         }
-        let mut effects = self
-            .pending
-            .pop_front()
-            .map(|(_, effects)| effects)
-            .unwrap_or_default();
-        while let Some((None, _)) = self.pending.front() {
-            effects.extend(
-                self.pending
-                    .pop_front()
-                    .into_iter()
-                    .flat_map(|(_, effects)| effects),
-            );
+        let mut effects = Vec::new();
+        while let Some(done) = self.pending.pop_front() {
+            self.changed.extend(done.entries);
+            effects.extend(done.effects);
+            match self.pending.front_mut().map(|next| next.receipt.as_mut()) {
+                Some(Some(receipt)) => match receipt.now_or_never() {
+                    Some(committed) => committed?,
+                    None => break,
+                },
+                Some(None) => {}
+                None => break,
+            }
         }
         Ok(effects)
     }
 
-    /// Takes the entries of the state that changed since the last call, for those who watch the state from outside.
-    pub fn take_changed(&mut self) -> BTreeMap<String, Option<serde_json::Value>> {
+    /// Takes the entries of the state that changed in what was committed since the last call, for those who watch the
+    /// state from outside.
+    pub fn take_changed(&mut self) -> BTreeMap<String, Option<Value>> {
         std::mem::take(&mut self.changed)
+    }
+
+    /// Whether there is something to [take](Self::take_changed).
+    pub fn has_changed(&self) -> bool {
+        !self.changed.is_empty()
     }
 }
 

@@ -32,6 +32,7 @@ pub async fn take_commands(
             _ = &mut drained, if !drained.is_terminated() => server.drain().await,
         }
     }
+    let _ = inputs.send(Input::Drained).await;
     std::future::pending().await
 }
 
@@ -39,23 +40,17 @@ pub async fn take_commands(
 ///
 /// # Errors
 /// Never.
-pub async fn watch_levels(
+pub async fn watch_published(
     mut published: watch::Receiver<Published>,
-    mut beginnings: mpsc::Receiver<()>,
     inputs: mpsc::Sender<Input>,
 ) -> anyhow::Result<()> {
-    loop {
-        let input = tokio::select! {
-            changed = published.changed() => match changed {
-                Ok(()) => Input::Published(published.borrow_and_update().sequence),
-                Err(_) => return std::future::pending().await,
-            },
-            Some(()) = beginnings.recv() => Input::StreamBegunAnew,
-        };
-        if inputs.send(input).await.is_err() {
-            return std::future::pending().await;
+    while published.changed().await.is_ok() {
+        let now = *published.borrow_and_update();
+        if inputs.send(Input::Published(now)).await.is_err() {
+            break;
         }
     }
+    std::future::pending().await
 }
 
 /// Brings a look at the containers whenever something moved there.

@@ -7,16 +7,17 @@ use std::time::Duration;
 use anyhow::Context as _;
 use jiff::Timestamp;
 use leaf_bus::serve::Responder;
+use leaf_core::command::Cause;
 use leaf_core::event::{Fact, LeafStopped};
-use leaf_core::id::{Caller, CommandId, ContainerName, InstanceId, JobId};
+use leaf_core::id::{Caller, ContainerName, InstanceId, JobId};
 use leaf_core::job::{JobPhase, Progress};
 use leaf_journal::CommandRecord;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::guard::Guard;
 use crate::input::{Effect, Input};
-use crate::ledger::{Cause, Ledger};
+use crate::ledger::Ledger;
 use crate::notify;
 use crate::settings::Settings;
 use crate::steps::Hurry;
@@ -25,6 +26,9 @@ use crate::workers::Workers;
 
 /// How long commands are remembered, so that the same id gives the first reply: 24 hours.
 const COMMANDS_KEPT: Duration = Duration::from_secs(24 * 3600);
+
+/// How long the daemon waits, when it stops, for the commands that are under way to it.
+const LAST_COMMANDS: Duration = Duration::from_secs(5);
 
 /// How often the loop looks after itself: the watchdog, the disk, what may be forgotten.
 const TICK: Duration = Duration::from_secs(10);
@@ -51,12 +55,12 @@ pub struct MainLoop {
     pub running: BTreeMap<JobId, Option<Progress>>,
     /// Who asked for running jobs to be cancelled.
     pub cancelling: BTreeMap<JobId, Caller>,
-    /// Rescans that wait for a look.
-    pub rescans: BTreeMap<u64, (Responder, CommandId)>,
-    /// The number of the next rescan.
-    pub next_rescan: u64,
-    /// Why the loop is to end.
-    pub stopping: Option<&'static str>,
+    /// The number of the last rescan.
+    pub rescan: u64,
+    /// Since when and why the loop is to end.
+    pub stopping: Option<(Instant, &'static str)>,
+    /// Whether no more commands will come.
+    pub drained: bool,
 }
 
 /// What a command waits for.
@@ -66,15 +70,20 @@ pub enum Target {
     Container(ContainerName),
     /// A job that is to end.
     Job(JobId),
+    /// A look at the hardware.
+    Hardware,
 }
 
 /// A command that is accepted and not done.
 pub struct Waiter {
     /// Its record in the journal.
     pub record: CommandRecord,
+    /// Where it comes from.
+    pub cause: Cause,
     /// Where answers go: several if it was sent several times, none after a restart.
     pub responders: Vec<Responder>,
-    /// The generation of the container that it made.
+    /// What must have been reached: the generation of the container that it made, or the number of its rescan. The
+    /// largest number for a command of the last run: whatever comes is its answer.
     pub generation: u64,
 }
 
@@ -85,12 +94,16 @@ impl Target {
         match self {
             Self::Container(name) => format!("container.{}", name.token()),
             Self::Job(id) => format!("job.{id}"),
+            Self::Hardware => "hardware".to_owned(),
         }
     }
 
     /// Reads back what [`Self::key`] wrote.
     #[must_use]
     pub fn from_key(key: &str) -> Option<Self> {
+        if key == "hardware" {
+            return Some(Self::Hardware);
+        }
         match key.split_once('.')? {
             ("container", token) => Some(Self::Container(
                 ContainerName::new(leaf_core::id::decode_token(token)?).ok()?,
@@ -102,11 +115,17 @@ impl Target {
 }
 
 impl MainLoop {
-    /// Runs until the daemon is to stop, and records that it stopped.
+    /// Runs until `stop` says why the daemon is to stop, and records that it stopped.
     ///
     /// # Errors
     /// When the journal can't promise anything any more, or a task ended that should not have.
-    pub async fn run(mut self, mut inputs: mpsc::Receiver<Input>, tasks: &mut Tasks) -> anyhow::Result<Self> {
+    pub async fn run(
+        mut self,
+        mut inputs: mpsc::Receiver<Input>,
+        tasks: &mut Tasks,
+        mut stop: oneshot::Receiver<&'static str>,
+    ) -> anyhow::Result<Self> {
+        let mut health = self.ledger.journal().health();
         let mut tick =
             tokio::time::interval(notify::watchdog_period().map_or(TICK, |period| period.min(TICK)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -117,9 +136,12 @@ impl MainLoop {
                     for effect in effects.context("the journal can't promise anything any more")? {
                         self.perform(effect);
                     }
-                    self.workers.mirror(|| self.ledger.take_changed());
+                    self.mirror();
                 }
                 Some(input) = inputs.recv() => self.handle(input),
+                Ok(reason) = &mut stop, if self.stopping.is_none() => self.begin_to_stop(reason),
+                // A full disk holds up an end that waits for a commit.
+                Ok(()) = health.changed() => {}
                 error = tasks.unexpected_end() => return Err(error),
                 error = self.workers.unexpected_end() => return Err(error),
                 _ = tick.tick() => self.tick(),
@@ -128,23 +150,45 @@ impl MainLoop {
                 break;
             }
         }
-        let reason = self.stopping.unwrap_or("the end").to_owned();
+        let reason = self.stopping.map_or("the end", |(_, reason)| reason).to_owned();
+        if self.ledger.is_stuck() {
+            tracing::warn!(
+                "the disk is full: the end is not recorded, and what was not accepted yet is forgotten"
+            );
+            return Ok(self);
+        }
         let stopped = Fact::LeafStopped(LeafStopped {
             instance: self.instance,
             reason,
         });
         self.record(&Cause::default(), vec![stopped], Vec::new(), Vec::new());
-        while self.ledger.has_pending() {
-            for effect in self
-                .ledger
-                .committed()
-                .await
-                .context("the last events can't be stored")?
-            {
-                self.perform(effect);
+        while self.ledger.has_pending() && !self.ledger.is_stuck() {
+            tokio::select! {
+                effects = self.ledger.committed() => {
+                    for effect in effects.context("the last events can't be stored")? {
+                        self.perform(effect);
+                    }
+                }
+                _ = health.changed() => {}
             }
         }
+        self.mirror();
         Ok(self)
+    }
+
+    fn begin_to_stop(&mut self, reason: &'static str) {
+        tracing::info!(reason, "stopping");
+        notify::stopping();
+        self.workers.hurry_all();
+        self.stopping = Some((Instant::now(), reason));
+        self.guard.drain();
+    }
+
+    /// Hands on what changed in the state, if it can be taken now.
+    fn mirror(&mut self) {
+        if self.ledger.has_changed() {
+            self.workers.mirror(|| self.ledger.take_changed());
+        }
     }
 
     /// Takes up what the last run left: containers that were moving, jobs that were running or waiting.
@@ -190,7 +234,7 @@ impl MainLoop {
     fn handle(&mut self, input: Input) {
         match input {
             Input::Command(incoming) => self.handle_command(*incoming),
-            Input::HardwareSeen { seen, rescans } => self.handle_hardware(seen, &rescans),
+            Input::HardwareSeen { seen, rescan } => self.handle_hardware(seen, rescan),
             Input::ContainersSeen { looked_at, seen } => {
                 // What was seen before the last steps were taken says nothing of what is so now.
                 let stale =
@@ -225,26 +269,31 @@ impl MainLoop {
                 }
             }
             Input::JobEnded(id, outcome) => self.handle_job_end(id, outcome),
-            Input::Published(sequence) => self.guard.published(sequence),
-            Input::StreamBegunAnew => self.ledger.snapshot(Timestamp::now()),
-            Input::Stop(reason) => {
-                tracing::info!(reason, "stopping");
-                notify::stopping();
-                self.workers.hurry_all();
-                self.stopping = Some(reason);
-                self.guard.drain();
+            Input::Published(published) => {
+                self.guard.published(published.sequence);
+                // A stream that begins in the middle of the history: a replay needs a snapshot to start from.
+                if published.first > self.ledger.state().snapshot_sequence.max(1) {
+                    let bytes = self.ledger.snapshot(Timestamp::now());
+                    self.guard.recorded(self.ledger.state().sequence, bytes);
+                }
             }
+            Input::Drained => self.drained = true,
         }
     }
 
     /// Whether all that was accepted and can be done soon is done.
     fn may_end(&self) -> bool {
-        self.reconciling.is_empty() && !self.ledger.has_pending()
+        let late = self
+            .stopping
+            .is_some_and(|(since, _)| since.elapsed() > LAST_COMMANDS);
+        let answered = (self.drained && !self.waiting.contains_key(&Target::Hardware)) || late;
+        self.reconciling.is_empty() && (self.ledger.is_stuck() || (answered && !self.ledger.has_pending()))
     }
 
     fn tick(&mut self) {
         notify::alive();
         self.guard.look(self.ledger.journal());
+        self.mirror();
         let before = Timestamp::now() - COMMANDS_KEPT;
         self.workers.housekeep(self.ledger.journal(), before);
     }
@@ -287,7 +336,11 @@ impl MainLoop {
                 id,
                 job,
                 offset,
-            } => self.workers.reply_job_log(responder, id, job, offset),
+            } => {
+                let known = self.ledger.state().jobs.get(&job);
+                let ended = known.is_none_or(|job| job.phase.is_final());
+                self.workers.reply_job_log(responder, id, job, offset, ended);
+            }
             Effect::ReplyContainerLog {
                 responder,
                 id,

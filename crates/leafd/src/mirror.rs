@@ -41,8 +41,14 @@ pub async fn run(
             tokio::time::sleep(PAUSE).await;
             continue;
         }
+        let mut status = bus.status();
         while bus.generation() == connection {
-            let Some(changed) = changes.recv().await else {
+            let changed = tokio::select! {
+                changed = changes.recv() => changed,
+                // The bucket of another server, or of one that was set back, may be another.
+                Ok(()) = status.changed() => continue,
+            };
+            let Some(changed) = changed else {
                 return std::future::pending().await;
             };
             take_in(&mut state, &changed);

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use leaf_bus::serve::{Incoming, Responder};
-use leaf_core::command::{Command, CommandKind, Destroyed, JobReport, LeafReport};
+use leaf_core::command::{Cause, Command, CommandKind, Destroyed, JobReport, LeafReport};
 use leaf_core::container::{Container, ContainerPhase};
 use leaf_core::decide::{self, Context, Next, decide, job_accepted};
 use leaf_core::event::Fact;
@@ -14,8 +14,16 @@ use leaf_journal::{CommandRecord, Outcome as CommandOutcome};
 use uuid::Uuid;
 
 use crate::input::Effect;
-use crate::ledger::Cause;
 use crate::main_loop::{MainLoop, Target, Waiter, to_body};
+
+/// A command on its way from acceptance to its answer.
+struct Accepted {
+    record: CommandRecord,
+    cause: Cause,
+    responder: Responder,
+    /// Whether it changes something or begins a job, and is recorded.
+    changes: bool,
+}
 
 impl MainLoop {
     pub(crate) fn handle_command(&mut self, incoming: Incoming) {
@@ -35,176 +43,169 @@ impl MainLoop {
             Err(problem) => return self.refuse(responder, id, problem),
         };
         let changes = command.kind() != CommandKind::Query;
-        let fingerprint = command.fingerprint();
-        let responder = if changes && given {
-            match self.seen_before(&caller, &id, &fingerprint, responder) {
-                Some(responder) => responder,
+        let accepted = Accepted {
+            cause: Cause {
+                command: Some(id.clone()),
+                correlation,
+            },
+            record: CommandRecord {
+                caller: caller.clone(),
+                id,
+                noun_verb: format!("{noun}.{verb}"),
+                fingerprint: command.fingerprint(),
+                accepted_at: Timestamp::now(),
+                target: None,
+                outcome: None,
+            },
+            responder,
+            changes,
+        };
+        let accepted = if changes && given {
+            match self.unless_seen_before(accepted) {
+                Some(accepted) => accepted,
                 None => return,
             }
         } else {
-            responder
+            accepted
         };
+        if let Some(problem) = self.refuses(&command, changes) {
+            return self.refuse(accepted.responder, accepted.record.id, problem);
+        }
         let context = Context {
-            caller: caller.clone(),
-            now: Timestamp::now(),
+            caller,
+            now: accepted.record.accepted_at,
             fresh_id: Uuid::now_v7(),
             pool: self.settings.containers.address_pool,
             max_queued_jobs: self.settings.nix.max_queued_jobs,
             job_timeout_seconds: self.settings.nix.timeout_seconds,
         };
-        let refused = if changes {
+        match decide(self.ledger.state(), &command, &context) {
+            Ok(decision) => {
+                if changes {
+                    let record = &accepted.record;
+                    tracing::info!(command = %record.id, caller = %record.caller, what = record.noun_verb, "accepted");
+                }
+                self.carry_on(decision, accepted);
+            }
+            Err(problem) => {
+                let Accepted {
+                    record, responder, ..
+                } = accepted;
+                tracing::info!(command = %record.id, caller = %record.caller, what = record.noun_verb, %problem, "refused");
+                // It tells of the state, which may be ahead of the disk.
+                let reply = Err(problem.about(&record.id));
+                self.ledger.after(vec![Effect::Reply {
+                    responder,
+                    id: record.id,
+                    reply,
+                }]);
+            }
+        }
+    }
+
+    /// Returns why a command can't be taken now, whatever it is about.
+    fn refuses(&self, command: &Command, changes: bool) -> Option<Problem> {
+        if changes {
+            self.guard
+                .refuses(self.ledger.journal())
+                .or_else(|| self.workers.can_do(command).err())
+        } else if self.ledger.is_stuck() && !matches!(command, Command::ShowLeaf(_)) {
+            // The state in memory is ahead of a disk that takes nothing.
             self.guard.refuses(self.ledger.journal())
         } else {
-            None
-        };
-        let decision = match refused {
-            Some(problem) => Err(problem),
-            None => self
-                .workers
-                .can_do(&command)
-                .and_then(|()| decide(self.ledger.state(), &command, &context)),
-        };
-        let decision = match decision {
-            Ok(decision) => decision,
-            Err(problem) => return self.refuse(responder, id, problem),
-        };
-        let record = CommandRecord {
-            caller,
-            id: id.clone(),
-            noun_verb: format!("{noun}.{verb}"),
-            fingerprint,
-            accepted_at: context.now,
-            target: None,
-            outcome: None,
-        };
-        let cause = Cause {
-            command: Some(id.clone()),
-            correlation,
-        };
-        self.carry_on(decision, record, &cause, responder, changes);
+            self.workers.can_do(command).err()
+        }
     }
 
     /// Records an accepted command, and what comes next.
-    fn carry_on(
-        &mut self,
-        decision: decide::Decision,
-        record: CommandRecord,
-        cause: &Cause,
-        responder: Responder,
-        changes: bool,
-    ) {
-        let id = record.id.clone();
+    fn carry_on(&mut self, decision: decide::Decision, accepted: Accepted) {
         let facts = decision.facts;
         match decision.next {
-            Next::Reply(value) => self.answer_now(facts, record, cause, responder, changes, to_body(&value)),
+            Next::Reply(value) => self.answer(facts, accepted, Vec::new(), to_body(&value)),
             Next::ShowLeaf => {
                 let body = to_body(&self.report());
-                self.answer_now(facts, record, cause, responder, changes, body);
+                if self.ledger.is_stuck() {
+                    self.workers
+                        .reply(accepted.responder, accepted.record.id, Ok(body));
+                } else {
+                    self.answer(facts, accepted, Vec::new(), body);
+                }
             }
-            Next::ShowJob(job) => {
-                let found = self.ledger.state().jobs.get(&job).cloned();
-                let progress = self.running.get(&job).cloned().flatten();
-                if let Some(job) = found {
-                    let body = to_body(&JobReport { job, progress });
-                    self.answer_now(facts, record, cause, responder, changes, body);
+            Next::ShowJob(id) => {
+                let progress = self.running.get(&id).cloned().flatten();
+                if let Some(job) = self.ledger.state().jobs.get(&id).cloned() {
+                    self.answer(facts, accepted, Vec::new(), to_body(&JobReport { job, progress }));
                 }
             }
             Next::Queue(job) => {
-                self.accept_and_answer(
+                self.answer(
                     facts,
-                    record,
-                    cause,
-                    responder,
+                    accepted,
                     vec![Effect::StartJobs],
                     to_body(&job_accepted(job)),
                 );
             }
-            Next::Build(name) => {
-                // The answer is the container as the facts make it, so they are applied first.
-                let record = CommandRecord {
-                    target: Some(Target::Container(name.clone()).key()),
-                    ..record
-                };
-                self.record(cause, facts, vec![record.clone()], vec![Effect::StartJobs]);
+            Next::Create(name) => {
+                // The answer is the container as the facts make it, so they come first.
+                self.record(&accepted.cause, facts, vec![accepted.record.clone()], Vec::new());
                 if let Some(container) = self.ledger.state().containers.get(&name) {
                     let body = to_body(container);
-                    self.finish(record, vec![responder], Ok(body));
+                    self.answer(
+                        Vec::new(),
+                        accepted,
+                        vec![Effect::StartJobs, Effect::Reconcile(name)],
+                        body,
+                    );
                 }
             }
             Next::Reconcile(name) => {
-                let target = Target::Container(name.clone());
-                let record = CommandRecord {
-                    target: Some(target.key()),
-                    ..record
+                let effects = if facts.is_empty() {
+                    Vec::new()
+                } else {
+                    vec![Effect::Reconcile(name.clone())]
                 };
-                let moved = !facts.is_empty();
-                self.record(
-                    cause,
-                    facts,
-                    vec![record.clone()],
-                    if moved {
-                        vec![Effect::Reconcile(name.clone())]
-                    } else {
-                        Vec::new()
-                    },
-                );
-                let generation = self
-                    .ledger
-                    .state()
-                    .containers
-                    .get(&name)
-                    .map_or(0, |c| c.desired.generation);
-                let waiter = Waiter {
-                    record,
-                    responders: vec![responder],
-                    generation,
-                };
-                self.waiting.entry(target.clone()).or_default().push(waiter);
-                self.settle(&target);
+                self.wait(Target::Container(name), facts, accepted, effects);
             }
             Next::Cancel(job) => {
-                let target = Target::Job(job);
-                let record = CommandRecord {
-                    target: Some(target.key()),
-                    ..record
-                };
                 let running = self.running.contains_key(&job);
-                if running {
-                    self.cancelling.insert(job, record.caller.clone());
-                }
-                let effects = if running {
-                    vec![Effect::CancelJob(job)]
+                let effect = if running {
+                    Effect::CancelJob(job)
                 } else {
-                    Vec::new()
+                    Effect::TellJobEnd(job)
                 };
-                self.record(cause, facts, vec![record.clone()], effects);
-                let waiter = Waiter {
-                    record,
-                    responders: vec![responder],
-                    generation: 0,
-                };
-                self.waiting.entry(target.clone()).or_default().push(waiter);
-                self.settle(&target);
+                if running {
+                    self.cancelling.insert(job, accepted.record.caller.clone());
+                }
+                self.wait(Target::Job(job), facts, accepted, vec![effect]);
                 self.settle_containers();
             }
             Next::Rescan => {
-                let number = self.next_rescan;
-                self.next_rescan += 1;
-                self.rescans.insert(number, (responder, id));
-                self.ledger.after(vec![Effect::LookAtHardware(number)]);
+                self.rescan += 1;
+                self.wait(
+                    Target::Hardware,
+                    facts,
+                    accepted,
+                    vec![Effect::LookAtHardware(self.rescan)],
+                );
             }
             Next::ReadJobLog(job, offset) => {
+                let Accepted {
+                    responder, record, ..
+                } = accepted;
                 self.ledger.after(vec![Effect::ReplyJobLog {
                     responder,
-                    id,
+                    id: record.id,
                     job,
                     offset,
                 }]);
             }
             Next::ReadContainerLog(name, lines) => {
+                let Accepted {
+                    responder, record, ..
+                } = accepted;
                 self.ledger.after(vec![Effect::ReplyContainerLog {
                     responder,
-                    id,
+                    id: record.id,
                     name,
                     lines,
                 }]);
@@ -212,105 +213,125 @@ impl MainLoop {
         }
     }
 
-    /// Answers a query at once; a command that changes nothing more is recorded as done, so that its id stays known.
-    fn answer_now(
-        &mut self,
-        facts: Vec<Fact>,
-        record: CommandRecord,
-        cause: &Cause,
-        responder: Responder,
-        changes: bool,
-        body: Vec<u8>,
-    ) {
-        if changes {
-            self.accept_and_answer(facts, record, cause, responder, Vec::new(), body);
-        } else {
-            self.ledger.after(vec![Effect::Reply {
-                responder,
-                id: record.id,
-                reply: Ok(body),
-            }]);
-        }
-    }
-
-    fn accept_and_answer(
-        &mut self,
-        facts: Vec<Fact>,
-        record: CommandRecord,
-        cause: &Cause,
-        responder: Responder,
-        mut effects: Vec<Effect>,
-        body: Vec<u8>,
-    ) {
+    /// Records what a command changes along with its answer, which is known; an answer to a query is not recorded.
+    fn answer(&mut self, facts: Vec<Fact>, accepted: Accepted, mut effects: Vec<Effect>, body: Vec<u8>) {
+        let Accepted {
+            record,
+            cause,
+            responder,
+            changes,
+        } = accepted;
         effects.push(Effect::Reply {
             responder,
             id: record.id.clone(),
             reply: Ok(body.clone()),
         });
+        let outcome = Some(CommandOutcome { body, problem: false });
+        let records = if changes {
+            vec![CommandRecord { outcome, ..record }]
+        } else {
+            Vec::new()
+        };
+        self.record(&cause, facts, records, effects);
+    }
+
+    /// Records an accepted command whose answer comes when its target has settled.
+    fn wait(&mut self, target: Target, facts: Vec<Fact>, accepted: Accepted, effects: Vec<Effect>) {
+        let Accepted {
+            record,
+            cause,
+            responder,
+            ..
+        } = accepted;
         let record = CommandRecord {
-            outcome: Some(CommandOutcome { body, problem: false }),
+            target: Some(target.key()),
             ..record
         };
-        self.record(cause, facts, vec![record], effects);
+        self.record(&cause, facts, vec![record.clone()], effects);
+        let generation = match &target {
+            Target::Container(name) => self
+                .ledger
+                .state()
+                .containers
+                .get(name)
+                .map_or(0, |c| c.desired.generation),
+            Target::Job(_) => 0,
+            Target::Hardware => self.rescan,
+        };
+        let waiter = Waiter {
+            record,
+            cause,
+            responders: vec![responder],
+            generation,
+        };
+        self.waiting.entry(target.clone()).or_default().push(waiter);
+        self.settle(&target);
     }
 
-    /// Answers a command that can't be accepted. Nothing is recorded of it.
+    /// Answers at once that a command can't be taken, whatever waits for the disk. Nothing is recorded of it.
     fn refuse(&mut self, responder: Responder, id: CommandId, problem: Problem) {
+        tracing::info!(command = %id, %problem, "refused");
         let reply = Err(problem.about(&id));
-        self.ledger.after(vec![Effect::Reply { responder, id, reply }]);
+        self.workers.reply(responder, id, reply);
     }
 
-    /// Answers a command that was sent before, or gives the responder back if it was not.
-    fn seen_before(
-        &mut self,
-        caller: &Caller,
-        id: &CommandId,
-        fingerprint: &str,
-        responder: Responder,
-    ) -> Option<Responder> {
+    /// Answers a command that was sent before, or gives it back if it was not.
+    fn unless_seen_before(&mut self, accepted: Accepted) -> Option<Accepted> {
+        let record = &accepted.record;
+        let id = record.id.clone();
         let reused = || {
             let detail = format!(
                 "the command id {id} was used for another command in the last 24 hours; choose a new one"
             );
-            Err(Problem::new(ProblemCode::CommandIdReused, detail).about(id))
+            Err(Problem::new(ProblemCode::CommandIdReused, detail).about(&id))
         };
-        let same = |record: &CommandRecord| record.caller == *caller && record.id == *id;
+        let same = |seen: &CommandRecord| seen.caller == record.caller && seen.id == record.id;
         let waiter = self
             .waiting
             .values_mut()
             .flatten()
             .find(|waiter| same(&waiter.record));
         let reply = match waiter {
-            Some(waiter) if waiter.record.fingerprint == fingerprint => {
-                waiter.responders.push(responder);
+            Some(waiter) if waiter.record.fingerprint == record.fingerprint => {
+                waiter.responders.push(accepted.responder);
                 return None;
             }
             Some(_) => reused(),
-            None => match self.ledger.journal().command(caller, id) {
-                Ok(None) => return Some(responder),
-                Ok(Some(record)) if record.fingerprint != fingerprint => reused(),
+            None => match self.ledger.command(&record.caller, &record.id) {
+                Ok(None) => return Some(accepted),
+                Ok(Some(seen)) if seen.fingerprint != record.fingerprint => reused(),
                 Ok(Some(CommandRecord { outcome: Some(outcome), .. })) => outcome_to_reply(&outcome),
                 Ok(Some(CommandRecord { outcome: None, .. })) => Err(Problem::new(
                     ProblemCode::Conflict,
                     "this command was accepted before, and nothing is known of its end; look at what it was about",
                 )
-                .about(id)),
+                .about(&id)),
                 Err(error) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "the journal can't be read");
-                    Err(Problem::new(ProblemCode::Failed, "the journal can't be read: see the leaf's log").about(id))
+                    tracing::warn!(error = &error as &dyn std::error::Error, "the journal can't be read just now");
+                    let problem = self.guard.refuses(self.ledger.journal()).unwrap_or_else(|| {
+                        Problem::new(ProblemCode::Failed, "the journal can't be read just now: see the leaf's log")
+                    });
+                    self.refuse(accepted.responder, id, problem);
+                    return None;
                 }
             },
         };
         self.ledger.after(vec![Effect::Reply {
-            responder,
-            id: id.clone(),
+            responder: accepted.responder,
+            id,
             reply,
         }]);
         None
     }
 
-    /// Records the end of a command and answers it.
-    fn finish(&mut self, record: CommandRecord, responders: Vec<Responder>, reply: Result<Vec<u8>, Problem>) {
+    /// Records the end of a command that waited, and answers it.
+    pub(crate) fn finish(&mut self, waiter: Waiter, reply: Result<Vec<u8>, Problem>) {
+        let Waiter {
+            record,
+            cause,
+            responders,
+            ..
+        } = waiter;
         let id = record.id.clone();
         let reply = reply.map_err(|problem| problem.about(&id));
         let outcome = match &reply {
@@ -318,10 +339,13 @@ impl MainLoop {
                 body: body.clone(),
                 problem: false,
             },
-            Err(problem) => CommandOutcome {
-                body: to_body(problem),
-                problem: true,
-            },
+            Err(problem) => {
+                tracing::warn!(command = %id, caller = %record.caller, what = record.noun_verb, %problem, "failed");
+                CommandOutcome {
+                    body: to_body(problem),
+                    problem: true,
+                }
+            }
         };
         let effects = responders
             .into_iter()
@@ -332,7 +356,7 @@ impl MainLoop {
             })
             .collect();
         self.record(
-            &Cause::default(),
+            &cause,
             Vec::new(),
             vec![CommandRecord {
                 outcome: Some(outcome),
@@ -364,9 +388,11 @@ impl MainLoop {
                         format!("job {id} is forgotten"),
                     ))),
                 },
+                // A look answers by itself.
+                Target::Hardware => None,
             };
             match reply {
-                Some(reply) => self.finish(waiter.record, waiter.responders, reply),
+                Some(reply) => self.finish(waiter, reply),
                 None => still.push(waiter),
             }
         }
@@ -401,7 +427,12 @@ impl MainLoop {
             started_at: leaf.started_at,
             host: leaf.host.clone(),
             epoch: self.ledger.epoch(),
-            sequence: state.sequence,
+            // With the disk full, what is in memory only is not told.
+            sequence: if self.ledger.is_stuck() {
+                self.ledger.journal().last_sequence()
+            } else {
+                state.sequence
+            },
             published: self.workers.published(),
             devices_present: count(
                 state
@@ -465,12 +496,20 @@ fn container_reply(
     if busy || container.phase.is_moving() {
         return None;
     }
-    Some(match (container.phase, &container.error) {
-        (ContainerPhase::Failed, error) => {
-            let detail = format!("container {name}: {}", error.as_deref().unwrap_or("it failed"));
-            Err(Problem::new(ProblemCode::Failed, detail))
-        }
-        _ => Ok(to_body(container)),
+    let wanted = match waiter.record.noun_verb.as_str() {
+        "container.start" => container.phase == ContainerPhase::Running,
+        "container.stop" => container.phase == ContainerPhase::Stopped,
+        "container.destroy" => false,
+        _ => container.phase != ContainerPhase::Failed,
+    };
+    Some(if wanted {
+        Ok(to_body(container))
+    } else {
+        let why = container.error.as_deref().unwrap_or("it is not what was wanted");
+        Err(Problem::new(
+            ProblemCode::Failed,
+            format!("container {name}: {why}"),
+        ))
     })
 }
 

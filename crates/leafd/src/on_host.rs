@@ -1,26 +1,25 @@
 //! The loop's part that takes in what the host shows: hardware, containers, jobs.
 
-use leaf_core::command::RescanReport;
+use leaf_core::command::{Cause, RescanReport};
 use leaf_core::container::{ObservedContainer, ObservedRun};
 use leaf_core::decide::after_job;
 use leaf_core::diff::diff;
 use leaf_core::event::{
-    ContainerFailed, Fact, JobCancelled, JobFailed, JobInterrupted, JobStarted, JobSucceeded,
+    ContainerFailed, ContainerStep, Fact, JobCancelled, JobFailed, JobInterrupted, JobStarted, JobSucceeded,
 };
 use leaf_core::hardware::Inventory;
 use leaf_core::id::{Caller, ContainerName, DeviceId, JobId};
-use leaf_core::job::JobPhase;
+use leaf_core::job::{JobFailureCause, JobPhase, JobResult};
 use leaf_core::plan::observe;
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_nix::Outcome as JobOutcome;
 
 use crate::input::Effect;
-use crate::ledger::Cause;
-use crate::main_loop::{MainLoop, Target, to_body};
+use crate::main_loop::{MainLoop, Target, Waiter, to_body};
 use crate::steps::Taken;
 
 impl MainLoop {
-    pub(crate) fn handle_hardware(&mut self, seen: Result<Inventory, String>, rescans: &[u64]) {
+    pub(crate) fn handle_hardware(&mut self, seen: Result<Inventory, String>, rescan: u64) {
         let facts = match &seen {
             Ok(inventory) => diff(&self.ledger.state().devices, inventory),
             Err(error) => {
@@ -59,15 +58,21 @@ impl MainLoop {
             }
             Err(error) => Err(Problem::new(ProblemCode::Failed, error)),
         };
-        let effects = rescans
-            .iter()
-            .filter_map(|number| self.rescans.remove(number))
-            .map(|(responder, id)| {
-                let reply = reply.clone().map_err(|problem: Problem| problem.about(&id));
-                Effect::Reply { responder, id, reply }
-            })
-            .collect();
-        self.record(&Cause::default(), facts, Vec::new(), effects);
+        let waiting = self.waiting.remove(&Target::Hardware).unwrap_or_default();
+        let (answered, waiting): (Vec<Waiter>, Vec<Waiter>) = waiting
+            .into_iter()
+            .partition(|waiter| waiter.generation <= rescan || waiter.generation == u64::MAX);
+        if !waiting.is_empty() {
+            self.waiting.insert(Target::Hardware, waiting);
+        }
+        let cause = answered
+            .last()
+            .map(|waiter| waiter.cause.clone())
+            .unwrap_or_default();
+        self.record(&cause, facts, Vec::new(), Vec::new());
+        for waiter in answered {
+            self.finish(waiter, reply.clone());
+        }
     }
 
     /// Adds to the state what a look at the host says of a container, and answers those who wait for it.
@@ -81,7 +86,13 @@ impl MainLoop {
             if facts.is_empty() {
                 break;
             }
-            self.record(&Cause::default(), facts, Vec::new(), Vec::new());
+            // What a container does by itself has no cause but itself.
+            let cause = if container.phase.is_moving() {
+                container.cause.clone()
+            } else {
+                Cause::default()
+            };
+            self.record(&cause, facts, Vec::new(), Vec::new());
         }
         let moving = self
             .ledger
@@ -102,16 +113,17 @@ impl MainLoop {
         };
         let current = container.desired.generation == generation;
         let before = container.phase;
+        let cause = container.cause.clone();
         match taken.failure {
             Some((step, error)) if current => {
-                tracing::warn!(%name, step, error = &error as &dyn std::error::Error, "a step did not work");
+                tracing::warn!(%name, %step, error = &error as &dyn std::error::Error, "a step did not work");
                 let failed = ContainerFailed {
                     name: name.clone(),
                     step,
                     reason: error.reason,
                 };
                 self.record(
-                    &Cause::default(),
+                    &cause,
                     vec![Fact::ContainerFailed(failed)],
                     Vec::new(),
                     Vec::new(),
@@ -133,11 +145,11 @@ impl MainLoop {
                     };
                     let failed = ContainerFailed {
                         name: name.clone(),
-                        step: "check".to_owned(),
+                        step: ContainerStep::Look,
                         reason,
                     };
                     self.record(
-                        &Cause::default(),
+                        &cause,
                         vec![Fact::ContainerFailed(failed)],
                         Vec::new(),
                         Vec::new(),
@@ -146,6 +158,15 @@ impl MainLoop {
                 }
             }
         }
+    }
+
+    fn cause_of_job(&self, id: JobId) -> Cause {
+        self.ledger
+            .state()
+            .jobs
+            .get(&id)
+            .map(|job| job.cause.clone())
+            .unwrap_or_default()
     }
 
     pub(crate) fn start_jobs(&mut self) {
@@ -164,8 +185,9 @@ impl MainLoop {
             .collect();
         for id in next {
             self.running.insert(id, None);
+            let cause = self.cause_of_job(id);
             self.record(
-                &Cause::default(),
+                &cause,
                 vec![Fact::JobStarted(JobStarted { id })],
                 Vec::new(),
                 vec![Effect::RunJob(id)],
@@ -178,14 +200,20 @@ impl MainLoop {
         self.workers.job_ended(id);
         let by = self.cancelling.remove(&id);
         let state = self.ledger.state();
+        let failed = |id, cause, error| JobFailed { id, cause, error };
         let (fact, after) = match outcome {
             JobOutcome::Succeeded(result) => {
                 let after = after_job(state, id, Ok(&result));
+                let result = JobResult::Build(result);
                 (Fact::JobSucceeded(JobSucceeded { id, result }), after)
             }
-            JobOutcome::Failed(error) | JobOutcome::TimedOut(error) => {
+            JobOutcome::Failed(error) => {
                 let after = after_job(state, id, Err(&error));
-                (Fact::JobFailed(JobFailed { id, error }), after)
+                (Fact::JobFailed(failed(id, JobFailureCause::Failed, error)), after)
+            }
+            JobOutcome::TimedOut(error) => {
+                let after = after_job(state, id, Err(&error));
+                (Fact::JobFailed(failed(id, JobFailureCause::TimedOut, error)), after)
             }
             JobOutcome::Cancelled => {
                 let by = by.unwrap_or_else(|| Caller::new("leafd").expect("a caller"));
@@ -210,7 +238,8 @@ impl MainLoop {
         facts.extend(after);
         let mut effects = built;
         effects.extend([Effect::TellJobEnd(id), Effect::StartJobs]);
-        self.record(&Cause::default(), facts, Vec::new(), effects);
+        let cause = self.cause_of_job(id);
+        self.record(&cause, facts, Vec::new(), effects);
         self.settle(&Target::Job(id));
         self.settle_containers();
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use leaf_bus::connect::Bus;
 use leaf_bus::publisher::Publisher;
 use leaf_bus::stream::{Comparison, EventStream, StreamError, StreamSettings, StreamState};
+use leaf_core::event::EventRecord;
 use leaf_core::id::LeafName;
 use leaf_journal::{Journal, ReadError};
 use tokio::sync::{mpsc, watch};
@@ -27,6 +28,8 @@ const KEEP: Duration = Duration::from_secs(600);
 /// What the stream is known to hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Published {
+    /// The sequence number of its first event, or of the event that would be its first; 0 if nothing is known.
+    pub first: u64,
     /// The last sequence number that it acknowledged.
     pub sequence: u64,
     /// The last sequence number that it must have on its disk by now, in this run of the daemon.
@@ -76,13 +79,16 @@ pub struct Carrier {
     pub published: watch::Sender<Published>,
     /// Who hears that the server doesn't answer publishes.
     pub silent: mpsc::Sender<String>,
-    /// Who hears that the stream begins anew in the middle of the history, and needs a snapshot.
-    pub begun_anew: mpsc::Sender<()>,
 }
 
-enum Trouble {
+/// Why events are not published just now, or at all.
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    /// The stream did not do what it was asked.
     Stream(StreamError),
+    /// The journal can't be read.
     Journal(ReadError),
+    /// The stream holds another history.
     Fenced(FencedError),
 }
 
@@ -149,24 +155,26 @@ impl Carrier {
         let first = self.journal.first_sequence();
         let (stream, state) =
             EventStream::ensure(&self.bus, &self.leaf, self.settings.clone(), first).await?;
-        let after = self.align(&stream, &state).await?;
+        let (first, after) = self.align(&stream, &state).await?;
+        // What was acknowledged before may have been lost by the server: then it is not on its disk.
+        ages.set_back(after);
         let mut publisher = stream.publisher(after).await?;
         let mut committed = self.journal.committed();
-        self.tell(ages, after);
+        self.tell(ages, first, after);
         loop {
             while publisher.next_sequence() <= committed.borrow_and_update().last_sequence {
                 for record in self.journal.read(publisher.next_sequence(), READ_BYTES)? {
                     publisher.publish(&record).await?;
                 }
-                self.tell(ages, publisher.acked());
+                self.tell(ages, first, publisher.acked());
             }
             tokio::select! {
-                acked = publisher.next_ack() => self.tell(ages, acked?),
+                acked = publisher.next_ack() => self.tell(ages, first, acked?),
                 changed = committed.changed() => {
                     if changed.is_err() {
                         // The journal is closed: the daemon ends.
                         settle(&mut publisher).await;
-                        self.tell(ages, publisher.acked());
+                        self.tell(ages, first, publisher.acked());
                         return std::future::pending().await;
                     }
                 }
@@ -174,8 +182,8 @@ impl Carrier {
         }
     }
 
-    /// Returns the last number that the journal and the stream have in common.
-    async fn align(&self, stream: &EventStream, state: &StreamState) -> Result<u64, Trouble> {
+    /// Returns where the stream begins, and the last number that the journal and the stream have in common.
+    async fn align(&self, stream: &EventStream, state: &StreamState) -> Result<(u64, u64), Trouble> {
         let held = self.journal.held();
         let last = state.last_sequence;
         if last > held.last_sequence {
@@ -191,34 +199,38 @@ impl Carrier {
                 "the stream lost events that the journal has let go of; it is made again where the journal begins"
             );
             let state = stream.recreate(held.first_sequence).await?;
-            let _ = self.begun_anew.try_send(());
-            return Ok(state.last_sequence);
-        }
-        if state.created && held.first_sequence > 1 {
-            tracing::warn!(
-                journal = held.first_sequence,
-                "the stream was gone; it is filled again from the journal"
-            );
-            let _ = self.begun_anew.try_send(());
-            return Ok(last);
+            return Ok((state.first_sequence, state.last_sequence));
         }
         if last >= held.first_sequence
             && let Some(record) = self.journal.read(last, 1)?.first()
-            && let Comparison::Differs(_) = stream.compare(record).await?
         {
-            return Err(Trouble::Fenced(FencedError::Differs { sequence: last }));
+            same(stream, record).await?;
         }
-        Ok(last)
+        Ok((state.first_sequence, last))
     }
 
-    fn tell(&self, ages: &mut Ages, acked: u64) {
+    fn tell(&self, ages: &mut Ages, first: u64, acked: u64) {
         let stored = ages.stored(acked);
         let now = Published {
+            first,
             sequence: acked,
             stored,
         };
         self.published
             .send_if_modified(|published| std::mem::replace(published, now) != now);
+    }
+}
+
+/// Checks that the stream has nothing else in the place of this event.
+///
+/// # Errors
+/// [`FencedError::Differs`], or that the stream can't be read.
+pub(crate) async fn same(stream: &EventStream, record: &EventRecord) -> Result<(), Trouble> {
+    match stream.compare(record).await? {
+        Comparison::Differs(_) => Err(Trouble::Fenced(FencedError::Differs {
+            sequence: record.sequence,
+        })),
+        Comparison::Same | Comparison::Missing => Ok(()),
     }
 }
 
@@ -239,6 +251,12 @@ struct Ages {
 }
 
 impl Ages {
+    /// Takes back what the stream is not known to hold any more.
+    fn set_back(&mut self, acked: u64) {
+        self.steps.retain(|(_, sequence)| *sequence <= acked);
+        self.stored = self.stored.min(acked);
+    }
+
     fn stored(&mut self, acked: u64) -> u64 {
         let now = Instant::now();
         if self

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use leaf_core::container::{Container, DesiredRun, ObservedContainer, ObservedRun};
 use leaf_core::error::chain;
+use leaf_core::event::ContainerStep;
 use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
 use leaf_core::id::{ContainerName, LeafName};
 use leaf_core::plan::{PlanContext, plan};
@@ -34,7 +35,7 @@ pub struct Taken {
     /// What it showed.
     pub observed: Option<ObservedContainer>,
     /// The step that did not work, and why.
-    pub failure: Option<(String, HostOpError)>,
+    pub failure: Option<(ContainerStep, HostOpError)>,
     /// Whether a step was not waited for.
     pub cut_short: bool,
 }
@@ -78,7 +79,7 @@ pub async fn take(
     let before = match look(host, name).await {
         Ok(observed) => observed,
         Err(error) => {
-            taken.failure = Some(("look".to_owned(), error));
+            taken.failure = Some((ContainerStep::Look, error));
             return taken;
         }
     };
@@ -121,7 +122,7 @@ pub async fn take(
                 tracing::info!(%name, error = &error as &dyn std::error::Error, "nothing to destroy");
             }
             Err(error) => {
-                taken.failure = Some((step_of(&op).to_owned(), error));
+                taken.failure = Some((step_of(&op), error));
                 break;
             }
         }
@@ -129,7 +130,7 @@ pub async fn take(
     taken.looked_at = Instant::now();
     match look(host, name).await {
         Ok(observed) => taken.observed = observed,
-        Err(error) => taken.failure = taken.failure.or(Some(("look".to_owned(), error))),
+        Err(error) => taken.failure = taken.failure.or(Some((ContainerStep::Look, error))),
     }
     taken
 }
@@ -166,12 +167,11 @@ async fn look(
     })
 }
 
-fn step_of(op: &HostOp) -> &'static str {
+fn step_of(op: &HostOp) -> ContainerStep {
     match op {
-        HostOp::PrepareNetwork { .. } => "network",
-        HostOp::CreateContainer { .. } => "create",
-        HostOp::StartContainer { .. } => "start",
-        HostOp::StopContainer { .. } => "stop",
-        HostOp::DestroyContainer { .. } => "destroy",
+        HostOp::PrepareNetwork { .. } | HostOp::CreateContainer { .. } => ContainerStep::Create,
+        HostOp::StartContainer { .. } => ContainerStep::Start,
+        HostOp::StopContainer { .. } => ContainerStep::Stop,
+        HostOp::DestroyContainer { .. } => ContainerStep::Destroy,
     }
 }

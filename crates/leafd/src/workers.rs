@@ -9,9 +9,10 @@ use leaf_bus::connect::Bus;
 use leaf_bus::identity::Identity;
 use leaf_bus::serve::Responder;
 use leaf_container::Containers;
-use leaf_core::command::{Command, LogChunk, LogText};
+use leaf_core::command::{Command, LogChunk};
 use leaf_core::container::Container;
 use leaf_core::error::chain;
+use leaf_core::event::ContainerStep;
 use leaf_core::host_op::{HostOpError, HostOpErrorKind};
 use leaf_core::id::{CommandId, ContainerName, JobId, LeafName};
 use leaf_core::job::Job;
@@ -235,10 +236,6 @@ impl Workers {
             let log = view
                 .logs(&name, lines, LOG_BYTES)
                 .map_err(|error| failed("the console can't be read", &error))?;
-            let log = LogText {
-                text: log.text,
-                truncated: log.truncated,
-            };
             Ok(serde_json::to_vec(&log).expect("a message has string keys only"))
         };
         self.reply_with(responder, id, read);
@@ -295,7 +292,7 @@ impl Workers {
                     Taken {
                         looked_at: Instant::now(),
                         observed: None,
-                        failure: Some(("plan".to_owned(), error)),
+                        failure: Some((ContainerStep::Look, error)),
                         cut_short: false,
                     }
                 }

@@ -77,28 +77,18 @@ fn short(record: &EventRecord) -> &str {
 
 /// Prints one event.
 pub(super) fn show(output: Output, record: &EventRecord) -> Result<(), Error> {
-    let attribute = |name: &str| {
-        record
-            .headers
-            .iter()
-            .find(|(n, _)| n == name)
-            .map_or("", |(_, v)| v.as_str())
-    };
+    let attribute = |name: &str| record.attribute(name).unwrap_or_default().into_owned();
     let body: Value = serde_json::from_slice(&record.body).unwrap_or(Value::Null);
     let mut event = Map::new();
     for (name, value) in &record.headers {
         if let Some(name) = name.strip_prefix("ce-") {
-            event.insert(name.to_owned(), Value::String(value.clone()));
+            event.insert(name.to_owned(), Value::String(header::decode(value).into_owned()));
         }
     }
-    event.insert(
-        "datacontenttype".to_owned(),
-        Value::String("application/json".to_owned()),
-    );
     event.insert("data".to_owned(), body.clone());
     output.item(&Value::Object(event), |_| {
         let time = attribute(header::TIME);
-        let time = time.get(..19).unwrap_or(time);
+        let time = time.get(..19).unwrap_or(&time);
         format!(
             "{:>8}  {time}Z  {:<20}  {:<28}  {}",
             record.sequence,

@@ -7,6 +7,7 @@ use super::show::text;
 use crate::commands::nix::build::{flake_reference, follow};
 use crate::error::Error;
 use crate::output::Output;
+use crate::progress::waiting;
 use crate::session::Session;
 
 /// Make a container of a system that is there, of a flake, or of a template.
@@ -55,11 +56,12 @@ impl Create {
             source,
             start: self.start,
         };
-        let mut container = session.call_slow(&leaf, &request).await?;
+        // The leaf answers when it is stored; here a person waits until it is done.
+        let container = session.call_to(&leaf, &request).await?;
         if let (ContainerPhase::Building, Some(job)) = (container.phase, container.desired.build_job) {
             follow(session, &leaf, job, output).await?;
-            container = session.settled(&leaf, &self.name).await?;
         }
+        let container = waiting("making the container", session.settled(&leaf, &self.name)).await?;
         output.document(&container, text)
     }
 }

@@ -5,7 +5,7 @@ use futures::StreamExt as _;
 use leaf_bus::client::JobMessage;
 use leaf_core::command::{self, ShowJob};
 use leaf_core::id::{JobId, LeafName, StorePath};
-use leaf_core::job::{Installable, Job, JobPhase};
+use leaf_core::job::{Installable, Job, JobPhase, JobResult};
 
 use crate::error::Error;
 use crate::output::{Output, fields, name_of, size};
@@ -101,7 +101,7 @@ pub(crate) async fn follow(
         };
         match next {
             Ok(Some(JobMessage::Progress(progress))) => bar.progress(&progress),
-            Ok(Some(JobMessage::Log { text })) => bar.log(&text),
+            Ok(Some(JobMessage::Log { text, .. })) => bar.log(&text),
             // The end; or a message was lost with the connection: so look again from time to time.
             Ok(Some(JobMessage::Ended) | None) | Err(_) => {
                 job = session.call_to(leaf, &ShowJob { id }).await?.job
@@ -123,7 +123,7 @@ pub(crate) async fn follow(
 }
 
 fn text(job: &Job) -> String {
-    let Some(result) = &job.result else {
+    let Some(JobResult::Build(result)) = &job.result else {
         return format!("job {} {}", job.id, name_of(&job.phase));
     };
     let seconds = std::time::Duration::from_millis(result.build_time_ms).as_secs_f64();

@@ -1,6 +1,6 @@
 use clap::Args;
 use leaf_core::command::ListJobs;
-use leaf_core::job::{Installable, Task};
+use leaf_core::job::{Installable, JobResult, Task};
 
 use crate::error::Error;
 use crate::output::{Output, ago, name_of, text_of};
@@ -26,7 +26,7 @@ impl Jobs {
                     Installable::Template { name } => format!("template {name}"),
                 };
                 let result = match (&job.result, &job.error) {
-                    (Some(result), _) => result.store_path.to_string(),
+                    (Some(JobResult::Build(result)), _) => result.store_path.to_string(),
                     (None, Some(error)) => error.lines().next().unwrap_or_default().to_owned(),
                     (None, None) => String::new(),
                 };

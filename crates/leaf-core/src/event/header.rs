@@ -1,0 +1,142 @@
+//! The headers that an event carries, and how their values are written.
+//!
+//! `ce-id` is the leaf, the history and the sequence number, so the same event has the same id however often it is
+//! sent. Values are percent-encoded as the NATS binding of CloudEvents says: a header has
+//! printable ASCII only.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+/// CloudEvents version: `1.0`.
+pub const SPECVERSION: &str = "ce-specversion";
+/// The event's id: `<leaf>/<epoch>/<sequence>`.
+pub const ID: &str = "ce-id";
+/// The leaf: `urn:cim-leaf:<leaf>`.
+pub const SOURCE: &str = "ce-source";
+/// The type with its major version.
+pub const TYPE: &str = "ce-type";
+/// The aggregate's token.
+pub const SUBJECT: &str = "ce-subject";
+/// RFC 3339, UTC.
+pub const TIME: &str = "ce-time";
+/// The sequence number with 20 digits, so that text order is number order.
+pub const SEQUENCE: &str = "ce-sequence";
+/// The id of the command that caused it.
+pub const CAUSATION_ID: &str = "ce-causationid";
+/// The sender's own mark.
+pub const CORRELATION_ID: &str = "ce-correlationid";
+/// The media type of the body: `application/json`, but for the log of a job.
+pub const DATA_CONTENT_TYPE: &str = "ce-datacontenttype";
+/// Of a piece of a job's log: where it begins in the log, in bytes.
+pub const OFFSET: &str = "ce-offset";
+/// Of a piece of a job's log: where the next piece begins, in bytes.
+pub const NEXT_OFFSET: &str = "ce-nextoffset";
+/// The media type of a reply or a lease, which are no CloudEvents.
+pub const CONTENT_TYPE: &str = "content-type";
+
+/// Returns the value as it is written into a header: blanks, `"`, `%` and all but printable ASCII as `%` and two
+/// hexadecimal digits a byte.
+#[must_use]
+pub fn encode(value: &str) -> Cow<'_, str> {
+    let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'%';
+    if value.bytes().all(plain) {
+        return Cow::Borrowed(value);
+    }
+    let mut text = String::with_capacity(value.len() + 8);
+    for byte in value.bytes() {
+        if plain(byte) {
+            text.push(char::from(byte));
+        } else {
+            write!(text, "%{byte:02X}").expect("a string takes all");
+        }
+    }
+    Cow::Owned(text)
+}
+
+/// Returns the value that a header says: without the quotes around it, percent-decoded once. What is not of that form
+/// stays as it is, and what is not UTF-8 then is replaced.
+#[must_use]
+pub fn decode(header: &str) -> Cow<'_, str> {
+    let quoted = header.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    let text = match quoted {
+        Some(inner) if inner.contains('\\') => Cow::Owned(unescape(inner)),
+        Some(inner) => Cow::Borrowed(inner),
+        None => Cow::Borrowed(header),
+    };
+    if !text.contains('%') {
+        return text;
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let digit = |at: usize| after.get(at).and_then(|&byte| char::from(byte).to_digit(16));
+        match (first, digit(0), digit(1)) {
+            (b'%', Some(high), Some(low)) => {
+                bytes.push(u8::try_from(high * 16 + low).expect("two hexadecimal digits are a byte"));
+                rest = &after[2..];
+            }
+            _ => {
+                bytes.push(first);
+                rest = after;
+            }
+        }
+    }
+    Cow::Owned(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Takes the backslashes of a quoted string away.
+fn unescape(text: &str) -> String {
+    let mut chars = text.chars();
+    std::iter::from_fn(|| match chars.next()? {
+        '\\' => chars.next(),
+        other => Some(other),
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn values_are_written_as_the_binding_says() {
+        // The examples of the specification.
+        assert_eq!(encode("Euro € 😀"), "Euro%20%E2%82%AC%20%F0%9F%98%80");
+        assert_eq!(encode("100% \"sure\""), "100%25%20%22sure%22");
+        assert_eq!(encode("edge-1/1763654400000/23"), "edge-1/1763654400000/23");
+    }
+
+    #[test]
+    fn values_are_read_as_the_binding_says() {
+        for (header, value) in [
+            ("Euro%20%E2%82%AC%20%F0%9F%98%80", "Euro € 😀"),
+            ("%e2%82%ac", "€"),
+            ("\"Euro%20%E2%82%AC\"", "Euro €"),
+            (r#""a \"b\" \\ c""#, r#"a "b" \ c"#),
+            ("%2541", "%41"),
+            ("100%", "100%"),
+            ("%4", "%4"),
+            ("%zz", "%zz"),
+            ("%C3", "\u{fffd}"),
+            ("", ""),
+            ("\"", "\""),
+        ] {
+            assert_eq!(decode(header), value, "{header}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_is_printable_ascii_in_its_header_and_comes_back(value in ".*") {
+            let header = encode(&value);
+            prop_assert!(header.bytes().all(|b| b.is_ascii_graphic()), "{header}");
+            prop_assert_eq!(decode(&header), value.as_str());
+        }
+
+        #[test]
+        fn any_header_can_be_read(header in "[\\x20-\\x7eä€]*") {
+            let _ = decode(&header);
+        }
+    }
+}
