@@ -23,7 +23,6 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::guard::Guard;
-use crate::input::Input;
 use crate::lease::Predecessors;
 use crate::ledger::{Ledger, Snapshots};
 use crate::main_loop::{MainLoop, Target, Waiter};
@@ -423,6 +422,10 @@ fn waiting(unfinished: Vec<CommandRecord>) -> BTreeMap<Target, Vec<Waiter>> {
         if let Some(target) = record.target.as_deref().and_then(Target::from_key) {
             // Its generation is not known any more; whatever the target settles at is its answer.
             waiting.entry(target).or_default().push(Waiter {
+                cause: Cause {
+                    command: Some(record.id.clone()),
+                    correlation: None,
+                },
                 record,
                 responders: Vec::new(),
                 generation: u64::MAX,

@@ -7,7 +7,7 @@ use leaf_core::container::{Container, ContainerPhase};
 use leaf_core::decide::{self, Context, Next, decide, job_accepted};
 use leaf_core::event::Fact;
 use leaf_core::hardware::DeviceStatus;
-use leaf_core::id::{Caller, CommandId, ContainerName};
+use leaf_core::id::{CommandId, ContainerName};
 use leaf_core::job::JobPhase;
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_journal::{CommandRecord, Outcome as CommandOutcome};
