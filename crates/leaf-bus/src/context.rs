@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use leaf_core::host_op::Secret;
+use leaf_core::subject;
 use serde::Deserialize;
 
 use crate::connect::{ConnectSettings, Credentials, split_servers};
@@ -207,7 +208,8 @@ fn read(path: &Path, text: &str) -> Result<ConnectSettings, ContextError> {
 }
 
 impl ConnectSettings {
-    /// Puts servers (with commas between) and a credentials file in the place of those of the context.
+    /// Puts servers (with commas between) and a credentials file in the place of those of the context. Other credentials
+    /// are another caller, whose inbox is another: it is taken from the user's name in them.
     #[must_use]
     pub fn overridden(mut self, servers: Option<&str>, credentials: Option<&Path>) -> Self {
         if let Some(servers) = servers {
@@ -215,6 +217,9 @@ impl ConnectSettings {
         }
         if let Some(path) = credentials {
             self.credentials = Credentials::File(path.to_owned());
+            if let Some(caller) = crate::credentials::caller(&self.credentials) {
+                self.inbox_prefix = subject::inbox_prefix(&caller);
+            }
         }
         self
     }

@@ -1,5 +1,7 @@
 //! Credentials files: a user's JWT and the seed that signs the server's challenge (NATS ADR-14).
 
+use leaf_core::id::Caller;
+
 use crate::connect::{Cause, Credentials};
 
 /// What the server wants to see.
@@ -30,6 +32,20 @@ pub(crate) fn sign(credentials: &Credentials, nonce: &[u8]) -> Result<Signed, (S
     })
 }
 
+/// Returns the caller that the credentials are made for: the name in the user's JWT, if there is one that can be a
+/// caller. It is not checked here whether the server believes it.
+pub(crate) fn caller(credentials: &Credentials) -> Option<Caller> {
+    let text = match credentials {
+        Credentials::File(path) => std::fs::read_to_string(path).ok()?,
+        Credentials::Text(secret) => secret.expose().to_owned(),
+        _ => return None,
+    };
+    let claims = block(&text, "NATS USER JWT")?.split('.').nth(1)?;
+    let claims = data_encoding::BASE64URL_NOPAD.decode(claims.as_bytes()).ok()?;
+    let claims: serde_json::Value = serde_json::from_slice(&claims).ok()?;
+    Caller::new(claims.get("name")?.as_str()?).ok()
+}
+
 /// Names the credentials without giving them away.
 pub(crate) fn describe(credentials: &Credentials) -> String {
     match credentials {
@@ -54,6 +70,22 @@ fn block<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 mod tests {
     use super::*;
     use leaf_core::host_op::Secret;
+
+    #[test]
+    fn the_caller_is_the_name_in_the_users_jwt() {
+        let of = |claims: &str| {
+            let claims = data_encoding::BASE64URL_NOPAD.encode(claims.as_bytes());
+            let text =
+                format!("-----BEGIN NATS USER JWT-----\nabc.{claims}.ghi\n------END NATS USER JWT------\n");
+            caller(&Credentials::Text(Secret::new(text))).map(String::from)
+        };
+        assert_eq!(of(r#"{"name":"admin","sub":"U"}"#).as_deref(), Some("admin"));
+        for none in ["{}", r#"{"name":7}"#, r#"{"name":"A Person"}"#, "x"] {
+            assert_eq!(of(none), None, "{none}");
+        }
+        assert_eq!(caller(&Credentials::Text(Secret::new("abc"))), None);
+        assert_eq!(caller(&Credentials::None), None);
+    }
 
     #[test]
     fn a_credentials_file_gives_jwt_and_signature_and_a_broken_one_says_what_is_missing() {

@@ -333,6 +333,12 @@ impl Settings {
         if nats.cert.is_some() != nats.key.is_some() {
             return Err(value("nats", "cert and key go together: set both"));
         }
+        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log) {
+            return Err(SettingsError::Value {
+                place: "log",
+                why: format!("it is not a filter such as info or leafd=debug: {error}"),
+            });
+        }
         if !self.state_dir.is_absolute() {
             return Err(value("state_dir", "it is not an absolute path"));
         }
