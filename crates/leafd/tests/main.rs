@@ -3,8 +3,12 @@
 
 #![expect(clippy::print_stderr, reason = "a program, which speaks to whoever runs it")]
 
+#[path = "main/commands.rs"]
+mod commands;
 #[path = "main/durability.rs"]
 mod durability;
+#[path = "main/hosting.rs"]
+mod hosting;
 #[path = "main/support.rs"]
 mod support;
 
@@ -19,6 +23,8 @@ fn main() -> ExitCode {
         eprintln!("{lack}");
     }
     let mut trials: Vec<Trial> = Vec::new();
+    trials.extend(commands::trials(&host));
     trials.extend(durability::trials(&host));
+    trials.extend(hosting::trials(&host));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }

@@ -1,0 +1,30 @@
+//! What callers can do wrong, and how a leaf answers: over NATS, through `leafctl`, and on the command line of `leafd`.
+
+#[path = "commands/ctl.rs"]
+mod ctl;
+#[path = "commands/input.rs"]
+mod input;
+#[path = "commands/programs.rs"]
+mod programs;
+#[path = "commands/repeat.rs"]
+mod repeat;
+#[path = "commands/service.rs"]
+mod service;
+#[path = "commands/wire.rs"]
+mod wire;
+
+use crate::support::Host;
+use libtest_mimic::Trial;
+
+pub(crate) fn trials(host: &Host) -> Vec<Trial> {
+    [
+        input::trials(host),
+        repeat::trials(host),
+        service::trials(host),
+        ctl::trials(host),
+        programs::trials(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
