@@ -119,23 +119,30 @@ async fn take_over(
         journal = held.last_sequence,
         stream = found.last_sequence,
         from,
-        "the journal takes over what the stream has"
+        "the journal takes over what the stream has; if it was lost, what was not published yet is lost"
     );
+    let mut epoch = (held.last_sequence > 0).then_some(held.epoch);
     let mut reader = stream.read_from(from);
     let mut newest: Vec<EventRecord> = Vec::new();
     while let Some(record) = reader.next().await? {
         let event = Event::from_record(&record)
             .with_context(|| format!("the event {} of the stream can't be taken over", record.sequence))
             .map_err(Trouble::Other)?;
+        let found = record.epoch();
+        epoch = epoch.or(found);
+        if event.sequence != record.sequence || found != epoch {
+            return Err(Trouble::Fenced(FencedError::Foreign {
+                sequence: record.sequence,
+            }));
+        }
         newest.push(record);
         if newest.len() > 2 * IMPORTED_EVENTS {
             newest.drain(..IMPORTED_EVENTS);
         }
         apply(&mut state, &event);
     }
-    let epoch = newest.last().and_then(EventRecord::epoch).unwrap_or(held.epoch);
     let import = Import {
-        epoch,
+        epoch: epoch.unwrap_or(held.epoch),
         last_sequence: state.sequence,
         events: newest,
         entries: state.entries(),

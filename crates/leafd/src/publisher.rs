@@ -13,13 +13,24 @@ use leaf_core::event::EventRecord;
 use leaf_core::id::LeafName;
 use leaf_journal::{Journal, ReadError};
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 /// How much is read from the journal at once, in bytes.
 const READ_BYTES: usize = 256 << 10;
 
 /// How long to wait after an error before looking again.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// How often to look whether the stream still is as it was left, while there is nothing to publish: somebody may have
+/// deleted it.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// With less room on the disk than this, a server is not started again: it could not store anything.
+const ROOM_BYTES: u64 = 2 << 20;
+
+/// How long to wait for a restarted server to do better before it is restarted once more; twice as long each time.
+const FIRST_RESTART_PAUSE: Duration = Duration::from_secs(10);
+const LONGEST_RESTART_PAUSE: Duration = Duration::from_secs(300);
 
 /// An event may go from the journal this long after the stream acknowledged it. It is longer than twice the longest
 /// time that a server with default settings takes to sync (two minutes), so the stream has it on its disk by then.
@@ -59,6 +70,16 @@ pub enum FencedError {
         stream: u64,
         /// Where the journal ends.
         journal: u64,
+    },
+    /// The stream goes on with what is no event of the journal's history.
+    #[error(
+        "the event {sequence} of the stream is not of this leaf's history: another leaf of this name wrote there; \
+         nothing more is written. Name one of the two differently, or move the journal away to go on with what the \
+         stream has"
+    )]
+    Foreign {
+        /// The number.
+        sequence: u64,
     },
     /// The stream of this name is somebody else's.
     #[error("the stream can't be used")]
@@ -114,6 +135,7 @@ impl Carrier {
     /// [`FencedError`] when the stream holds a history that is not this one.
     pub async fn run(self) -> anyhow::Result<()> {
         let mut ages = Ages::default();
+        let mut sick = Sickness::default();
         loop {
             self.bus.connected().await;
             match self.session(&mut ages).await {
@@ -130,11 +152,9 @@ impl Carrier {
                         error = &error as &dyn std::error::Error,
                         "events are not published just now"
                     );
-                    if matches!(
-                        error,
-                        StreamError::Unanswered { .. } | StreamError::StorageFull { .. }
-                    ) {
-                        // A server whose disk was full stays silent, or refuses, after there is room again.
+                    let room = self.journal.free_bytes().map_or(true, |free| free >= ROOM_BYTES);
+                    if sick.restart_helps(&error, self.published.borrow().sequence) && room {
+                        sick.restarted();
                         let _ = self.silent.try_send(error.to_string());
                     }
                 }
@@ -160,6 +180,8 @@ impl Carrier {
         ages.set_back(after);
         let mut publisher = stream.publisher(after).await?;
         let mut committed = self.journal.committed();
+        let mut looks = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.tell(ages, first, after);
         loop {
             while publisher.next_sequence() <= committed.borrow_and_update().last_sequence {
@@ -170,6 +192,12 @@ impl Carrier {
             }
             tokio::select! {
                 acked = publisher.next_ack() => self.tell(ages, first, acked?),
+                _ = looks.tick(), if !publisher.is_waiting() => {
+                    let actual = stream.state().await?.last_sequence;
+                    if actual != publisher.acked() {
+                        return Err(StreamError::WrongLastSequence { actual: Some(actual) }.into());
+                    }
+                }
                 changed = committed.changed() => {
                     if changed.is_err() {
                         // The journal is closed: the daemon ends.
@@ -240,6 +268,45 @@ async fn settle(publisher: &mut Publisher) {
             error = &error as &dyn std::error::Error,
             "the last events will be published after the next start"
         );
+    }
+}
+
+/// Tells whether the server is to be restarted. One whose disk was full stays silent, refuses, or says that its stream
+/// does not end where it says it ends, after there is room again; a restart cures it. Where it does not, it is not
+/// tried at once again.
+#[derive(Default)]
+struct Sickness {
+    acked: u64,
+    astray: u32,
+    pause: Duration,
+    not_before: Option<Instant>,
+}
+
+impl Sickness {
+    /// Whether a restart may help: after this error, with all acknowledged up to this number.
+    fn restart_helps(&mut self, error: &StreamError, acked: u64) -> bool {
+        if acked > self.acked {
+            *self = Self {
+                acked,
+                ..Self::default()
+            };
+        }
+        let suspect = match error {
+            StreamError::Unanswered { .. } | StreamError::StorageFull { .. } => true,
+            // Once or twice it is a race with a message that was on its way.
+            StreamError::WrongLastSequence { .. } => {
+                self.astray += 1;
+                self.astray >= 3
+            }
+            _ => false,
+        };
+        suspect && self.not_before.is_none_or(|then| Instant::now() >= then)
+    }
+
+    fn restarted(&mut self) {
+        self.pause = (self.pause * 2).clamp(FIRST_RESTART_PAUSE, LONGEST_RESTART_PAUSE);
+        self.not_before = Some(Instant::now() + self.pause);
+        self.astray = 0;
     }
 }
 
