@@ -119,7 +119,7 @@ pub(super) async fn the_end() -> anyhow::Result<()> {
         });
     }
     let status = leaf.ended().await?;
-    ensure!(status.code() == Some(0), "{status}; the log:\n{}", leaf.log());
+    ensure!(status.code() == Some(0), "{status}; the log:\n{}", leaf.log_end());
     while let Some(answer) = calls.join_next().await {
         match answer? {
             Ok(_) | Err(CallError::NoLeaf(_) | CallError::Disconnected) => {}

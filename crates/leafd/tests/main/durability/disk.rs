@@ -156,7 +156,7 @@ pub(super) async fn stopped_on_a_full_disk() -> anyhow::Result<()> {
     let began = std::time::Instant::now();
     leaf.ended()
         .await
-        .with_context(|| format!("SIGTERM on a full disk; the log:\n{}", leaf.log()))?;
+        .with_context(|| format!("SIGTERM on a full disk; the log:\n{}", leaf.log_end()))?;
     ensure!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     disk.empty()?;
     leaf.start_again().await?;
@@ -175,7 +175,7 @@ async fn until_the_journal_waits(leaf: &mut TestLeaf, disk: &SmallDisk) -> anyho
         ensure!(
             std::time::Instant::now() < deadline,
             "the journal does not meet the end of the disk; the log:\n{}",
-            leaf.log()
+            leaf.log_end()
         );
         disk.fill(0)?;
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -132,7 +132,6 @@ async fn damaged(damage: fn(&mut Vec<u8>)) -> anyhow::Result<()> {
         "move the file away and start again",
     ])
     .await?;
-    ensure!(std::fs::read(&file)? == bytes, "a damaged file is left as it is");
     move_away(&file)?;
     leaf.start_again().await?;
     goes_on_from(&mut leaf, &before).await

@@ -78,7 +78,7 @@ pub(super) async fn the_server() -> anyhow::Result<()> {
         check_all(&mut leaf, load).await
     };
     let outcome = outcome.await;
-    outcome.with_context(|| format!("with CIM_LEAF_TEST_SEED={seed}; the log:\n{}", tail(&leaf)))
+    outcome.with_context(|| format!("with CIM_LEAF_TEST_SEED={seed}; the log:\n{}", leaf.log_end()))
 }
 
 pub(super) async fn the_leaf() -> anyhow::Result<()> {
@@ -108,14 +108,5 @@ pub(super) async fn the_leaf() -> anyhow::Result<()> {
         check_all(&mut leaf, load).await
     };
     let outcome = outcome.await;
-    outcome.with_context(|| format!("with CIM_LEAF_TEST_SEED={seed}; the log:\n{}", tail(&leaf)))
-}
-
-fn tail(leaf: &TestLeaf) -> String {
-    let log = leaf.log();
-    let lines: Vec<&str> = log
-        .lines()
-        .filter(|line| !line.contains("recorded kind"))
-        .collect();
-    lines[lines.len().saturating_sub(60)..].join("\n")
+    outcome.with_context(|| format!("with CIM_LEAF_TEST_SEED={seed}; the log:\n{}", leaf.log_end()))
 }

@@ -252,7 +252,7 @@ impl TestLeaf {
                 if let Ok(Some(_)) = child.try_wait() {
                     self.child = None;
                 }
-                bail!("{why}; its log:\n{}", self.log())
+                bail!("{why}; its log:\n{}", self.log_end())
             }
         }
     }
@@ -283,20 +283,20 @@ impl TestLeaf {
         let status = self
             .ended()
             .await
-            .with_context(|| format!("the log:\n{}", self.log()))?;
-        let log = self.log();
+            .with_context(|| format!("the log:\n{}", self.log_end()))?;
+        let (log, end) = (self.log(), self.log_end());
         let last = log
             .lines()
             .rfind(|line| line.starts_with("leafd: "))
             .unwrap_or_default();
         ensure!(
             !status.success() && status.code().is_some(),
-            "{status}; its log:\n{log}"
+            "{status}; its log:\n{end}"
         );
         for text in says {
             ensure!(
                 last.contains(text),
-                "it does not say {text:?}, but {last:?}; its log:\n{log}"
+                "it does not say {text:?}, but {last:?}; its log:\n{end}"
             );
         }
         Ok(())
@@ -333,7 +333,7 @@ impl TestLeaf {
     /// Stops it, and starts it again.
     pub(crate) async fn restart(&mut self) -> anyhow::Result<()> {
         let status = self.stop().await?;
-        ensure!(status.success(), "{status}; its log:\n{}", self.log());
+        ensure!(status.success(), "{status}; its log:\n{}", self.log_end());
         self.start_again().await
     }
 
@@ -376,12 +376,22 @@ impl TestLeaf {
         std::fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
+    /// The end of its log, for people, without what it recorded.
+    pub(crate) fn log_end(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log
+            .lines()
+            .filter(|line| !line.contains(" recorded kind="))
+            .collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+
     /// Waits until it has logged this text.
     pub(crate) async fn logged(&self, text: &str) -> anyhow::Result<()> {
         let what = format!("the log says {text:?}");
         until(&what, async || Ok(self.log().contains(text).then_some(())))
             .await
-            .with_context(|| format!("the log:\n{}", self.log()))
+            .with_context(|| format!("the log:\n{}", self.log_end()))
     }
 
     /// The journal's file.
@@ -519,7 +529,7 @@ impl TestLeaf {
             Ok(Some(client.call(&name, &ShowLeaf {}, options.clone()).await?))
         })
         .await;
-        shown.with_context(|| format!("the log:\n{}", self.log()))
+        shown.with_context(|| format!("the log:\n{}", self.log_end()))
     }
 
     // ---- events and state ------------------------------------------------------------------------------------
@@ -535,7 +545,7 @@ impl TestLeaf {
             ensure!(
                 Instant::now() < deadline,
                 "not within {LIMIT:?}: all is published; {shown:?}; the log:\n{}",
-                self.log()
+                self.log_end()
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
