@@ -108,9 +108,15 @@ impl Default for CallOptions {
 pub enum JobMessage {
     /// How far it is.
     Progress(Progress),
-    /// A piece of what it prints.
+    /// A piece of what it prints. Whoever has read the log up to some offset (with `job.log`) goes on with the first piece
+    /// whose `next_offset` is beyond it.
     Log {
-        /// The text; what is not UTF-8 is replaced.
+        /// Where the piece begins in the log, in bytes.
+        offset: u64,
+        /// Where the next piece begins. The text need not be as long as the piece: what is not UTF-8 is replaced, and
+        /// of a job that says very much parts are left out.
+        next_offset: u64,
+        /// The text.
         text: String,
     },
     /// It has ended; its report says how.
@@ -224,8 +230,7 @@ impl Client {
             headers.insert(COMMAND_ID_HEADER, id.as_str());
         }
         if let Some(mark) = &options.correlation {
-            let mark: String = mark.chars().filter(|c| !c.is_control()).collect();
-            headers.insert(header::CORRELATION_ID, mark);
+            headers.insert(header::CORRELATION_ID, header::encode(mark).as_ref());
         }
         let headers = (!headers.is_empty()).then_some(headers);
         let answer = self
@@ -284,8 +289,7 @@ impl Client {
     ) -> Result<impl Stream<Item = JobMessage> + Send + Unpin + use<>, ClientError> {
         let progress = subject::job_progress(leaf, job);
         let (log, ended) = (subject::job_log(leaf, job), subject::job_ended(leaf, job));
-        let all = format!("leaf.{}.job.{leaf}.{job}.>", subject::VERSION);
-        let subscriber = self.link.subscribe(all).await?;
+        let subscriber = self.link.subscribe(subject::job_messages(leaf, job)).await?;
         self.link.flush(API_TIMEOUT).await?;
         // What is of a newer version, or broken, is left out: it is of the moment only.
         Ok(subscriber.filter_map(move |message| {
@@ -294,8 +298,7 @@ impl Client {
                     .ok()
                     .map(JobMessage::Progress)
             } else if *message.subject == *log {
-                let text = String::from_utf8_lossy(&message.payload).into_owned();
-                Some(JobMessage::Log { text })
+                read_log(&message)
             } else {
                 (*message.subject == *ended).then_some(JobMessage::Ended)
             };
@@ -341,6 +344,17 @@ impl Client {
     pub async fn close(self, limit: Duration) {
         self.link.close(limit).await;
     }
+}
+
+/// Returns the piece of a job's log that a message is, if it says where it belongs.
+fn read_log(message: &Message) -> Option<JobMessage> {
+    let headers = message.headers.as_ref()?;
+    let number = |name: &str| headers.get(name)?.as_str().parse().ok();
+    Some(JobMessage::Log {
+        offset: number(header::OFFSET)?,
+        next_offset: number(header::NEXT_OFFSET)?,
+        text: String::from_utf8_lossy(&message.payload).into_owned(),
+    })
 }
 
 /// Returns the problem that a reply carries, if it carries one.

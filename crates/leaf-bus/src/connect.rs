@@ -10,6 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use leaf_core::host_op::Secret;
 use leaf_core::id::Caller;
+use leaf_core::subject;
 use tokio::sync::watch;
 
 use crate::jetstream::StreamError;
@@ -42,7 +43,7 @@ impl ConnectSettings {
         Self {
             servers: split_servers(servers),
             credentials: Credentials::None,
-            inbox_prefix: "_INBOX".to_owned(),
+            inbox_prefix: subject::INBOX.to_owned(),
             tls: Tls::default(),
             name: "cim-leaf".to_owned(),
             jetstream_domain: None,
@@ -52,7 +53,7 @@ impl ConnectSettings {
     /// Who we are as a caller, if the inbox prefix is that of one.
     #[must_use]
     pub fn caller(&self) -> Option<Caller> {
-        Caller::new(self.inbox_prefix.strip_prefix("_INBOX.")?).ok()
+        subject::caller_of_inbox_prefix(&self.inbox_prefix)
     }
 
     pub(crate) fn servers_text(&self) -> String {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use leaf_core::host_op::{ContainerBinding, Secret};
+use leaf_core::subject;
 use tokio::sync::watch;
 
 use crate::connect::{ConnectError, ConnectSettings, Credentials, Status};
@@ -48,7 +49,7 @@ impl ContainerClient {
         let mut requests = self.link.subscribe(self.health.clone()).await?;
         while let Some(request) = requests.next().await {
             // An answer goes into an inbox and nowhere else, whoever asks.
-            let reply = request.reply.filter(|reply| reply.starts_with("_INBOX."));
+            let reply = request.reply.filter(|reply| subject::is_inbox(reply));
             if let Some(reply) = reply
                 && self.link.is_connected()
                 && let Err(error) = self.link.client().publish(reply, health().into()).await

@@ -7,7 +7,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{Config, Info, RawMessage};
 use bytes::Bytes;
-use leaf_core::event::{EventRecord, header};
+use leaf_core::event::EventRecord;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -388,7 +388,7 @@ pub(crate) fn to_record(sequence: u64, subject: &str, headers: &HeaderMap, body:
     let mut kept: Vec<(String, String)> = headers
         .iter()
         .map(|(name, values)| (name.to_string(), values))
-        .filter(|(name, _)| name.starts_with("ce-") || name == header::CONTENT_TYPE)
+        .filter(|(name, _)| name.starts_with("ce-"))
         .filter_map(|(name, values)| Some((name, values.first()?.as_str().to_owned())))
         .collect();
     kept.sort();

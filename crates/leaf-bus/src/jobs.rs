@@ -3,12 +3,19 @@
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use jiff::Timestamp;
+use leaf_core::command::LogChunk;
 use leaf_core::event::header;
 use leaf_core::id::{JobId, LeafName};
-use leaf_core::job::Progress;
+use leaf_core::job::{ENDED_TYPE, JobEnded, LOG_TYPE, PROGRESS_TYPE, Progress};
 use leaf_core::subject;
 
 use crate::connect::Bus;
+
+/// What a message is.
+struct Kind {
+    name: &'static str,
+    content: &'static str,
+}
 
 impl Bus {
     /// Tells how far a job is. Without a connection it is dropped: the next one says more.
@@ -19,24 +26,31 @@ impl Bus {
             leaf,
             job,
             to,
-            "cim.leaf.job.progress.v1",
-            "application/json",
+            Kind {
+                name: PROGRESS_TYPE,
+                content: "application/json",
+            },
             body.into(),
+            [],
         )
         .await;
     }
 
-    /// Passes on a piece of what a job prints. Without a connection it is dropped: the job's log has all of it.
-    pub async fn publish_log(&self, leaf: &LeafName, job: JobId, text: &[u8]) {
+    /// Passes on the piece of a job's log that begins at `offset`. Without a connection it is dropped: the job's log has
+    /// all of it.
+    pub async fn publish_log(&self, leaf: &LeafName, job: JobId, offset: u64, piece: &LogChunk) {
         let to = subject::job_log(leaf, job);
-        let body = Bytes::copy_from_slice(text);
+        let body = Bytes::copy_from_slice(piece.text.as_bytes());
         self.publish_of_job(
             leaf,
             job,
             to,
-            "cim.leaf.job.log.v1",
-            "text/plain; charset=utf-8",
+            Kind {
+                name: LOG_TYPE,
+                content: "text/plain; charset=utf-8",
+            },
             body,
+            [(header::OFFSET, offset), (header::NEXT_OFFSET, piece.next_offset)],
         )
         .await;
     }
@@ -44,19 +58,22 @@ impl Bus {
     /// Tells that a job has ended, for those who wait. The event says it for good.
     pub async fn publish_ended(&self, leaf: &LeafName, job: JobId) {
         let to = subject::job_ended(leaf, job);
-        let body = Bytes::from_static(b"{}");
-        self.publish_of_job(leaf, job, to, "cim.leaf.job.ended.v1", "application/json", body)
-            .await;
+        let body = serde_json::to_vec(&JobEnded {}).expect("it has no keys");
+        let kind = Kind {
+            name: ENDED_TYPE,
+            content: "application/json",
+        };
+        self.publish_of_job(leaf, job, to, kind, body.into(), []).await;
     }
 
-    async fn publish_of_job(
+    async fn publish_of_job<const N: usize>(
         &self,
         leaf: &LeafName,
         job: JobId,
         to: String,
-        kind: &str,
-        content: &str,
+        kind: Kind,
         body: Bytes,
+        more: [(&'static str, u64); N],
     ) {
         if !self.link.is_connected() {
             return;
@@ -65,10 +82,13 @@ impl Bus {
         headers.insert(header::SPECVERSION, "1.0");
         headers.insert(header::ID, uuid::Uuid::now_v7().hyphenated().to_string());
         headers.insert(header::SOURCE, format!("urn:cim-leaf:{leaf}"));
-        headers.insert(header::TYPE, kind);
+        headers.insert(header::TYPE, kind.name);
         headers.insert(header::SUBJECT, job.to_string());
         headers.insert(header::TIME, Timestamp::now().to_string());
-        headers.insert(header::CONTENT_TYPE, content);
+        headers.insert(header::DATA_CONTENT_TYPE, header::encode(kind.content).as_ref());
+        for (name, number) in more {
+            headers.insert(name, number.to_string());
+        }
         if let Err(error) = self.link.client().publish_with_headers(to, headers, body).await {
             tracing::debug!(%error, %job, "a message of a job was not sent");
         }

@@ -7,7 +7,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
 use bytes::Bytes;
 use leaf_core::id::LeafName;
-use leaf_core::subject::STATE_BUCKET;
+use leaf_core::subject;
 use serde_json::Value;
 
 use crate::client::{ClientError, read_json};
@@ -92,7 +92,7 @@ impl StateBucket {
         if !self.link.is_connected() {
             return Err(StreamError::Disconnected);
         }
-        let stream = stream_name();
+        let stream = subject::state_stream();
         let mut wait = Wait::new(&self.link);
         let inbox = self.link.new_inbox();
         let mut acks = self.link.subscribe(inbox.clone()).await?;
@@ -138,7 +138,7 @@ impl StateBucket {
             Some(_) => format!("{}.", self.link.api_prefix()),
             None => String::new(),
         };
-        format!("{prefix}$KV.{STATE_BUCKET}.{}.{key}", self.leaf)
+        prefix + &subject::state_key(&self.leaf, key)
     }
 }
 
@@ -154,11 +154,11 @@ pub(crate) async fn entries(link: &Link, leaf: &LeafName) -> Result<BTreeMap<Str
 }
 
 async fn read(link: &Link, leaf: &LeafName) -> Result<BTreeMap<String, Vec<u8>>, StreamError> {
-    let prefix = format!("$KV.{STATE_BUCKET}.{leaf}.");
-    let mut pages = link.read_from(&stream_name(), 1, Some(&format!("{prefix}>")));
+    let all = subject::state_keys_of(leaf);
+    let mut pages = link.read_from(&subject::state_stream(), 1, Some(&all));
     let mut found = BTreeMap::new();
     while let Some(message) = pages.next().await? {
-        let Some(key) = message.subject.strip_prefix(&prefix) else {
+        let Some(key) = subject::key_of_state(leaf, &message.subject) else {
             continue;
         };
         // A value is JSON and never empty; an empty body is the mark of one that was removed.
@@ -171,16 +171,12 @@ async fn read(link: &Link, leaf: &LeafName) -> Result<BTreeMap<String, Vec<u8>>,
     Ok(found)
 }
 
-fn stream_name() -> String {
-    format!("KV_{STATE_BUCKET}")
-}
-
 /// A bucket, as every client of NATS makes and expects it (ADR-8).
 fn config() -> Config {
     Config {
-        name: stream_name(),
+        name: subject::state_stream(),
         description: Some("what is so now of each leaf".to_owned()),
-        subjects: vec![format!("$KV.{STATE_BUCKET}.>")],
+        subjects: vec![subject::state_keys()],
         max_messages_per_subject: 1,
         max_messages: -1,
         max_bytes: -1,

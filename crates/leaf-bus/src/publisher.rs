@@ -36,6 +36,10 @@ static KNOWN: [(&str, HeaderName); 10] = [
         header::CORRELATION_ID,
         HeaderName::from_static(header::CORRELATION_ID),
     ),
+    (
+        header::DATA_CONTENT_TYPE,
+        HeaderName::from_static(header::DATA_CONTENT_TYPE),
+    ),
     (header::ID, HeaderName::from_static(header::ID)),
     (header::SEQUENCE, HeaderName::from_static(header::SEQUENCE)),
     (header::SOURCE, HeaderName::from_static(header::SOURCE)),
@@ -43,10 +47,6 @@ static KNOWN: [(&str, HeaderName); 10] = [
     (header::SUBJECT, HeaderName::from_static(header::SUBJECT)),
     (header::TIME, HeaderName::from_static(header::TIME)),
     (header::TYPE, HeaderName::from_static(header::TYPE)),
-    (
-        header::CONTENT_TYPE,
-        HeaderName::from_static(header::CONTENT_TYPE),
-    ),
 ];
 
 /// Sends events in order and takes in the server's answers.

@@ -90,12 +90,7 @@ impl Server {
         let link = bus.link.clone();
         let commands = link.subscribe(subject::commands_of(&info.leaf)).await?;
         let mut discovery = SelectAll::new();
-        let id = info.instance;
-        for name in [
-            "$SRV.*".to_owned(),
-            format!("$SRV.*.{SERVICE_NAME}"),
-            format!("$SRV.*.{SERVICE_NAME}.{id}"),
-        ] {
+        for name in subject::discovery(SERVICE_NAME, info.instance) {
             discovery.push(link.subscribe(name).await?);
         }
         let leaf = info.leaf.clone();
@@ -157,12 +152,12 @@ impl Server {
 
     async fn discover(&self, message: &Message) {
         let Some(reply) = &message.reply else { return };
-        let mut tokens = message.subject.split('.').skip(1);
-        let Some(body) = tokens.next().and_then(|verb| self.stats.discovery(verb)) else {
+        let verb = subject::discovery_verb(&message.subject);
+        let Some(body) = verb.and_then(|verb| self.stats.discovery(verb)) else {
             return;
         };
         // Whoever asks need not be a caller of ours, but an answer goes into an inbox only.
-        if !reply.starts_with("_INBOX.") || !self.link.is_connected() {
+        if !subject::is_inbox(reply) || !self.link.is_connected() {
             return;
         }
         let _ = self.link.client().publish(reply.clone(), body.into()).await;
@@ -175,14 +170,9 @@ impl Server {
             Ok(s) => self.stats.endpoint(&s.noun, &s.verb),
             Err(_) => self.stats.other(),
         };
-        // The caller also of a subject that is wrong otherwise: it is the place that the permission pins.
         let caller = match &parsed {
             Ok(subject) => Some(subject.caller.clone()),
-            Err(_) => message
-                .subject
-                .split('.')
-                .nth(4)
-                .and_then(|token| Caller::new(token).ok()),
+            Err(_) => subject::caller_of(&message.subject),
         };
         let reply = match (&caller, &message.reply) {
             (Some(caller), Some(reply)) if subject::is_own_inbox(reply, caller) => reply.to_string(),
@@ -207,7 +197,9 @@ impl Server {
                 .and_then(|h| h.get(name))
                 .map(|value| value.as_str().trim().to_owned())
         };
-        let id = text(COMMAND_ID_HEADER).map(CommandId::new).transpose();
+        let id = text(COMMAND_ID_HEADER)
+            .map(|id| CommandId::new(header::decode(&id).into_owned()))
+            .transpose();
         let command_id = id.as_ref().ok().cloned().flatten();
         let checked = parsed
             .map_err(|e| subject_problem(&e))
@@ -225,7 +217,8 @@ impl Server {
                     format!("the header {COMMAND_ID_HEADER}: {e}"),
                 )),
             });
-        let checked = checked.and_then(|subject| match text(header::CORRELATION_ID) {
+        let mark = text(header::CORRELATION_ID).map(|mark| header::decode(&mark).into_owned());
+        let checked = checked.and_then(|subject| match mark {
             Some(mark) if mark.len() > MAX_CORRELATION_BYTES || mark.chars().any(char::is_control) => {
                 Err(Problem::new(
                     ProblemCode::Malformed,

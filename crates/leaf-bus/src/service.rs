@@ -53,7 +53,7 @@ impl Stats {
         let commands = COMMANDS.iter().map(|(noun, verb, ..)| {
             endpoint(
                 format!("{noun}-{verb}"),
-                format!("leaf.{}.cmd.{leaf}.*.{noun}.{verb}", subject::VERSION),
+                subject::command_by_anybody(leaf, noun, verb),
             )
         });
         let other = endpoint(OTHER.to_owned(), subject::commands_of(leaf));

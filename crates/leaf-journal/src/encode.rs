@@ -57,7 +57,7 @@ const NAMES: [&str; 10] = [
     header::SEQUENCE,
     header::CAUSATION_ID,
     header::CORRELATION_ID,
-    "content-type",
+    header::DATA_CONTENT_TYPE,
 ];
 
 struct Out(Vec<u8>);

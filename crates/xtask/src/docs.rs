@@ -8,8 +8,9 @@ use anyhow::{Context as _, Result};
 use leaf_core::command::{COMMANDS, CommandKind, MAX_COMMAND_BYTES};
 use leaf_core::event::header;
 use leaf_core::id::{Caller, ContainerName, JobId, LeafName};
+use leaf_core::job::LOG_TYPE;
 use leaf_core::problem::{Problem, ProblemCode};
-use leaf_core::schema::{MessageType, catalogue};
+use leaf_core::schema::{MessageType, Role, catalogue};
 use leaf_core::{beat, subject};
 use serde_json::Value;
 
@@ -108,6 +109,16 @@ fn overview(types: &[MessageType]) -> String {
     table(&mut text, &["subject", "what"], subjects());
     text.push_str("\n## Streams and buckets\n\n");
     table(&mut text, &["name", "what"], streams());
+    let _ = writeln!(
+        text,
+        "\n## Keys of the bucket `{}`\n\nThe value is JSON; a key that is removed is gone from the state.\n",
+        subject::STATE_BUCKET
+    );
+    table(
+        &mut text,
+        &["subject of the key", "what", "schema"],
+        keys(&described),
+    );
     text.push_str("\n## Commands\n\n");
     let _ = writeln!(
         text,
@@ -144,35 +155,28 @@ fn overview(types: &[MessageType]) -> String {
          CloudEvents 1.0 in the NATS binding's binary mode: attributes are headers, the body is JSON. Readers ignore \
          types and fields that they don't know.\n\n",
     );
-    let events = types.iter().filter(|t| t.name.starts_with("cim."));
-    table(
-        &mut text,
-        &["type", "what", "schema"],
-        events.map(|t| {
-            vec![
-                format!("`{}`", t.name),
-                described[t.name.as_str()].clone(),
-                link(&t.name),
-            ]
-        }),
-    );
+    of_role(&mut text, types, Role::Event);
     text.push_str("\n### Headers of an event\n\n");
     table(&mut text, &["header", "what"], headers());
-    text.push_str("\n## Other messages\n\n");
-    let others = types
-        .iter()
-        .filter(|t| !["cim.", "cmd.", "reply."].iter().any(|p| t.name.starts_with(p)));
-    table(
-        &mut text,
-        &["type", "what", "schema"],
-        others.map(|t| {
-            vec![
-                format!("`{}`", t.name),
-                described[t.name.as_str()].clone(),
-                link(&t.name),
-            ]
-        }),
+    text.push_str(
+        "\nValues are percent-encoded as the binding says: blanks, `\"`, `%` and all but printable ASCII stand as `%` and \
+         two hexadecimal digits a byte of UTF-8. That goes for the headers of commands, too.\n\
+         \n## Messages of a job\n\n\
+         What a job says while it runs: CloudEvents with the headers of an event but for its last three, sent once and not \
+         kept.\n\n",
     );
+    of_role(&mut text, types, Role::Job);
+    let _ = writeln!(
+        text,
+        "\nThe body of a `{LOG_TYPE}` is plain text, a piece of the job's log, and two more headers say where it stands \
+         there: `{}` is the offset of its first byte, `{}` that of the next piece's. Whoever has read the log with \
+         `job.log` up to its `next_offset` goes on with the first piece that ends beyond it; where that begins beyond it, \
+         too, something was lost, and `job.log` has it.",
+        header::OFFSET,
+        header::NEXT_OFFSET,
+    );
+    text.push_str("\n## Other messages\n\n");
+    of_role(&mut text, types, Role::Other);
     text.push_str(
         "\n## Errors\n\n\
          A command that did not work is answered with a [problem](problem.schema.json) (RFC 9457) and, by NATS ADR-32, \
@@ -207,6 +211,10 @@ fn subjects() -> Vec<Vec<String>> {
             subject::job_log(&leaf, job),
             "what a running job prints, not kept",
         ),
+        (
+            subject::job_ended(&leaf, job),
+            "that a job has ended, for those who wait, not kept: the event says it for good",
+        ),
         (subject::beat(&leaf), "the lease"),
         (
             format!("{}.>", subject::container_prefix(&leaf, &container)),
@@ -240,9 +248,40 @@ fn streams() -> Vec<Vec<String>> {
         vec![format!("stream `{}`", subject::LEASE_STREAM), lease],
         vec![
             format!("bucket `{}`", subject::STATE_BUCKET),
-            "what is so now, for watchers; keys begin with the leaf".to_owned(),
+            format!(
+                "what is so now, for watchers; keys begin with the leaf (stream `{}`)",
+                subject::state_stream()
+            ),
         ],
     ]
+}
+
+fn keys(described: &BTreeMap<&str, String>) -> Vec<Vec<String>> {
+    [
+        ("leaf", "state.leaf"),
+        ("snapshot", "state.snapshot"),
+        ("device.<id>", "state.device"),
+        ("container.<container>", "state.container"),
+        ("job.<job>", "state.job"),
+    ]
+    .into_iter()
+    .map(|(key, name)| {
+        vec![
+            format!("`{}`", placeholders(subject::state_key(&leaf(), key))),
+            described[name].clone(),
+            link(name),
+        ]
+    })
+    .collect()
+}
+
+/// Adds the table of all message types of a role.
+fn of_role(text: &mut String, types: &[MessageType], role: Role) {
+    let rows = types
+        .iter()
+        .filter(|t| t.role == role)
+        .map(|t| vec![format!("`{}`", t.name), description(&t.document()), link(&t.name)]);
+    table(text, &["type", "what", "schema"], rows);
 }
 
 fn headers() -> Vec<Vec<String>> {
@@ -259,6 +298,7 @@ fn headers() -> Vec<Vec<String>> {
             "what it is about: the leaf, a device id, a container's token, a job id",
         ),
         (header::TIME, "when it was recorded, RFC 3339, UTC"),
+        (header::DATA_CONTENT_TYPE, "`application/json`"),
         (
             header::SEQUENCE,
             "its place in the leaf's history, with 20 digits, so that text order is number order",
@@ -271,7 +311,6 @@ fn headers() -> Vec<Vec<String>> {
             header::CORRELATION_ID,
             "the sender's own mark, carried along from command to event",
         ),
-        (header::CONTENT_TYPE, "`application/json`"),
     ]
     .into_iter()
     .map(|(name, what)| vec![format!("`{name}`"), what.to_owned()])

@@ -10,7 +10,7 @@ use leaf_bus::connect::Bus;
 use leaf_bus::identity::{admin_caller, daemon_caller};
 use leaf_bus::serve::{Server, ServiceInfo};
 use leaf_bus::stream::{EventStream, StreamSettings};
-use leaf_core::command::{CancelJob, DestroyContainer, Destroyed, MAX_COMMAND_BYTES};
+use leaf_core::command::{CancelJob, DestroyContainer, Destroyed, LogChunk, MAX_COMMAND_BYTES};
 use leaf_core::id::{CommandId, ContainerName, JobId, LeafName};
 use leaf_core::job::Progress;
 use leaf_core::problem::{Problem, ProblemCode};
@@ -99,9 +99,10 @@ async fn there_and_back() -> anyhow::Result<()> {
     let id = CommandId::new("my-id-1")?;
     let leaf = leaf();
     let asked = destroy("web");
+    let mark = " Müller: 100% \"ok\" %20 ";
     let options = CallOptions {
         id: Some(id.clone()),
-        correlation: Some("mark".to_owned()),
+        correlation: Some(mark.to_owned()),
         ..Default::default()
     };
     let call = client.call(&leaf, &asked, options);
@@ -110,7 +111,7 @@ async fn there_and_back() -> anyhow::Result<()> {
         ensure!(incoming.caller == admin_caller());
         ensure!((incoming.noun.as_str(), incoming.verb.as_str()) == ("container", "destroy"));
         ensure!(incoming.command_id.as_ref() == Some(&id));
-        ensure!(incoming.correlation.as_deref() == Some("mark"));
+        ensure!(incoming.correlation.as_deref() == Some(mark));
         let asked: DestroyContainer = serde_json::from_slice(&incoming.body)?;
         let reply = serde_json::to_vec(&Destroyed { name: asked.name })?;
         incoming
@@ -466,7 +467,12 @@ async fn job_messages() -> anyhow::Result<()> {
     };
     // The subscription is with the server once one has come through.
     bus.publish_progress(&leaf(), job, &progress).await;
-    bus.publish_log(&leaf(), job, b"two\nlines\xff\n").await;
+    let piece = LogChunk {
+        text: "two\nlines \u{fffd}\n".to_owned(),
+        next_offset: 17,
+        complete: false,
+    };
+    bus.publish_log(&leaf(), job, 7, &piece).await;
     bus.publish_ended(&leaf(), job).await;
     let mut next = async || {
         tokio::time::timeout(LIMIT, messages.next())
@@ -477,7 +483,9 @@ async fn job_messages() -> anyhow::Result<()> {
     ensure!(
         next().await?
             == JobMessage::Log {
-                text: "two\nlines\u{fffd}\n".to_owned()
+                offset: 7,
+                next_offset: 17,
+                text: piece.text
             }
     );
     ensure!(next().await? == JobMessage::Ended);

@@ -11,7 +11,8 @@ use leaf_core::command::{self, Command};
 use leaf_core::event::{Event, EventRecord, header};
 use leaf_core::id::{CommandId, LeafName};
 use leaf_core::schema::catalogue;
-use leaf_core::subject::CommandSubject;
+use leaf_core::state::State;
+use leaf_core::subject::{CommandSubject, key_of_state};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -69,7 +70,13 @@ fn read_and_write(golden: &Golden) -> Value {
     type_by_name! { golden;
         "beat" => leaf_core::beat::Beat,
         "container.binding" => leaf_core::host_op::ContainerBinding,
-        "job.progress" => leaf_core::job::Progress,
+        "cim.leaf.job.progress.v1" => leaf_core::job::Progress,
+        "cim.leaf.job.ended.v1" => leaf_core::job::JobEnded,
+        "state.leaf" => leaf_core::state::LeafState,
+        "state.snapshot" => u64,
+        "state.device" => leaf_core::hardware::Device,
+        "state.container" => leaf_core::container::Container,
+        "state.job" => leaf_core::job::Job,
         "problem" => leaf_core::problem::Problem,
         "cmd.leaf.show" => ShowLeaf,
         "cmd.hardware.list" => ListHardware,
@@ -107,7 +114,44 @@ fn read_and_write(golden: &Golden) -> Value {
 }
 
 fn is_event(golden: &Golden) -> bool {
-    golden.name.starts_with("cim.")
+    golden
+        .subject
+        .as_deref()
+        .is_some_and(|subject| subject.starts_with("leaf.v1.evt."))
+}
+
+#[test]
+fn every_golden_entry_of_the_state_is_read_by_its_key() {
+    let leaf = LeafName::new("edge-1").expect("a leaf");
+    let goldens = goldens();
+    let entries = goldens.iter().filter(|golden| golden.name.starts_with("state."));
+    for golden in entries {
+        let subject = golden.subject.as_deref().expect("an entry has a subject");
+        let key = key_of_state(&leaf, subject).unwrap_or_else(|| panic!("{}: {subject}", golden.file));
+        let state = State::from_entries(0, [(key.to_owned(), golden.body.clone())])
+            .unwrap_or_else(|e| panic!("{}: {e:?}", golden.file));
+        assert_eq!(state.entry(key).as_ref(), Some(&golden.body), "{}", golden.file);
+    }
+}
+
+#[test]
+fn the_golden_event_with_a_mark_gives_it_as_its_sender_wrote_it() {
+    let goldens = goldens();
+    let golden = goldens
+        .iter()
+        .find(|golden| golden.file == "cim.leaf.container.desired.v1--correlation")
+        .expect("it is there");
+    let event = Event::from_record(&record_of(golden)).expect("an event");
+    assert_eq!(event.correlation.as_deref(), Some("Müller: 100% \"ok\""));
+}
+
+fn record_of(golden: &Golden) -> EventRecord {
+    EventRecord {
+        sequence: golden.headers[header::SEQUENCE].parse().expect("a number"),
+        subject: golden.subject.clone().expect("an event has a subject"),
+        headers: golden.headers.clone().into_iter().collect(),
+        body: serde_json::to_vec(&golden.body).expect("JSON"),
+    }
 }
 
 #[test]
@@ -156,12 +200,7 @@ fn every_golden_command_is_parsed_from_its_subject_and_body() {
 fn every_golden_event_is_read_and_written_again_with_its_subject_and_headers() {
     let leaf = LeafName::new("edge-1").expect("a leaf");
     for golden in goldens().iter().filter(|golden| is_event(golden)) {
-        let record = EventRecord {
-            sequence: golden.headers[header::SEQUENCE].parse().expect("a number"),
-            subject: golden.subject.clone().expect("an event has a subject"),
-            headers: golden.headers.clone().into_iter().collect(),
-            body: serde_json::to_vec(&golden.body).expect("JSON"),
-        };
+        let record = record_of(golden);
         let event = Event::from_record(&record).unwrap_or_else(|e| panic!("{}: {e:?}", golden.file));
         assert_eq!(event.fact.kind(), golden.name, "{} is unknown now", golden.file);
         let written = event.to_record(&leaf, record.epoch().expect("an event's id has the epoch"));
@@ -196,10 +235,8 @@ fn every_golden_message_is_valid_by_its_schema() {
 fn a_golden_event_with_a_field_of_a_later_day_is_read_as_before() {
     for golden in goldens().iter().filter(|golden| is_event(golden)) {
         let record = |body: &Value| EventRecord {
-            sequence: golden.headers[header::SEQUENCE].parse().expect("a number"),
-            subject: golden.subject.clone().expect("an event has a subject"),
-            headers: golden.headers.clone().into_iter().collect(),
             body: serde_json::to_vec(body).expect("JSON"),
+            ..record_of(golden)
         };
         let mut more = golden.body.clone();
         more["of_a_later_day"] = Value::from(7);

@@ -12,7 +12,7 @@ use leaf_core::decide::{Next, after_job, decide};
 use leaf_core::event::{Fact, JobFailed, JobStarted, JobSucceeded};
 use leaf_core::host_op::{HostOp, Secret};
 use leaf_core::id::{ContainerName, JobId};
-use leaf_core::job::{BuildResult, JobPhase};
+use leaf_core::job::{BuildResult, JobFailureCause, JobPhase, JobResult};
 use leaf_core::plan::{PlanContext, observe, plan};
 use leaf_core::state::{State, apply};
 use proptest::collection::vec;
@@ -159,7 +159,7 @@ impl World {
                     return;
                 };
                 self.record(decision.facts);
-                if let Next::Reconcile(name) = decision.next {
+                if let Next::Reconcile(name) | Next::Create(name) = decision.next {
                     self.reconcile(&name);
                 }
             }
@@ -214,8 +214,15 @@ impl World {
         facts.insert(
             0,
             match outcome {
-                Ok(result) => Fact::JobSucceeded(JobSucceeded { id, result }),
-                Err(error) => Fact::JobFailed(JobFailed { id, error }),
+                Ok(result) => Fact::JobSucceeded(JobSucceeded {
+                    id,
+                    result: JobResult::Build(result),
+                }),
+                Err(error) => Fact::JobFailed(JobFailed {
+                    id,
+                    cause: JobFailureCause::Failed,
+                    error,
+                }),
             },
         );
         self.record(facts);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use leaf_core::command::{Command, CommandKind};
 use leaf_core::decide::{Next, decide};
 use leaf_core::diff::diff;
-use leaf_core::event::{Event, EventRecord, Fact, LeafSnapshotted};
+use leaf_core::event::{Event, EventRecord, Fact, LeafSnapshotted, header};
 use leaf_core::state::{State, apply};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -21,13 +21,25 @@ fn replay<'a>(events: impl IntoIterator<Item = &'a Event>) -> State {
     state
 }
 
+/// All of a state but the parts of a snapshot that is not whole yet.
+fn shown(state: &State) -> impl PartialEq + std::fmt::Debug {
+    (
+        (state.sequence, state.snapshot_sequence, state.leaf.clone()),
+        (
+            state.devices.clone(),
+            state.containers.clone(),
+            state.jobs.clone(),
+        ),
+    )
+}
+
 fn stored(event: &Event) -> Event {
     let record = event.to_record(&leaf(), 7);
     let bytes = serde_json::to_vec(&record).expect("JSON");
     let read: EventRecord = serde_json::from_slice(&bytes).expect("a record");
     assert_eq!(read, record);
     assert_eq!(read.epoch(), Some(7));
-    assert_eq!(read.kind(), Some(event.fact.kind()));
+    assert_eq!(read.attribute(header::TYPE).as_deref(), Some(event.fact.kind()));
     Event::from_record(&read).expect("an event")
 }
 
@@ -58,7 +70,7 @@ proptest! {
     fn the_entries_of_a_state_are_the_state(facts in vec(fact(), 0..60)) {
         let state = replay(&events(1, facts));
         let again = State::from_entries(state.sequence, state.entries()).expect("entries of a state");
-        prop_assert_eq!(again, state);
+        prop_assert_eq!(shown(&again), shown(&state));
     }
 
     #[test]
@@ -115,7 +127,7 @@ proptest! {
         let unknown = Fact::Unknown { kind: "cim.leaf.weather.changed.v1".to_owned() };
         let keys = apply(&mut state, &events(expected.sequence, vec![unknown]).remove(0));
         prop_assert!(keys.is_empty());
-        prop_assert_eq!(state, expected);
+        prop_assert_eq!(shown(&state), shown(&expected));
     }
 
     #[test]
@@ -172,7 +184,7 @@ proptest! {
                 apply(&mut state, &event);
             }
             match decision.next {
-                Next::Reconcile(name) | Next::Build(name) | Next::ReadContainerLog(name, _) => {
+                Next::Reconcile(name) | Next::Create(name) | Next::ReadContainerLog(name, _) => {
                     prop_assert!(state.containers.contains_key(&name));
                 }
                 Next::Queue(id) | Next::Cancel(id) | Next::ShowJob(id) | Next::ReadJobLog(id, _) => {

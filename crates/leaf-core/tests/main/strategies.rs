@@ -33,7 +33,7 @@ pub(crate) fn events(first: u64, facts: Vec<Fact>) -> Vec<Event> {
             sequence,
             time: time(sequence),
             causation: CommandId::new(format!("c{sequence}")).ok(),
-            correlation: (sequence % 2 == 0).then(|| format!("mark {sequence}")),
+            correlation: (sequence % 2 == 0).then(|| format!("mark {sequence}: 100 % \"ä\"")),
             fact,
         })
         .collect()
@@ -218,6 +218,7 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
         device_id().prop_map(|id| Fact::DeviceVanished(DeviceVanished { id })),
     ];
     let cause = select(&[StopCause::Requested, StopCause::Exited, StopCause::HostRestarted][..]);
+    let step = select(&[ContainerStep::Build, ContainerStep::Start, ContainerStep::Look][..]);
     let of_a_container = prop_oneof![
         3 => (name(), desired(), caller())
             .prop_map(|(name, desired, caller)| Fact::ContainerDesired(ContainerDesired { name, desired, caller })),
@@ -231,9 +232,10 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
         1 => (name(), cause, option::of(exit()))
             .prop_map(|(name, cause, exit)| Fact::ContainerStopped(ContainerStopped { name, cause, exit })),
         1 => name().prop_map(|name| Fact::ContainerDestroyed(ContainerDestroyed { name })),
-        1 => (name(), text, text)
+        1 => (name(), step, text)
             .prop_map(|(name, step, reason)| Fact::ContainerFailed(ContainerFailed { name, step, reason })),
     ];
+    let failure = select(&[JobFailureCause::Failed, JobFailureCause::TimedOut][..]);
     let of_a_job = prop_oneof![
         3 => (job_id(), caller(), installable(), option::of(name())).prop_map(|(id, owner, installable, container)| {
             Fact::JobQueued(JobQueued {
@@ -243,8 +245,8 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
             })
         }),
         1 => job_id().prop_map(|id| Fact::JobStarted(JobStarted { id })),
-        1 => (job_id(), build_result()).prop_map(|(id, result)| Fact::JobSucceeded(JobSucceeded { id, result })),
-        1 => (job_id(), text).prop_map(|(id, error)| Fact::JobFailed(JobFailed { id, error })),
+        1 => (job_id(), build_result()).prop_map(|(id, result)| Fact::JobSucceeded(JobSucceeded { id, result: JobResult::Build(result) })),
+        1 => (job_id(), failure, text).prop_map(|(id, cause, error)| Fact::JobFailed(JobFailed { id, cause, error })),
         1 => (job_id(), caller()).prop_map(|(id, by)| Fact::JobCancelled(JobCancelled { id, by })),
         1 => (job_id(), text).prop_map(|(id, reason)| Fact::JobInterrupted(JobInterrupted { id, reason })),
     ];
