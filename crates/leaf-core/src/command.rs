@@ -81,6 +81,10 @@ macro_rules! commands {
                     return Err(Problem::new(ProblemCode::TooLarge, format!("the body has {} bytes, at most {MAX_COMMAND_BYTES} are allowed", body.len())));
                 }
                 let body = if body.iter().all(u8::is_ascii_whitespace) { b"{}" } else { body };
+                // Serde would read the fields from a list, too, by their order.
+                if body.trim_ascii_start().first() == Some(&b'[') {
+                    return Err(Problem::new(ProblemCode::Malformed, format!("the body of {noun}.{verb} is a list, and has to be an object")));
+                }
                 match (noun, verb) {
                     $(($noun, $verb) => serde_json::from_slice(body).map(Self::$name).map_err(|e| {
                         Problem::new(ProblemCode::Malformed, format!("the body of {noun}.{verb} can't be read: {e}"))
@@ -373,6 +377,11 @@ mod tests {
                 .detail
                 .contains("unknown field `sudo`")
         );
+        for list in [&b"[]"[..], br#" ["web", null]"#] {
+            let problem = parse("container", "start", list);
+            assert_eq!(problem.code, ProblemCode::Malformed);
+            assert!(problem.detail.contains("has to be an object"), "{problem}");
+        }
         assert!(
             parse("container", "start", br#"{"name":7}"#)
                 .detail
