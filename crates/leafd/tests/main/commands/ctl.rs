@@ -51,10 +51,18 @@ fn program() -> PathBuf {
 fn lack() -> Option<String> {
     let made = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
     let Some(built) = made(&program()) else {
-        return Some(format!("{} is missing (cargo build -p leafctl)", program().display()));
+        return Some(format!(
+            "{} is missing (cargo build -p leafctl)",
+            program().display()
+        ));
     };
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../leafctl/src");
-    (newest(&sources) > built).then(|| format!("{} is older than its sources (cargo build -p leafctl)", program().display()))
+    (newest(&sources) > built).then(|| {
+        format!(
+            "{} is older than its sources (cargo build -p leafctl)",
+            program().display()
+        )
+    })
 }
 
 fn newest(folder: &Path) -> SystemTime {
@@ -116,8 +124,15 @@ fn text(bytes: &[u8]) -> String {
 /// Fails unless it ended so and said this.
 fn ended(output: &Output, code: i32, says: &str) -> anyhow::Result<()> {
     let said = text(&output.stderr);
-    ensure!(output.status.code() == Some(code), "{} and not {code}: {said}", output.status);
-    ensure!(said.contains(says) && !said.contains("panicked"), "{said:?} lacks {says:?}");
+    ensure!(
+        output.status.code() == Some(code),
+        "{} and not {code}: {said}",
+        output.status
+    );
+    ensure!(
+        said.contains(says) && !said.contains("panicked"),
+        "{said:?} lacks {says:?}"
+    );
     Ok(())
 }
 
@@ -127,7 +142,10 @@ async fn queries() -> anyhow::Result<()> {
     let devices = until("the hardware is known", async || {
         let list = document(&leaf, &["hardware", "list"]).await?;
         valid(&list, "reply.hardware.list")?;
-        Ok(list["devices"].as_array().filter(|devices| !devices.is_empty()).cloned())
+        Ok(list["devices"]
+            .as_array()
+            .filter(|devices| !devices.is_empty())
+            .cloned())
     })
     .await?;
     let id = devices[0]["id"].as_str().context("an id")?;
@@ -141,27 +159,43 @@ async fn queries() -> anyhow::Result<()> {
     ] {
         valid(&document(&leaf, arguments).await?, schema).with_context(|| format!("{arguments:?}"))?;
         let table = printed(&leaf, arguments).await?;
-        ensure!(!table.contains('\u{1b}'), "{arguments:?}: colours without a terminal: {table}");
-        ensure!(table.lines().all(|line| line.trim_end() == line), "{arguments:?}: blanks at the end: {table:?}");
+        ensure!(
+            !table.contains('\u{1b}'),
+            "{arguments:?}: colours without a terminal: {table}"
+        );
+        ensure!(
+            table.lines().all(|line| line.trim_end() == line),
+            "{arguments:?}: blanks at the end: {table:?}"
+        );
     }
     let list = document(&leaf, &["leaf", "list"]).await?;
     valid(&list["leaves"][0], "beat")?;
     ensure!(list["leaves"][0]["leaf"] == leaf.name.as_str(), "{list}");
     let table = printed(&leaf, &["hardware", "list"]).await?;
-    ensure!(table.starts_with("DEVICE") && table.contains("INPUTS") && table.contains("OUTPUTS"), "{table}");
+    ensure!(
+        table.starts_with("DEVICE") && table.contains("INPUTS") && table.contains("OUTPUTS"),
+        "{table}"
+    );
     ensure!(table.lines().count() == devices.len() + 1, "{table}");
     Ok(())
 }
 
 async fn errors() -> anyhow::Result<()> {
-    let leaf = Setup::new().set("nix.program", "/nonexistent/nix").start().await?;
+    let leaf = Setup::new()
+        .set("nix.program", "/nonexistent/nix")
+        .start()
+        .await?;
     let nobody = "01890a5d-ac96-774b-bcce-b302099a8057";
     for (arguments, code, says) in [
         (&["lef", "show"][..], 2, "similar"),
         (&["leaf", "show", "Bad"], 2, "is not a leaf name"),
         (&["leaf", "show", "--timeout", "5"], 2, "time unit needed"),
         (&["container", "create", "a"], 2, "--template"),
-        (&["container", "create", "a", "--toplevel", "/etc"], 2, "is not a store path"),
+        (
+            &["container", "create", "a", "--toplevel", "/etc"],
+            2,
+            "is not a store path",
+        ),
         (&["container", "show", "../x"], 2, "is not a container name"),
         (&["events", "--type", "["], 2, "is not a pattern"),
         (&["nix", "build"], 2, "INSTALLABLE"),
@@ -178,31 +212,78 @@ async fn errors() -> anyhow::Result<()> {
     ] {
         let output = ctl(&leaf, arguments).await?;
         ended(&output, code, says).with_context(|| format!("{arguments:?}"))?;
-        ensure!(output.stdout.is_empty(), "{arguments:?}: {}", text(&output.stdout));
+        ensure!(
+            output.stdout.is_empty(),
+            "{arguments:?}: {}",
+            text(&output.stdout)
+        );
         if code != 2 {
             let all: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
             let output = ctl(&leaf, &all).await?;
-            let said: Value = serde_json::from_slice(&output.stderr).with_context(|| format!("{all:?}: {}", text(&output.stderr)))?;
-            ensure!(said["exit_code"] == code && said["detail"].as_str().is_some_and(|detail| detail.contains(says)), "{all:?}: {said}");
+            let said: Value = serde_json::from_slice(&output.stderr)
+                .with_context(|| format!("{all:?}: {}", text(&output.stderr)))?;
+            ensure!(
+                said["exit_code"] == code
+                    && said["detail"]
+                        .as_str()
+                        .is_some_and(|detail| detail.contains(says)),
+                "{all:?}: {said}"
+            );
         }
     }
     // No server; credentials of another server; a server that is silent.
-    ended(&run(command(&["leaf", "list", "--server", "nats://127.0.0.1:1"])).await?, 3, "no NATS server answers")?;
+    ended(
+        &run(command(&["leaf", "list", "--server", "nats://127.0.0.1:1"])).await?,
+        3,
+        "no NATS server answers",
+    )?;
     let other = tempfile::tempdir()?;
     let stranger = Identity::open_or_create(&other.path().join("identity"), &LeafName::new("stranger")?)?;
     let creds = stranger.admin_credentials_file().display().to_string();
-    ended(&ctl(&leaf, &["leaf", "show", "--creds", &creds]).await?, 3, "refuses the credentials")?;
-    ended(&ctl(&leaf, &["leaf", "show", "--creds", "/nonexistent"]).await?, 3, "/nonexistent")?;
+    ended(
+        &ctl(&leaf, &["leaf", "show", "--creds", &creds]).await?,
+        3,
+        "refuses the credentials",
+    )?;
+    ended(
+        &ctl(&leaf, &["leaf", "show", "--creds", "/nonexistent"]).await?,
+        3,
+        "/nonexistent",
+    )?;
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let address = format!("nats://{}", silent.local_addr()?);
-    ended(&run(command(&["leaf", "list", "--timeout", "300ms", "--server", &address])).await?, 3, "does not answer within 0.3 s")?;
-    let url = leaf_bus::context::load(leaf.context_file().to_str())?.servers.join(",");
+    ended(
+        &run(command(&[
+            "leaf",
+            "list",
+            "--timeout",
+            "300ms",
+            "--server",
+            &address,
+        ]))
+        .await?,
+        3,
+        "does not answer within 0.3 s",
+    )?;
+    let url = leaf_bus::context::load(leaf.context_file().to_str())?
+        .servers
+        .join(",");
     // TLS that is asked for, with authorities that can't be read.
     let (context, ca) = (other.path().join("tls.json"), other.path().join("ca.pem"));
     std::fs::write(&ca, "no certificate")?;
     let tls = url.replace("nats://", "tls://");
     std::fs::write(&context, serde_json::json!({ "url": tls, "ca": ca }).to_string())?;
-    ended(&run(command(&["leaf", "list", "--context", &context.display().to_string()])).await?, 3, "TLS")?;
+    ended(
+        &run(command(&[
+            "leaf",
+            "list",
+            "--context",
+            &context.display().to_string(),
+        ]))
+        .await?,
+        3,
+        "TLS",
+    )?;
     // A person who may command nobody.
     let caller = Caller::new("guest")?;
     let mut few = Permissions::person(&caller);
@@ -210,8 +291,21 @@ async fn errors() -> anyhow::Result<()> {
     let creds = other.path().join("guest.creds");
     std::fs::write(&creds, leaf.identity()?.user_credentials(&caller, &few).expose())?;
     let guest = other.path().join("guest.json");
-    std::fs::write(&guest, serde_json::json!({ "url": url, "creds": creds, "inbox_prefix": "_INBOX.guest" }).to_string())?;
-    ended(&run(command(&["leaf", "show", "--context", &guest.display().to_string()])).await?, 6, "may not send this command")?;
+    std::fs::write(
+        &guest,
+        serde_json::json!({ "url": url, "creds": creds, "inbox_prefix": "_INBOX.guest" }).to_string(),
+    )?;
+    ended(
+        &run(command(&[
+            "leaf",
+            "show",
+            "--context",
+            &guest.display().to_string(),
+        ]))
+        .await?,
+        6,
+        "may not send this command",
+    )?;
     Ok(())
 }
 
@@ -230,17 +324,32 @@ async fn contexts() -> anyhow::Result<()> {
     ended(&show(&["--context", "edge"]).await?, 0, "")?;
     let file = leaf.context_file().display().to_string();
     ended(&show(&["--context", &file]).await?, 0, "")?;
-    ended(&show(&["--context", "edg"]).await?, 3, "there is no context \"edg\"")?;
+    ended(
+        &show(&["--context", "edg"]).await?,
+        3,
+        "there is no context \"edg\"",
+    )?;
     ended(&show(&["--context", "broken"]).await?, 3, "broken.json")?;
     ended(&show(&["--context", "../edge"]).await?, 3, "../edge")?;
     std::fs::write(config.path().join("nats/context.txt"), "edge")?;
     ended(&show(&[]).await?, 0, "")?;
-    ended(&show(&["--server", "nats://127.0.0.1:1"]).await?, 3, "127.0.0.1:1")?;
+    ended(
+        &show(&["--server", "nats://127.0.0.1:1"]).await?,
+        3,
+        "127.0.0.1:1",
+    )?;
     // Nothing says where: the hint does.
     let hinted = run(command(&["leaf", "show", "--creds", "/nonexistent"])).await?;
-    ended(&hinted, 3, "hint: a leaf with its own NATS server writes context.json")?;
+    ended(
+        &hinted,
+        3,
+        "hint: a leaf with its own NATS server writes context.json",
+    )?;
     let context = leaf_bus::context::load(Some(&file))?;
-    let (server, creds) = (context.servers.join(","), leaf.identity()?.admin_credentials_file().display().to_string());
+    let (server, creds) = (
+        context.servers.join(","),
+        leaf.identity()?.admin_credentials_file().display().to_string(),
+    );
     let mut by_environment = command(&["leaf", "show", leaf.name.as_str()]);
     by_environment.env("LEAFCTL_CONTEXT", &file);
     ended(&run(by_environment).await?, 0, "")?;
@@ -260,20 +369,39 @@ async fn several() -> anyhow::Result<()> {
     let mut beat = first.clone();
     beat["leaf"] = second.as_str().into();
     let account = leaf.identity()?;
-    let permissions = Permissions { publish: vec![">".into()], subscribe: vec![">".into()], ..Permissions::default() };
+    let permissions = Permissions {
+        publish: vec![">".into()],
+        subscribe: vec![">".into()],
+        ..Permissions::default()
+    };
     let caller = Caller::new("second")?;
-    let client = leaf.nats(&account.user_credentials(&caller, &permissions), &caller).await?;
-    let stored = client.request(format!("leaf.v1.beat.{second}"), beat.to_string().into()).await?;
-    ensure!(!text(&stored.payload).contains("error"), "{}", text(&stored.payload));
+    let client = leaf
+        .nats(&account.user_credentials(&caller, &permissions), &caller)
+        .await?;
+    let stored = client
+        .request(format!("leaf.v1.beat.{second}"), beat.to_string().into())
+        .await?;
+    ensure!(
+        !text(&stored.payload).contains("error"),
+        "{}",
+        text(&stored.payload)
+    );
     let output = ctl(&leaf, &["leaf", "show"]).await?;
     ended(&output, 2, "name one with --leaf")?;
     let said = text(&output.stderr);
-    ensure!(said.contains(leaf.name.as_str()) && said.contains(second.as_str()), "{said}");
+    ensure!(
+        said.contains(leaf.name.as_str()) && said.contains(second.as_str()),
+        "{said}"
+    );
     printed(&leaf, &["--leaf", leaf.name.as_str(), "leaf", "show"]).await?;
     printed(&leaf, &["hardware", "list", "--leaf", leaf.name.as_str()]).await?;
     let list = document(&leaf, &["leaf", "list"]).await?;
     ensure!(list["leaves"].as_array().map(Vec::len) == Some(2), "{list}");
-    ended(&ctl(&leaf, &["leaf", "show", "--leaf", second.as_str()]).await?, 4, second.as_str())
+    ended(
+        &ctl(&leaf, &["leaf", "show", "--leaf", second.as_str()]).await?,
+        4,
+        second.as_str(),
+    )
 }
 
 /// Writes a derivation and returns the file.
@@ -281,7 +409,10 @@ fn derivation(leaf: &TestLeaf, name: &str, script: &str) -> anyhow::Result<Strin
     let file = leaf.state_dir.join(format!("{name}.nix"));
     std::fs::write(
         &file,
-        format!("derivation {{ name = \"{name}\"; system = builtins.currentSystem; builder = \"/bin/sh\"; leaf = \"{}\"; args = [ \"-c\" ''{script}'' ]; }}", leaf.name),
+        format!(
+            "derivation {{ name = \"{name}\"; system = builtins.currentSystem; builder = \"/bin/sh\"; leaf = \"{}\"; args = [ \"-c\" ''{script}'' ]; }}",
+            leaf.name
+        ),
     )?;
     Ok(file.display().to_string())
 }
@@ -295,9 +426,15 @@ async fn builds() -> anyhow::Result<()> {
     let output = ctl(&leaf, &["nix", "build", "--file", &good]).await?;
     ended(&output, 0, "hello from the builder")?;
     let result = text(&output.stdout);
-    ensure!(result.starts_with("store path  /nix/store/") && !result.contains("hello"), "{result}");
+    ensure!(
+        result.starts_with("store path  /nix/store/") && !result.contains("hello"),
+        "{result}"
+    );
     let job = document(&leaf, &["nix", "build", "--file", &good]).await?;
-    ensure!(job["phase"] == "succeeded" && job["result"]["store_path"].is_string(), "{job}");
+    ensure!(
+        job["phase"] == "succeeded" && job["result"]["store_path"].is_string(),
+        "{job}"
+    );
     let output = ctl(&leaf, &["nix", "build", "--file", &bad]).await?;
     ended(&output, 7, "failed with exit code 3")?;
     ended(&output, 7, "leafctl nix log")?;
@@ -319,14 +456,22 @@ async fn builds() -> anyhow::Result<()> {
     detached.trim().parse::<leaf_core::id::JobId>()?;
     // What is already over can be cancelled as often as one likes.
     printed(&leaf, &["nix", "cancel", last]).await?;
-    ended(&ctl(&leaf, &["nix", "build", "--time-limit", "0s", "--file", &good]).await?, 6, "seconds")
+    ended(
+        &ctl(&leaf, &["nix", "build", "--time-limit", "0s", "--file", &good]).await?,
+        6,
+        "seconds",
+    )
 }
 
 async fn interrupted() -> anyhow::Result<()> {
     let leaf = TestLeaf::start().await?;
     let endless = derivation(&leaf, "endless", ENDLESS)?;
     let mut command = command(&["nix", "build", "--file", &endless]);
-    let mut child = command.env("LEAFCTL_CONTEXT", leaf.context_file()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut child = command
+        .env("LEAFCTL_CONTEXT", leaf.context_file())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
     let mut lines = BufReader::new(child.stderr.take().context("a pipe")?).lines();
     line_with(&mut lines, "it began").await?;
     interrupt(&child)?;
@@ -336,7 +481,10 @@ async fn interrupted() -> anyhow::Result<()> {
     let list = document(&leaf, &["nix", "jobs"]).await?;
     let job = list["jobs"][0]["id"].as_str().context("an id")?;
     ensure!(list["jobs"][0]["phase"] == "running", "{list}");
-    ensure!(said.contains(&format!("leafctl nix cancel {job}")) && said.contains("nix log --follow"), "{said}");
+    ensure!(
+        said.contains(&format!("leafctl nix cancel {job}")) && said.contains("nix log --follow"),
+        "{said}"
+    );
     let ended = document(&leaf, &["nix", "cancel", job]).await?;
     ensure!(ended["phase"] == "cancelled", "{ended}");
     Ok(())
@@ -349,38 +497,72 @@ async fn follows() -> anyhow::Result<()> {
     let first = printed(&leaf, &["nix", "build", "--detach", "--file", &endless]).await?;
     let second = printed(&leaf, &["nix", "build", "--detach", "--file", &after]).await?;
     let mut command = command(&["nix", "log", "--follow", second.trim()]);
-    let follower = command.env("LEAFCTL_CONTEXT", leaf.context_file()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let follower = command
+        .env("LEAFCTL_CONTEXT", leaf.context_file())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
     let log = printed(&leaf, &["nix", "log", second.trim()]).await?;
     ensure!(log.is_empty(), "{log}");
     printed(&leaf, &["nix", "cancel", first.trim()]).await?;
-    let output = tokio::time::timeout(Duration::from_secs(60), follower.wait_with_output()).await.context("the log ends")??;
+    let output = tokio::time::timeout(Duration::from_secs(60), follower.wait_with_output())
+        .await
+        .context("the log ends")??;
     ended(&output, 0, "")?;
-    ensure!(text(&output.stdout).contains("the second has its turn"), "{}", text(&output.stdout));
+    ensure!(
+        text(&output.stdout).contains("the second has its turn"),
+        "{}",
+        text(&output.stdout)
+    );
     Ok(())
 }
 
 async fn events() -> anyhow::Result<()> {
     let mut leaf = TestLeaf::start().await?;
-    until("the hardware is known", async || Ok(leaf.published().await.ok().filter(|last| *last > 1))).await?;
+    until("the hardware is known", async || {
+        Ok(leaf.published().await.ok().filter(|last| *last > 1))
+    })
+    .await?;
     let last = leaf.published().await?;
     let lines = printed(&leaf, &["events", "--json"]).await?;
     for (number, line) in (1..).zip(lines.lines()) {
         let event: Value = serde_json::from_str(line)?;
-        ensure!(event["specversion"] == "1.0" && event["sequence"] == format!("{number:020}"), "{event}");
+        ensure!(
+            event["specversion"] == "1.0" && event["sequence"] == format!("{number:020}"),
+            "{event}"
+        );
         let kind = event["type"].as_str().context("a type")?;
         valid(&event["data"], kind)?;
     }
     ensure!(lines.lines().count() as u64 == last);
     let some = printed(&leaf, &["events", "--since", &last.to_string()]).await?;
-    ensure!(some.lines().count() == 1 && some.trim_start().starts_with(&last.to_string()), "{some}");
-    ensure!(printed(&leaf, &["events", "--since", &(last + 1).to_string()]).await?.is_empty());
+    ensure!(
+        some.lines().count() == 1 && some.trim_start().starts_with(&last.to_string()),
+        "{some}"
+    );
+    ensure!(
+        printed(&leaf, &["events", "--since", &(last + 1).to_string()])
+            .await?
+            .is_empty()
+    );
     let started = printed(&leaf, &["events", "--type", "leaf.*"]).await?;
-    ensure!(!started.is_empty() && started.lines().all(|line| line.contains("leaf.")), "{started}");
-    ensure!(printed(&leaf, &["events", "--type", "volcano.*"]).await?.is_empty());
+    ensure!(
+        !started.is_empty() && started.lines().all(|line| line.contains("leaf.")),
+        "{started}"
+    );
+    ensure!(
+        printed(&leaf, &["events", "--type", "volcano.*"])
+            .await?
+            .is_empty()
+    );
     // A reader that takes the first line and goes: also of a log that has no end.
     for arguments in [&["events"][..], &["events", "--follow", "--since", "1"]] {
         let mut command = command(arguments);
-        let mut child = command.env("LEAFCTL_CONTEXT", leaf.context_file()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let mut child = command
+            .env("LEAFCTL_CONTEXT", leaf.context_file())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
         let mut reader = BufReader::with_capacity(16, child.stdout.take().context("a pipe")?);
         let mut line = String::new();
         reader.read_line(&mut line).await?;
@@ -390,17 +572,31 @@ async fn events() -> anyhow::Result<()> {
             leaf.stop().await?;
             leaf.start_again().await?;
         }
-        let output = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await.with_context(|| format!("{arguments:?} ends"))??;
-        ensure!(output.status.success(), "{arguments:?}: {}: {}", output.status, text(&output.stderr));
+        let output = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output())
+            .await
+            .with_context(|| format!("{arguments:?} ends"))??;
+        ensure!(
+            output.status.success(),
+            "{arguments:?}: {}: {}",
+            output.status,
+            text(&output.stderr)
+        );
     }
     Ok(())
 }
 
 async fn watches() -> anyhow::Result<()> {
     let leaf = TestLeaf::start().await?;
-    for (arguments, says) in [(&["hardware", "watch"][..], "waiting for changes"), (&["events", "--follow"], "following the events")] {
+    for (arguments, says) in [
+        (&["hardware", "watch"][..], "waiting for changes"),
+        (&["events", "--follow"], "following the events"),
+    ] {
         let mut command = command(arguments);
-        let mut child = command.env("LEAFCTL_CONTEXT", leaf.context_file()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let mut child = command
+            .env("LEAFCTL_CONTEXT", leaf.context_file())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
         let mut lines = BufReader::new(child.stderr.take().context("a pipe")?).lines();
         let said = line_with(&mut lines, says).await?;
         ensure!(said.contains("Ctrl-C"), "{said}");
@@ -418,7 +614,13 @@ async fn terminal() -> anyhow::Result<()> {
         // util-linux's script runs it on a terminal of its own.
         let mut command = Command::new("script");
         command
-            .args(["--quiet", "--return", "--command", &format!("{} {arguments}", program().display()), "/dev/null"])
+            .args([
+                "--quiet",
+                "--return",
+                "--command",
+                &format!("{} {arguments}", program().display()),
+                "/dev/null",
+            ])
             .env("LEAFCTL_CONTEXT", leaf.context_file())
             .env("NO_COLOR", no_color)
             .env("TERM", "xterm")
@@ -427,9 +629,17 @@ async fn terminal() -> anyhow::Result<()> {
         run(command).await
     };
     let coloured = on_terminal("leaf list", "").await?;
-    ensure!(text(&coloured.stdout).contains("\u{1b}[1m"), "{:?}", text(&coloured.stdout));
+    ensure!(
+        text(&coloured.stdout).contains("\u{1b}[1m"),
+        "{:?}",
+        text(&coloured.stdout)
+    );
     let plain = on_terminal("leaf list", "1").await?;
-    ensure!(!text(&plain.stdout).contains('\u{1b}'), "{:?}", text(&plain.stdout));
+    ensure!(
+        !text(&plain.stdout).contains('\u{1b}'),
+        "{:?}",
+        text(&plain.stdout)
+    );
     let json = on_terminal("leaf list --json", "").await?;
     ensure!(!text(&json.stdout).contains('\u{1b}'), "{:?}", text(&json.stdout));
     let built = on_terminal(&format!("nix build --file {bad}"), "").await?;
@@ -441,9 +651,18 @@ async fn terminal() -> anyhow::Result<()> {
 
 async fn offline() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
-    for (shell, check) in [("bash", Some("-n")), ("zsh", Some("-n")), ("fish", Some("--no-execute")), ("elvish", None), ("powershell", None)] {
+    for (shell, check) in [
+        ("bash", Some("-n")),
+        ("zsh", Some("-n")),
+        ("fish", Some("--no-execute")),
+        ("elvish", None),
+        ("powershell", None),
+    ] {
         let output = run(command(&["completions", shell])).await?;
-        ensure!(output.status.success() && text(&output.stdout).contains("rescan"), "{shell}");
+        ensure!(
+            output.status.success() && text(&output.stdout).contains("rescan"),
+            "{shell}"
+        );
         let file = dir.path().join(shell);
         std::fs::write(&file, &output.stdout)?;
         let Some(check) = check else { continue };
@@ -459,22 +678,40 @@ async fn offline() -> anyhow::Result<()> {
     ensure!(types.len() == leaf_core::schema::catalogue().len());
     for entry in types {
         let name = entry["name"].as_str().context("a name")?;
-        ensure!(entry["description"].as_str().is_some_and(|text| !text.is_empty()), "{entry}");
+        ensure!(
+            entry["description"].as_str().is_some_and(|text| !text.is_empty()),
+            "{entry}"
+        );
         if !["cmd.nix.build", "problem", "cim.leaf.container.started.v1"].contains(&name) {
             continue;
         }
         for arguments in [&["schema", "show", name][..], &["schema", "show", name, "--json"]] {
             let shown = run(command(arguments)).await?;
             let schema: Value = serde_json::from_slice(&shown.stdout)?;
-            ensure!(schema["$id"] == format!("urn:cim-leaf:schema:{name}"), "{schema}");
-            ensure!(schema["$schema"] == "https://json-schema.org/draft/2020-12/schema", "{schema}");
+            let known = leaf_core::schema::catalogue()
+                .into_iter()
+                .find(|message| message.name == name);
+            ensure!(schema == known.context("a type")?.document(), "{schema}");
+            ensure!(
+                schema["$id"]
+                    .as_str()
+                    .is_some_and(|id| id.starts_with("urn:cim-leaf:") && id.ends_with(name)),
+                "{schema}"
+            );
+            ensure!(
+                schema["$schema"] == "https://json-schema.org/draft/2020-12/schema",
+                "{schema}"
+            );
             jsonschema::meta::validate(&schema).map_err(|error| anyhow::anyhow!("{name}: {error}"))?;
         }
     }
     Ok(())
 }
 
-async fn line_with(lines: &mut tokio::io::Lines<BufReader<tokio::process::ChildStderr>>, words: &str) -> anyhow::Result<String> {
+async fn line_with(
+    lines: &mut tokio::io::Lines<BufReader<tokio::process::ChildStderr>>,
+    words: &str,
+) -> anyhow::Result<String> {
     let found = async {
         let mut all = String::new();
         while let Some(line) = lines.next_line().await? {
@@ -485,10 +722,18 @@ async fn line_with(lines: &mut tokio::io::Lines<BufReader<tokio::process::ChildS
         }
         anyhow::bail!("it ended without {words:?}: {all}")
     };
-    tokio::time::timeout(Duration::from_secs(60), found).await.with_context(|| format!("waiting for {words:?}"))?
+    tokio::time::timeout(Duration::from_secs(60), found)
+        .await
+        .with_context(|| format!("waiting for {words:?}"))?
 }
 
 fn interrupt(child: &tokio::process::Child) -> anyhow::Result<()> {
-    let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
-    Ok(rustix::process::kill_process(pid.context("a process")?, rustix::process::Signal::INT)?)
+    let pid = child
+        .id()
+        .and_then(|pid| i32::try_from(pid).ok())
+        .and_then(rustix::process::Pid::from_raw);
+    Ok(rustix::process::kill_process(
+        pid.context("a process")?,
+        rustix::process::Signal::INT,
+    )?)
 }

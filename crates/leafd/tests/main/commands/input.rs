@@ -33,7 +33,8 @@ async fn bodies() -> anyhow::Result<()> {
     let before = wire.leaf.published().await?;
     for (verb, body, says) in [
         ("leaf.show", &b"{"[..], "EOF"),
-        ("leaf.show", b"[]", "invalid"),
+        ("leaf.show", b"[]", "has to be an object"),
+        ("container.start", br#"["web",null]"#, "has to be an object"),
         ("leaf.show", b"null", "invalid type"),
         ("leaf.show", b"\xff\xfe", "can't be read"),
         ("leaf.show", br#"{"sudo":true}"#, "unknown field `sudo`"),
@@ -42,25 +43,58 @@ async fn bodies() -> anyhow::Result<()> {
         ("hardware.show", br#"{"id":7}"#, "invalid type"),
         ("hardware.show", br#"{"id":"Upper"}"#, "is not a device id"),
         ("container.create", br#"{"name":"a"}"#, "missing field `source`"),
-        ("container.create", br#"{"name":"a","source":{"type":"magic"}}"#, "unknown variant `magic`"),
-        ("container.create", br#"{"name":"a","source":{"type":"toplevel","path":"/etc"}}"#, "is not a store path"),
-        ("container.start", br#"{"name":"a","if_generation":-1}"#, "invalid value"),
-        ("container.logs", br#"{"name":"a","lines":"many"}"#, "invalid type"),
+        (
+            "container.create",
+            br#"{"name":"a","source":{"type":"magic"}}"#,
+            "unknown variant `magic`",
+        ),
+        (
+            "container.create",
+            br#"{"name":"a","source":{"type":"toplevel","path":"/etc"}}"#,
+            "is not a store path",
+        ),
+        (
+            "container.start",
+            br#"{"name":"a","if_generation":-1}"#,
+            "invalid value",
+        ),
+        (
+            "container.logs",
+            br#"{"name":"a","lines":"many"}"#,
+            "invalid type",
+        ),
         ("nix.build", br#"{"installable":"a"}"#, "nix.build"),
         ("job.log", br#"{"id":"1"}"#, "job.log"),
-        ("job.cancel", br#"{"id":"01890A5D-AC96-774B-BCCE-B302099A8057","force":true}"#, "unknown field `force`"),
+        (
+            "job.cancel",
+            br#"{"id":"01890A5D-AC96-774B-BCCE-B302099A8057","force":true}"#,
+            "unknown field `force`",
+        ),
     ] {
-        let answer = wire.send(&wire.subject(verb), HeaderMap::new(), body.to_vec()).await?;
+        let answer = wire
+            .send(&wire.subject(verb), HeaderMap::new(), body.to_vec())
+            .await?;
         let problem = problem(&answer)?;
         let text = String::from_utf8_lossy(body);
-        ensure!(problem.code == ProblemCode::Malformed, "{verb} {text} gave {problem:?}");
-        ensure!(problem.detail.contains(says), "{verb} {text}: {:?} lacks {says:?}", problem.detail);
+        ensure!(
+            problem.code == ProblemCode::Malformed,
+            "{verb} {text} gave {problem:?}"
+        );
+        ensure!(
+            problem.detail.contains(says),
+            "{verb} {text}: {:?} lacks {says:?}",
+            problem.detail
+        );
     }
     let deep = "[".repeat(100_000);
-    let answer = wire.send(&wire.subject("leaf.show"), HeaderMap::new(), deep.into_bytes()).await?;
+    let answer = wire
+        .send(&wire.subject("leaf.show"), HeaderMap::new(), deep.into_bytes())
+        .await?;
     ensure!(problem(&answer)?.code == ProblemCode::Malformed);
     for empty in ["", " \n", "{}"] {
-        let answer = wire.send(&wire.subject("leaf.show"), HeaderMap::new(), empty.into()).await?;
+        let answer = wire
+            .send(&wire.subject("leaf.show"), HeaderMap::new(), empty.into())
+            .await?;
         value(&answer, "reply.leaf.show")?;
     }
     wire.nothing_recorded_since(before).await
@@ -72,14 +106,35 @@ async fn subjects() -> anyhow::Result<()> {
     let leaf = wire.leaf.name.clone();
     let long = "x".repeat(200);
     for (subject, code) in [
-        (format!("leaf.v9.cmd.{leaf}.tester.leaf.show"), ProblemCode::UnsupportedVersion),
-        (format!("leaf.V1.cmd.{leaf}.tester.leaf.show"), ProblemCode::UnsupportedVersion),
-        (format!("leaf.v1.cmd.{leaf}.tester.leaf.eat"), ProblemCode::UnknownCommand),
-        (format!("leaf.v1.cmd.{leaf}.tester.{long}.show"), ProblemCode::UnknownCommand),
-        (format!("leaf.v1.cmd.{leaf}.tester.leaf.SHOW"), ProblemCode::Malformed),
-        (format!("leaf.v1.cmd.{leaf}.tester.leaf.sh\u{f6}w"), ProblemCode::Malformed),
+        (
+            format!("leaf.v9.cmd.{leaf}.tester.leaf.show"),
+            ProblemCode::UnsupportedVersion,
+        ),
+        (
+            format!("leaf.V1.cmd.{leaf}.tester.leaf.show"),
+            ProblemCode::UnsupportedVersion,
+        ),
+        (
+            format!("leaf.v1.cmd.{leaf}.tester.leaf.eat"),
+            ProblemCode::UnknownCommand,
+        ),
+        (
+            format!("leaf.v1.cmd.{leaf}.tester.{long}.show"),
+            ProblemCode::UnknownCommand,
+        ),
+        (
+            format!("leaf.v1.cmd.{leaf}.tester.leaf.SHOW"),
+            ProblemCode::Malformed,
+        ),
+        (
+            format!("leaf.v1.cmd.{leaf}.tester.leaf.sh\u{f6}w"),
+            ProblemCode::Malformed,
+        ),
         (format!("leaf.v1.cmd.{leaf}.tester.leaf"), ProblemCode::Malformed),
-        (format!("leaf.v1.cmd.{leaf}.tester.leaf.show.more"), ProblemCode::Malformed),
+        (
+            format!("leaf.v1.cmd.{leaf}.tester.leaf.show.more"),
+            ProblemCode::Malformed,
+        ),
     ] {
         let problem = problem(&wire.send(&subject, HeaderMap::new(), Vec::new()).await?)?;
         ensure!(problem.code == code, "{subject} gave {problem:?}");
@@ -90,7 +145,8 @@ async fn subjects() -> anyhow::Result<()> {
         format!("leaf.v1.cmd.{leaf}.{long}.leaf.show"),
         format!("leaf.v1.cmd.{leaf}.Tester.leaf.show"),
     ] {
-        wire.send_with_reply(&subject, Some("_INBOX.tester.x"), "").await?;
+        wire.send_with_reply(&subject, Some("_INBOX.tester.x"), "")
+            .await?;
     }
     wire.nothing_recorded_since(before).await
 }
@@ -100,7 +156,8 @@ async fn large() -> anyhow::Result<()> {
     let before = wire.leaf.published().await?;
     let limit = leaf_core::command::MAX_COMMAND_BYTES;
     let send = async |bytes: usize| {
-        wire.send(&wire.subject("leaf.show"), HeaderMap::new(), vec![b' '; bytes]).await
+        wire.send(&wire.subject("leaf.show"), HeaderMap::new(), vec![b' '; bytes])
+            .await
     };
     value(&send(limit).await?, "reply.leaf.show")?;
     for bytes in [limit + 1, 1_000_000] {
@@ -120,7 +177,20 @@ async fn names() -> anyhow::Result<()> {
     let mut wire = Wire::start().await?;
     let before = wire.leaf.published().await?;
     let long = "x".repeat(200);
-    for name in ["", "a/b", "..", "../../etc", "a.b", "-rf", "a b", "w\u{eb}b", "\u{1f980}", "a\u{0}", "twelve-chars", &long] {
+    for name in [
+        "",
+        "a/b",
+        "..",
+        "../../etc",
+        "a.b",
+        "-rf",
+        "a b",
+        "w\u{eb}b",
+        "\u{1f980}",
+        "a\u{0}",
+        "twelve-chars",
+        &long,
+    ] {
         for verb in ["create", "start", "stop", "destroy", "show", "logs"] {
             let mut body = json!({ "name": name });
             if verb == "create" {
@@ -149,7 +219,11 @@ async fn installables() -> anyhow::Result<()> {
         json!({ "type": "file", "path": "/a.nix", "attribute": "--impure" }),
         json!({ "type": "template", "name": "../../etc" }),
     ] {
-        let problem = problem(&wire.ask("nix.build", &json!({ "installable": installable })).await?)?;
+        let problem = problem(
+            &wire
+                .ask("nix.build", &json!({ "installable": installable }))
+                .await?,
+        )?;
         // Without Nix it is refused as well, for that reason.
         ensure!(
             matches!(problem.code, ProblemCode::Invalid | ProblemCode::Unsupported),
@@ -175,7 +249,11 @@ async fn replies() -> anyhow::Result<()> {
         format!("$JS.API.STREAM.DELETE.EVENTS_{leaf}"),
         format!("$KV.leaf_state.{leaf}.leaf"),
     ] {
-        for subject in [&command, &wire.subject("leaf.show"), &format!("leaf.v9.cmd.{leaf}.tester.leaf.show")] {
+        for subject in [
+            &command,
+            &wire.subject("leaf.show"),
+            &format!("leaf.v9.cmd.{leaf}.tester.leaf.show"),
+        ] {
             wire.send_with_reply(subject, Some(&reply), &body).await?;
         }
     }
@@ -183,7 +261,11 @@ async fn replies() -> anyhow::Result<()> {
     // And the stream holds what the leaf wrote, nothing else.
     ensure!(wire.leaf.complete_events(1).await?.len() as u64 == before);
     wire.client.publish("_INBOX.tester.marker", "".into()).await.ok();
-    let none = tokio::time::timeout(Duration::from_millis(200), super::wire::next(&mut victim, "an answer")).await;
+    let none = tokio::time::timeout(
+        Duration::from_millis(200),
+        super::wire::next(&mut victim, "an answer"),
+    )
+    .await;
     ensure!(none.is_err(), "another caller got an answer: {none:?}");
     Ok(())
 }
@@ -192,7 +274,8 @@ async fn no_reply() -> anyhow::Result<()> {
     let mut wire = Wire::start().await?;
     let before = wire.leaf.published().await?;
     let body = json!({ "installable": { "type": "flake", "reference": "/nowhere" } }).to_string();
-    wire.send_with_reply(&wire.subject("nix.build"), None, &body).await?;
+    wire.send_with_reply(&wire.subject("nix.build"), None, &body)
+        .await?;
     wire.nothing_recorded_since(before).await
 }
 
@@ -204,7 +287,9 @@ async fn another_caller() -> anyhow::Result<()> {
         .identity()?
         .user_credentials(&mallory, &Permissions::person(&mallory));
     let (sender, mut complaints) = tokio::sync::mpsc::unbounded_channel();
-    let url = leaf_bus::context::load(wire.leaf.context_file().to_str())?.servers.join(",");
+    let url = leaf_bus::context::load(wire.leaf.context_file().to_str())?
+        .servers
+        .join(",");
     let client = async_nats::ConnectOptions::new()
         .credentials(credentials.expose())?
         .custom_inbox_prefix("_INBOX.mallory")
@@ -224,8 +309,17 @@ async fn another_caller() -> anyhow::Result<()> {
     ] {
         client.publish(subject.clone(), "{}".into()).await?;
         client.flush().await?;
-        let said = until("the server complains", async || Ok(complaints.recv().await.filter(|said| said.to_lowercase().contains("permissions violation")))).await?;
-        ensure!(said.to_lowercase().contains(&subject.to_lowercase()), "{subject}: {said}");
+        let said = until("the server complains", async || {
+            Ok(complaints
+                .recv()
+                .await
+                .filter(|said| said.to_lowercase().contains("permissions violation")))
+        })
+        .await?;
+        ensure!(
+            said.to_lowercase().contains(&subject.to_lowercase()),
+            "{subject}: {said}"
+        );
     }
     Ok(())
 }
@@ -248,14 +342,21 @@ async fn ids() -> anyhow::Result<()> {
 }
 
 async fn unsupported() -> anyhow::Result<()> {
-    let leaf = crate::support::Setup::new().set("nix.program", "/nonexistent/nix").start().await?;
+    let leaf = crate::support::Setup::new()
+        .set("nix.program", "/nonexistent/nix")
+        .start()
+        .await?;
     let mut wire = Wire::to(leaf).await?;
     let before = wire.leaf.published().await?;
     let create = json!({ "name": "a", "source": { "type": "template", "name": "minimal" } });
-    let problem = wire.refused("container.create", &create, ProblemCode::Unsupported).await?;
+    let problem = wire
+        .refused("container.create", &create, ProblemCode::Unsupported)
+        .await?;
     ensure!(problem.detail.contains("containers.enable"), "{problem:?}");
     let build = json!({ "installable": { "type": "flake", "reference": "/a" } });
-    let problem = wire.refused("nix.build", &build, ProblemCode::Unsupported).await?;
+    let problem = wire
+        .refused("nix.build", &build, ProblemCode::Unsupported)
+        .await?;
     ensure!(problem.detail.contains("/nonexistent/nix"), "{problem:?}");
     wire.nothing_recorded_since(before).await
 }

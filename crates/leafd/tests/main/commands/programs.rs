@@ -9,12 +9,23 @@ use serde_json::Value;
 
 pub(crate) fn trials() -> Vec<Trial> {
     let trial = |name: &'static str, test: fn() -> anyhow::Result<()>| {
-        Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:?}"))))
+        Trial::test(name, move || {
+            test().map_err(|error| Failed::from(format!("{error:?}")))
+        })
     };
     let mut trials = vec![
-        trial("a report that is cut off, no JSON, a folder, missing or of the wrong shape is refused with its name", bad_reports),
-        trial("the inventory of this host is devices with ids, as JSON and as a table", inventory),
-        trial("leafd run with flags that do not go together says what would be right", bad_flags),
+        trial(
+            "a report that is cut off, no JSON, a folder, missing or of the wrong shape is refused with its name",
+            bad_reports,
+        ),
+        trial(
+            "the inventory of this host is devices with ids, as JSON and as a table",
+            inventory,
+        ),
+        trial(
+            "leafd run with flags that do not go together says what would be right",
+            bad_flags,
+        ),
         trial("a reader of the inventory that has gone is no error", closed_pipe),
     ];
     for (folder, good) in [("valid", true), ("invalid", false)] {
@@ -32,7 +43,9 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 fn configs(folder: &str) -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/configs").join(folder);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/configs")
+        .join(folder);
     let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
         .into_iter()
         .flatten()
@@ -61,9 +74,16 @@ fn check(file: &Path, good: bool) -> anyhow::Result<()> {
     let said = stderr(&output);
     ensure!(output.status.success() == good, "{}: {said}", output.status);
     if !good {
-        let words = text.lines().next().and_then(|line| line.strip_prefix("# ")).context("the first line says what is expected")?;
+        let words = text
+            .lines()
+            .next()
+            .and_then(|line| line.strip_prefix("# "))
+            .context("the first line says what is expected")?;
         ensure!(said.contains(words), "{said:?} lacks {words:?}");
-        ensure!(said.starts_with("leafd: ") && !said.contains("panicked"), "{said}");
+        ensure!(
+            said.starts_with("leafd: ") && !said.contains("panicked"),
+            "{said}"
+        );
     }
     Ok(())
 }
@@ -85,12 +105,21 @@ fn bad_reports() -> anyhow::Result<()> {
     std::fs::create_dir(path("folder"))?;
     // Sparse: as large as it says, and no disk is used.
     std::fs::File::create(path("huge"))?.set_len(20 << 30)?;
-    for name in ["cut", "text", "empty", "bytes", "list", "deep", "folder", "missing", "huge"] {
+    for name in [
+        "cut", "text", "empty", "bytes", "list", "deep", "folder", "missing", "huge",
+    ] {
         let output = leafd(&["inventory", "--facter", &path(name), "--json"])?;
         let said = stderr(&output);
-        ensure!(output.status.code() == Some(1), "{name}: {}: {said}", output.status);
+        ensure!(
+            output.status.code() == Some(1),
+            "{name}: {}: {said}",
+            output.status
+        );
         ensure!(output.stdout.is_empty(), "{name} printed something");
-        ensure!(said.contains(&path(name)) && !said.contains("panicked"), "{name}: {said}");
+        ensure!(
+            said.contains(&path(name)) && !said.contains("panicked"),
+            "{name}: {said}"
+        );
         ensure!(said.len() < 1000, "{name}: {said}");
     }
     Ok(())
@@ -101,14 +130,20 @@ fn inventory() -> anyhow::Result<()> {
     ensure!(output.status.success(), "{}", stderr(&output));
     let document: Value = serde_json::from_slice(&output.stdout)?;
     let devices = document["devices"].as_array().context("devices")?;
-    ensure!(document.as_object().map(|object| object.len()) == Some(1), "{document}");
+    ensure!(
+        document.as_object().map(|object| object.len()) == Some(1),
+        "{document}"
+    );
     super::wire::valid(&document, "reply.hardware.list")?;
     let table = leafd(&["inventory"])?;
     let table = String::from_utf8(table.stdout)?;
     ensure!(table.lines().count() == devices.len() + 1, "{table}");
     for device in devices {
         let id = device["id"].as_str().context("an id")?;
-        ensure!(table.lines().any(|line| line.starts_with(id)), "{id} is not in {table}");
+        ensure!(
+            table.lines().any(|line| line.starts_with(id)),
+            "{id} is not in {table}"
+        );
     }
     ensure!(!table.contains('\u{1b}'), "colours without a terminal");
     Ok(())
@@ -120,11 +155,30 @@ fn bad_flags() -> anyhow::Result<()> {
     let file = dir.path().join("missing.toml").display().to_string();
     for (arguments, code, says) in [
         (&["run", "--state-dir", &state][..], 1, "--embedded-nats"),
-        (&["run", "--state-dir", &state, "--nats-port", "0"], 1, "--embedded-nats"),
+        (
+            &["run", "--state-dir", &state, "--nats-port", "0"],
+            1,
+            "--embedded-nats",
+        ),
         (&["run", "--config", &file], 1, "missing.toml"),
-        (&["run", "--name", "Not A Name", "--embedded-nats"], 2, "is not a leaf name"),
+        (
+            &["run", "--name", "Not A Name", "--embedded-nats"],
+            2,
+            "is not a leaf name",
+        ),
         (&["run", "--embedded-nats", "--nats-port", "70000"], 2, "70000"),
-        (&["run", "--embedded-nats", "--state-dir", "/dev/null/x", "--name", "a"], 1, "/dev/null/x"),
+        (
+            &[
+                "run",
+                "--embedded-nats",
+                "--state-dir",
+                "/dev/null/x",
+                "--name",
+                "a",
+            ],
+            1,
+            "/dev/null/x",
+        ),
         (&["run", "extra"], 2, "extra"),
         (&["walk"], 2, "walk"),
         (&[], 2, "Usage"),
@@ -134,8 +188,15 @@ fn bad_flags() -> anyhow::Result<()> {
     ] {
         let output = leafd(arguments)?;
         let said = stderr(&output);
-        ensure!(output.status.code() == Some(code), "{arguments:?}: {}: {said}", output.status);
-        ensure!(said.contains(says) && !said.contains("panicked"), "{arguments:?}: {said}");
+        ensure!(
+            output.status.code() == Some(code),
+            "{arguments:?}: {}: {said}",
+            output.status
+        );
+        ensure!(
+            said.contains(says) && !said.contains("panicked"),
+            "{arguments:?}: {said}"
+        );
     }
     ensure!(!dir.path().join("state").exists(), "a state folder was made");
     Ok(())

@@ -96,12 +96,21 @@ impl Wire {
     /// Fails if the leaf answers no more, or has recorded anything since this sequence number.
     pub(crate) async fn nothing_recorded_since(&mut self, sequence: u64) -> anyhow::Result<()> {
         let now = self.leaf.published().await?;
-        ensure!(now == sequence, "{sequence} became {now}; the log:\n{}", self.leaf.log());
+        ensure!(
+            now == sequence,
+            "{sequence} became {now}; the log:\n{}",
+            self.leaf.log()
+        );
         Ok(())
     }
 
     /// Sends with any reply subject, and waits until the leaf has seen it.
-    pub(crate) async fn send_with_reply(&mut self, subject: &str, reply: Option<&str>, body: &str) -> anyhow::Result<()> {
+    pub(crate) async fn send_with_reply(
+        &mut self,
+        subject: &str,
+        reply: Option<&str>,
+        body: &str,
+    ) -> anyhow::Result<()> {
         let (subject, body) = (subject.to_owned(), body.to_owned());
         match reply {
             Some(reply) => {
@@ -137,7 +146,11 @@ pub(crate) fn problem(answer: &Message) -> anyhow::Result<Problem> {
     let text = header(answer, "Nats-Service-Error").context("the header Nats-Service-Error")?;
     valid(&document, "problem")?;
     let problem: Problem = serde_json::from_value(document)?;
-    ensure!(code == problem.status.to_string(), "{code} and {}", problem.status);
+    ensure!(
+        code == problem.status.to_string(),
+        "{code} and {}",
+        problem.status
+    );
     ensure!(!text.is_empty() && !text.contains(['\r', '\n']), "{text:?}");
     ensure!(
         problem.kind == format!("urn:cim-leaf:problem:{}", problem.code.as_str()),
