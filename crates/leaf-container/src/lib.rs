@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use leaf_core::host_op::HostPaths;
 use leaf_core::id::LeafName;
 
-pub use logs::LogText;
 pub use watch::Hints;
 
 /// The containers of one leaf on this host.

@@ -4,18 +4,10 @@ use std::fs::File;
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use leaf_core::command::LogText;
 use leaf_core::id::ContainerName;
 
 use crate::{Containers, LookError};
-
-/// The end of a console log.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct LogText {
-    /// The lines, oldest first, with their line ends; what is not UTF-8 is replaced.
-    pub text: String,
-    /// Whether there was more before it.
-    pub truncated: bool,
-}
 
 impl Containers {
     /// Returns the last lines of a container's console: at most so many, and at most so many bytes. Nothing is an

@@ -25,7 +25,7 @@ use leaf_core::container::Exit;
 use leaf_core::host_op::{HostOp, HostOpError, HostPaths};
 use leaf_core::id::{ContainerName, LeafName};
 
-pub use settings::{AddressPool, InvalidPool, MissingProgram, Settings};
+pub use settings::{MissingProgram, Settings};
 
 use error::{Error, Result};
 

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use leaf_core::decide::AddressPool;
 use leaf_core::host_op::HostPaths;
 use leaf_core::id::{ContainerName, LeafName};
-use leaf_helper::{AddressPool, Helper, Settings};
+use leaf_helper::{Helper, Settings};
 
 /// The root side of a leaf.
 #[derive(Debug, Parser)]

@@ -51,7 +51,7 @@ pub(crate) fn clear(leaf: &LeafName, state_dir: &Path, pool: Option<&str>) {
     end_processes(state_dir);
     for root in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
         for job in &jobs {
-            end_cgroup(&Path::new(root).join("cim-leaf.slice/jobs").join(job));
+            end_cgroup(&Path::new(root).join("cim-leaf-nix.slice").join(job));
         }
     }
     if let Some(pool) = pool {
