@@ -1,0 +1,523 @@
+//! Nix jobs: what they give, how they fail, how they are ended, and what they leave.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use leaf_bus::client::JobMessage;
+use leaf_core::command::{Build, CancelJob, ReadJobLog, ShowJob};
+use leaf_core::container::{ContainerPhase, ContainerSource};
+use leaf_core::id::{JobId, StorePath};
+use leaf_core::job::{Installable, JobPhase as Phase, JobResult};
+use leaf_core::problem::ProblemCode;
+use libtest_mimic::Trial;
+use uuid::Uuid;
+
+use super::systems::{derivation, file, mark, script};
+use super::{is_problem, name, traces};
+use crate::support::{Host, Need, Setup, TestLeaf, until};
+
+/// A script that waits for a file that the sandbox will never have.
+pub(crate) const HANGS: &str = "echo hangs; while :; do :; done";
+
+pub(crate) fn trials(host: &Host) -> Vec<Trial> {
+    let needs = &[Need::Root, Need::Nix];
+    vec![
+        host.trial(
+            "a build that works tells all of its result, and again from the store",
+            needs,
+            works,
+        ),
+        host.trial(
+            "a build whose builder fails names the derivation, and its log stays readable",
+            needs,
+            builder_fails,
+        ),
+        host.trial("a build that hangs is ended after its time", needs, times_out),
+        host.trial("a cancelled build leaves no process", needs, cancelled),
+        host.trial(
+            "a cancel right after the build was accepted ends it",
+            needs,
+            cancelled_at_once,
+        ),
+        host.trial(
+            "of two builds one waits where one may run, and it is cancelled while it waits",
+            needs,
+            one_at_a_time,
+        ),
+        host.trial(
+            "a build that prints 100 MB keeps 16 MiB of log, head and tail, and the leaf small",
+            needs,
+            prints_much,
+        ),
+        host.trial(
+            "a running build tells how far it is, and its log is read meanwhile",
+            needs,
+            tells_meanwhile,
+        ),
+        host.trial("a job that is not known is not found", needs, unknown),
+        host.trial(
+            "what can't be built is refused or fails with the reason",
+            needs,
+            bad_installables,
+        ),
+        host.trial(
+            "a container whose build is cancelled has failed, while it waits and while it runs",
+            &[Need::Containers],
+            container_waits,
+        ),
+        host.trial(
+            "the logs and roots of jobs that are forgotten are taken away",
+            needs,
+            forgotten,
+        ),
+    ]
+}
+
+async fn works() -> anyhow::Result<()> {
+    let mut leaf = TestLeaf::start().await?;
+    let below = derivation(&leaf, "below", "echo below > $out");
+    let text = format!(
+        "let below = {below}; in {}",
+        derivation(&leaf, "works", "echo this is said; echo ${below} > $out")
+    );
+    let installable = file(&leaf, "works", &text)?;
+    let id = leaf.build(installable.clone()).await?;
+    let job = leaf.job_ended(id).await?;
+    ensure!(job.phase == Phase::Succeeded && job.error.is_none(), "{job:?}");
+    let result = job.result.as_ref().and_then(JobResult::build).context("a result")?;
+    ensure!(result.store_path.as_str().ends_with("-works"), "{result:?}");
+    ensure!(
+        result.outputs.get("out") == Some(&result.store_path),
+        "{result:?}"
+    );
+    ensure!(
+        result
+            .derivation
+            .as_ref()
+            .is_some_and(|d| d.as_str().ends_with("-works.drv")),
+        "{result:?}"
+    );
+    ensure!(result.built == 2 && result.build_time_ms > 0, "{result:?}");
+    let reference = result.references.first().context("a reference")?;
+    ensure!(
+        result.references.len() == 1 && reference.as_str().ends_with("-below"),
+        "{result:?}"
+    );
+    ensure!(result.closure_size_bytes > 100, "{result:?}");
+    ensure!(job.owner.as_str() == "admin" && job.started_at.is_some() && job.ended_at.is_some());
+    let root = std::fs::read_link(traces::gc_root(&leaf, id))?;
+    ensure!(root.as_os_str() == result.store_path.as_str(), "{root:?}");
+    ensure!(leaf.job_log(id).await?.contains("this is said"));
+
+    let again = leaf.build(installable).await?;
+    let job_again = leaf.job_ended(again).await?;
+    let cached = job_again.result.as_ref().and_then(JobResult::build).context("a result")?;
+    ensure!(
+        cached.built == 0 && cached.store_path == result.store_path,
+        "{cached:?}"
+    );
+    ensure!(cached.references == result.references && cached.outputs == result.outputs);
+    ensure!(traces::gc_root(&leaf, again).exists());
+
+    let path = Installable::StorePath {
+        path: result.store_path.clone(),
+    };
+    let id = leaf.build(path).await?;
+    let job = leaf.job_ended(id).await?;
+    let realised = job.result.as_ref().and_then(JobResult::build).context("a result")?;
+    ensure!(
+        realised.store_path == result.store_path && realised.built == 0,
+        "{realised:?}"
+    );
+
+    let listed: Vec<JobId> = leaf.jobs().await?.iter().map(|job| job.id).collect();
+    ensure!(
+        listed.len() == 3 && listed[0] == id,
+        "the newest first: {listed:?}"
+    );
+    let kinds = leaf.kinds_told(&again.to_string()).await?;
+    ensure!(
+        kinds == ["job.queued", "job.started", "job.succeeded"],
+        "{kinds:?}"
+    );
+    Ok(())
+}
+
+async fn builder_fails() -> anyhow::Result<()> {
+    let mut leaf = TestLeaf::start().await?;
+    let id = leaf
+        .build(script(&leaf, "fails", "echo before the end; exit 9")?)
+        .await?;
+    let job = leaf.job_ended(id).await?;
+    ensure!(job.phase == Phase::Failed && job.result.is_none(), "{job:?}");
+    let error = job.error.context("a reason")?;
+    ensure!(
+        error.contains("-fails.drv") && error.contains("exit code 9"),
+        "{error}"
+    );
+    ensure!(leaf.job_log(id).await?.contains("before the end"));
+    leaf.stop().await?;
+    leaf.back().await?;
+    ensure!(leaf.job_log(id).await?.contains("before the end"));
+    ensure!(!traces::gc_root(&leaf, id).exists());
+    let kinds = leaf.kinds_told(&id.to_string()).await?;
+    ensure!(kinds == ["job.queued", "job.started", "job.failed"], "{kinds:?}");
+    Ok(())
+}
+
+async fn times_out() -> anyhow::Result<()> {
+    let mut leaf = TestLeaf::start().await?;
+    let id = leaf.build_within(script(&leaf, "hangs", HANGS)?, Some(2)).await?;
+    let job = leaf.job_ended(id).await?;
+    ensure!(job.phase == Phase::Failed, "{job:?}");
+    ensure!(
+        job.error
+            .as_deref()
+            .is_some_and(|e| e.contains("longer than 2 s")),
+        "{job:?}"
+    );
+    no_builder(&leaf)?;
+    let refused = Build {
+        installable: script(&leaf, "never", HANGS)?,
+        timeout_seconds: Some(0),
+    };
+    is_problem(leaf.call(&refused).await, ProblemCode::Invalid, "from 1 to")
+}
+
+/// Makes sure that no builder of this leaf runs.
+fn no_builder(leaf: &TestLeaf) -> anyhow::Result<()> {
+    let left = traces::processes_with(&format!(": {};", mark(leaf)));
+    ensure!(left.is_empty(), "{left:#?}");
+    Ok(())
+}
+
+async fn cancelled() -> anyhow::Result<()> {
+    let mut leaf = TestLeaf::start().await?;
+    let id = leaf.build(script(&leaf, "hangs", HANGS)?).await?;
+    leaf.job_says(id, "hangs").await?;
+    ensure!(!traces::processes_with(&format!(": {};", mark(&leaf))).is_empty());
+    let job = leaf.call(&CancelJob { id }).await?;
+    // Nothing of it is left by the time of the answer.
+    no_builder(&leaf)?;
+    ensure!(traces::runner(&leaf, id).is_none());
+    ensure!(job.phase == Phase::Cancelled, "{job:?}");
+    ensure!(job.error.as_deref() == Some("cancelled by admin"), "{job:?}");
+    ensure!(leaf.job_log(id).await?.contains("hangs"));
+    // Again is fine, and changes nothing.
+    ensure!(leaf.call(&CancelJob { id }).await? == job);
+    let kinds = leaf.kinds_told(&id.to_string()).await?;
+    ensure!(
+        kinds == ["job.queued", "job.started", "job.cancelled"],
+        "{kinds:?}"
+    );
+    Ok(())
+}
+
+async fn cancelled_at_once() -> anyhow::Result<()> {
+    let mut leaf = TestLeaf::start().await?;
+    let installable = script(&leaf, "hangs", HANGS)?;
+    for _ in 0..30 {
+        let id = leaf.build(installable.clone()).await?;
+        let began = Instant::now();
+        let job = leaf.call(&CancelJob { id }).await?;
+        ensure!(job.phase == Phase::Cancelled, "{job:?}");
+        ensure!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    }
+    no_builder(&leaf)
+}
+
+async fn one_at_a_time() -> anyhow::Result<()> {
+    let mut leaf = Setup::new()
+        .set("nix.max_jobs", 1)
+        .set("nix.max_queued_jobs", 2)
+        .start()
+        .await?;
+    let installable = script(&leaf, "hangs", HANGS)?;
+    let first = leaf.build(installable.clone()).await?;
+    leaf.job_says(first, "hangs").await?;
+    let second = leaf.build(script(&leaf, "second", "echo second > $out")?).await?;
+    let third = leaf.build(script(&leaf, "third", "echo third > $out")?).await?;
+    let fourth = Build {
+        installable,
+        timeout_seconds: None,
+    };
+    is_problem(
+        leaf.call(&fourth).await,
+        ProblemCode::Overloaded,
+        "2 jobs are waiting",
+    )?;
+    let shown = leaf.show().await?;
+    ensure!((shown.jobs_running, shown.jobs_queued) == (1, 2), "{shown:?}");
+    let waits = leaf.job(second).await?;
+    ensure!(
+        waits.job.phase == Phase::Queued && waits.progress.is_none(),
+        "{waits:?}"
+    );
+    is_problem(
+        leaf.call(&ReadJobLog {
+            id: second,
+            offset: 0,
+        })
+        .await,
+        ProblemCode::NotFound,
+        "no log",
+    )?;
+    let cancelled = leaf.call(&CancelJob { id: second }).await?;
+    ensure!(
+        cancelled.phase == Phase::Cancelled && cancelled.started_at.is_none(),
+        "{cancelled:?}"
+    );
+    ensure!(leaf.job(third).await?.job.phase == Phase::Queued);
+    leaf.call(&CancelJob { id: first }).await?;
+    let ended = leaf.job_ended(third).await?;
+    ensure!(ended.phase == Phase::Succeeded, "{ended:?}");
+    ensure!(leaf.job(second).await?.job.phase == Phase::Cancelled);
+    Ok(())
+}
+
+async fn prints_much() -> anyhow::Result<()> {
+    let mut leaf = TestLeaf::start().await?;
+    // 1 KiB a line, 100 lines a turn, 1000 turns: 100 MB.
+    let line = "x".repeat(1000);
+    let printing = format!(
+        "echo the first line; l={line}; h=\"$l\n$l\n$l\n$l\n$l\n$l\n$l\n$l\n$l\n$l\"; i=0; \
+         while test $i -lt 10000; do echo \"$h\"; i=$((i+1)); done; echo the last line; echo done > $out"
+    );
+    let before = resident(&leaf)?;
+    let id = leaf.build(script(&leaf, "prints", &printing)?).await?;
+    let mut most = before;
+    let job = loop {
+        let report = leaf.job(id).await?;
+        most = most.max(resident(&leaf)?);
+        if report.job.phase.is_final() {
+            break report.job;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    ensure!(job.phase == Phase::Succeeded, "{job:?}");
+    let log = leaf.job_log(id).await?;
+    most = most.max(resident(&leaf)?);
+    let limit = 16 * 1024 * 1024;
+    ensure!(log.len() > limit / 2 && log.len() < limit + 4096, "{}", log.len());
+    ensure!(
+        log.lines().take(20).any(|line| line.contains("the first line")),
+        "{:?}",
+        &log[..2000]
+    );
+    let end = &log[log.len() - 4000..];
+    ensure!(end.contains("the last line"), "{end:?}");
+    ensure!(log.contains("left out"));
+    let folder = leaf.state_dir.join("jobs").join(id.to_string());
+    let stored: u64 = std::fs::read_dir(folder)?
+        .flatten()
+        .filter_map(|entry| entry.metadata().ok())
+        .map(|metadata| metadata.len())
+        .sum();
+    ensure!(stored < 17 * 1024 * 1024, "{stored}");
+    ensure!(
+        most < before + 48 * 1024 * 1024,
+        "leafd grew from {before} to {most} bytes"
+    );
+    Ok(())
+}
+
+/// The memory of a leaf's process, in bytes.
+pub(crate) fn resident(leaf: &TestLeaf) -> anyhow::Result<u64> {
+    let pid = leaf.pid().context("it runs")?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .context("VmRSS")?;
+    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kilobytes * 1024)
+}
+
+async fn tells_meanwhile() -> anyhow::Result<()> {
+    let mut leaf = TestLeaf::start().await?;
+    let first = derivation(&leaf, "first", "echo the first says; echo 1 > $out");
+    let text = format!(
+        "let first = {first}; in {}",
+        derivation(&leaf, "hangs", &format!("echo after ${{first}}; {HANGS}"))
+    );
+    let (client, own) = (leaf.client().await?, leaf.name.clone());
+    let id = leaf.build(file(&leaf, "meanwhile", &text)?).await?;
+    let mut messages = client.job_messages(&own, id).await?;
+    let (mut said, mut far, mut told) = (String::new(), None, Vec::new());
+    let mut listen = async |until: &dyn Fn(&str, &Option<leaf_core::job::Progress>) -> bool| {
+        use futures::StreamExt as _;
+        while !until(&said, &far) {
+            let next = tokio::time::timeout(crate::support::LIMIT, messages.next()).await?;
+            match next.context("messages end")? {
+                JobMessage::Progress(progress) => far = Some(progress),
+                JobMessage::Log { text, .. } => said.push_str(&text),
+                JobMessage::Ended => told.push("ended"),
+            }
+            if !told.is_empty() {
+                break;
+            }
+        }
+        anyhow::Ok(())
+    };
+    listen(&|_, far| {
+        far.as_ref()
+            .is_some_and(|p| p.done >= 1 && p.expected == 2 && p.running == 1)
+    })
+    .await?;
+    leaf.job_says(id, "hangs").await?;
+    ensure!(leaf.job_log_now(id).await?.contains("the first says"));
+    let report = leaf.job(id).await?;
+    let progress = report.progress.context("it tells how far it is")?;
+    ensure!(progress.done == 1 && progress.expected == 2, "{progress:?}");
+    ensure!(progress.activity.is_some_and(|a| a.contains("hangs")));
+    let cancel = CancelJob { id };
+    let (cancelled, heard) = tokio::join!(leaf.call(&cancel), listen(&|_, _| false));
+    heard?;
+    ensure!(cancelled?.phase == Phase::Cancelled);
+    ensure!(told == ["ended"], "{told:?}");
+    Ok(())
+}
+
+impl TestLeaf {
+    async fn job_log_now(&mut self, id: JobId) -> anyhow::Result<String> {
+        let chunk = self.call(&ReadJobLog { id, offset: 0 }).await?;
+        ensure!(!chunk.complete, "it runs: {chunk:?}");
+        Ok(chunk.text)
+    }
+}
+
+async fn unknown() -> anyhow::Result<()> {
+    let mut leaf = TestLeaf::start().await?;
+    let id = JobId(Uuid::now_v7());
+    let says = id.to_string();
+    is_problem(leaf.call(&ShowJob { id }).await, ProblemCode::NotFound, &says)?;
+    is_problem(leaf.call(&CancelJob { id }).await, ProblemCode::NotFound, &says)?;
+    is_problem(
+        leaf.call(&ReadJobLog { id, offset: 0 }).await,
+        ProblemCode::NotFound,
+        &says,
+    )?;
+    let answer = leaf.call_raw("job", "show", br#"{"id":"../../etc"}"#).await;
+    is_problem(answer, ProblemCode::Malformed, "job")?;
+    ensure!(leaf.jobs().await?.is_empty());
+    Ok(())
+}
+
+async fn bad_installables() -> anyhow::Result<()> {
+    let mut leaf = TestLeaf::start().await?;
+    let flake = |reference: &str| Installable::Flake {
+        reference: reference.to_owned(),
+    };
+    let file = |path: &str| Installable::File {
+        path: path.to_owned(),
+        attribute: None,
+    };
+    let template = |name: &str| Installable::Template {
+        name: name.to_owned(),
+    };
+    for installable in [
+        flake(""),
+        flake("--impure"),
+        flake("a\nb"),
+        flake(&"x".repeat(5000)),
+        file("relative.nix"),
+        template("../minimal"),
+    ] {
+        let build = Build {
+            installable,
+            timeout_seconds: None,
+        };
+        is_problem(leaf.call(&build).await, ProblemCode::Invalid, "")?;
+    }
+    ensure!(leaf.jobs().await?.is_empty());
+    let absent = StorePath::new("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-absent")?;
+    for (installable, says) in [
+        (flake("path:/no/such/flake"), "/no/such/flake"),
+        (file("/no/such/file.nix"), "/no/such/file.nix"),
+        (super::systems::file(&leaf, "syntax", "{ x = ")?, "syntax error"),
+        (
+            super::systems::file(&leaf, "throws", "throw \"the reason\"")?,
+            "the reason",
+        ),
+        (template("no-such"), "no-such"),
+        (
+            Installable::StorePath { path: absent },
+            "00bgd045z0d4icpbc2yyz4gx48ak44la-absent",
+        ),
+    ] {
+        let id = leaf.build(installable.clone()).await?;
+        let job = leaf.job_ended(id).await?;
+        ensure!(job.phase == Phase::Failed, "{job:?}");
+        ensure!(job.error.as_deref().is_some_and(|e| e.contains(says)), "{job:?}");
+    }
+    Ok(())
+}
+
+async fn container_waits() -> anyhow::Result<()> {
+    let mut leaf = Setup::new().containers().set("nix.max_jobs", 1).start().await?;
+    let folder = leaf.scratch().join("flake");
+    std::fs::create_dir(&folder)?;
+    let hangs = derivation(&leaf, "flake", HANGS);
+    std::fs::write(
+        folder.join("flake.nix"),
+        format!("{{ outputs = _: {{ a = {hangs}; }}; }}"),
+    )?;
+    let source = ContainerSource::Flake {
+        reference: format!("path:{}#a", folder.display()),
+    };
+    let (runs, waits) = (name(), name());
+    let first = leaf.create(&runs, source.clone(), true).await?;
+    let second = leaf.create(&waits, source, true).await?;
+    let first = first.desired.build_job.context("a job")?;
+    let second = second.desired.build_job.context("a job")?;
+    leaf.job_says(first, "hangs").await?;
+    is_problem(
+        leaf.start_container(&waits).await,
+        ProblemCode::Conflict,
+        "being built",
+    )?;
+    for (job, name) in [(second, &waits), (first, &runs)] {
+        let cancelled = leaf.call(&CancelJob { id: job }).await?;
+        ensure!(cancelled.phase == Phase::Cancelled, "{cancelled:?}");
+        let failed = leaf.container(name).await?;
+        ensure!(failed.phase == ContainerPhase::Failed, "{failed:?}");
+        ensure!(
+            failed.error.as_deref().is_some_and(|e| e.contains("cancelled")),
+            "{failed:?}"
+        );
+        leaf.destroy(name).await?;
+    }
+    Ok(())
+}
+
+async fn forgotten() -> anyhow::Result<()> {
+    let mut leaf = TestLeaf::start().await?;
+    let made = leaf.build(script(&leaf, "made", "echo made > $out")?).await?;
+    let made = leaf.job_ended(made).await?.id;
+    let files = leaf.state_dir.join("jobs").join(made.to_string());
+    ensure!(files.is_dir() && traces::gc_root(&leaf, made).exists());
+    // Jobs that end at once, as many as are remembered.
+    let absent = Installable::Template {
+        name: "no-such".to_owned(),
+    };
+    for _ in 0..leaf_core::state::REMEMBERED_JOBS {
+        let id = leaf.build(absent.clone()).await?;
+        leaf.job_ended(id).await?;
+    }
+    is_problem(leaf.call(&ShowJob { id: made }).await, ProblemCode::NotFound, "")?;
+    until("its files are gone", async || {
+        Ok((!files.exists() && !traces::gc_root(&leaf, made).exists()).then_some(()))
+    })
+    .await?;
+
+    // And what a run that was killed left of others: a folder that no history knows.
+    let stranger = JobId(Uuid::now_v7());
+    let files = leaf.state_dir.join("jobs").join(stranger.to_string());
+    std::fs::create_dir_all(&files)?;
+    leaf.stop().await?;
+    leaf.back().await?;
+    until("the stranger's files are gone", async || {
+        Ok((!files.exists()).then_some(()))
+    })
+    .await
+}
