@@ -15,10 +15,11 @@ use crate::global::Global;
 use crate::output::Output;
 use crate::session::Session;
 
-/// Look at leaves and command them, over NATS.
+/// Show and command leaves: hosts with hardware, containers and Nix builds, reached over NATS.
 ///
 /// Exit codes: 0 it worked; 1 unexpected; 2 unusable command line; 3 no connection; 4 no answer; 5 not found;
-/// 6 refused; 7 accepted, and did not work; 8 the leaf can't just now (disk full, overloaded, stopping).
+/// 6 refused; 7 accepted, and did not work; 8 the leaf can't just now (disk full, overloaded, stopping);
+/// 130 interrupted by Ctrl-C.
 #[derive(Debug, Parser)]
 #[command(name = "leafctl", version, max_term_width = 100)]
 pub(crate) struct Cli {

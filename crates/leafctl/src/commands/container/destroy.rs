@@ -10,9 +10,9 @@ use crate::session::Session;
 /// Stop a container if it runs, and remove it with all its files.
 #[derive(Debug, Args)]
 pub(crate) struct Destroy {
-    /// Which one.
+    /// The container's name.
     name: ContainerName,
-    /// Only if what is wanted of it is still of this generation.
+    /// Do it only if the container still has this generation, as `container show` printed it.
     #[arg(long, value_name = "N")]
     if_generation: Option<u64>,
 }

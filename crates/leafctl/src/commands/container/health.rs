@@ -9,7 +9,7 @@ use crate::session::Session;
 /// Ask a container for its health, over NATS. The container answers itself.
 #[derive(Debug, Args)]
 pub(crate) struct Health {
-    /// Which one.
+    /// The container's name.
     name: ContainerName,
 }
 

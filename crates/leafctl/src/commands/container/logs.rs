@@ -9,7 +9,7 @@ use crate::session::Session;
 /// Print the end of a container's console.
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
-    /// Which one.
+    /// The container's name.
     name: ContainerName,
     /// At most this many lines.
     #[arg(long, short = 'n', default_value_t = 200)]

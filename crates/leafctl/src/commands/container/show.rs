@@ -10,7 +10,7 @@ use crate::session::Session;
 /// Show one container.
 #[derive(Debug, Args)]
 pub(crate) struct Show {
-    /// Which one.
+    /// The container's name.
     name: ContainerName,
 }
 

@@ -11,9 +11,9 @@ use crate::session::Session;
 /// Start a container, and wait until it says that it is ready.
 #[derive(Debug, Args)]
 pub(crate) struct Start {
-    /// Which one.
+    /// The container's name.
     name: ContainerName,
-    /// Only if what is wanted of it is still of this generation.
+    /// Do it only if the container still has this generation, as `container show` printed it.
     #[arg(long, value_name = "N")]
     if_generation: Option<u64>,
 }

@@ -11,9 +11,9 @@ use crate::session::Session;
 /// Stop a container, and wait until it has ended.
 #[derive(Debug, Args)]
 pub(crate) struct Stop {
-    /// Which one.
+    /// The container's name.
     name: ContainerName,
-    /// Only if what is wanted of it is still of this generation.
+    /// Do it only if the container still has this generation, as `container show` printed it.
     #[arg(long, value_name = "N")]
     if_generation: Option<u64>,
 }

@@ -10,7 +10,7 @@ use crate::session::Session;
 /// Show all that a leaf knows of one device.
 #[derive(Debug, Args)]
 pub(crate) struct Show {
-    /// The device's id.
+    /// The device's id, as `hardware list` shows it.
     id: DeviceId,
 }
 

@@ -104,7 +104,7 @@ pub(crate) async fn follow(
             Ok(Some(JobMessage::Log { text, .. })) => bar.log(&text),
             // The end; or a message was lost with the connection: so look again from time to time.
             Ok(Some(JobMessage::Ended) | None) | Err(_) => {
-                job = session.call_to(leaf, &ShowJob { id }).await?.job
+                job = session.call_to(leaf, &ShowJob { id }).await?.job;
             }
         }
     }

@@ -10,7 +10,7 @@ use crate::session::Session;
 /// End a job, and wait until nothing of it is left.
 #[derive(Debug, Args)]
 pub(crate) struct Cancel {
-    /// Which one.
+    /// The job's id, as `nix jobs` lists it.
     job: JobId,
 }
 

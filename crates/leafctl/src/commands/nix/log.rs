@@ -9,7 +9,7 @@ use crate::session::Session;
 /// Print a job's log as far as it is.
 #[derive(Debug, Args)]
 pub(crate) struct Log {
-    /// Which one.
+    /// The job's id, as `nix jobs` lists it.
     job: JobId,
     /// Go on until the job ends.
     #[arg(long, short)]
