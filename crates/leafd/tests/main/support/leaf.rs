@@ -554,7 +554,11 @@ impl TestLeaf {
     /// All events of the stream, as they stand there.
     pub(crate) async fn events(&mut self) -> anyhow::Result<Vec<EventRecord>> {
         let client = self.client().await?;
-        let last = client.last_sequence(&self.name).await?;
+        // It may still be on its way back from a restart of the server.
+        let last = until("the stream answers", async || {
+            Ok(Some(client.last_sequence(&self.name).await?))
+        })
+        .await?;
         let mut events = client.events(&self.name, EventsFrom::Beginning);
         let mut read: Vec<EventRecord> = Vec::new();
         while read.last().map_or(0, |event| event.sequence) < last {
@@ -626,5 +630,7 @@ impl Drop for TestLeaf {
             remains::wait_for(&mut child);
         }
         remains::clear(&self.name, &self.state_dir, self.pool.as_deref());
+        // What works with files beside it: a build of a test's own expression.
+        remains::end_processes(self.folder.path());
     }
 }

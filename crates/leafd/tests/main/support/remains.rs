@@ -60,7 +60,8 @@ pub(crate) fn clear(leaf: &LeafName, state_dir: &Path, pool: Option<&str>) {
     let _ = fs::remove_dir_all(Path::new("/nix/var/nix/gcroots/cim-leaf").join(leaf.as_str()));
 }
 
-fn end_processes(folder: &Path) {
+/// Ends the processes of a folder.
+pub(crate) fn end_processes(folder: &Path) {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let left = processes_of(folder);
