@@ -13,28 +13,16 @@ use leaf_core::job::Progress;
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::subject::{self, CommandSubject};
 
-use crate::connect::{ConnectError, ConnectSettings};
-use crate::jetstream::{API_TIMEOUT, StreamError, request_error};
-use crate::link::{Link, Mode, RequestError};
+use crate::client_error::read_json;
+use crate::jetstream::API_TIMEOUT;
+use crate::level::Mode;
+use crate::link::Link;
 use crate::service::{ERROR_CODE_HEADER, ERROR_HEADER};
+use crate::settings::{ConnectError, ConnectSettings};
+use crate::stream_error::{RequestError, StreamError, request_error};
 
+pub use crate::client_error::ClientError;
 pub use crate::follow::EventsFrom;
-
-/// Why something could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// The stream, or what it needs.
-    #[error("can't read from the NATS server")]
-    Stream(#[from] StreamError),
-    /// A message is not what it should be.
-    #[error("the message on {subject} can't be read")]
-    Unreadable {
-        /// Where it stood.
-        subject: String,
-        /// What serde says.
-        source: serde_json::Error,
-    },
-}
 
 /// Why a command did not work.
 #[derive(Debug, thiserror::Error)]
@@ -368,14 +356,4 @@ fn read_problem(answer: &Message) -> Option<Problem> {
             .map_or("no reason given", |text| text.as_str());
         Problem::new(ProblemCode::Failed, format!("{detail} ({})", code.as_str()))
     }))
-}
-
-pub(crate) fn read_json<T: serde::de::DeserializeOwned>(
-    subject: &str,
-    body: &[u8],
-) -> Result<T, ClientError> {
-    serde_json::from_slice(body).map_err(|source| ClientError::Unreadable {
-        subject: subject.to_owned(),
-        source,
-    })
 }

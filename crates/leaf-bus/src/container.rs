@@ -7,9 +7,10 @@ use leaf_core::host_op::{ContainerBinding, Secret};
 use leaf_core::subject;
 use tokio::sync::watch;
 
-use crate::connect::{ConnectError, ConnectSettings, Credentials, Status};
-use crate::jetstream::StreamError;
-use crate::link::{Link, Mode};
+use crate::level::Mode;
+use crate::link::Link;
+use crate::settings::{ConnectError, ConnectSettings, Credentials, Status};
+use crate::stream_error::StreamError;
 
 /// A container's connection to its leaf. It is tried without end: the network may come later than the container.
 #[derive(Debug, Clone)]

@@ -7,7 +7,7 @@ use leaf_core::host_op::Secret;
 use leaf_core::subject;
 use serde::Deserialize;
 
-use crate::connect::{ConnectSettings, Credentials, split_servers};
+use crate::settings::{ConnectSettings, Credentials, split_servers};
 
 /// Where a server is looked for when nothing says where.
 const DEFAULT_SERVER: &str = "nats://127.0.0.1:4222";

@@ -2,7 +2,7 @@
 
 use leaf_core::id::Caller;
 
-use crate::connect::{Cause, Credentials};
+use crate::settings::{Cause, Credentials};
 
 /// What the server wants to see.
 pub(crate) struct Signed {

@@ -10,9 +10,10 @@ use leaf_core::event::EventRecord;
 use leaf_core::id::LeafName;
 use leaf_core::subject;
 
-use crate::client::ClientError;
-use crate::jetstream::{StreamError, to_record};
+use crate::client_error::ClientError;
+use crate::jetstream::to_record;
 use crate::link::Link;
+use crate::stream_error::StreamError;
 
 /// How long to wait before a broken consumer is made again.
 const AGAIN: Duration = Duration::from_millis(500);

@@ -11,79 +11,12 @@ use leaf_core::event::EventRecord;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::link::{Link, RequestError};
+use crate::link::Link;
+use crate::settings::ConnectError;
+use crate::stream_error::{RequestError, StreamError, request_error};
 
 /// How long the server may take to answer a question.
 pub(crate) const API_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Why a stream did not do what it was asked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StreamError {
-    /// The stream does not end where the publisher thought.
-    #[error("the stream does not end where it was expected to")]
-    WrongLastSequence {
-        /// Where it ends, if the server says so.
-        actual: Option<u64>,
-    },
-    /// No answer: the message may be stored, or not.
-    #[error("the NATS server did not answer {what}")]
-    Unanswered {
-        /// What it was asked.
-        what: String,
-    },
-    /// There is no such stream.
-    #[error("there is no stream {stream}")]
-    NoStream {
-        /// Its name.
-        stream: String,
-    },
-    /// There is no room to store anything.
-    #[error("the NATS server has no room to store more: {description}")]
-    StorageFull {
-        /// What it says.
-        description: String,
-    },
-    /// There is no connection, or it was lost meanwhile.
-    #[error("there is no connection to the NATS server")]
-    Disconnected,
-    /// The user may not do that.
-    #[error("the user may not do this: {what}")]
-    NoPermission {
-        /// What the server says.
-        what: String,
-    },
-    /// The server keeps no streams for us.
-    #[error("JetStream is off")]
-    JetStreamOff,
-    /// A stream of this name is not what it should be, and can't be made so.
-    #[error("the stream {stream} is not ours to change: {why}; move it away, or name the leaf differently")]
-    Foreign {
-        /// Its name.
-        stream: String,
-        /// What is other than expected.
-        why: String,
-    },
-    /// A message is larger than the server takes, or than its settings allow.
-    #[error("the message is too large: {description}")]
-    TooLarge {
-        /// By how much.
-        description: String,
-    },
-    /// A message in the stream is not an event.
-    #[error("the message {sequence} of the stream is not an event of a leaf")]
-    NotAnEvent {
-        /// Its place in the stream.
-        sequence: u64,
-    },
-    /// Something else.
-    #[error("the NATS server refuses it: {description} ({code})")]
-    Server {
-        /// Its error code, 0 if it has none.
-        code: u64,
-        /// What it says.
-        description: String,
-    },
-}
 
 /// An error as the API gives it.
 #[derive(Debug, Deserialize)]
@@ -128,6 +61,17 @@ impl ApiError {
     }
 }
 
+/// Whether the server refuses a stream's configuration for what it says, by its error code (`server/errors.json` of
+/// nats-server): asking again gives the same answer. Everything else may pass: no leader yet, too busy, starting.
+fn is_conflict(code: u64) -> bool {
+    matches!(
+        code,
+        // An invalid configuration or change, the name in use, subjects of another stream, a mirror with subjects, a mirror
+        // that is changed, a sealed stream.
+        10052 | 10058 | 10065 | 10034 | 10055 | 10109
+    )
+}
+
 /// Reads the answer to a publish: the sequence number that the message has now.
 pub(crate) fn read_ack(payload: &[u8], stream: &str) -> Result<u64, StreamError> {
     let ack: Ack = serde_json::from_slice(payload).map_err(|e| unreadable(&e))?;
@@ -144,20 +88,29 @@ fn unreadable(error: &serde_json::Error) -> StreamError {
     }
 }
 
-pub(crate) fn request_error(error: RequestError, what: &str) -> StreamError {
-    match error {
-        RequestError::NoResponders => StreamError::JetStreamOff,
-        RequestError::TimedOut => StreamError::Unanswered {
-            what: what.to_owned(),
-        },
-        RequestError::Disconnected => StreamError::Disconnected,
-        RequestError::Forbidden(what) => StreamError::NoPermission { what },
-        RequestError::TooLarge(description) => StreamError::TooLarge { description },
-        RequestError::Other(description) => StreamError::Server { code: 0, description },
-    }
-}
-
 impl Link {
+    pub(crate) async fn check_jetstream(&self) -> Result<(), ConnectError> {
+        let limit = Duration::from_secs(5);
+        let servers = self.servers().to_owned();
+        let result: Result<serde_json::Value, _> = self.api("INFO", &serde_json::json!({}), limit).await;
+        match result {
+            Ok(_) => Ok(()),
+            Err(StreamError::NoPermission { what }) => Err(ConnectError::NoPermission { what }),
+            Err(StreamError::Unanswered { .. }) => Err(ConnectError::TimedOut {
+                servers,
+                seconds: 5.0,
+            }),
+            Err(StreamError::Disconnected) => {
+                let problem = self.status().borrow().to_string();
+                Err(ConnectError::NoServer {
+                    servers,
+                    source: problem.into(),
+                })
+            }
+            Err(_) => Err(ConnectError::JetStreamOff { servers }),
+        }
+    }
+
     /// Asks the API, and returns its answer.
     pub(crate) async fn api<T: DeserializeOwned>(
         &self,
@@ -212,7 +165,7 @@ impl Link {
                     .await
                 {
                     Ok(info) => Ok((info, false)),
-                    Err(StreamError::Server { code, description }) => {
+                    Err(StreamError::Server { code, description }) if is_conflict(code) => {
                         Err(foreign(format!("{description} ({code})")))
                     }
                     Err(other) => Err(other),
@@ -224,14 +177,12 @@ impl Link {
                     .await
                 {
                     Ok(info) => Ok((info, true)),
-                    // Its subjects belong to another stream, or somebody made it a moment ago in another way.
-                    Err(StreamError::Server {
-                        code: code @ (10065 | 10058),
-                        description,
-                    }) => Err(StreamError::Foreign {
-                        stream: name.clone(),
-                        why: format!("{description} ({code})"),
-                    }),
+                    Err(StreamError::Server { code, description }) if is_conflict(code) => {
+                        Err(StreamError::Foreign {
+                            stream: name.clone(),
+                            why: format!("{description} ({code})"),
+                        })
+                    }
                     Err(other) => Err(other),
                 }
             }
@@ -403,6 +354,18 @@ pub(crate) fn to_record(sequence: u64, subject: &str, headers: &HeaderMap, body:
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_pass_by_itself_is_no_conflict() {
+        for code in [10052, 10058, 10065] {
+            assert!(is_conflict(code), "{code}");
+        }
+        // No cluster leader, no suitable peers, the server is shutting down, an update that failed in the store, a write
+        // that failed, no code at all.
+        for code in [10009, 10005, 10008, 10069, 10077, 0] {
+            assert!(!is_conflict(code), "{code}");
+        }
+    }
 
     #[test]
     fn answers_to_a_publish_are_told_apart() {

@@ -10,10 +10,11 @@ use leaf_core::id::LeafName;
 use leaf_core::subject;
 use serde_json::Value;
 
-use crate::client::{ClientError, read_json};
+use crate::client_error::{ClientError, read_json};
 use crate::connect::Bus;
-use crate::jetstream::{API_TIMEOUT, StreamError, read_ack, request_error};
-use crate::link::{Link, RequestError, Wait, publish_error};
+use crate::jetstream::{API_TIMEOUT, read_ack};
+use crate::link::{Link, Wait};
+use crate::stream_error::{RequestError, StreamError, publish_error, request_error};
 
 /// How many entries may be on their way at once.
 const BATCH: usize = 256;

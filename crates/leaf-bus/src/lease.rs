@@ -14,8 +14,9 @@ use leaf_core::subject::{self, LEASE_STREAM};
 use serde_json::json;
 
 use crate::connect::Bus;
-use crate::jetstream::{API_TIMEOUT, StreamError};
+use crate::jetstream::API_TIMEOUT;
 use crate::link::Link;
+use crate::stream_error::StreamError;
 
 /// Why there is no lease.
 #[derive(Debug, thiserror::Error)]

@@ -6,6 +6,7 @@
 //! [`embedded`], with the [`identity`] of all who use it.
 
 pub mod client;
+mod client_error;
 pub mod connect;
 pub mod container;
 pub mod context;
@@ -17,9 +18,12 @@ mod jetstream;
 mod jobs;
 pub mod kv;
 pub mod lease;
+mod level;
 mod link;
 mod options;
 pub mod publisher;
 pub mod serve;
 pub mod service;
+mod settings;
 pub mod stream;
+mod stream_error;

@@ -9,24 +9,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::{Event, HeaderMap, Message, StatusCode};
+use async_nats::{HeaderMap, Message, StatusCode};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use tokio::sync::{broadcast, watch};
 
-use crate::connect::{ConnectError, ConnectSettings, ServerIdentity, Status};
-use crate::jetstream::{StreamError, request_error};
+use crate::level::{Mode, Shared};
 use crate::options::{check_tls_files, classify, options};
-
-/// How hard to try.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
-    /// Without end, also at the start.
-    Forever,
-    /// Once, and later again without end.
-    Once,
-}
+use crate::settings::{ConnectError, ConnectSettings, ServerIdentity, Status};
+use crate::stream_error::{RequestError, StreamError, publish_error, request_error};
 
 /// A connection and what is known about it.
 #[derive(Debug, Clone)]
@@ -37,27 +29,6 @@ pub(crate) struct Link {
     inbox_prefix: Arc<str>,
     api_prefix: Arc<str>,
     domain: Option<Arc<str>>,
-}
-
-#[derive(Debug)]
-pub(crate) struct Shared {
-    status: watch::Sender<Status>,
-    closed: watch::Sender<bool>,
-    violations: broadcast::Sender<String>,
-    dropped: AtomicU64,
-    /// What the server said before it hung up.
-    last_words: watch::Sender<Option<String>>,
-}
-
-/// Why a request has no answer.
-#[derive(Debug)]
-pub(crate) enum RequestError {
-    NoResponders,
-    TimedOut,
-    Disconnected,
-    Forbidden(String),
-    TooLarge(String),
-    Other(String),
 }
 
 impl Link {
@@ -295,28 +266,6 @@ impl Link {
             () = tokio::time::sleep(limit) => Err(RequestError::TimedOut),
         }
     }
-
-    pub(crate) async fn check_jetstream(&self) -> Result<(), ConnectError> {
-        let limit = Duration::from_secs(5);
-        let servers = self.servers().to_owned();
-        let result: Result<serde_json::Value, _> = self.api("INFO", &serde_json::json!({}), limit).await;
-        match result {
-            Ok(_) => Ok(()),
-            Err(StreamError::NoPermission { what }) => Err(ConnectError::NoPermission { what }),
-            Err(StreamError::Unanswered { .. }) => Err(ConnectError::TimedOut {
-                servers,
-                seconds: 5.0,
-            }),
-            Err(StreamError::Disconnected) => {
-                let problem = self.status().borrow().to_string();
-                Err(ConnectError::NoServer {
-                    servers,
-                    source: problem.into(),
-                })
-            }
-            Err(_) => Err(ConnectError::JetStreamOff { servers }),
-        }
-    }
 }
 
 /// The answers to one request. Dropping it ends its subscription.
@@ -388,92 +337,4 @@ impl Wait {
 fn concerns(violation: &str, subject: &str, inbox_prefix: &str) -> bool {
     violation.contains(&format!("\"{subject}\""))
         || (violation.contains("Subscription to") && violation.contains(&format!("\"{inbox_prefix}.")))
-}
-
-pub(crate) fn publish_error(error: &async_nats::PublishError) -> RequestError {
-    match error.kind() {
-        async_nats::client::PublishErrorKind::MaxPayloadExceeded => RequestError::TooLarge(error.to_string()),
-        async_nats::client::PublishErrorKind::Send => RequestError::Disconnected,
-        async_nats::client::PublishErrorKind::InvalidSubject => RequestError::Other(error.to_string()),
-    }
-}
-
-impl Shared {
-    pub(crate) fn connected(&self, servers: &str) {
-        self.last_words.send_replace(None);
-        self.status.send_if_modified(|status| {
-            let changed = !status.is_connected();
-            if changed {
-                *status = Status::Connected {
-                    server: servers.to_owned(),
-                    since: Timestamp::now(),
-                };
-            }
-            changed
-        });
-    }
-
-    /// Sets what is wrong; a `lost` connection becomes a disconnected one.
-    pub(crate) fn problem(&self, text: String, lost: bool) {
-        self.status.send_if_modified(|status| match status {
-            Status::Connected { .. } if lost => {
-                *status = Status::Disconnected {
-                    problem: text,
-                    since: Timestamp::now(),
-                };
-                true
-            }
-            Status::Disconnected { problem, .. } if !lost && *problem != text => {
-                *problem = text;
-                true
-            }
-            _ => false,
-        });
-    }
-
-    pub(crate) fn event(&self, event: &Event, servers: &str) {
-        match event {
-            Event::Connected => self.connected(servers),
-            Event::Disconnected => {
-                let words = self.last_words.send_replace(None);
-                self.problem(
-                    words.unwrap_or_else(|| "the connection was lost".to_owned()),
-                    true,
-                );
-            }
-            Event::ServerError(error) => {
-                let text = error.to_string();
-                if text.contains("Permissions Violation") {
-                    tracing::warn!(%text, "the NATS server forbids something");
-                    let _ = self.violations.send(text.trim_start_matches("nats: ").to_owned());
-                } else {
-                    tracing::warn!(%text, "the NATS server reports an error");
-                    self.last_words.send_replace(Some(text));
-                }
-            }
-            Event::ClientError(error) => {
-                // The pool's own text is better: it has the cause.
-                if matches!(&*self.status.borrow(), Status::Disconnected { problem, .. } if !problem.contains(": "))
-                {
-                    self.problem(error.to_string(), false);
-                }
-            }
-            Event::SlowConsumer(sid) => {
-                let before = self.dropped.fetch_add(1, Ordering::Relaxed);
-                if before.is_power_of_two() || before == 0 {
-                    tracing::warn!(
-                        subscription = sid,
-                        dropped = before + 1,
-                        "messages come in faster than they are taken"
-                    );
-                }
-            }
-            Event::Closed => {
-                self.closed.send_replace(true);
-                self.problem("the connection was closed".to_owned(), true);
-            }
-            Event::LameDuckMode => tracing::info!("the NATS server is about to stop"),
-            Event::Draining => {}
-        }
-    }
 }

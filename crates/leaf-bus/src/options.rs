@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use async_nats::{ConnectErrorKind, ConnectOptions, rustls};
 
-use crate::connect::{Cause, ConnectError, ConnectSettings, Credentials};
 use crate::credentials;
-use crate::link::{Mode, Shared};
+use crate::level::{Mode, Shared};
+use crate::settings::{Cause, ConnectError, ConnectSettings, Credentials};
 
 /// How long one attempt to connect may take.
 const ATTEMPT: Duration = Duration::from_secs(5);

@@ -14,9 +14,12 @@ use futures::{FutureExt as _, StreamExt as _};
 use leaf_core::event::{EventRecord, header};
 use tokio::time::Instant;
 
-use crate::jetstream::{StreamError, read_ack, request_error};
-use crate::link::{Link, Wait, publish_error};
+use crate::jetstream::read_ack;
+use crate::link::{Link, Wait};
+use crate::stream_error::{StreamError, publish_error, request_error};
 
+/// The largest message that a leaf may have to send: the default of a NATS server.
+const NEEDED_PAYLOAD_BYTES: usize = 1024 * 1024;
 /// How many messages may be on their way at once.
 const WINDOW_MESSAGES: usize = 1024;
 /// How many bytes of bodies may be on their way at once.
@@ -75,6 +78,16 @@ impl Publisher {
     pub(crate) async fn start(link: Link, stream: String, after: u64) -> Result<Self, StreamError> {
         if !link.is_connected() {
             return Err(StreamError::Disconnected);
+        }
+        if let Some(server) = link.server()
+            && server.max_payload_bytes < NEEDED_PAYLOAD_BYTES
+        {
+            tracing::warn!(
+                max_payload = server.max_payload_bytes,
+                needed = NEEDED_PAYLOAD_BYTES,
+                "the NATS server takes smaller messages than a leaf may send: raise its `max_payload`, or an event that is \
+                 larger stays unpublished, and all after it"
+            );
         }
         let wait = Wait::new(&link);
         let inbox = link.new_inbox();
@@ -139,7 +152,13 @@ impl Publisher {
             .publish_with_reply_and_headers(record.subject.clone(), self.inbox.clone(), headers, body)
             .await;
         if let Err(error) = sent {
-            return self.fail(request_error(publish_error(&error), "a publish"));
+            let error = match request_error(publish_error(&error), "a publish") {
+                StreamError::TooLarge { description } => StreamError::TooLarge {
+                    description: self.too_large(record, &description),
+                },
+                other => other,
+            };
+            return self.fail(error);
         }
         self.in_flight.push_back(InFlight {
             bytes: record.body.len(),
@@ -147,6 +166,17 @@ impl Publisher {
         });
         self.bytes += record.body.len();
         Ok(())
+    }
+
+    fn too_large(&self, record: &EventRecord, description: &str) -> String {
+        let allowed = self.link.server().map_or(0, |server| server.max_payload_bytes);
+        format!(
+            "event {} ({}) has a body of {} bytes, and the NATS server takes messages of {allowed} bytes: raise its \
+             `max_payload` ({description})",
+            record.sequence,
+            record.kind().unwrap_or("of no type"),
+            record.body.len(),
+        )
     }
 
     /// Waits for the next answer, and takes in all that are here; returns [`acked`](Self::acked). Without anything on

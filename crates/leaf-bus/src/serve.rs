@@ -13,32 +13,21 @@ use futures::StreamExt as _;
 use futures::stream::SelectAll;
 use leaf_core::command::{COMMAND_ID_HEADER, MAX_COMMAND_BYTES};
 use leaf_core::event::header;
-use leaf_core::id::{Caller, CommandId, InstanceId, LeafName};
+use leaf_core::id::{Caller, CommandId, LeafName};
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::subject::{self, CommandSubject, SubjectError};
 
 use crate::connect::Bus;
-use crate::jetstream::StreamError;
-use crate::link::{Link, RequestError, publish_error};
+use crate::link::Link;
 use crate::service::{ERROR_CODE_HEADER, ERROR_HEADER, SERVICE_NAME, Stats};
+use crate::stream_error::{RequestError, StreamError, publish_error};
+
+pub use crate::service::ServiceInfo;
 
 /// How long a draining server waits for what is still under way to it.
 const DRAIN: Duration = Duration::from_secs(2);
 /// The longest `ce-correlationid`, in bytes.
 const MAX_CORRELATION_BYTES: usize = 256;
-
-/// What the service says of itself.
-#[derive(Debug, Clone)]
-pub struct ServiceInfo {
-    /// The leaf that is commanded here.
-    pub leaf: LeafName,
-    /// This run of the daemon: the service's id.
-    pub instance: InstanceId,
-    /// The daemon's version.
-    pub version: String,
-    /// What it is, in a sentence.
-    pub description: String,
-}
 
 /// One command, checked as far as the wire goes.
 #[derive(Debug)]

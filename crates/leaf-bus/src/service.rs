@@ -5,11 +5,23 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use leaf_core::command::COMMANDS;
+use leaf_core::id::{InstanceId, LeafName};
 use leaf_core::subject;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::serve::ServiceInfo;
+/// What the service says of itself.
+#[derive(Debug, Clone)]
+pub struct ServiceInfo {
+    /// The leaf that is commanded here.
+    pub leaf: LeafName,
+    /// This run of the daemon: the service's id.
+    pub instance: InstanceId,
+    /// The daemon's version.
+    pub version: String,
+    /// What it is, in a sentence.
+    pub description: String,
+}
 
 /// What all leaves are called as a service.
 pub const SERVICE_NAME: &str = "cim-leaf";

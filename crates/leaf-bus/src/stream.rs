@@ -12,7 +12,7 @@ use crate::jetstream::{Pages, to_record};
 use crate::link::Link;
 use crate::publisher::Publisher;
 
-pub use crate::jetstream::StreamError;
+pub use crate::stream_error::StreamError;
 
 /// What may be set of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,8 +13,8 @@ use redb::{
 use serde_json::Value;
 
 use crate::CommandRecord;
+use crate::change::Change;
 use crate::encode::{self, DecodeError, FORMAT, Head};
-use crate::writer::Change;
 
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
@@ -405,10 +405,6 @@ impl Tables<'_> {
                     self.entries
                         .insert(key.as_str(), encode::encode_entry(key, entry).as_slice())?;
                 }
-            }
-            Change::NewEpoch { events, .. } => {
-                self.events.retain(|_, _| false)?;
-                self.add_events(events)?;
             }
         }
         Ok(())

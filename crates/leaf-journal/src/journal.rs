@@ -15,10 +15,11 @@ use leaf_core::id::{Caller, CommandId, LeafName};
 use serde_json::Value;
 use tokio::sync::{oneshot, watch};
 
+use crate::change::Change;
 use crate::encode::FORMAT;
 use crate::file::{self, Found, StoreError};
 use crate::lock::{FolderLock, LockError};
-use crate::writer::{Change, Request, Shared, Writer};
+use crate::writer::{Request, Shared, Writer};
 use crate::{Batch, CommandRecord, Held, Import, JournalHealth};
 
 /// The file's name in the state folder.
@@ -330,12 +331,6 @@ impl Journal {
     /// lacks, or another epoch.
     pub fn import(&self, import: Import) -> Receipt {
         self.queue(Change::Import(import))
-    }
-
-    /// Queues that a new history begins with these events (the snapshot), whose first may have any number: 1 for a
-    /// fresh stream. The old events are let go of; the state and the commands stay. The epoch must be newer.
-    pub fn new_epoch(&self, epoch: u64, events: Vec<EventRecord>) -> Receipt {
-        self.queue(Change::NewEpoch { epoch, events })
     }
 
     fn queue(&self, change: Change) -> Receipt {

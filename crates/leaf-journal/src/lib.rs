@@ -7,6 +7,7 @@
 //!
 //! It does not know what an event means, does not publish, and decides nothing: `leafd` does.
 
+mod change;
 mod encode;
 mod file;
 mod journal;

@@ -12,10 +12,11 @@ use leaf_core::event::EventRecord;
 use redb::Database;
 use tokio::sync::{oneshot, watch};
 
+use crate::change::Change;
 use crate::encode::Head;
 use crate::file::{self, StoreError};
 use crate::lock::FolderLock;
-use crate::{Batch, CommitError, Held, Import, JournalHealth};
+use crate::{CommitError, Held, JournalHealth};
 
 /// How much one transaction takes at most, in bytes of events, entries and commands.
 const GROUP_BYTES: usize = 2 << 20;
@@ -26,40 +27,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 const TRUST_FREE_BYTES: Duration = Duration::from_secs(30);
 /// Room that a transaction needs beside what it writes: copied pages, the allocator's own.
 const SLACK_BYTES: u64 = 256 << 10;
-
-/// One thing to do to the file.
-#[derive(Debug)]
-pub(crate) enum Change {
-    Commit(Batch),
-    ForgetEvents { through: u64 },
-    ForgetCommands { before: Timestamp },
-    Import(Import),
-    NewEpoch { epoch: u64, events: Vec<EventRecord> },
-}
-
-impl Change {
-    /// About how many bytes it will write.
-    pub(crate) fn bytes(&self) -> usize {
-        let events = |events: &[EventRecord]| events.iter().map(event_bytes).sum::<usize>();
-        match self {
-            Self::Commit(batch) => {
-                let commands = batch
-                    .commands
-                    .iter()
-                    .map(|command| 256 + command.outcome.as_ref().map_or(0, |outcome| outcome.body.len()));
-                events(&batch.events) + batch.entries.len() * 512 + commands.sum::<usize>()
-            }
-            Self::Import(import) => events(&import.events) + import.entries.len() * 512,
-            Self::NewEpoch { events: new, .. } => events(new),
-            Self::ForgetEvents { .. } | Self::ForgetCommands { .. } => 64,
-        }
-    }
-}
-
-fn event_bytes(event: &EventRecord) -> usize {
-    let headers: usize = event.headers.iter().map(|(_, value)| value.len() + 2).sum();
-    event.subject.len() + headers + event.body.len() + 24
-}
 
 /// What the thread is asked.
 pub(crate) enum Request {
@@ -383,19 +350,6 @@ fn advance(head: &mut Head, change: &Change) -> Result<(), CommitError> {
                 });
             }
             head.epoch = import.epoch;
-            head.first_sequence = first;
-            head.last_sequence = last;
-        }
-        Change::NewEpoch { epoch, events } => {
-            if *epoch <= head.epoch {
-                return Err(CommitError::WrongEpoch {
-                    expected: head.epoch,
-                    found: *epoch,
-                });
-            }
-            let first = events.first().map_or(1, |event| event.sequence);
-            let last = contiguous(*epoch, first, events)?;
-            head.epoch = *epoch;
             head.first_sequence = first;
             head.last_sequence = last;
         }

@@ -1,11 +1,27 @@
 //! Who may publish and subscribe what. NATS enforces it; these lists are the leaf's whole access policy.
 //!
-//! One thing permissions can't hold: the server does not check a message's *reply* subject. From that follows
+//! Two things permissions can't hold. The first: the server does not check a message's *reply* subject. From that follows
 //! - whoever answers requests must refuse a reply subject outside the caller's inbox ([`subject::is_own_inbox`]);
 //! - a container, which may answer what it is asked, may not publish to what it listens to: it would ask itself,
 //!   with any subject as the reply, and be allowed to write there;
 //! - the JetStream API answers to any reply subject, so a person, who may read streams, can have the *server's* answer
 //!   stored as if it were an event. Readers check what they read; and people are trusted with a leaf anyway.
+//!
+//! The second: where a push consumer delivers (`deliver_subject`) stands in the body of the request that makes it, and the
+//! server itself delivers. So a person, who makes consumers to read, can have whatever a stream holds delivered to
+//! `leaf.v1.evt.<leaf>.…`, where the leaf's stream takes it in and the leaf then finds its stream ahead of its journal: it
+//! stops to publish and says so. The *subject* of such a request (`$JS.API.CONSUMER.CREATE.<stream>.<name>.<filter>`) is the
+//! same for pull, push and ordered consumers, so no list here can allow the ones and not the others; durable ones by the
+//! old subjects (`$JS.API.CONSUMER.DURABLE.CREATE.>`) are not allowed. A container may make no consumer at all.
+//!
+//! And a thing that is not done yet: the credentials of a container have no end. They name it (`ctr-<token>`, and its
+//! token as the tag `container`), so what a copy of them can do is bounded by what
+//! containers of that name may do, also for a later container of the same name; but a copy that got out works until the scoped
+//! signing key is changed. To revoke one takes, with the `MEMORY` resolver: the public key of each user that was minted,
+//! stored with the container; the account's JWT signed anew with `nats.revocations = {<public key>: <time>}` in the
+//! server's configuration; a reload (SIGHUP) that is shown to drop the user's connections, not only to refuse new ones. An
+//! `exp` in the JWT instead takes a way to give a *running* container new credentials, which there is not: they are bound
+//! in when it starts.
 
 use std::time::Duration;
 

@@ -24,10 +24,6 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("an_import_never_overwrites_what_the_stream_lacks", import_refused),
     (
-        "a_new_epoch_begins_with_its_snapshot_and_keeps_state_and_commands",
-        new_epoch,
-    ),
-    (
         "closing_makes_what_is_queued_durable_and_refuses_the_rest",
         closing,
     ),
@@ -311,39 +307,6 @@ fn import_refused() {
         }
     });
     assert_eq!(assert_whole(&journal), 3);
-}
-
-fn new_epoch() {
-    let folder = tempdir().expect("a folder");
-    let (journal, _) = open(folder.path()).expect("opens");
-    run(async {
-        for n in 1..=30 {
-            journal.commit(step(n)).await.expect("durable");
-        }
-        let old = journal.new_epoch(EPOCH, vec![event(1)]).await;
-        assert!(matches!(old, Err(CommitError::WrongEpoch { .. })));
-        journal
-            .new_epoch(EPOCH + 1, vec![event_of(EPOCH + 1, 1)])
-            .await
-            .expect("durable");
-    });
-    assert_eq!(
-        journal.held(),
-        Held {
-            epoch: EPOCH + 1,
-            first_sequence: 1,
-            last_sequence: 1
-        }
-    );
-    drop(journal);
-    let (journal, opened) = open(folder.path()).expect("opens");
-    assert_eq!(opened.held.epoch, EPOCH + 1);
-    assert_eq!(opened.entries["n"], json!(30));
-    assert_eq!(opened.unfinished.len(), 2);
-    assert_eq!(
-        journal.read(1, 1 << 20).expect("readable"),
-        [event_of(EPOCH + 1, 1)]
-    );
 }
 
 fn shrinking() {
