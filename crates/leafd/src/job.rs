@@ -14,8 +14,8 @@ use crate::input::Input;
 /// How long to wait before something is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Runs a job, or goes on with one that runs already, and passes on what it says. It ends early once `cancelled` is
-/// true; it is not even started if that is so before.
+/// Runs a job, or goes on with one that runs already, and passes on what it says, its end too. It ends early once
+/// `cancelled` is true; it is not even started if that is so before.
 pub async fn run(
     nix: &Nix,
     job: &Job,
@@ -23,11 +23,15 @@ pub async fn run(
     leaf: &LeafName,
     inputs: &mpsc::Sender<Input>,
     mut cancelled: watch::Receiver<bool>,
-) -> Outcome {
+) {
+    let ended = |outcome| inputs.send(Input::JobEnded(job.id, outcome));
     let before = *cancelled.borrow();
-    let running = match begin(nix, job, before).await {
+    let mut running = match begin(nix, job, before).await {
         Ok(running) => running,
-        Err(outcome) => return outcome,
+        Err(outcome) => {
+            let _ = ended(outcome).await;
+            return;
+        }
     };
     let cancel = async {
         if cancelled.wait_for(|cancelled| *cancelled).await.is_ok() {
@@ -40,10 +44,13 @@ pub async fn run(
         // How it ended is told by who follows it.
         std::future::pending().await
     };
-    tokio::select! {
-        outcome = follow(running, bus, leaf, inputs) => outcome,
+    let outcome = tokio::select! {
+        outcome = follow(&mut running, bus, leaf, inputs) => outcome,
         outcome = cancel => outcome,
-    }
+    };
+    let _ = ended(outcome).await;
+    // Not before: the kernel takes up to 20 ms to let go of what watches the job's folder.
+    drop(running);
 }
 
 /// Starts a job, or finds it: it may run since before this run of the daemon, or have ended meanwhile.
@@ -72,7 +79,7 @@ async fn begin(nix: &Nix, job: &Job, cancelled: bool) -> Result<RunningJob, Outc
 
 /// Passes on what a job says, until it ends.
 async fn follow(
-    mut running: RunningJob,
+    running: &mut RunningJob,
     bus: &Bus,
     leaf: &LeafName,
     inputs: &mpsc::Sender<Input>,

@@ -334,11 +334,12 @@ impl Workers {
         let (cancel, cancelled) = watch::channel(false);
         self.cancels.insert(job.id, cancel);
         self.steps.run(async move {
-            let outcome = match nix {
+            match nix {
                 Ok(nix) => job::run(&nix, &job, &bus, &leaf, &inputs, cancelled).await,
-                Err(why) => Outcome::Failed(why),
-            };
-            let _ = inputs.send(Input::JobEnded(job.id, outcome)).await;
+                Err(why) => {
+                    let _ = inputs.send(Input::JobEnded(job.id, Outcome::Failed(why))).await;
+                }
+            }
         });
     }
 
