@@ -89,7 +89,7 @@ macro_rules! commands {
                     $(($noun, $verb) => serde_json::from_slice(body).map(Self::$name).map_err(|e| {
                         Problem::new(ProblemCode::Malformed, format!("the body of {noun}.{verb} can't be read: {e}"))
                     }),)*
-                    _ => Err(Problem::new(ProblemCode::UnknownCommand, format!("this leaf knows no command {noun}.{verb}; `leafctl schema list` shows all"))),
+                    _ => Err(Problem::new(ProblemCode::UnknownCommand, format!("this leaf knows no command {noun}.{verb}; it may be of another version"))),
                 }
             }
 

@@ -179,7 +179,7 @@ pub fn decide(state: &State, command: &Command, context: &Context) -> Result<Dec
         Command::ShowHardware(c) => match state.devices.get(&c.id) {
             Some(device) => only(reply(device)),
             None => Err(not_found(format!(
-                "there is no device {}; `leafctl hardware list` shows all",
+                "there is no device {}; hardware.list shows all",
                 c.id
             ))),
         },
@@ -487,7 +487,7 @@ fn not_found(detail: String) -> Problem {
 fn find_container<'a>(state: &'a State, name: &ContainerName) -> Result<&'a Container, Problem> {
     state.containers.get(name).ok_or_else(|| {
         not_found(format!(
-            "there is no container {name}; `leafctl container list` shows all"
+            "there is no container {name}; container.list shows all"
         ))
     })
 }
@@ -496,5 +496,5 @@ fn find_job(state: &State, id: JobId) -> Result<&Job, Problem> {
     state
         .jobs
         .get(&id)
-        .ok_or_else(|| not_found(format!("there is no job {id}; `leafctl nix jobs` shows all")))
+        .ok_or_else(|| not_found(format!("there is no job {id}; job.list shows all")))
 }
