@@ -14,13 +14,14 @@ use leaf_bus::connect::{Bus, ConnectSettings, Credentials};
 use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings};
 use leaf_bus::identity::{Identity, daemon_caller};
 use leaf_bus::stream::StreamSettings;
+use leaf_core::command::Cause;
 use leaf_core::event::{DeviceChanged, Fact};
 use leaf_core::hardware::Device;
 use leaf_core::id::LeafName;
 use leaf_core::state::State;
 use leaf_core::subject;
 use leaf_journal::{Journal, Options};
-use leafd::ledger::{Cause, Ledger, Snapshots};
+use leafd::ledger::{Ledger, Snapshots};
 use leafd::publisher::{Carrier, Published};
 use leafd::tasks::Tasks;
 use serde_json::json;
@@ -79,7 +80,6 @@ async fn run(folder: &Path, records: &Path, count: u64) -> Result<()> {
         settings: StreamSettings::default(),
         published: published_at,
         silent: mpsc::channel(1).0,
-        begun_anew: mpsc::channel(1).0,
     };
     let mut tasks = Tasks::default();
     tasks.keep("publisher", carrier.run());
