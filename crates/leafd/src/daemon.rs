@@ -19,7 +19,6 @@ use leaf_journal::{CommandRecord, Journal, Options};
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::guard::Guard;
@@ -37,9 +36,6 @@ const JOURNAL_CACHE_BYTES: usize = 2 << 20;
 
 /// How long the last events may take into the stream when the daemon ends; what is left is sent after the next start.
 const LAST_PUBLISH: Duration = Duration::from_secs(5);
-
-/// How long a restarted nats-server gets before it is restarted again for its silence.
-const RESTART_PAUSE: Duration = Duration::from_secs(30);
 
 /// The version of this program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -288,7 +284,6 @@ async fn start(settings: Settings, steps: Handle) -> anyhow::Result<()> {
 
     let (stop, stopped) = oneshot::channel();
     let mut stop = Some((drain, stop));
-    let mut restarts = Restarts::new(&journal, settings.events.reserve_bytes);
     let mut silences = Some(silences);
     let ended = {
         let end = main_loop.run(input_queue, &mut tasks, stopped);
@@ -305,9 +300,7 @@ async fn start(settings: Settings, steps: Handle) -> anyhow::Result<()> {
                     None => break Err(anyhow::anyhow!("ended at once by a second {reason}")),
                 },
                 Some(reason) = heard(&mut silences) => {
-                    if let Some(process) = &server_process
-                        && restarts.may_help()
-                    {
+                    if let Some(process) = &server_process {
                         process.restart(reason);
                     }
                 }
@@ -363,35 +356,6 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
-    }
-}
-
-/// When a restart of nats-server may help: it stays silent after its disk was full, also when there is room again.
-struct Restarts {
-    journal: Journal,
-    reserve_bytes: u64,
-    last: Option<Instant>,
-}
-
-impl Restarts {
-    fn new(journal: &Journal, reserve_bytes: u64) -> Self {
-        Self {
-            journal: journal.clone(),
-            reserve_bytes,
-            last: None,
-        }
-    }
-
-    fn may_help(&mut self) -> bool {
-        let room = self
-            .journal
-            .free_bytes()
-            .is_ok_and(|free| free >= self.reserve_bytes);
-        let may = room && self.last.is_none_or(|last| last.elapsed() >= RESTART_PAUSE);
-        if may {
-            self.last = Some(Instant::now());
-        }
-        may
     }
 }
 

@@ -213,7 +213,10 @@ impl MainLoop {
             }
             JobOutcome::TimedOut(error) => {
                 let after = after_job(state, id, Err(&error));
-                (Fact::JobFailed(failed(id, JobFailureCause::TimedOut, error)), after)
+                (
+                    Fact::JobFailed(failed(id, JobFailureCause::TimedOut, error)),
+                    after,
+                )
             }
             JobOutcome::Cancelled => {
                 let by = by.unwrap_or_else(|| Caller::new("leafd").expect("a caller"));
