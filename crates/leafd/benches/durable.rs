@@ -164,7 +164,7 @@ async fn reached(published: &mut watch::Receiver<Published>, last: u64) -> Resul
 
 /// A network card whose link comes and goes: an event of about 300 bytes.
 fn change(number: u64) -> Result<DeviceChanged> {
-    let (card, up) = (number % DEVICES, number / DEVICES % 2 == 0);
+    let (card, up) = (number % DEVICES, (number / DEVICES).is_multiple_of(2));
     let device: Device = serde_json::from_value(json!({
         "id": format!("pci-8086-1539-{card:02}"),
         "identity": "serial",

@@ -82,7 +82,7 @@ impl Guard {
         let problem = self.refuses(journal);
         match &problem {
             Some(problem) if !self.was_refusing => {
-                tracing::warn!(reason = problem.detail, "commands are refused")
+                tracing::warn!(reason = problem.detail, "commands are refused");
             }
             None if self.was_refusing => tracing::info!("commands are taken again"),
             _ => {}

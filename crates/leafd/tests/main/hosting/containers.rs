@@ -93,7 +93,10 @@ async fn whole_life() -> anyhow::Result<()> {
     );
     let job = leaf.job_ended(job).await?;
     let result = job.result.as_ref().and_then(JobResult::build);
-    ensure!(result.map(|r| &r.store_path) == made.desired.toplevel.as_ref(), "{job:?}");
+    ensure!(
+        result.map(|r| &r.store_path) == made.desired.toplevel.as_ref(),
+        "{job:?}"
+    );
 
     let runs = leaf.start_container(&name).await?;
     ensure!(
