@@ -485,11 +485,10 @@ fn not_found(detail: String) -> Problem {
 }
 
 fn find_container<'a>(state: &'a State, name: &ContainerName) -> Result<&'a Container, Problem> {
-    state.containers.get(name).ok_or_else(|| {
-        not_found(format!(
-            "there is no container {name}; container.list shows all"
-        ))
-    })
+    state
+        .containers
+        .get(name)
+        .ok_or_else(|| not_found(format!("there is no container {name}; container.list shows all")))
 }
 
 fn find_job(state: &State, id: JobId) -> Result<&Job, Problem> {

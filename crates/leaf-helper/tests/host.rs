@@ -163,9 +163,7 @@ impl Host {
             230 + (pid % 10) as u8,
             number.wrapping_add((pid / 10 % 200) as u8),
         );
-        let pool = format!("10.{}.0.0/16", block.0)
-            .parse()
-            .expect("a pool");
+        let pool = format!("10.{}.0.0/16", block.0).parse().expect("a pool");
         let settings = Settings::find(
             env!("CARGO_BIN_EXE_leaf-helper"),
             leaf_init().expect("checked at the start"),
