@@ -32,7 +32,8 @@ impl Change {
     }
 }
 
-fn event_bytes(event: &EventRecord) -> usize {
+/// What an event takes, about, in bytes.
+pub(crate) fn event_bytes(event: &EventRecord) -> usize {
     let headers: usize = event.headers.iter().map(|(_, value)| value.len() + 2).sum();
     event.subject.len() + headers + event.body.len() + 24
 }

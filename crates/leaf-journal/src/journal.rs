@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, RwLock, mpsc};
+use std::sync::{Arc, PoisonError, RwLock, mpsc};
 use std::task::{Context, Poll, ready};
 use std::thread;
 
@@ -279,6 +279,7 @@ impl Journal {
             file: path,
             cache_bytes: options.cache_bytes,
             database: RwLock::new(Some(database)),
+            recent: RwLock::default(),
             held: watch::Sender::new(held),
             health: watch::Sender::new(JournalHealth::Ok),
             transactions: AtomicU64::new(contents.head.transactions),
@@ -371,6 +372,19 @@ impl Journal {
             Found::Events(events) => Ok(events),
             Found::Forgotten { first_sequence } => Err(ReadError::Forgotten { from, first_sequence }),
         }
+    }
+
+    /// Gives away events that were committed a moment ago and that nobody took yet, from this one on: as many as about
+    /// `max_bytes` allow, none if this one is not at hand; then [`read`](Self::read) has it. For one publisher.
+    #[must_use]
+    pub fn take_recent(&self, from: u64, max_bytes: usize) -> Vec<EventRecord> {
+        let mut recent = self
+            .0
+            .shared
+            .recent
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        recent.take(from, max_bytes)
     }
 
     /// Reads a command that was accepted from this caller under this id, if there is one.

@@ -12,6 +12,7 @@ mod encode;
 mod file;
 mod journal;
 mod lock;
+mod recent;
 mod writer;
 
 pub use file::StoreError;

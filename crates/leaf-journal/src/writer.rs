@@ -16,6 +16,7 @@ use crate::change::Change;
 use crate::encode::Head;
 use crate::file::{self, StoreError};
 use crate::lock::FolderLock;
+use crate::recent::Recent;
 use crate::{CommitError, Held, JournalHealth};
 
 /// How much one transaction takes at most, in bytes of events, entries and commands.
@@ -46,6 +47,7 @@ pub(crate) struct Shared {
     pub file: PathBuf,
     pub cache_bytes: usize,
     pub database: RwLock<Option<Database>>,
+    pub recent: RwLock<Recent>,
     pub held: watch::Sender<Held>,
     pub health: watch::Sender<JournalHealth>,
     pub transactions: AtomicU64,
@@ -110,7 +112,7 @@ pub(crate) struct Writer {
 impl Writer {
     /// Works until it is told to close, or nobody is left to ask for anything.
     pub(crate) fn run(mut self) {
-        let mut failed: Option<Arc<StoreError>> = None;
+        let mut ended: Option<CommitError> = None;
         let mut waiting: Vec<Request> = Vec::new();
         let mut open = true;
         while open {
@@ -122,20 +124,30 @@ impl Writer {
             }
             let (group, go_on) = self.gather(&mut waiting);
             open = go_on;
-            if let Some(error) = &failed {
-                self.answer(group, &Err(CommitError::Failed(Arc::clone(error))));
+            if let Some(error) = &ended {
+                self.answer(group, &Err(error.clone()));
                 continue;
             }
             let (group, next) = self.check(group);
             if group.is_empty() {
                 continue;
             }
+            let mut group = group;
             let result = self.commit(&group, &next, &mut waiting);
-            if let Err(CommitError::Failed(error)) = &result {
-                failed = Some(Arc::clone(error));
-                self.shared.health.send_replace(JournalHealth::Failed {
-                    reason: error.to_string(),
-                });
+            match &result {
+                Ok(()) => {
+                    self.remember(&mut group);
+                    self.announce();
+                }
+                Err(error) => {
+                    // What is given up leaves a gap: nothing may follow it.
+                    ended = Some(error.clone());
+                    if let CommitError::Failed(error) = error {
+                        self.shared.health.send_replace(JournalHealth::Failed {
+                            reason: error.to_string(),
+                        });
+                    }
+                }
             }
             self.answer(group, &result);
         }
@@ -215,14 +227,30 @@ impl Writer {
         self.shared
             .transactions
             .store(head.transactions, Ordering::Relaxed);
+        self.head = head;
+        Ok(())
+    }
+
+    /// Keeps events that were just committed at hand for who publishes them.
+    fn remember(&self, group: &mut [Pending]) {
+        let mut recent = self.shared.recent.write().unwrap_or_else(PoisonError::into_inner);
+        for pending in group {
+            match &mut pending.change {
+                Change::Commit(batch) => recent.add(batch.events.drain(..)),
+                Change::Import(_) => *recent = Recent::default(),
+                Change::ForgetEvents { .. } | Change::ForgetCommands { .. } => {}
+            }
+        }
+    }
+
+    /// Tells those who watch what is durable now.
+    fn announce(&self) {
         self.shared.held.send_if_modified(|held| {
-            let now = Held::from(&head);
+            let now = Held::from(&self.head);
             let changed = *held != now;
             *held = now;
             changed
         });
-        self.head = head;
-        Ok(())
     }
 
     fn commit_when_there_is_room(

@@ -185,7 +185,12 @@ impl Carrier {
         self.tell(ages, first, after);
         loop {
             while publisher.next_sequence() <= committed.borrow_and_update().last_sequence {
-                for record in self.journal.read(publisher.next_sequence(), READ_BYTES)? {
+                let next = publisher.next_sequence();
+                let mut records = self.journal.take_recent(next, READ_BYTES);
+                if records.is_empty() {
+                    records = self.journal.read(next, READ_BYTES)?;
+                }
+                for record in records {
                     publisher.publish(&record).await?;
                 }
                 self.tell(ages, first, publisher.acked());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use leaf_core::event::EventRecord;
 use leaf_core::id::{Caller, CommandId, LeafName};
-use leaf_journal::{Batch, CommandRecord, Journal, OpenError, Opened, Options, Outcome};
+use leaf_journal::{Batch, CommandRecord, Journal, LockError, OpenError, Opened, Options, Outcome};
 use serde_json::json;
 
 pub(crate) type Test = (&'static str, fn());
@@ -31,8 +31,19 @@ pub(crate) fn options() -> Options {
     }
 }
 
+/// Opens a journal. A child that another test starts just now holds a copy of every open file until it runs its program,
+/// and so for a moment a lock that was let go of already.
 pub(crate) fn open(folder: &Path) -> Result<(Journal, Opened), OpenError> {
-    Journal::open(folder, &options())
+    let mut tries = 0;
+    loop {
+        match Journal::open(folder, &options()) {
+            Err(OpenError::Lock(LockError::Held { .. })) if tries < 200 => {
+                tries += 1;
+                std::thread::park_timeout(std::time::Duration::from_millis(1));
+            }
+            result => return result,
+        }
+    }
 }
 
 pub(crate) fn event_of(epoch: u64, sequence: u64) -> EventRecord {
