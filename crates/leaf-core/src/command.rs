@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use crate::container::{Container, ContainerSource};
 use crate::event::HostFacts;
 use crate::hardware::Device;
-use crate::id::{CommandId, ContainerName, DeviceId, InstanceId, JobId, LeafName};
+use crate::id::{ContainerName, DeviceId, InstanceId, JobId, LeafName};
 use crate::job::{Installable, Job, JobPhase, Progress};
 use crate::problem::{Problem, ProblemCode};
 
@@ -227,17 +227,6 @@ impl Command {
         hash.update(self.to_body());
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
-}
-
-/// Where a change comes from: it goes along with all that follows from it, into every event.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Cause {
-    /// The command that led to it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub command: Option<CommandId>,
-    /// The sender's own mark.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub correlation: Option<String>,
 }
 
 /// What a leaf says of itself.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::command::Cause;
+use crate::cause::Cause;
 use crate::id::{ContainerName, JobId, StorePath};
 
 /// One container: the desired state, and where the leaf is with it.

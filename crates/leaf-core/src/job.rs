@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::command::Cause;
+use crate::cause::Cause;
 use crate::id::{Caller, ContainerName, JobId, StorePath};
 
 /// One job, as it stands now.

@@ -6,6 +6,7 @@
 //! what is to be done there), [`host_op`] (what needs root).
 
 pub mod beat;
+pub mod cause;
 pub mod command;
 pub mod container;
 pub mod decide;

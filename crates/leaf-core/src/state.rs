@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::command::Cause;
+use crate::cause::Cause;
 use crate::container::{Container, ContainerPhase, Desired, DesiredRun};
 use crate::event::{Event, Fact, HostFacts, LeafSnapshotted, StopCause};
 use crate::hardware::{Device, DeviceStatus};

@@ -14,7 +14,7 @@ use leaf_bus::connect::{Bus, ConnectSettings, Credentials};
 use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings};
 use leaf_bus::identity::{Identity, daemon_caller};
 use leaf_bus::stream::StreamSettings;
-use leaf_core::command::Cause;
+use leaf_core::cause::Cause;
 use leaf_core::event::{DeviceChanged, Fact};
 use leaf_core::hardware::Device;
 use leaf_core::id::LeafName;

@@ -12,7 +12,7 @@ use leaf_bus::embedded::EmbeddedServer;
 use leaf_bus::serve::{Server, ServiceInfo};
 use leaf_bus::stream::StreamSettings;
 use leaf_core::beat::{BEAT_SECONDS, Beat};
-use leaf_core::command::Cause;
+use leaf_core::cause::Cause;
 use leaf_core::event::{Fact, HostFacts, LeafStarted};
 use leaf_core::id::InstanceId;
 use leaf_journal::{CommandRecord, Journal, Options};

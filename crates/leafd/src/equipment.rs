@@ -20,7 +20,7 @@ use leaf_nix::Nix;
 
 use crate::programs;
 use crate::settings::Settings;
-use crate::workers::ContainerHost;
+use crate::steps::ContainerHost;
 
 /// The port of NATS.
 const DEFAULT_PORT: u16 = 4222;

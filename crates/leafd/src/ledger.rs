@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use futures::FutureExt as _;
 use jiff::Timestamp;
-use leaf_core::command::Cause;
+use leaf_core::cause::Cause;
 use leaf_core::event::{Event, EventRecord, Fact};
 use leaf_core::id::{Caller, CommandId, LeafName};
 use leaf_core::state::{self, SNAPSHOT_KEY, State};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use jiff::Timestamp;
 use leaf_bus::serve::Responder;
-use leaf_core::command::Cause;
+use leaf_core::cause::Cause;
 use leaf_core::event::{Fact, LeafStopped};
 use leaf_core::id::{Caller, ContainerName, InstanceId, JobId};
 use leaf_core::job::{JobPhase, Progress};

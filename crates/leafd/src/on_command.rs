@@ -2,7 +2,8 @@
 
 use jiff::Timestamp;
 use leaf_bus::serve::{Incoming, Responder};
-use leaf_core::command::{Cause, Command, CommandKind, Destroyed, JobReport, LeafReport};
+use leaf_core::cause::Cause;
+use leaf_core::command::{Command, CommandKind, Destroyed, JobReport, LeafReport};
 use leaf_core::container::{Container, ContainerPhase};
 use leaf_core::decide::{self, Context, Next, decide, job_accepted};
 use leaf_core::event::Fact;

@@ -1,6 +1,7 @@
 //! The loop's part that takes in what the host shows: hardware, containers, jobs.
 
-use leaf_core::command::{Cause, RescanReport};
+use leaf_core::cause::Cause;
+use leaf_core::command::RescanReport;
 use leaf_core::container::{ObservedContainer, ObservedRun};
 use leaf_core::decide::after_job;
 use leaf_core::diff::diff;

@@ -3,16 +3,33 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use leaf_bus::identity::Identity;
+use leaf_container::Containers;
 use leaf_core::container::{Container, DesiredRun, ObservedContainer, ObservedRun};
 use leaf_core::error::chain;
 use leaf_core::event::ContainerStep;
 use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
 use leaf_core::id::{ContainerName, LeafName};
 use leaf_core::plan::{PlanContext, plan};
+use leaf_helper::Helper;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::workers::ContainerHost;
+/// What is needed to run containers.
+pub struct ContainerHost {
+    /// Takes the steps.
+    pub helper: Helper,
+    /// Looks at the host.
+    pub view: Containers,
+    /// Makes the containers' NATS users.
+    pub identity: Arc<Identity>,
+    /// Where containers reach NATS.
+    pub nats_url: String,
+    /// How long a start may take, in seconds.
+    pub ready_timeout_seconds: u32,
+    /// How long a stop may take, in seconds.
+    pub stop_timeout_seconds: u32,
+}
 
 /// Why a step that only waits need not be waited for any more. The container goes on by itself, and the next plan
 /// begins with where it is then.

@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use leaf_bus::connect::Bus;
-use leaf_bus::identity::Identity;
 use leaf_bus::serve::Responder;
-use leaf_container::Containers;
 use leaf_core::command::{Command, LogChunk};
 use leaf_core::container::Container;
 use leaf_core::error::chain;
@@ -17,7 +15,6 @@ use leaf_core::host_op::{HostOpError, HostOpErrorKind};
 use leaf_core::id::{CommandId, ContainerName, JobId, LeafName};
 use leaf_core::job::Job;
 use leaf_core::problem::{Problem, ProblemCode};
-use leaf_helper::Helper;
 use leaf_journal::Journal;
 use leaf_nix::{Nix, NixError, Outcome};
 use serde_json::Value;
@@ -28,7 +25,7 @@ use tokio::time::Instant;
 use crate::input::Input;
 use crate::job;
 use crate::publisher::Published;
-use crate::steps::{self, Hurry, Taken};
+use crate::steps::{self, ContainerHost, Hurry, Taken};
 use crate::tasks::Tasks;
 
 /// How often the journal is tidied; what is kept longer costs only disk space.
@@ -36,22 +33,6 @@ const TIDY_EVERY: Duration = Duration::from_secs(600);
 
 /// How much of a log goes into one answer, in bytes.
 const LOG_BYTES: usize = 512 * 1024;
-
-/// What is needed to run containers.
-pub struct ContainerHost {
-    /// Takes the steps.
-    pub helper: Helper,
-    /// Looks at the host.
-    pub view: Containers,
-    /// Makes the containers' NATS users.
-    pub identity: Arc<Identity>,
-    /// Where containers reach NATS.
-    pub nats_url: String,
-    /// How long a start may take, in seconds.
-    pub ready_timeout_seconds: u32,
-    /// How long a stop may take, in seconds.
-    pub stop_timeout_seconds: u32,
-}
 
 /// Those who take steps on the host.
 pub struct Workers {
