@@ -1,12 +1,13 @@
 //! The tests of the Nix side: every file parses, the unit tests of what is pure pass, and with `NIXPKGS` set the
 //! modules evaluate with the real NixOS modules.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
-use crate::command::workspace;
+use crate::command::{output, target, workspace};
 use crate::tally::Tally;
 
 /// The variable that names a tree with nixpkgs' `lib/` and `nixos/`.
@@ -14,6 +15,8 @@ const NIXPKGS: &str = "NIXPKGS";
 /// The folders with an expression each that `nix-instantiate --eval --strict --json` evaluates.
 const UNIT: &str = "tests/nix";
 const NIXOS: &str = "tests/nixos";
+/// Settings files as the NixOS module renders them, by name.
+const SAMPLES: &str = "tests/nix/samples.nix";
 
 /// Runs them all, or those that have `filter` in their name.
 pub(crate) fn run(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
@@ -44,6 +47,13 @@ pub(crate) fn run(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
             }
         }
     }
+    let name = format!("leafd accepts the settings that the NixOS module renders: {SAMPLES}");
+    if wanted(&name) && workspace().join(SAMPLES).exists() {
+        match accepted_samples() {
+            Ok(count) => pass(tally, &name, count),
+            Err(why) => fail(tally, &name, &format!("{why:#}")),
+        }
+    }
     let name = format!("nix evaluates with the NixOS modules: {NIXOS}");
     if wanted(&name) && workspace().join(NIXOS).join("default.nix").exists() {
         if std::env::var_os(NIXPKGS).is_none() {
@@ -58,6 +68,23 @@ pub(crate) fn run(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Has the daemon's own checker read what the module's pure functions render; returns how many files it accepted.
+fn accepted_samples() -> Result<u64> {
+    let report = evaluate(SAMPLES)?.map_err(anyhow::Error::msg)?;
+    let samples: BTreeMap<String, String> =
+        serde_json::from_str(&report).context("the samples are no texts by name")?;
+    ensure!(!samples.is_empty(), "there are no samples");
+    let folder = tempfile::tempdir().context("can't make a temporary folder")?;
+    let leafd = target().join("debug/leafd");
+    for (name, text) in &samples {
+        let file = folder.path().join(format!("{name}.toml"));
+        std::fs::write(&file, text).with_context(|| format!("can't write {}", file.display()))?;
+        output(Command::new(&leafd).arg("check-config").arg(&file))
+            .with_context(|| format!("the sample {name}"))?;
+    }
+    Ok(samples.len() as u64)
 }
 
 fn pass(tally: &mut Tally, name: &str, count: u64) {

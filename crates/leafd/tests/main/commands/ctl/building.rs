@@ -1,0 +1,116 @@
+//! `leafctl nix build` and its jobs, as a person sees them.
+
+use super::*;
+
+/// Writes a derivation and returns the file.
+pub(super) fn derivation(leaf: &TestLeaf, name: &str, script: &str) -> anyhow::Result<String> {
+    let file = leaf.state_dir.join(format!("{name}.nix"));
+    std::fs::write(
+        &file,
+        format!(
+            "derivation {{ name = \"{name}\"; system = builtins.currentSystem; builder = \"/bin/sh\"; leaf = \"{}\"; args = [ \"-c\" ''{script}'' ]; }}",
+            leaf.name
+        ),
+    )?;
+    Ok(file.display().to_string())
+}
+
+pub(super) const ENDLESS: &str = "echo it began; while :; do read -t 1 line < /dev/zero; done";
+
+pub(super) async fn builds() -> anyhow::Result<()> {
+    let leaf = TestLeaf::start().await?;
+    let good = derivation(&leaf, "good", "echo hello from the builder; echo x > $out")?;
+    let bad = derivation(&leaf, "bad", "echo oh no; exit 3")?;
+    let output = ctl(&leaf, &["nix", "build", "--file", &good]).await?;
+    ended(&output, 0, "hello from the builder")?;
+    let result = text(&output.stdout);
+    ensure!(
+        result.starts_with("store path  /nix/store/") && !result.contains("hello"),
+        "{result}"
+    );
+    let job = document(&leaf, &["nix", "build", "--file", &good]).await?;
+    ensure!(
+        job["phase"] == "succeeded" && job["result"]["store_path"].is_string(),
+        "{job}"
+    );
+    let output = ctl(&leaf, &["nix", "build", "--file", &bad]).await?;
+    ended(&output, 7, "failed with exit code 3")?;
+    ended(&output, 7, "leafctl nix log")?;
+    // The same under --json used to hang as soon as the builder printed something.
+    let output = ctl(&leaf, &["nix", "build", "--file", &bad, "--json"]).await?;
+    let said: Value = serde_json::from_slice(&output.stderr)?;
+    ensure!(output.stdout.is_empty() && said["exit_code"] == 7, "{said}");
+    let list = document(&leaf, &["nix", "jobs"]).await?;
+    let jobs = list["jobs"].as_array().context("jobs")?;
+    ensure!(jobs.len() == 4, "{list}");
+    let last = jobs[0]["id"].as_str().context("an id")?;
+    let log = printed(&leaf, &["nix", "log", last]).await?;
+    ensure!(log.contains("oh no"), "{log}");
+    let chunks = printed(&leaf, &["nix", "log", last, "--json"]).await?;
+    for line in chunks.lines() {
+        valid(&serde_json::from_str(line)?, "reply.job.log")?;
+    }
+    let detached = printed(&leaf, &["nix", "build", "--detach", "--file", &good]).await?;
+    detached.trim().parse::<leaf_core::id::JobId>()?;
+    // What is already over can be cancelled as often as one likes.
+    printed(&leaf, &["nix", "cancel", last]).await?;
+    ended(
+        &ctl(&leaf, &["nix", "build", "--time-limit", "0s", "--file", &good]).await?,
+        6,
+        "seconds",
+    )
+}
+
+pub(super) async fn interrupted() -> anyhow::Result<()> {
+    let leaf = TestLeaf::start().await?;
+    let endless = derivation(&leaf, "endless", ENDLESS)?;
+    let mut command = command(&["nix", "build", "--file", &endless]);
+    let mut child = command
+        .env("LEAFCTL_CONTEXT", leaf.context_file())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut lines = BufReader::new(child.stderr.take().context("a pipe")?).lines();
+    line_with(&mut lines, "it began").await?;
+    interrupt(&child)?;
+    let said = line_with(&mut lines, "goes on").await?;
+    let status = tokio::time::timeout(Duration::from_secs(30), child.wait()).await??;
+    ensure!(status.code() == Some(130), "{status}");
+    let list = document(&leaf, &["nix", "jobs"]).await?;
+    let job = list["jobs"][0]["id"].as_str().context("an id")?;
+    ensure!(list["jobs"][0]["phase"] == "running", "{list}");
+    ensure!(
+        said.contains(&format!("leafctl nix cancel {job}")) && said.contains("nix log --follow"),
+        "{said}"
+    );
+    let ended = document(&leaf, &["nix", "cancel", job]).await?;
+    ensure!(ended["phase"] == "cancelled", "{ended}");
+    Ok(())
+}
+
+pub(super) async fn follows() -> anyhow::Result<()> {
+    let leaf = Setup::new().set("nix.max_jobs", 1).start().await?;
+    let endless = derivation(&leaf, "endless", ENDLESS)?;
+    let after = derivation(&leaf, "after", "echo the second has its turn; echo x > $out")?;
+    let first = printed(&leaf, &["nix", "build", "--detach", "--file", &endless]).await?;
+    let second = printed(&leaf, &["nix", "build", "--detach", "--file", &after]).await?;
+    let mut command = command(&["nix", "log", "--follow", second.trim()]);
+    let follower = command
+        .env("LEAFCTL_CONTEXT", leaf.context_file())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let log = printed(&leaf, &["nix", "log", second.trim()]).await?;
+    ensure!(log.is_empty(), "{log}");
+    printed(&leaf, &["nix", "cancel", first.trim()]).await?;
+    let output = tokio::time::timeout(Duration::from_secs(60), follower.wait_with_output())
+        .await
+        .context("the log ends")??;
+    ended(&output, 0, "")?;
+    ensure!(
+        text(&output.stdout).contains("the second has its turn"),
+        "{}",
+        text(&output.stdout)
+    );
+    Ok(())
+}
