@@ -67,7 +67,29 @@ pub(crate) fn run(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
             }
         }
     }
+    for test in nixos_tests()? {
+        let name = format!("nixos test: {test}");
+        if wanted(&name) {
+            let reason =
+                "it needs a package set and KVM; `nix flake check` runs it, here it is evaluated at most";
+            println!("test {name} ... ignored, {reason}");
+            tally.skip(name, reason.to_owned());
+        }
+    }
     Ok(())
+}
+
+/// The NixOS tests of the checkout, by name.
+fn nixos_tests() -> Result<Vec<String>> {
+    let files = nix_files()?;
+    let tests = files
+        .iter()
+        .filter(|file| file.parent() == Some(Path::new(NIXOS)));
+    let names = tests.filter_map(|file| file.file_stem()?.to_str());
+    Ok(names
+        .filter(|name| *name != "default")
+        .map(str::to_owned)
+        .collect())
 }
 
 /// Has the daemon's own checker read what the module's pure functions render; returns how many files it accepted.
