@@ -182,8 +182,10 @@ pub(crate) async fn there_is_no_daemon_socket_and_no_write_to_the_store_inside()
     );
     host.ok(host.create(&name, &system(&script))).await;
     host.ok(Host::start(&name)).await;
-    let log = host.containers.logs(&name, 100, 1 << 16).expect("a log").text;
-    assert_eq!(log, "a secret\n");
+    // READY and the console come by different ways: the lines may take a moment. "a secret" is the last of them.
+    let log = || host.containers.logs(&name, 100, 1 << 16).expect("a log").text;
+    until("the console says it", || log().contains("a secret")).await;
+    assert_eq!(log(), "a secret\n");
     host.end().await;
 }
 

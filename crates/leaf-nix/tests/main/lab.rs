@@ -81,12 +81,8 @@ impl Lab {
         let runner = std::env::current_exe().expect("this program");
         let mut settings = Settings::new(dir, roots, runner, vec!["nix-job".into()]);
         settings.nix_options = Self::options();
-        settings.cgroup = leaf_nix::default_cgroup().map(|path| {
-            path.ancestors()
-                .nth(2)
-                .expect("a root")
-                .join(format!("{unique}.slice"))
-        });
+        settings.cgroup =
+            leaf_nix::default_cgroup().map(|path| path.with_file_name(format!("{unique}.slice")));
         Self {
             dir: dir.to_owned(),
             nix: Nix::new(settings.clone()),
