@@ -39,7 +39,7 @@ pub(crate) fn open(folder: &Path) -> Result<(Journal, Opened), OpenError> {
         match Journal::open(folder, &options()) {
             Err(OpenError::Lock(LockError::Held { .. })) if tries < 200 => {
                 tries += 1;
-                std::thread::park_timeout(std::time::Duration::from_millis(1));
+                std::thread::park_timeout(Duration::from_millis(1));
             }
             result => return result,
         }
