@@ -534,12 +534,13 @@ impl TestLeaf {
 
     // ---- events and state ------------------------------------------------------------------------------------
 
-    /// Waits until all that is recorded now is in the stream; returns the last sequence number.
+    /// Waits until all that is recorded now is in the stream, the first look at the hardware included; returns the last
+    /// sequence number.
     pub(crate) async fn published(&mut self) -> anyhow::Result<u64> {
         let deadline = Instant::now() + LIMIT;
         loop {
             let shown = self.show().await?;
-            if shown.published >= shown.sequence {
+            if shown.published >= shown.sequence && shown.devices > 0 {
                 return Ok(shown.sequence);
             }
             ensure!(
