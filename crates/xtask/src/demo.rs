@@ -1,8 +1,7 @@
 //! `cargo xtask demo`: the main job, step by step, on a leaf that is started for it and stopped after it.
 //!
-//! [`install`] puts the programs where a package would; [`leaf`] starts and stops the daemon; here are the steps.
+//! [`leaf`] shows what is typed; here are the steps.
 
-mod install;
 mod leaf;
 
 use std::path::Path;
@@ -11,8 +10,9 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::install::{Profile, install};
 use crate::setup;
-use leaf::Leaf;
+use leaf::Shown;
 
 /// The container that is made and destroyed.
 const CONTAINER: &str = "demo";
@@ -35,14 +35,14 @@ impl Demo {
             "the demo runs a container, and that needs root; try: sudo --preserve-env=PATH,HOME cargo xtask demo"
         );
         let tools = setup::prepare(false)?;
-        let tree = install::install(&tools)?;
+        let tree = install(&tools, Profile::Debug)?;
         let folder = tempfile::Builder::new()
             .prefix("cim-leaf-demo-")
             .tempdir()
             .context("can't make a temporary folder")?;
 
         title("A leaf with its own NATS");
-        let mut leaf = Leaf::start(&tree, &folder.path().join("state"))?;
+        let mut leaf = Shown::start(&tree, folder.path())?;
         let shown = tour(&mut leaf, folder.path());
         if let Err(error) = shown {
             leaf.print_log_end();
@@ -50,7 +50,7 @@ impl Demo {
         }
         if self.keep {
             let folder = folder.keep();
-            leaf.keep(&folder)?;
+            leaf.keep(&tree, &folder);
         } else {
             leaf.stop()?;
             println!("\nEach step worked. The leaf is stopped, and its files are removed.");
@@ -60,7 +60,7 @@ impl Demo {
     }
 }
 
-fn tour(leaf: &mut Leaf, folder: &Path) -> Result<()> {
+fn tour(leaf: &mut Shown, folder: &Path) -> Result<()> {
     title("The leaf and its lease");
     leaf.step(&["leaf", "list"])?;
     leaf.step(&["leaf", "show"])?;
@@ -154,7 +154,7 @@ run "whole" ''
 ''
 "#;
 
-fn expect_phase(leaf: &Leaf, phase: &str) -> Result<()> {
+fn expect_phase(leaf: &Shown, phase: &str) -> Result<()> {
     let container = leaf.ask(&["container", "show", CONTAINER])?;
     match find(&container, "phase").and_then(Value::as_str) {
         Some(found) if found == phase => Ok(()),
@@ -163,7 +163,7 @@ fn expect_phase(leaf: &Leaf, phase: &str) -> Result<()> {
 }
 
 /// Every sequence number once and in order, and the story of the container and the builds among them.
-fn expect_whole_history(leaf: &Leaf) -> Result<()> {
+fn expect_whole_history(leaf: &Shown) -> Result<()> {
     let events = leaf.ask(&["events"])?;
     let events = events.as_array().context("the events are no list")?;
     let sequences: Vec<u64> = events

@@ -10,6 +10,8 @@ mod check;
 mod command;
 mod demo;
 mod docs;
+mod install;
+mod leaf;
 mod nats_server;
 mod nix_checks;
 mod setup;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::leaf::Leaf;
+use super::leaf::Measured;
 use super::numbers::{Row, Target, median};
 use super::programs::Programs;
 use crate::command::{find, line, output};
@@ -29,13 +29,13 @@ const WATCHED_FOR: Duration = Duration::from_secs(30);
 
 /// A command's round trip against a bare responder's.
 pub(super) fn round_trip(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
-    let leaf = Leaf::start(programs)?;
+    let leaf = Measured::start(programs)?;
     leaf.wait_published()?;
     let found = json(
         Command::new(&programs.requests)
             .arg("round-trip")
             .arg(leaf.state())
-            .args([Leaf::name(), rounds.to_string(), REQUESTS.to_string()]),
+            .args([Measured::name(), rounds.to_string(), REQUESTS.to_string()]),
     )?;
     leaf.stop()?;
     let of = |who: &str, figure: &str| median(&each(&found, "rounds", &[who, figure]));
@@ -57,7 +57,7 @@ pub(super) fn round_trip(programs: &Programs, rounds: usize) -> Result<Vec<Row>>
 
 /// 64 commands at once.
 pub(super) fn concurrent(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
-    let leaf = Leaf::start(programs)?;
+    let leaf = Measured::start(programs)?;
     leaf.wait_published()?;
     let toplevel = toplevel(leaf.folder())?;
     let found = json(
@@ -65,7 +65,7 @@ pub(super) fn concurrent(programs: &Programs, rounds: usize) -> Result<Vec<Row>>
             .arg("concurrent")
             .arg(leaf.state())
             .args([
-                Leaf::name(),
+                Measured::name(),
                 rounds.to_string(),
                 TASKS.to_string(),
                 COMMANDS.to_string(),
@@ -181,8 +181,8 @@ pub(super) fn inventory(programs: &Programs, rounds: usize) -> Result<Vec<Row>> 
 pub(super) fn start(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
     let (mut ready, mut published) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        let leaf = Leaf::start(programs)?;
-        ready.push(leaf.ready_after.as_secs_f64());
+        let leaf = Measured::start(programs)?;
+        ready.push(leaf.ready_after().as_secs_f64());
         published.push(leaf.wait_published()?.as_secs_f64());
         leaf.stop()?;
     }
@@ -200,7 +200,7 @@ pub(super) fn start(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
 
 /// A build of what was built before.
 pub(super) fn build(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
-    let leaf = Leaf::start(programs)?;
+    let leaf = Measured::start(programs)?;
     leaf.wait_published()?;
     let file = leaf.folder().join("built.nix");
     std::fs::write(&file, BUILD).with_context(|| format!("can't write {}", file.display()))?;
@@ -250,7 +250,7 @@ const BUILD: &str = r#"derivation {
 
 /// A leaf that does nothing: after its start, and after a day's work.
 pub(super) fn rest(programs: &Programs, _rounds: usize) -> Result<Vec<Row>> {
-    let leaf = Leaf::start(programs)?;
+    let leaf = Measured::start(programs)?;
     leaf.wait_published()?;
     let fresh = watch(leaf.pid())?;
     let file = leaf.folder().join("built.nix");

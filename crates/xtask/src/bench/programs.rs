@@ -6,13 +6,15 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use crate::command::{cargo, find, line, target};
+use crate::command::{cargo, find, line};
+use crate::install::{Profile, install};
 use crate::setup::Tools;
 
 /// The programs to run.
 pub(super) struct Programs {
+    /// Where they are installed as a package would have them.
+    pub(super) tree: PathBuf,
     pub(super) leafd: PathBuf,
-    pub(super) leafctl: PathBuf,
     pub(super) requests: PathBuf,
     pub(super) publishes: PathBuf,
     pub(super) durable: PathBuf,
@@ -22,10 +24,9 @@ pub(super) struct Programs {
 
 impl Programs {
     pub(super) fn build(tools: &Tools) -> Result<Self> {
-        eprintln!("building what is measured");
-        let shipped = ["leafd", "leafctl", "leaf-helper"].map(|name| ["--package", name]);
         // Apart from the benches, whose libraries have more switched on.
-        crate::command::run(cargo().args(["build", "--release"]).args(shipped.as_flattened()))?;
+        let tree = install(tools, Profile::Release)?;
+        eprintln!("building the benches");
         let benches = ["requests", "publishes", "durable"].map(|name| ["--bench", name]);
         let mut build = cargo();
         build
@@ -44,10 +45,9 @@ impl Programs {
                 .map(|(_, file)| file.clone())
                 .with_context(|| format!("cargo built no bench {name}"))
         };
-        let release = target().join("release");
         Ok(Self {
-            leafd: release.join("leafd"),
-            leafctl: release.join("leafctl"),
+            leafd: tree.join("bin/leafd"),
+            tree,
             requests: bench("requests")?,
             publishes: bench("publishes")?,
             durable: bench("durable")?,

@@ -9,9 +9,18 @@ use crate::command::{cargo, run, target, workspace};
 use crate::setup::Tools;
 use crate::static_init;
 
+/// How the programs are built, and so where they go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// Quickly, into `target/demo`.
+    Debug,
+    /// As they are released, into `target/bench`.
+    Release,
+}
+
 /// Returns the folder in which all is.
-pub(super) fn install(tools: &Tools) -> Result<PathBuf> {
-    println!("building leafd, leafctl, leaf-helper and the static leaf-init");
+pub(crate) fn install(tools: &Tools, profile: Profile) -> Result<PathBuf> {
+    eprintln!("building leafd, leafctl, leaf-helper and the static leaf-init");
     let init = static_init::build().context("leaf-init can't be built static")?;
     let mut build = cargo();
     build.args(["build", "--quiet"]);
@@ -20,10 +29,16 @@ pub(super) fn install(tools: &Tools) -> Result<PathBuf> {
             .into_iter()
             .flat_map(|p| ["--package", p]),
     );
+    let (built, tree) = match profile {
+        Profile::Debug => ("debug", "demo"),
+        Profile::Release => {
+            build.arg("--release");
+            ("release", "bench")
+        }
+    };
     run(&mut build)?;
 
-    let tree = target().join("demo");
-    let built = target().join("debug");
+    let (built, tree) = (target().join(built), target().join(tree));
     let bin = tree.join("bin");
     fs::create_dir_all(&bin).with_context(|| format!("can't make {}", bin.display()))?;
     for program in ["leafd", "leafctl", "leaf-helper"] {
