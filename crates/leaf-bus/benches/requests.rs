@@ -225,6 +225,7 @@ async fn make(client: &Client, leaf: &LeafName, name: &ContainerName, toplevel: 
             path: toplevel.clone(),
         },
         start: false,
+        options: Default::default(),
     };
     client
         .call(leaf, &request, patient())

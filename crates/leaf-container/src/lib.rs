@@ -6,6 +6,7 @@
 
 mod logs;
 mod observe;
+mod stats;
 mod watch;
 
 use std::path::{Path, PathBuf};

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use leaf_core::command::LogText;
-use leaf_core::id::ContainerName;
+use leaf_core::decide::LogQuery;
 
 use crate::{Containers, LookError};
 
@@ -15,8 +15,9 @@ impl Containers {
     ///
     /// # Errors
     /// [`LookError`] when a log that is there can't be read.
-    pub fn logs(&self, name: &ContainerName, lines: usize, max_bytes: usize) -> Result<LogText, LookError> {
-        let log = self.paths.log(name);
+    pub fn logs(&self, query: &LogQuery, max_bytes: usize) -> Result<LogText, LookError> {
+        let lines = usize::try_from(query.lines).unwrap_or(usize::MAX);
+        let log = self.paths.log(&query.name);
         let mut before = log.clone().into_os_string();
         before.push(".1");
         let (mut bytes, mut truncated) = tail(&log, max_bytes)?;
@@ -40,6 +41,7 @@ impl Containers {
             Some(before) => ends().nth(before).map_or(0, |(end, _)| end + 1),
         };
         Ok(LogText {
+            cursor: None,
             text: String::from_utf8_lossy(&bytes[start..]).into_owned(),
             truncated: truncated || start > 0,
         })

@@ -9,12 +9,17 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::container::{Container, ContainerSource};
+use crate::container::{Container, ContainerSource, ContainerStats, ForeignContainer, Revision};
 use crate::event::HostFacts;
 use crate::hardware::Device;
 use crate::id::{ContainerName, DeviceId, InstanceId, JobId, LeafName};
 use crate::job::{Installable, Job, JobPhase, Progress};
 use crate::problem::{Problem, ProblemCode};
+use crate::spec::{ContainerOptions, ContainerSpec};
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
 
 /// The largest body of a command, in bytes.
 pub const MAX_COMMAND_BYTES: usize = 256 * 1024;
@@ -146,7 +151,78 @@ commands! {
         /// Whether it is to be started, too.
         #[serde(default)]
         start: bool,
+        /// What else is wanted of it.
+        #[serde(default, skip_serializing_if = "is_default")]
+        options: ContainerOptions,
     } -> Container
+    /// Makes a container, or what is wanted of one that is there, what this spec says. The answer comes as soon as that is
+    /// stored; `container.show` says how it goes on. The same spec again changes nothing.
+    ApplyContainer = "container" "apply" Change {
+        /// Its name.
+        name: ContainerName,
+        /// All that is wanted of it.
+        spec: ContainerSpec,
+        /// Only if what is wanted of it is still of this generation; 0 if there must be none of this name.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        if_generation: Option<u64>,
+    } -> Container
+    /// Gives a container another system, or builds that of its source anew. The answer comes as soon as that is stored; the
+    /// container runs on with what it has until the new one is there, and goes back to it if that does not become ready.
+    UpdateContainer = "container" "update" Change {
+        /// Which one.
+        name: ContainerName,
+        /// Where the system comes from; from where it did if not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source: Option<ContainerSource>,
+        /// Only if what is wanted of it is still of this generation.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        if_generation: Option<u64>,
+    } -> Container
+    /// Changes a part of what is wanted of a container. The answer comes as soon as that is stored.
+    SetContainer = "container" "set" Change {
+        /// Which one.
+        name: ContainerName,
+        /// A JSON merge patch (RFC 7396) to its spec: what is `null` in it goes, objects are merged, all else is replaced.
+        patch: serde_json::Value,
+        /// Only if what is wanted of it is still of this generation.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        if_generation: Option<u64>,
+    } -> Container
+    /// Wants again what was wanted of a container before; whether it runs stays as it is. The answer comes as soon as that is
+    /// stored.
+    RollbackContainer = "container" "rollback" Change {
+        /// Which one.
+        name: ContainerName,
+        /// The generation to go back to; the last one that differs from what is wanted now if not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        generation: Option<u64>,
+        /// Only if what is wanted of it is still of this generation.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        if_generation: Option<u64>,
+    } -> Container
+    /// Takes over a container that somebody else made on this host, with its files. The answer comes as soon as that is
+    /// stored; one that runs is restarted.
+    AdoptContainer = "container" "adopt" Change {
+        /// Which one.
+        name: ContainerName,
+    } -> Container
+    /// Says what a spec would change, and changes nothing.
+    DiffContainer = "container" "diff" Query {
+        /// Which one.
+        name: ContainerName,
+        /// What would be wanted of it.
+        spec: ContainerSpec,
+    } -> SpecDiff
+    /// Lists what was wanted of a container, the oldest first.
+    ShowContainerHistory = "container" "history" Query {
+        /// Which one.
+        name: ContainerName,
+    } -> ContainerHistory
+    /// Says what a container uses now.
+    ReadContainerStats = "container" "stats" Query {
+        /// Which one.
+        name: ContainerName,
+    } -> ContainerStats
     /// Starts a container, and answers when it is ready.
     StartContainer = "container" "start" Change {
         /// Which one.
@@ -171,20 +247,26 @@ commands! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         if_generation: Option<u64>,
     } -> Destroyed
-    /// Lists the containers of the leaf.
+    /// Lists the containers of the leaf, and those on its host that are somebody else's.
     ListContainers = "container" "list" Query {} -> ContainerList
     /// Shows one container.
     ShowContainer = "container" "show" Query {
         /// Which one.
         name: ContainerName,
     } -> Container
-    /// Reads the end of a container's console.
+    /// Reads a container's console: its end, or with a cursor what came since.
     ReadContainerLog = "container" "logs" Query {
         /// Which one.
         name: ContainerName,
         /// At most this many lines; 200 if not given, and never more than 512 KiB.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         lines: Option<u32>,
+        /// Only what was written at this time or later.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        since: Option<Timestamp>,
+        /// Only what follows the answer that gave this cursor.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cursor: Option<String>,
     } -> LogText
     /// Builds with Nix.
     Build = "nix" "build" Job {
@@ -288,8 +370,38 @@ pub struct RescanReport {
 /// The containers of a leaf.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ContainerList {
-    /// All of them, sorted by name.
+    /// All of them, sorted by name, without their revisions.
     pub containers: Vec<Container>,
+    /// Those on its host that are somebody else's, sorted by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub foreign: Vec<ForeignContainer>,
+}
+
+/// What was wanted of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ContainerHistory {
+    /// The revisions that are remembered, the oldest first.
+    pub revisions: Vec<Revision>,
+}
+
+/// What a spec would change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SpecDiff {
+    /// Each value that would be another, sorted by its place.
+    pub changes: Vec<SpecChange>,
+}
+
+/// One value of a spec that would be another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SpecChange {
+    /// Its place: the names of the fields on the way to it.
+    pub path: Vec<String>,
+    /// What it is now; nothing if it is not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub now: Option<serde_json::Value>,
+    /// What it would be; nothing if it would go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub then: Option<serde_json::Value>,
 }
 
 /// A container that is gone.
@@ -306,6 +418,9 @@ pub struct LogText {
     pub text: String,
     /// Whether lines before these were left out.
     pub truncated: bool,
+    /// Where to read on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
 }
 
 /// A part of a job's log.

@@ -220,6 +220,34 @@ facts! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         exit: Option<Exit>,
     }
+    /// A container is what was wanted of it last.
+    ContainerUpdated = "container" "updated" v 1 {
+        /// Which one.
+        name: ContainerName,
+        /// The generation that it is at now.
+        generation: u64,
+        /// Whether it runs.
+        running: bool,
+        /// From start to ready, in milliseconds, if it was started again for that.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ready_after_ms: Option<u64>,
+    }
+    /// A container did not become ready with its new system, and goes back to the one before.
+    ContainerReverted = "container" "reverted" v 1 {
+        /// Which one.
+        name: ContainerName,
+        /// The system that it goes back to.
+        toplevel: StorePath,
+        /// Why.
+        reason: String,
+    }
+    /// Processes of a container were killed for want of memory.
+    ContainerOutOfMemory = "container" "out_of_memory" v 1 {
+        /// Which one.
+        name: ContainerName,
+        /// How many of them were since it was started.
+        oom_kills: u64,
+    }
     /// A container is gone from the host.
     ContainerDestroyed = "container" "destroyed" v 1 {
         /// Which one.
@@ -303,6 +331,8 @@ pub enum StopCause {
     Exited,
     /// It was gone after a restart of the host.
     HostRestarted,
+    /// Its init was killed for want of memory.
+    OutOfMemory,
 }
 
 /// What was to be done for a container.
@@ -315,6 +345,8 @@ pub enum ContainerStep {
     Create,
     /// Start it, and wait until it is ready.
     Start,
+    /// Bring it to what is wanted of it now, while it runs.
+    Update,
     /// Stop it.
     Stop,
     /// Remove it from the host.
@@ -331,6 +363,7 @@ impl ContainerStep {
             Self::Build => "build",
             Self::Create => "create",
             Self::Start => "start",
+            Self::Update => "update",
             Self::Stop => "stop",
             Self::Destroy => "destroy",
             Self::Look => "look",
@@ -358,6 +391,9 @@ impl Fact {
             Self::ContainerCreated(f) => f.name.token(),
             Self::ContainerStarted(f) => f.name.token(),
             Self::ContainerStopped(f) => f.name.token(),
+            Self::ContainerUpdated(f) => f.name.token(),
+            Self::ContainerReverted(f) => f.name.token(),
+            Self::ContainerOutOfMemory(f) => f.name.token(),
             Self::ContainerDestroyed(f) => f.name.token(),
             Self::ContainerFailed(f) => f.name.token(),
             Self::JobQueued(f) => f.id.to_string(),

@@ -11,9 +11,11 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use crate::container::{ContainerNetwork, Exit};
-use crate::id::{ContainerName, LeafName, StorePath};
+use crate::id::{ContainerName, JobId, LeafName, StorePath};
+use crate::spec::ContainerOptions;
 use crate::subject;
 
 /// One operation on the host that needs root. Each may be carried out again with the same result.
@@ -27,7 +29,8 @@ pub enum HostOp {
         /// The port there that containers may reach.
         nats_port: u16,
     },
-    /// Makes the root folder, `NAME.conf`, the GC root and the credentials of a container, or sets them anew.
+    /// Makes the root folder, `NAME.conf`, the unit, the GC root and the credentials of a container, or sets them anew. Of
+    /// one that runs the limits and the openings of its network hold at once; all else holds from its next start.
     CreateContainer {
         /// Its name.
         name: ContainerName,
@@ -35,6 +38,10 @@ pub enum HostOp {
         toplevel: StorePath,
         /// Its addresses.
         network: ContainerNetwork,
+        /// What else is wanted of it.
+        options: Box<ContainerOptions>,
+        /// Whether a container of this name that somebody else made is taken over, with its files.
+        adopt: bool,
         /// What the container is told about its leaf.
         binding: ContainerBinding,
         /// Its credentials by name; the container finds them below `$CREDENTIALS_DIRECTORY`.
@@ -47,6 +54,16 @@ pub enum HostOp {
         /// How long it may take until it says that it is ready, in seconds; then it is ended.
         ready_timeout_seconds: u32,
     },
+    /// Brings a container that runs to what `CreateContainer` set last, and returns when it is ready: by a switch inside
+    /// where only its system is another and the container can do that, else by a restart.
+    UpdateContainer {
+        /// Its name.
+        name: ContainerName,
+        /// How long a start may take until it says that it is ready, in seconds; then it is ended.
+        ready_timeout_seconds: u32,
+        /// The grace time of a stop, in seconds.
+        grace_seconds: u32,
+    },
     /// Stops a container: SIGRTMIN+3 to its init, and after the grace time the end of its whole cgroup.
     StopContainer {
         /// Its name.
@@ -58,6 +75,23 @@ pub enum HostOp {
     DestroyContainer {
         /// Its name.
         name: ContainerName,
+    },
+    /// Starts the job whose order is in its folder, as the user of the jobs, in a unit of its own.
+    StartJob {
+        /// Which one.
+        id: JobId,
+    },
+    /// Ends a job: SIGTERM, and after the grace time SIGKILL to all that is left of it. Returns when nothing is.
+    StopJob {
+        /// Which one.
+        id: JobId,
+        /// The grace time, in seconds.
+        grace_seconds: u32,
+    },
+    /// Removes the folder of a job that does not run.
+    RemoveJob {
+        /// Which one.
+        id: JobId,
     },
 }
 
@@ -74,8 +108,12 @@ impl HostOp {
             }
             Self::CreateContainer { name, toplevel, .. } => format!("create container {name} of {toplevel}"),
             Self::StartContainer { name, .. } => format!("start container {name}"),
+            Self::UpdateContainer { name, .. } => format!("update container {name}"),
             Self::StopContainer { name, .. } => format!("stop container {name}"),
             Self::DestroyContainer { name } => format!("destroy container {name}"),
+            Self::StartJob { id } => format!("start job {id}"),
+            Self::StopJob { id, .. } => format!("stop job {id}"),
+            Self::RemoveJob { id } => format!("remove job {id}"),
         }
     }
 }
@@ -169,10 +207,10 @@ pub struct HostPaths {
     pub confs: PathBuf,
     /// GC roots: `/nix/var/nix/gcroots/per-container/NAME` (NixOS contract).
     pub gc_roots: PathBuf,
-    /// What survives a reboot, root only: `NAME/spec.json` ([`SupervisorSpec`]), `NAME/credentials/`,
+    /// What survives a reboot, root only: `NAME/spec.json` ([`RunSpec`]), `NAME/credentials/`,
     /// `NAME/log` (the console, and `log.1` before it).
     pub state: PathBuf,
-    /// What does not: `NAME/status.json` ([`SupervisorStatus`]), `NAME/lock`, held while a supervisor lives.
+    /// What does not: `NAME/status.json` ([`RunStatus`]), `NAME/lock`, held while a supervisor lives.
     pub run: PathBuf,
 }
 
@@ -215,6 +253,25 @@ impl HostPaths {
     }
 }
 
+/// What runs the containers of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Runtime {
+    /// systemd as PID 1: a unit `container@NAME.service` each, seen by `systemctl`, `machinectl` and `nixos-container`.
+    Systemd,
+    /// `leaf-helper supervise` with systemd-nspawn, where systemd is not PID 1. It can't do all that the other can, and says
+    /// so.
+    Nspawn,
+}
+
+impl Runtime {
+    /// The unit of a container under systemd.
+    #[must_use]
+    pub fn unit(name: &ContainerName) -> String {
+        format!("container@{name}.service")
+    }
+}
+
 /// The line of a `NAME.conf` that says which leaf made it. A file without its own leaf's line is foreign, and never
 /// touched.
 #[must_use]
@@ -222,10 +279,13 @@ pub fn conf_marker(leaf: &LeafName) -> String {
     format!("# cim-leaf: made by leaf {leaf}")
 }
 
-/// What a supervisor is to run: `spec.json`, written by `CreateContainer`.
+/// The start of the line of a `NAME.conf` that holds the [digest](RunSpec::digest) of what the helper was told last.
+pub const CONF_DIGEST: &str = "# cim-leaf: spec ";
+
+/// What is to be run as a container: `spec.json`, written by `CreateContainer`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct SupervisorSpec {
+pub struct RunSpec {
     /// The leaf.
     pub leaf: LeafName,
     /// The container.
@@ -234,21 +294,62 @@ pub struct SupervisorSpec {
     pub toplevel: StorePath,
     /// Its addresses.
     pub network: ContainerNetwork,
+    /// What else is wanted of it.
+    #[serde(default)]
+    pub options: ContainerOptions,
 }
 
-/// How a supervisor's container does: `status.json`, replaced atomically at each change.
+impl RunSpec {
+    /// Returns what tells this spec from another: 32 hexadecimal digits.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        short_digest(self)
+    }
+
+    /// Returns the digest of that part of the spec that counts from the next start of the container only: its system,
+    /// addresses, environment, secrets, binds and users.
+    #[must_use]
+    pub fn start_digest(&self) -> String {
+        let options = &self.options;
+        short_digest(&(
+            &self.toplevel,
+            &self.network,
+            &options.environment,
+            &options.secrets,
+            &options.binds,
+            options.users,
+        ))
+    }
+}
+
+fn short_digest(value: &impl Serialize) -> String {
+    let bytes = serde_json::to_vec(value).expect("a spec has text keys and no failing parts");
+    Sha256::digest(bytes)
+        .iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// How the last run of a container does: `status.json`, replaced atomically at each change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SupervisorStatus {
-    /// The supervisor's own process.
+pub struct RunStatus {
+    /// The process that runs it: the supervisor's, or that of systemd-nspawn below systemd.
     pub supervisor_pid: u32,
     /// When it was started.
     pub started_at: Timestamp,
+    /// The [digest](RunSpec::start_digest) of what it was started with, or switched to since.
+    #[serde(default)]
+    pub start_digest: String,
     /// The container's first process, as the host numbers it.
     pub leader_pid: Option<u32>,
     /// When the container said that it is ready.
     pub ready_at: Option<Timestamp>,
     /// How it ended, if it has.
     pub exit: Option<Exit>,
+    /// How many of its processes were killed for want of memory, once it has ended.
+    #[serde(default)]
+    pub oom_kills: u64,
     /// What went wrong, if something did.
     pub error: Option<String>,
 }

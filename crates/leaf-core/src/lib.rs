@@ -20,5 +20,6 @@ pub mod job;
 pub mod plan;
 pub mod problem;
 pub mod schema;
+pub mod spec;
 pub mod state;
 pub mod subject;

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::container::{Container, ContainerPhase, DesiredRun, ObservedContainer, ObservedRun};
+use crate::container::{Container, ContainerPhase, DesiredRun, Exit, ObservedContainer, ObservedRun};
 use crate::event::{
-    ContainerCreated, ContainerDestroyed, ContainerStarted, ContainerStopped, Fact, StopCause,
+    ContainerCreated, ContainerDestroyed, ContainerFailed, ContainerOutOfMemory, ContainerStarted,
+    ContainerStep, ContainerStopped, ContainerUpdated, Fact, StopCause,
 };
-use crate::host_op::{ContainerBinding, HostOp, Secret};
-use crate::id::LeafName;
+use crate::host_op::{ContainerBinding, HostOp, RunSpec, Secret};
+use crate::id::{LeafName, StorePath};
 
 /// What a plan needs to know beside the container and the look at it.
 #[derive(Debug, Clone)]
@@ -36,8 +37,12 @@ pub fn plan(
 ) -> Vec<HostOp> {
     let name = &container.name;
     let desired = &container.desired;
-    let up = observed.is_some_and(|o| matches!(o.run, ObservedRun::Starting | ObservedRun::Running { .. }));
-    let ready = observed.is_some_and(|o| matches!(o.run, ObservedRun::Running { .. }));
+    let up = observed.is_some_and(|o| {
+        matches!(
+            o.run,
+            ObservedRun::Starting | ObservedRun::Restarting(_) | ObservedRun::Running { .. }
+        )
+    });
     let stop = || HostOp::StopContainer {
         name: name.clone(),
         grace_seconds: context.stop_timeout_seconds,
@@ -56,78 +61,191 @@ pub fn plan(
     let Some(toplevel) = &desired.toplevel else {
         return ops;
     };
-    if observed.is_none_or(|o| o.toplevel.as_ref() != Some(toplevel)) {
+    let spec = run_spec(container, toplevel, &context.leaf);
+    if observed.is_none_or(|o| o.digest.as_ref() != Some(&spec.digest())) {
         ops.push(HostOp::CreateContainer {
             name: name.clone(),
-            toplevel: toplevel.clone(),
-            network: desired.network,
+            toplevel: spec.toplevel.clone(),
+            network: spec.network,
+            options: Box::new(spec.options.clone()),
+            adopt: desired.adopted,
             binding: ContainerBinding::new(&context.leaf, name, &context.nats_url),
             credentials: BTreeMap::from([("nats.creds".to_owned(), context.nats_credentials.clone())]),
         });
     }
-    match desired.run {
-        DesiredRun::Running if !ready => ops.push(HostOp::StartContainer {
+    match (desired.run, observed.map(|o| &o.run)) {
+        (DesiredRun::Running, Some(ObservedRun::Running { start_digest, .. })) => {
+            if start_digest.as_ref() != Some(&spec.start_digest()) {
+                ops.push(HostOp::UpdateContainer {
+                    name: name.clone(),
+                    ready_timeout_seconds: context.ready_timeout_seconds,
+                    grace_seconds: context.stop_timeout_seconds,
+                });
+            }
+        }
+        (DesiredRun::Running, _) => ops.push(HostOp::StartContainer {
             name: name.clone(),
             ready_timeout_seconds: context.ready_timeout_seconds,
         }),
-        DesiredRun::Stopped if up => ops.push(stop()),
+        (DesiredRun::Stopped, _) if up => ops.push(stop()),
         _ => {}
     }
     ops
 }
 
+/// Returns what is to be run as a container, with this system.
+fn run_spec(container: &Container, toplevel: &StorePath, leaf: &LeafName) -> RunSpec {
+    RunSpec {
+        leaf: leaf.clone(),
+        name: container.name.clone(),
+        toplevel: toplevel.clone(),
+        network: container.desired.network,
+        options: container.desired.options.clone(),
+    }
+}
+
 /// Returns the facts that a look at the host adds to what is known of a container: what the leaf's own steps
 /// brought about, and what happened by itself. None if the look says what the state says.
 #[must_use]
-pub fn observe(container: &Container, observed: Option<&ObservedContainer>) -> Vec<Fact> {
+pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf: &LeafName) -> Vec<Fact> {
     use ContainerPhase as Phase;
-    let name = container.name.clone();
+    let name = &container.name;
     let Some(observed) = observed else {
         return match container.phase {
-            Phase::Destroying => vec![Fact::ContainerDestroyed(ContainerDestroyed { name })],
+            Phase::Destroying => vec![Fact::ContainerDestroyed(ContainerDestroyed {
+                name: name.clone(),
+            })],
             // One that starts and is not there is still to be made: nothing has happened to it.
-            Phase::Running | Phase::Stopping => {
-                vec![Fact::ContainerStopped(ContainerStopped {
-                    name,
-                    cause: StopCause::HostRestarted,
-                    exit: None,
-                })]
+            Phase::Running | Phase::Restarting | Phase::Stopping => {
+                vec![stopped(container, StopCause::HostRestarted, None)]
             }
             _ => Vec::new(),
         };
     };
-    let stopped = |cause, exit| {
-        vec![Fact::ContainerStopped(ContainerStopped {
+    let mut facts = Vec::new();
+    if observed.oom_kills > container.oom_kills
+        && matches!(
+            container.phase,
+            Phase::Running | Phase::Updating | Phase::Stopping
+        )
+    {
+        facts.push(Fact::ContainerOutOfMemory(ContainerOutOfMemory {
             name: name.clone(),
-            cause,
-            exit,
-        })]
+            oom_kills: observed.oom_kills,
+        }));
+    }
+    let by_itself = || {
+        if observed.oom_kills > container.oom_kills {
+            StopCause::OutOfMemory
+        } else {
+            StopCause::Exited
+        }
+    };
+    let started = |ready_after_ms| {
+        Fact::ContainerStarted(ContainerStarted {
+            name: name.clone(),
+            ready_after_ms,
+        })
     };
     match (container.phase, &observed.run) {
         (Phase::Creating, ObservedRun::Stopped | ObservedRun::Exited(_))
-            if observed.toplevel == container.desired.toplevel =>
+            if is_made(container, observed, leaf) =>
         {
-            vec![Fact::ContainerCreated(ContainerCreated { name })]
+            facts.push(Fact::ContainerCreated(ContainerCreated { name: name.clone() }));
         }
-        (Phase::Creating, ObservedRun::Running { ready_after_ms, .. }) => vec![
-            Fact::ContainerCreated(ContainerCreated { name: name.clone() }),
-            Fact::ContainerStarted(ContainerStarted {
-                name,
-                ready_after_ms: *ready_after_ms,
-            }),
-        ],
-        (Phase::Starting | Phase::Stopped | Phase::Failed, ObservedRun::Running { ready_after_ms, .. })
-            if container.desired.run == DesiredRun::Running =>
+        (Phase::Creating, ObservedRun::Running { ready_after_ms, .. })
+            if is_met(container, observed, leaf) =>
         {
-            vec![Fact::ContainerStarted(ContainerStarted {
-                name,
-                ready_after_ms: *ready_after_ms,
-            })]
+            facts.push(Fact::ContainerCreated(ContainerCreated { name: name.clone() }));
+            facts.push(started(*ready_after_ms));
         }
-        (Phase::Stopping, ObservedRun::Stopped) => stopped(StopCause::Requested, None),
-        (Phase::Stopping, ObservedRun::Exited(exit)) => stopped(StopCause::Requested, Some(*exit)),
-        (Phase::Running, ObservedRun::Stopped) => stopped(StopCause::HostRestarted, None),
-        (Phase::Running, ObservedRun::Exited(exit)) => stopped(StopCause::Exited, Some(*exit)),
-        _ => Vec::new(),
+        (
+            Phase::Starting | Phase::Restarting | Phase::Stopped | Phase::Failed,
+            ObservedRun::Running { ready_after_ms, .. },
+        ) if container.desired.run == DesiredRun::Running => facts.push(started(*ready_after_ms)),
+        (Phase::Updating, _) if is_met(container, observed, leaf) => {
+            let (running, ready_after_ms) = match &observed.run {
+                // It was started for what is wanted of it now.
+                ObservedRun::Running {
+                    started_at,
+                    ready_after_ms,
+                    ..
+                } => (
+                    true,
+                    (*started_at > container.changed_at).then_some(*ready_after_ms),
+                ),
+                _ => (false, None),
+            };
+            facts.push(Fact::ContainerUpdated(ContainerUpdated {
+                name: name.clone(),
+                generation: container.desired.generation,
+                running,
+                ready_after_ms,
+            }));
+        }
+        (Phase::Stopping, ObservedRun::Stopped) => facts.push(stopped(container, StopCause::Requested, None)),
+        (Phase::Stopping, ObservedRun::Exited(exit)) => {
+            facts.push(stopped(container, StopCause::Requested, Some(*exit)));
+        }
+        (Phase::Running, ObservedRun::Stopped) => {
+            facts.push(stopped(container, StopCause::HostRestarted, None));
+        }
+        (Phase::Running, ObservedRun::Exited(exit) | ObservedRun::Restarting(exit)) => {
+            facts.push(stopped(container, by_itself(), Some(*exit)));
+        }
+        // It ended and was started again between two looks.
+        (
+            Phase::Running,
+            ObservedRun::Running {
+                started_at,
+                ready_after_ms,
+                ..
+            },
+        ) if container.ready_at.is_some_and(|ready| *started_at > ready) => {
+            facts.push(stopped(container, by_itself(), None));
+            facts.push(started(*ready_after_ms));
+        }
+        // It was to be started again, and is not any more.
+        (Phase::Restarting, ObservedRun::Exited(exit)) => {
+            facts.push(Fact::ContainerFailed(ContainerFailed {
+                name: name.clone(),
+                step: ContainerStep::Start,
+                reason: format!("it was not ready when it was started again: {exit}"),
+            }));
+        }
+        _ => {}
+    }
+    facts
+}
+
+fn stopped(container: &Container, cause: StopCause, exit: Option<Exit>) -> Fact {
+    Fact::ContainerStopped(ContainerStopped {
+        name: container.name.clone(),
+        cause,
+        exit,
+    })
+}
+
+/// Whether the host has what is wanted of a container on its disk.
+fn is_made(container: &Container, observed: &ObservedContainer, leaf: &LeafName) -> bool {
+    let Some(toplevel) = &container.desired.toplevel else {
+        return false;
+    };
+    observed.digest.as_ref() == Some(&run_spec(container, toplevel, leaf).digest())
+}
+
+/// Whether a container is what is wanted of it, on the disk and as it runs.
+fn is_met(container: &Container, observed: &ObservedContainer, leaf: &LeafName) -> bool {
+    let Some(toplevel) = &container.desired.toplevel else {
+        return false;
+    };
+    let spec = run_spec(container, toplevel, leaf);
+    let made = observed.digest.as_ref() == Some(&spec.digest());
+    made && match (&observed.run, container.desired.run) {
+        (ObservedRun::Running { start_digest, .. }, DesiredRun::Running) => {
+            start_digest.as_ref() == Some(&spec.start_digest())
+        }
+        (ObservedRun::Stopped | ObservedRun::Exited(_), DesiredRun::Stopped) => true,
+        _ => false,
     }
 }

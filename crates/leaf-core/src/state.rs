@@ -11,10 +11,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::cause::Cause;
-use crate::container::{Container, ContainerPhase, Desired, DesiredRun};
-use crate::event::{Event, Fact, HostFacts, LeafSnapshotted, StopCause};
+use crate::container::{
+    Container, ContainerPhase, ContainerSource, Desired, DesiredRun, REMEMBERED_REVISIONS, Revision,
+};
+use crate::event::{ContainerDesired, ContainerStep, Event, Fact, HostFacts, LeafSnapshotted, StopCause};
 use crate::hardware::{Device, DeviceStatus};
-use crate::id::{ContainerName, DeviceId, InstanceId, JobId, LeafName};
+use crate::id::{Caller, ContainerName, DeviceId, InstanceId, JobId, LeafName};
 use crate::job::{Job, JobPhase};
 
 /// How many ended jobs are remembered.
@@ -112,24 +114,24 @@ pub fn apply(state: &mut State, event: &Event) -> Vec<String> {
             None => Vec::new(),
         },
         Fact::ContainerDesired(f) => {
-            let known = state.containers.get(&f.name);
-            let container = Container {
-                name: f.name.clone(),
-                desired: f.desired.clone(),
-                phase: phase_of_desire(known.map(|c| c.phase), &f.desired),
-                cause: cause_of(event),
-                created_at: known.map_or(now, |c| c.created_at),
-                changed_at: now,
-                ready_at: known.and_then(|c| c.ready_at),
-                error: None,
-            };
+            let container = container_of_desire(state.containers.remove(&f.name), f, event);
             state.containers.insert(f.name.clone(), container);
             vec![container_key(&f.name)]
         }
         Fact::ContainerBuilt(f) => change(state, &f.name, now, |c| {
-            c.desired.toplevel = Some(f.toplevel.clone());
+            c.desired.build_job = None;
+            if c.desired.toplevel.as_ref() == Some(&f.toplevel) {
+                return;
+            }
+            let before = c.desired.toplevel.replace(f.toplevel.clone());
+            if let Some(revision) = c.revisions.last_mut() {
+                revision.toplevel = Some(f.toplevel.clone());
+            }
             if c.phase == ContainerPhase::Building {
                 c.phase = ContainerPhase::Creating;
+            } else if c.desired.run != DesiredRun::Absent {
+                c.phase = ContainerPhase::Updating;
+                c.desired.fallback = before.filter(|_| c.ready_at.is_some());
             }
         }),
         Fact::ContainerCreated(f) => change(state, &f.name, now, |c| {
@@ -143,29 +145,73 @@ pub fn apply(state: &mut State, event: &Event) -> Vec<String> {
         Fact::ContainerStarted(f) => change(state, &f.name, now, |c| {
             c.phase = ContainerPhase::Running;
             c.ready_at = Some(now);
+            c.oom_kills = 0;
             c.error = None;
+            c.desired.fallback = None;
         }),
         Fact::ContainerStopped(f) => change(state, &f.name, now, |c| {
             c.ready_at = None;
             c.error = match (f.cause, f.exit) {
                 (StopCause::Exited, Some(exit)) => Some(format!("it ended by itself: {exit}")),
                 (StopCause::Exited, None) => Some("it ended by itself".to_owned()),
+                (StopCause::OutOfMemory, _) => Some("it was ended for want of memory".to_owned()),
                 (StopCause::Requested | StopCause::HostRestarted, _) => None,
             };
+            let by_itself = matches!(f.cause, StopCause::Exited | StopCause::OutOfMemory);
             c.phase = match (c.desired.run, f.cause) {
                 (DesiredRun::Absent, _) => ContainerPhase::Destroying,
                 (DesiredRun::Running, StopCause::HostRestarted) => ContainerPhase::Starting,
+                (DesiredRun::Running, _) if by_itself && c.desired.options.restart.when.covers(f.exit) => {
+                    ContainerPhase::Restarting
+                }
                 _ => ContainerPhase::Stopped,
             };
         }),
+        Fact::ContainerUpdated(f) => change(state, &f.name, now, |c| {
+            if c.desired.generation != f.generation {
+                return;
+            }
+            if f.running {
+                c.phase = ContainerPhase::Running;
+                if f.ready_after_ms.is_some() || c.ready_at.is_none() {
+                    c.ready_at = Some(now);
+                    c.oom_kills = 0;
+                }
+            } else {
+                c.phase = ContainerPhase::Stopped;
+                c.ready_at = None;
+            }
+            c.error = None;
+            c.desired.fallback = None;
+        }),
+        Fact::ContainerReverted(f) => change(state, &f.name, now, |c| {
+            c.desired.generation += 1;
+            c.desired.toplevel = Some(f.toplevel.clone());
+            c.desired.source = ContainerSource::Toplevel {
+                path: f.toplevel.clone(),
+            };
+            c.desired.fallback = None;
+            c.reverted = Some(f.reason.clone());
+            c.error = None;
+            c.phase = ContainerPhase::Updating;
+            remember(c, now, &daemon());
+        }),
+        Fact::ContainerOutOfMemory(f) => change(state, &f.name, now, |c| c.oom_kills = f.oom_kills),
         Fact::ContainerDestroyed(f) => {
             state.containers.remove(&f.name);
             vec![container_key(&f.name)]
         }
         Fact::ContainerFailed(f) => change(state, &f.name, now, |c| {
+            c.error = Some(format!("{}: {}", f.step, f.reason));
+            if f.step == ContainerStep::Build {
+                c.desired.build_job = None;
+                // One that has a system goes on with it.
+                if c.desired.toplevel.is_some() {
+                    return;
+                }
+            }
             c.phase = ContainerPhase::Failed;
             c.ready_at = None;
-            c.error = Some(format!("{}: {}", f.step, f.reason));
         }),
         Fact::JobQueued(f) => {
             state.jobs.insert(
@@ -218,16 +264,76 @@ fn cause_of(event: &Event) -> Cause {
     }
 }
 
+/// Returns a container as it is after somebody wants something of it.
+fn container_of_desire(known: Option<Container>, f: &ContainerDesired, event: &Event) -> Container {
+    let now = event.time;
+    let phase = phase_of_desire(known.as_ref(), &f.desired);
+    let mut container = Container {
+        name: f.name.clone(),
+        desired: f.desired.clone(),
+        phase,
+        cause: cause_of(event),
+        created_at: known.as_ref().map_or(now, |c| c.created_at),
+        changed_at: now,
+        ready_at: known.as_ref().and_then(|c| c.ready_at),
+        error: None,
+        reverted: None,
+        oom_kills: known.as_ref().map_or(0, |c| c.oom_kills),
+        revisions: known.map(|c| c.revisions).unwrap_or_default(),
+    };
+    if f.desired.run != DesiredRun::Absent {
+        remember(&mut container, now, &f.caller);
+    }
+    container
+}
+
+/// Remembers what is wanted now, if it is another thing than before; to run or not is none.
+fn remember(container: &mut Container, now: Timestamp, by: &Caller) {
+    let desired = &container.desired;
+    let same = container.revisions.last().is_some_and(|last| {
+        last.source == desired.source && last.toplevel == desired.toplevel && last.options == desired.options
+    });
+    if same {
+        return;
+    }
+    container.revisions.push(Revision {
+        generation: desired.generation,
+        at: now,
+        by: by.clone(),
+        source: desired.source.clone(),
+        toplevel: desired.toplevel.clone().filter(|_| desired.build_job.is_none()),
+        options: desired.options.clone(),
+    });
+    let over = container.revisions.len().saturating_sub(REMEMBERED_REVISIONS);
+    container.revisions.drain(..over);
+}
+
+/// Who wants what the leaf wants by itself.
+fn daemon() -> Caller {
+    Caller::new("leafd").expect("it is a token")
+}
+
 /// Where a container stands after somebody wants something of it.
-fn phase_of_desire(phase: Option<ContainerPhase>, desired: &Desired) -> ContainerPhase {
+fn phase_of_desire(known: Option<&Container>, desired: &Desired) -> ContainerPhase {
     use ContainerPhase as Phase;
-    match (desired.run, phase) {
+    let Some(known) = known else {
+        return if desired.toplevel.is_none() {
+            Phase::Building
+        } else {
+            Phase::Creating
+        };
+    };
+    let before = &known.desired;
+    let other = before.toplevel != desired.toplevel || before.options != desired.options;
+    match (desired.run, known.phase) {
         (DesiredRun::Absent, _) => Phase::Destroying,
         _ if desired.toplevel.is_none() => Phase::Building,
-        (_, None | Some(Phase::Creating | Phase::Building)) => Phase::Creating,
-        (DesiredRun::Running, Some(Phase::Running)) => Phase::Running,
+        (_, Phase::Creating | Phase::Building) => Phase::Creating,
+        (_, Phase::Updating) => Phase::Updating,
+        _ if other => Phase::Updating,
+        (DesiredRun::Running, Phase::Running) => Phase::Running,
         (DesiredRun::Running, _) => Phase::Starting,
-        (DesiredRun::Stopped, Some(Phase::Stopped)) => Phase::Stopped,
+        (DesiredRun::Stopped, Phase::Stopped) => Phase::Stopped,
         (DesiredRun::Stopped, _) => Phase::Stopping,
     }
 }

@@ -6,8 +6,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use leaf_core::container::ContainerNetwork;
-use leaf_core::host_op::{ContainerBinding, Secret, SupervisorSpec, conf_marker};
+use leaf_core::host_op::{CONF_DIGEST, ContainerBinding, RunSpec, Secret, conf_marker};
 use leaf_core::id::{ContainerName, StorePath};
+use leaf_core::spec::{Autostart, ContainerOptions, RestartPolicy, Users};
 
 use crate::Helper;
 use crate::error::{Error, Result};
@@ -23,18 +24,31 @@ impl Helper {
     /// Makes a container on disk, or completes it, or sets it anew. What says that it is there comes last.
     pub(crate) fn create(
         &self,
-        name: &ContainerName,
-        toplevel: &StorePath,
-        network: ContainerNetwork,
+        spec: &RunSpec,
+        adopt: bool,
         binding: &ContainerBinding,
         credentials: &BTreeMap<String, Secret>,
     ) -> Result<()> {
+        let RunSpec {
+            name,
+            toplevel,
+            network,
+            options,
+            ..
+        } = spec;
         check_toplevel(toplevel)?;
         check_binding(self, name, binding)?;
         check_credentials(credentials)?;
+        options.check(name).map_err(Error::Refused)?;
+        check_nspawn_can(options)?;
+        if adopt {
+            return Err(Error::Unsupported(
+                "the nspawn runtime takes over nobody's containers: that needs systemd as PID 1".into(),
+            ));
+        }
         let confs = Folder::make_root(&self.paths.confs, 0o755)?;
         let owned = self.owns(&confs, name)?;
-        self.check_network(&confs, name, network)?;
+        self.check_network(&confs, name, *network)?;
         let roots = Folder::make_root(&self.paths.roots, 0o700)?;
         if !owned && self.spec(name)?.is_none() && roots.has(name.as_str())? {
             return Err(Error::Refused(format!(
@@ -44,13 +58,7 @@ impl Helper {
         }
 
         let state = self.state_folder(name)?;
-        let spec = SupervisorSpec {
-            leaf: self.leaf.clone(),
-            name: name.clone(),
-            toplevel: toplevel.clone(),
-            network,
-        };
-        state.write("spec.json", &json(&spec), 0o600)?;
+        state.write("spec.json", &json(spec), 0o600)?;
         state.remove_tree("credentials")?;
         let secrets = state.make("credentials", 0o700)?;
         for (credential, secret) in credentials {
@@ -64,7 +72,7 @@ impl Helper {
         // Once more, now that it can't be collected.
         check_toplevel(toplevel)?;
         make_root_file_system(&roots, name)?;
-        confs.write(&conf_name(name), self.conf(toplevel, network).as_bytes(), 0o644)
+        confs.write(&conf_name(name), self.conf(spec).as_bytes(), 0o644)
     }
 
     /// Removes all that [`create`](Self::create) made; what says that it is there goes last.
@@ -119,12 +127,16 @@ impl Helper {
     }
 
     /// `NAME.conf`, by the contract of NixOS's `nixos-containers.nix`.
-    fn conf(&self, toplevel: &StorePath, network: ContainerNetwork) -> String {
+    fn conf(&self, spec: &RunSpec) -> String {
+        let RunSpec {
+            toplevel, network, ..
+        } = spec;
         format!(
-            "{}\n# It is replaced at the next change; destroy the container instead of editing this.\n\
+            "{}\n{CONF_DIGEST}{}\n# It is replaced at the next change; destroy the container instead of editing this.\n\
              SYSTEM_PATH={toplevel}\nPRIVATE_NETWORK=1\nHOST_ADDRESS={}\nLOCAL_ADDRESS={}\nPRIVATE_USERS=pick\n\
              AUTO_START=0\n",
             conf_marker(&self.leaf),
+            spec.digest(),
             network.host_address,
             network.container_address,
         )
@@ -134,6 +146,7 @@ impl Helper {
         let ContainerNetwork {
             host_address,
             container_address,
+            ..
         } = network;
         self.check_address(host_address)?;
         self.check_address(container_address)?;
@@ -162,6 +175,26 @@ impl Helper {
             }
         }
         Ok(())
+    }
+}
+
+/// Refuses what this runtime can't do.
+fn check_nspawn_can(options: &ContainerOptions) -> Result<()> {
+    let lacking = [
+        ("limits", !options.limits.is_empty()),
+        ("restart", options.restart != RestartPolicy::default()),
+        ("autostart", options.autostart != Autostart::default()),
+        ("after", !options.after.is_empty()),
+        ("allow", !options.allow.is_empty()),
+        ("binds", !options.binds.is_empty()),
+        ("secrets", !options.secrets.is_empty()),
+        ("users", options.users != Users::default()),
+    ];
+    match lacking.iter().find(|(_, asked)| *asked) {
+        Some((field, _)) => Err(Error::Unsupported(format!(
+            "{field}: the nspawn runtime, for hosts where systemd is not PID 1, can't do that"
+        ))),
+        None => Ok(()),
     }
 }
 

@@ -86,6 +86,7 @@ fn elements(verb: &str, leaf: &LeafName, name: &ContainerName, network: Containe
     let ContainerNetwork {
         host_address,
         container_address,
+        ..
     } = network;
     format!(
         "{verb} element {table} sources {{ \"{link}\" . {container_address} }}

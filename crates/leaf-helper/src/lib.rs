@@ -22,7 +22,7 @@ mod supervise;
 use std::time::Duration;
 
 use leaf_core::container::Exit;
-use leaf_core::host_op::{HostOp, HostOpError, HostPaths};
+use leaf_core::host_op::{HostOp, HostOpError, HostPaths, RunSpec};
 use leaf_core::id::{ContainerName, LeafName};
 
 pub use settings::{MissingProgram, Settings};
@@ -85,15 +85,37 @@ impl Helper {
                 name,
                 toplevel,
                 network,
+                options,
+                adopt,
                 binding,
                 credentials,
-            } => self.create(name, toplevel, *network, binding, credentials),
+            } => {
+                let spec = RunSpec {
+                    leaf: self.leaf.clone(),
+                    name: name.clone(),
+                    toplevel: toplevel.clone(),
+                    network: *network,
+                    options: (**options).clone(),
+                };
+                self.create(&spec, *adopt, binding, credentials)
+            }
             HostOp::StartContainer {
                 name,
                 ready_timeout_seconds,
             } => self.start(name, seconds(*ready_timeout_seconds)).await,
             HostOp::StopContainer { name, grace_seconds } => self.stop(name, seconds(*grace_seconds)).await,
+            HostOp::UpdateContainer {
+                name,
+                ready_timeout_seconds,
+                grace_seconds,
+            } => {
+                self.stop(name, seconds(*grace_seconds)).await?;
+                self.start(name, seconds(*ready_timeout_seconds)).await
+            }
             HostOp::DestroyContainer { name } => self.destroy(name).await,
+            HostOp::StartJob { .. } | HostOp::StopJob { .. } | HostOp::RemoveJob { .. } => {
+                Err(Error::Unsupported("jobs need systemd as PID 1 here".into()))
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use leaf_core::container::ContainerNetwork;
-use leaf_core::host_op::{SupervisorSpec, SupervisorStatus};
+use leaf_core::host_op::{RunSpec, RunStatus};
 use leaf_core::id::ContainerName;
 
 use crate::cgroup::Cgroup;
@@ -97,7 +97,7 @@ impl Helper {
     }
 
     /// Returns what a container's supervisor is to run, if the container was created.
-    pub(crate) fn spec(&self, name: &ContainerName) -> Result<Option<SupervisorSpec>> {
+    pub(crate) fn spec(&self, name: &ContainerName) -> Result<Option<RunSpec>> {
         let Some(all) = Folder::open_root(&self.paths.state)? else {
             return Ok(None);
         };
@@ -110,7 +110,7 @@ impl Helper {
             return Ok(None);
         };
         let what = || format!("{}/{name}/spec.json", self.paths.state.display());
-        let spec: SupervisorSpec = serde_json::from_str(&text)
+        let spec: RunSpec = serde_json::from_str(&text)
             .map_err(|e| Error::Failed(format!("{} is not a supervisor's spec: {e}", what())))?;
         if spec.leaf != self.leaf || spec.name != *name {
             return Err(Error::Refused(format!(
@@ -124,7 +124,7 @@ impl Helper {
     }
 
     /// Returns what a container's supervisor says, if it says something.
-    pub(crate) fn status(&self, run: &Folder) -> Result<Option<SupervisorStatus>> {
+    pub(crate) fn status(&self, run: &Folder) -> Result<Option<RunStatus>> {
         run.read("status.json")?
             .map(|text| {
                 serde_json::from_str(&text).map_err(|e| {

@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
 use leaf_core::container::Exit;
-use leaf_core::host_op::{SupervisorSpec, SupervisorStatus};
+use leaf_core::host_op::{RunSpec, RunStatus};
 use leaf_core::id::ContainerName;
 
 use crate::cgroup::Cgroup;
@@ -43,9 +43,11 @@ pub(crate) async fn supervise(helper: &Helper, name: &ContainerName) -> Result<E
         helper,
         run,
         _lock: lock,
-        status: SupervisorStatus {
+        status: RunStatus {
             supervisor_pid: std::process::id(),
             started_at: Timestamp::now(),
+            start_digest: String::new(),
+            oom_kills: 0,
             leader_pid: None,
             ready_at: None,
             exit: None,
@@ -70,7 +72,7 @@ struct Supervisor<'a> {
     run: Folder,
     /// Held until this process ends.
     _lock: RunLock,
-    status: SupervisorStatus,
+    status: RunStatus,
 }
 
 impl Supervisor<'_> {
@@ -80,6 +82,8 @@ impl Supervisor<'_> {
             .spec(name)?
             .ok_or_else(|| Error::Refused(format!("there is no container {name}")))?;
         check_toplevel(&spec.toplevel)?;
+        self.status.start_digest = spec.start_digest();
+        self.write_status()?;
         helper.sweep(name, Some(spec.network)).await?;
         let cgroup = Cgroup::of(&helper.leaf, name)?;
         cgroup.enter()?;
@@ -95,7 +99,7 @@ impl Supervisor<'_> {
 
     /// Runs the container. This process is in the container's cgroup when it begins, so that systemd-nspawn is from
     /// its first instruction; then it moves aside.
-    async fn run_payload(&mut self, spec: &SupervisorSpec, cgroup: &Cgroup) -> Result<Exit> {
+    async fn run_payload(&mut self, spec: &RunSpec, cgroup: &Cgroup) -> Result<Exit> {
         let helper = self.helper;
         firewall::admit(&helper.settings.nft, &helper.leaf, &spec.name, spec.network).await?;
         let mut console = Console::open(helper.state_folder(&spec.name)?, helper.settings.observers)?;
@@ -169,7 +173,7 @@ impl Supervisor<'_> {
         Ok(exit)
     }
 
-    fn spawn_nspawn(&self, spec: &SupervisorSpec, console: std::io::PipeWriter) -> Result<Child> {
+    fn spawn_nspawn(&self, spec: &RunSpec, console: std::io::PipeWriter) -> Result<Child> {
         let helper = self.helper;
         let name = &spec.name;
         let root = helper.paths.roots.join(name.as_str());
@@ -191,6 +195,9 @@ impl Supervisor<'_> {
                 "--setenv=LOCAL_ADDRESS={}",
                 spec.network.container_address
             ));
+        for (variable, value) in &spec.options.environment {
+            command.arg(format!("--setenv={variable}={value}"));
+        }
         for credential in self.credentials(name)? {
             let path = helper
                 .paths

@@ -205,6 +205,7 @@ async fn start(settings: Settings, steps: Handle) -> anyhow::Result<()> {
         workers,
         guard: Guard::new(settings.events.clone(), &journal),
         waiting: waiting(unfinished),
+        adopting: Default::default(),
         reconciling: Default::default(),
         looked_at: BTreeMap::new(),
         running: BTreeMap::new(),

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use leaf_bus::serve::{Incoming, Responder};
-use leaf_core::container::ObservedContainer;
+use leaf_core::container::{Container, ForeignContainer, ObservedContainer};
+use leaf_core::decide::LogQuery;
 use leaf_core::hardware::Inventory;
 use leaf_core::id::{CommandId, ContainerName, JobId};
 use leaf_core::job::Progress;
@@ -41,6 +42,13 @@ pub enum Input {
         /// What came of the steps.
         taken: Taken,
     },
+    /// There was a look for a container that is not this leaf's.
+    ForeignSeen {
+        /// Its name.
+        name: ContainerName,
+        /// What was seen, or why nothing was.
+        seen: Result<Option<ForeignContainer>, Problem>,
+    },
     /// A running job said how far it is.
     JobProgress(JobId, Progress),
     /// A job ended.
@@ -49,6 +57,25 @@ pub enum Input {
     Published(Published),
     /// No more commands will come.
     Drained,
+}
+
+/// What only the host can answer; nothing changes by it.
+pub enum Question {
+    /// A part of a job's log.
+    JobLog {
+        /// Which job.
+        job: JobId,
+        /// From this byte on.
+        offset: u64,
+        /// Whether the job has ended.
+        ended: bool,
+    },
+    /// A part of a container's log.
+    ContainerLog(LogQuery),
+    /// What a container uses.
+    ContainerStats(ContainerName),
+    /// These containers, and those that are not this leaf's.
+    Containers(Vec<Container>),
 }
 
 /// What the main loop does once the journal has what it follows from.
@@ -62,32 +89,21 @@ pub enum Effect {
         /// The body, or the problem.
         reply: Result<Vec<u8>, Problem>,
     },
-    /// Answer with a part of a job's log.
-    ReplyJobLog {
+    /// Answer a question that the host must be asked.
+    Answer {
         /// Where to.
         responder: Responder,
         /// The command.
         id: CommandId,
-        /// Which job.
-        job: JobId,
-        /// From this byte on.
-        offset: u64,
-    },
-    /// Answer with the end of a container's console.
-    ReplyContainerLog {
-        /// Where to.
-        responder: Responder,
-        /// The command.
-        id: CommandId,
-        /// Which container.
-        name: ContainerName,
-        /// At most so many lines.
-        lines: u32,
+        /// What is asked.
+        question: Question,
     },
     /// Look at the hardware for this rescan.
     LookAtHardware(u64),
     /// Make the container what it is wanted to be.
     Reconcile(ContainerName),
+    /// Look whether the host has a container of this name that is not this leaf's.
+    LookForForeign(ContainerName),
     /// Start queued jobs as long as there is room.
     StartJobs,
     /// Run this job: that it runs is recorded.

@@ -19,6 +19,7 @@ use crate::guard::Guard;
 use crate::input::{Effect, Input};
 use crate::ledger::Ledger;
 use crate::notify;
+use crate::on_command::Accepted;
 use crate::settings::Settings;
 use crate::steps::Hurry;
 use crate::tasks::Tasks;
@@ -47,6 +48,8 @@ pub struct MainLoop {
     pub guard: Guard,
     /// Commands that are accepted and wait for something to be done.
     pub waiting: BTreeMap<Target, Vec<Waiter>>,
+    /// Commands that wait for a look at a container that is not this leaf's.
+    pub adopting: BTreeMap<ContainerName, Vec<Accepted>>,
     /// Containers for which steps are being taken.
     pub reconciling: BTreeSet<ContainerName>,
     /// When the look began that followed the last steps for a container, as long as an older look may come.
@@ -263,6 +266,7 @@ impl MainLoop {
                 self.looked_at.insert(name.clone(), taken.looked_at);
                 self.handle_reconciled(&name, generation, taken);
             }
+            Input::ForeignSeen { name, seen } => self.handle_foreign(&name, &seen),
             Input::JobProgress(id, progress) => {
                 if let Some(slot) = self.running.get_mut(&id) {
                     *slot = Some(progress);
@@ -331,24 +335,12 @@ impl MainLoop {
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Reply { responder, id, reply } => self.workers.reply(responder, id, reply),
-            Effect::ReplyJobLog {
+            Effect::Answer {
                 responder,
                 id,
-                job,
-                offset,
-            } => {
-                let known = self.ledger.state().jobs.get(&job);
-                let ended = known.is_none_or(|job| job.phase.is_final());
-                self.workers.reply_job_log(responder, id, job, offset, ended);
-            }
-            Effect::ReplyContainerLog {
-                responder,
-                id,
-                name,
-                lines,
-            } => {
-                self.workers.reply_container_log(responder, id, name, lines);
-            }
+                question,
+            } => self.workers.answer(responder, id, question),
+            Effect::LookForForeign(name) => self.workers.look_for_foreign(name),
             Effect::LookAtHardware(number) => self.workers.look_at_hardware(number),
             Effect::Reconcile(name) => {
                 let Some(container) = self.ledger.state().containers.get(&name) else {

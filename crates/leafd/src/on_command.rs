@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use leaf_bus::serve::{Incoming, Responder};
 use leaf_core::cause::Cause;
 use leaf_core::command::{Command, CommandKind, Destroyed, JobReport, LeafReport};
-use leaf_core::container::{Container, ContainerPhase};
+use leaf_core::container::{Container, ContainerPhase, ForeignContainer};
 use leaf_core::decide::{self, Context, Next, decide, job_accepted};
 use leaf_core::event::Fact;
 use leaf_core::hardware::DeviceStatus;
@@ -14,11 +14,11 @@ use leaf_core::problem::{Problem, ProblemCode};
 use leaf_journal::{CommandRecord, Outcome as CommandOutcome};
 use uuid::Uuid;
 
-use crate::input::Effect;
+use crate::input::{Effect, Question};
 use crate::main_loop::{MainLoop, Target, Waiter, to_body};
 
 /// A command on its way from acceptance to its answer.
-struct Accepted {
+pub struct Accepted {
     record: CommandRecord,
     cause: Cause,
     responder: Responder,
@@ -72,35 +72,59 @@ impl MainLoop {
         if let Some(problem) = self.refuses(&command, changes) {
             return self.refuse(accepted.responder, accepted.record.id, problem);
         }
-        let context = Context {
-            caller,
+        let decision = decide(self.ledger.state(), &command, &self.context(&accepted));
+        self.decided(decision, accepted);
+    }
+
+    /// What a decision on a command needs to know beside the state.
+    fn context(&self, accepted: &Accepted) -> Context {
+        Context {
+            caller: accepted.record.caller.clone(),
             now: accepted.record.accepted_at,
             fresh_id: Uuid::now_v7(),
             pool: self.settings.containers.address_pool,
             max_queued_jobs: self.settings.nix.max_queued_jobs,
             job_timeout_seconds: self.settings.nix.timeout_seconds,
-        };
-        match decide(self.ledger.state(), &command, &context) {
+        }
+    }
+
+    /// Carries on with a command that was decided, or answers why it is refused.
+    fn decided(&mut self, decision: Result<decide::Decision, Problem>, accepted: Accepted) {
+        let record = &accepted.record;
+        match decision {
             Ok(decision) => {
-                if changes {
-                    let record = &accepted.record;
+                if accepted.changes {
                     tracing::info!(command = %record.id, caller = %record.caller, what = record.noun_verb, "accepted");
                 }
                 self.carry_on(decision, accepted);
             }
             Err(problem) => {
-                let Accepted {
-                    record, responder, ..
-                } = accepted;
                 tracing::info!(command = %record.id, caller = %record.caller, what = record.noun_verb, %problem, "refused");
                 // It tells of the state, which may be ahead of the disk.
                 let reply = Err(problem.about(&record.id));
+                let id = record.id.clone();
                 self.ledger.after(vec![Effect::Reply {
-                    responder,
-                    id: record.id,
+                    responder: accepted.responder,
+                    id,
                     reply,
                 }]);
             }
+        }
+    }
+
+    /// Goes on with the commands that waited for a look at a container that is not this leaf's.
+    pub(crate) fn handle_foreign(
+        &mut self,
+        name: &ContainerName,
+        seen: &Result<Option<ForeignContainer>, Problem>,
+    ) {
+        for accepted in self.adopting.remove(name).unwrap_or_default() {
+            let context = self.context(&accepted);
+            let decision = match seen {
+                Ok(found) => decide::adopt(self.ledger.state(), name, found.as_ref(), &context),
+                Err(problem) => Err(problem.clone()),
+            };
+            self.decided(decision, accepted);
         }
     }
 
@@ -190,28 +214,27 @@ impl MainLoop {
                 );
             }
             Next::ReadJobLog(job, offset) => {
-                let Accepted {
-                    responder, record, ..
-                } = accepted;
-                self.ledger.after(vec![Effect::ReplyJobLog {
-                    responder,
-                    id: record.id,
-                    job,
-                    offset,
-                }]);
+                let known = self.ledger.state().jobs.get(&job);
+                let ended = known.is_none_or(|job| job.phase.is_final());
+                self.ask(accepted, Question::JobLog { job, offset, ended });
             }
-            Next::ReadContainerLog(name, lines) => {
-                let Accepted {
-                    responder, record, ..
-                } = accepted;
-                self.ledger.after(vec![Effect::ReplyContainerLog {
-                    responder,
-                    id: record.id,
-                    name,
-                    lines,
-                }]);
+            Next::ReadContainerLog(query) => self.ask(accepted, Question::ContainerLog(query)),
+            Next::ReadContainerStats(name) => self.ask(accepted, Question::ContainerStats(name)),
+            Next::ListContainers(containers) => self.ask(accepted, Question::Containers(containers)),
+            Next::Adopt(name) => {
+                self.adopting.entry(name.clone()).or_default().push(accepted);
+                self.ledger.after(vec![Effect::LookForForeign(name)]);
             }
         }
+    }
+
+    /// Has a query answered that only the host can answer.
+    fn ask(&mut self, accepted: Accepted, question: Question) {
+        self.ledger.after(vec![Effect::Answer {
+            responder: accepted.responder,
+            id: accepted.record.id,
+            question,
+        }]);
     }
 
     /// Records what a command changes along with its answer, which is known; an answer to a query is not recorded.

@@ -6,7 +6,8 @@ use leaf_core::container::{ObservedContainer, ObservedRun};
 use leaf_core::decide::after_job;
 use leaf_core::diff::diff;
 use leaf_core::event::{
-    ContainerFailed, ContainerStep, Fact, JobCancelled, JobFailed, JobInterrupted, JobStarted, JobSucceeded,
+    ContainerFailed, ContainerReverted, ContainerStep, Fact, JobCancelled, JobFailed, JobInterrupted,
+    JobStarted, JobSucceeded,
 };
 use leaf_core::hardware::Inventory;
 use leaf_core::id::{Caller, ContainerName, DeviceId, JobId};
@@ -83,7 +84,7 @@ impl MainLoop {
             let Some(container) = self.ledger.state().containers.get(name) else {
                 break;
             };
-            let facts = observe(container, observed);
+            let facts = observe(container, observed, self.ledger.leaf());
             if facts.is_empty() {
                 break;
             }
@@ -114,22 +115,10 @@ impl MainLoop {
         };
         let current = container.desired.generation == generation;
         let before = container.phase;
-        let cause = container.cause.clone();
         match taken.failure {
             Some((step, error)) if current => {
                 tracing::warn!(%name, %step, error = &error as &dyn std::error::Error, "a step did not work");
-                let failed = ContainerFailed {
-                    name: name.clone(),
-                    step,
-                    reason: error.reason,
-                };
-                self.record(
-                    &cause,
-                    vec![Fact::ContainerFailed(failed)],
-                    Vec::new(),
-                    Vec::new(),
-                );
-                self.settle(&Target::Container(name.clone()));
+                self.step_failed(name, step, error.reason);
             }
             _ => {
                 self.take_in(name, observed);
@@ -144,21 +133,34 @@ impl MainLoop {
                         }
                         run => format!("the host does not show what was done: {run:?}"),
                     };
-                    let failed = ContainerFailed {
-                        name: name.clone(),
-                        step: ContainerStep::Look,
-                        reason,
-                    };
-                    self.record(
-                        &cause,
-                        vec![Fact::ContainerFailed(failed)],
-                        Vec::new(),
-                        Vec::new(),
-                    );
-                    self.settle(&Target::Container(name.clone()));
+                    self.step_failed(name, ContainerStep::Look, reason);
                 }
             }
         }
+    }
+
+    /// Records that a step did not work. A container that has a system to go back to does that.
+    fn step_failed(&mut self, name: &ContainerName, step: ContainerStep, reason: String) {
+        let Some(container) = self.ledger.state().containers.get(name) else {
+            return;
+        };
+        let cause = container.cause.clone();
+        let mut facts = vec![Fact::ContainerFailed(ContainerFailed {
+            name: name.clone(),
+            step,
+            reason: reason.clone(),
+        })];
+        let mut effects = Vec::new();
+        if let Some(toplevel) = &container.desired.fallback {
+            facts.push(Fact::ContainerReverted(ContainerReverted {
+                name: name.clone(),
+                toplevel: toplevel.clone(),
+                reason: format!("{step}: {reason}"),
+            }));
+            effects.push(Effect::Reconcile(name.clone()));
+        }
+        self.record(&cause, facts, Vec::new(), effects);
+        self.settle(&Target::Container(name.clone()));
     }
 
     fn cause_of_job(&self, id: JobId) -> Cause {

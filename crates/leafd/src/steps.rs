@@ -72,7 +72,7 @@ impl Hurry {
 
     fn cuts(self, op: &HostOp) -> bool {
         match op {
-            HostOp::StartContainer { .. } => self != Self::None,
+            HostOp::StartContainer { .. } | HostOp::UpdateContainer { .. } => self != Self::None,
             HostOp::StopContainer { .. } => self == Self::DaemonEnds,
             _ => false,
         }
@@ -188,7 +188,11 @@ fn step_of(op: &HostOp) -> ContainerStep {
     match op {
         HostOp::PrepareNetwork { .. } | HostOp::CreateContainer { .. } => ContainerStep::Create,
         HostOp::StartContainer { .. } => ContainerStep::Start,
+        HostOp::UpdateContainer { .. } => ContainerStep::Update,
         HostOp::StopContainer { .. } => ContainerStep::Stop,
         HostOp::DestroyContainer { .. } => ContainerStep::Destroy,
+        HostOp::StartJob { .. } | HostOp::StopJob { .. } | HostOp::RemoveJob { .. } => {
+            unreachable!("a plan for a container has no jobs")
+        }
     }
 }

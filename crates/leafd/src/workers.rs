@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use leaf_bus::connect::Bus;
 use leaf_bus::serve::Responder;
-use leaf_core::command::{Command, LogChunk};
+use leaf_core::command::{Command, ContainerList, LogChunk};
 use leaf_core::container::Container;
 use leaf_core::error::chain;
 use leaf_core::event::ContainerStep;
@@ -22,8 +22,9 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::input::Input;
+use crate::input::{Input, Question};
 use crate::job;
+use crate::main_loop::to_body;
 use crate::publisher::Published;
 use crate::steps::{self, ContainerHost, Hurry, Taken};
 use crate::tasks::Tasks;
@@ -117,6 +118,12 @@ impl Workers {
             | Command::StartContainer(_)
             | Command::StopContainer(_)
             | Command::DestroyContainer(_)
+            | Command::ApplyContainer(_)
+            | Command::UpdateContainer(_)
+            | Command::SetContainer(_)
+            | Command::RollbackContainer(_)
+            | Command::AdoptContainer(_)
+            | Command::ReadContainerStats(_)
             | Command::ReadContainerLog(_) => self.containers.as_ref().map(drop).map_err(unsupported),
             Command::Build(_) => self.nix.as_ref().map(drop).map_err(unsupported),
             _ => Ok(()),
@@ -174,52 +181,54 @@ impl Workers {
             .run(async move { responder.reply(Some(&id), reply).await });
     }
 
-    /// Answers with a part of a job's log. A job that was never begun has none: so far, or for good if it `ended`.
-    pub fn reply_job_log(
-        &mut self,
-        responder: Responder,
-        id: CommandId,
-        job: JobId,
-        offset: u64,
-        ended: bool,
-    ) {
-        let nix = self.nix.clone();
-        let read = move || {
-            let nix = nix.map_err(|why| Problem::new(ProblemCode::Unsupported, why))?;
-            match nix.read_log(job, offset, LOG_BYTES) {
-                Ok(chunk) => Ok(serde_json::to_vec(&chunk).expect("a message has string keys only")),
-                Err(NixError::NoJob(_)) => {
-                    let none = LogChunk {
-                        text: String::new(),
-                        next_offset: offset,
-                        complete: ended,
-                    };
-                    Ok(serde_json::to_vec(&none).expect("a message has string keys only"))
-                }
-                Err(error) => Err(failed("the log can't be read", &error)),
+    /// Answers what only the host can answer.
+    pub fn answer(&mut self, responder: Responder, id: CommandId, question: Question) {
+        let containers = self.containers.clone();
+        let view = move || {
+            containers
+                .map(|host| host.view.clone())
+                .map_err(|why| Problem::new(ProblemCode::Unsupported, why))
+        };
+        match question {
+            Question::JobLog { job, offset, ended } => {
+                let nix = self.nix.clone();
+                self.reply_with(responder, id, move || {
+                    let nix = nix.map_err(|why| Problem::new(ProblemCode::Unsupported, why))?;
+                    match nix.read_log(job, offset, LOG_BYTES) {
+                        Ok(chunk) => Ok(to_body(&chunk)),
+                        // A job that was never begun has none: so far, or for good if it has ended.
+                        Err(NixError::NoJob(_)) => Ok(to_body(&LogChunk {
+                            text: String::new(),
+                            next_offset: offset,
+                            complete: ended,
+                        })),
+                        Err(error) => Err(failed("the log can't be read", &error)),
+                    }
+                });
             }
-        };
-        self.reply_with(responder, id, read);
-    }
-
-    /// Answers with the end of a container's console.
-    pub fn reply_container_log(
-        &mut self,
-        responder: Responder,
-        id: CommandId,
-        name: ContainerName,
-        lines: u32,
-    ) {
-        let Ok(host) = &self.containers else { return };
-        let view = host.view.clone();
-        let read = move || {
-            let lines = usize::try_from(lines).unwrap_or(usize::MAX);
-            let log = view
-                .logs(&name, lines, LOG_BYTES)
-                .map_err(|error| failed("the console can't be read", &error))?;
-            Ok(serde_json::to_vec(&log).expect("a message has string keys only"))
-        };
-        self.reply_with(responder, id, read);
+            Question::ContainerLog(query) => self.reply_with(responder, id, move || {
+                let log = view()?
+                    .logs(&query, LOG_BYTES)
+                    .map_err(|error| failed("the console can't be read", &error))?;
+                Ok(to_body(&log))
+            }),
+            Question::ContainerStats(name) => self.reply_with(responder, id, move || {
+                let stats = view()?
+                    .stats(&name)
+                    .map_err(|error| failed("what it uses can't be told", &error))?;
+                Ok(to_body(&stats))
+            }),
+            Question::Containers(containers) => self.reply_with(responder, id, move || {
+                // A leaf that runs none may have some in its state all the same.
+                let foreign = match view() {
+                    Ok(view) => view
+                        .foreign()
+                        .map_err(|error| failed("the host's containers can't be listed", &error))?,
+                    Err(_) => Vec::new(),
+                };
+                Ok(to_body(&ContainerList { containers, foreign }))
+            }),
+        }
     }
 
     fn reply_with(
@@ -249,6 +258,22 @@ impl Workers {
         self.tasks.run(async move {
             // Nobody looks any more when the daemon ends.
             let _ = looks.send(rescan).await;
+        });
+    }
+
+    /// Looks whether the host has a container of this name that is not this leaf's.
+    pub fn look_for_foreign(&mut self, name: ContainerName) {
+        let Ok(host) = &self.containers else { return };
+        let (view, inputs) = (host.view.clone(), self.inputs.clone());
+        self.tasks.run(async move {
+            let seen = tokio::task::spawn_blocking(move || view.foreign()).await;
+            let seen = match seen {
+                Ok(Ok(all)) => Ok(all.into_iter().find(|foreign| foreign.name == name)),
+                Ok(Err(error)) => Err(failed("the host's containers can't be listed", &error)),
+                Err(error) => Err(Problem::new(ProblemCode::Failed, error.to_string())),
+            };
+            // The loop is gone when the daemon ends.
+            let _ = inputs.send(Input::ForeignSeen { name, seen }).await;
         });
     }
 

@@ -94,6 +94,7 @@ impl TestLeaf {
             name: name.clone(),
             source,
             start,
+            options: Default::default(),
         };
         let mut container = self.call(&create).await?;
         while container.phase.is_moving() {
@@ -129,6 +130,8 @@ impl TestLeaf {
         let request = ReadContainerLog {
             name: name.clone(),
             lines: None,
+            since: None,
+            cursor: None,
         };
         Ok(self.call(&request).await?.text)
     }

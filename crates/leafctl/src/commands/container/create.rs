@@ -2,6 +2,7 @@ use clap::Args;
 use leaf_core::command::CreateContainer;
 use leaf_core::container::{ContainerPhase, ContainerSource};
 use leaf_core::id::{ContainerName, StorePath};
+use leaf_core::spec::ContainerOptions;
 
 use super::show::text;
 use crate::commands::nix::build::{flake_reference, follow};
@@ -55,6 +56,7 @@ impl Create {
             name: self.name.clone(),
             source,
             start: self.start,
+            options: ContainerOptions::default(),
         };
         // The leaf answers when it is stored; here a person waits until it is done.
         let container = session.call_to(&leaf, &request).await?;

@@ -22,6 +22,8 @@ impl Logs {
             .call(&ReadContainerLog {
                 name: self.name,
                 lines: Some(self.lines),
+                since: None,
+                cursor: None,
             })
             .await?;
         output.document(&log, |log| log.text.clone())

@@ -128,6 +128,7 @@ async fn twenty() -> anyhow::Result<()> {
                             name: name.clone(),
                             source: waits,
                             start: false,
+                            options: Default::default(),
                         };
                         client.call(own, &create, patient()).await
                     }

@@ -182,6 +182,7 @@ async fn accepted_is_done() -> anyhow::Result<()> {
             name: name.clone(),
             source: waits.clone(),
             start: true,
+            options: Default::default(),
         };
         let sent = id();
         let options = CallOptions {
@@ -245,6 +246,7 @@ async fn killed_while_creating() -> anyhow::Result<()> {
                 name: name.clone(),
                 source: waits.clone(),
                 start: true,
+                options: Default::default(),
             })
             .collect();
         let calls = creates.iter().map(|create| client.call(&own, create, soon()));

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use leaf_core::host_op::{HostPaths, SupervisorStatus};
+use leaf_core::host_op::{HostPaths, RunStatus};
 use leaf_core::id::{ContainerName, JobId, LeafName};
 
 use crate::support::TestLeaf;
@@ -66,7 +66,7 @@ pub(crate) fn rules(leaf: &LeafName) -> String {
 }
 
 /// What the supervisor of a container says, if it says something.
-pub(crate) fn status(leaf: &LeafName, name: &ContainerName) -> Option<SupervisorStatus> {
+pub(crate) fn status(leaf: &LeafName, name: &ContainerName) -> Option<RunStatus> {
     let text = fs::read(HostPaths::new(leaf).status(name)).ok()?;
     serde_json::from_slice(&text).ok()
 }

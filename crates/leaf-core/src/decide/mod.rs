@@ -3,22 +3,26 @@
 //! [`decide`] answers a query from the state, or says which facts are to be recorded and what comes next. Nothing has
 //! happened yet when it returns: the facts are committed first, then the next step is taken.
 
-use std::net::Ipv4Addr;
+mod containers;
+mod pool;
 
 use jiff::Timestamp;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use uuid::Uuid;
 
-use crate::command::{Command, ContainerList, DeviceList, JobAccepted, JobList};
-use crate::container::{Container, ContainerNetwork, ContainerPhase, ContainerSource, Desired, DesiredRun};
-use crate::event::{
-    ContainerBuilt, ContainerDesired, ContainerFailed, ContainerStep, Fact, JobCancelled, JobQueued,
-};
+use crate::command::{Command, ContainerHistory, DeviceList, JobAccepted, JobList};
+use crate::container::{Container, DesiredRun};
+use crate::event::{ContainerBuilt, ContainerFailed, ContainerStep, Fact, JobCancelled, JobQueued};
 use crate::id::{Caller, ContainerName, JobId};
 use crate::job::{BuildResult, BuildTask, Installable, Job, JobPhase, JobResult, Task};
 use crate::problem::{Problem, ProblemCode};
+use crate::spec::{ContainerSpec, SpecRun, spec_diff};
 use crate::state::State;
+
+use containers::{change, check_spec, create, find_container, rollback, want, without_revisions};
+
+pub use containers::adopt;
+pub use pool::AddressPool;
 
 /// What a decision needs to know beside the state and the command.
 #[derive(Debug, Clone)]
@@ -35,89 +39,6 @@ pub struct Context {
     pub max_queued_jobs: usize,
     /// How long a job may take if the command doesn't say, in seconds.
     pub job_timeout_seconds: u32,
-}
-
-/// The addresses of a leaf and its containers: a `/16` network. `.0.1` is the leaf's, `.N.1` and `.N.2` are the two
-/// ends of a container's link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "String", into = "String")]
-#[schemars(with = "String")]
-pub struct AddressPool([u8; 2]);
-
-impl AddressPool {
-    /// The leaf's address.
-    #[must_use]
-    pub fn leaf_address(self) -> Ipv4Addr {
-        Ipv4Addr::new(self.0[0], self.0[1], 0, 1)
-    }
-
-    /// The link with this number, from 1 to 255.
-    #[must_use]
-    pub fn link(self, number: u8) -> ContainerNetwork {
-        let end = |last| Ipv4Addr::new(self.0[0], self.0[1], number, last);
-        ContainerNetwork {
-            host_address: end(1),
-            container_address: end(2),
-        }
-    }
-
-    /// Whether an address is one of the network.
-    #[must_use]
-    pub fn contains(self, address: Ipv4Addr) -> bool {
-        address.octets()[..2] == self.0
-    }
-
-    /// The first link that no container of the state has, or nothing if all are taken.
-    #[must_use]
-    pub fn free_link(self, state: &State) -> Option<ContainerNetwork> {
-        (1..=255)
-            .map(|number| self.link(number))
-            .find(|link| state.containers.values().all(|c| c.desired.network != *link))
-    }
-}
-
-impl Default for AddressPool {
-    fn default() -> Self {
-        Self([10, 233])
-    }
-}
-
-impl std::fmt::Display for AddressPool {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{}.0.0/16", self.0[0], self.0[1])
-    }
-}
-
-impl std::str::FromStr for AddressPool {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::try_from(text.to_owned())
-    }
-}
-
-impl From<AddressPool> for String {
-    fn from(pool: AddressPool) -> Self {
-        pool.to_string()
-    }
-}
-
-impl TryFrom<String> for AddressPool {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        let bad = || format!("{text:?} is not a private /16 network such as 10.233.0.0/16");
-        let address: Ipv4Addr = text
-            .strip_suffix("/16")
-            .and_then(|a| a.parse().ok())
-            .ok_or_else(bad)?;
-        let [a, b, 0, 0] = address.octets() else {
-            return Err(bad());
-        };
-        if address.is_private() {
-            Ok(Self([a, b]))
-        } else {
-            Err(bad())
-        }
-    }
 }
 
 /// What a command does.
@@ -150,8 +71,27 @@ pub enum Next {
     ShowJob(JobId),
     /// Answer with a part of the job's log.
     ReadJobLog(JobId, u64),
-    /// Answer with the end of the container's console, at most so many lines.
-    ReadContainerLog(ContainerName, u32),
+    /// Answer with a part of the container's log.
+    ReadContainerLog(LogQuery),
+    /// Answer with these containers, and with those on the host that are not this leaf's.
+    ListContainers(Vec<Container>),
+    /// Answer with what the container uses.
+    ReadContainerStats(ContainerName),
+    /// Look at the container of this name that is not this leaf's, and [take it over](adopt).
+    Adopt(ContainerName),
+}
+
+/// Which part of a container's log is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogQuery {
+    /// Whose.
+    pub name: ContainerName,
+    /// At most this many lines, the last ones, or with a cursor the first ones after it.
+    pub lines: u32,
+    /// Only what was written at this time or later.
+    pub since: Option<Timestamp>,
+    /// Only what follows the answer that gave this cursor.
+    pub cursor: Option<String>,
 }
 
 /// Lines of a container's console if the command doesn't say.
@@ -184,20 +124,72 @@ pub fn decide(state: &State, command: &Command, context: &Context) -> Result<Dec
             ))),
         },
         Command::RescanHardware(_) => only(Next::Rescan),
-        Command::CreateContainer(c) => create(state, &c.name, &c.source, c.start, context),
+        Command::CreateContainer(c) => {
+            let run = if c.start {
+                SpecRun::Running
+            } else {
+                SpecRun::Stopped
+            };
+            let spec = ContainerSpec {
+                source: c.source.clone(),
+                run,
+                options: c.options.clone(),
+            };
+            create(state, &c.name, spec, context)
+        }
+        Command::ApplyContainer(c) => match (state.containers.get(&c.name), c.if_generation) {
+            (None, None | Some(0)) => create(state, &c.name, c.spec.clone(), context),
+            (None, Some(seen)) => Err(conflict(format!(
+                "container {} is not at generation {seen}: there is none of this name",
+                c.name
+            ))),
+            (Some(_), seen) => change(state, &c.name, seen, false, context, |_| Ok(c.spec.clone())),
+        },
+        Command::UpdateContainer(c) => change(state, &c.name, c.if_generation, true, context, |spec| {
+            Ok(ContainerSpec {
+                source: c.source.clone().unwrap_or(spec.source),
+                ..spec
+            })
+        }),
+        Command::SetContainer(c) => change(state, &c.name, c.if_generation, false, context, |spec| {
+            spec.patched(&c.patch)
+                .map_err(|e| invalid(format!("the patch leads to no spec: {e}")))
+        }),
+        Command::RollbackContainer(c) => rollback(state, &c.name, c.generation, c.if_generation, context),
+        Command::DiffContainer(c) => {
+            let container = find_container(state, &c.name)?;
+            check_spec(&c.name, &c.spec)?;
+            only(reply(&spec_diff(&container.desired.spec(), &c.spec)))
+        }
+        Command::ShowContainerHistory(c) => only(reply(&ContainerHistory {
+            revisions: find_container(state, &c.name)?.revisions.clone(),
+        })),
+        Command::AdoptContainer(c) => match state.containers.get(&c.name) {
+            Some(_) => Err(Problem::new(
+                ProblemCode::AlreadyExists,
+                format!("container {} is this leaf's already", c.name),
+            )),
+            None => only(Next::Adopt(c.name.clone())),
+        },
+        Command::ReadContainerStats(c) => {
+            find_container(state, &c.name)?;
+            only(Next::ReadContainerStats(c.name.clone()))
+        }
         Command::StartContainer(c) => want(state, &c.name, c.if_generation, DesiredRun::Running, context),
         Command::StopContainer(c) => want(state, &c.name, c.if_generation, DesiredRun::Stopped, context),
         Command::DestroyContainer(c) => want(state, &c.name, c.if_generation, DesiredRun::Absent, context),
-        Command::ListContainers(_) => only(reply(&ContainerList {
-            containers: state.containers.values().cloned().collect(),
-        })),
+        Command::ListContainers(_) => only(Next::ListContainers(
+            state.containers.values().map(without_revisions).collect(),
+        )),
         Command::ShowContainer(c) => only(reply(find_container(state, &c.name)?)),
         Command::ReadContainerLog(c) => {
             find_container(state, &c.name)?;
-            only(Next::ReadContainerLog(
-                c.name.clone(),
-                c.lines.unwrap_or(DEFAULT_LOG_LINES),
-            ))
+            only(Next::ReadContainerLog(LogQuery {
+                name: c.name.clone(),
+                lines: c.lines.unwrap_or(DEFAULT_LOG_LINES),
+                since: c.since,
+                cursor: c.cursor.clone(),
+            }))
         }
         Command::Build(c) => {
             let job = JobId(context.fresh_id);
@@ -270,7 +262,7 @@ pub fn after_job(state: &State, job: JobId, outcome: Result<&BuildResult, &str>)
     let waits = state
         .containers
         .get(name)
-        .is_some_and(|c| c.phase == ContainerPhase::Building && c.desired.build_job == Some(job));
+        .is_some_and(|c| c.desired.run != DesiredRun::Absent && c.desired.build_job == Some(job));
     if !waits {
         return Vec::new();
     }
@@ -288,123 +280,6 @@ pub fn after_job(state: &State, job: JobId, outcome: Result<&BuildResult, &str>)
     }]
 }
 
-fn create(
-    state: &State,
-    name: &ContainerName,
-    source: &ContainerSource,
-    start: bool,
-    context: &Context,
-) -> Result<Decision, Problem> {
-    if let Some(container) = state.containers.get(name) {
-        return Err(Problem::new(
-            ProblemCode::AlreadyExists,
-            format!(
-                "container {name} exists since {}; destroy it first, or choose another name",
-                container.created_at
-            ),
-        ));
-    }
-    let network = context.pool.free_link(state).ok_or_else(|| {
-        Problem::new(
-            ProblemCode::Overloaded,
-            format!("all 255 links of {} are taken by containers", context.pool),
-        )
-    })?;
-    let installable = match source {
-        ContainerSource::Toplevel { .. } => None,
-        ContainerSource::Flake { reference } => Some(Installable::Flake {
-            reference: reference.clone(),
-        }),
-        ContainerSource::Template { name } => Some(Installable::Template { name: name.clone() }),
-    };
-    let job = JobId(context.fresh_id);
-    let mut facts = Vec::new();
-    if let Some(installable) = &installable {
-        facts.push(queue(state, job, installable, None, Some(name.clone()), context)?);
-    }
-    facts.push(Fact::ContainerDesired(ContainerDesired {
-        name: name.clone(),
-        desired: Desired {
-            generation: 1,
-            run: if start {
-                DesiredRun::Running
-            } else {
-                DesiredRun::Stopped
-            },
-            source: source.clone(),
-            toplevel: match source {
-                ContainerSource::Toplevel { path } => Some(path.clone()),
-                _ => None,
-            },
-            build_job: installable.is_some().then_some(job),
-            network,
-        },
-        caller: context.caller.clone(),
-    }));
-    Ok(Decision {
-        facts,
-        next: Next::Create(name.clone()),
-    })
-}
-
-fn want(
-    state: &State,
-    name: &ContainerName,
-    if_generation: Option<u64>,
-    run: DesiredRun,
-    context: &Context,
-) -> Result<Decision, Problem> {
-    let container = find_container(state, name)?;
-    let generation = container.desired.generation;
-    if let Some(seen) = if_generation
-        && seen != generation
-    {
-        return Err(Problem::new(
-            ProblemCode::Conflict,
-            format!("container {name} is at generation {generation}, not {seen}; look at it again"),
-        ));
-    }
-    let conflict = |detail: String| Err(Problem::new(ProblemCode::Conflict, detail));
-    match (container.desired.run, run) {
-        (DesiredRun::Absent, DesiredRun::Running | DesiredRun::Stopped) => {
-            return conflict(format!("container {name} is being destroyed"));
-        }
-        (_, DesiredRun::Running | DesiredRun::Stopped) if container.desired.toplevel.is_none() => {
-            return conflict(match container.desired.build_job {
-                Some(job) if container.phase == ContainerPhase::Building => {
-                    format!("the system of container {name} is being built by job {job}; wait for it")
-                }
-                _ => format!(
-                    "the system of container {name} could not be built; destroy it and create it anew"
-                ),
-            });
-        }
-        _ => {}
-    }
-    let settled = match run {
-        DesiredRun::Running => container.phase == ContainerPhase::Running,
-        DesiredRun::Stopped => container.phase == ContainerPhase::Stopped,
-        DesiredRun::Absent => false,
-    };
-    let mut facts = Vec::new();
-    // Whoever wants what is under way already waits for it along with who wanted it first.
-    if container.desired.run != run || !(settled || container.phase.is_moving()) {
-        facts.push(Fact::ContainerDesired(ContainerDesired {
-            name: name.clone(),
-            desired: Desired {
-                generation: generation + 1,
-                run,
-                ..container.desired.clone()
-            },
-            caller: context.caller.clone(),
-        }));
-    }
-    Ok(Decision {
-        facts,
-        next: Next::Reconcile(name.clone()),
-    })
-}
-
 fn queue(
     state: &State,
     id: JobId,
@@ -413,7 +288,7 @@ fn queue(
     container: Option<ContainerName>,
     context: &Context,
 ) -> Result<Fact, Problem> {
-    let invalid = |detail: String| Err(Problem::new(ProblemCode::Invalid, detail));
+    let invalid = |detail: String| Err(invalid(detail));
     let (what, text) = match installable {
         Installable::Flake { reference } => ("a flake reference", reference.as_str()),
         Installable::StorePath { path } => ("a store path", path.as_str()),
@@ -480,15 +355,16 @@ fn reply(value: &impl Serialize) -> Next {
     ))
 }
 
-fn not_found(detail: String) -> Problem {
-    Problem::new(ProblemCode::NotFound, detail)
+fn conflict(detail: String) -> Problem {
+    Problem::new(ProblemCode::Conflict, detail)
 }
 
-fn find_container<'a>(state: &'a State, name: &ContainerName) -> Result<&'a Container, Problem> {
-    state
-        .containers
-        .get(name)
-        .ok_or_else(|| not_found(format!("there is no container {name}; container.list shows all")))
+fn invalid(detail: String) -> Problem {
+    Problem::new(ProblemCode::Invalid, detail)
+}
+
+fn not_found(detail: String) -> Problem {
+    Problem::new(ProblemCode::NotFound, detail)
 }
 
 fn find_job(state: &State, id: JobId) -> Result<&Job, Problem> {

@@ -1,0 +1,369 @@
+//! What the commands about containers do.
+
+use super::{Context, Decision, Next, conflict, invalid, not_found, queue};
+use crate::container::{
+    Container, ContainerNetwork, ContainerPhase, ContainerSource, Desired, DesiredRun, ForeignContainer,
+};
+use crate::event::{ContainerDesired, Fact};
+use crate::id::{ContainerName, JobId, StorePath};
+use crate::job::Installable;
+use crate::problem::{Problem, ProblemCode};
+use crate::spec::{ContainerOptions, ContainerSpec, Opening, Users};
+use crate::state::State;
+
+/// A container as it stands in a list, which must fit into a message.
+pub(super) fn without_revisions(container: &Container) -> Container {
+    Container {
+        revisions: Vec::new(),
+        ..container.clone()
+    }
+}
+
+pub(super) fn find_container<'a>(state: &'a State, name: &ContainerName) -> Result<&'a Container, Problem> {
+    state
+        .containers
+        .get(name)
+        .ok_or_else(|| not_found(format!("there is no container {name}; container.list shows all")))
+}
+
+pub(super) fn check_spec(name: &ContainerName, spec: &ContainerSpec) -> Result<(), Problem> {
+    spec.options.check(name).map_err(invalid)
+}
+
+/// Returns what is to be built for a source, and its system where that is known already.
+fn system_of(source: &ContainerSource) -> Result<StorePath, Installable> {
+    match source {
+        ContainerSource::Toplevel { path } => Ok(path.clone()),
+        ContainerSource::Flake { reference } => Err(Installable::Flake {
+            reference: reference.clone(),
+        }),
+        ContainerSource::Template { name } => Err(Installable::Template { name: name.clone() }),
+    }
+}
+
+pub(super) fn create(
+    state: &State,
+    name: &ContainerName,
+    spec: ContainerSpec,
+    context: &Context,
+) -> Result<Decision, Problem> {
+    if let Some(container) = state.containers.get(name) {
+        return Err(Problem::new(
+            ProblemCode::AlreadyExists,
+            format!(
+                "container {name} exists since {}; destroy it first, or choose another name",
+                container.created_at
+            ),
+        ));
+    }
+    check_spec(name, &spec)?;
+    check_others(state, name, &spec.options)?;
+    let network = free_link(state, context)?;
+    let job = JobId(context.fresh_id);
+    let mut facts = Vec::new();
+    let system = system_of(&spec.source);
+    if let Err(installable) = &system {
+        facts.push(queue(state, job, installable, None, Some(name.clone()), context)?);
+    }
+    facts.push(Fact::ContainerDesired(ContainerDesired {
+        name: name.clone(),
+        desired: Desired {
+            generation: 1,
+            run: spec.run.into(),
+            source: spec.source,
+            build_job: system.is_err().then_some(job),
+            toplevel: system.ok(),
+            network,
+            options: spec.options,
+            fallback: None,
+            adopted: false,
+        },
+        caller: context.caller.clone(),
+    }));
+    Ok(Decision {
+        facts,
+        next: Next::Create(name.clone()),
+    })
+}
+
+fn free_link(state: &State, context: &Context) -> Result<ContainerNetwork, Problem> {
+    context.pool.free_link(state).ok_or_else(|| {
+        Problem::new(
+            ProblemCode::Overloaded,
+            format!("all 255 links of {} are taken by containers", context.pool),
+        )
+    })
+}
+
+/// Checks what a spec says of other containers.
+fn check_others(state: &State, own: &ContainerName, options: &ContainerOptions) -> Result<(), Problem> {
+    for opening in &options.allow {
+        let Opening::Ingress {
+            protocol, host_port, ..
+        } = opening
+        else {
+            continue;
+        };
+        let same = |other: &Opening| matches!(other, Opening::Ingress { protocol: p, host_port: h, .. } if p == protocol && h == host_port);
+        let holder = state
+            .containers
+            .values()
+            .find(|c| c.name != *own && c.desired.options.allow.iter().any(same));
+        if let Some(holder) = holder {
+            return Err(conflict(format!(
+                "{protocol} port {host_port} of the leaf leads to container {} already",
+                holder.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Wants another spec of a container, and with `rebuild` its system built anew. It goes on with what it has until that is
+/// done.
+pub(super) fn change(
+    state: &State,
+    name: &ContainerName,
+    if_generation: Option<u64>,
+    rebuild: bool,
+    context: &Context,
+    with: impl FnOnce(ContainerSpec) -> Result<ContainerSpec, Problem>,
+) -> Result<Decision, Problem> {
+    let container = find_container(state, name)?;
+    check_generation(container, if_generation)?;
+    let before = &container.desired;
+    if before.run == DesiredRun::Absent {
+        return Err(conflict(format!("container {name} is being destroyed")));
+    }
+    let spec = with(before.spec())?;
+    check_spec(name, &spec)?;
+    check_others(state, name, &spec.options)?;
+    let mut facts = Vec::new();
+    let mut desired = Desired {
+        generation: before.generation + 1,
+        run: spec.run.into(),
+        options: spec.options,
+        ..before.clone()
+    };
+    let anew = spec.source != before.source || rebuild;
+    if anew {
+        let job = JobId(context.fresh_id);
+        match system_of(&spec.source) {
+            Ok(toplevel) => {
+                desired.fallback = fallback(container, &toplevel);
+                desired.toplevel = Some(toplevel);
+                desired.build_job = None;
+            }
+            Err(installable) => {
+                facts.push(queue(
+                    state,
+                    job,
+                    &installable,
+                    None,
+                    Some(name.clone()),
+                    context,
+                )?);
+                desired.build_job = Some(job);
+            }
+        }
+        desired.source = spec.source;
+    }
+    let unchanged = Desired {
+        generation: before.generation,
+        ..desired.clone()
+    } == *before;
+    if !unchanged {
+        facts.push(Fact::ContainerDesired(ContainerDesired {
+            name: name.clone(),
+            desired,
+            caller: context.caller.clone(),
+        }));
+    }
+    Ok(Decision {
+        facts,
+        next: Next::Create(name.clone()),
+    })
+}
+
+/// The system to go back to if this one does not become ready: the one that the container was ready with.
+fn fallback(container: &Container, toplevel: &StorePath) -> Option<StorePath> {
+    let before = &container.desired;
+    match &before.fallback {
+        // It has not been ready with the one that it has.
+        Some(good) => Some(good.clone()),
+        None => before.toplevel.clone().filter(|_| container.ready_at.is_some()),
+    }
+    .filter(|good| good != toplevel)
+}
+
+pub(super) fn rollback(
+    state: &State,
+    name: &ContainerName,
+    generation: Option<u64>,
+    if_generation: Option<u64>,
+    context: &Context,
+) -> Result<Decision, Problem> {
+    let container = find_container(state, name)?;
+    check_generation(container, if_generation)?;
+    if container.desired.run == DesiredRun::Absent {
+        return Err(conflict(format!("container {name} is being destroyed")));
+    }
+    let mut usable = container.revisions.iter().rev().filter(|r| r.toplevel.is_some());
+    let revision = match generation {
+        Some(generation) => usable.find(|r| r.generation == generation).ok_or_else(|| {
+            not_found(format!(
+                "container {name} has no revision of generation {generation} with a system; container.history shows all"
+            ))
+        })?,
+        None => usable
+            .find(|r| r.toplevel != container.desired.toplevel || r.options != container.desired.options)
+            .ok_or_else(|| conflict(format!("container {name} has no revision to go back to")))?,
+    };
+    check_others(state, name, &revision.options)?;
+    let toplevel = revision.toplevel.clone();
+    Ok(Decision {
+        facts: vec![Fact::ContainerDesired(ContainerDesired {
+            name: name.clone(),
+            desired: Desired {
+                generation: container.desired.generation + 1,
+                source: revision.source.clone(),
+                fallback: toplevel
+                    .as_ref()
+                    .and_then(|toplevel| fallback(container, toplevel)),
+                toplevel,
+                build_job: None,
+                options: revision.options.clone(),
+                ..container.desired.clone()
+            },
+            caller: context.caller.clone(),
+        })],
+        next: Next::Create(name.clone()),
+    })
+}
+
+/// Decides, after a look at the host, to take over a container that is not this leaf's. `found` is what the look
+/// showed.
+///
+/// # Errors
+/// A [`Problem`] when it can't be taken over.
+pub fn adopt(
+    state: &State,
+    name: &ContainerName,
+    found: Option<&ForeignContainer>,
+    context: &Context,
+) -> Result<Decision, Problem> {
+    let Some(found) = found else {
+        return Err(not_found(format!(
+            "there is no container {name} on this host that is not this leaf's; container.list shows all"
+        )));
+    };
+    if state.containers.contains_key(name) {
+        return Err(Problem::new(
+            ProblemCode::AlreadyExists,
+            format!("container {name} is this leaf's already"),
+        ));
+    }
+    if found.declarative {
+        return Err(conflict(format!(
+            "container {name} is declared by the system's own configuration; remove it there first"
+        )));
+    }
+    let Some(toplevel) = &found.toplevel else {
+        return Err(conflict(format!(
+            "the system of container {name} can't be told: neither its SYSTEM_PATH nor its profile leads to one"
+        )));
+    };
+    let users = if found.host_users {
+        Users::Host
+    } else {
+        Users::Private
+    };
+    Ok(Decision {
+        facts: vec![Fact::ContainerDesired(ContainerDesired {
+            name: name.clone(),
+            desired: Desired {
+                generation: 1,
+                run: if found.running {
+                    DesiredRun::Running
+                } else {
+                    DesiredRun::Stopped
+                },
+                source: ContainerSource::Toplevel {
+                    path: toplevel.clone(),
+                },
+                toplevel: Some(toplevel.clone()),
+                build_job: None,
+                network: free_link(state, context)?,
+                options: ContainerOptions {
+                    users,
+                    ..ContainerOptions::default()
+                },
+                fallback: None,
+                adopted: true,
+            },
+            caller: context.caller.clone(),
+        })],
+        next: Next::Create(name.clone()),
+    })
+}
+
+fn check_generation(container: &Container, if_generation: Option<u64>) -> Result<(), Problem> {
+    let generation = container.desired.generation;
+    match if_generation {
+        Some(seen) if seen != generation => Err(conflict(format!(
+            "container {} is at generation {generation}, not {seen}; look at it again",
+            container.name
+        ))),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn want(
+    state: &State,
+    name: &ContainerName,
+    if_generation: Option<u64>,
+    run: DesiredRun,
+    context: &Context,
+) -> Result<Decision, Problem> {
+    let container = find_container(state, name)?;
+    let generation = container.desired.generation;
+    check_generation(container, if_generation)?;
+    match (container.desired.run, run) {
+        (DesiredRun::Absent, DesiredRun::Running | DesiredRun::Stopped) => {
+            return Err(conflict(format!("container {name} is being destroyed")));
+        }
+        (_, DesiredRun::Running | DesiredRun::Stopped) if container.desired.toplevel.is_none() => {
+            return Err(conflict(match container.desired.build_job {
+                Some(job) if container.phase == ContainerPhase::Building => {
+                    format!("the system of container {name} is being built by job {job}; wait for it")
+                }
+                _ => format!(
+                    "the system of container {name} could not be built; update it, or destroy it and create it anew"
+                ),
+            }));
+        }
+        _ => {}
+    }
+    let settled = match run {
+        DesiredRun::Running => container.phase == ContainerPhase::Running,
+        DesiredRun::Stopped => container.phase == ContainerPhase::Stopped,
+        DesiredRun::Absent => false,
+    };
+    let mut facts = Vec::new();
+    // Whoever wants what is under way already waits for it along with who wanted it first.
+    if container.desired.run != run || !(settled || container.phase.is_moving()) {
+        facts.push(Fact::ContainerDesired(ContainerDesired {
+            name: name.clone(),
+            desired: Desired {
+                generation: generation + 1,
+                run,
+                ..container.desired.clone()
+            },
+            caller: context.caller.clone(),
+        }));
+    }
+    Ok(Decision {
+        facts,
+        next: Next::Reconcile(name.clone()),
+    })
+}
