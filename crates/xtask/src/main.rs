@@ -1,57 +1,7 @@
-//! The work around the code, one file per command: `cargo xtask --help` lists them.
-//!
-//! It builds with nothing but cargo and a C compiler; all else it installs ([`setup`]) or says that it lacks.
-
-// It is a program that speaks to a person.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
-
-mod bench;
-mod check;
-mod command;
-mod demo;
-mod docs;
-mod install;
-mod leaf;
-mod nats_server;
-mod nix_checks;
-mod setup;
-mod static_init;
-mod tally;
-mod test;
+//! `cargo xtask`: see the library beside it.
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
-#[derive(Parser)]
-#[command(
-    name = "cargo xtask",
-    about = "The work around the code of cim-leaf",
-    disable_help_subcommand = true
-)]
-enum Task {
-    Setup(setup::Setup),
-    Test(test::Test),
-    Demo(demo::Demo),
-    Bench(bench::Bench),
-    Docs(docs::Docs),
-    Check(check::Check),
-}
-
 fn main() -> ExitCode {
-    let result = match Task::parse() {
-        Task::Setup(args) => args.run(),
-        Task::Test(args) => args.run(),
-        Task::Demo(args) => args.run(),
-        Task::Bench(args) => args.run(),
-        Task::Docs(args) => args.run(),
-        Task::Check(args) => args.run(),
-    };
-    match result {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    xtask::main()
 }

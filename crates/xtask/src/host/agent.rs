@@ -63,12 +63,19 @@ impl Agent {
     }
 
     fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
-        self.socket.send(b"", &json!({"execute": command, "arguments": arguments}))?;
+        self.socket
+            .send(b"", &json!({"execute": command, "arguments": arguments}))?;
         let Some(mut answer) = self.socket.receive(Instant::now() + ANSWER)? else {
-            bail!("the guest agent did not answer {command} within {} s", ANSWER.as_secs());
+            bail!(
+                "the guest agent did not answer {command} within {} s",
+                ANSWER.as_secs()
+            );
         };
         if let Some(error) = answer.get("error") {
-            bail!("the guest agent refuses {command}: {}", error["desc"].as_str().unwrap_or("no reason"));
+            bail!(
+                "the guest agent refuses {command}: {}",
+                error["desc"].as_str().unwrap_or("no reason")
+            );
         }
         Ok(answer["return"].take())
     }
@@ -88,7 +95,9 @@ impl Agent {
                 }),
             )
             .with_context(|| format!("can't start {command:?}"))?;
-        started["pid"].as_i64().context("the guest agent gives no process id")
+        started["pid"]
+            .as_i64()
+            .context("the guest agent gives no process id")
     }
 
     /// Returns what a started process left; none while it runs.
@@ -106,7 +115,9 @@ impl Agent {
         // As a shell gives it: 128 and the signal.
         let number = |key: &str| status[key].as_i64().and_then(|number| i32::try_from(number).ok());
         Ok(Some(Output {
-            status: number("exitcode").or_else(|| Some(128 + number("signal")?)).unwrap_or(-1),
+            status: number("exitcode")
+                .or_else(|| Some(128 + number("signal")?))
+                .unwrap_or(-1),
             stdout: text("out-data")?,
             stderr: text("err-data")?,
         }))
@@ -138,7 +149,9 @@ impl Agent {
                     "guest-file-write",
                     json!({"handle": handle, "buf-b64": STANDARD.encode(left)}),
                 )?;
-                let count = written["count"].as_u64().and_then(|count| usize::try_from(count).ok());
+                let count = written["count"]
+                    .as_u64()
+                    .and_then(|count| usize::try_from(count).ok());
                 left = match count {
                     Some(count) if count > 0 => left.get(count..).unwrap_or_default(),
                     _ => bail!("{path} can't be written in the machine"),
@@ -156,7 +169,11 @@ impl Agent {
         loop {
             let read = self.execute("guest-file-read", json!({"handle": handle, "count": CHUNK}))?;
             let text = read["buf-b64"].as_str().unwrap_or_default();
-            bytes.extend(STANDARD.decode(text).context("the guest agent's file is not base64")?);
+            bytes.extend(
+                STANDARD
+                    .decode(text)
+                    .context("the guest agent's file is not base64")?,
+            );
             if read["eof"] == true {
                 break;
             }

@@ -24,18 +24,24 @@ pub(super) struct Qmp {
 impl Qmp {
     pub(super) fn connect(path: &Path) -> Result<Self> {
         let mut socket = JsonSocket::connect(path)?;
-        let greeting = socket.receive(Instant::now() + ANSWER)?.context("QEMU does not greet")?;
+        let greeting = socket
+            .receive(Instant::now() + ANSWER)?
+            .context("QEMU does not greet")?;
         if greeting.get("QMP").is_none() {
             bail!("QEMU greets with {greeting}");
         }
-        let mut qmp = Self { socket, events: Vec::new() };
+        let mut qmp = Self {
+            socket,
+            events: Vec::new(),
+        };
         qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
     }
 
     /// Runs a command, and returns its result.
     pub(super) fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
-        self.socket.send(b"", &json!({"execute": command, "arguments": arguments}))?;
+        self.socket
+            .send(b"", &json!({"execute": command, "arguments": arguments}))?;
         let deadline = Instant::now() + ANSWER;
         loop {
             let Some(mut message) = self.socket.receive(deadline)? else {
@@ -53,7 +59,12 @@ impl Qmp {
     }
 
     /// Returns the data of the first event of this name that is wanted; those before it are forgotten.
-    pub(super) fn wait(&mut self, event: &str, limit: Duration, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+    pub(super) fn wait(
+        &mut self,
+        event: &str,
+        limit: Duration,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
         let deadline = Instant::now() + limit;
         let mut told: std::collections::VecDeque<Value> = self.events.drain(..).collect();
         loop {

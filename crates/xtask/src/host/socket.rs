@@ -17,8 +17,12 @@ pub(super) struct JsonSocket {
 
 impl JsonSocket {
     pub(super) fn connect(path: &Path) -> Result<Self> {
-        let stream = UnixStream::connect(path).with_context(|| format!("can't connect to {}", path.display()))?;
-        Ok(Self { stream, read: Vec::new() })
+        let stream =
+            UnixStream::connect(path).with_context(|| format!("can't connect to {}", path.display()))?;
+        Ok(Self {
+            stream,
+            read: Vec::new(),
+        })
     }
 
     /// Sends `before`, a value and the end of its line.
@@ -26,7 +30,9 @@ impl JsonSocket {
         let mut bytes = before.to_vec();
         serde_json::to_writer(&mut bytes, value).context("a JSON value can't be written")?;
         bytes.push(b'\n');
-        self.stream.write_all(&bytes).context("the machine no longer reads")
+        self.stream
+            .write_all(&bytes)
+            .context("the machine no longer reads")
     }
 
     /// Returns the next value; none when the deadline comes first. What is not JSON is passed over.
@@ -76,13 +82,24 @@ mod tests {
     #[test]
     fn values_come_line_by_line_and_noise_is_passed_over() {
         let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
-        let mut socket = JsonSocket { stream: ours, read: Vec::new() };
-        theirs.write_all(b"{\"half\xff{\"return\":1}\nnoise\n{\"return\"").expect("written");
+        let mut socket = JsonSocket {
+            stream: ours,
+            read: Vec::new(),
+        };
+        theirs
+            .write_all(b"{\"half\xff{\"return\":1}\nnoise\n{\"return\"")
+            .expect("written");
         let soon = || Instant::now() + Duration::from_millis(50);
-        assert_eq!(socket.receive(soon()).expect("a value"), Some(serde_json::json!({"return": 1})));
+        assert_eq!(
+            socket.receive(soon()).expect("a value"),
+            Some(serde_json::json!({"return": 1}))
+        );
         assert_eq!(socket.receive(soon()).expect("no value yet"), None);
         theirs.write_all(b":2}\n").expect("written");
-        assert_eq!(socket.receive(soon()).expect("a value"), Some(serde_json::json!({"return": 2})));
+        assert_eq!(
+            socket.receive(soon()).expect("a value"),
+            Some(serde_json::json!({"return": 2}))
+        );
         drop(theirs);
         let error = socket.receive(soon()).expect_err("the other end is gone");
         assert!(error.to_string().contains("ended"), "{error}");

@@ -1,0 +1,507 @@
+//! The test host: a real machine with systemd, in QEMU, that is there in about a second.
+//!
+//! [`Host::restore`] gives a fresh one, [`Host::run`] runs a command on it; it ends when it is dropped. Start reading
+//! there. An image is built once ([`image`]), started once ([`freeze`]), and kept ([`cache`]); what is restored is a
+//! copy that shares all it does not change. The machine has nothing of the house on it: [`Host::install`] brings that.
+
+mod agent;
+mod cache;
+mod cpio;
+mod device;
+mod freeze;
+mod image;
+mod machine;
+mod network;
+mod qmp;
+mod share;
+mod socket;
+mod task;
+
+use std::cell::RefCell;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::json;
+
+pub use cache::{Accelerator, Image, VARIABLE as CACHE_VARIABLE};
+pub use device::{Device, Plugged};
+pub use network::Network;
+
+pub(crate) use task::HostTask;
+
+use machine::{Machine, Memory, Start};
+
+/// How long a command may take where nothing else is said.
+pub const LIMIT: Duration = Duration::from_secs(120);
+
+/// How long a machine lives where nothing else is said; then it ends by itself, whatever became of its owner.
+pub const LIVES: Duration = Duration::from_secs(30 * 60);
+
+/// What a command left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// Its exit code; 128 and the signal's number if one ended it.
+    pub status: i32,
+    /// What it printed, as text; at most 16 MiB.
+    pub stdout: String,
+    /// What it complained of, as text; at most 16 MiB.
+    pub stderr: String,
+}
+
+/// What a machine is to be.
+#[derive(Debug, Clone)]
+pub struct Options {
+    name: String,
+    memory_mib: u64,
+    lives: Duration,
+    networks: Vec<(Network, String)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            name: "leaf".to_owned(),
+            memory_mib: machine::MEMORY_MIB,
+            lives: LIVES,
+            networks: Vec::new(),
+        }
+    }
+}
+
+impl Options {
+    /// Its host name.
+    #[must_use]
+    pub fn name(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.name);
+        self
+    }
+
+    /// Its memory; less than 1024 MiB can't be had.
+    #[must_use]
+    pub fn memory_mib(mut self, memory_mib: u64) -> Self {
+        self.memory_mib = memory_mib;
+        self
+    }
+
+    /// After how long it ends by itself.
+    #[must_use]
+    pub fn lives(mut self, lives: Duration) -> Self {
+        self.lives = lives;
+        self
+    }
+
+    /// Puts it on a network as well, with an address there (`"192.168.7.1/24"`).
+    #[must_use]
+    pub fn on(mut self, network: &Network, address: &str) -> Self {
+        self.networks.push((network.clone(), address.to_owned()));
+        self
+    }
+
+    /// Returns a machine like this.
+    ///
+    /// # Errors
+    /// Where the image is not here and can't be built, or QEMU does not start.
+    pub fn restore(self) -> Result<Host> {
+        Host::with(self)
+    }
+}
+
+/// A machine. It ends with this value, and all that was on its disk is gone.
+#[derive(Debug)]
+pub struct Host {
+    image: Image,
+    options: Options,
+    /// Before the folder, so that it ends before its files are removed.
+    machine: Option<RefCell<Machine>>,
+    folder: tempfile::TempDir,
+    devices: device::Rack,
+    shares: Vec<String>,
+}
+
+impl Host {
+    /// Returns a fresh machine.
+    ///
+    /// # Errors
+    /// Where the image is not here and can't be built, or QEMU does not start.
+    pub fn restore() -> Result<Self> {
+        Options::default().restore()
+    }
+
+    /// Returns what [`Options::restore`] starts from.
+    pub fn options() -> Options {
+        Options::default()
+    }
+
+    fn with(options: Options) -> Result<Self> {
+        let image = Image::prepare()?;
+        let folder = tempfile::Builder::new()
+            .prefix("leaf-host-")
+            .tempdir()
+            .context("can't make a temporary folder")?;
+        freeze::overlay(
+            &image.frozen.join("disk.qcow2"),
+            "qcow2",
+            &folder.path().join("disk.qcow2"),
+        )?;
+        let mut host = Self {
+            image,
+            options,
+            machine: None,
+            folder,
+            devices: device::Rack::default(),
+            shares: Vec::new(),
+        };
+        host.first_devices()?;
+        let (memory, devices) = (
+            host.image.frozen.join("memory"),
+            host.image.frozen.join("devices"),
+        );
+        let machine = host.power(Memory::CopyOf(&memory), Some(&devices), Duration::from_secs(60))?;
+        host.machine = Some(RefCell::new(machine));
+        host.become_itself()?;
+        Ok(host)
+    }
+
+    /// What every machine has plugged in: the way outside, more memory, its networks.
+    fn first_devices(&mut self) -> Result<()> {
+        let outside = Device::way_outside();
+        self.devices.add(outside)?;
+        if let Some(more) = self
+            .options
+            .memory_mib
+            .checked_sub(machine::MEMORY_MIB)
+            .filter(|more| *more > 0)
+        {
+            self.devices.add(Device::memory(more))?;
+        }
+        for (number, (network, _)) in self.options.networks.clone().iter().enumerate() {
+            self.devices.add(Device::on_network(network, number))?;
+        }
+        Ok(())
+    }
+
+    /// Starts QEMU with all that is plugged in, and waits for the agent.
+    fn power(&self, memory: Memory<'_>, frozen: Option<&Path>, limit: Duration) -> Result<Machine> {
+        let mut machine = Machine::start(&Start {
+            accelerator: self.image.accelerator,
+            folder: self.folder.path(),
+            boot: &self.image.root,
+            disk: &self.folder.path().join("disk.qcow2"),
+            memory,
+            frozen,
+            lives: self.options.lives,
+        })?;
+        self.devices.plug_all(&mut machine.qmp, self.folder.path())?;
+        for slot in 0..self.shares.len() {
+            machine.qmp.execute("device_add", share::device(slot))?;
+        }
+        machine.go()?;
+        machine.wait(limit)?;
+        Ok(machine)
+    }
+
+    /// Tells a copy who it is: what all copies have alike would make them one machine to each other.
+    fn become_itself(&self) -> Result<()> {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .context("this machine's clock is wrong")?;
+        let name = &self.options.name;
+        ensure!(
+            !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'),
+            "{name:?} is no host name"
+        );
+        self.ok(&format!(
+            "date --utc --set=@{}.{:09} >/dev/null; echo {name} >/etc/hostname; hostname {name}; \
+             tr -d - </proc/sys/kernel/random/uuid >/etc/machine-id; systemctl restart systemd-journald; \
+             until ip route show default | grep -q .; do sleep 0.02; done",
+            now.as_secs(),
+            now.subsec_nanos()
+        ))
+        .context("a restored machine can't be told who it is")?;
+        for (number, (_, address)) in self.options.networks.iter().enumerate() {
+            self.address(number, address)?;
+        }
+        Ok(())
+    }
+
+    /// Sets its address on a network.
+    fn address(&self, number: usize, address: &str) -> Result<()> {
+        let mac =
+            device::network_mac(&self.devices, number).context("the network's card is not plugged in")?;
+        let link = format!("$(grep -l {mac} /sys/class/net/*/address | cut -d/ -f5)");
+        self.ok(&format!(
+            "until [ -n \"{link}\" ]; do sleep 0.02; done; l={link}; ip address replace {address} dev $l; ip link set $l up"
+        ))
+        .with_context(|| format!("can't set the address {address}"))
+        .map(|_| ())
+    }
+
+    /// Runs a command line of bash as root, within [`LIMIT`].
+    ///
+    /// A process that it leaves behind must not keep its output open: redirect that.
+    ///
+    /// # Errors
+    /// Where it could not be run or took too long; how it ended is no error.
+    pub fn run(&self, command: &str) -> Result<Output> {
+        self.run_within(command, LIMIT)
+    }
+
+    /// As [`Host::run`], within a time of its own. After that its process group is ended.
+    pub fn run_within(&self, command: &str, limit: Duration) -> Result<Output> {
+        self.start_within(command, limit)?.wait()
+    }
+
+    /// Runs a command that must end with 0, and returns what it prints.
+    ///
+    /// # Errors
+    /// Where it ends with something else: the text says all it printed.
+    pub fn ok(&self, command: &str) -> Result<String> {
+        let output = self.run(command)?;
+        if output.status != 0 {
+            bail!(
+                "{command:?} on {} ended with {}; stderr: {:?}; stdout: {:?}",
+                self.options.name,
+                output.status,
+                output.stderr.trim_end(),
+                output.stdout.trim_end()
+            );
+        }
+        Ok(output.stdout)
+    }
+
+    /// Starts a command, and goes on beside it.
+    pub fn start(&self, command: &str) -> Result<Running<'_>> {
+        self.start_within(command, self.options.lives)
+    }
+
+    fn start_within(&self, command: &str, limit: Duration) -> Result<Running<'_>> {
+        // The guest's own guard ends it a little after we would.
+        let pid = self
+            .machine()?
+            .borrow_mut()
+            .agent
+            .start(command, limit + Duration::from_secs(10))?;
+        Ok(Running {
+            host: self,
+            command: command.to_owned(),
+            pid,
+            limit,
+            deadline: Instant::now() + limit,
+        })
+    }
+
+    /// Writes a file on it, with these permissions (`"0644"`).
+    pub fn put(&self, bytes: &[u8], path: &str, mode: &str) -> Result<()> {
+        self.machine()?.borrow_mut().agent.put(bytes, path)?;
+        self.ok(&format!("chmod {mode} '{path}'")).map(|_| ())
+    }
+
+    /// Reads a file on it.
+    pub fn fetch(&self, path: &str) -> Result<Vec<u8>> {
+        self.machine()?.borrow_mut().agent.fetch(path)
+    }
+
+    /// Shows it a folder of this machine, for reading and writing.
+    pub fn share(&mut self, folder: &Path, guest: &str) -> Result<()> {
+        let slot = self.shares.len();
+        share::lead(self.folder.path(), slot, folder)?;
+        self.machine()?
+            .borrow_mut()
+            .qmp
+            .execute("device_add", share::device(slot))?;
+        self.shares.push(guest.to_owned());
+        self.ok(&share::mount(slot, guest)).map(|_| ())
+    }
+
+    /// Plugs a device in. Its guest sees it a moment later: wait for what you need of it.
+    pub fn plug(&mut self, device: Device) -> Result<Plugged> {
+        let plugged = self.devices.add(device)?;
+        let machine = self.machine.as_ref().context("the machine has no power")?;
+        let done = self
+            .devices
+            .plug(plugged, &mut machine.borrow_mut().qmp, self.folder.path());
+        if done.is_err() {
+            self.devices.forget(plugged);
+        }
+        done.map(|()| plugged)
+    }
+
+    /// Unplugs a device, and waits until it is gone.
+    pub fn unplug(&mut self, plugged: Plugged) -> Result<()> {
+        let machine = self.machine.as_ref().context("the machine has no power")?;
+        self.devices.unplug(plugged, &mut machine.borrow_mut().qmp)?;
+        self.devices.forget(plugged);
+        Ok(())
+    }
+
+    /// Connects or cuts its way outside, as a cable would.
+    pub fn link(&self, up: bool) -> Result<()> {
+        self.link_of(device::OUTSIDE, up)
+    }
+
+    /// Connects or cuts a network card that was plugged in.
+    pub fn link_of(&self, plugged: Plugged, up: bool) -> Result<()> {
+        let arguments = json!({"name": device::id(plugged), "up": up});
+        self.machine()?
+            .borrow_mut()
+            .qmp
+            .execute("set_link", arguments)
+            .map(|_| ())
+    }
+
+    /// Takes its power away: what was not flushed to its disk is lost. [`Host::boot`] gives it back.
+    pub fn cut_power(&mut self) {
+        self.machine = None;
+    }
+
+    /// Starts it from its disk, as after a power cut.
+    pub fn boot(&mut self) -> Result<()> {
+        ensure!(self.machine.is_none(), "the machine has power already");
+        let mut tries = 0;
+        let machine = loop {
+            tries += 1;
+            match self.power(Memory::Own, None, freeze::BOOT) {
+                Ok(machine) => break machine,
+                // A start with two emulated processors may end in a panic of the kernel.
+                Err(_) if tries < freeze::TRIES => {}
+                Err(error) => {
+                    return Err(error.context(format!("the machine does not start, in {tries} tries")));
+                }
+            }
+        };
+        self.machine = Some(RefCell::new(machine));
+        // Not `--wait`, which asks for all units to be well: that is for the test to say.
+        self.ok("systemctl is-system-running --wait >/dev/null; until ip route show default | grep -q .; do sleep 0.05; done")?;
+        for (number, (_, address)) in self.options.networks.iter().enumerate() {
+            self.address(number, address)?;
+        }
+        for (slot, guest) in self.shares.iter().enumerate() {
+            self.ok(&share::mount(slot, guest))?;
+        }
+        Ok(())
+    }
+
+    /// Shuts it down as a person would, and starts it again.
+    pub fn reboot(&mut self) -> Result<()> {
+        self.ok("systemd-run --quiet --no-block --on-active=0 systemctl reboot")?;
+        self.machine()?.borrow_mut().wait_for_end(LIMIT)?;
+        self.machine = None;
+        self.boot()
+    }
+
+    /// Lets a port of this machine, which is returned, lead to a TCP port of the host.
+    pub fn forward(&self, port: u16) -> Result<u16> {
+        for _ in 0..20 {
+            // The number is free now; another may take it before QEMU does.
+            let ours = std::net::TcpListener::bind(("127.0.0.1", 0)).context("no port is free")?;
+            let free = ours.local_addr().context("a port has no number")?.port();
+            drop(ours);
+            let line = format!(
+                "hostfwd_add {} tcp:127.0.0.1:{free}-:{port}",
+                device::outside_backend()
+            );
+            let answer = self
+                .machine()?
+                .borrow_mut()
+                .qmp
+                .execute("human-monitor-command", json!({"command-line": line}))?;
+            if answer.as_str().is_none_or(str::is_empty) {
+                return Ok(free);
+            }
+        }
+        bail!(
+            "no port of this machine could be led to port {port} of {}",
+            self.options.name
+        )
+    }
+
+    /// Whether it has power.
+    pub fn is_running(&self) -> bool {
+        self.machine
+            .as_ref()
+            .is_some_and(|machine| machine.borrow_mut().is_running())
+    }
+
+    /// Its host name.
+    pub fn name(&self) -> &str {
+        &self.options.name
+    }
+
+    /// What it and its console said last: for the error of a test.
+    pub fn last_words(&self) -> String {
+        let console = fs::read(machine::console(self.folder.path())).unwrap_or_default();
+        image::last_lines(&console, 40)
+    }
+
+    fn machine(&self) -> Result<&RefCell<Machine>> {
+        self.machine
+            .as_ref()
+            .context("the machine has no power; boot() gives it back")
+    }
+}
+
+/// A command that runs on a host.
+#[derive(Debug)]
+pub struct Running<'a> {
+    host: &'a Host,
+    command: String,
+    pid: i64,
+    limit: Duration,
+    deadline: Instant,
+}
+
+impl Running<'_> {
+    /// Whether it has ended, and what it left. Ask no more after that.
+    pub fn ended(&self) -> Result<Option<Output>> {
+        self.host.machine()?.borrow_mut().agent.ended(self.pid)
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// Where it takes longer than it may; it is ended then, and the text says what it printed.
+    pub fn wait(self) -> Result<Output> {
+        let machine = self.host.machine()?;
+        let ended = machine.borrow_mut().agent.finish(self.pid, self.deadline);
+        match ended.with_context(|| format!("{:?} on {}", self.command, self.host.name()))? {
+            Some(output) => Ok(output),
+            None => {
+                let output = self.kill()?;
+                bail!(
+                    "{:?} on {} did not end within {:.1} s, and was ended; stderr: {:?}; stdout: {:?}",
+                    self.command,
+                    self.host.name(),
+                    self.limit.as_secs_f64(),
+                    output.stderr.trim_end(),
+                    output.stdout.trim_end()
+                )
+            }
+        }
+    }
+
+    /// Ends it with all its process group, and returns what it left.
+    pub fn kill(&self) -> Result<Output> {
+        let mut machine = self.host.machine()?.borrow_mut();
+        // `timeout` passes a SIGTERM on to the group that it leads.
+        let limit = Duration::from_secs(20);
+        let kill = format!(
+            "kill -TERM {0}; for i in $(seq 20); do kill -0 {0} 2>/dev/null || exit 0; sleep 0.1; done; kill -KILL -{0}",
+            self.pid
+        );
+        let pid = machine.agent.start(&kill, limit)?;
+        machine.agent.finish(pid, Instant::now() + limit)?;
+        let ended = machine.agent.finish(self.pid, Instant::now() + limit)?;
+        ended.with_context(|| format!("{:?} can't be ended", self.command))
+    }
+}
+
+/// Waits a little before the next look.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "neither QEMU nor its agent tells: one must look again"
+)]
+fn pause(step: Duration) {
+    std::thread::sleep(step);
+}

@@ -1,0 +1,243 @@
+//! Where images are kept: a folder for each, named by all that made it.
+//!
+//! `target/host/` or `CIM_LEAF_HOST_CACHE`. A folder is built under another name and renamed when it is whole, so a
+//! build that was interrupted leaves nothing that is taken for an image.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use sha2::{Digest as _, Sha256};
+
+use super::{freeze, image};
+use crate::command::{find, output, target};
+use crate::setup;
+
+/// Where images are kept, if not in `target/host`.
+pub const VARIABLE: &str = "CIM_LEAF_HOST_CACHE";
+
+/// What runs a machine's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accelerator {
+    /// This machine's processor, by the kernel.
+    Kvm,
+    /// QEMU itself.
+    Emulation,
+}
+
+/// An image that is whole: a disk, and a machine that has started from it and stands still.
+#[derive(Debug, Clone)]
+pub struct Image {
+    pub(super) accelerator: Accelerator,
+    /// Has `vmlinuz`, `initrd` and `root.img`.
+    pub(super) root: PathBuf,
+    /// Has `disk.qcow2` upon `root.img`, `memory` and `devices`.
+    pub(super) frozen: PathBuf,
+}
+
+/// The folder of all images.
+pub fn folder() -> PathBuf {
+    match std::env::var_os(VARIABLE) {
+        Some(folder) if !folder.is_empty() => {
+            std::path::absolute(PathBuf::from(&folder)).unwrap_or(folder.into())
+        }
+        _ => target().join("host"),
+    }
+}
+
+impl Image {
+    /// Returns the image, if it is here and this machine can run it.
+    pub fn here() -> Option<Self> {
+        let image = Self::of_here().ok()?;
+        image.is_whole().then_some(image)
+    }
+
+    /// Returns the image; installs what it needs and builds it where it is not here yet.
+    ///
+    /// # Errors
+    /// Where this machine can't build or run it: the text says what is missing.
+    pub fn prepare() -> Result<Self> {
+        can_run()?;
+        let tools = setup::prepare_host()?;
+        let image = Self::of_here()?;
+        if image.is_whole() {
+            return Ok(image);
+        }
+        let cache = folder();
+        fs::create_dir_all(&cache).with_context(|| format!("can't make {}", cache.display()))?;
+        let _lock = lock(&cache)?;
+        build_whole(&image.root, |folder| image::build(folder, &tools.nats_server))
+            .context("the test host's disk can't be built")?;
+        build_whole(&image.frozen, |folder| freeze::freeze(&image, folder))
+            .context("the test host can't be started and frozen")?;
+        Ok(image)
+    }
+
+    fn of_here() -> Result<Self> {
+        let accelerator = Accelerator::of_here();
+        let cache = folder();
+        let root = key(&[&image::recipe()]);
+        let qemu = output(Command::new("qemu-system-x86_64").arg("--version"))?;
+        let frozen = key(&[&root, &qemu, &freeze::recipe(accelerator)?]);
+        Ok(Self {
+            accelerator,
+            root: cache.join(format!("disk-{root}")),
+            frozen: cache.join(format!("machine-{frozen}")),
+        })
+    }
+
+    fn is_whole(&self) -> bool {
+        self.root.is_dir() && self.frozen.is_dir()
+    }
+
+    /// What runs it.
+    pub fn accelerator(&self) -> Accelerator {
+        self.accelerator
+    }
+
+    /// The folders that it is in.
+    pub fn folders(&self) -> [&Path; 2] {
+        [&self.root, &self.frozen]
+    }
+}
+
+/// Builds a folder that is not there yet.
+fn build_whole(folder: &Path, build: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let name = folder.file_name().expect("an image has a name").to_string_lossy();
+    let part = folder.with_file_name(format!("part-{name}"));
+    // Left by a build that was interrupted: who has the lock is alone.
+    if part.exists() {
+        fs::remove_dir_all(&part).with_context(|| format!("can't remove {}", part.display()))?;
+    }
+    fs::create_dir(&part).with_context(|| format!("can't make {}", part.display()))?;
+    build(&part).with_context(|| format!("what is there of it is in {}", part.display()))?;
+    fs::rename(&part, folder).with_context(|| format!("can't rename {}", part.display()))
+}
+
+/// Waits until no other process builds.
+#[expect(
+    clippy::print_stderr,
+    reason = "a program, which tells a person what it waits for"
+)]
+fn lock(cache: &Path) -> Result<fs::File> {
+    let path = cache.join("lock");
+    let file = fs::File::create(&path).with_context(|| format!("can't open {}", path.display()))?;
+    if let Err(fs::TryLockError::WouldBlock) = file.try_lock() {
+        eprintln!("test host: waiting for another process that builds it");
+        file.lock()
+            .with_context(|| format!("can't lock {}", path.display()))?;
+    }
+    Ok(file)
+}
+
+fn key(parts: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    let digest = hash.finalize();
+    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Whether test hosts can be here at all.
+pub(super) fn can_run() -> Result<()> {
+    ensure!(
+        cfg!(target_arch = "x86_64"),
+        "the test host is built for x86_64 only so far; this machine is {}",
+        std::env::consts::ARCH
+    );
+    if !setup::is_root() {
+        bail!(
+            "the test host is built with debootstrap and chroot, and that needs root; try: sudo \
+             --preserve-env=PATH,HOME cargo xtask host build"
+        );
+    }
+    Ok(())
+}
+
+impl Accelerator {
+    /// Returns KVM where it really works, which `/dev/kvm` alone does not tell.
+    fn of_here() -> Self {
+        let device = Path::new("/dev/kvm");
+        if device.exists() && find("qemu-system-x86_64").is_some() && kvm_works() {
+            Self::Kvm
+        } else {
+            Self::Emulation
+        }
+    }
+}
+
+/// Lets QEMU start a machine with KVM whose disk has one sector, which says that it was run.
+fn kvm_works() -> bool {
+    // mov dx, 0xf4; mov al, 0x10; out dx, al; hlt; and the mark of a sector that can be started.
+    let mut sector = [0; 512];
+    sector[..7].copy_from_slice(&[0xba, 0xf4, 0x00, 0xb0, 0x10, 0xee, 0xf4]);
+    sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    let Ok(mut disk) = tempfile::NamedTempFile::new() else {
+        return false;
+    };
+    if disk.write_all(&sector).is_err() {
+        return false;
+    }
+    let mut command = Command::new("timeout");
+    command
+        .args([
+            "--kill-after=1",
+            "10",
+            "qemu-system-x86_64",
+            "-accel",
+            "kvm",
+            "-cpu",
+            "host",
+            "-m",
+            "64",
+        ])
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+        .arg("-drive")
+        .arg(format!("format=raw,if=ide,file={}", disk.path().display()))
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    // The device ends QEMU with twice the value that is written, and one.
+    command
+        .status()
+        .is_ok_and(|status| status.code() == Some(0x10 * 2 + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_changes_with_each_part_and_with_where_one_ends() {
+        assert_eq!(key(&["a", "b"]), key(&["a", "b"]));
+        assert_ne!(key(&["a", "b"]), key(&["ab", ""]));
+        assert_ne!(key(&["a", "b"]), key(&["a", "c"]));
+    }
+
+    #[test]
+    fn a_build_that_fails_leaves_no_image_and_the_next_starts_anew() {
+        let cache = tempfile::tempdir().expect("a temporary folder");
+        let folder = cache.path().join("disk-1");
+        build_whole(&folder, |part| {
+            fs::write(part.join("half"), "")?;
+            bail!("interrupted")
+        })
+        .expect_err("it was interrupted");
+        assert!(!folder.exists());
+        build_whole(&folder, |part| {
+            assert!(!part.join("half").exists());
+            fs::write(part.join("whole"), "").context("a file")
+        })
+        .expect("it was built");
+        assert!(folder.join("whole").exists());
+        build_whole(&folder, |_| bail!("it is there already")).expect("nothing is built twice");
+    }
+}

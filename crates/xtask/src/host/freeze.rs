@@ -1,0 +1,141 @@
+//! Starts a machine from a disk, waits until it is at rest, and keeps it as it then is.
+//!
+//! Its memory lies in a file. A machine that is restored maps that file and writes to copies of its pages, so many
+//! machines share what they don't change, and a restore reads only what it touches. QEMU is told to leave such memory
+//! out of the state that it saves, which then is that of the devices alone.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::json;
+
+use super::cache::{Accelerator, Image};
+use super::machine::{self, Machine, Memory, Start};
+use super::pause;
+use crate::command::output;
+
+/// Changes with what is done to a machine before it is frozen.
+const VERSION: &str = "1";
+
+/// How long a machine may take to start.
+pub(super) const BOOT: Duration = Duration::from_secs(120);
+/// About 1 in 20 starts with two emulated processors ends in a panic of the kernel.
+pub(super) const TRIES: usize = 3;
+
+/// All that decides what is frozen, apart from the disk.
+pub(super) fn recipe(accelerator: Accelerator) -> Result<String> {
+    let processor = match accelerator {
+        Accelerator::Emulation => String::new(),
+        // What has started with one processor may not go on with another.
+        Accelerator::Kvm => fs::read_to_string("/proc/cpuinfo")
+            .context("can't read /proc/cpuinfo")?
+            .lines()
+            .find(|line| line.starts_with("model name"))
+            .unwrap_or_default()
+            .to_owned(),
+    };
+    Ok(format!(
+        "{VERSION} {accelerator:?} {processor} {}",
+        machine::recipe(accelerator)
+    ))
+}
+
+/// Makes a disk upon another one.
+pub(super) fn overlay(below: &Path, format: &str, disk: &Path) -> Result<()> {
+    let mut command = Command::new("qemu-img");
+    command
+        .args(["create", "-q", "-f", "qcow2", "-F", format, "-b"])
+        .arg(below)
+        .arg(disk);
+    output(&mut command).map(|_| ())
+}
+
+/// Leaves `disk.qcow2`, `memory` and `devices` in a folder.
+pub(super) fn freeze(image: &Image, folder: &Path) -> Result<()> {
+    let (disk, memory) = (folder.join("disk.qcow2"), folder.join("memory"));
+    let mut tries = 0;
+    let mut machine = loop {
+        tries += 1;
+        for file in [&disk, &memory] {
+            let _ = fs::remove_file(file);
+        }
+        overlay(&image.root.join("root.img"), "raw", &disk)?;
+        match boot(image, folder, &disk, &memory) {
+            Ok(machine) => break machine,
+            Err(error) if tries < TRIES => tell(&error),
+            Err(error) => return Err(error),
+        }
+    };
+    let output = command(&mut machine, AT_REST)?;
+    ensure!(
+        output.status == 0,
+        "the machine does not come to rest: {output:?}"
+    );
+    keep(machine, folder)
+}
+
+/// Stops a machine whose memory is in a file of this folder, and saves the rest of it there.
+pub(super) fn keep(mut machine: Machine, folder: &Path) -> Result<()> {
+    let flushed = command(&mut machine, "sync; echo 3 >/proc/sys/vm/drop_caches; sync")?;
+    ensure!(
+        flushed.status == 0,
+        "the machine's caches can't be emptied: {flushed:?}"
+    );
+    machine.qmp.execute("stop", json!({}))?;
+    machine::ignore_shared(&mut machine.qmp)?;
+    let uri = format!("exec:cat > {}", machine::quoted(&folder.join("devices"))?);
+    machine.qmp.execute("migrate", json!({"uri": uri}))?;
+    let deadline = Instant::now() + BOOT;
+    loop {
+        let status = machine.qmp.execute("query-migrate", json!({}))?;
+        match status["status"].as_str() {
+            Some("completed") => break,
+            Some("failed" | "cancelled") => bail!("QEMU can't save the machine: {status}"),
+            _ if Instant::now() > deadline => bail!("QEMU does not end saving the machine: {status}"),
+            _ => pause(Duration::from_millis(20)),
+        }
+    }
+    machine.qmp.execute("quit", json!({}))?;
+    machine.wait_for_end(Duration::from_secs(60))?;
+    for name in ["agent", "qmp", "shell", "pid"] {
+        let _ = fs::remove_file(folder.join(name));
+    }
+    Ok(())
+}
+
+fn boot(image: &Image, folder: &Path, disk: &Path, memory: &Path) -> Result<Machine> {
+    let mut machine = Machine::start(&Start {
+        accelerator: image.accelerator,
+        folder,
+        boot: &image.root,
+        disk,
+        memory: Memory::File(memory),
+        frozen: None,
+        lives: Duration::from_secs(600),
+    })?;
+    machine.go()?;
+    machine.wait(BOOT)?;
+    Ok(machine)
+}
+
+fn command(machine: &mut Machine, text: &str) -> Result<super::Output> {
+    let limit = BOOT;
+    let pid = machine.agent.start(text, limit)?;
+    let ended = machine.agent.finish(pid, Instant::now() + limit)?;
+    ended.with_context(|| format!("{text:?} does not end within {} s", limit.as_secs()))
+}
+
+/// Prints what failed, if anything did.
+const AT_REST: &str =
+    "systemctl is-system-running --wait >&2 || { systemctl --failed --no-legend >&2; exit 1; }";
+
+#[expect(
+    clippy::print_stderr,
+    reason = "a program, which tells a person what it does again"
+)]
+fn tell(error: &anyhow::Error) {
+    eprintln!("test host: the start failed and is tried again: {error:#}");
+}
