@@ -53,13 +53,25 @@
           "nixos-anywhere"
           "nixos-facter"
         ] (name: inputs.${name}.packages.${system}.default);
+      # The container templates that are NixOS systems take nixpkgs: `leafctl container create NAME --flake URL#container-nats`
+      containers =
+        system:
+        lib.mapAttrs' (name: template: lib.nameValuePair "container-${name}" (template { inherit nixpkgs system; })) (
+          lib.filterAttrs (_: template: (lib.functionArgs template) ? nixpkgs) (
+            lib.genAttrs (folders ./containers) (name: import (./containers + "/${name}"))
+          )
+        );
     in
     {
-      packages = eachSystem (system: rec {
-        default = cim-leaf;
-        cim-leaf = pkgsOf.${system}.callPackage ./crates/package.nix { };
-        inherit (cim-leaf) leaf-init;
-      });
+      packages = eachSystem (
+        system:
+        rec {
+          default = cim-leaf;
+          cim-leaf = pkgsOf.${system}.callPackage ./crates/package.nix { };
+          inherit (cim-leaf) leaf-init;
+        }
+        // containers system
+      );
 
       overlays.default = final: _: { cim-leaf = final.callPackage ./crates/package.nix { }; };
 

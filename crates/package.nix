@@ -66,6 +66,8 @@ rustPlatform.buildRustPackage {
       ln -s ${leaf-init}/bin/leaf-init $out/bin/leaf-init
       mkdir -p $out/share/cim-leaf
       cp -r ${../containers} $out/share/cim-leaf/containers
+      # what the templates are made of
+      cp -r ${../nixos-modules} $out/share/cim-leaf/nixos-modules
     ''
     + lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
       installShellCompletion --cmd leafctl \

@@ -28,6 +28,7 @@ let
   };
   inputs = lib.mapAttrs (name: _: stub name) flake.inputs // {
     nixpkgs = {
+      outPath = toString nixpkgs;
       lib = lib // {
         nixosSystem =
           { modules }:
@@ -108,6 +109,14 @@ let
       ) (lib.attrValues test.args.nodes)
     ) (lib.attrValues (lib.filterAttrs (name: _: lib.hasPrefix "nixos-" name) self.checks.${x86}));
     "the unit tests are a check" = self.checks.${x86} ? nix-unit && lib.isString self.checks.${x86}.nix-unit.text;
+    "each container template that is a NixOS system is a package, and a check" =
+      self.packages.${x86} ? container-nats
+      && !(self.packages.${x86} ? container-minimal)
+      && self.checks.${x86} ? package-container-nats;
+    "each folder of modules is a module, and the NATS server's is among them" =
+      self.nixosModules ? leaf && self.nixosModules ? nats && lib.all builtins.pathExists (
+        lib.attrValues (removeAttrs self.nixosModules [ "default" ])
+      );
     "each template has a folder" = lib.all (template: builtins.pathExists template.path) (lib.attrValues self.templates);
     "the topology knows the hosts" =
       lib.any (module: module ? nixosConfigurations) self.topology.${x86}.modules;

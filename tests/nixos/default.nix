@@ -7,10 +7,11 @@
 # them takes the package set and KVM: `nix build .#checks.x86_64-linux.nixos-leaf`.
 let
   host = import ../nix/eval-host.nix;
+  nats = import ../nix/eval-nats.nix;
   flake = import ../nix/eval-flake.nix;
 in
 {
-  passed = host.passed + flake.passed;
+  passed = host.passed + nats.passed + flake.passed;
   evaluated_only = builtins.filter (name: builtins.substring 0 6 name == "nixos-") flake.outputs.checks.x86_64-linux;
   inherit (host) hosts;
   inherit (flake) outputs tests;

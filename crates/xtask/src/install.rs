@@ -1,4 +1,4 @@
-//! Builds the programs and puts them where a package would: `bin/` and `share/cim-leaf/containers/`.
+//! Builds the programs and puts them where a package would: `bin/` and `share/cim-leaf/`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -46,11 +46,15 @@ pub(crate) fn install(tools: &Tools, profile: Profile) -> Result<PathBuf> {
     }
     place(&init, &bin.join("leaf-init"))?;
     place(&tools.nats_server, &bin.join("nats-server"))?;
-    let templates = tree.join("share/cim-leaf/containers");
-    if templates.exists() {
-        fs::remove_dir_all(&templates).with_context(|| format!("can't remove {}", templates.display()))?;
+    // The container templates, and the modules that some of them are made of.
+    for folder in ["containers", "nixos-modules"] {
+        let installed = tree.join("share/cim-leaf").join(folder);
+        if installed.exists() {
+            fs::remove_dir_all(&installed)
+                .with_context(|| format!("can't remove {}", installed.display()))?;
+        }
+        copy_folder(&workspace().join(folder), &installed)?;
     }
-    copy_folder(&workspace().join("containers"), &templates)?;
     Ok(tree)
 }
 

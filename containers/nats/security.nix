@@ -1,0 +1,35 @@
+# Who the server is and whom it lets in: operator mode, TLS, limits, and the system's users.
+#
+# Four credentials come to the container at its start (from the secrets of its spec), none of which stands in the system:
+#
+#   nats.operator.jwt    the operator's JWT
+#   nats.accounts.conf   `system_account`, `resolver` and `resolver_preload`, in nats-server's language
+#   nats.tls.pem, nats.tls.key   the certificate and its key
+#
+# What a user may publish and subscribe stands in the user's JWT, or in the scoped signing key that issued it: in operator
+# mode the server has no other place for permissions, and takes nobody who shows none.
+{ lib, ... }:
+{
+  services.cim-nats = {
+    operator = {
+      jwtFile = lib.mkDefault "nats.operator.jwt";
+      accountsFile = lib.mkDefault "nats.accounts.conf";
+    };
+    tls = {
+      certFile = lib.mkDefault "nats.tls.pem";
+      keyFile = lib.mkDefault "nats.tls.key";
+    };
+    limits = {
+      maxConnections = lib.mkDefault 256;
+      maxSubscriptions = lib.mkDefault 1000;
+    };
+  };
+
+  # Nobody logs in, and nobody becomes root: the leaf looks after the container from outside.
+  users.mutableUsers = lib.mkDefault false;
+  users.allowNoPasswordLogin = lib.mkDefault true;
+  security.sudo.enable = lib.mkDefault false;
+  services.openssh.enable = lib.mkDefault false;
+  services.getty.autologinUser = lib.mkDefault null;
+  networking.firewall.enable = lib.mkDefault true;
+}

@@ -1,0 +1,19 @@
+# What must hold between the options. The rules are in checks.nix, where they can be tested without a system.
+{ config, lib, ... }:
+let
+  cfg = config.services.cim-nats;
+in
+{
+  assertions = lib.mkIf cfg.enable (
+    import ./checks.nix {
+      ownNetwork = config.boot.isContainer;
+      leaf = config.services.cim-leaf or null;
+    } cfg
+    ++ [
+      {
+        assertion = !config.services.nats.enable;
+        message = "services.cim-nats.enable: NixOS's own services.nats is the same unit; enable one of them.";
+      }
+    ]
+  );
+}

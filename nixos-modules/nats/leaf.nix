@@ -1,0 +1,28 @@
+# The daemon of the same host uses this server, where its module is there and says nothing else:
+#
+#   services.cim-nats = { enable = true; operator = { … }; };
+#   services.cim-leaf = { enable = true; nats.credentialsFile = "/run/keys/leafd.creds"; };
+{
+  config,
+  lib,
+  options,
+  ...
+}:
+let
+  cfg = config.services.cim-nats;
+in
+{
+  config = lib.optionalAttrs (options.services ? cim-leaf) (
+    lib.mkIf (cfg.enable && cfg.role == "leaf" && config.services.cim-leaf.enable) {
+      services.cim-leaf.nats = {
+        url = lib.mkDefault cfg.url;
+        jetstreamDomain = lib.mkIf cfg.jetstream.enable (lib.mkDefault cfg.jetstream.domain);
+      };
+      # It works without the server as well, so it wants it and does not need it.
+      systemd.services.leafd = {
+        wants = [ "nats.service" ];
+        after = [ "nats.service" ];
+      };
+    }
+  );
+}

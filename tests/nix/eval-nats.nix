@@ -1,0 +1,271 @@
+# Evaluates the NATS server's module and the container that runs it with the real NixOS modules, up to the text of the
+# unit:
+#
+#   NIXPKGS=<tree> nix-instantiate --eval --strict --json tests/nix/eval-nats.nix
+#
+# The tree is that of eval-host.nix. Prints `{"passed":N,"units":{…}}`; an expectation that is not met fails the command.
+let
+  nixpkgs = import ./nixpkgs.nix;
+  lib = import (nixpkgs + "/lib");
+  inherit (lib) hasInfix;
+  system = "x86_64-linux";
+  plain = builtins.unsafeDiscardStringContext;
+  values = import ./nats-values.nix;
+
+  stubs = {
+    _module.args.pkgs = lib.mkForce (import ./stub-packages.nix { inherit lib system; });
+  };
+  evaluate =
+    module:
+    import (nixpkgs + "/nixos/lib/eval-config.nix") {
+      inherit lib;
+      system = null;
+      modules = [
+        ../../nixos-modules/leaf
+        ../../nixos-modules/nats
+        stubs
+        {
+          nixpkgs.hostPlatform = system;
+          system.stateVersion = "25.05";
+          boot.loader.grub.enable = false;
+          fileSystems."/".device = "/dev/disk/by-partlabel/disk-main-root";
+          networking.hostName = "Edge-1";
+        }
+        module
+      ];
+    };
+
+  operator = {
+    inherit (values.operator) systemAccount accounts;
+    jwtFile = ./nats-values.nix; # any file of the configuration
+  };
+  least = {
+    services.cim-nats = {
+      enable = true;
+      inherit operator;
+    };
+  };
+
+  # A leaf whose daemon uses the server beside it, which is connected to a hub.
+  leaf = evaluate {
+    services.cim-nats = {
+      enable = true;
+      inherit operator;
+      remotes.hub = {
+        urls = [ "tls://hub.example:7422" ];
+        account = operator.systemAccount;
+        credentialsFile = "/run/keys/hub.creds";
+        tls.certFile = "/run/keys/leaf.pem";
+        tls.keyFile = "/run/keys/leaf.key";
+      };
+    };
+    services.cim-leaf = {
+      enable = true;
+      containers.enable = true;
+      nats.credentialsFile = "/run/keys/leafd.creds";
+    };
+  };
+  hub = evaluate {
+    services.cim-nats = {
+      enable = true;
+      role = "hub";
+      address = "192.0.2.1";
+      firewallInterfaces = [ "eth0" ];
+      dataDir = "/persist/nats";
+      operator = operator // {
+        resolver = "full";
+      };
+      tls.certFile = "/run/keys/nats.pem";
+      tls.keyFile = "/run/keys/nats.key";
+    };
+  };
+  wrong = evaluate {
+    services.nats.enable = true;
+    systemd.services.nats = lib.mkForce { };
+    services.cim-nats = {
+      enable = true;
+      address = "0.0.0.0";
+    };
+    services.cim-leaf = {
+      enable = true;
+      nats.embedded.enable = true;
+    };
+  };
+  container = import ../../containers/nats {
+    inherit nixpkgs system;
+    whole = true;
+    name = "queue";
+    maxFileStoreBytes = 1073741824;
+    modules = [ stubs ];
+  };
+
+  # Those of our own modules: to look at all of NixOS's would take most of the package set.
+  refused =
+    host:
+    map (a: a.message) (
+      builtins.filter (a: !a.assertion) (
+        lib.concatMap (d: d.value) (
+          builtins.filter (d: hasInfix "/nixos-modules/" (toString d.file)) host.options.assertions.definitionsWithLocations
+        )
+      )
+    );
+
+  of =
+    host:
+    let
+      refusals = refused host;
+      file = host.config.services.cim-nats.settingsFile;
+    in
+    if refusals != [ ] then
+      throw "assertions do not hold: ${builtins.concatStringsSep "; " refusals}"
+    else
+      {
+        unit = plain host.config.systemd.units."nats.service".text;
+        settings = plain file.env.text;
+        checked = plain file.env.checked;
+        check = plain file.text;
+      };
+  units = {
+    leaf = of leaf;
+    hub = of hub;
+    container = of container;
+  };
+
+  # What a host has that says no more than it must. Files and packages are elsewhere on each machine.
+  defaults = removeAttrs (evaluate least).config.services.cim-nats [ "settingsFile" ];
+  known = lib.mapAttrsRecursiveCond (set: !lib.isDerivation set) (
+    _: value: if lib.isDerivation value || lib.isPath value then "a path" else value
+  );
+
+  ours = builtins.filter (o: !o.internal) (lib.optionAttrSetToDocList { inherit (leaf.options.services) cim-nats; });
+  bare = builtins.filter (
+    o: !(o ? example) || !lib.hasSuffix "." (lib.removeSuffix "\n" (o.description.text or o.description or ""))
+  ) ours;
+
+  has = name: line: {
+    name = "the unit of the ${name} has the line ${line}";
+    holds = hasInfix "\n${line}\n" units.${name}.unit;
+  };
+  expectations =
+    lib.concatMap
+      (name: [
+        (has name "User=nats")
+        (has name "CapabilityBoundingSet=")
+        (has name "NoNewPrivileges=true")
+        (has name "ProtectSystem=strict")
+        (has name "SystemCallFilter=@system-service")
+        (has name "RestrictAddressFamilies=AF_INET")
+        (has name "SocketBindDeny=any")
+        (has name "SocketBindAllow=tcp:4222")
+        {
+          name = "nats-server checks the configuration of the ${name} while the system is built";
+          holds = hasInfix "/bin/nats-server -t -c \"$checkedPath\"" units.${name}.check;
+        }
+        {
+          name = "no path of a secret stands in the configuration of the ${name}";
+          holds = !hasInfix "/run/keys" units.${name}.settings;
+        }
+      ])
+      [
+        "leaf"
+        "hub"
+        "container"
+      ]
+    ++ [
+      (has "leaf" "LoadCredential=hub.creds:/run/keys/hub.creds")
+      (has "leaf" "LoadCredential=hub.key:/run/keys/leaf.key")
+      (has "leaf" "StateDirectory=nats")
+      (has "hub" "KillSignal=SIGUSR2")
+      (has "hub" "SocketBindAllow=tcp:7422")
+      (has "hub" "ReadWritePaths=/persist/nats")
+      (has "hub" "LoadCredential=tls.key:/run/keys/nats.key")
+      (has "container" "LoadCredential=operator.jwt:nats.operator.jwt")
+      (has "container" "LoadCredential=accounts.conf:nats.accounts.conf")
+      {
+        name = "the leaf's address is put on lo before the server starts, and nobody else's";
+        holds =
+          hasInfix "/bin/ip address replace 10.233.0.1/32 dev lo\n" units.leaf.unit
+          && !hasInfix "ExecStartPre" units.hub.unit
+          && !hasInfix "ExecStartPre" units.container.unit;
+      }
+      {
+        name = "the leaf's daemon uses the server, under its address and in its domain";
+        holds =
+          let
+            settings = builtins.fromTOML (plain leaf.config.services.cim-leaf.settingsFile.env.toml);
+          in
+          settings.nats.url == "nats://10.233.0.1:4222"
+          && settings.nats.jetstream_domain == "edge-1"
+          && settings.nats.credentials == "/run/credentials/leafd.service/nats.creds";
+      }
+      {
+        name = "the leaf's daemon starts after the server, and without it as well";
+        holds =
+          let
+            unit = leaf.config.systemd.services.leafd;
+          in
+          lib.elem "nats.service" unit.after && lib.elem "nats.service" unit.wants && !(lib.elem "nats.service" unit.requires);
+      }
+      {
+        name = "containers reach the leaf's port through their veth alone";
+        holds =
+          leaf.config.networking.firewall.interfaces."ve-+".allowedTCPPorts == [ 4222 ]
+          && leaf.config.networking.firewall.allowedTCPPorts == [ ];
+      }
+      {
+        name = "leaves and clients reach the hub through the interface that was named";
+        holds =
+          hub.config.networking.firewall.interfaces.eth0.allowedTCPPorts == [
+            4222
+            7422
+          ];
+      }
+      {
+        name = "the defaults are those that the unit tests know";
+        holds = known defaults == known (values // { operator = values.operator // { jwtFile = ./.; }; package = ./.; });
+      }
+      {
+        name = "a leaf's server without an operator, on all addresses, beside two others, is refused";
+        holds = lib.all (part: lib.any (hasInfix part) (refused wrong)) [
+          "cim-nats.operator.jwtFile"
+          "cim-nats.address"
+          "cim-nats.enable: this server takes the place"
+          "cim-nats.enable: NixOS's own"
+        ];
+      }
+      {
+        name = "the container is a NixOS container, named as its server, with the limits of the template's arguments";
+        holds =
+          container.config.boot.isContainer
+          && container.config.networking.hostName == "queue"
+          && hasInfix ''"domain":"queue","max_file_store":1073741824'' units.container.settings
+          && hasInfix ''"sync_interval":"always"'' units.container.settings;
+      }
+      {
+        name = "the container's server includes its accounts, and TLS is on for clients and leaves";
+        holds =
+          hasInfix "../run/credentials/nats.service/accounts.conf\"\n" units.container.settings
+          && lib.length (lib.splitString "/run/credentials/nats.service/tls.pem" units.container.settings) == 3;
+      }
+      {
+        name = "what only the host has is not asked for while the system is built";
+        holds =
+          !hasInfix "include" units.container.checked
+          && !hasInfix "operator" units.container.checked
+          && !hasInfix "/run/credentials" units.container.checked
+          && hasInfix "operator: " units.leaf.checked;
+      }
+      {
+        name = "every option has a description in sentences and an example, but not ${toString (map (o: o.name) bare)}";
+        holds = bare == [ ] && builtins.length ours > 30;
+      }
+    ];
+  unmet = builtins.filter (e: !e.holds) expectations;
+in
+if unmet != [ ] then
+  throw "${toString (builtins.length unmet)} expectations are not met:\n  ${lib.concatMapStringsSep "\n  " (e: e.name) unmet}"
+else
+  {
+    passed = builtins.length expectations;
+    inherit units;
+  }
