@@ -116,6 +116,7 @@ pub struct Host {
     /// Before the folder, so that it ends before its files are removed.
     machine: Option<RefCell<Machine>>,
     folder: tempfile::TempDir,
+    mac: String,
     devices: device::Rack,
     shares: Vec<String>,
 }
@@ -150,6 +151,7 @@ impl Host {
             options,
             machine: None,
             folder,
+            mac: device::new_mac(),
             devices: device::Rack::default(),
             shares: Vec::new(),
         };
@@ -164,10 +166,8 @@ impl Host {
         Ok(host)
     }
 
-    /// What every machine has plugged in: the way outside, more memory, its networks.
+    /// What every machine has plugged in: more memory, its networks.
     fn first_devices(&mut self) -> Result<()> {
-        let outside = Device::way_outside();
-        self.devices.add(outside)?;
         if let Some(more) = self
             .options
             .memory_mib
@@ -176,8 +176,8 @@ impl Host {
         {
             self.devices.add(Device::memory(more))?;
         }
-        for (number, (network, _)) in self.options.networks.clone().iter().enumerate() {
-            self.devices.add(Device::on_network(network, number))?;
+        for (network, _) in &self.options.networks {
+            self.devices.add(Device::on_network(network))?;
         }
         Ok(())
     }
@@ -191,6 +191,7 @@ impl Host {
             disk: &self.folder.path().join("disk.qcow2"),
             memory,
             frozen,
+            mac: &self.mac,
             lives: self.options.lives,
         })?;
         self.devices.plug_all(&mut machine.qmp, self.folder.path())?;
@@ -207,23 +208,29 @@ impl Host {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .context("this machine's clock is wrong")?;
-        let name = &self.options.name;
+        let (name, id) = (&self.options.name, device::random_hex(16));
         ensure!(
             !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'),
             "{name:?} is no host name"
         );
+        // The journal goes on in the folder that it has, and that of the new id leads there.
         self.ok(&format!(
-            "date --utc --set=@{}.{:09} >/dev/null; echo {name} >/etc/hostname; hostname {name}; \
-             tr -d - </proc/sys/kernel/random/uuid >/etc/machine-id; systemctl restart systemd-journald; \
-             until ip route show default | grep -q .; do sleep 0.02; done",
+            "date --utc --set=@{}.{:09} >/dev/null && echo {name} >/etc/hostname && \
+             echo {name} >/proc/sys/kernel/hostname && read -r old </etc/machine-id && \
+             ln -s $old /var/log/journal/{id} && echo {id} >/etc/machine-id && \
+             printf 'link set eth0 down\\nlink set eth0 address {}\\n' >/run/mac && \
+             ip -batch <(cat /run/mac /etc/test-host.network) && sync --file-system /etc/machine-id",
             now.as_secs(),
-            now.subsec_nanos()
+            now.subsec_nanos(),
+            self.mac,
         ))
         .context("a restored machine can't be told who it is")?;
-        for (number, (_, address)) in self.options.networks.iter().enumerate() {
-            self.address(number, address)?;
-        }
-        Ok(())
+        self.addresses()
+    }
+
+    fn addresses(&self) -> Result<()> {
+        let mut networks = self.options.networks.iter().enumerate();
+        networks.try_for_each(|(number, (_, address))| self.address(number, address))
     }
 
     /// Sets its address on a network.
@@ -338,7 +345,12 @@ impl Host {
 
     /// Connects or cuts its way outside, as a cable would.
     pub fn link(&self, up: bool) -> Result<()> {
-        self.link_of(device::OUTSIDE, up)
+        let arguments = json!({"name": machine::OUTSIDE, "up": up});
+        self.machine()?
+            .borrow_mut()
+            .qmp
+            .execute("set_link", arguments)
+            .map(|_| ())
     }
 
     /// Connects or cuts a network card that was plugged in.
@@ -374,9 +386,7 @@ impl Host {
         self.machine = Some(RefCell::new(machine));
         // Not `--wait`, which asks for all units to be well: that is for the test to say.
         self.ok("systemctl is-system-running --wait >/dev/null; until ip route show default | grep -q .; do sleep 0.05; done")?;
-        for (number, (_, address)) in self.options.networks.iter().enumerate() {
-            self.address(number, address)?;
-        }
+        self.addresses()?;
         for (slot, guest) in self.shares.iter().enumerate() {
             self.ok(&share::mount(slot, guest))?;
         }
@@ -398,10 +408,7 @@ impl Host {
             let ours = std::net::TcpListener::bind(("127.0.0.1", 0)).context("no port is free")?;
             let free = ours.local_addr().context("a port has no number")?.port();
             drop(ours);
-            let line = format!(
-                "hostfwd_add {} tcp:127.0.0.1:{free}-:{port}",
-                device::outside_backend()
-            );
+            let line = format!("hostfwd_add {} tcp:127.0.0.1:{free}-:{port}", machine::OUTSIDE);
             let answer = self
                 .machine()?
                 .borrow_mut()

@@ -19,9 +19,6 @@ const GONE: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Plugged(usize);
 
-/// The way outside is plugged in first.
-pub(super) const OUTSIDE: Plugged = Plugged(0);
-
 /// What a device does its work with.
 #[derive(Debug, Clone)]
 enum Backend {
@@ -33,7 +30,6 @@ enum Backend {
     },
     /// A cable that leads nowhere.
     Cable,
-    Outside,
     Network(Network),
     /// A serial line on which nobody is.
     Line,
@@ -191,23 +187,23 @@ impl Device {
         self
     }
 
-    pub(super) fn way_outside() -> Self {
-        Self {
-            backend: Backend::Outside,
-            ..Self::virtio_net(&new_mac())
-        }
-    }
-
-    pub(super) fn on_network(network: &Network, _number: usize) -> Self {
+    pub(super) fn on_network(network: &Network) -> Self {
         Self::virtio_net(&new_mac()).in_network(network)
     }
 }
 
-/// A locally administered address that no other machine has, with QEMU's prefix.
-fn new_mac() -> String {
-    let mut bytes = [0; 3];
+/// An address that no other machine has, with QEMU's prefix.
+pub(super) fn new_mac() -> String {
+    let hex = random_hex(3);
+    format!("52:54:00:{}:{}:{}", &hex[..2], &hex[2..4], &hex[4..])
+}
+
+/// That many random bytes, as text.
+pub(super) fn random_hex(count: usize) -> String {
+    let mut bytes = vec![0; count];
+    // Never fails for so few, once the kernel has started.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    format!("52:54:00:{:02x}:{:02x}:{:02x}", bytes[0], bytes[1], bytes[2])
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 pub(super) fn id(plugged: Plugged) -> String {
@@ -218,17 +214,13 @@ fn backend_id(plugged: Plugged) -> String {
     format!("backend{}", plugged.0)
 }
 
-pub(super) fn outside_backend() -> String {
-    backend_id(OUTSIDE)
-}
-
 /// What is plugged in.
 #[derive(Debug, Default)]
 pub(super) struct Rack {
     devices: Vec<Option<(Device, Option<usize>)>>,
 }
 
-/// Returns the address of the card on a machine's network: they are plugged in after the way outside and memory.
+/// Returns the address of the card on a machine's network.
 pub(super) fn network_mac(rack: &Rack, number: usize) -> Option<&str> {
     rack.devices
         .iter()
@@ -334,7 +326,6 @@ impl Backend {
                 json!({"type": "hubport", "id": id, "hubid": 1000 + plugged.0}),
                 "netdev",
             ),
-            Self::Outside => ("netdev_add", json!({"type": "user", "id": id}), "netdev"),
             Self::Network(network) => ("netdev_add", network.backend(&id), "netdev"),
             Self::Line => (
                 "chardev-add",
@@ -356,7 +347,7 @@ impl Backend {
         let (command, arguments) = match self {
             Self::None => return Ok(()),
             Self::Disk { .. } => ("blockdev-del", json!({"node-name": id})),
-            Self::Cable | Self::Outside | Self::Network(_) => ("netdev_del", json!({"id": id})),
+            Self::Cable | Self::Network(_) => ("netdev_del", json!({"id": id})),
             Self::Line => ("chardev-remove", json!({"id": id})),
             Self::Memory { .. } => ("object-del", json!({"id": id})),
         };

@@ -72,6 +72,7 @@ const FILES: &[(&str, &str)] = &[
         "etc/systemd/system/test-host-network.service",
         include_str!("guest/test-host-network.service"),
     ),
+    ("etc/test-host.network", include_str!("guest/network.batch")),
     (
         "etc/systemd/system/test-host-console.service",
         include_str!("guest/console.service"),

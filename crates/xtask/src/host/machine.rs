@@ -26,6 +26,8 @@ use crate::command::line;
 
 /// A machine's memory; more is plugged in.
 pub(super) const MEMORY_MIB: u64 = 1024;
+/// QEMU's name for the way outside.
+pub(super) const OUTSIDE: &str = "outside";
 /// How many devices on PCI Express can be plugged in.
 pub(super) const PORTS: usize = 16;
 
@@ -53,6 +55,8 @@ pub(super) struct Start<'a> {
     pub(super) memory: Memory<'a>,
     /// What is running on it already: the devices' state, as it was frozen.
     pub(super) frozen: Option<&'a Path>,
+    /// The address of its network card; a frozen machine keeps the one that it had.
+    pub(super) mac: &'a str,
     /// When it ends by itself.
     pub(super) lives: Duration,
 }
@@ -218,6 +222,7 @@ pub(super) fn recipe(accelerator: Accelerator) -> String {
         disk: nowhere,
         memory: Memory::Own,
         frozen: None,
+        mac: "",
         lives: Duration::ZERO,
     }))
 }
@@ -320,6 +325,13 @@ fn command(start: &Start<'_>) -> Command {
     all(&["-device", "virtconsole,bus=ports.0,chardev=shell"]);
     all(&["-qmp", &format!("unix:{}", socket("qmp"))]);
 
+    all(&["-netdev", &format!("user,id={OUTSIDE}")]);
+    let card = format!(
+        "virtio-net-pci,netdev={OUTSIDE},id=card,romfile=,mac={}",
+        start.mac
+    );
+    all(&["-device", &card]);
+
     // Where things are plugged in.
     for port in 0..PORTS {
         all(&[
@@ -352,7 +364,7 @@ fn command(start: &Start<'_>) -> Command {
 
 /// What makes a short start: no checks of hardware that is not there.
 const KERNEL: &str = "root=/dev/vda rw console=ttyS0 quiet loglevel=4 panic=-1 net.ifnames=0 mitigations=off audit=0 \
-    apparmor=0 random.trust_cpu=on no_timer_check memhp_default_state=online_movable \
+    apparmor=0 selinux=0 random.trust_cpu=on no_timer_check memhp_default_state=online_movable \
     systemd.show_status=no";
 
 #[cfg(test)]
@@ -378,6 +390,7 @@ mod tests {
             disk: &folder.path().join("absent.qcow2"),
             memory: Memory::Own,
             frozen: None,
+            mac: "52:54:00:00:00:01",
             lives: Duration::from_secs(20),
         };
         let error = Machine::start(&start).expect_err("there is no disk");
