@@ -17,10 +17,6 @@ use crate::job::{Installable, Job, JobPhase, Progress};
 use crate::problem::{Problem, ProblemCode};
 use crate::spec::{ContainerOptions, ContainerSpec};
 
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
-}
-
 /// The largest body of a command, in bytes.
 pub const MAX_COMMAND_BYTES: usize = 256 * 1024;
 
@@ -152,7 +148,7 @@ commands! {
         #[serde(default)]
         start: bool,
         /// What else is wanted of it.
-        #[serde(default, skip_serializing_if = "is_default")]
+        #[serde(default, skip_serializing_if = "ContainerOptions::is_default")]
         options: ContainerOptions,
     } -> Container
     /// Makes a container, or what is wanted of one that is there, what this spec says. The answer comes as soon as that is

@@ -67,7 +67,7 @@ pub struct Revision {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub toplevel: Option<StorePath>,
     /// All else.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "ContainerOptions::is_default")]
     pub options: ContainerOptions,
 }
 
@@ -89,7 +89,7 @@ pub struct Desired {
     /// Its addresses.
     pub network: ContainerNetwork,
     /// What else is wanted of it.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "ContainerOptions::is_default")]
     pub options: ContainerOptions,
     /// The system that it had before and was ready with: it goes back to that one if the new one does not become ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -158,6 +158,7 @@ impl Limits {
 /// A number of bytes. It is read from a number, or from a text with a unit (`"512 MiB"`, `"1G"`), and written as a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(transparent)]
+#[schemars(extend("type" = ["integer", "string"]))]
 pub struct ByteSize(pub u64);
 
 impl std::str::FromStr for ByteSize {
@@ -483,6 +484,12 @@ fn merge(target: &mut Value, patch: &Value) {
 }
 
 impl ContainerOptions {
+    /// Whether nothing is wanted beside a system and whether it runs.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// Checks what can be checked without a host, for the container of this name.
     ///
     /// # Errors

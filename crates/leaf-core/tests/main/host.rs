@@ -1,31 +1,39 @@
 //! A plan against a host that does what it is told: after success nothing is left to plan.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use leaf_core::command::{
-    CancelJob, Command, CreateContainer, DestroyContainer, StartContainer, StopContainer,
+    ApplyContainer, CancelJob, Command, CreateContainer, DestroyContainer, RollbackContainer, SetContainer,
+    StartContainer, StopContainer, UpdateContainer,
 };
 use leaf_core::container::{
     ContainerPhase, ContainerSource, DesiredRun, Exit, ObservedContainer, ObservedRun,
 };
 use leaf_core::decide::{Next, after_job, decide};
-use leaf_core::event::{Fact, JobFailed, JobStarted, JobSucceeded};
-use leaf_core::host_op::{HostOp, Secret};
-use leaf_core::id::{ContainerName, JobId};
+use leaf_core::event::{
+    ContainerFailed, ContainerReverted, ContainerStep, Fact, JobFailed, JobStarted, JobSucceeded,
+};
+use leaf_core::host_op::{HostOp, RunSpec, Secret};
+use leaf_core::id::{ContainerName, JobId, StorePath};
 use leaf_core::job::{BuildResult, JobFailureCause, JobPhase, JobResult};
 use leaf_core::plan::{PlanContext, observe, plan};
+use leaf_core::spec::ContainerOptions;
 use leaf_core::state::{State, apply};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use crate::strategies::{build_result, context, events, leaf, name, store_path};
+use crate::strategies::{build_result, context, events, leaf, name, store_path, time};
 
 /// A leaf's state and a host that carries out every operation.
 #[derive(Default)]
 struct World {
     state: State,
     host: BTreeMap<ContainerName, ObservedContainer>,
+    /// What the helper was told of each container last.
+    told: BTreeMap<ContainerName, RunSpec>,
+    /// Systems that don't become ready.
+    broken: BTreeSet<StorePath>,
     fresh: u128,
 }
 
@@ -37,6 +45,8 @@ enum Step {
     ContainerExits(ContainerName, Exit),
     SomebodyRemovesIt(ContainerName),
     HostRestarts,
+    /// From now on this system becomes ready, or does not.
+    SystemTurns(StorePath, bool),
 }
 
 impl World {
@@ -46,31 +56,49 @@ impl World {
         }
     }
 
-    fn carry_out(&mut self, op: &HostOp) {
+    /// Carries out an operation, and returns whether it worked.
+    fn carry_out(&mut self, op: &HostOp) -> bool {
+        let now = time(self.state.sequence + 1);
         match op {
-            HostOp::PrepareNetwork { .. } => {}
-            HostOp::CreateContainer { name, toplevel, .. } => {
-                let run = self
-                    .host
-                    .get(name)
-                    .map_or(ObservedRun::Stopped, |old| old.run.clone());
-                self.host.insert(
-                    name.clone(),
-                    ObservedContainer {
-                        name: name.clone(),
-                        toplevel: Some(toplevel.clone()),
-                        run,
-                    },
-                );
-            }
-            HostOp::StartContainer { name, .. } => {
-                self.host
-                    .get_mut(name)
-                    .expect("it was created before it is started")
-                    .run = ObservedRun::Running {
-                    leader_pid: 1000,
-                    ready_after_ms: 100,
+            HostOp::CreateContainer {
+                name,
+                toplevel,
+                network,
+                options,
+                ..
+            } => {
+                let spec = RunSpec {
+                    leaf: leaf(),
+                    name: name.clone(),
+                    toplevel: toplevel.clone(),
+                    network: *network,
+                    options: (**options).clone(),
                 };
+                let before = self.host.remove(name);
+                let seen = ObservedContainer {
+                    name: name.clone(),
+                    toplevel: Some(toplevel.clone()),
+                    digest: Some(spec.digest()),
+                    run: before.map_or(ObservedRun::Stopped, |old| old.run),
+                    oom_kills: 0,
+                };
+                self.host.insert(name.clone(), seen);
+                self.told.insert(name.clone(), spec);
+            }
+            HostOp::StartContainer { name, .. } | HostOp::UpdateContainer { name, .. } => {
+                let spec = self.told.get(name).expect("it was created before it is started");
+                let works = !self.broken.contains(&spec.toplevel);
+                self.host.get_mut(name).expect("it was created").run = if works {
+                    ObservedRun::Running {
+                        leader_pid: 1000,
+                        started_at: now,
+                        ready_after_ms: 100,
+                        start_digest: Some(spec.start_digest()),
+                    }
+                } else {
+                    ObservedRun::Exited(Exit::Code { code: 1 })
+                };
+                return works;
             }
             HostOp::StopContainer { name, .. } => {
                 self.host
@@ -84,15 +112,18 @@ impl World {
                     gone.is_none_or(|gone| matches!(gone.run, ObservedRun::Stopped | ObservedRun::Exited(_))),
                     "{name} is destroyed while it runs"
                 );
+                self.told.remove(name);
             }
+            other => panic!("a plan for a container has no {other:?}"),
         }
+        true
     }
 
     fn look(&mut self, name: &ContainerName) {
         let Some(container) = self.state.containers.get(name) else {
             return;
         };
-        let facts = observe(container, self.host.get(name));
+        let facts = observe(container, self.host.get(name), &leaf());
         self.record(facts);
     }
 
@@ -113,11 +144,38 @@ impl World {
     }
 
     fn reconcile(&mut self, name: &ContainerName) {
-        for op in self.plan(name) {
-            self.carry_out(&op);
+        // Once for what is wanted, once for the way back if that did not work.
+        for _ in 0..2 {
+            let worked = self.plan(name).iter().all(|op| self.carry_out(op));
+            if worked {
+                self.look(name);
+                self.expect_settled(name);
+                return;
+            }
+            let Some(container) = self.state.containers.get(name) else {
+                return;
+            };
+            let mut facts = vec![Fact::ContainerFailed(ContainerFailed {
+                name: name.clone(),
+                step: ContainerStep::Start,
+                reason: "it was not ready".to_owned(),
+            })];
+            let Some(toplevel) = container.desired.fallback.clone() else {
+                self.record(facts);
+                assert_eq!(self.state.containers[name].phase, ContainerPhase::Failed);
+                return;
+            };
+            facts.push(Fact::ContainerReverted(ContainerReverted {
+                name: name.clone(),
+                toplevel: toplevel.clone(),
+                reason: "it was not ready".to_owned(),
+            }));
+            self.record(facts);
+            let container = &self.state.containers[name];
+            assert_eq!(container.desired.toplevel.as_ref(), Some(&toplevel));
+            assert_eq!(container.desired.fallback, None, "it goes back once");
+            assert!(container.reverted.is_some());
         }
-        self.look(name);
-        self.expect_settled(name);
     }
 
     /// Nothing is left to plan, another look says nothing new, and the phase is what is wanted.
@@ -137,11 +195,11 @@ impl World {
         };
         let observed = self.host.get(name);
         assert_eq!(
-            observe(container, observed),
+            observe(container, observed, &leaf()),
             Vec::new(),
             "news of {container:?} by {observed:?}"
         );
-        if container.desired.toplevel.is_some() {
+        if container.desired.toplevel.is_some() && container.phase != ContainerPhase::Failed {
             let wanted = match container.desired.run {
                 DesiredRun::Running => ContainerPhase::Running,
                 DesiredRun::Stopped => ContainerPhase::Stopped,
@@ -173,13 +231,38 @@ impl World {
                     return;
                 };
                 if matches!(observed.run, ObservedRun::Running { .. }) {
-                    observed.run = ObservedRun::Exited(exit);
+                    let when = self.state.containers[&name].desired.options.restart.when;
+                    let again = when.covers(Some(exit));
+                    observed.run = if again {
+                        ObservedRun::Restarting(exit)
+                    } else {
+                        ObservedRun::Exited(exit)
+                    };
+                    let phase = self.state.containers[&name].phase;
                     self.look(&name);
-                    assert_eq!(self.state.containers[&name].phase, ContainerPhase::Stopped);
-                    assert!(
-                        self.state.containers[&name].error.is_some(),
-                        "it says why it stopped"
-                    );
+                    let container = &self.state.containers[&name];
+                    if phase == ContainerPhase::Running {
+                        let wanted = if again {
+                            ContainerPhase::Restarting
+                        } else {
+                            ContainerPhase::Stopped
+                        };
+                        assert_eq!(container.phase, wanted);
+                        assert!(container.error.is_some(), "it says why it stopped");
+                    }
+                    if again {
+                        let (now, spec) = (time(self.state.sequence + 1), &self.told[&name]);
+                        self.host.get_mut(&name).expect("it is there").run = ObservedRun::Running {
+                            leader_pid: 1001,
+                            started_at: now,
+                            ready_after_ms: 100,
+                            start_digest: Some(spec.start_digest()),
+                        };
+                        self.look(&name);
+                        if phase == ContainerPhase::Running {
+                            self.expect_settled(&name);
+                        }
+                    }
                 }
             }
             Step::SomebodyRemovesIt(name) => {
@@ -188,10 +271,21 @@ impl World {
                     let Some(container) = self.state.containers.get(&name) else {
                         return;
                     };
-                    assert_eq!(observe(container, None), Vec::new(), "told once: {container:?}");
+                    assert_eq!(
+                        observe(container, None, &leaf()),
+                        Vec::new(),
+                        "told once: {container:?}"
+                    );
                     if container.phase.is_moving() {
                         self.reconcile(&name);
                     }
+                }
+            }
+            Step::SystemTurns(toplevel, good) => {
+                if good {
+                    self.broken.remove(&toplevel);
+                } else {
+                    self.broken.insert(toplevel);
                 }
             }
             Step::HostRestarts => {
@@ -247,7 +341,19 @@ fn step() -> impl Strategy<Value = Step> {
     ];
     let command = prop_oneof![
         3 => (name(), source, any::<bool>())
-            .prop_map(|(name, source, start)| CreateContainer { name, source, start }.into()),
+            .prop_map(|(name, source, start)| {
+                CreateContainer { name, source, start, options: ContainerOptions::default() }.into()
+            }),
+        3 => (name(), crate::strategies::spec())
+            .prop_map(|(name, spec)| ApplyContainer { name, spec, if_generation: None }.into()),
+        2 => (name(), store_path()).prop_map(|(name, path)| {
+            let source = Some(ContainerSource::Toplevel { path });
+            UpdateContainer { name, source, if_generation: None }.into()
+        }),
+        1 => name().prop_map(|name| UpdateContainer { name, source: None, if_generation: None }.into()),
+        2 => (name(), crate::strategies::patch())
+            .prop_map(|(name, patch)| SetContainer { name, patch, if_generation: None }.into()),
+        1 => name().prop_map(|name| RollbackContainer { name, generation: None, if_generation: None }.into()),
         3 => name().prop_map(|name| StartContainer { name, if_generation: None }.into()),
         2 => name().prop_map(|name| StopContainer { name, if_generation: None }.into()),
         2 => name().prop_map(|name| DestroyContainer { name, if_generation: None }.into()),
@@ -261,6 +367,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (name(), exit).prop_map(|(name, exit)| Step::ContainerExits(name, exit)),
         1 => name().prop_map(Step::SomebodyRemovesIt),
         1 => Just(Step::HostRestarts),
+        1 => (store_path(), any::<bool>()).prop_map(|(path, good)| Step::SystemTurns(path, good)),
     ]
 }
 
@@ -272,9 +379,10 @@ fn what_a_create_left_half_made_is_removed_with_the_container() {
     let create = CreateContainer {
         name: name.clone(),
         source: ContainerSource::Toplevel {
-            path: leaf_core::id::StorePath::new(path).expect("a store path"),
+            path: StorePath::new(path).expect("a store path"),
         },
         start: false,
+        options: ContainerOptions::default(),
     };
     let record = |world: &mut World, command: Command| {
         let decision = decide(&world.state, &command, &context(1)).expect("accepted");

@@ -184,12 +184,17 @@ proptest! {
                 apply(&mut state, &event);
             }
             match decision.next {
-                Next::Reconcile(name) | Next::Create(name) | Next::ReadContainerLog(name, _) => {
+                Next::Reconcile(name) | Next::Create(name) | Next::ReadContainerStats(name) => {
                     prop_assert!(state.containers.contains_key(&name));
                 }
                 Next::Queue(id) | Next::Cancel(id) | Next::ShowJob(id) | Next::ReadJobLog(id, _) => {
                     prop_assert!(state.jobs.contains_key(&id));
                 }
+                Next::ReadContainerLog(query) => {
+                    prop_assert!(state.containers.contains_key(&query.name));
+                }
+                Next::ListContainers(listed) => prop_assert_eq!(listed.len(), state.containers.len()),
+                Next::Adopt(name) => prop_assert!(!state.containers.contains_key(&name)),
                 Next::Reply(_) | Next::ShowLeaf | Next::Rescan => {}
             }
         }

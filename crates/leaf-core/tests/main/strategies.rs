@@ -10,6 +10,7 @@ use leaf_core::event::*;
 use leaf_core::hardware::*;
 use leaf_core::id::*;
 use leaf_core::job::*;
+use leaf_core::spec::*;
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -84,6 +85,36 @@ fn source() -> impl Strategy<Value = ContainerSource> {
     ]
 }
 
+/// Options that a spec may have.
+pub(crate) fn options() -> impl Strategy<Value = ContainerOptions> {
+    let variable = btree_map("[A-Z]{1,2}", "[ -~]{0,3}", 0..2);
+    let memory = option::of((1u64 << 20..1 << 30).prop_map(ByteSize));
+    let when = select(&[RestartWhen::Never, RestartWhen::OnFailure, RestartWhen::Always][..]);
+    let opening = (1u16..4).prop_map(|host_port| Opening::Ingress {
+        protocol: Protocol::Tcp,
+        host_port,
+        port: None,
+    });
+    prop_oneof![
+        2 => Just(ContainerOptions::default()),
+        1 => (variable, memory, when, vec(opening, 0..2)).prop_map(|(environment, memory_bytes, when, allow)| {
+            ContainerOptions {
+                environment,
+                limits: Limits { memory_bytes, ..Limits::default() },
+                restart: RestartPolicy { when, ..RestartPolicy::default() },
+                allow,
+                ..ContainerOptions::default()
+            }
+        }),
+    ]
+}
+
+/// A spec that may be wanted.
+pub(crate) fn spec() -> impl Strategy<Value = ContainerSpec> {
+    let run = select(&[SpecRun::Running, SpecRun::Stopped][..]);
+    (source(), run, options()).prop_map(|(source, run, options)| ContainerSpec { source, run, options })
+}
+
 fn desired() -> impl Strategy<Value = Desired> {
     (
         1u64..4,
@@ -92,15 +123,22 @@ fn desired() -> impl Strategy<Value = Desired> {
         option::of(store_path()),
         option::of(job_id()),
         1u8..4,
+        options(),
+        option::of(store_path()),
     )
-        .prop_map(|(generation, run, source, toplevel, build_job, link)| Desired {
-            generation,
-            run,
-            source,
-            toplevel,
-            build_job,
-            network: AddressPool::default().link(link),
-        })
+        .prop_map(
+            |(generation, run, source, toplevel, build_job, link, options, fallback)| Desired {
+                generation,
+                run,
+                source,
+                toplevel,
+                build_job,
+                network: AddressPool::default().link(link),
+                options,
+                fallback,
+                adopted: false,
+            },
+        )
 }
 
 pub(crate) fn device() -> impl Strategy<Value = Device> {
@@ -217,7 +255,14 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
         })),
         device_id().prop_map(|id| Fact::DeviceVanished(DeviceVanished { id })),
     ];
-    let cause = select(&[StopCause::Requested, StopCause::Exited, StopCause::HostRestarted][..]);
+    let cause = select(
+        &[
+            StopCause::Requested,
+            StopCause::Exited,
+            StopCause::HostRestarted,
+            StopCause::OutOfMemory,
+        ][..],
+    );
     let step = select(&[ContainerStep::Build, ContainerStep::Start, ContainerStep::Look][..]);
     let of_a_container = prop_oneof![
         3 => (name(), desired(), caller())
@@ -231,6 +276,15 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
         })),
         1 => (name(), cause, option::of(exit()))
             .prop_map(|(name, cause, exit)| Fact::ContainerStopped(ContainerStopped { name, cause, exit })),
+        1 => (name(), 1u64..4, any::<bool>(), option::of(any::<u64>())).prop_map(
+            |(name, generation, running, ready_after_ms)| {
+                Fact::ContainerUpdated(ContainerUpdated { name, generation, running, ready_after_ms })
+            }
+        ),
+        1 => (name(), store_path(), text)
+            .prop_map(|(name, toplevel, reason)| Fact::ContainerReverted(ContainerReverted { name, toplevel, reason })),
+        1 => (name(), any::<u64>())
+            .prop_map(|(name, oom_kills)| Fact::ContainerOutOfMemory(ContainerOutOfMemory { name, oom_kills })),
         1 => name().prop_map(|name| Fact::ContainerDestroyed(ContainerDestroyed { name })),
         1 => (name(), step, text)
             .prop_map(|(name, step, reason)| Fact::ContainerFailed(ContainerFailed { name, step, reason })),
@@ -253,6 +307,19 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
     prop_oneof![1 => of_the_leaf, 2 => of_a_device, 3 => of_a_container, 2 => of_a_job]
 }
 
+/// A patch of a spec, good or bad.
+pub(crate) fn patch() -> impl Strategy<Value = serde_json::Value> {
+    prop_oneof![
+        Just(serde_json::json!({})),
+        Just(serde_json::json!({"limits": {"memory_bytes": "64 MiB"}})),
+        Just(serde_json::json!({"limits": null, "environment": {"A": "b"}})),
+        Just(serde_json::json!({"run": "running"})),
+        Just(serde_json::json!({"limits": {"tasks": 0}})),
+        Just(serde_json::json!({"colour": 1})),
+        Just(serde_json::json!(7)),
+    ]
+}
+
 /// Any command, whether it can be accepted or not.
 pub(crate) fn command() -> impl Strategy<Value = Command> {
     let generation = || option::weighted(0.2, 1u64..4);
@@ -264,7 +331,16 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
         Just(ListJobs {}.into()),
         device_id().prop_map(|id| ShowHardware { id }.into()),
         name().prop_map(|name| ShowContainer { name }.into()),
-        (name(), option::of(any::<u32>())).prop_map(|(name, lines)| ReadContainerLog { name, lines }.into()),
+        (name(), option::of(any::<u32>())).prop_map(|(name, lines)| ReadContainerLog {
+            name,
+            lines,
+            since: None,
+            cursor: None
+        }
+        .into()),
+        name().prop_map(|name| ReadContainerStats { name }.into()),
+        name().prop_map(|name| ShowContainerHistory { name }.into()),
+        (name(), spec()).prop_map(|(name, spec)| DiffContainer { name, spec }.into()),
         job_id().prop_map(|id| ShowJob { id }.into()),
         (job_id(), any::<u64>()).prop_map(|(id, offset)| ReadJobLog { id, offset }.into()),
     ];
@@ -272,9 +348,39 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
         (name(), source(), any::<bool>()).prop_map(|(name, source, start)| CreateContainer {
             name,
             source,
-            start
+            start,
+            options: ContainerOptions::default(),
         }
         .into()),
+        (name(), spec(), generation()).prop_map(|(name, spec, if_generation)| ApplyContainer {
+            name,
+            spec,
+            if_generation
+        }
+        .into()),
+        (name(), option::of(source()), generation()).prop_map(|(name, source, if_generation)| {
+            UpdateContainer {
+                name,
+                source,
+                if_generation,
+            }
+            .into()
+        }),
+        (name(), patch(), generation()).prop_map(|(name, patch, if_generation)| SetContainer {
+            name,
+            patch,
+            if_generation
+        }
+        .into()),
+        (name(), generation(), generation()).prop_map(|(name, generation, if_generation)| {
+            RollbackContainer {
+                name,
+                generation,
+                if_generation,
+            }
+            .into()
+        }),
+        name().prop_map(|name| AdoptContainer { name }.into()),
         (name(), generation())
             .prop_map(|(name, if_generation)| StartContainer { name, if_generation }.into()),
         (name(), generation()).prop_map(|(name, if_generation)| StopContainer { name, if_generation }.into()),
