@@ -127,7 +127,7 @@ in
       systemAccount = mkOption {
         type = types.nullOr types.str;
         default = null;
-        example = "AAJKPLSF3Z5LBKJRNQKYTKDDHHXXYMB2EPVPUXTWJNDTLFLKZLUVVDHE";
+        example = "AAYX4FE5KAD6U7LPQBHCMRIWTIGRR27ZNX6DN2HJZZWNGBD6KX6UKNUV";
         description = "The public key of the system account.";
       };
 
@@ -135,7 +135,7 @@ in
         type = types.attrsOf types.str;
         default = { };
         example = lib.literalExpression ''
-          { AAJKPLSF3Z5LBKJRNQKYTKDDHHXXYMB2EPVPUXTWJNDTLFLKZLUVVDHE = lib.fileContents ./sys.jwt; }
+          { AAYX4FE5KAD6U7LPQBHCMRIWTIGRR27ZNX6DN2HJZZWNGBD6KX6UKNUV = lib.fileContents ./sys.jwt; }
         '';
         description = ''
           The JWTs of the accounts that the server knows from its start, by public key, the system account's among them. A
@@ -273,7 +273,7 @@ in
         {
           hub = {
             urls = [ "tls://hub.example:7422" ];
-            account = "AAJKPLSF3Z5LBKJRNQKYTKDDHHXXYMB2EPVPUXTWJNDTLFLKZLUVVDHE";
+            account = "AAYX4FE5KAD6U7LPQBHCMRIWTIGRR27ZNX6DN2HJZZWNGBD6KX6UKNUV";
             credentialsFile = "/run/keys/hub.creds";
           };
         }
@@ -290,7 +290,7 @@ in
 
             account = mkOption {
               type = types.str;
-              example = "AAJKPLSF3Z5LBKJRNQKYTKDDHHXXYMB2EPVPUXTWJNDTLFLKZLUVVDHE";
+              example = "AAYX4FE5KAD6U7LPQBHCMRIWTIGRR27ZNX6DN2HJZZWNGBD6KX6UKNUV";
               description = "The public key of this server's account that the hub is bound to.";
             };
 

@@ -24,11 +24,7 @@ let
       "resolver"
       "resolver_preload"
     ]
-    ++ lib.optionals (cfg.operator.accountsFile != null) [
-      "include"
-      # without its accounts it is refused
-      "operator"
-    ];
+    ++ lib.optional (cfg.operator.accountsFile != null) "include";
   settingsFile = pkgs.runCommand "nats.conf" {
     text = render (settings { folder = "/run/credentials/nats.service"; } cfg);
     checked = render (removeAttrs (settings { folder = "credentials"; } cfg) onlyOnHost);

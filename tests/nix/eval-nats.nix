@@ -10,7 +10,7 @@ let
   inherit (lib) hasInfix;
   system = "x86_64-linux";
   plain = builtins.unsafeDiscardStringContext;
-  values = import ./nats-values.nix;
+  values = import ./nats/values.nix;
 
   stubs = {
     _module.args.pkgs = lib.mkForce (import ./stub-packages.nix { inherit lib system; });
@@ -37,7 +37,7 @@ let
 
   operator = {
     inherit (values.operator) systemAccount accounts;
-    jwtFile = ./nats-values.nix; # any file of the configuration
+    jwtFile = ./nats/operator.jwt;
   };
   least = {
     services.cim-nats = {

@@ -3,11 +3,7 @@
 //!
 //! Without nats-server or nix-instantiate every test counts as ignored.
 
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a program, which speaks to whoever runs it"
-)]
+#![expect(clippy::print_stderr, reason = "a program, which speaks to whoever runs it")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -29,7 +25,10 @@ use tokio::time::{sleep, timeout};
 
 /// The longest that a wait for a state may take.
 const LIMIT: Duration = Duration::from_secs(30);
-const SAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/nix/nats-samples.nix");
+const SAMPLES: &str = "samples.nix";
+/// Whole systems, evaluated with the real NixOS modules, of which the variable names a tree.
+const SYSTEMS: &str = "../eval-nats.nix";
+const NIXPKGS: &str = "NIXPKGS";
 
 fn main() -> ExitCode {
     let missing = runtime().block_on(async {
@@ -76,13 +75,26 @@ fn main() -> ExitCode {
             objects_stay_where_they_are,
         ),
     ];
+    let systems = trial(
+        "the_build_step_of_each_evaluated_system_accepts_its_configuration_and_no_wrong_one",
+        build_step_of_systems,
+    );
+    let has_openssl = std::process::Command::new("openssl")
+        .arg("version")
+        .output()
+        .is_ok();
+    let can_evaluate = std::env::var_os(NIXPKGS).is_some() && has_openssl;
+    if !can_evaluate {
+        eprintln!(
+            "the build step of systems is skipped: it takes openssl, and {NIXPKGS}, a tree with nixpkgs' lib/ and nixos/"
+        );
+    }
+    trials.push(systems.with_ignored_flag(!can_evaluate));
     if let Err(why) = missing {
         eprintln!("tests of the NATS server's module are skipped: {why}");
         trials = trials.into_iter().map(|t| t.with_ignored_flag(true)).collect();
     }
-    let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
-    println!();
-    conclusion.exit_code()
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -211,21 +223,8 @@ impl Site {
 
     /// Evaluates the samples for this site, and writes each to a file.
     async fn render(&self) -> anyhow::Result<BTreeMap<String, PathBuf>> {
-        let output = Command::new("nix-instantiate")
-            .args(["--eval", "--strict", "--json", SAMPLES, "--argstr", "given"])
-            .arg(self.given.to_string())
-            // Debian's nix names a group of build users that it doesn't make.
-            .args(["--option", "build-users-group", ""])
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output()
-            .await?;
-        ensure!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        let samples: BTreeMap<String, String> = serde_json::from_slice(&output.stdout)?;
+        let given = ["--argstr".to_owned(), "given".to_owned(), self.given.to_string()];
+        let samples: BTreeMap<String, String> = serde_json::from_value(evaluate(SAMPLES, &given).await?)?;
         samples
             .into_iter()
             .map(|(name, text)| {
@@ -349,6 +348,27 @@ async fn check(file: &Path) -> anyhow::Result<Output> {
         .arg(file)
         .output()
         .await?)
+}
+
+/// Evaluates an expression of `tests/nix/nats`, to JSON.
+async fn evaluate(file: &str, arguments: &[String]) -> anyhow::Result<Value> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/nix/nats");
+    let output = Command::new("nix-instantiate")
+        .args(["--eval", "--strict", "--json"])
+        .arg(folder.join(file))
+        .args(arguments)
+        // Debian's nix names a group of build users that it doesn't make.
+        .args(["--option", "build-users-group", ""])
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await?;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 fn free_port(address: Ipv4Addr) -> anyhow::Result<u16> {
@@ -488,12 +508,16 @@ async fn identity_from_the_host() -> anyhow::Result<()> {
 
 async fn verifies_certificates() -> anyhow::Result<()> {
     let site = Site::new("hub", &Authority::new()?)?;
-    let _server = site.start("hub").await?;
+    let server = site.start("hub").await?;
     site.connect()
         .await
         .err()
         .context("a client without a certificate was let in")?;
-    Ok(())
+    wait_for("the server's word on the client", async || {
+        let log = fs::read_to_string(&server.log)?;
+        Ok(log.contains("client didn't provide a certificate").then_some(()))
+    })
+    .await
 }
 
 async fn objects_stay_where_they_are() -> anyhow::Result<()> {
@@ -547,4 +571,69 @@ async fn objects_stay_where_they_are() -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Runs the builders' scripts of the configurations as Nix would, with the nats-server that is here.
+async fn build_step_of_systems() -> anyhow::Result<()> {
+    let program = NatsServer::find(None).await?.path;
+    let evaluated = evaluate(SYSTEMS, &[]).await?;
+    let units = evaluated["units"].as_object().context("the units by name")?;
+    assert!(units.len() >= 3, "{units:?}");
+    for (name, unit) in units {
+        let text = |field: &str| unit[field].as_str().with_context(|| format!("{field} of {name}"));
+        // Evaluation puts nothing into the store.
+        let script = text("check")?
+            .split_inclusive(char::is_whitespace)
+            .map(|word| match word.strip_suffix(' ') {
+                Some(word) if word.ends_with("/bin/nats-server") => format!("{} ", program.display()),
+                _ => word.to_owned(),
+            })
+            .collect::<String>();
+        let here = |text: &str| match text.split_once("operator: \"/nix/store/") {
+            Some((before, rest)) => {
+                let (_, after) = rest.split_once('"').context("the end of a path")?;
+                let operator = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/nix/nats/operator.jwt");
+                anyhow::Ok(format!("{before}operator: \"{operator}\"{after}"))
+            }
+            None => Ok(text.to_owned()),
+        };
+        let checked = here(text("checked")?)?;
+        let accepted = build(&script, text("settings")?, &checked).await?;
+        let said = String::from_utf8_lossy(&accepted.stderr);
+        assert!(
+            accepted.status.success() && said.contains("is valid"),
+            "{name}: {said}"
+        );
+        let wrong = checked.replace("max_payload: ", "max_payload: \"a lot\" #");
+        assert_ne!(wrong, checked);
+        let refused = build(&script, &wrong, &wrong).await?;
+        assert!(
+            !refused.status.success(),
+            "{name}: a wrong configuration was built"
+        );
+    }
+    Ok(())
+}
+
+async fn build(script: &str, text: &str, checked: &str) -> anyhow::Result<Output> {
+    let folder = tempfile::tempdir()?;
+    let (text_file, checked_file) = (folder.path().join("text"), folder.path().join("checked"));
+    fs::write(&text_file, text)?;
+    fs::write(&checked_file, checked)?;
+    let out = folder.path().join("out");
+    let output = Command::new("bash")
+        .args(["-euo", "pipefail", "-c", script])
+        .env("textPath", &text_file)
+        .env("checkedPath", &checked_file)
+        .env("out", &out)
+        .current_dir(folder.path())
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await?;
+    ensure!(
+        fs::read_to_string(out)? == text,
+        "what was built is not what was rendered"
+    );
+    Ok(output)
 }

@@ -17,7 +17,7 @@ let
   credentials = import ../../../nixos-modules/nats/credentials.nix;
   checks = import ../../../nixos-modules/nats/checks.nix;
   url = import ../../../nixos-modules/nats/url.nix;
-  values = import ../nats-values.nix;
+  values = import ../nats/values.nix;
 
   merge =
     a: b:
@@ -106,7 +106,7 @@ in
       ping_max: 2
       port: 4222
       resolver: "MEMORY"
-      resolver_preload: {"${account}":"eyJhbGciOiJlZDI1NTE5In0.eyJzdWIiOiJBIn0.c2ln"}
+      resolver_preload: {"${account}":"${builtins.readFile ../nats/system.jwt}"}
       server_name: "edge-1"
       system_account: "${account}"
       write_deadline: "10s"

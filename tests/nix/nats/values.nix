@@ -1,5 +1,5 @@
 # The values of all options of services.cim-nats as a leaf has them that says no more than it must, for tests without
-# modules.
+# modules. operator.jwt and system.jwt beside this file are public; nobody has the keys any more that signed them.
 {
   enable = true;
   package = "/nix/store/00000000000000000000000000000000-nats-server";
@@ -13,8 +13,8 @@
   dataDir = "/var/lib/nats";
   operator = {
     jwtFile = "/nix/store/00000000000000000000000000000000-operator.jwt";
-    systemAccount = "AAJKPLSF3Z5LBKJRNQKYTKDDHHXXYMB2EPVPUXTWJNDTLFLKZLUVVDHE";
-    accounts.AAJKPLSF3Z5LBKJRNQKYTKDDHHXXYMB2EPVPUXTWJNDTLFLKZLUVVDHE = "eyJhbGciOiJlZDI1NTE5In0.eyJzdWIiOiJBIn0.c2ln";
+    systemAccount = "AAYX4FE5KAD6U7LPQBHCMRIWTIGRR27ZNX6DN2HJZZWNGBD6KX6UKNUV";
+    accounts.AAYX4FE5KAD6U7LPQBHCMRIWTIGRR27ZNX6DN2HJZZWNGBD6KX6UKNUV = builtins.readFile ./system.jwt;
     resolver = "memory";
     accountsFile = null;
   };
