@@ -21,6 +21,7 @@ use crate::subject;
 /// One operation on the host that needs root. Each may be carried out again with the same result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "op", deny_unknown_fields)]
+#[expect(clippy::large_enum_variant, reason = "there are few of them at a time")]
 pub enum HostOp {
     /// Makes the leaf address (on `lo`) and the closed network rules. Once at the start of the daemon.
     PrepareNetwork {

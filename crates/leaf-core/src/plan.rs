@@ -74,15 +74,13 @@ pub fn plan(
         });
     }
     match (desired.run, observed.map(|o| &o.run)) {
-        (DesiredRun::Running, Some(ObservedRun::Running { start_digest, .. })) => {
-            if start_digest.as_ref() != Some(&spec.start_digest()) {
-                ops.push(HostOp::UpdateContainer {
-                    name: name.clone(),
-                    ready_timeout_seconds: context.ready_timeout_seconds,
-                    grace_seconds: context.stop_timeout_seconds,
-                });
-            }
-        }
+        (DesiredRun::Running, Some(ObservedRun::Running { start_digest, .. }))
+            if start_digest.as_ref() == Some(&spec.start_digest()) => {}
+        (DesiredRun::Running, Some(ObservedRun::Running { .. })) => ops.push(HostOp::UpdateContainer {
+            name: name.clone(),
+            ready_timeout_seconds: context.ready_timeout_seconds,
+            grace_seconds: context.stop_timeout_seconds,
+        }),
         (DesiredRun::Running, _) => ops.push(HostOp::StartContainer {
             name: name.clone(),
             ready_timeout_seconds: context.ready_timeout_seconds,

@@ -3,17 +3,21 @@
 //! Everything in it is a value or a reference: a secret is named by the file that holds it on the leaf, and never stands
 //! in a spec, since specs are in the event log.
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::net::IpAddr;
+mod limits;
+mod opening;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Serialize, de};
 use serde_json::{Map, Value};
 
 use crate::command::{SpecChange, SpecDiff};
 use crate::container::{ContainerSource, DesiredRun};
 use crate::id::ContainerName;
+
+pub use limits::{ByteSize, Limits};
+pub use opening::{Destination, Opening, Protocol};
 
 /// The most entries of one kind (variables, binds, secrets, labels, openings) in a spec.
 const MAX_ENTRIES: usize = 128;
@@ -21,10 +25,6 @@ const MAX_ENTRIES: usize = 128;
 const MAX_OPTIONS_BYTES: usize = 32 * 1024;
 /// The longest text of an entry, in bytes.
 const MAX_TEXT_BYTES: usize = 8 * 1024;
-/// The largest size that a limit may have, in bytes: 1 PiB.
-const MAX_BYTES: u64 = 1 << 50;
-/// The least memory that a container may have, in bytes: 1 MiB.
-const MIN_MEMORY_BYTES: u64 = 1 << 20;
 /// The longest that a restart may be put off, in seconds: a day.
 const MAX_DELAY_SECONDS: u32 = 24 * 3600;
 
@@ -126,102 +126,6 @@ impl Bind {
     }
 }
 
-/// What a container may use at most. They hold for its own processes, and not for what runs it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Limits {
-    /// Memory in bytes (`memory.max`, without swap); also as a text such as `"512 MiB"`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub memory_bytes: Option<ByteSize>,
-    /// Processor time in percent of one processor (`cpu.max`): 250 is two and a half.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_percent: Option<u32>,
-    /// Processes and threads (`pids.max`).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tasks: Option<u32>,
-    /// Reading from the disk below its root file system, in bytes per second (`io.max`); also as a text.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub io_read_bytes_per_second: Option<ByteSize>,
-    /// Writing to that disk, in bytes per second (`io.max`); also as a text.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub io_write_bytes_per_second: Option<ByteSize>,
-}
-
-impl Limits {
-    /// Whether nothing is limited.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-/// A number of bytes. It is read from a number, or from a text with a unit (`"512 MiB"`, `"1G"`), and written as a number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
-#[serde(transparent)]
-#[schemars(extend("type" = ["integer", "string"]))]
-pub struct ByteSize(pub u64);
-
-impl std::str::FromStr for ByteSize {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("{text:?} is not a number of bytes such as 536870912, \"512MiB\" or \"1G\"");
-        let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let (digits, unit) = text.split_at(end);
-        let number: u64 = digits.parse().map_err(|_| bad())?;
-        // As systemd reads it (systemd.syntax(7)): K, M, G, T to the base 1024.
-        let shift = match unit.trim().to_ascii_lowercase().as_str() {
-            "" | "b" => 0,
-            "k" | "ki" | "kib" => 10,
-            "m" | "mi" | "mib" => 20,
-            "g" | "gi" | "gib" => 30,
-            "t" | "ti" | "tib" => 40,
-            "p" | "pi" | "pib" => 50,
-            "e" | "ei" | "eib" => 60,
-            _ => return Err(bad()),
-        };
-        number
-            .checked_mul(1 << shift)
-            .map(Self)
-            .ok_or_else(|| format!("{text:?} is more than can be counted"))
-    }
-}
-
-impl fmt::Display for ByteSize {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
-            if self.0 >= 1 << shift && self.0.is_multiple_of(1 << shift) {
-                return write!(f, "{} {unit}", self.0 >> shift);
-            }
-        }
-        write!(f, "{} B", self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for ByteSize {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = ByteSize;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a number of bytes, or a text such as \"512 MiB\"")
-            }
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<ByteSize, E> {
-                Ok(ByteSize(number))
-            }
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<ByteSize, E> {
-                u64::try_from(number)
-                    .map(ByteSize)
-                    .map_err(|_| E::custom(format!("{number} bytes are less than none")))
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<ByteSize, E> {
-                text.parse().map_err(E::custom)
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
 /// What follows when a container ends by itself. One whose init asks for a reboot is always started again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -265,137 +169,6 @@ pub enum Autostart {
     WithLeafd,
     /// systemd starts it, whether `leafd` comes up or not (`machines.target`).
     WithHost,
-}
-
-/// One opening in a container's closed network.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case", tag = "type", deny_unknown_fields)]
-pub enum Opening {
-    /// It may reach a port of another container of its leaf.
-    Container {
-        /// The other one.
-        name: ContainerName,
-        /// TCP or UDP.
-        #[serde(default)]
-        protocol: Protocol,
-        /// The port there.
-        port: u16,
-    },
-    /// It may reach an address or a network outside.
-    Outside {
-        /// The address or network: `192.0.2.7`, `2001:db8::/32`.
-        to: Destination,
-        /// TCP or UDP.
-        #[serde(default)]
-        protocol: Protocol,
-        /// The port there; all of them if not given.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        port: Option<u16>,
-    },
-    /// A port of the leaf leads to one of its own.
-    Ingress {
-        /// TCP or UDP.
-        #[serde(default)]
-        protocol: Protocol,
-        /// The port of the leaf.
-        host_port: u16,
-        /// Its own port; the same number if not given.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        port: Option<u16>,
-    },
-}
-
-/// A transport protocol.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Protocol {
-    /// TCP.
-    #[default]
-    Tcp,
-    /// UDP.
-    Udp,
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        })
-    }
-}
-
-/// An address or a network, as CIDR (RFC 4632) has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
-#[schemars(with = "String")]
-pub struct Destination {
-    address: IpAddr,
-    prefix: u8,
-}
-
-impl Destination {
-    /// The address; of a network its first.
-    #[must_use]
-    pub fn address(self) -> IpAddr {
-        self.address
-    }
-
-    /// How many bits of it count.
-    #[must_use]
-    pub fn prefix(self) -> u8 {
-        self.prefix
-    }
-}
-
-impl std::str::FromStr for Destination {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("{text:?} is neither an address nor a network such as 192.0.2.0/24");
-        let (address, prefix) = match text.split_once('/') {
-            Some((address, prefix)) => (address, Some(prefix)),
-            None => (text, None),
-        };
-        let address: IpAddr = address.parse().map_err(|_| bad())?;
-        let (bits, number) = match address {
-            IpAddr::V4(v4) => (32, u128::from(v4.to_bits()) << 96),
-            IpAddr::V6(v6) => (128, v6.to_bits()),
-        };
-        let prefix: u8 = prefix.map_or(Ok(bits), |p| p.parse().map_err(|_| bad()))?;
-        if prefix > bits {
-            return Err(bad());
-        }
-        if number.checked_shl(prefix.into()).unwrap_or(0) != 0 {
-            return Err(format!(
-                "{text:?} has bits set behind its first {prefix}, which would be ignored; write the network itself"
-            ));
-        }
-        Ok(Self { address, prefix })
-    }
-}
-
-impl fmt::Display for Destination {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let whole = if self.address.is_ipv4() { 32 } else { 128 };
-        if self.prefix == whole {
-            write!(f, "{}", self.address)
-        } else {
-            write!(f, "{}/{}", self.address, self.prefix)
-        }
-    }
-}
-
-impl Serialize for Destination {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Destination {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        text.parse().map_err(de::Error::custom)
-    }
 }
 
 /// How a container's users are numbered on the host.
@@ -450,7 +223,7 @@ pub fn spec_diff(now: &ContainerSpec, then: &ContainerSpec) -> SpecDiff {
 
 fn compare(path: &mut Vec<String>, now: Option<&Value>, then: Option<&Value>, changes: &mut Vec<SpecChange>) {
     if let (Some(Value::Object(a)), Some(Value::Object(b))) = (now, then) {
-        let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+        let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
         for key in keys {
             path.push(key.clone());
             compare(path, a.get(key), b.get(key), changes);
@@ -517,7 +290,7 @@ impl ContainerOptions {
             check_credential(credential)?;
             check_path(&format!("secrets.{credential}"), file)?;
         }
-        let mut targets = std::collections::BTreeSet::new();
+        let mut targets = BTreeSet::new();
         for bind in &self.binds {
             check_path("binds: source", &bind.source)?;
             check_path("binds: target", bind.target())?;
@@ -543,69 +316,7 @@ impl ContainerOptions {
         if self.after.contains(name) {
             return Err(format!("after: {name} can't come after itself"));
         }
-        self.check_openings(name)
-    }
-
-    fn check_openings(&self, own: &ContainerName) -> Result<(), String> {
-        let mut ingress = std::collections::BTreeSet::new();
-        for opening in &self.allow {
-            let port = match opening {
-                Opening::Container { name, .. } if name == own => {
-                    return Err(format!("allow: {own} reaches itself without an opening"));
-                }
-                Opening::Container { port, .. } => *port,
-                Opening::Outside { port, .. } => port.unwrap_or(1),
-                Opening::Ingress {
-                    protocol,
-                    host_port,
-                    port,
-                } => {
-                    if !ingress.insert((*protocol, *host_port)) {
-                        return Err(format!(
-                            "allow: {protocol} port {host_port} of the leaf stands there twice"
-                        ));
-                    }
-                    (*host_port).min(port.unwrap_or(*host_port))
-                }
-            };
-            if port == 0 {
-                return Err("allow: 0 is not a port; from 1 to 65535".to_owned());
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Limits {
-    fn check(&self) -> Result<(), String> {
-        let sizes = [
-            ("memory_bytes", self.memory_bytes, MIN_MEMORY_BYTES),
-            ("io_read_bytes_per_second", self.io_read_bytes_per_second, 1),
-            ("io_write_bytes_per_second", self.io_write_bytes_per_second, 1),
-        ];
-        for (field, size, least) in sizes {
-            if let Some(ByteSize(bytes)) = size
-                && !(least..=MAX_BYTES).contains(&bytes)
-            {
-                return Err(format!(
-                    "limits.{field}: from {least} to {MAX_BYTES} bytes, not {bytes}; leave it out for no limit"
-                ));
-            }
-        }
-        let counts = [
-            ("cpu_percent", self.cpu_percent, 1, 100 * 4096),
-            ("tasks", self.tasks, 1, 1 << 22),
-        ];
-        for (field, count, least, most) in counts {
-            if let Some(count) = count
-                && !(least..=most).contains(&count)
-            {
-                return Err(format!(
-                    "limits.{field}: from {least} to {most}, not {count}; leave it out for no limit"
-                ));
-            }
-        }
-        Ok(())
+        opening::check(&self.allow, name)
     }
 }
 
