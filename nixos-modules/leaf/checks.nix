@@ -44,11 +44,24 @@ in
   {
     assertion =
       !nats.embedded.enable
-      || (nats.credentialsFile == null && nats.caFile == null && nats.certFile == null && nats.keyFile == null);
+      || builtins.all (file: file == null) [
+        nats.credentialsFile
+        nats.streamCredentialsFile
+        nats.caFile
+        nats.certFile
+        nats.keyFile
+      ];
     message =
-      "services.cim-leaf.nats: credentialsFile, caFile, certFile and keyFile belong to url; an embedded server makes its own.";
+      "services.cim-leaf.nats: credentialsFile, streamCredentialsFile, caFile, certFile and keyFile belong to url; an embedded server makes its own.";
   }
   (secret "credentialsFile" nats.credentialsFile)
+  (secret "streamCredentialsFile" nats.streamCredentialsFile)
+  {
+    assertion = nats.streamCredentialsFile == null || nats.credentialsFile != null;
+    message =
+      "services.cim-leaf.nats: streamCredentialsFile goes beside credentialsFile, with which commands are answered; "
+      + "set both.";
+  }
   (secret "certFile" nats.certFile)
   (secret "keyFile" nats.keyFile)
   {

@@ -82,6 +82,17 @@ in
         description = "The file with the NATS user's JWT and seed. It reaches leafd as a systemd credential. ${notInTheStore}";
       };
 
+      streamCredentialsFile = mkOption {
+        type = secretFile;
+        default = null;
+        example = "/run/secrets/leafd-streams.creds";
+        description = ''
+          The file with the JWT and seed of the user that keeps the streams, where they are in another account than the
+          callers: then nobody who may read them can have the server write into them. Goes beside
+          {option}`services.cim-leaf.nats.credentialsFile`. It reaches leafd as a systemd credential. ${notInTheStore}
+        '';
+      };
+
       caFile = mkOption {
         type = types.nullOr types.path;
         default = null;

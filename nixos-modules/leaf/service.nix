@@ -26,6 +26,7 @@ let
 
   credentials = lib.filterAttrs (_: file: file != null) {
     "nats.creds" = cfg.nats.credentialsFile;
+    "nats-streams.creds" = cfg.nats.streamCredentialsFile;
     "nats.pem" = cfg.nats.certFile;
     "nats.key" = cfg.nats.keyFile;
   };

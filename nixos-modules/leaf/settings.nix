@@ -24,6 +24,7 @@ in
       {
         inherit (cfg.nats) url;
         credentials = credential "nats.creds" cfg.nats.credentialsFile;
+        stream_credentials = credential "nats-streams.creds" cfg.nats.streamCredentialsFile;
         ca = text cfg.nats.caFile;
         cert = credential "nats.pem" cfg.nats.certFile;
         key = credential "nats.key" cfg.nats.keyFile;

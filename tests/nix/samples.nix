@@ -30,6 +30,7 @@ let
         embedded.enable = false;
         url = "tls://hub.example:4222";
         credentialsFile = "/run/secrets/leafd.creds";
+        streamCredentialsFile = "/run/secrets/leafd-streams.creds";
         caFile = "/etc/hub-ca.pem";
         certFile = "/run/secrets/leafd.pem";
         keyFile = "/run/secrets/leafd.key";

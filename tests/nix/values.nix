@@ -8,6 +8,7 @@
   nats = {
     url = null;
     credentialsFile = null;
+    streamCredentialsFile = null;
     caFile = null;
     certFile = null;
     keyFile = null;

@@ -63,7 +63,7 @@ async fn main() -> Result<()> {
 /// The bare responder: the fewest lines that answer a request.
 async fn respond(url: &str, state: &Path, leaf: &LeafName, bytes: usize) -> Result<()> {
     let identity = Identity::open_or_create(&state.join("identity"), leaf)?;
-    let credentials = identity.leaf_credentials();
+    let credentials = identity.service_credentials();
     let client = async_nats::ConnectOptions::with_credentials(credentials.expose())?
         .connect(url)
         .await?;

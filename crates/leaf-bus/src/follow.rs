@@ -1,9 +1,8 @@
-//! Reading a leaf's stream in order and following it: an ordered consumer, made again wherever it broke.
+//! Reading a leaf's stream in order and following it, page by page and without a consumer: whoever may make consumers
+//! may have the server write anywhere in the account of the streams, so readers may not.
 
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{DeliverPolicy, pull};
-use async_nats::jetstream::{self, consumer::Consumer};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use leaf_core::event::EventRecord;
@@ -11,12 +10,17 @@ use leaf_core::id::LeafName;
 use leaf_core::subject;
 
 use crate::client_error::ClientError;
-use crate::jetstream::to_record;
+use crate::jetstream::Pages;
 use crate::link::Link;
 use crate::stream_error::StreamError;
 
-/// How long to wait before a broken consumer is made again.
+/// How long to wait after an error.
 const AGAIN: Duration = Duration::from_millis(500);
+
+/// When to look again though nothing was heard: soon after there was something, since what is heard may not be stored
+/// yet, then twice as long each time. What is heard is only a hint, and may be missed.
+const FIRST_LOOK: Duration = Duration::from_millis(5);
+const LAST_LOOK: Duration = Duration::from_secs(5);
 
 /// Where to begin with the events of a leaf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,10 +35,14 @@ pub enum EventsFrom {
 
 struct Follower {
     link: Link,
+    leaf: LeafName,
     stream: String,
     /// The next sequence number; unknown until the stream was asked for its last.
     next: Option<u64>,
-    messages: Option<pull::Ordered>,
+    pages: Option<Pages>,
+    /// What is published while there is nothing to read: so it can't pile up behind a slow reader.
+    hints: Option<async_nats::Subscriber>,
+    look: Duration,
     ended: bool,
 }
 
@@ -46,12 +54,15 @@ pub(crate) fn events(
     let follower = Follower {
         link,
         stream: subject::event_stream(&leaf),
+        leaf,
         next: match from {
             EventsFrom::Sequence(sequence) => Some(sequence.max(1)),
             EventsFrom::Beginning => Some(1),
             EventsFrom::New => None,
         },
-        messages: None,
+        pages: None,
+        hints: None,
+        look: FIRST_LOOK,
         ended: false,
     };
     futures::stream::unfold(follower, |mut follower| async move {
@@ -68,72 +79,52 @@ impl Follower {
             return None;
         }
         loop {
-            let Some(messages) = &mut self.messages else {
-                match self.open().await {
-                    Ok(messages) => self.messages = Some(messages),
-                    // What passes by itself: the connection, or a server that is just starting.
-                    Err(
-                        StreamError::Disconnected
-                        | StreamError::Unanswered { .. }
-                        | StreamError::Server { .. },
-                    ) => {
-                        tokio::time::sleep(AGAIN).await;
-                        self.link.connected().await;
-                    }
-                    Err(error) => return Some(Err(error.into())),
+            match self.read().await {
+                Ok(Some(record)) => {
+                    self.look = FIRST_LOOK;
+                    return Some(Ok(record));
                 }
-                continue;
-            };
-            match messages.next().await {
-                Some(Ok(message)) => {
-                    let Ok(info) = message.info() else { continue };
-                    let sequence = info.stream_sequence;
-                    if self.next.is_some_and(|next| sequence < next) {
-                        continue;
-                    }
-                    self.next = Some(sequence + 1);
-                    let headers = message.headers.clone().unwrap_or_default();
-                    return Some(Ok(to_record(
-                        sequence,
-                        &message.subject,
-                        &headers,
-                        &message.payload,
-                    )));
-                }
-                Some(Err(error)) => {
-                    tracing::debug!(%error, stream = self.stream, "following the stream again");
-                    self.messages = None;
+                Ok(None) => {}
+                // What passes by itself: the connection, or a server that is just starting.
+                Err(
+                    StreamError::Disconnected | StreamError::Unanswered { .. } | StreamError::Server { .. },
+                ) => {
+                    self.pages = None;
+                    self.hints = None;
                     tokio::time::sleep(AGAIN).await;
                     self.link.connected().await;
                 }
-                None => self.messages = None,
+                Err(error) => return Some(Err(error.into())),
             }
         }
     }
 
-    async fn open(&mut self) -> Result<pull::Ordered, StreamError> {
-        // Asked first, since its errors are told apart.
-        let info = self.link.stream_info(&self.stream).await?;
-        let next = *self.next.get_or_insert(info.state.last_sequence + 1);
-        let client = self.link.client().clone();
-        let context = match self.link.domain() {
-            Some(domain) => jetstream::with_domain(client, domain),
-            None => jetstream::new(client),
+    /// Returns the next event; nothing if there was none, after a while in which there may have come one.
+    async fn read(&mut self) -> Result<Option<EventRecord>, StreamError> {
+        let next = match self.next {
+            Some(next) => next,
+            None => self.link.stream_info(&self.stream).await?.state.last_sequence + 1,
         };
-        let server = |e: &dyn std::fmt::Display| StreamError::Server {
-            code: 0,
-            description: e.to_string(),
-        };
-        let stream = context
-            .get_stream_no_info(&self.stream)
-            .await
-            .map_err(|e| server(&e))?;
-        let config = pull::OrderedConfig {
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: next },
-            ..Default::default()
-        };
-        let consumer: Consumer<pull::OrderedConfig> =
-            stream.create_consumer(config).await.map_err(|e| server(&e))?;
-        consumer.messages().await.map_err(|e| server(&e))
+        self.next = Some(next);
+        let pages = self
+            .pages
+            .get_or_insert_with(|| self.link.read_from(&self.stream, next, None));
+        if let Some(record) = pages.next().await? {
+            self.next = Some(record.sequence + 1);
+            return Ok(Some(record));
+        }
+        self.pages = None;
+        match &mut self.hints {
+            // The server sees this before it sees the next question, so nothing can come in between.
+            None => self.hints = Some(self.link.subscribe(subject::events_of(&self.leaf)).await?),
+            Some(hints) => {
+                match tokio::time::timeout(self.look, hints.next()).await {
+                    Ok(_) => self.look = FIRST_LOOK,
+                    Err(_) => self.look = (self.look * 2).min(LAST_LOOK),
+                }
+                self.hints = None;
+            }
+        }
+        Ok(None)
     }
 }

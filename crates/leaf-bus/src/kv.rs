@@ -46,9 +46,9 @@ impl StateBucket {
             found.allow_rollup = true;
             found.deny_delete = true;
         };
-        bus.link.ensure_stream(&wanted, differs, merge).await?;
+        bus.store.ensure_stream(&wanted, differs, merge).await?;
         Ok(Self {
-            link: bus.link.clone(),
+            link: bus.store.clone(),
             leaf: leaf.clone(),
         })
     }

@@ -44,9 +44,9 @@ impl Lease {
     /// # Errors
     /// [`LeaseError::HeldBy`] when another run has it, which it does until [`LEASE_SECONDS`] after its last beat.
     pub async fn acquire(bus: &Bus, beat: &Beat, may_take_over: bool) -> Result<Self, LeaseError> {
-        ensure(&bus.link).await?;
+        ensure(&bus.store).await?;
         let mut lease = Self {
-            link: bus.link.clone(),
+            link: bus.store.clone(),
             leaf: beat.leaf.clone(),
             sequence: 0,
         };

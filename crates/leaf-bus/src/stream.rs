@@ -78,7 +78,7 @@ impl EventStream {
         first_sequence: u64,
     ) -> Result<(Self, StreamState), StreamError> {
         let stream = Self {
-            link: bus.link.clone(),
+            link: bus.store.clone(),
             name: subject::event_stream(leaf),
             leaf: leaf.clone(),
             settings,

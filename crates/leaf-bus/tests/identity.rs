@@ -17,6 +17,18 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("the_daemon_writes_its_events_and_the_admin_reads_them", events),
         trial("the_daemon_may_not_write_for_another_leaf", daemon),
         trial(
+            "callers_may_not_have_the_server_write_into_a_stream",
+            server_writes,
+        ),
+        trial(
+            "a_service_of_the_streams_account_answers_into_the_callers_account_only",
+            split,
+        ),
+        trial(
+            "an_identity_of_one_account_gets_the_other_and_keeps_its_keys",
+            upgraded,
+        ),
+        trial(
             "the_admin_may_neither_act_for_others_nor_write_events_nor_change_streams",
             admin,
         ),
@@ -36,8 +48,15 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
-async fn daemon_of(site: &Site) -> anyhow::Result<User> {
+/// The daemon where the streams are.
+async fn keeper_of(site: &Site) -> anyhow::Result<User> {
     site.connect(&site.identity.leaf_credentials(), &daemon_caller())
+        .await
+}
+
+/// The daemon where its callers are.
+async fn service_of(site: &Site) -> anyhow::Result<User> {
+    site.connect(&site.identity.service_credentials(), &daemon_caller())
         .await
 }
 
@@ -51,6 +70,7 @@ async fn events_stream(user: &User) -> anyhow::Result<jetstream::Context> {
     js.create_stream(jetstream::stream::Config {
         name: subject::event_stream(&leaf()),
         subjects: vec![subject::events_of(&leaf())],
+        allow_direct: true,
         ..Default::default()
     })
     .await?;
@@ -59,51 +79,75 @@ async fn events_stream(user: &User) -> anyhow::Result<jetstream::Context> {
 
 async fn events() -> anyhow::Result<()> {
     let site = Site::start().await?;
-    let daemon = daemon_of(&site).await?;
+    let daemon = keeper_of(&site).await?;
     let js = events_stream(&daemon).await?;
+    let admin = admin_of(&site).await?;
+    let mut heard = admin.client.subscribe(subject::events()).await?;
+    admin.client.request("$JS.API.INFO", "".into()).await?;
     let event = subject::event(&leaf(), "leaf", "edge", "started");
     for n in 1..=3u64 {
         let ack = js.publish(event.clone(), n.to_string().into()).await?.await?;
         ensure!(ack.sequence == n, "{ack:?}");
     }
+    for n in 1..=3u64 {
+        let message = tokio::time::timeout(LIMIT, heard.next())
+            .await?
+            .context("an event")?;
+        ensure!(message.subject.as_str() == event && message.payload == n.to_string());
+    }
 
-    let admin = admin_of(&site).await?;
+    // As `nats stream info` and `nats stream get` ask.
     let js = jetstream::new(admin.client.clone());
     let stream = js.get_stream(subject::event_stream(&leaf())).await?;
     ensure!(stream.cached_info().state.messages == 3);
-    let consumer = stream
-        .create_consumer(jetstream::consumer::pull::OrderedConfig::default())
-        .await?;
-    let mut messages = consumer.messages().await?.take(3);
-    let mut bodies = Vec::new();
-    while let Some(message) = tokio::time::timeout(LIMIT, messages.next()).await? {
-        bodies.push(String::from_utf8(message?.payload.to_vec())?);
+    for n in 1..=3u64 {
+        let direct = stream.direct_get(n).await?;
+        let raw = stream.get_raw_message(n).await?;
+        ensure!(direct.payload == n.to_string() && raw.payload == n.to_string());
     }
-    ensure!(bodies == ["1", "2", "3"], "{bodies:?}");
+    ensure!(js.stream_names().count().await == 1);
     site.server.stop().await;
     Ok(())
 }
 
 async fn daemon() -> anyhow::Result<()> {
     let site = Site::start().await?;
-    let mut daemon = daemon_of(&site).await?;
+    let mut keeper = keeper_of(&site).await?;
     for own in [
         "leaf.v1.evt.edge.leaf.edge.started",
-        "leaf.v1.job.edge.x.log",
         "leaf.v1.beat.edge",
-        "leaf.v1.ctr.edge.web.health",
         "$KV.leaf_state.edge.hardware",
-        "_INBOX.admin.1",
     ] {
-        daemon.may_publish(own).await?;
+        keeper.may_publish(own).await?;
     }
     for other in [
         "leaf.v1.evt.other.leaf.other.started",
         "leaf.v1.beat.other",
         "leaf.v1.cmd.edge.admin.leaf.show",
         "$KV.leaf_state.other.hardware",
+        "_INBOX.admin.1",
     ] {
-        daemon.may_not_publish(other).await?;
+        keeper.may_not_publish(other).await?;
+    }
+    keeper.may_subscribe("_INBOX.leafd.x").await?;
+    keeper.may_not_subscribe("leaf.*.cmd.edge.>").await?;
+
+    let mut service = service_of(&site).await?;
+    for own in [
+        "leaf.v1.job.edge.x.log",
+        "leaf.v1.ctr.edge.web.health",
+        "_INBOX.admin.1",
+    ] {
+        service.may_publish(own).await?;
+    }
+    for other in [
+        "leaf.v1.evt.edge.leaf.edge.started",
+        "leaf.v1.beat.edge",
+        "leaf.v1.cmd.edge.admin.leaf.show",
+        "$KV.leaf_state.edge.hardware",
+        "$JS.API.STREAM.DELETE.EVENTS_edge",
+    ] {
+        service.may_not_publish(other).await?;
     }
     for own in [
         "leaf.*.cmd.edge.>",
@@ -112,18 +156,223 @@ async fn daemon() -> anyhow::Result<()> {
         "leaf.v1.ctr.edge.>",
         "_INBOX.leafd.x",
     ] {
-        daemon.may_subscribe(own).await?;
+        service.may_subscribe(own).await?;
     }
-    daemon.may_not_subscribe("leaf.*.cmd.other.>").await?;
-    daemon.may_not_subscribe("_INBOX.admin.>").await?;
+    service.may_not_subscribe("leaf.*.cmd.other.>").await?;
+    service.may_not_subscribe("_INBOX.admin.>").await?;
     site.server.stop().await;
+    Ok(())
+}
+
+/// What callers try: everything by which a server publishes by itself.
+async fn server_writes() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let keeper = keeper_of(&site).await?;
+    let js = events_stream(&keeper).await?;
+    js.create_stream(jetstream::stream::Config {
+        name: "OTHER".to_owned(),
+        subjects: vec!["$KV.leaf_state.>".to_owned()],
+        allow_direct: true,
+        ..Default::default()
+    })
+    .await?;
+    let event = subject::event(&leaf(), "leaf", "edge", "started");
+    js.publish(event.clone(), "1".into()).await?.await?;
+    js.publish("$KV.leaf_state.edge.leaf", "x".into()).await?.await?;
+
+    let bob = Caller::new("bob")?;
+    let bob_credentials = site.identity.user_credentials(&bob, &Permissions::person(&bob));
+    let web = ContainerName::new("web")?;
+    let container = site.identity.container_credentials(&web);
+    let targets = [
+        event.as_str(),
+        "$KV.leaf_state.edge.forged",
+        "$KV.leaf_state.edge.leaf",
+    ];
+    for (credentials, caller) in [
+        (&site.identity.admin_credentials(), &admin_caller()),
+        (&bob_credentials, &bob),
+        (&container, &web.caller()),
+    ] {
+        let mut user = site.connect(credentials, caller).await?;
+        // An answer to a question, with the stream's subject as its reply subject.
+        for target in targets {
+            for (question, body) in [
+                ("$JS.API.INFO", ""),
+                ("$JS.API.STREAM.INFO.EVENTS_edge", ""),
+                ("$JS.API.STREAM.NAMES", ""),
+                ("$JS.API.STREAM.LIST", ""),
+                ("$JS.API.STREAM.MSG.GET.EVENTS_edge", r#"{"seq":1}"#),
+                ("$JS.API.DIRECT.GET.EVENTS_edge", r#"{"seq":1}"#),
+                ("$JS.API.DIRECT.GET.EVENTS_edge", r#"{"seq":1,"batch":9}"#),
+                ("$JS.API.DIRECT.GET.OTHER", r#"{"seq":1}"#),
+                ("$JS.API.DIRECT.GET.OTHER.$KV.leaf_state.edge.leaf", ""),
+                ("$SYS.REQ.USER.INFO", ""),
+                ("$SRV.PING", ""),
+                ("leaf.v1.ask.nix.build", ""),
+                ("leaf.v1.cmd.edge.admin.leaf.show", ""),
+                ("leaf.v1.ctr.edge.web.says.x", ""),
+                ("leaf.v1.ctr.edge.web.health", ""),
+                ("$JS.API.STREAM.CREATE.MINE", r#"{"name":"MINE"}"#),
+                ("$JS.ACK.OTHER.c.1.1.1.1.0", "+NXT"),
+                ("$JS.FC.OTHER.c.x", ""),
+            ] {
+                user.client
+                    .publish_with_reply(question, target.to_owned(), body.into())
+                    .await?;
+            }
+        }
+        // A consumer whose deliveries go there, by each of its subjects.
+        let push = |target: &str, name: Option<&str>| {
+            let mut config = serde_json::json!({
+                "deliver_subject": target, "deliver_policy": "all", "ack_policy": "none", "replay_policy": "instant",
+            });
+            if let Some(name) = name {
+                config["name"] = name.into();
+            }
+            serde_json::json!({ "stream_name": "OTHER", "config": config, "action": "create" }).to_string()
+        };
+        for target in targets {
+            for (subject, body) in [
+                ("$JS.API.CONSUMER.CREATE.OTHER", push(target, None)),
+                ("$JS.API.CONSUMER.CREATE.OTHER.mine", push(target, Some("mine"))),
+                (
+                    "$JS.API.CONSUMER.CREATE.OTHER.mine.$KV.leaf_state.>",
+                    push(target, Some("mine")),
+                ),
+                (
+                    "$JS.API.CONSUMER.DURABLE.CREATE.OTHER.mine",
+                    push(target, Some("mine")),
+                ),
+                ("$JS.API.CONSUMER.MSG.NEXT.OTHER.mine", "1".to_owned()),
+            ] {
+                user.client
+                    .publish_with_reply(subject, target.to_owned(), body.into())
+                    .await?;
+                user.may_not_publish(subject).await?;
+            }
+        }
+        user.may_not_publish("$JS.ACK.OTHER.c.1.1.1.1.0").await?;
+    }
+
+    // Whatever the server would do, it has done before it answers this, which came later on the same stream.
+    for (name, subject, count) in [
+        ("EVENTS_edge", event.as_str(), 1),
+        ("OTHER", "$KV.leaf_state.edge.leaf", 1),
+    ] {
+        let ack = js.publish(subject.to_owned(), "after".into()).await?.await?;
+        ensure!(ack.sequence == count + 1, "{name} has more: {ack:?}");
+        let mut stream = js.get_stream(name).await?;
+        let info = stream.info().await?;
+        ensure!(info.state.messages == count + 1, "{name}: {:?}", info.state);
+        ensure!(info.state.consumer_count == 0, "{name}: {:?}", info.state);
+    }
+    site.server.stop().await;
+    Ok(())
+}
+
+/// Why there are two accounts: what the server does for a user of the streams' own account who may only read.
+async fn split() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let js = events_stream(&keeper_of(&site).await?).await?;
+    js.create_stream(jetstream::stream::Config {
+        name: "OTHER".to_owned(),
+        subjects: vec!["$KV.leaf_state.>".to_owned()],
+        ..Default::default()
+    })
+    .await?;
+    js.publish("$KV.leaf_state.edge.leaf", "x".into()).await?.await?;
+    let event = subject::event(&leaf(), "leaf", "edge", "started");
+    let caller = Caller::new("reader")?;
+    let mut reads = Permissions::person(&caller);
+    reads.publish.push("$JS.API.CONSUMER.CREATE.>".to_owned());
+    let credentials = site.identity.trusted_credentials(&caller, &reads);
+    let mut reader = site.connect(&credentials, &caller).await?;
+    reader.may_not_publish(&event).await?;
+
+    // The answer to a question is stored as an event, and so is what a consumer delivers while somebody listens.
+    let question = "$JS.API.STREAM.INFO.EVENTS_edge";
+    reader
+        .client
+        .publish_with_reply(question, event.clone(), "".into())
+        .await?;
+    let _listens = reader.client.subscribe(event.clone()).await?;
+    jetstream::new(reader.client.clone())
+        .create_consumer_on_stream(
+            jetstream::consumer::push::Config {
+                deliver_subject: event.clone(),
+                ack_policy: jetstream::consumer::AckPolicy::None,
+                ..Default::default()
+            },
+            "OTHER",
+        )
+        .await?;
+    let mut stream = js.get_stream("EVENTS_edge").await?;
+    let stored = async {
+        while stream.info().await?.state.messages < 2 {}
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(LIMIT, stored)
+        .await
+        .context("what the server wrote into the stream")??;
+
+    // To a caller the answer comes back, and goes nowhere else.
+    let admin = admin_of(&site).await?;
+    let mut heard = admin.client.subscribe(subject::events()).await?;
+    admin
+        .client
+        .publish_with_reply(question, event.clone(), "".into())
+        .await?;
+    let answer = tokio::time::timeout(LIMIT, heard.next())
+        .await?
+        .context("the answer")?;
+    ensure!(
+        answer
+            .payload
+            .starts_with(br#"{"type":"io.nats.jetstream.api.v1.stream_info_response""#)
+    );
+    let ack = js.publish(event, "3".into()).await?.await?;
+    ensure!(ack.sequence == 3, "{ack:?}");
+    site.server.stop().await;
+    Ok(())
+}
+
+/// State folders of before there were two accounts.
+async fn upgraded() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let place = dir.path().join("identity");
+    let first = Identity::open_or_create(&place, &leaf())?;
+    let file = place.join("keys.json");
+    let mut keys: serde_json::Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+    let fields = keys.as_object_mut().context("an object")?;
+    fields.remove("callers");
+    fields.remove("service");
+    fields.insert("format".to_owned(), 1.into());
+    std::fs::write(&file, keys.to_string())?;
+    let identity = Identity::open_or_create(&place, &leaf())?;
+    ensure!(identity.account() == first.account());
+    ensure!(identity.leaf_credentials() == first.leaf_credentials());
+    ensure!(identity.callers_account() != first.callers_account());
+    let again = Identity::open_or_create(&place, &leaf())?;
+    ensure!(identity.server_config() == again.server_config());
+    let server =
+        leaf_bus::embedded::EmbeddedServer::start(crate::support::settings(dir.path()), &identity).await?;
+    let file = std::fs::read_to_string(identity.admin_credentials_file())?;
+    let admin = User::connect(
+        &server.client_url(),
+        &leaf_core::host_op::Secret::new(file),
+        &admin_caller(),
+    )
+    .await?;
+    jetstream::new(admin.client).query_account().await?;
+    server.stop().await;
     Ok(())
 }
 
 async fn admin() -> anyhow::Result<()> {
     let site = Site::start().await?;
-    let daemon = daemon_of(&site).await?;
-    let js = events_stream(&daemon).await?;
+    let keeper = keeper_of(&site).await?;
+    let js = events_stream(&keeper).await?;
     let mut admin = admin_of(&site).await?;
     for own in [
         "leaf.v1.cmd.edge.admin.container.start",
@@ -224,7 +473,7 @@ async fn health() -> anyhow::Result<()> {
     let mut requests = web.client.subscribe(health.clone()).await?;
     web.may_publish(&format!("{}.up", subject::container_prefix(&leaf(), &name)))
         .await?;
-    let daemon = daemon_of(&site).await?;
+    let daemon = service_of(&site).await?;
     let admin = admin_of(&site).await?;
     for caller in [&daemon, &admin] {
         let ask = caller.client.request(health.clone(), "".into());

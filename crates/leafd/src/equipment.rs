@@ -44,11 +44,8 @@ pub struct Began {
 pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began> {
     let nats = &settings.nats;
     let Some(embedded) = &nats.embedded else {
-        let connect = ConnectSettings {
-            credentials: nats
-                .credentials
-                .clone()
-                .map_or(Credentials::None, Credentials::File),
+        let as_user = |file: &Option<PathBuf>| ConnectSettings {
+            credentials: file.clone().map_or(Credentials::None, Credentials::File),
             inbox_prefix: subject::inbox_prefix(&daemon_caller()),
             tls: Tls {
                 ca: nats.ca.clone(),
@@ -60,9 +57,12 @@ pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began
             jetstream_domain: nats.jetstream_domain.clone(),
             ..ConnectSettings::new(nats.url.as_deref().unwrap_or_default())
         };
-        let bus = Bus::connect(&connect)
-            .await
-            .context("NATS can't be used with these settings")?;
+        let callers = as_user(&nats.credentials);
+        let bus = match &nats.stream_credentials {
+            Some(_) => Bus::connect_apart(&callers, &as_user(&nats.stream_credentials)).await,
+            None => Bus::connect(&callers).await,
+        }
+        .context("NATS can't be used with these settings")?;
         let why = "containers need NATS credentials of their own, which this leafd makes only for its embedded server";
         let nats_of = format!("connects to {}", nats.url.as_deref().unwrap_or_default());
         return Ok(Began {
@@ -124,13 +124,17 @@ pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began
     };
     let url = process.client_url();
     identity.write_context(&settings.state_dir.join("context.json"), &url)?;
-    let connect = ConnectSettings {
-        credentials: Credentials::Text(identity.leaf_credentials()),
+    let as_user = |credentials| ConnectSettings {
+        credentials: Credentials::Text(credentials),
         inbox_prefix: subject::inbox_prefix(&daemon_caller()),
         name: format!("leafd {leaf}"),
         ..ConnectSettings::new(&url)
     };
-    let bus = Bus::connect(&connect)
+    let (callers, streams) = (
+        as_user(identity.service_credentials()),
+        as_user(identity.leaf_credentials()),
+    );
+    let bus = Bus::connect_apart(&callers, &streams)
         .await
         .context("the embedded NATS server can't be used")?;
     let containers = helper.map(|helper| {

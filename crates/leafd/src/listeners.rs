@@ -1,7 +1,7 @@
 //! Tasks that listen where something happens, and bring it to the main loop as an [`Input`].
 
 use anyhow::Context as _;
-use leaf_bus::connect::Bus;
+use leaf_bus::connect::{Bus, Status};
 use leaf_bus::serve::Server;
 use leaf_container::Containers;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -84,18 +84,25 @@ pub async fn watch_containers(view: Containers, inputs: mpsc::Sender<Input>) -> 
     }
 }
 
-/// Logs how the connection does.
+/// Logs how the connection to the streams does, and that to the callers where it is another one.
 ///
 /// # Errors
 /// When it can't go on.
 pub async fn log_connection(bus: Bus) -> anyhow::Result<()> {
-    let mut status = bus.status();
+    let streams = log_status(bus.status(), "streams");
+    match bus.callers_status() {
+        Some(callers) => futures::join!(streams, log_status(callers, "callers")).0,
+        None => streams.await,
+    }
+}
+
+async fn log_status(mut status: watch::Receiver<Status>, to: &'static str) -> anyhow::Result<()> {
     loop {
         let now = status.borrow_and_update().clone();
         if now.is_connected() {
-            tracing::info!("{now}");
+            tracing::info!(to, "{now}");
         } else {
-            tracing::warn!("{now}");
+            tracing::warn!(to, "{now}");
         }
         if status.changed().await.is_err() {
             return std::future::pending().await;

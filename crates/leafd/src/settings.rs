@@ -50,6 +50,10 @@ pub struct Nats {
     /// The credentials file of the user `leafd`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<PathBuf>,
+    /// The credentials file of the user that keeps the streams, where that is one of another account than the
+    /// callers': then nobody who may ask JetStream can have the server write into them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream_credentials: Option<PathBuf>,
     /// The certificates of the authorities that are trusted, in PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
@@ -322,12 +326,23 @@ impl Settings {
         if nats.url.as_deref().is_some_and(|url| url.trim().is_empty()) {
             return Err(value("nats.url", "it is empty; it has the form tls://host:4222"));
         }
-        if nats.embedded.is_some()
-            && (nats.credentials.is_some() || nats.ca.is_some() || nats.cert.is_some() || nats.key.is_some())
-        {
+        let files = [
+            &nats.credentials,
+            &nats.stream_credentials,
+            &nats.ca,
+            &nats.cert,
+            &nats.key,
+        ];
+        if nats.embedded.is_some() && files.iter().any(|file| file.is_some()) {
             return Err(value(
                 "nats",
-                "credentials, ca, cert and key belong to nats.url; an embedded server makes its own",
+                "credentials, stream_credentials, ca, cert and key belong to nats.url; an embedded server makes its own",
+            ));
+        }
+        if nats.stream_credentials.is_some() && nats.credentials.is_none() {
+            return Err(value(
+                "nats.stream_credentials",
+                "it goes beside nats.credentials, with which commands are answered: set both",
             ));
         }
         if nats.cert.is_some() != nats.key.is_some() {

@@ -21,6 +21,7 @@ in
   "a leaf with a given server, credentials and certificate holds" = {
     expr = refused (remote {
       credentialsFile = "/run/secrets/a.creds";
+      streamCredentialsFile = "/run/secrets/b.creds";
       certFile = "/run/secrets/a.pem";
       keyFile = "/run/secrets/a.key";
     });
@@ -36,6 +37,13 @@ in
   };
   "credentials of an embedded server are refused" = {
     expr = refused (nats { credentialsFile = "/run/secrets/a.creds"; });
+    expected = [ "nats" ];
+  };
+  "credentials for the streams without those for the callers are refused" = {
+    expr = refused (remote {
+      credentialsFile = null;
+      streamCredentialsFile = "/run/secrets/b.creds";
+    });
     expected = [ "nats" ];
   };
   "a secret in the store is refused" = {

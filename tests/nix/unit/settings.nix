@@ -7,6 +7,7 @@ let
     nats = values.nats // {
       url = "tls://hub.example:4222";
       credentialsFile = "/run/secrets/leafd.creds";
+      streamCredentialsFile = "/run/secrets/leafd-streams.creds";
       caFile = "/etc/hub-ca.pem";
       certFile = "/run/secrets/leafd.pem";
       keyFile = "/run/secrets/leafd.key";
@@ -62,6 +63,7 @@ in
     expected = {
       url = "tls://hub.example:4222";
       credentials = "/run/credentials/leafd.service/nats.creds";
+      stream_credentials = "/run/credentials/leafd.service/nats-streams.creds";
       ca = "/etc/hub-ca.pem";
       cert = "/run/credentials/leafd.service/nats.pem";
       key = "/run/credentials/leafd.service/nats.key";

@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::IdentityError;
 use super::files::{read_private, write_private};
 
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// The format before: everybody was in one account.
+const ONE_ACCOUNT: u32 = 1;
 
 /// The file: seeds in the form of NKEYS, which carry a checksum each.
 #[derive(Serialize, Deserialize)]
@@ -23,8 +25,12 @@ struct KeyFile {
     operator: String,
     system: String,
     account: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    callers: Option<String>,
     container_signer: String,
     daemon: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    service: Option<String>,
     admin: String,
 }
 
@@ -33,9 +39,15 @@ pub(super) struct Keys {
     pub(super) made_at: Timestamp,
     pub(super) operator: KeyPair,
     pub(super) system: KeyPair,
+    /// The account of the streams.
     pub(super) account: KeyPair,
+    /// The account of those who call.
+    pub(super) callers: KeyPair,
     pub(super) container_signer: KeyPair,
+    /// The daemon where the streams are.
     pub(super) daemon: KeyPair,
+    /// The daemon where its callers are.
+    pub(super) service: KeyPair,
     pub(super) admin: KeyPair,
 }
 
@@ -49,12 +61,20 @@ impl Keys {
             path: path.to_owned(),
             what,
         };
-        let file: KeyFile = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
-        if file.format != FORMAT {
-            return Err(damaged(format!(
-                "it has format {}, and only {FORMAT} is known here",
-                file.format
-            )));
+        let mut file: KeyFile = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
+        match file.format {
+            FORMAT => {}
+            ONE_ACCOUNT if file.callers.is_none() && file.service.is_none() => {
+                file.format = FORMAT;
+                file.callers = Some(seed(&KeyPair::new_account()));
+                file.service = Some(seed(&KeyPair::new_user()));
+                file.write(path)?;
+            }
+            other => {
+                return Err(damaged(format!(
+                    "it has format {other}, and only {FORMAT} is known here"
+                )));
+            }
         }
         if &file.leaf != leaf {
             return Err(IdentityError::OtherLeaf {
@@ -63,6 +83,11 @@ impl Keys {
                 wanted: leaf.clone(),
             });
         }
+        let given = |name: &str, seed: &Option<String>| {
+            seed.clone()
+                .ok_or_else(|| damaged(format!("the key {name:?} is missing")))
+        };
+        let (callers, service) = (given("callers", &file.callers)?, given("service", &file.service)?);
         let key = |name: &str, seed: &str, kind: KeyPairType| match KeyPair::from_seed(seed) {
             Ok(pair) if pair.key_pair_type() == kind => Ok(pair),
             Ok(_) => Err(damaged(format!("the key {name:?} is one of another kind"))),
@@ -73,8 +98,10 @@ impl Keys {
             operator: key("operator", &file.operator, KeyPairType::Operator)?,
             system: key("system", &file.system, KeyPairType::Account)?,
             account: key("account", &file.account, KeyPairType::Account)?,
+            callers: key("callers", &callers, KeyPairType::Account)?,
             container_signer: key("container_signer", &file.container_signer, KeyPairType::Account)?,
             daemon: key("daemon", &file.daemon, KeyPairType::User)?,
+            service: key("service", &service, KeyPairType::User)?,
             admin: key("admin", &file.admin, KeyPairType::User)?,
         }))
     }
@@ -86,11 +113,12 @@ impl Keys {
             operator: KeyPair::new_operator(),
             system: KeyPair::new_account(),
             account: KeyPair::new_account(),
+            callers: KeyPair::new_account(),
             container_signer: KeyPair::new_account(),
             daemon: KeyPair::new_user(),
+            service: KeyPair::new_user(),
             admin: KeyPair::new_user(),
         };
-        let seed = |key: &KeyPair| key.seed().expect("a key just made has its seed");
         let file = KeyFile {
             format: FORMAT,
             leaf: leaf.clone(),
@@ -98,15 +126,27 @@ impl Keys {
             operator: seed(&keys.operator),
             system: seed(&keys.system),
             account: seed(&keys.account),
+            callers: Some(seed(&keys.callers)),
             container_signer: seed(&keys.container_signer),
             daemon: seed(&keys.daemon),
+            service: Some(seed(&keys.service)),
             admin: seed(&keys.admin),
         };
-        let text = serde_json::to_string_pretty(&file).expect("a struct of texts is JSON");
+        file.write(path)?;
+        Ok(keys)
+    }
+}
+
+impl KeyFile {
+    fn write(&self, path: &Path) -> Result<(), IdentityError> {
+        let text = serde_json::to_string_pretty(self).expect("a struct of texts is JSON");
         write_private(path, &(text + "\n")).map_err(|source| IdentityError::Write {
             path: path.to_owned(),
             source,
-        })?;
-        Ok(keys)
+        })
     }
+}
+
+fn seed(key: &KeyPair) -> String {
+    key.seed().expect("a key just made has its seed")
 }

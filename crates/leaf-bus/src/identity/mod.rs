@@ -1,9 +1,9 @@
 //! Who is who on a leaf's own NATS: an operator, its accounts and users, made at the first start and kept.
 //!
-//! Start at [`Identity::open_or_create`]. There is one account (`LEAF`) and three kinds of users: the daemon
-//! (`leafd`), people (`admin` is the first), and containers, whose users are issued by a signing key that can issue
-//! nothing else. What each may do stands in [`Permissions`]. In a fleet an operator is given instead, and this
-//! module is not used.
+//! Start at [`Identity::open_or_create`]. There are two accounts: `LEAF` with the streams, where the daemon (`leafd`) is
+//! alone, and `CALLERS`, where it answers people (`admin` is the first) and containers, whose users are issued by a
+//! signing key that can issue nothing else. What each may do, and why two, stands in [`Permissions`]. In a fleet an
+//! operator is given instead, and this module is not used.
 
 pub(crate) mod files;
 mod jwt;
@@ -24,6 +24,7 @@ use files::{private_dir, write_private};
 use jwt::Claims;
 use keys::Keys;
 pub use permissions::Permissions;
+use permissions::{Answers, READ_SERVICES, heard_by_callers};
 
 /// The scope of the signing key that issues containers' users.
 const CONTAINER_ROLE: &str = "container";
@@ -141,20 +142,39 @@ impl Identity {
         &self.leaf
     }
 
-    /// The public key of the account that everybody is in.
+    /// The public key of the account that has the streams.
     #[must_use]
     pub fn account(&self) -> String {
         self.keys.account.public_key()
     }
 
-    /// Returns the daemon's credentials (user [`daemon_caller`]), in the form of a credentials file.
+    /// The public key of the account that people and containers are in.
+    #[must_use]
+    pub fn callers_account(&self) -> String {
+        self.keys.callers.public_key()
+    }
+
+    /// Returns the daemon's credentials where the streams are (user [`daemon_caller`]), in the form of a credentials
+    /// file.
     #[must_use]
     pub fn leaf_credentials(&self) -> Secret {
-        let permissions = Permissions::daemon(&self.leaf);
         self.issue(
+            &self.keys.account,
             &self.keys.daemon,
             &daemon_caller(),
-            &permissions,
+            &Permissions::keeper(&self.leaf),
+            self.issued_at(),
+        )
+    }
+
+    /// Returns the daemon's credentials where its callers are (user [`daemon_caller`], too).
+    #[must_use]
+    pub fn service_credentials(&self) -> Secret {
+        self.issue(
+            &self.keys.callers,
+            &self.keys.service,
+            &daemon_caller(),
+            &Permissions::service(&self.leaf),
             self.issued_at(),
         )
     }
@@ -164,7 +184,8 @@ impl Identity {
     pub fn admin_credentials(&self) -> Secret {
         let admin = admin_caller();
         let permissions = Permissions::person(&admin);
-        self.issue(&self.keys.admin, &admin, &permissions, self.issued_at())
+        let issuer = &self.keys.callers;
+        self.issue(issuer, &self.keys.admin, &admin, &permissions, self.issued_at())
     }
 
     /// The absolute path of the file with the [admin's credentials](Self::admin_credentials).
@@ -173,12 +194,21 @@ impl Identity {
         &self.admin_file
     }
 
-    /// Returns credentials of a new user with permissions of its own: another person
+    /// Returns credentials of a new user among the callers, with permissions of its own: another person
     /// ([`Permissions::person`]), a program.
     #[must_use]
     pub fn user_credentials(&self, caller: &Caller, permissions: &Permissions) -> Secret {
         let now = Timestamp::now().as_second();
-        self.issue(&KeyPair::new_user(), caller, permissions, now)
+        self.issue(&self.keys.callers, &KeyPair::new_user(), caller, permissions, now)
+    }
+
+    /// Returns credentials of a new user where the streams are, with permissions of its own: for what is trusted with
+    /// them as the daemon is, such as a hub that sources them. Whoever may ask JetStream there can have the server write
+    /// into them.
+    #[must_use]
+    pub fn trusted_credentials(&self, caller: &Caller, permissions: &Permissions) -> Secret {
+        let now = Timestamp::now().as_second();
+        self.issue(&self.keys.account, &KeyPair::new_user(), caller, permissions, now)
     }
 
     /// Returns credentials of a new user for a container, named [`ContainerName::caller`]. They are issued by the
@@ -190,7 +220,7 @@ impl Identity {
         let claims = json!({
             "type": "user",
             "version": 2,
-            "issuer_account": self.account(),
+            "issuer_account": self.callers_account(),
             "tags": [format!("container:{}", container.token())],
         });
         let jwt = jwt::sign(
@@ -206,16 +236,19 @@ impl Identity {
     }
 
     /// Returns the part of nats-server's configuration that makes the server ours: operator, system account, and
-    /// both accounts preloaded into a resolver in memory. It holds no secret.
+    /// all accounts preloaded into a resolver in memory. It holds no secret.
     #[must_use]
     pub fn server_config(&self) -> String {
         let system = self.keys.system.public_key();
         format!(
-            "operator: {operator}\nsystem_account: {system}\nresolver: MEMORY\nresolver_preload {{\n  {system}: {system_jwt}\n  {account}: {account_jwt}\n}}\n",
+            "operator: {operator}\nsystem_account: {system}\nresolver: MEMORY\nresolver_preload {{\n  {system}: {system_jwt}\n  {account}: {account_jwt}\n  \
+             {callers}: {callers_jwt}\n}}\n",
             operator = self.operator_jwt(),
             account = self.account(),
             system_jwt = self.account_jwt(&self.keys.system, "SYS", system_account_claims()),
-            account_jwt = self.account_jwt(&self.keys.account, "LEAF", self.leaf_account_claims()),
+            account_jwt = self.account_jwt(&self.keys.account, "LEAF", leaf_account_claims()),
+            callers = self.callers_account(),
+            callers_jwt = self.account_jwt(&self.keys.callers, "CALLERS", self.callers_account_claims()),
         )
     }
 
@@ -242,7 +275,14 @@ impl Identity {
         self.keys.made_at.as_second()
     }
 
-    fn issue(&self, user: &KeyPair, caller: &Caller, permissions: &Permissions, issued_at: i64) -> Secret {
+    fn issue(
+        &self,
+        account: &KeyPair,
+        user: &KeyPair,
+        caller: &Caller,
+        permissions: &Permissions,
+        issued_at: i64,
+    ) -> Secret {
         let mut claims = permissions.to_claims();
         claims.insert("type".to_owned(), json!("user"));
         claims.insert("version".to_owned(), json!(2));
@@ -253,7 +293,7 @@ impl Identity {
                 issued_at,
                 nats: Value::Object(claims),
             },
-            &self.keys.account,
+            account,
         );
         Secret::new(jwt::credentials(&jwt, user))
     }
@@ -286,21 +326,17 @@ impl Identity {
         )
     }
 
-    fn leaf_account_claims(&self) -> Value {
-        let mut limits = account_limits();
-        for unlimited in [
-            "mem_storage",
-            "disk_storage",
-            "streams",
-            "consumer",
-            "max_ack_pending",
-        ] {
-            limits[unlimited] = json!(-1);
-        }
+    /// The account of those who call keeps no streams. It imports what [`leaf_account_claims`] exports.
+    fn callers_account_claims(&self) -> Value {
+        let account = self.account();
+        let import = |(kind, subject): (&str, String)| json!({ "name": subject, "subject": subject, "account": account, "type": kind });
+        let services = READ_SERVICES.map(|(subject, _)| ("service", subject.to_owned()));
+        let streams = heard_by_callers().map(|subject| ("stream", subject));
         json!({
             "type": "account",
             "version": 2,
-            "limits": limits,
+            "limits": account_limits(),
+            "imports": services.into_iter().chain(streams).map(import).collect::<Vec<_>>(),
             "signing_keys": [{
                 "kind": "user_scope",
                 "key": self.keys.container_signer.public_key(),
@@ -327,6 +363,35 @@ fn account_limits() -> Value {
     })
 }
 
+/// The account of the streams: the daemon's own, who lets callers read.
+fn leaf_account_claims() -> Value {
+    let mut limits = account_limits();
+    for unlimited in [
+        "mem_storage",
+        "disk_storage",
+        "streams",
+        "consumer",
+        "max_ack_pending",
+    ] {
+        limits[unlimited] = json!(-1);
+    }
+    let services = READ_SERVICES.map(|(subject, answers)| {
+        let answers = match answers {
+            Answers::One => "Singleton",
+            Answers::Several => "Stream",
+        };
+        json!({ "name": subject, "subject": subject, "type": "service", "response_type": answers })
+    });
+    let streams =
+        heard_by_callers().map(|subject| json!({ "name": subject, "subject": subject, "type": "stream" }));
+    json!({
+        "type": "account",
+        "version": 2,
+        "limits": limits,
+        "exports": services.into_iter().chain(streams).collect::<Vec<_>>(),
+    })
+}
+
 /// The system account keeps no streams: it has no JetStream limits.
 fn system_account_claims() -> Value {
     json!({ "type": "account", "version": 2, "limits": account_limits() })
@@ -335,6 +400,7 @@ fn system_account_claims() -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
     fn leaf() -> LeafName {
@@ -371,7 +437,15 @@ mod tests {
             .write_context(&context, "nats://127.0.0.1:4222")
             .expect("it is written");
         assert_eq!(mode(&context), 0o600);
-        assert!(!format!("{identity:?}").contains("SO"), "no seed is shown");
+        let shown = format!("{identity:?}");
+        let keys = std::fs::read_to_string(dir.join("keys.json")).expect("the keys");
+        let keys: BTreeMap<String, Value> = serde_json::from_str(&keys).expect("an object");
+        let seeds = keys
+            .values()
+            .filter_map(Value::as_str)
+            .filter(|key| key.len() > 50);
+        assert_eq!(seeds.clone().count(), 8);
+        seeds.for_each(|seed| assert!(!shown.contains(seed), "no seed is shown"));
     }
 
     #[test]
@@ -401,7 +475,9 @@ mod tests {
             String::new(),
             good[..good.len() / 2].to_owned(),
             good.replace(seed, &flipped),
-            good.replace("\"format\": 1", "\"format\": 2"),
+            good.replace("\"format\": 2", "\"format\": 3"),
+            good.replace("\"format\": 2", "\"format\": 1"),
+            good.replace("\"callers\"", "\"collars\""),
             good.replace("\"operator\"", "\"operater\""),
         ] {
             std::fs::write(&keys, &bad).expect("written");

@@ -1,27 +1,24 @@
 //! Who may publish and subscribe what. NATS enforces it; these lists are the leaf's whole access policy.
 //!
-//! Two things permissions can't hold. The first: the server does not check a message's *reply* subject. From that follows
+//! What permissions can't hold is where the *server* itself publishes: an answer of JetStream goes to any reply subject,
+//! and a push consumer delivers wherever the body of the request that makes it says. Whoever may ask JetStream in the
+//! account of the streams can so have the server write into them. Hence two accounts
+//! (`docs/decisions/0006-streams-in-an-account-of-their-own.md`):
+//!
+//! - `LEAF` has the streams, and one user: the daemon ([`Permissions::keeper`]).
+//! - `CALLERS` has people, containers, and the daemon once more ([`Permissions::service`]), which answers them there. It
+//!   imports what people read: some questions to JetStream ([`READ_SERVICES`]), whose answers come back to this account and
+//!   can end nowhere else, and what is published of events, leases and states. Nobody there can make a consumer: its
+//!   deliveries would be in the other account.
+//!
+//! Nor does the server check a message's reply subject. From that follows
 //! - whoever answers requests must refuse a reply subject outside the caller's inbox ([`subject::is_own_inbox`]);
 //! - a container, which may answer what it is asked, may not publish to what it listens to: it would ask itself,
-//!   with any subject as the reply, and be allowed to write there;
-//! - the JetStream API answers to any reply subject, so a person, who may read streams, can have the *server's* answer
-//!   stored as if it were an event. Readers check what they read; and people are trusted with a leaf anyway.
+//!   with any subject as the reply, and be allowed to write there.
 //!
-//! The second: where a push consumer delivers (`deliver_subject`) stands in the body of the request that makes it, and the
-//! server itself delivers. So a person, who makes consumers to read, can have whatever a stream holds delivered to
-//! `leaf.v1.evt.<leaf>.…`, where the leaf's stream takes it in and the leaf then finds its stream ahead of its journal: it
-//! stops to publish and says so. The *subject* of such a request (`$JS.API.CONSUMER.CREATE.<stream>.<name>.<filter>`) is the
-//! same for pull, push and ordered consumers, so no list here can allow the ones and not the others; durable ones by the
-//! old subjects (`$JS.API.CONSUMER.DURABLE.CREATE.>`) are not allowed. A container may make no consumer at all.
-//!
-//! And a thing that is not done yet: the credentials of a container have no end. They name it (`ctr-<token>`, and its
-//! token as the tag `container`), so what a copy of them can do is bounded by what
-//! containers of that name may do, also for a later container of the same name; but a copy that got out works until the scoped
-//! signing key is changed. To revoke one takes, with the `MEMORY` resolver: the public key of each user that was minted,
-//! stored with the container; the account's JWT signed anew with `nats.revocations = {<public key>: <time>}` in the
-//! server's configuration; a reload (SIGHUP) that is shown to drop the user's connections, not only to refuse new ones. An
-//! `exp` in the JWT instead takes a way to give a *running* container new credentials, which there is not: they are bound
-//! in when it starts.
+//! In `CALLERS` a person can still have the server's answer to a question appear under any subject, so what is met there
+//! outside of an inbox is a hint and no fact: a command without a reply subject in its caller's inbox is not carried out,
+//! and readers read events from the stream.
 
 use std::time::Duration;
 
@@ -45,48 +42,68 @@ pub struct Permissions {
 /// How long a container may take to answer a request.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-/// What reading streams and buckets takes of the JetStream API; nothing of it changes or deletes a stream. (Consumers
-/// are how one reads, so making and deleting them is part of it.)
-const READ_JETSTREAM: [&str; 13] = [
-    "$JS.API.INFO",
-    "$JS.API.STREAM.INFO.*",
-    "$JS.API.STREAM.NAMES",
-    "$JS.API.STREAM.LIST",
-    "$JS.API.STREAM.MSG.GET.*",
-    "$JS.API.DIRECT.GET.>",
-    "$JS.API.CONSUMER.CREATE.>",
-    "$JS.API.CONSUMER.INFO.>",
-    "$JS.API.CONSUMER.NAMES.*",
-    "$JS.API.CONSUMER.LIST.*",
-    "$JS.API.CONSUMER.MSG.NEXT.>",
-    "$JS.API.CONSUMER.DELETE.>",
-    "$SYS.REQ.USER.INFO",
+/// How many answers a question to JetStream has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answers {
+    /// One.
+    One,
+    /// Several, as a batch of messages.
+    Several,
+}
+
+/// What reading streams and buckets takes of the JetStream API; nothing of it changes anything.
+pub(super) const READ_SERVICES: [(&str, Answers); 6] = [
+    (JETSTREAM_INFO, Answers::One),
+    ("$JS.API.STREAM.INFO.*", Answers::One),
+    ("$JS.API.STREAM.NAMES", Answers::One),
+    ("$JS.API.STREAM.LIST", Answers::One),
+    ("$JS.API.STREAM.MSG.GET.*", Answers::One),
+    ("$JS.API.DIRECT.GET.>", Answers::Several),
 ];
 
-/// Acknowledgements and flow control of consumers, and the discovery of services.
-const EVERYBODY: [&str; 3] = ["$JS.ACK.>", "$JS.FC.>", "$SRV.>"];
+/// What JetStream says of the account; with it a client also finds out whether the server has seen all that it sent.
+const JETSTREAM_INFO: &str = "$JS.API.INFO";
+
+/// What is published in the account of the streams, and heard by callers as well.
+pub(super) fn heard_by_callers() -> [String; 3] {
+    [subject::events(), subject::beats(), subject::state_keys()]
+}
+
+/// The discovery of services (NATS ADR-32).
+const DISCOVERY: &str = "$SRV.>";
 
 impl Permissions {
-    /// Returns what the daemon of a leaf may do: write what is that leaf's own and answer callers.
+    /// Returns what the daemon of a leaf may do where the streams are: write what is that leaf's own, and keep them.
     #[must_use]
-    pub fn daemon(leaf: &LeafName) -> Self {
-        let mut publish = vec![
-            subject::events_of(leaf),
-            subject::jobs_of(leaf),
-            subject::beat(leaf),
-            subject::state_keys_of(leaf),
-            subject::containers_of(leaf),
-            "$JS.API.>".to_owned(),
-            "_INBOX.>".to_owned(),
-        ];
-        publish.extend(EVERYBODY.map(str::to_owned));
+    pub fn keeper(leaf: &LeafName) -> Self {
         Self {
-            publish,
+            publish: vec![
+                subject::events_of(leaf),
+                subject::beat(leaf),
+                subject::state_keys_of(leaf),
+                "$JS.API.>".to_owned(),
+            ],
+            subscribe: vec![below_inbox(super::daemon_caller().as_str())],
+            ..Self::default()
+        }
+    }
+
+    /// Returns what the daemon of a leaf may do where its callers are: answer them, and say how its jobs are.
+    #[must_use]
+    pub fn service(leaf: &LeafName) -> Self {
+        Self {
+            publish: vec![
+                subject::jobs_of(leaf),
+                subject::containers_of(leaf),
+                format!("{}.>", subject::INBOX),
+                DISCOVERY.to_owned(),
+                JETSTREAM_INFO.to_owned(),
+            ],
             subscribe: vec![
                 subject::commands_of(leaf),
                 subject::asks(),
                 subject::containers_of(leaf),
-                "$SRV.>".to_owned(),
+                DISCOVERY.to_owned(),
                 below_inbox(super::daemon_caller().as_str()),
             ],
             ..Self::default()
@@ -100,18 +117,15 @@ impl Permissions {
             subject::commands_by(caller),
             subject::asks(),
             subject::container_healths(),
+            DISCOVERY.to_owned(),
+            "$SYS.REQ.USER.INFO".to_owned(),
         ];
-        publish.extend(READ_JETSTREAM.map(str::to_owned));
-        publish.extend(EVERYBODY.map(str::to_owned));
+        publish.extend(READ_SERVICES.map(|(subject, _)| subject.to_owned()));
+        let mut subscribe = vec![below_inbox(caller.as_str()), subject::jobs()];
+        subscribe.extend(heard_by_callers());
         Self {
             publish,
-            subscribe: vec![
-                below_inbox(caller.as_str()),
-                subject::events(),
-                subject::jobs(),
-                subject::beats(),
-                subject::state_keys(),
-            ],
+            subscribe,
             ..Self::default()
         }
     }
@@ -180,6 +194,11 @@ mod tests {
             ] {
                 assert!(!subject.contains(&format!("STREAM.{forbidden}")), "{subject}");
             }
+            // Its deliveries, and the answers to acknowledgements, would be the server's own.
+            assert!(
+                !subject.contains("CONSUMER") && !subject.starts_with("$JS.ACK"),
+                "{subject}"
+            );
             assert!(!subject.starts_with("leaf.v1.evt"), "{subject}");
             assert!(subject != "$JS.API.>" && subject != ">", "{subject}");
         }

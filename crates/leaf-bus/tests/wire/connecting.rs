@@ -303,6 +303,8 @@ async fn container_health() -> anyhow::Result<()> {
         health = asked => health?,
     };
     ensure!(health == serde_json::json!({ "ready": true }), "{health}");
-    ensure!(daemon_settings(&site).caller() == Some(daemon_caller()));
+    for settings in daemon_settings(&site) {
+        ensure!(settings.caller() == Some(daemon_caller()));
+    }
     Ok(())
 }

@@ -35,16 +35,19 @@ fn settings_for(url: &str, credentials: &Secret, caller: &Caller) -> ConnectSett
     settings
 }
 
-fn daemon_settings(site: &Site) -> ConnectSettings {
-    settings_for(
-        &site.server.client_url(),
-        &site.identity.leaf_credentials(),
-        &daemon_caller(),
-    )
+/// The daemon's two connections: where its callers are, and where the streams are.
+fn daemon_settings(site: &Site) -> [ConnectSettings; 2] {
+    let url = site.server.client_url();
+    [
+        site.identity.service_credentials(),
+        site.identity.leaf_credentials(),
+    ]
+    .map(|credentials| settings_for(&url, &credentials, &daemon_caller()))
 }
 
 async fn daemon(site: &Site) -> anyhow::Result<Bus> {
-    let bus = Bus::connect(&daemon_settings(site)).await?;
+    let [callers, streams] = daemon_settings(site);
+    let bus = Bus::connect_apart(&callers, &streams).await?;
     tokio::time::timeout(LIMIT, bus.connected())
         .await
         .context("the daemon's connection")?;

@@ -350,7 +350,7 @@ async fn publishes_its_own() -> anyhow::Result<()> {
         .join("credentials/nats.creds");
     let credentials = leaf_core::host_op::Secret::new(std::fs::read_to_string(credentials)?);
     let inside = leaf.nats(&credentials, &name.caller()).await?;
-    let daemon = leaf.nats_as_leafd().await?;
+    let daemon = leaf.nats_as_service().await?;
     let admin = leaf.nats_as_admin().await?;
 
     let mut own = daemon.subscribe(subject::containers_of(&leaf.name)).await?;

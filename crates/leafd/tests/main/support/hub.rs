@@ -33,9 +33,14 @@ impl Hub {
             folder,
         };
         hub.start_again().await?;
-        let credentials = hub.credentials();
-        std::fs::write(&credentials, hub.identity.leaf_credentials().expose())?;
-        std::fs::set_permissions(&credentials, std::fs::Permissions::from_mode(0o600))?;
+        let users = [
+            hub.identity.service_credentials(),
+            hub.identity.leaf_credentials(),
+        ];
+        for (file, user) in hub.credentials().iter().zip(users) {
+            std::fs::write(file, user.expose())?;
+            std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600))?;
+        }
         Ok(hub)
     }
 
@@ -58,11 +63,12 @@ impl Hub {
         let url = format!("nats://{}", self.address);
         Setup::new()
             .named(&self.leaf)
-            .server(&url, &self.credentials(), &self.identity_dir())
+            .server(&url, self.credentials(), &self.identity_dir())
     }
 
-    fn credentials(&self) -> PathBuf {
-        self.folder.path().join("leafd.creds")
+    /// The daemon's users: where its callers are, and where the streams are.
+    fn credentials(&self) -> [PathBuf; 2] {
+        ["callers.creds", "streams.creds"].map(|name| self.folder.path().join(name))
     }
 
     fn identity_dir(&self) -> PathBuf {

@@ -87,11 +87,12 @@ impl Setup {
     }
 
     /// A server that is there already, in place of an embedded one; its identity is kept in a folder.
-    pub(crate) fn server(mut self, url: &str, credentials: &Path, identity_dir: &Path) -> Self {
+    pub(crate) fn server(mut self, url: &str, [callers, streams]: [PathBuf; 2], identity_dir: &Path) -> Self {
         self.settings.remove("nats");
         self.identity_dir = Some(identity_dir.to_owned());
         self.set("nats.url", url)
-            .set("nats.credentials", credentials.display().to_string())
+            .set("nats.credentials", callers.display().to_string())
+            .set("nats.stream_credentials", streams.display().to_string())
     }
 
     /// With containers, an address pool of its own, and a server on the leaf's address.
@@ -456,7 +457,14 @@ impl TestLeaf {
         self.nats(&credentials, &leaf_bus::identity::admin_caller()).await
     }
 
-    /// A plain NATS client as the daemon itself, who may do everything in its account's JetStream.
+    /// A plain NATS client as the daemon itself where its callers are.
+    pub(crate) async fn nats_as_service(&self) -> anyhow::Result<async_nats::Client> {
+        let credentials = self.identity()?.service_credentials();
+        self.nats(&credentials, &leaf_bus::identity::daemon_caller())
+            .await
+    }
+
+    /// A plain NATS client as the daemon itself where the streams are, and may do everything with them.
     pub(crate) async fn nats_as_leafd(&self) -> anyhow::Result<async_nats::Client> {
         let credentials = self.identity()?.leaf_credentials();
         self.nats(&credentials, &leaf_bus::identity::daemon_caller())

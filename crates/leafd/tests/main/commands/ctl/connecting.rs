@@ -198,7 +198,7 @@ pub(super) async fn several() -> anyhow::Result<()> {
     };
     let caller = Caller::new("second")?;
     let client = leaf
-        .nats(&account.user_credentials(&caller, &permissions), &caller)
+        .nats(&account.trusted_credentials(&caller, &permissions), &caller)
         .await?;
     let stored = client
         .request(format!("leaf.v1.beat.{second}"), beat.to_string().into())
