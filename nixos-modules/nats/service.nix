@@ -102,6 +102,7 @@ in
           LockPersonality = true;
           MemoryDenyWriteExecute = true;
           PrivateDevices = true;
+          PrivateMounts = true;
           PrivateTmp = true;
           PrivateUsers = true;
           ProcSubset = "pid";
