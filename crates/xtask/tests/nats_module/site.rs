@@ -73,7 +73,7 @@ impl Site {
             subscribe: vec![">".to_owned()],
             ..Permissions::default()
         };
-        let everybody = identity.user_credentials(&caller, &everything);
+        let everybody = identity.trusted_credentials(&caller, &everything);
         fs::write(path("user.creds"), everybody.expose())?;
         fs::write(path("ca.pem"), authority.issuer.pem())?;
         authority.issue(folder.path(), "tls", &address.to_string())?;
