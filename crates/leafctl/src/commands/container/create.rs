@@ -1,31 +1,43 @@
+use std::path::PathBuf;
+
 use clap::Args;
 use leaf_core::command::CreateContainer;
-use leaf_core::container::{ContainerPhase, ContainerSource};
+use leaf_core::container::ContainerSource;
 use leaf_core::id::{ContainerName, StorePath};
-use leaf_core::spec::ContainerOptions;
+use leaf_core::spec::{ContainerOptions, SpecRun};
 
-use super::show::text;
-use crate::commands::nix::build::{flake_reference, follow};
+use super::settle::settle;
+use super::spec_file::SpecFile;
+use crate::commands::nix::build::flake_reference;
 use crate::error::Error;
 use crate::output::Output;
-use crate::progress::waiting;
 use crate::session::Session;
 
-/// Make a container of a system that is there, of a flake, or of a template.
+/// Make a container of a system that is there, of a flake, of a template, or as a spec says.
 #[derive(Debug, Args)]
 pub(crate) struct Create {
-    /// Its name: at most 11 characters of a-z, A-Z, 0-9, '_' and '-'.
-    name: ContainerName,
+    /// Its name: at most 11 characters of a-z, A-Z, 0-9, '_' and '-'. A spec may hold it.
+    name: Option<ContainerName>,
+    /// A spec in TOML or JSON (*.json); '-' is standard input.
+    #[arg(
+        long,
+        short,
+        value_name = "SPEC",
+        required_unless_present_any = ["toplevel", "flake", "template"],
+        conflicts_with_all = ["toplevel", "flake", "template"]
+    )]
+    file: Option<PathBuf>,
     #[command(flatten)]
-    source: Source,
+    system: System,
     /// Start it, too.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "file")]
     start: bool,
 }
 
+/// Where a container's system comes from.
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
-struct Source {
+#[group(multiple = false)]
+pub(super) struct System {
     /// A system in the leaf's store: a NixOS toplevel, or anything with an `init`.
     #[arg(long, value_name = "PATH")]
     toplevel: Option<StorePath>,
@@ -37,33 +49,49 @@ struct Source {
     template: Option<String>,
 }
 
+impl System {
+    /// Returns the source that was named, if one was.
+    pub(super) fn source(self) -> Result<Option<ContainerSource>, Error> {
+        Ok(match (self.toplevel, self.flake, self.template) {
+            (Some(path), _, _) => Some(ContainerSource::Toplevel { path }),
+            (_, Some(reference), _) => Some(ContainerSource::Flake {
+                reference: flake_reference(&reference)?,
+            }),
+            (_, _, Some(name)) => Some(ContainerSource::Template { name }),
+            (None, None, None) => None,
+        })
+    }
+}
+
 impl Create {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
-        let source = match (self.source.toplevel, self.source.flake, self.source.template) {
-            (Some(path), _, _) => ContainerSource::Toplevel { path },
-            (_, Some(reference), _) => ContainerSource::Flake {
-                reference: flake_reference(&reference)?,
+        let request = match (self.file, self.system.source()?) {
+            (Some(file), _) => {
+                let file = SpecFile::read(&file)?;
+                CreateContainer {
+                    name: file.name(self.name)?,
+                    source: file.spec.source,
+                    start: file.spec.run == SpecRun::Running,
+                    options: file.spec.options,
+                }
+            }
+            (None, Some(source)) => CreateContainer {
+                name: self.name.ok_or_else(|| {
+                    Error::Usage("a name is needed: leafctl container create NAME …".to_owned())
+                })?,
+                source,
+                start: self.start,
+                options: ContainerOptions::default(),
             },
-            (_, _, Some(name)) => ContainerSource::Template { name },
-            (None, None, None) => {
+            (None, None) => {
                 return Err(Error::Usage(
-                    "one of --toplevel, --flake and --template is needed".to_owned(),
+                    "one of --file, --toplevel, --flake and --template is needed".to_owned(),
                 ));
             }
         };
         let leaf = session.leaf().await?;
-        let request = CreateContainer {
-            name: self.name.clone(),
-            source,
-            start: self.start,
-            options: ContainerOptions::default(),
-        };
         // The leaf answers when it is stored; here a person waits until it is done.
         let container = session.call_to(&leaf, &request).await?;
-        if let (ContainerPhase::Building, Some(job)) = (container.phase, container.desired.build_job) {
-            follow(session, &leaf, job, output).await?;
-        }
-        let container = waiting("making the container", session.settled(&leaf, &self.name)).await?;
-        output.document(&container, text)
+        settle(session, &leaf, container, "making the container", output).await
     }
 }

@@ -37,7 +37,30 @@ impl List {
                     container.error.clone().unwrap_or_default(),
                 ]);
             }
-            text_of(&table)
+            if list.foreign.is_empty() {
+                return text_of(&table);
+            }
+            let mut foreign = output.table(&["FOREIGN", "RUNS", "MADE BY", "ADDRESS", "SYSTEM"]);
+            for container in &list.foreign {
+                let by = if container.declarative {
+                    "the system's configuration"
+                } else {
+                    "somebody; `container adopt` takes it over"
+                };
+                foreign.add_row([
+                    container.name.to_string(),
+                    if container.running { "yes" } else { "no" }.to_owned(),
+                    by.to_owned(),
+                    container
+                        .address
+                        .map_or("-".to_owned(), |address| address.to_string()),
+                    container
+                        .toplevel
+                        .as_ref()
+                        .map_or("-".to_owned(), ToString::to_string),
+                ]);
+            }
+            format!("{}\n\n{}", text_of(&table), text_of(&foreign))
         })
     }
 }

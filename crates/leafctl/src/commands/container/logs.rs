@@ -1,4 +1,7 @@
+use std::time::Duration;
+
 use clap::Args;
+use jiff::Timestamp;
 use leaf_core::command::ReadContainerLog;
 use leaf_core::id::ContainerName;
 
@@ -6,26 +9,73 @@ use crate::error::Error;
 use crate::output::Output;
 use crate::session::Session;
 
-/// Print the end of a container's console.
+/// How long to wait before asking for more.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// How many lines to ask for at once while following.
+const LINES_AT_ONCE: u32 = 10_000;
+
+/// Print a container's console.
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
     /// The container's name.
     name: ContainerName,
-    /// At most this many lines.
+    /// At most this many lines, the last ones.
     #[arg(long, short = 'n', default_value_t = 200)]
     lines: u32,
+    /// Only what was written since then: a time (2026-11-20T16:00:00Z), or how long ago (10m).
+    #[arg(long, value_name = "TIME", value_parser = parse_since)]
+    since: Option<Timestamp>,
+    /// Go on with what is written from now on. With --json: one line each answer.
+    #[arg(long, short)]
+    follow: bool,
 }
 
 impl Logs {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
-        let log = session
-            .call(&ReadContainerLog {
-                name: self.name,
-                lines: Some(self.lines),
-                since: None,
-                cursor: None,
-            })
-            .await?;
-        output.document(&log, |log| log.text.clone())
+        let mut request = ReadContainerLog {
+            name: self.name,
+            lines: Some(self.lines),
+            since: self.since,
+            cursor: None,
+        };
+        let log = session.call(&request).await?;
+        if !self.follow {
+            return if output.is_json() {
+                output.document(&log, |log| log.text.clone())
+            } else {
+                output.raw(&log.text)
+            };
+        }
+        let mut log = log;
+        loop {
+            if output.is_json() {
+                if !log.text.is_empty() {
+                    output.item(&log, |log| log.text.clone())?;
+                }
+            } else {
+                output.raw(&log.text)?;
+            }
+            request.lines = Some(LINES_AT_ONCE);
+            if log.cursor.is_some() {
+                request.since = None;
+                request.cursor = log.cursor;
+            }
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => return Err(Error::Interrupted { note: None }),
+                () = tokio::time::sleep(ASK_AGAIN_AFTER) => {}
+            }
+            log = session.call(&request).await?;
+        }
     }
+}
+
+fn parse_since(text: &str) -> Result<Timestamp, String> {
+    if let Ok(time) = text.parse() {
+        return Ok(time);
+    }
+    let ago = humantime::parse_duration(text).map_err(|_| {
+        "it is neither a time such as 2026-11-20T16:00:00Z nor a duration such as 10m".to_owned()
+    })?;
+    let ago = jiff::SignedDuration::try_from(ago).map_err(|e| e.to_string())?;
+    Timestamp::now().checked_sub(ago).map_err(|e| e.to_string())
 }

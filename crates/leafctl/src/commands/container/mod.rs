@@ -1,13 +1,24 @@
 //! Containers.
 
+mod adopt;
+mod apply;
 mod create;
 mod destroy;
+mod diff;
 mod health;
+mod history;
 mod list;
 mod logs;
+mod restart;
+mod rollback;
+mod set;
+mod settle;
 mod show;
+mod spec_file;
 mod start;
+mod stats;
 mod stop;
+mod update;
 
 use clap::Subcommand;
 
@@ -18,26 +29,44 @@ use crate::session::Session;
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     Create(create::Create),
+    Apply(apply::Apply),
     Start(start::Start),
     Stop(stop::Stop),
+    Restart(restart::Restart),
+    Update(update::Update),
+    Set(set::Set),
+    Diff(diff::Diff),
+    History(history::History),
+    Rollback(rollback::Rollback),
+    Adopt(adopt::Adopt),
     Destroy(destroy::Destroy),
     List(list::List),
     Show(show::Show),
     Health(health::Health),
     Logs(logs::Logs),
+    Stats(stats::Stats),
 }
 
 impl Command {
     pub(super) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
         match self {
             Self::Create(command) => command.run(session, output).await,
+            Self::Apply(command) => command.run(session, output).await,
             Self::Start(command) => command.run(session, output).await,
             Self::Stop(command) => command.run(session, output).await,
+            Self::Restart(command) => command.run(session, output).await,
+            Self::Update(command) => command.run(session, output).await,
+            Self::Set(command) => command.run(session, output).await,
+            Self::Diff(command) => command.run(session, output).await,
+            Self::History(command) => command.run(session, output).await,
+            Self::Rollback(command) => command.run(session, output).await,
+            Self::Adopt(command) => command.run(session, output).await,
             Self::Destroy(command) => command.run(session, output).await,
             Self::List(command) => command.run(session, output).await,
             Self::Show(command) => command.run(session, output).await,
             Self::Health(command) => command.run(session, output).await,
             Self::Logs(command) => command.run(session, output).await,
+            Self::Stats(command) => command.run(session, output).await,
         }
     }
 }

@@ -1,6 +1,6 @@
 use clap::Args;
 use leaf_core::command::ShowContainer;
-use leaf_core::container::Container;
+use leaf_core::container::{Container, ContainerNetwork};
 use leaf_core::id::ContainerName;
 
 use crate::error::Error;
@@ -41,7 +41,7 @@ pub(super) fn text(container: &Container) -> String {
                 .as_ref()
                 .map_or("-".to_owned(), ToString::to_string),
         ),
-        ("address", desired.network.container_address.to_string()),
+        ("address", addresses(&desired.network)),
         ("created", container.created_at.to_string()),
     ];
     if let Some(ready) = container.ready_at {
@@ -50,8 +50,26 @@ pub(super) fn text(container: &Container) -> String {
     if let Some(job) = desired.build_job {
         lines.push(("built by job", job.to_string()));
     }
+    let options = &desired.options;
+    if !options.is_default() {
+        let json = serde_json::to_string(options).expect("options have text keys and no failing parts");
+        lines.push(("options", json));
+    }
+    if container.oom_kills > 0 {
+        lines.push(("killed for memory", container.oom_kills.to_string()));
+    }
+    if let Some(why) = &container.reverted {
+        lines.push(("went back", why.clone()));
+    }
     if let Some(error) = &container.error {
         lines.push(("error", error.clone()));
     }
     fields(&lines)
+}
+
+fn addresses(network: &ContainerNetwork) -> String {
+    match network.container_address6 {
+        Some(v6) => format!("{}, {v6}", network.container_address),
+        None => network.container_address.to_string(),
+    }
 }

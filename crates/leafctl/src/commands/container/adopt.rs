@@ -1,0 +1,25 @@
+use clap::Args;
+use leaf_core::command::AdoptContainer;
+use leaf_core::id::ContainerName;
+
+use super::settle::settle;
+use crate::error::Error;
+use crate::output::Output;
+use crate::session::Session;
+
+/// Take over a container that somebody else made on this host, with its files. One that runs is restarted.
+#[derive(Debug, Args)]
+pub(crate) struct Adopt {
+    /// The container's name, as `container list` shows it below FOREIGN.
+    name: ContainerName,
+}
+
+impl Adopt {
+    pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
+        let leaf = session.leaf().await?;
+        let container = session
+            .call_to(&leaf, &AdoptContainer { name: self.name })
+            .await?;
+        settle(session, &leaf, container, "taking the container over", output).await
+    }
+}

@@ -1,0 +1,50 @@
+use std::path::PathBuf;
+
+use clap::Args;
+use leaf_core::command::{DiffContainer, SpecDiff};
+use leaf_core::id::ContainerName;
+use serde_json::Value;
+
+use super::spec_file::SpecFile;
+use crate::error::Error;
+use crate::output::Output;
+use crate::session::Session;
+
+/// Say what a spec would change, and change nothing.
+#[derive(Debug, Args)]
+pub(crate) struct Diff {
+    /// The container's name, if the spec doesn't hold it.
+    name: Option<ContainerName>,
+    /// A spec in TOML or JSON (*.json); '-' is standard input.
+    #[arg(long, short, value_name = "SPEC")]
+    file: PathBuf,
+}
+
+impl Diff {
+    pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
+        let file = SpecFile::read(&self.file)?;
+        let request = DiffContainer {
+            name: file.name(self.name)?,
+            spec: file.spec,
+        };
+        output.document(&session.call(&request).await?, text)
+    }
+}
+
+/// Returns the changes, one a line: `-` what is now, `+` what would be.
+fn text(diff: &SpecDiff) -> String {
+    if diff.changes.is_empty() {
+        return "nothing would change".to_owned();
+    }
+    let line = |sign: char, place: &str, value: &Option<Value>| match value {
+        Some(value) => format!("{sign} {place} = {value}\n"),
+        None => String::new(),
+    };
+    diff.changes
+        .iter()
+        .map(|change| {
+            let place = change.path.join(".");
+            line('-', &place, &change.now) + &line('+', &place, &change.then)
+        })
+        .collect()
+}

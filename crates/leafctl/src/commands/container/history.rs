@@ -1,0 +1,44 @@
+use clap::Args;
+use leaf_core::command::ShowContainerHistory;
+use leaf_core::container::ContainerSource;
+use leaf_core::id::ContainerName;
+
+use crate::error::Error;
+use crate::output::{Output, ago, text_of};
+use crate::session::Session;
+
+/// List what was wanted of a container, the oldest first: what `container rollback` can go back to.
+#[derive(Debug, Args)]
+pub(crate) struct History {
+    /// The container's name.
+    name: ContainerName,
+}
+
+impl History {
+    pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
+        let history = session.call(&ShowContainerHistory { name: self.name }).await?;
+        output.document(&history, |history| {
+            let mut table = output.table(&["GENERATION", "SINCE", "BY", "SOURCE", "SYSTEM"]);
+            for revision in &history.revisions {
+                let system = revision.toplevel.as_ref();
+                table.add_row([
+                    revision.generation.to_string(),
+                    ago(revision.at),
+                    revision.by.to_string(),
+                    source(&revision.source),
+                    system.map_or("-".to_owned(), ToString::to_string),
+                ]);
+            }
+            text_of(&table)
+        })
+    }
+}
+
+/// Returns in words where a system comes from.
+fn source(source: &ContainerSource) -> String {
+    match source {
+        ContainerSource::Toplevel { .. } => "toplevel".to_owned(),
+        ContainerSource::Flake { reference } => reference.clone(),
+        ContainerSource::Template { name } => format!("template {name}"),
+    }
+}

@@ -1,0 +1,121 @@
+use clap::Args;
+use leaf_core::command::SetContainer;
+use leaf_core::id::ContainerName;
+use serde_json::{Map, Value};
+
+use super::settle::settle;
+use crate::error::Error;
+use crate::output::Output;
+use crate::session::Session;
+
+/// Change a part of what is wanted of a container.
+///
+/// For example: `leafctl container set web limits.memory_bytes=512MiB environment.MODE=edge limits.tasks=`
+#[derive(Debug, Args)]
+pub(crate) struct Set {
+    /// The container's name.
+    name: ContainerName,
+    /// PLACE=VALUE, the place as `container diff` prints it. The value is JSON, or else a text; without one what stands there goes.
+    #[arg(required = true, value_name = "PLACE=VALUE")]
+    changes: Vec<String>,
+    /// Do it only if the container still has this generation, as `container show` printed it.
+    #[arg(long, value_name = "N")]
+    if_generation: Option<u64>,
+}
+
+impl Set {
+    pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
+        let request = SetContainer {
+            name: self.name,
+            patch: patch(&self.changes).map_err(Error::Usage)?,
+            if_generation: self.if_generation,
+        };
+        let leaf = session.leaf().await?;
+        let container = session.call_to(&leaf, &request).await?;
+        settle(session, &leaf, container, "setting the container", output).await
+    }
+}
+
+/// Returns the merge patch (RFC 7396) that these changes are.
+fn patch(changes: &[String]) -> Result<Value, String> {
+    let mut patch = Map::new();
+    for change in changes {
+        let (place, text) = change
+            .split_once('=')
+            .filter(|(place, _)| place.split('.').all(|part| !part.is_empty()))
+            .ok_or_else(|| format!("{change:?} is not PLACE=VALUE, such as limits.memory_bytes=512MiB"))?;
+        // An environment variable and a label are texts, whatever they look like.
+        let is_text = place.starts_with("environment.") || place.starts_with("labels.");
+        let value = match text {
+            "" => Value::Null,
+            text if is_text => Value::String(text.to_owned()),
+            text => serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned())),
+        };
+        let (parents, last) = place
+            .rsplit_once('.')
+            .map_or((None, place), |(p, l)| (Some(p), l));
+        let mut target = &mut patch;
+        for part in parents.into_iter().flat_map(|parents| parents.split('.')) {
+            let slot = target.entry(part).or_insert_with(|| Value::Object(Map::new()));
+            target = match slot {
+                Value::Object(inner) => inner,
+                _ => return Err(format!("{change:?} is below something that was set as a whole")),
+            };
+        }
+        if target.insert(last.to_owned(), value).is_some() {
+            return Err(format!("{place} is set twice"));
+        }
+    }
+    Ok(Value::Object(patch))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(changes: &[&str]) -> Result<Value, String> {
+        patch(
+            &changes
+                .iter()
+                .map(|change| (*change).to_owned())
+                .collect::<Vec<_>>(),
+        )
+    }
+
+    #[test]
+    fn changes_become_one_merge_patch() {
+        let patch = made(&[
+            "limits.memory_bytes=512MiB",
+            "limits.tasks=64",
+            "limits.cpu_percent=",
+            "environment.PORT=80",
+            r#"allow=[{"type":"ingress","host_port":80}]"#,
+        ]);
+        let wanted = serde_json::json!({
+            "limits": {"memory_bytes": "512MiB", "tasks": 64, "cpu_percent": null},
+            "environment": {"PORT": "80"},
+            "allow": [{"type": "ingress", "host_port": 80}],
+        });
+        assert_eq!(patch, Ok(wanted));
+    }
+
+    #[test]
+    fn what_is_no_change_is_refused() {
+        assert!(made(&["limits"]).expect_err("no value").contains("PLACE=VALUE"));
+        assert!(
+            made(&["limits..x=1"])
+                .expect_err("an empty part")
+                .contains("PLACE=VALUE")
+        );
+        assert!(
+            made(&["run=running", "run=stopped"])
+                .expect_err("twice")
+                .contains("twice")
+        );
+        assert!(
+            made(&["limits=", "limits.tasks=1"])
+                .expect_err("both")
+                .contains("as a whole")
+        );
+    }
+}
