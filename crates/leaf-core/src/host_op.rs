@@ -143,6 +143,9 @@ pub enum HostOpErrorKind {
     NotReady,
     /// It did not work.
     Failed,
+    /// Who was to carry it out is not there, or went away in the middle: how far it came is not known. To be looked at, and
+    /// planned anew.
+    Interrupted,
 }
 
 /// What a container is told about its leaf: the credential `leaf.json`.

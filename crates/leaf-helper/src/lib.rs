@@ -7,7 +7,11 @@
 //! A container runs below a supervisor of its own ([`Helper::supervise`], the program `leaf-helper supervise`), which
 //! outlives whoever started it. What is so is told by files, as [`HostPaths`] has them; this crate has no memory.
 
+mod accounts;
+mod bounded;
 mod cgroup;
+mod client;
+pub mod config;
 mod console;
 mod create;
 mod error;
@@ -15,9 +19,11 @@ mod files;
 mod firewall;
 mod network;
 mod run;
+mod serve;
 mod settings;
 mod start;
 mod supervise;
+mod wire;
 
 use std::time::Duration;
 
@@ -25,6 +31,9 @@ use leaf_core::container::Exit;
 use leaf_core::host_op::{HostOp, HostOpError, HostPaths, RunSpec};
 use leaf_core::id::{ContainerName, LeafName};
 
+pub use accounts::AccountError;
+pub use client::Client;
+pub use serve::{Serving, serve};
 pub use settings::{MissingProgram, Settings};
 
 use error::{Error, Result};

@@ -1,13 +1,16 @@
-//! The program of the root side. Today it supervises one container; [`leaf_helper::Helper`] starts it.
+//! The program of the root side: takes operations from leafd, or supervises one container.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use leaf_core::decide::AddressPool;
 use leaf_core::host_op::HostPaths;
 use leaf_core::id::{ContainerName, LeafName};
 use leaf_helper::{Helper, Settings};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// The root side of a leaf.
 #[derive(Debug, Parser)]
@@ -21,6 +24,18 @@ struct Cli {
 enum Command {
     /// Runs one container until it ends, and outlives whoever started it
     Supervise(Supervise),
+    /// Carries out what leafd asks for, over the socket that systemd gives it
+    Serve(Serve),
+}
+
+#[derive(Debug, clap::Args)]
+struct Serve {
+    /// The settings, which must be root's
+    #[arg(long, default_value = "/etc/cim-leaf/helper.toml")]
+    config: PathBuf,
+    /// Makes this socket, where there is no systemd to give one; only leafd's user may open it
+    #[arg(long)]
+    socket: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -62,18 +77,79 @@ struct Supervise {
     observers: Option<u32>,
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<ExitCode> {
+fn main() -> anyhow::Result<ExitCode> {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
-    let Cli {
-        command: Command::Supervise(args),
-    } = Cli::parse();
-    let exit = args.helper()?.supervise(&args.name).await?;
-    tracing::info!(container = %args.name, "ended with {exit}");
-    Ok(ExitCode::SUCCESS)
+    match Cli::parse().command {
+        Command::Supervise(args) => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(async {
+                let exit = args.helper()?.supervise(&args.name).await?;
+                tracing::info!(container = %args.name, "ended with {exit}");
+                Ok(())
+            }),
+        // Operations hold up a thread with files.
+        Command::Serve(args) => tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(4)
+            .enable_all()
+            .build()?
+            .block_on(args.serve()),
+    }
+    .map(|()| ExitCode::SUCCESS)
+}
+
+impl Serve {
+    async fn serve(&self) -> anyhow::Result<()> {
+        let (helper, mut serving) = leaf_helper::config::load(&self.config)?;
+        let given = listenfd::ListenFd::from_env().take_unix_listener(0);
+        let listener = match (&self.socket, given.context("the socket that systemd gave can't be used")?) {
+            (None, Some(listener)) => {
+                listener.set_nonblocking(true)?;
+                UnixListener::from_std(listener)?
+            }
+            (Some(path), None) => {
+                // Nobody can start it again by a call.
+                serving.idle = None;
+                bind(path, serving.client).with_context(|| format!("can't listen on {}", path.display()))?
+            }
+            (Some(_), Some(_)) => anyhow::bail!("systemd gave a socket, so --socket has no place"),
+            (None, None) => {
+                anyhow::bail!("systemd gave no socket: start leaf-helper.socket, or name a socket by --socket")
+            }
+        };
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let stop = async move {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        };
+        leaf_helper::serve(helper, listener, serving, stop)
+            .await
+            .context("the socket can't be used any more")
+    }
+}
+
+/// Makes a socket that only one user may open.
+fn bind(path: &Path, owner: u32) -> anyhow::Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt as _;
+    // What an earlier helper left there; whoever listens still is left alone.
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        anyhow::bail!("another helper serves there");
+    }
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
+        _ => {}
+    }
+    // Until it has its owner and mode, nobody but root may open it.
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(before);
+    let listener = listener?;
+    std::os::unix::fs::chown(path, Some(owner), None)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
 }
 
 impl Supervise {

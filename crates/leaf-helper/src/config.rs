@@ -1,0 +1,232 @@
+//! The helper's own settings file, `helper.toml`: root's, and nobody else's. What a caller may ask for is bounded by
+//! what stands here, never by what the caller says.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use leaf_core::decide::AddressPool;
+use leaf_core::host_op::HostPaths;
+use leaf_core::id::LeafName;
+use serde::Deserialize;
+
+use crate::Helper;
+use crate::accounts::{self, AccountError};
+use crate::serve::Serving;
+use crate::settings::{MissingProgram, Settings};
+
+/// What stands in the file.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    /// The leaf that this host is.
+    leaf: LeafName,
+    /// The user that leafd runs as: only its processes, and root's, may call.
+    client: String,
+    /// The group that may look at the containers; the client's own if not given.
+    observers: Option<String>,
+    /// The static `leaf-init`.
+    leaf_init: PathBuf,
+    /// The addresses of the leaf and its containers.
+    #[serde(default)]
+    address_pool: AddressPool,
+    /// `systemd-nspawn`, if not the one on `PATH`.
+    nspawn: Option<PathBuf>,
+    /// `nft`, if not the one on `PATH`.
+    nft: Option<PathBuf>,
+    /// Ends when nobody called for so many seconds; a new call starts it again. 0 never ends it.
+    #[serde(default = "default_idle_seconds")]
+    idle_seconds: u64,
+    /// Where all is kept, if not at the usual places.
+    #[serde(default)]
+    paths: Paths,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Paths {
+    roots: Option<PathBuf>,
+    confs: Option<PathBuf>,
+    gc_roots: Option<PathBuf>,
+    state: Option<PathBuf>,
+    run: Option<PathBuf>,
+}
+
+fn default_idle_seconds() -> u64 {
+    60
+}
+
+/// Why the settings can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("can't read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Somebody else than root may write to a file or a folder that the helper relies on.
+    #[error("{} {why}: whoever may write there could make the helper do as they like", path.display())]
+    NotRoots {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The file is not of its shape.
+    #[error("{} can't be used", path.display())]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The place, and what is wrong there.
+        source: Box<toml::de::Error>,
+    },
+    /// A user or a group is not known here.
+    #[error("{} names an account that is not here", path.display())]
+    Account {
+        /// The file.
+        path: PathBuf,
+        /// Which.
+        source: AccountError,
+    },
+    /// A program is missing.
+    #[error(transparent)]
+    Program(#[from] MissingProgram),
+    /// The helper can't tell which program it is.
+    #[error("can't find this program's own file")]
+    Itself(#[source] std::io::Error),
+}
+
+/// Reads the settings file, and returns the helper and how it serves.
+///
+/// # Errors
+/// [`ConfigError`], which says what would be right.
+pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
+    check_roots(path)?;
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let file: File = toml::from_str(&text).map_err(|source| ConfigError::Shape {
+        path: path.to_owned(),
+        source: Box::new(source),
+    })?;
+    let account = |source| ConfigError::Account {
+        path: path.to_owned(),
+        source,
+    };
+    let client = accounts::user(&file.client).map_err(account)?;
+    let observers = match &file.observers {
+        Some(group) => accounts::group(group).map_err(account)?,
+        None => client.group,
+    };
+    let usual = HostPaths::new(&file.leaf);
+    let paths = HostPaths {
+        roots: file.paths.roots.unwrap_or(usual.roots),
+        confs: file.paths.confs.unwrap_or(usual.confs),
+        gc_roots: file.paths.gc_roots.unwrap_or(usual.gc_roots),
+        state: file.paths.state.unwrap_or(usual.state),
+        run: file.paths.run.unwrap_or(usual.run),
+    };
+    for folder in [
+        &paths.roots,
+        &paths.confs,
+        &paths.gc_roots,
+        &paths.state,
+        &paths.run,
+    ] {
+        check_roots(folder)?;
+    }
+    check_roots(&file.leaf_init)?;
+    let itself = std::env::current_exe().map_err(ConfigError::Itself)?;
+    let mut settings = Settings::find(itself, file.leaf_init, file.address_pool)?;
+    if let Some(nspawn) = file.nspawn {
+        settings.nspawn = nspawn;
+    }
+    if let Some(nft) = file.nft {
+        settings.nft = nft;
+    }
+    settings.observers = Some(observers);
+    let serving = Serving {
+        client: client.user,
+        idle: Some(Duration::from_secs(file.idle_seconds)).filter(|idle| !idle.is_zero()),
+    };
+    Ok((Helper::new(file.leaf, paths, settings), serving))
+}
+
+/// Checks that nobody but root can exchange this file or folder: it, where it is there, and every folder above it is
+/// root's, and nobody else may write to it (or only to what is theirs, as in `/tmp`).
+fn check_roots(path: &Path) -> Result<(), ConfigError> {
+    let not_roots = |path: &Path, why: &str| ConfigError::NotRoots {
+        path: path.to_owned(),
+        why: why.to_owned(),
+    };
+    if !path.is_absolute()
+        || path
+            .components()
+            .any(|part| part == std::path::Component::ParentDir)
+    {
+        return Err(not_roots(path, "is not an absolute path without '..'"));
+    }
+    // Each link on the way is checked where it stands, and then where it leads.
+    let real = path
+        .ancestors()
+        .find_map(|above| std::fs::canonicalize(above).ok());
+    for path in path
+        .ancestors()
+        .chain(real.iter().flat_map(|real| real.ancestors()))
+    {
+        let stat = match std::fs::symlink_metadata(path) {
+            Ok(stat) => stat,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(source) => {
+                return Err(ConfigError::Read {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        };
+        let sticky = stat.mode() & 0o1000 != 0 && stat.is_dir();
+        if stat.uid() != 0 {
+            return Err(not_roots(
+                path,
+                &format!("belongs to user {}, not to root", stat.uid()),
+            ));
+        }
+        if !stat.is_symlink() && stat.mode() & 0o022 != 0 && !sticky {
+            return Err(not_roots(path, "may be written to by others than root"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn what_others_may_write_to_or_exchange_is_not_relied_on() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("helper.toml");
+        std::fs::write(&file, "").expect("a file");
+        check_roots(&file).expect("root's");
+        check_roots(&folder.path().join("not/yet/there")).expect("root's");
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).expect("a mode");
+        let error = check_roots(&file).expect_err("others may exchange it");
+        assert!(matches!(error, ConfigError::NotRoots { path, .. } if path == folder.path()));
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("a mode");
+        std::os::unix::fs::chown(&file, Some(1234), None).expect("an owner");
+        check_roots(&file).expect_err("another's");
+        check_roots(Path::new("helper.toml")).expect_err("relative");
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&file, &link).expect("a link");
+        check_roots(&link).expect_err("it leads to another's");
+    }
+}

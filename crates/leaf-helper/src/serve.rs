@@ -1,0 +1,351 @@
+//! The helper as a service: takes [`HostOp`]s from a socket (varlink), and carries them out.
+//!
+//! One loop owns what is under way. Each connection is a task that reads calls and waits for their ends; each operation
+//! is a task of the loop's own, so a caller that goes away does not stop it. Operations on one subject (a container, a
+//! job, the network) run one after the other.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::time::Duration;
+
+use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
+use serde_json::{Map, Value, json};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{Id, JoinSet};
+use tokio::time::Instant;
+use zlink::{Connection, Reply};
+
+use crate::Helper;
+use crate::bounded::Bounded;
+use crate::wire::{self, DESCRIPTION, Fault, INTERFACE, Message, SERVICE};
+
+/// How many callers may be connected at once; more wait.
+const MAX_CONNECTIONS: usize = 64;
+/// How many operations may wait for their turn; more are refused.
+const MAX_WAITING: usize = 1024;
+/// How long the last answers may take when the service ends.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Who may call, and when the service ends by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Serving {
+    /// The user whose processes may call, besides root's.
+    pub client: u32,
+    /// Ends the service when nobody was connected for so long.
+    pub idle: Option<Duration>,
+}
+
+/// What an operation is about: no two on one subject run at the same time.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Subject {
+    Network,
+    Container(String),
+    Job(String),
+}
+
+impl Subject {
+    fn of(op: &HostOp) -> Self {
+        match op {
+            HostOp::PrepareNetwork { .. } => Self::Network,
+            HostOp::CreateContainer { name, .. }
+            | HostOp::StartContainer { name, .. }
+            | HostOp::UpdateContainer { name, .. }
+            | HostOp::StopContainer { name, .. }
+            | HostOp::DestroyContainer { name } => Self::Container(name.to_string()),
+            HostOp::StartJob { id } | HostOp::StopJob { id, .. } | HostOp::RemoveJob { id } => {
+                Self::Job(id.to_string())
+            }
+        }
+    }
+}
+
+/// An operation that somebody asks for.
+struct Ask {
+    op: HostOp,
+    answer: oneshot::Sender<Result<(), HostOpError>>,
+}
+
+/// What is under way.
+struct Work {
+    helper: Helper,
+    running: JoinSet<()>,
+    subjects: BTreeMap<Id, Subject>,
+    /// Those that wait, for each subject that one runs on.
+    waiting: BTreeMap<Subject, VecDeque<Ask>>,
+}
+
+impl Work {
+    fn take(&mut self, ask: Ask) {
+        let subject = Subject::of(&ask.op);
+        let waiting: usize = self.waiting.values().map(VecDeque::len).sum();
+        match self.waiting.get_mut(&subject) {
+            Some(_) if waiting >= MAX_WAITING => {
+                let error = HostOpError {
+                    op: ask.op.summary(),
+                    kind: HostOpErrorKind::Failed,
+                    reason: format!("{waiting} operations wait already; try again later"),
+                };
+                let _ = ask.answer.send(Err(error));
+            }
+            Some(queue) => queue.push_back(ask),
+            None => {
+                self.waiting.insert(subject.clone(), VecDeque::new());
+                self.begin(subject, ask);
+            }
+        }
+    }
+
+    fn begin(&mut self, subject: Subject, Ask { op, answer }: Ask) {
+        let helper = self.helper.clone();
+        let task = self.running.spawn(async move {
+            let summary = op.summary();
+            tracing::info!(op = summary, "begins");
+            let outcome = helper.carry_out(&op).await;
+            match &outcome {
+                Ok(()) => tracing::info!(op = summary, "done"),
+                Err(error) => {
+                    tracing::warn!(op = summary, kind = ?error.kind, reason = error.reason, "not done");
+                }
+            }
+            // Whoever asked may have gone away.
+            let _ = answer.send(outcome);
+        });
+        self.subjects.insert(task.id(), subject);
+    }
+
+    /// Waits until an operation ends, and begins the next on the same subject.
+    async fn next_end(&mut self) {
+        let Some(ended) = self.running.join_next_with_id().await else {
+            return std::future::pending().await;
+        };
+        let id = match &ended {
+            Ok((id, ())) => *id,
+            Err(error) => {
+                tracing::error!(%error, "an operation ended unexpectedly");
+                error.id()
+            }
+        };
+        let Some(subject) = self.subjects.remove(&id) else {
+            return;
+        };
+        match self.waiting.get_mut(&subject).and_then(VecDeque::pop_front) {
+            Some(next) => self.begin(subject, next),
+            None => {
+                self.waiting.remove(&subject);
+            }
+        }
+    }
+}
+
+/// Serves until `stop`, or until nobody called for a while. Operations that are under way are carried to their ends.
+///
+/// # Errors
+/// What the system says of the listening socket.
+pub async fn serve(
+    helper: Helper,
+    listener: UnixListener,
+    serving: Serving,
+    stop: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let (asks, mut asked) = mpsc::channel(MAX_CONNECTIONS);
+    let (end, ends) = watch::channel(false);
+    let mut connections = JoinSet::new();
+    let mut work = Work {
+        helper,
+        running: JoinSet::new(),
+        subjects: BTreeMap::new(),
+        waiting: BTreeMap::new(),
+    };
+    tokio::pin!(stop);
+    let mut quiet_since = Instant::now();
+    loop {
+        let busy = !connections.is_empty() || !work.running.is_empty();
+        let idle_until = serving.idle.filter(|_| !busy).map(|idle| quiet_since + idle);
+        tokio::select! {
+            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => {
+                let (stream, _) = accepted?;
+                connections.spawn(attend(stream, serving.client, asks.clone(), ends.clone()));
+            }
+            Some(ask) = asked.recv() => work.take(ask),
+            () = work.next_end() => quiet_since = Instant::now(),
+            Some(_) = connections.join_next() => quiet_since = Instant::now(),
+            () = async { tokio::time::sleep_until(idle_until.unwrap_or(quiet_since)).await }, if idle_until.is_some() => {
+                tracing::info!("nobody calls; a new call starts this again");
+                break;
+            }
+            () = &mut stop => {
+                tracing::info!(under_way = work.running.len(), "ends");
+                break;
+            }
+        }
+    }
+    // No more calls are read; what was asked for is carried out and answered.
+    drop(listener);
+    drop(asks);
+    end.send_replace(true);
+    let mut all_asked = false;
+    while !(all_asked && work.running.is_empty()) {
+        tokio::select! {
+            ask = asked.recv(), if !all_asked => match ask {
+                Some(ask) => work.take(ask),
+                None => all_asked = true,
+            },
+            () = work.next_end() => {}
+        }
+    }
+    let said = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(LAST_WORDS, said).await.is_err() {
+        tracing::warn!("a caller did not take its last answer");
+    }
+    Ok(())
+}
+
+/// Answers one caller until it goes away, or the service ends.
+async fn attend(stream: UnixStream, client: u32, asks: mpsc::Sender<Ask>, mut ends: watch::Receiver<bool>) {
+    // As the kernel noted it when the caller connected (unix(7), SO_PEERCRED).
+    let caller = match stream.peer_cred() {
+        Ok(peer) => peer.uid(),
+        Err(error) => return tracing::warn!(%error, "the caller can't be told"),
+    };
+    let mut connection = match Bounded::new(stream) {
+        Ok(socket) => Connection::new(socket),
+        Err(error) => return tracing::warn!(error = ?error, "the connection can't be used"),
+    };
+    if caller != client && caller != 0 {
+        tracing::warn!(caller, "a caller that is neither leafd nor root is turned away");
+        let denied = Fault::service("PermissionDenied", None);
+        let _ = connection.send_error(&denied, Vec::new()).await;
+        return;
+    }
+    loop {
+        let call = tokio::select! {
+            biased;
+            _ = ends.wait_for(|end| *end) => return,
+            call = connection.receive_call::<Message>() => call,
+        };
+        // File descriptors that came along are of no use here, and closed.
+        let call = match call {
+            Ok((call, _)) => call,
+            Err(zlink::Error::UnexpectedEof) => return,
+            // Not the error's own text: that may quote what was sent.
+            Err(error) => {
+                let why = match error {
+                    zlink::Error::Json(_) => "it is not a call in JSON",
+                    zlink::Error::BufferOverflow => "it is too long",
+                    _ => "it can't be read",
+                };
+                tracing::warn!(
+                    caller,
+                    why,
+                    "what a caller said is not understood, and it is left"
+                );
+                let fault = Fault::service("InvalidParameter", Some(("parameter", why)));
+                let _ = connection.send_error(&fault, Vec::new()).await;
+                return;
+            }
+        };
+        let oneway = call.oneway();
+        let message = Message {
+            method: call.method().method.clone(),
+            parameters: call.method().parameters.clone(),
+        };
+        let answer = answer(message, call.more() || call.upgrade(), &asks).await;
+        if oneway {
+            continue;
+        }
+        let sent = match answer {
+            Ok(parameters) => {
+                connection
+                    .send_reply(&Reply::new(Some(parameters)), Vec::new())
+                    .await
+            }
+            Err(fault) => connection.send_error(&fault, Vec::new()).await,
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+async fn answer(
+    message: Message,
+    special: bool,
+    asks: &mpsc::Sender<Ask>,
+) -> Result<Map<String, Value>, Fault> {
+    if special {
+        return Err(Fault::service(
+            "InvalidParameter",
+            Some(("parameter", "more, upgrade")),
+        ));
+    }
+    if let Some(method) = message.method.strip_prefix(SERVICE) {
+        return about_the_service(method, &message);
+    }
+    let op = wire::operation(message)?;
+    let summary = op.summary();
+    let (answer, answered) = oneshot::channel();
+    let lost = |_| {
+        Fault::from(HostOpError {
+            op: summary.clone(),
+            kind: HostOpErrorKind::Failed,
+            reason: "the helper does not work properly; its log says more".to_owned(),
+        })
+    };
+    asks.send(Ask { op, answer })
+        .await
+        .map_err(|e| lost(e.to_string()))?;
+    answered.await.map_err(|e| lost(e.to_string()))??;
+    Ok(Map::new())
+}
+
+/// What every varlink service answers.
+fn about_the_service(method: &str, message: &Message) -> Result<Map<String, Value>, Fault> {
+    let description = |interface: &str| match interface {
+        INTERFACE => Some(DESCRIPTION),
+        SERVICE => Some(SERVICE_DESCRIPTION),
+        _ => None,
+    };
+    let value = match method {
+        ".GetInfo" => json!({
+            "vendor": "cim-leaf",
+            "product": "leaf-helper",
+            "version": env!("CARGO_PKG_VERSION"),
+            "url": "",
+            "interfaces": [INTERFACE, SERVICE],
+        }),
+        ".GetInterfaceDescription" => {
+            let name = message.parameters.get("interface").and_then(Value::as_str);
+            let name =
+                name.ok_or_else(|| Fault::service("InvalidParameter", Some(("parameter", "interface"))))?;
+            let unknown = || Fault::service("InterfaceNotFound", Some(("interface", name)));
+            json!({ "description": description(name).ok_or_else(unknown)? })
+        }
+        _ => {
+            return Err(Fault::service(
+                "MethodNotFound",
+                Some(("method", &message.method)),
+            ));
+        }
+    };
+    match value {
+        Value::Object(parameters) => Ok(parameters),
+        _ => unreachable!("both answers are objects"),
+    }
+}
+
+/// As varlink.org has it.
+const SERVICE_DESCRIPTION: &str = "\
+# What every varlink service answers.
+interface org.varlink.service
+
+method GetInfo() -> (vendor: string, product: string, version: string, url: string, interfaces: []string)
+
+method GetInterfaceDescription(interface: string) -> (description: string)
+
+error InterfaceNotFound (interface: string)
+error MethodNotFound (method: string)
+error MethodNotImplemented (method: string)
+error InvalidParameter (parameter: string)
+error PermissionDenied ()
+";
