@@ -57,7 +57,7 @@ struct Supervise {
     /// GC roots [default: /nix/var/nix/gcroots/per-container]
     #[arg(long)]
     gc_roots: Option<PathBuf>,
-    /// What survives a reboot [default: /var/lib/cim-leaf/containers/LEAF]
+    /// What survives a reboot [default: /var/lib/cim-leaf-containers/LEAF]
     #[arg(long)]
     state: Option<PathBuf>,
     /// What does not [default: /run/cim-leaf/containers/LEAF]
