@@ -12,8 +12,10 @@ mod freeze;
 mod image;
 mod machine;
 mod network;
+mod programs;
 mod qmp;
 mod share;
+mod shell;
 mod socket;
 mod task;
 
@@ -28,10 +30,14 @@ use serde_json::json;
 pub use cache::{Accelerator, Image, VARIABLE as CACHE_VARIABLE};
 pub use device::{Device, Plugged};
 pub use network::Network;
+pub use programs::{Programs, VARIABLE as PROGRAMS_VARIABLE};
 
 pub(crate) use task::HostTask;
 
 use machine::{Machine, Memory, Start};
+
+/// Set where the image is there, so that tests may use it: `cargo xtask test` does it.
+pub const READY_VARIABLE: &str = "CIM_LEAF_HOST";
 
 /// How long a command may take where nothing else is said.
 pub const LIMIT: Duration = Duration::from_secs(120);
@@ -57,6 +63,7 @@ pub struct Options {
     memory_mib: u64,
     lives: Duration,
     networks: Vec<(Network, String)>,
+    programs: Option<Programs>,
 }
 
 impl Default for Options {
@@ -66,6 +73,7 @@ impl Default for Options {
             memory_mib: machine::MEMORY_MIB,
             lives: LIVES,
             networks: Vec::new(),
+            programs: None,
         }
     }
 }
@@ -99,12 +107,20 @@ impl Options {
         self
     }
 
+    /// Puts the house's programs and units on it: leafd's user and sockets are there, leafd is not started. That is
+    /// made once for the same programs and kept, so it takes no longer than a machine without them.
+    #[must_use]
+    pub fn with(mut self, programs: &Programs) -> Self {
+        self.programs = Some(programs.clone());
+        self
+    }
+
     /// Returns a machine like this.
     ///
     /// # Errors
     /// Where the image is not here and can't be built, or QEMU does not start.
     pub fn restore(self) -> Result<Host> {
-        Host::with(self)
+        Host::new(self)
     }
 }
 
@@ -118,7 +134,8 @@ pub struct Host {
     folder: tempfile::TempDir,
     mac: String,
     devices: device::Rack,
-    shares: Vec<String>,
+    /// Where shared folders are there, by their places.
+    shares: [Option<String>; share::SLOTS],
 }
 
 impl Host {
@@ -130,13 +147,24 @@ impl Host {
         Options::default().restore()
     }
 
+    /// Returns a fresh machine with the programs and units of this checkout.
+    ///
+    /// # Errors
+    /// As [`Host::restore`]; and where the programs can't be built, or don't run there.
+    pub fn leaf() -> Result<Self> {
+        Options::default().with(&Programs::here()?).restore()
+    }
+
     /// Returns what [`Options::restore`] starts from.
     pub fn options() -> Options {
         Options::default()
     }
 
-    fn with(options: Options) -> Result<Self> {
-        let image = Image::prepare()?;
+    fn new(options: Options) -> Result<Self> {
+        let mut image = Image::prepare()?;
+        if let Some(programs) = &options.programs {
+            image = image.with(programs)?;
+        }
         let folder = tempfile::Builder::new()
             .prefix("leaf-host-")
             .tempdir()
@@ -153,7 +181,7 @@ impl Host {
             folder,
             mac: device::new_mac(),
             devices: device::Rack::default(),
-            shares: Vec::new(),
+            shares: Default::default(),
         };
         host.first_devices()?;
         let (memory, devices) = (
@@ -195,12 +223,18 @@ impl Host {
             lives: self.options.lives,
         })?;
         self.devices.plug_all(&mut machine.qmp, self.folder.path())?;
-        for slot in 0..self.shares.len() {
+        for (slot, _) in self.shared() {
             machine.qmp.execute("device_add", share::device(slot))?;
         }
         machine.go()?;
         machine.wait(limit)?;
         Ok(machine)
+    }
+
+    /// The places of shared folders that are taken, and where they are there.
+    fn shared(&self) -> impl Iterator<Item = (usize, &str)> {
+        let shares = self.shares.iter().enumerate();
+        shares.filter_map(|(slot, guest)| Some((slot, guest.as_deref()?)))
     }
 
     /// Tells a copy who it is: what all copies have alike would make them one machine to each other.
@@ -312,14 +346,38 @@ impl Host {
 
     /// Shows it a folder of this machine, for reading and writing.
     pub fn share(&mut self, folder: &Path, guest: &str) -> Result<()> {
-        let slot = self.shares.len();
+        let slot = self.shares.iter().position(Option::is_none);
+        let slot = slot
+            .with_context(|| format!("a machine can have {} shared folders, and has them", share::SLOTS))?;
         share::lead(self.folder.path(), slot, folder)?;
         self.machine()?
             .borrow_mut()
             .qmp
             .execute("device_add", share::device(slot))?;
-        self.shares.push(guest.to_owned());
+        self.shares[slot] = Some(guest.to_owned());
         self.ok(&share::mount(slot, guest)).map(|_| ())
+    }
+
+    /// Puts the house's programs and units on it while it runs, as an upgrade does. No unit is restarted.
+    pub fn install(&mut self, programs: &Programs) -> Result<()> {
+        self.share(programs.tree(), "/run/programs")?;
+        let script = programs.script("/run/programs")?;
+        let installed = self.ok(&script).map(|_| ());
+        self.unshare("/run/programs")?;
+        installed.context("the programs can't be installed")
+    }
+
+    /// Takes a shared folder away again.
+    pub fn unshare(&mut self, guest: &str) -> Result<()> {
+        let slot = self
+            .shares
+            .iter()
+            .position(|shared| shared.as_deref() == Some(guest));
+        let slot = slot.with_context(|| format!("nothing is shared as {guest}"))?;
+        self.ok(&format!("umount '{guest}'"))?;
+        share::unplug(&mut self.machine()?.borrow_mut().qmp, self.folder.path(), slot)?;
+        self.shares[slot] = None;
+        Ok(())
     }
 
     /// Plugs a device in. Its guest sees it a moment later: wait for what you need of it.
@@ -363,6 +421,15 @@ impl Host {
             .map(|_| ())
     }
 
+    /// Connects or cuts its cable in a network that it is on.
+    pub fn link_in(&self, network: &Network, up: bool) -> Result<()> {
+        let plugged = self
+            .devices
+            .on(network)
+            .context("the machine is not on that network")?;
+        self.link_of(plugged, up)
+    }
+
     /// Takes its power away: what was not flushed to its disk is lost. [`Host::boot`] gives it back.
     pub fn cut_power(&mut self) {
         self.machine = None;
@@ -387,7 +454,7 @@ impl Host {
         // Not `--wait`, which asks for all units to be well: that is for the test to say.
         self.ok("systemctl is-system-running --wait >/dev/null; until ip route show default | grep -q .; do sleep 0.05; done")?;
         self.addresses()?;
-        for (slot, guest) in self.shares.iter().enumerate() {
+        for (slot, guest) in self.shared() {
             self.ok(&share::mount(slot, guest))?;
         }
         Ok(())
@@ -429,6 +496,11 @@ impl Host {
         self.machine
             .as_ref()
             .is_some_and(|machine| machine.borrow_mut().is_running())
+    }
+
+    /// The folder of its sockets, logs and disk, on this machine.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Its host name.
@@ -494,7 +566,7 @@ impl Running<'_> {
         // `timeout` passes a SIGTERM on to the group that it leads.
         let limit = Duration::from_secs(20);
         let kill = format!(
-            "kill -TERM {0}; for i in $(seq 20); do kill -0 {0} 2>/dev/null || exit 0; sleep 0.1; done; kill -KILL -{0}",
+            "kill -TERM {0}; for i in $(seq 20); do kill -0 -- -{0} || exit 0; sleep 0.1; done 2>/dev/null; kill -KILL -- -{0}",
             self.pid
         );
         let pid = machine.agent.start(&kill, limit)?;

@@ -7,16 +7,21 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
 
+use super::programs::Programs;
 use super::{freeze, image};
 use crate::command::{find, output, target};
 use crate::setup;
 
 /// Where images are kept, if not in `target/host`.
 pub const VARIABLE: &str = "CIM_LEAF_HOST_CACHE";
+
+/// After that nobody starts a machine from an image of programs any more; one that runs has its files open.
+const FORGOTTEN: Duration = Duration::from_secs(6 * 60 * 60);
 
 /// What runs a machine's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +43,7 @@ pub struct Image {
 }
 
 /// The folder of all images.
-pub fn folder() -> PathBuf {
+pub(super) fn folder() -> PathBuf {
     match std::env::var_os(VARIABLE) {
         Some(folder) if !folder.is_empty() => {
             std::path::absolute(PathBuf::from(&folder)).unwrap_or(folder.into())
@@ -72,6 +77,36 @@ impl Image {
             .context("the test host's disk can't be built")?;
         build_whole(&image.frozen, |folder| freeze::freeze(&image, folder))
             .context("the test host can't be started and frozen")?;
+        Ok(image)
+    }
+
+    /// Returns the same image with programs on it; makes it where it is not here yet.
+    pub(super) fn with(&self, programs: &Programs) -> Result<Self> {
+        let machine = self
+            .frozen
+            .file_name()
+            .expect("an image has a name")
+            .to_string_lossy()
+            .into_owned();
+        let cache = folder();
+        let key = key(&[
+            &machine,
+            programs.key(),
+            &programs.script("")?,
+            &freeze::recipe(self.accelerator)?,
+        ]);
+        let image = Self {
+            frozen: cache.join(format!("leaf-{key}")),
+            ..self.clone()
+        };
+        if !image.frozen.is_dir() {
+            let _lock = lock(&cache)?;
+            forget_old(&cache)?;
+            build_whole(&image.frozen, |folder| {
+                freeze::freeze_with(self, programs, folder)
+            })
+            .context("the programs can't be put on the test host")?;
+        }
         Ok(image)
     }
 
@@ -119,12 +154,46 @@ fn build_whole(folder: &Path, build: impl FnOnce(&Path) -> Result<()>) -> Result
     fs::rename(&part, folder).with_context(|| format!("can't rename {}", part.display()))
 }
 
+/// Removes images of programs that nobody uses any more: each build makes a new one.
+fn forget_old(cache: &Path) -> Result<()> {
+    for (folder, age) in images(cache)? {
+        let name = folder
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if name.starts_with("leaf-") && age > FORGOTTEN {
+            fs::remove_dir_all(&folder).with_context(|| format!("can't remove {}", folder.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// All images, whole or not, and how long ago they were made.
+pub(super) fn images(cache: &Path) -> Result<Vec<(PathBuf, Duration)>> {
+    let entries = match fs::read_dir(cache) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| format!("can't read {}", cache.display()))?,
+    };
+    let mut images = Vec::new();
+    for entry in entries {
+        let folder = entry.context("a folder can't be read")?.path();
+        if folder.is_dir() {
+            let made = folder.metadata().and_then(|folder| folder.modified()).ok();
+            let age = made.and_then(|made| made.elapsed().ok()).unwrap_or_default();
+            images.push((folder, age));
+        }
+    }
+    images.sort_unstable();
+    Ok(images)
+}
+
 /// Waits until no other process builds.
 #[expect(
     clippy::print_stderr,
     reason = "a program, which tells a person what it waits for"
 )]
-fn lock(cache: &Path) -> Result<fs::File> {
+pub(super) fn lock(cache: &Path) -> Result<fs::File> {
     let path = cache.join("lock");
     let file = fs::File::create(&path).with_context(|| format!("can't open {}", path.display()))?;
     if let Err(fs::TryLockError::WouldBlock) = file.try_lock() {

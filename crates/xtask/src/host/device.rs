@@ -256,6 +256,12 @@ impl Rack {
         Ok(Plugged(self.devices.len() - 1))
     }
 
+    /// The first card that is on a network.
+    pub(super) fn on(&self, network: &Network) -> Option<Plugged> {
+        let is_on = |entry: &Option<(Device, Option<usize>)>| matches!(entry, Some((Device { backend: Backend::Network(other), .. }, _)) if other.is(network));
+        self.devices.iter().position(is_on).map(Plugged)
+    }
+
     pub(super) fn forget(&mut self, plugged: Plugged) {
         if let Some(device) = self.devices.get_mut(plugged.0) {
             *device = None;

@@ -14,7 +14,8 @@ use serde_json::json;
 
 use super::cache::{Accelerator, Image};
 use super::machine::{self, Machine, Memory, Start};
-use super::pause;
+use super::programs::Programs;
+use super::{pause, share};
 use crate::command::output;
 
 /// Changes with what is done to a machine before it is frozen.
@@ -77,6 +78,39 @@ pub(super) fn freeze(image: &Image, folder: &Path) -> Result<()> {
     keep(machine, folder)
 }
 
+/// The same of a frozen machine with programs on it.
+pub(super) fn freeze_with(image: &Image, programs: &Programs, folder: &Path) -> Result<()> {
+    let (disk, memory) = (folder.join("disk.qcow2"), folder.join("memory"));
+    overlay(&image.frozen.join("disk.qcow2"), "qcow2", &disk)?;
+    output(
+        Command::new("cp")
+            .args(["--sparse=always", "--reflink=auto"])
+            .arg(image.frozen.join("memory"))
+            .arg(&memory),
+    )?;
+    let devices = image.frozen.join("devices");
+    let mut machine = Machine::start(&start(image, folder, &disk, &memory, Some(&devices)))?;
+    machine.go()?;
+    machine.wait(BOOT)?;
+    share::lead(folder, 0, programs.tree())?;
+    machine.qmp.execute("device_add", share::device(0))?;
+    for text in [
+        &share::mount(0, "/run/programs"),
+        &programs.script("/run/programs")?,
+        "umount /run/programs",
+    ] {
+        let output = command(&mut machine, text)?;
+        ensure!(
+            output.status == 0,
+            "{text:?} ended with {}: {}",
+            output.status,
+            output.stderr.trim_end()
+        );
+    }
+    share::unplug(&mut machine.qmp, folder, 0)?;
+    keep(machine, folder)
+}
+
 /// Stops a machine whose memory is in a file of this folder, and saves the rest of it there.
 pub(super) fn keep(mut machine: Machine, folder: &Path) -> Result<()> {
     let flushed = command(&mut machine, "sync")?;
@@ -107,19 +141,30 @@ pub(super) fn keep(mut machine: Machine, folder: &Path) -> Result<()> {
 }
 
 fn boot(image: &Image, folder: &Path, disk: &Path, memory: &Path) -> Result<Machine> {
-    let mut machine = Machine::start(&Start {
+    let mut machine = Machine::start(&start(image, folder, disk, memory, None))?;
+    machine.go()?;
+    machine.wait(BOOT)?;
+    Ok(machine)
+}
+
+/// A machine whose memory stays in a file.
+fn start<'a>(
+    image: &'a Image,
+    folder: &'a Path,
+    disk: &'a Path,
+    memory: &'a Path,
+    frozen: Option<&'a Path>,
+) -> Start<'a> {
+    Start {
         accelerator: image.accelerator,
         folder,
         boot: &image.root,
         disk,
         memory: Memory::File(memory),
-        frozen: None,
+        frozen,
         mac: "52:54:00:00:00:01",
         lives: Duration::from_secs(600),
-    })?;
-    machine.go()?;
-    machine.wait(BOOT)?;
-    Ok(machine)
+    }
 }
 
 fn command(machine: &mut Machine, text: &str) -> Result<super::Output> {

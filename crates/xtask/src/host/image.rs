@@ -74,10 +74,6 @@ const FILES: &[(&str, &str)] = &[
     ),
     ("etc/test-host.network", include_str!("guest/network.batch")),
     (
-        "etc/systemd/system/test-host-console.service",
-        include_str!("guest/console.service"),
-    ),
-    (
         "etc/systemd/system/qemu-guest-agent.service.d/test-host.conf",
         include_str!("guest/qemu-guest-agent.conf"),
     ),

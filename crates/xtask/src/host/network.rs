@@ -64,6 +64,11 @@ impl Network {
         })
     }
 
+    /// Whether both are the same network.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.switch, &other.switch)
+    }
+
     /// What QEMU connects a card to.
     pub(super) fn backend(&self, id: &str) -> Value {
         let path = self.switch.folder.path().join("switch");

@@ -3,11 +3,16 @@
 //! A device for it can be plugged in, but its folder must be named when QEMU starts. So QEMU is given links that lead
 //! nowhere yet; it follows one when its device is plugged in.
 
+use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
+
+use super::machine::PORTS;
+use super::qmp::Qmp;
 
 /// How many folders one machine can have.
 pub(super) const SLOTS: usize = 8;
@@ -35,9 +40,15 @@ pub(super) fn lead(machine: &Path, number: usize, folder: &Path) -> Result<()> {
     symlink(&folder, &link).with_context(|| format!("can't make {}", link.display()))
 }
 
-/// What QEMU is asked to plug in.
+/// QEMU's name for the device of a place.
+pub(super) fn device_id(slot: usize) -> String {
+    format!("{}-device", id(slot))
+}
+
+/// What QEMU is asked to plug in, at the last of the places for devices.
 pub(super) fn device(slot: usize) -> Value {
-    json!({"driver": "virtio-9p-pci", "id": format!("{}-device", id(slot)), "fsdev": id(slot), "mount_tag": id(slot)})
+    let bus = format!("port{}", PORTS - SLOTS + slot);
+    json!({"driver": "virtio-9p-pci", "id": device_id(slot), "bus": bus, "fsdev": id(slot), "mount_tag": id(slot)})
 }
 
 /// What the guest runs; it waits for the device.
@@ -48,4 +59,15 @@ pub(super) fn mount(slot: usize, guest: &str) -> String {
          mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=none {tag} '{guest}' 2>/run/{tag}.log && exit 0; \
          sleep 0.05; done; cat /run/{tag}.log >&2; exit 1"
     )
+}
+
+/// Takes a device away, and the link.
+pub(super) fn unplug(qmp: &mut Qmp, machine: &Path, number: usize) -> Result<()> {
+    let device = device_id(number);
+    qmp.execute("device_del", json!({"id": device}))?;
+    qmp.wait("DEVICE_DELETED", Duration::from_secs(60), |data| {
+        data["device"] == device.as_str()
+    })?;
+    let link = slot(machine, number);
+    fs::remove_file(&link).with_context(|| format!("can't remove {}", link.display()))
 }

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::cache;
-use super::{Accelerator, Host, Image};
+use super::{Accelerator, Host, Image, Programs, cache, shell};
 
 /// A real machine with systemd in QEMU, to try things on and to test on
 ///
@@ -21,18 +20,57 @@ pub(crate) struct HostTask {
 
 #[derive(clap::Subcommand)]
 enum What {
+    Shell(Shell),
     Run(Run),
     Build(Build),
     Status(Status),
+    Clean(Clean),
 }
 
 impl HostTask {
     pub(crate) fn run(self) -> Result<ExitCode> {
         match self.what {
+            What::Shell(args) => args.run(),
             What::Run(args) => args.run(),
             What::Build(args) => args.run(),
             What::Status(args) => args.run(),
+            What::Clean(args) => args.run(),
         }
+    }
+}
+
+/// A shell on a fresh machine on which leafd runs
+///
+/// It ends with the machine: `exit` or Control and ] leave it.
+#[derive(clap::Args)]
+struct Shell {
+    /// A machine without leafd and its programs
+    #[arg(long)]
+    bare: bool,
+    /// The machine's memory, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = super::machine::MEMORY_MIB)]
+    memory: u64,
+}
+
+impl Shell {
+    fn run(self) -> Result<ExitCode> {
+        let options = Host::options()
+            .memory_mib(self.memory)
+            .lives(Duration::from_secs(12 * 60 * 60));
+        let host = if self.bare {
+            options.restore()?
+        } else {
+            let host = options.with(&Programs::here()?).restore()?;
+            host.ok("systemctl start leafd.service || { journalctl --unit leafd --lines 20 --no-pager >&2; exit 1; }")?;
+            println!(
+                "leafd runs here; try: leafctl leaf show, leafctl hardware list, leafctl container list"
+            );
+            host
+        };
+        println!("`exit` or Control and ] leave and end the machine");
+        shell::shell(&host)?;
+        println!("\nthe machine has ended");
+        Ok(ExitCode::SUCCESS)
     }
 }
 
@@ -45,6 +83,9 @@ struct Run {
     /// The machine's memory, in MiB
     #[arg(long, value_name = "MIB", default_value_t = super::machine::MEMORY_MIB)]
     memory: u64,
+    /// Build leafd and the other programs, and put them on it with their units; leafd is not started
+    #[arg(long)]
+    leaf: bool,
     /// A command line of bash
     command: String,
 }
@@ -52,10 +93,13 @@ struct Run {
 impl Run {
     fn run(self) -> Result<ExitCode> {
         let limit = Duration::from_secs(self.limit);
-        let host = Host::options()
+        let mut options = Host::options()
             .memory_mib(self.memory)
-            .lives(limit + Duration::from_secs(120))
-            .restore()?;
+            .lives(limit + Duration::from_secs(120));
+        if self.leaf {
+            options = options.with(&Programs::here()?);
+        }
+        let host = options.restore()?;
         let output = host.run_within(&self.command, limit)?;
         std::io::stdout()
             .write_all(output.stdout.as_bytes())
@@ -100,6 +144,34 @@ impl Status {
         match image.accelerator() {
             Accelerator::Kvm => println!("it runs with KVM"),
             Accelerator::Emulation => println!("it is emulated: KVM does not work here"),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Remove images: those that this checkout would not use
+#[derive(clap::Args)]
+struct Clean {
+    /// The others too
+    #[arg(long)]
+    all: bool,
+}
+
+impl Clean {
+    fn run(self) -> Result<ExitCode> {
+        let cache = cache::folder();
+        if !cache.is_dir() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        let _lock = cache::lock(&cache)?;
+        let used = Image::here();
+        let used = used.iter().flat_map(Image::folders).collect::<Vec<_>>();
+        for (folder, _) in cache::images(&cache)? {
+            if self.all || !used.contains(&folder.as_path()) {
+                println!("removing {}", folder.display());
+                std::fs::remove_dir_all(&folder)
+                    .with_context(|| format!("can't remove {}", folder.display()))?;
+            }
         }
         Ok(ExitCode::SUCCESS)
     }
