@@ -201,32 +201,3 @@ fn check_roots(path: &Path) -> Result<(), ConfigError> {
     }
     Ok(())
 }
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use super::*;
-
-    #[test]
-    fn what_others_may_write_to_or_exchange_is_not_relied_on() {
-        if !rustix::process::geteuid().is_root() {
-            return;
-        }
-        let folder = tempfile::tempdir().expect("a folder");
-        let file = folder.path().join("helper.toml");
-        std::fs::write(&file, "").expect("a file");
-        check_roots(&file).expect("root's");
-        check_roots(&folder.path().join("not/yet/there")).expect("root's");
-        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).expect("a mode");
-        let error = check_roots(&file).expect_err("others may exchange it");
-        assert!(matches!(error, ConfigError::NotRoots { path, .. } if path == folder.path()));
-        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("a mode");
-        std::os::unix::fs::chown(&file, Some(1234), None).expect("an owner");
-        check_roots(&file).expect_err("another's");
-        check_roots(Path::new("helper.toml")).expect_err("relative");
-        let link = folder.path().join("link");
-        std::os::unix::fs::symlink(&file, &link).expect("a link");
-        check_roots(&link).expect_err("it leads to another's");
-    }
-}

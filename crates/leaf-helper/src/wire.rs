@@ -165,7 +165,7 @@ fn snake(name: &str) -> String {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
-    use leaf_core::container::ContainerNetwork;
+    use leaf_core::decide::AddressPool;
     use leaf_core::host_op::{ContainerBinding, Secret};
     use leaf_core::id::{ContainerName, JobId, LeafName, StorePath};
     use leaf_core::spec::ContainerOptions;
@@ -185,10 +185,7 @@ mod tests {
             HostOp::CreateContainer {
                 name: name.clone(),
                 toplevel: StorePath::new("/nix/store/00000000000000000000000000000000-web").expect("a path"),
-                network: ContainerNetwork {
-                    host_address: [10, 233, 1, 1].into(),
-                    container_address: [10, 233, 1, 2].into(),
-                },
+                network: AddressPool::default().link(1),
                 options: Box::new(ContainerOptions::default()),
                 adopt: false,
                 binding: ContainerBinding::new(&leaf, &name, "nats://10.233.0.1:4222"),

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use leaf_container::Containers;
+use leaf_core::command::LogText;
 use leaf_core::container::{ContainerNetwork, ObservedRun};
+use leaf_core::decide::LogQuery;
 use leaf_core::host_op::{ContainerBinding, HostOp, HostOpError, HostOpErrorKind, HostPaths, Secret};
 use leaf_core::id::{ContainerName, LeafName, StorePath};
 use leaf_helper::{Helper, Settings};
@@ -216,6 +218,8 @@ impl Host {
         ContainerNetwork {
             host_address: self.address(10 + 2 * index),
             container_address: self.address(11 + 2 * index),
+            host_address6: None,
+            container_address6: None,
         }
     }
 
@@ -225,6 +229,8 @@ impl Host {
             name: name.clone(),
             toplevel: toplevel.clone(),
             network: self.network(name),
+            options: Box::default(),
+            adopt: false,
             binding: ContainerBinding::new(&self.leaf, name, &url),
             credentials: BTreeMap::from([("nats.creds".to_owned(), Secret::new("secret text"))]),
         }
@@ -263,6 +269,17 @@ impl Host {
             .observe_one(name)
             .expect("a look")
             .map(|seen| seen.run)
+    }
+
+    /// The last lines of its console.
+    pub(crate) fn log(&self, name: &ContainerName, lines: u32) -> LogText {
+        let query = LogQuery {
+            name: name.clone(),
+            lines,
+            since: None,
+            cursor: None,
+        };
+        self.containers.logs(&query, 1 << 16).expect("a log")
     }
 
     pub(crate) fn cgroup(&self, name: &ContainerName) -> PathBuf {

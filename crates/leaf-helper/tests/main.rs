@@ -7,6 +7,7 @@ mod host;
 mod lifecycle;
 mod refusals;
 mod running;
+mod served;
 
 use std::process::ExitCode;
 
@@ -30,6 +31,10 @@ fn main() -> ExitCode {
         runtime().block_on(play_the_starter(&name.to_string_lossy()));
         return ExitCode::SUCCESS;
     }
+    if let Some(socket) = std::env::var_os(served::SPEAK) {
+        served::speak(socket.as_ref());
+        return ExitCode::SUCCESS;
+    }
     let mut trials = vec![
         trial!(lifecycle::a_container_is_made_started_stopped_and_destroyed_and_nothing_is_left),
         trial!(lifecycle::an_init_that_exits_at_once_is_told_with_its_code_and_console),
@@ -49,6 +54,16 @@ fn main() -> ExitCode {
         trial!(running::changes_give_hints),
         trial!(running::there_is_no_daemon_socket_and_no_write_to_the_store_inside),
         trial!(running::the_minimal_system_answers_for_its_health_with_its_own_credentials),
+        trial!(served::a_container_lives_its_life_by_calls_of_a_user_who_is_not_root),
+        trial!(served::the_service_describes_its_operations),
+        trial!(served::nobody_but_leafd_and_root_may_call),
+        trial!(served::what_is_no_call_is_told_and_others_are_served_on),
+        trial!(served::what_leafd_may_not_do_is_refused_whatever_the_operation),
+        trial!(served::a_caller_that_goes_away_does_not_stop_an_operation),
+        trial!(served::operations_on_one_container_wait_for_each_other_and_on_others_do_not),
+        trial!(served::a_helper_that_is_killed_leaves_an_operation_that_can_be_asked_for_again),
+        trial!(served::a_helper_that_is_asked_to_end_ends_what_it_began),
+        trial!(served::settings_that_are_not_roots_own_are_not_read),
     ];
     if let Some(lack) = host::lacking() {
         eprintln!("all tests here are skipped: {lack}");

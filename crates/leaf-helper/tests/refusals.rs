@@ -78,6 +78,8 @@ pub(crate) async fn addresses_outside_the_pool_or_of_another_container_are_refus
             name: name.clone(),
             toplevel: toplevel.clone(),
             network,
+            options: Box::default(),
+            adopt: false,
             binding,
             credentials,
         };
@@ -105,6 +107,8 @@ pub(crate) async fn credentials_and_bindings_that_are_not_this_containers_are_re
         name: name.clone(),
         toplevel: toplevel.clone(),
         network: host.network(&name),
+        options: Box::default(),
+        adopt: false,
         binding,
         credentials,
     };

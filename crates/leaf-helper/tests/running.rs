@@ -77,7 +77,7 @@ pub(crate) async fn the_network_is_closed_but_for_nats() {
     })
     .await;
     std::fs::write(host.paths.roots.join(name.as_str()).join("target"), target).expect("a file");
-    let logs = || host.containers.logs(&name, 100, 1 << 16).expect("a log").text;
+    let logs = || host.log(&name, 100).text;
     until("all is probed", || logs().contains("ipv6 ")).await;
     let log: String = logs()
         .lines()
@@ -122,11 +122,8 @@ pub(crate) async fn what_a_container_prints_comes_back() {
     ))
     .await;
     host.ok(Host::start(&name)).await;
-    until("all is written", || {
-        host.containers.logs(&name, 1, 1 << 16).expect("a log").text == "line 200\n"
-    })
-    .await;
-    let log = host.containers.logs(&name, 100, 1 << 16).expect("a log");
+    until("all is written", || host.log(&name, 1).text == "line 200\n").await;
+    let log = host.log(&name, 100);
     let lines: Vec<_> = (101..=200).map(|i| format!("line {i}")).collect();
     assert_eq!(log.text.lines().collect::<Vec<_>>(), lines);
     assert!(log.truncated);
@@ -183,7 +180,7 @@ pub(crate) async fn there_is_no_daemon_socket_and_no_write_to_the_store_inside()
     host.ok(host.create(&name, &system(&script))).await;
     host.ok(Host::start(&name)).await;
     // READY and the console come by different ways: the lines may take a moment. "a secret" is the last of them.
-    let log = || host.containers.logs(&name, 100, 1 << 16).expect("a log").text;
+    let log = || host.log(&name, 100).text;
     until("the console says it", || log().contains("a secret")).await;
     assert_eq!(log(), "a secret\n");
     host.end().await;
@@ -206,6 +203,8 @@ pub(crate) async fn the_minimal_system_answers_for_its_health_with_its_own_crede
         name: name.clone(),
         toplevel: minimal(),
         network,
+        options: Box::default(),
+        adopt: false,
         binding: ContainerBinding::new(&host.leaf, &name, &server.client_url()),
         credentials: BTreeMap::from([("nats.creds".to_owned(), identity.container_credentials(&name))]),
     };
