@@ -39,6 +39,9 @@ use machine::{Machine, Memory, Start};
 /// Set where the image is there, so that tests may use it: `cargo xtask test` does it.
 pub const READY_VARIABLE: &str = "CIM_LEAF_HOST";
 
+/// Set to the reason where the image can't be had.
+pub const LACK_VARIABLE: &str = "CIM_LEAF_HOST_LACK";
+
 /// How long a command may take where nothing else is said.
 pub const LIMIT: Duration = Duration::from_secs(120);
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::command::{cargo, run, typed};
+use crate::host::{self, Image, Programs};
 use crate::tally::Tally;
 use crate::{nats_server, nix_checks, setup, static_init};
 
@@ -25,8 +26,8 @@ pub(crate) struct Test {
     /// Unit tests only, and no Nix
     #[arg(long)]
     quick: bool,
-    /// Only on this host, without virtual machines (so far no test needs one)
-    #[arg(long)]
+    /// Only the tests that need a real machine (`cargo xtask host`): the test programs named `host`
+    #[arg(long, conflicts_with = "quick")]
     host_only: bool,
     /// Only tests with this text in their name
     filter: Option<String>,
@@ -43,7 +44,7 @@ impl Test {
                 tally.fail(format!("{error}"));
             }
         }
-        if !self.quick {
+        if !self.quick && !self.host_only {
             nix_checks::run(&mut tally, self.filter.as_deref())?;
         }
         Ok(report(&tally))
@@ -57,12 +58,16 @@ impl Test {
             Some(static_init::build().context("leaf-init can't be built static")?)
         };
         run(cargo().args(["build", "--quiet", "--workspace"])).context("the workspace can't be built")?;
-        *tally = Tally::new(build_tests().context("the tests can't be built")?);
+        let of_host: &[&str] = if self.host_only { &HOST_TESTS } else { &[] };
+        *tally = Tally::new(build_tests(of_host).context("the tests can't be built")?);
 
         let mut command = cargo();
         command.args(["test", "--workspace", "--no-fail-fast", "--color", "never"]);
+        command.args(of_host);
         if self.quick {
             command.args(["--lib", "--bins"]).env("CIM_LEAF_QUICK", "1");
+        } else {
+            self.host(&mut command)?;
         }
         if let Some(filter) = &self.filter {
             command.args(["--", filter]);
@@ -73,10 +78,34 @@ impl Test {
         }
         run_tests(command, tally)
     }
+
+    /// Makes the test host and what is put on it, so that tests find both; where it can't be had, they get the reason.
+    fn host(&self, command: &mut Command) -> Result<()> {
+        match Image::prepare() {
+            Ok(_) => {
+                let programs = Programs::build().context("the test host's programs can't be laid out")?;
+                command
+                    .env(host::READY_VARIABLE, "1")
+                    .env(host::PROGRAMS_VARIABLE, programs.tree());
+            }
+            Err(error) if self.host_only => return Err(error),
+            Err(error) => {
+                eprintln!("note: no test host: {error:#}");
+                let reason = format!("{error:#}").replace('\n', " ");
+                command
+                    .env_remove(host::READY_VARIABLE)
+                    .env(host::LACK_VARIABLE, reason);
+            }
+        }
+        Ok(())
+    }
 }
 
-/// Compiles all test programs, and returns their packages by their file names.
-fn build_tests() -> Result<BTreeMap<String, String>> {
+/// What makes cargo build and run the tests on the test host alone.
+const HOST_TESTS: [&str; 2] = ["--test", "host"];
+
+/// Compiles the test programs, and returns their packages by their file names.
+fn build_tests(which: &[&str]) -> Result<BTreeMap<String, String>> {
     let mut command = cargo();
     command.args([
         "test",
@@ -84,6 +113,7 @@ fn build_tests() -> Result<BTreeMap<String, String>> {
         "--no-run",
         "--message-format=json-render-diagnostics",
     ]);
+    command.args(which);
     let shown = typed(&command);
     let output = command
         .stdin(Stdio::null())

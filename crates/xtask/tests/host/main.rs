@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use xtask::host::{Host, READY_VARIABLE};
+use xtask::host::{Host, LACK_VARIABLE, READY_VARIABLE};
 
 /// Emulated machines take a processor each, and more.
 const AT_ONCE: usize = 2;
@@ -27,9 +27,9 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(AT_ONCE);
     let ready = std::env::var_os(READY_VARIABLE).is_some();
     if !ready {
-        eprintln!(
-            "tests on the test host are skipped: {READY_VARIABLE} is not set; `cargo xtask test` sets it"
-        );
+        let unset = format!("{READY_VARIABLE} is not set; `cargo xtask test` sets it");
+        let reason = std::env::var(LACK_VARIABLE).unwrap_or(unset);
+        eprintln!("tests on the test host are skipped: {reason}");
     }
     let modules = [
         commands::TRIALS,
