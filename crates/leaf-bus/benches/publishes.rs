@@ -87,8 +87,8 @@ fn records_of(file: &Path) -> Result<Vec<Message>> {
         .map(|line| {
             let record: EventRecord = serde_json::from_str(line)?;
             let mut headers = HeaderMap::new();
-            for (name, value) in &record.headers {
-                headers.insert(name.as_str(), value.as_str());
+            for (name, value) in record.headers.iter() {
+                headers.insert(name, value);
             }
             Ok(Message {
                 subject: record.subject,

@@ -336,17 +336,17 @@ impl Pages {
 
 /// Returns an event as it stands in a stream: its own headers only, sorted.
 pub(crate) fn to_record(sequence: u64, subject: &str, headers: &HeaderMap, body: &[u8]) -> EventRecord {
-    let mut kept: Vec<(String, String)> = headers
+    let mut kept: Vec<(&str, &str)> = headers
         .iter()
-        .map(|(name, values)| (name.to_string(), values))
+        .map(|(name, values)| (AsRef::<str>::as_ref(name), values))
         .filter(|(name, _)| name.starts_with("ce-"))
-        .filter_map(|(name, values)| Some((name, values.first()?.as_str().to_owned())))
+        .filter_map(|(name, values)| Some((name, values.first()?.as_str())))
         .collect();
-    kept.sort();
+    kept.sort_unstable();
     EventRecord {
         sequence,
         subject: subject.to_owned(),
-        headers: kept,
+        headers: kept.into_iter().collect(),
         body: body.to_vec(),
     }
 }

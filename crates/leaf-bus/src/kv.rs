@@ -53,12 +53,12 @@ impl StateBucket {
         })
     }
 
-    /// Writes these entries of the leaf's state, and removes those without a value. It is done when all are stored;
+    /// Writes these entries of the leaf's state, which are JSON, and removes those without a value. It is done when all are stored;
     /// on an error some may be, and it can be done again.
     ///
     /// # Errors
     /// [`StreamError`] of the first entry that was not stored.
-    pub async fn apply(&self, entries: &[(String, Option<Value>)]) -> Result<(), StreamError> {
+    pub async fn apply(&self, entries: &[(String, Option<Bytes>)]) -> Result<(), StreamError> {
         for batch in entries.chunks(BATCH) {
             self.apply_batch(batch).await?;
         }
@@ -69,18 +69,16 @@ impl StateBucket {
     ///
     /// # Errors
     /// [`StreamError`] of the first entry that was not read or stored.
-    pub async fn replace(&self, state: &BTreeMap<String, Value>) -> Result<(), StreamError> {
+    pub async fn replace(&self, state: &BTreeMap<String, Bytes>) -> Result<(), StreamError> {
         let found = read(&self.link, &self.leaf).await?;
         let gone = found
             .keys()
             .filter(|key| !state.contains_key(*key))
             .map(|key| (key.clone(), None));
+        let read = |body: &[u8]| serde_json::from_slice::<Value>(body).ok();
         let changed = state.iter().filter(|(key, value)| {
-            found
-                .get(*key)
-                .and_then(|body| serde_json::from_slice::<Value>(body).ok())
-                .as_ref()
-                != Some(value)
+            let found = found.get(*key);
+            found.is_none_or(|found| found != *value && read(found) != read(value))
         });
         let entries: Vec<_> = gone
             .chain(changed.map(|(k, v)| (k.clone(), Some(v.clone()))))
@@ -88,7 +86,7 @@ impl StateBucket {
         self.apply(&entries).await
     }
 
-    async fn apply_batch(&self, batch: &[(String, Option<Value>)]) -> Result<(), StreamError> {
+    async fn apply_batch(&self, batch: &[(String, Option<Bytes>)]) -> Result<(), StreamError> {
         use futures::StreamExt as _;
         if !self.link.is_connected() {
             return Err(StreamError::Disconnected);
@@ -101,7 +99,7 @@ impl StateBucket {
         for (key, value) in batch {
             let subject = self.subject(key);
             let (headers, body) = match value {
-                Some(value) => (HeaderMap::new(), Bytes::from(value.to_string())),
+                Some(value) => (HeaderMap::new(), value.clone()),
                 None => (
                     HeaderMap::from_iter([(
                         "KV-Operation".parse().expect("a header's name"),

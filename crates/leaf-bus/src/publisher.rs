@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use async_nats::header::HeaderName;
 use async_nats::{HeaderMap, Message, Subscriber};
-use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _};
 use leaf_core::event::{EventRecord, header};
 use tokio::time::Instant;
@@ -28,7 +27,6 @@ const WINDOW_BYTES: usize = 4 * 1024 * 1024;
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
 const EXPECTED_LAST_SEQUENCE: HeaderName = HeaderName::from_static("Nats-Expected-Last-Sequence");
-const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
 /// The headers of an event, in the order of their names.
 static KNOWN: [(&str, HeaderName); 10] = [
     (
@@ -65,7 +63,7 @@ pub struct Publisher {
     bytes: usize,
     acked: u64,
     failed: Option<StreamError>,
-    last_subject: String,
+    last_subject: async_nats::Subject,
 }
 
 #[derive(Debug)]
@@ -102,7 +100,7 @@ impl Publisher {
             bytes: 0,
             acked: after,
             failed: None,
-            last_subject: String::new(),
+            last_subject: async_nats::Subject::from_static(""),
         })
     }
 
@@ -128,7 +126,7 @@ impl Publisher {
     ///
     /// # Errors
     /// [`StreamError`]: of this event or one before it. The publisher is done for then.
-    pub async fn publish(&mut self, record: &EventRecord) -> Result<(), StreamError> {
+    pub async fn publish(&mut self, record: EventRecord) -> Result<(), StreamError> {
         if record.sequence != self.next_sequence() {
             return self.fail(StreamError::WrongLastSequence {
                 actual: Some(self.next_sequence() - 1),
@@ -144,38 +142,42 @@ impl Publisher {
         if self.link.generation() != self.generation() || !self.link.is_connected() {
             return self.fail(StreamError::Disconnected);
         }
-        self.last_subject.clone_from(&record.subject);
-        let body = Bytes::copy_from_slice(&record.body);
-        let headers = headers(record);
+        let headers = headers(&record);
+        let EventRecord {
+            sequence,
+            subject,
+            body,
+            ..
+        } = record;
+        let (subject, bytes) = (async_nats::Subject::from(subject), body.len());
+        self.last_subject = subject.clone();
         let client = self.link.client();
         let sent = client
-            .publish_with_reply_and_headers(record.subject.clone(), self.inbox.clone(), headers, body)
+            .publish_with_reply_and_headers(subject, self.inbox.clone(), headers, body.into())
             .await;
         if let Err(error) = sent {
             let error = match request_error(publish_error(&error), "a publish") {
                 StreamError::TooLarge { description } => StreamError::TooLarge {
-                    description: self.too_large(record, &description),
+                    description: self.too_large(sequence, bytes, &description),
                 },
                 other => other,
             };
             return self.fail(error);
         }
         self.in_flight.push_back(InFlight {
-            bytes: record.body.len(),
+            bytes,
             sent: Instant::now(),
         });
-        self.bytes += record.body.len();
+        self.bytes += bytes;
         Ok(())
     }
 
-    fn too_large(&self, record: &EventRecord, description: &str) -> String {
+    fn too_large(&self, sequence: u64, bytes: usize, description: &str) -> String {
         let allowed = self.link.server().map_or(0, |server| server.max_payload_bytes);
         format!(
-            "event {} ({}) has a body of {} bytes, and the NATS server takes messages of {allowed} bytes: raise its \
-             `max_payload` ({description})",
-            record.sequence,
-            record.kind().unwrap_or("of no type"),
-            record.body.len(),
+            "event {sequence} ({}) has a body of {bytes} bytes, and the NATS server takes messages of {allowed} bytes: \
+             raise its `max_payload` ({description})",
+            self.last_subject,
         )
     }
 
@@ -268,16 +270,14 @@ impl Publisher {
 
 fn headers(record: &EventRecord) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    for (name, value) in &record.headers {
-        if name == header::ID {
-            headers.insert(MESSAGE_ID, value.as_str());
-        }
+    for (name, value) in record.headers.iter() {
         // A name that is known needs no memory of its own.
-        match KNOWN.iter().find(|(text, _)| text == name) {
-            Some((_, known)) => headers.insert(known.clone(), value.as_str()),
-            None => headers.insert(name.as_str(), value.as_str()),
+        match KNOWN.iter().find(|(text, _)| *text == name) {
+            Some((_, known)) => headers.insert(known.clone(), value),
+            None => headers.insert(name, value),
         }
     }
+    // No `Nats-Msg-Id`: the expected sequence is checked first, so a duplicate would never get as far as that.
     headers.insert(EXPECTED_LAST_SEQUENCE, (record.sequence - 1).to_string());
     headers
 }

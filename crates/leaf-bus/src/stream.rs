@@ -230,11 +230,11 @@ impl EventReader {
 
 /// Returns whether two records are the same event, byte by byte; the order of headers does not count.
 fn same(a: &EventRecord, b: &EventRecord) -> bool {
-    let sorted = |record: &EventRecord| {
-        let mut headers = record.headers.clone();
-        headers.sort();
+    fn sorted(record: &EventRecord) -> Vec<(&str, &str)> {
+        let mut headers: Vec<_> = record.headers.iter().collect();
+        headers.sort_unstable();
         headers
-    };
+    }
     a.subject == b.subject && a.body == b.body && sorted(a) == sorted(b)
 }
 

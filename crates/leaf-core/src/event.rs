@@ -4,6 +4,10 @@
 //! an event as bytes: the journal keeps it, and the stream gets the very same bytes, however often it is sent.
 
 pub mod header;
+mod record;
+
+pub(crate) use record::to_json;
+pub use record::{EventRecord, Headers};
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -33,19 +37,6 @@ pub struct Event {
     pub correlation: Option<String>,
     /// What happened.
     pub fact: Fact,
-}
-
-/// An event as it is stored and sent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EventRecord {
-    /// The leaf's own sequence number.
-    pub sequence: u64,
-    /// The NATS subject.
-    pub subject: String,
-    /// The `ce-*` headers, sorted by name, their values [encoded](header::encode).
-    pub headers: Vec<(String, String)>,
-    /// The JSON body.
-    pub body: Vec<u8>,
 }
 
 /// Why a message is not an event that this version can read.
@@ -111,7 +102,7 @@ macro_rules! facts {
 
             fn to_body(&self) -> Vec<u8> {
                 match self {
-                    $(Self::$name(fact) => serde_json::to_vec(fact).expect("a fact has string keys only"),)*
+                    $(Self::$name(fact) => to_json(fact),)*
                     Self::Unknown { .. } => b"{}".to_vec(),
                 }
             }
@@ -413,29 +404,22 @@ impl Event {
     pub fn to_record(&self, leaf: &LeafName, epoch: u64) -> EventRecord {
         let (aggregate, fact) = self.fact.aggregate_and_fact();
         let id = self.fact.aggregate_id(leaf);
-        let number = format!("{leaf}/{epoch}/{}", self.sequence);
-        let (sequence, time) = (format!("{:020}", self.sequence), self.time.to_string());
-        let source = format!("urn:cim-leaf:{leaf}");
-        let attributes = [
-            (
-                header::CAUSATION_ID,
-                self.causation.as_ref().map(CommandId::as_str),
-            ),
-            (header::CORRELATION_ID, self.correlation.as_deref()),
-            (header::DATA_CONTENT_TYPE, Some("application/json")),
-            (header::ID, Some(&number)),
-            (header::SEQUENCE, Some(&sequence)),
-            (header::SOURCE, Some(&source)),
-            (header::SPECVERSION, Some("1.0")),
-            (header::SUBJECT, Some(&id)),
-            (header::TIME, Some(&time)),
-            (header::TYPE, Some(self.fact.kind())),
-        ];
-        let mut headers: Vec<(String, String)> = attributes
-            .into_iter()
-            .filter_map(|(name, value)| Some((name.to_owned(), header::encode(value?).into_owned())))
-            .collect();
-        headers.sort();
+        let mut headers = Headers::with_capacity(10, 320);
+        // In the order of their names. What is made here is plain; what comes from outside is encoded.
+        if let Some(command) = &self.causation {
+            headers.push(header::CAUSATION_ID, header::encode(command.as_str()));
+        }
+        if let Some(mark) = &self.correlation {
+            headers.push(header::CORRELATION_ID, header::encode(mark));
+        }
+        headers.push(header::DATA_CONTENT_TYPE, "application/json");
+        headers.push(header::ID, format_args!("{leaf}/{epoch}/{}", self.sequence));
+        headers.push(header::SEQUENCE, format_args!("{:020}", self.sequence));
+        headers.push(header::SOURCE, format_args!("urn:cim-leaf:{leaf}"));
+        headers.push(header::SPECVERSION, "1.0");
+        headers.push(header::SUBJECT, header::encode(&id));
+        headers.push(header::TIME, self.time);
+        headers.push(header::TYPE, header::encode(self.fact.kind()));
         EventRecord {
             sequence: self.sequence,
             subject: subject::event(leaf, aggregate, &id, fact),
@@ -473,27 +457,5 @@ impl Event {
             correlation: find(header::CORRELATION_ID).map(Cow::into_owned),
             fact,
         })
-    }
-}
-
-impl EventRecord {
-    /// What a header says, decoded: see [`header`] for the names.
-    #[must_use]
-    pub fn attribute(&self, name: &str) -> Option<Cow<'_, str>> {
-        let (_, value) = self.headers.iter().find(|(known, _)| known == name)?;
-        Some(header::decode(value))
-    }
-
-    /// The epoch of the history that the event belongs to, from its id.
-    #[must_use]
-    pub fn epoch(&self) -> Option<u64> {
-        self.attribute(header::ID)?.split('/').nth(1)?.parse().ok()
-    }
-
-    /// The event's type, as it stands in its header.
-    #[must_use]
-    pub fn kind(&self) -> Option<&str> {
-        let (_, value) = self.headers.iter().find(|(name, _)| name == header::TYPE)?;
-        Some(value)
     }
 }

@@ -14,7 +14,9 @@ use crate::cause::Cause;
 use crate::container::{
     Container, ContainerPhase, ContainerSource, Desired, DesiredRun, REMEMBERED_REVISIONS, Revision,
 };
-use crate::event::{ContainerDesired, ContainerStep, Event, Fact, HostFacts, LeafSnapshotted, StopCause};
+use crate::event::{
+    ContainerDesired, ContainerStep, Event, Fact, HostFacts, LeafSnapshotted, StopCause, to_json,
+};
 use crate::hardware::{Device, DeviceStatus};
 use crate::id::{Caller, ContainerName, DeviceId, InstanceId, JobId, LeafName};
 use crate::job::{Job, JobPhase};
@@ -62,6 +64,17 @@ pub struct LeafState {
     pub host: HostFacts,
     /// Whether that run has ended as it should.
     pub stopped: bool,
+}
+
+/// An entry of the state, as it stands there.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Entry<'a> {
+    Leaf(&'a LeafState),
+    Snapshot(u64),
+    Device(&'a Device),
+    Container(&'a Container),
+    Job(&'a Job),
 }
 
 /// Why entries are not a state.
@@ -441,22 +454,30 @@ impl State {
     /// Returns the entry of this key, or nothing if there is none (any more).
     #[must_use]
     pub fn entry(&self, key: &str) -> Option<Value> {
-        fn json(value: &impl Serialize) -> Value {
-            serde_json::to_value(value).expect("an entry of the state has string keys only")
-        }
+        let entry = self.find(key)?;
+        Some(serde_json::to_value(entry).expect("an entry of the state has string keys only"))
+    }
+
+    /// Returns the entry of this key as JSON, or nothing if there is none (any more).
+    #[must_use]
+    pub fn entry_json(&self, key: &str) -> Option<Vec<u8>> {
+        self.find(key).map(|entry| to_json(&entry))
+    }
+
+    fn find(&self, key: &str) -> Option<Entry<'_>> {
         if key == LEAF_KEY {
-            return self.leaf.as_ref().map(json);
+            return self.leaf.as_ref().map(Entry::Leaf);
         }
         if key == SNAPSHOT_KEY {
-            return (self.snapshot_sequence > 0).then(|| json(&self.snapshot_sequence));
+            return (self.snapshot_sequence > 0).then_some(Entry::Snapshot(self.snapshot_sequence));
         }
         match key.split_once('.')? {
-            ("device", id) => self.devices.get(&DeviceId::new(id).ok()?).map(json),
+            ("device", id) => self.devices.get(&DeviceId::new(id).ok()?).map(Entry::Device),
             ("container", token) => self
                 .containers
                 .get(&ContainerName::new(crate::id::decode_token(token)?).ok()?)
-                .map(json),
-            ("job", id) => self.jobs.get(&id.parse().ok()?).map(json),
+                .map(Entry::Container),
+            ("job", id) => self.jobs.get(&id.parse().ok()?).map(Entry::Job),
             _ => None,
         }
     }

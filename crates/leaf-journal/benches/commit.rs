@@ -9,11 +9,11 @@ use leaf_core::id::LeafName;
 use leaf_journal::{Batch, Journal, Options};
 
 fn event(sequence: u64) -> EventRecord {
-    let header = |name: &str, value: String| (name.to_owned(), value);
+    let header = |name: &'static str, value: String| (name, value);
     EventRecord {
         sequence,
         subject: "leaf.v1.evt.edge-1.device.usb-046d-c52b-8f3a.changed".to_owned(),
-        headers: vec![
+        headers: [
             header("ce-id", format!("edge-1/1760000000000/{sequence}")),
             header("ce-sequence", format!("{sequence:020}")),
             header("ce-source", "urn:cim-leaf:edge-1".to_owned()),
@@ -21,7 +21,9 @@ fn event(sequence: u64) -> EventRecord {
             header("ce-subject", "usb-046d-c52b-8f3a".to_owned()),
             header("ce-time", "2026-11-20T16:18:47.123456789Z".to_owned()),
             header("ce-type", "cim.leaf.device.changed.v1".to_owned()),
-        ],
+        ]
+        .into_iter()
+        .collect(),
         body: vec![b'x'; 300],
     }
 }

@@ -1,5 +1,6 @@
 //! What can be done to the file.
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use leaf_core::event::EventRecord;
 
@@ -24,7 +25,11 @@ impl Change {
                     .commands
                     .iter()
                     .map(|command| 256 + command.outcome.as_ref().map_or(0, |outcome| outcome.body.len()));
-                events(&batch.events) + batch.entries.len() * 512 + commands.sum::<usize>()
+                let entries = batch
+                    .entries
+                    .iter()
+                    .map(|(key, entry)| key.len() + entry.as_ref().map_or(0, Bytes::len) + 64);
+                events(&batch.events) + entries.sum::<usize>() + commands.sum::<usize>()
             }
             Self::Import(import) => events(&import.events) + import.entries.len() * 512,
             Self::ForgetEvents { .. } | Self::ForgetCommands { .. } => 64,
@@ -34,6 +39,5 @@ impl Change {
 
 /// What an event takes, about, in bytes.
 pub(crate) fn event_bytes(event: &EventRecord) -> usize {
-    let headers: usize = event.headers.iter().map(|(_, value)| value.len() + 2).sum();
-    event.subject.len() + headers + event.body.len() + 24
+    event.wire_bytes() + 24
 }

@@ -2,7 +2,7 @@
 //! flipped bit, a cut and a value under another's key are all noticed. Reading never panics.
 
 use jiff::Timestamp;
-use leaf_core::event::{EventRecord, header};
+use leaf_core::event::{EventRecord, Headers, header};
 use leaf_core::id::{Caller, CommandId, LeafName};
 use serde_json::Value;
 
@@ -202,14 +202,11 @@ pub(crate) fn decode_head(value: &[u8]) -> Result<Head, DecodeError> {
 
 /// Returns the event as it is stored under its sequence number.
 pub(crate) fn encode_event(event: &EventRecord) -> Vec<u8> {
-    let headers: usize = event.headers.iter().map(|(n, v)| n.len() + v.len() + 4).sum();
-    let mut out = Out(Vec::with_capacity(
-        event.subject.len() + headers + event.body.len() + 24,
-    ));
+    let mut out = Out(Vec::with_capacity(event.wire_bytes() + 24));
     out.bytes(event.subject.as_bytes());
     out.number(event.headers.len() as u64);
-    for (name, value) in &event.headers {
-        match NAMES.iter().position(|known| known == name) {
+    for (name, value) in event.headers.iter() {
+        match NAMES.iter().position(|known| *known == name) {
             Some(place) => out.number(place as u64 + 1),
             None => {
                 out.number(0);
@@ -226,17 +223,16 @@ pub(crate) fn decode_event(sequence: u64, value: &[u8]) -> Result<EventRecord, D
     let mut fields = In::open(Table::Event, &sequence.to_le_bytes(), value)?;
     let subject = fields.text()?.to_owned();
     let count = fields.number()?;
-    let mut headers = Vec::new();
+    let mut headers = Headers::default();
     for _ in 0..count {
         let name = match fields.number()? {
-            0 => fields.text()?.to_owned(),
+            0 => fields.text()?,
             place => usize::try_from(place - 1)
                 .ok()
                 .and_then(|place| NAMES.get(place))
-                .map(|&name| name.to_owned())
                 .ok_or(DecodeError("a header's name in it is unknown"))?,
         };
-        headers.push((name, fields.text()?.to_owned()));
+        headers.push(name, fields.text()?);
     }
     let body = fields.bytes()?.to_vec();
     fields.done()?;
@@ -253,9 +249,11 @@ pub(crate) fn verify_event(sequence: u64, value: &[u8]) -> Result<(), DecodeErro
     In::open(Table::Event, &sequence.to_le_bytes(), value).map(|_| ())
 }
 
-pub(crate) fn encode_entry(key: &str, entry: &Value) -> Vec<u8> {
-    let json = serde_json::to_vec(entry).expect("a JSON value has string keys only");
-    Out(json).seal(Table::Entry, key.as_bytes())
+/// Returns an entry, which is JSON already, as it is stored under its key.
+pub(crate) fn encode_entry(key: &str, json: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(json.len() + 4);
+    out.extend_from_slice(json);
+    Out(out).seal(Table::Entry, key.as_bytes())
 }
 
 pub(crate) fn decode_entry(key: &str, value: &[u8]) -> Result<Value, DecodeError> {
@@ -351,7 +349,7 @@ mod tests {
             .prop_map(|(sequence, subject, headers, body)| EventRecord {
                 sequence,
                 subject,
-                headers,
+                headers: headers.into_iter().collect(),
                 body,
             })
     }

@@ -5,6 +5,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use bytes::Bytes;
 use leaf_core::event::EventRecord;
 use leaf_core::id::{Caller, CommandId, LeafName};
 use redb::{
@@ -348,9 +349,20 @@ pub(crate) fn write<'a>(
                 entries: transaction.open_table(ENTRIES)?,
                 commands: transaction.open_table(COMMANDS)?,
             };
+            // Of an entry that changes several times only the last counts: the others are never in the file.
+            let mut entries: BTreeMap<&str, &Option<Bytes>> = BTreeMap::new();
             for change in changes {
+                match change {
+                    Change::Commit(batch) => {
+                        entries.extend(batch.entries.iter().map(|(key, entry)| (key.as_str(), entry)));
+                    }
+                    // It replaces all entries.
+                    Change::Import(_) => entries.clear(),
+                    Change::ForgetEvents { .. } | Change::ForgetCommands { .. } => {}
+                }
                 tables.apply(change)?;
             }
+            tables.put_entries(&entries)?;
             head.entries = tables.entries.len()?;
             head.commands = tables.commands.len()?;
             let mut meta = transaction.open_table(META)?;
@@ -368,21 +380,11 @@ struct Tables<'t> {
 }
 
 impl Tables<'_> {
+    /// Makes a change, but for the entries of a commit.
     fn apply(&mut self, change: &Change) -> Result<(), StoreError> {
         match change {
             Change::Commit(batch) => {
                 self.add_events(&batch.events)?;
-                for (key, entry) in &batch.entries {
-                    match entry {
-                        Some(entry) => {
-                            self.entries
-                                .insert(key.as_str(), encode::encode_entry(key, entry).as_slice())?;
-                        }
-                        None => {
-                            self.entries.remove(key.as_str())?;
-                        }
-                    }
-                }
                 for command in &batch.commands {
                     let key = encode::command_key(&command.caller, &command.id);
                     self.commands
@@ -402,8 +404,24 @@ impl Tables<'_> {
                 self.add_events(&import.events)?;
                 self.entries.retain(|_, _| false)?;
                 for (key, entry) in &import.entries {
+                    let json = serde_json::to_vec(entry).expect("a JSON value has string keys only");
                     self.entries
-                        .insert(key.as_str(), encode::encode_entry(key, entry).as_slice())?;
+                        .insert(key.as_str(), encode::encode_entry(key, &json).as_slice())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn put_entries(&mut self, entries: &BTreeMap<&str, &Option<Bytes>>) -> Result<(), StoreError> {
+        for (key, entry) in entries {
+            match entry {
+                Some(json) => {
+                    self.entries
+                        .insert(*key, encode::encode_entry(key, json).as_slice())?;
+                }
+                None => {
+                    self.entries.remove(*key)?;
                 }
             }
         }

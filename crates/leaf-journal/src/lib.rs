@@ -21,6 +21,7 @@ pub use lock::{Holder, LockError, holder_of};
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use leaf_core::event::EventRecord;
 use leaf_core::id::{Caller, CommandId};
@@ -31,8 +32,8 @@ use serde_json::Value;
 pub struct Batch {
     /// New events, whose sequence numbers go on where the journal ends.
     pub events: Vec<EventRecord>,
-    /// Entries of the state that changed, by key; `None` removes one.
-    pub entries: BTreeMap<String, Option<Value>>,
+    /// Entries of the state that changed, by key, as JSON; `None` removes one. The last of a key counts.
+    pub entries: Vec<(String, Option<Bytes>)>,
     /// Commands that were accepted, or have an outcome now. One with the same caller and id is replaced.
     pub commands: Vec<CommandRecord>,
 }

@@ -60,13 +60,15 @@ impl Recent {
 
 #[cfg(test)]
 mod tests {
+    use leaf_core::event::Headers;
+
     use super::*;
 
     fn events(numbers: impl IntoIterator<Item = u64>, body: usize) -> impl Iterator<Item = EventRecord> {
         let event = move |sequence| EventRecord {
             sequence,
             subject: "s".to_owned(),
-            headers: Vec::new(),
+            headers: Headers::default(),
             body: vec![b'x'; body],
         };
         numbers.into_iter().map(event)

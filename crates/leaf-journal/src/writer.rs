@@ -197,7 +197,8 @@ impl Writer {
     }
 
     fn answer(&self, group: Vec<Pending>, result: &Result<(), CommitError>) {
-        for pending in group {
+        // The last comes first: whoever waits for the first is woken once, and finds that all of them are done.
+        for pending in group.into_iter().rev() {
             self.shared
                 .queued_bytes
                 .fetch_sub(pending.bytes, Ordering::Relaxed);

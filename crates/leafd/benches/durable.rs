@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use jiff::Timestamp;
-use leaf_bus::connect::{Bus, ConnectSettings, Credentials};
+use leaf_bus::connect::{ConnectSettings, Credentials};
 use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings};
 use leaf_bus::identity::{Identity, daemon_caller};
 use leaf_bus::stream::StreamSettings;
@@ -25,6 +25,7 @@ use leafd::ledger::{Ledger, Snapshots};
 use leafd::publisher::{Carrier, Published};
 use leafd::tasks::Tasks;
 use serde_json::json;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 /// How many devices change in turn.
@@ -50,11 +51,17 @@ fn main() -> Result<()> {
         bail!("this is a part of `cargo xtask bench`");
     };
     let count = count.parse()?;
+    let events = leafd::daemon::events_runtime()?;
     let runtime = leafd::daemon::runtime()?;
-    runtime.block_on(run(Path::new(folder), Path::new(records), count))
+    runtime.block_on(run(
+        Path::new(folder),
+        Path::new(records),
+        count,
+        events.handle().clone(),
+    ))
 }
 
-async fn run(folder: &Path, records: &Path, count: u64) -> Result<()> {
+async fn run(folder: &Path, records: &Path, count: u64, events: Handle) -> Result<()> {
     let leaf = LeafName::new("bench")?;
     let options = Options {
         leaf: leaf.clone(),
@@ -66,15 +73,13 @@ async fn run(folder: &Path, records: &Path, count: u64) -> Result<()> {
     let identity = Identity::open_or_create(&folder.join("identity"), &leaf)?;
     let server = EmbeddedSettings::new(folder.join("nats"), "127.0.0.1:0".parse()?);
     let server = EmbeddedServer::start(server, &identity).await?;
-    let bus = Bus::connect(&ConnectSettings {
-        credentials: Credentials::Text(identity.leaf_credentials()),
-        inbox_prefix: subject::inbox_prefix(&daemon_caller()),
-        ..ConnectSettings::new(&server.client_url())
-    })
-    .await?;
     let (published_at, mut published) = watch::channel(Published::default());
     let carrier = Carrier {
-        bus: bus.clone(),
+        connect: ConnectSettings {
+            credentials: Credentials::Text(identity.leaf_credentials()),
+            inbox_prefix: subject::inbox_prefix(&daemon_caller()),
+            ..ConnectSettings::new(&server.client_url())
+        },
         leaf: leaf.clone(),
         journal: journal.clone(),
         settings: StreamSettings::default(),
@@ -82,7 +87,7 @@ async fn run(folder: &Path, records: &Path, count: u64) -> Result<()> {
         silent: mpsc::channel(1).0,
     };
     let mut tasks = Tasks::default();
-    tasks.keep("publisher", carrier.run());
+    tasks.keep_on(&events, "publisher", carrier.run());
     let mut ledger = Ledger::new(
         leaf,
         journal.epoch(),
@@ -126,7 +131,6 @@ async fn run(folder: &Path, records: &Path, count: u64) -> Result<()> {
         })
     );
     tasks.stop().await;
-    bus.close(Duration::from_secs(2)).await;
     server.stop().await;
     journal.close().await;
     Ok(())

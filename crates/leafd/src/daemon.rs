@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
+use leaf_bus::connect::ConnectSettings;
 use leaf_bus::embedded::EmbeddedServer;
 use leaf_bus::serve::{Server, ServiceInfo};
 use leaf_bus::stream::StreamSettings;
@@ -60,10 +61,12 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("the runtime of the steps can't be made")?;
+    let events = events_runtime().context("the runtime of the events can't be made")?;
     let runtime = runtime().context("the runtime can't be made")?;
-    let result = runtime.block_on(start(settings, steps.handle().clone()));
+    let result = runtime.block_on(start(settings, steps.handle().clone(), events.handle().clone()));
     // A look at the hardware may still be under way; nobody waits for it.
     steps.shutdown_timeout(Duration::from_secs(1));
+    events.shutdown_timeout(Duration::from_secs(1));
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
@@ -80,7 +83,21 @@ pub fn runtime() -> std::io::Result<Runtime> {
         .build()
 }
 
-async fn start(settings: Settings, steps: Handle) -> anyhow::Result<()> {
+/// Returns the runtime of the publisher and its connection: one thread beside the loop, so that the events of one
+/// commit are on their way into the stream while the next are recorded.
+///
+/// # Errors
+/// What the system says.
+pub fn events_runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("events")
+        .max_blocking_threads(1)
+        .enable_all()
+        .build()
+}
+
+async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Result<()> {
     let mut signals = Signals::open()?;
     let leaf = settings.leaf_name()?;
     let instance = InstanceId(Uuid::now_v7());
@@ -109,6 +126,7 @@ async fn start(settings: Settings, steps: Handle) -> anyhow::Result<()> {
     };
     let equipment::Began {
         bus,
+        connect,
         mut server_process,
         containers,
         nats_of,
@@ -230,14 +248,17 @@ async fn start(settings: Settings, steps: Handle) -> anyhow::Result<()> {
 
     let mut tasks = Tasks::default();
     let carrier = Carrier {
-        bus: bus.clone(),
+        connect: ConnectSettings {
+            name: format!("{} events", connect.name),
+            ..connect
+        },
         leaf: leaf.clone(),
         journal: journal.clone(),
         settings: stream,
         published: published_at,
         silent,
     };
-    tasks.keep("publisher", carrier.run());
+    tasks.keep_on(&events, "publisher", carrier.run());
     tasks.keep(
         "mirror",
         mirror::run(bus.clone(), leaf.clone(), entries, mirrored),

@@ -29,6 +29,8 @@ const DEFAULT_PORT: u16 = 4222;
 pub struct Began {
     /// The connection, which may stand later.
     pub bus: Bus,
+    /// How the connection of the streams is made, for another one.
+    pub connect: ConnectSettings,
     /// The leaf's own server, if it has one.
     pub server_process: Option<EmbeddedServer>,
     /// What runs containers, or why there are none.
@@ -58,15 +60,19 @@ pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began
             ..ConnectSettings::new(nats.url.as_deref().unwrap_or_default())
         };
         let callers = as_user(&nats.credentials);
-        let bus = match &nats.stream_credentials {
-            Some(_) => Bus::connect_apart(&callers, &as_user(&nats.stream_credentials)).await,
-            None => Bus::connect(&callers).await,
-        }
-        .context("NATS can't be used with these settings")?;
+        let (bus, connect) = match &nats.stream_credentials {
+            Some(_) => {
+                let streams = as_user(&nats.stream_credentials);
+                (Bus::connect_apart(&callers, &streams).await, streams)
+            }
+            None => (Bus::connect(&callers).await, callers),
+        };
+        let bus = bus.context("NATS can't be used with these settings")?;
         let why = "containers need NATS credentials of their own, which this leafd makes only for its embedded server";
         let nats_of = format!("connects to {}", nats.url.as_deref().unwrap_or_default());
         return Ok(Began {
             bus,
+            connect,
             server_process: None,
             containers: Err(why.to_owned()),
             nats_of,
@@ -149,6 +155,7 @@ pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began
     });
     Ok(Began {
         bus,
+        connect: streams,
         server_process: Some(process),
         containers,
         nats_of: format!("NATS at {url}"),

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use bytes::Bytes;
 use futures::FutureExt as _;
 use jiff::Timestamp;
 use leaf_core::cause::Cause;
@@ -13,7 +14,6 @@ use leaf_core::event::{Event, EventRecord, Fact};
 use leaf_core::id::{Caller, CommandId, LeafName};
 use leaf_core::state::{self, SNAPSHOT_KEY, State};
 use leaf_journal::{Batch, CommandRecord, CommitError, Journal, JournalHealth, ReadError, Receipt};
-use serde_json::Value;
 
 /// The state of a leaf, its journal, and what waits for a commit.
 pub struct Ledger<Effect> {
@@ -24,7 +24,7 @@ pub struct Ledger<Effect> {
     pending: VecDeque<Pending<Effect>>,
     snapshots: Snapshots,
     bytes_since_snapshot: u64,
-    changed: BTreeMap<String, Option<Value>>,
+    changed: BTreeMap<String, Option<Bytes>>,
 }
 
 /// What waits for a commit.
@@ -32,7 +32,7 @@ struct Pending<Effect> {
     /// Nothing for effects that only wait for the records before them.
     receipt: Option<Receipt>,
     commands: Vec<CommandRecord>,
-    entries: BTreeMap<String, Option<Value>>,
+    entries: Vec<(String, Option<Bytes>)>,
     effects: Vec<Effect>,
 }
 
@@ -105,11 +105,11 @@ impl<Effect> Ledger<Effect> {
         }
         let mut batch = Batch {
             events: Vec::with_capacity(facts.len()),
-            entries: BTreeMap::new(),
+            entries: Vec::with_capacity(facts.len()),
             commands,
         };
         self.add(&mut batch, now, cause, facts);
-        self.bytes_since_snapshot += batch.events.iter().map(event_bytes).sum::<u64>();
+        self.bytes_since_snapshot += bytes_of(&batch.events);
         let events_since_snapshot = self.state.sequence.saturating_sub(self.state.snapshot_sequence);
         if events_since_snapshot >= self.snapshots.every_events
             || self.bytes_since_snapshot >= self.snapshots.every_bytes
@@ -121,7 +121,7 @@ impl<Effect> Ledger<Effect> {
 
     /// Queues a batch for the journal; returns how much there is to publish for it, in bytes.
     fn commit(&mut self, batch: Batch, effects: Vec<Effect>) -> u64 {
-        let bytes = batch.events.iter().map(event_bytes).sum();
+        let bytes = bytes_of(&batch.events);
         self.pending.push_back(Pending {
             commands: batch.commands.clone(),
             // Where the newest snapshot begins is of no interest to those who watch.
@@ -129,7 +129,7 @@ impl<Effect> Ledger<Effect> {
                 .entries
                 .iter()
                 .filter(|(key, _)| *key != SNAPSHOT_KEY)
-                .map(|(k, v)| (k.clone(), v.clone()))
+                .cloned()
                 .collect(),
             receipt: Some(self.journal.commit(batch)),
             effects,
@@ -171,8 +171,8 @@ impl<Effect> Ledger<Effect> {
                 .into_iter()
                 .filter(|key| !own_snapshot || key == SNAPSHOT_KEY)
             {
-                let value = self.state.entry(&key);
-                batch.entries.insert(key, value);
+                let json = self.state.entry_json(&key).map(Bytes::from);
+                batch.entries.push((key, json));
             }
             batch.events.push(event.to_record(&self.leaf, self.epoch));
         }
@@ -250,9 +250,9 @@ impl<Effect> Ledger<Effect> {
         Ok(effects)
     }
 
-    /// Takes the entries of the state that changed in what was committed since the last call, for those who watch the
+    /// Takes the entries of the state, as JSON, that changed in what was committed since the last call, for those who watch the
     /// state from outside.
-    pub fn take_changed(&mut self) -> BTreeMap<String, Option<Value>> {
+    pub fn take_changed(&mut self) -> BTreeMap<String, Option<Bytes>> {
         std::mem::take(&mut self.changed)
     }
 
@@ -262,12 +262,7 @@ impl<Effect> Ledger<Effect> {
     }
 }
 
-/// What an event takes on the wire, about, in bytes.
-fn event_bytes(event: &EventRecord) -> u64 {
-    let headers: usize = event
-        .headers
-        .iter()
-        .map(|(name, value)| name.len() + value.len() + 4)
-        .sum();
-    (event.subject.len() + headers + event.body.len()) as u64
+/// What events take on the wire, about, in bytes.
+fn bytes_of(events: &[EventRecord]) -> u64 {
+    events.iter().map(|event| event.wire_bytes() as u64).sum()
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use leaf_bus::connect::Bus;
 use leaf_bus::kv::StateBucket;
 use leaf_core::id::LeafName;
@@ -16,9 +17,11 @@ const PAUSE: Duration = Duration::from_secs(2);
 pub async fn run(
     bus: Bus,
     leaf: LeafName,
-    mut state: BTreeMap<String, Value>,
-    mut changes: mpsc::Receiver<BTreeMap<String, Option<Value>>>,
+    state: BTreeMap<String, Value>,
+    mut changes: mpsc::Receiver<BTreeMap<String, Option<Bytes>>>,
 ) -> anyhow::Result<()> {
+    let json = |(key, value): (String, Value)| (key, Bytes::from(value.to_string()));
+    let mut state: BTreeMap<String, Bytes> = state.into_iter().map(json).collect();
     loop {
         bus.connected().await;
         let connection = bus.generation();
@@ -65,7 +68,7 @@ pub async fn run(
     }
 }
 
-fn take_in(state: &mut BTreeMap<String, Value>, changed: &BTreeMap<String, Option<Value>>) {
+fn take_in(state: &mut BTreeMap<String, Bytes>, changed: &BTreeMap<String, Option<Bytes>>) {
     for (key, value) in changed {
         match value {
             Some(value) => state.insert(key.clone(), value.clone()),

@@ -6,7 +6,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use leaf_bus::connect::Bus;
+use anyhow::Context as _;
+use leaf_bus::connect::{Bus, ConnectSettings};
 use leaf_bus::publisher::Publisher;
 use leaf_bus::stream::{Comparison, EventStream, StreamError, StreamSettings, StreamState};
 use leaf_core::event::EventRecord;
@@ -88,8 +89,8 @@ pub enum FencedError {
 
 /// The publisher's surroundings.
 pub struct Carrier {
-    /// The connection.
-    pub bus: Bus,
+    /// How to connect: events have a connection of their own, so that many of them hold up no reply.
+    pub connect: ConnectSettings,
     /// The leaf.
     pub leaf: LeafName,
     /// Where events come from.
@@ -132,13 +133,16 @@ impl Carrier {
     /// Publishes until the daemon ends.
     ///
     /// # Errors
-    /// [`FencedError`] when the stream holds a history that is not this one.
+    /// [`FencedError`] when the stream holds a history that is not this one, or that these settings can't be used.
     pub async fn run(self) -> anyhow::Result<()> {
+        let bus = Bus::connect(&self.connect)
+            .await
+            .context("events can't be published with these settings")?;
         let mut ages = Ages::default();
         let mut sick = Sickness::default();
         loop {
-            self.bus.connected().await;
-            match self.session(&mut ages).await {
+            bus.connected().await;
+            match self.session(&bus, &mut ages).await {
                 Trouble::Fenced(error) => return Err(error.into()),
                 Trouble::Journal(error) => {
                     tracing::warn!(
@@ -164,17 +168,16 @@ impl Carrier {
     }
 
     /// Publishes until something is wrong, which it returns.
-    async fn session(&self, ages: &mut Ages) -> Trouble {
-        match self.publish(ages).await {
+    async fn session(&self, bus: &Bus, ages: &mut Ages) -> Trouble {
+        match self.publish(bus, ages).await {
             Err(trouble) => trouble,
             Ok(never) => match never {},
         }
     }
 
-    async fn publish(&self, ages: &mut Ages) -> Result<std::convert::Infallible, Trouble> {
+    async fn publish(&self, bus: &Bus, ages: &mut Ages) -> Result<std::convert::Infallible, Trouble> {
         let first = self.journal.first_sequence();
-        let (stream, state) =
-            EventStream::ensure(&self.bus, &self.leaf, self.settings.clone(), first).await?;
+        let (stream, state) = EventStream::ensure(bus, &self.leaf, self.settings.clone(), first).await?;
         let (first, after) = self.align(&stream, &state).await?;
         // What was acknowledged before may have been lost by the server: then it is not on its disk.
         ages.set_back(after);
@@ -191,7 +194,7 @@ impl Carrier {
                     records = self.journal.read(next, READ_BYTES)?;
                 }
                 for record in records {
-                    publisher.publish(&record).await?;
+                    publisher.publish(record).await?;
                 }
                 self.tell(ages, first, publisher.acked());
             }

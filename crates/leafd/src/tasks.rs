@@ -44,6 +44,22 @@ impl Tasks {
         })
     }
 
+    /// Starts a task that ends only with the daemon, on another runtime.
+    pub fn keep_on(
+        &mut self,
+        runtime: &Handle,
+        name: &'static str,
+        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) -> AbortHandle {
+        let task = async move {
+            Ended::Kept {
+                name,
+                result: task.await,
+            }
+        };
+        self.set.spawn_on(task, runtime)
+    }
+
     /// Starts a task that does one thing.
     pub fn run(&mut self, task: impl Future<Output = ()> + Send + 'static) {
         self.spawn(async move {

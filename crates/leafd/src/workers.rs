@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use leaf_bus::connect::Bus;
 use leaf_bus::serve::Responder;
@@ -17,7 +18,6 @@ use leaf_core::job::Job;
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_journal::Journal;
 use leaf_nix::{Nix, NixError, Outcome};
-use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -46,7 +46,7 @@ pub struct Workers {
     containers: Result<Arc<ContainerHost>, String>,
     nix: Result<Nix, String>,
     looks: mpsc::Sender<u64>,
-    mirror: mpsc::Sender<BTreeMap<String, Option<Value>>>,
+    mirror: mpsc::Sender<BTreeMap<String, Option<Bytes>>>,
     published: watch::Receiver<Published>,
     tidied_at: Instant,
     hurries: BTreeMap<ContainerName, watch::Sender<Hurry>>,
@@ -68,7 +68,7 @@ pub struct Equipment {
     /// Asks for a look at the hardware.
     pub looks: mpsc::Sender<u64>,
     /// Takes changed entries of the state for the bucket.
-    pub mirror: mpsc::Sender<BTreeMap<String, Option<Value>>>,
+    pub mirror: mpsc::Sender<BTreeMap<String, Option<Bytes>>>,
     /// What the stream is known to hold.
     pub published: watch::Receiver<Published>,
     /// Where steps on the host are taken, so that they don't hold up answers.
@@ -151,7 +151,7 @@ impl Workers {
     }
 
     /// Hands changed entries of the state to the bucket's writer, if it can take more.
-    pub fn mirror(&self, take: impl FnOnce() -> BTreeMap<String, Option<Value>>) {
+    pub fn mirror(&self, take: impl FnOnce() -> BTreeMap<String, Option<Bytes>>) {
         if let Ok(permit) = self.mirror.try_reserve() {
             permit.send(take());
         }

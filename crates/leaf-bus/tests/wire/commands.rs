@@ -499,7 +499,7 @@ async fn follow() -> anyhow::Result<()> {
     let (stream, _) = EventStream::ensure(&bus, &leaf(), StreamSettings::default(), 1).await?;
     let mut publisher = stream.publisher(0).await?;
     for n in 1..=5 {
-        publisher.publish(&record(n)).await?;
+        publisher.publish(record(n)).await?;
     }
     publisher.settle().await?;
     ensure!(client.last_sequence(&leaf()).await? == 5);
@@ -517,7 +517,7 @@ async fn follow() -> anyhow::Result<()> {
     until("the stream", || async { stream.state().await.ok() }).await?;
     let mut publisher = stream.publisher(5).await?;
     for n in 6..=8 {
-        publisher.publish(&record(n)).await?;
+        publisher.publish(record(n)).await?;
     }
     publisher.settle().await?;
     for n in 6..=8 {

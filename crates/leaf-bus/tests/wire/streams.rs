@@ -106,7 +106,7 @@ async fn begins() -> anyhow::Result<()> {
         "{state:?}"
     );
     let mut publisher = stream.publisher(99).await?;
-    publisher.publish(&record(100)).await?;
+    publisher.publish(record(100)).await?;
     ensure!(publisher.settle().await? == 100);
     let state = stream.recreate(1).await?;
     ensure!(
@@ -123,8 +123,8 @@ async fn read_back() -> anyhow::Result<()> {
     ensure!(stream.last().await?.is_none() && stream.read(1).await?.is_none());
     ensure!(stream.read_from(1).next().await?.is_none());
     let mut publisher = stream.publisher(0).await?;
-    publisher.publish(&record_saying(1, "Grüße ☂")).await?;
-    publisher.publish(&record(2)).await?;
+    publisher.publish(record_saying(1, "Grüße ☂")).await?;
+    publisher.publish(record(2)).await?;
     publisher.settle().await?;
     ensure!(stream.read(1).await? == Some(record_saying(1, "Grüße ☂")));
     ensure!(stream.last().await? == Some(record(2)));
@@ -147,20 +147,20 @@ async fn second_writer() -> anyhow::Result<()> {
     let (stream, _) = EventStream::ensure(&bus, &leaf(), StreamSettings::default(), 1).await?;
     let mut first = stream.publisher(0).await?;
     let mut second = stream.publisher(0).await?;
-    first.publish(&record(1)).await?;
-    first.publish(&record(2)).await?;
+    first.publish(record(1)).await?;
+    first.publish(record(2)).await?;
     ensure!(first.settle().await? == 2);
-    second.publish(&record_saying(1, "mine")).await?;
+    second.publish(record_saying(1, "mine")).await?;
     let error = second.settle().await.expect_err("it is taken");
     ensure!(
         error == StreamError::WrongLastSequence { actual: Some(2) },
         "{error:?}"
     );
-    ensure!(second.publish(&record(1)).await.is_err(), "it is done for");
+    ensure!(second.publish(record(1)).await.is_err(), "it is done for");
     ensure!(stream.read(1).await? == Some(record(1)));
     // The same bytes again change nothing, and comparing says so.
     let mut again = stream.publisher(1).await?;
-    again.publish(&record(2)).await?;
+    again.publish(record(2)).await?;
     ensure!(again.settle().await.is_err());
     ensure!(stream.compare(&record(2)).await? == Comparison::Same);
     ensure!(stream.state().await?.events == 2);
@@ -172,8 +172,8 @@ async fn out_of_order() -> anyhow::Result<()> {
     let bus = daemon(&site).await?;
     let (stream, _) = EventStream::ensure(&bus, &leaf(), StreamSettings::default(), 1).await?;
     let mut publisher = stream.publisher(0).await?;
-    publisher.publish(&record(1)).await?;
-    ensure!(publisher.publish(&record(3)).await.is_err());
+    publisher.publish(record(1)).await?;
+    ensure!(publisher.publish(record(3)).await.is_err());
     ensure!(stream.state().await?.last_sequence <= 1);
     Ok(())
 }
@@ -189,7 +189,7 @@ async fn deleted() -> anyhow::Result<()> {
     let error = stream.state().await.expect_err("it is gone");
     ensure!(matches!(error, StreamError::NoStream { .. }), "{error:?}");
     let mut publisher = stream.publisher(0).await?;
-    publisher.publish(&record(1)).await?;
+    publisher.publish(record(1)).await?;
     let error = publisher.settle().await.expect_err("it is gone");
     ensure!(matches!(error, StreamError::NoStream { .. }), "{error:?}");
     ensure!(matches!(
@@ -208,7 +208,7 @@ async fn deleted() -> anyhow::Result<()> {
     let mut publisher = foreign.publisher(0).await?;
     let mut record = record(1);
     record.subject = record.subject.replace(".edge.", ".other.");
-    publisher.publish(&record).await?;
+    publisher.publish(record).await?;
     let error = publisher.settle().await.expect_err("it is another's");
     ensure!(matches!(error, StreamError::NoPermission { .. }), "{error:?}");
     Ok(())
@@ -225,7 +225,7 @@ async fn killed() -> anyhow::Result<()> {
         let sent = async {
             while publisher.next_sequence() <= EVENTS {
                 let next = publisher.next_sequence();
-                publisher.publish(&record(next)).await?;
+                publisher.publish(record(next)).await?;
                 if kills < 5 && next.is_multiple_of(500) {
                     kills += 1;
                     kill(
@@ -274,7 +274,7 @@ async fn many() -> anyhow::Result<()> {
     let (stream, _) = EventStream::ensure(&bus, &leaf(), StreamSettings::default(), 1).await?;
     let mut publisher = stream.publisher(0).await?;
     for n in 1..=EVENTS {
-        publisher.publish(&record(n)).await?;
+        publisher.publish(record(n)).await?;
     }
     ensure!(tokio::time::timeout(LIMIT, publisher.settle()).await?? == EVENTS);
     ensure!(!publisher.is_waiting());
@@ -294,12 +294,12 @@ async fn frozen() -> anyhow::Result<()> {
     let bus = daemon(&site).await?;
     let (stream, _) = EventStream::ensure(&bus, &leaf(), StreamSettings::default(), 1).await?;
     let mut publisher = stream.publisher(0).await?;
-    publisher.publish(&record(1)).await?;
+    publisher.publish(record(1)).await?;
     publisher.settle().await?;
     let pid = rustix::process::Pid::from_raw(i32::try_from(runs(&site.server, None).await?)?)
         .context("a process")?;
     rustix::process::kill_process(pid, rustix::process::Signal::STOP)?;
-    publisher.publish(&record(2)).await?;
+    publisher.publish(record(2)).await?;
     let error = publisher.settle().await.expect_err("no answer");
     // The connection may be given up before, if its pings are not answered either.
     ensure!(
@@ -335,6 +335,7 @@ async fn no_room() -> anyhow::Result<()> {
 }
 
 async fn bucket() -> anyhow::Result<()> {
+    let bytes = |value: &serde_json::Value| bytes::Bytes::from(value.to_string());
     let site = Site::start().await?;
     let bus = daemon(&site).await?;
     let client = admin(&site).await?;
@@ -342,20 +343,24 @@ async fn bucket() -> anyhow::Result<()> {
     let bucket = StateBucket::ensure(&bus, &leaf()).await?;
     let bucket2 = StateBucket::ensure(&bus, &leaf()).await.context("again")?;
     let entries: Vec<_> = (0..1500)
-        .map(|n| (format!("job.{n}"), Some(json!({ "n": n }))))
+        .map(|n| (format!("job.{n}"), Some(bytes(&json!({ "n": n })))))
         .collect();
     bucket.apply(&entries).await?;
     ensure!(client.state_entries(&leaf()).await?.len() == 1500);
     bucket
-        .apply(&[("job.1".to_owned(), None), ("leaf".to_owned(), Some(json!("x")))])
+        .apply(&[
+            ("job.1".to_owned(), None),
+            ("leaf".to_owned(), Some(bytes(&json!("x")))),
+        ])
         .await?;
     let found = client.state_entries(&leaf()).await?;
     ensure!(found.len() == 1500 && !found.contains_key("job.1") && found["leaf"] == json!("x"));
-    let state = BTreeMap::from([
+    let state: BTreeMap<String, serde_json::Value> = BTreeMap::from([
         ("leaf".to_owned(), json!("y")),
         ("job.2".to_owned(), json!({ "n": 2 })),
     ]);
-    bucket2.replace(&state).await?;
+    let written = state.iter().map(|(key, value)| (key.clone(), bytes(value)));
+    bucket2.replace(&written.collect()).await?;
     ensure!(client.state_entries(&leaf()).await? == state);
     // Any client of NATS reads it as a bucket.
     let user = site

@@ -216,11 +216,13 @@ proptest! {
         let record = EventRecord {
             sequence: 1,
             subject: "leaf.v1.evt.edge-1.leaf.edge-1.started".to_owned(),
-            headers: vec![
-                (header::TYPE.to_owned(), kind.clone()),
-                (header::SEQUENCE.to_owned(), sequence),
-                (header::TIME.to_owned(), time),
-            ],
+            headers: [
+                (header::TYPE, kind.clone()),
+                (header::SEQUENCE, sequence),
+                (header::TIME, time),
+            ]
+            .into_iter()
+            .collect(),
             body,
         };
         if let Ok(event) = Event::from_record(&record) {

@@ -53,7 +53,7 @@ fn reopened() {
             journal.commit(step(n)).await.expect("durable");
             assert_eq!(journal.last_sequence(), n);
         }
-        let gone = [("device.3".to_owned(), None)].into();
+        let gone = vec![("device.3".to_owned(), None)];
         journal
             .commit(Batch {
                 entries: gone,

@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use leaf_core::event::EventRecord;
 use leaf_core::id::{Caller, CommandId, LeafName};
 use leaf_journal::{Batch, CommandRecord, Journal, LockError, OpenError, Opened, Options, Outcome};
-use serde_json::json;
+use serde_json::{Value, json};
 
 pub(crate) type Test = (&'static str, fn());
 
@@ -50,12 +51,14 @@ pub(crate) fn event_of(epoch: u64, sequence: u64) -> EventRecord {
     EventRecord {
         sequence,
         subject: format!("leaf.v1.evt.edge-1.device.usb-{}.changed", sequence % 7),
-        headers: vec![
-            ("ce-id".to_owned(), format!("edge-1/{epoch}/{sequence}")),
-            ("ce-sequence".to_owned(), format!("{sequence:020}")),
-            ("ce-type".to_owned(), "cim.leaf.device.changed.v1".to_owned()),
-            ("x-odd".to_owned(), "ü".to_owned()),
-        ],
+        headers: [
+            ("ce-id", format!("edge-1/{epoch}/{sequence}")),
+            ("ce-sequence", format!("{sequence:020}")),
+            ("ce-type", "cim.leaf.device.changed.v1".to_owned()),
+            ("x-odd", "ü".to_owned()),
+        ]
+        .into_iter()
+        .collect(),
         body: format!("{{\"n\":{sequence},\"pad\":\"{}\"}}", "x".repeat(260)).into_bytes(),
     }
 }
@@ -84,15 +87,19 @@ pub(crate) fn command(number: u64, done: bool) -> CommandRecord {
     }
 }
 
+/// An entry of the state, as a batch has it.
+pub(crate) fn entry(key: &str, value: &Value) -> (String, Option<Bytes>) {
+    (key.to_owned(), Some(value.to_string().into()))
+}
+
 /// One event, the entry `n` with its number, and every tenth time a command.
 pub(crate) fn step(sequence: u64) -> Batch {
     Batch {
         events: vec![event(sequence)],
-        entries: [
-            ("n".to_owned(), Some(json!(sequence))),
-            (format!("device.{}", sequence % 7), Some(json!({ "n": sequence }))),
-        ]
-        .into(),
+        entries: vec![
+            entry("n", &json!(sequence)),
+            entry(&format!("device.{}", sequence % 7), &json!({ "n": sequence })),
+        ],
         commands: (sequence.is_multiple_of(10))
             .then(|| command(sequence, sequence.is_multiple_of(20)))
             .into_iter()

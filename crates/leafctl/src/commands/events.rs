@@ -80,7 +80,7 @@ pub(super) fn show(output: Output, record: &EventRecord) -> Result<(), Error> {
     let attribute = |name: &str| record.attribute(name).unwrap_or_default().into_owned();
     let body: Value = serde_json::from_slice(&record.body).unwrap_or(Value::Null);
     let mut event = Map::new();
-    for (name, value) in &record.headers {
+    for (name, value) in record.headers.iter() {
         if let Some(name) = name.strip_prefix("ce-") {
             event.insert(name.to_owned(), Value::String(header::decode(value).into_owned()));
         }

@@ -126,8 +126,8 @@ fn foreign(leaf: &TestLeaf, epoch: u64, sequence: u64) -> EventRecord {
 async fn publish(leaf: &TestLeaf, record: &EventRecord) -> anyhow::Result<u64> {
     let nats = leaf.nats_as_leafd().await?;
     let mut headers = async_nats::HeaderMap::new();
-    for (name, value) in &record.headers {
-        headers.insert(name.as_str(), value.as_str());
+    for (name, value) in record.headers.iter() {
+        headers.insert(name, value);
     }
     let body = record.body.clone().into();
     let jetstream = async_nats::jetstream::new(nats);
