@@ -71,15 +71,23 @@ struct Work {
     helper: Helper,
     running: JoinSet<()>,
     subjects: BTreeMap<Id, Subject>,
-    /// Those that wait, for each subject that one runs on.
-    waiting: BTreeMap<Subject, VecDeque<Ask>>,
+    /// For each subject that an operation runs on.
+    turns: BTreeMap<Subject, Turn>,
+}
+
+/// The operation that runs on a subject, and those that wait for it.
+#[derive(Default)]
+struct Turn {
+    /// Ends the wait for a container that starts; nothing else is cut short.
+    cut: Option<oneshot::Sender<()>>,
+    waiting: VecDeque<Ask>,
 }
 
 impl Work {
     fn take(&mut self, ask: Ask) {
         let subject = Subject::of(&ask.op);
-        let waiting: usize = self.waiting.values().map(VecDeque::len).sum();
-        match self.waiting.get_mut(&subject) {
+        let waiting: usize = self.turns.values().map(|turn| turn.waiting.len()).sum();
+        match self.turns.get_mut(&subject) {
             Some(_) if waiting >= MAX_WAITING => {
                 let error = HostOpError {
                     op: ask.op.summary(),
@@ -88,20 +96,41 @@ impl Work {
                 };
                 let _ = ask.answer.send(Err(error));
             }
-            Some(queue) => queue.push_back(ask),
-            None => {
-                self.waiting.insert(subject.clone(), VecDeque::new());
-                self.begin(subject, ask);
+            Some(turn) => {
+                // Who waits for a container to be ready must not hold up the one who wants it stopped.
+                if matches!(ask.op, HostOp::StopContainer { .. })
+                    && let Some(cut) = turn.cut.take()
+                {
+                    let _ = cut.send(());
+                }
+                turn.waiting.push_back(ask);
             }
+            None => self.begin(subject, ask),
         }
     }
 
     fn begin(&mut self, subject: Subject, Ask { op, answer }: Ask) {
         let helper = self.helper.clone();
+        let (cut, cut_short) = oneshot::channel();
+        let waits = matches!(op, HostOp::StartContainer { .. } | HostOp::UpdateContainer { .. });
+        self.turns.entry(subject.clone()).or_default().cut = Some(cut).filter(|_| waits);
         let task = self.running.spawn(async move {
             let summary = op.summary();
             tracing::info!(op = summary, "begins");
-            let outcome = helper.carry_out(&op).await;
+            let cut_short = async {
+                if cut_short.await.is_err() {
+                    std::future::pending().await
+                }
+            };
+            let outcome = tokio::select! {
+                biased;
+                outcome = helper.carry_out(&op) => outcome,
+                () = cut_short => Err(HostOpError {
+                    op: summary.clone(),
+                    kind: HostOpErrorKind::NotReady,
+                    reason: "it is to be stopped, and was not waited for".to_owned(),
+                }),
+            };
             match &outcome {
                 Ok(()) => tracing::info!(op = summary, "done"),
                 Err(error) => {
@@ -129,10 +158,14 @@ impl Work {
         let Some(subject) = self.subjects.remove(&id) else {
             return;
         };
-        match self.waiting.get_mut(&subject).and_then(VecDeque::pop_front) {
+        let next = self
+            .turns
+            .get_mut(&subject)
+            .and_then(|turn| turn.waiting.pop_front());
+        match next {
             Some(next) => self.begin(subject, next),
             None => {
-                self.waiting.remove(&subject);
+                self.turns.remove(&subject);
             }
         }
     }
@@ -155,7 +188,7 @@ pub async fn serve(
         helper,
         running: JoinSet::new(),
         subjects: BTreeMap::new(),
-        waiting: BTreeMap::new(),
+        turns: BTreeMap::new(),
     };
     tokio::pin!(stop);
     let mut quiet_since = Instant::now();

@@ -624,6 +624,30 @@ pub(crate) async fn operations_on_one_container_wait_for_each_other_and_on_other
     served.end().await;
 }
 
+pub(crate) async fn a_stop_does_not_wait_until_the_container_is_ready() {
+    let mut served = Served::new().await;
+    let name = served.host.name();
+    let never = system("while :; do $b sleep 0.1; done");
+    served.ok(served.host.create(&name, &never)).await;
+    let starting = served.asks(&Host::start_within(&name, 600));
+    until("it is starting", || {
+        matches!(served.host.run(&name), Some(ObservedRun::Starting { .. }))
+    })
+    .await;
+    let stop = HostOp::StopContainer {
+        name: name.clone(),
+        grace_seconds: 0,
+    };
+    served.ok(stop).await;
+    let error = heard(starting).await.expect_err("it was never ready");
+    assert_eq!(error.kind, Kind::NotReady, "{error}");
+    assert!(!matches!(
+        served.host.run(&name),
+        Some(ObservedRun::Starting { .. })
+    ));
+    served.end().await;
+}
+
 pub(crate) async fn a_helper_that_is_killed_leaves_an_operation_that_can_be_asked_for_again() {
     let mut served = Served::new().await;
     let name = served.host.name();

@@ -15,11 +15,12 @@ use leaf_core::error::chain;
 use leaf_core::host_op::{HostOp, HostPaths};
 use leaf_core::id::{JobId, LeafName};
 use leaf_core::subject;
-use leaf_helper::Helper;
+use leaf_helper::{Client, Helper};
 use leaf_nix::Nix;
 
+use crate::helper::HostHelper;
 use crate::programs;
-use crate::settings::Settings;
+use crate::settings::{HELPER_SOCKET, Settings};
 use crate::steps::ContainerHost;
 
 /// The port of NATS.
@@ -146,7 +147,11 @@ pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began
     let containers = helper.map(|helper| {
         Arc::new(ContainerHost {
             helper,
-            view: Containers::new(leaf.clone(), HostPaths::new(leaf)),
+            view: Containers::new(
+                leaf.clone(),
+                HostPaths::new(leaf),
+                leaf_container::runtime_of_this_host(),
+            ),
             identity,
             nats_url: url.clone(),
             ready_timeout_seconds: settings.containers.ready_timeout_seconds,
@@ -171,14 +176,21 @@ fn no_containers(settings: &Settings, why: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns the helper, which works in this process where it is root, or why there are no containers.
-fn container_helper(settings: &Settings, leaf: &LeafName) -> Result<Helper, String> {
+/// Returns who does what needs root for containers, or why there are none.
+fn container_helper(settings: &Settings, leaf: &LeafName) -> Result<HostHelper, String> {
     let wanted = &settings.containers;
     if wanted.enable == Some(false) {
         return Err("containers are not enabled (containers.enable)".to_owned());
     }
-    if !rustix::process::geteuid().is_root() {
-        return Err("containers need root, and leafd runs without".to_owned());
+    if let Some(client) = helper_service(settings) {
+        if wanted.enable != Some(true) && !client.socket().exists() {
+            return Err(format!(
+                "leafd is not root, so containers need the service leaf-helper, and {} is not there: start \
+                 leaf-helper.socket, or set containers.helper_socket",
+                client.socket().display()
+            ));
+        }
+        return Ok(HostHelper::Service(client));
     }
     let program = |setting: Option<&Path>, name: &str| {
         programs::find(setting, name)
@@ -188,10 +200,20 @@ fn container_helper(settings: &Settings, leaf: &LeafName) -> Result<Helper, Stri
     let leaf_init = program(wanted.leaf_init.as_deref(), "leaf-init")?;
     let settings = leaf_helper::Settings::find(supervisor, leaf_init, wanted.address_pool)
         .map_err(|error| error.to_string())?;
-    Ok(Helper::new(leaf.clone(), HostPaths::new(leaf), settings))
+    let helper = Helper::new(leaf.clone(), HostPaths::new(leaf), settings);
+    Ok(HostHelper::Here(Box::new(helper)))
 }
 
-async fn prepare(helper: &Helper, leaf_address: Ipv4Addr, nats_port: u16) -> Result<(), String> {
+/// Returns the service that does what needs root; none where this process does it, being root itself.
+fn helper_service(settings: &Settings) -> Option<Client> {
+    match &settings.containers.helper_socket {
+        Some(socket) => Some(Client::new(socket)),
+        None if rustix::process::geteuid().is_root() => None,
+        None => Some(Client::new(HELPER_SOCKET)),
+    }
+}
+
+async fn prepare(helper: &HostHelper, leaf_address: Ipv4Addr, nats_port: u16) -> Result<(), String> {
     helper
         .carry_out(&HostOp::PrepareNetwork {
             leaf_address,

@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod equipment;
 pub mod guard;
 pub mod hardware;
+pub mod helper;
 pub mod history;
 pub mod input;
 pub mod inventory;

@@ -142,8 +142,7 @@ impl Default for Hardware {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Containers {
-    /// Whether the leaf runs containers; it needs root for that. If not given: where it has root and an embedded
-    /// server.
+    /// Whether the leaf runs containers. If not given: where it has an embedded server, and root or a helper to call.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enable: Option<bool>,
     /// Where their addresses come from: a private `/16` network.
@@ -152,9 +151,13 @@ pub struct Containers {
     pub ready_timeout_seconds: u32,
     /// How long a stop may take before it is ended by force, in seconds.
     pub stop_timeout_seconds: u32,
-    /// The program `leaf-helper`; beside `leafd` or on `PATH` if not given.
+    /// The program `leaf-helper`, which leafd starts where it is root; beside `leafd` or on `PATH` if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub helper: Option<PathBuf>,
+    /// The socket of the service `leaf-helper`, which does what needs root. If not given: none where leafd is root, else
+    /// `/run/cim-leaf/helper.sock`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub helper_socket: Option<PathBuf>,
     /// The folder with the templates; `share/cim-leaf/containers` beside `leafd`'s `bin` if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub templates: Option<PathBuf>,
@@ -171,6 +174,7 @@ impl Default for Containers {
             ready_timeout_seconds: 60,
             stop_timeout_seconds: 30,
             helper: None,
+            helper_socket: None,
             templates: None,
             leaf_init: None,
         }
@@ -204,6 +208,9 @@ impl Default for Nix {
         }
     }
 }
+
+/// Where the service `leaf-helper` listens if the settings don't say.
+pub const HELPER_SOCKET: &str = "/run/cim-leaf/helper.sock";
 
 fn default_state_dir() -> PathBuf {
     "/var/lib/cim-leaf".into()

@@ -11,14 +11,15 @@ use leaf_core::event::ContainerStep;
 use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
 use leaf_core::id::{ContainerName, LeafName};
 use leaf_core::plan::{PlanContext, plan};
-use leaf_helper::Helper;
 use tokio::sync::watch;
 use tokio::time::Instant;
+
+use crate::helper::HostHelper;
 
 /// What is needed to run containers.
 pub struct ContainerHost {
     /// Takes the steps.
-    pub helper: Helper,
+    pub helper: HostHelper,
     /// Looks at the host.
     pub view: Containers,
     /// Makes the containers' NATS users.
@@ -57,6 +58,10 @@ pub struct Taken {
     pub cut_short: bool,
 }
 
+/// How often steps are planned anew when the helper went away in the middle, and the pause before.
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(500);
+
 /// How long a supervisor may take until it shows that it is there.
 const SHOWS_WITHIN: Duration = Duration::from_secs(5);
 
@@ -79,12 +84,32 @@ impl Hurry {
     }
 }
 
-/// Takes the steps for a container, and looks at it afterwards.
+/// Takes the steps for a container, and looks at it afterwards. Where the helper went away in the middle of one, what is
+/// left to do is planned anew from what the host shows then.
 pub async fn take(
     leaf: &LeafName,
     host: &Arc<ContainerHost>,
     container: &Container,
     mut hurry: watch::Receiver<Hurry>,
+) -> Taken {
+    for left in (0..TRIES).rev() {
+        let taken = take_once(leaf, host, container, &mut hurry).await;
+        match &taken.failure {
+            Some((step, error)) if error.kind == HostOpErrorKind::Interrupted && left > 0 => {
+                tracing::warn!(name = %container.name, %step, reason = error.reason, "planned anew");
+                tokio::time::sleep(PAUSE).await;
+            }
+            _ => return taken,
+        }
+    }
+    unreachable!("the last try is returned, whatever came of it")
+}
+
+async fn take_once(
+    leaf: &LeafName,
+    host: &Arc<ContainerHost>,
+    container: &Container,
+    hurry: &mut watch::Receiver<Hurry>,
 ) -> Taken {
     let name = &container.name;
     let mut taken = Taken {
