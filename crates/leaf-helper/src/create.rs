@@ -86,9 +86,7 @@ impl Helper {
         let Some(_lock) = self.acquire(name).await? else {
             return Err(Error::Failed("it runs; stop it first".into()));
         };
-        // A spec that can't be read must not keep the rest on the host.
-        let network = self.spec(name).ok().flatten().map(|spec| spec.network);
-        self.sweep(name, network).await?;
+        self.sweep(name).await?;
         for folder in [&self.paths.gc_roots, &self.paths.roots, &self.paths.run] {
             if let Some(folder) = Folder::open_root(folder)? {
                 folder.remove_tree(name.as_str())?;
@@ -185,7 +183,6 @@ fn check_nspawn_can(options: &ContainerOptions) -> Result<()> {
         ("restart", options.restart != RestartPolicy::default()),
         ("autostart", options.autostart != Autostart::default()),
         ("after", !options.after.is_empty()),
-        ("allow", !options.allow.is_empty()),
         ("binds", !options.binds.is_empty()),
         ("secrets", !options.secrets.is_empty()),
         ("users", options.users != Users::default()),

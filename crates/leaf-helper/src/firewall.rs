@@ -1,122 +1,327 @@
-//! The closed network of a leaf's containers: one nftables table of its own, other tables are left alone.
+//! The closed network of a leaf's containers: one set of rules for all of them, in nftables of its own (`inet leaf_LEAF`
+//! and `arp leaf_LEAF`). Other tables are left alone, and several leaves on one machine don't meet.
 //!
-//! A container reaches the leaf's NATS port, at the leaf's address and at its own link's host end, and nothing else;
-//! the host may open connections into a container. Rules match by the set of this leaf's links, so several leaves on
-//! one machine don't meet. A link is in the sets before the container's first process runs.
+//! A container reaches the leaf's NATS port, at the leaf's address and at its own link's host end, and nothing else:
+//! no other port or address of the host, no other container, nothing outside, no ping, no IPv6 link-local. What its
+//! spec names in `allow` is opened, in one direction: a port of another container, an address outside (behind the
+//! host's own address), and a port of the leaf that leads to the container (from outside, and from the host itself at
+//! any of its addresses but the loopback's; a container does not come to another one by the leaf's ports). The host may
+//! open connections into a container.
+//!
+//! Nobody can be somebody else. Each container has a link of its own to the host, without a bridge between them, so
+//! there is no neighbour on it but the host: nothing that a container says by ARP or neighbour discovery reaches
+//! another one, and the host, whose [neighbour entries](crate::network::make_link) are permanent, learns nothing from
+//! it. What comes in by a link must have that link's address as its source, by IPv4 and IPv6; that is looked at before
+//! all else, connection tracking included. By ARP a container learns its gateway's address and no other one of the host.
+//!
+//! Rules match by the *names* of links, so an opening towards another container holds as soon as that one is there,
+//! whichever address it has then. Each packet of the side that opened a connection is held against the rules, not only
+//! the first: what is closed on a running container is closed for its open connections as well.
+//!
+//! The elements of a container are in the sets before its first process runs ([`Helper::admit`]), are replaced in one
+//! transaction when its spec changes ([`Helper::renew`]) and are taken out when it has ended ([`Helper::expel`]); which
+//! ones they are stands in its run folder. What the rules are made of stands in the leaf's state folder, so a container that
+//! systemd starts at boot has them before `leafd` is up, and nothing is taken away when `leafd` ends. If the rules are
+//! gone (somebody flushed all of nftables), the next start or [`Helper::prepare_network`] makes them anew for all.
 
+mod elements;
+mod forwarding;
+mod nft;
+mod rules;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::path::Path;
-use std::process::Stdio;
+use std::time::Duration;
 
-use tokio::io::AsyncWriteExt as _;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
-use leaf_core::container::ContainerNetwork;
-use leaf_core::id::{ContainerName, LeafName};
+use leaf_core::host_op::RunSpec;
+use leaf_core::id::ContainerName;
+use leaf_core::spec::{Opening, Protocol};
 
 use crate::error::{Error, Result};
-use crate::network::host_link;
+use crate::files::Folder;
+use crate::run::SHOWN_FOLDER;
+use crate::{Helper, network};
 
-fn table(leaf: &LeafName) -> String {
-    format!("inet leaf_{leaf}")
+use elements::Elements;
+
+/// What the rules are made of, in the leaf's state folder.
+const PREPARED: &str = "network.json";
+/// Held while the rules are changed, in the leaf's state folder.
+const LOCK: &str = "network.lock";
+/// How long to wait for it.
+const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+/// The elements that a container has in the rules, in its run folder.
+const ADMITTED: &str = "network.json";
+
+/// What `PrepareNetwork` said last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Prepared {
+    leaf_address: Ipv4Addr,
+    nats_port: u16,
 }
 
-/// Makes the rules, or sets them anew; links that are in the sets stay there.
-pub(crate) async fn prepare(nft: &Path, leaf: &LeafName, address: Ipv4Addr, nats_port: u16) -> Result<()> {
-    let table = table(leaf);
-    // One transaction: at no moment are there no rules.
-    let script = format!(
-        "add table {table}
-add set {table} links {{ type ifname; }}
-add set {table} sources {{ type ifname . ipv4_addr; }}
-add set {table} gateways {{ type ifname . ipv4_addr; }}
-add chain {table} input {{ type filter hook input priority filter; policy accept; }}
-add chain {table} forward {{ type filter hook forward priority filter; policy accept; }}
-add chain {table} output {{ type filter hook output priority filter; policy accept; }}
-flush chain {table} input
-flush chain {table} forward
-flush chain {table} output
-add rule {table} input iifname != @links accept
-add rule {table} input meta nfproto != ipv4 counter drop
-add rule {table} input iifname . ip saddr != @sources counter drop
-add rule {table} input ct state established,related accept
-add rule {table} input ip daddr {address} tcp dport {nats_port} counter accept
-add rule {table} input iifname . ip daddr @gateways tcp dport {nats_port} counter accept
-add rule {table} input counter drop
-add rule {table} forward iifname @links counter drop
-add rule {table} forward oifname @links counter drop
-add rule {table} output oifname @links meta nfproto ipv6 drop
-"
-    );
-    run(nft, &script).await.map_err(Error::Failed)
+impl Helper {
+    /// Makes the leaf's address and the rules, or sets them anew; the containers that are in stay in.
+    pub(crate) async fn prepare_network(&self, leaf_address: Ipv4Addr, nats_port: u16) -> Result<()> {
+        let prepared = Prepared {
+            leaf_address,
+            nats_port,
+        };
+        let lock = self.lock_network().await?;
+        if self.prepared(&lock.state)? != Some(prepared) {
+            lock.state.write(PREPARED, &json(&prepared), 0o600)?;
+        }
+        self.rebuild(&lock, prepared).await
+    }
+
+    /// Lets a container's link take part, as its spec has it. Again is the same as once.
+    ///
+    /// Where the rules are not there, after a boot, they are made first, by what `PrepareNetwork` said last.
+    pub(crate) async fn admit(&self, name: &ContainerName) -> Result<()> {
+        let lock = self.lock_network().await?;
+        let spec = self
+            .spec(name)?
+            .ok_or_else(|| Error::Refused(format!("there is no container {name}")))?;
+        self.open_forwarding(&spec).await?;
+        self.set_elements(&lock, name, elements::of(&spec)?).await
+    }
+
+    /// Brings the rules of a container to its spec, if it takes part.
+    pub(crate) async fn renew(&self, name: &ContainerName) -> Result<()> {
+        let lock = self.lock_network().await?;
+        if !self.takes_part(name)? {
+            return Ok(());
+        }
+        let Some(spec) = self.spec(name)? else {
+            return Ok(());
+        };
+        self.open_forwarding(&spec).await?;
+        self.set_elements(&lock, name, elements::of(&spec)?).await
+    }
+
+    /// Takes a container's link out again. It is no error if it is not in.
+    pub(crate) async fn expel(&self, name: &ContainerName) -> Result<()> {
+        if self.admitted(name)?.is_none() {
+            return Ok(());
+        }
+        let lock = self.lock_network().await?;
+        let Some(elements) = self.admitted(name)? else {
+            return Ok(());
+        };
+        let script = rules::replace(&self.leaf, name, &elements, &Elements::new());
+        let tried = nft::run(&self.settings.nft, &script).await;
+        self.run_folder(name)?.remove_file(ADMITTED)?;
+        match (tried, self.prepared(&lock.state)?) {
+            (Ok(()), _) => Ok(()),
+            // They are gone, or not as they were left: made anew, without this one.
+            (Err(_), Some(prepared)) => self.rebuild_but(&lock, prepared, Some(name)).await,
+            (Err(e), None) => Err(e.into()),
+        }
+    }
+
+    /// Refuses openings that can't be: a port of the leaf that leads elsewhere already, a host that does not forward.
+    pub(crate) async fn check_openings(&self, spec: &RunSpec) -> Result<()> {
+        let wanted = ingress(spec);
+        if !wanted.is_empty() {
+            let state = Folder::make_root(&self.paths.state, SHOWN_FOLDER)?;
+            if let Some(prepared) = self.prepared(&state)?
+                && wanted.contains(&(Protocol::Tcp, prepared.nats_port))
+            {
+                return Err(Error::Refused(format!(
+                    "allow: tcp port {} of the leaf is that of its NATS; choose another host_port",
+                    prepared.nats_port
+                )));
+            }
+            for other in self.specs()?.values().filter(|other| other.name != spec.name) {
+                if let Some((protocol, port)) = ingress(other).intersection(&wanted).next() {
+                    return Err(Error::Refused(format!(
+                        "allow: {protocol} port {port} of the leaf leads to container {} already; choose another \
+                         host_port",
+                        other.name
+                    )));
+                }
+            }
+        }
+        self.open_forwarding(spec).await
+    }
+
+    async fn open_forwarding(&self, spec: &RunSpec) -> Result<()> {
+        if spec.options.allow.is_empty() {
+            return Ok(());
+        }
+        forwarding::ensure(&self.settings.nft).await
+    }
+
+    /// Replaces the elements of one container. The record of them covers what there may be at any moment.
+    async fn set_elements(&self, lock: &Lock, name: &ContainerName, new: Elements) -> Result<()> {
+        let run = self.run_folder(name)?;
+        let old = self.admitted(name)?.unwrap_or_default();
+        let both: Elements = old.union(&new).cloned().collect();
+        run.write(ADMITTED, &json(&both), 0o600)?;
+        let script = rules::replace(&self.leaf, name, &old, &new);
+        if let Err(e) = nft::run(&self.settings.nft, &script).await {
+            let Some(prepared) = self.prepared(&lock.state)? else {
+                return Err(Error::Failed(format!(
+                    "the rules of the closed network are not there, and nothing says what they are made of; leafd \
+                     prepares them when it starts ({e})"
+                )));
+            };
+            tracing::info!(container = %name, error = %e, "the rules are made anew");
+            return self.rebuild(lock, prepared).await;
+        }
+        run.write(ADMITTED, &json(&new), 0o600)
+    }
+
+    async fn rebuild(&self, lock: &Lock, prepared: Prepared) -> Result<()> {
+        self.rebuild_but(lock, prepared, None).await
+    }
+
+    /// Makes the leaf's address and all rules anew, with the elements of each container that takes part, in one
+    /// transaction: at no moment are there no rules.
+    async fn rebuild_but(
+        &self,
+        _lock: &Lock,
+        prepared: Prepared,
+        leave_out: Option<&ContainerName>,
+    ) -> Result<()> {
+        let Prepared {
+            leaf_address,
+            nats_port,
+        } = prepared;
+        network::add_leaf_address(leaf_address).await?;
+        let mut script = rules::table(&self.leaf, leaf_address, nats_port);
+        let mut all = BTreeMap::new();
+        let mut ports = BTreeSet::new();
+        for (name, spec) in self.specs()? {
+            if leave_out == Some(&name) || !self.takes_part(&name)? {
+                continue;
+            }
+            let mut elements = elements::of(&spec)?;
+            elements.retain(|element| match element.ingress() {
+                Some(key) if !ports.insert(key) => {
+                    tracing::warn!(container = %name, ?key, "a port of the leaf leads to another container already");
+                    false
+                }
+                _ => true,
+            });
+            script += &rules::replace(&self.leaf, &name, &Elements::new(), &elements);
+            all.insert(name, elements);
+        }
+        nft::run(&self.settings.nft, &script)
+            .await
+            .map_err(nft::Failure::of_new_rules)?;
+        for (name, elements) in all {
+            self.run_folder(&name)?.write(ADMITTED, &json(&elements), 0o600)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a container's link may be in the rules, or is about to be there.
+    fn takes_part(&self, name: &ContainerName) -> Result<bool> {
+        Ok(self.admitted(name)?.is_some() || network::is_there(name)?)
+    }
+
+    /// The elements that a container may have in the rules; nothing if it takes no part.
+    fn admitted(&self, name: &ContainerName) -> Result<Option<Elements>> {
+        let Some(all) = Folder::open_root(&self.paths.run)? else {
+            return Ok(None);
+        };
+        let Some(own) = all.open(name.as_str())? else {
+            return Ok(None);
+        };
+        read_json(&own, ADMITTED)
+    }
+
+    fn prepared(&self, state: &Folder) -> Result<Option<Prepared>> {
+        let prepared: Option<Prepared> = read_json(state, PREPARED)?;
+        if let Some(prepared) = &prepared {
+            self.check_address(prepared.leaf_address)?;
+        }
+        Ok(prepared)
+    }
+
+    /// The specs of all containers of the leaf; one that can't be read is left out.
+    fn specs(&self) -> Result<BTreeMap<ContainerName, RunSpec>> {
+        let Some(all) = Folder::open_root(&self.paths.state)? else {
+            return Ok(BTreeMap::new());
+        };
+        let failed = || Error::io(format!("read {}", all.path().display()));
+        let mut specs = BTreeMap::new();
+        for entry in std::fs::read_dir(all.path()).map_err(failed())? {
+            let file = entry.map_err(failed())?.file_name();
+            let Some(name) = file.to_str().and_then(|file| ContainerName::new(file).ok()) else {
+                continue;
+            };
+            match self.spec(&name) {
+                Ok(Some(spec)) => {
+                    specs.insert(name, spec);
+                }
+                Ok(None) => {}
+                Err(e) => {
+                    let error = leaf_core::error::chain(&e);
+                    tracing::warn!(container = %name, error, "its spec can't be read, and so it has no rules");
+                }
+            }
+        }
+        Ok(specs)
+    }
+
+    async fn lock_network(&self) -> Result<Lock> {
+        let state = Folder::make_root(&self.paths.state, SHOWN_FOLDER)?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let what = || format!("lock {}/{LOCK}", state.path().display());
+        let fd = rustix::fs::openat(state.as_fd(), LOCK, flags, Mode::from_raw_mode(0o600))
+            .map_err(Error::io(what()))?;
+        let deadline = tokio::time::Instant::now() + LOCK_PATIENCE;
+        loop {
+            match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::WOULDBLOCK) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                Err(e) => return Err(Error::io(what())(e)),
+            }
+        }
+        Ok(Lock { state, _fd: fd })
+    }
 }
 
-/// Lets a container's link take part. Again is the same as once.
-pub(crate) async fn admit(
-    nft: &Path,
-    leaf: &LeafName,
-    name: &ContainerName,
-    network: ContainerNetwork,
-) -> Result<()> {
-    let elements = elements("add", leaf, name, network);
-    run(nft, &elements).await.map_err(|said| {
+/// The right to change the rules, and the leaf's state folder.
+#[derive(Debug)]
+struct Lock {
+    state: Folder,
+    _fd: std::os::fd::OwnedFd,
+}
+
+/// The ports of the leaf that lead to a container.
+fn ingress(spec: &RunSpec) -> BTreeSet<(Protocol, u16)> {
+    let port = |opening: &Opening| match opening {
+        Opening::Ingress {
+            protocol, host_port, ..
+        } => Some((*protocol, *host_port)),
+        _ => None,
+    };
+    spec.options.allow.iter().filter_map(port).collect()
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("these types have no maps and no failing parts")
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(folder: &Folder, file: &str) -> Result<Option<T>> {
+    let Some(text) = folder.read(file)? else {
+        return Ok(None);
+    };
+    let parsed = serde_json::from_str(&text);
+    parsed.map(Some).map_err(|e| {
         Error::Failed(format!(
-            "the rules of the closed network are not there (prepare the network first): {said}"
+            "{}/{file} can't be understood ({e}); remove it",
+            folder.path().display()
         ))
     })
-}
-
-/// Takes a container's link out again. It is no error if it is not in.
-pub(crate) async fn expel(
-    nft: &Path,
-    leaf: &LeafName,
-    name: &ContainerName,
-    network: ContainerNetwork,
-) -> Result<()> {
-    if run(nft, &format!("list table {}\n", table(leaf))).await.is_err() {
-        return Ok(());
-    }
-    // Only what is there can be deleted, and adding what is there is no error: so both, in one transaction.
-    let mut script = elements("add", leaf, name, network);
-    script.push_str(&elements("delete", leaf, name, network));
-    run(nft, &script).await.map_err(Error::Failed)
-}
-
-fn elements(verb: &str, leaf: &LeafName, name: &ContainerName, network: ContainerNetwork) -> String {
-    let (table, link) = (table(leaf), host_link(name));
-    let ContainerNetwork {
-        host_address,
-        container_address,
-        ..
-    } = network;
-    format!(
-        "{verb} element {table} sources {{ \"{link}\" . {container_address} }}
-{verb} element {table} gateways {{ \"{link}\" . {host_address} }}
-{verb} element {table} links {{ \"{link}\" }}
-"
-    )
-}
-
-/// Runs one transaction; the error is what `nft` said.
-async fn run(nft: &Path, script: &str) -> std::result::Result<(), String> {
-    let failed = |e: std::io::Error| format!("run {}: {e}", nft.display());
-    let mut child = tokio::process::Command::new(nft)
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(failed)?;
-    let mut stdin = child.stdin.take().expect("stdin is piped, as asked above");
-    stdin.write_all(script.as_bytes()).await.map_err(failed)?;
-    drop(stdin);
-    let output = child.wait_with_output().await.map_err(failed)?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(format!(
-        "nft: {}",
-        said.lines().take(3).collect::<Vec<_>>().join(" | ")
-    ))
 }

@@ -87,8 +87,7 @@ impl Helper {
                 if *nats_port == 0 {
                     return Err(Error::Refused("0 is not a port that can be opened".into()));
                 }
-                network::add_leaf_address(*leaf_address).await?;
-                firewall::prepare(&self.settings.nft, &self.leaf, *leaf_address, *nats_port).await
+                self.prepare_network(*leaf_address, *nats_port).await
             }
             HostOp::CreateContainer {
                 name,
@@ -106,7 +105,10 @@ impl Helper {
                     network: *network,
                     options: (**options).clone(),
                 };
-                self.create(&spec, *adopt, binding, credentials)
+                options.check(name).map_err(Error::Refused)?;
+                self.check_openings(&spec).await?;
+                self.create(&spec, *adopt, binding, credentials)?;
+                self.renew(name).await
             }
             HostOp::StartContainer {
                 name,

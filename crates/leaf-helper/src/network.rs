@@ -1,80 +1,126 @@
 //! Addresses, links and routes of the host, by rtnetlink.
+//!
+//! Each container has one veth of its own to the host, and no bridge connects them: `ve-NAME` is the host's end, and
+//! `vp-NAME` the other one until it is in the container, where `leaf-init` makes it `eth0`. [`make_link`] makes it
+//! whole before anything of the container runs: addresses, routes, and who the neighbour is. So the host asks nobody
+//! on the link for anything, and believes nothing that is said there: the neighbour's entries are permanent, IPv6 has
+//! no link-local address at the host's end and so no router discovery, and the routes are the leaf's own. What the
+//! container may send is up to the [firewall](crate::firewall).
 
 use std::future::Future;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::time::Duration;
 
 use futures::TryStreamExt as _;
-use rtnetlink::{Error as NetlinkError, Handle, LinkUnspec, RouteMessageBuilder};
+use rtnetlink::packet_route::address::AddressHeaderFlags;
+use rtnetlink::packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute,
+};
+use rtnetlink::packet_route::route::{RouteMessage, RouteScope};
+use rtnetlink::{Error as NetlinkError, Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rustix::io::Errno;
+use rustix::net::netdevice::name_to_index;
+use rustix::net::{AddressFamily, SocketType};
+use sha2::{Digest as _, Sha256};
 
 use leaf_core::container::ContainerNetwork;
 use leaf_core::id::ContainerName;
 
 use crate::error::{Error, Result};
 
-/// The host's end of a container's veth, as systemd-nspawn names it.
+/// Where udev listens, if it runs, and where it notes that it has seen a link.
+const UDEV: &str = "/run/udev/control";
+const UDEV_DATA: &str = "/run/udev/data";
+/// How long udev may take for a new link.
+const UDEV_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The host's end of a container's veth, as systemd-nspawn would name it.
 pub(crate) fn host_link(name: &ContainerName) -> String {
     format!("ve-{name}")
+}
+
+/// The container's end of its veth, while that is on the host.
+pub(crate) fn peer_link(name: &ContainerName) -> String {
+    format!("vp-{name}")
+}
+
+/// Returns whether a container's veth is there.
+pub(crate) fn is_there(name: &ContainerName) -> Result<bool> {
+    let failed = || Error::io(format!("look for the interface {}", host_link(name)));
+    // Any socket does: it only carries the question.
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None).map_err(failed())?;
+    match name_to_index(&socket, &host_link(name)) {
+        Ok(_) => Ok(true),
+        Err(Errno::NODEV) => Ok(false),
+        Err(e) => Err(failed()(e)),
+    }
 }
 
 /// Gives the host an address of its own on `lo`, if it has not got it.
 pub(crate) async fn add_leaf_address(address: Ipv4Addr) -> Result<()> {
     connected(async |handle| {
-        let what = || format!("add the leaf's address {address} to lo");
         let index = index_of(&handle, "lo")
             .await?
             .ok_or_else(|| Error::Unsupported("this host has no interface lo".into()))?;
-        add_address(&handle, index, address)
+        add_address(&handle, index, address.into())
             .await
-            .map_err(netlink(what()))
+            .map_err(netlink(format!("add the leaf's address {address} to lo")))
     })
     .await
 }
 
-/// Brings the host's end of a veth up with its address, and a route to the container's.
-pub(crate) async fn configure_host_link(name: &ContainerName, network: ContainerNetwork) -> Result<()> {
-    let link = host_link(name);
+/// Makes a container's veth, and returns the name of the end that is to be the container's. What there was of one
+/// before is gone.
+///
+/// Where udev runs it has seen the new link by then: systemd-nspawn takes no other (`--network-interface=`).
+pub(crate) async fn make_link(name: &ContainerName, network: ContainerNetwork) -> Result<String> {
+    let (link, peer) = (host_link(name), peer_link(name));
     connected(async |handle| {
-        let index = wait_for_link(&handle, &link).await?;
-        handle
-            .link()
-            .change(LinkUnspec::new_with_index(index).up().build())
-            .execute()
-            .await
-            .map_err(netlink(format!("bring {link} up")))?;
-        add_address(&handle, index, network.host_address)
-            .await
-            .map_err(netlink(format!("add {} to {link}", network.host_address)))?;
-        let route = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(network.container_address, 32)
-            .output_interface(index)
-            .scope(rtnetlink::packet_route::route::RouteScope::Link)
-            .build();
-        handle
-            .route()
-            .add(route)
-            .replace()
-            .execute()
-            .await
-            .map_err(netlink(format!(
-                "set the route to {} by {link}",
-                network.container_address
-            )))
-    })
-    .await
-}
-
-/// Removes the host's end of a veth, and so the whole of it, if it is there.
-pub(crate) async fn remove_host_link(name: &ContainerName) -> Result<()> {
-    let link = host_link(name);
-    connected(async |handle| {
-        let Some(index) = index_of(&handle, &link).await? else {
-            return Ok(());
-        };
-        match handle.link().del(index).execute().await {
-            Err(e) if is(&e, rustix::io::Errno::NODEV) => Ok(()),
-            other => other.map_err(netlink(format!("remove {link}"))),
+        for old in [&link, &peer] {
+            delete(&handle, old).await?;
         }
+        add_pair(&handle, &link, &peer, name).await?;
+        let index = require(&handle, &link).await?;
+        // Before it is up: an address that the kernel makes by itself would come then.
+        without_link_local(&handle, index)
+            .await
+            .map_err(netlink(format!("keep link-local addresses off {link}")))?;
+        let up = LinkUnspec::new_with_index(index).up().build();
+        let up = handle.link().change(up).execute().await;
+        up.map_err(netlink(format!("bring {link} up")))?;
+        let ends = (network.host_address.into(), network.container_address.into());
+        connect(&handle, index, &link, name, ends).await?;
+        if let (Some(host), Some(container)) = (network.host_address6, network.container_address6)
+            && has_ipv6(&link)
+        {
+            connect(&handle, index, &link, name, (host.into(), container.into())).await?;
+        }
+        let theirs = require(&handle, &peer).await?;
+        wait_for_udev(&peer, theirs).await
+    })
+    .await?;
+    Ok(peer)
+}
+
+/// Moves the container's end of a veth into the container, where nobody else does.
+pub(crate) async fn hand_over(name: &ContainerName, leader_pid: u32) -> Result<()> {
+    let peer = peer_link(name);
+    connected(async |handle| {
+        let index = require(&handle, &peer).await?;
+        let moved = LinkUnspec::new_with_index(index).setns_by_pid(leader_pid).build();
+        let moved = handle.link().change(moved).execute().await;
+        moved.map_err(netlink(format!("move {peer} into the container")))
+    })
+    .await
+}
+
+/// Removes a container's veth, if it is there.
+pub(crate) async fn remove_link(name: &ContainerName) -> Result<()> {
+    connected(async |handle| {
+        // Either end takes the other with it.
+        delete(&handle, &host_link(name)).await?;
+        delete(&handle, &peer_link(name)).await
     })
     .await
 }
@@ -92,44 +138,190 @@ async fn connected<T, F: Future<Output = Result<T>>>(work: impl FnOnce(Handle) -
 async fn index_of(handle: &Handle, link: &str) -> Result<Option<u32>> {
     match handle.link().get().match_name(link).execute().try_next().await {
         Ok(found) => Ok(found.map(|message| message.header.index)),
-        Err(e) if is(&e, rustix::io::Errno::NODEV) => Ok(None),
+        Err(e) if is(&e, Errno::NODEV) => Ok(None),
         Err(e) => Err(netlink(format!("look for the interface {link}"))(e)),
     }
 }
 
-/// systemd-nspawn says that the container runs when its link is there; an older one may say so a moment before.
-async fn wait_for_link(handle: &Handle, link: &str) -> Result<u32> {
-    for _ in 0..200 {
-        if let Some(index) = index_of(handle, link).await? {
-            return Ok(index);
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    Err(Error::Failed(format!(
-        "the interface {link} did not appear within 2 s"
-    )))
+async fn require(handle: &Handle, link: &str) -> Result<u32> {
+    index_of(handle, link)
+        .await?
+        .ok_or_else(|| Error::Failed(format!("the interface {link} went away while it was set up")))
 }
 
-async fn add_address(
-    handle: &Handle,
-    index: u32,
-    address: Ipv4Addr,
-) -> std::result::Result<(), NetlinkError> {
-    match handle
-        .address()
-        .add(index, IpAddr::V4(address), 32)
-        .execute()
-        .await
-    {
-        Err(e) if is(&e, rustix::io::Errno::EXIST) => Ok(()),
+async fn delete(handle: &Handle, link: &str) -> Result<()> {
+    let Some(index) = index_of(handle, link).await? else {
+        return Ok(());
+    };
+    match handle.link().del(index).execute().await {
+        Err(e) if is(&e, Errno::NODEV) => Ok(()),
+        other => other.map_err(netlink(format!("remove {link}"))),
+    }
+}
+
+async fn add_pair(handle: &Handle, link: &str, peer: &str, name: &ContainerName) -> Result<()> {
+    let theirs = LinkUnspec::new_with_name(peer)
+        .address(mac(name, End::Container).to_vec())
+        .build();
+    let pair = LinkVeth::new(link, peer)
+        .address(mac(name, End::Host).to_vec())
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(theirs)))
+        .build();
+    match handle.link().add(pair).execute().await {
+        Err(e) if is(&e, Errno::OPNOTSUPP) => Err(Error::Unsupported(
+            "this kernel has no veth links; load the module veth".into(),
+        )),
+        other => other.map_err(netlink(format!("make the veth {link}"))),
+    }
+}
+
+/// Tells the kernel to make no link-local address; where IPv6 is off there is nothing to tell.
+async fn without_link_local(handle: &Handle, index: u32) -> std::result::Result<(), NetlinkError> {
+    let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    let change = LinkUnspec::new_with_index(index)
+        .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]))
+        .build();
+    match handle.link().change(change).execute().await {
+        Err(e) if is(&e, Errno::AFNOSUPPORT) || is(&e, Errno::OPNOTSUPP) => Ok(()),
         other => other,
     }
 }
 
-fn is(error: &NetlinkError, errno: rustix::io::Errno) -> bool {
+/// Sets up one family of a link: the host's own address, the way to the container's, and whose that is.
+async fn connect(
+    handle: &Handle,
+    index: u32,
+    link: &str,
+    name: &ContainerName,
+    (own, theirs): (IpAddr, IpAddr),
+) -> Result<()> {
+    add_address(handle, index, own)
+        .await
+        .map_err(netlink(format!("add {own} to {link}")))?;
+    let set = handle.route().add(route_to(theirs, own, index)).replace();
+    set.execute()
+        .await
+        .map_err(netlink(format!("set the route to {theirs} by {link}")))?;
+    let neighbour = handle
+        .neighbours()
+        .add(index, theirs)
+        .link_layer_address(&mac(name, End::Container))
+        .replace();
+    neighbour
+        .execute()
+        .await
+        .map_err(netlink(format!("set who {theirs} is on {link}")))
+}
+
+fn route_to(theirs: IpAddr, own: IpAddr, index: u32) -> RouteMessage {
+    match (theirs, own) {
+        (IpAddr::V6(theirs), _) => RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(theirs, 128)
+            .output_interface(index)
+            .build(),
+        (IpAddr::V4(theirs), _) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(theirs, 32)
+            .output_interface(index)
+            .scope(RouteScope::Link)
+            .build(),
+    }
+}
+
+async fn add_address(handle: &Handle, index: u32, address: IpAddr) -> std::result::Result<(), NetlinkError> {
+    let prefix = if address.is_ipv4() { 32 } else { 128 };
+    let mut request = handle.address().add(index, address, prefix);
+    if address.is_ipv6() {
+        // Nobody else has it; a look for duplicates would only take its time.
+        request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+    }
+    match request.execute().await {
+        Err(e) if is(&e, Errno::EXIST) => Ok(()),
+        other => other,
+    }
+}
+
+/// Returns whether a link can have IPv6. Where the host's default is to have none on new links, this one gets it.
+fn has_ipv6(link: &str) -> bool {
+    let setting = Path::new("/proc/sys/net/ipv6/conf")
+        .join(link)
+        .join("disable_ipv6");
+    let off = match std::fs::read_to_string(&setting) {
+        Ok(value) => value.trim() != "0",
+        Err(_) => {
+            tracing::debug!(link, "this host has no IPv6, and so the link has none");
+            return false;
+        }
+    };
+    if off && let Err(e) = std::fs::write(&setting, "0") {
+        tracing::warn!(
+            link,
+            error = %e,
+            "IPv6 is off on this host (net.ipv6.conf.default.disable_ipv6), and can't be put on for the link: the \
+             container has IPv4 only"
+        );
+        return false;
+    }
+    true
+}
+
+/// Waits until udev has seen a link, if udev runs.
+async fn wait_for_udev(link: &str, index: u32) -> Result<()> {
+    let note = Path::new(UDEV_DATA).join(format!("n{index}"));
+    let deadline = tokio::time::Instant::now() + UDEV_PATIENCE;
+    while Path::new(UDEV).exists() && !note.exists() {
+        if tokio::time::Instant::now() >= deadline {
+            return Err(Error::Failed(format!(
+                "udev has not seen the interface {link} within {} s",
+                UDEV_PATIENCE.as_secs()
+            )));
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(())
+}
+
+/// One end of a veth.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Host,
+    Container,
+}
+
+/// The hardware address of an end: the same for a container of the same name at every start.
+fn mac(name: &ContainerName, end: End) -> [u8; 6] {
+    let mut mac = [0; 6];
+    mac.copy_from_slice(&Sha256::digest(format!("cim-leaf veth {name}"))[..6]);
+    // Locally administered, to one station (IEEE 802, clause 8.2); the last bit tells the ends apart.
+    mac[0] = mac[0] & 0xfc | 0x02;
+    mac[5] = match end {
+        End::Host => mac[5] & 0xfe,
+        End::Container => mac[5] | 0x01,
+    };
+    mac
+}
+
+fn is(error: &NetlinkError, errno: Errno) -> bool {
     matches!(error, NetlinkError::NetlinkError(message) if message.raw_code() == -errno.raw_os_error())
 }
 
 fn netlink(what: String) -> impl FnOnce(NetlinkError) -> Error {
     move |source| Error::Netlink { what, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_of_links_fit_and_their_hardware_addresses_are_stable_local_and_two() {
+        let name = ContainerName::new("Longest-one").expect("a name of 11 characters");
+        assert!(host_link(&name).len() < 16 && peer_link(&name).len() < 16);
+        let (host, container) = (mac(&name, End::Host), mac(&name, End::Container));
+        assert_eq!(host[0] & 0x03, 0x02);
+        assert_ne!(host, container);
+        assert_eq!(host[..5], container[..5]);
+        assert_eq!(mac(&name, End::Host), host);
+        let other = ContainerName::new("longest-one").expect("a name");
+        assert_ne!(mac(&other, End::Host), host);
+    }
 }

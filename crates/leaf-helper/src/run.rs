@@ -7,14 +7,13 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use leaf_core::container::ContainerNetwork;
 use leaf_core::host_op::{RunSpec, RunStatus};
 use leaf_core::id::ContainerName;
 
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::files::Folder;
-use crate::{Helper, firewall, network};
+use crate::{Helper, network};
 
 /// The mode of what the observers' group may read.
 pub(crate) const SHOWN: u32 = 0o640;
@@ -139,11 +138,11 @@ impl Helper {
 
     /// Removes what a running container has on the host beside files: processes, cgroup, link, mounts, elements of
     /// the rules. Nothing supervises it.
-    pub(crate) async fn sweep(&self, name: &ContainerName, network: Option<ContainerNetwork>) -> Result<()> {
+    pub(crate) async fn sweep(&self, name: &ContainerName) -> Result<()> {
         let cgroup = Cgroup::of(&self.leaf, name)?;
         cgroup.kill_all().await?;
         cgroup.remove()?;
-        network::remove_host_link(name).await?;
+        network::remove_link(name).await?;
         // An nspawn that was killed leaves this mount, and the next start would fail on it.
         let exported = format!("/run/systemd/nspawn/unix-export/{name}");
         match rustix::mount::unmount(&exported, rustix::mount::UnmountFlags::DETACH) {
@@ -155,9 +154,6 @@ impl Helper {
                 folder.remove_if_empty(name.as_str())?;
             }
         }
-        match network {
-            Some(network) => firewall::expel(&self.settings.nft, &self.leaf, name, network).await,
-            None => Ok(()),
-        }
+        self.expel(name).await
     }
 }

@@ -76,7 +76,7 @@ impl Helper {
                     .status(&run)?
                     .is_none_or(|s| s.exit.is_none() && s.error.is_none())
             {
-                self.sweep(name, Some(spec.network)).await?;
+                self.sweep(name).await?;
                 return Err(Error::NotReady(format!(
                     "its supervisor ended by itself: {}",
                     self.supervisor_said(name)
@@ -91,10 +91,9 @@ impl Helper {
 
     /// Ends a container that was not ready in time, and returns why it was not.
     async fn end_unready(&self, name: &ContainerName, run: &Folder, limit: Duration) -> Error {
-        let network = self.spec(name).ok().flatten().map(|spec| spec.network);
         let ended = async {
             self.end_by_force(name).await?;
-            self.sweep(name, network).await?;
+            self.sweep(name).await?;
             self.status(run)
         };
         let said = match ended.await {
@@ -120,7 +119,7 @@ impl Helper {
             self.end_by_force(name).await?;
         }
         // Nothing is left by a supervisor that ended well, and much by one that was killed.
-        self.sweep(name, spec.map(|spec| spec.network)).await
+        self.sweep(name).await
     }
 
     /// Asks a container to halt until it does, and returns whether it did in its grace time. Once may not be enough:

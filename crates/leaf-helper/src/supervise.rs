@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::files::Folder;
 use crate::run::{RunLock, SHOWN};
 use crate::settings::check_path;
-use crate::{Helper, firewall, network};
+use crate::{Helper, network};
 
 /// Where `leaf-init` is inside a container.
 const INNER_INIT: &str = "/run/leaf/init";
@@ -84,14 +84,14 @@ impl Supervisor<'_> {
         check_toplevel(&spec.toplevel)?;
         self.status.start_digest = spec.start_digest();
         self.write_status()?;
-        helper.sweep(name, Some(spec.network)).await?;
+        helper.sweep(name).await?;
         let cgroup = Cgroup::of(&helper.leaf, name)?;
         cgroup.enter()?;
         let outcome = self.run_payload(&spec, &cgroup).await;
         // Whatever happened: nothing stays.
         let _ = cgroup.kill_payload().await;
         cgroup.leave()?;
-        let swept = helper.sweep(name, Some(spec.network)).await;
+        let swept = helper.sweep(name).await;
         let exit = outcome?;
         swept?;
         Ok(exit)
@@ -101,7 +101,8 @@ impl Supervisor<'_> {
     /// its first instruction; then it moves aside.
     async fn run_payload(&mut self, spec: &RunSpec, cgroup: &Cgroup) -> Result<Exit> {
         let helper = self.helper;
-        firewall::admit(&helper.settings.nft, &helper.leaf, &spec.name, spec.network).await?;
+        network::make_link(&spec.name, spec.network).await?;
+        helper.admit(&spec.name).await?;
         let mut console = Console::open(helper.state_folder(&spec.name)?, helper.settings.observers)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(Error::io("watch for SIGTERM"))?;
         let notify = self.bind_notify()?;
@@ -124,7 +125,9 @@ impl Supervisor<'_> {
                         match line.split_once('=') {
                             Some(("X_NSPAWN_LEADER_PID", pid)) if self.status.leader_pid.is_none() => {
                                 self.status.leader_pid = pid.parse().ok();
-                                network::configure_host_link(&spec.name, spec.network).await?;
+                                if let Some(leader) = self.status.leader_pid {
+                                    network::hand_over(&spec.name, leader).await?;
+                                }
                                 self.write_status()?;
                             }
                             Some(("READY", "1")) => ready = true,
@@ -152,7 +155,7 @@ impl Supervisor<'_> {
             while let Ok(length @ 1..) = output.read(&mut bytes).await {
                 console.write(&bytes[..length])?;
             }
-            Ok(())
+            Ok::<(), Error>(())
         };
         cgroup.kill_payload().await?;
         if open {
@@ -184,7 +187,8 @@ impl Supervisor<'_> {
             .args(["--quiet", "--settings=no", "--register=no", "--keep-unit"])
             .arg(format!("--machine={name}"))
             .arg(format!("--directory={}", check_path(&root)?))
-            .args(["--private-network", "--network-veth"])
+            // `--network-interface=` takes only what udev has seen, and there may be no udev here: the link is handed over.
+            .arg("--private-network")
             .args(["--private-users=pick", "--private-users-ownership=auto"])
             .args(["--notify-ready=yes", "--kill-signal=SIGRTMIN+3"])
             .args(["--link-journal=no", "--resolv-conf=off", "--timezone=off"])
@@ -195,6 +199,15 @@ impl Supervisor<'_> {
                 "--setenv=LOCAL_ADDRESS={}",
                 spec.network.container_address
             ));
+        let addresses6 = [
+            ("HOST_ADDRESS6", spec.network.host_address6),
+            ("LOCAL_ADDRESS6", spec.network.container_address6),
+        ];
+        for (variable, address) in addresses6 {
+            if let Some(address) = address {
+                command.arg(format!("--setenv={variable}={address}"));
+            }
+        }
         for (variable, value) in &spec.options.environment {
             command.arg(format!("--setenv={variable}={value}"));
         }

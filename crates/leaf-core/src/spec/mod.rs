@@ -342,14 +342,16 @@ impl RestartPolicy {
 }
 
 /// Variables by which what runs a container speaks to its init; a spec can't set them.
-const RESERVED_VARIABLES: [&str; 8] = [
+const RESERVED_VARIABLES: [&str; 10] = [
     "container",
     "container_host_id",
     "container_host_version_id",
     "container_uuid",
     "CREDENTIALS_DIRECTORY",
     "HOST_ADDRESS",
+    "HOST_ADDRESS6",
     "LOCAL_ADDRESS",
+    "LOCAL_ADDRESS6",
     "NOTIFY_SOCKET",
 ];
 
