@@ -159,7 +159,7 @@ impl Programs {
             .collect();
         let started = STARTED.iter().filter(|name| names.iter().any(|n| n == *name));
         let mut script = format!(
-            "set -e; cp --recursive --preserve=mode,links --remove-destination {at}/. /\n\
+            "set -e; cp --recursive --no-dereference --remove-destination {at}/. /\n\
              mkdir -p /etc/cim-leaf; [ -e /etc/cim-leaf/leafd.toml ] || printf '{SETTINGS}' >/etc/cim-leaf/leafd.toml\n\
              systemd-sysusers; systemctl daemon-reload; systemd-tmpfiles --create\n",
         );
@@ -198,11 +198,6 @@ fn lay_out(package: &Path, units: &Path, tree: &Path) -> Result<()> {
         let path = file.strip_prefix(&share).expect("it is below the folder");
         place(&prefix.join("share").join(path), &read(file)?)
     })?;
-    ensure!(
-        units.is_dir(),
-        "{} is not there: the units are not written yet",
-        units.display()
-    );
     each_file(units, &mut |file| {
         let path = file.strip_prefix(units).expect("it is below the folder");
         let Some(path) = destination(path)? else {
@@ -351,6 +346,37 @@ mod tests {
         assert!(filled.ends_with("@system-service ~@privileged\n"), "{filled}");
         let error = fill("ExecStart=@mystery@/bin/x").expect_err("nobody knows it");
         assert!(error.to_string().contains("@mystery@"), "{error}");
+    }
+
+    #[test]
+    fn the_units_of_the_house_have_their_places_and_are_started() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let package = folder.path().join("package");
+        let program = crate::command::find("true").expect("every system has it");
+        for name in ["leafd", "leafctl", "leaf-helper", "leaf-init"] {
+            place(
+                &package.join("bin").join(name),
+                &read(&program).expect("a program"),
+            )
+            .expect("written");
+        }
+        place(&package.join("share/cim-leaf/containers/x.nix"), b"{ }").expect("written");
+        let tree = folder.path().join("tree");
+        lay_out(&package, &workspace().join("nixos-modules/leaf/units"), &tree).expect("all is known");
+        assert!(tree.join("usr/local/share/cim-leaf/containers/x.nix").is_file());
+        let unit = tree.join("etc/systemd/system/leafd.service");
+        let unit = fs::read_to_string(unit).expect("leafd's unit");
+        assert!(
+            unit.contains("/usr/local/bin/leafd") && !unit.contains("@package@"),
+            "{unit}"
+        );
+        let programs = Programs::of(tree).expect("a tree");
+        let script = programs.script("/x").expect("a script");
+        assert!(
+            script.contains("add-wants multi-user.target leafd.service"),
+            "{script}"
+        );
+        assert!(script.contains("systemctl start leaf-helper.socket"), "{script}");
     }
 
     #[test]

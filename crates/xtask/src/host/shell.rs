@@ -15,28 +15,34 @@ const LEAVE: u8 = 0x1d;
 /// How often it is looked whether the shell has ended, and the window has another size.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// Fails where there is no terminal.
+pub(super) fn need_terminal() -> Result<()> {
+    ensure!(
+        std::io::stdin().is_terminal(),
+        "a shell needs a terminal; `cargo xtask host run -- 'COMMAND'` runs a command without one"
+    );
+    Ok(())
+}
+
 /// Ends when the shell does, or when the person leaves.
 pub(super) fn shell(host: &Host) -> Result<()> {
     let input = std::io::stdin();
-    ensure!(
-        input.is_terminal(),
-        "a shell needs a terminal; `cargo xtask host run -- 'COMMAND'` runs a command without one"
-    );
     let mut console =
         UnixStream::connect(machine::shell_socket(host.folder())).context("the machine has no console")?;
     console
         .set_nonblocking(true)
         .context("the console can't be set up")?;
     let mut size = window();
-    host.ok(&set_size(size))?;
     let term: String = std::env::var("TERM").unwrap_or_default();
     let term: String = term
         .chars()
         .filter(|c| c.is_ascii_alphanumeric() || "-+.".contains(*c))
         .collect();
+    // The terminal forgets its size when nobody has it open: so the same one sets it and goes on.
     let bash = host.start(&format!(
         "export TERM={term} LEAFCTL_CONTEXT=/var/lib/cim-leaf/context.json; cd /root; \
-         exec setsid --ctty --wait bash --login -i </dev/hvc0 >/dev/hvc0 2>&1"
+         exec setsid --ctty --wait bash -c '{}; exec bash --login -i' </dev/hvc0 >/dev/hvc0 2>&1",
+        set_size(size)
     ))?;
 
     let raw = Raw::set()?;

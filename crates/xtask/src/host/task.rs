@@ -54,6 +54,7 @@ struct Shell {
 
 impl Shell {
     fn run(self) -> Result<ExitCode> {
+        shell::need_terminal()?;
         let options = Host::options()
             .memory_mib(self.memory)
             .lives(Duration::from_secs(12 * 60 * 60));
