@@ -1,68 +1,63 @@
 //! What containers of a leaf there are on this host, and how they do: a look, and hints when to look again.
 //!
-//! Start at [`Containers`]. The host is the truth: everything is read from the files that [`HostPaths`] names, nothing
-//! is remembered, nothing is changed. A supervisor lives exactly while its lock is held; a status without an end below
-//! a free lock is that of a supervisor that was killed.
+//! Start at [`Containers`]. The host is the truth: everything is read from the files that [`HostPaths`] names, from
+//! the kernel, and from systemd where that runs the containers; nothing is changed. Under systemd the state of the
+//! unit counts; under `leaf-helper supervise` a supervisor lives exactly while its lock is held, and a status without
+//! an end below a free lock is that of a supervisor that was killed.
+//!
+//! All of it works for an unprivileged user who may read the journal (group `systemd-journal`). The functions block:
+//! they are to be called on a thread of their own (`spawn_blocking`), within tokio, and never from asynchronous code.
 
+mod bus;
+mod cgroup;
+mod conf;
+mod error;
+mod foreign;
+mod journal;
+mod log_file;
 mod logs;
 mod observe;
+mod signals;
 mod stats;
+mod supervisor;
+mod unit;
+mod units;
 mod watch;
 
-use std::path::{Path, PathBuf};
-
-use leaf_core::host_op::HostPaths;
+use leaf_core::host_op::{HostPaths, Runtime};
 use leaf_core::id::LeafName;
 
+pub use error::{LookError, LookErrorKind};
 pub use watch::Hints;
 
-/// The containers of one leaf on this host.
+/// The containers of one leaf on this host. Copies share one connection to systemd.
 #[derive(Debug, Clone)]
 pub struct Containers {
     leaf: LeafName,
     paths: HostPaths,
-}
-
-/// A look at the host did not work.
-#[derive(Debug, thiserror::Error)]
-pub enum LookError {
-    /// A file or folder could not be read.
-    #[error("can't read {}", path.display())]
-    Read {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the kernel said.
-        source: std::io::Error,
-    },
-    /// A supervisor's status is not one.
-    #[error("{} is not a supervisor's status", path.display())]
-    Status {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: serde_json::Error,
-    },
-    /// The kernel would not tell of changes.
-    #[error("can't watch {}", path.display())]
-    Watch {
-        /// The folder.
-        path: PathBuf,
-        /// What the kernel said.
-        source: std::io::Error,
-    },
-}
-
-impl LookError {
-    fn read(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Read { path, source }
-    }
+    runtime: Runtime,
+    bus: bus::Bus,
 }
 
 impl Containers {
-    /// Returns the containers of a leaf; nothing is read yet.
+    /// Returns the containers of a leaf, as this runtime runs them; nothing is read or connected yet.
     #[must_use]
-    pub fn new(leaf: LeafName, paths: HostPaths) -> Self {
-        Self { leaf, paths }
+    pub fn new(leaf: LeafName, paths: HostPaths, runtime: Runtime) -> Self {
+        Self {
+            leaf,
+            paths,
+            runtime,
+            bus: bus::Bus::default(),
+        }
+    }
+}
+
+/// Returns what runs containers on this host: systemd, where it is the first process, as sd_booted(3) tells it.
+#[must_use]
+pub fn runtime_of_this_host() -> Runtime {
+    if std::path::Path::new("/run/systemd/system").is_dir() {
+        Runtime::Systemd
+    } else {
+        Runtime::Nspawn
     }
 }

@@ -174,7 +174,7 @@ impl Host {
         .expect("the programs are there");
         let host = Self {
             helper: Helper::new(leaf.clone(), paths.clone(), settings.clone()),
-            containers: Containers::new(leaf.clone(), paths.clone()),
+            containers: Containers::new(leaf.clone(), paths.clone(), settings.runtime),
             leaf,
             paths,
             folder,

@@ -147,7 +147,11 @@ pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began
     let containers = helper.map(|helper| {
         Arc::new(ContainerHost {
             helper,
-            view: Containers::new(leaf.clone(), HostPaths::new(leaf)),
+            view: Containers::new(
+                leaf.clone(),
+                HostPaths::new(leaf),
+                leaf_container::runtime_of_this_host(),
+            ),
             identity,
             nats_url: url.clone(),
             ready_timeout_seconds: settings.containers.ready_timeout_seconds,

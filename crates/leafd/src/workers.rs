@@ -8,6 +8,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use leaf_bus::connect::Bus;
 use leaf_bus::serve::Responder;
+use leaf_container::{LookError, LookErrorKind};
 use leaf_core::command::{Command, ContainerList, LogChunk};
 use leaf_core::container::Container;
 use leaf_core::error::chain;
@@ -209,13 +210,13 @@ impl Workers {
             Question::ContainerLog(query) => self.reply_with(responder, id, move || {
                 let log = view()?
                     .logs(&query, LOG_BYTES)
-                    .map_err(|error| failed("the console can't be read", &error))?;
+                    .map_err(|error| not_seen("the log can't be read", &error))?;
                 Ok(to_body(&log))
             }),
             Question::ContainerStats(name) => self.reply_with(responder, id, move || {
                 let stats = view()?
                     .stats(&name)
-                    .map_err(|error| failed("what it uses can't be told", &error))?;
+                    .map_err(|error| not_seen("what it uses can't be told", &error))?;
                 Ok(to_body(&stats))
             }),
             Question::Containers(containers) => self.reply_with(responder, id, move || {
@@ -389,6 +390,17 @@ impl Workers {
 fn failed(what: &str, error: &(dyn std::error::Error + 'static)) -> Problem {
     tracing::warn!(error, "{what}");
     Problem::new(ProblemCode::Failed, format!("{what}: {}", chain(error)))
+}
+
+/// The problem of a question on a container that was not answered: not always the host's fault.
+fn not_seen(what: &str, error: &LookError) -> Problem {
+    let code = match error.kind() {
+        LookErrorKind::NotNow => ProblemCode::Conflict,
+        LookErrorKind::Invalid => ProblemCode::Invalid,
+        LookErrorKind::Unsupported => ProblemCode::Unsupported,
+        LookErrorKind::Failed => return failed(what, error),
+    };
+    Problem::new(code, error.to_string())
 }
 
 fn warn_if_failed<E: std::error::Error + 'static>(result: Result<(), E>) {

@@ -1,0 +1,120 @@
+//! The `NAME.conf` files: which containers there are, and whose (nixos-containers.nix of the NixOS modules).
+
+use std::io::ErrorKind;
+use std::path::PathBuf;
+
+use leaf_core::host_op::{CONF_DIGEST, conf_marker};
+use leaf_core::id::{ContainerName, LeafName, StorePath};
+
+use crate::{Containers, LookError};
+
+/// One `NAME.conf`.
+#[derive(Debug)]
+pub(crate) struct Conf {
+    pub(crate) name: ContainerName,
+    pub(crate) path: PathBuf,
+    text: String,
+}
+
+impl Conf {
+    /// Whether this leaf made it.
+    pub(crate) fn is_of(&self, leaf: &LeafName) -> bool {
+        let marker = conf_marker(leaf);
+        self.text.lines().any(|line| line == marker)
+    }
+
+    /// The digest of what the helper was told last.
+    pub(crate) fn digest(&self) -> Option<String> {
+        self.text
+            .lines()
+            .find_map(|line| line.strip_prefix(CONF_DIGEST))
+            .map(str::to_owned)
+    }
+
+    /// A value, without the quotes that an environment file may have around it; the last one counts, as for systemd.
+    pub(crate) fn value(&self, key: &str) -> Option<&str> {
+        self.text
+            .lines()
+            .filter_map(|line| line.trim_start().split_once('='))
+            .filter(|(found, _)| *found == key)
+            .map(|(_, value)| unquoted(value.trim_end()))
+            .next_back()
+    }
+
+    /// The system that it names.
+    pub(crate) fn system(&self) -> Option<StorePath> {
+        self.value("SYSTEM_PATH")
+            .and_then(|path| StorePath::new(path).ok())
+    }
+}
+
+fn unquoted(value: &str) -> &str {
+    ['"', '\'']
+        .into_iter()
+        .find_map(|quote| value.strip_prefix(quote)?.strip_suffix(quote))
+        .unwrap_or(value)
+}
+
+impl Containers {
+    /// Returns all that are there and can be read, and the names of those that can't; anybody's.
+    pub(crate) fn confs(&self) -> Result<(Vec<Conf>, Vec<ContainerName>), LookError> {
+        let (mut found, mut closed) = (Vec::new(), Vec::new());
+        let entries = match std::fs::read_dir(&self.paths.confs) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok((found, closed)),
+            other => other.map_err(LookError::read(&self.paths.confs))?,
+        };
+        for entry in entries {
+            let file = entry.map_err(LookError::read(&self.paths.confs))?.file_name();
+            let name = file.to_str().and_then(|file| file.strip_suffix(".conf"));
+            let Some(Ok(name)) = name.map(ContainerName::new) else {
+                continue;
+            };
+            match self.conf(&name) {
+                Ok(conf) => found.extend(conf),
+                // The helper lets this leaf's user read those that it made.
+                Err(LookError::Read { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
+                    closed.push(name);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok((found, closed))
+    }
+
+    /// Returns the one of this name, if it is there; anybody's.
+    pub(crate) fn conf(&self, name: &ContainerName) -> Result<Option<Conf>, LookError> {
+        let path = self.paths.conf(name);
+        match std::fs::read(&path) {
+            Ok(bytes) => Ok(Some(Conf {
+                name: name.clone(),
+                path,
+                text: String::from_utf8_lossy(&bytes).into_owned(),
+            })),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(LookError::read(&path)(e)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_loses_its_quotes_and_the_last_one_counts() {
+        let conf = Conf {
+            name: ContainerName::new("web").expect("a name"),
+            path: "web.conf".into(),
+            text: "# cim-leaf: made by leaf edge\n# cim-leaf: spec 0123\nLOCAL_ADDRESS=\"10.0.0.1\"\n\
+                   SYSTEM_PATH='/nix/store/a'\nSYSTEM_PATH=/nix/store/b \nHOST_PORT=tcp:1:2=\n"
+                .into(),
+        };
+        assert_eq!(conf.value("LOCAL_ADDRESS"), Some("10.0.0.1"));
+        assert_eq!(conf.value("SYSTEM_PATH"), Some("/nix/store/b"));
+        assert_eq!(conf.value("HOST_PORT"), Some("tcp:1:2="));
+        assert_eq!(conf.value("FLAKE"), None);
+        assert_eq!(conf.digest().as_deref(), Some("0123"));
+        assert!(conf.is_of(&LeafName::new("edge").expect("a leaf")));
+        assert!(!conf.is_of(&LeafName::new("edge2").expect("a leaf")));
+    }
+}

@@ -1,0 +1,138 @@
+//! The containers on this host that this leaf did not make: shown, and never touched unless adopted.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use leaf_core::container::ForeignContainer;
+use leaf_core::host_op::Runtime;
+use leaf_core::id::{ContainerName, StorePath};
+
+use crate::conf::Conf;
+use crate::{Containers, LookError};
+
+/// Where `nixos-container` keeps the systems of those that it makes (nixos-container.pl).
+const PROFILES: &str = "/nix/var/nix/profiles/per-container";
+/// Where systemd-machined writes which machines run.
+const MACHINES: &str = "/run/systemd/machines";
+
+impl Containers {
+    /// Returns the containers on this host that this leaf did not make, sorted by name. Blocks.
+    ///
+    /// A machine without a `NAME.conf` is none of them.
+    ///
+    /// # Errors
+    /// [`LookError`] when a file that is there can't be read, or systemd does not answer.
+    pub fn foreign(&self) -> Result<Vec<ForeignContainer>, LookError> {
+        let (mut confs, closed) = self.confs()?;
+        confs.retain(|conf| !conf.is_of(&self.leaf));
+        if confs.is_empty() && closed.is_empty() {
+            return Ok(Vec::new());
+        }
+        let up: BTreeSet<_> = match self.runtime {
+            Runtime::Systemd => self.units_up()?.into_iter().collect(),
+            Runtime::Nspawn => BTreeSet::new(),
+        };
+        let runs = |name: &ContainerName| {
+            up.contains(&Runtime::unit(name)) || Path::new(MACHINES).join(name.as_str()).exists()
+        };
+        let mut found: Vec<_> = confs
+            .iter()
+            .map(|conf| foreign_of(conf, runs(&conf.name)))
+            .collect();
+        found.extend(closed.into_iter().map(|name| ForeignContainer {
+            declarative: is_declarative(&self.paths.conf(&name)),
+            running: runs(&name),
+            toplevel: profile(&name),
+            address: None,
+            // Nothing tells: the worse is assumed.
+            host_users: true,
+            name,
+        }));
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(found)
+    }
+}
+
+fn foreign_of(conf: &Conf, running: bool) -> ForeignContainer {
+    let name = conf.name.clone();
+    ForeignContainer {
+        declarative: is_declarative(&conf.path),
+        running,
+        toplevel: conf.system().or_else(|| profile(&name)),
+        address: conf
+            .value("LOCAL_ADDRESS")
+            .and_then(|address| address.split('/').next()?.parse().ok()),
+        host_users: conf
+            .value("PRIVATE_USERS")
+            .is_none_or(|users| matches!(users, "" | "no")),
+        name,
+    }
+}
+
+/// Whether the host's own configuration declares it: NixOS links what it declares into the store, and what can't be
+/// written is to be left alone (nixos-container.pl, "destroy").
+fn is_declarative(conf: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::symlink_metadata(conf)
+        .is_ok_and(|meta| meta.is_symlink() || meta.permissions().mode() & 0o200 == 0)
+}
+
+/// The system that its profile leads to.
+fn profile(name: &ContainerName) -> Option<StorePath> {
+    let profile = Path::new(PROFILES).join(name.as_str()).join("system");
+    let path = std::fs::canonicalize(profile).ok()?;
+    StorePath::new(path.to_str()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use leaf_core::host_op::{HostPaths, conf_marker};
+    use leaf_core::id::LeafName;
+
+    use super::*;
+
+    #[test]
+    fn those_of_others_are_told_from_the_leafs_own_and_declared_ones_from_made_ones() {
+        let place = tempfile::tempdir().expect("a folder");
+        let leaf = LeafName::new("edge").expect("a leaf");
+        let paths = HostPaths {
+            confs: place.path().join("confs"),
+            run: place.path().join("run"),
+            ..HostPaths::new(&leaf)
+        };
+        let store = "/nix/store/00000000000000000000000000000000-system";
+        std::fs::create_dir(&paths.confs).expect("a folder");
+        let write = |file: &str, text: &str| std::fs::write(paths.confs.join(file), text).expect("a file");
+        write("own.conf", &format!("{}\n", conf_marker(&leaf)));
+        write(
+            "made.conf",
+            &format!("SYSTEM_PATH={store}\nLOCAL_ADDRESS=10.1.2.3/24\nPRIVATE_USERS=pick\n"),
+        );
+        write("fixed.conf", "PRIVATE_USERS=no\n");
+        let fixed = std::fs::Permissions::from_mode(0o444);
+        std::fs::set_permissions(paths.confs.join("fixed.conf"), fixed).expect("a mode");
+        write("other.txt", "");
+        write("no such name!.conf", "");
+        std::fs::write(place.path().join("declared"), "").expect("a file");
+        symlink(place.path().join("declared"), paths.confs.join("declared.conf")).expect("a link");
+
+        let found = Containers::new(leaf, paths, Runtime::Nspawn)
+            .foreign()
+            .expect("a look");
+        let names: Vec<_> = found.iter().map(|one| one.name.as_str()).collect();
+        assert_eq!(names, ["declared", "fixed", "made"]);
+        assert_eq!(
+            found.iter().map(|one| one.declarative).collect::<Vec<_>>(),
+            [true, true, false]
+        );
+        assert_eq!(
+            found.iter().map(|one| one.host_users).collect::<Vec<_>>(),
+            [true, true, false]
+        );
+        assert_eq!(found[2].toplevel.as_ref().map(|path| path.as_str()), Some(store));
+        assert_eq!(found[2].address, Some("10.1.2.3".parse().expect("an address")));
+        assert!(found.iter().all(|one| !one.running));
+    }
+}

@@ -1,0 +1,309 @@
+//! What systemd says of a container's unit, and what that means: `org.freedesktop.systemd1(5)`.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use leaf_core::container::{Exit, ObservedRun};
+use leaf_core::host_op::RunStatus;
+use zbus::{OwnedVariant, Variant};
+
+/// Where a unit is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// It does not run, and will not by itself.
+    Down,
+    /// It was started, and its container is not ready.
+    Starting,
+    /// Its container is ready.
+    Up,
+    /// It ends: its container does, or what is left of it is cleaned up.
+    Ending,
+    /// It ended, and is started again after a while.
+    Waiting,
+}
+
+impl Stage {
+    /// Returns the stage by `ActiveState` and `SubState`.
+    pub(crate) fn of(active: &str, sub: &str) -> Self {
+        match active {
+            // Also while it is about to wait: `dead-before-auto-restart`, `failed-before-auto-restart`.
+            _ if sub.contains("auto-restart") => Self::Waiting,
+            "active" | "reloading" | "refreshing" => Self::Up,
+            "activating" => Self::Starting,
+            "deactivating" => Self::Ending,
+            _ => Self::Down,
+        }
+    }
+}
+
+/// What one look at a unit showed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unit {
+    pub(crate) stage: Stage,
+    /// When its main process was started; nothing if none was since the unit is known.
+    started_at: Option<Timestamp>,
+    /// The same by the monotonic clock, in microseconds.
+    started: u64,
+    /// When it was ready last, by the monotonic clock, in microseconds.
+    ready: u64,
+    /// Its main process, also after its end.
+    main_pid: u32,
+    /// How its main process ended, if it has.
+    exit: Option<Exit>,
+    /// Its control group, below the mount.
+    pub(crate) group: Option<String>,
+}
+
+impl Unit {
+    /// Returns the unit by all its properties.
+    pub(crate) fn of(properties: &BTreeMap<String, OwnedVariant>) -> Self {
+        let text = |key| {
+            properties
+                .get(key)
+                .and_then(|value| <&str>::try_from(&**value).ok())
+                .unwrap_or_default()
+        };
+        let number = |key| match properties.get(key).map(|value| &**value) {
+            Some(Variant::U64(number)) => *number,
+            Some(Variant::U32(number)) => u64::from(*number),
+            _ => 0,
+        };
+        let signed = |key| match properties.get(key).map(|value| &**value) {
+            Some(Variant::I32(number)) => *number,
+            _ => 0,
+        };
+        Self {
+            stage: Stage::of(text("ActiveState"), text("SubState")),
+            started_at: Some(number("ExecMainStartTimestamp"))
+                .filter(|micros| *micros > 0)
+                .and_then(|micros| i64::try_from(micros).ok())
+                .and_then(|micros| Timestamp::from_microsecond(micros).ok()),
+            started: number("ExecMainStartTimestampMonotonic"),
+            ready: number("ActiveEnterTimestampMonotonic"),
+            main_pid: u32::try_from(number("ExecMainPID")).unwrap_or(0),
+            exit: exit_of(signed("ExecMainCode"), signed("ExecMainStatus")),
+            group: Some(text("ControlGroup").trim_start_matches('/').to_owned())
+                .filter(|group| !group.is_empty()),
+        }
+    }
+
+    /// Whether it was ready since it was started last.
+    pub(crate) fn was_ready(&self) -> bool {
+        self.started > 0 && self.ready >= self.started
+    }
+}
+
+/// See waitid(2): `CLD_EXITED`, `CLD_KILLED`, `CLD_DUMPED`.
+fn exit_of(code: i32, status: i32) -> Option<Exit> {
+    match code {
+        1 => Some(Exit::Code { code: status }),
+        2 | 3 => Some(Exit::Signal { signal: status }),
+        _ => None,
+    }
+}
+
+/// Returns whether a container runs, by its unit (nothing where systemd knows none), by what the helper wrote of its
+/// last run, and by the first process that was found of it.
+pub(crate) fn run_of(unit: Option<&Unit>, status: Option<&RunStatus>, leader: Option<u32>) -> ObservedRun {
+    // What is written has more than one reader's clock behind it: the helper writes the end before systemd goes on.
+    let ended = status.and_then(|status| status.exit);
+    let seen = unit.and_then(|unit| unit.exit);
+    match unit.map_or(Stage::Down, |unit| unit.stage) {
+        Stage::Down => match (status, ended.or(seen)) {
+            (_, Some(exit)) => ObservedRun::Exited(exit),
+            (Some(_), None) => ObservedRun::Exited(Exit::Lost),
+            (None, None) => ObservedRun::Stopped,
+        },
+        Stage::Waiting => ObservedRun::Restarting(ended.or(seen).unwrap_or(Exit::Lost)),
+        Stage::Starting => ObservedRun::Starting,
+        Stage::Up | Stage::Ending => match unit {
+            Some(unit) if unit.was_ready() => {
+                let before = (unit.ready - unit.started) / 1000;
+                ObservedRun::Running {
+                    // While it ends there may be none any more.
+                    leader_pid: leader.unwrap_or(unit.main_pid),
+                    started_at: unit.started_at.unwrap_or(Timestamp::UNIX_EPOCH),
+                    ready_after_ms: before,
+                    start_digest: status
+                        .filter(|status| status.exit.is_none() && !status.start_digest.is_empty())
+                        .map(|status| status.start_digest.clone()),
+                }
+            }
+            _ => ObservedRun::Starting,
+        },
+    }
+}
+
+/// Returns a name as a part of a path on the bus: all but letters and digits as `_` and two digits.
+pub(crate) fn path_part(name: &str) -> String {
+    let mut part = String::new();
+    for (at, byte) in name.bytes().enumerate() {
+        if byte.is_ascii_alphabetic() || (at > 0 && byte.is_ascii_digit()) {
+            part.push(char::from(byte));
+        } else {
+            part.push_str(&format!("_{byte:02x}"));
+        }
+    }
+    part
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unit(active: &str, sub: &str, more: &[(&str, Variant<'static>)]) -> Unit {
+        let mut properties: BTreeMap<String, OwnedVariant> = BTreeMap::new();
+        let defaults = [
+            ("ActiveState", Variant::from(active.to_owned())),
+            ("SubState", Variant::from(sub.to_owned())),
+            ("ExecMainStartTimestamp", Variant::U64(1_763_668_800_000_000)),
+            ("ExecMainStartTimestampMonotonic", Variant::U64(5_000_000)),
+            ("ActiveEnterTimestampMonotonic", Variant::U64(5_250_900)),
+            ("ExecMainPID", Variant::U32(4711)),
+            ("ExecMainCode", Variant::I32(0)),
+            ("ExecMainStatus", Variant::I32(0)),
+            (
+                "ControlGroup",
+                Variant::from("/machine.slice/container@web.service".to_owned()),
+            ),
+        ];
+        for (key, value) in defaults.into_iter().chain(more.iter().cloned()) {
+            let value = OwnedVariant::try_from(value).expect("a value");
+            properties.insert(key.to_owned(), value);
+        }
+        Unit::of(&properties)
+    }
+
+    fn status(exit: Option<Exit>) -> RunStatus {
+        RunStatus {
+            supervisor_pid: 4711,
+            started_at: Timestamp::UNIX_EPOCH,
+            start_digest: "0123".into(),
+            leader_pid: None,
+            ready_at: None,
+            exit,
+            oom_kills: 0,
+            error: None,
+        }
+    }
+
+    const CODE: Exit = Exit::Code { code: 7 };
+
+    #[test]
+    fn a_unit_that_is_up_runs_with_the_leader_that_was_found() {
+        let up = unit("active", "running", &[]);
+        assert_eq!(up.group.as_deref(), Some("machine.slice/container@web.service"));
+        let started_at = Timestamp::from_second(1_763_668_800).expect("a time");
+        let running = |leader_pid, start_digest: Option<&str>| ObservedRun::Running {
+            leader_pid,
+            started_at,
+            ready_after_ms: 250,
+            start_digest: start_digest.map(str::to_owned),
+        };
+        assert_eq!(
+            run_of(Some(&up), Some(&status(None)), Some(99)),
+            running(99, Some("0123"))
+        );
+        // Another's, adopted: nobody wrote what it was started with; or what is written is of a run before.
+        assert_eq!(run_of(Some(&up), None, Some(99)), running(99, None));
+        assert_eq!(
+            run_of(Some(&up), Some(&status(Some(CODE))), Some(99)),
+            running(99, None)
+        );
+        // It ends, and its first process is gone.
+        let ending = unit("deactivating", "stop-post", &[]);
+        assert_eq!(
+            run_of(Some(&ending), Some(&status(None)), None),
+            running(4711, Some("0123"))
+        );
+    }
+
+    #[test]
+    fn a_unit_that_is_not_ready_since_its_start_is_starting() {
+        for sub in ["start-pre", "start", "start-post"] {
+            let starting = unit("activating", sub, &[]);
+            assert_eq!(
+                run_of(Some(&starting), Some(&status(None)), Some(99)),
+                ObservedRun::Starting
+            );
+        }
+        // It is ended before it was ready: `ActiveEnterTimestamp` is that of a run before.
+        let before = [("ActiveEnterTimestampMonotonic", Variant::U64(4_000_000))];
+        let ending = unit("deactivating", "stop-sigterm", &before);
+        assert_eq!(
+            run_of(Some(&ending), Some(&status(None)), Some(99)),
+            ObservedRun::Starting
+        );
+    }
+
+    #[test]
+    fn a_unit_that_waits_is_restarting_with_the_exit_that_was_written_or_else_seen() {
+        let killed = [
+            ("ExecMainCode", Variant::I32(2)),
+            ("ExecMainStatus", Variant::I32(9)),
+        ];
+        for (active, sub) in [
+            ("activating", "auto-restart"),
+            ("activating", "auto-restart-queued"),
+            ("failed", "failed-before-auto-restart"),
+            ("inactive", "dead-before-auto-restart"),
+        ] {
+            let waiting = unit(active, sub, &killed);
+            assert_eq!(
+                run_of(Some(&waiting), Some(&status(Some(CODE))), None),
+                ObservedRun::Restarting(CODE)
+            );
+            assert_eq!(
+                run_of(Some(&waiting), Some(&status(None)), None),
+                ObservedRun::Restarting(Exit::Signal { signal: 9 })
+            );
+        }
+    }
+
+    #[test]
+    fn a_unit_that_is_down_has_exited_was_lost_or_never_ran() {
+        let failed = unit("failed", "failed", &[]);
+        assert_eq!(
+            run_of(Some(&failed), Some(&status(Some(CODE))), None),
+            ObservedRun::Exited(CODE)
+        );
+        assert_eq!(
+            run_of(Some(&failed), Some(&status(None)), None),
+            ObservedRun::Exited(Exit::Lost)
+        );
+        assert_eq!(
+            run_of(None, Some(&status(None)), None),
+            ObservedRun::Exited(Exit::Lost)
+        );
+        assert_eq!(run_of(None, None, None), ObservedRun::Stopped);
+        let dumped = [
+            ("ExecMainCode", Variant::I32(3)),
+            ("ExecMainStatus", Variant::I32(6)),
+        ];
+        assert_eq!(
+            run_of(Some(&unit("failed", "failed", &dumped)), None, None),
+            ObservedRun::Exited(Exit::Signal { signal: 6 })
+        );
+        assert_eq!(
+            run_of(Some(&unit("inactive", "dead", &[])), None, None),
+            ObservedRun::Stopped
+        );
+    }
+
+    #[test]
+    fn a_unit_without_properties_is_down() {
+        let unit = Unit::of(&BTreeMap::new());
+        assert_eq!(unit.stage, Stage::Down);
+        assert!(!unit.was_ready());
+        assert_eq!(run_of(Some(&unit), None, None), ObservedRun::Stopped);
+    }
+
+    #[test]
+    fn a_name_becomes_a_part_of_a_path_as_systemd_writes_it() {
+        assert_eq!(
+            path_part("container@web-1.service"),
+            "container_40web_2d1_2eservice"
+        );
+        assert_eq!(path_part("1web"), "_31web");
+    }
+}

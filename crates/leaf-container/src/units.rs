@@ -1,0 +1,203 @@
+//! How containers do that systemd runs: by their units, by what the helper wrote, and by their control groups.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use futures::future::join_all;
+use jiff::Timestamp;
+use leaf_core::container::ObservedRun;
+use leaf_core::host_op::{RunStatus, Runtime};
+use leaf_core::id::ContainerName;
+use zbus::Connection;
+
+use crate::bus::{self, Listed};
+use crate::unit::{Stage, Unit, run_of};
+use crate::{Containers, LookError, cgroup};
+
+/// From how many containers on one pattern is asked for instead of each name.
+const MANY: usize = 4;
+
+/// What was seen of a run that is ready. It holds as long as what the helper wrote of the run says that it is the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Known {
+    run: (u32, Timestamp),
+    unit: Unit,
+    leader: u32,
+}
+
+impl Containers {
+    /// Whether these containers run, and how many of their processes were killed for want of memory. Blocks.
+    pub(crate) fn runs_of_units(
+        &self,
+        names: &[ContainerName],
+    ) -> Result<BTreeMap<ContainerName, (ObservedRun, u64)>, LookError> {
+        if names.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let mount = cgroup::mount();
+        bus::block_on(async {
+            let units = self.units(names).await?;
+            let looks = names.iter().map(|name| {
+                let listed = units.iter().find(|unit| unit.name == Runtime::unit(name));
+                let stage = listed.map_or(Stage::Down, |listed| listed.stage);
+                self.run_of_unit(name, stage, mount.as_deref())
+            });
+            // All at once: the bus takes the next question before it has answered the last.
+            let seen: Result<Vec<_>, _> = join_all(looks).await.into_iter().collect();
+            let (mut runs, mut known) = (BTreeMap::new(), Vec::new());
+            for (name, (run, kills, ready)) in names.iter().zip(seen?) {
+                runs.insert(name.clone(), (run, kills));
+                known.push((name.clone(), ready));
+            }
+            self.bus.remember(known).await;
+            Ok(runs)
+        })
+    }
+
+    /// Forgets what is known of all other containers. Blocks.
+    pub(crate) fn forget_others(&self, names: &[ContainerName]) {
+        bus::block_on(self.bus.keep(names));
+    }
+
+    /// Returns the units of containers that systemd has loaded, and that are up or about to be; anybody's. Blocks.
+    pub(crate) fn units_up(&self) -> Result<Vec<String>, LookError> {
+        bus::block_on(async {
+            let units = self.list(vec!["container@*.service".to_owned()]).await?;
+            let up = |unit: &Listed| !matches!(unit.stage, Stage::Down | Stage::Waiting);
+            Ok(units.into_iter().filter(up).map(|unit| unit.name).collect())
+        })
+    }
+
+    /// Returns where systemd has the control group of a container, below the mount, if it has one. Blocks.
+    pub(crate) fn group_of_unit(&self, name: &ContainerName) -> Result<Option<String>, LookError> {
+        Ok(bus::block_on(self.unit(name))?.group)
+    }
+
+    async fn units(&self, names: &[ContainerName]) -> Result<Vec<Listed>, LookError> {
+        let patterns = if names.len() < MANY {
+            names.iter().map(Runtime::unit).collect()
+        } else {
+            vec!["container@*.service".to_owned()]
+        };
+        self.list(patterns).await
+    }
+
+    async fn list(&self, patterns: Vec<String>) -> Result<Vec<Listed>, LookError> {
+        let patterns = &patterns;
+        self.bus
+            .ask("the units of containers", async |connection: &Connection| {
+                bus::list_units(connection, patterns).await
+            })
+            .await
+    }
+
+    /// Returns how one does, and what may be remembered of that.
+    async fn run_of_unit(
+        &self,
+        name: &ContainerName,
+        stage: Stage,
+        mount: Option<&Path>,
+    ) -> Result<(ObservedRun, u64, Option<Known>), LookError> {
+        // After the list: what is written of a run that is listed as ready is of that run or of a later one.
+        let status = self.status(name)?;
+        let this = status.as_ref().and_then(open_run);
+        let known = match self.bus.known(name).await {
+            Some(known) if stage == Stage::Up && Some(known.run) == this => Some(known),
+            _ => None,
+        };
+        if let Some(known) = known {
+            let kills = self.oom_kills(name, status.as_ref(), Some(&known.unit), mount);
+            let run = run_of(Some(&known.unit), status.as_ref(), Some(known.leader));
+            return Ok((run, kills, Some(known)));
+        }
+        let plain = match (stage, status.as_ref().map(|status| status.exit)) {
+            (Stage::Starting, _) => Some(ObservedRun::Starting),
+            (Stage::Waiting, Some(Some(exit))) => Some(ObservedRun::Restarting(exit)),
+            (Stage::Down, Some(Some(exit))) => Some(ObservedRun::Exited(exit)),
+            _ => None,
+        };
+        if let Some(run) = plain {
+            let kills = self.oom_kills(name, status.as_ref(), None, mount);
+            return Ok((run, kills, None));
+        }
+        let unit = self.unit(name).await?;
+        if matches!(unit.stage, Stage::Down | Stage::Waiting) {
+            // The helper writes the end before systemd tells of it. Is something else written by now, it is of a run
+            // that began since.
+            let status = self.status(name)?;
+            let now = status.as_ref().and_then(open_run);
+            let run = if now.is_some() && now != this {
+                ObservedRun::Starting
+            } else {
+                run_of(Some(&unit), status.as_ref(), None)
+            };
+            let kills = self.oom_kills(name, status.as_ref(), None, mount);
+            return Ok((run, kills, None));
+        }
+        let leader = match unit.stage {
+            Stage::Up | Stage::Ending => self.leader(name, &unit, mount).await?,
+            _ => None,
+        };
+        let run = run_of(Some(&unit), status.as_ref(), leader);
+        let kills = self.oom_kills(name, status.as_ref(), Some(&unit), mount);
+        let known = match (this, leader) {
+            (Some(run), Some(leader)) if unit.stage == Stage::Up && unit.was_ready() => {
+                Some(Known { run, unit, leader })
+            }
+            _ => None,
+        };
+        Ok((run, kills, known))
+    }
+
+    fn oom_kills(
+        &self,
+        name: &ContainerName,
+        status: Option<&RunStatus>,
+        unit: Option<&Unit>,
+        mount: Option<&Path>,
+    ) -> u64 {
+        let counted = mount.and_then(|mount| {
+            let group = unit.and_then(|unit| unit.group.as_ref());
+            let payload = match group {
+                Some(group) => mount.join(group).join("payload"),
+                None => self.payload(mount, name),
+            };
+            cgroup::oom_kills(&payload)
+        });
+        let written = status.map_or(0, |status| status.oom_kills);
+        written.max(counted.unwrap_or(0))
+    }
+
+    async fn unit(&self, name: &ContainerName) -> Result<Unit, LookError> {
+        let name = Runtime::unit(name);
+        self.bus
+            .ask(&format!("the unit {name}"), async |connection: &Connection| {
+                bus::unit(connection, &name).await
+            })
+            .await
+    }
+
+    async fn leader(
+        &self,
+        name: &ContainerName,
+        unit: &Unit,
+        mount: Option<&Path>,
+    ) -> Result<Option<u32>, LookError> {
+        let by_machined = self
+            .bus
+            .ask(&format!("the machine {name}"), async |connection: &Connection| {
+                Ok(bus::leader(connection, name).await)
+            })
+            .await?;
+        let by_group = || cgroup::leader(&mount?.join(unit.group.as_ref()?));
+        Ok(by_machined.or_else(by_group))
+    }
+}
+
+/// Which run the helper wrote of, if it wrote of no end.
+fn open_run(status: &RunStatus) -> Option<(u32, Timestamp)> {
+    status
+        .exit
+        .is_none()
+        .then_some((status.supervisor_pid, status.started_at))
+}
