@@ -138,6 +138,14 @@ text_id!(
     /// Who sends a command: the NATS user's own token, pinned by its publish permission.
     Caller, "a caller", max 64, token_byte, "a-z, 0-9, '_' and '-'", "^[a-z0-9_][a-z0-9_-]*$"
 );
+impl Caller {
+    /// Who wants what a leaf wants by itself.
+    #[must_use]
+    pub fn daemon() -> Self {
+        Self("leafd".to_owned())
+    }
+}
+
 text_id!(
     /// The name of a nixos-container: at most 11 characters, since its veth `ve-NAME` has room for 15
     /// (nixpkgs `nixos-containers.nix`).

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 
 use crate::container::{Container, ContainerPhase, DesiredRun, Exit, ObservedContainer, ObservedRun};
 use crate::event::{
-    ContainerCreated, ContainerDestroyed, ContainerFailed, ContainerOutOfMemory, ContainerStarted,
-    ContainerStep, ContainerStopped, ContainerUpdated, Fact, StopCause,
+    ContainerCreated, ContainerDesired, ContainerDestroyed, ContainerFailed, ContainerOutOfMemory,
+    ContainerStarted, ContainerStep, ContainerStopped, ContainerUpdated, Fact, StopCause,
 };
 use crate::host_op::{ContainerBinding, HostOp, RunSpec, Secret};
-use crate::id::{LeafName, StorePath};
+use crate::id::{Caller, LeafName, StorePath};
+use crate::state::State;
 
 /// What a plan needs to know beside the container and the look at it.
 #[derive(Debug, Clone)]
@@ -185,7 +186,7 @@ pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf
         (Phase::Stopping, ObservedRun::Exited(exit)) => {
             facts.push(stopped(container, StopCause::Requested, Some(*exit)));
         }
-        (Phase::Running, ObservedRun::Stopped) => {
+        (Phase::Running | Phase::Restarting, ObservedRun::Stopped) => {
             facts.push(stopped(container, StopCause::HostRestarted, None));
         }
         (Phase::Running, ObservedRun::Exited(exit) | ObservedRun::Restarting(exit)) => {
@@ -214,6 +215,26 @@ pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf
         _ => {}
     }
     facts
+}
+
+/// Returns what the leaf wants again after its host was booted: the containers that are wanted to run and had ended by
+/// themselves or failed before. Of those that ran a look tells.
+#[must_use]
+pub fn after_boot(state: &State) -> Vec<Fact> {
+    use ContainerPhase as Phase;
+    let ended = |c: &&Container| {
+        c.desired.run == DesiredRun::Running
+            && c.desired.toplevel.is_some()
+            && matches!(c.phase, Phase::Stopped | Phase::Failed)
+    };
+    let want = |c: &Container| {
+        Fact::ContainerDesired(ContainerDesired {
+            name: c.name.clone(),
+            desired: c.desired.clone(),
+            caller: Caller::daemon(),
+        })
+    };
+    state.containers.values().filter(ended).map(want).collect()
 }
 
 fn stopped(container: &Container, cause: StopCause, exit: Option<Exit>) -> Fact {

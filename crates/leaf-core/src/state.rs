@@ -207,7 +207,7 @@ pub fn apply(state: &mut State, event: &Event) -> Vec<String> {
             c.reverted = Some(f.reason.clone());
             c.error = None;
             c.phase = ContainerPhase::Updating;
-            remember(c, now, &daemon());
+            remember(c, now, &Caller::daemon());
         }),
         Fact::ContainerOutOfMemory(f) => change(state, &f.name, now, |c| c.oom_kills = f.oom_kills),
         Fact::ContainerDestroyed(f) => {
@@ -319,11 +319,6 @@ fn remember(container: &mut Container, now: Timestamp, by: &Caller) {
     });
     let over = container.revisions.len().saturating_sub(REMEMBERED_REVISIONS);
     container.revisions.drain(..over);
-}
-
-/// Who wants what the leaf wants by itself.
-fn daemon() -> Caller {
-    Caller::new("leafd").expect("it is a token")
 }
 
 /// Where a container stands after somebody wants something of it.
