@@ -12,8 +12,10 @@ mod freeze;
 mod image;
 mod machine;
 mod network;
+mod options;
 mod programs;
 mod qmp;
+mod running;
 mod share;
 mod shell;
 mod socket;
@@ -30,8 +32,10 @@ use serde_json::json;
 pub use cache::{Accelerator, Image, VARIABLE as CACHE_VARIABLE};
 pub use device::{Device, Plugged};
 pub use network::Network;
+pub use options::Options;
 pub use programs::{Programs, VARIABLE as PROGRAMS_VARIABLE};
 
+pub use running::{Output, Running};
 pub(crate) use task::HostTask;
 
 use machine::{Machine, Memory, Start};
@@ -47,85 +51,6 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// How long a machine lives where nothing else is said; then it ends by itself, whatever became of its owner.
 pub const LIVES: Duration = Duration::from_secs(30 * 60);
-
-/// What a command left.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
-    /// Its exit code; 128 and the signal's number if one ended it.
-    pub status: i32,
-    /// What it printed, as text; at most 16 MiB.
-    pub stdout: String,
-    /// What it complained of, as text; at most 16 MiB.
-    pub stderr: String,
-}
-
-/// What a machine is to be.
-#[derive(Debug, Clone)]
-pub struct Options {
-    name: String,
-    memory_mib: u64,
-    lives: Duration,
-    networks: Vec<(Network, String)>,
-    programs: Option<Programs>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            name: "leaf".to_owned(),
-            memory_mib: machine::MEMORY_MIB,
-            lives: LIVES,
-            networks: Vec::new(),
-            programs: None,
-        }
-    }
-}
-
-impl Options {
-    /// Its host name.
-    #[must_use]
-    pub fn name(mut self, name: &str) -> Self {
-        name.clone_into(&mut self.name);
-        self
-    }
-
-    /// Its memory; less than 1024 MiB can't be had.
-    #[must_use]
-    pub fn memory_mib(mut self, memory_mib: u64) -> Self {
-        self.memory_mib = memory_mib;
-        self
-    }
-
-    /// After how long it ends by itself.
-    #[must_use]
-    pub fn lives(mut self, lives: Duration) -> Self {
-        self.lives = lives;
-        self
-    }
-
-    /// Puts it on a network as well, with an address there (`"192.168.7.1/24"`).
-    #[must_use]
-    pub fn on(mut self, network: &Network, address: &str) -> Self {
-        self.networks.push((network.clone(), address.to_owned()));
-        self
-    }
-
-    /// Puts the house's programs and units on it: leafd's user and sockets are there, leafd is not started. That is
-    /// made once for the same programs and kept, so it takes no longer than a machine without them.
-    #[must_use]
-    pub fn with(mut self, programs: &Programs) -> Self {
-        self.programs = Some(programs.clone());
-        self
-    }
-
-    /// Returns a machine like this.
-    ///
-    /// # Errors
-    /// Where the image is not here and can't be built, or QEMU does not start.
-    pub fn restore(self) -> Result<Host> {
-        Host::new(self)
-    }
-}
 
 /// A machine. It ends with this value, and all that was on its disk is gone.
 #[derive(Debug)]
@@ -242,9 +167,7 @@ impl Host {
 
     /// Tells a copy who it is: what all copies have alike would make them one machine to each other.
     fn become_itself(&self) -> Result<()> {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .context("this machine's clock is wrong")?;
+        let clock = set_clock()?;
         let (name, id) = (&self.options.name, device::random_hex(16));
         ensure!(
             !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'),
@@ -252,13 +175,11 @@ impl Host {
         );
         // The journal goes on in the folder that it has, and that of the new id leads there.
         self.ok(&format!(
-            "date --utc --set=@{}.{:09} >/dev/null && echo {name} >/etc/hostname && \
+            "{clock} && echo {name} >/etc/hostname && \
              echo {name} >/proc/sys/kernel/hostname && read -r old </etc/machine-id && \
              ln -s $old /var/log/journal/{id} && echo {id} >/etc/machine-id && \
              printf 'link set eth0 down\\nlink set eth0 address {}\\n' >/run/mac && \
              ip -batch <(cat /run/mac /etc/test-host.network) && sync --file-system /etc/machine-id",
-            now.as_secs(),
-            now.subsec_nanos(),
             self.mac,
         ))
         .context("a restored machine can't be told who it is")?;
@@ -524,59 +445,16 @@ impl Host {
     }
 }
 
-/// A command that runs on a host.
-#[derive(Debug)]
-pub struct Running<'a> {
-    host: &'a Host,
-    command: String,
-    pid: i64,
-    limit: Duration,
-    deadline: Instant,
-}
-
-impl Running<'_> {
-    /// Whether it has ended, and what it left. Ask no more after that.
-    pub fn ended(&self) -> Result<Option<Output>> {
-        self.host.machine()?.borrow_mut().agent.ended(self.pid)
-    }
-
-    /// Waits for its end.
-    ///
-    /// # Errors
-    /// Where it takes longer than it may; it is ended then, and the text says what it printed.
-    pub fn wait(self) -> Result<Output> {
-        let machine = self.host.machine()?;
-        let ended = machine.borrow_mut().agent.finish(self.pid, self.deadline);
-        match ended.with_context(|| format!("{:?} on {}", self.command, self.host.name()))? {
-            Some(output) => Ok(output),
-            None => {
-                let output = self.kill()?;
-                bail!(
-                    "{:?} on {} did not end within {:.1} s, and was ended; stderr: {:?}; stdout: {:?}",
-                    self.command,
-                    self.host.name(),
-                    self.limit.as_secs_f64(),
-                    output.stderr.trim_end(),
-                    output.stdout.trim_end()
-                )
-            }
-        }
-    }
-
-    /// Ends it with all its process group, and returns what it left.
-    pub fn kill(&self) -> Result<Output> {
-        let mut machine = self.host.machine()?.borrow_mut();
-        // `timeout` passes a SIGTERM on to the group that it leads.
-        let limit = Duration::from_secs(20);
-        let kill = format!(
-            "kill -TERM {0}; for i in $(seq 20); do kill -0 -- -{0} || exit 0; sleep 0.1; done 2>/dev/null; kill -KILL -- -{0}",
-            self.pid
-        );
-        let pid = machine.agent.start(&kill, limit)?;
-        machine.agent.finish(pid, Instant::now() + limit)?;
-        let ended = machine.agent.finish(self.pid, Instant::now() + limit)?;
-        ended.with_context(|| format!("{:?} can't be ended", self.command))
-    }
+/// What sets a machine's clock: a frozen one has stood still.
+fn set_clock() -> Result<String> {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .context("this machine's clock is wrong")?;
+    Ok(format!(
+        "date --utc --set=@{}.{:09} >/dev/null",
+        now.as_secs(),
+        now.subsec_nanos()
+    ))
 }
 
 /// Waits a little before the next look.

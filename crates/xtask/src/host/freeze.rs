@@ -92,9 +92,11 @@ pub(super) fn freeze_with(image: &Image, programs: &Programs, folder: &Path) -> 
     let mut machine = Machine::start(&start(image, folder, &disk, &memory, Some(&devices)))?;
     machine.go()?;
     machine.wait(BOOT)?;
+    let clock = super::set_clock()?;
     share::lead(folder, 0, programs.tree())?;
     machine.qmp.execute("device_add", share::device(0))?;
     for text in [
+        &clock,
         &share::mount(0, "/run/programs"),
         &programs.script("/run/programs")?,
         "umount /run/programs",
