@@ -7,6 +7,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -93,7 +94,7 @@ impl Image {
             &machine,
             programs.key(),
             &programs.script("")?,
-            &freeze::recipe(self.accelerator)?,
+            freeze::VERSION_WITH,
         ]);
         let image = Self {
             frozen: cache.join(format!("leaf-{key}")),
@@ -233,12 +234,15 @@ pub(super) fn can_run() -> Result<()> {
 impl Accelerator {
     /// Returns KVM where it really works, which `/dev/kvm` alone does not tell.
     fn of_here() -> Self {
-        let device = Path::new("/dev/kvm");
-        if device.exists() && find("qemu-system-x86_64").is_some() && kvm_works() {
-            Self::Kvm
-        } else {
-            Self::Emulation
-        }
+        static OF_HERE: OnceLock<Accelerator> = OnceLock::new();
+        *OF_HERE.get_or_init(|| {
+            let has = Path::new("/dev/kvm").exists() && find("qemu-system-x86_64").is_some();
+            if has && kvm_works() {
+                Self::Kvm
+            } else {
+                Self::Emulation
+            }
+        })
     }
 }
 

@@ -21,6 +21,9 @@ use crate::command::output;
 /// Changes with what is done to a machine before it is frozen.
 const VERSION: &str = "1";
 
+/// Changes with how programs are put on a frozen machine.
+pub(super) const VERSION_WITH: &str = "1";
+
 /// How long a machine may take to start.
 pub(super) const BOOT: Duration = Duration::from_secs(120);
 /// About 1 in 20 starts with two emulated processors ends in a panic of the kernel.
