@@ -277,6 +277,15 @@ impl Runtime {
     }
 }
 
+/// Where Nix jobs that run as a user of their own have their folders. leafd makes each, the job writes into it.
+pub const JOBS_FOLDER: &str = "/var/lib/cim-leaf-jobs";
+
+/// The transient unit of a Nix job, in `system.slice`.
+#[must_use]
+pub fn job_unit(id: JobId) -> String {
+    format!("leaf-job-{id}.service")
+}
+
 /// The line of a `NAME.conf` that says which leaf made it. A file without its own leaf's line is foreign, and never
 /// touched.
 #[must_use]

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use leaf_core::decide::AddressPool;
-use leaf_core::host_op::HostPaths;
+use leaf_core::host_op::{HostPaths, JOBS_FOLDER};
 use leaf_core::id::LeafName;
 use serde::Deserialize;
 
 use crate::Helper;
 use crate::accounts::{self, AccountError};
+use crate::jobs::Jobs;
 use crate::serve::Serving;
 use crate::settings::{MissingProgram, Settings};
 
@@ -19,14 +20,15 @@ use crate::settings::{MissingProgram, Settings};
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    /// The leaf that this host is.
-    leaf: LeafName,
+    /// The leaf that this host is; the host's name if not given.
+    leaf: Option<LeafName>,
     /// The user that leafd runs as: only its processes, and root's, may call.
+    #[serde(default = "default_client")]
     client: String,
     /// The group that may look at the containers; the client's own if not given.
     observers: Option<String>,
-    /// The static `leaf-init`.
-    leaf_init: PathBuf,
+    /// The static `leaf-init`; beside this program if not given.
+    leaf_init: Option<PathBuf>,
     /// The addresses of the leaf and its containers.
     #[serde(default)]
     address_pool: AddressPool,
@@ -40,6 +42,50 @@ struct File {
     /// Where all is kept, if not at the usual places.
     #[serde(default)]
     paths: Paths,
+    /// How Nix jobs are run.
+    #[serde(default)]
+    jobs: JobsOf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct JobsOf {
+    /// The user that runs them; there are none where it is not there.
+    user: String,
+    /// Where each has its folder.
+    folder: PathBuf,
+    /// `leafd`; beside this program if not given.
+    program: Option<PathBuf>,
+    /// Where they find programs.
+    path: String,
+    /// Folders that they must not see: leafd's own, above all.
+    hidden: Vec<PathBuf>,
+}
+
+impl Default for JobsOf {
+    fn default() -> Self {
+        Self {
+            user: "leaf-job".to_owned(),
+            folder: JOBS_FOLDER.into(),
+            program: None,
+            path: "/run/current-system/sw/bin:/usr/local/bin:/usr/bin:/bin".to_owned(),
+            hidden: [
+                "/etc/cim-leaf",
+                "/run/cim-leaf",
+                "/run/credentials",
+                "/var/cache/cim-leaf",
+                "/var/lib/cim-leaf",
+                "/var/lib/cim-leaf-containers",
+                "/var/lib/nixos-containers",
+            ]
+            .map(PathBuf::from)
+            .to_vec(),
+        }
+    }
+}
+
+fn default_client() -> String {
+    "leafd".to_owned()
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -94,21 +140,32 @@ pub enum ConfigError {
     /// A program is missing.
     #[error(transparent)]
     Program(#[from] MissingProgram),
+    /// The host's name can't be a leaf's.
+    #[error("the host's name {name:?} can't be a leaf's: set leaf in {}", path.display())]
+    Name {
+        /// The file.
+        path: PathBuf,
+        /// The host's name.
+        name: String,
+    },
     /// The helper can't tell which program it is.
     #[error("can't find this program's own file")]
     Itself(#[source] std::io::Error),
 }
 
-/// Reads the settings file, and returns the helper and how it serves.
+/// Reads the settings file, and returns the helper and how it serves. Where there is no file, all is as usual.
 ///
 /// # Errors
 /// [`ConfigError`], which says what would be right.
 pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
     check_roots(path)?;
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
+    let text = match std::fs::read_to_string(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+        other => other.map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?,
+    };
     let file: File = toml::from_str(&text).map_err(|source| ConfigError::Shape {
         path: path.to_owned(),
         source: Box::new(source),
@@ -122,7 +179,20 @@ pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
         Some(group) => accounts::group(group).map_err(account)?,
         None => client.group,
     };
-    let usual = HostPaths::new(&file.leaf);
+    let leaf = match file.leaf {
+        Some(leaf) => leaf,
+        None => {
+            let name = rustix::system::uname()
+                .nodename()
+                .to_string_lossy()
+                .to_lowercase();
+            LeafName::new(&name).map_err(|_| ConfigError::Name {
+                path: path.to_owned(),
+                name,
+            })?
+        }
+    };
+    let usual = HostPaths::new(&leaf);
     let paths = HostPaths {
         roots: file.paths.roots.unwrap_or(usual.roots),
         confs: file.paths.confs.unwrap_or(usual.confs),
@@ -139,9 +209,25 @@ pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
     ] {
         check_roots(folder)?;
     }
-    check_roots(&file.leaf_init)?;
     let itself = std::env::current_exe().map_err(ConfigError::Itself)?;
-    let mut settings = Settings::find(itself, file.leaf_init, file.address_pool)?;
+    let beside = |name: &str| itself.with_file_name(name);
+    let leaf_init = file.leaf_init.unwrap_or_else(|| beside("leaf-init"));
+    let jobs = Jobs {
+        owner: client.user,
+        program: file.jobs.program.unwrap_or_else(|| beside("leafd")),
+        folder: file.jobs.folder,
+        user: file.jobs.user,
+        path: file.jobs.path,
+        pool: file.address_pool,
+        hidden: file.jobs.hidden,
+    };
+    check_roots(&leaf_init)?;
+    check_roots(&jobs.program)?;
+    if let Some(above) = jobs.folder.parent() {
+        check_roots(above)?;
+    }
+    let jobs = accounts::user(&jobs.user).is_ok().then_some(jobs);
+    let mut settings = Settings::find(itself, leaf_init, file.address_pool)?;
     if let Some(nspawn) = file.nspawn {
         settings.nspawn = nspawn;
     }
@@ -151,9 +237,10 @@ pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
     settings.observers = Some(observers);
     let serving = Serving {
         client: client.user,
+        jobs,
         idle: Some(Duration::from_secs(file.idle_seconds)).filter(|idle| !idle.is_zero()),
     };
-    Ok((Helper::new(file.leaf, paths, settings), serving))
+    Ok((Helper::new(leaf, paths, settings), serving))
 }
 
 /// Checks that nobody but root can exchange this file or folder: it, where it is there, and every folder above it is

@@ -17,6 +17,7 @@ mod create;
 mod error;
 mod files;
 mod firewall;
+mod jobs;
 mod network;
 mod run;
 mod serve;
@@ -33,6 +34,7 @@ use leaf_core::id::{ContainerName, LeafName};
 
 pub use accounts::AccountError;
 pub use client::Client;
+pub use jobs::Jobs;
 pub use serve::{Serving, serve};
 pub use settings::{MissingProgram, Settings};
 

@@ -18,6 +18,7 @@ use zlink::{Connection, Reply};
 
 use crate::Helper;
 use crate::bounded::Bounded;
+use crate::jobs::Jobs;
 use crate::wire::{self, DESCRIPTION, Fault, INTERFACE, Message, SERVICE};
 
 /// How many callers may be connected at once; more wait.
@@ -32,6 +33,8 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 pub struct Serving {
     /// The user whose processes may call, besides root's.
     pub client: u32,
+    /// How Nix jobs are run; none are where there is no user for them.
+    pub jobs: Option<Jobs>,
     /// Ends the service when nobody was connected for so long.
     pub idle: Option<Duration>,
 }
@@ -69,6 +72,7 @@ struct Ask {
 /// What is under way.
 struct Work {
     helper: Helper,
+    jobs: Option<Jobs>,
     running: JoinSet<()>,
     subjects: BTreeMap<Id, Subject>,
     /// For each subject that an operation runs on.
@@ -110,7 +114,7 @@ impl Work {
     }
 
     fn begin(&mut self, subject: Subject, Ask { op, answer }: Ask) {
-        let helper = self.helper.clone();
+        let (helper, jobs) = (self.helper.clone(), self.jobs.clone());
         let (cut, cut_short) = oneshot::channel();
         let waits = matches!(op, HostOp::StartContainer { .. } | HostOp::UpdateContainer { .. });
         self.turns.entry(subject.clone()).or_default().cut = Some(cut).filter(|_| waits);
@@ -124,7 +128,7 @@ impl Work {
             };
             let outcome = tokio::select! {
                 biased;
-                outcome = helper.carry_out(&op) => outcome,
+                outcome = carry_out(&helper, jobs.as_ref(), &op) => outcome,
                 () = cut_short => Err(HostOpError {
                     op: summary.clone(),
                     kind: HostOpErrorKind::NotReady,
@@ -171,6 +175,15 @@ impl Work {
     }
 }
 
+async fn carry_out(helper: &Helper, jobs: Option<&Jobs>, op: &HostOp) -> Result<(), HostOpError> {
+    match (op, jobs) {
+        (HostOp::StartJob { .. } | HostOp::StopJob { .. } | HostOp::RemoveJob { .. }, Some(jobs)) => {
+            jobs.carry_out(op).await
+        }
+        _ => helper.carry_out(op).await,
+    }
+}
+
 /// Serves until `stop`, or until nobody called for a while. Operations that are under way are carried to their ends.
 ///
 /// # Errors
@@ -186,6 +199,7 @@ pub async fn serve(
     let mut connections = JoinSet::new();
     let mut work = Work {
         helper,
+        jobs: serving.jobs,
         running: JoinSet::new(),
         subjects: BTreeMap::new(),
         turns: BTreeMap::new(),
