@@ -10,7 +10,7 @@ use leaf_core::id::{Caller, ContainerName};
 use leaf_core::subject;
 use libtest_mimic::Trial;
 
-use crate::support::{LIMIT, Site, User, leaf, trial};
+use crate::support::{LIMIT, Site, User, leaf, runs, trial};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -42,6 +42,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial(
             "a_user_that_may_ask_itself_could_write_anywhere_by_answering",
             answering_oneself,
+        ),
+        trial(
+            "revoked_credentials_of_a_container_are_refused_and_new_ones_are_not",
+            revoked,
         ),
         trial("credentials_of_another_operator_are_refused", stranger),
         trial("the_context_file_connects_as_admin", context),
@@ -354,7 +358,7 @@ async fn upgraded() -> anyhow::Result<()> {
     ensure!(identity.leaf_credentials() == first.leaf_credentials());
     ensure!(identity.callers_account() != first.callers_account());
     let again = Identity::open_or_create(&place, &leaf())?;
-    ensure!(identity.server_config() == again.server_config());
+    ensure!(identity.server_config()? == again.server_config()?);
     let server =
         leaf_bus::embedded::EmbeddedServer::start(crate::support::settings(dir.path()), &identity).await?;
     let file = std::fs::read_to_string(identity.admin_credentials_file())?;
@@ -549,6 +553,62 @@ async fn answering_oneself() -> anyhow::Result<()> {
         .await?
         .context("an event")?;
     ensure!(event.subject.as_str() == target);
+    site.server.stop().await;
+    Ok(())
+}
+
+async fn revoked() -> anyhow::Result<()> {
+    let mut site = Site::start().await?;
+    let (web, other) = (ContainerName::new("web")?, ContainerName::new("other")?);
+    let old = site.identity.container_credentials(&web);
+    let mut inside = site.connect(&old, &web.caller()).await?;
+    let mut neighbour = site
+        .connect(&site.identity.container_credentials(&other), &other.caller())
+        .await?;
+    let mut admin = admin_of(&site).await?;
+    inside.may_publish("leaf.v1.ctr.edge.web.up").await?;
+
+    let connects = |user: &User| {
+        user.client
+            .statistics()
+            .connects
+            .load(std::sync::atomic::Ordering::Relaxed)
+    };
+    site.identity.revoke_container(&web)?;
+    site.server.reloader().reload().await?;
+    let told = async {
+        while inside.client.connection_state() == async_nats::connection::State::Connected {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, told)
+        .await
+        .context("the container's connection is dropped")?;
+    let refused = site.connect(&old, &web.caller()).await;
+    let error = format!("{:?}", refused.err().context("it connected")?).to_lowercase();
+    ensure!(error.contains("authorization violation"), "{error}");
+    // Nobody else is disturbed.
+    neighbour.may_publish("leaf.v1.ctr.edge.other.up").await?;
+    admin.may_publish("$SRV.PING").await?;
+    ensure!(connects(&neighbour) == 1 && connects(&admin) == 1);
+
+    // A later container of the name, at once, has what works, and the old ones stay worthless, over a restart, too.
+    let new = site.identity.container_credentials(&web);
+    site.connect(&new, &web.caller()).await?;
+    let old_server = runs(&site.server, None).await?;
+    site.server.restart("a test");
+    runs(&site.server, Some(old_server)).await?;
+    site.connect(&new, &web.caller()).await?;
+    ensure!(site.connect(&old, &web.caller()).await.is_err());
+    site.identity.revoke_container(&web)?;
+    site.server.stop().await;
+    // What was revoked while no server ran holds as well.
+    site.server =
+        leaf_bus::embedded::EmbeddedServer::start(crate::support::settings(site.dir.path()), &site.identity)
+            .await?;
+    ensure!(site.connect(&new, &web.caller()).await.is_err());
+    let newest = site.identity.container_credentials(&web);
+    site.connect(&newest, &web.caller()).await?;
     site.server.stop().await;
     Ok(())
 }

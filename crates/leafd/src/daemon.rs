@@ -16,6 +16,7 @@ use leaf_core::beat::{BEAT_SECONDS, Beat};
 use leaf_core::cause::Cause;
 use leaf_core::event::{Fact, HostFacts, LeafStarted};
 use leaf_core::id::InstanceId;
+use leaf_core::plan::after_boot;
 use leaf_journal::{CommandRecord, Journal, Options};
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -233,6 +234,12 @@ async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Res
         drained: false,
         settings: settings.clone(),
     };
+    let state = main_loop.ledger.state();
+    let booted = state
+        .leaf
+        .as_ref()
+        .is_some_and(|before| before.host.boot_id != host.boot_id);
+    let again = if booted { after_boot(state) } else { Vec::new() };
     let fact = LeafStarted {
         leaf: leaf.clone(),
         instance,
@@ -241,7 +248,7 @@ async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Res
     };
     main_loop.record(
         &Cause::default(),
-        vec![Fact::LeafStarted(fact)],
+        [Fact::LeafStarted(fact)].into_iter().chain(again).collect(),
         Vec::new(),
         Vec::new(),
     );

@@ -153,6 +153,7 @@ pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began
                 leaf_container::runtime_of_this_host(),
             ),
             identity,
+            users: process.reloader(),
             nats_url: url.clone(),
             ready_timeout_seconds: settings.containers.ready_timeout_seconds,
             stop_timeout_seconds: settings.containers.stop_timeout_seconds,

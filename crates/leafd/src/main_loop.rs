@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
+use leaf_bus::identity::daemon_caller;
 use leaf_bus::serve::Responder;
 use leaf_core::cause::Cause;
 use leaf_core::event::{Fact, LeafStopped};
@@ -226,8 +227,9 @@ impl MainLoop {
         });
         self.cancelling = cancels.collect();
         effects.extend(self.cancelling.keys().copied().map(Effect::CancelJob));
-        effects.push(Effect::StartJobs);
         self.ledger.after(effects);
+        self.cancel_needless_jobs(&daemon_caller());
+        self.ledger.after(vec![Effect::StartJobs]);
         let done: Vec<Target> = self.waiting.keys().cloned().collect();
         for target in done {
             self.settle(&target);

@@ -171,6 +171,7 @@ impl MainLoop {
                 );
             }
             Next::Create(name) => {
+                let caller = accepted.record.caller.clone();
                 // The answer is the container as the facts make it, so they come first.
                 self.record(&accepted.cause, facts, vec![accepted.record.clone()], Vec::new());
                 if let Some(container) = self.ledger.state().containers.get(&name) {
@@ -182,6 +183,7 @@ impl MainLoop {
                         body,
                     );
                 }
+                self.cancel_needless_jobs(&caller);
             }
             Next::Reconcile(name) => {
                 let effects = if facts.is_empty() {
@@ -189,7 +191,9 @@ impl MainLoop {
                 } else {
                     vec![Effect::Reconcile(name.clone())]
                 };
+                let caller = accepted.record.caller.clone();
                 self.wait(Target::Container(name), facts, accepted, effects);
+                self.cancel_needless_jobs(&caller);
             }
             Next::Cancel(job) => {
                 let running = self.running.contains_key(&job);

@@ -3,7 +3,7 @@
 use leaf_core::cause::Cause;
 use leaf_core::command::RescanReport;
 use leaf_core::container::{ObservedContainer, ObservedRun};
-use leaf_core::decide::after_job;
+use leaf_core::decide::{after_job, needless_jobs};
 use leaf_core::diff::diff;
 use leaf_core::event::{
     ContainerFailed, ContainerReverted, ContainerStep, Fact, JobCancelled, JobFailed, JobInterrupted,
@@ -195,6 +195,23 @@ impl MainLoop {
                 Vec::new(),
                 vec![Effect::RunJob(id)],
             );
+        }
+    }
+
+    /// Ends the builds that nobody needs any more, in the name of whoever made them so.
+    pub(crate) fn cancel_needless_jobs(&mut self, by: &Caller) {
+        for id in needless_jobs(self.ledger.state()) {
+            if self.running.contains_key(&id) {
+                if !self.cancelling.contains_key(&id) {
+                    self.cancelling.insert(id, by.clone());
+                    self.ledger.after(vec![Effect::CancelJob(id)]);
+                }
+                continue;
+            }
+            let cause = self.cause_of_job(id);
+            let cancelled = Fact::JobCancelled(JobCancelled { id, by: by.clone() });
+            self.record(&cause, vec![cancelled], Vec::new(), vec![Effect::TellJobEnd(id)]);
+            self.settle(&Target::Job(id));
         }
     }
 

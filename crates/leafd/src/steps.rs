@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use leaf_bus::embedded::Reloader;
 use leaf_bus::identity::Identity;
 use leaf_container::Containers;
 use leaf_core::container::{Container, DesiredRun, ObservedContainer, ObservedRun};
@@ -24,6 +25,8 @@ pub struct ContainerHost {
     pub view: Containers,
     /// Makes the containers' NATS users.
     pub identity: Arc<Identity>,
+    /// Tells the server whose credentials are revoked.
+    pub users: Reloader,
     /// Where containers reach NATS.
     pub nats_url: String,
     /// How long a start may take, in seconds.
@@ -138,6 +141,13 @@ async fn take_once(
             break;
         }
         tracing::info!(%name, op = op.summary(), "step");
+        // Before, so that it is done again where the daemon ends in between.
+        if matches!(op, HostOp::DestroyContainer { .. })
+            && let Err(error) = revoke(host, name).await
+        {
+            taken.failure = Some((ContainerStep::Destroy, error));
+            break;
+        }
         let cut = async {
             if hurry.wait_for(|hurry| hurry.cuts(&op)).await.is_err() {
                 std::future::pending::<()>().await;
@@ -175,6 +185,17 @@ async fn take_once(
         Err(error) => taken.failure = taken.failure.or(Some((ContainerStep::Look, error))),
     }
     taken
+}
+
+/// Makes the credentials of a container worthless, whoever may have a copy.
+async fn revoke(host: &Arc<ContainerHost>, name: &ContainerName) -> Result<(), HostOpError> {
+    let failed = |error: &dyn std::error::Error| HostOpError {
+        op: format!("revoke the credentials of container {name}"),
+        kind: HostOpErrorKind::Failed,
+        reason: chain(error),
+    };
+    host.identity.revoke_container(name).map_err(|e| failed(&e))?;
+    host.users.reload().await.map_err(|e| failed(&e))
 }
 
 /// Waits until the supervisor of a container that was just started is there: a stop must find it.

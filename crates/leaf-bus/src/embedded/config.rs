@@ -105,7 +105,7 @@ impl Home {
             log = quote_path(&self.log)?,
             store = quote_path(&self.store)?,
             max_memory = settings.max_memory_store,
-            identity = identity.server_config(),
+            identity = identity.server_config()?,
         );
         write_private(&self.config, &text).map_err(|source| EmbeddedError::File {
             path: self.config.clone(),

@@ -19,11 +19,11 @@ use leaf_core::error::chain;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::identity::Identity;
+use crate::identity::{Identity, IdentityError};
 use config::Home;
 pub use program::{NATS_SERVER_VARIABLE, NatsServer};
 
@@ -121,6 +121,9 @@ pub enum EmbeddedError {
         /// The folder.
         dir: PathBuf,
     },
+    /// What of the identity stands in its configuration can't be read.
+    #[error("the server can't be told who its users are")]
+    Identity(#[from] IdentityError),
     /// A path that can't stand in a configuration file.
     #[error(
         "the path {path:?} can't stand in the server's configuration: it is not UTF-8, or has control characters"
@@ -211,6 +214,7 @@ pub enum EmbeddedStatus {
 pub struct EmbeddedServer {
     address: SocketAddr,
     restarts: mpsc::Sender<String>,
+    reloads: mpsc::Sender<Reload>,
     stop: watch::Sender<bool>,
     status: watch::Receiver<EmbeddedStatus>,
     keeper: JoinSet<()>,
@@ -232,17 +236,20 @@ impl EmbeddedServer {
             home,
             address,
             settings,
+            identity: identity.clone(),
         };
         let child = keeper.launch().await?;
         let (status_sender, status) = watch::channel(running(&child));
         let (restarts, restart_requests) = mpsc::channel(1);
+        let (reloads, reload_requests) = mpsc::channel(16);
         let (stop, stopped) = watch::channel(false);
         tracing::info!(%address, version = keeper.program.version, "nats-server runs");
         let mut tasks = JoinSet::new();
-        tasks.spawn(keeper.keep(child, restart_requests, stopped, status_sender));
+        tasks.spawn(keeper.keep(child, restart_requests, reload_requests, stopped, status_sender));
         Ok(Self {
             address,
             restarts,
+            reloads,
             stop,
             status,
             keeper: tasks,
@@ -274,6 +281,14 @@ impl EmbeddedServer {
         let _ = self.restarts.try_send(reason.into());
     }
 
+    /// Returns what has it read anew who its users are.
+    #[must_use]
+    pub fn reloader(&self) -> Reloader {
+        Reloader {
+            reloads: self.reloads.clone(),
+        }
+    }
+
     /// Returns when nobody looks after the server any more, which is a defect: the daemon should end.
     pub async fn unattended(&mut self) {
         while let Some(end) = self.keeper.join_next().await {
@@ -299,12 +314,37 @@ fn running(child: &Child) -> EmbeddedStatus {
     }
 }
 
+/// A request to reload, and who waits for it.
+type Reload = oneshot::Sender<Result<(), EmbeddedError>>;
+
+/// Has the server read anew who its users are, without a restart; see [`Identity::revoke_container`].
+#[derive(Debug, Clone)]
+pub struct Reloader {
+    reloads: mpsc::Sender<Reload>,
+}
+
+impl Reloader {
+    /// Writes the configuration and tells the server. It drops the connections of users who are refused now.
+    ///
+    /// # Errors
+    /// [`EmbeddedError`] when the configuration can't be written, or the server can't be told.
+    pub async fn reload(&self) -> Result<(), EmbeddedError> {
+        let (done, answer) = oneshot::channel();
+        // A server that was stopped is told when it is started.
+        if self.reloads.send(done).await.is_err() {
+            return Ok(());
+        }
+        answer.await.unwrap_or(Ok(()))
+    }
+}
+
 /// The task behind [`EmbeddedServer`].
 struct Keeper {
     program: NatsServer,
     home: Home,
     address: SocketAddr,
     settings: EmbeddedSettings,
+    identity: Identity,
 }
 
 impl Keeper {
@@ -312,6 +352,7 @@ impl Keeper {
         self,
         first: Child,
         mut restarts: mpsc::Receiver<String>,
+        mut reloads: mpsc::Receiver<Reload>,
         mut stopped: watch::Receiver<bool>,
         status: watch::Sender<EmbeddedStatus>,
     ) {
@@ -319,7 +360,7 @@ impl Keeper {
         tokio::select! {
             // An error means that the handle was dropped: stop as well.
             _ = stopped.wait_for(|stop| *stop) => {}
-            () = self.keep_running(&mut child, &mut restarts, &status) => {}
+            () = self.keep_running(&mut child, &mut restarts, &mut reloads, &status) => {}
         }
         if let Some(child) = child.take() {
             self.end(child).await;
@@ -333,6 +374,7 @@ impl Keeper {
         &self,
         place: &mut Option<Child>,
         restarts: &mut mpsc::Receiver<String>,
+        reloads: &mut mpsc::Receiver<Reload>,
         status: &watch::Sender<EmbeddedStatus>,
     ) {
         let mut pause = FIRST_PAUSE;
@@ -340,13 +382,18 @@ impl Keeper {
             let since = Instant::now();
             let mut reason = match place.as_mut() {
                 None => "it does not run".to_owned(),
-                Some(child) => tokio::select! {
-                    exit = child.wait() => match exit {
-                        Ok(status) => format!("nats-server ended: {status}"),
-                        Err(e) => format!("nats-server can't be waited for: {e}"),
-                    },
-                    // The handle being gone is seen as a stop.
-                    Some(reason) = restarts.recv() => reason,
+                Some(child) => loop {
+                    tokio::select! {
+                        exit = child.wait() => break match exit {
+                            Ok(status) => format!("nats-server ended: {status}"),
+                            Err(e) => format!("nats-server can't be waited for: {e}"),
+                        },
+                        // The handle being gone is seen as a stop.
+                        Some(reason) = restarts.recv() => break reason,
+                        Some(done) = reloads.recv() => {
+                            let _ = done.send(self.reload(child));
+                        }
+                    }
                 },
             };
             if since.elapsed() >= GOOD_RUN {
@@ -373,6 +420,23 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    /// Writes the configuration and has the server read it. One that has just ended reads it at its next start.
+    fn reload(&self, child: &Child) -> Result<(), EmbeddedError> {
+        self.home
+            .write_config(&self.settings, self.address, &self.identity)?;
+        let process = child
+            .id()
+            .and_then(|pid| i32::try_from(pid).ok())
+            .and_then(rustix::process::Pid::from_raw);
+        let told = process.map_or(Ok(()), |process| {
+            rustix::process::kill_process(process, rustix::process::Signal::HUP)
+        });
+        told.map_err(|e| EmbeddedError::Program {
+            path: self.program.path.clone(),
+            source: e.into(),
+        })
     }
 
     /// Starts the server and waits until it takes connections. When it fails, or is dropped, the child is killed.

@@ -4,9 +4,10 @@
 use std::path::Path;
 
 use jiff::Timestamp;
-use leaf_core::id::LeafName;
+use leaf_core::id::{ContainerName, LeafName};
 use nkeys::{KeyPair, KeyPairType};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::IdentityError;
 use super::files::{read_private, write_private};
@@ -134,6 +135,19 @@ impl Keys {
         };
         file.write(path)?;
         Ok(keys)
+    }
+}
+
+impl Keys {
+    /// Returns the key of a container's user: always the same for a name, so that who destroys the container knows what
+    /// to revoke, and nothing need be kept of it.
+    pub(super) fn container(&self, container: &ContainerName) -> KeyPair {
+        let mut hash = Sha256::new();
+        hash.update(b"cim-leaf container user\0");
+        hash.update(seed(&self.container_signer));
+        hash.update(b"\0");
+        hash.update(container.token());
+        KeyPair::new_from_raw(KeyPairType::User, hash.finalize().into()).expect("32 bytes make a key")
     }
 }
 

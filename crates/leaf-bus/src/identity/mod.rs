@@ -9,9 +9,12 @@ pub(crate) mod files;
 mod jwt;
 mod keys;
 mod permissions;
+mod revocations;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use leaf_core::host_op::Secret;
@@ -95,10 +98,12 @@ pub fn admin_caller() -> Caller {
 }
 
 /// The operator, account and users of one leaf's own NATS.
+#[derive(Clone)]
 pub struct Identity {
     leaf: LeafName,
-    keys: Keys,
+    keys: Arc<Keys>,
     admin_file: PathBuf,
+    revoked_dir: PathBuf,
 }
 
 impl Identity {
@@ -124,8 +129,9 @@ impl Identity {
         };
         let identity = Self {
             leaf: leaf.clone(),
-            keys,
+            keys: Arc::new(keys),
             admin_file,
+            revoked_dir: revocations::folder(&dir),
         };
         write_private(&identity.admin_file, identity.admin_credentials().expose()).map_err(|source| {
             IdentityError::Write {
@@ -211,11 +217,17 @@ impl Identity {
         self.issue(&self.keys.account, &KeyPair::new_user(), caller, permissions, now)
     }
 
-    /// Returns credentials of a new user for a container, named [`ContainerName::caller`]. They are issued by the
-    /// signing key for containers, so that the server itself holds them to the container's own subjects.
+    /// Returns credentials for a container, of the user [`ContainerName::caller`]. They are issued by the signing key for
+    /// containers, so that the server itself holds them to the container's own subjects. They work until they are
+    /// [revoked](Self::revoke_container); those made after that work again.
     #[must_use]
     pub fn container_credentials(&self, container: &ContainerName) -> Secret {
-        let user = KeyPair::new_user();
+        let user = self.keys.container(container);
+        // What can't be read keeps the server from being started or reloaded, so it comes to light there.
+        let revoked = revocations::of(&self.revoked_dir, &user.public_key())
+            .ok()
+            .flatten();
+        let now = Timestamp::now().as_second();
         // A user of a scoped key must carry no permissions or limits: the scope has them.
         let claims = json!({
             "type": "user",
@@ -227,7 +239,7 @@ impl Identity {
             Claims {
                 subject: &user.public_key(),
                 name: container.caller().as_str(),
-                issued_at: Timestamp::now().as_second(),
+                issued_at: revoked.map_or(now, |until| now.max(until + 1)),
                 nats: claims,
             },
             &self.keys.container_signer,
@@ -235,12 +247,32 @@ impl Identity {
         Secret::new(jwt::credentials(&jwt, &user))
     }
 
+    /// Has all credentials refused that were made for a container so far, once the server is started or
+    /// [reloaded](crate::embedded::Reloader::reload).
+    ///
+    /// # Errors
+    /// [`IdentityError`] when that can't be written down.
+    pub fn revoke_container(&self, container: &ContainerName) -> Result<(), IdentityError> {
+        let user = self.keys.container(container).public_key();
+        // Those that were made in this second may bear a later one: see above.
+        let before = revocations::of(&self.revoked_dir, &user)?;
+        let now = Timestamp::now().as_second();
+        revocations::add(
+            &self.revoked_dir,
+            &user,
+            before.map_or(now, |until| now.max(until + 1)),
+        )
+    }
+
     /// Returns the part of nats-server's configuration that makes the server ours: operator, system account, and
     /// all accounts preloaded into a resolver in memory. It holds no secret.
-    #[must_use]
-    pub fn server_config(&self) -> String {
+    ///
+    /// # Errors
+    /// [`IdentityError`] when it can't be read whose credentials are revoked.
+    pub fn server_config(&self) -> Result<String, IdentityError> {
         let system = self.keys.system.public_key();
-        format!(
+        let revoked = revocations::all(&self.revoked_dir)?;
+        Ok(format!(
             "operator: {operator}\nsystem_account: {system}\nresolver: MEMORY\nresolver_preload {{\n  {system}: {system_jwt}\n  {account}: {account_jwt}\n  \
              {callers}: {callers_jwt}\n}}\n",
             operator = self.operator_jwt(),
@@ -248,8 +280,12 @@ impl Identity {
             system_jwt = self.account_jwt(&self.keys.system, "SYS", system_account_claims()),
             account_jwt = self.account_jwt(&self.keys.account, "LEAF", leaf_account_claims()),
             callers = self.callers_account(),
-            callers_jwt = self.account_jwt(&self.keys.callers, "CALLERS", self.callers_account_claims()),
-        )
+            callers_jwt = self.account_jwt(
+                &self.keys.callers,
+                "CALLERS",
+                self.callers_account_claims(&revoked)
+            ),
+        ))
     }
 
     /// Writes a context of the `nats` command line (mode 0600), with which any client that reads one connects as
@@ -327,7 +363,7 @@ impl Identity {
     }
 
     /// The account of those who call keeps no streams. It imports what [`leaf_account_claims`] exports.
-    fn callers_account_claims(&self) -> Value {
+    fn callers_account_claims(&self, revoked: &BTreeMap<String, i64>) -> Value {
         let account = self.account();
         let import = |(kind, subject): (&str, String)| json!({ "name": subject, "subject": subject, "account": account, "type": kind });
         let services = READ_SERVICES.map(|(subject, _)| ("service", subject.to_owned()));
@@ -337,6 +373,7 @@ impl Identity {
             "version": 2,
             "limits": account_limits(),
             "imports": services.into_iter().chain(streams).map(import).collect::<Vec<_>>(),
+            "revocations": revoked,
             "signing_keys": [{
                 "kind": "user_scope",
                 "key": self.keys.container_signer.public_key(),
@@ -400,7 +437,6 @@ fn system_account_claims() -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
     fn leaf() -> LeafName {
@@ -418,7 +454,8 @@ mod tests {
     fn an_identity_opened_again_is_the_same() {
         let (_parent, dir, first) = fresh();
         let again = Identity::open_or_create(&dir, &leaf()).expect("the identity");
-        assert_eq!(first.server_config(), again.server_config());
+        let config = |identity: &Identity| identity.server_config().expect("a configuration");
+        assert_eq!(config(&first), config(&again));
         assert_eq!(first.leaf_credentials(), again.leaf_credentials());
         assert_eq!(first.admin_credentials(), again.admin_credentials());
         let file = std::fs::read_to_string(again.admin_credentials_file()).expect("the file");
@@ -514,15 +551,15 @@ mod tests {
     }
 
     #[test]
-    fn a_container_gets_a_new_user_each_time_with_no_permissions_of_its_own() {
+    fn a_container_gets_a_user_of_its_own_with_no_permissions_of_its_own() {
         use base64::Engine as _;
         let (_parent, _, identity) = fresh();
         let web = ContainerName::new("Web").expect("a name");
-        let (one, two) = (
-            identity.container_credentials(&web),
-            identity.container_credentials(&web),
-        );
-        assert_ne!(one, two);
+        let one = identity.container_credentials(&web);
+        let other = ContainerName::new("web").expect("a name");
+        assert_ne!(one, identity.container_credentials(&other));
+        identity.revoke_container(&web).expect("it is written down");
+        assert_ne!(one, identity.container_credentials(&web));
         let jwt = one.expose().lines().nth(1).expect("the JWT").to_owned();
         let body = base64::engine::general_purpose::URL_SAFE_NO_PAD
             .decode(jwt.split('.').nth(1).expect("claims"))

@@ -280,6 +280,24 @@ pub fn after_job(state: &State, job: JobId, outcome: Result<&BuildResult, &str>)
     }]
 }
 
+/// Returns the jobs that nobody needs any more, oldest first: builds of a container that is destroyed, or that wants
+/// something else by now.
+#[must_use]
+pub fn needless_jobs(state: &State) -> Vec<JobId> {
+    let needless = |job: &&Job| match &job.task {
+        Task::Build(BuildTask {
+            container: Some(name),
+            ..
+        }) => {
+            let wanted = state.containers.get(name).map(|container| &container.desired);
+            !wanted.is_some_and(|d| d.run != DesiredRun::Absent && d.build_job == Some(job.id))
+        }
+        Task::Build(_) => false,
+    };
+    let open = state.jobs.values().filter(|job| !job.phase.is_final());
+    open.filter(needless).map(|job| job.id).collect()
+}
+
 fn queue(
     state: &State,
     id: JobId,

@@ -60,7 +60,7 @@ impl Site {
 
         let path = |file: &str| folder.path().join(file);
         // `operator: JWT`, `system_account: KEY`, and the accounts: what a host keeps in two files.
-        let config = identity.server_config();
+        let config = identity.server_config()?;
         let (operator, accounts) = config.split_once('\n').context("a line of the operator")?;
         let operator = operator
             .strip_prefix("operator: ")

@@ -9,7 +9,7 @@ use futures::StreamExt as _;
 use leaf_core::container::{ContainerPhase as Phase, ContainerSource, DesiredRun};
 use leaf_core::host_op::HostPaths;
 use leaf_core::id::{ContainerName, StorePath};
-use leaf_core::job::JobResult;
+use leaf_core::job::{JobPhase, JobResult};
 use leaf_core::problem::ProblemCode;
 use leaf_core::subject;
 use libtest_mimic::Trial;
@@ -67,6 +67,16 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             needs,
             foreign,
         ),
+        host.trial(
+            "a container that is destroyed while it is built takes its build along",
+            needs,
+            destroyed_early,
+        ),
+        host.trial(
+            "the credentials of a container that was destroyed are refused, and its name can be used again",
+            needs,
+            revoked,
+        ),
         host.trial("a container that starts is no change of the hardware", needs, no_device),
         host.trial(
             "a container whose files somebody removed is told of once and made again",
@@ -112,8 +122,12 @@ async fn whole_life() -> anyhow::Result<()> {
         health["container"] == name.as_str() && health["leaf"] == own.as_str() && health["status"] == "ok",
         "{health}"
     );
-    let console = leaf.console(&name).await?;
-    ensure!(console.contains("connected to nats://"), "{console:?}");
+    // The console comes by another way than the word that it is ready.
+    until("the console says that it is connected", async || {
+        let console = leaf.console(&name).await?;
+        Ok(console.contains("connected to nats://").then_some(()))
+    })
+    .await?;
     let again = leaf.start_container(&name).await?;
     ensure!(again == runs, "a second start changes nothing: {again:?}");
 
@@ -332,6 +346,60 @@ async fn bad_flake() -> anyhow::Result<()> {
             .is_some_and(|e| e.contains("it is not a folder")),
         "built, and found to be no system: {failed:?}"
     );
+    leaf.destroy(&name).await
+}
+
+async fn destroyed_early() -> anyhow::Result<()> {
+    let mut leaf = leaf().await?;
+    let folder = leaf.scratch().join("flake");
+    std::fs::create_dir(&folder)?;
+    let hangs = super::systems::derivation(&leaf, "hangs", super::jobs::HANGS);
+    std::fs::write(
+        folder.join("flake.nix"),
+        format!("{{ outputs = _: {{ hangs = {hangs}; }}; }}"),
+    )?;
+    let name = name();
+    let source = ContainerSource::Flake {
+        reference: format!("path:{}#hangs", folder.display()),
+    };
+    let made = leaf.create(&name, source, true).await?;
+    let id = made.desired.build_job.context("a job builds it")?;
+    leaf.job_says(id, "hangs").await?;
+    leaf.destroy(&name).await?;
+    let job = leaf.job_ended(id).await?;
+    ensure!(job.phase == JobPhase::Cancelled, "{job:?}");
+    ensure!(job.error.as_deref() == Some("cancelled by admin"), "{job:?}");
+    super::jobs::no_builder(&leaf)?;
+    let kinds = leaf.kinds_told(&name.token()).await?;
+    ensure!(
+        kinds.last().is_some_and(|k| k == "container.destroyed"),
+        "{kinds:?}"
+    );
+    Ok(())
+}
+
+async fn revoked() -> anyhow::Result<()> {
+    let mut leaf = leaf().await?;
+    let name = name();
+    let waits = system(WAITS).await?;
+    let file = HostPaths::new(&leaf.name)
+        .state
+        .join(name.as_str())
+        .join("credentials/nats.creds");
+    let credentials = || anyhow::Ok(leaf_core::host_op::Secret::new(std::fs::read_to_string(&file)?));
+    leaf.create(&name, toplevel(&waits), false).await?;
+    let old = credentials()?;
+    let inside = leaf.nats(&old, &name.caller()).await?;
+    leaf.destroy(&name).await?;
+    until("the connection is dropped", async || {
+        let connected = inside.connection_state() == async_nats::connection::State::Connected;
+        Ok((!connected).then_some(()))
+    })
+    .await?;
+    ensure!(leaf.nats(&old, &name.caller()).await.is_err());
+    leaf.create(&name, toplevel(&waits), false).await?;
+    leaf.nats(&credentials()?, &name.caller()).await?;
+    ensure!(leaf.nats(&old, &name.caller()).await.is_err());
     leaf.destroy(&name).await
 }
 

@@ -197,7 +197,7 @@ async fn times_out() -> anyhow::Result<()> {
 }
 
 /// Makes sure that no builder of this leaf runs.
-fn no_builder(leaf: &TestLeaf) -> anyhow::Result<()> {
+pub(super) fn no_builder(leaf: &TestLeaf) -> anyhow::Result<()> {
     let left = traces::processes_with(&format!(": {};", mark(leaf)));
     ensure!(left.is_empty(), "{left:#?}");
     Ok(())
