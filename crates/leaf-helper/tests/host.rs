@@ -1,7 +1,7 @@
 //! A leaf of its own for one test: names, folders, addresses and rules that no other test has.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -200,6 +200,11 @@ impl Host {
         Ipv4Addr::new(10, self.block.0, self.block.1, last)
     }
 
+    pub(crate) fn address6(&self, last: u8) -> Ipv6Addr {
+        let (net, own) = (u16::from_be_bytes([10, self.block.0]), self.block.1.into());
+        Ipv6Addr::new(0xfd63, 0x6c66, net, own, 0, 0, 0, last.into())
+    }
+
     /// A container's name that nobody else has, and that is ended with the test.
     pub(crate) fn name(&mut self) -> ContainerName {
         let unique = format!(
@@ -215,11 +220,12 @@ impl Host {
 
     pub(crate) fn network(&self, name: &ContainerName) -> ContainerNetwork {
         let index = self.names.iter().position(|n| n == name).unwrap_or(60) as u8;
+        let (host, container) = (10 + 2 * index, 11 + 2 * index);
         ContainerNetwork {
-            host_address: self.address(10 + 2 * index),
-            container_address: self.address(11 + 2 * index),
-            host_address6: None,
-            container_address6: None,
+            host_address: self.address(host),
+            container_address: self.address(container),
+            host_address6: Some(self.address6(host)),
+            container_address6: Some(self.address6(container)),
         }
     }
 
@@ -360,10 +366,12 @@ impl Drop for Host {
         if std::thread::panicking() {
             tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(self.end_all()));
         }
-        let _ = Command::new("nft")
-            .args(["delete", "table", "inet", &format!("leaf_{}", self.leaf)])
-            .stderr(Stdio::null())
-            .status();
+        for family in ["inet", "arp"] {
+            let _ = Command::new("nft")
+                .args(["delete", "table", family, &format!("leaf_{}", self.leaf)])
+                .stderr(Stdio::null())
+                .status();
+        }
         let _ = Command::new("ip")
             .args(["addr", "del", &format!("{}/32", self.address(1)), "dev", "lo"])
             .stderr(Stdio::null())

@@ -5,6 +5,7 @@
 
 mod host;
 mod lifecycle;
+mod network;
 mod refusals;
 mod running;
 mod served;
@@ -26,7 +27,40 @@ macro_rules! trial {
     };
 }
 
+/// A trial on a machine of its own.
+macro_rules! alone {
+    ($($name:ident),* $(,)?) => {{
+        if let Some(test) = std::env::var_os(network::machine::ALONE) {
+            match test.to_str() {
+                $(Some(stringify!($name)) => runtime().block_on(network::$name()),)*
+                _ => panic!("there is no test {test:?}"),
+            }
+            return ExitCode::SUCCESS;
+        }
+        let lack = network::machine::lacking();
+        if let Some(lack) = &lack {
+            eprintln!("the tests of the network are skipped: {lack}");
+        }
+        [$(stringify!($name)),*].map(|name| {
+            Trial::test(name, || {
+                network::machine::alone(name);
+                Ok(())
+            })
+            .with_ignored_flag(lack.is_some())
+        })
+    }};
+}
+
 fn main() -> ExitCode {
+    let on_machines = alone!(
+        a_container_reaches_its_leafs_nats_and_nothing_else,
+        a_container_can_be_nobody_else,
+        the_rules_of_a_container_are_there_after_a_boot_and_after_somebody_flushed_them,
+        an_opening_to_a_container_opens_one_port_one_way_whenever_that_one_comes,
+        an_opening_to_the_outside_opens_what_it_names_behind_the_hosts_address,
+        a_port_of_the_leaf_leads_to_a_container_from_outside_and_from_the_host_alone,
+        a_host_that_lacks_what_the_network_needs_says_what,
+    );
     if let Some(name) = std::env::var_os("LEAF_HELPER_TEST_START") {
         runtime().block_on(play_the_starter(&name.to_string_lossy()));
         return ExitCode::SUCCESS;
@@ -49,7 +83,6 @@ fn main() -> ExitCode {
         trial!(refusals::credentials_and_bindings_that_are_not_this_containers_are_refused),
         trial!(refusals::a_link_that_a_container_left_in_its_root_is_not_followed),
         trial!(refusals::a_container_that_was_not_created_is_not_started),
-        trial!(running::the_network_is_closed_but_for_nats),
         trial!(running::what_a_container_prints_comes_back),
         trial!(running::changes_give_hints),
         trial!(running::there_is_no_daemon_socket_and_no_write_to_the_store_inside),
@@ -61,10 +94,12 @@ fn main() -> ExitCode {
         trial!(served::what_leafd_may_not_do_is_refused_whatever_the_operation),
         trial!(served::a_caller_that_goes_away_does_not_stop_an_operation),
         trial!(served::operations_on_one_container_wait_for_each_other_and_on_others_do_not),
+        trial!(served::a_stop_does_not_wait_until_the_container_is_ready),
         trial!(served::a_helper_that_is_killed_leaves_an_operation_that_can_be_asked_for_again),
         trial!(served::a_helper_that_is_asked_to_end_ends_what_it_began),
         trial!(served::settings_that_are_not_roots_own_are_not_read),
     ];
+    trials.extend(on_machines);
     if let Some(lack) = host::lacking() {
         eprintln!("all tests here are skipped: {lack}");
         trials = trials

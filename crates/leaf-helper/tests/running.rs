@@ -1,9 +1,8 @@
 //! What a running container can do, and what can be seen of it.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use leaf_bus::client::Client;
 use leaf_bus::connect::{ConnectSettings, Credentials};
@@ -12,104 +11,8 @@ use leaf_bus::identity::Identity;
 use leaf_core::container::ObservedRun;
 use leaf_core::host_op::{ContainerBinding, HostOp};
 use leaf_core::id::StorePath;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
 
-use crate::host::{Host, NATS_PORT, WAITS, leaf_init, output, system, until};
-
-pub(crate) async fn the_network_is_closed_but_for_nats() {
-    let mut host = Host::new().await;
-    let (name, other) = (host.name(), host.name());
-    let (leaf, own, neighbour) = (host.address(1), host.network(&name), host.network(&other));
-    let mut greeters = tokio::task::JoinSet::new();
-    for (address, port) in [(leaf, NATS_PORT), (leaf, 4223)] {
-        greeters.spawn(greet(
-            TcpListener::bind((address, port)).await.expect("a listener"),
-        ));
-    }
-    let greeter = format!("while :; do echo hello | $b nc -l -p 4222; done >/dev/null 2>&1 &\n{WAITS}");
-    host.ok(host.create(&other, &system(&greeter))).await;
-    host.ok(Host::start(&other)).await;
-    // What is closed below is open to the host: the probe finds what there is.
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !greeted((neighbour.container_address, 4222)).await {
-        assert!(Instant::now() < deadline, "the neighbour does not listen");
-    }
-    assert!(greeted((leaf, 4223)).await);
-
-    let probe = |what: &str, address: &dyn std::fmt::Display, port: u16| {
-        format!(
-            "case $($b timeout 2 $b nc {address} {port} </dev/null 2>&1) in *hello*) echo {what} open;; *) echo {what} closed;; esac\n"
-        )
-    };
-    let mut script = String::new();
-    script += &probe("nats", &leaf, NATS_PORT);
-    script += &probe("other-port", &leaf, 4223);
-    script += &probe("host-end", &own.host_address, 4223);
-    script += &probe("neighbour", &neighbour.container_address, 4222);
-    script += &probe("neighbour-host-end", &neighbour.host_address, 4222);
-    script += &probe("outside", &"192.0.2.1", 4222);
-    script += &format!("$b ping -c 1 -W 1 {leaf} >/dev/null 2>&1 && echo ping open || echo ping closed\n");
-    // As somebody else: an address that is not this link's.
-    let (other_address, gateway) = (host.address(200), own.host_address);
-    script += &format!("$b ip addr add {other_address}/32 dev eth0\n");
-    script += &format!("$b ip route replace {leaf} via {gateway} dev eth0 src {other_address}\n");
-    script += &probe("spoofed", &leaf, NATS_PORT);
-    script += &format!("$b ip route del {leaf}\n");
-    script += &probe("nats-again", &leaf, NATS_PORT);
-    // The host's link-local address is known once the link is there.
-    script += "{ while ! $b test -s /target; do $b sleep 0.1; done
-                 $b ping -6 -c 1 -W 1 $($b cat /target)%eth0 >/dev/null 2>&1 && echo ipv6 open || echo ipv6 closed; } &\n";
-    host.ok(host.create(&name, &system(&(script + WAITS)))).await;
-    host.ok(Host::start(&name)).await;
-    let link = format!("ve-{name}");
-    let mut target = String::new();
-    until("the host's end has a link-local address", || {
-        let addresses = output("ip", &["-6", "-o", "addr", "show", "dev", &link, "-tentative"]);
-        let found = addresses
-            .split_whitespace()
-            .find(|word| word.starts_with("fe80::"));
-        target = found
-            .and_then(|word| word.split('/').next())
-            .unwrap_or_default()
-            .to_owned();
-        !target.is_empty()
-    })
-    .await;
-    std::fs::write(host.paths.roots.join(name.as_str()).join("target"), target).expect("a file");
-    let logs = || host.log(&name, 100).text;
-    until("all is probed", || logs().contains("ipv6 ")).await;
-    let log: String = logs()
-        .lines()
-        .filter(|line| *line != "Terminated")
-        .map(|line| format!("{line}\n"))
-        .collect();
-    let expected = "nats open\nother-port closed\nhost-end closed\nneighbour closed\nneighbour-host-end closed\n\
-                    outside closed\nping closed\nspoofed closed\nnats-again open\nipv6 closed\n";
-    assert_eq!(log, expected);
-    host.end().await;
-}
-
-/// Says hello to whoever comes.
-async fn greet(listener: TcpListener) {
-    while let Ok((mut stream, _)) = listener.accept().await {
-        let _ = stream.write_all(b"hello\n").await;
-    }
-}
-
-/// Whether somebody says hello there within a second.
-async fn greeted(address: (Ipv4Addr, u16)) -> bool {
-    let greeting = async {
-        let mut text = String::new();
-        let mut stream = TcpStream::connect(address).await?;
-        stream.read_to_string(&mut text).await?;
-        Ok::<_, std::io::Error>(text == "hello\n")
-    };
-    matches!(
-        tokio::time::timeout(Duration::from_secs(1), greeting).await,
-        Ok(Ok(true))
-    )
-}
+use crate::host::{Host, NATS_PORT, WAITS, leaf_init, system, until};
 
 pub(crate) async fn what_a_container_prints_comes_back() {
     let mut host = Host::new().await;
