@@ -26,11 +26,7 @@ impl Cgroup {
             .map_err(Error::io("read /proc/self/mountinfo"))?;
         let (mount, legacy) = mounts(&table);
         Ok(Self {
-            mount: mount.ok_or_else(|| {
-                Error::Unsupported(
-                    "cgroup version 2 is not mounted on this host; mount it on /sys/fs/cgroup".into(),
-                )
-            })?,
+            mount: mount.ok_or_else(no_cgroups)?,
             legacy,
             relative: Path::new("cim-leaf.slice")
                 .join(leaf.as_str())
@@ -126,12 +122,25 @@ fn mounts(table: &str) -> (Option<PathBuf>, Option<PathBuf>) {
     found
 }
 
-fn join(group: &Path) -> Result<()> {
+/// Returns where cgroup version 2 is mounted.
+pub(crate) fn mount() -> Result<PathBuf> {
+    let table =
+        std::fs::read_to_string("/proc/self/mountinfo").map_err(Error::io("read /proc/self/mountinfo"))?;
+    mounts(&table).0.ok_or_else(no_cgroups)
+}
+
+fn no_cgroups() -> Error {
+    Error::Unsupported("cgroup version 2 is not mounted on this host; mount it on /sys/fs/cgroup".into())
+}
+
+/// Moves this process into a group.
+pub(crate) fn join(group: &Path) -> Result<()> {
     std::fs::write(group.join("cgroup.procs"), "0")
         .map_err(Error::io(format!("move into the cgroup {}", group.display())))
 }
 
-async fn kill(group: &Path) -> Result<()> {
+/// Ends every process in a group and below it, and returns when none is left.
+pub(crate) async fn kill(group: &Path) -> Result<()> {
     match std::fs::write(group.join("cgroup.kill"), "1") {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         other => other.map_err(Error::io(format!("end the processes of {}", group.display())))?,

@@ -36,6 +36,12 @@ struct File {
     nspawn: Option<PathBuf>,
     /// `nft`, if not the one on `PATH`.
     nft: Option<PathBuf>,
+    /// The folders that a container's binds may be in or below; none if not given.
+    #[serde(default)]
+    bind_folders: Vec<PathBuf>,
+    /// The folders that the files of a container's secrets may be in or below; none if not given.
+    #[serde(default)]
+    secret_folders: Vec<PathBuf>,
     /// Ends when nobody called for so many seconds; a new call starts it again. 0 never ends it.
     #[serde(default = "default_idle_seconds")]
     idle_seconds: u64,
@@ -235,6 +241,8 @@ pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
         settings.nft = nft;
     }
     settings.observers = Some(observers);
+    settings.bind_folders = file.bind_folders;
+    settings.secret_folders = file.secret_folders;
     let serving = Serving {
         client: client.user,
         jobs,

@@ -2,17 +2,33 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, IFlags, Mode, OFlags};
+use rustix::io::Errno;
 
 use leaf_core::container::ContainerNetwork;
-use leaf_core::host_op::{CONF_DIGEST, ContainerBinding, RunSpec, Secret, conf_marker};
+use leaf_core::host_op::{CONF_DIGEST, ContainerBinding, RunSpec, Runtime, Secret, conf_marker};
 use leaf_core::id::{ContainerName, StorePath};
-use leaf_core::spec::{Autostart, ContainerOptions, RestartPolicy, Users};
+use leaf_core::spec::{Autostart, ContainerOptions, RestartPolicy, Users, check_credential};
 
 use crate::Helper;
+use crate::adopt::Owner;
 use crate::error::{Error, Result};
 use crate::files::Folder;
+use crate::payload::UnitCgroup;
+use crate::systemd;
+
+/// Where NixOS has its containers' profiles.
+const PROFILES: &str = "/nix/var/nix/profiles/per-container";
+/// The version of systemd since which systemd-nspawn leaves what runs a container out of the container's own cgroup where
+/// that was made before it.
+const LIMITS_SINCE: u32 = 254;
+/// How long another program may hold the lock of NixOS's containers.
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The credential that tells a container about its leaf.
 const BINDING: &str = "leaf.json";
@@ -22,7 +38,7 @@ const MAX_CREDENTIAL_BYTES: usize = 64 * 1024;
 
 impl Helper {
     /// Makes a container on disk, or completes it, or sets it anew. What says that it is there comes last.
-    pub(crate) fn create(
+    pub(crate) async fn create(
         &self,
         spec: &RunSpec,
         adopt: bool,
@@ -40,21 +56,24 @@ impl Helper {
         check_binding(self, name, binding)?;
         check_credentials(credentials)?;
         options.check(name).map_err(Error::Refused)?;
-        check_nspawn_can(options)?;
-        if adopt {
-            return Err(Error::Unsupported(
-                "the nspawn runtime takes over nobody's containers: that needs systemd as PID 1".into(),
-            ));
-        }
+        self.check_can(options, adopt).await?;
+        self.check_inputs(options)?;
+        self.check_openings(spec).await?;
+        let _lock = self.lock_contract().await?;
         let confs = Folder::make_root(&self.paths.confs, 0o755)?;
-        let owned = self.owns(&confs, name)?;
+        let owner = self.owner(&confs, name)?;
         self.check_network(&confs, name, *network)?;
         let roots = Folder::make_root(&self.paths.roots, 0o700)?;
-        if !owned && self.spec(name)?.is_none() && roots.has(name.as_str())? {
-            return Err(Error::Refused(format!(
-                "{}/{name} is there, and this leaf did not make it",
-                self.paths.roots.display()
-            )));
+        match owner {
+            Owner::Nobody if self.spec(name)?.is_none() && roots.has(name.as_str())? => {
+                return Err(Error::Refused(format!(
+                    "{}/{name} is there, and this leaf did not make it",
+                    self.paths.roots.display()
+                )));
+            }
+            Owner::Nobody | Owner::Leaf => {}
+            Owner::Foreign(foreign) if adopt => self.take_over(&confs, name, foreign).await?,
+            Owner::Foreign(foreign) => return Err(foreign.refused(self, name)),
         }
 
         let state = self.state_folder(name)?;
@@ -65,29 +84,73 @@ impl Helper {
             secrets.write(credential, secret.expose().as_bytes(), 0o600)?;
         }
         secrets.write(BINDING, &json(binding), 0o600)?;
+        self.keep_record()?;
 
-        Folder::make_root(&self.paths.gc_roots, 0o755)?
-            .make(name.as_str(), 0o755)?
-            .link("system", toplevel.as_str())?;
+        for folder in self.held_by() {
+            Folder::make_root(folder, 0o755)?
+                .make(name.as_str(), 0o755)?
+                .link("system", toplevel.as_str())?;
+        }
         // Once more, now that it can't be collected.
         check_toplevel(toplevel)?;
         make_root_file_system(&roots, name)?;
-        confs.write(&conf_name(name), self.conf(spec).as_bytes(), 0o644)
+        if self.settings.runtime == Runtime::Systemd {
+            self.keep_unit(spec).await?;
+        }
+        confs.write(&conf_name(name), self.conf(spec).as_bytes(), 0o644)?;
+        self.set_running(spec).await
+    }
+
+    /// Brings one that runs to those parts of its spec that hold at once.
+    async fn set_running(&self, spec: &RunSpec) -> Result<()> {
+        self.renew(&spec.name).await?;
+        if self.settings.runtime == Runtime::Systemd {
+            let cgroup = UnitCgroup::of(&spec.name)?;
+            if cgroup.payload().is_dir() {
+                let root = self.paths.roots.join(spec.name.as_str());
+                cgroup.set_limits(&spec.options.limits, &root)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The folders by which Nix holds a container's system: its roots, and its profile below systemd, where the programs
+    /// of NixOS look for it.
+    fn held_by(&self) -> impl Iterator<Item = &Path> {
+        let profiles = (self.settings.runtime == Runtime::Systemd).then_some(Path::new(PROFILES));
+        std::iter::once(self.paths.gc_roots.as_path()).chain(profiles)
     }
 
     /// Removes all that [`create`](Self::create) made; what says that it is there goes last.
     pub(crate) async fn destroy(&self, name: &ContainerName) -> Result<()> {
+        let _contract = self.lock_contract().await?;
         let confs = Folder::make_root(&self.paths.confs, 0o755)?;
         let owned = self.owns(&confs, name)?;
         let state = Folder::make_root(&self.paths.state, crate::run::SHOWN_FOLDER)?;
         if !owned && !state.has(name.as_str())? {
             return Ok(());
         }
-        let Some(_lock) = self.acquire(name).await? else {
-            return Err(Error::Failed("it runs; stop it first".into()));
+        let runs = || Error::Failed("it runs; stop it first".into());
+        let _lock = match self.settings.runtime {
+            Runtime::Systemd => {
+                if self.unit_is_up(name).await? {
+                    return Err(runs());
+                }
+                self.remove_unit(name).await?;
+                self.release_inputs(name)?;
+                self.sweep_common(name).await?;
+                None
+            }
+            Runtime::Nspawn => {
+                let lock = self.acquire(name).await?.ok_or_else(runs)?;
+                self.sweep(name).await?;
+                Some(lock)
+            }
         };
-        self.sweep(name).await?;
-        for folder in [&self.paths.gc_roots, &self.paths.roots, &self.paths.run] {
+        if let Some(roots) = Folder::open_root(&self.paths.roots)? {
+            make_removable(&roots, name)?;
+        }
+        for folder in self.held_by().chain([&*self.paths.roots, &self.paths.run]) {
             if let Some(folder) = Folder::open_root(folder)? {
                 folder.remove_tree(name.as_str())?;
             }
@@ -96,31 +159,48 @@ impl Helper {
         confs.remove_file(&conf_name(name))
     }
 
+    /// Returns the lock that the programs of NixOS hold while they make or remove a container, held.
+    async fn lock_contract(&self) -> Result<Option<OwnedFd>> {
+        if self.settings.runtime == Runtime::Nspawn {
+            return Ok(None);
+        }
+        let folder = Folder::make_root("/run/lock".as_ref(), 0o755)?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let what = || "lock /run/lock/nixos-container".to_owned();
+        let fd = rustix::fs::openat(
+            folder.as_fd(),
+            "nixos-container",
+            flags,
+            Mode::from_raw_mode(0o600),
+        )
+        .map_err(Error::io(what()))?;
+        let deadline = tokio::time::Instant::now() + LOCK_PATIENCE;
+        loop {
+            match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Some(fd)),
+                Err(Errno::WOULDBLOCK) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(Error::Failed(format!(
+                        "another program has held /run/lock/nixos-container for {} s",
+                        LOCK_PATIENCE.as_secs()
+                    )));
+                }
+                Err(e) => return Err(Error::io(what())(e)),
+            }
+        }
+    }
+
     /// Returns whether this leaf's `NAME.conf` is there.
     ///
     /// # Errors
     /// [`Error::Refused`] when there is one of somebody else.
     pub(crate) fn owns(&self, confs: &Folder, name: &ContainerName) -> Result<bool> {
-        let path = self.paths.conf(name);
-        let text = match confs.read(&conf_name(name)) {
-            Ok(None) => return Ok(false),
-            Ok(Some(text)) => text,
-            Err(Error::Refused(why)) => {
-                return Err(Error::Refused(format!(
-                    "{why}: a container that the system's own configuration declares"
-                )));
-            }
-            Err(e) => return Err(e),
-        };
-        let marker = conf_marker(&self.leaf);
-        if text.lines().any(|line| line == marker) {
-            Ok(true)
-        } else {
-            Err(Error::Refused(format!(
-                "{} was not made by leaf {}; choose another name",
-                path.display(),
-                self.leaf
-            )))
+        match self.owner(confs, name)? {
+            Owner::Nobody => Ok(false),
+            Owner::Leaf => Ok(true),
+            Owner::Foreign(foreign) => Err(foreign.refused(self, name)),
         }
     }
 
@@ -129,15 +209,28 @@ impl Helper {
         let RunSpec {
             toplevel, network, ..
         } = spec;
-        format!(
+        let users = match spec.options.users {
+            Users::Private => "pick",
+            Users::Host => "no",
+        };
+        let mut text = format!(
             "{}\n{CONF_DIGEST}{}\n# It is replaced at the next change; destroy the container instead of editing this.\n\
-             SYSTEM_PATH={toplevel}\nPRIVATE_NETWORK=1\nHOST_ADDRESS={}\nLOCAL_ADDRESS={}\nPRIVATE_USERS=pick\n\
-             AUTO_START=0\n",
+             SYSTEM_PATH={toplevel}\nPRIVATE_NETWORK=1\nHOST_ADDRESS={}\nLOCAL_ADDRESS={}\n",
             conf_marker(&self.leaf),
             spec.digest(),
             network.host_address,
             network.container_address,
-        )
+        );
+        for (key, address) in [
+            ("HOST_ADDRESS6", network.host_address6),
+            ("LOCAL_ADDRESS6", network.container_address6),
+        ] {
+            if let Some(address) = address {
+                text.push_str(&format!("{key}={address}\n"));
+            }
+        }
+        text.push_str(&format!("PRIVATE_USERS={users}\nAUTO_START=0\n"));
+        text
     }
 
     fn check_network(&self, confs: &Folder, name: &ContainerName, network: ContainerNetwork) -> Result<()> {
@@ -148,6 +241,16 @@ impl Helper {
         } = network;
         self.check_address(host_address)?;
         self.check_address(container_address)?;
+        for address in [network.host_address6, network.container_address6]
+            .into_iter()
+            .flatten()
+        {
+            if !self.settings.pool.contains6(address) {
+                return Err(Error::Refused(format!(
+                    "{address} is not in this leaf's range of IPv6 addresses"
+                )));
+            }
+        }
         if host_address == container_address {
             return Err(Error::Refused(format!(
                 "{host_address} can't be both ends of a link"
@@ -176,16 +279,31 @@ impl Helper {
     }
 }
 
-/// Refuses what this runtime can't do.
-fn check_nspawn_can(options: &ContainerOptions) -> Result<()> {
+impl Helper {
+    /// Refuses what the runtime here can't do.
+    async fn check_can(&self, options: &ContainerOptions, adopt: bool) -> Result<()> {
+        match self.settings.runtime {
+            Runtime::Nspawn => check_nspawn_can(options, adopt),
+            Runtime::Systemd if options.limits.is_empty() => Ok(()),
+            Runtime::Systemd => match systemd::version().await? {
+                ..LIMITS_SINCE => Err(Error::Unsupported(format!(
+                    "limits: they need systemd {LIMITS_SINCE} or later, which keeps what runs a container in a cgroup of \
+                     its own; update the host, or leave them out"
+                ))),
+                _ => Ok(()),
+            },
+        }
+    }
+}
+
+/// Refuses what the runtime without systemd can't do.
+fn check_nspawn_can(options: &ContainerOptions, adopt: bool) -> Result<()> {
     let lacking = [
         ("limits", !options.limits.is_empty()),
         ("restart", options.restart != RestartPolicy::default()),
         ("autostart", options.autostart != Autostart::default()),
         ("after", !options.after.is_empty()),
-        ("binds", !options.binds.is_empty()),
-        ("secrets", !options.secrets.is_empty()),
-        ("users", options.users != Users::default()),
+        ("adopt", adopt),
     ];
     match lacking.iter().find(|(_, asked)| *asked) {
         Some((field, _)) => Err(Error::Unsupported(format!(
@@ -195,7 +313,7 @@ fn check_nspawn_can(options: &ContainerOptions) -> Result<()> {
     }
 }
 
-fn conf_name(name: &ContainerName) -> String {
+pub(crate) fn conf_name(name: &ContainerName) -> String {
     format!("{name}.conf")
 }
 
@@ -212,6 +330,15 @@ fn addresses(conf: &str) -> impl Iterator<Item = Ipv4Addr> {
 
 /// Checks that a system is in the store, with an `init` that can be run.
 pub(crate) fn check_toplevel(toplevel: &StorePath) -> Result<()> {
+    check_program(toplevel, "init")
+}
+
+/// Checks that a system can be switched to by one that runs.
+pub(crate) fn check_switch(toplevel: &StorePath) -> Result<()> {
+    check_program(toplevel, "bin/switch-to-configuration").map_err(|e| Error::Unsupported(e.to_string()))
+}
+
+fn check_program(toplevel: &StorePath, program: &str) -> Result<()> {
     let refuse = |why: String| Error::Refused(format!("{toplevel} can't be run: {why}"));
     let store = Path::new("/nix/store");
     let stat =
@@ -219,22 +346,23 @@ pub(crate) fn check_toplevel(toplevel: &StorePath) -> Result<()> {
     if !stat.is_dir() {
         return Err(refuse("it is not a folder".into()));
     }
-    let init = Path::new(toplevel.as_str()).join("init");
-    let real = std::fs::canonicalize(&init).map_err(|e| refuse(format!("it has no init ({e})")))?;
+    let init = Path::new(toplevel.as_str()).join(program);
+    let real = std::fs::canonicalize(&init).map_err(|e| refuse(format!("it has no {program} ({e})")))?;
     // `/nix/store` itself may be reached by a link on the host, not in a container.
     let inside = std::fs::canonicalize(store).is_ok_and(|store| real.starts_with(store));
     if !inside {
         return Err(refuse(format!(
-            "its init leads out of the store, to {}",
+            "its {program} leads out of the store, to {}",
             real.display()
         )));
     }
-    let stat = std::fs::metadata(&real).map_err(|e| refuse(format!("its init can't be looked at ({e})")))?;
+    let stat =
+        std::fs::metadata(&real).map_err(|e| refuse(format!("its {program} can't be looked at ({e})")))?;
     if !stat.is_file() {
-        return Err(refuse("its init is not a file".into()));
+        return Err(refuse(format!("its {program} is not a file")));
     }
     if stat.permissions().mode() & 0o111 == 0 {
-        return Err(refuse("its init is not executable".into()));
+        return Err(refuse(format!("its {program} is not executable")));
     }
     Ok(())
 }
@@ -258,15 +386,10 @@ fn check_credentials(credentials: &BTreeMap<String, Secret>) -> Result<()> {
         )));
     }
     for (name, secret) in credentials {
-        let plain = name.len() <= 64
-            && name.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && name
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
-            && name != BINDING;
-        if !plain {
+        check_credential(name).map_err(Error::Refused)?;
+        if name == BINDING {
             return Err(Error::Refused(format!(
-                "{name:?} can't be the name of a credential"
+                "{name:?} can't be the name of a credential: the helper itself makes that one"
             )));
         }
         if secret.expose().len() > MAX_CREDENTIAL_BYTES {
@@ -274,6 +397,34 @@ fn check_credentials(credentials: &BTreeMap<String, Secret>) -> Result<()> {
                 "the credential {name} has more than {MAX_CREDENTIAL_BYTES} bytes"
             )));
         }
+    }
+    Ok(())
+}
+
+/// Makes a root file system removable: systems of NixOS make their `/var/empty` immutable, where they may.
+fn make_removable(roots: &Folder, name: &ContainerName) -> Result<()> {
+    let Some(var) = roots
+        .open(name.as_str())?
+        .and_then(|root| root.open("var").ok().flatten())
+    else {
+        return Ok(());
+    };
+    let Some(empty) = var.open("empty").ok().flatten() else {
+        return Ok(());
+    };
+    let fd = rustix::fs::openat(
+        empty.as_fd(),
+        ".",
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(Error::io(format!("open {}", empty.path().display())))?;
+    // File systems without such flags have nothing to take off.
+    if let Ok(flags) = rustix::fs::ioctl_getflags(&fd)
+        && flags.contains(IFlags::IMMUTABLE)
+    {
+        rustix::fs::ioctl_setflags(&fd, flags - IFlags::IMMUTABLE)
+            .map_err(Error::io(format!("make {} removable", empty.path().display())))?;
     }
     Ok(())
 }

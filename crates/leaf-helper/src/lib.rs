@@ -4,10 +4,13 @@
 //! are checked again here, no symbolic link is followed below the helper's folders, and no shell is run. Each
 //! operation may be carried out again, after a crash as well.
 //!
-//! A container runs below a supervisor of its own ([`Helper::supervise`], the program `leaf-helper supervise`), which
-//! outlives whoever started it. What is so is told by files, as [`HostPaths`] has them; this crate has no memory.
+//! Below systemd a container is a unit, `container@NAME.service`, whose text [`unit`] makes and whose program is
+//! `leaf-helper run` ([`Helper::run`]). Elsewhere it has a supervisor of its own, `leaf-helper supervise`
+//! ([`Helper::supervise`]). Both outlive whoever started them. What is so is told by files, as [`HostPaths`] has them;
+//! this crate has no memory.
 
 mod accounts;
+mod adopt;
 mod bounded;
 mod cgroup;
 mod client;
@@ -17,15 +20,26 @@ mod create;
 mod error;
 mod files;
 mod firewall;
+mod generate;
+mod inputs;
 mod jobs;
+mod launch;
 mod network;
+mod nspawn;
+mod payload;
+mod record;
 mod run;
 mod serve;
 mod settings;
 mod start;
 mod supervise;
+mod systemd;
+mod unit;
+mod unit_start;
 mod wire;
 
+use std::convert::Infallible;
+use std::path::Path;
 use std::time::Duration;
 
 use leaf_core::container::Exit;
@@ -48,12 +62,22 @@ pub struct Helper {
     settings: Settings,
 }
 
-/// A container could not be supervised, or not to its end.
+/// A program that runs a container, or makes the units of containers, could not do so.
 #[derive(Debug, thiserror::Error)]
-#[error("can't supervise container {name}: {reason}")]
-pub struct SuperviseError {
-    name: ContainerName,
+#[error("{what}: {reason}")]
+pub struct ProgramError {
+    what: String,
     reason: String,
+}
+
+impl ProgramError {
+    fn about(what: impl Into<String>) -> impl FnOnce(Error) -> Self {
+        let what = what.into();
+        move |error| Self {
+            what,
+            reason: leaf_core::error::chain(&error),
+        }
+    }
 }
 
 impl Helper {
@@ -107,10 +131,7 @@ impl Helper {
                     network: *network,
                     options: (**options).clone(),
                 };
-                options.check(name).map_err(Error::Refused)?;
-                self.check_openings(&spec).await?;
-                self.create(&spec, *adopt, binding, credentials)?;
-                self.renew(name).await
+                self.create(&spec, *adopt, binding, credentials).await
             }
             HostOp::StartContainer {
                 name,
@@ -122,8 +143,8 @@ impl Helper {
                 ready_timeout_seconds,
                 grace_seconds,
             } => {
-                self.stop(name, seconds(*grace_seconds)).await?;
-                self.start(name, seconds(*ready_timeout_seconds)).await
+                self.update(name, seconds(*ready_timeout_seconds), seconds(*grace_seconds))
+                    .await
             }
             HostOp::DestroyContainer { name } => self.destroy(name).await,
             HostOp::StartJob { .. } | HostOp::StopJob { .. } | HostOp::RemoveJob { .. } => {
@@ -132,19 +153,60 @@ impl Helper {
         }
     }
 
+    /// Returns the helper that made a container, by the record that it keeps: for the programs below.
+    ///
+    /// # Errors
+    /// [`ProgramError`] where the record can't be used, or is not root's.
+    pub fn of_record(file: &Path) -> std::result::Result<Self, ProgramError> {
+        Self::recorded(file).map_err(ProgramError::about("can't find the helper's settings"))
+    }
+
     /// Supervises a container until it ends: for the program `leaf-helper supervise`, which is a process of its own.
     /// Returns how the container ended; the same stands in its `status.json`.
     ///
     /// # Errors
-    /// [`SuperviseError`] when the container could not be started; `status.json` says so too, unless another
+    /// [`ProgramError`] when the container could not be started; `status.json` says so too, unless another
     /// supervisor holds it.
-    pub async fn supervise(&self, name: &ContainerName) -> std::result::Result<Exit, SuperviseError> {
+    pub async fn supervise(&self, name: &ContainerName) -> std::result::Result<Exit, ProgramError> {
         supervise::supervise(self, name)
             .await
-            .map_err(|e| SuperviseError {
-                name: name.clone(),
-                reason: leaf_core::error::chain(&e),
-            })
+            .map_err(ProgramError::about(format!("can't supervise container {name}")))
+    }
+
+    /// Becomes systemd-nspawn with a container in it: for the program `leaf-helper run`, which is what a container's unit
+    /// starts.
+    ///
+    /// # Errors
+    /// [`ProgramError`] when the container could not be started; `status.json` says so too.
+    pub async fn run(&self, name: &ContainerName) -> std::result::Result<Infallible, ProgramError> {
+        self.launch(name)
+            .await
+            .map_err(ProgramError::about(format!("can't run container {name}")))
+    }
+
+    /// Writes down how a container ended, as systemd tells it in the environment, and removes what it left: for the
+    /// program `leaf-helper ended`, the last that a container's unit does.
+    ///
+    /// # Errors
+    /// [`ProgramError`] when something could not be removed; the container's next start tries again.
+    pub async fn ended(&self, name: &ContainerName) -> std::result::Result<(), ProgramError> {
+        let end = launch::UnitEnd::from_environment(|variable| std::env::var(variable).ok());
+        self.note_end(name, &end)
+            .await
+            .map_err(ProgramError::about(format!(
+                "can't clean up after container {name}"
+            )))
+    }
+
+    /// Brings a running container to another system by a switch inside: for the program `leaf-helper switch`, by which a
+    /// container's unit reloads.
+    ///
+    /// # Errors
+    /// [`ProgramError`] when it has to be started anew instead.
+    pub async fn switch(&self, name: &ContainerName) -> std::result::Result<(), ProgramError> {
+        self.switch_inside(name)
+            .await
+            .map_err(ProgramError::about(format!("can't switch container {name}")))
     }
 
     fn check_host(&self) -> Result<()> {
@@ -181,4 +243,13 @@ const MAX_WAIT_SECONDS: u32 = 3600;
 
 fn seconds(seconds: u32) -> Duration {
     Duration::from_secs(seconds.min(MAX_WAIT_SECONDS).into())
+}
+
+/// Writes the units of all containers of this host into a folder: for the program `cim-leaf-generator`, a systemd
+/// generator (systemd.generator(7)).
+///
+/// # Errors
+/// [`ProgramError`] when something could not be written.
+pub fn generate_units(folder: &Path) -> std::result::Result<(), ProgramError> {
+    generate::generate(folder).map_err(ProgramError::about("can't make the units of containers"))
 }

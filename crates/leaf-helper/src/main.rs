@@ -5,10 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use leaf_core::decide::AddressPool;
-use leaf_core::host_op::HostPaths;
-use leaf_core::id::{ContainerName, LeafName};
-use leaf_helper::{Helper, Settings};
+use leaf_core::id::ContainerName;
+use leaf_helper::Helper;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -23,7 +21,13 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Runs one container until it ends, and outlives whoever started it
-    Supervise(Supervise),
+    Supervise(Container),
+    /// Becomes systemd-nspawn with a container in it; a container's unit starts this
+    Run(Container),
+    /// Brings a running container to another system; a container's unit reloads by this
+    Switch(Container),
+    /// Writes down how a container ended, and cleans up; a container's unit ends with this
+    Ended(Container),
     /// Carries out what leafd asks for, over the socket that systemd gives it
     Serve(Serve),
 }
@@ -39,42 +43,12 @@ struct Serve {
 }
 
 #[derive(Debug, clap::Args)]
-struct Supervise {
+struct Container {
     /// The container
     name: ContainerName,
-    /// The leaf it belongs to
+    /// What the helper that made it keeps of its settings
     #[arg(long)]
-    leaf: LeafName,
-    /// The static leaf-init, which enters the container first
-    #[arg(long)]
-    leaf_init: PathBuf,
-    /// Root file systems [default: /var/lib/nixos-containers]
-    #[arg(long)]
-    roots: Option<PathBuf>,
-    /// NAME.conf files [default: /etc/nixos-containers]
-    #[arg(long)]
-    confs: Option<PathBuf>,
-    /// GC roots [default: /nix/var/nix/gcroots/per-container]
-    #[arg(long)]
-    gc_roots: Option<PathBuf>,
-    /// What survives a reboot [default: /var/lib/cim-leaf-containers/LEAF]
-    #[arg(long)]
-    state: Option<PathBuf>,
-    /// What does not [default: /run/cim-leaf/containers/LEAF]
-    #[arg(long)]
-    run: Option<PathBuf>,
-    /// systemd-nspawn, if not the one on PATH
-    #[arg(long)]
-    nspawn: Option<PathBuf>,
-    /// nft, if not the one on PATH
-    #[arg(long)]
-    nft: Option<PathBuf>,
-    /// The addresses of the leaf and its containers
-    #[arg(long, default_value_t = AddressPool::default())]
-    pool: AddressPool,
-    /// The group that may look at status and console
-    #[arg(long)]
-    observers: Option<u32>,
+    record: PathBuf,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -83,14 +57,14 @@ fn main() -> anyhow::Result<ExitCode> {
         .with_ansi(false)
         .init();
     match Cli::parse().command {
-        Command::Supervise(args) => tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?
-            .block_on(async {
-                let exit = args.helper()?.supervise(&args.name).await?;
-                tracing::info!(container = %args.name, "ended with {exit}");
-                Ok(())
-            }),
+        Command::Supervise(args) => small()?.block_on(async {
+            let exit = args.helper()?.supervise(&args.name).await?;
+            tracing::info!(container = %args.name, "ended with {exit}");
+            Ok(())
+        }),
+        Command::Run(args) => small()?.block_on(async { match args.helper()?.run(&args.name).await? {} }),
+        Command::Switch(args) => small()?.block_on(async { Ok(args.helper()?.switch(&args.name).await?) }),
+        Command::Ended(args) => small()?.block_on(async { Ok(args.helper()?.ended(&args.name).await?) }),
         // Operations hold up a thread with files.
         Command::Serve(args) => tokio::runtime::Builder::new_multi_thread()
             .worker_threads(4)
@@ -105,7 +79,10 @@ impl Serve {
     async fn serve(&self) -> anyhow::Result<()> {
         let (helper, mut serving) = leaf_helper::config::load(&self.config)?;
         let given = listenfd::ListenFd::from_env().take_unix_listener(0);
-        let listener = match (&self.socket, given.context("the socket that systemd gave can't be used")?) {
+        let listener = match (
+            &self.socket,
+            given.context("the socket that systemd gave can't be used")?,
+        ) {
             (None, Some(listener)) => {
                 listener.set_nonblocking(true)?;
                 UnixListener::from_std(listener)?
@@ -117,7 +94,9 @@ impl Serve {
             }
             (Some(_), Some(_)) => anyhow::bail!("systemd gave a socket, so --socket has no place"),
             (None, None) => {
-                anyhow::bail!("systemd gave no socket: start leaf-helper.socket, or name a socket by --socket")
+                anyhow::bail!(
+                    "systemd gave no socket: start leaf-helper.socket, or name a socket by --socket"
+                )
             }
         };
         let mut terminate = signal(SignalKind::terminate())?;
@@ -152,24 +131,12 @@ fn bind(path: &Path, owner: u32) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-impl Supervise {
+fn small() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+impl Container {
     fn helper(&self) -> anyhow::Result<Helper> {
-        let defaults = HostPaths::new(&self.leaf);
-        let paths = HostPaths {
-            roots: self.roots.clone().unwrap_or(defaults.roots),
-            confs: self.confs.clone().unwrap_or(defaults.confs),
-            gc_roots: self.gc_roots.clone().unwrap_or(defaults.gc_roots),
-            state: self.state.clone().unwrap_or(defaults.state),
-            run: self.run.clone().unwrap_or(defaults.run),
-        };
-        let mut settings = Settings::find(std::env::current_exe()?, &self.leaf_init, self.pool)?;
-        if let Some(nspawn) = &self.nspawn {
-            settings.nspawn.clone_from(nspawn);
-        }
-        if let Some(nft) = &self.nft {
-            settings.nft.clone_from(nft);
-        }
-        settings.observers = self.observers;
-        Ok(Helper::new(self.leaf.clone(), paths, settings))
+        Ok(Helper::of_record(&self.record)?)
     }
 }

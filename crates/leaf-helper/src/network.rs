@@ -73,7 +73,7 @@ pub(crate) async fn add_leaf_address(address: Ipv4Addr) -> Result<()> {
 /// Makes a container's veth, and returns the name of the end that is to be the container's. What there was of one
 /// before is gone.
 ///
-/// Where udev runs it has seen the new link by then: systemd-nspawn takes no other (`--network-interface=`).
+/// Where udev runs it is done with the new link by then: systemd-nspawn takes no other (`--network-interface=`).
 pub(crate) async fn make_link(name: &ContainerName, network: ContainerNetwork) -> Result<String> {
     let (link, peer) = (host_link(name), peer_link(name));
     connected(async |handle| {
@@ -264,20 +264,27 @@ fn has_ipv6(link: &str) -> bool {
     true
 }
 
-/// Waits until udev has seen a link, if udev runs.
+/// Waits until udev is done with a link, if udev runs.
 async fn wait_for_udev(link: &str, index: u32) -> Result<()> {
     let note = Path::new(UDEV_DATA).join(format!("n{index}"));
     let deadline = tokio::time::Instant::now() + UDEV_PATIENCE;
-    while Path::new(UDEV).exists() && !note.exists() {
+    while Path::new(UDEV).exists() && !std::fs::read_to_string(&note).is_ok_and(|note| is_done(&note)) {
         if tokio::time::Instant::now() >= deadline {
             return Err(Error::Failed(format!(
-                "udev has not seen the interface {link} within {} s",
+                "udev was not done with the interface {link} within {} s",
                 UDEV_PATIENCE.as_secs()
             )));
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     Ok(())
+}
+
+/// Whether udev has done its work on a device, by what it notes: when that was, and since systemd 255 that it is still
+/// at it. systemd-nspawn looks at the same.
+fn is_done(note: &str) -> bool {
+    let has = |start| note.lines().any(|line: &str| line.starts_with(start));
+    has("I:") && !has("E:ID_PROCESSING=1")
 }
 
 /// One end of a veth.
@@ -311,6 +318,15 @@ fn netlink(what: String) -> impl FnOnce(NetlinkError) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn udev_is_done_with_a_link_once_it_says_so_and_no_longer_works_on_it() {
+        assert!(!is_done(""));
+        assert!(!is_done(
+            "I:55367478\nE:ID_NET_NAME=vp-x\nE:ID_PROCESSING=1\nG:systemd\nV:1\n"
+        ));
+        assert!(is_done("I:55367478\nE:ID_NET_NAME=vp-x\nG:systemd\nV:1\n"));
+    }
 
     #[test]
     fn the_names_of_links_fit_and_their_hardware_addresses_are_stable_local_and_two() {

@@ -142,12 +142,21 @@ impl Helper {
         let cgroup = Cgroup::of(&self.leaf, name)?;
         cgroup.kill_all().await?;
         cgroup.remove()?;
+        self.release_inputs(name)?;
+        self.sweep_common(name).await
+    }
+
+    /// Removes what a container has on the host however it runs: link, mounts, elements of the rules.
+    pub(crate) async fn sweep_common(&self, name: &ContainerName) -> Result<()> {
         network::remove_link(name).await?;
         // An nspawn that was killed leaves this mount, and the next start would fail on it.
         let exported = format!("/run/systemd/nspawn/unix-export/{name}");
-        match rustix::mount::unmount(&exported, rustix::mount::UnmountFlags::DETACH) {
-            Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}
-            Err(e) => return Err(Error::io(format!("unmount {exported}"))(e)),
+        // Not tried in vain: whoever may not unmount could not even try.
+        if std::path::Path::new(&exported).exists() {
+            match rustix::mount::unmount(&exported, rustix::mount::UnmountFlags::DETACH) {
+                Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}
+                Err(e) => return Err(Error::io(format!("unmount {exported}"))(e)),
+            }
         }
         for folder in ["unix-export", "propagate"] {
             if let Some(folder) = Folder::open_root(format!("/run/systemd/nspawn/{folder}").as_ref())? {

@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use leaf_core::decide::AddressPool;
+use leaf_core::host_op::Runtime;
 
 use crate::error::{Error, Result};
 
 /// What the helper is told once: its programs, and the addresses it may give away.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// The program that supervises a container: `leaf-helper`.
+    /// The program that supervises a container, or starts it below systemd: `leaf-helper`.
     pub supervisor: PathBuf,
     /// The static `leaf-init`, which sets up the network inside a container before its own init.
     pub leaf_init: PathBuf,
@@ -21,6 +22,12 @@ pub struct Settings {
     pub pool: AddressPool,
     /// The group that may look at the containers (status, console log), where that is not root's own.
     pub observers: Option<u32>,
+    /// What runs the containers.
+    pub runtime: Runtime,
+    /// The folders that a container's binds may be in or below; none if empty.
+    pub bind_folders: Vec<PathBuf>,
+    /// The folders that the files of a container's secrets may be in or below; none if empty.
+    pub secret_folders: Vec<PathBuf>,
 }
 
 /// A host lacks a program that the helper needs.
@@ -33,7 +40,8 @@ pub struct MissingProgram {
 }
 
 impl Settings {
-    /// Returns settings with `systemd-nspawn` and `nft` found on `PATH` and where root's programs are.
+    /// Returns settings with `systemd-nspawn` and `nft` found on `PATH` and where root's programs are, and systemd as what
+    /// runs the containers where it is PID 1. No folder of the host is open to containers.
     ///
     /// # Errors
     /// [`MissingProgram`] when one is not there.
@@ -49,6 +57,14 @@ impl Settings {
             nft: find("nft", "Debian: nftables")?,
             pool,
             observers: None,
+            runtime: if Path::new("/run/systemd/system").is_dir() {
+                // As sd_booted(3) does it.
+                Runtime::Systemd
+            } else {
+                Runtime::Nspawn
+            },
+            bind_folders: Vec::new(),
+            secret_folders: Vec::new(),
         })
     }
 }

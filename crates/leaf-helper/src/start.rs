@@ -11,6 +11,7 @@ use rustix_libc_wrappers::process::SignalExt as _;
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
+use leaf_core::host_op::{RunSpec, Runtime};
 use leaf_core::id::ContainerName;
 
 use crate::Helper;
@@ -18,6 +19,7 @@ use crate::cgroup::Cgroup;
 use crate::create::check_toplevel;
 use crate::error::{Error, Result};
 use crate::files::Folder;
+use crate::unit_start::WANTED;
 
 /// How long a supervisor has to clean up after a container whose processes are gone.
 const CLEAN_UP: Duration = Duration::from_secs(10);
@@ -41,7 +43,18 @@ impl Helper {
                 self.leaf
             ))
         })?;
+        self.state_folder(name)?.touch(WANTED, 0o600)?;
+        match self.settings.runtime {
+            Runtime::Systemd => self.start_unit(&spec, limit).await,
+            Runtime::Nspawn => self.start_supervised(&spec, limit).await,
+        }
+    }
+
+    async fn start_supervised(&self, spec: &RunSpec, limit: Duration) -> Result<()> {
+        let name = &spec.name;
         check_toplevel(&spec.toplevel)?;
+        self.check_inputs(&spec.options)?;
+        self.keep_record()?;
         let run = self.run_folder(name)?;
         let mut child = None;
         if !self.is_supervised(name)? {
@@ -114,6 +127,42 @@ impl Helper {
         if !owned && spec.is_none() {
             return Ok(());
         }
+        if spec.is_some() {
+            self.state_folder(name)?.remove_file(WANTED)?;
+        }
+        match self.settings.runtime {
+            Runtime::Systemd => self.end_unit(name, grace).await,
+            Runtime::Nspawn => self.stop_supervised(name, grace).await,
+        }
+    }
+
+    /// Brings a running container to what its spec is now, and starts one that does not run.
+    pub(crate) async fn update(&self, name: &ContainerName, limit: Duration, grace: Duration) -> Result<()> {
+        let confs = Folder::make_root(&self.paths.confs, 0o755)?;
+        let spec = match self.owns(&confs, name)? {
+            true => self.spec(name)?,
+            false => None,
+        };
+        let spec = spec.ok_or_else(|| {
+            Error::Refused(format!(
+                "leaf {} has no container {name}; create it first",
+                self.leaf
+            ))
+        })?;
+        match self.settings.runtime {
+            Runtime::Systemd => {
+                self.state_folder(name)?.touch(WANTED, 0o600)?;
+                self.update_unit(&spec, limit, grace).await
+            }
+            // Nobody there can switch one inside.
+            Runtime::Nspawn => {
+                self.stop(name, grace).await?;
+                self.start(name, limit).await
+            }
+        }
+    }
+
+    async fn stop_supervised(&self, name: &ContainerName, grace: Duration) -> Result<()> {
         if !self.halt(name, grace).await? {
             tracing::warn!(container = %name, "did not halt in its grace time and is ended by force");
             self.end_by_force(name).await?;
@@ -183,24 +232,8 @@ impl Helper {
         command
             .arg("supervise")
             .arg(name.as_str())
-            .args(["--leaf", self.leaf.as_str()])
-            .arg("--pool")
-            .arg(settings.pool.to_string());
-        for (flag, path) in [
-            ("--roots", &self.paths.roots),
-            ("--confs", &self.paths.confs),
-            ("--gc-roots", &self.paths.gc_roots),
-            ("--state", &self.paths.state),
-            ("--run", &self.paths.run),
-            ("--leaf-init", &settings.leaf_init),
-            ("--nspawn", &settings.nspawn),
-            ("--nft", &settings.nft),
-        ] {
-            command.arg(flag).arg(path);
-        }
-        if let Some(group) = settings.observers {
-            command.arg("--observers").arg(group.to_string());
-        }
+            .arg("--record")
+            .arg(self.record());
         // No secret or setting of this process reaches it by the environment. It makes a session of its own, and
         // is not ended when this process is.
         command

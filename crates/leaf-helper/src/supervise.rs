@@ -24,11 +24,7 @@ use crate::create::check_toplevel;
 use crate::error::{Error, Result};
 use crate::files::Folder;
 use crate::run::{RunLock, SHOWN};
-use crate::settings::check_path;
-use crate::{Helper, network};
-
-/// Where `leaf-init` is inside a container.
-const INNER_INIT: &str = "/run/leaf/init";
+use crate::{Helper, network, nspawn};
 
 /// Supervises a container until it ends.
 pub(crate) async fn supervise(helper: &Helper, name: &ContainerName) -> Result<Exit> {
@@ -178,54 +174,12 @@ impl Supervisor<'_> {
 
     fn spawn_nspawn(&self, spec: &RunSpec, console: std::io::PipeWriter) -> Result<Child> {
         let helper = self.helper;
-        let name = &spec.name;
-        let root = helper.paths.roots.join(name.as_str());
-        let leaf_init = check_path(&helper.settings.leaf_init)?;
         let errors = console.try_clone().map_err(Error::io("share a pipe"))?;
-        let mut command = Command::new(&helper.settings.nspawn);
-        command
-            .args(["--quiet", "--settings=no", "--register=no", "--keep-unit"])
-            .arg(format!("--machine={name}"))
-            .arg(format!("--directory={}", check_path(&root)?))
-            // `--network-interface=` takes only what udev has seen, and there may be no udev here: the link is handed over.
-            .arg("--private-network")
-            .args(["--private-users=pick", "--private-users-ownership=auto"])
-            .args(["--notify-ready=yes", "--kill-signal=SIGRTMIN+3"])
-            .args(["--link-journal=no", "--resolv-conf=off", "--timezone=off"])
-            .args(["--console=read-only", "--bind-ro=/nix/store"])
-            .arg(format!("--bind-ro={leaf_init}:{INNER_INIT}"))
-            .arg(format!("--setenv=HOST_ADDRESS={}", spec.network.host_address))
-            .arg(format!(
-                "--setenv=LOCAL_ADDRESS={}",
-                spec.network.container_address
-            ));
-        let addresses6 = [
-            ("HOST_ADDRESS6", spec.network.host_address6),
-            ("LOCAL_ADDRESS6", spec.network.container_address6),
-        ];
-        for (variable, address) in addresses6 {
-            if let Some(address) = address {
-                command.arg(format!("--setenv={variable}={address}"));
-            }
-        }
-        for (variable, value) in &spec.options.environment {
-            command.arg(format!("--setenv={variable}={value}"));
-        }
-        for credential in self.credentials(name)? {
-            let path = helper
-                .paths
-                .state
-                .join(name.as_str())
-                .join("credentials")
-                .join(&credential);
-            command.arg(format!("--load-credential={credential}:{}", check_path(&path)?));
-        }
-        command
-            .args(["--", INNER_INIT, "enter", "--"])
-            .arg(format!("{}/init", spec.toplevel))
+        let inputs = helper.prepare_inputs(&spec.name, &spec.options)?;
+        Command::new(&helper.settings.nspawn)
+            .args(helper.nspawn_arguments(spec, &inputs, false)?)
             .env_clear()
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
+            .envs(nspawn::ENVIRONMENT)
             .env("SYSTEMD_LOG_TARGET", "console")
             .env("NOTIFY_SOCKET", self.run.path().join("notify"))
             .current_dir("/")
@@ -234,22 +188,6 @@ impl Supervisor<'_> {
             .stderr(Stdio::from(errors))
             .spawn()
             .map_err(Error::io(format!("start {}", helper.settings.nspawn.display())))
-    }
-
-    /// The names of a container's credentials.
-    fn credentials(&self, name: &ContainerName) -> Result<Vec<String>> {
-        let folder = self.helper.paths.state.join(name.as_str()).join("credentials");
-        let failed = || Error::io(format!("read {}", folder.display()));
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(&folder).map_err(failed())? {
-            let file = entry.map_err(failed())?.file_name();
-            // A half-written one of a crash begins with a dot.
-            if let Some(file) = file.to_str().filter(|file| !file.starts_with('.')) {
-                names.push(file.to_owned());
-            }
-        }
-        names.sort();
-        Ok(names)
     }
 
     fn bind_notify(&self) -> Result<UnixDatagram> {

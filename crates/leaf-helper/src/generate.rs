@@ -1,0 +1,188 @@
+//! The units of a boot: a systemd generator (systemd.generator(7)) makes those of all containers from what is kept of
+//! them, so that one that is wanted with the host starts before `leafd` does, and whether that does or not.
+//!
+//! It runs before any service, in a process that may only read files and write into the folder it is given.
+
+use std::path::Path;
+
+use leaf_core::host_op::Runtime;
+use leaf_core::id::ContainerName;
+use leaf_core::spec::Autostart;
+
+use crate::Helper;
+use crate::error::{Error, Result};
+use crate::record;
+use crate::unit_start::WANTED;
+
+/// Where each leaf of this host keeps its containers.
+const LEAVES: &str = "/var/lib/cim-leaf-containers";
+/// The target that starts containers with the host, and the one that must start that.
+const TARGET: &str = "machines.target";
+const BOOT: &str = "multi-user.target";
+
+/// Writes the units of all containers of all leaves into a generator's folder. What can't be used is left out, and told.
+///
+/// # Errors
+/// What could not be written.
+pub(crate) fn generate(folder: &Path) -> Result<()> {
+    generate_from(Path::new(LEAVES), folder)
+}
+
+fn generate_from(leaves: &Path, folder: &Path) -> Result<()> {
+    let entries = match std::fs::read_dir(leaves) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(Error::io(format!("read {}", leaves.display())))?,
+    };
+    for entry in entries.flatten() {
+        let file = entry.path().join(record::FILE);
+        if !file.exists() {
+            continue;
+        }
+        let made = Helper::recorded(&file).and_then(|helper| helper.generate_units(folder));
+        if let Err(e) = made {
+            let error = leaf_core::error::chain(&e);
+            tracing::error!(file = %file.display(), error, "the containers of a leaf are left out");
+        }
+    }
+    Ok(())
+}
+
+impl Helper {
+    fn generate_units(&self, folder: &Path) -> Result<()> {
+        if self.settings.runtime != Runtime::Systemd {
+            return Ok(());
+        }
+        let failed = || Error::io(format!("read {}", self.paths.state.display()));
+        for entry in std::fs::read_dir(&self.paths.state).map_err(failed())? {
+            let entry = entry.map_err(failed())?;
+            let Some(Ok(name)) = entry.file_name().to_str().map(ContainerName::new) else {
+                continue;
+            };
+            if !entry.path().is_dir() {
+                continue;
+            }
+            if let Err(e) = self.generate_unit(&name, folder) {
+                tracing::error!(container = %name, error = leaf_core::error::chain(&e), "is left out");
+            }
+        }
+        Ok(())
+    }
+
+    fn generate_unit(&self, name: &ContainerName, folder: &Path) -> Result<()> {
+        let Some(spec) = self.spec(name)? else {
+            return Ok(());
+        };
+        let unit = Runtime::unit(name);
+        write(&folder.join(&unit), &self.unit_text(&spec)?)?;
+        let wanted = self.paths.state.join(name.as_str()).join(WANTED).exists();
+        if wanted && spec.options.autostart == Autostart::WithHost {
+            want(folder, TARGET, &unit)?;
+            // Debian ships the target, and does not enable it.
+            want(folder, BOOT, TARGET)?;
+        }
+        Ok(())
+    }
+}
+
+fn write(file: &Path, text: &str) -> Result<()> {
+    std::fs::write(file, text).map_err(Error::io(format!("write {}", file.display())))
+}
+
+/// Has a target start a unit: by a link whose name counts, and not where it leads (systemd.unit(5)).
+fn want(folder: &Path, target: &str, unit: &str) -> Result<()> {
+    let wants = folder.join(format!("{target}.wants"));
+    std::fs::create_dir_all(&wants).map_err(Error::io(format!("make {}", wants.display())))?;
+    let link = wants.join(unit);
+    match std::os::unix::fs::symlink(format!("../{unit}"), &link) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(Error::io(format!("make the link {}", link.display()))(e))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use leaf_core::decide::AddressPool;
+    use leaf_core::host_op::{HostPaths, RunSpec};
+    use leaf_core::id::{LeafName, StorePath};
+
+    use super::*;
+    use crate::Settings;
+
+    #[test]
+    fn each_container_gets_its_unit_and_only_those_wanted_with_the_host_start_with_it() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let place = tempfile::tempdir().expect("a folder");
+        let leaf = LeafName::new("edge").expect("a leaf");
+        let state = place.path().join("leaves/edge");
+        let helper = Helper::new(
+            leaf.clone(),
+            HostPaths {
+                state: state.clone(),
+                ..HostPaths::new(&leaf)
+            },
+            Settings {
+                supervisor: "/bin/leaf-helper".into(),
+                leaf_init: "/bin/leaf-init".into(),
+                nspawn: "/bin/systemd-nspawn".into(),
+                nft: "/bin/nft".into(),
+                pool: AddressPool::default(),
+                observers: None,
+                runtime: Runtime::Systemd,
+                bind_folders: Vec::new(),
+                secret_folders: Vec::new(),
+            },
+        );
+        helper.keep_record().expect("a record");
+        for (number, (name, options, wanted)) in [
+            ("web", r#"{"autostart":"with_host"}"#, true),
+            ("db", "{}", true),
+            ("old", r#"{"autostart":"with_host"}"#, false),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let spec = RunSpec {
+                leaf: leaf.clone(),
+                name: ContainerName::new(name).expect("a name"),
+                toplevel: StorePath::new("/nix/store/00000000000000000000000000000000-system")
+                    .expect("a path"),
+                network: AddressPool::default().link(number as u8 + 1),
+                options: serde_json::from_str(options).expect("options"),
+            };
+            let folder = state.join(name);
+            std::fs::create_dir(&folder).expect("a folder");
+            let json = serde_json::to_string(&spec).expect("JSON");
+            std::fs::write(folder.join("spec.json"), json).expect("a spec");
+            if wanted {
+                std::fs::write(folder.join(WANTED), "").expect("a mark");
+            }
+        }
+        std::fs::create_dir(state.join("broken")).expect("a folder");
+        std::fs::write(state.join("broken/spec.json"), "{").expect("half a spec");
+        let out = place.path().join("normal");
+        std::fs::create_dir(&out).expect("a folder");
+        generate_from(&place.path().join("leaves"), &out).expect("made");
+        for name in ["web", "db", "old"] {
+            let text =
+                std::fs::read_to_string(out.join(format!("container@{name}.service"))).expect("a unit");
+            assert!(text.contains(&format!(" run {name} ")), "{text}");
+        }
+        let wants = |target: &str| {
+            let mut names: Vec<_> = std::fs::read_dir(out.join(format!("{target}.wants")))
+                .expect("a folder")
+                .map(|entry| entry.expect("an entry").file_name())
+                .collect();
+            names.sort();
+            names
+        };
+        assert_eq!(wants("machines.target"), ["container@web.service"]);
+        assert_eq!(wants("multi-user.target"), ["machines.target"]);
+        assert!(!out.join("container@broken.service").exists());
+        // A host without any leaf has nothing to make.
+        generate_from(&place.path().join("none"), &out).expect("nothing");
+    }
+}

@@ -1,0 +1,334 @@
+//! What systemd runs for a container's unit: [`Helper::launch`] becomes systemd-nspawn, [`Helper::note_end`] writes down
+//! how it ended, and [`Helper::switch_inside`] brings a running one to another system.
+
+use std::convert::Infallible;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use leaf_core::container::Exit;
+use leaf_core::error::chain;
+use leaf_core::host_op::{RunSpec, RunStatus, Runtime};
+use leaf_core::id::ContainerName;
+
+use crate::Helper;
+use crate::create::{check_switch, check_toplevel};
+use crate::error::{Error, Result};
+use crate::files::Folder;
+use crate::payload::{UnitCgroup, cgroup_of};
+use crate::run::SHOWN;
+use crate::{cgroup, network, nspawn, systemd};
+
+/// What a running container was started with, or switched to since.
+const STARTED: &str = "started.json";
+/// The version of systemd since which systemd-nspawn can give a link another name, and gives it back at the end.
+const PAIRS_SINCE: u32 = 254;
+/// How long a switch inside a container may take.
+const SWITCH: Duration = Duration::from_secs(540);
+
+impl Helper {
+    /// Becomes systemd-nspawn with a container in it; returns only if that fails. To be called by the container's unit.
+    pub(crate) async fn launch(&self, name: &ContainerName) -> Result<Infallible> {
+        self.check_host()?;
+        let run = self.run_folder(name)?;
+        let before = self.status(&run).ok().flatten();
+        let mut status = RunStatus {
+            supervisor_pid: std::process::id(),
+            started_at: Timestamp::now(),
+            start_digest: String::new(),
+            oom_kills: 0,
+            leader_pid: None,
+            ready_at: None,
+            exit: None,
+            error: None,
+        };
+        // What the last run said is no answer to this start.
+        write_status(&run, &status)?;
+        let outcome = self.try_launch(name, &run, &mut status, before).await;
+        if let Err(e) = &outcome {
+            status.error = Some(chain(&e));
+            write_status(&run, &status)?;
+        }
+        outcome
+    }
+
+    async fn try_launch(
+        &self,
+        name: &ContainerName,
+        run: &Folder,
+        status: &mut RunStatus,
+        before: Option<RunStatus>,
+    ) -> Result<Infallible> {
+        let confs = Folder::make_root(&self.paths.confs, 0o755)?;
+        let spec = match self.owns(&confs, name)? {
+            true => self.spec(name)?,
+            false => None,
+        };
+        let spec = spec.ok_or_else(|| {
+            Error::Refused(format!(
+                "leaf {} has no container {name}; create it first",
+                self.leaf
+            ))
+        })?;
+        check_toplevel(&spec.toplevel)?;
+        status.start_digest = spec.start_digest();
+        write_status(run, status)?;
+        run.write(STARTED, &json(&spec), 0o600)?;
+        self.sweep_below_systemd(&spec).await?;
+        self.begin_count_anew(&spec, before).await;
+        network::make_link(name, spec.network).await?;
+        self.admit(name).await?;
+        let inputs = self.prepare_inputs(name, &spec.options)?;
+        let root = self.paths.roots.join(name.as_str());
+        UnitCgroup::own()?.make_payload(&spec.options.limits, &root)?;
+        // A host whose systemd can't be asked now is hardly one of years ago.
+        let pairs = systemd::version()
+            .await
+            .map_or(true, |version| version >= PAIRS_SINCE);
+        let arguments = self.nspawn_arguments(&spec, &inputs, pairs)?;
+        let mut command = std::process::Command::new(&self.settings.nspawn);
+        command
+            .args(arguments)
+            .env_clear()
+            .envs(nspawn::ENVIRONMENT)
+            .current_dir("/")
+            .stdin(Stdio::null());
+        if let Some(socket) = std::env::var_os("NOTIFY_SOCKET") {
+            command.env("NOTIFY_SOCKET", socket);
+        }
+        let error = command.exec();
+        Err(Error::io(format!("start {}", self.settings.nspawn.display()))(
+            error,
+        ))
+    }
+
+    /// After a run that lasted, a restart is not put off as long as after many that did not: systemd counts them anew.
+    async fn begin_count_anew(&self, spec: &RunSpec, before: Option<RunStatus>) {
+        let Some(before) = before.filter(|before| before.exit.is_some()) else {
+            return;
+        };
+        let lasted = Timestamp::now().duration_since(before.started_at);
+        if lasted.as_secs() > 2 * i64::from(spec.options.restart.max_delay_seconds)
+            && let Err(e) = systemd::forget_failure(&Runtime::unit(&spec.name)).await
+        {
+            tracing::warn!(error = chain(&e), "the restarts are counted on");
+        }
+    }
+
+    /// Removes what an earlier run left on the host. Nothing of it runs.
+    async fn sweep_below_systemd(&self, spec: &RunSpec) -> Result<()> {
+        let name = &spec.name;
+        let unit = Runtime::unit(name);
+        // An nspawn that was killed leaves its registration, and the next start would fail on it. The machines are looked
+        // at first: most starts need no D-Bus.
+        if Path::new("/run/systemd/machines").join(name.as_str()).exists()
+            && let Some(machine) = systemd::machine(name.as_str()).await?
+        {
+            if machine.unit != unit {
+                return Err(Error::Refused(format!(
+                    "the machine {name} runs already, in {}, which is not this leaf's; end it there",
+                    machine.unit
+                )));
+            }
+            systemd::unregister(name.as_str()).await?;
+        }
+        self.release_inputs(name)?;
+        self.sweep_common(name).await
+    }
+
+    /// Writes down how a container ended, and removes what it leaves on the host. To be called by its unit, once its
+    /// processes are gone.
+    pub(crate) async fn note_end(&self, name: &ContainerName, end: &UnitEnd) -> Result<()> {
+        self.check_host()?;
+        let run = self.run_folder(name)?;
+        let mut status = self.status(&run)?.unwrap_or_else(|| RunStatus {
+            supervisor_pid: 0,
+            started_at: Timestamp::now(),
+            start_digest: String::new(),
+            oom_kills: 0,
+            leader_pid: None,
+            ready_at: None,
+            exit: None,
+            error: None,
+        });
+        status.exit = Some(end.exit);
+        status.oom_kills = UnitCgroup::own()?.oom_kills();
+        status.error = status.error.or_else(|| end.error());
+        write_status(&run, &status)?;
+        run.remove_file(STARTED)?;
+        self.release_inputs(name)?;
+        self.sweep_common(name).await
+    }
+
+    /// Brings a running container to the system that its spec has now, by a switch inside. To be called by its unit.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where more is another than its system, or the system can't switch: it is to be started anew.
+    pub(crate) async fn switch_inside(&self, name: &ContainerName) -> Result<()> {
+        self.check_host()?;
+        let run = self.run_folder(name)?;
+        let spec = self
+            .spec(name)?
+            .ok_or_else(|| Error::Refused(format!("there is no container {name}")))?;
+        let unit = Runtime::unit(name);
+        self.can_switch(&run, &spec)?;
+        let machine = systemd::machine(name.as_str())
+            .await?
+            .filter(|machine| machine.unit == unit)
+            .ok_or_else(|| Error::Failed(format!("the machine {name} does not run in {unit}")))?;
+        // The switch counts as the container's own: it is within its limits, and ends with it.
+        if !UnitCgroup::of(name)?.holds(machine.leader) {
+            return Err(Error::Failed(format!(
+                "process {} is not of this container",
+                machine.leader
+            )));
+        }
+        let group = cgroup_of(machine.leader)
+            .ok_or_else(|| Error::Failed("the container's first process is gone".into()))?;
+        cgroup::join(&group)?;
+        let mut child = tokio::process::Command::new("nsenter")
+            .arg(format!("--target={}", machine.leader))
+            .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"])
+            .args((spec.options.users == leaf_core::spec::Users::Private).then_some("--user"))
+            .arg("--")
+            .arg(format!("{}/bin/switch-to-configuration", spec.toplevel))
+            .arg("test")
+            .env_clear()
+            .env(
+                "PATH",
+                format!("{}/sw/bin:{}", spec.toplevel, nspawn::ENVIRONMENT[0].1),
+            )
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(Error::io("start nsenter (Debian: util-linux)"))?;
+        let ended = tokio::time::timeout(SWITCH, child.wait()).await;
+        match ended {
+            Err(_) => Err(Error::Failed(format!(
+                "the switch inside was not done within {} s",
+                SWITCH.as_secs()
+            ))),
+            Ok(Err(e)) => Err(Error::io("wait for nsenter")(e)),
+            Ok(Ok(ended)) if ended.success() => {
+                run.write(STARTED, &json(&spec), 0o600)?;
+                let mut status = self
+                    .status(&run)?
+                    .ok_or_else(|| Error::Failed("the container's status is gone".into()))?;
+                status.start_digest = spec.start_digest();
+                write_status(&run, &status)
+            }
+            Ok(Ok(ended)) => Err(Error::Failed(format!(
+                "switch-to-configuration in the container ended with {ended}"
+            ))),
+        }
+    }
+
+    /// Checks that a container can be brought to a spec by a switch inside.
+    pub(crate) fn can_switch(&self, run: &Folder, spec: &RunSpec) -> Result<()> {
+        let started: RunSpec = run
+            .read(STARTED)?
+            .and_then(|text| serde_json::from_str(&text).ok())
+            .ok_or_else(|| Error::Unsupported("nobody knows what it was started with".into()))?;
+        let with_new_system = RunSpec {
+            toplevel: spec.toplevel.clone(),
+            ..started
+        };
+        if with_new_system.start_digest() != spec.start_digest() {
+            return Err(Error::Unsupported(
+                "more is another than its system, which counts from a start on".into(),
+            ));
+        }
+        check_toplevel(&spec.toplevel)?;
+        check_switch(&spec.toplevel)
+    }
+}
+
+/// How a unit ended, as systemd tells it to `ExecStopPost=` (systemd.exec(5), "Environment variables set on triggering
+/// and by the service manager").
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct UnitEnd {
+    exit: Exit,
+    result: String,
+}
+
+impl UnitEnd {
+    /// Returns it from `$SERVICE_RESULT`, `$EXIT_CODE` and `$EXIT_STATUS`.
+    pub(crate) fn from_environment(read: impl Fn(&str) -> Option<String>) -> Self {
+        let status = read("EXIT_STATUS").unwrap_or_default();
+        let exit = match read("EXIT_CODE").as_deref() {
+            Some("exited") => status.parse().ok().map(|code| Exit::Code { code }),
+            Some("killed" | "dumped") => signal_number(&status).map(|signal| Exit::Signal { signal }),
+            _ => None,
+        };
+        Self {
+            exit: exit.unwrap_or(Exit::Lost),
+            result: read("SERVICE_RESULT").unwrap_or_default(),
+        }
+    }
+
+    /// What went wrong, where the exit alone does not tell.
+    fn error(&self) -> Option<String> {
+        Some(match self.result.as_str() {
+            "protocol" => format!("it ended before it said that it is ready, with {}", self.exit),
+            "timeout" => {
+                "it took longer than its unit's time-out for a start or a stop, and was ended".into()
+            }
+            "resources" => "systemd could not start it for want of resources".into(),
+            _ => return None,
+        })
+    }
+}
+
+/// The number of a signal that systemd calls by its name without `SIG`, or by its number.
+fn signal_number(name: &str) -> Option<i32> {
+    const NAMES: [&str; 31] = [
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
+        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
+        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    ];
+    let position = NAMES.iter().position(|known| *known == name);
+    position
+        .and_then(|index| i32::try_from(index + 1).ok())
+        .or_else(|| name.parse().ok())
+}
+
+fn write_status(run: &Folder, status: &RunStatus) -> Result<()> {
+    let text = serde_json::to_vec(status).expect("a status has text keys and no failing parts");
+    run.write("status.json", &text, SHOWN)
+}
+
+fn json(spec: &RunSpec) -> Vec<u8> {
+    serde_json::to_vec(spec).expect("a spec has text keys and no failing parts")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_a_unit_ended_is_read_from_its_environment() {
+        let end = |result: &str, code: &str, status: &str| {
+            let of = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+            UnitEnd::from_environment(|variable| match variable {
+                "SERVICE_RESULT" => of(result),
+                "EXIT_CODE" => of(code),
+                "EXIT_STATUS" => of(status),
+                _ => None,
+            })
+        };
+        assert_eq!(end("success", "exited", "0").exit, Exit::Code { code: 0 });
+        assert_eq!(end("exit-code", "exited", "133").exit, Exit::Code { code: 133 });
+        assert_eq!(end("signal", "killed", "KILL").exit, Exit::Signal { signal: 9 });
+        assert_eq!(end("signal", "killed", "TERM").exit, Exit::Signal { signal: 15 });
+        assert_eq!(
+            end("core-dump", "dumped", "SYS").exit,
+            Exit::Signal { signal: 31 }
+        );
+        assert_eq!(end("resources", "", "").exit, Exit::Lost);
+        assert_eq!(end("success", "exited", "0").error(), None);
+        assert!(end("protocol", "exited", "0").error().is_some());
+    }
+}

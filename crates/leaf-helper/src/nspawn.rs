@@ -1,0 +1,117 @@
+//! The command line of systemd-nspawn, for both runtimes. Every flag is made here, and none comes from a caller.
+
+use std::ffi::OsString;
+
+use leaf_core::host_op::{RunSpec, Runtime};
+use leaf_core::spec::Users;
+
+use crate::Helper;
+use crate::error::Result;
+use crate::inputs::{Inputs, maps_users};
+use crate::network::peer_link;
+use crate::settings::check_path;
+
+/// Where `leaf-init` is inside a container.
+pub(crate) const INNER_INIT: &str = "/run/leaf/init";
+
+/// The environment of systemd-nspawn itself, beside `NOTIFY_SOCKET`.
+pub(crate) const ENVIRONMENT: [(&str, &str); 2] = [
+    ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin"),
+    ("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1"),
+];
+
+impl Helper {
+    /// Returns the arguments of systemd-nspawn for a container whose inputs are ready; `pairs` where it takes a link by the
+    /// name that it has and the one that it is to have.
+    pub(crate) fn nspawn_arguments(
+        &self,
+        spec: &RunSpec,
+        inputs: &Inputs,
+        pairs: bool,
+    ) -> Result<Vec<OsString>> {
+        let root = self.paths.roots.join(spec.name.as_str());
+        let leaf_init = check_path(&self.settings.leaf_init)?;
+        let private = spec.options.users == Users::Private;
+        let mut arguments: Vec<String> = ["--quiet", "--settings=no", "--keep-unit"]
+            .map(Into::into)
+            .to_vec();
+        arguments.push(match self.settings.runtime {
+            Runtime::Systemd => "--register=yes".into(),
+            Runtime::Nspawn => "--register=no".into(),
+        });
+        arguments.push(format!("--machine={}", spec.name));
+        arguments.push(format!("--directory={}", check_path(&root)?));
+        arguments.push("--private-network".into());
+        match self.settings.runtime {
+            // By both its names: it gives the link back at the end, and must find it then (systemd-nspawn(1)).
+            Runtime::Systemd if pairs => {
+                arguments.push(format!("--network-interface={}:eth0", peer_link(&spec.name)));
+            }
+            // Renamed by systemd-nspawn itself: one that was renamed by another it can't give back in the end, and then it
+            // says 1 whatever the container's exit code was.
+            Runtime::Systemd => arguments.push(format!("--network-interface={}:eth0", peer_link(&spec.name))),
+            // `--network-interface=` takes only what udev has seen, and there may be no udev here: the link is handed over
+            // by the supervisor.
+            Runtime::Nspawn => {}
+        }
+        if private {
+            arguments.extend(["--private-users=pick", "--private-users-ownership=auto"].map(Into::into));
+        } else {
+            arguments.push("--private-users=no".into());
+        }
+        arguments.extend(
+            [
+                "--notify-ready=yes",
+                "--kill-signal=SIGRTMIN+3",
+                "--link-journal=no",
+                "--resolv-conf=off",
+                "--timezone=off",
+                "--console=read-only",
+            ]
+            .map(Into::into),
+        );
+        // So that the store's files are root's inside as well: programs such as sudo look at that.
+        let mapped = private && self.settings.runtime == Runtime::Systemd && store_maps_users()?;
+        arguments.push(match mapped {
+            true => "--bind-ro=/nix/store:/nix/store:idmap".into(),
+            false => "--bind-ro=/nix/store".into(),
+        });
+        arguments.push(format!("--bind-ro={leaf_init}:{INNER_INIT}"));
+        for (source, bind) in &inputs.binds {
+            let source = check_path(source)?;
+            let target = bind.target();
+            arguments.push(match (bind.writable, private) {
+                (false, _) => format!("--bind-ro={source}:{target}:norbind"),
+                (true, true) => format!("--bind={source}:{target}:norbind,rootidmap"),
+                (true, false) => format!("--bind={source}:{target}:norbind"),
+            });
+        }
+        arguments.push(format!("--setenv=HOST_ADDRESS={}", spec.network.host_address));
+        arguments.push(format!(
+            "--setenv=LOCAL_ADDRESS={}",
+            spec.network.container_address
+        ));
+        for (variable, address) in [
+            ("HOST_ADDRESS6", spec.network.host_address6),
+            ("LOCAL_ADDRESS6", spec.network.container_address6),
+        ] {
+            if let Some(address) = address {
+                arguments.push(format!("--setenv={variable}={address}"));
+            }
+        }
+        for (variable, value) in &spec.options.environment {
+            arguments.push(format!("--setenv={variable}={value}"));
+        }
+        for (credential, file) in &inputs.credentials {
+            arguments.push(format!("--load-credential={credential}:{}", check_path(file)?));
+        }
+        arguments.extend(["--", INNER_INIT, "enter", "--"].map(Into::into));
+        arguments.push(format!("{}/init", spec.toplevel));
+        Ok(arguments.into_iter().map(Into::into).collect())
+    }
+}
+
+fn store_maps_users() -> Result<bool> {
+    let store = std::fs::File::open("/nix/store").map_err(crate::error::Error::io("open /nix/store"))?;
+    maps_users(&store)
+}

@@ -1,0 +1,150 @@
+//! What a helper is told, kept beside the containers (`helper.json`), for those programs that systemd starts without it:
+//! `leaf-helper run`, and the generator at boot. Only root may write there.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use leaf_core::decide::AddressPool;
+use leaf_core::host_op::{HostPaths, Runtime};
+use leaf_core::id::LeafName;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::files::Folder;
+use crate::{Helper, Settings};
+
+/// The file's name; no container can be called so.
+pub(crate) const FILE: &str = "helper.json";
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    leaf: LeafName,
+    roots: PathBuf,
+    confs: PathBuf,
+    gc_roots: PathBuf,
+    state: PathBuf,
+    run: PathBuf,
+    runtime: Runtime,
+    program: PathBuf,
+    leaf_init: PathBuf,
+    nspawn: PathBuf,
+    nft: PathBuf,
+    pool: AddressPool,
+    observers: Option<u32>,
+    bind_folders: Vec<PathBuf>,
+    secret_folders: Vec<PathBuf>,
+}
+
+impl Helper {
+    /// Returns where this helper's record is.
+    pub(crate) fn record(&self) -> PathBuf {
+        self.paths.state.join(FILE)
+    }
+
+    /// Writes the record, unless it is there as it should be.
+    pub(crate) fn keep_record(&self) -> Result<()> {
+        let Self {
+            leaf,
+            paths,
+            settings,
+        } = self.clone();
+        let record = Record {
+            leaf,
+            roots: paths.roots,
+            confs: paths.confs,
+            gc_roots: paths.gc_roots,
+            state: paths.state,
+            run: paths.run,
+            runtime: settings.runtime,
+            program: settings.supervisor,
+            leaf_init: settings.leaf_init,
+            nspawn: settings.nspawn,
+            nft: settings.nft,
+            pool: settings.pool,
+            observers: settings.observers,
+            bind_folders: settings.bind_folders,
+            secret_folders: settings.secret_folders,
+        };
+        let bytes = serde_json::to_vec_pretty(&record)
+            .map_err(|e| Error::Refused(format!("a path of the settings is not UTF-8: {e}")))?;
+        let folder = Folder::make_root(&self.paths.state, crate::run::SHOWN_FOLDER)?;
+        if folder.read(FILE)?.is_some_and(|text| text.as_bytes() == bytes) {
+            return Ok(());
+        }
+        folder.write(FILE, &bytes, 0o600)
+    }
+
+    /// Returns the helper that a record tells of.
+    pub(crate) fn recorded(file: &Path) -> Result<Self> {
+        let failed = || Error::io(format!("read {}", file.display()));
+        let stat = std::fs::symlink_metadata(file).map_err(failed())?;
+        if !stat.is_file() || stat.uid() != 0 || stat.mode() & 0o022 != 0 {
+            return Err(Error::Refused(format!(
+                "{} must be a file that belongs to root, and that nobody else may write to",
+                file.display()
+            )));
+        }
+        let text = std::fs::read_to_string(file).map_err(failed())?;
+        let record: Record = serde_json::from_str(&text)
+            .map_err(|e| Error::Failed(format!("{} is not a helper's record: {e}", file.display())))?;
+        Ok(Self::new(
+            record.leaf,
+            HostPaths {
+                roots: record.roots,
+                confs: record.confs,
+                gc_roots: record.gc_roots,
+                state: record.state,
+                run: record.run,
+            },
+            Settings {
+                supervisor: record.program,
+                leaf_init: record.leaf_init,
+                nspawn: record.nspawn,
+                nft: record.nft,
+                pool: record.pool,
+                observers: record.observers,
+                runtime: record.runtime,
+                bind_folders: record.bind_folders,
+                secret_folders: record.secret_folders,
+            },
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_what_comes_back_and_only_from_roots_own_file() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let leaf = LeafName::new("edge").expect("a leaf");
+        let paths = HostPaths {
+            state: folder.path().join("state"),
+            ..HostPaths::new(&leaf)
+        };
+        let settings = Settings {
+            supervisor: "/bin/leaf-helper".into(),
+            leaf_init: "/bin/leaf-init".into(),
+            nspawn: "/bin/systemd-nspawn".into(),
+            nft: "/bin/nft".into(),
+            pool: AddressPool::default(),
+            observers: Some(7),
+            runtime: Runtime::Systemd,
+            bind_folders: vec!["/srv".into()],
+            secret_folders: vec!["/run/secrets".into()],
+        };
+        let helper = Helper::new(leaf, paths.clone(), settings.clone());
+        helper.keep_record().expect("kept");
+        let back = Helper::recorded(&helper.record()).expect("read");
+        assert_eq!((back.paths, back.settings), (paths, settings));
+        std::os::unix::fs::chown(helper.record(), Some(12), None).expect("an owner");
+        assert!(matches!(
+            Helper::recorded(&helper.record()),
+            Err(Error::Refused(_))
+        ));
+    }
+}

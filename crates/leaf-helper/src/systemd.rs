@@ -1,0 +1,397 @@
+//! The calls to systemd, over D-Bus: jobs, and what they came to.
+//!
+//! A call that meets no D-Bus (it is restarted, or not up yet) is made again, for a bounded time. Each can be made again:
+//! a start of what is started and a stop of what is stopped are no changes.
+
+use std::future::Future;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use tokio::time::Instant;
+use zbus::proxy::CacheProperties;
+use zbus_systemd::machine1;
+use zbus_systemd::systemd1::{ManagerProxy, ServiceProxy, UnitProxy};
+
+use crate::error::{Error, Result};
+
+/// How long D-Bus may be away before that is an error.
+const AWAY: Duration = Duration::from_secs(15);
+/// How long one call may take.
+const CALL: Duration = Duration::from_secs(60);
+
+/// What is asked of a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verb {
+    /// To be started.
+    Start,
+    /// To be stopped.
+    Stop,
+    /// To be reloaded.
+    Reload,
+}
+
+/// What became of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum JobEnd {
+    /// What was asked is so.
+    Done,
+    /// It is not, with systemd's word for why: `failed`, `canceled`, `timeout`, `dependency`, ….
+    Undone(String),
+    /// It takes longer than it may.
+    StillRuns,
+}
+
+/// What systemd says of a unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct UnitLook {
+    /// `loaded`, `not-found`, `masked`, `bad-setting`, ….
+    pub(crate) load: String,
+    /// `active`, `inactive`, `failed`, `activating`, `deactivating`, `reloading`.
+    pub(crate) active: String,
+    /// `running`, `auto-restart`, ….
+    pub(crate) sub: String,
+    /// The file that it was read from.
+    pub(crate) file: String,
+    /// Whether its file is another than when it was read.
+    pub(crate) stale: bool,
+    /// The job on it, 0 for none.
+    pub(crate) job: u32,
+}
+
+impl UnitLook {
+    /// Whether anything of it runs, or will by itself.
+    pub(crate) fn is_up(&self) -> bool {
+        !matches!(self.active.as_str(), "inactive" | "failed")
+    }
+}
+
+/// How the main process of a service ended last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ServiceEnd {
+    /// `success`, `exit-code`, `signal`, `timeout`, `protocol`, `oom-kill`, ….
+    pub(crate) result: String,
+    /// How: 1 by exit, 2 by a signal (`CLD_*`, sigaction(2)).
+    pub(crate) code: i32,
+    /// Its exit code, or the signal.
+    pub(crate) status: i32,
+    /// Which run of it that was.
+    pub(crate) invocation: String,
+}
+
+fn is_away(error: &zbus::Error) -> bool {
+    match error {
+        zbus::Error::InputOutput(_) | zbus::Error::Address(_) | zbus::Error::Handshake(_) => true,
+        zbus::Error::MethodError(name, ..) => matches!(
+            name.as_str(),
+            "org.freedesktop.DBus.Error.ServiceUnknown"
+                | "org.freedesktop.DBus.Error.NameHasNoOwner"
+                | "org.freedesktop.DBus.Error.NoReply"
+                | "org.freedesktop.DBus.Error.Disconnected"
+        ),
+        _ => false,
+    }
+}
+
+fn is_named(error: &zbus::Error, wanted: &str) -> bool {
+    matches!(error, zbus::Error::MethodError(name, ..) if name.as_str() == wanted)
+}
+
+/// What systemd said, or why it could not be asked.
+fn said(error: zbus::Error) -> String {
+    match error {
+        zbus::Error::MethodError(name, Some(detail), _) => format!("{detail} ({name})"),
+        other => other.to_string(),
+    }
+}
+
+/// Connects and calls, and again where D-Bus is away.
+async fn retried<T, F>(what: &str, call: impl Fn(ManagerProxy<'static>) -> F) -> Result<T>
+where
+    F: Future<Output = zbus::Result<T>>,
+{
+    let deadline = Instant::now() + AWAY;
+    loop {
+        let attempt = async {
+            let connection = zbus::Connection::system().await?;
+            let manager = ManagerProxy::builder(&connection)
+                .cache_properties(CacheProperties::No)
+                .build()
+                .await?;
+            call(manager).await
+        };
+        match tokio::time::timeout(CALL, attempt).await {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(e)) if is_away(&e) && Instant::now() < deadline => {
+                tracing::debug!(error = %e, what, "D-Bus is away");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Ok(Err(e)) if is_away(&e) => {
+                return Err(Error::Failed(format!(
+                    "{what}: D-Bus can't be reached, for {} s now: {}",
+                    AWAY.as_secs(),
+                    said(e)
+                )));
+            }
+            Ok(Err(e)) => return Err(Error::Failed(format!("{what}: systemd refused: {}", said(e)))),
+            Err(_) => {
+                return Err(Error::Failed(format!(
+                    "{what}: systemd did not answer within {} s",
+                    CALL.as_secs()
+                )));
+            }
+        }
+    }
+}
+
+/// Returns systemd's version: 257.
+pub(crate) async fn version() -> Result<u32> {
+    let text = retried(
+        "ask systemd for its version",
+        |m| async move { m.version().await },
+    )
+    .await?;
+    let digits: String = text
+        .chars()
+        .skip_while(|c| !c.is_ascii_digit())
+        .take_while(char::is_ascii_digit)
+        .collect();
+    digits
+        .parse()
+        .map_err(|_| Error::Failed(format!("systemd says that its version is {text:?}")))
+}
+
+/// Has systemd read all units again, and run its generators.
+pub(crate) async fn reload() -> Result<()> {
+    retried("have systemd read its units again", |m| async move {
+        m.reload().await
+    })
+    .await
+}
+
+/// Forgets that a unit failed. It is no error if it did not, or is not there.
+pub(crate) async fn forget_failure(unit: &str) -> Result<()> {
+    retried(&format!("forget that {unit} failed"), |m| async move {
+        match m.reset_failed_unit(unit.to_owned()).await {
+            Err(e) if is_named(&e, "org.freedesktop.systemd1.NoSuchUnit") => Ok(()),
+            other => other,
+        }
+    })
+    .await
+}
+
+/// Kills every process of a unit at once.
+pub(crate) async fn kill(unit: &str) -> Result<()> {
+    const SIGKILL: i32 = 9;
+    retried(&format!("kill {unit}"), |m| async move {
+        match m.kill_unit(unit.to_owned(), "all".to_owned(), SIGKILL).await {
+            // Nothing of it is left to be killed.
+            Err(e)
+                if is_named(&e, "org.freedesktop.systemd1.NoSuchUnit")
+                    || is_named(&e, "org.freedesktop.systemd1.NoSuchProcess") =>
+            {
+                Ok(())
+            }
+            other => other,
+        }
+    })
+    .await
+}
+
+/// Returns what systemd knows of a unit, if it has it in mind; `read` has it read from its file where it has not.
+pub(crate) async fn look(unit: &str, read: bool) -> Result<Option<UnitLook>> {
+    retried(&format!("look at {unit}"), |m| async move {
+        let path = if read {
+            m.load_unit(unit.to_owned()).await
+        } else {
+            m.get_unit(unit.to_owned()).await
+        };
+        let path = match path {
+            Err(e) if is_named(&e, "org.freedesktop.systemd1.NoSuchUnit") => return Ok(None),
+            other => other?,
+        };
+        let unit = UnitProxy::builder(m.inner().connection())
+            .path(path)
+            .cache_properties(CacheProperties::No)
+            .build()
+            .await?;
+        Ok(Some(UnitLook {
+            load: unit.load_state().await?,
+            active: unit.active_state().await?,
+            sub: unit.sub_state().await?,
+            file: unit.fragment_path().await?,
+            stale: unit.need_daemon_reload().await?,
+            job: unit.job().await?.0,
+        }))
+    })
+    .await
+}
+
+/// Returns how the main process of a service ended last.
+pub(crate) async fn service_end(unit: &str) -> Result<ServiceEnd> {
+    retried(&format!("look at {unit}"), |m| async move {
+        let path = m.load_unit(unit.to_owned()).await?;
+        let service = ServiceProxy::builder(m.inner().connection())
+            .path(path.clone())
+            .cache_properties(CacheProperties::No)
+            .build()
+            .await?;
+        let unit = UnitProxy::builder(m.inner().connection())
+            .path(path)
+            .cache_properties(CacheProperties::No)
+            .build()
+            .await?;
+        Ok(ServiceEnd {
+            result: service.result().await?,
+            code: service.exec_main_code().await?,
+            status: service.exec_main_status().await?,
+            invocation: unit
+                .invocation_id()
+                .await?
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect(),
+        })
+    })
+    .await
+}
+
+/// Asks something of a unit, and waits until it is so, or is not to be, or takes longer than it may.
+pub(crate) async fn job(verb: Verb, unit: &str, limit: Duration) -> Result<JobEnd> {
+    let deadline = Instant::now() + limit;
+    let word = match verb {
+        Verb::Start => "start",
+        Verb::Stop => "stop",
+        Verb::Reload => "reload",
+    };
+    let watched = retried(&format!("{word} {unit}"), |m| async move {
+        // Before the call, or the end of a short job would be missed.
+        m.subscribe().await?;
+        let ends = m.receive_job_removed().await?;
+        let name = unit.to_owned();
+        let mode = "replace".to_owned();
+        let job = match verb {
+            Verb::Start => m.start_unit(name, mode).await,
+            Verb::Stop => m.stop_unit(name, mode).await,
+            Verb::Reload => m.reload_unit(name, mode).await,
+        };
+        match job {
+            Ok(job) => Ok(Some((job, ends))),
+            Err(e) if verb == Verb::Stop && is_named(&e, "org.freedesktop.systemd1.NoSuchUnit") => Ok(None),
+            Err(e) => Err(e),
+        }
+    })
+    .await?;
+    let Some((job, mut ends)) = watched else {
+        return Ok(JobEnd::Done);
+    };
+    let mut looks = tokio::time::interval(Duration::from_secs(2));
+    looks.reset();
+    loop {
+        tokio::select! {
+            ended = ends.next() => match ended {
+                Some(ended) => {
+                    let ended = ended.args().map_err(|e| Error::Failed(format!("systemd told of a job's end in a way of its own: {e}")))?;
+                    if ended.job == job {
+                        return Ok(match ended.result.as_str() {
+                            "done" => JobEnd::Done,
+                            other => JobEnd::Undone(other.to_owned()),
+                        });
+                    }
+                }
+                // The connection is gone, and with it the signal.
+                None => return settled(verb, unit, deadline).await,
+            },
+            // A signal may be lost with D-Bus; the unit itself is the truth.
+            _ = looks.tick() => {
+                if look(unit, false).await?.is_none_or(|unit| unit.job == 0) {
+                    // Its signal may be on the way.
+                    let last = tokio::time::timeout(Duration::from_millis(200), async {
+                        while let Some(ended) = ends.next().await {
+                            if let Ok(ended) = ended.args() && ended.job == job {
+                                return Some(ended.result.clone());
+                            }
+                        }
+                        None
+                    });
+                    return match last.await {
+                        Ok(Some(result)) if result == "done" => Ok(JobEnd::Done),
+                        Ok(Some(result)) => Ok(JobEnd::Undone(result)),
+                        _ => settled(verb, unit, deadline).await,
+                    };
+                }
+            }
+            () = tokio::time::sleep_until(deadline) => return Ok(JobEnd::StillRuns),
+        }
+    }
+}
+
+/// Waits until no job is on a unit any more, and returns what became of it as far as the unit tells.
+async fn settled(verb: Verb, unit: &str, deadline: Instant) -> Result<JobEnd> {
+    loop {
+        let look = look(unit, false).await?;
+        if look.as_ref().is_none_or(|unit| unit.job == 0) {
+            let up = look.as_ref().is_some_and(|unit| unit.active == "active");
+            let down = look.as_ref().is_none_or(|unit| !unit.is_up());
+            return Ok(match verb {
+                Verb::Start if up => JobEnd::Done,
+                Verb::Stop if down => JobEnd::Done,
+                _ => JobEnd::Undone("failed".to_owned()),
+            });
+        }
+        if Instant::now() >= deadline {
+            return Ok(JobEnd::StillRuns);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// What machined knows of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Machine {
+    /// The unit that it runs in.
+    pub(crate) unit: String,
+    /// Its first process.
+    pub(crate) leader: u32,
+}
+
+const NO_MACHINE: &str = "org.freedesktop.machine1.NoSuchMachine";
+
+/// Returns the machine of this name, if there is one.
+pub(crate) async fn machine(name: &str) -> Result<Option<Machine>> {
+    retried(&format!("look at the machine {name}"), |m| async move {
+        let connection = m.inner().connection();
+        let manager = machine1::ManagerProxy::builder(connection)
+            .cache_properties(CacheProperties::No)
+            .build()
+            .await?;
+        let path = match manager.get_machine(name.to_owned()).await {
+            Err(e) if is_named(&e, NO_MACHINE) => return Ok(None),
+            other => other?,
+        };
+        let machine = machine1::MachineProxy::builder(connection)
+            .path(path)
+            .cache_properties(CacheProperties::No)
+            .build()
+            .await?;
+        Ok(Some(Machine {
+            unit: machine.unit().await?,
+            leader: machine.leader().await?,
+        }))
+    })
+    .await
+}
+
+/// Takes a machine off machined's list. It is no error if it is not on it.
+pub(crate) async fn unregister(name: &str) -> Result<()> {
+    retried(&format!("unregister the machine {name}"), |m| async move {
+        let manager = machine1::ManagerProxy::builder(m.inner().connection())
+            .cache_properties(CacheProperties::No)
+            .build()
+            .await?;
+        match manager.unregister_machine(name.to_owned()).await {
+            Err(e) if is_named(&e, NO_MACHINE) => Ok(()),
+            other => other,
+        }
+    })
+    .await
+}

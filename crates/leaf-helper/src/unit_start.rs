@@ -1,0 +1,310 @@
+//! Starting, updating and stopping a container's unit, from outside.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use leaf_core::error::chain;
+use leaf_core::host_op::{RunSpec, RunStatus, Runtime, conf_marker};
+use leaf_core::id::ContainerName;
+use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix_libc_wrappers::process::SignalExt as _;
+use tokio::time::Instant;
+
+use crate::Helper;
+use crate::create::check_toplevel;
+use crate::error::{Error, Result};
+use crate::files::Folder;
+use crate::payload::UnitCgroup;
+use crate::systemd::{self, JobEnd, UnitLook, Verb};
+use crate::unit;
+
+/// Where the units of this boot are that are nobody else's (systemd.unit(5)).
+const UNITS: &str = "/run/systemd/system";
+/// Where those of the generator are.
+const GENERATED: &str = "/run/systemd/generator";
+/// What says that a container is to run: the generator has it started with the host.
+pub(crate) const WANTED: &str = "wanted";
+/// How long after it was asked to halt a container is asked again.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How long a unit has to end after its processes were killed.
+const CLEAN_UP: Duration = Duration::from_secs(20);
+
+impl Helper {
+    /// Writes a container's unit where it is another than it should be, and has systemd read it again where it must.
+    pub(crate) async fn keep_unit(&self, spec: &RunSpec) -> Result<()> {
+        let unit = Runtime::unit(&spec.name);
+        let text = self.unit_text(spec)?;
+        let folder = Folder::make_root(UNITS.as_ref(), 0o755)?;
+        let there = folder.read(&unit)?;
+        let generated = match Folder::open_root(GENERATED.as_ref())? {
+            Some(generated) => generated.read(&unit)?,
+            None => None,
+        };
+        match (&there, &generated) {
+            (Some(there), _) if *there == text => return Ok(()),
+            (None, Some(generated)) if *generated == text => return Ok(()),
+            (Some(there), _) if !self.made(there) => {
+                return Err(Error::Refused(format!(
+                    "{UNITS}/{unit} was not made by leaf {}; choose another name",
+                    self.leaf
+                )));
+            }
+            _ => folder.write(&unit, text.as_bytes(), 0o644)?,
+        }
+        // One that systemd has in mind it does not read again by itself.
+        if systemd::look(&unit, false)
+            .await?
+            .is_some_and(|look| look.load != "not-found")
+        {
+            systemd::reload().await?;
+        }
+        Ok(())
+    }
+
+    /// Returns the text of a container's unit.
+    pub(crate) fn unit_text(&self, spec: &RunSpec) -> Result<String> {
+        let root = self.paths.roots.join(spec.name.as_str());
+        unit::text(spec, &self.settings.supervisor, &self.record(), &root)
+    }
+
+    fn made(&self, text: &str) -> bool {
+        text.lines().next() == Some(conf_marker(&self.leaf).as_str())
+    }
+
+    /// Removes a container's unit; it does not run.
+    pub(crate) async fn remove_unit(&self, name: &ContainerName) -> Result<()> {
+        let unit = Runtime::unit(name);
+        systemd::forget_failure(&unit).await?;
+        for path in [UNITS, GENERATED] {
+            let Some(folder) = Folder::open_root(path.as_ref())? else {
+                continue;
+            };
+            if folder.read(&unit)?.is_some_and(|text| self.made(&text)) {
+                folder.remove_file(&unit)?;
+                if let Some(wants) = folder.open("machines.target.wants")? {
+                    wants.remove_file(&unit)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns whether a container's unit runs, or will by itself.
+    pub(crate) async fn unit_is_up(&self, name: &ContainerName) -> Result<bool> {
+        let look = systemd::look(&Runtime::unit(name), false).await?;
+        Ok(look.is_some_and(|look| look.is_up()))
+    }
+
+    /// Starts a container and returns when it is ready.
+    pub(crate) async fn start_unit(&self, spec: &RunSpec, limit: Duration) -> Result<()> {
+        check_toplevel(&spec.toplevel)?;
+        self.check_inputs(&spec.options)?;
+        let name = &spec.name;
+        let unit = Runtime::unit(name);
+        self.keep_record()?;
+        self.keep_unit(spec).await?;
+        self.check_unit(&unit).await?;
+        systemd::forget_failure(&unit).await?;
+        let limit = limit.min(Duration::from_secs(unit::START_SECONDS.into()));
+        match systemd::job(Verb::Start, &unit, limit).await? {
+            JobEnd::Done => Ok(()),
+            JobEnd::Undone(why) => Err(self.why_not_ready(name, &why).await),
+            JobEnd::StillRuns => {
+                let said = self.said(name).await;
+                self.end_unit(name, Duration::ZERO).await?;
+                Err(Error::NotReady(format!(
+                    "it was not ready within {} s and was ended; the end of its log: {said}",
+                    limit.as_secs()
+                )))
+            }
+        }
+    }
+
+    /// Checks that what systemd would start is this leaf's unit, and not one that somebody put before it.
+    async fn check_unit(&self, unit: &str) -> Result<()> {
+        let ours = |look: &UnitLook| {
+            [UNITS, GENERATED]
+                .iter()
+                .any(|folder| look.file == format!("{folder}/{unit}"))
+        };
+        let mut look = systemd::look(unit, true).await?;
+        if look.as_ref().is_none_or(|look| look.stale || !ours(look)) {
+            systemd::reload().await?;
+            look = systemd::look(unit, true).await?;
+        }
+        match look {
+            Some(look) if ours(&look) && look.load == "loaded" => Ok(()),
+            Some(look) if ours(&look) => Err(Error::Failed(format!(
+                "systemd can't use {}: it is {}",
+                look.file, look.load
+            ))),
+            Some(look) => Err(Error::Refused(format!(
+                "systemd has another unit of the name {unit} ({}, {}), which is not this leaf's; remove it",
+                if look.file.is_empty() {
+                    "no file"
+                } else {
+                    &look.file
+                },
+                look.load
+            ))),
+            None => Err(Error::Failed(format!("systemd does not find {unit}"))),
+        }
+    }
+
+    /// Returns why a container's start came to nothing.
+    async fn why_not_ready(&self, name: &ContainerName, result: &str) -> Error {
+        let unit = Runtime::unit(name);
+        match result {
+            "canceled" => return Error::NotReady("it was stopped while it was started".into()),
+            "dependency" => {
+                return Error::NotReady(format!("something that {unit} needs could not be started"));
+            }
+            _ => {}
+        }
+        let status = self.run_folder(name).and_then(|run| self.status(&run));
+        let status: Option<RunStatus> = status.ok().flatten();
+        let mut why = match status {
+            Some(RunStatus {
+                error: Some(error), ..
+            }) => error,
+            Some(RunStatus { exit: Some(exit), .. }) => format!("it ended before it was ready, with {exit}"),
+            _ => match systemd::service_end(&unit).await {
+                Ok(end) => format!("it ended before it was ready ({}, {})", end.result, end.status),
+                Err(_) => format!("systemd could not start it ({result})"),
+            },
+        };
+        why.push_str(&format!("; the end of its log: {}", self.said(name).await));
+        if self.unit_is_up(name).await.unwrap_or(false) {
+            why.push_str("\nsystemd starts it again, as its restart policy says");
+        }
+        Error::NotReady(why)
+    }
+
+    /// The end of what the last run of a container said.
+    async fn said(&self, name: &ContainerName) -> String {
+        let read = async {
+            let invocation = systemd::service_end(&Runtime::unit(name)).await.ok()?.invocation;
+            let output = tokio::process::Command::new("journalctl")
+                .args(["--no-pager", "--quiet", "--output=cat", "--lines=20"])
+                .arg(format!("_SYSTEMD_INVOCATION_ID={invocation}"))
+                .stdin(Stdio::null())
+                .kill_on_drop(true)
+                .output();
+            let output = tokio::time::timeout(Duration::from_secs(10), output).await;
+            Some(
+                String::from_utf8_lossy(&output.ok()?.ok()?.stdout)
+                    .trim()
+                    .to_owned(),
+            )
+        };
+        match read.await {
+            Some(text) if text.is_empty() => "it is empty".into(),
+            Some(text) => format!("\n{text}"),
+            None => "it can't be read".into(),
+        }
+    }
+
+    /// Brings a running container to its spec: by a switch inside where that is enough, else by a restart.
+    pub(crate) async fn update_unit(&self, spec: &RunSpec, limit: Duration, grace: Duration) -> Result<()> {
+        let name = &spec.name;
+        let unit = Runtime::unit(name);
+        let run = self.run_folder(name)?;
+        let running = systemd::look(&unit, false)
+            .await?
+            .is_some_and(|look| look.active == "active");
+        let status = self.status(&run)?;
+        if running && status.is_some_and(|status| status.start_digest == spec.start_digest()) {
+            return Ok(());
+        }
+        if running {
+            match self.can_switch(&run, spec) {
+                Ok(()) => match systemd::job(Verb::Reload, &unit, limit).await? {
+                    JobEnd::Done => {
+                        let status = self.status(&run)?;
+                        if status.is_some_and(|status| status.start_digest == spec.start_digest()) {
+                            return Ok(());
+                        }
+                        tracing::warn!(container = %name, "the switch inside left no word, so it is started anew");
+                    }
+                    end => {
+                        tracing::warn!(container = %name, ?end, "could not switch inside, so it is started anew");
+                    }
+                },
+                Err(e) => {
+                    tracing::info!(container = %name, why = chain(&e), "is started anew");
+                }
+            }
+        }
+        self.end_unit(name, grace).await?;
+        self.start_unit(spec, limit).await
+    }
+
+    /// Stops a container's unit: a word to its init, a grace time, then the end of its cgroup.
+    pub(crate) async fn end_unit(&self, name: &ContainerName, grace: Duration) -> Result<()> {
+        let unit = Runtime::unit(name);
+        let Some(look) = systemd::look(&unit, false).await? else {
+            return Ok(());
+        };
+        if look.is_up() {
+            let grace = grace.min(Duration::from_secs(unit::STOP_SECONDS.into()));
+            if !self.halt_unit(name, &unit, grace).await? {
+                tracing::warn!(container = %name, "did not halt in its grace time and is ended by force");
+                UnitCgroup::of(name)?.kill_payload().await?;
+                if systemd::job(Verb::Stop, &unit, CLEAN_UP).await? == JobEnd::StillRuns {
+                    systemd::kill(&unit).await?;
+                    if systemd::job(Verb::Stop, &unit, CLEAN_UP).await? == JobEnd::StillRuns {
+                        return Err(Error::Failed(format!("{unit} can't be ended")));
+                    }
+                }
+            }
+        }
+        // One that was ended by force counts as failed, which it is not: it was asked to end.
+        systemd::forget_failure(&unit).await
+    }
+
+    /// Has systemd stop a unit, which asks the container to halt once, and asks again meanwhile: one that was just started
+    /// may not listen yet. Returns whether it stopped in its grace time.
+    async fn halt_unit(&self, name: &ContainerName, unit: &str, grace: Duration) -> Result<bool> {
+        let deadline = Instant::now() + grace;
+        let mut rest = grace;
+        while !rest.is_zero() {
+            let patience = ASK_AGAIN_AFTER.min(rest);
+            match systemd::job(Verb::Stop, unit, patience).await? {
+                JobEnd::StillRuns => {}
+                JobEnd::Done => return Ok(true),
+                JobEnd::Undone(result) => {
+                    if self.unit_is_up(name).await? {
+                        return Err(Error::Failed(format!("systemd did not stop {unit}: {result}")));
+                    }
+                    return Ok(true);
+                }
+            }
+            if let Err(e) = self.ask_machine_to_halt(name, unit).await {
+                tracing::debug!(container = %name, error = chain(&e), "the init could not be asked to halt");
+            }
+            rest = deadline.saturating_duration_since(Instant::now());
+        }
+        Ok(false)
+    }
+
+    /// Sends SIGRTMIN+3 to a container's init: halt (systemd(1), "Signals").
+    async fn ask_machine_to_halt(&self, name: &ContainerName, unit: &str) -> Result<()> {
+        let machine = systemd::machine(name.as_str())
+            .await?
+            .filter(|machine| machine.unit == unit)
+            .ok_or_else(|| Error::Failed("it has no first process yet".into()))?;
+        let pid = i32::try_from(machine.leader).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or_else(|| Error::Failed(format!("{} is not a process id", machine.leader)))?;
+        let failed = || Error::io(format!("signal the init, process {}", machine.leader));
+        let process = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(failed())?;
+        // The number may be another process's by now; once it is open, it stays the one that is looked at here.
+        if !UnitCgroup::of(name)?.holds(machine.leader) {
+            return Err(Error::Failed(format!(
+                "process {} is not of this container",
+                machine.leader
+            )));
+        }
+        let halt = Signal::rt(3).ok_or_else(|| Error::Unsupported("this system has no SIGRTMIN+3".into()))?;
+        rustix::process::pidfd_send_signal(process, halt).map_err(failed())
+    }
+}
