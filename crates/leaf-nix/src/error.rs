@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use leaf_core::host_op::HostOpError;
 use leaf_core::id::JobId;
 
 /// Why something around a job did not work.
@@ -70,6 +71,14 @@ pub enum NixError {
         id: JobId,
         /// Why not.
         source: io::Error,
+    },
+    /// The helper did not do what a job needs.
+    #[error("the helper could not help job {id}")]
+    Helper {
+        /// The job.
+        id: JobId,
+        /// Why not.
+        source: HostOpError,
     },
     /// A file or folder of a job can't be read or written.
     #[error("can't {what} {path:?}")]

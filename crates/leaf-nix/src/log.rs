@@ -176,6 +176,8 @@ fn parts(folder: &Path) -> io::Result<Vec<(u64, u64)>> {
             continue;
         };
         match entry.metadata() {
+            // What else a job put there is not its log.
+            Ok(metadata) if !metadata.is_file() || metadata.len().checked_add(begin).is_none() => {}
             Ok(metadata) => parts.push((begin, metadata.len())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),
@@ -203,7 +205,7 @@ fn read_once(folder: &Path, offset: u64, max_bytes: usize, ended: bool) -> io::R
             .unwrap_or(usize::MAX)
             .min(room);
         let mut bytes = vec![0; wanted];
-        File::open(part_path(folder, begin))?.read_exact_at(&mut bytes, position - begin)?;
+        crate::folder::open(&part_path(folder, begin))?.read_exact_at(&mut bytes, position - begin)?;
         // A character that is cut in two belongs to the next chunk.
         if let Err(error) = std::str::from_utf8(&bytes)
             && error.error_len().is_none()

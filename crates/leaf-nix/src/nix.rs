@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leaf_core::command::LogChunk;
+use leaf_core::host_op::HostOp;
 use leaf_core::id::JobId;
 use leaf_core::job::{BuildTask, Progress};
 use rustix::process::{Signal, pidfd_send_signal};
@@ -20,9 +21,11 @@ use tokio::time::{sleep, timeout};
 use crate::NixError;
 use crate::cgroup::Cgroup;
 use crate::folder::{Folder, ORDER, OUTCOME, PROGRESS, RUNNER_ERRORS};
+use crate::launch::{Launch, insist};
 use crate::log;
 use crate::order::{Order, Target};
 use crate::running::{Ended, Outcome, RunningJob, conclude, open_pidfd};
+use crate::unit::is_populated;
 
 /// What the runner and Nix get of the daemon's environment. No secrets are among it: tokens belong in `nix.conf`.
 const ENVIRONMENT: &[&str] = &[
@@ -77,9 +80,9 @@ pub struct Settings {
     pub cancel_grace: Duration,
     /// How much of a log is kept, head and tail together.
     pub max_log_bytes: u64,
-    /// The cgroup v2 folder below which each job gets its own; see [`default_cgroup`]. Without it a job whose runner is killed
-    /// may leave processes.
-    pub cgroup: Option<PathBuf>,
+    /// Who starts the runners. With [`Launch::ByHelper`] the folder of the jobs must be there, as the units' `tmpfiles.conf` makes
+    /// it, and each GC root is in its job's own folder.
+    pub launch: Launch,
 }
 
 impl Settings {
@@ -97,7 +100,9 @@ impl Settings {
             nix_options: BTreeMap::new(),
             cancel_grace: Duration::from_secs(10),
             max_log_bytes: 16 * 1024 * 1024,
-            cgroup: default_cgroup(),
+            launch: Launch::Own {
+                cgroup: default_cgroup(),
+            },
         }
     }
 }
@@ -225,11 +230,27 @@ impl Nix {
     }
 
     fn folder(&self, id: JobId) -> Folder {
-        Folder::new(self.0.jobs_dir.join(id.to_string()))
+        let path = self.0.jobs_dir.join(id.to_string());
+        match self.0.launch {
+            Launch::Own { .. } => Folder::new(path),
+            Launch::ByHelper { .. } => Folder::shared(path),
+        }
     }
 
     fn gc_root(&self, id: JobId) -> PathBuf {
-        self.0.gc_roots_dir.join(id.to_string())
+        match self.0.launch {
+            Launch::Own { .. } => self.0.gc_roots_dir.join(id.to_string()),
+            Launch::ByHelper { .. } => self.folder(id).path().join("root"),
+        }
+    }
+
+    /// Returns whether anything of a job runs.
+    fn runs(&self, id: JobId) -> Result<bool, NixError> {
+        let folder = self.folder(id);
+        match self.0.launch.unit(id) {
+            Some(cgroup) => is_populated(&cgroup).map_err(NixError::file("read", cgroup)),
+            None => folder.is_locked().map_err(NixError::file("lock", folder.path())),
+        }
     }
 
     /// Returns whether [`start`](Self::start) would take this: is it well formed, is there such a template.
@@ -250,20 +271,26 @@ impl Nix {
         let folder = self.folder(id);
         let file = |what| NixError::file(what, folder.path());
         folder.create().map_err(file("make"))?;
-        let lock = folder
-            .lock()
-            .map_err(file("lock"))?
-            .ok_or(NixError::Started(id))?;
-        if folder.pid().map_err(file("read"))?.is_some() {
+        let gc_root = self.gc_root(id);
+        let (lock, parent) = match &self.0.launch {
+            Launch::Own { cgroup } => {
+                let lock = folder
+                    .lock()
+                    .map_err(file("lock"))?
+                    .ok_or(NixError::Started(id))?;
+                fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o755)
+                    .create(&gc_root)
+                    .map_err(NixError::file("make", &gc_root))?;
+                (Some(lock), cgroup.as_ref())
+            }
+            Launch::ByHelper { .. } => (None, None),
+        };
+        if folder.pid().map_err(file("read"))?.is_some() || (lock.is_none() && self.runs(id)?) {
             return Err(NixError::Started(id));
         }
-        let gc_root = self.gc_root(id);
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(&gc_root)
-            .map_err(NixError::file("make", &gc_root))?;
-        let cgroup = self.0.cgroup.as_ref().map(|parent| parent.join(id.to_string()));
+        let cgroup = parent.map(|parent| parent.join(id.to_string()));
         let cgroup = cgroup.filter(|path| match Cgroup::new(path).create() {
             Ok(()) => true,
             Err(error) => {
@@ -283,16 +310,29 @@ impl Nix {
             cgroup,
         };
         folder.write_json(ORDER, &order).map_err(file("write"))?;
-        let child = self.launch(&folder, lock).map_err(|source| NixError::Runner {
-            program: self.0.runner.clone(),
-            source,
-        })?;
-        RunningJob::child(id, folder, child)
+        match (&self.0.launch, lock) {
+            (Launch::ByHelper { carry_out, .. }, _) => {
+                let carry_out = carry_out.clone();
+                let starting = async move {
+                    let start = insist(&carry_out, HostOp::StartJob { id }).await;
+                    start.map_err(|error| error.to_string())
+                };
+                let cgroup = self.0.launch.unit(id).expect("what the helper starts is a unit");
+                RunningJob::unit(id, folder, cgroup, Some(Box::pin(starting)))
+            }
+            (Launch::Own { .. }, lock) => {
+                let lock = lock.expect("it was taken above");
+                let child = self.spawn(&folder, lock).map_err(|source| NixError::Runner {
+                    program: self.0.runner.clone(),
+                    source,
+                })?;
+                RunningJob::child(id, folder, child)
+            }
+        }
     }
 
-    /// Starts the runner of a job, with the job's lock as its stdin. The only place where one is started: another
-    /// user or a transient unit comes in here.
-    fn launch(&self, folder: &Folder, lock: File) -> io::Result<Child> {
+    /// Starts the runner of a job, with the job's lock as its stdin.
+    fn spawn(&self, folder: &Folder, lock: File) -> io::Result<Child> {
         let mut command = Command::new(&self.0.runner);
         command
             .args(&self.0.runner_args)
@@ -322,6 +362,15 @@ impl Nix {
             return Ok(Found::Lost("its folder is gone".to_owned()));
         }
         let file = |what| NixError::file(what, folder.path());
+        if let Some(cgroup) = self.0.launch.unit(id) {
+            return if self.runs(id)? {
+                RunningJob::unit(id, folder, cgroup, None).map(|job| Found::Running(Box::new(job)))
+            } else if folder.pid().map_err(file("read"))?.is_some() {
+                Ok(Found::Ended(conclude(&folder).await))
+            } else {
+                Ok(Found::Lost("it never began to run".to_owned()))
+            };
+        }
         // The lock comes before the pid: a runner that was just started may not have written it yet.
         for _ in 0..500 {
             let Some(pid) = folder.pid().map_err(file("read"))? else {
@@ -362,9 +411,7 @@ impl Nix {
         if !folder.exists() {
             return Err(NixError::NoJob(id));
         }
-        let ended = !folder
-            .is_locked()
-            .map_err(NixError::file("lock", folder.path()))?;
+        let ended = !self.runs(id)?;
         let mut chunk = log::read(folder.path(), offset, max_bytes, ended)
             .map_err(NixError::file("read", folder.path()))?;
         if chunk.complete
@@ -389,10 +436,19 @@ impl Nix {
         if !folder.exists() {
             return Err(NixError::NoJob(id));
         }
-        if folder
-            .is_locked()
-            .map_err(NixError::file("lock", folder.path()))?
-        {
+        if let Launch::ByHelper { carry_out, .. } = &self.0.launch {
+            folder
+                .mark_cancelled()
+                .map_err(NixError::file("write", folder.path()))?;
+            let stop = HostOp::StopJob {
+                id,
+                grace_seconds: u32::try_from(self.0.cancel_grace.as_secs()).unwrap_or(u32::MAX),
+            };
+            return insist(carry_out, stop)
+                .await
+                .map_err(|source| NixError::Helper { id, source });
+        }
+        if self.runs(id)? {
             // Before the signal: a runner that just starts dies of it, and then this says why.
             folder
                 .mark_cancelled()
@@ -402,7 +458,13 @@ impl Nix {
             return Ok(());
         };
         let watch = |source| NixError::Watch { id, source };
-        let Some(pidfd) = open_pidfd(job.process_id()).map_err(watch)? else {
+        let Some(pidfd) = job
+            .process_id()
+            .map(open_pidfd)
+            .transpose()
+            .map_err(watch)?
+            .flatten()
+        else {
             return Ok(());
         };
         match pidfd_send_signal(&pidfd, Signal::TERM) {
@@ -423,16 +485,17 @@ impl Nix {
     /// Removes a job's folder with its log. Its GC root stays; see [`release`](Self::release).
     ///
     /// # Errors
-    /// [`NixError::Runs`] or [`NixError::File`].
-    pub fn forget(&self, id: JobId) -> Result<(), NixError> {
-        let folder = self.folder(id);
-        if folder
-            .is_locked()
-            .map_err(NixError::file("lock", folder.path()))?
-        {
+    /// [`NixError::Runs`], [`NixError::Helper`] or [`NixError::File`].
+    pub async fn forget(&self, id: JobId) -> Result<(), NixError> {
+        if self.runs(id)? {
             return Err(NixError::Runs(id));
         }
-        remove(folder.path())
+        match &self.0.launch {
+            Launch::Own { .. } => remove(self.folder(id).path()),
+            Launch::ByHelper { carry_out, .. } => insist(carry_out, HostOp::RemoveJob { id })
+                .await
+                .map_err(|source| NixError::Helper { id, source }),
+        }
     }
 
     /// Removes a job's GC root: the garbage collector may take its result.
@@ -440,14 +503,18 @@ impl Nix {
     /// # Errors
     /// [`NixError::File`].
     pub fn release(&self, id: JobId) -> Result<(), NixError> {
-        remove(&self.gc_root(id))
+        match self.0.launch {
+            Launch::Own { .. } => remove(&self.gc_root(id)),
+            // It went with the job's folder.
+            Launch::ByHelper { .. } => Ok(()),
+        }
     }
 
     /// Forgets and releases every job that is not among those given and does not run.
     ///
     /// # Errors
-    /// [`NixError::File`].
-    pub fn sweep(&self, known: &BTreeSet<JobId>) -> Result<Swept, NixError> {
+    /// [`NixError::Helper`] or [`NixError::File`].
+    pub async fn sweep(&self, known: &BTreeSet<JobId>) -> Result<Swept, NixError> {
         let mut unknown = BTreeSet::new();
         for dir in [&self.0.jobs_dir, &self.0.gc_roots_dir] {
             match fs::read_dir(dir) {
@@ -463,7 +530,7 @@ impl Nix {
         }
         let mut swept = Swept::default();
         for id in unknown {
-            match self.forget(id) {
+            match self.forget(id).await {
                 Ok(()) => {
                     self.release(id)?;
                     swept.removed.push(id);

@@ -52,6 +52,10 @@ fn about(what: &'static str) -> impl FnOnce(io::Error) -> io::Error {
 
 fn run(folder: Folder) -> io::Result<()> {
     folder.write_pid(getpid()).map_err(about("can't write the pid"))?;
+    // Where a unit is started, that is done now.
+    if std::env::var_os("NOTIFY_SOCKET").is_some() {
+        sd_notify::notify(&[sd_notify::NotifyState::Ready]).map_err(about("can't tell that it runs"))?;
+    }
     // It fails only for one who leads a session already.
     let _ = setsid();
     set_child_subreaper(Some(getpid()))?;

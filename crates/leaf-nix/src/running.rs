@@ -1,9 +1,12 @@
 //! A job that runs, as the daemon sees it: what it says, and how it ends.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::pin::Pin;
 use std::time::Duration;
 
 use leaf_core::command::LogChunk;
@@ -22,6 +25,7 @@ use crate::cgroup::Cgroup;
 use crate::folder::{Folder, ORDER, OUTCOME, PROGRESS};
 use crate::log;
 use crate::order::Order;
+use crate::unit::UnitWatch;
 
 /// How often what a job says is looked at.
 pub(crate) const NEWS_EVERY: Duration = Duration::from_millis(200);
@@ -93,7 +97,7 @@ pub enum JobNews {
 #[derive(Debug)]
 pub struct RunningJob {
     id: JobId,
-    pid: Pid,
+    pid: Option<Pid>,
     folder: Folder,
     process: Process,
     inotify: AsyncFd<OwnedFd>,
@@ -108,6 +112,26 @@ pub struct RunningJob {
 enum Process {
     Child(Child),
     Adopted(AsyncFd<OwnedFd>),
+    Unit(Unit),
+}
+
+/// A job that the helper runs, or is asked to.
+struct Unit {
+    starting: Option<Starting>,
+    /// Why it did not start.
+    failed: Option<String>,
+    watch: UnitWatch,
+}
+
+/// The helper at work.
+pub(crate) type Starting = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+
+impl fmt::Debug for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unit")
+            .field("watch", &self.watch)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Process {
@@ -115,6 +139,17 @@ impl Process {
         match self {
             Self::Child(child) => child.wait().await.map(drop),
             Self::Adopted(pidfd) => pidfd.readable().await.map(drop),
+            Self::Unit(unit) => {
+                if let Some(starting) = &mut unit.starting {
+                    let started = starting.await;
+                    unit.starting = None;
+                    unit.failed = started.err();
+                }
+                if unit.failed.is_some() {
+                    return Ok(());
+                }
+                unit.watch.ended().await
+            }
         }
     }
 }
@@ -124,7 +159,7 @@ impl RunningJob {
         let watch = |source| NixError::Watch { id, source };
         let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
         let pid = pid.ok_or_else(|| watch(io::Error::other("it has ended already")))?;
-        Self::new(id, pid, folder, Process::Child(child)).map_err(watch)
+        Self::new(id, Some(pid), folder, Process::Child(child)).map_err(watch)
     }
 
     pub(crate) fn adopted(
@@ -133,10 +168,26 @@ impl RunningJob {
         pid: Pid,
         pidfd: AsyncFd<OwnedFd>,
     ) -> Result<Self, NixError> {
-        Self::new(id, pid, folder, Process::Adopted(pidfd)).map_err(|source| NixError::Watch { id, source })
+        Self::new(id, Some(pid), folder, Process::Adopted(pidfd))
+            .map_err(|source| NixError::Watch { id, source })
     }
 
-    fn new(id: JobId, pid: Pid, folder: Folder, process: Process) -> io::Result<Self> {
+    /// One that the helper runs; it is asked to where `starting` is given.
+    pub(crate) fn unit(
+        id: JobId,
+        folder: Folder,
+        cgroup: PathBuf,
+        starting: Option<Starting>,
+    ) -> Result<Self, NixError> {
+        let unit = Unit {
+            starting,
+            failed: None,
+            watch: UnitWatch::new(cgroup),
+        };
+        Self::new(id, None, folder, Process::Unit(unit)).map_err(|source| NixError::Watch { id, source })
+    }
+
+    fn new(id: JobId, pid: Option<Pid>, folder: Folder, process: Process) -> io::Result<Self> {
         use inotify::{CreateFlags, WatchFlags};
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         inotify::add_watch(&inotify, folder.path(), WatchFlags::MODIFY | WatchFlags::MOVED_TO)?;
@@ -160,14 +211,23 @@ impl RunningJob {
         self.id
     }
 
-    pub(crate) fn process_id(&self) -> Pid {
+    pub(crate) fn process_id(&self) -> Option<Pid> {
         self.pid
     }
 
-    /// The process id of its runner.
+    /// The process id of its runner, where it is this user's; else 0.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.pid.as_raw_nonzero().get().unsigned_abs()
+        self.pid
+            .map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs())
+    }
+
+    /// Why it never ran, if it did not.
+    fn not_started(&self) -> Option<Outcome> {
+        match &self.process {
+            Process::Unit(unit) => unit.failed.clone().map(Outcome::Failed),
+            Process::Child(_) | Process::Adopted(_) => None,
+        }
     }
 
     /// Waits for the next thing that the job says: looks at most five times a second, never when nothing was said,
@@ -189,7 +249,10 @@ impl RunningJob {
             tokio::select! {
                 biased;
                 _ = self.process.ended() => {
-                    let outcome = conclude(&self.folder).await;
+                    let outcome = match self.not_started() {
+                        Some(outcome) => outcome,
+                        None => conclude(&self.folder).await,
+                    };
                     self.look(true);
                     self.news.push_back(JobNews::Ended(outcome));
                 }
@@ -203,18 +266,14 @@ impl RunningJob {
     pub async fn ended(&mut self) -> Outcome {
         // An error means that there is no such process, which is what is waited for.
         let _ = self.process.ended().await;
-        conclude(&self.folder).await
+        match self.not_started() {
+            Some(outcome) => outcome,
+            None => conclude(&self.folder).await,
+        }
     }
 
     fn drain_inotify(&self) {
-        let mut buffer = [MaybeUninit::uninit(); 4096];
-        // Its error is that there is no more, which makes the next wait a real one.
-        let _ = self.inotify.try_io(Interest::READABLE, |fd| -> io::Result<()> {
-            let mut reader = inotify::Reader::new(fd, &mut buffer);
-            loop {
-                reader.next()?;
-            }
-        });
+        drain(&self.inotify);
     }
 
     fn look(&mut self, ended: bool) {
@@ -254,11 +313,23 @@ impl RunningJob {
     }
 }
 
+/// Takes what an inotify has to say.
+pub(crate) fn drain(inotify: &AsyncFd<OwnedFd>) {
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    // Its error is that there is no more, which makes the next wait a real one.
+    let _ = inotify.try_io(Interest::READABLE, |fd| -> io::Result<()> {
+        let mut reader = inotify::Reader::new(fd, &mut buffer);
+        loop {
+            reader.next()?;
+        }
+    });
+}
+
 #[expect(
     deprecated,
     reason = "its successor is unsafe, for the sake of types that don't own what they name; an OwnedFd does"
 )]
-fn async_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn async_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::new(fd)
 }
 
@@ -273,7 +344,9 @@ pub(crate) fn open_pidfd(pid: Pid) -> io::Result<Option<AsyncFd<OwnedFd>>> {
 
 /// Cleans up behind a runner that has ended, and says how its job did.
 pub(crate) async fn conclude(folder: &Folder) -> Outcome {
+    // What is not this user's to clean up, the helper does, and the job itself.
     let order = folder.read_json::<Order>(ORDER).ok().flatten();
+    let order = order.filter(|_| !folder.is_shared());
     if let Some(path) = order.as_ref().and_then(|order| order.cgroup.as_deref())
         && let Err(error) = Cgroup::new(path).end(CLEAN_UP_PATIENCE).await
     {

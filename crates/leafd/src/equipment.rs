@@ -12,11 +12,11 @@ use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings};
 use leaf_bus::identity::{Identity, daemon_caller};
 use leaf_container::Containers;
 use leaf_core::error::chain;
-use leaf_core::host_op::{HostOp, HostPaths};
+use leaf_core::host_op::{HostOp, HostPaths, JOBS_FOLDER, Runtime};
 use leaf_core::id::{JobId, LeafName};
 use leaf_core::subject;
 use leaf_helper::{Client, Helper};
-use leaf_nix::Nix;
+use leaf_nix::{Launch, Nix};
 
 use crate::helper::HostHelper;
 use crate::programs;
@@ -232,7 +232,13 @@ pub async fn nix_jobs(settings: &Settings, leaf: &LeafName) -> Result<Nix, Strin
     let roots = PathBuf::from("/nix/var/nix/gcroots/cim-leaf").join(leaf.as_str());
     let runner = std::env::current_exe().map_err(|error| format!("leafd can't find itself: {error}"))?;
     let base = leaf_nix::Settings::new(&settings.state_dir, roots, runner, vec!["nix-job".into()]);
+    let (jobs_dir, launch) = match jobs_by_helper(settings) {
+        Some(client) => (PathBuf::from(JOBS_FOLDER), by_helper(client)),
+        None => (base.jobs_dir.clone(), base.launch.clone()),
+    };
     let nix = Nix::new(leaf_nix::Settings {
+        jobs_dir,
+        launch,
         nix: settings.nix.program.clone(),
         templates_dir: programs::templates(settings.containers.templates.as_deref())
             .unwrap_or(base.templates_dir.clone()),
@@ -258,19 +264,34 @@ pub async fn nix_jobs(settings: &Settings, leaf: &LeafName) -> Result<Nix, Strin
     }
 }
 
+/// Returns the helper, if it is to run the jobs: as a user of their own, and not as leafd's.
+fn jobs_by_helper(settings: &Settings) -> Option<Client> {
+    let client = helper_service(settings)?;
+    let usual = || leaf_container::runtime_of_this_host() == Runtime::Systemd && client.socket().exists();
+    settings.nix.by_helper.unwrap_or_else(usual).then_some(client)
+}
+
+fn by_helper(client: Client) -> Launch {
+    Launch::ByHelper {
+        carry_out: Arc::new(move |op| {
+            let client = client.clone();
+            Box::pin(async move { client.carry_out(&op).await })
+        }),
+        slice: "/sys/fs/cgroup/system.slice".into(),
+    }
+}
+
 /// Takes away what is on the disk of jobs that the leaf does not know, and ends those of them that run. To be called
 /// before the first job is started.
 pub async fn tidy_jobs(nix: &Nix, known: BTreeSet<JobId>) {
-    let sweeper = nix.clone();
-    let swept = match tokio::task::spawn_blocking(move || sweeper.sweep(&known)).await {
-        Ok(Ok(swept)) => swept,
-        Ok(Err(error)) => return tracing::warn!(error = chain(&error), "the files of old jobs stay"),
+    let swept = match nix.sweep(&known).await {
+        Ok(swept) => swept,
         Err(error) => return tracing::warn!(error = chain(&error), "the files of old jobs stay"),
     };
     for id in swept.running {
         tracing::warn!(%id, "a job runs that this leaf does not know; it is ended");
         let ended = match nix.cancel(id).await {
-            Ok(()) => nix.forget(id).and_then(|()| nix.release(id)),
+            Ok(()) => nix.forget(id).await.and_then(|()| nix.release(id)),
             Err(error) => Err(error),
         };
         if let Err(error) = ended {

@@ -195,6 +195,10 @@ pub struct Nix {
     pub timeout_seconds: u32,
     /// Nix settings for every job, as `--option NAME VALUE`.
     pub options: BTreeMap<String, String>,
+    /// Whether the service `leaf-helper` runs the jobs, each as the user `leaf-job` in a unit of its own. If not given: where
+    /// leafd is not root, and the service and systemd are there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by_helper: Option<bool>,
 }
 
 impl Default for Nix {
@@ -205,6 +209,7 @@ impl Default for Nix {
             max_queued_jobs: 100,
             timeout_seconds: 7200,
             options: BTreeMap::new(),
+            by_helper: None,
         }
     }
 }

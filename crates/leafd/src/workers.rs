@@ -365,16 +365,11 @@ impl Workers {
     /// Takes away what is on the disk of jobs that the leaf does not remember any more: logs and GC roots.
     pub fn forget_jobs(&mut self, forgotten: Vec<JobId>) {
         let Ok(nix) = self.nix.clone() else { return };
-        self.tasks.run(async move {
-            let work = tokio::task::spawn_blocking(move || {
-                for id in forgotten {
-                    if let Err(error) = nix.forget(id).and_then(|()| nix.release(id)) {
-                        tracing::warn!(%id, error = &error as &dyn std::error::Error, "a job's files stay");
-                    }
+        self.steps.run(async move {
+            for id in forgotten {
+                if let Err(error) = nix.forget(id).await.and_then(|()| nix.release(id)) {
+                    tracing::warn!(%id, error = &error as &dyn std::error::Error, "a job's files stay");
                 }
-            });
-            if work.await.is_err() {
-                tracing::warn!("the files of old jobs stay: who removes them ended unexpectedly");
             }
         });
     }

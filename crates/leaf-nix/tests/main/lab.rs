@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use leaf_core::id::JobId;
 use leaf_core::job::{BuildTask, Installable};
-use leaf_nix::{JobNews, Nix, Outcome, RunningJob, Settings};
+use leaf_nix::{JobNews, Launch, Nix, Outcome, RunningJob, Settings};
 use uuid::Uuid;
 
 pub(crate) type TestFn = fn() -> Pin<Box<dyn Future<Output = ()>>>;
@@ -81,14 +81,22 @@ impl Lab {
         let runner = std::env::current_exe().expect("this program");
         let mut settings = Settings::new(dir, roots, runner, vec!["nix-job".into()]);
         settings.nix_options = Self::options();
-        settings.cgroup =
-            leaf_nix::default_cgroup().map(|path| path.with_file_name(format!("{unique}.slice")));
+        let cgroup = leaf_nix::default_cgroup().map(|path| path.with_file_name(format!("{unique}.slice")));
+        settings.launch = Launch::Own { cgroup };
         Self {
             dir: dir.to_owned(),
             nix: Nix::new(settings.clone()),
             settings,
             unique,
             owned: false,
+        }
+    }
+
+    /// Where the jobs have their cgroups.
+    pub(crate) fn cgroup(&self) -> Option<&Path> {
+        match &self.settings.launch {
+            Launch::Own { cgroup } => cgroup.as_deref(),
+            Launch::ByHelper { .. } => None,
         }
     }
 
@@ -223,7 +231,7 @@ impl Drop for Lab {
         }
         let _ = std::fs::remove_dir_all(&self.dir);
         let _ = std::fs::remove_dir_all(&self.settings.gc_roots_dir);
-        if let Some(cgroup) = &self.settings.cgroup {
+        if let Some(cgroup) = self.cgroup() {
             for job in std::fs::read_dir(cgroup).into_iter().flatten().flatten() {
                 let _ = std::fs::write(job.path().join("cgroup.kill"), "1");
                 let _ = std::fs::remove_dir(job.path());

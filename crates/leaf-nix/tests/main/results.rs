@@ -70,9 +70,9 @@ async fn a_build_tells_all_of_its_result_and_again_when_nothing_is_to_be_built()
         "{roots}"
     );
     lab.nix.release(id).expect("released");
-    lab.nix.forget(id).expect("forgotten");
+    lab.nix.forget(id).await.expect("forgotten");
     assert!(matches!(lab.nix.read_log(id, 0, 10), Err(NixError::NoJob(_))));
-    let swept = lab.nix.sweep(&Default::default()).expect("swept");
+    let swept = lab.nix.sweep(&Default::default()).await.expect("swept");
     assert_eq!((swept.removed.len(), swept.running.len()), (1, 0));
 }
 

@@ -64,8 +64,14 @@ async fn a_job_outlives_the_daemon_and_is_found_again() {
     let Found::Running(mut job) = lab.nix.find(id).await.expect("found") else {
         panic!("it runs")
     };
-    assert!(matches!(lab.nix.forget(id), Err(leaf_nix::NixError::Runs(_))));
-    assert_eq!(lab.nix.sweep(&Default::default()).expect("swept").running, [id]);
+    assert!(matches!(
+        lab.nix.forget(id).await,
+        Err(leaf_nix::NixError::Runs(_))
+    ));
+    assert_eq!(
+        lab.nix.sweep(&Default::default()).await.expect("swept").running,
+        [id]
+    );
     says(&mut job, "begun").await;
     assert!(matches!(job.ended().await, Outcome::Succeeded(_)));
     let Found::Ended(Outcome::Succeeded(result)) = lab.nix.find(id).await.expect("found") else {
@@ -99,7 +105,7 @@ async fn a_job_that_ended_while_the_daemon_was_dead_is_found_with_its_outcome() 
     };
     assert_eq!(outcome.phase(), JobPhase::Failed);
     assert!(outcome.error().expect("a reason").contains("exit code 7"));
-    if let Some(cgroup) = &lab.settings.cgroup {
+    if let Some(cgroup) = lab.cgroup() {
         assert!(!cgroup.join(id.to_string()).exists());
     }
 }
