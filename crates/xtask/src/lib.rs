@@ -17,6 +17,7 @@ mod leaf;
 mod nats_server;
 mod nix_checks;
 mod setup;
+mod soak;
 mod static_init;
 mod tally;
 mod test;
@@ -37,6 +38,7 @@ enum Task {
     Demo(demo::Demo),
     Host(host::HostTask),
     Bench(bench::Bench),
+    Soak(soak::Soak),
     Docs(docs::Docs),
     Check(check::Check),
 }
@@ -49,6 +51,7 @@ pub fn main() -> ExitCode {
         Task::Demo(args) => args.run(),
         Task::Host(args) => args.run(),
         Task::Bench(args) => args.run(),
+        Task::Soak(args) => args.run(),
         Task::Docs(args) => args.run(),
         Task::Check(args) => args.run(),
     };
