@@ -8,6 +8,7 @@ mod devices;
 mod folders;
 mod identity;
 mod link;
+mod looks;
 mod networks;
 mod power_cut;
 
@@ -23,6 +24,9 @@ const AT_ONCE: usize = 2;
 type Outcome = Result<(), Failed>;
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(looks::PROBE) {
+        return looks::probe();
+    }
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(AT_ONCE);
     let ready = std::env::var_os(READY_VARIABLE).is_some();
@@ -37,6 +41,7 @@ fn main() -> ExitCode {
         folders::TRIALS,
         identity::TRIALS,
         link::TRIALS,
+        looks::TRIALS,
         networks::TRIALS,
         power_cut::TRIALS,
     ];
