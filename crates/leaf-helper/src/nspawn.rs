@@ -47,9 +47,7 @@ impl Helper {
             Runtime::Systemd if pairs => {
                 arguments.push(format!("--network-interface={}:eth0", peer_link(&spec.name)));
             }
-            // Renamed by systemd-nspawn itself: one that was renamed by another it can't give back in the end, and then it
-            // says 1 whatever the container's exit code was.
-            Runtime::Systemd => arguments.push(format!("--network-interface={}:eth0", peer_link(&spec.name))),
+            Runtime::Systemd => arguments.push(format!("--network-interface={}", peer_link(&spec.name))),
             // `--network-interface=` takes only what udev has seen, and there may be no udev here: the link is handed over
             // by the supervisor.
             Runtime::Nspawn => {}
