@@ -113,6 +113,8 @@ impl Helper {
                 if *nats_port == 0 {
                     return Err(Error::Refused("0 is not a port that can be opened".into()));
                 }
+                // What systemd starts goes by these settings, from the next start on.
+                self.keep_record()?;
                 self.prepare_network(*leaf_address, *nats_port).await
             }
             HostOp::CreateContainer {

@@ -41,7 +41,7 @@ pub(crate) fn install(tools: &Tools, profile: Profile) -> Result<PathBuf> {
     let (built, tree) = (target().join(built), target().join(tree));
     let bin = tree.join("bin");
     fs::create_dir_all(&bin).with_context(|| format!("can't make {}", bin.display()))?;
-    for program in ["leafd", "leafctl", "leaf-helper"] {
+    for program in ["leafd", "leafctl", "leaf-helper", "cim-leaf-generator"] {
         place(&built.join(program), &bin.join(program))?;
     }
     place(&init, &bin.join("leaf-init"))?;

@@ -183,7 +183,13 @@ fn lay_out(package: &Path, units: &Path, tree: &Path) -> Result<()> {
     let prefix = tree.join(PREFIX);
     let bin = prefix.join("bin");
     fs::create_dir_all(&bin).with_context(|| format!("can't make {}", bin.display()))?;
-    for program in ["leafd", "leafctl", "leaf-helper", "leaf-init"] {
+    for program in [
+        "leafd",
+        "leafctl",
+        "leaf-helper",
+        "leaf-init",
+        "cim-leaf-generator",
+    ] {
         // What a debugger wants is nine tenths of them.
         output(
             Command::new("strip")
@@ -193,6 +199,11 @@ fn lay_out(package: &Path, units: &Path, tree: &Path) -> Result<()> {
                 .arg(package.join("bin").join(program)),
         )?;
     }
+    // systemd looks for generators there (systemd.generator(7)).
+    let generators = tree.join("usr/lib/systemd/system-generators");
+    fs::create_dir_all(&generators).with_context(|| format!("can't make {}", generators.display()))?;
+    fs::copy(bin.join("cim-leaf-generator"), generators.join("cim-leaf"))
+        .context("can't copy the generator")?;
     let share = package.join("share");
     each_file(&share, &mut |file| {
         let path = file.strip_prefix(&share).expect("it is below the folder");
@@ -353,7 +364,13 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let package = folder.path().join("package");
         let program = crate::command::find("true").expect("every system has it");
-        for name in ["leafd", "leafctl", "leaf-helper", "leaf-init"] {
+        for name in [
+            "leafd",
+            "leafctl",
+            "leaf-helper",
+            "leaf-init",
+            "cim-leaf-generator",
+        ] {
             place(
                 &package.join("bin").join(name),
                 &read(&program).expect("a program"),
