@@ -271,8 +271,8 @@ impl Host {
     }
 
     pub(crate) fn run(&self, name: &ContainerName) -> Option<ObservedRun> {
-        self.containers
-            .observe_one(name)
+        // Below systemd it waits for D-Bus.
+        tokio::task::block_in_place(|| self.containers.observe_one(name))
             .expect("a look")
             .map(|seen| seen.run)
     }

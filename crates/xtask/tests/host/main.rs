@@ -8,6 +8,7 @@ mod devices;
 mod folders;
 mod identity;
 mod link;
+mod network;
 mod looks;
 mod networks;
 mod power_cut;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         folders::TRIALS,
         identity::TRIALS,
         link::TRIALS,
+        network::TRIALS,
         looks::TRIALS,
         networks::TRIALS,
         power_cut::TRIALS,

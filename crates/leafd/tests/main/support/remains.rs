@@ -115,7 +115,9 @@ fn clear_containers(leaf: &LeafName, pool: &str) {
     let address = pool
         .split_once(".0.0/")
         .map(|(start, _)| format!("{start}.0.1/32"));
-    quietly("nft", &["delete", "table", "inet", &format!("leaf_{leaf}")]);
+    for family in ["inet", "arp"] {
+        quietly("nft", &["delete", "table", family, &format!("leaf_{leaf}")]);
+    }
     quietly("ip", &["addr", "del", &address.unwrap_or_default(), "dev", "lo"]);
     let _ = fs::remove_dir_all(&paths.run);
     let _ = fs::remove_dir_all(&paths.state);
