@@ -91,9 +91,9 @@ in
     message = "services.cim-leaf.containers.addressPool: \"${containers.addressPool}\" must be a private /16 network such as 10.233.0.0/16.";
   }
   {
-    assertion = containers.enable -> cfg.user == "root";
+    assertion = builtins.all (path: isAbsolute path && !inStore path) (containers.bindFolders ++ containers.secretFolders);
     message =
-      "services.cim-leaf.user: with containers leafd must still run as root, since it carries out the operations on the "
-      + "host in its own process; leave user alone, or set containers.enable = false.";
+      "services.cim-leaf.containers: bindFolders and secretFolders must be absolute paths outside of the Nix store, "
+      + "but are ${toString (containers.bindFolders ++ containers.secretFolders)}.";
   }
 ]

@@ -39,18 +39,6 @@ in
       '';
     };
 
-    user = mkOption {
-      type = types.str;
-      default = if cfg.containers.enable then "root" else "leafd";
-      defaultText = lib.literalExpression ''if config.services.cim-leaf.containers.enable then "root" else "leafd"'';
-      example = "leafd";
-      description = ''
-        The user that leafd runs as. It needs no rights of its own, with one exception: the operations that containers
-        need are still carried out in leafd's own process, so with containers it must be `root`. The user `leafd` is
-        made by this module, any other must be there.
-      '';
-    };
-
     stateDir = mkOption {
       type = types.str;
       default = "/var/lib/cim-leaf";
@@ -217,7 +205,7 @@ in
     };
 
     containers = {
-      enable = mkEnableOption "containers on this leaf. leafd then runs as root";
+      enable = mkEnableOption "containers on this leaf. leafd asks the service leaf-helper for what needs root";
 
       addressPool = mkOption {
         type = types.str;
@@ -238,6 +226,23 @@ in
         default = 30;
         example = 120;
         description = "How long a container may take to stop before it is ended, in seconds.";
+      };
+
+      bindFolders = mkOption {
+        type = types.listOf types.str;
+        default = [ ];
+        example = [ "/srv/data" ];
+        description = ''
+          The folders of the host that containers may be given, or parts of them: what a container's spec binds must be in or
+          below one of these. leaf-helper holds every spec against them, whoever sends it.
+        '';
+      };
+
+      secretFolders = mkOption {
+        type = types.listOf types.str;
+        default = [ ];
+        example = [ "/run/secrets" ];
+        description = "The folders of the host that the files of containers' secrets must be in or below.";
       };
 
       templates = mkOption {

@@ -1,4 +1,4 @@
-# What the system makes of the options: the settings file, the user, the unit.
+# What the system makes of the options: the settings files, the users, the units.
 {
   config,
   lib,
@@ -7,10 +7,25 @@
 }:
 let
   cfg = config.services.cim-leaf;
-  isRoot = cfg.user == "root";
   withContainers = cfg.containers.enable;
 
+  # One place for all who run a leaf: the files that the test host takes as they are.
+  inherit (import ./units.nix { inherit (cfg) package; }) unit lines;
+  leafd = unit ./units/leafd.service;
+  helper = unit ./units/leaf-helper.service;
+  socket = unit ./units/leaf-helper.socket;
+  words = lib.splitString " ";
+  # What is set once, and what is set several times.
+  several = value: lib.toList value;
+
   toml = import ./toml.nix (import ./settings.nix cfg);
+  helperToml = import ./toml.nix (
+    import ./helper.nix cfg {
+      systemd = config.systemd.package;
+      inherit (pkgs) nftables;
+      git = pkgs.gitMinimal;
+    }
+  );
 
   # The daemon's own checker reads the file while the system is built, so a wrong setting never reaches a host. It can't
   # be run where the system is built on a machine of another kind.
@@ -30,120 +45,41 @@ let
     "nats.pem" = cfg.nats.certFile;
     "nats.key" = cfg.nats.keyFile;
   };
-
-  # Both kinds of unit.
-  hardening = {
-    ProtectSystem = "strict";
-    ProtectHome = true;
-    ProtectKernelModules = true;
-    PrivateTmp = true;
-    UMask = "0077";
-  };
-
-  # What leafd is meant to be: a process without rights. True today on a leaf without containers.
-  unprivileged = {
-    CapabilityBoundingSet = "";
-    AmbientCapabilities = "";
-    NoNewPrivileges = true;
-    DevicePolicy = "closed";
-    LockPersonality = true;
-    MemoryDenyWriteExecute = true;
-    PrivateDevices = true;
-    PrivateUsers = !isRoot;
-    ProcSubset = "all"; # the hardware is read in /proc as well
-    ProtectClock = true;
-    ProtectControlGroups = true;
-    ProtectHostname = true;
-    ProtectKernelLogs = true;
-    ProtectKernelTunables = true;
-    ProtectProc = "invisible";
-    RemoveIPC = true;
-    # NATS; the Nix daemon and systemd; udev and routes
-    RestrictAddressFamilies = [
-      "AF_INET"
-      "AF_INET6"
-      "AF_UNIX"
-      "AF_NETLINK"
-    ];
-    RestrictNamespaces = true;
-    RestrictRealtime = true;
-    RestrictSUIDSGID = true;
-    SystemCallArchitectures = "native";
-    SystemCallFilter = [
-      "@system-service"
-      "~@privileged"
-    ];
-  };
-
-  # With containers leafd carries out the host operations in its own process, systemd-nspawn runs below it, and what is
-  # in a container inherits what is set here. So all that follows is missing, and comes back when leaf-helper is a unit of
-  # its own: NoNewPrivileges (a container's own setuid programs), the closed /proc, /sys and devices (nspawn mounts
-  # them anew, which the kernel refuses below an overmounted one), the closed cgroups (leaf-helper makes
-  # `cim-leaf.slice/LEAF/NAME` there), the host name (each container sets its own), the namespaces, and every filter of
-  # system calls.
-  # What is kept is the bound on capabilities: those that systemd-nspawn leaves a container, and what networks need.
-  privileged = {
-    CapabilityBoundingSet = [
-      "CAP_AUDIT_CONTROL"
-      "CAP_AUDIT_WRITE"
-      "CAP_CHOWN"
-      "CAP_DAC_OVERRIDE"
-      "CAP_DAC_READ_SEARCH"
-      "CAP_FOWNER"
-      "CAP_FSETID"
-      "CAP_IPC_OWNER"
-      "CAP_KILL"
-      "CAP_LEASE"
-      "CAP_LINUX_IMMUTABLE"
-      "CAP_MKNOD"
-      "CAP_NET_ADMIN"
-      "CAP_NET_BIND_SERVICE"
-      "CAP_NET_BROADCAST"
-      "CAP_NET_RAW"
-      "CAP_SETFCAP"
-      "CAP_SETGID"
-      "CAP_SETPCAP"
-      "CAP_SETUID"
-      "CAP_SYS_ADMIN"
-      "CAP_SYS_BOOT"
-      "CAP_SYS_CHROOT"
-      "CAP_SYS_NICE"
-      "CAP_SYS_PTRACE"
-      "CAP_SYS_RESOURCE"
-      "CAP_SYS_TTY_CONFIG"
-    ];
-    ReadWritePaths = [
-      "/run" # systemd-nspawn's own, and the lock of nixos-container
-      "/etc/nixos-containers"
-      "/var/lib/nixos-containers"
-      "/nix/var/nix/gcroots/per-container"
-    ];
-  };
 in
 {
   config = lib.mkIf cfg.enable {
     services.cim-leaf.settingsFile = settingsFile;
 
     environment.systemPackages = [ cfg.package ];
-    environment.etc."cim-leaf/leafd.toml".source = cfg.settingsFile;
+    environment.etc = {
+      "cim-leaf/leafd.toml".source = cfg.settingsFile;
+      # Root's alone, as all of /etc: what leafd may ask for is bounded here.
+      "cim-leaf/helper.toml".text = helperToml;
+    };
 
-    users = lib.mkIf (cfg.user == "leafd") {
-      users.leafd = {
+    # As units/sysusers.conf has them.
+    users.users = {
+      leafd = {
         isSystemUser = true;
         group = "leafd";
         home = cfg.stateDir;
         description = "Leaf daemon";
       };
-      groups.leafd = { };
+      leaf-job = {
+        isSystemUser = true;
+        group = "leaf-job";
+        home = "/var/lib/cim-leaf-jobs";
+        description = "Nix jobs of a leaf";
+      };
+    };
+    users.groups = {
+      leafd = { };
+      leaf-job = { };
     };
 
     systemd.tmpfiles.rules =
-      lib.optional (cfg.stateDir != "/var/lib/cim-leaf") "d ${cfg.stateDir} 0700 ${cfg.user} - -"
-      ++ lib.optionals withContainers [
-        "d /etc/nixos-containers 0755 root root -"
-        "d /var/lib/nixos-containers 0700 root root -"
-        "d /nix/var/nix/gcroots/per-container 0755 root root -"
-      ];
+      lines ./units/tmpfiles.conf
+      ++ lib.optional (cfg.stateDir != "/var/lib/cim-leaf") "d ${cfg.stateDir} 0700 leafd leafd -";
 
     # From a container's veth, the leaf's own server is the only thing that answers; leaf-helper's own rules say so, and
     # the host's firewall must not be stricter.
@@ -151,56 +87,48 @@ in
       ${if config.networking.nftables.enable then "ve-*" else "ve-+"}.allowedTCPPorts = [ cfg.nats.embedded.port ];
     };
 
+    # After a boot it makes the units of the containers that the helper knows.
+    systemd.generators = lib.mkIf withContainers {
+      cim-leaf = "${cfg.package}/bin/cim-leaf-generator";
+    };
+
+    systemd.sockets.leaf-helper = {
+      description = socket.Unit.Description;
+      wantedBy = words socket.Install.WantedBy;
+      socketConfig = socket.Socket;
+    };
+
+    systemd.services.leaf-helper = {
+      description = helper.Unit.Description;
+      requires = words helper.Unit.Requires;
+      after = words helper.Unit.After;
+      # Containers and operations outlive a change of the system; the next call starts the new one.
+      stopIfChanged = false;
+      path = [
+        config.systemd.package
+        pkgs.nftables
+      ];
+      serviceConfig = helper.Service;
+    };
+
     systemd.services.leafd = {
       description = "Leaf ${cfg.name} of a Composable Information Machine";
-      wantedBy = [ "multi-user.target" ];
-      # It works while the network is gone, so it waits for none.
-      after = [
-        "network.target"
-        "nix-daemon.socket"
-        "systemd-udevd.service"
+      wantedBy = words leafd.Install.WantedBy;
+      wants = words leafd.Unit.Wants;
+      after = words leafd.Unit.After;
+      path = [
+        cfg.nix.package
+        pkgs.gitMinimal # Nix fetches flakes with it
       ];
-      path =
-        [
-          cfg.nix.package
-          pkgs.gitMinimal # Nix fetches flakes with it
-        ]
-        ++ lib.optionals withContainers [
-          config.systemd.package
-          pkgs.iproute2
-          pkgs.nftables
-        ];
-      environment = {
-        XDG_CACHE_HOME = "/var/cache/cim-leaf";
-        # As root, Nix would write the store itself, which is read-only for this unit.
-        NIX_REMOTE = "daemon";
-      };
 
       serviceConfig =
-        {
-          Type = "notify";
+        leafd.Service
+        // {
           ExecStart = "${cfg.package}/bin/leafd run --config ${cfg.settingsFile}";
-          User = cfg.user;
           LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") credentials;
-
-          Restart = "on-failure";
-          RestartSec = 2;
-          WatchdogSec = 30;
-          TimeoutStartSec = 120;
-          TimeoutStopSec = 90;
-          # Only leafd is stopped, and it stops its NATS server: containers and jobs outlive it and are found again.
-          KillMode = "process";
-
-          StateDirectory = "cim-leaf";
-          StateDirectoryMode = "0700";
-          CacheDirectory = "cim-leaf";
-          RuntimeDirectory = "cim-leaf";
-          RuntimeDirectoryPreserve = true;
         }
-        // hardening
-        // (if withContainers then privileged else unprivileged)
         // lib.optionalAttrs (cfg.stateDir != "/var/lib/cim-leaf") {
-          ReadWritePaths = [ cfg.stateDir ] ++ lib.optionals withContainers privileged.ReadWritePaths;
+          ReadWritePaths = several leafd.Service.ReadWritePaths ++ [ cfg.stateDir ];
         };
     };
   };

@@ -50,6 +50,9 @@ let
     else
       {
         unit = config.systemd.units."leafd.service".text;
+        helper = config.systemd.units."leaf-helper.service".text;
+        socket = config.systemd.units."leaf-helper.socket".text;
+        helper_settings = builtins.unsafeDiscardStringContext config.environment.etc."cim-leaf/helper.toml".text;
         settings = builtins.unsafeDiscardStringContext config.services.cim-leaf.settingsFile.env.toml;
         check = config.services.cim-leaf.settingsFile.text;
         kernel_modules = config.boot.initrd.availableKernelModules;
@@ -109,7 +112,18 @@ let
         (has name host.unit "Type=notify")
         (has name host.unit "WatchdogSec=30")
         (has name host.unit "ProtectSystem=strict")
-        (has name host.unit "KillMode=process")
+        (has name host.unit "KillMode=mixed")
+        (has name host.unit "User=leafd")
+        (has name host.unit "NoNewPrivileges=yes")
+        (has name host.unit "CapabilityBoundingSet=")
+        (hasNot name host.unit "CAP_")
+        (has name host.helper "RestrictAddressFamilies=AF_UNIX AF_NETLINK")
+        (has name host.socket "SocketUser=leafd")
+        (has name host.socket "SocketMode=0600")
+        {
+          name = "${name}'s helper serves the same leaf";
+          holds = (builtins.fromTOML host.helper_settings).leaf == name;
+        }
         {
           name = "${name}'s settings name it";
           holds = (builtins.fromTOML host.settings).name == name;
@@ -121,16 +135,13 @@ let
       ]) hosts
     )
     ++ [
-      (has "a leaf with containers" hosts.example.unit "User=root")
       {
         name = "the example host boots from the disk of its report";
         holds = builtins.elem "nvme" hosts.example.kernel_modules;
       }
       (has "a leaf without containers" (text quiet).unit "User=leafd")
-      (has "a leaf without containers" (text quiet).unit "NoNewPrivileges=true")
       (has "a leaf without containers" (text quiet).unit "CapabilityBoundingSet=")
       (has "a leaf without containers" (text quiet).unit "LoadCredential=nats.creds:/run/secrets/leafd.creds")
-      (hasNot "a leaf without containers" (text quiet).unit "CAP_")
       {
         name = "a leaf without containers has a user of its own";
         holds = quiet.config.users.users.leafd.isSystemUser && quiet.config.users.users.leafd.group == "leafd";

@@ -16,7 +16,6 @@ let
   samples = {
     embedded = values;
     containers = merge values {
-      user = "root";
       containers.enable = true;
       hardware.facterReport = "/etc/nixos/facter.json";
       hardware.facterProgram = "/run/current-system/sw/bin/nixos-facter";

@@ -2,7 +2,6 @@
 {
   package = "/nix/store/00000000000000000000000000000000-cim-leaf";
   name = "edge-1";
-  user = "leafd";
   stateDir = "/var/lib/cim-leaf";
   log = "info";
   nats = {
@@ -34,6 +33,8 @@
   };
   containers = {
     enable = false;
+    bindFolders = [ ];
+    secretFolders = [ ];
     addressPool = "10.233.0.0/16";
     readyTimeoutSeconds = 60;
     stopTimeoutSeconds = 30;

@@ -123,7 +123,7 @@ impl LogWriter {
                 OpenOptions::new()
                     .create(true)
                     .append(true)
-                    .mode(0o600)
+                    .mode(0o644)
                     .open(part_path(&self.folder, self.begin))?,
             ),
         };

@@ -88,9 +88,16 @@ in
     ];
     expected = builtins.genList (_: "containers.addressPool") 9;
   };
-  "containers without root are refused, as long as leafd is its own helper" = {
-    expr = refused (values // { containers = values.containers // { enable = true; }; });
-    expected = [ "user" ];
+  "containers are taken, and folders of theirs that are relative or in the store are refused" = {
+    expr = builtins.concatMap (folder: refused (values // { containers = values.containers // { enable = true; } // folder; })) [
+      { bindFolders = [ "/srv" ]; }
+      { bindFolders = [ "srv" ]; }
+      { secretFolders = [ "/nix/store/x" ]; }
+    ];
+    expected = [
+      "containers"
+      "containers"
+    ];
   };
   "a state folder that is relative is refused" = {
     expr = refused (values // { stateDir = "cim-leaf"; });

@@ -1,0 +1,18 @@
+# Returns the settings of leaf-helper (an attribute set in the shape of `helper.toml`) for the values of the options, and the
+# programs of the system: `{ systemd, nftables, git }`.
+#
+# Pure, as settings.nix.
+cfg: programs: {
+  leaf = cfg.name;
+  client = "leafd";
+  leaf_init = "${cfg.package.leaf-init or cfg.package}/bin/leaf-init";
+  address_pool = cfg.containers.addressPool;
+  nspawn = "${programs.systemd}/bin/systemd-nspawn";
+  nft = "${programs.nftables}/bin/nft";
+  bind_folders = cfg.containers.bindFolders;
+  secret_folders = cfg.containers.secretFolders;
+  jobs = {
+    program = "${cfg.package}/bin/leafd";
+    path = "${cfg.nix.package}/bin:${programs.git}/bin";
+  };
+}

@@ -1,0 +1,64 @@
+{ throws, ... }:
+let
+  units = import ../../../nixos-modules/leaf/units.nix { package = "/package"; };
+  folder = ../../../nixos-modules/leaf/units;
+  leafd = units.unit (folder + "/leafd.service");
+  helper = units.unit (folder + "/leaf-helper.service");
+in
+{
+  "leafd is a user of its own, without any capability" = {
+    expr = {
+      inherit (leafd.Service)
+        User
+        CapabilityBoundingSet
+        NoNewPrivileges
+        ProtectSystem
+        Type
+        ExecStart
+        ;
+    };
+    expected = {
+      User = "leafd";
+      CapabilityBoundingSet = "";
+      NoNewPrivileges = "yes";
+      ProtectSystem = "strict";
+      Type = "notify";
+      ExecStart = "/package/bin/leafd run --config /etc/cim-leaf/leafd.toml";
+    };
+  };
+  "the helper speaks to unix sockets and netlink, and to nothing else" = {
+    expr = helper.Service.RestrictAddressFamilies;
+    expected = "AF_UNIX AF_NETLINK";
+  };
+  "the socket is open to leafd alone" = {
+    expr = { inherit ((units.unit (folder + "/leaf-helper.socket")).Socket) SocketUser SocketMode ListenStream; };
+    expected = {
+      SocketUser = "leafd";
+      SocketMode = "0600";
+      ListenStream = "/run/cim-leaf/helper.sock";
+    };
+  };
+  "a key that is set more than once keeps all its values in order" = {
+    expr = units.parse ("# a comment\n[Service]\nA=1\nB=x=y\nA=\nA=3\n");
+    expected = {
+      Service = {
+        A = [
+          "1"
+          ""
+          "3"
+        ];
+        B = "x=y";
+      };
+    };
+  };
+  "what is no line of a unit is refused" = {
+    expr = map (text: throws (units.parse text)) [
+      "A=1\n"
+      "[Service]\nnonsense\n"
+    ];
+    expected = [
+      true
+      true
+    ];
+  };
+}
