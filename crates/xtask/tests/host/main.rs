@@ -12,6 +12,7 @@ mod network;
 mod looks;
 mod networks;
 mod power_cut;
+mod split;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         looks::TRIALS,
         networks::TRIALS,
         power_cut::TRIALS,
+        split::TRIALS,
     ];
     let trials = modules.into_iter().flatten().map(|(name, run)| {
         let run = *run;
