@@ -8,7 +8,7 @@ use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
@@ -185,30 +185,33 @@ fn open_allowed(allowed: &[PathBuf], path: &str, what: &str, setting: &str) -> R
         rustix::fs::openat(rustix::fs::CWD, folder, flags | OFlags::DIRECTORY, Mode::empty()).map_err(
             Error::io(format!("{what}: open the allowed folder {}", folder.display())),
         )?;
-    let rest = if rest.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        rest
-    };
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let fd = loop {
-        match rustix::fs::openat2(&root, rest, flags, Mode::empty(), resolve) {
-            Ok(fd) => break fd,
-            // Something was renamed meanwhile (openat2(2)).
-            Err(Errno::AGAIN) => {}
-            Err(Errno::LOOP | Errno::XDEV) => {
-                return Err(Error::Refused(format!(
-                    "{what}: {path} has a symbolic link on its way, which is not followed; name where it leads"
-                )));
-            }
+    // One name at a time, none of them `..` and none through a link: so it can't lead out. (openat2(2) could do it at
+    // once, and is closed to a service that may make no setuid programs.)
+    let mut fd = root;
+    for part in rest {
+        let stat = look(&fd, what, path)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            return Err(Error::Refused(format!("{what}: {path} is not there")));
+        }
+        fd = match rustix::fs::openat(&fd, part, flags | OFlags::NOFOLLOW, Mode::empty()) {
+            Ok(next) => next,
             Err(Errno::NOENT | Errno::NOTDIR) => {
                 return Err(Error::Refused(format!("{what}: {path} is not there")));
             }
             Err(e) => return Err(Error::io(format!("{what}: open {path}"))(e)),
+        };
+        if FileType::from_raw_mode(look(&fd, what, path)?.st_mode) == FileType::Symlink {
+            return Err(Error::Refused(format!(
+                "{what}: {path} has a symbolic link on its way, which is not followed; name where it leads"
+            )));
         }
-    };
-    let stat = rustix::fs::fstat(&fd).map_err(Error::io(format!("{what}: look at {path}")))?;
+    }
+    let stat = look(&fd, what, path)?;
     Ok((fd, FileType::from_raw_mode(stat.st_mode)))
+}
+
+fn look(fd: &OwnedFd, what: &str, path: &str) -> Result<rustix::fs::Stat> {
+    rustix::fs::fstat(fd).map_err(Error::io(format!("{what}: look at {path}")))
 }
 
 /// Mounts what was opened in a folder, without the mounts below it.

@@ -12,6 +12,7 @@ use leaf_core::container::Exit;
 use leaf_core::error::chain;
 use leaf_core::host_op::{RunSpec, RunStatus, Runtime};
 use leaf_core::id::ContainerName;
+use leaf_core::spec::RestartWhen;
 
 use crate::Helper;
 use crate::create::{check_switch, check_toplevel};
@@ -25,6 +26,8 @@ use crate::{cgroup, network, nspawn, systemd};
 const STARTED: &str = "started.json";
 /// The version of systemd since which systemd-nspawn can give a link another name, and gives it back at the end.
 const PAIRS_SINCE: u32 = 254;
+/// What says that the last run lasted.
+const LASTED: &str = "lasted";
 /// How long a switch inside a container may take.
 const SWITCH: Duration = Duration::from_secs(540);
 
@@ -33,20 +36,10 @@ impl Helper {
     pub(crate) async fn launch(&self, name: &ContainerName) -> Result<Infallible> {
         self.check_host()?;
         let run = self.run_folder(name)?;
-        let before = self.status(&run).ok().flatten();
-        let mut status = RunStatus {
-            supervisor_pid: std::process::id(),
-            started_at: Timestamp::now(),
-            start_digest: String::new(),
-            oom_kills: 0,
-            leader_pid: None,
-            ready_at: None,
-            exit: None,
-            error: None,
-        };
+        let mut status = new_status();
         // What the last run said is no answer to this start.
         write_status(&run, &status)?;
-        let outcome = self.try_launch(name, &run, &mut status, before).await;
+        let outcome = self.try_launch(name, &run, &mut status).await;
         if let Err(e) = &outcome {
             status.error = Some(chain(&e));
             write_status(&run, &status)?;
@@ -59,7 +52,6 @@ impl Helper {
         name: &ContainerName,
         run: &Folder,
         status: &mut RunStatus,
-        before: Option<RunStatus>,
     ) -> Result<Infallible> {
         let confs = Folder::make_root(&self.paths.confs, 0o755)?;
         let spec = match self.owns(&confs, name)? {
@@ -77,7 +69,7 @@ impl Helper {
         write_status(run, status)?;
         run.write(STARTED, &json(&spec), 0o600)?;
         self.sweep_below_systemd(&spec).await?;
-        self.begin_count_anew(&spec, before).await;
+        self.begin_count_anew(run, name).await?;
         network::make_link(name, spec.network).await?;
         self.admit(name).await?;
         let inputs = self.prepare_inputs(name, &spec.options)?;
@@ -104,17 +96,39 @@ impl Helper {
         ))
     }
 
-    /// After a run that lasted, a restart is not put off as long as after many that did not: systemd counts them anew.
-    async fn begin_count_anew(&self, spec: &RunSpec, before: Option<RunStatus>) {
-        let Some(before) = before.filter(|before| before.exit.is_some()) else {
-            return;
-        };
-        let lasted = Timestamp::now().duration_since(before.started_at);
-        if lasted.as_secs() > 2 * i64::from(spec.options.restart.max_delay_seconds)
-            && let Err(e) = systemd::forget_failure(&Runtime::unit(&spec.name)).await
+    /// Marks a run that was ready, and that lasted, as one after which systemd is to count the restarts anew: the next one
+    /// is not to be put off as long as after many that did not last.
+    async fn mark_whether_it_lasted(
+        &self,
+        run: &Folder,
+        spec: &RunSpec,
+        started_at: Timestamp,
+    ) -> Result<()> {
+        run.remove_file(LASTED)?;
+        let restart = &spec.options.restart;
+        if restart.when == RestartWhen::Never {
+            return Ok(());
+        }
+        let ready_at = systemd::active_since(&Runtime::unit(&spec.name)).await?;
+        let enough = 2 * i64::from(restart.max_delay_seconds);
+        if let Some(ready_at) = ready_at
+            && ready_at >= started_at
+            && Timestamp::now().duration_since(ready_at).as_secs() > enough
         {
+            run.touch(LASTED, 0o600)?;
+        }
+        Ok(())
+    }
+
+    /// Has systemd count the restarts anew, if the last run lasted.
+    async fn begin_count_anew(&self, run: &Folder, name: &ContainerName) -> Result<()> {
+        if !run.has(LASTED)? {
+            return Ok(());
+        }
+        if let Err(e) = systemd::forget_failure(&Runtime::unit(name)).await {
             tracing::warn!(error = chain(&e), "the restarts are counted on");
         }
+        run.remove_file(LASTED)
     }
 
     /// Removes what an earlier run left on the host. Nothing of it runs.
@@ -143,23 +157,18 @@ impl Helper {
     pub(crate) async fn note_end(&self, name: &ContainerName, end: &UnitEnd) -> Result<()> {
         self.check_host()?;
         let run = self.run_folder(name)?;
-        let mut status = self.status(&run)?.unwrap_or_else(|| RunStatus {
-            supervisor_pid: 0,
-            started_at: Timestamp::now(),
-            start_digest: String::new(),
-            oom_kills: 0,
-            leader_pid: None,
-            ready_at: None,
-            exit: None,
-            error: None,
-        });
+        let mut status = self.status(&run)?.unwrap_or_else(new_status);
         status.exit = Some(end.exit);
         status.oom_kills = UnitCgroup::own()?.oom_kills();
         status.error = status.error.or_else(|| end.error());
         write_status(&run, &status)?;
         run.remove_file(STARTED)?;
         self.release_inputs(name)?;
-        self.sweep_common(name).await
+        self.sweep_common(name).await?;
+        match self.spec(name)? {
+            Some(spec) => self.mark_whether_it_lasted(&run, &spec, status.started_at).await,
+            None => Ok(()),
+        }
     }
 
     /// Brings a running container to the system that its spec has now, by a switch inside. To be called by its unit.
@@ -293,6 +302,20 @@ fn signal_number(name: &str) -> Option<i32> {
     position
         .and_then(|index| i32::try_from(index + 1).ok())
         .or_else(|| name.parse().ok())
+}
+
+/// What is known of a run that just begins, in this process.
+fn new_status() -> RunStatus {
+    RunStatus {
+        supervisor_pid: std::process::id(),
+        started_at: Timestamp::now(),
+        start_digest: String::new(),
+        oom_kills: 0,
+        leader_pid: None,
+        ready_at: None,
+        exit: None,
+        error: None,
+    }
 }
 
 fn write_status(run: &Folder, status: &RunStatus) -> Result<()> {

@@ -255,6 +255,25 @@ pub(crate) async fn service_end(unit: &str) -> Result<ServiceEnd> {
     .await
 }
 
+/// Returns when a unit last became active, if it ever did since the host was started.
+pub(crate) async fn active_since(unit: &str) -> Result<Option<jiff::Timestamp>> {
+    let microseconds = retried(&format!("look at {unit}"), |m| async move {
+        let path = m.load_unit(unit.to_owned()).await?;
+        UnitProxy::builder(m.inner().connection())
+            .path(path)
+            .cache_properties(CacheProperties::No)
+            .build()
+            .await?
+            .active_enter_timestamp()
+            .await
+    })
+    .await?;
+    Ok(i64::try_from(microseconds)
+        .ok()
+        .filter(|microseconds| *microseconds > 0)
+        .and_then(|microseconds| jiff::Timestamp::from_microsecond(microseconds).ok()))
+}
+
 /// Asks something of a unit, and waits until it is so, or is not to be, or takes longer than it may.
 pub(crate) async fn job(verb: Verb, unit: &str, limit: Duration) -> Result<JobEnd> {
     let deadline = Instant::now() + limit;
