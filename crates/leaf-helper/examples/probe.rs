@@ -9,6 +9,12 @@
 //! It needs no library but the C one, and can be linked statically. `walk` reads a [`Walk`] from its standard input and
 //! writes an [`Answer`] per line. It crafts its own packets: root in a container can.
 
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program, which speaks to whoever runs it"
+)]
+
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{
