@@ -1,0 +1,27 @@
+# A container's system without nixpkgs: busybox, an init, and what it does. It builds offline.
+{ name, main, ready ? true, switch ? "" }:
+let
+  # busybox goes by its file's name, so the folder around it is what is copied.
+  tools = builtins.path { path = /root/tools; name = "tools"; };
+  busybox = "${tools}/busybox";
+  begin = if ready then "exec /run/leaf/init ready --" else "exec";
+in
+derivation {
+  inherit name main switch busybox begin;
+  system = builtins.currentSystem;
+  builder = busybox;
+  args = [ "sh" "-ec" ''
+    $busybox mkdir -p $out/bin
+    $busybox cp $busybox $out/bin/busybox
+    for applet in $($busybox --list); do
+      [ $applet = busybox ] || $busybox ln -s busybox $out/bin/$applet
+    done
+    $busybox printf '%s\n' "#!$out/bin/sh" "export PATH=$out/bin" "$begin $out/bin/sh $out/main" >$out/init
+    $busybox printf '%s\n' "$main" >$out/main
+    $busybox chmod +x $out/init
+    if [ -n "$switch" ]; then
+      $busybox printf '%s\n' "#!$out/bin/sh" "export PATH=$out/bin" "$switch" >$out/bin/switch-to-configuration
+      $busybox chmod +x $out/bin/switch-to-configuration
+    fi
+  '' ];
+}
