@@ -97,14 +97,11 @@ impl Console {
 
 fn open(folder: &Folder) -> Result<File> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(
-        folder.as_fd(),
-        "log",
-        flags,
-        Mode::from_raw_mode(crate::run::SHOWN),
-    )
-    .map(File::from)
-    .map_err(Error::io(format!("open {}/log", folder.path().display())))
+    let failed = || Error::io(format!("open {}/log", folder.path().display()));
+    let mode = Mode::from_raw_mode(crate::run::SHOWN);
+    let log = rustix::fs::openat(folder.as_fd(), "log", flags, mode).map_err(failed())?;
+    folder.show(&log).map_err(failed())?;
+    Ok(File::from(log))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! a container put into its own root file system can't send the helper elsewhere.
 
 use std::io::{Read as _, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, RawMode};
@@ -158,6 +158,9 @@ impl Folder {
         let fd = rustix::fs::openat(&self.fd, &new, flags, Mode::from_raw_mode(mode))
             .map_err(|e| failed()(e.into()))?;
         rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode)).map_err(|e| failed()(e.into()))?;
+        if mode & 0o040 != 0 {
+            self.show(&fd).map_err(|e| failed()(e.into()))?;
+        }
         let mut file = std::fs::File::from(fd);
         file.write_all(bytes)
             .and_then(|()| file.sync_all())
@@ -166,11 +169,24 @@ impl Folder {
         rustix::fs::fsync(&self.fd).map_err(|e| failed()(e.into()))
     }
 
+    /// Gives a file of this folder to the folder's own group: who may look into the folder may look at it.
+    pub(crate) fn show(&self, file: impl AsFd) -> rustix::io::Result<()> {
+        let group = rustix::fs::fstat(&self.fd)?.st_gid;
+        // A change is seen by those who watch, so there is none without need.
+        if rustix::fs::fstat(&file)?.st_gid == group {
+            return Ok(());
+        }
+        rustix::fs::fchown(file, None, Some(Gid::from_raw(group)))
+    }
+
     /// Makes an empty file where there is none; what is there stays.
     pub(crate) fn touch(&self, name: &str, mode: RawMode) -> Result<()> {
         let path = self.at(name)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode)) {
+            Ok(file) if mode & 0o040 != 0 => self
+                .show(&file)
+                .map_err(Error::io(format!("set the group of {}", path.display()))),
             Ok(_) | Err(Errno::EXIST) => Ok(()),
             Err(e) => Err(Error::io(format!("make {}", path.display()))(e)),
         }

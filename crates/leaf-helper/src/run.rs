@@ -67,8 +67,11 @@ impl Helper {
     fn lock_file(&self, name: &ContainerName, access: OFlags) -> Result<OwnedFd> {
         let run = self.run_folder(name)?;
         let flags = access | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(run.as_fd(), "lock", flags, Mode::from_raw_mode(SHOWN))
-            .map_err(Error::io(format!("open {}", self.paths.lock(name).display())))
+        let failed = || Error::io(format!("open {}", self.paths.lock(name).display()));
+        let lock =
+            rustix::fs::openat(run.as_fd(), "lock", flags, Mode::from_raw_mode(SHOWN)).map_err(failed())?;
+        run.show(&lock).map_err(failed())?;
+        Ok(lock)
     }
 
     /// Opens the folder of what does not survive a reboot, and makes it where it is missing.
