@@ -3,16 +3,23 @@
 
 #![expect(clippy::print_stderr, reason = "a program, which speaks to whoever runs it")]
 
+mod adopt;
+mod boots;
 mod commands;
 mod devices;
 mod folders;
+mod helper;
 mod identity;
+mod inputs;
+mod limits;
 mod link;
-mod network;
 mod looks;
+mod network;
 mod networks;
 mod power_cut;
 mod split;
+mod systemd_runtime;
+mod updates;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -38,16 +45,22 @@ fn main() -> ExitCode {
         eprintln!("tests on the test host are skipped: {reason}");
     }
     let modules = [
+        adopt::TRIALS,
+        boots::TRIALS,
         commands::TRIALS,
         devices::TRIALS,
         folders::TRIALS,
         identity::TRIALS,
+        inputs::TRIALS,
+        limits::TRIALS,
         link::TRIALS,
-        network::TRIALS,
         looks::TRIALS,
+        network::TRIALS,
         networks::TRIALS,
         power_cut::TRIALS,
         split::TRIALS,
+        systemd_runtime::TRIALS,
+        updates::TRIALS,
     ];
     let trials = modules.into_iter().flatten().map(|(name, run)| {
         let run = *run;

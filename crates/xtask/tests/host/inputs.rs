@@ -1,0 +1,90 @@
+//! What a container sees of its host: binds, secrets, its environment; and what it is refused.
+
+use serde_json::json;
+
+use crate::helper::{Leaf, WAITS, creation};
+use crate::{Outcome, Trials, ensure};
+
+pub(crate) const TRIALS: Trials = &[(
+    "a_container_sees_what_its_leaf_allows_and_no_link_leads_it_out",
+    inputs,
+)];
+
+fn inputs() -> Outcome {
+    let leaf = Leaf::new()?;
+    leaf.host.ok(
+        "mkdir -p /srv/data /srv/ro /srv/evil; chown 1234:1234 /srv/data; chmod 700 /srv/data; echo read >/srv/ro/file\n\
+         ln -s /etc /srv/evil/etc; printf top >/run/secrets/token; chmod 600 /run/secrets/token\n\
+         ln -s /etc/shadow /run/secrets/shadow",
+    )?;
+    let looks = leaf.system(
+        "looks",
+        &format!(
+            "exec 2>&1; {{ echo \"A=$A\"; echo mine >/srv/data/new; $b cat /ro/file; echo x >/ro/new || echo closed; \
+             $b cat $CREDENTIALS_DIRECTORY/token; }} >/seen; {WAITS}"
+        ),
+    )?;
+    let value = "one two % $HOME \"q\" \\ 'x'";
+    let options = json!({
+        "environment": {"A": value},
+        "binds": [{"source": "/srv/data", "writable": true}, {"source": "/srv/ro", "target": "/ro"}],
+        "secrets": {"token": "/run/secrets/token"},
+    });
+    leaf.create("web", &looks, 1, options)?;
+    leaf.start("web")?;
+    let seen = leaf.host.ok("cat /var/lib/nixos-containers/web/seen")?;
+    ensure(seen.starts_with(&format!("A={value}\n")), &*seen)?;
+    ensure(
+        seen.contains("\nread\n") && seen.contains("closed") && seen.ends_with("top"),
+        &*seen,
+    )?;
+    let owner = leaf.host.ok("stat -c %u:%g /srv/data/new; cat /srv/data/new")?;
+    ensure(
+        owner == "1234:1234\nmine\n",
+        format!("its root acts as the folder's owner: {owner}"),
+    )?;
+    leaf.stop("web", 20)?;
+    let copies = leaf.host.ok("ls /run/cim-leaf/containers/edge/web")?;
+    ensure(
+        copies.trim() == "status.json",
+        format!("no copy of a secret stays: {copies}"),
+    )?;
+    leaf.destroy("web")?;
+    ensure(
+        leaf.host.ok("cat /srv/data/new")? == "mine\n",
+        "what it saw stays",
+    )?;
+    leaf.nothing_is_left("web")?;
+    for (options, words) in [
+        (
+            json!({"binds": [{"source": "/etc"}]}),
+            "not in a folder that this leaf allows",
+        ),
+        (json!({"binds": [{"source": "/srv/evil/etc"}]}), "symbolic link"),
+        (
+            json!({"binds": [{"source": "/srv/../etc"}]}),
+            "not a plain absolute path",
+        ),
+        (
+            json!({"secrets": {"a": "/etc/shadow"}}),
+            "not in a folder that this leaf allows",
+        ),
+        (json!({"secrets": {"a": "/run/secrets/shadow"}}), "symbolic link"),
+        (
+            json!({"secrets": {"--bind=/": "/run/secrets/token"}}),
+            "name of a credential",
+        ),
+        (
+            json!({"environment": {"A=x --bind=/": "x"}}),
+            "name of a variable",
+        ),
+    ] {
+        leaf.fails(
+            "CreateContainer",
+            &creation("web", &looks, 1, options, false),
+            "Refused",
+            words,
+        )?;
+    }
+    leaf.nothing_is_left("web")
+}
