@@ -327,7 +327,7 @@ pub(crate) async fn job(verb: Verb, unit: &str, limit: Duration) -> Result<JobEn
                     let last = tokio::time::timeout(Duration::from_millis(200), async {
                         while let Some(ended) = ends.next().await {
                             if let Ok(ended) = ended.args() && ended.job == job {
-                                return Some(ended.result.clone());
+                                return Some(ended.result);
                             }
                         }
                         None
