@@ -261,6 +261,8 @@ async fn attend(stream: UnixStream, client: u32, asks: mpsc::Sender<Ask>, mut en
     };
     if caller != client && caller != 0 {
         tracing::warn!(caller, "a caller that is neither leafd nor root is turned away");
+        // After its call: who still writes when the connection is closed hears no answer.
+        let _ = tokio::time::timeout(LAST_WORDS, connection.receive_call::<Message>()).await;
         let denied = Fault::service("PermissionDenied", None);
         let _ = connection.send_error(&denied, Vec::new()).await;
         return;
