@@ -112,7 +112,7 @@ impl Jobs {
         let ended = async {
             while let Some(signal) = ends.next().await {
                 match signal.args() {
-                    Ok(ended) if ended.job == begun => return Some(ended.result.clone()),
+                    Ok(ended) if ended.job == begun => return Some(ended.result),
                     _ => {}
                 }
             }

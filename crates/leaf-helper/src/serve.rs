@@ -123,7 +123,7 @@ impl Work {
             tracing::info!(op = summary, "begins");
             let cut_short = async {
                 if cut_short.await.is_err() {
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 }
             };
             let outcome = tokio::select! {

@@ -579,7 +579,7 @@ pub(crate) async fn a_caller_that_goes_away_does_not_stop_an_operation() {
     served.ok(served.host.create(&name, &system(&script))).await;
     let mut caller = served.asks(&Host::start(&name));
     until("it is starting", || {
-        matches!(served.host.run(&name), Some(ObservedRun::Starting { .. }))
+        matches!(served.host.run(&name), Some(ObservedRun::Starting))
     })
     .await;
     caller.kill().expect("it runs");
@@ -605,17 +605,14 @@ pub(crate) async fn operations_on_one_container_wait_for_each_other_and_on_other
     served.ok(served.host.create(&slow, &never)).await;
     let starting = served.asks(&Host::start_within(&slow, 6));
     until("it is starting", || {
-        matches!(served.host.run(&slow), Some(ObservedRun::Starting { .. }))
+        matches!(served.host.run(&slow), Some(ObservedRun::Starting))
     })
     .await;
     let destroying = served.asks(&HostOp::DestroyContainer { name: slow.clone() });
     // Meanwhile another container goes through its life.
     served.ok(served.host.create(&quick, &system(WAITS))).await;
     served.ok(Host::start(&quick)).await;
-    assert!(matches!(
-        served.host.run(&slow),
-        Some(ObservedRun::Starting { .. })
-    ));
+    assert!(matches!(served.host.run(&slow), Some(ObservedRun::Starting)));
     let error = heard(starting).await.expect_err("it is never ready");
     assert_eq!(error.kind, Kind::NotReady, "{error}");
     // It would have been refused while the container ran.
@@ -631,7 +628,7 @@ pub(crate) async fn a_stop_does_not_wait_until_the_container_is_ready() {
     served.ok(served.host.create(&name, &never)).await;
     let starting = served.asks(&Host::start_within(&name, 600));
     until("it is starting", || {
-        matches!(served.host.run(&name), Some(ObservedRun::Starting { .. }))
+        matches!(served.host.run(&name), Some(ObservedRun::Starting))
     })
     .await;
     let stop = HostOp::StopContainer {
@@ -641,10 +638,7 @@ pub(crate) async fn a_stop_does_not_wait_until_the_container_is_ready() {
     served.ok(stop).await;
     let error = heard(starting).await.expect_err("it was never ready");
     assert_eq!(error.kind, Kind::NotReady, "{error}");
-    assert!(!matches!(
-        served.host.run(&name),
-        Some(ObservedRun::Starting { .. })
-    ));
+    assert!(!matches!(served.host.run(&name), Some(ObservedRun::Starting)));
     served.end().await;
 }
 
@@ -655,7 +649,7 @@ pub(crate) async fn a_helper_that_is_killed_leaves_an_operation_that_can_be_aske
     served.ok(served.host.create(&name, &never)).await;
     let starting = served.asks(&Host::start(&name));
     until("it is starting", || {
-        matches!(served.host.run(&name), Some(ObservedRun::Starting { .. }))
+        matches!(served.host.run(&name), Some(ObservedRun::Starting))
     })
     .await;
     served.helper.kill().expect("it runs");
@@ -687,7 +681,7 @@ pub(crate) async fn a_helper_that_is_asked_to_end_ends_what_it_began() {
     served.ok(served.host.create(&name, &never)).await;
     let starting = served.asks(&Host::start_within(&name, 3));
     until("it is starting", || {
-        matches!(served.host.run(&name), Some(ObservedRun::Starting { .. }))
+        matches!(served.host.run(&name), Some(ObservedRun::Starting))
     })
     .await;
     let pid = rustix::process::Pid::from_child(&served.helper);

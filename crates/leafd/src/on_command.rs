@@ -50,7 +50,7 @@ impl MainLoop {
                 correlation,
             },
             record: CommandRecord {
-                caller: caller.clone(),
+                caller,
                 id,
                 noun_verb: format!("{noun}.{verb}"),
                 fingerprint: command.fingerprint(),

@@ -1,5 +1,7 @@
 //! The loop's part that takes in what the host shows: hardware, containers, jobs.
 
+use std::collections::btree_map::Entry;
+
 use leaf_core::cause::Cause;
 use leaf_core::command::RescanReport;
 use leaf_core::container::{ObservedContainer, ObservedRun};
@@ -202,8 +204,8 @@ impl MainLoop {
     pub(crate) fn cancel_needless_jobs(&mut self, by: &Caller) {
         for id in needless_jobs(self.ledger.state()) {
             if self.running.contains_key(&id) {
-                if !self.cancelling.contains_key(&id) {
-                    self.cancelling.insert(id, by.clone());
+                if let Entry::Vacant(free) = self.cancelling.entry(id) {
+                    free.insert(by.clone());
                     self.ledger.after(vec![Effect::CancelJob(id)]);
                 }
                 continue;
