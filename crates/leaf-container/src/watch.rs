@@ -122,15 +122,18 @@ impl Hints {
         let Containers { paths, .. } = &self.containers;
         let mut watches = self.events.watches();
         add(&mut watches, &paths.confs, mask())?;
-        // Where there is none yet, that it comes is seen in the folder above.
-        for folder in paths.run.ancestors() {
-            if add(&mut watches, folder, mask())? {
-                break;
+        // Where there is none yet, or none that may be looked into, that it comes or opens is seen in the folder above.
+        if !add(&mut watches, &paths.run, mask())? {
+            for folder in paths.run.ancestors().skip(1) {
+                if add(&mut watches, folder, mask() | WatchMask::ATTRIB)? {
+                    break;
+                }
             }
         }
         let mount = cgroup::mount();
         let entries = match std::fs::read_dir(&paths.run) {
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+            // The helper makes it, and gives it to leafd's group a moment later.
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => return Ok(()),
             other => other?,
         };
         for entry in entries {

@@ -322,7 +322,7 @@ pub enum StopCause {
     Exited,
     /// It was gone after a restart of the host.
     HostRestarted,
-    /// Its init was killed for want of memory.
+    /// It ended without success after processes of it had been killed for want of memory.
     OutOfMemory,
 }
 

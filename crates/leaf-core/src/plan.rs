@@ -133,8 +133,9 @@ pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf
             oom_kills: observed.oom_kills,
         }));
     }
-    let by_itself = || {
-        if observed.oom_kills > container.oom_kills {
+    let by_itself = |exit: Option<Exit>| {
+        let failed = exit != Some(Exit::Code { code: 0 });
+        if failed && observed.oom_kills.max(container.oom_kills) > 0 {
             StopCause::OutOfMemory
         } else {
             StopCause::Exited
@@ -190,7 +191,7 @@ pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf
             facts.push(stopped(container, StopCause::HostRestarted, None));
         }
         (Phase::Running, ObservedRun::Exited(exit) | ObservedRun::Restarting(exit)) => {
-            facts.push(stopped(container, by_itself(), Some(*exit)));
+            facts.push(stopped(container, by_itself(Some(*exit)), Some(*exit)));
         }
         // It ended and was started again between two looks.
         (
@@ -201,7 +202,7 @@ pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf
                 ..
             },
         ) if container.ready_at.is_some_and(|ready| *started_at > ready) => {
-            facts.push(stopped(container, by_itself(), None));
+            facts.push(stopped(container, by_itself(None), None));
             facts.push(started(*ready_after_ms));
         }
         // It was to be started again, and is not any more.

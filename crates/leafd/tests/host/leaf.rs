@@ -9,6 +9,9 @@ use xtask::host::{Host, Output};
 /// Builds a container's system without nixpkgs: busybox, an init, and what it does.
 const SYSTEM: &str = include_str!("system.nix");
 
+/// What root lets containers have of the machine.
+const HELPER: &str = "bind_folders = ['/srv']\nsecret_folders = ['/run/secrets']\n";
+
 /// What a container does that just runs, and halts when it is asked to.
 pub(crate) const WAITS: &str = "trap 'exit 0' 37; while :; do sleep 3600 & wait $!; done";
 
@@ -26,7 +29,8 @@ impl Leaf {
     pub(crate) fn up() -> Result<Self> {
         let host = Host::leaf()?;
         host.put(SYSTEM.as_bytes(), "/root/system.nix", "0644")?;
-        host.ok("mkdir -p /root/tools && cp /usr/bin/busybox /root/tools/")?;
+        host.ok("mkdir -p /root/tools /srv /run/secrets && cp /usr/bin/busybox /root/tools/")?;
+        host.put(HELPER.as_bytes(), "/etc/cim-leaf/helper.toml", "0644")?;
         let leaf = Self { host };
         leaf.host.ok("systemctl start leafd")?;
         leaf.answers()?;
@@ -143,7 +147,10 @@ impl Leaf {
         let numbers: Vec<u64> = self
             .events("*")?
             .iter()
-            .map(|event| event["sequence"].as_u64().context("an event has a number"))
+            .map(|event| {
+                let number = event["sequence"].as_str().context("an event has a number")?;
+                number.parse().context("a number")
+            })
             .collect::<Result<_>>()?;
         let wanted: Vec<u64> = (1..=numbers.len() as u64).collect();
         ensure!(numbers == wanted, "the stream has {numbers:?}");

@@ -73,10 +73,7 @@ fn restarted() -> Outcome {
         back["desired"]["toplevel"] == second.as_str() && back["reverted"].is_string(),
         "{back}"
     );
-    ensure!(
-        leaf.events("cim.leaf.container.reverted.v1")?.len() == 1,
-        "it goes back once"
-    );
+    ensure!(leaf.events("container.reverted")?.len() == 1, "it goes back once");
     leaf.ctl(&format!("container update web --toplevel {first}"))?;
     leaf.agrees()?;
     Ok(())
