@@ -62,7 +62,10 @@ fn power_cut() -> Outcome {
             {
                 let running = leaf.host.start(&format!("{context} {command}"))?;
                 // Anywhere between nothing done and all done; never the same place twice.
-                #[allow(clippy::disallowed_methods, reason = "a cut comes at a moment, not on a state")]
+                #[allow(
+                    clippy::disallowed_methods,
+                    reason = "a cut comes at a moment, not on a state"
+                )]
                 std::thread::sleep(Duration::from_millis(u64::from(150 + cut * 331 % 1700)));
                 drop(running);
             }
