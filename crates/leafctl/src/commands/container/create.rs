@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use leaf_core::command::CreateContainer;
 use leaf_core::container::ContainerSource;
 use leaf_core::id::{ContainerName, StorePath};
@@ -15,17 +15,12 @@ use crate::session::Session;
 
 /// Make a container of a system that is there, of a flake, of a template, or as a spec says.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("what").required(true).args(["toplevel", "flake", "template", "file"])))]
 pub(crate) struct Create {
     /// Its name: at most 11 characters of a-z, A-Z, 0-9, '_' and '-'. A spec may hold it.
     name: Option<ContainerName>,
     /// A spec in TOML or JSON (*.json); '-' is standard input.
-    #[arg(
-        long,
-        short,
-        value_name = "SPEC",
-        required_unless_present_any = ["toplevel", "flake", "template"],
-        conflicts_with_all = ["toplevel", "flake", "template"]
-    )]
+    #[arg(long, short, value_name = "SPEC")]
     file: Option<PathBuf>,
     #[command(flatten)]
     system: System,
