@@ -32,8 +32,8 @@ use crate::error::{Error, Result};
 /// Where udev listens, if it runs, and where it notes that it has seen a link.
 const UDEV: &str = "/run/udev/control";
 const UDEV_DATA: &str = "/run/udev/data";
-/// How long udev may take for a new link.
-const UDEV_PATIENCE: Duration = Duration::from_secs(10);
+/// How long udev may take for a new link: while a machine boots, it is busy with all the others.
+const UDEV_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The host's end of a container's veth, as systemd-nspawn would name it.
 pub(crate) fn host_link(name: &ContainerName) -> String {
