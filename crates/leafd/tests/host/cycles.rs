@@ -73,7 +73,7 @@ fn many() -> Outcome {
     let toplevel = leaf.system("waits", WAITS)?;
     let cycle = format!(
         "set -e; for i in $(seq $N); do for command in 'create web --toplevel {toplevel}' 'start web' 'stop web' 'destroy web'; do \
-         leafctl --json --timeout 120s --context /var/lib/cim-leaf/context.json container $command >/root/out 2>&1 || {{ cat /root/out; exit 1; }}; done; done"
+         leafctl --json --timeout 120s --context /var/lib/cim-leaf/context.json container $command >/var/tmp/out 2>&1 || {{ cat /var/tmp/out; exit 1; }}; done; done"
     );
     let lives = |count: u64| -> anyhow::Result<()> {
         let limit = std::time::Duration::from_secs(120 + count * 20);

@@ -128,9 +128,9 @@ fn reboots() -> Outcome {
 
 fn unready() -> Outcome {
     let leaf = Leaf::up()?;
-    leaf.host.ok("mkdir -p /root/noinit /root/dirinit/init")?;
+    leaf.host.ok("mkdir -p /var/tmp/noinit /var/tmp/dirinit/init")?;
     for folder in ["noinit", "dirinit"] {
-        let path = leaf.host.ok(&format!("nix-store --add /root/{folder}"))?;
+        let path = leaf.host.ok(&format!("nix-store --add /var/tmp/{folder}"))?;
         let problem = leaf.refused(&format!(
             "container create web --toplevel {} --start",
             path.trim()

@@ -28,8 +28,8 @@ impl Leaf {
     /// Returns a fresh one, which answers.
     pub(crate) fn up() -> Result<Self> {
         let host = Host::leaf()?;
-        host.put(SYSTEM.as_bytes(), "/root/system.nix", "0644")?;
-        host.ok("mkdir -p /root/tools /srv /run/secrets && cp /usr/bin/busybox /root/tools/")?;
+        host.put(SYSTEM.as_bytes(), "/var/tmp/system.nix", "0644")?;
+        host.ok("mkdir -p /var/tmp/tools /srv /run/secrets && cp /usr/bin/busybox /var/tmp/tools/")?;
         host.put(HELPER.as_bytes(), "/etc/cim-leaf/helper.toml", "0644")?;
         let leaf = Self { host };
         leaf.host.ok("systemctl start leafd")?;
@@ -111,14 +111,14 @@ impl Leaf {
     /// Builds a system with these arguments of its Nix function, and returns its store path.
     pub(crate) fn build(&self, name: &str, arguments: &str) -> Result<String> {
         let path = self.host.ok(&format!(
-            "nix-build --no-out-link /root/system.nix --argstr name {name} {arguments} 2>/root/nix-build.log || {{ cat /root/nix-build.log >&2; exit 1; }}"
+            "nix-build --no-out-link /var/tmp/system.nix --argstr name {name} {arguments} 2>/var/tmp/nix-build.log || {{ cat /var/tmp/nix-build.log >&2; exit 1; }}"
         ))?;
         Ok(path.trim().to_owned())
     }
 
     /// Writes a spec to the machine, and returns its path there.
     pub(crate) fn spec(&self, file: &str, toml: &str) -> Result<String> {
-        let path = format!("/root/{file}");
+        let path = format!("/var/tmp/{file}");
         self.host.put(toml.as_bytes(), &path, "0644")?;
         Ok(path)
     }

@@ -2,7 +2,7 @@
 { name, main, ready ? true, switch ? "" }:
 let
   # busybox goes by its file's name, so the folder around it is what is copied.
-  tools = builtins.path { path = /root/tools; name = "tools"; };
+  tools = builtins.path { path = /var/tmp/tools; name = "tools"; };
   busybox = "${tools}/busybox";
   begin = if ready then "exec /run/leaf/init ready --" else "exec";
 in
