@@ -127,6 +127,9 @@ impl Helper {
                 bind.source
             )));
         }
+        if bind.writable && users != Users::Host {
+            check_owner(&fd, &bind.source)?;
+        }
         if bind.writable && users != Users::Host && !maps_users(&fd)? {
             return Err(Error::Unsupported(format!(
                 "binds: {} can't be writable for a container with users of its own: its file system has no mapped \
@@ -221,6 +224,20 @@ fn pin(source: &OwnedFd, folder: &Folder, name: &str) -> rustix::io::Result<()> 
     let tree = rustix::mount::open_tree(source, "", clone)?;
     let empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     rustix::mount::move_mount(&tree, "", folder.as_fd(), name, empty)
+}
+
+/// Checks that a container's root can be given a folder or file of the host for its own: systemd-nspawn maps one number,
+/// for the user as for the group (`rootidmap`), and in what belongs to an unmapped group nobody can write.
+fn check_owner(fd: &OwnedFd, source: &str) -> Result<()> {
+    let stat = look(fd, "binds", source)?;
+    if stat.st_uid != stat.st_gid {
+        return Err(Error::Refused(format!(
+            "binds: {source} can't be writable for a container with users of its own: it belongs to user {} and group {}, \
+             and the two must have the same number; try: chown {}:{} {source}",
+            stat.st_uid, stat.st_gid, stat.st_uid, stat.st_uid
+        )));
+    }
+    Ok(())
 }
 
 /// Whether a file system can show its files as other users' (mount_setattr(2), "ID-mapped mounts").

@@ -28,6 +28,11 @@ pub(crate) const WANTED: &str = "wanted";
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How long a unit has to end after its processes were killed.
 const CLEAN_UP: Duration = Duration::from_secs(20);
+/// What systemd-nspawn says when it could not tell machined of a container, and so ran nothing of it (nspawn.c): the bus or
+/// machined were being restarted.
+const UNREGISTERED: &str = "Failed to register machine";
+/// How often such a start is tried.
+const TRIES: u32 = 3;
 
 impl Helper {
     /// Writes a container's unit where it is another than it should be, and has systemd read it again where it must.
@@ -104,20 +109,34 @@ impl Helper {
         self.keep_record()?;
         self.keep_unit(spec).await?;
         self.check_unit(&unit).await?;
-        systemd::forget_failure(&unit).await?;
         let limit = limit.min(Duration::from_secs(unit::START_SECONDS.into()));
-        match systemd::job(Verb::Start, &unit, limit).await? {
-            JobEnd::Done => Ok(()),
-            JobEnd::Undone(why) => Err(self.why_not_ready(name, &why).await),
-            JobEnd::StillRuns => {
-                let said = self.said(name).await;
-                self.end_unit(name, Duration::ZERO).await?;
-                Err(Error::NotReady(format!(
-                    "it was not ready within {} s and was ended; the end of its log: {said}",
-                    limit.as_secs()
-                )))
+        let deadline = Instant::now() + limit;
+        for attempt in 1.. {
+            systemd::forget_failure(&unit).await?;
+            let rest = deadline.saturating_duration_since(Instant::now());
+            match systemd::job(Verb::Start, &unit, rest).await? {
+                JobEnd::Done => break,
+                JobEnd::Undone(why) => {
+                    let why = self.why_not_ready(name, &why).await;
+                    if attempt == TRIES
+                        || !why.to_string().contains(UNREGISTERED)
+                        || self.unit_is_up(name).await?
+                    {
+                        return Err(why);
+                    }
+                    tracing::warn!(container = %name, "machined did not answer, so it is started once more");
+                }
+                JobEnd::StillRuns => {
+                    let said = self.said(name).await;
+                    self.end_unit(name, Duration::ZERO).await?;
+                    return Err(Error::NotReady(format!(
+                        "it was not ready within {} s and was ended; the end of its log: {said}",
+                        limit.as_secs()
+                    )));
+                }
             }
         }
+        Ok(())
     }
 
     /// Checks that what systemd would start is this leaf's unit, and not one that somebody put before it.

@@ -45,7 +45,7 @@ impl Soak {
         for test in LONG {
             let mut command = cargo();
             command
-                .args(["test", "-p", "leafd", "--test", "host", "--", "--exact", test])
+                .args(["test", "-p", "xtask", "--test", "host", "--", "--exact", test])
                 .env(host::READY_VARIABLE, "1")
                 .env(host::PROGRAMS_VARIABLE, programs.tree())
                 .env("CIM_LEAF_CYCLES", self.cycles.to_string())

@@ -1,25 +1,17 @@
-//! The test host itself: what tests rely on that use it. They are ignored where `cargo xtask test` did not find or make
-//! its image.
+//! What needs a real machine, which the test host is. They are ignored where `cargo xtask test` did not find or make its
+//! image.
+//!
+//! | module | what runs there |
+//! |---|---|
+//! | [`machine`] | nothing of the house: what the others rely on |
+//! | [`helper`] | the helper as its service, and containers as units of systemd |
+//! | [`leaf`] | a whole leaf, as it is installed |
 
 #![expect(clippy::print_stderr, reason = "a program, which speaks to whoever runs it")]
 
-mod adopt;
-mod boots;
-mod commands;
-mod devices;
-mod folders;
 mod helper;
-mod identity;
-mod inputs;
-mod limits;
-mod link;
-mod looks;
-mod network;
-mod networks;
-mod power_cut;
-mod split;
-mod systemd_runtime;
-mod updates;
+mod leaf;
+mod machine;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -30,11 +22,11 @@ use xtask::host::{Host, LACK_VARIABLE, READY_VARIABLE};
 /// Emulated machines take a processor each, and more.
 const AT_ONCE: usize = 2;
 
-type Outcome = Result<(), Failed>;
+type Outcome = anyhow::Result<()>;
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some(looks::PROBE) {
-        return looks::probe();
+    if std::env::args().nth(1).as_deref() == Some(helper::PROBE) {
+        return helper::probe();
     }
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(AT_ONCE);
@@ -44,27 +36,13 @@ fn main() -> ExitCode {
         let reason = std::env::var(LACK_VARIABLE).unwrap_or(unset);
         eprintln!("tests on the test host are skipped: {reason}");
     }
-    let modules = [
-        adopt::TRIALS,
-        boots::TRIALS,
-        commands::TRIALS,
-        devices::TRIALS,
-        folders::TRIALS,
-        identity::TRIALS,
-        inputs::TRIALS,
-        limits::TRIALS,
-        link::TRIALS,
-        looks::TRIALS,
-        network::TRIALS,
-        networks::TRIALS,
-        power_cut::TRIALS,
-        split::TRIALS,
-        systemd_runtime::TRIALS,
-        updates::TRIALS,
-    ];
+    let modules = [leaf::TRIALS, helper::TRIALS, machine::TRIALS].concat();
     let trials = modules.into_iter().flatten().map(|(name, run)| {
         let run = *run;
-        Trial::test(*name, run).with_ignored_flag(!ready)
+        Trial::test(*name, move || {
+            run().map_err(|error| Failed::from(format!("{error:#}")))
+        })
+        .with_ignored_flag(!ready)
     });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
@@ -81,12 +59,13 @@ fn until(host: &Host, command: &str, wanted: impl Fn(&str) -> bool) -> Outcome {
             return Ok(());
         }
         if Instant::now() > deadline {
-            return Err(format!("{command:?} still leaves {output:?}").into());
+            anyhow::bail!("{command:?} still leaves {output:?}");
         }
     }
 }
 
 /// Fails with a text where a condition does not hold.
 fn ensure(holds: bool, text: impl Into<String>) -> Outcome {
-    if holds { Ok(()) } else { Err(text.into().into()) }
+    anyhow::ensure!(holds, text.into());
+    Ok(())
 }

@@ -1,10 +1,31 @@
 //! A machine with a leaf on it, and what a person does there: `leafctl`, `systemctl`, a look.
 
+mod boots;
+mod cycles;
+mod ends;
+mod faults;
+mod lifecycle;
+mod specs;
+mod updates;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use xtask::host::{Host, Output};
+
+use crate::Trials;
+
+/// The tests of all files here.
+pub(crate) const TRIALS: &[Trials] = &[
+    lifecycle::TRIALS,
+    specs::TRIALS,
+    updates::TRIALS,
+    ends::TRIALS,
+    boots::TRIALS,
+    faults::TRIALS,
+    cycles::TRIALS,
+];
 
 /// Builds a container's system without nixpkgs: busybox, an init, and what it does.
 const SYSTEM: &str = include_str!("system.nix");

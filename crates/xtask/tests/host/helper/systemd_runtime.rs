@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::helper::{Leaf, WAITS, starting};
+use super::{Leaf, WAITS, starting};
 use crate::{Outcome, Trials, ensure, until};
 
 pub(crate) const TRIALS: Trials = &[

@@ -2,7 +2,7 @@
 
 use anyhow::ensure;
 
-use crate::leaf::{Leaf, WAITS, quoted};
+use super::{Leaf, WAITS, quoted};
 use crate::{Outcome, Trials};
 
 pub(crate) const TRIALS: Trials = &[

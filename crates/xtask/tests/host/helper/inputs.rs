@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::helper::{Leaf, WAITS, creation};
+use super::{Leaf, WAITS, creation};
 use crate::{Outcome, Trials, ensure};
 
 pub(crate) const TRIALS: Trials = &[(
@@ -13,7 +13,7 @@ pub(crate) const TRIALS: Trials = &[(
 fn inputs() -> Outcome {
     let leaf = Leaf::new()?;
     leaf.host.ok(
-        "mkdir -p /srv/data /srv/ro /srv/evil; chown 1234:1234 /srv/data; chmod 700 /srv/data; echo read >/srv/ro/file\n\
+        "mkdir -p /srv/data /srv/ro /srv/evil /srv/mixed; chown 1234:0 /srv/mixed; chown 1234:1234 /srv/data; chmod 700 /srv/data; echo read >/srv/ro/file\n\
          ln -s /etc /srv/evil/etc; printf top >/run/secrets/token; chmod 600 /run/secrets/token\n\
          ln -s /etc/shadow /run/secrets/shadow",
     )?;
@@ -61,6 +61,10 @@ fn inputs() -> Outcome {
             "not in a folder that this leaf allows",
         ),
         (json!({"binds": [{"source": "/srv/evil/etc"}]}), "symbolic link"),
+        (
+            json!({"binds": [{"source": "/srv/mixed", "writable": true}]}),
+            "chown 1234:1234 /srv/mixed",
+        ),
         (
             json!({"binds": [{"source": "/srv/../etc"}]}),
             "not a plain absolute path",

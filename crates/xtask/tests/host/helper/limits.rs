@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::helper::{Leaf, WAITS};
+use super::{Leaf, WAITS};
 use crate::{Outcome, Trials, ensure};
 
 pub(crate) const TRIALS: Trials = &[
@@ -16,7 +16,7 @@ pub(crate) const TRIALS: Trials = &[
 const PAYLOAD: &str = "/sys/fs/cgroup/machine.slice/container@hog.service/payload";
 
 /// The limits in the kernel's words, one a line.
-fn limits(leaf: &Leaf) -> Result<Vec<String>, libtest_mimic::Failed> {
+fn limits(leaf: &Leaf) -> anyhow::Result<Vec<String>> {
     let text = leaf.host.ok(&format!(
         "cd {PAYLOAD} && for f in memory.max memory.swap.max cpu.max pids.max io.max; do echo $(cat $f); done"
     ))?;
@@ -53,7 +53,7 @@ fn first() -> Outcome {
     )?;
     leaf.create("hog", &hog, 1, json!({"limits": {"tasks": 30}}))?;
     // The init itself can't go on without processes, or does with fewer: what counts is what the kernel saw.
-    let _ = leaf.ask("StartContainer", &crate::helper::starting("hog", 30))?;
+    let _ = leaf.ask("StartContainer", &super::starting("hog", 30))?;
     let forks = leaf.host.ok("cat /var/lib/nixos-containers/hog/forks")?;
     ensure(
         forks.contains("fork"),

@@ -1,5 +1,6 @@
 //! The split on a machine with systemd: leafd without root, the helper behind its socket, Nix jobs as a third user.
 
+use anyhow::Context as _;
 use xtask::host::Host;
 
 use crate::{Outcome, Trials, ensure, until};
@@ -29,14 +30,14 @@ const HELPER: &str = "cim.leaf.Helper";
 const CONTEXT: &str = "export LEAFCTL_CONTEXT=/var/lib/cim-leaf/context.json HOME=/root";
 
 /// A machine on which leafd runs.
-fn leaf() -> Result<Host, libtest_mimic::Failed> {
+fn leaf() -> anyhow::Result<Host> {
     let host = Host::leaf()?;
     host.ok("systemctl start leafd.service")?;
     Ok(host)
 }
 
 /// A derivation on the machine, by what its builder does.
-fn derivation(host: &Host, name: &str, script: &str) -> Result<String, libtest_mimic::Failed> {
+fn derivation(host: &Host, name: &str, script: &str) -> anyhow::Result<String> {
     let file = format!("/srv/{name}.nix");
     let text = format!(
         "derivation {{ name = \"{name}\"; system = builtins.currentSystem; builder = \"/bin/sh\"; \
@@ -64,7 +65,7 @@ fn unprivileged() -> Outcome {
         let exposed = said
             .split_whitespace()
             .find_map(|word| word.parse::<f64>().ok())
-            .ok_or("systemd-analyze gives no figure")?;
+            .context("systemd-analyze gives no figure")?;
         ensure(exposed <= most, format!("{unit}: {said}"))?;
     }
     // What it listens on came by the helper.
@@ -252,7 +253,7 @@ fn job() -> Outcome {
 }
 
 /// Starts a job that does not end, and returns its unit and its first process.
-fn endless(host: &Host) -> Result<(String, String), libtest_mimic::Failed> {
+fn endless(host: &Host) -> anyhow::Result<(String, String)> {
     let file = derivation(host, "endless", "echo begun; while :; do :; done")?;
     host.ok(&format!("{CONTEXT}; leafctl nix build --detach --file {file}"))?;
     until(host, "pgrep --full '[e]cho begun; while' | wc -l", |found| {

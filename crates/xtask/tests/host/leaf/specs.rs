@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, ensure};
 
-use crate::leaf::{Leaf, WAITS};
+use super::{Leaf, WAITS};
 use crate::{Outcome, Trials};
 
 pub(crate) const TRIALS: Trials = &[
@@ -22,7 +22,7 @@ fn given() -> Outcome {
     );
     let toplevel = leaf.system("given", &main)?;
     leaf.host
-        .ok("mkdir -p /srv/web /run/secrets && chown 1234 /srv/web && printf hush >/run/secrets/word")?;
+        .ok("mkdir -p /srv/web /run/secrets && chown 1234:1234 /srv/web && printf hush >/run/secrets/word")?;
     let spec = leaf.spec(
         "web.toml",
         &format!(

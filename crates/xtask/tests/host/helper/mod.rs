@@ -1,11 +1,36 @@
 //! The helper on a machine with systemd, as its service, asked over its socket: what the tests of containers begin with.
 
+mod adopt;
+mod boots;
+mod inputs;
+mod limits;
+mod looks;
+mod network;
+mod split;
+mod systemd_runtime;
+mod updates;
+
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use xtask::host::Host;
 
-use crate::{Outcome, ensure};
+use crate::{Outcome, Trials, ensure};
+
+pub(crate) use looks::{PROBE, probe};
+
+/// The tests of all files here.
+pub(crate) const TRIALS: &[Trials] = &[
+    adopt::TRIALS,
+    boots::TRIALS,
+    inputs::TRIALS,
+    limits::TRIALS,
+    looks::TRIALS,
+    network::TRIALS,
+    split::TRIALS,
+    systemd_runtime::TRIALS,
+    updates::TRIALS,
+];
 
 /// What `helper.toml` says there.
 const SETTINGS: &str = "leaf = \"edge\"\nbind_folders = [\"/srv\"]\nsecret_folders = [\"/run/secrets\"]\n";
@@ -31,7 +56,7 @@ pub(crate) struct Leaf {
 pub(crate) type Answer = Result<(), (String, String)>;
 
 impl Leaf {
-    pub(crate) fn new() -> Result<Self, libtest_mimic::Failed> {
+    pub(crate) fn new() -> anyhow::Result<Self> {
         let host = Host::leaf()?;
         // leafd would bring the containers of these tests to what it wants: none.
         host.ok("systemctl stop leafd.service 2>/dev/null; mkdir -p /etc/cim-leaf /srv /run/secrets")?;
@@ -47,7 +72,7 @@ impl Leaf {
     }
 
     /// Makes a system whose init is a script, and returns its store path.
-    pub(crate) fn system(&self, name: &str, script: &str) -> Result<String, libtest_mimic::Failed> {
+    pub(crate) fn system(&self, name: &str, script: &str) -> anyhow::Result<String> {
         self.system_with_switch(name, script, None)
     }
 
@@ -57,7 +82,7 @@ impl Leaf {
         name: &str,
         script: &str,
         switch: Option<&str>,
-    ) -> Result<String, libtest_mimic::Failed> {
+    ) -> anyhow::Result<String> {
         let folder = format!("/tmp/systems/{name}");
         let switch = switch.map_or(String::new(), |switch| {
             format!("mkdir {folder}/bin; put {folder}/bin/switch-to-configuration <<'EOS'\n{switch}\nEOS\n")
@@ -70,7 +95,7 @@ impl Leaf {
     }
 
     /// Asks the helper for something.
-    pub(crate) fn ask(&self, method: &str, parameters: &Value) -> Result<Answer, libtest_mimic::Failed> {
+    pub(crate) fn ask(&self, method: &str, parameters: &Value) -> anyhow::Result<Answer> {
         self.host
             .put(parameters.to_string().as_bytes(), "/root/call.json", "0600")?;
         let output = self.host.run_within(
@@ -99,7 +124,7 @@ impl Leaf {
             .and_then(|value| Some(value.get("reason")?.as_str()?.to_owned()));
         match reason {
             Some(reason) => Ok(Err((kind, reason))),
-            None => Err(format!("{method}: {output:?}").into()),
+            None => Err(anyhow::Error::msg(format!("{method}: {output:?}"))),
         }
     }
 
@@ -107,7 +132,9 @@ impl Leaf {
     pub(crate) fn does(&self, method: &str, parameters: &Value) -> Outcome {
         match self.ask(method, parameters)? {
             Ok(()) => Ok(()),
-            Err((kind, reason)) => Err(format!("{method} {parameters}: {kind}: {reason}").into()),
+            Err((kind, reason)) => Err(anyhow::Error::msg(format!(
+                "{method} {parameters}: {kind}: {reason}"
+            ))),
         }
     }
 
@@ -115,7 +142,9 @@ impl Leaf {
     pub(crate) fn fails(&self, method: &str, parameters: &Value, kind: &str, words: &str) -> Outcome {
         match self.ask(method, parameters)? {
             Err((k, reason)) if k == kind && reason.contains(words) => Ok(()),
-            other => Err(format!("{method} {parameters}: {other:?}, not {kind} with {words:?}").into()),
+            other => Err(anyhow::Error::msg(format!(
+                "{method} {parameters}: {other:?}, not {kind} with {words:?}"
+            ))),
         }
     }
 
@@ -144,7 +173,7 @@ impl Leaf {
     }
 
     /// A property of a container's unit.
-    pub(crate) fn unit(&self, name: &str, property: &str) -> Result<String, libtest_mimic::Failed> {
+    pub(crate) fn unit(&self, name: &str, property: &str) -> anyhow::Result<String> {
         let text = self
             .host
             .ok(&format!("systemctl show -P {property} container@{name}.service"))?;
@@ -152,7 +181,7 @@ impl Leaf {
     }
 
     /// What stands in a container's `status.json`.
-    pub(crate) fn status(&self, name: &str) -> Result<Value, libtest_mimic::Failed> {
+    pub(crate) fn status(&self, name: &str) -> anyhow::Result<Value> {
         let bytes = self
             .host
             .fetch(&format!("/run/cim-leaf/containers/edge/{name}/status.json"))?;

@@ -2,7 +2,7 @@
 
 use anyhow::ensure;
 
-use crate::leaf::{Leaf, WAITS};
+use super::{Leaf, WAITS};
 use crate::{Outcome, Trials};
 
 pub(crate) const TRIALS: Trials = &[

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use xtask::host::Host;
 
 use crate::{Outcome, Trials, ensure};
@@ -35,14 +36,17 @@ const PATIENCE: Duration = Duration::from_secs(900);
 const ON_MACHINE: &str = "LEAF_HELPER_TEST_MACHINE";
 
 fn on_a_host(test: &str) -> Outcome {
-    let tests = tests_of_leaf_helper()?;
+    let tests = tests_of_leaf_helper().map_err(anyhow::Error::msg)?;
     let init = std::env::var("CIM_LEAF_STATIC_INIT")
-        .map_err(|_| "CIM_LEAF_STATIC_INIT is not set; `cargo xtask test` sets it")?;
+        .context("CIM_LEAF_STATIC_INIT is not set; `cargo xtask test` sets it")?;
     let mut host = Host::options().memory_mib(2048).restore()?;
     host.put(&std::fs::read(init)?, "/root/leaf-init", "0755")?;
     // At the same place as here: the tests know where their programs are.
-    let folder = tests.parent().and_then(Path::parent).ok_or("it is in a folder")?;
-    let place = folder.to_str().ok_or("the folder's name is a text")?;
+    let folder = tests
+        .parent()
+        .and_then(Path::parent)
+        .context("it is in no folder")?;
+    let place = folder.to_str().context("the folder's name is no text")?;
     host.share(folder, place)?;
     let command = format!(
         "cd /root && CIM_LEAF_STATIC_INIT=/root/leaf-init {ON_MACHINE}={test} {}",
@@ -63,7 +67,7 @@ fn tests_of_leaf_helper() -> Result<&'static Path, String> {
             .args(["test", "--quiet", "--package", "leaf-helper", "--no-run"])
             .arg("--message-format=json")
             .output()
-            .map_err(|e| format!("run cargo: {e}"))?;
+            .map_err(|e| format!("can't run cargo: {e}"))?;
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).into_owned());
         }

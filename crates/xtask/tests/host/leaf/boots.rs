@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 
-use crate::leaf::{Leaf, WAITS};
+use super::{Leaf, WAITS};
 use crate::{Outcome, Trials};
 
 pub(crate) const TRIALS: Trials = &[
@@ -98,7 +98,7 @@ fn power_cut() -> Outcome {
         leaf.nothing_left(&name)?;
     }
     ensure!(accepted == cuts * 3, "{accepted} cuts");
-    crate::cycles::report(&serde_json::json!({
+    super::cycles::report(&serde_json::json!({
         "what": "power cuts in the middle of create, update and destroy",
         "times": accepted,
         "seconds": began.elapsed().as_secs_f64(),

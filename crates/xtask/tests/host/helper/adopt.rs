@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::helper::{Leaf, WAITS, creation};
+use super::{Leaf, WAITS, creation};
 use crate::{Outcome, Trials, ensure};
 
 pub(crate) const TRIALS: Trials = &[(
@@ -29,7 +29,7 @@ fn adopt() -> Outcome {
     leaf.fails("CreateContainer", &create(false), "Refused", "or adopt it")?;
     leaf.fails(
         "StartContainer",
-        &crate::helper::starting("old", 30),
+        &super::starting("old", 30),
         "Refused",
         "not made by leaf edge",
     )?;

@@ -120,7 +120,7 @@ fn look(host: &Host) -> anyhow::Result<Value> {
 }
 
 /// Looks until it is so.
-fn looks(host: &Host, what: &str, so: impl Fn(&Value) -> bool) -> Result<Value, libtest_mimic::Failed> {
+fn looks(host: &Host, what: &str, so: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
     let mut seen = Value::Null;
     for _ in 0..200 {
         seen = look(host)?;
@@ -128,7 +128,7 @@ fn looks(host: &Host, what: &str, so: impl Fn(&Value) -> bool) -> Result<Value, 
             return Ok(seen);
         }
     }
-    Err(format!("it is never {what}: {seen}").into())
+    Err(anyhow::Error::msg(format!("it is never {what}: {seen}")))
 }
 
 fn is_running(seen: &Value) -> bool {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 
-use crate::leaf::{Leaf, WAITS};
+use super::{Leaf, WAITS};
 use crate::{Outcome, Trials};
 
 pub(crate) const TRIALS: Trials = &[("many_lives_of_containers_leave_nothing_behind", many)];

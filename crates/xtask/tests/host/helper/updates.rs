@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::helper::{Leaf, WAITS};
+use super::{Leaf, WAITS};
 use crate::{Outcome, Trials, ensure};
 
 pub(crate) const TRIALS: Trials = &[(

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::helper::{Leaf, WAITS};
+use super::{Leaf, WAITS};
 use crate::{Outcome, Trials, ensure, until};
 
 pub(crate) const TRIALS: Trials = &[(
@@ -38,12 +38,14 @@ fn boots() -> Outcome {
             let log = leaf
                 .host
                 .run(&format!("journalctl --no-pager -b -u container@{name}.service"))?;
-            return Err(format!("{name}: {e:?}; its log: {}", log.stdout).into());
+            return Err(anyhow::Error::msg(format!(
+                "{name}: {e:?}; its log: {}",
+                log.stdout
+            )));
         }
     }
-    let at = |leaf: &Leaf, name: &str, when: &str| -> Result<u64, libtest_mimic::Failed> {
-        Ok(leaf.unit(name, when)?.parse()?)
-    };
+    let at =
+        |leaf: &Leaf, name: &str, when: &str| -> anyhow::Result<u64> { Ok(leaf.unit(name, when)?.parse()?) };
     ensure(
         at(&leaf, "db", "ActiveEnterTimestampMonotonic")?
             <= at(&leaf, "web", "InactiveExitTimestampMonotonic")?,

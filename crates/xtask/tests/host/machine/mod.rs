@@ -1,0 +1,22 @@
+//! The test host itself: what the other tests here rely on.
+
+mod commands;
+mod devices;
+mod folders;
+mod identity;
+mod link;
+mod networks;
+mod power_cut;
+
+use crate::Trials;
+
+/// The tests of all files here.
+pub(crate) const TRIALS: &[Trials] = &[
+    commands::TRIALS,
+    devices::TRIALS,
+    folders::TRIALS,
+    identity::TRIALS,
+    link::TRIALS,
+    networks::TRIALS,
+    power_cut::TRIALS,
+];
