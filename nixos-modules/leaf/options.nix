@@ -228,6 +228,16 @@ in
         description = "How long a container may take to stop before it is ended, in seconds.";
       };
 
+      networkCheckSeconds = mkOption {
+        type = seconds;
+        default = 300;
+        example = 30;
+        description = ''
+          How often the rules of the closed network are made sure of, in seconds: something else on the host may flush all
+          of nftables, and running containers would be open until then.
+        '';
+      };
+
       bindFolders = mkOption {
         type = types.listOf types.str;
         default = [ ];

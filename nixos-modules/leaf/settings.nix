@@ -49,6 +49,7 @@ in
     address_pool = cfg.containers.addressPool;
     ready_timeout_seconds = cfg.containers.readyTimeoutSeconds;
     stop_timeout_seconds = cfg.containers.stopTimeoutSeconds;
+    network_check_seconds = cfg.containers.networkCheckSeconds;
     helper = "${cfg.package}/bin/leaf-helper";
     templates = text cfg.containers.templates;
     # by itself where the package tells, so that what is made of it does not need the whole package

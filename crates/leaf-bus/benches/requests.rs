@@ -1,9 +1,15 @@
 //! Asks a running leaf, and a bare responder of the same size beside it, and prints how long the answers take, as JSON.
 //! `cargo xtask bench` runs it.
 //!
-//! `requests round-trip STATE_DIR LEAF ROUNDS REQUESTS` and `requests concurrent STATE_DIR LEAF ROUNDS TASKS COMMANDS
-//! CONTAINER`; `requests respond …` is the bare responder, which the first starts as a process of its own, since the
-//! leaf is one, too.
+//! | command line | what it asks |
+//! |---|---|
+//! | `requests round-trip STATE_DIR LEAF ROUNDS REQUESTS` | the leaf how it is |
+//! | `requests concurrent STATE_DIR LEAF ROUNDS TASKS COMMANDS TOPLEVEL` | for changes, many at once |
+//! | `requests health STATE_DIR LEAF ROUNDS REQUESTS CONTAINER` | a container how it is |
+//! | `requests life STATE_DIR LEAF TOPLEVEL` | for one container, from create to destroy |
+//! | `requests crowd STATE_DIR LEAF COUNT TOPLEVEL` | for the start of many containers at once |
+//!
+//! `requests respond …` is the bare responder, which some of them start as a process of its own, since the leaf is one, too.
 #![allow(clippy::print_stdout, reason = "a program")]
 
 use std::path::Path;
@@ -17,11 +23,13 @@ use leaf_bus::client::{CallOptions, Client};
 use leaf_bus::connect::{ConnectSettings, Credentials};
 use leaf_bus::context;
 use leaf_bus::identity::Identity;
-use leaf_core::command::{CreateContainer, DestroyContainer, ShowLeaf, StopContainer};
+use leaf_core::command::{CreateContainer, DestroyContainer, ShowLeaf, StartContainer, StopContainer};
 use leaf_core::container::ContainerSource;
 use leaf_core::id::{ContainerName, LeafName, StorePath};
+use leaf_core::subject;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::Child;
 
 /// Where the bare responder listens: the leaf's user may, and a person may ask there.
 const BARE: &str = "leaf.v1.ask.bench.bare";
@@ -56,6 +64,31 @@ async fn main() -> Result<()> {
             );
             Ok(())
         }
+        ["health", state, leaf, rounds, requests, container] => {
+            let counts = (rounds.parse()?, requests.parse()?);
+            let container = ContainerName::new(container)?;
+            println!(
+                "{}",
+                health(Path::new(state), &LeafName::new(leaf)?, counts, &container).await?
+            );
+            Ok(())
+        }
+        ["life", state, leaf, toplevel] => {
+            let toplevel = StorePath::new(toplevel)?;
+            println!(
+                "{}",
+                life(Path::new(state), &LeafName::new(leaf)?, &toplevel).await?
+            );
+            Ok(())
+        }
+        ["crowd", state, leaf, count, toplevel] => {
+            let (count, toplevel) = (count.parse()?, StorePath::new(toplevel)?);
+            println!(
+                "{}",
+                crowd(Path::new(state), &LeafName::new(leaf)?, count, &toplevel).await?
+            );
+            Ok(())
+        }
         _ => bail!("this is a part of `cargo xtask bench`"),
     }
 }
@@ -78,22 +111,8 @@ async fn respond(url: &str, state: &Path, leaf: &LeafName, bytes: usize) -> Resu
     Ok(())
 }
 
-/// One and the same bare client asks both in turn; and once more the leaf, as leafctl does.
-async fn round_trip(state: &Path, leaf: &LeafName, (rounds, requests): (usize, usize)) -> Result<Value> {
-    let settings = settings(state)?;
-    let url = settings.servers.first().context("the context names a server")?;
-    let Credentials::File(credentials) = &settings.credentials else {
-        bail!("the context names a credentials file");
-    };
-    let bare = async_nats::ConnectOptions::with_credentials_file(credentials)
-        .await?
-        .custom_inbox_prefix(&settings.inbox_prefix)
-        .connect(url)
-        .await?;
-    let client = Client::connect(&settings, Duration::from_secs(5)).await?;
-    let show = format!("leaf.v1.cmd.{leaf}.{}.leaf.show", client.caller());
-    let bytes = bare.request(show.clone(), Bytes::new()).await?.payload.len();
-
+/// Starts the bare responder as a process of its own, and returns it when it listens.
+async fn responder(url: &str, state: &Path, leaf: &LeafName, bytes: usize) -> Result<Child> {
     let mut responder = tokio::process::Command::new(std::env::current_exe()?)
         .args(["respond", url])
         .arg(state)
@@ -107,7 +126,18 @@ async fn round_trip(state: &Path, leaf: &LeafName, (rounds, requests): (usize, u
         ready.as_deref() == Some("ready"),
         "the bare responder ended at once"
     );
+    Ok(responder)
+}
 
+/// One and the same bare client asks both in turn; and once more the leaf, as leafctl does.
+async fn round_trip(state: &Path, leaf: &LeafName, (rounds, requests): (usize, usize)) -> Result<Value> {
+    let settings = settings(state)?;
+    let (bare, url) = bare(&settings).await?;
+    let client = Client::connect(&settings, Duration::from_secs(5)).await?;
+    let show = format!("leaf.v1.cmd.{leaf}.{}.leaf.show", client.caller());
+    let bytes = bare.request(show.clone(), Bytes::new()).await?.payload.len();
+
+    let mut responder = responder(&url, state, leaf, bytes).await?;
     let mut found = Vec::new();
     for round in 0..=rounds {
         let count = if round == 0 { WARM_UP } else { requests };
@@ -120,6 +150,108 @@ async fn round_trip(state: &Path, leaf: &LeafName, (rounds, requests): (usize, u
     }
     responder.kill().await?;
     Ok(json!({ "bytes": bytes, "requests": requests, "rounds": found }))
+}
+
+/// A client of a few lines, and the server that it is connected to.
+async fn bare(settings: &ConnectSettings) -> Result<(async_nats::Client, String)> {
+    let url = settings.servers.first().context("the context names a server")?;
+    let Credentials::File(credentials) = &settings.credentials else {
+        bail!("the context names a credentials file");
+    };
+    let client = async_nats::ConnectOptions::with_credentials_file(credentials)
+        .await?
+        .custom_inbox_prefix(&settings.inbox_prefix)
+        .connect(url)
+        .await?;
+    Ok((client, url.clone()))
+}
+
+/// The same question answered inside a container and by a process beside the leaf.
+async fn health(
+    state: &Path,
+    leaf: &LeafName,
+    (rounds, requests): (usize, usize),
+    container: &ContainerName,
+) -> Result<Value> {
+    let (client, url) = bare(&settings(state)?).await?;
+    let inside = subject::container_health(leaf, container);
+    let bytes = client.request(inside.clone(), Bytes::new()).await?.payload.len();
+    let mut responder = responder(&url, state, leaf, bytes).await?;
+    let mut found = Vec::new();
+    for round in 0..=rounds {
+        let of_container = ask(&client, &inside, bytes, requests).await?;
+        let of_bare = ask(&client, BARE, bytes, requests).await?;
+        if round > 0 {
+            found.push(json!({ "container": of_container, "bare": of_bare }));
+        }
+    }
+    responder.kill().await?;
+    Ok(json!({ "bytes": bytes, "requests": requests, "rounds": found }))
+}
+
+/// One container from create to destroy; how many microseconds each took.
+async fn life(state: &Path, leaf: &LeafName, toplevel: &StorePath) -> Result<Value> {
+    let client = Client::connect(&settings(state)?, Duration::from_secs(30)).await?;
+    let name = ContainerName::new("life")?;
+    let mut times = Vec::new();
+    let mut last = Instant::now();
+    let mut done = |times: &mut Vec<u64>| {
+        times.push(u64::try_from(last.elapsed().as_micros()).unwrap_or(u64::MAX));
+        last = Instant::now();
+    };
+    make(&client, leaf, &name, toplevel).await?;
+    done(&mut times);
+    start(&client, leaf, &name).await?;
+    done(&mut times);
+    let request = StopContainer {
+        name: name.clone(),
+        if_generation: None,
+    };
+    client.call(leaf, &request, patient()).await.context("a stop")?;
+    done(&mut times);
+    destroy(&client, leaf, &name).await?;
+    done(&mut times);
+    Ok(json!(times))
+}
+
+/// Starts many containers at once, and returns how many seconds it took until all were ready. They are there before and
+/// gone after.
+async fn crowd(state: &Path, leaf: &LeafName, count: usize, toplevel: &StorePath) -> Result<Value> {
+    let client = Client::connect(&settings(state)?, Duration::from_secs(30)).await?;
+    let names: Vec<ContainerName> = (1..=count)
+        .map(|number| ContainerName::new(format!("n{number}")))
+        .collect::<Result<_, _>>()?;
+    let client = &client;
+    each(&names, 4, |name| async move {
+        make(client, leaf, &name, toplevel).await
+    })
+    .await?;
+    let began = Instant::now();
+    each(
+        &names,
+        count,
+        |name| async move { start(client, leaf, &name).await },
+    )
+    .await?;
+    let seconds = began.elapsed().as_secs_f64();
+    each(
+        &names,
+        4,
+        |name| async move { destroy(client, leaf, &name).await },
+    )
+    .await?;
+    Ok(json!({ "seconds": seconds }))
+}
+
+/// Does something for each container, so many at once.
+async fn each<F: Future<Output = Result<()>>>(
+    names: &[ContainerName],
+    at_once: usize,
+    does: impl Fn(ContainerName) -> F,
+) -> Result<()> {
+    futures::stream::iter(names.iter().cloned().map(Ok))
+        .try_for_each_concurrent(at_once, does)
+        .await
 }
 
 async fn ask(client: &async_nats::Client, subject: &str, bytes: usize, count: usize) -> Result<Value> {
@@ -234,6 +366,18 @@ async fn make(client: &Client, leaf: &LeafName, name: &ContainerName, toplevel: 
         .context("a create")
 }
 
+async fn start(client: &Client, leaf: &LeafName, name: &ContainerName) -> Result<()> {
+    let request = StartContainer {
+        name: name.clone(),
+        if_generation: None,
+    };
+    client
+        .call(leaf, &request, patient())
+        .await
+        .map(drop)
+        .context("a start")
+}
+
 async fn destroy(client: &Client, leaf: &LeafName, name: &ContainerName) -> Result<()> {
     let request = DestroyContainer {
         name: name.clone(),
@@ -248,7 +392,7 @@ async fn destroy(client: &Client, leaf: &LeafName, name: &ContainerName) -> Resu
 
 fn patient() -> CallOptions {
     CallOptions {
-        timeout: Duration::from_secs(60),
+        timeout: Duration::from_secs(600),
         ..CallOptions::default()
     }
 }

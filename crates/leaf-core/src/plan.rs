@@ -228,14 +228,28 @@ pub fn after_boot(state: &State) -> Vec<Fact> {
             && c.desired.toplevel.is_some()
             && matches!(c.phase, Phase::Stopped | Phase::Failed)
     };
-    let want = |c: &Container| {
-        Fact::ContainerDesired(ContainerDesired {
-            name: c.name.clone(),
-            desired: c.desired.clone(),
-            caller: Caller::daemon(),
-        })
-    };
-    state.containers.values().filter(ended).map(want).collect()
+    state.containers.values().filter(ended).map(want_again).collect()
+}
+
+/// Returns what the leaf wants again of a container that ran before its host was booted, by the first look since: one that
+/// systemd started with the host, before the leaf was there, and that failed, is tried once more. Maybe what it needs was
+/// not there so early.
+#[must_use]
+pub fn after_early_start(container: &Container, observed: &ObservedContainer) -> Option<Fact> {
+    let failed = matches!(observed.run, ObservedRun::Exited(exit) if exit != Exit::Code { code: 0 });
+    let ran = matches!(
+        container.phase,
+        ContainerPhase::Running | ContainerPhase::Restarting
+    );
+    (failed && ran && container.desired.run == DesiredRun::Running).then(|| want_again(container))
+}
+
+fn want_again(container: &Container) -> Fact {
+    Fact::ContainerDesired(ContainerDesired {
+        name: container.name.clone(),
+        desired: container.desired.clone(),
+        caller: Caller::daemon(),
+    })
 }
 
 fn stopped(container: &Container, cause: StopCause, exit: Option<Exit>) -> Fact {

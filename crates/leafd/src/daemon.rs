@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -14,6 +15,7 @@ use leaf_bus::serve::{Server, ServiceInfo};
 use leaf_bus::stream::StreamSettings;
 use leaf_core::beat::{BEAT_SECONDS, Beat};
 use leaf_core::cause::Cause;
+use leaf_core::container::{Container, ContainerPhase};
 use leaf_core::event::{Fact, HostFacts, LeafStarted};
 use leaf_core::id::InstanceId;
 use leaf_core::plan::after_boot;
@@ -226,6 +228,7 @@ async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Res
         waiting: waiting(unfinished),
         adopting: Default::default(),
         reconciling: Default::default(),
+        booting: Default::default(),
         looked_at: BTreeMap::new(),
         running: BTreeMap::new(),
         cancelling: BTreeMap::new(),
@@ -240,6 +243,15 @@ async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Res
         .as_ref()
         .is_some_and(|before| before.host.boot_id != host.boot_id);
     let again = if booted { after_boot(state) } else { Vec::new() };
+    if booted {
+        let ran = |c: &&Container| matches!(c.phase, ContainerPhase::Running | ContainerPhase::Restarting);
+        main_loop.booting = state
+            .containers
+            .values()
+            .filter(ran)
+            .map(|c| c.name.clone())
+            .collect();
+    }
     let fact = LeafStarted {
         leaf: leaf.clone(),
         instance,
@@ -304,6 +316,8 @@ async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Res
             "containers",
             listeners::watch_containers(host.view.clone(), inputs.clone()),
         );
+        let every = Duration::from_secs(settings.containers.network_check_seconds.into());
+        tasks.keep("network", listeners::keep_network(Arc::clone(host), every));
     }
     tasks.keep("connection", listeners::log_connection(bus.clone()));
 

@@ -144,9 +144,14 @@ pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began
     let bus = Bus::connect_apart(&callers, &streams)
         .await
         .context("the embedded NATS server can't be used")?;
+    let nats_port = process.address().port();
     let containers = helper.map(|helper| {
         Arc::new(ContainerHost {
             helper,
+            network: HostOp::PrepareNetwork {
+                leaf_address: address,
+                nats_port,
+            },
             view: Containers::new(
                 leaf.clone(),
                 HostPaths::new(leaf),

@@ -93,6 +93,12 @@ impl Guard {
     /// Returns why a command that changes something is refused now, or nothing if it may be accepted.
     #[must_use]
     pub fn refuses(&self, journal: &Journal) -> Option<Problem> {
+        self.refuses_all(journal).or_else(|| self.keeps_reserve(journal))
+    }
+
+    /// The same for a command that may free space on the disk: it is taken at the expense of the reserve.
+    #[must_use]
+    pub fn refuses_all(&self, journal: &Journal) -> Option<Problem> {
         if self.draining {
             let detail = "the daemon is stopping; send the command again when it is back";
             return Some(Problem::new(ProblemCode::Draining, detail));
@@ -102,20 +108,6 @@ impl Guard {
                 "the disk of the journal is full since {since}; free some space, and it goes on by itself"
             );
             return Some(Problem::new(ProblemCode::DiskFull, detail));
-        }
-        match journal.free_bytes() {
-            Ok(free) if free < self.settings.reserve_bytes => {
-                let detail = format!(
-                    "the disk of the journal has {free} bytes left, and {} are kept in reserve; free some space, and it goes on by itself",
-                    self.settings.reserve_bytes
-                );
-                return Some(Problem::new(ProblemCode::DiskFull, detail));
-            }
-            Ok(_) => {}
-            Err(error) => {
-                let detail = format!("the disk of the journal can't be asked for its free space: {error}");
-                return Some(Problem::new(ProblemCode::DiskFull, detail));
-            }
         }
         let queued = journal.queued_bytes();
         if queued > MAX_QUEUED_BYTES {
@@ -131,5 +123,18 @@ impl Guard {
             );
             Problem::new(ProblemCode::Overloaded, detail)
         })
+    }
+
+    fn keeps_reserve(&self, journal: &Journal) -> Option<Problem> {
+        let detail = match journal.free_bytes() {
+            Ok(free) if free < self.settings.reserve_bytes => format!(
+                "the disk of the journal has {free} bytes left, and {} are kept in reserve; free some space, and it goes on by \
+                 itself (containers are stopped and destroyed all the same)",
+                self.settings.reserve_bytes
+            ),
+            Ok(_) => return None,
+            Err(error) => format!("the disk of the journal can't be asked for its free space: {error}"),
+        };
+        Some(Problem::new(ProblemCode::DiskFull, detail))
     }
 }

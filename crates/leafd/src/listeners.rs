@@ -1,5 +1,8 @@
 //! Tasks that listen where something happens, and bring it to the main loop as an [`Input`].
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use anyhow::Context as _;
 use leaf_bus::connect::{Bus, Status};
 use leaf_bus::serve::Server;
@@ -9,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::input::Input;
 use crate::publisher::Published;
+use crate::steps::ContainerHost;
 
 /// Brings commands, until the daemon drains: then those that are here already.
 ///
@@ -81,6 +85,23 @@ pub async fn watch_containers(view: Containers, inputs: mpsc::Sender<Input>) -> 
             ),
         }
         hints.changed().await?;
+    }
+}
+
+/// Has the rules of the closed network made again from time to time: they are gone if somebody flushed all of nftables, and
+/// running containers are open then.
+///
+/// # Errors
+/// Never.
+pub async fn keep_network(host: Arc<ContainerHost>, every: Duration) -> anyhow::Result<()> {
+    loop {
+        tokio::time::sleep(every).await;
+        if let Err(error) = host.helper.carry_out(&host.network).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the rules of the closed network can't be made sure of"
+            );
+        }
     }
 }
 

@@ -53,6 +53,8 @@ pub struct MainLoop {
     pub adopting: BTreeMap<ContainerName, Vec<Accepted>>,
     /// Containers for which steps are being taken.
     pub reconciling: BTreeSet<ContainerName>,
+    /// Containers that ran before the host was booted, until it is seen how they do now.
+    pub booting: BTreeSet<ContainerName>,
     /// When the look began that followed the last steps for a container, as long as an older look may come.
     pub looked_at: BTreeMap<ContainerName, Instant>,
     /// Jobs that run, and how far they are.

@@ -131,9 +131,12 @@ impl MainLoop {
     /// Returns why a command can't be taken now, whatever it is about.
     fn refuses(&self, command: &Command, changes: bool) -> Option<Problem> {
         if changes {
-            self.guard
-                .refuses(self.ledger.journal())
-                .or_else(|| self.workers.can_do(command).err())
+            let journal = self.ledger.journal();
+            let refusal = match command {
+                Command::StopContainer(_) | Command::DestroyContainer(_) => self.guard.refuses_all(journal),
+                _ => self.guard.refuses(journal),
+            };
+            refusal.or_else(|| self.workers.can_do(command).err())
         } else if self.ledger.is_stuck() && !matches!(command, Command::ShowLeaf(_)) {
             // The state in memory is ahead of a disk that takes nothing.
             self.guard.refuses(self.ledger.journal())

@@ -14,7 +14,7 @@ use leaf_core::event::{
 use leaf_core::hardware::Inventory;
 use leaf_core::id::{Caller, ContainerName, DeviceId, JobId};
 use leaf_core::job::{JobFailureCause, JobPhase, JobResult};
-use leaf_core::plan::observe;
+use leaf_core::plan::{after_early_start, observe};
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_nix::Outcome as JobOutcome;
 
@@ -86,7 +86,13 @@ impl MainLoop {
             let Some(container) = self.ledger.state().containers.get(name) else {
                 break;
             };
-            let facts = observe(container, observed, self.ledger.leaf());
+            let mut facts = observe(container, observed, self.ledger.leaf());
+            // One that systemd started with the host, before the leaf was there, and that failed is tried once more.
+            if let Some(observed) = observed.filter(|seen| seen.run != ObservedRun::Starting)
+                && self.booting.remove(name)
+            {
+                facts.extend(after_early_start(container, observed));
+            }
             if facts.is_empty() {
                 break;
             }

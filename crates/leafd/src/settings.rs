@@ -151,6 +151,8 @@ pub struct Containers {
     pub ready_timeout_seconds: u32,
     /// How long a stop may take before it is ended by force, in seconds.
     pub stop_timeout_seconds: u32,
+    /// How often the rules of the closed network are made sure of, in seconds: somebody may flush all of nftables.
+    pub network_check_seconds: u32,
     /// The program `leaf-helper`, which leafd starts where it is root; beside `leafd` or on `PATH` if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub helper: Option<PathBuf>,
@@ -173,6 +175,7 @@ impl Default for Containers {
             address_pool: AddressPool::default(),
             ready_timeout_seconds: 60,
             stop_timeout_seconds: 30,
+            network_check_seconds: 300,
             helper: None,
             helper_socket: None,
             templates: None,
@@ -404,6 +407,10 @@ impl Settings {
             (
                 "containers.stop_timeout_seconds",
                 self.containers.stop_timeout_seconds,
+            ),
+            (
+                "containers.network_check_seconds",
+                self.containers.network_check_seconds,
             ),
         ] {
             if !(1..=3600).contains(&seconds) {

@@ -21,6 +21,8 @@ use crate::helper::HostHelper;
 pub struct ContainerHost {
     /// Takes the steps.
     pub helper: HostHelper,
+    /// What the closed network is made of: [`HostOp::PrepareNetwork`].
+    pub network: HostOp,
     /// Looks at the host.
     pub view: Containers,
     /// Makes the containers' NATS users.

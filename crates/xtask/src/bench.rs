@@ -4,6 +4,7 @@
 //! [`measures`] takes the figures, and [`machine`] says where. It never fails because of a figure: what is slow on
 //! a busy machine is no defect.
 
+mod host;
 mod leaf;
 mod machine;
 mod measures;
@@ -19,20 +20,29 @@ use crate::setup;
 use numbers::Row;
 use programs::Programs;
 
-/// The document that the table stands in, and the marks around it.
+/// The document that the tables stand in, and the marks around each.
 const DOCUMENT: &str = "docs/performance.md";
-const BEGIN: &str = "<!-- what `cargo xtask bench --write` wrote -->";
-const END: &str = "<!-- the end of what it wrote -->";
+const HERE: [&str; 2] = [
+    "<!-- what `cargo xtask bench --write` wrote -->",
+    "<!-- the end of what it wrote -->",
+];
+const HOST: [&str; 2] = [
+    "<!-- what `cargo xtask bench --host --write` wrote -->",
+    "<!-- the end of what it wrote of the test host -->",
+];
 
 /// Measure a leaf beside what it is built on, and print a table
 ///
 /// Release builds; everything is measured in turn with what it is compared with, several times, and the medians
-/// count. The machine should be quiet. It takes about ten minutes.
+/// count. The machine should be quiet. It takes about ten minutes, with --host about half an hour.
 #[derive(clap::Args)]
 pub(crate) struct Bench {
     /// Only these
     #[arg(value_enum)]
     only: Vec<Name>,
+    /// Measure on the test host (`cargo xtask host`) instead: containers under systemd, beside the same by hand
+    #[arg(long, conflicts_with = "only")]
+    host: bool,
     /// How often each is measured
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: u16,
@@ -70,34 +80,47 @@ impl Bench {
         let programs = Programs::build(&tools)?;
         let rounds = usize::from(self.rounds);
         let before = machine::load()?;
-        let mut rows = Vec::new();
-        for (name, measure) in MEASURES {
-            if self.only.is_empty() || self.only.contains(name) {
-                eprintln!("measuring: {name:?}");
-                rows.extend(
-                    measure(&programs, rounds).with_context(|| format!("{name:?} was not measured"))?,
-                );
-            }
-        }
-        let command = if self.rounds == 5 {
-            "cargo xtask bench --write".to_owned()
+        let rows = if self.host {
+            host::rows(&programs, rounds)?
         } else {
-            format!("cargo xtask bench --rounds {rounds} --write")
+            self.measure_here(&programs, rounds)?
         };
-        let about = machine::about(&programs, &before)?;
+        let mut command = "cargo xtask bench".to_owned();
+        if self.host {
+            command.push_str(" --host");
+        }
+        if self.rounds != 5 {
+            command.push_str(&format!(" --rounds {rounds}"));
+        }
+        let mut about = machine::about(&programs, &before)?;
+        if self.host {
+            about.push_str(&format!(" The test host was run with {}.", host::accelerator()?));
+        }
         let text = format!(
-            "{}\n{about}\nMade by `{command}`, the medians of {rounds} rounds.\n",
+            "{}\n{about}\nMade by `{command} --write`, the medians of {rounds} rounds.\n",
             numbers::table(&rows)
         );
         println!("{text}");
         if self.write {
             let file = workspace().join(DOCUMENT);
             let old = std::fs::read_to_string(&file).with_context(|| format!("can't read {DOCUMENT}"))?;
-            std::fs::write(&file, replaced(&old, &text)?)
+            let marks = if self.host { HOST } else { HERE };
+            std::fs::write(&file, replaced(&old, marks, &text)?)
                 .with_context(|| format!("can't write {DOCUMENT}"))?;
             eprintln!("{DOCUMENT} is written");
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    fn measure_here(&self, programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
+        let mut rows = Vec::new();
+        for (name, measure) in MEASURES {
+            if self.only.is_empty() || self.only.contains(name) {
+                eprintln!("measuring: {name:?}");
+                rows.extend(measure(programs, rounds).with_context(|| format!("{name:?} was not measured"))?);
+            }
+        }
+        Ok(rows)
     }
 }
 
@@ -114,15 +137,15 @@ const MEASURES: &[(Name, Measure)] = &[
     (Name::Build, measures::build),
 ];
 
-/// Returns the document with another text between the marks.
-fn replaced(document: &str, text: &str) -> Result<String> {
+/// Returns the document with another text between two marks.
+fn replaced(document: &str, [begin, end]: [&str; 2], text: &str) -> Result<String> {
     let parts = document
-        .split_once(BEGIN)
-        .and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+        .split_once(begin)
+        .and_then(|(before, rest)| Some((before, rest.split_once(end)?.1)));
     let Some((before, after)) = parts else {
-        bail!("{DOCUMENT} has lost its marks {BEGIN:?} and {END:?}");
+        bail!("{DOCUMENT} has lost its marks {begin:?} and {end:?}");
     };
-    Ok(format!("{before}{BEGIN}\n\n{text}\n{END}{after}"))
+    Ok(format!("{before}{begin}\n\n{text}\n{end}{after}"))
 }
 
 #[cfg(test)]
@@ -131,16 +154,19 @@ mod tests {
 
     #[test]
     fn the_table_is_replaced_and_the_rest_stays() {
-        let document = format!("# About\n\n{BEGIN}\nold\n{END}\nmore\n");
-        let new = replaced(&document, "new").expect("it has marks");
-        assert_eq!(new, format!("# About\n\n{BEGIN}\n\nnew\n{END}\nmore\n"));
-        assert_eq!(replaced(&new, "new").expect("it has marks"), new);
-        replaced("# About", "new").expect_err("it has no marks");
+        let [begin, end] = HERE;
+        let document = format!("# About\n\n{begin}\nold\n{end}\nmore\n");
+        let new = replaced(&document, HERE, "new").expect("it has marks");
+        assert_eq!(new, format!("# About\n\n{begin}\n\nnew\n{end}\nmore\n"));
+        assert_eq!(replaced(&new, HERE, "new").expect("it has marks"), new);
+        replaced("# About", HERE, "new").expect_err("it has no marks");
     }
 
     #[test]
     fn the_document_has_its_marks() {
         let document = std::fs::read_to_string(workspace().join(DOCUMENT)).expect("the document");
-        replaced(&document, "new").expect("it has marks");
+        for marks in [HERE, HOST] {
+            replaced(&document, marks, "new").expect("it has marks");
+        }
     }
 }

@@ -6,13 +6,13 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::command::{cargo, output, run, workspace};
+use crate::command::{cargo, line, output, run, workspace};
 use crate::host::{self, Image, Programs};
 use crate::setup;
 
 /// Run the long tests on the test host: many lives of containers, many power cuts
 ///
-/// With --write the figures go into docs/reliability.md.
+/// The programs are those that are released. With --write the figures go into docs/reliability.md.
 #[derive(clap::Args)]
 pub(crate) struct Soak {
     /// How many times a container is created, started, stopped and destroyed
@@ -38,21 +38,36 @@ impl Soak {
     pub(crate) fn run(self) -> Result<ExitCode> {
         setup::prepare(false)?;
         Image::prepare()?;
-        let programs = Programs::build().context("the test host's programs can't be laid out")?;
+        let programs = Programs::build_released().context("the test host's programs can't be laid out")?;
         let folder = tempfile::tempdir().context("can't make a temporary folder")?;
         let report = folder.path().join("report");
-        let mut worked = true;
-        for test in LONG {
+        let test = || {
             let mut command = cargo();
+            command.args(["test", "-p", "xtask", "--test", "host"]);
             command
-                .args(["test", "-p", "xtask", "--test", "host", "--", "--exact", test])
+        };
+        run(test().arg("--no-run"))?;
+        // Both at the same time: each has a machine, which takes a processor.
+        let mut running = Vec::new();
+        for name in LONG {
+            let mut command = test();
+            command
+                .args(["--", "--exact", name])
                 .env(host::READY_VARIABLE, "1")
                 .env(host::PROGRAMS_VARIABLE, programs.tree())
                 .env("CIM_LEAF_CYCLES", self.cycles.to_string())
                 .env("CIM_LEAF_CUTS", self.cuts.to_string())
                 .env("CIM_LEAF_SOAK_REPORT", &report);
-            if let Err(error) = run(&mut command) {
-                eprintln!("error: {error:#}");
+            let child = command
+                .spawn()
+                .with_context(|| format!("can't run {}", line(&command)))?;
+            running.push((name, child));
+        }
+        let mut worked = true;
+        for (name, mut child) in running {
+            let status = child.wait().with_context(|| format!("can't wait for {name}"))?;
+            if !status.success() {
+                eprintln!("error: {name} ended with {status}");
                 worked = false;
             }
         }

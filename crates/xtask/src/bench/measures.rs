@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::leaf::Measured;
-use super::numbers::{Row, Target, median};
+use super::numbers::{Row, Target, each, median, ms, number};
 use super::programs::Programs;
 use crate::command::{find, line, output};
 
@@ -388,21 +388,4 @@ fn timed(command: &mut Command) -> Result<f64> {
 fn json(command: &mut Command) -> Result<Value> {
     let text = output(command)?;
     serde_json::from_str(&text).with_context(|| format!("{} gives no JSON", line(command)))
-}
-
-fn number(value: &Value, path: &[&str]) -> f64 {
-    path.iter()
-        .fold(value, |value, key| &value[*key])
-        .as_f64()
-        .unwrap_or(f64::NAN)
-}
-
-/// The same figure of each round.
-fn each(value: &Value, list: &str, path: &[&str]) -> Vec<f64> {
-    let rounds = value[list].as_array().map_or(&[][..], Vec::as_slice);
-    rounds.iter().map(|round| number(round, path)).collect()
-}
-
-fn ms(seconds: f64) -> String {
-    format!("{:.0} ms", seconds * 1e3)
 }

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use serde_json::Value;
+
 /// One line of the table.
 #[derive(Debug)]
 pub(super) struct Row {
@@ -95,6 +97,25 @@ pub(super) fn median(figures: &[f64]) -> f64 {
         odd if odd % 2 == 1 => sorted[middle],
         _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
     }
+}
+
+/// Returns a figure of a measurement's JSON.
+pub(super) fn number(value: &Value, path: &[&str]) -> f64 {
+    path.iter()
+        .fold(value, |value, key| &value[*key])
+        .as_f64()
+        .unwrap_or(f64::NAN)
+}
+
+/// The same figure of each round.
+pub(super) fn each(value: &Value, list: &str, path: &[&str]) -> Vec<f64> {
+    let rounds = value[list].as_array().map_or(&[][..], Vec::as_slice);
+    rounds.iter().map(|round| number(round, path)).collect()
+}
+
+/// Seconds as a person reads them.
+pub(super) fn ms(seconds: f64) -> String {
+    format!("{:.0} ms", seconds * 1e3)
 }
 
 #[cfg(test)]

@@ -89,9 +89,17 @@ impl Programs {
 
     /// Builds `leafd`, `leafctl`, `leaf-helper` and `leaf-init`, and lays them out with their units.
     pub fn build() -> Result<Self> {
+        Self::build_as(Profile::Debug, &target().join("host-programs"))
+    }
+
+    /// The same as they are released, for what is measured.
+    pub(crate) fn build_released() -> Result<Self> {
+        Self::build_as(Profile::Release, &target().join("host-programs-released"))
+    }
+
+    fn build_as(profile: Profile, tree: &Path) -> Result<Self> {
         let tools = setup::prepare(false)?;
-        let package = install(&tools, Profile::Debug)?;
-        let tree = target().join("host-programs");
+        let package = install(&tools, profile)?;
         // Beside it, so that whoever uses the old one meanwhile has it whole.
         let part = tempfile::Builder::new()
             .prefix("host-programs-")
@@ -105,13 +113,13 @@ impl Programs {
         let old = part.path().with_extension("old");
         let moved = tree.exists();
         if moved {
-            fs::rename(&tree, &old).with_context(|| format!("can't replace {}", tree.display()))?;
+            fs::rename(tree, &old).with_context(|| format!("can't replace {}", tree.display()))?;
         }
-        fs::rename(part.keep(), &tree).with_context(|| format!("can't make {}", tree.display()))?;
+        fs::rename(part.keep(), tree).with_context(|| format!("can't make {}", tree.display()))?;
         if moved {
             fs::remove_dir_all(&old).with_context(|| format!("can't remove {}", old.display()))?;
         }
-        Self::of(tree)
+        Self::of(tree.to_owned())
     }
 
     /// Takes a folder that was laid out before.

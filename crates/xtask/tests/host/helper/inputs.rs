@@ -5,10 +5,16 @@ use serde_json::json;
 use super::{Leaf, WAITS, creation};
 use crate::{Outcome, Trials, ensure};
 
-pub(crate) const TRIALS: Trials = &[(
-    "a_container_sees_what_its_leaf_allows_and_no_link_leads_it_out",
-    inputs,
-)];
+pub(crate) const TRIALS: Trials = &[
+    (
+        "a_container_sees_what_its_leaf_allows_and_no_link_leads_it_out",
+        inputs,
+    ),
+    ("a_bind_that_is_exchanged_all_the_time_never_leads_out", race),
+];
+
+/// How often a container is started while its bind is exchanged.
+const TRIES: u32 = 8;
 
 fn inputs() -> Outcome {
     let leaf = Leaf::new()?;
@@ -90,5 +96,42 @@ fn inputs() -> Outcome {
             words,
         )?;
     }
+    leaf.nothing_is_left("web")
+}
+
+fn race() -> Outcome {
+    let leaf = Leaf::new()?;
+    leaf.host
+        .ok("mkdir -p /srv/race/folder; echo fine >/srv/race/folder/mark")?;
+    let looks = leaf.system("looks", &format!("$b ls /seen >/list; {WAITS}"))?;
+    let options = json!({"binds": [{"source": "/srv/race/folder", "target": "/seen"}]});
+    leaf.create("web", &looks, 1, options)?;
+    let exchange = leaf.host.start(
+        "cd /srv/race; while :; do mv -T folder away; ln -s /etc folder; rm folder; mv -T away folder; done 2>/dev/null",
+    )?;
+    let (mut started, mut refused) = (0, 0);
+    for _ in 0..TRIES {
+        match leaf.ask("StartContainer", &super::starting("web", 90))? {
+            Ok(()) => {
+                let list = leaf.host.ok("cat /var/lib/nixos-containers/web/list")?;
+                ensure(list == "mark\n", format!("it saw another folder: {list}"))?;
+                leaf.stop("web", 20)?;
+                started += 1;
+            }
+            Err((kind, reason)) => {
+                let told = kind == "Refused"
+                    && (reason.contains("symbolic link") || reason.contains("is not there"));
+                ensure(told, format!("{kind}: {reason}"))?;
+                refused += 1;
+            }
+        }
+    }
+    exchange.kill()?;
+    ensure(started + refused == TRIES, "each start came to an end")?;
+    leaf.host
+        .ok("cd /srv/race; [ -e folder/mark ] || mv -T away folder || { rm folder; mv -T away folder; }")?;
+    leaf.start("web")?;
+    leaf.stop("web", 20)?;
+    leaf.destroy("web")?;
     leaf.nothing_is_left("web")
 }

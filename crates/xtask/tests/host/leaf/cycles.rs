@@ -1,15 +1,18 @@
 //! Many lives of containers: nothing is left of them, on the host and in leafd.
 
 use std::io::Write as _;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use xtask::host::LIVES;
 
 use super::{Leaf, WAITS};
 use crate::{Outcome, Trials};
 
 pub(crate) const TRIALS: Trials = &[("many_lives_of_containers_leave_nothing_behind", many)];
 
+/// The longest that one life may take on an emulated machine, on the average.
+const A_LIFE: Duration = Duration::from_secs(20);
 /// How many lives; `cargo xtask soak` sets 1,000.
 const CYCLES_VARIABLE: &str = "CIM_LEAF_CYCLES";
 /// A file that gets a line of JSON with the figures.
@@ -65,18 +68,18 @@ fn held(leaf: &Leaf) -> anyhow::Result<Held> {
 }
 
 fn many() -> Outcome {
-    let cycles: u64 = std::env::var(CYCLES_VARIABLE)
+    let cycles: u32 = std::env::var(CYCLES_VARIABLE)
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or(30);
-    let leaf = Leaf::up()?;
+    let leaf = Leaf::up_for(LIVES + cycles * A_LIFE)?;
     let toplevel = leaf.system("waits", WAITS)?;
     let cycle = format!(
         "set -e; for i in $(seq $N); do for command in 'create web --toplevel {toplevel}' 'start web' 'stop web' 'destroy web'; do \
          leafctl --json --timeout 120s --context /var/lib/cim-leaf/context.json container $command >/var/tmp/out 2>&1 || {{ cat /var/tmp/out; exit 1; }}; done; done"
     );
-    let lives = |count: u64| -> anyhow::Result<()> {
-        let limit = std::time::Duration::from_secs(120 + count * 20);
+    let lives = |count: u32| -> anyhow::Result<()> {
+        let limit = Duration::from_secs(120) + count * A_LIFE;
         let output = leaf.host.run_within(&format!("N={count}; {cycle}"), limit)?;
         ensure!(output.status == 0, "{output:?}");
         Ok(())
@@ -103,7 +106,7 @@ fn many() -> Outcome {
         "before {before:?}, after {after:?}"
     );
     // Remembered commands take their part: some hundred bytes each.
-    let allowed = before.memory_kib + 4096 + cycles * 8;
+    let allowed = before.memory_kib + 4096 + u64::from(cycles) * 8;
     ensure!(after.memory_kib <= allowed, "before {before:?}, after {after:?}");
     report(&serde_json::json!({
         "what": "create, start, stop and destroy of a container",

@@ -11,6 +11,7 @@ pub(crate) const TRIALS: Trials = &[
         stubborn,
     ),
     ("one_that_eats_its_memory_is_ended_and_the_event_says_why", eater),
+    ("one_that_fills_the_disk_can_be_destroyed_and_all_goes_on", full),
     ("one_that_forks_without_end_meets_its_limit", bomb),
     ("one_that_fails_is_started_again_with_a_growing_delay", restarts),
     ("one_that_asks_for_a_reboot_gets_it", reboots),
@@ -103,6 +104,33 @@ fn restarts() -> Outcome {
     let stops = leaf.events("container.stopped")?;
     ensure!(!stops.is_empty(), "its ends are recorded");
     leaf.ctl("container stop web")?;
+    leaf.agrees()?;
+    Ok(())
+}
+
+fn full() -> Outcome {
+    let leaf = Leaf::up()?;
+    let fills = "fallocate -l $(($(df -kP / | awk 'END { print $4 }') - 12288))k /big; echo >/full";
+    create(&leaf, &format!("{fills}; {WAITS}"), "")?;
+    leaf.until("the disk is full", || {
+        Ok(leaf
+            .host
+            .run("test -e /var/lib/nixos-containers/web/full")?
+            .status
+            == 0)
+    })?;
+    let problem = leaf.refused("container set web labels.a=b")?;
+    ensure!(
+        problem["detail"]
+            .as_str()
+            .is_some_and(|d| d.contains("free some space")),
+        "{problem}"
+    );
+    // It runs on, and the way out is open.
+    ensure!(leaf.show("web")?["phase"] == "running", "it runs");
+    leaf.ctl("container destroy web")?;
+    leaf.nothing_left("web")?;
+    leaf.running("next")?;
     leaf.agrees()?;
     Ok(())
 }

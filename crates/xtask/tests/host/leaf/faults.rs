@@ -11,8 +11,12 @@ pub(crate) const TRIALS: Trials = &[
         leafd_killed,
     ),
     (
-        "the_helper_killed_in_the_middle_of_an_operation_is_made_up_for",
-        helper_killed,
+        "what_containers_do_while_nats_is_gone_is_told_when_it_is_back",
+        nats_gone,
+    ),
+    (
+        "rules_that_somebody_flushed_are_made_again_while_containers_run",
+        flushed,
     ),
     (
         "systemd_that_refuses_a_job_is_reported_and_tried_again",
@@ -46,33 +50,44 @@ fn leafd_killed() -> Outcome {
     Ok(())
 }
 
-fn helper_killed() -> Outcome {
+fn nats_gone() -> Outcome {
     let leaf = Leaf::up()?;
-    let toplevel = leaf.system("waits", WAITS)?;
-    let kill = "for i in $(seq 40); do systemctl kill --signal=KILL leaf-helper 2>/dev/null && break; sleep 0.05; done";
-    for (round, command) in [
-        format!("container create web --toplevel {toplevel} --start"),
-        "container stop web".to_owned(),
-        "container start web".to_owned(),
-        "container destroy web".to_owned(),
-    ]
-    .iter()
-    .enumerate()
-    {
-        let running = leaf.host.start(&format!(
-            "leafctl --json --context /var/lib/cim-leaf/context.json {command}"
-        ))?;
-        leaf.host.run(&format!("sleep 0.{}; {kill}", 1 + round))?;
-        let _ = running.wait()?;
-        // Whatever came of it: the same again leads there.
-        let again = leaf.run(command)?;
-        let fine = again.status == 0
-            || again.stderr.contains("exists since")
-            || again.stderr.contains("there is no container");
-        ensure!(fine, "{command}: {again:?}");
+    leaf.running("web")?;
+    let ends = leaf.system("ends", "while [ ! -e /go ]; do sleep 1; done; exit 3")?;
+    leaf.ctl(&format!("container create short --toplevel {ends} --start"))?;
+    leaf.host
+        .ok("cd /usr/local/bin && mv nats-server away && pkill -KILL -x nats-server")?;
+    leaf.host
+        .ok("systemctl stop container@web && touch /var/lib/nixos-containers/short/go")?;
+    // As long as a person might take to notice.
+    leaf.host.run("sleep 75")?;
+    leaf.host
+        .ok("systemctl is-active leafd && ! systemctl is-active container@short")?;
+    leaf.host.ok("cd /usr/local/bin && mv away nats-server")?;
+    leaf.answers()?;
+    leaf.until_phase("web", "stopped")?;
+    leaf.until_phase("short", "stopped")?;
+    let stops = leaf.events("cim.leaf.container.stopped.v1")?;
+    for name in ["web", "short"] {
+        let told = stops.iter().filter(|event| event["subject"] == name).count();
+        ensure!(told == 1, "the end of {name} is told {told} times: {stops:?}");
     }
-    let _ = leaf.run("container destroy web")?;
-    leaf.nothing_left("web")?;
+    leaf.agrees()?;
+    leaf.ctl("container start web")?;
+    Ok(())
+}
+
+fn flushed() -> Outcome {
+    let leaf = Leaf::up()?;
+    leaf.running("web")?;
+    leaf.host
+        .ok("printf '\\n[containers]\\nnetwork_check_seconds = 5\\n' >>/etc/cim-leaf/leafd.toml && systemctl restart leafd")?;
+    leaf.answers()?;
+    leaf.host
+        .ok("nft list ruleset | grep -q ve-web && nft flush ruleset")?;
+    leaf.until("the rules are there again", || {
+        Ok(leaf.host.run("nft list ruleset | grep -q ve-web")?.status == 0)
+    })?;
     leaf.agrees()?;
     Ok(())
 }

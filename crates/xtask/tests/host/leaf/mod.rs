@@ -1,6 +1,7 @@
 //! A machine with a leaf on it, and what a person does there: `leafctl`, `systemctl`, a look.
 
 mod boots;
+mod boundaries;
 mod cycles;
 mod ends;
 mod faults;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
-use xtask::host::{Host, Output};
+use xtask::host::{Host, LIVES, Output, Programs};
 
 use crate::Trials;
 
@@ -24,6 +25,7 @@ pub(crate) const TRIALS: &[Trials] = &[
     ends::TRIALS,
     boots::TRIALS,
     faults::TRIALS,
+    boundaries::TRIALS,
     cycles::TRIALS,
 ];
 
@@ -48,7 +50,12 @@ pub(crate) struct Leaf {
 impl Leaf {
     /// Returns a fresh one, which answers.
     pub(crate) fn up() -> Result<Self> {
-        let host = Host::leaf()?;
+        Self::up_for(LIVES)
+    }
+
+    /// Returns a fresh one that lives longer.
+    pub(crate) fn up_for(lives: Duration) -> Result<Self> {
+        let host = Host::options().with(&Programs::here()?).lives(lives).restore()?;
         host.put(SYSTEM.as_bytes(), "/var/tmp/system.nix", "0644")?;
         host.ok("mkdir -p /var/tmp/tools /srv /run/secrets && cp /usr/bin/busybox /var/tmp/tools/")?;
         host.put(HELPER.as_bytes(), "/etc/cim-leaf/helper.toml", "0644")?;
@@ -108,6 +115,20 @@ impl Leaf {
         })
         .with_context(|| last.to_string())?;
         self.show(name)
+    }
+
+    /// Waits until nothing moves any more about a container, be it there or not.
+    pub(crate) fn settled(&self, name: &str) -> Result<()> {
+        self.until("the leaf has settled", || {
+            let list = self.ctl("container list")?;
+            let containers = list["containers"].as_array().context("a list")?;
+            let container = containers.iter().find(|container| container["name"] == name);
+            Ok(container.is_none_or(|c| {
+                ["running", "stopped", "failed"]
+                    .iter()
+                    .any(|phase| c["phase"] == *phase)
+            }))
+        })
     }
 
     /// Waits until something holds.

@@ -1,0 +1,275 @@
+//! A leaf on a real machine, the test host: lives of containers, each beside the same by hand (`host/by-hand.sh`).
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::numbers::{Row, Target, each, median, ms, number};
+use super::programs::Programs;
+use crate::host::{self, Host};
+
+/// How many containers are started at once.
+const CROWD: usize = 100;
+/// Requests a round.
+const REQUESTS: usize = 500;
+/// The machine's memory: a hundred containers need some.
+const MEMORY_MIB: u64 = 4096;
+/// The longest that the machine is needed.
+const LIVES: Duration = Duration::from_secs(3 * 3600);
+/// The longest that one measurement takes there.
+const PATIENCE: Duration = Duration::from_secs(3600);
+/// Where on the machine what is brought to it is.
+const FOLDER: &str = "/opt/bench";
+/// What comes before the arguments of a measurement there.
+const REQUEST: &str = "/mnt/bench/requests";
+/// The leaf's folder on the machine, and its name.
+const STATE: &str = "/var/lib/cim-leaf";
+const CONTEXT: &str = "leafctl --context /var/lib/cim-leaf/context.json";
+
+/// Makes a container's system that is ready at once and waits for its end, and prints its path.
+const SYSTEM: &str = r#"set -e; mkdir -p /var/tmp/busybox /var/tmp/waits; cp /usr/bin/busybox /var/tmp/busybox/
+b=$(nix-store --add /var/tmp/busybox)/busybox
+cat >/var/tmp/waits/init <<EOF
+#!$b sh
+exec /run/leaf/init ready -- $b sh -c 'echo ready; trap "exit 0" 37; while :; do $b sleep 1000 & wait; done'
+EOF
+chmod +x /var/tmp/waits/init; nix-store --add /var/tmp/waits"#;
+
+/// Measures all of it.
+pub(super) fn rows(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
+    let machine = Machine::start(programs)?;
+    let mut rows = machine.lives(rounds)?;
+    rows.extend(machine.crowd()?);
+    rows.extend(machine.request(rounds)?);
+    Ok(rows)
+}
+
+/// The test host with a leaf on it, and what measures there.
+struct Machine {
+    host: Host,
+    /// The leaf's name.
+    leaf: String,
+    /// The system that all containers run.
+    toplevel: String,
+    /// What is shared with it.
+    _folder: tempfile::TempDir,
+}
+
+impl Machine {
+    fn start(programs: &Programs) -> Result<Self> {
+        let released =
+            host::Programs::build_released().context("the test host's programs can't be laid out")?;
+        let folder = tempfile::tempdir().context("can't make a temporary folder")?;
+        std::fs::copy(&programs.requests, folder.path().join("requests"))
+            .context("can't copy what sends the requests")?;
+        let mut host = Host::options()
+            .with(&released)
+            .memory_mib(MEMORY_MIB)
+            .lives(LIVES)
+            .restore()?;
+        host.share(folder.path(), "/mnt/bench")?;
+        host.ok(&format!("mkdir -p {FOLDER}"))?;
+        let script = include_bytes!("host/by-hand.sh");
+        host.put(script, &format!("{FOLDER}/by-hand.sh"), "0755")?;
+        let unit = include_bytes!("host/bare@.service");
+        host.put(unit, "/etc/systemd/system/bare@.service", "0644")?;
+        let toplevel = host.ok(SYSTEM)?.trim().to_owned();
+        host.ok("systemctl daemon-reload && systemctl start leafd")?;
+        host.ok(&format!(
+            "until {CONTEXT} leaf show >/dev/null 2>&1; do sleep 0.2; done"
+        ))?;
+        let shown = host.ok(&format!("{CONTEXT} --json leaf show"))?;
+        let shown: Value = serde_json::from_str(&shown).context("leafctl prints no JSON")?;
+        let leaf = shown["name"].as_str().context("a leaf has a name")?.to_owned();
+        Ok(Self {
+            host,
+            leaf,
+            toplevel,
+            _folder: folder,
+        })
+    }
+
+    fn does(&self, command: &str) -> Result<String> {
+        let output = self.host.run_within(command, PATIENCE)?;
+        ensure!(output.status == 0, "{command}: {output:?}");
+        Ok(output.stdout)
+    }
+
+    fn asks(&self, command: &str) -> Result<Value> {
+        let text = self.does(&format!("{REQUEST} {command}"))?;
+        serde_json::from_str(&text).with_context(|| format!("{command} gives no JSON: {text}"))
+    }
+
+    /// A container's life: create, ready, stopped, destroyed; in microseconds.
+    fn life_of_leaf(&self) -> Result<[f64; 4]> {
+        let Self { leaf, toplevel, .. } = self;
+        let times = self.asks(&format!("life {STATE} {leaf} {toplevel}"))?;
+        Ok([0, 1, 2, 3].map(|step| times[step].as_f64().unwrap_or(f64::NAN)))
+    }
+
+    fn life_by_hand(&self, manner: &str) -> Result<[f64; 4]> {
+        let text = self.does(&format!(
+            "{FOLDER}/by-hand.sh life {manner} hand {}",
+            self.toplevel
+        ))?;
+        let mut times = text.lines().map(|line| line.parse().unwrap_or(f64::NAN));
+        Ok([(); 4].map(|()| times.next().unwrap_or(f64::NAN)))
+    }
+
+    /// The same with a `leafctl` for each step, in microseconds.
+    fn life_by_leafctl(&self) -> Result<f64> {
+        let text = self.does(&format!(
+            "began=${{EPOCHREALTIME/[.,]/}}; for step in 'create life --toplevel {}' 'start life' 'stop life' 'destroy life'; do \
+             {CONTEXT} container $step >/dev/null || exit 1; done; echo $((${{EPOCHREALTIME/[.,]/}} - began))",
+            self.toplevel
+        ))?;
+        text.trim().parse().context("leafctl's life gives no time")
+    }
+
+    fn lives(&self, rounds: usize) -> Result<Vec<Row>> {
+        const BY_HAND: [&str; 3] = ["systemctl", "nspawn", "nix-env"];
+        let (mut leaf, mut leafctl) = (Vec::new(), Vec::new());
+        let mut by_hand: [Vec<[f64; 4]>; 3] = Default::default();
+        // The first round makes what is made once.
+        for round in 0..=rounds {
+            let of_leaf = self.life_of_leaf()?;
+            let of_leafctl = self.life_by_leafctl()?;
+            let others = [
+                self.life_by_hand(BY_HAND[0])?,
+                self.life_by_hand(BY_HAND[1])?,
+                self.life_by_hand(BY_HAND[2])?,
+            ];
+            if round > 0 {
+                leaf.push(of_leaf);
+                leafctl.push(of_leafctl);
+                for (all, one) in by_hand.iter_mut().zip(others) {
+                    all.push(one);
+                }
+            }
+        }
+        let whole = |lives: &[[f64; 4]]| {
+            let sums: Vec<f64> = lives.iter().map(|life| life.iter().sum::<f64>() / 1e6).collect();
+            median(&sums)
+        };
+        let steps = |lives: &[[f64; 4]]| {
+            let step = |which: usize| {
+                let times: Vec<f64> = lives.iter().map(|life| life[which] / 1e3).collect();
+                median(&times)
+            };
+            format!(
+                "{:.0} + {:.0} + {:.0} + {:.0} ms",
+                step(0),
+                step(1),
+                step(2),
+                step(3)
+            )
+        };
+        let wanted = [Target::AtMost(1.1), Target::AtMost(1.1), Target::AtMost(0.5)];
+        let names = [
+            "hand-written files and `systemctl`",
+            "bare `systemd-nspawn`",
+            "the steps of `nixos-container`, with `nix-env`",
+        ];
+        let mut rows = Vec::new();
+        for ((name, lives), target) in names.iter().zip(&by_hand).zip(wanted) {
+            rows.push(
+                Row::report(
+                    format!("a container created, ready, stopped, destroyed, against {name}"),
+                    format!("{} ({})", ms(whole(&leaf)), steps(&leaf)),
+                )
+                .against(
+                    format!("{} ({})", ms(whole(lives)), steps(lives)),
+                    whole(&leaf) / whole(lives),
+                )
+                .target(target),
+            );
+        }
+        let typed = median(&leafctl) / 1e6;
+        rows.push(
+            Row::report("the same by four `leafctl`, against `systemctl`", ms(typed))
+                .against(ms(whole(&by_hand[0])), typed / whole(&by_hand[0])),
+        );
+        Ok(rows)
+    }
+
+    /// Many at once, and what leafd takes for it.
+    fn crowd(&self) -> Result<Vec<Row>> {
+        let Self { leaf, toplevel, .. } = self;
+        let before = self.leafd()?;
+        let found = self.asks(&format!("crowd {STATE} {leaf} {CROWD} {toplevel}"))?;
+        let after = self.leafd()?;
+        let seconds = number(&found, &["seconds"]);
+        let by_hand = self.does(&format!("{FOLDER}/by-hand.sh crowd {CROWD} {toplevel}"))?;
+        let by_hand: f64 = by_hand
+            .trim()
+            .parse()
+            .context("the crowd by hand gives no time")?;
+        let by_hand = by_hand / 1e6;
+        Ok(vec![
+            Row::report(
+                format!("{CROWD} containers started at once, against `systemctl start` of as many units written by hand"),
+                format!("{seconds:.1} s"),
+            )
+            .against(format!("{by_hand:.1} s"), seconds / by_hand),
+            Row::report(
+                format!("`leafd`'s processor time for creating, starting and destroying the {CROWD}, and its memory then"),
+                format!(
+                    "{:.1} s, {:.1} MB at most",
+                    after.seconds - before.seconds,
+                    after.most_kib * 1024.0 / 1e6
+                ),
+            ),
+        ])
+    }
+
+    fn leafd(&self) -> Result<Used> {
+        let text = self.host.ok(
+            "pid=$(systemctl show --property=MainPID --value leafd); \
+             awk '{print ($14 + $15) / '$(getconf CLK_TCK)'}' /proc/$pid/stat; awk '/^VmHWM/{print $2}' /proc/$pid/status",
+        )?;
+        let mut figures = text.lines().map(|line| line.parse().unwrap_or(f64::NAN));
+        Ok(Used {
+            seconds: figures.next().unwrap_or(f64::NAN),
+            most_kib: figures.next().unwrap_or(f64::NAN),
+        })
+    }
+
+    /// A question over NATS to a container, against the same to a process beside the leaf.
+    fn request(&self, rounds: usize) -> Result<Vec<Row>> {
+        let leaf = &self.leaf;
+        self.does(&format!(
+            "{CONTEXT} --timeout 600s container create asked --template minimal --start"
+        ))?;
+        let found = self.asks(&format!("health {STATE} {leaf} {rounds} {REQUESTS} asked"))?;
+        self.does(&format!("{CONTEXT} container destroy asked"))?;
+        let of = |who: &str, figure: &str| median(&each(&found, "rounds", &[who, figure]));
+        let bytes = number(&found, &["bytes"]);
+        Ok([("p50_us", "median"), ("p99_us", "99th percentile")]
+            .map(|(figure, name)| {
+                let (inside, beside) = (of("container", figure), of("bare", figure));
+                Row::report(
+                    format!(
+                        "a request answered inside a container, {bytes} bytes, {name}, against a bare responder on the host"
+                    ),
+                    format!("{inside:.0} µs"),
+                )
+                .against(format!("{beside:.0} µs"), inside / beside)
+            })
+            .into())
+    }
+}
+
+/// What a process has used.
+struct Used {
+    /// Of a processor.
+    seconds: f64,
+    /// Of memory, at its most.
+    most_kib: f64,
+}
+
+/// Where it was measured.
+pub(super) fn accelerator() -> Result<String> {
+    let image = host::Image::prepare()?;
+    Ok(format!("{:?}", image.accelerator()).to_lowercase())
+}
