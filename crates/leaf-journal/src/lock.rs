@@ -5,12 +5,17 @@ use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// The name of the lock file in the state folder.
 pub(crate) const FILE: &str = "holder.json";
+
+/// How long a lock may outlive its process: a child that it was just starting when it was killed has the lock until it runs
+/// its own program.
+const LINGERS: Duration = Duration::from_secs(2);
 
 /// Who holds a state folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +43,22 @@ impl fmt::Display for Holder {
             write!(f, " ({})", self.holder)
         }
     }
+}
+
+impl Holder {
+    /// Whether it was a process of this host that has ended.
+    fn is_gone(&self) -> bool {
+        self.hostname == hostname() && !Path::new(&format!("/proc/{}", self.pid)).exists()
+    }
+}
+
+fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[expect(clippy::disallowed_methods, reason = "nothing tells when a lock is free")]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(10));
 }
 
 /// Why a state folder could not be locked.
@@ -82,19 +103,26 @@ impl FolderLock {
             .truncate(false)
             .open(&path)
             .map_err(io)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(LockError::Held {
-                    path: folder.to_owned(),
-                    holder: holder_of(folder).map(Box::new),
-                });
+        let deadline = Instant::now() + LINGERS;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) => {
+                    let holder = holder_of(folder);
+                    if !holder.as_ref().is_some_and(Holder::is_gone) || Instant::now() > deadline {
+                        return Err(LockError::Held {
+                            path: folder.to_owned(),
+                            holder: holder.map(Box::new),
+                        });
+                    }
+                    pause();
+                }
+                Err(TryLockError::Error(source)) => return Err(io(source)),
             }
-            Err(TryLockError::Error(source)) => return Err(io(source)),
         }
         let me = Holder {
             pid: std::process::id(),
-            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            hostname: hostname(),
             since: Timestamp::now(),
             holder: holder.to_owned(),
         };

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum as _;
 use serde_json::Value;
 
 use crate::command::{cargo, line, output, run, workspace};
@@ -18,19 +19,38 @@ pub(crate) struct Soak {
     /// How many times a container is created, started, stopped and destroyed
     #[arg(long, default_value_t = 1000)]
     cycles: u32,
-    /// How many power cuts in the middle of each of create, update and destroy
+    /// How many power cuts, and how many reboots, in the middle of each of create, update and destroy
     #[arg(long, default_value_t = 20)]
     cuts: u32,
+    /// Only these; in the document the figures of the others stay
+    #[arg(long, value_enum)]
+    only: Vec<Long>,
     /// Put the figures into docs/reliability.md
     #[arg(long)]
     write: bool,
 }
 
-/// The test programs' tests that can be made longer.
-const LONG: [&str; 2] = [
-    "many_lives_of_containers_leave_nothing_behind",
-    "power_cut_in_the_middle_of_create_update_and_destroy",
-];
+/// The tests that can be made longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Long {
+    /// Containers from create to destroy
+    Lives,
+    /// The power is cut in the middle of commands
+    PowerCuts,
+    /// The host is rebooted in the middle of commands
+    Reboots,
+}
+
+impl Long {
+    const fn test(self) -> &'static str {
+        match self {
+            Self::Lives => "many_lives_of_containers_leave_nothing_behind",
+            Self::PowerCuts => "power_cut_in_the_middle_of_create_update_and_destroy",
+            Self::Reboots => "reboot_in_the_middle_of_create_update_and_destroy",
+        }
+    }
+}
+
 const BEGIN: &str = "<!-- what `cargo xtask soak --write` wrote -->";
 const END: &str = "<!-- the end of what it wrote -->";
 
@@ -47,9 +67,13 @@ impl Soak {
             command
         };
         run(test().arg("--no-run"))?;
-        // Both at the same time: each has a machine, which takes a processor.
+        // All at the same time: each has a machine, which takes a processor.
         let mut running = Vec::new();
-        for name in LONG {
+        for long in Long::value_variants() {
+            if !self.only.is_empty() && !self.only.contains(long) {
+                continue;
+            }
+            let name = long.test();
             let mut command = test();
             command
                 .args(["--", "--exact", name])
@@ -71,50 +95,92 @@ impl Soak {
                 worked = false;
             }
         }
-        let table = self.table(&std::fs::read_to_string(&report).unwrap_or_default())?;
-        println!("{table}");
+        let rows = rows(&std::fs::read_to_string(&report).unwrap_or_default())?;
+        println!("{}", table(&rows));
         ensure!(worked, "not all of it worked");
         if self.write {
-            write(&table)?;
+            write(rows)?;
         }
         Ok(ExitCode::SUCCESS)
     }
-
-    /// Returns the figures as a table, with what made it.
-    fn table(&self, report: &str) -> Result<String> {
-        let mut table = "| what | times | took | found |\n|---|---:|---:|---|\n".to_owned();
-        for line in report.lines() {
-            let figures: Value = serde_json::from_str(line).context("a test's report is not JSON")?;
-            let text = |key: &str| figures[key].as_str().unwrap_or_default().to_owned();
-            let seconds = figures["seconds"].as_f64().unwrap_or_default();
-            table.push_str(&format!(
-                "| {} | {} | {:.1} min | {} |\n",
-                text("what"),
-                figures["times"],
-                seconds / 60.0,
-                text("found")
-            ));
-        }
-        let date = output(std::process::Command::new("date").args(["--utc", "+%F"]))?;
-        let revision = output(std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]))?;
-        let (date, revision) = (date.trim(), revision.trim());
-        let Self { cycles, cuts, .. } = self;
-        table.push_str(&format!(
-            "\n{date}, at {revision}, by `cargo xtask soak --cycles {cycles} --cuts {cuts}`.\n"
-        ));
-        Ok(table)
-    }
 }
 
-fn write(table: &str) -> Result<()> {
+const HEAD: &str = "| what | times | took | found | when |\n|---|---:|---:|---|---|\n";
+
+fn table(rows: &[String]) -> String {
+    format!("{HEAD}{}", rows.concat())
+}
+
+/// Returns the lines of the table for what the tests have reported.
+fn rows(report: &str) -> Result<Vec<String>> {
+    let date = output(std::process::Command::new("date").args(["--utc", "+%F"]))?;
+    let revision = output(std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]))?;
+    let row = |line: &str| {
+        let figures: Value = serde_json::from_str(line).context("a test's report is not JSON")?;
+        let text = |key: &str| figures[key].as_str().unwrap_or_default().to_owned();
+        Ok(format!(
+            "| {} | {} | {:.0} min | {} | {}, at {} |\n",
+            text("what"),
+            figures["times"],
+            figures["seconds"].as_f64().unwrap_or_default() / 60.0,
+            text("found"),
+            date.trim(),
+            revision.trim()
+        ))
+    };
+    report.lines().map(row).collect()
+}
+
+/// Puts rows into the document's table, in the place of those of the same name.
+fn write(rows: Vec<String>) -> Result<()> {
     let path: PathBuf = workspace().join("docs/reliability.md");
     let text = std::fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
-    let (Some(begin), Some(end)) = (text.find(BEGIN), text.find(END)) else {
-        bail!(
+    let text = replaced(&text, rows).with_context(|| {
+        format!(
             "{} has lost the marks between which the figures go",
             path.display()
-        );
-    };
-    let text = format!("{}{BEGIN}\n\n{table}\n{}", &text[..begin], &text[end..]);
+        )
+    })?;
     std::fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))
+}
+
+fn replaced(document: &str, mut rows: Vec<String>) -> Option<String> {
+    let (begin, end) = (document.find(BEGIN)?, document.find(END)?);
+    let name = |row: &str| row.split('|').nth(1).map(str::to_owned);
+    let kept = document[begin..end]
+        .lines()
+        .filter(|line| line.starts_with("| ") && !HEAD.starts_with(line))
+        .filter(|line| rows.iter().all(|row| name(row) != name(line)))
+        .map(|line| format!("{line}\n"));
+    let mut all: Vec<String> = kept.collect();
+    all.append(&mut rows);
+    all.sort();
+    Some(format!(
+        "{}{BEGIN}\n\n{}\nBy `cargo xtask soak --write`.\n\n{}",
+        &document[..begin],
+        table(&all),
+        &document[end..]
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_takes_the_place_of_the_one_of_its_name() {
+        let row = |what: &str, times: u32| format!("| {what} | {times} | 1 min | fine | today |\n");
+        let document = format!("# Head\n\n{BEGIN}\n\nNot taken yet.\n\n{END}\n");
+        let once = replaced(&document, vec![row("b", 1), row("a", 1)]).expect("it has marks");
+        let again = replaced(&once, vec![row("b", 2)]).expect("it has marks");
+        assert!(
+            again.contains(&format!("{HEAD}{}{}", row("a", 1), row("b", 2))),
+            "{again}"
+        );
+        assert!(
+            again.starts_with("# Head\n") && again.ends_with(&format!("{END}\n")),
+            "{again}"
+        );
+        assert_eq!(replaced("# Head\n", Vec::new()), None);
+    }
 }
