@@ -68,7 +68,7 @@ fn early_failure() -> Outcome {
     leaf.answers()?;
     leaf.until_phase("once", "running")?;
     leaf.host.ok("test -e /srv/once/ok")?;
-    let stops = leaf.events("*container.stopped*")?;
+    let stops = leaf.events("container.stopped")?;
     ensure!(
         stops.iter().any(|event| event.to_string().contains("exited")),
         "the failure is told: {stops:?}"

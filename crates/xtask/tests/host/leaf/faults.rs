@@ -67,7 +67,7 @@ fn nats_gone() -> Outcome {
     leaf.answers()?;
     leaf.until_phase("web", "stopped")?;
     leaf.until_phase("short", "stopped")?;
-    let stops = leaf.events("cim.leaf.container.stopped.v1")?;
+    let stops = leaf.events("container.stopped")?;
     for name in ["web", "short"] {
         let told = stops.iter().filter(|event| event["subject"] == name).count();
         ensure!(told == 1, "the end of {name} is told {told} times: {stops:?}");
