@@ -5,10 +5,8 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::time::Duration;
 
-use rustix::fs::{FlockOperation, IFlags, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::fs::{IFlags, Mode, OFlags};
 
 use leaf_core::container::ContainerNetwork;
 use leaf_core::host_op::{CONF_DIGEST, ContainerBinding, RunSpec, Runtime, Secret, conf_marker};
@@ -19,6 +17,7 @@ use crate::Helper;
 use crate::adopt::Owner;
 use crate::error::{Error, Result};
 use crate::files::Folder;
+use crate::lock;
 use crate::payload::UnitCgroup;
 use crate::systemd;
 
@@ -27,8 +26,6 @@ const PROFILES: &str = "/nix/var/nix/profiles/per-container";
 /// The version of systemd since which systemd-nspawn leaves what runs a container out of the container's own cgroup where
 /// that was made before it.
 const LIMITS_SINCE: u32 = 254;
-/// How long another program may hold the lock of NixOS's containers.
-const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The credential that tells a container about its leaf.
 const BINDING: &str = "leaf.json";
@@ -165,31 +162,7 @@ impl Helper {
             return Ok(None);
         }
         let folder = Folder::make_root("/run/lock".as_ref(), 0o755)?;
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let what = || "lock /run/lock/nixos-container".to_owned();
-        let fd = rustix::fs::openat(
-            folder.as_fd(),
-            "nixos-container",
-            flags,
-            Mode::from_raw_mode(0o600),
-        )
-        .map_err(Error::io(what()))?;
-        let deadline = tokio::time::Instant::now() + LOCK_PATIENCE;
-        loop {
-            match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Some(fd)),
-                Err(Errno::WOULDBLOCK) if tokio::time::Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
-                Err(Errno::WOULDBLOCK) => {
-                    return Err(Error::Failed(format!(
-                        "another program has held /run/lock/nixos-container for {} s",
-                        LOCK_PATIENCE.as_secs()
-                    )));
-                }
-                Err(e) => return Err(Error::io(what())(e)),
-            }
-        }
+        lock::hold(&folder, "nixos-container").await.map(Some)
     }
 
     /// Returns whether this leaf's `NAME.conf` is there.

@@ -31,10 +31,7 @@ mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::time::Duration;
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use leaf_core::host_op::RunSpec;
@@ -44,7 +41,7 @@ use leaf_core::spec::{Opening, Protocol};
 use crate::error::{Error, Result};
 use crate::files::Folder;
 use crate::run::SHOWN_FOLDER;
-use crate::{Helper, network};
+use crate::{Helper, lock, network};
 
 use elements::Elements;
 
@@ -52,8 +49,6 @@ use elements::Elements;
 const PREPARED: &str = "network.json";
 /// Held while the rules are changed, in the leaf's state folder.
 const LOCK: &str = "network.lock";
-/// How long to wait for it.
-const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 /// The elements that a container has in the rules, in its run folder.
 const ADMITTED: &str = "network.json";
 
@@ -273,20 +268,7 @@ impl Helper {
 
     async fn lock_network(&self) -> Result<Lock> {
         let state = Folder::make_root(&self.paths.state, SHOWN_FOLDER)?;
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let what = || format!("lock {}/{LOCK}", state.path().display());
-        let fd = rustix::fs::openat(state.as_fd(), LOCK, flags, Mode::from_raw_mode(0o600))
-            .map_err(Error::io(what()))?;
-        let deadline = tokio::time::Instant::now() + LOCK_PATIENCE;
-        loop {
-            match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => break,
-                Err(Errno::WOULDBLOCK) if tokio::time::Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(2)).await;
-                }
-                Err(e) => return Err(Error::io(what())(e)),
-            }
-        }
+        let fd = lock::hold(&state, LOCK).await?;
         Ok(Lock { state, _fd: fd })
     }
 }

@@ -24,6 +24,7 @@ mod generate;
 mod inputs;
 mod jobs;
 mod launch;
+mod lock;
 mod network;
 mod nspawn;
 mod payload;
