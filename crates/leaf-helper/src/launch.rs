@@ -70,15 +70,17 @@ impl Helper {
         run.write(STARTED, &json(&spec), 0o600)?;
         self.sweep_below_systemd(&spec).await?;
         self.begin_count_anew(run, name).await?;
-        network::make_link(name, spec.network).await?;
-        self.admit(name).await?;
+        let connected = async {
+            network::make_link(name, spec.network).await?;
+            self.admit(name).await
+        };
+        let (version, connected) = tokio::join!(systemd::version(), connected);
+        connected?;
         let inputs = self.prepare_inputs(name, &spec.options)?;
         let root = self.paths.roots.join(name.as_str());
         UnitCgroup::own()?.make_payload(&spec.options.limits, &root)?;
         // A host whose systemd can't be asked now is hardly one of years ago.
-        let pairs = systemd::version()
-            .await
-            .map_or(true, |version| version >= PAIRS_SINCE);
+        let pairs = version.map_or(true, |version| version >= PAIRS_SINCE);
         let arguments = self.nspawn_arguments(&spec, &inputs, pairs)?;
         let mut command = std::process::Command::new(&self.settings.nspawn);
         command

@@ -214,13 +214,22 @@ pub(crate) async fn look(unit: &str, read: bool) -> Result<Option<UnitLook>> {
             .cache_properties(CacheProperties::No)
             .build()
             .await?;
+        // Asked all at once: one after the other they would take longer than all else of a start that is not systemd's.
+        let (load, active, sub, file, stale, job) = tokio::try_join!(
+            unit.load_state(),
+            unit.active_state(),
+            unit.sub_state(),
+            unit.fragment_path(),
+            unit.need_daemon_reload(),
+            unit.job(),
+        )?;
         Ok(Some(UnitLook {
-            load: unit.load_state().await?,
-            active: unit.active_state().await?,
-            sub: unit.sub_state().await?,
-            file: unit.fragment_path().await?,
-            stale: unit.need_daemon_reload().await?,
-            job: unit.job().await?.0,
+            load,
+            active,
+            sub,
+            file,
+            stale,
+            job: job.0,
         }))
     })
     .await

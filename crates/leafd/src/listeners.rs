@@ -57,6 +57,9 @@ pub async fn watch_published(
     std::future::pending().await
 }
 
+/// How much longer than a look the pause after it is: many containers that move all the time are not looked at all the time.
+const PAUSE_AFTER_LOOK: u32 = 4;
+
 /// Brings a look at the containers whenever something moved there.
 ///
 /// # Errors
@@ -84,6 +87,7 @@ pub async fn watch_containers(view: Containers, inputs: mpsc::Sender<Input>) -> 
                 "the containers can't be looked at"
             ),
         }
+        tokio::time::sleep(looked_at.elapsed() * PAUSE_AFTER_LOOK).await;
         hints.changed().await?;
     }
 }
