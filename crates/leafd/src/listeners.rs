@@ -58,7 +58,7 @@ pub async fn watch_published(
 }
 
 /// How much longer than a look the pause after it is: many containers that move all the time are not looked at all the time.
-const PAUSE_AFTER_LOOK: u32 = 4;
+const PAUSE_AFTER_LOOK: u32 = 2;
 
 /// Brings a look at the containers whenever something moved there.
 ///

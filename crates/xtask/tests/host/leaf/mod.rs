@@ -184,7 +184,7 @@ impl Leaf {
     }
 
     /// Checks that the stream has every sequence number once, in order, and that what the leaf says of its containers is
-    /// what the host shows.
+    /// what the host shows, or soon is: it may be about to see what has just happened.
     pub(crate) fn agrees(&self) -> Result<()> {
         let numbers: Vec<u64> = self
             .events("*")?
@@ -196,19 +196,28 @@ impl Leaf {
             .collect::<Result<_>>()?;
         let wanted: Vec<u64> = (1..=numbers.len() as u64).collect();
         ensure!(numbers == wanted, "the stream has {numbers:?}");
+        let mut differs = None;
+        self.until("the leaf and systemd agree", || {
+            differs = self.difference()?;
+            Ok(differs.is_none())
+        })
+        .with_context(|| differs.unwrap_or_default())
+    }
+
+    /// Returns what the leaf says otherwise of a container than systemd does.
+    fn difference(&self) -> Result<Option<String>> {
         let list = self.ctl("container list")?;
         for container in list["containers"].as_array().context("a list")? {
             let name = container["name"].as_str().context("a name")?;
             let active = self.host.run(&format!("systemctl is-active container@{name}"))?;
-            let runs = active.stdout.trim() == "active";
-            ensure!(
-                (container["phase"] == "running") == runs,
-                "container {name} is {} for the leaf, and {} for systemd",
-                container["phase"],
-                active.stdout.trim()
-            );
+            let (phase, active) = (&container["phase"], active.stdout.trim());
+            if (phase == "running") != (active == "active") {
+                return Ok(Some(format!(
+                    "container {name} is {phase} for the leaf, and {active} for systemd"
+                )));
+            }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Checks that nothing of a container is left on the host.
