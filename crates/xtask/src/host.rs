@@ -51,9 +51,9 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// How often a copy is restored that hangs as soon as it writes to its devices: a few of a hundred do, with QEMU 7.2 and
 /// emulated processors.
-const TRIES: u32 = 3;
+const TRIES: u32 = 4;
 /// How long a copy may take to learn who it is.
-const LEARNS_WITHIN: Duration = Duration::from_secs(60);
+const LEARNS_WITHIN: Duration = Duration::from_secs(30);
 
 /// How long a machine lives where nothing else is said; then it ends by itself, whatever became of its owner.
 pub const LIVES: Duration = Duration::from_secs(30 * 60);
