@@ -38,6 +38,7 @@
     addressPool = "10.233.0.0/16";
     readyTimeoutSeconds = 60;
     stopTimeoutSeconds = 30;
+    networkCheckSeconds = 300;
     templates = "/nix/store/00000000000000000000000000000000-cim-leaf/share/cim-leaf/containers";
   };
   nix = {

@@ -31,6 +31,7 @@ in
       enable = false
       helper = "/nix/store/00000000000000000000000000000000-cim-leaf/bin/leaf-helper"
       leaf_init = "/nix/store/00000000000000000000000000000000-cim-leaf/bin/leaf-init"
+      network_check_seconds = 300
       ready_timeout_seconds = 60
       stop_timeout_seconds = 30
       templates = "/nix/store/00000000000000000000000000000000-cim-leaf/share/cim-leaf/containers"
