@@ -150,14 +150,22 @@ impl Listening {
         Ok(Self { fd, udevd })
     }
 
-    /// Waits for an event. Data that is no event counts too: it is what an overrun of the buffer looks like.
+    /// Waits for an event of something that is looked at. Data that is no event counts too: it is what an overrun of the
+    /// buffer looks like.
     async fn event(&mut self) -> io::Result<()> {
-        let mut ready = self.fd.readable_mut().await?;
-        // An overrun ends the first round early.
-        for _ in 0..2 {
-            while ready.get_inner().iter().next().is_some() {}
+        loop {
+            let mut ready = self.fd.readable_mut().await?;
+            let events = || {
+                let events = ready.get_inner().iter();
+                events.map(|event| ports::counts(&event.devpath().to_string_lossy()))
+            };
+            let first: Vec<bool> = events().collect();
+            // An overrun ends the first round early: what comes then tells nothing of what was lost.
+            let more = events().count() > 0;
+            ready.clear_ready();
+            if more || first.is_empty() || first.contains(&true) {
+                return Ok(());
+            }
         }
-        ready.clear_ready();
-        Ok(())
     }
 }

@@ -34,6 +34,12 @@ pub(crate) const CLASSES: [&str; 17] = [
     "virtio-ports",
 ];
 
+/// Whether anything of the device at this path may be a port. The interfaces that containers come and go with are none.
+pub(crate) fn counts(path: &str) -> bool {
+    path.strip_prefix("/devices/virtual/net/")
+        .is_none_or(|rest| rest.split('/').next() == Some("lo"))
+}
+
 /// Adds the ports, and what has no bus of its own: monitors.
 pub(crate) fn scan(tree: &Tree, drafts: &mut Drafts) {
     for class in CLASSES {
