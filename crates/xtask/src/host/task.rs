@@ -87,6 +87,9 @@ struct Run {
     /// Build leafd and the other programs, and put them on it with their units; leafd is not started
     #[arg(long)]
     leaf: bool,
+    /// The programs as they are released: slower to build, quicker to run
+    #[arg(long, requires = "leaf")]
+    released: bool,
     /// A command line of bash
     command: String,
 }
@@ -98,7 +101,12 @@ impl Run {
             .memory_mib(self.memory)
             .lives(limit + Duration::from_secs(120));
         if self.leaf {
-            options = options.with(&Programs::here()?);
+            let programs = if self.released {
+                Programs::build_released()?
+            } else {
+                Programs::here()?
+            };
+            options = options.with(&programs);
         }
         let host = options.restore()?;
         let output = host.run_within(&self.command, limit)?;
