@@ -17,9 +17,9 @@ use crate::LookError;
 use crate::unit::{Stage, Unit, path_part};
 use crate::units::Known;
 
-pub(crate) const SYSTEMD: &str = "org.freedesktop.systemd1";
-pub(crate) const SYSTEMD_PATH: &str = "/org/freedesktop/systemd1";
-pub(crate) const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+const SYSTEMD: &str = "org.freedesktop.systemd1";
+const SYSTEMD_PATH: &str = "/org/freedesktop/systemd1";
+const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 pub(crate) const MACHINED: &str = "org.freedesktop.machine1";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 

@@ -28,7 +28,8 @@ use leaf_core::host_op::{HostPaths, Runtime};
 use leaf_core::id::LeafName;
 
 pub use error::{LookError, LookErrorKind};
-pub use watch::Hints;
+pub use observe::Seen;
+pub use watch::{Changed, Hints};
 
 /// The containers of one leaf on this host. Copies share one connection to systemd.
 #[derive(Debug, Clone)]

@@ -1,6 +1,6 @@
 //! One look at the containers of a leaf.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use leaf_core::container::{ObservedContainer, ObservedRun};
@@ -10,25 +10,44 @@ use leaf_core::id::ContainerName;
 use crate::conf::Conf;
 use crate::{Containers, LookError, cgroup};
 
+/// What a look showed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// The containers that are there.
+    pub containers: BTreeMap<ContainerName, ObservedContainer>,
+    /// Those of them that are on the way to another state, which nobody may tell of: they are to be looked at again soon.
+    pub moving: BTreeSet<ContainerName>,
+}
+
 impl Containers {
     /// Returns the containers that this leaf made. Those of others are not among them. Blocks.
     ///
     /// # Errors
     /// [`LookError`] when a file that is there can't be read, or systemd does not answer.
-    pub fn observe(&self) -> Result<BTreeMap<ContainerName, ObservedContainer>, LookError> {
+    pub fn observe(&self) -> Result<Seen, LookError> {
         let (mut confs, closed) = self.confs()?;
-        // One that this leaf made and can't see must not be taken for one that is gone.
-        if let Some(name) = closed
-            .iter()
-            .find(|name| self.paths.run.join(name.as_str()).exists())
-        {
-            let path = self.paths.conf(name);
-            return Err(LookError::read(&path)(io::ErrorKind::PermissionDenied.into()));
-        }
+        closed.iter().try_for_each(|name| self.is_not_own(name))?;
         confs.retain(|conf| conf.is_of(&self.leaf));
         if self.runtime == Runtime::Systemd {
             let names: Vec<_> = confs.iter().map(|conf| conf.name.clone()).collect();
             self.forget_others(&names);
+        }
+        self.observe_these(confs)
+    }
+
+    /// Returns those of these containers that this leaf made, and that are there. Blocks.
+    ///
+    /// # Errors
+    /// [`LookError`] when a file that is there can't be read, or systemd does not answer.
+    pub fn observe_some(&self, names: &BTreeSet<ContainerName>) -> Result<Seen, LookError> {
+        let mut confs = Vec::new();
+        for name in names {
+            match self.own_conf(name) {
+                Err(LookError::Read { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
+                    self.is_not_own(name)?;
+                }
+                conf => confs.extend(conf?),
+            }
         }
         self.observe_these(confs)
     }
@@ -38,20 +57,34 @@ impl Containers {
     /// # Errors
     /// [`LookError`] when a file that is there can't be read, or systemd does not answer.
     pub fn observe_one(&self, name: &ContainerName) -> Result<Option<ObservedContainer>, LookError> {
-        let conf = self.conf(name)?.filter(|conf| conf.is_of(&self.leaf));
-        Ok(self.observe_these(conf.into_iter().collect())?.remove(name))
+        let conf = self.own_conf(name)?;
+        Ok(self
+            .observe_these(conf.into_iter().collect())?
+            .containers
+            .remove(name))
     }
 
-    fn observe_these(
-        &self,
-        confs: Vec<Conf>,
-    ) -> Result<BTreeMap<ContainerName, ObservedContainer>, LookError> {
+    /// Fails where a container whose `NAME.conf` can't be read is this leaf's: it must not be taken for one that is gone.
+    fn is_not_own(&self, name: &ContainerName) -> Result<(), LookError> {
+        if !self.paths.run.join(name.as_str()).exists() {
+            return Ok(());
+        }
+        let path = self.paths.conf(name);
+        Err(LookError::read(&path)(io::ErrorKind::PermissionDenied.into()))
+    }
+
+    fn own_conf(&self, name: &ContainerName) -> Result<Option<Conf>, LookError> {
+        Ok(self.conf(name)?.filter(|conf| conf.is_of(&self.leaf)))
+    }
+
+    fn observe_these(&self, confs: Vec<Conf>) -> Result<Seen, LookError> {
         let names: Vec<_> = confs.iter().map(|conf| conf.name.clone()).collect();
-        let mut runs = match self.runtime {
+        let (mut runs, moving) = match self.runtime {
             Runtime::Systemd => self.runs_of_units(&names)?,
-            Runtime::Nspawn => self.supervised_runs(&names)?,
+            // The helper writes down each of their steps.
+            Runtime::Nspawn => (self.supervised_runs(&names)?, BTreeSet::new()),
         };
-        let seen = confs.into_iter().filter_map(|conf| {
+        let containers = confs.into_iter().filter_map(|conf| {
             let (run, oom_kills) = runs.remove(&conf.name)?;
             let (toplevel, digest) = (conf.system(), conf.digest());
             let observed = ObservedContainer {
@@ -63,7 +96,10 @@ impl Containers {
             };
             Some((conf.name, observed))
         });
-        Ok(seen.collect())
+        Ok(Seen {
+            containers: containers.collect(),
+            moving,
+        })
     }
 
     fn supervised_runs(

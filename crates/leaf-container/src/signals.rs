@@ -1,4 +1,8 @@
-//! Signals of systemd and systemd-machined that something about containers changed: each a hint, none a fact.
+//! Signals of systemd-machined that something about containers changed: each a hint, none a fact.
+//!
+//! systemd itself is not asked for its signals. It would tell, by large messages, of each change of each unit of the host, and
+//! what concerns containers is known without: the helper writes when a run begins and ends, machined tells of machines, and
+//! what is on its way is looked at again.
 //!
 //! A connection that ends is made anew, for ever; that it is there again is a hint as well.
 
@@ -6,20 +10,19 @@ use std::fmt;
 use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _};
+use leaf_core::id::ContainerName;
 use tokio::time::Instant;
 use zbus::message::Type;
 use zbus::{Message, MessageStream};
 
-use crate::bus::{self, MACHINED, MANAGER, SYSTEMD, SYSTEMD_PATH};
+use crate::bus::{self, MACHINED};
+use crate::watch::Changed;
 
 /// How long until a connection is tried again: at first, and at most.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 const BUS: &str = "org.freedesktop.DBus";
-/// What is before the names of containers, in names of units and in their paths.
-const UNIT: &str = "container@";
-const UNIT_PATH: &str = "/org/freedesktop/systemd1/unit/container_40";
 
 /// A connection that listens, or the wait for one.
 pub(crate) struct Signals {
@@ -51,41 +54,37 @@ impl Signals {
         }
     }
 
-    /// Returns when something may have changed: also when it begins to listen. Dropping the future loses nothing.
-    pub(crate) async fn next(&mut self) {
+    /// Returns what may have changed, when something may have: all of it when it begins to listen. Dropping the future
+    /// loses nothing.
+    pub(crate) async fn next(&mut self) -> Changed {
         loop {
             let Some(stream) = &mut self.stream else {
                 tokio::time::sleep_until(self.next_try).await;
                 self.listen().await;
                 if self.stream.is_some() {
-                    return;
+                    return Changed::Any;
                 }
                 continue;
             };
             match stream.next().await {
-                Some(Ok(message)) => match meaning(&message) {
-                    Meaning::Nothing => {}
-                    Meaning::Changed => return,
-                    // The subscription went with it.
-                    Meaning::NewManager => {
-                        self.stream = None;
-                        self.next_try = Instant::now();
+                Some(Ok(message)) => {
+                    if let Some(name) = machine_of(&message) {
+                        return Changed::one(name);
                     }
-                },
+                }
                 Some(Err(error)) => self.lost(&error),
                 None => self.lost(&zbus::Error::InvalidReply),
             }
         }
     }
 
-    /// Takes what has come, without waiting.
-    pub(crate) fn drain(&mut self) {
+    /// Takes what has come, without waiting, and adds what may have changed by it.
+    pub(crate) fn drain(&mut self, changed: &mut Changed) {
         while let Some(stream) = &mut self.stream {
             match stream.next().now_or_never() {
                 Some(Some(Ok(message))) => {
-                    if meaning(&message) == Meaning::NewManager {
-                        self.stream = None;
-                        self.next_try = Instant::now();
+                    if let Some(name) = machine_of(&message) {
+                        changed.add(Changed::one(name));
                     }
                 }
                 Some(Some(Err(error))) => self.lost(&error),
@@ -99,7 +98,7 @@ impl Signals {
         match subscribe().await {
             Ok(stream) => {
                 if self.told {
-                    tracing::info!("systemd tells of changes again");
+                    tracing::info!("machined tells of machines again");
                 }
                 self.stream = Some(stream);
                 self.wait = FIRST_WAIT;
@@ -113,7 +112,7 @@ impl Signals {
         if !self.told {
             tracing::warn!(
                 error = error as &dyn std::error::Error,
-                "systemd does not tell of changes; it is asked again until it does"
+                "machined does not tell of machines; it is asked again until it does"
             );
             self.told = true;
         }
@@ -123,59 +122,26 @@ impl Signals {
     }
 }
 
-/// Connects, and asks for all signals that may be about containers.
+/// Connects, and asks for machined's signals.
 async fn subscribe() -> zbus::Result<MessageStream> {
     let connection = bus::connect().await?;
     // Before anything is asked for: what comes meanwhile is in it.
     let stream = MessageStream::from(&connection);
-    let rules = [
-        format!("type='signal',sender='{SYSTEMD}',interface='{MANAGER}',member='JobRemoved'"),
-        format!("type='signal',sender='{SYSTEMD}',interface='{MANAGER}',member='UnitNew'"),
-        format!("type='signal',sender='{SYSTEMD}',interface='{MANAGER}',member='UnitRemoved'"),
-        format!(
-            "type='signal',sender='{SYSTEMD}',interface='{BUS}.Properties',member='PropertiesChanged',\
-             path_namespace='{SYSTEMD_PATH}/unit'"
-        ),
-        format!("type='signal',sender='{MACHINED}',interface='{MACHINED}.Manager'"),
-        format!("type='signal',sender='{BUS}',interface='{BUS}',member='NameOwnerChanged',arg0='{SYSTEMD}'"),
-    ];
-    for rule in &rules {
-        connection
-            .call_method(Some(BUS), "/org/freedesktop/DBus", Some(BUS), "AddMatch", rule)
-            .await?;
-    }
+    let rule = format!("type='signal',sender='{MACHINED}',interface='{MACHINED}.Manager'");
     connection
-        .call_method(Some(SYSTEMD), SYSTEMD_PATH, Some(MANAGER), "Subscribe", &())
+        .call_method(Some(BUS), "/org/freedesktop/DBus", Some(BUS), "AddMatch", &rule)
         .await?;
     Ok(stream)
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Meaning {
-    Nothing,
-    Changed,
-    NewManager,
-}
-
-fn meaning(message: &Message) -> Meaning {
+/// The machine that a signal says has come or gone; anybody's.
+fn machine_of(message: &Message) -> Option<ContainerName> {
     let header = message.header();
-    if header.message_type() != Type::Signal {
-        return Meaning::Nothing;
+    let member = header.member().map(|member| member.as_str());
+    if header.message_type() != Type::Signal || !matches!(member, Some("MachineNew" | "MachineRemoved")) {
+        return None;
     }
-    let member = header.member().map(|member| member.as_str()).unwrap_or_default();
     let body = message.body();
-    let about = match member {
-        "PropertiesChanged" => header.path().is_some_and(|path| path.starts_with(UNIT_PATH)),
-        "UnitNew" | "UnitRemoved" => body
-            .deserialize::<(&str, zbus::ObjectPath<'_>)>()
-            .is_ok_and(|(unit, _)| unit.starts_with(UNIT)),
-        "JobRemoved" => body
-            .deserialize::<(u32, zbus::ObjectPath<'_>, &str, &str)>()
-            .is_ok_and(|(_, _, unit, _)| unit.starts_with(UNIT)),
-        "MachineNew" | "MachineRemoved" => true,
-        // It went, or came back.
-        "NameOwnerChanged" => return Meaning::NewManager,
-        _ => false,
-    };
-    if about { Meaning::Changed } else { Meaning::Nothing }
+    let (machine, _) = body.deserialize::<(&str, zbus::ObjectPath<'_>)>().ok()?;
+    ContainerName::new(machine).ok()
 }

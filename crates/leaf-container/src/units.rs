@@ -1,6 +1,6 @@
 //! How containers do that systemd runs: by their units, by what the helper wrote, and by their control groups.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use futures::future::join_all;
@@ -14,6 +14,11 @@ use crate::bus::{self, Listed};
 use crate::unit::{Stage, Unit, run_of};
 use crate::{Containers, LookError, cgroup};
 
+/// How containers do, and how many processes of each were killed for want of memory.
+pub(crate) type Runs = BTreeMap<ContainerName, (ObservedRun, u64)>;
+/// Some of them.
+pub(crate) type Names = BTreeSet<ContainerName>;
+
 /// From how many containers on one pattern is asked for instead of each name.
 const MANY: usize = 4;
 
@@ -26,22 +31,22 @@ pub(crate) struct Known {
 }
 
 impl Containers {
-    /// Whether these containers run, and how many of their processes were killed for want of memory. Blocks.
-    pub(crate) fn runs_of_units(
-        &self,
-        names: &[ContainerName],
-    ) -> Result<BTreeMap<ContainerName, (ObservedRun, u64)>, LookError> {
+    /// Whether these containers run, and how many of their processes were killed for want of memory; and which of them are
+    /// on the way to something else. Blocks.
+    pub(crate) fn runs_of_units(&self, names: &[ContainerName]) -> Result<(Runs, Names), LookError> {
         if names.is_empty() {
-            return Ok(BTreeMap::new());
+            return Ok((Runs::new(), Names::new()));
         }
         let mount = cgroup::mount();
         bus::block_on(async {
             let units = self.units(names).await?;
-            let looks = names.iter().map(|name| {
+            let stage = |name: &ContainerName| {
                 let listed = units.iter().find(|unit| unit.name == Runtime::unit(name));
-                let stage = listed.map_or(Stage::Down, |listed| listed.stage);
-                self.run_of_unit(name, stage, mount.as_deref())
-            });
+                listed.map_or(Stage::Down, |listed| listed.stage)
+            };
+            let looks = names
+                .iter()
+                .map(|name| self.run_of_unit(name, stage(name), mount.as_deref()));
             // All at once: the bus takes the next question before it has answered the last.
             let seen: Result<Vec<_>, _> = join_all(looks).await.into_iter().collect();
             let (mut runs, mut known) = (BTreeMap::new(), Vec::new());
@@ -50,7 +55,9 @@ impl Containers {
                 known.push((name.clone(), ready));
             }
             self.bus.remember(known).await;
-            Ok(runs)
+            let moving = |name: &&ContainerName| matches!(stage(name), Stage::Starting | Stage::Ending);
+            let moving = names.iter().filter(moving).cloned().collect();
+            Ok((runs, moving))
         })
     }
 

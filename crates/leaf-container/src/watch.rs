@@ -1,15 +1,18 @@
-//! Hints that something about the containers changed. A hint says: look again. Nothing runs while nothing changes.
+//! Hints that something about the containers changed, and which. A hint says: look again. Nothing runs while nothing
+//! changes.
 //!
 //! The kernel tells of files: of each `NAME.conf`, of what the helper writes of a run, and of processes that were
 //! killed for want of memory. systemd tells of units, where it runs the containers.
 
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsStr;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _};
-use inotify::{EventStream, Inotify, WatchMask, Watches};
+use inotify::{Event, EventMask, EventStream, Inotify, WatchDescriptor, WatchMask, Watches};
 use leaf_core::host_op::Runtime;
 use leaf_core::id::ContainerName;
 
@@ -29,13 +32,84 @@ fn mask() -> WatchMask {
         | WatchMask::ONLYDIR
 }
 
+/// What may have changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Changed {
+    /// Nothing but these containers, anybody's.
+    These(BTreeSet<ContainerName>),
+    /// Any of them.
+    Any,
+}
+
+impl Changed {
+    /// Nothing.
+    #[must_use]
+    pub const fn nothing() -> Self {
+        Self::These(BTreeSet::new())
+    }
+
+    /// Only this one.
+    #[must_use]
+    pub fn one(name: ContainerName) -> Self {
+        Self::These([name].into())
+    }
+
+    /// Adds what else may have changed.
+    pub fn add(&mut self, more: Self) {
+        match (self, more) {
+            (Self::These(names), Self::These(more)) => names.extend(more),
+            (_, Self::These(_)) => {}
+            (changed, Self::Any) => *changed = Self::Any,
+        }
+    }
+
+    /// Whether there is nothing to look at.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        matches!(self, Self::These(names) if names.is_empty())
+    }
+}
+
+/// What a watched file or folder is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Watched {
+    /// The folder of all `NAME.conf`.
+    Confs,
+    /// The folder in which each container has one for its run.
+    Runs,
+    /// A container's folder of its run, or the count of its killed processes.
+    Container(ContainerName),
+    /// A folder above, where one of these may come.
+    Above,
+}
+
+impl Watched {
+    /// What may have changed by an event on it; `name` is of what is in the folder.
+    fn changed(&self, name: Option<&OsStr>) -> Changed {
+        let named = |name: Option<&str>| match name.map(ContainerName::new) {
+            Some(Ok(name)) => Changed::one(name),
+            // Something on the way to its name, or of no container.
+            _ => Changed::nothing(),
+        };
+        let name = name.and_then(OsStr::to_str);
+        match self {
+            Self::Confs => named(name.and_then(|file| file.strip_suffix(".conf"))),
+            Self::Runs => named(name),
+            Self::Container(name) => Changed::one(name.clone()),
+            Self::Above => Changed::Any,
+        }
+    }
+}
+
 /// Hints that something about the containers changed.
 pub struct Hints {
     containers: Containers,
     events: EventStream<[u8; 4096]>,
+    /// What is watched, by the kernel's numbers.
+    watched: HashMap<WatchDescriptor, Watched>,
     signals: Option<Signals>,
-    /// A change was seen, and not told yet.
-    pending: bool,
+    /// What was seen, and not told yet.
+    pending: Changed,
 }
 
 impl fmt::Debug for Hints {
@@ -64,8 +138,9 @@ impl Containers {
             let mut hints = Hints {
                 containers: self.clone(),
                 events: Inotify::init()?.into_event_stream([0; 4096])?,
+                watched: HashMap::new(),
                 signals: (self.runtime == Runtime::Systemd).then(Signals::new),
-                pending: false,
+                pending: Changed::nothing(),
             };
             hints.watch_files()?;
             Ok(hints)
@@ -80,52 +155,59 @@ impl Containers {
 }
 
 impl Hints {
-    /// Returns when something changed since the last call, or since [`Containers::watch`]. Several changes may make
-    /// one hint, and a hint may come without a change. Dropping the future loses none.
+    /// Returns what may have changed since the last call, or since [`Containers::watch`], when something did. Several
+    /// changes may make one hint, and a hint may come without a change. Dropping the future loses none.
     ///
-    /// systemd or its bus may go away: that is no error, and there is a hint when they are back.
+    /// systemd or its bus may go away: that is no error, and there is a hint on all when they are back.
     ///
     /// # Errors
     /// [`LookError::Watch`] when the kernel will not tell any more.
-    pub async fn changed(&mut self) -> Result<(), LookError> {
+    pub async fn changed(&mut self) -> Result<Changed, LookError> {
         let seen = async {
-            if !self.pending {
+            while self.pending.is_nothing() {
                 let signal = async {
                     match &mut self.signals {
                         Some(signals) => signals.next().await,
                         None => std::future::pending().await,
                     }
                 };
-                tokio::select! {
-                    event = self.events.next() => told(event)?,
-                    () = signal => {}
-                }
-                self.pending = true;
+                let changed = tokio::select! {
+                    event = self.events.next() => told(&mut self.watched, event)?,
+                    changed = signal => changed,
+                };
+                self.pending = changed;
             }
             // A file's closing is told a moment before its lock is free, and changes come in bursts.
             tokio::time::sleep(SETTLE).await;
             while let Some(event) = self.events.next().now_or_never() {
-                told(event)?;
+                self.pending.add(told(&mut self.watched, event)?);
             }
             if let Some(signals) = &mut self.signals {
-                signals.drain();
+                signals.drain(&mut self.pending);
             }
-            self.pending = false;
             // A new container's folder is watched before the look that the hint brings about.
-            self.watch_files()
+            self.watch_files()?;
+            Ok(std::mem::replace(&mut self.pending, Changed::nothing()))
         };
         seen.await.map_err(self.containers.cannot_watch())
     }
 
     /// Watches the folder of each container, and what is counted of it; what is watched already stays so.
     fn watch_files(&mut self) -> io::Result<()> {
-        let Containers { paths, .. } = &self.containers;
-        let mut watches = self.events.watches();
-        add(&mut watches, &paths.confs, mask())?;
+        let Self {
+            containers,
+            events,
+            watched,
+            ..
+        } = self;
+        let paths = &containers.paths;
+        let mut watches = events.watches();
+        let mut watch = |path: &Path, mask, what| add(&mut watches, watched, path, mask, what);
+        watch(&paths.confs, mask(), Watched::Confs)?;
         // Where there is none yet, or none that may be looked into, that it comes or opens is seen in the folder above.
-        if !add(&mut watches, &paths.run, mask())? {
+        if !watch(&paths.run, mask(), Watched::Runs)? {
             for folder in paths.run.ancestors().skip(1) {
-                if add(&mut watches, folder, mask() | WatchMask::ATTRIB)? {
+                if watch(folder, mask() | WatchMask::ATTRIB, Watched::Above)? {
                     break;
                 }
             }
@@ -138,14 +220,17 @@ impl Hints {
         };
         for entry in entries {
             let entry = entry?;
+            let name = entry.file_name();
+            let Some(Ok(name)) = name.to_str().map(ContainerName::new) else {
+                continue;
+            };
             if !entry.file_type()?.is_dir() {
                 continue;
             }
-            add(&mut watches, &entry.path(), mask())?;
-            let name = entry.file_name();
-            if let (Some(mount), Some(Ok(name))) = (&mount, name.to_str().map(ContainerName::new)) {
-                let events = self.containers.payload(mount, &name).join("memory.events");
-                add(&mut watches, &events, WatchMask::MODIFY)?;
+            watch(&entry.path(), mask(), Watched::Container(name.clone()))?;
+            if let Some(mount) = &mount {
+                let events = containers.payload(mount, &name).join("memory.events");
+                watch(&events, WatchMask::MODIFY, Watched::Container(name))?;
             }
         }
         Ok(())
@@ -153,20 +238,68 @@ impl Hints {
 }
 
 /// Watches a file or folder, and returns whether it is there.
-fn add(watches: &mut Watches, path: &Path, mask: WatchMask) -> io::Result<bool> {
+fn add(
+    watches: &mut Watches,
+    watched: &mut HashMap<WatchDescriptor, Watched>,
+    path: &Path,
+    mask: WatchMask,
+    what: Watched,
+) -> io::Result<bool> {
     match watches.add(path, mask) {
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => Ok(false),
         // A control group that is just being removed.
         Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(false),
-        other => other.map(|_| true),
+        other => {
+            watched.insert(other?, what);
+            Ok(true)
+        }
     }
 }
 
-/// What the event was does not matter: the look tells.
-fn told<T>(event: Option<io::Result<T>>) -> io::Result<()> {
-    match event {
-        Some(Ok(_)) => Ok(()),
-        Some(Err(e)) => Err(e),
-        None => Err(ErrorKind::UnexpectedEof.into()),
+/// What may have changed by an event; what the event was does not matter: the look tells.
+fn told<T: AsRef<OsStr>>(
+    watched: &mut HashMap<WatchDescriptor, Watched>,
+    event: Option<io::Result<Event<T>>>,
+) -> io::Result<Changed> {
+    let event = event.ok_or_else(|| io::Error::from(ErrorKind::UnexpectedEof))??;
+    // Events were lost.
+    if event.mask.contains(EventMask::Q_OVERFLOW) {
+        return Ok(Changed::Any);
+    }
+    let name = event.name.as_ref().map(AsRef::as_ref);
+    let changed = watched
+        .get(&event.wd)
+        .map_or(Changed::Any, |watched| watched.changed(name));
+    // The last event of a watch whose file or folder is gone.
+    if event.mask.contains(EventMask::IGNORED) {
+        watched.remove(&event.wd);
+    }
+    Ok(changed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_about_the_container_whose_file_it_is() {
+        let web = ContainerName::new("web").expect("a name");
+        let of = |watched: &Watched, name: &str| watched.changed(Some(OsStr::new(name)));
+        assert_eq!(of(&Watched::Confs, "web.conf"), Changed::one(web.clone()));
+        assert_eq!(of(&Watched::Confs, ".web.conf.new"), Changed::nothing());
+        assert_eq!(of(&Watched::Runs, "web"), Changed::one(web.clone()));
+        assert_eq!(
+            of(&Watched::Container(web.clone()), "status.json"),
+            Changed::one(web.clone())
+        );
+        assert_eq!(of(&Watched::Above, "containers"), Changed::Any);
+        let mut changed = Changed::nothing();
+        assert!(changed.is_nothing());
+        changed.add(Changed::one(web.clone()));
+        changed.add(Changed::nothing());
+        assert_eq!(changed, Changed::one(web.clone()));
+        changed.add(Changed::Any);
+        changed.add(Changed::one(web));
+        assert_eq!(changed, Changed::Any);
     }
 }

@@ -270,6 +270,17 @@ pub enum Runtime {
 }
 
 impl Runtime {
+    /// Returns what is said where a part of a spec, or a command, is beyond it.
+    #[must_use]
+    pub fn cant(self, what: &str) -> String {
+        match self {
+            Self::Systemd => format!("{what}: containers as units of systemd can't do that"),
+            Self::Nspawn => {
+                format!("{what}: the nspawn runtime, for hosts where systemd is not PID 1, can't do that")
+            }
+        }
+    }
+
     /// The unit of a container under systemd.
     #[must_use]
     pub fn unit(name: &ContainerName) -> String {

@@ -15,7 +15,7 @@ use crate::create::conf_name;
 use crate::error::{Error, Result};
 use crate::files::Folder;
 use crate::payload::UnitCgroup;
-use crate::systemd::{self, JobEnd, Verb};
+use crate::systemd::{JobEnd, Verb};
 
 /// What the line of a `NAME.conf` begins with that says which leaf made it.
 const MADE_BY: &str = "# cim-leaf: made by leaf ";
@@ -122,7 +122,7 @@ impl Helper {
         }
         let unit = Runtime::unit(name);
         tracing::info!(container = %name, conf = %confs.path().join(conf_name(name)).display(), "is adopted");
-        if let Some(machine) = systemd::machine(name.as_str()).await?
+        if let Some(machine) = self.systemd.machine(name.as_str()).await?
             && machine.unit != unit
         {
             return Err(Error::Refused(format!(
@@ -130,25 +130,27 @@ impl Helper {
                 machine.unit
             )));
         }
-        if systemd::look(&unit, false)
+        if self
+            .systemd
+            .look(&unit, false)
             .await?
             .is_some_and(|look| look.is_up())
         {
-            match systemd::job(Verb::Stop, &unit, PATIENCE).await? {
+            match self.systemd.job(Verb::Stop, &unit, PATIENCE).await? {
                 JobEnd::Done => {}
                 JobEnd::Undone(why) => {
                     return Err(Error::Failed(format!("systemd did not stop {unit}: {why}")));
                 }
                 JobEnd::StillRuns => {
                     UnitCgroup::of(name)?.kill_payload().await?;
-                    systemd::kill(&unit).await?;
-                    if systemd::job(Verb::Stop, &unit, PATIENCE).await? != JobEnd::Done {
+                    self.systemd.kill(&unit).await?;
+                    if self.systemd.job(Verb::Stop, &unit, PATIENCE).await? != JobEnd::Done {
                         return Err(Error::Failed(format!("{unit} can't be ended")));
                     }
                 }
             }
         }
-        systemd::forget_failure(&unit).await
+        self.systemd.forget_failure(&unit).await
     }
 }
 

@@ -11,7 +11,7 @@ use rustix::fs::{IFlags, Mode, OFlags};
 use leaf_core::container::ContainerNetwork;
 use leaf_core::host_op::{CONF_DIGEST, ContainerBinding, RunSpec, Runtime, Secret, conf_marker};
 use leaf_core::id::{ContainerName, StorePath};
-use leaf_core::spec::{Autostart, ContainerOptions, RestartPolicy, Users, check_credential};
+use leaf_core::spec::{ContainerOptions, Users, check_credential};
 
 use crate::Helper;
 use crate::adopt::Owner;
@@ -19,7 +19,6 @@ use crate::error::{Error, Result};
 use crate::files::Folder;
 use crate::lock;
 use crate::payload::UnitCgroup;
-use crate::systemd;
 
 /// Where NixOS has its containers' profiles.
 const PROFILES: &str = "/nix/var/nix/profiles/per-container";
@@ -130,10 +129,9 @@ impl Helper {
         let runs = || Error::Failed("it runs; stop it first".into());
         let _lock = match self.settings.runtime {
             Runtime::Systemd => {
-                if self.unit_is_up(name).await? {
+                if !self.remove_unit(name).await? {
                     return Err(runs());
                 }
-                self.remove_unit(name).await?;
                 self.release_inputs(name)?;
                 self.sweep_common(name).await?;
                 None
@@ -255,10 +253,14 @@ impl Helper {
 impl Helper {
     /// Refuses what the runtime here can't do.
     async fn check_can(&self, options: &ContainerOptions, adopt: bool) -> Result<()> {
+        options
+            .check_runtime(self.settings.runtime)
+            .map_err(Error::Unsupported)?;
         match self.settings.runtime {
-            Runtime::Nspawn => check_nspawn_can(options, adopt),
+            runtime @ Runtime::Nspawn if adopt => Err(Error::Unsupported(runtime.cant("adopt"))),
+            Runtime::Nspawn => Ok(()),
             Runtime::Systemd if options.limits.is_empty() => Ok(()),
-            Runtime::Systemd => match systemd::version().await? {
+            Runtime::Systemd => match self.systemd.version().await? {
                 ..LIMITS_SINCE => Err(Error::Unsupported(format!(
                     "limits: they need systemd {LIMITS_SINCE} or later, which keeps what runs a container in a cgroup of \
                      its own; update the host, or leave them out"
@@ -266,23 +268,6 @@ impl Helper {
                 _ => Ok(()),
             },
         }
-    }
-}
-
-/// Refuses what the runtime without systemd can't do.
-fn check_nspawn_can(options: &ContainerOptions, adopt: bool) -> Result<()> {
-    let lacking = [
-        ("limits", !options.limits.is_empty()),
-        ("restart", options.restart != RestartPolicy::default()),
-        ("autostart", options.autostart != Autostart::default()),
-        ("after", !options.after.is_empty()),
-        ("adopt", adopt),
-    ];
-    match lacking.iter().find(|(_, asked)| *asked) {
-        Some((field, _)) => Err(Error::Unsupported(format!(
-            "{field}: the nspawn runtime, for hosts where systemd is not PID 1, can't do that"
-        ))),
-        None => Ok(()),
     }
 }
 

@@ -3,7 +3,6 @@
 
 use std::convert::Infallible;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::files::Folder;
 use crate::payload::{UnitCgroup, cgroup_of};
 use crate::run::SHOWN;
-use crate::{cgroup, network, nspawn, systemd};
+use crate::{cgroup, nspawn};
 
 /// What a running container was started with, or switched to since.
 const STARTED: &str = "started.json";
@@ -68,19 +67,13 @@ impl Helper {
         status.start_digest = spec.start_digest();
         write_status(run, status)?;
         run.write(STARTED, &json(&spec), 0o600)?;
-        self.sweep_below_systemd(&spec).await?;
         self.begin_count_anew(run, name).await?;
-        let connected = async {
-            network::make_link(name, spec.network).await?;
-            self.admit(name).await
-        };
-        let (version, connected) = tokio::join!(systemd::version(), connected);
-        connected?;
+        let version = self.prepared_start(&spec).await?;
         let inputs = self.prepare_inputs(name, &spec.options)?;
         let root = self.paths.roots.join(name.as_str());
         UnitCgroup::own()?.make_payload(&spec.options.limits, &root)?;
         // A host whose systemd can't be asked now is hardly one of years ago.
-        let pairs = version.map_or(true, |version| version >= PAIRS_SINCE);
+        let pairs = version.is_none_or(|version| version >= PAIRS_SINCE);
         let arguments = self.nspawn_arguments(&spec, &inputs, pairs)?;
         let mut command = std::process::Command::new(&self.settings.nspawn);
         command
@@ -111,7 +104,7 @@ impl Helper {
         if restart.when == RestartWhen::Never {
             return Ok(());
         }
-        let ready_at = systemd::active_since(&Runtime::unit(&spec.name)).await?;
+        let ready_at = self.systemd.active_since(&Runtime::unit(&spec.name)).await?;
         let enough = 2 * i64::from(restart.max_delay_seconds);
         if let Some(ready_at) = ready_at
             && ready_at >= started_at
@@ -127,31 +120,10 @@ impl Helper {
         if !run.has(LASTED)? {
             return Ok(());
         }
-        if let Err(e) = systemd::forget_failure(&Runtime::unit(name)).await {
+        if let Err(e) = self.systemd.forget_failure(&Runtime::unit(name)).await {
             tracing::warn!(error = chain(&e), "the restarts are counted on");
         }
         run.remove_file(LASTED)
-    }
-
-    /// Removes what an earlier run left on the host. Nothing of it runs.
-    async fn sweep_below_systemd(&self, spec: &RunSpec) -> Result<()> {
-        let name = &spec.name;
-        let unit = Runtime::unit(name);
-        // An nspawn that was killed leaves its registration, and the next start would fail on it. The machines are looked
-        // at first: most starts need no D-Bus.
-        if Path::new("/run/systemd/machines").join(name.as_str()).exists()
-            && let Some(machine) = systemd::machine(name.as_str()).await?
-        {
-            if machine.unit != unit {
-                return Err(Error::Refused(format!(
-                    "the machine {name} runs already, in {}, which is not this leaf's; end it there",
-                    machine.unit
-                )));
-            }
-            systemd::unregister(name.as_str()).await?;
-        }
-        self.release_inputs(name)?;
-        self.sweep_common(name).await
     }
 
     /// Writes down how a container ended, and removes what it leaves on the host. To be called by its unit, once its
@@ -166,7 +138,9 @@ impl Helper {
         write_status(&run, &status)?;
         run.remove_file(STARTED)?;
         self.release_inputs(name)?;
-        self.sweep_common(name).await?;
+        if !self.is_attended(name)? {
+            self.sweep_common(name).await?;
+        }
         match self.spec(name)? {
             Some(spec) => self.mark_whether_it_lasted(&run, &spec, status.started_at).await,
             None => Ok(()),
@@ -185,7 +159,9 @@ impl Helper {
             .ok_or_else(|| Error::Refused(format!("there is no container {name}")))?;
         let unit = Runtime::unit(name);
         self.can_switch(&run, &spec)?;
-        let machine = systemd::machine(name.as_str())
+        let machine = self
+            .systemd
+            .machine(name.as_str())
             .await?
             .filter(|machine| machine.unit == unit)
             .ok_or_else(|| Error::Failed(format!("the machine {name} does not run in {unit}")))?;

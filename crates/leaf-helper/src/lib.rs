@@ -28,6 +28,7 @@ mod lock;
 mod network;
 mod nspawn;
 mod payload;
+mod prepare;
 mod record;
 mod run;
 mod serve;
@@ -44,7 +45,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use leaf_core::container::Exit;
-use leaf_core::host_op::{HostOp, HostOpError, HostPaths, RunSpec};
+use leaf_core::host_op::{HostOp, HostOpError, HostPaths, RunSpec, Runtime};
 use leaf_core::id::{ContainerName, LeafName};
 
 pub use accounts::AccountError;
@@ -54,6 +55,7 @@ pub use serve::{Serving, serve};
 pub use settings::{MissingProgram, Settings};
 
 use error::{Error, Result};
+use systemd::Systemd;
 
 /// Carries out the operations of one leaf on this host.
 #[derive(Debug, Clone)]
@@ -61,6 +63,7 @@ pub struct Helper {
     leaf: LeafName,
     paths: HostPaths,
     settings: Settings,
+    systemd: Systemd,
 }
 
 /// A program that runs a container, or makes the units of containers, could not do so.
@@ -89,6 +92,7 @@ impl Helper {
             leaf,
             paths,
             settings,
+            systemd: Systemd::default(),
         }
     }
 
@@ -99,8 +103,31 @@ impl Helper {
     /// # Errors
     /// [`HostOpError`], whose kind says whether it was refused, can't be done on this host, or did not work.
     pub async fn carry_out(&self, op: &HostOp) -> std::result::Result<(), HostOpError> {
+        let outcome = self.carry_out_untidily(op).await;
+        self.tidy_after(op, outcome.is_ok()).await;
+        outcome
+    }
+
+    /// The same, without what nobody needs to wait for: that is [`Self::tidy_after`].
+    async fn carry_out_untidily(&self, op: &HostOp) -> std::result::Result<(), HostOpError> {
         tracing::debug!(op = op.summary(), "carrying out");
         self.try_carry_out(op).await.map_err(|e| e.about(op))
+    }
+
+    /// Removes what an operation that had a container stopped has left of it.
+    async fn tidy_after(&self, op: &HostOp, worked: bool) {
+        let name = match op {
+            HostOp::StopContainer { name, .. } => name,
+            HostOp::StartContainer { name, .. } | HostOp::UpdateContainer { name, .. } if !worked => name,
+            _ => return,
+        };
+        if self.settings.runtime == Runtime::Systemd
+            && let Err(e) = self.tidy(name).await
+        {
+            // The next start tries again, and so does the destroy.
+            let error = leaf_core::error::chain(&e);
+            tracing::warn!(container = %name, error, "something of a container that was stopped is left");
+        }
     }
 
     async fn try_carry_out(&self, op: &HostOp) -> Result<()> {

@@ -47,6 +47,7 @@ impl Helper {
             leaf,
             paths,
             settings,
+            ..
         } = self.clone();
         let record = Record {
             leaf,

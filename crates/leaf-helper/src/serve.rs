@@ -141,8 +141,10 @@ impl Work {
                     tracing::warn!(op = summary, kind = ?error.kind, reason = error.reason, "not done");
                 }
             }
+            let worked = outcome.is_ok();
             // Whoever asked may have gone away.
             let _ = answer.send(outcome);
+            helper.tidy_after(&op, worked).await;
         });
         self.subjects.insert(task.id(), subject);
     }
@@ -180,7 +182,7 @@ async fn carry_out(helper: &Helper, jobs: Option<&Jobs>, op: &HostOp) -> Result<
         (HostOp::StartJob { .. } | HostOp::StopJob { .. } | HostOp::RemoveJob { .. }, Some(jobs)) => {
             jobs.carry_out(op).await
         }
-        _ => helper.carry_out(op).await,
+        _ => helper.carry_out_untidily(op).await,
     }
 }
 

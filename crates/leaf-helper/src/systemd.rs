@@ -3,12 +3,17 @@
 //! A call that meets no D-Bus (it is restarted, or not up yet) is made again, for a bounded time. Each can be made again:
 //! a start of what is started and a stop of what is stopped are no changes.
 
+use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 use zbus::proxy::CacheProperties;
+use zbus::{Connection, OwnedVariant, Variant};
 use zbus_systemd::machine1;
 use zbus_systemd::systemd1::{ManagerProxy, ServiceProxy, UnitProxy};
 
@@ -18,6 +23,36 @@ use crate::error::{Error, Result};
 const AWAY: Duration = Duration::from_secs(15);
 /// How long one call may take.
 const CALL: Duration = Duration::from_secs(60);
+
+/// Systemd and systemd-machined, over the bus. Copies share one connection, which is made when it is first needed, and again
+/// where it broke.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Systemd {
+    connection: Arc<Mutex<Option<Connection>>>,
+    /// How many jobs are waited for.
+    jobs: Arc<AtomicUsize>,
+}
+
+/// A job that is waited for.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn begin(jobs: &'a AtomicUsize) -> Self {
+        jobs.fetch_add(1, Ordering::SeqCst);
+        Self(jobs)
+    }
+
+    /// Whether it is the only one.
+    fn is_alone(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == 1
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 /// What is asked of a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +94,25 @@ pub(crate) struct UnitLook {
 }
 
 impl UnitLook {
+    /// Returns it by the properties of `org.freedesktop.systemd1.Unit`.
+    fn of(properties: &BTreeMap<String, OwnedVariant>) -> Self {
+        let value = |key| properties.get(key).map(|value| &**value);
+        let text = |key| {
+            value(key)
+                .and_then(|value| <&str>::try_from(value).ok())
+                .unwrap_or_default()
+                .to_owned()
+        };
+        Self {
+            load: text("LoadState"),
+            active: text("ActiveState"),
+            sub: text("SubState"),
+            file: text("FragmentPath"),
+            stale: matches!(value("NeedDaemonReload"), Some(Variant::Bool(true))),
+            job: value("Job").map_or(0, number_of_job),
+        }
+    }
+
     /// Whether anything of it runs, or will by itself.
     pub(crate) fn is_up(&self) -> bool {
         !matches!(self.active.as_str(), "inactive" | "failed")
@@ -104,272 +158,335 @@ fn said(error: zbus::Error) -> String {
     }
 }
 
-/// Connects and calls, and again where D-Bus is away.
-async fn retried<T, F>(what: &str, call: impl Fn(ManagerProxy<'static>) -> F) -> Result<T>
-where
-    F: Future<Output = zbus::Result<T>>,
-{
-    let deadline = Instant::now() + AWAY;
-    loop {
-        let attempt = async {
-            let connection = zbus::Connection::system().await?;
-            let manager = ManagerProxy::builder(&connection)
+impl Systemd {
+    async fn connection(&self) -> zbus::Result<Connection> {
+        let mut shared = self.connection.lock().await;
+        if let Some(connection) = shared.as_ref().filter(|connection| !connection.is_closed()) {
+            return Ok(connection.clone());
+        }
+        let connection = Connection::system().await?;
+        *shared = Some(connection.clone());
+        Ok(connection)
+    }
+
+    /// Calls, and again by another connection where D-Bus is away.
+    async fn retried<T, F>(&self, what: &str, call: impl Fn(ManagerProxy<'static>) -> F) -> Result<T>
+    where
+        F: Future<Output = zbus::Result<T>>,
+    {
+        let deadline = Instant::now() + AWAY;
+        loop {
+            let attempt = async {
+                let connection = self.connection().await?;
+                let manager = ManagerProxy::builder(&connection)
+                    .cache_properties(CacheProperties::No)
+                    .build()
+                    .await?;
+                call(manager).await
+            };
+            match tokio::time::timeout(CALL, attempt).await {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(e)) if is_away(&e) && Instant::now() < deadline => {
+                    tracing::debug!(error = %e, what, "D-Bus is away");
+                    *self.connection.lock().await = None;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                Ok(Err(e)) if is_away(&e) => {
+                    return Err(Error::Failed(format!(
+                        "{what}: D-Bus can't be reached, for {} s now: {}",
+                        AWAY.as_secs(),
+                        said(e)
+                    )));
+                }
+                Ok(Err(e)) => return Err(Error::Failed(format!("{what}: systemd refused: {}", said(e)))),
+                Err(_) => {
+                    return Err(Error::Failed(format!(
+                        "{what}: systemd did not answer within {} s",
+                        CALL.as_secs()
+                    )));
+                }
+            }
+        }
+    }
+}
+
+impl Systemd {
+    /// Returns systemd's version: 257.
+    pub(crate) async fn version(&self) -> Result<u32> {
+        let text = self
+            .retried(
+                "ask systemd for its version",
+                |m| async move { m.version().await },
+            )
+            .await?;
+        let digits: String = text
+            .chars()
+            .skip_while(|c| !c.is_ascii_digit())
+            .take_while(char::is_ascii_digit)
+            .collect();
+        digits
+            .parse()
+            .map_err(|_| Error::Failed(format!("systemd says that its version is {text:?}")))
+    }
+
+    /// Has systemd read all units again, and run its generators.
+    pub(crate) async fn reload(&self) -> Result<()> {
+        self.retried("have systemd read its units again", |m| async move {
+            m.reload().await
+        })
+        .await
+    }
+
+    /// Forgets that a unit failed. It is no error if it did not, or is not there.
+    pub(crate) async fn forget_failure(&self, unit: &str) -> Result<()> {
+        self.retried(&format!("forget that {unit} failed"), |m| async move {
+            match m.reset_failed_unit(unit.to_owned()).await {
+                Err(e) if is_named(&e, NO_UNIT) => Ok(()),
+                other => other,
+            }
+        })
+        .await
+    }
+
+    /// Kills every process of a unit at once.
+    pub(crate) async fn kill(&self, unit: &str) -> Result<()> {
+        const SIGKILL: i32 = 9;
+        self.retried(&format!("kill {unit}"), |m| async move {
+            match m.kill_unit(unit.to_owned(), "all".to_owned(), SIGKILL).await {
+                // Nothing of it is left to be killed.
+                Err(e) if is_named(&e, NO_UNIT) || is_named(&e, "org.freedesktop.systemd1.NoSuchProcess") => {
+                    Ok(())
+                }
+                other => other,
+            }
+        })
+        .await
+    }
+
+    /// Returns what systemd knows of a unit, if it has it in mind; `read` has it read from its file where it has not.
+    pub(crate) async fn look(&self, unit: &str, read: bool) -> Result<Option<UnitLook>> {
+        self.retried(&format!("look at {unit}"), |m| async move {
+            let path = if read {
+                m.load_unit(unit.to_owned()).await
+            } else {
+                m.get_unit(unit.to_owned()).await
+            };
+            let path = match path {
+                Err(e) if is_named(&e, NO_UNIT) => return Ok(None),
+                other => other?,
+            };
+            // All at once: each question takes longer than the answer.
+            let unit = UnitProxy::builder(m.inner().connection())
+                .path(path)
                 .cache_properties(CacheProperties::No)
                 .build()
                 .await?;
-            call(manager).await
-        };
-        match tokio::time::timeout(CALL, attempt).await {
-            Ok(Ok(value)) => return Ok(value),
-            Ok(Err(e)) if is_away(&e) && Instant::now() < deadline => {
-                tracing::debug!(error = %e, what, "D-Bus is away");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-            Ok(Err(e)) if is_away(&e) => {
-                return Err(Error::Failed(format!(
-                    "{what}: D-Bus can't be reached, for {} s now: {}",
-                    AWAY.as_secs(),
-                    said(e)
-                )));
-            }
-            Ok(Err(e)) => return Err(Error::Failed(format!("{what}: systemd refused: {}", said(e)))),
-            Err(_) => {
-                return Err(Error::Failed(format!(
-                    "{what}: systemd did not answer within {} s",
-                    CALL.as_secs()
-                )));
-            }
-        }
-    }
-}
-
-/// Returns systemd's version: 257.
-pub(crate) async fn version() -> Result<u32> {
-    let text = retried(
-        "ask systemd for its version",
-        |m| async move { m.version().await },
-    )
-    .await?;
-    let digits: String = text
-        .chars()
-        .skip_while(|c| !c.is_ascii_digit())
-        .take_while(char::is_ascii_digit)
-        .collect();
-    digits
-        .parse()
-        .map_err(|_| Error::Failed(format!("systemd says that its version is {text:?}")))
-}
-
-/// Has systemd read all units again, and run its generators.
-pub(crate) async fn reload() -> Result<()> {
-    retried("have systemd read its units again", |m| async move {
-        m.reload().await
-    })
-    .await
-}
-
-/// Forgets that a unit failed. It is no error if it did not, or is not there.
-pub(crate) async fn forget_failure(unit: &str) -> Result<()> {
-    retried(&format!("forget that {unit} failed"), |m| async move {
-        match m.reset_failed_unit(unit.to_owned()).await {
-            Err(e) if is_named(&e, "org.freedesktop.systemd1.NoSuchUnit") => Ok(()),
-            other => other,
-        }
-    })
-    .await
-}
-
-/// Kills every process of a unit at once.
-pub(crate) async fn kill(unit: &str) -> Result<()> {
-    const SIGKILL: i32 = 9;
-    retried(&format!("kill {unit}"), |m| async move {
-        match m.kill_unit(unit.to_owned(), "all".to_owned(), SIGKILL).await {
-            // Nothing of it is left to be killed.
-            Err(e)
-                if is_named(&e, "org.freedesktop.systemd1.NoSuchUnit")
-                    || is_named(&e, "org.freedesktop.systemd1.NoSuchProcess") =>
-            {
-                Ok(())
-            }
-            other => other,
-        }
-    })
-    .await
-}
-
-/// Returns what systemd knows of a unit, if it has it in mind; `read` has it read from its file where it has not.
-pub(crate) async fn look(unit: &str, read: bool) -> Result<Option<UnitLook>> {
-    retried(&format!("look at {unit}"), |m| async move {
-        let path = if read {
-            m.load_unit(unit.to_owned()).await
-        } else {
-            m.get_unit(unit.to_owned()).await
-        };
-        let path = match path {
-            Err(e) if is_named(&e, "org.freedesktop.systemd1.NoSuchUnit") => return Ok(None),
-            other => other?,
-        };
-        let unit = UnitProxy::builder(m.inner().connection())
-            .path(path)
-            .cache_properties(CacheProperties::No)
-            .build()
-            .await?;
-        // Asked all at once: one after the other they would take longer than all else of a start that is not systemd's.
-        let (load, active, sub, file, stale, job) = tokio::try_join!(
-            unit.load_state(),
-            unit.active_state(),
-            unit.sub_state(),
-            unit.fragment_path(),
-            unit.need_daemon_reload(),
-            unit.job(),
-        )?;
-        Ok(Some(UnitLook {
-            load,
-            active,
-            sub,
-            file,
-            stale,
-            job: job.0,
-        }))
-    })
-    .await
-}
-
-/// Returns how the main process of a service ended last.
-pub(crate) async fn service_end(unit: &str) -> Result<ServiceEnd> {
-    retried(&format!("look at {unit}"), |m| async move {
-        let path = m.load_unit(unit.to_owned()).await?;
-        let service = ServiceProxy::builder(m.inner().connection())
-            .path(path.clone())
-            .cache_properties(CacheProperties::No)
-            .build()
-            .await?;
-        let unit = UnitProxy::builder(m.inner().connection())
-            .path(path)
-            .cache_properties(CacheProperties::No)
-            .build()
-            .await?;
-        Ok(ServiceEnd {
-            result: service.result().await?,
-            code: service.exec_main_code().await?,
-            status: service.exec_main_status().await?,
-            invocation: unit
-                .invocation_id()
-                .await?
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
+            let properties = all_properties(&unit).await?;
+            Ok(Some(UnitLook::of(&properties)))
         })
-    })
-    .await
-}
+        .await
+    }
 
-/// Returns when a unit last became active, if it ever did since the host was started.
-pub(crate) async fn active_since(unit: &str) -> Result<Option<jiff::Timestamp>> {
-    let microseconds = retried(&format!("look at {unit}"), |m| async move {
-        let path = m.load_unit(unit.to_owned()).await?;
-        UnitProxy::builder(m.inner().connection())
-            .path(path)
+    /// Returns how the main process of a service ended last.
+    pub(crate) async fn service_end(&self, unit: &str) -> Result<ServiceEnd> {
+        self.retried(&format!("look at {unit}"), |m| async move {
+            let path = m.load_unit(unit.to_owned()).await?;
+            let service = ServiceProxy::builder(m.inner().connection())
+                .path(path.clone())
+                .cache_properties(CacheProperties::No)
+                .build()
+                .await?;
+            let unit = UnitProxy::builder(m.inner().connection())
+                .path(path)
+                .cache_properties(CacheProperties::No)
+                .build()
+                .await?;
+            Ok(ServiceEnd {
+                result: service.result().await?,
+                code: service.exec_main_code().await?,
+                status: service.exec_main_status().await?,
+                invocation: unit
+                    .invocation_id()
+                    .await?
+                    .iter()
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect(),
+            })
+        })
+        .await
+    }
+
+    /// Returns when a unit last became active, if it ever did since the host was started.
+    pub(crate) async fn active_since(&self, unit: &str) -> Result<Option<jiff::Timestamp>> {
+        let microseconds = self
+            .retried(&format!("look at {unit}"), |m| async move {
+                let path = m.load_unit(unit.to_owned()).await?;
+                UnitProxy::builder(m.inner().connection())
+                    .path(path)
+                    .cache_properties(CacheProperties::No)
+                    .build()
+                    .await?
+                    .active_enter_timestamp()
+                    .await
+            })
+            .await?;
+        Ok(i64::try_from(microseconds)
+            .ok()
+            .filter(|microseconds| *microseconds > 0)
+            .and_then(|microseconds| jiff::Timestamp::from_microsecond(microseconds).ok()))
+    }
+
+    /// Asks something of a unit, and waits until it is so, or is not to be, or takes longer than it may.
+    pub(crate) async fn job(&self, verb: Verb, unit: &str, limit: Duration) -> Result<JobEnd> {
+        let waiting = Waiting::begin(&self.jobs);
+        let end = self.job_to_its_end(verb, unit, limit).await;
+        // systemd tells a subscriber of each change of each unit of the host, which costs it and the bus.
+        if waiting.is_alone()
+            && let Err(e) = self.unsubscribe().await
+        {
+            tracing::debug!(error = %e, "systemd goes on to tell of its jobs");
+        }
+        end
+    }
+
+    /// Wants no more signals of systemd's; nobody waits for its answer.
+    async fn unsubscribe(&self) -> zbus::Result<()> {
+        let connection = self.connection().await?;
+        let manager = ManagerProxy::builder(&connection)
             .cache_properties(CacheProperties::No)
             .build()
-            .await?
-            .active_enter_timestamp()
-            .await
-    })
-    .await?;
-    Ok(i64::try_from(microseconds)
-        .ok()
-        .filter(|microseconds| *microseconds > 0)
-        .and_then(|microseconds| jiff::Timestamp::from_microsecond(microseconds).ok()))
-}
+            .await?;
+        manager.inner().call_noreply("Unsubscribe", &()).await
+    }
 
-/// Asks something of a unit, and waits until it is so, or is not to be, or takes longer than it may.
-pub(crate) async fn job(verb: Verb, unit: &str, limit: Duration) -> Result<JobEnd> {
-    let deadline = Instant::now() + limit;
-    let word = match verb {
-        Verb::Start => "start",
-        Verb::Stop => "stop",
-        Verb::Reload => "reload",
-    };
-    let watched = retried(&format!("{word} {unit}"), |m| async move {
-        // Before the call, or the end of a short job would be missed.
-        m.subscribe().await?;
-        let ends = m.receive_job_removed().await?;
-        let name = unit.to_owned();
-        let mode = "replace".to_owned();
-        let job = match verb {
-            Verb::Start => m.start_unit(name, mode).await,
-            Verb::Stop => m.stop_unit(name, mode).await,
-            Verb::Reload => m.reload_unit(name, mode).await,
+    async fn job_to_its_end(&self, verb: Verb, unit: &str, limit: Duration) -> Result<JobEnd> {
+        let deadline = Instant::now() + limit;
+        let word = match verb {
+            Verb::Start => "start",
+            Verb::Stop => "stop",
+            Verb::Reload => "reload",
         };
-        match job {
-            Ok(job) => Ok(Some((job, ends))),
-            Err(e) if verb == Verb::Stop && is_named(&e, "org.freedesktop.systemd1.NoSuchUnit") => Ok(None),
-            Err(e) => Err(e),
-        }
-    })
-    .await?;
-    let Some((job, mut ends)) = watched else {
-        return Ok(JobEnd::Done);
-    };
-    let mut looks = tokio::time::interval(Duration::from_secs(2));
-    looks.reset();
-    loop {
-        tokio::select! {
-            ended = ends.next() => match ended {
-                Some(ended) => {
-                    let ended = ended.args().map_err(|e| Error::Failed(format!("systemd told of a job's end in a way of its own: {e}")))?;
-                    if ended.job == job {
-                        return Ok(match ended.result.as_str() {
-                            "done" => JobEnd::Done,
-                            other => JobEnd::Undone(other.to_owned()),
+        let watched = self
+            .retried(&format!("{word} {unit}"), |m| async move {
+                // Before the call, or the end of a short job would be missed.
+                m.subscribe().await.or_else(already_subscribed)?;
+                let ends = m.receive_job_removed().await?;
+                let name = unit.to_owned();
+                let mode = "replace".to_owned();
+                let job = match verb {
+                    Verb::Start => m.start_unit(name, mode).await,
+                    Verb::Stop => m.stop_unit(name, mode).await,
+                    Verb::Reload => m.reload_unit(name, mode).await,
+                };
+                match job {
+                    Ok(job) => Ok(Some((job, ends))),
+                    Err(e) if verb == Verb::Stop && is_named(&e, NO_UNIT) => Ok(None),
+                    Err(e) => Err(e),
+                }
+            })
+            .await?;
+        let Some((job, mut ends)) = watched else {
+            return Ok(JobEnd::Done);
+        };
+        let mut looks = tokio::time::interval(Duration::from_secs(2));
+        looks.reset();
+        loop {
+            tokio::select! {
+                ended = ends.next() => match ended {
+                    Some(ended) => {
+                        let ended = ended.args().map_err(|e| Error::Failed(format!("systemd told of a job's end in a way of its own: {e}")))?;
+                        if ended.job == job {
+                            return Ok(match ended.result.as_str() {
+                                "done" => JobEnd::Done,
+                                other => JobEnd::Undone(other.to_owned()),
+                            });
+                        }
+                    }
+                    // The connection is gone, and with it the signal.
+                    None => return self.settled(verb, unit, deadline).await,
+                },
+                // A signal may be lost with D-Bus; the unit itself is the truth.
+                _ = looks.tick() => {
+                    if self.look(unit, false).await?.is_none_or(|unit| unit.job == 0) {
+                        // Its signal may be on the way.
+                        let last = tokio::time::timeout(Duration::from_millis(200), async {
+                            while let Some(ended) = ends.next().await {
+                                if let Ok(ended) = ended.args() && ended.job == job {
+                                    return Some(ended.result);
+                                }
+                            }
+                            None
                         });
+                        return match last.await {
+                            Ok(Some(result)) if result == "done" => Ok(JobEnd::Done),
+                            Ok(Some(result)) => Ok(JobEnd::Undone(result)),
+                            _ => self.settled(verb, unit, deadline).await,
+                        };
                     }
                 }
-                // The connection is gone, and with it the signal.
-                None => return settled(verb, unit, deadline).await,
-            },
-            // A signal may be lost with D-Bus; the unit itself is the truth.
-            _ = looks.tick() => {
-                if look(unit, false).await?.is_none_or(|unit| unit.job == 0) {
-                    // Its signal may be on the way.
-                    let last = tokio::time::timeout(Duration::from_millis(200), async {
-                        while let Some(ended) = ends.next().await {
-                            if let Ok(ended) = ended.args() && ended.job == job {
-                                return Some(ended.result);
-                            }
-                        }
-                        None
-                    });
-                    return match last.await {
-                        Ok(Some(result)) if result == "done" => Ok(JobEnd::Done),
-                        Ok(Some(result)) => Ok(JobEnd::Undone(result)),
-                        _ => settled(verb, unit, deadline).await,
-                    };
-                }
+                () = tokio::time::sleep_until(deadline) => return Ok(JobEnd::StillRuns),
             }
-            () = tokio::time::sleep_until(deadline) => return Ok(JobEnd::StillRuns),
         }
     }
-}
 
-/// Waits until no job is on a unit any more, and returns what became of it as far as the unit tells.
-async fn settled(verb: Verb, unit: &str, deadline: Instant) -> Result<JobEnd> {
-    loop {
-        let look = look(unit, false).await?;
-        if look.as_ref().is_none_or(|unit| unit.job == 0) {
-            let up = look.as_ref().is_some_and(|unit| unit.active == "active");
-            let down = look.as_ref().is_none_or(|unit| !unit.is_up());
-            return Ok(match verb {
-                Verb::Start if up => JobEnd::Done,
-                Verb::Stop if down => JobEnd::Done,
-                _ => JobEnd::Undone("failed".to_owned()),
-            });
+    /// Waits until no job is on a unit any more, and returns what became of it as far as the unit tells.
+    async fn settled(&self, verb: Verb, unit: &str, deadline: Instant) -> Result<JobEnd> {
+        loop {
+            let look = self.look(unit, false).await?;
+            if look.as_ref().is_none_or(|unit| unit.job == 0) {
+                let up = look.as_ref().is_some_and(|unit| unit.active == "active");
+                let down = look.as_ref().is_none_or(|unit| !unit.is_up());
+                return Ok(match verb {
+                    Verb::Start if up => JobEnd::Done,
+                    Verb::Stop if down => JobEnd::Done,
+                    _ => JobEnd::Undone("failed".to_owned()),
+                });
+            }
+            if Instant::now() >= deadline {
+                return Ok(JobEnd::StillRuns);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        if Instant::now() >= deadline {
-            return Ok(JobEnd::StillRuns);
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+
+    /// Returns the machine of this name, if there is one.
+    pub(crate) async fn machine(&self, name: &str) -> Result<Option<Machine>> {
+        self.retried(&format!("look at the machine {name}"), |m| async move {
+            let connection = m.inner().connection();
+            let manager = machine1::ManagerProxy::builder(connection)
+                .cache_properties(CacheProperties::No)
+                .build()
+                .await?;
+            let path = match manager.get_machine(name.to_owned()).await {
+                Err(e) if is_named(&e, NO_MACHINE) => return Ok(None),
+                other => other?,
+            };
+            let machine = machine1::MachineProxy::builder(connection)
+                .path(path)
+                .cache_properties(CacheProperties::No)
+                .build()
+                .await?;
+            Ok(Some(Machine {
+                unit: machine.unit().await?,
+                leader: machine.leader().await?,
+            }))
+        })
+        .await
+    }
+
+    /// Takes a machine off machined's list. It is no error if it is not on it.
+    pub(crate) async fn unregister(&self, name: &str) -> Result<()> {
+        self.retried(&format!("unregister the machine {name}"), |m| async move {
+            let manager = machine1::ManagerProxy::builder(m.inner().connection())
+                .cache_properties(CacheProperties::No)
+                .build()
+                .await?;
+            match manager.unregister_machine(name.to_owned()).await {
+                Err(e) if is_named(&e, NO_MACHINE) => Ok(()),
+                other => other,
+            }
+        })
+        .await
     }
 }
 
@@ -382,44 +499,41 @@ pub(crate) struct Machine {
     pub(crate) leader: u32,
 }
 
+const NO_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 const NO_MACHINE: &str = "org.freedesktop.machine1.NoSuchMachine";
 
-/// Returns the machine of this name, if there is one.
-pub(crate) async fn machine(name: &str) -> Result<Option<Machine>> {
-    retried(&format!("look at the machine {name}"), |m| async move {
-        let connection = m.inner().connection();
-        let manager = machine1::ManagerProxy::builder(connection)
-            .cache_properties(CacheProperties::No)
-            .build()
-            .await?;
-        let path = match manager.get_machine(name.to_owned()).await {
-            Err(e) if is_named(&e, NO_MACHINE) => return Ok(None),
-            other => other?,
-        };
-        let machine = machine1::MachineProxy::builder(connection)
-            .path(path)
-            .cache_properties(CacheProperties::No)
-            .build()
-            .await?;
-        Ok(Some(Machine {
-            unit: machine.unit().await?,
-            leader: machine.leader().await?,
-        }))
-    })
-    .await
+/// The signals of systemd are asked for once for each connection.
+fn already_subscribed(error: zbus::Error) -> zbus::Result<()> {
+    if is_named(&error, "org.freedesktop.systemd1.AlreadySubscribed") {
+        Ok(())
+    } else {
+        Err(error)
+    }
 }
 
-/// Takes a machine off machined's list. It is no error if it is not on it.
-pub(crate) async fn unregister(name: &str) -> Result<()> {
-    retried(&format!("unregister the machine {name}"), |m| async move {
-        let manager = machine1::ManagerProxy::builder(m.inner().connection())
-            .cache_properties(CacheProperties::No)
-            .build()
-            .await?;
-        match manager.unregister_machine(name.to_owned()).await {
-            Err(e) if is_named(&e, NO_MACHINE) => Ok(()),
-            other => other,
-        }
-    })
-    .await
+/// Returns the number of a unit's job, 0 for none: it stands before the job's path.
+fn number_of_job(job: &Variant<'_>) -> u32 {
+    match job {
+        Variant::Structure(job) => match job.fields().first() {
+            Some(Variant::U32(number)) => *number,
+            _ => 0,
+        },
+        _ => 0,
+    }
+}
+
+/// Returns all properties of a unit that units of all kinds have.
+async fn all_properties(unit: &UnitProxy<'_>) -> zbus::Result<BTreeMap<String, OwnedVariant>> {
+    let proxy = unit.inner();
+    let reply = proxy
+        .connection()
+        .call_method(
+            Some(proxy.destination()),
+            proxy.path(),
+            Some("org.freedesktop.DBus.Properties"),
+            "GetAll",
+            &proxy.interface(),
+        )
+        .await?;
+    reply.body().deserialize()
 }

@@ -15,7 +15,7 @@ use crate::create::check_toplevel;
 use crate::error::{Error, Result};
 use crate::files::Folder;
 use crate::payload::UnitCgroup;
-use crate::systemd::{self, JobEnd, UnitLook, Verb};
+use crate::systemd::{JobEnd, UnitLook, Verb};
 use crate::unit;
 
 /// Where the units of this boot are that are nobody else's (systemd.unit(5)).
@@ -57,11 +57,13 @@ impl Helper {
             _ => folder.write(&unit, text.as_bytes(), 0o644)?,
         }
         // One that systemd has in mind it does not read again by itself.
-        if systemd::look(&unit, false)
+        if self
+            .systemd
+            .look(&unit, false)
             .await?
             .is_some_and(|look| look.load != "not-found")
         {
-            systemd::reload().await?;
+            self.systemd.reload().await?;
         }
         Ok(())
     }
@@ -76,10 +78,14 @@ impl Helper {
         text.lines().next() == Some(conf_marker(&self.leaf).as_str())
     }
 
-    /// Removes a container's unit; it does not run.
-    pub(crate) async fn remove_unit(&self, name: &ContainerName) -> Result<()> {
+    /// Removes a container's unit, and returns whether it could: not where it runs.
+    pub(crate) async fn remove_unit(&self, name: &ContainerName) -> Result<bool> {
         let unit = Runtime::unit(name);
-        systemd::forget_failure(&unit).await?;
+        match self.systemd.look(&unit, false).await? {
+            Some(look) if look.is_up() => return Ok(false),
+            Some(look) if look.active == "failed" => self.systemd.forget_failure(&unit).await?,
+            _ => {}
+        }
         for path in [UNITS, GENERATED] {
             let Some(folder) = Folder::open_root(path.as_ref())? else {
                 continue;
@@ -91,12 +97,12 @@ impl Helper {
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Returns whether a container's unit runs, or will by itself.
     pub(crate) async fn unit_is_up(&self, name: &ContainerName) -> Result<bool> {
-        let look = systemd::look(&Runtime::unit(name), false).await?;
+        let look = self.systemd.look(&Runtime::unit(name), false).await?;
         Ok(look.is_some_and(|look| look.is_up()))
     }
 
@@ -108,15 +114,14 @@ impl Helper {
         let unit = Runtime::unit(name);
         self.keep_record()?;
         self.keep_unit(spec).await?;
-        self.check_unit(&unit).await?;
         let limit = limit.min(Duration::from_secs(unit::START_SECONDS.into()));
         let deadline = Instant::now() + limit;
         for attempt in 1.. {
-            systemd::forget_failure(&unit).await?;
             let rest = deadline.saturating_duration_since(Instant::now());
-            match systemd::job(Verb::Start, &unit, rest).await? {
+            match self.start_prepared(spec, &unit, rest).await? {
                 JobEnd::Done => break,
                 JobEnd::Undone(why) => {
+                    self.forget_prepared_start(name).await?;
                     let why = self.why_not_ready(name, &why).await;
                     if attempt == TRIES
                         || !why.to_string().contains(UNREGISTERED)
@@ -139,20 +144,42 @@ impl Helper {
         Ok(())
     }
 
-    /// Checks that what systemd would start is this leaf's unit, and not one that somebody put before it.
-    async fn check_unit(&self, unit: &str) -> Result<()> {
+    /// Has systemd start a container's unit, and prepares the start meanwhile.
+    async fn start_prepared(&self, spec: &RunSpec, unit: &str, limit: Duration) -> Result<JobEnd> {
+        let preparing = self.begin_to_prepare_start(&spec.name).await?;
+        let look = self.check_unit(unit).await?;
+        // Also one that is about to be started again: its restarts are counted anew.
+        if look.active == "failed" || look.sub.contains("auto-restart") {
+            self.systemd.forget_failure(unit).await?;
+        }
+        let prepare = async {
+            if look.is_up() {
+                return drop(preparing);
+            }
+            if let Err(e) = self.prepare_start(spec, preparing).await {
+                // The unit tries it itself, and says what is wrong.
+                tracing::warn!(container = %spec.name, error = chain(&e), "the start could not be prepared");
+            }
+        };
+        let (end, ()) = tokio::join!(self.systemd.job(Verb::Start, unit, limit), prepare);
+        end
+    }
+
+    /// Checks that what systemd would start is this leaf's unit, and not one that somebody put before it. Returns how it
+    /// does.
+    async fn check_unit(&self, unit: &str) -> Result<UnitLook> {
         let ours = |look: &UnitLook| {
             [UNITS, GENERATED]
                 .iter()
                 .any(|folder| look.file == format!("{folder}/{unit}"))
         };
-        let mut look = systemd::look(unit, true).await?;
+        let mut look = self.systemd.look(unit, true).await?;
         if look.as_ref().is_none_or(|look| look.stale || !ours(look)) {
-            systemd::reload().await?;
-            look = systemd::look(unit, true).await?;
+            self.systemd.reload().await?;
+            look = self.systemd.look(unit, true).await?;
         }
         match look {
-            Some(look) if ours(&look) && look.load == "loaded" => Ok(()),
+            Some(look) if ours(&look) && look.load == "loaded" => Ok(look),
             Some(look) if ours(&look) => Err(Error::Failed(format!(
                 "systemd can't use {}: it is {}",
                 look.file, look.load
@@ -187,7 +214,7 @@ impl Helper {
                 error: Some(error), ..
             }) => error,
             Some(RunStatus { exit: Some(exit), .. }) => format!("it ended before it was ready, with {exit}"),
-            _ => match systemd::service_end(&unit).await {
+            _ => match self.systemd.service_end(&unit).await {
                 Ok(end) => format!("it ended before it was ready ({}, {})", end.result, end.status),
                 Err(_) => format!("systemd could not start it ({result})"),
             },
@@ -202,7 +229,12 @@ impl Helper {
     /// The end of what the last run of a container said.
     async fn said(&self, name: &ContainerName) -> String {
         let read = async {
-            let invocation = systemd::service_end(&Runtime::unit(name)).await.ok()?.invocation;
+            let invocation = self
+                .systemd
+                .service_end(&Runtime::unit(name))
+                .await
+                .ok()?
+                .invocation;
             let output = tokio::process::Command::new("journalctl")
                 .args(["--no-pager", "--quiet", "--output=cat", "--lines=20"])
                 .arg(format!("_SYSTEMD_INVOCATION_ID={invocation}"))
@@ -228,7 +260,9 @@ impl Helper {
         let name = &spec.name;
         let unit = Runtime::unit(name);
         let run = self.run_folder(name)?;
-        let running = systemd::look(&unit, false)
+        let running = self
+            .systemd
+            .look(&unit, false)
             .await?
             .is_some_and(|look| look.active == "active");
         let status = self.status(&run)?;
@@ -237,7 +271,7 @@ impl Helper {
         }
         if running {
             match self.can_switch(&run, spec) {
-                Ok(()) => match systemd::job(Verb::Reload, &unit, limit).await? {
+                Ok(()) => match self.systemd.job(Verb::Reload, &unit, limit).await? {
                     JobEnd::Done => {
                         let status = self.status(&run)?;
                         if status.is_some_and(|status| status.start_digest == spec.start_digest()) {
@@ -261,24 +295,20 @@ impl Helper {
     /// Stops a container's unit: a word to its init, a grace time, then the end of its cgroup.
     pub(crate) async fn end_unit(&self, name: &ContainerName, grace: Duration) -> Result<()> {
         let unit = Runtime::unit(name);
-        let Some(look) = systemd::look(&unit, false).await? else {
-            return Ok(());
-        };
-        if look.is_up() {
-            let grace = grace.min(Duration::from_secs(unit::STOP_SECONDS.into()));
-            if !self.halt_unit(name, &unit, grace).await? {
-                tracing::warn!(container = %name, "did not halt in its grace time and is ended by force");
-                UnitCgroup::of(name)?.kill_payload().await?;
-                if systemd::job(Verb::Stop, &unit, CLEAN_UP).await? == JobEnd::StillRuns {
-                    systemd::kill(&unit).await?;
-                    if systemd::job(Verb::Stop, &unit, CLEAN_UP).await? == JobEnd::StillRuns {
-                        return Err(Error::Failed(format!("{unit} can't be ended")));
-                    }
+        let grace = grace.min(Duration::from_secs(unit::STOP_SECONDS.into()));
+        let _attended = self.attend(name).await?;
+        if !self.halt_unit(name, &unit, grace).await? {
+            tracing::warn!(container = %name, "did not halt in its grace time and is ended by force");
+            UnitCgroup::of(name)?.kill_payload().await?;
+            if self.systemd.job(Verb::Stop, &unit, CLEAN_UP).await? == JobEnd::StillRuns {
+                self.systemd.kill(&unit).await?;
+                if self.systemd.job(Verb::Stop, &unit, CLEAN_UP).await? == JobEnd::StillRuns {
+                    return Err(Error::Failed(format!("{unit} can't be ended")));
                 }
             }
         }
         // One that was ended by force counts as failed, which it is not: it was asked to end.
-        systemd::forget_failure(&unit).await
+        self.systemd.forget_failure(&unit).await
     }
 
     /// Has systemd stop a unit, which asks the container to halt once, and asks again meanwhile: one that was just started
@@ -288,7 +318,7 @@ impl Helper {
         let mut rest = grace;
         while !rest.is_zero() {
             let patience = ASK_AGAIN_AFTER.min(rest);
-            match systemd::job(Verb::Stop, unit, patience).await? {
+            match self.systemd.job(Verb::Stop, unit, patience).await? {
                 JobEnd::StillRuns => {}
                 JobEnd::Done => return Ok(true),
                 JobEnd::Undone(result) => {
@@ -308,7 +338,9 @@ impl Helper {
 
     /// Sends SIGRTMIN+3 to a container's init: halt (systemd(1), "Signals").
     async fn ask_machine_to_halt(&self, name: &ContainerName, unit: &str) -> Result<()> {
-        let machine = systemd::machine(name.as_str())
+        let machine = self
+            .systemd
+            .machine(name.as_str())
             .await?
             .filter(|machine| machine.unit == unit)
             .ok_or_else(|| Error::Failed("it has no first process yet".into()))?;

@@ -18,7 +18,7 @@ pub(crate) async fn a_container_is_made_started_stopped_and_destroyed_and_nothin
     host.ok(host.create(&name, &toplevel)).await;
     assert_eq!(host.run(&name), Some(ObservedRun::Stopped));
     let seen = host.containers.observe().expect("a look");
-    assert_eq!(seen[&name].toplevel.as_ref(), Some(&toplevel));
+    assert_eq!(seen.containers[&name].toplevel.as_ref(), Some(&toplevel));
     let credentials = host.paths.state.join(name.as_str()).join("credentials");
     let mode = |path: &std::path::Path| path.metadata().expect("it is there").permissions().mode() & 0o777;
     assert_eq!(mode(&credentials), 0o700);

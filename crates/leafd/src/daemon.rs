@@ -31,6 +31,7 @@ use crate::ledger::{Ledger, Snapshots};
 use crate::main_loop::{MainLoop, Target, Waiter};
 use crate::publisher::{Carrier, Published};
 use crate::settings::Settings;
+use crate::steps::InSteps;
 use crate::tasks::Tasks;
 use crate::workers::{Equipment, Workers};
 use crate::{equipment, hardware, history, lease, listeners, mirror, notify};
@@ -210,6 +211,7 @@ async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Res
         steps,
     });
     let entries = state.entries();
+    let in_steps = InSteps::default();
     let mut main_loop = MainLoop {
         ledger: Ledger::new(
             leaf.clone(),
@@ -227,7 +229,7 @@ async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Res
         guard: Guard::new(settings.events.clone(), &journal),
         waiting: waiting(unfinished),
         adopting: Default::default(),
-        reconciling: Default::default(),
+        in_steps: in_steps.clone(),
         booting: Default::default(),
         looked_at: BTreeMap::new(),
         running: BTreeMap::new(),
@@ -235,6 +237,7 @@ async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Res
         rescan: 0,
         stopping: None,
         drained: false,
+        runtime: leaf_container::runtime_of_this_host(),
         settings: settings.clone(),
     };
     let state = main_loop.ledger.state();
@@ -314,7 +317,7 @@ async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Res
     if let Ok(host) = &containers {
         tasks.keep(
             "containers",
-            listeners::watch_containers(host.view.clone(), inputs.clone()),
+            listeners::watch_containers(host.view.clone(), in_steps, inputs.clone()),
         );
         let every = Duration::from_secs(settings.containers.network_check_seconds.into());
         tasks.keep("network", listeners::keep_network(Arc::clone(host), every));

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use leaf_bus::serve::{Incoming, Responder};
+use leaf_container::Changed;
 use leaf_core::container::{Container, ForeignContainer, ObservedContainer};
 use leaf_core::decide::LogQuery;
 use leaf_core::hardware::Inventory;
@@ -26,10 +27,12 @@ pub enum Input {
         /// The last rescan that was asked for before the look began.
         rescan: u64,
     },
-    /// There was a look at all containers, because something moved there.
+    /// There was a look at containers, because something moved there.
     ContainersSeen {
         /// When the look began.
         looked_at: Instant,
+        /// At which.
+        at: Changed,
         /// What it showed.
         seen: BTreeMap<ContainerName, ObservedContainer>,
     },

@@ -1,18 +1,20 @@
 //! Tasks that listen where something happens, and bring it to the main loop as an [`Input`].
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use leaf_bus::connect::{Bus, Status};
 use leaf_bus::serve::Server;
-use leaf_container::Containers;
+use leaf_container::{Changed, Containers, Seen};
+use leaf_core::id::ContainerName;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::input::Input;
 use crate::publisher::Published;
-use crate::steps::ContainerHost;
+use crate::steps::{ContainerHost, InSteps};
 
 /// Brings commands, until the daemon drains: then those that are here already.
 ///
@@ -59,37 +61,90 @@ pub async fn watch_published(
 
 /// How much longer than a look the pause after it is: many containers that move all the time are not looked at all the time.
 const PAUSE_AFTER_LOOK: u32 = 2;
+/// How long after its steps a container that moved meanwhile is looked at: there may be more steps for it at once.
+const PAUSE_AFTER_STEPS: Duration = Duration::from_millis(100);
+/// How soon a container on its way to another state is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(300);
+/// How often all containers are looked at, whatever moved: a hint may have been missed.
+const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(60);
 
-/// Brings a look at the containers whenever something moved there.
+/// Brings a look at the containers that moved. Those for which steps are being taken are looked at by those, and here
+/// afterwards.
 ///
 /// # Errors
 /// When it can't go on.
-pub async fn watch_containers(view: Containers, inputs: mpsc::Sender<Input>) -> anyhow::Result<()> {
+pub async fn watch_containers(
+    view: Containers,
+    in_steps: InSteps,
+    inputs: mpsc::Sender<Input>,
+) -> anyhow::Result<()> {
     let mut hints = view.watch()?;
+    let mut steps = in_steps.changes();
+    let mut moved = Changed::Any;
+    let mut all_at = Instant::now();
     loop {
-        let look = view.clone();
-        let looked_at = Instant::now();
-        let seen = tokio::task::spawn_blocking(move || look.observe())
-            .await
-            .context("the look at the containers ended early")?;
-        match seen {
-            Ok(seen) => {
-                if inputs
-                    .send(Input::ContainersSeen { looked_at, seen })
-                    .await
-                    .is_err()
-                {
-                    return std::future::pending().await;
-                }
+        let (at, later) = match moved {
+            // What is seen of those in the middle of steps, the main loop leaves out.
+            Changed::Any => (Changed::Any, in_steps.names()),
+            Changed::These(names) => {
+                let (later, now) = names.into_iter().partition(|name| in_steps.has(name));
+                (Changed::These(now), later)
             }
-            Err(error) => tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "the containers can't be looked at"
-            ),
+        };
+        moved = Changed::These(later);
+        if at == Changed::Any {
+            all_at = Instant::now() + LOOK_AT_ALL_EVERY;
         }
-        tokio::time::sleep(looked_at.elapsed() * PAUSE_AFTER_LOOK).await;
-        hints.changed().await?;
+        let mut moving = Changed::nothing();
+        if !at.is_nothing() {
+            moving = Changed::These(look(&view, at, &inputs).await?);
+        }
+        tokio::select! {
+            changed = hints.changed() => moved.add(changed?),
+            () = tokio::time::sleep(LOOK_AGAIN), if !moving.is_nothing() => {}
+            Ok(()) = steps.changed(), if !moved.is_nothing() => tokio::time::sleep(PAUSE_AFTER_STEPS).await,
+            () = tokio::time::sleep_until(all_at) => moved = Changed::Any,
+        }
+        moved.add(moving);
     }
+}
+
+/// Looks at containers, brings what was seen, and pauses. Returns those that are on the way to another state.
+async fn look(
+    view: &Containers,
+    at: Changed,
+    inputs: &mpsc::Sender<Input>,
+) -> anyhow::Result<BTreeSet<ContainerName>> {
+    let (view, which) = (view.clone(), at.clone());
+    let mut moving = BTreeSet::new();
+    let looked_at = Instant::now();
+    let seen = tokio::task::spawn_blocking(move || match &which {
+        Changed::Any => view.observe(),
+        Changed::These(names) => view.observe_some(names),
+    })
+    .await
+    .context("the look at the containers ended early")?;
+    match seen {
+        Ok(Seen {
+            containers: seen,
+            moving: now,
+        }) => {
+            moving = now;
+            if inputs
+                .send(Input::ContainersSeen { looked_at, at, seen })
+                .await
+                .is_err()
+            {
+                return std::future::pending().await;
+            }
+        }
+        Err(error) => tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "the containers can't be looked at"
+        ),
+    }
+    tokio::time::sleep(looked_at.elapsed() * PAUSE_AFTER_LOOK).await;
+    Ok(moving)
 }
 
 /// Has the rules of the closed network made again from time to time: they are gone if somebody flushed all of nftables, and

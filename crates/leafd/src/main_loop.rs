@@ -8,8 +8,10 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 use leaf_bus::identity::daemon_caller;
 use leaf_bus::serve::Responder;
+use leaf_container::Changed;
 use leaf_core::cause::Cause;
 use leaf_core::event::{Fact, LeafStopped};
+use leaf_core::host_op::Runtime;
 use leaf_core::id::{Caller, ContainerName, InstanceId, JobId};
 use leaf_core::job::{JobPhase, Progress};
 use leaf_journal::CommandRecord;
@@ -22,7 +24,7 @@ use crate::ledger::Ledger;
 use crate::notify;
 use crate::on_command::Accepted;
 use crate::settings::Settings;
-use crate::steps::Hurry;
+use crate::steps::{Hurry, InSteps};
 use crate::tasks::Tasks;
 use crate::workers::Workers;
 
@@ -43,6 +45,8 @@ pub struct MainLoop {
     pub instance: InstanceId,
     /// The settings.
     pub settings: Settings,
+    /// What runs the containers of this host.
+    pub runtime: Runtime,
     /// Those who take steps on the host.
     pub workers: Workers,
     /// Why commands are refused just now, if they are.
@@ -52,7 +56,7 @@ pub struct MainLoop {
     /// Commands that wait for a look at a container that is not this leaf's.
     pub adopting: BTreeMap<ContainerName, Vec<Accepted>>,
     /// Containers for which steps are being taken.
-    pub reconciling: BTreeSet<ContainerName>,
+    pub in_steps: InSteps,
     /// Containers that ran before the host was booted, until it is seen how they do now.
     pub booting: BTreeSet<ContainerName>,
     /// When the look began that followed the last steps for a container, as long as an older look may come.
@@ -242,16 +246,20 @@ impl MainLoop {
         match input {
             Input::Command(incoming) => self.handle_command(*incoming),
             Input::HardwareSeen { seen, rescan } => self.handle_hardware(seen, rescan),
-            Input::ContainersSeen { looked_at, seen } => {
+            Input::ContainersSeen { looked_at, at, seen } => {
                 // What was seen before the last steps were taken says nothing of what is so now.
                 let stale =
                     |name: &ContainerName| self.looked_at.get(name).is_some_and(|last| *last > looked_at);
+                let within = |name: &ContainerName| match &at {
+                    Changed::Any => true,
+                    Changed::These(names) => names.contains(name),
+                };
                 let names: Vec<ContainerName> = self
                     .ledger
                     .state()
                     .containers
                     .keys()
-                    .filter(|name| !self.reconciling.contains(*name) && !stale(name))
+                    .filter(|name| within(name) && !self.in_steps.has(name) && !stale(name))
                     .cloned()
                     .collect();
                 // The looks come in order: those to come are all younger.
@@ -265,7 +273,7 @@ impl MainLoop {
                 generation,
                 taken,
             } => {
-                self.reconciling.remove(&name);
+                self.in_steps.remove(&name);
                 self.workers.reconciled(&name);
                 self.looked_at.insert(name.clone(), taken.looked_at);
                 self.handle_reconciled(&name, generation, taken);
@@ -295,7 +303,7 @@ impl MainLoop {
             .stopping
             .is_some_and(|(since, _)| since.elapsed() > LAST_COMMANDS);
         let answered = (self.drained && !self.waiting.contains_key(&Target::Hardware)) || late;
-        self.reconciling.is_empty() && (self.ledger.is_stuck() || (answered && !self.ledger.has_pending()))
+        self.in_steps.is_empty() && (self.ledger.is_stuck() || (answered && !self.ledger.has_pending()))
     }
 
     fn tick(&mut self) {
@@ -354,7 +362,7 @@ impl MainLoop {
                 if settled || self.stopping.is_some() {
                     return;
                 }
-                if self.reconciling.insert(name.clone()) {
+                if self.in_steps.insert(&name) {
                     self.workers.reconcile(container.clone());
                 } else {
                     // Steps towards what was wanted before are being taken; the rest follows them.

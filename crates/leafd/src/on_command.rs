@@ -82,6 +82,7 @@ impl MainLoop {
             caller: accepted.record.caller.clone(),
             now: accepted.record.accepted_at,
             fresh_id: Uuid::now_v7(),
+            runtime: self.runtime,
             pool: self.settings.containers.address_pool,
             max_queued_jobs: self.settings.nix.max_queued_jobs,
             job_timeout_seconds: self.settings.nix.timeout_seconds,
@@ -409,7 +410,7 @@ impl MainLoop {
                     name,
                     self.ledger.state().containers.get(name),
                     &waiter,
-                    self.reconciling.contains(name),
+                    self.in_steps.has(name),
                 ),
                 Target::Job(id) => match self.ledger.state().jobs.get(id) {
                     Some(job) if !job.phase.is_final() => None,

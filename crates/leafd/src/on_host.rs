@@ -110,7 +110,7 @@ impl MainLoop {
             .containers
             .get(name)
             .is_some_and(|c| c.phase.is_moving());
-        if moving && !self.reconciling.contains(name) {
+        if moving && !self.in_steps.has(name) {
             self.ledger.after(vec![Effect::Reconcile(name.clone())]);
         }
         self.settle(&Target::Container(name.clone()));

@@ -1,5 +1,6 @@
 //! The steps for one container: look, plan, carry out, look again.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +49,46 @@ pub enum Hurry {
     NotToRun,
     /// The daemon ends: neither its start nor its stop need be waited for.
     DaemonEnds,
+}
+
+/// The containers for which steps are being taken. Copies are the same.
+#[derive(Debug, Clone, Default)]
+pub struct InSteps(watch::Sender<BTreeSet<ContainerName>>);
+
+impl InSteps {
+    /// Adds one, and returns whether it was not there.
+    pub fn insert(&self, name: &ContainerName) -> bool {
+        self.0.send_if_modified(|names| names.insert(name.clone()))
+    }
+
+    /// Takes one away.
+    pub fn remove(&self, name: &ContainerName) {
+        self.0.send_if_modified(|names| names.remove(name));
+    }
+
+    /// Which they are.
+    #[must_use]
+    pub fn names(&self) -> BTreeSet<ContainerName> {
+        self.0.borrow().clone()
+    }
+
+    /// Whether steps are being taken for this one.
+    #[must_use]
+    pub fn has(&self, name: &ContainerName) -> bool {
+        self.0.borrow().contains(name)
+    }
+
+    /// Whether none are being taken.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.borrow().is_empty()
+    }
+
+    /// Tells of each change.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<BTreeSet<ContainerName>> {
+        self.0.subscribe()
+    }
 }
 
 /// What came of the steps.

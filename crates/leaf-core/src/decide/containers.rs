@@ -5,6 +5,7 @@ use crate::container::{
     Container, ContainerNetwork, ContainerPhase, ContainerSource, Desired, DesiredRun, ForeignContainer,
 };
 use crate::event::{ContainerDesired, Fact};
+use crate::host_op::Runtime;
 use crate::id::{ContainerName, JobId, StorePath};
 use crate::job::Installable;
 use crate::problem::{Problem, ProblemCode};
@@ -26,8 +27,17 @@ pub(super) fn find_container<'a>(state: &'a State, name: &ContainerName) -> Resu
         .ok_or_else(|| not_found(format!("there is no container {name}; container.list shows all")))
 }
 
-pub(super) fn check_spec(name: &ContainerName, spec: &ContainerSpec) -> Result<(), Problem> {
-    spec.options.check(name).map_err(invalid)
+pub(super) fn check_spec(
+    name: &ContainerName,
+    spec: &ContainerSpec,
+    context: &Context,
+) -> Result<(), Problem> {
+    spec.options.check(name).map_err(invalid)?;
+    spec.options.check_runtime(context.runtime).map_err(unsupported)
+}
+
+fn unsupported(why: String) -> Problem {
+    Problem::new(ProblemCode::Unsupported, why)
 }
 
 /// Returns what is to be built for a source, and its system where that is known already.
@@ -56,7 +66,7 @@ pub(super) fn create(
             ),
         ));
     }
-    check_spec(name, &spec)?;
+    check_spec(name, &spec, context)?;
     check_others(state, name, &spec.options)?;
     let network = free_link(state, context)?;
     let job = JobId(context.fresh_id);
@@ -136,7 +146,7 @@ pub(super) fn change(
         return Err(conflict(format!("container {name} is being destroyed")));
     }
     let spec = with(before.spec())?;
-    check_spec(name, &spec)?;
+    check_spec(name, &spec, context)?;
     check_others(state, name, &spec.options)?;
     let mut facts = Vec::new();
     let mut desired = Desired {
@@ -252,6 +262,9 @@ pub fn adopt(
     found: Option<&ForeignContainer>,
     context: &Context,
 ) -> Result<Decision, Problem> {
+    if context.runtime == Runtime::Nspawn {
+        return Err(unsupported(context.runtime.cant("adopt")));
+    }
     let Some(found) = found else {
         return Err(not_found(format!(
             "there is no container {name} on this host that is not this leaf's; container.list shows all"

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::command::{Command, ContainerHistory, DeviceList, JobAccepted, JobList};
 use crate::container::{Container, DesiredRun};
 use crate::event::{ContainerBuilt, ContainerFailed, ContainerStep, Fact, JobCancelled, JobQueued};
+use crate::host_op::Runtime;
 use crate::id::{Caller, ContainerName, JobId};
 use crate::job::{BuildResult, BuildTask, Installable, Job, JobPhase, JobResult, Task};
 use crate::problem::{Problem, ProblemCode};
@@ -33,6 +34,8 @@ pub struct Context {
     pub now: Timestamp,
     /// An id that nothing else has, for what the command makes.
     pub fresh_id: Uuid,
+    /// What runs the containers of the host.
+    pub runtime: Runtime,
     /// Where containers get their addresses from.
     pub pool: AddressPool,
     /// How many jobs may wait.
@@ -158,7 +161,7 @@ pub fn decide(state: &State, command: &Command, context: &Context) -> Result<Dec
         Command::RollbackContainer(c) => rollback(state, &c.name, c.generation, c.if_generation, context),
         Command::DiffContainer(c) => {
             let container = find_container(state, &c.name)?;
-            check_spec(&c.name, &c.spec)?;
+            check_spec(&c.name, &c.spec, context)?;
             only(reply(&spec_diff(&container.desired.spec(), &c.spec)))
         }
         Command::ShowContainerHistory(c) => only(reply(&ContainerHistory {

@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::command::{SpecChange, SpecDiff};
 use crate::container::{ContainerSource, DesiredRun};
+use crate::host_op::Runtime;
 use crate::id::ContainerName;
 
 pub use limits::{ByteSize, Limits};
@@ -261,6 +262,25 @@ impl ContainerOptions {
     #[must_use]
     pub fn is_default(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Checks that what runs the containers of a host can do all that these ask for.
+    ///
+    /// # Errors
+    /// The field that it can't do, and why.
+    pub fn check_runtime(&self, runtime: Runtime) -> Result<(), String> {
+        let lacking = match runtime {
+            Runtime::Systemd => None,
+            Runtime::Nspawn => [
+                ("limits", !self.limits.is_empty()),
+                ("restart", self.restart != RestartPolicy::default()),
+                ("autostart", self.autostart != Autostart::default()),
+                ("after", !self.after.is_empty()),
+            ]
+            .into_iter()
+            .find_map(|(field, asked)| asked.then_some(field)),
+        };
+        lacking.map_or(Ok(()), |field| Err(runtime.cant(field)))
     }
 
     /// Checks what can be checked without a host, for the container of this name.

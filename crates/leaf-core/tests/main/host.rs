@@ -9,14 +9,15 @@ use leaf_core::command::{
 use leaf_core::container::{
     ContainerPhase, ContainerSource, DesiredRun, Exit, ObservedContainer, ObservedRun,
 };
-use leaf_core::decide::{Next, after_job, decide};
+use leaf_core::decide::{Context, Next, adopt, after_job, decide};
 use leaf_core::event::{
     ContainerFailed, ContainerReverted, ContainerStep, Fact, JobFailed, JobStarted, JobSucceeded,
 };
-use leaf_core::host_op::{HostOp, RunSpec, Secret};
+use leaf_core::host_op::{HostOp, RunSpec, Runtime, Secret};
 use leaf_core::id::{ContainerName, JobId, StorePath};
 use leaf_core::job::{BuildResult, JobFailureCause, JobPhase, JobResult};
 use leaf_core::plan::{PlanContext, observe, plan};
+use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::spec::ContainerOptions;
 use leaf_core::state::{State, apply};
 use proptest::collection::vec;
@@ -404,6 +405,47 @@ fn what_a_create_left_half_made_is_removed_with_the_container() {
     );
     world.reconcile(&name);
     assert!(world.state.containers.is_empty());
+}
+
+#[test]
+fn what_the_hosts_runtime_cant_do_is_refused_before_anything_changes() {
+    let mut world = World::default();
+    let name = ContainerName::new("web").expect("a name");
+    let path = StorePath::new("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a").expect("a store path");
+    let nspawn = Context {
+        runtime: Runtime::Nspawn,
+        ..context(1)
+    };
+    let unsupported = Problem::new(ProblemCode::Unsupported, "").kind;
+    let create = |options: &str| CreateContainer {
+        name: name.clone(),
+        source: ContainerSource::Toplevel { path: path.clone() },
+        start: false,
+        options: serde_json::from_str(options).expect("options"),
+    };
+    for (field, options) in [
+        ("limits", r#"{"limits":{"tasks":7}}"#),
+        ("restart", r#"{"restart":{"when":"always"}}"#),
+        ("autostart", r#"{"autostart":"with_host"}"#),
+        ("after", r#"{"after":["db"]}"#),
+    ] {
+        let command = Command::from(create(options));
+        assert!(decide(&world.state, &command, &context(1)).is_ok());
+        let refused = decide(&world.state, &command, &nspawn).expect_err("it can't");
+        assert_eq!(refused.kind, unsupported);
+        assert!(refused.detail.starts_with(&format!("{field}: ")), "{refused}");
+    }
+    let made = decide(&world.state, &create("{}").into(), &nspawn).expect("accepted");
+    world.record(made.facts);
+    let set = SetContainer {
+        name: name.clone(),
+        patch: serde_json::from_str(r#"{"limits":{"tasks":7}}"#).expect("a patch"),
+        if_generation: None,
+    };
+    let refused = decide(&world.state, &set.into(), &nspawn).expect_err("it can't");
+    assert_eq!(refused.kind, unsupported);
+    let adopted = adopt(&world.state, &name, None, &nspawn).expect_err("it can't");
+    assert_eq!(adopted.kind, unsupported);
 }
 
 proptest! {

@@ -8,6 +8,7 @@ use leaf_core::container::*;
 use leaf_core::decide::{AddressPool, Context};
 use leaf_core::event::*;
 use leaf_core::hardware::*;
+use leaf_core::host_op::Runtime;
 use leaf_core::id::*;
 use leaf_core::job::*;
 use leaf_core::spec::*;
@@ -45,6 +46,7 @@ pub(crate) fn context(fresh: u128) -> Context {
         caller: Caller::new("admin").expect("a caller"),
         now: time(0),
         fresh_id: Uuid::from_u128(fresh),
+        runtime: Runtime::Systemd,
         pool: AddressPool::default(),
         max_queued_jobs: 8,
         job_timeout_seconds: 3600,

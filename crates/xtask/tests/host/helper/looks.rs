@@ -412,7 +412,7 @@ pub(crate) fn probe() -> ExitCode {
     let containers = Containers::new(leaf.clone(), HostPaths::new(&leaf), Runtime::Systemd);
     let name = |name: &str| ContainerName::new(name).expect("a name");
     let answer = match arguments[..] {
-        ["observe"] => containers.observe().map(|seen| json!(seen)),
+        ["observe"] => containers.observe().map(|seen| json!(seen.containers)),
         ["foreign"] => containers.foreign().map(|seen| json!(seen)),
         ["stats", of] => containers.stats(&name(of)).map(|seen| json!(seen)),
         ["logs", of, lines, ref more @ ..] => {
@@ -443,7 +443,7 @@ pub(crate) fn probe() -> ExitCode {
     }
 }
 
-/// Looks whenever there is a hint, for ever.
+/// Looks whenever there is a hint, and while something is on its way; for ever.
 #[expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -455,11 +455,20 @@ fn watch(
 ) -> Result<Value, leaf_container::LookError> {
     let mut hints = containers.watch()?;
     loop {
+        let mut patience = Duration::MAX;
         match containers.observe() {
-            Ok(seen) => println!("{}", json!(seen)),
+            Ok(seen) => {
+                println!("{}", json!(seen.containers));
+                if !seen.moving.is_empty() {
+                    patience = Duration::from_millis(300);
+                }
+            }
             Err(error) => eprintln!("{}", leaf_core::error::chain(&error)),
         }
-        runtime.block_on(hints.changed())?;
+        let hint = async { tokio::time::timeout(patience, hints.changed()).await };
+        if let Ok(hint) = runtime.block_on(hint) {
+            hint?;
+        }
     }
 }
 
@@ -472,6 +481,7 @@ fn cost(containers: &Containers) -> Result<Value, leaf_container::LookError> {
     containers.observe()?;
     let again = start.elapsed();
     let running = seen
+        .containers
         .values()
         .filter(|one| matches!(one.run, leaf_core::container::ObservedRun::Running { .. }))
         .count();
