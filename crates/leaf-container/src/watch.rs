@@ -4,7 +4,7 @@
 //! The kernel tells of files: of each `NAME.conf`, of what the helper writes of a run, and of processes that were
 //! killed for want of memory. systemd tells of units, where it runs the containers.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _};
-use inotify::{Event, EventMask, EventStream, Inotify, WatchDescriptor, WatchMask, Watches};
+use inotify::{Event, EventMask, EventStream, Inotify, WatchMask, Watches};
 use leaf_core::host_op::Runtime;
 use leaf_core::id::ContainerName;
 
@@ -106,7 +106,7 @@ pub struct Hints {
     containers: Containers,
     events: EventStream<[u8; 4096]>,
     /// What is watched, by the kernel's numbers.
-    watched: HashMap<WatchDescriptor, Watched>,
+    watched: BTreeMap<i32, Watched>,
     signals: Option<Signals>,
     /// What was seen, and not told yet.
     pending: Changed,
@@ -138,7 +138,7 @@ impl Containers {
             let mut hints = Hints {
                 containers: self.clone(),
                 events: Inotify::init()?.into_event_stream([0; 4096])?,
-                watched: HashMap::new(),
+                watched: BTreeMap::new(),
                 signals: (self.runtime == Runtime::Systemd).then(Signals::new),
                 pending: Changed::nothing(),
             };
@@ -240,7 +240,7 @@ impl Hints {
 /// Watches a file or folder, and returns whether it is there.
 fn add(
     watches: &mut Watches,
-    watched: &mut HashMap<WatchDescriptor, Watched>,
+    watched: &mut BTreeMap<i32, Watched>,
     path: &Path,
     mask: WatchMask,
     what: Watched,
@@ -250,7 +250,7 @@ fn add(
         // A control group that is just being removed.
         Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(false),
         other => {
-            watched.insert(other?, what);
+            watched.insert(other?.get_watch_descriptor_id(), what);
             Ok(true)
         }
     }
@@ -258,7 +258,7 @@ fn add(
 
 /// What may have changed by an event; what the event was does not matter: the look tells.
 fn told<T: AsRef<OsStr>>(
-    watched: &mut HashMap<WatchDescriptor, Watched>,
+    watched: &mut BTreeMap<i32, Watched>,
     event: Option<io::Result<Event<T>>>,
 ) -> io::Result<Changed> {
     let event = event.ok_or_else(|| io::Error::from(ErrorKind::UnexpectedEof))??;
@@ -267,12 +267,13 @@ fn told<T: AsRef<OsStr>>(
         return Ok(Changed::Any);
     }
     let name = event.name.as_ref().map(AsRef::as_ref);
+    let descriptor = event.wd.get_watch_descriptor_id();
     let changed = watched
-        .get(&event.wd)
+        .get(&descriptor)
         .map_or(Changed::Any, |watched| watched.changed(name));
     // The last event of a watch whose file or folder is gone.
     if event.mask.contains(EventMask::IGNORED) {
-        watched.remove(&event.wd);
+        watched.remove(&descriptor);
     }
     Ok(changed)
 }

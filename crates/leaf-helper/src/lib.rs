@@ -111,7 +111,7 @@ impl Helper {
     /// The same, without what nobody needs to wait for: that is [`Self::tidy_after`].
     async fn carry_out_untidily(&self, op: &HostOp) -> std::result::Result<(), HostOpError> {
         tracing::debug!(op = op.summary(), "carrying out");
-        self.try_carry_out(op).await.map_err(|e| e.about(op))
+        Box::pin(self.try_carry_out(op)).await.map_err(|e| e.about(op))
     }
 
     /// Removes what an operation that had a container stopped has left of it.
@@ -122,7 +122,7 @@ impl Helper {
             _ => return,
         };
         if self.settings.runtime == Runtime::Systemd
-            && let Err(e) = self.tidy(name).await
+            && let Err(e) = Box::pin(self.tidy(name)).await
         {
             // The next start tries again, and so does the destroy.
             let error = leaf_core::error::chain(&e);
