@@ -55,6 +55,9 @@ in
       "cim-leaf/leafd.toml".source = cfg.settingsFile;
       # Root's alone, as all of /etc: what leafd may ask for is bounded here.
       "cim-leaf/helper.toml".text = helperToml;
+    }
+    // lib.optionalAttrs withContainers {
+      "systemd/network/10-cim-leaf.network".source = ./units/systemd/network/10-cim-leaf.network;
     };
 
     # As units/sysusers.conf has them.
