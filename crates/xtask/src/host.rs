@@ -111,7 +111,7 @@ impl Host {
 
     /// Returns a copy that runs, and does not know yet who it is.
     fn restored(options: Options) -> Result<Self> {
-        let mut image = Image::prepare()?;
+        let mut image = Image::prepare_with(options.processors)?;
         if let Some(programs) = &options.programs {
             image = image.with(programs)?;
         }
@@ -163,6 +163,7 @@ impl Host {
     fn power(&self, memory: Memory<'_>, frozen: Option<&Path>, limit: Duration) -> Result<Machine> {
         let mut machine = Machine::start(&Start {
             accelerator: self.image.accelerator,
+            processors: self.image.processors,
             folder: self.folder.path(),
             boot: &self.image.root,
             disk: &self.folder.path().join("disk.qcow2"),

@@ -17,6 +17,8 @@ const READY_SECONDS: u32 = 600;
 const REQUESTS: usize = 500;
 /// The machine's memory: a hundred containers need some.
 const MEMORY_MIB: u64 = 4096;
+/// Its processors: no leaf has less.
+const PROCESSORS: u32 = 2;
 /// The longest that the machine is needed.
 const LIVES: Duration = Duration::from_secs(3 * 3600);
 /// The longest that one measurement takes there.
@@ -70,6 +72,7 @@ impl Machine {
         let mut host = Host::options()
             .with(&released)
             .memory_mib(MEMORY_MIB)
+            .processors(PROCESSORS)
             .lives(LIVES)
             .restore()?;
         host.share(folder.path(), "/mnt/bench")?;

@@ -37,6 +37,8 @@ pub enum Accelerator {
 #[derive(Debug, Clone)]
 pub struct Image {
     pub(super) accelerator: Accelerator,
+    /// How many processors the machine has.
+    pub(super) processors: u32,
     /// Has `vmlinuz`, `initrd` and `root.img`.
     pub(super) root: PathBuf,
     /// Has `disk.qcow2` upon `root.img`, `memory` and `devices`.
@@ -56,7 +58,7 @@ pub(super) fn folder() -> PathBuf {
 impl Image {
     /// Returns the image, if it is here and this machine can run it.
     pub fn here() -> Option<Self> {
-        let image = Self::of_here().ok()?;
+        let image = Self::of_here(Accelerator::of_here().processors()).ok()?;
         image.is_whole().then_some(image)
     }
 
@@ -65,9 +67,15 @@ impl Image {
     /// # Errors
     /// Where this machine can't build or run it: the text says what is missing.
     pub fn prepare() -> Result<Self> {
+        Self::prepare_with(None)
+    }
+
+    /// The same, of a machine with so many processors.
+    pub(super) fn prepare_with(processors: Option<u32>) -> Result<Self> {
         can_run()?;
         let tools = setup::prepare_host()?;
-        let image = Self::of_here()?;
+        let processors = processors.unwrap_or_else(|| Accelerator::of_here().processors());
+        let image = Self::of_here(processors)?;
         if image.is_whole() {
             return Ok(image);
         }
@@ -111,14 +119,15 @@ impl Image {
         Ok(image)
     }
 
-    fn of_here() -> Result<Self> {
+    fn of_here(processors: u32) -> Result<Self> {
         let accelerator = Accelerator::of_here();
         let cache = folder();
         let root = key(&[&image::recipe()]);
         let qemu = output(Command::new("qemu-system-x86_64").arg("--version"))?;
-        let frozen = key(&[&root, &qemu, &freeze::recipe(accelerator)?]);
+        let frozen = key(&[&root, &qemu, &freeze::recipe(accelerator, processors)?]);
         Ok(Self {
             accelerator,
+            processors,
             root: cache.join(format!("disk-{root}")),
             frozen: cache.join(format!("machine-{frozen}")),
         })
@@ -232,6 +241,15 @@ pub(super) fn can_run() -> Result<()> {
 }
 
 impl Accelerator {
+    /// How many processors a machine has where nothing else is said. Two emulated ones wait for each other where there are
+    /// no more real ones than that, and at times for ever.
+    fn processors(self) -> u32 {
+        match self {
+            Self::Kvm => 2,
+            Self::Emulation => 1,
+        }
+    }
+
     /// Returns KVM where it really works, which `/dev/kvm` alone does not tell.
     fn of_here() -> Self {
         static OF_HERE: OnceLock<Accelerator> = OnceLock::new();

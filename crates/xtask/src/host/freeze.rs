@@ -30,7 +30,7 @@ pub(super) const BOOT: Duration = Duration::from_secs(120);
 pub(super) const TRIES: usize = 3;
 
 /// All that decides what is frozen, apart from the disk.
-pub(super) fn recipe(accelerator: Accelerator) -> Result<String> {
+pub(super) fn recipe(accelerator: Accelerator, processors: u32) -> Result<String> {
     let processor = match accelerator {
         Accelerator::Emulation => String::new(),
         // What has started with one processor may not go on with another.
@@ -43,7 +43,7 @@ pub(super) fn recipe(accelerator: Accelerator) -> Result<String> {
     };
     Ok(format!(
         "{VERSION} {accelerator:?} {processor} {}",
-        machine::recipe(accelerator)
+        machine::recipe(accelerator, processors)
     ))
 }
 
@@ -162,6 +162,7 @@ fn start<'a>(
 ) -> Start<'a> {
     Start {
         accelerator: image.accelerator,
+        processors: image.processors,
         folder,
         boot: &image.root,
         disk,

@@ -47,6 +47,7 @@ pub(super) enum Memory<'a> {
 /// What a machine is started with.
 pub(super) struct Start<'a> {
     pub(super) accelerator: Accelerator,
+    pub(super) processors: u32,
     /// The folder of its sockets and logs.
     pub(super) folder: &'a Path,
     /// The folder with `vmlinuz` and `initrd`.
@@ -213,10 +214,11 @@ fn option(path: &Path) -> String {
 }
 
 /// All of the command line that decides whether a frozen state fits.
-pub(super) fn recipe(accelerator: Accelerator) -> String {
+pub(super) fn recipe(accelerator: Accelerator, processors: u32) -> String {
     let nowhere = Path::new("");
     line(&command(&Start {
         accelerator,
+        processors,
         folder: nowhere,
         boot: nowhere,
         disk: nowhere,
@@ -278,7 +280,8 @@ fn command(start: &Start<'_>) -> Command {
         Accelerator::Emulation => ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "Nehalem"],
     };
     all(&accelerator);
-    all(&["-smp", "2", "-m", &format!("{MEMORY_MIB}M,slots=4,maxmem=16G")]);
+    all(&["-smp", &start.processors.to_string()]);
+    all(&["-m", &format!("{MEMORY_MIB}M,slots=4,maxmem=16G")]);
     let size = format!("id=ram0,size={MEMORY_MIB}M");
     let memory = match start.memory {
         Memory::Own => format!("memory-backend-ram,{size}"),
@@ -385,6 +388,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let start = Start {
             accelerator: Accelerator::Emulation,
+            processors: 1,
             folder: folder.path(),
             boot: folder.path(),
             disk: &folder.path().join("absent.qcow2"),

@@ -11,6 +11,7 @@ use super::{Host, LIVES, Network, Programs, machine};
 pub struct Options {
     pub(super) name: String,
     pub(super) memory_mib: u64,
+    pub(super) processors: Option<u32>,
     pub(super) lives: Duration,
     pub(super) networks: Vec<(Network, String)>,
     pub(super) programs: Option<Programs>,
@@ -21,6 +22,7 @@ impl Default for Options {
         Self {
             name: "leaf".to_owned(),
             memory_mib: machine::MEMORY_MIB,
+            processors: None,
             lives: LIVES,
             networks: Vec::new(),
             programs: None,
@@ -40,6 +42,13 @@ impl Options {
     #[must_use]
     pub fn memory_mib(mut self, memory_mib: u64) -> Self {
         self.memory_mib = memory_mib;
+        self
+    }
+
+    /// How many processors it has. Where nothing is said: two, or one where they are emulated.
+    #[must_use]
+    pub fn processors(mut self, processors: u32) -> Self {
+        self.processors = Some(processors);
         self
     }
 
