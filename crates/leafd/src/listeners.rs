@@ -65,6 +65,8 @@ const PAUSE_AFTER_LOOK: u32 = 2;
 const PAUSE_AFTER_STEPS: Duration = Duration::from_millis(100);
 /// How soon a container on its way to another state is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(300);
+/// How soon all containers are looked at after a look that failed.
+const LOOK_AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// How often all containers are looked at, whatever moved: a hint may have been missed.
 const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(60);
 
@@ -97,7 +99,10 @@ pub async fn watch_containers(
         }
         let mut moving = Changed::nothing();
         if !at.is_nothing() {
-            moving = Changed::These(look(&view, at, &inputs).await?);
+            match look(&view, at, &inputs).await? {
+                Some(names) => moving = Changed::These(names),
+                None => all_at = all_at.min(Instant::now() + LOOK_AFTER_FAILURE),
+            }
         }
         tokio::select! {
             changed = hints.changed() => moved.add(changed?),
@@ -109,14 +114,15 @@ pub async fn watch_containers(
     }
 }
 
-/// Looks at containers, brings what was seen, and pauses. Returns those that are on the way to another state.
+/// Looks at containers, brings what was seen, and pauses. Returns those that are on the way to another state; nothing where
+/// they could not be looked at.
 async fn look(
     view: &Containers,
     at: Changed,
     inputs: &mpsc::Sender<Input>,
-) -> anyhow::Result<BTreeSet<ContainerName>> {
+) -> anyhow::Result<Option<BTreeSet<ContainerName>>> {
     let (view, which) = (view.clone(), at.clone());
-    let mut moving = BTreeSet::new();
+    let mut moving = None;
     let looked_at = Instant::now();
     let seen = tokio::task::spawn_blocking(move || match &which {
         Changed::Any => view.observe(),
@@ -129,7 +135,7 @@ async fn look(
             containers: seen,
             moving: now,
         }) => {
-            moving = now;
+            moving = Some(now);
             if inputs
                 .send(Input::ContainersSeen { looked_at, at, seen })
                 .await
