@@ -68,7 +68,7 @@
         rec {
           default = cim-leaf;
           cim-leaf = pkgsOf.${system}.callPackage ./crates/package.nix { };
-          inherit (cim-leaf) leaf-init;
+          inherit (cim-leaf) leaf-init leaf-helper;
         }
         // containers system
       );

@@ -1,4 +1,4 @@
-# The programs of the workspace: leafd, leafctl, leaf-helper, with leaf-init, the container templates and completions.
+# The programs of the workspace: leafd and leafctl, with leaf-helper and leaf-init, the container templates and completions.
 {
   lib,
   stdenv,
@@ -15,6 +15,7 @@ let
   inherit (lib) fileset;
   root = ../.;
   leaf-init = callPackage ./leaf-init/package.nix { };
+  leaf-helper = callPackage ./leaf-helper/package.nix { };
 in
 rustPlatform.buildRustPackage {
   pname = "cim-leaf";
@@ -49,11 +50,10 @@ rustPlatform.buildRustPackage {
   ];
   buildInputs = [ udev ];
 
-  # xtask is for development, leaf-init is static and built on its own
+  # xtask is for development; leaf-init and leaf-helper are static, and each built on its own
   cargoBuildFlags = [
     "--package=leafd"
     "--package=leafctl"
-    "--package=leaf-helper"
   ];
 
   # Tests that need root, nspawn or Nix are skipped by name in the sandbox.
@@ -63,7 +63,7 @@ rustPlatform.buildRustPackage {
 
   postInstall =
     ''
-      ln -s ${leaf-init}/bin/leaf-init $out/bin/leaf-init
+      ln -s ${leaf-init}/bin/* ${leaf-helper}/bin/* $out/bin/
       mkdir -p $out/share/cim-leaf
       cp -r ${../containers} $out/share/cim-leaf/containers
       # what the templates are made of
@@ -76,7 +76,7 @@ rustPlatform.buildRustPackage {
         --fish <($out/bin/leafctl completions fish)
     '';
 
-  passthru = { inherit leaf-init; };
+  passthru = { inherit leaf-init leaf-helper; };
 
   meta = {
     description = "NixOS hosts as leaves of a Composable Information Machine, spoken to through NATS alone";

@@ -21,6 +21,6 @@ mkShell {
     nats-server
     natscli
     nix
-    glibc.static # for leaf-init
+    glibc.static # for leaf-init and leaf-helper
   ];
 }

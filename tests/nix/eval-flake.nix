@@ -61,16 +61,23 @@ let
   plain = builtins.unsafeDiscardStringContext;
   package = self.packages.${x86}.cim-leaf;
 
+  static = [
+    "leaf-init"
+    "leaf-helper"
+  ];
+
   expectations = {
-    "the package is named and holds leaf-init and the templates" =
+    "the package is named and holds the static programs and the templates" =
       package.pname == "cim-leaf"
-      && lib.hasInfix "/bin/leaf-init" (plain package.args.postInstall)
+      && lib.all (name: lib.hasInfix "-${name}/bin/*" (plain package.args.postInstall)) static
       && lib.hasInfix "share/cim-leaf/containers" (plain package.args.postInstall);
     "the sources of package and tests are there" =
       package.args.src ? outPath && self.checks.${x86}.tests.args.src ? outPath;
     "tests run in a check, not in the package" =
       !package.args.doCheck && self.checks.${x86}.tests.args.doCheck;
-    "leaf-init is static" = lib.hasInfix "+crt-static" self.packages.${x86}.leaf-init.args.env.RUSTFLAGS;
+    "leaf-init and leaf-helper are static" = lib.all (
+      name: lib.hasInfix "+crt-static" self.packages.${x86}.${name}.args.env.RUSTFLAGS
+    ) static;
     "the overlay has the package" =
       ((packagesOf x86).extend self.overlays.default).cim-leaf.pname == "cim-leaf";
     "the demo is a program" = lib.isString (plain self.apps.${x86}.demo.program);

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use crate::command::{cargo, run, target, workspace};
 use crate::setup::Tools;
-use crate::static_init;
+use crate::static_programs;
 
 /// How the programs are built, and so where they go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,33 +18,40 @@ pub(crate) enum Profile {
     Release,
 }
 
+impl Profile {
+    /// What cargo calls the folder of what it builds.
+    pub(crate) const fn folder(self) -> &'static str {
+        match self {
+            Self::Debug => "debug",
+            Self::Release => "release",
+        }
+    }
+}
+
 /// Returns the folder in which all is.
 pub(crate) fn install(tools: &Tools, profile: Profile) -> Result<PathBuf> {
-    eprintln!("building leafd, leafctl, leaf-helper and the static leaf-init");
-    let init = static_init::build().context("leaf-init can't be built static")?;
+    eprintln!("building leafd, leafctl, and static leaf-helper and leaf-init");
+    let alone = static_programs::build(profile, &["leaf-helper", "leaf-init"])?;
     let mut build = cargo();
-    build.args(["build", "--quiet"]);
-    build.args(
-        ["leafd", "leafctl", "leaf-helper"]
-            .into_iter()
-            .flat_map(|p| ["--package", p]),
-    );
-    let (built, tree) = match profile {
-        Profile::Debug => ("debug", "demo"),
+    build.args(["build", "--quiet", "--package", "leafd", "--package", "leafctl"]);
+    let tree = match profile {
+        Profile::Debug => "demo",
         Profile::Release => {
             build.arg("--release");
-            ("release", "bench")
+            "bench"
         }
     };
     run(&mut build)?;
 
-    let (built, tree) = (target().join(built), target().join(tree));
+    let (built, tree) = (target().join(profile.folder()), target().join(tree));
     let bin = tree.join("bin");
     fs::create_dir_all(&bin).with_context(|| format!("can't make {}", bin.display()))?;
-    for program in ["leafd", "leafctl", "leaf-helper", "cim-leaf-generator"] {
+    for program in ["leafd", "leafctl"] {
         place(&built.join(program), &bin.join(program))?;
     }
-    place(&init, &bin.join("leaf-init"))?;
+    for program in ["leaf-helper", "cim-leaf-generator", "leaf-init"] {
+        place(&alone.join(program), &bin.join(program))?;
+    }
     place(&tools.nats_server, &bin.join("nats-server"))?;
     // The container templates, and the modules that some of them are made of.
     for folder in ["containers", "nixos-modules"] {

@@ -18,7 +18,7 @@ mod nats_server;
 mod nix_checks;
 mod setup;
 mod soak;
-mod static_init;
+mod static_programs;
 mod tally;
 mod test;
 

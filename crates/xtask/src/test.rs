@@ -11,8 +11,9 @@ use anyhow::{Context as _, Result};
 
 use crate::command::{cargo, run, typed};
 use crate::host::{self, Image, Programs};
+use crate::install::Profile;
 use crate::tally::Tally;
-use crate::{nats_server, nix_checks, setup, static_init};
+use crate::{nats_server, nix_checks, setup, static_programs};
 
 /// How long a process that a test left behind may hold the output after `cargo test` has ended.
 const AFTER_THE_END: Duration = Duration::from_secs(5);
@@ -55,7 +56,7 @@ impl Test {
         let leaf_init = if self.quick {
             None
         } else {
-            Some(static_init::build().context("leaf-init can't be built static")?)
+            Some(static_programs::build(Profile::Debug, &["leaf-init"])?.join("leaf-init"))
         };
         run(cargo().args(["build", "--quiet", "--workspace"])).context("the workspace can't be built")?;
         let of_host: &[&str] = if self.host_only { &HOST_TESTS } else { &[] };
@@ -74,7 +75,7 @@ impl Test {
         }
         command.env(nats_server::VARIABLE, &tools.nats_server);
         if let Some(leaf_init) = &leaf_init {
-            command.envs(static_init::VARIABLES.map(|name| (name, leaf_init)));
+            command.envs(static_programs::VARIABLES.map(|name| (name, leaf_init)));
         }
         run_tests(command, tally)
     }
