@@ -5,16 +5,37 @@
 
 use std::collections::BTreeMap;
 
+/// How many lines of what a failed test says are kept, and how many bytes of each.
+const SAID_LINES: usize = 12;
+const SAID_BYTES: usize = 600;
+
 /// The sum of all tests.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) passed: u64,
-    pub(crate) failed: Vec<String>,
+    pub(crate) failed: Vec<Failure>,
     /// Names and reasons.
     pub(crate) skipped: Vec<(String, String)>,
     /// The package of each test program, by the program's file name.
     programs: BTreeMap<String, String>,
     current: Option<Program>,
+}
+
+/// A test that failed.
+#[derive(Debug, Default)]
+pub(crate) struct Failure {
+    pub(crate) name: String,
+    /// The beginning of what it said of it.
+    pub(crate) said: Vec<String>,
+}
+
+impl Failure {
+    fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            said: Vec::new(),
+        }
+    }
 }
 
 /// The program that runs now.
@@ -25,7 +46,9 @@ struct Program {
     /// Whether it said `running N tests`, and no result yet.
     open: bool,
     passed: u64,
-    failed: Vec<String>,
+    failed: Vec<Failure>,
+    /// Which of the failed it tells more of, in a part of its own at the end.
+    tells_of: Option<usize>,
     skipped: Vec<(String, String)>,
     /// Why its tests can't run here: `… are skipped: REASON` on a line of its own.
     reason: String,
@@ -45,7 +68,7 @@ impl Tally {
     }
 
     pub(crate) fn fail(&mut self, name: impl Into<String>) {
-        self.failed.push(name.into());
+        self.failed.push(Failure::new(name));
     }
 
     pub(crate) fn skip(&mut self, name: impl Into<String>, reason: impl Into<String>) {
@@ -68,6 +91,8 @@ impl Tally {
         } else if let Some((name, outcome)) = words.strip_prefix("test ").and_then(|t| t.rsplit_once(" ... "))
         {
             self.program().test(name, outcome);
+        } else if let Some(program) = &mut self.current {
+            program.tell(line);
         }
     }
 
@@ -81,7 +106,7 @@ impl Tally {
         self.skipped.extend(program.skipped);
         if program.open || program.results == 0 {
             self.failed
-                .push(format!("{}: ended without a result", program.label));
+                .push(Failure::new(format!("{}: ended without a result", program.label)));
         }
     }
 
@@ -129,9 +154,8 @@ impl Tally {
         self.passed += passed;
         let unnamed = |named: usize, all: u64| all.saturating_sub(named as u64);
         for _ in 0..unnamed(program.failed.len(), failed) {
-            program
-                .failed
-                .push(format!("{}: a test that could not be named", program.label));
+            let name = format!("{}: a test that could not be named", program.label);
+            program.failed.push(Failure::new(name));
         }
         for _ in 0..unnamed(program.skipped.len(), ignored) {
             let name = format!("{}: a test that could not be named", program.label);
@@ -154,6 +178,7 @@ impl Program {
             open: false,
             passed: 0,
             failed: Vec::new(),
+            tells_of: None,
             skipped: Vec::new(),
             reason: String::new(),
         }
@@ -168,13 +193,38 @@ impl Program {
         let full = format!("{}: {bare}", self.label);
         match outcome.split([',', ' ', '<']).next() {
             Some("ok") => self.passed += 1,
-            Some("FAILED") => self.failed.push(full),
+            Some("FAILED") => self.failed.push(Failure::new(full)),
             Some("ignored") => {
                 let own = outcome.strip_prefix("ignored, ").unwrap_or(kind).trim();
                 let reason = if own.is_empty() { &self.reason } else { own };
                 self.skipped.push((full, reason.to_owned()));
             }
             _ => {}
+        }
+    }
+
+    /// Takes a line of the part in which the program tells of what failed: `---- NAME ----`, or `---- NAME stdout ----`, and
+    /// what the test said.
+    fn tell(&mut self, line: &str) {
+        let heading = line
+            .strip_prefix("---- ")
+            .and_then(|rest| rest.strip_suffix(" ----"));
+        if let Some(heading) = heading {
+            let name = format!(
+                "{}: {}",
+                self.label,
+                heading.strip_suffix(" stdout").unwrap_or(heading)
+            );
+            self.tells_of = self.failed.iter().position(|failure| failure.name == name);
+        } else if line == "failures:" {
+            self.tells_of = None;
+        } else if let Some(failure) = self.tells_of.and_then(|which| self.failed.get_mut(which))
+            && !line.trim().is_empty()
+            && failure.said.len() < SAID_LINES
+        {
+            failure
+                .said
+                .push(line[..line.floor_char_boundary(SAID_BYTES)].to_owned());
         }
     }
 }
@@ -191,6 +241,25 @@ mod tests {
         tally
     }
 
+    fn names(tally: &Tally) -> Vec<&str> {
+        tally.failed.iter().map(|failure| failure.name.as_str()).collect()
+    }
+
+    #[test]
+    fn what_a_failed_test_said_stays_with_it() {
+        let tally = tally(
+            "     Running tests/main.rs (target/debug/deps/main-0a1b)\nrunning 3 tests\ntest a ... FAILED\ntest b ... ok\n\
+             test c::d ... FAILED\nnoise\n\nfailures:\n\n---- a ----\nit is blue,\n\nnot red\n\n---- c::d stdout ----\n\
+             thread panicked\n\nfailures:\n    a\n    c::d\n\ntest result: FAILED. 1 passed; 2 failed; 0 ignored\nnoise\n",
+        );
+        assert_eq!(
+            names(&tally),
+            ["leaf-bus tests/main.rs: a", "leaf-bus tests/main.rs: c::d"]
+        );
+        assert_eq!(tally.failed[0].said, ["it is blue,", "not red"]);
+        assert_eq!(tally.failed[1].said, ["thread panicked"]);
+    }
+
     #[test]
     fn tests_of_several_programs_are_added_up_and_named() {
         let tally = tally(
@@ -202,7 +271,7 @@ mod tests {
              running 1 test\ntest crates/x/src/a.rs - a (line 3) ... ok\n\ntest result: ok. 1 passed; 0 failed; 0 ignored\n",
         );
         assert_eq!(tally.closing_line(), "3 passed, 1 failed, 2 skipped");
-        assert_eq!(tally.failed, ["leaf_core-00ff src/lib.rs: id::b"]);
+        assert_eq!(names(&tally), ["leaf_core-00ff src/lib.rs: id::b"]);
         assert_eq!(
             tally.skipped,
             [
@@ -220,7 +289,7 @@ mod tests {
              running 0 tests\ntest result: ok. 0 passed; 0 failed; 0 ignored\n",
         );
         assert_eq!(tally.closing_line(), "1 passed, 1 failed, 0 skipped");
-        assert_eq!(tally.failed, ["leaf-bus tests/main.rs: ended without a result"]);
+        assert_eq!(names(&tally), ["leaf-bus tests/main.rs: ended without a result"]);
     }
 
     #[test]
@@ -236,7 +305,7 @@ mod tests {
              test b ... ok\ntest result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out\n",
         );
         assert_eq!(tally.closing_line(), "1 passed, 1 failed, 1 skipped");
-        assert!(tally.failed[0].contains("could not be named"));
+        assert!(tally.failed[0].name.contains("could not be named"));
     }
 
     #[test]

@@ -204,7 +204,10 @@ fn report(tally: &Tally) -> ExitCode {
     }
     if !tally.failed.is_empty() {
         println!("\nfailed:");
-        tally.failed.iter().for_each(|name| println!("  {name}"));
+        for failure in &tally.failed {
+            println!("  {}", failure.name);
+            failure.said.iter().for_each(|line| println!("    {line}"));
+        }
     }
     println!("\n{}", tally.closing_line());
     // What reads the closing line may read a pipe.

@@ -28,24 +28,33 @@ pub(crate) fn trials() -> Vec<Trial> {
         .arg("version")
         .output()
         .is_ok();
-    let evaluates = std::env::var_os(NIXPKGS).is_some();
+    let lacks = |others: &[(bool, &str)]| {
+        let tree = std::env::var_os(NIXPKGS).is_some();
+        let mut needs = vec![(tree, "NIXPKGS, which names a tree with nixpkgs' lib/ and nixos/")];
+        needs.extend(others);
+        let lacks: Vec<_> = needs
+            .iter()
+            .filter(|(has, _)| !has)
+            .map(|(_, what)| *what)
+            .collect();
+        (!lacks.is_empty()).then(|| format!("needs {}", lacks.join(", and ")))
+    };
     let ready = std::env::var_os(READY_VARIABLE).is_some();
-    if !(evaluates && has_openssl && ready) {
-        eprintln!(
-            "tests of whole systems take {NIXPKGS}, a tree with nixpkgs' lib/ and nixos/; of their build step, openssl; \
-             of their units, {READY_VARIABLE}, which `cargo xtask test` sets"
-        );
-    }
     let unit = |name: &'static str, test: fn() -> anyhow::Result<()>| {
-        Trial::test(name, move || test().map_err(|e| format!("{e:?}").into()))
-            .with_ignored_flag(!(evaluates && ready))
+        let trial = Trial::test(name, move || test().map_err(|e| format!("{e:?}").into()));
+        unless(
+            trial,
+            lacks(&[(ready, "the test host, which `cargo xtask test` makes")]),
+        )
     };
     vec![
-        trial(
-            "the_build_step_of_each_evaluated_system_accepts_its_configuration_and_no_wrong_one",
-            build_step_of_systems,
-        )
-        .with_ignored_flag(!(evaluates && has_openssl)),
+        unless(
+            trial(
+                "the_build_step_of_each_evaluated_system_accepts_its_configuration_and_no_wrong_one",
+                build_step_of_systems,
+            ),
+            lacks(&[(has_openssl, "openssl")]),
+        ),
         unit(
             "a_leafs_unit_serves_its_one_address_on_a_real_machine_and_comes_back_after_a_crash",
             leaf_on_a_machine,
@@ -59,6 +68,14 @@ pub(crate) fn trials() -> Vec<Trial> {
             container_on_a_machine,
         ),
     ]
+}
+
+/// The test, or the test that is skipped, for a reason.
+fn unless(trial: Trial, reason: Option<String>) -> Trial {
+    match reason {
+        Some(reason) => trial.with_kind(reason).with_ignored_flag(true),
+        None => trial,
+    }
 }
 
 /// The text with another path of the operator's JWT, where it has one in the store.
