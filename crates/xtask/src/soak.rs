@@ -67,6 +67,8 @@ impl Soak {
             command
         };
         run(test().arg("--no-run"))?;
+        // Before it goes on for hours: somebody may commit meanwhile.
+        let revision = output(std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]))?;
         // All at the same time: each has a machine, which takes a processor.
         let mut running = Vec::new();
         for long in Long::value_variants() {
@@ -95,7 +97,10 @@ impl Soak {
                 worked = false;
             }
         }
-        let rows = rows(&std::fs::read_to_string(&report).unwrap_or_default())?;
+        let rows = rows(
+            &std::fs::read_to_string(&report).unwrap_or_default(),
+            revision.trim(),
+        )?;
         println!("{}", table(&rows));
         ensure!(worked, "not all of it worked");
         if self.write {
@@ -112,9 +117,8 @@ fn table(rows: &[String]) -> String {
 }
 
 /// Returns the lines of the table for what the tests have reported.
-fn rows(report: &str) -> Result<Vec<String>> {
+fn rows(report: &str, revision: &str) -> Result<Vec<String>> {
     let date = output(std::process::Command::new("date").args(["--utc", "+%F"]))?;
-    let revision = output(std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]))?;
     let row = |line: &str| {
         let figures: Value = serde_json::from_str(line).context("a test's report is not JSON")?;
         let text = |key: &str| figures[key].as_str().unwrap_or_default().to_owned();
@@ -125,7 +129,7 @@ fn rows(report: &str) -> Result<Vec<String>> {
             figures["seconds"].as_f64().unwrap_or_default() / 60.0,
             text("found"),
             date.trim(),
-            revision.trim()
+            revision
         ))
     };
     report.lines().map(row).collect()
