@@ -292,7 +292,7 @@ fn command(start: &Start<'_>) -> Command {
 
     all(&["-kernel", &start.boot.join("vmlinuz").to_string_lossy()]);
     all(&["-initrd", &start.boot.join("initrd").to_string_lossy()]);
-    all(&["-append", KERNEL]);
+    all(&["-append", &kernel(start.accelerator)]);
     if start.frozen.is_some() {
         all(&["-incoming", "defer"]);
     }
@@ -363,6 +363,16 @@ fn command(start: &Start<'_>) -> Command {
         ]);
     }
     qemu
+}
+
+/// The kernel's command line (kernel-parameters.txt of Linux).
+fn kernel(accelerator: Accelerator) -> String {
+    match accelerator {
+        Accelerator::Kvm => KERNEL.to_owned(),
+        // What was translated of a program is found again by its address: with one that is random, each start of a program
+        // translates it anew, which takes four times as long.
+        Accelerator::Emulation => format!("{KERNEL} norandmaps"),
+    }
 }
 
 /// What makes a short start: no checks of hardware that is not there.
