@@ -283,11 +283,22 @@ fn usage() -> Outcome {
 
 fn journal() -> Outcome {
     let host = host(&[NAME, "web2"], "no")?;
-    host.ok("systemctl start container@web container@web2")?;
+    // What a container says goes through systemd-nspawn, and is in the journal a while after it was said.
+    let said = |line: &str, by: &str| {
+        format!(
+            "for i in $(seq 200); do journalctl --sync; \
+             journalctl --unit=container@{by} --output=cat | grep -qx '{line}' && break; sleep 0.1; done"
+        )
+    };
+    host.ok(&format!(
+        "systemctl start container@web container@web2; {}; {}",
+        said("hello from web", NAME),
+        said("hello from web2", "web2")
+    ))?;
     let ask = |arguments: &str| -> anyhow::Result<Value> {
-        Ok(serde_json::from_str(&host.ok(&format!(
-            "journalctl --sync; /run/look logs {arguments}"
-        ))?)?)
+        Ok(serde_json::from_str(
+            &host.ok(&format!("/run/look logs {arguments}"))?,
+        )?)
     };
     let log = ask("web 200")?;
     let text = log["text"].as_str().unwrap_or_default();
@@ -301,9 +312,12 @@ fn journal() -> Outcome {
     ensure(log["text"] == "" && log["cursor"] == cursor, format!("{log}"))?;
 
     let since = host.ok("sleep 0.01; date --utc +%FT%T.%6NZ")?;
-    host.ok("echo 'echo one; echo two; echo three; rm() { /bin/busybox rm $1; }; rm /do' >/var/lib/nixos-containers/web/do.new
-             mv /var/lib/nixos-containers/web/do.new /var/lib/nixos-containers/web/do
-             while [ -e /var/lib/nixos-containers/web/do ]; do sleep 0.05; done")?;
+    host.ok(&format!(
+        "echo 'echo one; echo two; echo three; rm() {{ /bin/busybox rm $1; }}; rm /do' >/var/lib/nixos-containers/web/do.new
+         mv /var/lib/nixos-containers/web/do.new /var/lib/nixos-containers/web/do
+         {}",
+        said("three", NAME)
+    ))?;
     let log = ask(&format!("web 2 '{cursor}'"))?;
     ensure(log["text"] == "one\ntwo\n", format!("{log}"))?;
     let next = log["cursor"].as_str().unwrap_or_default();
