@@ -109,6 +109,24 @@ impl UnitCgroup {
         cgroup_of(pid).is_some_and(|group| group.starts_with(&self.0))
     }
 
+    /// Returns the container's first process, if it runs: the one that is process 1 in the namespace below this program's.
+    pub(crate) fn first_process(&self) -> Option<u32> {
+        let mut groups = vec![self.payload()];
+        while let Some(group) = groups.pop() {
+            // One that ends meanwhile is not looked for.
+            let processes = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+            let first = processes.lines().filter_map(|pid| pid.parse().ok()).find(|pid| {
+                is_first(&std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default())
+            });
+            if first.is_some() {
+                return first;
+            }
+            let below = std::fs::read_dir(&group).into_iter().flatten().flatten();
+            groups.extend(below.map(|entry| entry.path()).filter(|path| path.is_dir()));
+        }
+        None
+    }
+
     /// How many processes of the container were killed for want of memory.
     pub(crate) fn oom_kills(&self) -> u64 {
         std::fs::read_to_string(self.payload().join("memory.events"))
@@ -124,6 +142,15 @@ impl UnitCgroup {
     pub(crate) async fn kill_payload(&self) -> Result<()> {
         cgroup::kill(&self.payload()).await
     }
+}
+
+/// Whether a process is the first of a namespace below the reader's, as its `/proc/PID/status` tells (proc_pid_status(5),
+/// `NSpid`).
+fn is_first(status: &str) -> bool {
+    status.lines().any(|line| {
+        line.strip_prefix("NSpid:")
+            .is_some_and(|pids| matches!(pids.split_whitespace().collect::<Vec<_>>()[..], [_, "1"]))
+    })
 }
 
 /// Returns the cgroup that a process is in.
@@ -238,6 +265,21 @@ mod tests {
                 .iter()
                 .all(|(_, value)| value == "max")
         );
+    }
+
+    #[test]
+    fn the_first_process_of_a_container_is_no_other_and_no_containers_within_it() {
+        assert!(is_first("Name:\tsystemd\nNSpid:\t402\t1\nNSpgid:\t402\t1\n"));
+        for other in [
+            "NSpid:\t1\n",
+            "NSpid:\t402\n",
+            "NSpid:\t402\t7\n",
+            "NSpid:\t402\t7\t1\n",
+            "NSpid:\t402\t11\nNSpgid:\t402\t1\n",
+            "",
+        ] {
+            assert!(!is_first(other), "{other:?}");
+        }
     }
 
     #[test]

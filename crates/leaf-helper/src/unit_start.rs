@@ -26,6 +26,10 @@ const GENERATED: &str = "/run/systemd/generator";
 pub(crate) const WANTED: &str = "wanted";
 /// How long after it was asked to halt a container is asked again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How long it may take until an init listens.
+const STARTS_TO_LISTEN: Duration = Duration::from_secs(10);
+/// The end of a start job in whose place somebody put a stop (org.freedesktop.systemd1(5), JobRemoved).
+const CANCELED: &str = "canceled";
 /// How long a unit has to end after its processes were killed.
 const CLEAN_UP: Duration = Duration::from_secs(20);
 /// What systemd-nspawn says when it could not tell machined of a container, and so ran nothing of it (nspawn.c): the bus or
@@ -121,6 +125,9 @@ impl Helper {
             match self.start_prepared(spec, &unit, rest).await? {
                 JobEnd::Done => break,
                 JobEnd::Undone(why) => {
+                    if why == CANCELED {
+                        self.see_it_halt(name).await;
+                    }
                     self.forget_prepared_start(name).await?;
                     let why = self.why_not_ready(name, &why).await;
                     if attempt == TRIES
@@ -201,7 +208,7 @@ impl Helper {
     async fn why_not_ready(&self, name: &ContainerName, result: &str) -> Error {
         let unit = Runtime::unit(name);
         match result {
-            "canceled" => return Error::NotReady("it was stopped while it was started".into()),
+            CANCELED => return Error::NotReady("it was stopped while it was started".into()),
             "dependency" => {
                 return Error::NotReady(format!("something that {unit} needs could not be started"));
             }
@@ -328,7 +335,7 @@ impl Helper {
                     return Ok(true);
                 }
             }
-            if let Err(e) = self.ask_machine_to_halt(name, unit).await {
+            if let Err(e) = self.ask_unit_to_halt(name) {
                 tracing::debug!(container = %name, error = chain(&e), "the init could not be asked to halt");
             }
             rest = deadline.saturating_duration_since(Instant::now());
@@ -336,24 +343,33 @@ impl Helper {
         Ok(false)
     }
 
-    /// Sends SIGRTMIN+3 to a container's init: halt (systemd(1), "Signals").
-    async fn ask_machine_to_halt(&self, name: &ContainerName, unit: &str) -> Result<()> {
-        let machine = self
-            .systemd
-            .machine(name.as_str())
-            .await?
-            .filter(|machine| machine.unit == unit)
-            .ok_or_else(|| Error::Failed("it has no first process yet".into()))?;
-        let pid = i32::try_from(machine.leader).ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or_else(|| Error::Failed(format!("{} is not a process id", machine.leader)))?;
-        let failed = || Error::io(format!("signal the init, process {}", machine.leader));
+    /// Asks a container again to halt that systemd stops while it starts, at a shutdown for one: systemd asks it once, which
+    /// is lost on an init that does not listen yet. It gets no longer than an init needs until it does.
+    async fn see_it_halt(&self, name: &ContainerName) {
+        let deadline = Instant::now() + STARTS_TO_LISTEN;
+        while Instant::now() < deadline {
+            tokio::time::sleep(ASK_AGAIN_AFTER).await;
+            if let Err(e) = self.ask_unit_to_halt(name) {
+                return tracing::debug!(container = %name, error = chain(&e), "is not asked to halt again");
+            }
+        }
+    }
+
+    /// Sends SIGRTMIN+3 to a container's init: halt (systemd(1), "Signals"). At a shutdown D-Bus may be gone, so the init is
+    /// found without.
+    fn ask_unit_to_halt(&self, name: &ContainerName) -> Result<()> {
+        let group = UnitCgroup::of(name)?;
+        let none = || Error::Failed("it has no first process".into());
+        let first = group.first_process().ok_or_else(none)?;
+        let pid = i32::try_from(first)
+            .ok()
+            .and_then(Pid::from_raw)
+            .ok_or_else(none)?;
+        let failed = || Error::io(format!("signal the init, process {first}"));
         let process = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(failed())?;
         // The number may be another process's by now; once it is open, it stays the one that is looked at here.
-        if !UnitCgroup::of(name)?.holds(machine.leader) {
-            return Err(Error::Failed(format!(
-                "process {} is not of this container",
-                machine.leader
-            )));
+        if !group.holds(first) {
+            return Err(Error::Failed(format!("process {first} is not of this container")));
         }
         let halt = Signal::rt(3).ok_or_else(|| Error::Unsupported("this system has no SIGRTMIN+3".into()))?;
         rustix::process::pidfd_send_signal(process, halt).map_err(failed())

@@ -415,6 +415,7 @@ impl Host {
     /// Shuts it down as a person would, and starts it again.
     pub fn reboot(&mut self) -> Result<()> {
         self.ok("systemd-run --quiet --no-block --on-active=0 systemctl reboot")?;
+        // Also an error: where a unit does not end before systemd loses patience with it.
         self.machine()?.borrow_mut().wait_for_end(LIMIT)?;
         self.machine = None;
         self.boot()
