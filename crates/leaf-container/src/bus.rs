@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use leaf_core::host_op::bus_path_part;
 use leaf_core::id::ContainerName;
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
@@ -14,7 +15,7 @@ use zbus::connection::Builder;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, fdo};
 
 use crate::LookError;
-use crate::unit::{Stage, Unit, path_part};
+use crate::unit::{Stage, Unit};
 use crate::units::Known;
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
@@ -184,7 +185,7 @@ pub(crate) async fn list_units(connection: &Connection, names: &[String]) -> zbu
 
 /// Returns a unit, by all its properties at one moment. One that there is not is down.
 pub(crate) async fn unit(connection: &Connection, name: &str) -> zbus::Result<Unit> {
-    let path = format!("{SYSTEMD_PATH}/unit/{}", path_part(name));
+    let path = format!("{SYSTEMD_PATH}/unit/{}", bus_path_part(name));
     // Those of all its interfaces.
     let reply = connection
         .call_method(Some(SYSTEMD), path, Some(PROPERTIES), "GetAll", &"")
@@ -194,7 +195,10 @@ pub(crate) async fn unit(connection: &Connection, name: &str) -> zbus::Result<Un
 
 /// Returns the first process of a machine, by systemd-machined; nothing where that does not know it, or is not there.
 pub(crate) async fn leader(connection: &Connection, name: &ContainerName) -> Option<u32> {
-    let path = format!("/org/freedesktop/machine1/machine/{}", path_part(name.as_str()));
+    let path = format!(
+        "/org/freedesktop/machine1/machine/{}",
+        bus_path_part(name.as_str())
+    );
     let reply = connection
         .call_method(
             Some(MACHINED),

@@ -134,19 +134,6 @@ pub(crate) fn run_of(unit: Option<&Unit>, status: Option<&RunStatus>, leader: Op
     }
 }
 
-/// Returns a name as a part of a path on the bus: all but letters and digits as `_` and two digits.
-pub(crate) fn path_part(name: &str) -> String {
-    let mut part = String::new();
-    for (at, byte) in name.bytes().enumerate() {
-        if byte.is_ascii_alphabetic() || (at > 0 && byte.is_ascii_digit()) {
-            part.push(char::from(byte));
-        } else {
-            part.push_str(&format!("_{byte:02x}"));
-        }
-    }
-    part
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -296,14 +283,5 @@ mod tests {
         assert_eq!(unit.stage, Stage::Down);
         assert!(!unit.was_ready());
         assert_eq!(run_of(Some(&unit), None, None), ObservedRun::Stopped);
-    }
-
-    #[test]
-    fn a_name_becomes_a_part_of_a_path_as_systemd_writes_it() {
-        assert_eq!(
-            path_part("container@web-1.service"),
-            "container_40web_2d1_2eservice"
-        );
-        assert_eq!(path_part("1web"), "_31web");
     }
 }

@@ -42,7 +42,7 @@ impl Containers {
             let units = self.units(names).await?;
             let stage = |name: &ContainerName| {
                 let listed = units.iter().find(|unit| unit.name == Runtime::unit(name));
-                listed.map_or(Stage::Down, |listed| listed.stage)
+                listed.map(|listed| listed.stage)
             };
             let looks = names
                 .iter()
@@ -55,7 +55,7 @@ impl Containers {
                 known.push((name.clone(), ready));
             }
             self.bus.remember(known).await;
-            let moving = |name: &&ContainerName| matches!(stage(name), Stage::Starting | Stage::Ending);
+            let moving = |name: &&ContainerName| matches!(stage(name), Some(Stage::Starting | Stage::Ending));
             let moving = names.iter().filter(moving).cloned().collect();
             Ok((runs, moving))
         })
@@ -98,18 +98,18 @@ impl Containers {
             .await
     }
 
-    /// Returns how one does, and what may be remembered of that.
+    /// Returns how one does by the stage of its unit, if systemd has that loaded, and what may be remembered of that.
     async fn run_of_unit(
         &self,
         name: &ContainerName,
-        stage: Stage,
+        stage: Option<Stage>,
         mount: Option<&Path>,
     ) -> Result<(ObservedRun, u64, Option<Known>), LookError> {
         // After the list: what is written of a run that is listed as ready is of that run or of a later one.
         let status = self.status(name)?;
         let this = status.as_ref().and_then(open_run);
         let known = match self.bus.known(name).await {
-            Some(known) if stage == Stage::Up && Some(known.run) == this => Some(known),
+            Some(known) if stage == Some(Stage::Up) && Some(known.run) == this => Some(known),
             _ => None,
         };
         if let Some(known) = known {
@@ -118,9 +118,11 @@ impl Containers {
             return Ok((run, kills, Some(known)));
         }
         let plain = match (stage, status.as_ref().map(|status| status.exit)) {
-            (Stage::Starting, _) => Some(ObservedRun::Starting),
-            (Stage::Waiting, Some(Some(exit))) => Some(ObservedRun::Restarting(exit)),
-            (Stage::Down, Some(Some(exit))) => Some(ObservedRun::Exited(exit)),
+            // systemd would read the unit's files to answer, and forget them.
+            (None, None) => Some(ObservedRun::Stopped),
+            (Some(Stage::Starting), _) => Some(ObservedRun::Starting),
+            (Some(Stage::Waiting), Some(Some(exit))) => Some(ObservedRun::Restarting(exit)),
+            (None | Some(Stage::Down), Some(Some(exit))) => Some(ObservedRun::Exited(exit)),
             _ => None,
         };
         if let Some(run) = plain {

@@ -103,8 +103,11 @@ impl Jobs {
             Err(e) if is_named(&e, NO_SUCH_UNIT) => {}
             other => other.map_err(said("forget an earlier run"))?,
         }
-        manager.subscribe().await.map_err(said("subscribe"))?;
-        let mut ends = manager.receive_job_removed().await.map_err(said("subscribe"))?;
+        // systemd tells of the end of a job whoever asked for it.
+        let mut ends = manager
+            .receive_job_removed()
+            .await
+            .map_err(said("wait for its start"))?;
         let begun = manager
             .start_transient_unit(unit.clone(), "fail".to_owned(), self.properties(id), Vec::new())
             .await

@@ -47,6 +47,11 @@ impl UnitCgroup {
         Ok(Self(cgroup::mount()?.join(unit_part(own))))
     }
 
+    /// Whether it is there: systemd removes it with the unit's last process.
+    pub(crate) fn is_there(&self) -> bool {
+        self.0.is_dir()
+    }
+
     /// The cgroup of the container's own processes.
     pub(crate) fn payload(&self) -> PathBuf {
         self.0.join("payload")

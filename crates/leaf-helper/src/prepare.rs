@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::files::Folder;
+use crate::payload::UnitCgroup;
 use crate::{Helper, lock, network};
 
 /// Held by whoever prepares a start, or tidies up, in the container's run folder.
@@ -101,10 +102,11 @@ impl Helper {
             return Ok(());
         };
         let _preparing = self.begin_to_prepare_start(name).await?;
-        match self.unit_is_up(name).await? {
-            true => Ok(()),
-            false => self.sweep_below_systemd(&spec).await,
+        // Without a cgroup it is down; only otherwise systemd need be asked.
+        if UnitCgroup::of(name)?.is_there() && self.unit_is_up(name).await? {
+            return Ok(());
         }
+        self.sweep_below_systemd(&spec).await
     }
 
     /// Makes a container's link anew, with its part in the rules.

@@ -6,14 +6,14 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use leaf_core::host_op::bus_path_part;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use zbus::proxy::CacheProperties;
-use zbus::{Connection, OwnedVariant, Variant};
+use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant};
 use zbus_systemd::machine1;
 use zbus_systemd::systemd1::{ManagerProxy, ServiceProxy, UnitProxy};
 
@@ -29,29 +29,6 @@ const CALL: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Systemd {
     connection: Arc<Mutex<Option<Connection>>>,
-    /// How many jobs are waited for.
-    jobs: Arc<AtomicUsize>,
-}
-
-/// A job that is waited for.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn begin(jobs: &'a AtomicUsize) -> Self {
-        jobs.fetch_add(1, Ordering::SeqCst);
-        Self(jobs)
-    }
-
-    /// Whether it is the only one.
-    fn is_alone(&self) -> bool {
-        self.0.load(Ordering::SeqCst) == 1
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
 }
 
 /// What is asked of a unit.
@@ -267,13 +244,13 @@ impl Systemd {
     pub(crate) async fn look(&self, unit: &str, read: bool) -> Result<Option<UnitLook>> {
         self.retried(&format!("look at {unit}"), |m| async move {
             let path = if read {
-                m.load_unit(unit.to_owned()).await
+                // A question there has it read, once: a call that returns the path had it read, forgotten and read again.
+                OwnedObjectPath::try_from(format!("{UNITS}/{}", bus_path_part(unit)))?
             } else {
-                m.get_unit(unit.to_owned()).await
-            };
-            let path = match path {
-                Err(e) if is_named(&e, NO_UNIT) => return Ok(None),
-                other => other?,
+                match m.get_unit(unit.to_owned()).await {
+                    Err(e) if is_named(&e, NO_UNIT) => return Ok(None),
+                    path => path?,
+                }
             };
             // All at once: each question takes longer than the answer.
             let unit = UnitProxy::builder(m.inner().connection())
@@ -337,29 +314,10 @@ impl Systemd {
     }
 
     /// Asks something of a unit, and waits until it is so, or is not to be, or takes longer than it may.
+    ///
+    /// Of the end of a job systemd tells whoever asked for it, without `Subscribe`, by which it would tell of each change of each
+    /// unit of the host.
     pub(crate) async fn job(&self, verb: Verb, unit: &str, limit: Duration) -> Result<JobEnd> {
-        let waiting = Waiting::begin(&self.jobs);
-        let end = self.job_to_its_end(verb, unit, limit).await;
-        // systemd tells a subscriber of each change of each unit of the host, which costs it and the bus.
-        if waiting.is_alone()
-            && let Err(e) = self.unsubscribe().await
-        {
-            tracing::debug!(error = %e, "systemd goes on to tell of its jobs");
-        }
-        end
-    }
-
-    /// Wants no more signals of systemd's; nobody waits for its answer.
-    async fn unsubscribe(&self) -> zbus::Result<()> {
-        let connection = self.connection().await?;
-        let manager = ManagerProxy::builder(&connection)
-            .cache_properties(CacheProperties::No)
-            .build()
-            .await?;
-        manager.inner().call_noreply("Unsubscribe", &()).await
-    }
-
-    async fn job_to_its_end(&self, verb: Verb, unit: &str, limit: Duration) -> Result<JobEnd> {
         let deadline = Instant::now() + limit;
         let word = match verb {
             Verb::Start => "start",
@@ -369,7 +327,6 @@ impl Systemd {
         let watched = self
             .retried(&format!("{word} {unit}"), |m| async move {
                 // Before the call, or the end of a short job would be missed.
-                m.subscribe().await.or_else(already_subscribed)?;
                 let ends = m.receive_job_removed().await?;
                 let name = unit.to_owned();
                 let mode = "replace".to_owned();
@@ -499,17 +456,10 @@ pub(crate) struct Machine {
     pub(crate) leader: u32,
 }
 
+/// Below which path units are on the bus.
+const UNITS: &str = "/org/freedesktop/systemd1/unit";
 const NO_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 const NO_MACHINE: &str = "org.freedesktop.machine1.NoSuchMachine";
-
-/// The signals of systemd are asked for once for each connection.
-fn already_subscribed(error: zbus::Error) -> zbus::Result<()> {
-    if is_named(&error, "org.freedesktop.systemd1.AlreadySubscribed") {
-        Ok(())
-    } else {
-        Err(error)
-    }
-}
 
 /// Returns the number of a unit's job, 0 for none: it stands before the job's path.
 fn number_of_job(job: &Variant<'_>) -> u32 {

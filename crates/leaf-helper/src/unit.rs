@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 pub(crate) const START_SECONDS: u32 = 600;
 /// How long a stop may take before systemd ends it, in seconds; `leafd` may be more impatient.
 pub(crate) const STOP_SECONDS: u32 = 120;
+/// The exit code by which systemd-nspawn says that the container wants to be started again; no failure.
+pub(crate) const RESTARTS: i32 = 133;
 /// The tasks that a container and what runs it may have where its spec says nothing (systemd-nspawn@.service has it so).
 const TASKS: u64 = 16_384;
 
@@ -52,8 +54,8 @@ NotifyAccess=main
 ExecStart={program} run {name} --record {record}
 ExecReload={program} switch {name} --record {record}
 ExecStopPost={program} ended {name} --record {record}
-{restart}RestartForceExitStatus=133
-SuccessExitStatus=133
+{restart}RestartForceExitStatus={RESTARTS}
+SuccessExitStatus={RESTARTS}
 TimeoutStartSec={START_SECONDS}
 TimeoutStopSec={STOP_SECONDS}
 KillMode=mixed

@@ -3,6 +3,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use leaf_core::container::Exit;
 use leaf_core::error::chain;
 use leaf_core::host_op::{RunSpec, RunStatus, Runtime, conf_marker};
 use leaf_core::id::ContainerName;
@@ -315,7 +316,24 @@ impl Helper {
             }
         }
         // One that was ended by force counts as failed, which it is not: it was asked to end.
-        self.systemd.forget_failure(&unit).await
+        match self.ended_well(name)? {
+            true => Ok(()),
+            false => self.systemd.forget_failure(&unit).await,
+        }
+    }
+
+    /// Whether a container's last run is known to have ended in a way that systemd calls no failure.
+    fn ended_well(&self, name: &ContainerName) -> Result<bool> {
+        let status = self.status(&self.run_folder(name)?)?;
+        Ok(status.is_some_and(|RunStatus { exit, error, .. }| {
+            error.is_none()
+                && matches!(
+                    exit,
+                    Some(Exit::Code {
+                        code: 0 | unit::RESTARTS
+                    })
+                )
+        }))
     }
 
     /// Has systemd stop a unit, which asks the container to halt once, and asks again meanwhile: one that was just started
