@@ -364,9 +364,18 @@ impl Helper {
     /// Asks a container again to halt that systemd stops while it starts, at a shutdown for one: systemd asks it once, which
     /// is lost on an init that does not listen yet. It gets no longer than an init needs until it does.
     async fn see_it_halt(&self, name: &ContainerName) {
+        let run = || {
+            let status = self.run_folder(name).and_then(|run| self.status(&run));
+            status.ok().flatten().map(|status| status.started_at)
+        };
+        let canceled = run();
         let deadline = Instant::now() + STARTS_TO_LISTEN;
         while Instant::now() < deadline {
             tokio::time::sleep(ASK_AGAIN_AFTER).await;
+            // Somebody may have started it anew.
+            if run() != canceled {
+                return;
+            }
             if let Err(e) = self.ask_unit_to_halt(name) {
                 return tracing::debug!(container = %name, error = chain(&e), "is not asked to halt again");
             }

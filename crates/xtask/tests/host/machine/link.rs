@@ -2,9 +2,8 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::time::Duration;
 
-use xtask::host::Host;
+use xtask::host::{Host, LIMIT};
 
 use crate::{Outcome, Trials, ensure, until};
 
@@ -42,7 +41,7 @@ fn forward() -> Outcome {
     })?;
     let port = host.forward(4222)?;
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.set_read_timeout(Some(LIMIT))?;
     stream.write_all(b"hello\n")?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
