@@ -5,7 +5,7 @@
 //! killed for want of memory. systemd tells of units, where it runs the containers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::path::Path;
@@ -79,24 +79,26 @@ enum Watched {
     Runs,
     /// A container's folder of its run, or the count of its killed processes.
     Container(ContainerName),
-    /// A folder above, where one of these may come.
-    Above,
+    /// A folder above, where one of these may come, or this one that leads to it.
+    Above(OsString),
 }
 
 impl Watched {
     /// What may have changed by an event on it; `name` is of what is in the folder.
     fn changed(&self, name: Option<&OsStr>) -> Changed {
-        let named = |name: Option<&str>| match name.map(ContainerName::new) {
+        let named = |text: Option<&str>| match text.map(ContainerName::new) {
             Some(Ok(name)) => Changed::one(name),
             // Something on the way to its name, or of no container.
             _ => Changed::nothing(),
         };
-        let name = name.and_then(OsStr::to_str);
+        let text = name.and_then(OsStr::to_str);
         match self {
-            Self::Confs => named(name.and_then(|file| file.strip_suffix(".conf"))),
-            Self::Runs => named(name),
+            Self::Confs => named(text.and_then(|file| file.strip_suffix(".conf"))),
+            Self::Runs => named(text),
             Self::Container(name) => Changed::one(name.clone()),
-            Self::Above => Changed::Any,
+            // Others have their own files there. One without a name is about the folder itself.
+            Self::Above(leads) if name.is_some_and(|name| name != leads) => Changed::nothing(),
+            Self::Above(_) => Changed::Any,
         }
     }
 }
@@ -206,8 +208,12 @@ impl Hints {
         watch(&paths.confs, mask(), Watched::Confs)?;
         // Where there is none yet, or none that may be looked into, that it comes or opens is seen in the folder above.
         if !watch(&paths.run, mask(), Watched::Runs)? {
-            for folder in paths.run.ancestors().skip(1) {
-                if watch(folder, mask() | WatchMask::ATTRIB, Watched::Above)? {
+            for path in paths.run.ancestors() {
+                let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+                    break;
+                };
+                let above = Watched::Above(name.to_owned());
+                if watch(folder, mask() | WatchMask::ATTRIB, above)? {
                     break;
                 }
             }
@@ -293,7 +299,10 @@ mod tests {
             of(&Watched::Container(web.clone()), "status.json"),
             Changed::one(web.clone())
         );
-        assert_eq!(of(&Watched::Above, "containers"), Changed::Any);
+        let above = Watched::Above("containers".into());
+        assert_eq!(of(&above, "containers"), Changed::Any);
+        assert_eq!(of(&above, "rules.lock"), Changed::nothing());
+        assert_eq!(above.changed(None), Changed::Any);
         let mut changed = Changed::nothing();
         assert!(changed.is_nothing());
         changed.add(Changed::one(web.clone()));

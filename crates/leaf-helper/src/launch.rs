@@ -1,8 +1,6 @@
-//! What systemd runs for a container's unit: [`Helper::launch`] becomes systemd-nspawn, [`Helper::note_end`] writes down
-//! how it ended, and [`Helper::switch_inside`] brings a running one to another system.
+//! What systemd runs for a container's unit: [`Helper::launch`] runs systemd-nspawn and writes down how it ended, and
+//! [`Helper::switch_inside`] brings a running one to another system.
 
-use std::convert::Infallible;
-use std::os::unix::process::CommandExt as _;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -12,6 +10,8 @@ use leaf_core::error::chain;
 use leaf_core::host_op::{RunSpec, RunStatus, Runtime};
 use leaf_core::id::ContainerName;
 use leaf_core::spec::RestartWhen;
+use tokio::process::Command;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::Helper;
 use crate::create::{check_switch, check_toplevel};
@@ -31,27 +31,34 @@ const LASTED: &str = "lasted";
 const SWITCH: Duration = Duration::from_secs(540);
 
 impl Helper {
-    /// Becomes systemd-nspawn with a container in it; returns only if that fails. To be called by the container's unit.
-    pub(crate) async fn launch(&self, name: &ContainerName) -> Result<Infallible> {
+    /// Runs a container in systemd-nspawn until it ends, writes down how, and removes what it leaves on the host. To be called
+    /// by the container's unit, whose main process this stays: `ExecStopPost=` would be one more start of a program at each
+    /// end.
+    pub(crate) async fn launch(&self, name: &ContainerName) -> Result<Exit> {
         self.check_host()?;
         let run = self.run_folder(name)?;
         let mut status = new_status();
         // What the last run said is no answer to this start.
         write_status(&run, &status)?;
-        let outcome = self.try_launch(name, &run, &mut status).await;
-        if let Err(e) = &outcome {
-            status.error = Some(chain(&e));
-            write_status(&run, &status)?;
+        let outcome = self.run_to_the_end(name, &run, &mut status).await;
+        let noted = self.note_end(name, &run, status, &outcome).await;
+        match (outcome, noted) {
+            (Ok(exit), noted) => {
+                if let Err(e) = noted {
+                    tracing::warn!(error = chain(&e), "something of a container that ended is left");
+                }
+                Ok(exit)
+            }
+            (Err(e), _) => Err(e),
         }
-        outcome
     }
 
-    async fn try_launch(
+    async fn run_to_the_end(
         &self,
         name: &ContainerName,
         run: &Folder,
         status: &mut RunStatus,
-    ) -> Result<Infallible> {
+    ) -> Result<Exit> {
         let confs = Folder::make_root(&self.paths.confs, 0o755)?;
         let spec = match self.owns(&confs, name)? {
             true => self.spec(name)?,
@@ -74,21 +81,63 @@ impl Helper {
         UnitCgroup::own()?.make_payload(&spec.options.limits, &root)?;
         // A host whose systemd can't be asked now is hardly one of years ago.
         let pairs = version.is_none_or(|version| version >= PAIRS_SINCE);
-        let arguments = self.nspawn_arguments(&spec, &inputs, pairs)?;
-        let mut command = std::process::Command::new(&self.settings.nspawn);
+        let mut command = Command::new(&self.settings.nspawn);
         command
-            .args(arguments)
+            .args(self.nspawn_arguments(&spec, &inputs, pairs)?)
             .env_clear()
             .envs(nspawn::ENVIRONMENT)
             .current_dir("/")
             .stdin(Stdio::null());
+        // It tells systemd itself that the container is ready.
         if let Some(socket) = std::env::var_os("NOTIFY_SOCKET") {
             command.env("NOTIFY_SOCKET", socket);
         }
-        let error = command.exec();
-        Err(Error::io(format!("start {}", self.settings.nspawn.display()))(
-            error,
-        ))
+        // Before it runs, or a stop at once would end this process and leave it to be killed.
+        let mut terminate = signal(SignalKind::terminate()).map_err(Error::io("watch for SIGTERM"))?;
+        let mut nspawn = command
+            .spawn()
+            .map_err(Error::io(format!("start {}", self.settings.nspawn.display())))?;
+        loop {
+            tokio::select! {
+                ended = nspawn.wait() => {
+                    return ended.map(nspawn::exit_of).map_err(Error::io("wait for systemd-nspawn"));
+                }
+                _ = terminate.recv() => nspawn::ask_to_halt(&nspawn),
+            }
+        }
+    }
+
+    /// Writes down how a container ended, and removes what it leaves on the host.
+    async fn note_end(
+        &self,
+        name: &ContainerName,
+        run: &Folder,
+        status: RunStatus,
+        outcome: &Result<Exit>,
+    ) -> Result<()> {
+        // It may have switched to another system meanwhile.
+        let mut status = self.status(run).ok().flatten().unwrap_or(status);
+        match outcome {
+            Ok(exit) => status.exit = Some(*exit),
+            Err(e) => {
+                status.exit = Some(Exit::Code { code: 1 });
+                status.error = Some(chain(&e));
+            }
+        }
+        let group = UnitCgroup::own()?;
+        status.oom_kills = group.oom_kills();
+        write_status(run, &status)?;
+        // A systemd-nspawn that was killed may have left some of its processes.
+        group.kill_payload().await?;
+        run.remove_file(STARTED)?;
+        self.release_inputs(name)?;
+        if !self.is_attended(name)? {
+            self.sweep_common(name).await?;
+        }
+        match self.spec(name)? {
+            Some(spec) => self.mark_whether_it_lasted(run, &spec, status.started_at).await,
+            None => Ok(()),
+        }
     }
 
     /// Marks a run that was ready, and that lasted, as one after which systemd is to count the restarts anew: the next one
@@ -126,27 +175,6 @@ impl Helper {
         run.remove_file(LASTED)
     }
 
-    /// Writes down how a container ended, and removes what it leaves on the host. To be called by its unit, once its
-    /// processes are gone.
-    pub(crate) async fn note_end(&self, name: &ContainerName, end: &UnitEnd) -> Result<()> {
-        self.check_host()?;
-        let run = self.run_folder(name)?;
-        let mut status = self.status(&run)?.unwrap_or_else(new_status);
-        status.exit = Some(end.exit);
-        status.oom_kills = UnitCgroup::own()?.oom_kills();
-        status.error = status.error.or_else(|| end.error());
-        write_status(&run, &status)?;
-        run.remove_file(STARTED)?;
-        self.release_inputs(name)?;
-        if !self.is_attended(name)? {
-            self.sweep_common(name).await?;
-        }
-        match self.spec(name)? {
-            Some(spec) => self.mark_whether_it_lasted(&run, &spec, status.started_at).await,
-            None => Ok(()),
-        }
-    }
-
     /// Brings a running container to the system that its spec has now, by a switch inside. To be called by its unit.
     ///
     /// # Errors
@@ -175,7 +203,7 @@ impl Helper {
         let group = cgroup_of(machine.leader)
             .ok_or_else(|| Error::Failed("the container's first process is gone".into()))?;
         cgroup::join(&group)?;
-        let mut child = tokio::process::Command::new("nsenter")
+        let mut child = Command::new("nsenter")
             .arg(format!("--target={}", machine.leader))
             .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"])
             .args((spec.options.users == leaf_core::spec::Users::Private).then_some("--user"))
@@ -233,55 +261,6 @@ impl Helper {
     }
 }
 
-/// How a unit ended, as systemd tells it to `ExecStopPost=` (systemd.exec(5), "Environment variables set on triggering
-/// and by the service manager").
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct UnitEnd {
-    exit: Exit,
-    result: String,
-}
-
-impl UnitEnd {
-    /// Returns it from `$SERVICE_RESULT`, `$EXIT_CODE` and `$EXIT_STATUS`.
-    pub(crate) fn from_environment(read: impl Fn(&str) -> Option<String>) -> Self {
-        let status = read("EXIT_STATUS").unwrap_or_default();
-        let exit = match read("EXIT_CODE").as_deref() {
-            Some("exited") => status.parse().ok().map(|code| Exit::Code { code }),
-            Some("killed" | "dumped") => signal_number(&status).map(|signal| Exit::Signal { signal }),
-            _ => None,
-        };
-        Self {
-            exit: exit.unwrap_or(Exit::Lost),
-            result: read("SERVICE_RESULT").unwrap_or_default(),
-        }
-    }
-
-    /// What went wrong, where the exit alone does not tell.
-    fn error(&self) -> Option<String> {
-        Some(match self.result.as_str() {
-            "protocol" => format!("it ended before it said that it is ready, with {}", self.exit),
-            "timeout" => {
-                "it took longer than its unit's time-out for a start or a stop, and was ended".into()
-            }
-            "resources" => "systemd could not start it for want of resources".into(),
-            _ => return None,
-        })
-    }
-}
-
-/// The number of a signal that systemd calls by its name without `SIG`, or by its number.
-fn signal_number(name: &str) -> Option<i32> {
-    const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
-        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
-        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
-    ];
-    let position = NAMES.iter().position(|known| *known == name);
-    position
-        .and_then(|index| i32::try_from(index + 1).ok())
-        .or_else(|| name.parse().ok())
-}
-
 /// What is known of a run that just begins, in this process.
 fn new_status() -> RunStatus {
     RunStatus {
@@ -303,33 +282,4 @@ fn write_status(run: &Folder, status: &RunStatus) -> Result<()> {
 
 fn json(spec: &RunSpec) -> Vec<u8> {
     serde_json::to_vec(spec).expect("a spec has text keys and no failing parts")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn how_a_unit_ended_is_read_from_its_environment() {
-        let end = |result: &str, code: &str, status: &str| {
-            let of = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-            UnitEnd::from_environment(|variable| match variable {
-                "SERVICE_RESULT" => of(result),
-                "EXIT_CODE" => of(code),
-                "EXIT_STATUS" => of(status),
-                _ => None,
-            })
-        };
-        assert_eq!(end("success", "exited", "0").exit, Exit::Code { code: 0 });
-        assert_eq!(end("exit-code", "exited", "133").exit, Exit::Code { code: 133 });
-        assert_eq!(end("signal", "killed", "KILL").exit, Exit::Signal { signal: 9 });
-        assert_eq!(end("signal", "killed", "TERM").exit, Exit::Signal { signal: 15 });
-        assert_eq!(
-            end("core-dump", "dumped", "SYS").exit,
-            Exit::Signal { signal: 31 }
-        );
-        assert_eq!(end("resources", "", "").exit, Exit::Lost);
-        assert_eq!(end("success", "exited", "0").error(), None);
-        assert!(end("protocol", "exited", "0").error().is_some());
-    }
 }

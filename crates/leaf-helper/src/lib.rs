@@ -40,7 +40,6 @@ mod unit;
 mod unit_start;
 mod wire;
 
-use std::convert::Infallible;
 use std::path::Path;
 use std::time::Duration;
 
@@ -203,29 +202,15 @@ impl Helper {
             .map_err(ProgramError::about(format!("can't supervise container {name}")))
     }
 
-    /// Becomes systemd-nspawn with a container in it: for the program `leaf-helper run`, which is what a container's unit
-    /// starts.
+    /// Runs a container in systemd-nspawn until it ends: for the program `leaf-helper run`, which is what a container's unit
+    /// starts. Returns how the container ended; the same stands in its `status.json`.
     ///
     /// # Errors
     /// [`ProgramError`] when the container could not be started; `status.json` says so too.
-    pub async fn run(&self, name: &ContainerName) -> std::result::Result<Infallible, ProgramError> {
+    pub async fn run(&self, name: &ContainerName) -> std::result::Result<Exit, ProgramError> {
         self.launch(name)
             .await
             .map_err(ProgramError::about(format!("can't run container {name}")))
-    }
-
-    /// Writes down how a container ended, as systemd tells it in the environment, and removes what it left: for the
-    /// program `leaf-helper ended`, the last that a container's unit does.
-    ///
-    /// # Errors
-    /// [`ProgramError`] when something could not be removed; the container's next start tries again.
-    pub async fn ended(&self, name: &ContainerName) -> std::result::Result<(), ProgramError> {
-        let end = launch::UnitEnd::from_environment(|variable| std::env::var(variable).ok());
-        self.note_end(name, &end)
-            .await
-            .map_err(ProgramError::about(format!(
-                "can't clean up after container {name}"
-            )))
     }
 
     /// Brings a running container to another system by a switch inside: for the program `leaf-helper switch`, by which a

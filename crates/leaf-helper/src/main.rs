@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use leaf_core::container::Exit;
 use leaf_core::id::ContainerName;
 use leaf_helper::Helper;
 use tokio::net::UnixListener;
@@ -22,12 +23,10 @@ struct Cli {
 enum Command {
     /// Runs one container until it ends, and outlives whoever started it
     Supervise(Container),
-    /// Becomes systemd-nspawn with a container in it; a container's unit starts this
+    /// Runs systemd-nspawn with a container in it, and ends as that does; a container's unit starts this
     Run(Container),
     /// Brings a running container to another system; a container's unit reloads by this
     Switch(Container),
-    /// Writes down how a container ended, and cleans up; a container's unit ends with this
-    Ended(Container),
     /// Carries out what leafd asks for, over the socket that systemd gives it
     Serve(Serve),
 }
@@ -62,9 +61,11 @@ fn main() -> anyhow::Result<ExitCode> {
             tracing::info!(container = %args.name, "ended with {exit}");
             Ok(())
         }),
-        Command::Run(args) => small()?.block_on(async { match args.helper()?.run(&args.name).await? {} }),
+        Command::Run(args) => {
+            let exit = small()?.block_on(async { anyhow::Ok(args.helper()?.run(&args.name).await?) })?;
+            return Ok(as_it_ended(exit));
+        }
         Command::Switch(args) => small()?.block_on(async { Ok(args.helper()?.switch(&args.name).await?) }),
-        Command::Ended(args) => small()?.block_on(async { Ok(args.helper()?.ended(&args.name).await?) }),
         // Operations hold up a thread with files.
         Command::Serve(args) => tokio::runtime::Builder::new_multi_thread()
             .worker_threads(4)
@@ -129,6 +130,16 @@ fn bind(path: &Path, owner: u32) -> anyhow::Result<UnixListener> {
     std::os::unix::fs::chown(path, Some(owner), None)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+/// The exit code for systemd, which counts restarts by it: a signal as shells have it (bash(1), "Exit status").
+fn as_it_ended(exit: Exit) -> ExitCode {
+    let code = match exit {
+        Exit::Code { code } => code,
+        Exit::Signal { signal } => 128 + signal,
+        Exit::Lost => 1,
+    };
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
 }
 
 fn small() -> std::io::Result<tokio::runtime::Runtime> {

@@ -1,9 +1,14 @@
-//! The command line of systemd-nspawn, for both runtimes. Every flag is made here, and none comes from a caller.
+//! systemd-nspawn, for both runtimes: its command line, its end. Every flag is made here, and none comes from a caller.
 
 use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::ExitStatus;
 
+use leaf_core::container::Exit;
 use leaf_core::host_op::{RunSpec, Runtime};
 use leaf_core::spec::Users;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::Child;
 
 use crate::Helper;
 use crate::error::Result;
@@ -19,6 +24,24 @@ pub(crate) const ENVIRONMENT: [(&str, &str); 2] = [
     ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin"),
     ("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1"),
 ];
+
+/// Has a running systemd-nspawn ask the container's init to halt, which it does when it gets SIGTERM itself.
+pub(crate) fn ask_to_halt(nspawn: &Child) {
+    let id = nspawn.id().and_then(|id| i32::try_from(id).ok());
+    if let Some(pid) = id.and_then(Pid::from_raw) {
+        // It fails only where the process has ended, which whoever waits for it sees next.
+        let _ = kill_process(pid, Signal::TERM);
+    }
+}
+
+/// How a container ended, by the end of its systemd-nspawn.
+pub(crate) fn exit_of(status: ExitStatus) -> Exit {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Exit::Code { code },
+        (None, Some(signal)) => Exit::Signal { signal },
+        (None, None) => Exit::Lost,
+    }
+}
 
 impl Helper {
     /// Returns the arguments of systemd-nspawn for a container whose inputs are ready; `pairs` where it takes a link by the

@@ -4,7 +4,7 @@
 //! The helper makes that while systemd starts the unit ([`Helper::begin_to_prepare_start`]), and the unit waits for it
 //! ([`Helper::prepared_start`]). Where there is no helper, at boot and when systemd starts a container again, or where the helper
 //! was killed, the unit makes it itself. Afterwards it is the same: what a container leaves is removed by its unit
-//! ([`Helper::note_end`]), or by the helper once it has answered, where that had the container stopped ([`Helper::tidy`]).
+//! ([`Helper::launch`]), or by the helper once it has answered, where that had the container stopped ([`Helper::tidy`]).
 
 use std::os::fd::OwnedFd;
 use std::path::Path;

@@ -3,8 +3,7 @@
 
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt as _;
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -143,7 +142,7 @@ impl Supervisor<'_> {
                     }
                 }
                 status = nspawn.wait() => break status.map_err(Error::io("wait for systemd-nspawn"))?,
-                _ = terminate.recv() => pass_on_terminate(&nspawn),
+                _ = terminate.recv() => nspawn::ask_to_halt(&nspawn),
             }
         };
         // Nobody else holds the pipe, unless somebody escaped the end of the container; so it ends, or it is cut.
@@ -160,7 +159,7 @@ impl Supervisor<'_> {
                 Err(_) => tracing::warn!("the console stayed open after the container's end"),
             }
         }
-        let exit = exit_of(ended);
+        let exit = nspawn::exit_of(ended);
         if self.status.ready_at.is_none() {
             self.status.error = Some(match console.tail() {
                 tail if tail.is_empty() => {
@@ -204,25 +203,5 @@ impl Supervisor<'_> {
     fn write_status(&self) -> Result<()> {
         let text = serde_json::to_vec(&self.status).expect("a status has text keys and no failing parts");
         self.run.write("status.json", &text, SHOWN)
-    }
-}
-
-/// systemd-nspawn asks the init to halt when it gets SIGTERM itself.
-fn pass_on_terminate(nspawn: &Child) {
-    let pid = nspawn
-        .id()
-        .and_then(|id| i32::try_from(id).ok())
-        .and_then(rustix::process::Pid::from_raw);
-    if let Some(pid) = pid {
-        // It fails only where the process has ended, which the loop sees next.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-    }
-}
-
-fn exit_of(status: ExitStatus) -> Exit {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => Exit::Code { code },
-        (None, Some(signal)) => Exit::Signal { signal },
-        (None, None) => Exit::Lost,
     }
 }

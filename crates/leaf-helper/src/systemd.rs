@@ -4,16 +4,18 @@
 //! a start of what is started and a stop of what is stopped are no changes.
 
 use std::collections::BTreeMap;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use leaf_core::host_op::bus_path_part;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
+use zbus::message::Type;
 use zbus::proxy::CacheProperties;
-use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant};
+use zbus::{Connection, Message, MessageStream, ObjectPath, OwnedObjectPath, OwnedVariant, Variant};
 use zbus_systemd::machine1;
 use zbus_systemd::systemd1::{ManagerProxy, ServiceProxy, UnitProxy};
 
@@ -142,6 +144,12 @@ impl Systemd {
             return Ok(connection.clone());
         }
         let connection = Connection::system().await?;
+        // Once for all jobs: to ask for it and to take that back are five more questions for each.
+        let rule =
+            format!("type='signal',sender='{SYSTEMD}',interface='{SYSTEMD}.Manager',member='JobRemoved'");
+        connection
+            .call_method(Some(BUS), "/org/freedesktop/DBus", Some(BUS), "AddMatch", &rule)
+            .await?;
         *shared = Some(connection.clone());
         Ok(connection)
     }
@@ -327,22 +335,29 @@ impl Systemd {
         let watched = self
             .retried(&format!("{word} {unit}"), |m| async move {
                 // Before the call, or the end of a short job would be missed.
-                let ends = m.receive_job_removed().await?;
-                let name = unit.to_owned();
-                let mode = "replace".to_owned();
-                let job = match verb {
-                    Verb::Start => m.start_unit(name, mode).await,
-                    Verb::Stop => m.stop_unit(name, mode).await,
-                    Verb::Reload => m.reload_unit(name, mode).await,
+                let connection = m.inner().connection();
+                let messages = MessageStream::from(connection);
+                let member = match verb {
+                    Verb::Start => "StartUnit",
+                    Verb::Stop => "StopUnit",
+                    Verb::Reload => "ReloadUnit",
                 };
-                match job {
-                    Ok(job) => Ok(Some((job, ends))),
+                let (path, interface) = (m.inner().path(), m.inner().interface());
+                let about = (unit, "replace");
+                match connection
+                    .call_method(Some(SYSTEMD), path, Some(interface), member, &about)
+                    .await
+                {
+                    Ok(reply) => {
+                        let job: OwnedObjectPath = reply.body().deserialize()?;
+                        Ok(Some(ends_of_job(messages, &reply, job)))
+                    }
                     Err(e) if verb == Verb::Stop && is_named(&e, NO_UNIT) => Ok(None),
                     Err(e) => Err(e),
                 }
             })
             .await?;
-        let Some((job, mut ends)) = watched else {
+        let Some(mut ends) = watched else {
             return Ok(JobEnd::Done);
         };
         let mut looks = tokio::time::interval(Duration::from_secs(2));
@@ -350,15 +365,7 @@ impl Systemd {
         loop {
             tokio::select! {
                 ended = ends.next() => match ended {
-                    Some(ended) => {
-                        let ended = ended.args().map_err(|e| Error::Failed(format!("systemd told of a job's end in a way of its own: {e}")))?;
-                        if ended.job == job {
-                            return Ok(match ended.result.as_str() {
-                                "done" => JobEnd::Done,
-                                other => JobEnd::Undone(other.to_owned()),
-                            });
-                        }
-                    }
+                    Some(end) => return Ok(end),
                     // The connection is gone, and with it the signal.
                     None => return self.settled(verb, unit, deadline).await,
                 },
@@ -366,17 +373,8 @@ impl Systemd {
                 _ = looks.tick() => {
                     if self.look(unit, false).await?.is_none_or(|unit| unit.job == 0) {
                         // Its signal may be on the way.
-                        let last = tokio::time::timeout(Duration::from_millis(200), async {
-                            while let Some(ended) = ends.next().await {
-                                if let Ok(ended) = ended.args() && ended.job == job {
-                                    return Some(ended.result);
-                                }
-                            }
-                            None
-                        });
-                        return match last.await {
-                            Ok(Some(result)) if result == "done" => Ok(JobEnd::Done),
-                            Ok(Some(result)) => Ok(JobEnd::Undone(result)),
+                        return match tokio::time::timeout(Duration::from_millis(200), ends.next()).await {
+                            Ok(Some(end)) => Ok(end),
                             _ => self.settled(verb, unit, deadline).await,
                         };
                     }
@@ -456,10 +454,37 @@ pub(crate) struct Machine {
     pub(crate) leader: u32,
 }
 
+const BUS: &str = "org.freedesktop.DBus";
+const SYSTEMD: &str = "org.freedesktop.systemd1";
 /// Below which path units are on the bus.
 const UNITS: &str = "/org/freedesktop/systemd1/unit";
 const NO_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 const NO_MACHINE: &str = "org.freedesktop.machine1.NoSuchMachine";
+
+/// Brings how a job ended, when it has (org.freedesktop.systemd1(5), `JobRemoved`), or ends with the connection. `reply` is
+/// systemd's to the call that made the job: a signal of anybody else is none, and on the bus anybody may send one.
+fn ends_of_job(messages: MessageStream, reply: &Message, job: OwnedObjectPath) -> BoxStream<'static, JobEnd> {
+    let systemd = reply.header().sender().map(|name| name.to_owned());
+    let messages = messages.take_while(|message| ready(message.is_ok()));
+    let ends = messages.filter_map(move |message| {
+        let message = message.ok().filter(|message| {
+            let header = message.header();
+            header.message_type() == Type::Signal
+                && header.member().is_some_and(|member| *member == "JobRemoved")
+                && header.sender() == systemd.as_ref()
+        });
+        let ended = message.and_then(|message| {
+            let body = message.body();
+            let (_, ended, _, result) = body.deserialize::<(u32, ObjectPath<'_>, &str, &str)>().ok()?;
+            (ended == *job).then(|| match result {
+                "done" => JobEnd::Done,
+                other => JobEnd::Undone(other.to_owned()),
+            })
+        });
+        ready(ended)
+    });
+    ends.boxed()
+}
 
 /// Returns the number of a unit's job, 0 for none: it stands before the job's path.
 fn number_of_job(job: &Variant<'_>) -> u32 {

@@ -50,10 +50,9 @@ StartLimitIntervalSec=0
 
 [Service]
 Type=notify
-NotifyAccess=main
+NotifyAccess=all
 ExecStart={program} run {name} --record {record}
 ExecReload={program} switch {name} --record {record}
-ExecStopPost={program} ended {name} --record {record}
 {restart}RestartForceExitStatus={RESTARTS}
 SuccessExitStatus={RESTARTS}
 TimeoutStartSec={START_SECONDS}

@@ -3,6 +3,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use leaf_core::container::Exit;
 use leaf_core::error::chain;
 use leaf_core::host_op::{RunSpec, RunStatus, Runtime, conf_marker};
@@ -121,6 +122,7 @@ impl Helper {
         self.keep_unit(spec).await?;
         let limit = limit.min(Duration::from_secs(unit::START_SECONDS.into()));
         let deadline = Instant::now() + limit;
+        let began = Timestamp::now();
         for attempt in 1.. {
             let rest = deadline.saturating_duration_since(Instant::now());
             match self.start_prepared(spec, &unit, rest).await? {
@@ -130,7 +132,7 @@ impl Helper {
                         self.see_it_halt(name).await;
                     }
                     self.forget_prepared_start(name).await?;
-                    let why = self.why_not_ready(name, &why).await;
+                    let why = self.why_not_ready(name, &why, began).await;
                     if attempt == TRIES
                         || !why.to_string().contains(UNREGISTERED)
                         || self.unit_is_up(name).await?
@@ -205,8 +207,8 @@ impl Helper {
         }
     }
 
-    /// Returns why a container's start came to nothing.
-    async fn why_not_ready(&self, name: &ContainerName, result: &str) -> Error {
+    /// Returns why a container's start, that began then, came to nothing.
+    async fn why_not_ready(&self, name: &ContainerName, result: &str, began: Timestamp) -> Error {
         let unit = Runtime::unit(name);
         match result {
             CANCELED => return Error::NotReady("it was stopped while it was started".into()),
@@ -216,7 +218,8 @@ impl Helper {
             _ => {}
         }
         let status = self.run_folder(name).and_then(|run| self.status(&run));
-        let status: Option<RunStatus> = status.ok().flatten();
+        // One that systemd could not even start a program for has none of its own.
+        let status = status.ok().flatten().filter(|status| status.started_at >= began);
         let mut why = match status {
             Some(RunStatus {
                 error: Some(error), ..

@@ -121,6 +121,7 @@ async fn look(
     at: Changed,
     inputs: &mpsc::Sender<Input>,
 ) -> anyhow::Result<Option<BTreeSet<ContainerName>>> {
+    tracing::debug!(?at, "looks at containers");
     let (view, which) = (view.clone(), at.clone());
     let mut moving = None;
     let looked_at = Instant::now();

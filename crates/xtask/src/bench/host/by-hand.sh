@@ -1,11 +1,13 @@
 #!/bin/bash
 # Containers without a leaf, as somebody writes it by hand: what `cargo xtask bench --host` measures a leaf against.
 #
-#   by-hand.sh life systemctl|nspawn|nix-env NAME TOPLEVEL   one life; prints microseconds: create start stop destroy
-#   by-hand.sh crowd COUNT TOPLEVEL                          so many units at once; prints microseconds
+#   by-hand.sh life MANNER NAME TOPLEVEL       one life; prints microseconds: create start stop destroy
+#   by-hand.sh crowd MANNER COUNT TOPLEVEL     so many units at once; prints microseconds
 #
-# `systemctl` writes the files of the NixOS contract, `nix-env` sets the profile as nixos-container does, and `nspawn` has
-# no unit at all. None gives a container users of its own, a closed network, limits or credentials, as a leaf does.
+# The manners: `systemctl` writes the files of the NixOS contract, for a unit that does what the contract's does and starts
+# again after a systemd-nspawn that was killed (`contract@.service`); `nix-env` sets the profile by nix-env, as the program
+# nixos-container does; `least` has the least unit that starts at all (`least@.service`); `nspawn` has no unit. None gives a
+# container users of its own, a closed network, limits or credentials, as a leaf does.
 set -euo pipefail
 
 roots=/var/lib/nixos-containers
@@ -33,8 +35,27 @@ run() { # NAME TOPLEVEL MORE...
   local name=$1 toplevel=$2
   shift 2
   exec systemd-nspawn --quiet --keep-unit --machine="$name" --directory="$roots/$name" --private-network --network-veth \
-    --notify-ready=yes --kill-signal=SIGRTMIN+3 --link-journal=no --resolv-conf=off --timezone=off \
+    --notify-ready=yes --kill-signal=SIGRTMIN+3 --resolv-conf=off --timezone=off \
     --bind-ro=/nix/store --bind-ro=/usr/local/bin/leaf-init:/run/leaf/init "$@" -- "$toplevel/init"
+}
+
+# The same as the contract has it: its folders, its places of Nix, its journal.
+run_by_contract() { # NAME TOPLEVEL
+  local root=$roots/$1 profile=$profiles/$1 gcroot=$gcroots/$1
+  mkdir -p -m 0755 "$root/etc" "$root/var/lib" "$root/nix/store" "$root/nix/var/nix" "$profile" "$gcroot"
+  [ -e "$root/etc/os-release" ] || : >"$root/etc/os-release"
+  [ -e "$root/etc/machine-id" ] || : >"$root/etc/machine-id"
+  run "$1" "$2" --link-journal=try-guest --bind-ro=/nix/var/nix/db --bind-ro=/nix/var/nix/daemon-socket \
+    --bind="$profile:/nix/var/nix/profiles" --bind="$gcroot:/nix/var/nix/gcroots" \
+    --setenv=HOST_ADDRESS="$HOST_ADDRESS" --setenv=LOCAL_ADDRESS="$LOCAL_ADDRESS"
+}
+
+# What a systemd-nspawn that was killed leaves: machined's entry, a mount, the link. A start would fail at each.
+free_name() { # NAME
+  busctl --quiet call org.freedesktop.machine1 /org/freedesktop/machine1 org.freedesktop.machine1.Manager \
+    UnregisterMachine s "$1" 2>/dev/null || true
+  if mountpoint -q "/run/systemd/nspawn/unix-export/$1"; then umount -l "/run/systemd/nspawn/unix-export/$1"; fi
+  link_down "$1"
 }
 
 link_down() { ip link del dev "ve-$1" 2>/dev/null || true; }
@@ -45,22 +66,29 @@ link_up() {
   ip route add "$LOCAL_ADDRESS" dev "ve-$1"
 }
 
+unit() { # MANNER NAME
+  case $1 in
+    least) echo "least@$2" ;;
+    *) echo "contract@$2" ;;
+  esac
+}
+
 start() { # MANNER NAME TOPLEVEL
   case $1 in
     nspawn)
       # What it prints comes through here; it is ready when it says so.
       mkfifo "/run/by-hand-$2"
       exec 3<>"/run/by-hand-$2"
-      run "$2" "$3" --register=no >&3 2>&1 3>&- &
+      run "$2" "$3" --register=no --link-journal=no >&3 2>&1 3>&- &
       nspawn=$!
       while read -r line <&3 && [[ $line != *ready* ]]; do :; done
       HOST_ADDRESS=10.232.1.1 LOCAL_ADDRESS=10.232.1.2 link_up "$2"
       ;;
     nix-env)
-      systemctl start "bare@$2"
-      [ "$(systemctl show --property=ActiveState --value "bare@$2")" = active ]
+      systemctl start "$(unit "$1" "$2")"
+      [ "$(systemctl show --property=ActiveState --value "$(unit "$1" "$2")")" = active ]
       ;;
-    *) systemctl start "bare@$2" ;;
+    *) systemctl start "$(unit "$1" "$2")" ;;
   esac
 }
 
@@ -70,7 +98,7 @@ stop() { # MANNER NAME
       kill -TERM "$nspawn"
       wait "$nspawn" || true
       ;;
-    *) systemctl stop "bare@$2" ;;
+    *) systemctl stop "$(unit "$1" "$2")" ;;
   esac
 }
 
@@ -79,9 +107,12 @@ destroy() { # NAME
 }
 
 case $1 in
-  unit-run) run "$2" "$SYSTEM_PATH" ;;
-  unit-down) link_down "$2" ;;
-  unit-up) link_up "$2" ;;
+  # What the units call.
+  contract-down) free_name "$2" ;;
+  contract-run) run_by_contract "$2" "$SYSTEM_PATH" ;;
+  least-down) link_down "$2" ;;
+  least-run) run "$2" "$SYSTEM_PATH" --link-journal=no ;;
+  up) link_up "$2" ;;
   life)
     t=("$(now)")
     create "$2" "$3" "$4"
@@ -96,15 +127,15 @@ case $1 in
     ;;
   crowd)
     units=()
-    for number in $(seq "$2"); do
-      create systemctl "n$number" "$3"
-      units+=("bare@n$number")
+    for number in $(seq "$3"); do
+      create "$2" "n$number" "$4"
+      units+=("$(unit "$2" "n$number")")
     done
     began=$(now)
     systemctl start "${units[@]}"
     echo $(($(now) - began))
     systemctl stop "${units[@]}"
-    for number in $(seq "$2"); do destroy "n$number"; done
+    for number in $(seq "$3"); do destroy "n$number"; done
     ;;
   *)
     echo "see the head of $0" >&2

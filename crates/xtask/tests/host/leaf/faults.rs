@@ -136,10 +136,15 @@ fn crowd() -> Outcome {
 fn nspawn_killed() -> Outcome {
     let leaf = Leaf::up()?;
     leaf.running("web")?;
-    leaf.host
-        .ok("kill -KILL $(systemctl show -P MainPID container@web)")?;
-    leaf.until_phase("web", "stopped")?;
-    leaf.ctl("container start web")?;
+    let main = "$(systemctl show -P MainPID container@web)";
+    let nspawn = format!("pkill -KILL --parent {main} systemd-nspawn");
+    for kill in [nspawn, format!("kill -KILL {main}")] {
+        leaf.host.ok(&kill)?;
+        leaf.until_phase("web", "stopped")?;
+        let why = &leaf.show("web")?["error"];
+        ensure!(*why == "it ended by itself: signal 9", "{why}");
+        leaf.ctl("container start web")?;
+    }
     leaf.ctl("container destroy web")?;
     leaf.nothing_left("web")?;
     Ok(())
