@@ -88,8 +88,11 @@ impl Folder {
     /// Opens a folder in this one, and makes it where it is missing; its mode becomes this one.
     pub(crate) fn make(&self, name: &str, mode: RawMode) -> Result<Self> {
         let folder = self.make_if_missing(name, mode)?;
-        rustix::fs::fchmod(&folder.fd, Mode::from_raw_mode(mode))
-            .map_err(Error::io(format!("set the mode of {}", folder.path.display())))?;
+        let failed = || Error::io(format!("set the mode of {}", folder.path.display()));
+        // A change is seen by those who watch, so there is none without need.
+        if rustix::fs::fstat(&folder.fd).map_err(failed())?.st_mode & 0o7777 != mode {
+            rustix::fs::fchmod(&folder.fd, Mode::from_raw_mode(mode)).map_err(failed())?;
+        }
         Ok(folder)
     }
 
@@ -106,8 +109,12 @@ impl Folder {
 
     /// Gives the folder to a group, to read.
     pub(crate) fn give_to_group(&self, group: u32) -> Result<()> {
-        rustix::fs::fchown(&self.fd, None, Some(Gid::from_raw(group)))
-            .map_err(Error::io(format!("set the group of {}", self.path.display())))
+        let failed = || Error::io(format!("set the group of {}", self.path.display()));
+        // As above.
+        if rustix::fs::fstat(&self.fd).map_err(failed())?.st_gid == group {
+            return Ok(());
+        }
+        rustix::fs::fchown(&self.fd, None, Some(Gid::from_raw(group))).map_err(failed())
     }
 
     /// Returns whether there is anything of this name, a broken symbolic link included.
