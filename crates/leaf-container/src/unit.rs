@@ -34,6 +34,16 @@ impl Stage {
             _ => Self::Down,
         }
     }
+
+    /// Whether it is on the way to another, by what the helper wrote of the last run. Of the last step there nobody tells.
+    pub(crate) fn is_moving(self, status: Option<&RunStatus>) -> bool {
+        match self {
+            Self::Starting | Self::Ending => true,
+            // Its end is written, and what it leaves is being removed.
+            Self::Up => status.is_some_and(|status| status.exit.is_some()),
+            Self::Down | Self::Waiting => false,
+        }
+    }
 }
 
 /// What one look at a unit showed.
@@ -275,6 +285,17 @@ mod tests {
             run_of(Some(&unit("inactive", "dead", &[])), None, None),
             ObservedRun::Stopped
         );
+    }
+
+    #[test]
+    fn a_unit_that_is_up_is_on_its_way_once_an_end_is_written() {
+        assert!(!Stage::Up.is_moving(Some(&status(None))));
+        assert!(!Stage::Up.is_moving(None));
+        assert!(Stage::Up.is_moving(Some(&status(Some(CODE)))));
+        assert!(Stage::Ending.is_moving(Some(&status(Some(CODE)))));
+        assert!(Stage::Starting.is_moving(None));
+        assert!(!Stage::Down.is_moving(Some(&status(None))));
+        assert!(!Stage::Waiting.is_moving(Some(&status(Some(CODE)))));
     }
 
     #[test]

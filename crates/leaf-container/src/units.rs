@@ -30,6 +30,17 @@ pub(crate) struct Known {
     leader: u32,
 }
 
+/// How one container does.
+struct Look {
+    run: ObservedRun,
+    /// How many of its processes were killed for want of memory.
+    oom_kills: u64,
+    /// What may be remembered of it.
+    known: Option<Known>,
+    /// Whether it is on the way to something else, which nobody may tell of.
+    moving: bool,
+}
+
 impl Containers {
     /// Whether these containers run, and how many of their processes were killed for want of memory; and which of them are
     /// on the way to something else. Blocks.
@@ -49,14 +60,15 @@ impl Containers {
                 .map(|name| self.run_of_unit(name, stage(name), mount.as_deref()));
             // All at once: the bus takes the next question before it has answered the last.
             let seen: Result<Vec<_>, _> = join_all(looks).await.into_iter().collect();
-            let (mut runs, mut known) = (BTreeMap::new(), Vec::new());
-            for (name, (run, kills, ready)) in names.iter().zip(seen?) {
-                runs.insert(name.clone(), (run, kills));
-                known.push((name.clone(), ready));
+            let (mut runs, mut known, mut moving) = (Runs::new(), Vec::new(), Names::new());
+            for (name, look) in names.iter().zip(seen?) {
+                if look.moving {
+                    moving.insert(name.clone());
+                }
+                runs.insert(name.clone(), (look.run, look.oom_kills));
+                known.push((name.clone(), look.known));
             }
             self.bus.remember(known).await;
-            let moving = |name: &&ContainerName| matches!(stage(name), Some(Stage::Starting | Stage::Ending));
-            let moving = names.iter().filter(moving).cloned().collect();
             Ok((runs, moving))
         })
     }
@@ -98,16 +110,23 @@ impl Containers {
             .await
     }
 
-    /// Returns how one does by the stage of its unit, if systemd has that loaded, and what may be remembered of that.
+    /// Returns how one does by the stage of its unit, if systemd has that loaded.
     async fn run_of_unit(
         &self,
         name: &ContainerName,
         stage: Option<Stage>,
         mount: Option<&Path>,
-    ) -> Result<(ObservedRun, u64, Option<Known>), LookError> {
+    ) -> Result<Look, LookError> {
         // After the list: what is written of a run that is listed as ready is of that run or of a later one.
         let status = self.status(name)?;
         let this = status.as_ref().and_then(open_run);
+        let moving = stage.is_some_and(|stage| stage.is_moving(status.as_ref()));
+        let look = |run, oom_kills, known| Look {
+            run,
+            oom_kills,
+            known,
+            moving,
+        };
         let known = match self.bus.known(name).await {
             Some(known) if stage == Some(Stage::Up) && Some(known.run) == this => Some(known),
             _ => None,
@@ -115,7 +134,7 @@ impl Containers {
         if let Some(known) = known {
             let kills = self.oom_kills(name, status.as_ref(), Some(&known.unit), mount);
             let run = run_of(Some(&known.unit), status.as_ref(), Some(known.leader));
-            return Ok((run, kills, Some(known)));
+            return Ok(look(run, kills, Some(known)));
         }
         let plain = match (stage, status.as_ref().map(|status| status.exit)) {
             // systemd would read the unit's files to answer, and forget them.
@@ -127,7 +146,7 @@ impl Containers {
         };
         if let Some(run) = plain {
             let kills = self.oom_kills(name, status.as_ref(), None, mount);
-            return Ok((run, kills, None));
+            return Ok(look(run, kills, None));
         }
         let unit = self.unit(name).await?;
         if matches!(unit.stage, Stage::Down | Stage::Waiting) {
@@ -141,7 +160,7 @@ impl Containers {
                 run_of(Some(&unit), status.as_ref(), None)
             };
             let kills = self.oom_kills(name, status.as_ref(), None, mount);
-            return Ok((run, kills, None));
+            return Ok(look(run, kills, None));
         }
         let leader = match unit.stage {
             Stage::Up | Stage::Ending => self.leader(name, &unit, mount).await?,
@@ -155,7 +174,7 @@ impl Containers {
             }
             _ => None,
         };
-        Ok((run, kills, known))
+        Ok(look(run, kills, known))
     }
 
     fn oom_kills(

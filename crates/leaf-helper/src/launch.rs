@@ -10,8 +10,9 @@ use leaf_core::error::chain;
 use leaf_core::host_op::{RunSpec, RunStatus, Runtime};
 use leaf_core::id::ContainerName;
 use leaf_core::spec::RestartWhen;
+use rustix::process::Signal;
 use tokio::process::Command;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{self, SignalKind, signal};
 
 use crate::Helper;
 use crate::create::{check_switch, check_toplevel};
@@ -27,6 +28,8 @@ const STARTED: &str = "started.json";
 const PAIRS_SINCE: u32 = 254;
 /// What says that the last run lasted.
 const LASTED: &str = "lasted";
+/// How long after it was asked to halt a container is asked again.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How long a switch inside a container may take.
 const SWITCH: Duration = Duration::from_secs(540);
 
@@ -40,7 +43,8 @@ impl Helper {
         let mut status = new_status();
         // What the last run said is no answer to this start.
         write_status(&run, &status)?;
-        let outcome = self.run_to_the_end(name, &run, &mut status).await;
+        let terminate = signal(SignalKind::terminate()).map_err(Error::io("watch for SIGTERM"))?;
+        let outcome = self.run_to_the_end(name, &run, &mut status, terminate).await;
         let noted = self.note_end(name, &run, status, &outcome).await;
         match (outcome, noted) {
             (Ok(exit), noted) => {
@@ -58,7 +62,37 @@ impl Helper {
         name: &ContainerName,
         run: &Folder,
         status: &mut RunStatus,
+        mut terminate: unix::Signal,
     ) -> Result<Exit> {
+        let mut nspawn = tokio::select! {
+            biased;
+            // Nothing of it has run.
+            _ = terminate.recv() => return Ok(Exit::Signal { signal: Signal::TERM.as_raw() }),
+            command = self.command(name, run, status) => command?.spawn(),
+        }
+        .map_err(Error::io(format!("start {}", self.settings.nspawn.display())))?;
+        let mut asked = false;
+        loop {
+            tokio::select! {
+                ended = nspawn.wait() => {
+                    return ended.map(nspawn::exit_of).map_err(Error::io("wait for systemd-nspawn"));
+                }
+                _ = terminate.recv() => {
+                    nspawn::ask_to_halt(&nspawn);
+                    asked = true;
+                }
+                // systemd and systemd-nspawn ask once, which is lost on an init that does not listen yet.
+                () = tokio::time::sleep(ASK_AGAIN_AFTER), if asked => {
+                    if let Err(e) = ask_init_to_halt() {
+                        tracing::debug!(error = chain(&e), "the init could not be asked to halt again");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns what runs a container, when all is there that it needs.
+    async fn command(&self, name: &ContainerName, run: &Folder, status: &mut RunStatus) -> Result<Command> {
         let confs = Folder::make_root(&self.paths.confs, 0o755)?;
         let spec = match self.owns(&confs, name)? {
             true => self.spec(name)?,
@@ -92,19 +126,7 @@ impl Helper {
         if let Some(socket) = std::env::var_os("NOTIFY_SOCKET") {
             command.env("NOTIFY_SOCKET", socket);
         }
-        // Before it runs, or a stop at once would end this process and leave it to be killed.
-        let mut terminate = signal(SignalKind::terminate()).map_err(Error::io("watch for SIGTERM"))?;
-        let mut nspawn = command
-            .spawn()
-            .map_err(Error::io(format!("start {}", self.settings.nspawn.display())))?;
-        loop {
-            tokio::select! {
-                ended = nspawn.wait() => {
-                    return ended.map(nspawn::exit_of).map_err(Error::io("wait for systemd-nspawn"));
-                }
-                _ = terminate.recv() => nspawn::ask_to_halt(&nspawn),
-            }
-        }
+        Ok(command)
     }
 
     /// Writes down how a container ended, and removes what it leaves on the host.
@@ -259,6 +281,15 @@ impl Helper {
         check_toplevel(&spec.toplevel)?;
         check_switch(&spec.toplevel)
     }
+}
+
+/// Asks the init of the container that runs in this process's unit to halt. At a shutdown D-Bus may be gone, so the init is
+/// found without.
+fn ask_init_to_halt() -> Result<()> {
+    let group = UnitCgroup::own()?;
+    let first = group.first_process();
+    let first = first.ok_or_else(|| Error::Failed("it has no first process".into()))?;
+    nspawn::ask_init_to_halt(first, |pid| group.holds(pid))
 }
 
 /// What is known of a run that just begins, in this process.

@@ -132,10 +132,12 @@ fn bind(path: &Path, owner: u32) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// The exit code for systemd, which counts restarts by it: a signal as shells have it (bash(1), "Exit status").
+/// The exit code for systemd, which counts restarts by it: a signal as shells have it (bash(1), "Exit status"), but SIGTERM,
+/// which is no failure (systemd.service(5), `SuccessExitStatus=`).
 fn as_it_ended(exit: Exit) -> ExitCode {
     let code = match exit {
         Exit::Code { code } => code,
+        Exit::Signal { signal } if signal == SignalKind::terminate().as_raw_value() => 0,
         Exit::Signal { signal } => 128 + signal,
         Exit::Lost => 1,
     };

@@ -7,11 +7,12 @@ use std::process::ExitStatus;
 use leaf_core::container::Exit;
 use leaf_core::host_op::{RunSpec, Runtime};
 use leaf_core::spec::Users;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process};
+use rustix_libc_wrappers::process::SignalExt as _;
 use tokio::process::Child;
 
 use crate::Helper;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::inputs::{Inputs, maps_users};
 use crate::network::peer_link;
 use crate::settings::check_path;
@@ -32,6 +33,20 @@ pub(crate) fn ask_to_halt(nspawn: &Child) {
         // It fails only where the process has ended, which whoever waits for it sees next.
         let _ = kill_process(pid, Signal::TERM);
     }
+}
+
+/// Asks a container's init to halt, by SIGRTMIN+3 (systemd(1), "Signals"), if the process of this number is of the container.
+pub(crate) fn ask_init_to_halt(init: u32, is_of_it: impl FnOnce(u32) -> bool) -> Result<()> {
+    let pid = i32::try_from(init).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| Error::Failed(format!("{init} is not a process id")))?;
+    let failed = || Error::io(format!("signal the init, process {init}"));
+    let process = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(failed())?;
+    // The number may be another process's by now; once it is open, it stays the one that is looked at here.
+    if !is_of_it(init) {
+        return Err(Error::Failed(format!("process {init} is not of this container")));
+    }
+    let halt = Signal::rt(3).ok_or_else(|| Error::Unsupported("this system has no SIGRTMIN+3".into()))?;
+    rustix::process::pidfd_send_signal(process, halt).map_err(failed())
 }
 
 /// How a container ended, by the end of its systemd-nspawn.
@@ -133,6 +148,6 @@ impl Helper {
 }
 
 fn store_maps_users() -> Result<bool> {
-    let store = std::fs::File::open("/nix/store").map_err(crate::error::Error::io("open /nix/store"))?;
+    let store = std::fs::File::open("/nix/store").map_err(Error::io("open /nix/store"))?;
     maps_users(&store)
 }

@@ -6,8 +6,6 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, PidfdFlags, Signal};
-use rustix_libc_wrappers::process::SignalExt as _;
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
@@ -19,6 +17,7 @@ use crate::cgroup::Cgroup;
 use crate::create::check_toplevel;
 use crate::error::{Error, Result};
 use crate::files::Folder;
+use crate::nspawn;
 use crate::unit_start::WANTED;
 
 /// How long a supervisor has to clean up after a container whose processes are gone.
@@ -193,22 +192,12 @@ impl Helper {
         Ok(true)
     }
 
-    /// Sends SIGRTMIN+3 to a container's init: halt (systemd(1), "Signals").
     fn ask_to_halt(&self, name: &ContainerName) -> Result<()> {
-        let run = self.run_folder(name)?;
-        let Some(pid) = self.status(&run)?.and_then(|status| status.leader_pid) else {
-            return Err(Error::Failed("it has no first process yet".into()));
-        };
-        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        let raw = raw.ok_or_else(|| Error::Failed(format!("{pid} is not a process id")))?;
-        let failed = || Error::io(format!("signal the init, process {pid}"));
-        let process = rustix::process::pidfd_open(raw, PidfdFlags::empty()).map_err(failed())?;
-        // The number may be another process's by now; once it is open, it stays the one that is looked at here.
-        if !Cgroup::of(&self.leaf, name)?.holds(pid) {
-            return Err(Error::Failed(format!("process {pid} is not of this container")));
-        }
-        let halt = Signal::rt(3).ok_or_else(|| Error::Unsupported("this system has no SIGRTMIN+3".into()))?;
-        rustix::process::pidfd_send_signal(process, halt).map_err(failed())
+        let status = self.status(&self.run_folder(name)?)?;
+        let init = status.and_then(|status| status.leader_pid);
+        let init = init.ok_or_else(|| Error::Failed("it has no first process yet".into()))?;
+        let group = Cgroup::of(&self.leaf, name)?;
+        nspawn::ask_init_to_halt(init, |pid| group.holds(pid))
     }
 
     /// Ends a container's processes, and its supervisor if that does not end by itself then.

@@ -4,18 +4,19 @@
 //! a start of what is started and a stop of what is stopped are no changes.
 
 use std::collections::BTreeMap;
-use std::future::{Future, ready};
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use futures::stream::BoxStream;
 use leaf_core::host_op::bus_path_part;
-use tokio::sync::Mutex;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Mutex, broadcast};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use zbus::message::Type;
 use zbus::proxy::CacheProperties;
-use zbus::{Connection, Message, MessageStream, ObjectPath, OwnedObjectPath, OwnedVariant, Variant};
+use zbus::{Connection, MatchRule, Message, MessageStream, OwnedObjectPath, OwnedVariant, Variant};
 use zbus_systemd::machine1;
 use zbus_systemd::systemd1::{ManagerProxy, ServiceProxy, UnitProxy};
 
@@ -25,12 +26,32 @@ use crate::error::{Error, Result};
 const AWAY: Duration = Duration::from_secs(15);
 /// How long one call may take.
 const CALL: Duration = Duration::from_secs(60);
+/// How many ends of jobs are kept for one who does not take them at once.
+const JOBS: usize = 1024;
 
 /// Systemd and systemd-machined, over the bus. Copies share one connection, which is made when it is first needed, and again
 /// where it broke.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Systemd {
-    connection: Arc<Mutex<Option<Connection>>>,
+    bus: Arc<Mutex<Option<Bus>>>,
+    /// For those who wait for jobs. Who is too slow misses some, and looks.
+    told: broadcast::Sender<Told>,
+}
+
+impl Default for Systemd {
+    fn default() -> Self {
+        Self {
+            bus: Arc::default(),
+            told: broadcast::Sender::new(JOBS),
+        }
+    }
+}
+
+/// A connection, and the task that takes what comes over it without being asked for.
+#[derive(Debug)]
+struct Bus {
+    connection: Connection,
+    _listens: JoinSet<()>,
 }
 
 /// What is asked of a unit.
@@ -139,18 +160,33 @@ fn said(error: zbus::Error) -> String {
 
 impl Systemd {
     async fn connection(&self) -> zbus::Result<Connection> {
-        let mut shared = self.connection.lock().await;
-        if let Some(connection) = shared.as_ref().filter(|connection| !connection.is_closed()) {
-            return Ok(connection.clone());
+        let mut shared = self.bus.lock().await;
+        if let Some(bus) = shared.as_ref().filter(|bus| !bus.connection.is_closed()) {
+            return Ok(bus.connection.clone());
         }
         let connection = Connection::system().await?;
-        // Once for all jobs: to ask for it and to take that back are five more questions for each.
-        let rule =
-            format!("type='signal',sender='{SYSTEMD}',interface='{SYSTEMD}.Manager',member='JobRemoved'");
-        connection
-            .call_method(Some(BUS), "/org/freedesktop/DBus", Some(BUS), "AddMatch", &rule)
-            .await?;
-        *shared = Some(connection.clone());
+        // Once for all jobs: to ask for it and to take that back are five more questions for each. And taken by one task: a
+        // stream that nobody takes from for a while holds up all others.
+        let rule = MatchRule::builder()
+            .msg_type(Type::Signal)
+            .sender(SYSTEMD)
+            .interface(MANAGER)
+            .member("JobRemoved")
+            .build()?;
+        let mut messages = MessageStream::for_match_rule(rule, &connection, None).await?;
+        let told = self.told.clone();
+        let mut listens = JoinSet::new();
+        listens.spawn(async move {
+            while let Some(Ok(message)) = messages.next().await {
+                // Nobody need be waiting.
+                let _ = Told::of(&message).map(|ended| told.send(ended));
+            }
+            let _ = told.send(Told::Lost);
+        });
+        *shared = Some(Bus {
+            connection: connection.clone(),
+            _listens: listens,
+        });
         Ok(connection)
     }
 
@@ -173,7 +209,8 @@ impl Systemd {
                 Ok(Ok(value)) => return Ok(value),
                 Ok(Err(e)) if is_away(&e) && Instant::now() < deadline => {
                     tracing::debug!(error = %e, what, "D-Bus is away");
-                    *self.connection.lock().await = None;
+                    *self.bus.lock().await = None;
+                    let _ = self.told.send(Told::Lost);
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 Ok(Err(e)) if is_away(&e) => {
@@ -332,39 +369,46 @@ impl Systemd {
             Verb::Stop => "stop",
             Verb::Reload => "reload",
         };
-        let watched = self
+        let begun = self
             .retried(&format!("{word} {unit}"), |m| async move {
                 // Before the call, or the end of a short job would be missed.
-                let connection = m.inner().connection();
-                let messages = MessageStream::from(connection);
+                let told = self.told.subscribe();
                 let member = match verb {
                     Verb::Start => "StartUnit",
                     Verb::Stop => "StopUnit",
                     Verb::Reload => "ReloadUnit",
                 };
-                let (path, interface) = (m.inner().path(), m.inner().interface());
+                let manager = m.inner();
                 let about = (unit, "replace");
-                match connection
-                    .call_method(Some(SYSTEMD), path, Some(interface), member, &about)
-                    .await
-                {
+                let reply = manager
+                    .connection()
+                    .call_method(Some(SYSTEMD), manager.path(), Some(MANAGER), member, &about)
+                    .await;
+                match reply {
                     Ok(reply) => {
                         let job: OwnedObjectPath = reply.body().deserialize()?;
-                        Ok(Some(ends_of_job(messages, &reply, job)))
+                        Ok(Some((job, sender(&reply), told)))
                     }
                     Err(e) if verb == Verb::Stop && is_named(&e, NO_UNIT) => Ok(None),
                     Err(e) => Err(e),
                 }
             })
             .await?;
-        let Some(mut ends) = watched else {
+        let Some((job, systemd, mut told)) = begun else {
             return Ok(JobEnd::Done);
+        };
+        let mut ended = async || loop {
+            match told.recv().await {
+                Ok(Told::Ended { by, job: ended, end }) if ended == job && by == systemd => return Some(end),
+                Ok(Told::Ended { .. }) | Err(RecvError::Lagged(_)) => {}
+                Ok(Told::Lost) | Err(RecvError::Closed) => return None,
+            }
         };
         let mut looks = tokio::time::interval(Duration::from_secs(2));
         looks.reset();
         loop {
             tokio::select! {
-                ended = ends.next() => match ended {
+                end = ended() => match end {
                     Some(end) => return Ok(end),
                     // The connection is gone, and with it the signal.
                     None => return self.settled(verb, unit, deadline).await,
@@ -373,7 +417,7 @@ impl Systemd {
                 _ = looks.tick() => {
                     if self.look(unit, false).await?.is_none_or(|unit| unit.job == 0) {
                         // Its signal may be on the way.
-                        return match tokio::time::timeout(Duration::from_millis(200), ends.next()).await {
+                        return match tokio::time::timeout(Duration::from_millis(200), ended()).await {
                             Ok(Some(end)) => Ok(end),
                             _ => self.settled(verb, unit, deadline).await,
                         };
@@ -454,36 +498,45 @@ pub(crate) struct Machine {
     pub(crate) leader: u32,
 }
 
-const BUS: &str = "org.freedesktop.DBus";
 const SYSTEMD: &str = "org.freedesktop.systemd1";
+const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 /// Below which path units are on the bus.
 const UNITS: &str = "/org/freedesktop/systemd1/unit";
 const NO_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 const NO_MACHINE: &str = "org.freedesktop.machine1.NoSuchMachine";
 
-/// Brings how a job ended, when it has (org.freedesktop.systemd1(5), `JobRemoved`), or ends with the connection. `reply` is
-/// systemd's to the call that made the job: a signal of anybody else is none, and on the bus anybody may send one.
-fn ends_of_job(messages: MessageStream, reply: &Message, job: OwnedObjectPath) -> BoxStream<'static, JobEnd> {
-    let systemd = reply.header().sender().map(|name| name.to_owned());
-    let messages = messages.take_while(|message| ready(message.is_ok()));
-    let ends = messages.filter_map(move |message| {
-        let message = message.ok().filter(|message| {
-            let header = message.header();
-            header.message_type() == Type::Signal
-                && header.member().is_some_and(|member| *member == "JobRemoved")
-                && header.sender() == systemd.as_ref()
-        });
-        let ended = message.and_then(|message| {
-            let body = message.body();
-            let (_, ended, _, result) = body.deserialize::<(u32, ObjectPath<'_>, &str, &str)>().ok()?;
-            (ended == *job).then(|| match result {
-                "done" => JobEnd::Done,
-                other => JobEnd::Undone(other.to_owned()),
-            })
-        });
-        ready(ended)
-    });
-    ends.boxed()
+/// What comes over the connection without being asked for.
+#[derive(Debug, Clone)]
+enum Told {
+    /// A job has ended (org.freedesktop.systemd1(5), `JobRemoved`).
+    Ended {
+        /// Who says so: on the bus anybody may.
+        by: Option<String>,
+        job: OwnedObjectPath,
+        end: JobEnd,
+    },
+    /// Nothing more comes.
+    Lost,
+}
+
+impl Told {
+    fn of(message: &Message) -> Option<Self> {
+        let body = message.body();
+        let (_, job, _, result) = body.deserialize::<(u32, OwnedObjectPath, &str, &str)>().ok()?;
+        let end = match result {
+            "done" => JobEnd::Done,
+            other => JobEnd::Undone(other.to_owned()),
+        };
+        Some(Self::Ended {
+            by: sender(message),
+            job,
+            end,
+        })
+    }
+}
+
+fn sender(message: &Message) -> Option<String> {
+    message.header().sender().map(ToString::to_string)
 }
 
 /// Returns the number of a unit's job, 0 for none: it stands before the job's path.

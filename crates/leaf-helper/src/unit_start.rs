@@ -8,8 +8,6 @@ use leaf_core::container::Exit;
 use leaf_core::error::chain;
 use leaf_core::host_op::{RunSpec, RunStatus, Runtime, conf_marker};
 use leaf_core::id::ContainerName;
-use rustix::process::{Pid, PidfdFlags, Signal};
-use rustix_libc_wrappers::process::SignalExt as _;
 use tokio::time::Instant;
 
 use crate::Helper;
@@ -26,10 +24,6 @@ const UNITS: &str = "/run/systemd/system";
 const GENERATED: &str = "/run/systemd/generator";
 /// What says that a container is to run: the generator has it started with the host.
 pub(crate) const WANTED: &str = "wanted";
-/// How long after it was asked to halt a container is asked again.
-const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
-/// How long it may take until an init listens.
-const STARTS_TO_LISTEN: Duration = Duration::from_secs(10);
 /// The end of a start job in whose place somebody put a stop (org.freedesktop.systemd1(5), JobRemoved).
 const CANCELED: &str = "canceled";
 /// How long a unit has to end after its processes were killed.
@@ -128,9 +122,6 @@ impl Helper {
             match self.start_prepared(spec, &unit, rest).await? {
                 JobEnd::Done => break,
                 JobEnd::Undone(why) => {
-                    if why == CANCELED {
-                        self.see_it_halt(name).await;
-                    }
                     self.forget_prepared_start(name).await?;
                     let why = self.why_not_ready(name, &why, began).await;
                     if attempt == TRIES
@@ -339,69 +330,15 @@ impl Helper {
         }))
     }
 
-    /// Has systemd stop a unit, which asks the container to halt once, and asks again meanwhile: one that was just started
-    /// may not listen yet. Returns whether it stopped in its grace time.
+    /// Has systemd stop a unit, and returns whether it stopped in its grace time.
     async fn halt_unit(&self, name: &ContainerName, unit: &str, grace: Duration) -> Result<bool> {
-        let deadline = Instant::now() + grace;
-        let mut rest = grace;
-        while !rest.is_zero() {
-            let patience = ASK_AGAIN_AFTER.min(rest);
-            match self.systemd.job(Verb::Stop, unit, patience).await? {
-                JobEnd::StillRuns => {}
-                JobEnd::Done => return Ok(true),
-                JobEnd::Undone(result) => {
-                    if self.unit_is_up(name).await? {
-                        return Err(Error::Failed(format!("systemd did not stop {unit}: {result}")));
-                    }
-                    return Ok(true);
-                }
+        match self.systemd.job(Verb::Stop, unit, grace).await? {
+            JobEnd::StillRuns => Ok(false),
+            JobEnd::Done => Ok(true),
+            JobEnd::Undone(result) if self.unit_is_up(name).await? => {
+                Err(Error::Failed(format!("systemd did not stop {unit}: {result}")))
             }
-            if let Err(e) = self.ask_unit_to_halt(name) {
-                tracing::debug!(container = %name, error = chain(&e), "the init could not be asked to halt");
-            }
-            rest = deadline.saturating_duration_since(Instant::now());
+            JobEnd::Undone(_) => Ok(true),
         }
-        Ok(false)
-    }
-
-    /// Asks a container again to halt that systemd stops while it starts, at a shutdown for one: systemd asks it once, which
-    /// is lost on an init that does not listen yet. It gets no longer than an init needs until it does.
-    async fn see_it_halt(&self, name: &ContainerName) {
-        let run = || {
-            let status = self.run_folder(name).and_then(|run| self.status(&run));
-            status.ok().flatten().map(|status| status.started_at)
-        };
-        let canceled = run();
-        let deadline = Instant::now() + STARTS_TO_LISTEN;
-        while Instant::now() < deadline {
-            tokio::time::sleep(ASK_AGAIN_AFTER).await;
-            // Somebody may have started it anew.
-            if run() != canceled {
-                return;
-            }
-            if let Err(e) = self.ask_unit_to_halt(name) {
-                return tracing::debug!(container = %name, error = chain(&e), "is not asked to halt again");
-            }
-        }
-    }
-
-    /// Sends SIGRTMIN+3 to a container's init: halt (systemd(1), "Signals"). At a shutdown D-Bus may be gone, so the init is
-    /// found without.
-    fn ask_unit_to_halt(&self, name: &ContainerName) -> Result<()> {
-        let group = UnitCgroup::of(name)?;
-        let none = || Error::Failed("it has no first process".into());
-        let first = group.first_process().ok_or_else(none)?;
-        let pid = i32::try_from(first)
-            .ok()
-            .and_then(Pid::from_raw)
-            .ok_or_else(none)?;
-        let failed = || Error::io(format!("signal the init, process {first}"));
-        let process = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(failed())?;
-        // The number may be another process's by now; once it is open, it stays the one that is looked at here.
-        if !group.holds(first) {
-            return Err(Error::Failed(format!("process {first} is not of this container")));
-        }
-        let halt = Signal::rt(3).ok_or_else(|| Error::Unsupported("this system has no SIGRTMIN+3".into()))?;
-        rustix::process::pidfd_send_signal(process, halt).map_err(failed())
     }
 }
