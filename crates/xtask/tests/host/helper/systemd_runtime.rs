@@ -12,6 +12,10 @@ pub(crate) const TRIALS: Trials = &[
     ),
     ("what_does_not_become_ready_is_told_with_its_cause", unready),
     ("a_container_whose_nspawn_was_killed_starts_again", killed),
+    (
+        "a_container_that_an_operator_stops_before_it_listens_is_asked_again",
+        deaf_at_first,
+    ),
     ("a_container_starts_while_the_bus_is_restarted", bus),
     (
         "a_container_that_ends_badly_is_started_again_later_and_later",
@@ -156,6 +160,28 @@ fn killed() -> Outcome {
     ensure(leaf.status("web")?["exit"] == Value::Null, "nobody saw its end")?;
     leaf.start("web")?;
     leaf.stop("web", 20)?;
+    leaf.destroy("web")?;
+    leaf.nothing_is_left("web")
+}
+
+fn deaf_at_first() -> Outcome {
+    let leaf = Leaf::new()?;
+    let system = leaf.system("late", &format!("$b sleep 4; {WAITS}"))?;
+    leaf.create("web", &system, 1, json!({}))?;
+    // The unit must be there for a person to start it.
+    leaf.start("web")?;
+    leaf.stop("web", 20)?;
+    leaf.host.ok(
+        "systemctl start --no-block container@web; until machinectl show web >/dev/null 2>&1; do sleep 0.1; done; \
+         timeout 60 systemctl stop container@web",
+    )?;
+    ensure(leaf.unit("web", "Result")? == "success", "it halted by itself")?;
+    let exit = &leaf.status("web")?["exit"];
+    ensure(*exit == json!({"by": "code", "code": 0}), format!("{exit}"))?;
+    // Before there is anything that could halt.
+    leaf.host
+        .ok("systemctl start --no-block container@web; timeout 60 systemctl stop container@web")?;
+    ensure(leaf.unit("web", "ActiveState")? == "inactive", "it does not run")?;
     leaf.destroy("web")?;
     leaf.nothing_is_left("web")
 }
