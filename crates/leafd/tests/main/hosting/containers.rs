@@ -16,7 +16,7 @@ use libtest_mimic::Trial;
 
 use super::systems::{NEVER_READY, WAITS, store_path, system};
 use super::{destroy, is_problem, minimal, name, start, toplevel, traces};
-use crate::support::{Host, Need, Setup, TestLeaf, until};
+use crate::support::{Host, LIMIT, Need, Setup, TestLeaf, until};
 
 pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     let needs = &[Need::Containers];
@@ -421,19 +421,27 @@ async fn publishes_its_own() -> anyhow::Result<()> {
     let daemon = leaf.nats_as_service().await?;
     let admin = leaf.nats_as_admin().await?;
 
-    let mut own = daemon.subscribe(subject::containers_of(&leaf.name)).await?;
-    let mut commands = daemon.subscribe(subject::commands_of(&leaf.name)).await?;
-    let mut events = admin.subscribe(subject::events_of(&leaf.name)).await?;
-    daemon.flush().await?;
-    admin.flush().await?;
     let l = &leaf.name;
+    let health = format!("{}.health", subject::container_prefix(l, &name));
+    let mut commands = daemon.subscribe(subject::commands_of(l)).await?;
+    let mut own = daemon.subscribe(subject::containers_of(l)).await?;
+    let mut events = admin.subscribe(subject::events_of(l)).await?;
+    // The server has a subscription once it has answered something later of the same connection; a flush does not tell.
+    daemon.publish(health.clone(), "asked".into()).await?;
+    let asked = tokio::time::timeout(LIMIT, own.next())
+        .await?
+        .context("a message")?;
+    ensure!(asked.payload == "asked", "{asked:?}");
+    admin
+        .request(format!("leaf.v1.cmd.{l}.admin.leaf.show"), "{}".into())
+        .await?;
     for forbidden in [
         format!("leaf.v1.evt.{l}.container.{}.stopped", name.token()),
         format!("leaf.v1.cmd.{l}.admin.leaf.show"),
         format!("leaf.v1.cmd.{l}.{}.leaf.show", name.caller()),
         format!("leaf.v1.beat.{l}"),
         format!("{}.news", subject::container_prefix(l, &other)),
-        format!("{}.health", subject::container_prefix(l, &name)),
+        health,
         format!("$KV.leaf_state.{l}.leaf"),
         format!("$JS.API.STREAM.DELETE.EVENTS_{l}"),
         "_INBOX.admin.x".to_owned(),
@@ -444,15 +452,13 @@ async fn publishes_its_own() -> anyhow::Result<()> {
     inside.publish(allowed.clone(), "hello".into()).await?;
     inside.flush().await?;
     // What is allowed came last, so all that was to come before it would be here.
-    let first = tokio::time::timeout(Duration::from_secs(10), own.next())
+    let first = tokio::time::timeout(LIMIT, own.next())
         .await?
         .context("a message")?;
     ensure!(
         first.subject.as_str() == allowed && first.payload == "hello",
         "{first:?}"
     );
-    daemon.flush().await?;
-    admin.flush().await?;
     let nothing = Duration::from_millis(200);
     for (what, subscription) in [("a command", &mut commands), ("an event", &mut events)] {
         let came = tokio::time::timeout(nothing, subscription.next()).await;
