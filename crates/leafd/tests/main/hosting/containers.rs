@@ -432,9 +432,12 @@ async fn publishes_its_own() -> anyhow::Result<()> {
         .await?
         .context("a message")?;
     ensure!(asked.payload == "asked", "{asked:?}");
-    admin
-        .request(format!("leaf.v1.cmd.{l}.admin.leaf.show"), "{}".into())
-        .await?;
+    let show = format!("leaf.v1.cmd.{l}.admin.leaf.show");
+    admin.request(show.clone(), "{}".into()).await?;
+    let command = tokio::time::timeout(LIMIT, commands.next())
+        .await?
+        .context("a command")?;
+    ensure!(command.subject.as_str() == show, "{command:?}");
     for forbidden in [
         format!("leaf.v1.evt.{l}.container.{}.stopped", name.token()),
         format!("leaf.v1.cmd.{l}.admin.leaf.show"),
