@@ -145,13 +145,19 @@ impl Helper {
         if let Some(roots) = Folder::open_root(&self.paths.roots)? {
             make_removable(&roots, name)?;
         }
+        let mut folders = vec![state];
         for folder in self.held_by().chain([&*self.paths.roots, &self.paths.run]) {
-            if let Some(folder) = Folder::open_root(folder)? {
-                folder.remove_tree(name.as_str())?;
-            }
+            folders.extend(Folder::open_root(folder)?);
         }
-        state.remove_tree(name.as_str())?;
-        confs.remove_file(&conf_name(name))
+        // The state last: it finds what is left.
+        folders.reverse();
+        folders
+            .iter()
+            .try_for_each(|folder| folder.remove_tree(name.as_str()))?;
+        folders.iter().try_for_each(Folder::sync)?;
+        // Once the rest is off the disk: who finds it removes what is left.
+        confs.remove_file(&conf_name(name))?;
+        confs.sync()
     }
 
     /// Returns the lock that the programs of NixOS hold while they make or remove a container, held.

@@ -117,6 +117,11 @@ impl Folder {
         rustix::fs::fchown(&self.fd, None, Some(Gid::from_raw(group))).map_err(failed())
     }
 
+    /// Returns when the disk has what was made and removed in the folder: otherwise it is as before after a power cut.
+    pub(crate) fn sync(&self) -> Result<()> {
+        rustix::fs::fsync(&self.fd).map_err(Error::io(format!("write {} to its disk", self.path.display())))
+    }
+
     /// Returns whether there is anything of this name, a broken symbolic link included.
     pub(crate) fn has(&self, name: &str) -> Result<bool> {
         let path = self.at(name)?;
