@@ -374,7 +374,7 @@ fn short_digest(value: &impl Serialize) -> String {
 /// How the last run of a container does: `status.json`, replaced atomically at each change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunStatus {
-    /// The process that runs it: the supervisor's, or that of systemd-nspawn below systemd.
+    /// The process that runs systemd-nspawn and notes its end.
     pub supervisor_pid: u32,
     /// When it was started.
     pub started_at: Timestamp,

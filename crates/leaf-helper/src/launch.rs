@@ -1,6 +1,7 @@
 //! What systemd runs for a container's unit: [`Helper::launch`] runs systemd-nspawn and writes down how it ended, and
 //! [`Helper::switch_inside`] brings a running one to another system.
 
+use std::os::unix::net::UnixDatagram;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -12,7 +13,8 @@ use leaf_core::id::ContainerName;
 use leaf_core::spec::RestartWhen;
 use rustix::process::Signal;
 use tokio::process::Command;
-use tokio::signal::unix::{self, SignalKind, signal};
+use tokio::signal::unix::{self as signals, SignalKind, signal};
+use tokio::time::Instant;
 
 use crate::Helper;
 use crate::create::{check_switch, check_toplevel};
@@ -20,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::files::Folder;
 use crate::payload::{UnitCgroup, cgroup_of};
 use crate::run::SHOWN;
-use crate::{cgroup, nspawn};
+use crate::{cgroup, nspawn, unit};
 
 /// What a running container was started with, or switched to since.
 const STARTED: &str = "started.json";
@@ -30,6 +32,8 @@ const PAIRS_SINCE: u32 = 254;
 const LASTED: &str = "lasted";
 /// How long after it was asked to halt a container is asked again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How long after it was asked to halt a container is ended by force: before systemd does, which would end this process too.
+const KILLED_AFTER: Duration = Duration::from_secs(unit::STOP_SECONDS as u64 - 10);
 /// How long a switch inside a container may take.
 const SWITCH: Duration = Duration::from_secs(540);
 
@@ -38,13 +42,16 @@ impl Helper {
     /// by the container's unit, whose main process this stays: `ExecStopPost=` would be one more start of a program at each
     /// end.
     pub(crate) async fn launch(&self, name: &ContainerName) -> Result<Exit> {
+        // First: a stop that comes now is to be noted as well.
+        let terminate = signal(SignalKind::terminate()).map_err(Error::io("watch for SIGTERM"))?;
         self.check_host()?;
         let run = self.run_folder(name)?;
         let mut status = new_status();
         // What the last run said is no answer to this start.
         write_status(&run, &status)?;
-        let terminate = signal(SignalKind::terminate()).map_err(Error::io("watch for SIGTERM"))?;
         let outcome = self.run_to_the_end(name, &run, &mut status, terminate).await;
+        // Or the unit would be up until this process has ended, and a start of it no change.
+        tell_systemd(b"STOPPING=1");
         let noted = self.note_end(name, &run, status, &outcome).await;
         match (outcome, noted) {
             (Ok(exit), noted) => {
@@ -62,7 +69,7 @@ impl Helper {
         name: &ContainerName,
         run: &Folder,
         status: &mut RunStatus,
-        mut terminate: unix::Signal,
+        mut terminate: signals::Signal,
     ) -> Result<Exit> {
         let mut nspawn = tokio::select! {
             biased;
@@ -71,19 +78,25 @@ impl Helper {
             command = self.command(name, run, status) => command?.spawn(),
         }
         .map_err(Error::io(format!("start {}", self.settings.nspawn.display())))?;
-        let mut asked = false;
+        // It may take long until this process needs the bus again, and each connection counts there.
+        self.systemd.disconnect().await;
+        let mut kill_at = None;
         loop {
             tokio::select! {
                 ended = nspawn.wait() => {
                     return ended.map(nspawn::exit_of).map_err(Error::io("wait for systemd-nspawn"));
                 }
-                _ = terminate.recv() => {
+                // Only once: at the second time systemd-nspawn ends at once.
+                _ = terminate.recv(), if kill_at.is_none() => {
                     nspawn::ask_to_halt(&nspawn);
-                    asked = true;
+                    kill_at = Some(Instant::now() + KILLED_AFTER);
                 }
                 // systemd and systemd-nspawn ask once, which is lost on an init that does not listen yet.
-                () = tokio::time::sleep(ASK_AGAIN_AFTER), if asked => {
-                    if let Err(e) = ask_init_to_halt() {
+                () = tokio::time::sleep(ASK_AGAIN_AFTER), if kill_at.is_some() => {
+                    if kill_at.is_some_and(|at| Instant::now() >= at) {
+                        tracing::warn!(container = %name, "does not halt, and is ended by force");
+                        UnitCgroup::own()?.kill_payload().await?;
+                    } else if let Err(e) = ask_init_to_halt() {
                         tracing::debug!(error = chain(&e), "the init could not be asked to halt again");
                     }
                 }
@@ -147,10 +160,11 @@ impl Helper {
             }
         }
         let group = UnitCgroup::own()?;
+        // A systemd-nspawn that was killed may have left some of its processes, and a switch inside is one that writes, too.
+        let killed = group.kill_payload().await;
         status.oom_kills = group.oom_kills();
         write_status(run, &status)?;
-        // A systemd-nspawn that was killed may have left some of its processes.
-        group.kill_payload().await?;
+        killed?;
         run.remove_file(STARTED)?;
         self.release_inputs(name)?;
         if !self.is_attended(name)? {
@@ -280,6 +294,17 @@ impl Helper {
         }
         check_toplevel(&spec.toplevel)?;
         check_switch(&spec.toplevel)
+    }
+}
+
+/// Tells systemd something of the unit that this process is in (sd_notify(3)), where there is somebody to be told.
+fn tell_systemd(what: &[u8]) {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let told = UnixDatagram::unbound().and_then(|from| from.send_to(what, &socket));
+    if let Err(error) = told {
+        tracing::warn!(%error, "systemd can't be told that the container ends");
     }
 }
 

@@ -132,14 +132,21 @@ fn bind(path: &Path, owner: u32) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// The exit code for systemd, which counts restarts by it: a signal as shells have it (bash(1), "Exit status"), but SIGTERM,
-/// which is no failure (systemd.service(5), `SuccessExitStatus=`).
+/// The exit code for systemd, which counts restarts by it: a signal as shells have it (bash(1), "Exit status"), but those that are
+/// no failure (systemd.service(5), `SuccessExitStatus=`), and the one whose number would ask for a restart.
 fn as_it_ended(exit: Exit) -> ExitCode {
+    const ASKS_FOR_A_RESTART: i32 = 133;
+    let no_failure = [
+        SignalKind::hangup(),
+        SignalKind::interrupt(),
+        SignalKind::pipe(),
+        SignalKind::terminate(),
+    ];
     let code = match exit {
         Exit::Code { code } => code,
-        Exit::Signal { signal } if signal == SignalKind::terminate().as_raw_value() => 0,
-        Exit::Signal { signal } => 128 + signal,
-        Exit::Lost => 1,
+        Exit::Signal { signal } if no_failure.contains(&SignalKind::from_raw(signal)) => 0,
+        Exit::Signal { signal } if 128 + signal != ASKS_FOR_A_RESTART => 128 + signal,
+        Exit::Signal { .. } | Exit::Lost => 1,
     };
     ExitCode::from(u8::try_from(code).unwrap_or(1))
 }
@@ -151,5 +158,25 @@ fn small() -> std::io::Result<tokio::runtime::Runtime> {
 impl Container {
     fn helper(&self) -> anyhow::Result<Helper> {
         Ok(Helper::of_record(&self.record)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_told_so_that_systemd_restarts_only_what_failed_or_asks_for_it() {
+        let of = |exit| format!("{:?}", as_it_ended(exit));
+        let code = |code: u8| format!("{:?}", ExitCode::from(code));
+        assert_eq!(of(Exit::Code { code: 0 }), code(0));
+        assert_eq!(of(Exit::Code { code: 133 }), code(133));
+        for signal in [1, 2, 13, 15] {
+            assert_eq!(of(Exit::Signal { signal }), code(0), "{signal}");
+        }
+        assert_eq!(of(Exit::Signal { signal: 9 }), code(137));
+        // SIGTRAP, whose number would be that of a restart.
+        assert_eq!(of(Exit::Signal { signal: 5 }), code(1));
+        assert_eq!(of(Exit::Lost), code(1));
     }
 }

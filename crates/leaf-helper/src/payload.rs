@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! machine.slice/container@NAME.service     delegated by systemd
-//!   supervisor                             systemd-nspawn
+//!   supervisor                             leaf-helper run, and systemd-nspawn
 //!   payload                                the container; the limits are here
 //! ```
 //!

@@ -190,6 +190,11 @@ impl Systemd {
         Ok(connection)
     }
 
+    /// Lets go of the connection; the next call makes another.
+    pub(crate) async fn disconnect(&self) {
+        *self.bus.lock().await = None;
+    }
+
     /// Calls, and again by another connection where D-Bus is away.
     async fn retried<T, F>(&self, what: &str, call: impl Fn(ManagerProxy<'static>) -> F) -> Result<T>
     where
@@ -209,7 +214,7 @@ impl Systemd {
                 Ok(Ok(value)) => return Ok(value),
                 Ok(Err(e)) if is_away(&e) && Instant::now() < deadline => {
                     tracing::debug!(error = %e, what, "D-Bus is away");
-                    *self.bus.lock().await = None;
+                    self.disconnect().await;
                     let _ = self.told.send(Told::Lost);
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -436,7 +441,7 @@ impl Systemd {
                 let up = look.as_ref().is_some_and(|unit| unit.active == "active");
                 let down = look.as_ref().is_none_or(|unit| !unit.is_up());
                 return Ok(match verb {
-                    Verb::Start if up => JobEnd::Done,
+                    Verb::Start | Verb::Reload if up => JobEnd::Done,
                     Verb::Stop if down => JobEnd::Done,
                     _ => JobEnd::Undone("failed".to_owned()),
                 });

@@ -268,7 +268,10 @@ impl Helper {
             .await?
             .is_some_and(|look| look.active == "active");
         let status = self.status(&run)?;
-        if running && status.is_some_and(|status| status.start_digest == spec.start_digest()) {
+        // One whose end is written does not run any more, whatever systemd has heard of it.
+        let as_wanted =
+            |status: RunStatus| status.exit.is_none() && status.start_digest == spec.start_digest();
+        if running && status.is_some_and(as_wanted) {
             return Ok(());
         }
         if running {
