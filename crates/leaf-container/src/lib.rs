@@ -52,13 +52,3 @@ impl Containers {
         }
     }
 }
-
-/// Returns what runs containers on this host: systemd, where it is the first process, as sd_booted(3) tells it.
-#[must_use]
-pub fn runtime_of_this_host() -> Runtime {
-    if std::path::Path::new("/run/systemd/system").is_dir() {
-        Runtime::Systemd
-    } else {
-        Runtime::Nspawn
-    }
-}

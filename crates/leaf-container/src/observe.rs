@@ -6,9 +6,10 @@ use std::io;
 use leaf_core::container::{ObservedContainer, ObservedRun};
 use leaf_core::host_op::Runtime;
 use leaf_core::id::ContainerName;
+use leaf_host::cgroup;
 
 use crate::conf::Conf;
-use crate::{Containers, LookError, cgroup};
+use crate::{Containers, LookError};
 
 /// What a look showed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,14 +107,14 @@ impl Containers {
         &self,
         names: &[ContainerName],
     ) -> Result<BTreeMap<ContainerName, (ObservedRun, u64)>, LookError> {
-        let mount = cgroup::mount();
+        let mount = cgroup::mount().ok();
         let mut runs = BTreeMap::new();
         for name in names {
             let (run, known) = self.supervised_run(name)?;
             // The group goes with the run; what was counted last stands in the status then.
             let counted = mount
                 .as_ref()
-                .and_then(|mount| cgroup::oom_kills(&self.payload(mount, name)));
+                .and_then(|mount| self.payload(mount, name).oom_kills());
             runs.insert(name.clone(), (run, known.max(counted.unwrap_or(0))));
         }
         Ok(runs)

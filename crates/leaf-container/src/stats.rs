@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use leaf_core::container::ContainerStats;
 use leaf_core::host_op::Runtime;
 use leaf_core::id::ContainerName;
+use leaf_host::cgroup::{self, Cgroup, keyed};
 
-use crate::cgroup::{self, keyed};
 use crate::{Containers, LookError};
 
 impl Containers {
@@ -18,26 +18,26 @@ impl Containers {
     /// [`LookError::NotRunning`] when there is no process in it; [`LookError::Bus`] when systemd does not answer.
     pub fn stats(&self, name: &ContainerName) -> Result<ContainerStats, LookError> {
         let not_running = || LookError::NotRunning(name.clone());
-        let mount = cgroup::mount().ok_or_else(not_running)?;
+        let mount = cgroup::mount().map_err(|_| not_running())?;
         let mut group = self.payload(&mount, name);
         if self.runtime == Runtime::Systemd && !group.exists() {
             // It may run in another slice than ours do: one that was adopted, or that somebody moved.
             let other = self.group_of_unit(name)?.ok_or_else(not_running)?;
-            group = mount.join(other).join("payload");
+            group = Cgroup::at(mount.join(other)).child("payload");
         }
-        if !cgroup::is_populated(&group) {
+        if !group.is_populated().unwrap_or(false) {
             return Err(not_running());
         }
         let stats = stats_of(
             name.clone(),
-            |file| std::fs::read_to_string(group.join(file)).ok(),
+            |file| std::fs::read_to_string(group.path().join(file)).ok(),
             |file| {
                 let link = Path::new("/sys/class/net").join(format!("ve-{name}/statistics"));
                 std::fs::read_to_string(link.join(file)).ok()
             },
         );
         // One that ended meanwhile has files without their sense, or none.
-        if cgroup::is_populated(&group) {
+        if group.is_populated().unwrap_or(false) {
             Ok(stats)
         } else {
             Err(not_running())

@@ -2,12 +2,10 @@
 
 use std::io::ErrorKind;
 
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
-
 use leaf_core::container::{Exit, ObservedRun};
 use leaf_core::host_op::RunStatus;
 use leaf_core::id::ContainerName;
+use leaf_host::lock;
 
 use crate::{Containers, LookError};
 
@@ -51,11 +49,7 @@ impl Containers {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
             Err(e) => return Err(LookError::read(&path)(e)),
         };
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => Ok(false),
-            Err(Errno::WOULDBLOCK) => Ok(true),
-            Err(e) => Err(LookError::read(&path)(e.into())),
-        }
+        lock::is_held(&file).map_err(LookError::read(&path))
     }
 
     /// What the helper wrote of the last run of a container since the host was started, if it was run.

@@ -8,11 +8,12 @@ use jiff::Timestamp;
 use leaf_core::container::ObservedRun;
 use leaf_core::host_op::{RunStatus, Runtime};
 use leaf_core::id::ContainerName;
+use leaf_host::cgroup::{self, Cgroup};
 use zbus::Connection;
 
 use crate::bus::{self, Listed};
 use crate::unit::{Stage, Unit, run_of};
-use crate::{Containers, LookError, cgroup};
+use crate::{Containers, LookError};
 
 /// How containers do, and how many processes of each were killed for want of memory.
 pub(crate) type Runs = BTreeMap<ContainerName, (ObservedRun, u64)>;
@@ -48,7 +49,7 @@ impl Containers {
         if names.is_empty() {
             return Ok((Runs::new(), Names::new()));
         }
-        let mount = cgroup::mount();
+        let mount = cgroup::mount().ok();
         bus::block_on(async {
             let units = self.units(names).await?;
             let stage = |name: &ContainerName| {
@@ -187,10 +188,10 @@ impl Containers {
         let counted = mount.and_then(|mount| {
             let group = unit.and_then(|unit| unit.group.as_ref());
             let payload = match group {
-                Some(group) => mount.join(group).join("payload"),
+                Some(group) => Cgroup::at(mount.join(group)).child("payload"),
                 None => self.payload(mount, name),
             };
-            cgroup::oom_kills(&payload)
+            payload.oom_kills()
         });
         let written = status.map_or(0, |status| status.oom_kills);
         written.max(counted.unwrap_or(0))
@@ -217,7 +218,7 @@ impl Containers {
                 Ok(bus::leader(connection, name).await)
             })
             .await?;
-        let by_group = || cgroup::leader(&mount?.join(unit.group.as_ref()?));
+        let by_group = || Cgroup::at(mount?.join(unit.group.as_ref()?)).first_process();
         Ok(by_machined.or_else(by_group))
     }
 }

@@ -15,9 +15,10 @@ use futures::{FutureExt as _, StreamExt as _};
 use inotify::{Event, EventMask, EventStream, Inotify, WatchMask, Watches};
 use leaf_core::host_op::Runtime;
 use leaf_core::id::ContainerName;
+use leaf_host::cgroup;
 
 use crate::signals::Signals;
-use crate::{Containers, LookError, cgroup};
+use crate::{Containers, LookError};
 
 /// How long after the first change of a burst the look is due.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -218,7 +219,7 @@ impl Hints {
                 }
             }
         }
-        let mount = cgroup::mount();
+        let mount = cgroup::mount().ok();
         let entries = match std::fs::read_dir(&paths.run) {
             // The helper makes it, and gives it to leafd's group a moment later.
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => return Ok(()),
@@ -235,7 +236,7 @@ impl Hints {
             }
             watch(&entry.path(), mask(), Watched::Container(name.clone()))?;
             if let Some(mount) = &mount {
-                let events = containers.payload(mount, &name).join("memory.events");
+                let events = containers.payload(mount, &name).path().join("memory.events");
                 watch(&events, WatchMask::MODIFY, Watched::Container(name))?;
             }
         }

@@ -237,7 +237,7 @@ async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Res
         rescan: 0,
         stopping: None,
         drained: false,
-        runtime: leaf_container::runtime_of_this_host(),
+        runtime: leaf_host::runtime::detect(),
         settings: settings.clone(),
     };
     let state = main_loop.ledger.state();

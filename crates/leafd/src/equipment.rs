@@ -152,11 +152,7 @@ pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began
                 leaf_address: address,
                 nats_port,
             },
-            view: Containers::new(
-                leaf.clone(),
-                HostPaths::new(leaf),
-                leaf_container::runtime_of_this_host(),
-            ),
+            view: Containers::new(leaf.clone(), HostPaths::new(leaf), leaf_host::runtime::detect()),
             identity,
             users: process.reloader(),
             nats_url: url.clone(),
@@ -272,7 +268,7 @@ pub async fn nix_jobs(settings: &Settings, leaf: &LeafName) -> Result<Nix, Strin
 /// Returns the helper, if it is to run the jobs: as a user of their own, and not as leafd's.
 fn jobs_by_helper(settings: &Settings) -> Option<Client> {
     let client = helper_service(settings)?;
-    let usual = || leaf_container::runtime_of_this_host() == Runtime::Systemd && client.socket().exists();
+    let usual = || leaf_host::runtime::detect() == Runtime::Systemd && client.socket().exists();
     settings.nix.by_helper.unwrap_or_else(usual).then_some(client)
 }
 

@@ -1,4 +1,4 @@
-//! The house's three floors: no arrow goes sideways or up.
+//! The workspace's floors: no crate depends on one beside it or above it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,18 +9,21 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
 const ARROWS: &[(&str, &[&str])] = &[
     // The first floor: what a leaf is.
     ("leaf-core", &[]),
-    // The second: each does one thing, and knows none of its neighbours.
-    ("leaf-journal", &["leaf-core"]),
-    ("leaf-bus", &["leaf-core"]),
-    ("leaf-hardware", &["leaf-core"]),
-    ("leaf-container", &["leaf-core"]),
-    ("leaf-nix", &["leaf-core"]),
-    ("leaf-helper", &["leaf-core"]),
-    // The third: the programs, in which they meet.
+    // The second: what several crates need of a Linux host.
+    ("leaf-host", &["leaf-core"]),
+    // The third: each does one thing, and knows none of its neighbours.
+    ("leaf-journal", &["leaf-core", "leaf-host"]),
+    ("leaf-bus", &["leaf-core", "leaf-host"]),
+    ("leaf-hardware", &["leaf-core", "leaf-host"]),
+    ("leaf-container", &["leaf-core", "leaf-host"]),
+    ("leaf-nix", &["leaf-core", "leaf-host"]),
+    ("leaf-helper", &["leaf-core", "leaf-host"]),
+    // The fourth: the programs, in which they meet.
     (
         "leafd",
         &[
             "leaf-core",
+            "leaf-host",
             "leaf-journal",
             "leaf-bus",
             "leaf-hardware",

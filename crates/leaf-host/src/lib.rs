@@ -1,0 +1,19 @@
+//! What several crates of a leaf need of a Linux host, once.
+//!
+//! | module | what it offers |
+//! |---|---|
+//! | [`cgroup`] | control groups, version 2: mount, create, attach, kill, who is in it |
+//! | [`lock`] | file locks between processes (flock(2)) |
+//! | [`mounts`] | the mount table |
+//! | [`process`] | a program run within bounds, and processes that are not this one's children |
+//! | [`program`] | lookup of programs on `PATH` |
+//! | [`runtime`] | what runs the containers of this host |
+//!
+//! It decides nothing and keeps no state: which containers and jobs there should be is known above and below.
+
+pub mod cgroup;
+pub mod lock;
+pub mod mounts;
+pub mod process;
+pub mod program;
+pub mod runtime;

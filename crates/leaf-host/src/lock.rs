@@ -1,0 +1,112 @@
+//! File locks between processes: flock(2), through [`std::fs::File`].
+//!
+//! A lock belongs to the open file and ends with it, and so with its process, however that ends.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::time::Duration;
+
+/// Why a lock was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// The file system or the kernel refused.
+    #[error("the kernel refused the lock")]
+    Io(#[from] io::Error),
+    /// Another process kept it for longer than this one waits.
+    #[error("another process has held it for {} s", after.as_secs())]
+    Held {
+        /// How long this process waited.
+        after: Duration,
+    },
+    /// The thread that waited for it ended.
+    #[error("the thread that waited for it has ended")]
+    Lost,
+}
+
+/// Returns whether another open file of this file has an exclusive lock. It takes the lock shared for a moment, which
+/// whoever tries to lock it exclusively meanwhile has to expect.
+///
+/// # Errors
+/// What the kernel says, where the file can't be locked at all.
+pub fn is_held(file: &File) -> io::Result<bool> {
+    match file.try_lock_shared() {
+        Ok(()) => file.unlock().map(|()| false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Takes the exclusive lock of a file and returns whether it could: not while another open file has one.
+///
+/// # Errors
+/// What the kernel says, where the file can't be locked at all.
+pub fn try_exclusive(file: &File) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Takes the exclusive lock of a file, and waits for it as long as `patience`. Those who wait are served in turn by the
+/// kernel; a thread waits there.
+///
+/// # Errors
+/// [`LockError`] where the file can't be locked, or was not free in time.
+pub async fn exclusive(file: File, patience: Duration) -> Result<File, LockError> {
+    if try_exclusive(&file)? {
+        return Ok(file);
+    }
+    let (locked, lock) = tokio::sync::oneshot::channel();
+    // Where nobody waits any more, the thread gets the lock in its turn and lets go of it at once.
+    let wait = move || {
+        let taken = loop {
+            match file.lock() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                taken => break taken,
+            }
+        };
+        let _ = locked.send(taken.map(|()| file));
+    };
+    std::thread::Builder::new().name("lock".into()).spawn(wait)?;
+    match tokio::time::timeout(patience, lock).await {
+        Ok(Ok(taken)) => Ok(taken?),
+        Ok(Err(_)) => Err(LockError::Lost),
+        Err(_) => Err(LockError::Held { after: patience }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(path: &std::path::Path) -> File {
+        let mut options = std::fs::OpenOptions::new();
+        let options = options.read(true).write(true).create(true).truncate(false);
+        options.open(path).expect("a lock file")
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_is_held_is_seen_waited_for_and_had_in_turn() {
+        let place = tempfile::tempdir().expect("a directory");
+        let path = place.path().join("lock");
+        let (holder, looker) = (open(&path), open(&path));
+        assert!(!is_held(&looker).expect("a look"));
+        assert!(try_exclusive(&holder).expect("a lock"));
+        assert!(is_held(&looker).expect("a look"));
+        assert!(!try_exclusive(&looker).expect("a try"));
+
+        let soon = Duration::from_millis(50);
+        let refused = exclusive(open(&path), soon).await.expect_err("it is held");
+        assert!(matches!(refused, LockError::Held { after } if after == soon));
+
+        let waits = tokio::spawn(exclusive(open(&path), Duration::from_secs(60)));
+        drop(holder);
+        let taken = waits.await.expect("no panic").expect("the lock");
+        assert!(is_held(&looker).expect("a look"));
+        drop(taken);
+        assert!(!is_held(&looker).expect("a look"));
+        // A look leaves no lock behind.
+        assert!(try_exclusive(&open(&path)).expect("a lock"));
+    }
+}

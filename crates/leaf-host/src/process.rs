@@ -1,0 +1,364 @@
+//! Programs run within bounds, and handles of processes that are not this one's children.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::{Child, Command};
+
+/// The bounds of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// How long it may take.
+    pub time: Duration,
+    /// The most that it may write to its standard output; more is an error.
+    pub stdout_bytes: usize,
+    /// How much of what it writes to its standard error is kept, from the beginning; the rest is read and dropped.
+    pub stderr_bytes: usize,
+}
+
+impl Bounds {
+    /// Returns bounds of this time, with 1 MiB of standard output and 8 KiB of standard error.
+    #[must_use]
+    pub fn of_time(time: Duration) -> Self {
+        Self {
+            time,
+            stdout_bytes: 1 << 20,
+            stderr_bytes: 8 << 10,
+        }
+    }
+}
+
+/// How a program ended that was run within bounds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finished {
+    /// Its exit status.
+    pub status: ExitStatus,
+    /// What it wrote to its standard output.
+    pub stdout: Vec<u8>,
+    /// What was kept of what it wrote to its standard error, trimmed.
+    pub stderr: String,
+}
+
+/// Why a program could not be run to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// There is no such program.
+    #[error("the program {program} is not there")]
+    NotFound {
+        /// The program.
+        program: String,
+    },
+    /// It can't be started.
+    #[error("can't start {program}")]
+    Start {
+        /// The program.
+        program: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// What it writes can't be read, or its end can't be waited for.
+    #[error("can't follow {program}")]
+    Follow {
+        /// The program.
+        program: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// It took longer than it may, and was killed.
+    #[error("{program} did not end within {} s and was killed", after.as_secs())]
+    TimedOut {
+        /// The program.
+        program: String,
+        /// How long it was given.
+        after: Duration,
+    },
+    /// It wrote more than it may, and was killed.
+    #[error("{program} wrote more than {limit} bytes and was killed")]
+    TooLarge {
+        /// The program.
+        program: String,
+        /// How much it may write.
+        limit: usize,
+    },
+}
+
+/// Runs a program to its end, in a process group of its own, with `input` as its standard input. The group is killed when
+/// a bound is passed or the future is dropped.
+///
+/// # Errors
+/// [`RunError`]; a program that ends with an exit code other than 0 is none.
+pub async fn run(mut command: Command, input: &[u8], bounds: Bounds) -> Result<Finished, RunError> {
+    let program = command.as_std().get_program().to_string_lossy().into_owned();
+    let spawned = command
+        .stdin(if input.is_empty() {
+            Stdio::null()
+        } else {
+            Stdio::piped()
+        })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn();
+    let child = match spawned {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(RunError::NotFound { program }),
+        Err(source) => return Err(RunError::Start { program, source }),
+        Ok(child) => child,
+    };
+    let mut group = Group::of(child);
+    let followed = tokio::time::timeout(bounds.time, follow(&mut group.child, input, bounds)).await;
+    match followed {
+        Ok(Ok(Some(finished))) => {
+            // It was waited for, so its number may be another group's soon.
+            group.led_by = None;
+            Ok(finished)
+        }
+        Ok(Ok(None)) => {
+            group.end().await;
+            Err(RunError::TooLarge {
+                program,
+                limit: bounds.stdout_bytes,
+            })
+        }
+        Ok(Err(source)) => {
+            group.end().await;
+            Err(RunError::Follow { program, source })
+        }
+        Err(_) => {
+            group.end().await;
+            Err(RunError::TimedOut {
+                program,
+                after: bounds.time,
+            })
+        }
+    }
+}
+
+/// Returns how a program ended; nothing where it wrote more than it may.
+async fn follow(child: &mut Child, input: &[u8], bounds: Bounds) -> io::Result<Option<Finished>> {
+    let stdin = child.stdin.take();
+    let mut stdout = child.stdout.take().expect("it is piped");
+    let mut stderr = child.stderr.take().expect("it is piped");
+    let feed = async {
+        if let Some(mut stdin) = stdin {
+            // A program that ends without reading all of it says why itself.
+            let _ = stdin.write_all(input).await;
+        }
+        Ok(())
+    };
+    let read_stdout = async {
+        let one_more = bounds.stdout_bytes.saturating_add(1);
+        let written = read_at_most(&mut stdout, one_more).await.map_err(Some)?;
+        // No error of the kernel's, and no reason to wait for the others.
+        if written.len() > bounds.stdout_bytes {
+            Err(None)
+        } else {
+            Ok(written)
+        }
+    };
+    let read_stderr = async {
+        let said = read_at_most(&mut stderr, bounds.stderr_bytes)
+            .await
+            .map_err(Some)?;
+        // Else the program would wait for somebody to read the rest.
+        let rest = tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await;
+        rest.map_err(Some).map(|_| said)
+    };
+    let (stdout, said) = match tokio::try_join!(feed, read_stdout, read_stderr) {
+        Ok(((), stdout, said)) => (stdout, said),
+        Err(None) => return Ok(None),
+        Err(Some(error)) => return Err(error),
+    };
+    Ok(Some(Finished {
+        status: child.wait().await?,
+        stdout,
+        stderr: String::from_utf8_lossy(&said).trim().to_owned(),
+    }))
+}
+
+async fn read_at_most(source: &mut (impl AsyncRead + Unpin), limit: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(limit).unwrap_or(u64::MAX);
+    source.take(limit).read_to_end(&mut bytes).await?;
+    Ok(bytes)
+}
+
+/// A child that leads a process group, which is killed when this is dropped.
+#[derive(Debug)]
+struct Group {
+    child: Child,
+    led_by: Option<Pid>,
+}
+
+impl Group {
+    fn of(child: Child) -> Self {
+        let led_by = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        Self { child, led_by }
+    }
+
+    fn kill(&mut self) {
+        if let Some(pid) = self.led_by.take() {
+            // It fails only where nothing of it is left.
+            let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+        }
+    }
+
+    async fn end(&mut self) {
+        self.kill();
+        // The kernel keeps its number until it is waited for.
+        let _ = self.child.wait().await;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A handle of a process that stays its own when the process's number is given to another: pidfd_open(2). Needs tokio with
+/// I/O.
+#[derive(Debug)]
+pub struct ProcessHandle(AsyncFd<OwnedFd>);
+
+impl ProcessHandle {
+    /// Opens the process of this number; nothing if there is none.
+    ///
+    /// # Errors
+    /// What the kernel says, for want of file descriptors or before Linux 5.3.
+    pub fn open(pid: u32) -> io::Result<Option<Self>> {
+        let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+            return Ok(None);
+        };
+        match pidfd_open(pid, PidfdFlags::NONBLOCK) {
+            Ok(handle) => async_fd(handle).map(|handle| Some(Self(handle))),
+            Err(Errno::SRCH) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Sends it a signal, and returns whether it was there to get it.
+    ///
+    /// # Errors
+    /// What the kernel says, where this user may not do that.
+    pub fn signal(&self, signal: Signal) -> io::Result<bool> {
+        match pidfd_send_signal(&self.0, signal) {
+            Ok(()) => Ok(true),
+            Err(Errno::SRCH) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Waits for its end. The future may be dropped at any time without a loss.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn ended(&self) -> io::Result<()> {
+        // A pidfd is readable once the process has ended.
+        self.0.readable().await.map(drop)
+    }
+}
+
+/// Returns a file descriptor whose readiness tokio tells of. Needs tokio with I/O.
+///
+/// # Errors
+/// What the kernel says.
+#[expect(
+    deprecated,
+    reason = "its successor is unsafe, for the sake of types that don't own what they name; an OwnedFd does"
+)]
+pub fn async_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::new(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    fn bounds(time: Duration) -> Bounds {
+        Bounds {
+            stdout_bytes: 10,
+            stderr_bytes: 20,
+            ..Bounds::of_time(time)
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_program_gets_its_input_and_what_it_writes_is_kept_up_to_the_bounds() {
+        let script = "cat; seq 100000 >&2; exit 3";
+        let finished = run(shell(script), b"ten bytes!", bounds(LONG))
+            .await
+            .expect("a run");
+        assert_eq!(finished.status.code(), Some(3));
+        assert_eq!(finished.stdout, b"ten bytes!");
+        assert_eq!(finished.stderr, "1\n2\n3\n4\n5\n6\n7\n8\n9\n10");
+        let refused = run(shell("cat"), b"eleven byte", bounds(LONG)).await;
+        assert!(
+            matches!(refused, Err(RunError::TooLarge { limit: 10, .. })),
+            "{refused:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_program_that_takes_too_long_is_killed_with_all_that_it_started() {
+        let place = tempfile::tempdir().expect("a directory");
+        let pid_file = place.path().join("pid");
+        let script = format!("sleep 600 & echo $! >{}; wait", pid_file.display());
+        let refused = run(shell(&script), b"", bounds(Duration::from_secs(1))).await;
+        assert!(matches!(refused, Err(RunError::TimedOut { .. })), "{refused:?}");
+        let pid: u32 = std::fs::read_to_string(&pid_file)
+            .expect("the number of the child's child")
+            .trim()
+            .parse()
+            .expect("a number");
+        if let Some(handle) = ProcessHandle::open(pid).expect("a look") {
+            tokio::time::timeout(LONG, handle.ended())
+                .await
+                .expect("it was killed")
+                .expect("a wait");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_not_there_or_is_none_is_told_apart() {
+        let missing = run(Command::new("/no/such/program"), b"", bounds(LONG)).await;
+        assert!(matches!(missing, Err(RunError::NotFound { .. })), "{missing:?}");
+        let no_program = run(Command::new("/etc/passwd"), b"", bounds(LONG)).await;
+        assert!(
+            matches!(no_program, Err(RunError::Start { .. })),
+            "{no_program:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_process_is_signalled_and_its_end_is_seen_by_its_handle() {
+        let mut child = shell("exec sleep 600").spawn().expect("a child");
+        let pid = child.id().expect("a number");
+        let handle = ProcessHandle::open(pid).expect("a handle").expect("it lives");
+        assert!(Path::new(&format!("/proc/{pid}")).exists());
+        assert!(handle.signal(Signal::TERM).expect("a signal"));
+        tokio::time::timeout(LONG, handle.ended())
+            .await
+            .expect("it ends")
+            .expect("a wait");
+        child.wait().await.expect("its end");
+        assert!(!handle.signal(Signal::TERM).expect("no signal"));
+        assert!(ProcessHandle::open(pid).expect("a look").is_none());
+        assert!(ProcessHandle::open(u32::MAX).expect("a look").is_none());
+    }
+}

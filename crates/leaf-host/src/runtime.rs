@@ -1,0 +1,15 @@
+//! What runs the containers of this host.
+
+use std::path::Path;
+
+use leaf_core::host_op::Runtime;
+
+/// Returns the container runtime of this host: systemd where it is PID 1, as sd_booted(3) tells it.
+#[must_use]
+pub fn detect() -> Runtime {
+    if Path::new("/run/systemd/system").is_dir() {
+        Runtime::Systemd
+    } else {
+        Runtime::Nspawn
+    }
+}
