@@ -1,4 +1,4 @@
-//! What can go wrong around a job. What goes wrong *in* a job is its [`Outcome`](crate::Outcome).
+//! What can go wrong around a job. What goes wrong *in* a job is its [`JobOutcome`](leaf_core::job::JobOutcome).
 
 use std::io;
 use std::path::PathBuf;

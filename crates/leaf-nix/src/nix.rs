@@ -13,7 +13,7 @@ use std::time::Duration;
 use leaf_core::command::LogChunk;
 use leaf_core::host_op::HostOp;
 use leaf_core::id::JobId;
-use leaf_core::job::{BuildTask, Progress};
+use leaf_core::job::{BuildTask, JobOutcome, Progress};
 use rustix::process::{Signal, pidfd_send_signal};
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
@@ -24,7 +24,8 @@ use crate::folder::{Folder, ORDER, OUTCOME, PROGRESS, RUNNER_ERRORS};
 use crate::launch::{Launch, insist};
 use crate::log;
 use crate::order::{Order, Target};
-use crate::running::{Ended, Outcome, RunningJob, conclude, open_pidfd};
+use crate::outcome::Ended;
+use crate::running::{RunningJob, conclude, open_pidfd};
 use crate::unit::is_populated;
 
 /// What the runner and Nix get of the daemon's environment. No secrets are among it: tokens belong in `nix.conf`.
@@ -174,7 +175,7 @@ pub enum Found {
     /// It runs.
     Running(Box<RunningJob>),
     /// It has ended; nothing of it runs.
-    Ended(Outcome),
+    Ended(JobOutcome),
     /// It never began to run, or its folder is gone; the text says which.
     Lost(String),
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
-use leaf_core::job::{BuildResult, Progress};
+use leaf_core::job::{BuildResult, JobOutcome, JobResult, Progress};
 use rustix::process::{Pid, Signal, getpid, kill_process, set_child_subreaper, setsid};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
@@ -22,8 +22,9 @@ use crate::folder::{Folder, ORDER, PROGRESS};
 use crate::internal_json::{Lines, Tracker};
 use crate::log::LogWriter;
 use crate::order::{Order, Target};
+use crate::outcome::Ended;
 use crate::result::{read_build, read_path_info};
-use crate::running::{Ended, NEWS_EVERY, Outcome};
+use crate::running::NEWS_EVERY;
 
 const MAX_STDOUT_BYTES: usize = 16 * 1024 * 1024;
 const MAX_LINE_BYTES: usize = 1024 * 1024;
@@ -87,7 +88,7 @@ async fn run_job(folder: Folder) -> io::Result<()> {
         order,
     };
     let outcome = if job.folder.is_cancelled() {
-        Outcome::Cancelled
+        JobOutcome::Cancelled
     } else {
         // From a terminal or a dying session nothing is taken but the daemon's own word.
         let ignored = async {
@@ -123,14 +124,14 @@ struct Runner {
 }
 
 impl Runner {
-    async fn build(&mut self, stop: &mut SignalStream) -> Outcome {
+    async fn build(&mut self, stop: &mut SignalStream) -> JobOutcome {
         match self.try_build(stop).await {
             Ok(outcome) => outcome,
-            Err(error) => Outcome::Failed(error),
+            Err(error) => JobOutcome::Failed(error),
         }
     }
 
-    async fn try_build(&mut self, stop: &mut SignalStream) -> Result<Outcome, String> {
+    async fn try_build(&mut self, stop: &mut SignalStream) -> Result<JobOutcome, String> {
         let begin = Instant::now();
         let mut command = self.nix("build");
         command
@@ -176,7 +177,7 @@ impl Runner {
             Ok(stdout) => read_path_info(&stdout, &first)?,
             Err(outcome) => return Ok(outcome),
         };
-        Ok(Outcome::Succeeded(BuildResult {
+        Ok(JobOutcome::Succeeded(JobResult::Build(BuildResult {
             store_path: first,
             outputs: built.outputs,
             derivation: built.derivation,
@@ -184,7 +185,7 @@ impl Runner {
             closure_size_bytes: info.closure_size_bytes,
             references: info.references,
             built: self.tracker.built(),
-        }))
+        })))
     }
 
     fn nix(&self, verb: &str) -> Command {
@@ -220,7 +221,7 @@ impl Runner {
         &mut self,
         command: Command,
         stop: &mut SignalStream,
-    ) -> Result<Result<Vec<u8>, Outcome>, String> {
+    ) -> Result<Result<Vec<u8>, JobOutcome>, String> {
         let program = self.order.nix.display().to_string();
         match self
             .supervise(command, stop)
@@ -232,10 +233,10 @@ impl Runner {
                 .tracker
                 .error()
                 .unwrap_or_else(|| format!("nix said nothing, and ended with {status}"))),
-            Run::Cancelled => Ok(Err(Outcome::Cancelled)),
+            Run::Cancelled => Ok(Err(JobOutcome::Cancelled)),
             Run::TimedOut => {
                 let seconds = self.order.timeout_ms / 1000;
-                Ok(Err(Outcome::TimedOut(format!(
+                Ok(Err(JobOutcome::TimedOut(format!(
                     "it took longer than {seconds} s, and was ended"
                 ))))
             }
@@ -335,13 +336,13 @@ impl Runner {
         }
     }
 
-    async fn conclude(self, outcome: Outcome, room: File) -> io::Result<()> {
+    async fn conclude(self, outcome: JobOutcome, room: File) -> io::Result<()> {
         let all_dead = kill_descendants(KILL_PATIENCE).await;
-        if !matches!(outcome, Outcome::Succeeded(_)) {
+        if !matches!(outcome, JobOutcome::Succeeded(_)) {
             let _ = fs::remove_dir_all(&self.order.gc_root);
         }
         let ended = Ended {
-            outcome,
+            outcome: outcome.into(),
             log_missing: self.log.finish(),
         };
         self.folder

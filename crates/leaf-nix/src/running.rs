@@ -11,10 +11,9 @@ use std::time::Duration;
 
 use leaf_core::command::LogChunk;
 use leaf_core::id::JobId;
-use leaf_core::job::{BuildResult, JobPhase, Progress};
+use leaf_core::job::{JobOutcome, Progress};
 use rustix::fs::inotify;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::process::Child;
@@ -25,6 +24,7 @@ use crate::cgroup::Cgroup;
 use crate::folder::{Folder, ORDER, OUTCOME, PROGRESS};
 use crate::log;
 use crate::order::Order;
+use crate::outcome::Ended;
 use crate::unit::UnitWatch;
 
 /// How often what a job says is looked at.
@@ -33,53 +33,6 @@ const NEWS_LOG_BYTES: usize = 64 * 1024;
 /// How far one who follows the log may lag behind before a part is left out.
 const NEWS_LAG_BYTES: u64 = 256 * 1024;
 const CLEAN_UP_PATIENCE: Duration = Duration::from_secs(10);
-
-/// How a job ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "phase", content = "about")]
-pub enum Outcome {
-    /// It was built, and its GC root holds the result.
-    Succeeded(BuildResult),
-    /// It did not work; the text says why, in at most 4 KiB and a few lines.
-    Failed(String),
-    /// It took longer than it may, and was ended; the text says so.
-    TimedOut(String),
-    /// Somebody asked for its end.
-    Cancelled,
-    /// Its runner died: nobody knows how far it came. The text says what is known.
-    Interrupted(String),
-}
-
-impl Outcome {
-    /// The phase of a job that ended so; one that took too long has failed.
-    #[must_use]
-    pub fn phase(&self) -> JobPhase {
-        match self {
-            Self::Succeeded(_) => JobPhase::Succeeded,
-            Self::Failed(_) | Self::TimedOut(_) => JobPhase::Failed,
-            Self::Cancelled => JobPhase::Cancelled,
-            Self::Interrupted(_) => JobPhase::Interrupted,
-        }
-    }
-
-    /// Why it did not succeed, if there is more to say than its phase.
-    #[must_use]
-    pub fn error(&self) -> Option<&str> {
-        match self {
-            Self::Failed(why) | Self::TimedOut(why) | Self::Interrupted(why) => Some(why),
-            Self::Succeeded(_) | Self::Cancelled => None,
-        }
-    }
-}
-
-/// What stands in `outcome.json`.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Ended {
-    pub(crate) outcome: Outcome,
-    /// What the log could not say, since it could not be written.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) log_missing: Option<String>,
-}
 
 /// Something that a running job said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,7 +43,7 @@ pub enum JobNews {
     /// much is left out, and [`Nix::read_log`](crate::Nix::read_log) has it.
     Log(LogChunk),
     /// Its end. Nothing of it runs any more, and no news follow.
-    Ended(Outcome),
+    Ended(JobOutcome),
 }
 
 /// A job that runs. Dropping it leaves the job running; [`Nix::find`](crate::Nix::find) finds it again.
@@ -223,9 +176,9 @@ impl RunningJob {
     }
 
     /// Why it never ran, if it did not.
-    fn not_started(&self) -> Option<Outcome> {
+    fn not_started(&self) -> Option<JobOutcome> {
         match &self.process {
-            Process::Unit(unit) => unit.failed.clone().map(Outcome::Failed),
+            Process::Unit(unit) => unit.failed.clone().map(JobOutcome::Failed),
             Process::Child(_) | Process::Adopted(_) => None,
         }
     }
@@ -263,7 +216,7 @@ impl RunningJob {
     }
 
     /// Waits for the end of the job, and says nothing meanwhile. Nothing of it runs when this returns.
-    pub async fn ended(&mut self) -> Outcome {
+    pub async fn ended(&mut self) -> JobOutcome {
         // An error means that there is no such process, which is what is waited for.
         let _ = self.process.ended().await;
         match self.not_started() {
@@ -343,7 +296,7 @@ pub(crate) fn open_pidfd(pid: Pid) -> io::Result<Option<AsyncFd<OwnedFd>>> {
 }
 
 /// Cleans up behind a runner that has ended, and says how its job did.
-pub(crate) async fn conclude(folder: &Folder) -> Outcome {
+pub(crate) async fn conclude(folder: &Folder) -> JobOutcome {
     // What is not this user's to clean up, the helper does, and the job itself.
     let order = folder.read_json::<Order>(ORDER).ok().flatten();
     let order = order.filter(|_| !folder.is_shared());
@@ -353,8 +306,8 @@ pub(crate) async fn conclude(folder: &Folder) -> Outcome {
         tracing::error!(cgroup = %path.display(), %error, "a job's cgroup can't be removed; something in it may still run");
     }
     let outcome = match folder.read_json::<Ended>(OUTCOME) {
-        Ok(Some(ended)) => ended.outcome,
-        Ok(None) if folder.is_cancelled() => Outcome::Cancelled,
+        Ok(Some(ended)) => ended.outcome.into(),
+        Ok(None) if folder.is_cancelled() => JobOutcome::Cancelled,
         Ok(None) => {
             let said = folder.runner_errors();
             let said = if said.is_empty() {
@@ -362,11 +315,11 @@ pub(crate) async fn conclude(folder: &Folder) -> Outcome {
             } else {
                 format!(": {said}")
             };
-            Outcome::Interrupted(format!("the runner of the job ended without an outcome{said}"))
+            JobOutcome::Interrupted(format!("the runner of the job ended without an outcome{said}"))
         }
-        Err(error) => Outcome::Interrupted(format!("the outcome of the job can't be read: {error}")),
+        Err(error) => JobOutcome::Interrupted(format!("the outcome of the job can't be read: {error}")),
     };
-    if let (Some(order), false) = (order, matches!(outcome, Outcome::Succeeded(_))) {
+    if let (Some(order), false) = (order, matches!(outcome, JobOutcome::Succeeded(_))) {
         let _ = std::fs::remove_dir_all(order.gc_root);
     }
     outcome

@@ -8,9 +8,8 @@ use leaf_core::container::{Container, ForeignContainer, ObservedContainer};
 use leaf_core::decide::LogQuery;
 use leaf_core::hardware::Inventory;
 use leaf_core::id::{CommandId, ContainerName, JobId};
-use leaf_core::job::Progress;
+use leaf_core::job::{JobOutcome, Progress};
 use leaf_core::problem::Problem;
-use leaf_nix::Outcome;
 use tokio::time::Instant;
 
 use crate::publisher::Published;
@@ -55,7 +54,7 @@ pub enum Input {
     /// A running job said how far it is.
     JobProgress(JobId, Progress),
     /// A job ended.
-    JobEnded(JobId, Outcome),
+    JobEnded(JobId, JobOutcome),
     /// What the stream is known to hold has changed.
     Published(Published),
     /// No more commands will come.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use leaf_bus::connect::Bus;
 use leaf_core::error::chain;
 use leaf_core::id::LeafName;
-use leaf_core::job::{Job, Task};
-use leaf_nix::{Found, JobNews, Nix, NixError, Outcome, RunningJob};
+use leaf_core::job::{Job, JobOutcome, Task};
+use leaf_nix::{Found, JobNews, Nix, NixError, RunningJob};
 use tokio::sync::{mpsc, watch};
 
 use crate::input::Input;
@@ -54,12 +54,12 @@ pub async fn run(
 }
 
 /// Starts a job, or finds it: it may run since before this run of the daemon, or have ended meanwhile.
-async fn begin(nix: &Nix, job: &Job, cancelled: bool) -> Result<RunningJob, Outcome> {
+async fn begin(nix: &Nix, job: &Job, cancelled: bool) -> Result<RunningJob, JobOutcome> {
     loop {
         match nix.find(job.id).await {
             Ok(Found::Running(running)) => return Ok(*running),
             Ok(Found::Ended(outcome)) => return Err(outcome),
-            Ok(Found::Lost(_)) if cancelled => return Err(Outcome::Cancelled),
+            Ok(Found::Lost(_)) if cancelled => return Err(JobOutcome::Cancelled),
             // That it runs is recorded before it is started; so this is one that is to be started.
             Ok(Found::Lost(why)) => {
                 tracing::debug!(id = %job.id, why, "to be started");
@@ -74,7 +74,7 @@ async fn begin(nix: &Nix, job: &Job, cancelled: bool) -> Result<RunningJob, Outc
     }
     let Task::Build(task) = &job.task;
     nix.start(job.id, task)
-        .map_err(|error: NixError| Outcome::Failed(chain(&error)))
+        .map_err(|error: NixError| JobOutcome::Failed(chain(&error)))
 }
 
 /// Passes on what a job says, until it ends.
@@ -83,7 +83,7 @@ async fn follow(
     bus: &Bus,
     leaf: &LeafName,
     inputs: &mpsc::Sender<Input>,
-) -> Outcome {
+) -> JobOutcome {
     let id = running.id();
     // Its log is told from the beginning, also of a job that is found again.
     let mut offset = 0;

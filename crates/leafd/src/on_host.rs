@@ -13,10 +13,9 @@ use leaf_core::event::{
 };
 use leaf_core::hardware::Inventory;
 use leaf_core::id::{Caller, ContainerName, DeviceId, JobId};
-use leaf_core::job::{JobFailureCause, JobPhase, JobResult};
+use leaf_core::job::{JobFailureCause, JobOutcome, JobPhase, JobResult};
 use leaf_core::plan::{after_early_start, observe};
 use leaf_core::problem::{Problem, ProblemCode};
-use leaf_nix::Outcome as JobOutcome;
 
 use crate::input::Effect;
 use crate::main_loop::{MainLoop, Target, Waiter, to_body};
@@ -231,8 +230,8 @@ impl MainLoop {
         let failed = |id, cause, error| JobFailed { id, cause, error };
         let (fact, after) = match outcome {
             JobOutcome::Succeeded(result) => {
-                let after = after_job(state, id, Ok(&result));
-                let result = JobResult::Build(result);
+                let JobResult::Build(build) = &result;
+                let after = after_job(state, id, Ok(build));
                 (Fact::JobSucceeded(JobSucceeded { id, result }), after)
             }
             JobOutcome::Failed(error) => {

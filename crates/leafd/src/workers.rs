@@ -15,10 +15,10 @@ use leaf_core::error::chain;
 use leaf_core::event::ContainerStep;
 use leaf_core::host_op::{HostOpError, HostOpErrorKind};
 use leaf_core::id::{CommandId, ContainerName, JobId, LeafName};
-use leaf_core::job::Job;
+use leaf_core::job::{Job, JobOutcome};
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_journal::Journal;
-use leaf_nix::{Nix, NixError, Outcome};
+use leaf_nix::{Nix, NixError};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -344,7 +344,9 @@ impl Workers {
             match nix {
                 Ok(nix) => job::run(&nix, &job, &bus, &leaf, &inputs, cancelled).await,
                 Err(why) => {
-                    let _ = inputs.send(Input::JobEnded(job.id, Outcome::Failed(why))).await;
+                    let _ = inputs
+                        .send(Input::JobEnded(job.id, JobOutcome::Failed(why)))
+                        .await;
                 }
             }
         });

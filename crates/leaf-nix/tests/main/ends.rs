@@ -2,8 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use leaf_core::job::JobPhase;
-use leaf_nix::Outcome;
+use leaf_core::job::{JobOutcome, JobPhase};
 
 use crate::lab::{Lab, says};
 use crate::tests;
@@ -30,7 +29,7 @@ async fn a_build_that_takes_too_long_is_ended_and_leaves_no_process() {
     let id = job.id();
     let outcome = job.ended().await;
     assert!(
-        matches!(&outcome, Outcome::TimedOut(why) if why.contains("longer than 2 s")),
+        matches!(&outcome, JobOutcome::TimedOut(why) if why.contains("longer than 2 s")),
         "{outcome:?}"
     );
     assert_eq!(outcome.phase(), JobPhase::Failed);
@@ -46,9 +45,9 @@ async fn a_cancelled_build_leaves_no_process_even_if_it_ignores_the_signal_and_f
     assert!(lab.processes().len() >= 2, "{:?}", lab.processes());
     lab.nix.cancel(job.id()).await.expect("cancelled");
     assert_eq!(lab.processes(), Vec::<String>::new());
-    assert_eq!(job.ended().await, Outcome::Cancelled);
+    assert_eq!(job.ended().await, JobOutcome::Cancelled);
     lab.nix.cancel(job.id()).await.expect("again is fine");
-    assert_eq!(job.ended().await, Outcome::Cancelled);
+    assert_eq!(job.ended().await, JobOutcome::Cancelled);
 }
 
 async fn a_cancelled_evaluation_leaves_no_process() {
@@ -62,7 +61,7 @@ async fn a_cancelled_evaluation_leaves_no_process() {
     let mut job = lab.start(lab.file("endless", &text));
     says(&mut job, "begun").await;
     lab.nix.cancel(job.id()).await.expect("cancelled");
-    assert_eq!(job.ended().await, Outcome::Cancelled);
+    assert_eq!(job.ended().await, JobOutcome::Cancelled);
     assert_eq!(lab.processes(), Vec::<String>::new());
 }
 
@@ -75,7 +74,7 @@ async fn a_job_is_cancelled_at_any_moment_of_its_start() {
         lab.nix.cancel(job.id()).await.expect("cancelled");
         assert_eq!(
             job.ended().await,
-            Outcome::Cancelled,
+            JobOutcome::Cancelled,
             "after {:?}",
             begin.elapsed()
         );
@@ -101,6 +100,6 @@ async fn a_cancelled_nix_that_ignores_the_signal_is_killed_after_the_grace_time(
     let begin = Instant::now();
     lab.nix.cancel(job.id()).await.expect("cancelled");
     assert!(begin.elapsed() >= Duration::from_millis(500));
-    assert_eq!(job.ended().await, Outcome::Cancelled);
+    assert_eq!(job.ended().await, JobOutcome::Cancelled);
     assert_eq!(lab.processes(), Vec::<String>::new());
 }

@@ -8,8 +8,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use leaf_core::id::JobId;
-use leaf_core::job::{BuildTask, Installable};
-use leaf_nix::{JobNews, Launch, Nix, Outcome, RunningJob, Settings};
+use leaf_core::job::{BuildTask, Installable, JobOutcome};
+use leaf_nix::{JobNews, Launch, Nix, RunningJob, Settings};
 use uuid::Uuid;
 
 pub(crate) type TestFn = fn() -> Pin<Box<dyn Future<Output = ()>>>;
@@ -161,7 +161,7 @@ impl Lab {
         self.nix.start(new_id(), &task).expect("started")
     }
 
-    pub(crate) async fn build(&self, installable: Installable) -> Outcome {
+    pub(crate) async fn build(&self, installable: Installable) -> JobOutcome {
         self.start(installable).ended().await
     }
 

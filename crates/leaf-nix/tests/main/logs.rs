@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use leaf_nix::{JobNews, Outcome};
+use leaf_core::job::{JobOutcome, JobResult};
+use leaf_nix::JobNews;
 
 use crate::lab::{Lab, says};
 use crate::tests;
@@ -59,7 +60,7 @@ async fn a_builder_that_prints_100_mb_keeps_head_and_tail_and_little_memory() {
                 .expect("a number");
         }
     };
-    assert!(matches!(outcome, Outcome::Succeeded(_)), "{outcome:?}");
+    assert!(matches!(outcome, JobOutcome::Succeeded(_)), "{outcome:?}");
     println!("100 MB: {:?}, the runner's peak {peak_kib} KiB", begin.elapsed());
     assert!(peak_kib > 0 && peak_kib < 64 * 1024, "{peak_kib} KiB");
     let kept: u64 = std::fs::read_dir(lab.settings.jobs_dir.join(id.to_string()))
@@ -96,7 +97,7 @@ async fn a_full_disk_does_not_stop_the_build_and_the_log_tells() {
     let outcome = job.ended().await;
     let log = lab.whole_log(id);
     assert!(mount(&["umount", &path]));
-    assert!(matches!(outcome, Outcome::Succeeded(_)), "{outcome:?}");
+    assert!(matches!(outcome, JobOutcome::Succeeded(_)), "{outcome:?}");
     assert!(
         log.contains("bytes could not be written: No space left"),
         "{}",
@@ -119,7 +120,7 @@ async fn progress_is_told_and_the_end_comes_once_everything_was_said() {
         }
     };
     assert!(
-        matches!(&outcome, Outcome::Succeeded(result) if result.built == 1),
+        matches!(&outcome, JobOutcome::Succeeded(JobResult::Build(result)) if result.built == 1),
         "{outcome:?}"
     );
     assert!(busy, "a running build is told");

@@ -1,8 +1,8 @@
 //! Builds that work, and those that Nix refuses.
 
 use leaf_core::id::StorePath;
-use leaf_core::job::{BuildResult, BuildTask, Installable, JobPhase};
-use leaf_nix::{NixError, Outcome};
+use leaf_core::job::{BuildResult, BuildTask, Installable, JobOutcome, JobPhase, JobResult};
+use leaf_nix::NixError;
 use serde_json::Value;
 
 use crate::lab::{Lab, new_id};
@@ -23,14 +23,14 @@ tests![
     a_cached_build_takes_not_much_longer_than_nix_itself,
 ];
 
-fn succeeded(outcome: Outcome) -> BuildResult {
+fn succeeded(outcome: JobOutcome) -> BuildResult {
     match outcome {
-        Outcome::Succeeded(result) => result,
+        JobOutcome::Succeeded(JobResult::Build(result)) => result,
         other => panic!("{other:?}"),
     }
 }
 
-fn failed(outcome: &Outcome) -> &str {
+fn failed(outcome: &JobOutcome) -> &str {
     assert_eq!(outcome.phase(), JobPhase::Failed, "{outcome:?}");
     outcome.error().expect("a reason")
 }

@@ -4,8 +4,8 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-use leaf_core::job::JobPhase;
-use leaf_nix::{Found, Outcome};
+use leaf_core::job::{JobOutcome, JobPhase, JobResult};
+use leaf_nix::Found;
 
 use crate::lab::{Lab, new_id, says};
 use crate::tests;
@@ -73,8 +73,10 @@ async fn a_job_outlives_the_daemon_and_is_found_again() {
         [id]
     );
     says(&mut job, "begun").await;
-    assert!(matches!(job.ended().await, Outcome::Succeeded(_)));
-    let Found::Ended(Outcome::Succeeded(result)) = lab.nix.find(id).await.expect("found") else {
+    assert!(matches!(job.ended().await, JobOutcome::Succeeded(_)));
+    let Found::Ended(JobOutcome::Succeeded(JobResult::Build(result))) =
+        lab.nix.find(id).await.expect("found")
+    else {
         panic!("it ended")
     };
     assert!(Path::new(result.store_path.as_str()).exists());
@@ -82,7 +84,7 @@ async fn a_job_outlives_the_daemon_and_is_found_again() {
     lab.nix.cancel(id).await.expect("cancelled");
     assert!(matches!(
         lab.nix.find(id).await.expect("found"),
-        Found::Ended(Outcome::Cancelled)
+        Found::Ended(JobOutcome::Cancelled)
     ));
 }
 
@@ -129,7 +131,7 @@ async fn a_killed_runner_leaves_nothing_and_its_job_is_interrupted() {
     assert_eq!(lab.processes(), Vec::<String>::new());
     assert!(matches!(
         lab.nix.find(job.id()).await.expect("found"),
-        Found::Ended(Outcome::Interrupted(_))
+        Found::Ended(JobOutcome::Interrupted(_))
     ));
     assert!(!lab.gc_root(job.id()).exists());
     assert!(lab.whole_log(job.id()).contains("ready"), "the log is kept");

@@ -1,13 +1,26 @@
-//! Jobs: long work that is stored, acknowledged with an id, followed, cancelled, and ends in an event.
+//! Jobs: durable long-running work that is acknowledged with an id, followed, cancelled, and ends in an event.
+//!
+//! There are two kinds. A *process job* is one program, run as the user `leaf-job`: builds are, and evaluations, runs,
+//! shells and uploads will be. A *saga* is made of steps of leafd and the helper with a durable position; migrations and
+//! system switches will be sagas, and none exists yet (decision 14).
+//!
+//! Each task has a module with its arguments and its result, such as [`build`], a variant of [`Task`] and one of
+//! [`JobResult`].
 
-use std::collections::BTreeMap;
+pub mod build;
+pub mod installable;
+pub mod outcome;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::cause::Cause;
-use crate::id::{Caller, ContainerName, JobId, StorePath};
+use crate::id::{Caller, JobId};
+
+pub use build::{BuildResult, BuildTask};
+pub use installable::Installable;
+pub use outcome::{JobFailureCause, JobOutcome};
 
 /// One job, as it stands now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -48,47 +61,6 @@ pub struct Job {
 pub enum Task {
     /// `nix build`.
     Build(BuildTask),
-}
-
-/// What to build, and within what bounds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct BuildTask {
-    /// What to build.
-    pub installable: Installable,
-    /// The time it may take, in seconds.
-    pub timeout_seconds: u32,
-    /// The container that waits for the result.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub container: Option<ContainerName>,
-}
-
-/// Something that Nix can build.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case", tag = "type", deny_unknown_fields)]
-pub enum Installable {
-    /// A flake reference with an optional fragment, such as `github:owner/repo#package`.
-    Flake {
-        /// The reference.
-        reference: String,
-    },
-    /// A store path or derivation that is to be realised.
-    StorePath {
-        /// The path; a derivation ends in `.drv`.
-        path: StorePath,
-    },
-    /// A Nix file on the leaf, as `nix build -f FILE ATTRIBUTE` takes it.
-    File {
-        /// An absolute path on the leaf.
-        path: String,
-        /// The attribute to build; the whole file without it.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        attribute: Option<String>,
-    },
-    /// A container template of this leaf, such as `minimal`.
-    Template {
-        /// The template's folder name.
-        name: String,
-    },
 }
 
 /// Where a job stands. The last four are final.
@@ -136,36 +108,6 @@ impl JobResult {
             Self::Build(result) => Some(result),
         }
     }
-}
-
-/// What kind of failure ended a job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum JobFailureCause {
-    /// What it did did not work.
-    Failed,
-    /// It took longer than it may.
-    TimedOut,
-}
-
-/// What a build made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct BuildResult {
-    /// The store path of the first output.
-    pub store_path: StorePath,
-    /// All outputs by name; a plain store path has the one output `out`.
-    pub outputs: BTreeMap<String, StorePath>,
-    /// The derivation, if it was built from one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub derivation: Option<StorePath>,
-    /// Wall-clock time from start to result, in milliseconds.
-    pub build_time_ms: u64,
-    /// Size of the NARs of the whole closure, in bytes.
-    pub closure_size_bytes: u64,
-    /// What the first output refers to directly, itself left out, sorted.
-    pub references: Vec<StorePath>,
-    /// How many derivations were built; 0 means all was there.
-    pub built: u32,
 }
 
 /// A job has ended: `job.show` says how, and an event says it for good.
