@@ -3,7 +3,7 @@
 //! What permissions can't hold is where the *server* itself publishes: an answer of JetStream goes to any reply subject,
 //! and a push consumer delivers wherever the body of the request that makes it says. Whoever may ask JetStream in the
 //! account of the streams can so have the server write into them. Hence two accounts
-//! (`docs/decisions/0006-streams-in-an-account-of-their-own.md`):
+//! (`docs/decisions/0006-the-streams-have-their-own-nats-account.md`):
 //!
 //! - `LEAF` has the streams, and one user: the daemon ([`Permissions::keeper`]).
 //! - `CALLERS` has people, containers, and the daemon once more ([`Permissions::service`]), which answers them there. It
