@@ -4,41 +4,22 @@
 //! are checked again here, no symbolic link is followed below the helper's folders, and no shell is run. Each
 //! operation may be carried out again, after a crash as well.
 //!
-//! Below systemd a container is a unit, `container@NAME.service`, whose text [`unit`] makes and whose program is
+//! Below systemd a container is a unit, `container@NAME.service`, whose text `systemd::unit` makes and whose program is
 //! `leaf-helper run` ([`Helper::run`]). Elsewhere it has a supervisor of its own, `leaf-helper supervise`
 //! ([`Helper::supervise`]). Both outlive whoever started them. What is so is told by files, as [`HostPaths`] has them;
 //! this crate has no memory.
 
 mod accounts;
-mod adopt;
-mod bounded;
-mod cgroup;
-mod client;
-pub mod config;
-mod console;
-mod create;
+mod container;
 mod error;
 mod files;
-mod firewall;
-mod generate;
-mod inputs;
-mod jobs;
-mod launch;
+mod job;
 mod lock;
 mod network;
 mod nspawn;
-mod payload;
-mod prepare;
-mod record;
-mod run;
-mod serve;
+mod service;
 mod settings;
-mod start;
-mod supervise;
 mod systemd;
-mod unit;
-mod unit_start;
-mod wire;
 
 use std::path::Path;
 use std::time::Duration;
@@ -48,13 +29,13 @@ use leaf_core::host_op::{HostOp, HostOpError, HostPaths, RunSpec, Runtime};
 use leaf_core::id::{ContainerName, LeafName};
 
 pub use accounts::AccountError;
-pub use client::Client;
-pub use jobs::Jobs;
-pub use serve::{Serving, serve};
+pub use job::Jobs;
+pub use service::client::Client;
+pub use service::{Serving, config, serve};
 pub use settings::{MissingProgram, Settings};
 
 use error::{Error, Result};
-use systemd::Systemd;
+use systemd::client::Systemd;
 
 /// Carries out the operations of one leaf on this host.
 #[derive(Debug, Clone)]
@@ -197,7 +178,7 @@ impl Helper {
     /// [`ProgramError`] when the container could not be started; `status.json` says so too, unless another
     /// supervisor holds it.
     pub async fn supervise(&self, name: &ContainerName) -> std::result::Result<Exit, ProgramError> {
-        supervise::supervise(self, name)
+        nspawn::supervise::supervise(self, name)
             .await
             .map_err(ProgramError::about(format!("can't supervise container {name}")))
     }
@@ -266,5 +247,5 @@ fn seconds(seconds: u32) -> Duration {
 /// # Errors
 /// [`ProgramError`] when something could not be written.
 pub fn generate_units(folder: &Path) -> std::result::Result<(), ProgramError> {
-    generate::generate(folder).map_err(ProgramError::about("can't make the units of containers"))
+    systemd::generate::generate(folder).map_err(ProgramError::about("can't make the units of containers"))
 }

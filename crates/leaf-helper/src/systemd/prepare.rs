@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::files::Folder;
-use crate::payload::UnitCgroup;
+use crate::systemd::payload::UnitCgroup;
 use crate::{Helper, lock, network};
 
 /// Held by whoever prepares a start, or tidies up, in the container's run folder.

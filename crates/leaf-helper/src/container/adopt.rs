@@ -11,11 +11,11 @@ use leaf_core::id::ContainerName;
 use rustix::fs::{AtFlags, FileType};
 
 use crate::Helper;
-use crate::create::conf_name;
+use crate::container::create::conf_name;
 use crate::error::{Error, Result};
 use crate::files::Folder;
-use crate::payload::UnitCgroup;
-use crate::systemd::{JobEnd, Verb};
+use crate::systemd::client::{JobEnd, Verb};
+use crate::systemd::payload::UnitCgroup;
 
 /// What the line of a `NAME.conf` begins with that says which leaf made it.
 const MADE_BY: &str = "# cim-leaf: made by leaf ";

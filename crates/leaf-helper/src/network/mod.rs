@@ -5,7 +5,9 @@
 //! whole before anything of the container runs: addresses, routes, and who the neighbour is. So the host asks nobody
 //! on the link for anything, and believes nothing that is said there: the neighbour's entries are permanent, IPv6 has
 //! no link-local address at the host's end and so no router discovery, and the routes are the leaf's own. What the
-//! container may send is up to the [firewall](crate::firewall).
+//! container may send is up to the [firewall](crate::network::firewall).
+
+pub(crate) mod firewall;
 
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -17,12 +17,12 @@ use leaf_core::container::Exit;
 use leaf_core::host_op::{RunSpec, RunStatus};
 use leaf_core::id::ContainerName;
 
-use crate::cgroup::Cgroup;
-use crate::console::Console;
-use crate::create::check_toplevel;
+use crate::container::create::check_toplevel;
+use crate::container::run::{RunLock, SHOWN};
 use crate::error::{Error, Result};
 use crate::files::Folder;
-use crate::run::{RunLock, SHOWN};
+use crate::nspawn::cgroup::Cgroup;
+use crate::nspawn::console::Console;
 use crate::{Helper, network, nspawn};
 
 /// Supervises a container until it ends.

@@ -10,9 +10,9 @@ use rustix::io::Errno;
 use leaf_core::host_op::{RunSpec, RunStatus};
 use leaf_core::id::ContainerName;
 
-use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::files::Folder;
+use crate::nspawn::cgroup::Cgroup;
 use crate::{Helper, network};
 
 /// The mode of what the observers' group may read.

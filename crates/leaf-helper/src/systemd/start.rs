@@ -11,12 +11,12 @@ use leaf_core::id::ContainerName;
 use tokio::time::Instant;
 
 use crate::Helper;
-use crate::create::check_toplevel;
+use crate::container::create::check_toplevel;
 use crate::error::{Error, Result};
 use crate::files::Folder;
-use crate::payload::UnitCgroup;
-use crate::systemd::{JobEnd, UnitLook, Verb};
-use crate::unit;
+use crate::systemd::client::{JobEnd, UnitLook, Verb};
+use crate::systemd::payload::UnitCgroup;
+use crate::systemd::unit;
 
 /// Where the units of this boot are that are nobody else's (systemd.unit(5)).
 const UNITS: &str = "/run/systemd/system";

@@ -17,12 +17,13 @@ use tokio::signal::unix::{self as signals, SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::Helper;
-use crate::create::{check_switch, check_toplevel};
+use crate::container::create::{check_switch, check_toplevel};
+use crate::container::run::SHOWN;
 use crate::error::{Error, Result};
 use crate::files::Folder;
-use crate::payload::{UnitCgroup, cgroup_of};
-use crate::run::SHOWN;
-use crate::{cgroup, nspawn, unit};
+use crate::nspawn::{self, cgroup};
+use crate::systemd::payload::{UnitCgroup, cgroup_of};
+use crate::systemd::unit;
 
 /// What a running container was started with, or switched to since.
 const STARTED: &str = "started.json";

@@ -10,9 +10,9 @@ use leaf_core::id::ContainerName;
 use leaf_core::spec::Autostart;
 
 use crate::Helper;
+use crate::container::record;
 use crate::error::{Error, Result};
-use crate::record;
-use crate::unit_start::WANTED;
+use crate::systemd::start::WANTED;
 
 /// Where each leaf of this host keeps its containers.
 const LEAVES: &str = "/var/lib/cim-leaf-containers";

@@ -1,5 +1,9 @@
 //! systemd-nspawn, for both runtimes: its command line, its end. Every flag is made here, and none comes from a caller.
 
+pub(crate) mod cgroup;
+mod console;
+pub(crate) mod supervise;
+
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
@@ -12,8 +16,8 @@ use rustix_libc_wrappers::process::SignalExt as _;
 use tokio::process::Child;
 
 use crate::Helper;
+use crate::container::inputs::{Inputs, maps_users};
 use crate::error::{Error, Result};
-use crate::inputs::{Inputs, maps_users};
 use crate::network::peer_link;
 use crate::settings::check_path;
 

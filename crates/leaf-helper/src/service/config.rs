@@ -12,8 +12,8 @@ use serde::Deserialize;
 
 use crate::Helper;
 use crate::accounts::{self, AccountError};
-use crate::jobs::Jobs;
-use crate::serve::Serving;
+use crate::job::Jobs;
+use crate::service::Serving;
 use crate::settings::{MissingProgram, Settings};
 
 /// What stands in the file.

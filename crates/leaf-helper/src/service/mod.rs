@@ -4,6 +4,11 @@
 //! is a task of the loop's own, so a caller that goes away does not stop it. Operations on one subject (a container, a
 //! job, the network) run one after the other.
 
+mod bounded;
+pub(crate) mod client;
+pub mod config;
+mod wire;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::time::Duration;
@@ -17,9 +22,9 @@ use tokio::time::Instant;
 use zlink::{Connection, Reply};
 
 use crate::Helper;
-use crate::bounded::Bounded;
-use crate::jobs::Jobs;
-use crate::wire::{self, DESCRIPTION, Fault, INTERFACE, Message, SERVICE};
+use crate::job::Jobs;
+use crate::service::bounded::Bounded;
+use wire::{DESCRIPTION, Fault, INTERFACE, Message, SERVICE};
 
 /// How many callers may be connected at once; more wait.
 const MAX_CONNECTIONS: usize = 64;

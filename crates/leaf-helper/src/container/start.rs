@@ -13,12 +13,12 @@ use leaf_core::host_op::{RunSpec, Runtime};
 use leaf_core::id::ContainerName;
 
 use crate::Helper;
-use crate::cgroup::Cgroup;
-use crate::create::check_toplevel;
+use crate::container::create::check_toplevel;
 use crate::error::{Error, Result};
 use crate::files::Folder;
 use crate::nspawn;
-use crate::unit_start::WANTED;
+use crate::nspawn::cgroup::Cgroup;
+use crate::systemd::start::WANTED;
 
 /// How long a supervisor has to clean up after a container whose processes are gone.
 const CLEAN_UP: Duration = Duration::from_secs(10);

@@ -14,11 +14,11 @@ use leaf_core::id::{ContainerName, StorePath};
 use leaf_core::spec::{ContainerOptions, Users, check_credential};
 
 use crate::Helper;
-use crate::adopt::Owner;
+use crate::container::adopt::Owner;
 use crate::error::{Error, Result};
 use crate::files::Folder;
 use crate::lock;
-use crate::payload::UnitCgroup;
+use crate::systemd::payload::UnitCgroup;
 
 /// Where NixOS has its containers' profiles.
 const PROFILES: &str = "/nix/var/nix/profiles/per-container";
@@ -122,7 +122,7 @@ impl Helper {
         let _contract = self.lock_contract().await?;
         let confs = Folder::make_root(&self.paths.confs, 0o755)?;
         let owned = self.owns(&confs, name)?;
-        let state = Folder::make_root(&self.paths.state, crate::run::SHOWN_FOLDER)?;
+        let state = Folder::make_root(&self.paths.state, crate::container::run::SHOWN_FOLDER)?;
         if !owned && !state.has(name.as_str())? {
             return Ok(());
         }

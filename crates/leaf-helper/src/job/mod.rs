@@ -127,7 +127,7 @@ impl Jobs {
                 "its runner did not begin ({result}); see: journalctl --unit {unit}"
             ))),
             // The signal was lost with D-Bus; the unit is the truth.
-            Ok(None) if is_up(&crate::jobs::manager().await?, &unit).await? => Ok(()),
+            Ok(None) if is_up(&crate::job::manager().await?, &unit).await? => Ok(()),
             Ok(None) => Err(Error::Failed("D-Bus went away while it was started".to_owned())),
             Err(_) => Err(Error::Failed(format!(
                 "its runner did not begin within {} s",

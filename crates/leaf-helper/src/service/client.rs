@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use zlink::Call;
 use zlink::tokio::unix;
 
-use crate::wire::{self, Fault};
+use crate::service::wire::{self, Fault};
 
 /// Sends operations to a helper that is another process. Each goes over a connection of its own, so a helper that was
 /// restarted is found by itself.

@@ -16,8 +16,8 @@ use leaf_core::host_op::Runtime;
 use leaf_core::id::ContainerName;
 use leaf_core::spec::Limits;
 
-use crate::cgroup;
 use crate::error::{Error, Result};
+use crate::nspawn::cgroup;
 
 /// The controllers that limits and figures need.
 const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];

@@ -1,0 +1,8 @@
+//! What a container is on the host, whatever runs it: its files, its inputs, its start and stop.
+
+pub(crate) mod adopt;
+pub(crate) mod create;
+pub(crate) mod inputs;
+pub(crate) mod record;
+pub(crate) mod run;
+mod start;
