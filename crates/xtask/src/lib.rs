@@ -1,17 +1,15 @@
 //! The work around the code, one file per command: `cargo xtask --help` lists them.
 //!
-//! It builds with nothing but cargo and a C compiler; all else it installs (`setup`) or says that it lacks. For the
-//! tests of other crates it is a library as well: [`host`] gives them a real machine.
+//! It builds with nothing but cargo and a C compiler; all else it installs (`setup`) or says that it lacks.
 
 // It is a program that speaks to a person.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
 mod check;
-mod command;
 mod demo;
 mod docs;
-pub mod host;
+mod host;
 mod install;
 mod leaf;
 mod nats_server;
@@ -25,6 +23,7 @@ mod test;
 use std::process::ExitCode;
 
 use clap::Parser;
+use testhost::command;
 
 #[derive(Parser)]
 #[command(

@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum as _;
 use serde_json::Value;
+use testhost::{PROGRAMS_VARIABLE, READY_VARIABLE};
 
 use crate::command::{cargo, line, output, run, workspace};
-use crate::host::{self, Image, Programs};
-use crate::setup;
+use crate::install::Profile;
+use crate::{host, setup};
 
 /// Run the long tests on the test host: many lives of containers, many power cuts
 ///
@@ -57,13 +58,13 @@ const END: &str = "<!-- the end of what it wrote -->";
 impl Soak {
     pub(crate) fn run(self) -> Result<ExitCode> {
         setup::prepare(false)?;
-        Image::prepare()?;
-        let programs = Programs::build_released().context("the test host's programs can't be laid out")?;
+        host::image()?;
+        let programs = host::programs(Profile::Release)?;
         let folder = tempfile::tempdir().context("can't make a temporary folder")?;
         let report = folder.path().join("report");
         let test = || {
             let mut command = cargo();
-            command.args(["test", "-p", "xtask", "--test", "host"]);
+            command.args(["test", "-p", "testhost", "--test", "host"]);
             command
         };
         run(test().arg("--no-run"))?;
@@ -79,8 +80,8 @@ impl Soak {
             let mut command = test();
             command
                 .args(["--", "--exact", name])
-                .env(host::READY_VARIABLE, "1")
-                .env(host::PROGRAMS_VARIABLE, programs.tree())
+                .env(READY_VARIABLE, "1")
+                .env(PROGRAMS_VARIABLE, programs.tree())
                 .env("CIM_LEAF_CYCLES", self.cycles.to_string())
                 .env("CIM_LEAF_CUTS", self.cuts.to_string())
                 .env("CIM_LEAF_SOAK_REPORT", &report);

@@ -8,9 +8,10 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use testhost::{LACK_VARIABLE, PROGRAMS_VARIABLE, READY_VARIABLE};
 
 use crate::command::{cargo, run, typed};
-use crate::host::{self, Image, Programs};
+use crate::host;
 use crate::install::Profile;
 use crate::tally::Tally;
 use crate::{nats_server, nix_checks, setup, static_programs};
@@ -82,20 +83,18 @@ impl Test {
 
     /// Makes the test host and what is put on it, so that tests find both; where it can't be had, they get the reason.
     fn host(&self, command: &mut Command) -> Result<()> {
-        match Image::prepare() {
+        match host::image() {
             Ok(_) => {
-                let programs = Programs::build().context("the test host's programs can't be laid out")?;
+                let programs = host::programs(Profile::Debug)?;
                 command
-                    .env(host::READY_VARIABLE, "1")
-                    .env(host::PROGRAMS_VARIABLE, programs.tree());
+                    .env(READY_VARIABLE, "1")
+                    .env(PROGRAMS_VARIABLE, programs.tree());
             }
             Err(error) if self.host_only => return Err(error),
             Err(error) => {
                 eprintln!("note: no test host: {error:#}");
                 let reason = format!("{error:#}").replace('\n', " ");
-                command
-                    .env_remove(host::READY_VARIABLE)
-                    .env(host::LACK_VARIABLE, reason);
+                command.env_remove(READY_VARIABLE).env(LACK_VARIABLE, reason);
             }
         }
         Ok(())

@@ -34,7 +34,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("leafctl", &["leaf-core", "leaf-bus"]),
     ("leaf-init", &["leaf-core", "leaf-bus"]),
-    ("xtask", &["leaf-core"]),
+    // Beside them, for development: they are on no leaf.
+    ("testhost", &[]),
+    ("xtask", &["leaf-core", "testhost"]),
 ];
 
 /// Crates from outside that only one crate may use, since they bring I/O that is this crate's alone.

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use testhost::Host;
 
 use super::numbers::{Row, Target, each, median, ms, number, table};
 use super::programs::Programs;
-use crate::host::{self, Host};
+use crate::host;
+use crate::install::Profile;
 
 /// How many containers are started at once.
 const CROWD: usize = 100;
@@ -81,8 +83,8 @@ struct Machine {
 
 impl Machine {
     fn start(programs: &Programs) -> Result<Self> {
-        let released =
-            host::Programs::build_released().context("the test host's programs can't be laid out")?;
+        host::image()?;
+        let released = host::programs(Profile::Release)?;
         let folder = tempfile::tempdir().context("can't make a temporary folder")?;
         std::fs::copy(&programs.requests, folder.path().join("requests"))
             .context("can't copy what sends the requests")?;
@@ -292,6 +294,5 @@ struct Used {
 
 /// Where it was measured.
 pub(super) fn accelerator() -> Result<String> {
-    let image = host::Image::prepare()?;
-    Ok(format!("{:?}", image.accelerator()).to_lowercase())
+    Ok(format!("{:?}", host::image()?.accelerator()).to_lowercase())
 }

@@ -10,8 +10,8 @@ use anyhow::{Context as _, bail, ensure};
 use leaf_bus::embedded::NatsServer;
 use libtest_mimic::Trial;
 use serde_json::Value;
+use testhost::{Host, READY_VARIABLE};
 use tokio::process::Command;
-use xtask::host::{Host, READY_VARIABLE};
 
 use crate::site::{Authority, Site};
 use crate::{evaluate, trial};

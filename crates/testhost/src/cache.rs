@@ -1,0 +1,370 @@
+//! Where images are kept: a directory for each, named by a hash of everything that made it.
+//!
+//! `target/host/` or `CIM_LEAF_HOST_CACHE`. A directory is built under another name and renamed when it is whole, so a
+//! build that was interrupted leaves nothing that is taken for an image.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use sha2::{Digest as _, Sha256};
+
+use crate::command::{find, output, target};
+use crate::programs::Programs;
+use crate::{freeze, image, say};
+
+/// Where images are kept, if not in `target/host`.
+pub const VARIABLE: &str = "CIM_LEAF_HOST_CACHE";
+
+/// After that nobody starts a machine from an image of programs any more; one that runs has its files open.
+const FORGOTTEN: Duration = Duration::from_secs(6 * 60 * 60);
+
+/// What runs a machine's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accelerator {
+    /// This machine's processor, by the kernel.
+    Kvm,
+    /// QEMU itself.
+    Emulation,
+}
+
+/// An image that is whole: a disk, and a machine that has started from it and stands still.
+#[derive(Debug, Clone)]
+pub struct Image {
+    pub(crate) accelerator: Accelerator,
+    /// How many processors the machine has.
+    pub(crate) processors: u32,
+    /// Has `vmlinuz`, `initrd` and `root.img`.
+    pub(crate) root: PathBuf,
+    /// Has `disk.qcow2` upon `root.img`, `memory` and `devices`.
+    pub(crate) frozen: PathBuf,
+}
+
+/// Returns the directory of all images.
+pub fn directory() -> PathBuf {
+    match std::env::var_os(VARIABLE) {
+        Some(folder) if !folder.is_empty() => {
+            std::path::absolute(PathBuf::from(&folder)).unwrap_or(folder.into())
+        }
+        _ => target().join("host"),
+    }
+}
+
+impl Image {
+    /// Returns the image, if it is here and this machine can run it.
+    pub fn here() -> Option<Self> {
+        let image = Self::of_here(Accelerator::of_here().processors()).ok()?;
+        image.is_whole().then_some(image)
+    }
+
+    /// Returns the image; builds it where it is not here yet, with this `nats-server` on it.
+    ///
+    /// # Errors
+    /// Where this machine can't build or run it: the text says what is missing.
+    pub fn build(nats_server: &Path) -> Result<Self> {
+        can_run()?;
+        let image = Self::of_here(Accelerator::of_here().processors())?;
+        if image.is_whole() {
+            return Ok(image);
+        }
+        let cache = directory();
+        fs::create_dir_all(&cache).with_context(|| format!("can't make {}", cache.display()))?;
+        let _lock = lock(&cache)?;
+        build_whole(&image.root, |part| image::build(part, nats_server))
+            .context("the test host's disk can't be built")?;
+        image.frozen()?;
+        Ok(image)
+    }
+
+    /// Returns the image of a machine with so many processors, whose disk is here.
+    ///
+    /// # Errors
+    /// Where its disk is not here: that is built by [`Image::build`].
+    pub(crate) fn with_processors(processors: Option<u32>) -> Result<Self> {
+        can_run()?;
+        let image = Self::of_here(processors.unwrap_or_else(|| Accelerator::of_here().processors()))?;
+        ensure!(
+            image.root.is_dir(),
+            "the test host's disk is not built yet; `cargo xtask host build` builds it"
+        );
+        if !image.frozen.is_dir() {
+            let _lock = lock(&directory())?;
+            image.frozen()?;
+        }
+        Ok(image)
+    }
+
+    /// Starts a machine from the disk and freezes it, if that was not done yet.
+    fn frozen(&self) -> Result<()> {
+        build_whole(&self.frozen, |part| freeze::freeze(self, part))
+            .context("the test host can't be started and frozen")
+    }
+
+    /// Returns the same image with programs on it; makes it where it is not here yet.
+    pub(crate) fn with(&self, programs: &Programs) -> Result<Self> {
+        let machine = self
+            .frozen
+            .file_name()
+            .expect("an image has a name")
+            .to_string_lossy()
+            .into_owned();
+        let cache = directory();
+        let key = key(&[
+            &machine,
+            programs.key(),
+            &programs.script("")?,
+            freeze::VERSION_WITH,
+        ]);
+        let image = Self {
+            frozen: cache.join(format!("leaf-{key}")),
+            ..self.clone()
+        };
+        if !image.frozen.is_dir() {
+            let _lock = lock(&cache)?;
+            forget_old(&cache)?;
+            build_whole(&image.frozen, |folder| {
+                freeze::freeze_with(self, programs, folder)
+            })
+            .context("the programs can't be put on the test host")?;
+        }
+        Ok(image)
+    }
+
+    fn of_here(processors: u32) -> Result<Self> {
+        let accelerator = Accelerator::of_here();
+        let cache = directory();
+        let root = key(&[&image::recipe()]);
+        let qemu = output(Command::new("qemu-system-x86_64").arg("--version"))?;
+        let frozen = key(&[&root, &qemu, &freeze::recipe(accelerator, processors)?]);
+        Ok(Self {
+            accelerator,
+            processors,
+            root: cache.join(format!("disk-{root}")),
+            frozen: cache.join(format!("machine-{frozen}")),
+        })
+    }
+
+    fn is_whole(&self) -> bool {
+        self.root.is_dir() && self.frozen.is_dir()
+    }
+
+    /// What runs it.
+    pub fn accelerator(&self) -> Accelerator {
+        self.accelerator
+    }
+
+    /// The directories that it is in: its disk's, and its frozen machine's.
+    pub fn directories(&self) -> [&Path; 2] {
+        [&self.root, &self.frozen]
+    }
+}
+
+/// Builds a folder that is not there yet.
+fn build_whole(folder: &Path, build: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let name = folder.file_name().expect("an image has a name").to_string_lossy();
+    let part = folder.with_file_name(format!("part-{name}"));
+    // Left by a build that was interrupted: who has the lock is alone.
+    if part.exists() {
+        fs::remove_dir_all(&part).with_context(|| format!("can't remove {}", part.display()))?;
+    }
+    fs::create_dir(&part).with_context(|| format!("can't make {}", part.display()))?;
+    build(&part).with_context(|| format!("what is there of it is in {}", part.display()))?;
+    fs::rename(&part, folder).with_context(|| format!("can't rename {}", part.display()))
+}
+
+/// Removes images of programs that nobody uses any more: each build makes a new one.
+fn forget_old(cache: &Path) -> Result<()> {
+    for (folder, age) in images(cache)? {
+        let name = folder
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if name.starts_with("leaf-") && age > FORGOTTEN {
+            fs::remove_dir_all(&folder).with_context(|| format!("can't remove {}", folder.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// All images, whole or not, and how long ago they were made.
+fn images(cache: &Path) -> Result<Vec<(PathBuf, Duration)>> {
+    let entries = match fs::read_dir(cache) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| format!("can't read {}", cache.display()))?,
+    };
+    let mut images = Vec::new();
+    for entry in entries {
+        let folder = entry.context("a folder can't be read")?.path();
+        if folder.is_dir() {
+            let made = folder.metadata().and_then(|folder| folder.modified()).ok();
+            let age = made.and_then(|made| made.elapsed().ok()).unwrap_or_default();
+            images.push((folder, age));
+        }
+    }
+    images.sort_unstable();
+    Ok(images)
+}
+
+/// Removes the images that this checkout would not use, or all of them, and returns where they were.
+///
+/// # Errors
+/// Where one can't be removed.
+pub fn clean(all: bool) -> Result<Vec<PathBuf>> {
+    let cache = directory();
+    if !cache.is_dir() {
+        return Ok(Vec::new());
+    }
+    let _lock = lock(&cache)?;
+    let used = Image::here();
+    let used = used.iter().flat_map(Image::directories).collect::<Vec<_>>();
+    let mut removed = Vec::new();
+    for (image, _) in images(&cache)? {
+        if all || !used.contains(&image.as_path()) {
+            fs::remove_dir_all(&image).with_context(|| format!("can't remove {}", image.display()))?;
+            removed.push(image);
+        }
+    }
+    Ok(removed)
+}
+
+/// Waits until no other process builds.
+fn lock(cache: &Path) -> Result<fs::File> {
+    let path = cache.join("lock");
+    let file = fs::File::create(&path).with_context(|| format!("can't open {}", path.display()))?;
+    if let Err(fs::TryLockError::WouldBlock) = file.try_lock() {
+        say(format_args!("waiting for another process that builds it"));
+        file.lock()
+            .with_context(|| format!("can't lock {}", path.display()))?;
+    }
+    Ok(file)
+}
+
+fn key(parts: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    let digest = hash.finalize();
+    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Checks that test hosts can be here at all.
+///
+/// # Errors
+/// Where they can't: the text says why.
+pub fn can_run() -> Result<()> {
+    ensure!(
+        cfg!(target_arch = "x86_64"),
+        "the test host is built for x86_64 only so far; this machine is {}",
+        std::env::consts::ARCH
+    );
+    if !rustix::process::geteuid().is_root() {
+        bail!(
+            "the test host is built with debootstrap and chroot, and that needs root; try: sudo \
+             --preserve-env=PATH,HOME cargo xtask host build"
+        );
+    }
+    Ok(())
+}
+
+impl Accelerator {
+    /// How many processors a machine has where nothing else is said. Two emulated ones wait for each other where there are
+    /// no more real ones than that, and at times for ever.
+    fn processors(self) -> u32 {
+        match self {
+            Self::Kvm => 2,
+            Self::Emulation => 1,
+        }
+    }
+
+    /// Returns KVM where it really works, which `/dev/kvm` alone does not tell.
+    fn of_here() -> Self {
+        static OF_HERE: OnceLock<Accelerator> = OnceLock::new();
+        *OF_HERE.get_or_init(|| {
+            let has = Path::new("/dev/kvm").exists() && find("qemu-system-x86_64").is_some();
+            if has && kvm_works() {
+                Self::Kvm
+            } else {
+                Self::Emulation
+            }
+        })
+    }
+}
+
+/// Lets QEMU start a machine with KVM whose disk has one sector, which says that it was run.
+fn kvm_works() -> bool {
+    // mov dx, 0xf4; mov al, 0x10; out dx, al; hlt; and the mark of a sector that can be started.
+    let mut sector = [0; 512];
+    sector[..7].copy_from_slice(&[0xba, 0xf4, 0x00, 0xb0, 0x10, 0xee, 0xf4]);
+    sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    let Ok(mut disk) = tempfile::NamedTempFile::new() else {
+        return false;
+    };
+    if disk.write_all(&sector).is_err() {
+        return false;
+    }
+    let mut command = Command::new("timeout");
+    command
+        .args([
+            "--kill-after=1",
+            "10",
+            "qemu-system-x86_64",
+            "-accel",
+            "kvm",
+            "-cpu",
+            "host",
+            "-m",
+            "64",
+        ])
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+        .arg("-drive")
+        .arg(format!("format=raw,if=ide,file={}", disk.path().display()))
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    // The device ends QEMU with twice the value that is written, and one.
+    command
+        .status()
+        .is_ok_and(|status| status.code() == Some(0x10 * 2 + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_changes_with_each_part_and_with_where_one_ends() {
+        assert_eq!(key(&["a", "b"]), key(&["a", "b"]));
+        assert_ne!(key(&["a", "b"]), key(&["ab", ""]));
+        assert_ne!(key(&["a", "b"]), key(&["a", "c"]));
+    }
+
+    #[test]
+    fn a_build_that_fails_leaves_no_image_and_the_next_starts_anew() {
+        let cache = tempfile::tempdir().expect("a temporary folder");
+        let folder = cache.path().join("disk-1");
+        build_whole(&folder, |part| {
+            fs::write(part.join("half"), "")?;
+            bail!("interrupted")
+        })
+        .expect_err("it was interrupted");
+        assert!(!folder.exists());
+        build_whole(&folder, |part| {
+            assert!(!part.join("half").exists());
+            fs::write(part.join("whole"), "").context("a file")
+        })
+        .expect("it was built");
+        assert!(folder.join("whole").exists());
+        build_whole(&folder, |_| bail!("it is there already")).expect("nothing is built twice");
+    }
+}

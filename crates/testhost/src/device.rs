@@ -1,0 +1,382 @@
+//! Devices that are plugged in while the machine runs, and again when it starts after a power cut.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::machine::PORTS;
+use crate::network::Network;
+use crate::qmp::Qmp;
+use crate::{pause, share};
+
+/// How long a guest may take to let a device go.
+const GONE: Duration = Duration::from_secs(60);
+
+/// A device that is plugged in; what [`Host::unplug`](super::Host::unplug) takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Plugged(usize);
+
+/// What a device does its work with.
+#[derive(Debug, Clone)]
+enum Backend {
+    None,
+    /// An empty disk of its own, or this file, which is read and written.
+    Disk {
+        file: Option<PathBuf>,
+        bytes: u64,
+    },
+    /// A cable that leads nowhere.
+    Cable,
+    Network(Network),
+    /// A serial line on which nobody is.
+    Line,
+    Memory {
+        mib: u64,
+    },
+}
+
+/// A device that can be plugged in.
+#[derive(Debug, Clone)]
+pub struct Device {
+    /// The arguments of QEMU's `device_add`, without its id, its port and its backend.
+    arguments: Value,
+    backend: Backend,
+    place: Place,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    PciExpress,
+    Usb,
+    Slot,
+}
+
+impl Device {
+    fn new(arguments: Value, backend: Backend, place: Place) -> Self {
+        Self {
+            arguments,
+            backend,
+            place,
+        }
+    }
+
+    fn disk(arguments: Value, place: Place) -> Self {
+        Self::new(
+            arguments,
+            Backend::Disk {
+                file: None,
+                bytes: 64 << 20,
+            },
+            place,
+        )
+    }
+
+    /// A virtio disk of 64 MiB with this serial number.
+    pub fn virtio_blk(serial: &str) -> Self {
+        Self::disk(
+            json!({"driver": "virtio-blk-pci", "serial": serial}),
+            Place::PciExpress,
+        )
+    }
+
+    /// An NVMe disk of 64 MiB.
+    pub fn nvme(serial: &str) -> Self {
+        Self::disk(json!({"driver": "nvme", "serial": serial}), Place::PciExpress)
+    }
+
+    /// A USB disk of 64 MiB that says it can be taken out.
+    pub fn usb_storage(serial: &str) -> Self {
+        Self::disk(
+            json!({"driver": "usb-storage", "serial": serial, "removable": true}),
+            Place::Usb,
+        )
+    }
+
+    /// A virtio network card with this address (`"52:54:00:aa:00:01"`), its cable in nothing.
+    pub fn virtio_net(mac: &str) -> Self {
+        Self::new(
+            json!({"driver": "virtio-net-pci", "mac": mac, "romfile": ""}),
+            Backend::Cable,
+            Place::PciExpress,
+        )
+    }
+
+    /// An Intel network card, its cable in nothing.
+    pub fn e1000e(mac: &str) -> Self {
+        Self::new(
+            json!({"driver": "e1000e", "mac": mac, "romfile": ""}),
+            Backend::Cable,
+            Place::PciExpress,
+        )
+    }
+
+    /// A USB network card, its cable in nothing.
+    pub fn usb_net(mac: &str) -> Self {
+        Self::new(
+            json!({"driver": "usb-net", "mac": mac}),
+            Backend::Cable,
+            Place::Usb,
+        )
+    }
+
+    /// A USB keyboard.
+    pub fn usb_keyboard(serial: &str) -> Self {
+        Self::new(
+            json!({"driver": "usb-kbd", "serial": serial}),
+            Backend::None,
+            Place::Usb,
+        )
+    }
+
+    /// A USB tablet: a pointer with places of its own.
+    pub fn usb_tablet(serial: &str) -> Self {
+        Self::new(
+            json!({"driver": "usb-tablet", "serial": serial}),
+            Backend::None,
+            Place::Usb,
+        )
+    }
+
+    /// A USB sound card; QEMU's has no serial number.
+    pub fn usb_audio() -> Self {
+        Self::new(
+            json!({"driver": "usb-audio", "audiodev": "silence"}),
+            Backend::None,
+            Place::Usb,
+        )
+    }
+
+    /// A USB serial port with nobody at its other end.
+    pub fn usb_serial(serial: &str) -> Self {
+        let arguments = json!({"driver": "usb-serial", "serial": serial, "always-plugged": true});
+        Self::new(arguments, Backend::Line, Place::Usb)
+    }
+
+    /// More memory.
+    pub fn memory(mib: u64) -> Self {
+        Self::new(json!({"driver": "pc-dimm"}), Backend::Memory { mib }, Place::Slot)
+    }
+
+    /// The same disk with this file behind it, which is read and written as it is.
+    #[must_use]
+    pub fn with_file(mut self, path: &Path) -> Self {
+        if let Backend::Disk { file, .. } = &mut self.backend {
+            *file = Some(path.to_owned());
+        }
+        self
+    }
+
+    /// The same disk with another size.
+    #[must_use]
+    pub fn with_bytes(mut self, size: u64) -> Self {
+        if let Backend::Disk { bytes, .. } = &mut self.backend {
+            *bytes = size;
+        }
+        self
+    }
+
+    /// The same network card with its cable in a network.
+    #[must_use]
+    pub fn in_network(mut self, network: &Network) -> Self {
+        if let Backend::Cable = self.backend {
+            self.backend = Backend::Network(network.clone());
+        }
+        self
+    }
+
+    pub(crate) fn on_network(network: &Network) -> Self {
+        Self::virtio_net(&new_mac()).in_network(network)
+    }
+}
+
+/// An address that no other machine has, with QEMU's prefix.
+pub(crate) fn new_mac() -> String {
+    let hex = random_hex(3);
+    format!("52:54:00:{}:{}:{}", &hex[..2], &hex[2..4], &hex[4..])
+}
+
+/// That many random bytes, as text.
+pub(crate) fn random_hex(count: usize) -> String {
+    let mut bytes = vec![0; count];
+    // Never fails for so few, once the kernel has started.
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(crate) fn id(plugged: Plugged) -> String {
+    format!("device{}", plugged.0)
+}
+
+fn backend_id(plugged: Plugged) -> String {
+    format!("backend{}", plugged.0)
+}
+
+/// What is plugged in.
+#[derive(Debug, Default)]
+pub(crate) struct Rack {
+    devices: Vec<Option<(Device, Option<usize>)>>,
+}
+
+/// Returns the address of the card on a machine's network.
+pub(crate) fn network_mac(rack: &Rack, number: usize) -> Option<&str> {
+    rack.devices
+        .iter()
+        .flatten()
+        .filter(|(device, _)| matches!(device.backend, Backend::Network(_)))
+        .nth(number)
+        .and_then(|(device, _)| device.arguments["mac"].as_str())
+}
+
+impl Rack {
+    /// Finds a place for a device.
+    pub(crate) fn add(&mut self, device: Device) -> Result<Plugged> {
+        let taken: Vec<usize> = self
+            .devices
+            .iter()
+            .flatten()
+            .filter_map(|(_, port)| *port)
+            .collect();
+        let port = match device.place {
+            // The last ones are for shared folders.
+            Place::PciExpress => {
+                let free = (0..PORTS - share::SLOTS).find(|port| !taken.contains(port));
+                ensure!(
+                    free.is_some(),
+                    "all {} places for devices are taken",
+                    PORTS - share::SLOTS
+                );
+                free
+            }
+            Place::Usb | Place::Slot => None,
+        };
+        self.devices.push(Some((device, port)));
+        Ok(Plugged(self.devices.len() - 1))
+    }
+
+    /// The first card that is on a network.
+    pub(crate) fn on(&self, network: &Network) -> Option<Plugged> {
+        let is_on = |entry: &Option<(Device, Option<usize>)>| matches!(entry, Some((Device { backend: Backend::Network(other), .. }, _)) if other.is(network));
+        self.devices.iter().position(is_on).map(Plugged)
+    }
+
+    pub(crate) fn forget(&mut self, plugged: Plugged) {
+        if let Some(device) = self.devices.get_mut(plugged.0) {
+            *device = None;
+        }
+    }
+
+    pub(crate) fn plug_all(&self, qmp: &mut Qmp, folder: &Path) -> Result<()> {
+        (0..self.devices.len())
+            .filter(|number| self.devices[*number].is_some())
+            .try_for_each(|number| self.plug(Plugged(number), qmp, folder))
+    }
+
+    pub(crate) fn plug(&self, plugged: Plugged, qmp: &mut Qmp, folder: &Path) -> Result<()> {
+        let (device, port) = self.get(plugged)?;
+        let mut arguments = device.arguments.clone();
+        arguments["id"] = json!(id(plugged));
+        match device.place {
+            Place::PciExpress => arguments["bus"] = json!(format!("port{}", port.unwrap_or_default())),
+            Place::Usb => arguments["bus"] = json!("usb.0"),
+            Place::Slot => {}
+        }
+        if let Some(key) = device.backend.open(plugged, qmp, folder)? {
+            arguments[key] = json!(backend_id(plugged));
+        }
+        let added = qmp.execute("device_add", arguments);
+        if added.is_err() {
+            let _ = device.backend.close(plugged, qmp);
+        }
+        added.map(|_| ())
+    }
+
+    pub(crate) fn unplug(&self, plugged: Plugged, qmp: &mut Qmp) -> Result<()> {
+        let (device, _) = self.get(plugged)?;
+        let name = id(plugged);
+        qmp.execute("device_del", json!({"id": name}))?;
+        qmp.wait("DEVICE_DELETED", GONE, |data| data["device"] == name.as_str())
+            .with_context(|| format!("the guest does not let {name} go"))?;
+        device.backend.close(plugged, qmp)
+    }
+
+    fn get(&self, plugged: Plugged) -> Result<&(Device, Option<usize>)> {
+        let device = self.devices.get(plugged.0).and_then(Option::as_ref);
+        device.context("that device is not plugged in")
+    }
+}
+
+impl Backend {
+    /// Makes it, and returns the key by which a device names it.
+    fn open(&self, plugged: Plugged, qmp: &mut Qmp, folder: &Path) -> Result<Option<&'static str>> {
+        let id = backend_id(plugged);
+        let (command, arguments, key) = match self {
+            Self::None => return Ok(None),
+            Self::Disk { file, bytes } => {
+                let file = match file {
+                    Some(file) => file.clone(),
+                    None => own_disk(&folder.join(&id), *bytes)?,
+                };
+                let file = json!({"driver": "file", "filename": file, "discard": "unmap"});
+                let cache = json!({"direct": false, "no-flush": true});
+                (
+                    "blockdev-add",
+                    json!({"node-name": id, "driver": "raw", "file": file, "cache": cache}),
+                    "drive",
+                )
+            }
+            Self::Cable => (
+                "netdev_add",
+                json!({"type": "hubport", "id": id, "hubid": 1000 + plugged.0}),
+                "netdev",
+            ),
+            Self::Network(network) => ("netdev_add", network.backend(&id), "netdev"),
+            Self::Line => (
+                "chardev-add",
+                json!({"id": id, "backend": {"type": "null", "data": {}}}),
+                "chardev",
+            ),
+            Self::Memory { mib } => (
+                "object-add",
+                json!({"qom-type": "memory-backend-ram", "id": id, "size": mib << 20}),
+                "memdev",
+            ),
+        };
+        qmp.execute(command, arguments)?;
+        Ok(Some(key))
+    }
+
+    fn close(&self, plugged: Plugged, qmp: &mut Qmp) -> Result<()> {
+        let id = backend_id(plugged);
+        let (command, arguments) = match self {
+            Self::None => return Ok(()),
+            Self::Disk { .. } => ("blockdev-del", json!({"node-name": id})),
+            Self::Cable | Self::Network(_) => ("netdev_del", json!({"id": id})),
+            Self::Line => ("chardev-remove", json!({"id": id})),
+            Self::Memory { .. } => ("object-del", json!({"id": id})),
+        };
+        // A device is told gone a moment before it lets its backend go.
+        let deadline = Instant::now() + GONE;
+        loop {
+            match qmp.execute(command, arguments.clone()) {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => pause(Duration::from_millis(20)),
+            }
+        }
+    }
+}
+
+/// The file of a disk that has none; what is on it stays over a power cut.
+fn own_disk(file: &Path, bytes: u64) -> Result<PathBuf> {
+    fs::File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(file)
+        .and_then(|disk| disk.set_len(bytes))
+        .with_context(|| format!("can't make {}", file.display()))?;
+    Ok(file.to_owned())
+}

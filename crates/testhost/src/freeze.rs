@@ -1,0 +1,196 @@
+//! Starts a machine from a disk, waits until it is at rest, and keeps it as it then is.
+//!
+//! Its memory lies in a file. A machine that is restored maps that file and writes to copies of its pages, so many
+//! machines share what they don't change, and a restore reads only what it touches. QEMU is told to leave such memory
+//! out of the state that it saves, which then is that of the devices alone.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::json;
+
+use crate::cache::{Accelerator, Image};
+use crate::command::output;
+use crate::machine::{self, Machine, Memory, Start};
+use crate::programs::Programs;
+use crate::{pause, say, share};
+
+/// Changes with what is done to a machine before it is frozen.
+const VERSION: &str = "1";
+
+/// Changes with how programs are put on a frozen machine.
+pub(crate) const VERSION_WITH: &str = "1";
+
+/// How long a machine may take to start.
+pub(crate) const BOOT: Duration = Duration::from_secs(120);
+/// About 1 in 20 starts with two emulated processors ends in a panic of the kernel.
+pub(crate) const TRIES: usize = 3;
+
+/// All that decides what is frozen, apart from the disk.
+pub(crate) fn recipe(accelerator: Accelerator, processors: u32) -> Result<String> {
+    let processor = match accelerator {
+        Accelerator::Emulation => String::new(),
+        // What has started with one processor may not go on with another.
+        Accelerator::Kvm => fs::read_to_string("/proc/cpuinfo")
+            .context("can't read /proc/cpuinfo")?
+            .lines()
+            .find(|line| line.starts_with("model name"))
+            .unwrap_or_default()
+            .to_owned(),
+    };
+    Ok(format!(
+        "{VERSION} {accelerator:?} {processor} {}",
+        machine::recipe(accelerator, processors)
+    ))
+}
+
+/// Makes a disk upon another one.
+pub(crate) fn overlay(below: &Path, format: &str, disk: &Path) -> Result<()> {
+    let mut command = Command::new("qemu-img");
+    command
+        .args(["create", "-q", "-f", "qcow2", "-F", format, "-b"])
+        .arg(below)
+        .arg(disk);
+    output(&mut command).map(|_| ())
+}
+
+/// Leaves `disk.qcow2`, `memory` and `devices` in a folder.
+pub(crate) fn freeze(image: &Image, folder: &Path) -> Result<()> {
+    let (disk, memory) = (folder.join("disk.qcow2"), folder.join("memory"));
+    let mut tries = 0;
+    let mut machine = loop {
+        tries += 1;
+        for file in [&disk, &memory] {
+            let _ = fs::remove_file(file);
+        }
+        overlay(&image.root.join("root.img"), "raw", &disk)?;
+        match boot(image, folder, &disk, &memory) {
+            Ok(machine) => break machine,
+            Err(error) if tries < TRIES => {
+                say(format_args!("the start failed and is tried again: {error:#}"));
+            }
+            Err(error) => return Err(error),
+        }
+    };
+    let output = command(&mut machine, AT_REST)?;
+    ensure!(
+        output.status == 0,
+        "the machine does not come to rest: {output:?}"
+    );
+    keep(machine, folder)
+}
+
+/// The same of a frozen machine with programs on it.
+pub(crate) fn freeze_with(image: &Image, programs: &Programs, folder: &Path) -> Result<()> {
+    let (disk, memory) = (folder.join("disk.qcow2"), folder.join("memory"));
+    overlay(&image.frozen.join("disk.qcow2"), "qcow2", &disk)?;
+    output(
+        Command::new("cp")
+            .args(["--sparse=always", "--reflink=auto"])
+            .arg(image.frozen.join("memory"))
+            .arg(&memory),
+    )?;
+    let devices = image.frozen.join("devices");
+    let mut machine = Machine::start(&start(image, folder, &disk, &memory, Some(&devices)))?;
+    machine.go()?;
+    machine.wait(BOOT)?;
+    let clock = crate::set_clock()?;
+    share::lead(folder, 0, programs.tree())?;
+    machine.qmp.execute("device_add", share::device(0))?;
+    for text in [
+        &clock,
+        &share::mount(0, "/run/programs"),
+        &programs.script("/run/programs")?,
+        "umount /run/programs",
+    ] {
+        let output = command(&mut machine, text)?;
+        ensure!(
+            output.status == 0,
+            "{text:?} ended with {}: {}",
+            output.status,
+            output.stderr.trim_end()
+        );
+    }
+    share::unplug(&mut machine.qmp, folder, 0)?;
+    keep(machine, folder)
+}
+
+/// Stops a machine whose memory is in a file of this folder, and saves the rest of it there.
+pub(crate) fn keep(mut machine: Machine, folder: &Path) -> Result<()> {
+    let flushed = command(&mut machine, "sync")?;
+    ensure!(
+        flushed.status == 0,
+        "the machine's disk can't be written: {flushed:?}"
+    );
+    machine.qmp.execute("stop", json!({}))?;
+    machine::ignore_shared(&mut machine.qmp)?;
+    let uri = format!("exec:cat > {}", machine::quoted(&folder.join("devices"))?);
+    machine.qmp.execute("migrate", json!({"uri": uri}))?;
+    let deadline = Instant::now() + BOOT;
+    loop {
+        let status = machine.qmp.execute("query-migrate", json!({}))?;
+        match status["status"].as_str() {
+            Some("completed") => break,
+            Some("failed" | "cancelled") => bail!("QEMU can't save the machine: {status}"),
+            _ if Instant::now() > deadline => bail!("QEMU does not end saving the machine: {status}"),
+            _ => pause(Duration::from_millis(20)),
+        }
+    }
+    machine.qmp.execute("quit", json!({}))?;
+    machine.wait_for_end(Duration::from_secs(60))?;
+    for name in ["agent", "qmp", "shell", "pid"] {
+        let _ = fs::remove_file(folder.join(name));
+    }
+    Ok(())
+}
+
+fn boot(image: &Image, folder: &Path, disk: &Path, memory: &Path) -> Result<Machine> {
+    let mut machine = Machine::start(&start(image, folder, disk, memory, None))?;
+    machine.go()?;
+    machine.wait(BOOT)?;
+    Ok(machine)
+}
+
+/// A machine whose memory stays in a file.
+fn start<'a>(
+    image: &'a Image,
+    folder: &'a Path,
+    disk: &'a Path,
+    memory: &'a Path,
+    frozen: Option<&'a Path>,
+) -> Start<'a> {
+    Start {
+        accelerator: image.accelerator,
+        processors: image.processors,
+        folder,
+        boot: &image.root,
+        disk,
+        memory: Memory::File(memory),
+        frozen,
+        mac: "52:54:00:00:00:01",
+        lives: Duration::from_secs(600),
+    }
+}
+
+fn command(machine: &mut Machine, text: &str) -> Result<crate::Output> {
+    let limit = BOOT;
+    let pid = machine.agent.start(text, limit)?;
+    let ended = machine.agent.finish(pid, Instant::now() + limit)?;
+    ended.with_context(|| format!("{text:?} does not end within {} s", limit.as_secs()))
+}
+
+/// Ends when the machine is at rest, and prints what failed if anything did. Then it starts what tests will: so that
+/// it lies in the memory which all copies share.
+const AT_REST: &str = "
+systemctl is-system-running --wait >&2 || { systemctl --failed --no-legend >&2; exit 1; }
+udevadm settle
+{
+  nix build --help; nix eval --expr 1; systemd-nspawn --version; machinectl list; busctl list; varlinkctl --version
+  nft list ruleset; ip link; journalctl -n 1; systemd-run --wait --quiet true; systemd-analyze --version; jq -n 1
+  nats-server --version; loginctl list-sessions; pkcheck --version; runuser -u nobody true; lshw -short
+  modprobe -a 9p 9pnet_virtio veth nf_tables nft_ct nvme usb_storage usbhid
+} >/dev/null 2>&1
+sync; sync";

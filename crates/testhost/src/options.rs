@@ -1,0 +1,84 @@
+//! What a machine is to be, before it is one.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::{Host, LIVES, Network, Programs, machine};
+
+/// What a machine is to be.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub(crate) name: String,
+    pub(crate) memory_mib: u64,
+    pub(crate) processors: Option<u32>,
+    pub(crate) lives: Duration,
+    pub(crate) networks: Vec<(Network, String)>,
+    pub(crate) programs: Option<Programs>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            name: "leaf".to_owned(),
+            memory_mib: machine::MEMORY_MIB,
+            processors: None,
+            lives: LIVES,
+            networks: Vec::new(),
+            programs: None,
+        }
+    }
+}
+
+impl Options {
+    /// Its host name.
+    #[must_use]
+    pub fn name(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.name);
+        self
+    }
+
+    /// Its memory; less than 1024 MiB can't be had.
+    #[must_use]
+    pub fn memory_mib(mut self, memory_mib: u64) -> Self {
+        self.memory_mib = memory_mib;
+        self
+    }
+
+    /// How many processors it has. Where nothing is said: two, or one where they are emulated.
+    #[must_use]
+    pub fn processors(mut self, processors: u32) -> Self {
+        self.processors = Some(processors);
+        self
+    }
+
+    /// After how long it ends by itself.
+    #[must_use]
+    pub fn lives(mut self, lives: Duration) -> Self {
+        self.lives = lives;
+        self
+    }
+
+    /// Puts it on a network as well, with an address there (`"192.168.7.1/24"`).
+    #[must_use]
+    pub fn on(mut self, network: &Network, address: &str) -> Self {
+        self.networks.push((network.clone(), address.to_owned()));
+        self
+    }
+
+    /// Puts the house's programs and units on it: leafd's user and sockets are there, leafd is not started. That is
+    /// made once for the same programs and kept, so it takes no longer than a machine without them.
+    #[must_use]
+    pub fn with(mut self, programs: &Programs) -> Self {
+        self.programs = Some(programs.clone());
+        self
+    }
+
+    /// Returns a machine like this.
+    ///
+    /// # Errors
+    /// Where the image is not here, or QEMU does not start.
+    pub fn restore(self) -> Result<Host> {
+        Host::new(self)
+    }
+}

@@ -1,0 +1,417 @@
+//! What the house brings to a machine: its programs, and the files of `nixos-modules/leaf/units/`.
+//!
+//! They are laid out as on the machine's disk, and copied there whole.
+//!
+//! | in the folder of units | on the machine |
+//! |---|---|
+//! | `*.service`, `*.socket`, … and `NAME.service.d/` | `/etc/systemd/system/` |
+//! | `sysusers.d/`, `tmpfiles.d/`, `polkit-1/`, `dbus-1/`, `systemd/`, … | `/etc/` |
+//! | `*.rules` | `/etc/polkit-1/rules.d/` |
+//! | `sysusers.conf`, `tmpfiles.conf` | `/etc/sysusers.d/cim-leaf.conf`, `/etc/tmpfiles.d/cim-leaf.conf` |
+//! | `*.nix`, `*.md` | – |
+//!
+//! `@package@` in a file is where the programs are, and `@NAME@` of a program's package where Debian has it: `/usr`.
+
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use sha2::{Digest as _, Sha256};
+
+use crate::command::{output, target, workspace};
+
+/// Set to a directory of programs that were laid out before, for tests: they don't build.
+pub const VARIABLE: &str = "CIM_LEAF_HOST_PROGRAMS";
+
+/// Where the programs are on the machine: `bin/` and `share/` of a package.
+const PREFIX: &str = "usr/local";
+/// The units of the house that a machine starts by itself.
+const STARTED: [&str; 1] = ["leafd.service"];
+const UNITS: [&str; 9] = [
+    "automount",
+    "mount",
+    "path",
+    "scope",
+    "service",
+    "slice",
+    "socket",
+    "target",
+    "timer",
+];
+/// Folders that are on the machine as they are here.
+const FOLDERS: [&str; 8] = [
+    "binfmt.d",
+    "dbus-1",
+    "modules-load.d",
+    "polkit-1",
+    "sysctl.d",
+    "systemd",
+    "sysusers.d",
+    "tmpfiles.d",
+];
+/// What a unit may name, and where Debian has it.
+const PACKAGES: [&str; 10] = [
+    "bash",
+    "busybox",
+    "coreutils",
+    "dbus",
+    "iproute2",
+    "kmod",
+    "nftables",
+    "nix",
+    "systemd",
+    "util-linux",
+];
+
+/// Settings for a leaf that nobody set up: its own NATS server.
+const SETTINGS: &str = "[nats.embedded]\n";
+
+/// Programs and units, ready to be copied to a machine.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    tree: PathBuf,
+    /// Of all that is in the tree.
+    key: String,
+}
+
+impl Programs {
+    /// Returns the programs that [`VARIABLE`] names.
+    ///
+    /// # Errors
+    /// Where it names none.
+    pub fn here() -> Result<Self> {
+        match std::env::var_os(VARIABLE) {
+            Some(tree) if !tree.is_empty() => Self::of(tree.into()),
+            _ => bail!("{VARIABLE} names no programs; `cargo xtask test` sets it"),
+        }
+    }
+
+    /// Lays out the programs of a package (`bin/` and `share/`) with the units of this checkout in `target/NAME`.
+    ///
+    /// # Errors
+    /// Where the package lacks one, or it is not known where a file belongs on a machine.
+    pub fn lay_out(package: &Path, name: &str) -> Result<Self> {
+        let tree = target().join(name);
+        // Beside it, so that whoever uses the old one meanwhile has it whole.
+        let part = tempfile::Builder::new()
+            .prefix("host-programs-")
+            .tempdir_in(target())
+            .context("can't make a temporary directory")?;
+        lay_out(
+            package,
+            &workspace().join("nixos-modules/leaf/units"),
+            part.path(),
+        )?;
+        let old = part.path().with_extension("old");
+        let moved = tree.exists();
+        if moved {
+            fs::rename(&tree, &old).with_context(|| format!("can't replace {}", tree.display()))?;
+        }
+        fs::rename(part.keep(), &tree).with_context(|| format!("can't make {}", tree.display()))?;
+        if moved {
+            fs::remove_dir_all(&old).with_context(|| format!("can't remove {}", old.display()))?;
+        }
+        Self::of(tree)
+    }
+
+    /// Takes a folder that was laid out before.
+    pub fn of(tree: PathBuf) -> Result<Self> {
+        ensure!(
+            tree.join(PREFIX).join("bin/leafd").is_file(),
+            "{} has no {PREFIX}/bin/leafd",
+            tree.display()
+        );
+        let mut hash = Sha256::new();
+        digest(&tree, &tree, &mut hash)?;
+        let key = hash
+            .finalize()
+            .iter()
+            .take(8)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        Ok(Self { tree, key })
+    }
+
+    /// The folder, laid out as on the machine's disk.
+    pub fn tree(&self) -> &Path {
+        &self.tree
+    }
+
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// What a machine runs that has the folder at `at`.
+    pub(crate) fn script(&self, at: &str) -> Result<String> {
+        let units = self.tree.join("etc/systemd/system");
+        let mut names = Vec::new();
+        if units.is_dir() {
+            for entry in fs::read_dir(&units).with_context(|| format!("can't read {}", units.display()))? {
+                let name = entry.context("a folder can't be read")?.file_name();
+                names.push(name.to_string_lossy().into_owned());
+            }
+        }
+        names.sort_unstable();
+        let sockets: Vec<&str> = names
+            .iter()
+            .filter(|name| name.ends_with(".socket"))
+            .map(String::as_str)
+            .collect();
+        let started = STARTED.iter().filter(|name| names.iter().any(|n| n == *name));
+        let mut script = format!(
+            "set -e; cp --recursive --no-dereference --remove-destination {at}/. /\n\
+             mkdir -p /etc/cim-leaf; [ -e /etc/cim-leaf/leafd.toml ] || printf '{SETTINGS}' >/etc/cim-leaf/leafd.toml\n\
+             systemd-sysusers; systemctl daemon-reload; systemd-tmpfiles --create\n",
+        );
+        for unit in started {
+            script.push_str(&format!("systemctl --quiet add-wants multi-user.target {unit}\n"));
+        }
+        if !sockets.is_empty() {
+            let sockets = sockets.join(" ");
+            script.push_str(&format!(
+                "systemctl --quiet add-wants sockets.target {sockets}\nsystemctl start {sockets}\n"
+            ));
+        }
+        // A program of a newer system than the machine's would only fail later, and less clearly.
+        script.push_str("leafd --version\n");
+        Ok(script)
+    }
+}
+
+/// Lays out a package and the files of its units.
+fn lay_out(package: &Path, units: &Path, tree: &Path) -> Result<()> {
+    let prefix = tree.join(PREFIX);
+    let bin = prefix.join("bin");
+    fs::create_dir_all(&bin).with_context(|| format!("can't make {}", bin.display()))?;
+    for program in [
+        "leafd",
+        "leafctl",
+        "leaf-helper",
+        "leaf-init",
+        "cim-leaf-generator",
+    ] {
+        // What a debugger wants is nine tenths of them.
+        output(
+            Command::new("strip")
+                .arg("--strip-debug")
+                .arg("-o")
+                .arg(bin.join(program))
+                .arg(package.join("bin").join(program)),
+        )?;
+    }
+    // systemd looks for generators there (systemd.generator(7)).
+    let generators = tree.join("usr/lib/systemd/system-generators");
+    fs::create_dir_all(&generators).with_context(|| format!("can't make {}", generators.display()))?;
+    fs::copy(bin.join("cim-leaf-generator"), generators.join("cim-leaf"))
+        .context("can't copy the generator")?;
+    let share = package.join("share");
+    each_file(&share, &mut |file| {
+        let path = file.strip_prefix(&share).expect("it is below the folder");
+        place(&prefix.join("share").join(path), &read(file)?)
+    })?;
+    each_file(units, &mut |file| {
+        let path = file.strip_prefix(units).expect("it is below the folder");
+        let Some(path) = destination(path)? else {
+            return Ok(());
+        };
+        let text =
+            String::from_utf8(read(file)?).with_context(|| format!("{} is not UTF-8", file.display()))?;
+        let text = fill(&text).with_context(|| format!("in {}", file.display()))?;
+        place(&tree.join(path), text.as_bytes())
+    })
+}
+
+/// Where a file of the folder of units is on the machine, if it is there.
+fn destination(path: &Path) -> Result<Option<PathBuf>> {
+    let first = path
+        .components()
+        .next()
+        .map(|name| name.as_os_str().to_string_lossy().into_owned());
+    let first = first.unwrap_or_default();
+    let extension = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
+    let is_unit = |name: &str| UNITS.contains(&extension(name).as_str());
+    let alone = path.components().count() == 1;
+    Ok(Some(if FOLDERS.contains(&first.as_str()) {
+        Path::new("etc").join(path)
+    } else if is_unit(&first) || first.strip_suffix(".d").is_some_and(is_unit) {
+        Path::new("etc/systemd/system").join(path)
+    } else if alone && extension(&first) == "rules" {
+        Path::new("etc/polkit-1/rules.d").join(path)
+    } else if alone && (first == "sysusers.conf" || first == "tmpfiles.conf") {
+        Path::new("etc")
+            .join(first.replace(".conf", ".d"))
+            .join("cim-leaf.conf")
+    } else if ["nix", "md"].contains(&extension(&path.to_string_lossy()).as_str()) {
+        return Ok(None);
+    } else {
+        bail!(
+            "nobody knows where {} belongs on a machine; see testhost/src/programs.rs",
+            path.display()
+        )
+    }))
+}
+
+/// Fills in where packages are.
+fn fill(text: &str) -> Result<String> {
+    let mut text = text.replace("@package@", &format!("/{PREFIX}"));
+    for package in PACKAGES {
+        text = text.replace(&format!("@{package}@"), "/usr");
+    }
+    // `user@1000.service` and `@system-service` are none.
+    let open = text.split('@').skip(1).step_by(2).find(|name| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        !name.is_empty() && name.chars().all(plain)
+    });
+    match open {
+        Some(name) if text.contains(&format!("@{name}@")) => bail!("nobody knows what @{name}@ is"),
+        _ => Ok(text),
+    }
+}
+
+fn each_file(folder: &Path, with: &mut impl FnMut(&Path) -> Result<()>) -> Result<()> {
+    let entries = fs::read_dir(folder).with_context(|| format!("can't read {}", folder.display()))?;
+    let mut paths = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<Vec<_>, _>>()?;
+    paths.sort_unstable();
+    for path in paths {
+        if path.is_dir() {
+            each_file(&path, with)?;
+        } else {
+            with(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn read(file: &Path) -> Result<Vec<u8>> {
+    fs::read(file).with_context(|| format!("can't read {}", file.display()))
+}
+
+fn place(file: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = file.parent().expect("a file is in a folder");
+    fs::create_dir_all(folder)
+        .and_then(|()| fs::write(file, bytes))
+        .with_context(|| format!("can't write {}", file.display()))
+}
+
+fn digest(tree: &Path, folder: &Path, hash: &mut Sha256) -> Result<()> {
+    each_file(folder, &mut |file| {
+        let path = file.strip_prefix(tree).expect("it is below the folder");
+        let mut reader = fs::File::open(file).with_context(|| format!("can't read {}", file.display()))?;
+        let size = reader.metadata().map(|file| file.len()).unwrap_or_default();
+        hash.update(format!("{}\0{size}\0", path.display()));
+        let mut bytes = vec![0; 1 << 20];
+        loop {
+            match reader
+                .read(&mut bytes)
+                .with_context(|| format!("can't read {}", file.display()))?
+            {
+                0 => return Ok(()),
+                count => hash.update(&bytes[..count]),
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn goes_to(path: &str) -> Option<String> {
+        let destination = destination(Path::new(path)).expect("it is known");
+        destination.map(|path| path.display().to_string())
+    }
+
+    #[test]
+    fn each_kind_of_file_has_its_place() {
+        for (path, place) in [
+            ("leafd.service", Some("etc/systemd/system/leafd.service")),
+            (
+                "container@.service",
+                Some("etc/systemd/system/container@.service"),
+            ),
+            (
+                "leafd.service.d/a.conf",
+                Some("etc/systemd/system/leafd.service.d/a.conf"),
+            ),
+            ("sysusers.d/leaf.conf", Some("etc/sysusers.d/leaf.conf")),
+            ("sysusers.conf", Some("etc/sysusers.d/cim-leaf.conf")),
+            ("50-leafd.rules", Some("etc/polkit-1/rules.d/50-leafd.rules")),
+            ("polkit-1/rules.d/a.rules", Some("etc/polkit-1/rules.d/a.rules")),
+            ("default.nix", None),
+        ] {
+            assert_eq!(goes_to(path).as_deref(), place, "{path}");
+        }
+        assert!(destination(Path::new("odd.bin")).is_err());
+    }
+
+    #[test]
+    fn names_of_packages_are_filled_in_and_unknown_ones_refused() {
+        let text = "ExecStart=@package@/bin/leafd\nExecStop=@systemd@/bin/systemctl\nSystemCallFilter=@system-service ~@privileged\n";
+        let filled = fill(text).expect("all are known");
+        assert!(
+            filled.starts_with("ExecStart=/usr/local/bin/leafd\nExecStop=/usr/bin/systemctl\n"),
+            "{filled}"
+        );
+        assert!(filled.ends_with("@system-service ~@privileged\n"), "{filled}");
+        let error = fill("ExecStart=@mystery@/bin/x").expect_err("nobody knows it");
+        assert!(error.to_string().contains("@mystery@"), "{error}");
+    }
+
+    #[test]
+    fn the_units_of_the_house_have_their_places_and_are_started() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let package = folder.path().join("package");
+        let program = crate::command::find("true").expect("every system has it");
+        for name in [
+            "leafd",
+            "leafctl",
+            "leaf-helper",
+            "leaf-init",
+            "cim-leaf-generator",
+        ] {
+            place(
+                &package.join("bin").join(name),
+                &read(&program).expect("a program"),
+            )
+            .expect("written");
+        }
+        place(&package.join("share/cim-leaf/containers/x.nix"), b"{ }").expect("written");
+        let tree = folder.path().join("tree");
+        lay_out(&package, &workspace().join("nixos-modules/leaf/units"), &tree).expect("all is known");
+        assert!(tree.join("usr/local/share/cim-leaf/containers/x.nix").is_file());
+        let unit = tree.join("etc/systemd/system/leafd.service");
+        let unit = fs::read_to_string(unit).expect("leafd's unit");
+        assert!(
+            unit.contains("/usr/local/bin/leafd") && !unit.contains("@package@"),
+            "{unit}"
+        );
+        let programs = Programs::of(tree).expect("a tree");
+        let script = programs.script("/x").expect("a script");
+        assert!(
+            script.contains("add-wants multi-user.target leafd.service"),
+            "{script}"
+        );
+        assert!(script.contains("systemctl start leaf-helper.socket"), "{script}");
+    }
+
+    #[test]
+    fn a_key_changes_with_a_file_and_its_name() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let leafd = folder.path().join(PREFIX).join("bin/leafd");
+        place(&leafd, b"1").expect("written");
+        let first = Programs::of(folder.path().to_owned()).expect("a folder").key;
+        assert_eq!(
+            Programs::of(folder.path().to_owned()).expect("a folder").key,
+            first
+        );
+        place(&leafd, b"2").expect("written");
+        let second = Programs::of(folder.path().to_owned()).expect("a folder").key;
+        fs::rename(&leafd, leafd.with_file_name("x")).expect("renamed");
+        assert_ne!(first, second);
+        assert!(Programs::of(folder.path().to_owned()).is_err(), "it has no leafd");
+    }
+}

@@ -1,0 +1,73 @@
+//! A command on a machine, while it runs and after.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::Host;
+
+/// What a command left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// Its exit code; 128 and the signal's number if one ended it.
+    pub status: i32,
+    /// What it printed, as text; at most 16 MiB.
+    pub stdout: String,
+    /// What it complained of, as text; at most 16 MiB.
+    pub stderr: String,
+}
+
+/// A command that runs on a host.
+#[derive(Debug)]
+pub struct Running<'a> {
+    pub(crate) host: &'a Host,
+    pub(crate) command: String,
+    pub(crate) pid: i64,
+    pub(crate) limit: Duration,
+    pub(crate) deadline: Instant,
+}
+
+impl Running<'_> {
+    /// Whether it has ended, and what it left. Ask no more after that.
+    pub fn ended(&self) -> Result<Option<Output>> {
+        self.host.machine()?.borrow_mut().agent.ended(self.pid)
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// Where it takes longer than it may; it is ended then, and the text says what it printed.
+    pub fn wait(self) -> Result<Output> {
+        let machine = self.host.machine()?;
+        let ended = machine.borrow_mut().agent.finish(self.pid, self.deadline);
+        match ended.with_context(|| format!("{:?} on {}", self.command, self.host.name()))? {
+            Some(output) => Ok(output),
+            None => {
+                let output = self.kill()?;
+                bail!(
+                    "{:?} on {} did not end within {:.1} s, and was ended; stderr: {:?}; stdout: {:?}",
+                    self.command,
+                    self.host.name(),
+                    self.limit.as_secs_f64(),
+                    output.stderr.trim_end(),
+                    output.stdout.trim_end()
+                )
+            }
+        }
+    }
+
+    /// Ends it with all its process group, and returns what it left.
+    pub fn kill(&self) -> Result<Output> {
+        let mut machine = self.host.machine()?.borrow_mut();
+        // `timeout` passes a SIGTERM on to the group that it leads.
+        let limit = Duration::from_secs(20);
+        let kill = format!(
+            "kill -TERM {0}; for i in $(seq 20); do kill -0 -- -{0} || exit 0; sleep 0.1; done 2>/dev/null; kill -KILL -- -{0}",
+            self.pid
+        );
+        let pid = machine.agent.start(&kill, limit)?;
+        machine.agent.finish(pid, Instant::now() + limit)?;
+        let ended = machine.agent.finish(self.pid, Instant::now() + limit)?;
+        ended.with_context(|| format!("{:?} can't be ended", self.command))
+    }
+}

@@ -1,0 +1,152 @@
+//! A shell on a machine, for a person at a terminal.
+
+use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+
+use crate::{Host, machine};
+
+/// Control and `]`, as telnet has it.
+const LEAVE: u8 = 0x1d;
+/// How often it is looked whether the shell has ended, and the window has another size.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Checks that there is a terminal.
+///
+/// # Errors
+/// Where there is none.
+pub fn need_terminal() -> Result<()> {
+    ensure!(
+        std::io::stdin().is_terminal(),
+        "a shell needs a terminal; `cargo xtask host run -- 'COMMAND'` runs a command without one"
+    );
+    Ok(())
+}
+
+/// Runs bash on a machine, at the terminal of this process. It ends when bash does, or when the person leaves.
+///
+/// # Errors
+/// Where the machine has no console, or it or the terminal are gone.
+pub fn shell(host: &Host) -> Result<()> {
+    let input = std::io::stdin();
+    let mut console =
+        UnixStream::connect(machine::shell_socket(host.folder())).context("the machine has no console")?;
+    console
+        .set_nonblocking(true)
+        .context("the console can't be set up")?;
+    let mut size = window();
+    let term: String = std::env::var("TERM").unwrap_or_default();
+    let term: String = term
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || "-+.".contains(*c))
+        .collect();
+    // The terminal forgets its size when nobody has it open: so the same one sets it and goes on.
+    let bash = host.start(&format!(
+        "export TERM={term} LEAFCTL_CONTEXT=/var/lib/cim-leaf/context.json; cd /root; \
+         exec setsid --ctty --wait bash -c '{}; exec bash --login -i' </dev/hvc0 >/dev/hvc0 2>&1",
+        set_size(size)
+    ))?;
+
+    let raw = Raw::set()?;
+    let mut looked = Instant::now();
+    let mut bytes = [0; 4096];
+    loop {
+        let mut ready = [
+            PollFd::new(&input, PollFlags::IN),
+            PollFd::new(&console, PollFlags::IN),
+        ];
+        let wait = Timespec {
+            tv_sec: 0,
+            tv_nsec: LOOK.subsec_nanos().into(),
+        };
+        // A changed window interrupts it, which is as good as nothing.
+        let _ = poll(&mut ready, Some(&wait));
+        let [typed, printed] = [&ready[0], &ready[1]].map(|fd| !fd.revents().is_empty());
+        if printed {
+            match console.read(&mut bytes) {
+                Ok(0) => break,
+                Ok(count) => {
+                    let mut screen = std::io::stdout();
+                    screen
+                        .write_all(&bytes[..count])
+                        .and_then(|()| screen.flush())
+                        .context("can't print")?;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error).context("the console is gone"),
+            }
+        }
+        if typed {
+            let count = rustix::io::read(&input, &mut bytes).context("the terminal is gone")?;
+            let keys = &bytes[..count];
+            let leave = keys.iter().position(|key| *key == LEAVE);
+            send(&mut console, &keys[..leave.unwrap_or(count)])?;
+            if count == 0 || leave.is_some() {
+                break;
+            }
+        }
+        if looked.elapsed() > LOOK && !printed {
+            looked = Instant::now();
+            if bash.ended()?.is_some() {
+                break;
+            }
+            if window() != size {
+                size = window();
+                host.ok(&set_size(size))?;
+            }
+        }
+    }
+    drop(raw);
+    Ok(())
+}
+
+fn send(console: &mut UnixStream, mut keys: &[u8]) -> Result<()> {
+    while !keys.is_empty() {
+        match console.write(keys) {
+            Ok(count) => keys = &keys[count..],
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                let mut ready = [PollFd::new(&*console, PollFlags::OUT)];
+                poll(&mut ready, None).context("the console is gone")?;
+            }
+            Err(error) => return Err(error).context("the console is gone"),
+        }
+    }
+    Ok(())
+}
+
+/// Rows and columns.
+fn window() -> (u16, u16) {
+    match tcgetwinsize(std::io::stdout()) {
+        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => (size.ws_row, size.ws_col),
+        _ => (24, 80),
+    }
+}
+
+fn set_size((rows, columns): (u16, u16)) -> String {
+    format!("stty -F /dev/hvc0 rows {rows} cols {columns}")
+}
+
+/// A terminal that gives each key as it is; it is as it was when this is dropped.
+struct Raw {
+    before: Termios,
+}
+
+impl Raw {
+    fn set() -> Result<Self> {
+        let before = tcgetattr(std::io::stdin()).context("the terminal can't be asked")?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(std::io::stdin(), OptionalActions::Now, &raw).context("the terminal can't be set")?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.before);
+    }
+}

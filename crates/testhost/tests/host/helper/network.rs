@@ -1,0 +1,82 @@
+//! The closed network on a machine where systemd is PID 1: there the tests of leaf-helper's network run on the machine
+//! itself, and not in a network namespace of it, since systemd starts the containers.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use testhost::Host;
+
+use crate::{Outcome, Trials, ensure};
+
+pub(crate) const TRIALS: Trials = &[
+    (
+        "from_inside_a_container_its_leafs_nats_answers_and_nothing_else_of_all_ports",
+        || on_a_host("a_container_reaches_its_leafs_nats_and_nothing_else"),
+    ),
+    ("a_container_on_a_host_can_be_nobody_else", || {
+        on_a_host("a_container_can_be_nobody_else")
+    }),
+    ("a_host_opens_what_allow_names_outside", || {
+        on_a_host("an_opening_to_the_outside_opens_what_it_names_behind_the_hosts_address")
+    }),
+    ("a_host_opens_what_allow_names_between_containers", || {
+        on_a_host("an_opening_to_a_container_opens_one_port_one_way_whenever_that_one_comes")
+    }),
+    ("a_host_leads_a_port_of_its_own_to_a_container", || {
+        on_a_host("a_port_of_the_leaf_leads_to_a_container_from_outside_and_from_the_host_alone")
+    }),
+];
+
+/// How long one of these tests may take on an emulated machine.
+const PATIENCE: Duration = Duration::from_secs(900);
+/// What tells the tests of leaf-helper that they are on a machine of their own: the name of one of them.
+const ON_MACHINE: &str = "LEAF_HELPER_TEST_MACHINE";
+
+fn on_a_host(test: &str) -> Outcome {
+    let tests = tests_of_leaf_helper().map_err(anyhow::Error::msg)?;
+    let init = std::env::var("CIM_LEAF_STATIC_INIT")
+        .context("CIM_LEAF_STATIC_INIT is not set; `cargo xtask test` sets it")?;
+    let mut host = Host::options().memory_mib(2048).restore()?;
+    host.put(&std::fs::read(init)?, "/root/leaf-init", "0755")?;
+    // At the same place as here: the tests know where their programs are.
+    let folder = tests
+        .parent()
+        .and_then(Path::parent)
+        .context("it is in no folder")?;
+    let place = folder.to_str().context("the folder's name is no text")?;
+    host.share(folder, place)?;
+    let command = format!(
+        "cd /root && CIM_LEAF_STATIC_INIT=/root/leaf-init {ON_MACHINE}={test} {}",
+        tests.display()
+    );
+    let done = host.run_within(&command, PATIENCE)?;
+    ensure(
+        done.status == 0,
+        format!("{test}: {}\n{}\n{}", done.status, done.stdout, done.stderr),
+    )
+}
+
+/// Builds the tests of leaf-helper and the programs that they use, once, and returns where they are.
+fn tests_of_leaf_helper() -> Result<&'static Path, String> {
+    static TESTS: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let built = TESTS.get_or_init(|| {
+        let output = Command::new(env!("CARGO"))
+            .args(["test", "--quiet", "--package", "leaf-helper", "--no-run"])
+            .arg("--message-format=json")
+            .output()
+            .map_err(|e| format!("can't run cargo: {e}"))?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+            .filter(|message| message["target"]["name"] == "main" && message["target"]["kind"][0] == "test")
+            .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+            .ok_or_else(|| "cargo names no test program of leaf-helper".to_owned())
+    });
+    built.as_deref().map_err(Clone::clone)
+}

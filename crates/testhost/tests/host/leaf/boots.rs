@@ -1,0 +1,166 @@
+//! A host that boots again, or whose power is cut: everything comes back, and no event is lost or doubled.
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use testhost::{Host, LIVES};
+
+use super::{Leaf, WAITS};
+use crate::{Outcome, Trials};
+
+pub(crate) const TRIALS: Trials = &[
+    ("after_a_reboot_everything_is_as_it_was", reboot),
+    (
+        "what_failed_when_it_was_started_with_the_host_is_tried_once_more",
+        early_failure,
+    ),
+    ("power_cut_in_the_middle_of_create_update_and_destroy", power_cut),
+    ("reboot_in_the_middle_of_create_update_and_destroy", reboot_now),
+];
+
+/// How many power cuts each; `cargo xtask soak` sets more.
+const CUTS_VARIABLE: &str = "CIM_LEAF_CUTS";
+
+fn reboot() -> Outcome {
+    let mut leaf = Leaf::up()?;
+    let toplevel = leaf.system("waits", WAITS)?;
+    for (name, more) in [("early", "autostart = 'with_host'"), ("late", ""), ("still", "")] {
+        let run = if name == "still" { "stopped" } else { "running" };
+        let spec = leaf.spec(
+            &format!("{name}.toml"),
+            &format!(
+                "name = '{name}'\nrun = '{run}'\nsource = {{ type = 'toplevel', path = '{toplevel}' }}\n\
+                 limits = {{ tasks = 32 }}\n{more}\n"
+            ),
+        )?;
+        leaf.ctl(&format!("container create -f {spec}"))?;
+    }
+    leaf.host.reboot()?;
+    leaf.answers()?;
+    leaf.until_phase("early", "running")?;
+    leaf.until_phase("late", "running")?;
+    let still = leaf.show("still")?;
+    ensure!(still["phase"] == "stopped", "{still}");
+    leaf.host
+        .ok("[ $(cat /sys/fs/cgroup/machine.slice/container@early.service/payload/pids.max) = 32 ]")?;
+    leaf.agrees()?;
+    Ok(())
+}
+
+fn early_failure() -> Outcome {
+    let mut leaf = Leaf::up()?;
+    // It fails on its first start after the file has gone.
+    let toplevel = leaf.system(
+        "once",
+        &format!("[ -e /once/ok ] || {{ : >/once/ok; exit 7; }}; {WAITS}"),
+    )?;
+    leaf.host.ok("mkdir -p /srv/once && touch /srv/once/ok")?;
+    let spec = leaf.spec(
+        "once.toml",
+        &format!(
+            "name = 'once'\nrun = 'running'\nsource = {{ type = 'toplevel', path = '{toplevel}' }}\nautostart = 'with_host'\n\
+             binds = [{{ source = '/srv/once', target = '/once', writable = true }}]\n"
+        ),
+    )?;
+    leaf.ctl(&format!("container create -f {spec}"))?;
+    leaf.host.ok("rm /srv/once/ok && sync")?;
+    leaf.host.reboot()?;
+    leaf.answers()?;
+    leaf.until_phase("once", "running")?;
+    leaf.host.ok("test -e /srv/once/ok")?;
+    let stops = leaf.events("container.stopped")?;
+    ensure!(
+        stops.iter().any(|event| event.to_string().contains("exited")),
+        "the failure is told: {stops:?}"
+    );
+    leaf.agrees()?;
+    Ok(())
+}
+
+fn power_cut() -> Outcome {
+    in_the_middle("power cuts", |host| {
+        host.cut_power();
+        host.boot()
+    })
+}
+
+fn reboot_now() -> Outcome {
+    in_the_middle("reboots", Host::reboot)
+}
+
+fn in_the_middle(what: &str, end: impl Fn(&mut Host) -> anyhow::Result<()>) -> Outcome {
+    let cuts: u32 = std::env::var(CUTS_VARIABLE)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(2);
+    let began = Instant::now();
+    let mut leaf = Leaf::up_for(LIVES + cuts * Duration::from_secs(5 * 60))?;
+    let (one, two) = (leaf.system("one", WAITS)?, leaf.system("two", WAITS)?);
+    leaf.host.ok("sync")?;
+    let context = "leafctl --json --context /var/lib/cim-leaf/context.json";
+    leaf.ctl(&format!("container create still --toplevel {one}"))?;
+    let (mut happened, mut acknowledged) = (0_u64, 0_u64);
+    for cut in 0..cuts {
+        for verb in ["create", "update", "destroy"] {
+            // What was acknowledged before the cut is there after it, once.
+            let label = format!("{verb}-{cut}");
+            leaf.ctl(&format!("container set still labels.cut={label}"))?;
+            acknowledged += 1;
+            let command = match verb {
+                "create" => format!("container create web{cut} --toplevel {one} --start"),
+                "update" => format!("container update web{cut} --toplevel {two}"),
+                _ => format!("container destroy web{cut}"),
+            };
+            {
+                let running = leaf.host.start(&format!("{context} {command}"))?;
+                // Anywhere between nothing done and all done; never the same place twice.
+                #[allow(
+                    clippy::disallowed_methods,
+                    reason = "a cut comes at a moment, not on a state"
+                )]
+                std::thread::sleep(Duration::from_millis(u64::from(150 + cut * 331 % 1700)));
+                drop(running);
+            }
+            end(&mut leaf.host)?;
+            leaf.answers()?;
+            let name = format!("web{cut}");
+            leaf.settled(&name)?;
+            happened += 1;
+            leaf.agrees()?;
+            let still = leaf.show("still")?;
+            let kept = &still["desired"]["options"]["labels"]["cut"];
+            ensure!(*kept == label.as_str(), "{label} is lost: {still}");
+            if verb == "create" && leaf.run(&format!("container show {name}"))?.status != 0 {
+                // It was not accepted before the cut: then nothing of it is there.
+                leaf.nothing_left(&name)?;
+                leaf.ctl(&format!("container create {name} --toplevel {one} --start"))?;
+            }
+        }
+        let name = format!("web{cut}");
+        if leaf.run(&format!("container show {name}"))?.status == 0 {
+            leaf.ctl(&format!("container destroy {name}"))?;
+        }
+        leaf.nothing_left(&name)?;
+    }
+    let events = leaf.events("*")?;
+    let wanted = events
+        .iter()
+        .filter(|event| event["type"] == "cim.leaf.container.desired.v1" && event["subject"] == "still")
+        .count() as u64;
+    // The first was its creation.
+    ensure!(
+        wanted == acknowledged + 1,
+        "{acknowledged} changes of a container were acknowledged, and {wanted} events tell of it"
+    );
+    super::cycles::report(&serde_json::json!({
+        "what": format!("{what} in the middle of create, update and destroy"),
+        "times": happened,
+        "seconds": began.elapsed().as_secs_f64(),
+        "found": format!(
+            "state and host agree after each; of {acknowledged} acknowledged changes none lost, none doubled; {} events in \
+             the stream, none missing, none doubled",
+            events.len()
+        ),
+    }))?;
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! What needs a real machine, which the test host is. They are ignored where `cargo xtask test` did not find or make its
+//! image.
+//!
+//! | module | what runs there |
+//! |---|---|
+//! | [`machine`] | nothing of the house: what the others rely on |
+//! | [`helper`] | the helper as its service, and containers as units of systemd |
+//! | [`leaf`] | a whole leaf, as it is installed |
+
+#![expect(clippy::print_stderr, reason = "a program, which speaks to whoever runs it")]
+
+mod helper;
+mod leaf;
+mod machine;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use testhost::{Host, LACK_VARIABLE, READY_VARIABLE};
+
+/// Emulated machines take a processor each, and more.
+const AT_ONCE: usize = 2;
+
+type Outcome = anyhow::Result<()>;
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(helper::PROBE) {
+        return helper::probe();
+    }
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(AT_ONCE);
+    let ready = std::env::var_os(READY_VARIABLE).is_some();
+    if !ready {
+        let unset = format!("{READY_VARIABLE} is not set; `cargo xtask test` sets it");
+        let reason = std::env::var(LACK_VARIABLE).unwrap_or(unset);
+        eprintln!("tests on the test host are skipped: {reason}");
+    }
+    let modules = [leaf::TRIALS, helper::TRIALS, machine::TRIALS].concat();
+    let trials = modules.into_iter().flatten().map(|(name, run)| {
+        let run = *run;
+        Trial::test(*name, move || {
+            run().map_err(|error| Failed::from(format!("{error:#}")))
+        })
+        .with_ignored_flag(!ready)
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
+/// A module's tests: their names, which are sentences, and what they do.
+type Trials = &'static [(&'static str, fn() -> Outcome)];
+
+/// Runs a command again until it prints what is wanted.
+fn until(host: &Host, command: &str, wanted: impl Fn(&str) -> bool) -> Outcome {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let output = host.run(command)?;
+        if wanted(&output.stdout) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            anyhow::bail!("{command:?} still leaves {output:?}");
+        }
+    }
+}
+
+/// Fails with a text where a condition does not hold.
+fn ensure(holds: bool, text: impl Into<String>) -> Outcome {
+    anyhow::ensure!(holds, text.into());
+    Ok(())
+}
