@@ -186,7 +186,10 @@ impl Client {
         options: CallOptions,
     ) -> Result<R::Reply, CallError> {
         let body = serde_json::to_vec(request).expect("a command has string keys only");
-        let reply = self.call_raw(leaf, R::NOUN, R::VERB, body, options).await?;
+        let command = R::DECLARATION;
+        let reply = self
+            .call_raw(leaf, command.noun, command.verb, body, options)
+            .await?;
         serde_json::from_slice(&reply).map_err(|source| CallError::Unreadable {
             leaf: leaf.clone(),
             source,

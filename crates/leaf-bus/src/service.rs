@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use leaf_core::command::COMMANDS;
+use leaf_core::command::{COMMANDS, Declaration};
 use leaf_core::id::{InstanceId, LeafName};
 use leaf_core::subject;
 use serde_json::{Value, json};
@@ -62,7 +62,7 @@ impl Stats {
             last_error: watch::Sender::new(String::new()),
         };
         let leaf = &info.leaf;
-        let commands = COMMANDS.iter().map(|(noun, verb, ..)| {
+        let commands = COMMANDS.iter().map(|Declaration { noun, verb, .. }| {
             endpoint(
                 format!("{noun}-{verb}"),
                 subject::command_by_anybody(leaf, noun, verb),
@@ -82,7 +82,9 @@ impl Stats {
     }
 
     pub(crate) fn endpoint(&self, noun: &str, verb: &str) -> usize {
-        let known = COMMANDS.iter().position(|(n, v, ..)| (*n, *v) == (noun, verb));
+        let known = COMMANDS
+            .iter()
+            .position(|command| (command.noun, command.verb) == (noun, verb));
         known.unwrap_or_else(|| self.other())
     }
 

@@ -16,15 +16,15 @@ pub fn diff(known: &BTreeMap<DeviceId, Device>, seen: &Inventory) -> Vec<Fact> {
     let mut facts = Vec::new();
     for (id, device) in &seen.devices {
         match known.get(id) {
-            None => facts.push(Fact::DeviceAppeared(DeviceAppeared {
+            None => facts.push(Fact::from(DeviceAppeared {
                 device: device.clone(),
             })),
             Some(old) if old.status == DeviceStatus::Absent && device.status != DeviceStatus::Absent => {
-                facts.push(Fact::DeviceAppeared(DeviceAppeared {
+                facts.push(Fact::from(DeviceAppeared {
                     device: device.clone(),
                 }));
             }
-            Some(old) if old != device => facts.push(Fact::DeviceChanged(DeviceChanged {
+            Some(old) if old != device => facts.push(Fact::from(DeviceChanged {
                 changed: changed_fields(old, device),
                 device: device.clone(),
             })),
@@ -33,7 +33,7 @@ pub fn diff(known: &BTreeMap<DeviceId, Device>, seen: &Inventory) -> Vec<Fact> {
     }
     for (id, old) in known {
         if old.status != DeviceStatus::Absent && !seen.devices.contains_key(id) {
-            facts.push(Fact::DeviceVanished(DeviceVanished { id: id.clone() }));
+            facts.push(Fact::from(DeviceVanished { id: id.clone() }));
         }
     }
     facts

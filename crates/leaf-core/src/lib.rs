@@ -5,6 +5,7 @@
 //! [`state`] (what a leaf knows), [`mod@decide`] (what a command does), [`mod@plan`] and [`mod@diff`] (what the host shows and
 //! what is to be done there), [`host_op`] (what needs root).
 
+pub mod aggregate;
 pub mod beat;
 pub mod cause;
 pub mod command;

@@ -111,9 +111,7 @@ pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf
     let name = &container.name;
     let Some(observed) = observed else {
         return match container.phase {
-            Phase::Destroying => vec![Fact::ContainerDestroyed(ContainerDestroyed {
-                name: name.clone(),
-            })],
+            Phase::Destroying => vec![Fact::from(ContainerDestroyed { name: name.clone() })],
             // One that starts and is not there is still to be made: nothing has happened to it.
             Phase::Running | Phase::Restarting | Phase::Stopping => {
                 vec![stopped(container, StopCause::HostRestarted, None)]
@@ -128,7 +126,7 @@ pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf
             Phase::Running | Phase::Updating | Phase::Stopping
         )
     {
-        facts.push(Fact::ContainerOutOfMemory(ContainerOutOfMemory {
+        facts.push(Fact::from(ContainerOutOfMemory {
             name: name.clone(),
             oom_kills: observed.oom_kills,
         }));
@@ -142,7 +140,7 @@ pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf
         }
     };
     let started = |ready_after_ms| {
-        Fact::ContainerStarted(ContainerStarted {
+        Fact::from(ContainerStarted {
             name: name.clone(),
             ready_after_ms,
         })
@@ -151,12 +149,12 @@ pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf
         (Phase::Creating, ObservedRun::Stopped | ObservedRun::Exited(_))
             if is_made(container, observed, leaf) =>
         {
-            facts.push(Fact::ContainerCreated(ContainerCreated { name: name.clone() }));
+            facts.push(Fact::from(ContainerCreated { name: name.clone() }));
         }
         (Phase::Creating, ObservedRun::Running { ready_after_ms, .. })
             if is_met(container, observed, leaf) =>
         {
-            facts.push(Fact::ContainerCreated(ContainerCreated { name: name.clone() }));
+            facts.push(Fact::from(ContainerCreated { name: name.clone() }));
             facts.push(started(*ready_after_ms));
         }
         (
@@ -176,7 +174,7 @@ pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf
                 ),
                 _ => (false, None),
             };
-            facts.push(Fact::ContainerUpdated(ContainerUpdated {
+            facts.push(Fact::from(ContainerUpdated {
                 name: name.clone(),
                 generation: container.desired.generation,
                 running,
@@ -207,7 +205,7 @@ pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf
         }
         // It was to be started again, and is not any more.
         (Phase::Restarting, ObservedRun::Exited(exit)) => {
-            facts.push(Fact::ContainerFailed(ContainerFailed {
+            facts.push(Fact::from(ContainerFailed {
                 name: name.clone(),
                 step: ContainerStep::Start,
                 reason: format!("it was not ready when it was started again: {exit}"),
@@ -245,7 +243,7 @@ pub fn after_early_start(container: &Container, observed: &ObservedContainer) ->
 }
 
 fn want_again(container: &Container) -> Fact {
-    Fact::ContainerDesired(ContainerDesired {
+    Fact::from(ContainerDesired {
         name: container.name.clone(),
         desired: container.desired.clone(),
         caller: Caller::daemon(),
@@ -253,7 +251,7 @@ fn want_again(container: &Container) -> Fact {
 }
 
 fn stopped(container: &Container, cause: StopCause, exit: Option<Exit>) -> Fact {
-    Fact::ContainerStopped(ContainerStopped {
+    Fact::from(ContainerStopped {
         name: container.name.clone(),
         cause,
         exit,

@@ -1,9 +1,14 @@
 //! Every message type and its JSON Schema (2020-12), generated from the Rust types.
 
 use schemars::{JsonSchema, Schema, schema_for};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::beat::Beat;
+use crate::command::COMMANDS;
 use crate::container::Container;
+use crate::event;
 use crate::hardware::Device;
 use crate::host_op::ContainerBinding;
 use crate::job::{ENDED_TYPE, Job, JobEnded, PROGRESS_TYPE, Progress};
@@ -21,6 +26,28 @@ pub struct MessageType {
     pub role: Role,
     /// Its schema.
     pub schema: Schema,
+    /// Its form.
+    pub shape: Shape,
+}
+
+/// The form of a message, as its Rust type has it.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Makes its schema.
+    pub schema: fn() -> Schema,
+    /// Reads a message and writes it again: what this version knows of it.
+    pub reread: fn(Value) -> Result<Value, serde_json::Error>,
+}
+
+impl Shape {
+    /// Returns the form of a Rust type.
+    #[must_use]
+    pub const fn of<T: JsonSchema + Serialize + DeserializeOwned>() -> Self {
+        Self {
+            schema: || schema_for!(T),
+            reread: |message| serde_json::to_value(serde_json::from_value::<T>(message)?),
+        }
+    }
 }
 
 /// What a message is for.
@@ -44,7 +71,7 @@ impl MessageType {
     /// Returns the schema as a document that stands by itself. Its `$id` is `urn:cim-leaf:schema:` and the name; where the
     /// name has no version of its own, that of the protocol stands before it. The name is the title, too.
     #[must_use]
-    pub fn document(&self) -> serde_json::Value {
+    pub fn document(&self) -> Value {
         let id = match self.role {
             Role::Event | Role::Job => format!("urn:cim-leaf:schema:{}", self.name),
             _ => format!("urn:cim-leaf:schema:{VERSION}:{}", self.name),
@@ -57,42 +84,41 @@ impl MessageType {
 }
 
 /// The sequence number with which the newest snapshot of the leaf's history begins: a replay may start there.
-#[derive(JsonSchema)]
-#[expect(dead_code, reason = "it describes a number")]
+#[derive(Serialize, Deserialize, JsonSchema)]
 struct SnapshotSequence(u64);
 
 /// Returns every message type of this version, sorted by name.
 #[must_use]
 pub fn catalogue() -> Vec<MessageType> {
     let others = [
-        (PROGRESS_TYPE, Role::Job, schema_for!(Progress)),
-        (ENDED_TYPE, Role::Job, schema_for!(JobEnded)),
-        ("state.leaf", Role::State, schema_for!(LeafState)),
-        ("state.snapshot", Role::State, schema_for!(SnapshotSequence)),
-        ("state.device", Role::State, schema_for!(Device)),
-        ("state.container", Role::State, schema_for!(Container)),
-        ("state.job", Role::State, schema_for!(Job)),
-        ("beat", Role::Other, schema_for!(Beat)),
-        ("container.binding", Role::Other, schema_for!(ContainerBinding)),
-        ("problem", Role::Other, schema_for!(Problem)),
+        (PROGRESS_TYPE, Role::Job, Shape::of::<Progress>()),
+        (ENDED_TYPE, Role::Job, Shape::of::<JobEnded>()),
+        ("state.leaf", Role::State, Shape::of::<LeafState>()),
+        ("state.snapshot", Role::State, Shape::of::<SnapshotSequence>()),
+        ("state.device", Role::State, Shape::of::<Device>()),
+        ("state.container", Role::State, Shape::of::<Container>()),
+        ("state.job", Role::State, Shape::of::<Job>()),
+        ("beat", Role::Other, Shape::of::<Beat>()),
+        ("container.binding", Role::Other, Shape::of::<ContainerBinding>()),
+        ("problem", Role::Other, Shape::of::<Problem>()),
     ];
-    let events = crate::event::schemas()
-        .into_iter()
-        .map(|(name, schema)| (name, Role::Event, schema));
-    let commands = crate::command::schemas().into_iter().map(|(name, schema)| {
-        let role = if name.starts_with("cmd.") {
-            Role::Command
-        } else {
-            Role::Reply
-        };
-        (name, role, schema)
+    let events = event::types().map(|event| (event.name, Role::Event, event.shape));
+    let commands = COMMANDS.iter().flat_map(|command| {
+        [
+            (command.request_name, Role::Command, command.request),
+            (command.reply_name, Role::Reply, command.reply),
+        ]
     });
     let mut types: Vec<MessageType> = others
-        .map(|(name, role, schema)| (name.to_owned(), role, schema))
         .into_iter()
         .chain(events)
         .chain(commands)
-        .map(|(name, role, schema)| MessageType { name, role, schema })
+        .map(|(name, role, shape)| MessageType {
+            name: name.to_owned(),
+            role,
+            schema: (shape.schema)(),
+            shape,
+        })
         .collect();
     types.sort_by(|a, b| a.name.cmp(&b.name));
     types

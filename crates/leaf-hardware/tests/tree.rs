@@ -1,7 +1,7 @@
 //! Hardware that this machine lacks, as a folder made like sysfs.
 
 use leaf_core::diff::diff;
-use leaf_core::event::Fact;
+use leaf_core::event::{Fact, HardwareFact};
 use leaf_core::hardware::{Device, DeviceKind, DeviceStatus, Direction, Identity, Medium};
 use libtest_mimic::Trial;
 
@@ -139,7 +139,7 @@ fn replug() -> Outcome {
     assert!(
         facts
             .iter()
-            .any(|fact| matches!(fact, Fact::DeviceVanished(gone) if gone.id == device.id)),
+            .any(|fact| matches!(fact, Fact::Hardware(HardwareFact::Vanished(gone)) if gone.id == device.id)),
         "{facts:?}"
     );
     stick(&machine, "7.2", &STICK);
@@ -147,7 +147,7 @@ fn replug() -> Outcome {
     assert_eq!(only(&after, DeviceKind::Disk).id, device.id);
     let facts = diff(&before.devices, &after);
     assert!(
-        matches!(&facts[..], [Fact::DeviceChanged(changed)] if changed.changed == ["sysfs_path"]),
+        matches!(&facts[..], [Fact::Hardware(HardwareFact::Changed(changed))] if changed.changed == ["sysfs_path"]),
         "{facts:?}"
     );
     Ok(())

@@ -97,7 +97,7 @@ async fn run(folder: &Path, records: &Path, count: u64, events: Handle) -> Resul
     );
 
     let facts: Vec<Fact> = (0..2 * DEVICES)
-        .map(|number| Ok(Fact::DeviceChanged(change(number)?)))
+        .map(|number| Ok(Fact::from(change(number)?)))
         .collect::<Result<_>>()?;
     let mut next = 0;
     record(&mut ledger, &facts, &mut next, WARM_UP).await?;

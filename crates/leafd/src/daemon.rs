@@ -263,7 +263,7 @@ async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Res
     };
     main_loop.record(
         &Cause::default(),
-        [Fact::LeafStarted(fact)].into_iter().chain(again).collect(),
+        [Fact::from(fact)].into_iter().chain(again).collect(),
         Vec::new(),
         Vec::new(),
     );

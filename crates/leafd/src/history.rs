@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use leaf_bus::connect::Bus;
 use leaf_bus::stream::{EventStream, StreamError, StreamSettings};
-use leaf_core::event::{Event, EventRecord, Fact};
+use leaf_core::event::{Event, EventRecord, Fact, LeafFact};
 use leaf_core::id::LeafName;
 use leaf_core::state::{State, apply};
 use leaf_core::subject;
@@ -158,7 +158,7 @@ async fn take_over(
 /// Where the snapshot begins of which this is the last part; nothing if it is not whole.
 fn beginning_of_snapshot(record: &EventRecord) -> Option<u64> {
     match Event::from_record(record).ok()?.fact {
-        Fact::LeafSnapshotted(snapshot) if snapshot.part == snapshot.parts => {
+        Fact::Leaf(LeafFact::Snapshotted(snapshot)) if snapshot.part == snapshot.parts => {
             Some(record.sequence.saturating_sub(u64::from(snapshot.part) - 1))
         }
         _ => None,

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use jiff::Timestamp;
 use leaf_core::cause::Cause;
-use leaf_core::event::{Event, EventRecord, Fact};
+use leaf_core::event::{Event, EventRecord, Fact, LeafFact};
 use leaf_core::id::{Caller, CommandId, LeafName};
 use leaf_core::state::{self, SNAPSHOT_KEY, State};
 use leaf_journal::{Batch, CommandRecord, CommitError, Journal, JournalHealth, ReadError, Receipt};
@@ -151,7 +151,7 @@ impl<Effect> Ledger<Effect> {
             batch,
             now,
             &Cause::default(),
-            parts.into_iter().map(Fact::LeafSnapshotted).collect(),
+            parts.into_iter().map(Fact::from).collect(),
         );
     }
 
@@ -166,7 +166,7 @@ impl<Effect> Ledger<Effect> {
             };
             let keys = state::apply(&mut self.state, &event);
             // Our own snapshot says what the state says already, but for its own place.
-            let own_snapshot = matches!(event.fact, Fact::LeafSnapshotted(_));
+            let own_snapshot = matches!(event.fact, Fact::Leaf(LeafFact::Snapshotted(_)));
             for key in keys
                 .into_iter()
                 .filter(|key| !own_snapshot || key == SNAPSHOT_KEY)

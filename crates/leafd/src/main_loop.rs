@@ -10,7 +10,7 @@ use leaf_bus::identity::daemon_caller;
 use leaf_bus::serve::Responder;
 use leaf_container::Changed;
 use leaf_core::cause::Cause;
-use leaf_core::event::{Fact, LeafStopped};
+use leaf_core::event::{Fact, JobFact, LeafStopped};
 use leaf_core::host_op::Runtime;
 use leaf_core::id::{Caller, ContainerName, InstanceId, JobId};
 use leaf_core::job::{JobPhase, Progress};
@@ -167,7 +167,7 @@ impl MainLoop {
             );
             return Ok(self);
         }
-        let stopped = Fact::LeafStopped(LeafStopped {
+        let stopped = Fact::from(LeafStopped {
             instance: self.instance,
             reason,
         });
@@ -386,7 +386,9 @@ impl MainLoop {
 fn ends_job(fact: &Fact) -> bool {
     matches!(
         fact,
-        Fact::JobSucceeded(_) | Fact::JobFailed(_) | Fact::JobCancelled(_) | Fact::JobInterrupted(_)
+        Fact::Job(
+            JobFact::Succeeded(_) | JobFact::Failed(_) | JobFact::Cancelled(_) | JobFact::Interrupted(_)
+        )
     )
 }
 

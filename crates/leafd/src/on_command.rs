@@ -3,7 +3,9 @@
 use jiff::Timestamp;
 use leaf_bus::serve::{Incoming, Responder};
 use leaf_core::cause::Cause;
-use leaf_core::command::{Command, CommandKind, Destroyed, JobReport, LeafReport};
+use leaf_core::command::{
+    Command, CommandKind, Destroyed, Disk, JobReport, LeafReport, Success, WhileStuck, declaration_of,
+};
 use leaf_core::container::{Container, ContainerPhase, ForeignContainer};
 use leaf_core::decide::{self, Context, Next, decide, job_accepted};
 use leaf_core::event::Fact;
@@ -133,12 +135,12 @@ impl MainLoop {
     fn refuses(&self, command: &Command, changes: bool) -> Option<Problem> {
         if changes {
             let journal = self.ledger.journal();
-            let refusal = match command {
-                Command::StopContainer(_) | Command::DestroyContainer(_) => self.guard.refuses_all(journal),
-                _ => self.guard.refuses(journal),
+            let refusal = match command.declaration().disk {
+                Disk::Frees => self.guard.refuses_all(journal),
+                Disk::Untouched | Disk::Takes => self.guard.refuses(journal),
             };
             refusal.or_else(|| self.workers.can_do(command).err())
-        } else if self.ledger.is_stuck() && !matches!(command, Command::ShowLeaf(_)) {
+        } else if self.ledger.is_stuck() && command.declaration().while_stuck == WhileStuck::Refused {
             // The state in memory is ahead of a disk that takes nothing.
             self.guard.refuses(self.ledger.journal())
         } else {
@@ -508,8 +510,9 @@ fn container_reply(
     waiter: &Waiter,
     busy: bool,
 ) -> Option<Result<Vec<u8>, Problem>> {
+    let success = declaration_of(&waiter.record.noun_verb).map_or(Success::Answered, |d| d.success);
     let Some(container) = container else {
-        return Some(if waiter.record.noun_verb == "container.destroy" {
+        return Some(if success == Success::ContainerGone {
             Ok(to_body(&Destroyed { name: name.clone() }))
         } else {
             Err(Problem::new(
@@ -528,13 +531,7 @@ fn container_reply(
     if busy || container.phase.is_moving() {
         return None;
     }
-    let wanted = match waiter.record.noun_verb.as_str() {
-        "container.start" => container.phase == ContainerPhase::Running,
-        "container.stop" => container.phase == ContainerPhase::Stopped,
-        "container.destroy" => false,
-        _ => container.phase != ContainerPhase::Failed,
-    };
-    Some(if wanted {
+    Some(if success.is_met_by(container) {
         Ok(to_body(container))
     } else {
         let why = container.error.as_deref().unwrap_or("it is not what was wanted");

@@ -8,8 +8,8 @@ use leaf_core::container::{ObservedContainer, ObservedRun};
 use leaf_core::decide::{after_job, needless_jobs};
 use leaf_core::diff::diff;
 use leaf_core::event::{
-    ContainerFailed, ContainerReverted, ContainerStep, Fact, JobCancelled, JobFailed, JobInterrupted,
-    JobStarted, JobSucceeded,
+    ContainerFact, ContainerFailed, ContainerReverted, ContainerStep, Fact, HardwareFact, JobCancelled,
+    JobFailed, JobInterrupted, JobStarted, JobSucceeded,
 };
 use leaf_core::hardware::Inventory;
 use leaf_core::id::{Caller, ContainerName, DeviceId, JobId};
@@ -37,21 +37,21 @@ impl MainLoop {
                 Ok(to_body(&RescanReport {
                     devices: inventory.devices.len() as u64,
                     appeared: ids(|f| {
-                        if let Fact::DeviceAppeared(f) = f {
+                        if let Fact::Hardware(HardwareFact::Appeared(f)) = f {
                             Some(f.device.id.clone())
                         } else {
                             None
                         }
                     }),
                     changed: ids(|f| {
-                        if let Fact::DeviceChanged(f) = f {
+                        if let Fact::Hardware(HardwareFact::Changed(f)) = f {
                             Some(f.device.id.clone())
                         } else {
                             None
                         }
                     }),
                     vanished: ids(|f| {
-                        if let Fact::DeviceVanished(f) = f {
+                        if let Fact::Hardware(HardwareFact::Vanished(f)) = f {
                             Some(f.id.clone())
                         } else {
                             None
@@ -152,14 +152,14 @@ impl MainLoop {
             return;
         };
         let cause = container.cause.clone();
-        let mut facts = vec![Fact::ContainerFailed(ContainerFailed {
+        let mut facts = vec![Fact::from(ContainerFailed {
             name: name.clone(),
             step,
             reason: reason.clone(),
         })];
         let mut effects = Vec::new();
         if let Some(toplevel) = &container.desired.fallback {
-            facts.push(Fact::ContainerReverted(ContainerReverted {
+            facts.push(Fact::from(ContainerReverted {
                 name: name.clone(),
                 toplevel: toplevel.clone(),
                 reason: format!("{step}: {reason}"),
@@ -198,7 +198,7 @@ impl MainLoop {
             let cause = self.cause_of_job(id);
             self.record(
                 &cause,
-                vec![Fact::JobStarted(JobStarted { id })],
+                vec![Fact::from(JobStarted { id })],
                 Vec::new(),
                 vec![Effect::RunJob(id)],
             );
@@ -216,7 +216,7 @@ impl MainLoop {
                 continue;
             }
             let cause = self.cause_of_job(id);
-            let cancelled = Fact::JobCancelled(JobCancelled { id, by: by.clone() });
+            let cancelled = Fact::from(JobCancelled { id, by: by.clone() });
             self.record(&cause, vec![cancelled], Vec::new(), vec![Effect::TellJobEnd(id)]);
             self.settle(&Target::Job(id));
         }
@@ -232,35 +232,32 @@ impl MainLoop {
             JobOutcome::Succeeded(result) => {
                 let JobResult::Build(build) = &result;
                 let after = after_job(state, id, Ok(build));
-                (Fact::JobSucceeded(JobSucceeded { id, result }), after)
+                (Fact::from(JobSucceeded { id, result }), after)
             }
             JobOutcome::Failed(error) => {
                 let after = after_job(state, id, Err(&error));
-                (Fact::JobFailed(failed(id, JobFailureCause::Failed, error)), after)
+                (Fact::from(failed(id, JobFailureCause::Failed, error)), after)
             }
             JobOutcome::TimedOut(error) => {
                 let after = after_job(state, id, Err(&error));
-                (
-                    Fact::JobFailed(failed(id, JobFailureCause::TimedOut, error)),
-                    after,
-                )
+                (Fact::from(failed(id, JobFailureCause::TimedOut, error)), after)
             }
             JobOutcome::Cancelled => {
                 let by = by.unwrap_or_else(|| Caller::new("leafd").expect("a caller"));
                 (
-                    Fact::JobCancelled(JobCancelled { id, by }),
+                    Fact::from(JobCancelled { id, by }),
                     after_job(state, id, Err("the build was cancelled")),
                 )
             }
             JobOutcome::Interrupted(reason) => {
                 let after = after_job(state, id, Err(&reason));
-                (Fact::JobInterrupted(JobInterrupted { id, reason }), after)
+                (Fact::from(JobInterrupted { id, reason }), after)
             }
         };
         let built: Vec<Effect> = after
             .iter()
             .filter_map(|fact| match fact {
-                Fact::ContainerBuilt(built) => Some(Effect::Reconcile(built.name.clone())),
+                Fact::Container(ContainerFact::Built(built)) => Some(Effect::Reconcile(built.name.clone())),
                 _ => None,
             })
             .collect();

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use leaf_bus::connect::Bus;
 use leaf_bus::serve::Responder;
 use leaf_container::{LookError, LookErrorKind};
-use leaf_core::command::{Command, ContainerList, LogChunk};
+use leaf_core::command::{Command, ContainerList, LogChunk, Need};
 use leaf_core::container::Container;
 use leaf_core::error::chain;
 use leaf_core::event::ContainerStep;
@@ -114,20 +114,10 @@ impl Workers {
     /// A [`Problem`] that says what is missing.
     pub fn can_do(&self, command: &Command) -> Result<(), Problem> {
         let unsupported = |why: &String| Problem::new(ProblemCode::Unsupported, why.clone());
-        match command {
-            Command::CreateContainer(_)
-            | Command::StartContainer(_)
-            | Command::StopContainer(_)
-            | Command::DestroyContainer(_)
-            | Command::ApplyContainer(_)
-            | Command::UpdateContainer(_)
-            | Command::SetContainer(_)
-            | Command::RollbackContainer(_)
-            | Command::AdoptContainer(_)
-            | Command::ReadContainerStats(_)
-            | Command::ReadContainerLog(_) => self.containers.as_ref().map(drop).map_err(unsupported),
-            Command::Build(_) => self.nix.as_ref().map(drop).map_err(unsupported),
-            _ => Ok(()),
+        match command.declaration().need {
+            Need::Nothing => Ok(()),
+            Need::Containers => self.containers.as_ref().map(drop).map_err(unsupported),
+            Need::Nix => self.nix.as_ref().map(drop).map_err(unsupported),
         }
     }
 

@@ -136,14 +136,15 @@ fn overview(types: &[MessageType]) -> String {
     table(
         &mut text,
         &["command", "kind", "what", "schemas"],
-        COMMANDS.iter().map(|(noun, verb, kind, request, reply)| {
-            let kind = match kind {
+        COMMANDS.iter().map(|command| {
+            let (request, reply) = (command.request_name, command.reply_name);
+            let kind = match command.kind {
                 CommandKind::Query => "query",
                 CommandKind::Change => "change",
                 CommandKind::Job => "job",
             };
             vec![
-                format!("`{noun}.{verb}`"),
+                format!("`{}`", command.noun_verb),
                 kind.to_owned(),
                 described[request].clone(),
                 format!("[request]({}), [reply]({})", file_of(request), file_of(reply)),
@@ -415,8 +416,9 @@ mod tests {
     fn the_overview_has_every_command_event_and_code() {
         let types = catalogue();
         let text = overview(&types);
-        for (noun, verb, ..) in COMMANDS {
-            assert!(text.contains(&format!("| `{noun}.{verb}` |")), "{noun}.{verb}");
+        for command in &COMMANDS {
+            let name = command.noun_verb;
+            assert!(text.contains(&format!("| `{name}` |")), "{name}");
         }
         for t in &types {
             assert!(text.contains(&file_of(&t.name)), "{}", t.name);

@@ -79,7 +79,7 @@ fn record_saying(sequence: u64, reason: &str) -> EventRecord {
         time: jiff::Timestamp::from_second(1_700_000_000).expect("a time"),
         causation: None,
         correlation: Some("mark".to_owned()),
-        fact: Fact::LeafStopped(LeafStopped {
+        fact: Fact::from(LeafStopped {
             instance: instance(1),
             reason: reason.to_owned(),
         }),

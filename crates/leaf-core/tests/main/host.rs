@@ -156,7 +156,7 @@ impl World {
             let Some(container) = self.state.containers.get(name) else {
                 return;
             };
-            let mut facts = vec![Fact::ContainerFailed(ContainerFailed {
+            let mut facts = vec![Fact::from(ContainerFailed {
                 name: name.clone(),
                 step: ContainerStep::Start,
                 reason: "it was not ready".to_owned(),
@@ -166,7 +166,7 @@ impl World {
                 assert_eq!(self.state.containers[name].phase, ContainerPhase::Failed);
                 return;
             };
-            facts.push(Fact::ContainerReverted(ContainerReverted {
+            facts.push(Fact::from(ContainerReverted {
                 name: name.clone(),
                 toplevel: toplevel.clone(),
                 reason: "it was not ready".to_owned(),
@@ -303,17 +303,17 @@ impl World {
     }
 
     fn end_build(&mut self, id: JobId, outcome: Result<BuildResult, String>) {
-        self.record(vec![Fact::JobStarted(JobStarted { id })]);
+        self.record(vec![Fact::from(JobStarted { id })]);
         assert_eq!(self.state.jobs[&id].phase, JobPhase::Running);
         let mut facts = after_job(&self.state, id, outcome.as_ref().map_err(String::as_str));
         facts.insert(
             0,
             match outcome {
-                Ok(result) => Fact::JobSucceeded(JobSucceeded {
+                Ok(result) => Fact::from(JobSucceeded {
                     id,
                     result: JobResult::Build(result),
                 }),
-                Err(error) => Fact::JobFailed(JobFailed {
+                Err(error) => Fact::from(JobFailed {
                     id,
                     cause: JobFailureCause::Failed,
                     error,

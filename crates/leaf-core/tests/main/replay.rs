@@ -45,10 +45,7 @@ fn stored(event: &Event) -> Event {
 
 fn snapshot_events(state: &State, part_bytes: usize) -> Vec<Event> {
     let parts = state.snapshot(&leaf(), 7, part_bytes);
-    events(
-        state.sequence + 1,
-        parts.into_iter().map(Fact::LeafSnapshotted).collect(),
-    )
+    events(state.sequence + 1, parts.into_iter().map(Fact::from).collect())
 }
 
 proptest! {

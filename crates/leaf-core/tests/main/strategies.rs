@@ -237,25 +237,25 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
         boot_id: "b".to_owned(),
     };
     let of_the_leaf = prop_oneof![
-        (instance(), text).prop_map(move |(instance, version)| Fact::LeafStarted(LeafStarted {
+        (instance(), text).prop_map(move |(instance, version)| Fact::from(LeafStarted {
             leaf: leaf(),
             instance,
             version,
             host: host.clone()
         })),
-        (instance(), text).prop_map(|(instance, reason)| Fact::LeafStopped(LeafStopped { instance, reason })),
-        snapshot().prop_map(Fact::LeafSnapshotted),
+        (instance(), text).prop_map(|(instance, reason)| Fact::from(LeafStopped { instance, reason })),
+        snapshot().prop_map(Fact::from),
         text.prop_map(|kind| Fact::Unknown {
             kind: format!("cim.leaf.later.{kind}.v9")
         }),
     ];
     let of_a_device = prop_oneof![
-        device().prop_map(|device| Fact::DeviceAppeared(DeviceAppeared { device })),
-        device().prop_map(|device| Fact::DeviceChanged(DeviceChanged {
+        device().prop_map(|device| Fact::from(DeviceAppeared { device })),
+        device().prop_map(|device| Fact::from(DeviceChanged {
             device,
             changed: vec!["model".to_owned()]
         })),
-        device_id().prop_map(|id| Fact::DeviceVanished(DeviceVanished { id })),
+        device_id().prop_map(|id| Fact::from(DeviceVanished { id })),
     ];
     let cause = select(
         &[
@@ -268,43 +268,43 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
     let step = select(&[ContainerStep::Build, ContainerStep::Start, ContainerStep::Look][..]);
     let of_a_container = prop_oneof![
         3 => (name(), desired(), caller())
-            .prop_map(|(name, desired, caller)| Fact::ContainerDesired(ContainerDesired { name, desired, caller })),
+            .prop_map(|(name, desired, caller)| Fact::from(ContainerDesired { name, desired, caller })),
         1 => (name(), store_path())
-            .prop_map(|(name, toplevel)| Fact::ContainerBuilt(ContainerBuilt { name, toplevel })),
-        1 => name().prop_map(|name| Fact::ContainerCreated(ContainerCreated { name })),
-        1 => (name(), any::<u64>()).prop_map(|(name, ready_after_ms)| Fact::ContainerStarted(ContainerStarted {
+            .prop_map(|(name, toplevel)| Fact::from(ContainerBuilt { name, toplevel })),
+        1 => name().prop_map(|name| Fact::from(ContainerCreated { name })),
+        1 => (name(), any::<u64>()).prop_map(|(name, ready_after_ms)| Fact::from(ContainerStarted {
             name,
             ready_after_ms
         })),
         1 => (name(), cause, option::of(exit()))
-            .prop_map(|(name, cause, exit)| Fact::ContainerStopped(ContainerStopped { name, cause, exit })),
+            .prop_map(|(name, cause, exit)| Fact::from(ContainerStopped { name, cause, exit })),
         1 => (name(), 1u64..4, any::<bool>(), option::of(any::<u64>())).prop_map(
             |(name, generation, running, ready_after_ms)| {
-                Fact::ContainerUpdated(ContainerUpdated { name, generation, running, ready_after_ms })
+                Fact::from(ContainerUpdated { name, generation, running, ready_after_ms })
             }
         ),
         1 => (name(), store_path(), text)
-            .prop_map(|(name, toplevel, reason)| Fact::ContainerReverted(ContainerReverted { name, toplevel, reason })),
+            .prop_map(|(name, toplevel, reason)| Fact::from(ContainerReverted { name, toplevel, reason })),
         1 => (name(), any::<u64>())
-            .prop_map(|(name, oom_kills)| Fact::ContainerOutOfMemory(ContainerOutOfMemory { name, oom_kills })),
-        1 => name().prop_map(|name| Fact::ContainerDestroyed(ContainerDestroyed { name })),
+            .prop_map(|(name, oom_kills)| Fact::from(ContainerOutOfMemory { name, oom_kills })),
+        1 => name().prop_map(|name| Fact::from(ContainerDestroyed { name })),
         1 => (name(), step, text)
-            .prop_map(|(name, step, reason)| Fact::ContainerFailed(ContainerFailed { name, step, reason })),
+            .prop_map(|(name, step, reason)| Fact::from(ContainerFailed { name, step, reason })),
     ];
     let failure = select(&[JobFailureCause::Failed, JobFailureCause::TimedOut][..]);
     let of_a_job = prop_oneof![
         3 => (job_id(), caller(), installable(), option::of(name())).prop_map(|(id, owner, installable, container)| {
-            Fact::JobQueued(JobQueued {
+            Fact::from(JobQueued {
                 id,
                 owner,
                 task: Task::Build(BuildTask { installable, timeout_seconds: 60, container }),
             })
         }),
-        1 => job_id().prop_map(|id| Fact::JobStarted(JobStarted { id })),
-        1 => (job_id(), build_result()).prop_map(|(id, result)| Fact::JobSucceeded(JobSucceeded { id, result: JobResult::Build(result) })),
-        1 => (job_id(), failure, text).prop_map(|(id, cause, error)| Fact::JobFailed(JobFailed { id, cause, error })),
-        1 => (job_id(), caller()).prop_map(|(id, by)| Fact::JobCancelled(JobCancelled { id, by })),
-        1 => (job_id(), text).prop_map(|(id, reason)| Fact::JobInterrupted(JobInterrupted { id, reason })),
+        1 => job_id().prop_map(|id| Fact::from(JobStarted { id })),
+        1 => (job_id(), build_result()).prop_map(|(id, result)| Fact::from(JobSucceeded { id, result: JobResult::Build(result) })),
+        1 => (job_id(), failure, text).prop_map(|(id, cause, error)| Fact::from(JobFailed { id, cause, error })),
+        1 => (job_id(), caller()).prop_map(|(id, by)| Fact::from(JobCancelled { id, by })),
+        1 => (job_id(), text).prop_map(|(id, reason)| Fact::from(JobInterrupted { id, reason })),
     ];
     prop_oneof![1 => of_the_leaf, 2 => of_a_device, 3 => of_a_container, 2 => of_a_job]
 }

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, ensure};
 use async_nats::HeaderMap;
 use leaf_bus::identity::Permissions;
-use leaf_core::command::COMMANDS;
+use leaf_core::command::{COMMANDS, Declaration};
 use leaf_core::id::Caller;
 use leaf_core::problem::ProblemCode;
 use libtest_mimic::Trial;
@@ -85,7 +85,7 @@ async fn discovery() -> anyhow::Result<()> {
         .iter()
         .filter_map(|e| e["subject"].as_str())
         .collect();
-    for (noun, verb, ..) in COMMANDS {
+    for Declaration { noun, verb, .. } in &COMMANDS {
         let subject = format!("leaf.v1.cmd.{}.*.{noun}.{verb}", wire.leaf.name);
         ensure!(
             subjects.contains(&subject.as_str()),

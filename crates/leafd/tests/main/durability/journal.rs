@@ -35,7 +35,7 @@ pub(super) async fn add_unpublished(leaf: &TestLeaf, events: u64) -> anyhow::Res
             time: jiff::Timestamp::now(),
             causation: None,
             correlation: Some("unpublished".to_owned()),
-            fact: Fact::LeafStopped(LeafStopped {
+            fact: Fact::from(LeafStopped {
                 instance: InstanceId(uuid::Uuid::nil()),
                 reason: "a test".to_owned(),
             }),

@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use leaf_bus::client::{CallError, CallOptions, Client};
 use leaf_bus::context;
 use leaf_core::command::{Build, CancelJob, ListContainers, ListHardware, ListJobs, Request};
-use leaf_core::event::{Event, EventRecord, Fact};
+use leaf_core::event::{Event, EventRecord, Fact, JobFact};
 use leaf_core::id::{CommandId, JobId, LeafName};
 use leaf_core::job::{Installable, JobPhase};
 use leaf_core::problem::ProblemCode;
@@ -220,16 +220,16 @@ pub(crate) fn check_done(events: &[EventRecord], done: &[Done]) -> anyhow::Resul
     for record in events {
         let event = Event::from_record(record)?;
         let (id, phase) = match event.fact {
-            Fact::JobQueued(fact) => {
+            Fact::Job(JobFact::Queued(fact)) => {
                 if let Some(command) = event.causation {
                     queued.entry(command).or_default().push(fact.id);
                 }
                 continue;
             }
-            Fact::JobCancelled(fact) => (fact.id, JobPhase::Cancelled),
-            Fact::JobFailed(fact) => (fact.id, JobPhase::Failed),
-            Fact::JobInterrupted(fact) => (fact.id, JobPhase::Interrupted),
-            Fact::JobSucceeded(fact) => (fact.id, JobPhase::Succeeded),
+            Fact::Job(JobFact::Cancelled(fact)) => (fact.id, JobPhase::Cancelled),
+            Fact::Job(JobFact::Failed(fact)) => (fact.id, JobPhase::Failed),
+            Fact::Job(JobFact::Interrupted(fact)) => (fact.id, JobPhase::Interrupted),
+            Fact::Job(JobFact::Succeeded(fact)) => (fact.id, JobPhase::Succeeded),
             _ => continue,
         };
         ended.entry(id).or_default().push(phase);

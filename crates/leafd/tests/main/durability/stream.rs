@@ -115,7 +115,7 @@ fn foreign(leaf: &TestLeaf, epoch: u64, sequence: u64) -> EventRecord {
         time: jiff::Timestamp::now(),
         causation: None,
         correlation: Some("foreign".to_owned()),
-        fact: Fact::LeafStopped(LeafStopped {
+        fact: Fact::from(LeafStopped {
             instance: InstanceId(uuid::Uuid::nil()),
             reason: "another leaf of this name".to_owned(),
         }),

@@ -1,6 +1,10 @@
 //! What the commands about containers do.
 
-use super::{Context, Decision, Next, conflict, invalid, not_found, queue};
+use jiff::Timestamp;
+
+use super::job::queue;
+use super::{Context, Decision, Next, conflict, invalid, not_found, only, reply};
+use crate::command::container::{Command, ContainerHistory};
 use crate::container::{
     Container, ContainerNetwork, ContainerPhase, ContainerSource, Desired, DesiredRun, ForeignContainer,
 };
@@ -9,29 +13,113 @@ use crate::host_op::Runtime;
 use crate::id::{ContainerName, JobId, StorePath};
 use crate::job::Installable;
 use crate::problem::{Problem, ProblemCode};
-use crate::spec::{ContainerOptions, ContainerSpec, Opening, Users};
+use crate::spec::{ContainerOptions, ContainerSpec, Opening, SpecRun, Users, spec_diff};
 use crate::state::State;
 
+/// Which part of a container's log is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogQuery {
+    /// Whose.
+    pub name: ContainerName,
+    /// At most this many lines, the last ones, or with a cursor the first ones after it.
+    pub lines: u32,
+    /// Only what was written at this time or later.
+    pub since: Option<Timestamp>,
+    /// Only what follows the answer that gave this cursor.
+    pub cursor: Option<String>,
+}
+
+/// Lines of a container's console if the command doesn't say.
+const DEFAULT_LOG_LINES: u32 = 200;
+
+pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Result<Decision, Problem> {
+    match command {
+        Command::Create(c) => {
+            let run = if c.start {
+                SpecRun::Running
+            } else {
+                SpecRun::Stopped
+            };
+            let spec = ContainerSpec {
+                source: c.source.clone(),
+                run,
+                options: c.options.clone(),
+            };
+            create(state, &c.name, spec, context)
+        }
+        Command::Apply(c) => match (state.containers.get(&c.name), c.if_generation) {
+            (None, None | Some(0)) => create(state, &c.name, c.spec.clone(), context),
+            (None, Some(seen)) => Err(conflict(format!(
+                "container {} is not at generation {seen}: there is none of this name",
+                c.name
+            ))),
+            (Some(_), seen) => change(state, &c.name, seen, false, context, |_| Ok(c.spec.clone())),
+        },
+        Command::Update(c) => change(state, &c.name, c.if_generation, true, context, |spec| {
+            Ok(ContainerSpec {
+                source: c.source.clone().unwrap_or(spec.source),
+                ..spec
+            })
+        }),
+        Command::Set(c) => change(state, &c.name, c.if_generation, false, context, |spec| {
+            spec.patched(&c.patch)
+                .map_err(|e| invalid(format!("the patch leads to no spec: {e}")))
+        }),
+        Command::Rollback(c) => rollback(state, &c.name, c.generation, c.if_generation, context),
+        Command::Diff(c) => {
+            let container = find_container(state, &c.name)?;
+            check_spec(&c.name, &c.spec, context)?;
+            Ok(only(reply(&spec_diff(&container.desired.spec(), &c.spec))))
+        }
+        Command::History(c) => Ok(only(reply(&ContainerHistory {
+            revisions: find_container(state, &c.name)?.revisions.clone(),
+        }))),
+        Command::Adopt(c) => match state.containers.get(&c.name) {
+            Some(_) => Err(Problem::new(
+                ProblemCode::AlreadyExists,
+                format!("container {} is this leaf's already", c.name),
+            )),
+            None => Ok(only(Next::Adopt(c.name.clone()))),
+        },
+        Command::Stats(c) => {
+            find_container(state, &c.name)?;
+            Ok(only(Next::ReadContainerStats(c.name.clone())))
+        }
+        Command::Start(c) => want(state, &c.name, c.if_generation, DesiredRun::Running, context),
+        Command::Stop(c) => want(state, &c.name, c.if_generation, DesiredRun::Stopped, context),
+        Command::Destroy(c) => want(state, &c.name, c.if_generation, DesiredRun::Absent, context),
+        Command::List(_) => Ok(only(Next::ListContainers(
+            state.containers.values().map(without_revisions).collect(),
+        ))),
+        Command::Show(c) => Ok(only(reply(find_container(state, &c.name)?))),
+        Command::Logs(c) => {
+            find_container(state, &c.name)?;
+            Ok(only(Next::ReadContainerLog(LogQuery {
+                name: c.name.clone(),
+                lines: c.lines.unwrap_or(DEFAULT_LOG_LINES),
+                since: c.since,
+                cursor: c.cursor.clone(),
+            })))
+        }
+    }
+}
+
 /// A container as it stands in a list, which must fit into a message.
-pub(super) fn without_revisions(container: &Container) -> Container {
+fn without_revisions(container: &Container) -> Container {
     Container {
         revisions: Vec::new(),
         ..container.clone()
     }
 }
 
-pub(super) fn find_container<'a>(state: &'a State, name: &ContainerName) -> Result<&'a Container, Problem> {
+fn find_container<'a>(state: &'a State, name: &ContainerName) -> Result<&'a Container, Problem> {
     state
         .containers
         .get(name)
         .ok_or_else(|| not_found(format!("there is no container {name}; container.list shows all")))
 }
 
-pub(super) fn check_spec(
-    name: &ContainerName,
-    spec: &ContainerSpec,
-    context: &Context,
-) -> Result<(), Problem> {
+fn check_spec(name: &ContainerName, spec: &ContainerSpec, context: &Context) -> Result<(), Problem> {
     spec.options.check(name).map_err(invalid)?;
     spec.options.check_runtime(context.runtime).map_err(unsupported)
 }
@@ -51,7 +139,7 @@ fn system_of(source: &ContainerSource) -> Result<StorePath, Installable> {
     }
 }
 
-pub(super) fn create(
+fn create(
     state: &State,
     name: &ContainerName,
     spec: ContainerSpec,
@@ -75,7 +163,7 @@ pub(super) fn create(
     if let Err(installable) = &system {
         facts.push(queue(state, job, installable, None, Some(name.clone()), context)?);
     }
-    facts.push(Fact::ContainerDesired(ContainerDesired {
+    facts.push(Fact::from(ContainerDesired {
         name: name.clone(),
         desired: Desired {
             generation: 1,
@@ -131,7 +219,7 @@ fn check_others(state: &State, own: &ContainerName, options: &ContainerOptions) 
 
 /// Wants another spec of a container, and with `rebuild` its system built anew. It goes on with what it has until that is
 /// done.
-pub(super) fn change(
+fn change(
     state: &State,
     name: &ContainerName,
     if_generation: Option<u64>,
@@ -183,7 +271,7 @@ pub(super) fn change(
         ..desired.clone()
     } == *before;
     if !unchanged {
-        facts.push(Fact::ContainerDesired(ContainerDesired {
+        facts.push(Fact::from(ContainerDesired {
             name: name.clone(),
             desired,
             caller: context.caller.clone(),
@@ -206,7 +294,7 @@ fn fallback(container: &Container, toplevel: &StorePath) -> Option<StorePath> {
     .filter(|good| good != toplevel)
 }
 
-pub(super) fn rollback(
+fn rollback(
     state: &State,
     name: &ContainerName,
     generation: Option<u64>,
@@ -232,7 +320,7 @@ pub(super) fn rollback(
     check_others(state, name, &revision.options)?;
     let toplevel = revision.toplevel.clone();
     Ok(Decision {
-        facts: vec![Fact::ContainerDesired(ContainerDesired {
+        facts: vec![Fact::from(ContainerDesired {
             name: name.clone(),
             desired: Desired {
                 generation: container.desired.generation + 1,
@@ -292,7 +380,7 @@ pub fn adopt(
         Users::Private
     };
     Ok(Decision {
-        facts: vec![Fact::ContainerDesired(ContainerDesired {
+        facts: vec![Fact::from(ContainerDesired {
             name: name.clone(),
             desired: Desired {
                 generation: 1,
@@ -331,7 +419,7 @@ fn check_generation(container: &Container, if_generation: Option<u64>) -> Result
     }
 }
 
-pub(super) fn want(
+fn want(
     state: &State,
     name: &ContainerName,
     if_generation: Option<u64>,
@@ -365,7 +453,7 @@ pub(super) fn want(
     let mut facts = Vec::new();
     // Whoever wants what is under way already waits for it along with who wanted it first.
     if container.desired.run != run || !(settled || container.phase.is_moving()) {
-        facts.push(Fact::ContainerDesired(ContainerDesired {
+        facts.push(Fact::from(ContainerDesired {
             name: name.clone(),
             desired: Desired {
                 generation: generation + 1,

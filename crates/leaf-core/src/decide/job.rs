@@ -1,0 +1,191 @@
+//! What the commands about jobs do, and what the end of a job means for others.
+
+use super::{Context, Decision, Next, invalid, not_found, only, reply};
+use crate::command::job::{Command, JobList};
+use crate::command::nix::JobAccepted;
+use crate::container::DesiredRun;
+use crate::event::{ContainerBuilt, ContainerFailed, ContainerStep, Fact, JobCancelled, JobQueued};
+use crate::id::{ContainerName, JobId};
+use crate::job::{BuildResult, BuildTask, Installable, Job, JobPhase, JobResult, Task};
+use crate::problem::{Problem, ProblemCode};
+use crate::state::State;
+
+/// The longest time that a job may ask for, in seconds: a week.
+const MAX_JOB_SECONDS: u32 = 7 * 24 * 3600;
+
+pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Result<Decision, Problem> {
+    match command {
+        Command::List(_) => Ok(only(reply(&JobList {
+            jobs: state.jobs.values().rev().map(brief).collect(),
+        }))),
+        Command::Show(c) => {
+            find_job(state, c.id)?;
+            Ok(only(Next::ShowJob(c.id)))
+        }
+        Command::Log(c) => {
+            find_job(state, c.id)?;
+            Ok(only(Next::ReadJobLog(c.id, c.offset)))
+        }
+        Command::Cancel(c) => {
+            let job = find_job(state, c.id)?;
+            match job.phase {
+                JobPhase::Queued => {
+                    let mut facts = vec![Fact::from(JobCancelled {
+                        id: c.id,
+                        by: context.caller.clone(),
+                    })];
+                    facts.extend(after_job(state, c.id, Err("the build was cancelled")));
+                    Ok(Decision {
+                        facts,
+                        next: Next::Cancel(c.id),
+                    })
+                }
+                JobPhase::Running => Ok(only(Next::Cancel(c.id))),
+                _ => Ok(only(reply(job))),
+            }
+        }
+    }
+}
+
+/// A job as it stands in a list, which must fit into a message: without what its result refers to.
+fn brief(job: &Job) -> Job {
+    let mut job = job.clone();
+    if let Some(JobResult::Build(result)) = &mut job.result {
+        result.references.clear();
+    }
+    job
+}
+
+/// Returns the answer to a job command once it is stored.
+#[must_use]
+pub fn job_accepted(job: JobId) -> JobAccepted {
+    JobAccepted {
+        job,
+        phase: JobPhase::Queued,
+    }
+}
+
+/// Returns what the end of a job means for the container that waits for it: its system is built, or it has failed.
+#[must_use]
+pub fn after_job(state: &State, job: JobId, outcome: Result<&BuildResult, &str>) -> Vec<Fact> {
+    let Some(Task::Build(BuildTask {
+        container: Some(name),
+        ..
+    })) = state.jobs.get(&job).map(|job| &job.task)
+    else {
+        return Vec::new();
+    };
+    let waits = state
+        .containers
+        .get(name)
+        .is_some_and(|c| c.desired.run != DesiredRun::Absent && c.desired.build_job == Some(job));
+    if !waits {
+        return Vec::new();
+    }
+    let name = name.clone();
+    vec![match outcome {
+        Ok(result) => Fact::from(ContainerBuilt {
+            name,
+            toplevel: result.store_path.clone(),
+        }),
+        Err(reason) => Fact::from(ContainerFailed {
+            name,
+            step: ContainerStep::Build,
+            reason: reason.to_owned(),
+        }),
+    }]
+}
+
+/// Returns the jobs that nobody needs any more, oldest first: builds of a container that is destroyed, or that wants
+/// something else by now.
+#[must_use]
+pub fn needless_jobs(state: &State) -> Vec<JobId> {
+    let needless = |job: &&Job| match &job.task {
+        Task::Build(BuildTask {
+            container: Some(name),
+            ..
+        }) => {
+            let wanted = state.containers.get(name).map(|container| &container.desired);
+            !wanted.is_some_and(|d| d.run != DesiredRun::Absent && d.build_job == Some(job.id))
+        }
+        Task::Build(_) => false,
+    };
+    let open = state.jobs.values().filter(|job| !job.phase.is_final());
+    open.filter(needless).map(|job| job.id).collect()
+}
+
+pub(super) fn queue(
+    state: &State,
+    id: JobId,
+    installable: &Installable,
+    timeout_seconds: Option<u32>,
+    container: Option<ContainerName>,
+    context: &Context,
+) -> Result<Fact, Problem> {
+    let invalid = |detail: String| Err(invalid(detail));
+    let (what, text) = match installable {
+        Installable::Flake { reference } => ("a flake reference", reference.as_str()),
+        Installable::StorePath { path } => ("a store path", path.as_str()),
+        Installable::File { path, .. } if !path.starts_with('/') => {
+            return invalid(format!("the file {path:?} is not an absolute path on the leaf"));
+        }
+        Installable::File { path, .. } => ("a file", path.as_str()),
+        Installable::Template { name } if !crate::id::is_token(name) => {
+            return invalid(format!(
+                "{name:?} is not the name of a template: only a-z, 0-9, '_' and '-' are allowed"
+            ));
+        }
+        Installable::Template { name } => ("a template", name.as_str()),
+    };
+    let attribute = match installable {
+        Installable::File {
+            attribute: Some(attribute),
+            ..
+        } => attribute.as_str(),
+        _ => "",
+    };
+    for text in [text, attribute] {
+        if text.starts_with('-') || text.len() > 4096 || text.chars().any(char::is_control) {
+            return invalid(format!(
+                "{:?} can't be {what}",
+                text.chars().take(80).collect::<String>()
+            ));
+        }
+    }
+    if text.is_empty() {
+        return invalid(format!("{what} is needed, and it is empty"));
+    }
+    let timeout_seconds = timeout_seconds.unwrap_or(context.job_timeout_seconds);
+    if timeout_seconds == 0 || timeout_seconds > MAX_JOB_SECONDS {
+        return invalid(format!(
+            "a job may take from 1 to {MAX_JOB_SECONDS} seconds, not {timeout_seconds}"
+        ));
+    }
+    let waiting = state
+        .jobs
+        .values()
+        .filter(|job| job.phase == JobPhase::Queued)
+        .count();
+    if waiting >= context.max_queued_jobs {
+        return Err(Problem::new(
+            ProblemCode::Overloaded,
+            format!("{waiting} jobs are waiting already; try again later"),
+        ));
+    }
+    Ok(Fact::from(JobQueued {
+        id,
+        owner: context.caller.clone(),
+        task: Task::Build(BuildTask {
+            installable: installable.clone(),
+            timeout_seconds,
+            container,
+        }),
+    }))
+}
+
+fn find_job(state: &State, id: JobId) -> Result<&Job, Problem> {
+    state
+        .jobs
+        .get(&id)
+        .ok_or_else(|| not_found(format!("there is no job {id}; job.list shows all")))
+}

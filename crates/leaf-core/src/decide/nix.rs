@@ -1,0 +1,21 @@
+//! What the commands for Nix do.
+
+use super::job::queue;
+use super::{Context, Decision, Next};
+use crate::command::nix::Command;
+use crate::id::JobId;
+use crate::problem::Problem;
+use crate::state::State;
+
+pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Result<Decision, Problem> {
+    match command {
+        Command::Build(c) => {
+            let job = JobId(context.fresh_id);
+            let fact = queue(state, job, &c.installable, c.timeout_seconds, None, context)?;
+            Ok(Decision {
+                facts: vec![fact],
+                next: Next::Queue(job),
+            })
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! What happened to the leaf itself.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::declare::facts;
+use crate::id::{InstanceId, LeafName};
+
+facts! {
+    LeafFact of "leaf";
+
+    /// A run of `leafd` began.
+    Started: LeafStarted = "started" v 1 about Leaf {
+        /// The leaf.
+        leaf: LeafName,
+        /// This run.
+        instance: InstanceId,
+        /// The version of `leafd`.
+        version: String,
+        /// The host it runs on.
+        host: HostFacts,
+    }
+
+    /// A run of `leafd` ended as it should.
+    Stopped: LeafStopped = "stopped" v 1 about Leaf {
+        /// The run that ended.
+        instance: InstanceId,
+        /// Why: `SIGTERM`, say.
+        reason: String,
+    }
+
+    /// The whole state at this point; a replay may start here. A large state comes in several parts with
+    /// consecutive sequence numbers.
+    Snapshotted: LeafSnapshotted = "snapshotted" v 1 about Leaf {
+        /// The leaf.
+        leaf: LeafName,
+        /// When the history to which this belongs began, in milliseconds since 1970: it changes only where a
+        /// history could not be continued.
+        epoch: u64,
+        /// This part, from 1.
+        part: u32,
+        /// How many parts there are.
+        parts: u32,
+        /// The entries of the state in this part, by key (`container.web`).
+        entries: BTreeMap<String, serde_json::Value>,
+    }
+}
+
+/// The host that a leaf runs on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostFacts {
+    /// Its host name.
+    pub hostname: String,
+    /// Its platform as Nix names it: `x86_64-linux`.
+    pub system: String,
+    /// Its kernel release.
+    pub kernel: String,
+    /// The id of this boot of the kernel (`/proc/sys/kernel/random/boot_id`).
+    pub boot_id: String,
+}

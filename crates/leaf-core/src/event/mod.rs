@@ -1,0 +1,235 @@
+//! Domain events: what happened, in the past tense, as CloudEvents 1.0 (NATS binding, binary mode).
+//!
+//! A [`Fact`] says what happened. An [`Event`] is a fact with its place in the leaf's history. An [`EventRecord`] is
+//! an event as bytes: the journal keeps it, and the stream gets the very same bytes, however often it is sent.
+//!
+//! The facts stand in one module a noun; a new one is declared there, a new noun is one more line in the list of
+//! [`nouns!`]. [`types`] lists them all.
+
+pub mod container;
+mod declare;
+pub mod hardware;
+pub mod header;
+pub mod job;
+pub mod leaf;
+mod record;
+
+pub use container::*;
+pub use hardware::*;
+pub use job::*;
+pub use leaf::*;
+pub(crate) use record::to_json;
+pub use record::{EventRecord, Headers};
+
+use std::borrow::Cow;
+
+use jiff::Timestamp;
+
+use crate::aggregate::Aggregate;
+use crate::id::{CommandId, LeafName, encode_token};
+use crate::schema::Shape;
+use crate::subject;
+
+/// One event: a fact and its place in the leaf's history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// The leaf's own sequence number, contiguous from 1; equal to the stream's.
+    pub sequence: u64,
+    /// When it was recorded, by the leaf's clock.
+    pub time: Timestamp,
+    /// The command that caused it, if one did.
+    pub causation: Option<CommandId>,
+    /// The sender's own mark, carried along from command to event.
+    pub correlation: Option<String>,
+    /// What happened.
+    pub fact: Fact,
+}
+
+/// Why a message is not an event that this version can read.
+#[derive(Debug, thiserror::Error)]
+pub enum EventError {
+    /// A header that every event has is missing or not of its form.
+    #[error("the event on {subject} has no usable header {header}")]
+    Header {
+        /// The message's subject.
+        subject: String,
+        /// The header's name.
+        header: &'static str,
+    },
+    /// The body is not of its type's shape.
+    #[error("the event {kind} with sequence {sequence} can't be read")]
+    Body {
+        /// Its `ce-type`.
+        kind: String,
+        /// Its sequence number.
+        sequence: u64,
+        /// What serde says.
+        source: serde_json::Error,
+    },
+}
+
+/// One type of event.
+#[derive(Debug, Clone, Copy)]
+pub struct EventType {
+    /// The `ce-type`, which ends in the schema's major version: `cim.leaf.container.started.v1`.
+    pub name: &'static str,
+    /// What it is about: `container`.
+    pub aggregate: &'static str,
+    /// What happened to it: `started`.
+    pub fact: &'static str,
+    /// Its body.
+    pub shape: Shape,
+}
+
+macro_rules! nouns {
+    ($($(#[$doc:meta])* $variant:ident = $module:ident :: $facts:ident,)*) => {
+        /// What happened, by noun.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub enum Fact {
+            $($(#[$doc])* $variant($module::$facts),)*
+            /// A fact of a newer version: it keeps its place in the history and changes nothing.
+            Unknown {
+                /// Its `ce-type`.
+                kind: String,
+            },
+        }
+
+        $(impl From<$module::$facts> for Fact {
+            fn from(fact: $module::$facts) -> Self {
+                Self::$variant(fact)
+            }
+        })*
+
+        /// Every type of event, in the order of the nouns.
+        pub fn types() -> impl Iterator<Item = &'static EventType> {
+            [$($module::TYPES,)*].into_iter().flatten()
+        }
+
+        impl Fact {
+            /// The `ce-type`, which ends in the schema's major version: `cim.leaf.container.started.v1`.
+            #[must_use]
+            pub fn kind(&self) -> &str {
+                match self {
+                    $(Self::$variant(fact) => fact.kind(),)*
+                    Self::Unknown { kind } => kind,
+                }
+            }
+
+            /// What it is about (`container`) and what happened to it (`started`).
+            #[must_use]
+            pub fn aggregate_and_fact(&self) -> (&'static str, &'static str) {
+                match self {
+                    $(Self::$variant(fact) => fact.aggregate_and_fact(),)*
+                    Self::Unknown { .. } => ("unknown", "unknown"),
+                }
+            }
+
+            /// What it is about; nothing for one of a newer version.
+            #[must_use]
+            pub fn about(&self) -> Option<Aggregate<'_>> {
+                match self {
+                    $(Self::$variant(fact) => Some(fact.about()),)*
+                    Self::Unknown { .. } => None,
+                }
+            }
+
+            fn to_body(&self) -> Vec<u8> {
+                match self {
+                    $(Self::$variant(fact) => fact.to_body(),)*
+                    Self::Unknown { .. } => b"{}".to_vec(),
+                }
+            }
+
+            fn from_body(kind: &str, body: &[u8]) -> Result<Self, serde_json::Error> {
+                $(if let Some(fact) = $module::$facts::from_body(kind, body) {
+                    return fact.map(Self::$variant);
+                })*
+                Ok(Self::Unknown { kind: kind.to_owned() })
+            }
+        }
+    };
+}
+
+nouns! {
+    /// To the leaf itself.
+    Leaf = leaf::LeafFact,
+    /// To hardware.
+    Hardware = hardware::HardwareFact,
+    /// To containers.
+    Container = container::ContainerFact,
+    /// To jobs.
+    Job = job::JobFact,
+}
+
+impl Fact {
+    /// The token of what it is about: the leaf, the device id, the container's name as a token, the job id.
+    #[must_use]
+    pub fn aggregate_id(&self, leaf: &LeafName) -> String {
+        match self.about() {
+            Some(aggregate) => aggregate.token(leaf),
+            None => encode_token(self.kind()),
+        }
+    }
+}
+
+impl Event {
+    /// Returns the event as it is stored and sent. `epoch` is that of the leaf's history.
+    #[must_use]
+    pub fn to_record(&self, leaf: &LeafName, epoch: u64) -> EventRecord {
+        let (aggregate, fact) = self.fact.aggregate_and_fact();
+        let id = self.fact.aggregate_id(leaf);
+        let mut headers = Headers::with_capacity(10, 320);
+        // In the order of their names. What is made here is plain; what comes from outside is encoded.
+        if let Some(command) = &self.causation {
+            headers.push(header::CAUSATION_ID, header::encode(command.as_str()));
+        }
+        if let Some(mark) = &self.correlation {
+            headers.push(header::CORRELATION_ID, header::encode(mark));
+        }
+        headers.push(header::DATA_CONTENT_TYPE, "application/json");
+        headers.push(header::ID, format_args!("{leaf}/{epoch}/{}", self.sequence));
+        headers.push(header::SEQUENCE, format_args!("{:020}", self.sequence));
+        headers.push(header::SOURCE, format_args!("urn:cim-leaf:{leaf}"));
+        headers.push(header::SPECVERSION, "1.0");
+        headers.push(header::SUBJECT, header::encode(&id));
+        headers.push(header::TIME, self.time);
+        headers.push(header::TYPE, header::encode(self.fact.kind()));
+        EventRecord {
+            sequence: self.sequence,
+            subject: subject::event(leaf, aggregate, &id, fact),
+            headers,
+            body: self.fact.to_body(),
+        }
+    }
+
+    /// Reads an event back. A type of a newer version becomes [`Fact::Unknown`]; unknown fields are ignored.
+    ///
+    /// # Errors
+    /// [`EventError`] when a header is missing or the body is not of its type's shape.
+    pub fn from_record(record: &EventRecord) -> Result<Self, EventError> {
+        let find = |name: &str| record.attribute(name);
+        let bad = |header| EventError::Header {
+            subject: record.subject.clone(),
+            header,
+        };
+        let sequence: u64 = find(header::SEQUENCE)
+            .and_then(|t| t.parse().ok())
+            .ok_or_else(|| bad(header::SEQUENCE))?;
+        let kind = find(header::TYPE).ok_or_else(|| bad(header::TYPE))?;
+        let time = find(header::TIME)
+            .and_then(|t| t.parse().ok())
+            .ok_or_else(|| bad(header::TIME))?;
+        let fact = Fact::from_body(&kind, &record.body).map_err(|source| EventError::Body {
+            kind: kind.into_owned(),
+            sequence,
+            source,
+        })?;
+        Ok(Self {
+            sequence,
+            time,
+            causation: find(header::CAUSATION_ID).and_then(|t| CommandId::new(t.as_ref()).ok()),
+            correlation: find(header::CORRELATION_ID).map(Cow::into_owned),
+            fact,
+        })
+    }
+}

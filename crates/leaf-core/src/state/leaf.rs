@@ -1,0 +1,63 @@
+//! The leaf itself in the state: the entry `leaf`.
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Entry, Kind, State, snapshot};
+use crate::aggregate::Aggregate;
+use crate::event::Event;
+use crate::event::leaf::{HostFacts, LeafFact};
+use crate::id::{InstanceId, LeafName};
+
+/// The leaf itself: the entry `leaf`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LeafState {
+    /// Its name.
+    pub name: LeafName,
+    /// The last run of `leafd`.
+    pub instance: InstanceId,
+    /// Its version.
+    pub version: String,
+    /// When that run began.
+    pub started_at: Timestamp,
+    /// The host it ran on.
+    pub host: HostFacts,
+    /// Whether that run has ended as it should.
+    pub stopped: bool,
+}
+
+pub(super) const KIND: Kind = Kind {
+    name: "leaf",
+    keys: |state| state.leaf.iter().map(|_| Aggregate::Leaf.key()).collect(),
+    find: |state, id| id.is_empty().then_some(state.leaf.as_ref())?.map(Entry::Leaf),
+    put: |state, value| {
+        state.leaf = Some(serde_json::from_value(value)?);
+        Ok(())
+    },
+};
+
+pub(super) fn apply(state: &mut State, fact: &LeafFact, event: &Event) -> Vec<String> {
+    let now = event.time;
+    match fact {
+        LeafFact::Started(f) => {
+            state.leaf = Some(LeafState {
+                name: f.leaf.clone(),
+                instance: f.instance,
+                version: f.version.clone(),
+                started_at: now,
+                host: f.host.clone(),
+                stopped: false,
+            });
+            vec![Aggregate::Leaf.key()]
+        }
+        LeafFact::Stopped(f) => match &mut state.leaf {
+            Some(leaf) if leaf.instance == f.instance => {
+                leaf.stopped = true;
+                vec![Aggregate::Leaf.key()]
+            }
+            _ => Vec::new(),
+        },
+        LeafFact::Snapshotted(f) => snapshot::restore(state, f, event.sequence),
+    }
+}

@@ -1,0 +1,102 @@
+//! Snapshots: the state in events, and where the newest one begins, the entry `snapshot`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::{Entry, Kind, State};
+use crate::event::LeafSnapshotted;
+use crate::id::LeafName;
+
+/// The key of the entry that says with which sequence number the newest snapshot begins.
+pub const SNAPSHOT_KEY: &str = "snapshot";
+
+pub(super) const KIND: Kind = Kind {
+    name: SNAPSHOT_KEY,
+    keys: |state| {
+        (state.snapshot_sequence > 0)
+            .then(|| SNAPSHOT_KEY.to_owned())
+            .into_iter()
+            .collect()
+    },
+    find: |state, id| {
+        (id.is_empty() && state.snapshot_sequence > 0).then_some(Entry::Snapshot(state.snapshot_sequence))
+    },
+    put: |state, value| {
+        state.snapshot_sequence = serde_json::from_value(value)?;
+        Ok(())
+    },
+};
+
+/// The parts of a snapshot that have come so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Partial {
+    parts: u32,
+    entries: BTreeMap<String, Value>,
+}
+
+/// Takes in a part of a snapshot. It counts when all of its parts have come one after the other; a leaf may have ended
+/// in the middle of one.
+pub(super) fn restore(state: &mut State, snapshot: &LeafSnapshotted, sequence: u64) -> Vec<String> {
+    let mut partial = if snapshot.part == 1 {
+        Partial::default()
+    } else {
+        std::mem::take(&mut state.partial)
+    };
+    if snapshot.part != partial.parts + 1 {
+        return Vec::new();
+    }
+    partial.parts = snapshot.part;
+    partial.entries.extend(snapshot.entries.clone());
+    if snapshot.part < snapshot.parts {
+        state.partial = partial;
+        return Vec::new();
+    }
+    let mut keys: BTreeSet<String> = state.entries().into_keys().collect();
+    *state = State {
+        sequence,
+        snapshot_sequence: sequence.saturating_sub(u64::from(snapshot.parts.saturating_sub(1))),
+        ..State::default()
+    };
+    for (key, value) in partial.entries {
+        // An entry of a newer version is left out, as an unknown event is.
+        if state.put(&key, value).is_ok() {
+            keys.insert(key);
+        }
+    }
+    keys.insert(SNAPSHOT_KEY.to_owned());
+    keys.into_iter().collect()
+}
+
+impl State {
+    /// Returns the snapshot of the state in parts of about `part_bytes`, each with at least one entry.
+    #[must_use]
+    pub fn snapshot(&self, leaf: &LeafName, epoch: u64, part_bytes: usize) -> Vec<LeafSnapshotted> {
+        let mut parts: Vec<BTreeMap<String, Value>> = vec![BTreeMap::new()];
+        let mut size = 0;
+        // Where the newest snapshot begins is told by the snapshot itself.
+        for (key, value) in self.entries().into_iter().filter(|(key, _)| key != SNAPSHOT_KEY) {
+            let bytes = key.len() + value.to_string().len();
+            if size > 0 && size + bytes > part_bytes {
+                parts.push(BTreeMap::new());
+                size = 0;
+            }
+            size += bytes;
+            parts
+                .last_mut()
+                .expect("it begins with one part")
+                .insert(key, value);
+        }
+        let count = u32::try_from(parts.len()).expect("a state has fewer parts");
+        (1..)
+            .zip(parts)
+            .map(|(part, entries)| LeafSnapshotted {
+                leaf: leaf.clone(),
+                epoch,
+                part,
+                parts: count,
+                entries,
+            })
+            .collect()
+    }
+}
