@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use leaf_core::host_op::bus_path_part;
 use leaf_core::id::ContainerName;
+use leaf_host::systemd::bus_path_part;
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::time::Instant;

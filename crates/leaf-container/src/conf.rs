@@ -3,8 +3,8 @@
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
-use leaf_core::host_op::{CONF_DIGEST, conf_marker};
 use leaf_core::id::{ContainerName, LeafName, StorePath};
+use leaf_host::contract::{CONF_DIGEST, conf_marker};
 
 use crate::{Containers, LookError};
 

@@ -88,8 +88,8 @@ fn profile(name: &ContainerName) -> Option<StorePath> {
 mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
-    use leaf_core::host_op::{HostPaths, conf_marker};
     use leaf_core::id::LeafName;
+    use leaf_host::contract::{HostPaths, conf_marker};
 
     use super::*;
 

@@ -24,8 +24,9 @@ mod unit;
 mod units;
 mod watch;
 
-use leaf_core::host_op::{HostPaths, Runtime};
+use leaf_core::host_op::Runtime;
 use leaf_core::id::LeafName;
+use leaf_host::contract::HostPaths;
 
 pub use error::{LookError, LookErrorKind};
 pub use observe::Seen;

@@ -3,8 +3,8 @@
 use std::io::ErrorKind;
 
 use leaf_core::container::{Exit, ObservedRun};
-use leaf_core::host_op::RunStatus;
 use leaf_core::id::ContainerName;
+use leaf_host::contract::RunStatus;
 use leaf_host::lock;
 
 use crate::{Containers, LookError};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use leaf_core::container::{Exit, ObservedRun};
-use leaf_core::host_op::RunStatus;
+use leaf_host::contract::RunStatus;
 use zbus::{OwnedVariant, Variant};
 
 /// Where a unit is.

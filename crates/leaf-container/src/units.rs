@@ -6,9 +6,10 @@ use std::path::Path;
 use futures::future::join_all;
 use jiff::Timestamp;
 use leaf_core::container::ObservedRun;
-use leaf_core::host_op::{RunStatus, Runtime};
+use leaf_core::host_op::Runtime;
 use leaf_core::id::ContainerName;
 use leaf_host::cgroup::{self, Cgroup};
+use leaf_host::contract::RunStatus;
 use zbus::Connection;
 
 use crate::bus::{self, Listed};

@@ -1,19 +1,16 @@
-//! What needs root: the closed list of operations that `leaf-helper` carries out, and the contract on disk between
-//! it and those who look.
+//! What needs root: the closed list of operations that `leaf-helper` carries out.
 //!
 //! A plan yields them, `leafd` sends them, the helper validates everything again in its own process.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
 
-use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::container::{ContainerNetwork, Exit};
+use crate::container::ContainerNetwork;
 use crate::id::{ContainerName, JobId, LeafName, StorePath};
 use crate::spec::ContainerOptions;
 use crate::subject;
@@ -202,62 +199,6 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Where the helper keeps a leaf's containers on the host. The helper writes there, `leaf-container` looks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostPaths {
-    /// Root file systems: `/var/lib/nixos-containers/NAME` (NixOS contract).
-    pub roots: PathBuf,
-    /// `NAME.conf` files: `/etc/nixos-containers` (NixOS contract).
-    pub confs: PathBuf,
-    /// GC roots: `/nix/var/nix/gcroots/per-container/NAME` (NixOS contract).
-    pub gc_roots: PathBuf,
-    /// What survives a reboot, root only: `NAME/spec.json` ([`RunSpec`]), `NAME/credentials/`,
-    /// `NAME/log` (the console, and `log.1` before it).
-    pub state: PathBuf,
-    /// What does not: `NAME/status.json` ([`RunStatus`]), `NAME/lock`, held while a supervisor lives.
-    pub run: PathBuf,
-}
-
-impl HostPaths {
-    /// Returns the paths for a leaf.
-    #[must_use]
-    pub fn new(leaf: &LeafName) -> Self {
-        Self {
-            roots: "/var/lib/nixos-containers".into(),
-            confs: "/etc/nixos-containers".into(),
-            gc_roots: "/nix/var/nix/gcroots/per-container".into(),
-            // Not below leafd's own folder: who owns that could exchange what the helper trusts.
-            state: PathBuf::from("/var/lib/cim-leaf-containers").join(leaf.as_str()),
-            run: PathBuf::from("/run/cim-leaf/containers").join(leaf.as_str()),
-        }
-    }
-
-    /// A container's `NAME.conf`.
-    #[must_use]
-    pub fn conf(&self, name: &ContainerName) -> PathBuf {
-        self.confs.join(format!("{name}.conf"))
-    }
-
-    /// A container's console log; the one before it has `.1` appended.
-    #[must_use]
-    pub fn log(&self, name: &ContainerName) -> PathBuf {
-        self.state.join(name.as_str()).join("log")
-    }
-
-    /// The lock that a container's supervisor holds (exclusively, by `flock`) while it lives. Who only looks takes
-    /// it shared for a moment.
-    #[must_use]
-    pub fn lock(&self, name: &ContainerName) -> PathBuf {
-        self.run.join(name.as_str()).join("lock")
-    }
-
-    /// A container's `status.json`.
-    #[must_use]
-    pub fn status(&self, name: &ContainerName) -> PathBuf {
-        self.run.join(name.as_str()).join("status.json")
-    }
-}
-
 /// What runs the containers of a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -287,40 +228,6 @@ impl Runtime {
         format!("container@{name}.service")
     }
 }
-
-/// Returns a name, of a unit or a machine, as a part of its path on D-Bus: all but letters and digits as `_` and two digits
-/// (sd_bus_path_encode(3)).
-#[must_use]
-pub fn bus_path_part(name: &str) -> String {
-    let mut part = String::new();
-    for (at, byte) in name.bytes().enumerate() {
-        if byte.is_ascii_alphabetic() || (at > 0 && byte.is_ascii_digit()) {
-            part.push(char::from(byte));
-        } else {
-            part.push_str(&format!("_{byte:02x}"));
-        }
-    }
-    part
-}
-
-/// Where Nix jobs that run as a user of their own have their folders. leafd makes each, the job writes into it.
-pub const JOBS_FOLDER: &str = "/var/lib/cim-leaf-jobs";
-
-/// The transient unit of a Nix job, in `system.slice`.
-#[must_use]
-pub fn job_unit(id: JobId) -> String {
-    format!("leaf-job-{id}.service")
-}
-
-/// The line of a `NAME.conf` that says which leaf made it. A file without its own leaf's line is foreign, and never
-/// touched.
-#[must_use]
-pub fn conf_marker(leaf: &LeafName) -> String {
-    format!("# cim-leaf: made by leaf {leaf}")
-}
-
-/// The start of the line of a `NAME.conf` that holds the [digest](RunSpec::digest) of what the helper was told last.
-pub const CONF_DIGEST: &str = "# cim-leaf: spec ";
 
 /// What is to be run as a container: `spec.json`, written by `CreateContainer`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -369,41 +276,4 @@ fn short_digest(value: &impl Serialize) -> String {
         .take(16)
         .map(|byte| format!("{byte:02x}"))
         .collect()
-}
-
-/// How the last run of a container does: `status.json`, replaced atomically at each change.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RunStatus {
-    /// The process that runs systemd-nspawn and notes its end.
-    pub supervisor_pid: u32,
-    /// When it was started.
-    pub started_at: Timestamp,
-    /// The [digest](RunSpec::start_digest) of what it was started with, or switched to since.
-    #[serde(default)]
-    pub start_digest: String,
-    /// The container's first process, as the host numbers it.
-    pub leader_pid: Option<u32>,
-    /// When the container said that it is ready.
-    pub ready_at: Option<Timestamp>,
-    /// How it ended, if it has.
-    pub exit: Option<Exit>,
-    /// How many of its processes were killed for want of memory, once it has ended.
-    #[serde(default)]
-    pub oom_kills: u64,
-    /// What went wrong, if something did.
-    pub error: Option<String>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_becomes_a_part_of_a_path_as_systemd_writes_it() {
-        assert_eq!(
-            bus_path_part("container@web-1.service"),
-            "container_40web_2d1_2eservice"
-        );
-        assert_eq!(bus_path_part("1web"), "_31web");
-    }
 }

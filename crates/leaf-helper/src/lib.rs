@@ -25,8 +25,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use leaf_core::container::Exit;
-use leaf_core::host_op::{HostOp, HostOpError, HostPaths, RunSpec, Runtime};
+use leaf_core::host_op::{HostOp, HostOpError, RunSpec, Runtime};
 use leaf_core::id::{ContainerName, LeafName};
+use leaf_host::contract::HostPaths;
 
 pub use accounts::AccountError;
 pub use job::Jobs;

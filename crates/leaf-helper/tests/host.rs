@@ -12,9 +12,10 @@ use leaf_container::Containers;
 use leaf_core::command::LogText;
 use leaf_core::container::{ContainerNetwork, ObservedRun};
 use leaf_core::decide::LogQuery;
-use leaf_core::host_op::{ContainerBinding, HostOp, HostOpError, HostOpErrorKind, HostPaths, Secret};
+use leaf_core::host_op::{ContainerBinding, HostOp, HostOpError, HostOpErrorKind, Secret};
 use leaf_core::id::{ContainerName, LeafName, StorePath};
 use leaf_helper::{Helper, Settings};
+use leaf_host::contract::HostPaths;
 
 pub(crate) const NATS_PORT: u16 = 4222;
 

@@ -124,7 +124,7 @@ pub(crate) async fn a_container_whose_supervisor_is_killed_is_seen_as_lost_and_s
     host.ok(host.create(&name, &system(WAITS))).await;
     host.ok(Host::start(&name)).await;
     let status = std::fs::read_to_string(host.paths.status(&name)).expect("a status");
-    let status: leaf_core::host_op::RunStatus = serde_json::from_str(&status).expect("a status");
+    let status: leaf_host::contract::RunStatus = serde_json::from_str(&status).expect("a status");
     kill(status.supervisor_pid);
     until("the supervisor is gone", || {
         host.run(&name) == Some(ObservedRun::Exited(Exit::Lost))
@@ -140,7 +140,7 @@ pub(crate) async fn a_container_whose_supervisor_is_killed_is_seen_as_lost_and_s
     );
     // And once more, with a stop: what was left goes.
     let status = std::fs::read_to_string(host.paths.status(&name)).expect("a status");
-    let status: leaf_core::host_op::RunStatus = serde_json::from_str(&status).expect("a status");
+    let status: leaf_host::contract::RunStatus = serde_json::from_str(&status).expect("a status");
     kill(status.supervisor_pid);
     until("the supervisor is gone", || {
         host.run(&name) == Some(ObservedRun::Exited(Exit::Lost))

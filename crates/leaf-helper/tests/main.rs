@@ -12,9 +12,9 @@ mod served;
 
 use std::process::ExitCode;
 
-use leaf_core::host_op::HostPaths;
 use leaf_core::id::{ContainerName, LeafName};
 use leaf_helper::{Helper, Settings};
+use leaf_host::contract::HostPaths;
 use libtest_mimic::{Arguments, Trial};
 
 /// A trial named by its function.

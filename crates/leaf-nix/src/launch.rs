@@ -6,8 +6,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind, job_unit};
+use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
 use leaf_core::id::JobId;
+use leaf_host::contract::job_unit;
 
 /// Carries out an operation that needs root, or has it carried out.
 pub type CarryOut =

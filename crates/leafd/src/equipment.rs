@@ -12,10 +12,11 @@ use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings};
 use leaf_bus::identity::{Identity, daemon_caller};
 use leaf_container::Containers;
 use leaf_core::error::chain;
-use leaf_core::host_op::{HostOp, HostPaths, JOBS_FOLDER, Runtime};
+use leaf_core::host_op::{HostOp, Runtime};
 use leaf_core::id::{JobId, LeafName};
 use leaf_core::subject;
 use leaf_helper::{Client, Helper};
+use leaf_host::contract::{HostPaths, JOBS_DIRECTORY};
 use leaf_nix::{Launch, Nix};
 
 use crate::helper::HostHelper;
@@ -234,7 +235,7 @@ pub async fn nix_jobs(settings: &Settings, leaf: &LeafName) -> Result<Nix, Strin
     let runner = std::env::current_exe().map_err(|error| format!("leafd can't find itself: {error}"))?;
     let base = leaf_nix::Settings::new(&settings.state_dir, roots, runner, vec!["nix-job".into()]);
     let (jobs_dir, launch) = match jobs_by_helper(settings) {
-        Some(client) => (PathBuf::from(JOBS_FOLDER), by_helper(client)),
+        Some(client) => (PathBuf::from(JOBS_DIRECTORY), by_helper(client)),
         None => (base.jobs_dir.clone(), base.launch.clone()),
     };
     let nix = Nix::new(leaf_nix::Settings {

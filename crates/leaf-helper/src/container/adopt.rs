@@ -6,8 +6,9 @@
 
 use std::time::Duration;
 
-use leaf_core::host_op::{Runtime, conf_marker};
+use leaf_core::host_op::Runtime;
 use leaf_core::id::ContainerName;
+use leaf_host::contract::{CONF_MADE_BY, conf_marker};
 use rustix::fs::{AtFlags, FileType};
 
 use crate::Helper;
@@ -17,8 +18,6 @@ use crate::files::Folder;
 use crate::systemd::client::{JobEnd, Verb};
 use crate::systemd::payload::UnitCgroup;
 
-/// What the line of a `NAME.conf` begins with that says which leaf made it.
-const MADE_BY: &str = "# cim-leaf: made by leaf ";
 /// How long a container that is taken over may take to stop.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -81,7 +80,7 @@ impl Helper {
         if text.lines().any(|line| line == marker) {
             return Ok(Owner::Leaf);
         }
-        if let Some(other) = text.lines().find_map(|line| line.strip_prefix(MADE_BY)) {
+        if let Some(other) = text.lines().find_map(|line| line.strip_prefix(CONF_MADE_BY)) {
             return Ok(Owner::Foreign(Foreign::OtherLeaf(other.to_owned())));
         }
         let stat = rustix::fs::statat(confs.as_fd(), &*file, AtFlags::SYMLINK_NOFOLLOW)
@@ -159,8 +158,8 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use leaf_core::decide::AddressPool;
-    use leaf_core::host_op::HostPaths;
     use leaf_core::id::LeafName;
+    use leaf_host::contract::HostPaths;
 
     use super::*;
     use crate::Settings;

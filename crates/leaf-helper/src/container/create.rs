@@ -9,9 +9,10 @@ use std::path::Path;
 use rustix::fs::{IFlags, Mode, OFlags};
 
 use leaf_core::container::ContainerNetwork;
-use leaf_core::host_op::{CONF_DIGEST, ContainerBinding, RunSpec, Runtime, Secret, conf_marker};
+use leaf_core::host_op::{ContainerBinding, RunSpec, Runtime, Secret};
 use leaf_core::id::{ContainerName, StorePath};
 use leaf_core::spec::{ContainerOptions, Users, check_credential};
+use leaf_host::contract::{CONF_DIGEST, conf_marker};
 
 use crate::Helper;
 use crate::container::adopt::Owner;

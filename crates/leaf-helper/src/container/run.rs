@@ -7,8 +7,9 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use leaf_core::host_op::{RunSpec, RunStatus};
+use leaf_core::host_op::RunSpec;
 use leaf_core::id::ContainerName;
+use leaf_host::contract::RunStatus;
 
 use crate::error::{Error, Result};
 use crate::files::Folder;

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use leaf_core::decide::AddressPool;
-use leaf_core::host_op::{HostOp, HostOpError, job_unit};
+use leaf_core::host_op::{HostOp, HostOpError};
 use leaf_core::id::JobId;
+use leaf_host::contract::job_unit;
 use tokio::time::Instant;
 use zbus::proxy::CacheProperties;
 use zbus::{Connection, OwnedVariant, Variant};

@@ -14,8 +14,9 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
 use leaf_core::container::Exit;
-use leaf_core::host_op::{RunSpec, RunStatus};
+use leaf_core::host_op::RunSpec;
 use leaf_core::id::ContainerName;
+use leaf_host::contract::RunStatus;
 
 use crate::container::create::check_toplevel;
 use crate::container::run::{RunLock, SHOWN};

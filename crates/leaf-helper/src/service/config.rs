@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use leaf_core::decide::AddressPool;
-use leaf_core::host_op::{HostPaths, JOBS_FOLDER};
 use leaf_core::id::LeafName;
+use leaf_host::contract::{HostPaths, JOBS_DIRECTORY};
 use serde::Deserialize;
 
 use crate::Helper;
@@ -72,7 +72,7 @@ impl Default for JobsOf {
     fn default() -> Self {
         Self {
             user: "leaf-job".to_owned(),
-            folder: JOBS_FOLDER.into(),
+            folder: JOBS_DIRECTORY.into(),
             program: None,
             path: "/run/current-system/sw/bin:/usr/local/bin:/usr/bin:/bin".to_owned(),
             hidden: [

@@ -104,8 +104,9 @@ fn want(folder: &Path, target: &str, unit: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use leaf_core::decide::AddressPool;
-    use leaf_core::host_op::{HostPaths, RunSpec};
+    use leaf_core::host_op::RunSpec;
     use leaf_core::id::{LeafName, StorePath};
+    use leaf_host::contract::HostPaths;
 
     use super::*;
     use crate::Settings;

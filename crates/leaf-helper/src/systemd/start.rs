@@ -6,8 +6,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use leaf_core::container::Exit;
 use leaf_core::error::chain;
-use leaf_core::host_op::{RunSpec, RunStatus, Runtime, conf_marker};
+use leaf_core::host_op::{RunSpec, Runtime};
 use leaf_core::id::ContainerName;
+use leaf_host::contract::{RunStatus, conf_marker};
 use tokio::time::Instant;
 
 use crate::Helper;

@@ -6,8 +6,9 @@
 
 use std::path::Path;
 
-use leaf_core::host_op::{RunSpec, Runtime, conf_marker};
+use leaf_core::host_op::{RunSpec, Runtime};
 use leaf_core::spec::{RestartPolicy, RestartWhen};
+use leaf_host::contract::conf_marker;
 
 use crate::error::{Error, Result};
 

@@ -7,11 +7,11 @@ use anyhow::{Context as _, ensure};
 use async_nats::jetstream;
 use futures::StreamExt as _;
 use leaf_core::container::{ContainerPhase as Phase, ContainerSource, DesiredRun};
-use leaf_core::host_op::HostPaths;
 use leaf_core::id::{ContainerName, StorePath};
 use leaf_core::job::{JobPhase, JobResult};
 use leaf_core::problem::ProblemCode;
 use leaf_core::subject;
+use leaf_host::contract::HostPaths;
 use libtest_mimic::Trial;
 
 use super::systems::{NEVER_READY, WAITS, store_path, system};

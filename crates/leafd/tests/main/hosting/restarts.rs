@@ -112,7 +112,7 @@ async fn ended_meanwhile() -> anyhow::Result<()> {
     leaf.create(&killed, toplevel(&waits), true).await?;
     leaf.kill().await?;
     let status = |name| traces::status(&leaf.name, name).context("a status");
-    let root = leaf_core::host_op::HostPaths::new(&leaf.name)
+    let root = leaf_host::contract::HostPaths::new(&leaf.name)
         .roots
         .join(code.as_str());
     std::fs::write(root.join("root/end"), "")?;
@@ -308,7 +308,9 @@ async fn stopped_meanwhile() -> anyhow::Result<()> {
     let shown = leaf.container(&name).await?;
     ensure!(shown.phase == Phase::Starting, "{shown:?}");
     ensure!(leaf.job(job).await?.job.phase == JobPhase::Running);
-    let root = leaf_core::host_op::HostPaths::new(&own).roots.join(name.as_str());
+    let root = leaf_host::contract::HostPaths::new(&own)
+        .roots
+        .join(name.as_str());
     std::fs::write(root.join("root/works"), "")?;
     let runs = leaf.call_as(&sent, &start).await?;
     ensure!(runs.phase == Phase::Running, "{runs:?}");

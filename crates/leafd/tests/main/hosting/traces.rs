@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use leaf_core::host_op::{HostPaths, RunStatus};
 use leaf_core::id::{ContainerName, JobId, LeafName};
+use leaf_host::contract::{HostPaths, RunStatus};
 
 use crate::support::TestLeaf;
 

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use leaf_core::host_op::{HostOp, HostPaths};
+use leaf_core::host_op::HostOp;
 use leaf_core::id::{ContainerName, LeafName};
 use leaf_helper::{Helper, Settings};
+use leaf_host::contract::HostPaths;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::host::{helper, static_init};
