@@ -1,7 +1,7 @@
-# The hosts: one folder each, with `default.nix` (a NixOS module), where nixos-facter was run `facter.json`, and where disko
-# lays out the disks `disk.nix`. A folder that is put here is a host; there is no list. The folder's name is the host's.
+# The hosts: one directory each, with `default.nix` (a NixOS module), `facter.json` where nixos-facter was run, and
+# `disk.nix` where disko lays out the disks. Each directory here is a host of that name; there is no list to maintain.
 #
-# Returns for each host `modules`, and apart from them `disks`, the modules that need disko. Pure.
+# Returns `modules` for each host, and separately `disks`, the modules that need disko. Pure.
 let
   inherit (builtins) attrNames filter listToAttrs pathExists readDir;
 

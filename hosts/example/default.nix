@@ -1,5 +1,5 @@
-# A leaf to begin with: copy the folder, give it your machine's `facter.json` (`sudo nixos-facter -o facter.json`) and
-# disk, and install it with `nixos-anywhere --flake .#NAME root@ADDRESS`.
+# An example leaf: copy the directory, replace `facter.json` (`sudo nixos-facter -o facter.json`) and the disk with
+# those of your machine, and install it with `nixos-anywhere --flake .#NAME root@ADDRESS`.
 { lib, ... }:
 {
   system.stateVersion = "26.05";
@@ -13,7 +13,7 @@
     "flakes"
   ];
 
-  # No SSH for control: leafctl and NATS are. The key is for the day when they are what is broken.
+  # A leaf is controlled through NATS, not SSH. SSH is for repairs when NATS or leafd is broken.
   services.openssh = {
     enable = true;
     settings.PasswordAuthentication = false;

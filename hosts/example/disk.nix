@@ -1,4 +1,4 @@
-# How disko lays out the disk of this host: one partition to boot from, the rest is the root.
+# The disk layout for disko: one boot partition, the rest for the root file system.
 {
   disko.devices.disk.main = {
     type = "disk";

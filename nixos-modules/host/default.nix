@@ -1,5 +1,5 @@
-# What a leaf's system is made of, beside the daemon: today, what its nixos-facter report says. `facts.nix` says what that
-# is; here it becomes suggestions, which every setting of the host's own overrides.
+# The parts of a leaf's system beside the daemon: for now, what follows from its nixos-facter report. `facts.nix`
+# computes that; here it becomes defaults, which the host's own settings override.
 {
   config,
   lib,
@@ -17,8 +17,9 @@ in
     default = null;
     example = lib.literalExpression "./facter.json";
     description = ''
-      The report that nixos-facter wrote on this host. It reaches nixpkgs' `hardware.facter` (where nixpkgs has that),
-      the daemon's inventory, and what else follows from the hardware: drivers to boot, services for what is there.
+      The report that nixos-facter wrote on this host. It is passed to nixpkgs' `hardware.facter` (where nixpkgs has
+      that) and to the daemon's inventory, and sets defaults that follow from the hardware: the drivers needed to boot,
+      and services for the devices found.
     '';
   };
 

@@ -1,8 +1,9 @@
-# Returns the configuration that a nixos-facter report asks for: an attribute set of options, always of the same shape.
+# Returns the configuration that follows from a nixos-facter report: an attribute set of options, always of the same
+# shape.
 #
-# Pure: report (what `builtins.fromJSON` gives of `facter.json`, version 1 or 2) in, attribute set out. It has what nixpkgs'
-# own `hardware.facter` leaves to the person; what that knows already is not said again. The one exception is
-# `boot.initrd.availableKernelModules`, without which a host doesn't boot where nixpkgs is older than `hardware.facter`.
+# Pure. The argument is the report (`builtins.fromJSON` of `facter.json`, version 1 or 2). The result holds what
+# nixpkgs' `hardware.facter` does not set. The one exception is `boot.initrd.availableKernelModules`, without which a
+# host does not boot where nixpkgs is older than `hardware.facter`.
 report:
 let
   inherit (builtins)
@@ -21,11 +22,11 @@ let
   has = class: entries class != [ ];
 
   modulesOf = entry: filter isString ((entry.driver_modules or [ ]) ++ [ (entry.driver_module or null) ]);
-  # Without doubles, in alphabetical order.
+  # Sorted, without duplicates.
   set = names: attrNames (listToAttrs (map (name: { inherit name; value = null; }) names));
 
   virtual = (report.virtualisation or "none") != "none";
-  # The disks that tell of their own health: not those behind a hypervisor, a RAID controller or a USB bridge.
+  # The disks that report their own health: not those behind a hypervisor, a RAID controller or a USB bridge.
   ownDisks = filter (disk: (disk.driver or "") == "nvme" || (disk.driver or "") == "ahci") (entries "disk");
   laptop = ((report.hardware or { }).system or { }).form_factor or "" == "laptop";
   vendors = map (cpu: cpu.vendor_name or "") (entries "cpu");
@@ -39,7 +40,7 @@ in
     smartd.enable = !virtual && ownDisks != [ ];
     # smart cards
     pcscd.enable = has "chip_card";
-    # updates of firmware: where there is firmware of the machine's own
+    # firmware updates: where the machine has its own firmware
     fwupd.enable = !virtual && report ? uefi;
     thermald.enable = !virtual && laptop && vendors != [ ] && head vendors == "GenuineIntel";
     printing.enable = has "printer";

@@ -1,5 +1,5 @@
-# Returns the assertions about the values of the options: a list of `{ assertion, message }`, in the words of a person
-# who has to correct them. Pure, as settings.nix.
+# Returns the assertions about the options' values: a list of `{ assertion, message }`, where each message names the
+# option and the correction. Pure, as settings.nix.
 cfg:
 let
   inherit (builtins)
@@ -17,7 +17,7 @@ let
   # RFC 1918
   isPrivatePool =
     pool: match "(10\\.[0-9]{1,3}|172\\.(1[6-9]|2[0-9]|3[01])|192\\.168)\\.0\\.0/16" pool != null && firstTwoFit pool;
-  # No octet is above 255, nor written with a leading zero.
+  # No octet is above 255 or has a leading zero.
   firstTwoFit =
     pool:
     let
@@ -28,8 +28,8 @@ let
   secret = option: path: {
     assertion = path == null || (isAbsolute path && !inStore path);
     message =
-      "services.cim-leaf.nats.${option}: \"${toString path}\" must be an absolute path outside of the Nix store, "
-      + "which everybody on the host may read.";
+      "services.cim-leaf.nats.${option}: \"${toString path}\" must be an absolute path outside the Nix store, "
+      + "since every user of the host can read the store.";
   };
 in
 [
@@ -37,9 +37,9 @@ in
     assertion = (nats.url != null) != nats.embedded.enable;
     message =
       if nats.embedded.enable then
-        "services.cim-leaf.nats: url and embedded.enable exclude each other; set one of them."
+        "services.cim-leaf.nats: url and embedded.enable are mutually exclusive; set one of them."
       else
-        "services.cim-leaf.nats: the leaf needs a way to NATS; set url, or embedded.enable for a server of its own.";
+        "services.cim-leaf.nats: the leaf needs a NATS server; set url, or embedded.enable for a server of its own.";
   }
   {
     assertion =
@@ -52,48 +52,51 @@ in
         nats.keyFile
       ];
     message =
-      "services.cim-leaf.nats: credentialsFile, streamCredentialsFile, caFile, certFile and keyFile belong to url; an embedded server makes its own.";
+      "services.cim-leaf.nats: credentialsFile, streamCredentialsFile, caFile, certFile and keyFile apply to url; "
+      + "an embedded server creates its own.";
   }
   (secret "credentialsFile" nats.credentialsFile)
   (secret "streamCredentialsFile" nats.streamCredentialsFile)
   {
     assertion = nats.streamCredentialsFile == null || nats.credentialsFile != null;
     message =
-      "services.cim-leaf.nats: streamCredentialsFile goes beside credentialsFile, with which commands are answered; "
+      "services.cim-leaf.nats: streamCredentialsFile requires credentialsFile, the user that answers commands; "
       + "set both.";
   }
   (secret "certFile" nats.certFile)
   (secret "keyFile" nats.keyFile)
   {
     assertion = (nats.certFile == null) == (nats.keyFile == null);
-    message = "services.cim-leaf.nats: certFile and keyFile go together; set both or neither.";
+    message = "services.cim-leaf.nats: certFile and keyFile must be set together; set both or neither.";
   }
   {
     assertion = nats.embedded.address != "0.0.0.0";
-    message = "services.cim-leaf.nats.embedded.address: the leaf's server listens on one address, not on the world.";
+    message = "services.cim-leaf.nats.embedded.address: 0.0.0.0 is refused; the leaf's server listens on one address.";
   }
   {
     assertion = isToken cfg.name && stringLength cfg.name <= 32;
     message =
       "services.cim-leaf.name: \"${cfg.name}\" must be at most 32 of the characters a-z, 0-9, _ and -, "
-      + "and must not begin with -, since it stands in NATS subjects.";
+      + "and must not begin with -, since it is part of NATS subjects.";
   }
   {
     assertion = isAbsolute cfg.stateDir && !inStore cfg.stateDir;
-    message = "services.cim-leaf.stateDir: \"${cfg.stateDir}\" must be an absolute path outside of the Nix store.";
+    message = "services.cim-leaf.stateDir: \"${cfg.stateDir}\" must be an absolute path outside the Nix store.";
   }
   {
     assertion = cfg.events.maxBytes >= 1048576;
-    message = "services.cim-leaf.events.maxBytes: at least 1048576 (1 MiB) is needed to keep two snapshots.";
+    message = "services.cim-leaf.events.maxBytes: must be at least 1048576 (1 MiB), to keep two snapshots.";
   }
   {
     assertion = isPrivatePool containers.addressPool;
-    message = "services.cim-leaf.containers.addressPool: \"${containers.addressPool}\" must be a private /16 network such as 10.233.0.0/16.";
+    message =
+      "services.cim-leaf.containers.addressPool: \"${containers.addressPool}\" must be a private /16 network "
+      + "such as 10.233.0.0/16.";
   }
   {
     assertion = builtins.all (path: isAbsolute path && !inStore path) (containers.bindFolders ++ containers.secretFolders);
     message =
-      "services.cim-leaf.containers: bindFolders and secretFolders must be absolute paths outside of the Nix store, "
+      "services.cim-leaf.containers: bindFolders and secretFolders must be absolute paths outside the Nix store, "
       + "but are ${toString (containers.bindFolders ++ containers.secretFolders)}.";
   }
 ]

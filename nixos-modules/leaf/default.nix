@@ -1,4 +1,4 @@
-# The daemon `leafd` on a NixOS host. Start with options.nix; service.nix says what the system makes of them.
+# The daemon `leafd` on a NixOS host. Start with options.nix; service.nix turns the options into files, users and units.
 {
   imports = [
     ./options.nix

@@ -1,5 +1,5 @@
-# Returns the settings of leaf-helper (an attribute set in the shape of `helper.toml`) for the values of the options, and the
-# programs of the system: `{ systemd, nftables, git }`.
+# Returns leaf-helper's settings (an attribute set in the shape of `helper.toml`) for the options' values and the
+# system's packages `{ systemd, nftables, git }`.
 #
 # Pure, as settings.nix.
 cfg: programs: {

@@ -1,4 +1,4 @@
-# The options of the daemon: one for each setting of `leafd.toml`, under the same default, and few of the system's own.
+# The options of the daemon: one for each setting of `leafd.toml`, with the same default, and a few for the system.
 # settings.nix turns their values into the settings file.
 {
   config,
@@ -10,9 +10,9 @@ let
   inherit (lib) mkOption mkEnableOption types;
   cfg = config.services.cim-leaf;
 
-  # A file that is named, never read: a Nix path literal would be copied into the store, where all may read it.
+  # The path of a file as a string, never a Nix path: that would be copied into the store, which every user can read.
   secretFile = types.nullOr types.str;
-  notInTheStore = "The path must be a string and lie outside of the Nix store.";
+  notInTheStore = "The path must be a string and be outside the Nix store.";
 
   seconds = types.ints.between 1 3600;
 in
@@ -34,8 +34,8 @@ in
       defaultText = lib.literalExpression "lib.toLower config.networking.hostName";
       example = "edge-1";
       description = ''
-        The name of the leaf: one token of at most 32 of the characters a-z, 0-9, `_` and `-`. It stands in every
-        subject, and names the event stream, so it must be unlike every other leaf's.
+        The leaf's name: one token of at most 32 of the characters a-z, 0-9, `_` and `-`. It is part of every subject
+        and of the event stream's name, so it must be unique among the leaves.
       '';
     };
 
@@ -43,14 +43,16 @@ in
       type = types.str;
       default = "/var/lib/cim-leaf";
       example = "/persist/cim-leaf";
-      description = "The folder with all that must not be lost: the journal, and the embedded NATS server's storage.";
+      description = ''
+        The directory of the persistent state: the journal, and the embedded NATS server's keys and storage.
+      '';
     };
 
     log = mkOption {
       type = types.str;
       default = "info";
       example = "info,leaf_bus=debug";
-      description = "What is logged, as a filter of Rust's `tracing`.";
+      description = "The log filter, in the syntax of Rust's `tracing`.";
     };
 
     nats = {
@@ -59,7 +61,8 @@ in
         default = null;
         example = "tls://hub.example:4222";
         description = ''
-          The NATS servers to connect to, separated by commas. Excludes {option}`services.cim-leaf.nats.embedded.enable`.
+          The NATS servers to connect to, separated by commas. Mutually exclusive with
+          {option}`services.cim-leaf.nats.embedded.enable`.
         '';
       };
 
@@ -67,7 +70,9 @@ in
         type = secretFile;
         default = null;
         example = "/run/secrets/leafd.creds";
-        description = "The file with the NATS user's JWT and seed. It reaches leafd as a systemd credential. ${notInTheStore}";
+        description = ''
+          The file with the NATS user's JWT and seed. leafd gets it as a systemd credential. ${notInTheStore}
+        '';
       };
 
       streamCredentialsFile = mkOption {
@@ -75,9 +80,9 @@ in
         default = null;
         example = "/run/secrets/leafd-streams.creds";
         description = ''
-          The file with the JWT and seed of the user that keeps the streams, where they are in another account than the
-          callers: then nobody who may read them can have the server write into them. Goes beside
-          {option}`services.cim-leaf.nats.credentialsFile`. It reaches leafd as a systemd credential. ${notInTheStore}
+          The file with the JWT and seed of the user that owns the streams, where the streams have another account than
+          the callers: then no caller can make the server write into them. Requires
+          {option}`services.cim-leaf.nats.credentialsFile`. leafd gets it as a systemd credential. ${notInTheStore}
         '';
       };
 
@@ -85,32 +90,37 @@ in
         type = types.nullOr types.path;
         default = null;
         example = lib.literalExpression "./hub-ca.pem";
-        description = "The certificates of the authorities that leafd trusts, in PEM. They are no secret.";
+        description = "The CA certificates that leafd trusts, in PEM. They are not secret.";
       };
 
       certFile = mkOption {
         type = secretFile;
         default = null;
         example = "/run/secrets/leafd.pem";
-        description = "The leaf's own certificate, in PEM. Goes together with {option}`services.cim-leaf.nats.keyFile`.";
+        description = ''
+          The leaf's own certificate, in PEM. Requires {option}`services.cim-leaf.nats.keyFile`. leafd gets it as a
+          systemd credential. ${notInTheStore}
+        '';
       };
 
       keyFile = mkOption {
         type = secretFile;
         default = null;
         example = "/run/secrets/leafd.key";
-        description = "The key of the leaf's own certificate, in PEM. It reaches leafd as a systemd credential. ${notInTheStore}";
+        description = ''
+          The key of the leaf's own certificate, in PEM. leafd gets it as a systemd credential. ${notInTheStore}
+        '';
       };
 
       jetstreamDomain = mkOption {
         type = types.nullOr types.str;
         default = null;
         example = "edge-1";
-        description = "The JetStream domain in which the leaf's streams are, where the server has one.";
+        description = "The JetStream domain of the leaf's streams, if the server has one.";
       };
 
       embedded = {
-        enable = mkEnableOption "a NATS server of the leaf's own, which leafd starts and looks after";
+        enable = mkEnableOption "a NATS server of the leaf's own, which leafd starts and supervises";
 
         package = mkOption {
           type = types.package;
@@ -125,8 +135,8 @@ in
           default = null;
           example = "10.233.0.1";
           description = ''
-            The IPv4 address that the server listens on. Without one it is the leaf's address in
-            {option}`services.cim-leaf.containers.addressPool` where containers are enabled, and else 127.0.0.1.
+            The IPv4 address that the server listens on. If null, it is the leaf's address in
+            {option}`services.cim-leaf.containers.addressPool` where containers are enabled, otherwise 127.0.0.1.
           '';
         };
 
@@ -141,7 +151,7 @@ in
           type = types.ints.unsigned;
           default = 0;
           example = 10 * 1024 * 1024 * 1024;
-          description = "How much JetStream may store, in bytes; 0 sets no limit of its own.";
+          description = "The most that JetStream may store, in bytes; 0 limits it to the size of the file system.";
         };
       };
     };
@@ -151,21 +161,26 @@ in
         type = types.ints.unsigned;
         default = 1024 * 1024 * 1024;
         example = 256 * 1024 * 1024;
-        description = "The size of the leaf's event stream, in bytes, at least 1 MiB. The oldest events give way to new ones.";
+        description = ''
+          The maximum size of the leaf's event stream, in bytes, at least 1 MiB. New events replace the oldest ones.
+        '';
       };
 
       backlogBytes = mkOption {
         type = types.ints.unsigned;
         default = 256 * 1024 * 1024;
         example = 64 * 1024 * 1024;
-        description = "How many bytes of events may wait to be published; above that, commands are refused.";
+        description = "The most bytes of events that may wait to be published; above that, commands are refused.";
       };
 
       reserveBytes = mkOption {
         type = types.ints.unsigned;
         default = 32 * 1024 * 1024;
         example = 128 * 1024 * 1024;
-        description = "How many bytes of the disk must be free; below that, commands are refused.";
+        description = ''
+          The bytes that must be free on the journal's disk; below that, commands are refused, except those that stop or
+          destroy containers.
+        '';
       };
 
       snapshotEvery = mkOption {
@@ -174,7 +189,7 @@ in
         };
         default = 10000;
         example = 2000;
-        description = "After how many events a snapshot of the state follows in the stream.";
+        description = "The number of events after which a snapshot of the state is written to the stream.";
       };
     };
 
@@ -183,7 +198,7 @@ in
         type = types.nullOr types.path;
         default = null;
         example = lib.literalExpression "./facter.json";
-        description = "A report by nixos-facter, which joins what leafd sees in sysfs and udev.";
+        description = "A nixos-facter report, which leafd merges with the devices that it finds in sysfs and udev.";
       };
 
       facterProgram = mkOption {
@@ -191,8 +206,8 @@ in
         default = null;
         example = lib.literalExpression "lib.getExe pkgs.nixos-facter";
         description = ''
-          The program nixos-facter, which leafd runs when it starts. It works as root only, and takes some seconds; so
-          none is given unless you say so.
+          The program nixos-facter, which leafd runs when it starts. It works only as root and takes some seconds, so
+          there is no default.
         '';
       };
 
@@ -200,32 +215,36 @@ in
         type = types.ints.unsigned;
         default = 500;
         example = 2000;
-        description = "For how long changes must be quiet before leafd looks at the hardware again, in milliseconds.";
+        description = "How long no hardware change may arrive before leafd scans the hardware again, in milliseconds.";
       };
     };
 
     containers = {
-      enable = mkEnableOption "containers on this leaf. leafd asks the service leaf-helper for what needs root";
+      enable = mkEnableOption ''
+        containers on this leaf, which need {option}`services.cim-leaf.nats.embedded.enable`. The service leaf-helper
+        carries out what needs root'';
 
       addressPool = mkOption {
         type = types.str;
         default = "10.233.0.0/16";
         example = "172.20.0.0/16";
-        description = "The private /16 network of which each container gets a pair of addresses. The leaf itself is its .0.1.";
+        description = ''
+          The private /16 network that containers' addresses are taken from. The leaf's own address is its .0.1.
+        '';
       };
 
       readyTimeoutSeconds = mkOption {
         type = seconds;
         default = 60;
         example = 300;
-        description = "How long a container may take from its start until it says that it is ready, in seconds.";
+        description = "How long a container may take from its start until it is ready, in seconds.";
       };
 
       stopTimeoutSeconds = mkOption {
         type = seconds;
         default = 30;
         example = 120;
-        description = "How long a container may take to stop before it is ended, in seconds.";
+        description = "How long a container may take to stop before it is killed, in seconds.";
       };
 
       networkCheckSeconds = mkOption {
@@ -233,8 +252,8 @@ in
         default = 300;
         example = 30;
         description = ''
-          How often the rules of the closed network are made sure of, in seconds: something else on the host may flush all
-          of nftables, and running containers would be open until then.
+          How often leafd checks the nftables rules of the containers, in seconds. If another program flushes nftables,
+          running containers are open until the next check.
         '';
       };
 
@@ -243,8 +262,8 @@ in
         default = [ ];
         example = [ "/srv/data" ];
         description = ''
-          The folders of the host that containers may be given, or parts of them: what a container's spec binds must be in or
-          below one of these. leaf-helper holds every spec against them, whoever sends it.
+          The directories of the host that a container's spec may bind: the source of a bind must be one of these or
+          below one. leaf-helper checks every spec, whoever sends it.
         '';
       };
 
@@ -252,7 +271,7 @@ in
         type = types.listOf types.str;
         default = [ ];
         example = [ "/run/secrets" ];
-        description = "The folders of the host that the files of containers' secrets must be in or below.";
+        description = "The directories of the host that the files of containers' secrets must be in or below.";
       };
 
       templates = mkOption {
@@ -260,7 +279,7 @@ in
         default = "${cfg.package}/share/cim-leaf/containers";
         defaultText = lib.literalExpression ''"''${config.services.cim-leaf.package}/share/cim-leaf/containers"'';
         example = lib.literalExpression "./containers";
-        description = "The folder with the container templates, one folder each.";
+        description = "The directory of the container templates, one subdirectory each.";
       };
     };
 
@@ -270,28 +289,28 @@ in
         default = config.nix.package;
         defaultText = lib.literalExpression "config.nix.package";
         example = lib.literalExpression "pkgs.nixVersions.latest";
-        description = "The package with the program nix, 2.8 or newer, that runs the jobs.";
+        description = "The package with the program nix, version 2.8 or newer, which runs the jobs.";
       };
 
       maxJobs = mkOption {
         type = types.ints.positive;
         default = 2;
         example = 4;
-        description = "How many Nix jobs run at once.";
+        description = "The number of Nix jobs that run at once.";
       };
 
       maxQueuedJobs = mkOption {
         type = types.ints.unsigned;
         default = 100;
         example = 1000;
-        description = "How many Nix jobs may wait; more are refused.";
+        description = "The number of Nix jobs that may be queued; further ones are refused.";
       };
 
       timeoutSeconds = mkOption {
         type = types.ints.between 1 4294967295;
         default = 7200;
         example = 86400;
-        description = "How long a Nix job may take if its command doesn't say, in seconds.";
+        description = "How long a Nix job may take, in seconds, if its command sets no time limit.";
       };
 
       options = mkOption {
@@ -300,7 +319,7 @@ in
         example = {
           substituters = "";
         };
-        description = "Nix settings for every job, as `--option NAME VALUE`.";
+        description = "Nix settings for every job, passed as `--option NAME VALUE`.";
       };
     };
 
@@ -308,7 +327,7 @@ in
       type = types.path;
       readOnly = true;
       internal = true;
-      description = "The settings file as leafd reads it; the build of it runs `leafd check-config`.";
+      description = "The settings file that leafd reads; its build runs `leafd check-config`.";
     };
   };
 }

@@ -1,4 +1,4 @@
-# What the system makes of the options: the settings files, the users, the units.
+# The settings files, users and units that the options result in.
 {
   config,
   lib,
@@ -9,13 +9,13 @@ let
   cfg = config.services.cim-leaf;
   withContainers = cfg.containers.enable;
 
-  # One place for all who run a leaf: the files that the test host takes as they are.
+  # The unit files that the test host and other distributions use as well.
   inherit (import ./units.nix { inherit (cfg) package; }) unit lines;
   leafd = unit ./units/leafd.service;
   helper = unit ./units/leaf-helper.service;
   socket = unit ./units/leaf-helper.socket;
   words = lib.splitString " ";
-  # What is set once, and what is set several times.
+  # The value of a key that is set once, or the list of those of one that is set several times, as a list.
   several = value: lib.toList value;
 
   toml = import ./toml.nix (import ./settings.nix cfg);
@@ -27,8 +27,8 @@ let
     }
   );
 
-  # The daemon's own checker reads the file while the system is built, so a wrong setting never reaches a host. It can't
-  # be run where the system is built on a machine of another kind.
+  # The build of the system checks the file with the daemon, so that an invalid setting never reaches a host. A cross
+  # build can't run the daemon.
   settingsFile = pkgs.runCommand "leafd.toml" {
     inherit toml;
     passAsFile = [ "toml" ];
@@ -53,14 +53,14 @@ in
     environment.systemPackages = [ cfg.package ];
     environment.etc = {
       "cim-leaf/leafd.toml".source = cfg.settingsFile;
-      # Root's alone, as all of /etc: what leafd may ask for is bounded here.
+      # Only root can write it, as all of /etc: it limits what leafd may ask the helper for.
       "cim-leaf/helper.toml".text = helperToml;
     }
     // lib.optionalAttrs withContainers {
       "systemd/network/10-cim-leaf.network".source = ./units/systemd/network/10-cim-leaf.network;
     };
 
-    # As units/sysusers.conf has them.
+    # The same users as in units/sysusers.conf.
     users.users = {
       leafd = {
         isSystemUser = true;
@@ -84,13 +84,13 @@ in
       lines ./units/tmpfiles.conf
       ++ lib.optional (cfg.stateDir != "/var/lib/cim-leaf") "d ${cfg.stateDir} 0700 leafd leafd -";
 
-    # From a container's veth, the leaf's own server is the only thing that answers; leaf-helper's own rules say so, and
-    # the host's firewall must not be stricter.
+    # leaf-helper's nftables rules let containers reach only the leaf's NATS server; the host's firewall must not drop
+    # that.
     networking.firewall.interfaces = lib.mkIf (withContainers && cfg.nats.embedded.enable) {
       ${if config.networking.nftables.enable then "ve-*" else "ve-+"}.allowedTCPPorts = [ cfg.nats.embedded.port ];
     };
 
-    # After a boot it makes the units of the containers that the helper knows.
+    # Recreates the containers' units at boot.
     systemd.generators = lib.mkIf withContainers {
       cim-leaf = "${cfg.package}/bin/cim-leaf-generator";
     };
@@ -105,7 +105,8 @@ in
       description = helper.Unit.Description;
       requires = words helper.Unit.Requires;
       after = words helper.Unit.After;
-      # Containers and operations outlive a change of the system; the next call starts the new one.
+      # A switch to another system restarts the helper in one step, and does not stop it before the new units are
+      # loaded.
       stopIfChanged = false;
       path = [
         config.systemd.package
@@ -121,7 +122,7 @@ in
       after = words leafd.Unit.After;
       path = [
         cfg.nix.package
-        pkgs.gitMinimal # Nix fetches flakes with it
+        pkgs.gitMinimal # Nix uses it to fetch flakes
       ];
 
       serviceConfig =

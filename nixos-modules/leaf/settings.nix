@@ -1,6 +1,6 @@
-# Returns the settings of leafd (an attribute set in the shape of `leafd.toml`) for the values of the options.
+# Returns leafd's settings (an attribute set in the shape of `leafd.toml`) for the options' values.
 #
-# Pure: it needs neither nixpkgs nor a system. The unit tests hold the text that comes of it.
+# Pure: it needs neither nixpkgs nor a system. The unit tests compare the resulting text.
 cfg:
 let
   credential = name: file: if file == null then null else "/run/credentials/leafd.service/${name}";
@@ -52,7 +52,7 @@ in
     network_check_seconds = cfg.containers.networkCheckSeconds;
     helper = "${cfg.package}/bin/leaf-helper";
     templates = text cfg.containers.templates;
-    # by itself where the package tells, so that what is made of it does not need the whole package
+    # From its own package where there is one, so that containers don't depend on the whole package.
     leaf_init = "${cfg.package.leaf-init or cfg.package}/bin/leaf-init";
   };
 

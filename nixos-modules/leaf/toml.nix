@@ -1,8 +1,7 @@
-# Returns a text in TOML 1.0 for an attribute set, made with nothing but builtins.
+# Returns the TOML 1.0 text of an attribute set. Uses only builtins.
 #
-# Sets become tables, `null` is left out. What TOML would take as another value than Nix means is an error: floats
-# (unneeded, and printed differently by different Nix), functions, and paths, which would copy a file into the store
-# without a word.
+# Attribute sets become tables; `null` is left out. These are errors: floats (unused here, and versions of Nix print
+# them differently), functions, and paths, which Nix would silently copy into the store.
 let
   inherit (builtins)
     attrNames
@@ -22,7 +21,7 @@ let
     typeOf
     ;
 
-  # TOML's basic strings know every escape that JSON has, and forbid one character more than JSON does: DEL.
+  # TOML's basic strings accept every JSON escape, and forbid one character that JSON allows: DEL.
   del = fromJSON ''"\u007f"'';
   string = text: replaceStrings [ del ] [ "\\u007F" ] (toJSON text);
 

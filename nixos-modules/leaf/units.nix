@@ -1,8 +1,8 @@
-# Reads the files of ./units, which the test host and other distributions use as they are.
+# Reads the files in ./units, which the test host and other distributions use unchanged.
 #
-# Pure: it needs neither nixpkgs nor a system. `unit FILE` is `{ Section = { Key = value; }; }`, where a key that is set more
-# than once has the list of its values; `parse` takes the text itself;
-# `lines FILE` is what a file has beside comments.
+# Pure: it needs neither nixpkgs nor a system. `unit FILE` returns `{ Section = { Key = value; }; }`, where a key that
+# is set more than once has the list of its values; `parse TEXT` does the same for a text; `lines FILE` returns the
+# lines of a file without comments.
 { package }:
 let
   inherit (builtins)
