@@ -1,9 +1,9 @@
-# The minimal system of a container: one static program that is its init, and nothing else.
+# The minimal system of a container: one static program, which is its init.
 #
 #   nix build -f containers/minimal/default.nix --argstr leafInit /path/to/static/leaf-init
 #
-# It needs no package set, no shell and no network: leaf-init is its own builder (`leaf-init install` copies itself to
-# $out/init). A `leafInit` that is a store path keeps the evaluation pure; any other path is copied to the store first.
+# The build needs no package set, no shell and no network: leaf-init is the builder (`leaf-init install` copies itself
+# to $out/init). A store path as `leafInit` keeps the evaluation pure; any other path is copied to the store first.
 {
   leafInit,
   system ? builtins.currentSystem,
@@ -16,7 +16,7 @@ let
       builtins.storePath given
     else
       builtins.path {
-        # A plain text is made a path here, so that it is copied and the sandbox has it.
+        # Turns the string into a path, so that Nix copies the program to the store and into the sandbox.
         path = /. + given;
         name = "leaf-init";
       };
@@ -26,7 +26,7 @@ derivation {
   inherit system;
   builder = program;
   args = [ "install" ];
-  # It is a copy of what is here already: no cache need be asked, and a leaf without a network builds it at once.
+  # The result is a copy of a local file, so no substituter is asked, and a leaf without a network builds it at once.
   allowSubstitutes = false;
   preferLocalBuild = true;
 }

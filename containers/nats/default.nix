@@ -1,33 +1,33 @@
-# A NixOS system for a container that runs a NATS server for others: other containers, other leaves, other domains.
+# A NixOS system for a container that runs a NATS server for other containers, leaves or domains.
 #
 #   nix build -f containers/nats/default.nix --arg nixpkgs /path/to/nixpkgs
 #
-# Returns the system's toplevel. One system runs any number of such servers: who
-# they are comes to each container as credentials at its start. security.nix says which, jetstream.nix what is stored;
-# both are NixOS modules that also stand on their own.
+# Returns the system's toplevel. One system runs any number of such servers: each container gets its server's identity
+# as credentials at its start. security.nix lists the credentials, jetstream.nix configures the storage; both are NixOS
+# modules that can be used without the rest.
 #
-# It needs a package set, unlike the template `minimal`. In a flake give it that of your inputs:
+# Unlike the template `minimal` it needs a package set. In a flake, pass your input:
 #
 #   packages.x86_64-linux.hub = import "${cim-leaf}/containers/nats" { inherit nixpkgs; system = "x86_64-linux"; };
 {
-  # The tree of nixpkgs. Without it, it is the one that Nix's search path has.
+  # The nixpkgs tree; if null, the one in Nix's search path.
   nixpkgs ? null,
   system ? builtins.currentSystem,
-  # Modules of your own, which override everything here.
+  # Your own modules, which override the defaults here.
   modules ? [ ],
   # The server's name.
   name ? "nats",
-  # Whether other leaves connect to it.
+  # The server's role: "hub" if leaves connect to it, otherwise "leaf".
   role ? "hub",
   # The JetStream domain.
   domain ? name,
   maxFileStoreBytes ? null,
   maxMemoryStoreBytes ? null,
-  # The module of the server, where this folder was copied to another place: `cim-leaf.nixosModules.nats`.
+  # The server's module, if this directory was copied elsewhere: `cim-leaf.nixosModules.nats`.
   natsModule ? ../../nixos-modules/nats,
-  # Whether to return the evaluated system (`config`, `options`) in place of its toplevel.
+  # Whether to return the evaluated system (`config`, `options`) instead of its toplevel.
   whole ? false,
-  # Given to every template; a NixOS system has an init of its own.
+  # Passed to every template; unused, since a NixOS system has its own init.
   leafInit ? null,
 }:
 let
@@ -39,7 +39,7 @@ let
       found.value
     else
       throw (
-        "the container template nats is a NixOS system and needs nixpkgs: give it --arg nixpkgs PATH, or set `nix-path` "
+        "the container template nats is a NixOS system and needs nixpkgs: pass --arg nixpkgs PATH, or set `nix-path` "
         + "(nixpkgs=PATH) in nix.conf; in a flake, import it with your input nixpkgs and create the container with --flake"
       );
 

@@ -1,13 +1,13 @@
-# Who the server is and whom it lets in: operator mode, TLS, limits, and the system's users.
+# The server's identity and access: operator mode, TLS, limits, and the system's users.
 #
-# Four credentials come to the container at its start (from the secrets of its spec), none of which stands in the system:
+# The container gets four credentials at its start, from the secrets of its spec. None of them is in the system:
 #
 #   nats.operator.jwt    the operator's JWT
-#   nats.accounts.conf   `system_account`, `resolver` and `resolver_preload`, in nats-server's language
+#   nats.accounts.conf   `system_account`, `resolver` and `resolver_preload`, in nats-server's configuration language
 #   nats.tls.pem, nats.tls.key   the certificate and its key
 #
-# What a user may publish and subscribe stands in the user's JWT, or in the scoped signing key that issued it: in operator
-# mode the server has no other place for permissions, and takes nobody who shows none.
+# A user's permissions are in the user's JWT, or in the scoped signing key that issued it. In operator mode the server
+# has no other place for permissions, and rejects clients without a JWT.
 { lib, ... }:
 {
   services.cim-nats = {
@@ -25,7 +25,7 @@
     };
   };
 
-  # Nobody logs in, and nobody becomes root: the leaf looks after the container from outside.
+  # Nobody logs in or becomes root: the leaf manages the container from outside.
   users.mutableUsers = lib.mkDefault false;
   users.allowNoPasswordLogin = lib.mkDefault true;
   security.sudo.enable = lib.mkDefault false;

@@ -1,4 +1,4 @@
-# The system around the server: a NixOS container with one service, and nothing that the service does not need.
+# The system around the server: a NixOS container with one service and only what that service needs.
 {
   config,
   lib,
@@ -14,7 +14,7 @@
 
   services.cim-nats = {
     enable = true;
-    # The container's network is its own: a loopback, and the one end of a veth whose address the leaf chooses.
+    # The container has its own network: a loopback, and one end of a veth, whose address the leaf chooses.
     address = lib.mkDefault "0.0.0.0";
     addressOnLo = lib.mkDefault false;
     firewallInterfaces = lib.mkDefault [ "eth0" ];
@@ -22,12 +22,12 @@
 
   networking = {
     hostName = lib.mkDefault config.services.cim-nats.serverName;
-    # The leaf has set the address before this system's init starts.
+    # leaf-init sets the address before it executes this system's init.
     useDHCP = false;
     useHostResolvConf = false;
   };
 
-  # Containers that are made of one system share it: nothing is built or switched inside.
+  # Containers share this system through the store; nothing is built inside.
   nix.enable = lib.mkDefault false;
   environment.defaultPackages = lib.mkDefault [ ];
   documentation.enable = lib.mkDefault false;

@@ -1,4 +1,4 @@
-# What must hold between the options. The rules are in checks.nix, where they can be tested without a system.
+# The assertions of the module. The rules are in checks.nix, where they are tested without a system.
 { config, lib, ... }:
 let
   cfg = config.services.cim-nats;
@@ -12,7 +12,7 @@ in
     ++ [
       {
         assertion = !config.services.nats.enable;
-        message = "services.cim-nats.enable: NixOS's own services.nats is the same unit; enable one of them.";
+        message = "services.cim-nats.enable: NixOS's own services.nats defines the same unit; enable one of them.";
       }
     ]
   );

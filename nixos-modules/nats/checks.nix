@@ -1,8 +1,8 @@
-# Returns the assertions about the values of the options: a list of `{ assertion, message }`, in the words of a person who
-# has to correct them. Pure, as settings.nix.
+# Returns the assertions about the options' values: a list of `{ assertion, message }`, where each message names the
+# option and the correction. Pure, as settings.nix.
 #
-# `ownNetwork` says whether the system is a container with a network of its own; `leaf` is the value of
-# `services.cim-leaf`, or null where there is no daemon.
+# `ownNetwork` is true if the system is a container with its own network; `leaf` is the value of `services.cim-leaf`, or
+# null where there is no daemon.
 {
   ownNetwork ? false,
   leaf ? null,
@@ -46,26 +46,27 @@ let
     if isAddress address then
       "the server listens on one address of this host, not on all of them (${address})."
     else
-      "\"${address}\" is no IP address."
+      "\"${address}\" is not an IP address."
   );
   leavesHost =
     option: address: onLo:
     check option (tls.certFile != null || isLoopback address || onLo)
-      "${address} leaves this host, and needs TLS: set services.cim-nats.tls.certFile and keyFile.";
+      "${address} is reachable from other hosts and needs TLS: set services.cim-nats.tls.certFile and keyFile.";
 
   secret =
     option: file:
     check option (file == null || paths.onHost file) (
-      "\"${toString file}\" must be an absolute path outside of the Nix store, which everybody on the host may read, "
+      "\"${toString file}\" must be an absolute path outside the Nix store, which every user of the host can read, "
       + "or the name of a credential."
     );
   public =
     option: file:
     check option (file == null || paths.inStore file)
-      "\"${toString file}\" must be a file of the configuration, such as ./ca.pem: it is no secret, and the build checks with it.";
+      "\"${toString file}\" must be a file of the configuration, such as ./ca.pem, since the build needs it.";
   pair =
     option: of:
-    check option ((of.certFile == null) == (of.keyFile == null)) "certFile and keyFile go together; set both or neither.";
+    check option ((of.certFile == null) == (of.keyFile == null))
+      "certFile and keyFile must be set together; set both or neither.";
 
   ports =
     [ cfg.port ]
@@ -84,12 +85,14 @@ let
     in
     [
       (check option (isName name && !(builtins.elem name [ "operator" "accounts" "tls" ])) (
-        "the name stands in those of files: take letters, digits, _ and -, and neither operator, accounts nor tls."
+        "the name is part of file names: use letters, digits, _ and -, but not operator, accounts or tls."
       ))
       (check "${option}.urls" (all (url: isEncrypted url || isLocal url) remote.urls)
-        "the way to a hub needs TLS: begin each URL with tls:// or wss://, and leave out users and passwords."
+        "a connection to a hub needs TLS: begin each URL with tls:// or wss://, and leave out users and passwords."
       )
-      (check "${option}.account" (isAccount remote.account) "\"${remote.account}\" is no public key of an account (A and 55 characters).")
+      (check "${option}.account" (isAccount remote.account)
+        "\"${remote.account}\" is not the public key of an account (A and 55 characters)."
+      )
       (secret "${option}.credentialsFile" remote.credentialsFile)
       (secret "${option}.tls.certFile" remote.tls.certFile)
       (secret "${option}.tls.keyFile" remote.tls.keyFile)
@@ -103,24 +106,24 @@ in
   (check "serverName" (isName cfg.serverName) "\"${cfg.serverName}\" must be at most 64 letters, digits, _ and -.")
   (listens "address" cfg.address)
   (leavesHost "address" cfg.address cfg.addressOnLo)
-  (check "addressOnLo" (!cfg.addressOnLo || !isEvery cfg.address) "${cfg.address} is no address for an interface.")
-  (check "port" (distinct ports) "clients, leaves and monitoring each need a port of their own.")
+  (check "addressOnLo" (!cfg.addressOnLo || !isEvery cfg.address) "${cfg.address} can't be assigned to an interface.")
+  (check "port" (distinct ports) "clients, leaves and monitoring each need their own port.")
   (check "dataDir" (paths.isAbsolute cfg.dataDir && !paths.inStore cfg.dataDir)
-    "\"${cfg.dataDir}\" must be an absolute path outside of the Nix store."
+    "\"${cfg.dataDir}\" must be an absolute path outside the Nix store."
   )
 
   (check "operator.jwtFile" (operator.jwtFile != null)
-    "without an operator everybody may do everything: set it to the file with the operator's JWT."
+    "without an operator the server accepts every client: set it to the file with the operator's JWT."
   )
   (check "operator.jwtFile" (operator.jwtFile == null || paths.inStore operator.jwtFile || paths.onHost operator.jwtFile)
     "\"${toString operator.jwtFile}\" must be a file of the configuration, an absolute path, or the name of a credential."
   )
   (secret "operator.accountsFile" operator.accountsFile)
   (check "operator" ((operator.accountsFile != null) != given)
-    "the accounts come either from accountsFile, or from systemAccount, accounts and resolver; set one of the two."
+    "set either accountsFile, or systemAccount, accounts and resolver."
   )
   (check "operator.systemAccount" (operator.accountsFile != null || operator.accounts ? ${toString operator.systemAccount})
-    "the system account must be named, and be among the accounts: without it the server knows nobody who could tell it of others."
+    "systemAccount must be set and be one of the accounts: only its users can add other accounts to the server."
   )
   (check "operator.accounts" (all (name: isAccount name && isJwt operator.accounts.${name}) (attrNames operator.accounts))
     "each name is the public key of an account (A and 55 characters), each value its JWT."
@@ -131,13 +134,15 @@ in
   (public "tls.caFile" tls.caFile)
   (pair "tls" tls)
   (check "tls.verify" (!tls.verify || (tls.certFile != null && tls.caFile != null))
-    "to verify certificates of clients takes certFile, keyFile, and the authorities in caFile."
+    "verifying the certificates of clients needs certFile, keyFile and caFile."
   )
 
   (check "jetstream.domain" (!jetstream.enable || isName jetstream.domain)
-    "\"${jetstream.domain}\" must be at most 64 letters, digits, _ and -, since it stands in subjects."
+    "\"${jetstream.domain}\" must be at most 64 letters, digits, _ and -, since it is part of subjects."
   )
-  (check "limits.maxPendingBytes" (limits.maxPendingBytes >= limits.maxPayloadBytes) "it must hold the longest message.")
+  (check "limits.maxPendingBytes" (limits.maxPendingBytes >= limits.maxPayloadBytes)
+    "must be at least limits.maxPayloadBytes, the longest message."
+  )
 ]
 ++ (
   if leafnodes.enable then
@@ -155,10 +160,10 @@ in
   else
     [
       (check "enable" (!leaf.nats.embedded.enable)
-        "this server takes the place of leafd's own: set services.cim-leaf.nats.embedded.enable = false, or leave this one off."
+        "this server replaces leafd's embedded one: set services.cim-leaf.nats.embedded.enable or this option to false."
       )
       (check "operator" (leaf.nats.embedded.enable || leaf.nats.credentialsFile != null)
-        "a server in operator mode takes nobody without credentials: set services.cim-leaf.nats.credentialsFile to those of leafd's user."
+        "leafd needs credentials in operator mode: set services.cim-leaf.nats.credentialsFile to those of its user."
       )
     ]
 )

@@ -1,6 +1,6 @@
-# Returns the systemd credentials that the server needs for the values of the options, by name: where each comes from.
+# Returns the systemd credentials that the server needs: the source of each, by the credential's name.
 #
-# Pure. What is in the store is no credential: it is public, and read where it is.
+# Pure. A file in the store is not a credential: it is public, and the server reads it there.
 cfg:
 let
   inherit (builtins)

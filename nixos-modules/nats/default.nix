@@ -1,5 +1,5 @@
-# A NATS server as a system service: a leaf's own, in place of the one that leafd would start, or the hub of a fleet.
-# Start with options.nix; settings.nix says what the server reads, service.nix what the system makes of it.
+# A NATS server as a system service: that of a leaf, which replaces leafd's embedded one, or the hub of a fleet. Start
+# with options.nix; settings.nix computes the server's configuration, service.nix the unit.
 {
   imports = [
     ./options.nix

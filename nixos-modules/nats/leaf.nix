@@ -1,4 +1,4 @@
-# The daemon of the same host uses this server, where its module is there and says nothing else:
+# Makes the daemon on the same host use this server, where the daemon's module is imported and sets no other one:
 #
 #   services.cim-nats = { enable = true; operator = { … }; };
 #   services.cim-leaf = { enable = true; nats.credentialsFile = "/run/keys/leafd.creds"; };
@@ -18,7 +18,7 @@ in
         url = lib.mkDefault cfg.url;
         jetstreamDomain = lib.mkIf cfg.jetstream.enable (lib.mkDefault cfg.jetstream.domain);
       };
-      # It works without the server as well, so it wants it and does not need it.
+      # leafd works without the server as well, so it wants the unit and does not require it.
       systemd.services.leafd = {
         wants = [ "nats.service" ];
         after = [ "nats.service" ];

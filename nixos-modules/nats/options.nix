@@ -1,4 +1,4 @@
-# The options of the NATS server. settings.nix turns their values into its configuration.
+# The options of the NATS server. settings.nix turns their values into the server's configuration.
 {
   config,
   lib,
@@ -9,14 +9,14 @@ let
   inherit (lib) mkOption mkEnableOption types;
   cfg = config.services.cim-nats;
 
-  # Named, never read: a Nix path literal would be copied into the store, where all may read it.
+  # The path of a file as a string, never a Nix path: that would be copied into the store, which every user can read.
   secret = {
     type = types.nullOr types.str;
     default = null;
   };
   where =
-    "It is an absolute path outside of the Nix store, or in a container the name of a credential that the container gets "
-    + "at its start. It reaches the server as a systemd credential, read when the unit starts.";
+    "The value is an absolute path outside the Nix store, or in a container the name of a credential that the "
+    + "container gets at its start. The server gets the file as a systemd credential, read when the unit starts.";
 
   duration = types.strMatching "[1-9][0-9]*(ms|s|m|h)" // {
     description = "duration such as 2s";
@@ -42,7 +42,7 @@ in
       default = "leaf";
       example = "hub";
       description = ''
-        What the server is. A `leaf` serves one host and its containers, and connects to its hubs
+        The server's role. A `leaf` serves one host and its containers, and connects to its hubs
         ({option}`services.cim-nats.remotes`). A `hub` listens for leaves ({option}`services.cim-nats.leafnodes`).
       '';
     };
@@ -52,7 +52,7 @@ in
       default = lib.toLower config.networking.hostName;
       defaultText = lib.literalExpression "lib.toLower config.networking.hostName";
       example = "edge-1";
-      description = "The name of the server, unlike that of every other server that it can reach.";
+      description = "The server's name, unique among the servers that it can reach.";
     };
 
     address = mkOption {
@@ -61,8 +61,8 @@ in
       defaultText = lib.literalExpression ''if config.services.cim-nats.role == "leaf" then "10.233.0.1" else "127.0.0.1"'';
       example = "10.233.0.1";
       description = ''
-        The one IP address that clients connect to. On a leaf it is the leaf's own, which containers reach through their
-        veth. To listen on all addresses is refused, except in a container, which has a network of its own.
+        The IP address that clients connect to. On a leaf it is the leaf's own, which containers reach through their
+        veth. All addresses (`0.0.0.0`, `::`) are refused, except in a container, which has its own network.
       '';
     };
 
@@ -72,8 +72,8 @@ in
       defaultText = lib.literalExpression ''role == "leaf" && !lib.hasPrefix "127." address'';
       example = false;
       description = ''
-        Whether the unit puts the address on the interface `lo` before it starts the server. Such an address does not leave
-        the host, so its listener needs no TLS.
+        Whether the unit adds the address to the interface `lo` before it starts the server. Other hosts can't reach
+        such an address, so its listener needs no TLS.
       '';
     };
 
@@ -88,11 +88,11 @@ in
       type = types.listOf types.str;
       default =
         if cfg.addressOnLo then [ (if config.networking.nftables.enable then "ve-*" else "ve-+") ] else [ ];
-      defaultText = lib.literalMD "the containers' veths where the address is on `lo`, else none";
+      defaultText = lib.literalMD "the containers' veths if the address is on `lo`, otherwise none";
       example = [ "wg0" ];
       description = ''
-        The interfaces from which the host's firewall lets clients and leaves connect. What else a container may reach is
-        the leaf's own rule.
+        The interfaces from which the host's firewall accepts clients and leaves. The leaf's own nftables rules limit
+        what else a container can reach.
       '';
     };
 
@@ -100,16 +100,16 @@ in
       type = types.str;
       readOnly = true;
       default = import ./url.nix cfg;
-      defaultText = lib.literalMD "made of the address and the port";
+      defaultText = lib.literalMD "computed from the address and the port";
       example = "nats://10.233.0.1:4222";
-      description = "The URL at which clients on this host find the server.";
+      description = "The URL of the server for clients on this host.";
     };
 
     dataDir = mkOption {
       type = types.str;
       default = "/var/lib/nats";
       example = "/persist/nats";
-      description = "The folder with all that must not be lost: what JetStream stores, and the resolver's accounts.";
+      description = "The directory of the persistent state: what JetStream stores, and the resolver's accounts.";
     };
 
     operator = {
@@ -118,9 +118,9 @@ in
         default = null;
         example = lib.literalExpression "./operator.jwt";
         description = ''
-          The file with the operator's JWT, which is no secret: a file of the configuration, with which the build checks the
-          server's configuration. Where the operator is made on the host it is an absolute path outside of the store or a
-          credential's name, as a secret's. There is no server without an operator.
+          The file with the operator's JWT, which is not secret: a file of the configuration, with which the build
+          checks the server's configuration. If the operator is created on the host, it is an absolute path outside the
+          store or a credential's name, as for a secret. The server does not start without an operator.
         '';
       };
 
@@ -138,8 +138,8 @@ in
           { AAYX4FE5KAD6U7LPQBHCMRIWTIGRR27ZNX6DN2HJZZWNGBD6KX6UKNUV = lib.fileContents ./sys.jwt; }
         '';
         description = ''
-          The JWTs of the accounts that the server knows from its start, by public key, the system account's among them. A
-          JWT of an account is no secret.
+          The JWTs of the accounts that the server has when it starts, by public key, including the system account's.
+          The JWT of an account is not secret.
         '';
       };
 
@@ -151,8 +151,8 @@ in
         default = "memory";
         example = "full";
         description = ''
-          How the server knows accounts. `memory`: those of {option}`services.cim-nats.operator.accounts`, and no other.
-          `full`: it keeps them in a folder below {option}`services.cim-nats.dataDir`, and takes new and changed ones from the
+          Where the server keeps accounts. `memory`: only those of {option}`services.cim-nats.operator.accounts`.
+          `full`: in a directory below {option}`services.cim-nats.dataDir`; it accepts new and changed ones from the
           system account (`nsc push`).
         '';
       };
@@ -162,8 +162,8 @@ in
         // {
           example = "/run/keys/nats-accounts.conf";
           description = ''
-            A file on the host in place of the three options above, for accounts that are made there: in nats-server's own
-            language, with `system_account`, `resolver` and `resolver_preload`. ${where}
+            A file on the host that replaces the three options above, for accounts that are created there: in
+            nats-server's configuration language, with `system_account`, `resolver` and `resolver_preload`. ${where}
           '';
         }
       );
@@ -190,7 +190,9 @@ in
         type = types.nullOr types.path;
         default = null;
         example = lib.literalExpression "./clients-ca.pem";
-        description = "The authorities of the certificates that clients and leaves show, in PEM. They are no secret: a file of the configuration.";
+        description = ''
+          The CA certificates for those of clients and leaves, in PEM. They are not secret: a file of the configuration.
+        '';
       };
 
       verify = mkOption {
@@ -198,7 +200,8 @@ in
         default = false;
         example = true;
         description = ''
-          Whether clients and leaves must show a certificate of {option}`services.cim-nats.tls.caFile`, beside their JWT.
+          Whether clients and leaves must present a certificate issued by {option}`services.cim-nats.tls.caFile`, in
+          addition to their JWT.
         '';
       };
     };
@@ -214,21 +217,21 @@ in
         default = cfg.serverName;
         defaultText = lib.literalExpression "config.services.cim-nats.serverName";
         example = "edge-1";
-        description = "The JetStream domain, unlike that of every server that it connects to or that connects to it.";
+        description = "The JetStream domain, unique among the servers that it connects to or that connect to it.";
       };
 
       maxFileStoreBytes = mkOption {
         type = types.ints.positive;
         default = 8 * 1024 * 1024 * 1024;
         example = 64 * 1024 * 1024 * 1024;
-        description = "How much JetStream may store on the disk, in bytes.";
+        description = "The most that JetStream may store on disk, in bytes.";
       };
 
       maxMemoryStoreBytes = mkOption {
         type = types.ints.positive;
         default = 64 * 1024 * 1024;
         example = 512 * 1024 * 1024;
-        description = "How much JetStream may store in memory, in bytes.";
+        description = "The most that JetStream may store in memory, in bytes.";
       };
 
       syncInterval = mkOption {
@@ -236,8 +239,9 @@ in
         default = "1s";
         example = "always";
         description = ''
-          How long an acknowledged message may be only in the kernel's memory, and so be lost when the power is cut. With
-          `always` none is, at a tenth to a twentieth of the throughput. Events of a leaf need it not: its journal has them.
+          How long an acknowledged message may exist only in memory, where a power cut loses it. `always` syncs before
+          each acknowledgement, at a tenth to a twentieth of the throughput. A leaf's events don't need it: its journal
+          has them.
         '';
       };
     };
@@ -256,7 +260,7 @@ in
         default = cfg.address;
         defaultText = lib.literalExpression "config.services.cim-nats.address";
         example = "192.0.2.1";
-        description = "The one IP address that leaves connect to.";
+        description = "The IP address that leaves connect to.";
       };
 
       port = mkOption {
@@ -278,20 +282,20 @@ in
           };
         }
       '';
-      description = "The hubs that this server connects to as a leaf, by a name of this host's own.";
+      description = "The hubs that this server connects to as a leaf, by names that only this host uses.";
       type = types.attrsOf (
         types.submodule {
           options = {
             urls = mkOption {
               type = types.nonEmptyListOf types.str;
               example = [ "tls://hub.example:7422" ];
-              description = "The servers of the hub, one of which it connects to.";
+              description = "The URLs of the hub's servers; this server connects to one of them.";
             };
 
             account = mkOption {
               type = types.str;
               example = "AAYX4FE5KAD6U7LPQBHCMRIWTIGRR27ZNX6DN2HJZZWNGBD6KX6UKNUV";
-              description = "The public key of this server's account that the hub is bound to.";
+              description = "The public key of the local account that the connection to the hub is bound to.";
             };
 
             credentialsFile = mkOption {
@@ -304,14 +308,20 @@ in
               type = types.listOf types.str;
               default = [ ];
               example = [ "private.>" ];
-              description = "Subjects that the hub's messages may not have here, beside `$O.>`, that of object buckets, which never crosses.";
+              description = ''
+                Subjects that are not imported from the hub, in addition to `$O.>`, the subjects of object buckets,
+                which never cross.
+              '';
             };
 
             denyExports = mkOption {
               type = types.listOf types.str;
               default = [ ];
               example = [ "private.>" ];
-              description = "Subjects that never go to the hub, beside `$O.>`, that of object buckets, which never crosses.";
+              description = ''
+                Subjects that are not exported to the hub, in addition to `$O.>`, the subjects of object buckets, which
+                never cross.
+              '';
             };
 
             tls = {
@@ -320,8 +330,8 @@ in
                 default = null;
                 example = lib.literalExpression "./hub-ca.pem";
                 description = ''
-                  The authorities of the hub's certificate, in PEM; without it, the host's. They are no secret: a file of the
-                  configuration.
+                  The CA certificates for the hub's certificate, in PEM; if null, the host's. They are not secret: a
+                  file of the configuration.
                 '';
               };
 
@@ -329,7 +339,7 @@ in
                 secret
                 // {
                   example = "/run/keys/leaf.pem";
-                  description = "The certificate that this leaf shows to the hub, in PEM. ${where}";
+                  description = "The certificate that this leaf presents to the hub, in PEM. ${where}";
                 }
               );
 
@@ -351,28 +361,30 @@ in
         type = types.ints.positive;
         default = 1024;
         example = 64;
-        description = "How many clients may be connected at once.";
+        description = "The number of clients that may be connected at once.";
       };
 
       maxSubscriptions = mkOption {
         type = types.ints.positive;
         default = 10000;
         example = 1000;
-        description = "How many subscriptions a connection may have.";
+        description = "The number of subscriptions that a connection may have.";
       };
 
       maxPayloadBytes = mkOption {
         type = types.ints.between 1024 (64 * 1024 * 1024);
         default = 1024 * 1024;
         example = 8 * 1024 * 1024;
-        description = "How long a message may be, in bytes; less than 1 MiB is too little for a leaf.";
+        description = "The longest message, in bytes; a leaf needs at least 1 MiB.";
       };
 
       maxPendingBytes = mkOption {
         type = types.ints.positive;
         default = 64 * 1024 * 1024;
         example = 16 * 1024 * 1024;
-        description = "How much may wait for a connection that does not read, in bytes, before it is closed; at least the longest message.";
+        description = ''
+          The bytes that may be buffered for a slow connection before it is closed; at least the longest message.
+        '';
       };
 
       writeDeadline = mkOption {
@@ -388,8 +400,8 @@ in
       default = "2s";
       example = "20s";
       description = ''
-        How often the server asks each connection, that to its hub among them, whether it is still there. After two
-        unanswered questions it is closed: with 2 s, a cut link is noticed within 7 s.
+        The interval at which the server pings each connection, including that to its hub. A connection is closed after
+        two unanswered pings: with 2 s, a cut link is noticed within 7 s.
       '';
     };
 
@@ -397,14 +409,14 @@ in
       type = types.nullOr types.port;
       default = null;
       example = 8222;
-      description = "The port on 127.0.0.1 for the server's monitoring over HTTP; without one there is none.";
+      description = "The port on 127.0.0.1 for the server's HTTP monitoring; if null, monitoring is off.";
     };
 
     settingsFile = mkOption {
       type = types.path;
       readOnly = true;
       internal = true;
-      description = "The configuration as nats-server reads it; the build of it runs nats-server's own check.";
+      description = "The configuration that nats-server reads; its build runs `nats-server -t`.";
     };
   };
 }

@@ -1,7 +1,7 @@
-# Returns nats-server's configuration as text: a line for each setting, its value in JSON, which nats-server reads. What is
-# named `include` is read from that absolute path when the server starts, before everything else.
+# Returns nats-server's configuration as text: one line for each setting, with its value in JSON, which nats-server
+# accepts. The server reads the file at the absolute path `include` when it starts, before the other settings.
 #
-# Pure. The server's strings know few of JSON's escapes, so what would need another is an error.
+# Pure. The server's strings support few of JSON's escapes; a string that needs another one is an error.
 settings:
 let
   inherit (builtins)
@@ -32,7 +32,7 @@ let
       value;
 
   line = name: "${name}: ${toJSON (plain name settings.${name})}\n";
-  # The server joins the path to the folder of its configuration, wherever that is.
+  # The server resolves the path relative to the directory of its configuration.
   upwards = concatStringsSep "/" (builtins.genList (_: "..") 16);
   include = if settings ? include then "include \"${upwards}${plain "include" settings.include}\"\n" else "";
 in

@@ -1,4 +1,4 @@
-# What the system makes of the options: the configuration, the user, the unit.
+# The configuration, user and unit that the options result in.
 {
   config,
   lib,
@@ -14,9 +14,9 @@ let
 
   credentials = import ./credentials.nix cfg;
 
-  # nats-server's own checker reads the configuration while the system is built. What only the host has is not there then:
-  # a certificate made for the purpose stands for each, and what the operator's JWT says is left out where that is one.
-  # It can't be run where the system is built on a machine of another kind.
+  # The build of the system checks the configuration with nats-server. Files that exist only on the host are not
+  # available then: temporary certificates replace theirs, and the operator's settings are left out if its JWT is one of
+  # them. A cross build can't run nats-server.
   onlyOnHost =
     lib.optionals (cfg.operator.jwtFile != null && !inStore cfg.operator.jwtFile) [
       "operator"
@@ -47,7 +47,7 @@ let
 
   ports = [ cfg.port ] ++ lib.optional cfg.leafnodes.enable cfg.leafnodes.port;
   allPorts = ports ++ lib.optional (cfg.monitoring.port != null) cfg.monitoring.port;
-  ownFolder = cfg.dataDir == "/var/lib/nats";
+  ownDirectory = cfg.dataDir == "/var/lib/nats";
   prefix = if lib.hasInfix ":" cfg.address then "128" else "32";
 in
 {
@@ -64,7 +64,7 @@ in
     };
     users.groups.nats = { };
 
-    systemd.tmpfiles.rules = lib.optional (!ownFolder) "d ${cfg.dataDir} 0700 nats nats -";
+    systemd.tmpfiles.rules = lib.optional (!ownDirectory) "d ${cfg.dataDir} 0700 nats nats -";
 
     networking.firewall.interfaces = lib.genAttrs cfg.firewallInterfaces (_: {
       allowedTCPPorts = ports;
@@ -73,16 +73,16 @@ in
     systemd.services.nats = {
       description = "NATS server ${cfg.serverName} (${cfg.role})";
       wantedBy = [ "multi-user.target" ];
-      # It works while the network is gone, so it waits for none.
+      # It works without a network, so it does not wait for network-online.target.
       after = [ "network.target" ];
 
       serviceConfig =
         {
-          # `+`: with all rights, which the server has none of.
+          # `+`: with full privileges, which the server itself does not have.
           ExecStartPre = lib.optional cfg.addressOnLo "+${pkgs.iproute2}/bin/ip address replace ${cfg.address}/${prefix} dev lo";
           ExecStart = "${program} -c ${cfg.settingsFile}";
           ExecReload = "${pkgs.coreutils}/bin/kill -HUP $MAINPID";
-          # A hub asks its leaves and clients to go elsewhere first; a leaf's have nowhere to go.
+          # SIGUSR2 makes a hub's leaves and clients connect to another server first; those of a leaf have no other.
           KillSignal = if cfg.role == "hub" then "SIGUSR2" else "SIGINT";
           TimeoutStopSec = if cfg.role == "hub" then 150 else 30;
           Restart = "always";
@@ -92,7 +92,7 @@ in
           Group = "nats";
           LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") credentials;
 
-          # two for each stream, one for each connection
+          # Two for each stream, one for each connection.
           LimitNOFILE = 65536;
 
           CapabilityBoundingSet = "";
@@ -133,7 +133,7 @@ in
           UMask = "0077";
         }
         // (
-          if ownFolder then
+          if ownDirectory then
             {
               StateDirectory = "nats";
               StateDirectoryMode = "0700";

@@ -1,14 +1,14 @@
-# Returns nats-server's configuration (an attribute set under nats-server's own names) for the values of the options;
-# `folder` is where the credentials are when the server runs. render.nix makes the text of it.
+# Returns nats-server's configuration (an attribute set with nats-server's own names) for the options' values; `folder`
+# is the directory of the credentials when the server runs. render.nix turns the result into text.
 #
-# Pure: it needs neither nixpkgs nor a system. The unit tests hold what comes of it, and nats-server itself is asked.
+# Pure: it needs neither nixpkgs nor a system. The unit tests compare the result, and nats-server itself checks it.
 { folder }:
 cfg:
 let
   inherit (builtins) attrNames map removeAttrs;
   inherit (import ./paths.nix) inStore;
 
-  # Without what is null.
+  # The attribute set without null values.
   set = values: removeAttrs values (builtins.filter (name: values.${name} == null) (attrNames values));
   text = file: if file == null then null else "${file}";
   credential = name: file: if file == null then null else if inStore file then "${file}" else "${folder}/${name}";
@@ -24,7 +24,8 @@ let
         inherit (cfg.tls) verify;
       };
 
-  # Object buckets publish to `$O.…` without a domain: every server that has such a bucket would store it.
+  # Clients publish to object buckets on `$O.…` without a domain, so every server with such a bucket would store the
+  # message.
   objects = [ "$O.>" ];
   remote =
     name:
@@ -50,7 +51,7 @@ let
       set {
         host = cfg.leafnodes.address;
         inherit (cfg.leafnodes) port;
-        # Addresses of this host that a leaf was not told of are not for it.
+        # Leaves use only the addresses that they are configured with.
         no_advertise = true;
         inherit tls;
       }
@@ -60,7 +61,7 @@ let
 
   accounts =
     if cfg.operator.accountsFile != null then
-      # Both are read when the server starts; without either it does not start.
+      # The server reads both when it starts, and does not start if one is missing.
       { include = credential "accounts.conf" cfg.operator.accountsFile; }
     else
       {
@@ -72,7 +73,7 @@ let
             {
               type = "full";
               dir = "${cfg.dataDir}/accounts";
-              # A deleted account is kept, renamed, so that a mistake can be undone.
+              # The server renames a deleted account's file and keeps it, so that a mistake can be undone.
               allow_delete = true;
               interval = "2m";
             };

@@ -1,7 +1,7 @@
-# Returns the URL at which clients on the same host find the server.
+# Returns the URL of the server for clients on the same host.
 cfg:
 let
-  # A server in a container listens on all of its addresses, and is there at any.
+  # A server in a container listens on all of the container's addresses.
   host = if cfg.address == "0.0.0.0" || cfg.address == "::" then "127.0.0.1" else cfg.address;
   inherit (builtins) match;
 in

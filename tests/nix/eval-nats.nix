@@ -3,7 +3,8 @@
 #
 #   NIXPKGS=<tree> nix-instantiate --eval --strict --json tests/nix/eval-nats.nix
 #
-# The tree is that of eval-host.nix. Prints `{"passed":N,"units":{…}}`; an expectation that is not met fails the command.
+# The tree is that of eval-host.nix. Prints `{"passed":N,"units":{…}}`; an expectation that is not met fails the
+# command.
 let
   nixpkgs = import ./nixpkgs.nix;
   lib = import (nixpkgs + "/lib");
@@ -229,7 +230,7 @@ let
         holds = lib.all (part: lib.any (hasInfix part) (refused wrong)) [
           "cim-nats.operator.jwtFile"
           "cim-nats.address"
-          "cim-nats.enable: this server takes the place"
+          "cim-nats.enable: this server replaces"
           "cim-nats.enable: NixOS's own"
         ];
       }
