@@ -43,7 +43,7 @@ let
     if header != null then
       state // { at = elemAt header 0; }
     else if setting == null || state.at == null then
-      throw "\"${line}\" is no line of a unit"
+      throw "\"${line}\" is not a line of a unit file"
     else
       state
       // {

@@ -26,8 +26,8 @@ let
     ]
     ++ lib.optional (cfg.operator.accountsFile != null) "include";
   settingsFile = pkgs.runCommand "nats.conf" {
-    text = render (settings { folder = "/run/credentials/nats.service"; } cfg);
-    checked = render (removeAttrs (settings { folder = "credentials"; } cfg) onlyOnHost);
+    text = render (settings { credentialsDirectory = "/run/credentials/nats.service"; } cfg);
+    checked = render (removeAttrs (settings { credentialsDirectory = "credentials"; } cfg) onlyOnHost);
     passAsFile = [
       "text"
       "checked"

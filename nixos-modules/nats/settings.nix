@@ -1,8 +1,8 @@
-# Returns nats-server's configuration (an attribute set with nats-server's own names) for the options' values; `folder`
-# is the directory of the credentials when the server runs. render.nix turns the result into text.
+# Returns nats-server's configuration (an attribute set with nats-server's own names) for the options' values;
+# `credentialsDirectory` is where the credentials are when the server runs. render.nix turns the result into text.
 #
 # Pure: it needs neither nixpkgs nor a system. The unit tests compare the result, and nats-server itself checks it.
-{ folder }:
+{ credentialsDirectory }:
 cfg:
 let
   inherit (builtins) attrNames map removeAttrs;
@@ -11,7 +11,7 @@ let
   # The attribute set without null values.
   set = values: removeAttrs values (builtins.filter (name: values.${name} == null) (attrNames values));
   text = file: if file == null then null else "${file}";
-  credential = name: file: if file == null then null else if inStore file then "${file}" else "${folder}/${name}";
+  credential = name: file: if file == null then null else if inStore file then "${file}" else "${credentialsDirectory}/${name}";
 
   tls =
     if cfg.tls.certFile == null then

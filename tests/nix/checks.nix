@@ -1,4 +1,4 @@
-# The checks of the flake, found by reading folders: unit tests, packages with their tests, hosts, NixOS tests.
+# The checks of the flake, discovered from the directories: unit tests, packages with their tests, hosts, NixOS tests.
 {
   self,
   system,
@@ -26,7 +26,7 @@ prefixed "package" self.packages.${system}
   ) nixosTests
 )
 // {
-  # Evaluating it is the test: a failure is an error with the names of the tests that failed.
+  # The evaluation runs the tests: a failure is an error with the names of the failed tests.
   nix-unit = pkgs.runCommand "nix-unit" { passed = unit.passed; } ''echo "$passed tests passed" > $out'';
   tests = self.packages.${system}.cim-leaf.override { runTests = true; };
 }

@@ -1,12 +1,12 @@
-# The unit tests of the Nix side. They run anywhere, offline, without nixpkgs:
+# The unit tests of the Nix code. They need neither a network nor nixpkgs:
 #
 #   nix-instantiate --eval --strict --json tests/nix
 #
-# prints `{"passed":N,"tests":[…]}`. When one fails, the command fails, and its error names each test that failed with
-# what came and what was expected.
+# prints `{"passed":N,"tests":[…]}`. If a test fails, the command fails, and its error names each failed test with the
+# actual and the expected value.
 #
-# Every file in unit/ gives `{ "a sentence" = { expr; expected; }; }`; `expr` may also be `throws value`, which is true if
-# the value can't be evaluated.
+# Each file in unit/ returns `{ "a sentence" = { expr; expected; }; }`; `expr` may also be `throws value`, which is true
+# if evaluating the value fails.
 let
   inherit (builtins)
     attrNames
@@ -33,7 +33,7 @@ let
   ) files;
 
   failed = filter (test: test.expr != test.expected) tests;
-  report = test: "${test.name}\n    came:     ${toJSON test.expr}\n    expected: ${toJSON test.expected}";
+  report = test: "${test.name}\n    actual:   ${toJSON test.expr}\n    expected: ${toJSON test.expected}";
 in
 if tests == [ ] then
   throw "no tests were found in tests/nix/unit"

@@ -2,8 +2,8 @@
 #
 #   NIXPKGS=<tree> nix-instantiate --eval --strict --json tests/nix/eval-flake.nix
 #
-# The tree is that of eval-host.nix. This stands for `nix flake check` where the inputs can't be had: it finds names that
-# don't exist, files that moved and types that don't fit; it builds nothing, and runs no NixOS test. Prints
+# The tree is that of eval-host.nix. This replaces `nix flake check` where the inputs are not available: it finds
+# undefined names, missing files and type errors, but builds nothing and runs no NixOS test. Prints
 # `{"passed":N,"outputs":…,"tests":[…]}`.
 let
   nixpkgs = import ./nixpkgs.nix;
@@ -14,7 +14,7 @@ let
     "aarch64-linux"
   ];
 
-  # What this flake uses of an input.
+  # The attributes of an input that this flake uses.
   stub = name: {
     packages = lib.genAttrs systems (system: {
       default = (packagesOf system).callPackage ({ coreutils }: coreutils) { } // {
@@ -40,7 +40,7 @@ let
                 _module.args.pkgs = lib.mkForce (packagesOf "x86_64-linux");
                 fileSystems."/".device = "/dev/disk/by-partlabel/disk-main-root";
               }
-              # disko's options, where there is no disko
+              # The options of disko, which is not available here.
               { options.disko = lib.mkOption { type = lib.types.anything; }; }
             ];
           };
@@ -67,13 +67,13 @@ let
   ];
 
   expectations = {
-    "the package is named and holds the static programs and the templates" =
+    "the package has its name, the static programs and the templates" =
       package.pname == "cim-leaf"
       && lib.all (name: lib.hasInfix "-${name}/bin/*" (plain package.args.postInstall)) static
       && lib.hasInfix "share/cim-leaf/containers" (plain package.args.postInstall);
-    "the sources of package and tests are there" =
+    "the package and the tests have sources" =
       package.args.src ? outPath && self.checks.${x86}.tests.args.src ? outPath;
-    "tests run in a check, not in the package" =
+    "a check runs the tests, and the package does not" =
       !package.args.doCheck && self.checks.${x86}.tests.args.doCheck;
     "leaf-init and leaf-helper are static" = lib.all (
       name: lib.hasInfix "+crt-static" self.packages.${x86}.${name}.args.env.RUSTFLAGS
@@ -81,7 +81,7 @@ let
     "the overlay has the package" =
       ((packagesOf x86).extend self.overlays.default).cim-leaf.pname == "cim-leaf";
     "the demo is a program" = lib.isString (plain self.apps.${x86}.demo.program);
-    "the shells name their packages" = lib.all (shell: shell.args.packages != [ ]) (
+    "each shell has packages" = lib.all (shell: shell.args.packages != [ ]) (
       lib.attrValues self.devShells.${x86}
     );
     "the operator's shell has a program of each input" =
@@ -101,7 +101,7 @@ let
           unit (
             inputs.nixpkgs.lib.nixosSystem {
               modules = [
-                # what the test driver adds
+                # The options that the test driver adds.
                 { options.virtualisation = lib.genAttrs [ "memorySize" "writableStore" "additionalPaths" ] (_: lib.mkOption { }); }
                 {
                   nixpkgs.hostPlatform = x86;
@@ -120,11 +120,11 @@ let
       self.packages.${x86} ? container-nats
       && !(self.packages.${x86} ? container-minimal)
       && self.checks.${x86} ? package-container-nats;
-    "each folder of modules is a module, and the NATS server's is among them" =
+    "each directory of modules is a module, including the NATS server's" =
       self.nixosModules ? leaf && self.nixosModules ? nats && lib.all builtins.pathExists (
         lib.attrValues (removeAttrs self.nixosModules [ "default" ])
       );
-    "each template has a folder" = lib.all (template: builtins.pathExists template.path) (lib.attrValues self.templates);
+    "each template has a directory" = lib.all (template: builtins.pathExists template.path) (lib.attrValues self.templates);
     "the topology knows the hosts" =
       lib.any (module: module ? nixosConfigurations) self.topology.${x86}.modules;
     "the formatter is a package" = lib.isDerivation self.formatter.${x86};

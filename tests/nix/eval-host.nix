@@ -2,9 +2,9 @@
 #
 #   NIXPKGS=<tree> nix-instantiate --eval --strict --json tests/nix/eval-host.nix
 #
-# The tree is nixpkgs, or has at least its lib/, nixos/, and maintainers/{maintainer,team}-list.nix. No package set is
-# needed: stub-packages.nix stands for it. Prints `{"passed":N,"hosts":{"<host>":{"unit":…,"settings":…},…}}`. An assertion of a module that
-# does not hold, and an expectation below that is not met, fails the command and says which.
+# The tree is nixpkgs, or has at least its lib/ and nixos/. No package set is needed: stub-packages.nix replaces it.
+# Prints `{"passed":N,"hosts":{"<host>":{"unit":…,"settings":…},…}}`. A failed assertion of a module or a failed
+# expectation below fails the command, with its name.
 let
   nixpkgs = import ./nixpkgs.nix;
   lib = import (nixpkgs + "/lib");
@@ -22,13 +22,13 @@ let
         {
           _module.args.pkgs = lib.mkForce (import ./stub-packages.nix { inherit lib system; });
           nixpkgs.hostPlatform = system;
-          # disko's part, where there is no disko
+          # What disko would set, which is not available here.
           fileSystems."/".device = "/dev/disk/by-partlabel/disk-main-root";
         }
       ];
     };
 
-  # Those of our own modules: to look at all of NixOS's would take most of the package set.
+  # The failed assertions of our own modules; evaluating all of NixOS's would need most of the package set.
   refused =
     host:
     map (a: a.message) (
@@ -60,7 +60,7 @@ let
 
   hosts = lib.mapAttrs (_: host: text (evaluate host.modules)) (import ../../hosts);
 
-  # A leaf without containers, at a NATS server that is given.
+  # A leaf without containers, with an external NATS server.
   quiet = evaluate [
     {
       system.stateVersion = "25.05";
@@ -87,7 +87,7 @@ let
     }
   ];
 
-  # Every option of ours is typed, described in sentences and has an example.
+  # Each of our options has a type, a description in sentences and an example.
   ours = builtins.filter (o: !o.internal) (
     lib.optionAttrSetToDocList { inherit (quiet.options.services) cim-leaf; inherit (quiet.options) cim; }
   );
@@ -136,18 +136,18 @@ let
     )
     ++ [
       {
-        name = "the example host boots from the disk of its report";
+        name = "the example host has the kernel module of its report's disk in the initrd";
         holds = builtins.elem "nvme" hosts.example.kernel_modules;
       }
       (has "a leaf without containers" (text quiet).unit "User=leafd")
       (has "a leaf without containers" (text quiet).unit "CapabilityBoundingSet=")
       (has "a leaf without containers" (text quiet).unit "LoadCredential=nats.creds:/run/secrets/leafd.creds")
       {
-        name = "a leaf without containers has a user of its own";
+        name = "a leaf without containers has its own user";
         holds = quiet.config.users.users.leafd.isSystemUser && quiet.config.users.users.leafd.group == "leafd";
       }
       {
-        name = "the host's name in lower case is the leaf's";
+        name = "the leaf's name is the host's in lower case";
         holds = (builtins.fromTOML (text quiet).settings).name == "quiet";
       }
       {
@@ -155,7 +155,7 @@ let
         holds = bare == [ ] && builtins.length ours > 30;
       }
       {
-        name = "wrong options are refused, each by its own message";
+        name = "each wrong option is refused with its own message";
         holds = builtins.length (refused wrong) == 3;
       }
     ];

@@ -3,8 +3,7 @@
 #
 #   NIXPKGS=<tree> nix-instantiate --eval --strict --json tests/nix/eval-nats.nix
 #
-# The tree is that of eval-host.nix. Prints `{"passed":N,"units":{…}}`; an expectation that is not met fails the
-# command.
+# The tree is that of eval-host.nix. Prints `{"passed":N,"units":{…}}`; a failed expectation fails the command.
 let
   nixpkgs = import ./nixpkgs.nix;
   lib = import (nixpkgs + "/lib");
@@ -100,7 +99,7 @@ let
     modules = [ stubs ];
   };
 
-  # Those of our own modules: to look at all of NixOS's would take most of the package set.
+  # The failed assertions of our own modules; evaluating all of NixOS's would need most of the package set.
   refused =
     host:
     map (a: a.message) (
@@ -132,7 +131,7 @@ let
     container = of container;
   };
 
-  # What a host has that says no more than it must. Files and packages are elsewhere on each machine.
+  # The values on a host that sets only the required options. Paths of files and packages differ between machines.
   defaults = removeAttrs (evaluate least).config.services.cim-nats [ "settingsFile" ];
   known = lib.mapAttrsRecursiveCond (set: !lib.isDerivation set) (
     _: value: if lib.isDerivation value || lib.isPath value then "a path" else value
@@ -183,14 +182,14 @@ let
       (has "container" "LoadCredential=operator.jwt:nats.operator.jwt")
       (has "container" "LoadCredential=accounts.conf:nats.accounts.conf")
       {
-        name = "the leaf's address is put on lo before the server starts, and nobody else's";
+        name = "only the leaf's unit adds its address to lo before the server starts";
         holds =
           hasInfix "/bin/ip address replace 10.233.0.1/32 dev lo\n" units.leaf.unit
           && !hasInfix "ExecStartPre" units.hub.unit
           && !hasInfix "ExecStartPre" units.container.unit;
       }
       {
-        name = "the leaf's daemon uses the server, under its address and in its domain";
+        name = "the leaf's daemon uses the server's address and domain";
         holds =
           let
             settings = builtins.fromTOML (plain leaf.config.services.cim-leaf.settingsFile.env.toml);
@@ -208,13 +207,13 @@ let
           lib.elem "nats.service" unit.after && lib.elem "nats.service" unit.wants && !(lib.elem "nats.service" unit.requires);
       }
       {
-        name = "containers reach the leaf's port through their veth alone";
+        name = "the firewall opens the leaf's port only to containers' veths";
         holds =
           leaf.config.networking.firewall.interfaces."ve-+".allowedTCPPorts == [ 4222 ]
           && leaf.config.networking.firewall.allowedTCPPorts == [ ];
       }
       {
-        name = "leaves and clients reach the hub through the interface that was named";
+        name = "the firewall opens the hub's ports to leaves and clients on the given interface";
         holds =
           hub.config.networking.firewall.interfaces.eth0.allowedTCPPorts == [
             4222
@@ -222,7 +221,7 @@ let
           ];
       }
       {
-        name = "the defaults are those that the unit tests know";
+        name = "the defaults are those of the unit tests";
         holds = known defaults == known (values // { operator = values.operator // { jwtFile = ./.; }; package = ./.; });
       }
       {
@@ -235,7 +234,7 @@ let
         ];
       }
       {
-        name = "the container is a NixOS container, named as its server, with the limits of the template's arguments";
+        name = "the container is a NixOS container with its server's name and the limits of the template's arguments";
         holds =
           container.config.boot.isContainer
           && container.config.networking.hostName == "queue"
@@ -243,13 +242,13 @@ let
           && hasInfix ''"sync_interval":"always"'' units.container.settings;
       }
       {
-        name = "the container's server includes its accounts, and TLS is on for clients and leaves";
+        name = "the container's server includes its accounts and uses TLS for clients and leaves";
         holds =
           hasInfix "../run/credentials/nats.service/accounts.conf\"\n" units.container.settings
           && lib.length (lib.splitString "/run/credentials/nats.service/tls.pem" units.container.settings) == 3;
       }
       {
-        name = "what only the host has is not asked for while the system is built";
+        name = "the build's check does not use files that exist only on the host";
         holds =
           !hasInfix "include" units.container.checked
           && !hasInfix "operator" units.container.checked

@@ -1,4 +1,4 @@
-# The tree with nixpkgs' lib/, nixos/ and maintainers/{maintainer,team}-list.nix that NIXPKGS names.
+# The path in the variable NIXPKGS: a tree with nixpkgs' lib/ and nixos/.
 let
   path = builtins.getEnv "NIXPKGS";
 in

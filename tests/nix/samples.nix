@@ -1,9 +1,9 @@
-# Settings files as the module writes them, for the daemon's own checker:
+# Settings files as the module writes them, to be checked with the daemon:
 #
 #   nix-instantiate --eval --strict --json tests/nix/samples.nix
 #
-# prints `{"<name>":"<text of leafd.toml>",…}`; `leafd check-config` must accept each. It keeps module and daemon in step
-# where no system can be built. Needs no nixpkgs.
+# prints `{"<name>":"<text of leafd.toml>",…}`; `leafd check-config` must accept each. This finds differences between
+# module and daemon where no system can be built. It needs no nixpkgs.
 let
   render = cfg: import ../../nixos-modules/leaf/toml.nix (import ../../nixos-modules/leaf/settings.nix cfg);
   values = import ./values.nix;

@@ -1,7 +1,7 @@
-# A package set for evaluation only: whatever package a module names is a derivation of that name that nobody builds.
+# A package set for evaluation only: each package is a derivation of its name that is never built.
 #
-# NixOS modules ask for packages by name, and nixpkgs' package set is not always at hand; `names` are those that the hosts'
-# modules and our own expressions touch. One that is missing fails the evaluation with its name: add it.
+# nixpkgs' package set is not always available; `names` lists the packages that the hosts' modules and our own
+# expressions use. A missing one fails the evaluation with its name: add it here.
 { lib, system }:
 let
   platform = lib.systems.elaborate system;
@@ -20,9 +20,9 @@ let
       overrideAttrs = override;
       passthru = { };
     };
-  # A derivation that remembers the text that it would be made of.
+  # A derivation with its text as an attribute.
   written = name: text: package (lib.strings.sanitizeDerivationName name) // { inherit text; };
-  # A package that remembers what it would be made of.
+  # A package with its arguments as an attribute.
   made = args: package (args.pname or args.name) // (args.passthru or { }) // { inherit args; };
 
   names = lib.splitString " " (
@@ -54,7 +54,7 @@ let
       };
     };
 
-    # Some that are looked into.
+    # Packages whose attributes are used.
     glibc = package "glibc" // {
       static = package "glibc-static";
     };
@@ -78,7 +78,7 @@ let
       };
     };
 
-    # What makes files.
+    # Functions that create files.
     writeText = written;
     writeTextDir = written;
     writeScript = written;
@@ -95,7 +95,7 @@ let
     symlinkJoin = env: package env.name;
     formats = lib.genAttrs [ "ini" "iniWithGlobalSection" "json" "keyValue" "systemd" "toml" "yaml" ] format;
 
-    # What makes packages.
+    # Functions that create packages.
     callPackage =
       f: args:
       let

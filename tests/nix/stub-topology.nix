@@ -1,2 +1,2 @@
-# Stands for nix-topology in eval-flake.nix: gives back what it is called with.
+# Replaces nix-topology in eval-flake.nix: returns its arguments.
 args: args

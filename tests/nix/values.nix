@@ -1,4 +1,4 @@
-# The values of all options of services.cim-leaf as a host with `nats.embedded.enable` has them, for tests without modules.
+# The values of all options of services.cim-leaf on a host with `nats.embedded.enable`, for tests without modules.
 {
   package = "/nix/store/00000000000000000000000000000000-cim-leaf";
   name = "edge-1";

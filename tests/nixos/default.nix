@@ -1,10 +1,10 @@
-# What can be known of the NixOS side without its package set: modules, hosts, flake and the machines of the NixOS tests
-# beside this file, evaluated with the real NixOS modules up to the text of the unit.
+# Evaluates modules, hosts, flake and the machines of the NixOS tests beside this file with the real NixOS modules, up
+# to the text of the units, without nixpkgs' package set:
 #
 #   NIXPKGS=<tree> nix-instantiate --eval --strict --json tests/nixos
 #
-# Prints `{"passed":N,"evaluated_only":[…],…}`: the NixOS tests under `evaluated_only` were evaluated and not run. To run
-# them takes the package set and KVM: `nix build .#checks.x86_64-linux.nixos-leaf`.
+# Prints `{"passed":N,"evaluated_only":[…],…}`: the NixOS tests under `evaluated_only` were evaluated and not run.
+# Running them needs the package set and KVM: `nix build .#checks.x86_64-linux.nixos-leaf`.
 let
   host = import ../nix/eval-host.nix;
   nats = import ../nix/eval-nats.nix;

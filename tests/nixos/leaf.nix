@@ -1,7 +1,7 @@
-# A leaf from its boot to a container that answers, and past a reboot, on a real NixOS machine.
+# Runs a leaf on a NixOS machine: boot, a container that becomes ready, a restart of the daemon, a reboot.
 #
-# It needs the Nix package set and KVM (or patience): `nix build .#checks.x86_64-linux.nixos-leaf`. Where those can't be
-# had it is evaluated only: `nix eval .#checks.x86_64-linux.nixos-leaf.drvPath`.
+# It needs nixpkgs' package set and KVM (without KVM it is slow): `nix build .#checks.x86_64-linux.nixos-leaf`. To
+# evaluate it only: `nix eval .#checks.x86_64-linux.nixos-leaf.drvPath`.
 { self, ... }:
 {
   name = "leaf";
@@ -13,7 +13,7 @@
       virtualisation = {
         memorySize = 2048;
         writableStore = true;
-        # The template is built without a network: all that it is made of is there.
+        # The template is built without a network, from these paths.
         additionalPaths = [
           config.services.cim-leaf.package
           config.services.cim-leaf.package.leaf-init
@@ -45,14 +45,14 @@
 
     machine.wait_for_unit("leafd.service")
 
-    with subtest("the leaf shows itself"):
+    with subtest("leaf show returns the leaf's name"):
         assert "machine" in json.dumps(leafctl("leaf show"))
 
-    with subtest("the hardware has a network interface and a disk"):
+    with subtest("the hardware has devices of several kinds"):
         kinds = {device["kind"] for device in leafctl("hardware list")["devices"]}
         assert len(kinds) > 3, kinds
 
-    with subtest("a container of the template minimal starts, and is seen by the host's own tools"):
+    with subtest("a container of the template minimal starts, and nixos-container lists it"):
         leafctl("container create web --template minimal")
         leafctl("container start web")
         machine.wait_until_succeeds(
@@ -67,7 +67,7 @@
             "leafctl --context /var/lib/cim-leaf/context.json --json container show web | jq -e '.phase == \"running\"'"
         )
 
-    with subtest("secrets are root's alone"):
+    with subtest("other users can't read the leaf's credentials"):
         machine.fail("sudo -u nobody cat /var/lib/cim-leaf/context.json")
 
     before = machine.succeed("leafctl --context /var/lib/cim-leaf/context.json --json events --since 1 | wc -l")
@@ -75,7 +75,7 @@
     machine.start()
     machine.wait_for_unit("leafd.service")
 
-    with subtest("after a reboot the events are there and the container runs again"):
+    with subtest("after a reboot the events still exist and the container runs again"):
         after = machine.succeed("leafctl --context /var/lib/cim-leaf/context.json --json events --since 1 | wc -l")
         assert int(after) >= int(before), (before, after)
         machine.wait_until_succeeds(

@@ -1,15 +1,18 @@
-# Configurations of nats-server as the module writes them, for nats-server itself to read:
+# Configurations of nats-server as the module writes them, to be read by nats-server:
 #
 #   nix-instantiate --eval --strict --json tests/nix/nats/samples.nix --argstr given '{…}'
 #
-# prints `{"<name>":"<text of nats.conf>",…}`. What differs from machine to machine comes in as JSON: `folder` (the
-# credentials and what is stored), `system`, `account`, `accounts` (their JWTs by public key), `address`, `port`,
-# `leafnodesPort`, `monitoringPort`, `hub` (its URL), `ca`. Needs no nixpkgs.
+# prints `{"<name>":"<text of nats.conf>",…}`. The values that depend on the machine are passed as JSON: `folder` (the
+# directory of the credentials and the storage), `system`, `account`, `accounts` (their JWTs by public key), `address`,
+# `port`, `leafnodesPort`, `monitoringPort`, `hub` (its URL), `ca`. It needs no nixpkgs.
 { given }:
 let
   of = builtins.fromJSON given;
   render =
-    cfg: import ../../../nixos-modules/nats/render.nix (import ../../../nixos-modules/nats/settings.nix { inherit (of) folder; } cfg);
+    cfg:
+    import ../../../nixos-modules/nats/render.nix (
+      import ../../../nixos-modules/nats/settings.nix { credentialsDirectory = of.folder; } cfg
+    );
 
   values = import ./values.nix;
   merge =
@@ -46,7 +49,7 @@ let
       monitoring.port = of.monitoringPort;
     };
     without_jetstream = merge base { jetstream.enable = false; };
-    # As a container runs it: who it is comes at its start.
+    # As in a container, which gets its identity at its start.
     of_the_host = merge base { inherit tls; } // {
       operator = values.operator // {
         jwtFile = "nats.operator.jwt";

@@ -1,5 +1,5 @@
-# The values of all options of services.cim-nats as a leaf has them that says no more than it must, for tests without
-# modules. operator.jwt and system.jwt beside this file are public; nobody has the keys any more that signed them.
+# The values of all options of services.cim-nats on a leaf that sets only the required ones, for tests without modules.
+# operator.jwt and system.jwt beside this file are public; the keys that signed them no longer exist.
 {
   enable = true;
   package = "/nix/store/00000000000000000000000000000000-nats-server";

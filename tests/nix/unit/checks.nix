@@ -2,7 +2,7 @@
 let
   checks = import ../../../nixos-modules/leaf/checks.nix;
   values = import ../values.nix;
-  # The messages of the assertions that don't hold, each up to the colon after the option.
+  # The options that the failed assertions name.
   refused =
     cfg:
     map (check: builtins.head (builtins.match "services\\.cim-leaf\\.([^:]*):.*" check.message)) (
@@ -14,11 +14,11 @@ let
   named = name: refused (values // { inherit name; });
 in
 {
-  "the defaults with an embedded server hold" = {
+  "the defaults with an embedded server are accepted" = {
     expr = refused values;
     expected = [ ];
   };
-  "a leaf with a given server, credentials and certificate holds" = {
+  "an external server with credentials and a certificate is accepted" = {
     expr = refused (remote {
       credentialsFile = "/run/secrets/a.creds";
       streamCredentialsFile = "/run/secrets/b.creds";
@@ -27,15 +27,15 @@ in
     });
     expected = [ ];
   };
-  "no way to NATS is refused" = {
+  "a leaf without a NATS server is refused" = {
     expr = refused (remote { url = null; });
     expected = [ "nats" ];
   };
-  "two ways to NATS are refused" = {
+  "a leaf with two NATS servers is refused" = {
     expr = refused (nats { url = "nats://hub"; });
     expected = [ "nats" ];
   };
-  "credentials of an embedded server are refused" = {
+  "credentials beside an embedded server are refused" = {
     expr = refused (nats { credentialsFile = "/run/secrets/a.creds"; });
     expected = [ "nats" ];
   };
@@ -58,23 +58,23 @@ in
     expr = refused (remote { certFile = "/run/secrets/a.pem"; });
     expected = [ "nats" ];
   };
-  "a server that listens on the world is refused" = {
+  "a server that listens on all addresses is refused" = {
     expr = refused (nats { embedded = values.nats.embedded // { address = "0.0.0.0"; }; });
     expected = [ "nats.embedded.address" ];
   };
-  "names that are tokens hold" = {
+  "a name that is a token is accepted" = {
     expr = builtins.concatMap named [ "a" "edge-1" "_x" "0" "abcdefghijklmnopqrstuvwxyz012345" ];
     expected = [ ];
   };
-  "names that are no tokens are refused" = {
+  "a name that is not a token is refused" = {
     expr = builtins.concatMap named [ "" "Edge" "a.b" "-a" "a b" "ä" "a/b" "abcdefghijklmnopqrstuvwxyz0123456" ];
     expected = builtins.genList (_: "name") 8;
   };
-  "private /16 networks hold" = {
+  "a private /16 network is accepted" = {
     expr = builtins.concatMap pool [ "10.0.0.0/16" "10.255.0.0/16" "172.16.0.0/16" "172.31.0.0/16" "192.168.0.0/16" ];
     expected = [ ];
   };
-  "other networks are refused" = {
+  "another network is refused" = {
     expr = builtins.concatMap pool [
       "8.8.0.0/16"
       "10.256.0.0/16"
@@ -88,8 +88,8 @@ in
     ];
     expected = builtins.genList (_: "containers.addressPool") 9;
   };
-  "containers are taken, and folders of theirs that are relative or in the store are refused" = {
-    expr = builtins.concatMap (folder: refused (values // { containers = values.containers // { enable = true; } // folder; })) [
+  "directories for containers that are relative or in the store are refused" = {
+    expr = builtins.concatMap (directories: refused (values // { containers = values.containers // { enable = true; } // directories; })) [
       { bindFolders = [ "/srv" ]; }
       { bindFolders = [ "srv" ]; }
       { secretFolders = [ "/nix/store/x" ]; }
@@ -99,7 +99,7 @@ in
       "containers"
     ];
   };
-  "a state folder that is relative is refused" = {
+  "a relative state directory is refused" = {
     expr = refused (values // { stateDir = "cim-leaf"; });
     expected = [ "stateDir" ];
   };

@@ -1,4 +1,4 @@
-# The parts of the container template nats, each on its own and together.
+# Tests of the container template nats: its modules, separately and together.
 { ... }:
 let
   inherit (builtins)
@@ -13,7 +13,7 @@ let
     removeAttrs
     ;
   template = import ../../../containers/nats;
-  # Modules, without the module system: what they say is so.
+  # Evaluates the modules without the module system: defaults are the values.
   lib.mkDefault = value: value;
   security = import ../../../containers/nats/security.nix { inherit lib; };
   jetstream = import ../../../containers/nats/jetstream.nix { inherit lib; };
@@ -29,7 +29,7 @@ let
     a: b:
     a
     // mapAttrs (name: value: if isAttrs value && isAttrs (a.${name} or null) then merge a.${name} value else value) b;
-  # Of a host's defaults, all but what the template says anew.
+  # The host's defaults, overridden by the template's modules.
   values = import ../nats/values.nix;
   together = foldl' merge (values // {
     role = "hub";
@@ -42,13 +42,13 @@ let
       address = "0.0.0.0";
     };
   }) (map (part: part.services.cim-nats) [ system security jetstream ]);
-  settings = import ../../../nixos-modules/nats/settings.nix { folder = "/run/credentials/nats.service"; } together;
+  settings = import ../../../nixos-modules/nats/settings.nix { credentialsDirectory = "/run/credentials/nats.service"; } together;
   refused = map (check: check.message) (
     filter (check: !check.assertion) (import ../../../nixos-modules/nats/checks.nix { ownNetwork = true; } together)
   );
 in
 {
-  "it takes what every template is given, and needs nothing more than nixpkgs" = {
+  "it accepts the arguments of every template, and nixpkgs; all are optional" = {
     expr =
       let
         arguments = functionArgs template;
@@ -64,11 +64,11 @@ in
       true
     ];
   };
-  "its parts together hold" = {
+  "its modules together satisfy the assertions" = {
     expr = refused;
     expected = [ ];
   };
-  "who the server is comes to the container as credentials, and nothing of it stands in the system" = {
+  "the server's identity comes only from the container's credentials" = {
     expr = import ../../../nixos-modules/nats/credentials.nix together;
     expected = {
       "operator.jwt" = "nats.operator.jwt";
@@ -77,7 +77,7 @@ in
       "tls.key" = "nats.tls.key";
     };
   };
-  "it is in operator mode, and speaks TLS with clients and with leaves" = {
+  "it is in operator mode and uses TLS for clients and leaves" = {
     expr = [
       settings.operator
       settings.include
@@ -91,7 +91,7 @@ in
       true
     ];
   };
-  "it takes fewer connections and subscriptions than a host's server" = {
+  "it allows fewer connections and subscriptions than a host's server" = {
     expr =
       settings.max_connections < values.limits.maxConnections
       && settings.max_subscriptions < values.limits.maxSubscriptions;
@@ -118,7 +118,7 @@ in
       false
     ];
   };
-  "it leaves its network as the leaf has set it up" = {
+  "it does not configure the network that the leaf has set up" = {
     expr = [
       system.networking.useDHCP
       system.networking.useHostResolvConf
@@ -130,7 +130,7 @@ in
       false
     ];
   };
-  "it is a container to older and to newer NixOS" = {
+  "older and newer NixOS evaluate it as a container" = {
     expr = [
       system.boot
       (systemWith { boot.isNspawnContainer = { }; }).boot

@@ -19,7 +19,7 @@ let
   };
 in
 {
-  "the example's report asks for this" = {
+  "the example's report yields its drivers and services" = {
     expr = facts example;
     expected = nothing // {
       boot.initrd.availableKernelModules = [
@@ -35,11 +35,11 @@ in
       };
     };
   };
-  "an empty report asks for nothing" = {
+  "an empty report enables nothing" = {
     expr = facts { };
     expected = nothing;
   };
-  "null entries of version 2 are passed over" = {
+  "null entries of version 2 are ignored" = {
     expr = with' {
       memory = [ null ];
       disk = [ null ];
@@ -47,11 +47,11 @@ in
     };
     expected = nothing;
   };
-  "a virtual machine has no health and no firmware of its own" = {
+  "a virtual machine gets no services for disk health and firmware" = {
     expr = (facts (example // { virtualisation = "kvm"; })).services;
     expected = nothing.services;
   };
-  "a disk behind a RAID controller tells no health, but its driver boots" = {
+  "a disk behind a RAID controller gets no health service, but its driver is in the initrd" = {
     expr =
       let
         of = with' {
@@ -78,7 +78,7 @@ in
       ]
     ];
   };
-  "a laptop with an Intel processor is cooled" = {
+  "a laptop with an Intel processor gets thermald" = {
     expr =
       (with' {
         system.form_factor = "laptop";
@@ -86,7 +86,7 @@ in
       }).services.thermald.enable;
     expected = true;
   };
-  "printers, scanners and smart cards get their service" = {
+  "printers, scanners and smart cards get their services" = {
     expr =
       let
         of = with' {

@@ -1,4 +1,4 @@
-# flake.lock belongs to flake.nix and is complete: a Nix that finds a gap would fetch, and lock anew by itself.
+# flake.lock matches flake.nix and is complete: Nix would fetch a missing input and change the lock.
 { ... }:
 let
   inherit (builtins)
@@ -21,7 +21,7 @@ let
   root = nodes.${lock.root};
   others = removeAttrs nodes [ lock.root ];
 
-  # The node at the end of a path of inputs, or null.
+  # The node that a path of inputs leads to, or null.
   follow =
     from: path:
     if from == null || path == [ ] then
@@ -38,14 +38,14 @@ let
     ) (attrNames nodes)
   );
 
-  # Every node that is reached from the root; `seen` is a set of names.
+  # The nodes that are reachable from a node, added to `seen`, a set of names.
   reach =
     seen: name: if seen ? ${name} then seen else builtins.foldl' reach (seen // { ${name} = true; }) (attrValues (inputsOf name));
 
   url =
     of: "${of.type}:${of.owner}/${of.repo}${if of ? ref then "/${of.ref}" else ""}";
   path = text: filter isString (split "/" text);
-  # What flake.nix says that an input's own inputs follow.
+  # The `follows` of the inputs' own inputs in flake.nix.
   declared = mapAttrs (_: input: mapAttrs (_: own: path own.follows) (input.inputs or { })) flake.inputs;
   held = mapAttrs (
     name: follows: mapAttrs (input: _: (nodes.${name}.inputs or { }).${input} or null) follows
@@ -60,15 +60,15 @@ in
     expr = attrNames root.inputs;
     expected = attrNames flake.inputs;
   };
-  "the lock has each input from where the flake has it" = {
+  "the lock has the same URL for each input as the flake" = {
     expr = mapAttrs (_: node: url nodes.${node}.original) root.inputs;
     expected = mapAttrs (_: input: input.url) flake.inputs;
   };
-  "what the flake lets follow, follows in the lock" = {
+  "each follows of the flake is in the lock" = {
     expr = held;
     expected = declared;
   };
-  "every node is locked at a revision and a hash" = {
+  "every node has a revision and a hash" = {
     expr = filter (
       name:
       let
@@ -78,15 +78,15 @@ in
     ) (attrNames others);
     expected = [ ];
   };
-  "no input of a node leads nowhere" = {
+  "every input of a node leads to a node" = {
     expr = dangling;
     expected = [ ];
   };
-  "no node is left over" = {
+  "every node is reachable from the root" = {
     expr = attrNames (removeAttrs nodes (attrNames (reach { } lock.root)));
     expected = [ ];
   };
-  "the inputs that the design names are there" = {
+  "the flake has the inputs that the design names" = {
     expr = filter (name: !(flake.inputs ? ${name})) [
       "nixpkgs"
       "nix-topology"

@@ -3,7 +3,7 @@ let
   hosts = import ../../../hosts;
 in
 {
-  "the folders of hosts/ are the hosts" = {
+  "each directory of hosts/ is a host" = {
     expr = builtins.filter (name: !(hosts ? ${name})) (
       builtins.filter (name: (builtins.readDir ../../../hosts).${name} == "directory") (
         builtins.attrNames (builtins.readDir ../../../hosts)
@@ -11,7 +11,7 @@ in
     );
     expected = [ ];
   };
-  "a host is named as its folder, and has its report" = {
+  "a host has the name of its directory and that directory's report" = {
     expr =
       let
         own = builtins.elemAt hosts.example.modules 1;
@@ -25,7 +25,7 @@ in
       1
     ];
   };
-  "what needs disko stands apart" = {
+  "modules that need disko are separate" = {
     expr = map baseNameOf hosts.example.disks;
     expected = [ "disk.nix" ];
   };

@@ -12,7 +12,7 @@ let
     storeDir
     stringLength
     ;
-  settings = import ../../../nixos-modules/nats/settings.nix { folder = "/run/credentials/nats.service"; };
+  settings = import ../../../nixos-modules/nats/settings.nix { credentialsDirectory = "/run/credentials/nats.service"; };
   render = import ../../../nixos-modules/nats/render.nix;
   credentials = import ../../../nixos-modules/nats/credentials.nix;
   checks = import ../../../nixos-modules/nats/checks.nix;
@@ -26,7 +26,7 @@ let
   with' = merge values;
   account = values.operator.systemAccount;
 
-  # A leaf with a hub, all of whose files are on the host.
+  # A leaf with a hub; its files are on the host.
   hub = {
     urls = [ "tls://hub.example:7422" ];
     inherit account;
@@ -40,7 +40,7 @@ let
     };
   };
   connected = with' { remotes = { inherit hub; }; };
-  # What the host makes itself.
+  # A leaf whose operator and certificate are created on the host.
   onHost =
     with' {
       tls = {
@@ -70,7 +70,7 @@ let
     };
   };
 
-  # The options of the assertions that don't hold.
+  # The options that the failed assertions name.
   refusedBy =
     given: cfg:
     map (check: head (match "services\\.cim-nats\\.([^:]*): .*" check.message)) (
@@ -112,7 +112,7 @@ in
       write_deadline: "10s"
     '';
   };
-  "a hub is named with its credentials where systemd puts them, and object buckets cross in no direction" = {
+  "a remote has its credentials in systemd's directory and denies object buckets in both directions" = {
     expr = (settings connected).leafnodes;
     expected.remotes = [
       {
@@ -132,7 +132,7 @@ in
       }
     ];
   };
-  "a hub listens for leaves with the certificate that clients see" = {
+  "a hub uses one certificate for clients and leaves" = {
     expr = (settings asHub).leafnodes;
     expected = {
       host = "192.0.2.1";
@@ -141,7 +141,7 @@ in
       inherit (settings asHub) tls;
     };
   };
-  "an operator and accounts of the host are read at the start" = {
+  "the server reads an operator and accounts of the host when it starts" = {
     expr =
       let
         made = settings onHost;
@@ -159,15 +159,15 @@ in
       false
     ];
   };
-  "a full resolver keeps its accounts beside what JetStream stores" = {
+  "a full resolver keeps its accounts beside JetStream's storage" = {
     expr = (settings (with' { operator.resolver = "full"; })).resolver.dir;
     expected = "/var/lib/nats/accounts";
   };
-  "monitoring is on the loopback" = {
+  "monitoring listens on the loopback" = {
     expr = (settings (with' { monitoring.port = 8222; })).http;
     expected = "127.0.0.1:8222";
   };
-  "without JetStream there is none" = {
+  "JetStream can be disabled" = {
     expr = settings (with' { jetstream.enable = false; }) ? jetstream;
     expected = false;
   };
@@ -178,7 +178,7 @@ in
 
   # credentials
 
-  "what is on the host is a credential, by a name of its own" = {
+  "each file on the host is a credential with its own name" = {
     expr = credentials (merge onHost { remotes = { inherit hub; }; });
     expected = {
       "operator.jwt" = "/var/lib/op/operator.jwt";
@@ -190,11 +190,11 @@ in
       "hub.key" = "/run/keys/leaf.key";
     };
   };
-  "what is in the store is no credential" = {
+  "a file in the store is not a credential" = {
     expr = credentials values;
     expected = { };
   };
-  "where a secret comes from does not stand in the configuration" = {
+  "the sources of secrets are not in the configuration" = {
     expr = match ".*(/run/keys|/var/lib/op).*" (
       builtins.replaceStrings [ "\n" ] [ " " ] (render (settings (merge onHost { remotes = { inherit hub; }; })))
     );
@@ -242,7 +242,7 @@ in
 
   # checks
 
-  "a leaf, one with a hub, one with its files on the host, and a hub hold" = {
+  "a leaf, a leaf with a hub, a leaf with its files on the host, and a hub are accepted" = {
     expr = concatMap refused [
       values
       connected
@@ -251,7 +251,7 @@ in
     ];
     expected = [ ];
   };
-  "addresses that hold" = {
+  "one address of the host is accepted" = {
     expr = concatMap (address: refusedAt { inherit address; }) [
       "127.0.0.1"
       "10.233.0.1"
@@ -259,7 +259,7 @@ in
     ];
     expected = [ ];
   };
-  "a server that listens on the world is refused" = {
+  "a server that listens on all addresses is refused" = {
     expr = concatMap (address: refusedAt { inherit address; addressOnLo = false; tls = asHub.tls; }) [
       "0.0.0.0"
       "::"
@@ -269,11 +269,11 @@ in
       "address"
     ];
   };
-  "in a container with a network of its own all addresses are its own" = {
+  "a container with its own network may listen on all addresses" = {
     expr = refusedBy { ownNetwork = true; } (with' { address = "0.0.0.0"; addressOnLo = false; inherit (asHub) tls; });
     expected = [ ];
   };
-  "what is no address is refused" = {
+  "a text that is not an address is refused" = {
     expr = concatMap (address: refusedAt { inherit address; }) [
       ""
       "edge-1"
@@ -284,11 +284,11 @@ in
     ];
     expected = genList (_: "address") 6;
   };
-  "an address that leaves the host without TLS is refused" = {
+  "an address that other hosts can reach is refused without TLS" = {
     expr = refusedAt { addressOnLo = false; };
     expected = [ "address" ];
   };
-  "a hub without TLS is refused, for clients and for leaves" = {
+  "a hub without TLS for clients and leaves is refused" = {
     expr = refused (merge asHub { tls = { certFile = null; keyFile = null; }; });
     expected = [
       "address"
@@ -299,15 +299,15 @@ in
     expr = refusedAt { operator.jwtFile = null; };
     expected = [ "operator.jwtFile" ];
   };
-  "a system account that the server does not know is refused" = {
+  "a system account that is not one of the accounts is refused" = {
     expr = refused (values // { operator = values.operator // { accounts = { }; }; });
     expected = [ "operator.systemAccount" ];
   };
-  "accounts from two places are refused" = {
+  "accounts from a file and from options are refused" = {
     expr = refusedAt { operator.accountsFile = "/run/keys/accounts.conf"; };
     expected = [ "operator" ];
   };
-  "what is no account or no JWT is refused" = {
+  "an invalid account or JWT is refused" = {
     expr =
       refusedAt { operator.accounts.ABC = "eyJh.eyJz.c2ln"; }
       ++ refusedAt { operator.accounts.${account} = "SUAM secret"; };
@@ -316,7 +316,7 @@ in
       "operator.accounts"
     ];
   };
-  "secrets in the store, and relative ones that are no credential's name, are refused" = {
+  "secrets in the store, and relative paths that are not credentials' names, are refused" = {
     expr = concatMap (file: refusedAt { tls = { certFile = "/run/a.pem"; keyFile = file; }; }) [
       "${storeDir}/x-a.key"
       "./a.key"
@@ -324,7 +324,7 @@ in
     ];
     expected = genList (_: "tls.keyFile") 3;
   };
-  "a certificate of authorities on the host is refused, since the build checks with it" = {
+  "a CA certificate on the host is refused, since the build needs it" = {
     expr = refused (merge asHub { tls.caFile = "/etc/ca.pem"; });
     expected = [ "tls.caFile" ];
   };
@@ -332,7 +332,7 @@ in
     expr = refusedAt { tls.certFile = "/run/a.pem"; };
     expected = [ "tls" ];
   };
-  "certificates of clients are not verified without authorities" = {
+  "verifying clients' certificates without a CA is refused" = {
     expr = refused (merge asHub { tls.verify = true; });
     expected = [ "tls.verify" ];
   };
@@ -343,7 +343,7 @@ in
       "port"
     ];
   };
-  "the way to a hub needs TLS, and no password stands in it" = {
+  "the URL of a hub without TLS or with a password is refused" = {
     expr = concatMap (url: ofHub { urls = [ url ]; }) [
       "nats-leaf://hub.example:7422"
       "nats://hub.example:7422"
@@ -368,7 +368,7 @@ in
       "remotes.hub.credentialsFile"
     ];
   };
-  "names of hubs don't collide with those of the server's own credentials" = {
+  "a hub's name that collides with a credential or can't be a file name is refused" = {
     expr = concatMap (name: refused (with' { remotes.${name} = hub; })) [
       "tls"
       "a/b"
@@ -378,7 +378,7 @@ in
       "remotes.a/b"
     ];
   };
-  "names that can't stand in subjects are refused" = {
+  "a domain that can't be part of a subject is refused" = {
     expr = concatMap (domain: refusedAt { jetstream = { inherit domain; }; }) [
       ""
       "a.b"
@@ -387,22 +387,22 @@ in
     ];
     expected = genList (_: "jetstream.domain") 4;
   };
-  "less than the longest message may not wait" = {
+  "a buffer shorter than the longest message is refused" = {
     expr = refusedAt { limits.maxPendingBytes = 5; };
     expected = [ "limits.maxPendingBytes" ];
   };
-  "a state folder that is relative, or in the store, is refused" = {
+  "a state directory that is relative or in the store is refused" = {
     expr = refusedAt { dataDir = "nats"; } ++ refusedAt { dataDir = "${storeDir}/x"; };
     expected = [
       "dataDir"
       "dataDir"
     ];
   };
-  "a leaf's daemon with credentials holds" = {
+  "a leaf's daemon with credentials is accepted" = {
     expr = refusedBy (leaf { }) values;
     expected = [ ];
   };
-  "a second server of the leaf's daemon is refused" = {
+  "the daemon's embedded server beside this one is refused" = {
     expr = refusedBy (leaf { embedded.enable = true; credentialsFile = null; }) values;
     expected = [ "enable" ];
   };
@@ -410,7 +410,7 @@ in
     expr = refusedBy (leaf { credentialsFile = null; }) values;
     expected = [ "operator" ];
   };
-  "every message says what to do in a sentence" = {
+  "every message is a sentence" = {
     expr = filter (check: match ".*[.]" check.message == null || stringLength check.message < 30) (
       checks (leaf { }) (merge asHub { remotes = { inherit hub; }; })
     );

@@ -19,7 +19,7 @@ let
   };
 in
 {
-  "the defaults give this file" = {
+  "the defaults render this file" = {
     expr = render values;
     expected = ''
       log = "info"
@@ -59,7 +59,7 @@ in
       [nix.options]
     '';
   };
-  "a given server has its credentials where systemd puts them, and no embedded one" = {
+  "an external server has its credentials in systemd's directory, and there is no embedded one" = {
     expr = (settings given).nats;
     expected = {
       url = "tls://hub.example:4222";
@@ -71,11 +71,11 @@ in
       jetstream_domain = "edge-1";
     };
   };
-  "where a secret comes from does not stand in the settings" = {
+  "the sources of secrets are not in the settings" = {
     expr = builtins.match ".*/run/secrets.*" (builtins.replaceStrings [ "\n" ] [ " " ] (render given));
     expected = null;
   };
-  "options of Nix are passed as they are" = {
+  "Nix options are passed unchanged" = {
     expr =
       (builtins.fromTOML (render (values // { nix = values.nix // { options.substituters = ""; }; }))).nix.options;
     expected.substituters = "";

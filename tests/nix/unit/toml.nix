@@ -3,7 +3,7 @@ let
   toml = import ../../../nixos-modules/leaf/toml.nix;
   del = builtins.fromJSON ''"\u007f"'';
   bell = builtins.fromJSON ''"\u0007"'';
-  # What a reader makes of the text.
+  # The value that a TOML parser reads back.
   back = value: builtins.fromTOML (toml value);
   odd = {
     quotes = ''"a" 'b' \c'';
@@ -30,7 +30,7 @@ in
     expr = toml { nats.embedded = { }; };
     expected = "[nats.embedded]\n";
   };
-  "a table of tables needs no header of its own" = {
+  "a table that holds only tables has no header" = {
     expr = toml { a.b.c = [ 1 2 ]; };
     expected = "[a.b]\nc = [1, 2]\n";
   };
@@ -38,7 +38,7 @@ in
     expr = toml { "a b"."c.d" = "e"; };
     expected = "[\"a b\"]\n\"c.d\" = \"e\"\n";
   };
-  "odd strings come back as they were" = {
+  "odd strings are read back unchanged" = {
     expr = back odd;
     expected = odd;
   };
@@ -46,7 +46,7 @@ in
     expr = toml { a = del + bell; };
     expected = "a = \"\\u007F\\u0007\"\n";
   };
-  "something in the store is its path" = {
+  "a derivation is written as its path" = {
     expr = toml { program.outPath = "/nix/store/x"; };
     expected = "program = \"/nix/store/x\"\n";
   };

@@ -1,12 +1,12 @@
 { throws, ... }:
 let
   units = import ../../../nixos-modules/leaf/units.nix { package = "/package"; };
-  folder = ../../../nixos-modules/leaf/units;
-  leafd = units.unit (folder + "/leafd.service");
-  helper = units.unit (folder + "/leaf-helper.service");
+  directory = ../../../nixos-modules/leaf/units;
+  leafd = units.unit (directory + "/leafd.service");
+  helper = units.unit (directory + "/leaf-helper.service");
 in
 {
-  "leafd is a user of its own, without any capability" = {
+  "leafd runs as its own user, without any capability" = {
     expr = {
       inherit (leafd.Service)
         User
@@ -26,12 +26,12 @@ in
       ExecStart = "/package/bin/leafd run --config /etc/cim-leaf/leafd.toml";
     };
   };
-  "the helper speaks to unix sockets and netlink, and to nothing else" = {
+  "the helper may use unix and netlink sockets only" = {
     expr = helper.Service.RestrictAddressFamilies;
     expected = "AF_UNIX AF_NETLINK";
   };
-  "the socket is open to leafd alone" = {
-    expr = { inherit ((units.unit (folder + "/leaf-helper.socket")).Socket) SocketUser SocketMode ListenStream; };
+  "only leafd may connect to the socket" = {
+    expr = { inherit ((units.unit (directory + "/leaf-helper.socket")).Socket) SocketUser SocketMode ListenStream; };
     expected = {
       SocketUser = "leafd";
       SocketMode = "0600";
@@ -51,7 +51,7 @@ in
       };
     };
   };
-  "what is no line of a unit is refused" = {
+  "a line that is not part of a unit is refused" = {
     expr = map (text: throws (units.parse text)) [
       "A=1\n"
       "[Service]\nnonsense\n"
