@@ -1,9 +1,11 @@
 //! Every message type and its JSON Schema (2020-12), generated from the Rust types.
 
+use std::collections::BTreeMap;
+
 use schemars::{JsonSchema, Schema, schema_for};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::beat::Beat;
 use crate::command::COMMANDS;
@@ -24,8 +26,7 @@ pub struct MessageType {
     pub name: String,
     /// What it is for.
     pub role: Role,
-    /// Its schema.
-    pub schema: Schema,
+    schema: Schema,
     /// Its form.
     pub shape: Shape,
 }
@@ -68,19 +69,160 @@ pub enum Role {
 }
 
 impl MessageType {
-    /// Returns the schema as a document that stands by itself. Its `$id` is `urn:cim-leaf:schema:` and the name; where the
-    /// name has no version of its own, that of the protocol stands before it. The name is the title, too.
+    /// Returns the schema's `$id`: `urn:cim-leaf:schema:` and the name; where the name has no version of its own, that
+    /// of the protocol stands before it.
+    #[must_use]
+    pub fn id(&self) -> String {
+        match self.role {
+            Role::Event | Role::Job => format!("urn:cim-leaf:schema:{}", self.name),
+            _ => format!("{}:{}", bundle_id(), self.name),
+        }
+    }
+
+    /// Returns the description of the Rust type.
+    #[must_use]
+    pub fn description(&self) -> &str {
+        self.schema
+            .get("description")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    }
+
+    /// Returns the name of the Rust type, its schema, and the schemas of the types that it refers to, by their names.
+    fn definitions(&self) -> (String, Value, Map<String, Value>) {
+        let mut schema = self.schema.clone();
+        let shared = match schema.remove("$defs") {
+            Some(Value::Object(shared)) => shared,
+            _ => Map::new(),
+        };
+        schema.remove("$schema");
+        let name = match schema.remove("title") {
+            Some(Value::String(name)) => name,
+            _ => unreachable!("schemars gives the schema of a type its name as the title"),
+        };
+        (name, schema.to_value(), shared)
+    }
+}
+
+/// All message types of this version in one JSON Schema document.
+///
+/// Its `$defs` hold each Rust type once, under its name, and each message type under its own: a schema with an `$id` that
+/// refers to the type. A validator that has read the document resolves a `$ref` to any of these `$id`s (JSON Schema 2020-12,
+/// section 9.3, "Compound documents").
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    definitions: Map<String, Value>,
+}
+
+impl Bundle {
+    /// Returns the bundle of the Rust types.
+    ///
+    /// # Panics
+    ///
+    /// If two types have one name and different schemas; a test makes this bundle.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut bundle = Self {
+            definitions: Map::new(),
+        };
+        for message in catalogue() {
+            let (of_type, schema, shared) = message.definitions();
+            for (name, schema) in shared {
+                bundle.define(name, schema);
+            }
+            let entry = serde_json::json!({
+                "$id": message.id(),
+                "title": message.name,
+                "$ref": format!("{}{LOCAL}{of_type}", bundle_id()),
+            });
+            bundle.define(of_type, schema);
+            bundle.define(message.name, entry);
+        }
+        bundle
+    }
+
+    fn define(&mut self, name: String, schema: Value) {
+        if let Some(there) = self.definitions.get(&name) {
+            assert_eq!(there, &schema, "two types are called {name}; rename one");
+        }
+        self.definitions.insert(name, schema);
+    }
+
+    /// Returns the whole document.
     #[must_use]
     pub fn document(&self) -> Value {
-        let id = match self.role {
-            Role::Event | Role::Job => format!("urn:cim-leaf:schema:{}", self.name),
-            _ => format!("urn:cim-leaf:schema:{VERSION}:{}", self.name),
-        };
-        let mut document = self.schema.clone();
-        document.insert("$id".to_owned(), id.into());
-        document.insert("title".to_owned(), self.name.clone().into());
-        document.to_value()
+        serde_json::json!({
+            "$schema": DIALECT,
+            "$id": bundle_id(),
+            "title": format!("The messages of a leaf, {VERSION}"),
+            "description": "$defs holds each message type under its name, with an $id to refer to it by, and each type \
+                            that messages are made of.",
+            "$defs": self.definitions,
+        })
     }
+
+    /// Returns the schema of one message type as a document that stands by itself, or `None` if there is no such type.
+    #[must_use]
+    pub fn resolve(&self, name: &str) -> Option<Value> {
+        let entry = self.definitions.get(name)?;
+        // A Rust type has no `$id`, and is no message.
+        let (id, of_type) = (entry.get("$id")?, target_of(entry.get("$ref")?)?);
+        let mut needed = BTreeMap::new();
+        let schema = self.definitions.get(of_type)?;
+        self.collect(schema, &mut needed);
+        let mut document = schema.clone();
+        document["$schema"] = DIALECT.into();
+        document["$id"] = id.clone();
+        document["title"] = name.into();
+        if !needed.is_empty() {
+            document["$defs"] = needed
+                .into_iter()
+                .map(|(name, schema)| (name, schema.clone()))
+                .collect();
+        }
+        Some(document)
+    }
+
+    /// Adds the definitions that a schema refers to, directly or through others.
+    fn collect<'a>(&'a self, schema: &'a Value, needed: &mut BTreeMap<&'a str, &'a Value>) {
+        match schema {
+            Value::Object(keywords) => {
+                for (key, value) in keywords {
+                    if key == "$ref"
+                        && let Some(name) = target_of(value)
+                        && let Some(definition) = self.definitions.get(name)
+                    {
+                        if needed.insert(name, definition).is_none() {
+                            self.collect(definition, needed);
+                        }
+                    } else {
+                        self.collect(value, needed);
+                    }
+                }
+            }
+            Value::Array(schemas) => schemas.iter().for_each(|schema| self.collect(schema, needed)),
+            _ => {}
+        }
+    }
+}
+
+impl Default for Bundle {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
+const LOCAL: &str = "#/$defs/";
+
+/// The `$id` of the [`Bundle`].
+fn bundle_id() -> String {
+    format!("urn:cim-leaf:schema:{VERSION}")
+}
+
+/// The name of the definition that a `$ref` points to.
+fn target_of(reference: &Value) -> Option<&str> {
+    reference.as_str()?.split_once(LOCAL).map(|(_, name)| name)
 }
 
 /// The sequence number with which the newest snapshot of the leaf's history begins: a replay may start there.
@@ -122,4 +264,33 @@ pub fn catalogue() -> Vec<MessageType> {
         .collect();
     types.sort_by(|a, b| a.name.cmp(&b.name));
     types
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_bundle_resolves_is_what_the_type_says_by_itself() {
+        let bundle = Bundle::new();
+        for message in catalogue() {
+            let mut alone = message.schema.clone();
+            alone.insert("$id".to_owned(), message.id().into());
+            alone.insert("title".to_owned(), message.name.clone().into());
+            assert_eq!(
+                bundle.resolve(&message.name),
+                Some(alone.to_value()),
+                "{}",
+                message.name
+            );
+        }
+    }
+
+    #[test]
+    fn a_rust_type_is_no_message() {
+        let bundle = Bundle::new();
+        assert!(bundle.definitions.contains_key("Container"));
+        assert_eq!(bundle.resolve("Container"), None);
+        assert_eq!(bundle.resolve("no.such.message"), None);
+    }
 }

@@ -10,15 +10,16 @@ use leaf_core::event::header;
 use leaf_core::id::{Caller, ContainerName, JobId, LeafName};
 use leaf_core::job::LOG_TYPE;
 use leaf_core::problem::{Problem, ProblemCode};
-use leaf_core::schema::{MessageType, Role, catalogue};
+use leaf_core::schema::{Bundle, MessageType, Role, catalogue};
 use leaf_core::{beat, subject};
-use serde_json::Value;
 
 use crate::command::workspace;
 
 const FOLDER: &str = "docs/protocol";
+/// The schemas of all message types.
+const BUNDLE: &str = "messages.schema.json";
 
-/// Write docs/protocol/: a JSON Schema for each message type, and the protocol in tables
+/// Write docs/protocol/: the JSON Schema of all message types, and the protocol in tables
 #[derive(clap::Args)]
 pub(crate) struct Docs {
     /// Write nothing; fail if a document is not what the types say
@@ -77,31 +78,35 @@ pub(crate) fn drift() -> Result<Vec<String>> {
 
 /// Returns every document by its path.
 fn documents() -> BTreeMap<String, String> {
-    let types = catalogue();
-    let mut documents = BTreeMap::from([(format!("{FOLDER}/README.md"), overview(&types))]);
-    for message in &types {
-        let mut text =
-            serde_json::to_string_pretty(&message.document()).expect("a schema has string keys only");
-        text.push('\n');
-        documents.insert(format!("{FOLDER}/{}", file_of(&message.name)), text);
-    }
-    documents
+    let mut bundle =
+        serde_json::to_string_pretty(&Bundle::new().document()).expect("a schema has string keys only");
+    bundle.push('\n');
+    BTreeMap::from([
+        (format!("{FOLDER}/README.md"), overview(&catalogue())),
+        (format!("{FOLDER}/{BUNDLE}"), bundle),
+    ])
 }
 
-fn file_of(name: &str) -> String {
-    format!("{name}.schema.json")
+/// The address of a message type's schema, from the overview.
+fn address_of(name: &str) -> String {
+    format!("{BUNDLE}#/$defs/{name}")
 }
 
 fn overview(types: &[MessageType]) -> String {
     let described: BTreeMap<&str, String> = types
         .iter()
-        .map(|t| (t.name.as_str(), description(&t.document())))
+        .map(|t| (t.name.as_str(), in_one_line(t.description())))
         .collect();
     let mut text = String::from(
         "<!-- Made by `cargo xtask docs` from the types in crates/leaf-core; a test fails when they differ. -->\n\
          # The protocol of a leaf\n\n\
-         All that goes over NATS, version 1. Each message type has a JSON Schema (2020-12) in this folder; messages of \
-         every version that was ever sent stand in `tests/golden/` and stay readable.\n\n\
+         All that goes over NATS, version 1. Messages of every version that was ever sent stand in `tests/golden/` and \
+         stay readable.\n\n\
+         [messages.schema.json](messages.schema.json) is a JSON Schema (2020-12) of all message types. Each stands in \
+         its `$defs` under its name and has an `$id` of its own, to which a validator that has read the document \
+         resolves references: `urn:cim-leaf:schema:v1:cmd.leaf.show`, and for events and messages of jobs, whose \
+         names have a version, `urn:cim-leaf:schema:cim.leaf.leaf.started.v1`. `leafctl schema show TYPE` prints the \
+         schema of one type as a document that stands by itself.\n\n\
          ## Subjects\n\n\
          Tokens are `[a-z0-9_-]`. A foreign name, such as that of a container called `Web`, becomes a token: \
          `[a-z0-9-]` stays, every other byte is `_` and two hexadecimal digits (`_57eb`).\n\n",
@@ -147,7 +152,11 @@ fn overview(types: &[MessageType]) -> String {
                 format!("`{}`", command.noun_verb),
                 kind.to_owned(),
                 described[request].clone(),
-                format!("[request]({}), [reply]({})", file_of(request), file_of(reply)),
+                format!(
+                    "[request]({}), [reply]({})",
+                    address_of(request),
+                    address_of(reply)
+                ),
             ]
         }),
     );
@@ -180,7 +189,7 @@ fn overview(types: &[MessageType]) -> String {
     of_role(&mut text, types, Role::Other);
     text.push_str(
         "\n## Errors\n\n\
-         A command that did not work is answered with a [problem](problem.schema.json) (RFC 9457) and, by NATS ADR-32, \
+         A command that did not work is answered with a [problem](messages.schema.json#/$defs/problem) (RFC 9457) and, by NATS ADR-32, \
          the headers `Nats-Service-Error-Code` (the status) and `Nats-Service-Error` (the title). Codes are stable; \
          new ones may be added.\n\n",
     );
@@ -278,10 +287,13 @@ fn keys(described: &BTreeMap<&str, String>) -> Vec<Vec<String>> {
 
 /// Adds the table of all message types of a role.
 fn of_role(text: &mut String, types: &[MessageType], role: Role) {
-    let rows = types
-        .iter()
-        .filter(|t| t.role == role)
-        .map(|t| vec![format!("`{}`", t.name), description(&t.document()), link(&t.name)]);
+    let rows = types.iter().filter(|t| t.role == role).map(|t| {
+        vec![
+            format!("`{}`", t.name),
+            in_one_line(t.description()),
+            link(&t.name),
+        ]
+    });
     table(text, &["type", "what", "schema"], rows);
 }
 
@@ -320,12 +332,7 @@ fn headers() -> Vec<Vec<String>> {
 
 /// Every problem code with the doc comment that its schema carries.
 fn problems() -> Vec<Vec<String>> {
-    let types = catalogue();
-    let schema = types
-        .iter()
-        .find(|t| t.name == "problem")
-        .expect("the catalogue has the problem")
-        .document();
+    let schema = Bundle::new().resolve("problem").expect("it is a message type");
     let codes = schema["$defs"]["ProblemCode"]["oneOf"]
         .as_array()
         .expect("each code has a description of its own");
@@ -339,23 +346,23 @@ fn problems() -> Vec<Vec<String>> {
                 format!("`{}`", value.as_str()),
                 problem.status.to_string(),
                 problem.title,
-                description(code),
+                in_one_line(code["description"].as_str().unwrap_or_default()),
             ]
         })
         .collect()
 }
 
-/// A schema's description in one line, without the links of rustdoc.
-fn description(schema: &Value) -> String {
-    let text = schema["description"].as_str().unwrap_or_default();
-    text.split_whitespace()
+/// A description in one line, without the links of rustdoc.
+fn in_one_line(description: &str) -> String {
+    description
+        .split_whitespace()
         .collect::<Vec<_>>()
         .join(" ")
         .replace("[`crate::command::MAX_COMMAND_BYTES`]", "256 KiB")
 }
 
 fn link(name: &str) -> String {
-    format!("[schema]({})", file_of(name))
+    format!("[schema]({})", address_of(name))
 }
 
 fn table<R: Into<Vec<String>>>(text: &mut String, head: &[&str], rows: impl IntoIterator<Item = R>) {
@@ -421,7 +428,7 @@ mod tests {
             assert!(text.contains(&format!("| `{name}` |")), "{name}");
         }
         for t in &types {
-            assert!(text.contains(&file_of(&t.name)), "{}", t.name);
+            assert!(text.contains(&address_of(&t.name)), "{}", t.name);
         }
         for code in problems() {
             assert!(code.iter().all(|cell| !cell.is_empty()), "{code:?}");

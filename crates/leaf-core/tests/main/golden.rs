@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use leaf_core::command::{self, Command};
 use leaf_core::event::{Event, EventRecord, header};
 use leaf_core::id::{CommandId, LeafName};
-use leaf_core::schema::catalogue;
+use leaf_core::schema::{Bundle, catalogue};
 use leaf_core::state::State;
 use leaf_core::subject::{CommandSubject, key_of_state};
 use serde_json::Value;
@@ -153,22 +153,38 @@ fn every_golden_event_is_read_and_written_again_with_its_subject_and_headers() {
     }
 }
 
+/// Returns what is wrong with a message by a schema.
+fn errors(schema: &Value, message: &Value) -> Vec<String> {
+    jsonschema::draft202012::new(schema)
+        .expect("a schema")
+        .iter_errors(message)
+        .map(|e| format!("{} at {}", e, e.instance_path()))
+        .collect()
+}
+
 #[test]
 fn every_golden_message_is_valid_by_its_schema() {
-    let schemas: BTreeMap<String, Value> = catalogue()
-        .into_iter()
-        .map(|message| (message.name.clone(), message.document()))
-        .collect();
+    let bundle = Bundle::new();
     for golden in goldens() {
-        let schema = schemas
-            .get(&golden.name)
+        let schema = bundle
+            .resolve(&golden.name)
             .unwrap_or_else(|| panic!("{} has no schema any more", golden.file));
-        let errors: Vec<String> = jsonschema::draft202012::new(schema)
-            .expect("a schema")
-            .iter_errors(&golden.body)
-            .map(|e| format!("{} at {}", e, e.instance_path()))
-            .collect();
-        assert!(errors.is_empty(), "{}: {errors:?}", golden.file);
+        assert_eq!(errors(&schema, &golden.body), [""; 0], "{}", golden.file);
+    }
+}
+
+#[test]
+fn every_golden_message_is_valid_by_the_address_of_its_schema_in_the_bundle() {
+    let ids: BTreeMap<String, String> = catalogue()
+        .into_iter()
+        .map(|message| (message.name.clone(), message.id()))
+        .collect();
+    let mut bundle = Bundle::new().document();
+    for golden in goldens() {
+        bundle["$ref"] = ids[&golden.name].clone().into();
+        assert_eq!(errors(&bundle, &golden.body), [""; 0], "{}", golden.file);
+        // A body that no message has: the reference leads to a schema that says something.
+        assert_ne!(errors(&bundle, &Value::Null), [""; 0], "{}", golden.file);
     }
 }
 

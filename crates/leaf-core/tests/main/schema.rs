@@ -1,75 +1,77 @@
 //! The committed schemas in `docs/protocol/` are those of the Rust types.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
-use leaf_core::schema::catalogue;
+use leaf_core::schema::{Bundle, catalogue};
 use serde_json::Value;
 
-fn protocol() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/protocol"))
+fn committed() -> Value {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../docs/protocol/messages.schema.json"
+    );
+    let text =
+        std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}; run `cargo xtask docs`"));
+    serde_json::from_str(&text).expect("a schema is JSON")
 }
 
 #[test]
-fn every_committed_schema_is_that_of_its_type() {
-    for message in catalogue() {
-        let path = protocol().join(format!("{}.schema.json", message.name));
-        let text = std::fs::read_to_string(&path)
-            .unwrap_or_else(|e| panic!("{}: {e}; run `cargo xtask docs`", path.display()));
-        let committed: Value = serde_json::from_str(&text).expect("a schema is JSON");
+fn each_committed_definition_is_that_of_its_type() {
+    let (committed, made) = (committed(), Bundle::new().document());
+    for (name, definition) in made["$defs"].as_object().expect("definitions") {
         assert_eq!(
-            committed,
-            message.document(),
-            "{} has changed; run `cargo xtask docs`, and if a reader of the old form can't read the new one, make a \
-             new version of the type instead",
-            message.name
+            &committed["$defs"][name], definition,
+            "{name} has changed; run `cargo xtask docs`, and if a reader of the old form can't read the new one, make a \
+             new version of the type instead"
         );
     }
+    // A type that is gone is left in neither.
+    assert_eq!(committed, made, "run `cargo xtask docs`");
 }
 
 #[test]
-fn no_schema_is_left_of_a_type_that_is_gone() {
-    let known: BTreeSet<String> = catalogue()
+fn each_message_type_has_an_address_of_its_own() {
+    let committed = committed();
+    let ids: BTreeSet<String> = catalogue()
         .into_iter()
-        .map(|message| format!("{}.schema.json", message.name))
-        .collect();
-    let committed: BTreeSet<String> = std::fs::read_dir(protocol())
-        .expect("docs/protocol is there")
-        .map(|entry| {
-            entry
-                .expect("an entry")
-                .file_name()
-                .to_string_lossy()
-                .into_owned()
+        .map(|message| {
+            let id = &committed["$defs"][&message.name]["$id"];
+            assert_eq!(id, &message.id(), "{}", message.name);
+            message.id()
         })
-        .filter(|name| name.ends_with(".schema.json"))
         .collect();
-    assert_eq!(committed, known, "run `cargo xtask docs`");
+    assert_eq!(ids.len(), catalogue().len());
+    assert!(ids.contains("urn:cim-leaf:schema:v1:cmd.container.create"));
+    assert!(ids.contains("urn:cim-leaf:schema:cim.leaf.container.started.v1"));
 }
 
 #[test]
 fn every_schema_is_of_the_2020_12_dialect_and_valid_in_it() {
-    for message in catalogue() {
-        let document = message.document();
+    let bundle = Bundle::new();
+    let each = catalogue().into_iter().map(|message| {
+        let schema = bundle.resolve(&message.name).expect("it is in the bundle");
+        (message.name, schema)
+    });
+    for (name, document) in each.chain([("the bundle".to_owned(), bundle.document())]) {
         assert_eq!(
             document["$schema"], "https://json-schema.org/draft/2020-12/schema",
-            "{}",
-            message.name
+            "{name}"
         );
         jsonschema::draft202012::meta::validate(&document)
-            .unwrap_or_else(|e| panic!("{} is no schema: {e}", message.name));
+            .unwrap_or_else(|e| panic!("{name} is no schema: {e}"));
     }
 }
 
 #[test]
 fn every_message_type_and_each_of_its_fields_is_described() {
+    let bundle = Bundle::new();
     for message in catalogue() {
-        let document = message.document();
         assert!(
-            document["description"].is_string(),
+            !message.description().is_empty(),
             "{} has no description",
             message.name
         );
+        let document = bundle.resolve(&message.name).expect("it is in the bundle");
         for (field, schema) in document["properties"].as_object().into_iter().flatten() {
             assert!(
                 schema["description"].is_string(),

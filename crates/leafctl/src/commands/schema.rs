@@ -1,5 +1,5 @@
 use clap::Subcommand;
-use leaf_core::schema::{MessageType, catalogue};
+use leaf_core::schema::{Bundle, MessageType, catalogue};
 use serde_json::json;
 
 use crate::error::Error;
@@ -9,7 +9,7 @@ use crate::output::{Output, text_of};
 pub(super) enum Command {
     /// List the message types of this version.
     List,
-    /// Print the JSON Schema of a message type.
+    /// Print the JSON Schema of a message type as a document that stands by itself.
     Show {
         /// Its name, as `schema list` shows it.
         #[arg(value_name = "TYPE")]
@@ -28,13 +28,13 @@ impl Command {
                 output.document(&json!({ "types": types }), |_| {
                     let mut table = output.table(&["TYPE", "WHAT IT SAYS"]);
                     for message in catalogue() {
-                        table.add_row([message.name.clone(), describe(&message)]);
+                        table.add_row([message.name.as_str(), describe(&message)]);
                     }
                     text_of(&table)
                 })
             }
-            Self::Show { name } => match catalogue().into_iter().find(|t| t.name == name) {
-                Some(found) => output.document(&found.document(), |document| {
+            Self::Show { name } => match Bundle::new().resolve(&name) {
+                Some(schema) => output.document(&schema, |document| {
                     serde_json::to_string_pretty(document).expect("a schema has string keys only")
                 }),
                 None => Err(Error::NotFound(format!(
@@ -45,11 +45,6 @@ impl Command {
     }
 }
 
-fn describe(message: &MessageType) -> String {
-    let text = message
-        .schema
-        .get("description")
-        .and_then(|d| d.as_str())
-        .unwrap_or_default();
-    text.lines().next().unwrap_or_default().to_owned()
+fn describe(message: &MessageType) -> &str {
+    message.description().lines().next().unwrap_or_default()
 }

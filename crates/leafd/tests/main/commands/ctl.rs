@@ -358,10 +358,8 @@ async fn offline() -> anyhow::Result<()> {
         for arguments in [&["schema", "show", name][..], &["schema", "show", name, "--json"]] {
             let shown = run(command(arguments)).await?;
             let schema: Value = serde_json::from_slice(&shown.stdout)?;
-            let known = leaf_core::schema::catalogue()
-                .into_iter()
-                .find(|message| message.name == name);
-            ensure!(schema == known.context("a type")?.document(), "{schema}");
+            let known = leaf_core::schema::Bundle::new().resolve(name);
+            ensure!(schema == known.context("a type")?, "{schema}");
             ensure!(
                 schema["$id"]
                     .as_str()

@@ -8,7 +8,7 @@ use futures::StreamExt as _;
 use leaf_bus::identity::Permissions;
 use leaf_core::id::Caller;
 use leaf_core::problem::{Problem, ProblemCode};
-use leaf_core::schema::catalogue;
+use leaf_core::schema::Bundle;
 use serde_json::{Value, json};
 
 use crate::support::{Setup, TestLeaf};
@@ -166,11 +166,9 @@ pub(crate) fn header(answer: &Message, name: &str) -> Option<String> {
 
 /// Fails unless the document is valid by the schema of this name.
 pub(crate) fn valid(document: &Value, name: &str) -> anyhow::Result<()> {
-    let schema = catalogue()
-        .into_iter()
-        .find(|message| message.name == name)
-        .with_context(|| format!("no schema {name}"))?
-        .document();
+    let schema = Bundle::new()
+        .resolve(name)
+        .with_context(|| format!("no schema {name}"))?;
     let validator = jsonschema::draft202012::new(&schema).map_err(|e| anyhow::anyhow!("{name}: {e}"))?;
     let errors: Vec<String> = validator
         .iter_errors(document)
