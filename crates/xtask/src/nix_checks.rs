@@ -133,12 +133,12 @@ fn passed_in(report: &str) -> u64 {
         .unwrap_or(1)
 }
 
-/// The names of the tests that failed: each stands in the line before `came:`.
+/// The names of the tests that failed: each is in the line before `actual:`.
 fn failed_in(error: &str) -> Vec<String> {
     let lines: Vec<&str> = error.lines().collect();
     lines
         .windows(2)
-        .filter(|pair| pair[1].trim_start().starts_with("came:"))
+        .filter(|pair| pair[1].trim_start().starts_with("actual:"))
         .map(|pair| pair[0].trim().trim_start_matches("error:").trim().to_owned())
         .collect()
 }
@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn the_tests_that_failed_are_named() {
         let error =
-            "error: toml.nix: a number\n    came:     1\n    expected: 2\ntoml.nix: a text\n    came: 3";
+            "error: toml.nix: a number\n    actual:   1\n    expected: 2\ntoml.nix: a text\n    actual: 3";
         assert_eq!(failed_in(error), ["toml.nix: a number", "toml.nix: a text"]);
     }
 
