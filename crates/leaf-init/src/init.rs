@@ -1,5 +1,5 @@
-//! The init of the minimal system: ready once NATS is reached, answers for its health there, reaps, and halts when it
-//! is told to.
+//! The init of the minimal system: becomes ready when it is connected to NATS, answers health requests there, reaps
+//! children, and halts on a signal.
 
 use std::path::PathBuf;
 use std::pin::pin;
@@ -13,14 +13,14 @@ use rustix::process::WaitOptions;
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::say;
+use crate::log;
 
-/// What tells a container's init to halt: SIGRTMIN+3 (systemd(1)), where SIGRTMIN is 34 with this C library.
+/// The signal that makes a container's init halt: SIGRTMIN+3 (systemd(1)), where SIGRTMIN is 34 with this C library.
 const HALT: i32 = 34 + 3;
-/// How long the last words over NATS may take.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How long closing the NATS connection may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a container answers when it is asked how it does.
+/// A container's reply to a health request.
 #[derive(Debug, Serialize)]
 struct Health<'a> {
     container: &'a ContainerName,
@@ -31,15 +31,15 @@ struct Health<'a> {
     version: &'static str,
 }
 
-/// Runs until it is told to halt.
+/// Runs until a signal makes it halt.
 pub(crate) async fn init() -> anyhow::Result<()> {
     let started = Instant::now();
-    // Before all else: a process 1 without a handler never sees the signal.
+    // First: the kernel drops a signal that process 1 has no handler for.
     let mut signals = Signals::watch()?;
     crate::mounts::mount_missing()?;
     crate::network::set_up().await?;
     let (binding, credentials) = identity()?;
-    say(&format!(
+    log(&format!(
         "container {} of leaf {}, NATS at {}",
         binding.container, binding.leaf, binding.nats_url
     ));
@@ -63,19 +63,20 @@ pub(crate) async fn init() -> anyhow::Result<()> {
     let reason = loop {
         let connected = status.borrow_and_update().is_connected();
         if was_connected != Some(connected) {
-            say(&status.borrow().to_string());
+            log(&status.borrow().to_string());
             if connected && was_connected != Some(true) {
-                // Again is no harm: the supervisor takes the first.
-                sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("say that it is ready")?;
+                // Idempotent: the supervisor uses the first notification.
+                sd_notify::notify(&[sd_notify::NotifyState::Ready])
+                    .context("notify the supervisor that it is ready")?;
             }
             was_connected = Some(connected);
         }
         tokio::select! {
-            // First, so that it listens before it says that it is ready.
+            // First, so that it subscribes before it becomes ready.
             biased;
             ended = &mut serving => {
-                ended.context("answer for the container's health")?;
-                anyhow::bail!("the answers for the container's health ended by themselves");
+                ended.context("answer health requests")?;
+                anyhow::bail!("the health subscription ended unexpectedly");
             }
             _ = signals.halt.recv() => break "SIGRTMIN+3",
             _ = signals.terminate.recv() => break "SIGTERM",
@@ -84,24 +85,24 @@ pub(crate) async fn init() -> anyhow::Result<()> {
             changed = status.changed() => changed.context("watch the connection")?,
         }
     };
-    say(&format!("halting on {reason}"));
-    client.clone().close(FAREWELL).await;
+    log(&format!("halting on {reason}"));
+    client.clone().close(CLOSE_TIMEOUT).await;
     Ok(())
 }
 
-/// Reads what the container is told about its leaf, and its credentials.
+/// Reads the container's binding to its leaf, and its NATS credentials.
 fn identity() -> anyhow::Result<(ContainerBinding, Secret)> {
-    let folder = std::env::var_os("CREDENTIALS_DIRECTORY")
+    let directory = std::env::var_os("CREDENTIALS_DIRECTORY")
         .context("$CREDENTIALS_DIRECTORY is not set: this container has no credentials")?;
     let read = |name: &str| {
-        let path = PathBuf::from(&folder).join(name);
+        let path = PathBuf::from(&directory).join(name);
         std::fs::read_to_string(&path).with_context(|| format!("read the credential {}", path.display()))
     };
-    let binding = serde_json::from_str(&read("leaf.json")?).context("understand the credential leaf.json")?;
+    let binding = serde_json::from_str(&read("leaf.json")?).context("parse the credential leaf.json")?;
     Ok((binding, Secret::new(read("nats.creds")?)))
 }
 
-/// Takes the ends of all children that have ended, foreign ones that fell to process 1 included.
+/// Reaps all children that have ended, including orphans that process 1 inherited.
 fn reap() {
     while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
 }
@@ -115,9 +116,8 @@ struct Signals {
 
 impl Signals {
     fn watch() -> anyhow::Result<Self> {
-        let watch = |kind: SignalKind| {
-            signal(kind).with_context(|| format!("watch for signal {}", kind.as_raw_value()))
-        };
+        let watch =
+            |kind: SignalKind| signal(kind).with_context(|| format!("handle signal {}", kind.as_raw_value()));
         Ok(Self {
             halt: watch(SignalKind::from_raw(HALT))?,
             terminate: watch(SignalKind::terminate())?,

@@ -13,11 +13,11 @@ const OS_RELEASE: &str = concat!(
     "\"\n"
 );
 
-/// Makes the system in `$out`: this program as `init`, and what says which system it is.
+/// Creates the system in `$out`: this program as `init`, and `etc/os-release`.
 pub(crate) fn install() -> anyhow::Result<()> {
-    let out = PathBuf::from(std::env::var_os("out").context("$out is not set; this is for Nix to call")?);
+    let out = PathBuf::from(std::env::var_os("out").context("$out is not set; run this as a Nix builder")?);
     let init = out.join("init");
-    std::fs::create_dir_all(out.join("etc")).with_context(|| format!("make {}", out.display()))?;
+    std::fs::create_dir_all(out.join("etc")).with_context(|| format!("create {}", out.display()))?;
     std::fs::copy("/proc/self/exe", &init).with_context(|| format!("write {}", init.display()))?;
     std::fs::set_permissions(&init, std::fs::Permissions::from_mode(0o555))
         .with_context(|| format!("make {} executable", init.display()))?;

@@ -1,13 +1,13 @@
-//! The first process in a container. A static program without any file beside it, so that it runs in an empty root.
+//! The first process in a container. A static program that needs no other file, so that it runs in an empty root.
 //!
 //! | called as | what it does |
 //! |---|---|
-//! | `leaf-init enter -- PROGRAM …` | sets the container's network up, then becomes the program: any system's init |
-//! | `leaf-init ready -- PROGRAM …` | says that the container is ready, then becomes the program: for one that can't |
-//! | process 1, without arguments | is the init of the minimal system ([`init`]) |
-//! | `leaf-init install` | is the builder of the minimal system: makes it in `$out` |
+//! | `leaf-init enter -- PROGRAM …` | sets up the container's network, then executes the program: any system's init |
+//! | `leaf-init ready -- PROGRAM …` | notifies that the container is ready, then executes the program: for one that can't |
+//! | process 1, without arguments | runs as the init of the minimal system ([`init`]) |
+//! | `leaf-init install` | builds the minimal system: creates it in `$out` |
 //!
-//! It says little, on the console, which the leaf keeps as the container's log.
+//! It writes a few lines to the console, which the leaf keeps as the container's log.
 
 mod init;
 mod install;
@@ -22,7 +22,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, bail};
 
 const USAGE: &str = "usage: leaf-init enter -- PROGRAM [ARGUMENT…]   (first in a container)
-       leaf-init ready -- PROGRAM [ARGUMENT…]   (as process 1, for a program that can't say so)
+       leaf-init ready -- PROGRAM [ARGUMENT…]   (as process 1, for a program that can't notify)
        leaf-init                                (as process 1)
        leaf-init install                        (as a Nix builder, with $out)";
 
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     match run(std::env::args_os().skip(1)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            say(&format!("{e:#}"));
+            log(&format!("{e:#}"));
             ExitCode::FAILURE
         }
     }
@@ -45,9 +45,10 @@ fn run(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
             if verb == "enter" {
                 runtime()?.block_on(network::set_up())?;
             } else {
-                sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("say that it is ready")?;
+                sd_notify::notify(&[sd_notify::NotifyState::Ready])
+                    .context("notify the supervisor that it is ready")?;
             }
-            Err(become_program(&program, rest.collect()))
+            Err(execute(&program, rest.collect()))
         }
         Some("install") => install::install(),
         None if std::process::id() == 1 => runtime()?.block_on(init::init()),
@@ -55,8 +56,8 @@ fn run(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
     }
 }
 
-/// Becomes the program; returns only if that fails.
-fn become_program(program: &OsString, arguments: Vec<OsString>) -> anyhow::Error {
+/// Replaces this process with the program; returns only if that fails.
+fn execute(program: &OsString, arguments: Vec<OsString>) -> anyhow::Error {
     let error = Command::new(program).args(arguments).exec();
     anyhow::Error::new(error).context(format!("run {}", program.display()))
 }
@@ -68,7 +69,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("start the runtime")
 }
 
-/// Says something on the console. There is nobody to tell if that fails.
-fn say(text: &str) {
+/// Writes a line to the console; a failure can't be reported.
+fn log(text: &str) {
     let _ = writeln!(std::io::stderr(), "leaf-init: {text}");
 }

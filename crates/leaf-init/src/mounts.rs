@@ -1,11 +1,11 @@
-//! The file systems that an init finds mounted by systemd-nspawn, and mounts itself where nobody did.
+//! The file systems that systemd-nspawn mounts before an init starts; mounts those that are missing.
 
 use std::path::Path;
 
 use anyhow::Context as _;
 use rustix::mount::MountFlags;
 
-/// Where, which kind, and what there is once it is mounted.
+/// The mount point, the file system type, and a file that exists once it is mounted.
 const NEEDED: [(&str, &str, &str); 5] = [
     ("/proc", "proc", "self"),
     ("/sys", "sysfs", "class"),
@@ -14,14 +14,14 @@ const NEEDED: [(&str, &str, &str); 5] = [
     ("/tmp", "tmpfs", "."),
 ];
 
-/// Mounts what is missing.
+/// Mounts the file systems that are missing.
 pub(crate) fn mount_missing() -> anyhow::Result<()> {
-    for (target, kind, sign) in NEEDED {
+    for (target, kind, marker) in NEEDED {
         let target = Path::new(target);
-        if target.join(sign).exists() {
+        if target.join(marker).exists() {
             continue;
         }
-        std::fs::create_dir_all(target).with_context(|| format!("make {}", target.display()))?;
+        std::fs::create_dir_all(target).with_context(|| format!("create {}", target.display()))?;
         let flags = MountFlags::NOSUID
             | MountFlags::NODEV.difference(if kind == "devtmpfs" {
                 MountFlags::NODEV

@@ -1,8 +1,8 @@
-//! The container's end of its one link: it becomes `eth0`, with the addresses and default routes that the environment
-//! names (`LOCAL_ADDRESS`, `HOST_ADDRESS`, `LOCAL_ADDRESS6`, `HOST_ADDRESS6`; the contract of NixOS's containers).
+//! Configures the container's end of its veth: renames it to `eth0` and sets the addresses and default routes from the
+//! environment (`LOCAL_ADDRESS`, `HOST_ADDRESS`, `LOCAL_ADDRESS6`, `HOST_ADDRESS6`; the contract of NixOS's containers).
 //!
-//! The link comes as `vp-NAME` from the leaf's helper, or as `host0` from systemd-nspawn, and may come a moment after
-//! this process.
+//! The link is `vp-NAME` if leaf-helper made it, or `host0` if systemd-nspawn did, and may appear after this process has
+//! started.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -15,14 +15,16 @@ use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{Error, Handle, LinkUnspec, RouteMessageBuilder};
 use rustix::io::Errno;
 
-/// How the link is to be named.
-const WANTED: &str = "eth0";
-/// How systemd-nspawn names a link that it made, and how the names of those begin that the leaf's helper made.
-const BY_NSPAWN: &str = "host0";
-const BY_HELPER: &str = "vp-";
-/// How often, and how far apart, the link is looked for.
+/// The link's name in the container.
+const INTERFACE: &str = "eth0";
+/// The name of a link that systemd-nspawn made.
+const NSPAWN_LINK: &str = "host0";
+/// The prefix of the name of a link that leaf-helper made.
+const HELPER_LINK_PREFIX: &str = "vp-";
+/// How many times the link is looked up.
 const TRIES: u32 = 2000;
-const BETWEEN: Duration = Duration::from_millis(5);
+/// The pause between two look-ups of the link.
+const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The addresses of one family at both ends of the link.
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +33,7 @@ struct Ends<T> {
     host: T,
 }
 
-/// Sets the network up, if the environment names addresses. Again is the same as once.
+/// Sets up the network if the environment has addresses. Idempotent.
 pub(crate) async fn set_up() -> anyhow::Result<()> {
     let v4 = ends::<Ipv4Addr>("LOCAL_ADDRESS", "HOST_ADDRESS")?;
     let v6 = ends::<Ipv6Addr>("LOCAL_ADDRESS6", "HOST_ADDRESS6")?;
@@ -42,7 +44,7 @@ pub(crate) async fn set_up() -> anyhow::Result<()> {
     tokio::select! {
         biased;
         done = configure(&handle, v4, v6) => done,
-        () = connection => bail!("the netlink connection ended by itself"),
+        () = connection => bail!("the netlink connection ended unexpectedly"),
     }
 }
 
@@ -63,11 +65,11 @@ fn address<T: std::str::FromStr<Err = std::net::AddrParseError>>(
         return Ok(None);
     };
     let text = text.to_string_lossy();
-    // NixOS allows a prefix length there.
+    // NixOS allows a prefix length in the value.
     let plain = text.split('/').next().unwrap_or_default();
     let address = plain
         .parse()
-        .with_context(|| format!("{variable}={text} is not an address of its family"))?;
+        .with_context(|| format!("{variable}={text} is not an address of that family"))?;
     Ok(Some(address))
 }
 
@@ -88,7 +90,7 @@ async fn configure(
         .change(up)
         .execute()
         .await
-        .with_context(|| format!("bring {WANTED} up"))?;
+        .with_context(|| format!("bring {INTERFACE} up"))?;
     if let Some(Ends { local, host }) = v4 {
         add_address(handle, link, local.into()).await?;
         let to_host = RouteMessageBuilder::<Ipv4Addr>::new()
@@ -96,17 +98,17 @@ async fn configure(
             .output_interface(link)
             .scope(RouteScope::Link)
             .build();
-        let by_host = RouteMessageBuilder::<Ipv4Addr>::new()
+        let via_host = RouteMessageBuilder::<Ipv4Addr>::new()
             .gateway(host)
             .output_interface(link)
             .build();
-        for route in [to_host, by_host] {
+        for route in [to_host, via_host] {
             let added = handle.route().add(route).replace().execute().await;
-            added.with_context(|| format!("set the routes by {host}"))?;
+            added.with_context(|| format!("set the routes via {host}"))?;
         }
     }
     if let Some(Ends { local, host }) = v6 {
-        // A host without IPv6 gives none to its containers, which is no reason not to start.
+        // Without IPv6 on the host, the container has IPv4 only.
         if !std::path::Path::new("/proc/net/if_inet6").exists() {
             return Ok(());
         }
@@ -115,13 +117,13 @@ async fn configure(
             .destination_prefix(host, 128)
             .output_interface(link)
             .build();
-        let by_host = RouteMessageBuilder::<Ipv6Addr>::new()
+        let via_host = RouteMessageBuilder::<Ipv6Addr>::new()
             .gateway(host)
             .output_interface(link)
             .build();
-        for route in [to_host, by_host] {
+        for route in [to_host, via_host] {
             let added = handle.route().add(route).replace().execute().await;
-            added.with_context(|| format!("set the routes by {host}"))?;
+            added.with_context(|| format!("set the routes via {host}"))?;
         }
     }
     Ok(())
@@ -131,36 +133,39 @@ async fn add_address(handle: &Handle, link: u32, address: IpAddr) -> anyhow::Res
     let prefix = if address.is_ipv4() { 32 } else { 128 };
     let mut request = handle.address().add(link, address, prefix);
     if address.is_ipv6() {
-        // Nobody else has it, and it is to be had at once.
+        // The address is unique on the link, so duplicate address detection would only delay it.
         request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
     }
     let added = request.execute().await;
     added
-        .or_else(unless_there)
-        .with_context(|| format!("add {address} to {WANTED}"))
+        .or_else(ignore_existing)
+        .with_context(|| format!("add {address} to {INTERFACE}"))
 }
 
-/// Returns the link, named as it is wanted. It may come a moment after this process.
+/// Waits for the link, renames it to `eth0`, and returns its index.
 async fn wait_for_link(handle: &Handle) -> anyhow::Result<u32> {
     for _ in 0..TRIES {
         let links = links(handle).await?;
-        if let Some((link, _)) = links.iter().find(|(_, name)| name == WANTED) {
+        if let Some((link, _)) = links.iter().find(|(_, name)| name == INTERFACE) {
             return Ok(*link);
         }
-        let given = |name: &str| name == BY_NSPAWN || name.starts_with(BY_HELPER);
-        if let Some((link, name)) = links.iter().find(|(_, name)| given(name)) {
-            let named = LinkUnspec::new_with_index(*link).name(WANTED).build();
+        let is_container_link = |name: &str| name == NSPAWN_LINK || name.starts_with(HELPER_LINK_PREFIX);
+        if let Some((link, name)) = links.iter().find(|(_, name)| is_container_link(name)) {
+            let named = LinkUnspec::new_with_index(*link).name(INTERFACE).build();
             handle
                 .link()
                 .change(named)
                 .execute()
                 .await
-                .with_context(|| format!("rename {name} to {WANTED}"))?;
+                .with_context(|| format!("rename {name} to {INTERFACE}"))?;
             return Ok(*link);
         }
-        tokio::time::sleep(BETWEEN).await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
     }
-    bail!("the container's link did not appear within {:?}", BETWEEN * TRIES)
+    bail!(
+        "the container's link did not appear within {:?}",
+        RETRY_INTERVAL * TRIES
+    )
 }
 
 /// Returns the index and the name of each link.
@@ -181,11 +186,11 @@ async fn links(handle: &Handle) -> anyhow::Result<Vec<(u32, String)>> {
         .execute()
         .try_collect()
         .await
-        .context("look for the container's links")?;
+        .context("list the container's links")?;
     Ok(messages.into_iter().filter_map(name_of).collect())
 }
 
-fn unless_there(error: Error) -> Result<(), Error> {
+fn ignore_existing(error: Error) -> Result<(), Error> {
     if is(&error, Errno::EXIST) {
         Ok(())
     } else {
