@@ -1,9 +1,9 @@
-//! From drafts to the inventory: what sysfs or a report says about one piece of hardware is gathered in a [`Draft`];
-//! [`finish`] chooses the kind and gives each its id.
+//! Drafts and the inventory: a [`Draft`] collects what sysfs or a report says about one piece of hardware; [`finish`]
+//! chooses each device's kind and id.
 //!
-//! An id is `<bus>-<vendor>-<device>-<token>`. The token is the serial number, or a hash of the hardware address, or
-//! the [place](crate::path::place) where neither exists, where the serial number is one of those that makers forget
-//! to set, or where two devices claim the same.
+//! An id is `<bus>-<vendor>-<device>-<token>`. The token is the serial number, or a hash of the hardware address. It is the
+//! [place](crate::path::place) if neither exists, if the serial number is one that vendors leave unset, or if two devices have
+//! the same one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,26 +13,26 @@ use sha2::{Digest, Sha256};
 
 use crate::path;
 
-/// What is known about one piece of hardware while it is gathered.
+/// What is known about one piece of hardware during a scan.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Draft {
-    /// Its path below `/sys`; for what has none (a monitor of a report, a memory module) the path that it would have.
+    /// Its path below `/sys`, or a made-up one where it has none (a monitor of a report, a memory module).
     pub(crate) path: String,
-    /// Whether the path is one of sysfs.
-    pub(crate) real: bool,
+    /// Whether the path exists in sysfs.
+    pub(crate) in_sysfs: bool,
     pub(crate) bus: String,
     pub(crate) vendor_id: Option<String>,
     pub(crate) device_id: Option<String>,
     pub(crate) vendor: Option<String>,
     pub(crate) model: Option<String>,
     pub(crate) serial: Option<String>,
-    /// The serial number that only the other source knows. It names nothing: an id must not depend on a report.
+    /// The serial number from the report. It is not used in the id, which must not depend on a report.
     pub(crate) reported_serial: Option<String>,
-    /// Permanent hardware addresses, the first being the one that names it.
+    /// Permanent hardware addresses; the first one is used in the id.
     pub(crate) addresses: BTreeSet<String>,
-    /// What it might be; [`RANK`] says which of them it is.
+    /// The kinds that it may have; [`RANK`] chooses one of them.
     pub(crate) kinds: BTreeSet<DeviceKind>,
-    /// Keyboard or mouse, where its first interface says which it is before all.
+    /// Keyboard or mouse, whichever its first interface says.
     pub(crate) first_input: Option<DeviceKind>,
     pub(crate) drivers: BTreeSet<String>,
     pub(crate) ports: BTreeSet<Port>,
@@ -44,7 +44,7 @@ pub(crate) struct Draft {
 /// The drafts by path.
 pub(crate) type Drafts = BTreeMap<String, Draft>;
 
-/// The most telling kind first: a camera with a microphone is a camera.
+/// The kinds by precedence: a camera with a microphone is a camera.
 const RANK: [DeviceKind; 30] = [
     DeviceKind::Monitor,
     DeviceKind::Camera,
@@ -79,18 +79,18 @@ const RANK: [DeviceKind; 30] = [
 ];
 
 impl Draft {
-    /// Returns an empty draft; a bus without a name is `other`.
+    /// Returns an empty draft; the bus `other` replaces one without a name.
     pub(crate) fn new(path: &str, bus: &str) -> Self {
         let bus = if slug(bus, 12).is_empty() { "other" } else { bus };
         Self {
             path: path.to_owned(),
-            real: true,
+            in_sysfs: true,
             bus: bus.to_owned(),
             ..Self::default()
         }
     }
 
-    /// Adds a port, once by name.
+    /// Adds a port unless there is one of its name.
     pub(crate) fn port(&mut self, port: Port) {
         if !self.ports.iter().any(|known| known.name == port.name) {
             self.ports.insert(port);
@@ -121,21 +121,21 @@ impl Draft {
         stem
     }
 
-    /// The token of the id that goes where the device goes.
+    /// Returns the part of the id that stays when the device moves to another place.
     fn token(&self) -> Option<String> {
         match (&self.serial, self.addresses.first()) {
-            (Some(serial), _) if is_telling(serial) => Some(serial_token(serial)),
+            (Some(serial), _) if is_distinctive(serial) => Some(serial_token(serial)),
             (_, Some(address)) => Some(hash(address)),
             _ => None,
         }
     }
 
-    /// The id of what nothing but its place tells apart.
+    /// Returns the id of a device that only its place distinguishes.
     fn id_by_place(&self) -> String {
         let place = path::place(&self.path);
         let token = slug(&place, 40);
         match token.len() {
-            // What the kernel makes of nothing is nowhere, and there is one of each.
+            // Virtual devices have no place, and there is one of each.
             0 if place.is_empty() => self.stem(),
             1..40 => format!("{}-{token}", self.stem()),
             _ => format!("{}-{}", self.stem(), hash(&place)),
@@ -143,8 +143,8 @@ impl Draft {
     }
 }
 
-/// Whether a serial number can tell two devices of one model apart.
-fn is_telling(serial: &str) -> bool {
+/// Whether a serial number distinguishes two devices of one model.
+fn is_distinctive(serial: &str) -> bool {
     let text: String = serial
         .chars()
         .filter(|c| c.is_alphanumeric())
@@ -162,12 +162,12 @@ fn is_telling(serial: &str) -> bool {
         "empty",
         "invalid",
     ];
-    // Root hubs give the PCI address of their controller.
+    // The serial number of a root hub is the PCI address of its controller.
     let digits = text.trim_start_matches('0');
     text.len() >= 4 && !same && !counting && digits.len() >= 3 && !said.iter().any(|word| text.contains(word))
 }
 
-/// A serial number as part of an id: itself where it is short and plain, else a hash.
+/// Returns a serial number as part of an id: unchanged if it is short and plain, otherwise its hash.
 fn serial_token(serial: &str) -> String {
     let serial = serial.trim();
     let plain = serial
@@ -176,7 +176,7 @@ fn serial_token(serial: &str) -> String {
     if plain && serial.len() <= 32 {
         serial.to_ascii_lowercase()
     } else {
-        // Letters of both cases would fold together, so what isn't plain is told by its hash.
+        // Lower-casing would merge serial numbers that differ in case, so others are hashed.
         hash(serial)
     }
 }
@@ -186,7 +186,7 @@ fn hash(text: &str) -> String {
     digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The text as `[a-z0-9_]` with `-` between words, cut at `max`.
+/// Returns the text in `[a-z0-9_]` with `-` between words, cut at `max`.
 fn slug(text: &str, max: usize) -> String {
     let mut out = String::new();
     for c in text.chars() {
@@ -202,7 +202,7 @@ fn slug(text: &str, max: usize) -> String {
     out.trim_matches('-').to_owned()
 }
 
-/// Returns the inventory of these drafts, and the id that each path got.
+/// Returns the inventory of these drafts, and the device id of each path.
 pub(crate) fn finish(drafts: Drafts) -> (Inventory, BTreeMap<String, DeviceId>) {
     let mut claims: BTreeMap<String, u32> = BTreeMap::new();
     for draft in drafts.values() {
@@ -230,7 +230,7 @@ pub(crate) fn finish(drafts: Drafts) -> (Inventory, BTreeMap<String, DeviceId>) 
         ids.insert(key, id.clone());
         inventory.devices.insert(id.clone(), device(id, identity, draft));
     }
-    link(&mut inventory, &ids);
+    link_monitors(&mut inventory, &ids);
     (inventory, ids)
 }
 
@@ -263,14 +263,14 @@ fn device(id: DeviceId, identity: Identity, draft: Draft) -> Device {
         serial: clean(draft.serial).or(clean(draft.reported_serial)).or(address),
         bus: Some(draft.bus),
         drivers: draft.drivers.into_iter().collect(),
-        sysfs_path: draft.real.then_some(draft.path),
+        sysfs_path: draft.in_sysfs.then_some(draft.path),
         ports: draft.ports.into_iter().collect(),
         attributes,
     }
 }
 
-/// Says of each monitor which graphics card it is attached to, by its id.
-fn link(inventory: &mut Inventory, ids: &BTreeMap<String, DeviceId>) {
+/// Replaces the path of each monitor's graphics card with that card's device id.
+fn link_monitors(inventory: &mut Inventory, ids: &BTreeMap<String, DeviceId>) {
     for device in inventory.devices.values_mut() {
         if let Some(path) = device.attributes.remove("attached_to")
             && let Some(id) = ids.get(&path)
@@ -337,10 +337,10 @@ mod tests {
             "To be filled by O.E.M.",
             "ffffffff",
         ] {
-            assert!(!is_telling(serial), "{serial:?}");
+            assert!(!is_distinctive(serial), "{serial:?}");
         }
         for serial in ["8F3A22", "CNFEH53M044040023282", "200901010001", "FE3326979"] {
-            assert!(is_telling(serial), "{serial:?}");
+            assert!(is_distinctive(serial), "{serial:?}");
         }
         assert_ne!(serial_token("aB12"), serial_token("Ab12"));
     }

@@ -1,26 +1,26 @@
-//! What a screen says about itself: EDID 1.x (VESA E-EDID standard, release A), as far as it names the screen.
+//! Reads the identity of a monitor from its EDID 1.x (VESA E-EDID standard, release A).
 
 use leaf_core::hardware::{DeviceKind, Direction, Medium};
 
 use crate::draft::Draft;
 use crate::ports::port;
 
-/// A screen's names.
+/// A monitor's identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Edid {
-    /// The maker's three letters as the number that they are packed into, in hexadecimal: `26cd` is `IVM`.
+    /// The vendor's three letters as a packed number, in hexadecimal: `26cd` is `IVM`.
     pub(crate) vendor_id: String,
-    /// The maker's three letters.
+    /// The vendor's three letters.
     pub(crate) vendor: Option<String>,
-    /// The maker's number for the model, in hexadecimal.
+    /// The vendor's number of the model, in hexadecimal.
     pub(crate) product_id: String,
     pub(crate) serial: Option<String>,
     pub(crate) name: Option<String>,
-    /// Width and height of the picture in millimetres.
+    /// Width and height of the image in millimetres.
     pub(crate) millimetres: Option<(u32, u32)>,
 }
 
-/// Reads the first block, or returns nothing if it isn't one.
+/// Reads the first block; returns `None` if it is not a valid EDID block.
 pub(crate) fn read(bytes: &[u8]) -> Option<Edid> {
     let block: &[u8; 128] = bytes.first_chunk()?;
     if !block.starts_with(&[0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0]) {
@@ -58,7 +58,7 @@ pub(crate) fn read(bytes: &[u8]) -> Option<Edid> {
     })
 }
 
-/// The maker's letters: five bits each, `A` being 1.
+/// Returns the vendor's letters: five bits each, where `A` is 1.
 fn letters(packed: u16) -> Option<String> {
     [10, 5, 0]
         .into_iter()
@@ -71,10 +71,10 @@ fn letters(packed: u16) -> Option<String> {
         .collect()
 }
 
-/// Returns the draft of a screen that is connected to the graphics card with this path.
+/// Returns the draft of a monitor that is connected to the graphics card with this path.
 pub(crate) fn monitor(edid: &Edid, path: &str, card: &str, connector: Option<&str>) -> Draft {
     let mut draft = Draft::new(path, "display");
-    draft.real = false;
+    draft.in_sysfs = false;
     draft.kinds.insert(DeviceKind::Monitor);
     draft.vendor_id = Some(edid.vendor_id.clone());
     draft.device_id = Some(edid.product_id.clone());
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_screen_says_its_maker_model_and_serial_number() {
+    fn an_edid_has_vendor_model_and_serial_number() {
         let edid = read(&example(4711, "PLX2481H")).expect("a valid block");
         assert_eq!(edid.vendor.as_deref(), Some("IVM"));
         assert_eq!(
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_or_damaged_names_no_screen() {
+    fn a_truncated_or_damaged_edid_is_ignored() {
         let good = example(4711, "PLX2481H");
         assert_eq!(read(&good[..127]), None);
         assert_eq!(read(&[]), None);

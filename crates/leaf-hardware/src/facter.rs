@@ -1,11 +1,11 @@
 //! Reads the reports of nixos-facter, versions 1 and 2, and runs the program.
 //!
-//! A report lists the same hardware several times over: a network card as `network_controller` and
-//! `network_interface`, a USB device once for each of its interfaces, a disk apart from its controller. The sysfs
-//! path says what belongs together. [`Report::entries`] says which device accounts for which entry.
+//! A report lists the same hardware several times: a network card as `network_controller` and `network_interface`, a USB
+//! device once for each of its interfaces, a disk separately from its controller. The sysfs path tells which entries belong
+//! together. [`Report::entries`] has the device of each entry.
 //!
-//! Types differ by report, by version and by kernel, so everything but the outer shape is read by what it is, and
-//! left out where it is something else.
+//! The types of values differ between reports, versions and kernels. Apart from the outer shape, a value of an unexpected type
+//! is ignored.
 
 mod entry;
 mod run;
@@ -21,32 +21,32 @@ use crate::draft::{self, Drafts};
 
 pub use run::{RunError, run};
 
-/// The largest report that is read. The largest known one, of a server with 281 PCI functions, has 0.3 MB.
+/// The largest report that is read, in bytes. The largest known one, of a server with 281 PCI functions, has 0.3 MB.
 pub const MAX_REPORT_BYTES: usize = 32 * 1024 * 1024;
 
-/// A report as an inventory.
+/// The inventory of a report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// Its devices.
+    /// The report's devices.
     pub inventory: Inventory,
-    /// Which device each entry of `hardware` became, or became a part of.
+    /// The entries of `hardware`, each with its device.
     pub entries: Vec<Entry>,
 }
 
-/// An entry of a report and the device that accounts for it.
+/// An entry of a report, and the device that it became or is a part of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The list in `hardware` that it stands in: `camera`, `disk`, …
+    /// The list in `hardware` that has the entry: `camera`, `disk`, …
     pub class: String,
-    /// Its place in that list, from 0.
+    /// The index in that list, from 0.
     pub number: usize,
-    /// The path that it names.
+    /// The sysfs path in the entry.
     pub sysfs_id: Option<String>,
-    /// The device.
+    /// The device's id.
     pub device: DeviceId,
 }
 
-/// Why something is not a report.
+/// Why a report can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum FacterError {
     /// The file can't be read.
@@ -54,46 +54,46 @@ pub enum FacterError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// It is larger than any report.
-    #[error("it has more than {max} bytes, and no report has: is it the right file?")]
+    /// The file is larger than any report.
+    #[error("it has more than {max} bytes, more than any report: is it the right file?")]
     TooLarge {
-        /// [`MAX_REPORT_BYTES`]
+        /// The limit, [`MAX_REPORT_BYTES`].
         max: usize,
     },
-    /// It is no JSON, or cut off.
+    /// The file is not JSON, or is truncated.
     #[error(
         "it is not valid JSON at line {line}, column {column}; write it again with `nixos-facter -o FILE`"
     )]
     Json {
-        /// From 1.
+        /// The position, from 1.
         line: usize,
-        /// From 1.
+        /// The position, from 1.
         column: usize,
-        /// What the parser says.
+        /// The parser's error.
         source: serde_json::Error,
     },
-    /// It is JSON of another shape.
+    /// The JSON has another shape.
     #[error("it is not a nixos-facter report: {at} {what}; write one with `nixos-facter -o FILE`")]
     Shape {
-        /// Where: `hardware.disk[3]`.
+        /// The place: `hardware.disk[3]`.
         at: String,
-        /// What is wrong there.
+        /// The error at that place.
         what: String,
     },
-    /// It is of a version that is not known here.
+    /// The report's version is unknown.
     #[error(
         "it is a report of version {found}, only versions 1 and 2 are known: a newer cim-leaf may read it"
     )]
     Version {
-        /// Its version.
+        /// The report's version.
         found: u64,
     },
 }
 
-/// The lists of `hardware` that are read. The rest describes the machine, not its devices.
+/// The lists of `hardware` that are read. The others describe the machine, not its devices.
 const CLASSES: [&str; 23] = [
     "storage_controller",
     "usb_controller",
@@ -123,7 +123,7 @@ const CLASSES: [&str; 23] = [
 /// Returns the inventory of a report.
 ///
 /// # Errors
-/// [`FacterError`] says what is wrong with it, where, and what to do.
+/// [`FacterError`], with the place and what to do.
 pub fn read(bytes: &[u8]) -> Result<Report, FacterError> {
     let (drafts, traces) = drafts(bytes)?;
     let (inventory, ids) = draft::finish(drafts);
@@ -168,7 +168,7 @@ fn bytes_of_file(path: &Path) -> Result<Vec<u8>, FacterError> {
     Ok(bytes)
 }
 
-/// Which draft an entry went into.
+/// An entry, and the draft that it was added to.
 struct Trace {
     class: &'static str,
     number: usize,
@@ -182,7 +182,7 @@ fn drafts(bytes: &[u8]) -> Result<(Drafts, Vec<Trace>), FacterError> {
             max: MAX_REPORT_BYTES,
         });
     }
-    // The parser goes 128 levels deep and no further; reports have 7.
+    // The parser accepts 128 levels; reports have 7.
     let report: Value = serde_json::from_slice(bytes).map_err(|source| FacterError::Json {
         line: source.line(),
         column: source.column(),
@@ -194,21 +194,26 @@ fn drafts(bytes: &[u8]) -> Result<(Drafts, Vec<Trace>), FacterError> {
     };
     let top = report
         .as_object()
-        .ok_or_else(|| shape("the document", format!("is {}, not an object", a(&report))))?;
+        .ok_or_else(|| shape("the document", format!("is {}, not an object", type_of(&report))))?;
     let version = top
         .get("version")
         .ok_or_else(|| shape("`version`", "is missing".to_owned()))?;
     match version.as_u64() {
         Some(1 | 2) => {}
         Some(found) => return Err(FacterError::Version { found }),
-        None => return Err(shape("`version`", format!("is {}, not a number", a(version)))),
+        None => {
+            return Err(shape(
+                "`version`",
+                format!("is {}, not a number", type_of(version)),
+            ));
+        }
     }
     let hardware = top
         .get("hardware")
         .ok_or_else(|| shape("`hardware`", "is missing".to_owned()))?;
     let hardware = hardware
         .as_object()
-        .ok_or_else(|| shape("`hardware`", format!("is {}, not an object", a(hardware))))?;
+        .ok_or_else(|| shape("`hardware`", format!("is {}, not an object", type_of(hardware))))?;
 
     let mut reader = entry::Reader::new(cards(hardware));
     let mut traces = Vec::new();
@@ -219,7 +224,7 @@ fn drafts(bytes: &[u8]) -> Result<(Drafts, Vec<Trace>), FacterError> {
             Some(other) => {
                 return Err(shape(
                     &format!("`hardware.{class}`"),
-                    format!("is {}, not a list", a(other)),
+                    format!("is {}, not a list", type_of(other)),
                 ));
             }
         };
@@ -234,7 +239,7 @@ fn drafts(bytes: &[u8]) -> Result<(Drafts, Vec<Trace>), FacterError> {
                 }),
                 other => {
                     let at = format!("`hardware.{class}[{number}]`");
-                    return Err(shape(&at, format!("is {}, not an object", a(other))));
+                    return Err(shape(&at, format!("is {}, not an object", type_of(other))));
                 }
             }
         }
@@ -244,7 +249,7 @@ fn drafts(bytes: &[u8]) -> Result<(Drafts, Vec<Trace>), FacterError> {
     Ok((reader.finish(), traces))
 }
 
-/// Returns the sysfs path of each entry by its `index`, for what is attached to it.
+/// Returns the sysfs path of each entry by its `index`, for the entries that are attached to it.
 fn cards(hardware: &serde_json::Map<String, Value>) -> BTreeMap<u64, String> {
     hardware
         .values()
@@ -259,8 +264,8 @@ fn cards(hardware: &serde_json::Map<String, Value>) -> BTreeMap<u64, String> {
         .collect()
 }
 
-/// What a value is, with its article.
-fn a(value: &Value) -> &'static str {
+/// Returns the type of a value, with its article.
+fn type_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

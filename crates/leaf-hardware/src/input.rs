@@ -1,4 +1,4 @@
-//! Which kind of input device the kernel's capability bits describe, by the rules of udev's `input_id`.
+//! Derives the kind of an input device from the kernel's capability bits, by the rules of udev's `input_id`.
 
 use leaf_core::hardware::DeviceKind;
 
@@ -16,7 +16,7 @@ const INPUT_PROP_DIRECT: usize = 1;
 /// `KEY_Q` to `KEY_P`.
 const LETTERS: std::ops::RangeInclusive<usize> = 16..=25;
 
-/// Returns the kind by the files `capabilities/{ev,key,rel,abs}` and `properties` of an input device.
+/// Returns the kind from the files `capabilities/{ev,key,rel,abs}` and `properties` of an input device.
 pub(crate) fn kind(read: impl Fn(&str) -> Option<String>) -> DeviceKind {
     let bits = |file: &str| Bits::parse(&read(file).unwrap_or_default());
     let (events, keys) = (bits("capabilities/ev"), bits("capabilities/key"));
@@ -41,7 +41,7 @@ pub(crate) fn kind(read: impl Fn(&str) -> Option<String>) -> DeviceKind {
     DeviceKind::Input
 }
 
-/// A bitmap as sysfs prints it: words of the machine's size in hexadecimal, the highest first.
+/// A bitmap as sysfs prints it: hexadecimal words of the machine's word size, the highest first.
 struct Bits(Vec<u64>);
 
 impl Bits {
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn keyboards_mice_touchpads_and_buttons_are_told_apart() {
+    fn keyboards_mice_touchpads_and_buttons_are_distinguished() {
         let keyboard = [
             ("capabilities/ev", "120013"),
             (

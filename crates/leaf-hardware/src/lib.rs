@@ -1,16 +1,15 @@
 //! Hardware as inputs and outputs: udev, sysfs and nixos-facter reports become one [`Inventory`].
 //!
-//! [`look`] takes one look at this host: it blocks for some milliseconds, so call it from a blocking task. [`Monitor`]
-//! says when another look is worth while; it knows nothing else. [`facter::read`] makes an inventory of a report,
-//! [`facter::run`] lets the program write one. What changed between two looks is said by
-//! [`leaf_core::diff::diff`].
+//! [`scan`] scans this host once: it blocks for some milliseconds, so call it from a blocking task. [`Monitor`] gives a hint
+//! when another scan is due. [`facter::read`] turns a report into an inventory, [`facter::run`] runs the program that writes
+//! one. [`leaf_core::diff::diff`] returns what changed between two scans.
 //!
-//! A device is a piece of hardware (a PCI function, a USB device with all its interfaces, a disk, a screen); what the
-//! kernel makes of it (an interface, a disk, a video node) are its ports. What software makes is no device. Nothing
-//! that changes by itself is part of a device (temperatures, link states, loads), so two looks at a host where nothing
-//! was changed are equal.
+//! A device is a piece of hardware (a PCI function, a USB device with all its interfaces, a disk, a monitor). What the
+//! kernel exposes of it (a network interface, a block device, a video node) are its ports. Virtual devices made by software
+//! are left out. A device has no attribute that changes by itself (temperature, link state, load), so two scans of an
+//! unchanged host are equal.
 //!
-//! Reading order: `path` (what a sysfs path says), `draft` (kinds and ids), `units` and `ports` (sysfs), `facter`.
+//! Reading order: `path` (what a sysfs path tells), `draft` (kinds and ids), `units` and `ports` (sysfs), `facter`.
 
 mod draft;
 mod edid;
@@ -31,14 +30,14 @@ use leaf_core::id::DeviceId;
 
 pub use monitor::{Monitor, MonitorError};
 
-/// Where to look.
+/// What a scan reads.
 #[derive(Debug, Clone)]
 pub struct Sources {
-    /// The sysfs file system.
+    /// The mount point of sysfs.
     pub sysfs: PathBuf,
-    /// Whether libudev is asked for the devices and for what its databases know. It can only see `/sys`.
+    /// Whether libudev lists the devices and its databases add properties. libudev reads `/sys` only.
     pub udev: bool,
-    /// Folders with `pci.ids` and `usb.ids`, the first that has one is read.
+    /// Directories with `pci.ids` and `usb.ids`; each file is read from the first directory that has it.
     pub names: Vec<PathBuf>,
     /// A nixos-facter report of this host.
     pub report: Option<PathBuf>,
@@ -62,32 +61,32 @@ impl Default for Sources {
     }
 }
 
-/// What one look saw.
+/// The result of one scan.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Look {
-    /// The devices that are here now.
+pub struct Scan {
+    /// The devices that are present.
     pub inventory: Inventory,
-    /// What the report lists and this host does not have, as sysfs paths or names: the report is out of date.
+    /// The sysfs paths or names of what the report lists and this host does not have: the report is out of date.
     pub gone_since_report: Vec<String>,
-    /// The devices that are here and not in the report; empty without a report.
+    /// The devices that are present and not in the report; empty without a report.
     pub new_since_report: Vec<DeviceId>,
 }
 
-/// Why a look failed.
+/// Why a scan failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HardwareError {
-    /// There is no sysfs where it should be.
+    /// sysfs can't be listed.
     #[error("can't list devices in {}: is sysfs mounted there?", path.display())]
     Sysfs {
-        /// The folder.
+        /// The directory.
         path: PathBuf,
-        /// What the system says.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// libudev failed.
     #[error("libudev can't list the devices")]
     Udev {
-        /// What the system says.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// The report can't be read.
@@ -95,26 +94,26 @@ pub enum HardwareError {
     Report {
         /// The report.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         source: facter::FacterError,
     },
 }
 
-/// Returns what this host has now. It blocks.
+/// Returns the devices of this host. Blocks.
 ///
-/// Without a running udevd, and where libudev fails, the kernel's own attributes have to do: ids, ports and drivers
-/// are the same, names may be numbers. A report adds names and what has no sysfs path (processors, memory modules);
-/// what it lists and sysfs doesn't have is told apart, not believed.
+/// Without a running udevd, or if libudev fails, the scan uses the kernel's attributes alone: ids, ports and drivers are the
+/// same, but names may be numbers. A report adds names, and devices without a sysfs path (processors, memory modules). A device
+/// that only the report lists is returned separately and not added to the inventory.
 ///
 /// # Errors
 /// [`HardwareError`] when sysfs can't be listed, or the report can't be read.
-pub fn look(sources: &Sources) -> Result<Look, HardwareError> {
+pub fn scan(sources: &Sources) -> Result<Scan, HardwareError> {
     let mut tree = sysfs::Tree::open(&sources.sysfs)?;
-    // Without its database libudev knows what the folders say, and takes ten times as long.
+    // Without its database libudev returns what the directories contain, and takes ten times as long.
     if sources.udev && sources.sysfs == Path::new("/sys") && sysfs::udev_has_database() {
         let subsystems: Vec<&str> = units::BUSES.into_iter().chain(ports::CLASSES).collect();
         if let Err(error) = tree.ask_udev(&subsystems) {
-            tracing::warn!(error = &error as &dyn std::error::Error, "looking without udev");
+            tracing::warn!(error = &error as &dyn std::error::Error, "scanning without udev");
         }
     }
     let mut drafts = units::scan(&tree);
@@ -131,7 +130,7 @@ pub fn look(sources: &Sources) -> Result<Look, HardwareError> {
         }
     };
     let (inventory, ids) = draft::finish(drafts);
-    Ok(Look {
+    Ok(Scan {
         inventory,
         gone_since_report: merged.gone,
         new_since_report: merged

@@ -1,4 +1,4 @@
-//! A report laid over what sysfs says: it adds names and what has no sysfs path; sysfs says what is here.
+//! Merges a report into the devices from sysfs: it adds names, and devices without a sysfs path. sysfs decides what is present.
 
 use std::collections::BTreeSet;
 
@@ -10,13 +10,13 @@ use crate::path;
 /// How a report and the host differ.
 #[derive(Debug, Default)]
 pub(crate) struct Merged {
-    /// What the report has and the host doesn't.
+    /// What only the report lists.
     pub(crate) gone: Vec<String>,
-    /// Paths of what the host has and the report doesn't.
+    /// The paths of the devices that only the host has.
     pub(crate) new: Vec<String>,
 }
 
-/// Merges a report into what was seen.
+/// Merges a report into the devices that were found.
 pub(crate) fn merge(seen: &mut Drafts, report: Drafts) -> Merged {
     let mut merged = Merged::default();
     let mut matched: BTreeSet<String> = BTreeSet::new();
@@ -45,8 +45,8 @@ pub(crate) fn merge(seen: &mut Drafts, report: Drafts) -> Merged {
     merged
 }
 
-/// Returns the path under which the host has what the report means: the same path, else the same ids with the same
-/// serial number, else the same ids in the same place (the kernel may have counted differently).
+/// Returns the path of the host's device that matches a reported one: the same path, otherwise the same ids with the same
+/// serial number, otherwise the same ids in the same place (the kernel may have numbered it differently).
 fn find(seen: &Drafts, reported: &Draft, matched: &BTreeSet<String>) -> Option<String> {
     let same_ids = |draft: &Draft| {
         draft.vendor_id == reported.vendor_id
@@ -79,7 +79,7 @@ fn find(seen: &Drafts, reported: &Draft, matched: &BTreeSet<String>) -> Option<S
     by_serial().or_else(by_place).map(|(path, _)| path.clone())
 }
 
-/// Adds to a draft what the report knows better. Ids, drivers and ports stay what the host says.
+/// Adds to a draft what only the report has. Ids, drivers and ports stay as the host has them.
 fn overlay(draft: &mut Draft, reported: Draft) {
     draft.vendor = draft.vendor.take().or(reported.vendor);
     draft.model = draft.model.take().or(reported.model);

@@ -1,4 +1,4 @@
-//! Says when another look is worth while: kernel uevents, gathered until it is quiet.
+//! Hints that another scan is due: kernel uevents, debounced.
 
 use std::io;
 use std::path::Path;
@@ -9,11 +9,11 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::{ports, units};
 
-/// So long must it be quiet before the hint is given.
+/// How long no event may arrive before the hint is given.
 const QUIET: Duration = Duration::from_millis(300);
-/// So long a hint is held back at most.
-const LONGEST: Duration = Duration::from_secs(2);
-/// So long after a failure the socket is opened again.
+/// How long a hint is delayed at most.
+const MAX_DELAY: Duration = Duration::from_secs(2);
+/// How long after a failure the socket is opened again.
 const RETRY: Duration = Duration::from_secs(10);
 /// Where a running udevd listens (systemd-udevd(8)).
 const UDEVD: &str = "/run/udev/control";
@@ -22,15 +22,15 @@ const UDEVD: &str = "/run/udev/control";
 #[derive(Debug, thiserror::Error)]
 #[error("can't listen for hardware events")]
 pub struct MonitorError {
-    /// What the system says.
+    /// The operating system's error.
     pub source: io::Error,
 }
 
-/// Listens for hardware events. At rest it costs nothing.
+/// Listens for hardware events. Without events it never wakes up.
 #[derive(Debug)]
 pub struct Monitor {
     socket: Option<Listening>,
-    /// When the events began, and when the last one came, that no hint was given of.
+    /// The time of the first and of the last event that no hint was given for yet.
     pending: Option<(Instant, Instant)>,
     /// When the failed socket is opened again.
     retry_at: Option<Instant>,
@@ -38,7 +38,7 @@ pub struct Monitor {
 
 struct Listening {
     fd: AsyncFd<udev::MonitorSocket>,
-    /// Whether udevd passes the events on, after its rules; otherwise they come from the kernel.
+    /// Whether the events come from udevd, after its rules, or directly from the kernel.
     udevd: bool,
 }
 
@@ -51,7 +51,7 @@ impl std::fmt::Debug for Listening {
 }
 
 impl Monitor {
-    /// Starts to listen. Events before the first [`changed`](Self::changed) are not lost.
+    /// Starts listening. Events before the first [`changed`](Self::changed) are not lost.
     ///
     /// # Errors
     /// [`MonitorError`] when the netlink socket can't be opened. Must be called within a tokio runtime.
@@ -63,10 +63,10 @@ impl Monitor {
         })
     }
 
-    /// Waits until the hardware may have changed and it has been quiet since for 0.3 s, or 2 s have passed.
+    /// Waits until the hardware may have changed and no event has arrived for 0.3 s since, or 2 s have passed.
     ///
-    /// It is a hint: look and compare. A failed socket is opened again, with a hint, since events may have been lost;
-    /// as long as that fails there is a hint every 10 s. The future may be dropped at any time: no hint is lost.
+    /// It is a hint: scan and compare. A failed socket is opened again, with a hint, since events may have been lost; while
+    /// that fails there is a hint every 10 s. The future may be dropped at any time without losing a hint.
     pub async fn changed(&mut self) {
         loop {
             let Some(listening) = &mut self.socket else {
@@ -75,7 +75,7 @@ impl Monitor {
             let received = match self.pending {
                 None => listening.event().await,
                 Some((first, last)) => {
-                    let end = (last + QUIET).min(first + LONGEST);
+                    let end = (last + QUIET).min(first + MAX_DELAY);
                     match timeout_at(end, listening.event()).await {
                         Ok(received) if Instant::now() < end => received,
                         Ok(_) | Err(_) => break,
@@ -92,7 +92,7 @@ impl Monitor {
             self.pending = Some((self.pending.map_or(now, |(first, _)| first), now));
         }
         self.pending = None;
-        // udevd was started or ended since: its events come by another way.
+        // udevd was started or stopped since: events come from another sender now.
         if self
             .socket
             .as_ref()
@@ -114,7 +114,7 @@ impl Monitor {
             Err(error) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
-                    "hardware is looked at every {} s until events can be received",
+                    "can't receive hardware events; scanning every {} s until that works",
                     RETRY.as_secs()
                 );
                 Some(Instant::now() + RETRY)
@@ -132,7 +132,7 @@ impl Listening {
         let failed = |source| MonitorError { source };
         let udevd = udevd_runs();
         let socket = if udevd {
-            // The kernel filters these for us, so that others don't wake the daemon.
+            // The kernel filters the subsystems, so that other events don't wake the daemon.
             let mut builder = udev::MonitorBuilder::new().map_err(failed)?;
             for subsystem in units::BUSES.into_iter().chain(ports::CLASSES) {
                 builder = builder.match_subsystem(subsystem).map_err(failed)?;
@@ -141,7 +141,7 @@ impl Listening {
         } else {
             udev::MonitorBuilder::new_kernel().map_err(failed)?.listen()
         };
-        // Its successor is unsafe, to have the caller vouch for what is so: the socket owns its descriptor for good.
+        // The replacement is unsafe and needs the guarantee that the socket keeps its descriptor, which this one does.
         #[expect(
             deprecated,
             reason = "the safe one; a udev socket owns one descriptor and never replaces it"
@@ -150,17 +150,17 @@ impl Listening {
         Ok(Self { fd, udevd })
     }
 
-    /// Waits for an event of something that is looked at. Data that is no event counts too: it is what an overrun of the
-    /// buffer looks like.
+    /// Waits for an event of a device that is scanned. Data that is not an event counts too: it is what a buffer overrun
+    /// looks like.
     async fn event(&mut self) -> io::Result<()> {
         loop {
             let mut ready = self.fd.readable_mut().await?;
             let events = || {
                 let events = ready.get_inner().iter();
-                events.map(|event| ports::counts(&event.devpath().to_string_lossy()))
+                events.map(|event| ports::may_have_port(&event.devpath().to_string_lossy()))
             };
             let first: Vec<bool> = events().collect();
-            // An overrun ends the first round early: what comes then tells nothing of what was lost.
+            // An overrun ends the first round early, and the events after it don't tell what was lost.
             let more = events().count() > 0;
             ready.clear_ready();
             if more || first.is_empty() || first.contains(&true) {

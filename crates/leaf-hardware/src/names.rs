@@ -1,4 +1,4 @@
-//! Names for numbers: udev's hardware database where it is installed, else `pci.ids` and `usb.ids`.
+//! Names of vendors and models: from udev's hardware database where it is installed, otherwise from `pci.ids` and `usb.ids`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -6,25 +6,28 @@ use std::path::PathBuf;
 
 use crate::draft::Drafts;
 
-/// Fills in the makers and models that have none.
-pub(crate) fn fill(drafts: &mut Drafts, hwdb: bool, folders: &[PathBuf]) {
+/// Sets the vendor and model of drafts that have none.
+pub(crate) fn fill(drafts: &mut Drafts, hwdb: bool, directories: &[PathBuf]) {
     if hwdb && let Ok(hwdb) = udev::Hwdb::new() {
         from_hwdb(drafts, &hwdb);
     }
     for (file, buses) in [("pci.ids", ["pci", "virtio"]), ("usb.ids", ["usb", "usb"])] {
-        let wanted: BTreeSet<(String, String)> = drafts
+        let ids: BTreeSet<(String, String)> = drafts
             .values()
             .filter(|draft| buses.contains(&draft.bus.as_str()))
             .filter(|draft| draft.vendor.is_none() || draft.model.is_none())
             .filter_map(|draft| Some((draft.vendor_id.clone()?, draft.device_id.clone()?)))
             .collect();
-        if wanted.is_empty() {
+        if ids.is_empty() {
             continue;
         }
-        let Some(bytes) = folders.iter().find_map(|folder| fs::read(folder.join(file)).ok()) else {
+        let Some(bytes) = directories
+            .iter()
+            .find_map(|directory| fs::read(directory.join(file)).ok())
+        else {
             continue;
         };
-        let known = find(&String::from_utf8_lossy(&bytes), &wanted);
+        let known = find(&String::from_utf8_lossy(&bytes), &ids);
         for draft in drafts
             .values_mut()
             .filter(|draft| buses.contains(&draft.bus.as_str()))
@@ -65,14 +68,14 @@ fn from_hwdb(drafts: &mut Drafts, hwdb: &udev::Hwdb) {
     }
 }
 
-/// Returns the names of the wanted ids from a file in the format of <https://pci-ids.ucw.cz>: makers at the start of
-/// a line, their models after a tab; classes follow, each with a letter before its number.
+/// Returns the names of these ids from a file in the format of <https://pci-ids.ucw.cz>: vendors at the start of a line,
+/// their models after a tab; classes follow, each with a letter before its number.
 fn find(
     text: &str,
-    wanted: &BTreeSet<(String, String)>,
+    ids: &BTreeSet<(String, String)>,
 ) -> BTreeMap<(String, String), (String, Option<String>)> {
     let mut found: BTreeMap<(String, String), (String, Option<String>)> = BTreeMap::new();
-    let vendors: BTreeSet<&str> = wanted.iter().map(|(vendor, _)| vendor.as_str()).collect();
+    let vendors: BTreeSet<&str> = ids.iter().map(|(vendor, _)| vendor.as_str()).collect();
     let mut vendor: Option<&str> = None;
     for line in text.lines() {
         if line.is_empty() || line.starts_with('#') || line.starts_with("\t\t") {
@@ -90,7 +93,7 @@ fn find(
             let known = line.split_once("  ").filter(|(id, _)| vendors.contains(id));
             vendor = known.map(|(id, _)| id);
             if let Some((id, name)) = known {
-                for key in wanted.iter().filter(|(vendor, _)| vendor == id) {
+                for key in ids.iter().filter(|(vendor, _)| vendor == id) {
                     found.insert(key.clone(), (name.trim().to_owned(), None));
                 }
             }
@@ -104,12 +107,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_found_by_maker_and_model() {
+    fn names_are_found_by_vendor_and_model() {
         let text = "# comment\n1af4  Red Hat, Inc.\n\t1041  Virtio 1.0 network device\n\t\t1af4 1100  QEMU\n\
                     8086  Intel Corporation\n\t1041  Another\nC 00  Unclassified\n\t1041  No\n";
         let pair = |vendor: &str, device: &str| (vendor.to_owned(), device.to_owned());
-        let wanted = BTreeSet::from([pair("1af4", "1041"), pair("8086", "ffff")]);
-        let found = find(text, &wanted);
+        let ids = BTreeSet::from([pair("1af4", "1041"), pair("8086", "ffff")]);
+        let found = find(text, &ids);
         assert_eq!(
             found[&pair("1af4", "1041")],
             (

@@ -1,15 +1,15 @@
-//! What a sysfs path says by itself: which piece of hardware it belongs to, and a name for the place it is in.
+//! What a sysfs path tells by itself: the piece of hardware that it belongs to, and the place of that hardware.
 //!
-//! The kernel counts USB buses, SCSI hosts and input devices in the order in which it finds them, so a path differs
-//! from boot to boot where nothing was moved. A [place](place) keeps what doesn't count: the PCI address, the ports
-//! of the hubs, the name that the firmware gave.
+//! The kernel numbers USB buses, SCSI hosts and input devices in the order in which it finds them, so a path may differ from
+//! boot to boot. A [place](place) consists of the parts that don't: the PCI address, the ports of the hubs, the firmware's
+//! name.
 
-/// What a component of a path is.
+/// The meaning of a path's component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     /// `0000:00:1f.3`
     Pci,
-    /// `usb1`, the root hub: a part of its controller.
+    /// `usb1`, the root hub, a part of its controller.
     UsbRoot,
     /// `1-8.1`
     Usb,
@@ -46,9 +46,9 @@ fn part(component: &str) -> Option<Part> {
     }
 }
 
-/// Returns the path of the piece of hardware that this device path belongs to and the bus that it is on, if the path
-/// alone tells: a PCI function, a USB device (with all its interfaces), a SCSI or memory-card unit that is not itself
-/// behind USB. A virtio device and a root hub belong to what they are on.
+/// Returns the path and the bus of the piece of hardware that this device path belongs to, if the path alone tells: a PCI
+/// function, a USB device (with all its interfaces), a SCSI or memory card unit that is not behind USB. A virtio device and
+/// a root hub belong to their parent.
 pub(crate) fn unit(path: &str) -> Option<(&str, &'static str)> {
     let mut found = None;
     let mut end = 0;
@@ -69,7 +69,7 @@ pub(crate) fn unit(path: &str) -> Option<(&str, &'static str)> {
     found
 }
 
-/// Returns a name for the place that is the same after the next boot: see the module.
+/// Returns the place, which is the same after a reboot: see the module.
 pub(crate) fn place(path: &str) -> String {
     let mut words: Vec<String> = Vec::new();
     let mut usb: Option<String> = None;
@@ -81,11 +81,11 @@ pub(crate) fn place(path: &str) -> String {
             Some(Part::UsbRoot) => usb = None,
             Some(Part::Usb) => usb = component.split_once('-').map(|(_, ports)| ports.to_owned()),
             Some(Part::Scsi) => {
-                // The host's number is counted; channel, target and unit are not.
+                // The host's number depends on the order; channel, target and unit don't.
                 words.extend(component.split_once(':').map(|(_, rest)| rest.to_owned()));
             }
             Some(Part::Mmc) => words.push(component.to_owned()),
-            None if counted(component) => {}
+            None if is_numbered(component) => {}
             None => words.push(component.to_owned()),
         }
     }
@@ -93,8 +93,8 @@ pub(crate) fn place(path: &str) -> String {
     words.join(" ")
 }
 
-/// Whether a component is only a count or a word for the class, which says nothing about the place.
-fn counted(component: &str) -> bool {
+/// Whether a component is only a number or the name of a class, which tells nothing about the place.
+fn is_numbered(component: &str) -> bool {
     let stem = component.trim_end_matches(|c: char| c.is_ascii_digit());
     let numbered = stem.len() < component.len();
     matches!(
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_the_same_when_the_kernel_counts_differently() {
+    fn a_place_is_the_same_when_the_kernel_numbers_differently() {
         let a = "/devices/pci0000:00/0000:00:14.0/usb1/1-9/1-9.2";
         let b = "/devices/pci0000:00/0000:00:14.0/usb3/3-9/3-9.2";
         assert_eq!(place(a), "00:14.0 port 9.2");

@@ -1,9 +1,8 @@
-//! The inputs and outputs, from sysfs: the devices of classes (network interfaces, disks, cameras, …) become ports of
-//! the piece of hardware that they belong to.
+//! Inputs and outputs from sysfs: the devices of classes (network interfaces, disks, cameras, …) become ports of the piece
+//! of hardware that they belong to.
 //!
-//! What software makes is no hardware, so bridges, veths, tunnels, loop devices and the like are left out: they come
-//! and go with containers. The loopback interface and memory used as a disk are ports of two devices of the bus
-//! `virtual`.
+//! Virtual interfaces made by software (bridges, veths, tunnels, loop devices) are left out: they come and go with
+//! containers. The loopback interface and memory used as a disk are ports of two devices of the bus `virtual`.
 
 use leaf_core::hardware::{DeviceKind, Direction, Medium, Port};
 
@@ -13,7 +12,7 @@ use crate::input;
 use crate::sysfs::Tree;
 use crate::units;
 
-/// The classes that are looked at (and `gpio`, a bus in newer kernels).
+/// The classes that are scanned (`gpio` is a bus in newer kernels).
 pub(crate) const CLASSES: [&str; 17] = [
     "net",
     "block",
@@ -34,13 +33,13 @@ pub(crate) const CLASSES: [&str; 17] = [
     "virtio-ports",
 ];
 
-/// Whether anything of the device at this path may be a port. The interfaces that containers come and go with are none.
-pub(crate) fn counts(path: &str) -> bool {
+/// Whether the device at this path may have a port. Virtual network interfaces, as those of containers, have none.
+pub(crate) fn may_have_port(path: &str) -> bool {
     path.strip_prefix("/devices/virtual/net/")
         .is_none_or(|rest| rest.split('/').next() == Some("lo"))
 }
 
-/// Adds the ports, and what has no bus of its own: monitors.
+/// Adds the ports, and the devices without a bus: monitors.
 pub(crate) fn scan(tree: &Tree, drafts: &mut Drafts) {
     for class in CLASSES {
         for path in tree.list(class) {
@@ -69,7 +68,7 @@ struct Found<'a> {
     name: &'a str,
 }
 
-/// Returns a port; its node is below `/dev`, or the interface itself.
+/// Returns a port. Its node is a file below `/dev`, or the interface's name.
 pub(crate) fn port(name: &str, direction: Direction, medium: Medium, node: Option<&str>) -> Port {
     Port {
         name: name.to_owned(),
@@ -82,7 +81,7 @@ pub(crate) fn port(name: &str, direction: Direction, medium: Medium, node: Optio
 impl Found<'_> {
     fn owner(&self) -> Option<(String, String)> {
         if let Some(rest) = self.path.strip_prefix("/devices/virtual/nvme-subsystem/") {
-            // A multipath disk hangs on no controller; its subsystem links to those that reach it.
+            // A multipath disk has no parent controller; its subsystem links to the controllers that reach it.
             let subsystem = format!("/devices/virtual/nvme-subsystem/{}", rest.split('/').next()?);
             let controller = self.tree.names(&subsystem).into_iter().find_map(|name| {
                 let number = name.strip_prefix("nvme")?;
@@ -104,7 +103,7 @@ impl Found<'_> {
         format!("/dev/{folder}{}", self.name)
     }
 
-    /// Adds what this is to its unit. A device that is not a port makes no unit.
+    /// Adds this device to its unit. A device that is not a port creates no unit.
     fn add(&self, drafts: &mut Drafts, unit: &str, bus: &str) {
         let name = self.name;
         let mut simple = |kind: Option<DeviceKind>, direction, medium, node: Option<String>| {
@@ -138,7 +137,7 @@ impl Found<'_> {
             "drm" => self.drm(drafts, unit, bus),
             "input" if name.starts_with("event") => self.input(drafts, unit, bus),
             "tty"
-                // A port of type 0 (`PORT_UNKNOWN`) is a number without a chip.
+                // A port of type 0 (`PORT_UNKNOWN`) has no hardware.
                 if self.text("type").is_none_or(|kind| kind != "0") => {
                     simple(
                         Some(DeviceKind::Serial),
@@ -184,7 +183,7 @@ impl Found<'_> {
                 );
             }
             "hwmon" => {
-                // The number is counted; the name says which chip it is.
+                // The device's number depends on the order; the name identifies the chip.
                 let draft = units::ensure(self.tree, drafts, unit, bus);
                 draft.kinds.insert(DeviceKind::Sensor);
                 let chip = self.text("name").unwrap_or_else(|| "hwmon".to_owned());
@@ -230,8 +229,8 @@ impl Found<'_> {
         let draft = units::ensure(self.tree, drafts, unit, bus);
         draft.kinds.insert(DeviceKind::Network);
         draft.port(port(self.name, Direction::Both, Medium::Network, Some(self.name)));
-        // An address that was set or made up (`addr_assign_type` is not 0) may be another one tomorrow; that of a
-        // radio is read from the radio, and that of a bond's part from the bond, which gave it another.
+        // An address that was set or generated (`addr_assign_type` is not 0) may change. The permanent address of a wireless
+        // interface is read from its radio, and that of a bond's member from the bond, which replaced it.
         let own = || {
             let permanent = self.text("addr_assign_type").is_some_and(|kind| kind == "0");
             permanent.then(|| self.text("address")).flatten()
@@ -266,7 +265,7 @@ impl Found<'_> {
             DeviceKind::Disk
         });
         draft.port(port(self.name, direction, Medium::Block, Some(&self.node(""))));
-        // In units of 512 bytes whatever the disk's own are (`Documentation/ABI/stable/sysfs-block`).
+        // In units of 512 bytes, whatever the disk's sector size (`Documentation/ABI/stable/sysfs-block`).
         let bytes = self.text("size").and_then(|text| text.parse::<u64>().ok());
         if let Some(bytes) = bytes
             .and_then(|sectors| sectors.checked_mul(512))
@@ -286,7 +285,7 @@ impl Found<'_> {
 
     fn video(&self, drafts: &mut Drafts, unit: &str, bus: &str) {
         let said = self.tree.property(self.path, "ID_V4L_CAPABILITIES");
-        // The second node of a USB camera carries what the camera says about its pictures.
+        // The second node of a USB camera carries the metadata of its images.
         let metadata = match said {
             Some(said) => !said.contains(":capture:") && !said.contains(":video_output:"),
             None => bus == "usb" && self.text("index").is_some_and(|text| text != "0"),
@@ -349,7 +348,7 @@ impl Found<'_> {
             return;
         };
         if self.path.contains("/sound/") {
-            // The switches in the sockets of a sound card.
+            // The jack detection of a sound card.
             return;
         }
         let draft = units::ensure(self.tree, drafts, unit, bus);
@@ -393,7 +392,7 @@ fn is_ram_disk(name: &str) -> bool {
         .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// Returns the device that stands for what the kernel makes of nothing: `virtual-net` or `virtual-block`.
+/// Returns the device for virtual ports without hardware: `virtual-net` or `virtual-block`.
 pub(crate) fn virtual_unit(drafts: &mut Drafts, kind: DeviceKind) -> &mut Draft {
     let name = match kind {
         DeviceKind::Network => "net",
@@ -401,14 +400,14 @@ pub(crate) fn virtual_unit(drafts: &mut Drafts, kind: DeviceKind) -> &mut Draft 
     };
     drafts.entry(format!("virtual {name}")).or_insert_with(|| {
         let mut draft = Draft::new(name, "virtual");
-        draft.real = false;
+        draft.in_sysfs = false;
         draft.kinds.insert(kind);
         draft.device_id = Some(name.to_owned());
         draft
     })
 }
 
-/// Adds the bytes of one more disk of a device.
+/// Adds the size of a disk, in bytes, to its device.
 pub(crate) fn add_size(draft: &mut Draft, bytes: u64) {
     let size = draft.attributes.entry("size_bytes".to_owned()).or_default();
     let sum = size.parse::<u64>().unwrap_or_default().saturating_add(bytes);

@@ -1,4 +1,4 @@
-//! Reads sysfs: lists of devices by subsystem (from libudev, or from the folders), attributes, links.
+//! Reads sysfs: lists of devices by subsystem (from libudev, or from the directories), attributes, links.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 
 use crate::HardwareError;
 
-/// The longest attribute that is read: an EDID has at most 256 blocks of 128 bytes.
-const LONGEST_ATTRIBUTE: u64 = 32 * 1024;
+/// The longest attribute that is read, in bytes: an EDID has at most 256 blocks of 128 bytes.
+const MAX_ATTRIBUTE_BYTES: u64 = 32 * 1024;
 
-/// A sysfs file system, or a folder made like one. Paths of devices begin with `/devices/`.
+/// A sysfs file system, or a directory of the same shape. Paths of devices begin with `/devices/`.
 pub(crate) struct Tree {
     root: PathBuf,
     /// The devices by subsystem, if libudev has listed them.
     listed: Option<BTreeMap<String, Vec<String>>>,
-    /// What udev's database says of a device, by path: only with a running (or past) udevd.
+    /// The properties of devices in udev's database, by path; empty if no udevd has run.
     properties: BTreeMap<String, BTreeMap<String, String>>,
 }
 
@@ -27,7 +27,7 @@ const PROPERTIES: [&str; 5] = [
     "ID_INPUT_TABLET",
 ];
 
-/// Whether a udevd runs, or ran, on this host.
+/// Whether a udevd runs or has run on this host.
 pub(crate) fn udev_has_database() -> bool {
     Path::new("/run/udev/data").is_dir()
 }
@@ -46,7 +46,7 @@ impl Tree {
         })
     }
 
-    /// Lets libudev list the devices of these subsystems, with what its database knows. It knows `/sys` only.
+    /// Has libudev list the devices of these subsystems, with the properties in its database. It reads `/sys` only.
     pub(crate) fn ask_udev(&mut self, subsystems: &[&str]) -> Result<(), HardwareError> {
         let udev = |source| HardwareError::Udev { source };
         let mut enumerator = udev::Enumerator::new().map_err(udev)?;
@@ -108,7 +108,7 @@ impl Tree {
         paths
     }
 
-    /// Returns what udev's database says.
+    /// Returns a property from udev's database.
     pub(crate) fn property(&self, path: &str, name: &str) -> Option<&str> {
         Some(self.properties.get(path)?.get(name)?.as_str())
     }
@@ -117,16 +117,16 @@ impl Tree {
         self.root.join(path.trim_start_matches('/'))
     }
 
-    /// Returns the bytes of an attribute, or nothing where it can't be read.
+    /// Returns the bytes of an attribute, or `None` if it can't be read.
     pub(crate) fn bytes(&self, path: &str, name: &str) -> Option<Vec<u8>> {
         use std::io::Read as _;
         let file = fs::File::open(self.at(path).join(name)).ok()?;
         let mut bytes = Vec::new();
-        file.take(LONGEST_ATTRIBUTE).read_to_end(&mut bytes).ok()?;
+        file.take(MAX_ATTRIBUTE_BYTES).read_to_end(&mut bytes).ok()?;
         Some(bytes)
     }
 
-    /// Returns an attribute's text without the blanks and control characters around it, if there is any.
+    /// Returns an attribute's text without surrounding blanks and control characters, or `None` if it is empty.
     pub(crate) fn text(&self, path: &str, name: &str) -> Option<String> {
         let bytes = self.bytes(path, name)?;
         let text = String::from_utf8_lossy(&bytes);
@@ -137,7 +137,7 @@ impl Tree {
         (!text.is_empty()).then_some(text)
     }
 
-    /// Returns an attribute without the `0x` before it.
+    /// Returns an attribute without its prefix `0x`.
     pub(crate) fn hex(&self, path: &str, name: &str) -> Option<String> {
         let text = self.text(path, name)?.to_ascii_lowercase();
         Some(text.strip_prefix("0x").unwrap_or(&text).to_owned())
@@ -159,7 +159,7 @@ impl Tree {
         Some(target.file_name()?.to_str()?.to_owned())
     }
 
-    /// Returns the device's bus, or nothing if it is of a class.
+    /// Returns the device's bus, or `None` if it belongs to a class.
     pub(crate) fn bus(&self, path: &str) -> Option<String> {
         let target = fs::read_link(self.at(path).join("subsystem")).ok()?;
         let mut parts = target.iter().rev().filter_map(|part| part.to_str());
@@ -167,7 +167,7 @@ impl Tree {
         (parts.next()? == "bus").then(|| name.to_owned())
     }
 
-    /// Returns the names below a device, sorted.
+    /// Returns the names in a device's directory, sorted.
     pub(crate) fn names(&self, path: &str) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(self.at(path))
             .into_iter()
@@ -179,16 +179,16 @@ impl Tree {
         names
     }
 
-    /// Returns the device that a link below a device points to.
+    /// Returns the device that a link in a device's directory points to.
     pub(crate) fn follow(&self, path: &str, name: &str) -> Option<String> {
         let target = fs::read_link(self.at(path).join(name)).ok()?;
         resolve(path, target.to_str()?)
     }
 }
 
-/// Returns the device path that a link in `folder` means, without asking the file system again.
-fn resolve(folder: &str, target: &str) -> Option<String> {
-    let mut parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();
+/// Returns the device path that a link in `directory` points to, without reading the file system.
+fn resolve(directory: &str, target: &str) -> Option<String> {
+    let mut parts: Vec<&str> = directory.split('/').filter(|part| !part.is_empty()).collect();
     for part in target.split('/') {
         match part {
             "" | "." => {}
@@ -207,28 +207,28 @@ mod tests {
     use crate::{ports, units};
 
     #[test]
-    fn libudev_and_the_folders_of_sysfs_list_the_same_devices() {
+    fn libudev_and_the_directories_of_sysfs_list_the_same_devices() {
         let root = Path::new("/sys");
-        let folders = Tree::open(root).expect("sysfs");
+        let directories = Tree::open(root).expect("sysfs");
         let subsystems: Vec<&str> = units::BUSES.into_iter().chain(ports::CLASSES).collect();
         let mut libudev = Tree::open(root).expect("sysfs");
         libudev.ask_udev(&subsystems).expect("libudev");
         let mut count = 0;
         for subsystem in subsystems {
-            // Other tests make network interfaces of no hardware meanwhile.
+            // Other tests create virtual network interfaces at the same time.
             let list = |tree: &Tree| {
                 let mut list = tree.list(subsystem);
                 list.retain(|path| !path.starts_with("/devices/virtual/net/"));
                 list
             };
-            assert_eq!(list(&folders), list(&libudev), "{subsystem}");
-            count += list(&folders).len();
+            assert_eq!(list(&directories), list(&libudev), "{subsystem}");
+            count += list(&directories).len();
         }
         assert!(count > 0, "a machine without hardware");
     }
 
     #[test]
-    fn a_link_is_followed_within_sysfs_and_nowhere_else() {
+    fn a_link_is_followed_within_sysfs_only() {
         let bus = "bus/pci/devices";
         assert_eq!(
             resolve(bus, "../../../devices/pci0000:00/0000:00:02.0").as_deref(),

@@ -1,4 +1,4 @@
-//! The pieces of hardware themselves, from sysfs: what is on which bus, with its ids and drivers.
+//! The pieces of hardware from sysfs: the devices on each bus, with their ids and drivers.
 
 use leaf_core::hardware::DeviceKind;
 
@@ -6,16 +6,16 @@ use crate::draft::{Draft, Drafts};
 use crate::path;
 use crate::sysfs::Tree;
 
-/// The buses whose devices are pieces of hardware whether or not a driver has made something of them.
+/// The buses whose devices are pieces of hardware even without a driver.
 pub(crate) const BUSES: [&str; 5] = ["pci", "usb", "scsi", "mmc", "virtio"];
 
-/// Returns a draft of everything on these buses.
+/// Returns a draft of each device on these buses.
 pub(crate) fn scan(tree: &Tree) -> Drafts {
     let mut drafts = Drafts::new();
     for bus in BUSES {
         for device in tree.list(bus) {
             if let Some((unit, unit_bus)) = path::unit(&device) {
-                // Interfaces, root hubs, SCSI hosts and virtio devices belong to a unit that is listed itself.
+                // Interfaces, root hubs, SCSI hosts and virtio devices belong to a unit that is in the list as well.
                 let draft = ensure(tree, &mut drafts, unit, unit_bus);
                 draft
                     .drivers
@@ -24,7 +24,7 @@ pub(crate) fn scan(tree: &Tree) -> Drafts {
                     virtio(tree, draft, &device);
                 }
             } else if bus == "virtio" {
-                // virtio over memory-mapped registers, named by the firmware.
+                // virtio over memory-mapped registers, declared by the firmware.
                 if let Some((unit, unit_bus)) = owner(tree, &device) {
                     let draft = ensure(tree, &mut drafts, &unit, &unit_bus);
                     virtio(tree, draft, &device);
@@ -35,7 +35,7 @@ pub(crate) fn scan(tree: &Tree) -> Drafts {
     drafts
 }
 
-/// Returns the draft of the unit with this path, filled when it is new.
+/// Returns the draft of the unit with this path; a new one is filled first.
 pub(crate) fn ensure<'a>(tree: &Tree, drafts: &'a mut Drafts, unit: &str, bus: &str) -> &'a mut Draft {
     drafts.entry(unit.to_owned()).or_insert_with(|| {
         let mut draft = Draft::new(unit, bus);
@@ -57,7 +57,7 @@ pub(crate) fn ensure<'a>(tree: &Tree, drafts: &'a mut Drafts, unit: &str, bus: &
     })
 }
 
-/// Returns the unit that a device of a class belongs to, and its bus.
+/// Returns the path and the bus of the unit that a device of a class belongs to.
 pub(crate) fn owner(tree: &Tree, device: &str) -> Option<(String, String)> {
     let known = path::unit(device);
     let mut up = device;
@@ -78,9 +78,9 @@ pub(crate) fn owner(tree: &Tree, device: &str) -> Option<(String, String)> {
                 "i2c" if adapter => None,
                 "i2c" | "spi" | "serio" | "pnp" | "acpi" | "amba" | "vmbus" | "xen" | "sdio" | "nd"
                 | "ccw" | "firewire" | "spmi" => Some(bus),
-                // A part of what it is below, where that is known.
+                // It belongs to its parent, if that is known.
                 "platform" | "isa" if known.is_none() => Some(bus),
-                // What is connected by radio is a child of nothing.
+                // A device that is connected by radio has no parent.
                 "hid" if up.starts_with("/devices/virtual/misc/uhid/") => Some("bluetooth".to_owned()),
                 _ => None,
             };
@@ -93,7 +93,7 @@ pub(crate) fn owner(tree: &Tree, device: &str) -> Option<(String, String)> {
     None
 }
 
-/// Returns what a PCI class code (`030000`) says.
+/// Returns the kind that a PCI class code (`030000`) stands for.
 pub(crate) fn pci_kind(class: &str) -> DeviceKind {
     match class.get(..4).unwrap_or(class) {
         "0400" => DeviceKind::Other,
@@ -116,12 +116,12 @@ pub(crate) fn pci_kind(class: &str) -> DeviceKind {
     }
 }
 
-/// Whether a PCI function of this class is of no use without a driver. A card that the firmware draws on is.
-pub(crate) fn pci_wants_driver(class: &str, firmware_draws: bool) -> bool {
+/// Whether a PCI function of this class needs a driver. A graphics card that the firmware's frame buffer uses doesn't.
+pub(crate) fn pci_needs_driver(class: &str, firmware_draws: bool) -> bool {
     match class.get(..4).unwrap_or(class) {
         "0300" => !firmware_draws,
         "0805" | "0c00" | "0c03" => true,
-        // Audio coprocessors, which many machines have and few use.
+        // Audio coprocessors, which many machines have and few systems use.
         "0480" => false,
         class => matches!(class.get(..2), Some("01" | "02" | "03" | "04" | "0d")),
     }
@@ -134,11 +134,11 @@ fn pci(tree: &Tree, draft: &mut Draft) {
     draft.device_id = tree.hex(&path, "device");
     draft.kinds.insert(pci_kind(&class));
     let draws = tree.text(&path, "boot_vga").is_none_or(|text| text == "1");
-    draft.failed = draft.drivers.is_empty() && pci_wants_driver(&class, draws);
+    draft.failed = draft.drivers.is_empty() && pci_needs_driver(&class, draws);
     draft.attributes.insert("class".to_owned(), class);
 }
 
-/// What the interfaces of a USB device say, as class, subclass, protocol and whether a driver has it.
+/// Adds the kinds of a USB device's interfaces: class, subclass, protocol, and whether a driver is bound to each.
 pub(crate) fn usb_interfaces(draft: &mut Draft, interfaces: &[([u8; 3], bool)]) {
     for ([class, subclass, protocol], _) in interfaces {
         let kind = match (class, subclass, protocol) {
@@ -162,28 +162,28 @@ pub(crate) fn usb_interfaces(draft: &mut Draft, interfaces: &[([u8; 3], bool)]) 
         }
         draft.kinds.insert(kind);
     }
-    // Vendors' own protocols, smart cards and firmware updates are served by programs, not by drivers.
+    // Programs serve vendor-specific protocols, smart cards and firmware updates; they need no driver.
     let wants = |class: u8| matches!(class, 0x01 | 0x02 | 0x03 | 0x08 | 0x09 | 0x0e | 0xe0);
     draft.failed = interfaces.iter().any(|([class, ..], _)| wants(*class))
         && interfaces.iter().all(|(_, driven)| !driven);
     let vendors_own = draft.kinds.iter().all(|kind| *kind == DeviceKind::Other);
-    if says_fingerprint(draft) || (vendors_own && made_by_fingerprint_maker(draft)) {
-        // It is served by a program, whatever class it claims.
+    if is_named_fingerprint(draft) || (vendors_own && is_of_fingerprint_vendor(draft)) {
+        // A program serves it, whatever class it claims.
         draft.kinds.insert(DeviceKind::Fingerprint);
         draft.failed = false;
     }
 }
 
-/// Makers of fingerprint readers that speak a protocol of their own, as `libfprint` lists them.
-const FINGERPRINT_MAKERS: [&str; 11] = [
+/// Vendors of fingerprint readers with a protocol of their own, as `libfprint` lists them.
+const FINGERPRINT_VENDORS: [&str; 11] = [
     "27c6", "06cb", "138a", "10a5", "147e", "1c7a", "08ff", "298d", "2808", "04f3", "05ba",
 ];
 
-fn made_by_fingerprint_maker(draft: &Draft) -> bool {
-    FINGERPRINT_MAKERS.contains(&draft.vendor_id.as_deref().unwrap_or_default())
+fn is_of_fingerprint_vendor(draft: &Draft) -> bool {
+    FINGERPRINT_VENDORS.contains(&draft.vendor_id.as_deref().unwrap_or_default())
 }
 
-fn says_fingerprint(draft: &Draft) -> bool {
+fn is_named_fingerprint(draft: &Draft) -> bool {
     let said = draft.model.as_deref().unwrap_or_default().to_ascii_lowercase();
     said.contains("fingerprint") || said.contains("biometric")
 }
@@ -216,7 +216,7 @@ fn usb(tree: &Tree, draft: &mut Draft) {
         ));
         draft.drivers.extend(driver);
     }
-    // Every USB device has this driver; it says nothing.
+    // Every USB device has this driver.
     draft.drivers.remove("usb");
     usb_interfaces(draft, &interfaces);
 }
@@ -263,7 +263,7 @@ fn mmc(tree: &Tree, draft: &mut Draft) {
 fn other(tree: &Tree, draft: &mut Draft) {
     let path = draft.path.clone();
     if draft.bus == "bluetooth" {
-        // HID_ID=0005:0000046D:0000B342, HID_UNIQ is the address of the far end.
+        // HID_ID=0005:0000046D:0000B342; HID_UNIQ is the remote address.
         if let Some(id) = tree.uevent(&path, "HID_ID") {
             let mut parts = id.split(':').skip(1).map(|part| {
                 let part = part.to_ascii_lowercase();
@@ -286,7 +286,7 @@ fn virtio(tree: &Tree, draft: &mut Draft, device: &str) {
     draft.bus = "virtio".to_owned();
     let driver = tree.link(device, "driver");
     let id = tree.hex(device, "device");
-    // What virtio devices are, by their own numbers (virtio 1.2, chapter 5).
+    // The device ids of virtio 1.2, chapter 5.
     let kind = match id.as_deref().map(|id| id.trim_start_matches('0')) {
         Some("1") => DeviceKind::Network,
         Some("2") => DeviceKind::Disk,

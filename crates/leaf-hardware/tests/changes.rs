@@ -1,4 +1,4 @@
-//! Differences become facts, facts become state: over looks at machines that change at random.
+//! Differences become facts, and facts become state: over scans of machines that change at random.
 
 use std::collections::BTreeMap;
 
@@ -37,7 +37,7 @@ fn sticks() -> impl Strategy<Value = Vec<Vec<Stick>>> {
 }
 
 /// What a report of a machine with these devices says. Two of them may claim one port, or one serial number.
-fn look(sticks: &[Stick]) -> Inventory {
+fn scan(sticks: &[Stick]) -> Inventory {
     let entries: Vec<_> = sticks
         .iter()
         .map(|(port, model, serial, driven)| {
@@ -91,15 +91,15 @@ fn check(test: impl Fn(&[Vec<Stick>]) -> Result<(), TestCaseError>) -> Outcome {
         failure_persistence: None,
         ..Config::default()
     };
-    TestRunner::new(config).run(&sticks(), |looks| test(&looks))?;
+    TestRunner::new(config).run(&sticks(), |scans| test(&scans))?;
     Ok(())
 }
 
 fn settles() -> Outcome {
-    check(|looks| {
+    check(|scans| {
         let mut state = State::default();
-        for sticks in looks {
-            let seen = look(sticks);
+        for sticks in scans {
+            let seen = scan(sticks);
             let facts = diff(&state.devices, &seen);
             record(&mut state, facts);
             prop_assert_eq!(diff(&state.devices, &seen), Vec::new());
@@ -116,11 +116,11 @@ fn settles() -> Outcome {
 }
 
 fn replays() -> Outcome {
-    check(|looks| {
+    check(|scans| {
         let mut state = State::default();
         let mut history = Vec::new();
-        for sticks in looks {
-            let facts = diff(&state.devices, &look(sticks));
+        for sticks in scans {
+            let facts = diff(&state.devices, &scan(sticks));
             history.extend(record(&mut state, facts));
         }
         let mut again = State::default();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use leaf_core::diff::diff;
 use leaf_core::hardware::Medium;
-use leaf_hardware::{Monitor, Sources, look};
+use leaf_hardware::{Monitor, Sources, scan};
 use libtest_mimic::Trial;
 
 use crate::trial;
@@ -18,7 +18,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     let root = rustix::process::geteuid().is_root() && Command::new("ip").arg("-V").output().is_ok();
     vec![
         trial(
-            "two_looks_at_this_machine_are_equal_and_their_difference_is_empty",
+            "two_scans_of_this_machine_are_equal_and_their_difference_is_empty",
             equal,
         ),
         trial(
@@ -38,7 +38,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 fn equal() -> Outcome {
-    let (first, second) = (look(&Sources::default())?, look(&Sources::default())?);
+    let (first, second) = (scan(&Sources::default())?, scan(&Sources::default())?);
     assert!(!first.inventory.devices.is_empty(), "a machine without hardware");
     assert_eq!(first, second);
     assert_eq!(diff(&first.inventory.devices, &second.inventory), []);
@@ -59,7 +59,7 @@ fn named(class: &str, medium: Medium) -> Result<(BTreeSet<String>, Vec<String>),
             real.insert(entry.file_name().to_string_lossy().into_owned());
         }
     }
-    let inventory = look(&Sources::default())?.inventory;
+    let inventory = scan(&Sources::default())?.inventory;
     let ports = inventory
         .devices
         .values()
@@ -109,7 +109,7 @@ impl Drop for Veth {
     }
 }
 
-/// Has the kernel tell of the loopback interface, which is looked at.
+/// Makes the kernel send an event of the loopback interface, which is scanned.
 fn tell_of_lo() -> std::io::Result<()> {
     fs::write("/sys/class/net/lo/uevent", "change")
 }
@@ -131,9 +131,9 @@ fn hints() -> Outcome {
         tokio::time::timeout(limit, monitor.changed())
             .await
             .map_err(|_| "no hint of a device")?;
-        let before = look(&Sources::default())?.inventory;
+        let before = scan(&Sources::default())?.inventory;
         drop(Veth::make()?);
-        assert_eq!(diff(&before.devices, &look(&Sources::default())?.inventory), []);
+        assert_eq!(diff(&before.devices, &scan(&Sources::default())?.inventory), []);
         // Longer than a hint is held back. Other tests may bring devices of theirs.
         let hint = tokio::time::timeout(Duration::from_secs(3), monitor.changed()).await;
         assert!(hint.is_err(), "a hint of a veth");

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use leaf_core::hardware::{Device, DeviceKind, Inventory};
-use leaf_hardware::{Sources, look};
+use leaf_hardware::{Sources, scan};
 
 /// A machine that exists as files only.
 pub(crate) struct Machine {
@@ -28,8 +28,8 @@ impl Machine {
         }
     }
 
-    pub(crate) fn look(&self) -> Inventory {
-        look(&self.sources()).expect("a machine of files").inventory
+    pub(crate) fn scan(&self) -> Inventory {
+        scan(&self.sources()).expect("a machine of files").inventory
     }
 
     pub(crate) fn path(&self, path: &str) -> PathBuf {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use leaf_core::hardware::{DeviceKind, DeviceStatus};
 use leaf_hardware::facter::{self, FacterError, RunError};
-use leaf_hardware::{HardwareError, look};
+use leaf_hardware::{HardwareError, scan};
 use libtest_mimic::Trial;
 
 use crate::machine::Machine;
@@ -34,7 +34,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             merged,
         ),
         trial(
-            "a_report_that_can_not_be_read_fails_the_look_and_names_the_file",
+            "a_report_that_can_not_be_read_fails_the_scan_and_names_the_file",
             unreadable,
         ),
         trial(
@@ -173,11 +173,11 @@ fn merged() -> Outcome {
     let file = tempfile::NamedTempFile::new()?;
     fs::write(file.path(), REPORT)?;
     let mut sources = machine.sources();
-    let before = look(&sources)?;
+    let before = scan(&sources)?;
     sources.report = Some(file.path().to_owned());
-    let seen = look(&sources)?;
-    let of_card = |look: &leaf_hardware::Look| {
-        look.inventory
+    let seen = scan(&sources)?;
+    let of_card = |scan: &leaf_hardware::Scan| {
+        scan.inventory
             .devices
             .values()
             .find(|device| device.sysfs_path.as_deref() == Some(&card))
@@ -218,13 +218,13 @@ fn unreadable() -> Outcome {
     let mut sources = machine.sources();
     let missing = machine.path("no/report.json");
     sources.report = Some(missing.clone());
-    let error = look(&sources).err().ok_or("it was read")?;
+    let error = scan(&sources).err().ok_or("it was read")?;
     assert!(
         matches!(&error, HardwareError::Report { path, source: FacterError::Read { .. } } if *path == missing)
     );
     let mut sources = machine.sources();
     sources.sysfs = machine.path("no/sysfs");
-    assert!(matches!(look(&sources), Err(HardwareError::Sysfs { .. })));
+    assert!(matches!(scan(&sources), Err(HardwareError::Sysfs { .. })));
     Ok(())
 }
 

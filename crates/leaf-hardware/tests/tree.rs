@@ -108,7 +108,7 @@ fn camera() -> Outcome {
         "class/sound",
         &[],
     );
-    let seen = machine.look();
+    let seen = machine.scan();
     let camera = only(&seen, DeviceKind::Camera);
     assert_eq!(camera.id.as_str(), "usb-046d-082d-a1b2c3d4");
     assert_eq!(
@@ -126,7 +126,7 @@ fn camera() -> Outcome {
 fn replug() -> Outcome {
     let machine = Machine::new();
     let path = stick(&machine, "3", &STICK);
-    let before = machine.look();
+    let before = machine.scan();
     let device = only(&before, DeviceKind::Disk).clone();
     assert_eq!(device.identity, Identity::Serial);
     assert_eq!(
@@ -134,7 +134,7 @@ fn replug() -> Outcome {
         Some("512000")
     );
     machine.remove(&path);
-    let away = machine.look();
+    let away = machine.scan();
     let facts = diff(&before.devices, &away);
     assert!(
         facts
@@ -143,7 +143,7 @@ fn replug() -> Outcome {
         "{facts:?}"
     );
     stick(&machine, "7.2", &STICK);
-    let after = machine.look();
+    let after = machine.scan();
     assert_eq!(only(&after, DeviceKind::Disk).id, device.id);
     let facts = diff(&before.devices, &after);
     assert!(
@@ -156,7 +156,7 @@ fn replug() -> Outcome {
 fn by_port() -> Outcome {
     let machine = Machine::new();
     stick(&machine, "3", &STICK[..4]);
-    let first = only(&machine.look(), DeviceKind::Disk).clone();
+    let first = only(&machine.scan(), DeviceKind::Disk).clone();
     assert_eq!(first.identity, Identity::Path);
     assert_eq!(first.id.as_str(), "usb-0781-5583-00-14-0-port-3");
     Ok(())
@@ -166,7 +166,7 @@ fn twins() -> Outcome {
     let machine = Machine::new();
     stick(&machine, "3", &STICK);
     let path = machine.usb("4", &STICK, &[("080650", Some("usb-storage"))]);
-    let seen = machine.look();
+    let seen = machine.scan();
     let disks: Vec<_> = seen
         .devices
         .values()
@@ -175,7 +175,7 @@ fn twins() -> Outcome {
     assert_eq!(disks.len(), 2);
     assert!(disks.iter().all(|device| device.identity == Identity::Path));
     machine.remove(&path);
-    assert_eq!(only(&machine.look(), DeviceKind::Disk).identity, Identity::Serial);
+    assert_eq!(only(&machine.scan(), DeviceKind::Disk).identity, Identity::Serial);
     Ok(())
 }
 
@@ -202,7 +202,7 @@ fn screen() -> Outcome {
     let port = format!("{card}/drm/card0/card0-DP-1");
     machine.device(&port, "class/drm", &[("status", "disconnected")]);
     machine.attribute(&port, "edid", b"");
-    let seen = machine.look();
+    let seen = machine.scan();
     let graphics = only(&seen, DeviceKind::Graphics);
     assert_eq!(
         ports(graphics),
@@ -238,7 +238,7 @@ fn sound() -> Outcome {
     let jack = format!("{card}/sound/card0/input7");
     machine.device(&jack, "class/input", &[("name", "Headphone")]);
     machine.device(&format!("{jack}/event7"), "class/input", &[]);
-    let seen = machine.look();
+    let seen = machine.scan();
     assert_eq!(
         ports(only(&seen, DeviceKind::Sound)),
         [
@@ -270,7 +270,7 @@ fn disk() -> Outcome {
         "class/block",
         &[("size", "1000"), ("partition", "1")],
     );
-    let seen = machine.look();
+    let seen = machine.scan();
     let disk = only(&seen, DeviceKind::Disk);
     assert_eq!(disk.id.as_str(), "scsi-ata-samsung-ssd-860-s3z9nb0k123456x");
     assert_eq!(ports(disk), [("sda", Direction::Both, Medium::Block)]);
@@ -307,7 +307,7 @@ fn failed() -> Outcome {
         ("product", "Goodix Fingerprint Device"),
     ];
     let modem_they_say = machine.usb("7", &reader, &[("020201", None), ("0a0000", None)]);
-    let claims = machine.look();
+    let claims = machine.scan();
     let claims = claims
         .devices
         .values()
@@ -317,7 +317,7 @@ fn failed() -> Outcome {
         Some((DeviceKind::Fingerprint, DeviceStatus::Present))
     );
     machine.remove(&modem_they_say);
-    let seen = machine.look();
+    let seen = machine.scan();
     let status = |kind| only(&seen, kind).status;
     assert_eq!(status(DeviceKind::Network), DeviceStatus::Failed);
     assert_eq!(status(DeviceKind::Bluetooth), DeviceStatus::Failed);
@@ -342,7 +342,7 @@ fn address() -> Outcome {
             ("type", "1"),
         ];
         machine.device(&format!("{card}/net/eth0"), "class/net", &attributes);
-        only(&machine.look(), DeviceKind::Network).clone()
+        only(&machine.scan(), DeviceKind::Network).clone()
     };
     let own = of("0");
     assert_eq!(own.identity, Identity::Serial);
@@ -357,7 +357,7 @@ fn address() -> Outcome {
             ("bonding_slave/perm_hwaddr", "52:54:00:12:34:56"),
         ];
         machine.device(&format!("{card}/net/eth0"), "class/net", &attributes);
-        only(&machine.look(), DeviceKind::Network).clone()
+        only(&machine.scan(), DeviceKind::Network).clone()
     };
     assert_eq!(bonded.id, own.id, "a bond gives its parts one address");
     let made_up = of("1");
@@ -392,7 +392,7 @@ fn touchpad() -> Outcome {
         ],
     );
     machine.device(&format!("{input}/event5"), "class/input", &[]);
-    let seen = machine.look();
+    let seen = machine.scan();
     let touchpad = only(&seen, DeviceKind::Touch);
     assert_eq!(touchpad.bus.as_deref(), Some("i2c"));
     assert_eq!(touchpad.sysfs_path.as_deref(), Some(unit.as_str()));
@@ -418,7 +418,7 @@ fn multipath() -> Outcome {
         target.replacen("../../../..", "../../..", 1),
         machine.path(subsystem).join("nvme0"),
     )?;
-    let seen = machine.look();
+    let seen = machine.scan();
     let disk = only(&seen, DeviceKind::Disk);
     assert_eq!(ports(disk), [("nvme0n1", Direction::Both, Medium::Block)]);
     assert_eq!(disk.id.as_str(), "pci-144d-a808-s4ewnx0m123456");
@@ -439,7 +439,7 @@ fn phantoms() -> Outcome {
     }
     machine.device("/devices/virtual/block/loop0", "class/block", &[("size", "8")]);
     machine.device("/devices/virtual/tty/tty0", "class/tty", &[]);
-    let seen = machine.look();
+    let seen = machine.scan();
     let ids: Vec<&str> = seen.devices.keys().map(|id| id.as_str()).collect();
     assert_eq!(ids, ["virtual-net"]);
     assert_eq!(
@@ -464,7 +464,7 @@ fn fluctuations() -> Outcome {
         "class/hwmon",
         &[("name", "igc"), ("temp1_input", "41000")],
     );
-    let before = machine.look();
+    let before = machine.scan();
     for (path, name, text) in [
         (&net, "speed", "-1"),
         (&net, "carrier", "0"),
@@ -472,7 +472,7 @@ fn fluctuations() -> Outcome {
     ] {
         machine.attribute(path, name, text.as_bytes());
     }
-    assert_eq!(diff(&before.devices, &machine.look()), []);
+    assert_eq!(diff(&before.devices, &machine.scan()), []);
     assert!(ports(only(&before, DeviceKind::Network)).contains(&("igc", Direction::Input, Medium::Sensor)));
     Ok(())
 }

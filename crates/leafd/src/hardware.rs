@@ -1,4 +1,4 @@
-//! Looks at the hardware at the start, when the kernel hints that something changed, and when somebody asks.
+//! Scans the hardware at the start, when the kernel hints that something changed, and when a caller asks.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use leaf_core::hardware::Inventory;
-use leaf_hardware::{Monitor, Sources, look};
+use leaf_hardware::{Monitor, Sources, scan};
 use tokio::sync::mpsc;
 
 use crate::input::Input;
 use leaf_core::error::chain;
 
-/// Looks for as long as the daemon runs, at first when the report is made, if there is to be one. `rescans` gives the
-/// numbers of the rescans that want a look, in order.
+/// Scans for as long as the daemon runs, for the first time when `report` is ready. `rescans` yields the numbers of the
+/// rescans that callers ask for, in order.
 ///
 /// # Errors
 /// When the kernel's hints can't be received at all.
@@ -27,7 +27,7 @@ pub async fn run(
         report: report.await,
         ..Sources::default()
     };
-    // Before the first look, so that nothing between the two is missed.
+    // Before the first scan, so that no change in between is missed.
     let mut monitor = Monitor::open().context("hot-plug can't be noticed")?;
     let mut rescan = 0;
     loop {
@@ -35,10 +35,10 @@ pub async fn run(
             rescan = number;
         }
         let sources = sources.clone();
-        let seen = tokio::task::spawn_blocking(move || look(&sources))
+        let seen = tokio::task::spawn_blocking(move || scan(&sources))
             .await
-            .context("the look at the hardware ended early")?;
-        let seen: Result<Inventory, String> = seen.map(|look| look.inventory).map_err(|error| chain(&error));
+            .context("the hardware scan ended early")?;
+        let seen: Result<Inventory, String> = seen.map(|scan| scan.inventory).map_err(|error| chain(&error));
         if inputs.send(Input::HardwareSeen { seen, rescan }).await.is_err() {
             return std::future::pending().await;
         }

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use anyhow::Context as _;
 use leaf_core::command::DeviceList;
 use leaf_core::hardware::{Device, Direction};
-use leaf_hardware::{Sources, facter, look};
+use leaf_hardware::{Sources, facter, scan};
 
 use crate::cli::Inventory;
 
@@ -21,7 +21,7 @@ pub fn show(flags: &Inventory) -> anyhow::Result<()> {
                 .with_context(|| format!("can't use the report {}", report.display()))?
                 .inventory
         }
-        None => look(&Sources::default())?.inventory,
+        None => scan(&Sources::default())?.inventory,
     };
     let list = DeviceList {
         devices: inventory.devices.into_values().collect(),

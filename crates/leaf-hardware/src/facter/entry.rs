@@ -1,4 +1,4 @@
-//! One entry of a report becomes a device, or a part of one.
+//! Turns an entry of a report into a device, or adds it to one.
 
 use std::collections::BTreeMap;
 
@@ -12,11 +12,11 @@ use crate::units;
 
 type Fields = Map<String, Value>;
 
-/// Gathers entries.
+/// Collects the drafts of a report's entries.
 pub(super) struct Reader {
     drafts: Drafts,
     by_index: BTreeMap<u64, String>,
-    /// What the interfaces of each USB device say, and whether a driver has them.
+    /// The interfaces of each USB device, and whether a driver is bound to each.
     interfaces: BTreeMap<String, Vec<([u8; 3], bool)>>,
 }
 
@@ -29,7 +29,7 @@ impl Reader {
         }
     }
 
-    /// Adds an entry and returns the key of the draft that it went into.
+    /// Adds an entry and returns the key of its draft.
     pub(super) fn device(&mut self, class: &str, number: usize, entry: &Fields) -> String {
         let place = self.locate(class, number, entry);
         let key = place.path.clone();
@@ -44,14 +44,14 @@ impl Reader {
             }
             bus => self.drafts.entry(key.clone()).or_insert_with(|| {
                 let mut draft = Draft::new(&key, bus);
-                draft.real = place.real;
+                draft.in_sysfs = place.in_sysfs;
                 draft
             }),
         };
         if place.virtio {
             draft.bus = "virtio".to_owned();
         }
-        // The root hub names the kernel, not the controller that it is a part of.
+        // A root hub has the kernel's names, not those of its controller.
         let named = !(bus_of(entry) == "usb" && draft.bus != "usb");
         if named && draft.bus != "virtual" {
             names(draft, entry);
@@ -78,7 +78,7 @@ impl Reader {
         key
     }
 
-    /// Adds the processors: one for each socket.
+    /// Adds the processors, one for each socket.
     pub(super) fn processors(&mut self, list: Option<&Value>) {
         for entry in list
             .and_then(Value::as_array)
@@ -92,7 +92,7 @@ impl Reader {
                 .drafts
                 .entry(path.clone())
                 .or_insert_with(|| Draft::new(&path, "cpu"));
-            draft.real = false;
+            draft.in_sysfs = false;
             draft.kinds.insert(DeviceKind::Processor);
             draft.vendor = draft.vendor.take().or(text(entry, "vendor_name"));
             let figures = || {
@@ -109,7 +109,7 @@ impl Reader {
         }
     }
 
-    /// Adds the memory modules that are there.
+    /// Adds the memory modules that are installed.
     pub(super) fn memory(&mut self, list: Option<&Value>) {
         for entry in list
             .and_then(Value::as_array)
@@ -129,7 +129,7 @@ impl Reader {
                 path = format!("{path} {handle}");
             }
             let mut draft = Draft::new(&path, "memory");
-            draft.real = false;
+            draft.in_sysfs = false;
             draft.kinds.insert(DeviceKind::Memory);
             draft.vendor = text(entry, "manufacturer");
             draft.model = text(entry, "part_number");
@@ -138,7 +138,7 @@ impl Reader {
         }
     }
 
-    /// Returns the drafts, each with a port for all that it is.
+    /// Returns the drafts, each with the ports of its kinds.
     pub(super) fn finish(mut self) -> Drafts {
         for (key, interfaces) in self.interfaces {
             if let Some(draft) = self.drafts.get_mut(&key) {
@@ -164,51 +164,51 @@ impl Reader {
                         .to_owned()
                 });
             let nth = (1..).find(|nth| !self.drafts.contains_key(&format!("{card}/screen {nth}")));
-            return Place::unreal(&format!("{card}/screen {}", nth.unwrap_or_default()), "display");
+            return Place::without_sysfs(&format!("{card}/screen {}", nth.unwrap_or_default()), "display");
         }
         let link = text(entry, "sysfs_device_link").or_else(|| text(entry, "sysfs_id"));
         let Some(found) = link else {
             let name = text(entry, "unix_device_name").unwrap_or_else(|| format!("{class} {number}"));
             let bus = bus_of(entry);
-            return Place::unreal(&name, if bus.is_empty() { "other" } else { &bus });
+            return Place::without_sysfs(&name, if bus.is_empty() { "other" } else { &bus });
         };
         if found.starts_with("/class/net/") || found.starts_with("/devices/virtual/net") {
-            return Place::unreal("virtual net", "virtual");
+            return Place::without_sysfs("virtual net", "virtual");
         }
         if found.starts_with("/class/block/") || found.starts_with("/devices/virtual/block") {
-            return Place::unreal("virtual block", "virtual");
+            return Place::without_sysfs("virtual block", "virtual");
         }
         if let Some(name) = found.strip_prefix("/class/") {
-            // `scsi_generic/sg3`: the bus address says which disk it is.
+            // `scsi_generic/sg3`: the bus address identifies the disk.
             let bus = bus_of(entry);
             let address = text(entry, "sysfs_bus_id").map(|id| format!("/{id}"));
             let same = address.and_then(|id| self.drafts.keys().find(|key| key.ends_with(&id)));
-            return Place::unreal(same.map_or(name, String::as_str), &bus);
+            return Place::without_sysfs(same.map_or(name, String::as_str), &bus);
         }
         real(&found)
     }
 }
 
-/// Where an entry belongs.
+/// The piece of hardware that an entry belongs to.
 struct Place {
     path: String,
     bus: String,
-    real: bool,
+    in_sysfs: bool,
     virtio: bool,
 }
 
 impl Place {
-    fn unreal(path: &str, bus: &str) -> Self {
+    fn without_sysfs(path: &str, bus: &str) -> Self {
         Self {
             path: path.to_owned(),
             bus: bus.to_owned(),
-            real: false,
+            in_sysfs: false,
             virtio: false,
         }
     }
 }
 
-/// Finds the piece of hardware that a path below `/devices` belongs to, by the path alone.
+/// Returns the piece of hardware that a path below `/devices` belongs to, from the path alone.
 fn real(found: &str) -> Place {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let virtio = found
@@ -217,10 +217,10 @@ fn real(found: &str) -> Place {
     let place = |path: &str, bus: &str| Place {
         path: path.to_owned(),
         bus: bus.to_owned(),
-        real: true,
+        in_sysfs: true,
         virtio,
     };
-    // Behind an I2C adapter (`i2c-1`) or a keyboard controller stands hardware of its own.
+    // A device behind an I2C adapter (`i2c-1`) or a keyboard controller is a piece of hardware.
     let (mut end, mut behind_adapter) = (0, false);
     for part in found.split('/') {
         end += part.len() + 1;
@@ -252,13 +252,13 @@ fn real(found: &str) -> Place {
     place(cut, bus)
 }
 
-/// A field's text, if it is one and says something.
+/// Returns a field's text, or `None` if it is empty or not a text.
 fn text(entry: &Fields, name: &str) -> Option<String> {
     let text = entry.get(name)?.as_str()?.trim();
     (!text.is_empty()).then(|| text.chars().filter(|c| !c.is_control()).take(256).collect())
 }
 
-/// A number, also one written `"0x1000"`.
+/// Returns a number, also one written as `"0x1000"`.
 pub(super) fn number(value: Option<&Value>) -> Option<u64> {
     match value? {
         Value::Number(number) => number.as_u64(),
@@ -278,7 +278,7 @@ fn bus_of(entry: &Fields) -> String {
         .to_ascii_lowercase()
 }
 
-/// An id `{hex, name, value}`, or a plain text: its hexadecimal digits and its name.
+/// Returns the hexadecimal digits and the name of an id `{hex, name, value}`, or of a plain text.
 fn id(value: Option<&Value>) -> (Option<String>, Option<String>) {
     let clean = |text: &str| {
         let text = text.trim();
@@ -304,7 +304,7 @@ fn names(draft: &mut Draft, entry: &Fields) {
     }
     draft.vendor = draft.vendor.take().or(vendor);
     draft.model = draft.model.take().or(device).or_else(|| {
-        // What the program puts together itself says nothing new where there is a number.
+        // The program's own combined name adds nothing to a number.
         draft.device_id.is_none().then(|| text(entry, "model")).flatten()
     });
     draft.serial = draft.serial.take().or_else(|| text(entry, "serial"));
@@ -338,8 +338,8 @@ fn pci(draft: &mut Draft, entry: &Fields) {
     let Some(code) = class_code(entry) else {
         return;
     };
-    // A report doesn't say which card the firmware draws on, so none of them counts as failed.
-    draft.failed = draft.drivers.is_empty() && units::pci_wants_driver(&code, true);
+    // A report doesn't tell which card the firmware uses, so none of them counts as failed.
+    draft.failed = draft.drivers.is_empty() && units::pci_needs_driver(&code, true);
     draft.attributes.insert("class".to_owned(), code);
 }
 
@@ -380,7 +380,7 @@ fn kind(class: &str, entry: &Fields, draft: &Draft) -> DeviceKind {
         "modem" => DeviceKind::Modem,
         "chip_card" => DeviceKind::SmartCard,
         "mmc_controller" => DeviceKind::MmcController,
-        // A virtual disk has no controller of its own.
+        // A virtio disk has no separate controller.
         "storage_controller" if bus_of(entry) == "virtio" => DeviceKind::Disk,
         "storage_controller" => DeviceKind::StorageController,
         "usb_controller" => DeviceKind::UsbController,
@@ -392,7 +392,7 @@ fn kind(class: &str, entry: &Fields, draft: &Draft) -> DeviceKind {
     }
 }
 
-/// Adds the ports that the entry names.
+/// Adds the ports in the entry.
 fn add_ports(class: &str, draft: &mut Draft, entry: &Fields, kind: DeviceKind) {
     let mut nodes: Vec<String> = text(entry, "unix_device_name").into_iter().collect();
     let list = entry
@@ -402,7 +402,7 @@ fn add_ports(class: &str, draft: &mut Draft, entry: &Fields, kind: DeviceKind) {
         .flatten();
     nodes.extend(list.filter_map(Value::as_str).map(str::to_owned));
     if matches!(class, "network_interface" | "disk" | "cdrom") {
-        // `/class/block/sda`, however many other names it has.
+        // `/class/block/sda`; other names are ignored.
         let path = text(entry, "sysfs_id").unwrap_or_default();
         nodes = path
             .rsplit_once('/')
@@ -450,7 +450,7 @@ fn add_ports(class: &str, draft: &mut Draft, entry: &Fields, kind: DeviceKind) {
     }
 }
 
-/// Returns a disk's bytes: sectors by the size of one.
+/// Returns a disk's size in bytes: its sectors times their size.
 fn size(entry: &Fields) -> Option<u64> {
     entry.get("resources")?.as_array()?.iter().find_map(|resource| {
         let kind = resource.get("type").or_else(|| resource.get("Type"))?.as_str()?;
@@ -464,7 +464,7 @@ fn size(entry: &Fields) -> Option<u64> {
     })
 }
 
-/// Adds the port that a device of this kind has whatever it is called: a report names few of them.
+/// Adds the port that a device of this kind has; a report names only a few.
 fn unnamed_port(draft: &mut Draft, kind: DeviceKind) {
     let (name, direction, medium) = match kind {
         DeviceKind::Camera => ("video", Direction::Input, Medium::Video),

@@ -1,4 +1,4 @@
-//! Runs nixos-facter: a program of its own, under another licence, as root, within a time limit.
+//! Runs nixos-facter, a separate program under another licence, as root and with a time limit.
 
 use std::io;
 use std::path::Path;
@@ -10,31 +10,31 @@ use tokio::process::Command;
 
 use super::MAX_REPORT_BYTES;
 
-/// How much of what it says on stderr is kept.
+/// How many bytes of the program's stderr are kept.
 const MAX_STDERR_BYTES: u64 = 16 * 1024;
 
-/// Why there is no report.
+/// Why the program wrote no report.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// It isn't installed, or can't be started.
+    /// The program is not installed or can't be started.
     #[error("can't start {program}")]
     Start {
         /// The program.
         program: String,
-        /// What the system says.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// It failed. It must be root, and fails where `/sys/kernel/iommu_groups` can't be read.
+    /// The program failed. It needs root, and fails if it can't read `/sys/kernel/iommu_groups`.
     #[error("{program} failed ({status}): {stderr}")]
     Failed {
         /// The program.
         program: String,
-        /// How it ended.
+        /// The exit status.
         status: ExitStatus,
-        /// What it said.
+        /// Its stderr.
         stderr: String,
     },
-    /// It took too long. A scan takes 8 s in a virtual machine, and 85 s with a slow serial port.
+    /// The time limit passed. A scan takes 8 s in a virtual machine, and 85 s with a slow serial port.
     #[error("{program} took longer than {} s", after.as_secs())]
     TimedOut {
         /// The program.
@@ -42,27 +42,27 @@ pub enum RunError {
         /// The limit.
         after: Duration,
     },
-    /// It wrote more than a report has.
+    /// The output is larger than a report.
     #[error("{program} wrote more than {MAX_REPORT_BYTES} bytes")]
     TooLarge {
         /// The program.
         program: String,
     },
-    /// What it wrote can't be read.
-    #[error("can't read what {program} writes")]
+    /// The output can't be read.
+    #[error("can't read the output of {program}")]
     Output {
         /// The program.
         program: String,
-        /// What the system says.
+        /// The operating system's error.
         source: io::Error,
     },
 }
 
-/// Returns the report that the program writes: bytes for [`read`](super::read). It is killed with its process group
-/// when the time is over or the future is dropped.
+/// Runs the program and returns its report: bytes for [`read`](super::read). Its process group is killed when the time limit
+/// passes or the future is dropped.
 ///
 /// # Errors
-/// [`RunError`] when it can't be started, fails, or passes the limit of time or size.
+/// [`RunError`] when the program can't be started, fails, or exceeds the limit of time or size.
 pub async fn run(program: &Path, limit: Duration) -> Result<Vec<u8>, RunError> {
     let name = || program.display().to_string();
     let mut child = Command::new(program)
@@ -96,7 +96,7 @@ pub async fn run(program: &Path, limit: Duration) -> Result<Vec<u8>, RunError> {
                 .take(MAX_STDERR_BYTES)
                 .read_to_end(&mut said)
                 .await?;
-            // What is over the limit is read all the same, so that the program doesn't wait for it.
+            // The rest is read and dropped, so that the program doesn't block on it.
             tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await
         };
         let (_, _) = tokio::try_join!(async { read_report.await.map_err(output) }, async {
@@ -117,11 +117,11 @@ pub async fn run(program: &Path, limit: Duration) -> Result<Vec<u8>, RunError> {
     };
     let result = tokio::time::timeout(limit, work).await;
     if matches!(result, Ok(Ok(_))) {
-        // It has been waited for, so its number may soon be another's.
+        // It has been reaped, so its process group id may be reused.
         group.0 = None;
     } else {
         drop(group);
-        // Nothing may stay behind.
+        // Reaps the killed process.
         let _ = child.wait().await;
     }
     result.unwrap_or_else(|_| {
@@ -132,13 +132,13 @@ pub async fn run(program: &Path, limit: Duration) -> Result<Vec<u8>, RunError> {
     })
 }
 
-/// A process group that ends with its owner.
+/// A process group that is killed on drop.
 struct Group(Option<rustix::process::Pid>);
 
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(group) = self.0 {
-            // It fails when the group has ended, which is what is wanted.
+            // It fails if the group has ended already.
             let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         }
     }
