@@ -6,6 +6,19 @@ use std::collections::BTreeMap;
 use crate::event::{DeviceAppeared, DeviceChanged, DeviceVanished, Fact};
 use crate::hardware::{Device, DeviceStatus, Inventory};
 use crate::id::DeviceId;
+use crate::state::State;
+
+/// Returns what changed between the state and a look at the host, in the order of the devices' ids. A device that the state
+/// can't read, since a newer leafd wrote it, is left out.
+#[must_use]
+pub fn changes(state: &State, seen: &Inventory) -> Vec<Fact> {
+    let mut facts = diff(&state.devices, seen);
+    facts.retain(|fact| {
+        fact.about()
+            .is_none_or(|about| state.raw_entry_of(about).is_none())
+    });
+    facts
+}
 
 /// Returns what changed between the devices known and a look at the host, in the order of their ids.
 ///

@@ -15,7 +15,7 @@ use crate::hardware::Device;
 use crate::host_op::ContainerBinding;
 use crate::job::{ENDED_TYPE, Job, JobEnded, PROGRESS_TYPE, Progress};
 use crate::problem::Problem;
-use crate::state::LeafState;
+use crate::state::{LeafState, RawEvent};
 use crate::subject::VERSION;
 
 /// One message type.
@@ -240,6 +240,7 @@ pub fn catalogue() -> Vec<MessageType> {
         ("state.device", Role::State, Shape::of::<Device>()),
         ("state.container", Role::State, Shape::of::<Container>()),
         ("state.job", Role::State, Shape::of::<Job>()),
+        ("state.raw", Role::State, Shape::of::<RawEvent>()),
         ("beat", Role::Other, Shape::of::<Beat>()),
         ("container.binding", Role::Other, Shape::of::<ContainerBinding>()),
         ("problem", Role::Other, Shape::of::<Problem>()),

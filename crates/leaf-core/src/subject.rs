@@ -130,6 +130,15 @@ pub fn event(leaf: &LeafName, aggregate: &str, id: &str, fact: &str) -> String {
     format!("leaf.{VERSION}.evt.{leaf}.{aggregate}.{id}.{fact}")
 }
 
+/// What an event with this subject is about (`container`), its token there, and what happened (`started`).
+#[must_use]
+pub fn parts_of_event(subject: &str) -> Option<(&str, &str, &str)> {
+    let mut tokens = subject.split('.');
+    let start = [tokens.next()?, tokens.next()?, tokens.next()?, tokens.next()?];
+    let parts = (tokens.next()?, tokens.next()?, tokens.next()?);
+    (start[0] == "leaf" && start[2] == "evt" && tokens.next().is_none()).then_some(parts)
+}
+
 /// All events of a leaf.
 #[must_use]
 pub fn events_of(leaf: &LeafName) -> String {

@@ -13,12 +13,15 @@ use leaf_bus::connect::ConnectSettings;
 use leaf_bus::embedded::EmbeddedServer;
 use leaf_bus::serve::{Server, ServiceInfo};
 use leaf_bus::stream::StreamSettings;
+use leaf_core::aggregate::Aggregate;
 use leaf_core::beat::{BEAT_SECONDS, Beat};
 use leaf_core::cause::Cause;
+use leaf_core::command::declaration_of;
 use leaf_core::container::{Container, ContainerPhase};
 use leaf_core::event::{Fact, HostFacts, LeafStarted};
 use leaf_core::id::InstanceId;
 use leaf_core::plan::after_boot;
+use leaf_core::state::{RawEntry, State};
 use leaf_journal::{CommandRecord, Journal, Options};
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -196,8 +199,15 @@ async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Res
     let (given_back, lease_released) = oneshot::channel();
     let (drain, drained) = oneshot::channel();
 
+    for RawEntry { key, reason } in state.raw_entries() {
+        tracing::warn!(
+            key,
+            reason,
+            "a newer leafd wrote this: it is kept as it is, and not acted on"
+        );
+    }
     if let Ok(nix) = &nix {
-        equipment::tidy_jobs(nix, state.jobs.keys().copied().collect()).await;
+        equipment::tidy_jobs(nix, state.job_ids()).await;
     }
     let workers = Workers::new(Equipment {
         leaf: leaf.clone(),
@@ -211,6 +221,7 @@ async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Res
         steps,
     });
     let entries = state.entries();
+    let waiting = waiting(unfinished, &state);
     let in_steps = InSteps::default();
     let mut main_loop = MainLoop {
         ledger: Ledger::new(
@@ -227,7 +238,7 @@ async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Res
         instance,
         workers,
         guard: Guard::new(settings.events.clone(), &journal),
-        waiting: waiting(unfinished),
+        waiting,
         adopting: Default::default(),
         in_steps: in_steps.clone(),
         booting: Default::default(),
@@ -426,21 +437,30 @@ async fn unattended(process: &mut Option<EmbeddedServer>) {
 }
 
 /// The commands that the last run did not finish, by what they wait for.
-fn waiting(unfinished: Vec<CommandRecord>) -> BTreeMap<Target, Vec<Waiter>> {
+fn waiting(unfinished: Vec<CommandRecord>, state: &State) -> BTreeMap<Target, Vec<Waiter>> {
     let mut waiting: BTreeMap<Target, Vec<Waiter>> = BTreeMap::new();
     for record in unfinished {
-        if let Some(target) = record.target.as_deref().and_then(Target::from_key) {
-            // Its generation is not known any more; whatever the target settles at is its answer.
-            waiting.entry(target).or_default().push(Waiter {
-                cause: Cause {
-                    command: Some(record.id.clone()),
-                    correlation: None,
-                },
-                record,
-                responders: Vec::new(),
-                generation: u64::MAX,
-            });
-        }
+        let target = record.target.as_deref().and_then(Target::from_key);
+        let readable = |target: &Target| match target {
+            Target::Container(name) => state.raw_entry_of(Aggregate::Container(name)).is_none(),
+            Target::Job(id) => state.raw_entry_of(Aggregate::Job(id)).is_none(),
+            Target::Hardware => true,
+        };
+        let known = declaration_of(&record.noun_verb).is_some();
+        let Some(target) = target.filter(|target| known && readable(target)) else {
+            tracing::warn!(command = %record.id, what = record.noun_verb, "a newer leafd accepted this command: it stays unanswered until one runs here again");
+            continue;
+        };
+        // Its generation is not known any more; whatever the target settles at is its answer.
+        waiting.entry(target).or_default().push(Waiter {
+            cause: Cause {
+                command: Some(record.id.clone()),
+                correlation: None,
+            },
+            record,
+            responders: Vec::new(),
+            generation: u64::MAX,
+        });
     }
     waiting
 }

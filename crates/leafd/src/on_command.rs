@@ -499,6 +499,7 @@ impl MainLoop {
                     .count(),
             ),
             refusing: self.guard.refuses(self.ledger.journal()).map(|p| p.detail),
+            raw_entries: state.raw_entries(),
         }
     }
 }

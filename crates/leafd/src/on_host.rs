@@ -6,7 +6,7 @@ use leaf_core::cause::Cause;
 use leaf_core::command::RescanReport;
 use leaf_core::container::{ObservedContainer, ObservedRun};
 use leaf_core::decide::{after_job, needless_jobs};
-use leaf_core::diff::diff;
+use leaf_core::diff::changes;
 use leaf_core::event::{
     ContainerFact, ContainerFailed, ContainerReverted, ContainerStep, Fact, HardwareFact, JobCancelled,
     JobFailed, JobInterrupted, JobStarted, JobSucceeded,
@@ -24,7 +24,7 @@ use crate::steps::Taken;
 impl MainLoop {
     pub(crate) fn handle_hardware(&mut self, seen: Result<Inventory, String>, rescan: u64) {
         let facts = match &seen {
-            Ok(inventory) => diff(&self.ledger.state().devices, inventory),
+            Ok(inventory) => changes(self.ledger.state(), inventory),
             Err(error) => {
                 tracing::error!(error, "the look at the hardware failed");
                 Vec::new()

@@ -116,7 +116,9 @@ fn overview(types: &[MessageType]) -> String {
     table(&mut text, &["name", "what"], streams());
     let _ = writeln!(
         text,
-        "\n## Keys of the bucket `{}`\n\nThe value is JSON; a key that is removed is gone from the state.\n",
+        "\n## Keys of the bucket `{}`\n\nThe value is JSON; a key that is removed is gone from the state. A leaf whose leafd was set back to an older version \
+         has entries here that it can't read itself: it passes them on as they are, and `leaf.show` names them \
+         ([decision 9](../decisions/0009-what-cannot-be-read-is-kept-and-not-acted-on.md)).\n",
         subject::STATE_BUCKET
     );
     table(
@@ -163,7 +165,7 @@ fn overview(types: &[MessageType]) -> String {
     text.push_str(
         "\n## Events\n\n\
          CloudEvents 1.0 in the NATS binding's binary mode: attributes are headers, the body is JSON. Readers ignore \
-         types and fields that they don't know.\n\n",
+         types and fields that they don't know, and show a value of an enum that they don't know as text.\n\n",
     );
     of_role(&mut text, types, Role::Event);
     text.push_str("\n### Headers of an event\n\n");
@@ -273,6 +275,7 @@ fn keys(described: &BTreeMap<&str, String>) -> Vec<Vec<String>> {
         ("device.<id>", "state.device"),
         ("container.<container>", "state.container"),
         ("job.<job>", "state.job"),
+        ("raw.<sequence>", "state.raw"),
     ]
     .into_iter()
     .map(|(key, name)| {

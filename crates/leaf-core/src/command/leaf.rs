@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::declare::commands;
 use crate::event::HostFacts;
 use crate::id::{InstanceId, LeafName};
+use crate::state::RawEntry;
 
 commands! {
     "leaf";
@@ -52,4 +53,7 @@ pub struct LeafReport {
     /// Whether it takes commands that change something, and if not, why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusing: Option<String>,
+    /// What it can't read of its own state, since a newer leafd wrote it: it is kept, shown by its key, and not acted on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub raw_entries: Vec<RawEntry>,
 }

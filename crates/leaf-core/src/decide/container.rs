@@ -1,6 +1,7 @@
 //! What the commands about containers do.
 
 use jiff::Timestamp;
+use serde_json::Value;
 
 use super::job::queue;
 use super::{Context, Decision, Next, conflict, invalid, not_found, only, reply};
@@ -211,6 +212,12 @@ fn check_others(state: &State, own: &ContainerName, options: &ContainerOptions) 
             return Err(conflict(format!(
                 "{protocol} port {host_port} of the leaf leads to container {} already",
                 holder.name
+            )));
+        }
+        if state.raw_entry_has("host_port", &Value::from(*host_port)) {
+            return Err(conflict(format!(
+                "{protocol} port {host_port} of the leaf may lead to a container already that only a newer leafd can read; \
+                 leaf.show names those"
             )));
         }
     }

@@ -1,6 +1,7 @@
 //! What the commands about jobs do, and what the end of a job means for others.
 
 use super::{Context, Decision, Next, invalid, not_found, only, reply};
+use crate::aggregate::Aggregate;
 use crate::command::job::{Command, JobList};
 use crate::command::nix::JobAccepted;
 use crate::container::DesiredRun;
@@ -106,7 +107,8 @@ pub fn needless_jobs(state: &State) -> Vec<JobId> {
             ..
         }) => {
             let wanted = state.containers.get(name).map(|container| &container.desired);
-            !wanted.is_some_and(|d| d.run != DesiredRun::Absent && d.build_job == Some(job.id))
+            let raw = state.raw_entry_of(Aggregate::Container(name)).is_some();
+            !raw && !wanted.is_some_and(|d| d.run != DesiredRun::Absent && d.build_job == Some(job.id))
         }
         Task::Build(_) => false,
     };

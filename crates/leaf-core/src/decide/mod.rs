@@ -24,7 +24,7 @@ use crate::event::Fact;
 use crate::host_op::Runtime;
 use crate::id::{Caller, ContainerName, JobId};
 use crate::problem::{Problem, ProblemCode};
-use crate::state::State;
+use crate::state::{RawEntry, State};
 
 /// What a decision needs to know beside the state and the command.
 #[derive(Debug, Clone)]
@@ -90,6 +90,15 @@ pub enum Next {
 /// # Errors
 /// A [`Problem`] when the command can't be accepted: the caller's fault, and nothing has changed.
 pub fn decide(state: &State, command: &Command, context: &Context) -> Result<Decision, Problem> {
+    if let Some(RawEntry { key, reason }) = state.raw_entry_of(command.about()) {
+        return Err(Problem::new(
+            ProblemCode::Unsupported,
+            format!(
+                "{key} was written by a newer leafd, and this one can't read it ({reason}): it is left as it is until a \
+                 leafd runs here that can"
+            ),
+        ));
+    }
     match command {
         Command::Leaf(command) => Ok(leaf::decide(command)),
         Command::Hardware(command) => hardware::decide(state, command),

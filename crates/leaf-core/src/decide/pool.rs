@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::container::{Container, ContainerNetwork};
 use crate::state::State;
@@ -57,7 +58,8 @@ impl AddressPool {
     pub fn free_link(self, state: &State) -> Option<ContainerNetwork> {
         (1..=255).map(|number| self.link(number)).find(|link| {
             let taken = |c: &Container| c.desired.network.container_address == link.container_address;
-            !state.containers.values().any(taken)
+            let address = Value::from(link.container_address.to_string());
+            !state.containers.values().any(taken) && !state.raw_entry_has("container_address", &address)
         })
     }
 }

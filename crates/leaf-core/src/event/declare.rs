@@ -57,10 +57,10 @@ macro_rules! facts {
             }
 
             /// Reads a fact of this type; nothing if the type is none of this kind of thing.
-            pub(super) fn from_body(kind: &str, body: &[u8]) -> Option<Result<Self, serde_json::Error>> {
+            pub(super) fn from_body(kind: &str, body: &serde_json::Value) -> Option<Result<Self, serde_json::Error>> {
                 match kind {
                     $(concat!("cim.leaf.", $aggregate, ".", $fact, ".v", $version) => {
-                        Some(serde_json::from_slice(body).map(Self::$variant))
+                        Some(<$name as serde::Deserialize>::deserialize(body).map(Self::$variant))
                     })*
                     _ => None,
                 }

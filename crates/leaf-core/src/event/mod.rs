@@ -24,10 +24,12 @@ pub use record::{EventRecord, Headers};
 use std::borrow::Cow;
 
 use jiff::Timestamp;
+use serde_json::Value;
 
 use crate::aggregate::Aggregate;
-use crate::id::{CommandId, LeafName, encode_token};
+use crate::id::{CommandId, LeafName};
 use crate::schema::Shape;
+use crate::state::{beyond, must_be_understood};
 use crate::subject;
 
 /// One event: a fact and its place in the leaf's history.
@@ -56,7 +58,7 @@ pub enum EventError {
         /// The header's name.
         header: &'static str,
     },
-    /// The body is not of its type's shape.
+    /// The body is no JSON.
     #[error("the event {kind} with sequence {sequence} can't be read")]
     Body {
         /// Its `ce-type`.
@@ -81,17 +83,43 @@ pub struct EventType {
     pub shape: Shape,
 }
 
+/// A fact that this version can't read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownFact {
+    /// Its `ce-type`.
+    pub kind: String,
+    /// The subject that its event was sent on.
+    pub subject: String,
+    /// The body of its event.
+    pub body: Value,
+}
+
+impl UnknownFact {
+    /// The token of what it is about, as it stands in the subject.
+    fn aggregate_id(&self) -> &str {
+        subject::parts_of_event(&self.subject).map_or("", |(_, id, _)| id)
+    }
+
+    /// The key of the state's entry that it is about, such as `container.web`.
+    #[must_use]
+    pub fn about(&self) -> String {
+        match subject::parts_of_event(&self.subject) {
+            Some(("leaf", ..)) => Aggregate::Leaf.key(),
+            Some((aggregate, id, _)) => format!("{aggregate}.{id}"),
+            None => self.subject.clone(),
+        }
+    }
+}
+
 macro_rules! nouns {
     ($($(#[$doc:meta])* $variant:ident = $module:ident :: $facts:ident,)*) => {
         /// What happened, by noun.
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub enum Fact {
             $($(#[$doc])* $variant($module::$facts),)*
-            /// A fact of a newer version: it keeps its place in the history and changes nothing.
-            Unknown {
-                /// Its `ce-type`.
-                kind: String,
-            },
+            /// A fact of a newer version: it keeps its place in the history, and is kept by the state for a leafd that can
+            /// read it.
+            Unknown(UnknownFact),
         }
 
         $(impl From<$module::$facts> for Fact {
@@ -111,17 +139,26 @@ macro_rules! nouns {
             pub fn kind(&self) -> &str {
                 match self {
                     $(Self::$variant(fact) => fact.kind(),)*
-                    Self::Unknown { kind } => kind,
+                    Self::Unknown(fact) => &fact.kind,
                 }
             }
 
-            /// What it is about (`container`) and what happened to it (`started`).
+            /// The token of what it is about: the leaf, the device id, the container's name as a token, the job id.
             #[must_use]
-            pub fn aggregate_and_fact(&self) -> (&'static str, &'static str) {
+            pub fn aggregate_id(&self, leaf: &LeafName) -> String {
                 match self {
-                    $(Self::$variant(fact) => fact.aggregate_and_fact(),)*
-                    Self::Unknown { .. } => ("unknown", "unknown"),
+                    $(Self::$variant(fact) => fact.about().token(leaf),)*
+                    Self::Unknown(fact) => fact.aggregate_id().to_owned(),
                 }
+            }
+
+            /// The subject of its events.
+            fn subject(&self, leaf: &LeafName) -> String {
+                let (aggregate, fact) = match self {
+                    $(Self::$variant(fact) => fact.aggregate_and_fact(),)*
+                    Self::Unknown(fact) => return fact.subject.clone(),
+                };
+                subject::event(leaf, aggregate, &self.aggregate_id(leaf), fact)
             }
 
             /// What it is about; nothing for one of a newer version.
@@ -129,22 +166,28 @@ macro_rules! nouns {
             pub fn about(&self) -> Option<Aggregate<'_>> {
                 match self {
                     $(Self::$variant(fact) => Some(fact.about()),)*
-                    Self::Unknown { .. } => None,
+                    Self::Unknown(_) => None,
                 }
             }
 
             fn to_body(&self) -> Vec<u8> {
                 match self {
                     $(Self::$variant(fact) => fact.to_body(),)*
-                    Self::Unknown { .. } => b"{}".to_vec(),
+                    Self::Unknown(fact) => to_json(&fact.body),
                 }
             }
 
-            fn from_body(kind: &str, body: &[u8]) -> Result<Self, serde_json::Error> {
+            /// Reads a fact; nothing if its type or a value in it is one of a newer version, or if something is desired in it
+            /// that this version doesn't know.
+            pub(crate) fn read(kind: &str, body: &Value) -> Option<Self> {
                 $(if let Some(fact) = $module::$facts::from_body(kind, body) {
-                    return fact.map(Self::$variant);
+                    let fact = Self::$variant(fact.ok()?);
+                    let known = fact.body();
+                    let more = beyond(body, &known).unwrap_or_default();
+                    let understood = !more.is_object() || must_be_understood(&more, &known).is_none();
+                    return understood.then_some(fact);
                 })*
-                Ok(Self::Unknown { kind: kind.to_owned() })
+                None
             }
         }
     };
@@ -162,12 +205,11 @@ nouns! {
 }
 
 impl Fact {
-    /// The token of what it is about: the leaf, the device id, the container's name as a token, the job id.
-    #[must_use]
-    pub fn aggregate_id(&self, leaf: &LeafName) -> String {
-        match self.about() {
-            Some(aggregate) => aggregate.token(leaf),
-            None => encode_token(self.kind()),
+    /// The body of its events.
+    pub(crate) fn body(&self) -> Value {
+        match self {
+            Self::Unknown(fact) => fact.body.clone(),
+            known => serde_json::from_slice(&known.to_body()).expect("it was just made"),
         }
     }
 }
@@ -176,7 +218,6 @@ impl Event {
     /// Returns the event as it is stored and sent. `epoch` is that of the leaf's history.
     #[must_use]
     pub fn to_record(&self, leaf: &LeafName, epoch: u64) -> EventRecord {
-        let (aggregate, fact) = self.fact.aggregate_and_fact();
         let id = self.fact.aggregate_id(leaf);
         let mut headers = Headers::with_capacity(10, 320);
         // In the order of their names. What is made here is plain; what comes from outside is encoded.
@@ -196,16 +237,17 @@ impl Event {
         headers.push(header::TYPE, header::encode(self.fact.kind()));
         EventRecord {
             sequence: self.sequence,
-            subject: subject::event(leaf, aggregate, &id, fact),
+            subject: self.fact.subject(leaf),
             headers,
             body: self.fact.to_body(),
         }
     }
 
-    /// Reads an event back. A type of a newer version becomes [`Fact::Unknown`]; unknown fields are ignored.
+    /// Reads an event back. One of a newer version becomes [`Fact::Unknown`]: of a type or with a value that this one doesn't
+    /// know. So does one with an unknown field in what is desired; other unknown fields are ignored.
     ///
     /// # Errors
-    /// [`EventError`] when a header is missing or the body is not of its type's shape.
+    /// [`EventError`] when a header is missing or the body is no JSON.
     pub fn from_record(record: &EventRecord) -> Result<Self, EventError> {
         let find = |name: &str| record.attribute(name);
         let bad = |header| EventError::Header {
@@ -219,11 +261,18 @@ impl Event {
         let time = find(header::TIME)
             .and_then(|t| t.parse().ok())
             .ok_or_else(|| bad(header::TIME))?;
-        let fact = Fact::from_body(&kind, &record.body).map_err(|source| EventError::Body {
-            kind: kind.into_owned(),
+        let body: Value = serde_json::from_slice(&record.body).map_err(|source| EventError::Body {
+            kind: kind.clone().into_owned(),
             sequence,
             source,
         })?;
+        let fact = Fact::read(&kind, &body).unwrap_or_else(|| {
+            Fact::Unknown(UnknownFact {
+                kind: kind.into_owned(),
+                subject: record.subject.clone(),
+                body,
+            })
+        });
         Ok(Self {
             sequence,
             time,

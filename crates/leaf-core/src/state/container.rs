@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{Entry, Kind, State, cause_of};
+use super::{Entry, Kind, State, cause_of, same_key};
 use crate::aggregate::Aggregate;
 use crate::container::{
     Container, ContainerPhase, ContainerSource, Desired, DesiredRun, REMEMBERED_REVISIONS, Revision,
@@ -24,11 +24,17 @@ pub(super) const KIND: Kind = Kind {
         let name = ContainerName::new(decode_token(token)?).ok()?;
         state.containers.get(&name).map(Entry::Container)
     },
-    put: |state, value| {
+    put: |state, key, value| {
         let container: Container = serde_json::from_value(value)?;
+        same_key(key, &Aggregate::Container(&container.name).key())?;
         state.containers.insert(container.name.clone(), container);
         Ok(())
     },
+    remove: |state, token| {
+        let name = decode_token(token).and_then(|name| ContainerName::new(name).ok());
+        name.and_then(|name| state.containers.remove(&name));
+    },
+    renewed: false,
 };
 
 pub(super) fn apply(state: &mut State, fact: &ContainerFact, event: &Event) -> Vec<String> {

@@ -1,6 +1,6 @@
 //! Devices in the state: the entries `device.<id>`.
 
-use super::{Entry, Kind, State};
+use super::{Entry, Kind, State, same_key};
 use crate::aggregate::Aggregate;
 use crate::event::hardware::HardwareFact;
 use crate::hardware::{Device, DeviceStatus};
@@ -16,11 +16,17 @@ pub(super) const KIND: Kind = Kind {
             .collect()
     },
     find: |state, id| state.devices.get(&DeviceId::new(id).ok()?).map(Entry::Device),
-    put: |state, value| {
+    put: |state, key, value| {
         let device: Device = serde_json::from_value(value)?;
+        same_key(key, &Aggregate::Device(&device.id).key())?;
         state.devices.insert(device.id.clone(), device);
         Ok(())
     },
+    remove: |state, id| {
+        let id = DeviceId::new(id).ok();
+        id.and_then(|id| state.devices.remove(&id));
+    },
+    renewed: false,
 };
 
 pub(super) fn apply(state: &mut State, fact: &HardwareFact) -> Vec<String> {

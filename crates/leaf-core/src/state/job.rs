@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{Entry, Kind, State, cause_of};
+use super::{Entry, Kind, State, cause_of, same_key};
 use crate::aggregate::Aggregate;
 use crate::event::Event;
 use crate::event::job::JobFact;
@@ -16,11 +16,17 @@ pub(super) const KIND: Kind = Kind {
     name: "job",
     keys: |state| state.jobs.keys().map(|id| Aggregate::Job(id).key()).collect(),
     find: |state, id| state.jobs.get(&id.parse().ok()?).map(Entry::Job),
-    put: |state, value| {
+    put: |state, key, value| {
         let job: Job = serde_json::from_value(value)?;
+        same_key(key, &Aggregate::Job(&job.id).key())?;
         state.jobs.insert(job.id, job);
         Ok(())
     },
+    remove: |state, id| {
+        let id = id.parse().ok();
+        id.and_then(|id: JobId| state.jobs.remove(&id));
+    },
+    renewed: false,
 };
 
 pub(super) fn apply(state: &mut State, fact: &JobFact, event: &Event) -> Vec<String> {

@@ -31,10 +31,12 @@ pub(super) const KIND: Kind = Kind {
     name: "leaf",
     keys: |state| state.leaf.iter().map(|_| Aggregate::Leaf.key()).collect(),
     find: |state, id| id.is_empty().then_some(state.leaf.as_ref())?.map(Entry::Leaf),
-    put: |state, value| {
+    put: |state, _, value| {
         state.leaf = Some(serde_json::from_value(value)?);
         Ok(())
     },
+    remove: |state, _| state.leaf = None,
+    renewed: true,
 };
 
 pub(super) fn apply(state: &mut State, fact: &LeafFact, event: &Event) -> Vec<String> {

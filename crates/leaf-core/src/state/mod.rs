@@ -8,10 +8,13 @@ mod container;
 mod hardware;
 mod job;
 mod leaf;
+mod raw;
 mod snapshot;
 
 pub use job::REMEMBERED_JOBS;
 pub use leaf::LeafState;
+pub use raw::{RawEntry, RawEvent};
+pub(crate) use raw::{beyond, must_be_understood};
 pub use snapshot::SNAPSHOT_KEY;
 
 use std::collections::BTreeMap;
@@ -42,6 +45,7 @@ pub struct State {
     /// Its jobs: all that have not ended, and the last [`REMEMBERED_JOBS`] that have.
     pub jobs: BTreeMap<JobId, Job>,
     partial: snapshot::Partial,
+    raw: raw::Raw,
 }
 
 /// An entry of the state, as it stands there.
@@ -53,6 +57,8 @@ enum Entry<'a> {
     Device(&'a Device),
     Container(&'a Container),
     Job(&'a Job),
+    RawEvent(&'a RawEvent),
+    Raw(&'a Value),
 }
 
 /// How the entries of one kind are kept.
@@ -63,8 +69,12 @@ struct Kind {
     keys: fn(&State) -> Vec<String>,
     /// The one with this id.
     find: for<'a> fn(&'a State, &str) -> Option<Entry<'a>>,
-    /// Takes one in, as it stands in a store.
-    put: fn(&mut State, Value) -> Result<(), serde_json::Error>,
+    /// Takes one in under its key, as it stands in a store.
+    put: fn(&mut State, &str, Value) -> Result<(), serde_json::Error>,
+    /// Takes the one with this id away.
+    remove: fn(&mut State, &str),
+    /// Whether the running leafd writes it anew by itself: then one that can't be read keeps nothing from being done.
+    renewed: bool,
 }
 
 /// The kinds of entries.
@@ -74,6 +84,7 @@ const KINDS: &[Kind] = &[
     hardware::KIND,
     container::KIND,
     job::KIND,
+    raw::KIND,
 ];
 
 /// Returns the kind of a key and the id in it.
@@ -83,31 +94,52 @@ fn kind_of(key: &str) -> Option<(&'static Kind, &str)> {
     Some((kind, id))
 }
 
-/// Why entries are not a state.
-#[derive(Debug, thiserror::Error)]
-#[error("the entry {key:?} of the state can't be read")]
-pub struct EntryError {
-    /// The entry's key.
-    pub key: String,
-    /// What serde says, if the key is known.
-    pub source: Option<serde_json::Error>,
+/// Checks that an entry stands under its own key.
+fn same_key(key: &str, own: &str) -> Result<(), serde_json::Error> {
+    if key == own {
+        Ok(())
+    } else {
+        Err(serde::de::Error::custom(format!("it is the entry {own}")))
+    }
 }
 
 /// Adds one event to the state, and returns the keys of the entries that it changed.
 ///
 /// An event that does not fit (of a container that the state doesn't have, say) changes nothing but the sequence
-/// number: a replay may begin in the middle of a history.
+/// number: a replay may begin in the middle of a history. One that this version can't read is kept, and so is each that
+/// follows about the same thing, until a leafd can read them all; see [`State::raw_entries`].
 pub fn apply(state: &mut State, event: &Event) -> Vec<String> {
     state.sequence = event.sequence;
     if !matches!(event.fact, Fact::Leaf(LeafFact::Snapshotted(_))) {
         state.partial = snapshot::Partial::default();
     }
+    let mut keys = state.take_caught_up();
+    let waits = match &event.fact {
+        Fact::Unknown(fact) => Some(fact.about()),
+        known => known
+            .about()
+            .and_then(|about| Some(state.raw_entry_of(about)?.key)),
+    };
+    keys.extend(match waits {
+        Some(about) => state.keep_event(event, about),
+        None => add(state, event),
+    });
+    for key in &keys {
+        if state.find(key).is_none() {
+            state.forget_fields(key);
+        }
+    }
+    keys
+}
+
+/// Adds an event that can be read.
+fn add(state: &mut State, event: &Event) -> Vec<String> {
     match &event.fact {
         Fact::Leaf(fact) => leaf::apply(state, fact, event),
         Fact::Hardware(fact) => hardware::apply(state, fact),
         Fact::Container(fact) => container::apply(state, fact, event),
         Fact::Job(fact) => job::apply(state, fact, event),
-        Fact::Unknown { .. } => Vec::new(),
+        Fact::Unknown(_) => Vec::new(),
     }
 }
 
@@ -123,52 +155,76 @@ impl State {
     #[must_use]
     pub fn entry(&self, key: &str) -> Option<Value> {
         let entry = self.find(key)?;
-        Some(serde_json::to_value(entry).expect("an entry of the state has string keys only"))
+        let mut value = serde_json::to_value(entry).expect("an entry of the state has string keys only");
+        if let Some(fields) = self.unknown_fields(key) {
+            raw::merge(&mut value, fields);
+        }
+        Some(value)
     }
 
     /// Returns the entry of this key as JSON, or nothing if there is none (any more).
     #[must_use]
     pub fn entry_json(&self, key: &str) -> Option<Vec<u8>> {
+        if self.unknown_fields(key).is_some() {
+            return self.entry(key).map(|entry| to_json(&entry));
+        }
         self.find(key).map(|entry| to_json(&entry))
     }
 
     fn find(&self, key: &str) -> Option<Entry<'_>> {
+        if let Some(raw) = self.raw_value(key) {
+            return Some(Entry::Raw(raw));
+        }
         let (kind, id) = kind_of(key)?;
         (kind.find)(self, id)
     }
 
-    /// Returns all entries by key.
+    /// Returns all entries by key, also those that this version can't read.
     #[must_use]
     pub fn entries(&self) -> BTreeMap<String, Value> {
         let keys = KINDS.iter().flat_map(|kind| (kind.keys)(self));
-        keys.filter_map(|key| self.entry(&key).map(|value| (key, value)))
+        keys.chain(self.raw_keys())
+            .filter_map(|key| self.entry(&key).map(|value| (key, value)))
             .collect()
     }
 
-    /// Returns the state that has these entries and ends with this sequence number.
-    ///
-    /// # Errors
-    /// [`EntryError`] for the first entry that is not one of a state.
-    pub fn from_entries(
-        sequence: u64,
-        entries: impl IntoIterator<Item = (String, Value)>,
-    ) -> Result<Self, EntryError> {
+    /// Returns the state that has these entries and ends with this sequence number. What it can't read of them it keeps, see
+    /// [`Self::raw_entries`].
+    #[must_use]
+    pub fn from_entries(sequence: u64, entries: impl IntoIterator<Item = (String, Value)>) -> Self {
         let mut state = Self {
             sequence,
             ..Self::default()
         };
         for (key, value) in entries {
-            state.put(&key, value)?;
+            state.put(&key, value);
         }
-        Ok(state)
+        state.catch_up();
+        state
     }
 
-    fn put(&mut self, key: &str, value: Value) -> Result<(), EntryError> {
-        let error = |source| EntryError {
-            key: key.to_owned(),
-            source,
+    fn put(&mut self, key: &str, value: Value) {
+        let Some((kind, id)) = kind_of(key) else {
+            return self.keep_entry(key, value, "its kind is unknown".to_owned());
         };
-        let (kind, _) = kind_of(key).ok_or_else(|| error(None))?;
-        (kind.put)(self, value).map_err(|source| error(Some(source)))
+        if let Err(error) = (kind.put)(self, key, value.clone()) {
+            if kind.renewed {
+                self.keep_fields(key, value);
+            } else {
+                self.keep_entry(key, value, error.to_string());
+            }
+            return;
+        }
+        let known = self.entry(key).unwrap_or_default();
+        let Some(more) = beyond(&value, &known) else {
+            return;
+        };
+        match must_be_understood(&more, &known) {
+            Some(place) if !kind.renewed => {
+                (kind.remove)(self, id);
+                self.keep_entry(key, value, format!("the value of {place} is unknown"));
+            }
+            _ => self.keep_fields(key, more),
+        }
     }
 }

@@ -22,10 +22,12 @@ pub(super) const KIND: Kind = Kind {
     find: |state, id| {
         (id.is_empty() && state.snapshot_sequence > 0).then_some(Entry::Snapshot(state.snapshot_sequence))
     },
-    put: |state, value| {
+    put: |state, _, value| {
         state.snapshot_sequence = serde_json::from_value(value)?;
         Ok(())
     },
+    remove: |state, _| state.snapshot_sequence = 0,
+    renewed: true,
 };
 
 /// The parts of a snapshot that have come so far.
@@ -58,13 +60,12 @@ pub(super) fn restore(state: &mut State, snapshot: &LeafSnapshotted, sequence: u
         snapshot_sequence: sequence.saturating_sub(u64::from(snapshot.parts.saturating_sub(1))),
         ..State::default()
     };
-    for (key, value) in partial.entries {
-        // An entry of a newer version is left out, as an unknown event is.
-        if state.put(&key, value).is_ok() {
-            keys.insert(key);
-        }
+    for (key, value) in partial.entries.into_iter().filter(|(key, _)| key != SNAPSHOT_KEY) {
+        state.put(&key, value);
     }
-    keys.insert(SNAPSHOT_KEY.to_owned());
+    state.catch_up();
+    keys.extend(state.take_caught_up());
+    keys.extend(state.entries().into_keys());
     keys.into_iter().collect()
 }
 

@@ -72,8 +72,9 @@ fn every_golden_entry_of_the_state_is_read_by_its_key() {
     for golden in entries {
         let subject = golden.subject.as_deref().expect("an entry has a subject");
         let key = key_of_state(&leaf, subject).unwrap_or_else(|| panic!("{}: {subject}", golden.file));
-        let state = State::from_entries(0, [(key.to_owned(), golden.body.clone())])
-            .unwrap_or_else(|e| panic!("{}: {e:?}", golden.file));
+        let state = State::from_entries(0, [(key.to_owned(), golden.body.clone())]);
+        let understood = state.raw_entries().is_empty() || golden.name == "state.raw";
+        assert!(understood, "{}", golden.file);
         assert_eq!(state.entry(key).as_ref(), Some(&golden.body), "{}", golden.file);
     }
 }

@@ -2,6 +2,7 @@
 
 mod golden;
 mod host;
+mod raw;
 mod replay;
 mod schema;
 mod strategies;

@@ -227,6 +227,24 @@ fn snapshot() -> impl Strategy<Value = LeafSnapshotted> {
     })
 }
 
+/// A fact of a later version, about something that this one may know.
+pub(crate) fn unknown_fact() -> impl Strategy<Value = Fact> {
+    let about = prop_oneof![
+        Just(("leaf", "edge-1".to_owned())),
+        Just(("weather", "here".to_owned())),
+        device_id().prop_map(|id| ("device", id.to_string())),
+        name().prop_map(|name| ("container", name.token())),
+        job_id().prop_map(|id| ("job", id.to_string())),
+    ];
+    (about, "[a-z]{1,5}", any::<u8>()).prop_map(|((aggregate, id), fact, value)| {
+        Fact::Unknown(UnknownFact {
+            kind: format!("cim.leaf.{aggregate}.later_{fact}.v9"),
+            subject: format!("leaf.v1.evt.edge-1.{aggregate}.{id}.later_{fact}"),
+            body: serde_json::json!({ "of_a_later_day": value }),
+        })
+    })
+}
+
 /// Any fact, whether it fits or not.
 pub(crate) fn fact() -> impl Strategy<Value = Fact> {
     let text = "[ -~ä€]{0,8}";
@@ -245,9 +263,7 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
         })),
         (instance(), text).prop_map(|(instance, reason)| Fact::from(LeafStopped { instance, reason })),
         snapshot().prop_map(Fact::from),
-        text.prop_map(|kind| Fact::Unknown {
-            kind: format!("cim.leaf.later.{kind}.v9")
-        }),
+        unknown_fact(),
     ];
     let of_a_device = prop_oneof![
         device().prop_map(|device| Fact::from(DeviceAppeared { device })),

@@ -21,7 +21,7 @@ impl Show {
         };
         let report = session.call_to(&leaf, &ShowLeaf {}).await?;
         output.document(&report, |r| {
-            fields(&[
+            let mut rows = vec![
                 ("leaf", r.name.to_string()),
                 ("instance", r.instance.to_string()),
                 ("version", r.version.clone()),
@@ -52,7 +52,14 @@ impl Show {
                         .as_ref()
                         .map_or("taken".to_owned(), |why| format!("refused: {why}")),
                 ),
-            ])
+            ];
+            rows.extend(r.raw_entries.iter().map(|entry| {
+                (
+                    "can't read",
+                    format!("{}: {}; a newer leafd wrote it", entry.key, entry.reason),
+                )
+            }));
+            fields(&rows)
         })
     }
 }

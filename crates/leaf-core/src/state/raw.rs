@@ -1,0 +1,355 @@
+//! What a newer leafd wrote and this one can't read ([decision 9](../../../../docs/decisions/0009-what-cannot-be-read-is-kept-and-not-acted-on.md)):
+//! entries are kept as they were found, and events in entries of their own, `raw.<sequence>`, until a leafd that can read
+//! them adds them to the state. What they are about is not acted on meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{Entry, Kind, State, add, kind_of, same_key};
+use crate::aggregate::Aggregate;
+use crate::event::{Event, Fact};
+use crate::id::{CommandId, JobId};
+
+/// Fields that have to be understood whole, at the top of an entry or of an event's body: what is desired. A field that this
+/// version doesn't know elsewhere is kept, and does not keep the leaf from acting.
+const UNDERSTOOD_WHOLE: [&str; 3] = ["desired", "revisions", "task"];
+
+/// What the state holds and this version can't read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Raw {
+    /// Whole entries, by key.
+    entries: BTreeMap<String, RawValue>,
+    /// Events that could not be added to the state, by sequence number.
+    events: BTreeMap<u64, RawEvent>,
+    /// Fields beside those that this version knows, by the key of their entry.
+    fields: BTreeMap<String, Value>,
+    /// Entries that changed when events could be read at last, until the next event is recorded.
+    caught_up: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct RawValue {
+    value: Value,
+    reason: String,
+}
+
+/// An event that a newer leafd recorded: the entry `raw.<sequence>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RawEvent {
+    /// Its sequence number.
+    pub sequence: u64,
+    /// When it was recorded.
+    pub time: Timestamp,
+    /// The command that caused it, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub causation: Option<CommandId>,
+    /// The sender's own mark.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correlation: Option<String>,
+    /// Its `ce-type`.
+    pub kind: String,
+    /// The key of the entry that it is about: `container.web`.
+    pub about: String,
+    /// Its body.
+    pub body: Value,
+}
+
+/// One thing that a leaf can't read, since a newer leafd wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RawEntry {
+    /// The key of its entry in the state: `container.web`.
+    pub key: String,
+    /// What could not be read.
+    pub reason: String,
+}
+
+pub(super) const KIND: Kind = Kind {
+    name: "raw",
+    keys: |state| {
+        state
+            .raw
+            .events
+            .keys()
+            .map(|sequence| key_of(*sequence))
+            .collect()
+    },
+    find: |state, sequence| state.raw.events.get(&sequence.parse().ok()?).map(Entry::RawEvent),
+    put: |state, key, value| {
+        let event: RawEvent = serde_json::from_value(value)?;
+        same_key(key, &key_of(event.sequence))?;
+        state.raw.events.insert(event.sequence, event);
+        Ok(())
+    },
+    remove: |state, sequence| {
+        if let Ok(sequence) = sequence.parse() {
+            state.raw.events.remove(&sequence);
+        }
+    },
+    renewed: false,
+};
+
+/// Twenty digits, so that text order is number order.
+fn key_of(sequence: u64) -> String {
+    format!("raw.{sequence:020}")
+}
+
+impl RawEvent {
+    fn of(event: &Event, about: String) -> Self {
+        Self {
+            sequence: event.sequence,
+            time: event.time,
+            causation: event.causation.clone(),
+            correlation: event.correlation.clone(),
+            kind: event.fact.kind().to_owned(),
+            about,
+            body: event.fact.body(),
+        }
+    }
+
+    fn reason(&self) -> String {
+        format!("the event {} of the type {}", self.sequence, self.kind)
+    }
+
+    /// Returns the event, if this version can read it.
+    fn read(&self) -> Option<Event> {
+        Some(Event {
+            sequence: self.sequence,
+            time: self.time,
+            causation: self.causation.clone(),
+            correlation: self.correlation.clone(),
+            fact: Fact::read(&self.kind, &self.body)?,
+        })
+    }
+}
+
+impl State {
+    /// Everything in the state that this version can't read, sorted by key; of several events about one thing the first.
+    #[must_use]
+    pub fn raw_entries(&self) -> Vec<RawEntry> {
+        let mut reasons: BTreeMap<&str, String> = BTreeMap::new();
+        for (key, entry) in &self.raw.entries {
+            reasons.insert(key, entry.reason.clone());
+        }
+        for event in self.raw.events.values() {
+            reasons.entry(&event.about).or_insert_with(|| event.reason());
+        }
+        let all = reasons.into_iter().map(|(key, reason)| RawEntry {
+            key: key.to_owned(),
+            reason,
+        });
+        all.collect()
+    }
+
+    /// Returns what can't be read of a thing, if the leaf has to leave it alone for that. The leaf itself always goes on.
+    #[must_use]
+    pub fn raw_entry_of(&self, about: Aggregate<'_>) -> Option<RawEntry> {
+        if self.raw.entries.is_empty() && self.raw.events.is_empty() {
+            return None;
+        }
+        let key = match about {
+            Aggregate::Leaf => return None,
+            Aggregate::Device(_) | Aggregate::Container(_) | Aggregate::Job(_) => about.key(),
+        };
+        self.is_raw(&key)
+            .then(|| self.raw_entries().into_iter().find(|raw| raw.key == key))?
+    }
+
+    /// Whether something that can't be read has a field of this name and value anywhere in it: an address or a port that is
+    /// taken.
+    #[must_use]
+    pub fn raw_entry_has(&self, field: &str, value: &Value) -> bool {
+        let entries = self.raw.entries.values().map(|entry| &entry.value);
+        let events = self.raw.events.values().map(|event| &event.body);
+        entries.chain(events).any(|found| has(found, field, value))
+    }
+
+    /// The ids of all jobs, also of those that can't be read.
+    #[must_use]
+    pub fn job_ids(&self) -> BTreeSet<JobId> {
+        let entries = self.raw.entries.keys().map(String::as_str);
+        let events = self.raw.events.values().map(|event| event.about.as_str());
+        let raw = entries
+            .chain(events)
+            .filter_map(|key| key.strip_prefix("job.")?.parse().ok());
+        self.jobs.keys().copied().chain(raw).collect()
+    }
+
+    /// Whether the entry of this key, or an event about it, can't be read.
+    pub(super) fn is_raw(&self, key: &str) -> bool {
+        self.raw.entries.contains_key(key) || self.raw.events.values().any(|event| event.about == key)
+    }
+
+    /// Keeps an event that can't be added to the state, and returns the key of its entry. The entry that it is about stays as it
+    /// is from now on.
+    pub(super) fn keep_event(&mut self, event: &Event, about: String) -> Vec<String> {
+        let key = key_of(event.sequence);
+        let raw = RawEvent::of(event, about);
+        self.freeze(&raw);
+        self.raw.events.insert(event.sequence, raw);
+        vec![key]
+    }
+
+    /// Takes what an event is about that can't be read from what this leafd knows, and keeps its entry as it is.
+    fn freeze(&mut self, event: &RawEvent) {
+        let known = kind_of(&event.about).filter(|(kind, _)| !kind.renewed);
+        let Some(((kind, id), entry)) = known.zip(self.entry(&event.about)) else {
+            return;
+        };
+        if self.raw_value(&event.about).is_none() {
+            (kind.remove)(self, id);
+            self.forget_fields(&event.about);
+            self.keep_entry(&event.about, entry, event.reason());
+        }
+    }
+
+    /// Keeps an entry that can't be read.
+    pub(super) fn keep_entry(&mut self, key: &str, value: Value, reason: String) {
+        self.raw
+            .entries
+            .insert(key.to_owned(), RawValue { value, reason });
+    }
+
+    /// The entry of this key as it was found, if it can't be read.
+    pub(super) fn raw_value(&self, key: &str) -> Option<&Value> {
+        self.raw.entries.get(key).map(|entry| &entry.value)
+    }
+
+    pub(super) fn raw_keys(&self) -> impl Iterator<Item = String> {
+        self.raw.entries.keys().cloned()
+    }
+
+    /// Keeps the fields of an entry that this version doesn't know.
+    pub(super) fn keep_fields(&mut self, key: &str, fields: Value) {
+        self.raw.fields.insert(key.to_owned(), fields);
+    }
+
+    /// The fields of the entry of this key that this version doesn't know.
+    pub(super) fn unknown_fields(&self, key: &str) -> Option<&Value> {
+        self.raw.fields.get(key)
+    }
+
+    pub(super) fn forget_fields(&mut self, key: &str) {
+        self.raw.fields.remove(key);
+    }
+
+    /// Adds the events to the state that can be read now, in order, as long as nothing raw comes before them.
+    pub(super) fn catch_up(&mut self) {
+        let mut blocked: BTreeSet<String> = self.raw.entries.keys().cloned().collect();
+        for (sequence, event) in std::mem::take(&mut self.raw.events) {
+            let readable = (!blocked.contains(&event.about)).then(|| event.read()).flatten();
+            match readable {
+                Some(read) => {
+                    let changed = add(self, &read);
+                    self.raw.caught_up.extend(changed);
+                    self.raw.caught_up.push(key_of(sequence));
+                }
+                None => {
+                    if event.about != Aggregate::Leaf.key() {
+                        blocked.insert(event.about.clone());
+                    }
+                    self.freeze(&event);
+                    self.raw.events.insert(sequence, event);
+                }
+            }
+        }
+    }
+
+    /// Takes the keys of the entries that changed when the state was read.
+    pub(super) fn take_caught_up(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.raw.caught_up)
+    }
+}
+
+/// What is said in `found` beyond `known`, which is what this version made of it; nothing if all was understood. A field that
+/// is not there and one that says nothing (`null`, `false`, 0, an empty text or list) are the same.
+pub(crate) fn beyond(found: &Value, known: &Value) -> Option<Value> {
+    match (found, known) {
+        (Value::Object(found), Value::Object(known)) => {
+            let more = found.iter().filter_map(|(name, value)| {
+                let more = match known.get(name) {
+                    Some(known) => beyond(value, known)?,
+                    None if says_nothing(value) => return None,
+                    None => value.clone(),
+                };
+                Some((name.clone(), more))
+            });
+            let more: Map<String, Value> = more.collect();
+            (!more.is_empty()).then_some(Value::Object(more))
+        }
+        (Value::Array(found), Value::Array(known)) if found.len() == known.len() => {
+            let all = found.iter().zip(known).all(|(f, k)| beyond(f, k).is_none());
+            (!all).then(|| Value::Array(found.clone()))
+        }
+        (found, known) => (found != known).then(|| found.clone()),
+    }
+}
+
+fn says_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(value) => !value,
+        Value::Number(value) => value.as_f64() == Some(0.0),
+        Value::String(value) => value.is_empty(),
+        Value::Array(value) => value.is_empty(),
+        Value::Object(value) => value.is_empty(),
+    }
+}
+
+/// Returns where an entry or an event's body says more than this version can do without: in what is desired, or in a place
+/// where it could not be kept beside what this version writes.
+pub(crate) fn must_be_understood(more: &Value, known: &Value) -> Option<String> {
+    let (Value::Object(more), Value::Object(known)) = (more, known) else {
+        return Some(String::new());
+    };
+    more.iter().find_map(|(name, more)| {
+        if UNDERSTOOD_WHOLE.contains(&name.as_str()) {
+            return Some(place(name, more));
+        }
+        let inner = must_be_understood(more, known.get(name)?)?;
+        Some(if inner.is_empty() {
+            name.clone()
+        } else {
+            format!("{name}.{inner}")
+        })
+    })
+}
+
+/// The place of the first value in what is said beyond.
+fn place(name: &str, more: &Value) -> String {
+    match more {
+        Value::Object(fields) => match fields.iter().next() {
+            Some((inner, more)) => format!("{name}.{}", place(inner, more)),
+            None => name.to_owned(),
+        },
+        _ => name.to_owned(),
+    }
+}
+
+/// Adds the fields that this version doesn't know to an entry.
+pub(super) fn merge(entry: &mut Value, more: &Value) {
+    let (Value::Object(entry), Value::Object(more)) = (entry, more) else {
+        return;
+    };
+    for (name, more) in more {
+        match entry.get_mut(name) {
+            Some(known) => merge(known, more),
+            None => {
+                entry.insert(name.clone(), more.clone());
+            }
+        }
+    }
+}
+
+fn has(found: &Value, field: &str, value: &Value) -> bool {
+    match found {
+        Value::Object(fields) => {
+            fields.get(field) == Some(value) || fields.values().any(|inner| has(inner, field, value))
+        }
+        Value::Array(items) => items.iter().any(|inner| has(inner, field, value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    }
+}
