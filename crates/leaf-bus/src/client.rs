@@ -1,4 +1,4 @@
-//! A person's or another service's side: command a leaf, read its events, follow its jobs.
+//! The callers' side: send commands to a leaf, read its events, follow its jobs.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,60 +24,60 @@ use crate::stream_error::{RequestError, StreamError, request_error};
 pub use crate::client_error::ClientError;
 pub use crate::follow::EventsFrom;
 
-/// Why a command did not work.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// The leaf says why.
+    /// The leaf refused the command, or it failed there.
     #[error(transparent)]
     Problem(#[from] Problem),
-    /// Nobody listens to commands for it.
-    #[error("no leaf {0} answers: it is not running, or has no connection to this NATS server")]
+    /// No leaf of this name is subscribed to commands.
+    #[error("leaf {0} does not answer: it is not running, or not connected to this NATS server")]
     NoLeaf(LeafName),
-    /// No answer in time: it may be carried out, or not. With the same command id it may be sent again.
+    /// No reply in time. The command may have been carried out; with the same command id it can be sent again safely.
     #[error(
-        "leaf {leaf} did not answer within {seconds} s: the command may be carried out; with the same id it may be sent again"
+        "leaf {leaf} did not answer within {seconds} s: the command may still be carried out; send it again with the same id"
     )]
     TimedOut {
-        /// The leaf.
+        /// The leaf's name.
         leaf: LeafName,
-        /// How long we waited.
+        /// The time limit, in seconds.
         seconds: f64,
     },
-    /// The connection was lost meanwhile.
+    /// The connection was lost before the reply came.
     #[error(
-        "the connection to the NATS server was lost: the command may be carried out; with the same id it may be sent again"
+        "the connection to the NATS server was lost: the command may still be carried out; send it again with the same id"
     )]
     Disconnected,
-    /// The user may not send it.
-    #[error("the user may not send this command: {what}")]
+    /// The NATS user may not publish the command.
+    #[error("the NATS user may not send this command: {what}")]
     NoPermission {
-        /// What the server says.
+        /// The server's error.
         what: String,
     },
-    /// The command is larger than the server takes.
+    /// The command is larger than the server's limit.
     #[error("the command is too large: {0}")]
     TooLarge(String),
-    /// The reply is not what it should be.
-    #[error("the reply of leaf {leaf} can't be read: it may be of another version")]
+    /// The reply can't be parsed.
+    #[error("the reply of leaf {leaf} can't be read: the leaf may have another version")]
     Unreadable {
-        /// The leaf.
+        /// The leaf's name.
         leaf: LeafName,
-        /// What serde says.
+        /// The parser's error.
         source: serde_json::Error,
     },
-    /// Something that should not be.
+    /// Another error of the client.
     #[error("the command could not be sent: {0}")]
     Other(String),
 }
 
-/// How a command is sent.
+/// The options of a command.
 #[derive(Debug, Clone)]
 pub struct CallOptions {
-    /// The command's id; with the same id it may be sent again.
+    /// The command's id; with the same id it can be sent again safely.
     pub id: Option<CommandId>,
-    /// How long to wait for the answer.
+    /// How long to wait for the reply.
     pub timeout: Duration,
-    /// A mark of our own, which comes back in the events that it causes.
+    /// The correlation id, which the events that the command causes carry.
     pub correlation: Option<String>,
 }
 
@@ -91,27 +91,27 @@ impl Default for CallOptions {
     }
 }
 
-/// What a job says while it runs.
+/// A message of a running job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobMessage {
-    /// How far it is.
+    /// The job's progress.
     Progress(Progress),
-    /// A piece of what it prints. Whoever has read the log up to some offset (with `job.log`) goes on with the first piece
-    /// whose `next_offset` is beyond it.
+    /// A piece of its log. A reader that has read the log up to some offset (with `job.log`) continues with the first
+    /// piece whose `next_offset` is greater.
     Log {
-        /// Where the piece begins in the log, in bytes.
+        /// The offset in the log where the piece begins, in bytes.
         offset: u64,
-        /// Where the next piece begins. The text need not be as long as the piece: what is not UTF-8 is replaced, and
-        /// of a job that says very much parts are left out.
+        /// The offset where the next piece begins, in bytes. The text may be shorter than the piece: bytes that are not
+        /// UTF-8 are replaced, and parts of a very verbose job are left out.
         next_offset: u64,
-        /// The text.
+        /// The piece's text.
         text: String,
     },
-    /// It has ended; its report says how.
+    /// The job has ended; `job.show` returns its outcome.
     Ended,
 }
 
-/// A connection as one caller.
+/// A caller's connection.
 #[derive(Debug, Clone)]
 pub struct Client {
     pub(crate) link: Link,
@@ -119,12 +119,12 @@ pub struct Client {
 }
 
 impl Client {
-    /// Makes one attempt to connect, within `timeout`. A connection that is lost later comes back by itself.
+    /// Tries to connect once, within `timeout`. A connection that is lost later is re-established.
     ///
     /// # Errors
     /// [`ConnectError`], which says what to do.
     pub async fn connect(settings: &ConnectSettings, timeout: Duration) -> Result<Self, ConnectError> {
-        // Without a caller of its own, a client may still be one on a server that does not care.
+        // On a server without authentication, a client needs no caller in its settings.
         let mut settings = settings.clone();
         let caller = settings
             .caller()
@@ -138,13 +138,13 @@ impl Client {
         Ok(Self { link, caller })
     }
 
-    /// Who we are, from the inbox prefix `_INBOX.<caller>`; `anonymous` where it names nobody.
+    /// The caller, from the inbox prefix `_INBOX.<caller>`; `anonymous` if the prefix has none.
     #[must_use]
     pub fn caller(&self) -> &Caller {
         &self.caller
     }
 
-    /// Asks whether JetStream answers us.
+    /// Checks that JetStream is enabled and that this user may use it.
     ///
     /// # Errors
     /// [`ConnectError::JetStreamOff`] or [`ConnectError::NoPermission`].
@@ -152,12 +152,12 @@ impl Client {
         self.link.check_jetstream().await
     }
 
-    /// Returns the last lease of every leaf that has one now, sorted by name.
+    /// Returns the last beat of each leaf that holds its lease, sorted by name.
     ///
     /// # Errors
     /// [`ClientError`] when the stream of leases can't be read.
     pub async fn leaves(&self) -> Result<Vec<Beat>, ClientError> {
-        // The stream keeps one message a leaf; one that is renewed meanwhile is met twice, the newer last.
+        // The stream keeps one message for each leaf; one that is renewed while reading is read twice, the newer last.
         let mut beats = BTreeMap::new();
         let filter = subject::beats();
         let mut pages = self.link.read_from(subject::LEASE_STREAM, 1, Some(&filter));
@@ -167,7 +167,7 @@ impl Client {
                     let beat: Beat = read_json(&message.subject, &message.body)?;
                     beats.insert(beat.leaf.clone(), beat);
                 }
-                // No such stream: no leaf was ever here.
+                // Without the stream no leaf has ever run here.
                 Ok(None) | Err(StreamError::NoStream { .. }) => break,
                 Err(error) => return Err(error.into()),
             }
@@ -178,7 +178,7 @@ impl Client {
     /// Sends a command and returns its reply.
     ///
     /// # Errors
-    /// [`CallError::Problem`] when the leaf refuses it or it failed there.
+    /// [`CallError::Problem`] if the leaf refuses the command or fails to carry it out.
     pub async fn call<R: Request>(
         &self,
         leaf: &LeafName,
@@ -196,10 +196,10 @@ impl Client {
         })
     }
 
-    /// Sends any noun and verb with any body, and returns the reply's body.
+    /// Sends a command by noun, verb and body, and returns the reply's body.
     ///
     /// # Errors
-    /// [`CallError::Problem`] when the leaf refuses it or it failed there.
+    /// [`CallError::Problem`] if the leaf refuses the command or fails to carry it out.
     pub async fn call_raw(
         &self,
         leaf: &LeafName,
@@ -245,10 +245,10 @@ impl Client {
         }
     }
 
-    /// Asks a container of a leaf how it does, and returns what it says: a JSON document.
+    /// Sends a health request to a container of a leaf, and returns its reply: a JSON document.
     ///
     /// # Errors
-    /// [`ClientError`] when it does not answer in time, or what it says is not JSON.
+    /// [`ClientError`] if it does not answer in time, or the reply is not JSON.
     pub async fn request_container_health(
         &self,
         leaf: &LeafName,
@@ -262,17 +262,18 @@ impl Client {
             .await;
         let answer = answer.map_err(|e| match e {
             RequestError::NoResponders => StreamError::Unanswered {
-                what: format!("{subject}: nobody listens there"),
+                what: format!("{subject}: no subscriber"),
             },
             other => request_error(other, &subject),
         })?;
         serde_json::from_slice(&answer.payload).map_err(|source| ClientError::Unreadable { subject, source })
     }
 
-    /// Returns what a job says while it runs, from now on. It has no end: the job's state says when it is over.
+    /// Returns the messages of a running job from now on. The stream has no end: the job's state tells when it has
+    /// ended.
     ///
     /// # Errors
-    /// [`ClientError`] when there is no connection.
+    /// [`ClientError`] if there is no connection.
     pub async fn job_messages(
         &self,
         leaf: &LeafName,
@@ -282,7 +283,7 @@ impl Client {
         let (log, ended) = (subject::job_log(leaf, job), subject::job_ended(leaf, job));
         let subscriber = self.link.subscribe(subject::job_messages(leaf, job)).await?;
         self.link.flush(API_TIMEOUT).await?;
-        // What is of a newer version, or broken, is left out: it is of the moment only.
+        // Messages that can't be read are skipped: they are transient.
         Ok(subscriber.filter_map(move |message| {
             let read = if *message.subject == *progress {
                 serde_json::from_slice(&message.payload)
@@ -300,7 +301,7 @@ impl Client {
     /// Returns the last sequence number of a leaf's stream; 0 if it is empty.
     ///
     /// # Errors
-    /// [`ClientError`] when there is no such stream, or it can't be read.
+    /// [`ClientError`] if the stream does not exist or can't be read.
     pub async fn last_sequence(&self, leaf: &LeafName) -> Result<u64, ClientError> {
         Ok(self
             .link
@@ -310,8 +311,8 @@ impl Client {
             .last_sequence)
     }
 
-    /// Returns the events of a leaf in order, each once, and then those to come; over lost connections, too. An error
-    /// that does not go away by itself ends it.
+    /// Returns the events of a leaf in order, each once, then those that follow, also across lost connections. A
+    /// permanent error ends the stream.
     pub fn events(
         &self,
         leaf: &LeafName,
@@ -320,7 +321,7 @@ impl Client {
         crate::follow::events(self.link.clone(), leaf.clone(), from)
     }
 
-    /// Returns what is so now of a leaf, by key (`container.web`), from the bucket of states.
+    /// Returns the current state of a leaf by key (`container.web`), from the state bucket.
     ///
     /// # Errors
     /// [`ClientError`] when the bucket can't be read.
@@ -331,13 +332,13 @@ impl Client {
         crate::kv::entries(&self.link, leaf).await
     }
 
-    /// Closes the connection; returns at the latest after `limit`.
+    /// Closes the connection within `limit`.
     pub async fn close(self, limit: Duration) {
         self.link.close(limit).await;
     }
 }
 
-/// Returns the piece of a job's log that a message is, if it says where it belongs.
+/// Returns the piece of a job's log in a message, or `None` without its offsets.
 fn read_log(message: &Message) -> Option<JobMessage> {
     let headers = message.headers.as_ref()?;
     let number = |name: &str| headers.get(name)?.as_str().parse().ok();
@@ -348,12 +349,12 @@ fn read_log(message: &Message) -> Option<JobMessage> {
     })
 }
 
-/// Returns the problem that a reply carries, if it carries one.
+/// Returns the problem in a reply, if the reply is an error.
 fn read_problem(answer: &Message) -> Option<Problem> {
     let headers = answer.headers.as_ref()?;
     let code = headers.get(ERROR_CODE_HEADER)?;
     Some(serde_json::from_slice(&answer.payload).unwrap_or_else(|_| {
-        // Not one of ours: a responder that knows ADR-32 only, or a code of a newer leaf.
+        // The responder implements ADR-32 only, or the code is of a newer leaf.
         let detail = headers
             .get(ERROR_HEADER)
             .map_or("no reason given", |text| text.as_str());

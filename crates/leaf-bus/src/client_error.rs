@@ -1,19 +1,19 @@
-//! Why something could not be read from the server.
+//! Errors of reading from the server.
 
 use crate::stream_error::StreamError;
 
-/// Why something could not be read.
+/// Why reading from the server failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The stream, or what it needs.
+    /// A request to the server failed.
     #[error("can't read from the NATS server")]
     Stream(#[from] StreamError),
-    /// A message is not what it should be.
+    /// A message can't be parsed.
     #[error("the message on {subject} can't be read")]
     Unreadable {
-        /// Where it stood.
+        /// The message's subject.
         subject: String,
-        /// What serde says.
+        /// The parser's error.
         source: serde_json::Error,
     },
 }

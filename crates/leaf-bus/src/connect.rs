@@ -1,7 +1,7 @@
-//! Connecting: where the server is, who we are, and what is wrong when it does not work.
+//! The daemon's connection to NATS.
 //!
-//! [`Bus::connect`] is for the daemon: it needs no server to be there, tries again without end, and tells how it
-//! does as a [`Status`]. A person's program makes one attempt with [`crate::client::Client::connect`].
+//! [`Bus::connect`] returns before a server is reachable, retries for ever, and reports its [`Status`]. A command line
+//! tries once, with [`crate::client::Client::connect`].
 
 use std::time::Duration;
 
@@ -13,22 +13,22 @@ use crate::stream_error::StreamError;
 
 pub use crate::settings::{Cause, ConnectError, ConnectSettings, Credentials, ServerIdentity, Status, Tls};
 
-/// The daemon's connection, or two of them: where its callers are, and where the streams are. It is cheap to clone, and
-/// all clones are one.
+/// The daemon's connection, or two of them: one in the callers' account, one in the streams'. Cheap to clone; clones
+/// share the connections.
 #[derive(Debug, Clone)]
 pub struct Bus {
-    /// Where the callers are.
+    /// The connection in the callers' account.
     pub(crate) link: Link,
-    /// Where the streams are; it may be the same.
+    /// The connection in the streams' account, which may be the same.
     pub(crate) store: Link,
     apart: bool,
 }
 
 impl Bus {
-    /// Returns a connection that may stand later: it is tried again without end, at most about 2.5 s apart.
+    /// Returns a connection that is established later: it retries for ever, with a back-off of at most about 2.5 s.
     ///
     /// # Errors
-    /// [`ConnectError`] when the settings themselves can't be used: an address, the credentials, a certificate.
+    /// [`ConnectError`] if the settings can't be used: an address, the credentials, a certificate.
     pub async fn connect(settings: &ConnectSettings) -> Result<Self, ConnectError> {
         let link = Link::open(settings, Mode::Forever).await?;
         Ok(Self {
@@ -38,11 +38,11 @@ impl Bus {
         })
     }
 
-    /// Returns two connections as one: callers are answered with the first user, and the streams are kept with the second,
-    /// which is in another account. So nobody who may ask the server can have it write into the streams.
+    /// Returns two connections: the first user answers callers; the second, in another account, writes the streams. So
+    /// no caller can make the server write into the streams.
     ///
     /// # Errors
-    /// As [`Bus::connect`], of either.
+    /// As [`Bus::connect`], for either user.
     pub async fn connect_apart(
         callers: &ConnectSettings,
         streams: &ConnectSettings,
@@ -54,19 +54,19 @@ impl Bus {
         })
     }
 
-    /// How the connection to the streams does.
+    /// The status of the streams' connection.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<Status> {
         self.store.status()
     }
 
-    /// How the connection to the callers does, where it is another one.
+    /// The status of the callers' connection, if it is a separate one.
     #[must_use]
     pub fn callers_status(&self) -> Option<watch::Receiver<Status>> {
         self.apart.then(|| self.link.status())
     }
 
-    /// Returns once the connection stands, or both do.
+    /// Waits until all connections are established.
     pub async fn connected(&self) {
         self.store.connected().await;
         if self.apart {
@@ -74,19 +74,19 @@ impl Bus {
         }
     }
 
-    /// How often the streams were connected; it differs after a reconnection.
+    /// The number of times that the streams' connection was established; it changes with each reconnection.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.store.generation()
     }
 
-    /// What the server says of itself; nothing before the first connection.
+    /// The server's information; `None` before the first connection.
     #[must_use]
     pub fn server(&self) -> Option<ServerIdentity> {
         self.store.server()
     }
 
-    /// How many messages were dropped since we were too slow to take them.
+    /// The number of messages that were dropped because a subscriber was too slow.
     #[must_use]
     pub fn dropped_messages(&self) -> u64 {
         let of_streams = if self.apart {
@@ -97,18 +97,18 @@ impl Bus {
         self.link.dropped_messages() + of_streams
     }
 
-    /// Asks whether JetStream answers us.
+    /// Checks that JetStream is enabled and that this user may use it.
     ///
     /// # Errors
-    /// [`ConnectError::JetStreamOff`], [`ConnectError::NoPermission`], or that there is no connection.
+    /// [`ConnectError::JetStreamOff`], [`ConnectError::NoPermission`], or an error if there is no connection.
     pub async fn check_jetstream(&self) -> Result<(), ConnectError> {
         self.store.check_jetstream().await
     }
 
-    /// Waits until the server has seen all that was published and subscribed so far.
+    /// Waits until the server has processed all publishes and subscriptions so far.
     ///
     /// # Errors
-    /// [`StreamError::Disconnected`] or [`StreamError::Unanswered`] within the limit.
+    /// [`StreamError::Disconnected`], or [`StreamError::Unanswered`] after the limit.
     pub async fn flush(&self, limit: Duration) -> Result<(), StreamError> {
         if self.apart {
             self.store.flush(limit).await?;
@@ -116,7 +116,7 @@ impl Bus {
         self.link.flush(limit).await
     }
 
-    /// Sends what is buffered and closes the connection for all clones; returns at the latest after `limit`.
+    /// Flushes and closes the connections for all clones, within `limit`.
     pub async fn close(self, limit: Duration) {
         if self.apart {
             self.store.close(limit).await;

@@ -1,4 +1,4 @@
-//! A container's side: it answers how it does, below its own subject prefix, with its own credentials.
+//! The containers' side: answers health requests below the container's own subject prefix, with its own credentials.
 
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use crate::link::Link;
 use crate::settings::{ConnectError, ConnectSettings, Credentials, Status};
 use crate::stream_error::StreamError;
 
-/// A container's connection to its leaf. It is tried without end: the network may come later than the container.
+/// A container's connection to its leaf. It retries for ever: the network may be set up after the container has
+/// started.
 #[derive(Debug, Clone)]
 pub struct ContainerClient {
     link: Link,
@@ -20,10 +21,10 @@ pub struct ContainerClient {
 }
 
 impl ContainerClient {
-    /// Returns a connection that may stand later.
+    /// Returns a connection that is established later.
     ///
     /// # Errors
-    /// [`ConnectError`] when the address or the credentials can't be used at all.
+    /// [`ConnectError`] if the address or the credentials can't be used.
     pub async fn connect(binding: &ContainerBinding, credentials: &Secret) -> Result<Self, ConnectError> {
         let mut settings = ConnectSettings::new(&binding.nats_url);
         settings.credentials = Credentials::Text(credentials.clone());
@@ -35,33 +36,33 @@ impl ContainerClient {
         })
     }
 
-    /// How the connection does.
+    /// The connection's status.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<Status> {
         self.link.status()
     }
 
-    /// Answers each request for the container's health with what `health` says then (a JSON document), until the
-    /// connection is closed.
+    /// Answers each health request with the value of `health` at that time (a JSON document), until the connection is
+    /// closed.
     ///
     /// # Errors
-    /// [`StreamError`] when the connection is closed.
+    /// [`StreamError`] if the connection is closed.
     pub async fn serve_health(&self, health: impl Fn() -> Vec<u8>) -> Result<(), StreamError> {
         let mut requests = self.link.subscribe(self.health.clone()).await?;
         while let Some(request) = requests.next().await {
-            // An answer goes into an inbox and nowhere else, whoever asks.
+            // Replies go to inboxes only, whichever subject a request names.
             let reply = request.reply.filter(|reply| subject::is_inbox(reply));
             if let Some(reply) = reply
                 && self.link.is_connected()
                 && let Err(error) = self.link.client().publish(reply, health().into()).await
             {
-                tracing::warn!(%error, "an answer was not sent");
+                tracing::warn!(%error, "can't send a reply");
             }
         }
         Err(StreamError::Disconnected)
     }
 
-    /// Closes the connection; returns at the latest after `limit`.
+    /// Closes the connection within `limit`.
     pub async fn close(self, limit: Duration) {
         self.link.close(limit).await;
     }

@@ -1,4 +1,4 @@
-//! Contexts of the `nats` command line: named files that say where a server is and who we are
+//! Contexts of the `nats` command line: named files with a server's address and a user's credentials
 //! (github.com/nats-io/jsm.go, `natscontext`).
 
 use std::path::{Path, PathBuf};
@@ -9,55 +9,55 @@ use serde::Deserialize;
 
 use crate::settings::{ConnectSettings, Credentials, split_servers};
 
-/// Where a server is looked for when nothing says where.
+/// The server's address if no context sets one.
 const DEFAULT_SERVER: &str = "nats://127.0.0.1:4222";
 
 /// Why a context can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ContextError {
-    /// There is none of this name.
-    #[error("there is no context {name:?} ({} does not exist): `nats context add` makes one, or name a file", path.display())]
+    /// There is no context of this name.
+    #[error("there is no context {name:?} ({} does not exist): create it with `nats context add`, or pass a file", path.display())]
     Missing {
-        /// The name.
+        /// The context's name.
         name: String,
-        /// Where it was looked for.
+        /// The file that it would be in.
         path: PathBuf,
     },
-    /// The name has characters that a name has not.
+    /// The name has characters that are not allowed in one.
     #[error(
         "{name:?} is not the name of a context: a name has no '/' and no '..'; a file is named with its folder, like ./context.json"
     )]
     BadName {
-        /// What was given.
+        /// The given name.
         name: String,
     },
-    /// It can't be read.
+    /// The file can't be read.
     #[error("the context {} can't be read", path.display())]
     Unreadable {
-        /// The file.
+        /// The context's file.
         path: PathBuf,
-        /// What the system says.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// It is not the JSON document that it should be.
+    /// The file is not a context.
     #[error("the context {} is not a context of the nats command line", path.display())]
     Malformed {
-        /// The file.
+        /// The context's file.
         path: PathBuf,
-        /// What serde says.
+        /// The parser's error.
         source: serde_json::Error,
     },
-    /// It sets what we don't do.
+    /// The context sets fields that are not supported.
     #[error("the context {} sets {fields}, which cim-leaf does not support: use credentials (creds), an nkey, user and password, or a token", path.display())]
     Unsupported {
-        /// The file.
+        /// The context's file.
         path: PathBuf,
-        /// What it sets.
+        /// The fields' names.
         fields: String,
     },
 }
 
-/// The fields that are used; all others are [looked at](UNSUPPORTED) or unknown to us.
+/// The fields that are used. [`UNSUPPORTED`] lists fields that must not be set; others are ignored.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct File {
@@ -76,8 +76,8 @@ struct File {
     more: serde_json::Map<String, serde_json::Value>,
 }
 
-/// Fields that change how one connects, and that are not supported if they are set. Those of the command line's own
-/// output (colours, prefixes of events) do not matter here.
+/// Fields that change the connection and are not supported. Fields for the output of the `nats` command line (colours,
+/// prefixes of events) are ignored.
 const UNSUPPORTED: [&str; 9] = [
     "nsc",
     "socks_proxy",
@@ -90,8 +90,8 @@ const UNSUPPORTED: [&str; 9] = [
     "tls_first",
 ];
 
-/// Reads a context: by its name, or by a file (with a `/`, or ending in `.json`); without either the selected one, and if
-/// none is selected, a server on this machine without credentials.
+/// Reads a context by its name or file (with a `/`, or ending in `.json`). Without either, reads the selected context;
+/// if none is selected, returns a local server without credentials.
 ///
 /// # Errors
 /// [`ContextError`].
@@ -99,7 +99,7 @@ pub fn load(name_or_file: Option<&str>) -> Result<ConnectSettings, ContextError>
     load_from(&config_dir(), name_or_file)
 }
 
-/// The same with the folder in which contexts are, which is `$XDG_CONFIG_HOME/nats` else.
+/// Reads a context as [`load`] does, with `dir` instead of `$XDG_CONFIG_HOME/nats`.
 ///
 /// # Errors
 /// [`ContextError`].
@@ -121,7 +121,7 @@ pub fn load_from(dir: &Path, name_or_file: Option<&str>) -> Result<ConnectSettin
         }
     };
     let path = match name_or_file {
-        // Names may have dots, so a name that ends in .json is a file only if there is one.
+        // Names may have dots, so a name that ends in .json is a file only if that exists.
         Some(file) if file.contains('/') || (file.ends_with(".json") && Path::new(file).exists()) => {
             PathBuf::from(file)
         }
@@ -208,8 +208,8 @@ fn read(path: &Path, text: &str) -> Result<ConnectSettings, ContextError> {
 }
 
 impl ConnectSettings {
-    /// Puts servers (with commas between) and a credentials file in the place of those of the context. Other credentials
-    /// are another caller, whose inbox is another: it is taken from the user's name in them.
+    /// Replaces the context's servers (separated by commas) and credentials file. The inbox prefix follows from the
+    /// user's name in the credentials.
     #[must_use]
     pub fn overridden(mut self, servers: Option<&str>, credentials: Option<&Path>) -> Self {
         if let Some(servers) = servers {
@@ -225,7 +225,7 @@ impl ConnectSettings {
     }
 }
 
-/// `false`, `""`, `null` and empty lists are not set.
+/// Whether a field is set: not `false`, `""`, `null` or an empty list.
 fn is_set(value: &serde_json::Value) -> bool {
     match value {
         serde_json::Value::Null | serde_json::Value::Bool(false) => false,
@@ -235,7 +235,7 @@ fn is_set(value: &serde_json::Value) -> bool {
     }
 }
 
-/// `~/` is the home folder, as for the command line.
+/// Replaces `~/` by the home directory, as the `nats` command line does.
 fn expand(path: &str) -> PathBuf {
     match (path.strip_prefix("~/"), std::env::var_os("HOME")) {
         (Some(rest), Some(home)) => PathBuf::from(home).join(rest),
@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_context_is_found_by_its_name_as_the_selected_one_and_as_a_file() {
-        let dir = tempfile::tempdir().expect("a folder");
+        let dir = tempfile::tempdir().expect("a directory");
         let at = |name: Option<&str>| load_from(dir.path(), name);
         assert_eq!(at(None).expect("the default").servers, [DEFAULT_SERVER]);
         assert!(matches!(at(Some("prod")), Err(ContextError::Missing { .. })));
@@ -314,7 +314,7 @@ mod tests {
                 "{bad}"
             );
         }
-        std::fs::create_dir(dir.path().join("context")).expect("a folder");
+        std::fs::create_dir(dir.path().join("context")).expect("a directory");
         let file = dir.path().join("context/prod.json");
         std::fs::write(&file, r#"{"url":"nats://prod"}"#).expect("written");
         assert_eq!(at(Some("prod")).expect("by name").servers, ["nats://prod"]);

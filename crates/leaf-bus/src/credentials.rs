@@ -4,13 +4,13 @@ use leaf_core::id::Caller;
 
 use crate::settings::{Cause, Credentials};
 
-/// What the server wants to see.
+/// The user's answer to the server's challenge.
 pub(crate) struct Signed {
     pub(crate) jwt: String,
     pub(crate) signature: Vec<u8>,
 }
 
-/// Returns the JWT and the signed challenge; the file is read anew each time.
+/// Returns the JWT and the signed challenge. Reads the file each time.
 pub(crate) fn sign(credentials: &Credentials, nonce: &[u8]) -> Result<Signed, (String, Cause)> {
     let what = describe(credentials);
     let text = match credentials {
@@ -18,7 +18,7 @@ pub(crate) fn sign(credentials: &Credentials, nonce: &[u8]) -> Result<Signed, (S
             std::fs::read_to_string(path).map_err(|e| (what.clone(), Cause::from(e)))?
         }
         Credentials::Text(secret) => secret.expose().to_owned(),
-        _ => return Err((what, "they are not of a credentials file".into())),
+        _ => return Err((what, "they are not a credentials file".into())),
     };
     let jwt =
         block(&text, "NATS USER JWT").ok_or_else(|| (what.clone(), "there is no user JWT in it".into()))?;
@@ -32,8 +32,8 @@ pub(crate) fn sign(credentials: &Credentials, nonce: &[u8]) -> Result<Signed, (S
     })
 }
 
-/// Returns the caller that the credentials are made for: the name in the user's JWT, if there is one that can be a
-/// caller. It is not checked here whether the server believes it.
+/// Returns the caller of the credentials: the name in the user's JWT, if it is valid as a caller. The signature is not
+/// checked.
 pub(crate) fn caller(credentials: &Credentials) -> Option<Caller> {
     let text = match credentials {
         Credentials::File(path) => std::fs::read_to_string(path).ok()?,
@@ -46,7 +46,7 @@ pub(crate) fn caller(credentials: &Credentials) -> Option<Caller> {
     Caller::new(claims.get("name")?.as_str()?).ok()
 }
 
-/// Names the credentials without giving them away.
+/// Describes the credentials without revealing them.
 pub(crate) fn describe(credentials: &Credentials) -> String {
     match credentials {
         Credentials::File(path) | Credentials::NkeyFile(path) => format!("in {}", path.display()),

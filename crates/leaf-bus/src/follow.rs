@@ -1,5 +1,5 @@
-//! Reading a leaf's stream in order and following it, page by page and without a consumer: whoever may make consumers
-//! may have the server write anywhere in the account of the streams, so readers may not.
+//! Reads a leaf's stream in order and follows it, page by page and without a consumer: a user who may create consumers
+//! can make the server write anywhere in the streams' account, so readers may not.
 
 use std::time::Duration;
 
@@ -17,19 +17,19 @@ use crate::stream_error::StreamError;
 /// How long to wait after an error.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// When to look again though nothing was heard: soon after there was something, since what is heard may not be stored
-/// yet, then twice as long each time. What is heard is only a hint, and may be missed.
+/// When to read again without a message: soon after the last event, since a message may be heard before it is stored,
+/// then after a pause that doubles. Live messages are hints only, and may be missed.
 const FIRST_LOOK: Duration = Duration::from_millis(5);
 const LAST_LOOK: Duration = Duration::from_secs(5);
 
-/// Where to begin with the events of a leaf.
+/// The first event of a leaf to return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventsFrom {
-    /// With this sequence number, or the first after it that the stream still has.
+    /// The event with this sequence number, or the first one after it that the stream still has.
     Sequence(u64),
-    /// With the first that the stream still has.
+    /// The first event that the stream still has.
     Beginning,
-    /// With the next that comes.
+    /// The next event that is published.
     New,
 }
 
@@ -37,10 +37,11 @@ struct Follower {
     link: Link,
     leaf: LeafName,
     stream: String,
-    /// The next sequence number; unknown until the stream was asked for its last.
+    /// The next sequence number; `None` until the stream's last one is known.
     next: Option<u64>,
     pages: Option<Pages>,
-    /// What is published while there is nothing to read: so it can't pile up behind a slow reader.
+    /// The live messages, subscribed only while there is nothing to read, so that they can't pile up behind a slow
+    /// reader.
     hints: Option<async_nats::Subscriber>,
     look: Duration,
     ended: bool,
@@ -85,7 +86,7 @@ impl Follower {
                     return Some(Ok(record));
                 }
                 Ok(None) => {}
-                // What passes by itself: the connection, or a server that is just starting.
+                // Temporary errors: a lost connection, or a server that is just starting.
                 Err(
                     StreamError::Disconnected | StreamError::Unanswered { .. } | StreamError::Server { .. },
                 ) => {
@@ -99,7 +100,7 @@ impl Follower {
         }
     }
 
-    /// Returns the next event; nothing if there was none, after a while in which there may have come one.
+    /// Returns the next event, or `None` after a pause without one.
     async fn read(&mut self) -> Result<Option<EventRecord>, StreamError> {
         let next = match self.next {
             Some(next) => next,
@@ -115,7 +116,7 @@ impl Follower {
         }
         self.pages = None;
         match &mut self.hints {
-            // The server sees this before it sees the next question, so nothing can come in between.
+            // The server processes this before the next request, so no event is missed in between.
             None => self.hints = Some(self.link.subscribe(subject::events_of(&self.leaf)).await?),
             Some(hints) => {
                 match tokio::time::timeout(self.look, hints.next()).await {

@@ -1,4 +1,4 @@
-//! The JetStream API as plain requests (NATS ADR-1, ADR-31), so that each way to fail is told apart.
+//! The JetStream API as plain requests (NATS ADR-1, ADR-31), to distinguish all of its errors.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use crate::link::Link;
 use crate::settings::ConnectError;
 use crate::stream_error::{RequestError, StreamError, request_error};
 
-/// How long the server may take to answer a question.
+/// How long the server may take to answer a request.
 pub(crate) const API_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// An error as the API gives it.
+/// An error of the API.
 #[derive(Debug, Deserialize)]
 pub(crate) struct ApiError {
     #[serde(default)]
@@ -34,7 +34,7 @@ struct MaybeError {
     error: Option<ApiError>,
 }
 
-/// The answer to a publish.
+/// The acknowledgement of a publish.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Ack {
     #[serde(default)]
@@ -61,18 +61,18 @@ impl ApiError {
     }
 }
 
-/// Whether the server refuses a stream's configuration for what it says, by its error code (`server/errors.json` of
-/// nats-server): asking again gives the same answer. Everything else may pass: no leader yet, too busy, starting.
+/// Whether the server rejects a stream's configuration permanently, by its error code (`server/errors.json` of
+/// nats-server). Other errors may be temporary: no leader yet, too busy, starting.
 fn is_conflict(code: u64) -> bool {
     matches!(
         code,
-        // An invalid configuration or change, the name in use, subjects of another stream, a mirror with subjects, a mirror
-        // that is changed, a sealed stream.
+        // An invalid configuration or change, a name in use, subjects of another stream, a mirror with subjects, a
+        // changed mirror, a sealed stream.
         10052 | 10058 | 10065 | 10034 | 10055 | 10109
     )
 }
 
-/// Reads the answer to a publish: the sequence number that the message has now.
+/// Reads the acknowledgement of a publish, and returns the message's sequence number.
 pub(crate) fn read_ack(payload: &[u8], stream: &str) -> Result<u64, StreamError> {
     let ack: Ack = serde_json::from_slice(payload).map_err(|e| unreadable(&e))?;
     match ack.error {
@@ -111,7 +111,7 @@ impl Link {
         }
     }
 
-    /// Asks the API, and returns its answer.
+    /// Sends a request to the API and returns its response.
     pub(crate) async fn api<T: DeserializeOwned>(
         &self,
         what: &str,
@@ -138,7 +138,7 @@ impl Link {
         .await
     }
 
-    /// Makes a stream, or sets its changeable settings; `differs` says what can't be changed.
+    /// Creates a stream, or updates its settings; `differs` returns those that differ and can't be updated.
     pub(crate) async fn ensure_stream(
         &self,
         wanted: &Config,
@@ -201,7 +201,7 @@ impl Link {
         }
     }
 
-    /// Reads one message from the stream's leader; nothing if it has none such.
+    /// Reads one message from the stream's leader, or returns `None` if there is none.
     pub(crate) async fn get_message(
         &self,
         stream: &str,
@@ -239,7 +239,7 @@ impl Link {
         }
     }
 
-    /// Publishes into a stream and waits for its answer.
+    /// Publishes into a stream and waits for the acknowledgement.
     pub(crate) async fn publish_acked(
         &self,
         stream: &str,
@@ -269,7 +269,7 @@ pub(crate) struct Pages {
 }
 
 impl Pages {
-    /// The next message, with the headers of an event; nothing after the last.
+    /// Returns the next message with its event headers, or `None` after the last one.
     pub(crate) async fn next(&mut self) -> Result<Option<EventRecord>, StreamError> {
         while self.page.is_empty() && !self.done {
             self.fetch().await?;
@@ -290,7 +290,7 @@ impl Pages {
         loop {
             let message = match replies.next(API_TIMEOUT).await {
                 Ok(message) => message,
-                // Nobody listens there: no such stream, or one that is not read this way, or no JetStream.
+                // No responder: no such stream, no direct access to it, or no JetStream.
                 Err(RequestError::NoResponders) => {
                     self.link.stream_info(&self.stream).await?;
                     let why = "it does not allow direct gets".to_owned();
@@ -334,7 +334,7 @@ impl Pages {
     }
 }
 
-/// Returns an event as it stands in a stream: its own headers only, sorted.
+/// Returns an event of a stream with its own headers only, sorted.
 pub(crate) fn to_record(sequence: u64, subject: &str, headers: &HeaderMap, body: &[u8]) -> EventRecord {
     let mut kept: Vec<(&str, &str)> = headers
         .iter()
@@ -360,8 +360,8 @@ mod tests {
         for code in [10052, 10058, 10065] {
             assert!(is_conflict(code), "{code}");
         }
-        // No cluster leader, no suitable peers, the server is shutting down, an update that failed in the store, a write
-        // that failed, no code at all.
+        // No cluster leader, no suitable peers, the server is shutting down, an update that failed in the store, a
+        // write that failed, no code at all.
         for code in [10009, 10005, 10008, 10069, 10077, 0] {
             assert!(!is_conflict(code), "{code}");
         }

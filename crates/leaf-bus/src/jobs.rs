@@ -1,4 +1,4 @@
-//! What a job says while it runs: core messages of the moment, which nobody keeps.
+//! Messages of running jobs: core NATS messages that are not stored.
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
@@ -11,14 +11,14 @@ use leaf_core::subject;
 
 use crate::connect::Bus;
 
-/// What a message is.
+/// The kind of a message.
 struct Kind {
     name: &'static str,
     content: &'static str,
 }
 
 impl Bus {
-    /// Tells how far a job is. Without a connection it is dropped: the next one says more.
+    /// Publishes a job's progress. Dropped without a connection: the next one replaces it.
     pub async fn publish_progress(&self, leaf: &LeafName, job: JobId, progress: &Progress) {
         let body = serde_json::to_vec(progress).expect("progress has string keys only");
         let to = subject::job_progress(leaf, job);
@@ -36,8 +36,8 @@ impl Bus {
         .await;
     }
 
-    /// Passes on the piece of a job's log that begins at `offset`. Without a connection it is dropped: the job's log has
-    /// all of it.
+    /// Publishes the piece of a job's log that begins at `offset`. Dropped without a connection: the job's log is
+    /// complete.
     pub async fn publish_log(&self, leaf: &LeafName, job: JobId, offset: u64, piece: &LogChunk) {
         let to = subject::job_log(leaf, job);
         let body = Bytes::copy_from_slice(piece.text.as_bytes());
@@ -55,7 +55,7 @@ impl Bus {
         .await;
     }
 
-    /// Tells that a job has ended, for those who wait. The event says it for good.
+    /// Publishes that a job has ended, for waiting clients. The durable record is the event.
     pub async fn publish_ended(&self, leaf: &LeafName, job: JobId) {
         let to = subject::job_ended(leaf, job);
         let body = serde_json::to_vec(&JobEnded {}).expect("it has no keys");
@@ -90,7 +90,7 @@ impl Bus {
             headers.insert(name, number.to_string());
         }
         if let Err(error) = self.link.client().publish_with_headers(to, headers, body).await {
-            tracing::debug!(%error, %job, "a message of a job was not sent");
+            tracing::debug!(%error, %job, "can't publish a job's message");
         }
     }
 }

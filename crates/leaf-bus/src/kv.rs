@@ -1,5 +1,5 @@
-//! The bucket `leaf_state`: what is so now of each leaf, by key, for those who watch. The events are the truth; this is
-//! a view of them, written after them.
+//! The bucket `leaf_state`: the current state of each leaf by key, for watchers. It is a view of the events, written
+//! after them.
 
 use std::collections::BTreeMap;
 
@@ -16,10 +16,10 @@ use crate::jetstream::{API_TIMEOUT, read_ack};
 use crate::link::{Link, Wait};
 use crate::stream_error::{RequestError, StreamError, publish_error, request_error};
 
-/// How many entries may be on their way at once.
+/// The number of entries that may be unacknowledged at once.
 const BATCH: usize = 256;
 
-/// The bucket, as one leaf writes it.
+/// The bucket, for one leaf to write.
 #[derive(Debug, Clone)]
 pub struct StateBucket {
     link: Link,
@@ -27,10 +27,10 @@ pub struct StateBucket {
 }
 
 impl StateBucket {
-    /// Makes the bucket if it is not there, and returns it for a leaf.
+    /// Creates the bucket if it does not exist, and returns it for a leaf.
     ///
     /// # Errors
-    /// [`StreamError`], also when there is something else of its name.
+    /// [`StreamError`], also if a stream of its name has other settings.
     pub async fn ensure(bus: &Bus, leaf: &LeafName) -> Result<Self, StreamError> {
         let wanted = config();
         let differs = |found: &Config| {
@@ -53,11 +53,11 @@ impl StateBucket {
         })
     }
 
-    /// Writes these entries of the leaf's state, which are JSON, and removes those without a value. It is done when all are stored;
-    /// on an error some may be, and it can be done again.
+    /// Writes these entries of the leaf's state, which are JSON, and removes those without a value. Returns when all
+    /// are stored. After an error some may be stored; the call can be repeated.
     ///
     /// # Errors
-    /// [`StreamError`] of the first entry that was not stored.
+    /// The [`StreamError`] of the first entry that could not be stored.
     pub async fn apply(&self, entries: &[(String, Option<Bytes>)]) -> Result<(), StreamError> {
         for batch in entries.chunks(BATCH) {
             self.apply_batch(batch).await?;
@@ -65,10 +65,10 @@ impl StateBucket {
         Ok(())
     }
 
-    /// Writes the whole state of the leaf: what the bucket has beyond it is removed, what is the same stays.
+    /// Writes the complete state of the leaf: removes other entries, and leaves equal ones unchanged.
     ///
     /// # Errors
-    /// [`StreamError`] of the first entry that was not read or stored.
+    /// The [`StreamError`] of the first entry that could not be read or stored.
     pub async fn replace(&self, state: &BTreeMap<String, Bytes>) -> Result<(), StreamError> {
         let found = read(&self.link, &self.leaf).await?;
         let gone = found
@@ -141,7 +141,7 @@ impl StateBucket {
     }
 }
 
-/// Returns what is so now of a leaf.
+/// Returns the current state of a leaf.
 pub(crate) async fn entries(link: &Link, leaf: &LeafName) -> Result<BTreeMap<String, Value>, ClientError> {
     let read = match read(link, leaf).await {
         Err(StreamError::NoStream { .. }) => BTreeMap::new(),
@@ -160,7 +160,7 @@ async fn read(link: &Link, leaf: &LeafName) -> Result<BTreeMap<String, Vec<u8>>,
         let Some(key) = subject::key_of_state(leaf, &message.subject) else {
             continue;
         };
-        // A value is JSON and never empty; an empty body is the mark of one that was removed.
+        // A value is JSON and never empty; an empty body marks a removed entry.
         if message.body.is_empty() {
             found.remove(key);
         } else {
@@ -170,7 +170,7 @@ async fn read(link: &Link, leaf: &LeafName) -> Result<BTreeMap<String, Vec<u8>>,
     Ok(found)
 }
 
-/// A bucket, as every client of NATS makes and expects it (ADR-8).
+/// The settings of a bucket as all NATS clients expect them (ADR-8).
 fn config() -> Config {
     Config {
         name: subject::state_stream(),

@@ -1,7 +1,7 @@
-//! The lease on a leaf's name: a beat in the stream `LEASES`, which forgets it unless it is renewed.
+//! The lease on a leaf's name: a beat in the stream `LEASES`, which expires unless it is renewed.
 //!
-//! A lease is not a lock: on one host the state folder is locked, and the stream's expected sequence is the fence. The
-//! lease is for the clear message, and for everybody who wants to know which leaves are there.
+//! A lease is not a lock: on one host the state directory is locked, and the stream's expected sequence is the fence.
+//! The lease yields a clear error message, and lists the leaves that are running.
 
 use std::time::Duration;
 
@@ -18,18 +18,18 @@ use crate::jetstream::API_TIMEOUT;
 use crate::link::Link;
 use crate::stream_error::StreamError;
 
-/// Why there is no lease.
+/// Why the lease could not be taken or renewed.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
-    /// Another run has it.
-    #[error("the leaf {} is held by another leafd (run {}) on {} since {}: stop that one, or give this one another name", .0.leaf, .0.instance, .0.hostname, .0.started_at)]
+    /// Another instance holds it.
+    #[error("the leaf {} is held by another leafd (instance {}) on {} since {}: stop that one, or give this one another name", .0.leaf, .0.instance, .0.hostname, .0.started_at)]
     HeldBy(Box<Beat>),
-    /// The stream of leases did not do what it was asked.
+    /// The stream of leases failed.
     #[error("the lease could not be taken or renewed")]
     Stream(#[from] StreamError),
 }
 
-/// A lease that we hold.
+/// A lease that this instance holds.
 #[derive(Debug)]
 pub struct Lease {
     link: Link,
@@ -38,11 +38,11 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Takes the lease on a leaf's name. With `may_take_over` also one that another run holds: where the caller knows that
-    /// it is dead.
+    /// Takes the lease on a leaf's name. `may_take_over` also takes one that another instance holds, if the caller
+    /// knows that instance to be dead.
     ///
     /// # Errors
-    /// [`LeaseError::HeldBy`] when another run has it, which it does until [`LEASE_SECONDS`] after its last beat.
+    /// [`LeaseError::HeldBy`] if another instance holds it, which lasts until [`LEASE_SECONDS`] after its last beat.
     pub async fn acquire(bus: &Bus, beat: &Beat, may_take_over: bool) -> Result<Self, LeaseError> {
         ensure(&bus.store).await?;
         let mut lease = Self {
@@ -61,20 +61,20 @@ impl Lease {
         Ok(lease)
     }
 
-    /// Renews it. One that was forgotten meanwhile, and that nobody else has, is taken again.
+    /// Renews it. A lease that expired in the meantime, and that no other instance holds, is taken again.
     ///
     /// # Errors
-    /// [`LeaseError::HeldBy`] when another run has it now: this one must stop.
+    /// [`LeaseError::HeldBy`] if another instance holds it now: this one must stop.
     pub async fn renew(&mut self, beat: &Beat) -> Result<(), LeaseError> {
         self.put(beat).await
     }
 
-    /// Gives it back, so that the next one need not wait.
+    /// Releases it, so that the next instance need not wait.
     ///
     /// # Errors
-    /// [`LeaseError::Stream`]; it is forgotten by itself then.
+    /// [`LeaseError::Stream`]; the lease expires anyway.
     pub async fn release(self) -> Result<(), LeaseError> {
-        // Only our own beat: a newer one has another number.
+        // Only our own beat: a newer one has another sequence number.
         let body = json!({ "seq": self.sequence, "no_erase": true });
         let what = format!("STREAM.MSG.DELETE.{LEASE_STREAM}");
         match self
@@ -87,7 +87,7 @@ impl Lease {
         }
     }
 
-    /// Publishes the beat if the stream's last one is that which we know, and looks again once if it is not.
+    /// Publishes the beat if the stream's last one is the known one; otherwise reads it and tries once more.
     async fn put(&mut self, beat: &Beat) -> Result<(), LeaseError> {
         for attempt in 0..3 {
             let error = match self.publish(beat).await {
@@ -103,7 +103,7 @@ impl Lease {
                     Some((sequence, holder)) if holder.instance == beat.instance => self.sequence = sequence,
                     Some((_, holder)) => return Err(LeaseError::HeldBy(Box::new(holder))),
                 },
-                // The stream is gone (another disk, a new server): make it again.
+                // The stream does not exist any more (another disk, a new server): create it again.
                 StreamError::NoStream { .. } if attempt < 2 => {
                     ensure(&self.link).await?;
                     self.sequence = 0;
@@ -125,7 +125,7 @@ impl Lease {
             .await
     }
 
-    /// The last beat and its place; a body that can't be read is of nobody.
+    /// Returns the last beat and its sequence number; one that can't be read has no holder.
     async fn last(&self) -> Result<Option<(u64, Beat)>, StreamError> {
         let which = json!({ "last_by_subj": subject::beat(&self.leaf) });
         let Some(message) = self.link.get_message(LEASE_STREAM, &which).await? else {
@@ -140,7 +140,7 @@ impl Lease {
     }
 }
 
-/// Makes the stream of leases, which all leaves share.
+/// Creates the stream of leases, which all leaves share.
 async fn ensure(link: &Link) -> Result<(), StreamError> {
     let wanted = Config {
         name: LEASE_STREAM.to_owned(),

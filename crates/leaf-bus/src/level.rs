@@ -1,4 +1,4 @@
-//! What is known about a connection while it comes and goes, from the client's own events.
+//! Tracks the status of a connection from the client's events.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,12 +8,12 @@ use tokio::sync::{broadcast, watch};
 
 use crate::settings::Status;
 
-/// How hard to try.
+/// How often to try to connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// Without end, also at the start.
+    /// For ever, also at the start.
     Forever,
-    /// Once, and later again without end.
+    /// Once at the start, for ever after the connection was lost.
     Once,
 }
 
@@ -23,7 +23,7 @@ pub(crate) struct Shared {
     pub(crate) closed: watch::Sender<bool>,
     pub(crate) violations: broadcast::Sender<String>,
     pub(crate) dropped: AtomicU64,
-    /// What the server said before it hung up.
+    /// The server's last error before it closed the connection.
     pub(crate) last_words: watch::Sender<Option<String>>,
 }
 
@@ -42,7 +42,7 @@ impl Shared {
         });
     }
 
-    /// Sets what is wrong; a `lost` connection becomes a disconnected one.
+    /// Records an error; `lost` also sets the status to disconnected.
     pub(crate) fn problem(&self, text: String, lost: bool) {
         self.status.send_if_modified(|status| match status {
             Status::Connected { .. } if lost => {
@@ -73,7 +73,7 @@ impl Shared {
             Event::ServerError(error) => {
                 let text = error.to_string();
                 if text.contains("Permissions Violation") {
-                    tracing::warn!(%text, "the NATS server forbids something");
+                    tracing::warn!(%text, "the NATS server denies a permission");
                     let _ = self.violations.send(text.trim_start_matches("nats: ").to_owned());
                 } else {
                     tracing::warn!(%text, "the NATS server reports an error");
@@ -81,7 +81,7 @@ impl Shared {
                 }
             }
             Event::ClientError(error) => {
-                // The pool's own text is better: it has the cause.
+                // The pool's own error is better: it has the cause.
                 if matches!(&*self.status.borrow(), Status::Disconnected { problem, .. } if !problem.contains(": "))
                 {
                     self.problem(error.to_string(), false);

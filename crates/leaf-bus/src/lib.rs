@@ -1,9 +1,9 @@
-//! NATS, and all that a leaf does with it: the only user of async-nats.
+//! NATS: connections, commands, streams and identities. The only crate that uses async-nats.
 //!
-//! Start at [`connect`]. The daemon answers commands with [`serve`], keeps its events in a [`stream`] with a
-//! [`publisher`], its name by a [`lease`], and what is so now in the bucket of [`kv`]. A person's side is [`client`],
-//! with the settings of a [`context`]; a container's is [`container`]. A leaf without a NATS of its fleet runs one:
-//! [`embedded`], with the [`identity`] of all who use it.
+//! Start at [`connect`]. The daemon answers commands with [`serve`], publishes its events into a [`stream`] with a
+//! [`publisher`], claims its name with a [`lease`], and writes its current state to the bucket of [`kv`]. [`client`] is
+//! the callers' side, with the settings of a [`context`]; [`container`] is the containers' side. A leaf without an
+//! external NATS runs an [`embedded`] server, with an [`identity`] for each of its users.
 
 pub mod client;
 mod client_error;

@@ -1,8 +1,8 @@
 //! Publishing events into a leaf's stream, many on their way at once and yet in order.
 //!
 //! Each message says which sequence number the stream must end with before it, so a second writer, a lost message or
-//! one that is sent again changes nothing. After any error the publisher is done for: look where the stream ends, compare
-//! ([`crate::stream::EventStream::compare`]), and go on with a new one from there, with the same bytes.
+//! one that is sent again changes nothing. After any error the publisher is done for: look where the stream ends,
+//! compare ([`crate::stream::EventStream::compare`]), and go on with a new one from there, with the same bytes.
 
 use std::collections::VecDeque;
 use std::time::Duration;

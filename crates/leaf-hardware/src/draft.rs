@@ -1,9 +1,9 @@
 //! Drafts and the inventory: a [`Draft`] collects what sysfs or a report says about one piece of hardware; [`finish`]
 //! chooses each device's kind and id.
 //!
-//! An id is `<bus>-<vendor>-<device>-<token>`. The token is the serial number, or a hash of the hardware address. It is the
-//! [place](crate::path::place) if neither exists, if the serial number is one that vendors leave unset, or if two devices have
-//! the same one.
+//! An id is `<bus>-<vendor>-<device>-<token>`. The token is the serial number, or a hash of the hardware address. It is
+//! the [place](crate::path::place) if neither exists, if the serial number is one that vendors leave unset, or if two
+//! devices have the same one.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,11 +1,11 @@
 //! Reads the reports of nixos-facter, versions 1 and 2, and runs the program.
 //!
-//! A report lists the same hardware several times: a network card as `network_controller` and `network_interface`, a USB
-//! device once for each of its interfaces, a disk separately from its controller. The sysfs path tells which entries belong
-//! together. [`Report::entries`] has the device of each entry.
+//! A report lists the same hardware several times: a network card as `network_controller` and `network_interface`, a
+//! USB device once for each of its interfaces, a disk separately from its controller. The sysfs path tells which
+//! entries belong together. [`Report::entries`] has the device of each entry.
 //!
-//! The types of values differ between reports, versions and kernels. Apart from the outer shape, a value of an unexpected type
-//! is ignored.
+//! The types of values differ between reports, versions and kernels. Apart from the outer shape, a value of an
+//! unexpected type is ignored.
 
 mod entry;
 mod run;

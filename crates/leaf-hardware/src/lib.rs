@@ -1,13 +1,13 @@
 //! Hardware as inputs and outputs: udev, sysfs and nixos-facter reports become one [`Inventory`].
 //!
-//! [`scan`] scans this host once: it blocks for some milliseconds, so call it from a blocking task. [`Monitor`] gives a hint
-//! when another scan is due. [`facter::read`] turns a report into an inventory, [`facter::run`] runs the program that writes
-//! one. [`leaf_core::diff::diff`] returns what changed between two scans.
+//! [`scan`] scans this host once: it blocks for some milliseconds, so call it from a blocking task. [`Monitor`] gives a
+//! hint when another scan is due. [`facter::read`] turns a report into an inventory, [`facter::run`] runs the program
+//! that writes one. [`leaf_core::diff::diff`] returns what changed between two scans.
 //!
 //! A device is a piece of hardware (a PCI function, a USB device with all its interfaces, a disk, a monitor). What the
-//! kernel exposes of it (a network interface, a block device, a video node) are its ports. Virtual devices made by software
-//! are left out. A device has no attribute that changes by itself (temperature, link state, load), so two scans of an
-//! unchanged host are equal.
+//! kernel exposes of it (a network interface, a block device, a video node) are its ports. Virtual devices made by
+//! software are left out. A device has no attribute that changes by itself (temperature, link state, load), so two
+//! scans of an unchanged host are equal.
 //!
 //! Reading order: `path` (what a sysfs path tells), `draft` (kinds and ids), `units` and `ports` (sysfs), `facter`.
 
@@ -101,9 +101,9 @@ pub enum HardwareError {
 
 /// Returns the devices of this host. Blocks.
 ///
-/// Without a running udevd, or if libudev fails, the scan uses the kernel's attributes alone: ids, ports and drivers are the
-/// same, but names may be numbers. A report adds names, and devices without a sysfs path (processors, memory modules). A device
-/// that only the report lists is returned separately and not added to the inventory.
+/// Without a running udevd, or if libudev fails, the scan uses the kernel's attributes alone: ids, ports and drivers
+/// are the same, but names may be numbers. A report adds names, and devices without a sysfs path (processors, memory
+/// modules). A device that only the report lists is returned separately and not added to the inventory.
 ///
 /// # Errors
 /// [`HardwareError`] when sysfs can't be listed, or the report can't be read.

@@ -1,4 +1,5 @@
-//! Merges a report into the devices from sysfs: it adds names, and devices without a sysfs path. sysfs decides what is present.
+//! Merges a report into the devices from sysfs: it adds names, and devices without a sysfs path. sysfs decides what is
+//! present.
 
 use std::collections::BTreeSet;
 
@@ -45,8 +46,8 @@ pub(crate) fn merge(seen: &mut Drafts, report: Drafts) -> Merged {
     merged
 }
 
-/// Returns the path of the host's device that matches a reported one: the same path, otherwise the same ids with the same
-/// serial number, otherwise the same ids in the same place (the kernel may have numbered it differently).
+/// Returns the path of the host's device that matches a reported one: the same path, otherwise the same ids with the
+/// same serial number, otherwise the same ids in the same place (the kernel may have numbered it differently).
 fn find(seen: &Drafts, reported: &Draft, matched: &BTreeSet<String>) -> Option<String> {
     let same_ids = |draft: &Draft| {
         draft.vendor_id == reported.vendor_id

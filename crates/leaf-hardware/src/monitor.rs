@@ -65,8 +65,8 @@ impl Monitor {
 
     /// Waits until the hardware may have changed and no event has arrived for 0.3 s since, or 2 s have passed.
     ///
-    /// It is a hint: scan and compare. A failed socket is opened again, with a hint, since events may have been lost; while
-    /// that fails there is a hint every 10 s. The future may be dropped at any time without losing a hint.
+    /// It is a hint: scan and compare. A failed socket is opened again, with a hint, since events may have been lost;
+    /// while that fails there is a hint every 10 s. The future may be dropped at any time without losing a hint.
     pub async fn changed(&mut self) {
         loop {
             let Some(listening) = &mut self.socket else {
@@ -150,8 +150,8 @@ impl Listening {
         Ok(Self { fd, udevd })
     }
 
-    /// Waits for an event of a device that is scanned. Data that is not an event counts too: it is what a buffer overrun
-    /// looks like.
+    /// Waits for an event of a device that is scanned. Data that is not an event counts too: it is what a buffer
+    /// overrun looks like.
     async fn event(&mut self) -> io::Result<()> {
         loop {
             let mut ready = self.fd.readable_mut().await?;

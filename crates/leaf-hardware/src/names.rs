@@ -1,4 +1,5 @@
-//! Names of vendors and models: from udev's hardware database where it is installed, otherwise from `pci.ids` and `usb.ids`.
+//! Names of vendors and models: from udev's hardware database where it is installed, otherwise from `pci.ids` and
+//! `usb.ids`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -68,8 +69,8 @@ fn from_hwdb(drafts: &mut Drafts, hwdb: &udev::Hwdb) {
     }
 }
 
-/// Returns the names of these ids from a file in the format of <https://pci-ids.ucw.cz>: vendors at the start of a line,
-/// their models after a tab; classes follow, each with a letter before its number.
+/// Returns the names of these ids from a file in the format of <https://pci-ids.ucw.cz>: vendors at the start of a
+/// line, their models after a tab; classes follow, each with a letter before its number.
 fn find(
     text: &str,
     ids: &BTreeSet<(String, String)>,

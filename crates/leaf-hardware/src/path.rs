@@ -1,8 +1,8 @@
 //! What a sysfs path tells by itself: the piece of hardware that it belongs to, and the place of that hardware.
 //!
-//! The kernel numbers USB buses, SCSI hosts and input devices in the order in which it finds them, so a path may differ from
-//! boot to boot. A [place](place) consists of the parts that don't: the PCI address, the ports of the hubs, the firmware's
-//! name.
+//! The kernel numbers USB buses, SCSI hosts and input devices in the order in which it finds them, so a path may differ
+//! from boot to boot. A [place](place) consists of the parts that don't: the PCI address, the ports of the hubs, the
+//! firmware's name.
 
 /// The meaning of a path's component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,9 +46,9 @@ fn part(component: &str) -> Option<Part> {
     }
 }
 
-/// Returns the path and the bus of the piece of hardware that this device path belongs to, if the path alone tells: a PCI
-/// function, a USB device (with all its interfaces), a SCSI or memory card unit that is not behind USB. A virtio device and
-/// a root hub belong to their parent.
+/// Returns the path and the bus of the piece of hardware that this device path belongs to, if the path alone tells: a
+/// PCI function, a USB device (with all its interfaces), a SCSI or memory card unit that is not behind USB. A virtio
+/// device and a root hub belong to their parent.
 pub(crate) fn unit(path: &str) -> Option<(&str, &'static str)> {
     let mut found = None;
     let mut end = 0;

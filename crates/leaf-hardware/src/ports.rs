@@ -1,5 +1,5 @@
-//! Inputs and outputs from sysfs: the devices of classes (network interfaces, disks, cameras, …) become ports of the piece
-//! of hardware that they belong to.
+//! Inputs and outputs from sysfs: the devices of classes (network interfaces, disks, cameras, …) become ports of the
+//! piece of hardware that they belong to.
 //!
 //! Virtual interfaces made by software (bridges, veths, tunnels, loop devices) are left out: they come and go with
 //! containers. The loopback interface and memory used as a disk are ports of two devices of the bus `virtual`.
@@ -229,8 +229,8 @@ impl Found<'_> {
         let draft = units::ensure(self.tree, drafts, unit, bus);
         draft.kinds.insert(DeviceKind::Network);
         draft.port(port(self.name, Direction::Both, Medium::Network, Some(self.name)));
-        // An address that was set or generated (`addr_assign_type` is not 0) may change. The permanent address of a wireless
-        // interface is read from its radio, and that of a bond's member from the bond, which replaced it.
+        // An address that was set or generated (`addr_assign_type` is not 0) may change. The permanent address of a
+        // wireless interface is read from its radio, and that of a bond's member from the bond, which replaced it.
         let own = || {
             let permanent = self.text("addr_assign_type").is_some_and(|kind| kind == "0");
             permanent.then(|| self.text("address")).flatten()

@@ -1,8 +1,9 @@
 //! Configures the container's end of its veth: renames it to `eth0` and sets the addresses and default routes from the
-//! environment (`LOCAL_ADDRESS`, `HOST_ADDRESS`, `LOCAL_ADDRESS6`, `HOST_ADDRESS6`; the contract of NixOS's containers).
+//! environment (`LOCAL_ADDRESS`, `HOST_ADDRESS`, `LOCAL_ADDRESS6`, `HOST_ADDRESS6`; the contract of NixOS's
+//! containers).
 //!
-//! The link is `vp-NAME` if leaf-helper made it, or `host0` if systemd-nspawn did, and may appear after this process has
-//! started.
+//! The link is `vp-NAME` if leaf-helper made it, or `host0` if systemd-nspawn did, and may appear after this process
+//! has started.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Who is who on a leaf's own NATS: an operator, its accounts and users, made at the first start and kept.
 //!
-//! Start at [`Identity::open_or_create`]. There are two accounts: `LEAF` with the streams, where the daemon (`leafd`) is
-//! alone, and `CALLERS`, where it answers people (`admin` is the first) and containers, whose users are issued by a
+//! Start at [`Identity::open_or_create`]. There are two accounts: `LEAF` with the streams, where the daemon (`leafd`)
+//! is alone, and `CALLERS`, where it answers people (`admin` is the first) and containers, whose users are issued by a
 //! signing key that can issue nothing else. What each may do, and why two, stands in [`Permissions`]. In a fleet an
 //! operator is given instead, and this module is not used.
 
@@ -209,16 +209,16 @@ impl Identity {
     }
 
     /// Returns credentials of a new user where the streams are, with permissions of its own: for what is trusted with
-    /// them as the daemon is, such as a hub that sources them. Whoever may ask JetStream there can have the server write
-    /// into them.
+    /// them as the daemon is, such as a hub that sources them. Whoever may ask JetStream there can have the server
+    /// write into them.
     #[must_use]
     pub fn trusted_credentials(&self, caller: &Caller, permissions: &Permissions) -> Secret {
         let now = Timestamp::now().as_second();
         self.issue(&self.keys.account, &KeyPair::new_user(), caller, permissions, now)
     }
 
-    /// Returns credentials for a container, of the user [`ContainerName::caller`]. They are issued by the signing key for
-    /// containers, so that the server itself holds them to the container's own subjects. They work until they are
+    /// Returns credentials for a container, of the user [`ContainerName::caller`]. They are issued by the signing key
+    /// for containers, so that the server itself holds them to the container's own subjects. They work until they are
     /// [revoked](Self::revoke_container); those made after that work again.
     #[must_use]
     pub fn container_credentials(&self, container: &ContainerName) -> Secret {

@@ -1,24 +1,24 @@
 //! Who may publish and subscribe what. NATS enforces it; these lists are the leaf's whole access policy.
 //!
-//! What permissions can't hold is where the *server* itself publishes: an answer of JetStream goes to any reply subject,
-//! and a push consumer delivers wherever the body of the request that makes it says. Whoever may ask JetStream in the
-//! account of the streams can so have the server write into them. Hence two accounts
+//! What permissions can't hold is where the *server* itself publishes: an answer of JetStream goes to any reply
+//! subject, and a push consumer delivers wherever the body of the request that makes it says. Whoever may ask JetStream
+//! in the account of the streams can so have the server write into them. Hence two accounts
 //! (`docs/decisions/0006-the-streams-have-their-own-nats-account.md`):
 //!
 //! - `LEAF` has the streams, and one user: the daemon ([`Permissions::keeper`]).
-//! - `CALLERS` has people, containers, and the daemon once more ([`Permissions::service`]), which answers them there. It
-//!   imports what people read: some questions to JetStream ([`READ_SERVICES`]), whose answers come back to this account and
-//!   can end nowhere else, and what is published of events, leases and states. Nobody there can make a consumer: its
-//!   deliveries would be in the other account.
+//! - `CALLERS` has people, containers, and the daemon once more ([`Permissions::service`]), which answers them there.
+//!   It imports what people read: some questions to JetStream ([`READ_SERVICES`]), whose answers come back to this
+//!   account and can end nowhere else, and what is published of events, leases and states. Nobody there can make a
+//!   consumer: its deliveries would be in the other account.
 //!
 //! Nor does the server check a message's reply subject. From that follows
 //! - whoever answers requests must refuse a reply subject outside the caller's inbox ([`subject::is_own_inbox`]);
 //! - a container, which may answer what it is asked, may not publish to what it listens to: it would ask itself,
 //!   with any subject as the reply, and be allowed to write there.
 //!
-//! In `CALLERS` a person can still have the server's answer to a question appear under any subject, so what is met there
-//! outside of an inbox is a hint and no fact: a command without a reply subject in its caller's inbox is not carried out,
-//! and readers read events from the stream.
+//! In `CALLERS` a person can still have the server's answer to a question appear under any subject, so what is met
+//! there outside of an inbox is a hint and no fact: a command without a reply subject in its caller's inbox is not
+//! carried out, and readers read events from the stream.
 
 use std::time::Duration;
 

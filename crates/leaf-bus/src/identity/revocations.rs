@@ -1,5 +1,5 @@
-//! Which users are refused: a folder with a file for each, named by its public key, that holds the second up to which its
-//! credentials are refused. A file for each, so that two at once are no matter.
+//! Which users are refused: a folder with a file for each, named by its public key, that holds the second up to which
+//! its credentials are refused. A file for each, so that two at once are no matter.
 
 use std::collections::BTreeMap;
 use std::io;

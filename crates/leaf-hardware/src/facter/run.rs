@@ -58,8 +58,8 @@ pub enum RunError {
     },
 }
 
-/// Runs the program and returns its report: bytes for [`read`](super::read). Its process group is killed when the time limit
-/// passes or the future is dropped.
+/// Runs the program and returns its report: bytes for [`read`](super::read). Its process group is killed when the time
+/// limit passes or the future is dropped.
 ///
 /// # Errors
 /// [`RunError`] when the program can't be started, fails, or exceeds the limit of time or size.
