@@ -1,8 +1,8 @@
-//! The one connection below all else: options, events, requests that leave nothing behind.
+//! The connection that the other modules use: options, events, requests that leave no memory behind.
 //!
-//! What async-nats 0.51 does, and what is done about it here: an unanswered request stays in its map for good, so a
-//! request here has an inbox of its own; while there is no connection messages wait or vanish, so a request is refused
-//! at once instead; a permission violation comes as an event without a reply, so a waiting request listens for it.
+//! Work-arounds for async-nats 0.51: an unanswered request stays in its map for ever, so a request here has its own
+//! inbox; without a connection messages are queued or lost, so a request fails at once instead; a permission violation
+//! arrives as an event without a reply, so a waiting request listens for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +20,7 @@ use crate::options::{check_tls_files, classify, options};
 use crate::settings::{ConnectError, ConnectSettings, ServerIdentity, Status};
 use crate::stream_error::{RequestError, StreamError, publish_error, request_error};
 
-/// A connection and what is known about it.
+/// A connection and its status.
 #[derive(Debug, Clone)]
 pub(crate) struct Link {
     client: async_nats::Client,
@@ -110,7 +110,7 @@ impl Link {
 
     pub(crate) async fn connected(&self) {
         let mut status = self.status();
-        // The level may lag behind the client's own state, and the other way round: both must say so.
+        // The status may lag behind the client's own state, and vice versa: both must be connected.
         while !(self.is_connected() && status.borrow_and_update().is_connected()) {
             let _ = tokio::time::timeout(Duration::from_millis(500), status.changed()).await;
         }
@@ -147,8 +147,8 @@ impl Link {
             })
     }
 
-    /// Waits until the server has seen all that was sent: the client's own flush only empties its buffer, so this
-    /// is a question that everybody may ask, and any answer will do.
+    /// Waits until the server has processed everything that was sent. The client's own flush only empties its buffer,
+    /// so this sends a request that every user may send; any reply will do.
     pub(crate) async fn flush(&self, limit: Duration) -> Result<(), StreamError> {
         let subject = format!("{}.INFO", self.api_prefix);
         match self.request(&subject, None, Bytes::new(), limit).await {
@@ -162,7 +162,7 @@ impl Link {
             return;
         }
         let mut closed = self.shared.closed.subscribe();
-        // `drain` only asks for it; `Closed` says that it is done.
+        // `drain` only starts it; `Closed` reports its end.
         let done = async {
             if self.client.drain().await.is_ok() {
                 let _ = closed.wait_for(|closed| *closed).await;
@@ -171,7 +171,7 @@ impl Link {
         let _ = tokio::time::timeout(limit, done).await;
     }
 
-    /// Sends a request and returns its one answer.
+    /// Sends a request and returns its reply.
     pub(crate) async fn request(
         &self,
         subject: &str,
@@ -183,7 +183,7 @@ impl Link {
         replies.next(limit).await
     }
 
-    /// Sends a request that has several answers.
+    /// Sends a request that has several replies.
     pub(crate) async fn ask(
         &self,
         subject: &str,
@@ -228,7 +228,7 @@ impl Link {
         })
     }
 
-    /// Sends a request by the client's shared inbox: quicker, but one without an answer leaves an entry behind.
+    /// Sends a request with the client's shared inbox: faster, but an unanswered one leaves an entry behind.
     pub(crate) async fn quick_request(
         &self,
         subject: &str,
@@ -268,7 +268,7 @@ impl Link {
     }
 }
 
-/// The answers to one request. Dropping it ends its subscription.
+/// The replies to a request. Dropping it ends the subscription.
 #[derive(Debug)]
 pub(crate) struct Replies {
     link: Link,
@@ -278,7 +278,7 @@ pub(crate) struct Replies {
 }
 
 impl Replies {
-    /// The next answer.
+    /// Returns the next reply.
     pub(crate) async fn next(&mut self, limit: Duration) -> Result<Message, RequestError> {
         tokio::select! {
             biased;
@@ -293,7 +293,7 @@ impl Replies {
     }
 }
 
-/// What can go wrong while an answer is awaited.
+/// The errors that can occur while a request waits for its reply.
 #[derive(Debug)]
 pub(crate) struct Wait {
     generation: u64,
@@ -314,7 +314,7 @@ impl Wait {
         }
     }
 
-    /// Returns when there will be no answer: the connection is lost, or the server forbids it.
+    /// Returns when no reply will come: the connection was lost, or the server denied the request.
     pub(crate) async fn trouble(&mut self, link: &Link, subject: &str) -> RequestError {
         loop {
             if self.generation != link.generation() || !link.is_connected() {

@@ -1,4 +1,4 @@
-//! From our settings to those of async-nats, and from its errors on the way to a server to ours.
+//! Converts our settings to those of async-nats, and its connection errors to ours.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,7 +92,8 @@ pub(crate) fn options(
         }))
 }
 
-/// From 50 ms up to 2 s, and up to a quarter more so that not all leaves come back at once.
+/// Returns the back-off: from 50 ms up to 2 s, plus up to a quarter of jitter, so that leaves don't all reconnect at
+/// once.
 fn backoff(attempts: usize) -> Duration {
     if attempts <= 1 {
         return Duration::ZERO;
@@ -103,7 +104,7 @@ fn backoff(attempts: usize) -> Duration {
     base + base * random / 1024
 }
 
-/// TLS files that can't be read are told at once, also to the daemon.
+/// Checks that the TLS files can be read: such an error is permanent, also for the daemon.
 pub(crate) fn check_tls_files(settings: &ConnectSettings, servers: &str) -> Result<(), ConnectError> {
     let tls = &settings.tls;
     let error = |source: Cause| ConnectError::Tls {
@@ -111,9 +112,7 @@ pub(crate) fn check_tls_files(settings: &ConnectSettings, servers: &str) -> Resu
         source,
     };
     if tls.cert.is_some() != tls.key.is_some() {
-        return Err(error(
-            "a certificate needs its key, and a key its certificate".into(),
-        ));
+        return Err(error("cert and key must be set together".into()));
     }
     for path in [&tls.ca, &tls.cert, &tls.key].into_iter().flatten() {
         std::fs::File::open(path).map_err(|e| error(format!("{}: {e}", path.display()).into()))?;

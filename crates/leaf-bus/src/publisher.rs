@@ -1,8 +1,9 @@
-//! Publishing events into a leaf's stream, many on their way at once and yet in order.
+//! Publishes events into a leaf's stream: in order, with many unacknowledged at once.
 //!
-//! Each message says which sequence number the stream must end with before it, so a second writer, a lost message or
-//! one that is sent again changes nothing. After any error the publisher is done for: look where the stream ends,
-//! compare ([`crate::stream::EventStream::compare`]), and go on with a new one from there, with the same bytes.
+//! Each message carries the sequence number that the stream must end with before it, so a second writer, a lost message
+//! or a repeated one can't change the stream. After an error the publisher can't be used any more: read where the
+//! stream ends, compare ([`crate::stream::EventStream::compare`]), and continue from there with a new publisher and the
+//! same bytes.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,13 +18,13 @@ use crate::jetstream::read_ack;
 use crate::link::{Link, Wait};
 use crate::stream_error::{StreamError, publish_error, request_error};
 
-/// The largest message that a leaf may have to send: the default of a NATS server.
+/// The largest message that a leaf may have to send, in bytes: the default limit of a NATS server.
 const NEEDED_PAYLOAD_BYTES: usize = 1024 * 1024;
-/// How many messages may be on their way at once.
+/// How many messages may be unacknowledged at once.
 const WINDOW_MESSAGES: usize = 1024;
-/// How many bytes of bodies may be on their way at once.
+/// How many bytes of bodies may be unacknowledged at once.
 const WINDOW_BYTES: usize = 4 * 1024 * 1024;
-/// How long the server may take to answer the oldest of them.
+/// How long the server may take to acknowledge the oldest of them.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
 const EXPECTED_LAST_SEQUENCE: HeaderName = HeaderName::from_static("Nats-Expected-Last-Sequence");
@@ -50,7 +51,7 @@ static KNOWN: [(&str, HeaderName); 10] = [
     (header::TYPE, HeaderName::from_static(header::TYPE)),
 ];
 
-/// Sends events in order and takes in the server's answers.
+/// Publishes events in order and processes the server's acknowledgements.
 #[derive(Debug)]
 pub struct Publisher {
     link: Link,
@@ -58,7 +59,7 @@ pub struct Publisher {
     inbox: async_nats::Subject,
     acks: Subscriber,
     wait: Wait,
-    /// What is on its way, the oldest first; the first has the sequence number `acked + 1`.
+    /// The unacknowledged messages, the oldest first; the first has the sequence number `acked + 1`.
     in_flight: VecDeque<InFlight>,
     bytes: usize,
     acked: u64,
@@ -83,7 +84,7 @@ impl Publisher {
             tracing::warn!(
                 max_payload = server.max_payload_bytes,
                 needed = NEEDED_PAYLOAD_BYTES,
-                "the NATS server takes smaller messages than a leaf may send: raise its `max_payload`, or an event that is \
+                "the NATS server accepts smaller messages than a leaf may send: raise its `max_payload`, or an event that is \
                  larger stays unpublished, and all after it"
             );
         }
@@ -104,7 +105,7 @@ impl Publisher {
         })
     }
 
-    /// The last sequence number that the stream holds for sure.
+    /// The last acknowledged sequence number.
     #[must_use]
     pub fn acked(&self) -> u64 {
         self.acked
@@ -116,16 +117,17 @@ impl Publisher {
         self.acked + self.in_flight.len() as u64 + 1
     }
 
-    /// Whether something is on its way.
+    /// Whether a message is unacknowledged.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
         !self.in_flight.is_empty()
     }
 
-    /// Sends an event, which must have [`next_sequence`](Self::next_sequence); waits while too much is on its way.
+    /// Publishes an event, which must have [`next_sequence`](Self::next_sequence); waits while too much is
+    /// unacknowledged.
     ///
     /// # Errors
-    /// [`StreamError`]: of this event or one before it. The publisher is done for then.
+    /// The [`StreamError`] of this event or of one before it. The publisher can't be used afterwards.
     pub async fn publish(&mut self, record: EventRecord) -> Result<(), StreamError> {
         if record.sequence != self.next_sequence() {
             return self.fail(StreamError::WrongLastSequence {
@@ -134,7 +136,7 @@ impl Publisher {
         }
         self.collect()?;
         if self.is_full(record.body.len(), 1) {
-            // Some room at once: fewer changes between sending and listening.
+            // Makes room for several at once: fewer switches between sending and receiving.
             while self.is_full(record.body.len(), WINDOW_MESSAGES / 4) {
                 self.next_ack().await?;
             }
@@ -175,17 +177,17 @@ impl Publisher {
     fn too_large(&self, sequence: u64, bytes: usize, description: &str) -> String {
         let allowed = self.link.server().map_or(0, |server| server.max_payload_bytes);
         format!(
-            "event {sequence} ({}) has a body of {bytes} bytes, and the NATS server takes messages of {allowed} bytes: \
+            "event {sequence} ({}) has a body of {bytes} bytes, and the NATS server accepts messages of {allowed} bytes: \
              raise its `max_payload` ({description})",
             self.last_subject,
         )
     }
 
-    /// Waits for the next answer, and takes in all that are here; returns [`acked`](Self::acked). Without anything on
-    /// its way it waits until the connection is lost. It may be dropped and called again.
+    /// Waits for the next acknowledgement, processes all that have arrived, and returns [`acked`](Self::acked). With
+    /// nothing unacknowledged it waits until the connection is lost. The future may be dropped and the call repeated.
     ///
     /// # Errors
-    /// [`StreamError`]: of the first event that was not stored. The publisher is done for then.
+    /// The [`StreamError`] of the first event that was not stored. The publisher can't be used afterwards.
     pub async fn next_ack(&mut self) -> Result<u64, StreamError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
@@ -205,10 +207,10 @@ impl Publisher {
         Ok(self.acked)
     }
 
-    /// Waits until the stream holds all that was published; returns [`acked`](Self::acked).
+    /// Waits until all published events are acknowledged, and returns [`acked`](Self::acked).
     ///
     /// # Errors
-    /// [`StreamError`]: of the first event that was not stored. The publisher is done for then.
+    /// The [`StreamError`] of the first event that was not stored. The publisher can't be used afterwards.
     pub async fn settle(&mut self) -> Result<u64, StreamError> {
         while self.is_waiting() {
             self.next_ack().await?;
@@ -219,7 +221,7 @@ impl Publisher {
         }
     }
 
-    /// Whether there is no room for a body of this size and so many messages.
+    /// Whether there is no room for a body of this size and this number of messages.
     fn is_full(&self, bytes: usize, messages: usize) -> bool {
         self.is_waiting()
             && (self.in_flight.len() + messages > WINDOW_MESSAGES || self.bytes + bytes > WINDOW_BYTES)
@@ -229,7 +231,7 @@ impl Publisher {
         self.wait.generation()
     }
 
-    /// Takes in the answers that are here.
+    /// Processes the acknowledgements that have arrived.
     fn collect(&mut self) -> Result<(), StreamError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
@@ -254,7 +256,7 @@ impl Publisher {
                 self.acked = sequence;
                 Ok(())
             }
-            // The answers come in the order of the messages; another number means that another stream answers, too.
+            // Acknowledgements arrive in order; another number means that another stream answers as well.
             Ok(sequence) => self.fail(StreamError::WrongLastSequence {
                 actual: Some(sequence),
             }),
@@ -271,13 +273,13 @@ impl Publisher {
 fn headers(record: &EventRecord) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in record.headers.iter() {
-        // A name that is known needs no memory of its own.
+        // A known name needs no allocation.
         match KNOWN.iter().find(|(text, _)| *text == name) {
             Some((_, known)) => headers.insert(known.clone(), value),
             None => headers.insert(name, value),
         }
     }
-    // No `Nats-Msg-Id`: the expected sequence is checked first, so a duplicate would never get as far as that.
+    // No `Nats-Msg-Id`: the server checks the expected sequence first, which rejects a duplicate.
     headers.insert(EXPECTED_LAST_SEQUENCE, (record.sequence - 1).to_string());
     headers
 }

@@ -1,8 +1,8 @@
-//! Answering commands: plain subscriptions that speak the NATS service protocol (ADR-32).
+//! Receives and answers commands: plain subscriptions with the NATS service protocol (ADR-32).
 //!
-//! The server refuses by itself what nobody need look at: a wrong version or subject, a body that is too large, a bad
-//! command id. A command whose reply subject is not below its caller's own inbox is not carried out, and nothing is
-//! sent there: the leaf would write in the caller's stead wherever it may write itself.
+//! The server itself refuses a wrong version or subject, a body that is too large, and an invalid command id. A command
+//! whose reply subject is not below its caller's own inbox is not carried out and not answered: otherwise a caller
+//! could make the leaf publish wherever the leaf may.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,31 +24,31 @@ use crate::stream_error::{RequestError, StreamError, publish_error};
 
 pub use crate::service::ServiceInfo;
 
-/// How long a draining server waits for what is still under way to it.
+/// How long a draining server waits for messages that are still in flight.
 const DRAIN: Duration = Duration::from_secs(2);
 /// The longest `ce-correlationid`, in bytes.
 const MAX_CORRELATION_BYTES: usize = 256;
 
-/// One command, checked as far as the wire goes.
+/// A command whose subject and headers are validated.
 #[derive(Debug)]
 pub struct Incoming {
-    /// Who sends it.
+    /// The command's caller.
     pub caller: Caller,
-    /// What it is about.
+    /// The command's noun.
     pub noun: String,
-    /// What to do.
+    /// The command's verb.
     pub verb: String,
-    /// The id that its sender gave it.
+    /// The command id, if the sender set one.
     pub command_id: Option<CommandId>,
-    /// The sender's own mark, carried along.
+    /// The correlation id, if the sender set one.
     pub correlation: Option<String>,
-    /// The arguments, not yet read.
+    /// The body with the arguments, not parsed yet.
     pub body: Bytes,
-    /// Where the answer goes.
+    /// Sends the reply.
     pub responder: Responder,
 }
 
-/// Answers one command.
+/// Sends the reply to one command.
 #[derive(Debug)]
 pub struct Responder {
     link: Link,
@@ -59,7 +59,7 @@ pub struct Responder {
     answered: bool,
 }
 
-/// Takes commands. It works only while [`Server::next`] is called.
+/// Receives commands. It makes progress only while [`Server::next`] is called.
 #[derive(Debug)]
 pub struct Server {
     link: Link,
@@ -71,10 +71,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Subscribes to the commands of a leaf. There need not be a connection yet, and it may be lost and come back.
+    /// Subscribes to the commands of a leaf. The connection may be established later, lost and re-established.
     ///
     /// # Errors
-    /// [`StreamError`] when the connection was closed for good.
+    /// [`StreamError`] if the connection was closed.
     pub async fn start(bus: &Bus, info: ServiceInfo) -> Result<Self, StreamError> {
         let link = bus.link.clone();
         let commands = link.subscribe(subject::commands_of(&info.leaf)).await?;
@@ -93,8 +93,8 @@ impl Server {
         })
     }
 
-    /// Returns the next command that is worth looking at; nothing when the server is drained, or the connection is
-    /// closed for good. Answers discovery on the way. If it is dropped, no command is lost.
+    /// Returns the next valid command, or `None` when the server is drained or the connection closed. Answers discovery
+    /// requests. No command is lost if the future is dropped.
     pub async fn next(&mut self) -> Option<Incoming> {
         enum Woken {
             Command(Option<Message>),
@@ -121,7 +121,7 @@ impl Server {
         }
     }
 
-    /// Asks for no more commands. [`Server::next`] gives those that are here or under way already, then nothing.
+    /// Stops receiving commands. [`Server::next`] returns those that have arrived or are in flight, then `None`.
     pub async fn drain(&mut self) {
         if self.drained_by.is_some() {
             return;
@@ -133,7 +133,7 @@ impl Server {
         }
     }
 
-    /// How many messages were refused without an answer since their reply subject can't be trusted.
+    /// The number of messages that were dropped because their reply subject was not the caller's inbox.
     #[must_use]
     pub fn refused_silently(&self) -> u64 {
         self.stats.silent()
@@ -145,14 +145,14 @@ impl Server {
         let Some(body) = verb.and_then(|verb| self.stats.discovery(verb)) else {
             return;
         };
-        // Whoever asks need not be a caller of ours, but an answer goes into an inbox only.
+        // The sender may be any user, but replies go to inboxes only.
         if !subject::is_inbox(reply) || !self.link.is_connected() {
             return;
         }
         let _ = self.link.client().publish(reply.clone(), body.into()).await;
     }
 
-    /// Returns the command, or answers it and returns nothing.
+    /// Returns the command, or refuses it and returns `None`.
     async fn check(&self, message: Message) -> Option<Incoming> {
         let parsed = CommandSubject::parse(&message.subject);
         let endpoint = match &parsed {
@@ -240,8 +240,8 @@ impl Server {
 }
 
 impl Responder {
-    /// Sends the answer: the reply's body, or a problem with its headers (ADR-32). Without a connection there is
-    /// nobody to hear it, and it is dropped; the sender asks again with the same command id.
+    /// Sends the reply's body, or a problem with its headers (ADR-32). Without a connection the reply is dropped; the
+    /// caller sends the command again with the same id.
     pub async fn reply(mut self, command_id: Option<&CommandId>, result: Result<Vec<u8>, Problem>) {
         self.answered = true;
         let sent = match &result {
@@ -258,7 +258,7 @@ impl Responder {
                 Some(problem)
             }
             Err(error) => {
-                tracing::warn!(reply = %self.reply, ?error, "an answer was not sent");
+                tracing::warn!(reply = %self.reply, ?error, "can't send a reply");
                 result.err()
             }
             Ok(()) => result.err(),
@@ -311,14 +311,14 @@ impl Responder {
 impl Drop for Responder {
     fn drop(&mut self) {
         if !self.answered {
-            tracing::warn!(reply = %self.reply, "a command was dropped without an answer");
+            tracing::warn!(reply = %self.reply, "a command was dropped without a reply");
             let problem = Some("dropped without an answer".to_owned());
             self.stats.count(self.endpoint, self.began.elapsed(), problem);
         }
     }
 }
 
-/// A header has one line.
+/// Returns the text on one line, as a header needs it.
 fn one_line(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })

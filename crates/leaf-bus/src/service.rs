@@ -1,4 +1,4 @@
-//! What the service says of itself: PING, INFO and STATS by NATS ADR-32.
+//! The service's discovery replies: PING, INFO and STATS of NATS ADR-32.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,27 +10,27 @@ use leaf_core::subject;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-/// What the service says of itself.
+/// The service's identity.
 #[derive(Debug, Clone)]
 pub struct ServiceInfo {
-    /// The leaf that is commanded here.
+    /// The leaf's name.
     pub leaf: LeafName,
-    /// This run of the daemon: the service's id.
+    /// The daemon's instance id, which is the service's id.
     pub instance: InstanceId,
     /// The daemon's version.
     pub version: String,
-    /// What it is, in a sentence.
+    /// The service's description, one sentence.
     pub description: String,
 }
 
-/// What all leaves are called as a service.
+/// The service's name, the same for all leaves.
 pub const SERVICE_NAME: &str = "cim-leaf";
-/// The header of a reply that says that it did not work: a status.
+/// The header of an error reply with its status.
 pub const ERROR_CODE_HEADER: &str = "Nats-Service-Error-Code";
-/// The header of a reply that says what did not work.
+/// The header of an error reply with its title.
 pub const ERROR_HEADER: &str = "Nats-Service-Error";
 
-/// The name of the endpoint that counts what belongs to none.
+/// The name of the endpoint that counts messages of no other endpoint.
 const OTHER: &str = "other";
 
 #[derive(Debug)]
@@ -115,7 +115,7 @@ impl Stats {
         self.silent.load(Ordering::Relaxed)
     }
 
-    /// Returns the answer to a discovery verb.
+    /// Returns the reply to a discovery verb.
     pub(crate) fn discovery(&self, verb: &str) -> Option<Vec<u8>> {
         let mut answer = json!({
             "name": SERVICE_NAME,

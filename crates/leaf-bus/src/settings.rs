@@ -1,4 +1,4 @@
-//! Where the server is, who we are, how the connection does, and what is wrong when there is none: plain types.
+//! Plain types of a connection: its settings, its status, its errors.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,28 +8,28 @@ use leaf_core::host_op::Secret;
 use leaf_core::id::Caller;
 use leaf_core::subject;
 
-/// What an underlying library says.
+/// An error of an underlying library.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// Where the server is and who we are.
+/// The servers' addresses and the user's credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectSettings {
-    /// The servers, each as `nats://host:4222` or `tls://host:4222`. They are one cluster.
+    /// The servers of one cluster, each as `nats://host:4222` or `tls://host:4222`.
     pub servers: Vec<String>,
-    /// Who we are.
+    /// The user's credentials.
     pub credentials: Credentials,
-    /// The prefix of our inboxes, without the last dot: `_INBOX.<caller>`.
+    /// The prefix of the user's inboxes, without the last dot: `_INBOX.<caller>`.
     pub inbox_prefix: String,
-    /// How the connection is encrypted.
+    /// The encryption of the connection.
     pub tls: Tls,
-    /// What the server's lists of connections call us.
+    /// The connection's name in the server's lists.
     pub name: String,
-    /// The JetStream domain that the streams are in, where it is not the server's own.
+    /// The JetStream domain of the streams, if it is not the server's own.
     pub jetstream_domain: Option<String>,
 }
 
 impl ConnectSettings {
-    /// Returns the settings for these servers (one, or several with commas between), without credentials.
+    /// Returns settings for these servers (one, or several separated by commas), without credentials.
     #[must_use]
     pub fn new(servers: &str) -> Self {
         Self {
@@ -42,7 +42,7 @@ impl ConnectSettings {
         }
     }
 
-    /// Who we are as a caller, if the inbox prefix is that of one.
+    /// The caller of the inbox prefix, if it has one.
     #[must_use]
     pub fn caller(&self) -> Option<Caller> {
         subject::caller_of_inbox_prefix(&self.inbox_prefix)
@@ -57,7 +57,7 @@ impl ConnectSettings {
     }
 }
 
-/// Returns the servers of a list with commas between.
+/// Splits a list of servers at its commas.
 pub(crate) fn split_servers(text: &str) -> Vec<String> {
     text.split(',')
         .map(str::trim)
@@ -73,146 +73,146 @@ fn without_user(url: &str) -> String {
     }
 }
 
-/// Who we are, as the server asks for it.
+/// The credentials that a server asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Credentials {
-    /// Nobody in particular.
+    /// No credentials.
     #[default]
     None,
-    /// A file with a user's JWT and seed. It is read again at each attempt, so it may be replaced.
+    /// A file with a user's JWT and seed. It is read at each attempt, so it may be replaced.
     File(PathBuf),
-    /// The text of such a file.
+    /// The content of such a file.
     Text(Secret),
     /// A file with the seed of a user's NKEY.
     NkeyFile(PathBuf),
-    /// A name and a password.
+    /// A user's name and password.
     Password {
-        /// The name.
+        /// The user's name.
         user: String,
-        /// The password.
+        /// The user's password.
         password: Secret,
     },
     /// A token.
     Token(Secret),
 }
 
-/// How the connection is encrypted. It is wherever the server asks for it.
+/// The encryption of a connection. A connection is encrypted if the server requires it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tls {
-    /// The certificates of the authorities that we trust (PEM); the system's own without it.
+    /// The CA certificates that are trusted (PEM); the system's if `None`.
     pub ca: Option<PathBuf>,
-    /// Our certificate (PEM), where the server wants one.
+    /// The client's certificate (PEM), if the server requires one.
     pub cert: Option<PathBuf>,
-    /// Its key (PEM).
+    /// The certificate's key (PEM).
     pub key: Option<PathBuf>,
     /// Whether an unencrypted connection is refused.
     pub required: bool,
 }
 
-/// Why there is no connection, or not the one that is needed. Each says what to do.
+/// Why a connection failed, or can't be used. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Nothing answers there.
+    /// No server answers at the address.
     #[error("no NATS server answers at {servers}: start it, or give the address of another")]
     NoServer {
-        /// Where.
+        /// The servers.
         servers: String,
-        /// What the system says.
+        /// The operating system's error.
         source: Cause,
     },
-    /// Not an address.
+    /// The address can't be parsed.
     #[error("{server:?} is not the address of a NATS server: write it like nats://host:4222")]
     BadAddress {
-        /// What was given.
+        /// The given address.
         server: String,
     },
-    /// The server does not know who we are, or no longer.
+    /// The server rejects the credentials.
     #[error("{servers} refuses the credentials: give those of a user of this server that is valid now")]
     CredentialsRefused {
-        /// Where.
+        /// The servers.
         servers: String,
     },
-    /// The credentials are not there, or are none.
+    /// The credentials can't be read.
     #[error(
         "the credentials {what} can't be used: give a file with a user's JWT and seed that can be read here"
     )]
     CredentialsUnreadable {
-        /// Which.
+        /// The credentials' description.
         what: String,
-        /// Why.
+        /// The reason.
         source: Cause,
     },
-    /// The server's certificate is not of an authority that we trust.
+    /// The server's certificate is not trusted.
     #[error(
         "the certificate of {servers} is not signed by a CA that is trusted here: give the server's own CA as `ca`"
     )]
     WrongCa {
-        /// Where.
+        /// The servers.
         servers: String,
-        /// What is wrong with it.
+        /// The error of the verification.
         source: Cause,
     },
-    /// No encrypted connection.
+    /// The TLS handshake failed.
     #[error("no TLS connection to {servers}: check ca, cert and key, and whether the server speaks TLS")]
     Tls {
-        /// Where.
+        /// The servers.
         servers: String,
-        /// What is wrong.
+        /// The error of the handshake.
         source: Cause,
     },
-    /// The server hangs up.
+    /// The server closes the connection.
     #[error("{servers} refuses the connection: {reason}")]
     Refused {
-        /// Where.
+        /// The servers.
         servers: String,
-        /// What it says.
+        /// The server's error.
         reason: String,
     },
-    /// The server keeps no streams for us.
+    /// JetStream is off for the server or the account.
     #[error(
         "JetStream is off at {servers}, or for this account: switch it on (`jetstream {{}}` in the server's configuration)"
     )]
     JetStreamOff {
-        /// Where.
+        /// The servers.
         servers: String,
     },
-    /// We may not do that.
+    /// The user lacks a permission.
     #[error("the user may not do this: {what}: give it the permission, or use other credentials")]
     NoPermission {
-        /// What the server says.
+        /// The server's error.
         what: String,
     },
-    /// No answer.
+    /// The server does not answer in time.
     #[error("{servers} does not answer within {seconds} s: check the network, or give it more time")]
     TimedOut {
-        /// Where.
+        /// The servers.
         servers: String,
-        /// How long we waited.
+        /// The time limit, in seconds.
         seconds: f64,
     },
 }
 
-/// How the connection does: a level to watch.
+/// The status of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Status {
-    /// It stands.
+    /// The connection is established.
     Connected {
         /// The configured servers.
         server: String,
-        /// Since when.
+        /// When that began.
         since: Timestamp,
     },
-    /// It does not; the next attempt comes by itself.
+    /// There is no connection; it is retried.
     Disconnected {
-        /// What was wrong with the last attempt.
+        /// The error of the last attempt.
         problem: String,
-        /// Since when.
+        /// When that began.
         since: Timestamp,
     },
 }
 
 impl Status {
-    /// Whether the connection stands.
+    /// Whether the connection is established.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         matches!(self, Self::Connected { .. })
@@ -228,16 +228,16 @@ impl fmt::Display for Status {
     }
 }
 
-/// What the server that we are connected to says of itself.
+/// Information about the connected server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerIdentity {
-    /// Its id, new at each of its starts.
+    /// The server's id, new at each start.
     pub id: String,
-    /// Its name.
+    /// The server's name.
     pub name: String,
-    /// Its version.
+    /// The server's version.
     pub version: String,
-    /// The largest message that it takes, in bytes.
+    /// The largest message that it accepts, in bytes.
     pub max_payload_bytes: usize,
 }
 

@@ -1,5 +1,5 @@
-//! The stream `EVENTS_<leaf>`: the copy of a leaf's journal, in which only that leaf writes. A message's sequence
-//! number in the stream is the event's own.
+//! The stream `EVENTS_<leaf>`: the copy of a leaf's journal, which only that leaf writes. A message's stream sequence
+//! is the event's own sequence number.
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType};
 use leaf_core::event::EventRecord;
@@ -14,12 +14,12 @@ use crate::publisher::Publisher;
 
 pub use crate::stream_error::StreamError;
 
-/// What may be set of a stream.
+/// The settings of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamSettings {
-    /// How large it may become, in bytes; then its oldest events go.
+    /// The maximum size, in bytes; new events replace the oldest ones.
     pub max_bytes: u64,
-    /// On how many servers of a cluster it is kept.
+    /// The number of replicas in a cluster.
     pub replicas: usize,
 }
 
@@ -32,27 +32,27 @@ impl Default for StreamSettings {
     }
 }
 
-/// What a stream holds.
+/// The extent of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamState {
-    /// The first sequence number that it has, or would give if it is empty.
+    /// The first sequence number, or the next one if the stream is empty.
     pub first_sequence: u64,
-    /// The last sequence number that it gave; one less than the first if it never gave any.
+    /// The last sequence number; one less than the first if the stream never had an event.
     pub last_sequence: u64,
-    /// How many events it has.
+    /// The number of events.
     pub events: u64,
-    /// Whether it was made just now.
+    /// Whether the stream was just created.
     pub created: bool,
 }
 
-/// How an event of the journal stands in the stream.
+/// The result of comparing an event of the journal with the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Comparison {
-    /// As it is in the journal.
+    /// The stream has the same event.
     Same,
-    /// Another has its place.
+    /// The stream has another event with its sequence number.
     Differs(Box<EventRecord>),
-    /// Nothing has its place (any more).
+    /// The stream has no event with its sequence number.
     Missing,
 }
 
@@ -66,11 +66,11 @@ pub struct EventStream {
 }
 
 impl EventStream {
-    /// Makes the stream if it is not there, else sets what may be set of it, and returns it with what it holds. A new
-    /// one begins with `first_sequence`.
+    /// Creates the stream, or updates its settings if it exists, and returns it with its extent. A new one begins with
+    /// `first_sequence`.
     ///
     /// # Errors
-    /// [`StreamError::Foreign`] when there is another stream of its name or with its subjects.
+    /// [`StreamError::Foreign`] if another stream has its name or its subjects.
     pub async fn ensure(
         bus: &Bus,
         leaf: &LeafName,
@@ -87,7 +87,7 @@ impl EventStream {
         Ok((stream, state))
     }
 
-    /// Deletes the stream with all its events and makes it again, to begin with `first_sequence`: for a new epoch.
+    /// Deletes the stream with all its events and creates it again, beginning with `first_sequence`.
     ///
     /// # Errors
     /// [`StreamError`].
@@ -96,13 +96,13 @@ impl EventStream {
         self.make(first_sequence).await
     }
 
-    /// Its name.
+    /// The stream's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Asks what it holds.
+    /// Returns the stream's extent.
     ///
     /// # Errors
     /// [`StreamError`].
@@ -110,7 +110,7 @@ impl EventStream {
         Ok(state(&self.link.stream_info(&self.name).await?, false))
     }
 
-    /// Reads one event; nothing if the stream does not have it (any more).
+    /// Reads one event, or returns `None` if the stream does not have it.
     ///
     /// # Errors
     /// [`StreamError`].
@@ -134,7 +134,7 @@ impl EventStream {
         self.get(&json!({ "last_by_subj": subject })).await
     }
 
-    /// Reads all events from this one on, in order, up to the last that is there now.
+    /// Reads all events from this one on, in order, up to the last one at the time of reading.
     #[must_use]
     pub fn read_from(&self, sequence: u64) -> EventReader {
         EventReader {
@@ -142,7 +142,7 @@ impl EventStream {
         }
     }
 
-    /// Compares an event of the journal with what has its place in the stream: subject, headers and body.
+    /// Compares an event of the journal with that of the same sequence number in the stream: subject, headers and body.
     ///
     /// # Errors
     /// [`StreamError`].
@@ -154,7 +154,7 @@ impl EventStream {
         })
     }
 
-    /// Returns a publisher that goes on after this sequence number, with which the stream must end now.
+    /// Returns a publisher that continues after this sequence number, which must be the stream's last.
     ///
     /// # Errors
     /// [`StreamError::Disconnected`].
@@ -170,7 +170,7 @@ impl EventStream {
     async fn make(&self, first_sequence: u64) -> Result<StreamState, StreamError> {
         let wanted = self.config(first_sequence);
         let merge = |found: &mut Config| {
-            // All that may be changed while it has events; the rest is compared.
+            // The settings that can be updated while it has events; the others are compared.
             found.max_bytes = wanted.max_bytes;
             found.num_replicas = wanted.num_replicas;
             found.discard = wanted.discard;
@@ -219,7 +219,7 @@ pub struct EventReader {
 }
 
 impl EventReader {
-    /// The next event; nothing after the last.
+    /// Returns the next event, or `None` after the last one.
     ///
     /// # Errors
     /// [`StreamError`].
@@ -228,7 +228,7 @@ impl EventReader {
     }
 }
 
-/// Returns whether two records are the same event, byte by byte; the order of headers does not count.
+/// Returns whether two records are equal byte by byte, regardless of the order of headers.
 fn same(a: &EventRecord, b: &EventRecord) -> bool {
     fn sorted(record: &EventRecord) -> Vec<(&str, &str)> {
         let mut headers: Vec<_> = record.headers.iter().collect();
@@ -241,7 +241,7 @@ fn same(a: &EventRecord, b: &EventRecord) -> bool {
 fn state(info: &Info, created: bool) -> StreamState {
     let state = &info.state;
     StreamState {
-        // One that never had an event says 0.
+        // A stream that never had an event has 0 here.
         first_sequence: state.first_sequence.max(1),
         last_sequence: state.last_sequence,
         events: state.messages,
@@ -249,7 +249,7 @@ fn state(info: &Info, created: bool) -> StreamState {
     }
 }
 
-/// Says in what a stream is not one of ours: what can't be changed, or would change what is in it.
+/// Returns the settings in which a stream differs from ours and which can't be updated, or would change its events.
 fn differs(found: &Config, wanted: &Config) -> Option<String> {
     let mut why = Vec::new();
     if found.subjects != wanted.subjects {

@@ -1,75 +1,77 @@
-//! What can go wrong with a request, a publish and a stream: each way to fail is told apart.
+//! The errors of requests, publishes and streams.
 
-/// Why a stream did not do what it was asked.
+/// Why an operation on a stream failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StreamError {
-    /// The stream does not end where the publisher thought.
-    #[error("the stream does not end where it was expected to")]
+    /// The stream's last sequence number is not the expected one.
+    #[error("the stream does not end with the expected sequence number")]
     WrongLastSequence {
-        /// Where it ends, if the server says so.
+        /// Its last sequence number, if the server returned it.
         actual: Option<u64>,
     },
-    /// No answer: the message may be stored, or not.
+    /// No reply: the message may have been stored.
     #[error("the NATS server did not answer {what}")]
     Unanswered {
-        /// What it was asked.
+        /// The request.
         what: String,
     },
-    /// There is no such stream.
+    /// The stream does not exist.
     #[error("there is no stream {stream}")]
     NoStream {
-        /// Its name.
+        /// The stream's name.
         stream: String,
     },
-    /// There is no room to store anything.
+    /// The server has no storage left.
     #[error("the NATS server has no room to store more: {description}")]
     StorageFull {
-        /// What it says.
+        /// The server's description.
         description: String,
     },
-    /// There is no connection, or it was lost meanwhile.
+    /// There is no connection, or it was lost during the request.
     #[error("there is no connection to the NATS server")]
     Disconnected,
-    /// The user may not do that.
+    /// The user lacks a permission.
     #[error("the user may not do this: {what}")]
     NoPermission {
-        /// What the server says.
+        /// The server's error.
         what: String,
     },
-    /// The server keeps no streams for us.
+    /// JetStream is off for the server or the account.
     #[error("JetStream is off")]
     JetStreamOff,
-    /// A stream of this name is not what it should be, and can't be made so.
-    #[error("the stream {stream} is not ours to change: {why}; move it away, or name the leaf differently")]
+    /// A stream of this name has other settings, which can't be updated.
+    #[error(
+        "the stream {stream} belongs to another application: {why}; remove it, or name the leaf differently"
+    )]
     Foreign {
-        /// Its name.
+        /// The stream's name.
         stream: String,
-        /// What is other than expected.
+        /// The settings that differ.
         why: String,
     },
-    /// A message is larger than the server takes, or than its settings allow.
+    /// A message is larger than the server's limit.
     #[error("the message is too large: {description}")]
     TooLarge {
-        /// By how much.
+        /// The sizes.
         description: String,
     },
     /// A message in the stream is not an event.
     #[error("the message {sequence} of the stream is not an event of a leaf")]
     NotAnEvent {
-        /// Its place in the stream.
+        /// The message's stream sequence.
         sequence: u64,
     },
-    /// Something else.
-    #[error("the NATS server refuses it: {description} ({code})")]
+    /// Another error of the API.
+    #[error("the NATS server returned an error: {description} ({code})")]
     Server {
-        /// Its error code, 0 if it has none.
+        /// The error code, 0 if there is none.
         code: u64,
-        /// What it says.
+        /// The server's description.
         description: String,
     },
 }
 
-/// Why a request has no answer.
+/// Why a request has no reply.
 #[derive(Debug)]
 pub(crate) enum RequestError {
     NoResponders,

@@ -1,4 +1,4 @@
-//! The configuration of the embedded server, written anew at each start, and the port that it keeps.
+//! The configuration of the embedded server, written at each start, and its stored port.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -12,23 +12,23 @@ use super::{EmbeddedError, EmbeddedSettings};
 use crate::identity::Identity;
 use crate::identity::files::{private_dir, write_private};
 
-/// Ports from which one is chosen: below the kernel's ephemeral range, since a client that keeps reconnecting to an
-/// ephemeral port on the same host can end up connected to itself, and then holds the port.
+/// The range that a port is chosen from. It is below the kernel's ephemeral range: a client that reconnects to an
+/// ephemeral port on the same host can connect to itself and occupy the port.
 const PORTS: std::ops::Range<u16> = 14_222..30_000;
 
-/// Where the server's things are.
+/// The server's directory and files.
 pub(super) struct Home {
     pub(super) dir: PathBuf,
     pub(super) config: PathBuf,
     pub(super) log: PathBuf,
     store: PathBuf,
     port: PathBuf,
-    /// Locked as long as this is: whoever has the lock may end a server that was left behind.
+    /// The lock on the directory. Its holder may end a server that was left behind.
     _lock: fs::File,
 }
 
 impl Home {
-    /// Makes the folder and locks it.
+    /// Creates the directory and locks it.
     pub(super) async fn prepare(dir: &Path) -> Result<Self, EmbeddedError> {
         let dir = std::path::absolute(dir)
             .and_then(|dir| private_dir(&dir).map(|()| dir))
@@ -47,7 +47,7 @@ impl Home {
         })
     }
 
-    /// Returns the address to listen on. Port 0 means the port of the last start, or a new one that is then kept.
+    /// Returns the address to listen on. Port 0 selects the port of the last start, or a new one that is stored.
     pub(super) fn address(&self, settings: &EmbeddedSettings) -> Result<SocketAddr, EmbeddedError> {
         let ip = settings.listen.ip();
         if ip.is_unspecified() {
@@ -90,7 +90,7 @@ impl Home {
             Some(bytes) => bytes,
             None => self.file_system_size()?,
         };
-        // No `http`: nothing but NATS is served.
+        // No `http`: the server serves only NATS.
         let text = format!(
             "# Written by leafd at each start; changes made here are lost.\n\
              server_name: {name}\nhost: {host}\nport: {port}\n\
@@ -113,14 +113,15 @@ impl Home {
         })
     }
 
-    /// The server's own default is three quarters of what is *free* when it starts: after a full disk it would
-    /// refuse what it has stored. What bounds the streams is their own `max_bytes`.
+    /// Returns the size of the file system, as the limit of JetStream's storage. The server's default is three quarters
+    /// of the space that is *free* at its start: after a full disk that is less than it has stored. The streams'
+    /// `max_bytes` limit them.
     fn file_system_size(&self) -> Result<u64, EmbeddedError> {
         let stat = rustix::fs::statvfs(&self.dir).map_err(|e| EmbeddedError::File {
             path: self.dir.clone(),
             source: e.into(),
         })?;
-        // Some file systems (overlays, network ones) don't say.
+        // Some file systems (overlays, network file systems) report no size.
         Ok(stat.f_blocks.saturating_mul(stat.f_frsize).max(1 << 30))
     }
 }
@@ -137,7 +138,7 @@ async fn lock(dir: &Path) -> Result<fs::File, EmbeddedError> {
         .write(true)
         .open(&path)
         .map_err(failed)?;
-    // A leafd that was killed a moment ago may have had a child between fork and exec, which holds it a little.
+    // A child of a leafd that was just killed may hold the lock between fork and exec.
     for _ in 0..100 {
         match file.try_lock() {
             Ok(()) => return Ok(file),
@@ -148,7 +149,7 @@ async fn lock(dir: &Path) -> Result<fs::File, EmbeddedError> {
     Err(EmbeddedError::InUse { dir: dir.to_owned() })
 }
 
-/// Returns whether the address can be listened on, by doing it.
+/// Checks that the address can be listened on, by listening on it.
 pub(super) fn check_free(address: SocketAddr) -> Result<(), EmbeddedError> {
     use std::io::ErrorKind as Kind;
     match TcpListener::bind(address) {
@@ -188,7 +189,7 @@ fn quote_path(path: &Path) -> Result<String, EmbeddedError> {
     }
 }
 
-/// A string of nats-server's configuration, in double quotes.
+/// Returns a string of nats-server's configuration, in double quotes.
 fn quote(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }

@@ -1,8 +1,8 @@
-//! A `nats-server` of the leaf's own: configured, started, watched and ended by leafd.
+//! The embedded `nats-server`: leafd configures, starts, supervises and stops it.
 //!
-//! Start at [`EmbeddedServer::start`]. The server is a child process. It is started again when it dies, and when
-//! the daemon says that it no longer answers publishes ([`EmbeddedServer::restart`]). A server that an earlier
-//! leafd left behind (after a SIGKILL) is ended first, so two never share a store.
+//! Start at [`EmbeddedServer::start`]. The server is a child process. It is restarted when it exits, and when the
+//! daemon reports that it no longer acknowledges publishes ([`EmbeddedServer::restart`]). A server that a killed leafd
+//! left behind is ended first, so that two servers never share a store.
 
 mod config;
 mod processes;
@@ -27,39 +27,39 @@ use crate::identity::{Identity, IdentityError};
 use config::Home;
 pub use program::{NATS_SERVER_VARIABLE, NatsServer};
 
-/// The first pause before a server that ended is started again; it doubles up to [`LONGEST_PAUSE`].
+/// The first pause before a server that exited is restarted; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// A server that ran for this long is a good one: the pauses begin anew.
+/// A server that ran for this long resets the pauses.
 const GOOD_RUN: Duration = Duration::from_secs(3);
-/// How much of the log goes into an error.
+/// How many bytes of the log an error contains.
 const LOG_TAIL_BYTES: u64 = 4096;
 
-/// How the server is to run.
+/// The settings of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EmbeddedSettings {
-    /// The folder for its configuration, log and store; no one else's.
+    /// The directory of its configuration, log and store; exclusively the server's.
     pub dir: PathBuf,
-    /// Where it listens: one address of this host, never all. Port 0 lets the first start choose one, which is
-    /// kept.
+    /// The address that it listens on: one address of this host, never all. With port 0 the first start chooses a port
+    /// and stores it.
     pub listen: SocketAddr,
-    /// The program; without it, see [`NatsServer::find`].
+    /// The program; if `None`, see [`NatsServer::find`].
     pub nats_server: Option<PathBuf>,
-    /// The most bytes that JetStream may have on disk, over all streams; without it, the size of the file system.
+    /// The most bytes that JetStream may store on disk in all streams; if `None`, the size of the file system.
     pub max_file_store: Option<u64>,
-    /// The most bytes that JetStream may have in memory.
+    /// The most bytes that JetStream may store in memory.
     pub max_memory_store: u64,
     /// The longest message, in bytes.
     pub max_payload: u32,
-    /// How long it may take from its start until it takes connections, recovery of the store included.
+    /// How long it may take from its start until it accepts connections, including recovery of the store.
     pub ready_within: Duration,
-    /// How long it may take to end after SIGTERM; then SIGKILL.
+    /// How long it may take to exit after SIGTERM before it gets SIGKILL.
     pub stop_within: Duration,
 }
 
 impl EmbeddedSettings {
-    /// Returns settings with everything else at its default: 64 MiB in memory, messages of 1 MiB, a minute to
-    /// start, 10 s to stop.
+    /// Returns settings with defaults for the rest: 64 MiB in memory, messages of 1 MiB, a minute to start, 10 s to
+    /// stop.
     #[must_use]
     pub fn new(dir: impl Into<PathBuf>, listen: SocketAddr) -> Self {
         Self {
@@ -75,141 +75,141 @@ impl EmbeddedSettings {
     }
 }
 
-/// Why the server does not run.
+/// Why the server can't be run.
 #[derive(Debug, thiserror::Error)]
 pub enum EmbeddedError {
-    /// There is none.
+    /// No program was found.
     #[error(
-        "no nats-server was found on PATH: install one of at least 2.12, or name it with the setting `nats_server` or the variable {NATS_SERVER_VARIABLE}"
+        "no nats-server was found on PATH: install version 2.12 or newer, or set its path with the setting `nats_server` or the variable {NATS_SERVER_VARIABLE}"
     )]
     NoServer,
-    /// It can't do what is needed.
-    #[error("{} is nats-server {version}, and at least 2.12 is needed: install a newer one, or name it with the setting `nats_server` or the variable {NATS_SERVER_VARIABLE}", path.display())]
+    /// The program is too old.
+    #[error("{} is nats-server {version}, and at least 2.12 is needed: install a newer one, or set its path with the setting `nats_server` or the variable {NATS_SERVER_VARIABLE}", path.display())]
     TooOld {
         /// The program.
         path: PathBuf,
         /// Its version.
         version: String,
     },
-    /// Another program.
-    #[error("{} is not a nats-server: to --version it says {said:?}", path.display())]
+    /// The program is not nats-server.
+    #[error("{} is not a nats-server: --version prints {said:?}", path.display())]
     NotNatsServer {
         /// The program.
         path: PathBuf,
-        /// What it printed.
+        /// The output of `--version`.
         said: String,
     },
-    /// It can't be run.
+    /// The program can't be run.
     #[error("can't run {}", path.display())]
     Program {
         /// The program.
         path: PathBuf,
-        /// What the system says.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// A file or folder of the server can't be read or written.
+    /// A file or directory of the server can't be read or written.
     #[error("can't read or write {}", path.display())]
     File {
-        /// The file or folder.
+        /// The file or directory.
         path: PathBuf,
-        /// What the system says.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// Another leafd runs its server there.
-    #[error("another process runs a nats-server in {}: end it first, or give this leaf a state folder of its own", dir.display())]
+    /// Another leafd runs its server in the directory.
+    #[error("another process runs a nats-server in {}: stop it first, or give this leaf its own state directory", dir.display())]
     InUse {
-        /// The folder.
+        /// The directory.
         dir: PathBuf,
     },
-    /// What of the identity stands in its configuration can't be read.
-    #[error("the server can't be told who its users are")]
+    /// The part of the configuration from the identity can't be read.
+    #[error("can't write the users to the server's configuration")]
     Identity(#[from] IdentityError),
-    /// A path that can't stand in a configuration file.
+    /// A path can't be written to the configuration.
     #[error(
-        "the path {path:?} can't stand in the server's configuration: it is not UTF-8, or has control characters"
+        "the path {path:?} can't be written to the server's configuration: it is not UTF-8, or has control characters"
     )]
     PathNotText {
         /// The path.
         path: PathBuf,
     },
-    /// It would listen on every interface.
+    /// The address is all addresses.
     #[error(
-        "the embedded server listens on one address of this host, not on all of them ({address}): take 127.0.0.1 or the leaf's address"
+        "the embedded server listens on one address of this host, not on all of them ({address}): use 127.0.0.1 or the leaf's address"
     )]
     ListensToTheWorld {
         /// The address.
         address: IpAddr,
     },
-    /// The host has no such address.
+    /// The host does not have the address.
     #[error(
-        "this host has no address {address} to listen on: put it on an interface (`ip address add {address}/32 dev lo`), or listen on 127.0.0.1"
+        "this host has no address {address} to listen on: add it to an interface (`ip address add {address}/32 dev lo`), or listen on 127.0.0.1"
     )]
     NoSuchAddress {
         /// The address.
         address: IpAddr,
     },
-    /// Somebody else listens there.
-    #[error("{address} is taken by {holder}: end it, or let the embedded server listen on another port")]
+    /// Another process listens on the address.
+    #[error("{address} is in use by {holder}: stop it, or let the embedded server listen on another port")]
     PortTaken {
         /// The address.
         address: SocketAddr,
-        /// Who holds it, as far as this user may know.
+        /// The process, as far as this user may know it.
         holder: String,
     },
-    /// It can't be listened on, for another reason.
+    /// The address can't be listened on for another reason.
     #[error("can't listen on {address}")]
     Listen {
         /// The address.
         address: SocketAddr,
-        /// What the system says.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// It ended before it took connections.
-    #[error("nats-server ended at once ({status}); its log says: {log}")]
+    /// The server exited before it accepted connections.
+    #[error("nats-server exited during its start ({status}); its log says: {log}")]
     Ended {
-        /// How it ended.
+        /// The exit status.
         status: ExitStatus,
-        /// The end of its log.
+        /// The end of the server's log.
         log: String,
     },
-    /// It takes no connections.
-    #[error("nats-server took no connections within {within:?}; its log says: {log}")]
+    /// The server accepts no connections.
+    #[error("nats-server accepted no connections within {within:?}; its log says: {log}")]
     NotReady {
-        /// How long was waited.
+        /// The time limit.
         within: Duration,
-        /// The end of its log.
+        /// The end of the server's log.
         log: String,
     },
-    /// What an earlier leafd left behind can't be ended.
+    /// A server that an earlier leafd left behind can't be ended.
     #[error("can't end the nats-server that an earlier leafd left behind (process {pid})")]
     Leftover {
-        /// The process.
+        /// The process id.
         pid: i32,
-        /// What the system says.
+        /// The operating system's error.
         source: io::Error,
     },
 }
 
-/// What the server does now.
+/// The status of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EmbeddedStatus {
-    /// It takes connections.
+    /// The server accepts connections.
     Running {
-        /// Its process.
+        /// The process id.
         pid: u32,
-        /// Since when.
+        /// When that began.
         since: Timestamp,
     },
-    /// It ended, or is being ended, and is started again.
+    /// The server exited or is being stopped, and is restarted.
     Restarting {
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// It was stopped, and stays so.
+    /// The server was stopped and is not restarted.
     Stopped,
 }
 
-/// A running `nats-server`. Dropping it kills the server; [`stop`](Self::stop) ends it properly.
+/// A running `nats-server`. Dropping it kills the server; [`stop`](Self::stop) shuts it down.
 #[derive(Debug)]
 pub struct EmbeddedServer {
     address: SocketAddr,
@@ -217,46 +217,46 @@ pub struct EmbeddedServer {
     reloads: mpsc::Sender<Reload>,
     stop: watch::Sender<bool>,
     status: watch::Receiver<EmbeddedStatus>,
-    keeper: JoinSet<()>,
+    supervisor: JoinSet<()>,
 }
 
 impl EmbeddedServer {
-    /// Starts the server and returns when it takes connections, with JetStream on.
+    /// Starts the server and returns when it accepts connections and JetStream is on.
     ///
     /// # Errors
-    /// [`EmbeddedError`]; nothing is left running then.
+    /// [`EmbeddedError`]; no process is left running then.
     pub async fn start(settings: EmbeddedSettings, identity: &Identity) -> Result<Self, EmbeddedError> {
         let program = NatsServer::find(settings.nats_server.as_deref()).await?;
         let home = Home::prepare(&settings.dir).await?;
         processes::end_leftovers(&home.config, settings.stop_within).await?;
         let address = home.address(&settings)?;
         home.write_config(&settings, address, identity)?;
-        let keeper = Keeper {
+        let supervisor = Supervisor {
             program,
             home,
             address,
             settings,
             identity: identity.clone(),
         };
-        let child = keeper.launch().await?;
+        let child = supervisor.launch().await?;
         let (status_sender, status) = watch::channel(running(&child));
         let (restarts, restart_requests) = mpsc::channel(1);
         let (reloads, reload_requests) = mpsc::channel(16);
         let (stop, stopped) = watch::channel(false);
-        tracing::info!(%address, version = keeper.program.version, "nats-server runs");
+        tracing::info!(%address, version = supervisor.program.version, "nats-server is running");
         let mut tasks = JoinSet::new();
-        tasks.spawn(keeper.keep(child, restart_requests, reload_requests, stopped, status_sender));
+        tasks.spawn(supervisor.keep(child, restart_requests, reload_requests, stopped, status_sender));
         Ok(Self {
             address,
             restarts,
             reloads,
             stop,
             status,
-            keeper: tasks,
+            supervisor: tasks,
         })
     }
 
-    /// The address for clients: `nats://127.0.0.1:14222`. It stays the same over restarts.
+    /// The URL for clients, `nats://127.0.0.1:14222`. It stays the same across restarts.
     #[must_use]
     pub fn client_url(&self) -> String {
         format!("nats://{}", self.address)
@@ -268,20 +268,20 @@ impl EmbeddedServer {
         self.address
     }
 
-    /// What it does now, and a way to wait for a change.
+    /// The server's status, which can be awaited.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<EmbeddedStatus> {
         self.status.clone()
     }
 
-    /// Has it ended and started again, because publishes go unanswered, say. Returns at once; while it restarts
-    /// already, nothing more happens.
+    /// Restarts the server, for example when it no longer acknowledges publishes. Returns at once; has no effect while
+    /// it is restarting already.
     pub fn restart(&self, reason: impl Into<String>) {
-        // A full queue holds a request that has not been seen yet: one is enough.
+        // A full queue holds an unprocessed request: one is enough.
         let _ = self.restarts.try_send(reason.into());
     }
 
-    /// Returns what has it read anew who its users are.
+    /// Returns a handle that makes the server reload its users.
     #[must_use]
     pub fn reloader(&self) -> Reloader {
         Reloader {
@@ -289,18 +289,18 @@ impl EmbeddedServer {
         }
     }
 
-    /// Returns when nobody looks after the server any more, which is a defect: the daemon should end.
+    /// Returns when the server's supervisor exited, which is a defect: the daemon should end.
     pub async fn unattended(&mut self) {
-        while let Some(end) = self.keeper.join_next().await {
+        while let Some(end) = self.supervisor.join_next().await {
             if let Err(e) = end {
-                tracing::error!("the task that keeps nats-server ended: {e}");
+                tracing::error!("the nats-server supervisor exited: {e}");
             }
         }
     }
 
-    /// Ends the server: SIGTERM, the time given in the settings, SIGKILL. Returns when it is gone.
+    /// Stops the server: SIGTERM, the grace time of the settings, SIGKILL. Returns when it has exited.
     pub async fn stop(mut self) {
-        // Nobody receives it if the keeper ended already.
+        // No receiver is left if the supervisor exited already.
         let _ = self.stop.send(true);
         self.unattended().await;
     }
@@ -308,29 +308,29 @@ impl EmbeddedServer {
 
 fn running(child: &Child) -> EmbeddedStatus {
     EmbeddedStatus::Running {
-        // A child that has just been reaped has no pid; the keeper notices at its next step.
+        // A child that was just reaped has no pid; the supervisor notices at its next step.
         pid: child.id().unwrap_or_default(),
         since: Timestamp::now(),
     }
 }
 
-/// A request to reload, and who waits for it.
+/// A request to reload, with the channel of its answer.
 type Reload = oneshot::Sender<Result<(), EmbeddedError>>;
 
-/// Has the server read anew who its users are, without a restart; see [`Identity::revoke_container`].
+/// Makes the server reload its users without a restart; see [`Identity::revoke_container`].
 #[derive(Debug, Clone)]
 pub struct Reloader {
     reloads: mpsc::Sender<Reload>,
 }
 
 impl Reloader {
-    /// Writes the configuration and tells the server. It drops the connections of users who are refused now.
+    /// Writes the configuration and reloads the server, which closes the connections of revoked users.
     ///
     /// # Errors
-    /// [`EmbeddedError`] when the configuration can't be written, or the server can't be told.
+    /// [`EmbeddedError`] if the configuration can't be written or the server can't be signalled.
     pub async fn reload(&self) -> Result<(), EmbeddedError> {
         let (done, answer) = oneshot::channel();
-        // A server that was stopped is told when it is started.
+        // A stopped server reads the configuration when it is started.
         if self.reloads.send(done).await.is_err() {
             return Ok(());
         }
@@ -339,7 +339,7 @@ impl Reloader {
 }
 
 /// The task behind [`EmbeddedServer`].
-struct Keeper {
+struct Supervisor {
     program: NatsServer,
     home: Home,
     address: SocketAddr,
@@ -347,7 +347,7 @@ struct Keeper {
     identity: Identity,
 }
 
-impl Keeper {
+impl Supervisor {
     async fn keep(
         self,
         first: Child,
@@ -358,7 +358,7 @@ impl Keeper {
     ) {
         let mut child = Some(first);
         tokio::select! {
-            // An error means that the handle was dropped: stop as well.
+            // An error means that the handle was dropped: stop the server as well.
             _ = stopped.wait_for(|stop| *stop) => {}
             () = self.keep_running(&mut child, &mut restarts, &mut reloads, &status) => {}
         }
@@ -368,8 +368,8 @@ impl Keeper {
         status.send_replace(EmbeddedStatus::Stopped);
     }
 
-    /// Starts the server again whenever it ended. The child stays in its place at every await, so that whoever
-    /// drops this future can end it.
+    /// Restarts the server whenever it exits. The child stays in `self` at every await, so that it can be stopped after
+    /// this future is dropped.
     async fn keep_running(
         &self,
         place: &mut Option<Child>,
@@ -388,7 +388,7 @@ impl Keeper {
                             Ok(status) => format!("nats-server ended: {status}"),
                             Err(e) => format!("nats-server can't be waited for: {e}"),
                         },
-                        // The handle being gone is seen as a stop.
+                        // The stop branch notices that the handle was dropped.
                         Some(reason) = restarts.recv() => break reason,
                         Some(done) = reloads.recv() => {
                             let _ = done.send(self.reload(child));
@@ -400,7 +400,7 @@ impl Keeper {
                 pause = FIRST_PAUSE;
             }
             loop {
-                tracing::warn!(reason, "nats-server is started again");
+                tracing::warn!(reason, "restarting nats-server");
                 status.send_replace(EmbeddedStatus::Restarting { reason });
                 if let Some(child) = place.as_mut() {
                     self.end_in_place(child).await;
@@ -412,7 +412,7 @@ impl Keeper {
                     Ok(child) => {
                         status.send_replace(running(&child));
                         *place = Some(child);
-                        // Asked for while the old one was dying.
+                        // Requested while the old process was exiting.
                         while restarts.try_recv().is_ok() {}
                         break;
                     }
@@ -422,7 +422,7 @@ impl Keeper {
         }
     }
 
-    /// Writes the configuration and has the server read it. One that has just ended reads it at its next start.
+    /// Writes the configuration and makes the server read it. A server that just exited reads it at its next start.
     fn reload(&self, child: &Child) -> Result<(), EmbeddedError> {
         self.home
             .write_config(&self.settings, self.address, &self.identity)?;
@@ -439,7 +439,7 @@ impl Keeper {
         })
     }
 
-    /// Starts the server and waits until it takes connections. When it fails, or is dropped, the child is killed.
+    /// Starts the server and waits until it accepts connections. On failure or if dropped, the child is killed.
     async fn launch(&self) -> Result<Child, EmbeddedError> {
         processes::end_leftovers(&self.home.config, self.settings.stop_within).await?;
         config::check_free(self.address)?;
@@ -459,9 +459,9 @@ impl Keeper {
             .current_dir(&self.home.dir)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            // What goes wrong before it has read where to log.
+            // For errors before the server opens its log.
             .stderr(log)
-            // Its own group: a Ctrl-C in a terminal is for leafd, which ends the server last.
+            // Its own process group: a Ctrl-C in a terminal is for leafd, which stops the server last.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -484,7 +484,7 @@ impl Keeper {
         Err(not_ready)
     }
 
-    /// Returns when the server takes connections with JetStream on.
+    /// Returns when the server accepts connections and JetStream is on.
     async fn answers(&self) {
         while !timeout(Duration::from_secs(2), self.says_info())
             .await
@@ -494,7 +494,7 @@ impl Keeper {
         }
     }
 
-    /// Connects and reads the line `INFO {…}`, with which a server greets.
+    /// Connects and reads the server's first line, `INFO {…}`.
     async fn says_info(&self) -> io::Result<String> {
         let stream = TcpStream::connect(self.address).await?;
         let mut line = String::new();
@@ -507,22 +507,22 @@ impl Keeper {
     }
 
     async fn end_in_place(&self, child: &mut Child) {
-        // Not reaped yet as long as there is an id, so it can't be another process's.
+        // As long as there is an id the child is not reaped, so the id can't be another process's.
         let pid = child.id().and_then(|id| i32::try_from(id).ok());
         if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
             if let Err(e) = rustix::process::kill_process(pid, rustix::process::Signal::TERM) {
                 tracing::warn!("can't send SIGTERM to nats-server: {e}");
             }
             if timeout(self.settings.stop_within, child.wait()).await.is_err() {
-                tracing::warn!(grace = ?self.settings.stop_within, "nats-server did not end in time and is killed");
+                tracing::warn!(grace = ?self.settings.stop_within, "nats-server did not exit in time; killing it");
             }
         }
         if let Err(e) = child.kill().await {
-            tracing::debug!("nats-server is gone already: {e}");
+            tracing::debug!("nats-server has exited already: {e}");
         }
     }
 
-    /// What the server logged since then that tells of an error; else the last lines.
+    /// Returns the errors that the server has logged since then, or the last lines.
     fn log_since(&self, start: u64) -> String {
         let read = || -> io::Result<String> {
             let mut file = std::fs::File::open(&self.home.log)?;

@@ -1,4 +1,4 @@
-//! Processes seen through `/proc`: a server that an earlier leafd left behind, and who holds a port.
+//! Looks up processes in `/proc`: a server that an earlier leafd left behind, and the process that listens on a port.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -15,10 +15,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::EmbeddedError;
 
-/// How long a process may take to vanish after SIGKILL.
+/// How long a process may take to exit after SIGKILL.
 const AFTER_KILL: Duration = Duration::from_secs(10);
 
-/// Ends every server that was started with this configuration and is not ours: what a leafd that was killed left
+/// Ends every server that was started with this configuration and is not our child: those that a killed leafd left
 /// behind. SIGTERM first, and SIGKILL after the grace time. Returns how many there were.
 pub(super) async fn end_leftovers(config: &Path, grace: Duration) -> Result<usize, EmbeddedError> {
     let mut ended = 0;
@@ -33,7 +33,7 @@ pub(super) async fn end_leftovers(config: &Path, grace: Duration) -> Result<usiz
         let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else {
             continue;
         };
-        // Only now is it sure that the handle is of the process that was looked at.
+        // Only a check after opening the pidfd proves that it is the same process.
         if !is_server_of(pid, config) {
             continue;
         }
@@ -62,13 +62,13 @@ async fn end(process: Arc<OwnedFd>, grace: Duration) -> std::io::Result<()> {
     Err(std::io::ErrorKind::TimedOut.into())
 }
 
-/// Waits for the end of a process, and returns whether it came.
+/// Waits until a process exits, and returns whether it did.
 fn ends_within(process: &OwnedFd, wait: Duration) -> Result<bool, Errno> {
     let deadline = Instant::now() + wait;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).map_err(|_| Errno::INVAL)?;
-        // A pidfd is readable once the process has ended (pidfd_open(2)).
+        // A pidfd becomes readable when the process exits (pidfd_open(2)).
         match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&left)) {
             Err(Errno::INTR) => {}
             ready => return Ok(ready? > 0),
@@ -81,8 +81,8 @@ fn all_processes() -> impl Iterator<Item = Pid> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok().and_then(Pid::from_raw))
 }
 
-/// Returns whether this is `nats-server -c <config>` in the configuration's own folder. The folder is compared by
-/// device and inode, so that a server in a container, with the same path in another root, is not taken for it.
+/// Returns whether this is `nats-server -c <config>` in the configuration's own directory. The directory is compared by
+/// device and inode, to tell it from a server in a container with the same path in another root.
 fn is_server_of(pid: Pid, config: &Path) -> bool {
     let proc = Path::new("/proc").join(pid.as_raw_nonzero().to_string());
     let Ok(line) = fs::read(proc.join("cmdline")) else {
@@ -98,7 +98,7 @@ fn is_server_of(pid: Pid, config: &Path) -> bool {
     fs::metadata(proc.join("cwd")).is_ok_and(|cwd| (cwd.dev(), cwd.ino()) == (dir.dev(), dir.ino()))
 }
 
-/// Returns who listens on this TCP port, as far as this user may know: `nats-server (process 77)`.
+/// Returns the process that listens on this TCP port, as far as this user may know it: `nats-server (process 77)`.
 pub(super) fn listener_on(port: u16) -> Option<String> {
     let inodes: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
         .iter()
@@ -123,7 +123,7 @@ pub(super) fn listener_on(port: u16) -> Option<String> {
     None
 }
 
-/// The inodes of the sockets that listen on a port, in a table like `/proc/net/tcp` (proc_net(5)).
+/// Returns the inodes of the sockets that listen on a port, from a table like `/proc/net/tcp` (proc_net(5)).
 fn listening_inodes(table: &str, port: u16) -> Vec<String> {
     const LISTEN: &str = "0A";
     let suffix = format!(":{port:04X}");

@@ -1,4 +1,4 @@
-//! Which `nats-server` is started: found, and asked for its version before it is trusted with the data.
+//! Finds the `nats-server` program and checks its version.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -9,27 +9,27 @@ use tokio::process::Command;
 
 use super::EmbeddedError;
 
-/// The environment variable that names the program.
+/// The environment variable with the program's path.
 pub const NATS_SERVER_VARIABLE: &str = "CIM_LEAF_NATS_SERVER";
 
-/// The oldest release that will do, as (major, minor).
+/// The oldest supported release, as (major, minor).
 const OLDEST: (u32, u32) = (2, 12);
 
-/// A `nats-server` that is recent enough.
+/// A `nats-server` program of a supported version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NatsServer {
-    /// The program.
+    /// The program's path.
     pub path: PathBuf,
-    /// Its version: `2.15.1`.
+    /// The program's version: `2.15.1`.
     pub version: String,
 }
 
 impl NatsServer {
-    /// Returns the program named, else the one that `CIM_LEAF_NATS_SERVER` names, else the first on `PATH` of at
-    /// least 2.12 (Debian's own may be older).
+    /// Returns the given program, otherwise the one in `CIM_LEAF_NATS_SERVER`, otherwise the first on `PATH` of version
+    /// 2.12 or newer (Debian's own may be older).
     ///
     /// # Errors
-    /// [`EmbeddedError`] that says where was looked, what was found, and what to do.
+    /// [`EmbeddedError`], with the program that was found and what to do.
     pub async fn find(named: Option<&Path>) -> Result<Self, EmbeddedError> {
         let variable = std::env::var_os(NATS_SERVER_VARIABLE);
         let path = std::env::var_os("PATH").unwrap_or_default();
@@ -59,7 +59,7 @@ impl NatsServer {
         Err(first_error.unwrap_or(EmbeddedError::NoServer))
     }
 
-    /// Asks the program for its version.
+    /// Runs the program to read its version.
     async fn ask(path: &Path) -> Result<Self, EmbeddedError> {
         let run = Command::new(path)
             .arg("--version")
@@ -94,7 +94,7 @@ impl NatsServer {
     }
 }
 
-/// Reads `nats-server: v2.15.1`.
+/// Parses `nats-server: v2.15.1`.
 fn parse_version(output: &str) -> Option<(String, (u32, u32))> {
     let version = output.trim().strip_prefix("nats-server:")?.trim();
     let version = version.strip_prefix('v').unwrap_or(version);
@@ -108,7 +108,7 @@ fn parse_version(output: &str) -> Option<(String, (u32, u32))> {
 mod tests {
     use super::*;
 
-    /// Written by a shell, so that no fork in another thread holds it open for writing when it is executed.
+    /// A shell writes the file, so that no fork in another thread holds it open for writing when it is executed.
     fn script(dir: &Path, says: &str) -> PathBuf {
         let path = dir.join("nats-server");
         std::fs::create_dir_all(dir).expect("a folder");

@@ -1,4 +1,4 @@
-//! Private files: readable by their owner alone, written as a whole or not at all.
+//! Private files: only the owner can read them, and they are replaced atomically.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::IdentityError;
 
-/// Makes the folder, readable by its owner alone, if it is not there.
+/// Creates the directory with mode 0700 if it does not exist.
 pub(crate) fn private_dir(dir: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let mode = fs::metadata(dir)?.mode();
@@ -17,8 +17,8 @@ pub(crate) fn private_dir(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes a file with mode 0600 by way of a temporary one beside it, and syncs both it and the folder. Nothing is
-/// written when the file holds the text already.
+/// Writes a file with mode 0600 through a temporary file beside it, and syncs the file and its directory. Does nothing
+/// if the file holds the text already.
 pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
     let unchanged = fs::read(path).is_ok_and(|old| old == text.as_bytes())
         && fs::metadata(path).is_ok_and(|m| m.mode() & 0o7777 == 0o600);
@@ -48,7 +48,7 @@ pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
     fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-/// Returns the text of a file that only its owner may read, or nothing if there is none.
+/// Returns the text of a file that only its owner may read, or `None` if it does not exist.
 pub(super) fn read_private(path: &Path) -> Result<Option<String>, IdentityError> {
     let failed = |source| IdentityError::Read {
         path: path.to_owned(),

@@ -1,4 +1,4 @@
-//! The JWTs of NATS (ADR-14): JSON claims, signed with an NKEY. Only what a leaf issues; reading is the server's.
+//! The JWTs of NATS (ADR-14): JSON claims, signed with an NKEY. Covers only issuing; the server verifies them.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -6,19 +6,19 @@ use nkeys::KeyPair;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-/// What is said of one subject: an operator, an account or a user.
+/// The claims about a subject: an operator, an account or a user.
 pub(super) struct Claims<'a> {
-    /// The public key of whom the claims are about.
+    /// The subject's public key.
     pub(super) subject: &'a str,
-    /// Its name, for people.
+    /// The subject's name.
     pub(super) name: &'a str,
-    /// When they were made, in seconds of the Unix epoch.
+    /// When the JWT was issued, in seconds of the Unix epoch.
     pub(super) issued_at: i64,
-    /// The part that belongs to NATS.
+    /// The claims of NATS.
     pub(super) nats: Value,
 }
 
-/// Returns the JWT: `header.claims.signature`, each part in base64url. The same claims give the same JWT.
+/// Returns the JWT: `header.claims.signature`, each part in base64url. Deterministic.
 pub(super) fn sign(claims: Claims<'_>, issuer: &KeyPair) -> String {
     let mut body = json!({
         "iat": claims.issued_at,
@@ -44,7 +44,7 @@ pub(super) fn sign(claims: Claims<'_>, issuer: &KeyPair) -> String {
     token
 }
 
-/// Returns the text of a credentials file: the JWT and the seed, as every NATS client reads them.
+/// Returns the text of a credentials file: the JWT and the seed, in the format of NATS clients.
 pub(super) fn credentials(jwt: &str, user: &KeyPair) -> String {
     let seed = user
         .seed()

@@ -1,5 +1,5 @@
-//! The keys of a leaf's own NATS: one file, made once. Everything else (JWTs, credentials, the server's
-//! configuration) follows from it, so that what is allowed can change with the program and no key with it.
+//! The keys of a leaf's own NATS: one file, created once. JWTs, credentials and the server's configuration are derived
+//! from it, so that a new version can change permissions without changing a key.
 
 use std::path::Path;
 
@@ -13,10 +13,10 @@ use super::IdentityError;
 use super::files::{read_private, write_private};
 
 const FORMAT: u32 = 2;
-/// The format before: everybody was in one account.
+/// The previous format, with one account for all users.
 const ONE_ACCOUNT: u32 = 1;
 
-/// The file: seeds in the form of NKEYS, which carry a checksum each.
+/// The file: seeds as NKEYS, which carry a checksum.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct KeyFile {
@@ -35,25 +35,25 @@ struct KeyFile {
     admin: String,
 }
 
-/// The keys, read and checked.
+/// The validated keys.
 pub(super) struct Keys {
     pub(super) made_at: Timestamp,
     pub(super) operator: KeyPair,
     pub(super) system: KeyPair,
     /// The account of the streams.
     pub(super) account: KeyPair,
-    /// The account of those who call.
+    /// The account of the callers.
     pub(super) callers: KeyPair,
     pub(super) container_signer: KeyPair,
-    /// The daemon where the streams are.
+    /// The daemon's user in the streams' account.
     pub(super) daemon: KeyPair,
-    /// The daemon where its callers are.
+    /// The daemon's user in the callers' account.
     pub(super) service: KeyPair,
     pub(super) admin: KeyPair,
 }
 
 impl Keys {
-    /// Reads the keys, or nothing if there is no file.
+    /// Reads the keys, or returns `None` if the file does not exist.
     pub(super) fn read(path: &Path, leaf: &LeafName) -> Result<Option<Self>, IdentityError> {
         let Some(text) = read_private(path)? else {
             return Ok(None);
@@ -73,7 +73,7 @@ impl Keys {
             }
             other => {
                 return Err(damaged(format!(
-                    "it has format {other}, and only {FORMAT} is known here"
+                    "it has format {other}, and this version reads only {FORMAT}"
                 )));
             }
         }
@@ -107,7 +107,7 @@ impl Keys {
         }))
     }
 
-    /// Makes the keys and writes them down.
+    /// Creates the keys and writes the file.
     pub(super) fn make(path: &Path, leaf: &LeafName, now: Timestamp) -> Result<Self, IdentityError> {
         let keys = Self {
             made_at: now,
@@ -139,8 +139,8 @@ impl Keys {
 }
 
 impl Keys {
-    /// Returns the key of a container's user: always the same for a name, so that who destroys the container knows what
-    /// to revoke, and nothing need be kept of it.
+    /// Returns the key of a container's user. It is derived from the name, so that destroying the container can revoke
+    /// it without stored data.
     pub(super) fn container(&self, container: &ContainerName) -> KeyPair {
         let mut hash = Sha256::new();
         hash.update(b"cim-leaf container user\0");

@@ -1,9 +1,9 @@
-//! Who is who on a leaf's own NATS: an operator, its accounts and users, made at the first start and kept.
+//! The identities of a leaf's own NATS: an operator, its accounts and users, created at the first start and stored.
 //!
-//! Start at [`Identity::open_or_create`]. There are two accounts: `LEAF` with the streams, where the daemon (`leafd`)
-//! is alone, and `CALLERS`, where it answers people (`admin` is the first) and containers, whose users are issued by a
-//! signing key that can issue nothing else. What each may do, and why two, stands in [`Permissions`]. In a fleet an
-//! operator is given instead, and this module is not used.
+//! Start at [`Identity::open_or_create`]. There are two accounts: `LEAF` with the streams, in which the daemon
+//! (`leafd`) is the only user, and `CALLERS`, in which the daemon answers people (`admin` is the first) and containers.
+//! A signing key that can issue nothing else issues the containers' users. [`Permissions`] says what each user may do,
+//! and why there are two accounts. In a fleet the NATS operator is given, and this module is not used.
 
 pub(crate) mod files;
 mod jwt;
@@ -32,66 +32,66 @@ use permissions::{Answers, READ_SERVICES, heard_by_callers};
 /// The scope of the signing key that issues containers' users.
 const CONTAINER_ROLE: &str = "container";
 
-/// Why there is no identity.
+/// Why the identity can't be opened or written.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// A file is there and can't be read.
+    /// An existing file can't be read.
     #[error("can't read {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// A file or folder can't be written.
+    /// A file or directory can't be written.
     #[error("can't write {}", path.display())]
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// Others may read a secret.
-    #[error("{} holds secret keys and has mode {mode:04o}, so that others may read it; if nobody has, `chmod 600` it, else delete its folder for new keys", path.display())]
+    /// Other users can read a secret.
+    #[error("{} holds secret keys and has mode {mode:04o}, so other users can read it; if none did, run `chmod 600` on it, otherwise delete its directory to create new keys", path.display())]
     Exposed {
         /// The file.
         path: PathBuf,
-        /// Its mode.
+        /// The file's mode.
         mode: u32,
     },
-    /// The keys are not what was written.
-    #[error("the keys of this leaf in {} are damaged: {what}; restore the file from a backup, or delete its folder for new keys, which makes all credentials handed out so far worthless", path.display())]
+    /// The file of the keys is damaged.
+    #[error("the keys of this leaf in {} are damaged: {what}; restore the file from a backup, or delete its directory to create new keys, which invalidates all credentials issued so far", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The damage.
         what: String,
     },
-    /// The keys are gone, though what was made of them is there.
-    #[error("{} is missing, though credentials made with it stand beside it; restore it from a backup, or delete its folder for new keys, which makes all credentials handed out so far worthless", path.display())]
+    /// The file of the keys is missing, but files derived from it exist.
+    #[error("{} is missing, but credentials derived from it are beside it; restore it from a backup, or delete its directory to create new keys, which invalidates all credentials issued so far", path.display())]
     Missing {
         /// The file.
         path: PathBuf,
     },
     /// The keys of a leaf with another name.
-    #[error("{} holds the keys of the leaf {found}, not of {wanted}: start it under its name, or give this leaf a state folder of its own", path.display())]
+    #[error("{} holds the keys of the leaf {found}, not of {wanted}: start it under that name, or give this leaf its own state directory", path.display())]
     OtherLeaf {
         /// The file.
         path: PathBuf,
-        /// Whose keys they are.
+        /// The leaf that the keys belong to.
         found: LeafName,
-        /// Whose were wanted.
+        /// This leaf's name.
         wanted: LeafName,
     },
 }
 
-/// The caller of the daemon: `leafd`.
+/// The daemon's name as a caller: `leafd`.
 #[must_use]
 pub fn daemon_caller() -> Caller {
     Caller::new("leafd").expect("leafd is a token")
 }
 
-/// The first person: `admin`.
+/// The first person's name as a caller: `admin`.
 #[must_use]
 pub fn admin_caller() -> Caller {
     Caller::new("admin").expect("admin is a token")
@@ -107,12 +107,11 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Returns the identity kept in this folder; makes it (folder 0700, files 0600) if there is none. No key is
-    /// ever made twice.
+    /// Returns the identity stored in this directory; creates it (directory 0700, files 0600) if there is none. Never
+    /// replaces a key.
     ///
     /// # Errors
-    /// [`IdentityError`] when a piece is damaged, missing, readable by others, of another leaf, or can't be
-    /// written.
+    /// [`IdentityError`] if a file is damaged, missing, readable by other users, of another leaf, or can't be written.
     pub fn open_or_create(dir: &Path, leaf: &LeafName) -> Result<Self, IdentityError> {
         let dir = std::path::absolute(dir)
             .and_then(|dir| private_dir(&dir).map(|()| dir))
@@ -142,26 +141,26 @@ impl Identity {
         Ok(identity)
     }
 
-    /// The leaf whose identity this is.
+    /// The leaf's name.
     #[must_use]
     pub fn leaf(&self) -> &LeafName {
         &self.leaf
     }
 
-    /// The public key of the account that has the streams.
+    /// The public key of the streams' account.
     #[must_use]
     pub fn account(&self) -> String {
         self.keys.account.public_key()
     }
 
-    /// The public key of the account that people and containers are in.
+    /// The public key of the callers' account.
     #[must_use]
     pub fn callers_account(&self) -> String {
         self.keys.callers.public_key()
     }
 
-    /// Returns the daemon's credentials where the streams are (user [`daemon_caller`]), in the form of a credentials
-    /// file.
+    /// Returns the daemon's credentials in the streams' account (user [`daemon_caller`]), in the format of a
+    /// credentials file.
     #[must_use]
     pub fn leaf_credentials(&self) -> Secret {
         self.issue(
@@ -173,7 +172,7 @@ impl Identity {
         )
     }
 
-    /// Returns the daemon's credentials where its callers are (user [`daemon_caller`], too).
+    /// Returns the daemon's credentials in the callers' account (also user [`daemon_caller`]).
     #[must_use]
     pub fn service_credentials(&self) -> Secret {
         self.issue(
@@ -200,35 +199,35 @@ impl Identity {
         &self.admin_file
     }
 
-    /// Returns credentials of a new user among the callers, with permissions of its own: another person
-    /// ([`Permissions::person`]), a program.
+    /// Returns credentials of a new user in the callers' account with these permissions: another person
+    /// ([`Permissions::person`]) or a program.
     #[must_use]
     pub fn user_credentials(&self, caller: &Caller, permissions: &Permissions) -> Secret {
         let now = Timestamp::now().as_second();
         self.issue(&self.keys.callers, &KeyPair::new_user(), caller, permissions, now)
     }
 
-    /// Returns credentials of a new user where the streams are, with permissions of its own: for what is trusted with
-    /// them as the daemon is, such as a hub that sources them. Whoever may ask JetStream there can have the server
-    /// write into them.
+    /// Returns credentials of a new user in the streams' account with these permissions, for clients that are trusted
+    /// like the daemon, such as a hub that sources the streams. A user who may send JetStream requests there can make
+    /// the server write into the streams.
     #[must_use]
     pub fn trusted_credentials(&self, caller: &Caller, permissions: &Permissions) -> Secret {
         let now = Timestamp::now().as_second();
         self.issue(&self.keys.account, &KeyPair::new_user(), caller, permissions, now)
     }
 
-    /// Returns credentials for a container, of the user [`ContainerName::caller`]. They are issued by the signing key
-    /// for containers, so that the server itself holds them to the container's own subjects. They work until they are
-    /// [revoked](Self::revoke_container); those made after that work again.
+    /// Returns credentials for a container, of the user [`ContainerName::caller`]. The signing key for containers
+    /// issues them, so that the server itself limits them to the container's own subjects. They are valid until they
+    /// are [revoked](Self::revoke_container); those issued after that are valid again.
     #[must_use]
     pub fn container_credentials(&self, container: &ContainerName) -> Secret {
         let user = self.keys.container(container);
-        // What can't be read keeps the server from being started or reloaded, so it comes to light there.
+        // An unreadable revocation is ignored here: it makes the start or reload of the server fail.
         let revoked = revocations::of(&self.revoked_dir, &user.public_key())
             .ok()
             .flatten();
         let now = Timestamp::now().as_second();
-        // A user of a scoped key must carry no permissions or limits: the scope has them.
+        // A user of a scoped key must have no permissions or limits: the scope has them.
         let claims = json!({
             "type": "user",
             "version": 2,
@@ -247,14 +246,14 @@ impl Identity {
         Secret::new(jwt::credentials(&jwt, &user))
     }
 
-    /// Has all credentials refused that were made for a container so far, once the server is started or
+    /// Revokes all credentials issued for a container so far. Takes effect when the server is started or
     /// [reloaded](crate::embedded::Reloader::reload).
     ///
     /// # Errors
-    /// [`IdentityError`] when that can't be written down.
+    /// [`IdentityError`] if the revocation can't be written.
     pub fn revoke_container(&self, container: &ContainerName) -> Result<(), IdentityError> {
         let user = self.keys.container(container).public_key();
-        // Those that were made in this second may bear a later one: see above.
+        // Credentials issued in this second may have a later time: see above.
         let before = revocations::of(&self.revoked_dir, &user)?;
         let now = Timestamp::now().as_second();
         revocations::add(
@@ -264,11 +263,11 @@ impl Identity {
         )
     }
 
-    /// Returns the part of nats-server's configuration that makes the server ours: operator, system account, and
-    /// all accounts preloaded into a resolver in memory. It holds no secret.
+    /// Returns the part of nats-server's configuration with the identities: operator, system account, and all accounts
+    /// preloaded into a memory resolver. It holds no secret.
     ///
     /// # Errors
-    /// [`IdentityError`] when it can't be read whose credentials are revoked.
+    /// [`IdentityError`] if the revocations can't be read.
     pub fn server_config(&self) -> Result<String, IdentityError> {
         let system = self.keys.system.public_key();
         let revoked = revocations::all(&self.revoked_dir)?;
@@ -288,13 +287,12 @@ impl Identity {
         ))
     }
 
-    /// Writes a context of the `nats` command line (mode 0600), with which any client that reads one connects as
-    /// the caller `admin`.
+    /// Writes a context of the `nats` command line (mode 0600), which connects a client as the caller `admin`.
     ///
     /// # Errors
     /// [`IdentityError::Write`].
     pub fn write_context(&self, path: &Path, url: &str) -> Result<(), IdentityError> {
-        // The fields of github.com/nats-io/jsm.go, natscontext; those left out are empty there too.
+        // The fields of github.com/nats-io/jsm.go, natscontext; omitted ones are empty there as well.
         let context = json!({
             "description": format!("the leaf {} as admin", self.leaf),
             "url": url,
@@ -362,7 +360,7 @@ impl Identity {
         )
     }
 
-    /// The account of those who call keeps no streams. It imports what [`leaf_account_claims`] exports.
+    /// The callers' account has no streams. It imports what [`leaf_account_claims`] exports.
     fn callers_account_claims(&self, revoked: &BTreeMap<String, i64>) -> Value {
         let account = self.account();
         let import = |(kind, subject): (&str, String)| json!({ "name": subject, "subject": subject, "account": account, "type": kind });
@@ -400,7 +398,7 @@ fn account_limits() -> Value {
     })
 }
 
-/// The account of the streams: the daemon's own, who lets callers read.
+/// The streams' account, in which the daemon is the only user. It exports reading to the callers.
 fn leaf_account_claims() -> Value {
     let mut limits = account_limits();
     for unlimited in [
@@ -429,7 +427,7 @@ fn leaf_account_claims() -> Value {
     })
 }
 
-/// The system account keeps no streams: it has no JetStream limits.
+/// The system account has no streams: it has no JetStream limits.
 fn system_account_claims() -> Value {
     json!({ "type": "account", "version": 2, "limits": account_limits() })
 }

@@ -1,24 +1,24 @@
-//! Who may publish and subscribe what. NATS enforces it; these lists are the leaf's whole access policy.
+//! The permissions of NATS users. The NATS server enforces them; they are the leaf's complete access policy.
 //!
-//! What permissions can't hold is where the *server* itself publishes: an answer of JetStream goes to any reply
-//! subject, and a push consumer delivers wherever the body of the request that makes it says. Whoever may ask JetStream
-//! in the account of the streams can so have the server write into them. Hence two accounts
+//! Permissions don't restrict what the *server* publishes: a JetStream reply goes to any reply subject, and a push
+//! consumer delivers to the subject in the body of the request that creates it. A user who may send JetStream requests
+//! in the streams' account can thus make the server write into the streams. Hence two accounts
 //! (`docs/decisions/0006-the-streams-have-their-own-nats-account.md`):
 //!
 //! - `LEAF` has the streams, and one user: the daemon ([`Permissions::keeper`]).
-//! - `CALLERS` has people, containers, and the daemon once more ([`Permissions::service`]), which answers them there.
-//!   It imports what people read: some questions to JetStream ([`READ_SERVICES`]), whose answers come back to this
-//!   account and can end nowhere else, and what is published of events, leases and states. Nobody there can make a
-//!   consumer: its deliveries would be in the other account.
+//! - `CALLERS` has people, containers, and the daemon's second user ([`Permissions::service`]), which answers them. It
+//!   imports what people read: some JetStream requests ([`READ_SERVICES`]), whose replies stay in this account, and
+//!   what is published of events, leases and states. No user there can create a consumer: its deliveries would be in
+//!   the other account.
 //!
-//! Nor does the server check a message's reply subject. From that follows
-//! - whoever answers requests must refuse a reply subject outside the caller's inbox ([`subject::is_own_inbox`]);
-//! - a container, which may answer what it is asked, may not publish to what it listens to: it would ask itself,
-//!   with any subject as the reply, and be allowed to write there.
+//! The server does not check a message's reply subject either. Therefore
+//! - a responder must refuse a reply subject outside the caller's inbox ([`subject::is_own_inbox`]);
+//! - a container, which may reply to requests, may not publish to its own subscriptions: it could send itself a request
+//!   with any reply subject, and would be allowed to publish there.
 //!
-//! In `CALLERS` a person can still have the server's answer to a question appear under any subject, so what is met
-//! there outside of an inbox is a hint and no fact: a command without a reply subject in its caller's inbox is not
-//! carried out, and readers read events from the stream.
+//! In `CALLERS` a person can still make a reply of the server appear on any subject, so a message outside of an inbox
+//! is a hint and not a fact: a command without a reply subject in its caller's inbox is not carried out, and readers
+//! read events from the stream.
 
 use std::time::Duration;
 
@@ -26,32 +26,32 @@ use leaf_core::id::{Caller, LeafName};
 use leaf_core::subject;
 use serde_json::{Map, Value, json};
 
-/// What a user of NATS may do. An empty list allows nothing.
+/// The permissions of a NATS user. An empty list allows nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Permissions {
-    /// Subjects it may publish to.
+    /// The subjects that it may publish to.
     pub publish: Vec<String>,
-    /// Subjects it may not publish to, whatever `publish` says.
+    /// The subjects that it may not publish to, whatever `publish` allows.
     pub publish_denied: Vec<String>,
-    /// Subjects it may subscribe to.
+    /// The subjects that it may subscribe to.
     pub subscribe: Vec<String>,
-    /// How many messages it may answer to each request that it gets, and for how long.
+    /// How many replies it may publish to each request, and for how long.
     pub responses: Option<(u32, Duration)>,
 }
 
 /// How long a container may take to answer a request.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-/// How many answers a question to JetStream has.
+/// How many replies a JetStream request has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answers {
-    /// One.
+    /// One reply.
     One,
-    /// Several, as a batch of messages.
+    /// Several replies, as a batch.
     Several,
 }
 
-/// What reading streams and buckets takes of the JetStream API; nothing of it changes anything.
+/// The read-only requests of the JetStream API that reading streams and buckets needs.
 pub(super) const READ_SERVICES: [(&str, Answers); 6] = [
     (JETSTREAM_INFO, Answers::One),
     ("$JS.API.STREAM.INFO.*", Answers::One),
@@ -61,19 +61,21 @@ pub(super) const READ_SERVICES: [(&str, Answers); 6] = [
     ("$JS.API.DIRECT.GET.>", Answers::Several),
 ];
 
-/// What JetStream says of the account; with it a client also finds out whether the server has seen all that it sent.
+/// The request for JetStream's information on the account. A client also uses it to wait until the server has processed
+/// its messages.
 const JETSTREAM_INFO: &str = "$JS.API.INFO";
 
-/// What is published in the account of the streams, and heard by callers as well.
+/// The subjects in the streams' account that callers may subscribe to as well.
 pub(super) fn heard_by_callers() -> [String; 3] {
     [subject::events(), subject::beats(), subject::state_keys()]
 }
 
-/// The discovery of services (NATS ADR-32).
+/// The subjects of service discovery (NATS ADR-32).
 const DISCOVERY: &str = "$SRV.>";
 
 impl Permissions {
-    /// Returns what the daemon of a leaf may do where the streams are: write what is that leaf's own, and keep them.
+    /// Returns the daemon's permissions in the streams' account: manage the streams, and publish to the leaf's own
+    /// subjects.
     #[must_use]
     pub fn keeper(leaf: &LeafName) -> Self {
         Self {
@@ -88,7 +90,7 @@ impl Permissions {
         }
     }
 
-    /// Returns what the daemon of a leaf may do where its callers are: answer them, and say how its jobs are.
+    /// Returns the daemon's permissions in the callers' account: answer callers, and publish messages of jobs.
     #[must_use]
     pub fn service(leaf: &LeafName) -> Self {
         Self {
@@ -110,7 +112,7 @@ impl Permissions {
         }
     }
 
-    /// Returns what a person may do: command every leaf under the own name, ask, and read everything.
+    /// Returns a person's permissions: command every leaf under the person's own name, ask, and read everything.
     #[must_use]
     pub fn person(caller: &Caller) -> Self {
         let mut publish = vec![
@@ -130,8 +132,8 @@ impl Permissions {
         }
     }
 
-    /// Returns the template for a leaf's containers: publish below the own prefix, answer requests for health, and
-    /// nothing else. The server fills in the user's name and its tag `container`.
+    /// Returns the template for a leaf's containers: publish below the container's own prefix, and answer health
+    /// requests. The server inserts the user's name and its tag `container`.
     pub(super) fn container_template(leaf: &LeafName) -> Self {
         let prefix = subject::container_prefix_of_token(leaf, "{{tag(container)}}");
         let health = format!("{prefix}.health");
@@ -143,8 +145,8 @@ impl Permissions {
         }
     }
 
-    /// Returns the claims: `pub`, `sub`, `resp`. To NATS a missing list allows everything, so an empty one is
-    /// written as the denial of everything.
+    /// Returns the claims `pub`, `sub` and `resp`. NATS takes a missing list as permission for everything, so an empty
+    /// list is written as a denial of everything.
     pub(super) fn to_claims(&self) -> Map<String, Value> {
         let list = |allowed: &[String], denied: &[String]| {
             if allowed.is_empty() {

@@ -1,5 +1,5 @@
-//! Which users are refused: a folder with a file for each, named by its public key, that holds the second up to which
-//! its credentials are refused. A file for each, so that two at once are no matter.
+//! Revoked users: a directory with one file for each, named by its public key, that holds the second up to which its
+//! credentials are revoked. One file for each allows concurrent revocations.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::IdentityError;
 use super::files::{private_dir, read_private, write_private};
 
-/// Refuses the credentials of a user that were made up to this second of the Unix epoch.
+/// Revokes a user's credentials that were issued up to this second of the Unix epoch.
 pub(super) fn add(dir: &Path, user: &str, until: i64) -> Result<(), IdentityError> {
     let path = dir.join(user);
     private_dir(dir)
@@ -16,7 +16,7 @@ pub(super) fn add(dir: &Path, user: &str, until: i64) -> Result<(), IdentityErro
         .map_err(|source| IdentityError::Write { path, source })
 }
 
-/// Returns the second up to which a user's credentials are refused.
+/// Returns the second up to which a user's credentials are revoked.
 pub(super) fn of(dir: &Path, user: &str) -> Result<Option<i64>, IdentityError> {
     let path = dir.join(user);
     read_private(&path)?
@@ -29,7 +29,7 @@ pub(super) fn of(dir: &Path, user: &str) -> Result<Option<i64>, IdentityError> {
         .transpose()
 }
 
-/// Returns all of them, by public key.
+/// Returns all revocations, by public key.
 pub(super) fn all(dir: &Path) -> Result<BTreeMap<String, i64>, IdentityError> {
     let failed = |source| IdentityError::Read {
         path: dir.to_owned(),
@@ -43,7 +43,7 @@ pub(super) fn all(dir: &Path) -> Result<BTreeMap<String, i64>, IdentityError> {
     let mut found = BTreeMap::new();
     for entry in entries {
         let name = entry.map_err(failed)?.file_name();
-        // What is being written begins with a dot.
+        // The name of a temporary file begins with a dot.
         let Some(user) = name.to_str().filter(|name| !name.starts_with('.')) else {
             continue;
         };
@@ -54,7 +54,7 @@ pub(super) fn all(dir: &Path) -> Result<BTreeMap<String, i64>, IdentityError> {
     Ok(found)
 }
 
-/// Where they stand, beside the keys.
+/// The directory of the revocations, beside the keys.
 pub(super) fn folder(identity: &Path) -> PathBuf {
     identity.join("revoked")
 }
