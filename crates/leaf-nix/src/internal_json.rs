@@ -1,6 +1,6 @@
-//! What Nix says with `--log-format internal-json`: lines `@nix {json}` on stderr, read into progress, a log for
-//! people, and the errors. Nix 2.8 to the newest; unknown keys, types and actions are ignored, and what is no such
-//! line stands in the log as it is (`logging.hh` and `logging.cc` of Nix).
+//! Nix's log with `--log-format internal-json`: lines `@nix {json}` on standard error, read into progress, a log for
+//! people, and the errors. Nix 2.8 to the newest; unknown keys, types and actions are ignored, and any other line is
+//! part of the log as it is (`logging.hh` and `logging.cc` of Nix).
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -69,17 +69,17 @@ fn text<'a>(fields: &'a [Field<'_>], index: usize) -> Option<&'a str> {
     }
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Activity {
     kind: u64,
-    /// The store path that it is about, if it is about one.
+    /// The store path or URL that it is about, if any.
     path: String,
     counts: Counts,
     expected_by_kind: BTreeMap<u64, u64>,
     tail: VecDeque<String>,
 }
 
-#[derive(Default, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy)]
 struct Counts {
     done: u64,
     expected: u64,
@@ -87,8 +87,8 @@ struct Counts {
     failed: u64,
 }
 
-/// All activities of one kind: what the ended ones did, and what was announced.
-#[derive(Default)]
+/// All activities of one kind: the counts of those that ended, and the number that was announced.
+#[derive(Debug, Default)]
 struct Kind {
     ended: Counts,
     announced: u64,
@@ -96,7 +96,7 @@ struct Kind {
 }
 
 /// Follows one run of Nix.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Tracker {
     activities: BTreeMap<u64, Activity>,
     kinds: BTreeMap<u64, Kind>,
@@ -109,7 +109,7 @@ pub(crate) struct Tracker {
 }
 
 impl Tracker {
-    /// Takes one line of stderr without its end, and returns what the log says for it.
+    /// Takes one line without its end, and returns its text for the log, if it has one.
     pub(crate) fn line(&mut self, bytes: &[u8]) -> Option<String> {
         let line = bytes
             .strip_prefix(b"@nix ")
@@ -253,7 +253,7 @@ impl Tracker {
         }
     }
 
-    /// Returns why Nix failed, in at most 4 KiB: its errors, the first one first, or what it said last.
+    /// Returns why Nix failed, in at most 4 KiB: its errors, the first one first, or its last lines.
     pub(crate) fn error(&self) -> Option<String> {
         let mut error = if self.errors.is_empty() {
             self.raw_tail
@@ -268,12 +268,12 @@ impl Tracker {
         (!error.trim().is_empty()).then_some(error)
     }
 
-    /// How many derivations were begun to be built.
+    /// Returns the number of derivations whose build began.
     pub(crate) fn built(&self) -> u32 {
         u32::try_from(self.built.len()).unwrap_or(u32::MAX)
     }
 
-    /// How far it is.
+    /// Returns how far it is.
     pub(crate) fn progress(&self) -> Progress {
         let builds = self.counts(ACT_BUILDS);
         let copies = self.counts(ACT_COPY_PATHS);
@@ -295,7 +295,7 @@ impl Tracker {
         }
     }
 
-    /// As Nix's own progress bar counts.
+    /// Returns the counts as Nix's own progress bar has them.
     fn counts(&self, kind: u64) -> Counts {
         let Some(kind) = self.kinds.get(&kind) else {
             return Counts::default();
@@ -394,49 +394,6 @@ fn plain(text: &str) -> String {
         }
     }
     out
-}
-
-/// Cuts a stream of bytes into lines; of a line that is too long only the beginning is kept.
-pub(crate) struct Lines {
-    held: Vec<u8>,
-    max: usize,
-}
-
-impl Lines {
-    pub(crate) fn new(max: usize) -> Self {
-        Self {
-            held: Vec::new(),
-            max,
-        }
-    }
-
-    /// Takes bytes, and gives each line that is whole.
-    pub(crate) fn feed(&mut self, bytes: &[u8], mut each: impl FnMut(&[u8])) {
-        let mut rest = bytes;
-        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-            if self.held.is_empty() {
-                each(&rest[..end.min(self.max)]);
-            } else {
-                self.hold(&rest[..end]);
-                each(&self.held);
-                self.held.clear();
-            }
-            rest = &rest[end + 1..];
-        }
-        self.hold(rest);
-    }
-
-    /// Gives the last line, if it had no end.
-    pub(crate) fn finish(&mut self, each: impl FnOnce(&[u8])) {
-        if !self.held.is_empty() {
-            each(&std::mem::take(&mut self.held));
-        }
-    }
-
-    fn hold(&mut self, bytes: &[u8]) {
-        let room = self.max.saturating_sub(self.held.len());
-        self.held.extend_from_slice(&bytes[..bytes.len().min(room)]);
-    }
 }
 
 #[cfg(test)]

@@ -1,36 +1,20 @@
-//! Builds with Nix as jobs that outlive the daemon.
+//! Nix: the program, its command lines, its log and its results, as values that a job runner takes.
 //!
-//! Start with [`Nix`]: it starts jobs, finds them again, reads their logs, cancels and forgets them. Each job is run
-//! by a process of its own, [`runner`], in a session and (where cgroup v2 may be used) a cgroup of its own, or by another
-//! user in a unit of its own ([`Launch`]), and has a folder, which is all that the daemon and the runner share:
+//! Start with [`Nix`], which checks a task and returns its order. In the job's own process the order becomes a state
+//! machine, such as [`build::Build`], that names the programs to run, reads their log line by line, and makes the result of
+//! their output. This crate starts no job: `leafd` hands these values to `leaf-job`.
 //!
-//! | file | what |
-//! |---|---|
-//! | `order.json` | what the runner is to do |
-//! | `lock` | locked (flock) as long as the runner lives: the runner gets it, locked, as its stdin (not in a unit) |
-//! | `pid` | the runner's process id |
-//! | `log.<offset>` | parts of the log, each named by the offset of its first byte |
-//! | `progress.json` | how far it is; written at most five times a second |
-//! | `cancel` | somebody asked for its end |
-//! | `outcome.json` | how it ended; synced before the runner ends |
-//!
-//! This crate knows no state, no queue and no NATS; how many jobs run at once is the caller's business.
+//! Every task of Nix is a module here. `nix eval` would be a module `eval` beside [`build`], with an `Order` and a state
+//! machine; a method `Nix::eval` that makes its order; its arguments and its result in `leaf_core::job::eval`; and an arm in
+//! `leafd`'s `job.rs`, where tasks and job runner are connected. What tasks share is here once: installables and their
+//! checks, the options of each command line, Nix's log (`internal-json`), and `nix path-info`.
 
-mod cgroup;
+pub mod build;
 mod error;
-mod folder;
+mod installable;
 mod internal_json;
-mod launch;
-mod log;
 mod nix;
-mod order;
-mod outcome;
-mod result;
-pub mod runner;
-mod running;
-mod unit;
+mod path_info;
 
 pub use error::NixError;
-pub use launch::{CarryOut, Launch};
-pub use nix::{Found, Nix, NixVersion, Settings, Swept, default_cgroup, host_options};
-pub use running::{JobNews, RunningJob};
+pub use nix::{ENVIRONMENT, Nix, NixVersion, Settings, host_options};

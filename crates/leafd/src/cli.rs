@@ -26,11 +26,12 @@ pub enum Command {
     },
     /// Show the hardware that a leaf sees here, or in a nixos-facter report. Needs no NATS.
     Inventory(Inventory),
-    /// Run one Nix job; the daemon starts this, so that a job outlives it.
+    /// Run one process job. The daemon or the helper starts this, so that a job outlives the daemon; both know it by this
+    /// name, which is older than jobs of other kinds.
     #[command(hide = true)]
     NixJob {
-        /// The job's folder.
-        folder: PathBuf,
+        /// The job's directory.
+        directory: PathBuf,
     },
 }
 

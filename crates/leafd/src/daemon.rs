@@ -176,10 +176,10 @@ async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Res
             },
         )
         .await?;
-        let nix = equipment::nix_jobs(&settings, &leaf).await;
-        anyhow::Ok((held, state, server, nix))
+        let jobs = equipment::job_host(&settings, &leaf).await;
+        anyhow::Ok((held, state, server, jobs))
     };
-    let (held, state, server, nix) = tokio::select! {
+    let (held, state, server, jobs) = tokio::select! {
         started = started => started?,
         reason = signals.next() => {
             tracing::info!(reason, "stopped before it was ready");
@@ -206,15 +206,15 @@ async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Res
             "a newer leafd wrote this: it is kept as it is, and not acted on"
         );
     }
-    if let Ok(nix) = &nix {
-        equipment::tidy_jobs(nix, state.job_ids()).await;
+    if let Ok(jobs) = &jobs {
+        jobs.remove_unknown(state.job_ids()).await;
     }
     let workers = Workers::new(Equipment {
         leaf: leaf.clone(),
         inputs: inputs.clone(),
         bus: bus.clone(),
         containers: containers.clone(),
-        nix,
+        jobs,
         looks,
         mirror: changes,
         published: published.clone(),

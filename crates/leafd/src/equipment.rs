@@ -1,6 +1,5 @@
 //! What the daemon works with, as the settings say and the host allows: NATS, containers, Nix, a hardware report.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,13 +12,15 @@ use leaf_bus::identity::{Identity, daemon_caller};
 use leaf_container::Containers;
 use leaf_core::error::chain;
 use leaf_core::host_op::{HostOp, Runtime};
-use leaf_core::id::{JobId, LeafName};
+use leaf_core::id::LeafName;
 use leaf_core::subject;
 use leaf_helper::{Client, Helper};
 use leaf_host::contract::{HostPaths, JOBS_DIRECTORY};
-use leaf_nix::{Launch, Nix};
+use leaf_job::{Jobs, Launch};
+use leaf_nix::Nix;
 
 use crate::helper::HostHelper;
+use crate::job::JobHost;
 use crate::programs;
 use crate::settings::{HELPER_SOCKET, Settings};
 use crate::steps::ContainerHost;
@@ -226,37 +227,40 @@ async fn prepare(helper: &HostHelper, leaf_address: Ipv4Addr, nats_port: u16) ->
         .map_err(|error| error.to_string())
 }
 
-/// Returns what runs Nix jobs, or why it can't.
+/// Returns what runs jobs, or why this leaf runs none.
 ///
 /// # Errors
 /// The reason, in words.
-pub async fn nix_jobs(settings: &Settings, leaf: &LeafName) -> Result<Nix, String> {
-    let roots = PathBuf::from("/nix/var/nix/gcroots/cim-leaf").join(leaf.as_str());
+pub async fn job_host(settings: &Settings, leaf: &LeafName) -> Result<JobHost, String> {
     let runner = std::env::current_exe().map_err(|error| format!("leafd can't find itself: {error}"))?;
-    let base = leaf_nix::Settings::new(&settings.state_dir, roots, runner, vec!["nix-job".into()]);
-    let (jobs_dir, launch) = match jobs_by_helper(settings) {
-        Some(client) => (PathBuf::from(JOBS_DIRECTORY), by_helper(client)),
-        None => (base.jobs_dir.clone(), base.launch.clone()),
+    let gc_roots = PathBuf::from("/nix/var/nix/gcroots/cim-leaf").join(leaf.as_str());
+    let mut jobs = leaf_job::Settings::new(&settings.state_dir, gc_roots, runner, vec!["nix-job".into()]);
+    jobs.environment = leaf_nix::ENVIRONMENT.iter().copied().map(str::to_owned).collect();
+    if let Some(client) = jobs_by_helper(settings) {
+        jobs.jobs_dir = PathBuf::from(JOBS_DIRECTORY);
+        jobs.launch = in_units(client);
+    }
+    let mut nix = leaf_nix::Settings::new(&settings.state_dir);
+    nix.nix.clone_from(&settings.nix.program);
+    if let Some(templates) = programs::templates(settings.containers.templates.as_deref()) {
+        nix.templates_dir = templates;
+    }
+    if let Some(leaf_init) = programs::find(settings.containers.leaf_init.as_deref(), "leaf-init") {
+        nix.leaf_init = leaf_init;
+    }
+    nix.options = leaf_nix::host_options()
+        .into_iter()
+        .chain(settings.nix.options.clone())
+        .collect();
+    let host = JobHost {
+        jobs: Jobs::new(jobs),
+        nix: Nix::new(nix),
     };
-    let nix = Nix::new(leaf_nix::Settings {
-        jobs_dir,
-        launch,
-        nix: settings.nix.program.clone(),
-        templates_dir: programs::templates(settings.containers.templates.as_deref())
-            .unwrap_or(base.templates_dir.clone()),
-        leaf_init: programs::find(settings.containers.leaf_init.as_deref(), "leaf-init")
-            .unwrap_or(base.leaf_init.clone()),
-        nix_options: leaf_nix::host_options()
-            .into_iter()
-            .chain(settings.nix.options.clone())
-            .collect(),
-        ..base
-    });
-    let asked = nix.clone();
-    match tokio::task::spawn_blocking(move || asked.check()).await {
+    let nix = host.nix.clone();
+    match tokio::task::spawn_blocking(move || nix.check()).await {
         Ok(Ok(version)) => {
             tracing::info!(version = version.text, "nix");
-            Ok(nix)
+            Ok(host)
         }
         Ok(Err(error)) => {
             tracing::warn!(error = chain(&error), "this leaf runs no Nix jobs");
@@ -273,32 +277,13 @@ fn jobs_by_helper(settings: &Settings) -> Option<Client> {
     settings.nix.by_helper.unwrap_or_else(usual).then_some(client)
 }
 
-fn by_helper(client: Client) -> Launch {
-    Launch::ByHelper {
-        carry_out: Arc::new(move |op| {
+fn in_units(client: Client) -> Launch {
+    Launch::Unit {
+        host_operations: Arc::new(move |op| {
             let client = client.clone();
             Box::pin(async move { client.carry_out(&op).await })
         }),
         slice: "/sys/fs/cgroup/system.slice".into(),
-    }
-}
-
-/// Takes away what is on the disk of jobs that the leaf does not know, and ends those of them that run. To be called
-/// before the first job is started.
-pub async fn tidy_jobs(nix: &Nix, known: BTreeSet<JobId>) {
-    let swept = match nix.sweep(&known).await {
-        Ok(swept) => swept,
-        Err(error) => return tracing::warn!(error = chain(&error), "the files of old jobs stay"),
-    };
-    for id in swept.running {
-        tracing::warn!(%id, "a job runs that this leaf does not know; it is ended");
-        let ended = match nix.cancel(id).await {
-            Ok(()) => nix.forget(id).await.and_then(|()| nix.release(id)),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = ended {
-            tracing::warn!(%id, error = chain(&error), "it could not be ended");
-        }
     }
 }
 

@@ -1,23 +1,99 @@
-//! One job, from its start, or from when it is found again, to its end.
+//! Process jobs: where the crates that know a task meet the crate that runs jobs.
+//!
+//! A task is connected in two places: [`JobHost::start`] turns it into an order, in the daemon, and [`run_process`] turns the
+//! order into work, in the job's own process. An order of any task but a build is to name its task, since those on disk
+//! that name none are builds.
 
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use leaf_bus::connect::Bus;
 use leaf_core::error::chain;
-use leaf_core::id::LeafName;
+use leaf_core::id::{JobId, LeafName};
 use leaf_core::job::{Job, JobOutcome, Task};
-use leaf_nix::{Found, JobNews, Nix, NixError, RunningJob};
+use leaf_job::{Found, JobError, JobUpdate, Jobs, RunningJob, Work};
+use leaf_nix::Nix;
+use leaf_nix::build::{self, Build};
 use tokio::sync::{mpsc, watch};
 
 use crate::input::Input;
 
-/// How long to wait before something is tried again.
+/// The pause before something is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Runs a job, or goes on with one that runs already, and passes on what it says, its end too. It ends early once
-/// `cancelled` is true; it is not even started if that is so before.
+/// What runs the process jobs of this leaf.
+#[derive(Debug, Clone)]
+pub struct JobHost {
+    /// The jobs themselves.
+    pub jobs: Jobs,
+    /// The Nix that tasks are for.
+    pub nix: Nix,
+}
+
+impl JobHost {
+    fn start(&self, job: &Job) -> Result<RunningJob, JobOutcome> {
+        let Task::Build(task) = &job.task;
+        let order = self
+            .nix
+            .build(task)
+            .map_err(|error| JobOutcome::Failed(chain(&error)))?;
+        let time_limit = Duration::from_secs(task.timeout_seconds.into());
+        self.jobs
+            .start(job.id, &order, time_limit)
+            .map_err(|error| JobOutcome::Failed(chain(&error)))
+    }
+
+    /// Removes the files of the jobs that the leaf does not know, and ends those of them that run. To be called before the
+    /// first job is started.
+    pub async fn remove_unknown(&self, known: BTreeSet<JobId>) {
+        let swept = match self.jobs.sweep(&known).await {
+            Ok(swept) => swept,
+            Err(error) => return tracing::warn!(error = chain(&error), "the files of old jobs stay"),
+        };
+        for id in swept.running {
+            tracing::warn!(%id, "a job runs that this leaf does not know; it is ended");
+            let ended = match self.jobs.cancel(id).await {
+                Ok(()) => self.remove(id).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = ended {
+                tracing::warn!(%id, error = chain(&error), "it could not be ended");
+            }
+        }
+    }
+
+    /// Removes a job's files and what holds its result.
+    ///
+    /// # Errors
+    /// [`JobError::Runs`], or what [`Jobs::forget`] and [`Jobs::release`] say.
+    pub async fn remove(&self, id: JobId) -> Result<(), JobError> {
+        self.jobs.forget(id).await?;
+        self.jobs.release(id)
+    }
+}
+
+/// Runs the job of this directory, in a process of its own: all that `leafd nix-job` does.
+#[must_use]
+pub fn run_process(directory: &Path) -> ExitCode {
+    leaf_job::runner::main(directory, |job| {
+        let order = job.task::<build::Order>();
+        let work = order.map(|order| Work {
+            state: Build::new(order, job.result_dir()),
+            next: Build::next,
+            read_line: Build::read_line,
+            progress: Build::progress,
+            error: Build::error,
+        });
+        job.run(work)
+    })
+}
+
+/// Runs a job, or follows one that runs already, and passes on its progress, its log and its end. It ends early once
+/// `cancelled` is true; if that is so before, it is not even started.
 pub async fn run(
-    nix: &Nix,
+    host: &JobHost,
     job: &Job,
     bus: &Bus,
     leaf: &LeafName,
@@ -26,7 +102,7 @@ pub async fn run(
 ) {
     let ended = |outcome| inputs.send(Input::JobEnded(job.id, outcome));
     let before = *cancelled.borrow();
-    let mut running = match begin(nix, job, before).await {
+    let mut running = match begin(host, job, before).await {
         Ok(running) => running,
         Err(outcome) => {
             let _ = ended(outcome).await;
@@ -35,13 +111,13 @@ pub async fn run(
     };
     let cancel = async {
         if cancelled.wait_for(|cancelled| *cancelled).await.is_ok() {
-            // That it is cancelled was promised.
-            while let Err(error) = nix.cancel(job.id).await {
+            // The cancellation was acknowledged.
+            while let Err(error) = host.jobs.cancel(job.id).await {
                 tracing::warn!(id = %job.id, error = &error as &dyn std::error::Error, "the job is not cancelled yet");
                 tokio::time::sleep(PAUSE).await;
             }
         }
-        // How it ended is told by who follows it.
+        // Its outcome comes from the branch that follows it.
         std::future::pending().await
     };
     let outcome = tokio::select! {
@@ -49,35 +125,33 @@ pub async fn run(
         outcome = cancel => outcome,
     };
     let _ = ended(outcome).await;
-    // Not before: the kernel takes up to 20 ms to let go of what watches the job's folder.
+    // Not before: the kernel takes up to 20 ms to close what watches the job's directory.
     drop(running);
 }
 
 /// Starts a job, or finds it: it may run since before this run of the daemon, or have ended meanwhile.
-async fn begin(nix: &Nix, job: &Job, cancelled: bool) -> Result<RunningJob, JobOutcome> {
+async fn begin(host: &JobHost, job: &Job, cancelled: bool) -> Result<RunningJob, JobOutcome> {
     loop {
-        match nix.find(job.id).await {
+        match host.jobs.find(job.id).await {
             Ok(Found::Running(running)) => return Ok(*running),
             Ok(Found::Ended(outcome)) => return Err(outcome),
-            Ok(Found::Lost(_)) if cancelled => return Err(JobOutcome::Cancelled),
+            Ok(Found::NotStarted(_)) if cancelled => return Err(JobOutcome::Cancelled),
             // That it runs is recorded before it is started; so this is one that is to be started.
-            Ok(Found::Lost(why)) => {
+            Ok(Found::NotStarted(why)) => {
                 tracing::debug!(id = %job.id, why, "to be started");
                 break;
             }
-            // It may run: nothing can be said of it before it can be looked at.
+            // It may run: nothing is known of it until its files can be read.
             Err(error) => {
-                tracing::warn!(id = %job.id, error = &error as &dyn std::error::Error, "the job can't be looked at");
+                tracing::warn!(id = %job.id, error = &error as &dyn std::error::Error, "the job's files can't be read");
                 tokio::time::sleep(PAUSE).await;
             }
         }
     }
-    let Task::Build(task) = &job.task;
-    nix.start(job.id, task)
-        .map_err(|error: NixError| JobOutcome::Failed(chain(&error)))
+    host.start(job)
 }
 
-/// Passes on what a job says, until it ends.
+/// Passes on the progress and the log of a job, until it ends.
 async fn follow(
     running: &mut RunningJob,
     bus: &Bus,
@@ -85,19 +159,19 @@ async fn follow(
     inputs: &mpsc::Sender<Input>,
 ) -> JobOutcome {
     let id = running.id();
-    // Its log is told from the beginning, also of a job that is found again.
+    // Its log is published from the beginning, also of a job that is found again.
     let mut offset = 0;
     loop {
-        match running.next().await {
-            JobNews::Progress(progress) => {
+        match running.next_update().await {
+            JobUpdate::Progress(progress) => {
                 bus.publish_progress(leaf, id, &progress).await;
                 let _ = inputs.send(Input::JobProgress(id, progress)).await;
             }
-            JobNews::Log(chunk) => {
+            JobUpdate::Log(chunk) => {
                 bus.publish_log(leaf, id, offset, &chunk).await;
                 offset = chunk.next_offset;
             }
-            JobNews::Ended(outcome) => return outcome,
+            JobUpdate::Ended(outcome) => return outcome,
         }
     }
 }

@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use leafd::cli::{Cli, Command};
 use leafd::settings::{Overrides, Settings};
-use leafd::{daemon, inventory};
+use leafd::{daemon, inventory, job};
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::NixJob { folder } => leaf_nix::runner::main(&folder),
+        Command::NixJob { directory } => job::run_process(&directory),
         Command::Run(run) => {
             let overrides = Overrides {
                 name: run.name,

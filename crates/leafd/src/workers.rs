@@ -17,14 +17,14 @@ use leaf_core::host_op::{HostOpError, HostOpErrorKind};
 use leaf_core::id::{CommandId, ContainerName, JobId, LeafName};
 use leaf_core::job::{Job, JobOutcome};
 use leaf_core::problem::{Problem, ProblemCode};
+use leaf_job::JobError;
 use leaf_journal::Journal;
-use leaf_nix::{Nix, NixError};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::input::{Input, Question};
-use crate::job;
+use crate::job::{self, JobHost};
 use crate::main_loop::to_body;
 use crate::publisher::Published;
 use crate::steps::{self, ContainerHost, Hurry, Taken};
@@ -45,7 +45,7 @@ pub struct Workers {
     steps: Tasks,
     bus: Bus,
     containers: Result<Arc<ContainerHost>, String>,
-    nix: Result<Nix, String>,
+    jobs: Result<JobHost, String>,
     looks: mpsc::Sender<u64>,
     mirror: mpsc::Sender<BTreeMap<String, Option<Bytes>>>,
     published: watch::Receiver<Published>,
@@ -65,7 +65,7 @@ pub struct Equipment {
     /// Containers, or why there are none.
     pub containers: Result<Arc<ContainerHost>, String>,
     /// Nix, or why it can't be used.
-    pub nix: Result<Nix, String>,
+    pub jobs: Result<JobHost, String>,
     /// Asks for a look at the hardware.
     pub looks: mpsc::Sender<u64>,
     /// Takes changed entries of the state for the bucket.
@@ -85,7 +85,7 @@ impl Workers {
             inputs,
             bus,
             containers,
-            nix,
+            jobs,
             looks,
             mirror,
             published,
@@ -98,7 +98,7 @@ impl Workers {
             steps: Tasks::on(steps),
             bus,
             containers,
-            nix,
+            jobs,
             looks,
             mirror,
             published,
@@ -117,7 +117,7 @@ impl Workers {
         match command.declaration().need {
             Need::Nothing => Ok(()),
             Need::Containers => self.containers.as_ref().map(drop).map_err(unsupported),
-            Need::Nix => self.nix.as_ref().map(drop).map_err(unsupported),
+            Need::Nix => self.jobs.as_ref().map(drop).map_err(unsupported),
         }
     }
 
@@ -182,13 +182,13 @@ impl Workers {
         };
         match question {
             Question::JobLog { job, offset, ended } => {
-                let nix = self.nix.clone();
+                let host = self.jobs.clone();
                 self.reply_with(responder, id, move || {
-                    let nix = nix.map_err(|why| Problem::new(ProblemCode::Unsupported, why))?;
-                    match nix.read_log(job, offset, LOG_BYTES) {
+                    let host = host.map_err(|why| Problem::new(ProblemCode::Unsupported, why))?;
+                    match host.jobs.read_log(job, offset, LOG_BYTES) {
                         Ok(chunk) => Ok(to_body(&chunk)),
                         // A job that was never begun has none: so far, or for good if it has ended.
-                        Err(NixError::NoJob(_)) => Ok(to_body(&LogChunk {
+                        Err(JobError::NoJob(_)) => Ok(to_body(&LogChunk {
                             text: String::new(),
                             next_offset: offset,
                             complete: ended,
@@ -325,14 +325,14 @@ impl Workers {
     /// Runs a job, or goes on with one that runs already.
     pub fn run_job(&mut self, job: Job) {
         let inputs = self.inputs.clone();
-        let nix = self.nix.clone();
+        let host = self.jobs.clone();
         let bus = self.bus.clone();
         let leaf = self.leaf.clone();
         let (cancel, cancelled) = watch::channel(false);
         self.cancels.insert(job.id, cancel);
         self.steps.run(async move {
-            match nix {
-                Ok(nix) => job::run(&nix, &job, &bus, &leaf, &inputs, cancelled).await,
+            match host {
+                Ok(host) => job::run(&host, &job, &bus, &leaf, &inputs, cancelled).await,
                 Err(why) => {
                     let _ = inputs
                         .send(Input::JobEnded(job.id, JobOutcome::Failed(why)))
@@ -356,10 +356,10 @@ impl Workers {
 
     /// Takes away what is on the disk of jobs that the leaf does not remember any more: logs and GC roots.
     pub fn forget_jobs(&mut self, forgotten: Vec<JobId>) {
-        let Ok(nix) = self.nix.clone() else { return };
+        let Ok(host) = self.jobs.clone() else { return };
         self.steps.run(async move {
             for id in forgotten {
-                if let Err(error) = nix.forget(id).await.and_then(|()| nix.release(id)) {
+                if let Err(error) = host.remove(id).await {
                     tracing::warn!(%id, error = &error as &dyn std::error::Error, "a job's files stay");
                 }
             }

@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("leaf-bus", &["leaf-core", "leaf-host"]),
     ("leaf-hardware", &["leaf-core", "leaf-host"]),
     ("leaf-container", &["leaf-core", "leaf-host"]),
+    ("leaf-job", &["leaf-core", "leaf-host"]),
     ("leaf-nix", &["leaf-core", "leaf-host"]),
     ("leaf-helper", &["leaf-core", "leaf-host"]),
     // The fourth: the programs, in which they meet.
@@ -28,6 +29,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "leaf-bus",
             "leaf-hardware",
             "leaf-container",
+            "leaf-job",
             "leaf-nix",
             "leaf-helper",
         ],

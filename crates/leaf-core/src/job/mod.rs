@@ -10,6 +10,7 @@
 pub mod build;
 pub mod installable;
 pub mod outcome;
+pub mod process;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;

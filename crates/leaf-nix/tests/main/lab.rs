@@ -1,30 +1,26 @@
-//! A place for one test: its own folders, GC roots and cgroup, gone when it is dropped.
+//! A place for one test: its own directories and GC roots, removed when it is dropped.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::future::Future;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::Instant;
 
-use leaf_core::id::JobId;
-use leaf_core::job::{BuildTask, Installable, JobOutcome};
-use leaf_nix::{JobNews, Launch, Nix, RunningJob, Settings};
-use uuid::Uuid;
+use leaf_core::job::process::{Finished, Program, Step};
+use leaf_core::job::{BuildResult, BuildTask, Installable, JobResult, Progress};
+use leaf_nix::build::Build;
+use leaf_nix::{Nix, Settings};
 
-pub(crate) type TestFn = fn() -> Pin<Box<dyn Future<Output = ()>>>;
-/// Name, whether it needs a cgroup, and what it does.
-pub(crate) type Test = (&'static str, bool, TestFn);
+/// Name and test.
+pub(crate) type Test = (&'static str, fn());
 
-/// Names a test and puts it into a list.
+/// Names tests and puts them into a list.
 #[macro_export]
 macro_rules! tests {
-    ($($name:ident $(($cgroup:ident))?),* $(,)?) => {
-        pub(crate) const TESTS: &[$crate::lab::Test] =
-            &[$((stringify!($name), tests!(@ $($cgroup)?), || Box::pin($name()))),*];
+    ($($name:ident),* $(,)?) => {
+        pub(crate) const TESTS: &[$crate::lab::Test] = &[$((stringify!($name), $name)),*];
     };
-    (@ needs_cgroup) => { true };
-    (@) => { false };
 }
 
 pub(crate) fn has_nix() -> bool {
@@ -37,17 +33,13 @@ pub(crate) fn has_nix() -> bool {
             .is_ok_and(|o| o.status.success())
 }
 
-pub(crate) fn run(test: TestFn) {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime")
-        .block_on(async { tokio::time::timeout(Duration::from_secs(120), test()).await })
-        .expect("the test takes too long");
-}
-
-pub(crate) fn new_id() -> JobId {
-    JobId(Uuid::now_v7())
+/// A build that has ended.
+pub(crate) struct Ended {
+    pub(crate) result: Result<BuildResult, String>,
+    pub(crate) log: String,
+    /// How far it was after each line of Nix's log.
+    pub(crate) progress: Vec<Progress>,
+    pub(crate) gc_roots: PathBuf,
 }
 
 pub(crate) struct Lab {
@@ -56,7 +48,7 @@ pub(crate) struct Lab {
     pub(crate) settings: Settings,
     /// Different in each run, so that nothing was built before.
     pub(crate) unique: String,
-    owned: bool,
+    builds: Cell<u32>,
 }
 
 impl Lab {
@@ -64,39 +56,21 @@ impl Lab {
         let dir = tempfile::Builder::new()
             .prefix("leaf-nix-")
             .tempdir()
-            .expect("a folder")
+            .expect("a directory")
             .keep();
-        let mut lab = Self::at(&dir);
-        lab.owned = true;
-        lab
-    }
-
-    pub(crate) fn at(dir: &Path) -> Self {
         let unique = dir
             .file_name()
             .and_then(|n| n.to_str())
             .expect("a name")
             .replace('.', "");
-        let roots = PathBuf::from("/nix/var/nix/gcroots").join(&unique);
-        let runner = std::env::current_exe().expect("this program");
-        let mut settings = Settings::new(dir, roots, runner, vec!["nix-job".into()]);
-        settings.nix_options = Self::options();
-        let cgroup = leaf_nix::default_cgroup().map(|path| path.with_file_name(format!("{unique}.slice")));
-        settings.launch = Launch::Own { cgroup };
+        let mut settings = Settings::new(&dir);
+        settings.options = Self::options();
         Self {
-            dir: dir.to_owned(),
             nix: Nix::new(settings.clone()),
+            dir,
             settings,
             unique,
-            owned: false,
-        }
-    }
-
-    /// Where the jobs have their cgroups.
-    pub(crate) fn cgroup(&self) -> Option<&Path> {
-        match &self.settings.launch {
-            Launch::Own { cgroup } => cgroup.as_deref(),
-            Launch::ByHelper { .. } => None,
+            builds: Cell::new(0),
         }
     }
 
@@ -114,7 +88,7 @@ impl Lab {
         .into()
     }
 
-    /// Settles changed settings.
+    /// Applies changed settings.
     pub(crate) fn set(&mut self, change: impl FnOnce(&mut Settings)) {
         change(&mut self.settings);
         self.nix = Nix::new(self.settings.clone());
@@ -148,25 +122,30 @@ impl Lab {
         }
     }
 
-    pub(crate) fn start(&self, installable: Installable) -> RunningJob {
-        self.start_within(installable, 100)
-    }
-
-    pub(crate) fn start_within(&self, installable: Installable, timeout_seconds: u32) -> RunningJob {
+    /// Runs the programs of a build in turn, as a job's runner does.
+    pub(crate) fn build(&self, installable: Installable) -> Ended {
         let task = BuildTask {
             installable,
-            timeout_seconds,
+            timeout_seconds: 100,
             container: None,
         };
-        self.nix.start(new_id(), &task).expect("started")
+        let order = self.nix.build(&task).expect("a good installable");
+        self.builds.set(self.builds.get() + 1);
+        let gc_roots = self.roots().join(self.builds.get().to_string());
+        std::fs::create_dir_all(&gc_roots).expect("a directory");
+        let mut build = Build::new(order, &gc_roots);
+        let (mut log, mut progress) = (String::new(), Vec::new());
+        let result = follow(&mut build, &mut log, &mut progress);
+        Ended {
+            result,
+            log,
+            progress,
+            gc_roots,
+        }
     }
 
-    pub(crate) async fn build(&self, installable: Installable) -> JobOutcome {
-        self.start(installable).ended().await
-    }
-
-    pub(crate) fn gc_root(&self, id: JobId) -> PathBuf {
-        self.settings.gc_roots_dir.join(id.to_string())
+    fn roots(&self) -> PathBuf {
+        Path::new("/nix/var/nix/gcroots").join(&self.unique)
     }
 
     pub(crate) fn nix_command(&self, words: &[&str]) -> String {
@@ -183,60 +162,49 @@ impl Lab {
         );
         String::from_utf8(output.stdout).expect("UTF-8")
     }
-
-    /// Command lines of all processes that have this test's name in theirs: the scripts hold it.
-    pub(crate) fn processes(&self) -> Vec<String> {
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
-            if let Ok(line) = std::fs::read(entry.path().join("cmdline")) {
-                let line = String::from_utf8_lossy(&line).replace('\0', " ");
-                if line.contains(&self.unique) {
-                    found.push(line);
-                }
-            }
-        }
-        found
-    }
-
-    pub(crate) fn whole_log(&self, id: JobId) -> String {
-        let (mut text, mut offset) = (String::new(), 0);
-        loop {
-            let chunk = self.nix.read_log(id, offset, 1 << 20).expect("readable");
-            text.push_str(&chunk.text);
-            if chunk.complete {
-                return text;
-            }
-            assert!(chunk.next_offset > offset, "no progress at {offset}");
-            offset = chunk.next_offset;
-        }
-    }
 }
 
-/// Waits until the job's log says this.
-pub(crate) async fn says(job: &mut RunningJob, wanted: &str) {
-    let mut all = String::new();
-    while !all.contains(wanted) {
-        match job.next().await {
-            JobNews::Log(chunk) => all.push_str(&chunk.text),
-            JobNews::Progress(_) => {}
-            JobNews::Ended(outcome) => panic!("it ended with {outcome:?} and said {all:?}"),
+fn follow(build: &mut Build, log: &mut String, progress: &mut Vec<Progress>) -> Result<BuildResult, String> {
+    let mut finished = None;
+    loop {
+        let Program { program, arguments } = match build.next(finished.take())? {
+            Step::Run(program) => program,
+            Step::Done(JobResult::Build(result)) => return Ok(result),
+        };
+        let begin = Instant::now();
+        let mut child = Command::new(&program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("can't run {}: {error}", program.display()))?;
+        let mut stdout = child.stdout.take().expect("piped");
+        let reader = std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            stdout.read_to_end(&mut bytes).map(|_| bytes)
+        });
+        for line in BufReader::new(child.stderr.take().expect("piped")).split(b'\n') {
+            if let Some(text) = build.read_line(&line.expect("readable")) {
+                log.push_str(&text);
+                log.push('\n');
+            }
+            progress.push(build.progress());
         }
+        let stdout = reader.join().expect("no panic").expect("readable");
+        if !child.wait().expect("its end").success() {
+            return Err(build.error().expect("a reason"));
+        }
+        finished = Some(Finished {
+            stdout,
+            duration: begin.elapsed(),
+        });
     }
 }
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if !self.owned {
-            return;
-        }
         let _ = std::fs::remove_dir_all(&self.dir);
-        let _ = std::fs::remove_dir_all(&self.settings.gc_roots_dir);
-        if let Some(cgroup) = self.cgroup() {
-            for job in std::fs::read_dir(cgroup).into_iter().flatten().flatten() {
-                let _ = std::fs::write(job.path().join("cgroup.kill"), "1");
-                let _ = std::fs::remove_dir(job.path());
-            }
-            let _ = std::fs::remove_dir(cgroup);
-        }
+        let _ = std::fs::remove_dir_all(self.roots());
     }
 }

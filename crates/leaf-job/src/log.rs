@@ -1,7 +1,7 @@
-//! A job's log: written in parts so that its head and its tail are kept, read by offsets that stay what they are.
+//! A job's log: written in parts so that its head and its tail are kept, read by offsets that never change.
 //!
-//! The head is the part at offset 0 and never changes; the tail is a few parts, of which the oldest goes when a new
-//! one begins. Offsets count every byte that was ever written, so a gap shows where bytes were left out.
+//! The head is the part at offset 0 and never changes; the tail is a few parts, of which the oldest is removed when a
+//! new one begins. Offsets count every byte that was ever written, so a gap shows where bytes were left out.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -13,12 +13,12 @@ use leaf_core::command::LogChunk;
 const TAIL_PARTS: u64 = 8;
 const BUFFER_BYTES: usize = 64 * 1024;
 
-fn part_path(folder: &Path, offset: u64) -> PathBuf {
-    folder.join(format!("log.{offset:020}"))
+fn part_path(directory: &Path, offset: u64) -> PathBuf {
+    directory.join(format!("log.{offset:020}"))
 }
 
 pub(crate) struct LogWriter {
-    folder: PathBuf,
+    directory: PathBuf,
     head_max: u64,
     part_max: u64,
     /// Where each part of the tail begins, the oldest first.
@@ -32,9 +32,9 @@ pub(crate) struct LogWriter {
 }
 
 impl LogWriter {
-    pub(crate) fn new(folder: &Path, max_bytes: u64) -> Self {
+    pub(crate) fn new(directory: &Path, max_bytes: u64) -> Self {
         Self {
-            folder: folder.to_owned(),
+            directory: directory.to_owned(),
             head_max: max_bytes / 2,
             part_max: (max_bytes / 2 / TAIL_PARTS).max(1),
             tail: Vec::new(),
@@ -89,11 +89,11 @@ impl LogWriter {
         self.tail.push(self.begin);
         if self.tail.len() as u64 > TAIL_PARTS {
             let oldest = self.tail.remove(0);
-            let _ = fs::remove_file(part_path(&self.folder, oldest));
+            let _ = fs::remove_file(part_path(&self.directory, oldest));
         }
     }
 
-    /// Writes what is held. What can't be written is counted, and said as soon as something can be.
+    /// Writes the buffered lines. Bytes that can't be written are counted, and a notice follows as soon as writing works again.
     pub(crate) fn flush(&mut self) {
         if self.buffer.is_empty() && self.missing == 0 {
             return;
@@ -124,7 +124,7 @@ impl LogWriter {
                     .create(true)
                     .append(true)
                     .mode(0o644)
-                    .open(part_path(&self.folder, self.begin))?,
+                    .open(part_path(&self.directory, self.begin))?,
             ),
         };
         file.write_all(bytes).inspect_err(|_| {
@@ -133,7 +133,7 @@ impl LogWriter {
         })
     }
 
-    /// Writes the rest, and returns what is missing: bytes and why.
+    /// Writes the rest, and returns a notice of what could not be written, and why.
     pub(crate) fn finish(mut self) -> Option<String> {
         self.flush();
         (self.missing > 0).then(|| missing_notice(self.missing, &self.missing_why))
@@ -144,13 +144,13 @@ fn missing_notice(bytes: u64, why: &str) -> String {
     format!("[… {bytes} bytes could not be written: {why} …]\n")
 }
 
-/// Returns the log from an offset on: at most `max_bytes` of it, and a line that says so where bytes were left out.
-/// `ended` is whether nothing more will be written.
-pub(crate) fn read(folder: &Path, offset: u64, max_bytes: usize, ended: bool) -> io::Result<LogChunk> {
+/// Returns the log from an offset on: at most `max_bytes` of it, with a notice where bytes were left out. `ended` says
+/// that nothing more will be written.
+pub(crate) fn read(directory: &Path, offset: u64, max_bytes: usize, ended: bool) -> io::Result<LogChunk> {
     let mut last_error = None;
     // A part may vanish between the listing and the reading.
     for _ in 0..8 {
-        match read_once(folder, offset, max_bytes.max(16), ended) {
+        match read_once(directory, offset, max_bytes.max(16), ended) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => last_error = Some(e),
             other => return other,
         }
@@ -159,13 +159,15 @@ pub(crate) fn read(folder: &Path, offset: u64, max_bytes: usize, ended: bool) ->
 }
 
 /// Returns the offset of the end of the log as it is now.
-pub(crate) fn end(folder: &Path) -> io::Result<u64> {
-    Ok(parts(folder)?.last().map_or(0, |(begin, length)| begin + length))
+pub(crate) fn end(directory: &Path) -> io::Result<u64> {
+    Ok(parts(directory)?
+        .last()
+        .map_or(0, |(begin, length)| begin + length))
 }
 
-fn parts(folder: &Path) -> io::Result<Vec<(u64, u64)>> {
+fn parts(directory: &Path) -> io::Result<Vec<(u64, u64)>> {
     let mut parts = Vec::new();
-    for entry in fs::read_dir(folder)? {
+    for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let name = entry.file_name();
         let Some(begin) = name
@@ -176,7 +178,7 @@ fn parts(folder: &Path) -> io::Result<Vec<(u64, u64)>> {
             continue;
         };
         match entry.metadata() {
-            // What else a job put there is not its log.
+            // Anything else that a job put there is not its log.
             Ok(metadata) if !metadata.is_file() || metadata.len().checked_add(begin).is_none() => {}
             Ok(metadata) => parts.push((begin, metadata.len())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -187,8 +189,8 @@ fn parts(folder: &Path) -> io::Result<Vec<(u64, u64)>> {
     Ok(parts)
 }
 
-fn read_once(folder: &Path, offset: u64, max_bytes: usize, ended: bool) -> io::Result<LogChunk> {
-    let parts = parts(folder)?;
+fn read_once(directory: &Path, offset: u64, max_bytes: usize, ended: bool) -> io::Result<LogChunk> {
+    let parts = parts(directory)?;
     let end = parts.last().map_or(0, |(begin, length)| begin + length);
     let mut position = offset;
     let mut text = String::new();
@@ -205,7 +207,7 @@ fn read_once(folder: &Path, offset: u64, max_bytes: usize, ended: bool) -> io::R
             .unwrap_or(usize::MAX)
             .min(room);
         let mut bytes = vec![0; wanted];
-        crate::folder::open(&part_path(folder, begin))?.read_exact_at(&mut bytes, position - begin)?;
+        crate::directory::open(&part_path(directory, begin))?.read_exact_at(&mut bytes, position - begin)?;
         // A character that is cut in two belongs to the next chunk.
         if let Err(error) = std::str::from_utf8(&bytes)
             && error.error_len().is_none()
@@ -229,11 +231,11 @@ fn read_once(folder: &Path, offset: u64, max_bytes: usize, ended: bool) -> io::R
 mod tests {
     use super::*;
 
-    fn all(folder: &Path, chunk: usize) -> String {
+    fn all(directory: &Path, chunk: usize) -> String {
         let mut text = String::new();
         let mut offset = 0;
         loop {
-            let part = read(folder, offset, chunk, true).expect("readable");
+            let part = read(directory, offset, chunk, true).expect("readable");
             text.push_str(&part.text);
             offset = part.next_offset;
             if part.complete {
@@ -244,22 +246,22 @@ mod tests {
 
     #[test]
     fn a_short_log_is_kept_whole_and_read_in_chunks_of_any_size() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let mut writer = LogWriter::new(folder.path(), 64 * 1024);
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut writer = LogWriter::new(directory.path(), 64 * 1024);
         for n in 0..100 {
             writer.line(&format!("zeile {n} äöü €"));
         }
         assert_eq!(writer.finish(), None);
-        let whole = all(folder.path(), usize::MAX);
+        let whole = all(directory.path(), usize::MAX);
         assert_eq!(whole.lines().count(), 100);
         assert_eq!(whole.lines().nth(99), Some("zeile 99 äöü €"));
-        assert_eq!(all(folder.path(), 17), whole);
+        assert_eq!(all(directory.path(), 17), whole);
     }
 
     #[test]
-    fn of_a_long_log_head_and_tail_are_kept_and_the_gap_is_told() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let mut writer = LogWriter::new(folder.path(), 16 * 1024);
+    fn of_a_long_log_head_and_tail_are_kept_and_the_gap_is_marked() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut writer = LogWriter::new(directory.path(), 16 * 1024);
         let mut written = 0;
         for n in 0..10_000 {
             let line = format!("line {n}");
@@ -268,63 +270,63 @@ mod tests {
         }
         assert_eq!(writer.finish(), None);
         assert_eq!(
-            end(folder.path()).expect("readable"),
+            end(directory.path()).expect("readable"),
             written,
             "offsets count what was left out"
         );
-        let kept: u64 = parts(folder.path())
+        let kept: u64 = parts(directory.path())
             .expect("readable")
             .iter()
             .map(|(_, length)| length)
             .sum();
         assert!(kept <= 16 * 1024 && kept > 14 * 1024, "{kept}");
-        let text = all(folder.path(), 999);
+        let text = all(directory.path(), 999);
         assert!(text.starts_with("line 0\nline 1\n") && text.ends_with("line 9999\n"));
         let gap = text
             .lines()
             .find(|line| line.contains("left out"))
             .expect("a notice");
         assert_eq!(gap, format!("[… {} bytes left out …]", written - kept));
-        let last = read(folder.path(), written - 10, 100, true).expect("readable");
+        let last = read(directory.path(), written - 10, 100, true).expect("readable");
         assert_eq!((last.text.as_str(), last.next_offset), ("line 9999\n", written));
     }
 
     #[test]
     fn a_line_over_the_limit_is_cut() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let mut writer = LogWriter::new(folder.path(), 16 * 1024);
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut writer = LogWriter::new(directory.path(), 16 * 1024);
         writer.line(&"ä".repeat(5000));
         writer.line("after");
         assert_eq!(writer.finish(), None);
-        let text = all(folder.path(), usize::MAX);
+        let text = all(directory.path(), usize::MAX);
         assert!(text.lines().next().expect("a line").len() < 1024);
         assert!(text.ends_with("\nafter\n"));
     }
 
     #[test]
     fn a_log_that_grows_is_not_complete() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let mut writer = LogWriter::new(folder.path(), 16 * 1024);
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut writer = LogWriter::new(directory.path(), 16 * 1024);
         writer.line("one");
         writer.flush();
-        let chunk = read(folder.path(), 0, 100, false).expect("readable");
+        let chunk = read(directory.path(), 0, 100, false).expect("readable");
         assert_eq!((chunk.text.as_str(), chunk.complete), ("one\n", false));
         writer.line("two");
         assert_eq!(writer.finish(), None);
-        let chunk = read(folder.path(), chunk.next_offset, 100, true).expect("readable");
+        let chunk = read(directory.path(), chunk.next_offset, 100, true).expect("readable");
         assert_eq!((chunk.text.as_str(), chunk.complete), ("two\n", true));
     }
 
     #[test]
-    fn what_cannot_be_written_is_counted_and_told() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let mut writer = LogWriter::new(&folder.path().join("gone"), 16 * 1024);
+    fn bytes_that_cannot_be_written_are_counted_and_noted() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut writer = LogWriter::new(&directory.path().join("gone"), 16 * 1024);
         writer.line("lost");
         writer.flush();
-        fs::create_dir(folder.path().join("gone")).expect("a folder");
+        fs::create_dir(directory.path().join("gone")).expect("a directory");
         writer.line("kept");
         assert_eq!(writer.finish(), None);
-        let text = all(&folder.path().join("gone"), usize::MAX);
+        let text = all(&directory.path().join("gone"), usize::MAX);
         assert!(
             text.starts_with("[… 5 bytes could not be written: ") && text.ends_with("\nkept\n"),
             "{text}"

@@ -1,34 +1,20 @@
-//! What a runner is to do: made and checked by the daemon, read by the runner.
+//! Installables as Nix's command line takes them: checked by leafd, before a job is started.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use leaf_core::job::Installable;
 use serde::{Deserialize, Serialize};
 
 use crate::NixError;
 
-/// What stands in `order.json`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Order {
-    pub(crate) nix: PathBuf,
-    pub(crate) target: Target,
-    pub(crate) options: BTreeMap<String, String>,
-    pub(crate) gc_root: PathBuf,
-    pub(crate) timeout_ms: u64,
-    pub(crate) grace_ms: u64,
-    pub(crate) max_log_bytes: u64,
-    pub(crate) cgroup: Option<PathBuf>,
-}
-
-/// The part of the command line that says what to build.
+/// The part of the command line that names the installable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Target {
-    /// A derivation, all outputs of which are wanted.
+    /// A derivation, of which all outputs are built.
     Derivation(String),
-    /// Flags, and an installable that stands after `--`.
+    /// Flags, and an installable that follows `--`.
     Other {
         flags: Vec<String>,
         installable: Option<String>,
@@ -36,8 +22,7 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    /// Checks what is to be built: nothing of it reaches Nix as a flag, and nothing is relative to the daemon's
-    /// folder.
+    /// Checks an installable: no part of it may reach Nix as a flag, or be relative to leafd's directory.
     pub(crate) fn new(
         installable: &Installable,
         templates_dir: &Path,
@@ -50,7 +35,7 @@ impl Target {
                 if bare.starts_with(['.', '#', '?']) {
                     return Err(bad(
                         reference,
-                        "it is relative, and a leaf has no folder that it could be relative to",
+                        "it is relative, and a leaf has no directory that it could be relative to",
                     ));
                 }
                 Ok(Self::Other {
@@ -155,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_looks_like_a_flag_or_is_relative_is_taken() {
+    fn flags_and_relative_paths_are_refused() {
         for bad in [
             "",
             "-x",
@@ -197,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wanted_stands_after_the_flags() {
+    fn the_installable_follows_the_flags() {
         let taken = target(&Installable::Flake {
             reference: "github:o/r#p".to_owned(),
         })
@@ -212,16 +197,20 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_template_is_told_with_those_that_there_are() {
-        let folder = tempfile::tempdir().expect("a folder");
+    fn an_unknown_template_is_refused_with_the_names_of_the_known_ones() {
+        let directory = tempfile::tempdir().expect("a directory");
         for name in ["nats", "minimal"] {
-            fs::create_dir(folder.path().join(name)).expect("a folder");
-            fs::write(folder.path().join(name).join("default.nix"), "{ }").expect("a file");
+            fs::create_dir(directory.path().join(name)).expect("a directory");
+            fs::write(directory.path().join(name).join("default.nix"), "{ }").expect("a file");
         }
-        fs::create_dir(folder.path().join("empty")).expect("a folder");
+        fs::create_dir(directory.path().join("empty")).expect("a directory");
         let make = |name: &str| {
             let name = name.to_owned();
-            Target::new(&Installable::Template { name }, folder.path(), Path::new("/init"))
+            Target::new(
+                &Installable::Template { name },
+                directory.path(),
+                Path::new("/init"),
+            )
         };
         for bad in ["other", "empty", "..", "../nats", "nats/../nats", ""] {
             let error = make(bad).expect_err(bad).to_string();

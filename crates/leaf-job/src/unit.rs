@@ -1,49 +1,41 @@
-//! Whether a unit runs, as its cgroup tells: nothing of that is the job's to change.
+//! Waits for the end of a unit by its cgroup, in which leafd may change nothing.
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use leaf_host::cgroup::Cgroup;
+use leaf_host::process::async_fd;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 
-use crate::running::{async_fd, drain};
-
-/// Returns whether any process is in a cgroup, which may be gone (cgroups(7), "cgroup.events").
-pub(crate) fn is_populated(cgroup: &Path) -> io::Result<bool> {
-    match std::fs::read_to_string(cgroup.join("cgroup.events")) {
-        Ok(text) => Ok(text.lines().any(|line| line == "populated 1")),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-        // It went away while it was read.
-        Err(e) if e.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => Ok(false),
-        Err(e) => Err(e),
-    }
-}
+use crate::running::drain;
 
 /// Waits for the end of a unit.
 #[derive(Debug)]
 pub(crate) struct UnitWatch {
-    cgroup: PathBuf,
+    cgroup: Cgroup,
     changes: Option<AsyncFd<OwnedFd>>,
 }
 
 impl UnitWatch {
     pub(crate) fn new(cgroup: PathBuf) -> Self {
         Self {
-            cgroup,
+            cgroup: Cgroup::at(cgroup),
             changes: None,
         }
     }
 
-    /// Waits until no process is in the unit's cgroup. It may be dropped at any time without a loss.
+    /// Waits until no process is in the unit's cgroup (cgroups(7), `cgroup.events`). It may be dropped at any time without
+    /// a loss.
     pub(crate) async fn ended(&mut self) -> io::Result<()> {
         loop {
             if self.changes.is_none() {
                 let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
                 match inotify::add_watch(
                     &fd,
-                    self.cgroup.join("cgroup.events"),
+                    self.cgroup.path().join("cgroup.events"),
                     WatchFlags::MODIFY | WatchFlags::DELETE_SELF,
                 ) {
                     Ok(_) => self.changes = Some(async_fd(fd)?),
@@ -52,7 +44,7 @@ impl UnitWatch {
                 }
             }
             // After the watch was set: no change is missed.
-            if !is_populated(&self.cgroup)? {
+            if !self.cgroup.is_populated().map_err(io::Error::other)? {
                 return Ok(());
             }
             if let Some(changes) = &self.changes {

@@ -1,17 +1,17 @@
-//! A job's folder: its files, its lock, and how they are written so that a reader never sees half of one.
+//! A job's directory: its files, its lock, and writes of which a reader never sees half.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock};
-use rustix::process::Pid;
+use leaf_host::lock;
+use rustix::fs::{FallocateFlags, OFlags, fallocate, statvfs};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Room that is set aside for the outcome, so that it can be written on a full disk.
-const OUTCOME_ROOM: u64 = 64 * 1024;
+/// The space that is reserved for the outcome, so that it can be written on a full disk.
+const OUTCOME_RESERVE_BYTES: u64 = 64 * 1024;
 
 pub(crate) const ORDER: &str = "order.json";
 pub(crate) const PROGRESS: &str = "progress.json";
@@ -25,13 +25,14 @@ const CANCEL: &str = "cancel";
 /// The most that is read of one file.
 const MAX_BYTES: u64 = 16 << 20;
 
+/// The directory of one job.
 #[derive(Debug, Clone)]
-pub(crate) struct Folder {
+pub(crate) struct JobDirectory {
     path: PathBuf,
     shared: bool,
 }
 
-impl Folder {
+impl JobDirectory {
     pub(crate) fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
@@ -39,17 +40,12 @@ impl Folder {
         }
     }
 
-    /// One that another user, who runs the job, may write to as well.
+    /// A directory that another user, who runs the job, may write to as well.
     pub(crate) fn shared(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
             shared: true,
         }
-    }
-
-    /// Whether somebody else may have written what stands in it.
-    pub(crate) fn is_shared(&self) -> bool {
-        self.shared
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -60,8 +56,8 @@ impl Folder {
         self.path.is_dir()
     }
 
-    /// Makes the folder, readable by its owner only. A shared one is its group's, too, which it has of the folder that it
-    /// is in (a set-group-ID one); nobody can remove there what is not theirs.
+    /// Creates the directory, readable by its owner only. A shared one is its group's, too, which it inherits from the
+    /// set-group-ID directory that it is in; its sticky bit keeps each user from removing the other's files. Idempotent.
     pub(crate) fn create(&self) -> io::Result<()> {
         if !self.shared {
             return DirBuilder::new().recursive(true).mode(0o700).create(&self.path);
@@ -75,56 +71,49 @@ impl Folder {
 
     /// Takes the lock; nothing if another process has it.
     pub(crate) fn lock(&self) -> io::Result<Option<File>> {
-        self.take(FlockOperation::NonBlockingLockExclusive)
+        let mut options = OpenOptions::new();
+        let file = options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(SAFE_OPEN)
+            .open(self.path.join(LOCK))?;
+        Ok(lock::try_exclusive(&file)?.then_some(file))
     }
 
-    /// Returns whether the runner lives.
+    /// Returns whether the runner is alive, by the lock that it holds.
     pub(crate) fn is_locked(&self) -> io::Result<bool> {
-        match self.take(FlockOperation::NonBlockingLockShared) {
-            Ok(lock) => Ok(lock.is_none()),
+        let mut options = OpenOptions::new();
+        match options
+            .read(true)
+            .custom_flags(SAFE_OPEN)
+            .open(self.path.join(LOCK))
+        {
+            Ok(file) => lock::is_held(&file),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(e),
         }
     }
 
-    fn take(&self, operation: FlockOperation) -> io::Result<Option<File>> {
-        let exclusive = matches!(operation, FlockOperation::NonBlockingLockExclusive);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(exclusive)
-            .create(exclusive)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(NO_SURPRISE)
-            .open(self.path.join(LOCK))?;
-        match flock(&file, operation) {
-            Ok(()) => Ok(Some(file)),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(e) => Err(e.into()),
-        }
+    pub(crate) fn write_pid(&self, pid: u32) -> io::Result<()> {
+        self.replace(PID, pid.to_string().as_bytes())
     }
 
-    pub(crate) fn write_pid(&self, pid: Pid) -> io::Result<()> {
-        self.replace(PID, pid.as_raw_nonzero().to_string().as_bytes())
-    }
-
-    /// The runner's process id, or nothing if it never began.
-    pub(crate) fn pid(&self) -> io::Result<Option<Pid>> {
+    /// Returns the runner's process id, or nothing if it never began.
+    pub(crate) fn pid(&self) -> io::Result<Option<u32>> {
         match self.read(PID) {
-            Ok(bytes) => Ok(String::from_utf8_lossy(&bytes)
-                .trim()
-                .parse()
-                .ok()
-                .and_then(Pid::from_raw)),
+            Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).trim().parse().ok()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
         }
     }
 
     pub(crate) fn mark_cancelled(&self) -> io::Result<()> {
-        match self.make(CANCEL, 0o644) {
+        match self.create_file(CANCEL, 0o644) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            made => made.map(drop),
+            created => created.map(drop),
         }
     }
 
@@ -143,18 +132,18 @@ impl Folder {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        self.make(&draft, 0o644)?.write_all(bytes)?;
+        self.create_file(&draft, 0o644)?.write_all(bytes)?;
         fs::rename(self.path.join(draft), self.path.join(name))
     }
 
-    /// Makes a file that was not there, so nothing that somebody put there is followed or written to.
-    fn make(&self, name: &str, mode: u32) -> io::Result<File> {
+    /// Creates a file that did not exist, so that no link of another user's is followed or written through.
+    fn create_file(&self, name: &str, mode: u32) -> io::Result<File> {
         let file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(mode)
             .open(self.path.join(name))?;
-        // Whatever the umask is: in a shared folder the other user reads it, and nobody else gets at the folder.
+        // Whatever the umask is: in a shared directory the other user reads it, and nobody else may enter the directory.
         if self.shared {
             file.set_permissions(Permissions::from_mode(mode))?;
         }
@@ -169,7 +158,7 @@ impl Folder {
         Ok(bytes)
     }
 
-    /// Returns what is in a file, or nothing if there is none.
+    /// Returns the contents of a file, or nothing if there is no such file.
     pub(crate) fn read_json<T: DeserializeOwned>(&self, name: &str) -> io::Result<Option<T>> {
         match self.read(name) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
@@ -178,43 +167,47 @@ impl Folder {
         }
     }
 
-    /// Sets room aside for the outcome. Where the file system can't, the outcome needs room when it comes.
+    /// Reserves space for the outcome. Where the file system can't, the outcome needs space when it is written.
     pub(crate) fn reserve_outcome(&self) -> io::Result<File> {
         let file = File::create(self.path.join(OUTCOME_DRAFT))?;
-        match fallocate(&file, FallocateFlags::empty(), 0, OUTCOME_ROOM) {
+        match fallocate(&file, FallocateFlags::empty(), 0, OUTCOME_RESERVE_BYTES) {
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(file),
             Err(e) => Err(e.into()),
         }
     }
 
-    /// Writes the outcome into its room, and returns when it is on disk.
-    pub(crate) fn write_outcome(&self, mut room: File, value: &impl Serialize) -> io::Result<()> {
+    /// Writes the outcome into the space that is reserved for it, and returns when it is on the disk.
+    pub(crate) fn write_outcome(&self, mut reserved: File, value: &impl Serialize) -> io::Result<()> {
         let bytes = serde_json::to_vec(value).map_err(io::Error::other)?;
-        room.write_all(&bytes)?;
-        room.set_len(bytes.len() as u64)?;
-        room.sync_all()?;
+        reserved.write_all(&bytes)?;
+        reserved.set_len(bytes.len() as u64)?;
+        reserved.sync_all()?;
         fs::rename(self.path.join(OUTCOME_DRAFT), self.path.join(OUTCOME))?;
         File::open(&self.path)?.sync_all()
     }
 
-    /// The end of what the runner said on its stderr: why it could not do its work.
-    pub(crate) fn runner_errors(&self) -> String {
+    /// Returns why a runner that wrote no outcome ended: the end of its standard error, or a full disk, on which it
+    /// can't have written anything; nothing where neither is known.
+    pub(crate) fn runner_errors(&self) -> Option<String> {
         let text = self.read(RUNNER_ERRORS).unwrap_or_default();
         let end = &text[text.len().saturating_sub(1024)..];
-        String::from_utf8_lossy(end).trim().to_owned()
+        let text = String::from_utf8_lossy(end).trim().to_owned();
+        if !text.is_empty() {
+            return Some(text);
+        }
+        let free = statvfs(&self.path).ok()?;
+        (free.f_bavail.saturating_mul(free.f_frsize) < OUTCOME_RESERVE_BYTES)
+            .then(|| format!("the file system of {} is full", self.path.display()))
     }
 }
 
 /// No symbolic link is followed, and no pipe waited for.
-const NO_SURPRISE: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
+const SAFE_OPEN: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
 
-/// Opens a regular file to be read: a job that another user runs may have put something else there, which leads to what that
-/// user must not see, or has no end.
+/// Opens a regular file to be read. A job that another user runs may have put something else in its place: a link to what
+/// that user must not see, or a pipe without an end.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(NO_SURPRISE)
-        .open(path)?;
+    let file = OpenOptions::new().read(true).custom_flags(SAFE_OPEN).open(path)?;
     if file.metadata()?.is_file() {
         Ok(file)
     } else {
@@ -230,14 +223,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_a_job_put_into_its_folder_leads_elsewhere() {
+    fn no_link_or_pipe_in_a_shared_directory_is_followed() {
         let secret = tempfile::NamedTempFile::new().expect("a file");
         fs::write(secret.path(), "\"secret\"").expect("written");
-        let parent = tempfile::tempdir().expect("a folder");
-        let folder = Folder::shared(parent.path().join("job"));
-        folder.create().expect("made");
+        let parent = tempfile::tempdir().expect("a directory");
+        let directory = JobDirectory::shared(parent.path().join("job"));
+        directory.create().expect("created");
         let link = |name: &str| {
-            std::os::unix::fs::symlink(secret.path(), folder.path().join(name)).expect("a link");
+            std::os::unix::fs::symlink(secret.path(), directory.path().join(name)).expect("a link");
         };
         for name in [
             OUTCOME,
@@ -250,25 +243,27 @@ mod tests {
         ] {
             link(name);
         }
-        folder.read_json::<String>(OUTCOME).expect_err("a link");
-        folder.pid().expect_err("a link");
-        folder.lock().expect_err("a link");
-        assert_eq!(folder.runner_errors(), "");
-        folder.mark_cancelled().expect("it counts as there");
-        folder.write_json(ORDER, &"order").expect("the link is replaced");
+        directory.read_json::<String>(OUTCOME).expect_err("a link");
+        directory.pid().expect_err("a link");
+        directory.lock().expect_err("a link");
+        assert_eq!(directory.runner_errors(), None);
+        directory.mark_cancelled().expect("it counts as there");
+        directory
+            .write_json(ORDER, &"order")
+            .expect("the link is replaced");
         assert_eq!(fs::read_to_string(secret.path()).expect("there"), "\"secret\"");
         assert_eq!(
-            folder.read_json::<String>(ORDER).expect("a file").as_deref(),
+            directory.read_json::<String>(ORDER).expect("a file").as_deref(),
             Some("order")
         );
         rustix::fs::mknodat(
             rustix::fs::CWD,
-            folder.path().join("pipe"),
+            directory.path().join("pipe"),
             rustix::fs::FileType::Fifo,
             rustix::fs::Mode::from_raw_mode(0o666),
             0,
         )
         .expect("a pipe");
-        folder.read_json::<String>("pipe").expect_err("it has no end");
+        directory.read_json::<String>("pipe").expect_err("it has no end");
     }
 }

@@ -1,0 +1,474 @@
+//! leafd's side: starts jobs, finds them again, and everything else that is done to a job by its id.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use leaf_core::command::LogChunk;
+use leaf_core::error::chain;
+use leaf_core::host_op::HostOp;
+use leaf_core::id::JobId;
+use leaf_core::job::{JobOutcome, Progress};
+use leaf_host::cgroup::{self, Cgroup};
+use leaf_host::process::ProcessHandle;
+use rustix::process::Signal;
+use serde::Serialize;
+use tokio::process::{Child, Command};
+use tokio::time::{sleep, timeout};
+
+use crate::JobError;
+use crate::directory::{JobDirectory, ORDER, OUTCOME, PROGRESS, RUNNER_ERRORS};
+use crate::launch::{Launch, carry_out};
+use crate::log;
+use crate::order::{Order, OrderFile};
+use crate::outcome::Ended;
+use crate::running::{Cleanup, RunningJob, conclude};
+
+/// The variables of leafd's environment that every runner gets as a child. No secret is among them.
+const ENVIRONMENT: &[&str] = &[
+    "HOME",
+    "PATH",
+    "USER",
+    "LOGNAME",
+    "TMPDIR",
+    "XDG_CACHE_HOME",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "TZDIR",
+];
+
+/// How jobs are run.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where each job has its directory. It is created if it does not exist.
+    pub jobs_dir: PathBuf,
+    /// Where each job has a directory of its own for what holds its result (a build's GC roots), which outlives the job's
+    /// directory until the job is [released](Jobs::release). With [`Launch::Unit`] it is `root` in the job's directory.
+    pub results_dir: PathBuf,
+    /// The program that runs one job: it gets the job's directory after `runner_args`, and calls
+    /// [`runner::main`](crate::runner::main).
+    pub runner: PathBuf,
+    /// The arguments before the directory, such as `nix-job`.
+    pub runner_args: Vec<OsString>,
+    /// Variables of this process's environment that the jobs need besides the usual ones. A unit's environment is the
+    /// helper's to set.
+    pub environment: Vec<String>,
+    /// How long a program may take to end when it is asked to.
+    pub cancel_grace: Duration,
+    /// How much of a log is kept, head and tail together.
+    pub max_log_bytes: u64,
+    /// How the runners are started. With [`Launch::Unit`] the directory of the jobs must exist, as `tmpfiles.d` of the
+    /// helper creates it.
+    pub launch: Launch,
+}
+
+impl Settings {
+    /// Returns settings with 10 s of grace, 16 MiB of log, and children in the [`default_cgroup`].
+    #[must_use]
+    pub fn new(state_dir: &Path, results_dir: PathBuf, runner: PathBuf, runner_args: Vec<OsString>) -> Self {
+        Self {
+            jobs_dir: state_dir.join("jobs"),
+            results_dir,
+            runner,
+            runner_args,
+            environment: Vec::new(),
+            cancel_grace: Duration::from_secs(10),
+            max_log_bytes: 16 * 1024 * 1024,
+            launch: Launch::Child {
+                cgroup: default_cgroup(),
+            },
+        }
+    }
+}
+
+/// Returns where jobs that are children of this process get their cgroups, if there is a cgroup v2 hierarchy and this
+/// process is root: a slice that is named after the oldest kind of job.
+#[must_use]
+pub fn default_cgroup() -> Option<PathBuf> {
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    Some(cgroup::mount().ok()?.join("cim-leaf-nix.slice"))
+}
+
+/// What the files of a job say about it.
+#[derive(Debug)]
+pub enum Found {
+    /// It runs.
+    Running(Box<RunningJob>),
+    /// It has ended, and nothing of it runs.
+    Ended(JobOutcome),
+    /// It never began to run, or its directory is gone; the text says which.
+    NotStarted(String),
+}
+
+/// The jobs that a sweep found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Jobs whose files were removed.
+    pub removed: Vec<JobId>,
+    /// Unknown jobs that run: they are to be cancelled.
+    pub running: Vec<JobId>,
+}
+
+/// The process jobs of a leaf. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Jobs(Arc<Settings>);
+
+impl Jobs {
+    /// Returns the jobs of these settings. Nothing is created before the first job starts.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self(Arc::new(settings))
+    }
+
+    fn directory(&self, id: JobId) -> JobDirectory {
+        let path = self.0.jobs_dir.join(id.to_string());
+        match self.0.launch {
+            Launch::Child { .. } => JobDirectory::new(path),
+            Launch::Unit { .. } => JobDirectory::shared(path),
+        }
+    }
+
+    fn result_dir(&self, id: JobId) -> PathBuf {
+        match self.0.launch {
+            Launch::Child { .. } => self.0.results_dir.join(id.to_string()),
+            Launch::Unit { .. } => self.directory(id).path().join("root"),
+        }
+    }
+
+    fn cleanup(&self, id: JobId) -> Cleanup {
+        Cleanup {
+            cgroup: self.0.launch.child_cgroup(id),
+            result_dir: self.result_dir(id),
+        }
+    }
+
+    /// Returns whether anything of a job runs.
+    fn runs(&self, id: JobId) -> Result<bool, JobError> {
+        let directory = self.directory(id);
+        match self.0.launch.unit(id) {
+            Some(unit) => Cgroup::at(unit)
+                .is_populated()
+                .map_err(|source| JobError::Cgroup { id, source }),
+            None => directory
+                .is_locked()
+                .map_err(JobError::file("lock", directory.path())),
+        }
+    }
+
+    /// Starts a job, and returns at once; it goes on when this process ends. `task` is what
+    /// [`ProcessJob::task`](crate::runner::ProcessJob::task) reads: an object whose keys are the task's own. To be called
+    /// within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`JobError::Started`] if this job ran before; [`JobError::Runner`], [`JobError::File`], [`JobError::Cgroup`] or
+    /// [`JobError::Watch`] if it can't be started.
+    pub fn start(
+        &self,
+        id: JobId,
+        task: &impl Serialize,
+        time_limit: Duration,
+    ) -> Result<RunningJob, JobError> {
+        let directory = self.directory(id);
+        let file = |what| JobError::file(what, directory.path());
+        directory.create().map_err(file("create"))?;
+        match &self.0.launch {
+            Launch::Child { .. } => {
+                let lock = directory.lock().map_err(file("lock"))?;
+                let lock = lock.ok_or(JobError::Started(id))?;
+                if directory.pid().map_err(file("read"))?.is_some() {
+                    return Err(JobError::Started(id));
+                }
+                let result_dir = self.result_dir(id);
+                DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o755)
+                    .create(&result_dir)
+                    .map_err(JobError::file("create", &result_dir))?;
+                let cgroup = self.0.launch.child_cgroup(id).filter(|path| create_cgroup(path));
+                self.write_order(id, task, time_limit, cgroup)?;
+                let child = self.spawn(&directory, lock).map_err(|source| JobError::Runner {
+                    program: self.0.runner.clone(),
+                    source,
+                })?;
+                RunningJob::child(id, directory, self.cleanup(id), child)
+            }
+            Launch::Unit {
+                host_operations,
+                slice: _,
+            } => {
+                if directory.pid().map_err(file("read"))?.is_some() || self.runs(id)? {
+                    return Err(JobError::Started(id));
+                }
+                self.write_order(id, task, time_limit, None)?;
+                let host_operations = host_operations.clone();
+                let starting = async move {
+                    let start = carry_out(&host_operations, HostOp::StartJob { id }).await;
+                    start.map_err(|error| error.to_string())
+                };
+                let unit = self.0.launch.unit(id).expect("this job is a unit");
+                RunningJob::unit(id, directory, unit, Some(Box::pin(starting)))
+            }
+        }
+    }
+
+    fn write_order(
+        &self,
+        id: JobId,
+        task: &impl Serialize,
+        time_limit: Duration,
+        cgroup: Option<PathBuf>,
+    ) -> Result<(), JobError> {
+        let directory = self.directory(id);
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let order = Order {
+            result_dir: self.result_dir(id),
+            timeout_ms: milliseconds(time_limit),
+            grace_ms: milliseconds(self.0.cancel_grace),
+            max_log_bytes: self.0.max_log_bytes,
+            cgroup,
+        };
+        directory
+            .write_json(ORDER, &OrderFile { task, order })
+            .map_err(JobError::file("write the order in", directory.path()))
+    }
+
+    /// Starts the runner of a job, with the job's lock as its standard input.
+    fn spawn(&self, directory: &JobDirectory, lock: File) -> io::Result<Child> {
+        let mut command = Command::new(&self.0.runner);
+        command
+            .args(&self.0.runner_args)
+            .arg(directory.path())
+            .current_dir("/")
+            .env_clear()
+            .envs(
+                ENVIRONMENT
+                    .iter()
+                    .copied()
+                    .chain(self.0.environment.iter().map(String::as_str))
+                    .filter_map(|name| Some((name, std::env::var_os(name)?))),
+            )
+            .env("LANG", "C.UTF-8")
+            .stdin(lock)
+            .stdout(Stdio::null())
+            .stderr(File::create(directory.path().join(RUNNER_ERRORS))?)
+            .kill_on_drop(false);
+        command.spawn()
+    }
+
+    /// Finds a job that was started once, by this run of leafd or one before it.
+    ///
+    /// # Errors
+    /// [`JobError::File`], [`JobError::Cgroup`] or [`JobError::Watch`].
+    pub async fn find(&self, id: JobId) -> Result<Found, JobError> {
+        let directory = self.directory(id);
+        if !directory.exists() {
+            return Ok(Found::NotStarted("its directory is gone".to_owned()));
+        }
+        let file = |what| JobError::file(what, directory.path());
+        if let Some(unit) = self.0.launch.unit(id) {
+            return if self.runs(id)? {
+                RunningJob::unit(id, directory, unit, None).map(|job| Found::Running(Box::new(job)))
+            } else if directory.pid().map_err(file("read"))?.is_some() {
+                Ok(Found::Ended(conclude(&directory, None).await))
+            } else {
+                Ok(Found::NotStarted("it never began to run".to_owned()))
+            };
+        }
+        // The lock comes before the pid: a runner that was just started may not have written it yet.
+        for _ in 0..500 {
+            let Some(pid) = directory.pid().map_err(file("read"))? else {
+                if !directory.is_locked().map_err(file("lock"))? {
+                    return Ok(Found::NotStarted("it never began to run".to_owned()));
+                }
+                sleep(Duration::from_millis(10)).await;
+                continue;
+            };
+            let process = ProcessHandle::open(pid).map_err(|source| JobError::Watch { id, source })?;
+            let cleanup = self.cleanup(id);
+            // Locked after the handle was opened: so it is the runner's, and no other process has got its number.
+            return match process {
+                Some(process) if directory.is_locked().map_err(file("lock"))? => {
+                    RunningJob::adopted(id, directory, cleanup, pid, process)
+                        .map(|job| Found::Running(Box::new(job)))
+                }
+                _ => Ok(Found::Ended(conclude(&directory, Some(&cleanup)).await)),
+            };
+        }
+        Err(JobError::Watch {
+            id,
+            source: io::Error::other("its runner does not say its pid"),
+        })
+    }
+
+    /// Returns how far a job is, as it reported last, if it has reported anything.
+    #[must_use]
+    pub fn progress(&self, id: JobId) -> Option<Progress> {
+        self.directory(id).read_json(PROGRESS).ok().flatten()
+    }
+
+    /// Returns the log from an offset on, also while the job runs: at most about `max_bytes` of it. Offsets never
+    /// change; where bytes were left out, a line says how many.
+    ///
+    /// # Errors
+    /// [`JobError::NoJob`] or [`JobError::File`].
+    pub fn read_log(&self, id: JobId, offset: u64, max_bytes: usize) -> Result<LogChunk, JobError> {
+        let directory = self.directory(id);
+        if !directory.exists() {
+            return Err(JobError::NoJob(id));
+        }
+        let ended = !self.runs(id)?;
+        let mut chunk = log::read(directory.path(), offset, max_bytes, ended)
+            .map_err(JobError::file("read", directory.path()))?;
+        if chunk.complete
+            && let Some(missing) = directory
+                .read_json::<Ended>(OUTCOME)
+                .ok()
+                .flatten()
+                .and_then(|e| e.log_missing)
+        {
+            chunk.text.push_str(&missing);
+        }
+        Ok(chunk)
+    }
+
+    /// Ends a job: SIGTERM to its program, after the grace time SIGKILL to all that is left. Returns when nothing of it
+    /// runs; [`RunningJob`] or [`find`](Self::find) has the outcome. Idempotent, also for a job that has ended.
+    ///
+    /// # Errors
+    /// [`JobError::NoJob`], [`JobError::Helper`], [`JobError::File`], [`JobError::Cgroup`] or [`JobError::Watch`].
+    pub async fn cancel(&self, id: JobId) -> Result<(), JobError> {
+        let directory = self.directory(id);
+        if !directory.exists() {
+            return Err(JobError::NoJob(id));
+        }
+        let mark_cancelled = || {
+            directory
+                .mark_cancelled()
+                .map_err(JobError::file("write", directory.path()))
+        };
+        if let Launch::Unit { host_operations, .. } = &self.0.launch {
+            mark_cancelled()?;
+            let stop = HostOp::StopJob {
+                id,
+                grace_seconds: u32::try_from(self.0.cancel_grace.as_secs()).unwrap_or(u32::MAX),
+            };
+            return carry_out(host_operations, stop)
+                .await
+                .map_err(|source| JobError::Helper { id, source });
+        }
+        if self.runs(id)? {
+            // Before the signal: a runner that just starts dies of it, and then this says why.
+            mark_cancelled()?;
+        }
+        let Found::Running(mut job) = self.find(id).await? else {
+            return Ok(());
+        };
+        let watch = |source| JobError::Watch { id, source };
+        let runner = job.pid().map(ProcessHandle::open).transpose().map_err(watch)?;
+        let Some(runner) = runner.flatten() else {
+            return Ok(());
+        };
+        runner.signal(Signal::TERM).map_err(watch)?;
+        if timeout(self.0.cancel_grace + Duration::from_secs(10), job.ended())
+            .await
+            .is_err()
+        {
+            tracing::error!(job = %id, "the runner of a job does not end when asked to; it is killed");
+            let _ = runner.signal(Signal::KILL);
+            job.ended().await;
+        }
+        Ok(())
+    }
+
+    /// Removes a job's directory with its log. Its result is held until it is [released](Self::release).
+    ///
+    /// # Errors
+    /// [`JobError::Runs`], [`JobError::Helper`], [`JobError::Cgroup`] or [`JobError::File`].
+    pub async fn forget(&self, id: JobId) -> Result<(), JobError> {
+        if self.runs(id)? {
+            return Err(JobError::Runs(id));
+        }
+        match &self.0.launch {
+            Launch::Child { .. } => remove(self.directory(id).path()),
+            Launch::Unit { host_operations, .. } => carry_out(host_operations, HostOp::RemoveJob { id })
+                .await
+                .map_err(|source| JobError::Helper { id, source }),
+        }
+    }
+
+    /// Removes what holds a job's result, such as its GC roots.
+    ///
+    /// # Errors
+    /// [`JobError::File`].
+    pub fn release(&self, id: JobId) -> Result<(), JobError> {
+        match self.0.launch {
+            Launch::Child { .. } => remove(&self.result_dir(id)),
+            // It is in the job's directory.
+            Launch::Unit { .. } => Ok(()),
+        }
+    }
+
+    /// Removes the files of every job that is not among the known ones and does not run.
+    ///
+    /// # Errors
+    /// [`JobError::Helper`], [`JobError::Cgroup`] or [`JobError::File`].
+    pub async fn sweep(&self, known: &BTreeSet<JobId>) -> Result<Swept, JobError> {
+        let mut unknown = BTreeSet::new();
+        for dir in [&self.0.jobs_dir, &self.0.results_dir] {
+            match fs::read_dir(dir) {
+                Ok(entries) => unknown.extend(
+                    entries
+                        .flatten()
+                        .filter_map(|entry| entry.file_name().to_str()?.parse::<JobId>().ok())
+                        .filter(|id| !known.contains(id)),
+                ),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(JobError::file("read", dir)(e)),
+            }
+        }
+        let mut swept = Swept::default();
+        for id in unknown {
+            match self.forget(id).await {
+                Ok(()) => {
+                    self.release(id)?;
+                    swept.removed.push(id);
+                }
+                Err(JobError::Runs(_)) => swept.running.push(id),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(swept)
+    }
+}
+
+/// Creates the cgroup of a job, and returns whether that worked: a job can do without.
+fn create_cgroup(path: &Path) -> bool {
+    match Cgroup::at(path).create() {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(cgroup = %path.display(), error = chain(&error), "a job runs without a cgroup of its own");
+            false
+        }
+    }
+}
+
+fn remove(path: &Path) -> Result<(), JobError> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(JobError::file("remove", path)(e)),
+        _ => Ok(()),
+    }
+}

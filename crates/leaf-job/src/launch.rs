@@ -1,0 +1,82 @@
+//! The ways to start the runners of jobs.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
+use leaf_core::id::JobId;
+use leaf_host::contract::job_unit;
+
+/// Has the helper carry out a host operation.
+pub type HostOperations =
+    Arc<dyn Fn(HostOp) -> Pin<Box<dyn Future<Output = Result<(), HostOpError>> + Send>> + Send + Sync>;
+
+/// How the runners of jobs are started and ended.
+#[derive(Clone)]
+pub enum Launch {
+    /// As children of this process, under its own user.
+    Child {
+        /// The cgroup v2 directory below which each job gets its own; see [`default_cgroup`](crate::default_cgroup).
+        /// Without it a job whose runner is killed may leave processes.
+        cgroup: Option<PathBuf>,
+    },
+    /// By the helper, as the user `leaf-job`, each in a unit of its own. The job's directory is writable to that user, so
+    /// its files are not trusted.
+    Unit {
+        /// Reaches the helper.
+        host_operations: HostOperations,
+        /// The cgroup of the slice that the units are in: `/sys/fs/cgroup/system.slice`.
+        slice: PathBuf,
+    },
+}
+
+impl fmt::Debug for Launch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Child { cgroup } => f.debug_struct("Child").field("cgroup", cgroup).finish(),
+            Self::Unit { slice, .. } => f
+                .debug_struct("Unit")
+                .field("slice", slice)
+                .finish_non_exhaustive(),
+        }
+    }
+}
+
+impl Launch {
+    /// Returns the cgroup of a job's unit, where jobs are units.
+    pub(crate) fn unit(&self, id: JobId) -> Option<PathBuf> {
+        match self {
+            Self::Child { .. } => None,
+            Self::Unit { slice, .. } => Some(slice.join(job_unit(id))),
+        }
+    }
+
+    /// Returns the cgroup that a job gets as a child of this process, if it gets one.
+    pub(crate) fn child_cgroup(&self, id: JobId) -> Option<PathBuf> {
+        match self {
+            Self::Child { cgroup } => Some(cgroup.as_ref()?.join(id.to_string())),
+            Self::Unit { .. } => None,
+        }
+    }
+}
+
+/// How often a helper that went away is asked again, and the pause before.
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Has an operation carried out, again where the helper went away: operations on jobs are idempotent.
+pub(crate) async fn carry_out(host_operations: &HostOperations, op: HostOp) -> Result<(), HostOpError> {
+    for left in (0..TRIES).rev() {
+        match host_operations(op.clone()).await {
+            Err(error) if error.kind == HostOpErrorKind::Interrupted && left > 0 => {
+                tracing::warn!(reason = error.reason, op = op.summary(), "asked again");
+                tokio::time::sleep(PAUSE).await;
+            }
+            outcome => return outcome,
+        }
+    }
+    unreachable!("the last try is returned, whatever its outcome")
+}

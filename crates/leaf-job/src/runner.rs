@@ -1,0 +1,149 @@
+//! The runner of one job: a process of its own, which starts the job's programs, follows and ends them, and writes the
+//! outcome.
+//!
+//! It leads a session and is a subreaper, so that nothing its programs start can get away from it. It moves itself and
+//! them into the job's cgroup, by which leafd finds what is left if the runner itself is killed.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use leaf_core::job::JobOutcome;
+use leaf_host::cgroup::Cgroup;
+use rustix::process::{getpid, set_child_subreaper, setsid};
+use serde::de::DeserializeOwned;
+
+use crate::descendants::kill_descendants;
+use crate::directory::{JobDirectory, ORDER};
+use crate::order::{Order, remove_result};
+use crate::outcome::Ended;
+use crate::supervise::Supervisor;
+use crate::work::Work;
+
+pub(crate) const KILL_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs the job of this directory to its end: the whole of a program, to be called before a tokio runtime is made, with
+/// the job's lock as standard input where it is no unit. `run` reads the task and calls [`ProcessJob::run`].
+#[must_use]
+pub fn main(directory: &Path, run: impl FnOnce(ProcessJob) -> io::Result<()>) -> ExitCode {
+    match begin(JobDirectory::new(directory)).and_then(|job| match job {
+        Ok(job) => run(job),
+        Err((directory, why)) => block_on(fail(directory, why)),
+    }) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            use io::Write;
+            // Goes into the job's directory, where leafd finds it.
+            let _ = writeln!(io::stderr(), "{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn context(what: &'static str) -> impl FnOnce(io::Error) -> io::Error {
+    move |e| io::Error::new(e.kind(), format!("{what}: {e}"))
+}
+
+/// Makes this process a job's runner, and reads the order; where that can't be read, says why.
+fn begin(directory: JobDirectory) -> io::Result<Result<ProcessJob, (JobDirectory, String)>> {
+    directory
+        .write_pid(std::process::id())
+        .map_err(context("can't write the pid"))?;
+    // systemd, where it started this process, counts the unit as started now.
+    if std::env::var_os("NOTIFY_SOCKET").is_some() {
+        sd_notify::notify(&[sd_notify::NotifyState::Ready]).map_err(context("can't notify systemd"))?;
+    }
+    // It fails only for a process that leads a session already.
+    let _ = setsid();
+    set_child_subreaper(Some(getpid()))?;
+    Ok(match directory.read_json::<Order>(ORDER) {
+        Ok(Some(order)) => Ok(ProcessJob { directory, order }),
+        Ok(None) => Err((directory, format!("the job has no {ORDER}"))),
+        Err(error) => Err((directory, format!("the job's {ORDER} can't be read: {error}"))),
+    })
+}
+
+fn block_on(job: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(job)
+}
+
+fn reserve_outcome(directory: &JobDirectory) -> io::Result<File> {
+    directory
+        .reserve_outcome()
+        .map_err(context("can't reserve space for the outcome"))
+}
+
+async fn fail(directory: JobDirectory, why: String) -> io::Result<()> {
+    let reserved = reserve_outcome(&directory)?;
+    write_outcome(&directory, reserved, JobOutcome::Failed(why), None)
+}
+
+fn write_outcome(
+    directory: &JobDirectory,
+    reserved: File,
+    outcome: JobOutcome,
+    log_missing: Option<String>,
+) -> io::Result<()> {
+    let outcome = outcome.into();
+    directory
+        .write_outcome(reserved, &Ended { outcome, log_missing })
+        .map_err(context("the outcome can't be written"))
+}
+
+/// A process job in its runner, before it begins.
+#[derive(Debug)]
+pub struct ProcessJob {
+    pub(crate) directory: JobDirectory,
+    pub(crate) order: Order,
+}
+
+impl ProcessJob {
+    /// Returns the task's part of the order.
+    ///
+    /// # Errors
+    /// Why it can't be read.
+    pub fn task<T: DeserializeOwned>(&self) -> Result<T, String> {
+        match self.directory.read_json(ORDER) {
+            Ok(Some(task)) => Ok(task),
+            Ok(None) => Err(format!("the job has no {ORDER}")),
+            Err(error) => Err(format!("the job's {ORDER} can't be read: {error}")),
+        }
+    }
+
+    /// The job's own directory for what holds its result, such as GC roots. It is removed if the job does not succeed.
+    #[must_use]
+    pub fn result_dir(&self) -> &Path {
+        &self.order.result_dir
+    }
+
+    /// Does the work, to its end, and writes the outcome; work that can't even be begun is the reason of a failure.
+    ///
+    /// # Errors
+    /// The outcome can't be written.
+    pub fn run<S>(self, work: Result<Work<S>, String>) -> io::Result<()> {
+        block_on(self.run_to_end(work))
+    }
+
+    async fn run_to_end<S>(self, work: Result<Work<S>, String>) -> io::Result<()> {
+        let reserved = reserve_outcome(&self.directory)?;
+        let (outcome, log_missing) = match work {
+            Ok(work) => Supervisor::new(&self, work).run().await?,
+            Err(why) => (JobOutcome::Failed(why), None),
+        };
+        let all_ended = kill_descendants(KILL_PATIENCE).await;
+        if !matches!(outcome, JobOutcome::Succeeded(_)) {
+            remove_result(&self.order.result_dir);
+        }
+        write_outcome(&self.directory, reserved, outcome, log_missing)?;
+        if let (false, Some(path)) = (all_ended, &self.order.cgroup) {
+            // Ends this process, too, which has done its work.
+            Cgroup::at(path).kill().map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+}

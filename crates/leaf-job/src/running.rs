@@ -1,0 +1,344 @@
+//! A job that runs, as leafd follows it: its progress, its log, its end.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::time::Duration;
+
+use leaf_core::command::LogChunk;
+use leaf_core::error::chain;
+use leaf_core::id::JobId;
+use leaf_core::job::{JobOutcome, Progress};
+use leaf_host::cgroup::{Cgroup, CgroupError};
+use leaf_host::process::{ProcessHandle, async_fd};
+use rustix::fs::inotify;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::process::Child;
+use tokio::time::{Instant, sleep_until};
+
+use crate::JobError;
+use crate::directory::{JobDirectory, ORDER, OUTCOME, PROGRESS};
+use crate::log;
+use crate::order::{Order, remove_result};
+use crate::outcome::Ended;
+use crate::unit::UnitWatch;
+
+/// The least time between two updates of a running job.
+pub(crate) const UPDATE_INTERVAL: Duration = Duration::from_millis(200);
+const UPDATE_LOG_BYTES: usize = 64 * 1024;
+/// How far a follower of the log may lag behind before a part is left out.
+const MAX_LAG_BYTES: u64 = 256 * 1024;
+const CLEAN_UP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A change of a running job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JobUpdate {
+    /// How far it is now.
+    Progress(Progress),
+    /// A part of its log. A job that prints more than 320 KiB a second is not followed to the letter: a line says how
+    /// much is left out, and [`Jobs::read_log`](crate::Jobs::read_log) has it.
+    Log(LogChunk),
+    /// Its end. Nothing of it runs any more, and no update follows.
+    Ended(JobOutcome),
+}
+
+/// A job that runs. Dropping it leaves the job running; [`Jobs::find`](crate::Jobs::find) finds it again.
+#[derive(Debug)]
+pub struct RunningJob {
+    id: JobId,
+    pid: Option<u32>,
+    directory: JobDirectory,
+    cleanup: Option<Cleanup>,
+    process: Process,
+    inotify: AsyncFd<OwnedFd>,
+    updates: VecDeque<JobUpdate>,
+    next_check: Instant,
+    changed: bool,
+    progress: Progress,
+    log_offset: u64,
+}
+
+#[derive(Debug)]
+enum Process {
+    Child(Child),
+    Adopted(ProcessHandle),
+    Unit(Unit),
+}
+
+/// A job that the helper runs, or is asked to run.
+struct Unit {
+    starting: Option<Starting>,
+    /// Why it did not start.
+    failed: Option<String>,
+    watch: UnitWatch,
+}
+
+/// The helper's answer to the request to start a job.
+pub(crate) type Starting = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+
+impl fmt::Debug for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unit")
+            .field("watch", &self.watch)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Process {
+    async fn ended(&mut self) -> io::Result<()> {
+        match self {
+            Self::Child(child) => child.wait().await.map(drop),
+            Self::Adopted(process) => process.ended().await,
+            Self::Unit(unit) => {
+                if let Some(starting) = &mut unit.starting {
+                    let started = starting.await;
+                    unit.starting = None;
+                    unit.failed = started.err();
+                }
+                if unit.failed.is_some() {
+                    return Ok(());
+                }
+                unit.watch.ended().await
+            }
+        }
+    }
+}
+
+impl RunningJob {
+    pub(crate) fn child(
+        id: JobId,
+        directory: JobDirectory,
+        cleanup: Cleanup,
+        child: Child,
+    ) -> Result<Self, JobError> {
+        let watch = |source| JobError::Watch { id, source };
+        let pid = child
+            .id()
+            .ok_or_else(|| watch(io::Error::other("it has ended already")))?;
+        Self::new(id, Some(pid), directory, Some(cleanup), Process::Child(child)).map_err(watch)
+    }
+
+    pub(crate) fn adopted(
+        id: JobId,
+        directory: JobDirectory,
+        cleanup: Cleanup,
+        pid: u32,
+        process: ProcessHandle,
+    ) -> Result<Self, JobError> {
+        Self::new(id, Some(pid), directory, Some(cleanup), Process::Adopted(process))
+            .map_err(|source| JobError::Watch { id, source })
+    }
+
+    /// Returns a job that the helper runs; `starting` is its answer, where it is asked to start the job.
+    pub(crate) fn unit(
+        id: JobId,
+        directory: JobDirectory,
+        cgroup: PathBuf,
+        starting: Option<Starting>,
+    ) -> Result<Self, JobError> {
+        let unit = Unit {
+            starting,
+            failed: None,
+            watch: UnitWatch::new(cgroup),
+        };
+        Self::new(id, None, directory, None, Process::Unit(unit))
+            .map_err(|source| JobError::Watch { id, source })
+    }
+
+    fn new(
+        id: JobId,
+        pid: Option<u32>,
+        directory: JobDirectory,
+        cleanup: Option<Cleanup>,
+        process: Process,
+    ) -> io::Result<Self> {
+        use inotify::{CreateFlags, WatchFlags};
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        inotify::add_watch(
+            &inotify,
+            directory.path(),
+            WatchFlags::MODIFY | WatchFlags::MOVED_TO,
+        )?;
+        Ok(Self {
+            id,
+            pid,
+            directory,
+            cleanup,
+            process,
+            inotify: async_fd(inotify)?,
+            updates: VecDeque::new(),
+            next_check: Instant::now(),
+            changed: true,
+            progress: Progress::default(),
+            log_offset: 0,
+        })
+    }
+
+    /// The job's id.
+    #[must_use]
+    pub fn id(&self) -> JobId {
+        self.id
+    }
+
+    /// The process id of its runner, where that is not a unit.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+
+    /// Returns its outcome if it could not be started.
+    fn not_started(&self) -> Option<JobOutcome> {
+        match &self.process {
+            Process::Unit(unit) => unit.failed.clone().map(JobOutcome::Failed),
+            Process::Child(_) | Process::Adopted(_) => None,
+        }
+    }
+
+    /// Waits for the next update: reads the job's files at most five times a second, and only when they changed, and
+    /// returns the end at once. It may be dropped at any time without a loss. After [`JobUpdate::Ended`] it returns the
+    /// end again.
+    pub async fn next_update(&mut self) -> JobUpdate {
+        loop {
+            if let Some(update) = self.updates.pop_front() {
+                return update;
+            }
+            let may_check = Instant::now() >= self.next_check;
+            if self.changed && may_check {
+                self.changed = false;
+                self.next_check = Instant::now() + UPDATE_INTERVAL;
+                self.drain_inotify();
+                self.check(false);
+                continue;
+            }
+            tokio::select! {
+                biased;
+                _ = self.process.ended() => {
+                    let outcome = match self.not_started() {
+                        Some(outcome) => outcome,
+                        None => conclude(&self.directory, self.cleanup.as_ref()).await,
+                    };
+                    self.check(true);
+                    self.updates.push_back(JobUpdate::Ended(outcome));
+                }
+                () = sleep_until(self.next_check), if !may_check => {}
+                _ = self.inotify.readable(), if !self.changed && may_check => self.changed = true,
+            }
+        }
+    }
+
+    /// Waits for the end of the job. Nothing of it runs when this returns.
+    pub async fn ended(&mut self) -> JobOutcome {
+        // An error means that there is no such process, which is what is waited for.
+        let _ = self.process.ended().await;
+        match self.not_started() {
+            Some(outcome) => outcome,
+            None => conclude(&self.directory, self.cleanup.as_ref()).await,
+        }
+    }
+
+    fn drain_inotify(&self) {
+        drain(&self.inotify);
+    }
+
+    fn check(&mut self, ended: bool) {
+        if let Ok(Some(progress)) = self.directory.read_json::<Progress>(PROGRESS)
+            && progress != self.progress
+        {
+            self.progress = progress.clone();
+            self.updates.push_back(JobUpdate::Progress(progress));
+        }
+        let mut skipped = 0;
+        if let Ok(end) = log::end(self.directory.path())
+            && end.saturating_sub(self.log_offset) > MAX_LAG_BYTES
+        {
+            skipped = end - UPDATE_LOG_BYTES as u64 - self.log_offset;
+            self.log_offset += skipped;
+        }
+        match log::read(self.directory.path(), self.log_offset, UPDATE_LOG_BYTES, ended) {
+            Ok(mut chunk) => {
+                // Where it goes on below what was skipped need not be the beginning of a line.
+                if skipped > 0 {
+                    let begin = chunk.text.find('\n').map_or(0, |end| end + 1);
+                    chunk.text = format!(
+                        "[… {} bytes left out …]\n{}",
+                        skipped + begin as u64,
+                        &chunk.text[begin..]
+                    );
+                }
+                // Some is left: it comes with the next update, also if nothing changes until then.
+                self.changed |= log::end(self.directory.path()).is_ok_and(|end| end > chunk.next_offset);
+                self.log_offset = chunk.next_offset;
+                if !chunk.text.is_empty() {
+                    self.updates.push_back(JobUpdate::Log(chunk));
+                }
+            }
+            Err(error) => tracing::debug!(job = %self.id, %error, "the log of a job can't be read"),
+        }
+    }
+}
+
+/// Takes what an inotify has to say.
+pub(crate) fn drain(inotify: &AsyncFd<OwnedFd>) {
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    // Its error is that there is no more, which makes the next wait a real one.
+    let _ = inotify.try_io(Interest::READABLE, |fd| -> io::Result<()> {
+        let mut reader = inotify::Reader::new(fd, &mut buffer);
+        loop {
+            reader.next()?;
+        }
+    });
+}
+
+/// What a job that has ended leaves behind, where its order does not say so. A job in a unit leaves nothing: the helper
+/// and the job itself clean up.
+#[derive(Debug, Clone)]
+pub(crate) struct Cleanup {
+    pub(crate) cgroup: Option<PathBuf>,
+    pub(crate) result_dir: PathBuf,
+}
+
+/// Removes what a runner that has ended left behind, and returns the outcome of its job.
+pub(crate) async fn conclude(directory: &JobDirectory, cleanup: Option<&Cleanup>) -> JobOutcome {
+    let cleanup = cleanup.map(|cleanup| match directory.read_json::<Order>(ORDER) {
+        // It may have been written under other settings.
+        Ok(Some(order)) => Cleanup {
+            cgroup: order.cgroup,
+            result_dir: order.result_dir,
+        },
+        Ok(None) | Err(_) => cleanup.clone(),
+    });
+    if let Some(path) = cleanup.as_ref().and_then(|cleanup| cleanup.cgroup.as_ref())
+        && let Err(error) = remove_cgroup(path).await
+    {
+        tracing::error!(cgroup = %path.display(), error = chain(&error), "a job's cgroup can't be removed; something in it may still run");
+    }
+    let outcome = match directory.read_json::<Ended>(OUTCOME) {
+        Ok(Some(ended)) => ended.outcome.into(),
+        Ok(None) if directory.is_cancelled() => JobOutcome::Cancelled,
+        Ok(None) => {
+            let why = directory.runner_errors().map(|why| format!(": {why}"));
+            JobOutcome::Interrupted(format!(
+                "the runner of the job ended without an outcome{}",
+                why.unwrap_or_default()
+            ))
+        }
+        Err(error) => JobOutcome::Interrupted(format!("the outcome of the job can't be read: {error}")),
+    };
+    if let Some(cleanup) = cleanup
+        && !matches!(outcome, JobOutcome::Succeeded(_))
+    {
+        remove_result(&cleanup.result_dir);
+    }
+    outcome
+}
+
+async fn remove_cgroup(path: &Path) -> Result<(), CgroupError> {
+    let cgroup = Cgroup::at(path);
+    cgroup.kill_and_wait(CLEAN_UP_PATIENCE).await?;
+    cgroup.remove()
+}

@@ -1,0 +1,231 @@
+//! The programs of a job, one after the other: each started, followed line by line, and ended.
+
+use std::io;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use leaf_core::error::chain;
+use leaf_core::job::process::{Finished, Program, Step};
+use leaf_core::job::{JobOutcome, Progress};
+use leaf_host::cgroup::Cgroup;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::AsyncReadExt;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
+use tokio::time::{Instant, sleep_until};
+
+use crate::descendants::{enter_cgroup, kill_descendants};
+use crate::directory::PROGRESS;
+use crate::lines::Lines;
+use crate::log::LogWriter;
+use crate::runner::{KILL_PATIENCE, ProcessJob};
+use crate::running::UPDATE_INTERVAL;
+use crate::work::Work;
+
+const MAX_STDOUT_BYTES: usize = 16 * 1024 * 1024;
+const MAX_LINE_BYTES: usize = 1024 * 1024;
+/// How long a program's pipes may stay open after its end, before the processes that hold them are killed.
+const PIPE_PATIENCE: Duration = Duration::from_millis(500);
+
+/// How one program ended.
+enum ProgramEnd {
+    Exited(ExitStatus, Vec<u8>),
+    Cancelled,
+    TimedOut,
+}
+
+/// Runs the programs of one job.
+pub(crate) struct Supervisor<'a, S> {
+    job: &'a ProcessJob,
+    work: Work<S>,
+    log: LogWriter,
+    deadline: Instant,
+    next_flush: Instant,
+    progress: Progress,
+    in_cgroup: bool,
+    unflushed: bool,
+}
+
+impl<'a, S> Supervisor<'a, S> {
+    pub(crate) fn new(job: &'a ProcessJob, work: Work<S>) -> Self {
+        Self {
+            log: LogWriter::new(job.directory.path(), job.order.max_log_bytes),
+            deadline: Instant::now() + job.order.timeout(),
+            next_flush: Instant::now() + UPDATE_INTERVAL,
+            progress: Progress::default(),
+            in_cgroup: false,
+            unflushed: false,
+            job,
+            work,
+        }
+    }
+
+    /// Runs the programs to the job's end; returns the outcome, and a notice of what the log lacks at its end.
+    pub(crate) async fn run(mut self) -> io::Result<(JobOutcome, Option<String>)> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut hang_up = signal(SignalKind::hangup())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let outcome = if self.job.directory.is_cancelled() {
+            JobOutcome::Cancelled
+        } else {
+            // Signals of a terminal or of a session that ends don't end a job.
+            let ignored = async {
+                loop {
+                    tokio::select! { _ = hang_up.recv() => {}, _ = interrupt.recv() => {} }
+                }
+            };
+            tokio::select! {
+                outcome = self.steps(&mut terminate) => outcome.unwrap_or_else(JobOutcome::Failed),
+                () = ignored => unreachable!("this loop has no end"),
+            }
+        };
+        Ok((outcome, self.log.finish()))
+    }
+
+    async fn steps(&mut self, terminate: &mut SignalStream) -> Result<JobOutcome, String> {
+        let mut finished = None;
+        loop {
+            let program = match (self.work.next)(&mut self.work.state, finished.take())? {
+                Step::Run(program) => program,
+                Step::Done(result) => return Ok(JobOutcome::Succeeded(result)),
+            };
+            let begin = Instant::now();
+            let end = self.supervise(&program, terminate).await;
+            finished = match end.map_err(|e| format!("can't run {}: {e}", program.program.display()))? {
+                ProgramEnd::Exited(status, stdout) if status.success() => Some(Finished {
+                    stdout,
+                    duration: begin.elapsed(),
+                }),
+                ProgramEnd::Exited(status, _) => return Err(self.error(&program.program, status)),
+                ProgramEnd::Cancelled => return Ok(JobOutcome::Cancelled),
+                ProgramEnd::TimedOut => {
+                    let seconds = self.job.order.timeout().as_secs();
+                    return Ok(JobOutcome::TimedOut(format!(
+                        "it took longer than {seconds} s, and was ended"
+                    )));
+                }
+            };
+        }
+    }
+
+    fn error(&self, program: &Path, status: ExitStatus) -> String {
+        (self.work.error)(&self.work.state)
+            .unwrap_or_else(|| format!("{} printed no error, and ended with {status}", program.display()))
+    }
+
+    /// Runs one program to its end.
+    async fn supervise(&mut self, program: &Program, terminate: &mut SignalStream) -> io::Result<ProgramEnd> {
+        let mut child = Command::new(&program.program)
+            .args(&program.arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()?;
+        self.enter_cgroup(&child);
+        let mut stdout = child.stdout.take().expect("it was piped");
+        let mut stderr = child.stderr.take().expect("it was piped");
+        let (mut written, mut stdout_open, mut stderr_open) = (Vec::new(), true, true);
+        let (mut stdout_buffer, mut stderr_buffer) = (vec![0; 16 * 1024], vec![0; 64 * 1024]);
+        let mut lines = Lines::new(MAX_LINE_BYTES);
+        let mut stopping: Option<ProgramEnd> = None;
+        let mut status: Option<ExitStatus> = None;
+        // When patience ends: with a program that was asked to end, and with pipes that stay open after its end.
+        let mut patience: Option<Instant> = None;
+        loop {
+            if status.is_some() && !stdout_open && !stderr_open {
+                break;
+            }
+            tokio::select! {
+                read = stderr.read(&mut stderr_buffer), if stderr_open => match read? {
+                    0 => stderr_open = false,
+                    n => {
+                        let (work, log) = (&mut self.work, &mut self.log);
+                        lines.feed(&stderr_buffer[..n], |line| read_line(work, log, line));
+                        self.unflushed = true;
+                    }
+                },
+                read = stdout.read(&mut stdout_buffer), if stdout_open => match read? {
+                    0 => stdout_open = false,
+                    n if written.len() + n > MAX_STDOUT_BYTES => {
+                        return Err(io::Error::other(format!("it prints more than {MAX_STDOUT_BYTES} bytes")));
+                    }
+                    n => written.extend_from_slice(&stdout_buffer[..n]),
+                },
+                ended = child.wait(), if status.is_none() => {
+                    status = Some(ended?);
+                    patience = Some(Instant::now() + PIPE_PATIENCE);
+                }
+                _ = terminate.recv(), if stopping.is_none() && status.is_none() => {
+                    stopping = Some(ProgramEnd::Cancelled);
+                    patience = Some(self.ask_to_end(&child));
+                }
+                () = sleep_until(self.deadline), if stopping.is_none() && status.is_none() => {
+                    stopping = Some(ProgramEnd::TimedOut);
+                    patience = Some(self.ask_to_end(&child));
+                }
+                () = sleep_until(patience.unwrap_or(self.deadline)), if patience.is_some() => {
+                    patience = None;
+                    if status.is_none() {
+                        child.start_kill()?;
+                    } else {
+                        kill_descendants(KILL_PATIENCE).await;
+                        patience = Some(Instant::now() + PIPE_PATIENCE);
+                    }
+                }
+                () = sleep_until(self.next_flush), if self.unflushed => self.flush(),
+            }
+        }
+        let (work, log) = (&mut self.work, &mut self.log);
+        lines.finish(|line| read_line(work, log, line));
+        let status = status.expect("the loop ends when it is known");
+        Ok(stopping.unwrap_or(ProgramEnd::Exited(status, written)))
+    }
+
+    /// Sends SIGTERM to a program, and returns when its grace time ends.
+    fn ask_to_end(&self, child: &Child) -> Instant {
+        let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        if let Some(pid) = pid {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        Instant::now() + self.job.order.grace()
+    }
+
+    /// Moves this process and a program into the job's cgroup. After the program's start and not before, since the kernel
+    /// takes some 10 ms for it, in which the program starts, too; what it has started meanwhile is moved as well.
+    fn enter_cgroup(&mut self, child: &Child) {
+        let Some(path) = self.job.order.cgroup.as_ref().filter(|_| !self.in_cgroup) else {
+            return;
+        };
+        match enter_cgroup(&Cgroup::at(path), child.id()) {
+            Ok(()) => self.in_cgroup = true,
+            Err(error) => {
+                let error = chain(&error);
+                self.log
+                    .line(&format!("[the job has no cgroup of its own: {error}]"));
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        self.next_flush = Instant::now() + UPDATE_INTERVAL;
+        self.unflushed = false;
+        if self.log.has_unwritten() {
+            self.log.flush();
+        }
+        let progress = (self.work.progress)(&self.work.state);
+        if progress != self.progress && self.job.directory.write_json(PROGRESS, &progress).is_ok() {
+            self.progress = progress;
+        }
+    }
+}
+
+fn read_line<S>(work: &mut Work<S>, log: &mut LogWriter, line: &[u8]) {
+    if let Some(text) = (work.read_line)(&mut work.state, line) {
+        for line in text.split('\n') {
+            log.line(line);
+        }
+    }
+}

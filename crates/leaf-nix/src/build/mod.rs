@@ -1,0 +1,249 @@
+//! `nix build`: its order, its programs, and what they make of its result.
+
+mod result;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use leaf_core::job::process::{Finished, Program, Step};
+use leaf_core::job::{BuildResult, JobResult, Progress};
+use serde::{Deserialize, Serialize};
+
+use crate::NixVersion;
+use crate::installable::Target;
+use crate::internal_json::Tracker;
+use crate::nix::program;
+use crate::path_info::read_path_info;
+use result::{Built, read_build};
+
+/// What a build needs to know: its part of a job's order on disk, which leafd of every version reads and writes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    pub(crate) nix: PathBuf,
+    pub(crate) target: Target,
+    pub(crate) options: BTreeMap<String, String>,
+}
+
+/// One build: a state machine that names the next program and reads what the one before printed.
+#[derive(Debug)]
+pub struct Build {
+    order: Order,
+    gc_roots: PathBuf,
+    tracker: Tracker,
+    stage: Stage,
+}
+
+/// The program that runs, or is to be run first.
+#[derive(Debug)]
+enum Stage {
+    Version,
+    Build,
+    PathInfo { built: Built, build_time: Duration },
+}
+
+impl Build {
+    /// Returns a build that registers its outputs as GC roots in this directory, which exists.
+    #[must_use]
+    pub fn new(order: Order, gc_roots: &Path) -> Self {
+        Self {
+            stage: match order.target {
+                // How all outputs of a derivation are asked for depends on the version.
+                Target::Derivation(_) => Stage::Version,
+                Target::Other { .. } => Stage::Build,
+            },
+            order,
+            gc_roots: gc_roots.to_owned(),
+            tracker: Tracker::default(),
+        }
+    }
+
+    /// Returns the first program, or what follows one that ended with exit code 0.
+    ///
+    /// # Errors
+    /// Why the build has failed.
+    pub fn next(&mut self, finished: Option<Finished>) -> Result<Step, String> {
+        let Some(finished) = finished else {
+            return Ok(Step::Run(match &self.stage {
+                Stage::Version => Program {
+                    program: self.order.nix.clone(),
+                    arguments: vec!["--version".into()],
+                },
+                Stage::Build | Stage::PathInfo { .. } => self.build_program(None),
+            }));
+        };
+        match &self.stage {
+            Stage::Version => {
+                let version = NixVersion::parse(&String::from_utf8_lossy(&finished.stdout));
+                self.stage = Stage::Build;
+                Ok(Step::Run(self.build_program(version)))
+            }
+            Stage::Build => {
+                let built = read_build(&finished.stdout)?;
+                let first = built.first().ok_or("nix build listed no output")?;
+                if !self.is_root_of(first.as_str()) {
+                    return Err(format!("nix made no GC root for {first}"));
+                }
+                let path_info = program(
+                    &self.order.nix,
+                    &self.order.options,
+                    "path-info",
+                    ["--closure-size", "--", first.as_str()],
+                );
+                self.stage = Stage::PathInfo {
+                    built,
+                    build_time: finished.duration,
+                };
+                Ok(Step::Run(path_info))
+            }
+            Stage::PathInfo { built, build_time } => {
+                let first = built.first().ok_or("nix build listed no output")?;
+                let info = read_path_info(&finished.stdout, first)?;
+                Ok(Step::Done(JobResult::Build(BuildResult {
+                    store_path: first.clone(),
+                    outputs: built.outputs.clone(),
+                    derivation: built.derivation.clone(),
+                    build_time_ms: u64::try_from(build_time.as_millis()).unwrap_or(u64::MAX),
+                    closure_size_bytes: info.closure_size_bytes,
+                    references: info.references,
+                    built: self.tracker.built(),
+                })))
+            }
+        }
+    }
+
+    /// Takes a line of Nix's log, and returns its text for people, if it has one.
+    pub fn read_line(&mut self, line: &[u8]) -> Option<String> {
+        self.tracker.line(line)
+    }
+
+    /// Returns how far the build is.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.tracker.progress()
+    }
+
+    /// Returns why Nix failed, as far as it said so, in at most 4 KiB.
+    #[must_use]
+    pub fn error(&self) -> Option<String> {
+        self.tracker.error()
+    }
+
+    fn build_program(&self, version: Option<NixVersion>) -> Program {
+        let link = self.gc_roots.join("result");
+        let mut arguments: Vec<OsString> = vec!["-v".into(), "--out-link".into(), link.into()];
+        match &self.order.target {
+            Target::Derivation(path) => {
+                // Since 2.15 the path alone is the derivation itself; `^*` is understood since 2.13.
+                let with_outputs = version.is_none_or(|v| (v.major, v.minor) >= (2, 13));
+                let outputs = if with_outputs { "^*" } else { "" };
+                arguments.extend(["--".into(), format!("{path}{outputs}").into()]);
+            }
+            Target::Other { flags, installable } => {
+                arguments.extend(flags.iter().map(OsString::from));
+                if let Some(installable) = installable {
+                    arguments.extend(["--".into(), installable.into()]);
+                }
+            }
+        }
+        program(&self.order.nix, &self.order.options, "build", arguments)
+    }
+
+    fn is_root_of(&self, path: &str) -> bool {
+        fs::read_dir(&self.gc_roots)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OUT: &str = "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a";
+    const DRV: &str = "/nix/store/11bgd045z0d4icpbc2yyz4gx48ak44la-a.drv";
+
+    fn build(target: Target, gc_roots: &Path) -> Build {
+        let order = Order {
+            nix: "/bin/nix".into(),
+            target,
+            options: BTreeMap::from([("max-jobs".to_owned(), "4".to_owned())]),
+        };
+        Build::new(order, gc_roots)
+    }
+
+    fn finished(stdout: &str) -> Option<Finished> {
+        Some(Finished {
+            stdout: stdout.as_bytes().to_owned(),
+            duration: Duration::from_millis(45),
+        })
+    }
+
+    fn arguments(step: Result<Step, String>) -> String {
+        match step.expect("a step") {
+            Step::Run(Program { program, arguments }) => {
+                assert_eq!(program, Path::new("/bin/nix"));
+                arguments.join(" ".as_ref()).into_string().expect("UTF-8")
+            }
+            Step::Done(result) => panic!("{result:?}"),
+        }
+    }
+
+    /// An order that leafd 0.1.0 wrote before leaf-job was a crate of its own.
+    #[test]
+    fn the_format_of_orders_on_disk_stays_byte_for_byte() {
+        for line in [
+            r#"{"nix":"nix","target":{"derivation":"/nix/store/11bgd045z0d4icpbc2yyz4gx48ak44la-a.drv"},"options":{}}"#,
+            r#"{"nix":"/bin/nix","target":{"other":{"flags":["--file","/a.nix"],"installable":null}},"options":{"max-jobs":"4"}}"#,
+        ] {
+            let order: Order = serde_json::from_str(line).expect("readable");
+            assert_eq!(serde_json::to_string(&order).expect("JSON"), line);
+        }
+    }
+
+    #[test]
+    fn a_derivation_is_built_with_all_outputs_in_the_words_of_each_version() {
+        let roots = tempfile::tempdir().expect("a directory");
+        for (version, outputs) in [("nix (Nix) 2.8.0", ""), ("nix (Nix) 2.13.0", "^*"), ("?", "^*")] {
+            let mut build = build(Target::Derivation(DRV.to_owned()), roots.path());
+            assert_eq!(arguments(build.next(None)), "--version");
+            assert_eq!(
+                arguments(build.next(finished(version))),
+                format!(
+                    "build --json --extra-experimental-features nix-command flakes --log-format internal-json \
+                     --option max-jobs 4 -v --out-link {}/result -- {DRV}{outputs}",
+                    roots.path().display()
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn a_build_has_a_result_once_its_gc_root_and_its_closure_are_known() {
+        let roots = tempfile::tempdir().expect("a directory");
+        let target = Target::Other {
+            flags: vec!["--file".to_owned(), "/a.nix".to_owned()],
+            installable: None,
+        };
+        let mut build = build(target, roots.path());
+        assert!(arguments(build.next(None)).ends_with("/result --file /a.nix"));
+        let built = format!(r#"[{{"drvPath":"{DRV}","outputs":{{"out":"{OUT}"}}}}]"#);
+        let why = build.next(finished(&built)).expect_err("there is no root");
+        assert!(why.contains("no GC root"), "{why}");
+        std::os::unix::fs::symlink(OUT, roots.path().join("result")).expect("a root");
+        assert!(arguments(build.next(finished(&built))).ends_with(&format!("--closure-size -- {OUT}")));
+        let info = format!(r#"[{{"path":"{OUT}","closureSize":7,"references":[]}}]"#);
+        let Ok(Step::Done(JobResult::Build(result))) = build.next(finished(&info)) else {
+            panic!("it is done")
+        };
+        assert_eq!(
+            (result.build_time_ms, result.closure_size_bytes, result.built),
+            (45, 7, 0)
+        );
+        assert_eq!(result.derivation.expect("a derivation").as_str(), DRV);
+    }
+}
