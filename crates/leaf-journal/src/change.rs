@@ -1,4 +1,4 @@
-//! What can be done to the file.
+//! The changes of the file.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -6,7 +6,7 @@ use leaf_core::event::EventRecord;
 
 use crate::{Batch, Import};
 
-/// One thing to do to the file.
+/// One change of the file.
 #[derive(Debug)]
 pub(crate) enum Change {
     Commit(Batch),
@@ -16,7 +16,7 @@ pub(crate) enum Change {
 }
 
 impl Change {
-    /// About how many bytes it will write.
+    /// Returns about how many bytes it will write.
     pub(crate) fn bytes(&self) -> usize {
         let events = |events: &[EventRecord]| events.iter().map(event_bytes).sum::<usize>();
         match self {
@@ -37,7 +37,7 @@ impl Change {
     }
 }
 
-/// What an event takes, about, in bytes.
+/// Returns the approximate size of an event, in bytes.
 pub(crate) fn event_bytes(event: &EventRecord) -> usize {
     event.wire_bytes() + 24
 }

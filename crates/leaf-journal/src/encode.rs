@@ -1,5 +1,5 @@
-//! Records as bytes. Every stored value is its fields followed by a CRC-32 over table, key and fields, so that a
-//! flipped bit, a cut and a value under another's key are all noticed. Reading never panics.
+//! The encoding of records. Every stored value is its fields followed by a CRC-32 of table, key and fields, which
+//! detects a flipped bit, a truncation and a value under the wrong key. Reading never panics.
 
 use jiff::Timestamp;
 use leaf_core::event::{EventRecord, Headers, header};
@@ -11,12 +11,12 @@ use crate::{CommandRecord, Outcome};
 /// The version of the file's format that this program writes, and the newest that it reads.
 pub(crate) const FORMAT: u64 = 1;
 
-/// A stored value is not what was written.
+/// A stored value is damaged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct DecodeError(&'static str);
 
-/// Which table a value belongs to; part of its checksum.
+/// The table of a value; part of its checksum.
 #[derive(Debug, Clone, Copy)]
 #[repr(u8)]
 enum Table {
@@ -27,26 +27,26 @@ enum Table {
     Command = 4,
 }
 
-/// What the file says of itself: one record, rewritten by each transaction.
+/// The head of the file: one record, rewritten by each transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Head {
-    /// Whose journal it is.
+    /// The leaf that the journal belongs to.
     pub leaf: LeafName,
-    /// The history that its events belong to.
+    /// The epoch of the history that its events belong to.
     pub epoch: u64,
-    /// How many transactions there were; tells whether one that ended in an error is in the file.
+    /// The number of transactions; tells whether one that failed is in the file.
     pub transactions: u64,
-    /// The oldest event still held; one more than the last where none is.
+    /// The oldest event still held; one more than the last if none is.
     pub first_sequence: u64,
     /// The newest event; 0 before the first.
     pub last_sequence: u64,
-    /// How many entries of the state there are.
+    /// The number of entries of the state.
     pub entries: u64,
-    /// How many commands there are.
+    /// The number of commands.
     pub commands: u64,
 }
 
-/// The header names that every event has, as one byte each. Only ever append: the place is in the file.
+/// The header names of events, each stored as its index here in one byte. Only append to it.
 const NAMES: [&str; 10] = [
     header::SPECVERSION,
     header::ID,
@@ -95,7 +95,7 @@ fn checksum(table: Table, key: &[u8], fields: &[u8]) -> u32 {
 struct In<'a>(&'a [u8]);
 
 impl<'a> In<'a> {
-    /// Checks the seal and begins to read.
+    /// Verifies the checksum and returns a reader of the fields.
     fn open(table: Table, key: &[u8], value: &'a [u8]) -> Result<Self, DecodeError> {
         let (fields, sum) = value
             .split_last_chunk::<4>()
@@ -155,7 +155,7 @@ impl<'a> In<'a> {
 const FORMAT_KEY: &[u8] = b"format";
 const HEAD_KEY: &[u8] = b"head";
 
-/// Returns the format's version as it is stored; every version reads this record.
+/// Encodes the format's version; every version reads this record.
 pub(crate) fn encode_format(version: u64) -> Vec<u8> {
     Out(version.to_le_bytes().to_vec()).seal(Table::Format, FORMAT_KEY)
 }
@@ -200,7 +200,7 @@ pub(crate) fn decode_head(value: &[u8]) -> Result<Head, DecodeError> {
     Ok(head)
 }
 
-/// Returns the event as it is stored under its sequence number.
+/// Encodes an event, which is stored under its sequence number.
 pub(crate) fn encode_event(event: &EventRecord) -> Vec<u8> {
     let mut out = Out(Vec::with_capacity(event.wire_bytes() + 24));
     out.bytes(event.subject.as_bytes());
@@ -244,12 +244,12 @@ pub(crate) fn decode_event(sequence: u64, value: &[u8]) -> Result<EventRecord, D
     })
 }
 
-/// Checks an event's checksum only.
+/// Verifies an event's checksum only.
 pub(crate) fn verify_event(sequence: u64, value: &[u8]) -> Result<(), DecodeError> {
     In::open(Table::Event, &sequence.to_le_bytes(), value).map(|_| ())
 }
 
-/// Returns an entry, which is JSON already, as it is stored under its key.
+/// Encodes an entry, which is JSON, stored under its key.
 pub(crate) fn encode_entry(key: &str, json: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(json.len() + 4);
     out.extend_from_slice(json);
@@ -261,7 +261,7 @@ pub(crate) fn decode_entry(key: &str, value: &[u8]) -> Result<Value, DecodeError
     serde_json::from_slice(fields.0).map_err(|_| DecodeError("it is not JSON"))
 }
 
-/// Returns the key of a command; neither part can hold a `/`.
+/// Returns the key of a command; neither part can contain a `/`.
 pub(crate) fn command_key(caller: &Caller, id: &CommandId) -> String {
     format!("{caller}/{id}")
 }
@@ -270,7 +270,7 @@ pub(crate) fn encode_command(command: &CommandRecord) -> Vec<u8> {
     let mut out = Out(Vec::with_capacity(
         128 + command.outcome.as_ref().map_or(0, |outcome| outcome.body.len()),
     ));
-    // The time comes first, in a fixed place: see `command_time`.
+    // The time is first, at a fixed place: see `command_time`.
     out.0
         .extend_from_slice(&command.accepted_at.as_nanosecond().to_le_bytes());
     out.bytes(command.caller.as_str().as_bytes());
@@ -379,19 +379,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_event_comes_back_as_it_was(event in event()) {
+        fn an_event_is_decoded_as_it_was_encoded(event in event()) {
             let bytes = encode_event(&event);
             prop_assert_eq!(decode_event(event.sequence, &bytes), Ok(event));
         }
 
         #[test]
-        fn a_command_comes_back_as_it_was(command in command()) {
+        fn a_command_is_decoded_as_it_was_encoded(command in command()) {
             let key = command_key(&command.caller, &command.id);
             prop_assert_eq!(decode_command(&key, &encode_command(&command)), Ok(command));
         }
 
         #[test]
-        fn a_head_comes_back_as_it_was(numbers in any::<[u64; 6]>()) {
+        fn a_head_is_decoded_as_it_was_encoded(numbers in any::<[u64; 6]>()) {
             let [epoch, transactions, first_sequence, last_sequence, entries, commands] = numbers;
             let leaf = LeafName::new("leaf").expect("a name");
             let head = Head { leaf, epoch, transactions, first_sequence, last_sequence, entries, commands };
@@ -399,7 +399,7 @@ mod tests {
         }
 
         #[test]
-        fn a_flipped_bit_a_cut_and_another_key_are_noticed(event in event(), place in any::<prop::sample::Index>(), bit in 0..8u8) {
+        fn a_flipped_bit_a_truncation_and_another_key_are_detected(event in event(), place in any::<prop::sample::Index>(), bit in 0..8u8) {
             let bytes = encode_event(&event);
             let mut flipped = bytes.clone();
             flipped[place.index(bytes.len())] ^= 1 << bit;
@@ -409,8 +409,8 @@ mod tests {
         }
 
         #[test]
-        fn bytes_that_nobody_wrote_are_refused_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            // Sealed as it should be, so that the fields themselves are what is read.
+        fn random_bytes_are_refused_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            // With a valid checksum, so that the fields are read.
             let sealed = Out(bytes.clone()).seal(Table::Event, &7u64.to_le_bytes());
             if let Ok(event) = decode_event(7, &sealed) {
                 prop_assert_eq!(event.sequence, 7);

@@ -1,4 +1,4 @@
-//! The file: its tables, what one transaction does to them, and reading them back verified.
+//! The file: its tables, the changes of one transaction, and verified reads.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,54 +22,54 @@ const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
 const ENTRIES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("entries");
 const COMMANDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("commands");
 
-/// How many bytes of events are verified when the file is opened, the newest first; older ones are verified when
-/// they are read. About half a second's work on a small machine.
+/// How many bytes of events are verified when the file is opened, the newest first; older ones are verified when they
+/// are read. Takes about half a second on a small machine.
 const VERIFY_BYTES: usize = 128 << 20;
 
-/// A file smaller than this is not worth shrinking.
+/// The size in bytes below which a file is not compacted.
 const SHRINK_BYTES: u64 = 16 << 20;
 
-/// What went wrong with the file.
+/// An error of the file.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The store could not read or write its file.
+    /// The database could not read or write its file.
     #[error("the store can't read or write its file")]
     Store(#[source] Box<redb::Error>),
-    /// The store met something in its file that it could not go on with.
+    /// The database panicked on its file.
     #[error("the store failed on its own file: {0}")]
     Panicked(String),
-    /// A record is not what was written.
+    /// A record is damaged.
     #[error("{record} is damaged: {why}")]
     Damaged {
-        /// Which record, such as `event 17`.
+        /// The record, such as `event 17`.
         record: String,
-        /// What is wrong with it.
+        /// The damage.
         why: String,
     },
     /// A newer program wrote the file.
     #[error("it has format {found}, this program reads up to {FORMAT}")]
     Newer {
-        /// The file's version.
+        /// The file's format.
         found: u64,
     },
 }
 
 impl StoreError {
-    /// Whether there was no room for it.
+    /// Whether the disk is full.
     pub(crate) fn is_disk_full(&self) -> bool {
         let Self::Store(error) = self else { return false };
         matches!(&**error, redb::Error::Io(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
     }
 
-    /// Whether the database can't be used any more, and is about to be reopened.
+    /// Whether the database can't be used any more and must be reopened.
     pub(crate) fn is_of_a_dead_database(&self) -> bool {
         matches!(self, Self::Store(error) if matches!(**error, redb::Error::PreviousIo | redb::Error::DatabaseClosed))
     }
 
-    /// Whether the file is not what was written, as opposed to a system that does not let us.
+    /// Whether the file is damaged, as opposed to an error of the operating system.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
-            // The store reports a file that ends early, or is none of its own, as one of these.
+            // The database reports a truncated or foreign file as one of these.
             Self::Store(error) => match &**error {
                 redb::Error::Io(error) => matches!(
                     error.kind(),
@@ -104,7 +104,7 @@ impl<E: Into<redb::Error>> From<E> for StoreError {
     }
 }
 
-/// Runs what uses the store. A damaged file may make it panic: that becomes an error as well.
+/// Runs code that uses the database, and turns a panic on a damaged file into an error.
 fn guarded<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic
@@ -116,7 +116,7 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreEr
     })
 }
 
-/// Creates the file with its tables. Nothing is at `path` until all of it is.
+/// Creates the file with its tables, atomically.
 pub(crate) fn create(path: &Path, leaf: &LeafName, epoch: u64) -> Result<(), StoreError> {
     let beside = path.with_extension("redb.new");
     let io = |error: io::Error| StoreError::from(redb::Error::Io(error));
@@ -148,9 +148,9 @@ pub(crate) fn create(path: &Path, leaf: &LeafName, epoch: u64) -> Result<(), Sto
         Ok(())
     })?;
     std::fs::rename(&beside, path).map_err(io)?;
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    std::fs::File::open(folder)
-        .and_then(|folder| folder.sync_all())
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    std::fs::File::open(directory)
+        .and_then(|directory| directory.sync_all())
         .map_err(io)
 }
 
@@ -159,27 +159,27 @@ pub(crate) fn open(path: &Path, cache_bytes: usize) -> Result<Database, StoreErr
     guarded(|| Ok(Database::builder().set_cache_size(cache_bytes).open(path)?))
 }
 
-/// Closes the file. One that is damaged is left as it is.
+/// Closes the file. A damaged one is left unchanged.
 pub(crate) fn close(database: Database) {
     let closed = guarded(|| {
         drop(database);
         Ok(())
     });
     if let Err(error) = closed {
-        tracing::warn!(%error, "the journal was not closed as it should be");
+        tracing::warn!(%error, "the journal was not closed cleanly");
     }
 }
 
-/// What the file holds, besides its events.
+/// The contents of the file without its events.
 pub(crate) struct Contents {
     pub head: Head,
     pub entries: BTreeMap<String, Value>,
     pub unfinished: Vec<CommandRecord>,
-    /// How many bytes of records there are, where all of them were read.
+    /// The size of all records in bytes, if all of them were read.
     pub record_bytes: Option<u64>,
 }
 
-/// Reads all but the events, and verifies all of it; and of the events at least the newest, in bounded time.
+/// Reads and verifies everything but the events; of these it verifies at least the newest, in bounded time.
 pub(crate) fn load(database: &Database) -> Result<Contents, StoreError> {
     guarded(|| {
         let transaction = database.begin_read()?;
@@ -232,7 +232,7 @@ pub(crate) fn load(database: &Database) -> Result<Contents, StoreError> {
     })
 }
 
-/// Gives room back to the disk where most of the file is empty, as after a long time without the stream.
+/// Compacts the file if most of it is empty, as after a long time without the stream.
 pub(crate) fn shrink(
     database: &mut Database,
     path: &Path,
@@ -268,7 +268,7 @@ fn check_count(what: &str, found: u64, table: u64, head: u64) -> Result<(), Stor
     ))
 }
 
-/// Returns how many bytes the events have, where all of them were read.
+/// Returns the size of the events in bytes, if all of them were read.
 fn verify_events(transaction: &ReadTransaction, head: &Head) -> Result<Option<usize>, StoreError> {
     let events = transaction.open_table(EVENTS)?;
     let held = (head.last_sequence + 1)
@@ -333,8 +333,8 @@ pub(crate) fn head(database: &Database) -> Result<Head, StoreError> {
     guarded(|| read_head(&database.begin_read()?))
 }
 
-/// Carries out changes in one transaction, durable when this returns, and returns the new head. The changes were
-/// checked against `head`; what they do to its sequence numbers stands in `next`.
+/// Applies changes in one transaction, which is durable when this returns, and returns the new head. The changes are
+/// checked against `head` already; `next` has the sequence numbers after them.
 pub(crate) fn write<'a>(
     database: &Database,
     next: &Head,
@@ -349,7 +349,7 @@ pub(crate) fn write<'a>(
                 entries: transaction.open_table(ENTRIES)?,
                 commands: transaction.open_table(COMMANDS)?,
             };
-            // Of an entry that changes several times only the last counts: the others are never in the file.
+            // Only the last value of an entry is written.
             let mut entries: BTreeMap<&str, &Option<Bytes>> = BTreeMap::new();
             for change in changes {
                 match change {
@@ -380,7 +380,7 @@ struct Tables<'t> {
 }
 
 impl Tables<'_> {
-    /// Makes a change, but for the entries of a commit.
+    /// Applies a change, except for the entries of a commit.
     fn apply(&mut self, change: &Change) -> Result<(), StoreError> {
         match change {
             Change::Commit(batch) => {
@@ -394,7 +394,7 @@ impl Tables<'_> {
             Change::ForgetEvents { through } => self.events.retain_in(..=*through, |_, _| false)?,
             Change::ForgetCommands { before } => {
                 self.commands.retain(|key, value| {
-                    // One that can't be read stays, to be found and told of when it is looked for.
+                    // A record that can't be read stays, so that a look-up reports it.
                     encode::decode_command(key, value)
                         .map_or(true, |c| c.outcome.is_none() || c.accepted_at >= *before)
                 })?;
@@ -437,11 +437,11 @@ impl Tables<'_> {
     }
 }
 
-/// What a reader finds at a sequence number.
+/// The result of reading at a sequence number.
 pub(crate) enum Found {
-    /// Events in order from there on; none if it is after the last.
+    /// Events in order from there on; empty if it is after the last.
     Events(Vec<EventRecord>),
-    /// It is not held any more; the oldest that is.
+    /// The event is not held any more; the oldest one that is.
     Forgotten { first_sequence: u64 },
 }
 

@@ -1,4 +1,4 @@
-//! The handle: opening, queueing, reading.
+//! The handle of the journal: opens it, queues changes, reads.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,53 +22,53 @@ use crate::lock::{FolderLock, LockError};
 use crate::writer::{Request, Shared, Writer};
 use crate::{Batch, CommandRecord, Held, Import, JournalHealth};
 
-/// The file's name in the state folder.
+/// The file's name in the state directory.
 pub const FILE: &str = "journal.redb";
 
-/// How much may wait in memory for the disk.
+/// The most bytes that may be queued in memory.
 const QUEUE_BYTES: usize = 32 << 20;
 
-/// How to open a journal.
+/// The options for opening a journal.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Whose journal it is.
+    /// The leaf that the journal belongs to.
     pub leaf: LeafName,
-    /// The epoch of a journal that is made now: milliseconds since 1970.
+    /// The epoch of a journal that is created: milliseconds since 1970.
     pub epoch_if_new: u64,
-    /// How much of the file is kept in memory, and about what it adds to the resident size: 2 MiB are enough.
+    /// The size of the cache in bytes, which is about what it adds to the resident size: 2 MiB are enough.
     pub cache_bytes: usize,
-    /// What the holder says of itself (its instance id), for the error of a second one.
+    /// The holder's instance id, for the error message of a second holder.
     pub holder: String,
 }
 
-/// What was found on opening.
+/// The contents of the journal when it was opened.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Opened {
-    /// Whether the file was made now: nothing was there.
+    /// Whether the file was created.
     pub created: bool,
-    /// Which part of which history it holds.
+    /// The part of a history that it holds.
     pub held: Held,
     /// The state, by key.
     pub entries: BTreeMap<String, Value>,
-    /// Commands that have no outcome yet, the oldest first.
+    /// The commands without an outcome, the oldest first.
     pub unfinished: Vec<CommandRecord>,
 }
 
 /// Why a journal could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The state folder is held by another process, or can't be locked.
+    /// Another process holds the state directory, or it can't be locked.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The state folder can't be made or looked into.
-    #[error("the state folder {path} can't be used")]
-    Folder {
-        /// The folder.
+    /// The state directory can't be created or read.
+    #[error("can't use the state directory {path}")]
+    Directory {
+        /// The directory.
         path: PathBuf,
-        /// What the system says.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The file is not what was written.
+    /// The file is damaged.
     #[error(
         "the journal {path} is damaged: move the file away and start again; the leaf then imports what its stream \
          holds, and what the stream lacks is lost"
@@ -76,7 +76,7 @@ pub enum OpenError {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// Which record, and what is wrong with it.
+        /// The damaged record.
         source: StoreError,
     },
     /// A newer program wrote the file.
@@ -92,102 +92,102 @@ pub enum OpenError {
         /// The newest format that this program reads.
         supported: u64,
     },
-    /// It belongs to another leaf.
+    /// The journal belongs to another leaf.
     #[error(
-        "the journal {path} is of the leaf {found}, not of {wanted}: give {wanted} a state folder of its own, or \
+        "the journal {path} is of the leaf {found}, not of {wanted}: give {wanted} its own state directory, or \
          start with the name {found}"
     )]
     OtherLeaf {
         /// The file.
         path: PathBuf,
-        /// Whose it is.
+        /// The leaf that it belongs to.
         found: LeafName,
-        /// Whose it should be.
+        /// This leaf's name.
         wanted: LeafName,
     },
-    /// The system does not let us.
-    #[error("the journal {path} can't be opened")]
+    /// The operating system refuses to open the file.
+    #[error("can't open the journal {path}")]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the store says.
+        /// The database's error.
         source: StoreError,
     },
-    /// No thread can be started.
-    #[error("the journal's thread can't be started")]
+    /// The thread can't be started.
+    #[error("can't start the journal's thread")]
     Thread(#[source] io::Error),
 }
 
-/// Why something is not durable.
+/// Why a change was not committed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CommitError {
-    /// An event is not the next one. Nothing of the batch was written.
-    #[error("event {expected} has to come next, not {found}")]
+    /// An event has the wrong sequence number. Nothing of the batch was written.
+    #[error("the next event must be {expected}, not {found}")]
     NotContiguous {
         /// The next sequence number.
         expected: u64,
-        /// What came instead.
+        /// The given sequence number or epoch.
         found: u64,
     },
-    /// The epoch does not fit. Nothing was written.
-    #[error("epoch {found} does not fit a journal of epoch {expected}")]
+    /// The epoch is another one. Nothing was written.
+    #[error("epoch {found} does not match the journal's epoch {expected}")]
     WrongEpoch {
         /// The journal's epoch.
         expected: u64,
-        /// What came instead.
+        /// The given sequence number or epoch.
         found: u64,
     },
     /// The journal holds events that the import lacks. Nothing was written.
-    #[error("the journal has events up to {last_sequence} in epoch {epoch}, which an import would overwrite")]
+    #[error("an import would overwrite the journal's events up to {last_sequence} of epoch {epoch}")]
     NotAhead {
         /// The journal's epoch.
         epoch: u64,
-        /// Its last event.
+        /// The journal's last event.
         last_sequence: u64,
     },
-    /// Too much waits for the disk already.
-    #[error("{waiting_bytes} bytes wait for the disk already")]
+    /// Too many bytes are queued already.
+    #[error("{waiting_bytes} bytes are queued for the disk already")]
     QueueFull {
-        /// How much waits.
+        /// The number of queued bytes.
         waiting_bytes: usize,
     },
     /// The journal was closed while the disk was full.
     #[error("the disk is full, and the journal was closed before there was room")]
     DiskFull,
-    /// The journal could not write its file; it takes nothing more.
-    #[error("the journal can't write its file any more: end the program, and start it again")]
+    /// The journal could not write its file and commits nothing more.
+    #[error("the journal can't write its file any more: restart the program")]
     Failed(#[source] Arc<StoreError>),
     /// The journal was closed.
     #[error("the journal is closed")]
     Closed,
 }
 
-/// Why something could not be read.
+/// Why a read failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The journal has let go of the event; the stream has it.
-    #[error("the journal holds events from {first_sequence} on, {from} is in the stream only")]
+    /// The journal has dropped the event; the stream has it.
+    #[error("the journal holds events from {first_sequence} on; event {from} is only in the stream")]
     Forgotten {
-        /// What was asked for.
+        /// The requested sequence number.
         from: u64,
         /// The oldest event still held.
         first_sequence: u64,
     },
-    /// The file is being reopened, because the disk is or was full. Try again later.
-    #[error("the journal waits for room on its disk, and can't be read until its file is open again")]
+    /// The file is being reopened, since the disk is or was full. Try again later.
+    #[error("the journal waits for room on its disk, and can't be read until its file is reopened")]
     Unavailable,
     /// A record can't be read.
-    #[error("the journal {path} can't be read")]
+    #[error("can't read the journal {path}")]
     Store {
         /// The file.
         path: PathBuf,
-        /// Which record, and what is wrong with it.
+        /// The damaged record.
         source: StoreError,
     },
 }
 
-/// The leaf's journal: a cheap handle. When the last one goes, what is queued is written and the file is closed;
-/// that may block for as long as one write takes.
+/// A handle of the leaf's journal, cheap to clone. Dropping the last one writes the queued changes and closes the file,
+/// which may block for the time of one write.
 #[derive(Clone)]
 pub struct Journal(Arc<Inner>);
 
@@ -201,7 +201,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         drop(self.requests.take());
         if let Some(thread) = self.thread.take() {
-            // It never panics; if it did, its receipts have said so.
+            // If it panicked, its receipts have failed.
             let _ = thread.join();
         }
     }
@@ -216,7 +216,7 @@ impl std::fmt::Debug for Journal {
     }
 }
 
-/// Resolves when what it stands for is on the disk. Dropping it takes nothing back.
+/// Resolves when its change is durable. Dropping it does not cancel the change.
 #[derive(Debug)]
 #[must_use = "nothing is durable before it resolves"]
 pub struct Receipt(Result<oneshot::Receiver<Result<(), CommitError>>, Option<CommitError>>);
@@ -233,21 +233,21 @@ impl Future for Receipt {
 }
 
 impl Journal {
-    /// Opens or makes the journal of a leaf in its state folder, verifies it, and holds the folder from then on.
-    /// It blocks, for about as long as reading the file takes.
+    /// Opens or creates the journal of a leaf in its state directory, verifies it, and locks the directory. Blocks for
+    /// about the time of reading the file.
     ///
     /// # Errors
-    /// [`OpenError`], which says what to do.
-    pub fn open(folder: &Path, options: &Options) -> Result<(Self, Opened), OpenError> {
-        std::fs::create_dir_all(folder).map_err(|source| OpenError::Folder {
-            path: folder.to_owned(),
+    /// [`OpenError`], whose message says what to do.
+    pub fn open(directory: &Path, options: &Options) -> Result<(Self, Opened), OpenError> {
+        std::fs::create_dir_all(directory).map_err(|source| OpenError::Directory {
+            path: directory.to_owned(),
             source,
         })?;
-        let lock = FolderLock::take(folder, &options.holder)?;
-        let path = folder.join(FILE);
+        let lock = FolderLock::take(directory, &options.holder)?;
+        let path = directory.join(FILE);
         let error = |source| open_error(&path, source);
-        let created = !path.try_exists().map_err(|source| OpenError::Folder {
-            path: folder.to_owned(),
+        let created = !path.try_exists().map_err(|source| OpenError::Directory {
+            path: directory.to_owned(),
             source,
         })?;
         if created {
@@ -269,13 +269,13 @@ impl Journal {
             });
         }
         if let Err(failed) = file::shrink(&mut database, &path, contents.record_bytes) {
-            tracing::warn!(error = %failed, "the journal's file can't give room back to the disk");
+            tracing::warn!(error = %failed, "can't compact the journal's file");
             file::close(database);
             database = file::open(&path, options.cache_bytes).map_err(error)?;
         }
         let held = Held::from(&contents.head);
         let shared = Arc::new(Shared {
-            folder: folder.to_owned(),
+            directory: directory.to_owned(),
             file: path,
             cache_bytes: options.cache_bytes,
             database: RwLock::new(Some(database)),
@@ -311,25 +311,24 @@ impl Journal {
         Ok((Self(Arc::new(inner)), opened))
     }
 
-    /// Queues a batch, in the order of the calls, and returns at once; the [`Receipt`] resolves after the fsync.
-    /// While the disk is full it stays pending; see [`health`](Self::health).
+    /// Queues a batch, in the order of the calls, and returns at once; the [`Receipt`] resolves after the fsync. It
+    /// stays pending while the disk is full; see [`health`](Self::health).
     pub fn commit(&self, batch: Batch) -> Receipt {
         self.queue(Change::Commit(batch))
     }
 
-    /// Queues that all events up to this one are let go of; the stream has them on its disk.
+    /// Queues dropping all events up to this one, which the stream has on its disk.
     pub fn forget_events(&self, through: u64) -> Receipt {
         self.queue(Change::ForgetEvents { through })
     }
 
-    /// Queues that commands which were accepted before this time, and have their outcome, are let go of.
+    /// Queues dropping the commands that were accepted before this time and have an outcome.
     pub fn forget_commands(&self, before: Timestamp) -> Receipt {
         self.queue(Change::ForgetCommands { before })
     }
 
-    /// Queues that the journal takes over what the stream has: its epoch, last sequence number, newest events, and
-    /// the state. What it held of events and state is replaced. Refused where it holds an event that the stream
-    /// lacks, or another epoch.
+    /// Queues an import from the stream: its epoch, last sequence number, newest events, and the state. It replaces the
+    /// journal's events and state. Refused if the journal holds an event that the stream lacks, or has another epoch.
     pub fn import(&self, import: Import) -> Receipt {
         self.queue(Change::Import(import))
     }
@@ -338,7 +337,7 @@ impl Journal {
         let shared = &self.0.shared;
         let bytes = change.bytes();
         let waiting_bytes = shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
-        // One that is larger than the whole queue has to pass through an empty one.
+        // A change larger than the limit is queued only if the queue is empty.
         if waiting_bytes > 0 && waiting_bytes + bytes > QUEUE_BYTES {
             shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Receipt(Err(Some(CommitError::QueueFull { waiting_bytes })));
@@ -358,8 +357,8 @@ impl Journal {
         requests.send(request).map_err(|_| CommitError::Closed)
     }
 
-    /// Reads events from a sequence number on, in order and without a gap, verified: as many as `max_bytes` allow,
-    /// but at least one if there is one; none after the last. It blocks for as long as the reading takes.
+    /// Reads and verifies events from a sequence number on, in order and without a gap: as many as `max_bytes` allows,
+    /// but at least one if there is one. Blocks while reading.
     ///
     /// # Errors
     /// [`ReadError`].
@@ -374,8 +373,8 @@ impl Journal {
         }
     }
 
-    /// Gives away events that were committed a moment ago and that nobody took yet, from this one on: as many as about
-    /// `max_bytes` allow, none if this one is not at hand; then [`read`](Self::read) has it. For one publisher.
+    /// Removes and returns recently committed events from this one on, up to about `max_bytes`; none if this one is not
+    /// in memory, then use [`read`](Self::read). For one publisher.
     #[must_use]
     pub fn take_recent(&self, from: u64, max_bytes: usize) -> Vec<EventRecord> {
         let mut recent = self
@@ -387,7 +386,7 @@ impl Journal {
         recent.take(from, max_bytes)
     }
 
-    /// Reads a command that was accepted from this caller under this id, if there is one.
+    /// Reads the accepted command of this caller with this id, if there is one.
     ///
     /// # Errors
     /// [`ReadError`].
@@ -408,19 +407,19 @@ impl Journal {
         }
     }
 
-    /// Which part of which history is durable in the journal.
+    /// The part of a history that is durable in the journal.
     #[must_use]
     pub fn held(&self) -> Held {
         *self.0.shared.held.borrow()
     }
 
-    /// The epoch of its history.
+    /// The epoch of the journal's history.
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.held().epoch
     }
 
-    /// The oldest event still held; one more than the last where none is.
+    /// The oldest event still held; one more than the last if none is.
     #[must_use]
     pub fn first_sequence(&self) -> u64 {
         self.held().first_sequence
@@ -432,52 +431,52 @@ impl Journal {
         self.held().last_sequence
     }
 
-    /// Follows what is durable, for whoever publishes it.
+    /// Watches the durable part of the history.
     #[must_use]
     pub fn committed(&self) -> watch::Receiver<Held> {
         self.0.shared.held.subscribe()
     }
 
-    /// Follows how the journal is: commands are to be refused while it is not [`JournalHealth::Ok`].
+    /// Watches the journal's health: commands must be refused while it is not [`JournalHealth::Ok`].
     #[must_use]
     pub fn health(&self) -> watch::Receiver<JournalHealth> {
         self.0.shared.health.subscribe()
     }
 
-    /// How many transactions, each with its fsync, the file has seen.
+    /// The number of transactions of the file, each with an fsync.
     #[must_use]
     pub fn transactions(&self) -> u64 {
         self.0.shared.transactions.load(Ordering::Relaxed)
     }
 
-    /// How many bytes are queued and not durable yet; at 32 MiB more is refused.
+    /// The number of bytes that are queued and not durable yet; at 32 MiB further changes are refused.
     #[must_use]
     pub fn queued_bytes(&self) -> usize {
         self.0.shared.queued_bytes.load(Ordering::Relaxed)
     }
 
-    /// How many bytes the file system of the journal has left for this user.
+    /// Returns how many bytes are free for this user on the journal's file system.
     ///
     /// # Errors
-    /// What the system says.
+    /// The operating system's error.
     pub fn free_bytes(&self) -> io::Result<u64> {
         self.0.shared.free_bytes()
     }
 
-    /// How many bytes the file has.
+    /// Returns the size of the file in bytes.
     ///
     /// # Errors
-    /// What the system says.
+    /// The operating system's error.
     pub fn file_bytes(&self) -> io::Result<u64> {
         Ok(std::fs::metadata(&self.0.shared.file)?.len())
     }
 
-    /// Closes the file and lets go of the folder, once all that was queued before is durable. Other handles get
-    /// [`CommitError::Closed`] from then on. While the disk is full it gives up what is queued.
+    /// Closes the file and unlocks the directory when everything queued before is durable. Other handles then get
+    /// [`CommitError::Closed`]. If the disk is full, the queued changes are dropped.
     pub async fn close(&self) {
         let (done, closed) = oneshot::channel();
         if self.send(Request::Close(done)).is_ok() {
-            // An error means that it was closed by another handle.
+            // An error means that another handle closed it.
             let _ = closed.await;
         }
     }

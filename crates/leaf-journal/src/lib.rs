@@ -1,11 +1,11 @@
-//! What must not be lost: the leaf's one durable file, `journal.redb` in its state folder.
+//! The leaf's durable file: `journal.redb` in its state directory.
 //!
-//! Start at [`Journal::open`] and [`Journal::commit`]. The journal holds the events that the stream may not have on
-//! its disk yet, the state by key, and the accepted commands with their outcomes. One [`Batch`] is one step: all of
-//! it is durable when its [`Receipt`] resolves, or none of it is. A thread of its own writes; whatever is queued
-//! while it waits for the disk shares the next fsync.
+//! Start at [`Journal::open`] and [`Journal::commit`]. The journal holds the events that the stream may not have on its
+//! disk yet, the state by key, and the accepted commands with their outcomes. A [`Batch`] is atomic: when its
+//! [`Receipt`] resolves, all of it is durable, or none. A separate thread writes; the batches that are queued while it
+//! waits for the disk share the next fsync.
 //!
-//! It does not know what an event means, does not publish, and decides nothing: `leafd` does.
+//! The journal does not interpret events, does not publish, and decides nothing; `leafd` does.
 
 mod change;
 mod encode;
@@ -27,14 +27,14 @@ use leaf_core::event::EventRecord;
 use leaf_core::id::{Caller, CommandId};
 use serde_json::Value;
 
-/// What one step of the leaf makes durable: all of it or none.
+/// What one commit makes durable: all of it or none.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {
-    /// New events, whose sequence numbers go on where the journal ends.
+    /// New events, whose sequence numbers continue the journal's.
     pub events: Vec<EventRecord>,
-    /// Entries of the state that changed, by key, as JSON; `None` removes one. The last of a key counts.
+    /// Changed entries of the state, by key, as JSON; `None` removes an entry. The last value of a key is used.
     pub entries: Vec<(String, Option<Bytes>)>,
-    /// Commands that were accepted, or have an outcome now. One with the same caller and id is replaced.
+    /// Commands that were accepted or now have an outcome. A record with the same caller and id is replaced.
     pub commands: Vec<CommandRecord>,
 }
 
@@ -66,25 +66,25 @@ pub struct Outcome {
     pub problem: bool,
 }
 
-/// What an empty journal takes over from the stream, or one that the stream is ahead of.
+/// What a journal imports from the stream if it is empty or the stream is ahead of it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Import {
     /// The epoch of the stream's history.
     pub epoch: u64,
     /// The stream's last sequence number.
     pub last_sequence: u64,
-    /// The newest events, without a gap up to the last; none where the stream surely has them on its disk.
+    /// The newest events, without a gap up to the last; empty if the stream has them on its disk.
     pub events: Vec<EventRecord>,
-    /// The state after the last event: all of its entries.
+    /// All entries of the state after the last event.
     pub entries: BTreeMap<String, Value>,
 }
 
-/// Which part of which history the journal holds.
+/// The part of a history that the journal holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Held {
     /// When the history began; see [`LeafSnapshotted`](leaf_core::event::LeafSnapshotted).
     pub epoch: u64,
-    /// The oldest event still held; one more than the last where none is.
+    /// The oldest event still held; one more than the last if none is.
     pub first_sequence: u64,
     /// The last durable event; 0 before the first.
     pub last_sequence: u64,
@@ -100,19 +100,19 @@ impl From<&encode::Head> for Held {
     }
 }
 
-/// How the journal is.
+/// The health of the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JournalHealth {
-    /// It takes what it is given.
+    /// It commits batches.
     Ok,
-    /// There is no room: what is queued waits in memory, and goes on by itself once there is room.
+    /// The disk is full: queued batches wait in memory, and are committed when there is room.
     DiskFull {
-        /// Since when.
+        /// When the disk became full.
         since: Timestamp,
     },
-    /// It takes nothing more; the program has to end.
+    /// It commits nothing more; the program must end.
     Failed {
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }

@@ -1,4 +1,4 @@
-//! The newest events in memory, between their commit and their publication.
+//! The newest events, held in memory between their commit and their publication.
 
 use std::collections::VecDeque;
 
@@ -6,11 +6,11 @@ use leaf_core::event::EventRecord;
 
 use crate::change::event_bytes;
 
-/// How much is kept at hand, in bytes.
+/// The most bytes of events that are held in memory.
 const RECENT_BYTES: usize = 4 << 20;
 
-/// The newest events, for the one who publishes them: so that what is in memory need not be read back. Older ones, and
-/// all that is sent again, come from the file.
+/// The newest events, so that the publisher need not read them from the file. Older events, and those that are
+/// published again, are read from the file.
 #[derive(Default)]
 pub(crate) struct Recent {
     events: VecDeque<EventRecord>,
@@ -18,7 +18,7 @@ pub(crate) struct Recent {
 }
 
 impl Recent {
-    /// Adds the events that follow those it has; the oldest go where there are too many.
+    /// Adds events that follow those it has; drops the oldest ones over the limit.
     pub(crate) fn add(&mut self, events: impl Iterator<Item = EventRecord>) {
         for event in events {
             self.bytes += event_bytes(&event);
@@ -29,7 +29,7 @@ impl Recent {
         }
     }
 
-    /// Gives away the events from this one on, up to about so many bytes; none if it is not among them.
+    /// Removes and returns the events from this one on, up to about `max_bytes`; none if it is not among them.
     pub(crate) fn take(&mut self, from: u64, max_bytes: usize) -> Vec<EventRecord> {
         while self.events.front().is_some_and(|first| first.sequence < from) {
             self.forget_first();

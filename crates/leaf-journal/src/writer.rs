@@ -1,5 +1,5 @@
-//! The one thread that writes. What is queued while it waits for the disk shares its next transaction. When the
-//! disk is full it keeps what it has, reopens the file and tries again until there is room.
+//! The thread that writes. Changes that are queued while it waits for the disk share its next transaction. If the disk
+//! is full, it keeps the changes, reopens the file and retries until there is room.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -19,31 +19,32 @@ use crate::lock::FolderLock;
 use crate::recent::Recent;
 use crate::{CommitError, Held, JournalHealth};
 
-/// How much one transaction takes at most, in bytes of events, entries and commands.
+/// The most bytes of events, entries and commands in one transaction.
 const GROUP_BYTES: usize = 2 << 20;
-/// How long to wait for room on a full disk: first, and at most.
+/// The first pause before a retry on a full disk.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// The longest pause before a retry on a full disk.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
-/// How long to trust the file system's word that there is no room.
+/// How long to rely on the file system's report that there is no room.
 const TRUST_FREE_BYTES: Duration = Duration::from_secs(30);
-/// Room that a transaction needs beside what it writes: copied pages, the allocator's own.
+/// The bytes that a transaction needs beside its records: copied pages, the allocator's own.
 const SLACK_BYTES: u64 = 256 << 10;
 
-/// What the thread is asked.
+/// A request to the thread.
 pub(crate) enum Request {
     Change {
         change: Change,
         bytes: usize,
         done: oneshot::Sender<Result<(), CommitError>>,
     },
-    /// Close the file once everything before this is in it, and say so.
+    /// Close the file when everything before this is in it, and answer.
     Close(oneshot::Sender<()>),
 }
 
-/// What the thread shares with the handles. A reader keeps the read lock for as long as it reads, so that nobody
-/// holds the old database when it is reopened.
+/// What the thread shares with the handles. A reader keeps the read lock while it reads, so that no reader has the old
+/// database when it is reopened.
 pub(crate) struct Shared {
-    pub folder: PathBuf,
+    pub directory: PathBuf,
     pub file: PathBuf,
     pub cache_bytes: usize,
     pub database: RwLock<Option<Database>>,
@@ -55,9 +56,9 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Bytes that this user may still write in the journal's folder.
+    /// Returns how many bytes are free for this user in the journal's directory.
     pub(crate) fn free_bytes(&self) -> std::io::Result<u64> {
-        let stat = rustix::fs::statvfs(&self.folder)?;
+        let stat = rustix::fs::statvfs(&self.directory)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
@@ -72,7 +73,7 @@ impl Shared {
         }
     }
 
-    /// Drops the database, which is dead after a failed write, and opens the file anew.
+    /// Drops the database, which is unusable after a failed write, and opens the file again.
     fn reopen(&self) -> Result<(), StoreError> {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(dead) = database.take() {
@@ -105,12 +106,12 @@ pub(crate) struct Writer {
     pub requests: Receiver<Request>,
     pub head: Head,
     pub lock: FolderLock,
-    /// Who waits for the end, once somebody does.
+    /// The channel of the answer to a close request, if there was one.
     pub closing: Option<oneshot::Sender<()>>,
 }
 
 impl Writer {
-    /// Works until it is told to close, or nobody is left to ask for anything.
+    /// Runs until a close request or until the last handle is dropped.
     pub(crate) fn run(mut self) {
         let mut ended: Option<CommitError> = None;
         let mut waiting: Vec<Request> = Vec::new();
@@ -140,7 +141,7 @@ impl Writer {
                     self.announce();
                 }
                 Err(error) => {
-                    // What is given up leaves a gap: nothing may follow it.
+                    // Dropped changes leave a gap, so no change may follow.
                     ended = Some(error.clone());
                     if let CommitError::Failed(error) = error {
                         self.shared.health.send_replace(JournalHealth::Failed {
@@ -158,7 +159,7 @@ impl Writer {
         }
     }
 
-    /// Takes what is queued, up to the size of a group. The second value is false when this is the last.
+    /// Takes queued changes, up to the size of a group. The second value is false if this is the last group.
     fn gather(&mut self, waiting: &mut Vec<Request>) -> (Vec<Pending>, bool) {
         let mut group = Vec::new();
         let mut total = 0;
@@ -182,7 +183,7 @@ impl Writer {
         (group, true)
     }
 
-    /// Answers what can't be done, and returns the rest with the head as it will be then.
+    /// Answers invalid changes, and returns the others with the head after them.
     fn check(&self, group: Vec<Pending>) -> (Vec<Pending>, Head) {
         let mut next = self.head.clone();
         next.transactions += 1;
@@ -197,12 +198,12 @@ impl Writer {
     }
 
     fn answer(&self, group: Vec<Pending>, result: &Result<(), CommitError>) {
-        // The last comes first: whoever waits for the first is woken once, and finds that all of them are done.
+        // The last one first: a task that waits for the first is woken once, when all of them are done.
         for pending in group.into_iter().rev() {
             self.shared
                 .queued_bytes
                 .fetch_sub(pending.bytes, Ordering::Relaxed);
-            // Whoever does not wait for the answer does not get it.
+            // The receipt may have been dropped.
             let _ = pending.done.send(result.clone());
         }
     }
@@ -232,7 +233,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Keeps events that were just committed at hand for who publishes them.
+    /// Keeps the committed events in memory for the publisher.
     fn remember(&self, group: &mut [Pending]) {
         let mut recent = self.shared.recent.write().unwrap_or_else(PoisonError::into_inner);
         for pending in group {
@@ -244,7 +245,7 @@ impl Writer {
         }
     }
 
-    /// Tells those who watch what is durable now.
+    /// Publishes the durable part to its watchers.
     fn announce(&self) {
         self.shared.held.send_if_modified(|held| {
             let now = Held::from(&self.head);
@@ -269,9 +270,9 @@ impl Writer {
         let mut usable = false;
         let mut alone = self.closing.is_some();
         loop {
-            // The database is dead after a failed write. A fresh one can be read from while the disk is full.
+            // The database is unusable after a failed write. A reopened one can be read while the disk is full.
             if !usable {
-                match self.reopen_and_look() {
+                match self.reopen_and_check() {
                     Ok(()) => usable = true,
                     Err(error) if error.is_disk_full() => {
                         tracing::warn!(error = %Chain(&error), "can't reopen the journal yet");
@@ -287,7 +288,7 @@ impl Writer {
                 match self.requests.recv_timeout(left) {
                     Ok(request) => waiting.push(request),
                     Err(RecvTimeoutError::Timeout) => break,
-                    // Nobody can ask any more: once again, and that is it.
+                    // The last handle was dropped: a last try.
                     Err(RecvTimeoutError::Disconnected) => {
                         alone = true;
                         break;
@@ -307,8 +308,8 @@ impl Writer {
             if !usable {
                 continue;
             }
-            // A write that failed may be in the file all the same: then one more transaction proves that it is on
-            // the disk, and none of it is done twice.
+            // A failed write may still be in the file: then one more transaction proves that it is durable, and the
+            // changes are not applied twice.
             let result = if self.head.transactions >= next.transactions {
                 let mut proof = self.head.clone();
                 proof.transactions += 1;
@@ -318,7 +319,7 @@ impl Writer {
             };
             match result {
                 Ok(()) => {
-                    tracing::info!(file = %self.shared.file.display(), "there is room again: the journal goes on");
+                    tracing::info!(file = %self.shared.file.display(), "there is room again: the journal commits");
                     self.shared.health.send_replace(JournalHealth::Ok);
                     return Ok(());
                 }
@@ -328,11 +329,11 @@ impl Writer {
         }
     }
 
-    /// Opens the file anew, and finds out whether the transaction that failed is in it.
-    fn reopen_and_look(&mut self) -> Result<(), StoreError> {
+    /// Reopens the file, and finds out whether the failed transaction is in it.
+    fn reopen_and_check(&mut self) -> Result<(), StoreError> {
         self.shared.reopen()?;
         let found = self.shared.with_database(file::head)?;
-        // Each attempt counts one more than what was known to be there.
+        // Each attempt has one transaction more than the known ones.
         if found.transactions.wrapping_sub(self.head.transactions) <= 1 {
             self.head = found;
             return Ok(());
@@ -347,7 +348,7 @@ impl Writer {
     }
 }
 
-/// Checks a change against the head, and moves the head on.
+/// Checks a change against the head, and advances the head.
 fn advance(head: &mut Head, change: &Change) -> Result<(), CommitError> {
     match change {
         Change::Commit(batch) => {
@@ -386,7 +387,7 @@ fn advance(head: &mut Head, change: &Change) -> Result<(), CommitError> {
     Ok(())
 }
 
-/// Returns the last sequence number of events that must begin with `first` and leave none out.
+/// Returns the last sequence number of events that must begin with `first` and have no gap.
 fn contiguous(epoch: u64, first: u64, events: &[EventRecord]) -> Result<u64, CommitError> {
     let mut expected = first;
     if expected == 0 {
@@ -413,7 +414,7 @@ fn contiguous(epoch: u64, first: u64, events: &[EventRecord]) -> Result<u64, Com
     Ok(expected - 1)
 }
 
-/// An error with what caused it, on one line of the log.
+/// Displays an error with its sources on one line.
 struct Chain<'a>(&'a dyn std::error::Error);
 
 impl std::fmt::Display for Chain<'_> {
