@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use leaf_core::id::ContainerName;
+use leaf_host::systemd::SystemdError;
 
 /// A look at the host did not work.
 #[derive(Debug, thiserror::Error)]
@@ -33,14 +34,9 @@ pub enum LookError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// systemd would not tell.
-    #[error("can't ask systemd for {what} over D-Bus")]
-    Bus {
-        /// What was asked for.
-        what: String,
-        /// What the bus or systemd said.
-        source: zbus::Error,
-    },
+    /// systemd could not be asked, or refused.
+    #[error(transparent)]
+    Systemd(#[from] SystemdError),
     /// The container does not run, and so uses nothing.
     #[error("container {0} does not run: it uses nothing until it is started")]
     NotRunning(ContainerName),

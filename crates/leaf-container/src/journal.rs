@@ -14,8 +14,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::LookError;
-use crate::bus::block_on;
+use crate::{LookError, block_on};
 
 const PROGRAM: &str = "journalctl";
 /// How long it may take.

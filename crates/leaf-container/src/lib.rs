@@ -8,29 +8,38 @@
 //! All of it works for an unprivileged user who may read the journal (group `systemd-journal`). The functions block:
 //! they are to be called on a thread of their own (`spawn_blocking`), within tokio, and never from asynchronous code.
 
-mod bus;
 mod cgroup;
 mod conf;
 mod error;
 mod foreign;
 mod journal;
+mod known;
 mod log_file;
 mod logs;
 mod observe;
-mod signals;
 mod stats;
 mod supervisor;
 mod unit;
 mod units;
 mod watch;
 
+use std::time::Duration;
+
 use leaf_core::host_op::Runtime;
 use leaf_core::id::LeafName;
 use leaf_host::contract::HostPaths;
+use leaf_host::systemd::{Patience, Systemd};
+use tokio::runtime::Handle;
 
 pub use error::{LookError, LookErrorKind};
 pub use observe::Seen;
 pub use watch::{Changed, Hints};
+
+/// How long systemd is waited for.
+const PATIENCE: Patience = Patience {
+    answer: Duration::from_secs(20),
+    away: Duration::from_secs(10),
+};
 
 /// The containers of one leaf on this host. Copies share one connection to systemd.
 #[derive(Debug, Clone)]
@@ -38,7 +47,8 @@ pub struct Containers {
     leaf: LeafName,
     paths: HostPaths,
     runtime: Runtime,
-    bus: bus::Bus,
+    systemd: Systemd,
+    known: known::KnownRuns,
 }
 
 impl Containers {
@@ -49,7 +59,13 @@ impl Containers {
             leaf,
             paths,
             runtime,
-            bus: bus::Bus::default(),
+            systemd: Systemd::new(PATIENCE),
+            known: known::KnownRuns::default(),
         }
     }
+}
+
+/// Runs a future to its end, on this thread.
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    Handle::current().block_on(future)
 }

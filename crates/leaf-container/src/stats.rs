@@ -15,7 +15,7 @@ impl Containers {
     /// Returns what a container uses now. What this host does not count is left out. Blocks.
     ///
     /// # Errors
-    /// [`LookError::NotRunning`] when there is no process in it; [`LookError::Bus`] when systemd does not answer.
+    /// [`LookError::NotRunning`] when there is no process in it; [`LookError::Systemd`] when systemd does not answer.
     pub fn stats(&self, name: &ContainerName) -> Result<ContainerStats, LookError> {
         let not_running = || LookError::NotRunning(name.clone());
         let mount = cgroup::mount().map_err(|_| not_running())?;

@@ -1,11 +1,9 @@
 //! What systemd says of a container's unit, and what that means: `org.freedesktop.systemd1(5)`.
 
-use std::collections::BTreeMap;
-
 use jiff::Timestamp;
 use leaf_core::container::{Exit, ObservedRun};
 use leaf_host::contract::RunStatus;
-use zbus::{OwnedVariant, Variant};
+use leaf_host::systemd::Properties;
 
 /// Where a unit is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,33 +64,18 @@ pub(crate) struct Unit {
 
 impl Unit {
     /// Returns the unit by all its properties.
-    pub(crate) fn of(properties: &BTreeMap<String, OwnedVariant>) -> Self {
-        let text = |key| {
-            properties
-                .get(key)
-                .and_then(|value| <&str>::try_from(&**value).ok())
-                .unwrap_or_default()
-        };
-        let number = |key| match properties.get(key).map(|value| &**value) {
-            Some(Variant::U64(number)) => *number,
-            Some(Variant::U32(number)) => u64::from(*number),
-            _ => 0,
-        };
-        let signed = |key| match properties.get(key).map(|value| &**value) {
-            Some(Variant::I32(number)) => *number,
-            _ => 0,
-        };
+    pub(crate) fn of(properties: &Properties) -> Self {
         Self {
-            stage: Stage::of(text("ActiveState"), text("SubState")),
-            started_at: Some(number("ExecMainStartTimestamp"))
-                .filter(|micros| *micros > 0)
-                .and_then(|micros| i64::try_from(micros).ok())
-                .and_then(|micros| Timestamp::from_microsecond(micros).ok()),
-            started: number("ExecMainStartTimestampMonotonic"),
-            ready: number("ActiveEnterTimestampMonotonic"),
-            main_pid: u32::try_from(number("ExecMainPID")).unwrap_or(0),
-            exit: exit_of(signed("ExecMainCode"), signed("ExecMainStatus")),
-            group: Some(text("ControlGroup").trim_start_matches('/').to_owned())
+            stage: Stage::of(properties.text("ActiveState"), properties.text("SubState")),
+            started_at: properties.time("ExecMainStartTimestamp"),
+            started: properties.unsigned("ExecMainStartTimestampMonotonic"),
+            ready: properties.unsigned("ActiveEnterTimestampMonotonic"),
+            main_pid: u32::try_from(properties.unsigned("ExecMainPID")).unwrap_or(0),
+            exit: exit_of(
+                properties.signed("ExecMainCode"),
+                properties.signed("ExecMainStatus"),
+            ),
+            group: Some(properties.text("ControlGroup").trim_start_matches('/').to_owned())
                 .filter(|group| !group.is_empty()),
         }
     }
@@ -146,6 +129,10 @@ pub(crate) fn run_of(unit: Option<&Unit>, status: Option<&RunStatus>, leader: Op
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use leaf_host::systemd::{OwnedVariant, Variant};
+
     use super::*;
 
     fn unit(active: &str, sub: &str, more: &[(&str, Variant<'static>)]) -> Unit {
@@ -168,7 +155,7 @@ mod tests {
             let value = OwnedVariant::try_from(value).expect("a value");
             properties.insert(key.to_owned(), value);
         }
-        Unit::of(&properties)
+        Unit::of(&Properties::new(properties))
     }
 
     fn status(exit: Option<Exit>) -> RunStatus {
@@ -300,7 +287,7 @@ mod tests {
 
     #[test]
     fn a_unit_without_properties_is_down() {
-        let unit = Unit::of(&BTreeMap::new());
+        let unit = Unit::of(&Properties::default());
         assert_eq!(unit.stage, Stage::Down);
         assert!(!unit.was_ready());
         assert_eq!(run_of(Some(&unit), None, None), ObservedRun::Stopped);

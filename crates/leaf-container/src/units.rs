@@ -10,11 +10,10 @@ use leaf_core::host_op::Runtime;
 use leaf_core::id::ContainerName;
 use leaf_host::cgroup::{self, Cgroup};
 use leaf_host::contract::RunStatus;
-use zbus::Connection;
+use leaf_host::systemd::ListedUnit;
 
-use crate::bus::{self, Listed};
 use crate::unit::{Stage, Unit, run_of};
-use crate::{Containers, LookError};
+use crate::{Containers, LookError, block_on};
 
 /// How containers do, and how many processes of each were killed for want of memory.
 pub(crate) type Runs = BTreeMap<ContainerName, (ObservedRun, u64)>;
@@ -23,6 +22,8 @@ pub(crate) type Names = BTreeSet<ContainerName>;
 
 /// From how many containers on one pattern is asked for instead of each name.
 const MANY: usize = 4;
+/// The pattern of the units of containers, anybody's.
+const ALL_CONTAINERS: &str = "container@*.service";
 
 /// What was seen of a run that is ready. It holds as long as what the helper wrote of the run says that it is the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,11 +52,11 @@ impl Containers {
             return Ok((Runs::new(), Names::new()));
         }
         let mount = cgroup::mount().ok();
-        bus::block_on(async {
+        block_on(async {
             let units = self.units(names).await?;
             let stage = |name: &ContainerName| {
                 let listed = units.iter().find(|unit| unit.name == Runtime::unit(name));
-                listed.map(|listed| listed.stage)
+                listed.map(stage_of)
             };
             let looks = names
                 .iter()
@@ -70,46 +71,37 @@ impl Containers {
                 runs.insert(name.clone(), (look.run, look.oom_kills));
                 known.push((name.clone(), look.known));
             }
-            self.bus.remember(known).await;
+            self.known.set(known).await;
             Ok((runs, moving))
         })
     }
 
     /// Forgets what is known of all other containers. Blocks.
     pub(crate) fn forget_others(&self, names: &[ContainerName]) {
-        bus::block_on(self.bus.keep(names));
+        block_on(self.known.retain(names));
     }
 
     /// Returns the units of containers that systemd has loaded, and that are up or about to be; anybody's. Blocks.
     pub(crate) fn units_up(&self) -> Result<Vec<String>, LookError> {
-        bus::block_on(async {
-            let units = self.list(vec!["container@*.service".to_owned()]).await?;
-            let up = |unit: &Listed| !matches!(unit.stage, Stage::Down | Stage::Waiting);
+        block_on(async {
+            let units = self.systemd.list_units(&[ALL_CONTAINERS.to_owned()]).await?;
+            let up = |unit: &ListedUnit| !matches!(stage_of(unit), Stage::Down | Stage::Waiting);
             Ok(units.into_iter().filter(up).map(|unit| unit.name).collect())
         })
     }
 
     /// Returns where systemd has the control group of a container, below the mount, if it has one. Blocks.
     pub(crate) fn group_of_unit(&self, name: &ContainerName) -> Result<Option<String>, LookError> {
-        Ok(bus::block_on(self.unit(name))?.group)
+        Ok(block_on(self.unit(name))?.group)
     }
 
-    async fn units(&self, names: &[ContainerName]) -> Result<Vec<Listed>, LookError> {
-        let patterns = if names.len() < MANY {
+    async fn units(&self, names: &[ContainerName]) -> Result<Vec<ListedUnit>, LookError> {
+        let patterns: Vec<_> = if names.len() < MANY {
             names.iter().map(Runtime::unit).collect()
         } else {
-            vec!["container@*.service".to_owned()]
+            vec![ALL_CONTAINERS.to_owned()]
         };
-        self.list(patterns).await
-    }
-
-    async fn list(&self, patterns: Vec<String>) -> Result<Vec<Listed>, LookError> {
-        let patterns = &patterns;
-        self.bus
-            .ask("the units of containers", async |connection: &Connection| {
-                bus::list_units(connection, patterns).await
-            })
-            .await
+        Ok(self.systemd.list_units(&patterns).await?)
     }
 
     /// Returns how one does by the stage of its unit, if systemd has that loaded.
@@ -129,7 +121,7 @@ impl Containers {
             known,
             moving,
         };
-        let known = match self.bus.known(name).await {
+        let known = match self.known.get(name).await {
             Some(known) if stage == Some(Stage::Up) && Some(known.run) == this => Some(known),
             _ => None,
         };
@@ -165,7 +157,7 @@ impl Containers {
             return Ok(look(run, kills, None));
         }
         let leader = match unit.stage {
-            Stage::Up | Stage::Ending => self.leader(name, &unit, mount).await?,
+            Stage::Up | Stage::Ending => self.leader(name, &unit, mount).await,
             _ => None,
         };
         let run = run_of(Some(&unit), status.as_ref(), leader);
@@ -199,29 +191,20 @@ impl Containers {
     }
 
     async fn unit(&self, name: &ContainerName) -> Result<Unit, LookError> {
-        let name = Runtime::unit(name);
-        self.bus
-            .ask(&format!("the unit {name}"), async |connection: &Connection| {
-                bus::unit(connection, &name).await
-            })
-            .await
+        let properties = self.systemd.unit_properties(&Runtime::unit(name)).await?;
+        Ok(Unit::of(&properties))
     }
 
-    async fn leader(
-        &self,
-        name: &ContainerName,
-        unit: &Unit,
-        mount: Option<&Path>,
-    ) -> Result<Option<u32>, LookError> {
-        let by_machined = self
-            .bus
-            .ask(&format!("the machine {name}"), async |connection: &Connection| {
-                Ok(bus::leader(connection, name).await)
-            })
-            .await?;
-        let by_group = || Cgroup::at(mount?.join(unit.group.as_ref()?)).first_process();
-        Ok(by_machined.or_else(by_group))
+    /// Returns the first process of a container, by machined or else by its cgroup.
+    async fn leader(&self, name: &ContainerName, unit: &Unit, mount: Option<&Path>) -> Option<u32> {
+        let by_machined = self.systemd.machine_leader(name.as_str()).await;
+        let by_cgroup = || Cgroup::at(mount?.join(unit.group.as_ref()?)).first_process();
+        by_machined.or_else(by_cgroup)
     }
+}
+
+fn stage_of(unit: &ListedUnit) -> Stage {
+    Stage::of(&unit.active, &unit.sub)
 }
 
 /// Which run the helper wrote of, if it wrote of no end.

@@ -16,8 +16,8 @@ use inotify::{Event, EventMask, EventStream, Inotify, WatchMask, Watches};
 use leaf_core::host_op::Runtime;
 use leaf_core::id::ContainerName;
 use leaf_host::cgroup;
+use leaf_host::systemd::{MachineEvent, MachineEvents};
 
-use crate::signals::Signals;
 use crate::{Containers, LookError};
 
 /// How long after the first change of a burst the look is due.
@@ -110,7 +110,7 @@ pub struct Hints {
     events: EventStream<[u8; 4096]>,
     /// What is watched, by the kernel's numbers.
     watched: BTreeMap<i32, Watched>,
-    signals: Option<Signals>,
+    machines: Option<MachineEvents>,
     /// What was seen, and not told yet.
     pending: Changed,
 }
@@ -119,7 +119,7 @@ impl fmt::Debug for Hints {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Hints")
             .field("containers", &self.containers)
-            .field("signals", &self.signals)
+            .field("machines", &self.machines)
             .field("pending", &self.pending)
             .finish_non_exhaustive()
     }
@@ -142,7 +142,7 @@ impl Containers {
                 containers: self.clone(),
                 events: Inotify::init()?.into_event_stream([0; 4096])?,
                 watched: BTreeMap::new(),
-                signals: (self.runtime == Runtime::Systemd).then(Signals::new),
+                machines: (self.runtime == Runtime::Systemd).then(|| self.systemd.machine_events()),
                 pending: Changed::nothing(),
             };
             hints.watch_files()?;
@@ -168,15 +168,15 @@ impl Hints {
     pub async fn changed(&mut self) -> Result<Changed, LookError> {
         let seen = async {
             while self.pending.is_nothing() {
-                let signal = async {
-                    match &mut self.signals {
-                        Some(signals) => signals.next().await,
+                let machine = async {
+                    match &mut self.machines {
+                        Some(machines) => changed_by(machines.next().await),
                         None => std::future::pending().await,
                     }
                 };
                 let changed = tokio::select! {
                     event = self.events.next() => told(&mut self.watched, event)?,
-                    changed = signal => changed,
+                    changed = machine => changed,
                 };
                 self.pending = changed;
             }
@@ -185,8 +185,8 @@ impl Hints {
             while let Some(event) = self.events.next().now_or_never() {
                 self.pending.add(told(&mut self.watched, event)?);
             }
-            if let Some(signals) = &mut self.signals {
-                signals.drain(&mut self.pending);
+            while let Some(event) = self.machines.as_mut().and_then(MachineEvents::next_at_hand) {
+                self.pending.add(changed_by(event));
             }
             // A new container's folder is watched before the look that the hint brings about.
             self.watch_files()?;
@@ -241,6 +241,18 @@ impl Hints {
             }
         }
         Ok(())
+    }
+}
+
+/// What may have changed by an event of machined. systemd itself is not asked for its signals: it would tell, by large
+/// messages, of each change of each unit of the host, and what concerns containers is known without. The helper writes when
+/// a run begins and ends, machined tells of machines, and what is moving is observed again soon.
+fn changed_by(event: MachineEvent) -> Changed {
+    match event {
+        MachineEvent::Changed(machine) => {
+            ContainerName::new(machine).map_or(Changed::nothing(), Changed::one)
+        }
+        MachineEvent::Listening => Changed::Any,
     }
 }
 

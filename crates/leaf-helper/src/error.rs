@@ -1,9 +1,13 @@
 //! Why an operation was not carried out, on this side of the contract.
 
 use std::io;
+use std::path::PathBuf;
 
 use leaf_core::error::chain;
 use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
+use leaf_host::cgroup::CgroupError;
+use leaf_host::lock::LockError;
+use leaf_host::systemd::SystemdError;
 
 /// Why an operation was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +31,20 @@ pub(crate) enum Error {
         what: String,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// A call to systemd.
+    #[error(transparent)]
+    Systemd(#[from] SystemdError),
+    /// Something about a cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// A lock between programs.
+    #[error("can't lock {}", path.display())]
+    Lock {
+        /// The lock file.
+        path: PathBuf,
+        /// Why not.
+        source: LockError,
     },
     /// A netlink request.
     #[error("{what}")]
@@ -59,7 +77,13 @@ impl Error {
                 Self::Refused(_) => HostOpErrorKind::Refused,
                 Self::Unsupported(_) => HostOpErrorKind::Unsupported,
                 Self::NotReady(_) => HostOpErrorKind::NotReady,
-                Self::Failed(_) | Self::Io { .. } | Self::Netlink { .. } => HostOpErrorKind::Failed,
+                Self::Cgroup(CgroupError::NotMounted) => HostOpErrorKind::Unsupported,
+                Self::Failed(_)
+                | Self::Io { .. }
+                | Self::Systemd(_)
+                | Self::Cgroup(_)
+                | Self::Lock { .. }
+                | Self::Netlink { .. } => HostOpErrorKind::Failed,
             },
             reason: chain(self),
         }

@@ -28,6 +28,7 @@ use leaf_core::container::Exit;
 use leaf_core::host_op::{HostOp, HostOpError, RunSpec, Runtime};
 use leaf_core::id::{ContainerName, LeafName};
 use leaf_host::contract::HostPaths;
+use leaf_host::systemd::Systemd;
 
 pub use accounts::AccountError;
 pub use job::Jobs;
@@ -36,7 +37,6 @@ pub use service::{Serving, config, serve};
 pub use settings::{MissingProgram, Settings};
 
 use error::{Error, Result};
-use systemd::client::Systemd;
 
 /// Carries out the operations of one leaf on this host.
 #[derive(Debug, Clone)]
@@ -73,7 +73,7 @@ impl Helper {
             leaf,
             paths,
             settings,
-            systemd: Systemd::default(),
+            systemd: Systemd::new(systemd::PATIENCE),
         }
     }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use leaf_core::decide::AddressPool;
 use leaf_core::host_op::Runtime;
+use leaf_host::program;
 
 use crate::error::{Error, Result};
 
@@ -57,29 +58,22 @@ impl Settings {
             nft: find("nft", "Debian: nftables")?,
             pool,
             observers: None,
-            runtime: if Path::new("/run/systemd/system").is_dir() {
-                // As sd_booted(3) does it.
-                Runtime::Systemd
-            } else {
-                Runtime::Nspawn
-            },
+            runtime: leaf_host::runtime::detect(),
             bind_folders: Vec::new(),
             secret_folders: Vec::new(),
         })
     }
 }
 
-fn find(program: &'static str, package: &'static str) -> std::result::Result<PathBuf, MissingProgram> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin".into(), "/sbin".into()])
-        .map(|folder| folder.join(program))
-        .find(|file| file.is_absolute() && file.is_file())
-        .ok_or_else(|| MissingProgram {
-            program,
-            package,
-            path: path.to_string_lossy().into_owned(),
-        })
+fn find(name: &'static str, package: &'static str) -> std::result::Result<PathBuf, MissingProgram> {
+    program::find_for_root(name).ok_or_else(|| MissingProgram {
+        program: name,
+        package,
+        path: std::env::var_os("PATH")
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned(),
+    })
 }
 
 /// Refuses a path that systemd-nspawn would read as something else.

@@ -9,7 +9,7 @@
 //! | [`process`] | a program run within bounds, and processes that are not this one's children |
 //! | [`program`] | lookup of programs on `PATH` |
 //! | [`runtime`] | what runs the containers of this host |
-//! | [`systemd`] | systemd and systemd-machined over D-Bus |
+//! | `systemd` | systemd and systemd-machined over D-Bus (feature `systemd`) |
 //!
 //! It decides nothing and keeps no state: which containers and jobs there should be is known above and below.
 
@@ -20,4 +20,5 @@ pub mod mounts;
 pub mod process;
 pub mod program;
 pub mod runtime;
+#[cfg(feature = "systemd")]
 pub mod systemd;

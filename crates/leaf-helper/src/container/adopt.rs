@@ -9,13 +9,14 @@ use std::time::Duration;
 use leaf_core::host_op::Runtime;
 use leaf_core::id::ContainerName;
 use leaf_host::contract::{CONF_MADE_BY, conf_marker};
+use leaf_host::systemd::{KillWhom, UnitJob, UnitJobOutcome};
 use rustix::fs::{AtFlags, FileType};
+use rustix::process::Signal;
 
 use crate::Helper;
 use crate::container::create::conf_name;
 use crate::error::{Error, Result};
 use crate::files::Folder;
-use crate::systemd::client::{JobEnd, Verb};
 use crate::systemd::payload::UnitCgroup;
 
 /// How long a container that is taken over may take to stop.
@@ -131,25 +132,27 @@ impl Helper {
         }
         if self
             .systemd
-            .look(&unit, false)
+            .loaded_unit(&unit)
             .await?
             .is_some_and(|look| look.is_up())
         {
-            match self.systemd.job(Verb::Stop, &unit, PATIENCE).await? {
-                JobEnd::Done => {}
-                JobEnd::Undone(why) => {
+            match self.systemd.run_job(UnitJob::Stop, &unit, PATIENCE).await? {
+                UnitJobOutcome::Done => {}
+                UnitJobOutcome::Failed(why) => {
                     return Err(Error::Failed(format!("systemd did not stop {unit}: {why}")));
                 }
-                JobEnd::StillRuns => {
+                UnitJobOutcome::TimedOut => {
                     UnitCgroup::of(name)?.kill_payload().await?;
-                    self.systemd.kill(&unit).await?;
-                    if self.systemd.job(Verb::Stop, &unit, PATIENCE).await? != JobEnd::Done {
+                    self.systemd
+                        .kill(&unit, KillWhom::All, Signal::KILL.as_raw())
+                        .await?;
+                    if self.systemd.run_job(UnitJob::Stop, &unit, PATIENCE).await? != UnitJobOutcome::Done {
                         return Err(Error::Failed(format!("{unit} can't be ended")));
                     }
                 }
             }
         }
-        self.systemd.forget_failure(&unit).await
+        Ok(self.systemd.reset_failed(&unit).await?)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Making and removing what a container is on disk.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -103,7 +103,7 @@ impl Helper {
         self.renew(&spec.name).await?;
         if self.settings.runtime == Runtime::Systemd {
             let cgroup = UnitCgroup::of(&spec.name)?;
-            if cgroup.payload().is_dir() {
+            if cgroup.payload().exists() {
                 let root = self.paths.roots.join(spec.name.as_str());
                 cgroup.set_limits(&spec.options.limits, &root)?;
             }
@@ -162,7 +162,7 @@ impl Helper {
     }
 
     /// Returns the lock that the programs of NixOS hold while they make or remove a container, held.
-    async fn lock_contract(&self) -> Result<Option<OwnedFd>> {
+    async fn lock_contract(&self) -> Result<Option<File>> {
         if self.settings.runtime == Runtime::Nspawn {
             return Ok(None);
         }

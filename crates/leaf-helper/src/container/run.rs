@@ -1,10 +1,11 @@
 //! What a supervisor leaves on the host while it lives, as others see it: its lock, its status, and the leftovers of
 //! one that was killed.
 
-use std::os::fd::OwnedFd;
+use std::fs::File;
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use leaf_host::lock;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use leaf_core::host_op::RunSpec;
@@ -13,7 +14,7 @@ use leaf_host::contract::RunStatus;
 
 use crate::error::{Error, Result};
 use crate::files::Folder;
-use crate::nspawn::cgroup::Cgroup;
+use crate::nspawn::cgroup::SupervisedCgroup;
 use crate::{Helper, network};
 
 /// The mode of what the observers' group may read.
@@ -24,20 +25,19 @@ pub(crate) const SHOWN_FOLDER: u32 = 0o750;
 /// The lock of a container, held.
 #[derive(Debug)]
 pub(crate) struct RunLock {
-    _fd: OwnedFd,
+    _file: File,
 }
 
 impl Helper {
     /// Returns the lock of a container, or nothing if its supervisor lives.
     pub(crate) async fn acquire(&self, name: &ContainerName) -> Result<Option<RunLock>> {
-        let fd = self.lock_file(name, OFlags::RDWR)?;
+        let file = self.lock_file(name, OFlags::RDWR)?;
         // Who looks whether it is held holds it shared for a moment.
         for _ in 0..50 {
-            match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Some(RunLock { _fd: fd })),
-                Err(Errno::WOULDBLOCK) => tokio::time::sleep(Duration::from_millis(10)).await,
-                Err(e) => return Err(Error::io(format!("lock {}", self.paths.lock(name).display()))(e)),
+            if lock::try_exclusive(&file).map_err(self.lock_failed(name))? {
+                return Ok(Some(RunLock { _file: file }));
             }
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
         Ok(None)
     }
@@ -45,12 +45,8 @@ impl Helper {
     /// Returns whether a container's supervisor lives.
     pub(crate) fn is_supervised(&self, name: &ContainerName) -> Result<bool> {
         // Only read: a look is no change for those who watch.
-        let fd = self.lock_file(name, OFlags::RDONLY)?;
-        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => Ok(false),
-            Err(Errno::WOULDBLOCK) => Ok(true),
-            Err(e) => Err(Error::io(format!("lock {}", self.paths.lock(name).display()))(e)),
-        }
+        let file = self.lock_file(name, OFlags::RDONLY)?;
+        lock::is_held(&file).map_err(self.lock_failed(name))
     }
 
     /// Waits until a container's supervisor is gone, and returns whether it is.
@@ -65,14 +61,22 @@ impl Helper {
         Ok(true)
     }
 
-    fn lock_file(&self, name: &ContainerName, access: OFlags) -> Result<OwnedFd> {
+    fn lock_failed(&self, name: &ContainerName) -> impl FnOnce(std::io::Error) -> Error {
+        let path = self.paths.lock(name);
+        move |source| Error::Lock {
+            path,
+            source: source.into(),
+        }
+    }
+
+    fn lock_file(&self, name: &ContainerName, access: OFlags) -> Result<File> {
         let run = self.run_folder(name)?;
         let flags = access | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let failed = || Error::io(format!("open {}", self.paths.lock(name).display()));
         let lock =
             rustix::fs::openat(run.as_fd(), "lock", flags, Mode::from_raw_mode(SHOWN)).map_err(failed())?;
         run.show(&lock).map_err(failed())?;
-        Ok(lock)
+        Ok(File::from(lock))
     }
 
     /// Opens the folder of what does not survive a reboot, and makes it where it is missing.
@@ -143,7 +147,7 @@ impl Helper {
     /// Removes what a running container has on the host beside files: processes, cgroup, link, mounts, elements of
     /// the rules. Nothing supervises it.
     pub(crate) async fn sweep(&self, name: &ContainerName) -> Result<()> {
-        let cgroup = Cgroup::of(&self.leaf, name)?;
+        let cgroup = SupervisedCgroup::of(&self.leaf, name)?;
         cgroup.kill_all().await?;
         cgroup.remove()?;
         self.release_inputs(name)?;

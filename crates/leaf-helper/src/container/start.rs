@@ -17,7 +17,7 @@ use crate::container::create::check_toplevel;
 use crate::error::{Error, Result};
 use crate::files::Folder;
 use crate::nspawn;
-use crate::nspawn::cgroup::Cgroup;
+use crate::nspawn::cgroup::SupervisedCgroup;
 use crate::systemd::start::WANTED;
 
 /// How long a supervisor has to clean up after a container whose processes are gone.
@@ -196,13 +196,13 @@ impl Helper {
         let status = self.status(&self.run_folder(name)?)?;
         let init = status.and_then(|status| status.leader_pid);
         let init = init.ok_or_else(|| Error::Failed("it has no first process yet".into()))?;
-        let group = Cgroup::of(&self.leaf, name)?;
-        nspawn::ask_init_to_halt(init, |pid| group.holds(pid))
+        let group = SupervisedCgroup::of(&self.leaf, name)?;
+        nspawn::ask_init_to_halt(init, |pid| group.contains(pid))
     }
 
     /// Ends a container's processes, and its supervisor if that does not end by itself then.
     async fn end_by_force(&self, name: &ContainerName) -> Result<()> {
-        let cgroup = Cgroup::of(&self.leaf, name)?;
+        let cgroup = SupervisedCgroup::of(&self.leaf, name)?;
         cgroup.kill_payload().await?;
         if !self.wait_unsupervised(name, CLEAN_UP).await? {
             cgroup.kill_all().await?;

@@ -7,15 +7,13 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use leaf_core::decide::AddressPool;
-use leaf_core::host_op::{HostOp, HostOpError};
+use leaf_core::host_op::{HostOp, HostOpError, Runtime};
 use leaf_core::id::JobId;
 use leaf_host::contract::job_unit;
+use leaf_host::systemd::{KillWhom, OwnedVariant, Systemd, SystemdError, UnitJobOutcome, transient_property};
+use rustix::process::Signal;
 use tokio::time::Instant;
-use zbus::proxy::CacheProperties;
-use zbus::{Connection, OwnedVariant, Variant};
-use zbus_systemd::systemd1::{ManagerProxy, UnitProxy};
 
 use crate::error::{Error, Result};
 use crate::files::Folder;
@@ -26,7 +24,6 @@ const BEGINS_WITHIN: Duration = Duration::from_secs(60);
 const GONE_WITHIN: Duration = Duration::from_secs(20);
 /// Memory that all of a job may use is not limited, its processes are.
 const MAX_TASKS: u64 = 4096;
-const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 
 /// What jobs are run with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,14 +49,18 @@ impl Jobs {
     ///
     /// # Errors
     /// [`HostOpError`], as [`Helper::carry_out`](crate::Helper::carry_out) has it.
-    pub(crate) async fn carry_out(&self, op: &HostOp) -> std::result::Result<(), HostOpError> {
+    pub(crate) async fn carry_out(
+        &self,
+        systemd: &Systemd,
+        op: &HostOp,
+    ) -> std::result::Result<(), HostOpError> {
         let outcome = match op {
-            HostOp::StartJob { id } => self.start(*id).await,
+            HostOp::StartJob { id } => self.start(systemd, *id).await,
             HostOp::StopJob { id, grace_seconds } => {
                 let grace = (*grace_seconds).min(crate::MAX_WAIT_SECONDS);
-                stop(*id, Duration::from_secs(grace.into())).await
+                stop(systemd, *id, Duration::from_secs(grace.into())).await
             }
-            HostOp::RemoveJob { id } => self.remove(*id).await,
+            HostOp::RemoveJob { id } => self.remove(systemd, *id).await,
             _ => Err(Error::Failed("this is no operation on a job".to_owned())),
         };
         outcome.map_err(|e| e.about(op))
@@ -84,7 +85,7 @@ impl Jobs {
         Ok(Some(own))
     }
 
-    async fn start(&self, id: JobId) -> Result<()> {
+    async fn start(&self, systemd: &Systemd, id: JobId) -> Result<()> {
         let folder = self
             .open(id)?
             .ok_or_else(|| Error::Refused(format!("{}/{id} is not there", self.folder.display())))?;
@@ -95,54 +96,38 @@ impl Jobs {
             )));
         }
         let unit = job_unit(id);
-        let manager = manager().await?;
-        if is_up(&manager, &unit).await? {
+        check_systemd()?;
+        if is_up(systemd, &unit).await? {
             return Ok(());
         }
         // One that failed is in the way of the next of its name.
-        match manager.reset_failed_unit(unit.clone()).await {
-            Err(e) if is_named(&e, NO_SUCH_UNIT) => {}
-            other => other.map_err(said("forget an earlier run"))?,
-        }
-        // systemd tells of the end of a job whoever asked for it.
-        let mut ends = manager
-            .receive_job_removed()
-            .await
-            .map_err(said("wait for its start"))?;
-        let begun = manager
-            .start_transient_unit(unit.clone(), "fail".to_owned(), self.properties(id), Vec::new())
-            .await
-            .map_err(said("start the unit"))?;
-        let ended = async {
-            while let Some(signal) = ends.next().await {
-                match signal.args() {
-                    Ok(ended) if ended.job == begun => return Some(ended.result),
-                    _ => {}
-                }
-            }
-            None
+        systemd.reset_failed(&unit).await?;
+        let started = systemd
+            .start_transient(&unit, &self.properties(id), BEGINS_WITHIN)
+            .await;
+        let outcome = match started {
+            // D-Bus went away before the answer, and the call was made again: the unit is there by the first one.
+            Err(SystemdError::Refused { .. }) if is_up(systemd, &unit).await? => return Ok(()),
+            started => started?,
         };
-        match tokio::time::timeout(BEGINS_WITHIN, ended).await {
-            Ok(Some(result)) if result == "done" => Ok(()),
-            Ok(Some(result)) => Err(Error::Failed(format!(
+        match outcome {
+            UnitJobOutcome::Done => Ok(()),
+            UnitJobOutcome::Failed(result) => Err(Error::Failed(format!(
                 "its runner did not begin ({result}); see: journalctl --unit {unit}"
             ))),
-            // The signal was lost with D-Bus; the unit is the truth.
-            Ok(None) if is_up(&crate::job::manager().await?, &unit).await? => Ok(()),
-            Ok(None) => Err(Error::Failed("D-Bus went away while it was started".to_owned())),
-            Err(_) => Err(Error::Failed(format!(
+            UnitJobOutcome::TimedOut => Err(Error::Failed(format!(
                 "its runner did not begin within {} s",
                 BEGINS_WITHIN.as_secs()
             ))),
         }
     }
 
-    async fn remove(&self, id: JobId) -> Result<()> {
+    async fn remove(&self, systemd: &Systemd, id: JobId) -> Result<()> {
         if self.open(id)?.is_none() {
             return Ok(());
         }
-        let manager = manager().await?;
-        if is_up(&manager, &job_unit(id)).await? {
+        check_systemd()?;
+        if is_up(systemd, &job_unit(id)).await? {
             return Err(Error::Failed("it runs; stop it first".to_owned()));
         }
         match Folder::open_root(&self.folder)? {
@@ -157,16 +142,16 @@ impl Jobs {
         let folder = text(&folder);
         let program = text(&self.program);
         let command = vec![program.clone(), "nix-job".to_owned(), folder.clone()];
-        let yes = |name: &str| property(name, true);
+        let yes = |name: &str| transient_property(name, true);
         let mut properties = vec![
-            property("Description", format!("Nix job {id} of a leaf")),
-            property("Type", "notify".to_owned()),
-            property("NotifyAccess", "main".to_owned()),
-            property("ExecStart", vec![(program, command, false)]),
-            property("User", self.user.clone()),
-            property("Group", self.user.clone()),
-            property("WorkingDirectory", folder.clone()),
-            property(
+            transient_property("Description", format!("Nix job {id} of a leaf")),
+            transient_property("Type", "notify".to_owned()),
+            transient_property("NotifyAccess", "main".to_owned()),
+            transient_property("ExecStart", vec![(program, command, false)]),
+            transient_property("User", self.user.clone()),
+            transient_property("Group", self.user.clone()),
+            transient_property("WorkingDirectory", folder.clone()),
+            transient_property(
                 "Environment",
                 vec![
                     format!("PATH={}", self.path),
@@ -175,44 +160,44 @@ impl Jobs {
                     "LANG=C.UTF-8".to_owned(),
                 ],
             ),
-            property("CollectMode", "inactive-or-failed".to_owned()),
+            transient_property("CollectMode", "inactive-or-failed".to_owned()),
             // The runner is asked to end, and ends what is below it; what is left is killed with the unit.
-            property("KillMode", "mixed".to_owned()),
-            property("TimeoutStopUSec", 30_000_000_u64),
-            property("TasksMax", MAX_TASKS),
-            property("UMask", 0o022_u32),
-            property("CapabilityBoundingSet", 0_u64),
-            property("AmbientCapabilities", 0_u64),
-            property("DevicePolicy", "closed".to_owned()),
-            property("ProtectSystem", "strict".to_owned()),
-            property("ProtectHome", "yes".to_owned()),
-            property("ProtectProc", "invisible".to_owned()),
-            property("ReadWritePaths", vec![folder.clone()]),
+            transient_property("KillMode", "mixed".to_owned()),
+            transient_property("TimeoutStopUSec", 30_000_000_u64),
+            transient_property("TasksMax", MAX_TASKS),
+            transient_property("UMask", 0o022_u32),
+            transient_property("CapabilityBoundingSet", 0_u64),
+            transient_property("AmbientCapabilities", 0_u64),
+            transient_property("DevicePolicy", "closed".to_owned()),
+            transient_property("ProtectSystem", "strict".to_owned()),
+            transient_property("ProtectHome", "yes".to_owned()),
+            transient_property("ProtectProc", "invisible".to_owned()),
+            transient_property("ReadWritePaths", vec![folder.clone()]),
             // Of all jobs only this one's folder is there.
-            property(
+            transient_property(
                 "TemporaryFileSystem",
                 vec![(text(&self.folder), "ro,mode=0755".to_owned())],
             ),
-            property("BindPaths", vec![(folder.clone(), folder, false, 0_u64)]),
-            property(
+            transient_property("BindPaths", vec![(folder.clone(), folder, false, 0_u64)]),
+            transient_property(
                 "InaccessiblePaths",
                 self.hidden
                     .iter()
                     .map(|path| format!("-{}", text(path)))
                     .collect::<Vec<_>>(),
             ),
-            property("RestrictNamespaces", 0_u64),
-            property(
+            transient_property("RestrictNamespaces", 0_u64),
+            transient_property(
                 "RestrictAddressFamilies",
                 (
                     true,
                     ["AF_UNIX", "AF_INET", "AF_INET6"].map(str::to_owned).to_vec(),
                 ),
             ),
-            property("SystemCallArchitectures", vec!["native".to_owned()]),
-            property("SystemCallFilter", (true, vec!["@system-service".to_owned()])),
+            transient_property("SystemCallArchitectures", vec!["native".to_owned()]),
+            transient_property("SystemCallFilter", (true, vec!["@system-service".to_owned()])),
             // ptrace is in @debug, which is not in @system-service: no job looks into another of the same user.
-            property("IPAddressDeny", vec![self.pool_addresses()]),
+            transient_property("IPAddressDeny", vec![self.pool_addresses()]),
         ];
         for name in [
             "NoNewPrivileges",
@@ -243,23 +228,23 @@ impl Jobs {
     }
 }
 
-/// Ends a job: a word to its runner, a grace time, then the end of all that is left.
-async fn stop(id: JobId, grace: Duration) -> Result<()> {
-    const SIGTERM: i32 = 15;
-    const SIGKILL: i32 = 9;
+/// Ends a job: SIGTERM to its runner, a grace time, then SIGKILL to all that is left.
+async fn stop(systemd: &Systemd, id: JobId, grace: Duration) -> Result<()> {
+    check_systemd()?;
     let unit = job_unit(id);
-    let manager = manager().await?;
-    for (whom, signal, patience) in [("main", SIGTERM, grace), ("all", SIGKILL, GONE_WITHIN)] {
-        match manager.kill_unit(unit.clone(), whom.to_owned(), signal).await {
-            Err(e) if is_named(&e, NO_SUCH_UNIT) => return Ok(()),
-            // It has no such process (any more).
-            Err(zbus::Error::MethodError(..)) => {}
-            other => other.map_err(said("signal the unit"))?,
-        }
+    for (whom, signal, patience) in [
+        (KillWhom::Main, Signal::TERM, grace),
+        (KillWhom::All, Signal::KILL, GONE_WITHIN),
+    ] {
+        systemd.kill(&unit, whom, signal.as_raw()).await?;
         let deadline = Instant::now() + patience;
-        while Instant::now() < deadline {
-            if !is_up(&manager, &unit).await? {
+        // At least once: a unit that is not there is stopped.
+        loop {
+            if !is_up(systemd, &unit).await? {
                 return Ok(());
+            }
+            if Instant::now() >= deadline {
+                break;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -267,63 +252,21 @@ async fn stop(id: JobId, grace: Duration) -> Result<()> {
     Err(Error::Failed(format!("{unit} can't be ended")))
 }
 
-fn property(name: &str, value: impl Into<Variant<'static>>) -> (String, OwnedVariant) {
-    let value =
-        OwnedVariant::try_from(value.into()).expect("only file descriptors may fail, and there are none");
-    (name.to_owned(), value)
-}
-
 fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-async fn manager() -> Result<ManagerProxy<'static>> {
-    // As sd_booted(3) does it.
-    if !Path::new("/run/systemd/system").is_dir() {
-        return Err(Error::Unsupported(
+fn check_systemd() -> Result<()> {
+    match leaf_host::runtime::detect() {
+        Runtime::Systemd => Ok(()),
+        Runtime::Nspawn => Err(Error::Unsupported(
             "jobs of another user need systemd as PID 1".to_owned(),
-        ));
+        )),
     }
-    let connection = Connection::system().await.map_err(said("reach D-Bus"))?;
-    ManagerProxy::builder(&connection)
-        .cache_properties(CacheProperties::No)
-        .build()
-        .await
-        .map_err(said("reach systemd"))
 }
 
 /// Returns whether anything of a unit runs, or is about to.
-async fn is_up(manager: &ManagerProxy<'static>, unit: &str) -> Result<bool> {
-    let path = match manager.get_unit(unit.to_owned()).await {
-        Err(e) if is_named(&e, NO_SUCH_UNIT) => return Ok(false),
-        other => other.map_err(said("look for the unit"))?,
-    };
-    let look = async {
-        UnitProxy::builder(manager.inner().connection())
-            .path(path)
-            .cache_properties(CacheProperties::No)
-            .build()
-            .await?
-            .active_state()
-            .await
-    };
-    match look.await {
-        Ok(state) => Ok(!matches!(state.as_str(), "inactive" | "failed")),
-        // It went away between the two.
-        Err(zbus::Error::MethodError(..)) => Ok(false),
-        Err(e) => Err(said("look at the unit")(e)),
-    }
-}
-
-fn is_named(error: &zbus::Error, wanted: &str) -> bool {
-    matches!(error, zbus::Error::MethodError(name, ..) if name.as_str() == wanted)
-}
-
-fn said(what: &'static str) -> impl FnOnce(zbus::Error) -> Error {
-    move |error| match error {
-        zbus::Error::MethodError(name, Some(detail), _) => {
-            Error::Failed(format!("can't {what}: {detail} ({name})"))
-        }
-        other => Error::Failed(format!("can't {what}: {other}")),
-    }
+async fn is_up(systemd: &Systemd, unit: &str) -> Result<bool> {
+    let state = systemd.loaded_unit(unit).await?;
+    Ok(state.is_some_and(|state| state.is_up()))
 }

@@ -30,6 +30,7 @@ mod nft;
 mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
@@ -268,8 +269,8 @@ impl Helper {
 
     async fn lock_network(&self) -> Result<Lock> {
         let state = Folder::make_root(&self.paths.state, SHOWN_FOLDER)?;
-        let fd = lock::hold(&state, LOCK).await?;
-        Ok(Lock { state, _fd: fd })
+        let file = lock::hold(&state, LOCK).await?;
+        Ok(Lock { state, _file: file })
     }
 }
 
@@ -277,7 +278,7 @@ impl Helper {
 #[derive(Debug)]
 struct Lock {
     state: Folder,
-    _fd: std::os::fd::OwnedFd,
+    _file: File,
 }
 
 /// The ports of the leaf that lead to a container.

@@ -22,7 +22,7 @@ use crate::container::create::check_toplevel;
 use crate::container::run::{RunLock, SHOWN};
 use crate::error::{Error, Result};
 use crate::files::Folder;
-use crate::nspawn::cgroup::Cgroup;
+use crate::nspawn::cgroup::SupervisedCgroup;
 use crate::nspawn::console::Console;
 use crate::{Helper, network, nspawn};
 
@@ -81,7 +81,7 @@ impl Supervisor<'_> {
         self.status.start_digest = spec.start_digest();
         self.write_status()?;
         helper.sweep(name).await?;
-        let cgroup = Cgroup::of(&helper.leaf, name)?;
+        let cgroup = SupervisedCgroup::of(&helper.leaf, name)?;
         cgroup.enter()?;
         let outcome = self.run_payload(&spec, &cgroup).await;
         // Whatever happened: nothing stays.
@@ -95,7 +95,7 @@ impl Supervisor<'_> {
 
     /// Runs the container. This process is in the container's cgroup when it begins, so that systemd-nspawn is from
     /// its first instruction; then it moves aside.
-    async fn run_payload(&mut self, spec: &RunSpec, cgroup: &Cgroup) -> Result<Exit> {
+    async fn run_payload(&mut self, spec: &RunSpec, cgroup: &SupervisedCgroup) -> Result<Exit> {
         let helper = self.helper;
         network::make_link(&spec.name, spec.network).await?;
         helper.admit(&spec.name).await?;

@@ -185,7 +185,7 @@ impl Work {
 async fn carry_out(helper: &Helper, jobs: Option<&Jobs>, op: &HostOp) -> Result<(), HostOpError> {
     match (op, jobs) {
         (HostOp::StartJob { .. } | HostOp::StopJob { .. } | HostOp::RemoveJob { .. }, Some(jobs)) => {
-            jobs.carry_out(op).await
+            jobs.carry_out(&helper.systemd, op).await
         }
         _ => helper.carry_out_untidily(op).await,
     }

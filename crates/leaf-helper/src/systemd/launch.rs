@@ -11,6 +11,7 @@ use leaf_core::error::chain;
 use leaf_core::host_op::{RunSpec, Runtime};
 use leaf_core::id::ContainerName;
 use leaf_core::spec::RestartWhen;
+use leaf_host::cgroup::Cgroup;
 use leaf_host::contract::RunStatus;
 use rustix::process::Signal;
 use tokio::process::Command;
@@ -22,8 +23,8 @@ use crate::container::create::{check_switch, check_toplevel};
 use crate::container::run::SHOWN;
 use crate::error::{Error, Result};
 use crate::files::Folder;
-use crate::nspawn::{self, cgroup};
-use crate::systemd::payload::{UnitCgroup, cgroup_of};
+use crate::nspawn;
+use crate::systemd::payload::UnitCgroup;
 use crate::systemd::unit;
 
 /// What a running container was started with, or switched to since.
@@ -191,7 +192,7 @@ impl Helper {
         if restart.when == RestartWhen::Never {
             return Ok(());
         }
-        let ready_at = self.systemd.active_since(&Runtime::unit(&spec.name)).await?;
+        let ready_at = self.systemd.unit(&Runtime::unit(&spec.name)).await?.active_since;
         let enough = 2 * i64::from(restart.max_delay_seconds);
         if let Some(ready_at) = ready_at
             && ready_at >= started_at
@@ -207,7 +208,7 @@ impl Helper {
         if !run.has(LASTED)? {
             return Ok(());
         }
-        if let Err(e) = self.systemd.forget_failure(&Runtime::unit(name)).await {
+        if let Err(e) = self.systemd.reset_failed(&Runtime::unit(name)).await {
             tracing::warn!(error = chain(&e), "the restarts are counted on");
         }
         run.remove_file(LASTED)
@@ -232,15 +233,15 @@ impl Helper {
             .filter(|machine| machine.unit == unit)
             .ok_or_else(|| Error::Failed(format!("the machine {name} does not run in {unit}")))?;
         // The switch counts as the container's own: it is within its limits, and ends with it.
-        if !UnitCgroup::of(name)?.holds(machine.leader) {
+        if !UnitCgroup::of(name)?.contains(machine.leader) {
             return Err(Error::Failed(format!(
                 "process {} is not of this container",
                 machine.leader
             )));
         }
-        let group = cgroup_of(machine.leader)
+        let group = Cgroup::of_process(machine.leader)?
             .ok_or_else(|| Error::Failed("the container's first process is gone".into()))?;
-        cgroup::join(&group)?;
+        group.attach_this_process()?;
         let mut child = Command::new("nsenter")
             .arg(format!("--target={}", machine.leader))
             .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"])
@@ -316,7 +317,7 @@ fn ask_init_to_halt() -> Result<()> {
     let group = UnitCgroup::own()?;
     let first = group.first_process();
     let first = first.ok_or_else(|| Error::Failed("it has no first process".into()))?;
-    nspawn::ask_init_to_halt(first, |pid| group.holds(pid))
+    nspawn::ask_init_to_halt(first, |pid| group.contains(pid))
 }
 
 /// What is known of a run that just begins, in this process.

@@ -10,75 +10,73 @@
 //! A container that uses up its limits so does not take along what runs it.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::Duration;
 
 use leaf_core::host_op::Runtime;
 use leaf_core::id::ContainerName;
 use leaf_core::spec::Limits;
+use leaf_host::cgroup::{self, Cgroup, CgroupError};
+use leaf_host::mounts::{self, Mount};
 
 use crate::error::{Error, Result};
-use crate::nspawn::cgroup;
 
 /// The controllers that limits and figures need.
 const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
 /// The period of `cpu.max`, in microseconds.
 const CPU_PERIOD: u64 = 100_000;
 
+/// How long processes that were killed may take to be gone.
+const GONE_WITHIN: Duration = Duration::from_secs(5);
+
 /// The delegated cgroup of a container's unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct UnitCgroup(PathBuf);
+pub(crate) struct UnitCgroup(Cgroup);
 
 impl UnitCgroup {
-    /// Returns that of a container, which need not be there.
+    /// Returns that of a container, which need not exist.
     pub(crate) fn of(name: &ContainerName) -> Result<Self> {
-        Ok(Self(
-            cgroup::mount()?.join("machine.slice").join(Runtime::unit(name)),
-        ))
+        let path = cgroup::mount()?.join("machine.slice").join(Runtime::unit(name));
+        Ok(Self(Cgroup::at(path)))
     }
 
     /// Returns that of the unit that this process is in.
     pub(crate) fn own() -> Result<Self> {
-        let text =
-            std::fs::read_to_string("/proc/self/cgroup").map_err(Error::io("read /proc/self/cgroup"))?;
-        let own = text
-            .lines()
-            .find_map(|line| line.strip_prefix("0::/"))
-            .ok_or_else(|| Error::Unsupported("cgroup version 2 is not mounted on this host".into()))?;
-        Ok(Self(cgroup::mount()?.join(unit_part(own))))
+        let own = Cgroup::of_this_process()?;
+        Ok(Self(Cgroup::at(unit_part(own.path()))))
     }
 
-    /// Whether it is there: systemd removes it with the unit's last process.
-    pub(crate) fn is_there(&self) -> bool {
-        self.0.is_dir()
+    /// Returns whether it exists: systemd removes it with the unit's last process.
+    pub(crate) fn exists(&self) -> bool {
+        self.0.exists()
     }
 
     /// The cgroup of the container's own processes.
-    pub(crate) fn payload(&self) -> PathBuf {
-        self.0.join("payload")
+    pub(crate) fn payload(&self) -> Cgroup {
+        self.0.child("payload")
     }
 
     /// Makes the payload's cgroup with its limits. Nothing runs in it yet; this process moves beside it.
     pub(crate) fn make_payload(&self, limits: &Limits, root: &Path) -> Result<()> {
-        let supervisor = self.0.join("supervisor");
-        for folder in [&supervisor, &self.payload()] {
-            std::fs::create_dir_all(folder)
-                .map_err(Error::io(format!("make the cgroup {}", folder.display())))?;
-        }
-        cgroup::join(&supervisor)?;
-        let file = self.0.join("cgroup.controllers");
+        let supervisor = self.0.child("supervisor");
+        supervisor.create()?;
+        self.payload().create()?;
+        supervisor.attach_this_process()?;
+        let file = self.0.path().join("cgroup.controllers");
         let there = std::fs::read_to_string(&file).map_err(Error::io(format!("read {}", file.display())))?;
         let wanted: String = CONTROLLERS
             .iter()
             .filter(|controller| there.split_whitespace().any(|t| t == **controller))
             .map(|controller| format!("+{controller} "))
             .collect();
-        write(&self.0.join("cgroup.subtree_control"), wanted.trim())?;
+        write(&self.0.path().join("cgroup.subtree_control"), wanted.trim())?;
         self.set_limits(limits, root)
     }
 
     /// Sets the limits of the payload as they are wanted; what is not limited any more is free again.
     pub(crate) fn set_limits(&self, limits: &Limits, root: &Path) -> Result<()> {
         let payload = self.payload();
+        let payload = payload.path();
         for (file, wanted) in settings(limits) {
             let path = payload.join(file);
             if path.exists() {
@@ -110,67 +108,33 @@ impl UnitCgroup {
     }
 
     /// Returns whether a process is in this cgroup or below it.
-    pub(crate) fn holds(&self, pid: u32) -> bool {
-        cgroup_of(pid).is_some_and(|group| group.starts_with(&self.0))
+    pub(crate) fn contains(&self, pid: u32) -> bool {
+        self.0.contains(pid)
     }
 
-    /// Returns the container's first process, if it runs: the one that is process 1 in the namespace below this program's.
+    /// Returns the container's first process, if it runs: process 1 of the namespace below this program's.
     pub(crate) fn first_process(&self) -> Option<u32> {
-        let mut groups = vec![self.payload()];
-        while let Some(group) = groups.pop() {
-            // One that ends meanwhile is not looked for.
-            let processes = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-            let first = processes.lines().filter_map(|pid| pid.parse().ok()).find(|pid| {
-                is_first(&std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default())
-            });
-            if first.is_some() {
-                return first;
-            }
-            let below = std::fs::read_dir(&group).into_iter().flatten().flatten();
-            groups.extend(below.map(|entry| entry.path()).filter(|path| path.is_dir()));
-        }
-        None
+        self.payload().first_process()
     }
 
-    /// How many processes of the container were killed for want of memory.
+    /// Returns how many processes of the container were killed for want of memory.
     pub(crate) fn oom_kills(&self) -> u64 {
-        std::fs::read_to_string(self.payload().join("memory.events"))
-            .ok()
-            .and_then(|text| {
-                let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "))?;
-                line.parse().ok()
-            })
-            .unwrap_or(0)
+        self.payload().oom_kills().unwrap_or(0)
     }
 
     /// Ends every process of the container at once.
     pub(crate) async fn kill_payload(&self) -> Result<()> {
-        cgroup::kill(&self.payload()).await
+        Ok(self.payload().kill_and_wait(GONE_WITHIN).await?)
     }
 }
 
-/// Whether a process is the first of a namespace below the reader's, as its `/proc/PID/status` tells (proc_pid_status(5),
-/// `NSpid`).
-fn is_first(status: &str) -> bool {
-    status.lines().any(|line| {
-        line.strip_prefix("NSpid:")
-            .is_some_and(|pids| matches!(pids.split_whitespace().collect::<Vec<_>>()[..], [_, "1"]))
-    })
-}
-
-/// Returns the cgroup that a process is in.
-pub(crate) fn cgroup_of(pid: u32) -> Option<PathBuf> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let own = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    Some(cgroup::mount().ok()?.join(own))
-}
-
-/// The unit's own group, of one that is in it or in a group of systemd's below it.
-fn unit_part(group: &str) -> &str {
-    ["/supervisor", "/.control"]
-        .iter()
-        .find_map(|sub| group.strip_suffix(sub))
-        .unwrap_or(group)
+/// The unit's own cgroup, of one that is the unit's or a group of systemd's below it.
+fn unit_part(group: &Path) -> &Path {
+    let is_below = |group: &&Path| group.ends_with("supervisor") || group.ends_with(".control");
+    match group.parent() {
+        Some(unit) if is_below(&group) => unit,
+        _ => group,
+    }
 }
 
 /// What is written into which file of the cgroup.
@@ -210,13 +174,10 @@ fn disk_below(folder: &Path) -> Result<String> {
     let mut device = stat.dev();
     if rustix::fs::major(device) == 0 {
         // Such as btrfs: its device has no number of its own here, and its source is in the table of mounts.
-        let table = std::fs::read_to_string("/proc/self/mountinfo")
-            .map_err(Error::io("read /proc/self/mountinfo"))?;
-        let source = source_of(
-            &table,
-            &format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device)),
-        )
-        .ok_or_else(|| unsupported("its file system is on no disk".into()))?;
+        let number = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+        let table = mounts::table().map_err(CgroupError::MountTable)?;
+        let source =
+            device_of(&table, &number).ok_or_else(|| unsupported("its file system is on no disk".into()))?;
         let stat = std::fs::metadata(&source).map_err(|e| unsupported(format!("{source}: {e}")))?;
         device = stat.rdev();
         if rustix::fs::major(device) == 0 {
@@ -236,12 +197,10 @@ fn disk_below(folder: &Path) -> Result<String> {
         .map_err(|e| unsupported(format!("{}: {e}", whole.display())))
 }
 
-fn source_of(table: &str, device: &str) -> Option<String> {
-    table.lines().find_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        let source = right.split(' ').nth(1)?;
-        (left.split(' ').nth(2) == Some(device) && source.starts_with("/dev/")).then(|| source.to_owned())
-    })
+/// Returns the device that a mounted file system of this number is on, where that has one.
+fn device_of<'a>(table: &'a [Mount], number: &str) -> Option<&'a str> {
+    let on_device = |mount: &&Mount| mount.device == number && mount.source.starts_with("/dev/");
+    table.iter().find(on_device).map(|mount| &*mount.source)
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {
@@ -273,36 +232,25 @@ mod tests {
     }
 
     #[test]
-    fn the_first_process_of_a_container_is_no_other_and_no_containers_within_it() {
-        assert!(is_first("Name:\tsystemd\nNSpid:\t402\t1\nNSpgid:\t402\t1\n"));
-        for other in [
-            "NSpid:\t1\n",
-            "NSpid:\t402\n",
-            "NSpid:\t402\t7\n",
-            "NSpid:\t402\t7\t1\n",
-            "NSpid:\t402\t11\nNSpgid:\t402\t1\n",
-            "",
-        ] {
-            assert!(!is_first(other), "{other:?}");
-        }
-    }
-
-    #[test]
     fn the_units_own_group_is_found_from_below_it() {
-        let unit = "machine.slice/container@web.service";
-        for group in [
-            unit,
-            "machine.slice/container@web.service/supervisor",
-            "machine.slice/container@web.service/.control",
-        ] {
-            assert_eq!(unit_part(group), unit);
+        let unit = Path::new("machine.slice/container@web.service");
+        assert_eq!(unit_part(unit), unit);
+        for below in ["supervisor", ".control"] {
+            assert_eq!(unit_part(&unit.join(below)), unit);
         }
     }
 
     #[test]
     fn the_disk_of_a_file_system_without_a_number_is_found_in_the_table_of_mounts() {
-        let table = "30 1 0:26 / / rw - btrfs /dev/vda2 rw\n31 1 0:27 / /run rw - tmpfs tmpfs rw\n";
-        assert_eq!(source_of(table, "0:26").as_deref(), Some("/dev/vda2"));
-        assert_eq!(source_of(table, "0:27"), None);
+        let mount = |device: &str, source: &str| Mount {
+            device: device.into(),
+            target: "/".into(),
+            fs_type: "btrfs".into(),
+            source: source.into(),
+            options: Vec::new(),
+        };
+        let table = [mount("0:26", "/dev/vda2"), mount("0:27", "tmpfs")];
+        assert_eq!(device_of(&table, "0:26"), Some("/dev/vda2"));
+        assert_eq!(device_of(&table, "0:27"), None);
     }
 }

@@ -6,7 +6,7 @@
 //! was killed, the unit makes it itself. Afterwards it is the same: what a container leaves is removed by its unit
 //! ([`Helper::launch`]), or by the helper once it has answered, where that had the container stopped ([`Helper::tidy`]).
 
-use std::os::fd::OwnedFd;
+use std::fs::File;
 use std::path::Path;
 
 use leaf_core::host_op::{RunSpec, Runtime};
@@ -37,7 +37,7 @@ struct Note {
 #[derive(Debug)]
 pub(crate) struct Preparing {
     run: Folder,
-    _lock: OwnedFd,
+    _lock: File,
 }
 
 impl Helper {
@@ -87,7 +87,7 @@ impl Helper {
 
     /// Takes it on to remove what a container leaves that systemd is asked to stop: its unit does not, so that nobody has to
     /// wait for that. It is to be [tidied up](Self::tidy) after it.
-    pub(crate) async fn attend(&self, name: &ContainerName) -> Result<OwnedFd> {
+    pub(crate) async fn attend(&self, name: &ContainerName) -> Result<File> {
         lock::hold(&self.run_folder(name)?, ATTENDED).await
     }
 
@@ -103,7 +103,7 @@ impl Helper {
         };
         let _preparing = self.begin_to_prepare_start(name).await?;
         // Without a cgroup it is down; only otherwise systemd need be asked.
-        if UnitCgroup::of(name)?.is_there() && self.unit_is_up(name).await? {
+        if UnitCgroup::of(name)?.exists() && self.unit_is_up(name).await? {
             return Ok(());
         }
         self.sweep_below_systemd(&spec).await
@@ -135,7 +135,7 @@ impl Helper {
                     machine.unit
                 )));
             }
-            self.systemd.unregister(name.as_str()).await?;
+            self.systemd.unregister_machine(name.as_str()).await?;
         }
         self.release_inputs(name)?;
         self.sweep_common(name).await

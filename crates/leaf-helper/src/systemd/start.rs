@@ -9,13 +9,14 @@ use leaf_core::error::chain;
 use leaf_core::host_op::{RunSpec, Runtime};
 use leaf_core::id::ContainerName;
 use leaf_host::contract::{RunStatus, conf_marker};
+use leaf_host::systemd::{KillWhom, UnitJob, UnitJobOutcome, UnitState};
+use rustix::process::Signal;
 use tokio::time::Instant;
 
 use crate::Helper;
 use crate::container::create::check_toplevel;
 use crate::error::{Error, Result};
 use crate::files::Folder;
-use crate::systemd::client::{JobEnd, UnitLook, Verb};
 use crate::systemd::payload::UnitCgroup;
 use crate::systemd::unit;
 
@@ -60,7 +61,7 @@ impl Helper {
         // One that systemd has in mind it does not read again by itself.
         if self
             .systemd
-            .look(&unit, false)
+            .loaded_unit(&unit)
             .await?
             .is_some_and(|look| look.load != "not-found")
         {
@@ -82,9 +83,9 @@ impl Helper {
     /// Removes a container's unit, and returns whether it could: not where it runs.
     pub(crate) async fn remove_unit(&self, name: &ContainerName) -> Result<bool> {
         let unit = Runtime::unit(name);
-        match self.systemd.look(&unit, false).await? {
+        match self.systemd.loaded_unit(&unit).await? {
             Some(look) if look.is_up() => return Ok(false),
-            Some(look) if look.active == "failed" => self.systemd.forget_failure(&unit).await?,
+            Some(look) if look.active == "failed" => self.systemd.reset_failed(&unit).await?,
             _ => {}
         }
         for path in [UNITS, GENERATED] {
@@ -103,7 +104,7 @@ impl Helper {
 
     /// Returns whether a container's unit runs, or will by itself.
     pub(crate) async fn unit_is_up(&self, name: &ContainerName) -> Result<bool> {
-        let look = self.systemd.look(&Runtime::unit(name), false).await?;
+        let look = self.systemd.loaded_unit(&Runtime::unit(name)).await?;
         Ok(look.is_some_and(|look| look.is_up()))
     }
 
@@ -121,8 +122,8 @@ impl Helper {
         for attempt in 1.. {
             let rest = deadline.saturating_duration_since(Instant::now());
             match self.start_prepared(spec, &unit, rest).await? {
-                JobEnd::Done => break,
-                JobEnd::Undone(why) => {
+                UnitJobOutcome::Done => break,
+                UnitJobOutcome::Failed(why) => {
                     self.forget_prepared_start(name).await?;
                     let why = self.why_not_ready(name, &why, began).await;
                     if attempt == TRIES
@@ -133,7 +134,7 @@ impl Helper {
                     }
                     tracing::warn!(container = %name, "machined did not answer, so it is started once more");
                 }
-                JobEnd::StillRuns => {
+                UnitJobOutcome::TimedOut => {
                     let said = self.said(name).await;
                     self.end_unit(name, Duration::ZERO).await?;
                     return Err(Error::NotReady(format!(
@@ -147,12 +148,12 @@ impl Helper {
     }
 
     /// Has systemd start a container's unit, and prepares the start meanwhile.
-    async fn start_prepared(&self, spec: &RunSpec, unit: &str, limit: Duration) -> Result<JobEnd> {
+    async fn start_prepared(&self, spec: &RunSpec, unit: &str, limit: Duration) -> Result<UnitJobOutcome> {
         let preparing = self.begin_to_prepare_start(&spec.name).await?;
         let look = self.check_unit(unit).await?;
         // Also one that is about to be started again: its restarts are counted anew.
         if look.active == "failed" || look.sub.contains("auto-restart") {
-            self.systemd.forget_failure(unit).await?;
+            self.systemd.reset_failed(unit).await?;
         }
         let prepare = async {
             if look.is_up() {
@@ -163,40 +164,41 @@ impl Helper {
                 tracing::warn!(container = %spec.name, error = chain(&e), "the start could not be prepared");
             }
         };
-        let (end, ()) = tokio::join!(self.systemd.job(Verb::Start, unit, limit), prepare);
-        end
+        let (end, ()) = tokio::join!(self.systemd.run_job(UnitJob::Start, unit, limit), prepare);
+        Ok(end?)
     }
 
     /// Checks that what systemd would start is this leaf's unit, and not one that somebody put before it. Returns how it
     /// does.
-    async fn check_unit(&self, unit: &str) -> Result<UnitLook> {
-        let ours = |look: &UnitLook| {
+    async fn check_unit(&self, unit: &str) -> Result<UnitState> {
+        let ours = |state: &UnitState| {
             [UNITS, GENERATED]
                 .iter()
-                .any(|folder| look.file == format!("{folder}/{unit}"))
+                .any(|directory| state.file == format!("{directory}/{unit}"))
         };
-        let mut look = self.systemd.look(unit, true).await?;
-        if look.as_ref().is_none_or(|look| look.stale || !ours(look)) {
+        let mut state = self.systemd.unit(unit).await?;
+        if state.needs_reload || !ours(&state) {
             self.systemd.reload().await?;
-            look = self.systemd.look(unit, true).await?;
+            state = self.systemd.unit(unit).await?;
         }
-        match look {
-            Some(look) if ours(&look) && look.load == "loaded" => Ok(look),
-            Some(look) if ours(&look) => Err(Error::Failed(format!(
-                "systemd can't use {}: it is {}",
-                look.file, look.load
-            ))),
-            Some(look) => Err(Error::Refused(format!(
+        if !ours(&state) {
+            return Err(Error::Refused(format!(
                 "systemd has another unit of the name {unit} ({}, {}), which is not this leaf's; remove it",
-                if look.file.is_empty() {
+                if state.file.is_empty() {
                     "no file"
                 } else {
-                    &look.file
+                    &state.file
                 },
-                look.load
-            ))),
-            None => Err(Error::Failed(format!("systemd does not find {unit}"))),
+                state.load
+            )));
         }
+        if state.load != "loaded" {
+            return Err(Error::Failed(format!(
+                "systemd can't use {}: it is {}",
+                state.file, state.load
+            )));
+        }
+        Ok(state)
     }
 
     /// Returns why a container's start, that began then, came to nothing.
@@ -265,7 +267,7 @@ impl Helper {
         let run = self.run_folder(name)?;
         let running = self
             .systemd
-            .look(&unit, false)
+            .loaded_unit(&unit)
             .await?
             .is_some_and(|look| look.active == "active");
         let status = self.status(&run)?;
@@ -277,8 +279,8 @@ impl Helper {
         }
         if running {
             match self.can_switch(&run, spec) {
-                Ok(()) => match self.systemd.job(Verb::Reload, &unit, limit).await? {
-                    JobEnd::Done => {
+                Ok(()) => match self.systemd.run_job(UnitJob::Reload, &unit, limit).await? {
+                    UnitJobOutcome::Done => {
                         let status = self.status(&run)?;
                         if status.is_some_and(|status| status.start_digest == spec.start_digest()) {
                             return Ok(());
@@ -306,9 +308,11 @@ impl Helper {
         if !self.halt_unit(name, &unit, grace).await? {
             tracing::warn!(container = %name, "did not halt in its grace time and is ended by force");
             UnitCgroup::of(name)?.kill_payload().await?;
-            if self.systemd.job(Verb::Stop, &unit, CLEAN_UP).await? == JobEnd::StillRuns {
-                self.systemd.kill(&unit).await?;
-                if self.systemd.job(Verb::Stop, &unit, CLEAN_UP).await? == JobEnd::StillRuns {
+            if self.systemd.run_job(UnitJob::Stop, &unit, CLEAN_UP).await? == UnitJobOutcome::TimedOut {
+                self.systemd
+                    .kill(&unit, KillWhom::All, Signal::KILL.as_raw())
+                    .await?;
+                if self.systemd.run_job(UnitJob::Stop, &unit, CLEAN_UP).await? == UnitJobOutcome::TimedOut {
                     return Err(Error::Failed(format!("{unit} can't be ended")));
                 }
             }
@@ -316,7 +320,7 @@ impl Helper {
         // One that was ended by force counts as failed, which it is not: it was asked to end.
         match self.ended_well(name)? {
             true => Ok(()),
-            false => self.systemd.forget_failure(&unit).await,
+            false => Ok(self.systemd.reset_failed(&unit).await?),
         }
     }
 
@@ -336,13 +340,13 @@ impl Helper {
 
     /// Has systemd stop a unit, and returns whether it stopped in its grace time.
     async fn halt_unit(&self, name: &ContainerName, unit: &str, grace: Duration) -> Result<bool> {
-        match self.systemd.job(Verb::Stop, unit, grace).await? {
-            JobEnd::StillRuns => Ok(false),
-            JobEnd::Done => Ok(true),
-            JobEnd::Undone(result) if self.unit_is_up(name).await? => {
+        match self.systemd.run_job(UnitJob::Stop, unit, grace).await? {
+            UnitJobOutcome::TimedOut => Ok(false),
+            UnitJobOutcome::Done => Ok(true),
+            UnitJobOutcome::Failed(result) if self.unit_is_up(name).await? => {
                 Err(Error::Failed(format!("systemd did not stop {unit}: {result}")))
             }
-            JobEnd::Undone(_) => Ok(true),
+            UnitJobOutcome::Failed(_) => Ok(true),
         }
     }
 }

@@ -1,0 +1,36 @@
+//! What is kept between two observations of runs that are ready: it does not change as long as they are the same runs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use leaf_core::id::ContainerName;
+use tokio::sync::Mutex;
+
+use crate::units::Known;
+
+/// What is known of the ready runs of a leaf's containers. Copies share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct KnownRuns(Arc<Mutex<BTreeMap<ContainerName, Known>>>);
+
+impl KnownRuns {
+    /// Returns what is known of the run of a container.
+    pub(crate) async fn get(&self, name: &ContainerName) -> Option<Known> {
+        self.0.lock().await.get(name).cloned()
+    }
+
+    /// Replaces what is known of the runs of these containers.
+    pub(crate) async fn set(&self, runs: Vec<(ContainerName, Option<Known>)>) {
+        let mut known = self.0.lock().await;
+        for (name, run) in runs {
+            match run {
+                Some(run) => drop(known.insert(name, run)),
+                None => drop(known.remove(&name)),
+            }
+        }
+    }
+
+    /// Forgets the runs of all other containers.
+    pub(crate) async fn retain(&self, names: &[ContainerName]) {
+        self.0.lock().await.retain(|name, _| names.contains(name));
+    }
+}

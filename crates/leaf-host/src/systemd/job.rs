@@ -1,0 +1,217 @@
+//! Jobs of units: what is asked of one, and what came of it.
+
+use std::time::Duration;
+
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::Instant;
+use zbus::{Connection, Message, OwnedObjectPath, OwnedVariant};
+
+use super::unit::manage;
+use super::{Systemd, SystemdError, is_not_found};
+
+/// How often a unit is looked at while its job is waited for: the signal of its end may be lost with D-Bus.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How long a signal that may be on its way is waited for.
+const LATE_SIGNAL: Duration = Duration::from_millis(200);
+
+/// What is asked of a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnitJob {
+    /// To be started.
+    Start,
+    /// To be stopped.
+    Stop,
+    /// To be reloaded.
+    Reload,
+}
+
+/// What came of a job on a unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UnitJobOutcome {
+    /// What was asked for is done.
+    Done,
+    /// It was not done, with systemd's word for why: `failed`, `canceled`, `timeout`, `dependency`, ….
+    Failed(String),
+    /// It was still under way when the time was over.
+    TimedOut,
+}
+
+/// A signal that concerns jobs.
+#[derive(Debug, Clone)]
+pub(super) enum JobSignal {
+    /// A job has ended (org.freedesktop.systemd1(5), `JobRemoved`).
+    Ended {
+        /// The sender: on the bus anybody may say so.
+        by: Option<String>,
+        job: OwnedObjectPath,
+        outcome: UnitJobOutcome,
+    },
+    /// The connection is gone, and its signals with it.
+    Lost,
+}
+
+impl JobSignal {
+    pub(super) fn of(message: &Message) -> Option<Self> {
+        let body = message.body();
+        let (_, job, _, result) = body.deserialize::<(u32, OwnedObjectPath, &str, &str)>().ok()?;
+        Some(Self::Ended {
+            by: sender(message),
+            job,
+            outcome: match result {
+                "done" => UnitJobOutcome::Done,
+                other => UnitJobOutcome::Failed(other.to_owned()),
+            },
+        })
+    }
+}
+
+fn sender(message: &Message) -> Option<String> {
+    message.header().sender().map(ToString::to_string)
+}
+
+impl UnitJob {
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Reload => "reload",
+        }
+    }
+}
+
+impl Systemd {
+    /// Asks something of a unit, and returns what came of it when it is done, was given up, or `limit` is over. A stop of a
+    /// unit that is not loaded is done.
+    ///
+    /// # Errors
+    /// [`SystemdError`].
+    pub async fn run_job(
+        &self,
+        job: UnitJob,
+        unit: &str,
+        limit: Duration,
+    ) -> Result<UnitJobOutcome, SystemdError> {
+        let method = match job {
+            UnitJob::Start => "StartUnit",
+            UnitJob::Stop => "StopUnit",
+            UnitJob::Reload => "ReloadUnit",
+        };
+        let ask = |connection: Connection| async move {
+            match manage(&connection, method, &(unit, "replace")).await {
+                Err(e) if job == UnitJob::Stop && is_not_found(&e) => Ok(None),
+                reply => reply.map(Some),
+            }
+        };
+        self.follow_job(job, unit, limit, ask).await
+    }
+
+    /// Starts a transient unit of these properties, and returns what came of it.
+    ///
+    /// # Errors
+    /// [`SystemdError`], also where there is a unit of this name.
+    pub async fn start_transient(
+        &self,
+        unit: &str,
+        properties: &[(String, OwnedVariant)],
+        limit: Duration,
+    ) -> Result<UnitJobOutcome, SystemdError> {
+        let auxiliary: [(String, Vec<(String, OwnedVariant)>); 0] = [];
+        let auxiliary = &auxiliary;
+        let ask = |connection: Connection| async move {
+            let arguments = (unit, "fail", properties, &auxiliary[..]);
+            manage(&connection, "StartTransientUnit", &arguments)
+                .await
+                .map(Some)
+        };
+        self.follow_job(UnitJob::Start, unit, limit, ask).await
+    }
+
+    /// Makes the call that begins a job, and follows the job to its end. Of that systemd tells whoever asked for the job,
+    /// without `Subscribe`, after which it would tell of each change of each unit of the host.
+    async fn follow_job<F>(
+        &self,
+        asked: UnitJob,
+        unit: &str,
+        limit: Duration,
+        ask: impl Fn(Connection) -> F,
+    ) -> Result<UnitJobOutcome, SystemdError>
+    where
+        F: Future<Output = zbus::Result<Option<Message>>>,
+    {
+        let deadline = Instant::now() + limit;
+        let ask = &ask;
+        let begun = self
+            .call(&format!("{} {unit}", asked.verb()), |connection| async move {
+                self.listen_to_jobs().await?;
+                // Before the call, or the end of a short job would be missed.
+                let signals = self.shared.jobs.subscribe();
+                let Some(reply) = ask(connection).await? else {
+                    return Ok(None);
+                };
+                let job: OwnedObjectPath = reply.body().deserialize()?;
+                Ok(Some((job, sender(&reply), signals)))
+            })
+            .await?;
+        let Some((job, systemd, mut signals)) = begun else {
+            return Ok(UnitJobOutcome::Done);
+        };
+        let mut ended = async || loop {
+            match signals.recv().await {
+                Ok(JobSignal::Ended {
+                    by,
+                    job: ended,
+                    outcome,
+                }) if ended == job && by == systemd => {
+                    return Some(outcome);
+                }
+                Ok(JobSignal::Ended { .. }) | Err(RecvError::Lagged(_)) => {}
+                Ok(JobSignal::Lost) | Err(RecvError::Closed) => return None,
+            }
+        };
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        looks.reset();
+        loop {
+            tokio::select! {
+                outcome = ended() => match outcome {
+                    Some(outcome) => return Ok(outcome),
+                    None => return self.outcome_by_unit(asked, unit, deadline).await,
+                },
+                // The signal may be lost with D-Bus; the unit itself is the truth.
+                _ = looks.tick() => {
+                    if self.loaded_unit(unit).await?.is_none_or(|unit| unit.job == 0) {
+                        return match tokio::time::timeout(LATE_SIGNAL, ended()).await {
+                            Ok(Some(outcome)) => Ok(outcome),
+                            _ => self.outcome_by_unit(asked, unit, deadline).await,
+                        };
+                    }
+                }
+                () = tokio::time::sleep_until(deadline) => return Ok(UnitJobOutcome::TimedOut),
+            }
+        }
+    }
+
+    /// Waits until no job is on a unit any more, and returns what came of it as far as the unit tells.
+    async fn outcome_by_unit(
+        &self,
+        asked: UnitJob,
+        unit: &str,
+        deadline: Instant,
+    ) -> Result<UnitJobOutcome, SystemdError> {
+        loop {
+            let state = self.loaded_unit(unit).await?;
+            if state.as_ref().is_none_or(|unit| unit.job == 0) {
+                let active = state.as_ref().is_some_and(|unit| unit.active == "active");
+                let down = state.as_ref().is_none_or(|unit| !unit.is_up());
+                return Ok(match asked {
+                    UnitJob::Start | UnitJob::Reload if active => UnitJobOutcome::Done,
+                    UnitJob::Stop if down => UnitJobOutcome::Done,
+                    _ => UnitJobOutcome::Failed("failed".to_owned()),
+                });
+            }
+            if Instant::now() >= deadline {
+                return Ok(UnitJobOutcome::TimedOut);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
