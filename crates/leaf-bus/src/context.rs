@@ -25,7 +25,7 @@ pub enum ContextError {
     },
     /// The name has characters that are not allowed in one.
     #[error(
-        "{name:?} is not the name of a context: a name has no '/' and no '..'; a file is named with its folder, like ./context.json"
+        "{name:?} is not the name of a context: a name has no '/' and no '..'; name a file with its directory, as in ./context.json"
     )]
     BadName {
         /// The given name.

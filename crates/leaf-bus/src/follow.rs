@@ -15,12 +15,12 @@ use crate::link::Link;
 use crate::stream_error::StreamError;
 
 /// How long to wait after an error.
-const AGAIN: Duration = Duration::from_millis(500);
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// When to read again without a message: soon after the last event, since a message may be heard before it is stored,
 /// then after a pause that doubles. Live messages are hints only, and may be missed.
-const FIRST_LOOK: Duration = Duration::from_millis(5);
-const LAST_LOOK: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The first event of a leaf to return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +43,7 @@ struct Follower {
     /// The live messages, subscribed only while there is nothing to read, so that they can't pile up behind a slow
     /// reader.
     hints: Option<async_nats::Subscriber>,
-    look: Duration,
+    pause: Duration,
     ended: bool,
 }
 
@@ -63,7 +63,7 @@ pub(crate) fn events(
         },
         pages: None,
         hints: None,
-        look: FIRST_LOOK,
+        pause: FIRST_PAUSE,
         ended: false,
     };
     futures::stream::unfold(follower, |mut follower| async move {
@@ -82,7 +82,7 @@ impl Follower {
         loop {
             match self.read().await {
                 Ok(Some(record)) => {
-                    self.look = FIRST_LOOK;
+                    self.pause = FIRST_PAUSE;
                     return Some(Ok(record));
                 }
                 Ok(None) => {}
@@ -92,7 +92,7 @@ impl Follower {
                 ) => {
                     self.pages = None;
                     self.hints = None;
-                    tokio::time::sleep(AGAIN).await;
+                    tokio::time::sleep(RETRY_PAUSE).await;
                     self.link.connected().await;
                 }
                 Err(error) => return Some(Err(error.into())),
@@ -119,9 +119,9 @@ impl Follower {
             // The server processes this before the next request, so no event is missed in between.
             None => self.hints = Some(self.link.subscribe(subject::events_of(&self.leaf)).await?),
             Some(hints) => {
-                match tokio::time::timeout(self.look, hints.next()).await {
-                    Ok(_) => self.look = FIRST_LOOK,
-                    Err(_) => self.look = (self.look * 2).min(LAST_LOOK),
+                match tokio::time::timeout(self.pause, hints.next()).await {
+                    Ok(_) => self.pause = FIRST_PAUSE,
+                    Err(_) => self.pause = (self.pause * 2).min(LONGEST_PAUSE),
                 }
                 self.hints = None;
             }

@@ -141,11 +141,11 @@ impl Link {
     /// Creates a stream, or updates its settings; `differs` returns those that differ and can't be updated.
     pub(crate) async fn ensure_stream(
         &self,
-        wanted: &Config,
+        desired: &Config,
         differs: impl Fn(&Config) -> Option<String>,
         merge: impl Fn(&mut Config),
     ) -> Result<(Info, bool), StreamError> {
-        let name = &wanted.name;
+        let name = &desired.name;
         match self.stream_info(name).await {
             Ok(info) => {
                 let foreign = |why| StreamError::Foreign {
@@ -173,7 +173,7 @@ impl Link {
             }
             Err(StreamError::NoStream { .. }) => {
                 match self
-                    .api(&format!("STREAM.CREATE.{name}"), wanted, API_TIMEOUT)
+                    .api(&format!("STREAM.CREATE.{name}"), desired, API_TIMEOUT)
                     .await
                 {
                     Ok(info) => Ok((info, true)),

@@ -32,9 +32,9 @@ impl StateBucket {
     /// # Errors
     /// [`StreamError`], also if a stream of its name has other settings.
     pub async fn ensure(bus: &Bus, leaf: &LeafName) -> Result<Self, StreamError> {
-        let wanted = config();
+        let desired = config();
         let differs = |found: &Config| {
-            (found.subjects != wanted.subjects || found.max_messages_per_subject < 1).then(|| {
+            (found.subjects != desired.subjects || found.max_messages_per_subject < 1).then(|| {
                 format!(
                     "it is no key-value bucket (its subjects are {:?})",
                     found.subjects
@@ -46,7 +46,7 @@ impl StateBucket {
             found.allow_rollup = true;
             found.deny_delete = true;
         };
-        bus.store.ensure_stream(&wanted, differs, merge).await?;
+        bus.store.ensure_stream(&desired, differs, merge).await?;
         Ok(Self {
             link: bus.store.clone(),
             leaf: leaf.clone(),

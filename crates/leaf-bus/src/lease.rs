@@ -142,7 +142,7 @@ impl Lease {
 
 /// Creates the stream of leases, which all leaves share.
 async fn ensure(link: &Link) -> Result<(), StreamError> {
-    let wanted = Config {
+    let desired = Config {
         name: LEASE_STREAM.to_owned(),
         description: Some("the last beat of every leaf".to_owned()),
         subjects: vec![subject::beats()],
@@ -161,13 +161,13 @@ async fn ensure(link: &Link) -> Result<(), StreamError> {
         ..Config::default()
     };
     let differs = |found: &Config| {
-        (found.subjects != wanted.subjects).then(|| format!("its subjects are {:?}", found.subjects))
+        (found.subjects != desired.subjects).then(|| format!("its subjects are {:?}", found.subjects))
     };
     let merge = |found: &mut Config| {
-        found.max_age = wanted.max_age;
-        found.duplicate_window = wanted.duplicate_window;
+        found.max_age = desired.max_age;
+        found.duplicate_window = desired.duplicate_window;
         found.max_messages_per_subject = 1;
         found.allow_direct = true;
     };
-    link.ensure_stream(&wanted, differs, merge).await.map(|_| ())
+    link.ensure_stream(&desired, differs, merge).await.map(|_| ())
 }

@@ -93,7 +93,7 @@ impl Shared {
                     tracing::warn!(
                         subscription = sid,
                         dropped = before + 1,
-                        "messages come in faster than they are taken"
+                        "messages arrive faster than they are processed"
                     );
                 }
             }

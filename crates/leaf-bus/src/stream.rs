@@ -168,23 +168,23 @@ impl EventStream {
     }
 
     async fn make(&self, first_sequence: u64) -> Result<StreamState, StreamError> {
-        let wanted = self.config(first_sequence);
+        let desired = self.config(first_sequence);
         let merge = |found: &mut Config| {
             // The settings that can be updated while it has events; the others are compared.
-            found.max_bytes = wanted.max_bytes;
-            found.num_replicas = wanted.num_replicas;
-            found.discard = wanted.discard;
-            found.max_messages = wanted.max_messages;
-            found.max_age = wanted.max_age;
-            found.max_message_size = wanted.max_message_size;
-            found.allow_direct = wanted.allow_direct;
-            found.deny_delete = wanted.deny_delete;
-            found.deny_purge = wanted.deny_purge;
-            found.description.clone_from(&wanted.description);
+            found.max_bytes = desired.max_bytes;
+            found.num_replicas = desired.num_replicas;
+            found.discard = desired.discard;
+            found.max_messages = desired.max_messages;
+            found.max_age = desired.max_age;
+            found.max_message_size = desired.max_message_size;
+            found.allow_direct = desired.allow_direct;
+            found.deny_delete = desired.deny_delete;
+            found.deny_purge = desired.deny_purge;
+            found.description.clone_from(&desired.description);
         };
         let (info, created) = self
             .link
-            .ensure_stream(&wanted, |found| differs(found, &wanted), merge)
+            .ensure_stream(&desired, |found| differs(found, &desired), merge)
             .await?;
         Ok(state(&info, created))
     }
@@ -250,15 +250,15 @@ fn state(info: &Info, created: bool) -> StreamState {
 }
 
 /// Returns the settings in which a stream differs from ours and which can't be updated, or would change its events.
-fn differs(found: &Config, wanted: &Config) -> Option<String> {
+fn differs(found: &Config, desired: &Config) -> Option<String> {
     let mut why = Vec::new();
-    if found.subjects != wanted.subjects {
+    if found.subjects != desired.subjects {
         why.push(format!("its subjects are {:?}", found.subjects));
     }
-    if found.storage != wanted.storage {
-        why.push("it is not kept in files".to_owned());
+    if found.storage != desired.storage {
+        why.push("it is not stored in files".to_owned());
     }
-    if found.retention != wanted.retention {
+    if found.retention != desired.retention {
         why.push("its retention is not `limits`".to_owned());
     }
     if found.mirror.is_some() || found.sources.as_ref().is_some_and(|sources| !sources.is_empty()) {
@@ -268,10 +268,10 @@ fn differs(found: &Config, wanted: &Config) -> Option<String> {
         why.push("it is sealed".to_owned());
     }
     if found.no_ack {
-        why.push("it gives no answers".to_owned());
+        why.push("it sends no acknowledgements".to_owned());
     }
     if found.max_messages_per_subject > 0 {
-        why.push("it keeps only some events of a subject".to_owned());
+        why.push("it limits the events of a subject".to_owned());
     }
     if found.subject_transform.is_some() {
         why.push("it changes subjects".to_owned());

@@ -169,7 +169,7 @@ pub(crate) fn play_the_daemon() -> Option<ExitCode> {
     if arguments.next()? != DAEMON {
         return None;
     }
-    let dir = PathBuf::from(arguments.next().expect("a folder"));
+    let dir = PathBuf::from(arguments.next().expect("a directory"));
     let play = async {
         let identity = Identity::open_or_create(&dir.join("identity"), &leaf())?;
         let server = EmbeddedServer::start(settings(&dir), &identity).await?;
@@ -299,7 +299,7 @@ async fn the_world() -> anyhow::Result<()> {
 async fn cannot_start() -> anyhow::Result<()> {
     // Its store can't be made: a file stands in the way.
     let error = refused(|s| {
-        std::fs::create_dir_all(&s.dir).expect("a folder");
+        std::fs::create_dir_all(&s.dir).expect("a directory");
         std::fs::write(s.dir.join("jetstream"), "").expect("a file");
     })
     .await?;

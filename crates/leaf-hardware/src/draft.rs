@@ -152,7 +152,7 @@ fn is_distinctive(serial: &str) -> bool {
         .collect();
     let same = text.chars().all(|c| text.starts_with(c));
     let counting = "01234567890123456789".contains(&text) || "0123456789abcdef".contains(&text);
-    let said = [
+    let placeholders = [
         "none",
         "serial",
         "default",
@@ -164,7 +164,11 @@ fn is_distinctive(serial: &str) -> bool {
     ];
     // The serial number of a root hub is the PCI address of its controller.
     let digits = text.trim_start_matches('0');
-    text.len() >= 4 && !same && !counting && digits.len() >= 3 && !said.iter().any(|word| text.contains(word))
+    text.len() >= 4
+        && !same
+        && !counting
+        && digits.len() >= 3
+        && !placeholders.iter().any(|word| text.contains(word))
 }
 
 /// Returns a serial number as part of an id: unchanged if it is short and plain, otherwise its hash.
@@ -221,8 +225,8 @@ pub(crate) fn finish(drafts: Drafts) -> (Inventory, BTreeMap<String, DeviceId>) 
             Some(text) => (text, Identity::Serial),
             None => (draft.id_by_place(), Identity::Path),
         };
-        let taken = |text: &str| DeviceId::new(text).is_ok_and(|id| inventory.devices.contains_key(&id));
-        if taken(&text) || (identity == Identity::Path && claims.contains_key(&text)) {
+        let exists = |text: &str| DeviceId::new(text).is_ok_and(|id| inventory.devices.contains_key(&id));
+        if exists(&text) || (identity == Identity::Path && claims.contains_key(&text)) {
             text = format!("{}-{}", draft.stem(), hash(&draft.path));
         }
         let id = DeviceId::new(text.trim_start_matches('-'))

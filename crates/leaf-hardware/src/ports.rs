@@ -99,8 +99,8 @@ impl Found<'_> {
         self.tree.text(self.path, attribute)
     }
 
-    fn node(&self, folder: &str) -> String {
-        format!("/dev/{folder}{}", self.name)
+    fn node(&self, directory: &str) -> String {
+        format!("/dev/{directory}{}", self.name)
     }
 
     /// Adds this device to its unit. A device that is not a port creates no unit.
@@ -284,10 +284,12 @@ impl Found<'_> {
     }
 
     fn video(&self, drafts: &mut Drafts, unit: &str, bus: &str) {
-        let said = self.tree.property(self.path, "ID_V4L_CAPABILITIES");
+        let capabilities = self.tree.property(self.path, "ID_V4L_CAPABILITIES");
         // The second node of a USB camera carries the metadata of its images.
-        let metadata = match said {
-            Some(said) => !said.contains(":capture:") && !said.contains(":video_output:"),
+        let metadata = match capabilities {
+            Some(capabilities) => {
+                !capabilities.contains(":capture:") && !capabilities.contains(":video_output:")
+            }
             None => bus == "usb" && self.text("index").is_some_and(|text| text != "0"),
         };
         if metadata || !self.name.starts_with("video") {
@@ -298,8 +300,8 @@ impl Found<'_> {
             .iter()
             .any(|word| named.contains(word))
             && bus != "usb";
-        let direction = match said {
-            Some(said) if !said.contains(":capture:") => Direction::Output,
+        let direction = match capabilities {
+            Some(capabilities) if !capabilities.contains(":capture:") => Direction::Output,
             _ if codec => Direction::Both,
             _ => Direction::Input,
         };

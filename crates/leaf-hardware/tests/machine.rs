@@ -60,7 +60,7 @@ impl Machine {
 
     pub(crate) fn attribute(&self, path: &str, name: &str, bytes: &[u8]) {
         let file = self.path(path).join(name);
-        fs::create_dir_all(file.parent().expect("below the device")).expect("a folder");
+        fs::create_dir_all(file.parent().expect("below the device")).expect("a directory");
         fs::write(file, bytes).expect("a file");
     }
 

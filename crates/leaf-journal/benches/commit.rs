@@ -57,7 +57,7 @@ async fn main() {
         Some(parent) => tempfile::tempdir_in(parent),
         None => tempfile::tempdir(),
     }
-    .expect("a folder");
+    .expect("a directory");
     let options = Options {
         leaf: LeafName::new("edge-1").expect("a name"),
         epoch_if_new: 1_760_000_000_000,

@@ -57,11 +57,11 @@ impl Home {
             check_free(settings.listen)?;
             return Ok(settings.listen);
         }
-        let kept = fs::read_to_string(&self.port)
+        let stored = fs::read_to_string(&self.port)
             .ok()
             .and_then(|text| text.trim().parse::<u16>().ok())
             .filter(|port| *port != 0);
-        if let Some(port) = kept {
+        if let Some(port) = stored {
             let address = SocketAddr::new(ip, port);
             match check_free(address) {
                 Ok(()) => return Ok(address),

@@ -92,12 +92,12 @@ pub enum EmbeddedError {
         version: String,
     },
     /// The program is not nats-server.
-    #[error("{} is not a nats-server: --version prints {said:?}", path.display())]
+    #[error("{} is not a nats-server: --version prints {output:?}", path.display())]
     NotNatsServer {
         /// The program.
         path: PathBuf,
         /// The output of `--version`.
-        said: String,
+        output: String,
     },
     /// The program can't be run.
     #[error("can't run {}", path.display())]
@@ -430,10 +430,10 @@ impl Supervisor {
             .id()
             .and_then(|pid| i32::try_from(pid).ok())
             .and_then(rustix::process::Pid::from_raw);
-        let told = process.map_or(Ok(()), |process| {
+        let signalled = process.map_or(Ok(()), |process| {
             rustix::process::kill_process(process, rustix::process::Signal::HUP)
         });
-        told.map_err(|e| EmbeddedError::Program {
+        signalled.map_err(|e| EmbeddedError::Program {
             path: self.program.path.clone(),
             source: e.into(),
         })
@@ -488,7 +488,7 @@ impl Supervisor {
     async fn answers(&self) {
         while !timeout(Duration::from_secs(2), self.says_info())
             .await
-            .is_ok_and(|said| said.is_ok_and(|info| info.contains("\"jetstream\":true")))
+            .is_ok_and(|line| line.is_ok_and(|info| info.contains("\"jetstream\":true")))
         {
             sleep(Duration::from_millis(10)).await;
         }

@@ -78,7 +78,7 @@ impl NatsServer {
         let Some((version, number)) = parse_version(&text) else {
             return Err(EmbeddedError::NotNatsServer {
                 path: path.to_owned(),
-                said: text.trim().chars().take(200).collect(),
+                output: text.trim().chars().take(200).collect(),
             });
         };
         if number < OLDEST {
@@ -111,7 +111,7 @@ mod tests {
     /// A shell writes the file, so that no fork in another thread holds it open for writing when it is executed.
     fn script(dir: &Path, says: &str) -> PathBuf {
         let path = dir.join("nats-server");
-        std::fs::create_dir_all(dir).expect("a folder");
+        std::fs::create_dir_all(dir).expect("a directory");
         let status = std::process::Command::new("/bin/sh")
             .args([
                 "-c",
@@ -139,7 +139,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_a_server_the_error_says_what_to_do() {
-        let empty = tempfile::tempdir().expect("a folder");
+        let empty = tempfile::tempdir().expect("a directory");
         let error = NatsServer::find_in(None, None, empty.path().as_os_str())
             .await
             .expect_err("nothing is there")
@@ -152,7 +152,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_old_server_on_path_is_passed_over_and_named_if_there_is_no_other() {
-        let dir = tempfile::tempdir().expect("a folder");
+        let dir = tempfile::tempdir().expect("a directory");
         let (old, new) = (dir.path().join("old"), dir.path().join("new"));
         script(&old, "nats-server: v2.9.10");
         let path = script(&new, "nats-server: v2.12.3");
@@ -168,12 +168,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_named_on_purpose_is_the_only_one_tried() {
-        let dir = tempfile::tempdir().expect("a folder");
+        let dir = tempfile::tempdir().expect("a directory");
         let good = script(&dir.path().join("good"), "nats-server: v2.15.1");
         let other = script(&dir.path().join("other"), "hello");
         let found = NatsServer::find_in(Some(&other), Some(good.as_os_str()), OsStr::new("")).await;
         assert!(
-            matches!(&found, Err(EmbeddedError::NotNatsServer { said, .. }) if said == "hello"),
+            matches!(&found, Err(EmbeddedError::NotNatsServer { output, .. }) if output == "hello"),
             "{found:?}"
         );
         let gone = dir.path().join("gone");

@@ -81,7 +81,7 @@ impl Keys {
             return Err(IdentityError::OtherLeaf {
                 path: path.to_owned(),
                 found: file.leaf,
-                wanted: leaf.clone(),
+                expected: leaf.clone(),
             });
         }
         let given = |name: &str, seed: &Option<String>| {

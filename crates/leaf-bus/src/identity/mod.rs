@@ -74,14 +74,14 @@ pub enum IdentityError {
         path: PathBuf,
     },
     /// The keys of a leaf with another name.
-    #[error("{} holds the keys of the leaf {found}, not of {wanted}: start it under that name, or give this leaf its own state directory", path.display())]
+    #[error("{} holds the keys of the leaf {found}, not of {expected}: start it under that name, or give this leaf its own state directory", path.display())]
     OtherLeaf {
         /// The file.
         path: PathBuf,
         /// The leaf that the keys belong to.
         found: LeafName,
         /// This leaf's name.
-        wanted: LeafName,
+        expected: LeafName,
     },
 }
 
@@ -130,7 +130,7 @@ impl Identity {
             leaf: leaf.clone(),
             keys: Arc::new(keys),
             admin_file,
-            revoked_dir: revocations::folder(&dir),
+            revoked_dir: revocations::directory(&dir),
         };
         write_private(&identity.admin_file, identity.admin_credentials().expose()).map_err(|source| {
             IdentityError::Write {
@@ -442,7 +442,7 @@ mod tests {
     }
 
     fn fresh() -> (tempfile::TempDir, PathBuf, Identity) {
-        let parent = tempfile::tempdir().expect("a folder");
+        let parent = tempfile::tempdir().expect("a directory");
         let dir = parent.path().join("identity");
         let identity = Identity::open_or_create(&dir, &leaf()).expect("a new identity");
         (parent, dir, identity)

@@ -55,6 +55,6 @@ pub(super) fn all(dir: &Path) -> Result<BTreeMap<String, i64>, IdentityError> {
 }
 
 /// The directory of the revocations, beside the keys.
-pub(super) fn folder(identity: &Path) -> PathBuf {
+pub(super) fn directory(identity: &Path) -> PathBuf {
     identity.join("revoked")
 }

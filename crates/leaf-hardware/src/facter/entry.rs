@@ -360,7 +360,7 @@ fn interface(entry: &Fields) -> Option<[u8; 3]> {
 }
 
 fn kind(class: &str, entry: &Fields, draft: &Draft) -> DeviceKind {
-    let said = |field: &str, word: &str| {
+    let has_name = |field: &str, word: &str| {
         id(entry.get(field))
             .1
             .is_some_and(|name| name.eq_ignore_ascii_case(word))
@@ -374,7 +374,9 @@ fn kind(class: &str, entry: &Fields, draft: &Draft) -> DeviceKind {
         "disk" => DeviceKind::Disk,
         "cdrom" => DeviceKind::Optical,
         "keyboard" => DeviceKind::Keyboard,
-        "mouse" if said("base_class", "touchpad") || said("base_class", "touchscreen") => DeviceKind::Touch,
+        "mouse" if has_name("base_class", "touchpad") || has_name("base_class", "touchscreen") => {
+            DeviceKind::Touch
+        }
         "mouse" => DeviceKind::Mouse,
         "bluetooth" => DeviceKind::Bluetooth,
         "modem" => DeviceKind::Modem,
@@ -387,7 +389,7 @@ fn kind(class: &str, entry: &Fields, draft: &Draft) -> DeviceKind {
         "bridge" => DeviceKind::Bridge,
         "hub" if draft.bus == "usb" => DeviceKind::Hub,
         "pci" => class_code(entry).map_or(DeviceKind::Other, |code| units::pci_kind(&code)),
-        "unknown" | "usb" if said("sub_class", "Serial controller") => DeviceKind::Serial,
+        "unknown" | "usb" if has_name("sub_class", "Serial controller") => DeviceKind::Serial,
         _ => DeviceKind::Other,
     }
 }

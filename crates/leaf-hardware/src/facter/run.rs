@@ -88,19 +88,19 @@ pub async fn run(program: &Path, limit: Duration) -> Result<Vec<u8>, RunError> {
     };
     let most = u64::try_from(MAX_REPORT_BYTES).unwrap_or(u64::MAX);
     let work = async {
-        let (mut report, mut said) = (Vec::new(), Vec::new());
+        let (mut report, mut stderr_bytes) = (Vec::new(), Vec::new());
         let read_report = async { stdout.take(most + 1).read_to_end(&mut report).await };
-        let read_said = async {
+        let read_stderr = async {
             let mut stderr = stderr;
             (&mut stderr)
                 .take(MAX_STDERR_BYTES)
-                .read_to_end(&mut said)
+                .read_to_end(&mut stderr_bytes)
                 .await?;
             // The rest is read and dropped, so that the program doesn't block on it.
             tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await
         };
         let (_, _) = tokio::try_join!(async { read_report.await.map_err(output) }, async {
-            read_said.await.map_err(output)
+            read_stderr.await.map_err(output)
         })?;
         if report.len() > MAX_REPORT_BYTES {
             return Err(RunError::TooLarge { program: name() });
@@ -110,7 +110,7 @@ pub async fn run(program: &Path, limit: Duration) -> Result<Vec<u8>, RunError> {
             return Err(RunError::Failed {
                 program: name(),
                 status,
-                stderr: String::from_utf8_lossy(&said).trim().to_owned(),
+                stderr: String::from_utf8_lossy(&stderr_bytes).trim().to_owned(),
             });
         }
         Ok(report)

@@ -35,7 +35,7 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 fn reopened() {
-    let folder = tempdir().expect("a folder");
+    let folder = tempdir().expect("a directory");
     let (journal, opened) = open(folder.path()).expect("opens");
     assert!(opened.created);
     assert_eq!(
@@ -109,7 +109,7 @@ fn reopened() {
 }
 
 fn contiguity() {
-    let folder = tempdir().expect("a folder");
+    let folder = tempdir().expect("a directory");
     let (journal, _) = open(folder.path()).expect("opens");
     run(async {
         journal.commit(step(1)).await.expect("durable");
@@ -161,7 +161,7 @@ fn contiguity() {
 }
 
 fn group_commit() {
-    let folder = tempdir().expect("a folder");
+    let folder = tempdir().expect("a directory");
     let (journal, _) = open(folder.path()).expect("opens");
     let before = journal.transactions();
     let receipts: Vec<_> = (1..=5000).map(|n| journal.commit(step(n))).collect();
@@ -177,7 +177,7 @@ fn group_commit() {
 }
 
 fn second_opener() {
-    let folder = tempdir().expect("a folder");
+    let folder = tempdir().expect("a directory");
     let first = Options {
         holder: "instance 0199-aaaa".to_owned(),
         ..options()
@@ -196,7 +196,7 @@ fn second_opener() {
 }
 
 fn forgetting() {
-    let folder = tempdir().expect("a folder");
+    let folder = tempdir().expect("a directory");
     let (journal, _) = open(folder.path()).expect("opens");
     run(async {
         for n in 1..=100 {
@@ -239,7 +239,7 @@ fn forgetting() {
 }
 
 fn import_into_empty() {
-    let folder = tempdir().expect("a folder");
+    let folder = tempdir().expect("a directory");
     let newer = Options {
         epoch_if_new: EPOCH + 5,
         ..options()
@@ -287,7 +287,7 @@ fn import_into_empty() {
 }
 
 fn import_refused() {
-    let folder = tempdir().expect("a folder");
+    let folder = tempdir().expect("a directory");
     let (journal, _) = open(folder.path()).expect("opens");
     run(async {
         for n in 1..=3 {
@@ -310,7 +310,7 @@ fn import_refused() {
 }
 
 fn shrinking() {
-    let folder = tempdir().expect("a folder");
+    let folder = tempdir().expect("a directory");
     let (journal, _) = open(folder.path()).expect("opens");
     let large = |n: u64| Batch {
         events: vec![EventRecord {
@@ -340,7 +340,7 @@ fn shrinking() {
 }
 
 fn closing() {
-    let folder = tempdir().expect("a folder");
+    let folder = tempdir().expect("a directory");
     let (journal, _) = open(folder.path()).expect("opens");
     let other = journal.clone();
     run(async {
@@ -357,7 +357,7 @@ fn closing() {
 }
 
 fn other_leaf() {
-    let folder = tempdir().expect("a folder");
+    let folder = tempdir().expect("a directory");
     drop(open(folder.path()).expect("opens"));
     let other = Options {
         leaf: LeafName::new("edge-2").expect("a name"),

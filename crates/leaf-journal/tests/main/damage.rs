@@ -36,7 +36,7 @@ const EVENTS: u64 = 300;
 
 /// Returns the bytes of a journal that was closed as it should be, and its entries.
 fn sample() -> (Vec<u8>, BTreeMap<String, Value>) {
-    let folder = tempdir().expect("a folder");
+    let folder = tempdir().expect("a directory");
     let (journal, _) = open(folder.path()).expect("opens");
     run(async {
         for n in 1..=EVENTS {
@@ -77,7 +77,7 @@ fn refused(folder: &Path, entries: &BTreeMap<String, Value>) -> bool {
 
 fn flipped() {
     let (bytes, entries) = sample();
-    let folder = tempdir().expect("a folder");
+    let folder = tempdir().expect("a directory");
     let path = folder.path().join(FILE);
     // All of the header that is in use, and then places all over the pages that are.
     let used = bytes.iter().rposition(|&byte| byte != 0).expect("not empty");
@@ -99,7 +99,7 @@ fn flipped() {
 /// After a crash the store may go back by one transaction where its last one is damaged: the stream is ahead then,
 /// and the leaf imports. What is left must fit together all the same.
 fn flipped_after_a_crash() {
-    let crashed = tempdir().expect("a folder");
+    let crashed = tempdir().expect("a directory");
     let (journal, _) = open(crashed.path()).expect("opens");
     run(async {
         for n in 1..=EVENTS {
@@ -109,7 +109,7 @@ fn flipped_after_a_crash() {
     // The file as a crash would leave it: not closed.
     let bytes = std::fs::read(crashed.path().join(FILE)).expect("a file");
     drop(journal);
-    let folder = tempdir().expect("a folder");
+    let folder = tempdir().expect("a directory");
     let path = folder.path().join(FILE);
     let used = bytes.iter().rposition(|&byte| byte != 0).expect("not empty");
     let places = (0..320).step_by(2).chain((4096..used).step_by(used / 150));
@@ -141,7 +141,7 @@ fn flipped_after_a_crash() {
 
 fn cut_off() {
     let (bytes, entries) = sample();
-    let folder = tempdir().expect("a folder");
+    let folder = tempdir().expect("a directory");
     let path = folder.path().join(FILE);
     let whole = bytes.len();
     for length in [
@@ -165,7 +165,7 @@ fn cut_off() {
 }
 
 fn newer() {
-    let folder = tempdir().expect("a folder");
+    let folder = tempdir().expect("a directory");
     drop(open(folder.path()).expect("opens"));
     let database = Database::open(folder.path().join(FILE)).expect("opens");
     let transaction = database.begin_write().expect("begins");
@@ -202,7 +202,7 @@ fn newer() {
 }
 
 fn deleted() {
-    let folder = tempdir().expect("a folder");
+    let folder = tempdir().expect("a directory");
     let (journal, _) = open(folder.path()).expect("opens");
     run(journal.commit(step(1))).expect("durable");
     drop(journal);
@@ -215,7 +215,7 @@ fn deleted() {
 }
 
 fn another_kind() {
-    let folder = tempdir().expect("a folder");
+    let folder = tempdir().expect("a directory");
     std::fs::write(folder.path().join(FILE), "a text\n".repeat(1000)).expect("written");
     let error = open(folder.path()).expect_err("no journal");
     assert!(

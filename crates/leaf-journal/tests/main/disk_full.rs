@@ -26,7 +26,7 @@ struct Disk(TempDir);
 
 impl Disk {
     fn new() -> Self {
-        let folder = tempdir().expect("a folder");
+        let folder = tempdir().expect("a directory");
         mount("tmpfs", folder.path(), "tmpfs", MountFlags::empty(), c"size=8m").expect("mounts");
         Self(folder)
     }

@@ -42,7 +42,7 @@ pub(crate) fn child(folder: &Path) {
 }
 
 fn twenty_times() {
-    let folder = tempdir().expect("a folder");
+    let folder = tempdir().expect("a directory");
     let mut before = 0;
     for round in 0..20 {
         let mut child = Command::new(std::env::current_exe().expect("this program"))

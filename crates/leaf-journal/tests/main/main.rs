@@ -14,7 +14,7 @@ fn main() -> ExitCode {
     // This program is also the process that the tests kill.
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().as_deref() == Some(killed::CHILD.as_ref()) {
-        killed::child(arguments.next().expect("a folder").as_ref());
+        killed::child(arguments.next().expect("a directory").as_ref());
         return ExitCode::SUCCESS;
     }
     let root = rustix::process::geteuid().is_root();
