@@ -5,6 +5,7 @@
 //! [`state`] (what a leaf knows), [`mod@decide`] (what a command does), [`mod@plan`] and [`mod@diff`] (what the host shows and
 //! what is to be done there), [`host_op`] (what needs root).
 
+pub mod accepted;
 pub mod aggregate;
 pub mod beat;
 pub mod cause;
@@ -12,6 +13,7 @@ pub mod command;
 pub mod container;
 pub mod decide;
 pub mod diff;
+pub mod engine;
 pub mod error;
 pub mod event;
 pub mod hardware;
@@ -20,6 +22,7 @@ pub mod id;
 pub mod job;
 pub mod plan;
 pub mod problem;
+pub mod reconcile;
 pub mod schema;
 pub mod spec;
 pub mod state;

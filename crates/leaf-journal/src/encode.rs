@@ -6,7 +6,7 @@ use leaf_core::event::{EventRecord, Headers, header};
 use leaf_core::id::{Caller, CommandId, LeafName};
 use serde_json::Value;
 
-use crate::{CommandRecord, Outcome};
+use leaf_core::accepted::{CommandOutcome, CommandRecord};
 
 /// The version of the file's format that this program writes, and the newest that it reads.
 pub(crate) const FORMAT: u64 = 1;
@@ -316,7 +316,7 @@ pub(crate) fn decode_command(key: &str, value: &[u8]) -> Result<CommandRecord, D
         },
         outcome: match fields.byte()? {
             0 => None,
-            form @ (1 | 2) => Some(Outcome {
+            form @ (1 | 2) => Some(CommandOutcome {
                 body: fields.bytes()?.to_vec(),
                 problem: form == 2,
             }),
@@ -372,7 +372,7 @@ mod tests {
                     fingerprint,
                     accepted_at: Timestamp::from_second(second).expect("in range"),
                     target,
-                    outcome: outcome.map(|(body, problem)| Outcome { body, problem }),
+                    outcome: outcome.map(|(body, problem)| CommandOutcome { body, problem }),
                 }
             })
     }

@@ -13,9 +13,9 @@ use redb::{
 };
 use serde_json::Value;
 
-use crate::CommandRecord;
 use crate::change::Change;
 use crate::encode::{self, DecodeError, FORMAT, Head};
+use leaf_core::accepted::CommandRecord;
 
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");

@@ -20,7 +20,9 @@ use crate::encode::FORMAT;
 use crate::file::{self, Found, StoreError};
 use crate::lock::{FolderLock, LockError};
 use crate::writer::{Request, Shared, Writer};
-use crate::{Batch, CommandRecord, Held, Import, JournalHealth};
+use leaf_core::accepted::CommandRecord;
+
+use crate::{Batch, Held, Import, JournalHealth};
 
 /// The file's name in the state directory.
 pub const FILE: &str = "journal.redb";

@@ -23,8 +23,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use leaf_core::accepted::CommandRecord;
 use leaf_core::event::EventRecord;
-use leaf_core::id::{Caller, CommandId};
 use serde_json::Value;
 
 /// What one commit makes durable: all of it or none.
@@ -36,34 +36,6 @@ pub struct Batch {
     pub entries: Vec<(String, Option<Bytes>)>,
     /// Commands that were accepted or now have an outcome. A record with the same caller and id is replaced.
     pub commands: Vec<CommandRecord>,
-}
-
-/// A command that was accepted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CommandRecord {
-    /// Who sent it.
-    pub caller: Caller,
-    /// Its id, chosen by its sender.
-    pub id: CommandId,
-    /// What it is: `container.start`.
-    pub noun_verb: String,
-    /// What tells it from another command under the same id.
-    pub fingerprint: String,
-    /// When it was accepted.
-    pub accepted_at: Timestamp,
-    /// The entry of the state that its outcome waits for: `container.web`.
-    pub target: Option<String>,
-    /// The reply, once there is one.
-    pub outcome: Option<Outcome>,
-}
-
-/// The reply to a command, to be given again to whoever sends it again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outcome {
-    /// The reply's body.
-    pub body: Vec<u8>,
-    /// Whether it is a problem (RFC 9457).
-    pub problem: bool,
 }
 
 /// What a journal imports from the stream if it is empty or the stream is ahead of it.

@@ -1,4 +1,4 @@
-//! Durable events a second: facts through the loop's own commit (ledger and journal) and into JetStream (carrier), until
+//! Durable events a second: facts through the loop's own history and commits into the journal and JetStream (carrier), until
 //! the stream has acknowledged the last. Prints JSON. `cargo xtask bench` runs it.
 //!
 //! `durable FOLDER RECORDS COUNT` makes a leaf in FOLDER with an embedded server, as the daemon does, and writes some of
@@ -15,13 +15,15 @@ use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings};
 use leaf_bus::identity::{Identity, daemon_caller};
 use leaf_bus::stream::StreamSettings;
 use leaf_core::cause::Cause;
+use leaf_core::engine::history::Draft;
+use leaf_core::engine::{Effect, History, Record, Snapshots};
 use leaf_core::event::{DeviceChanged, Fact};
 use leaf_core::hardware::Device;
 use leaf_core::id::LeafName;
 use leaf_core::state::State;
 use leaf_core::subject;
 use leaf_journal::{Journal, Options};
-use leafd::ledger::{Ledger, Snapshots};
+use leafd::commits::Commits;
 use leafd::publisher::{Carrier, Published};
 use leafd::tasks::Tasks;
 use serde_json::json;
@@ -88,23 +90,18 @@ async fn run(folder: &Path, records: &Path, count: u64, events: Handle) -> Resul
     };
     let mut tasks = Tasks::default();
     tasks.keep_on(&events, "publisher", carrier.run());
-    let mut ledger = Ledger::new(
-        leaf,
-        journal.epoch(),
-        State::default(),
-        journal.clone(),
-        SNAPSHOTS,
-    );
+    let mut history = History::new(leaf, journal.epoch(), State::default(), SNAPSHOTS);
+    let mut commits = Commits::new(journal.clone());
 
     let facts: Vec<Fact> = (0..2 * DEVICES)
         .map(|number| Ok(Fact::from(change(number)?)))
         .collect::<Result<_>>()?;
     let mut next = 0;
-    record(&mut ledger, &facts, &mut next, WARM_UP).await?;
+    record(&mut history, &mut commits, &facts, &mut next, WARM_UP).await?;
     reached(&mut published, journal.last_sequence()).await?;
     let transactions = journal.transactions();
     let began = Instant::now();
-    record(&mut ledger, &facts, &mut next, count).await?;
+    record(&mut history, &mut commits, &facts, &mut next, count).await?;
     let committed = began.elapsed().as_secs_f64();
     let last = journal.last_sequence();
     reached(&mut published, last).await?;
@@ -137,23 +134,27 @@ async fn run(folder: &Path, records: &Path, count: u64, events: Handle) -> Resul
 }
 
 /// Records facts as the loop does, one a record with an effect each, and takes the effects as they come.
-async fn record(ledger: &mut Ledger<u64>, facts: &[Fact], next: &mut u64, count: u64) -> Result<()> {
+async fn record(
+    history: &mut History,
+    commits: &mut Commits,
+    facts: &[Fact],
+    next: &mut u64,
+    count: u64,
+) -> Result<()> {
     let end = *next + count;
     let mut waiting = 0;
-    while *next < end || ledger.has_pending() {
+    while *next < end || commits.has_pending() {
         while *next < end && waiting < WAITING {
             let fact = facts[*next as usize % facts.len()].clone();
-            ledger.record(
-                Timestamp::now(),
-                &Cause::default(),
-                vec![fact],
-                Vec::new(),
-                vec![*next],
-            );
+            let (mut draft, now) = (Draft::default(), Timestamp::now());
+            history.record(&mut draft, now, &Cause::default(), fact);
+            let (batch, _) = history.finish(draft, now);
+            let effects = vec![Effect::ScanHardware { rescan: *next }];
+            commits.push(Record { batch, effects });
             *next += 1;
             waiting += 1;
         }
-        waiting -= ledger.committed().await?.len();
+        waiting -= commits.committed().await?.len();
     }
     Ok(())
 }

@@ -1,6 +1,5 @@
 //! The start and the end of the daemon: everything is made here, in order, and put together.
 
-use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
@@ -13,28 +12,24 @@ use leaf_bus::connect::ConnectSettings;
 use leaf_bus::embedded::EmbeddedServer;
 use leaf_bus::serve::{Server, ServiceInfo};
 use leaf_bus::stream::StreamSettings;
-use leaf_core::aggregate::Aggregate;
+use leaf_core::accepted::CommandRecord;
 use leaf_core::beat::{BEAT_SECONDS, Beat};
-use leaf_core::cause::Cause;
-use leaf_core::command::declaration_of;
-use leaf_core::container::{Container, ContainerPhase};
-use leaf_core::event::{Fact, HostFacts, LeafStarted};
+use leaf_core::engine::{Engine, EngineSettings, History, Limits, Resumed, Snapshots};
+use leaf_core::event::HostFacts;
 use leaf_core::id::InstanceId;
-use leaf_core::plan::after_boot;
 use leaf_core::state::{RawEntry, State};
-use leaf_journal::{CommandRecord, Journal, Options};
+use leaf_journal::{Journal, Options};
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
-use crate::guard::Guard;
+use crate::clock::Clock;
 use crate::lease::Predecessors;
-use crate::ledger::{Ledger, Snapshots};
-use crate::main_loop::{MainLoop, Target, Waiter};
+use crate::main_loop::MainLoop;
 use crate::publisher::{Carrier, Published};
 use crate::settings::Settings;
-use crate::steps::InSteps;
+use crate::steps::InFlight;
 use crate::tasks::Tasks;
 use crate::workers::{Equipment, Workers};
 use crate::{equipment, hardware, history, lease, listeners, mirror, notify};
@@ -209,6 +204,8 @@ async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Res
     if let Ok(jobs) = &jobs {
         jobs.remove_unknown(state.job_ids()).await;
     }
+    let clock = Clock::start();
+    let in_flight = InFlight::default();
     let workers = Workers::new(Equipment {
         leaf: leaf.clone(),
         inputs: inputs.clone(),
@@ -219,65 +216,16 @@ async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Res
         mirror: changes,
         published: published.clone(),
         steps,
+        in_flight: in_flight.clone(),
+        clock,
     });
     let entries = state.entries();
-    let waiting = waiting(unfinished, &state);
-    let in_steps = InSteps::default();
-    let mut main_loop = MainLoop {
-        ledger: Ledger::new(
-            leaf.clone(),
-            journal.epoch(),
-            state,
-            journal.clone(),
-            // So that the stream always holds two whole ones within its limit.
-            Snapshots {
-                every_events: settings.events.snapshot_every,
-                every_bytes: settings.events.max_bytes / 4,
-            },
-        ),
-        instance,
-        workers,
-        guard: Guard::new(settings.events.clone(), &journal),
-        waiting,
-        adopting: Default::default(),
-        in_steps: in_steps.clone(),
-        booting: Default::default(),
-        looked_at: BTreeMap::new(),
-        running: BTreeMap::new(),
-        cancelling: BTreeMap::new(),
-        rescan: 0,
-        stopping: None,
-        drained: false,
-        runtime: leaf_host::runtime::detect(),
-        settings: settings.clone(),
-    };
-    let state = main_loop.ledger.state();
-    let booted = state
-        .leaf
-        .as_ref()
-        .is_some_and(|before| before.host.boot_id != host.boot_id);
-    let again = if booted { after_boot(state) } else { Vec::new() };
-    if booted {
-        let ran = |c: &&Container| matches!(c.phase, ContainerPhase::Running | ContainerPhase::Restarting);
-        main_loop.booting = state
-            .containers
-            .values()
-            .filter(ran)
-            .map(|c| c.name.clone())
-            .collect();
+    let engine = engine(&settings, instance, &journal, state, unfinished, &workers)?;
+    for CommandRecord { id, noun_verb, .. } in engine.set_aside() {
+        tracing::warn!(command = %id, what = noun_verb, "a newer leafd accepted this command: it stays unanswered until one runs here again");
     }
-    let fact = LeafStarted {
-        leaf: leaf.clone(),
-        instance,
-        version: VERSION.to_owned(),
-        host,
-    };
-    main_loop.record(
-        &Cause::default(),
-        [Fact::from(fact)].into_iter().chain(again).collect(),
-        Vec::new(),
-        Vec::new(),
-    );
+    let mut main_loop = MainLoop::new(engine, journal.clone(), workers, clock);
+    main_loop.begin(VERSION, host);
 
     let mut tasks = Tasks::default();
     let carrier = Carrier {
@@ -328,7 +276,7 @@ async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Res
     if let Ok(host) = &containers {
         tasks.keep(
             "containers",
-            listeners::watch_containers(host.view.clone(), in_steps, inputs.clone()),
+            listeners::watch_containers(host.view.clone(), in_flight, clock, inputs.clone()),
         );
         let every = Duration::from_secs(settings.containers.network_check_seconds.into());
         tasks.keep("network", listeners::keep_network(Arc::clone(host), every));
@@ -366,7 +314,7 @@ async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Res
         }
     };
     let ended = match ended {
-        Ok(main_loop) => {
+        Ok(workers) => {
             let last = journal.last_sequence();
             let mut published = published;
             let wait = published.wait_for(|published| published.sequence >= last);
@@ -374,7 +322,7 @@ async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Res
             {
                 tracing::warn!("the last events will be published after the next start");
             }
-            main_loop.workers.stop().await;
+            workers.stop().await;
             Ok(())
         }
         Err(error) => {
@@ -436,33 +384,41 @@ async fn unattended(process: &mut Option<EmbeddedServer>) {
     }
 }
 
-/// The commands that the last run did not finish, by what they wait for.
-fn waiting(unfinished: Vec<CommandRecord>, state: &State) -> BTreeMap<Target, Vec<Waiter>> {
-    let mut waiting: BTreeMap<Target, Vec<Waiter>> = BTreeMap::new();
-    for record in unfinished {
-        let target = record.target.as_deref().and_then(Target::from_key);
-        let readable = |target: &Target| match target {
-            Target::Container(name) => state.raw_entry_of(Aggregate::Container(name)).is_none(),
-            Target::Job(id) => state.raw_entry_of(Aggregate::Job(id)).is_none(),
-            Target::Hardware => true,
-        };
-        let known = declaration_of(&record.noun_verb).is_some();
-        let Some(target) = target.filter(|target| known && readable(target)) else {
-            tracing::warn!(command = %record.id, what = record.noun_verb, "a newer leafd accepted this command: it stays unanswered until one runs here again");
-            continue;
-        };
-        // Its generation is not known any more; whatever the target settles at is its answer.
-        waiting.entry(target).or_default().push(Waiter {
-            cause: Cause {
-                command: Some(record.id.clone()),
-                correlation: None,
-            },
-            record,
-            responders: Vec::new(),
-            generation: u64::MAX,
-        });
-    }
-    waiting
+/// Returns the engine that continues from what the journal holds.
+fn engine(
+    settings: &Settings,
+    instance: InstanceId,
+    journal: &Journal,
+    state: State,
+    unfinished: Vec<CommandRecord>,
+    workers: &Workers,
+) -> anyhow::Result<Engine> {
+    let held = journal.held();
+    let engine = EngineSettings {
+        instance,
+        runtime: leaf_host::runtime::detect(),
+        capabilities: workers.capabilities(),
+        limits: Limits {
+            backlog_bytes: settings.events.backlog_bytes,
+            reserve_bytes: settings.events.reserve_bytes,
+        },
+        pool: settings.containers.address_pool,
+        max_jobs: settings.nix.max_jobs,
+        max_queued_jobs: settings.nix.max_queued_jobs,
+        job_timeout_seconds: settings.nix.timeout_seconds,
+    };
+    let snapshots = Snapshots {
+        every_events: settings.events.snapshot_every,
+        // So that the stream always holds two whole ones within its limit.
+        every_bytes: settings.events.max_bytes / 4,
+    };
+    let history = History::new(settings.leaf_name()?, journal.epoch(), state, snapshots);
+    let resumed = Resumed {
+        history,
+        unfinished,
+        held_events: (held.last_sequence + 1).saturating_sub(held.first_sequence),
+    };
+    Ok(Engine::new(engine, resumed))
 }
 
 fn make_private(dir: &Path) -> anyhow::Result<()> {

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use leaf_core::engine::Input;
+use leaf_core::error::chain;
 use leaf_core::hardware::Inventory;
 use leaf_hardware::{Monitor, Sources, scan};
 use tokio::sync::mpsc;
 
-use crate::input::Input;
-use leaf_core::error::chain;
+use crate::input::Wake;
 
 /// Scans for as long as the daemon runs, for the first time when `report` is ready. `rescans` yields the numbers of the
 /// rescans that callers ask for, in order.
@@ -21,7 +22,7 @@ pub async fn run(
     report: impl Future<Output = Option<PathBuf>>,
     debounce: Duration,
     mut rescans: mpsc::Receiver<u64>,
-    inputs: mpsc::Sender<Input>,
+    inputs: mpsc::Sender<Wake>,
 ) -> anyhow::Result<()> {
     let sources = Sources {
         report: report.await,
@@ -35,11 +36,19 @@ pub async fn run(
             rescan = number;
         }
         let sources = sources.clone();
-        let seen = tokio::task::spawn_blocking(move || scan(&sources))
+        let scanned = tokio::task::spawn_blocking(move || scan(&sources))
             .await
             .context("the hardware scan ended early")?;
-        let seen: Result<Inventory, String> = seen.map(|scan| scan.inventory).map_err(|error| chain(&error));
-        if inputs.send(Input::HardwareSeen { seen, rescan }).await.is_err() {
+        let scanned: Result<Inventory, String> =
+            scanned.map(|scan| scan.inventory).map_err(|error| chain(&error));
+        if let Err(error) = &scanned {
+            tracing::error!(error, "the hardware can't be scanned");
+        }
+        if inputs
+            .send(Input::HardwareScanned { scanned, rescan }.into())
+            .await
+            .is_err()
+        {
             return std::future::pending().await;
         }
         tokio::select! {

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use leaf_bus::connect::Bus;
+use leaf_core::engine::Input;
 use leaf_core::error::chain;
 use leaf_core::id::{JobId, LeafName};
 use leaf_core::job::{Job, JobOutcome, Task};
@@ -18,7 +19,7 @@ use leaf_nix::Nix;
 use leaf_nix::build::{self, Build};
 use tokio::sync::{mpsc, watch};
 
-use crate::input::Input;
+use crate::input::Wake;
 
 /// The pause before something is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -97,10 +98,10 @@ pub async fn run(
     job: &Job,
     bus: &Bus,
     leaf: &LeafName,
-    inputs: &mpsc::Sender<Input>,
+    inputs: &mpsc::Sender<Wake>,
     mut cancelled: watch::Receiver<bool>,
 ) {
-    let ended = |outcome| inputs.send(Input::JobEnded(job.id, outcome));
+    let ended = |outcome| inputs.send(Input::JobEnded(job.id, outcome).into());
     let before = *cancelled.borrow();
     let mut running = match begin(host, job, before).await {
         Ok(running) => running,
@@ -156,7 +157,7 @@ async fn follow(
     running: &mut RunningJob,
     bus: &Bus,
     leaf: &LeafName,
-    inputs: &mpsc::Sender<Input>,
+    inputs: &mpsc::Sender<Wake>,
 ) -> JobOutcome {
     let id = running.id();
     // Its log is published from the beginning, also of a job that is found again.
@@ -165,7 +166,7 @@ async fn follow(
         match running.next_update().await {
             JobUpdate::Progress(progress) => {
                 bus.publish_progress(leaf, id, &progress).await;
-                let _ = inputs.send(Input::JobProgress(id, progress)).await;
+                let _ = inputs.send(Input::JobProgressed(id, progress).into()).await;
             }
             JobUpdate::Log(chunk) => {
                 bus.publish_log(leaf, id, offset, &chunk).await;

@@ -1,12 +1,14 @@
 //! The daemon of a leaf. Wiring, no policy: decisions are `leaf-core`'s, steps are the second floor's.
 //!
-//! Start at [`daemon::run`]; the heart is [`main_loop::MainLoop`], which is woken by one [`input::Input`] at a time and
-//! answers with [`input::Effect`]s that come out of the [`ledger::Ledger`] once the journal has what they follow from.
+//! Start at [`daemon::run`]. The heart is [`main_loop::MainLoop`], the shell around the pure
+//! [`Engine`](leaf_core::engine::Engine): it hands in what wakes it, one input at a time, commits the records that come out
+//! ([`commits::Commits`]), and has their effects carried out ([`workers::Workers`]) once the journal has them.
 
 pub mod cli;
+pub mod clock;
+pub mod commits;
 pub mod daemon;
 pub mod equipment;
-pub mod guard;
 pub mod hardware;
 pub mod helper;
 pub mod history;
@@ -14,13 +16,10 @@ pub mod input;
 pub mod inventory;
 pub mod job;
 pub mod lease;
-pub mod ledger;
 pub mod listeners;
 pub mod main_loop;
 pub mod mirror;
 pub mod notify;
-mod on_command;
-mod on_host;
 pub mod programs;
 pub mod publisher;
 pub mod settings;

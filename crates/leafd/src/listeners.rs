@@ -8,13 +8,15 @@ use anyhow::Context as _;
 use leaf_bus::connect::{Bus, Status};
 use leaf_bus::serve::Server;
 use leaf_container::{Changed, Containers, Seen};
+use leaf_core::engine::{Input, Scope};
 use leaf_core::id::ContainerName;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use crate::input::Input;
+use crate::clock::Clock;
+use crate::input::Wake;
 use crate::publisher::Published;
-use crate::steps::{ContainerHost, InSteps};
+use crate::steps::{ContainerHost, InFlight};
 
 /// Brings commands, until the daemon drains: then those that are here already.
 ///
@@ -22,14 +24,14 @@ use crate::steps::{ContainerHost, InSteps};
 /// When it can't go on.
 pub async fn take_commands(
     mut server: Server,
-    inputs: mpsc::Sender<Input>,
+    inputs: mpsc::Sender<Wake>,
     mut drained: oneshot::Receiver<()>,
 ) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             incoming = server.next() => match incoming {
                 Some(incoming) => {
-                    if inputs.send(Input::Command(Box::new(incoming))).await.is_err() {
+                    if inputs.send(Wake::Command(Box::new(incoming))).await.is_err() {
                         break;
                     }
                 }
@@ -38,7 +40,7 @@ pub async fn take_commands(
             _ = &mut drained, if !drained.is_terminated() => server.drain().await,
         }
     }
-    let _ = inputs.send(Input::Drained).await;
+    let _ = inputs.send(Input::Drained.into()).await;
     std::future::pending().await
 }
 
@@ -48,11 +50,15 @@ pub async fn take_commands(
 /// Never.
 pub async fn watch_published(
     mut published: watch::Receiver<Published>,
-    inputs: mpsc::Sender<Input>,
+    inputs: mpsc::Sender<Wake>,
 ) -> anyhow::Result<()> {
     while published.changed().await.is_ok() {
         let now = *published.borrow_and_update();
-        if inputs.send(Input::Published(now)).await.is_err() {
+        let now = Input::Published {
+            first: now.first,
+            last: now.sequence,
+        };
+        if inputs.send(now.into()).await.is_err() {
             break;
         }
     }
@@ -77,19 +83,20 @@ const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(60);
 /// When it can't go on.
 pub async fn watch_containers(
     view: Containers,
-    in_steps: InSteps,
-    inputs: mpsc::Sender<Input>,
+    in_flight: InFlight,
+    clock: Clock,
+    inputs: mpsc::Sender<Wake>,
 ) -> anyhow::Result<()> {
     let mut hints = view.watch()?;
-    let mut steps = in_steps.changes();
+    let mut steps = in_flight.changes();
     let mut moved = Changed::Any;
     let mut all_at = Instant::now();
     loop {
         let (at, later) = match moved {
             // What is seen of those in the middle of steps, the main loop leaves out.
-            Changed::Any => (Changed::Any, in_steps.names()),
+            Changed::Any => (Changed::Any, in_flight.names()),
             Changed::These(names) => {
-                let (later, now) = names.into_iter().partition(|name| in_steps.has(name));
+                let (later, now) = names.into_iter().partition(|name| in_flight.contains(name));
                 (Changed::These(now), later)
             }
         };
@@ -99,7 +106,7 @@ pub async fn watch_containers(
         }
         let mut moving = Changed::nothing();
         if !at.is_nothing() {
-            match look(&view, at, &inputs).await? {
+            match look(&view, at, clock, &inputs).await? {
                 Some(names) => moving = Changed::These(names),
                 None => all_at = all_at.min(Instant::now() + LOOK_AFTER_FAILURE),
             }
@@ -119,12 +126,13 @@ pub async fn watch_containers(
 async fn look(
     view: &Containers,
     at: Changed,
-    inputs: &mpsc::Sender<Input>,
+    clock: Clock,
+    inputs: &mpsc::Sender<Wake>,
 ) -> anyhow::Result<Option<BTreeSet<ContainerName>>> {
     tracing::debug!(?at, "looks at containers");
     let (view, which) = (view.clone(), at.clone());
     let mut moving = None;
-    let looked_at = Instant::now();
+    let (looked_at, began) = (Instant::now(), clock.now());
     let seen = tokio::task::spawn_blocking(move || match &which {
         Changed::Any => view.observe(),
         Changed::These(names) => view.observe_some(names),
@@ -137,11 +145,16 @@ async fn look(
             moving: now,
         }) => {
             moving = Some(now);
-            if inputs
-                .send(Input::ContainersSeen { looked_at, at, seen })
-                .await
-                .is_err()
-            {
+            let scope = match at {
+                Changed::Any => Scope::All,
+                Changed::These(names) => Scope::Only(names),
+            };
+            let observed = Input::ContainersObserved {
+                began,
+                scope,
+                observed: seen,
+            };
+            if inputs.send(observed.into()).await.is_err() {
                 return std::future::pending().await;
             }
         }

@@ -1,34 +1,37 @@
-//! The steps for one container: look, plan, carry out, look again.
+//! Takes the steps for one container: observe, plan, carry out, observe again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use leaf_bus::embedded::Reloader;
 use leaf_bus::identity::Identity;
 use leaf_container::Containers;
-use leaf_core::container::{Container, DesiredRun, ObservedContainer, ObservedRun};
+use leaf_core::container::{Container, ObservedContainer, ObservedRun};
 use leaf_core::error::chain;
 use leaf_core::event::ContainerStep;
 use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
 use leaf_core::id::{ContainerName, LeafName};
 use leaf_core::plan::{PlanContext, plan};
+use leaf_core::reconcile::Interruption;
+use leaf_core::reconcile::container::{Observation, StepFailure, StepsOutcome};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::clock::Clock;
 use crate::helper::HostHelper;
 
 /// What is needed to run containers.
 pub struct ContainerHost {
-    /// Takes the steps.
+    /// Carries out host operations.
     pub helper: HostHelper,
-    /// What the closed network is made of: [`HostOp::PrepareNetwork`].
+    /// The closed network: [`HostOp::PrepareNetwork`].
     pub network: HostOp,
-    /// Looks at the host.
+    /// Observes containers.
     pub view: Containers,
     /// Makes the containers' NATS users.
     pub identity: Arc<Identity>,
-    /// Tells the server whose credentials are revoked.
+    /// Tells the server which credentials are revoked.
     pub users: Reloader,
     /// Where containers reach NATS.
     pub nats_url: String,
@@ -38,50 +41,24 @@ pub struct ContainerHost {
     pub stop_timeout_seconds: u32,
 }
 
-/// Why a step that only waits need not be waited for any more. The container goes on by itself, and the next plan
-/// begins with where it is then.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Hurry {
-    /// There is no hurry.
-    #[default]
-    None,
-    /// Something else than to run is wanted of it: its start need not be waited for.
-    NotToRun,
-    /// The daemon ends: neither its start nor its stop need be waited for.
-    DaemonEnds,
-}
+/// How long a supervisor may take until an observation shows it.
+const SHOWS_WITHIN: Duration = Duration::from_secs(5);
 
-/// The containers for which steps are being taken. Copies are the same.
+/// The containers for which steps are in flight. Copies are the same.
 #[derive(Debug, Clone, Default)]
-pub struct InSteps(watch::Sender<BTreeSet<ContainerName>>);
+pub struct InFlight(watch::Sender<BTreeSet<ContainerName>>);
 
-impl InSteps {
-    /// Adds one, and returns whether it was not there.
-    pub fn insert(&self, name: &ContainerName) -> bool {
-        self.0.send_if_modified(|names| names.insert(name.clone()))
-    }
-
-    /// Takes one away.
-    pub fn remove(&self, name: &ContainerName) {
-        self.0.send_if_modified(|names| names.remove(name));
-    }
-
-    /// Which they are.
+impl InFlight {
+    /// Returns their names.
     #[must_use]
     pub fn names(&self) -> BTreeSet<ContainerName> {
         self.0.borrow().clone()
     }
 
-    /// Whether steps are being taken for this one.
+    /// Returns whether steps are in flight for this one.
     #[must_use]
-    pub fn has(&self, name: &ContainerName) -> bool {
+    pub fn contains(&self, name: &ContainerName) -> bool {
         self.0.borrow().contains(name)
-    }
-
-    /// Whether none are being taken.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.borrow().is_empty()
     }
 
     /// Tells of each change.
@@ -91,186 +68,222 @@ impl InSteps {
     }
 }
 
-/// What came of the steps.
-#[derive(Debug)]
-pub struct Taken {
-    /// When the last look began.
-    pub looked_at: Instant,
-    /// What it showed.
-    pub observed: Option<ObservedContainer>,
-    /// The step that did not work, and why.
-    pub failure: Option<(ContainerStep, HostOpError)>,
-    /// Whether a step was not waited for.
-    pub cut_short: bool,
+/// What the steps in flight are told while they are taken.
+#[derive(Debug, Default)]
+pub struct Interruptions {
+    in_flight: InFlight,
+    senders: BTreeMap<ContainerName, watch::Sender<Interruption>>,
+    /// What steps are told when they begin.
+    from_now_on: Interruption,
 }
 
-/// How often steps are planned anew when the helper went away in the middle, and the pause before.
-const TRIES: u32 = 5;
-const PAUSE: Duration = Duration::from_millis(500);
-
-/// How long a supervisor may take until it shows that it is there.
-const SHOWS_WITHIN: Duration = Duration::from_secs(5);
-
-impl Hurry {
-    /// What a new wish means for steps that are being taken.
+impl Interruptions {
+    /// Returns those of steps that are listed here.
     #[must_use]
-    pub fn of(wish: DesiredRun) -> Self {
-        match wish {
-            DesiredRun::Running => Self::None,
-            DesiredRun::Stopped | DesiredRun::Absent => Self::NotToRun,
+    pub fn new(in_flight: InFlight) -> Self {
+        Self {
+            in_flight,
+            ..Self::default()
         }
     }
 
-    fn cuts(self, op: &HostOp) -> bool {
-        match op {
-            HostOp::StartContainer { .. } | HostOp::UpdateContainer { .. } => self != Self::None,
-            HostOp::StopContainer { .. } => self == Self::DaemonEnds,
-            _ => false,
+    /// Adds the steps for a container, and returns what they are told.
+    pub fn begin(&mut self, name: &ContainerName) -> watch::Receiver<Interruption> {
+        let (sender, receiver) = watch::channel(self.from_now_on);
+        self.senders.insert(name.clone(), sender);
+        self.in_flight.0.send_modify(|names| {
+            names.insert(name.clone());
+        });
+        receiver
+    }
+
+    /// Removes the steps for a container: they have ended.
+    pub fn end(&mut self, name: &ContainerName) {
+        self.senders.remove(name);
+        self.in_flight.0.send_modify(|names| {
+            names.remove(name);
+        });
+    }
+
+    /// Tells something to the steps for a container, if they are in flight.
+    pub fn tell(&self, name: &ContainerName, interruption: Interruption) {
+        if let Some(sender) = self.senders.get(name) {
+            sender.send_replace(interruption);
+        }
+    }
+
+    /// Tells something to all steps in flight, and to those that begin from now on.
+    pub fn tell_all(&mut self, interruption: Interruption) {
+        self.from_now_on = interruption;
+        for sender in self.senders.values() {
+            sender.send_replace(interruption);
         }
     }
 }
 
-/// Takes the steps for a container, and looks at it afterwards. Where the helper went away in the middle of one, what is
-/// left to do is planned anew from what the host shows then.
-pub async fn take(
-    leaf: &LeafName,
-    host: &Arc<ContainerHost>,
-    container: &Container,
-    mut hurry: watch::Receiver<Hurry>,
-) -> Taken {
-    for left in (0..TRIES).rev() {
-        let taken = take_once(leaf, host, container, &mut hurry).await;
-        match &taken.failure {
-            Some((step, error)) if error.kind == HostOpErrorKind::Interrupted && left > 0 => {
-                tracing::warn!(name = %container.name, %step, reason = error.reason, "planned anew");
-                tokio::time::sleep(PAUSE).await;
-            }
-            _ => return taken,
-        }
-    }
-    unreachable!("the last try is returned, whatever came of it")
+/// The steps for one container.
+pub struct Steps {
+    /// The leaf.
+    pub leaf: LeafName,
+    /// What runs containers.
+    pub host: Arc<ContainerHost>,
+    /// The clock of this run.
+    pub clock: Clock,
+    /// The container, with its desired state.
+    pub container: Container,
+    /// What they are told while they are taken.
+    pub interruption: watch::Receiver<Interruption>,
 }
 
-async fn take_once(
-    leaf: &LeafName,
-    host: &Arc<ContainerHost>,
-    container: &Container,
-    hurry: &mut watch::Receiver<Hurry>,
-) -> Taken {
-    let name = &container.name;
-    let mut taken = Taken {
-        looked_at: Instant::now(),
-        observed: None,
-        failure: None,
-        cut_short: false,
-    };
-    let before = match look(host, name).await {
-        Ok(observed) => observed,
-        Err(error) => {
-            taken.failure = Some((ContainerStep::Look, error));
-            return taken;
-        }
-    };
-    let context = PlanContext {
-        leaf: leaf.clone(),
-        nats_url: host.nats_url.clone(),
-        nats_credentials: host.identity.container_credentials(name),
-        ready_timeout_seconds: host.ready_timeout_seconds,
-        stop_timeout_seconds: host.stop_timeout_seconds,
-    };
-    for op in plan(container, before.as_ref(), &context) {
-        if hurry.borrow().cuts(&op) {
-            taken.cut_short = true;
-            break;
-        }
-        tracing::info!(%name, op = op.summary(), "step");
-        // Before, so that it is done again where the daemon ends in between.
-        if matches!(op, HostOp::DestroyContainer { .. })
-            && let Err(error) = revoke(host, name).await
-        {
-            taken.failure = Some((ContainerStep::Destroy, error));
-            break;
-        }
-        let cut = async {
-            if hurry.wait_for(|hurry| hurry.cuts(&op)).await.is_err() {
-                std::future::pending::<()>().await;
-            }
+impl Steps {
+    /// Takes the steps after a pause, and observes the container afterwards.
+    pub async fn take(mut self, after: Duration) -> StepsOutcome {
+        let mut outcome = StepsOutcome {
+            observed: None,
+            failure: None,
+            interrupted: false,
         };
-        let outcome = tokio::select! {
+        let begin = tokio::select! {
             biased;
-            outcome = host.helper.carry_out(&op) => outcome,
-            () = cut => {
-                tracing::info!(%name, op = op.summary(), "not waited for");
-                taken.cut_short = true;
-                wait_until_shown(host, name).await;
-                break;
-            }
+            // What was desired when the pause began is not any more.
+            () = interrupted(&mut self.interruption, |told| told != Interruption::None), if !after.is_zero() => false,
+            () = tokio::time::sleep(after) => *self.interruption.borrow() != Interruption::DaemonStops,
         };
-        match outcome {
-            Ok(()) => {}
-            // Somebody else has a container of this name here: then the leaf's own never came to be.
-            Err(error)
-                if before.is_none()
-                    && error.kind == HostOpErrorKind::Refused
-                    && matches!(op, HostOp::DestroyContainer { .. }) =>
-            {
-                tracing::info!(%name, error = &error as &dyn std::error::Error, "nothing to destroy");
+        if !begin {
+            outcome.interrupted = true;
+            return outcome;
+        }
+        match self.take_all().await {
+            Ok(Done::All) => {}
+            Ok(Done::Interrupted) => outcome.interrupted = true,
+            Err(failure) => outcome.failure = Some(failure),
+        }
+        match self.observe().await {
+            Ok(observation) => outcome.observed = Some(observation),
+            Err(error) => outcome.failure = outcome.failure.or(Some(failed(ContainerStep::Look, error))),
+        }
+        outcome
+    }
+
+    async fn take_all(&mut self) -> Result<Done, StepFailure> {
+        let before = self.observe().await;
+        let before = before
+            .map_err(|error| failed(ContainerStep::Look, error))?
+            .container;
+        let context = PlanContext {
+            leaf: self.leaf.clone(),
+            nats_url: self.host.nats_url.clone(),
+            nats_credentials: self.host.identity.container_credentials(&self.container.name),
+            ready_timeout_seconds: self.host.ready_timeout_seconds,
+            stop_timeout_seconds: self.host.stop_timeout_seconds,
+        };
+        for op in plan(&self.container, before.as_ref(), &context) {
+            if self.interruption.borrow().cuts(&op) {
+                return Ok(Done::Interrupted);
             }
-            Err(error) => {
-                taken.failure = Some((step_of(&op), error));
-                break;
+            match self.carry_out(&op).await {
+                Ok(Done::All) => {}
+                Ok(Done::Interrupted) => return Ok(Done::Interrupted),
+                // A foreign container has this name: then the leaf's own was never made.
+                Err(error)
+                    if before.is_none()
+                        && error.kind == HostOpErrorKind::Refused
+                        && matches!(op, HostOp::DestroyContainer { .. }) =>
+                {
+                    tracing::info!(name = %self.container.name, error = &error as &dyn std::error::Error, "nothing to destroy");
+                }
+                Err(error) => return Err(failed(step_of(&op), error)),
+            }
+        }
+        Ok(Done::All)
+    }
+
+    /// Carries out one operation, or leaves it under way when it need not be waited for any more.
+    async fn carry_out(&mut self, op: &HostOp) -> Result<Done, HostOpError> {
+        let name = &self.container.name;
+        tracing::info!(%name, op = op.summary(), "step");
+        if matches!(op, HostOp::DestroyContainer { .. }) {
+            // First, so that it is done again where the daemon ends in between.
+            self.revoke().await?;
+        }
+        tokio::select! {
+            biased;
+            done = self.host.helper.carry_out(op) => done.map(|()| Done::All),
+            () = interrupted(&mut self.interruption, |told| told.cuts(op)) => {
+                tracing::info!(%name, op = op.summary(), "not waited for");
+                self.wait_until_shown().await;
+                Ok(Done::Interrupted)
             }
         }
     }
-    taken.looked_at = Instant::now();
-    match look(host, name).await {
-        Ok(observed) => taken.observed = observed,
-        Err(error) => taken.failure = taken.failure.or(Some((ContainerStep::Look, error))),
+
+    /// Revokes the container's credentials.
+    async fn revoke(&self) -> Result<(), HostOpError> {
+        let name = &self.container.name;
+        let failed = |error: &dyn std::error::Error| HostOpError {
+            op: format!("revoke the credentials of container {name}"),
+            kind: HostOpErrorKind::Failed,
+            reason: chain(error),
+        };
+        self.host
+            .identity
+            .revoke_container(name)
+            .map_err(|error| failed(&error))?;
+        self.host.users.reload().await.map_err(|error| failed(&error))
     }
-    taken
-}
 
-/// Makes the credentials of a container worthless, whoever may have a copy.
-async fn revoke(host: &Arc<ContainerHost>, name: &ContainerName) -> Result<(), HostOpError> {
-    let failed = |error: &dyn std::error::Error| HostOpError {
-        op: format!("revoke the credentials of container {name}"),
-        kind: HostOpErrorKind::Failed,
-        reason: chain(error),
-    };
-    host.identity.revoke_container(name).map_err(|e| failed(&e))?;
-    host.users.reload().await.map_err(|e| failed(&e))
-}
-
-/// Waits until the supervisor of a container that was just started is there: a stop must find it.
-async fn wait_until_shown(host: &Arc<ContainerHost>, name: &ContainerName) {
-    let deadline = Instant::now() + SHOWS_WITHIN;
-    while Instant::now() < deadline {
-        match look(host, name).await {
-            Ok(Some(ObservedContainer {
-                run: ObservedRun::Stopped,
-                ..
-            })) => tokio::time::sleep(Duration::from_millis(10)).await,
-            _ => return,
+    /// Waits until the supervisor of a container that was just started shows: a stop must find it.
+    async fn wait_until_shown(&self) {
+        let deadline = Instant::now() + SHOWS_WITHIN;
+        let is_stopped = |observed: &ObservedContainer| matches!(observed.run, ObservedRun::Stopped);
+        while Instant::now() < deadline {
+            let observed = self.observe().await.ok().and_then(|o| o.container);
+            if !observed.as_ref().is_some_and(is_stopped) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+
+    async fn observe(&self) -> Result<Observation, HostOpError> {
+        let name = &self.container.name;
+        let began = self.clock.now();
+        let (view, look_for) = (self.host.view.clone(), name.clone());
+        let seen = tokio::task::spawn_blocking(move || view.observe_one(&look_for)).await;
+        let reason = match seen {
+            Ok(Ok(container)) => return Ok(Observation { began, container }),
+            Ok(Err(error)) => chain(&error),
+            Err(error) => error.to_string(),
+        };
+        Err(HostOpError {
+            op: format!("observe container {name}"),
+            kind: HostOpErrorKind::Failed,
+            reason,
+        })
+    }
 }
 
-async fn look(
-    host: &Arc<ContainerHost>,
-    name: &ContainerName,
-) -> Result<Option<ObservedContainer>, HostOpError> {
-    let (view, look_for) = (host.view.clone(), name.clone());
-    let seen = tokio::task::spawn_blocking(move || view.observe_one(&look_for)).await;
-    let reason = match seen {
-        Ok(Ok(observed)) => return Ok(observed),
-        Ok(Err(error)) => chain(&error),
-        Err(error) => error.to_string(),
-    };
-    Err(HostOpError {
-        op: format!("look at container {name}"),
-        kind: HostOpErrorKind::Failed,
-        reason,
-    })
+/// Whether steps were waited for to their end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Done {
+    All,
+    Interrupted,
+}
+
+/// Waits until the steps are told something that counts; for ever if nobody can tell them anything any more.
+async fn interrupted(told: &mut watch::Receiver<Interruption>, counts: impl Fn(Interruption) -> bool) {
+    if told.wait_for(|told| counts(*told)).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn failed(step: ContainerStep, error: HostOpError) -> StepFailure {
+    tracing::warn!(%step, error = &error as &dyn std::error::Error, "a step failed");
+    StepFailure {
+        step,
+        reason: error.reason,
+        helper_gone: error.kind == HostOpErrorKind::Interrupted,
+    }
 }
 
 fn step_of(op: &HostOp) -> ContainerStep {

@@ -1,4 +1,5 @@
-//! Those who take steps on the host: each works beside the main loop and comes back to it as an [`Input`].
+//! The executor of the engine's effects: what takes time runs beside the main loop, and its end comes back as an
+//! [`Input`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,25 +10,27 @@ use jiff::Timestamp;
 use leaf_bus::connect::Bus;
 use leaf_bus::serve::Responder;
 use leaf_container::{LookError, LookErrorKind};
-use leaf_core::command::{Command, ContainerList, LogChunk, Need};
+use leaf_core::command::{ContainerList, LogChunk};
 use leaf_core::container::Container;
+use leaf_core::engine::{Capabilities, Input, Question};
 use leaf_core::error::chain;
 use leaf_core::event::ContainerStep;
-use leaf_core::host_op::{HostOpError, HostOpErrorKind};
 use leaf_core::id::{CommandId, ContainerName, JobId, LeafName};
 use leaf_core::job::{Job, JobOutcome};
 use leaf_core::problem::{Problem, ProblemCode};
+use leaf_core::reconcile::Interruption;
+use leaf_core::reconcile::container::{StepFailure, StepsOutcome};
 use leaf_job::JobError;
 use leaf_journal::Journal;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::input::{Input, Question};
+use crate::clock::Clock;
+use crate::input::Wake;
 use crate::job::{self, JobHost};
-use crate::main_loop::to_body;
 use crate::publisher::Published;
-use crate::steps::{self, ContainerHost, Hurry, Taken};
+use crate::steps::{ContainerHost, InFlight, Interruptions, Steps};
 use crate::tasks::Tasks;
 
 /// How often the journal is tidied; what is kept longer costs only disk space.
@@ -39,7 +42,7 @@ const LOG_BYTES: usize = 512 * 1024;
 /// Those who take steps on the host.
 pub struct Workers {
     leaf: LeafName,
-    inputs: mpsc::Sender<Input>,
+    inputs: mpsc::Sender<Wake>,
     tasks: Tasks,
     /// What may hold up a thread: files, processes.
     steps: Tasks,
@@ -50,7 +53,8 @@ pub struct Workers {
     mirror: mpsc::Sender<BTreeMap<String, Option<Bytes>>>,
     published: watch::Receiver<Published>,
     tidied_at: Instant,
-    hurries: BTreeMap<ContainerName, watch::Sender<Hurry>>,
+    clock: Clock,
+    interruptions: Interruptions,
     cancels: BTreeMap<JobId, watch::Sender<bool>>,
 }
 
@@ -59,7 +63,7 @@ pub struct Equipment {
     /// The leaf.
     pub leaf: LeafName,
     /// To the main loop.
-    pub inputs: mpsc::Sender<Input>,
+    pub inputs: mpsc::Sender<Wake>,
     /// The connection.
     pub bus: Bus,
     /// Containers, or why there are none.
@@ -74,6 +78,10 @@ pub struct Equipment {
     pub published: watch::Receiver<Published>,
     /// Where steps on the host are taken, so that they don't hold up answers.
     pub steps: Handle,
+    /// The containers for which steps are in flight.
+    pub in_flight: InFlight,
+    /// The monotonic clock of this run.
+    pub clock: Clock,
 }
 
 impl Workers {
@@ -90,6 +98,8 @@ impl Workers {
             mirror,
             published,
             steps,
+            in_flight,
+            clock,
         } = equipment;
         Self {
             leaf,
@@ -103,31 +113,22 @@ impl Workers {
             mirror,
             published,
             tidied_at: Instant::now(),
-            hurries: BTreeMap::new(),
+            clock,
+            interruptions: Interruptions::new(in_flight),
             cancels: BTreeMap::new(),
         }
     }
 
-    /// Returns a problem if this leaf lacks what the command needs.
-    ///
-    /// # Errors
-    /// A [`Problem`] that says what is missing.
-    pub fn can_do(&self, command: &Command) -> Result<(), Problem> {
-        let unsupported = |why: &String| Problem::new(ProblemCode::Unsupported, why.clone());
-        match command.declaration().need {
-            Need::Nothing => Ok(()),
-            Need::Containers => self.containers.as_ref().map(drop).map_err(unsupported),
-            Need::Nix => self.jobs.as_ref().map(drop).map_err(unsupported),
+    /// Returns what this leaf can do.
+    #[must_use]
+    pub fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            containers: self.containers.as_ref().map(drop).map_err(Clone::clone),
+            nix: self.jobs.as_ref().map(drop).map_err(Clone::clone),
         }
     }
 
-    /// The last sequence number that the stream is known to hold.
-    #[must_use]
-    pub fn published(&self) -> u64 {
-        self.published.borrow().sequence
-    }
-
-    /// Waits until one of the workers ends who should not have.
+    /// Waits until one of the workers ends that should not have.
     pub async fn unexpected_end(&mut self) -> anyhow::Error {
         tokio::select! {
             error = self.tasks.unexpected_end() => error,
@@ -172,8 +173,8 @@ impl Workers {
             .run(async move { responder.reply(Some(&id), reply).await });
     }
 
-    /// Answers what only the host can answer.
-    pub fn answer(&mut self, responder: Responder, id: CommandId, question: Question) {
+    /// Answers with what the host says.
+    pub fn ask(&mut self, responder: Responder, id: CommandId, question: Question) {
         let containers = self.containers.clone();
         let view = move || {
             containers
@@ -243,8 +244,8 @@ impl Workers {
 
     // ---- steps -----------------------------------------------------------------------------------------------
 
-    /// Asks for a look at the hardware.
-    pub fn look_at_hardware(&mut self, rescan: u64) {
+    /// Has the hardware scanned for this rescan.
+    pub fn scan_hardware(&mut self, rescan: u64) {
         let looks = self.looks.clone();
         self.tasks.run(async move {
             // Nobody looks any more when the daemon ends.
@@ -252,74 +253,63 @@ impl Workers {
         });
     }
 
-    /// Looks whether the host has a container of this name that is not this leaf's.
-    pub fn look_for_foreign(&mut self, name: ContainerName) {
+    /// Searches the host for a foreign container of this name.
+    pub fn find_foreign(&mut self, name: ContainerName) {
         let Ok(host) = &self.containers else { return };
         let (view, inputs) = (host.view.clone(), self.inputs.clone());
         self.tasks.run(async move {
-            let seen = tokio::task::spawn_blocking(move || view.foreign()).await;
-            let seen = match seen {
+            let found = tokio::task::spawn_blocking(move || view.foreign()).await;
+            let found = match found {
                 Ok(Ok(all)) => Ok(all.into_iter().find(|foreign| foreign.name == name)),
                 Ok(Err(error)) => Err(failed("the host's containers can't be listed", &error)),
                 Err(error) => Err(Problem::new(ProblemCode::Failed, error.to_string())),
             };
             // The loop is gone when the daemon ends.
-            let _ = inputs.send(Input::ForeignSeen { name, seen }).await;
+            let _ = inputs.send(Input::ForeignObserved { name, found }.into()).await;
         });
     }
 
-    /// Makes a container what it is wanted to be.
-    pub fn reconcile(&mut self, container: Container) {
-        let inputs = self.inputs.clone();
-        let leaf = self.leaf.clone();
-        let host = self.containers.clone();
-        let (hurry, hurries) = watch::channel(Hurry::None);
-        self.hurries.insert(container.name.clone(), hurry);
+    /// Takes the steps for a container, after a pause.
+    pub fn take_steps(&mut self, container: Container, after: Duration) {
+        let (inputs, name) = (self.inputs.clone(), container.name.clone());
+        let interruption = self.interruptions.begin(&name);
+        let steps = self.containers.clone().map(|host| Steps {
+            leaf: self.leaf.clone(),
+            host,
+            clock: self.clock,
+            container,
+            interruption,
+        });
         self.steps.run(async move {
-            let name = container.name.clone();
-            let generation = container.desired.generation;
-            let taken = match &host {
-                Ok(host) => steps::take(&leaf, host, &container, hurries).await,
-                Err(why) => {
-                    let error = HostOpError {
-                        op: format!("run container {name}"),
-                        kind: HostOpErrorKind::Unsupported,
-                        reason: why.clone(),
-                    };
-                    Taken {
-                        looked_at: Instant::now(),
-                        observed: None,
-                        failure: Some((ContainerStep::Look, error)),
-                        cut_short: false,
-                    }
-                }
+            let outcome = match steps {
+                Ok(steps) => steps.take(after).await,
+                Err(reason) => StepsOutcome {
+                    observed: None,
+                    failure: Some(StepFailure {
+                        step: ContainerStep::Look,
+                        reason,
+                        helper_gone: false,
+                    }),
+                    interrupted: false,
+                },
             };
-            let reconciled = Input::Reconciled {
-                name,
-                generation,
-                taken,
-            };
-            let _ = inputs.send(reconciled).await;
+            let _ = inputs.send(Input::StepsEnded { name, outcome }.into()).await;
         });
     }
 
-    /// Tells those who take steps for a container that there is a hurry.
-    pub fn hurry(&mut self, name: &ContainerName, hurry: Hurry) {
-        if let Some(hurries) = self.hurries.get(name) {
-            hurries.send_replace(hurry);
-        }
+    /// Tells the steps in flight for a container whether they still need to be waited for.
+    pub fn interrupt(&mut self, name: &ContainerName, interruption: Interruption) {
+        self.interruptions.tell(name, interruption);
     }
 
-    /// Tells all who take steps for containers that the daemon ends.
-    pub fn hurry_all(&mut self) {
-        for hurries in self.hurries.values() {
-            hurries.send_replace(Hurry::DaemonEnds);
-        }
+    /// Tells the same to all steps in flight, and to those that begin from now on.
+    pub fn interrupt_all(&mut self, interruption: Interruption) {
+        self.interruptions.tell_all(interruption);
     }
 
-    /// Forgets who took steps for a container: they are taken.
-    pub fn reconciled(&mut self, name: &ContainerName) {
-        self.hurries.remove(name);
+    /// Takes in that the steps for a container have ended.
+    pub fn steps_ended(&mut self, name: &ContainerName) {
+        self.interruptions.end(name);
     }
 
     /// Runs a job, or goes on with one that runs already.
@@ -334,9 +324,8 @@ impl Workers {
             match host {
                 Ok(host) => job::run(&host, &job, &bus, &leaf, &inputs, cancelled).await,
                 Err(why) => {
-                    let _ = inputs
-                        .send(Input::JobEnded(job.id, JobOutcome::Failed(why)))
-                        .await;
+                    let outcome = JobOutcome::Failed(why);
+                    let _ = inputs.send(Input::JobEnded(job.id, outcome).into()).await;
                 }
             }
         });
@@ -366,8 +355,8 @@ impl Workers {
         });
     }
 
-    /// Tells those who wait for a job that it has ended.
-    pub fn tell_job_end(&mut self, job: JobId) {
+    /// Publishes that a job has ended.
+    pub fn publish_job_end(&mut self, job: JobId) {
         let bus = self.bus.clone();
         let leaf = self.leaf.clone();
         self.tasks.run(async move { bus.publish_ended(&leaf, job).await });
@@ -397,4 +386,9 @@ fn warn_if_failed<E: std::error::Error + 'static>(result: Result<(), E>) {
             "the journal could not be tidied"
         );
     }
+}
+
+/// Returns a message as JSON.
+fn to_body(value: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("a message has string keys only")
 }

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use leaf_core::accepted::{CommandOutcome, CommandRecord};
 use leaf_core::event::EventRecord;
 use leaf_core::id::{Caller, CommandId, LeafName};
-use leaf_journal::{Batch, CommandRecord, Journal, LockError, OpenError, Opened, Options, Outcome};
+use leaf_journal::{Batch, Journal, LockError, OpenError, Opened, Options};
 use serde_json::{Value, json};
 
 pub(crate) type Test = (&'static str, fn());
@@ -80,7 +81,7 @@ pub(crate) fn command(number: u64, done: bool) -> CommandRecord {
         accepted_at: Timestamp::from_second(1_760_000_000 + i64::try_from(number).expect("small"))
             .expect("in range"),
         target: Some(format!("container.c{number}")),
-        outcome: done.then(|| Outcome {
+        outcome: done.then(|| CommandOutcome {
             body: b"{\"ok\":true}".to_vec(),
             problem: number % 2 == 1,
         }),

@@ -1,0 +1,166 @@
+//! Containers: what observations and the ends of steps mean, and when steps are taken.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::cause::Cause;
+use crate::container::{Container, ObservedContainer, ObservedRun};
+use crate::event::{ContainerFailed, ContainerReverted, ContainerStep, Fact};
+use crate::id::ContainerName;
+use crate::plan::{after_early_start, observe};
+use crate::reconcile::container::{HELPER_GONE, StepsOutcome, is_stuck};
+use crate::reconcile::{Interruption, Order, Resource};
+
+use super::Engine;
+use super::input::{Moment, Scope};
+use super::output::Effect;
+use super::turn::Turn;
+use super::waiting::Target;
+
+/// How many facts in a row one observation can lead to at most: created, and started.
+const FACTS_IN_A_ROW: usize = 4;
+
+impl Engine {
+    pub(super) fn containers_observed(
+        &mut self,
+        turn: &mut Turn,
+        began: Moment,
+        scope: &Scope,
+        observed: &BTreeMap<ContainerName, ObservedContainer>,
+    ) {
+        let counts = |name: &&ContainerName| {
+            let resource = || Resource::Container((*name).clone());
+            scope.contains(name) && !self.reconciler.is_stale(&resource(), began)
+        };
+        let names: Vec<ContainerName> = self.state().containers.keys().filter(counts).cloned().collect();
+        // Observations arrive in the order in which they began.
+        self.reconciler.observed(began);
+        for name in names {
+            self.take_in(turn, &name, observed.get(&name));
+        }
+    }
+
+    /// Records what an observation of a container adds to what is known of it.
+    fn take_in(&mut self, turn: &mut Turn, name: &ContainerName, observed: Option<&ObservedContainer>) {
+        turn.touched.insert(Target::Container(name.clone()));
+        for _ in 0..FACTS_IN_A_ROW {
+            let Some(container) = self.history.state().containers.get(name) else {
+                break;
+            };
+            let mut facts = observe(container, observed, self.history.leaf());
+            // One that systemd started with the host, before the leaf was there, and that failed is tried once more.
+            if let Some(observed) = observed.filter(|observed| observed.run != ObservedRun::Starting)
+                && self
+                    .reconciler
+                    .first_since_boot(&Resource::Container(name.clone()))
+            {
+                facts.extend(after_early_start(container, observed));
+            }
+            if facts.is_empty() {
+                break;
+            }
+            // What a container does by itself has no cause but itself.
+            let cause = if container.phase.is_moving() {
+                container.cause.clone()
+            } else {
+                Cause::default()
+            };
+            self.record(turn, &cause, facts);
+        }
+    }
+
+    pub(super) fn steps_ended(&mut self, turn: &mut Turn, name: &ContainerName, outcome: StepsOutcome) {
+        let resource = Resource::Container(name.clone());
+        // Without an observation, those that are under way may have begun before the last step.
+        let observed_at = outcome
+            .observed
+            .as_ref()
+            .map_or(turn.at.moment, |observation| observation.began);
+        let Some(run) = self.reconciler.ended(&resource, observed_at) else {
+            return;
+        };
+        turn.touched.insert(Target::Container(name.clone()));
+        let Some(container) = self.state().containers.get(name) else {
+            return;
+        };
+        let before = container.phase;
+        match (outcome.failure, outcome.observed) {
+            (Some(failure), _) if !run.outdated => {
+                if failure.helper_gone && !self.is_stopping() {
+                    let interruption = Interruption::of(container.desired.run);
+                    let (reconciler, record) = (&mut self.reconciler, turn.record);
+                    if let Some(pause) = reconciler.retry(&resource, run, HELPER_GONE, interruption, record) {
+                        self.take_steps(turn, name, pause);
+                        return;
+                    }
+                }
+                self.step_failed(turn, name, failure.step, failure.reason);
+            }
+            (failure, Some(observation)) => {
+                let observed = observation.container.as_ref();
+                self.take_in(turn, name, observed);
+                if run.outdated || outcome.interrupted || failure.is_some() {
+                    return;
+                }
+                let container = self.state().containers.get(name);
+                let stuck = container.and_then(|container| is_stuck(container, before, observed));
+                if let Some(reason) = stuck {
+                    self.step_failed(turn, name, ContainerStep::Look, reason);
+                }
+            }
+            // Nothing is known of it.
+            (_, None) => {}
+        }
+    }
+
+    /// Records that a step failed. A container that has a system to revert to does that.
+    fn step_failed(&mut self, turn: &mut Turn, name: &ContainerName, step: ContainerStep, reason: String) {
+        let Some(container) = self.state().containers.get(name) else {
+            return;
+        };
+        let cause = container.cause.clone();
+        let revert = container.desired.fallback.clone().map(|toplevel| {
+            Fact::from(ContainerReverted {
+                name: name.clone(),
+                toplevel,
+                reason: format!("{step}: {reason}"),
+            })
+        });
+        let failed = Fact::from(ContainerFailed {
+            name: name.clone(),
+            step,
+            reason,
+        });
+        self.record(turn, &cause, [failed].into_iter().chain(revert));
+    }
+
+    /// Has steps taken for a container that is not in its desired state, or tells those in flight what they need to know.
+    pub(super) fn reconcile(&mut self, turn: &mut Turn, name: &ContainerName) {
+        let is_moving = |container: &&Container| container.phase.is_moving();
+        let Some(container) = self.history.state().containers.get(name).filter(is_moving) else {
+            return;
+        };
+        if self.is_stopping() {
+            return;
+        }
+        let resource = Resource::Container(name.clone());
+        let interruption = Interruption::of(container.desired.run);
+        match self.reconciler.want(&resource, interruption, turn.record) {
+            Order::Begin => self.take_steps(turn, name, Duration::ZERO),
+            Order::Interrupt(interruption) => turn.effects.push(Effect::Interrupt {
+                resource,
+                interruption,
+            }),
+            Order::Wait => {}
+        }
+    }
+
+    fn take_steps(&self, turn: &mut Turn, name: &ContainerName, after: Duration) {
+        if let Some(container) = self.state().containers.get(name) {
+            turn.effects.push(Effect::TakeSteps {
+                container: Box::new(container.clone()),
+                after,
+            });
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Jobs: when they are started, what their ends mean, and which are cancelled because nothing needs them any more.
+
+use std::collections::BTreeMap;
+
+use crate::cause::Cause;
+use crate::decide::{after_job, needless_jobs};
+use crate::event::{Fact, JobCancelled, JobFailed, JobInterrupted, JobStarted, JobSucceeded};
+use crate::id::{Caller, JobId};
+use crate::job::{Job, JobFailureCause, JobOutcome, JobPhase, JobResult, Progress};
+
+use super::Engine;
+use super::output::Effect;
+use super::turn::Turn;
+
+/// The jobs that run.
+#[derive(Debug, Clone, Default)]
+pub(super) struct RunningJobs(BTreeMap<JobId, RunningJob>);
+
+#[derive(Debug, Clone, Default)]
+struct RunningJob {
+    progress: Option<Progress>,
+    /// The caller that had it cancelled.
+    cancelled_by: Option<Caller>,
+}
+
+impl RunningJobs {
+    pub(super) fn progress(&self, id: JobId) -> Option<&Progress> {
+        self.0.get(&id)?.progress.as_ref()
+    }
+
+    pub(super) fn progressed(&mut self, id: JobId, progress: Progress) {
+        if let Some(job) = self.0.get_mut(&id) {
+            job.progress = Some(progress);
+        }
+    }
+}
+
+impl Engine {
+    /// Follows the jobs that the last run left running, and cancels those whose cancellation it had accepted.
+    pub(super) fn resume_jobs(&mut self, turn: &mut Turn) {
+        let is_running = |job: &&Job| job.phase == JobPhase::Running;
+        let running: Vec<Job> = self.state().jobs.values().filter(is_running).cloned().collect();
+        for job in running {
+            let id = job.id;
+            let cancelled_by = self.waiting.last_caller(id).cloned();
+            turn.effects.push(Effect::RunJob(Box::new(job)));
+            if cancelled_by.is_some() {
+                turn.effects.push(Effect::CancelJob(id));
+            }
+            let running = RunningJob {
+                progress: None,
+                cancelled_by,
+            };
+            self.jobs.0.insert(id, running);
+        }
+    }
+
+    /// Starts queued jobs, the oldest first, as long as there is room.
+    pub(super) fn start_jobs(&mut self, turn: &mut Turn) {
+        let room = self.settings.max_jobs.saturating_sub(self.jobs.0.len());
+        if room == 0 || self.is_stopping() {
+            return;
+        }
+        let queued = self.state().jobs.values();
+        let next: Vec<JobId> = queued
+            .filter(|job| job.phase == JobPhase::Queued)
+            .map(|job| job.id)
+            .take(room)
+            .collect();
+        for id in next {
+            self.jobs.0.insert(id, RunningJob::default());
+            let cause = self.cause_of_job(id);
+            self.record(turn, &cause, [Fact::from(JobStarted { id })]);
+            if let Some(job) = self.state().jobs.get(&id) {
+                turn.effects.push(Effect::RunJob(Box::new(job.clone())));
+            }
+        }
+    }
+
+    /// Has a job cancelled that runs.
+    pub(super) fn cancel_job(&mut self, turn: &mut Turn, id: JobId, by: Caller) {
+        if let Some(job) = self.jobs.0.get_mut(&id) {
+            job.cancelled_by = Some(by);
+            turn.effects.push(Effect::CancelJob(id));
+        }
+    }
+
+    /// Cancels the builds that no container needs any more, in the name of the caller that made them needless.
+    pub(super) fn cancel_needless_jobs(&mut self, turn: &mut Turn, by: &Caller) {
+        for id in needless_jobs(self.state()) {
+            match self.jobs.0.get(&id) {
+                Some(running) if running.cancelled_by.is_some() => {}
+                Some(_) => self.cancel_job(turn, id, by.clone()),
+                None => {
+                    let cause = self.cause_of_job(id);
+                    let by = by.clone();
+                    self.record(turn, &cause, [Fact::from(JobCancelled { id, by })]);
+                }
+            }
+        }
+    }
+
+    /// Records how a job ended, and what that means for the container that waits for it.
+    pub(super) fn job_ended(&mut self, turn: &mut Turn, id: JobId, outcome: JobOutcome) {
+        let Some(running) = self.jobs.0.remove(&id) else {
+            return;
+        };
+        let state = self.state();
+        let failed = |cause, error| Fact::from(JobFailed { id, cause, error });
+        let (fact, after) = match outcome {
+            JobOutcome::Succeeded(result) => {
+                let JobResult::Build(build) = &result;
+                let after = after_job(state, id, Ok(build));
+                (Fact::from(JobSucceeded { id, result }), after)
+            }
+            JobOutcome::Failed(error) => {
+                let after = after_job(state, id, Err(&error));
+                (failed(JobFailureCause::Failed, error), after)
+            }
+            JobOutcome::TimedOut(error) => {
+                let after = after_job(state, id, Err(&error));
+                (failed(JobFailureCause::TimedOut, error), after)
+            }
+            JobOutcome::Cancelled => {
+                let by = running.cancelled_by.unwrap_or_else(Caller::daemon);
+                let after = after_job(state, id, Err("the build was cancelled"));
+                (Fact::from(JobCancelled { id, by }), after)
+            }
+            JobOutcome::Interrupted(reason) => {
+                let after = after_job(state, id, Err(&reason));
+                (Fact::from(JobInterrupted { id, reason }), after)
+            }
+        };
+        let cause = self.cause_of_job(id);
+        self.record(turn, &cause, [fact].into_iter().chain(after));
+        turn.may_start_jobs = true;
+    }
+
+    fn cause_of_job(&self, id: JobId) -> Cause {
+        let job = self.state().jobs.get(&id);
+        job.map(|job| job.cause.clone()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,401 @@
+//! The pure loop of a leaf: from a state and an input to outputs.
+//!
+//! [`Engine::handle`] takes one [`Input`] and returns [`Outputs`]. It does no I/O and reads no clock: times, fresh ids and
+//! what the disk says come in with the input ([`At`]), and requests are ids, whose responders the shell keeps.
+//!
+//! # Contract with the shell
+//!
+//! - The first input is [`Input::Started`], the last is [`Input::Ended`].
+//! - [`Immediate`] outputs go out at once. Nothing else does.
+//! - [`Record`]s are committed in order. The effects of a record are carried out in order, after it and all records before
+//!   it are durable. Memory runs ahead of the disk, the world never does: an effect carries the values that it is about, as
+//!   they were when it was decided. After a crash, the effects of records that are not durable have never happened, and
+//!   those of durable ones may have.
+//! - A new engine continues from the state's entries and the commands without an outcome that the journal holds. It does
+//!   again what may not have been done: every effect is idempotent.
+//! - Each request is answered once, by an [`Immediate::Answer`], an [`Effect::Answer`] or an [`Effect::Ask`]; those whose
+//!   command waits when the daemon ends, are not: their senders send them again, with the same command id.
+//! - Steps for one container, and one job, are never in flight twice: the next begins after the input that tells of the
+//!   end of the last.
+//!
+//! # Inside
+//!
+//! A turn records facts ([`history`]), by which targets are *touched*. At its end all that was touched is looked at once:
+//! needless builds are cancelled, jobs started where there is room, containers reconciled, and commands answered whose
+//! target has settled. So a rule about what follows from a fact stands in one place, `Engine::follow_up`, whatever led to
+//! the fact. What one input can lead to is bounded by the size of the state.
+
+mod admission;
+mod commands;
+mod containers;
+mod hardware;
+pub mod history;
+mod input;
+mod jobs;
+mod output;
+mod report;
+mod turn;
+mod waiting;
+
+use serde::Serialize;
+
+use crate::accepted::CommandRecord;
+use crate::aggregate::Aggregate;
+use crate::cause::Cause;
+use crate::container::{Container, ContainerPhase};
+use crate::decide::AddressPool;
+use crate::event::{ContainerFact, Fact, HostFacts, JobFact, LeafStarted, LeafStopped};
+use crate::host_op::Runtime;
+use crate::id::{Caller, InstanceId};
+use crate::plan::after_boot;
+use crate::problem::Problem;
+use crate::reconcile::{Interruption, Reconciler, Resource};
+use crate::state::State;
+
+pub use admission::{Capabilities, Limits};
+pub use history::{History, Snapshots};
+pub use input::{At, Conditions, FreeSpace, FreshIds, Input, Moment, Request, RequestId, Scope, Seen};
+pub use output::{Answer, Batch, Effect, Immediate, Outputs, Question, Record};
+
+use admission::Admission;
+use jobs::RunningJobs;
+use turn::Turn;
+use waiting::{Target, Waiting};
+
+/// How long the daemon waits, when it stops, for the commands that are on their way to it.
+const LAST_COMMANDS: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// What an engine needs to know of its leaf; it stays the same for a run.
+#[derive(Debug, Clone)]
+pub struct EngineSettings {
+    /// This run of leafd.
+    pub instance: InstanceId,
+    /// What runs the containers of the host.
+    pub runtime: Runtime,
+    /// What the leaf can do.
+    pub capabilities: Capabilities,
+    /// What it needs for a promise.
+    pub limits: Limits,
+    /// The network that containers' addresses are taken from.
+    pub pool: AddressPool,
+    /// How many jobs run at a time.
+    pub max_jobs: usize,
+    /// How many jobs may be queued.
+    pub max_queued_jobs: usize,
+    /// How long a job may take if its command doesn't say, in seconds.
+    pub job_timeout_seconds: u32,
+}
+
+/// What the journal holds when a run begins.
+#[derive(Debug, Clone)]
+pub struct Resumed {
+    /// The state with its history.
+    pub history: History,
+    /// The accepted commands that have no outcome.
+    pub unfinished: Vec<CommandRecord>,
+    /// How many events the journal still holds: all of them count as not published until something else is known.
+    pub held_events: u64,
+}
+
+/// The pure loop. It owns the state.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    settings: EngineSettings,
+    history: History,
+    waiting: Waiting,
+    reconciler: Reconciler,
+    jobs: RunningJobs,
+    admission: Admission,
+    /// The number of the last rescan.
+    rescan: u64,
+    /// The last sequence number that the stream is known to hold.
+    published: u64,
+    /// How many records went out.
+    recorded: u64,
+    stop: Option<Stop>,
+}
+
+/// Why and since when the daemon stops.
+#[derive(Debug, Clone, Copy)]
+struct Stop {
+    reason: &'static str,
+    since: Moment,
+    /// Whether no more commands will arrive.
+    drained: bool,
+}
+
+impl Engine {
+    /// Returns an engine that continues from what the journal holds.
+    #[must_use]
+    pub fn new(settings: EngineSettings, resumed: Resumed) -> Self {
+        let Resumed {
+            history,
+            unfinished,
+            held_events,
+        } = resumed;
+        let mut admission = Admission::new(settings.limits, settings.capabilities.clone());
+        if held_events > 0 {
+            let bytes = held_events * history::EARLIER_EVENT_BYTES;
+            admission.recorded(history.state().sequence, bytes);
+        }
+        Self {
+            settings,
+            waiting: Waiting::of_last_run(unfinished, history.state()),
+            history,
+            reconciler: Reconciler::default(),
+            jobs: RunningJobs::default(),
+            admission,
+            rescan: 0,
+            published: 0,
+            recorded: 0,
+            stop: None,
+        }
+    }
+
+    /// The state, with all that was recorded; the disk may lack the last of it.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        self.history.state()
+    }
+
+    /// Takes in one input and returns what comes of it.
+    pub fn handle(&mut self, at: At, input: Input) -> Outputs {
+        let mut turn = Turn::new(at, self.recorded + 1);
+        self.take_input(&mut turn, input);
+        self.follow_up(&mut turn);
+        self.outputs(turn)
+    }
+
+    fn take_input(&mut self, turn: &mut Turn, input: Input) {
+        match input {
+            Input::Started { version, host } => self.started(turn, version, host),
+            Input::Command(request) => self.command(turn, *request),
+            Input::HardwareScanned { scanned, rescan } => self.hardware_scanned(turn, scanned, rescan),
+            Input::ContainersObserved {
+                began,
+                scope,
+                observed,
+            } => self.containers_observed(turn, began, &scope, &observed),
+            Input::StepsEnded { name, outcome } => self.steps_ended(turn, &name, outcome),
+            Input::ForeignObserved { name, found } => self.foreign_observed(turn, &name, &found),
+            Input::JobProgressed(id, progress) => self.jobs.progressed(id, progress),
+            Input::JobEnded(id, outcome) => self.job_ended(turn, id, outcome),
+            Input::Published { first, last } => self.stream_holds(turn, first, last),
+            Input::Stop { reason } => self.stop(turn, reason),
+            Input::Drained => {
+                if let Some(stop) = &mut self.stop {
+                    stop.drained = true;
+                }
+            }
+            Input::Ended => self.ended(turn),
+        }
+    }
+
+    /// Does all that follows from what was touched, whatever touched it.
+    fn follow_up(&mut self, turn: &mut Turn) {
+        if let Some(by) = turn.desired_by.take() {
+            self.cancel_needless_jobs(turn, &by);
+        }
+        if turn.may_start_jobs {
+            self.start_jobs(turn);
+        }
+        for target in std::mem::take(&mut turn.touched) {
+            if let Target::Container(name) = &target {
+                self.reconcile(turn, name);
+            }
+            self.settle(turn, &target);
+        }
+    }
+
+    fn outputs(&mut self, turn: Turn) -> Outputs {
+        let Turn {
+            at,
+            now,
+            draft,
+            commands,
+            effects,
+            ..
+        } = turn;
+        let (mut batch, bytes) = self.history.finish(draft, at.time);
+        batch.commands = commands;
+        if bytes > 0 {
+            self.admission.recorded(self.history.state().sequence, bytes);
+        }
+        let record = Record { batch, effects };
+        let is_empty = record.batch.is_empty() && record.effects.is_empty();
+        self.recorded += u64::from(!is_empty);
+        Outputs {
+            now,
+            record: (!is_empty).then_some(record),
+        }
+    }
+
+    /// Records facts, and notes what they touch.
+    fn record(&mut self, turn: &mut Turn, cause: &Cause, facts: impl IntoIterator<Item = Fact>) {
+        for fact in facts {
+            self.note(turn, &fact);
+            let time = turn.time();
+            let forgotten = self.history.record(&mut turn.draft, time, cause, fact);
+            if !forgotten.is_empty() {
+                turn.effects.push(Effect::ForgetJobs(forgotten));
+            }
+        }
+    }
+
+    /// Notes what a fact touches, and what it means for what is in flight.
+    fn note(&mut self, turn: &mut Turn, fact: &Fact) {
+        let mut touched = None;
+        match fact.about() {
+            Some(Aggregate::Container(name)) => touched = Some(Target::Container(name.clone())),
+            Some(Aggregate::Job(id)) => touched = Some(Target::Job(*id)),
+            Some(Aggregate::Leaf | Aggregate::Device(_)) | None => {}
+        }
+        match (fact, &touched) {
+            (Fact::Container(fact), Some(Target::Container(name))) => {
+                if let ContainerFact::Desired(fact) = fact {
+                    turn.desired_by = Some(fact.caller.clone());
+                }
+                if changes_desired(fact) {
+                    self.reconciler
+                        .desired_changed(&Resource::Container(name.clone()));
+                }
+            }
+            (Fact::Job(JobFact::Queued(_)), _) => turn.may_start_jobs = true,
+            (Fact::Job(fact), Some(Target::Job(id))) if ends_job(fact) => {
+                turn.effects.push(Effect::PublishJobEnd(*id));
+            }
+            _ => {}
+        }
+        turn.touched.extend(touched);
+    }
+
+    // ---- the run ---------------------------------------------------------------------------------------------
+
+    /// Records that a run began, and takes up what the last one left: containers that were moving, jobs, commands.
+    fn started(&mut self, turn: &mut Turn, version: String, host: HostFacts) {
+        let state = self.history.state();
+        let is_booted = state
+            .leaf
+            .as_ref()
+            .is_some_and(|before| before.host.boot_id != host.boot_id);
+        let mut facts = vec![Fact::from(LeafStarted {
+            leaf: self.history.leaf().clone(),
+            instance: self.settings.instance,
+            version,
+            host,
+        })];
+        if is_booted {
+            facts.extend(after_boot(state));
+            let ran =
+                |c: &&Container| matches!(c.phase, ContainerPhase::Running | ContainerPhase::Restarting);
+            for container in state.containers.values().filter(ran) {
+                self.reconciler
+                    .ran_before_boot(Resource::Container(container.name.clone()));
+            }
+        }
+        self.record(turn, &Cause::default(), facts);
+        self.resume_jobs(turn);
+        let containers = self.history.state().containers.keys().cloned();
+        turn.touched.extend(containers.map(Target::Container));
+        turn.touched.extend(self.waiting.targets().cloned());
+        turn.desired_by = Some(Caller::daemon());
+        turn.may_start_jobs = true;
+    }
+
+    fn stream_holds(&mut self, turn: &mut Turn, first: u64, last: u64) {
+        self.published = last;
+        self.admission.published(last);
+        // A stream that begins in the middle of the history: a replay needs a snapshot to start from.
+        if first > self.state().snapshot_sequence.max(1) {
+            let time = turn.time();
+            self.history.snapshot(&mut turn.draft, time);
+        }
+    }
+
+    fn stop(&mut self, turn: &mut Turn, reason: &'static str) {
+        if self.stop.is_some() {
+            return;
+        }
+        self.stop = Some(Stop {
+            reason,
+            since: turn.at.moment,
+            drained: false,
+        });
+        self.admission.drain();
+        self.reconciler.interrupt_all(Interruption::DaemonStops);
+        turn.now.push(Immediate::InterruptAll(Interruption::DaemonStops));
+    }
+
+    fn ended(&mut self, turn: &mut Turn) {
+        let reason = self.stop.map_or("the end", |stop| stop.reason).to_owned();
+        let fact = Fact::from(LeafStopped {
+            instance: self.settings.instance,
+            reason,
+        });
+        self.record(turn, &Cause::default(), [fact]);
+    }
+
+    // ---- questions of the shell ------------------------------------------------------------------------------
+
+    /// Returns the commands that a newer leafd accepted and that this one can't answer: they keep waiting.
+    #[must_use]
+    pub fn set_aside(&self) -> &[CommandRecord] {
+        self.waiting.set_aside()
+    }
+
+    /// Returns why commands that change something are refused just now, or nothing if they are admitted.
+    #[must_use]
+    pub fn refuses(&self, conditions: &Conditions) -> Option<Problem> {
+        self.admission.refuses_changes(conditions)
+    }
+
+    /// Returns whether records wait for disk space: the state in memory is ahead of a disk that takes nothing.
+    #[must_use]
+    pub fn is_stuck(&self, conditions: &Conditions) -> bool {
+        conditions.full_since.is_some() && self.recorded > conditions.committed
+    }
+
+    /// Returns whether the daemon stops.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stop.is_some()
+    }
+
+    /// Returns whether the daemon stops and all is done that was accepted and can be done soon.
+    #[must_use]
+    pub fn may_end(&self, moment: Moment, conditions: &Conditions) -> bool {
+        let Some(stop) = self.stop else { return false };
+        let is_late = moment.since(stop.since) > LAST_COMMANDS;
+        let is_answered = (stop.drained && !self.waiting.is_soon_over()) || is_late;
+        let is_committed = self.recorded == conditions.committed;
+        !self.reconciler.is_under_way(conditions.committed)
+            && (self.is_stuck(conditions) || (is_answered && is_committed))
+    }
+}
+
+/// Returns whether a fact changes the desired state of a container.
+fn changes_desired(fact: &ContainerFact) -> bool {
+    match fact {
+        ContainerFact::Desired(_) | ContainerFact::Built(_) | ContainerFact::Reverted(_) => true,
+        ContainerFact::Created(_)
+        | ContainerFact::Started(_)
+        | ContainerFact::Stopped(_)
+        | ContainerFact::Updated(_)
+        | ContainerFact::OutOfMemory(_)
+        | ContainerFact::Destroyed(_)
+        | ContainerFact::Failed(_) => false,
+    }
+}
+
+/// Returns whether a fact ends a job.
+fn ends_job(fact: &JobFact) -> bool {
+    match fact {
+        JobFact::Succeeded(_) | JobFact::Failed(_) | JobFact::Cancelled(_) | JobFact::Interrupted(_) => true,
+        JobFact::Queued(_) | JobFact::Started(_) => false,
+    }
+}
+
+/// Returns a message as JSON.
+fn to_body(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("a message has string keys only")
+}

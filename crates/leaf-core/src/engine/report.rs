@@ -1,0 +1,48 @@
+//! The leaf's report on itself.
+
+use crate::command::LeafReport;
+use crate::container::ContainerPhase;
+use crate::hardware::DeviceStatus;
+use crate::job::JobPhase;
+
+use super::Engine;
+use super::input::Conditions;
+
+impl Engine {
+    pub(super) fn report(&self, conditions: &Conditions) -> LeafReport {
+        let state = self.state();
+        let leaf = state
+            .leaf
+            .as_ref()
+            .expect("the first thing that a run records is its start");
+        let containers = |phase| state.containers.values().filter(move |c| c.phase == phase);
+        let jobs = |phase| state.jobs.values().filter(move |job| job.phase == phase);
+        let present = state
+            .devices
+            .values()
+            .filter(|device| device.status != DeviceStatus::Absent);
+        LeafReport {
+            name: leaf.name.clone(),
+            instance: leaf.instance,
+            version: leaf.version.clone(),
+            started_at: leaf.started_at,
+            host: leaf.host.clone(),
+            epoch: self.history.epoch(),
+            // With the disk full, what is in memory only is not told.
+            sequence: if self.is_stuck(conditions) {
+                conditions.durable_sequence
+            } else {
+                state.sequence
+            },
+            published: self.published,
+            devices_present: present.count() as u64,
+            devices: state.devices.len() as u64,
+            containers_running: containers(ContainerPhase::Running).count() as u64,
+            containers: state.containers.len() as u64,
+            jobs_running: jobs(JobPhase::Running).count() as u64,
+            jobs_queued: jobs(JobPhase::Queued).count() as u64,
+            refusing: self.refuses(conditions).map(|problem| problem.detail),
+            raw_entries: state.raw_entries(),
+        }
+    }
+}

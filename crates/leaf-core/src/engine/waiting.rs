@@ -1,0 +1,293 @@
+//! Accepted commands that wait for their outcome, and when that is there.
+
+use std::collections::BTreeMap;
+
+use crate::accepted::{CommandOutcome, CommandRecord};
+use crate::aggregate::Aggregate;
+use crate::cause::Cause;
+use crate::command::{Destroyed, Success, declaration_of};
+use crate::container::Container;
+use crate::id::{Caller, CommandId, ContainerName, JobId, decode_token};
+use crate::problem::{Problem, ProblemCode};
+use crate::reconcile::Resource;
+use crate::state::State;
+
+use super::input::RequestId;
+use super::turn::Turn;
+use super::{Engine, to_body};
+
+/// What a command can wait for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Target {
+    /// A container that is to settle.
+    Container(ContainerName),
+    /// A job that is to end.
+    Job(JobId),
+    /// A scan of the hardware.
+    Hardware,
+}
+
+impl Target {
+    /// The target as it is stored: the key of the state's entry.
+    pub(super) fn key(&self) -> String {
+        match self {
+            Self::Container(name) => Aggregate::Container(name).key(),
+            Self::Job(id) => Aggregate::Job(id).key(),
+            Self::Hardware => "hardware".to_owned(),
+        }
+    }
+
+    /// Reads back what [`Self::key`] wrote.
+    pub(super) fn from_key(key: &str) -> Option<Self> {
+        if key == "hardware" {
+            return Some(Self::Hardware);
+        }
+        match key.split_once('.')? {
+            ("container", token) => Some(Self::Container(ContainerName::new(decode_token(token)?).ok()?)),
+            ("job", id) => Some(Self::Job(id.parse().ok()?)),
+            _ => None,
+        }
+    }
+}
+
+/// A change that was accepted, on its way to its outcome.
+#[derive(Debug, Clone)]
+pub(super) struct Accepted {
+    /// What the journal is to keep of it.
+    pub(super) record: CommandRecord,
+    /// The cause of what follows from it.
+    pub(super) cause: Cause,
+    /// The requests to answer: several if it was sent several times, none after a restart.
+    pub(super) to: Vec<RequestId>,
+}
+
+/// An accepted command that waits for its target.
+#[derive(Debug, Clone)]
+pub(super) struct Waiter {
+    accepted: Accepted,
+    /// What the target must have reached: the container's generation that the command made, or the number of its rescan.
+    /// Nothing for a command of an earlier run, which is not known any more: whatever comes is its outcome.
+    reached: Option<u64>,
+}
+
+/// All that wait.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Waiting {
+    waiters: BTreeMap<Target, Vec<Waiter>>,
+    /// Commands that wait for a search of the host for a foreign container. They are decided afterwards, and not recorded
+    /// before.
+    adopting: BTreeMap<ContainerName, Vec<Accepted>>,
+    /// Commands that a newer leafd accepted, which this one can't read or answer.
+    set_aside: Vec<CommandRecord>,
+}
+
+impl Waiting {
+    /// Returns the commands that the last run did not finish, by what they wait for.
+    pub(super) fn of_last_run(unfinished: Vec<CommandRecord>, state: &State) -> Self {
+        let mut waiting = Self::default();
+        let is_readable = |target: &Target| match target {
+            Target::Container(name) => state.raw_entry_of(Aggregate::Container(name)).is_none(),
+            Target::Job(id) => state.raw_entry_of(Aggregate::Job(id)).is_none(),
+            Target::Hardware => true,
+        };
+        for record in unfinished {
+            let is_known = declaration_of(&record.noun_verb).is_some();
+            let target = record.target.as_deref().and_then(Target::from_key);
+            let Some(target) = target.filter(|target| is_known && is_readable(target)) else {
+                waiting.set_aside.push(record);
+                continue;
+            };
+            let accepted = Accepted {
+                cause: Cause {
+                    command: Some(record.id.clone()),
+                    correlation: None,
+                },
+                record,
+                to: Vec::new(),
+            };
+            let waiter = Waiter {
+                accepted,
+                reached: None,
+            };
+            waiting.waiters.entry(target).or_default().push(waiter);
+        }
+        waiting
+    }
+
+    /// Returns the command with this id that waits, if there is one.
+    pub(super) fn find(&mut self, caller: &Caller, id: &CommandId) -> Option<&mut Accepted> {
+        let waiters = self.waiters.values_mut().flatten().map(|w| &mut w.accepted);
+        let adopting = self.adopting.values_mut().flatten();
+        waiters
+            .chain(adopting)
+            .find(|accepted| accepted.record.caller == *caller && accepted.record.id == *id)
+    }
+
+    pub(super) fn set_aside(&self) -> &[CommandRecord] {
+        &self.set_aside
+    }
+
+    pub(super) fn targets(&self) -> impl Iterator<Item = &Target> {
+        self.waiters.keys()
+    }
+
+    /// Returns the caller of the last command that waits for the end of a job.
+    pub(super) fn last_caller(&self, job: JobId) -> Option<&Caller> {
+        let waiters = self.waiters.get(&Target::Job(job))?;
+        waiters.last().map(|waiter| &waiter.accepted.record.caller)
+    }
+
+    /// Returns whether a command waits for what comes soon by itself: a scan, or a search of the host.
+    pub(super) fn is_soon_over(&self) -> bool {
+        self.waiters.contains_key(&Target::Hardware) || !self.adopting.is_empty()
+    }
+
+    pub(super) fn adopt(&mut self, name: ContainerName, accepted: Accepted) {
+        self.adopting.entry(name).or_default().push(accepted);
+    }
+
+    pub(super) fn take_adopting(&mut self, name: &ContainerName) -> Vec<Accepted> {
+        self.adopting.remove(name).unwrap_or_default()
+    }
+
+    /// Takes the commands that a scan answers, given the last rescan that was asked for before it.
+    pub(super) fn take_scanned(&mut self, rescan: u64) -> Vec<Accepted> {
+        let waiters = self.waiters.remove(&Target::Hardware).unwrap_or_default();
+        let (done, waiters): (Vec<_>, Vec<_>) = waiters
+            .into_iter()
+            .partition(|waiter| waiter.reached.is_none_or(|number| number <= rescan));
+        self.put(Target::Hardware, waiters);
+        done.into_iter().map(|waiter| waiter.accepted).collect()
+    }
+
+    fn put(&mut self, target: Target, waiters: Vec<Waiter>) {
+        if !waiters.is_empty() {
+            self.waiters.insert(target, waiters);
+        }
+    }
+}
+
+impl Engine {
+    /// Has an accepted command wait for its target. What it changes is recorded already.
+    pub(super) fn wait(&mut self, turn: &mut Turn, target: Target, accepted: Accepted) {
+        let reached = match &target {
+            Target::Container(name) => self
+                .state()
+                .containers
+                .get(name)
+                .map_or(0, |container| container.desired.generation),
+            Target::Job(_) => 0,
+            Target::Hardware => self.rescan,
+        };
+        let record = CommandRecord {
+            target: Some(target.key()),
+            ..accepted.record
+        };
+        turn.keep(record.clone());
+        turn.touched.insert(target.clone());
+        let waiter = Waiter {
+            accepted: Accepted { record, ..accepted },
+            reached: Some(reached),
+        };
+        self.waiting.waiters.entry(target).or_default().push(waiter);
+    }
+
+    /// Answers the commands that wait for a target, as far as it has settled.
+    pub(super) fn settle(&mut self, turn: &mut Turn, target: &Target) {
+        let Some(waiters) = self.waiting.waiters.remove(target) else {
+            return;
+        };
+        let mut still = Vec::new();
+        for waiter in waiters {
+            match self.outcome(target, &waiter) {
+                Some(reply) => self.finish(turn, waiter.accepted, reply),
+                None => still.push(waiter),
+            }
+        }
+        self.waiting.put(target.clone(), still);
+    }
+
+    /// Returns the outcome of a command, or nothing while its target has not settled.
+    fn outcome(&self, target: &Target, waiter: &Waiter) -> Option<Result<Vec<u8>, Problem>> {
+        match target {
+            Target::Container(name) => {
+                let in_flight = self.reconciler.is_in_flight(&Resource::Container(name.clone()));
+                container_outcome(name, self.state().containers.get(name), waiter, in_flight)
+            }
+            Target::Job(id) => match self.state().jobs.get(id) {
+                Some(job) if !job.phase.is_final() => None,
+                Some(job) => Some(Ok(to_body(job))),
+                None => Some(Err(Problem::new(
+                    ProblemCode::NotFound,
+                    format!("job {id} is forgotten"),
+                ))),
+            },
+            // A scan answers by itself.
+            Target::Hardware => None,
+        }
+    }
+
+    /// Records the outcome of an accepted command, and answers it.
+    pub(super) fn finish(&mut self, turn: &mut Turn, accepted: Accepted, reply: Result<Vec<u8>, Problem>) {
+        let Accepted { record, to, .. } = accepted;
+        let reply = reply.map_err(|problem| problem.about(&record.id));
+        let outcome = match &reply {
+            Ok(body) => CommandOutcome {
+                body: body.clone(),
+                problem: false,
+            },
+            Err(problem) => CommandOutcome {
+                body: to_body(problem),
+                problem: true,
+            },
+        };
+        turn.answer(to, &record.id, &reply);
+        turn.keep(CommandRecord {
+            outcome: Some(outcome),
+            ..record
+        });
+    }
+}
+
+/// Returns the outcome of a command on a container, or nothing while the container is not where the command wants it.
+fn container_outcome(
+    name: &ContainerName,
+    container: Option<&Container>,
+    waiter: &Waiter,
+    in_flight: bool,
+) -> Option<Result<Vec<u8>, Problem>> {
+    let declaration = declaration_of(&waiter.accepted.record.noun_verb);
+    let success = declaration.map_or(Success::Answered, |declaration| declaration.success);
+    let Some(container) = container else {
+        return Some(if success == Success::ContainerGone {
+            Ok(to_body(&Destroyed { name: name.clone() }))
+        } else {
+            Err(Problem::new(
+                ProblemCode::Conflict,
+                format!("container {name} was destroyed meanwhile"),
+            ))
+        });
+    };
+    if waiter
+        .reached
+        .is_some_and(|own| container.desired.generation > own)
+    {
+        let detail = format!(
+            "something else was wanted of container {name} meanwhile: it is at generation {}",
+            container.desired.generation
+        );
+        return Some(Err(Problem::new(ProblemCode::Conflict, detail)));
+    }
+    if in_flight || container.phase.is_moving() {
+        return None;
+    }
+    Some(if success.is_met_by(container) {
+        Ok(to_body(container))
+    } else {
+        let why = container.error.as_deref().unwrap_or("it is not what was wanted");
+        Err(Problem::new(
+            ProblemCode::Failed,
+            format!("container {name}: {why}"),
+        ))
+    })
+}
