@@ -1,9 +1,9 @@
-# Wiring only: what is built lies beside what it builds, and hosts, modules, templates and tests are found by reading
-# their folders.
+# Wiring only: each build expression is beside the code that it builds. Hosts, modules, templates and tests are
+# discovered from their directories.
 {
-  description = "NixOS hosts as leaves of a Composable Information Machine, spoken to through NATS alone";
+  description = "NixOS hosts as leaves of a Composable Information Machine, controlled through NATS alone";
 
-  # What inputs bring along follows ours, one level deep: older Nix (2.8) takes an input between two levels for one of the
+  # The inputs' own inputs follow ours, one level deep: older Nix (2.8) looks up an input two levels down in the
   # registry.
   inputs = {
     nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
@@ -28,7 +28,7 @@
     extra-container.inputs.nixpkgs.follows = "nixpkgs";
     extra-container.inputs.flake-utils.follows = "nixos-facter/flake-utils";
 
-    # It links with the libraries of Nix 2.24, which later package sets no longer have: it keeps its own.
+    # It links with the libraries of Nix 2.24, which later package sets don't have, so it keeps its own nixpkgs.
     nix-inspect.url = "github:bluskript/nix-inspect";
     nix-inspect.inputs.parts.follows = "nix-topology/flake-parts";
   };
@@ -42,8 +42,8 @@
         "aarch64-linux"
       ];
       pkgsOf = nixpkgs.legacyPackages;
-      folders = path: lib.attrNames (lib.filterAttrs (_: type: type == "directory") (builtins.readDir path));
-      # The programs of the inputs, each under its input's name.
+      directories = path: lib.attrNames (lib.filterAttrs (_: type: type == "directory") (builtins.readDir path));
+      # The inputs' programs, by the inputs' names.
       tools =
         system:
         lib.genAttrs [
@@ -53,12 +53,13 @@
           "nixos-anywhere"
           "nixos-facter"
         ] (name: inputs.${name}.packages.${system}.default);
-      # The container templates that are NixOS systems take nixpkgs: `leafctl container create NAME --flake URL#container-nats`
+      # The container templates that are NixOS systems, which need nixpkgs:
+      # `leafctl container create NAME --flake URL#container-nats`
       containers =
         system:
         lib.mapAttrs' (name: template: lib.nameValuePair "container-${name}" (template { inherit nixpkgs system; })) (
           lib.filterAttrs (_: template: (lib.functionArgs template) ? nixpkgs) (
-            lib.genAttrs (folders ./containers) (name: import (./containers + "/${name}"))
+            lib.genAttrs (directories ./containers) (name: import (./containers + "/${name}"))
           )
         );
     in
@@ -85,7 +86,7 @@
 
       devShells = eachSystem (system: {
         default = pkgsOf.${system}.callPackage ./crates/shell.nix { cim-leaf = self.packages.${system}.default; };
-        # What it takes to look after hosts: install them, describe them, try containers, look into configurations.
+        # Programs for operators: install hosts, report their hardware, run containers, inspect configurations.
         operator = pkgsOf.${system}.mkShellNoCC {
           packages = [ self.packages.${system}.default ] ++ lib.attrValues (tools system);
         };
@@ -101,11 +102,11 @@
         }
       );
 
-      nixosModules = lib.genAttrs (folders ./nixos-modules) (name: ./nixos-modules + "/${name}") // {
+      nixosModules = lib.genAttrs (directories ./nixos-modules) (name: ./nixos-modules + "/${name}") // {
         default =
           { pkgs, ... }:
           {
-            imports = map (name: ./nixos-modules + "/${name}") (folders ./nixos-modules);
+            imports = map (name: ./nixos-modules + "/${name}") (directories ./nixos-modules);
             services.cim-leaf.package = lib.mkDefault self.packages.${pkgs.stdenv.hostPlatform.system}.default;
           };
       };
@@ -121,7 +122,7 @@
         }
       ) (import ./hosts);
 
-      # The picture of all hosts: `nix build .#topology.x86_64-linux.config.output`
+      # The diagram of all hosts: `nix build .#topology.x86_64-linux.config.output`
       topology = eachSystem (
         system:
         import inputs.nix-topology {
@@ -130,8 +131,8 @@
         }
       );
 
-      # One for each container template: `nix flake new --template PATH#minimal FOLDER`
-      templates = lib.genAttrs (folders ./containers) (name: {
+      # One for each container template: `nix flake new --template PATH#minimal DIRECTORY`
+      templates = lib.genAttrs (directories ./containers) (name: {
         path = ./containers + "/${name}";
         description = "The container template ${name} of cim-leaf";
       });

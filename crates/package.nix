@@ -1,4 +1,5 @@
-# The programs of the workspace: leafd and leafctl, with leaf-helper and leaf-init, the container templates and completions.
+# The programs of the workspace: leafd and leafctl, with leaf-helper and leaf-init, the container templates and
+# completions.
 {
   lib,
   stdenv,
@@ -23,7 +24,7 @@ rustPlatform.buildRustPackage {
 
   src = fileset.toSource {
     inherit root;
-    # The tests compare with docs/, and read hosts/ and the templates.
+    # The tests compare docs/ with the code, and read hosts/ and the templates.
     fileset = fileset.unions (
       [
         ../Cargo.toml
@@ -50,13 +51,13 @@ rustPlatform.buildRustPackage {
   ];
   buildInputs = [ udev ];
 
-  # xtask is for development; leaf-init and leaf-helper are static, and each built on its own
+  # xtask is for development; leaf-init and leaf-helper are static and built separately.
   cargoBuildFlags = [
     "--package=leafd"
     "--package=leafctl"
   ];
 
-  # Tests that need root, nspawn or Nix are skipped by name in the sandbox.
+  # In the sandbox, tests that need root, systemd-nspawn or Nix are skipped by name.
   doCheck = runTests;
   cargoTestFlags = [ "--workspace" ];
   nativeCheckInputs = [ nats-server ];
@@ -66,7 +67,7 @@ rustPlatform.buildRustPackage {
       ln -s ${leaf-init}/bin/* ${leaf-helper}/bin/* $out/bin/
       mkdir -p $out/share/cim-leaf
       cp -r ${../containers} $out/share/cim-leaf/containers
-      # what the templates are made of
+      # The modules that the templates import.
       cp -r ${../nixos-modules} $out/share/cim-leaf/nixos-modules
     ''
     + lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
@@ -79,7 +80,7 @@ rustPlatform.buildRustPackage {
   passthru = { inherit leaf-init leaf-helper; };
 
   meta = {
-    description = "NixOS hosts as leaves of a Composable Information Machine, spoken to through NATS alone";
+    description = "NixOS hosts as leaves of a Composable Information Machine, controlled through NATS alone";
     license = with lib.licenses; [
       mit
       asl20

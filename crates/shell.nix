@@ -1,4 +1,4 @@
-# The shell to develop in: all that `cargo xtask test` needs of a machine.
+# The development shell: what `cargo xtask test` needs on a machine.
 {
   mkShell,
   cim-leaf,

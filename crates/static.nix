@@ -1,6 +1,6 @@
-# Returns a static program of the workspace: one without libraries beside it.
-#   package      its name in crates/
-#   description  what it is
+# Builds a statically linked program of the workspace.
+#   package      the crate's name in crates/
+#   description  the package's description
 {
   lib,
   stdenv,
@@ -22,10 +22,10 @@ rustPlatform.buildRustPackage {
   cargoLock.lockFile = ../Cargo.lock;
 
   buildInputs = [ stdenv.cc.libc.static ];
-  # buildRustPackage names the target, so that this doesn't reach build scripts and procedural macros.
+  # buildRustPackage passes --target, so that this doesn't apply to build scripts and procedural macros.
   env.RUSTFLAGS = "-C target-feature=+crt-static";
   cargoBuildFlags = [ "--package=${package}" ];
-  doCheck = false; # the tests of the workspace have it
+  doCheck = false; # The workspace's tests include it.
 
   doInstallCheck = true;
   installCheckPhase = ''

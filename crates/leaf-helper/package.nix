@@ -1,5 +1,5 @@
-# The root side, with its generator for systemd. Each start and each end of a container executes it, which a dynamic linker
-# would make longer.
+# The privileged helper, with its systemd generator. It is executed at each start of a container, which dynamic linking
+# would slow down.
 {
   lib,
   stdenv,
@@ -7,5 +7,5 @@
 }:
 import ../static.nix { inherit lib stdenv rustPlatform; } {
   package = "leaf-helper";
-  description = "What needs root on a leaf of cim-leaf";
+  description = "Carries out the host operations of cim-leaf that need root";
 }

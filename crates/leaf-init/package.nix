@@ -1,4 +1,4 @@
-# The first process of the minimal container. It would not run there with as much as one reference to a library.
+# The first process of the minimal container, which has no libraries.
 {
   lib,
   stdenv,

@@ -1,4 +1,4 @@
-# `cargo xtask demo` in the shell to develop in, which has what it would else install.
+# Runs `cargo xtask demo` in the development shell, which has the programs that the demo would otherwise install.
 {
   writeShellApplication,
   nix,

@@ -1,7 +1,7 @@
-# A container's system without nixpkgs: busybox, an init, and what it does. It builds offline.
+# A container's system without nixpkgs: busybox, an init script and a main script. It builds offline.
 { name, main, ready ? true, switch ? "" }:
 let
-  # busybox goes by its file's name, so the folder around it is what is copied.
+  # busybox selects the applet by its file's name, so its directory is copied to the store.
   tools = builtins.path { path = /var/tmp/tools; name = "tools"; };
   busybox = "${tools}/busybox";
   begin = if ready then "exec /run/leaf/init ready --" else "exec";
