@@ -377,8 +377,8 @@ pub(crate) async fn what_leafd_may_not_do_is_refused_whatever_the_operation() {
     let (name, system) = (served.host.name(), system(WAITS));
     served.ok(served.host.create(&name, &system)).await;
     let create = |change: &dyn Fn(&mut Value)| {
-        let mut op = serde_json::to_value(served.host.create(&name, &system)).expect("JSON");
-        op.as_object_mut().expect("an object").remove("op");
+        let call = serde_json::to_value(served.host.create(&name, &system)).expect("JSON");
+        let mut op = call["parameters"].clone();
         change(&mut op);
         op
     };

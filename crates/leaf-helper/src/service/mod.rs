@@ -24,7 +24,7 @@ use zlink::{Connection, Reply};
 use crate::Helper;
 use crate::job::Jobs;
 use crate::service::bounded::Bounded;
-use wire::{DESCRIPTION, Fault, INTERFACE, Message, SERVICE};
+use wire::{Fault, INTERFACE, Message, SERVICE};
 
 /// How many callers may be connected at once; more wait.
 const MAX_CONNECTIONS: usize = 64;
@@ -358,8 +358,8 @@ async fn answer(
 /// What every varlink service answers.
 fn about_the_service(method: &str, message: &Message) -> Result<Map<String, Value>, Fault> {
     let description = |interface: &str| match interface {
-        INTERFACE => Some(DESCRIPTION),
-        SERVICE => Some(SERVICE_DESCRIPTION),
+        INTERFACE => Some(wire::description()),
+        SERVICE => Some(SERVICE_DESCRIPTION.to_owned()),
         _ => None,
     };
     let value = match method {

@@ -1,18 +1,17 @@
-//! [`HostOp`]s as calls of the varlink interface `cim.leaf.Helper`, and what comes back.
+//! [`HostOp`]s as calls of the varlink interface `cim.leaf.Helper`, and their answers.
 //!
-//! The method is the operation's name, its parameters are the operation's fields: there is one definition, that of
-//! leaf-core. The description beside this file is what `varlinkctl introspect` shows; a test compares the two.
+//! The method is the operation's name, its parameters are the operation's fields: serde has them so by the tags of
+//! [`HostOp`]. The interface's description is made of the declarations in leaf-core; a test compares it with
+//! `cim.leaf.Helper.varlink`, which is for readers.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// The interface.
 pub(crate) const INTERFACE: &str = "cim.leaf.Helper";
-/// Its description, in varlink's own language.
-pub(crate) const DESCRIPTION: &str = include_str!("cim.leaf.Helper.varlink");
 /// The interface that every varlink service has.
 pub(crate) const SERVICE: &str = "org.varlink.service";
 
@@ -92,16 +91,9 @@ pub(crate) fn error_of(op: &HostOp, fault: &Fault) -> HostOpError {
 /// Returns the call for an operation.
 pub(crate) fn message(op: &HostOp) -> Message {
     let value = serde_json::to_value(op).expect("an operation has text keys and no failing parts");
-    let Value::Object(mut parameters) = value else {
-        unreachable!("an operation is an object");
-    };
-    let Some(Value::String(name)) = parameters.remove("op") else {
-        unreachable!("an operation names itself");
-    };
-    Message {
-        method: format!("{INTERFACE}.{}", camel(&name)),
-        parameters,
-    }
+    let mut message = Message::deserialize(value).expect("an operation is a method with parameters");
+    message.method = format!("{INTERFACE}.{}", message.method);
+    message
 }
 
 /// Returns the operation that a call asks for.
@@ -109,56 +101,72 @@ pub(crate) fn message(op: &HostOp) -> Message {
 /// # Errors
 /// The answer, where there is no such method, or its parameters are not those that it takes.
 pub(crate) fn operation(message: Message) -> Result<HostOp, Fault> {
-    let Message {
-        method,
-        mut parameters,
-    } = message;
-    let unknown = || Fault::service("MethodNotFound", Some(("method", &method)));
+    let Message { method, parameters } = message;
     let name = method
         .strip_prefix(INTERFACE)
         .and_then(|rest| rest.strip_prefix('.'))
-        .filter(|name| methods().any(|known| known == *name))
-        .ok_or_else(unknown)?;
-    let refused = |reason: String| {
+        .filter(|name| HostOp::DECLARATIONS.iter().any(|known| known.method == *name))
+        .ok_or_else(|| Fault::service("MethodNotFound", Some(("method", &method))))?;
+    HostOp::deserialize(json!({ "method": name, "parameters": parameters })).map_err(|e| {
         Fault::from(HostOpError {
             op: name.to_owned(),
             kind: HostOpErrorKind::Refused,
-            reason,
+            reason: format!("its parameters: {e}"),
         })
-    };
-    if parameters.contains_key("op") {
-        return Err(refused("it has no parameter op".to_owned()));
-    }
-    parameters.insert("op".to_owned(), Value::from(snake(name)));
-    HostOp::deserialize(Value::Object(parameters)).map_err(|e| refused(format!("its parameters: {e}")))
+    })
 }
 
-/// The methods that the description names.
-pub(crate) fn methods() -> impl Iterator<Item = &'static str> {
-    DESCRIPTION
-        .lines()
-        .filter_map(|line| line.strip_prefix("method ")?.split('(').next())
-}
+/// What stands before the methods in the interface's description.
+const HEAD: &str = "\
+# The root side of a leaf: a closed list of idempotent operations on the host. Every operation is checked here, whoever sends
+# it. Operations on different containers run side by side, those on one run one after the other; a caller that goes away
+# doesn't stop one half-way.
+interface cim.leaf.Helper
 
-fn camel(name: &str) -> String {
-    name.split('_')
-        .flat_map(|word| {
-            let mut letters = word.chars();
-            let first = letters.next().map(|c| c.to_ascii_uppercase());
-            first.into_iter().chain(letters)
-        })
-        .collect()
-}
+# The addresses of a container's link: the host's end, and the container's own.
+type Network (host_address: string, container_address: string, host_address6: ?string, container_address6: ?string)
 
-fn snake(name: &str) -> String {
-    let mut snake = String::with_capacity(name.len() + 2);
-    for letter in name.chars() {
-        if letter.is_ascii_uppercase() && !snake.is_empty() {
-            snake.push('_');
+# What a container is told about its leaf.
+type Binding (leaf: string, container: string, nats_url: string, inbox_prefix: string, subject_prefix: string)
+";
+
+/// What stands after them.
+const ERRORS: &str = "
+# The helper doesn't do that: a name, a path or a value that it does not allow.
+error Refused (op: string, reason: string)
+
+# The host lacks something: a program, a kernel feature.
+error Unsupported (op: string, reason: string)
+
+# The container ended before it was ready, or was not ready in time.
+error NotReady (op: string, reason: string)
+
+# It did not work.
+error Failed (op: string, reason: string)
+";
+
+/// Returns the interface's description, in varlink's own language.
+pub(crate) fn description() -> String {
+    let mut text = HEAD.to_owned();
+    for declaration in HostOp::DECLARATIONS {
+        text.push('\n');
+        for line in declaration.doc {
+            let _ = writeln!(text, "#{line}");
         }
-        snake.push(letter.to_ascii_lowercase());
+        let parameters: Vec<_> = declaration
+            .parameters
+            .iter()
+            .map(|(name, varlink)| format!("{name}: {varlink}"))
+            .collect();
+        let _ = writeln!(
+            text,
+            "method {}({}) -> ()",
+            declaration.method,
+            parameters.join(", ")
+        );
     }
-    snake
+    text.push_str(ERRORS);
+    text
 }
 
 #[cfg(test)]
@@ -166,7 +174,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use leaf_core::decide::AddressPool;
-    use leaf_core::host_op::{ContainerBinding, Secret};
+    use leaf_core::host_op::{ContainerBinding, HostSubject, HostWait, Secret};
     use leaf_core::id::{ContainerName, JobId, LeafName, StorePath};
     use leaf_core::spec::ContainerOptions;
     use zlink::idl::{Interface, Type};
@@ -225,7 +233,8 @@ mod tests {
 
     #[test]
     fn the_description_names_every_operation_with_its_parameters_and_every_error() {
-        let interface = Interface::try_from(DESCRIPTION).expect("a description");
+        let description = description();
+        let interface = Interface::try_from(&*description).expect("a description");
         assert_eq!(interface.name().as_str(), INTERFACE);
         let mut described = BTreeSet::new();
         for op in every_operation() {
@@ -250,9 +259,12 @@ mod tests {
             described.insert(name);
         }
         assert_eq!(
-            methods().map(str::to_owned).collect::<BTreeSet<_>>(),
+            interface
+                .methods()
+                .map(|method| method.name().as_str().to_owned())
+                .collect::<BTreeSet<_>>(),
             described,
-            "no method is described that is none"
+            "every_operation() has each that is declared"
         );
         for kind in [
             HostOpErrorKind::Refused,
@@ -275,6 +287,33 @@ mod tests {
                 "{} is not described",
                 fault.error
             );
+        }
+    }
+
+    #[test]
+    fn the_description_is_the_one_that_readers_have() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/src/service/cim.leaf.Helper.varlink");
+        let committed = std::fs::read_to_string(file).expect("the file");
+        assert_eq!(description(), committed, "write the text on the left to {file}");
+    }
+
+    #[test]
+    fn an_operation_is_known_by_each_part_of_its_declaration() {
+        let web = ContainerName::new("web").expect("a name");
+        for op in every_operation() {
+            let waits = match &op {
+                HostOp::StartContainer { .. } | HostOp::UpdateContainer { .. } => HostWait::Readiness,
+                HostOp::StopContainer { .. } | HostOp::StopJob { .. } => HostWait::End,
+                _ => HostWait::Nothing,
+            };
+            assert_eq!(op.waits_for(), waits, "{op:?}");
+            match op.subject() {
+                HostSubject::Container(name) => {
+                    assert!(name == web && op.summary().contains("container web"))
+                }
+                HostSubject::Job(id) => assert!(op.summary().ends_with(&format!("job {id}"))),
+                HostSubject::Network => assert_eq!(op.summary(), "prepare the network for 10.233.0.1:4222"),
+            }
         }
     }
 

@@ -1,6 +1,10 @@
 //! What needs root: the closed list of operations that `leaf-helper` carries out.
 //!
-//! A plan yields them, `leafd` sends them, the helper validates everything again in its own process.
+//! A plan yields them, `leafd` sends them, the helper validates everything again in its own process. All that is so about an
+//! operation stands in its declaration below: its parameters and their types over varlink, what it is about, what it waits
+//! for, and its summary.
+
+mod declare;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,106 +18,114 @@ use crate::container::ContainerNetwork;
 use crate::id::{ContainerName, JobId, LeafName, StorePath};
 use crate::spec::ContainerOptions;
 use crate::subject;
+use declare::host_ops;
 
-/// One operation on the host that needs root. Each may be carried out again with the same result.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "op", deny_unknown_fields)]
-#[expect(clippy::large_enum_variant, reason = "there are few of them at a time")]
-pub enum HostOp {
-    /// Makes the leaf address (on `lo`) and the closed network rules. Once at the start of the daemon.
-    PrepareNetwork {
+host_ops! {
+    /// Makes the leaf address (on `lo`) and the closed network rules.
+    PrepareNetwork on Network, waits for Nothing: "prepare the network for {leaf_address}:{nats_port}" {
         /// The address that the leaf's NATS server listens on.
-        leaf_address: Ipv4Addr,
+        leaf_address: Ipv4Addr as "string",
         /// The port there that containers may reach.
-        nats_port: u16,
-    },
-    /// Makes the root folder, `NAME.conf`, the unit, the GC root and the credentials of a container, or sets them anew. Of
+        nats_port: u16 as "int",
+    }
+    /// Makes the root directory, `NAME.conf`, the unit, the GC root and the credentials of a container, or sets them anew. Of
     /// one that runs the limits and the openings of its network hold at once; all else holds from its next start.
-    CreateContainer {
-        /// Its name.
-        name: ContainerName,
+    CreateContainer on Container(name), waits for Nothing: "create container {name} of {toplevel}" {
+        /// The container's name.
+        name: ContainerName as "string",
         /// Its system.
-        toplevel: StorePath,
+        toplevel: StorePath as "string",
         /// Its addresses.
-        network: ContainerNetwork,
-        /// What else is wanted of it.
-        options: Box<ContainerOptions>,
+        network: ContainerNetwork as "Network",
+        /// The other parts of its spec (the JSON Schema of a container's options is in the project's docs/protocol).
+        options: Box<ContainerOptions> as "object",
         /// Whether a container of this name that somebody else made is taken over, with its files.
-        adopt: bool,
+        adopt: bool as "bool",
         /// What the container is told about its leaf.
-        binding: ContainerBinding,
+        binding: ContainerBinding as "Binding",
         /// Its credentials by name; the container finds them below `$CREDENTIALS_DIRECTORY`.
-        credentials: BTreeMap<String, Secret>,
-    },
+        credentials: BTreeMap<String, Secret> as "[string]string",
+    }
     /// Starts a container, and returns when it is ready.
-    StartContainer {
-        /// Its name.
-        name: ContainerName,
+    StartContainer on Container(name), waits for Readiness: "start container {name}" {
+        /// The container's name.
+        name: ContainerName as "string",
         /// How long it may take until it says that it is ready, in seconds; then it is ended.
-        ready_timeout_seconds: u32,
-    },
+        ready_timeout_seconds: u32 as "int",
+    }
     /// Brings a container that runs to what `CreateContainer` set last, and returns when it is ready: by a switch inside
     /// where only its system is another and the container can do that, else by a restart.
-    UpdateContainer {
-        /// Its name.
-        name: ContainerName,
+    UpdateContainer on Container(name), waits for Readiness: "update container {name}" {
+        /// The container's name.
+        name: ContainerName as "string",
         /// How long a start may take until it says that it is ready, in seconds; then it is ended.
-        ready_timeout_seconds: u32,
+        ready_timeout_seconds: u32 as "int",
         /// The grace time of a stop, in seconds.
-        grace_seconds: u32,
-    },
+        grace_seconds: u32 as "int",
+    }
     /// Stops a container: SIGRTMIN+3 to its init, and after the grace time the end of its whole cgroup.
-    StopContainer {
-        /// Its name.
-        name: ContainerName,
+    StopContainer on Container(name), waits for End: "stop container {name}" {
+        /// The container's name.
+        name: ContainerName as "string",
         /// The grace time, in seconds.
-        grace_seconds: u32,
-    },
+        grace_seconds: u32 as "int",
+    }
     /// Removes all that `CreateContainer` made. The container does not run.
-    DestroyContainer {
-        /// Its name.
-        name: ContainerName,
-    },
-    /// Starts the job whose order is in its folder, as the user of the jobs, in a unit of its own.
-    StartJob {
-        /// Which one.
-        id: JobId,
-    },
-    /// Ends a job: SIGTERM, and after the grace time SIGKILL to all that is left of it. Returns when nothing is.
-    StopJob {
-        /// Which one.
-        id: JobId,
+    DestroyContainer on Container(name), waits for Nothing: "destroy container {name}" {
+        /// The container's name.
+        name: ContainerName as "string",
+    }
+    /// Starts the job whose order is in its directory, as the user of the jobs, in a unit of its own.
+    StartJob on Job(id), waits for Nothing: "start job {id}" {
+        /// The job's id.
+        id: JobId as "string",
+    }
+    /// Ends a job: SIGTERM, and after the grace time SIGKILL to all that is left of it. Returns when nothing of it runs.
+    StopJob on Job(id), waits for End: "stop job {id}" {
+        /// The job's id.
+        id: JobId as "string",
         /// The grace time, in seconds.
-        grace_seconds: u32,
-    },
-    /// Removes the folder of a job that does not run.
-    RemoveJob {
-        /// Which one.
-        id: JobId,
-    },
+        grace_seconds: u32 as "int",
+    }
+    /// Removes the directory of a job that does not run.
+    RemoveJob on Job(id), waits for Nothing: "remove job {id}" {
+        /// The job's id.
+        id: JobId as "string",
+    }
 }
 
-impl HostOp {
-    /// The operation in a few words, without any secret.
-    #[must_use]
-    pub fn summary(&self) -> String {
-        match self {
-            Self::PrepareNetwork {
-                leaf_address,
-                nats_port,
-            } => {
-                format!("prepare the network for {leaf_address}:{nats_port}")
-            }
-            Self::CreateContainer { name, toplevel, .. } => format!("create container {name} of {toplevel}"),
-            Self::StartContainer { name, .. } => format!("start container {name}"),
-            Self::UpdateContainer { name, .. } => format!("update container {name}"),
-            Self::StopContainer { name, .. } => format!("stop container {name}"),
-            Self::DestroyContainer { name } => format!("destroy container {name}"),
-            Self::StartJob { id } => format!("start job {id}"),
-            Self::StopJob { id, .. } => format!("stop job {id}"),
-            Self::RemoveJob { id } => format!("remove job {id}"),
-        }
-    }
+/// What an operation is about. No two operations on one subject run at the same time.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HostSubject {
+    /// The network of all containers.
+    Network,
+    /// One container.
+    Container(ContainerName),
+    /// One job.
+    Job(JobId),
+}
+
+/// What an operation waits for once its own part is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostWait {
+    /// Nothing: it has an outcome as soon as its part is done.
+    Nothing,
+    /// That a container says that it is ready. The wait is cut short by an operation that waits for the [end](Self::End) of
+    /// the same subject; the container goes on by itself.
+    Readiness,
+    /// That nothing of its subject runs any more.
+    End,
+}
+
+/// What a host operation looks like over varlink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostOpDeclaration {
+    /// The name of its method.
+    pub method: &'static str,
+    /// What it does, a line each.
+    pub doc: &'static [&'static str],
+    /// Its parameters, with their varlink types.
+    pub parameters: &'static [(&'static str, &'static str)],
 }
 
 /// Why an operation was not carried out.
