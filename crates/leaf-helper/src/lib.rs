@@ -17,6 +17,7 @@ mod job;
 mod lock;
 mod network;
 mod nspawn;
+mod order;
 mod service;
 mod settings;
 mod systemd;
@@ -25,7 +26,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use leaf_core::container::Exit;
-use leaf_core::host_op::{HostOp, HostOpError, RunSpec, Runtime};
+use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind, HostSubject, RunSpec, Runtime};
 use leaf_core::id::{ContainerName, LeafName};
 use leaf_host::contract::HostPaths;
 use leaf_host::systemd::Systemd;
@@ -37,6 +38,7 @@ pub use service::{Serving, config, serve};
 pub use settings::{MissingProgram, Settings};
 
 use error::{Error, Result};
+use order::{Order, Place};
 
 /// Carries out the operations of one leaf on this host.
 #[derive(Debug, Clone)]
@@ -45,6 +47,8 @@ pub struct Helper {
     paths: HostPaths,
     settings: Settings,
     systemd: Systemd,
+    jobs: Option<Jobs>,
+    order: Order,
 }
 
 /// A program that runs a container, or makes the units of containers, could not do so.
@@ -74,25 +78,53 @@ impl Helper {
             paths,
             settings,
             systemd: Systemd::new(systemd::PATIENCE),
+            jobs: None,
+            order: Order::default(),
         }
     }
 
-    /// Carries out one operation. Again is the same as once.
-    ///
-    /// The caller sees to it that no two operations on one container run at the same time.
+    /// Returns the helper with jobs, which are run like this.
+    #[must_use]
+    pub fn with_jobs(self, jobs: Option<Jobs>) -> Self {
+        Self { jobs, ..self }
+    }
+
+    /// Carries out one operation, after those on the same subject that came before. Idempotent.
     ///
     /// # Errors
     /// [`HostOpError`], whose kind says whether it was refused, can't be done on this host, or did not work.
     pub async fn carry_out(&self, op: &HostOp) -> std::result::Result<(), HostOpError> {
-        let outcome = self.carry_out_untidily(op).await;
+        let mut place = self.order.line_up(op)?;
+        let outcome = self.carry_out_in_turn(&mut place, op).await;
         self.tidy_after(op, outcome.is_ok()).await;
         outcome
     }
 
-    /// The same, without what nobody needs to wait for: that is [`Self::tidy_after`].
-    async fn carry_out_untidily(&self, op: &HostOp) -> std::result::Result<(), HostOpError> {
-        tracing::debug!(op = op.summary(), "carrying out");
-        Box::pin(self.try_carry_out(op)).await.map_err(|e| e.about(op))
+    /// Carries out one operation when it is its turn, without [`Self::tidy_after`], for which nobody needs to wait.
+    async fn carry_out_in_turn(
+        &self,
+        place: &mut Place,
+        op: &HostOp,
+    ) -> std::result::Result<(), HostOpError> {
+        place.turn().await;
+        let summary = op.summary();
+        tracing::info!(op = summary, "begins");
+        let outcome = tokio::select! {
+            biased;
+            outcome = Box::pin(self.try_carry_out(op)) => outcome.map_err(|e| e.about(op)),
+            () = place.cut_short() => Err(HostOpError {
+                op: summary.clone(),
+                kind: HostOpErrorKind::NotReady,
+                reason: "it is to be stopped, and was not waited for".to_owned(),
+            }),
+        };
+        match &outcome {
+            Ok(()) => tracing::info!(op = summary, "done"),
+            Err(error) => {
+                tracing::warn!(op = summary, kind = ?error.kind, reason = error.reason, "not done");
+            }
+        }
+        outcome
     }
 
     /// Removes what an operation that had a container stopped has left of it.
@@ -112,6 +144,9 @@ impl Helper {
     }
 
     async fn try_carry_out(&self, op: &HostOp) -> Result<()> {
+        if let (HostSubject::Job(_), Some(jobs)) = (op.subject(), &self.jobs) {
+            return jobs.carry_out(&self.systemd, op).await;
+        }
         self.check_host()?;
         match op {
             HostOp::PrepareNetwork {

@@ -24,7 +24,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::JobError;
 use crate::directory::{JobDirectory, ORDER, OUTCOME, PROGRESS, RUNNER_ERRORS};
-use crate::launch::{Launch, carry_out};
+use crate::launch::Launch;
 use crate::log;
 use crate::order::{Order, OrderFile};
 use crate::outcome::Ended;
@@ -216,7 +216,7 @@ impl Jobs {
                 self.write_order(id, task, time_limit, None)?;
                 let host_operations = host_operations.clone();
                 let starting = async move {
-                    let start = carry_out(&host_operations, HostOp::StartJob { id }).await;
+                    let start = host_operations(HostOp::StartJob { id }).await;
                     start.map_err(|error| error.to_string())
                 };
                 let unit = self.0.launch.unit(id).expect("this job is a unit");
@@ -366,7 +366,7 @@ impl Jobs {
                 id,
                 grace_seconds: u32::try_from(self.0.cancel_grace.as_secs()).unwrap_or(u32::MAX),
             };
-            return carry_out(host_operations, stop)
+            return host_operations(stop)
                 .await
                 .map_err(|source| JobError::Helper { id, source });
         }
@@ -404,7 +404,7 @@ impl Jobs {
         }
         match &self.0.launch {
             Launch::Child { .. } => remove(self.directory(id).path()),
-            Launch::Unit { host_operations, .. } => carry_out(host_operations, HostOp::RemoveJob { id })
+            Launch::Unit { host_operations, .. } => host_operations(HostOp::RemoveJob { id })
                 .await
                 .map_err(|source| JobError::Helper { id, source }),
         }

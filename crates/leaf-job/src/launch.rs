@@ -4,13 +4,12 @@ use std::fmt;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
-use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
+use leaf_core::host_op::{HostOp, HostOpError};
 use leaf_core::id::JobId;
 use leaf_host::contract::job_unit;
 
-/// Has the helper carry out a host operation.
+/// Has the helper carry out a host operation, and again where it went away meanwhile.
 pub type HostOperations =
     Arc<dyn Fn(HostOp) -> Pin<Box<dyn Future<Output = Result<(), HostOpError>> + Send>> + Send + Sync>;
 
@@ -61,22 +60,4 @@ impl Launch {
             Self::Unit { .. } => None,
         }
     }
-}
-
-/// How often a helper that went away is asked again, and the pause before.
-const TRIES: u32 = 5;
-const PAUSE: Duration = Duration::from_millis(500);
-
-/// Has an operation carried out, again where the helper went away: operations on jobs are idempotent.
-pub(crate) async fn carry_out(host_operations: &HostOperations, op: HostOp) -> Result<(), HostOpError> {
-    for left in (0..TRIES).rev() {
-        match host_operations(op.clone()).await {
-            Err(error) if error.kind == HostOpErrorKind::Interrupted && left > 0 => {
-                tracing::warn!(reason = error.reason, op = op.summary(), "asked again");
-                tokio::time::sleep(PAUSE).await;
-            }
-            outcome => return outcome,
-        }
-    }
-    unreachable!("the last try is returned, whatever its outcome")
 }

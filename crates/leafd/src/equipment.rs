@@ -205,7 +205,7 @@ fn container_helper(settings: &Settings, leaf: &LeafName) -> Result<HostHelper, 
     let settings = leaf_helper::Settings::find(supervisor, leaf_init, wanted.address_pool)
         .map_err(|error| error.to_string())?;
     let helper = Helper::new(leaf.clone(), HostPaths::new(leaf), settings);
-    Ok(HostHelper::Here(Box::new(helper)))
+    Ok(HostHelper::InProcess(Box::new(helper)))
 }
 
 /// Returns the service that does what needs root; none where this process does it, being root itself.
@@ -281,7 +281,7 @@ fn in_units(client: Client) -> Launch {
     Launch::Unit {
         host_operations: Arc::new(move |op| {
             let client = client.clone();
-            Box::pin(async move { client.carry_out(&op).await })
+            Box::pin(async move { client.insist(&op).await })
         }),
         slice: "/sys/fs/cgroup/system.slice".into(),
     }

@@ -19,7 +19,6 @@ macro_rules! host_ops {
         pub enum HostOp {
             $(
                 $(#[doc = $doc])+
-                #[serde(deny_unknown_fields)]
                 $op {
                     $($(#[doc = $parameter_doc])+ $parameter: $type,)+
                 },

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use leaf_core::decide::AddressPool;
-use leaf_core::host_op::{HostOp, HostOpError, Runtime};
+use leaf_core::host_op::{HostOp, Runtime};
 use leaf_core::id::JobId;
 use leaf_host::contract::job_unit;
 use leaf_host::systemd::{KillWhom, OwnedVariant, Systemd, SystemdError, UnitJobOutcome, transient_property};
@@ -45,16 +45,9 @@ pub struct Jobs {
 }
 
 impl Jobs {
-    /// Carries out one operation on a job. Again is the same as once.
-    ///
-    /// # Errors
-    /// [`HostOpError`], as [`Helper::carry_out`](crate::Helper::carry_out) has it.
-    pub(crate) async fn carry_out(
-        &self,
-        systemd: &Systemd,
-        op: &HostOp,
-    ) -> std::result::Result<(), HostOpError> {
-        let outcome = match op {
+    /// Carries out one operation on a job. Idempotent.
+    pub(crate) async fn carry_out(&self, systemd: &Systemd, op: &HostOp) -> Result<()> {
+        match op {
             HostOp::StartJob { id } => self.start(systemd, *id).await,
             HostOp::StopJob { id, grace_seconds } => {
                 let grace = (*grace_seconds).min(crate::MAX_WAIT_SECONDS);
@@ -62,8 +55,7 @@ impl Jobs {
             }
             HostOp::RemoveJob { id } => self.remove(systemd, *id).await,
             _ => Err(Error::Failed("this is no operation on a job".to_owned())),
-        };
-        outcome.map_err(|e| e.about(op))
+        }
     }
 
     /// Opens a job's folder, if it is there, and is what leafd made.

@@ -2,14 +2,22 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use leaf_core::error::chain;
 use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
+use leaf_core::reconcile::BackOff;
 use serde_json::{Map, Value};
 use zlink::Call;
 use zlink::tokio::unix;
 
 use crate::service::wire::{self, Fault};
+
+/// How often a helper that went away is asked: it is back a moment after an update of the host.
+const HELPER_AWAY: BackOff = BackOff {
+    tries: 5,
+    first_pause: Duration::from_millis(250),
+};
 
 /// Sends operations to a helper that is another process. Each goes over a connection of its own, so a helper that was
 /// restarted is found by itself.
@@ -31,6 +39,31 @@ impl Client {
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Has an operation carried out, and again where the helper went away before it answered: operations are idempotent.
+    /// A caller that plans anew from what the host shows uses [`Self::carry_out`] instead.
+    ///
+    /// # Errors
+    /// [`HostOpError`], as [`Self::carry_out`] has it; `Interrupted` where the helper stayed away.
+    pub async fn insist(&self, op: &HostOp) -> Result<(), HostOpError> {
+        let mut failed = 0;
+        loop {
+            let error = match self.carry_out(op).await {
+                Err(error) if error.kind == HostOpErrorKind::Interrupted => error,
+                outcome => return outcome,
+            };
+            failed += 1;
+            let Some(pause) = HELPER_AWAY.pause(failed) else {
+                return Err(error);
+            };
+            tracing::warn!(
+                op = op.summary(),
+                reason = error.reason,
+                "the helper is asked again"
+            );
+            tokio::time::sleep(pause).await;
+        }
     }
 
     /// Has an operation carried out, and waits for its end. A caller that does not wait leaves it under way.
@@ -115,5 +148,62 @@ impl Client {
                 format!("{socket} can't be reached: {e}"),
             ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// Takes one call, and answers it if there is an answer.
+    async fn take_call(listener: &UnixListener, answer: Option<&[u8]>) {
+        let (stream, _) = listener.accept().await.expect("a caller");
+        let mut stream = BufReader::new(stream);
+        let mut call = Vec::new();
+        stream.read_until(0, &mut call).await.expect("a call");
+        let text = String::from_utf8_lossy(&call);
+        assert!(text.contains("cim.leaf.Helper.RemoveJob"), "{text}");
+        if let Some(answer) = answer {
+            stream.write_all(answer).await.expect("an answer");
+        }
+    }
+
+    fn operation() -> HostOp {
+        let id = "01890000-0000-7000-8000-000000000001".parse().expect("an id");
+        HostOp::RemoveJob { id }
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_goes_away_is_asked_again_until_it_answers() {
+        let place = tempfile::tempdir().expect("a directory");
+        let socket = place.path().join("socket");
+        let listener = UnixListener::bind(&socket).expect("a socket");
+        let helper = async {
+            take_call(&listener, None).await;
+            take_call(&listener, None).await;
+            take_call(&listener, Some(b"{\"parameters\":{}}\0")).await;
+        };
+        let client = Client::new(&socket);
+        let op = operation();
+        let (outcome, ()) = tokio::join!(client.insist(&op), helper);
+        outcome.expect("the third call is answered");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_not_asked_for_twice_and_one_call_is_one_try() {
+        let place = tempfile::tempdir().expect("a directory");
+        let socket = place.path().join("socket");
+        let listener = UnixListener::bind(&socket).expect("a socket");
+        let client = Client::new(&socket);
+        let op = operation();
+        let refusal = br#"{"error":"cim.leaf.Helper.Refused","parameters":{"op":"remove","reason":"no"}}"#;
+        let refusal = [&refusal[..], b"\0"].concat();
+        let (outcome, ()) = tokio::join!(client.insist(&op), take_call(&listener, Some(&refusal)));
+        assert_eq!(outcome.expect_err("it is refused").kind, HostOpErrorKind::Refused);
+        let (outcome, ()) = tokio::join!(client.carry_out(&op), take_call(&listener, None));
+        assert_eq!(outcome.expect_err("no answer").kind, HostOpErrorKind::Interrupted);
     }
 }

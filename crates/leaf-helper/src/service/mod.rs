@@ -1,15 +1,13 @@
 //! The helper as a service: takes [`HostOp`]s from a socket (varlink), and carries them out.
 //!
 //! One loop owns what is under way. Each connection is a task that reads calls and waits for their ends; each operation
-//! is a task of the loop's own, so a caller that goes away does not stop it. Operations on one subject (a container, a
-//! job, the network) run one after the other.
+//! is a task of the loop's own, so a caller that goes away does not stop it. Their order is the helper's.
 
 mod bounded;
 pub(crate) mod client;
 pub mod config;
 mod wire;
 
-use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::time::Duration;
 
@@ -17,7 +15,7 @@ use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
 use serde_json::{Map, Value, json};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{Id, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use zlink::{Connection, Reply};
 
@@ -28,8 +26,6 @@ use wire::{Fault, INTERFACE, Message, SERVICE};
 
 /// How many callers may be connected at once; more wait.
 const MAX_CONNECTIONS: usize = 64;
-/// How many operations may wait for their turn; more are refused.
-const MAX_WAITING: usize = 1024;
 /// How long the last answers may take when the service ends.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -44,150 +40,41 @@ pub struct Serving {
     pub idle: Option<Duration>,
 }
 
-/// What an operation is about: no two on one subject run at the same time.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Subject {
-    Network,
-    Container(String),
-    Job(String),
-}
-
-impl Subject {
-    fn of(op: &HostOp) -> Self {
-        match op {
-            HostOp::PrepareNetwork { .. } => Self::Network,
-            HostOp::CreateContainer { name, .. }
-            | HostOp::StartContainer { name, .. }
-            | HostOp::UpdateContainer { name, .. }
-            | HostOp::StopContainer { name, .. }
-            | HostOp::DestroyContainer { name } => Self::Container(name.to_string()),
-            HostOp::StartJob { id } | HostOp::StopJob { id, .. } | HostOp::RemoveJob { id } => {
-                Self::Job(id.to_string())
-            }
-        }
-    }
-}
-
-/// An operation that somebody asks for.
+/// An operation that is asked for.
 struct Ask {
     op: HostOp,
     answer: oneshot::Sender<Result<(), HostOpError>>,
 }
 
-/// What is under way.
+/// The operations under way, each a task, so that a caller that goes away stops none.
 struct Work {
     helper: Helper,
-    jobs: Option<Jobs>,
     running: JoinSet<()>,
-    subjects: BTreeMap<Id, Subject>,
-    /// For each subject that an operation runs on.
-    turns: BTreeMap<Subject, Turn>,
-}
-
-/// The operation that runs on a subject, and those that wait for it.
-#[derive(Default)]
-struct Turn {
-    /// Ends the wait for a container that starts; nothing else is cut short.
-    cut: Option<oneshot::Sender<()>>,
-    waiting: VecDeque<Ask>,
 }
 
 impl Work {
-    fn take(&mut self, ask: Ask) {
-        let subject = Subject::of(&ask.op);
-        let waiting: usize = self.turns.values().map(|turn| turn.waiting.len()).sum();
-        match self.turns.get_mut(&subject) {
-            Some(_) if waiting >= MAX_WAITING => {
-                let error = HostOpError {
-                    op: ask.op.summary(),
-                    kind: HostOpErrorKind::Failed,
-                    reason: format!("{waiting} operations wait already; try again later"),
-                };
-                let _ = ask.answer.send(Err(error));
-            }
-            Some(turn) => {
-                // Who waits for a container to be ready must not hold up the one who wants it stopped.
-                if matches!(ask.op, HostOp::StopContainer { .. })
-                    && let Some(cut) = turn.cut.take()
-                {
-                    let _ = cut.send(());
-                }
-                turn.waiting.push_back(ask);
-            }
-            None => self.begin(subject, ask),
-        }
-    }
-
-    fn begin(&mut self, subject: Subject, Ask { op, answer }: Ask) {
-        let (helper, jobs) = (self.helper.clone(), self.jobs.clone());
-        let (cut, cut_short) = oneshot::channel();
-        let waits = matches!(op, HostOp::StartContainer { .. } | HostOp::UpdateContainer { .. });
-        self.turns.entry(subject.clone()).or_default().cut = Some(cut).filter(|_| waits);
-        let task = self.running.spawn(async move {
-            let summary = op.summary();
-            tracing::info!(op = summary, "begins");
-            let cut_short = async {
-                if cut_short.await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            };
-            let outcome = tokio::select! {
-                biased;
-                outcome = carry_out(&helper, jobs.as_ref(), &op) => outcome,
-                () = cut_short => Err(HostOpError {
-                    op: summary.clone(),
-                    kind: HostOpErrorKind::NotReady,
-                    reason: "it is to be stopped, and was not waited for".to_owned(),
-                }),
-            };
-            match &outcome {
-                Ok(()) => tracing::info!(op = summary, "done"),
-                Err(error) => {
-                    tracing::warn!(op = summary, kind = ?error.kind, reason = error.reason, "not done");
-                }
-            }
+    fn begin(&mut self, Ask { op, answer }: Ask) {
+        let helper = self.helper.clone();
+        let mut place = match helper.order.line_up(&op) {
+            Ok(place) => place,
+            Err(error) => return drop(answer.send(Err(error))),
+        };
+        self.running.spawn(async move {
+            let outcome = helper.carry_out_in_turn(&mut place, &op).await;
             let worked = outcome.is_ok();
             // Whoever asked may have gone away.
             let _ = answer.send(outcome);
             helper.tidy_after(&op, worked).await;
         });
-        self.subjects.insert(task.id(), subject);
     }
 
-    /// Waits until an operation ends, and begins the next on the same subject.
+    /// Waits until an operation ends.
     async fn next_end(&mut self) {
-        let Some(ended) = self.running.join_next_with_id().await else {
-            return std::future::pending().await;
-        };
-        let id = match &ended {
-            Ok((id, ())) => *id,
-            Err(error) => {
-                tracing::error!(%error, "an operation ended unexpectedly");
-                error.id()
-            }
-        };
-        let Some(subject) = self.subjects.remove(&id) else {
-            return;
-        };
-        let next = self
-            .turns
-            .get_mut(&subject)
-            .and_then(|turn| turn.waiting.pop_front());
-        match next {
-            Some(next) => self.begin(subject, next),
-            None => {
-                self.turns.remove(&subject);
-            }
+        match self.running.join_next().await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => tracing::error!(%error, "an operation ended unexpectedly"),
+            None => std::future::pending().await,
         }
-    }
-}
-
-async fn carry_out(helper: &Helper, jobs: Option<&Jobs>, op: &HostOp) -> Result<(), HostOpError> {
-    match (op, jobs) {
-        (HostOp::StartJob { .. } | HostOp::StopJob { .. } | HostOp::RemoveJob { .. }, Some(jobs)) => {
-            jobs.carry_out(&helper.systemd, op).await
-        }
-        _ => helper.carry_out_untidily(op).await,
     }
 }
 
@@ -205,11 +92,8 @@ pub async fn serve(
     let (end, ends) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut work = Work {
-        helper,
-        jobs: serving.jobs,
+        helper: helper.with_jobs(serving.jobs),
         running: JoinSet::new(),
-        subjects: BTreeMap::new(),
-        turns: BTreeMap::new(),
     };
     tokio::pin!(stop);
     let mut quiet_since = Instant::now();
@@ -221,7 +105,7 @@ pub async fn serve(
                 let (stream, _) = accepted?;
                 connections.spawn(attend(stream, serving.client, asks.clone(), ends.clone()));
             }
-            Some(ask) = asked.recv() => work.take(ask),
+            Some(ask) = asked.recv() => work.begin(ask),
             () = work.next_end() => quiet_since = Instant::now(),
             Some(_) = connections.join_next() => quiet_since = Instant::now(),
             () = async { tokio::time::sleep_until(idle_until.unwrap_or(quiet_since)).await }, if idle_until.is_some() => {
@@ -242,7 +126,7 @@ pub async fn serve(
     while !(all_asked && work.running.is_empty()) {
         tokio::select! {
             ask = asked.recv(), if !all_asked => match ask {
-                Some(ask) => work.take(ask),
+                Some(ask) => work.begin(ask),
                 None => all_asked = true,
             },
             () = work.next_end() => {}
