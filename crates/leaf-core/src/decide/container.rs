@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::job::queue;
-use super::{Context, Decision, Next, conflict, invalid, not_found, only, reply};
+use super::{Context, Decision, Question, Reply, Target, conflict, invalid, known, not_found, only};
 use crate::command::container::{Command, ContainerHistory};
 use crate::container::{
     Container, ContainerNetwork, ContainerPhase, ContainerSource, Desired, DesiredRun, ForeignContainer,
@@ -70,9 +70,9 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
         Command::Diff(c) => {
             let container = find_container(state, &c.name)?;
             check_spec(&c.name, &c.spec, context)?;
-            Ok(only(reply(&spec_diff(&container.desired.spec(), &c.spec))))
+            Ok(only(known(&spec_diff(&container.desired.spec(), &c.spec))))
         }
-        Command::History(c) => Ok(only(reply(&ContainerHistory {
+        Command::History(c) => Ok(only(known(&ContainerHistory {
             revisions: find_container(state, &c.name)?.revisions.clone(),
         }))),
         Command::Adopt(c) => match state.containers.get(&c.name) {
@@ -80,27 +80,27 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
                 ProblemCode::AlreadyExists,
                 format!("container {} is this leaf's already", c.name),
             )),
-            None => Ok(only(Next::Adopt(c.name.clone()))),
+            None => Ok(only(Reply::AfterSearch(c.name.clone()))),
         },
         Command::Stats(c) => {
             find_container(state, &c.name)?;
-            Ok(only(Next::ReadContainerStats(c.name.clone())))
+            Ok(only(Reply::FromHost(Question::ContainerStats(c.name.clone()))))
         }
         Command::Start(c) => want(state, &c.name, c.if_generation, DesiredRun::Running, context),
         Command::Stop(c) => want(state, &c.name, c.if_generation, DesiredRun::Stopped, context),
         Command::Destroy(c) => want(state, &c.name, c.if_generation, DesiredRun::Absent, context),
-        Command::List(_) => Ok(only(Next::ListContainers(
+        Command::List(_) => Ok(only(Reply::FromHost(Question::Containers(
             state.containers.values().map(without_revisions).collect(),
-        ))),
-        Command::Show(c) => Ok(only(reply(find_container(state, &c.name)?))),
+        )))),
+        Command::Show(c) => Ok(only(known(find_container(state, &c.name)?))),
         Command::Logs(c) => {
             find_container(state, &c.name)?;
-            Ok(only(Next::ReadContainerLog(LogQuery {
+            Ok(only(Reply::FromHost(Question::ContainerLog(LogQuery {
                 name: c.name.clone(),
                 lines: c.lines.unwrap_or(DEFAULT_LOG_LINES),
                 since: c.since,
                 cursor: c.cursor.clone(),
-            })))
+            }))))
         }
     }
 }
@@ -181,7 +181,7 @@ fn create(
     }));
     Ok(Decision {
         facts,
-        next: Next::Create(name.clone()),
+        reply: Reply::Container(name.clone()),
     })
 }
 
@@ -243,6 +243,9 @@ fn change(
     let spec = with(before.spec())?;
     check_spec(name, &spec, context)?;
     check_others(state, name, &spec.options)?;
+    // One whose build has failed gets another along with whatever else is wanted of it now.
+    let lacks_system = before.toplevel.is_none() && before.build_job.is_none();
+    let anew = spec.source != before.source || rebuild || (lacks_system && spec != before.spec());
     let mut facts = Vec::new();
     let mut desired = Desired {
         generation: before.generation + 1,
@@ -250,7 +253,6 @@ fn change(
         options: spec.options,
         ..before.clone()
     };
-    let anew = spec.source != before.source || rebuild;
     if anew {
         let job = JobId(context.fresh_id);
         match system_of(&spec.source) {
@@ -286,7 +288,7 @@ fn change(
     }
     Ok(Decision {
         facts,
-        next: Next::Create(name.clone()),
+        reply: Reply::Container(name.clone()),
     })
 }
 
@@ -342,7 +344,7 @@ fn rollback(
             },
             caller: context.caller.clone(),
         })],
-        next: Next::Create(name.clone()),
+        reply: Reply::Container(name.clone()),
     })
 }
 
@@ -411,7 +413,7 @@ pub fn adopt(
             },
             caller: context.caller.clone(),
         })],
-        next: Next::Create(name.clone()),
+        reply: Reply::Container(name.clone()),
     })
 }
 
@@ -472,6 +474,6 @@ fn want(
     }
     Ok(Decision {
         facts,
-        next: Next::Reconcile(name.clone()),
+        reply: Reply::When(Target::Container(name.clone())),
     })
 }

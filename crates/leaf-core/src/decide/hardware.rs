@@ -1,22 +1,22 @@
 //! What the commands about hardware do.
 
-use super::{Decision, Next, not_found, only, reply};
+use super::{Decision, Reply, Target, known, not_found, only};
 use crate::command::hardware::{Command, DeviceList};
 use crate::problem::Problem;
 use crate::state::State;
 
 pub(super) fn decide(state: &State, command: &Command) -> Result<Decision, Problem> {
     match command {
-        Command::List(_) => Ok(only(reply(&DeviceList {
+        Command::List(_) => Ok(only(known(&DeviceList {
             devices: state.devices.values().cloned().collect(),
         }))),
         Command::Show(c) => match state.devices.get(&c.id) {
-            Some(device) => Ok(only(reply(device))),
+            Some(device) => Ok(only(known(device))),
             None => Err(not_found(format!(
                 "there is no device {}; hardware.list shows all",
                 c.id
             ))),
         },
-        Command::Rescan(_) => Ok(only(Next::Rescan)),
+        Command::Rescan(_) => Ok(only(Reply::When(Target::Hardware))),
     }
 }

@@ -1,9 +1,8 @@
 //! What the commands about jobs do, and what the end of a job means for others.
 
-use super::{Context, Decision, Next, invalid, not_found, only, reply};
+use super::{Context, Decision, Question, Reply, Target, invalid, known, not_found, only};
 use crate::aggregate::Aggregate;
 use crate::command::job::{Command, JobList};
-use crate::command::nix::JobAccepted;
 use crate::container::DesiredRun;
 use crate::event::{ContainerBuilt, ContainerFailed, ContainerStep, Fact, JobCancelled, JobQueued};
 use crate::id::{ContainerName, JobId};
@@ -16,16 +15,20 @@ const MAX_JOB_SECONDS: u32 = 7 * 24 * 3600;
 
 pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Result<Decision, Problem> {
     match command {
-        Command::List(_) => Ok(only(reply(&JobList {
+        Command::List(_) => Ok(only(known(&JobList {
             jobs: state.jobs.values().rev().map(brief).collect(),
         }))),
         Command::Show(c) => {
             find_job(state, c.id)?;
-            Ok(only(Next::ShowJob(c.id)))
+            Ok(only(Reply::JobReport(c.id)))
         }
         Command::Log(c) => {
-            find_job(state, c.id)?;
-            Ok(only(Next::ReadJobLog(c.id, c.offset)))
+            let job = find_job(state, c.id)?;
+            Ok(only(Reply::FromHost(Question::JobLog {
+                job: c.id,
+                offset: c.offset,
+                ended: job.phase.is_final(),
+            })))
         }
         Command::Cancel(c) => {
             let job = find_job(state, c.id)?;
@@ -38,11 +41,11 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
                     facts.extend(after_job(state, c.id, Err("the build was cancelled")));
                     Ok(Decision {
                         facts,
-                        next: Next::Cancel(c.id),
+                        reply: Reply::When(Target::Job(c.id)),
                     })
                 }
-                JobPhase::Running => Ok(only(Next::Cancel(c.id))),
-                _ => Ok(only(reply(job))),
+                JobPhase::Running => Ok(only(Reply::When(Target::Job(c.id)))),
+                _ => Ok(only(known(job))),
             }
         }
     }
@@ -55,15 +58,6 @@ fn brief(job: &Job) -> Job {
         result.references.clear();
     }
     job
-}
-
-/// Returns the answer to a job command once it is stored.
-#[must_use]
-pub fn job_accepted(job: JobId) -> JobAccepted {
-    JobAccepted {
-        job,
-        phase: JobPhase::Queued,
-    }
 }
 
 /// Returns what the end of a job means for the container that waits for it: its system is built, or it has failed.

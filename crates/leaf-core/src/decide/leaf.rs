@@ -1,10 +1,10 @@
 //! What the commands about the leaf itself do.
 
-use super::{Decision, Next, only};
+use super::{Decision, Reply, only};
 use crate::command::leaf::Command;
 
 pub(super) fn decide(command: &Command) -> Decision {
     match command {
-        Command::Show(_) => only(Next::ShowLeaf),
+        Command::Show(_) => only(Reply::LeafReport),
     }
 }

@@ -1,7 +1,7 @@
 //! What a command does, decided against the state alone; one module a noun.
 //!
-//! [`decide`] answers a query from the state, or says which facts are to be recorded and what comes next. Nothing has
-//! happened yet when it returns: the facts are committed first, then the next step is taken.
+//! [`decide`] says which facts are to be recorded, and where the reply comes from. Nothing has happened yet when it returns:
+//! the [engine](crate::engine) records the facts, and what follows from them follows their commit.
 
 mod container;
 mod hardware;
@@ -11,7 +11,7 @@ mod nix;
 mod pool;
 
 pub use container::{LogQuery, adopt};
-pub use job::{after_job, job_accepted, needless_jobs};
+pub use job::{after_job, needless_jobs};
 pub use pool::AddressPool;
 
 use jiff::Timestamp;
@@ -48,41 +48,60 @@ pub struct Context {
 /// What a command does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
-    /// What is to be recorded with the acceptance of the command.
+    /// What is to be recorded with the acceptance of the command. All else that is to be done follows from the facts.
     pub facts: Vec<Fact>,
-    /// What comes after the record.
-    pub next: Next,
+    /// Where the reply comes from.
+    pub reply: Reply,
 }
 
-/// What comes after a command's facts are recorded.
+/// Where the reply to a command comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Next {
-    /// The answer is known.
-    Reply(Box<serde_json::Value>),
-    /// The leaf's report on itself: the loop knows the rest of it.
-    ShowLeaf,
-    /// Look at the hardware, then answer with what has changed.
-    Rescan,
-    /// Make the container what it is wanted to be, then answer with it.
-    Reconcile(ContainerName),
-    /// Answer with the container as the facts make it, and make it so: by a job that is in the queue, or by steps.
-    Create(ContainerName),
-    /// Answer with the job's id; the job is in the queue.
-    Queue(JobId),
-    /// End the job, then answer with it.
-    Cancel(JobId),
-    /// Answer with the job and how far it is.
-    ShowJob(JobId),
-    /// Answer with a part of the job's log.
-    ReadJobLog(JobId, u64),
-    /// Answer with a part of the container's log.
-    ReadContainerLog(LogQuery),
-    /// Answer with these containers, and with those on the host that are not this leaf's.
-    ListContainers(Vec<Container>),
-    /// Answer with what the container uses.
-    ReadContainerStats(ContainerName),
-    /// Look at the container of this name that is not this leaf's, and [take it over](adopt).
-    Adopt(ContainerName),
+pub enum Reply {
+    /// It is known.
+    Known(Box<serde_json::Value>),
+    /// It is the leaf's report on itself.
+    LeafReport,
+    /// It is the report on a job, with its progress.
+    JobReport(JobId),
+    /// It is the container as the facts leave it.
+    Container(ContainerName),
+    /// The host answers this question.
+    FromHost(Question),
+    /// It comes when this target has settled.
+    When(Target),
+    /// The host is searched for a foreign container of this name; what is found [decides](adopt).
+    AfterSearch(ContainerName),
+}
+
+/// What a command can wait for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Target {
+    /// A container that is to settle.
+    Container(ContainerName),
+    /// A job that is to end; it is to be cancelled if it runs.
+    Job(JobId),
+    /// A scan of the hardware.
+    Hardware,
+}
+
+/// A question that only the host can answer; it changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Question {
+    /// A page of a job's log.
+    JobLog {
+        /// The job.
+        job: JobId,
+        /// The first byte of the page.
+        offset: u64,
+        /// Whether the job has ended.
+        ended: bool,
+    },
+    /// A page of a container's log.
+    ContainerLog(LogQuery),
+    /// The resources that a container uses.
+    ContainerStats(ContainerName),
+    /// The leaf's containers, given here, and the foreign ones of the host.
+    Containers(Vec<Container>),
 }
 
 /// Decides what a command does.
@@ -109,15 +128,15 @@ pub fn decide(state: &State, command: &Command, context: &Context) -> Result<Dec
 }
 
 /// Returns the decision that records nothing.
-fn only(next: Next) -> Decision {
+fn only(reply: Reply) -> Decision {
     Decision {
         facts: Vec::new(),
-        next,
+        reply,
     }
 }
 
-fn reply(value: &impl Serialize) -> Next {
-    Next::Reply(Box::new(
+fn known(value: &impl Serialize) -> Reply {
+    Reply::Known(Box::new(
         serde_json::to_value(value).expect("a reply has string keys only"),
     ))
 }

@@ -1,9 +1,10 @@
 //! What the commands for Nix do.
 
 use super::job::queue;
-use super::{Context, Decision, Next};
-use crate::command::nix::Command;
+use super::{Context, Decision, known};
+use crate::command::nix::{Command, JobAccepted};
 use crate::id::JobId;
+use crate::job::JobPhase;
 use crate::problem::Problem;
 use crate::state::State;
 
@@ -14,7 +15,10 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
             let fact = queue(state, job, &c.installable, c.timeout_seconds, None, context)?;
             Ok(Decision {
                 facts: vec![fact],
-                next: Next::Queue(job),
+                reply: known(&JobAccepted {
+                    job,
+                    phase: JobPhase::Queued,
+                }),
             })
         }
     }

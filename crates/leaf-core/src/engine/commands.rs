@@ -4,14 +4,14 @@ use crate::accepted::{CommandOutcome, CommandRecord};
 use crate::cause::Cause;
 use crate::command::{Command, CommandKind, JobReport};
 use crate::container::ForeignContainer;
-use crate::decide::{self, Context, Decision, Next, decide, job_accepted};
+use crate::decide::{self, Context, Decision, Reply, Target, decide};
 use crate::id::{Caller, CommandId, ContainerName};
 use crate::problem::{Problem, ProblemCode};
 
 use super::input::{Request, RequestId, Seen};
-use super::output::{Answer, Effect, Immediate, Question};
+use super::output::{Answer, Effect, Immediate};
 use super::turn::Turn;
-use super::waiting::{Accepted, Target};
+use super::waiting::Accepted;
 use super::{Engine, to_body};
 
 impl Engine {
@@ -30,9 +30,7 @@ impl Engine {
             Ok(command) => command,
             Err(problem) => return turn.refuse([to], &id, problem),
         };
-        if command.kind() == CommandKind::Query {
-            return self.query(turn, to, caller, &id, &command);
-        }
+        let is_change = command.kind() != CommandKind::Query;
         let accepted = Accepted {
             cause: Cause {
                 command: Some(id.clone()),
@@ -42,14 +40,20 @@ impl Engine {
                 caller,
                 id,
                 noun_verb: command.declaration().noun_verb.to_owned(),
-                fingerprint: command.fingerprint(),
+                // Only records have one that is compared.
+                fingerprint: if is_change {
+                    command.fingerprint()
+                } else {
+                    String::new()
+                },
                 accepted_at: turn.time(),
                 target: None,
                 outcome: None,
             },
+            is_change,
             to: vec![to],
         };
-        if is_given && self.is_repeated(turn, to, &accepted.record, seen) {
+        if is_change && is_given && self.is_repeated(turn, to, &accepted.record, seen) {
             return;
         }
         if let Some(problem) = self.refuses_command(turn, &command) {
@@ -79,113 +83,82 @@ impl Engine {
         }
     }
 
-    /// Answers a command that changes nothing.
-    fn query(&mut self, turn: &mut Turn, to: RequestId, caller: Caller, id: &CommandId, command: &Command) {
-        if let Some(problem) = self.refuses_command(turn, command) {
-            return turn.refuse([to], id, problem);
-        }
-        let context = self.context(turn, caller);
-        let next = match decide(self.state(), command, &context) {
-            Ok(decision) => decision.next,
-            Err(problem) => return turn.answer([to], id, &Err(problem.about(id))),
-        };
-        let mut ask = |question| {
-            turn.effects.push(Effect::Ask {
-                to,
-                id: id.clone(),
-                question,
-            });
-        };
-        let body = match next {
-            Next::Reply(value) => to_body(&value),
-            Next::ShowLeaf => {
-                let body = to_body(&self.report(&turn.at.conditions));
-                if self.is_stuck(&turn.at.conditions) {
-                    turn.now.push(Immediate::Answer(Answer {
-                        to,
-                        id: id.clone(),
-                        reply: Ok(body),
-                    }));
-                    return;
-                }
-                body
-            }
-            Next::ShowJob(job) => {
-                let progress = self.jobs.progress(job).cloned();
-                let Some(job) = self.state().jobs.get(&job).cloned() else {
-                    unreachable!("the decision has found the job")
-                };
-                to_body(&JobReport { job, progress })
-            }
-            Next::ReadJobLog(job, offset) => {
-                let known = self.state().jobs.get(&job);
-                let ended = known.is_none_or(|job| job.phase.is_final());
-                return ask(Question::JobLog { job, offset, ended });
-            }
-            Next::ReadContainerLog(query) => return ask(Question::ContainerLog(query)),
-            Next::ReadContainerStats(name) => return ask(Question::ContainerStats(name)),
-            Next::ListContainers(containers) => return ask(Question::Containers(containers)),
-            Next::Rescan
-            | Next::Reconcile(_)
-            | Next::Create(_)
-            | Next::Queue(_)
-            | Next::Cancel(_)
-            | Next::Adopt(_) => unreachable!("a query changes nothing"),
-        };
-        turn.answer([to], id, &Ok(body));
-    }
-
     /// Carries on with a command that was decided, or answers why it is not accepted.
     fn decided(&mut self, turn: &mut Turn, accepted: Accepted, decision: Result<Decision, Problem>) {
-        let Decision { facts, next } = match decision {
+        let id = &accepted.record.id;
+        let Decision { facts, reply } = match decision {
             Ok(decision) => decision,
             Err(problem) => {
-                let id = &accepted.record.id;
                 // It tells of the state, which may be ahead of the disk.
                 return turn.answer(accepted.to.iter().copied(), id, &Err(problem.about(id)));
             }
         };
         self.record(turn, &accepted.cause, facts);
-        match next {
-            Next::Reply(value) => self.accept(turn, accepted, to_body(&value)),
-            Next::Queue(job) => self.accept(turn, accepted, to_body(&job_accepted(job))),
-            Next::Create(name) => {
+        match reply {
+            Reply::Known(value) => self.accept(turn, accepted, to_body(&value)),
+            Reply::LeafReport => {
+                let report = self.report(&turn.at.conditions);
+                self.accept(turn, accepted, to_body(&report));
+            }
+            Reply::JobReport(id) => {
+                let job = self.state().jobs.get(&id).cloned();
+                let job = job.expect("the decision has found it");
+                let progress = self.jobs.progress(id).cloned();
+                self.accept(turn, accepted, to_body(&JobReport { job, progress }));
+            }
+            Reply::Container(name) => {
                 let container = self.state().containers.get(&name);
                 let body = to_body(container.expect("the decision has found it, or its facts have made it"));
                 self.accept(turn, accepted, body);
             }
-            Next::Reconcile(name) => self.wait(turn, Target::Container(name), accepted),
-            Next::Cancel(job) => {
-                self.cancel_job(turn, job, accepted.record.caller.clone());
-                self.wait(turn, Target::Job(job), accepted);
+            Reply::FromHost(question) => turn.effects.extend(accepted.to.iter().map(|to| Effect::Ask {
+                to: *to,
+                id: id.clone(),
+                question: question.clone(),
+            })),
+            Reply::When(target) => {
+                match &target {
+                    Target::Container(_) => {}
+                    Target::Job(job) => self.cancel_job(turn, *job, accepted.record.caller.clone()),
+                    Target::Hardware => {
+                        self.rescan += 1;
+                        turn.effects.push(Effect::ScanHardware { rescan: self.rescan });
+                    }
+                }
+                self.wait(turn, target, accepted);
             }
-            Next::Rescan => {
-                self.rescan += 1;
-                turn.effects.push(Effect::ScanHardware { rescan: self.rescan });
-                self.wait(turn, Target::Hardware, accepted);
-            }
-            Next::Adopt(name) => {
+            Reply::AfterSearch(name) => {
                 turn.effects.push(Effect::FindForeign(name.clone()));
                 self.waiting.adopt(name, accepted);
             }
-            Next::ShowLeaf
-            | Next::ShowJob(_)
-            | Next::ReadJobLog(..)
-            | Next::ReadContainerLog(_)
-            | Next::ListContainers(_)
-            | Next::ReadContainerStats(_) => unreachable!("these are queries"),
         }
     }
 
-    /// Records an accepted command along with its reply, which is known.
+    /// Answers an accepted command whose reply is known. A change is recorded along with it.
     fn accept(&mut self, turn: &mut Turn, accepted: Accepted, body: Vec<u8>) {
-        let Accepted { record, to, .. } = accepted;
-        let reply = Ok(body.clone());
+        let Accepted {
+            record,
+            is_change,
+            to,
+            ..
+        } = accepted;
+        if !is_change && self.is_stuck(&turn.at.conditions) {
+            // What is not refused then tells nothing that the disk may lack.
+            let answers = to.into_iter().map(|to| Answer {
+                to,
+                id: record.id.clone(),
+                reply: Ok(body.clone()),
+            });
+            return turn.now.extend(answers.map(Immediate::Answer));
+        }
+        let reply = Ok(body);
         turn.answer(to, &record.id, &reply);
-        turn.keep(CommandRecord {
-            outcome: Some(CommandOutcome { body, problem: false }),
-            ..record
-        });
+        if let (true, Ok(body)) = (is_change, reply) {
+            turn.keep(CommandRecord {
+                outcome: Some(CommandOutcome { body, problem: false }),
+                ..record
+            });
+        }
     }
 
     /// Decides the commands that waited for the search for a foreign container.

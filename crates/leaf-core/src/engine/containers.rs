@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::cause::Cause;
 use crate::container::{Container, ObservedContainer, ObservedRun};
+use crate::decide::Target;
 use crate::event::{ContainerFailed, ContainerReverted, ContainerStep, Fact};
 use crate::id::ContainerName;
 use crate::plan::{after_early_start, observe};
@@ -15,7 +16,6 @@ use super::Engine;
 use super::input::{Moment, Scope};
 use super::output::Effect;
 use super::turn::Turn;
-use super::waiting::Target;
 
 /// How many facts in a row one observation can lead to at most: created, and started.
 const FACTS_IN_A_ROW: usize = 4;

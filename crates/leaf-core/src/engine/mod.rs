@@ -43,7 +43,7 @@ use crate::accepted::CommandRecord;
 use crate::aggregate::Aggregate;
 use crate::cause::Cause;
 use crate::container::{Container, ContainerPhase};
-use crate::decide::AddressPool;
+use crate::decide::{AddressPool, Target};
 use crate::event::{ContainerFact, Fact, HostFacts, JobFact, LeafStarted, LeafStopped};
 use crate::host_op::Runtime;
 use crate::id::{Caller, InstanceId};
@@ -55,12 +55,12 @@ use crate::state::State;
 pub use admission::{Capabilities, Limits};
 pub use history::{History, Snapshots};
 pub use input::{At, Conditions, FreeSpace, FreshIds, Input, Moment, Request, RequestId, Scope, Seen};
-pub use output::{Answer, Batch, Effect, Immediate, Outputs, Question, Record};
+pub use output::{Answer, Batch, Effect, Immediate, Outputs, Record};
 
 use admission::Admission;
 use jobs::RunningJobs;
 use turn::Turn;
-use waiting::{Target, Waiting};
+use waiting::Waiting;
 
 /// How long the daemon waits, when it stops, for the commands that are on their way to it.
 const LAST_COMMANDS: std::time::Duration = std::time::Duration::from_secs(5);

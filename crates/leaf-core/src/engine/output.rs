@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::accepted::CommandRecord;
 use crate::container::Container;
-use crate::decide::LogQuery;
+use crate::decide::Question;
 use crate::event::EventRecord;
 use crate::id::{CommandId, ContainerName, JobId};
 use crate::job::Job;
@@ -115,24 +115,4 @@ pub struct Answer {
     pub id: CommandId,
     /// The reply's body, or the problem.
     pub reply: Result<Vec<u8>, Problem>,
-}
-
-/// A question that only the host can answer; it changes nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Question {
-    /// A page of a job's log.
-    JobLog {
-        /// The job.
-        job: JobId,
-        /// The first byte of the page.
-        offset: u64,
-        /// Whether the job has ended.
-        ended: bool,
-    },
-    /// A page of a container's log.
-    ContainerLog(LogQuery),
-    /// The resources that a container uses.
-    ContainerStats(ContainerName),
-    /// The leaf's containers, given here, and the foreign ones of the host.
-    Containers(Vec<Container>),
 }

@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 
 use crate::accepted::CommandRecord;
+use crate::decide::Target;
 use crate::id::{Caller, CommandId};
 use crate::problem::Problem;
 
 use super::history::Draft;
 use super::input::{At, RequestId};
 use super::output::{Answer, Effect, Immediate};
-use super::waiting::Target;
 
 /// What one input leads to, while it is being worked out. It becomes the engine's [`Outputs`](super::Outputs).
 #[derive(Debug)]

@@ -7,6 +7,7 @@ use crate::aggregate::Aggregate;
 use crate::cause::Cause;
 use crate::command::{Destroyed, Success, declaration_of};
 use crate::container::Container;
+use crate::decide::Target;
 use crate::id::{Caller, CommandId, ContainerName, JobId, decode_token};
 use crate::problem::{Problem, ProblemCode};
 use crate::reconcile::Resource;
@@ -16,45 +17,34 @@ use super::input::RequestId;
 use super::turn::Turn;
 use super::{Engine, to_body};
 
-/// What a command can wait for.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Target {
-    /// A container that is to settle.
-    Container(ContainerName),
-    /// A job that is to end.
-    Job(JobId),
-    /// A scan of the hardware.
-    Hardware,
-}
-
-impl Target {
-    /// The target as it is stored: the key of the state's entry.
-    pub(super) fn key(&self) -> String {
-        match self {
-            Self::Container(name) => Aggregate::Container(name).key(),
-            Self::Job(id) => Aggregate::Job(id).key(),
-            Self::Hardware => "hardware".to_owned(),
-        }
-    }
-
-    /// Reads back what [`Self::key`] wrote.
-    pub(super) fn from_key(key: &str) -> Option<Self> {
-        if key == "hardware" {
-            return Some(Self::Hardware);
-        }
-        match key.split_once('.')? {
-            ("container", token) => Some(Self::Container(ContainerName::new(decode_token(token)?).ok()?)),
-            ("job", id) => Some(Self::Job(id.parse().ok()?)),
-            _ => None,
-        }
+/// Returns a target as it is stored: the key of the state's entry.
+fn key_of(target: &Target) -> String {
+    match target {
+        Target::Container(name) => Aggregate::Container(name).key(),
+        Target::Job(id) => Aggregate::Job(id).key(),
+        Target::Hardware => "hardware".to_owned(),
     }
 }
 
-/// A change that was accepted, on its way to its outcome.
+/// Reads back what [`key_of`] wrote.
+fn target_of(key: &str) -> Option<Target> {
+    if key == "hardware" {
+        return Some(Target::Hardware);
+    }
+    match key.split_once('.')? {
+        ("container", token) => Some(Target::Container(ContainerName::new(decode_token(token)?).ok()?)),
+        ("job", id) => Some(Target::Job(id.parse().ok()?)),
+        _ => None,
+    }
+}
+
+/// A command that was accepted, on its way to its outcome.
 #[derive(Debug, Clone)]
 pub(super) struct Accepted {
     /// What the journal is to keep of it.
     pub(super) record: CommandRecord,
+    /// Whether it changes something: nothing is kept of a query.
+    pub(super) is_change: bool,
     /// The cause of what follows from it.
     pub(super) cause: Cause,
     /// The requests to answer: several if it was sent several times, none after a restart.
@@ -92,7 +82,7 @@ impl Waiting {
         };
         for record in unfinished {
             let is_known = declaration_of(&record.noun_verb).is_some();
-            let target = record.target.as_deref().and_then(Target::from_key);
+            let target = record.target.as_deref().and_then(target_of);
             let Some(target) = target.filter(|target| is_known && is_readable(target)) else {
                 waiting.set_aside.push(record);
                 continue;
@@ -103,6 +93,7 @@ impl Waiting {
                     correlation: None,
                 },
                 record,
+                is_change: true,
                 to: Vec::new(),
             };
             let waiter = Waiter {
@@ -180,7 +171,7 @@ impl Engine {
             Target::Hardware => self.rescan,
         };
         let record = CommandRecord {
-            target: Some(target.key()),
+            target: Some(key_of(&target)),
             ..accepted.record
         };
         turn.keep(record.clone());

@@ -9,7 +9,7 @@ use leaf_core::command::{
 use leaf_core::container::{
     ContainerPhase, ContainerSource, DesiredRun, Exit, ObservedContainer, ObservedRun,
 };
-use leaf_core::decide::{Context, Next, adopt, after_job, decide};
+use leaf_core::decide::{Context, Reply, Target, adopt, after_job, decide};
 use leaf_core::event::{
     ContainerFailed, ContainerReverted, ContainerStep, Fact, JobFailed, JobStarted, JobSucceeded,
 };
@@ -218,7 +218,7 @@ impl World {
                     return;
                 };
                 self.record(decision.facts);
-                if let Next::Reconcile(name) | Next::Create(name) = decision.next {
+                if let Reply::When(Target::Container(name)) | Reply::Container(name) = decision.reply {
                     self.reconcile(&name);
                 }
             }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use leaf_core::aggregate::Aggregate;
 use leaf_core::command::{Command, CreateContainer, ListContainers, ShowContainer, ShowLeaf, StartContainer};
 use leaf_core::container::{Container, ContainerSource};
-use leaf_core::decide::{Next, decide, needless_jobs};
+use leaf_core::decide::{Reply, decide, needless_jobs};
 use leaf_core::diff::{changes, diff};
 use leaf_core::event::{Event, EventRecord, Fact};
 use leaf_core::hardware::Inventory;
@@ -366,7 +366,7 @@ fn a_new_field_outside_of_what_is_desired_is_kept_and_the_container_goes_on() {
     let name = ContainerName::new("new").expect("a name");
     let shown =
         decide(&state, &ShowContainer { name: name.clone() }.into(), &context(2)).expect("it is known");
-    assert!(matches!(shown.next, Next::Reply(_)));
+    assert!(matches!(shown.reply, Reply::Known(_)));
     let created = leaf_core::event::ContainerCreated { name };
     for event in events(2, vec![created.into()]) {
         assert_eq!(apply(&mut state, &event), ["container.new"]);

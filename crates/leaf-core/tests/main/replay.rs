@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use leaf_core::command::{Command, CommandKind};
-use leaf_core::decide::{Next, decide};
+use leaf_core::decide::{Question, Reply, Target, decide};
 use leaf_core::diff::diff;
 use leaf_core::event::{Event, EventRecord, Fact, LeafSnapshotted, header};
 use leaf_core::state::{State, apply};
@@ -154,7 +154,8 @@ proptest! {
         match decision {
             Ok(decision) if command.kind() == CommandKind::Query => prop_assert!(decision.facts.is_empty()),
             Ok(decision) => prop_assert!(
-                command.kind() != CommandKind::Job || matches!(decision.next, Next::Queue(_)),
+                command.kind() != CommandKind::Job
+                    || (matches!(decision.reply, Reply::Known(_)) && !decision.facts.is_empty()),
                 "a job command gets its job's id"
             ),
             Err(problem) => prop_assert!((400..600).contains(&problem.status) && !problem.detail.is_empty()),
@@ -171,19 +172,25 @@ proptest! {
             for event in events(state.sequence + 1, decision.facts) {
                 apply(&mut state, &event);
             }
-            match decision.next {
-                Next::Reconcile(name) | Next::Create(name) | Next::ReadContainerStats(name) => {
+            match decision.reply {
+                Reply::When(Target::Container(name))
+                | Reply::Container(name)
+                | Reply::FromHost(Question::ContainerStats(name)) => {
                     prop_assert!(state.containers.contains_key(&name));
                 }
-                Next::Queue(id) | Next::Cancel(id) | Next::ShowJob(id) | Next::ReadJobLog(id, _) => {
+                Reply::When(Target::Job(id))
+                | Reply::JobReport(id)
+                | Reply::FromHost(Question::JobLog { job: id, .. }) => {
                     prop_assert!(state.jobs.contains_key(&id));
                 }
-                Next::ReadContainerLog(query) => {
+                Reply::FromHost(Question::ContainerLog(query)) => {
                     prop_assert!(state.containers.contains_key(&query.name));
                 }
-                Next::ListContainers(listed) => prop_assert_eq!(listed.len(), state.containers.len()),
-                Next::Adopt(name) => prop_assert!(!state.containers.contains_key(&name)),
-                Next::Reply(_) | Next::ShowLeaf | Next::Rescan => {}
+                Reply::FromHost(Question::Containers(listed)) => {
+                    prop_assert_eq!(listed.len(), state.containers.len());
+                }
+                Reply::AfterSearch(name) => prop_assert!(!state.containers.contains_key(&name)),
+                Reply::Known(_) | Reply::LeafReport | Reply::When(Target::Hardware) => {}
             }
         }
     }
