@@ -1,5 +1,6 @@
 //! What leaf-core promises to the outside: messages that stay readable, schemas that match, a history that replays.
 
+mod engine;
 mod golden;
 mod host;
 mod raw;
