@@ -1,0 +1,310 @@
+//! The last part of the start: the main loop, its workers and the tasks around it; and how they end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use leaf_bus::connect::{Bus, ConnectSettings};
+use leaf_bus::embedded::EmbeddedServer;
+use leaf_core::accepted::CommandRecord;
+use leaf_core::engine::{Engine, EngineSettings, History, Limits, Resumed, Snapshots};
+use leaf_core::error::chain;
+use leaf_core::state::{RawEntry, State};
+use leaf_journal::Journal;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::claim::Claim;
+use super::store::Store;
+use super::{Signals, VERSION};
+use crate::clock::Clock;
+use crate::equipment::{self, Began};
+use crate::input::Wake;
+use crate::main_loop::MainLoop;
+use crate::publisher::{Carrier, Published};
+use crate::settings::Settings;
+use crate::steps::InFlight;
+use crate::tasks::Tasks;
+use crate::workers::{Equipment, Workers};
+use crate::{hardware, lease, listeners, mirror, notify};
+
+/// How long the last events may take into the stream when the daemon ends; what is left is sent after the next start.
+const LAST_PUBLISH: Duration = Duration::from_secs(5);
+
+/// A daemon that is put together, and all that its end needs.
+pub(super) struct Running {
+    main_loop: MainLoop,
+    inputs: mpsc::Receiver<Wake>,
+    tasks: Tasks,
+    journal: Journal,
+    bus: Bus,
+    server_process: Option<EmbeddedServer>,
+    /// What the stream is known to hold.
+    published: watch::Receiver<Published>,
+    /// Why the server is to be restarted: it does not answer publishes.
+    silences: mpsc::Receiver<String>,
+    /// Has the server of commands drained.
+    drain: oneshot::Sender<()>,
+    /// Has the lease given back, and tells when it is.
+    release_lease: oneshot::Sender<()>,
+    lease_released: oneshot::Receiver<()>,
+    /// Leaf and NATS, in words.
+    status: String,
+}
+
+impl Running {
+    /// Puts all together: the engine's first input is taken, and the tasks run.
+    pub(super) async fn assemble(
+        settings: &Settings,
+        store: Store,
+        began: Began,
+        claim: Claim,
+        steps: Handle,
+        events: &Handle,
+    ) -> anyhow::Result<Self> {
+        let Began {
+            bus,
+            connect,
+            server_process,
+            containers,
+            nats_of,
+        } = began;
+        let (inputs, input_queue) = mpsc::channel(1024);
+        let (looks, rescans) = mpsc::channel(16);
+        let (changes, mirrored) = mpsc::channel(64);
+        let (published_at, published) = watch::channel(Published::default());
+        let (silent, silences) = mpsc::channel(1);
+        let (release_lease, release) = oneshot::channel();
+        let (given_back, lease_released) = oneshot::channel();
+        let (drain, drained) = oneshot::channel();
+        let (clock, in_flight) = (Clock::start(), InFlight::default());
+
+        for RawEntry { key, reason } in claim.state.raw_entries() {
+            tracing::warn!(
+                key,
+                reason,
+                "a newer leafd wrote this: it is kept as it is, and not acted on"
+            );
+        }
+        if let Ok(jobs) = &claim.jobs {
+            jobs.remove_unknown(claim.state.job_ids()).await;
+        }
+        let workers = Workers::new(Equipment {
+            leaf: store.leaf.clone(),
+            inputs: inputs.clone(),
+            bus: bus.clone(),
+            containers: containers.clone(),
+            jobs: claim.jobs,
+            looks,
+            mirror: changes,
+            published: published.clone(),
+            steps,
+            in_flight: in_flight.clone(),
+            clock,
+        });
+        let entries = claim.state.entries();
+        let engine = engine(settings, &store, claim.state, claim.unfinished, &workers);
+        for CommandRecord { id, noun_verb, .. } in engine.set_aside() {
+            tracing::warn!(command = %id, what = noun_verb, "a newer leafd accepted this command: it stays unanswered until one runs here again");
+        }
+        let Store {
+            leaf, host, journal, ..
+        } = store;
+        let mut main_loop = MainLoop::new(engine, journal.clone(), workers, clock);
+        main_loop.begin(VERSION, host);
+
+        let mut tasks = Tasks::default();
+        let carrier = Carrier {
+            connect: ConnectSettings {
+                name: format!("{} events", connect.name),
+                ..connect
+            },
+            leaf: leaf.clone(),
+            journal: journal.clone(),
+            settings: claim.stream,
+            published: published_at,
+            silent,
+        };
+        tasks.keep_on(events, "publisher", carrier.run());
+        let mirroring = mirror::run(bus.clone(), leaf.clone(), entries, mirrored);
+        tasks.keep("mirror", mirroring);
+        let (beat, dead, held) = (claim.beat, claim.dead, claim.held);
+        let leasing = lease::keep(
+            bus.clone(),
+            journal.clone(),
+            beat,
+            dead,
+            held,
+            release,
+            given_back,
+        );
+        tasks.keep("lease", leasing);
+        let commands = listeners::take_commands(claim.server, inputs.clone(), drained);
+        tasks.keep("commands", commands);
+        let publishes = listeners::watch_published(published.clone(), inputs.clone());
+        tasks.keep("published", publishes);
+        let report = equipment::report(settings.clone());
+        let scans = hardware::run(report, settings.rescan_debounce(), rescans, inputs.clone());
+        tasks.keep("hardware", scans);
+        if let Ok(host) = &containers {
+            let observing = listeners::watch_containers(host.view.clone(), in_flight, clock, inputs);
+            tasks.keep("containers", observing);
+            let every = Duration::from_secs(settings.containers.network_check_seconds.into());
+            tasks.keep("network", listeners::keep_network(Arc::clone(host), every));
+        }
+        tasks.keep("connection", listeners::log_connection(bus.clone()));
+        Ok(Self {
+            main_loop,
+            inputs: input_queue,
+            tasks,
+            journal,
+            bus,
+            server_process,
+            published,
+            silences,
+            drain,
+            release_lease,
+            lease_released,
+            status: format!("leaf {leaf}; {nats_of}"),
+        })
+    }
+
+    /// Runs until a signal, and ends what was begun.
+    pub(super) async fn run(self, mut signals: Signals) -> anyhow::Result<()> {
+        let Self {
+            main_loop,
+            inputs,
+            mut tasks,
+            journal,
+            bus,
+            mut server_process,
+            published,
+            silences,
+            drain,
+            release_lease,
+            lease_released,
+            status,
+        } = self;
+        tracing::info!(status, "ready");
+        notify::ready(&status);
+        let (stop, stopped) = oneshot::channel();
+        let mut stop = Some((drain, stop));
+        let mut silences = Some(silences);
+        let ended = {
+            let end = main_loop.run(inputs, &mut tasks, stopped);
+            tokio::pin!(end);
+            loop {
+                tokio::select! {
+                    ended = &mut end => break ended,
+                    reason = signals.next() => match stop.take() {
+                        Some((drain, stop)) => {
+                            // No more commands are asked for; those that are under way are told that the leaf stops.
+                            let _ = drain.send(());
+                            let _ = stop.send(reason);
+                        }
+                        None => break Err(anyhow::anyhow!("ended at once by a second {reason}")),
+                    },
+                    Some(reason) = heard(&mut silences) => {
+                        if let Some(process) = &server_process {
+                            process.restart(reason);
+                        }
+                    }
+                    () = unattended(&mut server_process) => {
+                        break Err(anyhow::anyhow!("the nats-server supervisor exited"));
+                    }
+                }
+            }
+        };
+        let ended = match ended {
+            Ok(workers) => {
+                publish_last(&journal, &bus, published).await;
+                workers.stop().await;
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!(error = chain(error.as_ref()), "the daemon ends");
+                Err(error)
+            }
+        };
+        let _ = release_lease.send(());
+        let _ = tokio::time::timeout(Duration::from_secs(2), lease_released).await;
+        let _ = bus.flush(Duration::from_secs(1)).await;
+        tasks.stop().await;
+        bus.close(Duration::from_secs(2)).await;
+        if let Some(process) = server_process {
+            process.stop().await;
+        }
+        journal.close().await;
+        ended
+    }
+}
+
+/// Waits until the last events are in the stream, for a while.
+async fn publish_last(journal: &Journal, bus: &Bus, mut published: watch::Receiver<Published>) {
+    let last = journal.last_sequence();
+    let wait = published.wait_for(|published| published.sequence >= last);
+    if bus.status().borrow().is_connected() && tokio::time::timeout(LAST_PUBLISH, wait).await.is_err() {
+        tracing::warn!("the last events will be published after the next start");
+    }
+}
+
+async fn heard(silences: &mut Option<mpsc::Receiver<String>>) -> Option<String> {
+    match silences {
+        Some(receiver) => {
+            let heard = receiver.recv().await;
+            if heard.is_none() {
+                *silences = None;
+            }
+            heard
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn unattended(process: &mut Option<EmbeddedServer>) {
+    match process {
+        Some(process) => process.unattended().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Returns the engine that continues from what the journal holds.
+fn engine(
+    settings: &Settings,
+    store: &Store,
+    state: State,
+    unfinished: Vec<CommandRecord>,
+    workers: &Workers,
+) -> Engine {
+    let Store {
+        leaf,
+        instance,
+        journal,
+        ..
+    } = store;
+    let held = journal.held();
+    let engine = EngineSettings {
+        instance: *instance,
+        runtime: leaf_host::runtime::detect(),
+        capabilities: workers.capabilities(),
+        limits: Limits {
+            backlog_bytes: settings.events.backlog_bytes,
+            reserve_bytes: settings.events.reserve_bytes,
+        },
+        pool: settings.containers.address_pool,
+        max_jobs: settings.nix.max_jobs,
+        max_queued_jobs: settings.nix.max_queued_jobs,
+        job_timeout_seconds: settings.nix.timeout_seconds,
+    };
+    let snapshots = Snapshots {
+        every_events: settings.events.snapshot_every,
+        // So that the stream always holds two whole ones within its limit.
+        every_bytes: settings.events.max_bytes / 4,
+    };
+    let history = History::new(leaf.clone(), journal.epoch(), state, snapshots);
+    let resumed = Resumed {
+        history,
+        unfinished,
+        held_events: (held.last_sequence + 1).saturating_sub(held.first_sequence),
+    };
+    Engine::new(engine, resumed)
+}
