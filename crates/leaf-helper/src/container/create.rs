@@ -123,7 +123,7 @@ impl Helper {
         let _contract = self.lock_contract().await?;
         let confs = Folder::make_root(&self.paths.confs, 0o755)?;
         let owned = self.owns(&confs, name)?;
-        let state = Folder::make_root(&self.paths.state, crate::container::run::SHOWN_FOLDER)?;
+        let state = Folder::make_root(&self.paths.state, crate::container::directories::SHOWN_FOLDER)?;
         if !owned && !state.has(name.as_str())? {
             return Ok(());
         }

@@ -2,7 +2,8 @@
 
 pub(crate) mod adopt;
 pub(crate) mod create;
+pub(crate) mod directories;
 pub(crate) mod inputs;
 pub(crate) mod record;
-pub(crate) mod run;
 mod start;
+pub(crate) mod status;

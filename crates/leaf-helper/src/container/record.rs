@@ -69,7 +69,7 @@ impl Helper {
         };
         let bytes = serde_json::to_vec_pretty(&record)
             .map_err(|e| Error::Refused(format!("a path of the settings is not UTF-8: {e}")))?;
-        let folder = Folder::make_root(&self.paths.state, crate::container::run::SHOWN_FOLDER)?;
+        let folder = Folder::make_root(&self.paths.state, crate::container::directories::SHOWN_FOLDER)?;
         if folder.read(FILE)?.is_some_and(|text| text.as_bytes() == bytes) {
             return Ok(());
         }

@@ -39,7 +39,7 @@ use leaf_core::host_op::RunSpec;
 use leaf_core::id::ContainerName;
 use leaf_core::spec::{Opening, Protocol};
 
-use crate::container::run::SHOWN_FOLDER;
+use crate::container::directories::SHOWN_FOLDER;
 use crate::error::{Error, Result};
 use crate::files::Folder;
 use crate::{Helper, lock, network};

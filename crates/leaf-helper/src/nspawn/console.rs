@@ -98,7 +98,7 @@ impl Console {
 fn open(folder: &Folder) -> Result<File> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let failed = || Error::io(format!("open {}/log", folder.path().display()));
-    let mode = Mode::from_raw_mode(crate::container::run::SHOWN);
+    let mode = Mode::from_raw_mode(crate::container::directories::SHOWN);
     let log = rustix::fs::openat(folder.as_fd(), "log", flags, mode).map_err(failed())?;
     folder.show(&log).map_err(failed())?;
     Ok(File::from(log))

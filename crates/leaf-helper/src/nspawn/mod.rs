@@ -2,18 +2,22 @@
 
 pub(crate) mod cgroup;
 mod console;
+mod lock;
+mod start;
 pub(crate) mod supervise;
 
 use std::ffi::OsString;
+use std::io::PipeWriter;
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::ExitStatus;
+use std::process::{ExitStatus, Stdio};
 
 use leaf_core::container::Exit;
 use leaf_core::host_op::{RunSpec, Runtime};
 use leaf_core::spec::Users;
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process};
+use leaf_host::process::ProcessHandle;
+use rustix::process::{Pid, Signal, kill_process};
 use rustix_libc_wrappers::process::SignalExt as _;
-use tokio::process::Child;
+use tokio::process::{Child, Command};
 
 use crate::Helper;
 use crate::container::inputs::{Inputs, maps_users};
@@ -30,31 +34,60 @@ pub(crate) const ENVIRONMENT: [(&str, &str); 2] = [
     ("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1"),
 ];
 
-/// Has a running systemd-nspawn ask the container's init to halt, which it does when it gets SIGTERM itself.
-pub(crate) fn ask_to_halt(nspawn: &Child) {
-    let id = nspawn.id().and_then(|id| i32::try_from(id).ok());
-    if let Some(pid) = id.and_then(Pid::from_raw) {
-        // It fails only where the process has ended, which whoever waits for it sees next.
-        let _ = kill_process(pid, Signal::TERM);
+/// What a systemd-nspawn is connected to.
+#[derive(Debug)]
+pub(crate) struct Wiring {
+    /// Whether it takes a link by the name that it has and the one that it is to have (since systemd 254).
+    pub(crate) named_link: bool,
+    /// The socket that it tells of its state (sd_notify(3)).
+    pub(crate) notify_socket: Option<OsString>,
+    /// Where the console's output and its own messages go; where this process's go, if there is none.
+    pub(crate) console: Option<PipeWriter>,
+}
+
+/// A systemd-nspawn that this process started and waits for.
+#[derive(Debug)]
+pub(crate) struct Nspawn(Child);
+
+impl Nspawn {
+    /// Waits for its end, and returns how the container ended. The future may be dropped at any time without a loss.
+    pub(crate) async fn ended(&mut self) -> Result<Exit> {
+        let status = self
+            .0
+            .wait()
+            .await
+            .map_err(Error::io("wait for systemd-nspawn"))?;
+        Ok(exit_of(status))
+    }
+
+    /// Has it ask the container's init to halt, which it does when it gets SIGTERM itself; at the second time it ends at once.
+    pub(crate) fn ask_to_halt(&self) {
+        let id = self.0.id().and_then(|id| i32::try_from(id).ok());
+        if let Some(pid) = id.and_then(Pid::from_raw) {
+            // It fails only where the process has ended, which whoever waits for it sees next.
+            let _ = kill_process(pid, Signal::TERM);
+        }
     }
 }
 
 /// Asks a container's init to halt, by SIGRTMIN+3 (systemd(1), "Signals"), if the process of this number is of the container.
 pub(crate) fn ask_init_to_halt(init: u32, is_of_it: impl FnOnce(u32) -> bool) -> Result<()> {
-    let pid = i32::try_from(init).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| Error::Failed(format!("{init} is not a process id")))?;
     let failed = || Error::io(format!("signal the init, process {init}"));
-    let process = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(failed())?;
+    let gone = || Error::Failed(format!("the init, process {init}, has ended"));
+    let process = ProcessHandle::open(init).map_err(failed())?.ok_or_else(gone)?;
     // The number may be another process's by now; once it is open, it stays the one that is looked at here.
     if !is_of_it(init) {
         return Err(Error::Failed(format!("process {init} is not of this container")));
     }
     let halt = Signal::rt(3).ok_or_else(|| Error::Unsupported("this system has no SIGRTMIN+3".into()))?;
-    rustix::process::pidfd_send_signal(process, halt).map_err(failed())
+    match process.signal(halt).map_err(failed())? {
+        true => Ok(()),
+        false => Err(gone()),
+    }
 }
 
 /// How a container ended, by the end of its systemd-nspawn.
-pub(crate) fn exit_of(status: ExitStatus) -> Exit {
+fn exit_of(status: ExitStatus) -> Exit {
     match (status.code(), status.signal()) {
         (Some(code), _) => Exit::Code { code },
         (None, Some(signal)) => Exit::Signal { signal },
@@ -63,14 +96,35 @@ pub(crate) fn exit_of(status: ExitStatus) -> Exit {
 }
 
 impl Helper {
+    /// Starts systemd-nspawn for a container whose inputs are ready.
+    pub(crate) fn start_nspawn(&self, spec: &RunSpec, inputs: &Inputs, wiring: Wiring) -> Result<Nspawn> {
+        let program = &self.settings.nspawn;
+        let mut command = Command::new(program);
+        command
+            .args(self.nspawn_arguments(spec, inputs, wiring.named_link)?)
+            .env_clear()
+            .envs(ENVIRONMENT)
+            .current_dir("/")
+            .stdin(Stdio::null());
+        if let Some(socket) = wiring.notify_socket {
+            command.env("NOTIFY_SOCKET", socket);
+        }
+        if let Some(console) = wiring.console {
+            let errors = console.try_clone().map_err(Error::io("share a pipe"))?;
+            command
+                .env("SYSTEMD_LOG_TARGET", "console")
+                .stdout(Stdio::from(console))
+                .stderr(Stdio::from(errors));
+        }
+        let started = command.spawn();
+        started
+            .map(Nspawn)
+            .map_err(Error::io(format!("start {}", program.display())))
+    }
+
     /// Returns the arguments of systemd-nspawn for a container whose inputs are ready; `pairs` where it takes a link by the
     /// name that it has and the one that it is to have.
-    pub(crate) fn nspawn_arguments(
-        &self,
-        spec: &RunSpec,
-        inputs: &Inputs,
-        pairs: bool,
-    ) -> Result<Vec<OsString>> {
+    fn nspawn_arguments(&self, spec: &RunSpec, inputs: &Inputs, pairs: bool) -> Result<Vec<OsString>> {
         let root = self.paths.roots.join(spec.name.as_str());
         let leaf_init = check_path(&self.settings.leaf_init)?;
         let private = spec.options.users == Users::Private;

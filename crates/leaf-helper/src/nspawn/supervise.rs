@@ -3,14 +3,12 @@
 
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
-use std::process::Stdio;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixDatagram;
 use tokio::net::unix::pipe;
-use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
 use leaf_core::container::Exit;
@@ -19,12 +17,14 @@ use leaf_core::id::ContainerName;
 use leaf_host::contract::RunStatus;
 
 use crate::container::create::check_toplevel;
-use crate::container::run::{RunLock, SHOWN};
+use crate::container::status::{fresh_status, write_status};
 use crate::error::{Error, Result};
 use crate::files::Folder;
+use crate::nspawn::Wiring;
 use crate::nspawn::cgroup::SupervisedCgroup;
 use crate::nspawn::console::Console;
-use crate::{Helper, network, nspawn};
+use crate::nspawn::lock::RunLock;
+use crate::{Helper, network};
 
 /// Supervises a container until it ends.
 pub(crate) async fn supervise(helper: &Helper, name: &ContainerName) -> Result<Exit> {
@@ -39,16 +39,7 @@ pub(crate) async fn supervise(helper: &Helper, name: &ContainerName) -> Result<E
         helper,
         run,
         _lock: lock,
-        status: RunStatus {
-            supervisor_pid: std::process::id(),
-            started_at: Timestamp::now(),
-            start_digest: String::new(),
-            oom_kills: 0,
-            leader_pid: None,
-            ready_at: None,
-            exit: None,
-            error: None,
-        },
+        status: fresh_status(),
     };
     supervisor.write_status()?;
     let outcome = supervisor.run_to_the_end(name).await;
@@ -105,14 +96,20 @@ impl Supervisor<'_> {
         let (reader, writer) = std::io::pipe().map_err(Error::io("make a pipe"))?;
         let mut output =
             pipe::Receiver::from_owned_fd(OwnedFd::from(reader)).map_err(Error::io("read a pipe"))?;
-        let mut nspawn = self.spawn_nspawn(spec, writer)?;
+        let inputs = helper.prepare_inputs(&spec.name, &spec.options)?;
+        let wiring = Wiring {
+            named_link: false,
+            notify_socket: Some(self.run.path().join("notify").into()),
+            console: Some(writer),
+        };
+        let mut nspawn = helper.start_nspawn(spec, &inputs, wiring)?;
         cgroup.step_aside()?;
 
         let mut message = vec![0; 4096];
         let mut bytes = vec![0; 64 << 10];
         let mut ready = false;
         let mut open = true;
-        let ended = loop {
+        let exit = loop {
             tokio::select! {
                 received = notify.recv(&mut message) => {
                     let length = received.map_err(Error::io("receive a notification"))?;
@@ -142,8 +139,8 @@ impl Supervisor<'_> {
                         length => console.write(&bytes[..length])?,
                     }
                 }
-                status = nspawn.wait() => break status.map_err(Error::io("wait for systemd-nspawn"))?,
-                _ = terminate.recv() => nspawn::ask_to_halt(&nspawn),
+                exit = nspawn.ended() => break exit?,
+                _ = terminate.recv() => nspawn.ask_to_halt(),
             }
         };
         // Nobody else holds the pipe, unless somebody escaped the end of the container; so it ends, or it is cut.
@@ -160,7 +157,6 @@ impl Supervisor<'_> {
                 Err(_) => tracing::warn!("the console stayed open after the container's end"),
             }
         }
-        let exit = nspawn::exit_of(ended);
         if self.status.ready_at.is_none() {
             self.status.error = Some(match console.tail() {
                 tail if tail.is_empty() => {
@@ -170,24 +166,6 @@ impl Supervisor<'_> {
             });
         }
         Ok(exit)
-    }
-
-    fn spawn_nspawn(&self, spec: &RunSpec, console: std::io::PipeWriter) -> Result<Child> {
-        let helper = self.helper;
-        let errors = console.try_clone().map_err(Error::io("share a pipe"))?;
-        let inputs = helper.prepare_inputs(&spec.name, &spec.options)?;
-        Command::new(&helper.settings.nspawn)
-            .args(helper.nspawn_arguments(spec, &inputs, false)?)
-            .env_clear()
-            .envs(nspawn::ENVIRONMENT)
-            .env("SYSTEMD_LOG_TARGET", "console")
-            .env("NOTIFY_SOCKET", self.run.path().join("notify"))
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::from(console))
-            .stderr(Stdio::from(errors))
-            .spawn()
-            .map_err(Error::io(format!("start {}", helper.settings.nspawn.display())))
     }
 
     fn bind_notify(&self) -> Result<UnixDatagram> {
@@ -202,7 +180,6 @@ impl Supervisor<'_> {
     }
 
     fn write_status(&self) -> Result<()> {
-        let text = serde_json::to_vec(&self.status).expect("a status has text keys and no failing parts");
-        self.run.write("status.json", &text, SHOWN)
+        write_status(&self.run, &self.status)
     }
 }

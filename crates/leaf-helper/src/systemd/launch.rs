@@ -20,10 +20,10 @@ use tokio::time::Instant;
 
 use crate::Helper;
 use crate::container::create::{check_switch, check_toplevel};
-use crate::container::run::SHOWN;
+use crate::container::status::{fresh_status, write_status};
 use crate::error::{Error, Result};
 use crate::files::Folder;
-use crate::nspawn;
+use crate::nspawn::{self, Nspawn, Wiring};
 use crate::systemd::payload::UnitCgroup;
 use crate::systemd::unit;
 
@@ -49,7 +49,7 @@ impl Helper {
         let terminate = signal(SignalKind::terminate()).map_err(Error::io("watch for SIGTERM"))?;
         self.check_host()?;
         let run = self.run_folder(name)?;
-        let mut status = new_status();
+        let mut status = fresh_status();
         // What the last run said is no answer to this start.
         write_status(&run, &status)?;
         let outcome = self.run_to_the_end(name, &run, &mut status, terminate).await;
@@ -78,20 +78,17 @@ impl Helper {
             biased;
             // Nothing of it has run.
             _ = terminate.recv() => return Ok(Exit::Signal { signal: Signal::TERM.as_raw() }),
-            command = self.command(name, run, status) => command?.spawn(),
-        }
-        .map_err(Error::io(format!("start {}", self.settings.nspawn.display())))?;
+            started = self.start_prepared_nspawn(name, run, status) => started?,
+        };
         // It may take long until this process needs the bus again, and each connection counts there.
         self.systemd.disconnect().await;
         let mut kill_at = None;
         loop {
             tokio::select! {
-                ended = nspawn.wait() => {
-                    return ended.map(nspawn::exit_of).map_err(Error::io("wait for systemd-nspawn"));
-                }
+                exit = nspawn.ended() => return exit,
                 // Only once: at the second time systemd-nspawn ends at once.
                 _ = terminate.recv(), if kill_at.is_none() => {
-                    nspawn::ask_to_halt(&nspawn);
+                    nspawn.ask_to_halt();
                     kill_at = Some(Instant::now() + KILLED_AFTER);
                 }
                 // systemd and systemd-nspawn ask once, which is lost on an init that does not listen yet.
@@ -107,19 +104,14 @@ impl Helper {
         }
     }
 
-    /// Returns what runs a container, when all is there that it needs.
-    async fn command(&self, name: &ContainerName, run: &Folder, status: &mut RunStatus) -> Result<Command> {
-        let confs = Folder::make_root(&self.paths.confs, 0o755)?;
-        let spec = match self.owns(&confs, name)? {
-            true => self.spec(name)?,
-            false => None,
-        };
-        let spec = spec.ok_or_else(|| {
-            Error::Refused(format!(
-                "leaf {} has no container {name}; create it first",
-                self.leaf
-            ))
-        })?;
+    /// Starts systemd-nspawn, once all that the container needs is ready.
+    async fn start_prepared_nspawn(
+        &self,
+        name: &ContainerName,
+        run: &Folder,
+        status: &mut RunStatus,
+    ) -> Result<Nspawn> {
+        let spec = self.owned_spec(name)?;
         check_toplevel(&spec.toplevel)?;
         status.start_digest = spec.start_digest();
         write_status(run, status)?;
@@ -129,20 +121,14 @@ impl Helper {
         let inputs = self.prepare_inputs(name, &spec.options)?;
         let root = self.paths.roots.join(name.as_str());
         UnitCgroup::own()?.make_payload(&spec.options.limits, &root)?;
-        // A host whose systemd can't be asked now is hardly one of years ago.
-        let pairs = version.is_none_or(|version| version >= PAIRS_SINCE);
-        let mut command = Command::new(&self.settings.nspawn);
-        command
-            .args(self.nspawn_arguments(&spec, &inputs, pairs)?)
-            .env_clear()
-            .envs(nspawn::ENVIRONMENT)
-            .current_dir("/")
-            .stdin(Stdio::null());
-        // It tells systemd itself that the container is ready.
-        if let Some(socket) = std::env::var_os("NOTIFY_SOCKET") {
-            command.env("NOTIFY_SOCKET", socket);
-        }
-        Ok(command)
+        let wiring = Wiring {
+            // A host whose systemd can't be asked now is hardly one of years ago.
+            named_link: version.is_none_or(|version| version >= PAIRS_SINCE),
+            // It tells systemd itself that the container is ready.
+            notify_socket: std::env::var_os("NOTIFY_SOCKET"),
+            console: None,
+        };
+        self.start_nspawn(&spec, &inputs, wiring)
     }
 
     /// Writes down how a container ended, and removes what it leaves on the host.
@@ -318,25 +304,6 @@ fn ask_init_to_halt() -> Result<()> {
     let first = group.first_process();
     let first = first.ok_or_else(|| Error::Failed("it has no first process".into()))?;
     nspawn::ask_init_to_halt(first, |pid| group.contains(pid))
-}
-
-/// What is known of a run that just begins, in this process.
-fn new_status() -> RunStatus {
-    RunStatus {
-        supervisor_pid: std::process::id(),
-        started_at: Timestamp::now(),
-        start_digest: String::new(),
-        oom_kills: 0,
-        leader_pid: None,
-        ready_at: None,
-        exit: None,
-        error: None,
-    }
-}
-
-fn write_status(run: &Folder, status: &RunStatus) -> Result<()> {
-    let text = serde_json::to_vec(status).expect("a status has text keys and no failing parts");
-    run.write("status.json", &text, SHOWN)
 }
 
 fn json(spec: &RunSpec) -> Vec<u8> {

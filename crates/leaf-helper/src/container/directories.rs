@@ -1,0 +1,105 @@
+//! The directories of a container on the host, its spec there, and what a run of it leaves.
+
+use leaf_core::host_op::RunSpec;
+use leaf_core::id::ContainerName;
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::files::Folder;
+use crate::{Helper, network};
+
+/// The mode of what the observers' group may read.
+pub(crate) const SHOWN: u32 = 0o640;
+/// The mode of folders that the observers' group may read.
+pub(crate) const SHOWN_FOLDER: u32 = 0o750;
+
+impl Helper {
+    /// Opens the folder of what does not survive a reboot, and makes it where it is missing.
+    pub(crate) fn run_folder(&self, name: &ContainerName) -> Result<Folder> {
+        let all = Folder::make_root(&self.paths.run, SHOWN_FOLDER)?;
+        let own = all.make(name.as_str(), SHOWN_FOLDER)?;
+        self.show(&all)?;
+        self.show(&own)?;
+        Ok(own)
+    }
+
+    /// Opens the folder of what survives a reboot, and makes it where it is missing.
+    pub(crate) fn state_folder(&self, name: &ContainerName) -> Result<Folder> {
+        let all = Folder::make_root(&self.paths.state, SHOWN_FOLDER)?;
+        let own = all.make(name.as_str(), SHOWN_FOLDER)?;
+        self.show(&all)?;
+        self.show(&own)?;
+        Ok(own)
+    }
+
+    fn show(&self, folder: &Folder) -> Result<()> {
+        self.settings
+            .observers
+            .map_or(Ok(()), |group| folder.give_to_group(group))
+    }
+
+    /// Returns the spec of a container of this leaf.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where there is none, or it is somebody else's.
+    pub(crate) fn owned_spec(&self, name: &ContainerName) -> Result<RunSpec> {
+        let confs = Folder::make_root(&self.paths.confs, 0o755)?;
+        let spec = match self.owns(&confs, name)? {
+            true => self.spec(name)?,
+            false => None,
+        };
+        spec.ok_or_else(|| {
+            Error::Refused(format!(
+                "leaf {} has no container {name}; create it first",
+                self.leaf
+            ))
+        })
+    }
+
+    /// Returns the spec of a container, if the container was created.
+    pub(crate) fn spec(&self, name: &ContainerName) -> Result<Option<RunSpec>> {
+        let Some(all) = Folder::open_root(&self.paths.state)? else {
+            return Ok(None);
+        };
+        let Some(text) = all
+            .open(name.as_str())?
+            .map(|own| own.read("spec.json"))
+            .transpose()?
+            .flatten()
+        else {
+            return Ok(None);
+        };
+        let what = || format!("{}/{name}/spec.json", self.paths.state.display());
+        let spec: RunSpec = serde_json::from_str(&text)
+            .map_err(|e| Error::Failed(format!("{} is not a supervisor's spec: {e}", what())))?;
+        if spec.leaf != self.leaf || spec.name != *name {
+            return Err(Error::Refused(format!(
+                "{} is for container {} of leaf {}",
+                what(),
+                spec.name,
+                spec.leaf
+            )));
+        }
+        Ok(Some(spec))
+    }
+
+    /// Removes what a container has on the host however it runs: link, mounts, elements of the rules.
+    pub(crate) async fn sweep_common(&self, name: &ContainerName) -> Result<()> {
+        network::remove_link(name).await?;
+        // An nspawn that was killed leaves this mount, and the next start would fail on it.
+        let exported = format!("/run/systemd/nspawn/unix-export/{name}");
+        // Not tried in vain: whoever may not unmount could not even try.
+        if std::path::Path::new(&exported).exists() {
+            match rustix::mount::unmount(&exported, rustix::mount::UnmountFlags::DETACH) {
+                Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}
+                Err(e) => return Err(Error::io(format!("unmount {exported}"))(e)),
+            }
+        }
+        for folder in ["unix-export", "propagate"] {
+            if let Some(folder) = Folder::open_root(format!("/run/systemd/nspawn/{folder}").as_ref())? {
+                folder.remove_if_empty(name.as_str())?;
+            }
+        }
+        self.expel(name).await
+    }
+}
