@@ -25,6 +25,7 @@ mod units;
 
 use std::path::{Path, PathBuf};
 
+use leaf_core::error::chain;
 use leaf_core::hardware::Inventory;
 use leaf_core::id::DeviceId;
 
@@ -113,7 +114,7 @@ pub fn scan(sources: &Sources) -> Result<Scan, HardwareError> {
     if sources.udev && sources.sysfs == Path::new("/sys") && sysfs::udev_has_database() {
         let subsystems: Vec<&str> = units::BUSES.into_iter().chain(ports::CLASSES).collect();
         if let Err(error) = tree.ask_udev(&subsystems) {
-            tracing::warn!(error = &error as &dyn std::error::Error, "scanning without udev");
+            tracing::warn!(error = chain(&error), "scanning without udev");
         }
     }
     let mut drafts = units::scan(&tree);

@@ -1,6 +1,8 @@
 //! Hints that another scan is due: kernel uevents, debounced.
 
 use std::io;
+
+use leaf_core::error::chain;
 use std::path::Path;
 use std::time::Duration;
 
@@ -113,7 +115,7 @@ impl Monitor {
             }
             Err(error) => {
                 tracing::warn!(
-                    error = &error as &dyn std::error::Error,
+                    error = chain(&error),
                     "can't receive hardware events; scanning every {} s until that works",
                     RETRY.as_secs()
                 );

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use leaf_core::accepted::CommandRecord;
 use leaf_core::engine::{Effect, Record, Seen};
+use leaf_core::error::chain;
 use leaf_core::id::{Caller, CommandId};
 use leaf_core::state::SNAPSHOT_KEY;
 use leaf_journal::{Batch, CommitError, Journal, Receipt};
@@ -133,10 +134,7 @@ impl Commits {
             Ok(None) => Seen::No,
             Ok(Some(record)) => Seen::Before(Box::new(record)),
             Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "the journal can't be read just now"
-                );
+                tracing::warn!(error = chain(&error), "the journal can't be read just now");
                 Seen::Unreadable
             }
         }

@@ -298,10 +298,7 @@ pub async fn report(settings: Settings) -> Option<PathBuf> {
         Ok(bytes) => match std::fs::write(&file, bytes) {
             Ok(()) => Some(file),
             Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "the report can't be kept"
-                );
+                tracing::warn!(error = chain(&error), "the report can't be kept");
                 hardware.facter_report.clone()
             }
         },

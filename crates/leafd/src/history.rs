@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use leaf_bus::connect::Bus;
 use leaf_bus::stream::{EventStream, StreamError, StreamSettings};
+use leaf_core::error::chain;
 use leaf_core::event::{Event, EventRecord, Fact, LeafFact};
 use leaf_core::id::LeafName;
 use leaf_core::state::{State, apply};
@@ -48,10 +49,7 @@ pub async fn recover(
             Err(Trouble::Fenced(error)) => return Err(error.into()),
             Err(Trouble::Other(error)) => return Err(error),
             Err(Trouble::Stream(error)) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "the stream can't be read just now"
-                );
+                tracing::warn!(error = chain(&error), "the stream can't be read just now");
                 if !fresh {
                     return Ok(state);
                 }

@@ -114,7 +114,7 @@ pub async fn run(
         if cancelled.wait_for(|cancelled| *cancelled).await.is_ok() {
             // The cancellation was acknowledged.
             while let Err(error) = host.jobs.cancel(job.id).await {
-                tracing::warn!(id = %job.id, error = &error as &dyn std::error::Error, "the job is not cancelled yet");
+                tracing::warn!(id = %job.id, error = chain(&error), "the job is not cancelled yet");
                 tokio::time::sleep(PAUSE).await;
             }
         }
@@ -144,7 +144,7 @@ async fn begin(host: &JobHost, job: &Job, cancelled: bool) -> Result<RunningJob,
             }
             // It may run: nothing is known of it until its files can be read.
             Err(error) => {
-                tracing::warn!(id = %job.id, error = &error as &dyn std::error::Error, "the job's files can't be read");
+                tracing::warn!(id = %job.id, error = chain(&error), "the job's files can't be read");
                 tokio::time::sleep(PAUSE).await;
             }
         }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use leaf_bus::connect::Bus;
 use leaf_bus::lease::{Lease, LeaseError};
 use leaf_core::beat::{BEAT_SECONDS, Beat};
+use leaf_core::error::chain;
 use leaf_core::id::InstanceId;
 use leaf_journal::Journal;
 use tokio::sync::oneshot;
@@ -45,10 +46,7 @@ pub async fn take(bus: &Bus, beat: &Beat, dead: Predecessors) -> anyhow::Result<
         Ok(lease) => Ok(Some(lease)),
         Err(LeaseError::HeldBy(other)) => Err(HeldError(other).into()),
         Err(LeaseError::Stream(error)) => {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "the lease is taken later"
-            );
+            tracing::warn!(error = chain(&error), "the lease is taken later");
             Ok(None)
         }
     }
@@ -107,10 +105,7 @@ pub async fn keep(
             }
             Err(LeaseError::HeldBy(other)) => return Err(HeldError(other).into()),
             Err(LeaseError::Stream(error)) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "the lease was not renewed"
-                );
+                tracing::warn!(error = chain(&error), "the lease was not renewed");
                 PAUSE
             }
         };
@@ -118,10 +113,7 @@ pub async fn keep(
     if let Some(lease) = lease
         && let Err(error) = lease.release().await
     {
-        tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            "the lease ends by itself"
-        );
+        tracing::warn!(error = chain(&error), "the lease ends by itself");
     }
     let _ = given_back.send(());
     // The daemon ends; a task that is kept does not end before it.

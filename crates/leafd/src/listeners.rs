@@ -9,6 +9,7 @@ use leaf_bus::connect::{Bus, Status};
 use leaf_bus::serve::Server;
 use leaf_container::{Changed, Containers, Seen};
 use leaf_core::engine::{Input, Scope};
+use leaf_core::error::chain;
 use leaf_core::id::ContainerName;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -158,10 +159,7 @@ async fn look(
                 return std::future::pending().await;
             }
         }
-        Err(error) => tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            "the containers can't be looked at"
-        ),
+        Err(error) => tracing::warn!(error = chain(&error), "the containers can't be looked at"),
     }
     tokio::time::sleep(looked_at.elapsed() * PAUSE_AFTER_LOOK).await;
     Ok(moving)
@@ -177,7 +175,7 @@ pub async fn keep_network(host: Arc<ContainerHost>, every: Duration) -> anyhow::
         tokio::time::sleep(every).await;
         if let Err(error) = host.helper.carry_out(&host.network).await {
             tracing::warn!(
-                error = &error as &dyn std::error::Error,
+                error = chain(&error),
                 "the rules of the closed network can't be made sure of"
             );
         }

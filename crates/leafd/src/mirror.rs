@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use leaf_bus::connect::Bus;
 use leaf_bus::kv::StateBucket;
+use leaf_core::error::chain;
 use leaf_core::id::LeafName;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -28,19 +29,13 @@ pub async fn run(
         let bucket = match StateBucket::ensure(&bus, &leaf).await {
             Ok(bucket) => bucket,
             Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "the bucket of the state can't be used"
-                );
+                tracing::warn!(error = chain(&error), "the bucket of the state can't be used");
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
         };
         if let Err(error) = bucket.replace(&state).await {
-            tracing::debug!(
-                error = &error as &dyn std::error::Error,
-                "the state was not mirrored"
-            );
+            tracing::debug!(error = chain(&error), "the state was not mirrored");
             tokio::time::sleep(PAUSE).await;
             continue;
         }
@@ -57,10 +52,7 @@ pub async fn run(
             take_in(&mut state, &changed);
             let entries: Vec<_> = changed.into_iter().collect();
             if let Err(error) = bucket.apply(&entries).await {
-                tracing::debug!(
-                    error = &error as &dyn std::error::Error,
-                    "the state was not mirrored"
-                );
+                tracing::debug!(error = chain(&error), "the state was not mirrored");
                 tokio::time::sleep(PAUSE).await;
                 break;
             }

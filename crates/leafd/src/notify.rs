@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
+use leaf_core::error::chain;
+
 use sd_notify::NotifyState;
 
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            "systemd can't be told how the daemon does"
-        );
+        tracing::warn!(error = chain(&error), "systemd can't be told how the daemon does");
     }
 }
 

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use leaf_bus::connect::{Bus, ConnectSettings};
 use leaf_bus::publisher::Publisher;
 use leaf_bus::stream::{Comparison, EventStream, StreamError, StreamSettings, StreamState};
+use leaf_core::error::chain;
 use leaf_core::event::EventRecord;
 use leaf_core::id::LeafName;
 use leaf_journal::{Journal, ReadError};
@@ -145,17 +146,11 @@ impl Carrier {
             match self.session(&bus, &mut ages).await {
                 Trouble::Fenced(error) => return Err(error.into()),
                 Trouble::Journal(error) => {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "the journal can't be read just now"
-                    );
+                    tracing::warn!(error = chain(&error), "the journal can't be read just now");
                 }
                 Trouble::Stream(StreamError::Disconnected) => continue,
                 Trouble::Stream(error) => {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "events are not published just now"
-                    );
+                    tracing::warn!(error = chain(&error), "events are not published just now");
                     let room = self.journal.free_bytes().map_or(true, |free| free >= ROOM_BYTES);
                     if sick.restart_helps(&error, self.published.borrow().sequence) && room {
                         sick.restarted();
@@ -273,7 +268,7 @@ pub(crate) async fn same(stream: &EventStream, record: &EventRecord) -> Result<(
 async fn settle(publisher: &mut Publisher) {
     if let Err(error) = publisher.settle().await {
         tracing::warn!(
-            error = &error as &dyn std::error::Error,
+            error = chain(&error),
             "the last events will be published after the next start"
         );
     }

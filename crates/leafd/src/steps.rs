@@ -190,7 +190,7 @@ impl Steps {
                         && error.kind == HostOpErrorKind::Refused
                         && matches!(op, HostOp::DestroyContainer { .. }) =>
                 {
-                    tracing::info!(name = %self.container.name, error = &error as &dyn std::error::Error, "nothing to destroy");
+                    tracing::info!(name = %self.container.name, error = chain(&error), "nothing to destroy");
                 }
                 Err(error) => return Err(failed(step_of(&op), error)),
             }
@@ -278,7 +278,7 @@ async fn interrupted(told: &mut watch::Receiver<Interruption>, counts: impl Fn(I
 }
 
 fn failed(step: ContainerStep, error: HostOpError) -> StepFailure {
-    tracing::warn!(%step, error = &error as &dyn std::error::Error, "a step failed");
+    tracing::warn!(%step, error = chain(&error), "a step failed");
     StepFailure {
         step,
         reason: error.reason,

@@ -350,7 +350,7 @@ impl Workers {
         self.steps.run(async move {
             for id in forgotten {
                 if let Err(error) = host.remove(id).await {
-                    tracing::warn!(%id, error = &error as &dyn std::error::Error, "a job's files stay");
+                    tracing::warn!(%id, error = chain(&error), "a job's files stay");
                 }
             }
         });
@@ -382,10 +382,7 @@ fn not_seen(what: &str, error: &LookError) -> Problem {
 
 fn warn_if_failed<E: std::error::Error + 'static>(result: Result<(), E>) {
     if let Err(error) = result {
-        tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            "the journal could not be tidied"
-        );
+        tracing::warn!(error = chain(&error), "the journal could not be tidied");
     }
 }
 
