@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use leaf_core::id::{ContainerName, LeafName, StorePath};
 use leaf_host::contract::{CONF_DIGEST, conf_marker};
 
-use crate::{Containers, LookError};
+use crate::{Containers, ObserveError};
 
 /// One `NAME.conf`.
 #[derive(Debug)]
@@ -57,14 +57,14 @@ fn unquoted(value: &str) -> &str {
 
 impl Containers {
     /// Returns all that are there and can be read, and the names of those that can't; anybody's.
-    pub(crate) fn confs(&self) -> Result<(Vec<Conf>, Vec<ContainerName>), LookError> {
+    pub(crate) fn confs(&self) -> Result<(Vec<Conf>, Vec<ContainerName>), ObserveError> {
         let (mut found, mut closed) = (Vec::new(), Vec::new());
         let entries = match std::fs::read_dir(&self.paths.confs) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok((found, closed)),
-            other => other.map_err(LookError::read(&self.paths.confs))?,
+            other => other.map_err(ObserveError::read(&self.paths.confs))?,
         };
         for entry in entries {
-            let file = entry.map_err(LookError::read(&self.paths.confs))?.file_name();
+            let file = entry.map_err(ObserveError::read(&self.paths.confs))?.file_name();
             let name = file.to_str().and_then(|file| file.strip_suffix(".conf"));
             let Some(Ok(name)) = name.map(ContainerName::new) else {
                 continue;
@@ -72,7 +72,7 @@ impl Containers {
             match self.conf(&name) {
                 Ok(conf) => found.extend(conf),
                 // The helper lets this leaf's user read those that it made.
-                Err(LookError::Read { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
+                Err(ObserveError::Read { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
                     closed.push(name);
                 }
                 Err(e) => return Err(e),
@@ -82,7 +82,7 @@ impl Containers {
     }
 
     /// Returns the one of this name, if it is there; anybody's.
-    pub(crate) fn conf(&self, name: &ContainerName) -> Result<Option<Conf>, LookError> {
+    pub(crate) fn conf(&self, name: &ContainerName) -> Result<Option<Conf>, ObserveError> {
         let path = self.paths.conf(name);
         match std::fs::read(&path) {
             Ok(bytes) => Ok(Some(Conf {
@@ -91,7 +91,7 @@ impl Containers {
                 text: String::from_utf8_lossy(&bytes).into_owned(),
             })),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(LookError::read(&path)(e)),
+            Err(e) => Err(ObserveError::read(&path)(e)),
         }
     }
 }

@@ -9,11 +9,11 @@ use leaf_host::systemd::SystemdError;
 
 /// A look at the host did not work.
 #[derive(Debug, thiserror::Error)]
-pub enum LookError {
-    /// A file or folder could not be read.
+pub enum ObserveError {
+    /// A file or directory could not be read.
     #[error("can't read {}", path.display())]
     Read {
-        /// The file or folder.
+        /// The file or directory.
         path: PathBuf,
         /// What the kernel said.
         source: io::Error,
@@ -29,7 +29,7 @@ pub enum LookError {
     /// The kernel would not tell of changes.
     #[error("can't watch {}", path.display())]
     Watch {
-        /// The folder.
+        /// The directory.
         path: PathBuf,
         /// What the kernel said.
         source: io::Error,
@@ -75,9 +75,9 @@ pub enum LookError {
     },
 }
 
-/// What kind of error a [`LookError`] is for whoever asked.
+/// What kind of error a [`ObserveError`] is for whoever asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LookErrorKind {
+pub enum ObserveErrorKind {
     /// The container's state does not allow it now.
     NotNow,
     /// What was asked for can't be used.
@@ -88,15 +88,15 @@ pub enum LookErrorKind {
     Failed,
 }
 
-impl LookError {
+impl ObserveError {
     /// Returns what kind of error it is.
     #[must_use]
-    pub fn kind(&self) -> LookErrorKind {
+    pub fn kind(&self) -> ObserveErrorKind {
         match self {
-            Self::NotRunning(_) => LookErrorKind::NotNow,
-            Self::Cursor(_) => LookErrorKind::Invalid,
-            Self::NoTimes(_) => LookErrorKind::Unsupported,
-            _ => LookErrorKind::Failed,
+            Self::NotRunning(_) => ObserveErrorKind::NotNow,
+            Self::Cursor(_) => ObserveErrorKind::Invalid,
+            Self::NoTimes(_) => ObserveErrorKind::Unsupported,
+            _ => ObserveErrorKind::Failed,
         }
     }
 

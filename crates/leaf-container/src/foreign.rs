@@ -8,7 +8,7 @@ use leaf_core::host_op::Runtime;
 use leaf_core::id::{ContainerName, StorePath};
 
 use crate::conf::Conf;
-use crate::{Containers, LookError};
+use crate::{Containers, ObserveError};
 
 /// Where `nixos-container` keeps the systems of those that it makes (nixos-container.pl).
 const PROFILES: &str = "/nix/var/nix/profiles/per-container";
@@ -21,8 +21,8 @@ impl Containers {
     /// A machine without a `NAME.conf` is none of them.
     ///
     /// # Errors
-    /// [`LookError`] when a file that is there can't be read, or systemd does not answer.
-    pub fn foreign(&self) -> Result<Vec<ForeignContainer>, LookError> {
+    /// [`ObserveError`] when a file that is there can't be read, or systemd does not answer.
+    pub fn foreign(&self) -> Result<Vec<ForeignContainer>, ObserveError> {
         let (mut confs, closed) = self.confs()?;
         confs.retain(|conf| !conf.is_of(&self.leaf));
         if confs.is_empty() && closed.is_empty() {
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn those_of_others_are_told_from_the_leafs_own_and_declared_ones_from_made_ones() {
-        let place = tempfile::tempdir().expect("a folder");
+        let place = tempfile::tempdir().expect("a directory");
         let leaf = LeafName::new("edge").expect("a leaf");
         let paths = HostPaths {
             confs: place.path().join("confs"),
@@ -103,7 +103,7 @@ mod tests {
             ..HostPaths::new(&leaf)
         };
         let store = "/nix/store/00000000000000000000000000000000-system";
-        std::fs::create_dir(&paths.confs).expect("a folder");
+        std::fs::create_dir(&paths.confs).expect("a directory");
         let write = |file: &str, text: &str| std::fs::write(paths.confs.join(file), text).expect("a file");
         write("own.conf", &format!("{}\n", conf_marker(&leaf)));
         write(

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::{LookError, block_on};
+use crate::{ObserveError, block_on};
 
 const PROGRAM: &str = "journalctl";
 /// How long it may take.
@@ -35,16 +35,16 @@ struct Entry {
 }
 
 /// Reads the journal of a container by a query.
-pub(crate) fn read(query: &LogQuery, max_bytes: usize) -> Result<LogText, LookError> {
+pub(crate) fn read(query: &LogQuery, max_bytes: usize) -> Result<LogText, ObserveError> {
     if let Some(cursor) = &query.cursor
         && !is_cursor(cursor)
     {
-        return Err(LookError::Cursor(cursor.clone()));
+        return Err(ObserveError::Cursor(cursor.clone()));
     }
     block_on(async {
         tokio::time::timeout(LIMIT, run(query, max_bytes))
             .await
-            .unwrap_or(Err(LookError::Slow {
+            .unwrap_or(Err(ObserveError::Slow {
                 program: PROGRAM,
                 limit: LIMIT,
             }))
@@ -101,8 +101,8 @@ fn since(query: &LogQuery) -> Option<u64> {
     Some(u64::try_from(micros).unwrap_or(0))
 }
 
-async fn run(query: &LogQuery, max_bytes: usize) -> Result<LogText, LookError> {
-    let failed = |source| LookError::Program {
+async fn run(query: &LogQuery, max_bytes: usize) -> Result<LogText, ObserveError> {
+    let failed = |source| ObserveError::Program {
         program: PROGRAM,
         source,
     };
@@ -129,7 +129,7 @@ async fn run(query: &LogQuery, max_bytes: usize) -> Result<LogText, LookError> {
             check_end(&mut child).await?;
             break;
         }
-        let entry: Entry = serde_json::from_slice(&line).map_err(|error| LookError::Journal {
+        let entry: Entry = serde_json::from_slice(&line).map_err(|error| ObserveError::Journal {
             program: PROGRAM,
             said: format!("an entry is not as documented: {error}"),
         })?;
@@ -142,13 +142,13 @@ async fn run(query: &LogQuery, max_bytes: usize) -> Result<LogText, LookError> {
     Ok(reader.end())
 }
 
-async fn check_end(child: &mut Child) -> Result<(), LookError> {
+async fn check_end(child: &mut Child) -> Result<(), ObserveError> {
     let mut said = Vec::new();
     if let Some(errors) = child.stderr.take() {
         // What it says in the end counts; a read that fails says nothing.
         let _ = errors.take(4096).read_to_end(&mut said).await;
     }
-    let status = child.wait().await.map_err(|source| LookError::Program {
+    let status = child.wait().await.map_err(|source| ObserveError::Program {
         program: PROGRAM,
         source,
     })?;
@@ -156,7 +156,7 @@ async fn check_end(child: &mut Child) -> Result<(), LookError> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&said);
-    Err(LookError::Journal {
+    Err(ObserveError::Journal {
         program: PROGRAM,
         said: format!("{status}: {}", said.trim()),
     })
@@ -282,7 +282,7 @@ mod tests {
         ] {
             assert!(!is_cursor(garbage), "{garbage:?}");
             let error = read(&query(5, None, Some(garbage)), 100).expect_err("no cursor");
-            assert!(matches!(error, LookError::Cursor(_)), "{garbage:?}: {error}");
+            assert!(matches!(error, ObserveError::Cursor(_)), "{garbage:?}: {error}");
         }
     }
 

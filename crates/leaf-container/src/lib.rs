@@ -31,7 +31,7 @@ use leaf_host::contract::HostPaths;
 use leaf_host::systemd::{Patience, Systemd};
 use tokio::runtime::Handle;
 
-pub use error::{LookError, LookErrorKind};
+pub use error::{ObserveError, ObserveErrorKind};
 pub use observe::Seen;
 pub use watch::{Changed, Hints};
 

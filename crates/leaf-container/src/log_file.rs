@@ -12,7 +12,7 @@ use std::time::UNIX_EPOCH;
 use leaf_core::command::LogText;
 use leaf_core::decide::LogQuery;
 
-use crate::LookError;
+use crate::ObserveError;
 
 /// A file, whatever its name is now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,10 +65,10 @@ struct Log {
 }
 
 /// Reads a log by a query.
-pub(crate) fn read(path: &Path, query: &LogQuery, max_bytes: usize) -> Result<LogText, LookError> {
+pub(crate) fn read(path: &Path, query: &LogQuery, max_bytes: usize) -> Result<LogText, ObserveError> {
     let lines = usize::try_from(query.lines).unwrap_or(usize::MAX);
     let cursor = match &query.cursor {
-        Some(text) => Some(Cursor::parse(text).ok_or_else(|| LookError::Cursor(text.clone()))?),
+        Some(text) => Some(Cursor::parse(text).ok_or_else(|| ObserveError::Cursor(text.clone()))?),
         None => None,
     };
     let logs = open(path)?;
@@ -79,7 +79,7 @@ pub(crate) fn read(path: &Path, query: &LogQuery, max_bytes: usize) -> Result<Lo
 }
 
 /// Opens both files, the older one first.
-fn open(path: &Path) -> Result<Vec<Log>, LookError> {
+fn open(path: &Path) -> Result<Vec<Log>, ObserveError> {
     let mut before = path.as_os_str().to_owned();
     before.push(".1");
     let before = PathBuf::from(before);
@@ -94,13 +94,13 @@ fn open(path: &Path) -> Result<Vec<Log>, LookError> {
 }
 
 impl Log {
-    fn open(path: &Path) -> Result<Option<Self>, LookError> {
+    fn open(path: &Path) -> Result<Option<Self>, ObserveError> {
         let file = match File::open(path) {
             Ok(file) => file,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(LookError::read(path)(e)),
+            Err(e) => return Err(ObserveError::read(path)(e)),
         };
-        let meta = file.metadata().map_err(LookError::read(path))?;
+        let meta = file.metadata().map_err(ObserveError::read(path))?;
         let born = meta.created().ok();
         let born = born.and_then(|born| born.duration_since(UNIX_EPOCH).ok());
         Ok(Some(Self {
@@ -122,18 +122,18 @@ impl Log {
     }
 
     /// Returns what stands between two places.
-    fn part(&mut self, from: u64, to: u64) -> Result<Vec<u8>, LookError> {
+    fn part(&mut self, from: u64, to: u64) -> Result<Vec<u8>, ObserveError> {
         let mut bytes = Vec::new();
         self.file
             .seek(SeekFrom::Start(from))
             .and_then(|_| (&mut self.file).take(to - from).read_to_end(&mut bytes))
-            .map_err(LookError::read(&self.path))?;
+            .map_err(ObserveError::read(&self.path))?;
         Ok(bytes)
     }
 }
 
 /// The last lines.
-fn last(mut logs: Vec<Log>, lines: usize, max_bytes: usize) -> Result<LogText, LookError> {
+fn last(mut logs: Vec<Log>, lines: usize, max_bytes: usize) -> Result<LogText, ObserveError> {
     let cursor = logs.last().map(|log| log.end().to_string());
     let mut bytes = Vec::new();
     let mut truncated = false;
@@ -173,7 +173,7 @@ fn following(
     cursor: Cursor,
     lines: usize,
     max_bytes: usize,
-) -> Result<LogText, LookError> {
+) -> Result<LogText, ObserveError> {
     let at = logs.iter().position(|log| log.generation == cursor.generation);
     let gone = at.is_none() && !logs.is_empty();
     let mut from = match at {
@@ -188,7 +188,7 @@ fn following(
     let mut end = cursor;
     for log in &mut logs {
         if from > log.length {
-            return Err(LookError::Cursor(cursor.to_string()));
+            return Err(ObserveError::Cursor(cursor.to_string()));
         }
         let room = (max_bytes - text.len()) as u64;
         let to = log.length.min(from.saturating_add(room));
@@ -243,7 +243,7 @@ mod tests {
     }
 
     fn last_of(log: &str, before: Option<&str>, lines: u32, max_bytes: usize) -> (String, bool) {
-        let place = tempfile::tempdir().expect("a folder");
+        let place = tempfile::tempdir().expect("a directory");
         let path = place.path().join("log");
         if let Some(before) = before {
             std::fs::write(place.path().join("log.1"), before).expect("a log");
@@ -287,7 +287,7 @@ mod tests {
 
     #[test]
     fn a_cursor_leads_on_line_by_line_and_through_a_change_of_files() {
-        let place = tempfile::tempdir().expect("a folder");
+        let place = tempfile::tempdir().expect("a directory");
         let path = place.path().join("log");
         let write = |text: &str| {
             use std::io::Write as _;
@@ -335,7 +335,7 @@ mod tests {
 
     #[test]
     fn what_is_no_cursor_is_refused() {
-        let place = tempfile::tempdir().expect("a folder");
+        let place = tempfile::tempdir().expect("a directory");
         let path = place.path().join("log");
         std::fs::write(&path, "a\n").expect("a log");
         for garbage in [
@@ -353,7 +353,7 @@ mod tests {
             "1-1-fffffffffffffffff",
         ] {
             let error = read(&path, &query(5, Some(garbage.into())), 100).expect_err("no cursor");
-            assert!(matches!(error, LookError::Cursor(_)), "{garbage:?}: {error}");
+            assert!(matches!(error, ObserveError::Cursor(_)), "{garbage:?}: {error}");
         }
         // Behind the end of the file that it names.
         let end = Log::open(&path).expect("readable").expect("there").end();
@@ -362,7 +362,7 @@ mod tests {
             ..end
         };
         let error = read(&path, &query(5, Some(behind.to_string())), 100).expect_err("no place");
-        assert!(matches!(error, LookError::Cursor(_)), "{error}");
+        assert!(matches!(error, ObserveError::Cursor(_)), "{error}");
         assert_eq!(Cursor::parse(&end.to_string()), Some(end));
     }
 }

@@ -4,7 +4,7 @@ use leaf_core::command::LogText;
 use leaf_core::decide::LogQuery;
 use leaf_core::host_op::Runtime;
 
-use crate::{Containers, LookError};
+use crate::{Containers, ObserveError};
 
 impl Containers {
     /// Returns lines of a container's log: the last ones, or those that follow a cursor; at most so many, and at most
@@ -13,14 +13,14 @@ impl Containers {
     /// Under systemd it is the journal of the container's unit: its console, and what the helper and systemd say of it.
     ///
     /// # Errors
-    /// [`LookError`] when a log that is there can't be read, or the query can't be answered: see
-    /// [`LookError::kind`].
-    pub fn logs(&self, query: &LogQuery, max_bytes: usize) -> Result<LogText, LookError> {
+    /// [`ObserveError`] when a log that is there can't be read, or the query can't be answered: see
+    /// [`ObserveError::kind`].
+    pub fn logs(&self, query: &LogQuery, max_bytes: usize) -> Result<LogText, ObserveError> {
         match self.runtime {
             Runtime::Systemd => crate::journal::read(query, max_bytes),
             Runtime::Nspawn => {
                 if query.since.is_some() {
-                    return Err(LookError::NoTimes(query.name.clone()));
+                    return Err(ObserveError::NoTimes(query.name.clone()));
                 }
                 crate::log_file::read(&self.paths.log(&query.name), query, max_bytes)
             }

@@ -9,7 +9,7 @@ use leaf_core::id::ContainerName;
 use leaf_host::cgroup;
 
 use crate::conf::Conf;
-use crate::{Containers, LookError};
+use crate::{Containers, ObserveError};
 
 /// What a look showed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,8 +24,8 @@ impl Containers {
     /// Returns the containers that this leaf made. Those of others are not among them. Blocks.
     ///
     /// # Errors
-    /// [`LookError`] when a file that is there can't be read, or systemd does not answer.
-    pub fn observe(&self) -> Result<Seen, LookError> {
+    /// [`ObserveError`] when a file that is there can't be read, or systemd does not answer.
+    pub fn observe(&self) -> Result<Seen, ObserveError> {
         let (mut confs, closed) = self.confs()?;
         closed.iter().try_for_each(|name| self.is_not_own(name))?;
         confs.retain(|conf| conf.is_of(&self.leaf));
@@ -39,12 +39,14 @@ impl Containers {
     /// Returns those of these containers that this leaf made, and that are there. Blocks.
     ///
     /// # Errors
-    /// [`LookError`] when a file that is there can't be read, or systemd does not answer.
-    pub fn observe_some(&self, names: &BTreeSet<ContainerName>) -> Result<Seen, LookError> {
+    /// [`ObserveError`] when a file that is there can't be read, or systemd does not answer.
+    pub fn observe_some(&self, names: &BTreeSet<ContainerName>) -> Result<Seen, ObserveError> {
         let mut confs = Vec::new();
         for name in names {
             match self.own_conf(name) {
-                Err(LookError::Read { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
+                Err(ObserveError::Read { source, .. })
+                    if source.kind() == io::ErrorKind::PermissionDenied =>
+                {
                     self.is_not_own(name)?;
                 }
                 conf => confs.extend(conf?),
@@ -56,8 +58,8 @@ impl Containers {
     /// Returns one container, if there is one of this name that this leaf made. Blocks.
     ///
     /// # Errors
-    /// [`LookError`] when a file that is there can't be read, or systemd does not answer.
-    pub fn observe_one(&self, name: &ContainerName) -> Result<Option<ObservedContainer>, LookError> {
+    /// [`ObserveError`] when a file that is there can't be read, or systemd does not answer.
+    pub fn observe_one(&self, name: &ContainerName) -> Result<Option<ObservedContainer>, ObserveError> {
         let conf = self.own_conf(name)?;
         Ok(self
             .observe_these(conf.into_iter().collect())?
@@ -66,19 +68,19 @@ impl Containers {
     }
 
     /// Fails where a container whose `NAME.conf` can't be read is this leaf's: it must not be taken for one that is gone.
-    fn is_not_own(&self, name: &ContainerName) -> Result<(), LookError> {
+    fn is_not_own(&self, name: &ContainerName) -> Result<(), ObserveError> {
         if !self.paths.run.join(name.as_str()).exists() {
             return Ok(());
         }
         let path = self.paths.conf(name);
-        Err(LookError::read(&path)(io::ErrorKind::PermissionDenied.into()))
+        Err(ObserveError::read(&path)(io::ErrorKind::PermissionDenied.into()))
     }
 
-    fn own_conf(&self, name: &ContainerName) -> Result<Option<Conf>, LookError> {
+    fn own_conf(&self, name: &ContainerName) -> Result<Option<Conf>, ObserveError> {
         Ok(self.conf(name)?.filter(|conf| conf.is_of(&self.leaf)))
     }
 
-    fn observe_these(&self, confs: Vec<Conf>) -> Result<Seen, LookError> {
+    fn observe_these(&self, confs: Vec<Conf>) -> Result<Seen, ObserveError> {
         let names: Vec<_> = confs.iter().map(|conf| conf.name.clone()).collect();
         let (mut runs, moving) = match self.runtime {
             Runtime::Systemd => self.runs_of_units(&names)?,
@@ -106,7 +108,7 @@ impl Containers {
     fn supervised_runs(
         &self,
         names: &[ContainerName],
-    ) -> Result<BTreeMap<ContainerName, (ObservedRun, u64)>, LookError> {
+    ) -> Result<BTreeMap<ContainerName, (ObservedRun, u64)>, ObserveError> {
         let mount = cgroup::mount().ok();
         let mut runs = BTreeMap::new();
         for name in names {

@@ -9,15 +9,15 @@ use leaf_core::host_op::Runtime;
 use leaf_core::id::ContainerName;
 use leaf_host::cgroup::{self, Cgroup, keyed};
 
-use crate::{Containers, LookError};
+use crate::{Containers, ObserveError};
 
 impl Containers {
     /// Returns what a container uses now. What this host does not count is left out. Blocks.
     ///
     /// # Errors
-    /// [`LookError::NotRunning`] when there is no process in it; [`LookError::Systemd`] when systemd does not answer.
-    pub fn stats(&self, name: &ContainerName) -> Result<ContainerStats, LookError> {
-        let not_running = || LookError::NotRunning(name.clone());
+    /// [`ObserveError::NotRunning`] when there is no process in it; [`ObserveError::Systemd`] when systemd does not answer.
+    pub fn stats(&self, name: &ContainerName) -> Result<ContainerStats, ObserveError> {
+        let not_running = || ObserveError::NotRunning(name.clone());
         let mount = cgroup::mount().map_err(|_| not_running())?;
         let mut group = self.payload(&mount, name);
         if self.runtime == Runtime::Systemd && !group.exists() {

@@ -7,11 +7,11 @@ use leaf_core::id::ContainerName;
 use leaf_host::contract::RunStatus;
 use leaf_host::lock;
 
-use crate::{Containers, LookError};
+use crate::{Containers, ObserveError};
 
 impl Containers {
     /// Whether it runs, and how many of its processes were killed for want of memory, by its supervisor's account.
-    pub(crate) fn supervised_run(&self, name: &ContainerName) -> Result<(ObservedRun, u64), LookError> {
+    pub(crate) fn supervised_run(&self, name: &ContainerName) -> Result<(ObservedRun, u64), ObserveError> {
         // The lock first: a supervisor writes how it ended before it lets go, so what stands below a free lock is
         // its last word.
         let alive = self.is_supervised(name)?;
@@ -42,25 +42,25 @@ impl Containers {
         Ok((run, oom_kills))
     }
 
-    fn is_supervised(&self, name: &ContainerName) -> Result<bool, LookError> {
+    fn is_supervised(&self, name: &ContainerName) -> Result<bool, ObserveError> {
         let path = self.paths.lock(name);
         let file = match std::fs::File::open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
-            Err(e) => return Err(LookError::read(&path)(e)),
+            Err(e) => return Err(ObserveError::read(&path)(e)),
         };
-        lock::is_held(&file).map_err(LookError::read(&path))
+        lock::is_held(&file).map_err(ObserveError::read(&path))
     }
 
     /// What the helper wrote of the last run of a container since the host was started, if it was run.
-    pub(crate) fn status(&self, name: &ContainerName) -> Result<Option<RunStatus>, LookError> {
+    pub(crate) fn status(&self, name: &ContainerName) -> Result<Option<RunStatus>, ObserveError> {
         let path = self.paths.status(name);
         match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map(Some)
-                .map_err(|source| LookError::Status { path, source }),
+                .map_err(|source| ObserveError::Status { path, source }),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(LookError::read(&path)(e)),
+            Err(e) => Err(ObserveError::read(&path)(e)),
         }
     }
 }

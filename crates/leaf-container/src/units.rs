@@ -13,7 +13,7 @@ use leaf_host::contract::RunStatus;
 use leaf_host::systemd::ListedUnit;
 
 use crate::unit::{Stage, Unit, run_of};
-use crate::{Containers, LookError, block_on};
+use crate::{Containers, ObserveError, block_on};
 
 /// How containers do, and how many processes of each were killed for want of memory.
 pub(crate) type Runs = BTreeMap<ContainerName, (ObservedRun, u64)>;
@@ -47,7 +47,7 @@ struct Look {
 impl Containers {
     /// Whether these containers run, and how many of their processes were killed for want of memory; and which of them are
     /// on the way to something else. Blocks.
-    pub(crate) fn runs_of_units(&self, names: &[ContainerName]) -> Result<(Runs, Names), LookError> {
+    pub(crate) fn runs_of_units(&self, names: &[ContainerName]) -> Result<(Runs, Names), ObserveError> {
         if names.is_empty() {
             return Ok((Runs::new(), Names::new()));
         }
@@ -82,7 +82,7 @@ impl Containers {
     }
 
     /// Returns the units of containers that systemd has loaded, and that are up or about to be; anybody's. Blocks.
-    pub(crate) fn units_up(&self) -> Result<Vec<String>, LookError> {
+    pub(crate) fn units_up(&self) -> Result<Vec<String>, ObserveError> {
         block_on(async {
             let units = self.systemd.list_units(&[ALL_CONTAINERS.to_owned()]).await?;
             let up = |unit: &ListedUnit| !matches!(stage_of(unit), Stage::Down | Stage::Waiting);
@@ -91,11 +91,11 @@ impl Containers {
     }
 
     /// Returns where systemd has the control group of a container, below the mount, if it has one. Blocks.
-    pub(crate) fn group_of_unit(&self, name: &ContainerName) -> Result<Option<String>, LookError> {
+    pub(crate) fn group_of_unit(&self, name: &ContainerName) -> Result<Option<String>, ObserveError> {
         Ok(block_on(self.unit(name))?.group)
     }
 
-    async fn units(&self, names: &[ContainerName]) -> Result<Vec<ListedUnit>, LookError> {
+    async fn units(&self, names: &[ContainerName]) -> Result<Vec<ListedUnit>, ObserveError> {
         let patterns: Vec<_> = if names.len() < MANY {
             names.iter().map(Runtime::unit).collect()
         } else {
@@ -110,7 +110,7 @@ impl Containers {
         name: &ContainerName,
         stage: Option<Stage>,
         mount: Option<&Path>,
-    ) -> Result<Look, LookError> {
+    ) -> Result<Look, ObserveError> {
         // After the list: what is written of a run that is listed as ready is of that run or of a later one.
         let status = self.status(name)?;
         let this = status.as_ref().and_then(open_run);
@@ -190,7 +190,7 @@ impl Containers {
         written.max(counted.unwrap_or(0))
     }
 
-    async fn unit(&self, name: &ContainerName) -> Result<Unit, LookError> {
+    async fn unit(&self, name: &ContainerName) -> Result<Unit, ObserveError> {
         let properties = self.systemd.unit_properties(&Runtime::unit(name)).await?;
         Ok(Unit::of(&properties))
     }

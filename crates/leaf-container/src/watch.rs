@@ -18,12 +18,12 @@ use leaf_core::id::ContainerName;
 use leaf_host::cgroup;
 use leaf_host::systemd::{MachineEvent, MachineEvents};
 
-use crate::{Containers, LookError};
+use crate::{Containers, ObserveError};
 
 /// How long after the first change of a burst the look is due.
 const SETTLE: Duration = Duration::from_millis(20);
 
-/// What folders are watched for. A supervisor replaces its status by a rename, and lets go of its lock by closing it.
+/// What directories are watched for. A supervisor replaces its status by a rename, and lets go of its lock by closing it.
 fn mask() -> WatchMask {
     WatchMask::CREATE
         | WatchMask::DELETE
@@ -71,21 +71,21 @@ impl Changed {
     }
 }
 
-/// What a watched file or folder is.
+/// What a watched file or directory is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Watched {
-    /// The folder of all `NAME.conf`.
+    /// The directory of all `NAME.conf`.
     Confs,
-    /// The folder in which each container has one for its run.
+    /// The directory in which each container has one for its run.
     Runs,
-    /// A container's folder of its run, or the count of its killed processes.
+    /// A container's directory of its run, or the count of its killed processes.
     Container(ContainerName),
-    /// A folder above, where one of these may come, or this one that leads to it.
+    /// A directory above, where one of these may come, or this one that leads to it.
     Above(OsString),
 }
 
 impl Watched {
-    /// What may have changed by an event on it; `name` is of what is in the folder.
+    /// What may have changed by an event on it; `name` is of what is in the directory.
     fn changed(&self, name: Option<&OsStr>) -> Changed {
         let named = |text: Option<&str>| match text.map(ContainerName::new) {
             Some(Ok(name)) => Changed::one(name),
@@ -97,7 +97,7 @@ impl Watched {
             Self::Confs => named(text.and_then(|file| file.strip_suffix(".conf"))),
             Self::Runs => named(text),
             Self::Container(name) => Changed::one(name.clone()),
-            // Others have their own files there. One without a name is about the folder itself.
+            // Others have their own files there. One without a name is about the directory itself.
             Self::Above(leads) if name.is_some_and(|name| name != leads) => Changed::nothing(),
             Self::Above(_) => Changed::Any,
         }
@@ -127,11 +127,11 @@ impl fmt::Debug for Hints {
 
 impl Containers {
     /// Returns hints on the containers of this leaf, from now on: what changes after this call is not missed. Makes
-    /// the leaf's run folder where it is missing and it may. Needs tokio with I/O.
+    /// the leaf's run directory where it is missing and it may. Needs tokio with I/O.
     ///
     /// # Errors
-    /// [`LookError::Watch`] when the kernel will not tell.
-    pub fn watch(&self) -> Result<Hints, LookError> {
+    /// [`ObserveError::Watch`] when the kernel will not tell.
+    pub fn watch(&self) -> Result<Hints, ObserveError> {
         let start = || {
             match std::fs::create_dir_all(&self.paths.run) {
                 // The helper makes it, with the first container.
@@ -151,9 +151,9 @@ impl Containers {
         start().map_err(self.cannot_watch())
     }
 
-    fn cannot_watch(&self) -> impl FnOnce(io::Error) -> LookError {
+    fn cannot_watch(&self) -> impl FnOnce(io::Error) -> ObserveError {
         let path = self.paths.run.clone();
-        move |source| LookError::Watch { path, source }
+        move |source| ObserveError::Watch { path, source }
     }
 }
 
@@ -164,8 +164,8 @@ impl Hints {
     /// systemd or its bus may go away: that is no error, and there is a hint on all when they are back.
     ///
     /// # Errors
-    /// [`LookError::Watch`] when the kernel will not tell any more.
-    pub async fn changed(&mut self) -> Result<Changed, LookError> {
+    /// [`ObserveError::Watch`] when the kernel will not tell any more.
+    pub async fn changed(&mut self) -> Result<Changed, ObserveError> {
         let seen = async {
             while self.pending.is_nothing() {
                 let machine = async {
@@ -188,14 +188,14 @@ impl Hints {
             while let Some(event) = self.machines.as_mut().and_then(MachineEvents::next_at_hand) {
                 self.pending.add(changed_by(event));
             }
-            // A new container's folder is watched before the look that the hint brings about.
+            // A new container's directory is watched before the look that the hint brings about.
             self.watch_files()?;
             Ok(std::mem::replace(&mut self.pending, Changed::nothing()))
         };
         seen.await.map_err(self.containers.cannot_watch())
     }
 
-    /// Watches the folder of each container, and what is counted of it; what is watched already stays so.
+    /// Watches the directory of each container, and what is counted of it; what is watched already stays so.
     fn watch_files(&mut self) -> io::Result<()> {
         let Self {
             containers,
@@ -207,14 +207,14 @@ impl Hints {
         let mut watches = events.watches();
         let mut watch = |path: &Path, mask, what| add(&mut watches, watched, path, mask, what);
         watch(&paths.confs, mask(), Watched::Confs)?;
-        // Where there is none yet, or none that may be looked into, that it comes or opens is seen in the folder above.
+        // Where there is none yet, or none that may be looked into, that it comes or opens is seen in the directory above.
         if !watch(&paths.run, mask(), Watched::Runs)? {
             for path in paths.run.ancestors() {
-                let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+                let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
                     break;
                 };
                 let above = Watched::Above(name.to_owned());
-                if watch(folder, mask() | WatchMask::ATTRIB, above)? {
+                if watch(directory, mask() | WatchMask::ATTRIB, above)? {
                     break;
                 }
             }
@@ -256,7 +256,7 @@ fn changed_by(event: MachineEvent) -> Changed {
     }
 }
 
-/// Watches a file or folder, and returns whether it is there.
+/// Watches a file or directory, and returns whether it is there.
 fn add(
     watches: &mut Watches,
     watched: &mut BTreeMap<i32, Watched>,
@@ -290,7 +290,7 @@ fn told<T: AsRef<OsStr>>(
     let changed = watched
         .get(&descriptor)
         .map_or(Changed::Any, |watched| watched.changed(name));
-    // The last event of a watch whose file or folder is gone.
+    // The last event of a watch whose file or directory is gone.
     if event.mask.contains(EventMask::IGNORED) {
         watched.remove(&descriptor);
     }

@@ -1,11 +1,10 @@
 //! Hints that another scan is due: kernel uevents, debounced.
 
 use std::io;
-
-use leaf_core::error::chain;
 use std::path::Path;
 use std::time::Duration;
 
+use leaf_core::error::chain;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until, timeout_at};
 

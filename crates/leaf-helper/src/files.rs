@@ -1,6 +1,6 @@
-//! Files and folders below the helper's roots, so that no symbolic link leads out of them.
+//! Files and directories below the helper's roots, so that no symbolic link leads out of them.
 //!
-//! A [`Folder`] is an open directory. From it, one name at a time is opened, and never through a symbolic link: what
+//! A [`Directory`] is an open directory. From it, one name at a time is opened, and never through a symbolic link: what
 //! a container put into its own root file system can't send the helper elsewhere.
 
 use std::io::{Read as _, Write as _};
@@ -17,12 +17,12 @@ const MAX_BYTES: u64 = 1 << 20;
 
 /// An open directory.
 #[derive(Debug)]
-pub(crate) struct Folder {
+pub(crate) struct Directory {
     fd: OwnedFd,
     path: PathBuf,
 }
 
-impl Folder {
+impl Directory {
     /// Opens one of the helper's own roots, and makes it (with this mode) where it is missing.
     pub(crate) fn make_root(path: &Path, mode: RawMode) -> Result<Self> {
         use std::os::unix::fs::DirBuilderExt as _;
@@ -49,7 +49,7 @@ impl Folder {
                 path: path.to_owned(),
             })),
             Err(Errno::NOENT) => Ok(None),
-            Err(e) => Err(Error::io(format!("open the folder {}", path.display()))(e)),
+            Err(e) => Err(Error::io(format!("open the directory {}", path.display()))(e)),
         }
     }
 
@@ -70,7 +70,7 @@ impl Folder {
         Ok(self.path.join(name))
     }
 
-    /// Opens a folder in this one, if it is there. A symbolic link or a file is refused.
+    /// Opens a directory in this one, if it is there. A symbolic link or a file is refused.
     pub(crate) fn open(&self, name: &str) -> Result<Option<Self>> {
         let path = self.at(name)?;
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -78,25 +78,25 @@ impl Folder {
             Ok(fd) => Ok(Some(Self { fd, path })),
             Err(Errno::NOENT) => Ok(None),
             Err(Errno::NOTDIR | Errno::LOOP) => Err(Error::Refused(format!(
-                "{} is not a folder (a symbolic link there is not followed)",
+                "{} is not a directory (a symbolic link there is not followed)",
                 path.display()
             ))),
-            Err(e) => Err(Error::io(format!("open the folder {}", path.display()))(e)),
+            Err(e) => Err(Error::io(format!("open the directory {}", path.display()))(e)),
         }
     }
 
-    /// Opens a folder in this one, and makes it where it is missing; its mode becomes this one.
+    /// Opens a directory in this one, and makes it where it is missing; its mode becomes this one.
     pub(crate) fn make(&self, name: &str, mode: RawMode) -> Result<Self> {
-        let folder = self.make_if_missing(name, mode)?;
-        let failed = || Error::io(format!("set the mode of {}", folder.path.display()));
+        let directory = self.make_if_missing(name, mode)?;
+        let failed = || Error::io(format!("set the mode of {}", directory.path.display()));
         // A change is seen by those who watch, so there is none without need.
-        if rustix::fs::fstat(&folder.fd).map_err(failed())?.st_mode & 0o7777 != mode {
-            rustix::fs::fchmod(&folder.fd, Mode::from_raw_mode(mode)).map_err(failed())?;
+        if rustix::fs::fstat(&directory.fd).map_err(failed())?.st_mode & 0o7777 != mode {
+            rustix::fs::fchmod(&directory.fd, Mode::from_raw_mode(mode)).map_err(failed())?;
         }
-        Ok(folder)
+        Ok(directory)
     }
 
-    /// Opens a folder in this one, and makes it where it is missing; its mode is left alone where it is there.
+    /// Opens a directory in this one, and makes it where it is missing; its mode is left alone where it is there.
     pub(crate) fn make_if_missing(&self, name: &str, mode: RawMode) -> Result<Self> {
         let path = self.at(name)?;
         match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)) {
@@ -107,7 +107,7 @@ impl Folder {
             .ok_or_else(|| Error::Failed(format!("{} went away while it was made", path.display())))
     }
 
-    /// Gives the folder to a group, to read.
+    /// Gives the directory to a group, to read.
     pub(crate) fn give_to_group(&self, group: u32) -> Result<()> {
         let failed = || Error::io(format!("set the group of {}", self.path.display()));
         // As above.
@@ -117,7 +117,7 @@ impl Folder {
         rustix::fs::fchown(&self.fd, None, Some(Gid::from_raw(group))).map_err(failed())
     }
 
-    /// Returns when the disk has what was made and removed in the folder: otherwise it is as before after a power cut.
+    /// Returns when the disk has what was made and removed in the directory: otherwise it is as before after a power cut.
     pub(crate) fn sync(&self) -> Result<()> {
         rustix::fs::fsync(&self.fd).map_err(Error::io(format!("write {} to its disk", self.path.display())))
     }
@@ -181,7 +181,7 @@ impl Folder {
         rustix::fs::fsync(&self.fd).map_err(|e| failed()(e.into()))
     }
 
-    /// Gives a file of this folder to the folder's own group: who may look into the folder may look at it.
+    /// Gives a file of this directory to the directory's own group: who may look into the directory may look at it.
     pub(crate) fn show(&self, file: impl AsFd) -> rustix::io::Result<()> {
         let group = rustix::fs::fstat(&self.fd)?.st_gid;
         // A change is seen by those who watch, so there is none without need.
@@ -214,7 +214,7 @@ impl Folder {
         rustix::fs::renameat(&self.fd, &new, &self.fd, name).map_err(failed())
     }
 
-    /// Gives a file in this folder another name in it; what had that name is gone.
+    /// Gives a file in this directory another name in it; what had that name is gone.
     pub(crate) fn rename(&self, from: &str, to: &str) -> Result<()> {
         let (old, new) = (self.at(from)?, self.at(to)?);
         rustix::fs::renameat(&self.fd, from, &self.fd, to).map_err(Error::io(format!(
@@ -233,7 +233,7 @@ impl Folder {
         }
     }
 
-    /// Removes a folder and all in it, if it is there; symbolic links are removed, not followed.
+    /// Removes a directory and all in it, if it is there; symbolic links are removed, not followed.
     pub(crate) fn remove_tree(&self, name: &str) -> Result<()> {
         let path = self.at(name)?;
         // Through the open directory, so that the path above can't be exchanged meanwhile. The standard library
@@ -247,7 +247,7 @@ impl Folder {
         }
     }
 
-    /// Removes an empty folder, if it is there and empty.
+    /// Removes an empty directory, if it is there and empty.
     pub(crate) fn remove_if_empty(&self, name: &str) -> Result<()> {
         let path = self.at(name)?;
         match rustix::fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR) {
@@ -262,36 +262,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_symbolic_link_in_a_folder_is_never_followed() {
-        let outside = tempfile::tempdir().expect("a folder");
-        let inside = tempfile::tempdir().expect("a folder");
+    fn a_symbolic_link_in_a_directory_is_never_followed() {
+        let outside = tempfile::tempdir().expect("a directory");
+        let inside = tempfile::tempdir().expect("a directory");
         std::os::unix::fs::symlink(outside.path(), inside.path().join("etc")).expect("a link");
         std::fs::write(outside.path().join("kept"), "kept").expect("a file");
         std::os::unix::fs::symlink(outside.path().join("kept"), inside.path().join("file")).expect("a link");
-        let folder = Folder::make_root(inside.path(), 0o755).expect("a folder");
-        assert!(matches!(folder.make("etc", 0o755), Err(Error::Refused(_))));
-        assert!(matches!(folder.open("etc"), Err(Error::Refused(_))));
-        assert!(matches!(folder.read("file"), Err(Error::Refused(_))));
-        folder.write("file", b"new", 0o600).expect("the link is replaced");
-        folder.remove_tree("etc").expect("the link is removed");
+        let directory = Directory::make_root(inside.path(), 0o755).expect("a directory");
+        assert!(matches!(directory.make("etc", 0o755), Err(Error::Refused(_))));
+        assert!(matches!(directory.open("etc"), Err(Error::Refused(_))));
+        assert!(matches!(directory.read("file"), Err(Error::Refused(_))));
+        directory
+            .write("file", b"new", 0o600)
+            .expect("the link is replaced");
+        directory.remove_tree("etc").expect("the link is removed");
         assert_eq!(
             std::fs::read_to_string(outside.path().join("kept")).expect("there"),
             "kept"
         );
-        assert_eq!(folder.read("file").expect("a file").as_deref(), Some("new"));
+        assert_eq!(directory.read("file").expect("a file").as_deref(), Some("new"));
     }
 
     #[test]
     fn only_the_name_of_one_file_is_taken() {
-        let inside = tempfile::tempdir().expect("a folder");
-        let folder = Folder::make_root(inside.path(), 0o755).expect("a folder");
+        let inside = tempfile::tempdir().expect("a directory");
+        let directory = Directory::make_root(inside.path(), 0o755).expect("a directory");
         for bad in ["", ".", "..", "a/b", "/etc", "a\0"] {
             assert!(
-                matches!(folder.write(bad, b"", 0o600), Err(Error::Refused(_))),
+                matches!(directory.write(bad, b"", 0o600), Err(Error::Refused(_))),
                 "{bad:?}"
             );
             assert!(
-                matches!(folder.remove_tree(bad), Err(Error::Refused(_))),
+                matches!(directory.remove_tree(bad), Err(Error::Refused(_))),
                 "{bad:?}"
             );
         }

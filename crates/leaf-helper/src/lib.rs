@@ -1,7 +1,7 @@
 //! The root side of a leaf: carries out [`HostOp`]s, and nothing else.
 //!
 //! Start at [`Helper::carry_out`]. Whoever sends an operation is not believed: names, paths, addresses and store paths
-//! are checked again here, no symbolic link is followed below the helper's folders, and no shell is run. Each
+//! are checked again here, no symbolic link is followed below the helper's directories, and no shell is run. Each
 //! operation may be carried out again, after a crash as well.
 //!
 //! Below systemd a container is a unit, `container@NAME.service`, whose text `systemd::unit` makes and whose program is
@@ -277,11 +277,11 @@ fn seconds(seconds: u32) -> Duration {
     Duration::from_secs(seconds.min(MAX_WAIT_SECONDS).into())
 }
 
-/// Writes the units of all containers of this host into a folder: for the program `cim-leaf-generator`, a systemd
+/// Writes the units of all containers of this host into a directory: for the program `cim-leaf-generator`, a systemd
 /// generator (systemd.generator(7)).
 ///
 /// # Errors
 /// [`ProgramError`] when something could not be written.
-pub fn generate_units(folder: &Path) -> std::result::Result<(), ProgramError> {
-    systemd::generate::generate(folder).map_err(ProgramError::about("can't make the units of containers"))
+pub fn generate_units(directory: &Path) -> std::result::Result<(), ProgramError> {
+    systemd::generate::generate(directory).map_err(ProgramError::about("can't make the units of containers"))
 }

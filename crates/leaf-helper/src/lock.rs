@@ -7,33 +7,33 @@ use leaf_host::lock::{self, LockError};
 use rustix::fs::{Mode, OFlags};
 
 use crate::error::{Error, Result};
-use crate::files::Folder;
+use crate::files::Directory;
 
 /// How long a lock is waited for: many containers at once each wait for those before them.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Returns whether another process holds a lock.
-pub(crate) fn is_held(folder: &Folder, name: &str) -> Result<bool> {
-    lock::is_held(&open(folder, name)?).map_err(failed(folder, name))
+pub(crate) fn is_held(directory: &Directory, name: &str) -> Result<bool> {
+    lock::is_held(&open(directory, name)?).map_err(failed(directory, name))
 }
 
 /// Returns a lock file, which is created where it is missing, locked. Those who wait are served in turn.
-pub(crate) async fn hold(folder: &Folder, name: &str) -> Result<File> {
-    let file = open(folder, name)?;
+pub(crate) async fn hold(directory: &Directory, name: &str) -> Result<File> {
+    let file = open(directory, name)?;
     lock::exclusive(file, PATIENCE)
         .await
-        .map_err(failed(folder, name))
+        .map_err(failed(directory, name))
 }
 
-fn open(folder: &Folder, name: &str) -> Result<File> {
+fn open(directory: &Directory, name: &str) -> Result<File> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(folder.as_fd(), name, flags, Mode::from_raw_mode(0o600))
+    rustix::fs::openat(directory.as_fd(), name, flags, Mode::from_raw_mode(0o600))
         .map(File::from)
-        .map_err(Error::io(format!("open {}/{name}", folder.path().display())))
+        .map_err(Error::io(format!("open {}/{name}", directory.path().display())))
 }
 
-fn failed<E: Into<LockError>>(folder: &Folder, name: &str) -> impl FnOnce(E) -> Error {
-    let path = folder.path().join(name);
+fn failed<E: Into<LockError>>(directory: &Directory, name: &str) -> impl FnOnce(E) -> Error {
+    let path = directory.path().join(name);
     move |source| Error::Lock {
         path,
         source: source.into(),

@@ -25,9 +25,9 @@ pub struct Settings {
     pub observers: Option<u32>,
     /// What runs the containers.
     pub runtime: Runtime,
-    /// The folders that a container's binds may be in or below; none if empty.
+    /// The directories that a container's binds may be in or below; none if empty.
     pub bind_folders: Vec<PathBuf>,
-    /// The folders that the files of a container's secrets may be in or below; none if empty.
+    /// The directories that the files of a container's secrets may be in or below; none if empty.
     pub secret_folders: Vec<PathBuf>,
 }
 
@@ -42,7 +42,7 @@ pub struct MissingProgram {
 
 impl Settings {
     /// Returns settings with `systemd-nspawn` and `nft` found on `PATH` and where root's programs are, and systemd as what
-    /// runs the containers where it is PID 1. No folder of the host is open to containers.
+    /// runs the containers where it is PID 1. No directory of the host is open to containers.
     ///
     /// # Errors
     /// [`MissingProgram`] when one is not there.

@@ -1,4 +1,4 @@
-//! A leaf of its own for one test: names, folders, addresses and rules that no other test has.
+//! A leaf of its own for one test: names, directories, addresses and rules that no other test has.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -57,7 +57,7 @@ fn is_static(program: &Path) -> bool {
 fn busybox() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
-        .map(|folder| folder.join("busybox"))
+        .map(|directory| directory.join("busybox"))
         .find(|file| file.is_file() && is_static(file))
 }
 
@@ -94,13 +94,13 @@ pub(crate) fn store_path(builder: &str) -> StorePath {
 fn build(script: &str, builder: &str) -> StorePath {
     static TOOLS: OnceLock<tempfile::TempDir> = OnceLock::new();
     let tools = TOOLS.get_or_init(|| {
-        let folder = tempfile::tempdir().expect("a folder");
+        let directory = tempfile::tempdir().expect("a directory");
         std::fs::copy(
             busybox().expect("checked at the start"),
-            folder.path().join("busybox"),
+            directory.path().join("busybox"),
         )
         .expect("a copy");
-        folder
+        directory
     });
     let expression = r#"{ tools, script, builder }:
         let b = "${builtins.path { path = /. + tools; name = "tools"; }}/busybox"; in
@@ -140,7 +140,7 @@ pub(crate) struct Host {
     pub(crate) paths: HostPaths,
     pub(crate) helper: Helper,
     pub(crate) containers: Containers,
-    pub(crate) folder: tempfile::TempDir,
+    pub(crate) directory: tempfile::TempDir,
     pub(crate) settings: Settings,
     block: (u8, u8),
     names: Vec<ContainerName>,
@@ -153,8 +153,11 @@ impl Host {
         let number = NEXT.fetch_add(1, Ordering::SeqCst);
         let pid = std::process::id();
         let leaf = LeafName::new(format!("t{pid}x{number}")).expect("a leaf's name");
-        let folder = tempfile::Builder::new().prefix("lc").tempdir().expect("a folder");
-        let at = |name: &str| folder.path().join(name);
+        let directory = tempfile::Builder::new()
+            .prefix("lc")
+            .tempdir()
+            .expect("a directory");
+        let at = |name: &str| directory.path().join(name);
         let paths = HostPaths {
             roots: at("roots"),
             confs: at("confs"),
@@ -178,7 +181,7 @@ impl Host {
             containers: Containers::new(leaf.clone(), paths.clone(), settings.runtime),
             leaf,
             paths,
-            folder,
+            directory,
             settings,
             block,
             names: Vec::new(),

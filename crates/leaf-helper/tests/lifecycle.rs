@@ -158,7 +158,7 @@ pub(crate) async fn a_container_survives_the_one_who_started_it_and_is_seen_agai
     let mut starter = Command::new(std::env::current_exe().expect("this program"))
         .env("LEAF_HELPER_TEST_START", name.as_str())
         .env("LEAF_HELPER_TEST_LEAF", host.leaf.as_str())
-        .env("LEAF_HELPER_TEST_FOLDER", host.folder.path())
+        .env("LEAF_HELPER_TEST_FOLDER", host.directory.path())
         .env("LEAF_HELPER_TEST_POOL", host.settings.pool.to_string())
         .stdin(Stdio::piped())
         .spawn()
@@ -185,7 +185,7 @@ pub(crate) async fn a_conf_of_somebody_else_is_refused_and_left_alone() {
     let name = host.name();
     let toplevel = system(WAITS);
     let conf = host.paths.conf(&name);
-    std::fs::create_dir_all(&host.paths.confs).expect("a folder");
+    std::fs::create_dir_all(&host.paths.confs).expect("a directory");
     let other_leaf = "# cim-leaf: made by leaf another\nSYSTEM_PATH=/nix/store/x\n";
     for text in ["PRIVATE_NETWORK=1\n", other_leaf] {
         std::fs::write(&conf, text).expect("a conf");
@@ -206,7 +206,7 @@ pub(crate) async fn a_conf_of_somebody_else_is_refused_and_left_alone() {
     host.fails(host.create(&name, &toplevel), Kind::Refused).await;
     std::fs::remove_file(&conf).expect("it was there");
     // A root file system that nobody here made.
-    std::fs::create_dir_all(host.paths.roots.join(name.as_str())).expect("a folder");
+    std::fs::create_dir_all(host.paths.roots.join(name.as_str())).expect("a directory");
     host.fails(host.create(&name, &toplevel), Kind::Refused).await;
     host.ok(HostOp::DestroyContainer { name: name.clone() }).await;
     assert!(host.paths.roots.join(name.as_str()).exists());

@@ -122,13 +122,13 @@ fn runtime() -> tokio::runtime::Runtime {
 async fn play_the_starter(name: &str) {
     let variable = |name: &str| std::env::var(name).expect("the test sets it");
     let leaf = LeafName::new(variable("LEAF_HELPER_TEST_LEAF")).expect("a leaf");
-    let folder = std::path::PathBuf::from(variable("LEAF_HELPER_TEST_FOLDER"));
+    let directory = std::path::PathBuf::from(variable("LEAF_HELPER_TEST_FOLDER"));
     let paths = HostPaths {
-        roots: folder.join("roots"),
-        confs: folder.join("confs"),
-        gc_roots: folder.join("gcroots"),
-        state: folder.join("state"),
-        run: folder.join("run"),
+        roots: directory.join("roots"),
+        confs: directory.join("confs"),
+        gc_roots: directory.join("gcroots"),
+        state: directory.join("state"),
+        run: directory.join("run"),
     };
     let pool = variable("LEAF_HELPER_TEST_POOL").parse().expect("a pool");
     let init = host::leaf_init().expect("checked at the start");

@@ -15,7 +15,7 @@ pub(crate) async fn a_toplevel_without_a_proper_init_is_refused() {
         StorePath::new("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-not-here").expect("a store path");
     let cases = [
         (missing, "not there"),
-        (store_path("echo text > $out"), "not a folder"),
+        (store_path("echo text > $out"), "not a directory"),
         (store_path("$b mkdir $out"), "no init"),
         (store_path("$b mkdir -p $out/init"), "not a file"),
         (
@@ -152,8 +152,8 @@ pub(crate) async fn a_link_that_a_container_left_in_its_root_is_not_followed() {
     let name = host.name();
     let toplevel = system(WAITS);
     host.ok(host.create(&name, &toplevel)).await;
-    let outside = host.folder.path().join("outside");
-    std::fs::create_dir(&outside).expect("a folder");
+    let outside = host.directory.path().join("outside");
+    std::fs::create_dir(&outside).expect("a directory");
     std::fs::write(outside.join("kept"), "kept").expect("a file");
     let root = host.paths.roots.join(name.as_str());
     std::fs::remove_dir_all(root.join("etc")).expect("it was there");

@@ -93,9 +93,9 @@ pub(crate) async fn the_minimal_system_answers_for_its_health_with_its_own_crede
     let mut host = Host::new().await;
     let name = host.name();
     let identity =
-        Identity::open_or_create(&host.folder.path().join("identity"), &host.leaf).expect("an identity");
+        Identity::open_or_create(&host.directory.path().join("identity"), &host.leaf).expect("an identity");
     let address = (host.address(1), NATS_PORT).into();
-    let settings = EmbeddedSettings::new(host.folder.path().join("nats"), address);
+    let settings = EmbeddedSettings::new(host.directory.path().join("nats"), address);
     let server = EmbeddedServer::start(settings, &identity)
         .await
         .expect("a server");

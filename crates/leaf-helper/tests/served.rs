@@ -33,9 +33,9 @@ struct Served {
 impl Served {
     async fn new() -> Self {
         let host = Host::new().await;
-        let at = |name: &str| host.folder.path().join(name);
-        // The folder lets others through to the socket; what is in it does not.
-        std::fs::set_permissions(host.folder.path(), PermissionsExt::from_mode(0o755)).expect("a mode");
+        let at = |name: &str| host.directory.path().join(name);
+        // The directory lets others through to the socket; what is in it does not.
+        std::fs::set_permissions(host.directory.path(), PermissionsExt::from_mode(0o755)).expect("a mode");
         let (config, socket, log) = (at("helper.toml"), at("helper.sock"), at("helper.log"));
         let text = format!(
             "leaf = \"{}\"\nclient = \"{}\"\nleaf_init = {:?}\naddress_pool = \"{}\"\n[paths]\nroots = {:?}\nconfs = {:?}\n\
@@ -161,11 +161,11 @@ fn speaker(user: u32, socket: &Path, text: &str) -> Child {
 fn copy_of_this_program() -> &'static Path {
     static COPY: std::sync::OnceLock<(tempfile::TempDir, PathBuf)> = std::sync::OnceLock::new();
     let (_, program) = COPY.get_or_init(|| {
-        let folder = tempfile::tempdir().expect("a folder");
-        std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).expect("a mode");
-        let program = folder.path().join("speaker");
+        let directory = tempfile::tempdir().expect("a directory");
+        std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).expect("a mode");
+        let program = directory.path().join("speaker");
         std::fs::copy(std::env::current_exe().expect("itself"), &program).expect("a copy");
-        (folder, program)
+        (directory, program)
     });
     program
 }
@@ -566,7 +566,7 @@ pub(crate) async fn what_leafd_may_not_do_is_refused_whatever_the_operation() {
     }
     assert_eq!(conf(), before, "the container is what it was");
     let made = std::fs::read_dir(&served.host.paths.confs)
-        .expect("a folder")
+        .expect("a directory")
         .count();
     assert_eq!(made, 1, "and no other came to be");
     served.end().await;
@@ -585,7 +585,7 @@ pub(crate) async fn a_caller_that_goes_away_does_not_stop_an_operation() {
     caller.kill().expect("it runs");
     caller.wait().expect("its end");
     let root = served.host.paths.roots.join(name.as_str()).join("var");
-    std::fs::create_dir_all(&root).expect("a folder");
+    std::fs::create_dir_all(&root).expect("a directory");
     std::fs::write(root.join("go"), "").expect("a file");
     until("it is ready all the same", || {
         matches!(served.host.run(&name), Some(ObservedRun::Running { .. }))
@@ -696,8 +696,8 @@ pub(crate) async fn a_helper_that_is_asked_to_end_ends_what_it_began() {
 }
 
 pub(crate) async fn settings_that_are_not_roots_own_are_not_read() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let config = folder.path().join("helper.toml");
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = directory.path().join("helper.toml");
     let refusal = |path: &Path| {
         leaf_helper::config::load(path)
             .map(drop)
@@ -706,22 +706,22 @@ pub(crate) async fn settings_that_are_not_roots_own_are_not_read() {
     };
     let text = format!(
         "leaf = \"edge\"\nclient = \"nobody\"\nleaf_init = \"/bin/busybox\"\n[paths]\nstate = {:?}\n",
-        folder.path().join("state/below")
+        directory.path().join("state/below")
     );
     std::fs::write(&config, &text).expect("a file");
     leaf_helper::config::load(&config).map(drop).expect("root's");
-    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o777)).expect("a mode");
+    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o777)).expect("a mode");
     assert!(refusal(&config).contains("may be written to by others"));
-    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).expect("a mode");
+    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).expect("a mode");
     std::os::unix::fs::chown(&config, Some(LEAFD.1), None).expect("an owner");
     assert!(refusal(&config).contains("belongs to user 65534"));
-    let link = folder.path().join("link");
+    let link = directory.path().join("link");
     std::os::unix::fs::symlink(&config, &link).expect("a link");
     assert!(refusal(&link).contains("belongs to user 65534"));
     std::os::unix::fs::chown(&config, Some(0), None).expect("an owner");
-    // The folders that it names, too.
-    let state = folder.path().join("state");
-    std::fs::create_dir(&state).expect("a folder");
+    // The directories that it names, too.
+    let state = directory.path().join("state");
+    std::fs::create_dir(&state).expect("a directory");
     std::os::unix::fs::chown(&state, Some(LEAFD.1), None).expect("an owner");
     assert!(refusal(&config).contains("state belongs to user 65534"));
     std::fs::write(&config, text.replace("nobody", "no-such-user")).expect("a file");

@@ -32,7 +32,7 @@ impl HostPaths {
             roots: "/var/lib/nixos-containers".into(),
             confs: "/etc/nixos-containers".into(),
             gc_roots: "/nix/var/nix/gcroots/per-container".into(),
-            // Not below leafd's own folder: who owns that could exchange what the helper trusts.
+            // Not below leafd's own directory: who owns that could exchange what the helper trusts.
             state: PathBuf::from("/var/lib/cim-leaf-containers").join(leaf.as_str()),
             run: PathBuf::from("/run/cim-leaf/containers").join(leaf.as_str()),
         }

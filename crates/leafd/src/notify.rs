@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use leaf_core::error::chain;
-
 use sd_notify::NotifyState;
 
 fn tell(states: &[NotifyState<'_>]) {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use leaf_bus::connect::Bus;
 use leaf_bus::serve::Responder;
-use leaf_container::{LookError, LookErrorKind};
+use leaf_container::{ObserveError, ObserveErrorKind};
 use leaf_core::command::{ContainerList, LogChunk};
 use leaf_core::container::Container;
 use leaf_core::decide::Question;
@@ -370,12 +370,12 @@ fn failed(what: &str, error: &(dyn std::error::Error + 'static)) -> Problem {
 }
 
 /// The problem of a question on a container that was not answered: not always the host's fault.
-fn not_seen(what: &str, error: &LookError) -> Problem {
+fn not_seen(what: &str, error: &ObserveError) -> Problem {
     let code = match error.kind() {
-        LookErrorKind::NotNow => ProblemCode::Conflict,
-        LookErrorKind::Invalid => ProblemCode::Invalid,
-        LookErrorKind::Unsupported => ProblemCode::Unsupported,
-        LookErrorKind::Failed => return failed(what, error),
+        ObserveErrorKind::NotNow => ProblemCode::Conflict,
+        ObserveErrorKind::Invalid => ProblemCode::Invalid,
+        ObserveErrorKind::Unsupported => ProblemCode::Unsupported,
+        ObserveErrorKind::Failed => return failed(what, error),
     };
     Problem::new(code, error.to_string())
 }

@@ -10,11 +10,11 @@ fn main() -> ExitCode {
         .with_ansi(false)
         .without_time()
         .init();
-    let Some(folder) = std::env::args_os().nth(1) else {
+    let Some(directory) = std::env::args_os().nth(1) else {
         tracing::error!("usage: cim-leaf-generator FOLDER [FOLDER FOLDER]; systemd calls this");
         return ExitCode::FAILURE;
     };
-    match leaf_helper::generate_units(folder.as_ref()) {
+    match leaf_helper::generate_units(directory.as_ref()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             tracing::error!("{}", leaf_core::error::chain(&e));

@@ -16,7 +16,7 @@ use rustix::process::Signal;
 use crate::Helper;
 use crate::container::create::conf_name;
 use crate::error::{Error, Result};
-use crate::files::Folder;
+use crate::files::Directory;
 use crate::systemd::payload::UnitCgroup;
 
 /// How long a container that is taken over may take to stop.
@@ -64,7 +64,7 @@ impl Foreign {
 
 impl Helper {
     /// Returns whose container a name is.
-    pub(crate) fn owner(&self, confs: &Folder, name: &ContainerName) -> Result<Owner> {
+    pub(crate) fn owner(&self, confs: &Directory, name: &ContainerName) -> Result<Owner> {
         let file = conf_name(name);
         let conf = self.paths.conf(name);
         let text = match confs.read(&file) {
@@ -105,7 +105,7 @@ impl Helper {
     /// Ends a container that somebody else made, so that it can be this leaf's; its root file system stays.
     pub(crate) async fn take_over(
         &self,
-        confs: &Folder,
+        confs: &Directory,
         name: &ContainerName,
         foreign: Foreign,
     ) -> Result<()> {
@@ -115,7 +115,7 @@ impl Helper {
             };
             return Err(Error::Refused(format!("it can't be adopted: {why}")));
         }
-        let roots = Folder::make_root(&self.paths.roots, 0o700)?;
+        let roots = Directory::make_root(&self.paths.roots, 0o700)?;
         if roots.has(name.as_str())? {
             // Refuses one that is a link: what it leads to is not known.
             roots.open(name.as_str())?;
@@ -169,10 +169,10 @@ mod tests {
 
     #[test]
     fn whose_a_container_is_stands_in_its_conf() {
-        let folder = tempfile::tempdir().expect("a folder");
+        let directory = tempfile::tempdir().expect("a directory");
         let leaf = LeafName::new("edge").expect("a leaf");
         let paths = HostPaths {
-            confs: folder.path().to_owned(),
+            confs: directory.path().to_owned(),
             ..HostPaths::new(&leaf)
         };
         let settings = Settings {
@@ -187,7 +187,7 @@ mod tests {
             secret_folders: Vec::new(),
         };
         let helper = Helper::new(leaf.clone(), paths.clone(), settings);
-        let confs = Folder::make_root(folder.path(), 0o755).expect("a folder");
+        let confs = Directory::make_root(directory.path(), 0o755).expect("a directory");
         let name = ContainerName::new("web").expect("a name");
         let owner = || helper.owner(&confs, &name).expect("a look");
         let file = paths.conf(&name);

@@ -17,7 +17,7 @@ use leaf_host::contract::{CONF_DIGEST, conf_marker};
 use crate::Helper;
 use crate::container::adopt::Owner;
 use crate::error::{Error, Result};
-use crate::files::Folder;
+use crate::files::Directory;
 use crate::lock;
 use crate::systemd::payload::UnitCgroup;
 
@@ -57,10 +57,10 @@ impl Helper {
         self.check_inputs(options)?;
         self.check_openings(spec).await?;
         let _lock = self.lock_contract().await?;
-        let confs = Folder::make_root(&self.paths.confs, 0o755)?;
+        let confs = Directory::make_root(&self.paths.confs, 0o755)?;
         let owner = self.owner(&confs, name)?;
         self.check_network(&confs, name, *network)?;
-        let roots = Folder::make_root(&self.paths.roots, 0o700)?;
+        let roots = Directory::make_root(&self.paths.roots, 0o700)?;
         match owner {
             Owner::Nobody if self.spec(name)?.is_none() && roots.has(name.as_str())? => {
                 return Err(Error::Refused(format!(
@@ -73,7 +73,7 @@ impl Helper {
             Owner::Foreign(foreign) => return Err(foreign.refused(self, name)),
         }
 
-        let state = self.state_folder(name)?;
+        let state = self.state_directory(name)?;
         state.write("spec.json", &json(spec), 0o600)?;
         state.remove_tree("credentials")?;
         let secrets = state.make("credentials", 0o700)?;
@@ -83,8 +83,8 @@ impl Helper {
         secrets.write(BINDING, &json(binding), 0o600)?;
         self.keep_record()?;
 
-        for folder in self.held_by() {
-            Folder::make_root(folder, 0o755)?
+        for directory in self.held_by() {
+            Directory::make_root(directory, 0o755)?
                 .make(name.as_str(), 0o755)?
                 .link("system", toplevel.as_str())?;
         }
@@ -111,7 +111,7 @@ impl Helper {
         Ok(())
     }
 
-    /// The folders by which Nix holds a container's system: its roots, and its profile below systemd, where the programs
+    /// The directories by which Nix holds a container's system: its roots, and its profile below systemd, where the programs
     /// of NixOS look for it.
     fn held_by(&self) -> impl Iterator<Item = &Path> {
         let profiles = (self.settings.runtime == Runtime::Systemd).then_some(Path::new(PROFILES));
@@ -121,9 +121,9 @@ impl Helper {
     /// Removes all that [`create`](Self::create) made; what says that it is there goes last.
     pub(crate) async fn destroy(&self, name: &ContainerName) -> Result<()> {
         let _contract = self.lock_contract().await?;
-        let confs = Folder::make_root(&self.paths.confs, 0o755)?;
+        let confs = Directory::make_root(&self.paths.confs, 0o755)?;
         let owned = self.owns(&confs, name)?;
-        let state = Folder::make_root(&self.paths.state, crate::container::directories::SHOWN_FOLDER)?;
+        let state = Directory::make_root(&self.paths.state, crate::container::directories::SHOWN_FOLDER)?;
         if !owned && !state.has(name.as_str())? {
             return Ok(());
         }
@@ -143,19 +143,19 @@ impl Helper {
                 Some(lock)
             }
         };
-        if let Some(roots) = Folder::open_root(&self.paths.roots)? {
+        if let Some(roots) = Directory::open_root(&self.paths.roots)? {
             make_removable(&roots, name)?;
         }
-        let mut folders = vec![state];
-        for folder in self.held_by().chain([&*self.paths.roots, &self.paths.run]) {
-            folders.extend(Folder::open_root(folder)?);
+        let mut directories = vec![state];
+        for directory in self.held_by().chain([&*self.paths.roots, &self.paths.run]) {
+            directories.extend(Directory::open_root(directory)?);
         }
         // The state last: it finds what is left.
-        folders.reverse();
-        folders
+        directories.reverse();
+        directories
             .iter()
-            .try_for_each(|folder| folder.remove_tree(name.as_str()))?;
-        folders.iter().try_for_each(Folder::sync)?;
+            .try_for_each(|directory| directory.remove_tree(name.as_str()))?;
+        directories.iter().try_for_each(Directory::sync)?;
         // Once the rest is off the disk: who finds it removes what is left.
         confs.remove_file(&conf_name(name))?;
         confs.sync()
@@ -166,15 +166,15 @@ impl Helper {
         if self.settings.runtime == Runtime::Nspawn {
             return Ok(None);
         }
-        let folder = Folder::make_root("/run/lock".as_ref(), 0o755)?;
-        lock::hold(&folder, "nixos-container").await.map(Some)
+        let directory = Directory::make_root("/run/lock".as_ref(), 0o755)?;
+        lock::hold(&directory, "nixos-container").await.map(Some)
     }
 
     /// Returns whether this leaf's `NAME.conf` is there.
     ///
     /// # Errors
     /// [`Error::Refused`] when there is one of somebody else.
-    pub(crate) fn owns(&self, confs: &Folder, name: &ContainerName) -> Result<bool> {
+    pub(crate) fn owns(&self, confs: &Directory, name: &ContainerName) -> Result<bool> {
         match self.owner(confs, name)? {
             Owner::Nobody => Ok(false),
             Owner::Leaf => Ok(true),
@@ -211,7 +211,12 @@ impl Helper {
         text
     }
 
-    fn check_network(&self, confs: &Folder, name: &ContainerName, network: ContainerNetwork) -> Result<()> {
+    fn check_network(
+        &self,
+        confs: &Directory,
+        name: &ContainerName,
+        network: ContainerNetwork,
+    ) -> Result<()> {
         let ContainerNetwork {
             host_address,
             container_address,
@@ -309,7 +314,7 @@ fn check_program(toplevel: &StorePath, program: &str) -> Result<()> {
     let stat =
         std::fs::symlink_metadata(toplevel.as_str()).map_err(|e| refuse(format!("it is not there ({e})")))?;
     if !stat.is_dir() {
-        return Err(refuse("it is not a folder".into()));
+        return Err(refuse("it is not a directory".into()));
     }
     let init = Path::new(toplevel.as_str()).join(program);
     let real = std::fs::canonicalize(&init).map_err(|e| refuse(format!("it has no {program} ({e})")))?;
@@ -367,7 +372,7 @@ fn check_credentials(credentials: &BTreeMap<String, Secret>) -> Result<()> {
 }
 
 /// Makes a root file system removable: systems of NixOS make their `/var/empty` immutable, where they may.
-fn make_removable(roots: &Folder, name: &ContainerName) -> Result<()> {
+fn make_removable(roots: &Directory, name: &ContainerName) -> Result<()> {
     let Some(var) = roots
         .open(name.as_str())?
         .and_then(|root| root.open("var").ok().flatten())
@@ -395,7 +400,7 @@ fn make_removable(roots: &Folder, name: &ContainerName) -> Result<()> {
 }
 
 /// Makes what the start script of NixOS's containers makes, so that systemd-nspawn takes it for a system.
-fn make_root_file_system(roots: &Folder, name: &ContainerName) -> Result<()> {
+fn make_root_file_system(roots: &Directory, name: &ContainerName) -> Result<()> {
     let root = roots.make_if_missing(name.as_str(), 0o755)?;
     let etc = root.make_if_missing("etc", 0o755)?;
     etc.touch("os-release", 0o644)?;

@@ -5,37 +5,37 @@ use leaf_core::id::ContainerName;
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::files::Folder;
+use crate::files::Directory;
 use crate::{Helper, network};
 
 /// The mode of what the observers' group may read.
 pub(crate) const SHOWN: u32 = 0o640;
-/// The mode of folders that the observers' group may read.
+/// The mode of directories that the observers' group may read.
 pub(crate) const SHOWN_FOLDER: u32 = 0o750;
 
 impl Helper {
-    /// Opens the folder of what does not survive a reboot, and makes it where it is missing.
-    pub(crate) fn run_folder(&self, name: &ContainerName) -> Result<Folder> {
-        let all = Folder::make_root(&self.paths.run, SHOWN_FOLDER)?;
+    /// Opens the directory of what does not survive a reboot, and makes it where it is missing.
+    pub(crate) fn run_directory(&self, name: &ContainerName) -> Result<Directory> {
+        let all = Directory::make_root(&self.paths.run, SHOWN_FOLDER)?;
         let own = all.make(name.as_str(), SHOWN_FOLDER)?;
         self.show(&all)?;
         self.show(&own)?;
         Ok(own)
     }
 
-    /// Opens the folder of what survives a reboot, and makes it where it is missing.
-    pub(crate) fn state_folder(&self, name: &ContainerName) -> Result<Folder> {
-        let all = Folder::make_root(&self.paths.state, SHOWN_FOLDER)?;
+    /// Opens the directory of what survives a reboot, and makes it where it is missing.
+    pub(crate) fn state_directory(&self, name: &ContainerName) -> Result<Directory> {
+        let all = Directory::make_root(&self.paths.state, SHOWN_FOLDER)?;
         let own = all.make(name.as_str(), SHOWN_FOLDER)?;
         self.show(&all)?;
         self.show(&own)?;
         Ok(own)
     }
 
-    fn show(&self, folder: &Folder) -> Result<()> {
+    fn show(&self, directory: &Directory) -> Result<()> {
         self.settings
             .observers
-            .map_or(Ok(()), |group| folder.give_to_group(group))
+            .map_or(Ok(()), |group| directory.give_to_group(group))
     }
 
     /// Returns the spec of a container of this leaf.
@@ -43,7 +43,7 @@ impl Helper {
     /// # Errors
     /// [`Error::Refused`] where there is none, or it is somebody else's.
     pub(crate) fn owned_spec(&self, name: &ContainerName) -> Result<RunSpec> {
-        let confs = Folder::make_root(&self.paths.confs, 0o755)?;
+        let confs = Directory::make_root(&self.paths.confs, 0o755)?;
         let spec = match self.owns(&confs, name)? {
             true => self.spec(name)?,
             false => None,
@@ -58,7 +58,7 @@ impl Helper {
 
     /// Returns the spec of a container, if the container was created.
     pub(crate) fn spec(&self, name: &ContainerName) -> Result<Option<RunSpec>> {
-        let Some(all) = Folder::open_root(&self.paths.state)? else {
+        let Some(all) = Directory::open_root(&self.paths.state)? else {
             return Ok(None);
         };
         let Some(text) = all
@@ -95,9 +95,11 @@ impl Helper {
                 Err(e) => return Err(Error::io(format!("unmount {exported}"))(e)),
             }
         }
-        for folder in ["unix-export", "propagate"] {
-            if let Some(folder) = Folder::open_root(format!("/run/systemd/nspawn/{folder}").as_ref())? {
-                folder.remove_if_empty(name.as_str())?;
+        for directory in ["unix-export", "propagate"] {
+            if let Some(directory) =
+                Directory::open_root(format!("/run/systemd/nspawn/{directory}").as_ref())?
+            {
+                directory.remove_if_empty(name.as_str())?;
             }
         }
         self.expel(name).await

@@ -1,8 +1,8 @@
-//! What a container sees of its host: the folders of its binds, and the files of its secrets. Both must be in or below a
-//! folder that the settings allow, and no symbolic link is followed on the way there.
+//! What a container sees of its host: the directories of its binds, and the files of its secrets. Both must be in or below a
+//! directory that the settings allow, and no symbolic link is followed on the way there.
 //!
-//! What was checked is what is used: a bind is a mount of the very folder that was opened, and a secret is a copy, both in
-//! the container's run folder. So it does not help anybody to exchange a path meanwhile.
+//! What was checked is what is used: a bind is a mount of the very directory that was opened, and a secret is a copy, both in
+//! the container's run directory. So it does not help anybody to exchange a path meanwhile.
 
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
@@ -17,11 +17,11 @@ use leaf_core::spec::{Bind, ContainerOptions, Users};
 
 use crate::Helper;
 use crate::error::{Error, Result};
-use crate::files::Folder;
+use crate::files::Directory;
 
 /// The most bytes of one secret; systemd takes no more of all credentials together (systemd.exec(5)).
 const MAX_SECRET_BYTES: u64 = 1 << 20;
-/// Their folders in a container's run folder.
+/// Their directories in a container's run directory.
 const BINDS: &str = "binds";
 const SECRETS: &str = "secrets";
 
@@ -49,7 +49,7 @@ impl Helper {
     /// Makes a container's binds and secrets ready for its start. What was ready before is gone.
     pub(crate) fn prepare_inputs(&self, name: &ContainerName, options: &ContainerOptions) -> Result<Inputs> {
         self.release_inputs(name)?;
-        let run = self.run_folder(name)?;
+        let run = self.run_directory(name)?;
         let mut inputs = Inputs::default();
         if !options.binds.is_empty() {
             let binds = run.make(BINDS, 0o700)?;
@@ -93,14 +93,14 @@ impl Helper {
 
     /// Takes away what was made ready. It is no error if nothing was.
     pub(crate) fn release_inputs(&self, name: &ContainerName) -> Result<()> {
-        let Some(run) = Folder::open_root(&self.paths.run.join(name.as_str()))? else {
+        let Some(run) = Directory::open_root(&self.paths.run.join(name.as_str()))? else {
             return Ok(());
         };
         if let Some(binds) = run.open(BINDS)? {
             let unreadable = || Error::io(format!("read {}", binds.path().display()));
             for entry in std::fs::read_dir(binds.path()).map_err(unreadable())? {
                 let path = entry.map_err(unreadable())?.path();
-                // Never into a bind: what can't be unmounted stays, and its folder with it.
+                // Never into a bind: what can't be unmounted stays, and its directory with it.
                 while rustix::mount::unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).is_ok() {}
             }
             for entry in std::fs::read_dir(binds.path()).map_err(unreadable())? {
@@ -123,7 +123,7 @@ impl Helper {
         let (fd, kind) = open_allowed(&self.settings.bind_folders, &bind.source, "binds", "bind_folders")?;
         if !matches!(kind, FileType::Directory | FileType::RegularFile) {
             return Err(Error::Refused(format!(
-                "binds: {} is neither a folder nor a regular file",
+                "binds: {} is neither a directory nor a regular file",
                 bind.source
             )));
         }
@@ -133,7 +133,7 @@ impl Helper {
         if bind.writable && users != Users::Host && !maps_users(&fd)? {
             return Err(Error::Unsupported(format!(
                 "binds: {} can't be writable for a container with users of its own: its file system has no mapped \
-                 mounts; choose another folder, make it read-only, or set users to host",
+                 mounts; choose another directory, make it read-only, or set users to host",
                 bind.source
             )));
         }
@@ -161,21 +161,21 @@ impl Helper {
     }
 }
 
-/// Opens a path (only to be named, not read) in or below one of the allowed folders.
+/// Opens a path (only to be named, not read) in or below one of the allowed directories.
 fn open_allowed(allowed: &[PathBuf], path: &str, what: &str, setting: &str) -> Result<(OwnedFd, FileType)> {
     leaf_core::spec::check_path(what, path).map_err(Error::Refused)?;
     let inside = allowed
         .iter()
-        .filter_map(|folder| Some((folder, Path::new(path).strip_prefix(folder).ok()?)))
-        // The nearest one, where one allowed folder is below another.
-        .max_by_key(|(folder, _)| folder.components().count());
-    let Some((folder, rest)) = inside else {
+        .filter_map(|directory| Some((directory, Path::new(path).strip_prefix(directory).ok()?)))
+        // The nearest one, where one allowed directory is below another.
+        .max_by_key(|(directory, _)| directory.components().count());
+    let Some((directory, rest)) = inside else {
         let list: Vec<_> = allowed
             .iter()
-            .map(|folder| folder.display().to_string())
+            .map(|directory| directory.display().to_string())
             .collect();
         return Err(Error::Refused(format!(
-            "{what}: {path} is not in a folder that this leaf allows ({}); see its setting {setting}",
+            "{what}: {path} is not in a directory that this leaf allows ({}); see its setting {setting}",
             if list.is_empty() {
                 "none".to_owned()
             } else {
@@ -184,10 +184,16 @@ fn open_allowed(allowed: &[PathBuf], path: &str, what: &str, setting: &str) -> R
         )));
     };
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let root =
-        rustix::fs::openat(rustix::fs::CWD, folder, flags | OFlags::DIRECTORY, Mode::empty()).map_err(
-            Error::io(format!("{what}: open the allowed folder {}", folder.display())),
-        )?;
+    let root = rustix::fs::openat(
+        rustix::fs::CWD,
+        directory,
+        flags | OFlags::DIRECTORY,
+        Mode::empty(),
+    )
+    .map_err(Error::io(format!(
+        "{what}: open the allowed directory {}",
+        directory.display()
+    )))?;
     // One name at a time, none of them `..` and none through a link: so it can't lead out. (openat2(2) could do it at
     // once, and is closed to a service that may make no setuid programs.)
     let mut fd = root;
@@ -217,16 +223,16 @@ fn look(fd: &OwnedFd, what: &str, path: &str) -> Result<rustix::fs::Stat> {
     rustix::fs::fstat(fd).map_err(Error::io(format!("{what}: look at {path}")))
 }
 
-/// Mounts what was opened in a folder, without the mounts below it.
-fn pin(source: &OwnedFd, folder: &Folder, name: &str) -> rustix::io::Result<()> {
+/// Mounts what was opened in a directory, without the mounts below it.
+fn pin(source: &OwnedFd, directory: &Directory, name: &str) -> rustix::io::Result<()> {
     let clone =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = rustix::mount::open_tree(source, "", clone)?;
     let empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    rustix::mount::move_mount(&tree, "", folder.as_fd(), name, empty)
+    rustix::mount::move_mount(&tree, "", directory.as_fd(), name, empty)
 }
 
-/// Checks that a container's root can be given a folder or file of the host for its own: systemd-nspawn maps one number,
+/// Checks that a container's root can be given a directory or file of the host for its own: systemd-nspawn maps one number,
 /// for the user as for the group (`rootidmap`), and in what belongs to an unmapped group nobody can write.
 fn check_owner(fd: &OwnedFd, source: &str) -> Result<()> {
     let stat = look(fd, "binds", source)?;
@@ -251,11 +257,11 @@ pub(crate) fn maps_users(fd: impl std::os::fd::AsFd) -> Result<bool> {
     Ok([EXT, XFS, BTRFS, F2FS].contains(&kind))
 }
 
-/// The names of the credentials in a folder, sorted.
-fn credentials(folder: &Path) -> Result<Vec<String>> {
-    let failed = || Error::io(format!("read {}", folder.display()));
+/// The names of the credentials in a directory, sorted.
+fn credentials(directory: &Path) -> Result<Vec<String>> {
+    let failed = || Error::io(format!("read {}", directory.display()));
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(failed())? {
+    for entry in std::fs::read_dir(directory).map_err(failed())? {
         let file = entry.map_err(failed())?.file_name();
         // A half-written one of a crash begins with a dot.
         if let Some(file) = file.to_str().filter(|file| !file.starts_with('.')) {
@@ -271,11 +277,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_below_an_allowed_folder_is_opened_and_no_link_is_followed() {
-        let place = tempfile::tempdir().expect("a folder");
+    fn only_what_is_below_an_allowed_directory_is_opened_and_no_link_is_followed() {
+        let place = tempfile::tempdir().expect("a directory");
         let at = |name: &str| place.path().join(name);
-        for folder in ["allowed/inner", "allowed2", "other"] {
-            std::fs::create_dir_all(at(folder)).expect("a folder");
+        for directory in ["allowed/inner", "allowed2", "other"] {
+            std::fs::create_dir_all(at(directory)).expect("a directory");
         }
         std::fs::write(at("allowed/inner/file"), "x").expect("a file");
         std::fs::write(at("other/secret"), "x").expect("a file");
@@ -294,8 +300,8 @@ mod tests {
         assert_eq!(open("allowed").expect("itself"), FileType::Directory);
         assert_eq!(open("allowed/inner/file").expect("a file"), FileType::RegularFile);
         for (bad, says) in [
-            ("other/secret", "not in a folder that this leaf allows"),
-            ("allowed2", "not in a folder that this leaf allows"),
+            ("other/secret", "not in a directory that this leaf allows"),
+            ("allowed2", "not in a directory that this leaf allows"),
             ("allowed/out/secret", "symbolic link"),
             ("allowed/out", "symbolic link"),
             ("allowed/in/file", "symbolic link"),

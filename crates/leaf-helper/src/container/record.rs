@@ -11,7 +11,7 @@ use leaf_host::contract::HostPaths;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::files::Folder;
+use crate::files::Directory;
 use crate::{Helper, Settings};
 
 /// The file's name; no container can be called so.
@@ -69,11 +69,11 @@ impl Helper {
         };
         let bytes = serde_json::to_vec_pretty(&record)
             .map_err(|e| Error::Refused(format!("a path of the settings is not UTF-8: {e}")))?;
-        let folder = Folder::make_root(&self.paths.state, crate::container::directories::SHOWN_FOLDER)?;
-        if folder.read(FILE)?.is_some_and(|text| text.as_bytes() == bytes) {
+        let directory = Directory::make_root(&self.paths.state, crate::container::directories::SHOWN_FOLDER)?;
+        if directory.read(FILE)?.is_some_and(|text| text.as_bytes() == bytes) {
             return Ok(());
         }
-        folder.write(FILE, &bytes, 0o600)
+        directory.write(FILE, &bytes, 0o600)
     }
 
     /// Returns the helper that a record tells of.
@@ -122,10 +122,10 @@ mod tests {
         if !rustix::process::geteuid().is_root() {
             return;
         }
-        let folder = tempfile::tempdir().expect("a folder");
+        let directory = tempfile::tempdir().expect("a directory");
         let leaf = LeafName::new("edge").expect("a leaf");
         let paths = HostPaths {
-            state: folder.path().join("state"),
+            state: directory.path().join("state"),
             ..HostPaths::new(&leaf)
         };
         let settings = Settings {

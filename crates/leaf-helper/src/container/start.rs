@@ -7,14 +7,14 @@ use leaf_core::id::ContainerName;
 
 use crate::Helper;
 use crate::error::Result;
-use crate::files::Folder;
+use crate::files::Directory;
 use crate::systemd::start::WANTED;
 
 impl Helper {
     /// Starts a container and returns when it is ready. It stays when this process ends.
     pub(crate) async fn start(&self, name: &ContainerName, limit: Duration) -> Result<()> {
         let spec = self.owned_spec(name)?;
-        self.state_folder(name)?.touch(WANTED, 0o600)?;
+        self.state_directory(name)?.touch(WANTED, 0o600)?;
         match self.settings.runtime {
             Runtime::Systemd => self.start_unit(&spec, limit).await,
             Runtime::Nspawn => self.start_supervised(&spec, limit).await,
@@ -23,14 +23,14 @@ impl Helper {
 
     /// Stops a container: a word to its init, a grace time, then the end of its cgroup.
     pub(crate) async fn stop(&self, name: &ContainerName, grace: Duration) -> Result<()> {
-        let confs = Folder::make_root(&self.paths.confs, 0o755)?;
+        let confs = Directory::make_root(&self.paths.confs, 0o755)?;
         let owned = self.owns(&confs, name)?;
         let spec = self.spec(name)?;
         if !owned && spec.is_none() {
             return Ok(());
         }
         if spec.is_some() {
-            self.state_folder(name)?.remove_file(WANTED)?;
+            self.state_directory(name)?.remove_file(WANTED)?;
         }
         match self.settings.runtime {
             Runtime::Systemd => self.end_unit(name, grace).await,
@@ -43,7 +43,7 @@ impl Helper {
         let spec = self.owned_spec(name)?;
         match self.settings.runtime {
             Runtime::Systemd => {
-                self.state_folder(name)?.touch(WANTED, 0o600)?;
+                self.state_directory(name)?.touch(WANTED, 0o600)?;
                 self.update_unit(&spec, limit, grace).await
             }
             // Nobody there can switch one inside.

@@ -6,11 +6,11 @@ use leaf_host::contract::RunStatus;
 use crate::Helper;
 use crate::container::directories::SHOWN;
 use crate::error::{Error, Result};
-use crate::files::Folder;
+use crate::files::Directory;
 
 impl Helper {
     /// Returns the state of a container's last run, if it was run since the host was started.
-    pub(crate) fn status(&self, run: &Folder) -> Result<Option<RunStatus>> {
+    pub(crate) fn status(&self, run: &Directory) -> Result<Option<RunStatus>> {
         run.read("status.json")?
             .map(|text| {
                 serde_json::from_str(&text).map_err(|e| {
@@ -39,7 +39,7 @@ pub(crate) fn fresh_status() -> RunStatus {
 }
 
 /// Writes the state of a run into the container's run directory.
-pub(crate) fn write_status(run: &Folder, status: &RunStatus) -> Result<()> {
+pub(crate) fn write_status(run: &Directory, status: &RunStatus) -> Result<()> {
     let text = serde_json::to_vec(status).expect("a status has text keys and no failing parts");
     run.write("status.json", &text, SHOWN)
 }

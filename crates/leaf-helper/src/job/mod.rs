@@ -1,6 +1,6 @@
 //! Nix jobs as another user: each in a transient unit of its own, `leaf-job-ID.service`.
 //!
-//! leafd writes a job's order into the job's folder; what is run, by whom and in which sandbox is fixed here. A job may
+//! leafd writes a job's order into the job's directory; what is run, by whom and in which sandbox is fixed here. A job may
 //! reach the daemon of Nix and the network, but neither leafd's files, nor the helper's socket, nor other jobs.
 
 use std::net::Ipv4Addr;
@@ -16,7 +16,7 @@ use rustix::process::Signal;
 use tokio::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::files::Folder;
+use crate::files::Directory;
 
 /// How long a job's program may take until it works.
 const BEGINS_WITHIN: Duration = Duration::from_secs(60);
@@ -28,9 +28,9 @@ const MAX_TASKS: u64 = 4096;
 /// What jobs are run with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Jobs {
-    /// Where each job has its folder, by its id.
-    pub folder: PathBuf,
-    /// The user that makes the folders: leafd's.
+    /// Where each job has its directory, by its id.
+    pub directory: PathBuf,
+    /// The user that makes the directories: leafd's.
     pub owner: u32,
     /// The user that runs the jobs.
     pub user: String,
@@ -40,7 +40,7 @@ pub struct Jobs {
     pub path: String,
     /// The addresses of the leaf and its containers, which jobs have no business with.
     pub pool: AddressPool,
-    /// Folders that jobs must not see.
+    /// Directories that jobs must not see.
     pub hidden: Vec<PathBuf>,
 }
 
@@ -58,9 +58,9 @@ impl Jobs {
         }
     }
 
-    /// Opens a job's folder, if it is there, and is what leafd made.
-    fn open(&self, id: JobId) -> Result<Option<Folder>> {
-        let Some(all) = Folder::open_root(&self.folder)? else {
+    /// Opens a job's directory, if it is there, and is what leafd made.
+    fn open(&self, id: JobId) -> Result<Option<Directory>> {
+        let Some(all) = Directory::open_root(&self.directory)? else {
             return Ok(None);
         };
         let Some(own) = all.open(&id.to_string())? else {
@@ -78,13 +78,13 @@ impl Jobs {
     }
 
     async fn start(&self, systemd: &Systemd, id: JobId) -> Result<()> {
-        let folder = self
+        let directory = self
             .open(id)?
-            .ok_or_else(|| Error::Refused(format!("{}/{id} is not there", self.folder.display())))?;
-        if folder.read("order.json")?.is_none() {
+            .ok_or_else(|| Error::Refused(format!("{}/{id} is not there", self.directory.display())))?;
+        if directory.read("order.json")?.is_none() {
             return Err(Error::Refused(format!(
                 "{} has no order.json",
-                folder.path().display()
+                directory.path().display()
             )));
         }
         let unit = job_unit(id);
@@ -122,7 +122,7 @@ impl Jobs {
         if is_up(systemd, &job_unit(id)).await? {
             return Err(Error::Failed("it runs; stop it first".to_owned()));
         }
-        match Folder::open_root(&self.folder)? {
+        match Directory::open_root(&self.directory)? {
             Some(all) => all.remove_tree(&id.to_string()),
             None => Ok(()),
         }
@@ -130,10 +130,10 @@ impl Jobs {
 
     /// The unit of a job (systemd.service(5), systemd.exec(5); org.freedesktop.systemd1(5) has their types).
     fn properties(&self, id: JobId) -> Vec<(String, OwnedVariant)> {
-        let folder = self.folder.join(id.to_string());
-        let folder = text(&folder);
+        let directory = self.directory.join(id.to_string());
+        let directory = text(&directory);
         let program = text(&self.program);
-        let command = vec![program.clone(), "nix-job".to_owned(), folder.clone()];
+        let command = vec![program.clone(), "nix-job".to_owned(), directory.clone()];
         let yes = |name: &str| transient_property(name, true);
         let mut properties = vec![
             transient_property("Description", format!("Nix job {id} of a leaf")),
@@ -142,12 +142,12 @@ impl Jobs {
             transient_property("ExecStart", vec![(program, command, false)]),
             transient_property("User", self.user.clone()),
             transient_property("Group", self.user.clone()),
-            transient_property("WorkingDirectory", folder.clone()),
+            transient_property("WorkingDirectory", directory.clone()),
             transient_property(
                 "Environment",
                 vec![
                     format!("PATH={}", self.path),
-                    format!("HOME={folder}/home"),
+                    format!("HOME={directory}/home"),
                     "NIX_REMOTE=daemon".to_owned(),
                     "LANG=C.UTF-8".to_owned(),
                 ],
@@ -164,13 +164,13 @@ impl Jobs {
             transient_property("ProtectSystem", "strict".to_owned()),
             transient_property("ProtectHome", "yes".to_owned()),
             transient_property("ProtectProc", "invisible".to_owned()),
-            transient_property("ReadWritePaths", vec![folder.clone()]),
-            // Of all jobs only this one's folder is there.
+            transient_property("ReadWritePaths", vec![directory.clone()]),
+            // Of all jobs only this one's directory is there.
             transient_property(
                 "TemporaryFileSystem",
-                vec![(text(&self.folder), "ro,mode=0755".to_owned())],
+                vec![(text(&self.directory), "ro,mode=0755".to_owned())],
             ),
-            transient_property("BindPaths", vec![(folder.clone(), folder, false, 0_u64)]),
+            transient_property("BindPaths", vec![(directory.clone(), directory, false, 0_u64)]),
             transient_property(
                 "InaccessiblePaths",
                 self.hidden

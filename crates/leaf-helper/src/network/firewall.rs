@@ -20,7 +20,7 @@
 //!
 //! The elements of a container are in the sets before its first process runs ([`Helper::admit`]), are replaced in one
 //! transaction when its spec changes ([`Helper::renew`]) and are taken out when it has ended ([`Helper::expel`]); which
-//! ones they are stands in its run folder. What the rules are made of stands in the leaf's state folder, so a container that
+//! ones they are stands in its run directory. What the rules are made of stands in the leaf's state directory, so a container that
 //! systemd starts at boot has them before `leafd` is up, and nothing is taken away when `leafd` ends. If the rules are
 //! gone (somebody flushed all of nftables), the next start or [`Helper::prepare_network`] makes them anew for all.
 
@@ -41,16 +41,16 @@ use leaf_core::spec::{Opening, Protocol};
 
 use crate::container::directories::SHOWN_FOLDER;
 use crate::error::{Error, Result};
-use crate::files::Folder;
+use crate::files::Directory;
 use crate::{Helper, lock, network};
 
 use elements::Elements;
 
-/// What the rules are made of, in the leaf's state folder.
+/// What the rules are made of, in the leaf's state directory.
 const PREPARED: &str = "network.json";
-/// Held while the rules are changed, in the leaf's state folder.
+/// Held while the rules are changed, in the leaf's state directory.
 const LOCK: &str = "network.lock";
-/// The elements that a container has in the rules, in its run folder.
+/// The elements that a container has in the rules, in its run directory.
 const ADMITTED: &str = "network.json";
 
 /// What `PrepareNetwork` said last.
@@ -111,7 +111,7 @@ impl Helper {
         };
         let script = rules::replace(&self.leaf, name, &elements, &Elements::new());
         let tried = nft::run(&self.settings.nft, &script).await;
-        self.run_folder(name)?.remove_file(ADMITTED)?;
+        self.run_directory(name)?.remove_file(ADMITTED)?;
         match (tried, self.prepared(&lock.state)?) {
             (Ok(()), _) => Ok(()),
             // They are gone, or not as they were left: made anew, without this one.
@@ -124,7 +124,7 @@ impl Helper {
     pub(crate) async fn check_openings(&self, spec: &RunSpec) -> Result<()> {
         let wanted = ingress(spec);
         if !wanted.is_empty() {
-            let state = Folder::make_root(&self.paths.state, SHOWN_FOLDER)?;
+            let state = Directory::make_root(&self.paths.state, SHOWN_FOLDER)?;
             if let Some(prepared) = self.prepared(&state)?
                 && wanted.contains(&(Protocol::Tcp, prepared.nats_port))
             {
@@ -155,7 +155,7 @@ impl Helper {
 
     /// Replaces the elements of one container. The record of them covers what there may be at any moment.
     async fn set_elements(&self, lock: &Lock, name: &ContainerName, new: Elements) -> Result<()> {
-        let run = self.run_folder(name)?;
+        let run = self.run_directory(name)?;
         let old = self.admitted(name)?.unwrap_or_default();
         let both: Elements = old.union(&new).cloned().collect();
         run.write(ADMITTED, &json(&both), 0o600)?;
@@ -212,7 +212,8 @@ impl Helper {
             .await
             .map_err(nft::Failure::of_new_rules)?;
         for (name, elements) in all {
-            self.run_folder(&name)?.write(ADMITTED, &json(&elements), 0o600)?;
+            self.run_directory(&name)?
+                .write(ADMITTED, &json(&elements), 0o600)?;
         }
         Ok(())
     }
@@ -224,7 +225,7 @@ impl Helper {
 
     /// The elements that a container may have in the rules; nothing if it takes no part.
     fn admitted(&self, name: &ContainerName) -> Result<Option<Elements>> {
-        let Some(all) = Folder::open_root(&self.paths.run)? else {
+        let Some(all) = Directory::open_root(&self.paths.run)? else {
             return Ok(None);
         };
         let Some(own) = all.open(name.as_str())? else {
@@ -233,7 +234,7 @@ impl Helper {
         read_json(&own, ADMITTED)
     }
 
-    fn prepared(&self, state: &Folder) -> Result<Option<Prepared>> {
+    fn prepared(&self, state: &Directory) -> Result<Option<Prepared>> {
         let prepared: Option<Prepared> = read_json(state, PREPARED)?;
         if let Some(prepared) = &prepared {
             self.check_address(prepared.leaf_address)?;
@@ -243,7 +244,7 @@ impl Helper {
 
     /// The specs of all containers of the leaf; one that can't be read is left out.
     fn specs(&self) -> Result<BTreeMap<ContainerName, RunSpec>> {
-        let Some(all) = Folder::open_root(&self.paths.state)? else {
+        let Some(all) = Directory::open_root(&self.paths.state)? else {
             return Ok(BTreeMap::new());
         };
         let failed = || Error::io(format!("read {}", all.path().display()));
@@ -268,16 +269,16 @@ impl Helper {
     }
 
     async fn lock_network(&self) -> Result<Lock> {
-        let state = Folder::make_root(&self.paths.state, SHOWN_FOLDER)?;
+        let state = Directory::make_root(&self.paths.state, SHOWN_FOLDER)?;
         let file = lock::hold(&state, LOCK).await?;
         Ok(Lock { state, _file: file })
     }
 }
 
-/// The right to change the rules, and the leaf's state folder.
+/// The right to change the rules, and the leaf's state directory.
 #[derive(Debug)]
 struct Lock {
-    state: Folder,
+    state: Directory,
     _file: File,
 }
 
@@ -296,15 +297,15 @@ fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("these types have no maps and no failing parts")
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(folder: &Folder, file: &str) -> Result<Option<T>> {
-    let Some(text) = folder.read(file)? else {
+fn read_json<T: serde::de::DeserializeOwned>(directory: &Directory, file: &str) -> Result<Option<T>> {
+    let Some(text) = directory.read(file)? else {
         return Ok(None);
     };
     let parsed = serde_json::from_str(&text);
     parsed.map(Some).map_err(|e| {
         Error::Failed(format!(
             "{}/{file} can't be understood ({e}); remove it",
-            folder.path().display()
+            directory.path().display()
         ))
     })
 }

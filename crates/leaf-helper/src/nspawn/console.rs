@@ -7,7 +7,7 @@ use std::io::Write as _;
 use rustix::fs::{Mode, OFlags};
 
 use crate::error::{Error, Result};
-use crate::files::Folder;
+use crate::files::Directory;
 
 /// The most that one of the two files holds.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -18,7 +18,7 @@ const TAIL_LINE_BYTES: usize = 500;
 /// What a container prints, as it is written down.
 #[derive(Debug)]
 pub(crate) struct Console {
-    folder: Folder,
+    directory: Directory,
     file: File,
     written: u64,
     max_file_bytes: u64,
@@ -27,9 +27,9 @@ pub(crate) struct Console {
 }
 
 impl Console {
-    /// Opens the log in a container's folder, after what is there.
-    pub(crate) fn open(folder: Folder, group: Option<u32>) -> Result<Self> {
-        let file = open(&folder)?;
+    /// Opens the log in a container's directory, after what is there.
+    pub(crate) fn open(directory: Directory, group: Option<u32>) -> Result<Self> {
+        let file = open(&directory)?;
         if let Some(group) = group {
             rustix::fs::fchown(&file, None, Some(rustix::fs::Gid::from_raw(group)))
                 .map_err(Error::io("set the group of the console log"))?;
@@ -39,7 +39,7 @@ impl Console {
             .map_err(Error::io("look at the console log"))?
             .len();
         Ok(Self {
-            folder,
+            directory,
             file,
             written,
             max_file_bytes: MAX_FILE_BYTES,
@@ -88,19 +88,19 @@ impl Console {
     }
 
     fn rotate(&mut self) -> Result<()> {
-        self.folder.rename("log", "log.1")?;
-        self.file = open(&self.folder)?;
+        self.directory.rename("log", "log.1")?;
+        self.file = open(&self.directory)?;
         self.written = 0;
         Ok(())
     }
 }
 
-fn open(folder: &Folder) -> Result<File> {
+fn open(directory: &Directory) -> Result<File> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let failed = || Error::io(format!("open {}/log", folder.path().display()));
+    let failed = || Error::io(format!("open {}/log", directory.path().display()));
     let mode = Mode::from_raw_mode(crate::container::directories::SHOWN);
-    let log = rustix::fs::openat(folder.as_fd(), "log", flags, mode).map_err(failed())?;
-    folder.show(&log).map_err(failed())?;
+    let log = rustix::fs::openat(directory.as_fd(), "log", flags, mode).map_err(failed())?;
+    directory.show(&log).map_err(failed())?;
     Ok(File::from(log))
 }
 
@@ -110,9 +110,9 @@ mod tests {
 
     #[test]
     fn the_log_is_bounded_and_the_last_lines_are_at_hand() {
-        let place = tempfile::tempdir().expect("a folder");
-        let folder = Folder::make_root(place.path(), 0o755).expect("a folder");
-        let mut console = Console::open(folder, None).expect("a log");
+        let place = tempfile::tempdir().expect("a directory");
+        let directory = Directory::make_root(place.path(), 0o755).expect("a directory");
+        let mut console = Console::open(directory, None).expect("a log");
         console.max_file_bytes = 1000;
         for n in 0..500 {
             console

@@ -60,7 +60,7 @@ impl Helper {
     }
 
     fn lock_file(&self, name: &ContainerName, access: OFlags) -> Result<File> {
-        let run = self.run_folder(name)?;
+        let run = self.run_directory(name)?;
         let flags = access | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let failed = || Error::io(format!("open {}", self.paths.lock(name).display()));
         let lock =

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::container::create::check_toplevel;
 use crate::error::{Error, Result};
-use crate::files::Folder;
+use crate::files::Directory;
 use crate::nspawn::cgroup::SupervisedCgroup;
 use crate::{Helper, nspawn};
 
@@ -32,7 +32,7 @@ impl Helper {
         check_toplevel(&spec.toplevel)?;
         self.check_inputs(&spec.options)?;
         self.keep_record()?;
-        let run = self.run_folder(name)?;
+        let run = self.run_directory(name)?;
         let mut child = None;
         if !self.is_supervised(name)? {
             // What the last one said is no answer to this start.
@@ -80,7 +80,7 @@ impl Helper {
     }
 
     /// Ends a container that was not ready in time, and returns why it was not.
-    async fn end_unready(&self, name: &ContainerName, run: &Folder, limit: Duration) -> Error {
+    async fn end_unready(&self, name: &ContainerName, run: &Directory, limit: Duration) -> Error {
         let ended = async {
             self.end_by_force(name).await?;
             self.sweep(name).await?;
@@ -129,7 +129,7 @@ impl Helper {
     }
 
     fn ask_to_halt(&self, name: &ContainerName) -> Result<()> {
-        let status = self.status(&self.run_folder(name)?)?;
+        let status = self.status(&self.run_directory(name)?)?;
         let init = status.and_then(|status| status.leader_pid);
         let init = init.ok_or_else(|| Error::Failed("it has no first process yet".into()))?;
         let group = SupervisedCgroup::of(&self.leaf, name)?;
@@ -173,10 +173,10 @@ impl Helper {
     }
 
     fn supervisor_log(&self, name: &ContainerName, flags: OFlags) -> Result<File> {
-        let folder = self.state_folder(name)?;
+        let directory = self.state_directory(name)?;
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         rustix::fs::openat(
-            folder.as_fd(),
+            directory.as_fd(),
             "supervisor.log",
             flags,
             Mode::from_raw_mode(0o600),
@@ -184,7 +184,7 @@ impl Helper {
         .map(File::from)
         .map_err(Error::io(format!(
             "open {}/supervisor.log",
-            folder.path().display()
+            directory.path().display()
         )))
     }
 

@@ -19,7 +19,7 @@ use leaf_host::contract::RunStatus;
 use crate::container::create::check_toplevel;
 use crate::container::status::{fresh_status, write_status};
 use crate::error::{Error, Result};
-use crate::files::Folder;
+use crate::files::Directory;
 use crate::nspawn::Wiring;
 use crate::nspawn::cgroup::SupervisedCgroup;
 use crate::nspawn::console::Console;
@@ -31,7 +31,7 @@ pub(crate) async fn supervise(helper: &Helper, name: &ContainerName) -> Result<E
     helper.check_host()?;
     // It fails where this is a session of its own already.
     let _ = rustix::process::setsid();
-    let run = helper.run_folder(name)?;
+    let run = helper.run_directory(name)?;
     let Some(lock) = helper.acquire(name).await? else {
         return Err(Error::Failed("another supervisor holds it".into()));
     };
@@ -56,7 +56,7 @@ pub(crate) async fn supervise(helper: &Helper, name: &ContainerName) -> Result<E
 
 struct Supervisor<'a> {
     helper: &'a Helper,
-    run: Folder,
+    run: Directory,
     /// Held until this process ends.
     _lock: RunLock,
     status: RunStatus,
@@ -90,7 +90,7 @@ impl Supervisor<'_> {
         let helper = self.helper;
         network::make_link(&spec.name, spec.network).await?;
         helper.admit(&spec.name).await?;
-        let mut console = Console::open(helper.state_folder(&spec.name)?, helper.settings.observers)?;
+        let mut console = Console::open(helper.state_directory(&spec.name)?, helper.settings.observers)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(Error::io("watch for SIGTERM"))?;
         let notify = self.bind_notify()?;
         let (reader, writer) = std::io::pipe().map_err(Error::io("make a pipe"))?;

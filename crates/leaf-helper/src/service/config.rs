@@ -36,10 +36,10 @@ struct File {
     nspawn: Option<PathBuf>,
     /// `nft`, if not the one on `PATH`.
     nft: Option<PathBuf>,
-    /// The folders that a container's binds may be in or below; none if not given.
+    /// The directories that a container's binds may be in or below; none if not given.
     #[serde(default)]
     bind_folders: Vec<PathBuf>,
-    /// The folders that the files of a container's secrets may be in or below; none if not given.
+    /// The directories that the files of a container's secrets may be in or below; none if not given.
     #[serde(default)]
     secret_folders: Vec<PathBuf>,
     /// Ends when nobody called for so many seconds; a new call starts it again. 0 never ends it.
@@ -58,13 +58,14 @@ struct File {
 struct JobsOf {
     /// The user that runs them; there are none where it is not there.
     user: String,
-    /// Where each has its folder.
-    folder: PathBuf,
+    /// Where each has its directory.
+    #[serde(rename = "folder")]
+    directory: PathBuf,
     /// `leafd`; beside this program if not given.
     program: Option<PathBuf>,
     /// Where they find programs.
     path: String,
-    /// Folders that they must not see: leafd's own, above all.
+    /// Directories that they must not see: leafd's own, above all.
     hidden: Vec<PathBuf>,
 }
 
@@ -72,7 +73,7 @@ impl Default for JobsOf {
     fn default() -> Self {
         Self {
             user: "leaf-job".to_owned(),
-            folder: JOBS_DIRECTORY.into(),
+            directory: JOBS_DIRECTORY.into(),
             program: None,
             path: "/run/current-system/sw/bin:/usr/local/bin:/usr/bin:/bin".to_owned(),
             hidden: [
@@ -119,10 +120,10 @@ pub enum ConfigError {
         /// What the system says.
         source: std::io::Error,
     },
-    /// Somebody else than root may write to a file or a folder that the helper relies on.
+    /// Somebody else than root may write to a file or a directory that the helper relies on.
     #[error("{} {why}: whoever may write there could make the helper do as they like", path.display())]
     NotRoots {
-        /// The file or folder.
+        /// The file or directory.
         path: PathBuf,
         /// What is wrong with it.
         why: String,
@@ -206,14 +207,14 @@ pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
         state: file.paths.state.unwrap_or(usual.state),
         run: file.paths.run.unwrap_or(usual.run),
     };
-    for folder in [
+    for directory in [
         &paths.roots,
         &paths.confs,
         &paths.gc_roots,
         &paths.state,
         &paths.run,
     ] {
-        check_roots(folder)?;
+        check_roots(directory)?;
     }
     let itself = std::env::current_exe().map_err(ConfigError::Itself)?;
     let beside = |name: &str| itself.with_file_name(name);
@@ -221,7 +222,7 @@ pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
     let jobs = Jobs {
         owner: client.user,
         program: file.jobs.program.unwrap_or_else(|| beside("leafd")),
-        folder: file.jobs.folder,
+        directory: file.jobs.directory,
         user: file.jobs.user,
         path: file.jobs.path,
         pool: file.address_pool,
@@ -229,7 +230,7 @@ pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
     };
     check_roots(&leaf_init)?;
     check_roots(&jobs.program)?;
-    if let Some(above) = jobs.folder.parent() {
+    if let Some(above) = jobs.directory.parent() {
         check_roots(above)?;
     }
     let jobs = accounts::user(&jobs.user).is_ok().then_some(jobs);
@@ -251,7 +252,7 @@ pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
     Ok((Helper::new(leaf, paths, settings), serving))
 }
 
-/// Checks that nobody but root can exchange this file or folder: it, where it is there, and every folder above it is
+/// Checks that nobody but root can exchange this file or directory: it, where it is there, and every directory above it is
 /// root's, and nobody else may write to it (or only to what is theirs, as in `/tmp`).
 fn check_roots(path: &Path) -> Result<(), ConfigError> {
     let not_roots = |path: &Path, why: &str| ConfigError::NotRoots {

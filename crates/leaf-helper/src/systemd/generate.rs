@@ -1,7 +1,7 @@
 //! The units of a boot: a systemd generator (systemd.generator(7)) makes those of all containers from what is kept of
 //! them, so that one that is wanted with the host starts before `leafd` does, and whether that does or not.
 //!
-//! It runs before any service, in a process that may only read files and write into the folder it is given.
+//! It runs before any service, in a process that may only read files and write into the directory it is given.
 
 use std::path::Path;
 
@@ -20,15 +20,15 @@ const LEAVES: &str = "/var/lib/cim-leaf-containers";
 const TARGET: &str = "machines.target";
 const BOOT: &str = "multi-user.target";
 
-/// Writes the units of all containers of all leaves into a generator's folder. What can't be used is left out, and told.
+/// Writes the units of all containers of all leaves into a generator's directory. What can't be used is left out, and told.
 ///
 /// # Errors
 /// What could not be written.
-pub(crate) fn generate(folder: &Path) -> Result<()> {
-    generate_from(Path::new(LEAVES), folder)
+pub(crate) fn generate(directory: &Path) -> Result<()> {
+    generate_from(Path::new(LEAVES), directory)
 }
 
-fn generate_from(leaves: &Path, folder: &Path) -> Result<()> {
+fn generate_from(leaves: &Path, directory: &Path) -> Result<()> {
     let entries = match std::fs::read_dir(leaves) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         other => other.map_err(Error::io(format!("read {}", leaves.display())))?,
@@ -38,7 +38,7 @@ fn generate_from(leaves: &Path, folder: &Path) -> Result<()> {
         if !file.exists() {
             continue;
         }
-        let made = Helper::recorded(&file).and_then(|helper| helper.generate_units(folder));
+        let made = Helper::recorded(&file).and_then(|helper| helper.generate_units(directory));
         if let Err(e) = made {
             let error = leaf_core::error::chain(&e);
             tracing::error!(file = %file.display(), error, "the containers of a leaf are left out");
@@ -48,7 +48,7 @@ fn generate_from(leaves: &Path, folder: &Path) -> Result<()> {
 }
 
 impl Helper {
-    fn generate_units(&self, folder: &Path) -> Result<()> {
+    fn generate_units(&self, directory: &Path) -> Result<()> {
         if self.settings.runtime != Runtime::Systemd {
             return Ok(());
         }
@@ -61,24 +61,24 @@ impl Helper {
             if !entry.path().is_dir() {
                 continue;
             }
-            if let Err(e) = self.generate_unit(&name, folder) {
+            if let Err(e) = self.generate_unit(&name, directory) {
                 tracing::error!(container = %name, error = leaf_core::error::chain(&e), "is left out");
             }
         }
         Ok(())
     }
 
-    fn generate_unit(&self, name: &ContainerName, folder: &Path) -> Result<()> {
+    fn generate_unit(&self, name: &ContainerName, directory: &Path) -> Result<()> {
         let Some(spec) = self.spec(name)? else {
             return Ok(());
         };
         let unit = Runtime::unit(name);
-        write(&folder.join(&unit), &self.unit_text(&spec)?)?;
+        write(&directory.join(&unit), &self.unit_text(&spec)?)?;
         let wanted = self.paths.state.join(name.as_str()).join(WANTED).exists();
         if wanted && spec.options.autostart == Autostart::WithHost {
-            want(folder, TARGET, &unit)?;
+            want(directory, TARGET, &unit)?;
             // Debian ships the target, and does not enable it.
-            want(folder, BOOT, TARGET)?;
+            want(directory, BOOT, TARGET)?;
         }
         Ok(())
     }
@@ -89,8 +89,8 @@ fn write(file: &Path, text: &str) -> Result<()> {
 }
 
 /// Has a target start a unit: by a link whose name counts, and not where it leads (systemd.unit(5)).
-fn want(folder: &Path, target: &str, unit: &str) -> Result<()> {
-    let wants = folder.join(format!("{target}.wants"));
+fn want(directory: &Path, target: &str, unit: &str) -> Result<()> {
+    let wants = directory.join(format!("{target}.wants"));
     std::fs::create_dir_all(&wants).map_err(Error::io(format!("make {}", wants.display())))?;
     let link = wants.join(unit);
     match std::os::unix::fs::symlink(format!("../{unit}"), &link) {
@@ -116,7 +116,7 @@ mod tests {
         if !rustix::process::geteuid().is_root() {
             return;
         }
-        let place = tempfile::tempdir().expect("a folder");
+        let place = tempfile::tempdir().expect("a directory");
         let leaf = LeafName::new("edge").expect("a leaf");
         let state = place.path().join("leaves/edge");
         let helper = Helper::new(
@@ -154,18 +154,18 @@ mod tests {
                 network: AddressPool::default().link(number as u8 + 1),
                 options: serde_json::from_str(options).expect("options"),
             };
-            let folder = state.join(name);
-            std::fs::create_dir(&folder).expect("a folder");
+            let directory = state.join(name);
+            std::fs::create_dir(&directory).expect("a directory");
             let json = serde_json::to_string(&spec).expect("JSON");
-            std::fs::write(folder.join("spec.json"), json).expect("a spec");
+            std::fs::write(directory.join("spec.json"), json).expect("a spec");
             if wanted {
-                std::fs::write(folder.join(WANTED), "").expect("a mark");
+                std::fs::write(directory.join(WANTED), "").expect("a mark");
             }
         }
-        std::fs::create_dir(state.join("broken")).expect("a folder");
+        std::fs::create_dir(state.join("broken")).expect("a directory");
         std::fs::write(state.join("broken/spec.json"), "{").expect("half a spec");
         let out = place.path().join("normal");
-        std::fs::create_dir(&out).expect("a folder");
+        std::fs::create_dir(&out).expect("a directory");
         generate_from(&place.path().join("leaves"), &out).expect("made");
         for name in ["web", "db", "old"] {
             let text =
@@ -174,7 +174,7 @@ mod tests {
         }
         let wants = |target: &str| {
             let mut names: Vec<_> = std::fs::read_dir(out.join(format!("{target}.wants")))
-                .expect("a folder")
+                .expect("a directory")
                 .map(|entry| entry.expect("an entry").file_name())
                 .collect();
             names.sort();

@@ -22,7 +22,7 @@ use crate::Helper;
 use crate::container::create::{check_switch, check_toplevel};
 use crate::container::status::{fresh_status, write_status};
 use crate::error::{Error, Result};
-use crate::files::Folder;
+use crate::files::Directory;
 use crate::nspawn::{self, Nspawn, Wiring};
 use crate::systemd::payload::UnitCgroup;
 use crate::systemd::unit;
@@ -48,7 +48,7 @@ impl Helper {
         // First: a stop that comes now is to be noted as well.
         let terminate = signal(SignalKind::terminate()).map_err(Error::io("watch for SIGTERM"))?;
         self.check_host()?;
-        let run = self.run_folder(name)?;
+        let run = self.run_directory(name)?;
         let mut status = fresh_status();
         // What the last run said is no answer to this start.
         write_status(&run, &status)?;
@@ -70,7 +70,7 @@ impl Helper {
     async fn run_to_the_end(
         &self,
         name: &ContainerName,
-        run: &Folder,
+        run: &Directory,
         status: &mut RunStatus,
         mut terminate: signals::Signal,
     ) -> Result<Exit> {
@@ -108,7 +108,7 @@ impl Helper {
     async fn start_prepared_nspawn(
         &self,
         name: &ContainerName,
-        run: &Folder,
+        run: &Directory,
         status: &mut RunStatus,
     ) -> Result<Nspawn> {
         let spec = self.owned_spec(name)?;
@@ -135,7 +135,7 @@ impl Helper {
     async fn note_end(
         &self,
         name: &ContainerName,
-        run: &Folder,
+        run: &Directory,
         status: RunStatus,
         outcome: &Result<Exit>,
     ) -> Result<()> {
@@ -169,7 +169,7 @@ impl Helper {
     /// is not to be put off as long as after many that did not last.
     async fn mark_whether_it_lasted(
         &self,
-        run: &Folder,
+        run: &Directory,
         spec: &RunSpec,
         started_at: Timestamp,
     ) -> Result<()> {
@@ -190,7 +190,7 @@ impl Helper {
     }
 
     /// Has systemd count the restarts anew, if the last run lasted.
-    async fn begin_count_anew(&self, run: &Folder, name: &ContainerName) -> Result<()> {
+    async fn begin_count_anew(&self, run: &Directory, name: &ContainerName) -> Result<()> {
         if !run.has(LASTED)? {
             return Ok(());
         }
@@ -206,7 +206,7 @@ impl Helper {
     /// [`Error::Unsupported`] where more is another than its system, or the system can't switch: it is to be started anew.
     pub(crate) async fn switch_inside(&self, name: &ContainerName) -> Result<()> {
         self.check_host()?;
-        let run = self.run_folder(name)?;
+        let run = self.run_directory(name)?;
         let spec = self
             .spec(name)?
             .ok_or_else(|| Error::Refused(format!("there is no container {name}")))?;
@@ -267,7 +267,7 @@ impl Helper {
     }
 
     /// Checks that a container can be brought to a spec by a switch inside.
-    pub(crate) fn can_switch(&self, run: &Folder, spec: &RunSpec) -> Result<()> {
+    pub(crate) fn can_switch(&self, run: &Directory, spec: &RunSpec) -> Result<()> {
         let started: RunSpec = run
             .read(STARTED)?
             .and_then(|text| serde_json::from_str(&text).ok())

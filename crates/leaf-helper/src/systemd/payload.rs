@@ -162,15 +162,15 @@ fn settings(limits: &Limits) -> [(&'static str, String); 4] {
     ]
 }
 
-/// Returns the disk that a folder's file system is on, as `io.max` names it.
-fn disk_below(folder: &Path) -> Result<String> {
+/// Returns the disk that a directory's file system is on, as `io.max` names it.
+fn disk_below(directory: &Path) -> Result<String> {
     let unsupported = |why: String| {
         Error::Unsupported(format!(
             "limits: the disk below {} can't be told: {why}",
-            folder.display()
+            directory.display()
         ))
     };
-    let stat = std::fs::metadata(folder).map_err(Error::io(format!("look at {}", folder.display())))?;
+    let stat = std::fs::metadata(directory).map_err(Error::io(format!("look at {}", directory.display())))?;
     let mut device = stat.dev();
     if rustix::fs::major(device) == 0 {
         // Such as btrfs: its device has no number of its own here, and its source is in the table of mounts.

@@ -14,13 +14,13 @@ use leaf_core::id::ContainerName;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::files::Folder;
+use crate::files::Directory;
 use crate::systemd::payload::UnitCgroup;
 use crate::{Helper, lock, network};
 
-/// Held by whoever prepares a start, or tidies up, in the container's run folder.
+/// Held by whoever prepares a start, or tidies up, in the container's run directory.
 const LOCK: &str = "prepare.lock";
-/// Held by the helper while it has systemd stop the container, in its run folder.
+/// Held by the helper while it has systemd stop the container, in its run directory.
 const ATTENDED: &str = "attended.lock";
 /// What says that a start is prepared: for the next one, and once.
 const PREPARED: &str = "prepared.json";
@@ -36,7 +36,7 @@ struct Note {
 /// The right to prepare a container's start: a unit that is started waits until it is let go of.
 #[derive(Debug)]
 pub(crate) struct Preparing {
-    run: Folder,
+    run: Directory,
     _lock: File,
 }
 
@@ -44,7 +44,7 @@ impl Helper {
     /// Takes the right to prepare a container's start. Whether the container is down is to be looked at afterwards: what
     /// runs by then has got past it.
     pub(crate) async fn begin_to_prepare_start(&self, name: &ContainerName) -> Result<Preparing> {
-        let run = self.run_folder(name)?;
+        let run = self.run_directory(name)?;
         let held = lock::hold(&run, LOCK).await?;
         run.remove_file(PREPARED)?;
         Ok(Preparing { run, _lock: held })
@@ -70,7 +70,7 @@ impl Helper {
     /// Returns when all is prepared for the start that this process is to make, with systemd's version where it is known.
     /// To be called by the container's unit.
     pub(crate) async fn prepared_start(&self, spec: &RunSpec) -> Result<Option<u32>> {
-        let run = self.run_folder(&spec.name)?;
+        let run = self.run_directory(&spec.name)?;
         let _lock = lock::hold(&run, LOCK).await?;
         let note = run.read(PREPARED)?;
         run.remove_file(PREPARED)?;
@@ -88,12 +88,12 @@ impl Helper {
     /// Takes it on to remove what a container leaves that systemd is asked to stop: its unit does not, so that nobody has to
     /// wait for that. It is to be [tidied up](Self::tidy) after it.
     pub(crate) async fn attend(&self, name: &ContainerName) -> Result<File> {
-        lock::hold(&self.run_folder(name)?, ATTENDED).await
+        lock::hold(&self.run_directory(name)?, ATTENDED).await
     }
 
     /// Returns whether a helper removes what a container leaves.
     pub(crate) fn is_attended(&self, name: &ContainerName) -> Result<bool> {
-        lock::is_held(&self.run_folder(name)?, ATTENDED)
+        lock::is_held(&self.run_directory(name)?, ATTENDED)
     }
 
     /// Removes what a container left on the host, if it is down.

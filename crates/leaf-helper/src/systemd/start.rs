@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::Helper;
 use crate::container::create::check_toplevel;
 use crate::error::{Error, Result};
-use crate::files::Folder;
+use crate::files::Directory;
 use crate::systemd::payload::UnitCgroup;
 use crate::systemd::unit;
 
@@ -41,9 +41,9 @@ impl Helper {
     pub(crate) async fn keep_unit(&self, spec: &RunSpec) -> Result<()> {
         let unit = Runtime::unit(&spec.name);
         let text = self.unit_text(spec)?;
-        let folder = Folder::make_root(UNITS.as_ref(), 0o755)?;
-        let there = folder.read(&unit)?;
-        let generated = match Folder::open_root(GENERATED.as_ref())? {
+        let directory = Directory::make_root(UNITS.as_ref(), 0o755)?;
+        let there = directory.read(&unit)?;
+        let generated = match Directory::open_root(GENERATED.as_ref())? {
             Some(generated) => generated.read(&unit)?,
             None => None,
         };
@@ -56,7 +56,7 @@ impl Helper {
                     self.leaf
                 )));
             }
-            _ => folder.write(&unit, text.as_bytes(), 0o644)?,
+            _ => directory.write(&unit, text.as_bytes(), 0o644)?,
         }
         // One that systemd has in mind it does not read again by itself.
         if self
@@ -89,12 +89,12 @@ impl Helper {
             _ => {}
         }
         for path in [UNITS, GENERATED] {
-            let Some(folder) = Folder::open_root(path.as_ref())? else {
+            let Some(directory) = Directory::open_root(path.as_ref())? else {
                 continue;
             };
-            if folder.read(&unit)?.is_some_and(|text| self.made(&text)) {
-                folder.remove_file(&unit)?;
-                if let Some(wants) = folder.open("machines.target.wants")? {
+            if directory.read(&unit)?.is_some_and(|text| self.made(&text)) {
+                directory.remove_file(&unit)?;
+                if let Some(wants) = directory.open("machines.target.wants")? {
                     wants.remove_file(&unit)?;
                 }
             }
@@ -211,7 +211,7 @@ impl Helper {
             }
             _ => {}
         }
-        let status = self.run_folder(name).and_then(|run| self.status(&run));
+        let status = self.run_directory(name).and_then(|run| self.status(&run));
         // One that systemd could not even start a program for has none of its own.
         let status = status.ok().flatten().filter(|status| status.started_at >= began);
         let mut why = match status {
@@ -264,7 +264,7 @@ impl Helper {
     pub(crate) async fn update_unit(&self, spec: &RunSpec, limit: Duration, grace: Duration) -> Result<()> {
         let name = &spec.name;
         let unit = Runtime::unit(name);
-        let run = self.run_folder(name)?;
+        let run = self.run_directory(name)?;
         let running = self
             .systemd
             .loaded_unit(&unit)
@@ -326,7 +326,7 @@ impl Helper {
 
     /// Whether a container's last run is known to have ended in a way that systemd calls no failure.
     fn ended_well(&self, name: &ContainerName) -> Result<bool> {
-        let status = self.status(&self.run_folder(name)?)?;
+        let status = self.status(&self.run_directory(name)?)?;
         Ok(status.is_some_and(|RunStatus { exit, error, .. }| {
             error.is_none()
                 && matches!(

@@ -252,7 +252,7 @@ async fn bad_toplevel() -> anyhow::Result<()> {
     let cases = [
         (absent, "it is not there"),
         (no_init, "it has no init"),
-        (a_file, "it is not a folder"),
+        (a_file, "it is not a directory"),
     ];
     for (path, why) in &cases {
         let answer = leaf.create(&name, toplevel(path), false).await;
@@ -343,7 +343,7 @@ async fn bad_flake() -> anyhow::Result<()> {
         failed
             .error
             .as_deref()
-            .is_some_and(|e| e.contains("it is not a folder")),
+            .is_some_and(|e| e.contains("it is not a directory")),
         "built, and found to be no system: {failed:?}"
     );
     leaf.destroy(&name).await

@@ -471,7 +471,7 @@ pub(crate) fn probe() -> ExitCode {
 fn watch(
     runtime: &tokio::runtime::Runtime,
     containers: &Containers,
-) -> Result<Value, leaf_container::LookError> {
+) -> Result<Value, leaf_container::ObserveError> {
     let mut hints = containers.watch()?;
     loop {
         let mut patience = Duration::MAX;
@@ -492,7 +492,7 @@ fn watch(
 }
 
 /// What a first and a second look at all cost.
-fn cost(containers: &Containers) -> Result<Value, leaf_container::LookError> {
+fn cost(containers: &Containers) -> Result<Value, leaf_container::ObserveError> {
     let start = std::time::Instant::now();
     let seen = containers.observe()?;
     let first = start.elapsed();
