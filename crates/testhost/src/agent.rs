@@ -21,8 +21,9 @@ const SYNC: Duration = Duration::from_millis(500);
 /// The agent takes larger requests, but not without end.
 const CHUNK: usize = 1 << 20;
 
+/// Where programs are: on NixOS, then on Debian.
 const ENVIRONMENT: [&str; 4] = [
-    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "PATH=/run/wrappers/bin:/run/current-system/sw/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME=/root",
     "LC_ALL=C.UTF-8",
     "TERM=dumb",
@@ -88,8 +89,8 @@ impl Agent {
             .execute(
                 "guest-exec",
                 json!({
-                    "path": "/usr/bin/timeout",
-                    "arg": ["--kill-after=5", seconds, "/bin/bash", "-c", command],
+                    "path": "timeout",
+                    "arg": ["--kill-after=5", seconds, "bash", "-c", command],
                     "env": ENVIRONMENT,
                     "capture-output": true,
                 }),

@@ -14,14 +14,18 @@ use anyhow::{Context as _, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
 
 use crate::command::{find, output, target};
-use crate::programs::Programs;
-use crate::{freeze, image, say};
+use crate::nixos::Systems;
+use crate::programs::{Programs, hex};
+use crate::{freeze, image, nixos, say};
 
 /// Where images are kept, if not in `target/host`.
 pub const VARIABLE: &str = "CIM_LEAF_HOST_CACHE";
 
-/// After that nobody starts a machine from an image of programs any more; one that runs has its files open.
+/// After that nobody starts a machine from an image with our programs any more; one that runs has its files open.
 const FORGOTTEN: Duration = Duration::from_secs(6 * 60 * 60);
+
+/// What the names of all directories begin with that are made here.
+const KINDS: [&str; 5] = ["disk-", "machine-", "leaf-", "programs-", "part-"];
 
 /// What runs a machine's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +102,25 @@ impl Image {
         Ok(image)
     }
 
+    /// Returns the image of a NixOS host; starts and freezes it, if that was not done yet.
+    pub(crate) fn nixos(systems: &Systems, processors: Option<u32>) -> Result<Self> {
+        can_run()?;
+        let processors = processors.unwrap_or_else(|| Accelerator::of_here().processors());
+        let root = systems.directory().to_owned();
+        let name = root.file_name().unwrap_or_default().to_string_lossy();
+        let image = Self {
+            frozen: directory().join(format!("leaf-{}", Self::frozen_key(&name, processors)?)),
+            accelerator: Accelerator::of_here(),
+            processors,
+            root,
+        };
+        if !image.frozen.is_dir() {
+            let _lock = lock(&directory())?;
+            image.frozen()?;
+        }
+        Ok(image)
+    }
+
     /// Starts a machine from the disk and freezes it, if that was not done yet.
     fn frozen(&self) -> Result<()> {
         build_whole(&self.frozen, |part| freeze::freeze(self, part))
@@ -138,14 +161,20 @@ impl Image {
         let accelerator = Accelerator::of_here();
         let cache = directory();
         let root = key(&[&image::recipe()]);
-        let qemu = output(Command::new("qemu-system-x86_64").arg("--version"))?;
-        let frozen = key(&[&root, &qemu, &freeze::recipe(accelerator, processors)?]);
+        let frozen = Self::frozen_key(&root, processors)?;
         Ok(Self {
             accelerator,
             processors,
             root: cache.join(format!("disk-{root}")),
             frozen: cache.join(format!("machine-{frozen}")),
         })
+    }
+
+    /// A name for a machine that was started from a disk of this name.
+    fn frozen_key(disk: &str, processors: u32) -> Result<String> {
+        let qemu = output(Command::new("qemu-system-x86_64").arg("--version"))?;
+        let recipe = freeze::recipe(Accelerator::of_here(), processors)?;
+        Ok(key(&[disk, &qemu, &recipe]))
     }
 
     fn is_whole(&self) -> bool {
@@ -164,7 +193,7 @@ impl Image {
 }
 
 /// Builds a folder that is not there yet.
-fn build_whole(folder: &Path, build: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+pub(crate) fn build_whole(folder: &Path, build: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     if folder.is_dir() {
         return Ok(());
     }
@@ -203,7 +232,9 @@ fn images(cache: &Path) -> Result<Vec<(PathBuf, Duration)>> {
     let mut images = Vec::new();
     for entry in entries {
         let folder = entry.context("a folder can't be read")?.path();
-        if folder.is_dir() {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        // What a person put beside them, such as a tree of nixpkgs', is none.
+        if folder.is_dir() && KINDS.iter().any(|kind| name.starts_with(kind)) {
             let made = folder.metadata().and_then(|folder| folder.modified()).ok();
             let age = made.and_then(|made| made.elapsed().ok()).unwrap_or_default();
             images.push((folder, age));
@@ -224,7 +255,9 @@ pub fn clean(all: bool) -> Result<Vec<PathBuf>> {
     }
     let _lock = lock(&cache)?;
     let used = Image::here();
-    let used = used.iter().flat_map(Image::directories).collect::<Vec<_>>();
+    let mut used = used.iter().flat_map(Image::directories).collect::<Vec<_>>();
+    let programs = nixos::base(&cache);
+    used.push(&programs);
     let mut removed = Vec::new();
     for (image, _) in images(&cache)? {
         if all || !used.contains(&image.as_path()) {
@@ -236,7 +269,7 @@ pub fn clean(all: bool) -> Result<Vec<PathBuf>> {
 }
 
 /// Waits until no other process builds.
-fn lock(cache: &Path) -> Result<fs::File> {
+pub(crate) fn lock(cache: &Path) -> Result<fs::File> {
     let path = cache.join("lock");
     let file = fs::File::create(&path).with_context(|| format!("can't open {}", path.display()))?;
     if let Err(fs::TryLockError::WouldBlock) = file.try_lock() {
@@ -247,14 +280,14 @@ fn lock(cache: &Path) -> Result<fs::File> {
     Ok(file)
 }
 
-fn key(parts: &[&str]) -> String {
+/// A name for what is made of these parts.
+pub(crate) fn key(parts: &[&str]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part);
     }
-    let digest = hash.finalize();
-    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    hex(hash)
 }
 
 /// Checks that test hosts can be here at all.

@@ -25,7 +25,7 @@ const VERSION: &str = "1";
 pub(crate) const VERSION_WITH: &str = "1";
 
 /// How long a machine may take to start.
-pub(crate) const BOOT: Duration = Duration::from_secs(120);
+pub(crate) const BOOT: Duration = Duration::from_secs(300);
 /// About 1 in 20 starts with two emulated processors ends in a panic of the kernel.
 pub(crate) const TRIES: usize = 3;
 

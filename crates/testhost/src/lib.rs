@@ -11,11 +11,13 @@ mod agent;
 mod cache;
 pub mod command;
 mod cpio;
+mod debian;
 mod device;
 mod freeze;
 mod image;
 mod machine;
 mod network;
+pub mod nixos;
 mod options;
 mod programs;
 mod qmp;
@@ -116,7 +118,10 @@ impl Host {
 
     /// Returns a copy that runs, and does not know yet who it is.
     fn restored(options: Options) -> Result<Self> {
-        let mut image = Image::with_processors(options.processors)?;
+        let mut image = match &options.nixos {
+            Some(systems) => Image::nixos(systems, options.processors)?,
+            None => Image::with_processors(options.processors)?,
+        };
         if let Some(programs) = &options.programs {
             image = image.with(programs)?;
         }
@@ -202,7 +207,7 @@ impl Host {
         );
         // The journal goes on in the folder that it has, and that of the new id leads there.
         let command = format!(
-            "{clock} && echo {name} >/etc/hostname && \
+            "{clock} && {{ [ -L /etc/hostname ] || echo {name} >/etc/hostname; }} && \
              echo {name} >/proc/sys/kernel/hostname && read -r old </etc/machine-id && \
              ln -s $old /var/log/journal/{id} && echo {id} >/etc/machine-id && \
              printf 'link set eth0 down\\nlink set eth0 address {}\\n' >/run/mac && \
@@ -322,6 +327,25 @@ impl Host {
         let installed = self.ok(&script).map(|_| ());
         self.unshare("/run/programs")?;
         installed.context("the programs can't be installed")
+    }
+
+    /// Gives a Debian machine a disk with the containers' NixOS systems in its store, in the place of the store that it had.
+    pub fn bring_containers(&mut self, systems: &nixos::Systems) -> Result<()> {
+        let copy = self.folder().join("containers.img");
+        command::output(
+            std::process::Command::new("cp")
+                .args(["--sparse=always", "--reflink=auto"])
+                .arg(systems.containers_disk())
+                .arg(&copy),
+        )?;
+        self.plug(Device::virtio_blk("containers").with_file(&copy))?;
+        self.ok(
+            "set -e; disk=/dev/disk/by-id/virtio-containers; until [ -e $disk ]; do sleep 0.02; done; \
+             systemctl stop nix-daemon.socket nix-daemon.service; mount $disk /nix; mkdir -p /nix/var/nix; \
+             chown root:nixbld /nix/store; chmod 1775 /nix/store; nix-store --load-db </nix/registration; \
+             systemd-tmpfiles --create; systemctl start nix-daemon.socket",
+        )
+        .map(|_| ())
     }
 
     /// Takes a shared folder away again.
@@ -469,7 +493,7 @@ impl Host {
     /// What it and its console said last: for the error of a test.
     pub fn last_words(&self) -> String {
         let console = fs::read(machine::console(self.folder.path())).unwrap_or_default();
-        image::last_lines(&console, 40)
+        debian::last_lines(&console, 40)
     }
 
     fn machine(&self) -> Result<&RefCell<Machine>> {

@@ -20,7 +20,7 @@ use serde_json::json;
 use crate::agent::Agent;
 use crate::cache::Accelerator;
 use crate::command::line;
-use crate::image::last_lines;
+use crate::debian::last_lines;
 use crate::qmp::Qmp;
 use crate::{pause, share};
 

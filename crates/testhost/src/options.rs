@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use crate::nixos::Systems;
 use crate::{Host, LIVES, Network, Programs, machine};
 
 /// What a machine is to be.
@@ -15,6 +16,7 @@ pub struct Options {
     pub(crate) lives: Duration,
     pub(crate) networks: Vec<(Network, String)>,
     pub(crate) programs: Option<Programs>,
+    pub(crate) nixos: Option<Systems>,
 }
 
 impl Default for Options {
@@ -26,6 +28,7 @@ impl Default for Options {
             lives: LIVES,
             networks: Vec::new(),
             programs: None,
+            nixos: None,
         }
     }
 }
@@ -71,6 +74,13 @@ impl Options {
     #[must_use]
     pub fn with(mut self, programs: &Programs) -> Self {
         self.programs = Some(programs.clone());
+        self
+    }
+
+    /// Makes it the NixOS host of these systems, on which leafd runs already, instead of the Debian one.
+    #[must_use]
+    pub fn nixos(mut self, systems: &Systems) -> Self {
+        self.nixos = Some(systems.clone());
         self
     }
 

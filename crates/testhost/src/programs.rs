@@ -125,13 +125,7 @@ impl Programs {
         );
         let mut hash = Sha256::new();
         digest(&tree, &tree, &mut hash)?;
-        let key = hash
-            .finalize()
-            .iter()
-            .take(8)
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        Ok(Self { tree, key })
+        Ok(Self { tree, key: hex(hash) })
     }
 
     /// The folder, laid out as on the machine's disk.
@@ -297,7 +291,14 @@ fn place(file: &Path, bytes: &[u8]) -> Result<()> {
         .with_context(|| format!("can't write {}", file.display()))
 }
 
-fn digest(tree: &Path, folder: &Path, hash: &mut Sha256) -> Result<()> {
+/// The first bytes of a digest, as text.
+pub(crate) fn hex(hash: Sha256) -> String {
+    let digest = hash.finalize();
+    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Takes the names and contents of all files below a directory into a digest.
+pub(crate) fn digest(tree: &Path, folder: &Path, hash: &mut Sha256) -> Result<()> {
     each_file(folder, &mut |file| {
         let path = file.strip_prefix(tree).expect("it is below the folder");
         let mut reader = fs::File::open(file).with_context(|| format!("can't read {}", file.display()))?;

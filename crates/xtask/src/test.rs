@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use testhost::{LACK_VARIABLE, PROGRAMS_VARIABLE, READY_VARIABLE};
+use testhost::{LACK_VARIABLE, PROGRAMS_VARIABLE, READY_VARIABLE, nixos};
 
 use crate::command::{cargo, run, typed};
 use crate::host;
@@ -89,6 +89,16 @@ impl Test {
                 command
                     .env(READY_VARIABLE, "1")
                     .env(PROGRAMS_VARIABLE, programs.tree());
+                match host::nixos(&programs) {
+                    Ok(systems) => command.env(nixos::VARIABLE, systems.directory()),
+                    Err(error) => {
+                        eprintln!("note: no NixOS systems: {error:#}");
+                        let reason = format!("{error:#}").replace('\n', " ");
+                        command
+                            .env_remove(nixos::VARIABLE)
+                            .env(nixos::LACK_VARIABLE, reason)
+                    }
+                };
             }
             Err(error) if self.host_only => return Err(error),
             Err(error) => {

@@ -6,17 +6,20 @@
 //! | [`machine`] | nothing of the house: what the others rely on |
 //! | [`helper`] | the helper as its service, and containers as units of systemd |
 //! | [`leaf`] | a whole leaf, as it is installed |
+//! | [`nixos`] | real NixOS systems, in containers and as the host |
 
 #![expect(clippy::print_stderr, reason = "a program, which speaks to whoever runs it")]
 
 mod helper;
 mod leaf;
 mod machine;
+mod nixos;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use testhost::nixos::{LACK_VARIABLE as NIXOS_LACK_VARIABLE, VARIABLE as NIXOS_VARIABLE};
 use testhost::{Host, LACK_VARIABLE, READY_VARIABLE};
 
 /// Emulated machines take a processor each, and more.
@@ -36,15 +39,29 @@ fn main() -> ExitCode {
         let reason = std::env::var(LACK_VARIABLE).unwrap_or(unset);
         eprintln!("tests on the test host are skipped: {reason}");
     }
-    let modules = [leaf::TRIALS, helper::TRIALS, machine::TRIALS].concat();
-    let trials = modules.into_iter().flatten().map(|(name, run)| {
-        let run = *run;
-        Trial::test(*name, move || {
-            run().map_err(|error| Failed::from(format!("{error:#}")))
-        })
-        .with_ignored_flag(!ready)
-    });
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    let nixos = ready && std::env::var_os(NIXOS_VARIABLE).is_some();
+    if ready && !nixos {
+        let unset = format!("{NIXOS_VARIABLE} is not set; `cargo xtask test` sets it");
+        let reason = std::env::var(NIXOS_LACK_VARIABLE).unwrap_or(unset);
+        eprintln!("tests on NixOS are skipped: {reason}");
+    }
+    let trials = |modules: &[Trials], ready: bool| -> Vec<Trial> {
+        let trials = modules.iter().copied().flatten().map(|(name, run)| {
+            let run = *run;
+            Trial::test(*name, move || {
+                run().map_err(|error| Failed::from(format!("{error:#}")))
+            })
+            .with_ignored_flag(!ready)
+        });
+        trials.collect()
+    };
+    // The longest first, so that none of them is what all others wait for in the end.
+    let mut all = trials(nixos::TRIALS, nixos);
+    all.extend(trials(
+        &[leaf::TRIALS, helper::TRIALS, machine::TRIALS].concat(),
+        ready,
+    ));
+    libtest_mimic::run(&arguments, all).exit_code()
 }
 
 /// A module's tests: their names, which are sentences, and what they do.

@@ -1,0 +1,83 @@
+# The systems, by name. Everything that comes from outside comes by an environment variable, set by ../src/nixos.rs:
+#
+# NIXPKGS   a tree with nixpkgs' nixos/ and lib/
+# DEBIAN    the store path of a Debian tree, KERNEL that of its kernel's modules
+# CHECKOUT  this checkout, for its NixOS modules
+# PROGRAMS  a directory with bin/ and share/ of cim-leaf; NATS_SERVER the program nats-server
+# NIXOS_CONTAINER  the source of the program nixos-container, or nothing
+let
+  path = name: /. + builtins.getEnv name;
+  nixpkgs = path "NIXPKGS";
+  lib = import (nixpkgs + "/lib");
+  nixosContainer = builtins.getEnv "NIXOS_CONTAINER";
+
+  pkgs = import ./packages.nix {
+    inherit lib nixpkgs;
+    tree = builtins.storePath (builtins.getEnv "DEBIAN");
+    kernelModules = builtins.storePath (builtins.getEnv "KERNEL");
+    programs = path "PROGRAMS";
+    natsServer = path "NATS_SERVER";
+    nixosContainer = if nixosContainer == "" then null else /. + nixosContainer;
+  };
+
+  nixos =
+    modules:
+    (import (nixpkgs + "/nixos/lib/eval-config.nix") {
+      inherit lib;
+      system = null;
+      modules = [
+        ./debian.nix
+        {
+          _module.args.pkgs = lib.mkForce pkgs;
+          nixpkgs.hostPlatform = "x86_64-linux";
+        }
+      ]
+      ++ modules;
+    }).config.system.build.toplevel;
+
+  container = options: nixos [ (import ./container.nix options) ];
+  containers = {
+    # Two that differ in one service, and one that neither starts nor can be switched to.
+    hello = container { };
+    goodbye = container { word = "goodbye"; };
+    broken = container { broken = true; };
+    # With what a stock NixOS does at its start, and may not do in a user namespace.
+    stock = container { stock = true; };
+    stock-goodbye = container {
+      stock = true;
+      word = "goodbye";
+    };
+  };
+
+  host =
+    module:
+    nixos [
+      ./host.nix
+      (path "CHECKOUT" + "/nixos-modules/leaf")
+      {
+        containers.declared = {
+          path = containers.goodbye;
+          autoStart = false;
+        };
+      }
+      module
+    ];
+  leaf.services.cim-leaf = {
+    enable = true;
+    nats.embedded.enable = true;
+    containers.enable = true;
+  };
+in
+{
+  inherit containers;
+  hosts = {
+    leaf = host leaf;
+    # The same with programs in another store path.
+    next = host {
+      imports = [ leaf ];
+      services.cim-leaf.package = pkgs.cim-leaf-next;
+    };
+    # The same without our modules' services.
+    without = host { };
+  };
+}

@@ -1,0 +1,393 @@
+//! NixOS systems for tests, of containers and of hosts: NixOS's own modules, Debian's programs, no network and no package of
+//! nixpkgs'.
+//!
+//! `crates/testhost/nixos/` says what they are made of; this builds them in a store of their own, and puts them on disks.
+//! All systems that were built from the same sources stand in one directory of the cache ([`Systems`]); Debian's tree, which
+//! they are made of, and the store stand in another, which changes seldom.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use sha2::{Digest as _, Sha256};
+
+use crate::cache::{build_whole, can_run, directory as cache_directory, key, lock};
+use crate::command::{output, workspace};
+use crate::debian::{SUITE, Tree, UNUSED_MODULES, make_disk};
+use crate::programs::{Programs, digest, hex};
+use crate::say;
+
+/// Set to the directory of systems that were built before, for tests: they don't build.
+pub const VARIABLE: &str = "CIM_LEAF_NIXOS";
+
+/// Set to the reason where the systems can't be had.
+pub const LACK_VARIABLE: &str = "CIM_LEAF_NIXOS_LACK";
+
+/// Names a tree with nixpkgs' `nixos/` and `lib/`.
+pub const TREE_VARIABLE: &str = "NIXPKGS";
+
+/// Changes with what this file does and no text below tells.
+const VERSION: &str = "1";
+
+/// What programs the systems are made of.
+const PACKAGES: &str = "\
+    systemd systemd-container udev dbus kmod iproute2 nftables iptables procps iputils-ping util-linux util-linux-extra \
+    mount login passwd acl attr cpio e2fsprogs less file hostname ncurses-bin gawk bzip2 xz-utils zstd curl rsync strace jq \
+    libnss-systemd libnss-myhostname libpam-systemd libpam-modules sudo ca-certificates tzdata polkitd \
+    perl libfile-slurp-perl libjson-perl libnet-dbus-perl libconfig-inifiles-perl libxml-twig-perl \
+    libcap2-bin uidmap bsdextrautils fdisk whois netcat-openbsd time patch diffutils openresolv dhcpcd-base gzip tar kbd \
+    dosfstools nix-bin nix-setup-systemd git openssh-server openssh-client qemu-guest-agent busybox-static";
+
+/// What of Debian's tree goes into no store.
+const NOT_STORED: [&str; 12] = [
+    "boot",
+    "dev",
+    "proc",
+    "run",
+    "sys",
+    "tmp",
+    "usr/lib/modules",
+    "usr/share/doc",
+    "usr/share/locale",
+    "usr/share/man",
+    "var/cache",
+    "var/lib/apt",
+];
+
+const INIT: &str = include_str!("guest/nixos-init.sh");
+
+/// The systems of `nixos/default.nix`.
+const SYSTEMS: [&str; 8] = [
+    "containers.hello",
+    "containers.goodbye",
+    "containers.broken",
+    "containers.stock",
+    "containers.stock-goodbye",
+    "hosts.leaf",
+    "hosts.next",
+    "hosts.without",
+];
+
+/// The sizes of the disks; they are sparse.
+const HOST_DISK_BYTES: u64 = 4 << 30;
+const CONTAINERS_DISK_BYTES: u64 = 3 << 30;
+
+/// Returns a tree with nixpkgs' `nixos/` and `lib/`: the one that [`TREE_VARIABLE`] names, or `nixpkgs` in the cache.
+///
+/// # Errors
+/// Where there is none.
+pub fn nixpkgs() -> Result<PathBuf> {
+    let told = std::env::var_os(TREE_VARIABLE).filter(|tree| !tree.is_empty());
+    let tree = told.map_or_else(|| cache_directory().join("nixpkgs"), PathBuf::from);
+    ensure!(
+        tree.join("nixos/lib/eval-config.nix").is_file() && tree.join("lib/default.nix").is_file(),
+        "{TREE_VARIABLE} names no tree with nixpkgs' lib/ and nixos/, and {} is none",
+        cache_directory().join("nixpkgs").display()
+    );
+    std::path::absolute(&tree).with_context(|| format!("{} has no path", tree.display()))
+}
+
+/// Returns the source of the stock program `nixos-container`: nixpkgs' own, or `nixos-container.pl` in the cache.
+pub fn nixos_container() -> Option<PathBuf> {
+    let tree = nixpkgs().ok()?;
+    let own = tree.join("pkgs/by-name/ni/nixos-container/nixos-container.pl");
+    [own, cache_directory().join("nixos-container.pl")]
+        .into_iter()
+        .find(|file| file.is_file())
+}
+
+/// Systems that are built, with the disks of a host (`root.img`, `vmlinuz`, `initrd`) and of the containers
+/// (`containers.img`).
+#[derive(Debug, Clone)]
+pub struct Systems {
+    directory: PathBuf,
+    /// The store paths, by the names in `nixos/default.nix`.
+    paths: BTreeMap<String, String>,
+}
+
+impl Systems {
+    /// Builds the systems with these programs of ours, and this `nats-server`; quick where that was done before.
+    ///
+    /// # Errors
+    /// Where there is no tree of nixpkgs', or they can't be built: the text says why.
+    pub fn build(programs: &Programs, nats_server: &Path) -> Result<Self> {
+        can_run()?;
+        let nixpkgs = nixpkgs()?;
+        let cache = cache_directory();
+        fs::create_dir_all(&cache).with_context(|| format!("can't make {}", cache.display()))?;
+        let base = base(&cache);
+        let sources = Sources {
+            nixpkgs,
+            nixos_container: nixos_container(),
+            checkout: workspace(),
+            programs: programs.tree().join("usr/local"),
+            nats_server: nats_server.to_owned(),
+        };
+        let name = base.file_name().unwrap_or_default().to_string_lossy();
+        let key = key(&[VERSION, &name, programs.key(), &sources.digest()?]);
+        let directory = cache.join(format!("leaf-nixos-{key}"));
+        if !directory.is_dir() {
+            let _lock = lock(&cache)?;
+            build_whole(&base, build_base).context("Debian's programs can't be put into a store")?;
+            build_whole(&directory, |part| sources.build(&base, part))
+                .context("the NixOS systems can't be built")?;
+        }
+        Self::of(directory)
+    }
+
+    /// Returns the systems that [`VARIABLE`] names.
+    ///
+    /// # Errors
+    /// Where it names none.
+    pub fn here() -> Result<Self> {
+        match std::env::var_os(VARIABLE) {
+            Some(directory) if !directory.is_empty() => Self::of(directory.into()),
+            _ => bail!("{VARIABLE} names no NixOS systems; `cargo xtask test` sets it"),
+        }
+    }
+
+    fn of(directory: PathBuf) -> Result<Self> {
+        let file = directory.join("systems.json");
+        let text = fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))?;
+        let paths = serde_json::from_str(&text)
+            .with_context(|| format!("{} is no list of systems", file.display()))?;
+        Ok(Self { directory, paths })
+    }
+
+    /// Where they are, for [`VARIABLE`].
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Returns the store path of a container's system, by its name in `nixos/default.nix`.
+    ///
+    /// # Errors
+    /// Where there is none of that name.
+    pub fn container(&self, name: &str) -> Result<&str> {
+        self.path(&format!("containers.{name}"))
+    }
+
+    /// Returns the store path of a host's system, by its name in `nixos/default.nix`.
+    ///
+    /// # Errors
+    /// Where there is none of that name.
+    pub fn host(&self, name: &str) -> Result<&str> {
+        self.path(&format!("hosts.{name}"))
+    }
+
+    /// Whether hosts have the stock program `nixos-container`.
+    pub fn has_nixos_container(&self) -> bool {
+        self.directory.join("has-nixos-container").exists()
+    }
+
+    /// The disk with the closures of the containers' systems.
+    pub(crate) fn containers_disk(&self) -> PathBuf {
+        self.directory.join("containers.img")
+    }
+
+    fn path(&self, name: &str) -> Result<&str> {
+        let path = self.paths.get(name);
+        path.map(String::as_str)
+            .with_context(|| format!("there is no NixOS system {name}"))
+    }
+}
+
+/// Where Debian's programs and the store are.
+pub(crate) fn base(cache: &Path) -> PathBuf {
+    cache.join(format!("programs-{}", key(&[&base_recipe()])))
+}
+
+/// All that decides what Debian's tree has in it.
+fn base_recipe() -> String {
+    [
+        VERSION,
+        SUITE,
+        PACKAGES,
+        UNUSED_MODULES,
+        INIT,
+        &NOT_STORED.join(" "),
+    ]
+    .join("\n")
+}
+
+/// Leaves `vmlinuz`, `initrd` and `store/`, and in `debian` and `kernel` the store paths of both, in a directory.
+fn build_base(directory: &Path) -> Result<()> {
+    let tree = Tree::fetch(directory, PACKAGES)?;
+    let kernel = tree.kernel()?;
+    tree.start_files(&kernel, INIT, directory)?;
+    say(format_args!("putting its programs into a store"));
+    let modules = tree.root.join("usr/lib/modules");
+    let add = |of: &Path, file: &str| -> Result<()> {
+        let path = output(nix("nix-store", directory).arg("--add").arg(of))?;
+        let file = directory.join(file);
+        fs::write(&file, path.trim()).with_context(|| format!("can't write {}", file.display()))
+    };
+    add(&modules, "kernel")?;
+    for unwanted in NOT_STORED {
+        output(
+            Command::new("rm")
+                .args(["-rf", "--one-file-system"])
+                .arg(tree.root.join(unwanted)),
+        )?;
+    }
+    add(&tree.root, "debian")?;
+    tree.remove()
+}
+
+/// A program of Nix with the store of a base. Builds are offline; their tools are this machine's own.
+fn nix(program: &str, base: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.env(
+        "NIX_CONFIG",
+        format!(
+            "store = {}\nsubstituters =\nsandbox = true\nsandbox-fallback = false\n\
+             sandbox-paths = /bin /usr /lib /lib64 /etc/alternatives\nbuild-users-group =\nfilter-syscalls = false\n\
+             cores = 1\nmax-jobs = 2\n",
+            base.join("store").display()
+        ),
+    );
+    command
+}
+
+/// What systems are built from, beside Debian's tree.
+struct Sources {
+    nixpkgs: PathBuf,
+    nixos_container: Option<PathBuf>,
+    checkout: PathBuf,
+    /// Has `bin/` and `share/`.
+    programs: PathBuf,
+    nats_server: PathBuf,
+}
+
+impl Sources {
+    fn expressions(&self) -> PathBuf {
+        self.checkout.join("crates/testhost/nixos")
+    }
+
+    /// Of all that is read, but the programs.
+    fn digest(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        let trees = [
+            &self.nixpkgs.join("lib"),
+            &self.nixpkgs.join("nixos"),
+            &self.expressions(),
+            &self.checkout.join("nixos-modules"),
+            &self.checkout.join("crates/testhost/src/guest"),
+        ];
+        for tree in trees {
+            digest(tree, tree, &mut hash)?;
+        }
+        for file in [Some(&self.nats_server), self.nixos_container.as_ref()] {
+            let bytes = match file {
+                Some(file) => fs::read(file).with_context(|| format!("can't read {}", file.display()))?,
+                None => Vec::new(),
+            };
+            hash.update(Sha256::digest(bytes));
+        }
+        Ok(hex(hash))
+    }
+
+    /// Builds all systems, and leaves them and their disks in a directory.
+    fn build(&self, base: &Path, directory: &Path) -> Result<()> {
+        say(format_args!("building NixOS systems"));
+        let read = |file: &str| {
+            let file = base.join(file);
+            fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))
+        };
+        let mut command = nix("nix-build", base);
+        command
+            .arg(self.expressions())
+            .arg("--no-out-link")
+            .args(SYSTEMS.iter().flat_map(|name| ["--attr", name]))
+            .env(TREE_VARIABLE, &self.nixpkgs)
+            .env("DEBIAN", read("debian")?)
+            .env("KERNEL", read("kernel")?)
+            .env("CHECKOUT", &self.checkout)
+            .env("PROGRAMS", &self.programs)
+            .env("NATS_SERVER", &self.nats_server)
+            .env(
+                "NIXOS_CONTAINER",
+                self.nixos_container.as_deref().unwrap_or(Path::new("")),
+            );
+        let built = output(&mut command)?;
+        let paths: BTreeMap<&str, &str> = SYSTEMS.into_iter().zip(built.lines()).collect();
+        ensure!(paths.len() == SYSTEMS.len(), "nix-build printed {built:?}");
+
+        say(format_args!("making the disks of NixOS systems"));
+        let all: Vec<&str> = paths.values().copied().collect();
+        let root = directory.join("root");
+        for name in ["dev", "etc", "nix", "proc", "run", "sbin", "sys", "tmp", "var"] {
+            make_directory(&root.join(name))?;
+        }
+        copy_closure(
+            base,
+            &all,
+            &root.join("nix/store"),
+            &root.join("nix-path-registration"),
+        )?;
+        // What the first root goes on with, and what takes the place of a boot loader.
+        let init = format!("{}/init", paths["hosts.leaf"]);
+        symlink(init, root.join("sbin/init")).context("can't make /sbin/init")?;
+        make_disk(&root, &directory.join("root.img"), HOST_DISK_BYTES)?;
+        remove(&root)?;
+
+        let of_containers: Vec<&str> = paths
+            .iter()
+            .filter(|(name, _)| name.starts_with("containers."))
+            .map(|(_, path)| *path)
+            .collect();
+        copy_closure(
+            base,
+            &of_containers,
+            &root.join("store"),
+            &root.join("registration"),
+        )?;
+        make_disk(&root, &directory.join("containers.img"), CONTAINERS_DISK_BYTES)?;
+        remove(&root)?;
+
+        for name in ["vmlinuz", "initrd"] {
+            fs::copy(base.join(name), directory.join(name)).with_context(|| format!("can't copy {name}"))?;
+        }
+        if self.nixos_container.is_some() {
+            fs::write(directory.join("has-nixos-container"), "").context("can't write")?;
+        }
+        let text = serde_json::to_vec_pretty(&paths).context("store paths are text")?;
+        fs::write(directory.join("systems.json"), text).context("can't write systems.json")
+    }
+}
+
+/// Links the closures of these paths to a directory, and writes what `nix-store --load-db` reads of them.
+fn copy_closure(base: &Path, paths: &[&str], to: &Path, registration: &Path) -> Result<()> {
+    let closure = output(
+        nix("nix-store", base)
+            .args(["--query", "--requisites"])
+            .args(paths),
+    )?;
+    let mut closure: Vec<&str> = closure.lines().collect();
+    closure.sort_unstable();
+    closure.dedup();
+    make_directory(to)?;
+    let store = base.join("store");
+    let mut link = Command::new("cp");
+    link.arg("-al")
+        .args(
+            closure
+                .iter()
+                .map(|path| store.join(path.trim_start_matches('/'))),
+        )
+        .arg(to);
+    output(&mut link)?;
+    let database = output(nix("nix-store", base).arg("--dump-db").args(&closure))?;
+    fs::write(registration, database).with_context(|| format!("can't write {}", registration.display()))
+}
+
+fn make_directory(directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| format!("can't make {}", directory.display()))
+}
+
+fn remove(directory: &Path) -> Result<()> {
+    fs::remove_dir_all(directory).with_context(|| format!("can't remove {}", directory.display()))
+}

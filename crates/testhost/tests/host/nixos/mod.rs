@@ -1,0 +1,65 @@
+//! Real NixOS systems (`crates/testhost/nixos/`): in containers on either host, and as the host itself.
+
+mod guests;
+mod host;
+mod stock;
+
+use anyhow::Result;
+use testhost::nixos::Systems;
+use testhost::{Host, LIVES};
+
+use crate::Trials;
+use crate::leaf::{Leaf, quoted};
+
+/// The tests of all files here.
+pub(crate) const TRIALS: &[Trials] = &[guests::TRIALS, host::TRIALS, stock::TRIALS];
+
+/// The machine's memory, in MiB: systemd runs in each container.
+const MEMORY_MIB: u64 = 2048;
+
+/// Lets a command of `leafctl` wait for an emulated NixOS to start.
+const PATIENT: &str = "--timeout 300s";
+
+/// Returns the leaf of a NixOS host, which its units have started.
+fn leaf_on_nixos(systems: &Systems) -> Result<Leaf> {
+    let host = Host::options()
+        .nixos(systems)
+        .memory_mib(MEMORY_MIB)
+        .lives(2 * LIVES)
+        .restore()?;
+    let leaf = Leaf { host };
+    leaf.answers()?;
+    Ok(leaf)
+}
+
+impl Leaf {
+    /// Runs a command line of bash in a container, with the environment of its own system, and returns what it prints.
+    fn inside(&self, name: &str, command: &str) -> Result<String> {
+        self.host.ok(&format!(
+            "nsenter --target $(machinectl show {name} --property=Leader --value) --all \
+             /run/current-system/sw/bin/env -i PATH=/run/current-system/sw/bin HOME=/root \
+             /run/current-system/sw/bin/bash -c {}",
+            quoted(command)
+        ))
+    }
+
+    /// Returns the first process of a container.
+    fn leader(&self, name: &str) -> Result<String> {
+        let leader = self
+            .host
+            .ok(&format!("machinectl show {name} --property=Leader --value"))?;
+        Ok(leader.trim().to_owned())
+    }
+
+    /// Creates a container with this system and more lines of its spec, and waits until it is ready.
+    fn create(&self, name: &str, toplevel: &str, more: &str) -> Result<()> {
+        let spec = self.spec(
+            &format!("{name}.toml"),
+            &format!(
+                "name = '{name}'\nrun = 'running'\nsource = {{ type = 'toplevel', path = '{toplevel}' }}\n{more}\n"
+            ),
+        )?;
+        self.ctl(&format!("{PATIENT} container create -f {spec}"))
+            .map(|_| ())
+    }
+}
