@@ -1,5 +1,5 @@
-//! From what is wanted to what is so: the operations for a container, and what a look at it afterwards adds to the
-//! history.
+//! Plans the host operations that move a container from its observed to its desired state, and derives the facts that an
+//! observation adds to its history.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::host_op::{ContainerBinding, HostOp, RunSpec, Secret};
 use crate::id::{Caller, LeafName, StorePath};
 use crate::state::State;
 
-/// What a plan needs to know beside the container and the look at it.
+/// What a plan needs to know beside the container and the observation of it.
 #[derive(Debug, Clone)]
 pub struct PlanContext {
     /// The leaf.
@@ -27,7 +27,7 @@ pub struct PlanContext {
     pub stop_timeout_seconds: u32,
 }
 
-/// Returns the operations that make a container what it is wanted to be, in order; none if it is so.
+/// Returns the host operations that move a container to its desired state, in order; none if it is there.
 ///
 /// `observed` is nothing where the host has no such container.
 #[must_use]
@@ -53,7 +53,7 @@ pub fn plan(
         if up {
             ops.push(stop());
         }
-        // A create that did not come to its end shows nothing to a look, and leaves files and credentials all the same.
+        // An observation does not show a create that was cut off, which leaves files and credentials all the same.
         if observed.is_some() || desired.toplevel.is_some() {
             ops.push(HostOp::DestroyContainer { name: name.clone() });
         }
@@ -103,8 +103,8 @@ fn run_spec(container: &Container, toplevel: &StorePath, leaf: &LeafName) -> Run
     }
 }
 
-/// Returns the facts that a look at the host adds to what is known of a container: what the leaf's own steps
-/// brought about, and what happened by itself. None if the look says what the state says.
+/// Returns the facts that an observation adds to what is known of a container: the effects of the leaf's own steps, and
+/// what happened by itself. None if the observation agrees with the state.
 #[must_use]
 pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf: &LeafName) -> Vec<Fact> {
     use ContainerPhase as Phase;
@@ -163,7 +163,7 @@ pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf
         ) if container.desired.run == DesiredRun::Running => facts.push(started(*ready_after_ms)),
         (Phase::Updating, _) if is_met(container, observed, leaf) => {
             let (running, ready_after_ms) = match &observed.run {
-                // It was started for what is wanted of it now.
+                // It was started for its present desired state.
                 ObservedRun::Running {
                     started_at,
                     ready_after_ms,
@@ -191,7 +191,7 @@ pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf
         (Phase::Running, ObservedRun::Exited(exit) | ObservedRun::Restarting(exit)) => {
             facts.push(stopped(container, by_itself(Some(*exit)), Some(*exit)));
         }
-        // It ended and was started again between two looks.
+        // It ended and was started again between two observations.
         (
             Phase::Running,
             ObservedRun::Running {
@@ -216,8 +216,8 @@ pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf
     facts
 }
 
-/// Returns what the leaf wants again after its host was booted: the containers that are wanted to run and had ended by
-/// themselves or failed before. Of those that ran a look tells.
+/// Returns the facts by which the leaf tries again, after its host was booted, the containers that are desired to run and had
+/// ended by themselves or failed before. An observation tells of those that ran.
 #[must_use]
 pub fn after_boot(state: &State) -> Vec<Fact> {
     use ContainerPhase as Phase;
@@ -226,12 +226,12 @@ pub fn after_boot(state: &State) -> Vec<Fact> {
             && c.desired.toplevel.is_some()
             && matches!(c.phase, Phase::Stopped | Phase::Failed)
     };
-    state.containers.values().filter(ended).map(want_again).collect()
+    state.containers.values().filter(ended).map(try_again).collect()
 }
 
-/// Returns what the leaf wants again of a container that ran before its host was booted, by the first look since: one that
-/// systemd started with the host, before the leaf was there, and that failed, is tried once more. Maybe what it needs was
-/// not there so early.
+/// Returns the fact by which the leaf tries a container again that ran before its host was booted, by the first observation
+/// since: one that systemd started with the host, before the leaf was there, and that failed is tried once more. Maybe what it
+/// needs was not there so early.
 #[must_use]
 pub fn after_early_start(container: &Container, observed: &ObservedContainer) -> Option<Fact> {
     let failed = matches!(observed.run, ObservedRun::Exited(exit) if exit != Exit::Code { code: 0 });
@@ -239,10 +239,10 @@ pub fn after_early_start(container: &Container, observed: &ObservedContainer) ->
         container.phase,
         ContainerPhase::Running | ContainerPhase::Restarting
     );
-    (failed && ran && container.desired.run == DesiredRun::Running).then(|| want_again(container))
+    (failed && ran && container.desired.run == DesiredRun::Running).then(|| try_again(container))
 }
 
-fn want_again(container: &Container) -> Fact {
+fn try_again(container: &Container) -> Fact {
     Fact::from(ContainerDesired {
         name: container.name.clone(),
         desired: container.desired.clone(),
@@ -258,7 +258,7 @@ fn stopped(container: &Container, cause: StopCause, exit: Option<Exit>) -> Fact 
     })
 }
 
-/// Whether the host has what is wanted of a container on its disk.
+/// Returns whether the host has a container's desired state on its disk.
 fn is_made(container: &Container, observed: &ObservedContainer, leaf: &LeafName) -> bool {
     let Some(toplevel) = &container.desired.toplevel else {
         return false;
@@ -266,7 +266,7 @@ fn is_made(container: &Container, observed: &ObservedContainer, leaf: &LeafName)
     observed.digest.as_ref() == Some(&run_spec(container, toplevel, leaf).digest())
 }
 
-/// Whether a container is what is wanted of it, on the disk and as it runs.
+/// Returns whether a container is in its desired state, on the disk and as it runs.
 fn is_met(container: &Container, observed: &ObservedContainer, leaf: &LeafName) -> bool {
     let Some(toplevel) = &container.desired.toplevel else {
         return false;

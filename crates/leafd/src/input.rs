@@ -8,11 +8,11 @@ pub enum Wake {
     /// A command arrived.
     Command(Box<Incoming>),
     /// The engine has an input.
-    Input(Input),
+    Input(Box<Input>),
 }
 
 impl From<Input> for Wake {
     fn from(input: Input) -> Self {
-        Self::Input(input)
+        Self::Input(Box::new(input))
     }
 }

@@ -1,4 +1,4 @@
-//! Tasks that listen where something happens, and bring it to the main loop as an [`Input`].
+//! Tasks that wait for commands, hints and publishes, and send them to the main loop as [`Wake`]s.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::input::Wake;
 use crate::publisher::Published;
 use crate::steps::{ContainerHost, InFlight};
 
-/// Brings commands, until the daemon drains: then those that are here already.
+/// Forwards commands until the daemon drains, and then those that have already arrived.
 ///
 /// # Errors
 /// When it can't go on.
@@ -45,7 +45,7 @@ pub async fn take_commands(
     std::future::pending().await
 }
 
-/// Brings what the publisher says.
+/// Forwards what the publisher knows of the stream.
 ///
 /// # Errors
 /// Never.
@@ -66,19 +66,20 @@ pub async fn watch_published(
     std::future::pending().await
 }
 
-/// How much longer than a look the pause after it is: many containers that move all the time are not looked at all the time.
-const PAUSE_AFTER_LOOK: u32 = 2;
-/// How long after its steps a container that moved meanwhile is looked at: there may be more steps for it at once.
+/// How much longer than an observation the pause after it is, so that containers that change all the time are not observed
+/// all the time.
+const PAUSE_AFTER_OBSERVATION: u32 = 2;
+/// How long after its steps a container that changed meanwhile is observed: more steps may follow at once.
 const PAUSE_AFTER_STEPS: Duration = Duration::from_millis(100);
-/// How soon a container on its way to another state is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_millis(300);
-/// How soon all containers are looked at after a look that failed.
-const LOOK_AFTER_FAILURE: Duration = Duration::from_secs(5);
-/// How often all containers are looked at, whatever moved: a hint may have been missed.
-const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(60);
+/// How soon a container on its way to another state is observed again.
+const OBSERVE_AGAIN: Duration = Duration::from_millis(300);
+/// How soon all containers are observed after an observation that failed.
+const OBSERVE_AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// How often all containers are observed, whatever changed: a hint may have been missed.
+const OBSERVE_ALL_EVERY: Duration = Duration::from_secs(60);
 
-/// Brings a look at the containers that moved. Those for which steps are being taken are looked at by those, and here
-/// afterwards.
+/// Observes the containers that changed, and sends the observations. Those for which steps are in flight are observed by these
+/// steps, and here after they have ended.
 ///
 /// # Errors
 /// When it can't go on.
@@ -94,7 +95,7 @@ pub async fn watch_containers(
     let mut all_at = Instant::now();
     loop {
         let (at, later) = match moved {
-            // What is seen of those in the middle of steps, the main loop leaves out.
+            // The engine leaves out those with steps in flight.
             Changed::Any => (Changed::Any, in_flight.names()),
             Changed::These(names) => {
                 let (later, now) = names.into_iter().partition(|name| in_flight.contains(name));
@@ -103,18 +104,18 @@ pub async fn watch_containers(
         };
         moved = Changed::These(later);
         if at == Changed::Any {
-            all_at = Instant::now() + LOOK_AT_ALL_EVERY;
+            all_at = Instant::now() + OBSERVE_ALL_EVERY;
         }
         let mut moving = Changed::nothing();
         if !at.is_nothing() {
-            match look(&view, at, clock, &inputs).await? {
+            match observe(&view, at, clock, &inputs).await? {
                 Some(names) => moving = Changed::These(names),
-                None => all_at = all_at.min(Instant::now() + LOOK_AFTER_FAILURE),
+                None => all_at = all_at.min(Instant::now() + OBSERVE_AFTER_FAILURE),
             }
         }
         tokio::select! {
             changed = hints.changed() => moved.add(changed?),
-            () = tokio::time::sleep(LOOK_AGAIN), if !moving.is_nothing() => {}
+            () = tokio::time::sleep(OBSERVE_AGAIN), if !moving.is_nothing() => {}
             Ok(()) = steps.changed(), if !moved.is_nothing() => tokio::time::sleep(PAUSE_AFTER_STEPS).await,
             () = tokio::time::sleep_until(all_at) => moved = Changed::Any,
         }
@@ -122,24 +123,24 @@ pub async fn watch_containers(
     }
 }
 
-/// Looks at containers, brings what was seen, and pauses. Returns those that are on the way to another state; nothing where
-/// they could not be looked at.
-async fn look(
+/// Observes containers, sends the observation, and pauses. Returns those that are on the way to another state; nothing if the
+/// observation failed.
+async fn observe(
     view: &Containers,
     at: Changed,
     clock: Clock,
     inputs: &mpsc::Sender<Wake>,
 ) -> anyhow::Result<Option<BTreeSet<ContainerName>>> {
-    tracing::debug!(?at, "looks at containers");
+    tracing::debug!(?at, "observing containers");
     let (view, which) = (view.clone(), at.clone());
     let mut moving = None;
-    let (looked_at, began) = (Instant::now(), clock.now());
+    let (started, began) = (Instant::now(), clock.now());
     let seen = tokio::task::spawn_blocking(move || match &which {
         Changed::Any => view.observe(),
         Changed::These(names) => view.observe_some(names),
     })
     .await
-    .context("the look at the containers ended early")?;
+    .context("the observation of the containers ended early")?;
     match seen {
         Ok(Seen {
             containers: seen,
@@ -159,14 +160,14 @@ async fn look(
                 return std::future::pending().await;
             }
         }
-        Err(error) => tracing::warn!(error = chain(&error), "the containers can't be looked at"),
+        Err(error) => tracing::warn!(error = chain(&error), "the containers can't be observed"),
     }
-    tokio::time::sleep(looked_at.elapsed() * PAUSE_AFTER_LOOK).await;
+    tokio::time::sleep(started.elapsed() * PAUSE_AFTER_OBSERVATION).await;
     Ok(moving)
 }
 
-/// Has the rules of the closed network made again from time to time: they are gone if somebody flushed all of nftables, and
-/// running containers are open then.
+/// Restores the rules of the closed network from time to time: they are gone if somebody flushed all of nftables, which
+/// leaves running containers open.
 ///
 /// # Errors
 /// Never.
@@ -176,13 +177,13 @@ pub async fn keep_network(host: Arc<ContainerHost>, every: Duration) -> anyhow::
         if let Err(error) = host.helper.carry_out(&host.network).await {
             tracing::warn!(
                 error = chain(&error),
-                "the rules of the closed network can't be made sure of"
+                "the rules of the closed network can't be restored"
             );
         }
     }
 }
 
-/// Logs how the connection to the streams does, and that to the callers where it is another one.
+/// Logs the status of the connection to the streams, and that of the callers' connection where there is one.
 ///
 /// # Errors
 /// When it can't go on.

@@ -1,6 +1,6 @@
 //! The shell around the [`Engine`]: it hands in what the tasks bring, commits what comes out, and carries out the effects.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -28,7 +28,7 @@ use crate::workers::Workers;
 /// How long commands are remembered, so that the same id gives the first reply: 24 hours.
 const COMMANDS_KEPT: Duration = Duration::from_secs(24 * 3600);
 
-/// How often the watchdog is told, the disk is looked at, and what may be forgotten is.
+/// How often the watchdog is notified, the free disk space is read, and the journal is tidied if that is due.
 const TICK: Duration = Duration::from_secs(10);
 
 /// The main loop.
@@ -49,7 +49,7 @@ pub struct MainLoop {
 #[derive(Default)]
 struct Requests {
     last: u64,
-    responders: HashMap<RequestId, Responder>,
+    responders: BTreeMap<RequestId, Responder>,
 }
 
 impl Requests {
@@ -154,7 +154,7 @@ impl MainLoop {
             Some(problem) if !self.was_refusing => {
                 tracing::warn!(reason = problem.detail, "commands are refused");
             }
-            None if self.was_refusing => tracing::info!("commands are taken again"),
+            None if self.was_refusing => tracing::info!("commands are accepted again"),
             _ => {}
         }
         self.was_refusing = problem.is_some();
@@ -168,7 +168,7 @@ impl MainLoop {
     fn wake(&mut self, wake: Wake) {
         let input = match wake {
             Wake::Command(incoming) => self.request(*incoming),
-            Wake::Input(input) => input,
+            Wake::Input(input) => *input,
         };
         if let Input::StepsEnded { name, .. } = &input {
             self.workers.steps_ended(name);
@@ -283,7 +283,7 @@ impl MainLoop {
         }
     }
 
-    /// Hands on what changed in the state, if it can be taken now.
+    /// Hands changed entries of the state to the bucket's writer, if it has room for them.
     fn mirror(&mut self) {
         if self.commits.has_changed() {
             self.workers.mirror(|| self.commits.take_changed());

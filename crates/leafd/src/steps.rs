@@ -68,7 +68,7 @@ impl InFlight {
     }
 }
 
-/// What the steps in flight are told while they are taken.
+/// The interruptions that steps in flight are told of.
 #[derive(Debug, Default)]
 pub struct Interruptions {
     in_flight: InFlight,
@@ -131,7 +131,7 @@ pub struct Steps {
     pub clock: Clock,
     /// The container, with its desired state.
     pub container: Container,
-    /// What they are told while they are taken.
+    /// The interruption that they are told of.
     pub interruption: watch::Receiver<Interruption>,
 }
 
@@ -248,8 +248,8 @@ impl Steps {
     async fn observe(&self) -> Result<Observation, HostOpError> {
         let name = &self.container.name;
         let began = self.clock.now();
-        let (view, look_for) = (self.host.view.clone(), name.clone());
-        let seen = tokio::task::spawn_blocking(move || view.observe_one(&look_for)).await;
+        let (view, wanted) = (self.host.view.clone(), name.clone());
+        let seen = tokio::task::spawn_blocking(move || view.observe_one(&wanted)).await;
         let reason = match seen {
             Ok(Ok(container)) => return Ok(Observation { began, container }),
             Ok(Err(error)) => chain(&error),

@@ -40,7 +40,7 @@ const TIDY_EVERY: Duration = Duration::from_secs(600);
 /// How much of a log goes into one answer, in bytes.
 const LOG_BYTES: usize = 512 * 1024;
 
-/// Those who take steps on the host.
+/// Carries out effects beside the main loop.
 pub struct Workers {
     leaf: LeafName,
     inputs: mpsc::Sender<Wake>,
@@ -50,7 +50,7 @@ pub struct Workers {
     bus: Bus,
     containers: Result<Arc<ContainerHost>, String>,
     jobs: Result<JobHost, String>,
-    looks: mpsc::Sender<u64>,
+    scans: mpsc::Sender<u64>,
     mirror: mpsc::Sender<BTreeMap<String, Option<Bytes>>>,
     published: watch::Receiver<Published>,
     tidied_at: Instant,
@@ -71,8 +71,8 @@ pub struct Equipment {
     pub containers: Result<Arc<ContainerHost>, String>,
     /// Nix, or why it can't be used.
     pub jobs: Result<JobHost, String>,
-    /// Asks for a look at the hardware.
-    pub looks: mpsc::Sender<u64>,
+    /// Takes the numbers of rescans.
+    pub scans: mpsc::Sender<u64>,
     /// Takes changed entries of the state for the bucket.
     pub mirror: mpsc::Sender<BTreeMap<String, Option<Bytes>>>,
     /// What the stream is known to hold.
@@ -95,7 +95,7 @@ impl Workers {
             bus,
             containers,
             jobs,
-            looks,
+            scans,
             mirror,
             published,
             steps,
@@ -110,7 +110,7 @@ impl Workers {
             bus,
             containers,
             jobs,
-            looks,
+            scans,
             mirror,
             published,
             tidied_at: Instant::now(),
@@ -247,10 +247,10 @@ impl Workers {
 
     /// Has the hardware scanned for this rescan.
     pub fn scan_hardware(&mut self, rescan: u64) {
-        let looks = self.looks.clone();
+        let scans = self.scans.clone();
         self.tasks.run(async move {
-            // Nobody looks any more when the daemon ends.
-            let _ = looks.send(rescan).await;
+            // The scanning task is gone when the daemon ends.
+            let _ = scans.send(rescan).await;
         });
     }
 
@@ -332,14 +332,14 @@ impl Workers {
         });
     }
 
-    /// Ends a job that runs, or is about to; that it has ended comes from who runs it.
+    /// Ends a job that runs, or is about to. Its end is an input from the task that runs it.
     pub fn cancel_job(&mut self, id: JobId) {
         if let Some(cancel) = self.cancels.get(&id) {
             cancel.send_replace(true);
         }
     }
 
-    /// Forgets who ran a job: it has ended.
+    /// Removes a job's cancellation channel: it has ended.
     pub fn job_ended(&mut self, id: JobId) {
         self.cancels.remove(&id);
     }

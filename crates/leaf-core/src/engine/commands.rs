@@ -221,7 +221,7 @@ fn first_reply(outcome: Option<CommandOutcome>) -> Result<Vec<u8>, Problem> {
         Some(outcome) => Ok(outcome.body),
         None => Err(Problem::new(
             ProblemCode::Conflict,
-            "this command was accepted before, and nothing is known of its end; look at what it was about",
+            "this command was accepted before, and its outcome is unknown; check the state of what it was about",
         )),
     }
 }

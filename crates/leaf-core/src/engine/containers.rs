@@ -134,7 +134,7 @@ impl Engine {
         self.record(turn, &cause, [failed].into_iter().chain(revert));
     }
 
-    /// Has steps taken for a container that is not in its desired state, or tells those in flight what they need to know.
+    /// Begins steps for a container that is not in its desired state, or tells those in flight what changed.
     pub(super) fn reconcile(&mut self, turn: &mut Turn, name: &ContainerName) {
         let is_moving = |container: &&Container| container.phase.is_moving();
         let Some(container) = self.history.state().containers.get(name).filter(is_moving) else {

@@ -39,7 +39,7 @@ pub enum Input {
     ContainersObserved {
         /// When the observation began.
         began: Moment,
-        /// The containers that were looked for.
+        /// The containers that it covers.
         scope: Scope,
         /// Those of them that the host has.
         observed: BTreeMap<ContainerName, ObservedContainer>,
@@ -80,7 +80,7 @@ pub enum Input {
     Ended,
 }
 
-/// Which containers an observation looked for.
+/// The containers that an observation covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
     /// All of the leaf.
@@ -90,7 +90,7 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// Returns whether the observation looked for this container.
+    /// Returns whether the observation covers this container.
     #[must_use]
     pub fn contains(&self, name: &ContainerName) -> bool {
         match self {

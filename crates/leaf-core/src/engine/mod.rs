@@ -20,7 +20,7 @@
 //!
 //! # Inside
 //!
-//! A turn records facts ([`history`]), by which targets are *touched*. At its end all that was touched is looked at once:
+//! A turn records facts ([`history`]), by which targets are *touched*. At its end everything touched is followed up once:
 //! needless builds are cancelled, jobs started where there is room, containers reconciled, and commands answered whose
 //! target has settled. So a rule about what follows from a fact stands in one place, `Engine::follow_up`, whatever led to
 //! the fact. What one input can lead to is bounded by the size of the state.

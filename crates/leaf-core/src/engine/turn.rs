@@ -50,7 +50,7 @@ impl Turn {
         self.at.time
     }
 
-    /// Answers at once that a command can't be taken. Nothing is recorded of it.
+    /// Refuses a command at once. Nothing is recorded of it.
     pub(super) fn refuse(
         &mut self,
         to: impl IntoIterator<Item = RequestId>,

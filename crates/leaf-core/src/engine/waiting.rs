@@ -264,7 +264,7 @@ fn container_outcome(
         .is_some_and(|own| container.desired.generation > own)
     {
         let detail = format!(
-            "something else was wanted of container {name} meanwhile: it is at generation {}",
+            "the desired state of container {name} was changed meanwhile: it is at generation {}",
             container.desired.generation
         );
         return Some(Err(Problem::new(ProblemCode::Conflict, detail)));
@@ -275,7 +275,10 @@ fn container_outcome(
     Some(if success.is_met_by(container) {
         Ok(to_body(container))
     } else {
-        let why = container.error.as_deref().unwrap_or("it is not what was wanted");
+        let why = container
+            .error
+            .as_deref()
+            .unwrap_or("it did not reach its desired state");
         Err(Problem::new(
             ProblemCode::Failed,
             format!("container {name}: {why}"),

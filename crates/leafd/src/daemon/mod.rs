@@ -45,7 +45,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     let events = events_runtime().context("the runtime of the events can't be made")?;
     let runtime = runtime().context("the runtime can't be made")?;
     let result = runtime.block_on(start(settings, steps.handle().clone(), events.handle().clone()));
-    // A look at the hardware may still be under way; nobody waits for it.
+    // A scan of the hardware may still be under way, and is not waited for.
     steps.shutdown_timeout(Duration::from_secs(1));
     events.shutdown_timeout(Duration::from_secs(1));
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -81,11 +81,11 @@ pub fn events_runtime() -> std::io::Result<Runtime> {
 async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Result<()> {
     let mut signals = Signals::open()?;
     let (store, opened) = Store::open(&settings).await?;
-    let begun = equipment::begin(&settings, &store.leaf);
+    let begun = Box::pin(equipment::begin(&settings, &store.leaf));
     let Some(began) = signals.unless_stopped(begun).await? else {
         return Ok(());
     };
-    let claimed = Claim::take(&settings, &store, opened, &began);
+    let claimed = Box::pin(Claim::take(&settings, &store, opened, &began));
     let Some(claim) = signals.unless_stopped(claimed).await? else {
         if let Some(process) = began.server_process {
             process.stop().await;

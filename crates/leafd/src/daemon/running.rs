@@ -69,7 +69,7 @@ impl Running {
             nats_of,
         } = began;
         let (inputs, input_queue) = mpsc::channel(1024);
-        let (looks, rescans) = mpsc::channel(16);
+        let (scans, rescans) = mpsc::channel(16);
         let (changes, mirrored) = mpsc::channel(64);
         let (published_at, published) = watch::channel(Published::default());
         let (silent, silences) = mpsc::channel(1);
@@ -94,7 +94,7 @@ impl Running {
             bus: bus.clone(),
             containers: containers.clone(),
             jobs: claim.jobs,
-            looks,
+            scans,
             mirror: changes,
             published: published.clone(),
             steps,
@@ -143,8 +143,8 @@ impl Running {
         let publishes = listeners::watch_published(published.clone(), inputs.clone());
         tasks.keep("published", publishes);
         let report = equipment::report(settings.clone());
-        let scans = hardware::run(report, settings.rescan_debounce(), rescans, inputs.clone());
-        tasks.keep("hardware", scans);
+        let scanning = hardware::run(report, settings.rescan_debounce(), rescans, inputs.clone());
+        tasks.keep("hardware", scanning);
         if let Ok(host) = &containers {
             let observing = listeners::watch_containers(host.view.clone(), in_flight, clock, inputs);
             tasks.keep("containers", observing);

@@ -1,4 +1,4 @@
-//! The first part of the start: the journal, and who and where the leaf is.
+//! The first part of the start: the journal, and the identity of the leaf and of its host.
 
 use std::fs::Permissions;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -17,7 +17,7 @@ use crate::settings::Settings;
 /// How much of the journal is kept in memory, in bytes.
 const JOURNAL_CACHE_BYTES: usize = 2 << 20;
 
-/// The journal of a run, and who and where the leaf is.
+/// The journal of a run, and the identity of the leaf and of its host.
 pub(super) struct Store {
     /// The leaf.
     pub(super) leaf: LeafName,

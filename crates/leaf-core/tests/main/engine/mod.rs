@@ -3,6 +3,7 @@
 //! The seed is printed; `CIM_LEAF_SEED` repeats a run.
 
 mod host;
+mod policy;
 mod world;
 
 use leaf_core::command::*;
@@ -22,6 +23,7 @@ use crate::strategies::{build_result, command, inventory, name, patch, spec, sto
 
 /// What happens to a leaf.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "there are few of them at a time")]
 enum Action {
     Send(Caller, Option<CommandId>, Command),
     CancelJob(Option<CommandId>, usize),
