@@ -11,13 +11,13 @@ use leaf_core::engine::{
     Answer, At, Capabilities, Conditions, Effect, Engine, EngineSettings, FreeSpace, FreshIds, History,
     Immediate, Input, Limits, Outputs, Record, Request, RequestId, Resumed, Scope, Seen, Snapshots,
 };
-use leaf_core::event::{Event, EventRecord, HostFacts};
+use leaf_core::event::{Event, EventRecord, HostFacts, header};
 use leaf_core::hardware::Inventory;
 use leaf_core::host_op::Runtime;
 use leaf_core::id::{Caller, CommandId, ContainerName, InstanceId, JobId};
 use leaf_core::job::{Job, JobOutcome, JobPhase, JobResult};
 use leaf_core::plan::{PlanContext, plan};
-use leaf_core::problem::ProblemCode;
+use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::reconcile::{Interruption, Resource};
 use leaf_core::state::{State, apply};
 use serde_json::Value;
@@ -28,6 +28,9 @@ use crate::strategies::{leaf, time};
 
 const EPOCH: u64 = 7;
 const RESERVE_BYTES: u64 = 1000;
+/// How many jobs run at a time, and how many may wait.
+pub(super) const MAX_JOBS: usize = 2;
+pub(super) const MAX_QUEUED_JOBS: usize = 3;
 /// How long things may take to come to rest, in rounds of "commit all, do all work, observe all".
 const ROUNDS: usize = 40;
 
@@ -49,6 +52,7 @@ struct Sent {
     /// The run of leafd that took it.
     run: u64,
     answers: usize,
+    reply: Option<Result<Vec<u8>, Problem>>,
 }
 
 /// Work on the host that was begun, and whose end the engine does not know yet.
@@ -133,6 +137,31 @@ impl World {
         });
         // As the hardware's task does it.
         self.work.push(Work::Scan { rescan: 0 });
+    }
+
+    /// The state, with what is not committed.
+    pub(super) fn state(&self) -> &State {
+        self.engine.state()
+    }
+
+    /// Returns the answer to the last request, if there is one.
+    pub(super) fn last_reply(&self) -> Option<&Result<Vec<u8>, Problem>> {
+        self.sent.last()?.reply.as_ref()
+    }
+
+    /// Returns the jobs that run on the host.
+    pub(super) fn running_jobs(&self) -> Vec<JobId> {
+        let jobs = self.work.iter().filter_map(|work| match work {
+            Work::Job { job, .. } => Some(job.id),
+            Work::Steps { .. } | Work::Scan { .. } | Work::Foreign(_) => None,
+        });
+        jobs.collect()
+    }
+
+    /// Returns the types of all committed events.
+    pub(super) fn kinds(&self) -> Vec<String> {
+        let kind = |event: &EventRecord| event.attribute(header::TYPE).map(|kind| kind.into_owned());
+        self.journal.events.iter().filter_map(kind).collect()
     }
 
     /// Returns where a container stands, if the leaf knows it.
@@ -242,6 +271,7 @@ impl World {
             command: command.clone(),
             run: self.run,
             answers: 0,
+            reply: None,
         });
         let mut request = Request {
             id: RequestId(self.sent.len() as u64 - 1),
@@ -439,6 +469,7 @@ impl World {
     fn count_answer(&mut self, answer: &Answer) {
         let sent = &mut self.sent[usize::try_from(answer.to.0).expect("small")];
         sent.answers += 1;
+        sent.reply = Some(answer.reply.clone());
         assert_eq!(sent.answers, 1, "answered twice: {answer:?}");
         assert_eq!(
             sent.run, self.run,
@@ -648,8 +679,8 @@ fn engine(journal: &ModelJournal, run: u64) -> Engine {
             reserve_bytes: RESERVE_BYTES,
         },
         pool: leaf_core::decide::AddressPool::default(),
-        max_jobs: 2,
-        max_queued_jobs: 3,
+        max_jobs: MAX_JOBS,
+        max_queued_jobs: MAX_QUEUED_JOBS,
         job_timeout_seconds: 3600,
     };
     let state = State::from_entries(journal.replayed.sequence, journal.entries.clone());

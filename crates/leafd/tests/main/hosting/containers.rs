@@ -8,7 +8,7 @@ use async_nats::jetstream;
 use futures::StreamExt as _;
 use leaf_core::container::{ContainerPhase as Phase, ContainerSource, DesiredRun};
 use leaf_core::id::{ContainerName, StorePath};
-use leaf_core::job::{JobPhase, JobResult};
+use leaf_core::job::JobResult;
 use leaf_core::problem::ProblemCode;
 use leaf_core::subject;
 use leaf_host::contract::HostPaths;
@@ -66,11 +66,6 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             "a name that somebody else's container has is refused, and that container is left alone",
             needs,
             foreign,
-        ),
-        host.trial(
-            "a container that is destroyed while it is built takes its build along",
-            needs,
-            destroyed_early,
         ),
         host.trial(
             "the credentials of a container that was destroyed are refused, and its name can be used again",
@@ -347,35 +342,6 @@ async fn bad_flake() -> anyhow::Result<()> {
         "built, and found to be no system: {failed:?}"
     );
     leaf.destroy(&name).await
-}
-
-async fn destroyed_early() -> anyhow::Result<()> {
-    let mut leaf = leaf().await?;
-    let folder = leaf.scratch().join("flake");
-    std::fs::create_dir(&folder)?;
-    let hangs = super::systems::derivation(&leaf, "hangs", super::jobs::HANGS);
-    std::fs::write(
-        folder.join("flake.nix"),
-        format!("{{ outputs = _: {{ hangs = {hangs}; }}; }}"),
-    )?;
-    let name = name();
-    let source = ContainerSource::Flake {
-        reference: format!("path:{}#hangs", folder.display()),
-    };
-    let made = leaf.create(&name, source, true).await?;
-    let id = made.desired.build_job.context("a job builds it")?;
-    leaf.job_says(id, "hangs").await?;
-    leaf.destroy(&name).await?;
-    let job = leaf.job_ended(id).await?;
-    ensure!(job.phase == JobPhase::Cancelled, "{job:?}");
-    ensure!(job.error.as_deref() == Some("cancelled by admin"), "{job:?}");
-    super::jobs::no_builder(&leaf)?;
-    let kinds = leaf.kinds_told(&name.token()).await?;
-    ensure!(
-        kinds.last().is_some_and(|k| k == "container.destroyed"),
-        "{kinds:?}"
-    );
-    Ok(())
 }
 
 async fn revoked() -> anyhow::Result<()> {

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use leaf_bus::client::JobMessage;
 use leaf_core::command::{Build, CancelJob, ReadJobLog, ShowJob};
-use leaf_core::container::{ContainerPhase, ContainerSource};
 use leaf_core::id::{JobId, StorePath};
 use leaf_core::job::{Installable, JobPhase as Phase, JobResult};
 use leaf_core::problem::ProblemCode;
@@ -13,8 +12,8 @@ use libtest_mimic::Trial;
 use uuid::Uuid;
 
 use super::systems::{derivation, file, mark, script};
-use super::{is_problem, name, traces};
-use crate::support::{Host, Need, Setup, TestLeaf, until};
+use super::{is_problem, traces};
+use crate::support::{Host, Need, TestLeaf, until};
 
 /// A script that waits for a file that the sandbox will never have.
 pub(crate) const HANGS: &str = "echo hangs; while :; do :; done";
@@ -40,11 +39,6 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             cancelled_at_once,
         ),
         host.trial(
-            "of two builds one waits where one may run, and it is cancelled while it waits",
-            needs,
-            one_at_a_time,
-        ),
-        host.trial(
             "a build that prints 100 MB keeps 16 MiB of log, head and tail, and the leaf small",
             needs,
             prints_much,
@@ -59,11 +53,6 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             "what can't be built is refused or fails with the reason",
             needs,
             bad_installables,
-        ),
-        host.trial(
-            "a container whose build is cancelled has failed, while it waits and while it runs",
-            &[Need::Containers],
-            container_waits,
         ),
         host.trial(
             "the logs and roots of jobs that are forgotten are taken away",
@@ -197,7 +186,7 @@ async fn times_out() -> anyhow::Result<()> {
 }
 
 /// Makes sure that no builder of this leaf runs.
-pub(super) fn no_builder(leaf: &TestLeaf) -> anyhow::Result<()> {
+fn no_builder(leaf: &TestLeaf) -> anyhow::Result<()> {
     let left = traces::processes_with(&format!(": {};", mark(leaf)));
     ensure!(left.is_empty(), "{left:#?}");
     Ok(())
@@ -236,48 +225,6 @@ async fn cancelled_at_once() -> anyhow::Result<()> {
         ensure!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     }
     no_builder(&leaf)
-}
-
-async fn one_at_a_time() -> anyhow::Result<()> {
-    let mut leaf = Setup::new()
-        .set("nix.max_jobs", 1)
-        .set("nix.max_queued_jobs", 2)
-        .start()
-        .await?;
-    let installable = script(&leaf, "hangs", HANGS)?;
-    let first = leaf.build(installable.clone()).await?;
-    leaf.job_says(first, "hangs").await?;
-    let second = leaf.build(script(&leaf, "second", "echo second > $out")?).await?;
-    let third = leaf.build(script(&leaf, "third", "echo third > $out")?).await?;
-    let fourth = Build {
-        installable,
-        timeout_seconds: None,
-    };
-    is_problem(
-        leaf.call(&fourth).await,
-        ProblemCode::Overloaded,
-        "2 jobs are waiting",
-    )?;
-    let shown = leaf.show().await?;
-    ensure!((shown.jobs_running, shown.jobs_queued) == (1, 2), "{shown:?}");
-    let waits = leaf.job(second).await?;
-    ensure!(
-        waits.job.phase == Phase::Queued && waits.progress.is_none(),
-        "{waits:?}"
-    );
-    let log = leaf.job_log_now(second).await?;
-    ensure!(log.is_empty(), "{log:?}");
-    let cancelled = leaf.call(&CancelJob { id: second }).await?;
-    ensure!(
-        cancelled.phase == Phase::Cancelled && cancelled.started_at.is_none(),
-        "{cancelled:?}"
-    );
-    ensure!(leaf.job(third).await?.job.phase == Phase::Queued);
-    leaf.call(&CancelJob { id: first }).await?;
-    let ended = leaf.job_ended(third).await?;
-    ensure!(ended.phase == Phase::Succeeded, "{ended:?}");
-    ensure!(leaf.job(second).await?.job.phase == Phase::Cancelled);
-    Ok(())
 }
 
 async fn prints_much() -> anyhow::Result<()> {
@@ -454,43 +401,6 @@ async fn bad_installables() -> anyhow::Result<()> {
         let job = leaf.job_ended(id).await?;
         ensure!(job.phase == Phase::Failed, "{job:?}");
         ensure!(job.error.as_deref().is_some_and(|e| e.contains(says)), "{job:?}");
-    }
-    Ok(())
-}
-
-async fn container_waits() -> anyhow::Result<()> {
-    let mut leaf = Setup::new().containers().set("nix.max_jobs", 1).start().await?;
-    let folder = leaf.scratch().join("flake");
-    std::fs::create_dir(&folder)?;
-    let hangs = derivation(&leaf, "flake", HANGS);
-    std::fs::write(
-        folder.join("flake.nix"),
-        format!("{{ outputs = _: {{ a = {hangs}; }}; }}"),
-    )?;
-    let source = ContainerSource::Flake {
-        reference: format!("path:{}#a", folder.display()),
-    };
-    let (runs, waits) = (name(), name());
-    let first = leaf.create(&runs, source.clone(), true).await?;
-    let second = leaf.create(&waits, source, true).await?;
-    let first = first.desired.build_job.context("a job")?;
-    let second = second.desired.build_job.context("a job")?;
-    leaf.job_says(first, "hangs").await?;
-    is_problem(
-        leaf.start_container(&waits).await,
-        ProblemCode::Conflict,
-        "being built",
-    )?;
-    for (job, name) in [(second, &waits), (first, &runs)] {
-        let cancelled = leaf.call(&CancelJob { id: job }).await?;
-        ensure!(cancelled.phase == Phase::Cancelled, "{cancelled:?}");
-        let failed = leaf.container(name).await?;
-        ensure!(failed.phase == ContainerPhase::Failed, "{failed:?}");
-        ensure!(
-            failed.error.as_deref().is_some_and(|e| e.contains("cancelled")),
-            "{failed:?}"
-        );
-        leaf.destroy(name).await?;
     }
     Ok(())
 }

@@ -1,0 +1,202 @@
+//! Jobs and containers together, step by step: what is started when, and what an end means for others.
+
+use leaf_core::command::*;
+use leaf_core::container::{ContainerPhase, ContainerSource};
+use leaf_core::id::{ContainerName, JobId};
+use leaf_core::job::{Installable, Job, JobPhase};
+use leaf_core::problem::{Problem, ProblemCode};
+use leaf_core::spec::ContainerOptions;
+
+use super::admin;
+use super::host::Fate;
+use super::world::{MAX_JOBS, MAX_QUEUED_JOBS, World};
+
+fn world() -> World {
+    let mut world = World::new();
+    // Its scan, which every run begins with.
+    world.commit(1);
+    end_work(&mut world);
+    world
+}
+
+/// Ends the oldest piece of work; a build fails unless it was cancelled.
+fn end_work(world: &mut World) {
+    world.finish_work(0, Fate::Done, &Err("the builder failed".to_owned()));
+    world.commit(usize::MAX);
+}
+
+/// Sends a command, and returns the reply if there is one once all is durable.
+fn call(world: &mut World, command: impl Into<Command>) -> Option<Result<Vec<u8>, Problem>> {
+    world.send(admin(), None, command.into());
+    world.commit(usize::MAX);
+    world.last_reply().cloned()
+}
+
+fn refused(world: &mut World, command: impl Into<Command>) -> Problem {
+    let reply = call(world, command).expect("answered at once");
+    reply.expect_err("refused")
+}
+
+fn build(world: &mut World) -> JobId {
+    let installable = Installable::Template {
+        name: "minimal".to_owned(),
+    };
+    let timeout_seconds = None;
+    let reply = call(
+        world,
+        Build {
+            installable,
+            timeout_seconds,
+        },
+    );
+    let body = reply.expect("answered at once").expect("accepted");
+    serde_json::from_slice::<JobAccepted>(&body)
+        .expect("its reply")
+        .job
+}
+
+fn cancel(world: &mut World, id: JobId) -> Option<Job> {
+    let body = call(world, CancelJob { id })?.expect("it is cancelled");
+    Some(serde_json::from_slice(&body).expect("its reply"))
+}
+
+/// Makes a container of a template, and returns its name and the job that builds it.
+fn create(world: &mut World, name: &str) -> (ContainerName, JobId) {
+    let name = ContainerName::new(name).expect("a name");
+    let create = CreateContainer {
+        name: name.clone(),
+        source: ContainerSource::Template {
+            name: "minimal".to_owned(),
+        },
+        start: true,
+        options: ContainerOptions::default(),
+    };
+    call(world, create).expect("answered at once").expect("accepted");
+    let job = world.state().containers[&name].desired.build_job;
+    (name, job.expect("a job builds it"))
+}
+
+fn phases(world: &World, jobs: &[JobId]) -> Vec<JobPhase> {
+    jobs.iter().map(|id| world.state().jobs[id].phase).collect()
+}
+
+#[test]
+fn jobs_wait_for_room_in_their_order_also_after_a_crash_and_are_cancelled_while_they_wait() {
+    use JobPhase::{Cancelled, Failed, Queued, Running};
+    let mut world = world();
+    let jobs: Vec<JobId> = (0..MAX_JOBS + MAX_QUEUED_JOBS)
+        .map(|_| build(&mut world))
+        .collect();
+    assert_eq!(phases(&world, &jobs), [Running, Running, Queued, Queued, Queued]);
+    let installable = Installable::Template {
+        name: "minimal".to_owned(),
+    };
+    let problem = refused(
+        &mut world,
+        Build {
+            installable,
+            timeout_seconds: None,
+        },
+    );
+    assert_eq!(problem.code, ProblemCode::Overloaded);
+    assert!(problem.detail.contains("3 jobs are waiting"), "{problem}");
+
+    let cancelled = cancel(&mut world, jobs[2]).expect("it does not run");
+    assert_eq!(cancelled.phase, Cancelled);
+    assert_eq!(cancelled.started_at, None);
+    assert_eq!(
+        phases(&world, &jobs),
+        [Running, Running, Cancelled, Queued, Queued]
+    );
+
+    world.crash(Fate::Late, false);
+    world.commit(usize::MAX);
+    assert_eq!(
+        phases(&world, &jobs),
+        [Running, Running, Cancelled, Queued, Queued]
+    );
+    let running = world.running_jobs();
+    assert_eq!(running, jobs[..2], "the same are followed");
+    // First the scan with which a run begins, then the first job.
+    end_work(&mut world);
+    end_work(&mut world);
+    assert_eq!(
+        phases(&world, &jobs),
+        [Failed, Running, Cancelled, Running, Queued]
+    );
+    assert_eq!(cancel(&mut world, jobs[1]), None, "it runs");
+    end_work(&mut world);
+    assert_eq!(
+        phases(&world, &jobs),
+        [Failed, Cancelled, Cancelled, Running, Running]
+    );
+    let reply = world.last_reply().expect("it has ended").as_ref();
+    let job: Job = serde_json::from_slice(reply.expect("cancelled")).expect("a job");
+    assert_eq!(job.error.as_deref(), Some("cancelled by admin"));
+}
+
+#[test]
+fn a_container_whose_build_is_cancelled_has_failed_while_it_waits_and_while_it_runs() {
+    let mut world = world();
+    let running: Vec<_> = (0..MAX_JOBS)
+        .map(|n| create(&mut world, &format!("c{n}")))
+        .collect();
+    let (waits, queued) = create(&mut world, "waits");
+    let start = StartContainer {
+        name: waits.clone(),
+        if_generation: None,
+    };
+    let problem = refused(&mut world, start);
+    assert_eq!(problem.code, ProblemCode::Conflict);
+    assert!(problem.detail.contains("being built"), "{problem}");
+
+    let cancelled = cancel(&mut world, queued).expect("it does not run");
+    assert_eq!(cancelled.phase, JobPhase::Cancelled);
+    assert_eq!(cancel(&mut world, running[0].1), None, "it runs");
+    end_work(&mut world);
+    for name in [&waits, &running[0].0] {
+        let container = &world.state().containers[name];
+        assert_eq!(container.phase, ContainerPhase::Failed);
+        let error = container.error.as_deref().expect("it says why");
+        assert!(error.contains("cancelled"), "{error}");
+    }
+    assert_eq!(world.phase(&running[1].0), Some(ContainerPhase::Building));
+    // The name is taken until the container is destroyed.
+    let destroy = DestroyContainer {
+        name: waits.clone(),
+        if_generation: None,
+    };
+    assert_eq!(call(&mut world, destroy), None);
+    world.come_to_rest();
+    assert_eq!(world.phase(&waits), None);
+}
+
+#[test]
+fn a_container_that_is_destroyed_while_it_is_built_takes_its_build_along() {
+    for is_queued in [false, true] {
+        let mut world = world();
+        for _ in 0..if is_queued { MAX_JOBS } else { 0 } {
+            build(&mut world);
+        }
+        let (name, job) = create(&mut world, "web");
+        let destroy = DestroyContainer {
+            name: name.clone(),
+            if_generation: None,
+        };
+        assert_eq!(call(&mut world, destroy), None);
+        if is_queued {
+            assert_eq!(phases(&world, &[job]), [JobPhase::Cancelled]);
+        }
+        world.come_to_rest();
+        assert_eq!(world.phase(&name), None);
+        let job = &world.state().jobs[&job];
+        assert_eq!(job.phase, JobPhase::Cancelled);
+        assert_eq!(job.error.as_deref(), Some("cancelled by admin"));
+        let kinds = world.kinds();
+        let of_it: Vec<&str> = kinds
+            .iter()
+            .filter_map(|kind| kind.strip_prefix("cim.leaf.container."))
+            .collect();
+        assert_eq!(of_it, ["desired.v1", "desired.v1", "destroyed.v1"]);
+    }
+}
