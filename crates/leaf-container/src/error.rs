@@ -1,4 +1,4 @@
-//! Why a look did not work.
+//! Why an observation failed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use leaf_core::id::ContainerName;
 use leaf_host::systemd::SystemdError;
 
-/// A look at the host did not work.
+/// An observation of the host failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ObserveError {
     /// A file or directory could not be read.

@@ -1,4 +1,4 @@
-//! What containers of a leaf there are on this host, and how they do: a look, and hints when to look again.
+//! Observes the containers of a leaf on this host, and hints when to observe them again.
 //!
 //! Start at [`Containers`]. The host is the truth: everything is read from the files that [`HostPaths`] names, from
 //! the kernel, and from systemd where that runs the containers; nothing is changed. Under systemd the state of the

@@ -1,4 +1,4 @@
-//! One look at the containers of a leaf.
+//! One observation of the containers of a leaf.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -11,12 +11,12 @@ use leaf_host::cgroup;
 use crate::conf::Conf;
 use crate::{Containers, ObserveError};
 
-/// What a look showed.
+/// The result of an observation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
     /// The containers that are there.
     pub containers: BTreeMap<ContainerName, ObservedContainer>,
-    /// Those of them that are on the way to another state, which nobody may tell of: they are to be looked at again soon.
+    /// Those of them that are on the way to another state, of which no signal may come: they are to be observed again soon.
     pub moving: BTreeSet<ContainerName>,
 }
 

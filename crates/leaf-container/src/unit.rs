@@ -33,7 +33,7 @@ impl Stage {
         }
     }
 
-    /// Whether it is on the way to another, by what the helper wrote of the last run. Of the last step there nobody tells.
+    /// Whether it is on the way to another, by what the helper wrote of the last run. systemd gives no signal of the last step there.
     pub(crate) fn is_moving(self, status: Option<&RunStatus>) -> bool {
         match self {
             Self::Starting | Self::Ending => true,

@@ -40,7 +40,7 @@ struct Look {
     oom_kills: u64,
     /// What may be remembered of it.
     known: Option<Known>,
-    /// Whether it is on the way to something else, which nobody may tell of.
+    /// Whether it is on the way to something else, of which no signal may come.
     moving: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Hints that something about the containers changed, and which. A hint says: look again. Nothing runs while nothing
+//! Hints that something about the containers changed, and which. A hint says: observe it again. Nothing runs while nothing
 //! changes.
 //!
 //! The kernel tells of files: of each `NAME.conf`, of what the helper writes of a run, and of processes that were

@@ -35,7 +35,7 @@ const BATCH: usize = 200;
 const PATIENCE: Duration = Duration::from_secs(3);
 const TRIES: usize = 10;
 /// How long somebody who answers takes at most.
-const ANSWER: Duration = Duration::from_millis(1500);
+const ANSWER: Duration = Duration::from_secs(4);
 /// The port that packets are sent from, and the first of those that signs of life are asked from.
 const FROM: u16 = 20_000;
 const ALIVE_FROM: u16 = 30_000;

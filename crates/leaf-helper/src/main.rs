@@ -89,7 +89,7 @@ impl Serve {
                 UnixListener::from_std(listener)?
             }
             (Some(path), None) => {
-                // Nobody can start it again by a call.
+                // Without a socket of systemd no call starts it again.
                 serving.idle = None;
                 bind(path, serving.client).with_context(|| format!("can't listen on {}", path.display()))?
             }

@@ -58,7 +58,7 @@ pub async fn exclusive(file: File, patience: Duration) -> Result<File, LockError
         return Ok(file);
     }
     let (locked, lock) = tokio::sync::oneshot::channel();
-    // Where nobody waits any more, the thread gets the lock in its turn and lets go of it at once.
+    // If the caller has given up, the thread takes the lock in its turn and releases it at once.
     let wait = move || {
         let taken = loop {
             match file.lock() {
@@ -100,9 +100,11 @@ mod tests {
         let refused = exclusive(open(&path), soon).await.expect_err("it is held");
         assert!(matches!(refused, LockError::Held { after } if after == soon));
 
-        let waits = tokio::spawn(exclusive(open(&path), Duration::from_secs(60)));
+        let mut waits = tokio::task::JoinSet::new();
+        waits.spawn(exclusive(open(&path), Duration::from_secs(60)));
         drop(holder);
-        let taken = waits.await.expect("no panic").expect("the lock");
+        let taken = waits.join_next().await.expect("a task").expect("no panic");
+        let taken = taken.expect("the lock");
         assert!(is_held(&looker).expect("a look"));
         drop(taken);
         assert!(!is_held(&looker).expect("a look"));

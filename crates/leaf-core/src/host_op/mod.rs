@@ -253,7 +253,7 @@ pub struct RunSpec {
     pub toplevel: StorePath,
     /// Its addresses.
     pub network: ContainerNetwork,
-    /// What else is wanted of it.
+    /// The other parts of its spec.
     #[serde(default)]
     pub options: ContainerOptions,
 }

@@ -1,4 +1,4 @@
-//! Whose container a name is, and taking one over that somebody else made.
+//! The owner of a container, and the adoption of one that this leaf did not make.
 //!
 //! A container of another is one with a `NAME.conf` that this leaf did not write. It is left alone, unless it is to be
 //! adopted: then its `NAME.conf` and its unit become the leaf's, and its root file system stays as it is. One that the
@@ -22,11 +22,11 @@ use crate::systemd::payload::UnitCgroup;
 /// How long a container that is taken over may take to stop.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Whose container a name is.
+/// The owner of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Owner {
-    /// There is none of this name.
-    Nobody,
+    /// There is no container of this name.
+    None,
     /// It is this leaf's.
     Leaf,
     /// It is somebody else's.
@@ -63,12 +63,12 @@ impl Foreign {
 }
 
 impl Helper {
-    /// Returns whose container a name is.
+    /// Returns the owner of the container of this name.
     pub(crate) fn owner(&self, confs: &Directory, name: &ContainerName) -> Result<Owner> {
         let file = conf_name(name);
         let conf = self.paths.conf(name);
         let text = match confs.read(&file) {
-            Ok(None) => return Ok(Owner::Nobody),
+            Ok(None) => return Ok(Owner::None),
             Ok(Some(text)) => text,
             Err(Error::Refused(_)) => {
                 return Ok(Owner::Foreign(Foreign::Declared(
@@ -191,7 +191,7 @@ mod tests {
         let name = ContainerName::new("web").expect("a name");
         let owner = || helper.owner(&confs, &name).expect("a look");
         let file = paths.conf(&name);
-        assert_eq!(owner(), Owner::Nobody);
+        assert_eq!(owner(), Owner::None);
         std::fs::write(&file, format!("{}\nA=b\n", conf_marker(&leaf))).expect("a conf");
         assert_eq!(owner(), Owner::Leaf);
         std::fs::write(&file, "# cim-leaf: made by leaf other\n").expect("a conf");

@@ -62,13 +62,13 @@ impl Helper {
         self.check_network(&confs, name, *network)?;
         let roots = Directory::make_root(&self.paths.roots, 0o700)?;
         match owner {
-            Owner::Nobody if self.spec(name)?.is_none() && roots.has(name.as_str())? => {
+            Owner::None if self.spec(name)?.is_none() && roots.has(name.as_str())? => {
                 return Err(Error::Refused(format!(
                     "{}/{name} is there, and this leaf did not make it",
                     self.paths.roots.display()
                 )));
             }
-            Owner::Nobody | Owner::Leaf => {}
+            Owner::None | Owner::Leaf => {}
             Owner::Foreign(foreign) if adopt => self.take_over(&confs, name, foreign).await?,
             Owner::Foreign(foreign) => return Err(foreign.refused(self, name)),
         }
@@ -176,7 +176,7 @@ impl Helper {
     /// [`Error::Refused`] when there is one of somebody else.
     pub(crate) fn owns(&self, confs: &Directory, name: &ContainerName) -> Result<bool> {
         match self.owner(confs, name)? {
-            Owner::Nobody => Ok(false),
+            Owner::None => Ok(false),
             Owner::Leaf => Ok(true),
             Owner::Foreign(foreign) => Err(foreign.refused(self, name)),
         }

@@ -46,7 +46,7 @@ impl Helper {
                 self.state_directory(name)?.touch(WANTED, 0o600)?;
                 self.update_unit(&spec, limit, grace).await
             }
-            // Nobody there can switch one inside.
+            // Only systemd's unit has a way to switch to another system inside.
             Runtime::Nspawn => {
                 self.stop(name, grace).await?;
                 self.start(name, limit).await

@@ -38,7 +38,7 @@ pub struct Jobs {
     pub program: PathBuf,
     /// Where programs are looked up: `nix`, `git`.
     pub path: String,
-    /// The addresses of the leaf and its containers, which jobs have no business with.
+    /// The addresses of the leaf and its containers, which jobs may not reach.
     pub pool: AddressPool,
     /// Directories that jobs must not see.
     pub hidden: Vec<PathBuf>,

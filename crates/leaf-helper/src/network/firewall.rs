@@ -75,7 +75,7 @@ impl Helper {
         self.rebuild(&lock, prepared).await
     }
 
-    /// Lets a container's link take part, as its spec has it. Again is the same as once.
+    /// Adds the elements of a container's spec to the rules. Idempotent.
     ///
     /// Where the rules are not there, after a boot, they are made first, by what `PrepareNetwork` said last.
     pub(crate) async fn admit(&self, name: &ContainerName) -> Result<()> {
@@ -87,7 +87,7 @@ impl Helper {
         self.set_elements(&lock, name, elements::of(&spec)?).await
     }
 
-    /// Brings the rules of a container to its spec, if it takes part.
+    /// Replaces the elements of a container in the rules by those of its spec, if it has any there.
     pub(crate) async fn renew(&self, name: &ContainerName) -> Result<()> {
         let lock = self.lock_network().await?;
         if !self.takes_part(name)? {
@@ -100,7 +100,7 @@ impl Helper {
         self.set_elements(&lock, name, elements::of(&spec)?).await
     }
 
-    /// Takes a container's link out again. It is no error if it is not in.
+    /// Removes the elements of a container from the rules. Idempotent.
     pub(crate) async fn expel(&self, name: &ContainerName) -> Result<()> {
         if self.admitted(name)?.is_none() {
             return Ok(());

@@ -22,7 +22,7 @@ impl Helper {
     /// Returns the lock of a container, or nothing if its supervisor lives.
     pub(crate) async fn acquire(&self, name: &ContainerName) -> Result<Option<RunLock>> {
         let file = self.lock_file(name, OFlags::RDWR)?;
-        // Who looks whether it is held holds it shared for a moment.
+        // An observer holds it shared for a moment.
         for _ in 0..50 {
             if lock::try_exclusive(&file).map_err(self.lock_failed(name))? {
                 return Ok(Some(RunLock { _file: file }));

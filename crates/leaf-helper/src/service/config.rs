@@ -42,7 +42,7 @@ struct File {
     /// The directories that the files of a container's secrets may be in or below; none if not given.
     #[serde(default)]
     secret_folders: Vec<PathBuf>,
-    /// Ends when nobody called for so many seconds; a new call starts it again. 0 never ends it.
+    /// The service ends when it had no caller for this many seconds; a new call starts it again. 0 never ends it.
     #[serde(default = "default_idle_seconds")]
     idle_seconds: u64,
     /// Where all is kept, if not at the usual places.

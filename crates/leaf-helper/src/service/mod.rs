@@ -29,14 +29,14 @@ const MAX_CONNECTIONS: usize = 64;
 /// How long the last answers may take when the service ends.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// Who may call, and when the service ends by itself.
+/// The callers that are allowed, and when the service ends by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Serving {
     /// The user whose processes may call, besides root's.
     pub client: u32,
     /// How Nix jobs are run; none are where there is no user for them.
     pub jobs: Option<Jobs>,
-    /// Ends the service when nobody was connected for so long.
+    /// Ends the service when no caller was connected for this long.
     pub idle: Option<Duration>,
 }
 
@@ -78,7 +78,7 @@ impl Work {
     }
 }
 
-/// Serves until `stop`, or until nobody called for a while. Operations that are under way are carried to their ends.
+/// Serves until `stop`, or until no caller was connected for a while. Operations that are under way are carried to their ends.
 ///
 /// # Errors
 /// What the system says of the listening socket.
@@ -109,7 +109,7 @@ pub async fn serve(
             () = work.next_end() => quiet_since = Instant::now(),
             Some(_) = connections.join_next() => quiet_since = Instant::now(),
             () = async { tokio::time::sleep_until(idle_until.unwrap_or(quiet_since)).await }, if idle_until.is_some() => {
-                tracing::info!("nobody calls; a new call starts this again");
+                tracing::info!("no caller; systemd starts the service again at the next call");
                 break;
             }
             () = &mut stop => {

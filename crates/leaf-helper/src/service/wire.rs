@@ -309,7 +309,7 @@ mod tests {
             assert_eq!(op.waits_for(), waits, "{op:?}");
             match op.subject() {
                 HostSubject::Container(name) => {
-                    assert!(name == web && op.summary().contains("container web"))
+                    assert!(name == web && op.summary().contains("container web"));
                 }
                 HostSubject::Job(id) => assert!(op.summary().ends_with(&format!("job {id}"))),
                 HostSubject::Network => assert_eq!(op.summary(), "prepare the network for 10.233.0.1:4222"),

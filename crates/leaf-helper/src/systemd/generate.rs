@@ -1,5 +1,5 @@
 //! The units of a boot: a systemd generator (systemd.generator(7)) makes those of all containers from what is kept of
-//! them, so that one that is wanted with the host starts before `leafd` does, and whether that does or not.
+//! them, so that one that starts with the host does so before `leafd`, and whether that starts or not.
 //!
 //! It runs before any service, in a process that may only read files and write into the directory it is given.
 

@@ -248,7 +248,7 @@ impl Helper {
         let ended = tokio::time::timeout(SWITCH, child.wait()).await;
         match ended {
             Err(_) => Err(Error::Failed(format!(
-                "the switch inside was not done within {} s",
+                "the switch to the new system was not done within {} s",
                 SWITCH.as_secs()
             ))),
             Ok(Err(e)) => Err(Error::io("wait for nsenter")(e)),
@@ -271,14 +271,14 @@ impl Helper {
         let started: RunSpec = run
             .read(STARTED)?
             .and_then(|text| serde_json::from_str(&text).ok())
-            .ok_or_else(|| Error::Unsupported("nobody knows what it was started with".into()))?;
+            .ok_or_else(|| Error::Unsupported("what it was started with is not known".into()))?;
         let with_new_system = RunSpec {
             toplevel: spec.toplevel.clone(),
             ..started
         };
         if with_new_system.start_digest() != spec.start_digest() {
             return Err(Error::Unsupported(
-                "more is another than its system, which counts from a start on".into(),
+                "more than its system has changed, which takes a start".into(),
             ));
         }
         check_toplevel(&spec.toplevel)?;

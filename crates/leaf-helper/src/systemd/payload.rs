@@ -73,7 +73,7 @@ impl UnitCgroup {
         self.set_limits(limits, root)
     }
 
-    /// Sets the limits of the payload as they are wanted; what is not limited any more is free again.
+    /// Sets the limits of the payload to those of the spec, and lifts those that the spec has no longer.
     pub(crate) fn set_limits(&self, limits: &Limits, root: &Path) -> Result<()> {
         let payload = self.payload();
         let payload = payload.path();
@@ -178,7 +178,7 @@ fn disk_below(directory: &Path) -> Result<String> {
         let table = mounts::table().map_err(CgroupError::MountTable)?;
         let source =
             device_of(&table, &number).ok_or_else(|| unsupported("its file system is on no disk".into()))?;
-        let stat = std::fs::metadata(&source).map_err(|e| unsupported(format!("{source}: {e}")))?;
+        let stat = std::fs::metadata(source).map_err(|e| unsupported(format!("{source}: {e}")))?;
         device = stat.rdev();
         if rustix::fs::major(device) == 0 {
             return Err(unsupported(format!("its file system is on {source}")));

@@ -20,7 +20,7 @@ use crate::files::Directory;
 use crate::systemd::payload::UnitCgroup;
 use crate::systemd::unit;
 
-/// Where the units of this boot are that are nobody else's (systemd.unit(5)).
+/// Where units are that were made since the boot (systemd.unit(5)).
 const UNITS: &str = "/run/systemd/system";
 /// Where those of the generator are.
 const GENERATED: &str = "/run/systemd/generator";
@@ -147,7 +147,7 @@ impl Helper {
         Ok(())
     }
 
-    /// Has systemd start a container's unit, and prepares the start meanwhile.
+    /// Has systemd start a container's unit, and prepares the start in the meantime.
     async fn start_prepared(&self, spec: &RunSpec, unit: &str, limit: Duration) -> Result<UnitJobOutcome> {
         let preparing = self.begin_to_prepare_start(&spec.name).await?;
         let look = self.check_unit(unit).await?;
@@ -168,8 +168,7 @@ impl Helper {
         Ok(end?)
     }
 
-    /// Checks that what systemd would start is this leaf's unit, and not one that somebody put before it. Returns how it
-    /// does.
+    /// Checks that systemd would start the unit of this leaf, and not one that takes precedence over it. Returns its state.
     async fn check_unit(&self, unit: &str) -> Result<UnitState> {
         let ours = |state: &UnitState| {
             [UNITS, GENERATED]

@@ -138,7 +138,7 @@ impl Systemd {
             return Ok(());
         };
         // Once for all jobs: to ask for it and to take that back would be five more calls for each. And taken by one
-        // task: a stream from which nobody takes for a while holds up all others.
+        // task: a stream that is not read for a while holds up all others.
         let rule = MatchRule::builder()
             .msg_type(Type::Signal)
             .sender(SYSTEMD)
@@ -150,7 +150,7 @@ impl Systemd {
         let mut listener = JoinSet::new();
         listener.spawn(async move {
             while let Some(Ok(message)) = messages.next().await {
-                // There need be nobody who waits.
+                // It fails when no caller waits for a job, which is no error.
                 let _ = JobSignal::of(&message).map(|signal| jobs.send(signal));
             }
             let _ = jobs.send(JobSignal::Lost);

@@ -24,7 +24,7 @@ pub(super) enum Element {
     Source(IpAddr),
     /// The host's address on the link.
     Gateway(IpAddr),
-    /// Who asks for whom by ARP.
+    /// The ARP requests that pass: sender and target.
     Asks { container: Ipv4Addr, host: Ipv4Addr },
     /// A port of another container that this one reaches.
     Reaches {
