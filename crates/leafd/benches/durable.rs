@@ -1,4 +1,4 @@
-//! Durable events a second: facts through the loop's own history and commits into the journal and JetStream (carrier), until
+//! Durable events a second: facts through the loop's own history and commits into the journal and JetStream (publisher), until
 //! the stream has acknowledged the last. Prints JSON. `cargo xtask bench` runs it.
 //!
 //! `durable FOLDER RECORDS COUNT` makes a leaf in FOLDER with an embedded server, as the daemon does, and writes some of
@@ -24,7 +24,7 @@ use leaf_core::state::State;
 use leaf_core::subject;
 use leaf_journal::{Journal, Options};
 use leafd::commits::Commits;
-use leafd::publisher::{Carrier, Published};
+use leafd::publisher::{EventPublisher, Published};
 use leafd::tasks::Tasks;
 use serde_json::json;
 use tokio::runtime::Handle;
@@ -76,7 +76,7 @@ async fn run(folder: &Path, records: &Path, count: u64, events: Handle) -> Resul
     let server = EmbeddedSettings::new(folder.join("nats"), "127.0.0.1:0".parse()?);
     let server = EmbeddedServer::start(server, &identity).await?;
     let (published_at, mut published) = watch::channel(Published::default());
-    let carrier = Carrier {
+    let publisher = EventPublisher {
         connect: ConnectSettings {
             credentials: Credentials::Text(identity.leaf_credentials()),
             inbox_prefix: subject::inbox_prefix(&daemon_caller()),
@@ -89,7 +89,7 @@ async fn run(folder: &Path, records: &Path, count: u64, events: Handle) -> Resul
         silent: mpsc::channel(1).0,
     };
     let mut tasks = Tasks::default();
-    tasks.keep_on(&events, "publisher", carrier.run());
+    tasks.keep_on(&events, "publisher", publisher.run());
     let mut history = History::new(leaf, journal.epoch(), State::default(), SNAPSHOTS);
     let mut commits = Commits::new(journal.clone());
 

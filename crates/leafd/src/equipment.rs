@@ -105,7 +105,7 @@ pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began
     if let Err(why) = &helper {
         no_containers(settings, why)?;
     }
-    // Without containers there may be no leaf address either, and nobody who would need it.
+    // Without containers the leaf address may be missing, and nothing needs it.
     let address = match (embedded.address, &helper) {
         (None, Err(_)) => Ipv4Addr::LOCALHOST,
         _ => address,
@@ -180,14 +180,14 @@ fn no_containers(settings: &Settings, why: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns who does what needs root for containers, or why there are none.
+/// Returns what carries out host operations for containers, or why there are none.
 fn container_helper(settings: &Settings, leaf: &LeafName) -> Result<HostHelper, String> {
-    let wanted = &settings.containers;
-    if wanted.enable == Some(false) {
+    let containers = &settings.containers;
+    if containers.enable == Some(false) {
         return Err("containers are not enabled (containers.enable)".to_owned());
     }
     if let Some(client) = helper_service(settings) {
-        if wanted.enable != Some(true) && !client.socket().exists() {
+        if containers.enable != Some(true) && !client.socket().exists() {
             return Err(format!(
                 "leafd is not root, so containers need the service leaf-helper, and {} is not there: start \
                  leaf-helper.socket, or set containers.helper_socket",
@@ -200,9 +200,9 @@ fn container_helper(settings: &Settings, leaf: &LeafName) -> Result<HostHelper, 
         programs::find(setting, name)
             .ok_or_else(|| format!("the program {name} is neither beside leafd nor on PATH"))
     };
-    let supervisor = program(wanted.helper.as_deref(), "leaf-helper")?;
-    let leaf_init = program(wanted.leaf_init.as_deref(), "leaf-init")?;
-    let settings = leaf_helper::Settings::find(supervisor, leaf_init, wanted.address_pool)
+    let supervisor = program(containers.helper.as_deref(), "leaf-helper")?;
+    let leaf_init = program(containers.leaf_init.as_deref(), "leaf-init")?;
+    let settings = leaf_helper::Settings::find(supervisor, leaf_init, containers.address_pool)
         .map_err(|error| error.to_string())?;
     let helper = Helper::new(leaf.clone(), HostPaths::new(leaf), settings);
     Ok(HostHelper::InProcess(Box::new(helper)))

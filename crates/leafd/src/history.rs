@@ -14,7 +14,7 @@ use leaf_journal::{Import, Journal, Opened};
 
 use crate::publisher::{self, FencedError};
 
-/// How long to wait before the stream is looked at again.
+/// The pause before the stream is read again.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// How many of the newest events an import takes over into the journal.

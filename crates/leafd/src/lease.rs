@@ -1,4 +1,4 @@
-//! Holds the lease on the leaf's name: it says who holds it, and since when.
+//! Holds the lease on the leaf's name, which tells the instance that holds it and since when.
 
 use std::time::Duration;
 
@@ -25,12 +25,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 )]
 pub struct HeldError(Box<Beat>);
 
-/// Who may be followed in a lease without waiting for its end: those that are surely dead.
+/// The instances whose lease may be taken over before it expires, because they are surely dead.
 #[derive(Debug, Clone, Copy)]
 pub struct Predecessors {
-    /// The last run in this journal: its state folder is held by this one now.
+    /// The last run in this journal: its state directory is locked by this one now.
     pub last_run: Option<InstanceId>,
-    /// Whether the server is the leaf's own: nobody else can hold its state folder.
+    /// Whether the server is the leaf's own: no other instance can lock its state directory.
     pub any: bool,
 }
 

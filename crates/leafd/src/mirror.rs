@@ -1,4 +1,4 @@
-//! Keeps the bucket `leaf_state` as the state is: a view for those who watch, written after the events.
+//! Copies the state into the bucket `leaf_state`: a view for watchers, written after the events.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -13,19 +13,19 @@ pub fn find(setting: Option<&Path>, name: &str) -> Option<PathBuf> {
         };
     }
     let beside = beside_leafd()
-        .map(|folder| folder.join(name))
+        .map(|dir| dir.join(name))
         .filter(|program| program.is_file());
     beside.or_else(|| on_path(Path::new(name)))
 }
 
-/// Returns the folder of the container templates: the setting, or `share/cim-leaf/containers` of the installation.
+/// Returns the directory of the container templates: the setting, or `share/cim-leaf/containers` of the installation.
 #[must_use]
 pub fn templates(setting: Option<&Path>) -> Option<PathBuf> {
     if let Some(path) = setting {
         return Some(path.to_owned());
     }
-    let folder = beside_leafd()?.parent()?.join("share/cim-leaf/containers");
-    folder.is_dir().then_some(folder)
+    let dir = beside_leafd()?.parent()?.join("share/cim-leaf/containers");
+    dir.is_dir().then_some(dir)
 }
 
 fn beside_leafd() -> Option<PathBuf> {
@@ -33,8 +33,8 @@ fn beside_leafd() -> Option<PathBuf> {
 }
 
 fn on_path(program: &Path) -> Option<PathBuf> {
-    let folders = std::env::var_os("PATH")?;
-    std::env::split_paths(&folders)
-        .map(|folder| folder.join(program))
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(program))
         .find(|file| file.is_file())
 }

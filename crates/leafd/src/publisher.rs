@@ -1,6 +1,6 @@
 //! Carries events from the journal into the stream: the same bytes under the same numbers, however often.
 //!
-//! After each new connection, and after each error, it looks where the stream ends, compares, and goes on from there.
+//! After each new connection, and after each error, it reads where the stream ends, compares, and continues from there.
 //! When a history can be continued and when not is told in decision record 3.
 
 use std::collections::VecDeque;
@@ -20,17 +20,16 @@ use tokio::time::{Instant, MissedTickBehavior};
 /// How much is read from the journal at once, in bytes.
 const READ_BYTES: usize = 256 << 10;
 
-/// How long to wait after an error before looking again.
+/// The pause after an error, before the stream is read again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How often to look whether the stream still is as it was left, while there is nothing to publish: somebody may have
-/// deleted it.
-const LOOK: Duration = Duration::from_secs(30);
+/// How often the stream is checked while there is nothing to publish: somebody may have deleted it.
+const CHECK_EVERY: Duration = Duration::from_secs(30);
 
 /// With less room on the disk than this, a server is not started again: it could not store anything.
 const ROOM_BYTES: u64 = 2 << 20;
 
-/// How long to wait for a restarted server to do better before it is restarted once more; twice as long each time.
+/// How long a restarted server has to answer before it is restarted once more; twice as long each time.
 const FIRST_RESTART_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_RESTART_PAUSE: Duration = Duration::from_secs(300);
 
@@ -49,7 +48,7 @@ pub struct Published {
     pub stored: u64,
 }
 
-/// Why events can't be published, and won't be without a person.
+/// Why events can't be published until an operator acts.
 #[derive(Debug, thiserror::Error)]
 pub enum FencedError {
     /// The stream has something else under a number of ours.
@@ -88,19 +87,19 @@ pub enum FencedError {
     Stream(#[source] StreamError),
 }
 
-/// The publisher's surroundings.
-pub struct Carrier {
+/// Publishes the journal's events.
+pub struct EventPublisher {
     /// How to connect: events have a connection of their own, so that many of them hold up no reply.
     pub connect: ConnectSettings,
     /// The leaf.
     pub leaf: LeafName,
     /// Where events come from.
     pub journal: Journal,
-    /// How the stream is to be.
+    /// The stream's settings.
     pub settings: StreamSettings,
-    /// Who hears of what is published.
+    /// Is told of what the stream holds.
     pub published: watch::Sender<Published>,
-    /// Who hears that the server doesn't answer publishes.
+    /// Is told when the server doesn't answer publishes.
     pub silent: mpsc::Sender<String>,
 }
 
@@ -130,7 +129,7 @@ impl From<ReadError> for Trouble {
     }
 }
 
-impl Carrier {
+impl EventPublisher {
     /// Publishes until the daemon ends.
     ///
     /// # Errors
@@ -178,8 +177,8 @@ impl Carrier {
         ages.set_back(after);
         let mut publisher = stream.publisher(after).await?;
         let mut committed = self.journal.committed();
-        let mut looks = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut checks = tokio::time::interval_at(Instant::now() + CHECK_EVERY, CHECK_EVERY);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.tell(ages, first, after);
         loop {
             while publisher.next_sequence() <= committed.borrow_and_update().last_sequence {
@@ -195,7 +194,7 @@ impl Carrier {
             }
             tokio::select! {
                 acked = publisher.next_ack() => self.tell(ages, first, acked?),
-                _ = looks.tick(), if !publisher.is_waiting() => {
+                _ = checks.tick(), if !publisher.is_waiting() => {
                     let actual = stream.state().await?.last_sequence;
                     if actual != publisher.acked() {
                         return Err(StreamError::WrongLastSequence { actual: Some(actual) }.into());

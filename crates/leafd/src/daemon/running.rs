@@ -20,7 +20,7 @@ use crate::clock::Clock;
 use crate::equipment::{self, Began};
 use crate::input::Wake;
 use crate::main_loop::MainLoop;
-use crate::publisher::{Carrier, Published};
+use crate::publisher::{EventPublisher, Published};
 use crate::settings::Settings;
 use crate::steps::InFlight;
 use crate::tasks::Tasks;
@@ -113,7 +113,7 @@ impl Running {
         main_loop.begin(VERSION, host);
 
         let mut tasks = Tasks::default();
-        let carrier = Carrier {
+        let publisher = EventPublisher {
             connect: ConnectSettings {
                 name: format!("{} events", connect.name),
                 ..connect
@@ -124,7 +124,7 @@ impl Running {
             published: published_at,
             silent,
         };
-        tasks.keep_on(events, "publisher", carrier.run());
+        tasks.keep_on(events, "publisher", publisher.run());
         let mirroring = mirror::run(bus.clone(), leaf.clone(), entries, mirrored);
         tasks.keep("mirror", mirroring);
         let (beat, dead, held) = (claim.beat, claim.dead, claim.held);
