@@ -7,6 +7,7 @@ use leaf_core::error::chain;
 use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
 use leaf_host::cgroup::CgroupError;
 use leaf_host::lock::LockError;
+use leaf_host::process::RunError;
 use leaf_host::systemd::SystemdError;
 
 /// Why an operation was not carried out.
@@ -46,6 +47,9 @@ pub(crate) enum Error {
         /// Why not.
         source: LockError,
     },
+    /// A program could not be run to its end.
+    #[error(transparent)]
+    Run(#[from] RunError),
     /// A netlink request.
     #[error("{what}")]
     Netlink {
@@ -83,6 +87,7 @@ impl Error {
                 | Self::Systemd(_)
                 | Self::Cgroup(_)
                 | Self::Lock { .. }
+                | Self::Run(_)
                 | Self::Netlink { .. } => HostOpErrorKind::Failed,
             },
             reason: chain(self),

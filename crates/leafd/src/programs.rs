@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use leaf_host::program;
+
 /// Returns the program that a setting names, or the one beside `leafd`, or the one on `PATH`.
 #[must_use]
 pub fn find(setting: Option<&Path>, name: &str) -> Option<PathBuf> {
@@ -9,13 +11,13 @@ pub fn find(setting: Option<&Path>, name: &str) -> Option<PathBuf> {
         return if path.components().count() > 1 {
             Some(path.to_owned())
         } else {
-            on_path(path)
+            program::find(path)
         };
     }
     let beside = beside_leafd()
         .map(|dir| dir.join(name))
         .filter(|program| program.is_file());
-    beside.or_else(|| on_path(Path::new(name)))
+    beside.or_else(|| program::find(name))
 }
 
 /// Returns the directory of the container templates: the setting, or `share/cim-leaf/containers` of the installation.
@@ -30,11 +32,4 @@ pub fn templates(setting: Option<&Path>) -> Option<PathBuf> {
 
 fn beside_leafd() -> Option<PathBuf> {
     Some(std::env::current_exe().ok()?.parent()?.to_owned())
-}
-
-fn on_path(program: &Path) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|dir| dir.join(program))
-        .find(|file| file.is_file())
 }

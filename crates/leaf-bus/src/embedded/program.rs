@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use leaf_host::program;
 use tokio::process::Command;
 
 use super::EmbeddedError;
@@ -46,11 +47,7 @@ impl NatsServer {
             return Self::ask(path).await;
         }
         let mut first_error = None;
-        for dir in std::env::split_paths(search_path).filter(|dir| dir.is_absolute()) {
-            let path = dir.join("nats-server");
-            if !path.is_file() {
-                continue;
-            }
+        for path in program::find_all_in(search_path, "nats-server") {
             match Self::ask(&path).await {
                 Ok(found) => return Ok(found),
                 Err(e) => first_error = first_error.or(Some(e)),

@@ -1,6 +1,5 @@
 //! Starting, updating and stopping a container's unit, from outside.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -9,8 +8,10 @@ use leaf_core::error::chain;
 use leaf_core::host_op::{RunSpec, Runtime};
 use leaf_core::id::ContainerName;
 use leaf_host::contract::{RunStatus, conf_marker};
+use leaf_host::process::{self, Bounds};
 use leaf_host::systemd::{KillWhom, UnitJob, UnitJobOutcome, UnitState};
 use rustix::process::Signal;
+use tokio::process::Command;
 use tokio::time::Instant;
 
 use crate::Helper;
@@ -33,6 +34,8 @@ const CLEAN_UP: Duration = Duration::from_secs(20);
 /// What systemd-nspawn says when it could not tell machined of a container, and so ran nothing of it (nspawn.c): the bus or
 /// machined were being restarted.
 const UNREGISTERED: &str = "Failed to register machine";
+/// How long a look into the journal may take.
+const JOURNAL: Duration = Duration::from_secs(10);
 /// How often such a start is tried.
 const TRIES: u32 = 3;
 
@@ -239,18 +242,13 @@ impl Helper {
                 .await
                 .ok()?
                 .invocation;
-            let output = tokio::process::Command::new("journalctl")
+            let mut journalctl = Command::new("journalctl");
+            journalctl
                 .args(["--no-pager", "--quiet", "--output=cat", "--lines=20"])
-                .arg(format!("_SYSTEMD_INVOCATION_ID={invocation}"))
-                .stdin(Stdio::null())
-                .kill_on_drop(true)
-                .output();
-            let output = tokio::time::timeout(Duration::from_secs(10), output).await;
-            Some(
-                String::from_utf8_lossy(&output.ok()?.ok()?.stdout)
-                    .trim()
-                    .to_owned(),
-            )
+                .arg(format!("_SYSTEMD_INVOCATION_ID={invocation}"));
+            let bounds = Bounds::of_time(JOURNAL);
+            let finished = process::run(journalctl, b"", bounds).await.ok()?;
+            Some(String::from_utf8_lossy(&finished.stdout).trim().to_owned())
         };
         match read.await {
             Some(text) if text.is_empty() => "it is empty".into(),

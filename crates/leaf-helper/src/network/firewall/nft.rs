@@ -1,11 +1,10 @@
 //! Running `nft`: always by the same arguments, with the script on its standard input.
 
-use std::io::ErrorKind;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt as _;
+use leaf_host::process::{self, Bounds, RunError};
+use tokio::process::Command;
 
 use crate::error::Error;
 
@@ -15,16 +14,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Why a transaction was not carried out; nothing of it was then.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// The program is not there.
-    #[error("{0} is not there; install nftables")]
-    Missing(String),
     /// The program could not be run to its end.
-    #[error("run nft: {0}")]
-    Run(std::io::Error),
-    /// It took too long.
-    #[error("nft was not done within {} s", PATIENCE.as_secs())]
-    Slow,
-    /// The program, or the kernel, did not take it.
+    #[error(transparent)]
+    Run(RunError),
+    /// The program, or the kernel, refused it.
     #[error("nft: {0}")]
     Said(String),
 }
@@ -57,48 +50,25 @@ impl Failure {
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Missing(_) => Self::Unsupported(failure.to_string()),
-            Failure::Run(source) => Self::Io {
-                what: "run nft".into(),
-                source,
-            },
-            Failure::Slow | Failure::Said(_) => Self::Failed(failure.to_string()),
+            Failure::Run(RunError::NotFound { program }) => {
+                Self::Unsupported(format!("{program} is not there; install nftables"))
+            }
+            Failure::Run(error) => Self::Run(error),
+            Failure::Said(_) => Self::Failed(failure.to_string()),
         }
     }
 }
 
 /// Runs one transaction.
 pub(super) async fn run(nft: &Path, script: &str) -> Result<(), Failure> {
-    let spawned = tokio::process::Command::new(nft)
-        .args(["-f", "-"])
-        .env_clear()
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn();
-    let mut child = match spawned {
-        Err(e) if e.kind() == ErrorKind::NotFound => {
-            return Err(Failure::Missing(nft.display().to_string()));
-        }
-        other => other.map_err(Failure::Run)?,
-    };
-    let mut stdin = child.stdin.take().expect("stdin is piped, as asked above");
-    let fed = async move {
-        // One that ends early says why itself.
-        let _ = stdin.write_all(script.as_bytes()).await;
-        drop(stdin);
-    };
-    let done = async { tokio::join!(fed, child.wait_with_output()).1 };
-    let output = tokio::time::timeout(PATIENCE, done)
+    let mut command = Command::new(nft);
+    command.args(["-f", "-"]).env_clear();
+    let finished = process::run(command, script.as_bytes(), Bounds::of_time(PATIENCE))
         .await
-        .map_err(|_| Failure::Slow)?
         .map_err(Failure::Run)?;
-    if output.status.success() {
+    if finished.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(Failure::Said(
-        said.lines().take(3).collect::<Vec<_>>().join(" | "),
-    ))
+    let said: Vec<_> = finished.stderr.lines().take(3).collect();
+    Err(Failure::Said(said.join(" | ")))
 }
