@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use data_encoding::HEXLOWER;
 use leaf_core::hardware::{Device, DeviceKind, DeviceStatus, Identity, Inventory, Port};
 use leaf_core::id::DeviceId;
 use sha2::{Digest, Sha256};
@@ -186,8 +187,7 @@ fn serial_token(serial: &str) -> String {
 }
 
 fn hash(text: &str) -> String {
-    let digest = Sha256::digest(text.as_bytes());
-    digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+    HEXLOWER.encode(&Sha256::digest(text.as_bytes())[..6])
 }
 
 /// Returns the text in `[a-z0-9_]` with `-` between words, cut at `max`.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 
 use crate::machine::PORTS;
@@ -203,7 +204,7 @@ pub(crate) fn random_hex(count: usize) -> String {
     let mut bytes = vec![0; count];
     // Never fails for so few, once the kernel has started.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    HEXLOWER.encode(&bytes)
 }
 
 pub(crate) fn id(plugged: Plugged) -> String {

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
 
 use crate::command::{output, target, workspace};
@@ -293,8 +294,7 @@ fn place(file: &Path, bytes: &[u8]) -> Result<()> {
 
 /// The first bytes of a digest, as text.
 pub(crate) fn hex(hash: Sha256) -> String {
-    let digest = hash.finalize();
-    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    HEXLOWER.encode(&hash.finalize()[..8])
 }
 
 /// Takes the names and contents of all files below a directory into a digest.

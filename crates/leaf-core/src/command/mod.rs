@@ -22,6 +22,7 @@ pub use job::*;
 pub use leaf::*;
 pub use nix::*;
 
+use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
 
 use crate::aggregate::Aggregate;
@@ -175,7 +176,7 @@ impl Command {
         let mut hash = Sha256::new();
         hash.update(format!("{}\n", self.declaration().noun_verb));
         hash.update(self.to_body());
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        HEXLOWER.encode(&hash.finalize())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use ipnet::Ipv4Net;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -14,23 +15,37 @@ use crate::state::State;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String")]
-pub struct AddressPool([u8; 2]);
+pub struct AddressPool(Ipv4Net);
 
 impl AddressPool {
+    /// The network.
+    #[must_use]
+    pub fn network(self) -> Ipv4Net {
+        self.0
+    }
+
+    /// The two octets that all of its addresses begin with.
+    fn octets(self) -> [u8; 2] {
+        let [first, second, ..] = self.0.addr().octets();
+        [first, second]
+    }
+
     /// The leaf's address.
     #[must_use]
     pub fn leaf_address(self) -> Ipv4Addr {
-        Ipv4Addr::new(self.0[0], self.0[1], 0, 1)
+        let [first, second] = self.octets();
+        Ipv4Addr::new(first, second, 0, 1)
     }
 
     /// The link with this number, from 1 to 255.
     #[must_use]
     pub fn link(self, number: u8) -> ContainerNetwork {
-        let end = |last| Ipv4Addr::new(self.0[0], self.0[1], number, last);
+        let [first, second] = self.octets();
+        let end = |last| Ipv4Addr::new(first, second, number, last);
         let end6 = |last| {
             // fd63:6c66 is "cl" of cim-leaf in a unique local prefix (RFC 4193); the pool's octets tell leaves of one host
             // apart. Nothing routes these addresses beyond the leaf.
-            let own = u16::from_be_bytes(self.0);
+            let own = u16::from_be_bytes(self.octets());
             Ipv6Addr::new(0xfd63, 0x6c66, own, number.into(), 0, 0, 0, last)
         };
         ContainerNetwork {
@@ -44,13 +59,13 @@ impl AddressPool {
     /// Whether an IPv6 address is one of the network.
     #[must_use]
     pub fn contains6(self, address: Ipv6Addr) -> bool {
-        address.segments()[..3] == [0xfd63, 0x6c66, u16::from_be_bytes(self.0)]
+        address.segments()[..3] == [0xfd63, 0x6c66, u16::from_be_bytes(self.octets())]
     }
 
     /// Whether an address is one of the network.
     #[must_use]
     pub fn contains(self, address: Ipv4Addr) -> bool {
-        address.octets()[..2] == self.0
+        self.0.contains(&address)
     }
 
     /// The first link that no container of the state has, or nothing if all are taken.
@@ -66,13 +81,13 @@ impl AddressPool {
 
 impl Default for AddressPool {
     fn default() -> Self {
-        Self([10, 233])
+        Self(Ipv4Net::new_assert(Ipv4Addr::new(10, 233, 0, 0), 16))
     }
 }
 
 impl std::fmt::Display for AddressPool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{}.0.0/16", self.0[0], self.0[1])
+        self.0.fmt(f)
     }
 }
 
@@ -93,15 +108,10 @@ impl TryFrom<String> for AddressPool {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
         let bad = || format!("{text:?} is not a private /16 network such as 10.233.0.0/16");
-        let address: Ipv4Addr = text
-            .strip_suffix("/16")
-            .and_then(|a| a.parse().ok())
-            .ok_or_else(bad)?;
-        let [a, b, 0, 0] = address.octets() else {
-            return Err(bad());
-        };
-        if address.is_private() {
-            Ok(Self([a, b]))
+        let network: Ipv4Net = text.parse().map_err(|_| bad())?;
+        let is_first = network.addr() == network.network();
+        if network.prefix_len() == 16 && is_first && network.addr().is_private() {
+            Ok(Self(network))
         } else {
             Err(bad())
         }

@@ -5,7 +5,8 @@
 //! printable ASCII only.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
+
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
 /// CloudEvents version: `1.0`.
 pub const SPECVERSION: &str = "ce-specversion";
@@ -34,54 +35,27 @@ pub const NEXT_OFFSET: &str = "ce-nextoffset";
 /// The media type of a reply or a lease, which are no CloudEvents.
 pub const CONTENT_TYPE: &str = "content-type";
 
-/// Returns the value as it is written into a header: blanks, `"`, `%` and all but printable ASCII as `%` and two
-/// hexadecimal digits a byte.
+/// All but printable ASCII, and blank, `"` and `%` (bytes beyond ASCII are always encoded).
+const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
+
+/// Returns the value as a header has it: blanks, `"`, `%` and all but printable ASCII as `%` and two hexadecimal digits
+/// a byte.
 #[must_use]
 pub fn encode(value: &str) -> Cow<'_, str> {
-    let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'%';
-    if value.bytes().all(plain) {
-        return Cow::Borrowed(value);
-    }
-    let mut text = String::with_capacity(value.len() + 8);
-    for byte in value.bytes() {
-        if plain(byte) {
-            text.push(char::from(byte));
-        } else {
-            write!(text, "%{byte:02X}").expect("a string takes all");
-        }
-    }
-    Cow::Owned(text)
+    utf8_percent_encode(value, ENCODED).into()
 }
 
-/// Returns the value that a header says: without the quotes around it, percent-decoded once. What is not of that form
-/// stays as it is, and what is not UTF-8 then is replaced.
+/// Returns the value of a header: without the quotes around it, percent-decoded once. A `%` without two hexadecimal digits
+/// after it stays as it is, and bytes that are not UTF-8 are replaced.
 #[must_use]
 pub fn decode(header: &str) -> Cow<'_, str> {
-    let quoted = header.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-    let text = match quoted {
-        Some(inner) if inner.contains('\\') => Cow::Owned(unescape(inner)),
-        Some(inner) => Cow::Borrowed(inner),
-        None => Cow::Borrowed(header),
-    };
-    if !text.contains('%') {
-        return text;
-    }
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        let digit = |at: usize| after.get(at).and_then(|&byte| char::from(byte).to_digit(16));
-        match (first, digit(0), digit(1)) {
-            (b'%', Some(high), Some(low)) => {
-                bytes.push(u8::try_from(high * 16 + low).expect("two hexadecimal digits are a byte"));
-                rest = &after[2..];
-            }
-            _ => {
-                bytes.push(first);
-                rest = after;
-            }
+    match header.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
+        Some(inner) if inner.contains('\\') => {
+            let text = unescape(inner);
+            Cow::Owned(percent_decode_str(&text).decode_utf8_lossy().into_owned())
         }
+        inner => percent_decode_str(inner.unwrap_or(header)).decode_utf8_lossy(),
     }
-    Cow::Owned(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Takes the backslashes of a quoted string away.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -70,22 +71,19 @@ impl fmt::Display for Protocol {
 /// An address or a network, as CIDR (RFC 4632) has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
 #[schemars(with = "String")]
-pub struct Destination {
-    address: IpAddr,
-    prefix: u8,
-}
+pub struct Destination(IpNet);
 
 impl Destination {
     /// The address; of a network its first.
     #[must_use]
     pub fn address(self) -> IpAddr {
-        self.address
+        self.0.addr()
     }
 
-    /// How many bits of it count.
+    /// The length of the network's prefix, in bits.
     #[must_use]
     pub fn prefix(self) -> u8 {
-        self.prefix
+        self.0.prefix_len()
     }
 }
 
@@ -93,36 +91,28 @@ impl std::str::FromStr for Destination {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("{text:?} is neither an address nor a network such as 192.0.2.0/24");
-        let (address, prefix) = match text.split_once('/') {
-            Some((address, prefix)) => (address, Some(prefix)),
-            None => (text, None),
+        let net = match text.parse::<IpAddr>() {
+            Ok(address) => address.into(),
+            Err(_) => text
+                .parse::<IpNet>()
+                .map_err(|_| format!("{text:?} is neither an address nor a network such as 192.0.2.0/24"))?,
         };
-        let address: IpAddr = address.parse().map_err(|_| bad())?;
-        let (bits, number) = match address {
-            IpAddr::V4(v4) => (32, u128::from(v4.to_bits()) << 96),
-            IpAddr::V6(v6) => (128, v6.to_bits()),
-        };
-        let prefix: u8 = prefix.map_or(Ok(bits), |p| p.parse().map_err(|_| bad()))?;
-        if prefix > bits {
-            return Err(bad());
-        }
-        if number.checked_shl(prefix.into()).unwrap_or(0) != 0 {
+        if net.addr() != net.network() {
             return Err(format!(
-                "{text:?} has bits set behind its first {prefix}, which would be ignored; write the network itself"
+                "{text:?} has bits set behind its first {}, which would be ignored; write the network itself",
+                net.prefix_len()
             ));
         }
-        Ok(Self { address, prefix })
+        Ok(Self(net))
     }
 }
 
 impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let whole = if self.address.is_ipv4() { 32 } else { 128 };
-        if self.prefix == whole {
-            write!(f, "{}", self.address)
+        if self.0.prefix_len() == self.0.max_prefix_len() {
+            self.0.addr().fmt(f)
         } else {
-            write!(f, "{}/{}", self.address, self.prefix)
+            self.0.fmt(f)
         }
     }
 }

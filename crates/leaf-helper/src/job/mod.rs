@@ -3,7 +3,6 @@
 //! leafd writes a job's order into the job's directory; what is run, by whom and in which sandbox is fixed here. A job may
 //! reach the daemon of Nix and the network, but neither leafd's files, nor the helper's socket, nor other jobs.
 
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -215,8 +214,9 @@ impl Jobs {
     /// The pool as systemd has it: family, address, prefix.
     fn pool_addresses(&self) -> (i32, Vec<u8>, u32) {
         const AF_INET: i32 = 2;
-        let [first, second, ..] = self.pool.leaf_address().octets();
-        (AF_INET, Ipv4Addr::new(first, second, 0, 0).octets().to_vec(), 16)
+        let network = self.pool.network();
+        let address = network.network().octets().to_vec();
+        (AF_INET, address, network.prefix_len().into())
     }
 }
 
