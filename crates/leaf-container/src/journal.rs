@@ -134,7 +134,7 @@ async fn run(query: &LogQuery, max_bytes: usize) -> Result<LogText, ObserveError
             said: format!("an entry is not as documented: {error}"),
         })?;
         if !reader.take(entry) {
-            // What follows is not wanted; nor is a look at how it ends.
+            // The rest is not needed, nor is its exit code.
             child.kill().await.map_err(failed)?;
             break;
         }

@@ -44,7 +44,7 @@ impl Stage {
     }
 }
 
-/// What one look at a unit showed.
+/// The state of a unit, as systemd had it at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unit {
     pub(crate) stage: Stage,

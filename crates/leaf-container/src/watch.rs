@@ -64,7 +64,7 @@ impl Changed {
         }
     }
 
-    /// Whether there is nothing to look at.
+    /// Returns whether nothing has changed.
     #[must_use]
     pub fn is_nothing(&self) -> bool {
         matches!(self, Self::These(names) if names.is_empty())

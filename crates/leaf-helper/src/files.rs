@@ -128,7 +128,7 @@ impl Directory {
         match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
-            Err(e) => Err(Error::io(format!("look at {}", path.display()))(e)),
+            Err(e) => Err(Error::io(format!("read the metadata of {}", path.display()))(e)),
         }
     }
 
@@ -181,7 +181,7 @@ impl Directory {
         rustix::fs::fsync(&self.fd).map_err(|e| failed()(e.into()))
     }
 
-    /// Gives a file of this directory to the directory's own group: who may look into the directory may look at it.
+    /// Gives a file of this directory to the directory's own group, whose members may then read it.
     pub(crate) fn show(&self, file: impl AsFd) -> rustix::io::Result<()> {
         let group = rustix::fs::fstat(&self.fd)?.st_gid;
         // A change is seen by those who watch, so there is none without need.

@@ -21,7 +21,7 @@ pub struct Settings {
     pub nft: PathBuf,
     /// The addresses of the leaf and its containers.
     pub pool: AddressPool,
-    /// The group that may look at the containers (status, console log), where that is not root's own.
+    /// The group that may observe the containers (status, console log), where that is not root's own.
     pub observers: Option<u32>,
     /// What runs the containers.
     pub runtime: Runtime,

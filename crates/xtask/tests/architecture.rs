@@ -45,6 +45,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const ALONE: &[(&str, &str)] = &[
     ("async-nats", "leaf-bus"),
     ("redb", "leaf-journal"),
+    ("zbus", "leaf-host"),
     ("udev", "leaf-hardware"),
     ("tokio-udev", "leaf-hardware"),
 ];

@@ -85,7 +85,7 @@ impl Helper {
             return Ok(Owner::Foreign(Foreign::OtherLeaf(other.to_owned())));
         }
         let stat = rustix::fs::statat(confs.as_fd(), &*file, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(Error::io(format!("look at {}", conf.display())))?;
+            .map_err(Error::io(format!("read the metadata of {}", conf.display())))?;
         let writable = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
             && stat.st_mode & 0o200 != 0
             && rustix::fs::accessat(

@@ -107,7 +107,10 @@ impl Helper {
                 let file = entry.map_err(unreadable())?.file_name();
                 let number = file.to_string_lossy();
                 let stat = rustix::fs::statat(binds.as_fd(), &*number, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
-                    .map_err(Error::io(format!("look at {}/{number}", binds.path().display())))?;
+                    .map_err(Error::io(format!(
+                        "read the metadata of {}/{number}",
+                        binds.path().display()
+                    )))?;
                 if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
                     binds.remove_if_empty(&number)?;
                 } else {
@@ -220,7 +223,7 @@ fn open_allowed(allowed: &[PathBuf], path: &str, what: &str, setting: &str) -> R
 }
 
 fn look(fd: &OwnedFd, what: &str, path: &str) -> Result<rustix::fs::Stat> {
-    rustix::fs::fstat(fd).map_err(Error::io(format!("{what}: look at {path}")))
+    rustix::fs::fstat(fd).map_err(Error::io(format!("{what}: read the metadata of {path}")))
 }
 
 /// Mounts what was opened in a directory, without the mounts below it.
@@ -252,7 +255,7 @@ pub(crate) fn maps_users(fd: impl std::os::fd::AsFd) -> Result<bool> {
     const XFS: u64 = 0x5846_5342;
     const BTRFS: u64 = 0x9123_683e;
     const F2FS: u64 = 0xf2f5_2010;
-    let stat = rustix::fs::fstatfs(fd).map_err(Error::io("look at a file system"))?;
+    let stat = rustix::fs::fstatfs(fd).map_err(Error::io("read the metadata of a file system"))?;
     let kind = u64::try_from(stat.f_type).unwrap_or(0) & 0xffff_ffff;
     Ok([EXT, XFS, BTRFS, F2FS].contains(&kind))
 }

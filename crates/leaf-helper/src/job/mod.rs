@@ -66,7 +66,8 @@ impl Jobs {
             return Ok(None);
         };
         let path = own.path().display().to_string();
-        let stat = rustix::fs::fstat(own.as_fd()).map_err(Error::io(format!("look at {path}")))?;
+        let stat =
+            rustix::fs::fstat(own.as_fd()).map_err(Error::io(format!("read the metadata of {path}")))?;
         if stat.st_uid != self.owner {
             return Err(Error::Refused(format!(
                 "{path} belongs to user {}, and not to leafd's, user {}",

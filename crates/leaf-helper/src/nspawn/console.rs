@@ -36,7 +36,7 @@ impl Console {
         }
         let written = file
             .metadata()
-            .map_err(Error::io("look at the console log"))?
+            .map_err(Error::io("read the metadata of the console log"))?
             .len();
         Ok(Self {
             directory,

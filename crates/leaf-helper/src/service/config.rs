@@ -25,7 +25,7 @@ struct File {
     /// The user that leafd runs as: only its processes, and root's, may call.
     #[serde(default = "default_client")]
     client: String,
-    /// The group that may look at the containers; the client's own if not given.
+    /// The group that may observe the containers; the client's own if not given.
     observers: Option<String>,
     /// The static `leaf-init`; beside this program if not given.
     leaf_init: Option<PathBuf>,

@@ -170,7 +170,8 @@ fn disk_below(directory: &Path) -> Result<String> {
             directory.display()
         ))
     };
-    let stat = std::fs::metadata(directory).map_err(Error::io(format!("look at {}", directory.display())))?;
+    let stat = std::fs::metadata(directory)
+        .map_err(Error::io(format!("read the metadata of {}", directory.display())))?;
     let mut device = stat.dev();
     if rustix::fs::major(device) == 0 {
         // Such as btrfs: its device has no number of its own here, and its source is in the table of mounts.
