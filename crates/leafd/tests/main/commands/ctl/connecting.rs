@@ -21,7 +21,7 @@ pub(super) async fn errors() -> anyhow::Result<()> {
         (&["container", "show", "../x"], 2, "is not a container name"),
         (&["events", "--type", "["], 2, "is not a pattern"),
         (&["nix", "build"], 2, "INSTALLABLE"),
-        (&["leaf", "show", "nobody"], 4, "no leaf nobody answers"),
+        (&["leaf", "show", "nobody"], 4, "leaf nobody does not answer"),
         (&["container", "health", "nobody"], 4, "does not answer"),
         (&["hardware", "show", "nothing"], 5, "there is no device nothing"),
         (&["container", "start", "nobody"], 6, "containers.enable"),
