@@ -345,12 +345,6 @@ pub fn discovery_verb(subject: &str) -> Option<&str> {
     subject.strip_prefix("$SRV.")?.split('.').next()
 }
 
-/// Every such question to every service.
-#[must_use]
-pub fn discoveries() -> String {
-    "$SRV.>".to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

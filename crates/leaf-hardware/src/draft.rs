@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use data_encoding::HEXLOWER;
-use leaf_core::hardware::{Device, DeviceKind, DeviceStatus, Identity, Inventory, Port};
+use leaf_core::hardware::{Device, DeviceKind, DeviceStatus, Direction, Identity, Inventory, Medium, Port};
 use leaf_core::id::DeviceId;
 use sha2::{Digest, Sha256};
 
@@ -78,6 +78,16 @@ const RANK: [DeviceKind; 30] = [
     DeviceKind::Bridge,
     DeviceKind::Other,
 ];
+
+/// Returns a port. Its node is a file below `/dev`, or the interface's name.
+pub(crate) fn port(name: &str, direction: Direction, medium: Medium, node: Option<&str>) -> Port {
+    Port {
+        name: name.to_owned(),
+        direction,
+        medium,
+        node: node.map(str::to_owned),
+    }
+}
 
 impl Draft {
     /// Returns an empty draft; the bus `other` replaces one without a name.

@@ -2,8 +2,7 @@
 
 use leaf_core::hardware::{DeviceKind, Direction, Medium};
 
-use crate::draft::Draft;
-use crate::ports::port;
+use crate::draft::{Draft, port};
 
 /// A monitor's identity.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,9 +4,9 @@
 //! Virtual interfaces made by software (bridges, veths, tunnels, loop devices) are left out: they come and go with
 //! containers. The loopback interface and memory used as a disk are ports of two devices of the bus `virtual`.
 
-use leaf_core::hardware::{DeviceKind, Direction, Medium, Port};
+use leaf_core::hardware::{DeviceKind, Direction, Medium};
 
-use crate::draft::{Draft, Drafts};
+use crate::draft::{Draft, Drafts, port};
 use crate::edid;
 use crate::input;
 use crate::sysfs::Tree;
@@ -66,16 +66,6 @@ struct Found<'a> {
     class: &'a str,
     path: &'a str,
     name: &'a str,
-}
-
-/// Returns a port. Its node is a file below `/dev`, or the interface's name.
-pub(crate) fn port(name: &str, direction: Direction, medium: Medium, node: Option<&str>) -> Port {
-    Port {
-        name: name.to_owned(),
-        direction,
-        medium,
-        node: node.map(str::to_owned),
-    }
 }
 
 impl Found<'_> {

@@ -465,14 +465,6 @@ impl Journal {
         self.0.shared.free_bytes()
     }
 
-    /// Returns the size of the file in bytes.
-    ///
-    /// # Errors
-    /// The operating system's error.
-    pub fn file_bytes(&self) -> io::Result<u64> {
-        Ok(std::fs::metadata(&self.0.shared.file)?.len())
-    }
-
     /// Closes the file and unlocks the directory when everything queued before is durable. Other handles then get
     /// [`CommitError::Closed`]. If the disk is full, the queued changes are dropped.
     pub async fn close(&self) {

@@ -170,15 +170,6 @@ impl Device {
         self
     }
 
-    /// The same disk with another size.
-    #[must_use]
-    pub fn with_bytes(mut self, size: u64) -> Self {
-        if let Backend::Disk { bytes, .. } = &mut self.backend {
-            *bytes = size;
-        }
-        self
-    }
-
     /// The same network card with its cable in a network.
     #[must_use]
     pub fn in_network(mut self, network: &Network) -> Self {

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use leaf_core::hardware::{DeviceKind, Direction, Medium};
 use serde_json::{Map, Value};
 
-use crate::draft::{Draft, Drafts};
+use crate::draft::{Draft, Drafts, port};
 use crate::path;
-use crate::ports::{self, port};
+use crate::ports;
 use crate::units;
 
 type Fields = Map<String, Value>;

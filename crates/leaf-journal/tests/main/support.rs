@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use leaf_core::accepted::{CommandOutcome, CommandRecord};
 use leaf_core::event::EventRecord;
 use leaf_core::id::{Caller, CommandId, LeafName};
-use leaf_journal::{Batch, Journal, LockError, OpenError, Opened, Options};
+use leaf_journal::{Batch, FILE, Journal, LockError, OpenError, Opened, Options};
 use serde_json::{Value, json};
 
 pub(crate) type Test = (&'static str, fn());
@@ -22,6 +22,11 @@ pub(crate) fn run<T>(future: impl Future<Output = T>) -> T {
         .expect("a runtime")
         .block_on(async { tokio::time::timeout(Duration::from_secs(120), future).await })
         .expect("within two minutes")
+}
+
+/// How large the journal in a directory is.
+pub(crate) fn file_bytes(directory: &Path) -> u64 {
+    std::fs::metadata(directory.join(FILE)).expect("a journal").len()
 }
 
 pub(crate) fn options() -> Options {

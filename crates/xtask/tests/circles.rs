@@ -1,0 +1,257 @@
+//! The modules of a crate use each other in one direction: no file uses one that uses it, directly or through others.
+//!
+//! A use is a path that begins with `crate::`, `super::` or `self::`, outside of unit tests and comments. What a crate's root
+//! has is free, since all modules share it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// The path of a module below its crate's root.
+type Module = Vec<String>;
+
+/// The circles that are left, each by its crate and modules. Nothing is added here: what is shared moves into a module of its
+/// own.
+const LEFT: &[(&str, &[&str])] = &[];
+
+#[test]
+fn no_file_uses_one_that_uses_it() {
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut found: Vec<(String, Vec<String>)> = Vec::new();
+    for entry in std::fs::read_dir(&crates).expect("the crates") {
+        let package = entry.expect("an entry").path();
+        let Some(name) = package.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        if !package.join("src").is_dir() {
+            continue;
+        }
+        for circle in circles(&uses(&read(&package.join("src")))) {
+            let modules = circle.iter().map(|module| module.join("::")).collect();
+            found.push((name.to_owned(), modules));
+        }
+    }
+    found.sort();
+    let left: Vec<(String, Vec<String>)> = LEFT
+        .iter()
+        .map(|(name, modules)| {
+            let modules = modules.iter().map(|module| (*module).to_owned());
+            ((*name).to_owned(), modules.collect())
+        })
+        .collect();
+    assert_eq!(found, left, "circles that are there, and those that are known");
+}
+
+/// The sources of a crate by their modules.
+fn read(sources: &Path) -> BTreeMap<Module, String> {
+    let mut found = BTreeMap::new();
+    let mut open: Vec<PathBuf> = vec![sources.to_owned()];
+    while let Some(directory) = open.pop() {
+        for entry in std::fs::read_dir(&directory).expect("a directory of sources") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                open.push(path);
+                continue;
+            }
+            if path.extension().is_none_or(|extension| extension != "rs") {
+                continue;
+            }
+            let below = path
+                .strip_prefix(sources)
+                .expect("it is below")
+                .with_extension("");
+            let mut module: Module = below
+                .components()
+                .map(|part| part.as_os_str().to_string_lossy().into_owned())
+                .collect();
+            // Each file of `bin` is a crate of its own.
+            if module[0] == "bin" {
+                continue;
+            }
+            if ["lib", "main", "mod"].contains(&module[module.len() - 1].as_str()) {
+                module.pop();
+            }
+            let text = std::fs::read_to_string(&path).expect("a source is text");
+            // A program beside a library has the same root.
+            found
+                .entry(module)
+                .or_insert_with(String::new)
+                .push_str(&code(&text));
+        }
+    }
+    found
+}
+
+/// A source without its comments and its unit tests, which stand at its end.
+fn code(text: &str) -> String {
+    let (text, _) = text.split_once("#[cfg(test)]\nmod tests").unwrap_or((text, ""));
+    let mut code = String::new();
+    for line in text.lines() {
+        code.push_str(line.split("//").next().unwrap_or_default());
+        code.push('\n');
+    }
+    code
+}
+
+/// The modules that each uses.
+fn uses(sources: &BTreeMap<Module, String>) -> BTreeMap<Module, BTreeSet<Module>> {
+    let of = |(module, code): (&Module, &String)| {
+        let used = paths(code).into_iter().filter_map(|path| {
+            let mut absolute = module.clone();
+            let mut names = path.into_iter().peekable();
+            while let Some(first) = names.next_if(|name| ["crate", "self", "super"].contains(&name.as_str()))
+            {
+                match first.as_str() {
+                    "crate" => absolute.clear(),
+                    "super" => drop(absolute.pop()),
+                    _ => {}
+                }
+            }
+            absolute.extend(names);
+            // What is not a module is an item of the last that is.
+            while !sources.contains_key(&absolute) {
+                absolute.pop()?;
+            }
+            Some(absolute)
+        });
+        let used = used.filter(|used| !used.is_empty() && used != module);
+        (module.clone(), used.collect())
+    };
+    sources
+        .iter()
+        .filter(|(module, _)| !module.is_empty())
+        .map(of)
+        .collect()
+}
+
+/// The paths of a source that begin in its crate; one for each branch of a tree of them.
+fn paths(code: &str) -> Vec<Vec<String>> {
+    let mut found = Vec::new();
+    let part_of_name = |c: char| c.is_alphanumeric() || c == '_' || c == ':' || c == '$';
+    for root in ["crate", "super", "self"] {
+        for (at, _) in code.match_indices(&format!("{root}::")) {
+            // `super::super::a` and `$crate::a` begin once.
+            if !code[..at].ends_with(part_of_name) {
+                branches(&code[at..], &[], &mut found);
+            }
+        }
+    }
+    found
+}
+
+/// Adds the paths that a text begins with, below `above`; returns the text behind them.
+fn branches<'a>(text: &'a str, above: &[String], found: &mut Vec<Vec<String>>) -> &'a str {
+    if let Some(mut rest) = text.strip_prefix('{') {
+        loop {
+            rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c == ',');
+            match rest.strip_prefix('}') {
+                Some(behind) => return behind,
+                None if rest.is_empty() => return rest,
+                None => {
+                    let behind = branches(rest, above, found);
+                    // What is no path, such as `a as b`.
+                    let end = behind.find([',', '}']).unwrap_or(behind.len());
+                    rest = &behind[end..];
+                }
+            }
+        }
+    }
+    let end = text
+        .find(|c: char| !c.is_alphanumeric() && c != '_')
+        .unwrap_or(text.len());
+    let (name, rest) = text.split_at(end);
+    let mut path = above.to_vec();
+    if !name.is_empty() && (name != "self" || above.is_empty()) {
+        path.push(name.to_owned());
+    }
+    match rest.strip_prefix("::") {
+        Some(below) if below.starts_with(|c: char| c.is_alphanumeric() || c == '_' || c == '{') => {
+            branches(below, &path, found)
+        }
+        _ => {
+            found.push(path);
+            rest
+        }
+    }
+}
+
+/// The largest sets of modules in which each uses each other, directly or through others, sorted.
+fn circles(uses: &BTreeMap<Module, BTreeSet<Module>>) -> Vec<Vec<Module>> {
+    let reached: BTreeMap<&Module, BTreeSet<&Module>> = uses
+        .keys()
+        .map(|from| {
+            let mut reached = BTreeSet::new();
+            let mut open = vec![from];
+            while let Some(module) = open.pop() {
+                let next = uses.get(module).into_iter().flatten();
+                open.extend(next.filter(|next| reached.insert(*next)));
+            }
+            (from, reached)
+        })
+        .collect();
+    let circles: BTreeSet<Vec<Module>> = reached
+        .iter()
+        .filter(|(module, own)| own.contains(*module))
+        .map(|(module, own)| {
+            let back = own.iter().filter(|other| reached[*other].contains(module));
+            back.map(|other| (*other).clone()).collect()
+        })
+        .collect();
+    circles.into_iter().collect()
+}
+
+#[test]
+fn a_circle_is_found_whatever_form_its_uses_have() {
+    let sources = |texts: &[(&str, &str)]| -> BTreeMap<Module, String> {
+        texts
+            .iter()
+            .map(|(module, text)| {
+                let module = module
+                    .split("::")
+                    .filter(|name| !name.is_empty())
+                    .map(str::to_owned);
+                (module.collect(), code(text))
+            })
+            .collect()
+    };
+    let found = |texts: &[(&str, &str)]| -> Vec<String> {
+        circles(&uses(&sources(texts)))
+            .iter()
+            .map(|circle| circle.iter().map(|m| m.join("::")).collect::<Vec<_>>().join(" "))
+            .collect()
+    };
+    assert_eq!(
+        found(&[
+            ("a", "use crate::{b::{self, X}, c};"),
+            ("b", "fn f() { super::a::g() }"),
+            ("c", "")
+        ]),
+        ["a b"]
+    );
+    assert_eq!(
+        found(&[
+            ("a", "use crate::b::X as Y;"),
+            ("b", "use crate::c::*;"),
+            ("c", "use self::super::a::Z;")
+        ]),
+        ["a b c"]
+    );
+    assert_eq!(
+        found(&[
+            ("a", "mod b; use b::X;\nuse self::b::Y;"),
+            ("a::b", "use super::Z;")
+        ]),
+        ["a a::b"]
+    );
+    // The root, a comment and a unit test make none.
+    assert_eq!(
+        found(&[
+            ("", "use crate::a::X;"),
+            ("a", "use crate::{Root, b::X};"),
+            (
+                "b",
+                "// crate::a::X\nuse crate::Root;\n#[cfg(test)]\nmod tests { use crate::a::X; }"
+            ),
+        ]),
+        [""; 0]
+    );
+}
