@@ -96,9 +96,8 @@ impl MessageType {
             _ => Map::new(),
         };
         schema.remove("$schema");
-        let name = match schema.remove("title") {
-            Some(Value::String(name)) => name,
-            _ => unreachable!("schemars gives the schema of a type its name as the title"),
+        let Some(Value::String(name)) = schema.remove("title") else {
+            unreachable!("schemars gives the schema of a type its name as the title")
         };
         (name, schema.to_value(), shared)
     }

@@ -61,21 +61,13 @@ fn busybox() -> Option<PathBuf> {
         .find(|file| file.is_file() && is_static(file))
 }
 
-/// The static `leaf-init`: named by `CIM_LEAF_STATIC_INIT`, or where `xtask` puts it.
+/// The static `leaf-init`: named by `CIM_LEAF_STATIC_INIT`, or beside the helper.
 pub(crate) fn leaf_init() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("CIM_LEAF_STATIC_INIT") {
         return Some(named.into());
     }
-    let target = Path::new(env!("CARGO_BIN_EXE_leaf-helper")).parent()?.parent()?;
-    ["release", "debug"]
-        .iter()
-        .map(|profile| {
-            target
-                .join("x86_64-unknown-linux-gnu")
-                .join(profile)
-                .join("leaf-init")
-        })
-        .find(|file| file.is_file() && is_static(file))
+    let beside = Path::new(env!("CARGO_BIN_EXE_leaf-helper")).with_file_name("leaf-init");
+    (beside.is_file() && is_static(&beside)).then_some(beside)
 }
 
 /// Builds a system whose init is this shell script (busybox's), with busybox as `$b`.

@@ -138,12 +138,12 @@ const MEASURES: &[(Name, Measure)] = &[
 ];
 
 /// Returns the document with another text between two marks.
-fn replaced(document: &str, [begin, end]: [&str; 2], text: &str) -> Result<String> {
+pub(crate) fn replaced(document: &str, [begin, end]: [&str; 2], text: &str) -> Result<String> {
     let parts = document
         .split_once(begin)
         .and_then(|(before, rest)| Some((before, rest.split_once(end)?.1)));
     let Some((before, after)) = parts else {
-        bail!("{DOCUMENT} has lost its marks {begin:?} and {end:?}");
+        bail!("the document has lost its marks {begin:?} and {end:?}");
     };
     Ok(format!("{before}{begin}\n\n{text}\n{end}{after}"))
 }

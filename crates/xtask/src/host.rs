@@ -1,6 +1,7 @@
 //! `cargo xtask host`: a machine for a person; and what the other commands need of test hosts.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use testhost::{
     Accelerator, Host, Image, MEMORY_MIB, PROGRAMS_VARIABLE, Programs, cache_directory, can_run, clean, shell,
 };
 
-use crate::install::{Profile, install};
+use crate::install::{self, Profile, install};
 use crate::setup;
 
 /// Installs what test hosts need, and returns their image; builds it where it is not here yet.
@@ -23,18 +24,26 @@ pub(crate) fn image() -> Result<Image> {
     Image::build(&setup::prepare_host()?.nats_server)
 }
 
-/// Returns the programs that [`PROGRAMS_VARIABLE`] names; else builds `leafd`, `leafctl`, `leaf-helper` and `leaf-init`, and
+/// Returns the programs that [`PROGRAMS_VARIABLE`] names; else compiles `leafd`, `leafctl`, `leaf-helper` and `leaf-init`, and
 /// lays them out with their units for a test host.
 pub(crate) fn programs(profile: Profile) -> Result<Programs> {
     if std::env::var_os(PROGRAMS_VARIABLE).is_some_and(|tree| !tree.is_empty()) {
         return Programs::here();
     }
-    let package = install(&setup::prepare(false)?, profile)?;
+    lay_out(&install(&setup::prepare(false)?, profile)?, profile)
+}
+
+/// Lays out the programs that were compiled with the tests.
+pub(crate) fn programs_of_tests(tools: &setup::Tools) -> Result<Programs> {
+    lay_out(&install::lay_out(tools, Profile::Debug)?, Profile::Debug)
+}
+
+fn lay_out(package: &Path, profile: Profile) -> Result<Programs> {
     let name = match profile {
         Profile::Debug => "host-programs",
         Profile::Release => "host-programs-released",
     };
-    Programs::lay_out(&package, name).context("the test host's programs can't be laid out")
+    Programs::lay_out(package, name).context("the test host's programs can't be laid out")
 }
 
 /// Builds the NixOS systems with these programs, and installs what that needs.

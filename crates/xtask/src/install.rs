@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use crate::command::{cargo, run, target, workspace};
+use crate::command::{target, workspace};
+use crate::compile::compile;
 use crate::setup::Tools;
-use crate::static_programs;
 
 /// How the programs are built, and so where they go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,29 +28,37 @@ impl Profile {
     }
 }
 
-/// Returns the folder in which all is.
+/// The programs of a leaf. `leaf-helper` and `leaf-init` are static (`.cargo/rustc`).
+const PROGRAMS: [&str; 5] = [
+    "leafd",
+    "leafctl",
+    "leaf-helper",
+    "cim-leaf-generator",
+    "leaf-init",
+];
+
+/// Compiles the programs, lays them out, and returns the directory in which all is.
 pub(crate) fn install(tools: &Tools, profile: Profile) -> Result<PathBuf> {
-    eprintln!("building leafd, leafctl, and static leaf-helper and leaf-init");
-    let alone = static_programs::build(profile, &["leaf-helper", "leaf-init"])?;
-    let mut build = cargo();
-    build.args(["build", "--quiet", "--package", "leafd", "--package", "leafctl"]);
+    // All of the workspace's programs, so that what they are made of is the same as for xtask itself and for `cargo build`.
+    let mut arguments = vec!["--workspace", "--bins"];
+    if profile == Profile::Release {
+        arguments.push("--release");
+    }
+    compile(arguments)?;
+    lay_out(tools, profile)
+}
+
+/// Lays out programs that were compiled before, and returns the directory in which all is.
+pub(crate) fn lay_out(tools: &Tools, profile: Profile) -> Result<PathBuf> {
     let tree = match profile {
         Profile::Debug => "demo",
-        Profile::Release => {
-            build.arg("--release");
-            "bench"
-        }
+        Profile::Release => "bench",
     };
-    run(&mut build)?;
-
     let (built, tree) = (target().join(profile.folder()), target().join(tree));
     let bin = tree.join("bin");
     fs::create_dir_all(&bin).with_context(|| format!("can't make {}", bin.display()))?;
-    for program in ["leafd", "leafctl"] {
+    for program in PROGRAMS {
         place(&built.join(program), &bin.join(program))?;
-    }
-    for program in ["leaf-helper", "cim-leaf-generator", "leaf-init"] {
-        place(&alone.join(program), &bin.join(program))?;
     }
     place(&tools.nats_server, &bin.join("nats-server"))?;
     // The container templates, and the modules that some of them are made of.

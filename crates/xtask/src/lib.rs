@@ -7,6 +7,7 @@
 
 mod bench;
 mod check;
+mod compile;
 mod demo;
 mod docs;
 mod host;
@@ -16,7 +17,6 @@ mod nats_server;
 mod nix_checks;
 mod setup;
 mod soak;
-mod static_programs;
 mod tally;
 mod test;
 

@@ -1,18 +1,19 @@
 //! `cargo xtask soak`: the long tests on the test host, which CI runs in short, and their figures.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum as _;
 use serde_json::Value;
 use testhost::{PROGRAMS_VARIABLE, READY_VARIABLE};
 
-use crate::command::{cargo, line, output, run, workspace};
+use crate::command::{line, output, workspace};
+use crate::compile::compile;
 use crate::install::Profile;
 use crate::{host, setup};
 
-/// Run the long tests on the test host: many lives of containers, many power cuts
+/// Run the long tests on the test host: many lives of containers, many power cuts, a kill at each step
 ///
 /// The programs are those that are released. With --write the figures go into docs/reliability.md.
 #[derive(clap::Args)]
@@ -40,6 +41,10 @@ enum Long {
     PowerCuts,
     /// The host is rebooted in the middle of commands
     Reboots,
+    /// leafd is killed at each step of create, update, stop and destroy
+    KillsOfLeafd,
+    /// The helper is killed at each step of them
+    KillsOfHelper,
 }
 
 impl Long {
@@ -48,6 +53,8 @@ impl Long {
             Self::Lives => "many_lives_of_containers_leave_nothing_behind",
             Self::PowerCuts => "power_cut_in_the_middle_of_create_update_and_destroy",
             Self::Reboots => "reboot_in_the_middle_of_create_update_and_destroy",
+            Self::KillsOfLeafd => "leafd_killed_at_each_step_goes_on_from_there",
+            Self::KillsOfHelper => "a_helper_killed_at_each_step_is_made_up_for",
         }
     }
 }
@@ -62,14 +69,13 @@ impl Soak {
         let programs = host::programs(Profile::Release)?;
         let folder = tempfile::tempdir().context("can't make a temporary folder")?;
         let report = folder.path().join("report");
-        let test = || {
-            let mut command = cargo();
-            command.args(["test", "-p", "testhost", "--test", "host"]);
-            command
-        };
-        run(test().arg("--no-run"))?;
+        let artifacts = compile(["--workspace", "--test", "host"])?;
+        let tests = artifacts
+            .iter()
+            .find_map(|artifact| artifact["executable"].as_str())
+            .context("cargo names no test program of testhost")?;
         // Before it goes on for hours: somebody may commit meanwhile.
-        let revision = output(std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]))?;
+        let revision = output(Command::new("git").args(["rev-parse", "--short", "HEAD"]))?;
         // All at the same time: each has a machine, which takes a processor.
         let mut running = Vec::new();
         for long in Long::value_variants() {
@@ -77,11 +83,13 @@ impl Soak {
                 continue;
             }
             let name = long.test();
-            let mut command = test();
+            let mut command = Command::new(tests);
             command
-                .args(["--", "--exact", name])
+                .current_dir(workspace().join("crates/testhost"))
+                .args(["--exact", name])
                 .env(READY_VARIABLE, "1")
                 .env(PROGRAMS_VARIABLE, programs.tree())
+                .env("CIM_LEAF_SWEEP", "whole")
                 .env("CIM_LEAF_CYCLES", self.cycles.to_string())
                 .env("CIM_LEAF_CUTS", self.cuts.to_string())
                 .env("CIM_LEAF_SOAK_REPORT", &report);
@@ -119,7 +127,7 @@ fn table(rows: &[String]) -> String {
 
 /// Returns the lines of the table for what the tests have reported.
 fn rows(report: &str, revision: &str) -> Result<Vec<String>> {
-    let date = output(std::process::Command::new("date").args(["--utc", "+%F"]))?;
+    let date = output(Command::new("date").args(["--utc", "+%F"]))?;
     let row = |line: &str| {
         let figures: Value = serde_json::from_str(line).context("a test's report is not JSON")?;
         let text = |key: &str| figures[key].as_str().unwrap_or_default().to_owned();

@@ -3,8 +3,6 @@
 //!
 //! What was announced and did not end with a result counts as failed: a program that crashed passed nothing.
 
-use std::collections::BTreeMap;
-
 /// How many lines of what a failed test says are kept, and how many bytes of each.
 const SAID_LINES: usize = 12;
 const SAID_BYTES: usize = 600;
@@ -16,8 +14,6 @@ pub(crate) struct Tally {
     pub(crate) failed: Vec<Failure>,
     /// Names and reasons.
     pub(crate) skipped: Vec<(String, String)>,
-    /// The package of each test program, by the program's file name.
-    programs: BTreeMap<String, String>,
     current: Option<Program>,
 }
 
@@ -55,12 +51,19 @@ struct Program {
 }
 
 impl Tally {
-    /// Returns an empty tally that knows the packages of test programs by their file names.
-    pub(crate) fn new(programs: BTreeMap<String, String>) -> Self {
+    /// Returns the tally of one test program, which is called so.
+    pub(crate) fn of(label: &str) -> Self {
         Self {
-            programs,
+            current: Some(Program::new(label.to_owned())),
             ..Self::default()
         }
+    }
+
+    /// Adds what another has counted.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed.extend(other.failed);
+        self.skipped.extend(other.skipped);
     }
 
     pub(crate) fn pass(&mut self, count: u64) {
@@ -75,12 +78,19 @@ impl Tally {
         self.skipped.push((name.into(), reason.into()));
     }
 
-    /// Takes one line of what `cargo test` and its programs print.
+    /// Takes one line of what a test program prints, or `cargo test --doc`, which runs several.
     pub(crate) fn line(&mut self, line: &str) {
         let words = line.trim();
-        if let Some(label) = self.label(line) {
-            self.end_program();
-            self.current = Some(Program::new(label));
+        if let Some(name) = line.strip_prefix("   Doc-tests ") {
+            // What cargo printed before is no program.
+            if self
+                .current
+                .as_ref()
+                .is_some_and(|program| program.open || program.results > 0)
+            {
+                self.end_program();
+            }
+            self.current = Some(Program::new(format!("{name} (doc tests)")));
         } else if words.starts_with("running ") && (words.ends_with(" tests") || words.ends_with(" test")) {
             let program = self.program();
             program.open = true;
@@ -123,18 +133,6 @@ impl Tally {
     fn program(&mut self) -> &mut Program {
         self.current
             .get_or_insert_with(|| Program::new("an unnamed test program".to_owned()))
-    }
-
-    /// `     Running tests/main.rs (target/debug/deps/main-0123)` or `   Doc-tests leaf_core`.
-    fn label(&self, line: &str) -> Option<String> {
-        if let Some(name) = line.strip_prefix("   Doc-tests ") {
-            return Some(format!("{name} (doc tests)"));
-        }
-        let (source, program) = line.strip_prefix("     Running ")?.split_once(" (")?;
-        let program = program.strip_suffix(')')?;
-        let file = program.rsplit('/').next().unwrap_or(program);
-        let package = self.programs.get(file).map_or(file, String::as_str);
-        Some(format!("{package} {}", source.trim_start_matches("unittests ")))
     }
 
     /// The counts of the result are what the program itself says; a line may have been lost among others.
@@ -234,8 +232,7 @@ mod tests {
     use super::*;
 
     fn tally(text: &str) -> Tally {
-        let programs = BTreeMap::from([("main-0a1b".to_owned(), "leaf-bus".to_owned())]);
-        let mut tally = Tally::new(programs);
+        let mut tally = Tally::of("leaf-bus tests/main.rs");
         text.lines().for_each(|line| tally.line(line));
         tally.end_program();
         tally
@@ -248,7 +245,7 @@ mod tests {
     #[test]
     fn what_a_failed_test_said_stays_with_it() {
         let tally = tally(
-            "     Running tests/main.rs (target/debug/deps/main-0a1b)\nrunning 3 tests\ntest a ... FAILED\ntest b ... ok\n\
+            "running 3 tests\ntest a ... FAILED\ntest b ... ok\n\
              test c::d ... FAILED\nnoise\n\nfailures:\n\n---- a ----\nit is blue,\n\nnot red\n\n---- c::d stdout ----\n\
              thread panicked\n\nfailures:\n    a\n    c::d\n\ntest result: FAILED. 1 passed; 2 failed; 0 ignored\nnoise\n",
         );
@@ -262,18 +259,22 @@ mod tests {
 
     #[test]
     fn tests_of_several_programs_are_added_up_and_named() {
-        let tally = tally(
-            "     Running unittests src/lib.rs (target/debug/deps/leaf_core-00ff)\n\nrunning 2 tests\n\
-             test id::a ... ok\ntest id::b ... FAILED\n\ntest result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; \
-             0 filtered out; finished in 0.01s\n     Running tests/main.rs (target/debug/deps/main-0a1b)\n\
-             running 3 tests\ntest a ... ok\ntest [needs root] b           ... ignored\ntest c ... ignored, no nix\n\
+        let mut all = Tally::default();
+        let mut unit = Tally::of("leaf-core src/lib.rs");
+        let said = "\nrunning 2 tests\ntest id::a ... ok\ntest id::b ... FAILED\n\n\
+                    test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s\n";
+        said.lines().for_each(|line| unit.line(line));
+        unit.end_program();
+        all.add(unit);
+        all.add(tally(
+            "running 3 tests\ntest a ... ok\ntest [needs root] b           ... ignored\ntest c ... ignored, no nix\n\
              test result: ok. 1 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out\n   Doc-tests leaf_core\n\n\
              running 1 test\ntest crates/x/src/a.rs - a (line 3) ... ok\n\ntest result: ok. 1 passed; 0 failed; 0 ignored\n",
-        );
-        assert_eq!(tally.closing_line(), "3 passed, 1 failed, 2 skipped");
-        assert_eq!(names(&tally), ["leaf_core-00ff src/lib.rs: id::b"]);
+        ));
+        assert_eq!(all.closing_line(), "3 passed, 1 failed, 2 skipped");
+        assert_eq!(names(&all), ["leaf-core src/lib.rs: id::b"]);
         assert_eq!(
-            tally.skipped,
+            all.skipped,
             [
                 ("leaf-bus tests/main.rs: b".to_owned(), "needs root".to_owned()),
                 ("leaf-bus tests/main.rs: c".to_owned(), "no nix".to_owned())
@@ -283,25 +284,21 @@ mod tests {
 
     #[test]
     fn a_program_that_crashes_counts_as_a_failure() {
-        let tally = tally(
-            "     Running tests/main.rs (target/debug/deps/main-0a1b)\nrunning 3 tests\ntest a ... ok\n\
-             error: test failed, to rerun pass `-p leaf-bus`\n     Running tests/b.rs (target/debug/deps/b-1)\n\
-             running 0 tests\ntest result: ok. 0 passed; 0 failed; 0 ignored\n",
-        );
+        let tally = tally("running 3 tests\ntest a ... ok\nthread 'main' has overflowed its stack\n");
         assert_eq!(tally.closing_line(), "1 passed, 1 failed, 0 skipped");
         assert_eq!(names(&tally), ["leaf-bus tests/main.rs: ended without a result"]);
     }
 
     #[test]
     fn a_program_that_prints_nothing_counts_as_a_failure() {
-        let tally = tally("     Running tests/main.rs (target/debug/deps/main-0a1b)\n");
+        let tally = tally("\n");
         assert_eq!(tally.closing_line(), "0 passed, 1 failed, 0 skipped");
     }
 
     #[test]
     fn a_lost_line_is_counted_by_the_result() {
         let tally = tally(
-            "     Running tests/main.rs (target/debug/deps/main-0a1b)\nrunning 3 tests\nnoise test a ... FAILED\n\
+            "running 3 tests\nnoise test a ... FAILED\n\
              test b ... ok\ntest result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out\n",
         );
         assert_eq!(tally.closing_line(), "1 passed, 1 failed, 1 skipped");
@@ -311,7 +308,7 @@ mod tests {
     #[test]
     fn a_reason_for_all_tests_of_a_program_is_the_reason_of_each() {
         let tally = tally(
-            "     Running tests/main.rs (target/debug/deps/main-0a1b)\nall tests here are skipped: needs root\n\
+            "all tests here are skipped: needs root\n\
              running 1 test\ntest a ... ignored\ntest result: ok. 0 passed; 0 failed; 1 ignored; 0 measured\n",
         );
         assert_eq!(

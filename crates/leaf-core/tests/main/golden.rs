@@ -15,6 +15,8 @@ use leaf_core::state::State;
 use leaf_core::subject::{CommandSubject, key_of_state};
 use serde_json::Value;
 
+use crate::schema::compile;
+
 /// One golden message.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -154,13 +156,13 @@ fn every_golden_event_is_read_and_written_again_with_its_subject_and_headers() {
     }
 }
 
-/// Returns what is wrong with a message by a schema.
-fn errors(schema: &Value, message: &Value) -> Vec<String> {
-    jsonschema::draft202012::new(schema)
-        .expect("a schema")
-        .iter_errors(message)
-        .map(|e| format!("{} at {}", e, e.instance_path()))
-        .collect()
+/// Returns what is wrong with a message by a schema, or an empty text.
+fn errors(schema: &Value, message: &Value) -> String {
+    let (schemas, index) = compile(schema).expect("a schema");
+    match schemas.validate(message, index) {
+        Ok(()) => String::new(),
+        Err(error) => error.to_string(),
+    }
 }
 
 #[test]
@@ -170,7 +172,7 @@ fn every_golden_message_is_valid_by_its_schema() {
         let schema = bundle
             .resolve(&golden.name)
             .unwrap_or_else(|| panic!("{} has no schema any more", golden.file));
-        assert_eq!(errors(&schema, &golden.body), [""; 0], "{}", golden.file);
+        assert_eq!(errors(&schema, &golden.body), "", "{}", golden.file);
     }
 }
 
@@ -183,9 +185,9 @@ fn every_golden_message_is_valid_by_the_address_of_its_schema_in_the_bundle() {
     let mut bundle = Bundle::new().document();
     for golden in goldens() {
         bundle["$ref"] = ids[&golden.name].clone().into();
-        assert_eq!(errors(&bundle, &golden.body), [""; 0], "{}", golden.file);
+        assert_eq!(errors(&bundle, &golden.body), "", "{}", golden.file);
         // A body that no message has: the reference leads to a schema that says something.
-        assert_ne!(errors(&bundle, &Value::Null), [""; 0], "{}", golden.file);
+        assert_ne!(errors(&bundle, &Value::Null), "", "{}", golden.file);
     }
 }
 

@@ -370,7 +370,7 @@ async fn offline() -> anyhow::Result<()> {
                 schema["$schema"] == "https://json-schema.org/draft/2020-12/schema",
                 "{schema}"
             );
-            jsonschema::meta::validate(&schema).map_err(|error| anyhow::anyhow!("{name}: {error}"))?;
+            super::wire::compile(schema).with_context(|| format!("{name} is no schema"))?;
         }
     }
     Ok(())

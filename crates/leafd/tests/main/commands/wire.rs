@@ -164,17 +164,25 @@ pub(crate) fn header(answer: &Message, name: &str) -> Option<String> {
     Some(answer.headers.as_ref()?.get(name)?.as_str().to_owned())
 }
 
+/// Reads a schema, which must be valid by that of its dialect.
+pub(crate) fn compile(schema: Value) -> anyhow::Result<(boon::Schemas, boon::SchemaIndex)> {
+    let (mut schemas, mut compiler) = (boon::Schemas::new(), boon::Compiler::new());
+    // An error of the reader can't be sent to another thread.
+    let text = |error: boon::CompileError| anyhow::anyhow!("{error:#}");
+    compiler.add_resource("memory:schema", schema).map_err(text)?;
+    let index = compiler.compile("memory:schema", &mut schemas).map_err(text)?;
+    Ok((schemas, index))
+}
+
 /// Fails unless the document is valid by the schema of this name.
 pub(crate) fn valid(document: &Value, name: &str) -> anyhow::Result<()> {
     let schema = Bundle::new()
         .resolve(name)
         .with_context(|| format!("no schema {name}"))?;
-    let validator = jsonschema::draft202012::new(&schema).map_err(|e| anyhow::anyhow!("{name}: {e}"))?;
-    let errors: Vec<String> = validator
-        .iter_errors(document)
-        .map(|error| format!("{} at {}", error, error.instance_path()))
-        .collect();
-    ensure!(errors.is_empty(), "{document} is no {name}: {errors:?}");
+    let (schemas, index) = compile(schema).with_context(|| format!("{name} is no schema"))?;
+    if let Err(error) = schemas.validate(document, index) {
+        anyhow::bail!("{document} is no {name}: {error}");
+    }
     Ok(())
 }
 

@@ -2,8 +2,6 @@
 //! itself, and not in a network namespace of it, since systemd starts the containers.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -36,7 +34,10 @@ const PATIENCE: Duration = Duration::from_secs(900);
 const ON_MACHINE: &str = "LEAF_HELPER_TEST_MACHINE";
 
 fn on_a_host(test: &str) -> Outcome {
-    let tests = tests_of_leaf_helper().map_err(anyhow::Error::msg)?;
+    let tests = PathBuf::from(
+        std::env::var_os("CIM_LEAF_HELPER_TESTS")
+            .context("CIM_LEAF_HELPER_TESTS is not set; `cargo xtask test` sets it")?,
+    );
     let init = std::env::var("CIM_LEAF_STATIC_INIT")
         .context("CIM_LEAF_STATIC_INIT is not set; `cargo xtask test` sets it")?;
     let mut host = Host::options().memory_mib(2048).restore()?;
@@ -57,26 +58,4 @@ fn on_a_host(test: &str) -> Outcome {
         done.status == 0,
         format!("{test}: {}\n{}\n{}", done.status, done.stdout, done.stderr),
     )
-}
-
-/// Builds the tests of leaf-helper and the programs that they use, once, and returns where they are.
-fn tests_of_leaf_helper() -> Result<&'static Path, String> {
-    static TESTS: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let built = TESTS.get_or_init(|| {
-        let output = Command::new(env!("CARGO"))
-            .args(["test", "--quiet", "--package", "leaf-helper", "--no-run"])
-            .arg("--message-format=json")
-            .output()
-            .map_err(|e| format!("can't run cargo: {e}"))?;
-        if !output.status.success() {
-            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
-        }
-        String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-            .filter(|message| message["target"]["name"] == "main" && message["target"]["kind"][0] == "test")
-            .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-            .ok_or_else(|| "cargo names no test program of leaf-helper".to_owned())
-    });
-    built.as_deref().map_err(Clone::clone)
 }
