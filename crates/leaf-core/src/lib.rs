@@ -25,6 +25,7 @@ pub mod plan;
 pub mod problem;
 pub mod reconcile;
 pub mod schema;
+pub mod shape;
 pub mod spec;
 pub mod state;
 pub mod subject;

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use schemars::{JsonSchema, Schema, schema_for};
-use serde::de::DeserializeOwned;
+use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -15,6 +14,7 @@ use crate::hardware::Device;
 use crate::host_op::ContainerBinding;
 use crate::job::{ENDED_TYPE, Job, JobEnded, PROGRESS_TYPE, Progress};
 use crate::problem::Problem;
+use crate::shape::Shape;
 use crate::state::{LeafState, RawEvent};
 use crate::subject::VERSION;
 
@@ -29,26 +29,6 @@ pub struct MessageType {
     schema: Schema,
     /// Its form.
     pub shape: Shape,
-}
-
-/// The form of a message, as its Rust type has it.
-#[derive(Debug, Clone, Copy)]
-pub struct Shape {
-    /// Makes its schema.
-    pub schema: fn() -> Schema,
-    /// Reads a message and writes it again: what this version knows of it.
-    pub reread: fn(Value) -> Result<Value, serde_json::Error>,
-}
-
-impl Shape {
-    /// Returns the form of a Rust type.
-    #[must_use]
-    pub const fn of<T: JsonSchema + Serialize + DeserializeOwned>() -> Self {
-        Self {
-            schema: || schema_for!(T),
-            reread: |message| serde_json::to_value(serde_json::from_value::<T>(message)?),
-        }
-    }
 }
 
 /// What a message is for.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::container::{Container, ContainerPhase};
-use crate::schema::Shape;
+use crate::shape::Shape;
 
 /// Whether a verb answers at once or begins a job; a verb stays what it is for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,9 +186,9 @@ macro_rules! commands {
                     success: $crate::command::Success::$success,
                     while_stuck: $crate::command::WhileStuck::$stuck,
                     request_name: concat!("cmd.", $noun, ".", $verb),
-                    request: $crate::schema::Shape::of::<$name>(),
+                    request: $crate::shape::Shape::of::<$name>(),
                     reply_name: concat!("reply.", $noun, ".", $verb),
-                    reply: $crate::schema::Shape::of::<$reply>(),
+                    reply: $crate::shape::Shape::of::<$reply>(),
                 };
                 type Reply = $reply;
             }

@@ -31,7 +31,7 @@ macro_rules! facts {
                 name: concat!("cim.leaf.", $aggregate, ".", $fact, ".v", $version),
                 aggregate: $aggregate,
                 fact: $fact,
-                shape: $crate::schema::Shape::of::<$name>(),
+                shape: $crate::shape::Shape::of::<$name>(),
             },)*
         ];
 

@@ -28,7 +28,7 @@ use serde_json::Value;
 
 use crate::aggregate::Aggregate;
 use crate::id::{CommandId, LeafName};
-use crate::schema::Shape;
+use crate::shape::Shape;
 use crate::state::{beyond, must_be_understood};
 use crate::subject;
 
