@@ -16,13 +16,36 @@ fn committed() -> Value {
     serde_json::from_str(&text).expect("a schema is JSON")
 }
 
-/// Reads a schema, which must be valid by that of its dialect.
-pub(crate) fn compile(schema: &Value) -> Result<(Schemas, SchemaIndex), String> {
-    let (mut schemas, mut compiler) = (Schemas::new(), Compiler::new());
-    let text = |error: CompileError| format!("{error:#}");
-    compiler.add_resource(PLACE, schema.clone()).map_err(text)?;
-    let index = compiler.compile(PLACE, &mut schemas).map_err(text)?;
-    Ok((schemas, index))
+/// Reads a document of schemas, which must be valid by that of its dialect, and holds messages against them.
+pub(crate) struct Reader {
+    compiler: Compiler,
+    schemas: Schemas,
+}
+
+impl Reader {
+    pub(crate) fn new(document: &Value) -> Result<Self, String> {
+        let (mut compiler, schemas) = (Compiler::new(), Schemas::new());
+        compiler.add_resource(PLACE, document.clone()).map_err(text)?;
+        let mut reader = Self { compiler, schemas };
+        reader.compile("")?;
+        Ok(reader)
+    }
+
+    /// Returns what is wrong with a message by the schema at a fragment of the document, or an empty text.
+    pub(crate) fn errors(&mut self, fragment: &str, message: &Value) -> Result<String, String> {
+        let index = self.compile(fragment)?;
+        let found = self.schemas.validate(message, index);
+        Ok(found.err().map(|error| error.to_string()).unwrap_or_default())
+    }
+
+    fn compile(&mut self, fragment: &str) -> Result<SchemaIndex, String> {
+        let place = format!("{PLACE}{fragment}");
+        self.compiler.compile(&place, &mut self.schemas).map_err(text)
+    }
+}
+
+fn text(error: CompileError) -> String {
+    format!("{error:#}")
 }
 
 /// Where the reader of schemas finds the one that it is given.
@@ -70,7 +93,7 @@ fn every_schema_is_of_the_2020_12_dialect_and_valid_in_it() {
             document["$schema"], "https://json-schema.org/draft/2020-12/schema",
             "{name}"
         );
-        if let Err(error) = compile(&document) {
+        if let Err(error) = Reader::new(&document) {
             panic!("{name} is no schema: {error}");
         }
     }
