@@ -248,7 +248,7 @@ fn each_dependency_that_the_workspace_lists_is_used_by_a_crate() {
 
 /// Crates with more features in tests than in programs. What depends on one of them is compiled once for each, so the list
 /// stays short, and nothing that most crates depend on is in it.
-const MORE_IN_TESTS: &[&str] = &["idna", "percent-encoding"];
+const MORE_IN_TESTS: &[&str] = &["idna"];
 
 /// Every crate that is compiled for the workspace, with its features.
 fn compiled(edges: &str) -> BTreeSet<String> {
