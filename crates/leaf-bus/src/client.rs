@@ -62,6 +62,8 @@ pub enum CallError {
     Unreadable {
         /// The leaf's name.
         leaf: LeafName,
+        /// The reply's body.
+        reply: Vec<u8>,
         /// The parser's error.
         source: serde_json::Error,
     },
@@ -192,6 +194,7 @@ impl Client {
             .await?;
         serde_json::from_slice(&reply).map_err(|source| CallError::Unreadable {
             leaf: leaf.clone(),
+            reply,
             source,
         })
     }
@@ -355,9 +358,13 @@ fn read_problem(answer: &Message) -> Option<Problem> {
     let code = headers.get(ERROR_CODE_HEADER)?;
     Some(serde_json::from_slice(&answer.payload).unwrap_or_else(|_| {
         // The responder implements ADR-32 only, or the code is of a newer leaf.
-        let detail = headers
-            .get(ERROR_HEADER)
-            .map_or("no reason given", |text| text.as_str());
-        Problem::new(ProblemCode::Failed, format!("{detail} ({})", code.as_str()))
+        let body: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
+        let detail = body["detail"].as_str().or_else(|| {
+            let header = headers.get(ERROR_HEADER)?;
+            Some(header.as_str())
+        });
+        let code = body["code"].as_str().unwrap_or(code.as_str());
+        let detail = format!("{} ({code})", detail.unwrap_or("no reason given"));
+        Problem::new(ProblemCode::Failed, detail)
     }))
 }

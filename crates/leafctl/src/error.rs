@@ -51,7 +51,7 @@ pub(crate) enum Error {
     /// A job did not work.
     #[error("job {job} {phase}: {reason}")]
     Job {
-        /// Which one.
+        /// The job's id.
         job: JobId,
         /// How it ended.
         phase: String,

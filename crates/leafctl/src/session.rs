@@ -2,16 +2,19 @@
 
 use std::time::Duration;
 
-use leaf_bus::client::{CallOptions, Client, ClientError};
+use leaf_bus::client::{CallError, CallOptions, Client, ClientError};
 use leaf_bus::context;
 use leaf_bus::stream::StreamError;
 use leaf_core::command::{Request, ShowContainer};
 use leaf_core::container::{Container, ContainerPhase};
 use leaf_core::id::{ContainerName, LeafName};
 use leaf_core::problem::{Problem, ProblemCode};
+use serde::Serialize;
 
 use crate::error::Error;
 use crate::global::Global;
+use crate::output::Output;
+use crate::progress::waiting;
 
 /// What to try if no flag says where the server is.
 const NO_CONTEXT: &str = "a leaf with its own NATS server writes context.json into its state folder: \
@@ -72,6 +75,41 @@ impl Session {
     pub(crate) async fn call<R: Request>(&self, request: &R) -> Result<R::Reply, Error> {
         let leaf = self.leaf().await?;
         self.call_leaf(&leaf, request, self.timeout).await
+    }
+
+    /// Sends a command to the leaf and prints its answer: as JSON, or as `text` makes it.
+    pub(crate) async fn show<R: Request>(
+        &self,
+        request: &R,
+        output: Output,
+        text: impl FnOnce(&R::Reply) -> String,
+    ) -> Result<(), Error> {
+        let leaf = self.leaf().await?;
+        self.show_at(&leaf, request, output, text).await
+    }
+
+    /// The same for this leaf.
+    pub(crate) async fn show_at<R: Request>(
+        &self,
+        leaf: &LeafName,
+        request: &R,
+        output: Output,
+        text: impl FnOnce(&R::Reply) -> String,
+    ) -> Result<(), Error> {
+        print(self.call_to(leaf, request).await, output, text)
+    }
+
+    /// Sends a command to the leaf that waits for something on the host, and prints its answer. `what` says what a person waits
+    /// for.
+    pub(crate) async fn show_slow<R: Request>(
+        &self,
+        what: &'static str,
+        request: &R,
+        output: Output,
+        text: impl FnOnce(&R::Reply) -> String,
+    ) -> Result<(), Error> {
+        let leaf = self.leaf().await?;
+        print(waiting(what, self.call_slow(&leaf, request)).await, output, text)
     }
 
     /// Sends a command to this leaf and returns its answer.
@@ -143,5 +181,28 @@ impl Session {
             ..CallOptions::default()
         };
         Ok(self.client.call(leaf, request, options).await?)
+    }
+}
+
+/// Prints the answer to a command. One with a value that this version doesn't know is printed as the leaf sent it.
+fn print<T: Serialize>(
+    answer: Result<T, Error>,
+    output: Output,
+    text: impl FnOnce(&T) -> String,
+) -> Result<(), Error> {
+    match answer {
+        Ok(answer) => output.document(&answer, text),
+        Err(Error::Call(CallError::Unreadable { leaf, reply, source })) => {
+            match serde_json::from_slice::<serde_json::Value>(&reply) {
+                Ok(document) => {
+                    output.note(&format!(
+                        "leaf {leaf} may be of a newer version: {source}; this is its answer as it came"
+                    ));
+                    output.document(&document, |document| format!("{document:#}"))
+                }
+                Err(_) => Err(Error::Call(CallError::Unreadable { leaf, reply, source })),
+            }
+        }
+        Err(error) => Err(error),
     }
 }

@@ -2,7 +2,7 @@ use clap::Args;
 use leaf_core::command::AdoptContainer;
 use leaf_core::id::ContainerName;
 
-use super::settle::settle;
+use super::settle::change;
 use crate::error::Error;
 use crate::output::Output;
 use crate::session::Session;
@@ -16,10 +16,7 @@ pub(crate) struct Adopt {
 
 impl Adopt {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
-        let leaf = session.leaf().await?;
-        let container = session
-            .call_to(&leaf, &AdoptContainer { name: self.name })
-            .await?;
-        settle(session, &leaf, container, "taking the container over", output).await
+        let request = AdoptContainer { name: self.name };
+        change(session, &request, "adopting the container", output).await
     }
 }

@@ -4,7 +4,7 @@ use clap::Args;
 use leaf_core::command::ApplyContainer;
 use leaf_core::id::ContainerName;
 
-use super::settle::settle;
+use super::settle::change;
 use super::spec_file::SpecFile;
 use crate::error::Error;
 use crate::output::Output;
@@ -31,8 +31,6 @@ impl Apply {
             spec: file.spec,
             if_generation: self.if_generation,
         };
-        let leaf = session.leaf().await?;
-        let container = session.call_to(&leaf, &request).await?;
-        settle(session, &leaf, container, "applying the spec", output).await
+        change(session, &request, "applying the spec", output).await
     }
 }

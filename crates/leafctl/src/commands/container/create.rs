@@ -6,7 +6,7 @@ use leaf_core::container::ContainerSource;
 use leaf_core::id::{ContainerName, StorePath};
 use leaf_core::spec::{ContainerOptions, SpecRun};
 
-use super::settle::settle;
+use super::settle::change;
 use super::spec_file::SpecFile;
 use crate::commands::nix::build::flake_reference;
 use crate::error::Error;
@@ -84,9 +84,7 @@ impl Create {
                 ));
             }
         };
-        let leaf = session.leaf().await?;
         // The leaf answers when it is stored; here a person waits until it is done.
-        let container = session.call_to(&leaf, &request).await?;
-        settle(session, &leaf, container, "making the container", output).await
+        change(session, &request, "making the container", output).await
     }
 }

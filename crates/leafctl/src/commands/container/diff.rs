@@ -27,7 +27,7 @@ impl Diff {
             name: file.name(self.name)?,
             spec: file.spec,
         };
-        output.document(&session.call(&request).await?, text)
+        session.show(&request, output, text).await
     }
 }
 

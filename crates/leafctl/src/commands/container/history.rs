@@ -16,21 +16,22 @@ pub(crate) struct History {
 
 impl History {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
-        let history = session.call(&ShowContainerHistory { name: self.name }).await?;
-        output.document(&history, |history| {
-            let mut table = output.table(&["GENERATION", "SINCE", "BY", "SOURCE", "SYSTEM"]);
-            for revision in &history.revisions {
-                let system = revision.toplevel.as_ref();
-                table.add_row([
-                    revision.generation.to_string(),
-                    ago(revision.at),
-                    revision.by.to_string(),
-                    source(&revision.source),
-                    system.map_or("-".to_owned(), ToString::to_string),
-                ]);
-            }
-            text_of(&table)
-        })
+        session
+            .show(&ShowContainerHistory { name: self.name }, output, |history| {
+                let mut table = output.table(&["GENERATION", "SINCE", "BY", "SOURCE", "SYSTEM"]);
+                for revision in &history.revisions {
+                    let system = revision.toplevel.as_ref();
+                    table.add_row([
+                        revision.generation.to_string(),
+                        ago(revision.at),
+                        revision.by.to_string(),
+                        source(&revision.source),
+                        system.map_or("-".to_owned(), ToString::to_string),
+                    ]);
+                }
+                text_of(&table)
+            })
+            .await
     }
 }
 

@@ -11,56 +11,57 @@ pub(crate) struct List;
 
 impl List {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
-        let list = session.call(&ListContainers {}).await?;
-        output.document(&list, |list| {
-            let mut table = output.table(&[
-                "CONTAINER",
-                "PHASE",
-                "WANTED",
-                "SINCE",
-                "ADDRESS",
-                "SYSTEM",
-                "ERROR",
-            ]);
-            for container in &list.containers {
-                table.add_row([
-                    container.name.to_string(),
-                    name_of(&container.phase),
-                    name_of(&container.desired.run),
-                    ago(container.changed_at),
-                    container.desired.network.container_address.to_string(),
-                    container
-                        .desired
-                        .toplevel
-                        .as_ref()
-                        .map_or("-".to_owned(), ToString::to_string),
-                    container.error.clone().unwrap_or_default(),
+        session
+            .show(&ListContainers {}, output, |list| {
+                let mut table = output.table(&[
+                    "CONTAINER",
+                    "PHASE",
+                    "WANTED",
+                    "SINCE",
+                    "ADDRESS",
+                    "SYSTEM",
+                    "ERROR",
                 ]);
-            }
-            if list.foreign.is_empty() {
-                return text_of(&table);
-            }
-            let mut foreign = output.table(&["FOREIGN", "RUNS", "MADE BY", "ADDRESS", "SYSTEM"]);
-            for container in &list.foreign {
-                let by = if container.declarative {
-                    "the system's configuration"
-                } else {
-                    "somebody; `container adopt` takes it over"
-                };
-                foreign.add_row([
-                    container.name.to_string(),
-                    if container.running { "yes" } else { "no" }.to_owned(),
-                    by.to_owned(),
-                    container
-                        .address
-                        .map_or("-".to_owned(), |address| address.to_string()),
-                    container
-                        .toplevel
-                        .as_ref()
-                        .map_or("-".to_owned(), ToString::to_string),
-                ]);
-            }
-            format!("{}\n\n{}", text_of(&table), text_of(&foreign))
-        })
+                for container in &list.containers {
+                    table.add_row([
+                        container.name.to_string(),
+                        name_of(&container.phase),
+                        name_of(&container.desired.run),
+                        ago(container.changed_at),
+                        container.desired.network.container_address.to_string(),
+                        container
+                            .desired
+                            .toplevel
+                            .as_ref()
+                            .map_or("-".to_owned(), ToString::to_string),
+                        container.error.clone().unwrap_or_default(),
+                    ]);
+                }
+                if list.foreign.is_empty() {
+                    return text_of(&table);
+                }
+                let mut foreign = output.table(&["FOREIGN", "RUNS", "MADE BY", "ADDRESS", "SYSTEM"]);
+                for container in &list.foreign {
+                    let by = if container.declarative {
+                        "the system's configuration"
+                    } else {
+                        "somebody; `container adopt` takes it over"
+                    };
+                    foreign.add_row([
+                        container.name.to_string(),
+                        if container.running { "yes" } else { "no" }.to_owned(),
+                        by.to_owned(),
+                        container
+                            .address
+                            .map_or("-".to_owned(), |address| address.to_string()),
+                        container
+                            .toplevel
+                            .as_ref()
+                            .map_or("-".to_owned(), ToString::to_string),
+                    ]);
+                }
+                format!("{}\n\n{}", text_of(&table), text_of(&foreign))
+            })
+            .await
     }
 }

@@ -3,7 +3,6 @@
 mod adopt;
 mod apply;
 mod create;
-mod destroy;
 mod diff;
 mod health;
 mod history;
@@ -15,10 +14,9 @@ mod set;
 mod settle;
 mod show;
 mod spec_file;
-mod start;
 mod stats;
-mod stop;
 mod update;
+mod verb;
 
 use clap::Subcommand;
 
@@ -30,8 +28,8 @@ use crate::session::Session;
 pub(super) enum Command {
     Create(create::Create),
     Apply(apply::Apply),
-    Start(start::Start),
-    Stop(stop::Stop),
+    #[command(flatten)]
+    Verb(verb::Verb),
     Restart(restart::Restart),
     Update(update::Update),
     Set(set::Set),
@@ -39,7 +37,6 @@ pub(super) enum Command {
     History(history::History),
     Rollback(rollback::Rollback),
     Adopt(adopt::Adopt),
-    Destroy(destroy::Destroy),
     List(list::List),
     Show(show::Show),
     Health(health::Health),
@@ -52,8 +49,7 @@ impl Command {
         match self {
             Self::Create(command) => command.run(session, output).await,
             Self::Apply(command) => command.run(session, output).await,
-            Self::Start(command) => command.run(session, output).await,
-            Self::Stop(command) => command.run(session, output).await,
+            Self::Verb(command) => command.run(session, output).await,
             Self::Restart(command) => command.run(session, output).await,
             Self::Update(command) => command.run(session, output).await,
             Self::Set(command) => command.run(session, output).await,
@@ -61,7 +57,6 @@ impl Command {
             Self::History(command) => command.run(session, output).await,
             Self::Rollback(command) => command.run(session, output).await,
             Self::Adopt(command) => command.run(session, output).await,
-            Self::Destroy(command) => command.run(session, output).await,
             Self::List(command) => command.run(session, output).await,
             Self::Show(command) => command.run(session, output).await,
             Self::Health(command) => command.run(session, output).await,

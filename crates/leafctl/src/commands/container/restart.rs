@@ -28,7 +28,8 @@ impl Restart {
             // Nobody else has wanted something else in between.
             if_generation: Some(stopped.desired.generation),
         };
-        let started = waiting("starting the container", session.call_slow(&leaf, &start)).await?;
-        output.document(&started, text)
+        session
+            .show_slow("starting the container", &start, output, text)
+            .await
     }
 }

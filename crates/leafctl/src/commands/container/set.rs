@@ -1,9 +1,9 @@
 use clap::Args;
 use leaf_core::command::SetContainer;
-use leaf_core::id::ContainerName;
 use serde_json::{Map, Value};
 
-use super::settle::settle;
+use super::settle::change;
+use super::verb::Named;
 use crate::error::Error;
 use crate::output::Output;
 use crate::session::Session;
@@ -13,26 +13,21 @@ use crate::session::Session;
 /// For example: `leafctl container set web limits.memory_bytes=512MiB environment.MODE=edge limits.tasks=`
 #[derive(Debug, Args)]
 pub(crate) struct Set {
-    /// The container's name.
-    name: ContainerName,
+    #[command(flatten)]
+    container: Named,
     /// PLACE=VALUE, the place as `container diff` prints it. The value is JSON, or else a text; without one what stands there goes.
     #[arg(required = true, value_name = "PLACE=VALUE")]
     changes: Vec<String>,
-    /// Do it only if the container still has this generation, as `container show` printed it.
-    #[arg(long, value_name = "N")]
-    if_generation: Option<u64>,
 }
 
 impl Set {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
         let request = SetContainer {
-            name: self.name,
+            name: self.container.name,
             patch: patch(&self.changes).map_err(Error::Usage)?,
-            if_generation: self.if_generation,
+            if_generation: self.container.if_generation,
         };
-        let leaf = session.leaf().await?;
-        let container = session.call_to(&leaf, &request).await?;
-        settle(session, &leaf, container, "setting the container", output).await
+        change(session, &request, "setting the container", output).await
     }
 }
 

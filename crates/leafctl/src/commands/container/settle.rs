@@ -1,8 +1,7 @@
-//! Waiting for what was stored to be so.
+//! Changes that the leaf answers as soon as they are stored, and waiting until they are carried out.
 
-use leaf_core::command::ShowContainer;
+use leaf_core::command::{Request, ShowContainer};
 use leaf_core::container::Container;
-use leaf_core::id::LeafName;
 use leaf_core::problem::{Problem, ProblemCode};
 
 use super::show::text;
@@ -12,15 +11,16 @@ use crate::output::Output;
 use crate::progress::waiting;
 use crate::session::Session;
 
-/// Follows a container until it is what is wanted of it, and prints it. `container` is the leaf's answer to the change,
-/// which came when that was stored.
-pub(super) async fn settle(
+/// Sends a change that is answered as soon as it is stored, follows the container until its desired state is reached, and
+/// prints it. `what` says what a person waits for.
+pub(super) async fn change<R: Request<Reply = Container>>(
     session: &Session,
-    leaf: &LeafName,
-    container: Container,
+    request: &R,
     what: &'static str,
     output: Output,
 ) -> Result<(), Error> {
+    let leaf = &session.leaf().await?;
+    let container = session.call_to(leaf, request).await?;
     if let Some(job) = container.desired.build_job {
         follow(session, leaf, job, output).await?;
         // The job's end comes first, what follows from it a moment later.

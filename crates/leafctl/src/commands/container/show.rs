@@ -16,8 +16,9 @@ pub(crate) struct Show {
 
 impl Show {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
-        let container = session.call(&ShowContainer { name: self.name }).await?;
-        output.document(&container, text)
+        session
+            .show(&ShowContainer { name: self.name }, output, text)
+            .await
     }
 }
 

@@ -25,11 +25,10 @@ pub(crate) struct Stats {
 impl Stats {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
         let request = ReadContainerStats { name: self.name };
-        let stats = session.call(&request).await?;
         if !self.follow {
-            return output.document(&stats, text);
+            return session.show(&request, output, text).await;
         }
-        let mut before = stats;
+        let mut before = session.call(&request).await?;
         if !output.is_json() {
             output.line(&format!(
                 "{:>7} {:>11} {:>6} {:>12} {:>12} {:>12} {:>12}",

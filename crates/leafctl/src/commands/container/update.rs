@@ -1,9 +1,9 @@
 use clap::Args;
 use leaf_core::command::UpdateContainer;
-use leaf_core::id::ContainerName;
 
 use super::create::System;
-use super::settle::settle;
+use super::settle::change;
+use super::verb::Named;
 use crate::error::Error;
 use crate::output::Output;
 use crate::session::Session;
@@ -14,24 +14,19 @@ use crate::session::Session;
 /// the one before, and this command fails.
 #[derive(Debug, Args)]
 pub(crate) struct Update {
-    /// The container's name.
-    name: ContainerName,
+    #[command(flatten)]
+    container: Named,
     #[command(flatten)]
     system: System,
-    /// Do it only if the container still has this generation, as `container show` printed it.
-    #[arg(long, value_name = "N")]
-    if_generation: Option<u64>,
 }
 
 impl Update {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
         let request = UpdateContainer {
-            name: self.name,
+            name: self.container.name,
             source: self.system.source()?,
-            if_generation: self.if_generation,
+            if_generation: self.container.if_generation,
         };
-        let leaf = session.leaf().await?;
-        let container = session.call_to(&leaf, &request).await?;
-        settle(session, &leaf, container, "updating the container", output).await
+        change(session, &request, "updating the container", output).await
     }
 }

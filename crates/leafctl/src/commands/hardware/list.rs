@@ -13,8 +13,11 @@ pub(crate) struct List;
 
 impl List {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
-        let list = session.call(&ListHardware {}).await?;
-        output.document(&list, |list| text_of(&table(output, &list.devices)))
+        session
+            .show(&ListHardware {}, output, |list| {
+                text_of(&table(output, &list.devices))
+            })
+            .await
     }
 }
 

@@ -12,23 +12,24 @@ pub(crate) struct Rescan;
 
 impl Rescan {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
-        let report = session.call(&RescanHardware {}).await?;
-        output.document(&report, |r| {
-            let list = |what: &str, ids: &[DeviceId]| {
-                ids.iter().map(|id| format!("{what} {id}\n")).collect::<String>()
-            };
-            let changes = list("appeared", &r.appeared)
-                + &list("changed ", &r.changed)
-                + &list("vanished", &r.vanished);
-            format!(
-                "{} devices; {}",
-                r.devices,
-                if changes.is_empty() {
-                    "no change".to_owned()
-                } else {
-                    format!("changes:\n{changes}")
-                }
-            )
-        })
+        session
+            .show(&RescanHardware {}, output, |r| {
+                let list = |what: &str, ids: &[DeviceId]| {
+                    ids.iter().map(|id| format!("{what} {id}\n")).collect::<String>()
+                };
+                let changes = list("appeared", &r.appeared)
+                    + &list("changed ", &r.changed)
+                    + &list("vanished", &r.vanished);
+                format!(
+                    "{} devices; {}",
+                    r.devices,
+                    if changes.is_empty() {
+                        "no change".to_owned()
+                    } else {
+                        format!("changes:\n{changes}")
+                    }
+                )
+            })
+            .await
     }
 }

@@ -16,8 +16,7 @@ pub(crate) struct Show {
 
 impl Show {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
-        let device = session.call(&ShowHardware { id: self.id }).await?;
-        output.document(&device, text)
+        session.show(&ShowHardware { id: self.id }, output, text).await
     }
 }
 

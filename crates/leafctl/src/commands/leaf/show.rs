@@ -19,47 +19,48 @@ impl Show {
             Some(name) => name,
             None => session.leaf().await?,
         };
-        let report = session.call_to(&leaf, &ShowLeaf {}).await?;
-        output.document(&report, |r| {
-            let mut rows = vec![
-                ("leaf", r.name.to_string()),
-                ("instance", r.instance.to_string()),
-                ("version", r.version.clone()),
-                ("started", format!("{} ({})", r.started_at, ago(r.started_at))),
-                (
-                    "host",
-                    format!("{}, {}, kernel {}", r.host.hostname, r.host.system, r.host.kernel),
-                ),
-                (
-                    "events",
-                    format!("{} recorded, {} published", r.sequence, r.published),
-                ),
-                (
-                    "devices",
-                    format!("{} present, {} known", r.devices_present, r.devices),
-                ),
-                (
-                    "containers",
-                    format!("{} running, {} in all", r.containers_running, r.containers),
-                ),
-                (
-                    "jobs",
-                    format!("{} running, {} queued", r.jobs_running, r.jobs_queued),
-                ),
-                (
-                    "commands",
-                    r.refusing
-                        .as_ref()
-                        .map_or("taken".to_owned(), |why| format!("refused: {why}")),
-                ),
-            ];
-            rows.extend(r.raw_entries.iter().map(|entry| {
-                (
-                    "can't read",
-                    format!("{}: {}; a newer leafd wrote it", entry.key, entry.reason),
-                )
-            }));
-            fields(&rows)
-        })
+        session
+            .show_at(&leaf, &ShowLeaf {}, output, |r| {
+                let mut rows = vec![
+                    ("leaf", r.name.to_string()),
+                    ("instance", r.instance.to_string()),
+                    ("version", r.version.clone()),
+                    ("started", format!("{} ({})", r.started_at, ago(r.started_at))),
+                    (
+                        "host",
+                        format!("{}, {}, kernel {}", r.host.hostname, r.host.system, r.host.kernel),
+                    ),
+                    (
+                        "events",
+                        format!("{} recorded, {} published", r.sequence, r.published),
+                    ),
+                    (
+                        "devices",
+                        format!("{} present, {} known", r.devices_present, r.devices),
+                    ),
+                    (
+                        "containers",
+                        format!("{} running, {} in all", r.containers_running, r.containers),
+                    ),
+                    (
+                        "jobs",
+                        format!("{} running, {} queued", r.jobs_running, r.jobs_queued),
+                    ),
+                    (
+                        "commands",
+                        r.refusing
+                            .as_ref()
+                            .map_or("taken".to_owned(), |why| format!("refused: {why}")),
+                    ),
+                ];
+                rows.extend(r.raw_entries.iter().map(|entry| {
+                    (
+                        "can't read",
+                        format!("{}: {}; a newer leafd wrote it", entry.key, entry.reason),
+                    )
+                }));
+                fields(&rows)
+            })
+            .await
     }
 }

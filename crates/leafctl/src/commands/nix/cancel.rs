@@ -1,10 +1,10 @@
 use clap::Args;
 use leaf_core::command::CancelJob;
 use leaf_core::id::JobId;
+use leaf_core::job::Job;
 
 use crate::error::Error;
 use crate::output::{Output, name_of};
-use crate::progress::waiting;
 use crate::session::Session;
 
 /// End a job, and wait until nothing of it is left.
@@ -16,12 +16,8 @@ pub(crate) struct Cancel {
 
 impl Cancel {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
-        let leaf = session.leaf().await?;
-        let job = waiting(
-            "ending the job",
-            session.call_slow(&leaf, &CancelJob { id: self.job }),
-        )
-        .await?;
-        output.document(&job, |job| format!("job {} {}", job.id, name_of(&job.phase)))
+        let request = CancelJob { id: self.job };
+        let text = |job: &Job| format!("job {} {}", job.id, name_of(&job.phase));
+        session.show_slow("ending the job", &request, output, text).await
     }
 }

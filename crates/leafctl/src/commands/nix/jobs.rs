@@ -12,34 +12,35 @@ pub(crate) struct Jobs;
 
 impl Jobs {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
-        let list = session.call(&ListJobs {}).await?;
-        output.document(&list, |list| {
-            let mut table = output.table(&["JOB", "PHASE", "OWNER", "QUEUED", "WHAT", "RESULT"]);
-            for job in &list.jobs {
-                let Task::Build(build) = &job.task;
-                let what = match &build.installable {
-                    Installable::Flake { reference } => reference.clone(),
-                    Installable::StorePath { path } => path.to_string(),
-                    Installable::File { path, attribute } => attribute
-                        .as_ref()
-                        .map_or(path.clone(), |attribute| format!("{path} {attribute}")),
-                    Installable::Template { name } => format!("template {name}"),
-                };
-                let result = match (&job.result, &job.error) {
-                    (Some(JobResult::Build(result)), _) => result.store_path.to_string(),
-                    (None, Some(error)) => error.lines().next().unwrap_or_default().to_owned(),
-                    (None, None) => String::new(),
-                };
-                table.add_row([
-                    job.id.to_string(),
-                    name_of(&job.phase),
-                    job.owner.to_string(),
-                    ago(job.queued_at),
-                    what,
-                    result,
-                ]);
-            }
-            text_of(&table)
-        })
+        session
+            .show(&ListJobs {}, output, |list| {
+                let mut table = output.table(&["JOB", "PHASE", "OWNER", "QUEUED", "WHAT", "RESULT"]);
+                for job in &list.jobs {
+                    let Task::Build(build) = &job.task;
+                    let what = match &build.installable {
+                        Installable::Flake { reference } => reference.clone(),
+                        Installable::StorePath { path } => path.to_string(),
+                        Installable::File { path, attribute } => attribute
+                            .as_ref()
+                            .map_or(path.clone(), |attribute| format!("{path} {attribute}")),
+                        Installable::Template { name } => format!("template {name}"),
+                    };
+                    let result = match (&job.result, &job.error) {
+                        (Some(JobResult::Build(result)), _) => result.store_path.to_string(),
+                        (None, Some(error)) => error.lines().next().unwrap_or_default().to_owned(),
+                        (None, None) => String::new(),
+                    };
+                    table.add_row([
+                        job.id.to_string(),
+                        name_of(&job.phase),
+                        job.owner.to_string(),
+                        ago(job.queued_at),
+                        what,
+                        result,
+                    ]);
+                }
+                text_of(&table)
+            })
+            .await
     }
 }

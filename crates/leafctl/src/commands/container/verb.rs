@@ -1,0 +1,46 @@
+//! The verbs that take a container's name and wait until the leaf has carried them out.
+
+use clap::{Args, Subcommand};
+use leaf_core::command::{DestroyContainer, StartContainer, StopContainer};
+use leaf_core::id::ContainerName;
+
+use super::show::text;
+use crate::error::Error;
+use crate::output::Output;
+use crate::session::Session;
+
+/// One container, and the generation that it must have.
+#[derive(Debug, Args)]
+pub(crate) struct Named {
+    /// The container's name.
+    pub name: ContainerName,
+    /// Do it only if the container still has this generation, as `container show` printed it.
+    #[arg(long, value_name = "N")]
+    pub if_generation: Option<u64>,
+}
+
+macro_rules! verbs {
+    ($($(#[$doc:meta])* $verb:ident = $request:ident, $what:literal, $text:expr;)*) => {
+        #[derive(Debug, Subcommand)]
+        pub(crate) enum Verb { $($(#[$doc])* $verb(Named),)* }
+
+        impl Verb {
+            pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
+                match self {
+                    $(Self::$verb(Named { name, if_generation }) => {
+                        session.show_slow($what, &$request { name, if_generation }, output, $text).await
+                    })*
+                }
+            }
+        }
+    };
+}
+
+verbs! {
+    /// Start a container, and wait until it says that it is ready.
+    Start = StartContainer, "starting the container", text;
+    /// Stop a container, and wait until it has ended.
+    Stop = StopContainer, "stopping the container", text;
+    /// Stop a container if it runs, and remove it with all its files.
+    Destroy = DestroyContainer, "destroying the container", |gone| format!("container {} is gone", gone.name);
+}
