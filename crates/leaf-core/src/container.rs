@@ -302,7 +302,7 @@ pub struct ForeignContainer {
 /// What a container uses now. Counters begin with its start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ContainerStats {
-    /// Which one.
+    /// The container's name.
     pub name: ContainerName,
     /// When it was looked at.
     pub at: Timestamp,

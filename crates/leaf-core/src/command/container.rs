@@ -12,109 +12,108 @@ use crate::spec::{ContainerOptions, ContainerSpec};
 commands! {
     "container";
 
-    /// Makes a container. The answer comes as soon as that is stored: the phase is `creating`, or for one of a flake or a
-    /// template `building`, with `build_job` as the job to follow; `container.show` says how it goes on.
+    /// Creates a container. Answered as soon as the desired state is stored: the phase is `creating`, or `building` for a flake or
+    /// a template, with `build_job` as the job to follow; `container.show` tells how it proceeds.
     Create: CreateContainer = "create" {
         kind: Change, about: Container(name), needs: Containers, disk: Takes,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
-        /// Its name.
+        /// The container's name.
         name: ContainerName,
         /// Where its system comes from.
         source: ContainerSource,
-        /// Whether it is to be started, too.
+        /// Whether to start it as well.
         #[serde(default)]
         start: bool,
-        /// What else is wanted of it.
+        /// Its other options.
         #[serde(default, skip_serializing_if = "ContainerOptions::is_default")]
         options: ContainerOptions,
     } -> Container
 
-    /// Makes a container, or what is wanted of one that is there, what this spec says. The answer comes as soon as that is
-    /// stored; `container.show` says how it goes on. The same spec again changes nothing.
+    /// Creates a container from this spec, or makes the spec the desired state of an existing one. Answered as soon as that is
+    /// stored; `container.show` tells how it proceeds. Idempotent.
     Apply: ApplyContainer = "apply" {
         kind: Change, about: Container(name), needs: Containers, disk: Takes,
         if_generation: CheckedOrAbsent, success: Answered, while_stuck: Refused,
     } {
-        /// Its name.
+        /// The container's name.
         name: ContainerName,
-        /// All that is wanted of it.
+        /// The whole desired state.
         spec: ContainerSpec,
     } -> Container
 
-    /// Gives a container another system, or builds that of its source anew. The answer comes as soon as that is stored; the
-    /// container runs on with what it has until the new one is there, and goes back to it if that does not become ready.
+    /// Gives a container another system, or builds the one of its source anew. Answered as soon as that is stored; the
+    /// container keeps its system until the new one is built, and goes back to it if the new one does not become ready.
     Update: UpdateContainer = "update" {
         kind: Change, about: Container(name), needs: Containers, disk: Takes,
         if_generation: Checked, success: Answered, while_stuck: Refused,
     } {
-        /// Which one.
+        /// The container's name.
         name: ContainerName,
-        /// Where the system comes from; from where it did if not given.
+        /// Where the system comes from; its present source if not given.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         source: Option<ContainerSource>,
     } -> Container
 
-    /// Changes a part of what is wanted of a container. The answer comes as soon as that is stored.
+    /// Changes a part of a container's spec. Answered as soon as that is stored.
     Set: SetContainer = "set" {
         kind: Change, about: Container(name), needs: Containers, disk: Takes,
         if_generation: Checked, success: Answered, while_stuck: Refused,
     } {
-        /// Which one.
+        /// The container's name.
         name: ContainerName,
-        /// A JSON merge patch (RFC 7396) to its spec: what is `null` in it goes, objects are merged, all else is replaced.
+        /// A JSON merge patch (RFC 7396) of its spec: `null` removes, objects are merged, everything else is replaced.
         patch: serde_json::Value,
     } -> Container
 
-    /// Wants again what was wanted of a container before; whether it runs stays as it is. The answer comes as soon as that is
-    /// stored.
+    /// Goes back to an earlier revision of a container; whether it runs stays as it is. Answered as soon as that is stored.
     Rollback: RollbackContainer = "rollback" {
         kind: Change, about: Container(name), needs: Containers, disk: Takes,
         if_generation: Checked, success: Answered, while_stuck: Refused,
     } {
-        /// Which one.
+        /// The container's name.
         name: ContainerName,
-        /// The generation to go back to; the last one that differs from what is wanted now if not given.
+        /// The generation to go back to; the newest that differs from the present one if not given.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         generation: Option<u64>,
     } -> Container
 
-    /// Takes over a container that somebody else made on this host, with its files. The answer comes as soon as that is
-    /// stored; one that runs is restarted.
+    /// Adopts a container of this host that the leaf did not create, with its files. Answered as soon as that is stored; a
+    /// running one is restarted.
     Adopt: AdoptContainer = "adopt" {
         kind: Change, about: Container(name), needs: Containers, disk: Takes,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
-        /// Which one.
+        /// The container's name.
         name: ContainerName,
     } -> Container
 
-    /// Says what a spec would change, and changes nothing.
+    /// Tells what a spec would change, without changing anything.
     Diff: DiffContainer = "diff" {
         kind: Query, about: Container(name), needs: Nothing, disk: Untouched,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
-        /// Which one.
+        /// The container's name.
         name: ContainerName,
-        /// What would be wanted of it.
+        /// The spec to compare with the present one.
         spec: ContainerSpec,
     } -> SpecDiff
 
-    /// Lists what was wanted of a container, the oldest first.
+    /// Lists the revisions of a container, the oldest first.
     History: ShowContainerHistory = "history" {
         kind: Query, about: Container(name), needs: Nothing, disk: Untouched,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
-        /// Which one.
+        /// The container's name.
         name: ContainerName,
     } -> ContainerHistory
 
-    /// Says what a container uses now.
+    /// Tells the resources that a container uses.
     Stats: ReadContainerStats = "stats" {
         kind: Query, about: Container(name), needs: Containers, disk: Untouched,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
-        /// Which one.
+        /// The container's name.
         name: ContainerName,
     } -> ContainerStats
 
@@ -123,7 +122,7 @@ commands! {
         kind: Change, about: Container(name), needs: Containers, disk: Takes,
         if_generation: Checked, success: ContainerRuns, while_stuck: Refused,
     } {
-        /// Which one.
+        /// The container's name.
         name: ContainerName,
     } -> Container
 
@@ -132,7 +131,7 @@ commands! {
         kind: Change, about: Container(name), needs: Containers, disk: Frees,
         if_generation: Checked, success: ContainerStopped, while_stuck: Refused,
     } {
-        /// Which one.
+        /// The container's name.
         name: ContainerName,
     } -> Container
 
@@ -141,11 +140,11 @@ commands! {
         kind: Change, about: Container(name), needs: Containers, disk: Frees,
         if_generation: Checked, success: ContainerGone, while_stuck: Refused,
     } {
-        /// Which one.
+        /// The container's name.
         name: ContainerName,
     } -> Destroyed
 
-    /// Lists the containers of the leaf, and those on its host that are somebody else's.
+    /// Lists the leaf's containers, and the others on its host.
     List: ListContainers = "list" {
         kind: Query, about: Leaf, needs: Nothing, disk: Untouched,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
@@ -156,24 +155,24 @@ commands! {
         kind: Query, about: Container(name), needs: Nothing, disk: Untouched,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
-        /// Which one.
+        /// The container's name.
         name: ContainerName,
     } -> Container
 
-    /// Reads a container's console: its end, or with a cursor what came since.
+    /// Reads the end of a container's log, or with a cursor what was added since.
     Logs: ReadContainerLog = "logs" {
         kind: Query, about: Container(name), needs: Containers, disk: Untouched,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
-        /// Which one.
+        /// The container's name.
         name: ContainerName,
         /// At most this many lines; 200 if not given, and never more than 512 KiB.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         lines: Option<u32>,
-        /// Only what was written at this time or later.
+        /// Only lines written at this time or later.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         since: Option<Timestamp>,
-        /// Only what follows the answer that gave this cursor.
+        /// Only lines after the answer that gave this cursor.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         cursor: Option<String>,
     } -> LogText
@@ -184,12 +183,12 @@ commands! {
 pub struct ContainerList {
     /// All of them, sorted by name, without their revisions.
     pub containers: Vec<Container>,
-    /// Those on its host that are somebody else's, sorted by name.
+    /// The containers on its host that are not the leaf's, sorted by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub foreign: Vec<ForeignContainer>,
 }
 
-/// What was wanted of a container.
+/// The revisions of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ContainerHistory {
     /// The revisions that are remembered, the oldest first.
@@ -199,38 +198,38 @@ pub struct ContainerHistory {
 /// What a spec would change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SpecDiff {
-    /// Each value that would be another, sorted by its place.
+    /// Each value that would differ, sorted by its path.
     pub changes: Vec<SpecChange>,
 }
 
-/// One value of a spec that would be another.
+/// One value of a spec that would differ.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SpecChange {
-    /// Its place: the names of the fields on the way to it.
+    /// Its path: the names of the fields that lead to it.
     pub path: Vec<String>,
-    /// What it is now; nothing if it is not there.
+    /// The present value; absent if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub now: Option<serde_json::Value>,
-    /// What it would be; nothing if it would go.
+    /// The new value; absent if it would be removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub then: Option<serde_json::Value>,
 }
 
-/// A container that is gone.
+/// A container that was destroyed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Destroyed {
     /// Its name, which is free again.
     pub name: ContainerName,
 }
 
-/// The end of a text.
+/// A page of a container's log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LogText {
     /// The lines, each with its end. What is not UTF-8 is replaced.
     pub text: String,
     /// Whether lines before these were left out.
     pub truncated: bool,
-    /// Where to read on.
+    /// The cursor of the next page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }

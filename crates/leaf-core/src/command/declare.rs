@@ -139,7 +139,7 @@ macro_rules! request {
     ($name:ident Checked { $($attribute:tt)* } { $($fields:tt)* }) => {
         $crate::command::declare::request! { $name Ignored { $($attribute)* } {
             $($fields)*
-            /// Only if what is wanted of it is still of this generation.
+            /// Only if the container's generation is still this one.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub if_generation: Option<u64>,
         } }
@@ -147,7 +147,7 @@ macro_rules! request {
     ($name:ident CheckedOrAbsent { $($attribute:tt)* } { $($fields:tt)* }) => {
         $crate::command::declare::request! { $name Ignored { $($attribute)* } {
             $($fields)*
-            /// Only if what is wanted of it is still of this generation; 0 if there must be none of this name.
+            /// Only if the container's generation is still this one; 0 if there must be no container of this name.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub if_generation: Option<u64>,
         } }

@@ -10,7 +10,7 @@ use crate::id::DeviceId;
 commands! {
     "hardware";
 
-    /// Lists the devices that the leaf knows.
+    /// Lists the devices of the leaf.
     List: ListHardware = "list" {
         kind: Query, about: Leaf, needs: Nothing, disk: Untouched,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
@@ -21,11 +21,11 @@ commands! {
         kind: Query, about: Device(id), needs: Nothing, disk: Untouched,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
-        /// Which one.
+        /// The device's id.
         id: DeviceId,
     } -> Device
 
-    /// Looks at the hardware now, and says what has changed.
+    /// Scans the hardware now, and tells what has changed.
     Rescan: RescanHardware = "rescan" {
         kind: Change, about: Leaf, needs: Nothing, disk: Takes,
         if_generation: Ignored, success: HardwareSeen, while_stuck: Refused,
@@ -39,15 +39,15 @@ pub struct DeviceList {
     pub devices: Vec<Device>,
 }
 
-/// What a look at the hardware found.
+/// What a hardware scan found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RescanReport {
-    /// How many devices are there.
+    /// How many devices are present.
     pub devices: u64,
-    /// Those that are new or back.
+    /// Devices that are new or back.
     pub appeared: Vec<DeviceId>,
-    /// Those that are not what they were.
+    /// Devices that differ from the last scan.
     pub changed: Vec<DeviceId>,
-    /// Those that are gone.
+    /// Devices that are gone.
     pub vanished: Vec<DeviceId>,
 }

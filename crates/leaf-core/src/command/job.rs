@@ -16,12 +16,12 @@ commands! {
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {} -> JobList
 
-    /// Shows one job and, while it runs, how far it is.
+    /// Shows one job and, while it runs, its progress.
     Show: ShowJob = "show" {
         kind: Query, about: Job(id), needs: Nothing, disk: Untouched,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
-        /// Which one.
+        /// The job's id.
         id: JobId,
     } -> JobReport
 
@@ -30,19 +30,19 @@ commands! {
         kind: Query, about: Job(id), needs: Nothing, disk: Untouched,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
-        /// Which one.
+        /// The job's id.
         id: JobId,
         /// From this byte on.
         #[serde(default)]
         offset: u64,
     } -> LogChunk
 
-    /// Ends a job, and answers when nothing of it is left.
+    /// Cancels a job, and answers when its processes have ended.
     Cancel: CancelJob = "cancel" {
         kind: Change, about: Job(id), needs: Nothing, disk: Takes,
         if_generation: Ignored, success: JobEnded, while_stuck: Refused,
     } {
-        /// Which one.
+        /// The job's id.
         id: JobId,
     } -> Job
 }
@@ -52,25 +52,25 @@ commands! {
 pub struct LogChunk {
     /// The text. What is not UTF-8 is replaced.
     pub text: String,
-    /// Where to read on.
+    /// The offset of the next part.
     pub next_offset: u64,
-    /// Whether this is all, and nothing more will come.
+    /// Whether the log ends here and nothing more will be added.
     pub complete: bool,
 }
 
 /// The jobs of a leaf.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct JobList {
-    /// Those that are remembered, the newest first; what a result refers to is left out here.
+    /// The jobs that are remembered, the newest first, without the references of their results.
     pub jobs: Vec<Job>,
 }
 
-/// One job and how far it is.
+/// One job and its progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct JobReport {
     /// The job.
     pub job: Job,
-    /// How far it is, while it runs.
+    /// Its progress, while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
 }

@@ -12,48 +12,48 @@ use crate::state::RawEntry;
 commands! {
     "leaf";
 
-    /// Shows the leaf: what it is, since when, and how it does.
+    /// Shows the leaf's identity, uptime and status.
     Show: ShowLeaf = "show" {
         kind: Query, about: Leaf, needs: Nothing, disk: Untouched,
         if_generation: Ignored, success: Answered, while_stuck: Answered,
     } {} -> LeafReport
 }
 
-/// What a leaf says of itself.
+/// A leaf's identity, uptime and status.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LeafReport {
     /// Its name.
     pub name: LeafName,
-    /// The run of `leafd` that answers.
+    /// The instance of `leafd` that answers.
     pub instance: InstanceId,
     /// The version of `leafd`.
     pub version: String,
-    /// When this run began.
+    /// When this instance started.
     pub started_at: Timestamp,
     /// Its host.
     pub host: HostFacts,
     /// When its history began, in milliseconds since 1970.
     pub epoch: u64,
-    /// The last sequence number that is recorded.
+    /// The last sequence number recorded.
     pub sequence: u64,
     /// The last sequence number that the stream is known to hold.
     pub published: u64,
-    /// How many devices are there, of those that it knows.
+    /// How many of the known devices are present.
     pub devices_present: u64,
-    /// How many devices it knows.
+    /// How many devices are known.
     pub devices: u64,
     /// How many containers run.
     pub containers_running: u64,
-    /// How many containers it has.
+    /// How many containers there are.
     pub containers: u64,
     /// How many jobs run.
     pub jobs_running: u64,
-    /// How many jobs wait.
+    /// How many jobs are queued.
     pub jobs_queued: u64,
-    /// Whether it takes commands that change something, and if not, why.
+    /// Why it refuses commands that change something, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusing: Option<String>,
-    /// What it can't read of its own state, since a newer leafd wrote it: it is kept, shown by its key, and not acted on.
+    /// The entries of its state that it can't read, since a newer leafd wrote them: they are kept and not acted on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub raw_entries: Vec<RawEntry>,
 }

@@ -23,11 +23,11 @@ commands! {
     } -> JobAccepted
 }
 
-/// A job that is stored, and will run.
+/// A job that is stored and will run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct JobAccepted {
-    /// Its id.
+    /// The job's id.
     pub job: JobId,
-    /// Where it stands.
+    /// Its phase.
     pub phase: JobPhase,
 }

@@ -10,19 +10,19 @@ use crate::id::{Caller, ContainerName, StorePath};
 facts! {
     ContainerFact of "container";
 
-    /// Somebody wants something of a container: it is to be, to run, to stand still, to go.
+    /// The desired state of a container changed.
     Desired: ContainerDesired = "desired" v 1 about Container(name) {
-        /// Which one.
+        /// The container's name.
         name: ContainerName,
-        /// All that is wanted of it now.
+        /// The whole desired state.
         desired: Desired,
-        /// Who wants it.
+        /// Who changed it.
         caller: Caller,
     }
 
     /// The system of a container was built.
     Built: ContainerBuilt = "built" v 1 about Container(name) {
-        /// Which one.
+        /// The container's name.
         name: ContainerName,
         /// The system.
         toplevel: StorePath,
@@ -30,34 +30,34 @@ facts! {
 
     /// A container exists on the host.
     Created: ContainerCreated = "created" v 1 about Container(name) {
-        /// Which one.
+        /// The container's name.
         name: ContainerName,
     }
 
     /// A container runs and has said that it is ready.
     Started: ContainerStarted = "started" v 1 about Container(name) {
-        /// Which one.
+        /// The container's name.
         name: ContainerName,
         /// From start to ready, in milliseconds.
         ready_after_ms: u64,
     }
 
-    /// A container does not run any more.
+    /// A container stopped.
     Stopped: ContainerStopped = "stopped" v 1 about Container(name) {
-        /// Which one.
+        /// The container's name.
         name: ContainerName,
         /// Why.
         cause: StopCause,
-        /// How its init ended, if anybody saw it.
+        /// How its init ended, if that was observed.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         exit: Option<Exit>,
     }
 
-    /// A container is what was wanted of it last.
+    /// A container has reached its desired state after an update.
     Updated: ContainerUpdated = "updated" v 1 about Container(name) {
-        /// Which one.
+        /// The container's name.
         name: ContainerName,
-        /// The generation that it is at now.
+        /// The generation that it has reached.
         generation: u64,
         /// Whether it runs.
         running: bool,
@@ -68,7 +68,7 @@ facts! {
 
     /// A container did not become ready with its new system, and goes back to the one before.
     Reverted: ContainerReverted = "reverted" v 1 about Container(name) {
-        /// Which one.
+        /// The container's name.
         name: ContainerName,
         /// The system that it goes back to.
         toplevel: StorePath,
@@ -76,9 +76,9 @@ facts! {
         reason: String,
     }
 
-    /// Processes of a container were killed for want of memory.
+    /// Processes of a container were killed because memory ran out.
     OutOfMemory: ContainerOutOfMemory = "out_of_memory" v 1 about Container(name) {
-        /// Which one.
+        /// The container's name.
         name: ContainerName,
         /// How many of them were since it was started.
         oom_kills: u64,
@@ -86,13 +86,13 @@ facts! {
 
     /// A container is gone from the host.
     Destroyed: ContainerDestroyed = "destroyed" v 1 about Container(name) {
-        /// Which one.
+        /// The container's name.
         name: ContainerName,
     }
 
-    /// A step for a container did not work.
+    /// A step for a container failed.
     Failed: ContainerFailed = "failed" v 1 about Container(name) {
-        /// Which one.
+        /// The container's name.
         name: ContainerName,
         /// The step.
         step: ContainerStep,
@@ -105,33 +105,33 @@ facts! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StopCause {
-    /// Somebody asked for it.
+    /// It was requested.
     Requested,
     /// Its init ended by itself.
     Exited,
-    /// It was gone after a restart of the host.
+    /// The host was restarted.
     HostRestarted,
-    /// It ended without success after processes of it had been killed for want of memory.
+    /// It failed after processes of it had been killed because memory ran out.
     OutOfMemory,
 }
 
-/// What was to be done for a container.
+/// A step that is taken for a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ContainerStep {
     /// Build its system.
     Build,
-    /// Make it on the host, its network included.
+    /// Create it on the host, with its network.
     Create,
     /// Start it, and wait until it is ready.
     Start,
-    /// Bring it to what is wanted of it now, while it runs.
+    /// Bring it to its desired state while it runs.
     Update,
     /// Stop it.
     Stop,
     /// Remove it from the host.
     Destroy,
-    /// Look at it on the host: it is not what the step before should have made it.
+    /// Observe it on the host: it is not what the step before should have made it.
     Look,
 }
 

@@ -7,15 +7,15 @@ use crate::id::DeviceId;
 facts! {
     HardwareFact of "device";
 
-    /// A device is there, for the first time or again.
+    /// A device is present, for the first time or again.
     Appeared: DeviceAppeared = "appeared" v 1 about Device(device.id) {
-        /// The device as it was seen.
+        /// The device as it was observed.
         device: Device,
     }
 
-    /// A device is not what it was.
+    /// A device differs from the last scan.
     Changed: DeviceChanged = "changed" v 1 about Device(device.id) {
-        /// The device as it was seen.
+        /// The device as it was observed.
         device: Device,
         /// The fields that differ.
         changed: Vec<String>,
@@ -23,7 +23,7 @@ facts! {
 
     /// A device is gone; it is remembered as absent.
     Vanished: DeviceVanished = "vanished" v 1 about Device(id) {
-        /// Which one.
+        /// The device's id.
         id: DeviceId,
     }
 }

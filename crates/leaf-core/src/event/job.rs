@@ -9,31 +9,31 @@ facts! {
 
     /// A job was accepted.
     Queued: JobQueued = "queued" v 1 about Job(id) {
-        /// Its id.
+        /// The job's id.
         id: JobId,
-        /// Who wants it.
+        /// Who asked for it.
         owner: Caller,
         /// What it does.
         task: Task,
     }
 
-    /// A job runs.
+    /// A job started.
     Started: JobStarted = "started" v 1 about Job(id) {
-        /// Its id.
+        /// The job's id.
         id: JobId,
     }
 
-    /// A job is done.
+    /// A job succeeded.
     Succeeded: JobSucceeded = "succeeded" v 1 about Job(id) {
-        /// Its id.
+        /// The job's id.
         id: JobId,
-        /// What it made.
+        /// Its result.
         result: JobResult,
     }
 
-    /// A job did not work.
+    /// A job failed.
     Failed: JobFailed = "failed" v 1 about Job(id) {
-        /// Its id.
+        /// The job's id.
         id: JobId,
         /// What kind of failure it is.
         cause: JobFailureCause,
@@ -41,17 +41,17 @@ facts! {
         error: String,
     }
 
-    /// A job was ended because somebody asked for it.
+    /// A job was cancelled.
     Cancelled: JobCancelled = "cancelled" v 1 about Job(id) {
-        /// Its id.
+        /// The job's id.
         id: JobId,
-        /// Who asked.
+        /// Who cancelled it.
         by: Caller,
     }
 
-    /// A job ended unseen.
+    /// A job was interrupted: nobody observed how it ended.
     Interrupted: JobInterrupted = "interrupted" v 1 about Job(id) {
-        /// Its id.
+        /// The job's id.
         id: JobId,
         /// What is known of it.
         reason: String,

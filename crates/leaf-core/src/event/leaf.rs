@@ -11,11 +11,11 @@ use crate::id::{InstanceId, LeafName};
 facts! {
     LeafFact of "leaf";
 
-    /// A run of `leafd` began.
+    /// An instance of `leafd` started.
     Started: LeafStarted = "started" v 1 about Leaf {
         /// The leaf.
         leaf: LeafName,
-        /// This run.
+        /// The instance.
         instance: InstanceId,
         /// The version of `leafd`.
         version: String,
@@ -23,11 +23,11 @@ facts! {
         host: HostFacts,
     }
 
-    /// A run of `leafd` ended as it should.
+    /// An instance of `leafd` ended in order.
     Stopped: LeafStopped = "stopped" v 1 about Leaf {
-        /// The run that ended.
+        /// The instance that ended.
         instance: InstanceId,
-        /// Why: `SIGTERM`, say.
+        /// Why, such as `SIGTERM`.
         reason: String,
     }
 
