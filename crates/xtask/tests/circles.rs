@@ -20,7 +20,7 @@ const LEFT: &[(&str, &[&str])] = &[
     ("leaf-job", &["runner", "supervise"]),
     ("leaf-job", &["running", "unit"]),
     ("leaf-nix", &["build", "nix"]),
-    ("testhost", &["cache", "freeze", "machine", "share"]),
+    ("testhost", &["cache", "freeze", "machine", "nixos", "share"]),
 ];
 
 #[test]
