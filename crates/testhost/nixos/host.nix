@@ -63,9 +63,10 @@
     restartIfChanged = false;
   };
   environment.etc."test-host.network".source = ../src/guest/network.batch;
+  services.udev.extraRules = builtins.readFile ../src/guest/test-host.rules;
   systemd.services.test-host-network = {
     description = "The test host's way outside";
-    wantedBy = [ "multi-user.target" ];
+    unitConfig.DefaultDependencies = false;
     serviceConfig = {
       Type = "oneshot";
       RemainAfterExit = true;
