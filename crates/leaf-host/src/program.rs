@@ -3,8 +3,9 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-/// Where root's programs are on hosts whose `PATH` for other users leaves them out.
-const ROOTS_DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
+/// Where root's programs are on hosts whose `PATH` leaves them out: for other users, or (NixOS) for a unit of systemd that sets
+/// none.
+const ROOTS_DIRECTORIES: [&str; 3] = ["/usr/sbin", "/sbin", "/run/current-system/sw/bin"];
 
 /// Returns the first program of this name on `PATH`.
 #[must_use]
@@ -13,7 +14,8 @@ pub fn find(name: impl AsRef<Path>) -> Option<PathBuf> {
     find_all_in(&path, name).next()
 }
 
-/// Returns the first program of this name on `PATH`, or in one of root's own directories (`/usr/sbin`, `/sbin`).
+/// Returns the first program of this name on `PATH`, or in one of root's own directories (`/usr/sbin`, `/sbin`, and
+/// `/run/current-system/sw/bin` of a NixOS).
 #[must_use]
 pub fn find_for_root(name: impl AsRef<Path>) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -13,6 +13,7 @@ use leaf_core::id::ContainerName;
 use leaf_core::spec::RestartWhen;
 use leaf_host::cgroup::Cgroup;
 use leaf_host::contract::RunStatus;
+use leaf_host::program;
 use rustix::process::Signal;
 use tokio::process::Command;
 use tokio::signal::unix::{self as signals, SignalKind, signal};
@@ -228,7 +229,11 @@ impl Helper {
         let group = Cgroup::of_process(machine.leader)?
             .ok_or_else(|| Error::Failed("the container's first process is gone".into()))?;
         group.attach_this_process()?;
-        let mut child = Command::new("nsenter")
+        // By its path: this process is of the container's unit, which sets no PATH, and on NixOS the default one has only what
+        // is systemd's own.
+        let nsenter = program::find_for_root("nsenter")
+            .ok_or_else(|| Error::Failed("this host has no nsenter (Debian: util-linux)".into()))?;
+        let mut child = Command::new(nsenter)
             .arg(format!("--target={}", machine.leader))
             .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"])
             .args((spec.options.users == leaf_core::spec::Users::Private).then_some("--user"))
