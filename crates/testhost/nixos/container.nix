@@ -57,6 +57,6 @@
     }
   );
 
-  boot.postBootCommands = lib.mkIf broken "exit 1";
+  boot.systemdExecutable = lib.mkIf broken "${pkgs.coreutils}/bin/false";
   system.activationScripts.broken = lib.mkIf broken "echo 'this system is broken' >&2; false";
 }
