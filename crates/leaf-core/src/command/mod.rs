@@ -38,6 +38,7 @@ macro_rules! nouns {
     ($($(#[$doc:meta])* $variant:ident = $module:ident,)*) => {
         /// Everything that a leaf can be told, by noun.
         #[derive(Debug, Clone, PartialEq, Eq)]
+        #[allow(clippy::large_enum_variant, reason = "a command is decided once and never stored in a collection")]
         pub enum Command { $($(#[$doc])* $variant($module::Command),)* }
 
         $(impl From<$module::Command> for Command {

@@ -23,6 +23,7 @@ macro_rules! facts {
 
         /// What happened to a thing of this kind. Each variant has its own type, schema and subject.
         #[derive(Debug, Clone, PartialEq, Eq)]
+        #[allow(clippy::large_enum_variant, reason = "one input leads to a few facts, which are not kept")]
         pub enum $facts { $($(#[$doc])* $variant($name),)* }
 
         /// The types of these facts.

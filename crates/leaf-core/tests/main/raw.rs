@@ -137,7 +137,7 @@ proptest! {
     fn entries_of_a_later_day_come_back_as_they_were(before in facts(40), new in vec(novelty(), 1..4)) {
         let entries = of_a_later_day(&replay(&events(1, before)), new);
         let state = State::from_entries(41, entries.clone());
-        prop_assert_eq!(state.entries(), entries.clone());
+        prop_assert_eq!(&state.entries(), &entries);
         for (key, value) in &entries {
             let json = state.entry_json(key).expect("it is there");
             prop_assert_eq!(&serde_json::from_slice::<Value>(&json).expect("JSON"), value);
