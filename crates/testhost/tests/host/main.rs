@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use testhost::nixos::{LACK_VARIABLE as NIXOS_LACK_VARIABLE, VARIABLE as NIXOS_VARIABLE};
+use testhost::nixos::{LACK_VARIABLE as NIXOS_LACK_VARIABLE, Systems, VARIABLE as NIXOS_VARIABLE};
 use testhost::{Host, LACK_VARIABLE, READY_VARIABLE};
 
 /// Emulated machines take a processor each, and more.
@@ -45,6 +45,13 @@ fn main() -> ExitCode {
         let reason = std::env::var(NIXOS_LACK_VARIABLE).unwrap_or(unset);
         eprintln!("tests on NixOS are skipped: {reason}");
     }
+    let stock = nixos && Systems::here().is_ok_and(|systems| systems.has_nixos_container());
+    if nixos && !stock {
+        eprintln!(
+            "tests of the stock program are skipped: neither the tree of nixpkgs nor the cache has nixos-container.pl \
+             (docs/development.md)"
+        );
+    }
     let trials = |modules: &[Trials], ready: bool| -> Vec<Trial> {
         let trials = modules.iter().copied().flatten().map(|(name, run)| {
             let run = *run;
@@ -57,6 +64,7 @@ fn main() -> ExitCode {
     };
     // The longest first, so that none of them is what all others wait for in the end.
     let mut all = trials(nixos::TRIALS, nixos);
+    all.extend(trials(nixos::WITH_NIXOS_CONTAINER, stock));
     all.extend(trials(
         &[leaf::TRIALS, helper::TRIALS, machine::TRIALS].concat(),
         ready,

@@ -11,8 +11,11 @@ use testhost::{Host, LIVES};
 use crate::Trials;
 use crate::leaf::{Leaf, quoted};
 
-/// The tests of all files here.
-pub(crate) const TRIALS: &[Trials] = &[guests::TRIALS, host::TRIALS, stock::TRIALS];
+/// The tests of all files here, but of those that need the stock program `nixos-container`.
+pub(crate) const TRIALS: &[Trials] = &[guests::TRIALS, host::TRIALS];
+
+/// The tests that need `nixos-container` on the NixOS host.
+pub(crate) const WITH_NIXOS_CONTAINER: &[Trials] = &[stock::TRIALS];
 
 /// The machine's memory, in MiB: systemd runs in each container.
 const MEMORY_MIB: u64 = 2048;

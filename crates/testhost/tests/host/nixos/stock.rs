@@ -13,10 +13,6 @@ pub(crate) const TRIALS: Trials = &[(
 
 fn beside() -> Outcome {
     let systems = Systems::here()?;
-    ensure!(
-        systems.has_nixos_container(),
-        "this host has no nixos-container: put nixos-container.pl into the cache (docs/development.md)"
-    );
     let leaf = leaf_on_nixos(&systems)?;
     let (hello, goodbye) = (systems.container("hello")?, systems.container("goodbye")?);
     leaf.create("ours", hello, "")?;
