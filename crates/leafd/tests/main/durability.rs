@@ -10,6 +10,8 @@ mod journal;
 mod kills;
 #[path = "durability/load.rs"]
 mod load;
+#[path = "durability/newer.rs"]
+mod newer;
 #[path = "durability/stream.rs"]
 mod stream;
 
@@ -64,6 +66,26 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             "a journal of a newer version is refused with what to do, and the stream gives it back",
             nix,
             journal::newer,
+        ),
+        host.trial(
+            "what a newer leafd wrote is kept as it is, shown, passed on and not acted on",
+            &[],
+            newer::kept_shown_and_left_alone,
+        ),
+        host.trial(
+            "an event that only a newer leafd can read is kept with what it is about",
+            &[],
+            newer::an_event_is_kept_with_what_it_is_about,
+        ),
+        host.trial(
+            "an event that an older leafd kept is added to the state by one that can read it",
+            &[],
+            newer::an_event_that_was_kept_is_read_later,
+        ),
+        host.trial(
+            "an older leafd goes on with what this one wrote, and this one after it",
+            &[Need::OldLeafd],
+            newer::to_an_older_program_and_back,
         ),
         host.trial(
             "a deleted journal is imported from the stream, and goes on with the next number",

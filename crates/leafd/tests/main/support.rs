@@ -13,7 +13,7 @@ mod remains;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use host::{Host, Need};
+pub(crate) use host::{Host, Need, OLD_LEAFD};
 pub(crate) use hub::Hub;
 pub(crate) use leaf::{Setup, TestLeaf, header_of};
 

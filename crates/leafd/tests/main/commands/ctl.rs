@@ -7,6 +7,8 @@
 mod building;
 #[path = "ctl/connecting.rs"]
 mod connecting;
+#[path = "ctl/newer.rs"]
+mod newer;
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -35,6 +37,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: each kind of error has its exit code, its words and its JSON", &[], errors),
         host.trial("leafctl: a context is taken by name, by file, from the environment, and flags go before it", &[], contexts),
         host.trial("leafctl: of several leaves one must be named", &[], several),
+        host.trial("leafctl: the answers of a newer leaf are printed as they came", &[], newer::answers_as_they_came),
         host.trial("leafctl: a build shows progress on standard error only, and its log, job and failure afterwards", &[Need::Nix], builds),
         host.trial("leafctl: Ctrl-C while a build runs ends with 130 and says that it goes on and how to end it", &[Need::Nix], interrupted),
         host.trial("leafctl: the log of a job that waits is followed to its end", &[Need::Nix], follows),

@@ -123,7 +123,7 @@ fn foreign(leaf: &TestLeaf, epoch: u64, sequence: u64) -> EventRecord {
     event.to_record(&leaf.name, epoch)
 }
 
-async fn publish(leaf: &TestLeaf, record: &EventRecord) -> anyhow::Result<u64> {
+pub(super) async fn publish(leaf: &TestLeaf, record: &EventRecord) -> anyhow::Result<u64> {
     let nats = leaf.nats_as_leafd().await?;
     let mut headers = async_nats::HeaderMap::new();
     for (name, value) in record.headers.iter() {

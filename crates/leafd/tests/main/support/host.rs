@@ -17,7 +17,12 @@ pub(crate) enum Need {
     Nix,
     /// All that containers take: root, systemd-nspawn, nft, cgroup v2, Nix, `leaf-helper`, and a static `leaf-init`.
     Containers,
+    /// A `leafd` of an earlier commit, named in [`OLD_LEAFD`].
+    OldLeafd,
 }
+
+/// The variable that names a `leafd` of an earlier commit.
+pub(crate) const OLD_LEAFD: &str = "CIM_LEAF_OLD_LEAFD";
 
 /// What this machine lacks of it.
 pub(crate) struct Host {
@@ -25,6 +30,7 @@ pub(crate) struct Host {
     root: Option<String>,
     nix: Option<String>,
     containers: Option<String>,
+    old_leafd: Option<String>,
 }
 
 /// The longest that one test may take.
@@ -44,7 +50,11 @@ impl Host {
                 .then(|| "needs a static busybox as /bin/busybox".to_owned())
         });
         let containers = nix.clone().or_else(lack_of_containers);
+        let old_leafd = std::env::var_os(OLD_LEAFD)
+            .is_none_or(|program| !Path::new(&program).is_file())
+            .then(|| format!("needs a leafd of an earlier commit, named in {OLD_LEAFD}"));
         Self {
+            old_leafd,
             nats: nats.map(|error| format!("needs nats-server: {error}")),
             root,
             nix,
@@ -54,11 +64,17 @@ impl Host {
 
     /// What is lacking, for people.
     pub(crate) fn lacks(&self) -> Vec<String> {
-        let mut lacks: Vec<String> = [&self.nats, &self.root, &self.nix, &self.containers]
-            .into_iter()
-            .flatten()
-            .map(|lack| format!("some tests of leafd are skipped: {lack}"))
-            .collect();
+        let mut lacks: Vec<String> = [
+            &self.nats,
+            &self.root,
+            &self.nix,
+            &self.containers,
+            &self.old_leafd,
+        ]
+        .into_iter()
+        .flatten()
+        .map(|lack| format!("some tests of leafd are skipped: {lack}"))
+        .collect();
         lacks.dedup();
         lacks
     }
@@ -68,6 +84,7 @@ impl Host {
             Need::Root => self.root.as_ref(),
             Need::Nix => self.nix.as_ref(),
             Need::Containers => self.containers.as_ref(),
+            Need::OldLeafd => self.old_leafd.as_ref(),
         }
     }
 

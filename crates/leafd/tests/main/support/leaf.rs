@@ -168,6 +168,7 @@ impl Setup {
                     .to_owned()
             }),
             folder,
+            program: own_program(),
             runs: 0,
             child: None,
             notify: None,
@@ -185,6 +186,7 @@ pub(crate) struct TestLeaf {
     identity_dir: PathBuf,
     pool: Option<String>,
     folder: tempfile::TempDir,
+    program: PathBuf,
     runs: u32,
     child: Option<Child>,
     notify: Option<UnixDatagram>,
@@ -215,7 +217,7 @@ impl TestLeaf {
             .create(true)
             .append(true)
             .open(self.log_file())?;
-        let child = Command::new(env!("CARGO_BIN_EXE_leafd"))
+        let child = Command::new(&self.program)
             .arg("run")
             .arg("--config")
             .arg(self.settings_file())
@@ -227,6 +229,16 @@ impl TestLeaf {
             .spawn()?;
         self.child = Some(child);
         Ok(())
+    }
+
+    /// Starts run another program from now on.
+    pub(crate) fn run_program(&mut self, program: &Path) {
+        program.clone_into(&mut self.program);
+    }
+
+    /// Starts run the `leafd` under test from now on.
+    pub(crate) fn run_own_program(&mut self) {
+        self.program = own_program();
     }
 
     /// Waits until it says that it is ready; fails at once if it ends before.
@@ -619,6 +631,10 @@ impl TestLeaf {
     pub(crate) async fn bucket(&mut self) -> anyhow::Result<BTreeMap<String, Value>> {
         Ok(self.client().await?.state_entries(&self.name).await?)
     }
+}
+
+fn own_program() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_leafd"))
 }
 
 /// A header of an event.
