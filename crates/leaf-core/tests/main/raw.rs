@@ -412,7 +412,7 @@ fn an_event_with_a_new_wish_or_a_new_variant_is_not_read_in_part() {
         Fact::Container(_)
     ));
     for change in [
-        &|body: &mut Value| body["desired"]["paused"] = json!(true),
+        &|body: &mut Value| body["desired"]["gpu"] = json!("pci-1"),
         &|body: &mut Value| body["desired"]["run"] = json!("frozen"),
     ] as [&dyn Fn(&mut Value); 2]
     {
