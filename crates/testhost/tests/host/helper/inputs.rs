@@ -47,7 +47,7 @@ fn inputs() -> Outcome {
     let owner = leaf.host.ok("stat -c %u:%g /srv/data/new; cat /srv/data/new")?;
     ensure(
         owner == "1234:1234\nmine\n",
-        format!("its root acts as the folder's owner: {owner}"),
+        format!("its root acts as the owner of the directory: {owner}"),
     )?;
     leaf.stop("web", 20)?;
     let copies = leaf
@@ -66,7 +66,7 @@ fn inputs() -> Outcome {
     for (options, words) in [
         (
             json!({"binds": [{"source": "/etc"}]}),
-            "not in a folder that this leaf allows",
+            "not in a directory that this leaf allows",
         ),
         (json!({"binds": [{"source": "/srv/evil/etc"}]}), "symbolic link"),
         (
@@ -79,7 +79,7 @@ fn inputs() -> Outcome {
         ),
         (
             json!({"secrets": {"a": "/etc/shadow"}}),
-            "not in a folder that this leaf allows",
+            "not in a directory that this leaf allows",
         ),
         (json!({"secrets": {"a": "/run/secrets/shadow"}}), "symbolic link"),
         (
