@@ -5,6 +5,7 @@ use async_nats::HeaderMap;
 use futures::StreamExt as _;
 use leaf_core::subject;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use super::ctl;
 use crate::support::TestLeaf;
@@ -28,11 +29,12 @@ fn device() -> Value {
 }
 
 /// Answers as a newer leafd would in place of one that was killed; its server lives on.
-async fn answer_as_a_newer_leafd(leaf: &TestLeaf) -> anyhow::Result<tokio::task::JoinHandle<()>> {
+async fn answer_as_a_newer_leafd(leaf: &TestLeaf) -> anyhow::Result<JoinSet<()>> {
     let nats = leaf.nats_as_service().await?;
     let mut commands = nats.subscribe(subject::commands_of(&leaf.name)).await?;
     nats.flush().await?;
-    Ok(tokio::spawn(async move {
+    let mut responder = JoinSet::new();
+    responder.spawn(async move {
         while let Some(command) = commands.next().await {
             let Some(reply) = command.reply.clone() else {
                 continue;
@@ -57,7 +59,8 @@ async fn answer_as_a_newer_leafd(leaf: &TestLeaf) -> anyhow::Result<tokio::task:
                 .await;
             let _ = nats.flush().await;
         }
-    }))
+    });
+    Ok(responder)
 }
 
 pub(super) async fn answers_as_they_came() -> anyhow::Result<()> {
@@ -102,6 +105,6 @@ pub(super) async fn answers_as_they_came() -> anyhow::Result<()> {
         "a problem of an unknown code is a failure"
     );
     ensure!(err.contains("this leaf makes tea only (teapot)"), "{err}");
-    responder.abort();
+    drop(responder);
     Ok(())
 }
