@@ -264,6 +264,8 @@ pub(super) async fn kept_shown_and_left_alone() -> anyhow::Result<()> {
 
 pub(super) async fn an_event_is_kept_with_what_it_is_about() -> anyhow::Result<()> {
     let mut leaf = TestLeaf::start().await?;
+    // The first scan may not have ended yet.
+    leaf.call(&RescanHardware {}).await?;
     let device: Device = leaf
         .call(&ListHardware {})
         .await?
@@ -324,6 +326,8 @@ pub(super) async fn an_event_is_kept_with_what_it_is_about() -> anyhow::Result<(
 /// An event that an older leafd kept is added to the state by the first that can read it.
 pub(super) async fn an_event_that_was_kept_is_read_later() -> anyhow::Result<()> {
     let mut leaf = TestLeaf::start().await?;
+    // The first scan may not have ended yet.
+    leaf.call(&RescanHardware {}).await?;
     let mut device: Device = leaf
         .call(&ListHardware {})
         .await?
