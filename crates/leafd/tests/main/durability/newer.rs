@@ -353,6 +353,7 @@ pub(super) async fn an_event_that_was_kept_is_read_later() -> anyhow::Result<()>
     journal.close().await;
 
     leaf.start_again().await?;
+    ensure!(leaf.show().await?.raw_entries.is_empty());
     leaf.call(&RescanHardware {}).await?;
     let shown = leaf
         .call(&ShowHardware {
@@ -363,7 +364,6 @@ pub(super) async fn an_event_that_was_kept_is_read_later() -> anyhow::Result<()>
         shown.status == DeviceStatus::Absent,
         "no look finds it: {shown:?}"
     );
-    ensure!(leaf.show().await?.raw_entries.is_empty());
     let status = leaf.stop().await?;
     ensure!(status.success(), "{status}");
     let (journal, opened) = open(&leaf).await?;
