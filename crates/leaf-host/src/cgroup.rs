@@ -253,6 +253,29 @@ impl Cgroup {
         }
     }
 
+    /// Returns whether its processes, and those below it, are frozen. One that doesn't exist has none.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.counter("cgroup.events", "frozen") == Some(1)
+    }
+
+    /// Freezes every process in it and below it, or thaws them, and returns when that is so. Idempotent.
+    ///
+    /// # Errors
+    /// [`CgroupError`] where the kernel refuses, or it is not so after `patience`.
+    pub async fn set_frozen(&self, frozen: bool, patience: Duration) -> Result<(), CgroupError> {
+        let deadline = Instant::now() + patience;
+        let file = self.0.join("cgroup.freeze");
+        std::fs::write(file, if frozen { "1" } else { "0" }).map_err(self.failed("freeze or thaw"))?;
+        while self.is_frozen() != frozen {
+            if Instant::now() >= deadline {
+                return Err(self.failed("freeze or thaw")(io::ErrorKind::TimedOut.into()));
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok(())
+    }
+
     /// Kills every process in it and below it, and returns when none is left. Idempotent.
     ///
     /// # Errors

@@ -74,9 +74,14 @@ impl SupervisedCgroup {
         self.group.contains(pid)
     }
 
+    /// The cgroup of the container's own processes.
+    pub(crate) fn payload(&self) -> Cgroup {
+        self.group.child("payload")
+    }
+
     /// Ends every process of the container, however many it makes, and returns when none is left.
     pub(crate) async fn kill_payload(&self) -> Result<()> {
-        Ok(self.group.child("payload").kill_and_wait(GONE_WITHIN).await?)
+        Ok(self.payload().kill_and_wait(GONE_WITHIN).await?)
     }
 
     /// Ends every process in the group, the supervisor included, and returns when none is left.
