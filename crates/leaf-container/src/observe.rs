@@ -87,6 +87,7 @@ impl Containers {
             // The helper writes down each of their steps.
             Runtime::Nspawn => (self.supervised_runs(&names)?, BTreeSet::new()),
         };
+        let mount = cgroup::mount().ok();
         let containers = confs.into_iter().filter_map(|conf| {
             let (run, oom_kills) = runs.remove(&conf.name)?;
             let (toplevel, digest) = (conf.system(), conf.digest());
@@ -96,6 +97,9 @@ impl Containers {
                 digest,
                 run,
                 oom_kills,
+                frozen: mount
+                    .as_ref()
+                    .is_some_and(|mount| self.payload(mount, &conf.name).is_frozen()),
             };
             Some((conf.name, observed))
         });

@@ -59,6 +59,7 @@ fn stats_of(
     ContainerStats {
         name,
         at: Timestamp::now(),
+        paused: key("cgroup.events", "frozen") == Some(1),
         cpu_microseconds: key("cpu.stat", "usage_usec"),
         cpu_throttled_microseconds: key("cpu.stat", "throttled_usec"),
         memory_bytes: number("memory.current"),
@@ -142,6 +143,7 @@ mod tests {
         let expected = ContainerStats {
             name: name(),
             at: stats.at,
+            paused: false,
             cpu_microseconds: Some(1500),
             cpu_throttled_microseconds: Some(70),
             memory_bytes: Some(4096),

@@ -78,6 +78,9 @@ pub struct Desired {
     pub generation: u64,
     /// Whether it is to run, to stand still, or to go.
     pub run: DesiredRun,
+    /// Whether its processes are to be frozen once it is ready.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
     /// Where its system comes from.
     pub source: ContainerSource,
     /// Its system, once it is known: a NixOS toplevel or a minimal system, with an `init` in it.
@@ -109,6 +112,7 @@ impl Desired {
                 DesiredRun::Running => SpecRun::Running,
                 DesiredRun::Stopped | DesiredRun::Absent => SpecRun::Stopped,
             },
+            paused: self.paused,
             options: self.options.clone(),
         }
     }
@@ -212,6 +216,8 @@ pub struct ObservedContainer {
     pub run: ObservedRun,
     /// How many of its processes were killed for want of memory since it was started.
     pub oom_kills: u64,
+    /// Whether its processes are frozen.
+    pub frozen: bool,
 }
 
 /// Whether a container runs, by one look at the host.
@@ -306,6 +312,9 @@ pub struct ContainerStats {
     pub name: ContainerName,
     /// When it was looked at.
     pub at: Timestamp,
+    /// Whether it is paused: its processes are frozen (`cgroup.events`, `frozen`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
     /// Processor time used, in microseconds (`cpu.stat`, `usage_usec`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_microseconds: Option<u64>,

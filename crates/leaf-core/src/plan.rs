@@ -48,9 +48,16 @@ pub fn plan(
         name: name.clone(),
         grace_seconds: context.stop_timeout_seconds,
     };
+    let set_frozen = |frozen| HostOp::FreezeContainer {
+        name: name.clone(),
+        frozen,
+    };
+    let frozen = observed.is_some_and(|o| o.frozen);
     let mut ops = Vec::new();
     if desired.run == DesiredRun::Absent {
         if up {
+            // A frozen process does nothing with the request to end.
+            ops.extend(frozen.then(|| set_frozen(false)));
             ops.push(stop());
         }
         // An observation does not show a create that was cut off, which leaves files and credentials all the same.
@@ -74,9 +81,14 @@ pub fn plan(
             credentials: BTreeMap::from([("nats.creds".to_owned(), context.nats_credentials.clone())]),
         });
     }
+    let met = matches!(observed.map(|o| &o.run), Some(ObservedRun::Running { start_digest, .. })
+        if start_digest.as_ref() == Some(&spec.start_digest()));
+    let runs_on = desired.run == DesiredRun::Running && met;
+    if frozen && !(runs_on && desired.paused) {
+        ops.push(set_frozen(false));
+    }
     match (desired.run, observed.map(|o| &o.run)) {
-        (DesiredRun::Running, Some(ObservedRun::Running { start_digest, .. }))
-            if start_digest.as_ref() == Some(&spec.start_digest()) => {}
+        (DesiredRun::Running, _) if met => {}
         (DesiredRun::Running, Some(ObservedRun::Running { .. })) => ops.push(HostOp::UpdateContainer {
             name: name.clone(),
             ready_timeout_seconds: context.ready_timeout_seconds,
@@ -88,6 +100,9 @@ pub fn plan(
         }),
         (DesiredRun::Stopped, _) if up => ops.push(stop()),
         _ => {}
+    }
+    if desired.run == DesiredRun::Running && desired.paused && !(runs_on && frozen) {
+        ops.push(set_frozen(true));
     }
     ops
 }
@@ -275,7 +290,7 @@ fn is_met(container: &Container, observed: &ObservedContainer, leaf: &LeafName) 
     let made = observed.digest.as_ref() == Some(&spec.digest());
     made && match (&observed.run, container.desired.run) {
         (ObservedRun::Running { start_digest, .. }, DesiredRun::Running) => {
-            start_digest.as_ref() == Some(&spec.start_digest())
+            start_digest.as_ref() == Some(&spec.start_digest()) && observed.frozen == container.desired.paused
         }
         (ObservedRun::Stopped | ObservedRun::Exited(_), DesiredRun::Stopped) => true,
         _ => false,

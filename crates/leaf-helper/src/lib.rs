@@ -192,6 +192,7 @@ impl Helper {
                 self.update(name, seconds(*ready_timeout_seconds), seconds(*grace_seconds))
                     .await
             }
+            HostOp::FreezeContainer { name, frozen } => self.set_frozen(name, *frozen).await,
             HostOp::DestroyContainer { name } => self.destroy(name).await,
             HostOp::StartJob { .. } | HostOp::StopJob { .. } | HostOp::RemoveJob { .. } => {
                 Err(Error::Unsupported("jobs need systemd as PID 1 here".into()))

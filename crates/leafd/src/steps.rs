@@ -290,7 +290,7 @@ fn step_of(op: &HostOp) -> ContainerStep {
     match op {
         HostOp::PrepareNetwork { .. } | HostOp::CreateContainer { .. } => ContainerStep::Create,
         HostOp::StartContainer { .. } => ContainerStep::Start,
-        HostOp::UpdateContainer { .. } => ContainerStep::Update,
+        HostOp::UpdateContainer { .. } | HostOp::FreezeContainer { .. } => ContainerStep::Update,
         HostOp::StopContainer { .. } => ContainerStep::Stop,
         HostOp::DestroyContainer { .. } => ContainerStep::Destroy,
         HostOp::StartJob { .. } | HostOp::StopJob { .. } | HostOp::RemoveJob { .. } => {

@@ -135,6 +135,24 @@ commands! {
         name: ContainerName,
     } -> Container
 
+    /// Pauses a container: its processes keep their memory and get no processor time. Answered when they are frozen.
+    Pause: PauseContainer = "pause" {
+        kind: Change, about: Container(name), needs: Containers, disk: Takes,
+        if_generation: Checked, success: ContainerRuns, while_stuck: Refused,
+    } {
+        /// The container's name.
+        name: ContainerName,
+    } -> Container
+
+    /// Resumes a paused container, and answers when its processes go on.
+    Resume: ResumeContainer = "resume" {
+        kind: Change, about: Container(name), needs: Containers, disk: Takes,
+        if_generation: Checked, success: ContainerRuns, while_stuck: Refused,
+    } {
+        /// The container's name.
+        name: ContainerName,
+    } -> Container
+
     /// Stops a container if it runs, and removes it with all its files.
     Destroy: DestroyContainer = "destroy" {
         kind: Change, about: Container(name), needs: Containers, disk: Frees,

@@ -44,6 +44,7 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
             let spec = ContainerSpec {
                 source: c.source.clone(),
                 run,
+                paused: false,
                 options: c.options.clone(),
             };
             create(state, &c.name, spec, context)
@@ -88,6 +89,8 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
         }
         Command::Start(c) => want(state, &c.name, c.if_generation, DesiredRun::Running, context),
         Command::Stop(c) => want(state, &c.name, c.if_generation, DesiredRun::Stopped, context),
+        Command::Pause(c) => pause(state, &c.name, c.if_generation, true, context),
+        Command::Resume(c) => pause(state, &c.name, c.if_generation, false, context),
         Command::Destroy(c) => want(state, &c.name, c.if_generation, DesiredRun::Absent, context),
         Command::List(_) => Ok(only(Reply::FromHost(Question::Containers(
             state.containers.values().map(without_revisions).collect(),
@@ -169,6 +172,7 @@ fn create(
         desired: Desired {
             generation: 1,
             run: spec.run.into(),
+            paused: spec.paused,
             source: spec.source,
             build_job: system.is_err().then_some(job),
             toplevel: system.ok(),
@@ -250,6 +254,7 @@ fn change(
     let mut desired = Desired {
         generation: before.generation + 1,
         run: spec.run.into(),
+        paused: spec.paused,
         options: spec.options,
         ..before.clone()
     };
@@ -398,6 +403,7 @@ pub fn adopt(
                 } else {
                     DesiredRun::Stopped
                 },
+                paused: false,
                 source: ContainerSource::Toplevel {
                     path: toplevel.clone(),
                 },
@@ -476,4 +482,28 @@ fn want(
         facts,
         reply: Reply::When(Target::Container(name.clone())),
     })
+}
+
+fn pause(
+    state: &State,
+    name: &ContainerName,
+    if_generation: Option<u64>,
+    paused: bool,
+    context: &Context,
+) -> Result<Decision, Problem> {
+    let desired = &find_container(state, name)?.desired;
+    if desired.run != DesiredRun::Running {
+        return Err(conflict(format!(
+            "container {name} is to be {}, so there is nothing to pause or resume; start it first",
+            match desired.run {
+                DesiredRun::Absent => "destroyed",
+                DesiredRun::Running | DesiredRun::Stopped => "stopped",
+            }
+        )));
+    }
+    let mut decision = change(state, name, if_generation, false, context, |spec| {
+        Ok(ContainerSpec { paused, ..spec })
+    })?;
+    decision.reply = Reply::When(Target::Container(name.clone()));
+    Ok(decision)
 }

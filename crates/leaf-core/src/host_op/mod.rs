@@ -64,6 +64,13 @@ host_ops! {
         /// The grace time of a stop, in seconds.
         grace_seconds: u32 as "int",
     }
+    /// Freezes the processes of a container that runs, or thaws them, and returns when that is so. Idempotent.
+    FreezeContainer on Container(name), waits for Nothing: "set frozen to {frozen} for container {name}" {
+        /// The container's name.
+        name: ContainerName as "string",
+        /// Whether they are frozen afterwards.
+        frozen: bool as "bool",
+    }
     /// Stops a container: SIGRTMIN+3 to its init, and after the grace time the end of its whole cgroup.
     StopContainer on Container(name), waits for End: "stop container {name}" {
         /// The container's name.

@@ -64,6 +64,7 @@ impl Interruption {
             HostOp::StopContainer { .. } => self == Self::DaemonStops,
             HostOp::PrepareNetwork { .. }
             | HostOp::CreateContainer { .. }
+            | HostOp::FreezeContainer { .. }
             | HostOp::DestroyContainer { .. }
             | HostOp::StartJob { .. }
             | HostOp::StopJob { .. }

@@ -38,6 +38,9 @@ pub struct ContainerSpec {
     /// Whether it is to run.
     #[serde(default)]
     pub run: SpecRun,
+    /// Whether it is paused as long as it runs: its processes are frozen once it is ready.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub paused: bool,
     /// All else.
     #[serde(flatten)]
     pub options: ContainerOptions,
@@ -192,9 +195,11 @@ impl TryFrom<Map<String, Value>> for ContainerSpec {
             .remove("source")
             .ok_or_else(|| de::Error::missing_field("source"))?;
         let run = fields.remove("run").map(serde_json::from_value).transpose()?;
+        let paused = fields.remove("paused").map(serde_json::from_value).transpose()?;
         Ok(Self {
             source: serde_json::from_value(source)?,
             run: run.unwrap_or_default(),
+            paused: paused.unwrap_or_default(),
             options: serde_json::from_value(Value::Object(fields))?,
         })
     }

@@ -70,7 +70,7 @@ pub(super) fn apply(state: &mut State, fact: &ContainerFact, event: &Event) -> V
             }
         }),
         ContainerFact::Started(f) => change(state, &f.name, now, |c| {
-            c.phase = ContainerPhase::Running;
+            c.phase = phase_of_start(c);
             c.ready_at = Some(now);
             c.oom_kills = 0;
             c.error = None;
@@ -187,6 +187,15 @@ fn remember(container: &mut Container, now: Timestamp, by: &Caller) {
     container.revisions.drain(..over);
 }
 
+/// The phase of a container that has become ready: one that is to be paused is not in its desired state yet.
+fn phase_of_start(container: &Container) -> ContainerPhase {
+    if container.desired.paused {
+        ContainerPhase::Updating
+    } else {
+        ContainerPhase::Running
+    }
+}
+
 /// Where a container stands after somebody wants something of it.
 fn phase_of_desire(known: Option<&Container>, desired: &Desired) -> ContainerPhase {
     use ContainerPhase as Phase;
@@ -198,7 +207,9 @@ fn phase_of_desire(known: Option<&Container>, desired: &Desired) -> ContainerPha
         };
     };
     let before = &known.desired;
-    let other = before.toplevel != desired.toplevel || before.options != desired.options;
+    let other = before.toplevel != desired.toplevel
+        || before.options != desired.options
+        || before.paused != desired.paused;
     match (desired.run, known.phase) {
         (DesiredRun::Absent, _) => Phase::Destroying,
         _ if desired.toplevel.is_none() => Phase::Building,

@@ -80,13 +80,23 @@ impl World {
                     name: name.clone(),
                     toplevel: Some(toplevel.clone()),
                     digest: Some(spec.digest()),
+                    frozen: before.as_ref().is_some_and(|old| old.frozen),
                     run: before.map_or(ObservedRun::Stopped, |old| old.run),
                     oom_kills: 0,
                 };
                 self.host.insert(name.clone(), seen);
                 self.told.insert(name.clone(), spec);
             }
+            HostOp::FreezeContainer { name, frozen } => {
+                let seen = self.host.get_mut(name).expect("it was created");
+                assert!(
+                    matches!(seen.run, ObservedRun::Running { .. }),
+                    "{name} does not run"
+                );
+                seen.frozen = *frozen;
+            }
             HostOp::StartContainer { name, .. } | HostOp::UpdateContainer { name, .. } => {
+                assert!(!self.host[name].frozen, "{name} is frozen");
                 let spec = self.told.get(name).expect("it was created before it is started");
                 let works = !self.broken.contains(&spec.toplevel);
                 self.host.get_mut(name).expect("it was created").run = if works {
@@ -102,6 +112,7 @@ impl World {
                 return works;
             }
             HostOp::StopContainer { name, .. } => {
+                assert!(!self.host[name].frozen, "{name} is frozen");
                 self.host
                     .get_mut(name)
                     .expect("it was created before it is stopped")
@@ -121,11 +132,14 @@ impl World {
     }
 
     fn look(&mut self, name: &ContainerName) {
-        let Some(container) = self.state.containers.get(name) else {
-            return;
-        };
-        let facts = observe(container, self.host.get(name), &leaf());
-        self.record(facts);
+        // As the engine does: one that is to be paused has not reached its desired state when it is ready.
+        for _ in 0..4 {
+            let Some(container) = self.state.containers.get(name) else {
+                return;
+            };
+            let facts = observe(container, self.host.get(name), &leaf());
+            self.record(facts);
+        }
     }
 
     fn plan(&self, name: &ContainerName) -> Vec<HostOp> {
@@ -234,6 +248,7 @@ impl World {
                 if matches!(observed.run, ObservedRun::Running { .. }) {
                     let when = self.state.containers[&name].desired.options.restart.when;
                     let again = when.covers(Some(exit));
+                    observed.frozen = false;
                     observed.run = if again {
                         ObservedRun::Restarting(exit)
                     } else {
@@ -253,6 +268,7 @@ impl World {
                     }
                     if again {
                         let (now, spec) = (time(self.state.sequence + 1), &self.told[&name]);
+                        self.host.get_mut(&name).expect("it is there").frozen = false;
                         self.host.get_mut(&name).expect("it is there").run = ObservedRun::Running {
                             leader_pid: 1001,
                             started_at: now,
@@ -260,6 +276,10 @@ impl World {
                             start_digest: Some(spec.start_digest()),
                         };
                         self.look(&name);
+                        // One that is paused is to be frozen again.
+                        if self.state.containers[&name].phase.is_moving() {
+                            self.reconcile(&name);
+                        }
                         if phase == ContainerPhase::Running {
                             self.expect_settled(&name);
                         }
@@ -291,6 +311,7 @@ impl World {
             }
             Step::HostRestarts => {
                 for observed in self.host.values_mut() {
+                    observed.frozen = false;
                     observed.run = ObservedRun::Stopped;
                 }
                 let names: Vec<ContainerName> = self.state.containers.keys().cloned().collect();

@@ -114,7 +114,12 @@ pub(crate) fn options() -> impl Strategy<Value = ContainerOptions> {
 /// A spec that may be wanted.
 pub(crate) fn spec() -> impl Strategy<Value = ContainerSpec> {
     let run = select(&[SpecRun::Running, SpecRun::Stopped][..]);
-    (source(), run, options()).prop_map(|(source, run, options)| ContainerSpec { source, run, options })
+    (source(), run, any::<bool>(), options()).prop_map(|(source, run, paused, options)| ContainerSpec {
+        source,
+        run,
+        paused,
+        options,
+    })
 }
 
 fn desired() -> impl Strategy<Value = Desired> {
@@ -127,11 +132,13 @@ fn desired() -> impl Strategy<Value = Desired> {
         1u8..4,
         options(),
         option::of(store_path()),
+        any::<bool>(),
     )
         .prop_map(
-            |(generation, run, source, toplevel, build_job, link, options, fallback)| Desired {
+            |(generation, run, source, toplevel, build_job, link, options, fallback, paused)| Desired {
                 generation,
                 run,
+                paused,
                 source,
                 toplevel,
                 build_job,
@@ -402,6 +409,10 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
         (name(), generation())
             .prop_map(|(name, if_generation)| StartContainer { name, if_generation }.into()),
         (name(), generation()).prop_map(|(name, if_generation)| StopContainer { name, if_generation }.into()),
+        (name(), generation())
+            .prop_map(|(name, if_generation)| PauseContainer { name, if_generation }.into()),
+        (name(), generation())
+            .prop_map(|(name, if_generation)| ResumeContainer { name, if_generation }.into()),
         (name(), generation())
             .prop_map(|(name, if_generation)| DestroyContainer { name, if_generation }.into()),
         (installable(), option::of(any::<u32>())).prop_map(|(installable, timeout_seconds)| Build {

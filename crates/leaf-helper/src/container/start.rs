@@ -8,7 +8,12 @@ use leaf_core::id::ContainerName;
 use crate::Helper;
 use crate::error::Result;
 use crate::files::Directory;
+use crate::nspawn::cgroup::SupervisedCgroup;
+use crate::systemd::payload::UnitCgroup;
 use crate::systemd::start::WANTED;
+
+/// How long the kernel may take to freeze all processes of a container.
+const FROZEN_WITHIN: Duration = Duration::from_secs(5);
 
 impl Helper {
     /// Starts a container and returns when it is ready. It stays when this process ends.
@@ -36,6 +41,17 @@ impl Helper {
             Runtime::Systemd => self.end_unit(name, grace).await,
             Runtime::Nspawn => self.stop_supervised(name, grace).await,
         }
+    }
+
+    /// Freezes the processes of a container, or thaws them. What runs the container stays outside: the freezer of the payload's
+    /// own cgroup does it for both runtimes, where systemd's FreezeUnit would freeze that as well, and refuse to stop the unit.
+    pub(crate) async fn set_frozen(&self, name: &ContainerName, frozen: bool) -> Result<()> {
+        self.owned_spec(name)?;
+        let payload = match self.settings.runtime {
+            Runtime::Systemd => UnitCgroup::of(name)?.payload(),
+            Runtime::Nspawn => SupervisedCgroup::of(&self.leaf, name)?.payload(),
+        };
+        Ok(payload.set_frozen(frozen, FROZEN_WITHIN).await?)
     }
 
     /// Brings a running container to what its spec is now, and starts one that does not run.

@@ -208,6 +208,10 @@ mod tests {
                 ready_timeout_seconds: 60,
                 grace_seconds: 30,
             },
+            HostOp::FreezeContainer {
+                name: name.clone(),
+                frozen: true,
+            },
             HostOp::StopContainer {
                 name: name.clone(),
                 grace_seconds: 30,

@@ -6,6 +6,8 @@ mod containers;
 mod crowds;
 #[path = "hosting/jobs.rs"]
 mod jobs;
+#[path = "hosting/pause.rs"]
+mod pause;
 #[path = "hosting/restarts.rs"]
 mod restarts;
 #[path = "hosting/systems.rs"]
@@ -33,6 +35,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     let mut trials = containers::trials(host);
     trials.extend(crowds::trials(host));
     trials.extend(jobs::trials(host));
+    trials.extend(pause::trials(host));
     trials.extend(restarts::trials(host));
     trials
 }

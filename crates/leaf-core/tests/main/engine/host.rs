@@ -116,6 +116,7 @@ impl ModelHost {
         if let HostOp::StartContainer { name, .. } = op
             && let Some(observed) = self.containers.get_mut(name)
         {
+            observed.frozen = false;
             observed.run = ObservedRun::Starting;
         }
     }
@@ -142,6 +143,7 @@ impl ModelHost {
                     name: name.clone(),
                     toplevel: Some(toplevel.clone()),
                     digest: Some(spec.digest()),
+                    frozen: before.as_ref().is_some_and(|before| before.frozen),
                     run: before.map_or(ObservedRun::Stopped, |before| before.run),
                     oom_kills: 0,
                 };
@@ -157,6 +159,15 @@ impl ModelHost {
                     observed.run = run;
                 }
                 is_ready
+            }
+            HostOp::FreezeContainer { name, frozen } => {
+                let runs =
+                    |observed: &&mut ObservedContainer| matches!(observed.run, ObservedRun::Running { .. });
+                match self.containers.get_mut(name).filter(runs) {
+                    Some(observed) => observed.frozen = *frozen,
+                    None => return false,
+                }
+                true
             }
             HostOp::StopContainer { name, .. } => {
                 if let Some(observed) = self.containers.get_mut(name) {
@@ -212,6 +223,7 @@ impl ModelHost {
             ObservedRun::Stopped | ObservedRun::Exited(_) => return,
         };
         if let Some(observed) = self.containers.get_mut(name) {
+            observed.frozen = false;
             observed.run = run;
         }
     }
@@ -233,6 +245,7 @@ impl ModelHost {
     /// The host is booted: nothing runs.
     pub(super) fn boot(&mut self) {
         for observed in self.containers.values_mut() {
+            observed.frozen = false;
             observed.run = ObservedRun::Stopped;
             observed.oom_kills = 0;
         }
@@ -258,7 +271,7 @@ pub(super) fn moment(now: u64) -> Moment {
 fn step_of(op: &HostOp) -> ContainerStep {
     match op {
         HostOp::StartContainer { .. } => ContainerStep::Start,
-        HostOp::UpdateContainer { .. } => ContainerStep::Update,
+        HostOp::UpdateContainer { .. } | HostOp::FreezeContainer { .. } => ContainerStep::Update,
         HostOp::StopContainer { .. } => ContainerStep::Stop,
         HostOp::DestroyContainer { .. } => ContainerStep::Destroy,
         _ => ContainerStep::Create,

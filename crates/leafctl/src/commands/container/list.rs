@@ -1,6 +1,7 @@
 use clap::Args;
 use leaf_core::command::ListContainers;
 
+use super::show::desired_run;
 use crate::error::Error;
 use crate::output::{Output, ago, name_of, text_of};
 use crate::session::Session;
@@ -26,7 +27,7 @@ impl List {
                     table.add_row([
                         container.name.to_string(),
                         name_of(&container.phase),
-                        name_of(&container.desired.run),
+                        desired_run(&container.desired),
                         ago(container.changed_at),
                         container.desired.network.container_address.to_string(),
                         container

@@ -1,6 +1,6 @@
 use clap::Args;
 use leaf_core::command::ShowContainer;
-use leaf_core::container::{Container, ContainerNetwork};
+use leaf_core::container::{Container, ContainerNetwork, Desired};
 use leaf_core::id::ContainerName;
 
 use crate::error::Error;
@@ -22,6 +22,12 @@ impl Show {
     }
 }
 
+/// Returns whether a container is to run, in words: `running, paused`.
+pub(super) fn desired_run(desired: &Desired) -> String {
+    let paused = if desired.paused { ", paused" } else { "" };
+    format!("{}{paused}", name_of(&desired.run))
+}
+
 /// Returns a container as text.
 pub(super) fn text(container: &Container) -> String {
     let desired = &container.desired;
@@ -33,7 +39,7 @@ pub(super) fn text(container: &Container) -> String {
         ),
         (
             "wanted",
-            format!("{}, generation {}", name_of(&desired.run), desired.generation),
+            format!("{}, generation {}", desired_run(desired), desired.generation),
         ),
         (
             "system",

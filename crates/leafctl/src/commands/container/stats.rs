@@ -55,6 +55,7 @@ fn text(stats: &ContainerStats) -> String {
     };
     let percent = |points: Option<u32>| points.map(|points| format!("{:.2} %", f64::from(points) / 100.0));
     let figures = [
+        ("paused", stats.paused.then(|| "yes".to_owned())),
         ("processor time", seconds(stats.cpu_microseconds)),
         ("held back for", seconds(stats.cpu_throttled_microseconds)),
         ("memory", bytes(stats.memory_bytes)),

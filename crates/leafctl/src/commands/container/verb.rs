@@ -1,7 +1,7 @@
 //! The verbs that take a container's name and wait until the leaf has carried them out.
 
 use clap::{Args, Subcommand};
-use leaf_core::command::{DestroyContainer, StartContainer, StopContainer};
+use leaf_core::command::{DestroyContainer, PauseContainer, ResumeContainer, StartContainer, StopContainer};
 use leaf_core::id::ContainerName;
 
 use super::show::text;
@@ -41,6 +41,10 @@ verbs! {
     Start = StartContainer, "starting the container", text;
     /// Stop a container, and wait until it has ended.
     Stop = StopContainer, "stopping the container", text;
+    /// Freeze the processes of a container, now and after each start, until it is resumed.
+    Pause = PauseContainer, "pausing the container", text;
+    /// Let the processes of a paused container go on.
+    Resume = ResumeContainer, "resuming the container", text;
     /// Stop a container if it runs, and remove it with all its files.
     Destroy = DestroyContainer, "destroying the container", |gone| format!("container {} is gone", gone.name);
 }
