@@ -10,10 +10,13 @@ use std::ffi::OsString;
 use std::io::PipeWriter;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use leaf_core::container::Exit;
+use leaf_core::error::chain;
 use leaf_core::host_op::{RunSpec, Runtime};
 use leaf_core::spec::Users;
+use leaf_host::cgroup::Cgroup;
 use leaf_host::process::ProcessHandle;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix_libc_wrappers::process::SignalExt as _;
@@ -33,6 +36,9 @@ pub(crate) const ENVIRONMENT: [(&str, &str); 2] = [
     ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin"),
     ("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1"),
 ];
+
+/// How long the kernel may take to thaw all processes of a container.
+const THAWED_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a systemd-nspawn is connected to.
 #[derive(Debug)]
@@ -61,7 +67,14 @@ impl Nspawn {
     }
 
     /// Has it ask the container's init to halt, which it does when it gets SIGTERM itself; at the second time it ends at once.
-    pub(crate) fn ask_to_halt(&self) {
+    /// The processes of a paused container are thawed before: frozen ones do nothing with the request.
+    pub(crate) async fn ask_to_halt(&self, payload: &Cgroup) {
+        if let Err(error) = payload.set_frozen(false, THAWED_WITHIN).await {
+            tracing::debug!(
+                error = chain(&error),
+                "the container's processes could not be thawed"
+            );
+        }
         let id = self.0.id().and_then(|id| i32::try_from(id).ok());
         if let Some(pid) = id.and_then(Pid::from_raw) {
             // It fails only where the process has ended, which whoever waits for it sees next.

@@ -140,7 +140,7 @@ impl Supervisor<'_> {
                     }
                 }
                 exit = nspawn.ended() => break exit?,
-                _ = terminate.recv() => nspawn.ask_to_halt(),
+                _ = terminate.recv() => nspawn.ask_to_halt(&cgroup.payload()).await,
             }
         };
         // Nobody else holds the pipe, unless somebody escaped the end of the container; so it ends, or it is cut.

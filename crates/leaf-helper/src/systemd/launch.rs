@@ -89,7 +89,7 @@ impl Helper {
                 exit = nspawn.ended() => return exit,
                 // Only once: at the second time systemd-nspawn ends at once.
                 _ = terminate.recv(), if kill_at.is_none() => {
-                    nspawn.ask_to_halt();
+                    nspawn.ask_to_halt(&UnitCgroup::own()?.payload()).await;
                     kill_at = Some(Instant::now() + KILLED_AFTER);
                 }
                 // systemd and systemd-nspawn ask once, which is lost on an init that does not listen yet.

@@ -6,6 +6,7 @@ mod cycles;
 mod ends;
 mod faults;
 mod lifecycle;
+mod pause;
 mod specs;
 mod updates;
 
@@ -23,6 +24,7 @@ pub(crate) const TRIALS: &[Trials] = &[
     specs::TRIALS,
     updates::TRIALS,
     ends::TRIALS,
+    pause::TRIALS,
     boots::TRIALS,
     faults::TRIALS,
     boundaries::TRIALS,
