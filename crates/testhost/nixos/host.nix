@@ -26,6 +26,11 @@
     fsType = "ext4";
   };
   hardware.firmware = lib.mkForce [ ];
+  # Emulated beside other work, even journald may need longer than the usual 90 s.
+  systemd.extraConfig = ''
+    DefaultTimeoutStartSec=300s
+    DefaultDeviceTimeoutSec=300s
+  '';
   services.lvm.enable = false;
   services.timesyncd.enable = false;
   services.fstrim.enable = false;

@@ -24,8 +24,8 @@ const VERSION: &str = "1";
 /// Changes with how programs are put on a frozen machine.
 pub(crate) const VERSION_WITH: &str = "1";
 
-/// How long a machine may take to start.
-pub(crate) const BOOT: Duration = Duration::from_secs(300);
+/// How long a machine may take to start, and then to come to rest: an emulated NixOS beside other work needs minutes.
+pub(crate) const BOOT: Duration = Duration::from_secs(600);
 /// About 1 in 20 starts with two emulated processors ends in a panic of the kernel.
 pub(crate) const TRIES: usize = 3;
 
@@ -171,7 +171,7 @@ fn start<'a>(
         memory: Memory::File(memory),
         frozen,
         mac: "52:54:00:00:00:01",
-        lives: Duration::from_secs(600),
+        lives: 3 * BOOT,
     }
 }
 
