@@ -57,11 +57,13 @@ fn by_hand() -> Outcome {
     leaf.ctl("container destroy web")?;
     leaf.nothing_left("web")?;
 
-    // A leaf that a person starts, in the place of the one of the units.
+    // A leaf that a person starts, in the place of the one of the units, with the nats-server that those have from the store.
     leaf.host.ok("systemctl stop leafd")?;
-    leaf.host
-        .ok("systemd-run --quiet --unit=by-hand -p Environment=PATH=$PATH -- \
-         $(command -v leafd) run --embedded-nats --state-dir /var/tmp/demo --name demo")?;
+    leaf.host.ok(
+        "nats=$(nix-store --query --requisites /run/current-system | grep nats-server) && \
+         systemd-run --quiet --unit=by-hand -p Environment=PATH=$nats/bin:$PATH -- \
+         $(command -v leafd) run --embedded-nats --state-dir /var/tmp/demo --name demo",
+    )?;
     leaf.until("the leaf by hand answers", || {
         let shown = leaf
             .host
