@@ -341,9 +341,9 @@ impl Host {
         self.plug(Device::virtio_blk("containers").with_file(&copy))?;
         self.ok(
             "set -e; disk=/dev/disk/by-id/virtio-containers; until [ -e $disk ]; do sleep 0.02; done; \
-             systemctl stop nix-daemon.socket nix-daemon.service; mount $disk /nix; mkdir -p /nix/var/nix; \
+             systemctl stop nix-daemon.socket nix-daemon.service; mount $disk /nix; mkdir -p /nix/var/nix/gcroots; \
              chown root:nixbld /nix/store; chmod 1775 /nix/store; nix-store --load-db </nix/registration; \
-             systemd-tmpfiles --create; systemctl start nix-daemon.socket",
+             systemd-tmpfiles --create nix-daemon.conf cim-leaf.conf; systemctl start nix-daemon.socket",
         )
         .map(|_| ())
     }
