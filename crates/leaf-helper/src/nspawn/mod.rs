@@ -28,6 +28,9 @@ use crate::error::{Error, Result};
 use crate::network::peer_link;
 use crate::settings::check_path;
 
+/// The exit code by which systemd-nspawn says that the container reboots, and is to be started again; no failure.
+pub(crate) const RESTARTS: i32 = 133;
+
 /// Where `leaf-init` is inside a container.
 pub(crate) const INNER_INIT: &str = "/run/leaf/init";
 

@@ -20,13 +20,13 @@ use crate::container::create::check_toplevel;
 use crate::container::status::{fresh_status, write_status};
 use crate::error::{Error, Result};
 use crate::files::Directory;
-use crate::nspawn::Wiring;
 use crate::nspawn::cgroup::SupervisedCgroup;
 use crate::nspawn::console::Console;
 use crate::nspawn::lock::RunLock;
+use crate::nspawn::{RESTARTS, Wiring};
 use crate::{Helper, network};
 
-/// Supervises a container until it ends.
+/// Supervises a container until it ends. One that reboots is started again, as systemd does it (`RestartForceExitStatus=`).
 pub(crate) async fn supervise(helper: &Helper, name: &ContainerName) -> Result<Exit> {
     helper.check_host()?;
     // It fails where this is a session of its own already.
@@ -41,8 +41,15 @@ pub(crate) async fn supervise(helper: &Helper, name: &ContainerName) -> Result<E
         _lock: lock,
         status: fresh_status(),
     };
-    supervisor.write_status()?;
-    let outcome = supervisor.run_to_the_end(name).await;
+    let outcome = loop {
+        supervisor.write_status()?;
+        let outcome = supervisor.run_to_the_end(name).await;
+        // A container that ends so before it was ready would be started for ever.
+        if !matches!(outcome, Ok(Exit::Code { code: RESTARTS })) || supervisor.status.ready_at.is_none() {
+            break outcome;
+        }
+        supervisor.status = fresh_status();
+    };
     match &outcome {
         Ok(exit) => supervisor.status.exit = Some(*exit),
         Err(e) => {

@@ -18,6 +18,7 @@ use crate::Helper;
 use crate::container::create::check_toplevel;
 use crate::error::{Error, Result};
 use crate::files::Directory;
+use crate::nspawn::RESTARTS;
 use crate::systemd::payload::UnitCgroup;
 use crate::systemd::unit;
 
@@ -325,13 +326,7 @@ impl Helper {
     fn ended_well(&self, name: &ContainerName) -> Result<bool> {
         let status = self.status(&self.run_directory(name)?)?;
         Ok(status.is_some_and(|RunStatus { exit, error, .. }| {
-            error.is_none()
-                && matches!(
-                    exit,
-                    Some(Exit::Code {
-                        code: 0 | unit::RESTARTS
-                    })
-                )
+            error.is_none() && matches!(exit, Some(Exit::Code { code: 0 | RESTARTS }))
         }))
     }
 

@@ -11,13 +11,12 @@ use leaf_core::spec::{RestartPolicy, RestartWhen};
 use leaf_host::contract::conf_marker;
 
 use crate::error::{Error, Result};
+use crate::nspawn::RESTARTS;
 
 /// How long a start may take before systemd ends it, in seconds; `leafd` may be more impatient.
 pub(crate) const START_SECONDS: u32 = 600;
 /// How long a stop may take before systemd ends it, in seconds; `leafd` may be more impatient.
 pub(crate) const STOP_SECONDS: u32 = 120;
-/// The exit code by which systemd-nspawn says that the container wants to be started again; no failure.
-pub(crate) const RESTARTS: i32 = 133;
 /// The tasks that a container and what runs it may have where its spec says nothing (systemd-nspawn@.service has it so).
 const TASKS: u64 = 16_384;
 

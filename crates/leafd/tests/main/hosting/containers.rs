@@ -32,6 +32,8 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             exits_at_once,
         ),
         host.trial("a container that ends by itself is stopped and says so", needs, ends_by_itself),
+        host.trial("a container that reboots is started again", needs, reboots),
+        host.trial("a container that reboots is started again", needs, reboots),
         host.trial(
             "a toplevel that can't be run makes a failed container, which is destroyed and made anew",
             needs,
@@ -236,6 +238,36 @@ async fn ends_by_itself() -> anyhow::Result<()> {
     let runs = leaf.start_container(&name).await?;
     ensure!(runs.phase == Phase::Running && runs.error.is_none(), "{runs:?}");
     leaf.destroy(&name).await
+}
+
+async fn reboots() -> anyhow::Result<()> {
+    let mut leaf = leaf().await?;
+    let name = name();
+    let asks = "/run/leaf/init ready -- $b sh -c 'while ! $b test -e /root/end; do $b sleep 0.05; done; $b reboot -f'";
+    let script = format!("if $b test -e /root/end; then {WAITS}; fi; exec {asks}");
+    leaf.create(&name, toplevel(&system(&script).await?), true)
+        .await?;
+    let root = HostPaths::new(&leaf.name).roots.join(name.as_str());
+    std::fs::write(root.join("root/end"), "")?;
+    until("it was started again", async || {
+        let told = leaf.told(&name.token()).await?;
+        let starts = told
+            .iter()
+            .filter(|(kind, _)| kind == "cim.leaf.container.started.v1");
+        Ok((starts.count() == 2).then_some(()))
+    })
+    .await?;
+    let runs = leaf.container(&name).await?;
+    ensure!(runs.phase == Phase::Running && runs.error.is_none(), "{runs:?}");
+    let stopped = leaf.stop_container(&name).await?;
+    ensure!(
+        stopped.phase == Phase::Stopped && stopped.error.is_none(),
+        "{stopped:?}"
+    );
+    leaf.destroy(&name).await?;
+    let left = traces::of_container(&leaf.name, &name);
+    ensure!(left.is_empty(), "{left:#?}");
+    Ok(())
 }
 
 async fn bad_toplevel() -> anyhow::Result<()> {
