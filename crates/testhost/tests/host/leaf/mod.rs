@@ -42,6 +42,8 @@ pub(crate) const WAITS: &str = "trap 'exit 0' 37; while :; do sleep 3600 & wait 
 
 /// The longest that a leaf may take for something on an emulated machine.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long `leafctl` may take: longer than any `--timeout` that a test gives it.
+const LEAFCTL: Duration = Duration::from_secs(330);
 
 /// A machine with a leaf on it.
 pub(crate) struct Leaf {
@@ -74,9 +76,8 @@ impl Leaf {
 
     /// Runs `leafctl` with `--json`.
     pub(crate) fn run(&self, arguments: &str) -> Result<Output> {
-        self.host.run(&format!(
-            "leafctl --json --context /var/lib/cim-leaf/context.json {arguments}"
-        ))
+        let command = format!("leafctl --json --context /var/lib/cim-leaf/context.json {arguments}");
+        self.host.run_within(&command, LEAFCTL)
     }
 
     /// Runs `leafctl`, which must succeed, and returns what it printed.
