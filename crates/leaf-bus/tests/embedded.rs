@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::support::{LIMIT, Site, User, leaf, runs, runtime, settings, trial};
+use crate::support::{LIMIT, Site, User, freeze, leaf, runs, runtime, settings, trial};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -124,7 +124,7 @@ async fn frozen() -> anyhow::Result<()> {
     settings.stop_within = Duration::from_millis(200);
     let server = EmbeddedServer::start(settings, &identity).await?;
     let first = runs(&server, None).await?;
-    kill_process(pid(first)?, Signal::STOP)?;
+    freeze(first).await?;
     let mut status = server.status();
     server.restart("publishes go unanswered");
     let restarting = tokio::time::timeout(

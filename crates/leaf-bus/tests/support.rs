@@ -12,6 +12,7 @@ use leaf_core::host_op::Secret;
 use leaf_core::id::{Caller, LeafName};
 use leaf_core::subject;
 use libtest_mimic::Trial;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::mpsc;
 
 /// The longest that any wait for a state may take.
@@ -184,4 +185,29 @@ pub(crate) async fn runs(server: &EmbeddedServer, not: Option<u32>) -> anyhow::R
         EmbeddedStatus::Running { pid, .. } => Ok(*pid),
         other => bail!("{other:?}"),
     }
+}
+
+/// Stops a process by SIGSTOP, and returns when none of its threads runs any more: until then it may go on answering.
+pub(crate) async fn freeze(pid: u32) -> anyhow::Result<()> {
+    let process = Pid::from_raw(i32::try_from(pid)?).context("a process")?;
+    kill_process(process, Signal::STOP)?;
+    let stopped = async {
+        while !is_stopped(pid)? {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(LIMIT, stopped).await?
+}
+
+/// Returns whether all threads of a process are in the state `T` (proc_pid_stat(5)).
+fn is_stopped(pid: u32) -> anyhow::Result<bool> {
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = std::fs::read_to_string(thread?.path().join("stat"))?;
+        let (_, behind_name) = stat.rsplit_once(") ").context("a thread's state")?;
+        if !behind_name.starts_with('T') {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

@@ -11,7 +11,7 @@ use libtest_mimic::Trial;
 use serde_json::json;
 
 use super::{admin, daemon, kill, record, record_saying, until};
-use crate::support::{LIMIT, Site, leaf, runs, trial};
+use crate::support::{LIMIT, Site, freeze, leaf, runs, trial};
 
 pub(super) fn trials() -> Vec<Trial> {
     vec![
@@ -296,9 +296,7 @@ async fn frozen() -> anyhow::Result<()> {
     let mut publisher = stream.publisher(0).await?;
     publisher.publish(record(1)).await?;
     publisher.settle().await?;
-    let pid = rustix::process::Pid::from_raw(i32::try_from(runs(&site.server, None).await?)?)
-        .context("a process")?;
-    rustix::process::kill_process(pid, rustix::process::Signal::STOP)?;
+    freeze(runs(&site.server, None).await?).await?;
     publisher.publish(record(2)).await?;
     let error = publisher.settle().await.expect_err("no answer");
     // The connection may be given up before, if its pings are not answered either.
