@@ -1,6 +1,7 @@
 //! Jobs that the helper runs, each in a unit: the tests' helper starts the runner in a cgroup of the unit's name, as
 //! systemd would.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -41,13 +42,18 @@ fn start_unit(directory: &Path, unit: &Path) {
     let unit = Cgroup::at(unit);
     unit.create().expect("a cgroup");
     std::fs::create_dir(directory.join("root")).expect("a directory");
-    let mut runner = Command::new(std::env::current_exe().expect("this program"))
+    // The shell waits until it is in the cgroup: nothing of the job starts outside.
+    let mut runner = Command::new("/bin/sh")
+        .args(["-c", "read moved && exec \"$@\" </dev/null", "sh"])
+        .arg(std::env::current_exe().expect("this program"))
         .arg("job")
         .arg(directory)
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .spawn()
         .expect("started");
     unit.attach(runner.id()).expect("moved");
+    let mut stdin = runner.stdin.take().expect("piped");
+    stdin.write_all(b"moved\n").expect("the shell reads");
     // As systemd does for every process of its units.
     std::thread::spawn(move || runner.wait());
 }
