@@ -5,8 +5,8 @@
 
 use std::path::Path;
 
-use leaf_core::host_op::Runtime;
 use leaf_core::id::ContainerName;
+use leaf_core::runtime::Runtime;
 use leaf_host::cgroup::Cgroup;
 
 use crate::Containers;

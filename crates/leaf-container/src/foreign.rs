@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use leaf_core::container::ForeignContainer;
-use leaf_core::host_op::Runtime;
 use leaf_core::id::{ContainerName, StorePath};
+use leaf_core::runtime::Runtime;
 
 use crate::conf::Conf;
 use crate::{Containers, ObserveError};

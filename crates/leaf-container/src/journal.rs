@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use leaf_core::command::LogText;
 use leaf_core::decide::LogQuery;
-use leaf_core::host_op::Runtime;
+use leaf_core::runtime::Runtime;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};

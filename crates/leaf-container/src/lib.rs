@@ -25,8 +25,8 @@ mod watch;
 
 use std::time::Duration;
 
-use leaf_core::host_op::Runtime;
 use leaf_core::id::LeafName;
+use leaf_core::runtime::Runtime;
 use leaf_host::contract::HostPaths;
 use leaf_host::systemd::{Patience, Systemd};
 use tokio::runtime::Handle;

@@ -2,7 +2,7 @@
 
 use leaf_core::command::LogText;
 use leaf_core::decide::LogQuery;
-use leaf_core::host_op::Runtime;
+use leaf_core::runtime::Runtime;
 
 use crate::{Containers, ObserveError};
 

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use leaf_core::container::{ObservedContainer, ObservedRun};
-use leaf_core::host_op::Runtime;
 use leaf_core::id::ContainerName;
+use leaf_core::runtime::Runtime;
 use leaf_host::cgroup;
 
 use crate::conf::Conf;

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _};
 use inotify::{Event, EventMask, EventStream, Inotify, WatchMask, Watches};
-use leaf_core::host_op::Runtime;
 use leaf_core::id::ContainerName;
+use leaf_core::runtime::Runtime;
 use leaf_host::cgroup;
 use leaf_host::systemd::{MachineEvent, MachineEvents};
 

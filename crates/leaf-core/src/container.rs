@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cause::Cause;
 use crate::id::{Caller, ContainerName, JobId, StorePath};
-use crate::spec::{ContainerOptions, ContainerSpec, RestartWhen, SpecRun};
+use crate::spec::{ContainerOptions, ContainerSource, ContainerSpec, RestartWhen, SpecRun};
 
 /// How many revisions of a container are remembered.
 pub const REMEMBERED_REVISIONS: usize = 16;
@@ -130,25 +130,13 @@ pub enum DesiredRun {
     Absent,
 }
 
-/// Where a container's system comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case", tag = "type", deny_unknown_fields)]
-pub enum ContainerSource {
-    /// A system that is in the leaf's store.
-    Toplevel {
-        /// Its store path.
-        path: StorePath,
-    },
-    /// A flake reference, built first.
-    Flake {
-        /// The reference with its fragment, such as `github:owner/repo#web`.
-        reference: String,
-    },
-    /// A template of this leaf, built first.
-    Template {
-        /// The template's folder name, such as `minimal`.
-        name: String,
-    },
+impl From<SpecRun> for DesiredRun {
+    fn from(run: SpecRun) -> Self {
+        match run {
+            SpecRun::Running => Self::Running,
+            SpecRun::Stopped => Self::Stopped,
+        }
+    }
 }
 
 /// The addresses of a container's one link to its leaf.

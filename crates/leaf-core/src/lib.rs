@@ -24,6 +24,7 @@ pub mod job;
 pub mod plan;
 pub mod problem;
 pub mod reconcile;
+pub mod runtime;
 pub mod schema;
 pub mod shape;
 pub mod spec;

@@ -26,8 +26,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use leaf_core::container::Exit;
-use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind, HostSubject, RunSpec, Runtime};
+use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind, HostSubject, RunSpec};
 use leaf_core::id::{ContainerName, LeafName};
+use leaf_core::runtime::Runtime;
 use leaf_host::contract::HostPaths;
 use leaf_host::systemd::Systemd;
 

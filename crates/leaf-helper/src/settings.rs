@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use leaf_core::decide::AddressPool;
-use leaf_core::host_op::Runtime;
+use leaf_core::runtime::Runtime;
 use leaf_host::program;
 
 use crate::error::{Error, Result};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use leaf_core::host_op::Runtime;
+use leaf_core::runtime::Runtime;
 
 /// Returns the container runtime of this host: systemd where it is PID 1, as sd_booted(3) tells it.
 #[must_use]

@@ -5,9 +5,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::declare::commands;
-use crate::container::{Container, ContainerSource, ContainerStats, ForeignContainer, Revision};
+use crate::container::{Container, ContainerStats, ForeignContainer, Revision};
 use crate::id::ContainerName;
-use crate::spec::{ContainerOptions, ContainerSpec};
+use crate::spec::{ContainerOptions, ContainerSource, ContainerSpec, SpecDiff};
 
 commands! {
     "container";
@@ -211,26 +211,6 @@ pub struct ContainerList {
 pub struct ContainerHistory {
     /// The revisions that are remembered, the oldest first.
     pub revisions: Vec<Revision>,
-}
-
-/// What a spec would change.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct SpecDiff {
-    /// Each value that would differ, sorted by its path.
-    pub changes: Vec<SpecChange>,
-}
-
-/// One value of a spec that would differ.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct SpecChange {
-    /// Its path: the names of the fields that lead to it.
-    pub path: Vec<String>,
-    /// The present value; absent if there is none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub now: Option<serde_json::Value>,
-    /// The new value; absent if it would be removed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub then: Option<serde_json::Value>,
 }
 
 /// A container that was destroyed.

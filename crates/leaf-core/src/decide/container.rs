@@ -6,15 +6,13 @@ use serde_json::Value;
 use super::job::queue;
 use super::{Context, Decision, Question, Reply, Target, conflict, invalid, known, not_found, only};
 use crate::command::container::{Command, ContainerHistory};
-use crate::container::{
-    Container, ContainerNetwork, ContainerPhase, ContainerSource, Desired, DesiredRun, ForeignContainer,
-};
+use crate::container::{Container, ContainerNetwork, ContainerPhase, Desired, DesiredRun, ForeignContainer};
 use crate::event::{ContainerDesired, Fact};
-use crate::host_op::Runtime;
 use crate::id::{ContainerName, JobId, StorePath};
 use crate::job::Installable;
 use crate::problem::{Problem, ProblemCode};
-use crate::spec::{ContainerOptions, ContainerSpec, Opening, SpecRun, Users, spec_diff};
+use crate::runtime::Runtime;
+use crate::spec::{ContainerOptions, ContainerSource, ContainerSpec, Opening, SpecRun, Users, spec_diff};
 use crate::state::State;
 
 /// Which part of a container's log is asked for.

@@ -21,9 +21,9 @@ use uuid::Uuid;
 use crate::command::Command;
 use crate::container::Container;
 use crate::event::Fact;
-use crate::host_op::Runtime;
 use crate::id::{Caller, ContainerName, JobId};
 use crate::problem::{Problem, ProblemCode};
+use crate::runtime::Runtime;
 use crate::state::{RawEntry, State};
 
 /// What a decision needs to know beside the state and the command.

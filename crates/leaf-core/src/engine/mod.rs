@@ -45,11 +45,11 @@ use crate::cause::Cause;
 use crate::container::{Container, ContainerPhase};
 use crate::decide::{AddressPool, Target};
 use crate::event::{ContainerFact, Fact, HostFacts, JobFact, LeafStarted, LeafStopped};
-use crate::host_op::Runtime;
 use crate::id::{Caller, InstanceId};
 use crate::plan::after_boot;
 use crate::problem::Problem;
 use crate::reconcile::{Interruption, Reconciler, Resource};
+use crate::runtime::Runtime;
 use crate::state::State;
 
 pub use admission::{Capabilities, Limits};

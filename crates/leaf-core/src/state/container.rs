@@ -4,12 +4,11 @@ use jiff::Timestamp;
 
 use super::{Entry, Kind, State, cause_of, same_key};
 use crate::aggregate::Aggregate;
-use crate::container::{
-    Container, ContainerPhase, ContainerSource, Desired, DesiredRun, REMEMBERED_REVISIONS, Revision,
-};
+use crate::container::{Container, ContainerPhase, Desired, DesiredRun, REMEMBERED_REVISIONS, Revision};
 use crate::event::Event;
 use crate::event::container::{ContainerDesired, ContainerFact, ContainerStep, StopCause};
 use crate::id::{Caller, ContainerName, decode_token};
+use crate::spec::ContainerSource;
 
 pub(super) const KIND: Kind = Kind {
     name: "container",

@@ -6,19 +6,18 @@ use leaf_core::command::{
     ApplyContainer, CancelJob, Command, CreateContainer, DestroyContainer, RollbackContainer, SetContainer,
     StartContainer, StopContainer, UpdateContainer,
 };
-use leaf_core::container::{
-    ContainerPhase, ContainerSource, DesiredRun, Exit, ObservedContainer, ObservedRun,
-};
+use leaf_core::container::{ContainerPhase, DesiredRun, Exit, ObservedContainer, ObservedRun};
 use leaf_core::decide::{Context, Reply, Target, adopt, after_job, decide};
 use leaf_core::event::{
     ContainerFailed, ContainerReverted, ContainerStep, Fact, JobFailed, JobStarted, JobSucceeded,
 };
-use leaf_core::host_op::{HostOp, RunSpec, Runtime, Secret};
+use leaf_core::host_op::{HostOp, RunSpec, Secret};
 use leaf_core::id::{ContainerName, JobId, StorePath};
 use leaf_core::job::{BuildResult, JobFailureCause, JobPhase, JobResult};
 use leaf_core::plan::{PlanContext, observe, plan};
 use leaf_core::problem::{Problem, ProblemCode};
-use leaf_core::spec::ContainerOptions;
+use leaf_core::runtime::Runtime;
+use leaf_core::spec::{ContainerOptions, ContainerSource};
 use leaf_core::state::{State, apply};
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use leaf_core::aggregate::Aggregate;
 use leaf_core::command::{Command, CreateContainer, ListContainers, ShowContainer, ShowLeaf, StartContainer};
-use leaf_core::container::{Container, ContainerSource};
+use leaf_core::container::Container;
 use leaf_core::decide::{Reply, decide, needless_jobs};
 use leaf_core::diff::{changes, diff};
 use leaf_core::event::{Event, EventRecord, Fact};
 use leaf_core::hardware::Inventory;
 use leaf_core::id::ContainerName;
 use leaf_core::problem::ProblemCode;
+use leaf_core::spec::ContainerSource;
 use leaf_core::state::{RawEvent, State, apply};
 use proptest::collection::vec;
 use proptest::prelude::*;

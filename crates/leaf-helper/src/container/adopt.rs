@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use leaf_core::host_op::Runtime;
 use leaf_core::id::ContainerName;
+use leaf_core::runtime::Runtime;
 use leaf_host::contract::{CONF_MADE_BY, conf_marker};
 use leaf_host::systemd::{KillWhom, UnitJob, UnitJobOutcome};
 use rustix::fs::{AtFlags, FileType};

@@ -9,8 +9,9 @@ use std::path::Path;
 use rustix::fs::{IFlags, Mode, OFlags};
 
 use leaf_core::container::ContainerNetwork;
-use leaf_core::host_op::{ContainerBinding, RunSpec, Runtime, Secret};
+use leaf_core::host_op::{ContainerBinding, RunSpec, Secret};
 use leaf_core::id::{ContainerName, StorePath};
+use leaf_core::runtime::Runtime;
 use leaf_core::spec::{ContainerOptions, Users, check_credential};
 use leaf_host::contract::{CONF_DIGEST, conf_marker};
 

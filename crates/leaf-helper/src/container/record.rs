@@ -5,8 +5,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use leaf_core::decide::AddressPool;
-use leaf_core::host_op::Runtime;
 use leaf_core::id::LeafName;
+use leaf_core::runtime::Runtime;
 use leaf_host::contract::HostPaths;
 use serde::{Deserialize, Serialize};
 

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use leaf_core::host_op::Runtime;
 use leaf_core::id::ContainerName;
+use leaf_core::runtime::Runtime;
 
 use crate::Helper;
 use crate::error::Result;

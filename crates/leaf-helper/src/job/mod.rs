@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use leaf_core::decide::AddressPool;
-use leaf_core::host_op::{HostOp, Runtime};
+use leaf_core::host_op::HostOp;
 use leaf_core::id::JobId;
+use leaf_core::runtime::Runtime;
 use leaf_host::contract::job_unit;
 use leaf_host::systemd::{KillWhom, OwnedVariant, Systemd, SystemdError, UnitJobOutcome, transient_property};
 use rustix::process::Signal;

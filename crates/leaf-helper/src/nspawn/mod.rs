@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use leaf_core::container::Exit;
 use leaf_core::error::chain;
-use leaf_core::host_op::{RunSpec, Runtime};
+use leaf_core::host_op::RunSpec;
+use leaf_core::runtime::Runtime;
 use leaf_core::spec::Users;
 use leaf_host::cgroup::Cgroup;
 use leaf_host::process::ProcessHandle;

@@ -13,8 +13,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use leaf_core::host_op::Runtime;
 use leaf_core::id::ContainerName;
+use leaf_core::runtime::Runtime;
 use leaf_core::spec::Limits;
 use leaf_host::cgroup::{self, Cgroup, CgroupError};
 use leaf_host::mounts::{self, Mount};

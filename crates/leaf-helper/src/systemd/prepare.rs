@@ -9,8 +9,10 @@
 use std::fs::File;
 use std::path::Path;
 
-use leaf_core::host_op::{RunSpec, Runtime};
+use leaf_core::host_op::RunSpec;
+
 use leaf_core::id::ContainerName;
+use leaf_core::runtime::Runtime;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};

@@ -6,7 +6,8 @@
 
 use std::path::Path;
 
-use leaf_core::host_op::{RunSpec, Runtime};
+use leaf_core::host_op::RunSpec;
+use leaf_core::runtime::Runtime;
 use leaf_core::spec::{RestartPolicy, RestartWhen};
 use leaf_host::contract::conf_marker;
 

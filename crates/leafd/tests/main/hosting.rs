@@ -23,10 +23,11 @@ use leaf_core::command::{
     Build, CreateContainer, DestroyContainer, JobReport, ListJobs, ReadContainerLog, ReadJobLog,
     ShowContainer, ShowJob, StartContainer, StopContainer,
 };
-use leaf_core::container::{Container, ContainerPhase, ContainerSource};
+use leaf_core::container::{Container, ContainerPhase};
 use leaf_core::id::{ContainerName, JobId, StorePath};
 use leaf_core::job::{Installable, Job, JobPhase};
 use leaf_core::problem::{Problem, ProblemCode};
+use leaf_core::spec::ContainerSource;
 use libtest_mimic::Trial;
 
 use crate::support::{Host, LIMIT, TestLeaf, until};

@@ -7,10 +7,10 @@ mod policy;
 mod world;
 
 use leaf_core::command::*;
-use leaf_core::container::{ContainerPhase, ContainerSource, Exit, ForeignContainer};
+use leaf_core::container::{ContainerPhase, Exit, ForeignContainer};
 use leaf_core::id::{Caller, CommandId, ContainerName, StorePath};
 use leaf_core::job::{BuildResult, JobResult};
-use leaf_core::spec::ContainerOptions;
+use leaf_core::spec::{ContainerOptions, ContainerSource};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;

@@ -1,11 +1,11 @@
 //! Jobs and containers together, step by step: what is started when, and what an end means for others.
 
 use leaf_core::command::*;
-use leaf_core::container::{ContainerPhase, ContainerSource};
+use leaf_core::container::ContainerPhase;
 use leaf_core::id::{ContainerName, JobId};
 use leaf_core::job::{Installable, Job, JobPhase};
 use leaf_core::problem::{Problem, ProblemCode};
-use leaf_core::spec::ContainerOptions;
+use leaf_core::spec::{ContainerOptions, ContainerSource};
 
 use super::admin;
 use super::host::Fate;

@@ -13,12 +13,12 @@ use leaf_core::engine::{
 };
 use leaf_core::event::{Event, EventRecord, HostFacts, header};
 use leaf_core::hardware::Inventory;
-use leaf_core::host_op::Runtime;
 use leaf_core::id::{Caller, CommandId, ContainerName, InstanceId, JobId};
 use leaf_core::job::{Job, JobOutcome, JobPhase, JobResult};
 use leaf_core::plan::{PlanContext, plan};
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::reconcile::{Interruption, Resource};
+use leaf_core::runtime::Runtime;
 use leaf_core::state::{State, apply};
 use serde_json::Value;
 use uuid::Uuid;

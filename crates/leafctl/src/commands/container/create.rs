@@ -2,9 +2,8 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
 use leaf_core::command::CreateContainer;
-use leaf_core::container::ContainerSource;
 use leaf_core::id::{ContainerName, StorePath};
-use leaf_core::spec::{ContainerOptions, SpecRun};
+use leaf_core::spec::{ContainerOptions, ContainerSource, SpecRun};
 
 use super::settle::change;
 use super::spec_file::SpecFile;

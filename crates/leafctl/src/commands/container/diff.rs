@@ -1,8 +1,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use leaf_core::command::{DiffContainer, SpecDiff};
+use leaf_core::command::DiffContainer;
 use leaf_core::id::ContainerName;
+use leaf_core::spec::SpecDiff;
 use serde_json::Value;
 
 use super::spec_file::SpecFile;

@@ -1,7 +1,7 @@
 use clap::Args;
 use leaf_core::command::ShowContainerHistory;
-use leaf_core::container::ContainerSource;
 use leaf_core::id::ContainerName;
+use leaf_core::spec::ContainerSource;
 
 use crate::error::Error;
 use crate::output::{Output, ago, text_of};

@@ -3,9 +3,9 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use leaf_core::container::ContainerSource;
 use leaf_core::error::chain;
 use leaf_core::id::ContainerName;
+use leaf_core::spec::ContainerSource;
 use leaf_core::spec::ContainerSpec;
 use serde_json::{Map, Value};
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use leaf_container::Containers;
 use leaf_core::decide::LogQuery;
-use leaf_core::host_op::Runtime;
 use leaf_core::id::{ContainerName, LeafName};
+use leaf_core::runtime::Runtime;
 use leaf_host::contract::HostPaths;
 use serde_json::{Value, json};
 use testhost::{Host, Output};

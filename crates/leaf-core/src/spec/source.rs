@@ -1,0 +1,27 @@
+//! Where a container's system comes from.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::id::StorePath;
+
+/// Where a container's system comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", tag = "type", deny_unknown_fields)]
+pub enum ContainerSource {
+    /// A system that is in the leaf's store.
+    Toplevel {
+        /// Its store path.
+        path: StorePath,
+    },
+    /// A flake reference, built first.
+    Flake {
+        /// The reference with its fragment, such as `github:owner/repo#web`.
+        reference: String,
+    },
+    /// A template of this leaf, built first.
+    Template {
+        /// The template's folder name, such as `minimal`.
+        name: String,
+    },
+}
