@@ -21,6 +21,7 @@ pub mod hardware;
 pub mod host_op;
 pub mod id;
 pub mod job;
+pub mod moment;
 pub mod plan;
 pub mod problem;
 pub mod reconcile;

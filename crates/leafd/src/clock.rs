@@ -1,6 +1,6 @@
 //! The monotonic clock of a run, as the engine sees it.
 
-use leaf_core::engine::Moment;
+use leaf_core::moment::Moment;
 use tokio::time::Instant;
 
 /// The monotonic clock of a run. Copies share their origin.

@@ -8,12 +8,13 @@ use crate::container::{Container, ObservedContainer, ObservedRun};
 use crate::decide::Target;
 use crate::event::{ContainerFailed, ContainerReverted, ContainerStep, Fact};
 use crate::id::ContainerName;
+use crate::moment::Moment;
 use crate::plan::{after_early_start, observe};
 use crate::reconcile::container::{HELPER_GONE, StepsOutcome, is_stuck};
 use crate::reconcile::{Interruption, Order, Resource};
 
 use super::Engine;
-use super::input::{Moment, Scope};
+use super::input::Scope;
 use super::output::Effect;
 use super::turn::Turn;
 

@@ -1,7 +1,6 @@
 //! Inputs of the engine: plain data. What the shell has to read for an input, it reads before it hands the input in.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -13,6 +12,7 @@ use crate::event::HostFacts;
 use crate::hardware::Inventory;
 use crate::id::{Caller, CommandId, ContainerName, JobId};
 use crate::job::{JobOutcome, Progress};
+use crate::moment::Moment;
 use crate::problem::Problem;
 use crate::reconcile::container::StepsOutcome;
 
@@ -111,24 +111,6 @@ pub struct At {
     pub ids: FreshIds,
     /// What the journal and its disk say.
     pub conditions: Conditions,
-}
-
-/// A point on the monotonic clock of this run: the time since an origin that the shell chose.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Moment(Duration);
-
-impl Moment {
-    /// Returns the moment this long after the origin.
-    #[must_use]
-    pub const fn after_origin(since: Duration) -> Self {
-        Self(since)
-    }
-
-    /// Returns the time from an earlier moment to this one; zero if that was later.
-    #[must_use]
-    pub fn since(self, earlier: Self) -> Duration {
-        self.0.saturating_sub(earlier.0)
-    }
 }
 
 /// Ids that nothing else has, made from one version 7 UUID.

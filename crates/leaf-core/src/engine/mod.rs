@@ -46,6 +46,7 @@ use crate::container::{Container, ContainerPhase};
 use crate::decide::{AddressPool, Target};
 use crate::event::{ContainerFact, Fact, HostFacts, JobFact, LeafStarted, LeafStopped};
 use crate::id::{Caller, InstanceId};
+use crate::moment::Moment;
 use crate::plan::after_boot;
 use crate::problem::Problem;
 use crate::reconcile::{Interruption, Reconciler, Resource};
@@ -54,7 +55,7 @@ use crate::state::State;
 
 pub use admission::{Capabilities, Limits};
 pub use history::{History, Snapshots};
-pub use input::{At, Conditions, FreeSpace, FreshIds, Input, Moment, Request, RequestId, Scope, Seen};
+pub use input::{At, Conditions, FreeSpace, FreshIds, Input, Request, RequestId, Scope, Seen};
 pub use output::{Answer, Batch, Effect, Immediate, Outputs, Record};
 
 use admission::Admission;

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use crate::container::{Container, ContainerPhase, DesiredRun, ObservedContainer, ObservedRun};
-use crate::engine::Moment;
 use crate::event::ContainerStep;
 use crate::host_op::HostOp;
+use crate::moment::Moment;
 
 use super::{BackOff, Interruption};
 

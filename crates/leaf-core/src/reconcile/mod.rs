@@ -17,8 +17,8 @@ pub mod container;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::engine::Moment;
 use crate::id::ContainerName;
+use crate::moment::Moment;
 
 /// Something with a desired and an observed state.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use leaf_core::container::{Container, Exit, ForeignContainer, ObservedContainer, ObservedRun};
-use leaf_core::engine::Moment;
 use leaf_core::event::ContainerStep;
 use leaf_core::host_op::{HostOp, RunSpec, Secret};
 use leaf_core::id::{ContainerName, StorePath};
+use leaf_core::moment::Moment;
 use leaf_core::plan::{PlanContext, plan};
 use leaf_core::reconcile::Interruption;
 use leaf_core::reconcile::container::{Observation, StepFailure, StepsOutcome};
