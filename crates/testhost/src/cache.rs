@@ -1,14 +1,16 @@
 //! Where images are kept: a directory for each, named by a hash of everything that made it.
 //!
-//! `target/host/` or `CIM_LEAF_HOST_CACHE`. A directory is built under another name and renamed when it is whole, so a
-//! build that was interrupted leaves nothing that is taken for an image.
+//! All checkouts of a person share them. A directory is built under another name and renamed when it is whole, so a build
+//! that was interrupted leaves nothing that is taken for an image; one process builds at a time. Whoever starts a machine
+//! from a directory marks it as used, and what was used lately is not removed.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
@@ -18,11 +20,14 @@ use crate::nixos::Systems;
 use crate::programs::{Programs, hex};
 use crate::{freeze, image, nixos, say};
 
-/// Where images are kept, if not in `target/host`.
+/// Names the directory where images are kept, instead of `cim-leaf/host` in the user's cache directory.
 pub const VARIABLE: &str = "CIM_LEAF_HOST_CACHE";
 
-/// After that nobody starts a machine from an image with our programs any more; one that runs has its files open.
-const FORGOTTEN: Duration = Duration::from_secs(6 * 60 * 60);
+/// Nobody starts a machine from an image any more that was not used for so long; one that runs has its files open.
+const FORGOTTEN: Duration = Duration::from_secs(60 * 60);
+
+/// How many directories with our programs are kept, however long ago they were used: those of two versions.
+const KEPT: usize = 6;
 
 /// What the names of all directories begin with that are made here.
 const KINDS: [&str; 5] = ["disk-", "machine-", "leaf-", "programs-", "part-"];
@@ -48,14 +53,25 @@ pub struct Image {
     pub(crate) frozen: PathBuf,
 }
 
-/// Returns the directory of all images.
+/// Returns the directory of all images: the one that [`VARIABLE`] names, or `cim-leaf/host` in the user's cache directory
+/// (XDG Base Directory Specification), or `target/host` where the user has none.
 pub fn directory() -> PathBuf {
-    match std::env::var_os(VARIABLE) {
-        Some(folder) if !folder.is_empty() => {
-            std::path::absolute(PathBuf::from(&folder)).unwrap_or(folder.into())
-        }
-        _ => target().join("host"),
+    directory_by(|name| std::env::var_os(name)).unwrap_or_else(|| target().join("host"))
+}
+
+fn directory_by(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let set = |name: &str| {
+        variable(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    if let Some(told) = set(VARIABLE) {
+        return Some(std::path::absolute(&told).unwrap_or(told));
     }
+    // A relative path is invalid there, and to be ignored.
+    let of_user = set("XDG_CACHE_HOME").filter(|cache| cache.is_absolute());
+    let cache = of_user.or_else(|| Some(set("HOME")?.join(".cache")))?;
+    cache.is_absolute().then(|| cache.join("cim-leaf/host"))
 }
 
 impl Image {
@@ -75,9 +91,7 @@ impl Image {
         if image.is_whole() {
             return Ok(image);
         }
-        let cache = directory();
-        fs::create_dir_all(&cache).with_context(|| format!("can't make {}", cache.display()))?;
-        let _lock = lock(&cache)?;
+        let _lock = lock(&directory())?;
         build_whole(&image.root, |part| image::build(part, nats_server))
             .context("the test host's disk can't be built")?;
         image.frozen()?;
@@ -146,6 +160,7 @@ impl Image {
             frozen: cache.join(format!("leaf-{key}")),
             ..self.clone()
         };
+        self.mark_used()?;
         if !image.frozen.is_dir() {
             let _lock = lock(&cache)?;
             forget_old(&cache)?;
@@ -155,6 +170,11 @@ impl Image {
             .context("the programs can't be put on the test host")?;
         }
         Ok(image)
+    }
+
+    /// Marks it as used now, so that no other process removes it.
+    pub(crate) fn mark_used(&self) -> Result<()> {
+        self.directories().into_iter().try_for_each(mark_used)
     }
 
     fn of_here(processors: u32) -> Result<Self> {
@@ -208,22 +228,40 @@ pub(crate) fn build_whole(folder: &Path, build: impl FnOnce(&Path) -> Result<()>
     fs::rename(&part, folder).with_context(|| format!("can't rename {}", part.display()))
 }
 
-/// Removes images of programs that nobody uses any more: each build makes a new one.
-fn forget_old(cache: &Path) -> Result<()> {
-    for (folder, age) in images(cache)? {
-        let name = folder
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        if name.starts_with("leaf-") && age > FORGOTTEN {
-            fs::remove_dir_all(&folder).with_context(|| format!("can't remove {}", folder.display()))?;
+/// Marks a directory as used now.
+///
+/// # Errors
+/// Where it is not there.
+pub(crate) fn mark_used(directory: &Path) -> Result<()> {
+    fs::File::open(directory)
+        .and_then(|directory| directory.set_modified(SystemTime::now()))
+        .with_context(|| format!("can't mark {} as used", directory.display()))
+}
+
+/// Removes images of programs that nobody uses any more: each build makes new ones.
+pub(crate) fn forget_old(cache: &Path) -> Result<()> {
+    let mut of_programs = images(cache)?;
+    of_programs.retain(|(directory, _)| kind(directory) == Some("leaf-"));
+    of_programs.sort_by_key(|(_, unused)| *unused);
+    for (directory, unused) in of_programs.into_iter().skip(KEPT) {
+        if unused > FORGOTTEN {
+            remove(&directory)?;
         }
     }
     Ok(())
 }
 
-/// All images, whole or not, and how long ago they were made.
+fn remove(directory: &Path) -> Result<()> {
+    fs::remove_dir_all(directory).with_context(|| format!("can't remove {}", directory.display()))
+}
+
+/// What kind of image a directory is by its name. What a person put beside them, such as a tree of nixpkgs', is none.
+fn kind(directory: &Path) -> Option<&'static str> {
+    let name = directory.file_name().unwrap_or_default().to_string_lossy();
+    KINDS.into_iter().find(|kind| name.starts_with(kind))
+}
+
+/// All images, whole or not, and how long ago they were used.
 fn images(cache: &Path) -> Result<Vec<(PathBuf, Duration)>> {
     let entries = match fs::read_dir(cache) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -231,20 +269,22 @@ fn images(cache: &Path) -> Result<Vec<(PathBuf, Duration)>> {
     };
     let mut images = Vec::new();
     for entry in entries {
-        let folder = entry.context("a folder can't be read")?.path();
-        let name = folder.file_name().unwrap_or_default().to_string_lossy();
-        // What a person put beside them, such as a tree of nixpkgs', is none.
-        if folder.is_dir() && KINDS.iter().any(|kind| name.starts_with(kind)) {
-            let made = folder.metadata().and_then(|folder| folder.modified()).ok();
-            let age = made.and_then(|made| made.elapsed().ok()).unwrap_or_default();
-            images.push((folder, age));
+        let directory = entry.context("a directory can't be read")?.path();
+        if directory.is_dir() && kind(&directory).is_some() {
+            let used = directory
+                .metadata()
+                .and_then(|directory| directory.modified())
+                .ok();
+            let unused = used.and_then(|used| used.elapsed().ok()).unwrap_or_default();
+            images.push((directory, unused));
         }
     }
     images.sort_unstable();
     Ok(images)
 }
 
-/// Removes the images that this checkout would not use, or all of them, and returns where they were.
+/// Removes the images that this checkout would not use and no other has used for an hour, or all of them, and returns where
+/// they were.
 ///
 /// # Errors
 /// Where one can't be removed.
@@ -259,9 +299,9 @@ pub fn clean(all: bool) -> Result<Vec<PathBuf>> {
     let programs = nixos::base(&cache);
     used.push(&programs);
     let mut removed = Vec::new();
-    for (image, _) in images(&cache)? {
-        if all || !used.contains(&image.as_path()) {
-            fs::remove_dir_all(&image).with_context(|| format!("can't remove {}", image.display()))?;
+    for (image, unused) in images(&cache)? {
+        if all || (!used.contains(&image.as_path()) && unused > FORGOTTEN) {
+            remove(&image)?;
             removed.push(image);
         }
     }
@@ -270,6 +310,7 @@ pub fn clean(all: bool) -> Result<Vec<PathBuf>> {
 
 /// Waits until no other process builds.
 pub(crate) fn lock(cache: &Path) -> Result<fs::File> {
+    fs::create_dir_all(cache).with_context(|| format!("can't make {}", cache.display()))?;
     let path = cache.join("lock");
     let file = fs::File::create(&path).with_context(|| format!("can't open {}", path.display()))?;
     if let Err(fs::TryLockError::WouldBlock) = file.try_lock() {
@@ -380,6 +421,65 @@ mod tests {
         assert_eq!(key(&["a", "b"]), key(&["a", "b"]));
         assert_ne!(key(&["a", "b"]), key(&["ab", ""]));
         assert_ne!(key(&["a", "b"]), key(&["a", "c"]));
+    }
+
+    #[test]
+    fn images_are_in_the_cache_directory_of_the_user_and_elsewhere_where_one_says_so() {
+        let directory = |variables: &[(&str, &str)]| {
+            let found = directory_by(|name| {
+                let variable = variables.iter().find(|(set, _)| *set == name);
+                variable.map(|(_, value)| OsString::from(value))
+            });
+            found.map(|directory| directory.display().to_string())
+        };
+        let home = ("HOME", "/home/a");
+        assert_eq!(
+            directory(&[home]).as_deref(),
+            Some("/home/a/.cache/cim-leaf/host")
+        );
+        let xdg = ("XDG_CACHE_HOME", "/caches");
+        assert_eq!(directory(&[home, xdg]).as_deref(), Some("/caches/cim-leaf/host"));
+        assert_eq!(
+            directory(&[home, ("XDG_CACHE_HOME", "caches")]).as_deref(),
+            Some("/home/a/.cache/cim-leaf/host")
+        );
+        assert_eq!(
+            directory(&[home, xdg, (VARIABLE, "/images")]).as_deref(),
+            Some("/images")
+        );
+        assert_eq!(directory(&[]), None);
+        assert_eq!(directory(&[("HOME", "")]), None);
+    }
+
+    #[test]
+    fn what_was_used_lately_is_kept_and_so_are_the_last_ones_whenever_it_was() {
+        let cache = tempfile::tempdir().expect("a temporary directory");
+        let old = SystemTime::now() - 2 * FORGOTTEN;
+        for number in 0..KEPT + 3 {
+            for kind in ["leaf-", "disk-"] {
+                let directory = cache.path().join(format!("{kind}{number}"));
+                fs::create_dir(&directory).expect("a directory");
+                let used = old - Duration::from_secs(u64::try_from(number).expect("a small number"));
+                let directory = fs::File::open(directory).expect("a directory");
+                directory.set_modified(used).expect("its time");
+            }
+        }
+        fs::create_dir(cache.path().join("nixpkgs")).expect("a directory");
+        // The oldest of all is used again.
+        mark_used(&cache.path().join(format!("leaf-{}", KEPT + 2))).expect("it is there");
+        forget_old(cache.path()).expect("removed");
+        let left = |kind: &str| {
+            let entries = fs::read_dir(cache.path()).expect("the cache");
+            let names = entries.map(|entry| entry.expect("an entry").file_name());
+            let mut names: Vec<_> = names
+                .filter_map(|name| name.to_string_lossy().strip_prefix(kind).map(str::to_owned))
+                .collect();
+            names.sort_unstable();
+            names
+        };
+        assert_eq!(left("leaf-"), ["0", "1", "2", "3", "4", "8"]);
+        assert_eq!(left("disk-").len(), KEPT + 3);
+        assert_eq!(left("nixpkgs").len(), 1);
     }
 
     #[test]

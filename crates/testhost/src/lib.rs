@@ -125,6 +125,7 @@ impl Host {
         if let Some(programs) = &options.programs {
             image = image.with(programs)?;
         }
+        image.mark_used()?;
         let folder = tempfile::Builder::new()
             .prefix("leaf-host-")
             .tempdir()

@@ -14,7 +14,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
 
-use crate::cache::{build_whole, can_run, directory as cache_directory, key, lock};
+use crate::cache::{build_whole, can_run, directory as cache_directory, forget_old, key, lock, mark_used};
 use crate::command::{output, workspace};
 use crate::debian::{SUITE, Tree, UNUSED_MODULES, make_disk};
 use crate::programs::{Programs, digest, hex};
@@ -117,7 +117,6 @@ impl Systems {
         can_run()?;
         let nixpkgs = nixpkgs()?;
         let cache = cache_directory();
-        fs::create_dir_all(&cache).with_context(|| format!("can't make {}", cache.display()))?;
         let base = base(&cache);
         let sources = Sources {
             nixpkgs,
@@ -131,10 +130,12 @@ impl Systems {
         let directory = cache.join(format!("leaf-nixos-{key}"));
         if !directory.is_dir() {
             let _lock = lock(&cache)?;
+            forget_old(&cache)?;
             build_whole(&base, build_base).context("Debian's programs can't be put into a store")?;
             build_whole(&directory, |part| sources.build(&base, part))
                 .context("the NixOS systems can't be built")?;
         }
+        mark_used(&directory)?;
         Self::of(directory)
     }
 

@@ -221,7 +221,7 @@ impl Status {
     }
 }
 
-/// Remove images: those that this checkout would not use
+/// Remove images: those that this checkout would not use, and no other has used for an hour
 #[derive(clap::Args)]
 struct Clean {
     /// The others too
