@@ -10,6 +10,7 @@ use leaf_core::command::{COMMAND_ID_HEADER, Request};
 use leaf_core::event::header;
 use leaf_core::id::{Caller, CommandId, ContainerName, JobId, LeafName};
 use leaf_core::job::Progress;
+use leaf_core::json::to_json;
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::subject::{self, CommandSubject};
 
@@ -187,7 +188,7 @@ impl Client {
         request: &R,
         options: CallOptions,
     ) -> Result<R::Reply, CallError> {
-        let body = serde_json::to_vec(request).expect("a command has string keys only");
+        let body = to_json(request);
         let command = R::DECLARATION;
         let reply = self
             .call_raw(leaf, command.noun, command.verb, body, options)

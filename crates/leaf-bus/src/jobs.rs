@@ -7,6 +7,7 @@ use leaf_core::command::LogChunk;
 use leaf_core::event::header;
 use leaf_core::id::{JobId, LeafName};
 use leaf_core::job::{ENDED_TYPE, JobEnded, LOG_TYPE, PROGRESS_TYPE, Progress};
+use leaf_core::json::to_json;
 use leaf_core::subject;
 
 use crate::connect::Bus;
@@ -20,7 +21,7 @@ struct Kind {
 impl Bus {
     /// Publishes a job's progress. Dropped without a connection: the next one replaces it.
     pub async fn publish_progress(&self, leaf: &LeafName, job: JobId, progress: &Progress) {
-        let body = serde_json::to_vec(progress).expect("progress has string keys only");
+        let body = to_json(progress);
         let to = subject::job_progress(leaf, job);
         self.publish_of_job(
             leaf,
@@ -58,7 +59,7 @@ impl Bus {
     /// Publishes that a job has ended, for waiting clients. The durable record is the event.
     pub async fn publish_ended(&self, leaf: &LeafName, job: JobId) {
         let to = subject::job_ended(leaf, job);
-        let body = serde_json::to_vec(&JobEnded {}).expect("it has no keys");
+        let body = to_json(&JobEnded {});
         let kind = Kind {
             name: ENDED_TYPE,
             content: "application/json",

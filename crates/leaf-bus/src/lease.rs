@@ -10,6 +10,7 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, Stor
 use leaf_core::beat::{Beat, LEASE_SECONDS};
 use leaf_core::event::header;
 use leaf_core::id::LeafName;
+use leaf_core::json::to_json;
 use leaf_core::subject::{self, LEASE_STREAM};
 use serde_json::json;
 
@@ -115,7 +116,7 @@ impl Lease {
     }
 
     async fn publish(&self, beat: &Beat) -> Result<u64, StreamError> {
-        let body = serde_json::to_vec(beat).expect("a beat has string keys only");
+        let body = to_json(beat);
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, "application/json");
         headers.insert("Nats-Expected-Last-Subject-Sequence", self.sequence.to_string());

@@ -14,6 +14,7 @@ use futures::stream::SelectAll;
 use leaf_core::command::{COMMAND_ID_HEADER, MAX_COMMAND_BYTES};
 use leaf_core::event::header;
 use leaf_core::id::{Caller, CommandId, LeafName};
+use leaf_core::json::to_json;
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::subject::{self, CommandSubject, SubjectError};
 
@@ -275,7 +276,7 @@ impl Responder {
         command_id: Option<&CommandId>,
         problem: &Problem,
     ) -> Result<(), RequestError> {
-        let body = serde_json::to_vec(problem).expect("a problem has string keys only");
+        let body = to_json(problem);
         self.send(command_id, body.into(), Some(problem)).await
     }
 

@@ -18,6 +18,7 @@ use leaf_core::error::chain;
 use leaf_core::event::ContainerStep;
 use leaf_core::id::{CommandId, ContainerName, JobId, LeafName};
 use leaf_core::job::{Job, JobOutcome};
+use leaf_core::json::to_json;
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::reconcile::Interruption;
 use leaf_core::reconcile::container::{StepFailure, StepsOutcome};
@@ -188,9 +189,9 @@ impl Workers {
                 self.reply_with(responder, id, move || {
                     let host = host.map_err(|why| Problem::new(ProblemCode::Unsupported, why))?;
                     match host.jobs.read_log(job, offset, LOG_BYTES) {
-                        Ok(chunk) => Ok(to_body(&chunk)),
+                        Ok(chunk) => Ok(to_json(&chunk)),
                         // A job that was never begun has none: so far, or for good if it has ended.
-                        Err(JobError::NoJob(_)) => Ok(to_body(&LogChunk {
+                        Err(JobError::NoJob(_)) => Ok(to_json(&LogChunk {
                             text: String::new(),
                             next_offset: offset,
                             complete: ended,
@@ -203,13 +204,13 @@ impl Workers {
                 let log = view()?
                     .logs(&query, LOG_BYTES)
                     .map_err(|error| not_seen("the log can't be read", &error))?;
-                Ok(to_body(&log))
+                Ok(to_json(&log))
             }),
             Question::ContainerStats(name) => self.reply_with(responder, id, move || {
                 let stats = view()?
                     .stats(&name)
                     .map_err(|error| not_seen("what it uses can't be told", &error))?;
-                Ok(to_body(&stats))
+                Ok(to_json(&stats))
             }),
             Question::Containers(containers) => self.reply_with(responder, id, move || {
                 // A leaf that runs none may have some in its state all the same.
@@ -219,7 +220,7 @@ impl Workers {
                         .map_err(|error| failed("the host's containers can't be listed", &error))?,
                     Err(_) => Vec::new(),
                 };
-                Ok(to_body(&ContainerList { containers, foreign }))
+                Ok(to_json(&ContainerList { containers, foreign }))
             }),
         }
     }
@@ -384,9 +385,4 @@ fn warn_if_failed<E: std::error::Error + 'static>(result: Result<(), E>) {
     if let Err(error) = result {
         tracing::warn!(error = chain(&error), "the journal could not be tidied");
     }
-}
-
-/// Returns a message as JSON.
-fn to_body(value: &impl serde::Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("a message has string keys only")
 }

@@ -233,9 +233,7 @@ macro_rules! commands {
 
             pub(super) fn to_body(&self) -> Vec<u8> {
                 match self {
-                    $(Self::$variant(command) => {
-                        serde_json::to_vec(command).expect("a command has string keys only")
-                    })*
+                    $(Self::$variant(command) => $crate::json::to_json(command),)*
                 }
             }
         }

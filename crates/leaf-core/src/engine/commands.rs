@@ -6,13 +6,14 @@ use crate::command::{Command, CommandKind, JobReport};
 use crate::container::ForeignContainer;
 use crate::decide::{self, Context, Decision, Reply, Target, decide};
 use crate::id::{Caller, CommandId, ContainerName};
+use crate::json::to_json;
 use crate::problem::{Problem, ProblemCode};
 
+use super::Engine;
 use super::input::{Request, RequestId, Seen};
 use super::output::{Answer, Effect, Immediate};
 use super::turn::Turn;
 use super::waiting::Accepted;
-use super::{Engine, to_body};
 
 impl Engine {
     pub(super) fn command(&mut self, turn: &mut Turn, request: Request) {
@@ -95,20 +96,20 @@ impl Engine {
         };
         self.record(turn, &accepted.cause, facts);
         match reply {
-            Reply::Known(value) => self.accept(turn, accepted, to_body(&value)),
+            Reply::Known(value) => self.accept(turn, accepted, to_json(&value)),
             Reply::LeafReport => {
                 let report = self.report(&turn.at.conditions);
-                self.accept(turn, accepted, to_body(&report));
+                self.accept(turn, accepted, to_json(&report));
             }
             Reply::JobReport(id) => {
                 let job = self.state().jobs.get(&id).cloned();
                 let job = job.expect("the decision has found it");
                 let progress = self.jobs.progress(id).cloned();
-                self.accept(turn, accepted, to_body(&JobReport { job, progress }));
+                self.accept(turn, accepted, to_json(&JobReport { job, progress }));
             }
             Reply::Container(name) => {
                 let container = self.state().containers.get(&name);
-                let body = to_body(container.expect("the decision has found it, or its facts have made it"));
+                let body = to_json(container.expect("the decision has found it, or its facts have made it"));
                 self.accept(turn, accepted, body);
             }
             Reply::FromHost(question) => turn.effects.extend(accepted.to.iter().map(|to| Effect::Ask {

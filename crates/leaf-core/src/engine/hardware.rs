@@ -4,10 +4,11 @@ use crate::command::RescanReport;
 use crate::diff::changes;
 use crate::event::{Fact, HardwareFact};
 use crate::hardware::Inventory;
+use crate::json::to_json;
 use crate::problem::{Problem, ProblemCode};
 
+use super::Engine;
 use super::turn::Turn;
-use super::{Engine, to_body};
 
 impl Engine {
     /// Records what a scan shows, and answers the rescans that were asked for before it.
@@ -21,7 +22,7 @@ impl Engine {
             Ok(inventory) => {
                 let facts = changes(self.state(), &inventory);
                 let report = report(&inventory, &facts);
-                (facts, Ok(to_body(&report)))
+                (facts, Ok(to_json(&report)))
             }
             Err(error) => (Vec::new(), Err(Problem::new(ProblemCode::Failed, error))),
         };

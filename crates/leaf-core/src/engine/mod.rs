@@ -37,8 +37,6 @@ mod report;
 mod turn;
 mod waiting;
 
-use serde::Serialize;
-
 use crate::accepted::CommandRecord;
 use crate::aggregate::Aggregate;
 use crate::cause::Cause;
@@ -394,9 +392,4 @@ fn ends_job(fact: &JobFact) -> bool {
         JobFact::Succeeded(_) | JobFact::Failed(_) | JobFact::Cancelled(_) | JobFact::Interrupted(_) => true,
         JobFact::Queued(_) | JobFact::Started(_) => false,
     }
-}
-
-/// Returns a message as JSON.
-fn to_body(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("a message has string keys only")
 }

@@ -9,13 +9,14 @@ use crate::command::{Destroyed, Success, declaration_of};
 use crate::container::Container;
 use crate::decide::Target;
 use crate::id::{Caller, CommandId, ContainerName, JobId, decode_token};
+use crate::json::to_json;
 use crate::problem::{Problem, ProblemCode};
 use crate::reconcile::Resource;
 use crate::state::State;
 
+use super::Engine;
 use super::input::RequestId;
 use super::turn::Turn;
-use super::{Engine, to_body};
 
 /// Returns a target as it is stored: the key of the state's entry.
 fn key_of(target: &Target) -> String {
@@ -207,7 +208,7 @@ impl Engine {
             }
             Target::Job(id) => match self.state().jobs.get(id) {
                 Some(job) if !job.phase.is_final() => None,
-                Some(job) => Some(Ok(to_body(job))),
+                Some(job) => Some(Ok(to_json(job))),
                 None => Some(Err(Problem::new(
                     ProblemCode::NotFound,
                     format!("job {id} is forgotten"),
@@ -228,7 +229,7 @@ impl Engine {
                 problem: false,
             },
             Err(problem) => CommandOutcome {
-                body: to_body(problem),
+                body: to_json(problem),
                 problem: true,
             },
         };
@@ -251,7 +252,7 @@ fn container_outcome(
     let success = declaration.map_or(Success::Answered, |declaration| declaration.success);
     let Some(container) = container else {
         return Some(if success == Success::ContainerGone {
-            Ok(to_body(&Destroyed { name: name.clone() }))
+            Ok(to_json(&Destroyed { name: name.clone() }))
         } else {
             Err(Problem::new(
                 ProblemCode::Conflict,
@@ -273,7 +274,7 @@ fn container_outcome(
         return None;
     }
     Some(if success.is_met_by(container) {
-        Ok(to_body(container))
+        Ok(to_json(container))
     } else {
         let why = container
             .error

@@ -54,7 +54,7 @@ macro_rules! facts {
             }
 
             pub(super) fn to_body(&self) -> Vec<u8> {
-                match self { $(Self::$variant(fact) => $crate::event::to_json(fact),)* }
+                match self { $(Self::$variant(fact) => $crate::json::to_json(fact),)* }
             }
 
             /// Reads a fact of this type; nothing if the type is none of this kind of thing.

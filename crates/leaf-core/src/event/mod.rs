@@ -18,7 +18,6 @@ pub use container::*;
 pub use hardware::*;
 pub use job::*;
 pub use leaf::*;
-pub(crate) use record::to_json;
 pub use record::{EventRecord, Headers};
 
 use std::borrow::Cow;
@@ -27,9 +26,10 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::aggregate::Aggregate;
+use crate::compatibility::{must_be_understood, unknown_part};
 use crate::id::{CommandId, LeafName};
+use crate::json::to_json;
 use crate::shape::Shape;
-use crate::state::{beyond, must_be_understood};
 use crate::subject;
 
 /// One event: a fact and its place in the leaf's history.
@@ -183,8 +183,8 @@ macro_rules! nouns {
                 $(if let Some(fact) = $module::$facts::from_body(kind, body) {
                     let fact = Self::$variant(fact.ok()?);
                     let known = fact.body();
-                    let more = beyond(body, &known).unwrap_or_default();
-                    let understood = !more.is_object() || must_be_understood(&more, &known).is_none();
+                    let unknown = unknown_part(body, &known).unwrap_or_default();
+                    let understood = !unknown.is_object() || must_be_understood(&unknown, &known).is_none();
                     return understood.then_some(fact);
                 })*
                 None

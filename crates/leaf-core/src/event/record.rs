@@ -139,13 +139,6 @@ impl<'de> Deserialize<'de> for Headers {
     }
 }
 
-/// Returns a value as JSON, in memory that most events and entries fit into at once.
-pub(crate) fn to_json(value: &impl Serialize) -> Vec<u8> {
-    let mut json = Vec::with_capacity(512);
-    serde_json::to_writer(&mut json, value).expect("what a leaf says has string keys only");
-    json
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

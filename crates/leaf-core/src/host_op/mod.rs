@@ -17,6 +17,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::container::ContainerNetwork;
 use crate::id::{ContainerName, JobId, LeafName, StorePath};
+use crate::json::to_json;
 use crate::spec::ContainerOptions;
 use crate::subject;
 use declare::host_ops;
@@ -260,6 +261,5 @@ impl RunSpec {
 }
 
 fn short_digest(value: &impl Serialize) -> String {
-    let bytes = serde_json::to_vec(value).expect("a spec has text keys and no failing parts");
-    HEXLOWER.encode(&Sha256::digest(bytes)[..16])
+    HEXLOWER.encode(&Sha256::digest(to_json(value))[..16])
 }

@@ -14,7 +14,6 @@ mod snapshot;
 pub use job::REMEMBERED_JOBS;
 pub use leaf::LeafState;
 pub use raw::{RawEntry, RawEvent};
-pub(crate) use raw::{beyond, must_be_understood};
 pub use snapshot::SNAPSHOT_KEY;
 
 use std::collections::BTreeMap;
@@ -23,11 +22,13 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::cause::Cause;
+use crate::compatibility::{add_unknown_part, must_be_understood, unknown_part};
 use crate::container::Container;
-use crate::event::{Event, Fact, LeafFact, to_json};
+use crate::event::{Event, Fact, LeafFact};
 use crate::hardware::Device;
 use crate::id::{ContainerName, DeviceId, JobId};
 use crate::job::Job;
+use crate::json::to_json;
 
 /// What a leaf knows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -157,7 +158,7 @@ impl State {
         let entry = self.find(key)?;
         let mut value = serde_json::to_value(entry).expect("an entry of the state has string keys only");
         if let Some(fields) = self.unknown_fields(key) {
-            raw::merge(&mut value, fields);
+            add_unknown_part(&mut value, fields);
         }
         Some(value)
     }
@@ -216,15 +217,15 @@ impl State {
             return;
         }
         let known = self.entry(key).unwrap_or_default();
-        let Some(more) = beyond(&value, &known) else {
+        let Some(unknown) = unknown_part(&value, &known) else {
             return;
         };
-        match must_be_understood(&more, &known) {
+        match must_be_understood(&unknown, &known) {
             Some(place) if !kind.renewed => {
                 (kind.remove)(self, id);
                 self.keep_entry(key, value, format!("the value of {place} is unknown"));
             }
-            _ => self.keep_fields(key, more),
+            _ => self.keep_fields(key, unknown),
         }
     }
 }

@@ -7,16 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{Entry, Kind, State, add, kind_of, same_key};
 use crate::aggregate::Aggregate;
 use crate::event::{Event, Fact};
 use crate::id::{CommandId, JobId};
-
-/// Fields that have to be understood whole, at the top of an entry or of an event's body: what is desired. A field that this
-/// version doesn't know elsewhere is kept, and does not keep the leaf from acting.
-const UNDERSTOOD_WHOLE: [&str; 3] = ["desired", "revisions", "task"];
 
 /// What the state holds and this version can't read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -261,86 +257,6 @@ impl State {
     /// Takes the keys of the entries that changed when the state was read.
     pub(super) fn take_caught_up(&mut self) -> Vec<String> {
         std::mem::take(&mut self.raw.caught_up)
-    }
-}
-
-/// What is said in `found` beyond `known`, which is what this version made of it; nothing if all was understood. A field that
-/// is not there and one that says nothing (`null`, `false`, 0, an empty text or list) are the same.
-pub(crate) fn beyond(found: &Value, known: &Value) -> Option<Value> {
-    match (found, known) {
-        (Value::Object(found), Value::Object(known)) => {
-            let more = found.iter().filter_map(|(name, value)| {
-                let more = match known.get(name) {
-                    Some(known) => beyond(value, known)?,
-                    None if says_nothing(value) => return None,
-                    None => value.clone(),
-                };
-                Some((name.clone(), more))
-            });
-            let more: Map<String, Value> = more.collect();
-            (!more.is_empty()).then_some(Value::Object(more))
-        }
-        (Value::Array(found), Value::Array(known)) if found.len() == known.len() => {
-            let all = found.iter().zip(known).all(|(f, k)| beyond(f, k).is_none());
-            (!all).then(|| Value::Array(found.clone()))
-        }
-        (found, known) => (found != known).then(|| found.clone()),
-    }
-}
-
-fn says_nothing(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Bool(value) => !value,
-        Value::Number(value) => value.as_f64() == Some(0.0),
-        Value::String(value) => value.is_empty(),
-        Value::Array(value) => value.is_empty(),
-        Value::Object(value) => value.is_empty(),
-    }
-}
-
-/// Returns where an entry or an event's body says more than this version can do without: in what is desired, or in a place
-/// where it could not be kept beside what this version writes.
-pub(crate) fn must_be_understood(more: &Value, known: &Value) -> Option<String> {
-    let (Value::Object(more), Value::Object(known)) = (more, known) else {
-        return Some(String::new());
-    };
-    more.iter().find_map(|(name, more)| {
-        if UNDERSTOOD_WHOLE.contains(&name.as_str()) {
-            return Some(place(name, more));
-        }
-        let inner = must_be_understood(more, known.get(name)?)?;
-        Some(if inner.is_empty() {
-            name.clone()
-        } else {
-            format!("{name}.{inner}")
-        })
-    })
-}
-
-/// The place of the first value in what is said beyond.
-fn place(name: &str, more: &Value) -> String {
-    match more {
-        Value::Object(fields) => match fields.iter().next() {
-            Some((inner, more)) => format!("{name}.{}", place(inner, more)),
-            None => name.to_owned(),
-        },
-        _ => name.to_owned(),
-    }
-}
-
-/// Adds the fields that this version doesn't know to an entry.
-pub(super) fn merge(entry: &mut Value, more: &Value) {
-    let (Value::Object(entry), Value::Object(more)) = (entry, more) else {
-        return;
-    };
-    for (name, more) in more {
-        match entry.get_mut(name) {
-            Some(known) => merge(known, more),
-            None => {
-                entry.insert(name.clone(), more.clone());
-            }
-        }
     }
 }
 
