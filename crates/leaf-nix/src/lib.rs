@@ -10,11 +10,14 @@
 //! checks, the options of each command line, Nix's log (`internal-json`), and `nix path-info`.
 
 pub mod build;
+mod command_line;
 mod error;
 mod installable;
 mod internal_json;
 mod nix;
 mod path_info;
+mod version;
 
 pub use error::NixError;
-pub use nix::{ENVIRONMENT, Nix, NixVersion, Settings, host_options};
+pub use nix::{ENVIRONMENT, Nix, Settings, host_options};
+pub use version::NixVersion;

@@ -1,18 +1,17 @@
-//! The `nix` program: where it is, its version, and the settings that it is run with.
+//! Nix on this host: its settings, whether it works, and the orders of its tasks.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 
 use leaf_core::job::BuildTask;
-use leaf_core::job::process::Program;
 
 use crate::NixError;
 use crate::build;
 use crate::installable::Target;
+use crate::version::NixVersion;
 
 /// The variables of leafd's environment that Nix reads. No secret is among them: tokens belong in `nix.conf`.
 pub const ENVIRONMENT: &[&str] = &[
@@ -69,38 +68,6 @@ pub fn host_options() -> BTreeMap<String, String> {
     BTreeMap::from([("build-users-group".to_owned(), String::new())])
 }
 
-/// The version of the `nix` program.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct NixVersion {
-    /// The major number: 2.
-    pub major: u32,
-    /// The minor number.
-    pub minor: u32,
-    /// The first line that it prints: `nix (Nix) 2.8.0`.
-    pub text: String,
-}
-
-impl NixVersion {
-    pub(crate) fn parse(said: &str) -> Option<Self> {
-        let text = said.lines().next()?.trim().to_owned();
-        if !text.starts_with("nix ") {
-            return None;
-        }
-        let number = text
-            .split_whitespace()
-            .rev()
-            .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
-        let mut numbers = number
-            .split(|c: char| !c.is_ascii_digit())
-            .map_while(|part| part.parse().ok());
-        Some(Self {
-            major: numbers.next()?,
-            minor: numbers.next()?,
-            text,
-        })
-    }
-}
-
 /// Nix on this host. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Nix(Arc<Settings>);
@@ -152,53 +119,5 @@ impl Nix {
             target: Target::new(&task.installable, &self.0.templates_dir, &self.0.leaf_init)?,
             options: self.0.options.clone(),
         })
-    }
-}
-
-/// Returns a run of `nix VERB` that prints JSON on its standard output, and its log as JSON on its standard error.
-pub(crate) fn program<A: Into<OsString>>(
-    nix: &Path,
-    options: &BTreeMap<String, String>,
-    verb: &str,
-    arguments: impl IntoIterator<Item = A>,
-) -> Program {
-    let common = [
-        verb,
-        "--json",
-        "--extra-experimental-features",
-        "nix-command flakes",
-        "--log-format",
-        "internal-json",
-    ];
-    let options = options
-        .iter()
-        .flat_map(|(name, value)| ["--option", name.as_str(), value.as_str()]);
-    Program {
-        program: nix.to_owned(),
-        arguments: common
-            .into_iter()
-            .chain(options)
-            .map(OsString::from)
-            .chain(arguments.into_iter().map(Into::into))
-            .collect(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions_of_all_implementations_of_nix_are_read() {
-        for (said, major, minor) in [
-            ("nix (Nix) 2.8.0\n", 2, 8),
-            ("nix (Nix) 2.19pre20231009_f5a5c1e", 2, 19),
-            ("nix (Lix, like Nix) 2.91.1\nmore", 2, 91),
-            ("nix (Determinate Nix 3.5.2) 2.28.3", 2, 28),
-        ] {
-            let version = NixVersion::parse(said).expect(said);
-            assert_eq!((version.major, version.minor), (major, minor), "{said}");
-        }
-        assert_eq!(NixVersion::parse("no"), None);
     }
 }

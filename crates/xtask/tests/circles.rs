@@ -15,7 +15,6 @@ const LEFT: &[(&str, &[&str])] = &[
     ("leaf-helper", &["container::adopt", "container::create"]),
     ("leaf-job", &["runner", "supervise"]),
     ("leaf-job", &["running", "unit"]),
-    ("leaf-nix", &["build", "nix"]),
     ("testhost", &["cache", "freeze", "machine", "nixos", "share"]),
 ];
 

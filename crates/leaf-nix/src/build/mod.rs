@@ -12,11 +12,11 @@ use leaf_core::job::process::{Finished, Program, Step};
 use leaf_core::job::{BuildResult, JobResult, Progress};
 use serde::{Deserialize, Serialize};
 
-use crate::NixVersion;
+use crate::command_line::program;
 use crate::installable::Target;
 use crate::internal_json::Tracker;
-use crate::nix::program;
 use crate::path_info::read_path_info;
+use crate::version::NixVersion;
 use result::{Built, read_build};
 
 /// What a build needs to know: its part of a job's order on disk, which leafd of every version reads and writes.

@@ -1,0 +1,36 @@
+//! The command lines of `nix` that all tasks have in common.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::Path;
+
+use leaf_core::job::process::Program;
+
+/// Returns a run of `nix VERB` that prints JSON on its standard output, and its log as JSON on its standard error.
+pub(crate) fn program<A: Into<OsString>>(
+    nix: &Path,
+    options: &BTreeMap<String, String>,
+    verb: &str,
+    arguments: impl IntoIterator<Item = A>,
+) -> Program {
+    let common = [
+        verb,
+        "--json",
+        "--extra-experimental-features",
+        "nix-command flakes",
+        "--log-format",
+        "internal-json",
+    ];
+    let options = options
+        .iter()
+        .flat_map(|(name, value)| ["--option", name.as_str(), value.as_str()]);
+    Program {
+        program: nix.to_owned(),
+        arguments: common
+            .into_iter()
+            .chain(options)
+            .map(OsString::from)
+            .chain(arguments.into_iter().map(Into::into))
+            .collect(),
+    }
+}
