@@ -8,6 +8,9 @@ use leaf_host::cgroup::{Cgroup, CgroupError};
 use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, wait};
 use tokio::time::{Instant, sleep};
 
+/// How long processes may take to end once they are killed.
+const KILL_PATIENCE: Duration = Duration::from_secs(20);
+
 /// Moves this process, a child of it and all processes below them into a cgroup.
 pub(crate) fn enter_cgroup(cgroup: &Cgroup, child: Option<u32>) -> Result<(), CgroupError> {
     cgroup.attach_this_process()?;
@@ -64,10 +67,10 @@ fn descendants() -> Vec<Pid> {
     found
 }
 
-/// Kills every process below this one and reaps it; this process must be a subreaper, and must have waited for its own
-/// child. Returns whether none is left.
-pub(crate) async fn kill_descendants(patience: Duration) -> bool {
-    let deadline = Instant::now() + patience;
+/// Kills every process below this one and reaps it, within [`KILL_PATIENCE`]; this process must be a subreaper, and must have
+/// waited for its own child. Returns whether none is left.
+pub(crate) async fn kill_descendants() -> bool {
+    let deadline = Instant::now() + KILL_PATIENCE;
     let mut pause = Duration::from_millis(1);
     loop {
         loop {

@@ -4,6 +4,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use leaf_host::lock;
 use rustix::fs::{FallocateFlags, OFlags, fallocate, statvfs};
@@ -21,6 +22,9 @@ const OUTCOME_DRAFT: &str = "outcome.draft";
 const LOCK: &str = "lock";
 const PID: &str = "pid";
 const CANCEL: &str = "cancel";
+
+/// The least time between two versions of [`PROGRESS`] and two writes to the log, and between two reads of them.
+pub(crate) const UPDATE_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The most that is read of one file.
 const MAX_BYTES: u64 = 16 << 20;

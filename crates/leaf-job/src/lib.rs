@@ -23,6 +23,7 @@
 //! is not run here: it has no process of its own, and its steps are the reconciler's (decision 14). This crate knows no
 //! state, no queue and no NATS; how many jobs run at once is its caller's business.
 
+mod changes;
 mod descendants;
 mod directory;
 mod error;

@@ -8,7 +8,6 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use leaf_core::job::JobOutcome;
 use leaf_host::cgroup::Cgroup;
@@ -21,8 +20,6 @@ use crate::order::{Order, remove_result};
 use crate::outcome::Ended;
 use crate::supervise::Supervisor;
 use crate::work::Work;
-
-pub(crate) const KILL_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs the job of this directory to its end: the whole of a program, to be called before a tokio runtime is made, with
 /// the job's lock as standard input where it is no unit. `run` reads the task and calls [`ProcessJob::run`].
@@ -98,8 +95,8 @@ fn write_outcome(
 /// A process job in its runner, before it begins.
 #[derive(Debug)]
 pub struct ProcessJob {
-    pub(crate) directory: JobDirectory,
-    pub(crate) order: Order,
+    directory: JobDirectory,
+    order: Order,
 }
 
 impl ProcessJob {
@@ -132,10 +129,10 @@ impl ProcessJob {
     async fn run_to_end<S>(self, work: Result<Work<S>, String>) -> io::Result<()> {
         let reserved = reserve_outcome(&self.directory)?;
         let (outcome, log_missing) = match work {
-            Ok(work) => Supervisor::new(&self, work).run().await?,
+            Ok(work) => Supervisor::new(&self.directory, &self.order, work).run().await?,
             Err(why) => (JobOutcome::Failed(why), None),
         };
-        let all_ended = kill_descendants(KILL_PATIENCE).await;
+        let all_ended = kill_descendants().await;
         if !matches!(outcome, JobOutcome::Succeeded(_)) {
             remove_result(&self.order.result_dir);
         }

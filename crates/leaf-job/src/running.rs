@@ -3,8 +3,6 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::Duration;
@@ -14,22 +12,19 @@ use leaf_core::error::chain;
 use leaf_core::id::JobId;
 use leaf_core::job::{JobOutcome, Progress};
 use leaf_host::cgroup::{Cgroup, CgroupError};
-use leaf_host::process::{ProcessHandle, async_fd};
-use rustix::fs::inotify;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use leaf_host::process::ProcessHandle;
+use rustix::fs::inotify::WatchFlags;
 use tokio::process::Child;
 use tokio::time::{Instant, sleep_until};
 
 use crate::JobError;
-use crate::directory::{JobDirectory, ORDER, OUTCOME, PROGRESS};
+use crate::changes::Changes;
+use crate::directory::{JobDirectory, ORDER, OUTCOME, PROGRESS, UPDATE_INTERVAL};
 use crate::log;
 use crate::order::{Order, remove_result};
 use crate::outcome::Ended;
 use crate::unit::UnitWatch;
 
-/// The least time between two updates of a running job.
-pub(crate) const UPDATE_INTERVAL: Duration = Duration::from_millis(200);
 const UPDATE_LOG_BYTES: usize = 64 * 1024;
 /// How far a follower of the log may lag behind before a part is left out.
 const MAX_LAG_BYTES: u64 = 256 * 1024;
@@ -55,7 +50,7 @@ pub struct RunningJob {
     directory: JobDirectory,
     cleanup: Option<Cleanup>,
     process: Process,
-    inotify: AsyncFd<OwnedFd>,
+    changes: Changes,
     updates: VecDeque<JobUpdate>,
     next_check: Instant,
     changed: bool,
@@ -157,20 +152,13 @@ impl RunningJob {
         cleanup: Option<Cleanup>,
         process: Process,
     ) -> io::Result<Self> {
-        use inotify::{CreateFlags, WatchFlags};
-        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        inotify::add_watch(
-            &inotify,
-            directory.path(),
-            WatchFlags::MODIFY | WatchFlags::MOVED_TO,
-        )?;
         Ok(Self {
+            changes: Changes::of(directory.path(), WatchFlags::MODIFY | WatchFlags::MOVED_TO)?,
             id,
             pid,
             directory,
             cleanup,
             process,
-            inotify: async_fd(inotify)?,
             updates: VecDeque::new(),
             next_check: Instant::now(),
             changed: true,
@@ -211,7 +199,7 @@ impl RunningJob {
             if self.changed && may_check {
                 self.changed = false;
                 self.next_check = Instant::now() + UPDATE_INTERVAL;
-                self.drain_inotify();
+                self.changes.take();
                 self.check(false);
                 continue;
             }
@@ -226,7 +214,7 @@ impl RunningJob {
                     self.updates.push_back(JobUpdate::Ended(outcome));
                 }
                 () = sleep_until(self.next_check), if !may_check => {}
-                _ = self.inotify.readable(), if !self.changed && may_check => self.changed = true,
+                _ = self.changes.wait(), if !self.changed && may_check => self.changed = true,
             }
         }
     }
@@ -239,10 +227,6 @@ impl RunningJob {
             Some(outcome) => outcome,
             None => conclude(&self.directory, self.cleanup.as_ref()).await,
         }
-    }
-
-    fn drain_inotify(&self) {
-        drain(&self.inotify);
     }
 
     fn check(&mut self, ended: bool) {
@@ -280,18 +264,6 @@ impl RunningJob {
             Err(error) => tracing::debug!(job = %self.id, %error, "the log of a job can't be read"),
         }
     }
-}
-
-/// Takes what an inotify has to say.
-pub(crate) fn drain(inotify: &AsyncFd<OwnedFd>) {
-    let mut buffer = [MaybeUninit::uninit(); 4096];
-    // Its error is that there is no more, which makes the next wait a real one.
-    let _ = inotify.try_io(Interest::READABLE, |fd| -> io::Result<()> {
-        let mut reader = inotify::Reader::new(fd, &mut buffer);
-        loop {
-            reader.next()?;
-        }
-    });
 }
 
 /// What a job that has ended leaves behind, where its order does not say so. A job in a unit leaves nothing: the helper

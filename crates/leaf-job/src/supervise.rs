@@ -16,11 +16,10 @@ use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
 use crate::descendants::{enter_cgroup, kill_descendants};
-use crate::directory::PROGRESS;
+use crate::directory::{JobDirectory, PROGRESS, UPDATE_INTERVAL};
 use crate::lines::Lines;
 use crate::log::LogWriter;
-use crate::runner::{KILL_PATIENCE, ProcessJob};
-use crate::running::UPDATE_INTERVAL;
+use crate::order::Order;
 use crate::work::Work;
 
 const MAX_STDOUT_BYTES: usize = 16 * 1024 * 1024;
@@ -37,7 +36,8 @@ enum ProgramEnd {
 
 /// Runs the programs of one job.
 pub(crate) struct Supervisor<'a, S> {
-    job: &'a ProcessJob,
+    directory: &'a JobDirectory,
+    order: &'a Order,
     work: Work<S>,
     log: LogWriter,
     deadline: Instant,
@@ -48,15 +48,16 @@ pub(crate) struct Supervisor<'a, S> {
 }
 
 impl<'a, S> Supervisor<'a, S> {
-    pub(crate) fn new(job: &'a ProcessJob, work: Work<S>) -> Self {
+    pub(crate) fn new(directory: &'a JobDirectory, order: &'a Order, work: Work<S>) -> Self {
         Self {
-            log: LogWriter::new(job.directory.path(), job.order.max_log_bytes),
-            deadline: Instant::now() + job.order.timeout(),
+            log: LogWriter::new(directory.path(), order.max_log_bytes),
+            deadline: Instant::now() + order.timeout(),
             next_flush: Instant::now() + UPDATE_INTERVAL,
             progress: Progress::default(),
             in_cgroup: false,
             unflushed: false,
-            job,
+            directory,
+            order,
             work,
         }
     }
@@ -66,7 +67,7 @@ impl<'a, S> Supervisor<'a, S> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut hang_up = signal(SignalKind::hangup())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let outcome = if self.job.directory.is_cancelled() {
+        let outcome = if self.directory.is_cancelled() {
             JobOutcome::Cancelled
         } else {
             // Signals of a terminal or of a session that ends don't end a job.
@@ -100,7 +101,7 @@ impl<'a, S> Supervisor<'a, S> {
                 ProgramEnd::Exited(status, _) => return Err(self.error(&program.program, status)),
                 ProgramEnd::Cancelled => return Ok(JobOutcome::Cancelled),
                 ProgramEnd::TimedOut => {
-                    let seconds = self.job.order.timeout().as_secs();
+                    let seconds = self.order.timeout().as_secs();
                     return Ok(JobOutcome::TimedOut(format!(
                         "it took longer than {seconds} s, and was ended"
                     )));
@@ -171,7 +172,7 @@ impl<'a, S> Supervisor<'a, S> {
                     if status.is_none() {
                         child.start_kill()?;
                     } else {
-                        kill_descendants(KILL_PATIENCE).await;
+                        kill_descendants().await;
                         patience = Some(Instant::now() + PIPE_PATIENCE);
                     }
                 }
@@ -190,13 +191,13 @@ impl<'a, S> Supervisor<'a, S> {
         if let Some(pid) = pid {
             let _ = kill_process(pid, Signal::TERM);
         }
-        Instant::now() + self.job.order.grace()
+        Instant::now() + self.order.grace()
     }
 
     /// Moves this process and a program into the job's cgroup. After the program's start and not before, since the kernel
     /// takes some 10 ms for it, in which the program starts, too; what it has started meanwhile is moved as well.
     fn enter_cgroup(&mut self, child: &Child) {
-        let Some(path) = self.job.order.cgroup.as_ref().filter(|_| !self.in_cgroup) else {
+        let Some(path) = self.order.cgroup.as_ref().filter(|_| !self.in_cgroup) else {
             return;
         };
         match enter_cgroup(&Cgroup::at(path), child.id()) {
@@ -216,7 +217,7 @@ impl<'a, S> Supervisor<'a, S> {
             self.log.flush();
         }
         let progress = (self.work.progress)(&self.work.state);
-        if progress != self.progress && self.job.directory.write_json(PROGRESS, &progress).is_ok() {
+        if progress != self.progress && self.directory.write_json(PROGRESS, &progress).is_ok() {
             self.progress = progress;
         }
     }

@@ -1,22 +1,19 @@
 //! Waits for the end of a unit by its cgroup, in which leafd may change nothing.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use leaf_host::cgroup::Cgroup;
-use leaf_host::process::async_fd;
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::fs::inotify::WatchFlags;
 use rustix::io::Errno;
-use tokio::io::unix::AsyncFd;
 
-use crate::running::drain;
+use crate::changes::Changes;
 
 /// Waits for the end of a unit.
 #[derive(Debug)]
 pub(crate) struct UnitWatch {
     cgroup: Cgroup,
-    changes: Option<AsyncFd<OwnedFd>>,
+    changes: Option<Changes>,
 }
 
 impl UnitWatch {
@@ -32,15 +29,13 @@ impl UnitWatch {
     pub(crate) async fn ended(&mut self) -> io::Result<()> {
         loop {
             if self.changes.is_none() {
-                let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-                match inotify::add_watch(
-                    &fd,
-                    self.cgroup.path().join("cgroup.events"),
-                    WatchFlags::MODIFY | WatchFlags::DELETE_SELF,
-                ) {
-                    Ok(_) => self.changes = Some(async_fd(fd)?),
-                    Err(Errno::NOENT | Errno::NODEV) => return Ok(()),
-                    Err(e) => return Err(e.into()),
+                let events = self.cgroup.path().join("cgroup.events");
+                match Changes::of(&events, WatchFlags::MODIFY | WatchFlags::DELETE_SELF) {
+                    Ok(changes) => self.changes = Some(changes),
+                    Err(e) if matches!(Errno::from_io_error(&e), Some(Errno::NOENT | Errno::NODEV)) => {
+                        return Ok(());
+                    }
+                    Err(e) => return Err(e),
                 }
             }
             // After the watch was set: no change is missed.
@@ -48,8 +43,8 @@ impl UnitWatch {
                 return Ok(());
             }
             if let Some(changes) = &self.changes {
-                let _ = changes.readable().await?;
-                drain(changes);
+                changes.wait().await?;
+                changes.take();
             }
         }
     }

@@ -13,8 +13,6 @@ type Module = Vec<String>;
 /// own. Who mends one takes it out.
 const LEFT: &[(&str, &[&str])] = &[
     ("leaf-helper", &["container::adopt", "container::create"]),
-    ("leaf-job", &["runner", "supervise"]),
-    ("leaf-job", &["running", "unit"]),
     ("testhost", &["cache", "freeze", "machine", "nixos", "share"]),
 ];
 
