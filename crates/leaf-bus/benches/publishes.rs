@@ -1,10 +1,10 @@
 //! What JetStream gives a bare program: publishes, pipelined, until the last is acknowledged. Prints JSON.
 //! `cargo xtask bench` runs it.
 //!
-//! `publishes NATS_SERVER SYNC HOW FOLDER RECORDS COUNT`: a server of its own with this `sync_interval` (`default` leaves
-//! it out), and the subjects, headers and bodies of RECORDS (events as JSON, a line each) over and over. HOW is `api`, as
-//! async-nats offers it, a future for each acknowledgement; or `inbox`, the least that can be done: all acknowledgements
-//! come to one inbox, and are counted.
+//! `publishes NATS_SERVER SYNC HOW DIRECTORY RECORDS COUNT`: a server of its own with this `sync_interval` (`default`
+//! leaves it out), and the subjects, headers and bodies of RECORDS (events as JSON, a line each) over and over. HOW is
+//! `api`, as async-nats offers it, a future for each acknowledgement; or `inbox`, the least that can be done: all
+//! acknowledgements come to one inbox, and are counted.
 #![allow(clippy::print_stdout, reason = "a program")]
 
 use std::collections::VecDeque;
@@ -32,12 +32,12 @@ async fn main() -> Result<()> {
         .filter(|arg| !arg.starts_with("--"))
         .collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let [program, sync, how, folder, records, count] = args[..] else {
+    let [program, sync, how, directory, records, count] = args[..] else {
         bail!("this is a part of `cargo xtask bench`");
     };
     let count = count.parse()?;
     let records = records_of(Path::new(records))?;
-    let (mut server, client) = serve(program, sync, Path::new(folder)).await?;
+    let (mut server, client) = serve(program, sync, Path::new(directory)).await?;
     let context = jetstream::new(client.clone());
     context
         .create_stream(stream::Config {
@@ -168,18 +168,18 @@ fn take(ack: Option<async_nats::Message>) -> Result<()> {
 }
 
 /// Starts a server with everything at its default but the place of its files.
-async fn serve(program: &str, sync: &str, folder: &Path) -> Result<(tokio::process::Child, Client)> {
+async fn serve(program: &str, sync: &str, directory: &Path) -> Result<(tokio::process::Child, Client)> {
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let sync = match sync {
         "default" => String::new(),
         other => format!("sync_interval: {other}"),
     };
-    let config = folder.join("bare.conf");
+    let config = directory.join("bare.conf");
     std::fs::write(
         &config,
         format!(
             "listen: 127.0.0.1:{port}\njetstream {{\nstore_dir: \"{}\"\n{sync}\n}}\n",
-            folder.join("bare").display()
+            directory.join("bare").display()
         ),
     )?;
     let mut server = tokio::process::Command::new(program)

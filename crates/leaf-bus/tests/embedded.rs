@@ -30,7 +30,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             left_behind,
         ),
         trial(
-            "a_second_daemon_in_the_same_folder_is_refused_and_harms_nothing",
+            "a_second_daemon_in_the_same_directory_is_refused_and_harms_nothing",
             second,
         ),
         trial("a_port_that_is_taken_is_refused_with_its_holder", port_taken),
@@ -163,7 +163,7 @@ async fn dropped() -> anyhow::Result<()> {
 
 const DAEMON: &str = "--play-the-daemon";
 
-/// This program as a daemon: starts the server in the folder given and waits to be killed.
+/// This program as a daemon: starts the server in the directory given and waits to be killed.
 pub(crate) fn play_the_daemon() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next()? != DAEMON {

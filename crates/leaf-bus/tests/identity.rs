@@ -341,7 +341,7 @@ async fn split() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// State folders of before there were two accounts.
+/// State directories of before there were two accounts.
 async fn upgraded() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let place = dir.path().join("identity");

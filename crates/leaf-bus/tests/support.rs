@@ -55,7 +55,7 @@ pub(crate) fn settings(dir: &Path) -> EmbeddedSettings {
     EmbeddedSettings::new(dir.join("nats"), "127.0.0.1:0".parse().expect("an address"))
 }
 
-/// A leaf's NATS in a folder of its own.
+/// A leaf's NATS in a directory of its own.
 pub(crate) struct Site {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) identity: Identity,

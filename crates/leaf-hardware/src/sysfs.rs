@@ -93,13 +93,13 @@ impl Tree {
         }
         let mut paths: Vec<String> = [format!("bus/{subsystem}/devices"), format!("class/{subsystem}")]
             .into_iter()
-            .flat_map(|folder| {
-                let entries = fs::read_dir(self.root.join(&folder))
+            .flat_map(|directory| {
+                let entries = fs::read_dir(self.root.join(&directory))
                     .into_iter()
                     .flatten()
                     .flatten();
                 entries
-                    .filter_map(|entry| resolve(&folder, fs::read_link(entry.path()).ok()?.to_str()?))
+                    .filter_map(|entry| resolve(&directory, fs::read_link(entry.path()).ok()?.to_str()?))
                     .collect::<Vec<_>>()
             })
             .collect();

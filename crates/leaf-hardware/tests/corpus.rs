@@ -1,4 +1,4 @@
-//! The reports of 91 real machines. They are test data that can't be shipped: `CIM_LEAF_CORPUS` names their folder.
+//! The reports of 91 real machines. They are test data that can't be shipped: `CIM_LEAF_CORPUS` names their directory.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -50,24 +50,25 @@ pub(crate) fn trials() -> Vec<Trial> {
         ),
         ("every_report_cut_off_anywhere_is_refused_and_says_where", cut_off),
     ];
-    let folder = std::env::var_os("CIM_LEAF_CORPUS").map(|folder| PathBuf::from(folder).join("facter"));
+    let directory =
+        std::env::var_os("CIM_LEAF_CORPUS").map(|directory| PathBuf::from(directory).join("facter"));
     tests
         .into_iter()
         .map(|(name, test)| {
-            let folder = folder.clone();
-            let missing = folder.is_none();
+            let directory = directory.clone();
+            let missing = directory.is_none();
             Trial::test(name, move || {
-                let folder = folder.ok_or("CIM_LEAF_CORPUS is not set")?;
-                test(&folder).map_err(|error| error.to_string().into())
+                let directory = directory.ok_or("CIM_LEAF_CORPUS is not set")?;
+                test(&directory).map_err(|error| error.to_string().into())
             })
             .with_ignored_flag(missing)
         })
         .collect()
 }
 
-fn reports(folder: &Path) -> Result<Reports, Box<dyn std::error::Error>> {
+fn reports(directory: &Path) -> Result<Reports, Box<dyn std::error::Error>> {
     let mut all = Vec::new();
-    for entry in fs::read_dir(folder)? {
+    for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         all.push((path.display().to_string(), fs::read(&path)?));
     }
@@ -75,9 +76,9 @@ fn reports(folder: &Path) -> Result<Reports, Box<dyn std::error::Error>> {
     Ok(all)
 }
 
-fn accounted(folder: &Path) -> Outcome {
+fn accounted(directory: &Path) -> Outcome {
     let mut count = 0;
-    for (name, bytes) in reports(folder)? {
+    for (name, bytes) in reports(directory)? {
         let report = facter::read(&bytes).map_err(|error| format!("{name}: {error}"))?;
         let json: Value = serde_json::from_slice(&bytes)?;
         for class in CLASSES {
@@ -138,8 +139,8 @@ fn accounted(folder: &Path) -> Outcome {
     Ok(())
 }
 
-fn stable(folder: &Path) -> Outcome {
-    for (name, bytes) in reports(folder)? {
+fn stable(directory: &Path) -> Outcome {
+    for (name, bytes) in reports(directory)? {
         let first = facter::read(&bytes)?;
         assert_eq!(first, facter::read(&bytes)?, "{name}");
         let drafts: BTreeSet<_> = first
@@ -163,9 +164,9 @@ fn stable(folder: &Path) -> Outcome {
     Ok(())
 }
 
-fn interfaces(folder: &Path) -> Outcome {
+fn interfaces(directory: &Path) -> Outcome {
     let mut count = 0;
-    for (name, bytes) in reports(folder)? {
+    for (name, bytes) in reports(directory)? {
         let report = facter::read(&bytes)?;
         let json: Value = serde_json::from_slice(&bytes)?;
         let list = |class: &str| json["hardware"][class].as_array().cloned().unwrap_or_default();
@@ -200,8 +201,8 @@ fn interfaces(folder: &Path) -> Outcome {
     Ok(())
 }
 
-fn cut_off(folder: &Path) -> Outcome {
-    for (name, bytes) in reports(folder)? {
+fn cut_off(directory: &Path) -> Outcome {
+    for (name, bytes) in reports(directory)? {
         for part in 0..40 {
             let cut = bytes.len() * part / 40;
             let error = facter::read(&bytes[..cut])

@@ -1,4 +1,4 @@
-//! A folder made like sysfs.
+//! A directory made like sysfs.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,21 +9,21 @@ use leaf_hardware::{Sources, scan};
 
 /// A machine that exists as files only.
 pub(crate) struct Machine {
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Machine {
     pub(crate) fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        fs::create_dir(folder.path().join("devices")).expect("a new folder");
-        Self { folder }
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        fs::create_dir(directory.path().join("devices")).expect("a new directory");
+        Self { directory }
     }
 
     pub(crate) fn sources(&self) -> Sources {
         Sources {
-            sysfs: self.folder.path().to_owned(),
+            sysfs: self.directory.path().to_owned(),
             udev: false,
-            names: vec![self.folder.path().join("names")],
+            names: vec![self.directory.path().join("names")],
             report: None,
         }
     }
@@ -33,13 +33,13 @@ impl Machine {
     }
 
     pub(crate) fn path(&self, path: &str) -> PathBuf {
-        self.folder.path().join(path.trim_start_matches('/'))
+        self.directory.path().join(path.trim_start_matches('/'))
     }
 
     /// Adds a device of a bus (`bus/pci`) or a class (`class/net`) with its attributes.
     pub(crate) fn device(&self, path: &str, subsystem: &str, attributes: &[(&str, &str)]) {
-        let folder = self.path(path);
-        fs::create_dir_all(&folder).expect("a folder below /devices");
+        let directory = self.path(path);
+        fs::create_dir_all(&directory).expect("a directory below /devices");
         for (name, text) in attributes {
             self.attribute(path, name, format!("{text}\n").as_bytes());
         }
@@ -48,12 +48,12 @@ impl Machine {
         }
         let depth = path.trim_start_matches('/').split('/').count();
         let up = "../".repeat(depth);
-        symlink(format!("{up}{subsystem}"), folder.join("subsystem")).expect("a new link");
+        symlink(format!("{up}{subsystem}"), directory.join("subsystem")).expect("a new link");
         let (listing, up) = match subsystem.strip_prefix("bus/") {
             Some(_) => (format!("{subsystem}/devices"), "../../../"),
             None => (subsystem.to_owned(), "../../"),
         };
-        fs::create_dir_all(self.path(&listing)).expect("a folder for the subsystem");
+        fs::create_dir_all(self.path(&listing)).expect("a directory for the subsystem");
         let name = Path::new(path).file_name().expect("a path");
         symlink(format!("{up}{}", &path[1..]), self.path(&listing).join(name)).expect("a new link");
     }
@@ -132,9 +132,9 @@ impl Machine {
     }
 }
 
-fn links(folder: &Path) -> Vec<PathBuf> {
+fn links(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.is_symlink() {
             found.push(path);

@@ -1,4 +1,4 @@
-//! Hardware against real parts: this machine's sysfs and uevents, reports of real machines, and a folder made like
+//! Hardware against real parts: this machine's sysfs and uevents, reports of real machines, and a directory made like
 //! sysfs for the hardware that this machine lacks.
 
 mod changes;

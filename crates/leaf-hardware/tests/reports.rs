@@ -228,8 +228,8 @@ fn unreadable() -> Outcome {
     Ok(())
 }
 
-fn script(folder: &Path, text: &str) -> Result<PathBuf, std::io::Error> {
-    let path = folder.join("program");
+fn script(directory: &Path, text: &str) -> Result<PathBuf, std::io::Error> {
+    let path = directory.join("program");
     fs::write(&path, format!("#!/bin/sh\n{text}\n"))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
     Ok(path)
@@ -251,22 +251,22 @@ fn run(program: &Path, limit: Duration) -> Result<Vec<u8>, RunError> {
 }
 
 fn program() -> Outcome {
-    let folder = tempfile::tempdir()?;
+    let directory = tempfile::tempdir()?;
     let limit = Duration::from_secs(30);
     let bytes = run(
-        &script(folder.path(), "echo '{\"version\":1,\"hardware\":{}}'")?,
+        &script(directory.path(), "echo '{\"version\":1,\"hardware\":{}}'")?,
         limit,
     )?;
     assert!(facter::read(&bytes)?.inventory.devices.is_empty());
-    let error = run(&script(folder.path(), "echo must be root >&2; exit 3")?, limit)
+    let error = run(&script(directory.path(), "echo must be root >&2; exit 3")?, limit)
         .err()
         .ok_or("it passed")?;
     assert!(error.to_string().contains("must be root"), "{error}");
-    let error = run(&folder.path().join("missing"), limit)
+    let error = run(&directory.path().join("missing"), limit)
         .err()
         .ok_or("it passed")?;
     assert!(matches!(error, RunError::Start { .. }), "{error}");
-    let error = run(&script(folder.path(), "exec cat /dev/zero")?, limit)
+    let error = run(&script(directory.path(), "exec cat /dev/zero")?, limit)
         .err()
         .ok_or("it passed")?;
     assert!(matches!(error, RunError::TooLarge { .. }), "{error}");
@@ -274,11 +274,11 @@ fn program() -> Outcome {
 }
 
 fn hanging() -> Outcome {
-    let folder = tempfile::tempdir()?;
-    let mark = folder.path().join("child");
+    let directory = tempfile::tempdir()?;
+    let mark = directory.path().join("child");
     let text = format!("sleep 600 & echo $! > {}; wait", mark.display());
     let begun = Instant::now();
-    let error = run(&script(folder.path(), &text)?, Duration::from_secs(2))
+    let error = run(&script(directory.path(), &text)?, Duration::from_secs(2))
         .err()
         .ok_or("it passed")?;
     assert!(matches!(error, RunError::TimedOut { .. }), "{error}");

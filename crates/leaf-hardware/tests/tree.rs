@@ -1,4 +1,4 @@
-//! Hardware that this machine lacks, as a folder made like sysfs.
+//! Hardware that this machine lacks, as a directory made like sysfs.
 
 use leaf_core::diff::diff;
 use leaf_core::event::{Fact, HardwareFact};

@@ -158,7 +158,7 @@ pub(crate) async fn a_container_survives_the_one_who_started_it_and_is_seen_agai
     let mut starter = Command::new(std::env::current_exe().expect("this program"))
         .env("LEAF_HELPER_TEST_START", name.as_str())
         .env("LEAF_HELPER_TEST_LEAF", host.leaf.as_str())
-        .env("LEAF_HELPER_TEST_FOLDER", host.directory.path())
+        .env("LEAF_HELPER_TEST_DIRECTORY", host.directory.path())
         .env("LEAF_HELPER_TEST_POOL", host.settings.pool.to_string())
         .stdin(Stdio::piped())
         .spawn()

@@ -122,7 +122,7 @@ fn runtime() -> tokio::runtime::Runtime {
 async fn play_the_starter(name: &str) {
     let variable = |name: &str| std::env::var(name).expect("the test sets it");
     let leaf = LeafName::new(variable("LEAF_HELPER_TEST_LEAF")).expect("a leaf");
-    let directory = std::path::PathBuf::from(variable("LEAF_HELPER_TEST_FOLDER"));
+    let directory = std::path::PathBuf::from(variable("LEAF_HELPER_TEST_DIRECTORY"));
     let paths = HostPaths {
         roots: directory.join("roots"),
         confs: directory.join("confs"),

@@ -1,4 +1,4 @@
-//! Prints what a commit costs: `cargo bench -p leaf-journal [-- FOLDER [CACHE_MIB]]` (a folder on the disk
+//! Prints what a commit costs: `cargo bench -p leaf-journal [-- DIRECTORY [CACHE_MIB]]` (a directory on the disk
 //! to be measured).
 #![allow(clippy::print_stdout, reason = "a program")]
 
@@ -53,7 +53,7 @@ async fn main() {
     let cache_mib: usize = arguments
         .next()
         .map_or(8, |text| text.parse().expect("a number of MiB"));
-    let folder = match &parent {
+    let directory = match &parent {
         Some(parent) => tempfile::tempdir_in(parent),
         None => tempfile::tempdir(),
     }
@@ -64,7 +64,7 @@ async fn main() {
         cache_bytes: cache_mib << 20,
         holder: "bench".to_owned(),
     };
-    let (journal, _) = Journal::open(folder.path(), &options).expect("opens");
+    let (journal, _) = Journal::open(directory.path(), &options).expect("opens");
     let mut next = 1;
     println!("cache of {cache_mib} MiB, {}", resident());
 
@@ -109,7 +109,11 @@ async fn main() {
         );
     }
 
-    let file_bytes = || std::fs::metadata(folder.path().join(FILE)).expect("a file").len();
+    let file_bytes = || {
+        std::fs::metadata(directory.path().join(FILE))
+            .expect("a file")
+            .len()
+    };
     let start = Instant::now();
     let mut from = journal.first_sequence();
     while from <= journal.last_sequence() {
@@ -119,7 +123,7 @@ async fn main() {
     println!("file: {} MiB", file_bytes() >> 20);
     drop(journal);
     let start = Instant::now();
-    let (journal, _) = Journal::open(folder.path(), &options).expect("opens");
+    let (journal, _) = Journal::open(directory.path(), &options).expect("opens");
     println!("open and verify: {:?}, {}", start.elapsed(), resident());
     let start = Instant::now();
     journal

@@ -18,7 +18,7 @@ use tokio::sync::{oneshot, watch};
 use crate::change::Change;
 use crate::encode::FORMAT;
 use crate::file::{self, Found, StoreError};
-use crate::lock::{FolderLock, LockError};
+use crate::lock::{DirectoryLock, LockError};
 use crate::writer::{Request, Shared, Writer};
 use leaf_core::accepted::CommandRecord;
 
@@ -245,7 +245,7 @@ impl Journal {
             path: directory.to_owned(),
             source,
         })?;
-        let lock = FolderLock::take(directory, &options.holder)?;
+        let lock = DirectoryLock::take(directory, &options.holder)?;
         let path = directory.join(FILE);
         let error = |source| open_error(&path, source);
         let created = !path.try_exists().map_err(|source| OpenError::Directory {

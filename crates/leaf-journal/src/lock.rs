@@ -1,4 +1,4 @@
-//! One process holds a state folder. The lock is the kernel's (`flock`), so it ends with its process, however that
+//! One process holds a state directory. The lock is the kernel's (`flock`), so it ends with its process, however that
 //! ends; the file's text says who holds it, for the error of whoever comes second.
 
 use std::fmt;
@@ -10,21 +10,21 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// The name of the lock file in the state folder.
+/// The name of the lock file in the state directory.
 pub(crate) const FILE: &str = "holder.json";
 
 /// How long a lock may outlive its process: a child that it was just starting when it was killed has the lock until it runs
 /// its own program.
 const LINGERS: Duration = Duration::from_secs(2);
 
-/// Who holds a state folder.
+/// Who holds a state directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// Its process id.
     pub pid: u32,
-    /// The host it runs on: the folder may be shared between hosts or containers.
+    /// The host it runs on: the directory may be shared between hosts or containers.
     pub hostname: String,
-    /// Since when it holds the folder.
+    /// Since when it holds the directory.
     pub since: Timestamp,
     /// What it says of itself, such as its instance id.
     pub holder: String,
@@ -61,16 +61,16 @@ fn pause() {
     std::thread::sleep(Duration::from_millis(10));
 }
 
-/// Why a state folder could not be locked.
+/// Why a state directory could not be locked.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another process has it.
     #[error(
-        "the state folder {path} is held by {}: stop that one first, or give this leaf a state folder of its own",
+        "the state directory {path} is held by {}: stop that one first, or give this leaf a state directory of its own",
         holder.as_deref().map_or_else(|| "another process".to_owned(), ToString::to_string)
     )]
     Held {
-        /// The state folder.
+        /// The state directory.
         path: PathBuf,
         /// Who, if its file could be read.
         holder: Option<Box<Holder>>,
@@ -85,13 +85,13 @@ pub enum LockError {
     },
 }
 
-/// A locked state folder; dropping it lets go.
+/// A locked state directory; dropping it lets go.
 #[derive(Debug)]
-pub(crate) struct FolderLock(#[expect(dead_code, reason = "its lock is what counts")] File);
+pub(crate) struct DirectoryLock(#[expect(dead_code, reason = "its lock is what counts")] File);
 
-impl FolderLock {
-    pub(crate) fn take(folder: &Path, holder: &str) -> Result<Self, LockError> {
-        let path = folder.join(FILE);
+impl DirectoryLock {
+    pub(crate) fn take(directory: &Path, holder: &str) -> Result<Self, LockError> {
+        let path = directory.join(FILE);
         let io = |source| LockError::Io {
             path: path.clone(),
             source,
@@ -108,10 +108,10 @@ impl FolderLock {
             match file.try_lock() {
                 Ok(()) => break,
                 Err(TryLockError::WouldBlock) => {
-                    let holder = holder_of(folder);
+                    let holder = holder_of(directory);
                     if !holder.as_ref().is_some_and(Holder::is_gone) || Instant::now() > deadline {
                         return Err(LockError::Held {
-                            path: folder.to_owned(),
+                            path: directory.to_owned(),
                             holder: holder.map(Box::new),
                         });
                     }
@@ -140,10 +140,10 @@ impl FolderLock {
     }
 }
 
-/// Returns who holds a state folder, or held it last.
+/// Returns who holds a state directory, or held it last.
 #[must_use]
-pub fn holder_of(folder: &Path) -> Option<Holder> {
-    let text = std::fs::read(folder.join(FILE)).ok()?;
+pub fn holder_of(directory: &Path) -> Option<Holder> {
+    let text = std::fs::read(directory.join(FILE)).ok()?;
     let mut values = serde_json::Deserializer::from_slice(&text).into_iter();
     values.next()?.ok()
 }

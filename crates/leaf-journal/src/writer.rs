@@ -15,7 +15,7 @@ use tokio::sync::{oneshot, watch};
 use crate::change::Change;
 use crate::encode::Head;
 use crate::file::{self, StoreError};
-use crate::lock::FolderLock;
+use crate::lock::DirectoryLock;
 use crate::recent::Recent;
 use crate::{CommitError, Held, JournalHealth};
 
@@ -105,7 +105,7 @@ pub(crate) struct Writer {
     pub shared: Arc<Shared>,
     pub requests: Receiver<Request>,
     pub head: Head,
-    pub lock: FolderLock,
+    pub lock: DirectoryLock,
     /// The channel of the answer to a close request, if there was one.
     pub closing: Option<oneshot::Sender<()>>,
 }

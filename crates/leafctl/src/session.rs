@@ -17,7 +17,7 @@ use crate::output::Output;
 use crate::progress::waiting;
 
 /// What to try if no flag says where the server is.
-const NO_CONTEXT: &str = "a leaf with its own NATS server writes context.json into its state folder: \
+const NO_CONTEXT: &str = "a leaf with its own NATS server writes context.json into its state directory: \
     name that file with --context, or in LEAFCTL_CONTEXT";
 
 /// One connection.

@@ -1,8 +1,8 @@
 //! Durable events a second: facts through the loop's own history and commits into the journal and JetStream (publisher), until
 //! the stream has acknowledged the last. Prints JSON. `cargo xtask bench` runs it.
 //!
-//! `durable FOLDER RECORDS COUNT` makes a leaf in FOLDER with an embedded server, as the daemon does, and writes some of
-//! its events to RECORDS, so that a bare program can publish the same bytes.
+//! `durable DIRECTORY RECORDS COUNT` makes a leaf in DIRECTORY with an embedded server, as the daemon does, and writes
+//! some of its events to RECORDS, so that a bare program can publish the same bytes.
 #![allow(clippy::print_stdout, reason = "a program")]
 
 use std::path::Path;
@@ -49,21 +49,21 @@ fn main() -> Result<()> {
         .filter(|arg| !arg.starts_with("--"))
         .collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let [folder, records, count] = args[..] else {
+    let [directory, records, count] = args[..] else {
         bail!("this is a part of `cargo xtask bench`");
     };
     let count = count.parse()?;
     let events = leafd::daemon::events_runtime()?;
     let runtime = leafd::daemon::runtime()?;
     runtime.block_on(run(
-        Path::new(folder),
+        Path::new(directory),
         Path::new(records),
         count,
         events.handle().clone(),
     ))
 }
 
-async fn run(folder: &Path, records: &Path, count: u64, events: Handle) -> Result<()> {
+async fn run(directory: &Path, records: &Path, count: u64, events: Handle) -> Result<()> {
     let leaf = LeafName::new("bench")?;
     let options = Options {
         leaf: leaf.clone(),
@@ -71,9 +71,9 @@ async fn run(folder: &Path, records: &Path, count: u64, events: Handle) -> Resul
         cache_bytes: CACHE_BYTES,
         holder: "bench".to_owned(),
     };
-    let (journal, _) = Journal::open(folder, &options)?;
-    let identity = Identity::open_or_create(&folder.join("identity"), &leaf)?;
-    let server = EmbeddedSettings::new(folder.join("nats"), "127.0.0.1:0".parse()?);
+    let (journal, _) = Journal::open(directory, &options)?;
+    let identity = Identity::open_or_create(&directory.join("identity"), &leaf)?;
+    let server = EmbeddedSettings::new(directory.join("nats"), "127.0.0.1:0".parse()?);
     let server = EmbeddedServer::start(server, &identity).await?;
     let (published_at, mut published) = watch::channel(Published::default());
     let publisher = EventPublisher {

@@ -160,7 +160,7 @@ pub struct Containers {
     /// `/run/cim-leaf/helper.sock`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub helper_socket: Option<PathBuf>,
-    /// The folder with the templates; `share/cim-leaf/containers` beside `leafd`'s `bin` if not given.
+    /// The directory with the templates; `share/cim-leaf/containers` beside `leafd`'s `bin` if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub templates: Option<PathBuf>,
     /// The static program `leaf-init`; beside `leafd` or on `PATH` if not given.

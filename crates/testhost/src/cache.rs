@@ -164,8 +164,8 @@ impl Image {
         if !image.frozen.is_dir() {
             let _lock = lock(&cache)?;
             forget_old(&cache)?;
-            build_whole(&image.frozen, |folder| {
-                freeze::freeze_with(self, programs, folder)
+            build_whole(&image.frozen, |directory| {
+                freeze::freeze_with(self, programs, directory)
             })
             .context("the programs can't be put on the test host")?;
         }
@@ -212,20 +212,23 @@ impl Image {
     }
 }
 
-/// Builds a folder that is not there yet.
-pub(crate) fn build_whole(folder: &Path, build: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    if folder.is_dir() {
+/// Builds a directory that is not there yet.
+pub(crate) fn build_whole(directory: &Path, build: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if directory.is_dir() {
         return Ok(());
     }
-    let name = folder.file_name().expect("an image has a name").to_string_lossy();
-    let part = folder.with_file_name(format!("part-{name}"));
+    let name = directory
+        .file_name()
+        .expect("an image has a name")
+        .to_string_lossy();
+    let part = directory.with_file_name(format!("part-{name}"));
     // Left by a build that was interrupted: who has the lock is alone.
     if part.exists() {
         fs::remove_dir_all(&part).with_context(|| format!("can't remove {}", part.display()))?;
     }
     fs::create_dir(&part).with_context(|| format!("can't make {}", part.display()))?;
     build(&part).with_context(|| format!("what is there of it is in {}", part.display()))?;
-    fs::rename(&part, folder).with_context(|| format!("can't rename {}", part.display()))
+    fs::rename(&part, directory).with_context(|| format!("can't rename {}", part.display()))
 }
 
 /// Marks a directory as used now.
@@ -484,20 +487,20 @@ mod tests {
 
     #[test]
     fn a_build_that_fails_leaves_no_image_and_the_next_starts_anew() {
-        let cache = tempfile::tempdir().expect("a temporary folder");
-        let folder = cache.path().join("disk-1");
-        build_whole(&folder, |part| {
+        let cache = tempfile::tempdir().expect("a temporary directory");
+        let directory = cache.path().join("disk-1");
+        build_whole(&directory, |part| {
             fs::write(part.join("half"), "")?;
             bail!("interrupted")
         })
         .expect_err("it was interrupted");
-        assert!(!folder.exists());
-        build_whole(&folder, |part| {
+        assert!(!directory.exists());
+        build_whole(&directory, |part| {
             assert!(!part.join("half").exists());
             fs::write(part.join("whole"), "").context("a file")
         })
         .expect("it was built");
-        assert!(folder.join("whole").exists());
-        build_whole(&folder, |_| bail!("it is there already")).expect("nothing is built twice");
+        assert!(directory.join("whole").exists());
+        build_whole(&directory, |_| bail!("it is there already")).expect("nothing is built twice");
     }
 }

@@ -19,7 +19,7 @@ pub fn workspace() -> PathBuf {
 /// Returns the directory that cargo builds in.
 pub fn target() -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
-        Some(folder) => workspace().join(folder),
+        Some(directory) => workspace().join(directory),
         None => workspace().join("target"),
     }
 }
@@ -36,7 +36,7 @@ pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from))
-        .map(|folder| folder.join(program))
+        .map(|directory| directory.join(program))
         .find(|file| is_executable(file))
 }
 
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_is_typed_without_its_folder() {
+    fn a_command_is_typed_without_its_directory() {
         let mut command = Command::new("/some/where/leafctl");
         command.args(["leaf", "show"]);
         assert_eq!(typed(&command), "leafctl leaf show");

@@ -10,7 +10,7 @@ pub(crate) struct Archive {
 }
 
 impl Archive {
-    pub(crate) fn folder(&mut self, name: &str) {
+    pub(crate) fn directory(&mut self, name: &str) {
         self.entry(name, 0o040_755, &[]);
     }
 
@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn each_entry_starts_at_a_multiple_of_four_and_the_last_ends_the_archive() {
         let mut archive = Archive::default();
-        archive.folder("bin");
+        archive.directory("bin");
         archive.file("bin/x", 0o755, b"12345");
         archive.link("bin/y", "x");
         let bytes = archive.end();

@@ -140,7 +140,7 @@ impl Tree {
             modules.display()
         );
         for unused in UNUSED_MODULES.split_whitespace() {
-            remove_folder(&modules.join(unused))?;
+            remove_directory(&modules.join(unused))?;
         }
         // Emulated, the unpacking at each start takes longer than the larger file.
         let unpack = format!(
@@ -152,13 +152,14 @@ impl Tree {
     }
 
     /// The kernel, and the least of a first root: busybox, and the modules between it and the disk.
-    pub(crate) fn start_files(&self, kernel: &str, init: &str, folder: &Path) -> Result<()> {
+    pub(crate) fn start_files(&self, kernel: &str, init: &str, directory: &Path) -> Result<()> {
         let from = self.root.join("boot").join(format!("vmlinuz-{kernel}"));
-        fs::copy(&from, folder.join("vmlinuz")).with_context(|| format!("can't copy {}", from.display()))?;
+        fs::copy(&from, directory.join("vmlinuz"))
+            .with_context(|| format!("can't copy {}", from.display()))?;
 
         let mut archive = cpio::Archive::default();
         for name in ["bin", "dev", "modules", "root"] {
-            archive.folder(name);
+            archive.directory(name);
         }
         let busybox = self.root.join("usr/bin/busybox");
         let read = |file: &Path| fs::read(file).with_context(|| format!("can't read {}", file.display()));
@@ -182,13 +183,13 @@ impl Tree {
                 }
             }
         }
-        fs::write(folder.join("initrd"), archive.end()).context("can't write the initrd")
+        fs::write(directory.join("initrd"), archive.end()).context("can't write the initrd")
     }
 
     pub(crate) fn write(&self, path: &str, content: &str) -> Result<PathBuf> {
         let file = self.root.join(path);
-        let folder = file.parent().expect("a file of the machine is in a folder");
-        fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
+        let directory = file.parent().expect("a file of the machine is in a directory");
+        fs::create_dir_all(directory).with_context(|| format!("can't make {}", directory.display()))?;
         // Debian's may be a link to elsewhere.
         if fs::symlink_metadata(&file).is_ok_and(|file| file.is_symlink()) {
             fs::remove_file(&file).with_context(|| format!("can't replace {}", file.display()))?;
@@ -220,10 +221,10 @@ pub(crate) fn executable(file: &Path) -> Result<()> {
         .with_context(|| format!("can't make {} executable", file.display()))
 }
 
-fn remove_folder(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
+fn remove_directory(directory: &Path) -> Result<()> {
+    match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("can't remove {}", folder.display()))
+            Err(error).with_context(|| format!("can't remove {}", directory.display()))
         }
         _ => Ok(()),
     }
@@ -249,10 +250,10 @@ mod tests {
 
     #[test]
     fn a_command_that_fails_says_its_last_words() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let directory = tempfile::tempdir().expect("a temporary directory");
         let build = Tree {
-            root: folder.path().to_owned(),
-            log: folder.path().join("log"),
+            root: directory.path().to_owned(),
+            log: directory.path().join("log"),
         };
         let error = build
             .run(Command::new("sh").args(["-c", "echo no space; exit 4"]))

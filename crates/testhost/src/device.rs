@@ -232,7 +232,7 @@ impl Rack {
             .filter_map(|(_, port)| *port)
             .collect();
         let port = match device.place {
-            // The last ones are for shared folders.
+            // The last ones are for shared directories.
             Place::PciExpress => {
                 let free = (0..PORTS - share::SLOTS).find(|port| !taken.contains(port));
                 ensure!(
@@ -260,13 +260,13 @@ impl Rack {
         }
     }
 
-    pub(crate) fn plug_all(&self, qmp: &mut Qmp, folder: &Path) -> Result<()> {
+    pub(crate) fn plug_all(&self, qmp: &mut Qmp, directory: &Path) -> Result<()> {
         (0..self.devices.len())
             .filter(|number| self.devices[*number].is_some())
-            .try_for_each(|number| self.plug(Plugged(number), qmp, folder))
+            .try_for_each(|number| self.plug(Plugged(number), qmp, directory))
     }
 
-    pub(crate) fn plug(&self, plugged: Plugged, qmp: &mut Qmp, folder: &Path) -> Result<()> {
+    pub(crate) fn plug(&self, plugged: Plugged, qmp: &mut Qmp, directory: &Path) -> Result<()> {
         let (device, port) = self.get(plugged)?;
         let mut arguments = device.arguments.clone();
         arguments["id"] = json!(id(plugged));
@@ -275,7 +275,7 @@ impl Rack {
             Place::Usb => arguments["bus"] = json!("usb.0"),
             Place::Slot => {}
         }
-        if let Some(key) = device.backend.open(plugged, qmp, folder)? {
+        if let Some(key) = device.backend.open(plugged, qmp, directory)? {
             arguments[key] = json!(backend_id(plugged));
         }
         let added = qmp.execute("device_add", arguments);
@@ -302,14 +302,14 @@ impl Rack {
 
 impl Backend {
     /// Makes it, and returns the key by which a device names it.
-    fn open(&self, plugged: Plugged, qmp: &mut Qmp, folder: &Path) -> Result<Option<&'static str>> {
+    fn open(&self, plugged: Plugged, qmp: &mut Qmp, directory: &Path) -> Result<Option<&'static str>> {
         let id = backend_id(plugged);
         let (command, arguments, key) = match self {
             Self::None => return Ok(None),
             Self::Disk { file, bytes } => {
                 let file = match file {
                     Some(file) => file.clone(),
-                    None => own_disk(&folder.join(&id), *bytes)?,
+                    None => own_disk(&directory.join(&id), *bytes)?,
                 };
                 let file = json!({"driver": "file", "filename": file, "discard": "unmap"});
                 let cache = json!({"direct": false, "no-flush": true});

@@ -57,9 +57,9 @@ pub(crate) fn overlay(below: &Path, format: &str, disk: &Path) -> Result<()> {
     output(&mut command).map(|_| ())
 }
 
-/// Leaves `disk.qcow2`, `memory` and `devices` in a folder.
-pub(crate) fn freeze(image: &Image, folder: &Path) -> Result<()> {
-    let (disk, memory) = (folder.join("disk.qcow2"), folder.join("memory"));
+/// Leaves `disk.qcow2`, `memory` and `devices` in a directory.
+pub(crate) fn freeze(image: &Image, directory: &Path) -> Result<()> {
+    let (disk, memory) = (directory.join("disk.qcow2"), directory.join("memory"));
     let mut tries = 0;
     let mut machine = loop {
         tries += 1;
@@ -67,7 +67,7 @@ pub(crate) fn freeze(image: &Image, folder: &Path) -> Result<()> {
             let _ = fs::remove_file(file);
         }
         overlay(&image.root.join("root.img"), "raw", &disk)?;
-        match boot(image, folder, &disk, &memory) {
+        match boot(image, directory, &disk, &memory) {
             Ok(machine) => break machine,
             Err(error) if tries < TRIES => {
                 say(format_args!("the start failed and is tried again: {error:#}"));
@@ -80,12 +80,12 @@ pub(crate) fn freeze(image: &Image, folder: &Path) -> Result<()> {
         output.status == 0,
         "the machine does not come to rest: {output:?}"
     );
-    keep(machine, folder)
+    keep(machine, directory)
 }
 
 /// The same of a frozen machine with programs on it.
-pub(crate) fn freeze_with(image: &Image, programs: &Programs, folder: &Path) -> Result<()> {
-    let (disk, memory) = (folder.join("disk.qcow2"), folder.join("memory"));
+pub(crate) fn freeze_with(image: &Image, programs: &Programs, directory: &Path) -> Result<()> {
+    let (disk, memory) = (directory.join("disk.qcow2"), directory.join("memory"));
     overlay(&image.frozen.join("disk.qcow2"), "qcow2", &disk)?;
     output(
         Command::new("cp")
@@ -94,11 +94,11 @@ pub(crate) fn freeze_with(image: &Image, programs: &Programs, folder: &Path) -> 
             .arg(&memory),
     )?;
     let devices = image.frozen.join("devices");
-    let mut machine = Machine::start(&start(image, folder, &disk, &memory, Some(&devices)))?;
+    let mut machine = Machine::start(&start(image, directory, &disk, &memory, Some(&devices)))?;
     machine.go()?;
     machine.wait(BOOT)?;
     let clock = crate::set_clock()?;
-    share::lead(folder, 0, programs.tree())?;
+    share::lead(directory, 0, programs.tree())?;
     machine.qmp.execute("device_add", share::device(0))?;
     for text in [
         &clock,
@@ -114,12 +114,12 @@ pub(crate) fn freeze_with(image: &Image, programs: &Programs, folder: &Path) -> 
             output.stderr.trim_end()
         );
     }
-    share::unplug(&mut machine.qmp, folder, 0)?;
-    keep(machine, folder)
+    share::unplug(&mut machine.qmp, directory, 0)?;
+    keep(machine, directory)
 }
 
-/// Stops a machine whose memory is in a file of this folder, and saves the rest of it there.
-pub(crate) fn keep(mut machine: Machine, folder: &Path) -> Result<()> {
+/// Stops a machine whose memory is in a file of this directory, and saves the rest of it there.
+pub(crate) fn keep(mut machine: Machine, directory: &Path) -> Result<()> {
     let flushed = command(&mut machine, "sync")?;
     ensure!(
         flushed.status == 0,
@@ -127,7 +127,7 @@ pub(crate) fn keep(mut machine: Machine, folder: &Path) -> Result<()> {
     );
     machine.qmp.execute("stop", json!({}))?;
     machine::ignore_shared(&mut machine.qmp)?;
-    let uri = format!("exec:cat > {}", machine::quoted(&folder.join("devices"))?);
+    let uri = format!("exec:cat > {}", machine::quoted(&directory.join("devices"))?);
     machine.qmp.execute("migrate", json!({"uri": uri}))?;
     let deadline = Instant::now() + BOOT;
     loop {
@@ -142,13 +142,13 @@ pub(crate) fn keep(mut machine: Machine, folder: &Path) -> Result<()> {
     machine.qmp.execute("quit", json!({}))?;
     machine.wait_for_end(Duration::from_secs(60))?;
     for name in ["agent", "qmp", "shell", "pid"] {
-        let _ = fs::remove_file(folder.join(name));
+        let _ = fs::remove_file(directory.join(name));
     }
     Ok(())
 }
 
-fn boot(image: &Image, folder: &Path, disk: &Path, memory: &Path) -> Result<Machine> {
-    let mut machine = Machine::start(&start(image, folder, disk, memory, None))?;
+fn boot(image: &Image, directory: &Path, disk: &Path, memory: &Path) -> Result<Machine> {
+    let mut machine = Machine::start(&start(image, directory, disk, memory, None))?;
     machine.go()?;
     machine.wait(BOOT)?;
     Ok(machine)
@@ -157,7 +157,7 @@ fn boot(image: &Image, folder: &Path, disk: &Path, memory: &Path) -> Result<Mach
 /// A machine whose memory stays in a file.
 fn start<'a>(
     image: &'a Image,
-    folder: &'a Path,
+    directory: &'a Path,
     disk: &'a Path,
     memory: &'a Path,
     frozen: Option<&'a Path>,
@@ -165,7 +165,7 @@ fn start<'a>(
     Start {
         accelerator: image.accelerator,
         processors: image.processors,
-        folder,
+        directory,
         boot: &image.root,
         disk,
         memory: Memory::File(memory),

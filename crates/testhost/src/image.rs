@@ -148,10 +148,10 @@ fn settings(tree: &Tree, nats_server: &Path) -> Result<()> {
     )
 }
 
-/// Removes a unit's links from the folders of what wants it.
+/// Removes a unit's links from the directories of what wants it.
 fn disable(units: &Path, unit: &str) -> Result<()> {
-    let folders = fs::read_dir(units).with_context(|| format!("can't read {}", units.display()))?;
-    let links = folders
+    let directories = fs::read_dir(units).with_context(|| format!("can't read {}", units.display()))?;
+    let links = directories
         .filter_map(Result::ok)
         .map(|entry| entry.path().join(unit));
     for link in links.chain([units.join(unit)]) {
@@ -168,14 +168,14 @@ mod tests {
 
     #[test]
     fn a_unit_is_disabled_wherever_it_is_wanted() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let wants = folder.path().join("a.target.wants");
-        fs::create_dir(&wants).expect("a folder");
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let wants = directory.path().join("a.target.wants");
+        fs::create_dir(&wants).expect("a directory");
         symlink("/x", wants.join("a.service")).expect("a link");
         symlink("/x", wants.join("b.service")).expect("a link");
-        disable(folder.path(), "a.service").expect("disabled");
+        disable(directory.path(), "a.service").expect("disabled");
         let left: Vec<_> = fs::read_dir(&wants)
-            .expect("a folder")
+            .expect("a directory")
             .map(|e| e.expect("an entry").file_name())
             .collect();
         assert_eq!(left, ["b.service"]);

@@ -70,12 +70,12 @@ pub const LIVES: Duration = Duration::from_secs(30 * 60);
 pub struct Host {
     image: Image,
     options: Options,
-    /// Before the folder, so that it ends before its files are removed.
+    /// Before the directory, so that it ends before its files are removed.
     machine: Option<RefCell<Machine>>,
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
     mac: String,
     devices: device::Rack,
-    /// Where shared folders are there, by their places.
+    /// Where shared directories are there, by their places.
     shares: [Option<String>; share::SLOTS],
 }
 
@@ -126,20 +126,20 @@ impl Host {
             image = image.with(programs)?;
         }
         image.mark_used()?;
-        let folder = tempfile::Builder::new()
+        let directory = tempfile::Builder::new()
             .prefix("leaf-host-")
             .tempdir()
-            .context("can't make a temporary folder")?;
+            .context("can't make a temporary directory")?;
         freeze::overlay(
             &image.frozen.join("disk.qcow2"),
             "qcow2",
-            &folder.path().join("disk.qcow2"),
+            &directory.path().join("disk.qcow2"),
         )?;
         let mut host = Self {
             image,
             options,
             machine: None,
-            folder,
+            directory,
             mac: device::new_mac(),
             devices: device::Rack::default(),
             shares: Default::default(),
@@ -175,15 +175,15 @@ impl Host {
         let mut machine = Machine::start(&Start {
             accelerator: self.image.accelerator,
             processors: self.image.processors,
-            folder: self.folder.path(),
+            directory: self.directory.path(),
             boot: &self.image.root,
-            disk: &self.folder.path().join("disk.qcow2"),
+            disk: &self.directory.path().join("disk.qcow2"),
             memory,
             frozen,
             mac: &self.mac,
             lives: self.options.lives,
         })?;
-        self.devices.plug_all(&mut machine.qmp, self.folder.path())?;
+        self.devices.plug_all(&mut machine.qmp, self.directory.path())?;
         for (slot, _) in self.shared() {
             machine.qmp.execute("device_add", share::device(slot))?;
         }
@@ -192,7 +192,7 @@ impl Host {
         Ok(machine)
     }
 
-    /// The places of shared folders that are taken, and where they are there.
+    /// The places of shared directories that are taken, and where they are there.
     fn shared(&self) -> impl Iterator<Item = (usize, &str)> {
         let shares = self.shares.iter().enumerate();
         shares.filter_map(|(slot, guest)| Some((slot, guest.as_deref()?)))
@@ -206,7 +206,7 @@ impl Host {
             !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'),
             "{name:?} is no host name"
         );
-        // The journal goes on in the folder that it has, and that of the new id leads there.
+        // The journal goes on in the directory that it has, and that of the new id leads there.
         let command = format!(
             "{clock} && {{ [ -L /etc/hostname ] || echo {name} >/etc/hostname; }} && \
              echo {name} >/proc/sys/kernel/hostname && read -r old </etc/machine-id && \
@@ -307,12 +307,16 @@ impl Host {
         self.machine()?.borrow_mut().agent.fetch(path)
     }
 
-    /// Shows it a folder of this machine, for reading and writing.
-    pub fn share(&mut self, folder: &Path, guest: &str) -> Result<()> {
+    /// Shows it a directory of this machine, for reading and writing.
+    pub fn share(&mut self, directory: &Path, guest: &str) -> Result<()> {
         let slot = self.shares.iter().position(Option::is_none);
-        let slot = slot
-            .with_context(|| format!("a machine can have {} shared folders, and has them", share::SLOTS))?;
-        share::lead(self.folder.path(), slot, folder)?;
+        let slot = slot.with_context(|| {
+            format!(
+                "a machine can have {} shared directories, and has them",
+                share::SLOTS
+            )
+        })?;
+        share::lead(self.directory.path(), slot, directory)?;
         self.machine()?
             .borrow_mut()
             .qmp
@@ -332,7 +336,7 @@ impl Host {
 
     /// Gives a Debian machine a disk with the containers' NixOS systems in its store, in the place of the store that it had.
     pub fn bring_containers(&mut self, systems: &nixos::Systems) -> Result<()> {
-        let copy = self.folder().join("containers.img");
+        let copy = self.directory().join("containers.img");
         command::output(
             std::process::Command::new("cp")
                 .args(["--sparse=always", "--reflink=auto"])
@@ -349,7 +353,7 @@ impl Host {
         .map(|_| ())
     }
 
-    /// Takes a shared folder away again.
+    /// Takes a shared directory away again.
     pub fn unshare(&mut self, guest: &str) -> Result<()> {
         let slot = self
             .shares
@@ -357,7 +361,7 @@ impl Host {
             .position(|shared| shared.as_deref() == Some(guest));
         let slot = slot.with_context(|| format!("nothing is shared as {guest}"))?;
         self.ok(&format!("umount '{guest}'"))?;
-        share::unplug(&mut self.machine()?.borrow_mut().qmp, self.folder.path(), slot)?;
+        share::unplug(&mut self.machine()?.borrow_mut().qmp, self.directory.path(), slot)?;
         self.shares[slot] = None;
         Ok(())
     }
@@ -368,7 +372,7 @@ impl Host {
         let machine = self.machine.as_ref().context("the machine has no power")?;
         let done = self
             .devices
-            .plug(plugged, &mut machine.borrow_mut().qmp, self.folder.path());
+            .plug(plugged, &mut machine.borrow_mut().qmp, self.directory.path());
         if done.is_err() {
             self.devices.forget(plugged);
         }
@@ -481,9 +485,9 @@ impl Host {
             .is_some_and(|machine| machine.borrow_mut().is_running())
     }
 
-    /// The folder of its sockets, logs and disk, on this machine.
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
+    /// The directory of its sockets, logs and disk, on this machine.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// Its host name.
@@ -493,7 +497,7 @@ impl Host {
 
     /// What it and its console said last: for the error of a test.
     pub fn last_words(&self) -> String {
-        let console = fs::read(machine::console(self.folder.path())).unwrap_or_default();
+        let console = fs::read(machine::console(self.directory.path())).unwrap_or_default();
         debian::last_lines(&console, 40)
     }
 

@@ -48,9 +48,9 @@ pub(crate) enum Memory<'a> {
 pub(crate) struct Start<'a> {
     pub(crate) accelerator: Accelerator,
     pub(crate) processors: u32,
-    /// The folder of its sockets and logs.
-    pub(crate) folder: &'a Path,
-    /// The folder with `vmlinuz` and `initrd`.
+    /// The directory of its sockets and logs.
+    pub(crate) directory: &'a Path,
+    /// The directory with `vmlinuz` and `initrd`.
     pub(crate) boot: &'a Path,
     pub(crate) disk: &'a Path,
     pub(crate) memory: Memory<'a>,
@@ -67,27 +67,27 @@ pub(crate) struct Start<'a> {
 pub(crate) struct Machine {
     /// `timeout`, which ends QEMU when its time is over.
     child: Child,
-    folder: PathBuf,
+    directory: PathBuf,
     pub(crate) qmp: Qmp,
     pub(crate) agent: Agent,
 }
 
-/// What a folder of a machine has in it.
-pub(crate) fn console(folder: &Path) -> PathBuf {
-    folder.join("console.log")
+/// What a directory of a machine has in it.
+pub(crate) fn console(directory: &Path) -> PathBuf {
+    directory.join("console.log")
 }
-pub(crate) fn shell_socket(folder: &Path) -> PathBuf {
-    folder.join("shell")
+pub(crate) fn shell_socket(directory: &Path) -> PathBuf {
+    directory.join("shell")
 }
 
 impl Machine {
     /// Starts a machine that stands still yet: see [`Machine::go`].
     pub(crate) fn start(start: &Start<'_>) -> Result<Self> {
-        let folder = start.folder;
+        let directory = start.directory;
         for name in ["qmp", "agent", "shell", "pid"] {
-            let _ = fs::remove_file(folder.join(name));
+            let _ = fs::remove_file(directory.join(name));
         }
-        let log = fs::File::create(folder.join("qemu.log")).context("can't make a log")?;
+        let log = fs::File::create(directory.join("qemu.log")).context("can't make a log")?;
         let mut command = command(start);
         let mut child = command
             .stdin(Stdio::null())
@@ -95,11 +95,11 @@ impl Machine {
             .stderr(log)
             .spawn()
             .context("can't run QEMU")?;
-        match connect(&mut child, folder) {
+        match connect(&mut child, directory) {
             Ok((qmp, agent)) => {
                 let mut machine = Self {
                     child,
-                    folder: folder.to_owned(),
+                    directory: directory.to_owned(),
                     qmp,
                     agent,
                 };
@@ -109,8 +109,8 @@ impl Machine {
                 Ok(machine)
             }
             Err(error) => {
-                end(&mut child, folder);
-                let text = fs::read(folder.join("qemu.log")).unwrap_or_default();
+                end(&mut child, directory);
+                let text = fs::read(directory.join("qemu.log")).unwrap_or_default();
                 Err(error.context(format!("QEMU does not start: {}", last_lines(&text, 10))))
             }
         }
@@ -169,21 +169,24 @@ impl Machine {
     /// What its console and QEMU said last.
     pub(crate) fn last_words(&self) -> String {
         let read = |file: PathBuf| last_lines(&fs::read(file).unwrap_or_default(), 10);
-        let (console, qemu) = (read(console(&self.folder)), read(self.folder.join("qemu.log")));
+        let (console, qemu) = (
+            read(console(&self.directory)),
+            read(self.directory.join("qemu.log")),
+        );
         format!("its console said last: {console:?}; QEMU said: {qemu:?}")
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        end(&mut self.child, &self.folder);
+        end(&mut self.child, &self.directory);
     }
 }
 
 /// Takes the power away, and waits until the process is gone.
-fn end(child: &mut Child, folder: &Path) {
+fn end(child: &mut Child, directory: &Path) {
     // QEMU first: SIGKILL would take its guard alone.
-    let pid = fs::read_to_string(folder.join("pid")).ok();
+    let pid = fs::read_to_string(directory.join("pid")).ok();
     let pid = pid.and_then(|text| rustix::process::Pid::from_raw(text.trim().parse().ok()?));
     // While the guard was not waited for, and QEMU is its child, the number is nobody else's.
     if let (Some(pid), Ok(None)) = (pid, child.try_wait()) {
@@ -219,7 +222,7 @@ pub(crate) fn recipe(accelerator: Accelerator, processors: u32) -> String {
     line(&command(&Start {
         accelerator,
         processors,
-        folder: nowhere,
+        directory: nowhere,
         boot: nowhere,
         disk: nowhere,
         memory: Memory::Own,
@@ -229,15 +232,15 @@ pub(crate) fn recipe(accelerator: Accelerator, processors: u32) -> String {
     }))
 }
 
-fn connect(child: &mut Child, folder: &Path) -> Result<(Qmp, Agent)> {
+fn connect(child: &mut Child, directory: &Path) -> Result<(Qmp, Agent)> {
     let deadline = Instant::now() + START;
     loop {
-        let pid = fs::metadata(folder.join("pid")).is_ok_and(|file| file.len() > 0);
-        let open = |name: &str| folder.join(name).exists();
+        let pid = fs::metadata(directory.join("pid")).is_ok_and(|file| file.len() > 0);
+        let open = |name: &str| directory.join(name).exists();
         // The one that listens last may be there a moment before it does.
         if pid && open("agent") && open("qmp") {
-            match Qmp::connect(&folder.join("qmp")) {
-                Ok(qmp) => return Ok((qmp, Agent::connect(&folder.join("agent"))?)),
+            match Qmp::connect(&directory.join("qmp")) {
+                Ok(qmp) => return Ok((qmp, Agent::connect(&directory.join("agent"))?)),
                 Err(error) if Instant::now() > deadline => return Err(error),
                 Err(_) => {}
             }
@@ -253,7 +256,7 @@ fn connect(child: &mut Child, folder: &Path) -> Result<(Qmp, Agent)> {
 }
 
 fn command(start: &Start<'_>) -> Command {
-    let folder = start.folder;
+    let directory = start.directory;
     let mut qemu = Command::new("timeout");
     // In the foreground, so that what ends this program's process group ends QEMU too.
     qemu.args(["--foreground", "--kill-after=5"])
@@ -272,7 +275,7 @@ fn command(start: &Start<'_>) -> Command {
         "-no-reboot",
         "-S",
     ]);
-    all(&["-pidfile", &folder.join("pid").to_string_lossy()]);
+    all(&["-pidfile", &directory.join("pid").to_string_lossy()]);
 
     let accelerator = match start.accelerator {
         Accelerator::Kvm => ["-accel", "kvm", "-cpu", "host"],
@@ -308,10 +311,10 @@ fn command(start: &Start<'_>) -> Command {
         "virtio-blk-pci,drive=root,id=root-disk,serial=root",
     ]);
     all(&["-device", "virtio-rng-pci", "-device", "vmgenid,guid=auto"]);
-    let socket = |name: &str| format!("{},server=on,wait=off", option(&folder.join(name)));
+    let socket = |name: &str| format!("{},server=on,wait=off", option(&directory.join(name)));
     all(&[
         "-chardev",
-        &format!("file,id=console,append=on,path={}", option(&console(folder))),
+        &format!("file,id=console,append=on,path={}", option(&console(directory))),
     ]);
     all(&[
         "-serial",
@@ -353,7 +356,7 @@ fn command(start: &Start<'_>) -> Command {
         "none,id=silence",
     ]);
     for slot in 0..share::SLOTS {
-        let path = option(&share::slot(folder, slot));
+        let path = option(&share::slot(directory, slot));
         all(&[
             "-fsdev",
             &format!(
@@ -395,13 +398,13 @@ mod tests {
         if crate::command::find("qemu-system-x86_64").is_none() {
             return;
         }
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let directory = tempfile::tempdir().expect("a temporary directory");
         let start = Start {
             accelerator: Accelerator::Emulation,
             processors: 1,
-            folder: folder.path(),
-            boot: folder.path(),
-            disk: &folder.path().join("absent.qcow2"),
+            directory: directory.path(),
+            boot: directory.path(),
+            disk: &directory.path().join("absent.qcow2"),
             memory: Memory::Own,
             frozen: None,
             mac: "52:54:00:00:00:01",

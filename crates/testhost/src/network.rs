@@ -26,7 +26,7 @@ pub struct Network {
 
 #[derive(Debug)]
 struct Switch {
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
     inputs: Sender<Input>,
 }
 
@@ -40,12 +40,12 @@ enum Input {
 impl Network {
     /// Returns a new network with nobody on it.
     pub fn new() -> Result<Self> {
-        let folder = tempfile::Builder::new()
+        let directory = tempfile::Builder::new()
             .prefix("leaf-network-")
             .tempdir()
-            .context("can't make a temporary folder")?;
+            .context("can't make a temporary directory")?;
         let listener =
-            UnixListener::bind(folder.path().join("switch")).context("can't make a network's socket")?;
+            UnixListener::bind(directory.path().join("switch")).context("can't make a network's socket")?;
         let (inputs, received) = mpsc::channel();
         let joins = inputs.clone();
         std::thread::spawn(move || {
@@ -58,7 +58,7 @@ impl Network {
         });
         let frames = inputs.clone();
         std::thread::spawn(move || forward(&received, &frames));
-        let switch = Switch { folder, inputs };
+        let switch = Switch { directory, inputs };
         Ok(Self {
             switch: Arc::new(switch),
         })
@@ -71,7 +71,7 @@ impl Network {
 
     /// What QEMU connects a card to.
     pub(crate) fn backend(&self, id: &str) -> Value {
-        let path = self.switch.folder.path().join("switch");
+        let path = self.switch.directory.path().join("switch");
         json!({"type": "stream", "id": id, "server": false, "addr": {"type": "unix", "path": path}})
     }
 }
@@ -80,7 +80,7 @@ impl Drop for Switch {
     fn drop(&mut self) {
         let _ = self.inputs.send(Input::End);
         // Wakes the one that listens, which then sees that nobody receives.
-        let _ = UnixStream::connect(self.folder.path().join("switch"));
+        let _ = UnixStream::connect(self.directory.path().join("switch"));
     }
 }
 
@@ -143,7 +143,7 @@ mod tests {
 
     fn connect(network: &Network) -> UnixStream {
         let stream =
-            UnixStream::connect(network.switch.folder.path().join("switch")).expect("the switch listens");
+            UnixStream::connect(network.switch.directory.path().join("switch")).expect("the switch listens");
         stream
             .set_read_timeout(Some(Duration::from_secs(10)))
             .expect("a time-out");

@@ -2,7 +2,7 @@
 //!
 //! They are laid out as on the machine's disk, and copied there whole.
 //!
-//! | in the folder of units | on the machine |
+//! | in the directory of units | on the machine |
 //! |---|---|
 //! | `*.service`, `*.socket`, … and `NAME.service.d/` | `/etc/systemd/system/` |
 //! | `sysusers.d/`, `tmpfiles.d/`, `polkit-1/`, `dbus-1/`, `systemd/`, … | `/etc/` |
@@ -41,8 +41,8 @@ const UNITS: [&str; 9] = [
     "target",
     "timer",
 ];
-/// Folders that are on the machine as they are here.
-const FOLDERS: [&str; 8] = [
+/// Directories that are on the machine as they are here.
+const DIRECTORIES: [&str; 8] = [
     "binfmt.d",
     "dbus-1",
     "modules-load.d",
@@ -117,7 +117,7 @@ impl Programs {
         Self::of(tree)
     }
 
-    /// Takes a folder that was laid out before.
+    /// Takes a directory that was laid out before.
     pub fn of(tree: PathBuf) -> Result<Self> {
         ensure!(
             tree.join(PREFIX).join("bin/leafd").is_file(),
@@ -129,7 +129,7 @@ impl Programs {
         Ok(Self { tree, key: hex(hash) })
     }
 
-    /// The folder, laid out as on the machine's disk.
+    /// The directory, laid out as on the machine's disk.
     pub fn tree(&self) -> &Path {
         &self.tree
     }
@@ -138,13 +138,13 @@ impl Programs {
         &self.key
     }
 
-    /// What a machine runs that has the folder at `at`.
+    /// What a machine runs that has the directory at `at`.
     pub(crate) fn script(&self, at: &str) -> Result<String> {
         let units = self.tree.join("etc/systemd/system");
         let mut names = Vec::new();
         if units.is_dir() {
             for entry in fs::read_dir(&units).with_context(|| format!("can't read {}", units.display()))? {
-                let name = entry.context("a folder can't be read")?.file_name();
+                let name = entry.context("a directory can't be read")?.file_name();
                 names.push(name.to_string_lossy().into_owned());
             }
         }
@@ -203,11 +203,11 @@ fn lay_out(package: &Path, units: &Path, tree: &Path) -> Result<()> {
         .context("can't copy the generator")?;
     let share = package.join("share");
     each_file(&share, &mut |file| {
-        let path = file.strip_prefix(&share).expect("it is below the folder");
+        let path = file.strip_prefix(&share).expect("it is below the directory");
         place(&prefix.join("share").join(path), &read(file)?)
     })?;
     each_file(units, &mut |file| {
-        let path = file.strip_prefix(units).expect("it is below the folder");
+        let path = file.strip_prefix(units).expect("it is below the directory");
         let Some(path) = destination(path)? else {
             return Ok(());
         };
@@ -218,7 +218,7 @@ fn lay_out(package: &Path, units: &Path, tree: &Path) -> Result<()> {
     })
 }
 
-/// Where a file of the folder of units is on the machine, if it is there.
+/// Where a file of the directory of units is on the machine, if it is there.
 fn destination(path: &Path) -> Result<Option<PathBuf>> {
     let first = path
         .components()
@@ -228,7 +228,7 @@ fn destination(path: &Path) -> Result<Option<PathBuf>> {
     let extension = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
     let is_unit = |name: &str| UNITS.contains(&extension(name).as_str());
     let alone = path.components().count() == 1;
-    Ok(Some(if FOLDERS.contains(&first.as_str()) {
+    Ok(Some(if DIRECTORIES.contains(&first.as_str()) {
         Path::new("etc").join(path)
     } else if is_unit(&first) || first.strip_suffix(".d").is_some_and(is_unit) {
         Path::new("etc/systemd/system").join(path)
@@ -265,8 +265,8 @@ fn fill(text: &str) -> Result<String> {
     }
 }
 
-fn each_file(folder: &Path, with: &mut impl FnMut(&Path) -> Result<()>) -> Result<()> {
-    let entries = fs::read_dir(folder).with_context(|| format!("can't read {}", folder.display()))?;
+fn each_file(directory: &Path, with: &mut impl FnMut(&Path) -> Result<()>) -> Result<()> {
+    let entries = fs::read_dir(directory).with_context(|| format!("can't read {}", directory.display()))?;
     let mut paths = entries
         .map(|entry| entry.map(|entry| entry.path()))
         .collect::<Result<Vec<_>, _>>()?;
@@ -286,8 +286,8 @@ fn read(file: &Path) -> Result<Vec<u8>> {
 }
 
 fn place(file: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = file.parent().expect("a file is in a folder");
-    fs::create_dir_all(folder)
+    let directory = file.parent().expect("a file is in a directory");
+    fs::create_dir_all(directory)
         .and_then(|()| fs::write(file, bytes))
         .with_context(|| format!("can't write {}", file.display()))
 }
@@ -298,9 +298,9 @@ pub(crate) fn hex(hash: Sha256) -> String {
 }
 
 /// Takes the names and contents of all files below a directory into a digest.
-pub(crate) fn digest(tree: &Path, folder: &Path, hash: &mut Sha256) -> Result<()> {
-    each_file(folder, &mut |file| {
-        let path = file.strip_prefix(tree).expect("it is below the folder");
+pub(crate) fn digest(tree: &Path, directory: &Path, hash: &mut Sha256) -> Result<()> {
+    each_file(directory, &mut |file| {
+        let path = file.strip_prefix(tree).expect("it is below the directory");
         let mut reader = fs::File::open(file).with_context(|| format!("can't read {}", file.display()))?;
         let size = reader.metadata().map(|file| file.len()).unwrap_or_default();
         hash.update(format!("{}\0{size}\0", path.display()));
@@ -364,8 +364,8 @@ mod tests {
 
     #[test]
     fn the_units_of_the_house_have_their_places_and_are_started() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let package = folder.path().join("package");
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let package = directory.path().join("package");
         let program = crate::command::find("true").expect("every system has it");
         for name in [
             "leafd",
@@ -381,7 +381,7 @@ mod tests {
             .expect("written");
         }
         place(&package.join("share/cim-leaf/containers/x.nix"), b"{ }").expect("written");
-        let tree = folder.path().join("tree");
+        let tree = directory.path().join("tree");
         lay_out(&package, &workspace().join("nixos-modules/leaf/units"), &tree).expect("all is known");
         assert!(tree.join("usr/local/share/cim-leaf/containers/x.nix").is_file());
         let unit = tree.join("etc/systemd/system/leafd.service");
@@ -401,18 +401,27 @@ mod tests {
 
     #[test]
     fn a_key_changes_with_a_file_and_its_name() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let leafd = folder.path().join(PREFIX).join("bin/leafd");
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let leafd = directory.path().join(PREFIX).join("bin/leafd");
         place(&leafd, b"1").expect("written");
-        let first = Programs::of(folder.path().to_owned()).expect("a folder").key;
+        let first = Programs::of(directory.path().to_owned())
+            .expect("a directory")
+            .key;
         assert_eq!(
-            Programs::of(folder.path().to_owned()).expect("a folder").key,
+            Programs::of(directory.path().to_owned())
+                .expect("a directory")
+                .key,
             first
         );
         place(&leafd, b"2").expect("written");
-        let second = Programs::of(folder.path().to_owned()).expect("a folder").key;
+        let second = Programs::of(directory.path().to_owned())
+            .expect("a directory")
+            .key;
         fs::rename(&leafd, leafd.with_file_name("x")).expect("renamed");
         assert_ne!(first, second);
-        assert!(Programs::of(folder.path().to_owned()).is_err(), "it has no leafd");
+        assert!(
+            Programs::of(directory.path().to_owned()).is_err(),
+            "it has no leafd"
+        );
     }
 }

@@ -1,7 +1,7 @@
-//! Folders of this machine in the other one, by 9p.
+//! Directories of this machine in the other one, by 9p.
 //!
-//! A device for it can be plugged in, but its folder must be named when QEMU starts. So QEMU is given links that lead
-//! nowhere yet; it follows one when its device is plugged in.
+//! A device for it can be plugged in, but its directory must be named when QEMU starts. So QEMU is given links that
+//! lead nowhere yet; it follows one when its device is plugged in.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -14,30 +14,30 @@ use serde_json::{Value, json};
 use crate::machine::PORTS;
 use crate::qmp::Qmp;
 
-/// How many folders one machine can have.
+/// How many directories one machine can have.
 pub(crate) const SLOTS: usize = 8;
 
-/// The name of a place for a folder, for QEMU and as the tag that the guest mounts.
+/// The name of a place for a directory, for QEMU and as the tag that the guest mounts.
 pub(crate) fn id(slot: usize) -> String {
     format!("share{slot}")
 }
 
-pub(crate) fn slot(folder: &Path, slot: usize) -> PathBuf {
-    folder.join(id(slot))
+pub(crate) fn slot(directory: &Path, slot: usize) -> PathBuf {
+    directory.join(id(slot))
 }
 
-/// Lets a place lead to a folder.
-pub(crate) fn lead(machine: &Path, number: usize, folder: &Path) -> Result<()> {
+/// Lets a place lead to a directory.
+pub(crate) fn lead(machine: &Path, number: usize, directory: &Path) -> Result<()> {
     ensure!(
         number < SLOTS,
-        "a test host can have {SLOTS} shared folders, and has them"
+        "a test host can have {SLOTS} shared directories, and has them"
     );
-    let folder = folder
+    let directory = directory
         .canonicalize()
-        .with_context(|| format!("can't share {}", folder.display()))?;
-    ensure!(folder.is_dir(), "{} is no folder", folder.display());
+        .with_context(|| format!("can't share {}", directory.display()))?;
+    ensure!(directory.is_dir(), "{} is no directory", directory.display());
     let link = slot(machine, number);
-    symlink(&folder, &link).with_context(|| format!("can't make {}", link.display()))
+    symlink(&directory, &link).with_context(|| format!("can't make {}", link.display()))
 }
 
 /// QEMU's name for the device of a place.

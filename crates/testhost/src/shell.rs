@@ -34,7 +34,7 @@ pub fn need_terminal() -> Result<()> {
 pub fn shell(host: &Host) -> Result<()> {
     let input = std::io::stdin();
     let mut console =
-        UnixStream::connect(machine::shell_socket(host.folder())).context("the machine has no console")?;
+        UnixStream::connect(machine::shell_socket(host.directory())).context("the machine has no console")?;
     console
         .set_nonblocking(true)
         .context("the console can't be set up")?;

@@ -36,21 +36,21 @@ impl Demo {
         );
         let tools = setup::prepare(false)?;
         let tree = install(&tools, Profile::Debug)?;
-        let folder = tempfile::Builder::new()
+        let directory = tempfile::Builder::new()
             .prefix("cim-leaf-demo-")
             .tempdir()
-            .context("can't make a temporary folder")?;
+            .context("can't make a temporary directory")?;
 
         title("A leaf with its own NATS");
-        let mut leaf = Shown::start(&tree, folder.path())?;
-        let shown = tour(&mut leaf, folder.path());
+        let mut leaf = Shown::start(&tree, directory.path())?;
+        let shown = tour(&mut leaf, directory.path());
         if let Err(error) = shown {
             leaf.print_log_end();
             return Err(error);
         }
         if self.keep {
-            let folder = folder.keep();
-            leaf.keep(&tree, &folder);
+            let directory = directory.keep();
+            leaf.keep(&tree, &directory);
         } else {
             leaf.stop()?;
             println!("\nEach step worked. The leaf is stopped, and its files are removed.");
@@ -60,7 +60,7 @@ impl Demo {
     }
 }
 
-fn tour(leaf: &mut Shown, folder: &Path) -> Result<()> {
+fn tour(leaf: &mut Shown, directory: &Path) -> Result<()> {
     title("The leaf and its lease");
     leaf.step(&["leaf", "list"])?;
     leaf.step(&["leaf", "show"])?;
@@ -106,11 +106,11 @@ fn tour(leaf: &mut Shown, folder: &Path) -> Result<()> {
     leaf.owns_no_container();
 
     title("A Nix build of several steps, with its progress");
-    let file = folder.join("demo.nix");
+    let file = directory.join("demo.nix");
     std::fs::write(&file, BUILD).with_context(|| format!("can't write {}", file.display()))?;
     let file = file
         .to_str()
-        .context("the temporary folder's name is not UTF-8")?;
+        .context("the temporary directory's name is not UTF-8")?;
     leaf.step(&["--timeout", "5m", "nix", "build", "--file", file])?;
     leaf.step(&["nix", "jobs"])?;
 

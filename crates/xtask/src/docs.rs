@@ -15,7 +15,7 @@ use leaf_core::{beat, subject};
 
 use crate::command::workspace;
 
-const FOLDER: &str = "docs/protocol";
+const DIRECTORY: &str = "docs/protocol";
 /// The schemas of all message types.
 const BUNDLE: &str = "messages.schema.json";
 
@@ -45,7 +45,7 @@ impl Docs {
             let path = workspace().join(file);
             match made.get(file) {
                 Some(text) => {
-                    std::fs::create_dir_all(workspace().join(FOLDER))
+                    std::fs::create_dir_all(workspace().join(DIRECTORY))
                         .and_then(|()| std::fs::write(&path, text))
                         .with_context(|| format!("can't write {}", path.display()))?;
                     println!("wrote {file}");
@@ -57,7 +57,7 @@ impl Docs {
                 }
             }
         }
-        println!("{} documents in {FOLDER}", made.len());
+        println!("{} documents in {DIRECTORY}", made.len());
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -65,11 +65,13 @@ impl Docs {
 /// Returns the files below `docs/protocol/` that are not what the types say: absent, different or too many.
 pub(crate) fn drift() -> Result<Vec<String>> {
     let made = documents();
-    let folder = workspace().join(FOLDER);
+    let directory = workspace().join(DIRECTORY);
     let mut names: BTreeSet<String> = made.keys().cloned().collect();
-    if folder.exists() {
-        for entry in std::fs::read_dir(&folder).with_context(|| format!("can't read {}", folder.display()))? {
-            names.insert(format!("{FOLDER}/{}", entry?.file_name().to_string_lossy()));
+    if directory.exists() {
+        for entry in
+            std::fs::read_dir(&directory).with_context(|| format!("can't read {}", directory.display()))?
+        {
+            names.insert(format!("{DIRECTORY}/{}", entry?.file_name().to_string_lossy()));
         }
     }
     names.retain(|name| std::fs::read_to_string(workspace().join(name)).ok().as_ref() != made.get(name));
@@ -82,8 +84,8 @@ fn documents() -> BTreeMap<String, String> {
         serde_json::to_string_pretty(&Bundle::new().document()).expect("a schema has string keys only");
     bundle.push('\n');
     BTreeMap::from([
-        (format!("{FOLDER}/README.md"), overview(&catalogue())),
-        (format!("{FOLDER}/{BUNDLE}"), bundle),
+        (format!("{DIRECTORY}/README.md"), overview(&catalogue())),
+        (format!("{DIRECTORY}/{BUNDLE}"), bundle),
     ])
 }
 

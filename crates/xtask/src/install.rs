@@ -19,8 +19,8 @@ pub(crate) enum Profile {
 }
 
 impl Profile {
-    /// What cargo calls the folder of what it builds.
-    pub(crate) const fn folder(self) -> &'static str {
+    /// What cargo calls the directory of what it builds.
+    pub(crate) const fn directory(self) -> &'static str {
         match self {
             Self::Debug => "debug",
             Self::Release => "release",
@@ -54,7 +54,7 @@ pub(crate) fn lay_out(tools: &Tools, profile: Profile) -> Result<PathBuf> {
         Profile::Debug => "demo",
         Profile::Release => "bench",
     };
-    let (built, tree) = (target().join(profile.folder()), target().join(tree));
+    let (built, tree) = (target().join(profile.directory()), target().join(tree));
     let bin = tree.join("bin");
     fs::create_dir_all(&bin).with_context(|| format!("can't make {}", bin.display()))?;
     for program in PROGRAMS {
@@ -62,13 +62,13 @@ pub(crate) fn lay_out(tools: &Tools, profile: Profile) -> Result<PathBuf> {
     }
     place(&tools.nats_server, &bin.join("nats-server"))?;
     // The container templates, and the modules that some of them are made of.
-    for folder in ["containers", "nixos-modules"] {
-        let installed = tree.join("share/cim-leaf").join(folder);
+    for directory in ["containers", "nixos-modules"] {
+        let installed = tree.join("share/cim-leaf").join(directory);
         if installed.exists() {
             fs::remove_dir_all(&installed)
                 .with_context(|| format!("can't remove {}", installed.display()))?;
         }
-        copy_folder(&workspace().join(folder), &installed)?;
+        copy_directory(&workspace().join(directory), &installed)?;
     }
     Ok(tree)
 }
@@ -83,13 +83,13 @@ fn place(from: &Path, to: &Path) -> Result<()> {
         .with_context(|| format!("can't copy {} to {}", from.display(), to.display()))
 }
 
-fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+fn copy_directory(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).with_context(|| format!("can't make {}", to.display()))?;
     for entry in fs::read_dir(from).with_context(|| format!("can't read {}", from.display()))? {
         let entry = entry?;
         let target = to.join(entry.file_name());
         if entry.file_type()?.is_dir() {
-            copy_folder(&entry.path(), &target)?;
+            copy_directory(&entry.path(), &target)?;
         } else {
             fs::copy(entry.path(), &target).with_context(|| format!("can't write {}", target.display()))?;
         }
@@ -102,12 +102,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_is_copied_whole_and_a_program_replaced() {
-        let root = tempfile::tempdir().expect("a temporary folder");
+    fn a_directory_is_copied_whole_and_a_program_replaced() {
+        let root = tempfile::tempdir().expect("a temporary directory");
         let from = root.path().join("from");
-        fs::create_dir_all(from.join("minimal")).expect("a folder");
+        fs::create_dir_all(from.join("minimal")).expect("a directory");
         fs::write(from.join("minimal/default.nix"), "{ }").expect("a file");
-        copy_folder(&from, &root.path().join("to")).expect("a copy");
+        copy_directory(&from, &root.path().join("to")).expect("a copy");
         let copy = root.path().join("to/minimal/default.nix");
         assert_eq!(fs::read_to_string(&copy).expect("a file"), "{ }");
         fs::write(root.path().join("new"), "new").expect("a file");

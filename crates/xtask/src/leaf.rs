@@ -21,7 +21,7 @@ pub(crate) struct Leaf {
     /// Where `leafd` says that it is ready, as it says it to systemd.
     notify: UnixDatagram,
     bin: PathBuf,
-    folder: PathBuf,
+    directory: PathBuf,
     started: Instant,
     ready_after: Duration,
     /// Whether somebody has taken care of its end.
@@ -30,15 +30,15 @@ pub(crate) struct Leaf {
 
 impl Leaf {
     /// Runs the `leafd` of an [installation](crate::install) with these arguments, and returns when it is ready. They
-    /// are to name `state/` in the folder as its state folder; its log is there, too.
-    pub(crate) fn start(tree: &Path, folder: &Path, args: &[impl AsRef<OsStr>]) -> Result<Self> {
-        let socket = folder.join("notify");
+    /// are to name `state/` in the directory as its state directory; its log is there, too.
+    pub(crate) fn start(tree: &Path, directory: &Path, args: &[impl AsRef<OsStr>]) -> Result<Self> {
+        let socket = directory.join("notify");
         let notify =
             UnixDatagram::bind(&socket).with_context(|| format!("can't bind {}", socket.display()))?;
         notify
             .set_read_timeout(Some(Duration::from_millis(200)))
             .context("can't set a time limit")?;
-        let log = log_file(folder);
+        let log = log_file(directory);
         let log = File::create(&log).with_context(|| format!("can't write {}", log.display()))?;
         let bin = tree.join("bin");
         let mut command = Command::new(bin.join("leafd"));
@@ -57,7 +57,7 @@ impl Leaf {
             child,
             notify,
             bin,
-            folder: folder.to_owned(),
+            directory: directory.to_owned(),
             started,
             ready_after: Duration::ZERO,
             over: false,
@@ -84,12 +84,12 @@ impl Leaf {
 
     /// What lets a client connect to it.
     pub(crate) fn context(&self) -> PathBuf {
-        context_file(&self.folder)
+        context_file(&self.directory)
     }
 
     /// What it writes.
     pub(crate) fn log(&self) -> PathBuf {
-        log_file(&self.folder)
+        log_file(&self.directory)
     }
 
     /// The last lines that it wrote.
@@ -198,17 +198,17 @@ impl Drop for Leaf {
     }
 }
 
-/// The state folder of a leaf with this folder.
-pub(crate) fn state(folder: &Path) -> PathBuf {
-    folder.join("state")
+/// The state directory of a leaf with this directory.
+pub(crate) fn state(directory: &Path) -> PathBuf {
+    directory.join("state")
 }
 
-fn context_file(folder: &Path) -> PathBuf {
-    state(folder).join("context.json")
+fn context_file(directory: &Path) -> PathBuf {
+    state(directory).join("context.json")
 }
 
-fn log_file(folder: &Path) -> PathBuf {
-    folder.join("leafd.log")
+fn log_file(directory: &Path) -> PathBuf {
+    directory.join("leafd.log")
 }
 
 /// The installation's programs before all others.

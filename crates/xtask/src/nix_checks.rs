@@ -12,7 +12,7 @@ use testhost::nixos::{TREE_VARIABLE, nixpkgs};
 use crate::command::{output, target, workspace};
 use crate::tally::Tally;
 
-/// The folders with an expression each that `nix-instantiate --eval --strict --json` evaluates.
+/// The directories with an expression each that `nix-instantiate --eval --strict --json` evaluates.
 const UNIT: &str = "tests/nix";
 const NIXOS: &str = "tests/nixos";
 /// Settings files as the NixOS module renders them, by name.
@@ -98,10 +98,10 @@ fn accepted_samples() -> Result<u64> {
     let samples: BTreeMap<String, String> =
         serde_json::from_str(&report).context("the samples are no texts by name")?;
     ensure!(!samples.is_empty(), "there are no samples");
-    let folder = tempfile::tempdir().context("can't make a temporary folder")?;
+    let directory = tempfile::tempdir().context("can't make a temporary directory")?;
     let leafd = target().join("debug/leafd");
     for (name, text) in &samples {
-        let file = folder.path().join(format!("{name}.toml"));
+        let file = directory.path().join(format!("{name}.toml"));
         std::fs::write(&file, text).with_context(|| format!("can't write {}", file.display()))?;
         output(Command::new(&leafd).arg("check-config").arg(&file))
             .with_context(|| format!("the sample {name}"))?;
@@ -163,14 +163,14 @@ fn nix_files() -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn below(root: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
+fn below(root: &Path, directory: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    let absolute = root.join(folder);
+    let absolute = root.join(directory);
     let entries =
         std::fs::read_dir(&absolute).with_context(|| format!("can't read {}", absolute.display()))?;
     for entry in entries {
         let entry = entry?;
-        let path = folder.join(entry.file_name());
+        let path = directory.join(entry.file_name());
         if entry.file_type()?.is_dir() {
             if path != Path::new("target") && !entry.file_name().to_string_lossy().starts_with('.') {
                 files.extend(below(root, &path)?);
@@ -182,8 +182,8 @@ fn below(root: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn evaluate(folder: &str) -> Result<Result<String, String>> {
-    instantiate(["--eval", "--strict", "--json", folder].map(AsRef::as_ref))
+fn evaluate(directory: &str) -> Result<Result<String, String>> {
+    instantiate(["--eval", "--strict", "--json", directory].map(AsRef::as_ref))
 }
 
 /// Runs `nix-instantiate` in the checkout without a store of the system: what it prints, or why it failed.
@@ -226,13 +226,13 @@ mod tests {
 
     #[test]
     fn files_are_found_without_git_too() {
-        let root = tempfile::tempdir().expect("a temporary folder");
+        let root = tempfile::tempdir().expect("a temporary directory");
         for file in ["a.nix", "b/c.nix", "b/d.txt", "target/e.nix", ".git/f.nix"] {
             let path = root.path().join(file);
-            std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+            std::fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
             std::fs::write(path, "1").expect("a file");
         }
-        let mut found = below(root.path(), Path::new("")).expect("a folder");
+        let mut found = below(root.path(), Path::new("")).expect("a directory");
         found.sort();
         assert_eq!(found, ["a.nix", "b/c.nix"].map(PathBuf::from));
     }

@@ -67,8 +67,8 @@ impl Soak {
         setup::prepare(false)?;
         host::image()?;
         let programs = host::programs(Profile::Release)?;
-        let folder = tempfile::tempdir().context("can't make a temporary folder")?;
-        let report = folder.path().join("report");
+        let directory = tempfile::tempdir().context("can't make a temporary directory")?;
+        let report = directory.path().join("report");
         let artifacts = compile(["--workspace", "--test", "host"])?;
         let tests = artifacts
             .iter()

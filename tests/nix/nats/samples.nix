@@ -2,7 +2,7 @@
 #
 #   nix-instantiate --eval --strict --json tests/nix/nats/samples.nix --argstr given '{…}'
 #
-# prints `{"<name>":"<text of nats.conf>",…}`. The values that depend on the machine are passed as JSON: `folder` (the
+# prints `{"<name>":"<text of nats.conf>",…}`. The values that depend on the machine are passed as JSON: `directory` (the
 # directory of the credentials and the storage), `system`, `account`, `accounts` (their JWTs by public key), `address`,
 # `port`, `leafnodesPort`, `monitoringPort`, `hub` (its URL), `ca`. It needs no nixpkgs.
 { given }:
@@ -11,7 +11,7 @@ let
   render =
     cfg:
     import ../../../nixos-modules/nats/render.nix (
-      import ../../../nixos-modules/nats/settings.nix { credentialsDirectory = of.folder; } cfg
+      import ../../../nixos-modules/nats/settings.nix { credentialsDirectory = of.directory; } cfg
     );
 
   values = import ./values.nix;
@@ -25,7 +25,7 @@ let
   base =
     merge values {
       inherit (of) address port;
-      dataDir = "${of.folder}/data";
+      dataDir = "${of.directory}/data";
       jetstream.maxFileStoreBytes = 16777216;
     }
     // {

@@ -29,7 +29,7 @@ pub enum Installable {
     },
     /// A container template of this leaf, such as `minimal`.
     Template {
-        /// The template's folder name.
+        /// The template's directory name.
         name: String,
     },
 }

@@ -195,7 +195,7 @@ pub fn check_path(field: &str, path: &str) -> Result<(), String> {
     }
 }
 
-/// Folders of a container that are the leaf's to fill.
+/// Directories of a container that are the leaf's to fill.
 const RESERVED_TARGETS: [&str; 5] = ["/nix/store", "/proc", "/sys", "/dev", "/run"];
 
 fn check_target(target: &str) -> Result<(), String> {

@@ -60,10 +60,10 @@ pub struct ContainerOptions {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub environment: BTreeMap<String, String>,
     /// Its secrets: the name of a systemd credential, and the absolute path of the file on the leaf that holds it. The
-    /// folders that such files may be in are a setting of the leaf.
+    /// directories that such files may be in are a setting of the leaf.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub secrets: BTreeMap<String, String>,
-    /// Folders of the leaf that it sees. The folders that these may be in are a setting of the leaf.
+    /// Directories of the leaf that it sees. The directories that these may be in are a setting of the leaf.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub binds: Vec<Bind>,
     /// What it may use at most.
@@ -93,16 +93,16 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// A folder of the leaf that a container sees.
+/// A directory of the leaf that a container sees.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Bind {
-    /// The folder or file on the leaf: an absolute path.
+    /// The directory or file on the leaf: an absolute path.
     pub source: String,
     /// Where the container sees it: an absolute path; that of the source if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// Whether the container may write there. Its root then acts as the folder's owner.
+    /// Whether the container may write there. Its root then acts as the directory's owner.
     #[serde(default, skip_serializing_if = "is_default")]
     pub writable: bool,
 }

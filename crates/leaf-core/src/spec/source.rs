@@ -21,7 +21,7 @@ pub enum ContainerSource {
     },
     /// A template of this leaf, built first.
     Template {
-        /// The template's folder name, such as `minimal`.
+        /// The template's directory name, such as `minimal`.
         name: String,
     },
 }

@@ -32,8 +32,8 @@ struct Golden {
 }
 
 fn goldens() -> Vec<Golden> {
-    let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/v1"));
-    let mut goldens: Vec<Golden> = std::fs::read_dir(&folder)
+    let directory = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/v1"));
+    let mut goldens: Vec<Golden> = std::fs::read_dir(&directory)
         .expect("tests/golden/v1 is there")
         .map(|entry| {
             let path = entry.expect("an entry").path();

@@ -11,7 +11,7 @@ fn main() -> ExitCode {
         .without_time()
         .init();
     let Some(directory) = std::env::args_os().nth(1) else {
-        tracing::error!("usage: cim-leaf-generator FOLDER [FOLDER FOLDER]; systemd calls this");
+        tracing::error!("usage: cim-leaf-generator DIRECTORY [DIRECTORY DIRECTORY]; systemd calls this");
         return ExitCode::FAILURE;
     };
     match leaf_helper::generate_units(directory.as_ref()) {

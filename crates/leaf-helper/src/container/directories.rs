@@ -11,13 +11,13 @@ use crate::{Helper, network};
 /// The mode of what the observers' group may read.
 pub(crate) const SHOWN: u32 = 0o640;
 /// The mode of directories that the observers' group may read.
-pub(crate) const SHOWN_FOLDER: u32 = 0o750;
+pub(crate) const SHOWN_DIRECTORY: u32 = 0o750;
 
 impl Helper {
     /// Opens the directory of what does not survive a reboot, and makes it where it is missing.
     pub(crate) fn run_directory(&self, name: &ContainerName) -> Result<Directory> {
-        let all = Directory::make_root(&self.paths.run, SHOWN_FOLDER)?;
-        let own = all.make(name.as_str(), SHOWN_FOLDER)?;
+        let all = Directory::make_root(&self.paths.run, SHOWN_DIRECTORY)?;
+        let own = all.make(name.as_str(), SHOWN_DIRECTORY)?;
         self.show(&all)?;
         self.show(&own)?;
         Ok(own)
@@ -25,8 +25,8 @@ impl Helper {
 
     /// Opens the directory of what survives a reboot, and makes it where it is missing.
     pub(crate) fn state_directory(&self, name: &ContainerName) -> Result<Directory> {
-        let all = Directory::make_root(&self.paths.state, SHOWN_FOLDER)?;
-        let own = all.make(name.as_str(), SHOWN_FOLDER)?;
+        let all = Directory::make_root(&self.paths.state, SHOWN_DIRECTORY)?;
+        let own = all.make(name.as_str(), SHOWN_DIRECTORY)?;
         self.show(&all)?;
         self.show(&own)?;
         Ok(own)

@@ -69,7 +69,8 @@ impl Helper {
         };
         let bytes = serde_json::to_vec_pretty(&record)
             .map_err(|e| Error::Refused(format!("a path of the settings is not UTF-8: {e}")))?;
-        let directory = Directory::make_root(&self.paths.state, crate::container::directories::SHOWN_FOLDER)?;
+        let directory =
+            Directory::make_root(&self.paths.state, crate::container::directories::SHOWN_DIRECTORY)?;
         if directory.read(FILE)?.is_some_and(|text| text.as_bytes() == bytes) {
             return Ok(());
         }

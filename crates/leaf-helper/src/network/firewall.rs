@@ -39,7 +39,7 @@ use leaf_core::host_op::RunSpec;
 use leaf_core::id::ContainerName;
 use leaf_core::spec::{Opening, Protocol};
 
-use crate::container::directories::SHOWN_FOLDER;
+use crate::container::directories::SHOWN_DIRECTORY;
 use crate::error::{Error, Result};
 use crate::files::Directory;
 use crate::{Helper, lock, network};
@@ -124,7 +124,7 @@ impl Helper {
     pub(crate) async fn check_openings(&self, spec: &RunSpec) -> Result<()> {
         let wanted = ingress(spec);
         if !wanted.is_empty() {
-            let state = Directory::make_root(&self.paths.state, SHOWN_FOLDER)?;
+            let state = Directory::make_root(&self.paths.state, SHOWN_DIRECTORY)?;
             if let Some(prepared) = self.prepared(&state)?
                 && wanted.contains(&(Protocol::Tcp, prepared.nats_port))
             {
@@ -269,7 +269,7 @@ impl Helper {
     }
 
     async fn lock_network(&self) -> Result<Lock> {
-        let state = Directory::make_root(&self.paths.state, SHOWN_FOLDER)?;
+        let state = Directory::make_root(&self.paths.state, SHOWN_DIRECTORY)?;
         let file = lock::hold(&state, LOCK).await?;
         Ok(Lock { state, _file: file })
     }

@@ -37,8 +37,8 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 fn reopened() {
-    let folder = tempdir().expect("a directory");
-    let (journal, opened) = open(folder.path()).expect("opens");
+    let directory = tempdir().expect("a directory");
+    let (journal, opened) = open(directory.path()).expect("opens");
     assert!(opened.created);
     assert_eq!(
         opened.held,
@@ -66,14 +66,14 @@ fn reopened() {
     });
     assert_eq!(committed.borrow_and_update().last_sequence, 100);
     assert!(journal.free_bytes().expect("statvfs") > 0);
-    assert!(file_bytes(folder.path()) > 30_000);
+    assert!(file_bytes(directory.path()) > 30_000);
     drop(journal);
 
     let other = Options {
         epoch_if_new: 7,
         ..options()
     };
-    let (journal, opened) = Journal::open(folder.path(), &other).expect("opens");
+    let (journal, opened) = Journal::open(directory.path(), &other).expect("opens");
     assert!(!opened.created);
     assert_eq!(
         opened.held,
@@ -111,8 +111,8 @@ fn reopened() {
 }
 
 fn contiguity() {
-    let folder = tempdir().expect("a directory");
-    let (journal, _) = open(folder.path()).expect("opens");
+    let directory = tempdir().expect("a directory");
+    let (journal, _) = open(directory.path()).expect("opens");
     run(async {
         journal.commit(step(1)).await.expect("durable");
         let gap = Batch {
@@ -163,8 +163,8 @@ fn contiguity() {
 }
 
 fn group_commit() {
-    let folder = tempdir().expect("a directory");
-    let (journal, _) = open(folder.path()).expect("opens");
+    let directory = tempdir().expect("a directory");
+    let (journal, _) = open(directory.path()).expect("opens");
     let before = journal.transactions();
     let receipts: Vec<_> = (1..=5000).map(|n| journal.commit(step(n))).collect();
     run(async {
@@ -179,13 +179,13 @@ fn group_commit() {
 }
 
 fn second_opener() {
-    let folder = tempdir().expect("a directory");
+    let directory = tempdir().expect("a directory");
     let first = Options {
         holder: "instance 0199-aaaa".to_owned(),
         ..options()
     };
-    let (journal, _) = Journal::open(folder.path(), &first).expect("opens");
-    let error = open(folder.path()).expect_err("held");
+    let (journal, _) = Journal::open(directory.path(), &first).expect("opens");
+    let error = open(directory.path()).expect_err("held");
     assert!(matches!(error, OpenError::Lock(_)));
     let text = error.to_string();
     let pid = format!("process {}", std::process::id());
@@ -194,12 +194,12 @@ fn second_opener() {
         "{text}"
     );
     drop(journal);
-    open(folder.path()).expect("free again");
+    open(directory.path()).expect("free again");
 }
 
 fn forgetting() {
-    let folder = tempdir().expect("a directory");
-    let (journal, _) = open(folder.path()).expect("opens");
+    let directory = tempdir().expect("a directory");
+    let (journal, _) = open(directory.path()).expect("opens");
     run(async {
         for n in 1..=100 {
             // Only the last is waited for: they are in order.
@@ -222,7 +222,7 @@ fn forgetting() {
     ));
     assert_eq!(assert_whole(&journal), 40);
     drop(journal);
-    let (journal, opened) = open(folder.path()).expect("opens");
+    let (journal, opened) = open(directory.path()).expect("opens");
     assert_eq!(opened.held.first_sequence, 61);
     // Those without an outcome are still owed one.
     assert_eq!(opened.unfinished.len(), 5);
@@ -241,12 +241,12 @@ fn forgetting() {
 }
 
 fn import_into_empty() {
-    let folder = tempdir().expect("a directory");
+    let directory = tempdir().expect("a directory");
     let newer = Options {
         epoch_if_new: EPOCH + 5,
         ..options()
     };
-    let (journal, _) = Journal::open(folder.path(), &newer).expect("opens");
+    let (journal, _) = Journal::open(directory.path(), &newer).expect("opens");
     let entries = [("n".to_owned(), json!(50))].into();
     let import = Import {
         epoch: EPOCH,
@@ -275,7 +275,7 @@ fn import_into_empty() {
         journal.commit(step(61)).await.expect("goes on");
     });
     drop(journal);
-    let (journal, opened) = open(folder.path()).expect("opens");
+    let (journal, opened) = open(directory.path()).expect("opens");
     assert_eq!(
         opened.held,
         Held {
@@ -289,8 +289,8 @@ fn import_into_empty() {
 }
 
 fn import_refused() {
-    let folder = tempdir().expect("a directory");
-    let (journal, _) = open(folder.path()).expect("opens");
+    let directory = tempdir().expect("a directory");
+    let (journal, _) = open(directory.path()).expect("opens");
     run(async {
         for n in 1..=3 {
             journal.commit(step(n)).await.expect("durable");
@@ -312,8 +312,8 @@ fn import_refused() {
 }
 
 fn shrinking() {
-    let folder = tempdir().expect("a directory");
-    let (journal, _) = open(folder.path()).expect("opens");
+    let directory = tempdir().expect("a directory");
+    let (journal, _) = open(directory.path()).expect("opens");
     let large = |n: u64| Batch {
         events: vec![EventRecord {
             body: vec![b'x'; 1 << 20],
@@ -331,19 +331,19 @@ fn shrinking() {
         }
         journal.forget_events(20).await.expect("durable");
     });
-    let before = file_bytes(folder.path());
+    let before = file_bytes(directory.path());
     assert!(before > 20 << 20, "{before}");
     drop(journal);
-    let (journal, _) = open(folder.path()).expect("opens");
-    let after = file_bytes(folder.path());
+    let (journal, _) = open(directory.path()).expect("opens");
+    let after = file_bytes(directory.path());
     assert!(after < before / 4, "{after} of {before}");
     assert_eq!(assert_whole(&journal), 20);
     run(journal.commit(step(41))).expect("goes on");
 }
 
 fn closing() {
-    let folder = tempdir().expect("a directory");
-    let (journal, _) = open(folder.path()).expect("opens");
+    let directory = tempdir().expect("a directory");
+    let (journal, _) = open(directory.path()).expect("opens");
     let other = journal.clone();
     run(async {
         let receipts: Vec<_> = (1..=200).map(|n| journal.commit(step(n))).collect();
@@ -354,18 +354,18 @@ fn closing() {
         assert!(matches!(other.commit(step(201)).await, Err(CommitError::Closed)));
         assert!(matches!(other.read(1, 1), Err(ReadError::Unavailable)));
     });
-    let (journal, _) = open(folder.path()).expect("free, although handles are left");
+    let (journal, _) = open(directory.path()).expect("free, although handles are left");
     assert_eq!(assert_whole(&journal), 200);
 }
 
 fn other_leaf() {
-    let folder = tempdir().expect("a directory");
-    drop(open(folder.path()).expect("opens"));
+    let directory = tempdir().expect("a directory");
+    drop(open(directory.path()).expect("opens"));
     let other = Options {
         leaf: LeafName::new("edge-2").expect("a name"),
         ..options()
     };
-    let error = Journal::open(folder.path(), &other).expect_err("another's");
+    let error = Journal::open(directory.path(), &other).expect_err("another's");
     assert!(matches!(error, OpenError::OtherLeaf { .. }));
     assert!(
         error.to_string().contains("is of the leaf edge-1, not of edge-2"),

@@ -36,22 +36,22 @@ const EVENTS: u64 = 300;
 
 /// Returns the bytes of a journal that was closed as it should be, and its entries.
 fn sample() -> (Vec<u8>, BTreeMap<String, Value>) {
-    let folder = tempdir().expect("a directory");
-    let (journal, _) = open(folder.path()).expect("opens");
+    let directory = tempdir().expect("a directory");
+    let (journal, _) = open(directory.path()).expect("opens");
     run(async {
         for n in 1..=EVENTS {
             journal.commit(step(n)).await.expect("durable");
         }
     });
     drop(journal);
-    let bytes = std::fs::read(folder.path().join(FILE)).expect("a file");
-    let (_, opened) = open(folder.path()).expect("opens");
+    let bytes = std::fs::read(directory.path().join(FILE)).expect("a file");
+    let (_, opened) = open(directory.path()).expect("opens");
     (bytes, opened.entries)
 }
 
 /// Opens a changed file; returns whether that gave an error. What can be read must be right and all there.
-fn refused(folder: &Path, entries: &BTreeMap<String, Value>) -> bool {
-    let (journal, opened) = match open(folder) {
+fn refused(directory: &Path, entries: &BTreeMap<String, Value>) -> bool {
+    let (journal, opened) = match open(directory) {
         Ok(opened) => opened,
         Err(error) => {
             let text = error.to_string();
@@ -77,8 +77,8 @@ fn refused(folder: &Path, entries: &BTreeMap<String, Value>) -> bool {
 
 fn flipped() {
     let (bytes, entries) = sample();
-    let folder = tempdir().expect("a directory");
-    let path = folder.path().join(FILE);
+    let directory = tempdir().expect("a directory");
+    let path = directory.path().join(FILE);
     // All of the header that is in use, and then places all over the pages that are.
     let used = bytes.iter().rposition(|&byte| byte != 0).expect("not empty");
     let places = (0..400).chain((400..used).step_by(used / 600));
@@ -87,7 +87,7 @@ fn flipped() {
         let mut changed = bytes.clone();
         changed[place] ^= [0x01, 0x80, 0xff][round % 3];
         std::fs::write(&path, &changed).expect("written");
-        errors += usize::from(refused(folder.path(), &entries));
+        errors += usize::from(refused(directory.path(), &entries));
         tried += 1;
     }
     assert!(
@@ -109,8 +109,8 @@ fn flipped_after_a_crash() {
     // The file as a crash would leave it: not closed.
     let bytes = std::fs::read(crashed.path().join(FILE)).expect("a file");
     drop(journal);
-    let folder = tempdir().expect("a directory");
-    let path = folder.path().join(FILE);
+    let directory = tempdir().expect("a directory");
+    let path = directory.path().join(FILE);
     let used = bytes.iter().rposition(|&byte| byte != 0).expect("not empty");
     let places = (0..320).step_by(2).chain((4096..used).step_by(used / 150));
     let (mut whole, mut shorter) = (0, 0);
@@ -118,7 +118,7 @@ fn flipped_after_a_crash() {
         let mut changed = bytes.clone();
         changed[place] ^= [0x01, 0x80, 0xff][round % 3];
         std::fs::write(&path, &changed).expect("written");
-        match open(folder.path()) {
+        match open(directory.path()) {
             Ok((journal, opened)) => {
                 let last = opened.held.last_sequence;
                 assert!(
@@ -141,8 +141,8 @@ fn flipped_after_a_crash() {
 
 fn cut_off() {
     let (bytes, entries) = sample();
-    let folder = tempdir().expect("a directory");
-    let path = folder.path().join(FILE);
+    let directory = tempdir().expect("a directory");
+    let path = directory.path().join(FILE);
     let whole = bytes.len();
     for length in [
         0,
@@ -160,14 +160,14 @@ fn cut_off() {
         whole - 1,
     ] {
         std::fs::write(&path, &bytes[..length]).expect("written");
-        assert!(refused(folder.path(), &entries), "cut to {length} of {whole}");
+        assert!(refused(directory.path(), &entries), "cut to {length} of {whole}");
     }
 }
 
 fn newer() {
-    let folder = tempdir().expect("a directory");
-    drop(open(folder.path()).expect("opens"));
-    let database = Database::open(folder.path().join(FILE)).expect("opens");
+    let directory = tempdir().expect("a directory");
+    drop(open(directory.path()).expect("opens"));
+    let database = Database::open(directory.path().join(FILE)).expect("opens");
     let transaction = database.begin_write().expect("begins");
     {
         let meta: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
@@ -185,7 +185,7 @@ fn newer() {
     }
     transaction.commit().expect("commits");
     drop(database);
-    let error = open(folder.path()).expect_err("newer");
+    let error = open(directory.path()).expect_err("newer");
     assert!(
         matches!(
             error,
@@ -202,12 +202,12 @@ fn newer() {
 }
 
 fn deleted() {
-    let folder = tempdir().expect("a directory");
-    let (journal, _) = open(folder.path()).expect("opens");
+    let directory = tempdir().expect("a directory");
+    let (journal, _) = open(directory.path()).expect("opens");
     run(journal.commit(step(1))).expect("durable");
     drop(journal);
-    std::fs::remove_file(folder.path().join(FILE)).expect("removed");
-    let (journal, opened) = open(folder.path()).expect("opens");
+    std::fs::remove_file(directory.path().join(FILE)).expect("removed");
+    let (journal, opened) = open(directory.path()).expect("opens");
     assert!(opened.created);
     assert_eq!((opened.held.last_sequence, opened.entries.len()), (0, 0));
     run(journal.commit(step(1))).expect("durable");
@@ -215,9 +215,9 @@ fn deleted() {
 }
 
 fn another_kind() {
-    let folder = tempdir().expect("a directory");
-    std::fs::write(folder.path().join(FILE), "a text\n".repeat(1000)).expect("written");
-    let error = open(folder.path()).expect_err("no journal");
+    let directory = tempdir().expect("a directory");
+    std::fs::write(directory.path().join(FILE), "a text\n".repeat(1000)).expect("written");
+    let error = open(directory.path()).expect_err("no journal");
     assert!(
         matches!(
             &error,

@@ -26,9 +26,16 @@ struct Disk(TempDir);
 
 impl Disk {
     fn new() -> Self {
-        let folder = tempdir().expect("a directory");
-        mount("tmpfs", folder.path(), "tmpfs", MountFlags::empty(), c"size=8m").expect("mounts");
-        Self(folder)
+        let directory = tempdir().expect("a directory");
+        mount(
+            "tmpfs",
+            directory.path(),
+            "tmpfs",
+            MountFlags::empty(),
+            c"size=8m",
+        )
+        .expect("mounts");
+        Self(directory)
     }
 
     fn path(&self) -> &Path {

@@ -18,8 +18,8 @@ pub(crate) const TESTS: &[Test] = &[(
 pub(crate) const CHILD: &str = "--commit-until-killed";
 
 /// Commits without end, eight at a time, and writes each number when its commit is durable.
-pub(crate) fn child(folder: &Path) {
-    let (journal, opened) = open(folder).expect("opens");
+pub(crate) fn child(directory: &Path) {
+    let (journal, opened) = open(directory).expect("opens");
     let mut out = std::io::stdout();
     let mut next = opened.held.last_sequence + 1;
     let mut waiting = VecDeque::new();
@@ -42,12 +42,12 @@ pub(crate) fn child(folder: &Path) {
 }
 
 fn twenty_times() {
-    let folder = tempdir().expect("a directory");
+    let directory = tempdir().expect("a directory");
     let mut before = 0;
     for round in 0..20 {
         let mut child = Command::new(std::env::current_exe().expect("this program"))
             .arg(CHILD)
-            .arg(folder.path())
+            .arg(directory.path())
             .stdout(Stdio::piped())
             .spawn()
             .expect("starts");
@@ -71,7 +71,7 @@ fn twenty_times() {
         }
         child.wait().expect("ended");
 
-        let (journal, opened) = open(folder.path()).expect("opens after a SIGKILL");
+        let (journal, opened) = open(directory.path()).expect("opens after a SIGKILL");
         let last = opened.held.last_sequence;
         assert!(
             last >= acknowledged,

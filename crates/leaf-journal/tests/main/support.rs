@@ -40,10 +40,10 @@ pub(crate) fn options() -> Options {
 
 /// Opens a journal. A child that another test starts just now holds a copy of every open file until it runs its program,
 /// and so for a moment a lock that was let go of already.
-pub(crate) fn open(folder: &Path) -> Result<(Journal, Opened), OpenError> {
+pub(crate) fn open(directory: &Path) -> Result<(Journal, Opened), OpenError> {
     let mut tries = 0;
     loop {
-        match Journal::open(folder, &options()) {
+        match Journal::open(directory, &options()) {
             Err(OpenError::Lock(LockError::Held { .. })) if tries < 200 => {
                 tries += 1;
                 std::thread::park_timeout(Duration::from_millis(1));

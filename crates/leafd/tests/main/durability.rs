@@ -138,9 +138,9 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             stream::what_is_not_of_this_history,
         ),
         host.trial(
-            "a second leafd for the same folder is refused and told who holds it",
+            "a second leafd for the same directory is refused and told who holds it",
             &[],
-            company::the_same_folder,
+            company::the_same_directory,
         ),
         host.trial(
             "a second leafd of the same name is refused and told who holds it, until that one has ended",

@@ -26,10 +26,10 @@ const LIVES: Duration = Duration::from_secs(3 * 3600);
 /// The longest that one measurement takes there.
 const PATIENCE: Duration = Duration::from_secs(3600);
 /// Where on the machine what is brought to it is.
-const FOLDER: &str = "/opt/bench";
+const DIRECTORY: &str = "/opt/bench";
 /// What comes before the arguments of a measurement there.
 const REQUEST: &str = "/mnt/bench/requests";
-/// The leaf's folder on the machine, and its name.
+/// The leaf's directory on the machine, and its name.
 const STATE: &str = "/var/lib/cim-leaf";
 const CONTEXT: &str = "leafctl --context /var/lib/cim-leaf/context.json";
 
@@ -78,15 +78,15 @@ struct Machine {
     /// The system that all containers run.
     toplevel: String,
     /// What is shared with it.
-    _folder: tempfile::TempDir,
+    _directory: tempfile::TempDir,
 }
 
 impl Machine {
     fn start(programs: &Programs) -> Result<Self> {
         host::image()?;
         let released = host::programs(Profile::Release)?;
-        let folder = tempfile::tempdir().context("can't make a temporary folder")?;
-        std::fs::copy(&programs.requests, folder.path().join("requests"))
+        let directory = tempfile::tempdir().context("can't make a temporary directory")?;
+        std::fs::copy(&programs.requests, directory.path().join("requests"))
             .context("can't copy what sends the requests")?;
         let mut host = Host::options()
             .with(&released)
@@ -94,10 +94,10 @@ impl Machine {
             .processors(PROCESSORS)
             .lives(LIVES)
             .restore()?;
-        host.share(folder.path(), "/mnt/bench")?;
-        host.ok(&format!("mkdir -p {FOLDER}"))?;
+        host.share(directory.path(), "/mnt/bench")?;
+        host.ok(&format!("mkdir -p {DIRECTORY}"))?;
         let script = include_bytes!("host/by-hand.sh");
-        host.put(script, &format!("{FOLDER}/by-hand.sh"), "0755")?;
+        host.put(script, &format!("{DIRECTORY}/by-hand.sh"), "0755")?;
         let contract = include_bytes!("host/contract@.service");
         host.put(contract, "/etc/systemd/system/contract@.service", "0644")?;
         let least = include_bytes!("host/least@.service");
@@ -118,7 +118,7 @@ impl Machine {
             host,
             leaf,
             toplevel,
-            _folder: folder,
+            _directory: directory,
         })
     }
 
@@ -142,7 +142,7 @@ impl Machine {
 
     fn life_by_hand(&self, manner: &str) -> Result<[f64; 4]> {
         let text = self.does(&format!(
-            "{FOLDER}/by-hand.sh life {manner} hand {}",
+            "{DIRECTORY}/by-hand.sh life {manner} hand {}",
             self.toplevel
         ))?;
         let mut times = text.lines().map(|line| line.parse().unwrap_or(f64::NAN));
@@ -224,7 +224,9 @@ impl Machine {
         let found = self.asks(&format!("crowd {STATE} {leaf} {CROWD} {toplevel}"))?;
         let after = self.leafd()?;
         let seconds = number(&found, &["seconds"]);
-        let by_hand = self.does(&format!("{FOLDER}/by-hand.sh crowd systemctl {CROWD} {toplevel}"))?;
+        let by_hand = self.does(&format!(
+            "{DIRECTORY}/by-hand.sh crowd systemctl {CROWD} {toplevel}"
+        ))?;
         let by_hand: f64 = by_hand
             .trim()
             .parse()

@@ -13,10 +13,10 @@ use crate::leaf::{self, Leaf};
 
 const PUBLISHED_WITHIN: Duration = Duration::from_secs(60);
 
-/// A running leaf with its own folder.
+/// A running leaf with its own directory.
 pub(super) struct Measured {
     leaf: Leaf,
-    folder: TempDir,
+    directory: TempDir,
 }
 
 impl Measured {
@@ -27,23 +27,23 @@ impl Measured {
 
     /// Starts one, and returns when it is ready.
     pub(super) fn start(programs: &Programs) -> Result<Self> {
-        let folder = tempfile::Builder::new()
+        let directory = tempfile::Builder::new()
             .prefix("cim-leaf-bench-")
             .tempdir()
-            .context("can't make a temporary folder")?;
+            .context("can't make a temporary directory")?;
         let pool = 100 + std::process::id() % 100;
-        let settings = folder.path().join("leafd.toml");
+        let settings = directory.path().join("leafd.toml");
         let text = format!(
             "name = \"{name}\"\nstate_dir = \"{state}\"\n\
              [nats.embedded]\nport = 0\n\
              [containers]\nenable = true\naddress_pool = \"10.{pool}.0.0/16\"\n",
             name = Self::name(),
-            state = leaf::state(folder.path()).display(),
+            state = leaf::state(directory.path()).display(),
         );
         std::fs::write(&settings, text).with_context(|| format!("can't write {}", settings.display()))?;
         let args = ["run".as_ref(), "--config".as_ref(), settings.as_os_str()];
-        let leaf = Leaf::start(&programs.tree, folder.path(), &args)?;
-        Ok(Self { leaf, folder })
+        let leaf = Leaf::start(&programs.tree, directory.path(), &args)?;
+        Ok(Self { leaf, directory })
     }
 
     /// Its process.
@@ -51,14 +51,14 @@ impl Measured {
         self.leaf.pid()
     }
 
-    /// A folder that goes with it.
-    pub(super) fn folder(&self) -> &Path {
-        self.folder.path()
+    /// A directory that goes with it.
+    pub(super) fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// Where its state is.
     pub(super) fn state(&self) -> PathBuf {
-        leaf::state(self.folder())
+        leaf::state(self.directory())
     }
 
     /// `leafctl` as a person has it set up.

@@ -32,11 +32,11 @@ pub(super) fn about(programs: &Programs, load_before: &str) -> Result<String> {
                 .ok()
         })
         .context("/proc/meminfo has no MemTotal")?;
-    let folder = std::env::temp_dir();
+    let directory = std::env::temp_dir();
     let disk = said(
         Command::new("stat")
             .args(["--file-system", "--format", "%T"])
-            .arg(folder),
+            .arg(directory),
     )?;
     let kernel = read("/proc/sys/kernel/osrelease")?;
     let kernel = kernel.trim().split(['-', '+']).next().unwrap_or_default();

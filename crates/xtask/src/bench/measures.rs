@@ -59,7 +59,7 @@ pub(super) fn round_trip(programs: &Programs, rounds: usize) -> Result<Vec<Row>>
 pub(super) fn concurrent(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
     let leaf = Measured::start(programs)?;
     leaf.wait_published()?;
-    let toplevel = toplevel(leaf.folder())?;
+    let toplevel = toplevel(leaf.directory())?;
     let found = json(
         Command::new(&programs.requests)
             .arg("concurrent")
@@ -103,14 +103,14 @@ pub(super) fn durable(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
     let (mut leaf, mut bare, mut least, mut always) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut bytes = 0;
     for _ in 0..rounds {
-        let folder = tempfile::Builder::new()
+        let directory = tempfile::Builder::new()
             .prefix("cim-leaf-bench-")
             .tempdir()
-            .context("can't make a temporary folder")?;
-        let records = folder.path().join("records.json");
+            .context("can't make a temporary directory")?;
+        let records = directory.path().join("records.json");
         let found = json(
             Command::new(&programs.durable)
-                .arg(folder.path())
+                .arg(directory.path())
                 .arg(&records)
                 .arg(EVENTS.to_string())
                 .env("CIM_LEAF_NATS_SERVER", &programs.nats_server),
@@ -122,7 +122,7 @@ pub(super) fn durable(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
             ("default", "inbox", EVENTS, &mut least),
             ("always", "api", EVENTS_ALWAYS, &mut always),
         ] {
-            let place = folder.path().join(format!("{sync}-{how}"));
+            let place = directory.path().join(format!("{sync}-{how}"));
             std::fs::create_dir(&place).with_context(|| format!("can't make {}", place.display()))?;
             let found = json(
                 Command::new(&programs.publishes)
@@ -202,14 +202,14 @@ pub(super) fn start(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
 pub(super) fn build(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
     let leaf = Measured::start(programs)?;
     leaf.wait_published()?;
-    let file = leaf.folder().join("built.nix");
+    let file = leaf.directory().join("built.nix");
     std::fs::write(&file, BUILD).with_context(|| format!("can't write {}", file.display()))?;
     let nix = |verb: &str| {
         let mut nix = Command::new(&programs.nix);
         nix.args([verb, "--extra-experimental-features", "nix-command flakes"]);
         nix
     };
-    let link = leaf.folder().join("result");
+    let link = leaf.directory().join("result");
     let mut leafctl = leaf.leafctl();
     leafctl.args(["nix", "build", "--file"]).arg(&file);
     let mut nix_build = nix("build");
@@ -253,12 +253,12 @@ pub(super) fn rest(programs: &Programs, _rounds: usize) -> Result<Vec<Row>> {
     let leaf = Measured::start(programs)?;
     leaf.wait_published()?;
     let fresh = watch(leaf.pid())?;
-    let file = leaf.folder().join("built.nix");
+    let file = leaf.directory().join("built.nix");
     std::fs::write(&file, BUILD).with_context(|| format!("can't write {}", file.display()))?;
     let file = file
         .to_str()
-        .context("the temporary folder's name is not UTF-8")?;
-    let toplevel = toplevel(leaf.folder())?;
+        .context("the temporary directory's name is not UTF-8")?;
+    let toplevel = toplevel(leaf.directory())?;
     let toplevel = toplevel.to_str().context("a store path is text")?;
     let day: [&[&str]; 10] = [
         &["leaf", "show"],
@@ -345,8 +345,8 @@ fn field(file: &Path, name: &str) -> Result<u64> {
 }
 
 /// Puts a system into the store that could be a container's, and is never started.
-fn toplevel(folder: &Path) -> Result<PathBuf> {
-    let system = folder.join("system");
+fn toplevel(directory: &Path) -> Result<PathBuf> {
+    let system = directory.join("system");
     std::fs::create_dir_all(&system).with_context(|| format!("can't make {}", system.display()))?;
     let init = system.join("init");
     std::fs::write(&init, "#!/bin/sh\n").with_context(|| format!("can't write {}", init.display()))?;

@@ -19,14 +19,14 @@ pub(super) struct Shown {
 
 impl Shown {
     /// Starts a leaf, and returns when it is ready.
-    pub(super) fn start(tree: &Path, folder: &Path) -> Result<Self> {
-        let state = leaf::state(folder);
+    pub(super) fn start(tree: &Path, directory: &Path) -> Result<Self> {
+        let state = leaf::state(directory);
         let flags = ["run", "--embedded-nats", "--nats-port", "0", "--name", "demo"];
         let mut args: Vec<OsString> = flags.map(OsString::from).into();
         args.extend(["--state-dir".into(), state.into_os_string()]);
         println!("$ export PATH={}:$PATH", tree.join("bin").display());
         println!("$ {} &", typed(Command::new("leafd").args(&args)));
-        let leaf = Leaf::start(tree, folder, &args)?;
+        let leaf = Leaf::start(tree, directory, &args)?;
         println!("ready after {} ms", leaf.ready_after().as_millis());
         println!("$ export LEAFCTL_CONTEXT={}", leaf.context().display());
         Ok(Self {
@@ -68,7 +68,7 @@ impl Shown {
     }
 
     /// Leaves the leaf running, and says how to go on.
-    pub(super) fn keep(mut self, tree: &Path, folder: &Path) {
+    pub(super) fn keep(mut self, tree: &Path, directory: &Path) {
         let Some(leaf) = self.leaf.take() else { return };
         println!("\nEach step worked. The leaf still runs. To go on:\n");
         println!("export PATH={}:$PATH", tree.join("bin").display());
@@ -77,7 +77,7 @@ impl Shown {
         println!("leafctl container create web --template minimal --start");
         println!("tail -f {}", leaf.log().display());
         println!("\nTo end it:\n");
-        println!("kill {}; rm -r {}", leaf.pid(), folder.display());
+        println!("kill {}; rm -r {}", leaf.pid(), directory.display());
         leaf.keep();
     }
 

@@ -63,10 +63,10 @@ where
 
 /// Evaluates an expression of `tests/nix/nats`, to JSON.
 async fn evaluate(file: &str, arguments: &[String]) -> anyhow::Result<Value> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/nix/nats");
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/nix/nats");
     let output = Command::new("nix-instantiate")
         .args(["--eval", "--strict", "--json"])
-        .arg(folder.join(file))
+        .arg(directory.join(file))
         .args(arguments)
         // Debian's nix names a group of build users that it doesn't make.
         .args(["--option", "build-users-group", ""])

@@ -33,18 +33,18 @@ impl Authority {
     }
 
     /// Writes a certificate for this name to `NAME.pem` and its key to `NAME.key`.
-    pub(crate) fn issue(&self, folder: &Path, file: &str, name: &str) -> anyhow::Result<()> {
+    pub(crate) fn issue(&self, directory: &Path, file: &str, name: &str) -> anyhow::Result<()> {
         let key = rcgen::KeyPair::generate()?;
         let cert = rcgen::CertificateParams::new(vec![name.to_owned()])?.signed_by(&key, &self.issuer)?;
-        fs::write(folder.join(format!("{file}.pem")), cert.pem())?;
-        fs::write(folder.join(format!("{file}.key")), key.serialize_pem())?;
+        fs::write(directory.join(format!("{file}.pem")), cert.pem())?;
+        fs::write(directory.join(format!("{file}.key")), key.serialize_pem())?;
         Ok(())
     }
 }
 
-/// A machine with a server's credentials in a folder and an address of its own on the loopback.
+/// A machine with a server's credentials in a directory and an address of its own on the loopback.
 pub(crate) struct Site {
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
     pub(crate) identity: Identity,
     pub(crate) address: Ipv4Addr,
     pub(crate) given: Value,
@@ -52,13 +52,13 @@ pub(crate) struct Site {
 
 impl Site {
     pub(crate) fn new(name: &str, authority: &Authority) -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("nats-module-").tempdir()?;
-        let identity = Identity::open_or_create(&folder.path().join("identity"), &LeafName::new(name)?)?;
+        let directory = tempfile::Builder::new().prefix("nats-module-").tempdir()?;
+        let identity = Identity::open_or_create(&directory.path().join("identity"), &LeafName::new(name)?)?;
         // Any address of 127.0.0.0/8 is this machine's, so each site has one of its own.
         let [.., a, b, c] = uuid::Uuid::now_v7().into_bytes();
         let address = Ipv4Addr::new(127, a.max(1), b, c.clamp(1, 254));
 
-        let path = |file: &str| folder.path().join(file);
+        let path = |file: &str| directory.path().join(file);
         // `operator: JWT`, `system_account: KEY`, and the accounts: what a host keeps in two files.
         let config = identity.server_config()?;
         let (operator, accounts) = config.split_once('\n').context("a line of the operator")?;
@@ -76,8 +76,8 @@ impl Site {
         let everybody = identity.trusted_credentials(&caller, &everything);
         fs::write(path("user.creds"), everybody.expose())?;
         fs::write(path("ca.pem"), authority.issuer.pem())?;
-        authority.issue(folder.path(), "tls", &address.to_string())?;
-        authority.issue(folder.path(), "hub", "leaf")?;
+        authority.issue(directory.path(), "tls", &address.to_string())?;
+        authority.issue(directory.path(), "hub", "leaf")?;
 
         let jwts: BTreeMap<&str, &str> = accounts
             .lines()
@@ -88,7 +88,7 @@ impl Site {
             .lines()
             .find_map(|line| line.strip_prefix("system_account: "));
         let given = json!({
-            "folder": folder.path(),
+            "directory": directory.path(),
             "system": system.context("the system account")?,
             "account": identity.account(),
             "accounts": jwts,
@@ -100,7 +100,7 @@ impl Site {
             "ca": path("ca.pem"),
         });
         Ok(Self {
-            folder,
+            directory,
             identity,
             address,
             given,
@@ -108,7 +108,7 @@ impl Site {
     }
 
     pub(crate) fn path(&self, file: &str) -> PathBuf {
-        self.folder.path().join(file)
+        self.directory.path().join(file)
     }
 
     fn url(&self) -> String {

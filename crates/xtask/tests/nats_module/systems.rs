@@ -122,17 +122,17 @@ async fn build_step_of_systems() -> anyhow::Result<()> {
 }
 
 async fn build(script: &str, text: &str, checked: &str) -> anyhow::Result<Output> {
-    let folder = tempfile::tempdir()?;
-    let (text_file, checked_file) = (folder.path().join("text"), folder.path().join("checked"));
+    let directory = tempfile::tempdir()?;
+    let (text_file, checked_file) = (directory.path().join("text"), directory.path().join("checked"));
     fs::write(&text_file, text)?;
     fs::write(&checked_file, checked)?;
-    let out = folder.path().join("out");
+    let out = directory.path().join("out");
     let output = Command::new("bash")
         .args(["-euo", "pipefail", "-c", script])
         .env("textPath", &text_file)
         .env("checkedPath", &checked_file)
         .env("out", &out)
-        .current_dir(folder.path())
+        .current_dir(directory.path())
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output()

@@ -75,8 +75,8 @@ fn lack() -> Option<String> {
     })
 }
 
-fn newest(folder: &Path) -> SystemTime {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+fn newest(directory: &Path) -> SystemTime {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let times = entries.map(|entry| match entry.metadata() {
         Ok(meta) if meta.is_dir() => newest(&entry.path()),
         Ok(meta) => meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),

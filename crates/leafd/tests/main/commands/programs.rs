@@ -15,7 +15,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     };
     let mut trials = vec![
         trial(
-            "a report that is cut off, no JSON, a folder, missing or of the wrong shape is refused with its name",
+            "a report that is cut off, no JSON, a directory, missing or of the wrong shape is refused with its name",
             bad_reports,
         ),
         trial(
@@ -28,12 +28,12 @@ pub(crate) fn trials() -> Vec<Trial> {
         ),
         trial("a reader of the inventory that has gone is no error", closed_pipe),
     ];
-    for (folder, good) in [("valid", true), ("invalid", false)] {
-        let files = configs(folder);
+    for (directory, good) in [("valid", true), ("invalid", false)] {
+        let files = configs(directory);
         assert!(!files.is_empty(), "there are samples of settings");
         for file in files {
             let name = file.file_name().map(|name| name.to_string_lossy().into_owned());
-            let name = format!("check-config: {folder}/{}", name.unwrap_or_default());
+            let name = format!("check-config: {directory}/{}", name.unwrap_or_default());
             trials.push(Trial::test(name, move || {
                 check(&file, good).map_err(|error| Failed::from(format!("{error:?}")))
             }));
@@ -42,11 +42,11 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials
 }
 
-fn configs(folder: &str) -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+fn configs(directory: &str) -> Vec<PathBuf> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/configs")
-        .join(folder);
-    let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
+        .join(directory);
+    let mut files: Vec<PathBuf> = std::fs::read_dir(directory)
         .into_iter()
         .flatten()
         .flatten()
@@ -102,11 +102,19 @@ fn bad_reports() -> anyhow::Result<()> {
     std::fs::write(path("bytes"), [0xff, 0, 0xfe])?;
     std::fs::write(path("list"), "[]")?;
     std::fs::write(path("deep"), "[".repeat(100_000))?;
-    std::fs::create_dir(path("folder"))?;
+    std::fs::create_dir(path("directory"))?;
     // Sparse: as large as it says, and no disk is used.
     std::fs::File::create(path("huge"))?.set_len(20 << 30)?;
     for name in [
-        "cut", "text", "empty", "bytes", "list", "deep", "folder", "missing", "huge",
+        "cut",
+        "text",
+        "empty",
+        "bytes",
+        "list",
+        "deep",
+        "directory",
+        "missing",
+        "huge",
     ] {
         let output = leafd(&["inventory", "--facter", &path(name), "--json"])?;
         let said = stderr(&output);
@@ -198,7 +206,7 @@ fn bad_flags() -> anyhow::Result<()> {
             "{arguments:?}: {said}"
         );
     }
-    ensure!(!dir.path().join("state").exists(), "a state folder was made");
+    ensure!(!dir.path().join("state").exists(), "a state directory was made");
     Ok(())
 }
 

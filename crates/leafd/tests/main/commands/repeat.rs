@@ -172,7 +172,7 @@ async fn jobs(wire: &Wire) -> anyhow::Result<Vec<Value>> {
     Ok(list["jobs"].as_array().cloned().unwrap_or_default())
 }
 
-/// Writes a Nix file with one derivation into the leaf's folder, and returns the path.
+/// Writes a Nix file with one derivation into the leaf's directory, and returns the path.
 pub(crate) fn nix_file(wire: &Wire, name: &str, script: &str) -> anyhow::Result<String> {
     let file = wire.leaf.state_dir.join(format!("{name}.nix"));
     let unique = wire.leaf.name.as_str();

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::load::{self, Load};
 use crate::support::{Hub, TestLeaf, until};
 
-pub(super) async fn the_same_folder() -> anyhow::Result<()> {
+pub(super) async fn the_same_directory() -> anyhow::Result<()> {
     let mut leaf = TestLeaf::start().await?;
     let instance = leaf.show().await?.instance;
     let pid = leaf.pid().context("it runs")?;
@@ -48,14 +48,14 @@ pub(super) async fn the_same_name() -> anyhow::Result<()> {
         "the first one goes on"
     );
 
-    // The same folder after a SIGKILL: that one is surely dead.
+    // The same directory after a SIGKILL: that one is surely dead.
     first.kill().await?;
     let began = Instant::now();
     first.start_again().await?;
     let took = began.elapsed();
     ensure!(took < Duration::from_secs(10), "it waited for {took:?}");
 
-    // Given back by a proper end: another folder takes the history over.
+    // Given back by a proper end: another directory takes the history over.
     first.stop().await?;
     second.start_again().await?;
     second

@@ -16,31 +16,31 @@ use crate::support::{Setup, TestLeaf, until};
 
 /// A disk of its own, in memory.
 struct SmallDisk {
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl SmallDisk {
     fn new() -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("leafd-disk-").tempdir()?;
+        let directory = tempfile::Builder::new().prefix("leafd-disk-").tempdir()?;
         let status = Command::new("mount")
             .args(["-t", "tmpfs", "-o", "size=64m,mode=0700", "cim-leaf-test"])
-            .arg(folder.path())
+            .arg(directory.path())
             .status()?;
         ensure!(status.success(), "a tmpfs can't be mounted: {status}");
-        Ok(Self { folder })
+        Ok(Self { directory })
     }
 
     fn state_dir(&self) -> PathBuf {
-        self.folder.path().join("state")
+        self.directory.path().join("state")
     }
 
     fn free(&self) -> anyhow::Result<u64> {
-        let stat = rustix::fs::statvfs(self.folder.path())?;
+        let stat = rustix::fs::statvfs(self.directory.path())?;
         Ok(stat.f_bavail * stat.f_frsize)
     }
 
     fn ballast(&self) -> PathBuf {
-        self.folder.path().join("ballast")
+        self.directory.path().join("ballast")
     }
 
     /// Fills it until only this much is left.
@@ -69,7 +69,10 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.folder.path()).status();
+        let _ = Command::new("umount")
+            .arg("-l")
+            .arg(self.directory.path())
+            .status();
     }
 }
 
@@ -79,10 +82,10 @@ fn setup(disk: &SmallDisk) -> Setup {
         .set("events.max_bytes", 8 << 20)
 }
 
-fn a_build(folder: &Path) -> Build {
+fn a_build(directory: &Path) -> Build {
     Build {
         installable: Installable::File {
-            path: folder.join("nothing.nix").display().to_string(),
+            path: directory.join("nothing.nix").display().to_string(),
             attribute: None,
         },
         timeout_seconds: None,

@@ -20,8 +20,8 @@ pub(super) async fn open(leaf: &TestLeaf) -> anyhow::Result<Journal> {
         cache_bytes: 1 << 20,
         holder: "a test".to_owned(),
     };
-    let folder = leaf.state_dir.clone();
-    let (journal, _) = tokio::task::spawn_blocking(move || Journal::open(&folder, &options)).await??;
+    let directory = leaf.state_dir.clone();
+    let (journal, _) = tokio::task::spawn_blocking(move || Journal::open(&directory, &options)).await??;
     Ok(journal)
 }
 

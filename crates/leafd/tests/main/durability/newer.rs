@@ -33,8 +33,8 @@ async fn open(leaf: &TestLeaf) -> anyhow::Result<(Journal, Opened)> {
         cache_bytes: 1 << 20,
         holder: "a test".to_owned(),
     };
-    let folder = leaf.state_dir.clone();
-    Ok(tokio::task::spawn_blocking(move || Journal::open(&folder, &options)).await??)
+    let directory = leaf.state_dir.clone();
+    Ok(tokio::task::spawn_blocking(move || Journal::open(&directory, &options)).await??)
 }
 
 /// Entries as a newer leafd may leave them, by key.

@@ -329,14 +329,14 @@ async fn bad_toplevel() -> anyhow::Result<()> {
 async fn bad_flake() -> anyhow::Result<()> {
     let mut leaf = leaf().await?;
     let name = name();
-    let folder = leaf.scratch().join("flake");
-    std::fs::create_dir(&folder)?;
+    let directory = leaf.scratch().join("flake");
+    std::fs::create_dir(&directory)?;
     std::fs::write(
-        folder.join("flake.nix"),
+        directory.join("flake.nix"),
         r#"{ outputs = _: { broken = throw "this is the reason"; }; }"#,
     )?;
     let flake = |fragment: &str| ContainerSource::Flake {
-        reference: format!("path:{}#{fragment}", folder.display()),
+        reference: format!("path:{}#{fragment}", directory.display()),
     };
     for (fragment, why) in [("broken", "this is the reason"), ("absent", "absent")] {
         let made = leaf.create(&name, flake(fragment), true).await?;
@@ -354,7 +354,7 @@ async fn bad_flake() -> anyhow::Result<()> {
     }
     // The flake is mended, and the name is free.
     std::fs::write(
-        folder.join("flake.nix"),
+        directory.join("flake.nix"),
         format!(
             r#"{{ outputs = _: {{ broken = builtins.storePath "{}"; }}; }}"#,
             system(WAITS).await?
@@ -362,7 +362,7 @@ async fn bad_flake() -> anyhow::Result<()> {
     )?;
     let whole = super::systems::derivation(&leaf, "flake", "echo made > $out");
     std::fs::write(
-        folder.join("flake.nix"),
+        directory.join("flake.nix"),
         format!("{{ outputs = _: {{ broken = {whole}; }}; }}"),
     )?;
     leaf.create(&name, flake("broken"), false).await?;
@@ -602,7 +602,7 @@ async fn foreign() -> anyhow::Result<()> {
     let mut leaf = leaf().await?;
     let name = name();
     let conf = HostPaths::new(&leaf.name).conf(&name);
-    std::fs::create_dir_all(conf.parent().context("a folder")?)?;
+    std::fs::create_dir_all(conf.parent().context("a directory")?)?;
     std::fs::write(&conf, "PRIVATE_NETWORK=1\n")?;
     let outcome = foreign_conf(&mut leaf, &name).await;
     let text = std::fs::read_to_string(&conf)?;
@@ -663,7 +663,7 @@ async fn removed_by_somebody() -> anyhow::Result<()> {
     leaf.create(&name, toplevel(&system(WAITS).await?), true).await?;
     let before = leaf.kinds_told(&name.token()).await?.len();
     std::fs::remove_file(HostPaths::new(&leaf.name).conf(&name))?;
-    // The folder of the confs is not watched; the next look finds it.
+    // The directory of the confs is not watched; the next look finds it.
     leaf.stop().await?;
     leaf.back().await?;
     until("it is made again", async || {

@@ -259,8 +259,8 @@ async fn prints_much() -> anyhow::Result<()> {
     let end = &log[log.len() - 4000..];
     ensure!(end.contains("the last line"), "{end:?}");
     ensure!(log.contains("left out"));
-    let folder = leaf.state_dir.join("jobs").join(id.to_string());
-    let stored: u64 = std::fs::read_dir(folder)?
+    let directory = leaf.state_dir.join("jobs").join(id.to_string());
+    let stored: u64 = std::fs::read_dir(directory)?
         .flatten()
         .filter_map(|entry| entry.metadata().ok())
         .map(|metadata| metadata.len())
@@ -425,7 +425,7 @@ async fn forgotten() -> anyhow::Result<()> {
     })
     .await?;
 
-    // And what a run that was killed left of others: a folder that no history knows.
+    // And what a run that was killed left of others: a directory that no history knows.
     let stranger = JobId(Uuid::now_v7());
     let files = leaf.state_dir.join("jobs").join(stranger.to_string());
     std::fs::create_dir_all(&files)?;

@@ -32,10 +32,10 @@ pub(crate) async fn store_path(builder: &str) -> anyhow::Result<StorePath> {
 
 async fn build(script: &str, builder: &str) -> anyhow::Result<StorePath> {
     // A busybox of another name does not know what it is.
-    let folder = std::fs::canonicalize("/bin/busybox")?;
-    let folder = folder.parent().context("a folder")?;
-    let expression = r#"{ folder, script, builder }:
-        let tools = builtins.path { path = /. + folder; name = "tools"; filter = path: _: baseNameOf path == "busybox"; };
+    let directory = std::fs::canonicalize("/bin/busybox")?;
+    let directory = directory.parent().context("a directory")?;
+    let expression = r#"{ directory, script, builder }:
+        let tools = builtins.path { path = /. + directory; name = "tools"; filter = path: _: baseNameOf path == "busybox"; };
             b = "${tools}/busybox"; in
         derivation { name = "test-system"; system = builtins.currentSystem; builder = b; inherit script b;
                      args = [ "sh" "-ec" builder ]; }"#;
@@ -52,8 +52,8 @@ async fn build(script: &str, builder: &str) -> anyhow::Result<StorePath> {
         .args([
             "-E", expression, "--argstr", "script", script, "--argstr", "builder", builder,
         ])
-        .args(["--argstr", "folder"])
-        .arg(folder)
+        .args(["--argstr", "directory"])
+        .arg(directory)
         .stdin(Stdio::null())
         .output()
         .await?;
@@ -68,8 +68,8 @@ async fn build(script: &str, builder: &str) -> anyhow::Result<StorePath> {
 
 /// What tells the builds of one leaf from those of every other: nothing of it was built before.
 pub(crate) fn mark(leaf: &TestLeaf) -> String {
-    let folder = leaf.scratch().file_name().and_then(|name| name.to_str());
-    folder.expect("a name").replace('.', "-")
+    let directory = leaf.scratch().file_name().and_then(|name| name.to_str());
+    directory.expect("a name").replace('.', "-")
 }
 
 /// A derivation that runs this script in the sandbox; its builder has [`mark`] in its arguments.

@@ -81,9 +81,9 @@ pub(crate) fn processes_with(text: &str) -> Vec<String> {
 
 /// The process of a job's runner, if it runs.
 pub(crate) fn runner(leaf: &TestLeaf, job: JobId) -> Option<u32> {
-    let folder = leaf.state_dir.join("jobs").join(job.to_string());
-    let folder = folder.display().to_string();
-    let runs = |line: &str| line.split(' ').any(|word| word == "nix-job") && line.contains(&folder);
+    let directory = leaf.state_dir.join("jobs").join(job.to_string());
+    let directory = directory.display().to_string();
+    let runs = |line: &str| line.split(' ').any(|word| word == "nix-job") && line.contains(&directory);
     let found = command_lines().into_iter().find(|(_, line)| runs(line));
     found.map(|(pid, _)| pid)
 }

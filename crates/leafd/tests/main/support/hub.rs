@@ -16,21 +16,21 @@ pub(crate) struct Hub {
     identity: Identity,
     address: SocketAddr,
     server: Option<EmbeddedServer>,
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Hub {
     /// Starts a server for a leaf of a name of its own.
     pub(crate) async fn start() -> anyhow::Result<Self> {
         let leaf = Setup::new().name().clone();
-        let folder = tempfile::Builder::new().prefix("leafd-hub-").tempdir()?;
-        let identity = Identity::open_or_create(&folder.path().join("identity"), &leaf)?;
+        let directory = tempfile::Builder::new().prefix("leafd-hub-").tempdir()?;
+        let identity = Identity::open_or_create(&directory.path().join("identity"), &leaf)?;
         let mut hub = Self {
             leaf,
             identity,
             address: "127.0.0.1:0".parse()?,
             server: None,
-            folder,
+            directory,
         };
         hub.start_again().await?;
         let users = [
@@ -45,7 +45,7 @@ impl Hub {
     }
 
     pub(crate) async fn start_again(&mut self) -> anyhow::Result<()> {
-        let settings = EmbeddedSettings::new(self.folder.path().join("nats"), self.address);
+        let settings = EmbeddedSettings::new(self.directory.path().join("nats"), self.address);
         let server = EmbeddedServer::start(settings, &self.identity).await?;
         self.address = server.address();
         self.server = Some(server);
@@ -68,15 +68,15 @@ impl Hub {
 
     /// The daemon's users: where its callers are, and where the streams are.
     fn credentials(&self) -> [PathBuf; 2] {
-        ["callers.creds", "streams.creds"].map(|name| self.folder.path().join(name))
+        ["callers.creds", "streams.creds"].map(|name| self.directory.path().join(name))
     }
 
     fn identity_dir(&self) -> PathBuf {
-        self.folder.path().join("identity")
+        self.directory.path().join("identity")
     }
 
     /// Where its files are.
-    pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
     }
 }

@@ -1,4 +1,4 @@
-//! A leaf of a test's own: `leafd` as a process, in a folder that goes with it.
+//! A leaf of a test's own: `leafd` as a process, in a directory that goes with it.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
@@ -27,7 +27,7 @@ use super::{LIMIT, remains, until};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// How a leaf is to be. Begins with a name, a folder and an embedded server of its own, without containers.
+/// How a leaf is to be. Begins with a name, a directory and an embedded server of its own, without containers.
 pub(crate) struct Setup {
     name: LeafName,
     state_dir: Option<PathBuf>,
@@ -80,13 +80,13 @@ impl Setup {
         self
     }
 
-    /// A state folder that somebody else looks after.
+    /// A state directory that somebody else looks after.
     pub(crate) fn state_dir(mut self, dir: &Path) -> Self {
         self.state_dir = Some(dir.to_owned());
         self
     }
 
-    /// A server that is there already, in place of an embedded one; its identity is kept in a folder.
+    /// A server that is there already, in place of an embedded one; its identity is kept in a directory.
     pub(crate) fn server(mut self, url: &str, [callers, streams]: [PathBuf; 2], identity_dir: &Path) -> Self {
         self.settings.remove("nats");
         self.identity_dir = Some(identity_dir.to_owned());
@@ -140,15 +140,15 @@ impl Setup {
 
     /// Starts the leaf and returns at once.
     pub(crate) async fn launch(self) -> anyhow::Result<TestLeaf> {
-        let folder = tempfile::Builder::new().prefix("leafd-").tempdir()?;
+        let directory = tempfile::Builder::new().prefix("leafd-").tempdir()?;
         let state_dir = self
             .state_dir
             .clone()
-            .unwrap_or_else(|| folder.path().join("state"));
+            .unwrap_or_else(|| directory.path().join("state"));
         let mut settings = self.settings.clone();
         settings.insert("name".into(), self.name.to_string().into());
         settings.insert("state_dir".into(), state_dir.display().to_string().into());
-        std::fs::write(folder.path().join("leafd.toml"), toml::to_string(&settings)?)?;
+        std::fs::write(directory.path().join("leafd.toml"), toml::to_string(&settings)?)?;
         if let (Some(dir), Some(url)) = (&self.identity_dir, settings["nats"].get("url")) {
             // What an embedded server's leaf writes itself.
             std::fs::create_dir_all(&state_dir)?;
@@ -167,7 +167,7 @@ impl Setup {
                     .expect("set above")
                     .to_owned()
             }),
-            folder,
+            directory,
             program: own_program(),
             runs: 0,
             child: None,
@@ -185,7 +185,7 @@ pub(crate) struct TestLeaf {
     pub(crate) state_dir: PathBuf,
     identity_dir: PathBuf,
     pool: Option<String>,
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
     program: PathBuf,
     runs: u32,
     child: Option<Child>,
@@ -211,7 +211,7 @@ impl TestLeaf {
     pub(crate) fn launch_again(&mut self) -> anyhow::Result<()> {
         ensure!(self.child.is_none(), "it runs already");
         self.runs += 1;
-        let socket = self.folder.path().join(format!("notify.{}", self.runs));
+        let socket = self.directory.path().join(format!("notify.{}", self.runs));
         self.notify = Some(UnixDatagram::bind(&socket)?);
         let log = std::fs::OpenOptions::new()
             .create(true)
@@ -364,7 +364,8 @@ impl TestLeaf {
         Ok(pid)
     }
 
-    /// All processes that have to do with its state folder (but itself): server, jobs. Supervisors are not among them.
+    /// All processes that have to do with its state directory (but itself): server, jobs. Supervisors are not among
+    /// them.
     pub(crate) fn processes(&self) -> Vec<u32> {
         let own = self.pid();
         remains::processes_of(&self.state_dir)
@@ -377,11 +378,11 @@ impl TestLeaf {
 
     /// The settings file.
     pub(crate) fn settings_file(&self) -> PathBuf {
-        self.folder.path().join("leafd.toml")
+        self.directory.path().join("leafd.toml")
     }
 
     fn log_file(&self) -> PathBuf {
-        self.folder.path().join("leafd.log")
+        self.directory.path().join("leafd.log")
     }
 
     /// All that it printed so far, of all runs.
@@ -412,9 +413,9 @@ impl TestLeaf {
         self.state_dir.join(leaf_journal::FILE)
     }
 
-    /// A folder of the test's own, outside the state folder.
+    /// A directory of the test's own, outside the state directory.
     pub(crate) fn scratch(&self) -> &Path {
-        self.folder.path()
+        self.directory.path()
     }
 
     /// Its context file, for leafctl and clients.
@@ -655,6 +656,6 @@ impl Drop for TestLeaf {
         }
         remains::clear(&self.name, &self.state_dir, self.pool.as_deref());
         // What works with files beside it: a build of a test's own expression.
-        remains::end_processes(self.folder.path());
+        remains::end_processes(self.directory.path());
     }
 }

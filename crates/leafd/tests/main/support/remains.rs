@@ -13,14 +13,14 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::host::{helper, static_init};
 
-/// Processes that work in the folder or name it in their arguments.
-pub(crate) fn processes_of(folder: &Path) -> Vec<u32> {
-    let named = folder.as_os_str().as_encoded_bytes();
+/// Processes that work in the directory or name it in their arguments.
+pub(crate) fn processes_of(directory: &Path) -> Vec<u32> {
+    let named = directory.as_os_str().as_encoded_bytes();
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries
         .filter_map(|entry| {
             let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-            let works = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(folder));
+            let works = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(directory));
             let names = fs::read(entry.path().join("cmdline"))
                 .is_ok_and(|line| line.windows(named.len()).any(|part| part == named));
             let ended = fs::read_to_string(entry.path().join("stat")).is_ok_and(|stat| {
@@ -61,11 +61,11 @@ pub(crate) fn clear(leaf: &LeafName, state_dir: &Path, pool: Option<&str>) {
     let _ = fs::remove_dir_all(Path::new("/nix/var/nix/gcroots/cim-leaf").join(leaf.as_str()));
 }
 
-/// Ends the processes of a folder.
-pub(crate) fn end_processes(folder: &Path) {
+/// Ends the processes of a directory.
+pub(crate) fn end_processes(directory: &Path) {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        let left = processes_of(folder);
+        let left = processes_of(directory);
         if left.is_empty() || Instant::now() > deadline {
             return;
         }
@@ -124,8 +124,8 @@ fn clear_containers(leaf: &LeafName, pool: &str) {
     let _ = fs::remove_dir_all(&paths.state);
 }
 
-fn names_in(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+fn names_in(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect()

@@ -104,19 +104,19 @@ fn inputs() -> Outcome {
 fn race() -> Outcome {
     let leaf = Leaf::new()?;
     leaf.host
-        .ok("mkdir -p /srv/race/folder; echo fine >/srv/race/folder/mark")?;
+        .ok("mkdir -p /srv/race/directory; echo fine >/srv/race/directory/mark")?;
     let looks = leaf.system("looks", &format!("$b ls /seen >/list; {WAITS}"))?;
-    let options = json!({"binds": [{"source": "/srv/race/folder", "target": "/seen"}]});
+    let options = json!({"binds": [{"source": "/srv/race/directory", "target": "/seen"}]});
     leaf.create("web", &looks, 1, options)?;
     let exchange = leaf.host.start(
-        "cd /srv/race; while :; do mv -T folder away; ln -s /etc folder; rm folder; mv -T away folder; done 2>/dev/null",
+        "cd /srv/race; while :; do mv -T directory away; ln -s /etc directory; rm directory; mv -T away directory; done 2>/dev/null",
     )?;
     let (mut started, mut refused) = (0, 0);
     for _ in 0..TRIES {
         match leaf.ask("StartContainer", &super::starting("web", 90))? {
             Ok(()) => {
                 let list = leaf.host.ok("cat /var/lib/nixos-containers/web/list")?;
-                ensure(list == "mark\n", format!("it saw another folder: {list}"))?;
+                ensure(list == "mark\n", format!("it saw another directory: {list}"))?;
                 leaf.stop("web", 20)?;
                 started += 1;
             }
@@ -133,7 +133,7 @@ fn race() -> Outcome {
     exchange.kill()?;
     ensure(started + refused == TRIES, "each start came to an end")?;
     leaf.host
-        .ok("cd /srv/race; [ -e folder/mark ] || mv -T away folder || { rm folder; mv -T away folder; }")?;
+        .ok("cd /srv/race; [ -e directory/mark ] || mv -T away directory || { rm directory; mv -T away directory; }")?;
     leaf.start("web")?;
     leaf.stop("web", 20)?;
     leaf.destroy("web")?;

@@ -1,7 +1,7 @@
 //! The look at containers that systemd runs (`leaf-container`), on a machine with systemd, by a user who is not root.
 //!
 //! The units here are written by hand, in the shape that the helper's have: the look must tell right whatever wrote
-//! them. What looks is this test's own program, which the machine sees in a shared folder: see [`probe`].
+//! them. What looks is this test's own program, which the machine sees in a shared directory: see [`probe`].
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -75,9 +75,9 @@ EOF
 }
 cat >/run/run <<'EOF'
 #!/bin/bash
-folder=/run/cim-leaf/containers/edge/$1
-printf '{"supervisor_pid":%d,"started_at":"%s","start_digest":"4567","leader_pid":null,"ready_at":null,"exit":null,"error":null}' $$ $(date --utc +%FT%T.%NZ) >$folder/.new
-mv $folder/.new $folder/status.json
+directory=/run/cim-leaf/containers/edge/$1
+printf '{"supervisor_pid":%d,"started_at":"%s","start_digest":"4567","leader_pid":null,"ready_at":null,"exit":null,"error":null}' $$ $(date --utc +%FT%T.%NZ) >$directory/.new
+mv $directory/.new $directory/status.json
 until [ ! -e /run/hold ]; do sleep 0.05; done
 exec systemd-nspawn --quiet --keep-unit --settings=no -M $1 -D /var/lib/nixos-containers/$1 --private-network --network-veth \
   --kill-signal=SIGRTMIN+3 --link-journal=no /init
@@ -85,11 +85,11 @@ EOF
 cat >/run/ended <<'EOF'
 #!/bin/bash
 [ -e /run/unseen ] && exit
-folder=/run/cim-leaf/containers/edge/$1
+directory=/run/cim-leaf/containers/edge/$1
 exit='{"by":"signal","signal":9}'
 [ "$EXIT_CODE" = exited ] && exit="{\"by\":\"code\",\"code\":$EXIT_STATUS}"
-jq --argjson exit "$exit" '.exit = $exit' <$folder/status.json >$folder/.new
-mv $folder/.new $folder/status.json
+jq --argjson exit "$exit" '.exit = $exit' <$directory/status.json >$directory/.new
+mv $directory/.new $directory/status.json
 EOF
 chmod +x /run/run /run/ended
 "#;
@@ -97,8 +97,8 @@ chmod +x /run/run /run/ended
 fn host(names: &[&str], restart: &str) -> anyhow::Result<Host> {
     let mut host = Host::options().memory_mib(1536).restore()?;
     let program = std::env::current_exe()?;
-    let folder = program.parent().expect("a program is in a folder");
-    host.share(folder, "/mnt/probe")?;
+    let directory = program.parent().expect("a program is in a directory");
+    host.share(directory, "/mnt/probe")?;
     let name = program
         .file_name()
         .expect("a program has a name")
@@ -208,7 +208,7 @@ fn anothers() -> Outcome {
     let host = host(&[NAME], "no")?;
     host.ok(
         "sed -i s/edge/other/ /etc/nixos-containers/web.conf; echo LOCAL_ADDRESS=10.1.2.3/24 >>/etc/nixos-containers/web.conf
-         sed -i 's/^until/rm $folder\\/status.json; until/' /run/run
+         sed -i 's/^until/rm $directory\\/status.json; until/' /run/run
          systemctl start container@web",
     )?;
     ensure(look(&host)?.is_null(), "it is none of this leaf's")?;

@@ -83,13 +83,15 @@ impl Leaf {
         script: &str,
         switch: Option<&str>,
     ) -> anyhow::Result<String> {
-        let folder = format!("/tmp/systems/{name}");
+        let directory = format!("/tmp/systems/{name}");
         let switch = switch.map_or(String::new(), |switch| {
-            format!("mkdir {folder}/bin; put {folder}/bin/switch-to-configuration <<'EOS'\n{switch}\nEOS\n")
+            format!(
+                "mkdir {directory}/bin; put {directory}/bin/switch-to-configuration <<'EOS'\n{switch}\nEOS\n"
+            )
         });
         let made = self.host.ok(&format!(
-            "set -e; . /root/systems.sh; b=$(bb)/busybox; mkdir -p {folder}\nput {folder}/init <<'EOS'\n{script}\nEOS\n\
-             {switch}nix-store --add {folder}"
+            "set -e; . /root/systems.sh; b=$(bb)/busybox; mkdir -p {directory}\nput {directory}/init <<'EOS'\n{script}\nEOS\n\
+             {switch}nix-store --add {directory}"
         ))?;
         Ok(made.trim().to_owned())
     }

@@ -43,12 +43,12 @@ fn on_a_host(test: &str) -> Outcome {
     let mut host = Host::options().memory_mib(2048).restore()?;
     host.put(&std::fs::read(init)?, "/root/leaf-init", "0755")?;
     // At the same place as here: the tests know where their programs are.
-    let folder = tests
+    let directory = tests
         .parent()
         .and_then(Path::parent)
-        .context("it is in no folder")?;
-    let place = folder.to_str().context("the folder's name is no text")?;
-    host.share(folder, place)?;
+        .context("it is in no directory")?;
+    let place = directory.to_str().context("the directory's name is no text")?;
+    host.share(directory, place)?;
     let command = format!(
         "cd /root && CIM_LEAF_STATIC_INIT=/root/leaf-init {ON_MACHINE}={test} {}",
         tests.display()

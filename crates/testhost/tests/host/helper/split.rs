@@ -200,7 +200,7 @@ fn abuse() -> Outcome {
             format!("{method} {parameters}: {said:?}"),
         )?;
     }
-    // A job's folder that is a link, or is somebody else's.
+    // A job's directory that is a link, or is somebody else's.
     host.ok(&format!(
         "runuser -u leafd -- ln -s /etc /var/lib/cim-leaf-jobs/{id}"
     ))?;
@@ -300,12 +300,12 @@ fn foreign_code() -> Outcome {
         let tried = host.run(&format!("runuser -u leaf-job -- {forbidden}"))?;
         ensure(tried.status != 0, format!("{forbidden} outside: {tried:?}"))?;
     }
-    // A link in its folder leads leafd nowhere.
+    // A link in its directory leads leafd nowhere.
     let id = host.ok("ls /var/lib/cim-leaf-jobs | grep -v another")?;
     let id = id.trim();
-    let folder = format!("/var/lib/cim-leaf-jobs/{id}");
+    let directory = format!("/var/lib/cim-leaf-jobs/{id}");
     let planted = within(&format!(
-        "sh -c 'cd {folder} && rm -f log.* && ln -s /var/lib/cim-leaf/context.json log.00000000000000000000'"
+        "sh -c 'cd {directory} && rm -f log.* && ln -s /var/lib/cim-leaf/context.json log.00000000000000000000'"
     ))?;
     ensure(planted.status == 0, format!("{planted:?}"))?;
     let log = host.run(&format!("{CONTEXT}; leafctl nix log {id}"))?;
@@ -315,7 +315,7 @@ fn foreign_code() -> Outcome {
     )?;
     // Nor can it exchange what leafd ordered.
     let changed = within(&format!(
-        "sh -c 'echo x >{folder}/order.json || rm -f {folder}/order.json'"
+        "sh -c 'echo x >{directory}/order.json || rm -f {directory}/order.json'"
     ))?;
     ensure(changed.status != 0, format!("{changed:?}"))
 }

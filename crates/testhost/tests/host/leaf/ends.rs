@@ -157,8 +157,8 @@ fn reboots() -> Outcome {
 fn unready() -> Outcome {
     let leaf = Leaf::up()?;
     leaf.host.ok("mkdir -p /var/tmp/noinit /var/tmp/dirinit/init")?;
-    for folder in ["noinit", "dirinit"] {
-        let path = leaf.host.ok(&format!("nix-store --add /var/tmp/{folder}"))?;
+    for directory in ["noinit", "dirinit"] {
+        let path = leaf.host.ok(&format!("nix-store --add /var/tmp/{directory}"))?;
         let problem = leaf.refused(&format!(
             "container create web --toplevel {} --start",
             path.trim()

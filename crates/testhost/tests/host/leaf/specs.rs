@@ -7,7 +7,7 @@ use crate::{Outcome, Trials};
 
 pub(crate) const TRIALS: Trials = &[
     (
-        "a_spec_gives_a_container_its_environment_secret_folder_and_limits",
+        "a_spec_gives_a_container_its_environment_secret_directory_and_limits",
         given,
     ),
     ("limits_change_while_a_container_runs", live),
@@ -33,7 +33,7 @@ fn given() -> Outcome {
         ),
     )?;
     leaf.ctl(&format!("container create -f {spec}"))?;
-    leaf.until("the folder is written to", || {
+    leaf.until("the directory is written to", || {
         Ok(leaf.host.run("cat /srv/web/file")?.stdout == "written\n")
     })?;
     leaf.host.ok("[ $(stat -c %u /srv/web/file) = 1234 ]")?;

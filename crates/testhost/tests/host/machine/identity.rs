@@ -63,11 +63,11 @@ fn clock() -> Outcome {
 
 fn ends() -> Outcome {
     let host = Host::restore()?;
-    let folder = host.folder().to_owned();
-    let pid = std::fs::read_to_string(folder.join("pid"))?;
+    let directory = host.directory().to_owned();
+    let pid = std::fs::read_to_string(directory.join("pid"))?;
     let process = std::path::Path::new("/proc").join(pid.trim());
-    ensure(process.exists() && folder.exists(), "it runs")?;
+    ensure(process.exists() && directory.exists(), "it runs")?;
     drop(host);
     ensure(!process.exists(), "QEMU has ended")?;
-    ensure(!folder.exists(), "its files are removed")
+    ensure(!directory.exists(), "its files are removed")
 }

@@ -2,7 +2,7 @@
 
 mod commands;
 mod devices;
-mod folders;
+mod directories;
 mod identity;
 mod link;
 mod networks;
@@ -14,7 +14,7 @@ use crate::Trials;
 pub(crate) const TRIALS: &[Trials] = &[
     commands::TRIALS,
     devices::TRIALS,
-    folders::TRIALS,
+    directories::TRIALS,
     identity::TRIALS,
     link::TRIALS,
     networks::TRIALS,

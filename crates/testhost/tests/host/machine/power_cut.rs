@@ -15,25 +15,25 @@ fn cut() -> Outcome {
     until(&host, "ls /dev/disk/by-id", |seen| seen.contains("virtio-DATA1"))?;
     host.ok("mkfs.ext4 -q /dev/disk/by-id/virtio-DATA1 && mkdir /data && mount /dev/disk/by-id/virtio-DATA1 /data")?;
     let before = host.ok("cat /etc/machine-id /proc/sys/kernel/random/boot_id")?;
-    for folder in ["/root", "/data"] {
+    for directory in ["/root", "/data"] {
         host.ok(&format!(
-            "seq 100000 >{folder}/kept && sync --file-system {folder}"
+            "seq 100000 >{directory}/kept && sync --file-system {directory}"
         ))?;
         // Within the five seconds after which ext4 writes by itself.
-        host.ok(&format!("seq 100000 >{folder}/lost"))?;
+        host.ok(&format!("seq 100000 >{directory}/lost"))?;
     }
     host.cut_power();
     ensure(!host.is_running() && host.run("true").is_err(), "it has no power")?;
     host.boot()?;
     host.ok("mount /dev/disk/by-id/virtio-DATA1 /data")?;
-    for folder in ["/root", "/data"] {
-        let kept = host.ok(&format!("md5sum <{folder}/kept; seq 100000 | md5sum"))?;
+    for directory in ["/root", "/data"] {
+        let kept = host.ok(&format!("md5sum <{directory}/kept; seq 100000 | md5sum"))?;
         let mut sums = kept.lines();
         ensure(
             sums.next() == sums.next(),
             format!("what was synced is whole: {kept}"),
         )?;
-        let lost = host.run(&format!("stat -c %s {folder}/lost"))?;
+        let lost = host.run(&format!("stat -c %s {directory}/lost"))?;
         ensure(
             lost.stdout.trim() != "588895",
             format!("what was not synced is lost: {lost:?}"),
@@ -52,10 +52,10 @@ fn cut() -> Outcome {
 }
 
 fn reboot() -> Outcome {
-    let folder = tempfile::tempdir()?;
-    std::fs::write(folder.path().join("here"), "")?;
+    let directory = tempfile::tempdir()?;
+    std::fs::write(directory.path().join("here"), "")?;
     let mut host = Host::restore()?;
-    host.share(folder.path(), "/mnt/shared")?;
+    host.share(directory.path(), "/mnt/shared")?;
     host.plug(Device::usb_keyboard("KBD07"))?;
     host.ok("echo not synced >/root/kept")?;
     host.reboot()?;
@@ -63,7 +63,7 @@ fn reboot() -> Outcome {
         host.ok("cat /root/kept")? == "not synced\n",
         "a file that was not synced",
     )?;
-    ensure(host.ok("ls /mnt/shared")? == "here\n", "the shared folder")?;
+    ensure(host.ok("ls /mnt/shared")? == "here\n", "the shared directory")?;
     until(&host, "cat /sys/bus/usb/devices/*/serial", |seen| {
         seen.contains("KBD07")
     })?;

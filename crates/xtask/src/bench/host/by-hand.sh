@@ -39,7 +39,7 @@ run() { # NAME TOPLEVEL MORE...
     --bind-ro=/nix/store --bind-ro=/usr/local/bin/leaf-init:/run/leaf/init "$@" -- "$toplevel/init"
 }
 
-# The same as the contract has it: its folders, its places of Nix, its journal.
+# The same as the contract has it: its directories, its places of Nix, its journal.
 run_by_contract() { # NAME TOPLEVEL
   local root=$roots/$1 profile=$profiles/$1 gcroot=$gcroots/$1
   mkdir -p -m 0755 "$root/etc" "$root/var/lib" "$root/nix/store" "$root/nix/var/nix" "$profile" "$gcroot"

@@ -134,10 +134,10 @@ pub(super) async fn errors() -> anyhow::Result<()> {
 pub(super) async fn contexts() -> anyhow::Result<()> {
     let leaf = TestLeaf::start().await?;
     let config = tempfile::tempdir()?;
-    let folder = config.path().join("nats/context");
-    std::fs::create_dir_all(&folder)?;
-    std::fs::copy(leaf.context_file(), folder.join("edge.json"))?;
-    std::fs::write(folder.join("broken.json"), "{")?;
+    let directory = config.path().join("nats/context");
+    std::fs::create_dir_all(&directory)?;
+    std::fs::copy(leaf.context_file(), directory.join("edge.json"))?;
+    std::fs::write(directory.join("broken.json"), "{")?;
     let show = async |arguments: &[&str]| {
         let mut command = command(&["leaf", "show"]);
         command.args(arguments).env("XDG_CONFIG_HOME", config.path());

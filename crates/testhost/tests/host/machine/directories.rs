@@ -1,31 +1,31 @@
-//! Files and folders that both machines see.
+//! Files and directories that both machines see.
 
 use testhost::Host;
 
 use crate::{Outcome, Trials, ensure};
 
 pub(crate) const TRIALS: Trials = &[
-    ("a_shared_folder_is_read_and_written_on_both_sides", shared),
+    ("a_shared_directory_is_read_and_written_on_both_sides", shared),
     ("a_file_is_put_and_fetched_byte_by_byte", files),
 ];
 
 fn shared() -> Outcome {
-    let folder = tempfile::tempdir()?;
-    std::fs::write(folder.path().join("here"), "from here")?;
+    let directory = tempfile::tempdir()?;
+    std::fs::write(directory.path().join("here"), "from here")?;
     let mut host = Host::restore()?;
-    host.share(folder.path(), "/mnt/shared")?;
+    host.share(directory.path(), "/mnt/shared")?;
     ensure(host.ok("cat /mnt/shared/here")? == "from here", "read there")?;
     host.ok("mkdir /mnt/shared/d && echo from there >/mnt/shared/d/there")?;
     ensure(
-        std::fs::read_to_string(folder.path().join("d/there"))? == "from there\n",
+        std::fs::read_to_string(directory.path().join("d/there"))? == "from there\n",
         "written there",
     )?;
     let second = tempfile::tempdir()?;
     std::fs::write(second.path().join("other"), "")?;
     host.share(second.path(), "/mnt/second")?;
-    ensure(host.ok("ls /mnt/second")? == "other\n", "a second folder")?;
+    ensure(host.ok("ls /mnt/second")? == "other\n", "a second directory")?;
     let error = host
-        .share(&folder.path().join("absent"), "/mnt/absent")
+        .share(&directory.path().join("absent"), "/mnt/absent")
         .expect_err("there is none");
     ensure(error.to_string().contains("absent"), error.to_string())
 }
