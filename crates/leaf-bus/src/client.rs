@@ -32,7 +32,7 @@ pub enum CallError {
     #[error(transparent)]
     Problem(#[from] Problem),
     /// No leaf of this name is subscribed to commands.
-    #[error("leaf {0} does not answer: it is not running, or not connected to this NATS server")]
+    #[error("leaf {0} does not reply: it is not running, or not connected to this NATS server")]
     NoLeaf(LeafName),
     /// No reply in time. The command may have been carried out; with the same command id it can be sent again safely.
     #[error(

@@ -1,19 +1,19 @@
-//! What can go wrong, and the exit code of each kind.
+//! The kinds of errors, and their exit codes.
 //!
 //! | code | kind |
 //! |---|---|
-//! | 0 | it worked |
-//! | 1 | something unexpected; the text says what |
-//! | 2 | the command line can't be used |
+//! | 0 | success |
+//! | 1 | an unexpected error; the text describes it |
+//! | 2 | invalid command line |
 //! | 3 | no connection: no server, refused credentials, a wrong certificate |
-//! | 4 | no answer: the leaf isn't there, or not in time |
-//! | 5 | what was named does not exist |
-//! | 6 | refused: a value, the state or the caller's rights don't allow it |
-//! | 7 | it was accepted, and did not work |
-//! | 8 | the leaf can't just now: disk full, overloaded, stopping |
-//! | 130 | interrupted by Ctrl-C |
+//! | 4 | no reply: the leaf is absent, or too slow |
+//! | 5 | not found |
+//! | 6 | refused: a value, the state or the caller's permissions don't allow it |
+//! | 7 | accepted, then failed |
+//! | 8 | temporarily unavailable: disk full, overloaded, stopping |
+//! | 130 | interrupted |
 //!
-//! A reader of the output that has gone (`leafctl … | head -1`) ends a command without an error.
+//! When the reader of the output has exited (`leafctl … | head -1`), the command ends without an error.
 
 use leaf_bus::client::{CallError, ClientError};
 use leaf_bus::connect::ConnectError;
@@ -22,52 +22,52 @@ use leaf_bus::stream::StreamError;
 use leaf_core::id::JobId;
 use leaf_core::problem::{Problem, ProblemCode};
 
-/// What went wrong.
+/// An error of a command.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// The command line can't be used.
+    /// The command line is invalid.
     #[error("{0}")]
     Usage(String),
-    /// The context can't be used.
-    #[error("the context can't be used")]
+    /// The context is invalid.
+    #[error("the context is invalid")]
     Context(#[from] ContextError),
-    /// No connection.
-    #[error("there is no connection to NATS")]
+    /// No connection to NATS.
+    #[error("can't connect to NATS")]
     Connect {
-        /// Why.
+        /// The cause.
         source: ConnectError,
-        /// What to try, where the flags say nothing of a server.
+        /// A hint, if no flag names a server.
         hint: Option<&'static str>,
     },
-    /// The leaf isn't there.
+    /// The leaf is absent.
     #[error("{0}")]
     NoLeaf(String),
-    /// What was named does not exist.
+    /// The thing that was named does not exist.
     #[error("{0}")]
     NotFound(String),
-    /// The leaf said no, and why.
+    /// The leaf's error reply.
     #[error("{}", .0.detail)]
     Problem(Problem),
-    /// A job did not work.
+    /// A job failed.
     #[error("job {job} {phase}: {reason}")]
     Job {
         /// The job's id.
         job: JobId,
-        /// How it ended.
+        /// The phase in which it ended.
         phase: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// The request could not be sent, or its answer not be read.
+    /// The request could not be sent, or its reply could not be read.
     #[error(transparent)]
     Call(CallError),
     /// A stream could not be read.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// Somebody pressed Ctrl-C.
+    /// The command was interrupted by Ctrl-C.
     #[error("interrupted{}", .note.as_ref().map_or(String::new(), |note| format!(": {note}")))]
     Interrupted {
-        /// What goes on nevertheless.
+        /// A note on what continues.
         note: Option<String>,
     },
     /// Printing failed.
@@ -85,12 +85,12 @@ impl From<CallError> for Error {
 }
 
 impl Error {
-    /// Whether it is only that nobody reads the output any more.
+    /// Returns whether the output was closed by its reader.
     pub(crate) fn is_closed_pipe(&self) -> bool {
         matches!(self, Self::Print(error) if error.kind() == std::io::ErrorKind::BrokenPipe)
     }
 
-    /// What a person may try.
+    /// Returns a hint for the user.
     pub(crate) fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Connect { hint, .. } => *hint,
@@ -98,7 +98,7 @@ impl Error {
         }
     }
 
-    /// The exit code of this kind of error.
+    /// Returns the exit code.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Print(_) => 1,

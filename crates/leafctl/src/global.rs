@@ -1,4 +1,4 @@
-//! The flags that every command has.
+//! The global options.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,26 +8,26 @@ use leaf_core::id::LeafName;
 
 use crate::output::Output;
 
-/// The flags that every command has.
+/// The global options.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// Print JSON: one document, or one line an item.
+    /// Print JSON: one document, or one line per item.
     #[arg(long, global = true)]
     pub json: bool,
-    /// The leaf to speak to; a single one is taken by itself.
+    /// The leaf's name; may be omitted if there is only one leaf.
     #[arg(long, global = true, value_name = "NAME", env = "LEAFCTL_LEAF")]
     pub leaf: Option<LeafName>,
-    /// A context of the `nats` command line: its name, or a file. Without it, the selected one.
+    /// A context of the `nats` command line: a name or a file; by default the selected context.
     #[arg(long, global = true, value_name = "NAME|FILE", env = "LEAFCTL_CONTEXT")]
     pub context: Option<String>,
-    /// The NATS server, instead of the context's.
+    /// The NATS server's URL, instead of the context's.
     #[arg(long, global = true, value_name = "URL")]
     pub server: Option<String>,
-    /// The credentials file, instead of the context's.
+    /// A credentials file, instead of the context's.
     #[arg(long, global = true, value_name = "FILE")]
     pub creds: Option<PathBuf>,
-    /// How long to wait for an answer, such as 5s or 2m.
+    /// The time limit for a reply, such as 5s or 2m.
     #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
 }

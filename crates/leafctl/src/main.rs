@@ -22,10 +22,10 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .expect("a runtime of one thread needs nothing but memory");
+        .expect("a single-threaded runtime needs only memory");
     let result = runtime.block_on(async {
         tokio::select! {
-            // First, since a command may say what goes on without it.
+            // Polled first, since an interrupted command may report what continues without it.
             biased;
             result = cli.run(&output) => result,
             _ = tokio::signal::ctrl_c() => Err(Error::Interrupted { note: None }),

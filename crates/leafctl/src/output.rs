@@ -1,4 +1,4 @@
-//! How results are shown: tables and words for people, JSON for programs. Colours only on a terminal.
+//! Prints results: tables and text for people, JSON for programs. Colours only on a terminal.
 
 use std::io::{IsTerminal as _, Write as _};
 
@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::error::Error;
 
-/// How results are shown.
+/// The format of results.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {
     json: bool,
@@ -17,20 +17,19 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Returns the way results are shown: JSON if asked for; colours where standard output is a terminal and
-    /// `NO_COLOR` is not set.
+    /// Returns the format: JSON if asked for; colours where standard output is a terminal and `NO_COLOR` is not set.
     pub(crate) fn new(json: bool) -> Self {
         let colours =
             std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         Self { json, colours }
     }
 
-    /// Whether results are JSON.
+    /// Returns whether results are printed as JSON.
     pub(crate) fn is_json(self) -> bool {
         self.json
     }
 
-    /// Prints one document: as JSON, or as `text` makes it.
+    /// Prints one document: as JSON, or as formatted by `text`.
     pub(crate) fn document<T: Serialize>(
         self,
         value: &T,
@@ -44,7 +43,7 @@ impl Output {
         self.line(text.trim_end_matches('\n'))
     }
 
-    /// Prints one item of a stream: as one line of JSON, or as `text` makes it.
+    /// Prints one item of a stream: as one line of JSON, or as formatted by `text`.
     pub(crate) fn item<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), Error> {
         let text = if self.json {
             serde_json::to_string(value).expect("a message has string keys only")
@@ -59,7 +58,7 @@ impl Output {
         self.raw(&format!("{text}\n"))
     }
 
-    /// Prints a text as it is.
+    /// Prints a text unchanged.
     pub(crate) fn raw(self, text: &str) -> Result<(), Error> {
         let mut out = std::io::stdout().lock();
         out.write_all(text.as_bytes())
@@ -93,7 +92,7 @@ impl Output {
         table
     }
 
-    /// Prints an error with its causes, on standard error: words, or with `--json` the problem as one document.
+    /// Prints an error with its causes to standard error: as text, or with `--json` the problem as one document.
     pub(crate) fn error(self, error: &Error) {
         if self.json {
             let mut body = match error {
@@ -118,7 +117,7 @@ impl Output {
         }
     }
 
-    /// Tells a person what is going on, on standard error.
+    /// Prints a note about progress to standard error.
     pub(crate) fn note(self, text: &str) {
         if !self.json {
             tell(text);
@@ -126,19 +125,19 @@ impl Output {
     }
 }
 
-/// Prints a line on standard error. It is no error if nobody reads it.
+/// Prints a line to standard error, ignoring errors.
 pub(crate) fn tell(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Returns a table as text, without blanks at the ends of the lines.
+/// Returns a table as text, without trailing blanks.
 pub(crate) fn text_of(table: &Table) -> String {
     let text = table.to_string();
     let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
     lines.join("\n")
 }
 
-/// Returns a list of names and values, one a line, the values below each other.
+/// Returns names and values, one pair per line, with the values aligned.
 pub(crate) fn fields(fields: &[(&str, String)]) -> String {
     let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     fields
@@ -147,7 +146,7 @@ pub(crate) fn fields(fields: &[(&str, String)]) -> String {
         .collect()
 }
 
-/// Returns how long ago something was, in words: `3m ago`.
+/// Returns a time as its age: `3m ago`.
 pub(crate) fn ago(time: Timestamp) -> String {
     let seconds = Timestamp::now().duration_since(time).as_secs().max(0);
     match seconds {
@@ -158,7 +157,7 @@ pub(crate) fn ago(time: Timestamp) -> String {
     }
 }
 
-/// Returns a size in words: `1.5 MiB`.
+/// Returns a size with a unit: `1.5 MiB`.
 pub(crate) fn size(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
 }

@@ -1,4 +1,4 @@
-//! Progress on the terminal: a spinner for what takes longer than a second, a bar for a job.
+//! Progress on the terminal: a spinner for work that takes longer than a second, a bar for a job.
 
 use std::future::Future;
 use std::io::IsTerminal as _;
@@ -9,7 +9,7 @@ use leaf_core::job::Progress;
 
 use crate::output::tell;
 
-/// Waits for something; after a second a spinner says what for. Only on a terminal.
+/// Waits for `work`; after a second, a spinner shows `what`. Only on a terminal.
 pub(crate) async fn waiting<T>(what: &'static str, work: impl Future<Output = T>) -> T {
     tokio::pin!(work);
     if let Ok(done) = tokio::time::timeout(Duration::from_secs(1), &mut work).await {
@@ -22,7 +22,7 @@ pub(crate) async fn waiting<T>(what: &'static str, work: impl Future<Output = T>
     done
 }
 
-/// How far a job is, on standard error: a bar on a terminal, and a line at each change elsewhere.
+/// A job's progress on standard error: a bar on a terminal, a line per change elsewhere.
 pub(crate) struct JobBar {
     bar: ProgressBar,
     plain: bool,
@@ -30,7 +30,7 @@ pub(crate) struct JobBar {
 }
 
 impl JobBar {
-    /// Returns the bar; one that is not wanted shows nothing.
+    /// Returns the bar; it shows nothing if not `wanted`.
     pub(crate) fn new(wanted: bool) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let bar = ProgressBar::with_draw_target(
@@ -51,7 +51,7 @@ impl JobBar {
         }
     }
 
-    /// Shows how far it is.
+    /// Shows the progress.
     pub(crate) fn progress(&mut self, progress: &Progress) {
         self.bar.set_length(progress.expected.max(progress.done));
         self.bar.set_position(progress.done);
@@ -64,15 +64,15 @@ impl JobBar {
         }
     }
 
-    /// Shows what it prints, above the bar.
+    /// Prints lines of the job's log above the bar.
     pub(crate) fn log(&self, text: &str) {
-        // Asked before: within `suspend` the bar is locked.
+        // Queried before `suspend`, which locks the bar.
         if self.plain || !self.bar.is_hidden() {
             self.bar.suspend(|| tell(text.strip_suffix('\n').unwrap_or(text)));
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(crate) fn finish(self) {
         self.bar.finish_and_clear();
     }

@@ -1,4 +1,4 @@
-//! One connection, and the leaf that the command is for.
+//! A connection, and the leaf that the command is for.
 
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ use crate::global::Global;
 use crate::output::Output;
 use crate::progress::waiting;
 
-/// What to try if no flag says where the server is.
-const NO_CONTEXT: &str = "a leaf with its own NATS server writes context.json into its state directory: \
-    name that file with --context, or in LEAFCTL_CONTEXT";
+/// The hint if no flag names the server.
+const NO_CONTEXT: &str = "a leaf with an embedded NATS server writes context.json into its state directory: \
+name that file with --context or in LEAFCTL_CONTEXT";
 
-/// One connection.
+/// A connection to NATS.
 pub(crate) struct Session {
     /// The connection.
     pub client: Client,
@@ -29,7 +29,7 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Connects as the context and the flags say.
+    /// Connects as given by the context and the flags.
     pub(crate) async fn open(global: &Global) -> Result<Self, Error> {
         let settings = context::load(global.context.as_deref())?
             .overridden(global.server.as_deref(), global.creds.as_deref());
@@ -46,7 +46,7 @@ impl Session {
         })
     }
 
-    /// Returns the leaf that was named, or the only one there is.
+    /// Returns the leaf that was named, or the only one.
     pub(crate) async fn leaf(&self) -> Result<LeafName, Error> {
         if let Some(leaf) = &self.leaf {
             return Ok(leaf.clone());
@@ -55,7 +55,7 @@ impl Session {
         match (leaves.next(), leaves.next()) {
             (Some(leaf), None) => Ok(leaf),
             (None, _) => Err(Error::NoLeaf(
-                "no leaf holds a lease here: is leafd running?".to_owned(),
+                "no leaf holds a lease on this server: is leafd running?".to_owned(),
             )),
             (Some(one), Some(two)) => {
                 let all: Vec<String> = [one, two]
@@ -64,20 +64,20 @@ impl Session {
                     .map(|leaf| leaf.to_string())
                     .collect();
                 Err(Error::Usage(format!(
-                    "there are several leaves, name one with --leaf: {}",
+                    "there are several leaves; name one with --leaf: {}",
                     all.join(", ")
                 )))
             }
         }
     }
 
-    /// Sends a command to the leaf and returns its answer.
+    /// Sends a command to the leaf and returns its reply.
     pub(crate) async fn call<R: Request>(&self, request: &R) -> Result<R::Reply, Error> {
         let leaf = self.leaf().await?;
         self.call_leaf(&leaf, request, self.timeout).await
     }
 
-    /// Sends a command to the leaf and prints its answer: as JSON, or as `text` makes it.
+    /// Sends a command to the leaf and prints its reply: as JSON, or as formatted by `text`.
     pub(crate) async fn show<R: Request>(
         &self,
         request: &R,
@@ -88,7 +88,7 @@ impl Session {
         self.show_at(&leaf, request, output, text).await
     }
 
-    /// The same for this leaf.
+    /// Like [`Session::show`], for a given leaf.
     pub(crate) async fn show_at<R: Request>(
         &self,
         leaf: &LeafName,
@@ -99,8 +99,7 @@ impl Session {
         print(self.call_to(leaf, request).await, output, text)
     }
 
-    /// Sends a command to the leaf that waits for something on the host, and prints its answer. `what` says what a person waits
-    /// for.
+    /// Like [`Session::show`], for a command that waits for the host. `what` is the spinner's text.
     pub(crate) async fn show_slow<R: Request>(
         &self,
         what: &'static str,
@@ -112,12 +111,12 @@ impl Session {
         print(waiting(what, self.call_slow(&leaf, request)).await, output, text)
     }
 
-    /// Sends a command to this leaf and returns its answer.
+    /// Sends a command to a given leaf and returns its reply.
     pub(crate) async fn call_to<R: Request>(&self, leaf: &LeafName, request: &R) -> Result<R::Reply, Error> {
         self.call_leaf(leaf, request, self.timeout).await
     }
 
-    /// How long to wait for a message about something before looking at it again.
+    /// Returns how long to wait for a message before querying again.
     pub(crate) fn look_again_after(&self) -> Duration {
         Duration::from_secs(1)
     }
@@ -134,13 +133,13 @@ impl Session {
             .await;
         answer.map_err(|error| match error {
             ClientError::Stream(StreamError::Unanswered { .. }) => Error::NoLeaf(format!(
-                "container {name} does not answer: is it running? (`leafctl container show {name}`)"
+                "container {name} does not reply: is it running? (`leafctl container show {name}`)"
             )),
             other => other.into(),
         })
     }
 
-    /// Looks at a container until it has settled: until it runs, stands still or has failed.
+    /// Queries a container until it has settled: it runs, is stopped, or has failed.
     pub(crate) async fn settled(&self, leaf: &LeafName, name: &ContainerName) -> Result<Container, Error> {
         loop {
             let container = self.call_to(leaf, &ShowContainer { name: name.clone() }).await?;
@@ -160,7 +159,7 @@ impl Session {
         }
     }
 
-    /// Sends a command that waits for something on the host, which may take longer than an answer.
+    /// Sends a command that waits for the host, which may take longer than other replies.
     pub(crate) async fn call_slow<R: Request>(
         &self,
         leaf: &LeafName,
@@ -184,7 +183,7 @@ impl Session {
     }
 }
 
-/// Prints the answer to a command. One with a value that this version doesn't know is printed as the leaf sent it.
+/// Prints the reply to a command. One with a value unknown to this version is printed as the leaf sent it.
 fn print<T: Serialize>(
     answer: Result<T, Error>,
     output: Output,
@@ -196,7 +195,7 @@ fn print<T: Serialize>(
             match serde_json::from_slice::<serde_json::Value>(&reply) {
                 Ok(document) => {
                     output.note(&format!(
-                        "leaf {leaf} may be of a newer version: {source}; this is its answer as it came"
+                        "leaf {leaf} may be of a newer version: {source}; its reply follows unchanged"
                     ));
                     output.document(&document, |document| format!("{document:#}"))
                 }

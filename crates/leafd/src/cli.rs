@@ -5,29 +5,30 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use leaf_core::id::LeafName;
 
-/// The daemon of a leaf: discovers hardware, keeps events, runs containers and Nix, and speaks through NATS.
+/// The daemon of a leaf: discovers hardware, records events, runs containers and Nix builds, and is commanded over
+/// NATS.
 #[derive(Debug, Parser)]
 #[command(name = "leafd", version, max_term_width = 100)]
 pub struct Cli {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// The subcommand.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the daemon until SIGTERM or SIGINT.
     Run(Run),
-    /// Check a settings file, and say what is wrong with it.
+    /// Check a settings file, and report what is wrong with it.
     CheckConfig {
-        /// The file.
+        /// The settings file.
         file: PathBuf,
     },
-    /// Show the hardware that a leaf sees here, or in a nixos-facter report. Needs no NATS.
+    /// Show the hardware inventory of this host, or of a nixos-facter report. Needs no NATS.
     Inventory(Inventory),
-    /// Run one process job. The daemon or the helper starts this, so that a job outlives the daemon; both know it by this
-    /// name, which is older than jobs of other kinds.
+    /// Run one process job. Started by the daemon or the helper, so that a job outlives the daemon. The name is older
+    /// than jobs of other kinds, and both use it.
     #[command(hide = true)]
     NixJob {
         /// The job's directory.
@@ -41,13 +42,13 @@ pub struct Run {
     /// The settings file.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Run a NATS server of the leaf's own.
+    /// Run an embedded NATS server.
     #[arg(long)]
     pub embedded_nats: bool,
-    /// The port of that server; 0 takes a free one and keeps it.
+    /// The embedded server's port; 0 chooses a free one, which is kept.
     #[arg(long, value_name = "PORT")]
     pub nats_port: Option<u16>,
-    /// Where all is that must not be lost.
+    /// The directory of the leaf's durable data.
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
     /// The leaf's name.
@@ -58,7 +59,7 @@ pub struct Run {
 /// The flags of `leafd inventory`.
 #[derive(Debug, Args)]
 pub struct Inventory {
-    /// Read this nixos-facter report instead of looking at the host.
+    /// Read a nixos-facter report instead of scanning the host.
     #[arg(long, value_name = "FILE")]
     pub facter: Option<PathBuf>,
     /// Print JSON: `{"devices":[{"id",…}]}`.

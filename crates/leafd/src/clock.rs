@@ -18,7 +18,7 @@ impl Clock {
         }
     }
 
-    /// Returns the present moment.
+    /// Returns the current moment.
     #[must_use]
     pub fn now(self) -> Moment {
         Moment::after_origin(self.origin.elapsed())

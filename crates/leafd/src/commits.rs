@@ -1,4 +1,4 @@
-//! The engine's records on their way into the journal, and the effects that wait for that.
+//! Commits the engine's records to the journal, and holds back their effects until then.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -21,7 +21,7 @@ pub struct Commits {
 
 /// A record that waits for its commit.
 struct Pending {
-    /// Nothing for a record without a batch, which waits for those before it only.
+    /// `None` for a record without a batch, which only waits for earlier records.
     receipt: Option<Receipt>,
     commands: Vec<CommandRecord>,
     entries: Vec<(String, Option<Bytes>)>,
@@ -29,7 +29,7 @@ struct Pending {
 }
 
 impl Commits {
-    /// Returns the way into this journal.
+    /// Returns the queue of commits to this journal.
     #[must_use]
     pub fn new(journal: Journal) -> Self {
         Self {
@@ -40,8 +40,8 @@ impl Commits {
         }
     }
 
-    /// Queues a record for the journal. Returns its effects if they wait for nothing; else they come out of
-    /// [`Self::committed`].
+    /// Queues a record for the journal. Returns its effects if they need not wait; otherwise [`Self::committed`]
+    /// returns them.
     pub fn push(&mut self, record: Record) -> Vec<Effect> {
         let Record { batch, effects } = record;
         if batch.is_empty() {
@@ -77,11 +77,11 @@ impl Commits {
         Vec::new()
     }
 
-    /// Waits until the oldest record is durable, and returns its effects; those of later records that wait for nothing, or
-    /// are durable by then, come along. May be dropped and called again.
+    /// Waits until the oldest record is durable, and returns its effects, with those of later records that are durable
+    /// by then or need not wait. Cancel-safe.
     ///
     /// # Errors
-    /// [`CommitError`] when the journal can't promise anything any more: the daemon ends.
+    /// [`CommitError`] when the journal can't commit any more; the daemon must exit.
     pub async fn committed(&mut self) -> Result<Vec<Effect>, CommitError> {
         if let Some(Pending {
             receipt: Some(receipt),
@@ -93,7 +93,7 @@ impl Commits {
         let mut effects = Vec::new();
         while let Some(done) = self.pending.pop_front() {
             self.committed += 1;
-            // Where the newest snapshot begins does not matter to those who watch the state.
+            // Watchers of the state have no use for the position of the newest snapshot.
             let entries = done.entries.into_iter().filter(|(key, _)| key != SNAPSHOT_KEY);
             self.changed.extend(entries);
             effects.extend(done.effects);
@@ -121,7 +121,7 @@ impl Commits {
         !self.pending.is_empty()
     }
 
-    /// Finds an accepted command, also one that is not durable yet.
+    /// Looks up an accepted command, including one that is not durable yet.
     #[must_use]
     pub fn seen(&self, caller: &Caller, id: &CommandId) -> Seen {
         let is_same = |record: &&CommandRecord| record.caller == *caller && record.id == *id;
@@ -134,19 +134,19 @@ impl Commits {
             Ok(None) => Seen::No,
             Ok(Some(record)) => Seen::Before(Box::new(record)),
             Err(error) => {
-                tracing::warn!(error = chain(&error), "the journal can't be read just now");
+                tracing::warn!(error = chain(&error), "can't read the journal at the moment");
                 Seen::Unreadable
             }
         }
     }
 
-    /// Takes the entries of the state, as JSON, that changed in what became durable since the last call, for those who
-    /// watch the state.
+    /// Takes the state's entries, as JSON, whose changes became durable since the last call. They are for watchers of
+    /// the state.
     pub fn take_changed(&mut self) -> BTreeMap<String, Option<Bytes>> {
         std::mem::take(&mut self.changed)
     }
 
-    /// Returns whether there is something to [take](Self::take_changed).
+    /// Returns whether [`Self::take_changed`] would return any entry.
     #[must_use]
     pub fn has_changed(&self) -> bool {
         !self.changed.is_empty()

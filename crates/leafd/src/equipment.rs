@@ -1,4 +1,4 @@
-//! What the daemon works with, as the settings say and the host allows: NATS, containers, Nix, a hardware report.
+//! Prepares what the daemon works with, as set and as the host allows: NATS, containers, Nix, a hardware report.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -26,28 +26,28 @@ use crate::programs;
 use crate::settings::{HELPER_SOCKET, Settings};
 use crate::steps::ContainerHost;
 
-/// The port of NATS.
+/// The embedded server's port if none is set.
 const DEFAULT_PORT: u16 = 4222;
 
-/// What stands before the connection is used.
-pub struct Began {
-    /// The connection, which may stand later.
+/// The connection to NATS and the host of containers.
+pub struct HostAndNats {
+    /// The connection, which may still be being established.
     pub bus: Bus,
-    /// How the connection of the streams is made, for another one.
+    /// The settings of the streams' connection, for making another one.
     pub connect: ConnectSettings,
-    /// The leaf's own server, if it has one.
+    /// The embedded server, if the leaf has one.
     pub server_process: Option<EmbeddedServer>,
-    /// What runs containers, or why there are none.
+    /// The host of containers, or the reason why this leaf runs none.
     pub containers: Result<Arc<ContainerHost>, String>,
-    /// Where NATS is, in words.
+    /// A description of the NATS server.
     pub nats_of: String,
 }
 
-/// Makes the network, starts the embedded server if there is to be one, and connects.
+/// Prepares the network, starts the embedded server if enabled, and connects.
 ///
 /// # Errors
-/// What can't be had of what the settings ask for.
-pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began> {
+/// The first part of the settings that can't be fulfilled.
+pub async fn set_up(settings: &Settings, leaf: &LeafName) -> anyhow::Result<HostAndNats> {
     let nats = &settings.nats;
     let Some(embedded) = &nats.embedded else {
         let as_user = |file: &Option<PathBuf>| ConnectSettings {
@@ -71,10 +71,10 @@ pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began
             }
             None => (Bus::connect(&callers).await, callers),
         };
-        let bus = bus.context("NATS can't be used with these settings")?;
+        let bus = bus.context("these settings of NATS don't work")?;
         let why = "containers need NATS credentials of their own, which this leafd makes only for its embedded server";
         let nats_of = format!("connects to {}", nats.url.as_deref().unwrap_or_default());
-        return Ok(Began {
+        return Ok(HostAndNats {
             bus,
             connect,
             server_process: None,
@@ -95,8 +95,8 @@ pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began
         (None, Err(_)) => Ipv4Addr::LOCALHOST,
     };
     let helper = match helper {
-        // The address must be there before the server listens on it. A port that the server is to choose is not known
-        // yet: the rules get it below.
+        // The address must exist before the server listens on it. A port that the server chooses is not known yet; the
+        // rules get it below.
         Ok(helper) if address == pool.leaf_address() => {
             let port = if port == 0 { DEFAULT_PORT } else { port };
             prepare(&helper, address, port).await.map(|()| helper)
@@ -106,7 +106,7 @@ pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began
     if let Err(why) = &helper {
         no_containers(settings, why)?;
     }
-    // Without containers the leaf address may be missing, and nothing needs it.
+    // Without containers nothing needs the leaf address, so it may be missing.
     let address = match (embedded.address, &helper) {
         (None, Err(_)) => Ipv4Addr::LOCALHOST,
         _ => address,
@@ -121,7 +121,7 @@ pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began
     };
     let process = EmbeddedServer::start(server, &identity)
         .await
-        .context("the embedded NATS server can't be started")?;
+        .context("can't start the embedded NATS server")?;
     let helper = match helper {
         Ok(helper) if process.address().port() != port => {
             let prepared = prepare(&helper, address, process.address().port()).await;
@@ -146,7 +146,7 @@ pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began
     );
     let bus = Bus::connect_apart(&callers, &streams)
         .await
-        .context("the embedded NATS server can't be used")?;
+        .context("can't connect to the embedded NATS server")?;
     let nats_port = process.address().port();
     let containers = helper.map(|helper| {
         Arc::new(ContainerHost {
@@ -163,7 +163,7 @@ pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began
             stop_timeout_seconds: settings.containers.stop_timeout_seconds,
         })
     });
-    Ok(Began {
+    Ok(HostAndNats {
         bus,
         connect: streams,
         server_process: Some(process),
@@ -172,16 +172,16 @@ pub async fn begin(settings: &Settings, leaf: &LeafName) -> anyhow::Result<Began
     })
 }
 
-/// Says that there are no containers; where they are a must, that ends the start.
+/// Logs why this leaf runs no containers; an error if the settings require them.
 fn no_containers(settings: &Settings, why: &str) -> anyhow::Result<()> {
     if settings.containers.enable == Some(true) {
-        anyhow::bail!("containers are enabled, and can't be run: {why}");
+        anyhow::bail!("containers are enabled but can't be run: {why}");
     }
     tracing::info!(why, "this leaf runs no containers");
     Ok(())
 }
 
-/// Returns what carries out host operations for containers, or why there are none.
+/// Returns the helper for containers' host operations, or the reason why this leaf runs no containers.
 fn container_helper(settings: &Settings, leaf: &LeafName) -> Result<HostHelper, String> {
     let containers = &settings.containers;
     if containers.enable == Some(false) {
@@ -190,8 +190,8 @@ fn container_helper(settings: &Settings, leaf: &LeafName) -> Result<HostHelper, 
     if let Some(client) = helper_service(settings) {
         if containers.enable != Some(true) && !client.socket().exists() {
             return Err(format!(
-                "leafd is not root, so containers need the service leaf-helper, and {} is not there: start \
-                 leaf-helper.socket, or set containers.helper_socket",
+                "leafd is not root, so containers need the service leaf-helper, but {} does not exist: start \
+                leaf-helper.socket, or set containers.helper_socket",
                 client.socket().display()
             ));
         }
@@ -209,7 +209,7 @@ fn container_helper(settings: &Settings, leaf: &LeafName) -> Result<HostHelper, 
     Ok(HostHelper::InProcess(Box::new(helper)))
 }
 
-/// Returns the service that does what needs root; none where this process does it, being root itself.
+/// Returns the client of the helper's service; `None` where this process is root and needs no service.
 fn helper_service(settings: &Settings) -> Option<Client> {
     match &settings.containers.helper_socket {
         Some(socket) => Some(Client::new(socket)),
@@ -228,12 +228,13 @@ async fn prepare(helper: &HostHelper, leaf_address: Ipv4Addr, nats_port: u16) ->
         .map_err(|error| error.to_string())
 }
 
-/// Returns what runs jobs, or why this leaf runs none.
+/// Returns the host of jobs.
 ///
 /// # Errors
-/// The reason, in words.
+/// The reason why this leaf runs no jobs.
 pub async fn job_host(settings: &Settings, leaf: &LeafName) -> Result<JobHost, String> {
-    let runner = std::env::current_exe().map_err(|error| format!("leafd can't find itself: {error}"))?;
+    let runner =
+        std::env::current_exe().map_err(|error| format!("leafd can't find its own program: {error}"))?;
     let gc_roots = PathBuf::from("/nix/var/nix/gcroots/cim-leaf").join(leaf.as_str());
     let mut jobs = leaf_job::Settings::new(&settings.state_dir, gc_roots, runner, vec!["nix-job".into()]);
     jobs.environment = leaf_nix::ENVIRONMENT.iter().copied().map(str::to_owned).collect();
@@ -271,7 +272,7 @@ pub async fn job_host(settings: &Settings, leaf: &LeafName) -> Result<JobHost, S
     }
 }
 
-/// Returns the helper, if it is to run the jobs: as a user of their own, and not as leafd's.
+/// Returns the client of the helper if jobs run through it, as the user `leaf-job` and not as leafd's.
 fn jobs_by_helper(settings: &Settings) -> Option<Client> {
     let client = helper_service(settings)?;
     let usual = || leaf_host::runtime::detect() == Runtime::Systemd && client.socket().exists();
@@ -288,7 +289,7 @@ fn in_units(client: Client) -> Launch {
     }
 }
 
-/// Returns the report that the settings name, or one made just now.
+/// Returns the configured report, or a new one.
 pub async fn report(settings: Settings) -> Option<PathBuf> {
     let hardware = &settings.hardware;
     let Some(program) = &hardware.facter_program else {
@@ -299,7 +300,7 @@ pub async fn report(settings: Settings) -> Option<PathBuf> {
         Ok(bytes) => match std::fs::write(&file, bytes) {
             Ok(()) => Some(file),
             Err(error) => {
-                tracing::warn!(error = chain(&error), "the report can't be kept");
+                tracing::warn!(error = chain(&error), "can't store the hardware report");
                 hardware.facter_report.clone()
             }
         },

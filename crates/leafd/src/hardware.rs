@@ -1,4 +1,4 @@
-//! Scans the hardware at the start, when the kernel hints that something changed, and when a caller asks.
+//! Scans the hardware at the start, after the kernel's hints, and when a caller asks.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -13,11 +13,11 @@ use tokio::sync::mpsc;
 
 use crate::input::Wake;
 
-/// Scans for as long as the daemon runs, for the first time when `report` is ready. `rescans` yields the numbers of the
-/// rescans that callers ask for, in order.
+/// Scans for as long as the daemon runs; the first scan waits for `report`. `rescans` yields the numbers of the rescans
+/// that callers ask for, in order.
 ///
 /// # Errors
-/// When the kernel's hints can't be received at all.
+/// When the kernel's hints can't be received.
 pub async fn run(
     report: impl Future<Output = Option<PathBuf>>,
     debounce: Duration,
@@ -28,8 +28,8 @@ pub async fn run(
         report: report.await,
         ..Sources::default()
     };
-    // Before the first scan, so that no change in between is missed.
-    let mut monitor = Monitor::open().context("hot-plug can't be noticed")?;
+    // Opened before the first scan, so that no change in between is missed.
+    let mut monitor = Monitor::open().context("can't receive hot-plug events")?;
     let mut rescan = 0;
     loop {
         while let Ok(number) = rescans.try_recv() {
@@ -42,7 +42,7 @@ pub async fn run(
         let scanned: Result<Inventory, String> =
             scanned.map(|scan| scan.inventory).map_err(|error| chain(&error));
         if let Err(error) = &scanned {
-            tracing::error!(error, "the hardware can't be scanned");
+            tracing::error!(error, "can't scan the hardware");
         }
         if inputs
             .send(Input::HardwareScanned { scanned, rescan }.into())

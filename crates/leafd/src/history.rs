@@ -1,4 +1,4 @@
-//! Where a leaf begins: with what its journal has, or what the stream has, or with nothing.
+//! Recovers a leaf's state: from its journal, from the stream, or as a new leaf's.
 
 use std::time::Duration;
 
@@ -17,15 +17,15 @@ use crate::publisher::{self, FencedError};
 /// The pause before the stream is read again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How many of the newest events an import takes over into the journal.
+/// How many of the newest events an import copies into the journal.
 const IMPORTED_EVENTS: usize = 1000;
 
-/// Returns the state to go on from, after the journal took over what only the stream has.
+/// Returns the state to continue from, after importing into the journal what only the stream has.
 ///
-/// A journal that was made just now needs an answer of NATS first: whether there is a history is not known without.
+/// A new journal waits for NATS first, since only the stream tells whether the leaf has a history.
 ///
 /// # Errors
-/// When the journal or the stream holds what can't be read.
+/// When the journal or the stream can't be read.
 pub async fn recover(
     bus: &Bus,
     leaf: &LeafName,
@@ -36,7 +36,7 @@ pub async fn recover(
     let fresh = opened.held.last_sequence == 0;
     let state = State::from_entries(opened.held.last_sequence, opened.entries);
     if fresh && !bus.status().borrow().is_connected() {
-        tracing::info!("the journal is new: waiting for NATS, to see whether the leaf has a history");
+        tracing::info!("the journal is new: waiting for NATS to check whether the leaf has a history");
     }
     loop {
         if fresh {
@@ -49,7 +49,7 @@ pub async fn recover(
             Err(Trouble::Fenced(error)) => return Err(error.into()),
             Err(Trouble::Other(error)) => return Err(error),
             Err(Trouble::Stream(error)) => {
-                tracing::warn!(error = chain(&error), "the stream can't be read just now");
+                tracing::warn!(error = chain(&error), "can't read the stream at the moment");
                 if !fresh {
                     return Ok(state);
                 }
@@ -71,7 +71,7 @@ impl From<publisher::Trouble> for Trouble {
             publisher::Trouble::Stream(error) => Self::Stream(error),
             publisher::Trouble::Fenced(error) => Self::Fenced(error),
             publisher::Trouble::Journal(error) => {
-                Self::Other(anyhow::Error::new(error).context("the journal can't be read"))
+                Self::Other(anyhow::Error::new(error).context("can't read the journal"))
             }
         }
     }
@@ -116,14 +116,14 @@ async fn take_over(
         journal = held.last_sequence,
         stream = found.last_sequence,
         from,
-        "the journal takes over what the stream has; if it was lost, what was not published yet is lost"
+        "importing the stream's events into the journal; if the journal was lost, unpublished events are lost"
     );
     let mut epoch = (held.last_sequence > 0).then_some(held.epoch);
     let mut reader = stream.read_from(from);
     let mut newest: Vec<EventRecord> = Vec::new();
     while let Some(record) = reader.next().await? {
         let event = Event::from_record(&record)
-            .with_context(|| format!("the event {} of the stream can't be taken over", record.sequence))
+            .with_context(|| format!("can't import the stream's event {}", record.sequence))
             .map_err(Trouble::Other)?;
         let found = record.epoch();
         epoch = epoch.or(found);
@@ -147,12 +147,12 @@ async fn take_over(
     journal
         .import(import)
         .await
-        .context("the journal can't take over what the stream has")
+        .context("can't import the stream's events into the journal")
         .map_err(Trouble::Other)?;
     Ok(state)
 }
 
-/// Where the snapshot begins of which this is the last part; nothing if it is not whole.
+/// Returns the sequence number at which a snapshot begins, given its last part; `None` if this is not a last part.
 fn beginning_of_snapshot(record: &EventRecord) -> Option<u64> {
     match Event::from_record(record).ok()?.fact {
         Fact::Leaf(LeafFact::Snapshotted(snapshot)) if snapshot.part == snapshot.parts => {

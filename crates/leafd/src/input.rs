@@ -1,13 +1,13 @@
-//! What the daemon's tasks bring to the main loop.
+//! The messages of the daemon's tasks to the main loop.
 
 use leaf_bus::serve::Incoming;
 use leaf_core::engine::Input;
 
-/// What wakes the main loop.
+/// A message that wakes the main loop.
 pub enum Wake {
     /// A command arrived.
     Command(Box<Incoming>),
-    /// The engine has an input.
+    /// An input for the engine.
     Input(Box<Input>),
 }
 

@@ -1,4 +1,4 @@
-//! `leafd inventory`: what a leaf sees here, or in a report.
+//! `leafd inventory`: prints the hardware inventory of this host or of a report.
 #![allow(clippy::print_stdout, reason = "a command line prints")]
 
 use std::io::Write as _;
@@ -18,7 +18,7 @@ pub fn show(flags: &Inventory) -> anyhow::Result<()> {
     let inventory = match &flags.facter {
         Some(report) => {
             facter::read_file(report)
-                .with_context(|| format!("can't use the report {}", report.display()))?
+                .with_context(|| format!("can't read the report {}", report.display()))?
                 .inventory
         }
         None => scan(&Sources::default())?.inventory,
@@ -33,7 +33,7 @@ pub fn show(flags: &Inventory) -> anyhow::Result<()> {
     };
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.context("the inventory can't be printed"),
+        other => other.context("can't print the inventory"),
     }
 }
 

@@ -1,7 +1,7 @@
-//! Process jobs: where the crates that know a task meet the crate that runs jobs.
+//! Process jobs: connects the crates that implement tasks with the crate that runs jobs.
 //!
-//! A task is connected in two places: [`JobHost::start`] turns it into an order, in the daemon, and [`run_process`] turns the
-//! order into work, in the job's own process. An order of any task but a build is to name its task, since those on disk
+//! A task is connected in two places: in the daemon, [`JobHost::start`] turns it into an order; in the job's own
+//! process, [`run_process`] carries out the order. The order of any task but a build must name its task: orders on disk
 //! that name none are builds.
 
 use std::collections::BTreeSet;
@@ -21,15 +21,15 @@ use tokio::sync::{mpsc, watch};
 
 use crate::input::Wake;
 
-/// The pause before something is tried again.
+/// The pause before a retry.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What runs the process jobs of this leaf.
+/// Runs the process jobs of this leaf.
 #[derive(Debug, Clone)]
 pub struct JobHost {
-    /// The jobs themselves.
+    /// Starts, finds and cancels jobs.
     pub jobs: Jobs,
-    /// The Nix that tasks are for.
+    /// The Nix installation that tasks use.
     pub nix: Nix,
 }
 
@@ -46,36 +46,38 @@ impl JobHost {
             .map_err(|error| JobOutcome::Failed(chain(&error)))
     }
 
-    /// Removes the files of the jobs that the leaf does not know, and ends those of them that run. To be called before the
-    /// first job is started.
+    /// Ends the jobs that the leaf does not know, and removes their files. Must be called before the first job is
+    /// started.
     pub async fn remove_unknown(&self, known: BTreeSet<JobId>) {
         let swept = match self.jobs.sweep(&known).await {
             Ok(swept) => swept,
-            Err(error) => return tracing::warn!(error = chain(&error), "the files of old jobs stay"),
+            Err(error) => {
+                return tracing::warn!(error = chain(&error), "can't list the jobs' files, old ones stay");
+            }
         };
         for id in swept.running {
-            tracing::warn!(%id, "a job runs that this leaf does not know; it is ended");
+            tracing::warn!(%id, "ending a running job that this leaf does not know");
             let ended = match self.jobs.cancel(id).await {
                 Ok(()) => self.remove(id).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = ended {
-                tracing::warn!(%id, error = chain(&error), "it could not be ended");
+                tracing::warn!(%id, error = chain(&error), "can't end or remove the unknown job");
             }
         }
     }
 
-    /// Removes a job's files and what holds its result.
+    /// Removes a job's files and the GC root of its result.
     ///
     /// # Errors
-    /// [`JobError::Runs`], or what [`Jobs::forget`] and [`Jobs::release`] say.
+    /// [`JobError::Runs`], or an error of [`Jobs::forget`] or [`Jobs::release`].
     pub async fn remove(&self, id: JobId) -> Result<(), JobError> {
         self.jobs.forget(id).await?;
         self.jobs.release(id)
     }
 }
 
-/// Runs the job of this directory, in a process of its own: all that `leafd nix-job` does.
+/// Runs the job of a directory in this process: `leafd nix-job`.
 #[must_use]
 pub fn run_process(directory: &Path) -> ExitCode {
     leaf_job::runner::main(directory, |job| {
@@ -91,8 +93,8 @@ pub fn run_process(directory: &Path) -> ExitCode {
     })
 }
 
-/// Runs a job, or follows one that runs already, and passes on its progress, its log and its end. It ends early once
-/// `cancelled` is true; if that is so before, it is not even started.
+/// Runs a job, or follows a running one, and passes on its progress, its log and its end. It is cancelled once
+/// `cancelled` is true, and not started if it was true before.
 pub async fn run(
     host: &JobHost,
     job: &Job,
@@ -112,13 +114,13 @@ pub async fn run(
     };
     let cancel = async {
         if cancelled.wait_for(|cancelled| *cancelled).await.is_ok() {
-            // The cancellation was acknowledged.
+            // The cancellation is acknowledged.
             while let Err(error) = host.jobs.cancel(job.id).await {
-                tracing::warn!(id = %job.id, error = chain(&error), "the job is not cancelled yet");
+                tracing::warn!(id = %job.id, error = chain(&error), "can't cancel the job yet");
                 tokio::time::sleep(PAUSE).await;
             }
         }
-        // Its outcome comes from the branch that follows it.
+        // The outcome comes from the other branch, which follows the job.
         std::future::pending().await
     };
     let outcome = tokio::select! {
@@ -126,25 +128,25 @@ pub async fn run(
         outcome = cancel => outcome,
     };
     let _ = ended(outcome).await;
-    // Not before: the kernel takes up to 20 ms to close what watches the job's directory.
+    // Dropped only here: the kernel takes up to 20 ms to close the inotify watch on the job's directory.
     drop(running);
 }
 
-/// Starts a job, or finds it: it may run since before this run of the daemon, or have ended meanwhile.
+/// Starts a job, or finds one that an earlier instance started and that runs or has ended.
 async fn begin(host: &JobHost, job: &Job, cancelled: bool) -> Result<RunningJob, JobOutcome> {
     loop {
         match host.jobs.find(job.id).await {
             Ok(Found::Running(running)) => return Ok(*running),
             Ok(Found::Ended(outcome)) => return Err(outcome),
             Ok(Found::NotStarted(_)) if cancelled => return Err(JobOutcome::Cancelled),
-            // That it runs is recorded before it is started; so this is one that is to be started.
+            // A job is recorded as running before it is started, so this one is yet to be started.
             Ok(Found::NotStarted(why)) => {
-                tracing::debug!(id = %job.id, why, "to be started");
+                tracing::debug!(id = %job.id, why, "the job is to be started");
                 break;
             }
-            // It may run: nothing is known of it until its files can be read.
+            // It may be running: its state is unknown until its files can be read.
             Err(error) => {
-                tracing::warn!(id = %job.id, error = chain(&error), "the job's files can't be read");
+                tracing::warn!(id = %job.id, error = chain(&error), "can't read the job's files");
                 tokio::time::sleep(PAUSE).await;
             }
         }
@@ -160,7 +162,7 @@ async fn follow(
     inputs: &mpsc::Sender<Wake>,
 ) -> JobOutcome {
     let id = running.id();
-    // Its log is published from the beginning, also of a job that is found again.
+    // The log is published from its beginning, also that of a job that was found again.
     let mut offset = 0;
     loop {
         match running.next_update().await {

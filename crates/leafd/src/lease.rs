@@ -1,4 +1,4 @@
-//! Holds the lease on the leaf's name, which tells the instance that holds it and since when.
+//! Holds the lease on the leaf's name, which names the instance that holds it and since when.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use leaf_core::id::InstanceId;
 use leaf_journal::Journal;
 use tokio::sync::oneshot;
 
-/// How long to wait after an error.
+/// The pause after an error.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// How long a start waits for a connection before it goes on without.
+/// How long the start waits for a connection before it continues without one.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Another leaf of this name is alive.
@@ -25,19 +25,19 @@ const PATIENCE: Duration = Duration::from_secs(5);
 )]
 pub struct HeldError(Box<Beat>);
 
-/// The instances whose lease may be taken over before it expires, because they are surely dead.
+/// The instances whose lease may be taken over before it expires, because they are known to be dead.
 #[derive(Debug, Clone, Copy)]
 pub struct Predecessors {
-    /// The last run in this journal: its state directory is locked by this one now.
+    /// The last instance in this journal, whose state directory this one has locked.
     pub last_run: Option<InstanceId>,
-    /// Whether the server is the leaf's own: no other instance can lock its state directory.
+    /// Whether every other instance is dead: the server is embedded, and this instance has locked its state directory.
     pub any: bool,
 }
 
-/// Takes the lease, or waits for a connection at most so long; without one the lease is taken later.
+/// Takes the lease. Returns `None` if no connection is made within a few seconds: the lease is then taken later.
 ///
 /// # Errors
-/// [`HeldError`] when another run holds it.
+/// [`HeldError`] when another instance holds it.
 pub async fn take(bus: &Bus, beat: &Beat, dead: Predecessors) -> anyhow::Result<Option<Lease>> {
     if tokio::time::timeout(PATIENCE, bus.connected()).await.is_err() {
         return Ok(None);
@@ -46,7 +46,7 @@ pub async fn take(bus: &Bus, beat: &Beat, dead: Predecessors) -> anyhow::Result<
         Ok(lease) => Ok(Some(lease)),
         Err(LeaseError::HeldBy(other)) => Err(HeldError(other).into()),
         Err(LeaseError::Stream(error)) => {
-            tracing::warn!(error = chain(&error), "the lease is taken later");
+            tracing::warn!(error = chain(&error), "can't take the lease yet");
             Ok(None)
         }
     }
@@ -61,10 +61,10 @@ async fn acquire(bus: &Bus, beat: &Beat, dead: Predecessors) -> Result<Lease, Le
     }
 }
 
-/// Renews the lease until `stop`, then gives it back and says so.
+/// Renews the lease until `stop`, then releases it and confirms that.
 ///
 /// # Errors
-/// [`HeldError`] when another run holds it.
+/// [`HeldError`] when another instance holds it.
 pub async fn keep(
     bus: Bus,
     journal: Journal,
@@ -105,7 +105,7 @@ pub async fn keep(
             }
             Err(LeaseError::HeldBy(other)) => return Err(HeldError(other).into()),
             Err(LeaseError::Stream(error)) => {
-                tracing::warn!(error = chain(&error), "the lease was not renewed");
+                tracing::warn!(error = chain(&error), "can't renew the lease");
                 PAUSE
             }
         };
@@ -113,9 +113,9 @@ pub async fn keep(
     if let Some(lease) = lease
         && let Err(error) = lease.release().await
     {
-        tracing::warn!(error = chain(&error), "the lease ends by itself");
+        tracing::warn!(error = chain(&error), "can't release the lease, it will expire");
     }
     let _ = given_back.send(());
-    // The daemon ends; a task that is kept does not end before it.
+    // The daemon is ending; a task started with `keep` must not end before it.
     std::future::pending().await
 }

@@ -1,8 +1,9 @@
-//! The daemon of a leaf. Wiring, no policy: decisions are `leaf-core`'s, steps are the second floor's.
+//! The daemon of a leaf. Wiring without policy: decisions are made in `leaf-core`, host access is in the crates of the
+//! rooms.
 //!
-//! Start at [`daemon::run`]. The heart is [`main_loop::MainLoop`], the shell around the pure
-//! [`Engine`](leaf_core::engine::Engine): it hands in what wakes it, one input at a time, commits the records that come out
-//! ([`commits::Commits`]), and has their effects carried out ([`workers::Workers`]) once the journal has them.
+//! Start at [`daemon::run`]. The centre is [`main_loop::MainLoop`], the shell around the pure
+//! [`Engine`](leaf_core::engine::Engine): it passes inputs in, one at a time, commits the resulting records
+//! ([`commits::Commits`]), and has their effects carried out ([`workers::Workers`]) once they are in the journal.
 
 pub mod cli;
 pub mod clock;

@@ -1,4 +1,4 @@
-//! Tasks that wait for commands, hints and publishes, and send them to the main loop as [`Wake`]s.
+//! Tasks that wait for commands, hints and publishes, and pass them to the main loop as [`Wake`]s.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use crate::input::Wake;
 use crate::publisher::Published;
 use crate::steps::{ContainerHost, InFlight};
 
-/// Forwards commands until the daemon drains, and then those that have already arrived.
+/// Forwards commands until the daemon drains, and then those that had already arrived.
 ///
 /// # Errors
-/// When it can't go on.
+/// When the channel to the main loop is closed unexpectedly.
 pub async fn take_commands(
     mut server: Server,
     inputs: mpsc::Sender<Wake>,
@@ -45,7 +45,7 @@ pub async fn take_commands(
     std::future::pending().await
 }
 
-/// Forwards what the publisher knows of the stream.
+/// Forwards what the publisher knows about the stream's content.
 ///
 /// # Errors
 /// Never.
@@ -66,23 +66,23 @@ pub async fn watch_published(
     std::future::pending().await
 }
 
-/// How much longer than an observation the pause after it is, so that containers that change all the time are not observed
-/// all the time.
+/// The pause after an observation, as a multiple of the observation's duration: it limits the cost of containers that
+/// change constantly.
 const PAUSE_AFTER_OBSERVATION: u32 = 2;
-/// How long after its steps a container that changed meanwhile is observed: more steps may follow at once.
+/// The pause between the end of a container's steps and its observation: more steps may follow at once.
 const PAUSE_AFTER_STEPS: Duration = Duration::from_millis(100);
-/// How soon a container on its way to another state is observed again.
+/// The pause before a container in transition is observed again.
 const OBSERVE_AGAIN: Duration = Duration::from_millis(300);
-/// How soon all containers are observed after an observation that failed.
+/// The pause before all containers are observed after a failed observation.
 const OBSERVE_AFTER_FAILURE: Duration = Duration::from_secs(5);
-/// How often all containers are observed, whatever changed: a hint may have been missed.
+/// The period in which all containers are observed, hints or not: one may have been missed.
 const OBSERVE_ALL_EVERY: Duration = Duration::from_secs(60);
 
-/// Observes the containers that changed, and sends the observations. Those for which steps are in flight are observed by these
-/// steps, and here after they have ended.
+/// Observes the containers that changed, and sends the observations. A container with steps in flight is observed by
+/// these steps, and here after they have ended.
 ///
 /// # Errors
-/// When it can't go on.
+/// When the channel to the main loop is closed unexpectedly.
 pub async fn watch_containers(
     view: Containers,
     in_flight: InFlight,
@@ -123,7 +123,7 @@ pub async fn watch_containers(
     }
 }
 
-/// Observes containers, sends the observation, and pauses. Returns those that are on the way to another state; nothing if the
+/// Observes containers, sends the observation, and pauses. Returns the containers in transition; `None` if the
 /// observation failed.
 async fn observe(
     view: &Containers,
@@ -160,14 +160,14 @@ async fn observe(
                 return std::future::pending().await;
             }
         }
-        Err(error) => tracing::warn!(error = chain(&error), "the containers can't be observed"),
+        Err(error) => tracing::warn!(error = chain(&error), "can't observe the containers"),
     }
     tokio::time::sleep(started.elapsed() * PAUSE_AFTER_OBSERVATION).await;
     Ok(moving)
 }
 
-/// Restores the rules of the closed network from time to time: they are gone if somebody flushed all of nftables, which
-/// leaves running containers open.
+/// Restores the rules of the closed network periodically: after a flush of nftables by another program, running
+/// containers would be open.
 ///
 /// # Errors
 /// Never.
@@ -177,7 +177,7 @@ pub async fn keep_network(host: Arc<ContainerHost>, every: Duration) -> anyhow::
         if let Err(error) = host.helper.carry_out(&host.network).await {
             tracing::warn!(
                 error = chain(&error),
-                "the rules of the closed network can't be restored"
+                "can't restore the rules of the closed network"
             );
         }
     }
@@ -186,7 +186,7 @@ pub async fn keep_network(host: Arc<ContainerHost>, every: Duration) -> anyhow::
 /// Logs the status of the connection to the streams, and that of the callers' connection where there is one.
 ///
 /// # Errors
-/// When it can't go on.
+/// When the channel to the main loop is closed unexpectedly.
 pub async fn log_connection(bus: Bus) -> anyhow::Result<()> {
     let streams = log_status(bus.status(), "streams");
     match bus.callers_status() {

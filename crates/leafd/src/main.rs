@@ -28,7 +28,7 @@ fn main() -> ExitCode {
             Settings::load(Some(&file), &Overrides::default())
                 .map_err(Into::into)
                 .map(|_| {
-                    println!("{} is good", file.display());
+                    println!("{} is valid", file.display());
                 }),
         ),
         Command::Inventory(flags) => finish(inventory::show(&flags)),

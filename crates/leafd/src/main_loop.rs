@@ -1,4 +1,4 @@
-//! The shell around the [`Engine`]: it hands in what the tasks bring, commits what comes out, and carries out the effects.
+//! The shell around the [`Engine`]: passes in the tasks' inputs, commits the records, and carries out their effects.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,10 +25,10 @@ use crate::notify;
 use crate::tasks::Tasks;
 use crate::workers::Workers;
 
-/// How long commands are remembered, so that the same id gives the first reply: 24 hours.
+/// How long commands are remembered, so that a repeated id gets the first reply: 24 hours.
 const COMMANDS_KEPT: Duration = Duration::from_secs(24 * 3600);
 
-/// How often the watchdog is notified, the free disk space is read, and the journal is tidied if that is due.
+/// The period in which the watchdog is notified, free disk space is read, and the journal is tidied if due.
 const TICK: Duration = Duration::from_secs(10);
 
 /// The main loop.
@@ -40,12 +40,12 @@ pub struct MainLoop {
     requests: Requests,
     workers: Workers,
     clock: Clock,
-    /// The free space of the journal's disk, when it was last read.
+    /// The free space of the journal's disk, as last read.
     free_bytes: FreeSpace,
     was_refusing: bool,
 }
 
-/// The requests that wait for an answer, and where that goes.
+/// The unanswered requests, with their responders.
 #[derive(Default)]
 struct Requests {
     last: u64,
@@ -62,7 +62,7 @@ impl Requests {
 }
 
 impl MainLoop {
-    /// Returns the loop of this engine.
+    /// Returns the main loop of this engine.
     #[must_use]
     pub fn new(engine: Engine, journal: Journal, workers: Workers, clock: Clock) -> Self {
         Self {
@@ -78,7 +78,7 @@ impl MainLoop {
         }
     }
 
-    /// Takes in that the run begins. Its effects wait for [`Self::run`].
+    /// Passes the start of the instance to the engine. The effects wait for [`Self::run`].
     pub fn begin(&mut self, version: &str, host: HostFacts) {
         self.read_free_space();
         self.feed(Input::Started {
@@ -87,10 +87,11 @@ impl MainLoop {
         });
     }
 
-    /// Runs until `stop` says why the daemon is to stop, and records that it stopped. Returns the workers, for their end.
+    /// Runs until `stop` yields the reason to stop, and records that the leaf stopped. Returns the workers, for their
+    /// end.
     ///
     /// # Errors
-    /// When the journal can't promise anything any more, or a task ended unexpectedly.
+    /// When the journal can't commit any more, or a task ended unexpectedly.
     pub async fn run(
         mut self,
         mut inputs: mpsc::Receiver<Wake>,
@@ -104,11 +105,11 @@ impl MainLoop {
         loop {
             tokio::select! {
                 effects = self.commits.committed(), if self.commits.has_pending() => {
-                    self.carry_out(effects.context("the journal can't promise anything any more")?);
+                    self.carry_out(effects.context("the journal can't commit any more")?);
                 }
                 Some(wake) = inputs.recv() => self.wake(wake),
                 Ok(reason) = &mut stop, if !self.engine.is_stopping() => self.begin_to_stop(reason),
-                // A full disk holds up an end that waits for a commit.
+                // With a full disk, the end can't wait for a commit.
                 Ok(()) = health.changed() => {}
                 error = tasks.unexpected_end() => return Err(error),
                 error = self.workers.unexpected_end() => return Err(error),
@@ -120,7 +121,7 @@ impl MainLoop {
         }
         if self.is_stuck() {
             tracing::warn!(
-                "the disk is full: the end is not recorded, and what was not accepted yet is forgotten"
+                "the disk is full: the end is not recorded, and commands that were not accepted yet are dropped"
             );
             return Ok(self.workers);
         }
@@ -128,7 +129,7 @@ impl MainLoop {
         while self.commits.has_pending() && !self.is_stuck() {
             tokio::select! {
                 effects = self.commits.committed() => {
-                    self.carry_out(effects.context("the last events can't be stored")?);
+                    self.carry_out(effects.context("can't store the last events")?);
                 }
                 _ = health.changed() => {}
             }
@@ -178,7 +179,7 @@ impl MainLoop {
         self.feed(input);
     }
 
-    /// Returns the request of a command that arrived, with what the engine can't look up.
+    /// Returns an arrived command as an input, with the facts that the engine can't look up.
     fn request(&mut self, incoming: Incoming) -> Input {
         let Incoming {
             caller,
@@ -283,7 +284,7 @@ impl MainLoop {
         }
     }
 
-    /// Hands changed entries of the state to the bucket's writer, if it has room for them.
+    /// Passes changed entries of the state to the bucket's writer, if it has room for them.
     fn mirror(&mut self) {
         if self.commits.has_changed() {
             self.workers.mirror(|| self.commits.take_changed());
@@ -291,7 +292,7 @@ impl MainLoop {
     }
 }
 
-/// Logs what is recorded.
+/// Logs the recorded facts.
 fn log(record: &Record) {
     for event in &record.batch.events {
         tracing::info!(sequence = event.sequence, subject = event.subject, "recorded");

@@ -1,4 +1,4 @@
-//! Copies the state into the bucket `leaf_state`: a view for watchers, written after the events.
+//! Copies the state into the bucket `leaf_state`, a view for watchers that follows the events.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use leaf_core::id::LeafName;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-/// How long to wait before trying again.
+/// The pause before a retry.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Writes changed entries until nobody sends any more. After each new connection the whole state is compared.
+/// Writes changed entries until the channel closes. After each new connection the whole state is compared.
 pub async fn run(
     bus: Bus,
     leaf: LeafName,
@@ -29,13 +29,13 @@ pub async fn run(
         let bucket = match StateBucket::ensure(&bus, &leaf).await {
             Ok(bucket) => bucket,
             Err(error) => {
-                tracing::warn!(error = chain(&error), "the bucket of the state can't be used");
+                tracing::warn!(error = chain(&error), "can't open the state's bucket");
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
         };
         if let Err(error) = bucket.replace(&state).await {
-            tracing::debug!(error = chain(&error), "the state was not mirrored");
+            tracing::debug!(error = chain(&error), "can't copy the state into the bucket");
             tokio::time::sleep(PAUSE).await;
             continue;
         }
@@ -43,7 +43,7 @@ pub async fn run(
         while bus.generation() == connection {
             let changed = tokio::select! {
                 changed = changes.recv() => changed,
-                // The bucket of another server, or of one that was set back, may be another.
+                // After a new connection the bucket may be another server's, or restored from a backup.
                 Ok(()) = status.changed() => continue,
             };
             let Some(changed) = changed else {
@@ -52,7 +52,7 @@ pub async fn run(
             take_in(&mut state, &changed);
             let entries: Vec<_> = changed.into_iter().collect();
             if let Err(error) = bucket.apply(&entries).await {
-                tracing::debug!(error = chain(&error), "the state was not mirrored");
+                tracing::debug!(error = chain(&error), "can't copy the state into the bucket");
                 tokio::time::sleep(PAUSE).await;
                 break;
             }

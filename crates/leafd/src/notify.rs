@@ -1,4 +1,4 @@
-//! What the daemon tells systemd (`sd_notify(3)`): ready, alive, stopping. Without systemd it tells nobody.
+//! Notifies systemd (`sd_notify(3)`) that the daemon is ready, alive or stopping. Without systemd it does nothing.
 
 use std::time::Duration;
 
@@ -7,26 +7,26 @@ use sd_notify::NotifyState;
 
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(error = chain(&error), "systemd can't be told how the daemon does");
+        tracing::warn!(error = chain(&error), "can't notify systemd");
     }
 }
 
-/// Tells that the daemon takes commands.
+/// Notifies that the daemon takes commands.
 pub fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// Tells that the main loop turns.
+/// Notifies that the main loop is alive.
 pub fn alive() {
     tell(&[NotifyState::Watchdog]);
 }
 
-/// Tells that the daemon is about to end.
+/// Notifies that the daemon is stopping.
 pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// Returns how often [`alive`] is to be called: half of what systemd waits, or nothing if it doesn't watch.
+/// Returns the period in which to call [`alive`]: half of systemd's watchdog timeout; `None` without a watchdog.
 #[must_use]
 pub fn watchdog_period() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|period| period / 2)

@@ -1,10 +1,10 @@
-//! Where the programs and files are that come with `leafd`.
+//! Finds the programs and files that are installed with `leafd`.
 
 use std::path::{Path, PathBuf};
 
 use leaf_host::program;
 
-/// Returns the program that a setting names, or the one beside `leafd`, or the one on `PATH`.
+/// Returns the program named by a setting, or the one beside `leafd`, or the one on `PATH`.
 #[must_use]
 pub fn find(setting: Option<&Path>, name: &str) -> Option<PathBuf> {
     if let Some(path) = setting {

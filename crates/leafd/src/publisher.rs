@@ -1,7 +1,7 @@
-//! Carries events from the journal into the stream: the same bytes under the same numbers, however often.
+//! Publishes the journal's events to the stream: the same bytes under the same sequence numbers. Idempotent.
 //!
-//! After each new connection, and after each error, it reads where the stream ends, compares, and continues from there.
-//! When a history can be continued and when not is told in decision record 3.
+//! After each new connection and each error, it reads where the stream ends, compares, and continues from there.
+//! Decision record 3 says when a history can be continued and when not.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,54 +17,54 @@ use leaf_journal::{Journal, ReadError};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
-/// How much is read from the journal at once, in bytes.
+/// The size of one read from the journal, in bytes.
 const READ_BYTES: usize = 256 << 10;
 
 /// The pause after an error, before the stream is read again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How often the stream is checked while there is nothing to publish: somebody may have deleted it.
+/// The period in which the stream is checked while there is nothing to publish: it may have been deleted.
 const CHECK_EVERY: Duration = Duration::from_secs(30);
 
-/// With less room on the disk than this, a server is not started again: it could not store anything.
+/// With less free disk space than this, in bytes, a server is not restarted: it could not store anything.
 const ROOM_BYTES: u64 = 2 << 20;
 
-/// How long a restarted server has to answer before it is restarted once more; twice as long each time.
+/// How long a restarted server has to answer before it is restarted again; doubled each time.
 const FIRST_RESTART_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_RESTART_PAUSE: Duration = Duration::from_secs(300);
 
-/// An event may go from the journal this long after the stream acknowledged it. It is longer than twice the longest
-/// time that a server with default settings takes to sync (two minutes), so the stream has it on its disk by then.
+/// How long the journal keeps an event after the stream acknowledged it. It is more than twice the longest time that a
+/// server with default settings takes to sync (two minutes), so the stream has the event on its disk by then.
 const KEEP: Duration = Duration::from_secs(600);
 
-/// What the stream is known to hold.
+/// The known content of the stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Published {
-    /// The sequence number of its first event, or of the event that would be its first; 0 if nothing is known.
+    /// The sequence number of its first event, or of the next event if it is empty; 0 if unknown.
     pub first: u64,
-    /// The last sequence number that it acknowledged.
+    /// The last acknowledged sequence number.
     pub sequence: u64,
-    /// The last sequence number that it must have on its disk by now, in this run of the daemon.
+    /// The last sequence number that must be on its disk by now, as far as this instance knows.
     pub stored: u64,
 }
 
 /// Why events can't be published until an operator acts.
 #[derive(Debug, thiserror::Error)]
 pub enum FencedError {
-    /// The stream has something else under a number of ours.
+    /// The stream has a different event under one of the journal's sequence numbers.
     #[error(
-        "the stream has another event with the sequence number {sequence}: another leaf of this name wrote there, or a \
-         copy of this one; nothing more is written. Name one of the two differently, or move the journal away to go on \
-         with what the stream has"
+        "the stream has a different event with the sequence number {sequence}: another leaf of this name, or a copy of \
+        this one, wrote it; publishing has stopped. Rename one of the two, or move the journal away to continue with \
+        the stream's history"
     )]
     Differs {
-        /// The number.
+        /// The sequence number.
         sequence: u64,
     },
     /// The stream has more than the journal.
     #[error(
-        "the stream ends with {stream}, and the journal with {journal}: another leaf of this name wrote there; nothing \
-         more is written. If it was this leaf's own journal that was set back, restart leafd: it takes the rest over"
+        "the stream ends with {stream}, and the journal with {journal}: another leaf of this name wrote to it; publishing \
+        has stopped. If this leaf's journal was restored from a backup, restart leafd, which imports the rest"
     )]
     Ahead {
         /// Where the stream ends.
@@ -72,41 +72,40 @@ pub enum FencedError {
         /// Where the journal ends.
         journal: u64,
     },
-    /// The stream goes on with what is no event of the journal's history.
+    /// The stream continues with an event that is not of the journal's history.
     #[error(
-        "the event {sequence} of the stream is not of this leaf's history: another leaf of this name wrote there; \
-         nothing more is written. Name one of the two differently, or move the journal away to go on with what the \
-         stream has"
+        "the stream's event {sequence} is not of this leaf's history: another leaf of this name wrote it; publishing has \
+        stopped. Rename one of the two, or move the journal away to continue with the stream's history"
     )]
     Foreign {
-        /// The number.
+        /// The sequence number.
         sequence: u64,
     },
-    /// The stream of this name is somebody else's.
-    #[error("the stream can't be used")]
+    /// The stream can't be used: it has other settings, or belongs to something else.
+    #[error("can't use the stream")]
     Stream(#[source] StreamError),
 }
 
 /// Publishes the journal's events.
 pub struct EventPublisher {
-    /// How to connect: events have a connection of their own, so that many of them hold up no reply.
+    /// The settings of the connection: events have one of their own, so that they don't delay replies.
     pub connect: ConnectSettings,
     /// The leaf.
     pub leaf: LeafName,
-    /// Where events come from.
+    /// The journal whose events are published.
     pub journal: Journal,
     /// The stream's settings.
     pub settings: StreamSettings,
-    /// Is told of what the stream holds.
+    /// Receives the known content of the stream.
     pub published: watch::Sender<Published>,
-    /// Is told when the server doesn't answer publishes.
+    /// Receives a reason when the server doesn't answer publishes.
     pub silent: mpsc::Sender<String>,
 }
 
-/// Why events are not published just now, or at all.
+/// The reason why events are not published at the moment, or at all.
 #[derive(Debug)]
 pub(crate) enum Trouble {
-    /// The stream did not do what it was asked.
+    /// A request to the stream failed.
     Stream(StreamError),
     /// The journal can't be read.
     Journal(ReadError),
@@ -133,26 +132,26 @@ impl EventPublisher {
     /// Publishes until the daemon ends.
     ///
     /// # Errors
-    /// [`FencedError`] when the stream holds a history that is not this one, or that these settings can't be used.
+    /// [`FencedError`] when the stream holds another history; an error of the connection's settings.
     pub async fn run(self) -> anyhow::Result<()> {
         let bus = Bus::connect(&self.connect)
             .await
-            .context("events can't be published with these settings")?;
+            .context("these settings of NATS don't work for publishing events")?;
         let mut ages = Ages::default();
-        let mut sick = Sickness::default();
+        let mut health = ServerHealth::default();
         loop {
             bus.connected().await;
             match self.session(&bus, &mut ages).await {
                 Trouble::Fenced(error) => return Err(error.into()),
                 Trouble::Journal(error) => {
-                    tracing::warn!(error = chain(&error), "the journal can't be read just now");
+                    tracing::warn!(error = chain(&error), "can't read the journal at the moment");
                 }
                 Trouble::Stream(StreamError::Disconnected) => continue,
                 Trouble::Stream(error) => {
-                    tracing::warn!(error = chain(&error), "events are not published just now");
+                    tracing::warn!(error = chain(&error), "can't publish events at the moment");
                     let room = self.journal.free_bytes().map_or(true, |free| free >= ROOM_BYTES);
-                    if sick.restart_helps(&error, self.published.borrow().sequence) && room {
-                        sick.restarted();
+                    if health.restart_helps(&error, self.published.borrow().sequence) && room {
+                        health.restarted();
                         let _ = self.silent.try_send(error.to_string());
                     }
                 }
@@ -161,7 +160,7 @@ impl EventPublisher {
         }
     }
 
-    /// Publishes until something is wrong, which it returns.
+    /// Publishes until there is trouble, which it returns.
     async fn session(&self, bus: &Bus, ages: &mut Ages) -> Trouble {
         match self.publish(bus, ages).await {
             Err(trouble) => trouble,
@@ -173,7 +172,7 @@ impl EventPublisher {
         let first = self.journal.first_sequence();
         let (stream, state) = EventStream::ensure(bus, &self.leaf, self.settings.clone(), first).await?;
         let (first, after) = self.align(&stream, &state).await?;
-        // What was acknowledged before may have been lost by the server: then it is not on its disk.
+        // The server may have lost events that it acknowledged but had not yet on its disk.
         ages.set_back(after);
         let mut publisher = stream.publisher(after).await?;
         let mut committed = self.journal.committed();
@@ -202,7 +201,7 @@ impl EventPublisher {
                 }
                 changed = committed.changed() => {
                     if changed.is_err() {
-                        // The journal is closed: the daemon ends.
+                        // The journal is closed: the daemon is ending.
                         settle(&mut publisher).await;
                         self.tell(ages, first, publisher.acked());
                         return std::future::pending().await;
@@ -212,7 +211,7 @@ impl EventPublisher {
         }
     }
 
-    /// Returns where the stream begins, and the last number that the journal and the stream have in common.
+    /// Returns where the stream begins, and the last sequence number that journal and stream have in common.
     async fn align(&self, stream: &EventStream, state: &StreamState) -> Result<(u64, u64), Trouble> {
         let held = self.journal.held();
         let last = state.last_sequence;
@@ -226,7 +225,7 @@ impl EventPublisher {
             tracing::warn!(
                 stream = last,
                 journal = held.first_sequence,
-                "the stream lost events that the journal has let go of; it is made again where the journal begins"
+                "the stream lost events that the journal has no longer; it is created again from where the journal begins"
             );
             let state = stream.recreate(held.first_sequence).await?;
             return Ok((state.first_sequence, state.last_sequence));
@@ -251,10 +250,10 @@ impl EventPublisher {
     }
 }
 
-/// Checks that the stream has nothing else in the place of this event.
+/// Checks that the stream has no other event under the sequence number of this one.
 ///
 /// # Errors
-/// [`FencedError::Differs`], or that the stream can't be read.
+/// [`FencedError::Differs`], or an error of reading the stream.
 pub(crate) async fn same(stream: &EventStream, record: &EventRecord) -> Result<(), Trouble> {
     match stream.compare(record).await? {
         Comparison::Differs(_) => Err(Trouble::Fenced(FencedError::Differs {
@@ -273,19 +272,19 @@ async fn settle(publisher: &mut Publisher) {
     }
 }
 
-/// Tells whether the server is to be restarted. One whose disk was full stays silent, refuses, or says that its stream
-/// does not end where it says it ends, after there is room again; a restart cures it. Where it does not, it is not
-/// tried at once again.
+/// The health of the server, which tells whether to restart it. After its disk was full, a server stays silent,
+/// refuses, or contradicts itself on where its stream ends, even when there is room again; a restart cures it. Restarts
+/// that don't help are repeated with a back-off.
 #[derive(Default)]
-struct Sickness {
+struct ServerHealth {
     acked: u64,
     astray: u32,
     pause: Duration,
     not_before: Option<Instant>,
 }
 
-impl Sickness {
-    /// Whether a restart may help: after this error, with all acknowledged up to this number.
+impl ServerHealth {
+    /// Returns whether a restart may help after this error, with `acked` the last acknowledged sequence number.
     fn restart_helps(&mut self, error: &StreamError, acked: u64) -> bool {
         if acked > self.acked {
             *self = Self {
@@ -295,7 +294,7 @@ impl Sickness {
         }
         let suspect = match error {
             StreamError::Unanswered { .. } | StreamError::StorageFull { .. } => true,
-            // Once or twice it is a race with a message that was on its way.
+            // Once or twice, it is a race with a message that was in flight.
             StreamError::WrongLastSequence { .. } => {
                 self.astray += 1;
                 self.astray >= 3
@@ -312,7 +311,7 @@ impl Sickness {
     }
 }
 
-/// Remembers when what was acknowledged, in steps of a minute.
+/// The times at which events were acknowledged, in steps of a minute.
 #[derive(Default)]
 struct Ages {
     steps: VecDeque<(Instant, u64)>,
@@ -320,7 +319,7 @@ struct Ages {
 }
 
 impl Ages {
-    /// Takes back what the stream is not known to hold any more.
+    /// Removes what the stream may have lost.
     fn set_back(&mut self, acked: u64) {
         self.steps.retain(|(_, sequence)| *sequence <= acked);
         self.stored = self.stored.min(acked);

@@ -1,7 +1,7 @@
-//! The settings file `leafd.toml`, and what the command line adds to it.
+//! The settings file `leafd.toml`, and the overrides from the command line.
 //!
-//! Everything is optional but the way to NATS: either `nats.url` or `nats.embedded`. Unknown keys are refused, so a
-//! misspelt one is noticed. `leafd check-config` runs [`Settings::load`] and nothing else.
+//! Only NATS must be set: either `nats.url` or `nats.embedded`. Unknown keys are refused, so that a misspelt one is
+//! noticed. `leafd check-config` runs [`Settings::load`] and nothing else.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,25 +11,25 @@ use leaf_core::decide::AddressPool;
 use leaf_core::id::LeafName;
 use serde::{Deserialize, Serialize};
 
-/// All settings of a leaf, checked.
+/// All settings of a leaf.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// The leaf's name; the host's name if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<LeafName>,
-    /// Where all is that must not be lost.
+    /// The directory of the leaf's durable data.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
-    /// What is logged, in the language of `tracing`: `info`, `leafd=debug`.
+    /// The log filter, in the syntax of `tracing`: `info`, `leafd=debug`.
     #[serde(default = "default_log")]
     pub log: String,
-    /// The way to NATS.
+    /// The connection to NATS.
     pub nats: Nats,
     /// The event log.
     #[serde(default)]
     pub events: Events,
-    /// The look at the hardware.
+    /// Hardware scans.
     #[serde(default)]
     pub hardware: Hardware,
     /// Containers.
@@ -40,24 +40,24 @@ pub struct Settings {
     pub nix: Nix,
 }
 
-/// The way to NATS: a server that is there (`url`), or one of the leaf's own (`embedded`).
+/// The connection to NATS: an external server (`url`), or an embedded one (`embedded`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Nats {
-    /// One or several servers, separated by commas: `tls://hub.example:4222`.
+    /// The URLs of one or more servers, separated by commas: `tls://hub.example:4222`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     /// The credentials file of the user `leafd`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<PathBuf>,
-    /// The credentials file of the user that keeps the streams, where that is one of another account than the
-    /// callers': then nobody who may ask JetStream can have the server write into them.
+    /// The credentials file of the user that owns the streams, if it is of another account than the callers': then no
+    /// caller can make the server write into the streams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream_credentials: Option<PathBuf>,
-    /// The certificates of the authorities that are trusted, in PEM.
+    /// The trusted CA certificates, in PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
-    /// The leaf's own certificate, in PEM.
+    /// The leaf's client certificate, in PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cert: Option<PathBuf>,
     /// The key of that certificate, in PEM.
@@ -66,25 +66,25 @@ pub struct Nats {
     /// The JetStream domain of the leaf's server, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jetstream_domain: Option<String>,
-    /// A server of the leaf's own.
+    /// An embedded server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub embedded: Option<Embedded>,
 }
 
-/// A `nats-server` that the leaf starts and looks after.
+/// A `nats-server` that the leaf starts and supervises.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Embedded {
     /// The program; looked up on `PATH` if it has no slash.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<PathBuf>,
-    /// The address that it listens on; the leaf address of the pool where containers are enabled, else `127.0.0.1`.
+    /// The address to listen on; by default the leaf address of the pool if containers are enabled, else `127.0.0.1`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<std::net::Ipv4Addr>,
-    /// The port; 4222 if not given, and with 0 a free one, which is kept.
+    /// The port; by default 4222. 0 chooses a free one, which is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// How much JetStream may store, in bytes; 0 sets no limit.
+    /// The limit of JetStream's storage, in bytes; 0: no limit.
     #[serde(default)]
     pub max_storage_bytes: u64,
 }
@@ -93,13 +93,13 @@ pub struct Embedded {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Events {
-    /// How much the stream `EVENTS_<leaf>` keeps, in bytes.
+    /// The limit of the stream `EVENTS_<leaf>`, in bytes.
     pub max_bytes: u64,
-    /// How much may wait to be published before commands are refused, in bytes.
+    /// The size of the backlog at which commands are refused, in bytes.
     pub backlog_bytes: u64,
-    /// How much disk space is kept free, in bytes: with less, commands are refused.
+    /// The free disk space below which commands are refused, in bytes.
     pub reserve_bytes: u64,
-    /// A snapshot follows after this many events.
+    /// The number of events between two snapshots.
     pub snapshot_every: u64,
 }
 
@@ -114,17 +114,17 @@ impl Default for Events {
     }
 }
 
-/// The look at the hardware.
+/// Hardware scans.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Hardware {
     /// A nixos-facter report to read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub facter_report: Option<PathBuf>,
-    /// The program `nixos-facter`, run at the start if it is given.
+    /// The program `nixos-facter`, which is run at the start if set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub facter_program: Option<PathBuf>,
-    /// How long changes must be quiet before the leaf looks again, in milliseconds.
+    /// How long the kernel's hints must pause before a scan, in milliseconds.
     pub rescan_debounce_ms: u64,
 }
 
@@ -142,28 +142,28 @@ impl Default for Hardware {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Containers {
-    /// Whether the leaf runs containers. If not given: where it has an embedded server, and root or a helper to call.
+    /// Whether the leaf runs containers. By default it does if it has an embedded server, and is root or has a helper.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enable: Option<bool>,
-    /// Where their addresses come from: a private `/16` network.
+    /// The pool of their addresses: a private `/16` network.
     pub address_pool: AddressPool,
-    /// How long a start may take until the container is ready, in seconds.
+    /// The time limit for a container to become ready, in seconds.
     pub ready_timeout_seconds: u32,
-    /// How long a stop may take before it is ended by force, in seconds.
+    /// The time after which a container that is stopping is killed, in seconds.
     pub stop_timeout_seconds: u32,
-    /// How often the rules of the closed network are made sure of, in seconds: somebody may flush all of nftables.
+    /// The period in which the rules of the closed network are restored, in seconds: another program may flush
+    /// nftables.
     pub network_check_seconds: u32,
-    /// The program `leaf-helper`, which leafd starts where it is root; beside `leafd` or on `PATH` if not given.
+    /// The program `leaf-helper`, which leafd starts where it is root; by default the one beside `leafd` or on `PATH`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub helper: Option<PathBuf>,
-    /// The socket of the service `leaf-helper`, which does what needs root. If not given: none where leafd is root, else
-    /// `/run/cim-leaf/helper.sock`.
+    /// The socket of the service `leaf-helper`. By default none where leafd is root, else `/run/cim-leaf/helper.sock`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub helper_socket: Option<PathBuf>,
-    /// The directory with the templates; `share/cim-leaf/containers` beside `leafd`'s `bin` if not given.
+    /// The directory of the templates; by default `share/cim-leaf/containers` beside `leafd`'s `bin`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub templates: Option<PathBuf>,
-    /// The static program `leaf-init`; beside `leafd` or on `PATH` if not given.
+    /// The static program `leaf-init`; by default the one beside `leafd` or on `PATH`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub leaf_init: Option<PathBuf>,
 }
@@ -190,16 +190,16 @@ impl Default for Containers {
 pub struct Nix {
     /// The program; looked up on `PATH` if it has no slash.
     pub program: PathBuf,
-    /// How many jobs run at once.
+    /// The maximum number of running jobs.
     pub max_jobs: usize,
-    /// How many jobs may wait.
+    /// The maximum number of queued jobs.
     pub max_queued_jobs: usize,
-    /// How long a job may take if the command doesn't say, in seconds.
+    /// The time limit of a job whose command sets none, in seconds.
     pub timeout_seconds: u32,
-    /// Nix settings for every job, as `--option NAME VALUE`.
+    /// Nix settings for every job, passed as `--option NAME VALUE`.
     pub options: BTreeMap<String, String>,
-    /// Whether the service `leaf-helper` runs the jobs, each as the user `leaf-job` in a unit of its own. If not given: where
-    /// leafd is not root, and the service and systemd are there.
+    /// Whether the service `leaf-helper` runs the jobs, each as the user `leaf-job` in a unit of its own. By default it
+    /// does if leafd is not root and the service and systemd are available.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by_helper: Option<bool>,
 }
@@ -217,7 +217,7 @@ impl Default for Nix {
     }
 }
 
-/// Where the service `leaf-helper` listens if the settings don't say.
+/// The default socket of the service `leaf-helper`.
 pub const HELPER_SOCKET: &str = "/run/cim-leaf/helper.sock";
 
 fn default_state_dir() -> PathBuf {
@@ -228,7 +228,7 @@ fn default_log() -> String {
     "info".to_owned()
 }
 
-/// What the command line of `leafd run` adds to the file.
+/// The settings given on the command line of `leafd run`.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
     /// `--name`.
@@ -241,7 +241,7 @@ pub struct Overrides {
     pub nats_port: Option<u16>,
 }
 
-/// Why settings can't be used.
+/// An error in the settings.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// The file can't be read.
@@ -249,32 +249,32 @@ pub enum SettingsError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// The file is not of its shape.
-    #[error("the settings file {} can't be used", path.display())]
+    /// The file is not valid TOML, or has an unknown key or a value of the wrong type.
+    #[error("invalid settings file {}", path.display())]
     Shape {
         /// The file.
         path: PathBuf,
-        /// The place, and what is wrong there.
+        /// The place and the error.
         source: Box<toml::de::Error>,
     },
-    /// A value can't be used, or two don't go together.
+    /// A value is invalid, or conflicts with another.
     #[error("{place}: {why}")]
     Value {
         /// The setting.
         place: &'static str,
-        /// What is wrong, and what would be right.
+        /// What is wrong, and which values are valid.
         why: String,
     },
 }
 
 impl Settings {
-    /// Reads the file (or begins with the defaults), adds the command line, and checks the whole.
+    /// Reads the file (or takes the defaults), applies the overrides, and validates the result.
     ///
     /// # Errors
-    /// [`SettingsError`], which says where and what would be right.
+    /// [`SettingsError`], which names the place and the valid values.
     pub fn load(file: Option<&Path>, overrides: &Overrides) -> Result<Self, SettingsError> {
         let mut settings = match file {
             Some(path) => {
@@ -287,7 +287,7 @@ impl Settings {
                     source: Box::new(source),
                 })?
             }
-            None => Self::parse("[nats]").expect("the least settings are settings"),
+            None => Self::parse("[nats]").expect("the minimal settings are valid"),
         };
         if let Some(name) = &overrides.name {
             settings.name = Some(name.clone());
@@ -304,7 +304,7 @@ impl Settings {
                 None => {
                     return Err(value(
                         "--nats-port",
-                        "it needs an embedded server: add --embedded-nats",
+                        "needs an embedded server: add --embedded-nats",
                     ));
                 }
             }
@@ -313,10 +313,10 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Reads settings from TOML without checking how they go together.
+    /// Parses settings from TOML without validating them.
     ///
     /// # Errors
-    /// What TOML says, with the place.
+    /// The parser's error, with the place.
     pub fn parse(text: &str) -> Result<Self, toml::de::Error> {
         toml::from_str(text)
     }
@@ -327,19 +327,19 @@ impl Settings {
             (None, None) => {
                 return Err(value(
                     "nats",
-                    "the way to NATS is missing: set nats.url, or nats.embedded (on the command line --embedded-nats)",
+                    "no NATS server is set: set nats.url, or nats.embedded (on the command line --embedded-nats)",
                 ));
             }
             (Some(_), Some(_)) => {
                 return Err(value(
                     "nats",
-                    "nats.url and nats.embedded exclude each other: keep one",
+                    "nats.url and nats.embedded exclude each other: keep one of them",
                 ));
             }
             _ => {}
         }
         if nats.url.as_deref().is_some_and(|url| url.trim().is_empty()) {
-            return Err(value("nats.url", "it is empty; it has the form tls://host:4222"));
+            return Err(value("nats.url", "is empty; the form is tls://host:4222"));
         }
         let files = [
             &nats.credentials,
@@ -351,13 +351,13 @@ impl Settings {
         if nats.embedded.is_some() && files.iter().any(|file| file.is_some()) {
             return Err(value(
                 "nats",
-                "credentials, stream_credentials, ca, cert and key belong to nats.url; an embedded server makes its own",
+                "credentials, stream_credentials, ca, cert and key belong to nats.url; an embedded server has its own",
             ));
         }
         if nats.stream_credentials.is_some() && nats.credentials.is_none() {
             return Err(value(
                 "nats.stream_credentials",
-                "it goes beside nats.credentials, with which commands are answered: set both",
+                "needs nats.credentials as well, for the connection that serves commands: set both",
             ));
         }
         if nats.cert.is_some() != nats.key.is_some() {
@@ -366,27 +366,27 @@ impl Settings {
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log) {
             return Err(SettingsError::Value {
                 place: "log",
-                why: format!("it is not a filter such as info or leafd=debug: {error}"),
+                why: format!("is not a filter such as info or leafd=debug: {error}"),
             });
         }
         if !self.state_dir.is_absolute() {
-            return Err(value("state_dir", "it is not an absolute path"));
+            return Err(value("state_dir", "is not an absolute path"));
         }
         let events = &self.events;
         if events.max_bytes < 1 << 20 {
             return Err(value(
                 "events.max_bytes",
-                "at least 1048576 (1 MiB) is needed to keep two snapshots",
+                "must be at least 1048576 (1 MiB), to keep two snapshots",
             ));
         }
         if events.snapshot_every < 100 {
-            return Err(value("events.snapshot_every", "at least 100"));
+            return Err(value("events.snapshot_every", "must be at least 100"));
         }
         if self.nix.max_jobs == 0 {
-            return Err(value("nix.max_jobs", "at least 1"));
+            return Err(value("nix.max_jobs", "must be at least 1"));
         }
         if self.nix.timeout_seconds == 0 {
-            return Err(value("nix.timeout_seconds", "at least 1"));
+            return Err(value("nix.timeout_seconds", "must be at least 1"));
         }
         if let Some((name, _)) = self
             .nix
@@ -416,17 +416,17 @@ impl Settings {
             if !(1..=3600).contains(&seconds) {
                 return Err(SettingsError::Value {
                     place,
-                    why: format!("from 1 to 3600 seconds, not {seconds}"),
+                    why: format!("must be from 1 to 3600 seconds, not {seconds}"),
                 });
             }
         }
         self.leaf_name().map(drop)
     }
 
-    /// Returns the leaf's name: the setting, or the host's name in lower case.
+    /// Returns the leaf's name: the setting, or the host name in lower case.
     ///
     /// # Errors
-    /// [`SettingsError::Value`] when the host's name can't be a leaf's.
+    /// [`SettingsError::Value`] when the host name is not a valid leaf name.
     pub fn leaf_name(&self) -> Result<LeafName, SettingsError> {
         if let Some(name) = &self.name {
             return Ok(name.clone());
@@ -438,11 +438,11 @@ impl Settings {
         let short = host.split('.').next().unwrap_or_default();
         LeafName::new(short).map_err(|e| SettingsError::Value {
             place: "name",
-            why: format!("it is not set, and the host's name won't do: {e}"),
+            why: format!("is not set, and the host name can't be used: {e}"),
         })
     }
 
-    /// How long hardware must be quiet before the leaf looks again.
+    /// Returns how long the kernel's hints must pause before a scan.
     #[must_use]
     pub fn rescan_debounce(&self) -> Duration {
         Duration::from_millis(self.hardware.rescan_debounce_ms)
@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_settings_take_the_defaults() {
+    fn minimal_settings_have_the_defaults() {
         let settings = Settings::parse("name = 'edge-1'\n[nats.embedded]").expect("settings");
         settings.check().expect("good");
         assert_eq!(
@@ -483,11 +483,11 @@ mod tests {
     }
 
     #[test]
-    fn bad_settings_say_where_and_what_would_be_right() {
+    fn errors_name_the_setting_and_the_valid_values() {
         for (text, says) in [
-            ("[nats]", "the way to NATS is missing"),
+            ("[nats]", "no NATS server is set"),
             ("[nats]\nurl = 'a'\n[nats.embedded]", "exclude each other"),
-            ("[nats]\nurl = ' '", "nats.url: it is empty"),
+            ("[nats]\nurl = ' '", "nats.url: is empty"),
             ("[nats]\nurl = 'a'\ncert = '/c'", "cert and key go together"),
             ("colour = 1\n[nats]", "unknown field `colour`"),
             ("name = 'Edge 1'\n[nats]", "is not a leaf name"),
@@ -497,14 +497,17 @@ mod tests {
                 "[nats.embedded]\n[containers]\naddress_pool = '8.8.0.0/16'",
                 "not a private /16",
             ),
-            ("[nats.embedded]\n[nix]\nmax_jobs = 0", "nix.max_jobs: at least 1"),
+            (
+                "[nats.embedded]\n[nix]\nmax_jobs = 0",
+                "nix.max_jobs: must be at least 1",
+            ),
             (
                 "[nats.embedded]\n[nix.options]\n'--x' = 'y'",
                 "not the name of a Nix setting",
             ),
             (
                 "[nats.embedded]\n[containers]\nready_timeout_seconds = 0",
-                "from 1 to 3600",
+                "must be from 1 to 3600",
             ),
             ("[nats.embedded]\n[events]\nmax_bytes = 5", "events.max_bytes"),
         ] {

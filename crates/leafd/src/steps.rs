@@ -1,4 +1,4 @@
-//! Takes the steps for one container: observe, plan, carry out, observe again.
+//! Takes the steps of one container's reconciliation: observe, plan, carry out, observe again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::helper::HostHelper;
 
-/// What is needed to run containers.
+/// Everything that running containers needs.
 pub struct ContainerHost {
     /// Carries out host operations.
     pub helper: HostHelper,
@@ -33,18 +33,18 @@ pub struct ContainerHost {
     pub identity: Arc<Identity>,
     /// Tells the server which credentials are revoked.
     pub users: Reloader,
-    /// Where containers reach NATS.
+    /// The URL of NATS for containers.
     pub nats_url: String,
-    /// How long a start may take, in seconds.
+    /// The time limit for a container to become ready, in seconds.
     pub ready_timeout_seconds: u32,
-    /// How long a stop may take, in seconds.
+    /// The time after which a container that is stopping is killed, in seconds.
     pub stop_timeout_seconds: u32,
 }
 
-/// How long a supervisor may take until an observation shows it.
+/// The time limit for a started supervisor to appear in an observation.
 const SHOWS_WITHIN: Duration = Duration::from_secs(5);
 
-/// The containers for which steps are in flight. Copies are the same.
+/// The containers with steps in flight. Clones share the set.
 #[derive(Debug, Clone, Default)]
 pub struct InFlight(watch::Sender<BTreeSet<ContainerName>>);
 
@@ -55,30 +55,30 @@ impl InFlight {
         self.0.borrow().clone()
     }
 
-    /// Returns whether steps are in flight for this one.
+    /// Returns whether a container has steps in flight.
     #[must_use]
     pub fn contains(&self, name: &ContainerName) -> bool {
         self.0.borrow().contains(name)
     }
 
-    /// Tells of each change.
+    /// Returns a receiver of changes.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<BTreeSet<ContainerName>> {
         self.0.subscribe()
     }
 }
 
-/// The interruptions that steps in flight are told of.
+/// The interruptions of steps in flight.
 #[derive(Debug, Default)]
 pub struct Interruptions {
     in_flight: InFlight,
     senders: BTreeMap<ContainerName, watch::Sender<Interruption>>,
-    /// What steps are told when they begin.
+    /// The interruption that new steps begin with.
     from_now_on: Interruption,
 }
 
 impl Interruptions {
-    /// Returns those of steps that are listed here.
+    /// Returns the interruptions for the steps in this set.
     #[must_use]
     pub fn new(in_flight: InFlight) -> Self {
         Self {
@@ -87,7 +87,7 @@ impl Interruptions {
         }
     }
 
-    /// Adds the steps for a container, and returns what they are told.
+    /// Adds a container's steps, and returns the receiver of their interruption.
     pub fn begin(&mut self, name: &ContainerName) -> watch::Receiver<Interruption> {
         let (sender, receiver) = watch::channel(self.from_now_on);
         self.senders.insert(name.clone(), sender);
@@ -97,7 +97,7 @@ impl Interruptions {
         receiver
     }
 
-    /// Removes the steps for a container: they have ended.
+    /// Removes a container's steps, which have ended.
     pub fn end(&mut self, name: &ContainerName) {
         self.senders.remove(name);
         self.in_flight.0.send_modify(|names| {
@@ -105,14 +105,14 @@ impl Interruptions {
         });
     }
 
-    /// Tells something to the steps for a container, if they are in flight.
+    /// Interrupts a container's steps, if they are in flight.
     pub fn tell(&self, name: &ContainerName, interruption: Interruption) {
         if let Some(sender) = self.senders.get(name) {
             sender.send_replace(interruption);
         }
     }
 
-    /// Tells something to all steps in flight, and to those that begin from now on.
+    /// Interrupts all steps in flight, and those that begin later.
     pub fn tell_all(&mut self, interruption: Interruption) {
         self.from_now_on = interruption;
         for sender in self.senders.values() {
@@ -121,17 +121,17 @@ impl Interruptions {
     }
 }
 
-/// The steps for one container.
+/// The steps of one container's reconciliation.
 pub struct Steps {
     /// The leaf.
     pub leaf: LeafName,
-    /// What runs containers.
+    /// The host of containers.
     pub host: Arc<ContainerHost>,
     /// The clock of this run.
     pub clock: Clock,
     /// The container, with its desired state.
     pub container: Container,
-    /// The interruption that they are told of.
+    /// Receives an interruption.
     pub interruption: watch::Receiver<Interruption>,
 }
 
@@ -145,7 +145,7 @@ impl Steps {
         };
         let begin = tokio::select! {
             biased;
-            // What was desired when the pause began is not any more.
+            // The desired state has changed during the pause.
             () = interrupted(&mut self.interruption, |told| told != Interruption::None), if !after.is_zero() => false,
             () = tokio::time::sleep(after) => *self.interruption.borrow() != Interruption::DaemonStops,
         };
@@ -184,7 +184,7 @@ impl Steps {
             match self.carry_out(&op).await {
                 Ok(Done::All) => {}
                 Ok(Done::Interrupted) => return Ok(Done::Interrupted),
-                // A foreign container has this name: then the leaf's own was never made.
+                // A foreign container has this name, so the leaf's own was never created.
                 Err(error)
                     if before.is_none()
                         && error.kind == HostOpErrorKind::Refused
@@ -198,19 +198,19 @@ impl Steps {
         Ok(Done::All)
     }
 
-    /// Carries out one operation, or leaves it under way when it need not be waited for any more.
+    /// Carries out one operation. Stops waiting for it when it is interrupted; the operation then continues.
     async fn carry_out(&mut self, op: &HostOp) -> Result<Done, HostOpError> {
         let name = &self.container.name;
         tracing::info!(%name, op = op.summary(), "step");
         if matches!(op, HostOp::DestroyContainer { .. }) {
-            // First, so that it is done again where the daemon ends in between.
+            // Revoked first, so that it is repeated if the daemon ends in between.
             self.revoke().await?;
         }
         tokio::select! {
             biased;
             done = self.host.helper.carry_out(op) => done.map(|()| Done::All),
             () = interrupted(&mut self.interruption, |told| told.cuts(op)) => {
-                tracing::info!(%name, op = op.summary(), "not waited for");
+                tracing::info!(%name, op = op.summary(), "interrupted: not waiting for the host operation");
                 self.wait_until_shown().await;
                 Ok(Done::Interrupted)
             }
@@ -232,7 +232,7 @@ impl Steps {
         self.host.users.reload().await.map_err(|error| failed(&error))
     }
 
-    /// Waits until the supervisor of a container that was just started shows: a stop must find it.
+    /// Waits until the supervisor of a container that was just started appears in an observation: a stop must find it.
     async fn wait_until_shown(&self) {
         let deadline = Instant::now() + SHOWS_WITHIN;
         let is_stopped = |observed: &ObservedContainer| matches!(observed.run, ObservedRun::Stopped);
@@ -263,14 +263,14 @@ impl Steps {
     }
 }
 
-/// Whether steps were waited for to their end.
+/// Whether steps have ended or were interrupted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Done {
     All,
     Interrupted,
 }
 
-/// Waits until the steps are told something that counts; for ever if nobody can tell them anything any more.
+/// Waits for an interruption that `counts`; forever if the sender is gone.
 async fn interrupted(told: &mut watch::Receiver<Interruption>, counts: impl Fn(Interruption) -> bool) {
     if told.wait_for(|told| counts(*told)).await.is_err() {
         std::future::pending::<()>().await;
@@ -294,7 +294,7 @@ fn step_of(op: &HostOp) -> ContainerStep {
         HostOp::StopContainer { .. } => ContainerStep::Stop,
         HostOp::DestroyContainer { .. } => ContainerStep::Destroy,
         HostOp::StartJob { .. } | HostOp::StopJob { .. } | HostOp::RemoveJob { .. } => {
-            unreachable!("a plan for a container has no jobs")
+            unreachable!("a container's plan contains no jobs")
         }
     }
 }

@@ -1,11 +1,11 @@
-//! The one place where tasks are started. A task that ends unexpectedly ends the daemon.
+//! Starts all tasks of the daemon. A task that ends unexpectedly ends the daemon.
 
 use std::future::Future;
 
 use tokio::runtime::Handle;
 use tokio::task::{AbortHandle, JoinSet};
 
-/// The tasks of the daemon: those that run as long as it does (`keep`), and those that do one thing and end (`run`).
+/// The tasks of the daemon: those that run as long as it does (`keep`), and those that end by themselves (`run`).
 #[derive(Default)]
 pub struct Tasks {
     set: JoinSet<Ended>,
@@ -21,7 +21,7 @@ enum Ended {
 }
 
 impl Tasks {
-    /// Returns a place for tasks that run on another runtime than the one that waits for them.
+    /// Returns a set for tasks that run on another runtime than the one that waits for them.
     #[must_use]
     pub fn on(runtime: Handle) -> Self {
         Self {
@@ -60,7 +60,7 @@ impl Tasks {
         self.set.spawn_on(task, runtime)
     }
 
-    /// Starts a task that does one thing.
+    /// Starts a task that may end.
     pub fn run(&mut self, task: impl Future<Output = ()> + Send + 'static) {
         self.spawn(async move {
             task.await;
@@ -75,14 +75,14 @@ impl Tasks {
         }
     }
 
-    /// Waits until a task ends that should not have. May be dropped and called again.
+    /// Waits until a task ends that should not have ended, and returns the error. Cancel-safe.
     pub async fn unexpected_end(&mut self) -> anyhow::Error {
         loop {
             match self.set.join_next().await {
                 None => std::future::pending().await,
                 Some(Ok(Ended::Done)) => {}
                 Some(Ok(Ended::Kept { name, result: Ok(()) })) => {
-                    return anyhow::anyhow!("the task {name} ended, and should not have");
+                    return anyhow::anyhow!("the task {name} ended unexpectedly");
                 }
                 Some(Ok(Ended::Kept {
                     name,
@@ -96,7 +96,7 @@ impl Tasks {
         }
     }
 
-    /// Ends all tasks and waits until they are gone.
+    /// Aborts all tasks and waits until they have ended.
     pub async fn stop(mut self) {
         self.set.shutdown().await;
     }

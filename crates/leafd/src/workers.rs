@@ -1,4 +1,4 @@
-//! The executor of the engine's effects: what takes time runs beside the main loop, and its end comes back as an
+//! Carries out the engine's effects. Work that takes time runs beside the main loop, and its end comes back as an
 //! [`Input`].
 
 use std::collections::BTreeMap;
@@ -35,10 +35,10 @@ use crate::publisher::Published;
 use crate::steps::{ContainerHost, InFlight, Interruptions, Steps};
 use crate::tasks::Tasks;
 
-/// How often the journal is tidied; what is kept longer costs only disk space.
+/// The period in which the journal is tidied; keeping more costs only disk space.
 const TIDY_EVERY: Duration = Duration::from_secs(600);
 
-/// How much of a log goes into one answer, in bytes.
+/// The size of a log page, in bytes.
 const LOG_BYTES: usize = 512 * 1024;
 
 /// Carries out effects beside the main loop.
@@ -46,7 +46,7 @@ pub struct Workers {
     leaf: LeafName,
     inputs: mpsc::Sender<Wake>,
     tasks: Tasks,
-    /// What may hold up a thread: files, processes.
+    /// Tasks that may block a thread: files, processes.
     steps: Tasks,
     bus: Bus,
     containers: Result<Arc<ContainerHost>, String>,
@@ -60,34 +60,34 @@ pub struct Workers {
     cancels: BTreeMap<JobId, watch::Sender<bool>>,
 }
 
-/// The ends of the channels that the workers hold, and what they work with.
+/// The workers' channels, and what they work with.
 pub struct Equipment {
     /// The leaf.
     pub leaf: LeafName,
-    /// To the main loop.
+    /// Messages to the main loop.
     pub inputs: mpsc::Sender<Wake>,
     /// The connection.
     pub bus: Bus,
-    /// Containers, or why there are none.
+    /// The host of containers, or the reason why this leaf runs none.
     pub containers: Result<Arc<ContainerHost>, String>,
-    /// Nix, or why it can't be used.
+    /// The host of jobs, or the reason why this leaf runs none.
     pub jobs: Result<JobHost, String>,
-    /// Takes the numbers of rescans.
+    /// Numbers of requested rescans.
     pub scans: mpsc::Sender<u64>,
-    /// Takes changed entries of the state for the bucket.
+    /// Changed entries of the state, for the bucket.
     pub mirror: mpsc::Sender<BTreeMap<String, Option<Bytes>>>,
-    /// What the stream is known to hold.
+    /// The known content of the stream.
     pub published: watch::Receiver<Published>,
-    /// Where steps on the host are taken, so that they don't hold up answers.
+    /// The runtime for steps on the host, so that they don't delay replies.
     pub steps: Handle,
-    /// The containers for which steps are in flight.
+    /// The containers with steps in flight.
     pub in_flight: InFlight,
     /// The monotonic clock of this run.
     pub clock: Clock,
 }
 
 impl Workers {
-    /// Returns the workers; nobody works yet.
+    /// Returns the workers; nothing runs yet.
     #[must_use]
     pub fn new(equipment: Equipment) -> Self {
         let Equipment {
@@ -121,7 +121,7 @@ impl Workers {
         }
     }
 
-    /// Returns what this leaf can do.
+    /// Returns the capabilities of this leaf.
     #[must_use]
     pub fn capabilities(&self) -> Capabilities {
         Capabilities {
@@ -130,7 +130,7 @@ impl Workers {
         }
     }
 
-    /// Waits until one of the workers ends that should not have.
+    /// Waits until a worker ends that should not have ended, and returns the error.
     pub async fn unexpected_end(&mut self) -> anyhow::Error {
         tokio::select! {
             error = self.tasks.unexpected_end() => error,
@@ -138,20 +138,21 @@ impl Workers {
         }
     }
 
-    /// Ends what is still under way; containers and jobs go on.
+    /// Ends all running work; containers and jobs continue.
     pub async fn stop(self) {
         self.steps.stop().await;
         self.tasks.stop().await;
     }
 
-    /// Hands changed entries of the state to the bucket's writer, if it can take more.
+    /// Passes changed entries of the state to the bucket's writer, if it has room.
     pub fn mirror(&self, take: impl FnOnce() -> BTreeMap<String, Option<Bytes>>) {
         if let Ok(permit) = self.mirror.try_reserve() {
             permit.send(take());
         }
     }
 
-    /// Lets go, from time to time, of what need not be kept: events that the stream has on its disk, and commands accepted before this.
+    /// Tidies the journal if due: removes events that the stream has on its disk, and commands accepted before
+    /// `before`.
     pub fn housekeep(&mut self, journal: &Journal, before: Timestamp) {
         if self.tidied_at.elapsed() < TIDY_EVERY {
             return;
@@ -167,15 +168,15 @@ impl Workers {
         });
     }
 
-    // ---- answers ---------------------------------------------------------------------------------------------
+    // ---- replies ---------------------------------------------------------------------------------------------
 
-    /// Sends an answer.
+    /// Sends a reply.
     pub fn reply(&mut self, responder: Responder, id: CommandId, reply: Result<Vec<u8>, Problem>) {
         self.tasks
             .run(async move { responder.reply(Some(&id), reply).await });
     }
 
-    /// Answers with what the host says.
+    /// Answers a question from the host's observed state.
     pub fn ask(&mut self, responder: Responder, id: CommandId, question: Question) {
         let containers = self.containers.clone();
         let view = move || {
@@ -190,34 +191,34 @@ impl Workers {
                     let host = host.map_err(|why| Problem::new(ProblemCode::Unsupported, why))?;
                     match host.jobs.read_log(job, offset, LOG_BYTES) {
                         Ok(chunk) => Ok(to_json(&chunk)),
-                        // A job that was never begun has none: so far, or for good if it has ended.
+                        // A job that was never started has no log: for now, or for good if it has ended.
                         Err(JobError::NoJob(_)) => Ok(to_json(&LogChunk {
                             text: String::new(),
                             next_offset: offset,
                             complete: ended,
                         })),
-                        Err(error) => Err(failed("the log can't be read", &error)),
+                        Err(error) => Err(failed("can't read the log", &error)),
                     }
                 });
             }
             Question::ContainerLog(query) => self.reply_with(responder, id, move || {
                 let log = view()?
                     .logs(&query, LOG_BYTES)
-                    .map_err(|error| not_seen("the log can't be read", &error))?;
+                    .map_err(|error| not_observed("can't read the log", &error))?;
                 Ok(to_json(&log))
             }),
             Question::ContainerStats(name) => self.reply_with(responder, id, move || {
                 let stats = view()?
                     .stats(&name)
-                    .map_err(|error| not_seen("what it uses can't be told", &error))?;
+                    .map_err(|error| not_observed("can't read its resource usage", &error))?;
                 Ok(to_json(&stats))
             }),
             Question::Containers(containers) => self.reply_with(responder, id, move || {
-                // A leaf that runs none may have some in its state all the same.
+                // A leaf that runs no containers may still have some in its state.
                 let foreign = match view() {
                     Ok(view) => view
                         .foreign()
-                        .map_err(|error| failed("the host's containers can't be listed", &error))?,
+                        .map_err(|error| failed("can't list the host's containers", &error))?,
                     Err(_) => Vec::new(),
                 };
                 Ok(to_json(&ContainerList { containers, foreign }))
@@ -235,7 +236,7 @@ impl Workers {
             let reply = tokio::task::spawn_blocking(read).await.unwrap_or_else(|_| {
                 Err(Problem::new(
                     ProblemCode::Failed,
-                    "the reader ended unexpectedly: see the leaf's log",
+                    "the worker ended unexpectedly: see the leaf's log",
                 ))
             });
             responder
@@ -246,11 +247,11 @@ impl Workers {
 
     // ---- steps -----------------------------------------------------------------------------------------------
 
-    /// Has the hardware scanned for this rescan.
+    /// Requests a hardware scan for this rescan.
     pub fn scan_hardware(&mut self, rescan: u64) {
         let scans = self.scans.clone();
         self.tasks.run(async move {
-            // The scanning task is gone when the daemon ends.
+            // Fails only when the daemon is ending and the scanning task is gone.
             let _ = scans.send(rescan).await;
         });
     }
@@ -263,15 +264,15 @@ impl Workers {
             let found = tokio::task::spawn_blocking(move || view.foreign()).await;
             let found = match found {
                 Ok(Ok(all)) => Ok(all.into_iter().find(|foreign| foreign.name == name)),
-                Ok(Err(error)) => Err(failed("the host's containers can't be listed", &error)),
+                Ok(Err(error)) => Err(failed("can't list the host's containers", &error)),
                 Err(error) => Err(Problem::new(ProblemCode::Failed, error.to_string())),
             };
-            // The loop is gone when the daemon ends.
+            // Fails only when the daemon is ending and the main loop is gone.
             let _ = inputs.send(Input::ForeignObserved { name, found }.into()).await;
         });
     }
 
-    /// Takes the steps for a container, after a pause.
+    /// Takes a container's steps, after a pause.
     pub fn take_steps(&mut self, container: Container, after: Duration) {
         let (inputs, name) = (self.inputs.clone(), container.name.clone());
         let interruption = self.interruptions.begin(&name);
@@ -299,22 +300,22 @@ impl Workers {
         });
     }
 
-    /// Tells the steps in flight for a container whether they still need to be waited for.
+    /// Interrupts a container's steps in flight.
     pub fn interrupt(&mut self, name: &ContainerName, interruption: Interruption) {
         self.interruptions.tell(name, interruption);
     }
 
-    /// Tells the same to all steps in flight, and to those that begin from now on.
+    /// Interrupts all steps in flight, and those that begin later.
     pub fn interrupt_all(&mut self, interruption: Interruption) {
         self.interruptions.tell_all(interruption);
     }
 
-    /// Takes in that the steps for a container have ended.
+    /// Removes a container's steps, which have ended.
     pub fn steps_ended(&mut self, name: &ContainerName) {
         self.interruptions.end(name);
     }
 
-    /// Runs a job, or goes on with one that runs already.
+    /// Runs a job, or follows a running one.
     pub fn run_job(&mut self, job: Job) {
         let inputs = self.inputs.clone();
         let host = self.jobs.clone();
@@ -333,25 +334,25 @@ impl Workers {
         });
     }
 
-    /// Ends a job that runs, or is about to. Its end is an input from the task that runs it.
+    /// Cancels a job that runs or is about to. Its end is an input from the task that runs it.
     pub fn cancel_job(&mut self, id: JobId) {
         if let Some(cancel) = self.cancels.get(&id) {
             cancel.send_replace(true);
         }
     }
 
-    /// Removes a job's cancellation channel: it has ended.
+    /// Removes the cancellation channel of a job, which has ended.
     pub fn job_ended(&mut self, id: JobId) {
         self.cancels.remove(&id);
     }
 
-    /// Takes away what is on the disk of jobs that the leaf does not remember any more: logs and GC roots.
+    /// Removes logs and GC roots of jobs that the leaf does not remember any more.
     pub fn forget_jobs(&mut self, forgotten: Vec<JobId>) {
         let Ok(host) = self.jobs.clone() else { return };
         self.steps.run(async move {
             for id in forgotten {
                 if let Err(error) = host.remove(id).await {
-                    tracing::warn!(%id, error = chain(&error), "a job's files stay");
+                    tracing::warn!(%id, error = chain(&error), "can't remove a job's files");
                 }
             }
         });
@@ -370,8 +371,8 @@ fn failed(what: &str, error: &(dyn std::error::Error + 'static)) -> Problem {
     Problem::new(ProblemCode::Failed, format!("{what}: {}", chain(error)))
 }
 
-/// The problem of a question on a container that was not answered: not always the host's fault.
-fn not_seen(what: &str, error: &ObserveError) -> Problem {
+/// Returns the problem of a failed observation of a container, which is not always the host's fault.
+fn not_observed(what: &str, error: &ObserveError) -> Problem {
     let code = match error.kind() {
         ObserveErrorKind::NotNow => ProblemCode::Conflict,
         ObserveErrorKind::Invalid => ProblemCode::Invalid,
@@ -383,6 +384,6 @@ fn not_seen(what: &str, error: &ObserveError) -> Problem {
 
 fn warn_if_failed<E: std::error::Error + 'static>(result: Result<(), E>) {
     if let Err(error) = result {
-        tracing::warn!(error = chain(&error), "the journal could not be tidied");
+        tracing::warn!(error = chain(&error), "can't tidy the journal");
     }
 }

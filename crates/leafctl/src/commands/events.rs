@@ -14,13 +14,13 @@ use crate::session::Session;
 /// With `--json` each line is a CloudEvent in the JSON format.
 #[derive(Debug, Args)]
 pub(super) struct Events {
-    /// Go on with new events, until interrupted.
+    /// Keep printing new events until interrupted.
     #[arg(long, short)]
     follow: bool,
-    /// Begin with this sequence number; without it, with the oldest event (with `--follow`: with the next).
+    /// The first sequence number to print; by default the oldest event's (with `--follow`: the next event's).
     #[arg(long, value_name = "SEQ")]
     since: Option<u64>,
-    /// Only events of this type, without `cim.leaf.` and the version: `container.*`.
+    /// Print only events of this type, without `cim.leaf.` and the version: `container.*`.
     #[arg(long = "type", value_name = "PATTERN")]
     kind: Option<String>,
 }
@@ -34,14 +34,20 @@ impl Events {
             .transpose()
             .map_err(|e| Error::Usage(format!("--type is not a pattern such as 'container.*': {e}")))?;
         let leaf = session.leaf().await?;
-        let last = session.client.last_sequence(&leaf).await.map_err(|error| match error {
-            ClientError::Stream(StreamError::NoStream { .. }) => Error::NotFound(format!(
-                "there are no events of a leaf {leaf} here; `leafctl leaf list` shows which leaves there are"
-            )),
-            other => other.into(),
-        })?;
+        let last = session
+            .client
+            .last_sequence(&leaf)
+            .await
+            .map_err(|error| match error {
+                ClientError::Stream(StreamError::NoStream { .. }) => Error::NotFound(format!(
+                    "no events of leaf {leaf} found; `leafctl leaf list` lists the leaves"
+                )),
+                other => other.into(),
+            })?;
         if self.follow {
-            output.note(&format!("following the events of leaf {leaf}; Ctrl-C ends this"));
+            output.note(&format!(
+                "following the events of leaf {leaf}; press Ctrl-C to stop"
+            ));
         }
         let from = match (self.since, self.follow) {
             (Some(sequence), _) => EventsFrom::Sequence(sequence.max(1)),
@@ -68,7 +74,7 @@ impl Events {
     }
 }
 
-/// The type without what all types have in common: `container.started`.
+/// Returns the type without the common prefix and the version: `container.started`.
 fn short(record: &EventRecord) -> &str {
     let kind = record.kind().unwrap_or("?");
     let kind = kind.strip_prefix("cim.leaf.").unwrap_or(kind);
@@ -99,7 +105,7 @@ pub(super) fn show(output: Output, record: &EventRecord) -> Result<(), Error> {
     })
 }
 
-/// Returns what an event says, short enough for a line.
+/// Returns an event's fields, shortened to fit a line.
 fn brief(body: &Value) -> String {
     let Value::Object(fields) = body else {
         return body.to_string();

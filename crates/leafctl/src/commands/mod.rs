@@ -1,4 +1,4 @@
-//! The commands, one file each.
+//! The commands, one file per command.
 
 mod completions;
 mod container;
@@ -15,11 +15,11 @@ use crate::global::Global;
 use crate::output::Output;
 use crate::session::Session;
 
-/// Show and command leaves: hosts with hardware, containers and Nix builds, reached over NATS.
+/// Inspect and control leaves over NATS: hosts with hardware, containers and Nix builds.
 ///
-/// Exit codes: 0 it worked; 1 unexpected; 2 unusable command line; 3 no connection; 4 no answer; 5 not found;
-/// 6 refused; 7 accepted, and did not work; 8 the leaf can't just now (disk full, overloaded, stopping);
-/// 130 interrupted by Ctrl-C.
+/// Exit codes: 0 success; 1 unexpected error; 2 invalid command line; 3 no connection; 4 no reply; 5 not found;
+/// 6 refused; 7 accepted, then failed; 8 temporarily unavailable (disk full, overloaded, stopping);
+/// 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "leafctl", version, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -32,27 +32,27 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Leaves: which there are, and how one does.
+    /// Leaves: list them, show one's status.
     #[command(subcommand)]
     Leaf(leaf::Command),
     /// Hardware: devices with their inputs and outputs.
     #[command(subcommand)]
     Hardware(hardware::Command),
-    /// Containers: make, run, look at, remove.
+    /// Containers: create, run, inspect, remove.
     #[command(subcommand)]
     Container(container::Command),
-    /// Nix: build, and look after jobs.
+    /// Nix: builds and their jobs.
     #[command(subcommand)]
     Nix(nix::Command),
     Events(events::Events),
-    /// Message types: their JSON Schemas. Needs no leaf.
+    /// JSON Schemas of the message types. Needs no leaf.
     #[command(subcommand)]
     Schema(schema::Command),
     Completions(completions::Completions),
 }
 
 impl Cli {
-    /// Carries the command out.
+    /// Carries out the command.
     pub(crate) async fn run(self, output: &Output) -> Result<(), Error> {
         let output = *output;
         match self.command {

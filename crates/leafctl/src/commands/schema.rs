@@ -7,11 +7,11 @@ use crate::output::{Output, text_of};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// List the message types of this version.
+    /// List this version's message types.
     List,
-    /// Print the JSON Schema of a message type as a document that stands by itself.
+    /// Print the JSON Schema of a message type as a self-contained document.
     Show {
-        /// Its name, as `schema list` shows it.
+        /// The message type's name, as listed by `schema list`.
         #[arg(value_name = "TYPE")]
         name: String,
     },
@@ -26,7 +26,7 @@ impl Command {
                     .map(|t| json!({ "name": t.name, "description": describe(t) }))
                     .collect();
                 output.document(&json!({ "types": types }), |_| {
-                    let mut table = output.table(&["TYPE", "WHAT IT SAYS"]);
+                    let mut table = output.table(&["TYPE", "DESCRIPTION"]);
                     for message in catalogue() {
                         table.add_row([message.name.as_str(), describe(&message)]);
                     }
@@ -38,7 +38,7 @@ impl Command {
                     serde_json::to_string_pretty(document).expect("a schema has string keys only")
                 }),
                 None => Err(Error::NotFound(format!(
-                    "there is no message type {name:?}; `leafctl schema list` shows all"
+                    "no message type is called {name:?}; `leafctl schema list` lists all"
                 ))),
             },
         }

@@ -10,29 +10,29 @@ use leaf_journal::Opened;
 
 use super::VERSION;
 use super::store::Store;
-use crate::equipment::{self, Began};
+use crate::equipment::{self, HostAndNats};
 use crate::history;
 use crate::job::JobHost;
 use crate::lease::{self, Predecessors};
 use crate::settings::Settings;
 
-/// The claim on the leaf's name, and what the leaf continues with.
+/// The claim on the leaf's name, and the recovered state.
 pub(super) struct Claim {
-    /// What renews the claim.
+    /// The beat that renews the claim.
     pub(super) beat: Beat,
-    /// Runs that hold the name no more.
+    /// Instances that are known to be dead.
     pub(super) dead: Predecessors,
-    /// The lease; nothing if NATS is out of reach, so that it is taken later.
+    /// The lease; `None` if NATS is unreachable, in which case it is taken later.
     pub(super) held: Option<Lease>,
-    /// How the stream of events is to be.
+    /// The settings of the event stream.
     pub(super) stream: StreamSettings,
     /// The state to continue from.
     pub(super) state: State,
     /// The accepted commands that have no outcome.
     pub(super) unfinished: Vec<CommandRecord>,
-    /// Takes commands.
+    /// Receives commands.
     pub(super) server: Server,
-    /// What runs jobs, or why there are none.
+    /// The host of jobs, or the reason why this leaf runs none.
     pub(super) jobs: Result<JobHost, String>,
 }
 
@@ -42,11 +42,11 @@ impl Claim {
         settings: &Settings,
         store: &Store,
         opened: Opened,
-        began: &Began,
+        host_and_nats: &HostAndNats,
     ) -> anyhow::Result<Self> {
-        let Began {
+        let HostAndNats {
             bus, server_process, ..
-        } = began;
+        } = host_and_nats;
         let Store {
             leaf,
             instance,

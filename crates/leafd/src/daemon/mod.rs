@@ -1,6 +1,6 @@
-//! The start and the end of the daemon, in four parts: the journal is opened ([`store`]), NATS and the host are made ready
-//! ([`equipment`]), the leaf claims its name and recovers its state ([`claim`]), and all is put together and runs
-//! ([`running`]).
+//! The start and the end of the daemon, in four parts: the journal is opened ([`store`]), NATS and the host are
+//! prepared ([`equipment`]), the leaf claims its name and recovers its state ([`claim`]), and the main loop and its
+//! tasks are assembled and run ([`running`]).
 
 mod claim;
 mod running;
@@ -25,12 +25,12 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// What kept it from starting, or ended it.
+/// The reason why it did not start, or why it ended early.
 pub fn run(settings: Settings) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_new(&settings.log)
-                .context("the setting `log` is not a filter such as `info`")?,
+                .context("the setting `log` is not a valid filter (an example: `info`)")?,
         )
         .with_writer(std::io::stderr)
         .with_ansi(false)
@@ -41,22 +41,22 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         .max_blocking_threads(16)
         .enable_all()
         .build()
-        .context("the runtime of the steps can't be made")?;
-    let events = events_runtime().context("the runtime of the events can't be made")?;
-    let runtime = runtime().context("the runtime can't be made")?;
+        .context("can't create the runtime of the steps")?;
+    let events = events_runtime().context("can't create the runtime of the events")?;
+    let runtime = runtime().context("can't create the runtime")?;
     let result = runtime.block_on(start(settings, steps.handle().clone(), events.handle().clone()));
-    // A scan of the hardware may still be under way, and is not waited for.
+    // A hardware scan may still be running; the end doesn't wait for it.
     steps.shutdown_timeout(Duration::from_secs(1));
     events.shutdown_timeout(Duration::from_secs(1));
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-/// Returns the runtime of the loop, the connection and all between them: one thread, since a command passes through
-/// several tasks, and to wake another thread for each costs more than what they do.
+/// Returns the runtime of the main loop, the connection and the tasks between them. It has one thread: a command passes
+/// through several tasks, and waking another thread for each would cost more than their work.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn runtime() -> std::io::Result<Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(16)
@@ -64,11 +64,11 @@ pub fn runtime() -> std::io::Result<Runtime> {
         .build()
 }
 
-/// Returns the runtime of the publisher and its connection: one thread beside the loop, so that the events of one
-/// commit are on their way into the stream while the next are recorded.
+/// Returns the runtime of the publisher and its connection: one thread beside the main loop's, so that the events of
+/// one commit are published while the next are recorded.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn events_runtime() -> std::io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -81,18 +81,18 @@ pub fn events_runtime() -> std::io::Result<Runtime> {
 async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Result<()> {
     let mut signals = Signals::open()?;
     let (store, opened) = Store::open(&settings).await?;
-    let begun = Box::pin(equipment::begin(&settings, &store.leaf));
-    let Some(began) = signals.unless_stopped(begun).await? else {
+    let set_up = Box::pin(equipment::set_up(&settings, &store.leaf));
+    let Some(host_and_nats) = signals.unless_stopped(set_up).await? else {
         return Ok(());
     };
-    let claimed = Box::pin(Claim::take(&settings, &store, opened, &began));
+    let claimed = Box::pin(Claim::take(&settings, &store, opened, &host_and_nats));
     let Some(claim) = signals.unless_stopped(claimed).await? else {
-        if let Some(process) = began.server_process {
+        if let Some(process) = host_and_nats.server_process {
             process.stop().await;
         }
         return Ok(());
     };
-    let running = Running::assemble(&settings, store, began, claim, steps, &events).await?;
+    let running = Running::assemble(&settings, store, host_and_nats, claim, steps, &events).await?;
     running.run(signals).await
 }
 
@@ -105,12 +105,12 @@ struct Signals {
 impl Signals {
     fn open() -> anyhow::Result<Self> {
         Ok(Self {
-            terminate: signal(SignalKind::terminate()).context("SIGTERM can't be received")?,
-            interrupt: signal(SignalKind::interrupt()).context("SIGINT can't be received")?,
+            terminate: signal(SignalKind::terminate()).context("can't receive SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("can't receive SIGINT")?,
         })
     }
 
-    /// Waits for work of the start, and returns nothing if the daemon is stopped before that is done.
+    /// Waits for a part of the start; returns `None` if a signal arrives first.
     async fn unless_stopped<T>(
         &mut self,
         work: impl Future<Output = anyhow::Result<T>>,

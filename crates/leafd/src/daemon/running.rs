@@ -1,4 +1,4 @@
-//! The last part of the start: the main loop, its workers and the tasks around it; and how they end.
+//! The last part of the start: the main loop, its workers and the tasks around it; and their end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use super::claim::Claim;
 use super::store::Store;
 use super::{Signals, VERSION};
 use crate::clock::Clock;
-use crate::equipment::{self, Began};
+use crate::equipment::{self, HostAndNats};
 use crate::input::Wake;
 use crate::main_loop::MainLoop;
 use crate::publisher::{EventPublisher, Published};
@@ -27,10 +27,10 @@ use crate::tasks::Tasks;
 use crate::workers::{Equipment, Workers};
 use crate::{hardware, lease, listeners, mirror, notify};
 
-/// How long the last events may take into the stream when the daemon ends; what is left is sent after the next start.
+/// How long the daemon waits at its end for the last events to be published; the rest follows after the next start.
 const LAST_PUBLISH: Duration = Duration::from_secs(5);
 
-/// A daemon that is put together, and all that its end needs.
+/// The assembled daemon, with everything that its end needs.
 pub(super) struct Running {
     main_loop: MainLoop,
     inputs: mpsc::Receiver<Wake>,
@@ -38,36 +38,36 @@ pub(super) struct Running {
     journal: Journal,
     bus: Bus,
     server_process: Option<EmbeddedServer>,
-    /// What the stream is known to hold.
+    /// The known content of the stream.
     published: watch::Receiver<Published>,
-    /// Why the server is to be restarted: it does not answer publishes.
+    /// Reasons to restart the server, which does not answer publishes.
     silences: mpsc::Receiver<String>,
-    /// Has the server of commands drained.
+    /// Makes the command server drain.
     drain: oneshot::Sender<()>,
-    /// Has the lease given back, and tells when it is.
+    /// Makes the lease be released.
     release_lease: oneshot::Sender<()>,
     lease_released: oneshot::Receiver<()>,
-    /// Leaf and NATS, in words.
+    /// A description of the leaf and its NATS server.
     status: String,
 }
 
 impl Running {
-    /// Puts all together: the engine's first input is taken, and the tasks run.
+    /// Assembles the daemon: the engine has handled its first input, and the tasks run.
     pub(super) async fn assemble(
         settings: &Settings,
         store: Store,
-        began: Began,
+        host_and_nats: HostAndNats,
         claim: Claim,
         steps: Handle,
         events: &Handle,
     ) -> anyhow::Result<Self> {
-        let Began {
+        let HostAndNats {
             bus,
             connect,
             server_process,
             containers,
             nats_of,
-        } = began;
+        } = host_and_nats;
         let (inputs, input_queue) = mpsc::channel(1024);
         let (scans, rescans) = mpsc::channel(16);
         let (changes, mirrored) = mpsc::channel(64);
@@ -82,7 +82,7 @@ impl Running {
             tracing::warn!(
                 key,
                 reason,
-                "a newer leafd wrote this: it is kept as it is, and not acted on"
+                "written by a newer leafd: kept unchanged and not acted on"
             );
         }
         if let Ok(jobs) = &claim.jobs {
@@ -104,7 +104,7 @@ impl Running {
         let entries = claim.state.entries();
         let engine = engine(settings, &store, claim.state, claim.unfinished, &workers);
         for CommandRecord { id, noun_verb, .. } in engine.set_aside() {
-            tracing::warn!(command = %id, what = noun_verb, "a newer leafd accepted this command: it stays unanswered until one runs here again");
+            tracing::warn!(command = %id, what = noun_verb, "accepted by a newer leafd: unanswered until that version runs here again");
         }
         let Store {
             leaf, host, journal, ..
@@ -168,7 +168,7 @@ impl Running {
         })
     }
 
-    /// Runs until a signal, and ends what was begun.
+    /// Runs until a signal, and then ends the tasks in order.
     pub(super) async fn run(self, mut signals: Signals) -> anyhow::Result<()> {
         let Self {
             main_loop,
@@ -197,18 +197,18 @@ impl Running {
                     ended = &mut end => break ended,
                     reason = signals.next() => match stop.take() {
                         Some((drain, stop)) => {
-                            // No more commands are asked for; those that are under way are told that the leaf stops.
+                            // No more commands are received; those in flight are answered that the leaf is stopping.
                             let _ = drain.send(());
                             let _ = stop.send(reason);
                         }
-                        None => break Err(anyhow::anyhow!("ended at once by a second {reason}")),
+                        None => break Err(anyhow::anyhow!("ended immediately by a second {reason}")),
                     },
-                    Some(reason) = heard(&mut silences) => {
+                    Some(reason) = next_silence(&mut silences) => {
                         if let Some(process) = &server_process {
                             process.restart(reason);
                         }
                     }
-                    () = unattended(&mut server_process) => {
+                    () = supervisor_exit(&mut server_process) => {
                         break Err(anyhow::anyhow!("the nats-server supervisor exited"));
                     }
                 }
@@ -238,7 +238,7 @@ impl Running {
     }
 }
 
-/// Waits until the last events are in the stream, for a while.
+/// Waits for a limited time until the last events are in the stream.
 async fn publish_last(journal: &Journal, bus: &Bus, mut published: watch::Receiver<Published>) {
     let last = journal.last_sequence();
     let wait = published.wait_for(|published| published.sequence >= last);
@@ -247,7 +247,7 @@ async fn publish_last(journal: &Journal, bus: &Bus, mut published: watch::Receiv
     }
 }
 
-async fn heard(silences: &mut Option<mpsc::Receiver<String>>) -> Option<String> {
+async fn next_silence(silences: &mut Option<mpsc::Receiver<String>>) -> Option<String> {
     match silences {
         Some(receiver) => {
             let heard = receiver.recv().await;
@@ -260,7 +260,7 @@ async fn heard(silences: &mut Option<mpsc::Receiver<String>>) -> Option<String> 
     }
 }
 
-async fn unattended(process: &mut Option<EmbeddedServer>) {
+async fn supervisor_exit(process: &mut Option<EmbeddedServer>) {
     match process {
         Some(process) => process.unattended().await,
         None => std::future::pending().await,
@@ -297,7 +297,7 @@ fn engine(
     };
     let snapshots = Snapshots {
         every_events: settings.events.snapshot_every,
-        // So that the stream always holds two whole ones within its limit.
+        // Within its limit the stream always holds two whole snapshots.
         every_bytes: settings.events.max_bytes / 4,
     };
     let history = History::new(leaf.clone(), journal.epoch(), state, snapshots);

@@ -14,14 +14,14 @@ use uuid::Uuid;
 use super::VERSION;
 use crate::settings::Settings;
 
-/// How much of the journal is kept in memory, in bytes.
+/// The size of the journal's cache, in bytes.
 const JOURNAL_CACHE_BYTES: usize = 2 << 20;
 
 /// The journal of a run, and the identity of the leaf and of its host.
 pub(super) struct Store {
     /// The leaf.
     pub(super) leaf: LeafName,
-    /// This run.
+    /// This run's id.
     pub(super) instance: InstanceId,
     /// The host that it runs on.
     pub(super) host: HostFacts,
@@ -32,7 +32,7 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Opens the journal, and returns what was found in it.
+    /// Opens the journal, and returns what it contains.
     pub(super) async fn open(settings: &Settings) -> anyhow::Result<(Self, Opened)> {
         let leaf = settings.leaf_name()?;
         let instance = InstanceId(Uuid::now_v7());
@@ -49,7 +49,7 @@ impl Store {
         let (journal, opened) = tokio::task::spawn_blocking(move || Journal::open(&dir, &options))
             .await
             .context("opening the journal ended early")?
-            .context("the journal can't be used")?;
+            .context("can't open the journal")?;
         tracing::info!(%leaf, %instance, version = VERSION, held = ?journal.held(), "starting");
         let store = Self {
             leaf,
@@ -70,7 +70,7 @@ fn make_private(dir: &Path) -> anyhow::Result<()> {
         .and_then(|()| std::fs::set_permissions(dir, Permissions::from_mode(0o700)))
         .with_context(|| {
             format!(
-                "the state directory {} can't be made, or made private",
+                "can't create the state directory {}, or make it private",
                 dir.display()
             )
         })

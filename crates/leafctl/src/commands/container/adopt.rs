@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::output::Output;
 use crate::session::Session;
 
-/// Take over a container that somebody else made on this host, with its files. One that runs is restarted.
+/// Take over a foreign container on the host, with its files. A running one is restarted.
 #[derive(Debug, Args)]
 pub(crate) struct Adopt {
     /// The container's name, as `container list` shows it below FOREIGN.

@@ -10,15 +10,16 @@ use crate::error::Error;
 use crate::output::Output;
 use crate::session::Session;
 
-/// Make a container, or one that is there, what a spec says.
+/// Create a container from a spec, or change an existing one to match it.
 #[derive(Debug, Args)]
 pub(crate) struct Apply {
-    /// The container's name, if the spec doesn't hold it.
+    /// The container's name, if the spec doesn't contain it.
     name: Option<ContainerName>,
     /// A spec in TOML or JSON (*.json); '-' is standard input.
     #[arg(long, short, value_name = "SPEC")]
     file: PathBuf,
-    /// Do it only if the container still has this generation, as `container show` printed it; 0 if there must be none.
+    /// Apply only if the container still has this generation, as printed by `container show`; 0: only if it doesn't
+    /// exist.
     #[arg(long, value_name = "N")]
     if_generation: Option<u64>,
 }

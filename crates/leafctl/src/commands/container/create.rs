@@ -12,18 +12,18 @@ use crate::error::Error;
 use crate::output::Output;
 use crate::session::Session;
 
-/// Make a container of a system that is there, of a flake, of a template, or as a spec says.
+/// Create a container from a system in the store, a flake, a template, or a spec.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("what").required(true).args(["toplevel", "flake", "template", "file"])))]
 pub(crate) struct Create {
-    /// Its name: at most 11 characters of a-z, A-Z, 0-9, '_' and '-'. A spec may hold it.
+    /// The container's name: at most 11 characters of a-z, A-Z, 0-9, '_' and '-'. A spec may contain it.
     name: Option<ContainerName>,
     /// A spec in TOML or JSON (*.json); '-' is standard input.
     #[arg(long, short, value_name = "SPEC")]
     file: Option<PathBuf>,
     #[command(flatten)]
     system: System,
-    /// Start it, too.
+    /// Start the container after it is created.
     #[arg(long, conflicts_with = "file")]
     start: bool,
 }
@@ -32,19 +32,19 @@ pub(crate) struct Create {
 #[derive(Debug, Args)]
 #[group(multiple = false)]
 pub(super) struct System {
-    /// A system in the leaf's store: a NixOS toplevel, or anything with an `init`.
+    /// The system's path in the leaf's store: a NixOS toplevel, or another path with an `init`.
     #[arg(long, value_name = "PATH")]
     toplevel: Option<StorePath>,
-    /// A flake reference, built first.
+    /// A flake reference, which is built first.
     #[arg(long, value_name = "REF")]
     flake: Option<String>,
-    /// A template of the leaf, built first.
+    /// A template of the leaf, which is built first.
     #[arg(long, value_name = "NAME")]
     template: Option<String>,
 }
 
 impl System {
-    /// Returns the source that was named, if one was.
+    /// Returns the source given on the command line, if any.
     pub(super) fn source(self) -> Result<Option<ContainerSource>, Error> {
         Ok(match (self.toplevel, self.flake, self.template) {
             (Some(path), _, _) => Some(ContainerSource::Toplevel { path }),
@@ -71,7 +71,9 @@ impl Create {
             }
             (None, Some(source)) => CreateContainer {
                 name: self.name.ok_or_else(|| {
-                    Error::Usage("a name is needed: leafctl container create NAME …".to_owned())
+                    Error::Usage(
+                        "the container's name is missing: leafctl container create NAME …".to_owned(),
+                    )
                 })?,
                 source,
                 start: self.start,
@@ -83,7 +85,7 @@ impl Create {
                 ));
             }
         };
-        // The leaf answers when it is stored; here a person waits until it is done.
-        change(session, &request, "making the container", output).await
+        // The leaf replies when the change is recorded; `change` waits until it is carried out.
+        change(session, &request, "creating the container", output).await
     }
 }

@@ -11,10 +11,10 @@ use crate::error::Error;
 use crate::output::Output;
 use crate::session::Session;
 
-/// Say what a spec would change, and change nothing.
+/// Show what applying a spec would change, without changing anything.
 #[derive(Debug, Args)]
 pub(crate) struct Diff {
-    /// The container's name, if the spec doesn't hold it.
+    /// The container's name, if the spec doesn't contain it.
     name: Option<ContainerName>,
     /// A spec in TOML or JSON (*.json); '-' is standard input.
     #[arg(long, short, value_name = "SPEC")]
@@ -32,7 +32,7 @@ impl Diff {
     }
 }
 
-/// Returns the changes, one a line: `-` what is now, `+` what would be.
+/// Returns the changes, one value per line: `-` the current value, `+` the new one.
 fn text(diff: &SpecDiff) -> String {
     if diff.changes.is_empty() {
         return "nothing would change".to_owned();

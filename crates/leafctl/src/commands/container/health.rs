@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::output::{Output, fields};
 use crate::session::Session;
 
-/// Ask a container for its health, over NATS. The container answers itself.
+/// Ask a container for its health over NATS. The reply comes from the container itself.
 #[derive(Debug, Args)]
 pub(crate) struct Health {
     /// The container's name.

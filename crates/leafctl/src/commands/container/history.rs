@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::output::{Output, ago, text_of};
 use crate::session::Session;
 
-/// List what was wanted of a container, the oldest first: what `container rollback` can go back to.
+/// List a container's revisions, oldest first: the desired states that `container rollback` can restore.
 #[derive(Debug, Args)]
 pub(crate) struct History {
     /// The container's name.
@@ -35,7 +35,7 @@ impl History {
     }
 }
 
-/// Returns in words where a system comes from.
+/// Returns a description of a system's source.
 fn source(source: &ContainerSource) -> String {
     match source {
         ContainerSource::Toplevel { .. } => "toplevel".to_owned(),

@@ -46,7 +46,7 @@ impl List {
                     let by = if container.declarative {
                         "the system's configuration"
                     } else {
-                        "somebody; `container adopt` takes it over"
+                        "other; `container adopt` takes it over"
                     };
                     foreign.add_row([
                         container.name.to_string(),

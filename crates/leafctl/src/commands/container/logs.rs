@@ -9,9 +9,9 @@ use crate::error::Error;
 use crate::output::Output;
 use crate::session::Session;
 
-/// How long to wait before asking for more.
+/// The pause between two requests while following.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
-/// How many lines to ask for at once while following.
+/// The number of lines per request while following.
 const LINES_AT_ONCE: u32 = 10_000;
 
 /// Print a container's console.
@@ -19,13 +19,13 @@ const LINES_AT_ONCE: u32 = 10_000;
 pub(crate) struct Logs {
     /// The container's name.
     name: ContainerName,
-    /// At most this many lines, the last ones.
+    /// The number of lines to print, counted from the end.
     #[arg(long, short = 'n', default_value_t = 200)]
     lines: u32,
-    /// Only what was written since then: a time (2026-11-20T16:00:00Z), or how long ago (10m).
+    /// Print only what was written since then: a time (2026-11-20T16:00:00Z), or an age (10m).
     #[arg(long, value_name = "TIME", value_parser = parse_since)]
     since: Option<Timestamp>,
-    /// Go on with what is written from now on. With --json: one line each answer.
+    /// Keep printing new output. With --json, each reply is one line.
     #[arg(long, short)]
     follow: bool,
 }

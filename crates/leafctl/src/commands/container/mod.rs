@@ -1,4 +1,4 @@
-//! Containers.
+//! The commands about containers.
 
 mod adopt;
 mod apply;

@@ -25,7 +25,7 @@ impl Restart {
         let stopped = waiting("stopping the container", session.call_slow(&leaf, &stop)).await?;
         let start = StartContainer {
             name: self.name,
-            // Nobody else has wanted something else in between.
+            // Fails if another caller changed the desired state in between.
             if_generation: Some(stopped.desired.generation),
         };
         session

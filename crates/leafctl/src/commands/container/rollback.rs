@@ -7,12 +7,12 @@ use crate::error::Error;
 use crate::output::Output;
 use crate::session::Session;
 
-/// Go back to what was wanted of a container before; whether it runs stays as it is.
+/// Restore an earlier desired state of a container. Whether it runs is not changed.
 #[derive(Debug, Args)]
 pub(crate) struct Rollback {
     #[command(flatten)]
     container: Named,
-    /// The generation to go back to, as `container history` lists it; the last one that differs if not given.
+    /// The generation to restore, as listed by `container history`; by default the latest that differs.
     #[arg(long, value_name = "N")]
     to: Option<u64>,
 }
@@ -24,6 +24,6 @@ impl Rollback {
             generation: self.to,
             if_generation: self.container.if_generation,
         };
-        change(session, &request, "going back", output).await
+        change(session, &request, "rolling back", output).await
     }
 }

@@ -8,14 +8,15 @@ use crate::error::Error;
 use crate::output::Output;
 use crate::session::Session;
 
-/// Change a part of what is wanted of a container.
+/// Change parts of a container's spec.
 ///
 /// For example: `leafctl container set web limits.memory_bytes=512MiB environment.MODE=edge limits.tasks=`
 #[derive(Debug, Args)]
 pub(crate) struct Set {
     #[command(flatten)]
     container: Named,
-    /// PLACE=VALUE, the place as `container diff` prints it. The value is JSON, or else a text; without one what stands there goes.
+    /// FIELD=VALUE, the field as printed by `container diff`. The value is JSON, or else a string; an empty one removes
+    /// the field.
     #[arg(required = true, value_name = "PLACE=VALUE")]
     changes: Vec<String>,
 }
@@ -31,15 +32,15 @@ impl Set {
     }
 }
 
-/// Returns the merge patch (RFC 7396) that these changes are.
+/// Returns the changes as one merge patch (RFC 7396).
 fn patch(changes: &[String]) -> Result<Value, String> {
     let mut patch = Map::new();
     for change in changes {
         let (place, text) = change
             .split_once('=')
             .filter(|(place, _)| place.split('.').all(|part| !part.is_empty()))
-            .ok_or_else(|| format!("{change:?} is not PLACE=VALUE, such as limits.memory_bytes=512MiB"))?;
-        // An environment variable and a label are texts, whatever they look like.
+            .ok_or_else(|| format!("{change:?} is not FIELD=VALUE, such as limits.memory_bytes=512MiB"))?;
+        // Values of environment variables and labels are always strings.
         let is_text = place.starts_with("environment.") || place.starts_with("labels.");
         let value = match text {
             "" => Value::Null,
@@ -54,7 +55,11 @@ fn patch(changes: &[String]) -> Result<Value, String> {
             let slot = target.entry(part).or_insert_with(|| Value::Object(Map::new()));
             target = match slot {
                 Value::Object(inner) => inner,
-                _ => return Err(format!("{change:?} is below something that was set as a whole")),
+                _ => {
+                    return Err(format!(
+                        "{change:?} is inside a field that another change sets as a whole"
+                    ));
+                }
             };
         }
         if target.insert(last.to_owned(), value).is_some() {
@@ -95,12 +100,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_change_is_refused() {
-        assert!(made(&["limits"]).expect_err("no value").contains("PLACE=VALUE"));
+    fn an_invalid_change_is_refused() {
+        assert!(made(&["limits"]).expect_err("no value").contains("FIELD=VALUE"));
         assert!(
             made(&["limits..x=1"])
                 .expect_err("an empty part")
-                .contains("PLACE=VALUE")
+                .contains("FIELD=VALUE")
         );
         assert!(
             made(&["run=running", "run=stopped"])

@@ -1,4 +1,4 @@
-//! Changes that the leaf answers as soon as they are stored, and waiting until they are carried out.
+//! Sends changes that the leaf answers as soon as they are recorded, and waits until they are carried out.
 
 use leaf_core::command::{Request, ShowContainer};
 use leaf_core::container::Container;
@@ -11,8 +11,8 @@ use crate::output::Output;
 use crate::progress::waiting;
 use crate::session::Session;
 
-/// Sends a change that is answered as soon as it is stored, follows the container until its desired state is reached, and
-/// prints it. `what` says what a person waits for.
+/// Sends a change that is answered as soon as it is recorded, waits until the container has settled, and prints the
+/// container. `what` is the spinner's text.
 pub(super) async fn change<R: Request<Reply = Container>>(
     session: &Session,
     request: &R,
@@ -23,7 +23,7 @@ pub(super) async fn change<R: Request<Reply = Container>>(
     let container = session.call_to(leaf, request).await?;
     if let Some(job) = container.desired.build_job {
         follow(session, leaf, job, output).await?;
-        // The job's end comes first, what follows from it a moment later.
+        // The job ends first; the container changes a moment later.
         let name = container.name.clone();
         while let Some(waits) = session
             .call_to(leaf, &ShowContainer { name: name.clone() })
@@ -42,7 +42,7 @@ pub(super) async fn change<R: Request<Reply = Container>>(
         return Err(Error::Problem(Problem::new(
             ProblemCode::Failed,
             format!(
-                "container {} went back to the system that it had before: {why}",
+                "container {} was reverted to its previous system: {why}",
                 container.name
             ),
         )));

@@ -22,7 +22,7 @@ impl Show {
     }
 }
 
-/// Returns whether a container is to run, in words: `running, paused`.
+/// Returns the desired run state as text: `running, paused`.
 pub(super) fn desired_run(desired: &Desired) -> String {
     let paused = if desired.paused { ", paused" } else { "" };
     format!("{}{paused}", name_of(&desired.run))
@@ -63,10 +63,10 @@ pub(super) fn text(container: &Container) -> String {
         lines.push(("options", json));
     }
     if container.oom_kills > 0 {
-        lines.push(("killed for memory", container.oom_kills.to_string()));
+        lines.push(("OOM kills", container.oom_kills.to_string()));
     }
     if let Some(why) = &container.reverted {
-        lines.push(("went back", why.clone()));
+        lines.push(("reverted", why.clone()));
     }
     if let Some(error) = &container.error {
         lines.push(("error", error.clone()));

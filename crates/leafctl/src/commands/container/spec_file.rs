@@ -1,4 +1,4 @@
-//! A container's spec as a person writes it: a file in TOML or JSON.
+//! Reads a container's spec from a file in TOML or JSON.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -12,18 +12,18 @@ use serde_json::{Map, Value};
 use crate::commands::nix::build::flake_reference;
 use crate::error::Error;
 
-/// What a file says: the spec, and the container's name if it stands there, too.
+/// A file's content: the spec, and the container's name if the file contains it.
 #[derive(Debug)]
 pub(super) struct SpecFile {
     path: PathBuf,
     name: Option<ContainerName>,
-    /// The spec, checked.
+    /// The validated spec.
     pub(super) spec: ContainerSpec,
 }
 
 impl SpecFile {
-    /// Reads a file, or standard input for `-`. `*.json` is read as JSON, all else as TOML, and standard input as
-    /// what its first character makes it.
+    /// Reads a file, or standard input for `-`. `*.json` is read as JSON and any other file as TOML; the format of
+    /// standard input follows from its first character.
     pub(super) fn read(path: &Path) -> Result<Self, Error> {
         let stdin = path == Path::new("-");
         let text = if stdin {
@@ -36,7 +36,7 @@ impl SpecFile {
         let json = path.extension().is_some_and(|extension| extension == "json")
             || (stdin && text.trim_start().starts_with('{'));
         Self::parse(path, &text, json)
-            .map_err(|why| Error::Usage(format!("the spec {} can't be used: {why}", path.display())))
+            .map_err(|why| Error::Usage(format!("invalid spec {}: {why}", path.display())))
     }
 
     fn parse(path: &Path, text: &str, json: bool) -> Result<Self, String> {
@@ -63,17 +63,17 @@ impl SpecFile {
         })
     }
 
-    /// Returns the name that the command line gives, or else the file.
+    /// Returns the name given on the command line, or else the file's.
     pub(super) fn name(&self, given: Option<ContainerName>) -> Result<ContainerName, Error> {
         match (given, &self.name) {
             (Some(given), Some(own)) if given != *own => Err(Error::Usage(format!(
-                "the spec {} is of container {own}, and not of {given}",
+                "the spec {} is for container {own}, not {given}",
                 self.path.display()
             ))),
             (Some(name), _) => Ok(name),
             (None, Some(name)) => Ok(name.clone()),
             (None, None) => Err(Error::Usage(format!(
-                "a name is needed: on the command line, or as `name` in the spec {}",
+                "the container's name is missing: give it on the command line, or as `name` in the spec {}",
                 self.path.display()
             ))),
         }
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_spec_is_read_from_toml_and_from_json_alike() {
+    fn a_spec_in_toml_equals_the_same_in_json() {
         let toml = "name = 'web'\nrun = 'running'\nsource = { type = 'template', name = 'minimal' }\n\
                     [limits]\nmemory_bytes = '64 MiB'\n[[allow]]\ntype = 'ingress'\nhost_port = 8080\nport = 80\n";
         let json = r#"{"name":"web","run":"running","source":{"type":"template","name":"minimal"},
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_spec_says_what_is_wrong() {
+    fn the_error_of_an_invalid_spec_names_the_cause() {
         for (text, says) in [
             (
                 "name = 'a b'\nsource = { type = 'template', name = 'x' }",

@@ -9,15 +9,15 @@ use crate::error::Error;
 use crate::output::{Output, fields, size};
 use crate::session::Session;
 
-/// Say what a container uses: processor, memory, tasks, I/O, pressure, network.
+/// Show a container's resource usage: CPU, memory, tasks, I/O, pressure, network.
 #[derive(Debug, Args)]
 pub(crate) struct Stats {
     /// The container's name.
     name: ContainerName,
-    /// Go on, one line each interval.
+    /// Keep printing, one line per interval.
     #[arg(long, short)]
     follow: bool,
-    /// How long to wait between two lines.
+    /// The time between two lines.
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
     interval: Duration,
 }
@@ -47,7 +47,7 @@ impl Stats {
     }
 }
 
-/// Returns what a container uses, one figure a line.
+/// Returns a container's resource usage, one figure per line.
 fn text(stats: &ContainerStats) -> String {
     let bytes = |bytes: Option<u64>| bytes.map(size);
     let seconds = |microseconds: Option<u64>| {
@@ -56,23 +56,20 @@ fn text(stats: &ContainerStats) -> String {
     let percent = |points: Option<u32>| points.map(|points| format!("{:.2} %", f64::from(points) / 100.0));
     let figures = [
         ("paused", stats.paused.then(|| "yes".to_owned())),
-        ("processor time", seconds(stats.cpu_microseconds)),
-        ("held back for", seconds(stats.cpu_throttled_microseconds)),
+        ("CPU time", seconds(stats.cpu_microseconds)),
+        ("CPU throttled", seconds(stats.cpu_throttled_microseconds)),
         ("memory", bytes(stats.memory_bytes)),
-        ("memory at most", bytes(stats.memory_peak_bytes)),
+        ("memory peak", bytes(stats.memory_peak_bytes)),
         ("memory limit", bytes(stats.memory_limit_bytes)),
-        (
-            "killed for memory",
-            stats.oom_kills.map(|kills| kills.to_string()),
-        ),
+        ("OOM kills", stats.oom_kills.map(|kills| kills.to_string())),
         ("tasks", stats.tasks.map(|tasks| tasks.to_string())),
         ("read", bytes(stats.io_read_bytes)),
         ("written", bytes(stats.io_written_bytes)),
         ("received", bytes(stats.network_received_bytes)),
         ("sent", bytes(stats.network_sent_bytes)),
-        ("waited for processor", percent(stats.cpu_pressure_basis_points)),
-        ("waited for memory", percent(stats.memory_pressure_basis_points)),
-        ("waited for I/O", percent(stats.io_pressure_basis_points)),
+        ("CPU pressure", percent(stats.cpu_pressure_basis_points)),
+        ("memory pressure", percent(stats.memory_pressure_basis_points)),
+        ("I/O pressure", percent(stats.io_pressure_basis_points)),
     ];
     let known: Vec<(&str, String)> = figures
         .into_iter()
@@ -81,10 +78,10 @@ fn text(stats: &ContainerStats) -> String {
     fields(&known)
 }
 
-/// Returns one line: what is used now, and what was since the line before.
+/// Returns one line: current usage, and rates since the previous line.
 fn line(before: &ContainerStats, now: &ContainerStats) -> String {
     let seconds = now.at.duration_since(before.at).as_secs_f64().max(0.001);
-    // A container that was started again counts from zero.
+    // After a restart of the container the counters begin at zero.
     let rate = |before: Option<u64>, now: Option<u64>| {
         let (before, now) = (before?, now?);
         Some(now.saturating_sub(before) as f64 / seconds)

@@ -8,10 +8,10 @@ use crate::error::Error;
 use crate::output::Output;
 use crate::session::Session;
 
-/// Give a container another system, or build that of its flake or template anew.
+/// Update a container to another system, or build its flake or template again.
 ///
-/// It switches in place where it can, else it is restarted. If the new system does not become ready, it goes back to
-/// the one before, and this command fails.
+/// The container switches to the new system in place if it can, and is restarted otherwise. If the new system does not
+/// become ready, the container is reverted to the previous one, and this command fails.
 #[derive(Debug, Args)]
 pub(crate) struct Update {
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! The verbs that take a container's name and wait until the leaf has carried them out.
+//! The commands that take only a container's name, and wait until the leaf has carried them out.
 
 use clap::{Args, Subcommand};
 use leaf_core::command::{DestroyContainer, PauseContainer, ResumeContainer, StartContainer, StopContainer};
@@ -9,12 +9,12 @@ use crate::error::Error;
 use crate::output::Output;
 use crate::session::Session;
 
-/// One container, and the generation that it must have.
+/// The container's name, and the generation that it must have.
 #[derive(Debug, Args)]
 pub(crate) struct Named {
     /// The container's name.
     pub name: ContainerName,
-    /// Do it only if the container still has this generation, as `container show` printed it.
+    /// Proceed only if the container still has this generation, as printed by `container show`.
     #[arg(long, value_name = "N")]
     pub if_generation: Option<u64>,
 }
@@ -37,14 +37,14 @@ macro_rules! verbs {
 }
 
 verbs! {
-    /// Start a container, and wait until it says that it is ready.
+    /// Start a container, and wait until it is ready.
     Start = StartContainer, "starting the container", text;
-    /// Stop a container, and wait until it has ended.
+    /// Stop a container, and wait until it has stopped.
     Stop = StopContainer, "stopping the container", text;
-    /// Freeze the processes of a container, now and after each start, until it is resumed.
+    /// Freeze a container's processes, now and after each start, until it is resumed.
     Pause = PauseContainer, "pausing the container", text;
-    /// Let the processes of a paused container go on.
+    /// Thaw the processes of a paused container.
     Resume = ResumeContainer, "resuming the container", text;
-    /// Stop a container if it runs, and remove it with all its files.
-    Destroy = DestroyContainer, "destroying the container", |gone| format!("container {} is gone", gone.name);
+    /// Stop a container if it is running, and remove it with all its files.
+    Destroy = DestroyContainer, "destroying the container", |gone| format!("container {} destroyed", gone.name);
 }

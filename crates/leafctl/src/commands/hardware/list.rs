@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::output::{Output, name_of, text_of};
 use crate::session::Session;
 
-/// List the devices that a leaf knows, with their inputs and outputs.
+/// List a leaf's devices, with their inputs and outputs.
 #[derive(Debug, Args)]
 pub(crate) struct List;
 
@@ -41,7 +41,7 @@ fn table(output: Output, devices: &[Device]) -> Table {
     table
 }
 
-/// Returns the names of the ports of one direction; those of both stand on both sides.
+/// Returns the names of the ports of one direction; a port of both directions is listed under each.
 fn ports(ports: &[Port], direction: Direction) -> String {
     ports
         .iter()

@@ -1,4 +1,4 @@
-//! Hardware.
+//! The commands about hardware.
 
 mod list;
 mod rescan;

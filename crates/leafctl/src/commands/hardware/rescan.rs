@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::output::Output;
 use crate::session::Session;
 
-/// Look at the hardware now, and say what has changed.
+/// Scan the hardware now, and show what has changed.
 #[derive(Debug, Args)]
 pub(crate) struct Rescan;
 

@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::output::{Output, fields, name_of};
 use crate::session::Session;
 
-/// Show all that a leaf knows of one device.
+/// Show one device in full.
 #[derive(Debug, Args)]
 pub(crate) struct Show {
     /// The device's id, as `hardware list` shows it.

@@ -7,18 +7,18 @@ use crate::error::Error;
 use crate::output::Output;
 use crate::session::Session;
 
-/// Show changes of the hardware as they happen, until interrupted.
+/// Show hardware changes as they happen, until interrupted.
 #[derive(Debug, Args)]
 pub(crate) struct Watch;
 
 impl Watch {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
         let leaf = session.leaf().await?;
-        // The next event is fixed here, so that none is missed once this says that it waits.
+        // The first event to print is fixed before the note, so that none is missed after it.
         let next = session.client.last_sequence(&leaf).await? + 1;
         let mut events = session.client.events(&leaf, EventsFrom::Sequence(next));
         output.note(&format!(
-            "waiting for changes of the hardware of leaf {leaf}; Ctrl-C ends this"
+            "waiting for hardware changes of leaf {leaf}; press Ctrl-C to stop"
         ));
         while let Some(record) = events.next().await {
             let record = record?;

@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::output::{Output, ago, text_of};
 use crate::session::Session;
 
-/// List the leaves that run now (that hold a lease).
+/// List the running leaves (those that hold a lease).
 #[derive(Debug, Args)]
 pub(crate) struct List;
 

@@ -1,4 +1,4 @@
-//! Leaves.
+//! The commands about leaves.
 
 mod list;
 mod show;

@@ -6,10 +6,10 @@ use crate::error::Error;
 use crate::output::{Output, ago, fields};
 use crate::session::Session;
 
-/// Show what a leaf is, and how it does.
+/// Show a leaf's identity, uptime and status.
 #[derive(Debug, Args)]
 pub(crate) struct Show {
-    /// The leaf; a single one is taken by itself.
+    /// The leaf's name; may be omitted if there is only one leaf.
     name: Option<LeafName>,
 }
 
@@ -55,8 +55,8 @@ impl Show {
                 ];
                 rows.extend(r.raw_entries.iter().map(|entry| {
                     (
-                        "can't read",
-                        format!("{}: {}; a newer leafd wrote it", entry.key, entry.reason),
+                        "unreadable",
+                        format!("{}: {}; written by a newer leafd", entry.key, entry.reason),
                     )
                 }));
                 fields(&rows)

@@ -12,22 +12,22 @@ use crate::output::{Output, fields, name_of, size};
 use crate::progress::JobBar;
 use crate::session::Session;
 
-/// Build with Nix on a leaf, and wait for the result.
+/// Run a Nix build on a leaf, and wait for the result.
 #[derive(Debug, Args)]
 pub(crate) struct Build {
-    /// What to build: a flake reference such as `.#hello`, a store path, or with `--file` an attribute.
+    /// The installable: a flake reference such as `.#hello`, a store path, or with `--file` an attribute.
     #[arg(required_unless_present_any = ["file", "template"])]
     installable: Option<String>,
-    /// A Nix file on the leaf, instead of a flake.
+    /// Build from a Nix file on the leaf instead of a flake.
     #[arg(long, short, value_name = "FILE", conflicts_with = "template")]
     file: Option<String>,
-    /// A container template of the leaf, instead of a flake.
+    /// Build a container template of the leaf instead of a flake.
     #[arg(long, value_name = "NAME", conflicts_with = "installable")]
     template: Option<String>,
-    /// The time it may take, such as 30m.
+    /// The job's time limit, such as 30m.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     time_limit: Option<std::time::Duration>,
-    /// Don't wait: print the job's id.
+    /// Print the job's id without waiting for its end.
     #[arg(long)]
     detach: bool,
 }
@@ -46,7 +46,11 @@ impl Build {
                     reference: flake_reference(&text)?,
                 },
             },
-            (None, None, None) => return Err(Error::Usage("say what to build".to_owned())),
+            (None, None, None) => {
+                return Err(Error::Usage(
+                    "nothing to build: give an installable, --file or --template".to_owned(),
+                ));
+            }
         };
         let timeout_seconds = self
             .time_limit
@@ -80,7 +84,7 @@ pub(crate) async fn follow(
     id: JobId,
     output: Output,
 ) -> Result<Job, Error> {
-    // Subscribe first, then look: so the end can't be missed in between.
+    // Subscribes before the first query, so that the job's end can't be missed in between.
     let mut messages = session.client.job_messages(leaf, id).await?;
     let mut bar = JobBar::new(!output.is_json());
     let mut job = session.call_to(leaf, &ShowJob { id }).await?.job;
@@ -93,7 +97,7 @@ pub(crate) async fn follow(
                 bar.finish();
                 return Err(Error::Interrupted {
                     note: Some(format!(
-                        "job {id} goes on; `leafctl nix log --follow {id}` shows it, `leafctl nix cancel {id}` ends it"
+                        "job {id} continues; `leafctl nix log --follow {id}` shows it, `leafctl nix cancel {id}` ends it"
                     )),
                 });
             }
@@ -102,7 +106,7 @@ pub(crate) async fn follow(
         match next {
             Ok(Some(JobMessage::Progress(progress))) => bar.progress(&progress),
             Ok(Some(JobMessage::Log { text, .. })) => bar.log(&text),
-            // The end; or a message was lost with the connection: so look again from time to time.
+            // The job has ended. Or a message was lost with the connection, hence the query from time to time.
             Ok(Some(JobMessage::Ended) | None) | Err(_) => {
                 job = session.call_to(leaf, &ShowJob { id }).await?.job;
             }
@@ -115,8 +119,8 @@ pub(crate) async fn follow(
             job: id,
             phase: name_of(&phase),
             reason: format!(
-                "{}\n`leafctl nix log {id}` shows all",
-                job.error.as_deref().unwrap_or("no reason is known")
+                "{}\n`leafctl nix log {id}` prints the whole log",
+                job.error.as_deref().unwrap_or("the reason is unknown")
             ),
         }),
     }
@@ -133,7 +137,7 @@ fn text(job: &Job) -> String {
         (
             "built",
             if result.built == 0 {
-                "nothing, it was there".to_owned()
+                "nothing, it was in the store".to_owned()
             } else {
                 format!("{} derivations", result.built)
             },
@@ -152,12 +156,12 @@ fn text(job: &Job) -> String {
         result
             .references
             .iter()
-            .map(|path| ("refers to", path.to_string())),
+            .map(|path| ("reference", path.to_string())),
     );
     fields(&lines)
 }
 
-/// Returns a flake reference with a path of this machine made absolute: `.#a` becomes `/here#a`.
+/// Returns a flake reference whose path on this machine is absolute: `.#a` becomes `/here#a`.
 pub(crate) fn flake_reference(text: &str) -> Result<String, Error> {
     let (path, fragment) = text
         .split_once('#')
@@ -172,7 +176,7 @@ pub(crate) fn flake_reference(text: &str) -> Result<String, Error> {
 fn absolute(path: &str) -> Result<String, Error> {
     let full = std::path::absolute(Path::new(path))
         .map_err(|e| Error::Usage(format!("{path:?} is not a path: {e}")))?;
-    // `.` and `..` go, if the path is one of this machine; else the leaf says what it thinks of it.
+    // `.` and `..` are resolved if the path exists on this machine; otherwise the leaf checks it.
     Ok(std::fs::canonicalize(&full)
         .unwrap_or(full)
         .to_string_lossy()

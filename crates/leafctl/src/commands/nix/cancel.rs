@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::output::{Output, name_of};
 use crate::session::Session;
 
-/// End a job, and wait until nothing of it is left.
+/// Cancel a job, and wait until all its processes have ended.
 #[derive(Debug, Args)]
 pub(crate) struct Cancel {
     /// The job's id, as `nix jobs` lists it.
@@ -18,6 +18,8 @@ impl Cancel {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
         let request = CancelJob { id: self.job };
         let text = |job: &Job| format!("job {} {}", job.id, name_of(&job.phase));
-        session.show_slow("ending the job", &request, output, text).await
+        session
+            .show_slow("cancelling the job", &request, output, text)
+            .await
     }
 }

@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::output::{Output, ago, name_of, text_of};
 use crate::session::Session;
 
-/// List the jobs that a leaf remembers, the newest first.
+/// List a leaf's jobs, newest first.
 #[derive(Debug, Args)]
 pub(crate) struct Jobs;
 

@@ -6,12 +6,12 @@ use crate::error::Error;
 use crate::output::Output;
 use crate::session::Session;
 
-/// Print a job's log as far as it is.
+/// Print a job's log as written so far.
 #[derive(Debug, Args)]
 pub(crate) struct Log {
     /// The job's id, as `nix jobs` lists it.
     job: JobId,
-    /// Go on until the job ends.
+    /// Keep printing until the job ends.
     #[arg(long, short)]
     follow: bool,
 }

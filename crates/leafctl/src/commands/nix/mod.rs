@@ -1,4 +1,4 @@
-//! Nix and its jobs.
+//! The commands about Nix and its jobs.
 
 pub(super) mod build;
 mod cancel;

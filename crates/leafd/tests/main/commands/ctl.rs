@@ -261,7 +261,7 @@ async fn events() -> anyhow::Result<()> {
 async fn watches() -> anyhow::Result<()> {
     let leaf = TestLeaf::start().await?;
     for (arguments, says) in [
-        (&["hardware", "watch"][..], "waiting for changes"),
+        (&["hardware", "watch"][..], "waiting for hardware changes"),
         (&["events", "--follow"], "following the events"),
     ] {
         let mut command = command(arguments);

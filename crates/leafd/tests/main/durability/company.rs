@@ -59,7 +59,7 @@ pub(super) async fn the_same_name() -> anyhow::Result<()> {
     first.stop().await?;
     second.start_again().await?;
     second
-        .logged("the journal takes over what the stream has")
+        .logged("importing the stream's events into the journal")
         .await?;
     second.published().await?;
     let events = second.complete_events(1).await?;

@@ -169,7 +169,8 @@ pub(super) async fn deleted() -> anyhow::Result<()> {
     let (mut leaf, before) = stopped_leaf().await?;
     std::fs::remove_file(leaf.journal_file())?;
     leaf.start_again().await?;
-    leaf.logged("the journal takes over what the stream has").await?;
+    leaf.logged("importing the stream's events into the journal")
+        .await?;
     goes_on_from(&mut leaf, &before).await
 }
 
@@ -178,7 +179,8 @@ pub(super) async fn deleted_with_unpublished_events() -> anyhow::Result<()> {
     add_unpublished(&leaf, 3).await?;
     std::fs::remove_file(leaf.journal_file())?;
     leaf.start_again().await?;
-    leaf.logged("what was not published yet is lost").await?;
+    leaf.logged("if the journal was lost, unpublished events are lost")
+        .await?;
     goes_on_from(&mut leaf, &before).await
 }
 
@@ -196,7 +198,8 @@ pub(super) async fn set_back() -> anyhow::Result<()> {
     ended.close().await;
     std::fs::copy(&old, &file)?;
     leaf.start_again().await?;
-    leaf.logged("the journal takes over what the stream has").await?;
+    leaf.logged("importing the stream's events into the journal")
+        .await?;
     leaf.published().await?;
     let events = leaf.complete_events(1).await?;
     let next = events.get(usize::try_from(last)?).context("it goes on")?;

@@ -246,7 +246,8 @@ pub(super) async fn kept_shown_and_left_alone() -> anyhow::Result<()> {
     untouched(&leaf).await?;
     std::fs::remove_file(leaf.journal_file())?;
     leaf.start_again().await?;
-    leaf.logged("the journal takes over what the stream has").await?;
+    leaf.logged("importing the stream's events into the journal")
+        .await?;
     shown_and_left_alone(&mut leaf).await?;
     let status = leaf.stop().await?;
     ensure!(status.success(), "{status}");
@@ -284,7 +285,8 @@ pub(super) async fn an_event_is_kept_with_what_it_is_about() -> anyhow::Result<(
     super::stream::publish(&leaf, &record).await?;
 
     leaf.start_again().await?;
-    leaf.logged("the journal takes over what the stream has").await?;
+    leaf.logged("importing the stream's events into the journal")
+        .await?;
     let raw_key = format!("raw.{sequence:020}");
     for _ in 0..2 {
         let raw = leaf.show().await?.raw_entries;

@@ -162,11 +162,11 @@ async fn foreign_events(ours: u64, theirs: u64) -> anyhow::Result<()> {
     leaf.launch_again()?;
     leaf.refuses(&[
         &format!(
-            "the stream has another event with the sequence number {}",
+            "the stream has a different event with the sequence number {}",
             last + ours
         ),
-        "another leaf of this name wrote there",
-        "nothing more is written",
+        "another leaf of this name, or a copy",
+        "publishing has stopped",
     ])
     .await?;
     ensure!(!before.is_empty());
@@ -185,11 +185,8 @@ pub(super) async fn what_is_not_of_this_history() -> anyhow::Result<()> {
     publish(&leaf, &foreign(&leaf, epoch + 1, last + 1)).await?;
     leaf.launch_again()?;
     leaf.refuses(&[
-        &format!(
-            "the event {} of the stream is not of this leaf's history",
-            last + 1
-        ),
-        "nothing more is written",
+        &format!("the stream's event {} is not of this leaf's history", last + 1),
+        "publishing has stopped",
     ])
     .await
 }

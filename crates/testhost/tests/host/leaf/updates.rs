@@ -65,7 +65,7 @@ fn restarted() -> Outcome {
     ensure!(
         problem["detail"]
             .as_str()
-            .is_some_and(|d| d.contains("went back")),
+            .is_some_and(|d| d.contains("was reverted")),
         "{problem}"
     );
     let back = leaf.until_phase("web", "running")?;

@@ -155,7 +155,7 @@ fn went_back(leaf: &Leaf, broken: &str, to: &str) -> Outcome {
     ensure!(
         problem["detail"]
             .as_str()
-            .is_some_and(|detail| detail.contains("went back") || detail.contains("revert")),
+            .is_some_and(|detail| detail.contains("was reverted") || detail.contains("revert")),
         "{problem}"
     );
     let back = leaf.until_phase("web", "running")?;

@@ -21,8 +21,8 @@ pub(super) async fn errors() -> anyhow::Result<()> {
         (&["container", "show", "../x"], 2, "is not a container name"),
         (&["events", "--type", "["], 2, "is not a pattern"),
         (&["nix", "build"], 2, "INSTALLABLE"),
-        (&["leaf", "show", "nobody"], 4, "leaf nobody does not answer"),
-        (&["container", "health", "nobody"], 4, "does not answer"),
+        (&["leaf", "show", "nobody"], 4, "leaf nobody does not reply"),
+        (&["container", "health", "nobody"], 4, "does not reply"),
         (&["hardware", "show", "nothing"], 5, "there is no device nothing"),
         (&["container", "start", "nobody"], 6, "containers.enable"),
         (&["container", "show", "nobody"], 5, "container.list"),
@@ -165,7 +165,7 @@ pub(super) async fn contexts() -> anyhow::Result<()> {
     ended(
         &hinted,
         3,
-        "hint: a leaf with its own NATS server writes context.json",
+        "hint: a leaf with an embedded NATS server writes context.json",
     )?;
     let context = leaf_bus::context::load(Some(&file))?;
     let (server, creds) = (
