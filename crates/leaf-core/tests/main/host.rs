@@ -1,7 +1,5 @@
 //! A plan against a host that does what it is told: after success nothing is left to plan.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use leaf_core::command::{
     ApplyContainer, CancelJob, Command, CreateContainer, DestroyContainer, RollbackContainer, SetContainer,
     StartContainer, StopContainer, UpdateContainer,
@@ -11,10 +9,10 @@ use leaf_core::decide::{Context, Reply, Target, adopt, after_job, decide};
 use leaf_core::event::{
     ContainerFailed, ContainerReverted, ContainerStep, Fact, JobFailed, JobStarted, JobSucceeded,
 };
-use leaf_core::host_op::{HostOp, RunSpec, Secret};
+use leaf_core::host_op::HostOp;
 use leaf_core::id::{ContainerName, JobId, StorePath};
 use leaf_core::job::{BuildResult, JobFailureCause, JobPhase, JobResult};
-use leaf_core::plan::{PlanContext, observe, plan};
+use leaf_core::plan::{observe, plan};
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::runtime::Runtime;
 use leaf_core::spec::{ContainerOptions, ContainerSource};
@@ -23,17 +21,14 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use crate::strategies::{build_result, context, events, leaf, name, store_path, time};
+use crate::model_host::{ModelHost, plan_context};
+use crate::strategies::{build_result, context, events, leaf, name, store_path};
 
 /// A leaf's state and a host that carries out every operation.
 #[derive(Default)]
 struct World {
     state: State,
-    host: BTreeMap<ContainerName, ObservedContainer>,
-    /// What the helper was told of each container last.
-    told: BTreeMap<ContainerName, RunSpec>,
-    /// Systems that don't become ready.
-    broken: BTreeSet<StorePath>,
+    host: ModelHost,
     fresh: u128,
 }
 
@@ -56,78 +51,9 @@ impl World {
         }
     }
 
-    /// Carries out an operation, and returns whether it worked.
-    fn carry_out(&mut self, op: &HostOp) -> bool {
-        let now = time(self.state.sequence + 1);
-        match op {
-            HostOp::CreateContainer {
-                name,
-                toplevel,
-                network,
-                options,
-                ..
-            } => {
-                let spec = RunSpec {
-                    leaf: leaf(),
-                    name: name.clone(),
-                    toplevel: toplevel.clone(),
-                    network: *network,
-                    options: (**options).clone(),
-                };
-                let before = self.host.remove(name);
-                let seen = ObservedContainer {
-                    name: name.clone(),
-                    toplevel: Some(toplevel.clone()),
-                    digest: Some(spec.digest()),
-                    frozen: before.as_ref().is_some_and(|old| old.frozen),
-                    run: before.map_or(ObservedRun::Stopped, |old| old.run),
-                    oom_kills: 0,
-                };
-                self.host.insert(name.clone(), seen);
-                self.told.insert(name.clone(), spec);
-            }
-            HostOp::FreezeContainer { name, frozen } => {
-                let seen = self.host.get_mut(name).expect("it was created");
-                assert!(
-                    matches!(seen.run, ObservedRun::Running { .. }),
-                    "{name} does not run"
-                );
-                seen.frozen = *frozen;
-            }
-            HostOp::StartContainer { name, .. } | HostOp::UpdateContainer { name, .. } => {
-                assert!(!self.host[name].frozen, "{name} is frozen");
-                let spec = self.told.get(name).expect("it was created before it is started");
-                let works = !self.broken.contains(&spec.toplevel);
-                self.host.get_mut(name).expect("it was created").run = if works {
-                    ObservedRun::Running {
-                        leader_pid: 1000,
-                        started_at: now,
-                        ready_after_ms: 100,
-                        start_digest: Some(spec.start_digest()),
-                    }
-                } else {
-                    ObservedRun::Exited(Exit::Code { code: 1 })
-                };
-                return works;
-            }
-            HostOp::StopContainer { name, .. } => {
-                assert!(!self.host[name].frozen, "{name} is frozen");
-                self.host
-                    .get_mut(name)
-                    .expect("it was created before it is stopped")
-                    .run = ObservedRun::Exited(Exit::Code { code: 0 });
-            }
-            HostOp::DestroyContainer { name } => {
-                let gone = self.host.remove(name);
-                assert!(
-                    gone.is_none_or(|gone| matches!(gone.run, ObservedRun::Stopped | ObservedRun::Exited(_))),
-                    "{name} is destroyed while it runs"
-                );
-                self.told.remove(name);
-            }
-            other => panic!("a plan for a container has no {other:?}"),
-        }
-        true
+    /// The second in which the next event happens.
+    fn now(&self) -> u64 {
+        self.state.sequence + 1
     }
 
     fn look(&mut self, name: &ContainerName) {
@@ -136,31 +62,27 @@ impl World {
             let Some(container) = self.state.containers.get(name) else {
                 return;
             };
-            let facts = observe(container, self.host.get(name), &leaf());
+            let facts = observe(container, self.host.containers.get(name), &leaf());
             self.record(facts);
         }
     }
 
     fn plan(&self, name: &ContainerName) -> Vec<HostOp> {
-        let context = PlanContext {
-            leaf: leaf(),
-            nats_url: "nats://10.233.0.1:4222".to_owned(),
-            nats_credentials: Secret::new("creds"),
-            ready_timeout_seconds: 30,
-            stop_timeout_seconds: 30,
-        };
         self.state
             .containers
             .get(name)
             .map_or_else(Vec::new, |container| {
-                plan(container, self.host.get(name), &context)
+                plan(container, self.host.containers.get(name), &plan_context())
             })
     }
 
     fn reconcile(&mut self, name: &ContainerName) {
         // Once for what is wanted, once for the way back if that did not work.
         for _ in 0..2 {
-            let worked = self.plan(name).iter().all(|op| self.carry_out(op));
+            let worked = {
+                let (ops, now) = (self.plan(name), self.now());
+                ops.iter().all(|op| self.host.carry_out(op, now))
+            };
             if worked {
                 self.look(name);
                 self.expect_settled(name);
@@ -202,12 +124,12 @@ impl World {
         );
         let Some(container) = self.state.containers.get(name) else {
             assert!(
-                !self.host.contains_key(name),
+                !self.host.containers.contains_key(name),
                 "{name} is forgotten, and still on the host"
             );
             return;
         };
-        let observed = self.host.get(name);
+        let observed = self.host.containers.get(name);
         assert_eq!(
             observe(container, observed, &leaf()),
             Vec::new(),
@@ -240,53 +162,9 @@ impl World {
                 let Some(id) = open.map(|job| job.id) else { return };
                 self.end_build(id, outcome);
             }
-            Step::ContainerExits(name, exit) => {
-                let Some(observed) = self.host.get_mut(&name) else {
-                    return;
-                };
-                if matches!(observed.run, ObservedRun::Running { .. }) {
-                    let when = self.state.containers[&name].desired.options.restart.when;
-                    let again = when.covers(Some(exit));
-                    observed.frozen = false;
-                    observed.run = if again {
-                        ObservedRun::Restarting(exit)
-                    } else {
-                        ObservedRun::Exited(exit)
-                    };
-                    let phase = self.state.containers[&name].phase;
-                    self.look(&name);
-                    let container = &self.state.containers[&name];
-                    if phase == ContainerPhase::Running {
-                        let wanted = if again {
-                            ContainerPhase::Restarting
-                        } else {
-                            ContainerPhase::Stopped
-                        };
-                        assert_eq!(container.phase, wanted);
-                        assert!(container.error.is_some(), "it says why it stopped");
-                    }
-                    if again {
-                        let (now, spec) = (time(self.state.sequence + 1), &self.told[&name]);
-                        self.host.get_mut(&name).expect("it is there").frozen = false;
-                        self.host.get_mut(&name).expect("it is there").run = ObservedRun::Running {
-                            leader_pid: 1001,
-                            started_at: now,
-                            ready_after_ms: 100,
-                            start_digest: Some(spec.start_digest()),
-                        };
-                        self.look(&name);
-                        // One that is paused is to be frozen again.
-                        if self.state.containers[&name].phase.is_moving() {
-                            self.reconcile(&name);
-                        }
-                        if phase == ContainerPhase::Running {
-                            self.expect_settled(&name);
-                        }
-                    }
-                }
-            }
+            Step::ContainerExits(name, exit) => self.exit(&name, exit),
             Step::SomebodyRemovesIt(name) => {
-                if self.host.remove(&name).is_some() {
+                if self.host.containers.remove(&name).is_some() {
                     self.look(&name);
                     let Some(container) = self.state.containers.get(&name) else {
                         return;
@@ -303,22 +181,52 @@ impl World {
             }
             Step::SystemTurns(toplevel, good) => {
                 if good {
-                    self.broken.remove(&toplevel);
+                    self.host.broken.remove(&toplevel);
                 } else {
-                    self.broken.insert(toplevel);
+                    self.host.broken.insert(toplevel);
                 }
             }
             Step::HostRestarts => {
-                for observed in self.host.values_mut() {
-                    observed.frozen = false;
-                    observed.run = ObservedRun::Stopped;
-                }
+                self.host.boot();
                 let names: Vec<ContainerName> = self.state.containers.keys().cloned().collect();
                 for name in names {
                     self.look(&name);
                     self.reconcile(&name);
                 }
             }
+        }
+    }
+
+    /// A container exits by itself, and is started again where its policy says so.
+    fn exit(&mut self, name: &ContainerName, exit: Exit) {
+        let observed = self.host.containers.get(name);
+        if !observed.is_some_and(|observed| matches!(observed.run, ObservedRun::Running { .. })) {
+            return;
+        }
+        let before = &self.state.containers[name];
+        let was_running = before.phase == ContainerPhase::Running;
+        let again = before.desired.options.restart.when.covers(Some(exit));
+        self.host.moves(name, exit, self.now());
+        self.look(name);
+        if was_running {
+            let container = &self.state.containers[name];
+            let expected = if again {
+                ContainerPhase::Restarting
+            } else {
+                ContainerPhase::Stopped
+            };
+            assert_eq!(container.phase, expected);
+            assert!(container.error.is_some(), "it says why it stopped");
+        }
+        self.host.rest(self.now());
+        self.look(name);
+        // One that is paused is to be frozen again.
+        if self.state.containers[name].phase.is_moving() {
+            self.reconcile(name);
+        }
+        let runs = |observed: &ObservedContainer| matches!(observed.run, ObservedRun::Running { .. });
+        if was_running && self.host.containers.get(name).is_some_and(runs) {
+            self.expect_settled(name);
         }
     }
 
@@ -475,7 +383,7 @@ proptest! {
         for step in steps {
             world.take(step);
         }
-        for name in world.host.keys() {
+        for name in world.host.containers.keys() {
             prop_assert!(world.state.containers.contains_key(name), "{} is on the host and unknown", name);
         }
     }

@@ -3,6 +3,7 @@
 mod engine;
 mod golden;
 mod host;
+mod model_host;
 mod raw;
 mod replay;
 mod schema;

@@ -2,8 +2,8 @@
 //!
 //! The seed is printed; `CIM_LEAF_SEED` repeats a run.
 
-mod host;
 mod policy;
+mod steps;
 mod world;
 
 use leaf_core::command::*;
@@ -17,7 +17,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{RngSeed, TestRunner};
 
-use self::host::Fate;
+use self::steps::Fate;
 use self::world::World;
 use crate::strategies::{build_result, command, inventory, name, patch, spec, store_path};
 
@@ -72,7 +72,9 @@ impl World {
                 self.host.moves(&name, exit, now);
             }
             Action::OutOfMemory(name) => self.host.out_of_memory(&name),
-            Action::Removed(name) => self.host.remove(&name),
+            Action::Removed(name) => {
+                self.host.containers.remove(&name);
+            }
             Action::Foreign(name, toplevel, running) => {
                 let foreign = ForeignContainer {
                     name: name.clone(),

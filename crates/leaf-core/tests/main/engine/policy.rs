@@ -8,7 +8,7 @@ use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::spec::{ContainerOptions, ContainerSource};
 
 use super::admin;
-use super::host::Fate;
+use super::steps::Fate;
 use super::world::{MAX_JOBS, MAX_QUEUED_JOBS, World};
 
 fn world() -> World {

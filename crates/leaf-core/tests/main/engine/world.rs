@@ -15,7 +15,7 @@ use leaf_core::event::{Event, EventRecord, HostFacts, header};
 use leaf_core::hardware::Inventory;
 use leaf_core::id::{Caller, CommandId, ContainerName, InstanceId, JobId};
 use leaf_core::job::{Job, JobOutcome, JobPhase, JobResult};
-use leaf_core::plan::{PlanContext, plan};
+use leaf_core::plan::plan;
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::reconcile::{Interruption, Resource};
 use leaf_core::runtime::Runtime;
@@ -23,7 +23,8 @@ use leaf_core::state::{State, apply};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::host::{Fate, ModelHost, moment};
+use super::steps::{Fate, moment};
+use crate::model_host::{ModelHost, plan_context};
 use crate::strategies::{leaf, time};
 
 const EPOCH: u64 = 7;
@@ -642,14 +643,7 @@ impl World {
         match (container.phase, container.desired.run) {
             (ContainerPhase::Running, DesiredRun::Running)
             | (ContainerPhase::Stopped, DesiredRun::Stopped) => {
-                let context = PlanContext {
-                    leaf: leaf(),
-                    nats_url: "nats://10.233.0.1:4222".to_owned(),
-                    nats_credentials: leaf_core::host_op::Secret::new("creds"),
-                    ready_timeout_seconds: 30,
-                    stop_timeout_seconds: 30,
-                };
-                let left = plan(container, observed, &context);
+                let left = plan(container, observed, &plan_context());
                 // One that does not run and that somebody removed is made again when a caller wants something of it.
                 let is_removed = observed.is_none() && container.phase == ContainerPhase::Stopped;
                 assert!(

@@ -2,117 +2,27 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use leaf_core::container::{Container, Exit, ForeignContainer, ObservedContainer, ObservedRun};
-use leaf_core::event::ContainerStep;
+use leaf_core::container::{Exit, ForeignContainer, ObservedContainer, ObservedRun};
 use leaf_core::host_op::{HostOp, RunSpec, Secret};
 use leaf_core::id::{ContainerName, StorePath};
-use leaf_core::moment::Moment;
-use leaf_core::plan::{PlanContext, plan};
-use leaf_core::reconcile::Interruption;
-use leaf_core::reconcile::container::{Observation, StepFailure, StepsOutcome};
+use leaf_core::plan::PlanContext;
 
 use crate::strategies::{leaf, time};
 
 /// What is on the host.
 #[derive(Default)]
-pub(super) struct ModelHost {
-    pub(super) containers: BTreeMap<ContainerName, ObservedContainer>,
+pub(crate) struct ModelHost {
+    pub(crate) containers: BTreeMap<ContainerName, ObservedContainer>,
     /// What the helper was told of each container last.
     told: BTreeMap<ContainerName, RunSpec>,
-    pub(super) foreign: BTreeMap<ContainerName, ForeignContainer>,
+    pub(crate) foreign: BTreeMap<ContainerName, ForeignContainer>,
     /// Systems that don't become ready.
-    pub(super) broken: BTreeSet<StorePath>,
-}
-
-/// How a run of steps goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
-    /// Each step does what the host does.
-    Done,
-    /// The helper goes away before this step.
-    HelperGone(u8),
-    /// This step fails for a reason of its own.
-    Fails(u8),
-    /// All steps are taken, and the observation afterwards fails.
-    Unobserved,
-    /// What is interrupted has not even begun.
-    Late,
+    pub(crate) broken: BTreeSet<StorePath>,
 }
 
 impl ModelHost {
-    /// Takes the steps for a container, as leafd's executor does.
-    pub(super) fn take_steps(
-        &mut self,
-        container: &Container,
-        told: Interruption,
-        fate: Fate,
-        now: u64,
-    ) -> StepsOutcome {
-        let name = &container.name;
-        let mut outcome = StepsOutcome {
-            observed: None,
-            failure: None,
-            interrupted: false,
-        };
-        if told == Interruption::DaemonStops && fate == Fate::Late {
-            outcome.interrupted = true;
-            return outcome;
-        }
-        let context = PlanContext {
-            leaf: leaf(),
-            nats_url: "nats://10.233.0.1:4222".to_owned(),
-            nats_credentials: Secret::new("creds"),
-            ready_timeout_seconds: 30,
-            stop_timeout_seconds: 30,
-        };
-        let ops = plan(container, self.containers.get(name), &context);
-        for (number, op) in (0u8..).zip(&ops) {
-            let failure = match fate {
-                Fate::HelperGone(at) if at == number => Some(("the helper went away", true)),
-                Fate::Fails(at) if at == number => Some(("it failed", false)),
-                _ => None,
-            };
-            if let Some((reason, helper_gone)) = failure {
-                outcome.failure = Some(StepFailure {
-                    step: step_of(op),
-                    reason: reason.to_owned(),
-                    helper_gone,
-                });
-                break;
-            }
-            if told.cuts(op) {
-                if fate != Fate::Late {
-                    self.begin(op);
-                }
-                outcome.interrupted = true;
-                break;
-            }
-            if !self.carry_out(op, now) {
-                outcome.failure = Some(StepFailure {
-                    step: step_of(op),
-                    reason: "it was not ready".to_owned(),
-                    helper_gone: false,
-                });
-                break;
-            }
-        }
-        if fate == Fate::Unobserved {
-            outcome.failure = outcome.failure.or(Some(StepFailure {
-                step: ContainerStep::Look,
-                reason: "it can't be observed".to_owned(),
-                helper_gone: false,
-            }));
-            return outcome;
-        }
-        outcome.observed = Some(Observation {
-            began: moment(now),
-            container: self.containers.get(name).cloned(),
-        });
-        outcome
-    }
-
     /// Begins an operation that nobody waits for.
-    fn begin(&mut self, op: &HostOp) {
+    pub(crate) fn begin(&mut self, op: &HostOp) {
         if let HostOp::StartContainer { name, .. } = op
             && let Some(observed) = self.containers.get_mut(name)
         {
@@ -122,7 +32,7 @@ impl ModelHost {
     }
 
     /// Carries out an operation, and returns whether it succeeded.
-    fn carry_out(&mut self, op: &HostOp, now: u64) -> bool {
+    pub(crate) fn carry_out(&mut self, op: &HostOp, now: u64) -> bool {
         match op {
             HostOp::CreateContainer {
                 name,
@@ -155,24 +65,24 @@ impl ModelHost {
             HostOp::StartContainer { name, .. } | HostOp::UpdateContainer { name, .. } => {
                 let run = self.run_of(name, now);
                 let is_ready = matches!(run, ObservedRun::Running { .. });
-                if let Some(observed) = self.containers.get_mut(name) {
-                    observed.run = run;
-                }
+                let observed = self.created(name);
+                assert!(!observed.frozen, "{name} is frozen");
+                observed.run = run;
                 is_ready
             }
             HostOp::FreezeContainer { name, frozen } => {
-                let runs =
-                    |observed: &&mut ObservedContainer| matches!(observed.run, ObservedRun::Running { .. });
-                match self.containers.get_mut(name).filter(runs) {
-                    Some(observed) => observed.frozen = *frozen,
-                    None => return false,
-                }
+                let observed = self.created(name);
+                assert!(
+                    matches!(observed.run, ObservedRun::Running { .. }),
+                    "{name} does not run"
+                );
+                observed.frozen = *frozen;
                 true
             }
             HostOp::StopContainer { name, .. } => {
-                if let Some(observed) = self.containers.get_mut(name) {
-                    observed.run = ObservedRun::Exited(Exit::Code { code: 0 });
-                }
+                let observed = self.created(name);
+                assert!(!observed.frozen, "{name} is frozen");
+                observed.run = ObservedRun::Exited(Exit::Code { code: 0 });
                 true
             }
             HostOp::DestroyContainer { name } => {
@@ -186,6 +96,11 @@ impl ModelHost {
             }
             other => panic!("a plan for a container has no {other:?}"),
         }
+    }
+
+    /// Returns a container that a step is about: a plan names none that does not exist.
+    fn created(&mut self, name: &ContainerName) -> &mut ObservedContainer {
+        self.containers.get_mut(name).expect("it was created before")
     }
 
     /// How a container runs that is started now.
@@ -206,7 +121,7 @@ impl ModelHost {
 
     /// A container moves by itself: one that starts becomes ready or not, one that runs ends, and is started again as its
     /// policy says.
-    pub(super) fn moves(&mut self, name: &ContainerName, exit: Exit, now: u64) {
+    pub(crate) fn moves(&mut self, name: &ContainerName, exit: Exit, now: u64) {
         let Some(observed) = self.containers.get(name) else {
             return;
         };
@@ -228,13 +143,8 @@ impl ModelHost {
         }
     }
 
-    /// Somebody removes a container's files.
-    pub(super) fn remove(&mut self, name: &ContainerName) {
-        self.containers.remove(name);
-    }
-
     /// Processes of a container are killed for want of memory.
-    pub(super) fn out_of_memory(&mut self, name: &ContainerName) {
+    pub(crate) fn out_of_memory(&mut self, name: &ContainerName) {
         if let Some(observed) = self.containers.get_mut(name)
             && matches!(observed.run, ObservedRun::Running { .. })
         {
@@ -243,7 +153,7 @@ impl ModelHost {
     }
 
     /// The host is booted: nothing runs.
-    pub(super) fn boot(&mut self) {
+    pub(crate) fn boot(&mut self) {
         for observed in self.containers.values_mut() {
             observed.frozen = false;
             observed.run = ObservedRun::Stopped;
@@ -252,7 +162,7 @@ impl ModelHost {
     }
 
     /// Lets all come to rest that moves by itself.
-    pub(super) fn rest(&mut self, now: u64) {
+    pub(crate) fn rest(&mut self, now: u64) {
         let names: Vec<ContainerName> = self.containers.keys().cloned().collect();
         for name in names {
             let run = self.containers.get(&name).map(|observed| &observed.run);
@@ -263,17 +173,13 @@ impl ModelHost {
     }
 }
 
-/// A point on the monotonic clock of the model.
-pub(super) fn moment(now: u64) -> Moment {
-    Moment::after_origin(std::time::Duration::from_secs(now))
-}
-
-fn step_of(op: &HostOp) -> ContainerStep {
-    match op {
-        HostOp::StartContainer { .. } => ContainerStep::Start,
-        HostOp::UpdateContainer { .. } | HostOp::FreezeContainer { .. } => ContainerStep::Update,
-        HostOp::StopContainer { .. } => ContainerStep::Stop,
-        HostOp::DestroyContainer { .. } => ContainerStep::Destroy,
-        _ => ContainerStep::Create,
+/// Returns what the plans for this host are made with.
+pub(crate) fn plan_context() -> PlanContext {
+    PlanContext {
+        leaf: leaf(),
+        nats_url: "nats://10.233.0.1:4222".to_owned(),
+        nats_credentials: Secret::new("creds"),
+        ready_timeout_seconds: 30,
+        stop_timeout_seconds: 30,
     }
 }
