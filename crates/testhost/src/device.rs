@@ -8,10 +8,9 @@ use anyhow::{Context as _, Result, ensure};
 use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 
-use crate::machine::PORTS;
 use crate::network::Network;
 use crate::qmp::Qmp;
-use crate::{pause, share};
+use crate::{pause, ports, share};
 
 /// How long a guest may take to let a device go.
 const GONE: Duration = Duration::from_secs(60);
@@ -234,11 +233,11 @@ impl Rack {
         let port = match device.place {
             // The last ones are for shared directories.
             Place::PciExpress => {
-                let free = (0..PORTS - share::SLOTS).find(|port| !taken.contains(port));
+                let free = (0..ports::COUNT - share::SLOTS).find(|port| !taken.contains(port));
                 ensure!(
                     free.is_some(),
                     "all {} places for devices are taken",
-                    PORTS - share::SLOTS
+                    ports::COUNT - share::SLOTS
                 );
                 free
             }

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 
-use crate::cache::{Accelerator, Image};
 use crate::command::output;
-use crate::machine::{self, Machine, Memory, Start};
+use crate::machine::{self, Machine, Memory, Model, Start};
+use crate::platform::Accelerator;
 use crate::programs::Programs;
 use crate::{pause, say, share};
 
@@ -42,7 +42,7 @@ pub(crate) fn recipe(accelerator: Accelerator, processors: u32) -> Result<String
             .to_owned(),
     };
     Ok(format!(
-        "{VERSION} {accelerator:?} {processor} {}",
+        "{VERSION} {accelerator:?} {processor} {AT_REST} {}",
         machine::recipe(accelerator, processors)
     ))
 }
@@ -58,7 +58,7 @@ pub(crate) fn overlay(below: &Path, format: &str, disk: &Path) -> Result<()> {
 }
 
 /// Leaves `disk.qcow2`, `memory` and `devices` in a directory.
-pub(crate) fn freeze(image: &Image, directory: &Path) -> Result<()> {
+pub(crate) fn freeze(model: &Model, directory: &Path) -> Result<()> {
     let (disk, memory) = (directory.join("disk.qcow2"), directory.join("memory"));
     let mut tries = 0;
     let mut machine = loop {
@@ -66,8 +66,8 @@ pub(crate) fn freeze(image: &Image, directory: &Path) -> Result<()> {
         for file in [&disk, &memory] {
             let _ = fs::remove_file(file);
         }
-        overlay(&image.root.join("root.img"), "raw", &disk)?;
-        match boot(image, directory, &disk, &memory) {
+        overlay(&model.boot.join("root.img"), "raw", &disk)?;
+        match boot(model, directory, &disk, &memory) {
             Ok(machine) => break machine,
             Err(error) if tries < TRIES => {
                 say(format_args!("the start failed and is tried again: {error:#}"));
@@ -83,18 +83,18 @@ pub(crate) fn freeze(image: &Image, directory: &Path) -> Result<()> {
     keep(machine, directory)
 }
 
-/// The same of a frozen machine with programs on it.
-pub(crate) fn freeze_with(image: &Image, programs: &Programs, directory: &Path) -> Result<()> {
+/// The same of the machine that is in `frozen`, with programs on it.
+pub(crate) fn freeze_with(model: &Model, frozen: &Path, programs: &Programs, directory: &Path) -> Result<()> {
     let (disk, memory) = (directory.join("disk.qcow2"), directory.join("memory"));
-    overlay(&image.frozen.join("disk.qcow2"), "qcow2", &disk)?;
+    overlay(&frozen.join("disk.qcow2"), "qcow2", &disk)?;
     output(
         Command::new("cp")
             .args(["--sparse=always", "--reflink=auto"])
-            .arg(image.frozen.join("memory"))
+            .arg(frozen.join("memory"))
             .arg(&memory),
     )?;
-    let devices = image.frozen.join("devices");
-    let mut machine = Machine::start(&start(image, directory, &disk, &memory, Some(&devices)))?;
+    let devices = frozen.join("devices");
+    let mut machine = Machine::start(&start(model, directory, &disk, &memory, Some(&devices)))?;
     machine.go()?;
     machine.wait(BOOT)?;
     let clock = crate::set_clock()?;
@@ -147,8 +147,8 @@ pub(crate) fn keep(mut machine: Machine, directory: &Path) -> Result<()> {
     Ok(())
 }
 
-fn boot(image: &Image, directory: &Path, disk: &Path, memory: &Path) -> Result<Machine> {
-    let mut machine = Machine::start(&start(image, directory, disk, memory, None))?;
+fn boot(model: &Model, directory: &Path, disk: &Path, memory: &Path) -> Result<Machine> {
+    let mut machine = Machine::start(&start(model, directory, disk, memory, None))?;
     machine.go()?;
     machine.wait(BOOT)?;
     Ok(machine)
@@ -156,17 +156,15 @@ fn boot(image: &Image, directory: &Path, disk: &Path, memory: &Path) -> Result<M
 
 /// A machine whose memory stays in a file.
 fn start<'a>(
-    image: &'a Image,
+    model: &'a Model,
     directory: &'a Path,
     disk: &'a Path,
     memory: &'a Path,
     frozen: Option<&'a Path>,
 ) -> Start<'a> {
     Start {
-        accelerator: image.accelerator,
-        processors: image.processors,
+        model,
         directory,
-        boot: &image.root,
         disk,
         memory: Memory::File(memory),
         frozen,

@@ -1,183 +1,173 @@
-//! Builds the machine's disk: a Debian with systemd, Nix and nats-server, and nothing of the house in it.
-//!
-//! All is in [`RECIPE`] and the files beside it: whoever changes one of them gets a new image by itself. Only the
-//! version of a package depends on the day.
+//! Images: a disk, and a machine that has started from it and stands still. They are found in the cache, or made.
 
-use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
-use crate::debian::{SUITE, Tree, UNUSED_MODULES, executable, make_disk};
-use crate::say;
+use crate::cache::{build_whole, directory, forget_old, mark_used, remove_unused};
+use crate::command::output;
+use crate::files::key;
+use crate::machine::Model;
+use crate::nixos::{self, Systems};
+use crate::platform::{Accelerator, can_run};
+use crate::programs::Programs;
+use crate::{disk, freeze};
 
-/// Changes with what this file does and no text below tells.
-const VERSION: &str = "1";
-
-/// The disk's size; it is sparse.
-const DISK_BYTES: u64 = 8 << 30;
-
-/// What is installed, apart from Debian's least. `apt` and not debootstrap installs it: that one can't resolve what
-/// `nix-bin` needs.
-const PACKAGES: &str = "\
-    systemd systemd-sysv systemd-container udev dbus polkitd kmod util-linux-extra procps \
-    iproute2 nftables iputils-ping netcat-openbsd socat \
-    nix-bin nix-setup-systemd busybox-static xz-utils \
-    qemu-guest-agent jq strace usbutils pciutils lshw hwinfo e2fsprogs \
-    perl libfile-slurp-perl ca-certificates";
-
-/// Modules that would be loaded at each start, and do nothing here but take time.
-const BLOCKED_MODULES: &str = "\
-    kvm_amd kvm_intel kvm powernow_k8 acpi_cpufreq i2c_i801 lpc_ich iTCO_wdt drm bochs pcspkr joydev mousedev psmouse \
-    serio_raw ccp rapl ppdev parport_pc";
-
-/// Units that a machine for some minutes has no use for.
-const MASKED_UNITS: &str = "\
-    apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer e2scrub_all.timer e2scrub_reap.service \
-    systemd-timesyncd.service systemd-pstore.service systemd-firstboot.service systemd-vconsole-setup.service \
-    systemd-hwdb-update.service systemd-journal-catalog-update.service systemd-update-done.service ldconfig.service \
-    systemd-binfmt.service systemd-modules-load.service systemd-tpm2-setup.service systemd-tpm2-setup-early.service \
-    systemd-tpm2-clear.service systemd-pcrextend.socket modprobe@drm.service modprobe@configfs.service \
-    getty@tty1.service getty-static.service serial-getty@ttyS0.service serial-getty@hvc0.service";
-
-/// Units that are there to be started by who wants them.
-const DISABLED_UNITS: &str =
-    "systemd-networkd.service systemd-networkd.socket nix-daemon.service nftables.service";
-
-/// Files of the machine: path, text.
-const FILES: &[(&str, &str)] = &[
-    ("etc/machine-id", "0123456789abcdef0123456789abcdef\n"),
-    ("etc/hostname", "leaf\n"),
-    ("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
-    ("etc/resolv.conf", "nameserver 10.0.2.3\n"),
-    ("etc/fstab", ""),
-    (
-        "etc/systemd/journald.conf.d/test-host.conf",
-        "[Journal]\nStorage=persistent\nSystemMaxUse=256M\n",
-    ),
-    (
-        "etc/systemd/system/test-host-network.service",
-        include_str!("guest/test-host-network.service"),
-    ),
-    ("etc/test-host.network", include_str!("guest/network.batch")),
-    (
-        "etc/systemd/system/qemu-guest-agent.service.d/test-host.conf",
-        include_str!("guest/qemu-guest-agent.conf"),
-    ),
-    (
-        "etc/udev/rules.d/99-test-host.rules",
-        include_str!("guest/test-host.rules"),
-    ),
-    ("etc/nix/nix.conf", include_str!("guest/nix.conf")),
-];
-
-const INIT: &str = include_str!("guest/init.sh");
-
-/// All that decides what is on the disk, as text.
-pub(crate) fn recipe() -> String {
-    let mut text = [
-        VERSION,
-        SUITE,
-        PACKAGES,
-        UNUSED_MODULES,
-        BLOCKED_MODULES,
-        MASKED_UNITS,
-        DISABLED_UNITS,
-        INIT,
-    ]
-    .join("\n");
-    text.push_str(&DISK_BYTES.to_string());
-    for (path, content) in FILES {
-        text.push_str(path);
-        text.push_str(content);
-    }
-    text
+/// An image that is whole: a disk, and a machine that has started from it and stands still.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// Its directory has `vmlinuz`, `initrd` and `root.img`.
+    pub(crate) model: Model,
+    /// Has `disk.qcow2` upon `root.img`, `memory` and `devices`.
+    pub(crate) frozen: PathBuf,
 }
 
-/// Builds `root.img`, `vmlinuz` and `initrd` in a directory.
-pub(crate) fn build(directory: &Path, nats_server: &Path) -> Result<()> {
-    let tree = Tree::fetch(directory, PACKAGES)?;
-    let kernel = tree.kernel()?;
-    say(format_args!("making its disk"));
-    settings(&tree, nats_server)?;
-    tree.start_files(&kernel, INIT, directory)?;
-    make_disk(&tree.root, &directory.join("root.img"), DISK_BYTES)?;
-    tree.remove()
-}
-
-fn settings(tree: &Tree, nats_server: &Path) -> Result<()> {
-    for (path, content) in FILES {
-        tree.write(path, content)?;
-    }
-    let blocked: String = BLOCKED_MODULES
-        .split_whitespace()
-        .map(|name| format!("blacklist {name}\n"))
-        .collect();
-    tree.write("etc/modprobe.d/test-host.conf", &blocked)?;
-    tree.inside("sh", &["-ec", "sed -i 's/^root:[^:]*:/root::/' /etc/shadow"])?;
-
-    let units = tree.root.join("etc/systemd/system");
-    for unit in DISABLED_UNITS
-        .split_whitespace()
-        .chain(MASKED_UNITS.split_whitespace())
-    {
-        disable(&units, unit)?;
-    }
-    for unit in MASKED_UNITS.split_whitespace() {
-        symlink("/dev/null", units.join(unit)).with_context(|| format!("can't mask {unit}"))?;
-    }
-    let wants = units.join("sockets.target.wants");
-    fs::create_dir_all(&wants).with_context(|| format!("can't make {}", wants.display()))?;
-    let socket = wants.join("nix-daemon.socket");
-    if fs::symlink_metadata(&socket).is_err() {
-        symlink("/usr/lib/systemd/system/nix-daemon.socket", &socket)
-            .context("can't enable nix-daemon.socket")?;
+impl Image {
+    /// Returns the image, if it is here and this machine can run it.
+    pub fn here() -> Option<Self> {
+        let image = Self::of_here(Accelerator::of_here().processors()).ok()?;
+        image.is_whole().then_some(image)
     }
 
-    let program = tree.root.join("usr/local/bin/nats-server");
-    fs::copy(nats_server, &program).with_context(|| format!("can't copy {}", nats_server.display()))?;
-    executable(&program)?;
-    // The store belongs to the builders' group, as the daemon wants it; what NixOS has beside it is there too.
-    tree.inside(
-        "sh",
-        &["-ec", "mkdir -p /nix/store /nix/var/nix /etc/nixos-containers /var/lib/nixos-containers /var/log/journal; \
-            chown root:nixbld /nix/store; chmod 1775 /nix/store; chmod 700 /var/lib/nixos-containers; \
-            rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/apt/archives/*.deb \
-            /usr/share/doc/* /usr/share/man/* /usr/share/locale/*"],
-    )
-}
-
-/// Removes a unit's links from the directories of what wants it.
-fn disable(units: &Path, unit: &str) -> Result<()> {
-    let directories = fs::read_dir(units).with_context(|| format!("can't read {}", units.display()))?;
-    let links = directories
-        .filter_map(Result::ok)
-        .map(|entry| entry.path().join(unit));
-    for link in links.chain([units.join(unit)]) {
-        if fs::symlink_metadata(&link).is_ok_and(|file| file.is_symlink()) {
-            fs::remove_file(&link).with_context(|| format!("can't remove {}", link.display()))?;
+    /// Returns the image; builds it where it is not here yet, with this `nats-server` on it.
+    ///
+    /// # Errors
+    /// Where this machine can't build or run it: the text says what is missing.
+    pub fn build(nats_server: &Path) -> Result<Self> {
+        can_run()?;
+        let image = Self::of_here(Accelerator::of_here().processors())?;
+        if image.is_whole() {
+            return Ok(image);
         }
+        build_whole(&image.model.boot, |part| disk::build(part, nats_server))
+            .context("the test host's disk can't be built")?;
+        image.frozen()?;
+        Ok(image)
     }
-    Ok(())
+
+    /// Returns the image of a machine with so many processors, whose disk is here.
+    ///
+    /// # Errors
+    /// Where its disk is not here: that is built by [`Image::build`].
+    pub(crate) fn with_processors(processors: Option<u32>) -> Result<Self> {
+        can_run()?;
+        let image = Self::of_here(processors.unwrap_or_else(|| Accelerator::of_here().processors()))?;
+        ensure!(
+            image.model.boot.is_dir(),
+            "the test host's disk is not built yet; `cargo xtask host build` builds it"
+        );
+        image.frozen()?;
+        Ok(image)
+    }
+
+    /// Returns the image of a NixOS host; starts and freezes it, if that was not done yet.
+    pub(crate) fn nixos(systems: &Systems, processors: Option<u32>) -> Result<Self> {
+        can_run()?;
+        let processors = processors.unwrap_or_else(|| Accelerator::of_here().processors());
+        let name = systems
+            .directory()
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy();
+        let image = Self {
+            frozen: directory().join(format!("leaf-{}", Self::frozen_key(&name, processors)?)),
+            model: Model {
+                accelerator: Accelerator::of_here(),
+                processors,
+                boot: systems.directory().to_owned(),
+            },
+        };
+        image.frozen()?;
+        Ok(image)
+    }
+
+    /// Starts a machine from the disk and freezes it, if that was not done yet.
+    fn frozen(&self) -> Result<()> {
+        build_whole(&self.frozen, |part| freeze::freeze(&self.model, part))
+            .context("the test host can't be started and frozen")
+    }
+
+    /// Returns the same image with programs on it; makes it where it is not here yet.
+    pub(crate) fn with(&self, programs: &Programs) -> Result<Self> {
+        let machine = self
+            .frozen
+            .file_name()
+            .expect("an image has a name")
+            .to_string_lossy()
+            .into_owned();
+        let cache = directory();
+        let key = key(&[
+            &machine,
+            programs.key(),
+            &programs.script("")?,
+            freeze::VERSION_WITH,
+        ]);
+        let image = Self {
+            frozen: cache.join(format!("leaf-{key}")),
+            ..self.clone()
+        };
+        self.mark_used()?;
+        if !image.frozen.is_dir() {
+            forget_old(&cache)?;
+            build_whole(&image.frozen, |part| {
+                freeze::freeze_with(&self.model, &self.frozen, programs, part)
+            })
+            .context("the programs can't be put on the test host")?;
+        }
+        Ok(image)
+    }
+
+    /// Marks it as used now, so that no other process removes it.
+    pub(crate) fn mark_used(&self) -> Result<()> {
+        self.directories().into_iter().try_for_each(mark_used)
+    }
+
+    fn of_here(processors: u32) -> Result<Self> {
+        let cache = directory();
+        let root = key(&[&disk::recipe()]);
+        let frozen = Self::frozen_key(&root, processors)?;
+        Ok(Self {
+            model: Model {
+                accelerator: Accelerator::of_here(),
+                processors,
+                boot: cache.join(format!("disk-{root}")),
+            },
+            frozen: cache.join(format!("machine-{frozen}")),
+        })
+    }
+
+    /// A name for a machine that was started from a disk of this name.
+    fn frozen_key(disk: &str, processors: u32) -> Result<String> {
+        let qemu = output(Command::new("qemu-system-x86_64").arg("--version"))?;
+        let recipe = freeze::recipe(Accelerator::of_here(), processors)?;
+        Ok(key(&[disk, &qemu, &recipe]))
+    }
+
+    fn is_whole(&self) -> bool {
+        self.model.boot.is_dir() && self.frozen.is_dir()
+    }
+
+    /// What runs it.
+    pub fn accelerator(&self) -> Accelerator {
+        self.model.accelerator
+    }
+
+    /// The directories that it is in: its disk's, and its frozen machine's.
+    pub fn directories(&self) -> [&Path; 2] {
+        [&self.model.boot, &self.frozen]
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_unit_is_disabled_wherever_it_is_wanted() {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let wants = directory.path().join("a.target.wants");
-        fs::create_dir(&wants).expect("a directory");
-        symlink("/x", wants.join("a.service")).expect("a link");
-        symlink("/x", wants.join("b.service")).expect("a link");
-        disable(directory.path(), "a.service").expect("disabled");
-        let left: Vec<_> = fs::read_dir(&wants)
-            .expect("a directory")
-            .map(|e| e.expect("an entry").file_name())
-            .collect();
-        assert_eq!(left, ["b.service"]);
-    }
+/// Removes the images that this checkout would not use and no other has used for an hour, or all of them, and returns where
+/// they were.
+///
+/// # Errors
+/// Where one can't be removed.
+pub fn clean(all: bool) -> Result<Vec<PathBuf>> {
+    let image = Image::here();
+    let directories = image.iter().flat_map(Image::directories);
+    let mut used: Vec<PathBuf> = directories.map(Path::to_owned).collect();
+    used.push(nixos::base(&directory()));
+    remove_unused(&used, all)
 }

@@ -1,8 +1,8 @@
 //! The test host: a real machine with systemd, in QEMU, that is there in about a second.
 //!
 //! [`Host::restore`] gives a fresh one, [`Host::run`] runs a command on it; it ends when it is dropped. Start reading
-//! there. An image is built once (`image`), started once (`freeze`), and kept (`cache`); what is restored is a copy that
-//! shares all it does not change. The machine has none of our programs on it: [`Host::install`] brings them.
+//! there. An image ([`Image`]) is built once (`disk`, [`nixos`]), started once (`freeze`), and kept (`cache`); what is restored
+//! is a copy that shares all it does not change. The machine has none of our programs on it: [`Host::install`] brings them.
 //!
 //! This crate drives machines; it does not compile or install anything. `cargo xtask` does that, and tells tests by
 //! [`READY_VARIABLE`] that there is an image and by [`PROGRAMS_VARIABLE`] which programs to put on it.
@@ -13,12 +13,16 @@ pub mod command;
 mod cpio;
 mod debian;
 mod device;
+mod disk;
+mod files;
 mod freeze;
 mod image;
 mod machine;
 mod network;
 pub mod nixos;
 mod options;
+mod platform;
+mod ports;
 mod programs;
 mod qmp;
 mod running;
@@ -34,13 +38,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 
-pub use cache::{
-    Accelerator, Image, VARIABLE as CACHE_VARIABLE, can_run, clean, directory as cache_directory,
-};
+pub use cache::{VARIABLE as CACHE_VARIABLE, directory as cache_directory};
 pub use device::{Device, Plugged};
+pub use image::{Image, clean};
 pub use machine::MEMORY_MIB;
 pub use network::Network;
 pub use options::Options;
+pub use platform::{Accelerator, can_run};
 pub use programs::{Programs, VARIABLE as PROGRAMS_VARIABLE};
 
 pub use running::{Output, Running};
@@ -173,10 +177,8 @@ impl Host {
     /// Starts QEMU with all that is plugged in, and waits for the agent.
     fn power(&self, memory: Memory<'_>, frozen: Option<&Path>, limit: Duration) -> Result<Machine> {
         let mut machine = Machine::start(&Start {
-            accelerator: self.image.accelerator,
-            processors: self.image.processors,
+            model: &self.image.model,
             directory: self.directory.path(),
-            boot: &self.image.root,
             disk: &self.directory.path().join("disk.qcow2"),
             memory,
             frozen,

@@ -18,18 +18,16 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 
 use crate::agent::Agent;
-use crate::cache::Accelerator;
 use crate::command::line;
 use crate::debian::last_lines;
+use crate::platform::Accelerator;
 use crate::qmp::Qmp;
-use crate::{pause, share};
+use crate::{pause, ports, share};
 
 /// A machine's memory; more is plugged in.
 pub const MEMORY_MIB: u64 = 1024;
 /// QEMU's name for the way outside.
 pub(crate) const OUTSIDE: &str = "outside";
-/// How many devices on PCI Express can be plugged in.
-pub(crate) const PORTS: usize = 16;
 
 /// How long QEMU may take to open its sockets and to read a frozen state.
 const START: Duration = Duration::from_secs(60);
@@ -44,14 +42,21 @@ pub(crate) enum Memory<'a> {
     CopyOf(&'a Path),
 }
 
+/// What all machines of an image have alike.
+#[derive(Debug, Clone)]
+pub(crate) struct Model {
+    pub(crate) accelerator: Accelerator,
+    /// How many processors it has.
+    pub(crate) processors: u32,
+    /// The directory with `vmlinuz` and `initrd`.
+    pub(crate) boot: PathBuf,
+}
+
 /// What a machine is started with.
 pub(crate) struct Start<'a> {
-    pub(crate) accelerator: Accelerator,
-    pub(crate) processors: u32,
+    pub(crate) model: &'a Model,
     /// The directory of its sockets and logs.
     pub(crate) directory: &'a Path,
-    /// The directory with `vmlinuz` and `initrd`.
-    pub(crate) boot: &'a Path,
     pub(crate) disk: &'a Path,
     pub(crate) memory: Memory<'a>,
     /// What is running on it already: the devices' state, as it was frozen.
@@ -219,11 +224,14 @@ fn option(path: &Path) -> String {
 /// All of the command line that decides whether a frozen state fits.
 pub(crate) fn recipe(accelerator: Accelerator, processors: u32) -> String {
     let nowhere = Path::new("");
-    line(&command(&Start {
+    let model = Model {
         accelerator,
         processors,
+        boot: PathBuf::new(),
+    };
+    line(&command(&Start {
+        model: &model,
         directory: nowhere,
-        boot: nowhere,
         disk: nowhere,
         memory: Memory::Own,
         frozen: None,
@@ -277,13 +285,13 @@ fn command(start: &Start<'_>) -> Command {
     ]);
     all(&["-pidfile", &directory.join("pid").to_string_lossy()]);
 
-    let accelerator = match start.accelerator {
+    let accelerator = match start.model.accelerator {
         Accelerator::Kvm => ["-accel", "kvm", "-cpu", "host"],
         // What newer processors have (AVX, SMAP, five-level page tables) is emulated slowly, and shows nothing.
         Accelerator::Emulation => ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "Nehalem"],
     };
     all(&accelerator);
-    all(&["-smp", &start.processors.to_string()]);
+    all(&["-smp", &start.model.processors.to_string()]);
     all(&["-m", &format!("{MEMORY_MIB}M,slots=4,maxmem=16G")]);
     let size = format!("id=ram0,size={MEMORY_MIB}M");
     let memory = match start.memory {
@@ -293,9 +301,9 @@ fn command(start: &Start<'_>) -> Command {
     };
     all(&["-machine", "q35,memory-backend=ram0", "-object", &memory]);
 
-    all(&["-kernel", &start.boot.join("vmlinuz").to_string_lossy()]);
-    all(&["-initrd", &start.boot.join("initrd").to_string_lossy()]);
-    all(&["-append", &kernel(start.accelerator)]);
+    all(&["-kernel", &start.model.boot.join("vmlinuz").to_string_lossy()]);
+    all(&["-initrd", &start.model.boot.join("initrd").to_string_lossy()]);
+    all(&["-append", &kernel(start.model.accelerator)]);
     if start.frozen.is_some() {
         all(&["-incoming", "defer"]);
     }
@@ -339,11 +347,12 @@ fn command(start: &Start<'_>) -> Command {
     all(&["-device", &card]);
 
     // Where things are plugged in.
-    for port in 0..PORTS {
+    for port in 0..ports::COUNT {
         all(&[
             "-device",
             &format!(
-                "pcie-root-port,id=port{port},chassis={},slot={}",
+                "pcie-root-port,id={},chassis={},slot={}",
+                ports::id(port),
                 port + 1,
                 port + 1
             ),
@@ -399,11 +408,14 @@ mod tests {
             return;
         }
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let start = Start {
+        let model = Model {
             accelerator: Accelerator::Emulation,
             processors: 1,
+            boot: directory.path().to_owned(),
+        };
+        let start = Start {
+            model: &model,
             directory: directory.path(),
-            boot: directory.path(),
             disk: &directory.path().join("absent.qcow2"),
             memory: Memory::Own,
             frozen: None,

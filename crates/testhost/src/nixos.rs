@@ -14,10 +14,12 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
 
-use crate::cache::{build_whole, can_run, directory as cache_directory, forget_old, key, lock, mark_used};
+use crate::cache::{build_whole, directory as cache_directory, forget_old, mark_used};
 use crate::command::{output, workspace};
 use crate::debian::{SUITE, Tree, UNUSED_MODULES, make_disk};
-use crate::programs::{Programs, digest, hex};
+use crate::files::{digest, hex, key};
+use crate::platform::can_run;
+use crate::programs::Programs;
 use crate::say;
 
 /// Set to the directory of systems that were built before, for tests: they don't build.
@@ -129,12 +131,12 @@ impl Systems {
         let key = key(&[VERSION, &name, programs.key(), &sources.digest()?]);
         let directory = cache.join(format!("leaf-nixos-{key}"));
         if !directory.is_dir() {
-            let _lock = lock(&cache)?;
             forget_old(&cache)?;
             build_whole(&base, build_base).context("Debian's programs can't be put into a store")?;
             build_whole(&directory, |part| sources.build(&base, part))
                 .context("the NixOS systems can't be built")?;
         }
+        mark_used(&base)?;
         mark_used(&directory)?;
         Self::of(directory)
     }

@@ -13,15 +13,14 @@
 //! `@package@` in a file is where the programs are, and `@NAME@` of a program's package where Debian has it: `/usr`.
 
 use std::fs;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
 
 use crate::command::{output, target, workspace};
+use crate::files::{digest, each_file, hex};
 
 /// Set to a directory of programs that were laid out before, for tests: they don't build.
 pub const VARIABLE: &str = "CIM_LEAF_HOST_PROGRAMS";
@@ -265,22 +264,6 @@ fn fill(text: &str) -> Result<String> {
     }
 }
 
-fn each_file(directory: &Path, with: &mut impl FnMut(&Path) -> Result<()>) -> Result<()> {
-    let entries = fs::read_dir(directory).with_context(|| format!("can't read {}", directory.display()))?;
-    let mut paths = entries
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<Result<Vec<_>, _>>()?;
-    paths.sort_unstable();
-    for path in paths {
-        if path.is_dir() {
-            each_file(&path, with)?;
-        } else {
-            with(&path)?;
-        }
-    }
-    Ok(())
-}
-
 fn read(file: &Path) -> Result<Vec<u8>> {
     fs::read(file).with_context(|| format!("can't read {}", file.display()))
 }
@@ -290,31 +273,6 @@ fn place(file: &Path, bytes: &[u8]) -> Result<()> {
     fs::create_dir_all(directory)
         .and_then(|()| fs::write(file, bytes))
         .with_context(|| format!("can't write {}", file.display()))
-}
-
-/// The first bytes of a digest, as text.
-pub(crate) fn hex(hash: Sha256) -> String {
-    HEXLOWER.encode(&hash.finalize()[..8])
-}
-
-/// Takes the names and contents of all files below a directory into a digest.
-pub(crate) fn digest(tree: &Path, directory: &Path, hash: &mut Sha256) -> Result<()> {
-    each_file(directory, &mut |file| {
-        let path = file.strip_prefix(tree).expect("it is below the directory");
-        let mut reader = fs::File::open(file).with_context(|| format!("can't read {}", file.display()))?;
-        let size = reader.metadata().map(|file| file.len()).unwrap_or_default();
-        hash.update(format!("{}\0{size}\0", path.display()));
-        let mut bytes = vec![0; 1 << 20];
-        loop {
-            match reader
-                .read(&mut bytes)
-                .with_context(|| format!("can't read {}", file.display()))?
-            {
-                0 => return Ok(()),
-                count => hash.update(&bytes[..count]),
-            }
-        }
-    })
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::machine::PORTS;
+use crate::ports;
 use crate::qmp::Qmp;
 
 /// How many directories one machine can have.
@@ -47,7 +47,7 @@ pub(crate) fn device_id(slot: usize) -> String {
 
 /// What QEMU is asked to plug in, at the last of the places for devices.
 pub(crate) fn device(slot: usize) -> Value {
-    let bus = format!("port{}", PORTS - SLOTS + slot);
+    let bus = ports::id(ports::COUNT - SLOTS + slot);
     json!({"driver": "virtio-9p-pci", "id": device_id(slot), "bus": bus, "fsdev": id(slot), "mount_tag": id(slot)})
 }
 
