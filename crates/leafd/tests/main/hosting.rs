@@ -4,10 +4,14 @@
 mod containers;
 #[path = "hosting/crowds.rs"]
 mod crowds;
+#[path = "hosting/failing.rs"]
+mod failing;
 #[path = "hosting/jobs.rs"]
 mod jobs;
 #[path = "hosting/pause.rs"]
 mod pause;
+#[path = "hosting/reach.rs"]
+mod reach;
 #[path = "hosting/restarts.rs"]
 mod restarts;
 #[path = "hosting/systems.rs"]
@@ -30,15 +34,29 @@ use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::spec::ContainerSource;
 use libtest_mimic::Trial;
 
-use crate::support::{Host, LIMIT, TestLeaf, until};
+use crate::support::{Host, LIMIT, Setup, TestLeaf, until};
 
 pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     let mut trials = containers::trials(host);
+    trials.extend(failing::trials(host));
+    trials.extend(reach::trials(host));
     trials.extend(crowds::trials(host));
     trials.extend(jobs::trials(host));
     trials.extend(pause::trials(host));
     trials.extend(restarts::trials(host));
     trials
+}
+
+/// A leaf that runs containers.
+async fn leaf() -> anyhow::Result<TestLeaf> {
+    Setup::new().containers().start().await
+}
+
+/// Fails if anything of a container that was destroyed is left on the host.
+fn nothing_left(leaf: &TestLeaf, name: &ContainerName) -> anyhow::Result<()> {
+    let left = traces::of_container(&leaf.name, name);
+    ensure!(left.is_empty(), "{left:#?}");
+    Ok(())
 }
 
 /// A container's name that no other test on this machine has.
@@ -126,6 +144,12 @@ impl TestLeaf {
         Ok(())
     }
 
+    /// Destroys a container, and makes sure that nothing of it is left on the host.
+    async fn destroy_without_a_trace(&mut self, name: &ContainerName) -> anyhow::Result<()> {
+        self.destroy(name).await?;
+        nothing_left(self, name)
+    }
+
     async fn container(&mut self, name: &ContainerName) -> Result<Container, CallError> {
         self.call(&ShowContainer { name: name.clone() }).await
     }
@@ -170,6 +194,35 @@ impl TestLeaf {
             }
         }
         Ok(told)
+    }
+
+    /// The data of the last event about a container, which must be of this kind.
+    async fn told_last(&mut self, name: &ContainerName, kind: &str) -> anyhow::Result<serde_json::Value> {
+        let (found, data) = self.told(&name.token()).await?.pop().context("an event")?;
+        ensure!(found == kind, "{found}");
+        Ok(data)
+    }
+
+    /// Fails unless the events of a container say that it was made, as `first` says, and then created, started, stopped
+    /// and destroyed, each once.
+    async fn told_a_whole_life(&mut self, name: &ContainerName, first: &[&str]) -> anyhow::Result<()> {
+        let then = [
+            "created",
+            "desired",
+            "started",
+            "desired",
+            "stopped",
+            "desired",
+            "destroyed",
+        ];
+        let expected: Vec<String> = first
+            .iter()
+            .chain(&then)
+            .map(|kind| format!("container.{kind}"))
+            .collect();
+        let kinds = self.kinds_told(&name.token()).await?;
+        ensure!(kinds == expected, "{kinds:?}");
+        Ok(())
     }
 
     async fn kinds_told(&mut self, about: &str) -> anyhow::Result<Vec<String>> {

@@ -19,8 +19,8 @@ use leaf_bus::identity::{Identity, Permissions};
 use leaf_core::id::{Caller, LeafName};
 use libtest_mimic::Trial;
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::Command;
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStderr, Command};
 
 use super::wire::valid;
 use crate::support::{Host, Need, Setup, TestLeaf, until};
@@ -230,12 +230,7 @@ async fn events() -> anyhow::Result<()> {
     );
     // A reader that takes the first line and goes: also of a log that has no end.
     for arguments in [&["events"][..], &["events", "--follow", "--since", "1"]] {
-        let mut command = command(arguments);
-        let mut child = command
-            .env("LEAFCTL_CONTEXT", leaf.context_file())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
+        let mut child = spawned(&leaf, arguments)?;
         let mut reader = BufReader::with_capacity(16, child.stdout.take().context("a pipe")?);
         let mut line = String::new();
         reader.read_line(&mut line).await?;
@@ -264,18 +259,14 @@ async fn watches() -> anyhow::Result<()> {
         (&["hardware", "watch"][..], "waiting for hardware changes"),
         (&["events", "--follow"], "following the events"),
     ] {
-        let mut command = command(arguments);
-        let mut child = command
-            .env("LEAFCTL_CONTEXT", leaf.context_file())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let mut lines = BufReader::new(child.stderr.take().context("a pipe")?).lines();
+        let mut child = spawned(&leaf, arguments)?;
+        let mut lines = said_by(&mut child)?;
         let said = line_with(&mut lines, says).await?;
         ensure!(said.contains("Ctrl-C"), "{said}");
         interrupt(&child)?;
-        let status = tokio::time::timeout(Duration::from_secs(30), child.wait()).await??;
-        ensure!(status.code() == Some(130), "{arguments:?}: {status}");
+        interrupted_child_ends(&mut child)
+            .await
+            .with_context(|| format!("{arguments:?}"))?;
     }
     Ok(())
 }
@@ -379,10 +370,29 @@ async fn offline() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn line_with(
-    lines: &mut tokio::io::Lines<BufReader<tokio::process::ChildStderr>>,
-    words: &str,
-) -> anyhow::Result<String> {
+/// Starts it for a leaf, with its output in pipes.
+fn spawned(leaf: &TestLeaf, arguments: &[&str]) -> anyhow::Result<Child> {
+    let mut command = command(arguments);
+    command
+        .env("LEAFCTL_CONTEXT", leaf.context_file())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    Ok(command.spawn()?)
+}
+
+/// The lines of its standard error.
+fn said_by(child: &mut Child) -> anyhow::Result<Lines<BufReader<ChildStderr>>> {
+    Ok(BufReader::new(child.stderr.take().context("a pipe")?).lines())
+}
+
+/// Fails unless it ends in time, with the status of one that was interrupted.
+async fn interrupted_child_ends(child: &mut Child) -> anyhow::Result<()> {
+    let status = tokio::time::timeout(Duration::from_secs(30), child.wait()).await??;
+    ensure!(status.code() == Some(130), "{status}");
+    Ok(())
+}
+
+async fn line_with(lines: &mut Lines<BufReader<ChildStderr>>, words: &str) -> anyhow::Result<String> {
     let found = async {
         let mut all = String::new();
         while let Some(line) = lines.next_line().await? {
@@ -398,7 +408,7 @@ async fn line_with(
         .with_context(|| format!("waiting for {words:?}"))?
 }
 
-fn interrupt(child: &tokio::process::Child) -> anyhow::Result<()> {
+fn interrupt(child: &Child) -> anyhow::Result<()> {
     let pid = child
         .id()
         .and_then(|pid| i32::try_from(pid).ok())

@@ -98,8 +98,7 @@ pub(super) async fn a_new_leaf_without_a_server() -> anyhow::Result<()> {
 }
 
 pub(super) async fn the_end() -> anyhow::Result<()> {
-    let mut leaf = load::setup().start().await?;
-    load::block_jobs(&mut leaf).await?;
+    let (mut leaf, _) = load::busy_leaf(load::setup()).await?;
     let mut busy = Load::start(&leaf);
     busy.answers_more(20).await?;
     let client = leaf.connect().await?;

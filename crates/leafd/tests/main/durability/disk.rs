@@ -12,7 +12,7 @@ use leaf_core::job::Installable;
 use leaf_core::problem::ProblemCode;
 
 use super::load::{self, Load};
-use crate::support::{Setup, TestLeaf, until};
+use crate::support::{TestLeaf, until};
 
 /// A disk of its own, in memory.
 struct SmallDisk {
@@ -76,10 +76,25 @@ impl Drop for SmallDisk {
     }
 }
 
-fn setup(disk: &SmallDisk) -> Setup {
-    load::setup()
+/// A leaf on this disk, with this reserve, that answers clients.
+async fn under_load(disk: &SmallDisk, reserve_bytes: i64) -> anyhow::Result<(TestLeaf, Load)> {
+    let setup = load::setup()
         .state_dir(&disk.state_dir())
         .set("events.max_bytes", 8 << 20)
+        .set("events.reserve_bytes", reserve_bytes);
+    let (leaf, _) = load::busy_leaf(setup).await?;
+    let mut load = Load::start(&leaf);
+    load.answers_more(20).await?;
+    Ok((leaf, load))
+}
+
+/// Ends the load: all that was answered is in the stream, and a replay gives what the leaf shows.
+async fn all_is_kept(leaf: &mut TestLeaf, load: Load) -> anyhow::Result<()> {
+    let done = load.finish().await?;
+    leaf.published().await?;
+    let events = leaf.complete_events(1).await?;
+    load::check_done(&events, &done)?;
+    load::check_shown(leaf, &TestLeaf::replay(&events)?).await
 }
 
 fn a_build(directory: &Path) -> Build {
@@ -92,21 +107,24 @@ fn a_build(directory: &Path) -> Build {
     }
 }
 
-pub(super) async fn below_the_reserve() -> anyhow::Result<()> {
-    let disk = SmallDisk::new()?;
-    let mut leaf = setup(&disk).set("events.reserve_bytes", 8 << 20).start().await?;
-    load::block_jobs(&mut leaf).await?;
-    let mut load = Load::start(&leaf);
-    load.answers_more(20).await?;
-    disk.fill(4 << 20)?;
-    let request = a_build(leaf.scratch());
-    match leaf.call(&request).await {
+/// Fails unless a command was refused since the disk is full, and the problem says this.
+fn refused_for_the_disk<T: std::fmt::Debug>(answer: Result<T, CallError>, says: &str) -> anyhow::Result<()> {
+    match answer {
         Err(CallError::Problem(problem)) => {
             ensure!(problem.code == ProblemCode::DiskFull, "{problem:?}");
-            ensure!(problem.detail.contains("kept in reserve"), "{problem:?}");
+            ensure!(problem.detail.contains(says), "{problem:?}");
+            Ok(())
         }
         other => anyhow::bail!("{other:?}"),
     }
+}
+
+pub(super) async fn below_the_reserve() -> anyhow::Result<()> {
+    let disk = SmallDisk::new()?;
+    let (mut leaf, mut load) = under_load(&disk, 8 << 20).await?;
+    disk.fill(4 << 20)?;
+    let request = a_build(leaf.scratch());
+    refused_for_the_disk(leaf.call(&request).await, "kept in reserve")?;
     let refusing = leaf.show().await?.refusing.context("leaf.show says why")?;
     ensure!(refusing.contains("kept in reserve"), "{refusing}");
     leaf.call(&ListHardware {})
@@ -115,46 +133,27 @@ pub(super) async fn below_the_reserve() -> anyhow::Result<()> {
     disk.empty()?;
     load.answers_more(20).await?;
     ensure!(leaf.show().await?.refusing.is_none());
-    let done = load.finish().await?;
-    leaf.published().await?;
-    let events = leaf.complete_events(1).await?;
-    load::check_done(&events, &done)?;
-    load::check_shown(&mut leaf, &TestLeaf::replay(&events)?).await
+    all_is_kept(&mut leaf, load).await
 }
 
 pub(super) async fn to_the_last_byte() -> anyhow::Result<()> {
     let disk = SmallDisk::new()?;
     // Without a reserve the journal itself meets the end of the disk.
-    let mut leaf = setup(&disk).set("events.reserve_bytes", 0).start().await?;
-    load::block_jobs(&mut leaf).await?;
-    let mut load = Load::start(&leaf);
-    load.answers_more(20).await?;
+    let (mut leaf, mut load) = under_load(&disk, 0).await?;
     until_the_server_refuses(&leaf, &disk).await?;
     until_the_journal_waits(&leaf, &disk).await?;
     let refusing = until("leaf.show says why", async || Ok(leaf.show().await?.refusing)).await?;
     ensure!(refusing.contains("the disk of the journal is full"), "{refusing}");
     let request = a_build(leaf.scratch());
-    match leaf.call(&request).await {
-        Err(CallError::Problem(problem)) => {
-            ensure!(problem.code == ProblemCode::DiskFull, "{problem:?}");
-        }
-        other => anyhow::bail!("{other:?}"),
-    }
+    refused_for_the_disk(leaf.call(&request).await, "")?;
     disk.empty()?;
     load.answers_more(40).await?;
-    let done = load.finish().await?;
-    leaf.published().await?;
-    let events = leaf.complete_events(1).await?;
-    load::check_done(&events, &done)?;
-    load::check_shown(&mut leaf, &TestLeaf::replay(&events)?).await
+    all_is_kept(&mut leaf, load).await
 }
 
 pub(super) async fn stopped_on_a_full_disk() -> anyhow::Result<()> {
     let disk = SmallDisk::new()?;
-    let mut leaf = setup(&disk).set("events.reserve_bytes", 0).start().await?;
-    load::block_jobs(&mut leaf).await?;
-    let mut load = Load::start(&leaf);
-    load.answers_more(20).await?;
+    let (mut leaf, mut load) = under_load(&disk, 0).await?;
     until_the_journal_waits(&leaf, &disk).await?;
     leaf.signal(rustix::process::Signal::TERM)?;
     let began = std::time::Instant::now();
@@ -165,11 +164,7 @@ pub(super) async fn stopped_on_a_full_disk() -> anyhow::Result<()> {
     disk.empty()?;
     leaf.start_again().await?;
     load.answers_more(20).await?;
-    let done = load.finish().await?;
-    leaf.published().await?;
-    let events = leaf.complete_events(1).await?;
-    load::check_done(&events, &done)?;
-    load::check_shown(&mut leaf, &TestLeaf::replay(&events)?).await
+    all_is_kept(&mut leaf, load).await
 }
 
 /// Fills the disk, again and again, until nats-server was the one who met its end.

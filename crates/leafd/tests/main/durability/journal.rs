@@ -1,19 +1,22 @@
 //! The journal: damaged, of a newer version, gone, or an older one.
 
-use std::path::{Path, PathBuf};
-
 use anyhow::{Context as _, ensure};
 use leaf_core::event::{Event, Fact, LeafStopped};
 use leaf_core::id::InstanceId;
 use leaf_core::state::State;
-use leaf_journal::{Batch, Journal, Options};
+use leaf_journal::{Batch, Journal, Opened, Options};
 use redb::{Database, TableDefinition};
 
-use super::load::{self, Load};
+use super::load;
 use crate::support::{TestLeaf, until};
 
 /// Opens the journal of a leaf that does not run.
 pub(super) async fn open(leaf: &TestLeaf) -> anyhow::Result<Journal> {
+    Ok(open_with_state(leaf).await?.0)
+}
+
+/// Opens the journal of a leaf that does not run, with what it holds.
+pub(super) async fn open_with_state(leaf: &TestLeaf) -> anyhow::Result<(Journal, Opened)> {
     let options = Options {
         leaf: leaf.name.clone(),
         epoch_if_new: 1,
@@ -21,8 +24,7 @@ pub(super) async fn open(leaf: &TestLeaf) -> anyhow::Result<Journal> {
         holder: "a test".to_owned(),
     };
     let directory = leaf.state_dir.clone();
-    let (journal, _) = tokio::task::spawn_blocking(move || Journal::open(&directory, &options)).await??;
-    Ok(journal)
+    Ok(tokio::task::spawn_blocking(move || Journal::open(&directory, &options)).await??)
 }
 
 /// Adds events that nobody published to the journal of a leaf that does not run; returns the last number.
@@ -54,9 +56,8 @@ pub(super) async fn add_unpublished(leaf: &TestLeaf, events: u64) -> anyhow::Res
 
 /// A stopped leaf with some history, all of it published, and the state that it showed.
 async fn stopped_leaf() -> anyhow::Result<(TestLeaf, State)> {
-    let mut leaf = load::setup().start().await?;
-    load::block_jobs(&mut leaf).await?;
-    work(&mut leaf).await?;
+    let (mut leaf, _) = load::busy_leaf(load::setup()).await?;
+    load::work(&mut leaf).await?;
     let status = leaf.stop().await?;
     ensure!(status.success(), "{status}");
     // What it said last is in its journal, too.
@@ -68,12 +69,6 @@ async fn stopped_leaf() -> anyhow::Result<(TestLeaf, State)> {
     journal.close().await;
     let state = TestLeaf::replay(&records)?;
     Ok((leaf, state))
-}
-
-async fn work(leaf: &mut TestLeaf) -> anyhow::Result<()> {
-    let mut load = Load::start(leaf);
-    load.answers_more(30).await?;
-    load.finish().await.map(drop)
 }
 
 /// Makes sure that a started leaf went on from this state: its history has it as a beginning, without a gap.
@@ -98,12 +93,6 @@ async fn goes_on_from(leaf: &mut TestLeaf, before: &State) -> anyhow::Result<()>
     load::check_shown(leaf, &TestLeaf::replay(&events)?).await
 }
 
-fn move_away(file: &Path) -> anyhow::Result<PathBuf> {
-    let beside = file.with_extension("away");
-    std::fs::rename(file, &beside)?;
-    Ok(beside)
-}
-
 pub(super) async fn cut_off() -> anyhow::Result<()> {
     damaged(|bytes| bytes.truncate(bytes.len() / 2)).await
 }
@@ -124,17 +113,27 @@ async fn damaged(damage: fn(&mut Vec<u8>)) -> anyhow::Result<()> {
     let mut bytes = std::fs::read(&file)?;
     damage(&mut bytes);
     std::fs::write(&file, &bytes)?;
-    leaf.launch_again()?;
-    leaf.refuses(&[
+    let says = [
         "the journal",
         &file.display().to_string(),
         "is damaged",
         "move the file away and start again",
-    ])
-    .await?;
-    move_away(&file)?;
+    ];
+    refused_until_it_is_moved_away(&mut leaf, &says, &before).await
+}
+
+/// The leaf refuses its journal with these words; moved away as they say, it goes on with what the stream has.
+async fn refused_until_it_is_moved_away(
+    leaf: &mut TestLeaf,
+    says: &[&str],
+    before: &State,
+) -> anyhow::Result<()> {
+    leaf.launch_again()?;
+    leaf.refuses(says).await?;
+    let file = leaf.journal_file();
+    std::fs::rename(&file, file.with_extension("away"))?;
     leaf.start_again().await?;
-    goes_on_from(&mut leaf, &before).await
+    goes_on_from(leaf, before).await
 }
 
 pub(super) async fn newer() -> anyhow::Result<()> {
@@ -157,31 +156,32 @@ pub(super) async fn newer() -> anyhow::Result<()> {
     }
     transaction.commit()?;
     drop(database);
-    leaf.launch_again()?;
-    leaf.refuses(&["has format 9", "start the newer leafd", "or move the file away"])
-        .await?;
-    move_away(&file)?;
-    leaf.start_again().await?;
-    goes_on_from(&mut leaf, &before).await
+    let says = ["has format 9", "start the newer leafd", "or move the file away"];
+    refused_until_it_is_moved_away(&mut leaf, &says, &before).await
 }
 
 pub(super) async fn deleted() -> anyhow::Result<()> {
-    let (mut leaf, before) = stopped_leaf().await?;
+    let (leaf, before) = stopped_leaf().await?;
+    goes_on_without_its_journal(leaf, &before, "importing the stream's events into the journal").await
+}
+
+/// The journal is deleted: the leaf goes on with what the stream has, and logs this.
+async fn goes_on_without_its_journal(mut leaf: TestLeaf, before: &State, says: &str) -> anyhow::Result<()> {
     std::fs::remove_file(leaf.journal_file())?;
     leaf.start_again().await?;
-    leaf.logged("importing the stream's events into the journal")
-        .await?;
-    goes_on_from(&mut leaf, &before).await
+    leaf.logged(says).await?;
+    goes_on_from(&mut leaf, before).await
 }
 
 pub(super) async fn deleted_with_unpublished_events() -> anyhow::Result<()> {
-    let (mut leaf, before) = stopped_leaf().await?;
+    let (leaf, before) = stopped_leaf().await?;
     add_unpublished(&leaf, 3).await?;
-    std::fs::remove_file(leaf.journal_file())?;
-    leaf.start_again().await?;
-    leaf.logged("if the journal was lost, unpublished events are lost")
-        .await?;
-    goes_on_from(&mut leaf, &before).await
+    goes_on_without_its_journal(
+        leaf,
+        &before,
+        "if the journal was lost, unpublished events are lost",
+    )
+    .await
 }
 
 pub(super) async fn set_back() -> anyhow::Result<()> {
@@ -190,7 +190,7 @@ pub(super) async fn set_back() -> anyhow::Result<()> {
     let old = leaf.scratch().join("journal.old");
     std::fs::copy(&file, &old)?;
     leaf.start_again().await?;
-    work(&mut leaf).await?;
+    load::work(&mut leaf).await?;
     leaf.published().await?;
     leaf.stop().await?;
     let ended = open(&leaf).await?;

@@ -58,13 +58,21 @@ async fn check_all(leaf: &mut TestLeaf, load: Load) -> anyhow::Result<()> {
     load::check_shown(leaf, &again).await
 }
 
-pub(super) async fn the_server() -> anyhow::Result<()> {
-    let mut leaf = load::setup().start().await?;
-    load::block_jobs(&mut leaf).await?;
-    let mut load = Load::start(&leaf);
+/// Runs a test with a leaf that is under load. Where it fails, the error has the seed of its chance, and the log.
+async fn under_load(
+    test: impl AsyncFnOnce(&mut TestLeaf, Load, &mut Chance) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let (mut leaf, _) = load::busy_leaf(load::setup()).await?;
+    let load = Load::start(&leaf);
     let mut chance = Chance::new();
     let seed = chance.0;
-    let outcome = async {
+    test(&mut leaf, load, &mut chance)
+        .await
+        .with_context(|| format!("with CIM_LEAF_TEST_SEED={seed}; the log:\n{}", leaf.log_end()))
+}
+
+pub(super) async fn the_server() -> anyhow::Result<()> {
+    under_load(async |leaf, mut load, chance| {
         for kill in 0..KILLS_OF_THE_SERVER {
             load.answers_more(1 + chance.below(40))
                 .await
@@ -75,19 +83,13 @@ pub(super) async fn the_server() -> anyhow::Result<()> {
             })
             .await?;
         }
-        check_all(&mut leaf, load).await
-    };
-    let outcome = outcome.await;
-    outcome.with_context(|| format!("with CIM_LEAF_TEST_SEED={seed}; the log:\n{}", leaf.log_end()))
+        check_all(leaf, load).await
+    })
+    .await
 }
 
 pub(super) async fn the_leaf() -> anyhow::Result<()> {
-    let mut leaf = load::setup().start().await?;
-    load::block_jobs(&mut leaf).await?;
-    let mut load = Load::start(&leaf);
-    let mut chance = Chance::new();
-    let seed = chance.0;
-    let outcome = async {
+    under_load(async |leaf, mut load, chance| {
         load.answers_more(10).await?;
         let mut answered = load.answered();
         let mut busy = 0;
@@ -105,8 +107,7 @@ pub(super) async fn the_leaf() -> anyhow::Result<()> {
         );
         leaf.ready().await?;
         load.answers_more(10).await?;
-        check_all(&mut leaf, load).await
-    };
-    let outcome = outcome.await;
-    outcome.with_context(|| format!("with CIM_LEAF_TEST_SEED={seed}; the log:\n{}", leaf.log_end()))
+        check_all(leaf, load).await
+    })
+    .await
 }

@@ -46,7 +46,7 @@ pub(crate) fn setup() -> Setup {
 }
 
 /// Takes the only place for jobs, with a build that never ends.
-pub(crate) async fn block_jobs(leaf: &mut TestLeaf) -> anyhow::Result<JobId> {
+async fn block_jobs(leaf: &mut TestLeaf) -> anyhow::Result<JobId> {
     let file = leaf.scratch().join("endless.nix");
     let expression = format!(
         r#"derivation {{ name = "endless-{}"; system = "{}-linux"; builder = "/bin/sh"; args = [ "-c" "while :; do sleep 60; done" ]; }}"#,
@@ -64,6 +64,20 @@ pub(crate) async fn block_jobs(leaf: &mut TestLeaf) -> anyhow::Result<JobId> {
     })
     .await?;
     Ok(job)
+}
+
+/// Starts a leaf with these settings, one job at a time, that is kept busy by a build without an end.
+pub(crate) async fn busy_leaf(setup: Setup) -> anyhow::Result<(TestLeaf, JobId)> {
+    let mut leaf = setup.start().await?;
+    let job = block_jobs(&mut leaf).await?;
+    Ok((leaf, job))
+}
+
+/// Makes some history.
+pub(crate) async fn work(leaf: &mut TestLeaf) -> anyhow::Result<()> {
+    let mut load = Load::start(leaf);
+    load.answers_more(30).await?;
+    load.finish().await.map(drop)
 }
 
 fn build(file: &std::path::Path) -> Build {

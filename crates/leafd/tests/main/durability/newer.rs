@@ -15,27 +15,16 @@ use leaf_core::event::{Event, EventRecord, Fact, UnknownFact};
 use leaf_core::hardware::{Device, DeviceStatus};
 use leaf_core::id::{Caller, CommandId, ContainerName, DeviceId, JobId};
 use leaf_core::problem::ProblemCode;
-use leaf_journal::{Batch, Journal, Opened, Options};
+use leaf_journal::{Batch, Opened};
 use serde_json::{Value, json};
 
+use super::journal::open_with_state;
 use crate::support::{OLD_LEAFD, Setup, TestLeaf, until};
 
 const JOB: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
 
 /// How many events it takes until a snapshot follows: the fewest that the settings allow.
 const SNAPSHOT_EVERY: u64 = 100;
-
-/// Opens the journal of a leaf that does not run, with what it holds.
-async fn open(leaf: &TestLeaf) -> anyhow::Result<(Journal, Opened)> {
-    let options = Options {
-        leaf: leaf.name.clone(),
-        epoch_if_new: 1,
-        cache_bytes: 1 << 20,
-        holder: "a test".to_owned(),
-    };
-    let directory = leaf.state_dir.clone();
-    Ok(tokio::task::spawn_blocking(move || Journal::open(&directory, &options)).await??)
-}
 
 /// Entries as a newer leafd may leave them, by key.
 fn entries() -> BTreeMap<&'static str, Value> {
@@ -110,7 +99,7 @@ fn commands() -> anyhow::Result<Vec<CommandRecord>> {
 
 /// Puts all of that into the journal of a leaf that does not run, with events enough for a snapshot to follow.
 async fn write_as_a_newer_leafd(leaf: &TestLeaf) -> anyhow::Result<Vec<EventRecord>> {
-    let (journal, _) = open(leaf).await?;
+    let (journal, _) = open_with_state(leaf).await?;
     let first = journal.last_sequence() + 1;
     let events: Vec<EventRecord> = (first..first + SNAPSHOT_EVERY)
         .map(|sequence| unknown(leaf, journal.epoch(), sequence, "tunnel", "office"))
@@ -126,16 +115,19 @@ async fn write_as_a_newer_leafd(leaf: &TestLeaf) -> anyhow::Result<Vec<EventReco
     Ok(events)
 }
 
+/// Makes sure that a journal holds the [entries] as they were put in.
+fn holds_the_entries(opened: &Opened) -> anyhow::Result<()> {
+    for (key, value) in entries() {
+        let found = opened.entries.get(key);
+        ensure!(found == Some(&value), "{key} is {found:?}");
+    }
+    Ok(())
+}
+
 /// Makes sure that the journal of a leaf that does not run holds all of that as it was put in.
 async fn untouched(leaf: &TestLeaf) -> anyhow::Result<()> {
-    let (journal, opened) = open(leaf).await?;
-    for (key, value) in entries() {
-        ensure!(
-            opened.entries.get(key) == Some(&value),
-            "{key} is {:?}",
-            opened.entries.get(key)
-        );
-    }
+    let (journal, opened) = open_with_state(leaf).await?;
+    holds_the_entries(&opened)?;
     for command in commands()? {
         let found = journal.command(&command.caller, &command.id)?;
         let found = found.with_context(|| format!("{} is gone", command.id))?;
@@ -206,25 +198,50 @@ async fn shown_and_left_alone(leaf: &mut TestLeaf) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(super) async fn kept_shown_and_left_alone() -> anyhow::Result<()> {
+/// A leaf that runs with what a newer leafd wrote, and the events of that.
+async fn leaf_of_a_newer_leafd() -> anyhow::Result<(TestLeaf, Vec<EventRecord>)> {
     let mut leaf = Setup::new()
         .set("events.snapshot_every", i64::try_from(SNAPSHOT_EVERY)?)
         .start()
         .await?;
     leaf.stop().await?;
     let events = write_as_a_newer_leafd(&leaf).await?;
-
     leaf.start_again().await?;
     shown_and_left_alone(&mut leaf).await?;
-    // The events are in the stream as they were written, and a snapshot with the entries follows them.
+    Ok((leaf, events))
+}
+
+/// Makes sure that these events are in the stream as they were written; returns all that are in it.
+async fn published_unchanged(
+    leaf: &mut TestLeaf,
+    events: &[EventRecord],
+) -> anyhow::Result<Vec<EventRecord>> {
     leaf.published().await?;
     let published = leaf.complete_events(1).await?;
     let from = usize::try_from(events[0].sequence)? - 1;
     ensure!(
-        published[from..from + events.len()] == events[..],
+        published[from..from + events.len()] == *events,
         "the events were changed"
     );
-    let snapshot = published[from + events.len()..]
+    Ok(published)
+}
+
+/// A leaf, and a device of it.
+async fn leaf_with_a_device() -> anyhow::Result<(TestLeaf, Device)> {
+    let mut leaf = TestLeaf::start().await?;
+    // The first scan may not have ended yet.
+    leaf.call(&RescanHardware {}).await?;
+    let devices = leaf.call(&ListHardware {}).await?.devices;
+    let device = devices.into_iter().next().context("a device")?;
+    Ok((leaf, device))
+}
+
+pub(super) async fn kept_shown_and_left_alone() -> anyhow::Result<()> {
+    let (mut leaf, events) = leaf_of_a_newer_leafd().await?;
+    // The events are in the stream as they were written, and a snapshot with the entries follows them.
+    let published = published_unchanged(&mut leaf, &events).await?;
+    let last = usize::try_from(events[events.len() - 1].sequence)?;
+    let snapshot = published[last..]
         .iter()
         .find(|event| event.kind() == Some("cim.leaf.leaf.snapshotted.v1"))
         .context("a snapshot follows")?;
@@ -251,32 +268,17 @@ pub(super) async fn kept_shown_and_left_alone() -> anyhow::Result<()> {
     shown_and_left_alone(&mut leaf).await?;
     let status = leaf.stop().await?;
     ensure!(status.success(), "{status}");
-    let (journal, opened) = open(&leaf).await?;
-    for (key, value) in entries() {
-        ensure!(
-            opened.entries.get(key) == Some(&value),
-            "{key} is {:?}",
-            opened.entries.get(key)
-        );
-    }
+    let (journal, opened) = open_with_state(&leaf).await?;
+    holds_the_entries(&opened)?;
     journal.close().await;
     Ok(())
 }
 
 pub(super) async fn an_event_is_kept_with_what_it_is_about() -> anyhow::Result<()> {
-    let mut leaf = TestLeaf::start().await?;
-    // The first scan may not have ended yet.
-    leaf.call(&RescanHardware {}).await?;
-    let device: Device = leaf
-        .call(&ListHardware {})
-        .await?
-        .devices
-        .into_iter()
-        .next()
-        .context("a device")?;
+    let (mut leaf, device) = leaf_with_a_device().await?;
     leaf.published().await?;
     leaf.kill().await?;
-    let (journal, opened) = open(&leaf).await?;
+    let (journal, opened) = open_with_state(&leaf).await?;
     let key = format!("device.{}", device.id);
     let entry = opened.entries[&key].clone();
     let sequence = journal.last_sequence() + 1;
@@ -327,19 +329,10 @@ pub(super) async fn an_event_is_kept_with_what_it_is_about() -> anyhow::Result<(
 
 /// An event that an older leafd kept is added to the state by the first that can read it.
 pub(super) async fn an_event_that_was_kept_is_read_later() -> anyhow::Result<()> {
-    let mut leaf = TestLeaf::start().await?;
-    // The first scan may not have ended yet.
-    leaf.call(&RescanHardware {}).await?;
-    let mut device: Device = leaf
-        .call(&ListHardware {})
-        .await?
-        .devices
-        .into_iter()
-        .next()
-        .context("a device")?;
+    let (mut leaf, mut device) = leaf_with_a_device().await?;
     leaf.stop().await?;
     device.id = DeviceId::new("late-1")?;
-    let (journal, _) = open(&leaf).await?;
+    let (journal, _) = open_with_state(&leaf).await?;
     let sequence = journal.last_sequence() + 1;
     let raw_key = format!("raw.{sequence:020}");
     let raw = json!({
@@ -368,7 +361,7 @@ pub(super) async fn an_event_that_was_kept_is_read_later() -> anyhow::Result<()>
     );
     let status = leaf.stop().await?;
     ensure!(status.success(), "{status}");
-    let (journal, opened) = open(&leaf).await?;
+    let (journal, opened) = open_with_state(&leaf).await?;
     ensure!(
         !opened.entries.contains_key(&raw_key),
         "the event is in the state now"
@@ -385,14 +378,7 @@ pub(super) async fn to_an_older_program_and_back() -> anyhow::Result<()> {
     let old = std::env::var_os(OLD_LEAFD)
         .map(PathBuf::from)
         .context("it is skipped without")?;
-    let mut leaf = Setup::new()
-        .set("events.snapshot_every", i64::try_from(SNAPSHOT_EVERY)?)
-        .start()
-        .await?;
-    leaf.stop().await?;
-    let events = write_as_a_newer_leafd(&leaf).await?;
-    leaf.start_again().await?;
-    shown_and_left_alone(&mut leaf).await?;
+    let (mut leaf, events) = leaf_of_a_newer_leafd().await?;
     leaf.stop().await?;
     for _ in 0..2 {
         leaf.run_program(&old);
@@ -405,13 +391,7 @@ pub(super) async fn to_an_older_program_and_back() -> anyhow::Result<()> {
         leaf.run_own_program();
         leaf.start_again().await?;
         shown_and_left_alone(&mut leaf).await?;
-        leaf.published().await?;
-        let published = leaf.complete_events(1).await?;
-        let from = usize::try_from(events[0].sequence)? - 1;
-        ensure!(
-            published[from..from + events.len()] == events[..],
-            "the events were changed"
-        );
+        published_unchanged(&mut leaf, &events).await?;
         leaf.stop().await?;
         untouched(&leaf).await?;
     }

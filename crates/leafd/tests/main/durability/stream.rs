@@ -7,14 +7,8 @@ use leaf_core::id::InstanceId;
 use leaf_core::subject;
 
 use super::journal::{add_unpublished, open};
-use super::load::{self, Load};
+use super::load;
 use crate::support::{TestLeaf, until};
-
-async fn work(leaf: &mut TestLeaf) -> anyhow::Result<()> {
-    let mut load = Load::start(leaf);
-    load.answers_more(30).await?;
-    load.finish().await.map(drop)
-}
 
 async fn delete(leaf: &TestLeaf) -> anyhow::Result<()> {
     let nats = leaf.nats_as_leafd().await?;
@@ -25,27 +19,24 @@ async fn delete(leaf: &TestLeaf) -> anyhow::Result<()> {
 }
 
 pub(super) async fn deleted_while_running() -> anyhow::Result<()> {
-    let mut leaf = load::setup().start().await?;
-    let job = load::block_jobs(&mut leaf).await?;
-    work(&mut leaf).await?;
+    let (mut leaf, job) = load::busy_leaf(load::setup()).await?;
+    load::work(&mut leaf).await?;
     delete(&leaf).await?;
     leaf.call(&CancelJob { id: job }).await?;
     filled_again(&mut leaf).await
 }
 
 pub(super) async fn deleted_while_at_rest() -> anyhow::Result<()> {
-    let mut leaf = load::setup().start().await?;
-    load::block_jobs(&mut leaf).await?;
-    work(&mut leaf).await?;
+    let (mut leaf, _) = load::busy_leaf(load::setup()).await?;
+    load::work(&mut leaf).await?;
     leaf.published().await?;
     delete(&leaf).await?;
     filled_again(&mut leaf).await
 }
 
 pub(super) async fn deleted_while_stopped() -> anyhow::Result<()> {
-    let mut leaf = load::setup().start().await?;
-    load::block_jobs(&mut leaf).await?;
-    work(&mut leaf).await?;
+    let (mut leaf, _) = load::busy_leaf(load::setup()).await?;
+    load::work(&mut leaf).await?;
     // Its server lives on.
     leaf.kill().await?;
     delete(&leaf).await?;
@@ -68,9 +59,8 @@ async fn filled_again(leaf: &mut TestLeaf) -> anyhow::Result<()> {
 }
 
 pub(super) async fn deleted_after_the_journal_let_go() -> anyhow::Result<()> {
-    let mut leaf = load::setup().start().await?;
-    load::block_jobs(&mut leaf).await?;
-    work(&mut leaf).await?;
+    let (mut leaf, _) = load::busy_leaf(load::setup()).await?;
+    load::work(&mut leaf).await?;
     leaf.published().await?;
     leaf.kill().await?;
     let journal = open(&leaf).await?;
@@ -97,7 +87,7 @@ pub(super) async fn deleted_after_the_journal_let_go() -> anyhow::Result<()> {
         since.cloned().collect()
     };
     load::check_shown(&mut leaf, &TestLeaf::replay(&since(snapshot))?).await?;
-    work(&mut leaf).await?;
+    load::work(&mut leaf).await?;
     leaf.restart().await?;
     leaf.published().await?;
     let events = leaf.complete_events(gone + 1).await?;

@@ -11,8 +11,8 @@ use leaf_core::problem::ProblemCode;
 use libtest_mimic::Trial;
 
 use super::systems::{WAITS, system};
-use super::{destroy, jobs, name, start, stop, toplevel, traces};
-use crate::support::{Host, Need, Setup, TestLeaf};
+use super::{destroy, jobs, leaf, name, nothing_left, start, stop, toplevel};
+use crate::support::{Host, Need, TestLeaf};
 
 pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     let needs = &[Need::Containers];
@@ -52,7 +52,7 @@ async fn start_or_stop(
 }
 
 async fn storm() -> anyhow::Result<()> {
-    let mut leaf = Setup::new().containers().start().await?;
+    let mut leaf = leaf().await?;
     let name = name();
     leaf.create(&name, toplevel(&system(WAITS).await?), false).await?;
     let own = leaf.name.clone();
@@ -108,13 +108,12 @@ async fn storm() -> anyhow::Result<()> {
             Err(error) => bail!("{error}"),
         }
     }
-    let left = traces::of_container(&leaf.name, &name);
-    ensure!(left.is_empty(), "{left:#?}");
+    nothing_left(&leaf, &name)?;
     Ok(())
 }
 
 async fn twenty() -> anyhow::Result<()> {
-    let mut leaf = Setup::new().containers().start().await?;
+    let mut leaf = leaf().await?;
     let waits = toplevel(&system(WAITS).await?);
     let (client, own) = (leaf.client().await?, leaf.name.clone());
     let names: Vec<ContainerName> = (0..20).map(|_| name()).collect();
@@ -161,27 +160,14 @@ async fn twenty() -> anyhow::Result<()> {
     }
     ensure!(leaf.show().await?.containers == 0);
     for name in &names {
-        let left = traces::of_container(&leaf.name, name);
-        ensure!(left.is_empty(), "{left:#?}");
-        let kinds = leaf.kinds_told(&name.token()).await?;
-        let wanted = [
-            "desired",
-            "created",
-            "desired",
-            "started",
-            "desired",
-            "stopped",
-            "desired",
-            "destroyed",
-        ];
-        let wanted: Vec<String> = wanted.iter().map(|kind| format!("container.{kind}")).collect();
-        ensure!(kinds == wanted, "{kinds:?}");
+        nothing_left(&leaf, name)?;
+        leaf.told_a_whole_life(name, &["desired"]).await?;
     }
     Ok(())
 }
 
 async fn cycles() -> anyhow::Result<()> {
-    let mut leaf = Setup::new().containers().start().await?;
+    let mut leaf = leaf().await?;
     let waits = toplevel(&system(WAITS).await?);
     let cycle = async |leaf: &mut TestLeaf| -> anyhow::Result<()> {
         let name = name();

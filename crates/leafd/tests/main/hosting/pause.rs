@@ -9,8 +9,8 @@ use leaf_core::id::ContainerName;
 use leaf_core::problem::ProblemCode;
 use libtest_mimic::Trial;
 
-use super::{is_problem, minimal, name};
-use crate::support::{Host, Need, Setup, TestLeaf, until};
+use super::{is_problem, leaf, minimal, name};
+use crate::support::{Host, Need, TestLeaf, until};
 
 pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     vec![host.trial(
@@ -42,7 +42,7 @@ async fn is_paused(leaf: &mut TestLeaf, name: &ContainerName) -> anyhow::Result<
 }
 
 async fn paused_and_resumed() -> anyhow::Result<()> {
-    let mut leaf = Setup::new().containers().start().await?;
+    let mut leaf = leaf().await?;
     let name = name();
     leaf.create(&name, minimal(), false).await?;
     leaf.in_phase(&name, Phase::Stopped).await?;

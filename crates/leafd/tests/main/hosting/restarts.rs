@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::jobs::HANGS;
 use super::systems::{WAITS, mark, script, system};
-use super::{is_problem, minimal, name, toplevel, traces};
+use super::{is_problem, leaf, minimal, name, nothing_left, toplevel, traces};
 use crate::support::{Host, Need, Setup, TestLeaf, until};
 
 pub(crate) fn trials(host: &Host) -> Vec<Trial> {
@@ -59,7 +59,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
 }
 
 async fn survive() -> anyhow::Result<()> {
-    let mut leaf = Setup::new().containers().start().await?;
+    let mut leaf = leaf().await?;
     let (one, two) = (name(), name());
     leaf.create(&one, minimal(), true).await?;
     leaf.create(&two, toplevel(&system(WAITS).await?), true).await?;
@@ -103,7 +103,7 @@ async fn survive() -> anyhow::Result<()> {
 }
 
 async fn ended_meanwhile() -> anyhow::Result<()> {
-    let mut leaf = Setup::new().containers().start().await?;
+    let mut leaf = leaf().await?;
     let (code, signal, killed) = (name(), name(), name());
     let ends = "exec /run/leaf/init ready -- $b sh -c 'while ! $b test -e /root/end; do $b sleep 0.05; done; exit 5'";
     let waits = system(WAITS).await?;
@@ -149,8 +149,7 @@ async fn ended_meanwhile() -> anyhow::Result<()> {
     }
     for name in [&code, &signal, &killed] {
         leaf.destroy(name).await?;
-        let left = traces::of_container(&leaf.name, name);
-        ensure!(left.is_empty(), "{left:#?}");
+        nothing_left(&leaf, name)?;
     }
     Ok(())
 }
@@ -172,7 +171,7 @@ fn soon() -> CallOptions {
 }
 
 async fn accepted_is_done() -> anyhow::Result<()> {
-    let mut leaf = Setup::new().containers().start().await?;
+    let mut leaf = leaf().await?;
     let waits = toplevel(&system(WAITS).await?);
     let (client, own) = (leaf.client().await?, leaf.name.clone());
     // Killed after the acceptance, at another time each round.
@@ -226,14 +225,13 @@ async fn accepted_is_done() -> anyhow::Result<()> {
         let gone = leaf.call_as(&sent, &destroy).await?;
         ensure!(gone.name == name);
         is_problem(leaf.container(&name).await, ProblemCode::NotFound, "")?;
-        let left = traces::of_container(&leaf.name, &name);
-        ensure!(left.is_empty(), "{left:#?}");
+        nothing_left(&leaf, &name)?;
     }
     Ok(())
 }
 
 async fn killed_while_creating() -> anyhow::Result<()> {
-    let mut leaf = Setup::new().containers().start().await?;
+    let mut leaf = leaf().await?;
     let waits = toplevel(&system(WAITS).await?);
     let mut names: Vec<ContainerName> = Vec::new();
     for delay in [3, 6, 9, 15, 30] {
@@ -263,8 +261,7 @@ async fn killed_while_creating() -> anyhow::Result<()> {
         }
     }
     for name in &names {
-        let left = traces::of_container(&leaf.name, name);
-        ensure!(left.is_empty(), "{left:#?}");
+        nothing_left(&leaf, name)?;
     }
     let rules = traces::rules(&leaf.name);
     ensure!(rules.contains("chain") && !rules.contains("\"ve-"), "{rules}");
@@ -272,7 +269,7 @@ async fn killed_while_creating() -> anyhow::Result<()> {
 }
 
 async fn stopped_meanwhile() -> anyhow::Result<()> {
-    let mut leaf = Setup::new().containers().start().await?;
+    let mut leaf = leaf().await?;
     let name = name();
     // Ready once the test says so.
     let patient = format!("while ! $b test -e /root/works; do $b sleep 0.05; done\n{WAITS}");

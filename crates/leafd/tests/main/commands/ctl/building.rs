@@ -64,18 +64,12 @@ pub(super) async fn builds() -> anyhow::Result<()> {
 pub(super) async fn interrupted() -> anyhow::Result<()> {
     let leaf = TestLeaf::start().await?;
     let endless = derivation(&leaf, "endless", ENDLESS)?;
-    let mut command = command(&["nix", "build", "--file", &endless]);
-    let mut child = command
-        .env("LEAFCTL_CONTEXT", leaf.context_file())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    let mut lines = BufReader::new(child.stderr.take().context("a pipe")?).lines();
+    let mut child = spawned(&leaf, &["nix", "build", "--file", &endless])?;
+    let mut lines = said_by(&mut child)?;
     line_with(&mut lines, "it began").await?;
     interrupt(&child)?;
     let said = line_with(&mut lines, "goes on").await?;
-    let status = tokio::time::timeout(Duration::from_secs(30), child.wait()).await??;
-    ensure!(status.code() == Some(130), "{status}");
+    interrupted_child_ends(&mut child).await?;
     let list = document(&leaf, &["nix", "jobs"]).await?;
     let job = list["jobs"][0]["id"].as_str().context("an id")?;
     ensure!(list["jobs"][0]["phase"] == "running", "{list}");
@@ -94,12 +88,7 @@ pub(super) async fn follows() -> anyhow::Result<()> {
     let after = derivation(&leaf, "after", "echo the second has its turn; echo x > $out")?;
     let first = printed(&leaf, &["nix", "build", "--detach", "--file", &endless]).await?;
     let second = printed(&leaf, &["nix", "build", "--detach", "--file", &after]).await?;
-    let mut command = command(&["nix", "log", "--follow", second.trim()]);
-    let follower = command
-        .env("LEAFCTL_CONTEXT", leaf.context_file())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
+    let follower = spawned(&leaf, &["nix", "log", "--follow", second.trim()])?;
     let log = printed(&leaf, &["nix", "log", second.trim()]).await?;
     ensure!(log.is_empty(), "{log}");
     printed(&leaf, &["nix", "cancel", first.trim()]).await?;
