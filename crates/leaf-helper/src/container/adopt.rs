@@ -1,20 +1,18 @@
-//! The owner of a container, and the adoption of one that this leaf did not make.
+//! The adoption of a container that this leaf did not make.
 //!
-//! A container of another is one with a `NAME.conf` that this leaf did not write. It is left alone, unless it is to be
-//! adopted: then its `NAME.conf` and its unit become the leaf's, and its root file system stays as it is. One that the
-//! system's own configuration declares can't be adopted, since the next switch would bring its files back.
+//! Its `NAME.conf` and its unit become the leaf's, and its root file system stays as it is. One that the system's own
+//! configuration declares can't be adopted, since the next switch would bring its files back.
 
 use std::time::Duration;
 
 use leaf_core::id::ContainerName;
 use leaf_core::runtime::Runtime;
-use leaf_host::contract::{CONF_MADE_BY, conf_marker};
 use leaf_host::systemd::{KillWhom, UnitJob, UnitJobOutcome};
-use rustix::fs::{AtFlags, FileType};
 use rustix::process::Signal;
 
 use crate::Helper;
-use crate::container::create::conf_name;
+use crate::container::conf::conf_name;
+use crate::container::owner::Foreign;
 use crate::error::{Error, Result};
 use crate::files::Directory;
 use crate::systemd::payload::UnitCgroup;
@@ -22,86 +20,7 @@ use crate::systemd::payload::UnitCgroup;
 /// How long a container that is taken over may take to stop.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The owner of a container.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Owner {
-    /// There is no container of this name.
-    None,
-    /// It is this leaf's.
-    Leaf,
-    /// It is somebody else's.
-    Foreign(Foreign),
-}
-
-/// Who else has a container.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Foreign {
-    /// The system's own configuration, and why that is known.
-    Declared(String),
-    /// Another leaf of this host.
-    OtherLeaf(String),
-    /// A person, with `nixos-container` or by hand.
-    Person,
-}
-
-impl Foreign {
-    /// The refusal to touch it.
-    pub(crate) fn refused(&self, helper: &Helper, name: &ContainerName) -> Error {
-        let conf = helper.paths.conf(name);
-        let conf = conf.display();
-        Error::Refused(match self {
-            Self::Declared(why) => format!(
-                "{conf} {why}: a container that the system's own configuration declares; choose another name"
-            ),
-            Self::OtherLeaf(leaf) => format!("{conf} was made by leaf {leaf}; choose another name"),
-            Self::Person => format!(
-                "{conf} was not made by leaf {}; choose another name, or adopt it",
-                helper.leaf
-            ),
-        })
-    }
-}
-
 impl Helper {
-    /// Returns the owner of the container of this name.
-    pub(crate) fn owner(&self, confs: &Directory, name: &ContainerName) -> Result<Owner> {
-        let file = conf_name(name);
-        let conf = self.paths.conf(name);
-        let text = match confs.read(&file) {
-            Ok(None) => return Ok(Owner::None),
-            Ok(Some(text)) => text,
-            Err(Error::Refused(_)) => {
-                return Ok(Owner::Foreign(Foreign::Declared(
-                    "is a link, or no file at all".into(),
-                )));
-            }
-            Err(e) => return Err(e),
-        };
-        let marker = conf_marker(&self.leaf);
-        if text.lines().any(|line| line == marker) {
-            return Ok(Owner::Leaf);
-        }
-        if let Some(other) = text.lines().find_map(|line| line.strip_prefix(CONF_MADE_BY)) {
-            return Ok(Owner::Foreign(Foreign::OtherLeaf(other.to_owned())));
-        }
-        let stat = rustix::fs::statat(confs.as_fd(), &*file, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(Error::io(format!("read the metadata of {}", conf.display())))?;
-        let writable = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
-            && stat.st_mode & 0o200 != 0
-            && rustix::fs::accessat(
-                confs.as_fd(),
-                &*file,
-                rustix::fs::Access::WRITE_OK,
-                AtFlags::empty(),
-            )
-            .is_ok();
-        Ok(Owner::Foreign(if writable {
-            Foreign::Person
-        } else {
-            Foreign::Declared("is not writable".into())
-        }))
-    }
-
     /// Ends a container that somebody else made, so that it can be this leaf's; its root file system stays.
     pub(crate) async fn take_over(
         &self,
@@ -153,55 +72,5 @@ impl Helper {
             }
         }
         Ok(self.systemd.reset_failed(&unit).await?)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use leaf_core::decide::AddressPool;
-    use leaf_core::id::LeafName;
-    use leaf_host::contract::HostPaths;
-
-    use super::*;
-    use crate::Settings;
-
-    #[test]
-    fn whose_a_container_is_stands_in_its_conf() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let leaf = LeafName::new("edge").expect("a leaf");
-        let paths = HostPaths {
-            confs: directory.path().to_owned(),
-            ..HostPaths::new(&leaf)
-        };
-        let settings = Settings {
-            supervisor: "/bin/leaf-helper".into(),
-            leaf_init: "/bin/leaf-init".into(),
-            nspawn: "/bin/systemd-nspawn".into(),
-            nft: "/bin/nft".into(),
-            pool: AddressPool::default(),
-            observers: None,
-            runtime: Runtime::Systemd,
-            bind_folders: Vec::new(),
-            secret_folders: Vec::new(),
-        };
-        let helper = Helper::new(leaf.clone(), paths.clone(), settings);
-        let confs = Directory::make_root(directory.path(), 0o755).expect("a directory");
-        let name = ContainerName::new("web").expect("a name");
-        let owner = || helper.owner(&confs, &name).expect("a look");
-        let file = paths.conf(&name);
-        assert_eq!(owner(), Owner::None);
-        std::fs::write(&file, format!("{}\nA=b\n", conf_marker(&leaf))).expect("a conf");
-        assert_eq!(owner(), Owner::Leaf);
-        std::fs::write(&file, "# cim-leaf: made by leaf other\n").expect("a conf");
-        assert_eq!(owner(), Owner::Foreign(Foreign::OtherLeaf("other".into())));
-        std::fs::write(&file, "SYSTEM_PATH=/nix/store/x\n").expect("a conf");
-        assert_eq!(owner(), Owner::Foreign(Foreign::Person));
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o444)).expect("a mode");
-        assert!(matches!(owner(), Owner::Foreign(Foreign::Declared(_))));
-        std::fs::remove_file(&file).expect("removed");
-        std::os::unix::fs::symlink("/etc/static/web.conf", &file).expect("a link");
-        assert!(matches!(owner(), Owner::Foreign(Foreign::Declared(_))));
     }
 }

@@ -2,21 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use rustix::fs::{IFlags, Mode, OFlags};
 
-use leaf_core::container::ContainerNetwork;
 use leaf_core::host_op::{ContainerBinding, RunSpec, Secret};
 use leaf_core::id::{ContainerName, StorePath};
 use leaf_core::runtime::Runtime;
-use leaf_core::spec::{ContainerOptions, Users, check_credential};
-use leaf_host::contract::{CONF_DIGEST, conf_marker};
+use leaf_core::spec::{ContainerOptions, check_credential};
 
 use crate::Helper;
-use crate::container::adopt::Owner;
+use crate::container::conf::conf_name;
+use crate::container::owner::Owner;
 use crate::error::{Error, Result};
 use crate::files::Directory;
 use crate::lock;
@@ -171,99 +169,6 @@ impl Helper {
         lock::hold(&directory, "nixos-container").await.map(Some)
     }
 
-    /// Returns whether this leaf's `NAME.conf` is there.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] when there is one of somebody else.
-    pub(crate) fn owns(&self, confs: &Directory, name: &ContainerName) -> Result<bool> {
-        match self.owner(confs, name)? {
-            Owner::None => Ok(false),
-            Owner::Leaf => Ok(true),
-            Owner::Foreign(foreign) => Err(foreign.refused(self, name)),
-        }
-    }
-
-    /// `NAME.conf`, by the contract of NixOS's `nixos-containers.nix`.
-    fn conf(&self, spec: &RunSpec) -> String {
-        let RunSpec {
-            toplevel, network, ..
-        } = spec;
-        let users = match spec.options.users {
-            Users::Private => "pick",
-            Users::Host => "no",
-        };
-        let mut text = format!(
-            "{}\n{CONF_DIGEST}{}\n# It is replaced at the next change; destroy the container instead of editing this.\n\
-             SYSTEM_PATH={toplevel}\nPRIVATE_NETWORK=1\nHOST_ADDRESS={}\nLOCAL_ADDRESS={}\n",
-            conf_marker(&self.leaf),
-            spec.digest(),
-            network.host_address,
-            network.container_address,
-        );
-        for (key, address) in [
-            ("HOST_ADDRESS6", network.host_address6),
-            ("LOCAL_ADDRESS6", network.container_address6),
-        ] {
-            if let Some(address) = address {
-                text.push_str(&format!("{key}={address}\n"));
-            }
-        }
-        text.push_str(&format!("PRIVATE_USERS={users}\nAUTO_START=0\n"));
-        text
-    }
-
-    fn check_network(
-        &self,
-        confs: &Directory,
-        name: &ContainerName,
-        network: ContainerNetwork,
-    ) -> Result<()> {
-        let ContainerNetwork {
-            host_address,
-            container_address,
-            ..
-        } = network;
-        self.check_address(host_address)?;
-        self.check_address(container_address)?;
-        for address in [network.host_address6, network.container_address6]
-            .into_iter()
-            .flatten()
-        {
-            if !self.settings.pool.contains6(address) {
-                return Err(Error::Refused(format!(
-                    "{address} is not in this leaf's range of IPv6 addresses"
-                )));
-            }
-        }
-        if host_address == container_address {
-            return Err(Error::Refused(format!(
-                "{host_address} can't be both ends of a link"
-            )));
-        }
-        let unreadable = || Error::io(format!("read {}", confs.path().display()));
-        for entry in std::fs::read_dir(confs.path()).map_err(unreadable())? {
-            let file = entry.map_err(unreadable())?.file_name();
-            let Some(other) = file
-                .to_str()
-                .filter(|f| f.ends_with(".conf") && *f != conf_name(name))
-            else {
-                continue;
-            };
-            // A conf that is a link is NixOS's; its addresses count all the same.
-            let text = std::fs::read_to_string(confs.path().join(other)).unwrap_or_default();
-            for address in addresses(&text) {
-                if address == host_address || address == container_address {
-                    return Err(Error::Refused(format!(
-                        "{address} belongs to the container of {other}"
-                    )));
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Helper {
     /// Refuses what the runtime here can't do.
     async fn check_can(&self, options: &ContainerOptions, adopt: bool) -> Result<()> {
         options
@@ -282,21 +187,6 @@ impl Helper {
             },
         }
     }
-}
-
-pub(crate) fn conf_name(name: &ContainerName) -> String {
-    format!("{name}.conf")
-}
-
-/// The addresses that a `NAME.conf` names.
-fn addresses(conf: &str) -> impl Iterator<Item = Ipv4Addr> {
-    conf.lines().filter_map(|line| {
-        let (key, value) = line.split_once('=')?;
-        let value = value.trim_matches(['"', '\'']);
-        matches!(key, "HOST_ADDRESS" | "LOCAL_ADDRESS")
-            .then(|| value.split('/').next()?.parse().ok())
-            .flatten()
-    })
 }
 
 /// Checks that a system is in the store, with an `init` that can be run.
