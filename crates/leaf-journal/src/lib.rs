@@ -9,14 +9,16 @@
 
 mod change;
 mod encode;
+mod error;
 mod file;
 mod journal;
 mod lock;
 mod recent;
 mod writer;
 
+pub use error::{CommitError, OpenError, ReadError};
 pub use file::StoreError;
-pub use journal::{CommitError, FILE, Journal, OpenError, Opened, Options, ReadError, Receipt};
+pub use journal::{FILE, Journal, Opened, Options, Receipt};
 pub use lock::{Holder, LockError, holder_of};
 
 use std::collections::BTreeMap;

@@ -14,10 +14,11 @@ use tokio::sync::{oneshot, watch};
 
 use crate::change::Change;
 use crate::encode::Head;
+use crate::error::CommitError;
 use crate::file::{self, StoreError};
 use crate::lock::DirectoryLock;
 use crate::recent::Recent;
-use crate::{CommitError, Held, JournalHealth};
+use crate::{Held, JournalHealth};
 
 /// The most bytes of events, entries and commands in one transaction.
 const GROUP_BYTES: usize = 2 << 20;
