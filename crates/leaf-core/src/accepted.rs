@@ -1,4 +1,4 @@
-//! Records of accepted commands: what the journal keeps of a command, so that the same command id gets the same reply.
+//! Records of accepted commands, which the journal keeps so that a repeated command id gets the first reply again.
 
 use jiff::Timestamp;
 
@@ -9,21 +9,22 @@ use crate::id::{Caller, CommandId};
 pub struct CommandRecord {
     /// The caller that sent it.
     pub caller: Caller,
-    /// Its id: the sender's own, or one that the leaf made.
+    /// Its id: the sender's own, or one made by the leaf.
     pub id: CommandId,
     /// Its noun and verb: `container.start`.
     pub noun_verb: String,
-    /// Its [fingerprint](crate::command::Command::fingerprint), which tells it from a different command with the same id.
+    /// Its [fingerprint](crate::command::Command::fingerprint), which distinguishes it from a different command with
+    /// the same id.
     pub fingerprint: String,
     /// When it was accepted.
     pub accepted_at: Timestamp,
     /// The key of the state's entry that its outcome waits for: `container.web`.
     pub target: Option<String>,
-    /// Its reply, once there is one.
+    /// Its reply, once it has been answered.
     pub outcome: Option<CommandOutcome>,
 }
 
-/// The reply to a command, which is given again when the command is sent again.
+/// The reply to a command, which is sent again when the command is repeated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandOutcome {
     /// The reply's body.

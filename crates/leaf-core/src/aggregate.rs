@@ -1,8 +1,8 @@
-//! What a command or an event is about: the leaf itself, or one of the things that it knows.
+//! Aggregates: the subjects of commands and events.
 
 use crate::id::{ContainerName, DeviceId, JobId, LeafName};
 
-/// What a command or an event is about. Each but the leaf has a name or an id.
+/// The subject of a command or an event. Each but the leaf has a name or an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Aggregate<'a> {
     /// The leaf itself, or all things of a kind.
@@ -16,8 +16,8 @@ pub enum Aggregate<'a> {
 }
 
 impl Aggregate<'_> {
-    /// The token that stands in the subject of its events: the leaf's name, the device id, the container's name as a
-    /// token, the job id.
+    /// Returns its token in the subjects of events: the leaf's name, the device id, the container's name as a token,
+    /// the job id.
     #[must_use]
     pub fn token(self, leaf: &LeafName) -> String {
         match self {
@@ -28,7 +28,7 @@ impl Aggregate<'_> {
         }
     }
 
-    /// The key of its entry in the [state](crate::state).
+    /// Returns the key of its entry in the [state](crate::state).
     #[must_use]
     pub fn key(self) -> String {
         match self {

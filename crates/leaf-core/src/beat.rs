@@ -1,4 +1,4 @@
-//! The lease: a small message that says who holds a leaf's name, apart from the large status.
+//! The lease: a small message that names the instance that holds a leaf's name.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -6,29 +6,30 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{InstanceId, LeafName};
 
-/// How often a leaf renews its lease, in seconds.
+/// The period in which a leaf renews its lease, in seconds.
 pub const BEAT_SECONDS: u64 = 10;
 
-/// How long a lease lasts without being renewed, in seconds: the `max_age` of the stream `LEASES`.
+/// The time after which a lease expires unless renewed, in seconds: the `max_age` of the stream `LEASES`.
 pub const LEASE_SECONDS: u64 = 30;
 
-/// One beat: the leaf `leaf` is held by the run `instance`. `LEASES` keeps the last one of each leaf.
+/// A beat: the instance `instance` holds the name of the leaf `leaf`. The stream `LEASES` keeps the last beat of each
+/// leaf.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Beat {
-    /// The leaf.
+    /// The leaf's name.
     pub leaf: LeafName,
-    /// The run of `leafd` that holds it.
+    /// The instance of `leafd` that holds the name.
     pub instance: InstanceId,
-    /// The host it runs on.
+    /// The name of the host that it runs on.
     pub hostname: String,
     /// The version of `leafd`.
     pub version: String,
-    /// When that run began.
+    /// When the instance started.
     pub started_at: Timestamp,
     /// The last sequence number in its journal.
     pub sequence: u64,
     /// When this beat was made.
     pub time: Timestamp,
-    /// How often it is renewed, in seconds.
+    /// The period in which it is renewed, in seconds.
     pub interval_seconds: u64,
 }

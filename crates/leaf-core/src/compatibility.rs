@@ -1,14 +1,14 @@
-//! What a newer version wrote, compared with what this one knows of it
+//! Compares values written by a newer version with the part that this version knows
 //! ([decision 9](../../../docs/decisions/0009-what-cannot-be-read-is-kept-and-not-acted-on.md)).
 
 use serde_json::{Map, Value};
 
-/// The fields that this version has to know all of, at the top of an entry or of an event's body: the desired state. A field
-/// elsewhere that it doesn't know is kept, and does not keep the leaf from acting.
+/// Top-level fields of an entry or an event's body that this version must know completely: the desired state. An
+/// unknown field elsewhere is kept, and does not prevent the leaf from acting.
 const UNDERSTOOD_WHOLE: [&str; 3] = ["desired", "revisions", "task"];
 
-/// Returns the part of a value that this version doesn't know, given `known`, what it read of it and wrote again; nothing if it
-/// knows all. A field that is missing and one without a meaning (`null`, `false`, 0, an empty text or list) are the same.
+/// Returns the part of a value that this version doesn't know, given `known`, the value after parsing and serializing
+/// it; `None` if it knows all. A missing field equals an empty one (`null`, `false`, 0, an empty text or list).
 pub(crate) fn unknown_part(found: &Value, known: &Value) -> Option<Value> {
     match (found, known) {
         (Value::Object(found), Value::Object(known)) => {
@@ -42,8 +42,9 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// Returns the path of the first unknown value that keeps this version from acting: one in the desired state, or one that could
-/// not be kept beside what this version writes. `unknown` is the [unknown part](unknown_part) of an entry or of an event's body.
+/// Returns the path of the first unknown value that prevents this version from acting: one in the desired state, or one
+/// that could not be kept beside what this version writes. `unknown` is the [unknown part](unknown_part) of an entry or
+/// an event's body.
 pub(crate) fn must_be_understood(unknown: &Value, known: &Value) -> Option<String> {
     let (Value::Object(unknown), Value::Object(known)) = (unknown, known) else {
         return Some(String::new());
@@ -72,7 +73,7 @@ fn path_of_first(name: &str, value: &Value) -> String {
     }
 }
 
-/// Adds the unknown part of an entry to what this version writes of it.
+/// Adds the unknown part of an entry to the part that this version writes.
 pub(crate) fn add_unknown_part(entry: &mut Value, unknown: &Value) {
     let (Value::Object(entry), Value::Object(unknown)) = (entry, unknown) else {
         return;

@@ -1,5 +1,4 @@
-//! The difference between the devices that are known and a look at the host. A look that finds nothing new makes no
-//! event.
+//! Compares the known devices with a hardware scan. A scan without changes makes no event.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +7,8 @@ use crate::hardware::{Device, DeviceStatus, Inventory};
 use crate::id::DeviceId;
 use crate::state::State;
 
-/// Returns what changed between the state and a look at the host, in the order of the devices' ids. A device that the state
-/// can't read, since a newer leafd wrote it, is left out.
+/// Returns the changes from the state to a scan, in the order of device ids. A device whose entry only a newer leafd
+/// can read is left out.
 #[must_use]
 pub fn changes(state: &State, seen: &Inventory) -> Vec<Fact> {
     let mut facts = diff(&state.devices, seen);
@@ -20,10 +19,10 @@ pub fn changes(state: &State, seen: &Inventory) -> Vec<Fact> {
     facts
 }
 
-/// Returns what changed between the devices known and a look at the host, in the order of their ids.
+/// Returns the changes from the known devices to a scan, in the order of their ids.
 ///
-/// A device that is gone is remembered as absent, and not told again while it stays away. Applying the facts makes
-/// the next `diff` against the same look empty.
+/// A device that is gone is remembered as absent, and reported only once. After the facts are applied, the next `diff`
+/// against the same scan is empty.
 #[must_use]
 pub fn diff(known: &BTreeMap<DeviceId, Device>, seen: &Inventory) -> Vec<Fact> {
     let mut facts = Vec::new();
@@ -52,7 +51,7 @@ pub fn diff(known: &BTreeMap<DeviceId, Device>, seen: &Inventory) -> Vec<Fact> {
     facts
 }
 
-/// Returns the names of the fields in which two looks at one device differ.
+/// Returns the names of the fields in which two observations of a device differ.
 fn changed_fields(old: &Device, new: &Device) -> Vec<String> {
     let fields = [
         ("identity", old.identity != new.identity),

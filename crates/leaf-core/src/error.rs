@@ -1,6 +1,6 @@
-//! The one way in which an error and its causes are told.
+//! Formats an error with its causes.
 
-/// Returns an error and its causes in one line, repeats left out.
+/// Returns an error and its causes in one line, without repetitions.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

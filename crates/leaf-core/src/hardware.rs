@@ -1,7 +1,7 @@
 //! Hardware as inputs and outputs: devices and their ports.
 //!
-//! `leaf-hardware` looks at the host (udev, sysfs, nixos-facter) and makes an [`Inventory`]; [`crate::diff`] says what
-//! changed since the last look.
+//! `leaf-hardware` scans the host (udev, sysfs, nixos-facter) and makes an [`Inventory`]; [`crate::diff`] compares it
+//! with the known devices.
 
 use std::collections::BTreeMap;
 
@@ -10,61 +10,61 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::DeviceId;
 
-/// What a leaf sees on its host in one look.
+/// The devices of one hardware scan.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Inventory {
     /// The devices, by id.
     pub devices: BTreeMap<DeviceId, Device>,
 }
 
-/// One piece of hardware with its inputs and outputs.
+/// A device: a piece of hardware with its inputs and outputs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Device {
-    /// Stable across reboots; across ports too where `identity` says so.
+    /// The device's id: stable across reboots and, depending on `identity`, across ports.
     pub id: DeviceId,
-    /// What tells this device from another.
+    /// How the device is identified.
     pub identity: Identity,
-    /// What it is for.
+    /// The kind of device.
     pub kind: DeviceKind,
-    /// Present, absent or failed.
+    /// Whether it is present, absent or failed.
     pub status: DeviceStatus,
-    /// The maker's name, or its id in hexadecimal where no name is known.
+    /// The vendor's name, or its id in hexadecimal if the name is unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vendor: Option<String>,
-    /// The model's name, or its id in hexadecimal where no name is known.
+    /// The model's name, or its id in hexadecimal if the name is unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
     /// The serial number, or for a network card its permanent MAC address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
-    /// The bus it is on: `pci`, `usb`, `virtio`, `platform`, `acpi`, …
+    /// The bus: `pci`, `usb`, `virtio`, `platform`, `acpi`, …
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bus: Option<String>,
     /// The kernel drivers bound to it or to a part of it, sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drivers: Vec<String>,
-    /// Its path below `/sys`, beginning with `/devices/`; it says where the device is, not which.
+    /// Its path below `/sys`, beginning with `/devices/`. It is a location, not an identity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sysfs_path: Option<String>,
     /// Its inputs and outputs, sorted by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<Port>,
-    /// Facts that only some kinds have, such as `size_bytes`, `mac_address`, `speed_mbits`, `modalias`.
+    /// Attributes that only some kinds have, such as `size_bytes`, `mac_address`, `speed_mbits`, `modalias`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<String, String>,
 }
 
-/// What a device's id is made of.
+/// How a device is identified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Identity {
-    /// Bus, ids and a serial number or hardware address: it is known again in another port.
+    /// By bus, ids and a serial number or hardware address: it is recognized in another port.
     Serial,
-    /// Bus, ids and the place on the bus: nothing else tells two of the same model apart.
+    /// By bus, ids and its place on the bus: nothing else distinguishes two devices of the same model.
     Path,
 }
 
-/// What a device is for.
+/// The kind of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceKind {
@@ -116,9 +116,9 @@ pub enum DeviceKind {
     Memory,
     /// A processor.
     Processor,
-    /// A controller of disks.
+    /// A disk controller.
     StorageController,
-    /// A controller of memory cards.
+    /// A memory card controller.
     MmcController,
     /// A USB controller.
     UsbController,
@@ -130,33 +130,33 @@ pub enum DeviceKind {
     Other,
 }
 
-/// Whether a device is there and usable.
+/// The status of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceStatus {
-    /// There, and in use by a driver or in no need of one.
+    /// Present, with a driver or without need of one.
     Present,
-    /// It was there; it is remembered.
+    /// Not present any more; it is remembered.
     Absent,
-    /// There, but without a driver.
+    /// Present, but without a driver.
     Failed,
 }
 
-/// One input or output of a device.
+/// An input or output of a device.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct Port {
-    /// What the port is called on its device: `eth0`, `video0`, `pcmC0D0p`, `HDMI-A-1`, `sda`.
+    /// The port's name on its device: `eth0`, `video0`, `pcmC0D0p`, `HDMI-A-1`, `sda`.
     pub name: String,
-    /// Whether data comes in, goes out, or both.
+    /// The direction of data.
     pub direction: Direction,
-    /// What flows through it.
+    /// The medium.
     pub medium: Medium,
     /// The device node or interface, such as `/dev/video0`, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
 }
 
-/// The way data flows, seen from the leaf.
+/// The direction of data, as seen from the leaf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
@@ -168,7 +168,7 @@ pub enum Direction {
     Both,
 }
 
-/// What flows through a port.
+/// The medium of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Medium {
@@ -176,13 +176,13 @@ pub enum Medium {
     Network,
     /// Blocks of storage.
     Block,
-    /// Pictures.
+    /// Images.
     Video,
     /// Sound.
     Audio,
-    /// What a screen shows.
+    /// The content of a screen.
     Display,
-    /// Drawing and computing commands to a graphics processor.
+    /// Rendering and compute commands to a graphics processor.
     Render,
     /// Keys, motion and switches.
     Input,

@@ -1,7 +1,7 @@
-//! Names and ids. Every one is checked when it is made, so whoever holds one need not check again.
+//! Names and ids. Each is validated when it is constructed.
 //!
-//! Names that stand in a NATS subject are [tokens](token): `[a-z0-9_-]`. Foreign names (a container called
-//! `Web`) become tokens by one injective encoding, [`encode_token`].
+//! Names that occur in a NATS subject are [tokens](token): `[a-z0-9_-]`. Other names (a container called `Web`) become
+//! tokens by an injective encoding, [`encode_token`].
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,15 +10,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Why a text is not the id it was taken for. Says what would be.
+/// An invalid name or id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not {what}: {why}")]
 pub struct InvalidId {
-    /// What it was taken for, with its article: `a leaf name`.
+    /// The expected kind, with its article: `a leaf name`.
     pub what: &'static str,
     /// The text, cut at 80 characters.
     pub text: String,
-    /// What is wrong, and what would be right.
+    /// What is wrong, and what is valid.
     pub why: String,
 }
 
@@ -60,7 +60,7 @@ fn check(
         return Err(InvalidId::new(
             what,
             text,
-            "it begins with '-', which would be read as a flag",
+            "it begins with '-', which would be taken for a flag",
         ));
     }
     Ok(())
@@ -79,7 +79,7 @@ macro_rules! text_id {
         pub struct $name(String);
 
         impl $name {
-            /// Returns the checked name.
+            /// Returns the validated name.
             ///
             /// # Errors
             /// [`InvalidId`] when it is empty, too long or has a character outside the alphabet.
@@ -89,7 +89,7 @@ macro_rules! text_id {
                 Ok(Self(text))
             }
 
-            /// The name as text.
+            /// Returns the name as text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -135,11 +135,11 @@ text_id!(
     LeafName, "a leaf name", max 32, token_byte, "a-z, 0-9, '_' and '-'", "^[a-z0-9_][a-z0-9_-]*$"
 );
 text_id!(
-    /// Who sends a command: the NATS user's own token, pinned by its publish permission.
+    /// The caller of a command: the NATS user's own token, fixed by its publish permission.
     Caller, "a caller", max 64, token_byte, "a-z, 0-9, '_' and '-'", "^[a-z0-9_][a-z0-9_-]*$"
 );
 impl Caller {
-    /// Who wants what a leaf wants by itself.
+    /// Returns the caller of changes that the leaf itself makes.
     #[must_use]
     pub fn daemon() -> Self {
         Self("leafd".to_owned())
@@ -178,8 +178,8 @@ impl ContainerName {
         encode_token(self.as_str())
     }
 
-    /// Returns the NATS user name of this container: `ctr-` and its [token](Self::token). It is a caller of its
-    /// own, so no container can be named like a person.
+    /// Returns the NATS user name of this container: `ctr-` and its [token](Self::token). The prefix keeps containers
+    /// from taking the name of another caller.
     #[must_use]
     pub fn caller(&self) -> Caller {
         Caller(format!("ctr-{}", self.token()))
@@ -208,7 +208,7 @@ macro_rules! uuid_id {
         impl FromStr for $name {
             type Err = InvalidId;
             fn from_str(text: &str) -> Result<Self, InvalidId> {
-                // Only the hyphenated form: one id, one token.
+                // Only the hyphenated form is accepted, so that an id has one token.
                 match Uuid::try_parse(text) {
                     Ok(id) if id.hyphenated().to_string() == text => Ok(Self(id)),
                     _ => Err(InvalidId::new($what, text, "it has the form 01890a5d-ac96-774b-bcce-b302099a8057")),
@@ -223,12 +223,12 @@ uuid_id!(
     JobId, "a job id"
 );
 uuid_id!(
-    /// The id of one run of `leafd`: a version 7 UUID, new at each start. It tells two holders of a leaf's name
-    /// apart.
+    /// The id of an instance of `leafd`: a version 7 UUID, new at each start. It distinguishes two holders of a leaf's
+    /// name.
     InstanceId, "an instance id"
 );
 
-/// A checked store path below `/nix/store`, such as
+/// A validated store path below `/nix/store`, such as
 /// `/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-net-tools-1.60_p20170221182432`; it has no sub-path.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
@@ -236,7 +236,7 @@ uuid_id!(
 pub struct StorePath(String);
 
 impl StorePath {
-    /// Returns the checked store path.
+    /// Returns the validated store path.
     ///
     /// # Errors
     /// [`InvalidId`] when it is not `/nix/store/<32 base-32 characters>-<name>`.
@@ -247,7 +247,7 @@ impl StorePath {
         Ok(Self(text))
     }
 
-    /// The absolute path as text.
+    /// Returns the absolute path as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -292,9 +292,9 @@ pub fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(token_byte)
 }
 
-/// Returns a foreign name as one subject token: `[a-z0-9-]` stays, every other byte becomes `_` and two
-/// lowercase hexadecimal digits (`Web` is `_57eb`, `a_b` is `a_5fb`), and the empty name is `_`. Two names never
-/// give the same token; [`decode_token`] gives the name back.
+/// Returns a name as one subject token: `[a-z0-9-]` is kept, every other byte becomes `_` and two lowercase hexadecimal
+/// digits (`Web` is `_57eb`, `a_b` is `a_5fb`), and the empty name is `_`. Two names never have the same token;
+/// [`decode_token`] returns the name.
 #[must_use]
 pub fn encode_token(name: &str) -> String {
     use fmt::Write as _;
@@ -305,13 +305,13 @@ pub fn encode_token(name: &str) -> String {
     for byte in name.bytes() {
         match byte {
             b'a'..=b'z' | b'0'..=b'9' | b'-' => token.push(char::from(byte)),
-            other => write!(token, "_{other:02x}").expect("a String takes all that is written"),
+            other => write!(token, "_{other:02x}").expect("writing to a String can't fail"),
         }
     }
     token
 }
 
-/// Returns the name that [`encode_token`] made this token of, or nothing if it made none.
+/// Returns the name of a token made by [`encode_token`]; `None` for any other token.
 #[must_use]
 pub fn decode_token(token: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(token.len());
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_names_are_refused_and_the_error_says_why() {
+    fn invalid_names_are_refused_with_the_reason() {
         let long = "x".repeat(200);
         for bad in ["", "a/b", "..", "a.b", "ü", "a b", "-rf", "a\0", long.as_str()] {
             let error = ContainerName::new(bad).expect_err(bad).to_string();

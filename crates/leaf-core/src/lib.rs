@@ -1,10 +1,10 @@
-//! What a leaf is: ids, messages, subjects, state, decisions, plans, the engine and the reconciler.
+//! The model of a leaf: ids, messages, subjects, state, decisions, plans, the engine and the reconciler.
 //!
-//! Everything here is pure: no I/O, no async, no clock, no randomness. Time and ids come in as arguments; what comes
-//! out is data that `leafd` carries out. Reading order: [`command`] and [`event`] (what goes over the wire),
-//! [`state`] (what a leaf knows), [`mod@decide`] (what a command does), [`engine`] (the loop from inputs to outputs),
-//! [`reconcile`] (what is in flight for which resource), [`mod@plan`] and [`mod@diff`] (what an observation means, and which
-//! host operations follow), [`host_op`] (the operations that need root).
+//! Everything here is pure: no I/O, no async, no clock, no randomness. Time and ids are arguments; the results are data
+//! that `leafd` acts on. Reading order: [`command`] and [`event`] (the messages), [`state`] (the sum of all events),
+//! [`mod@decide`] (the effect of a command), [`engine`] (the loop from inputs to outputs), [`reconcile`] (the steps in
+//! flight for each resource), [`mod@plan`] and [`mod@diff`] (from observations to facts and host operations),
+//! [`host_op`] (the operations that need root).
 
 pub mod accepted;
 pub mod aggregate;

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-/// A point on the monotonic clock of this run: the time since an origin that the shell chose.
+/// A point on the monotonic clock of this instance: the time since an origin chosen by the shell.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(Duration);
 
 impl Moment {
-    /// Returns the moment this long after the origin.
+    /// Returns the moment at this time after the origin.
     #[must_use]
     pub const fn after_origin(since: Duration) -> Self {
         Self(since)

@@ -1,5 +1,5 @@
-//! Plans the host operations that move a container from its observed to its desired state, and derives the facts that an
-//! observation adds to its history.
+//! Plans the host operations that move a container from its observed to its desired state, and derives facts from
+//! observations.
 
 use std::collections::BTreeMap;
 
@@ -12,24 +12,24 @@ use crate::host_op::{ContainerBinding, HostOp, RunSpec, Secret};
 use crate::id::{Caller, LeafName, StorePath};
 use crate::state::State;
 
-/// What a plan needs to know beside the container and the observation of it.
+/// The inputs of a plan apart from the container and its observation.
 #[derive(Debug, Clone)]
 pub struct PlanContext {
     /// The leaf.
     pub leaf: LeafName,
-    /// Where the leaf's NATS server is, as the container reaches it.
+    /// The URL of the leaf's NATS server for containers.
     pub nats_url: String,
     /// The container's own NATS credentials, in the creds file format.
     pub nats_credentials: Secret,
-    /// How long a start may take until the container says that it is ready, in seconds.
+    /// The time limit for the container to become ready, in seconds.
     pub ready_timeout_seconds: u32,
-    /// How long a stop may take before it is ended by force, in seconds.
+    /// The time after which a container that is stopping is killed, in seconds.
     pub stop_timeout_seconds: u32,
 }
 
-/// Returns the host operations that move a container to its desired state, in order; none if it is there.
+/// Returns the host operations that move a container to its desired state, in order; none if it is in that state.
 ///
-/// `observed` is nothing where the host has no such container.
+/// `observed` is `None` if the host has no such container.
 #[must_use]
 pub fn plan(
     container: &Container,
@@ -56,11 +56,11 @@ pub fn plan(
     let mut ops = Vec::new();
     if desired.run == DesiredRun::Absent {
         if up {
-            // A frozen process does nothing with the request to end.
+            // Frozen processes don't react to the request to end.
             ops.extend(frozen.then(|| set_frozen(false)));
             ops.push(stop());
         }
-        // An observation does not show a create that was cut off, which leaves files and credentials all the same.
+        // An interrupted create leaves files and credentials that an observation does not show.
         if observed.is_some() || desired.toplevel.is_some() {
             ops.push(HostOp::DestroyContainer { name: name.clone() });
         }
@@ -107,7 +107,7 @@ pub fn plan(
     ops
 }
 
-/// Returns what is to be run as a container, with this system.
+/// Returns the run spec of a container with this system.
 fn run_spec(container: &Container, toplevel: &StorePath, leaf: &LeafName) -> RunSpec {
     RunSpec {
         leaf: leaf.clone(),
@@ -118,8 +118,8 @@ fn run_spec(container: &Container, toplevel: &StorePath, leaf: &LeafName) -> Run
     }
 }
 
-/// Returns the facts that an observation adds to what is known of a container: the effects of the leaf's own steps, and
-/// what happened by itself. None if the observation agrees with the state.
+/// Returns the facts that follow from an observation of a container: effects of the leaf's own steps, and changes from
+/// other causes. None if the observation agrees with the state.
 #[must_use]
 pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf: &LeafName) -> Vec<Fact> {
     use ContainerPhase as Phase;
@@ -127,7 +127,7 @@ pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf
     let Some(observed) = observed else {
         return match container.phase {
             Phase::Destroying => vec![Fact::from(ContainerDestroyed { name: name.clone() })],
-            // One that starts and is not there is still to be made: nothing has happened to it.
+            // A starting container that does not exist is yet to be created: nothing has happened to it.
             Phase::Running | Phase::Restarting | Phase::Stopping => {
                 vec![stopped(container, StopCause::HostRestarted, None)]
             }
@@ -178,7 +178,7 @@ pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf
         ) if container.desired.run == DesiredRun::Running => facts.push(started(*ready_after_ms)),
         (Phase::Updating, _) if is_met(container, observed, leaf) => {
             let (running, ready_after_ms) = match &observed.run {
-                // It was started for its present desired state.
+                // It was started in its present desired state.
                 ObservedRun::Running {
                     started_at,
                     ready_after_ms,
@@ -218,12 +218,12 @@ pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf
             facts.push(stopped(container, by_itself(None), None));
             facts.push(started(*ready_after_ms));
         }
-        // It was to be started again, and is not any more.
+        // Its supervisor has given up restarting it.
         (Phase::Restarting, ObservedRun::Exited(exit)) => {
             facts.push(Fact::from(ContainerFailed {
                 name: name.clone(),
                 step: ContainerStep::Start,
-                reason: format!("it was not ready when it was started again: {exit}"),
+                reason: format!("it did not become ready after a restart: {exit}"),
             }));
         }
         _ => {}
@@ -231,8 +231,8 @@ pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf
     facts
 }
 
-/// Returns the facts by which the leaf tries again, after its host was booted, the containers that are desired to run and had
-/// ended by themselves or failed before. An observation tells of those that ran.
+/// Returns the facts by which the leaf, after a boot of its host, tries the containers again that should run and had
+/// ended by themselves or failed before. Containers that ran before the boot are handled by observations.
 #[must_use]
 pub fn after_boot(state: &State) -> Vec<Fact> {
     use ContainerPhase as Phase;
@@ -244,9 +244,9 @@ pub fn after_boot(state: &State) -> Vec<Fact> {
     state.containers.values().filter(ended).map(try_again).collect()
 }
 
-/// Returns the fact by which the leaf tries a container again that ran before its host was booted, by the first observation
-/// since: one that systemd started with the host, before the leaf was there, and that failed is tried once more. Maybe what it
-/// needs was not there so early.
+/// Returns the fact by which the leaf tries a container again that ran before a boot of its host, given the first
+/// observation since: one that systemd started at boot, before the leaf ran, and that failed is tried once more. It may
+/// have failed because something that it needs was not available so early.
 #[must_use]
 pub fn after_early_start(container: &Container, observed: &ObservedContainer) -> Option<Fact> {
     let failed = matches!(observed.run, ObservedRun::Exited(exit) if exit != Exit::Code { code: 0 });
@@ -273,7 +273,7 @@ fn stopped(container: &Container, cause: StopCause, exit: Option<Exit>) -> Fact 
     })
 }
 
-/// Returns whether the host has a container's desired state on its disk.
+/// Returns whether a container is set up on the host's disk as desired.
 fn is_made(container: &Container, observed: &ObservedContainer, leaf: &LeafName) -> bool {
     let Some(toplevel) = &container.desired.toplevel else {
         return false;
@@ -281,7 +281,7 @@ fn is_made(container: &Container, observed: &ObservedContainer, leaf: &LeafName)
     observed.digest.as_ref() == Some(&run_spec(container, toplevel, leaf).digest())
 }
 
-/// Returns whether a container is in its desired state, on the disk and as it runs.
+/// Returns whether a running container is in its desired state, on the disk and at run time.
 fn is_met(container: &Container, observed: &ObservedContainer, leaf: &LeafName) -> bool {
     let Some(toplevel) = &container.desired.toplevel else {
         return false;

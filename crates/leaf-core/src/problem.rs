@@ -1,15 +1,15 @@
-//! What a command gets back when it did not work: a problem body (RFC 9457) with a stable code.
+//! Problems: the bodies of error replies (RFC 9457), with a stable code.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Every kind of error that a reply can carry. The code is stable; new ones may be added.
+/// The kind of a problem. Codes are stable; new ones may be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ProblemCode {
     /// The body is not JSON, or not of the command's shape (an unknown field, a wrong type).
     Malformed,
-    /// The shape is right, but a value can't be used.
+    /// The body has the command's shape, but a value is invalid.
     Invalid,
     /// The subject names no command of this leaf.
     UnknownCommand,
@@ -19,30 +19,30 @@ pub enum ProblemCode {
     TooLarge,
     /// The caller may not do this.
     Forbidden,
-    /// What the command names does not exist.
+    /// Something named in the command does not exist.
     NotFound,
-    /// What the command would make exists.
+    /// Something that the command would create already exists.
     AlreadyExists,
-    /// The state is not what the sender saw (`if_generation`), or does not allow this now.
+    /// The state is not the one that the sender saw (`if_generation`), or does not allow this now.
     Conflict,
     /// The command id was used before with another body.
     CommandIdReused,
-    /// This leaf can't do that: it lacks a program, a right or a kernel feature.
+    /// This leaf doesn't support it: a program, a privilege or a kernel feature is missing.
     Unsupported,
-    /// Too much is waiting, to be run or to be published. Try again later.
+    /// Too many jobs are queued, or too many events wait to be published. Try again later.
     Overloaded,
-    /// The disk is too full to promise anything. Free some space; nothing else need be done.
+    /// The disk is too full to record anything. Free some space; the leaf then continues by itself.
     DiskFull,
-    /// The leaf is stopping. Send it again in a moment.
+    /// The leaf is stopping. Send the command again in a moment.
     Draining,
-    /// It was accepted, and did not work: see the detail. The leaf's fault or the host's, not the caller's.
+    /// The command was accepted, then failed: see the detail. The fault is the leaf's or the host's, not the caller's.
     Failed,
-    /// It was accepted, and is not done in time; it goes on.
+    /// The command was accepted, and has not finished in time; it continues.
     TimedOut,
 }
 
 impl ProblemCode {
-    /// The code as text, as it stands in the problem body.
+    /// Returns the code as text, as in the problem body.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -65,7 +65,7 @@ impl ProblemCode {
         }
     }
 
-    /// The status, by the meaning of HTTP's (RFC 9110); also the `Nats-Service-Error-Code` (ADR-32).
+    /// Returns the status, with the meaning of HTTP's (RFC 9110); also the `Nats-Service-Error-Code` (ADR-32).
     #[must_use]
     pub fn status(self) -> u16 {
         match self {
@@ -84,7 +84,7 @@ impl ProblemCode {
         }
     }
 
-    /// What the code means, in a few words.
+    /// Returns the meaning of the code in a few words.
     #[must_use]
     pub fn title(self) -> &'static str {
         match self {
@@ -115,13 +115,13 @@ pub struct Problem {
     /// `urn:cim-leaf:problem:` and the code.
     #[serde(rename = "type")]
     pub kind: String,
-    /// What the code means, in a few words.
+    /// The meaning of the code in a few words.
     pub title: String,
-    /// The status, as HTTP's.
+    /// The status, with the meaning of HTTP's.
     pub status: u16,
     /// What happened to this command, and what to do about it.
     pub detail: String,
-    /// This occurrence, as the leaf's log has it too: `urn:cim-leaf:command:` and the command id.
+    /// The id of this occurrence, which the leaf's log has too: `urn:cim-leaf:command:` and the command id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
     /// The stable code.

@@ -5,30 +5,33 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::ContainerName;
 
-/// What runs the containers of a host.
+/// The runtime of a host's containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Runtime {
-    /// systemd as PID 1: a unit `container@NAME.service` each, seen by `systemctl`, `machinectl` and `nixos-container`.
+    /// systemd as PID 1: each container is a unit `container@NAME.service`, visible to `systemctl`, `machinectl` and
+    /// `nixos-container`.
     Systemd,
-    /// `leaf-helper supervise` with systemd-nspawn, where systemd is not PID 1. It can't do all that the other can, and says
-    /// so.
+    /// `leaf-helper supervise` with systemd-nspawn, for hosts where systemd is not PID 1. It refuses specs that it
+    /// doesn't support.
     Nspawn,
 }
 
 impl Runtime {
-    /// Returns what is said where a part of a spec, or a command, is beyond it.
+    /// Returns the error text for a part of a spec, or a command, that the runtime doesn't support.
     #[must_use]
     pub fn cant(self, what: &str) -> String {
         match self {
-            Self::Systemd => format!("{what}: containers as units of systemd can't do that"),
+            Self::Systemd => format!("{what}: not supported for containers that run as systemd units"),
             Self::Nspawn => {
-                format!("{what}: the nspawn runtime, for hosts where systemd is not PID 1, can't do that")
+                format!(
+                    "{what}: not supported by the nspawn runtime, which is used where systemd is not PID 1"
+                )
             }
         }
     }
 
-    /// The unit of a container under systemd.
+    /// Returns the name of a container's systemd unit.
     #[must_use]
     pub fn unit(name: &ContainerName) -> String {
         format!("container@{name}.service")

@@ -1,4 +1,4 @@
-//! Every message type and its JSON Schema (2020-12), generated from the Rust types.
+//! The message types and their JSON Schemas (2020-12), generated from the Rust types.
 
 use std::collections::BTreeMap;
 
@@ -18,29 +18,29 @@ use crate::shape::Shape;
 use crate::state::{LeafState, RawEvent};
 use crate::subject::VERSION;
 
-/// One message type.
+/// A message type.
 #[derive(Debug, Clone)]
 pub struct MessageType {
     /// Its name: the `ce-type` of an event or a job's message, `cmd.<noun>.<verb>`, `reply.<noun>.<verb>`,
     /// `state.<kind>`, or a name of its own.
     pub name: String,
-    /// What it is for.
+    /// Its role.
     pub role: Role,
     schema: Schema,
     /// Its form.
     pub shape: Shape,
 }
 
-/// What a message is for.
+/// The role of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// A command.
     Command,
-    /// The reply to a command that worked.
+    /// The reply to a successful command.
     Reply,
     /// A domain event, kept in the leaf's stream.
     Event,
-    /// What a job says while it runs, not kept.
+    /// A message about a running job, not stored.
     Job,
     /// An entry of the state in the bucket [`STATE_BUCKET`](crate::subject::STATE_BUCKET).
     State,
@@ -49,8 +49,8 @@ pub enum Role {
 }
 
 impl MessageType {
-    /// Returns the schema's `$id`: `urn:cim-leaf:schema:` and the name; where the name has no version of its own, that
-    /// of the protocol stands before it.
+    /// Returns the schema's `$id`: `urn:cim-leaf:schema:` and the name; before a name without a version of its own, the
+    /// protocol's version is inserted.
     #[must_use]
     pub fn id(&self) -> String {
         match self.role {
@@ -68,7 +68,7 @@ impl MessageType {
             .unwrap_or_default()
     }
 
-    /// Returns the name of the Rust type, its schema, and the schemas of the types that it refers to, by their names.
+    /// Returns the name of the Rust type, its schema, and the schemas of the types that it refers to, by name.
     fn definitions(&self) -> (String, Value, Map<String, Value>) {
         let mut schema = self.schema.clone();
         let shared = match schema.remove("$defs") {
@@ -77,7 +77,7 @@ impl MessageType {
         };
         schema.remove("$schema");
         let Some(Value::String(name)) = schema.remove("title") else {
-            unreachable!("schemars gives the schema of a type its name as the title")
+            unreachable!("schemars uses a type's name as the title of its schema")
         };
         (name, schema.to_value(), shared)
     }
@@ -98,7 +98,7 @@ impl Bundle {
     ///
     /// # Panics
     ///
-    /// If two types have one name and different schemas; a test makes this bundle.
+    /// If two types have the same name and different schemas; a test makes this bundle.
     #[must_use]
     pub fn new() -> Self {
         let mut bundle = Self {
@@ -140,11 +140,11 @@ impl Bundle {
         })
     }
 
-    /// Returns the schema of one message type as a document that stands by itself, or `None` if there is no such type.
+    /// Returns the schema of one message type as a self-contained document; `None` if there is no such type.
     #[must_use]
     pub fn resolve(&self, name: &str) -> Option<Value> {
         let entry = self.definitions.get(name)?;
-        // A Rust type has no `$id`, and is no message.
+        // A Rust type has no `$id`, and is not a message type.
         let (id, of_type) = (entry.get("$id")?, target_of(entry.get("$ref")?)?);
         let mut needed = BTreeMap::new();
         let schema = self.definitions.get(of_type)?;
@@ -162,7 +162,7 @@ impl Bundle {
         Some(document)
     }
 
-    /// Adds the definitions that a schema refers to, directly or through others.
+    /// Adds the definitions that a schema refers to, directly or indirectly.
     fn collect<'a>(&'a self, schema: &'a Value, needed: &mut BTreeMap<&'a str, &'a Value>) {
         match schema {
             Value::Object(keywords) => {
@@ -194,17 +194,17 @@ impl Default for Bundle {
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
 const LOCAL: &str = "#/$defs/";
 
-/// The `$id` of the [`Bundle`].
+/// Returns the `$id` of the [`Bundle`].
 fn bundle_id() -> String {
     format!("urn:cim-leaf:schema:{VERSION}")
 }
 
-/// The name of the definition that a `$ref` points to.
+/// Returns the name of the definition that a `$ref` points to.
 fn target_of(reference: &Value) -> Option<&str> {
     reference.as_str()?.split_once(LOCAL).map(|(_, name)| name)
 }
 
-/// The sequence number with which the newest snapshot of the leaf's history begins: a replay may start there.
+/// The sequence number at which the newest snapshot of the leaf's history begins: a replay can start there.
 #[derive(Serialize, Deserialize, JsonSchema)]
 struct SnapshotSequence(u64);
 
@@ -251,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_bundle_resolves_is_what_the_type_says_by_itself() {
+    fn the_bundle_resolves_a_type_to_its_own_schema() {
         let bundle = Bundle::new();
         for message in catalogue() {
             let mut alone = message.schema.clone();
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rust_type_is_no_message() {
+    fn a_rust_type_is_not_a_message_type() {
         let bundle = Bundle::new();
         assert!(bundle.definitions.contains_key("Container"));
         assert_eq!(bundle.resolve("Container"), None);

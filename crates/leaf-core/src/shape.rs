@@ -1,16 +1,16 @@
-//! What can be done with every message type, whatever it is.
+//! The operations on message types that don't depend on the type.
 
 use schemars::{JsonSchema, Schema, schema_for};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// The form of a message, as its Rust type has it.
+/// The form of a message, defined by its Rust type.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
-    /// Makes its schema.
+    /// Returns its schema.
     pub schema: fn() -> Schema,
-    /// Reads a message and writes it again: what this version knows of it.
+    /// Parses a message and serializes it again: the part of it that this version knows.
     pub reread: fn(Value) -> Result<Value, serde_json::Error>,
 }
 

@@ -1,44 +1,44 @@
-//! Every NATS subject of a leaf, built and parsed here and nowhere else.
+//! The NATS subjects of a leaf, which are built and parsed only here.
 //!
-//! | subject | what |
+//! | subject | meaning |
 //! |---|---|
-//! | `leaf.v1.cmd.<leaf>.<caller>.<noun>.<verb>` | a command; the caller is pinned by its user's publish permission |
+//! | `leaf.v1.cmd.<leaf>.<caller>.<noun>.<verb>` | a command; the caller is fixed by its user's publish permission |
 //! | `leaf.v1.ask.<noun>.<verb>` | asks many leaves for offers; changes nothing |
 //! | `leaf.v1.evt.<leaf>.<aggregate>.<id>.<fact>` | a domain event, kept in the stream `EVENTS_<leaf>` |
-//! | `leaf.v1.job.<leaf>.<job>.<progress\|log\|ended>` | what a job says while it runs |
+//! | `leaf.v1.job.<leaf>.<job>.<progress\|log\|ended>` | a message about a running job |
 //! | `leaf.v1.beat.<leaf>` | the lease |
-//! | `leaf.v1.ctr.<leaf>.<container>.>` | a container's own |
+//! | `leaf.v1.ctr.<leaf>.<container>.>` | a container's own subjects |
 //! | `$KV.leaf_state.<leaf>.<key>` | an entry of the leaf's state |
 //! | `$SRV.<verb>.<service>.<instance>` | discovery of services (NATS ADR-32) |
 //!
-//! Replies go below `_INBOX.<caller>.` only.
+//! Replies are only sent below `_INBOX.<caller>.`.
 
 use crate::id::{Caller, ContainerName, InstanceId, JobId, LeafName, is_token};
 
-/// The protocol version, as it stands in every subject.
+/// The protocol version, a token of every subject.
 pub const VERSION: &str = "v1";
 
-/// A command's subject, taken apart.
+/// The parsed subject of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandSubject {
-    /// The leaf that is to carry it out.
+    /// The leaf that the command is for.
     pub leaf: LeafName,
-    /// Who sends it.
+    /// The caller.
     pub caller: Caller,
-    /// What it is about: `container`.
+    /// The noun: `container`.
     pub noun: String,
-    /// What to do: `start`.
+    /// The verb: `start`.
     pub verb: String,
 }
 
-/// Why a subject is not that of a command.
+/// An error in parsing a command's subject.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SubjectError {
     /// Not `leaf.v1.cmd.<leaf>.<caller>.<noun>.<verb>`.
     #[error("{0:?} is not leaf.v1.cmd.<leaf>.<caller>.<noun>.<verb>")]
     Shape(String),
     /// Another protocol version.
-    #[error("protocol version {0:?} is not spoken here, only {VERSION}")]
+    #[error("protocol version {0:?} is not supported, only {VERSION}")]
     Version(String),
     /// A token with a character outside `[a-z0-9_-]`.
     #[error("the token {0:?} is not [a-z0-9_-]")]
@@ -55,10 +55,10 @@ impl CommandSubject {
         )
     }
 
-    /// Takes a subject apart.
+    /// Parses a subject.
     ///
     /// # Errors
-    /// [`SubjectError`] when it is not that of a command of this version.
+    /// [`SubjectError`] when it is not the subject of a command of this version.
     pub fn parse(subject: &str) -> Result<Self, SubjectError> {
         let shape = || SubjectError::Shape(subject.chars().take(200).collect());
         let tokens: Vec<&str> = subject.split('.').collect();
@@ -87,50 +87,51 @@ impl CommandSubject {
     }
 }
 
-/// What a leaf subscribes to for its commands: every version, so that a wrong one gets an answer.
+/// Returns the subjects that a leaf subscribes to for its commands: every version, so that an unsupported one is
+/// answered.
 #[must_use]
 pub fn commands_of(leaf: &LeafName) -> String {
     format!("leaf.*.cmd.{leaf}.>")
 }
 
-/// One command to a leaf, whoever sends it.
+/// Returns the subjects of one command to a leaf, by any caller.
 #[must_use]
 pub fn command_by_anybody(leaf: &LeafName, noun: &str, verb: &str) -> String {
     format!("leaf.{VERSION}.cmd.{leaf}.*.{noun}.{verb}")
 }
 
-/// The caller that a command's subject names, also if the subject is wrong otherwise: it is the place that the
-/// sender's permission pins.
+/// Returns the caller named in a command's subject, even if the subject is otherwise invalid: the sender's permission
+/// fixes this token.
 #[must_use]
 pub fn caller_of(subject: &str) -> Option<Caller> {
     Caller::new(subject.split('.').nth(4)?).ok()
 }
 
-/// What a caller may publish to command any leaf.
+/// Returns the subjects that a caller publishes to for commands to any leaf.
 #[must_use]
 pub fn commands_by(caller: &Caller) -> String {
     format!("leaf.{VERSION}.cmd.*.{caller}.>")
 }
 
-/// A question to all leaves.
+/// Returns the subject of a question to all leaves.
 #[must_use]
 pub fn ask(noun: &str, verb: &str) -> String {
     format!("leaf.{VERSION}.ask.{noun}.{verb}")
 }
 
-/// Every question to all leaves.
+/// Returns the subjects of all questions to all leaves.
 #[must_use]
 pub fn asks() -> String {
     format!("leaf.{VERSION}.ask.>")
 }
 
-/// An event's subject: `aggregate` and `fact` are tokens of the event's type, `id` is a token.
+/// Returns an event's subject: `aggregate` and `fact` are tokens of the event's type, `id` is a token.
 #[must_use]
 pub fn event(leaf: &LeafName, aggregate: &str, id: &str, fact: &str) -> String {
     format!("leaf.{VERSION}.evt.{leaf}.{aggregate}.{id}.{fact}")
 }
 
-/// What an event with this subject is about (`container`), its token there, and what happened (`started`).
+/// Returns the parts of an event's subject: the aggregate (`container`), its token, and the fact (`started`).
 #[must_use]
 pub fn parts_of_event(subject: &str) -> Option<(&str, &str, &str)> {
     let mut tokens = subject.split('.');
@@ -139,97 +140,97 @@ pub fn parts_of_event(subject: &str) -> Option<(&str, &str, &str)> {
     (start[0] == "leaf" && start[2] == "evt" && tokens.next().is_none()).then_some(parts)
 }
 
-/// All events of a leaf.
+/// Returns the subjects of a leaf's events.
 #[must_use]
 pub fn events_of(leaf: &LeafName) -> String {
     format!("leaf.{VERSION}.evt.{leaf}.>")
 }
 
-/// All events of all leaves.
+/// Returns the subjects of all leaves' events.
 #[must_use]
 pub fn events() -> String {
     format!("leaf.{VERSION}.evt.>")
 }
 
-/// The snapshots of a leaf, from which a replay starts.
+/// Returns the subject of a leaf's snapshots, from which a replay starts.
 #[must_use]
 pub fn snapshots_of(leaf: &LeafName) -> String {
     event(leaf, "leaf", leaf.as_str(), "snapshotted")
 }
 
-/// How far a running job is.
+/// Returns the subject of a running job's progress.
 #[must_use]
 pub fn job_progress(leaf: &LeafName, job: JobId) -> String {
     format!("leaf.{VERSION}.job.{leaf}.{job}.progress")
 }
 
-/// What a running job prints.
+/// Returns the subject of a running job's log.
 #[must_use]
 pub fn job_log(leaf: &LeafName, job: JobId) -> String {
     format!("leaf.{VERSION}.job.{leaf}.{job}.log")
 }
 
-/// That a job has ended, for those who wait; the event says it for good.
+/// Returns the subject of the notification that a job has ended; an event records it as well.
 #[must_use]
 pub fn job_ended(leaf: &LeafName, job: JobId) -> String {
     format!("leaf.{VERSION}.job.{leaf}.{job}.ended")
 }
 
-/// What one job says while it runs.
+/// Returns the subjects of all messages about one running job.
 #[must_use]
 pub fn job_messages(leaf: &LeafName, job: JobId) -> String {
     format!("leaf.{VERSION}.job.{leaf}.{job}.>")
 }
 
-/// What jobs of a leaf say while they run.
+/// Returns the subjects of all messages about a leaf's running jobs.
 #[must_use]
 pub fn jobs_of(leaf: &LeafName) -> String {
     format!("leaf.{VERSION}.job.{leaf}.>")
 }
 
-/// What jobs of all leaves say while they run.
+/// Returns the subjects of all messages about running jobs.
 #[must_use]
 pub fn jobs() -> String {
     format!("leaf.{VERSION}.job.>")
 }
 
-/// The lease of a leaf.
+/// Returns the subject of a leaf's lease.
 #[must_use]
 pub fn beat(leaf: &LeafName) -> String {
     format!("leaf.{VERSION}.beat.{leaf}")
 }
 
-/// The leases of all leaves.
+/// Returns the subjects of all leases.
 #[must_use]
 pub fn beats() -> String {
     format!("leaf.{VERSION}.beat.*")
 }
 
-/// The prefix of a container's own subjects, without the last dot.
+/// Returns the prefix of a container's own subjects, without a final dot.
 #[must_use]
 pub fn container_prefix(leaf: &LeafName, container: &ContainerName) -> String {
     container_prefix_of_token(leaf, &container.token())
 }
 
-/// The same as [`container_prefix`], of a container's token: or of what stands for it in a template of permissions.
+/// Like [`container_prefix`], for a container's token or a placeholder for it in a template of permissions.
 #[must_use]
 pub fn container_prefix_of_token(leaf: &LeafName, token: &str) -> String {
     format!("leaf.{VERSION}.ctr.{leaf}.{token}")
 }
 
-/// All that the containers of a leaf say.
+/// Returns the subjects of all of a leaf's containers.
 #[must_use]
 pub fn containers_of(leaf: &LeafName) -> String {
     format!("leaf.{VERSION}.ctr.{leaf}.>")
 }
 
-/// Where any container of any leaf answers requests for its health.
+/// Returns the subjects on which all containers answer health requests.
 #[must_use]
 pub fn container_healths() -> String {
     format!("leaf.{VERSION}.ctr.*.*.health")
 }
 
-/// Where a container answers requests for its health.
+/// Returns the subject on which a container answers health requests.
 #[must_use]
 pub fn container_health(leaf: &LeafName, container: &ContainerName) -> String {
     format!("{}.health", container_prefix(leaf, container))
@@ -238,25 +239,25 @@ pub fn container_health(leaf: &LeafName, container: &ContainerName) -> String {
 /// The first token of all inboxes.
 pub const INBOX: &str = "_INBOX";
 
-/// The inbox prefix of a caller, without the last dot.
+/// Returns the inbox prefix of a caller, without a final dot.
 #[must_use]
 pub fn inbox_prefix(caller: &Caller) -> String {
     inbox_prefix_of_token(caller.as_str())
 }
 
-/// The same as [`inbox_prefix`], of what stands for the caller in a template of permissions.
+/// Like [`inbox_prefix`], for a placeholder of the caller in a template of permissions.
 #[must_use]
 pub fn inbox_prefix_of_token(caller: &str) -> String {
     format!("{INBOX}.{caller}")
 }
 
-/// The caller whose inbox prefix this is, if it is one's.
+/// Returns the caller of an inbox prefix, if it is a caller's.
 #[must_use]
 pub fn caller_of_inbox_prefix(prefix: &str) -> Option<Caller> {
     Caller::new(prefix.strip_prefix(INBOX)?.strip_prefix('.')?).ok()
 }
 
-/// Returns whether a reply subject is below some inbox prefix: nothing else is published there.
+/// Returns whether a reply subject is below an inbox prefix.
 #[must_use]
 pub fn is_inbox(reply: &str) -> bool {
     reply
@@ -264,8 +265,8 @@ pub fn is_inbox(reply: &str) -> bool {
         .is_some_and(|rest| rest.len() > 1 && rest.starts_with('.'))
 }
 
-/// Returns whether a reply subject is below the caller's own inbox prefix and without wildcards. Anywhere else, a
-/// caller could make the leaf write in its name: into the leaf's event log, say.
+/// Returns whether a reply subject is below the caller's own inbox prefix and without wildcards. Otherwise a caller
+/// could make the leaf publish anywhere, for example into the leaf's event log.
 #[must_use]
 pub fn is_own_inbox(reply: &str, caller: &Caller) -> bool {
     reply
@@ -281,43 +282,43 @@ pub fn is_own_inbox(reply: &str, caller: &Caller) -> bool {
         })
 }
 
-/// The stream of a leaf's events.
+/// Returns the name of the stream of a leaf's events.
 #[must_use]
 pub fn event_stream(leaf: &LeafName) -> String {
     format!("EVENTS_{leaf}")
 }
 
-/// The stream that holds the last lease of every leaf for a while.
+/// The stream that keeps the last lease of every leaf until it expires.
 pub const LEASE_STREAM: &str = "LEASES";
 
-/// The KV bucket that says what is so now; its keys begin with the leaf.
+/// The KV bucket with the present state of all leaves; its keys begin with the leaf's name.
 pub const STATE_BUCKET: &str = "leaf_state";
 
-/// The subjects of a leaf's keys in the bucket [`STATE_BUCKET`].
+/// Returns the subjects of a leaf's keys in the bucket [`STATE_BUCKET`].
 #[must_use]
 pub fn state_keys_of(leaf: &LeafName) -> String {
     format!("$KV.{STATE_BUCKET}.{leaf}.>")
 }
 
-/// The subjects of all leaves' keys in the bucket [`STATE_BUCKET`].
+/// Returns the subjects of all leaves' keys in the bucket [`STATE_BUCKET`].
 #[must_use]
 pub fn state_keys() -> String {
     format!("$KV.{STATE_BUCKET}.>")
 }
 
-/// The stream behind the bucket [`STATE_BUCKET`].
+/// Returns the name of the stream behind the bucket [`STATE_BUCKET`].
 #[must_use]
 pub fn state_stream() -> String {
     format!("KV_{STATE_BUCKET}")
 }
 
-/// The subject of one of a leaf's keys in the bucket [`STATE_BUCKET`].
+/// Returns the subject of a leaf's key in the bucket [`STATE_BUCKET`].
 #[must_use]
 pub fn state_key(leaf: &LeafName, key: &str) -> String {
     format!("$KV.{STATE_BUCKET}.{leaf}.{key}")
 }
 
-/// Which key of the leaf in the bucket [`STATE_BUCKET`] has this subject.
+/// Returns the leaf's key in the bucket [`STATE_BUCKET`] that has this subject.
 #[must_use]
 pub fn key_of_state<'a>(leaf: &LeafName, subject: &'a str) -> Option<&'a str> {
     subject
@@ -329,7 +330,7 @@ pub fn key_of_state<'a>(leaf: &LeafName, subject: &'a str) -> Option<&'a str> {
         .filter(|key| !key.is_empty())
 }
 
-/// Where a service is asked what it is (NATS ADR-32): all services, all of its name, this instance of it.
+/// Returns the discovery subjects of a service (NATS ADR-32): for all services, for its name, for this instance.
 #[must_use]
 pub fn discovery(service: &str, instance: InstanceId) -> [String; 3] {
     [
@@ -339,7 +340,7 @@ pub fn discovery(service: &str, instance: InstanceId) -> [String; 3] {
     ]
 }
 
-/// What such a question asks for: `PING`, `INFO`, `STATS`.
+/// Returns the verb of a discovery subject: `PING`, `INFO`, `STATS`.
 #[must_use]
 pub fn discovery_verb(subject: &str) -> Option<&str> {
     subject.strip_prefix("$SRV.")?.split('.').next()
@@ -359,7 +360,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_subject_is_parsed_or_refused_and_what_is_parsed_builds_itself(subject in "(leaf\\.v1\\.cmd\\.)?[a-zA-Z0-9_.*>-]{0,60}") {
+        fn any_subject_is_refused_or_parsed_to_what_builds_it(subject in "(leaf\\.v1\\.cmd\\.)?[a-zA-Z0-9_.*>-]{0,60}") {
             if let Ok(parsed) = CommandSubject::parse(&subject) {
                 prop_assert_eq!(parsed.build(), subject);
             }
@@ -380,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_subjects_say_what_is_wrong() {
+    fn errors_of_invalid_subjects_say_what_is_wrong() {
         use SubjectError as E;
         let parse = CommandSubject::parse;
         assert!(matches!(
@@ -429,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_to_services_names_its_verb() {
+    fn a_discovery_subject_names_its_verb() {
         for subject in ["$SRV.PING", "$SRV.PING.cim-leaf", "$SRV.PING.cim-leaf.7"] {
             assert_eq!(discovery_verb(subject), Some("PING"));
         }
@@ -437,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn the_caller_is_known_of_a_wrong_subject_too() {
+    fn the_caller_of_an_invalid_subject_is_known() {
         let (_, caller) = names();
         assert_eq!(caller_of("leaf.v9.cmd.edge-1.admin.x"), Some(caller));
         assert_eq!(caller_of("leaf.v1.cmd.edge-1.BAD.x"), None);
@@ -445,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_callers_own_inbox_is_one() {
+    fn only_the_callers_own_inbox_is_accepted() {
         let (_, caller) = names();
         assert!(is_own_inbox("_INBOX.admin.x7.1", &caller));
         for bad in [

@@ -1,17 +1,17 @@
-//! Users and groups by name, as `/etc/passwd` and `/etc/group` have them.
+//! Looks up users and groups by name in `/etc/passwd` and `/etc/group`.
 
 use std::path::Path;
 
 /// A user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct User {
-    /// Its number.
+    /// The user id.
     pub(crate) user: u32,
-    /// Its first group's number.
+    /// The id of its primary group.
     pub(crate) group: u32,
 }
 
-/// A user or a group is not there.
+/// A user or a group was not found.
 #[derive(Debug, thiserror::Error)]
 pub enum AccountError {
     /// The file can't be read.
@@ -19,11 +19,11 @@ pub enum AccountError {
     Read {
         /// The file.
         file: &'static str,
-        /// What the system says.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// There is no such name in the file.
-    #[error("{file} has no {name:?}")]
+    /// The name is not in the file.
+    #[error("{name:?} is not in {file}")]
     Unknown {
         /// The file.
         file: &'static str,
@@ -32,7 +32,7 @@ pub enum AccountError {
     },
 }
 
-/// Returns a user by its name, or by its number.
+/// Returns a user by its name or id.
 pub(crate) fn user(name: &str) -> Result<User, AccountError> {
     find("/etc/passwd", name, |fields| {
         Some(User {
@@ -42,7 +42,7 @@ pub(crate) fn user(name: &str) -> Result<User, AccountError> {
     })
 }
 
-/// Returns a group's number by its name.
+/// Returns a group's id by its name.
 pub(crate) fn group(name: &str) -> Result<u32, AccountError> {
     find("/etc/group", name, |fields| fields.get(2)?.parse().ok())
 }
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn root_is_user_and_group_zero_and_nobody_else() {
+    fn only_root_has_user_and_group_id_zero() {
         assert_eq!(user("root").expect("root"), User { user: 0, group: 0 });
         assert_eq!(group("root").expect("root"), 0);
         for name in ["", "no-such-account", "root:x"] {

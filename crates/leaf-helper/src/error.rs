@@ -1,4 +1,4 @@
-//! Why an operation was not carried out, on this side of the contract.
+//! The errors of host operations, on the helper's side.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,10 +10,10 @@ use leaf_host::lock::LockError;
 use leaf_host::process::RunError;
 use leaf_host::systemd::SystemdError;
 
-/// Why an operation was not carried out.
+/// An error of a host operation.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// The helper doesn't do that.
+    /// The helper refuses it.
     #[error("{0}")]
     Refused(String),
     /// The host lacks something.
@@ -22,49 +22,50 @@ pub(crate) enum Error {
     /// The container ended before it was ready, or was not ready in time.
     #[error("{0}")]
     NotReady(String),
-    /// A state of the host that should not be.
+    /// The host is in an unexpected state.
     #[error("{0}")]
     Failed(String),
-    /// A call to the kernel about something.
-    #[error("{what}")]
+    /// A system call failed.
+    #[error("can't {what}")]
     Io {
-        /// What was tried, with its path.
+        /// The attempted action, with its path: `read /etc/passwd`.
         what: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// A call to systemd.
+    /// A call to systemd failed.
     #[error(transparent)]
     Systemd(#[from] SystemdError),
-    /// Something about a cgroup.
+    /// An operation on a cgroup failed.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
-    /// A lock between programs.
+    /// A lock could not be taken.
     #[error("can't lock {}", path.display())]
     Lock {
         /// The lock file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: LockError,
     },
-    /// A program could not be run to its end.
+    /// A program could not be run, or failed.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// A netlink request.
-    #[error("{what}")]
+    /// A netlink request failed.
+    #[error("can't {what}")]
     Netlink {
-        /// What was tried.
+        /// The attempted action.
         what: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: rtnetlink::Error,
     },
 }
 
-/// What the functions of this crate return.
+/// The result type of this crate.
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// Returns a function that says what an I/O error was about.
+    /// Returns a function that turns an I/O error into an [`Error`]; `what` is the attempted action: `read
+    /// /etc/passwd`.
     pub(crate) fn io<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
         let what = what.into();
         move |source| Self::Io {
@@ -73,7 +74,7 @@ impl Error {
         }
     }
 
-    /// Returns the error as the contract has it.
+    /// Returns the error for the caller of the operation.
     pub(crate) fn about(&self, op: &HostOp) -> HostOpError {
         HostOpError {
             op: op.summary(),

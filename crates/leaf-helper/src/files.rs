@@ -1,7 +1,7 @@
-//! Files and directories below the helper's roots, so that no symbolic link leads out of them.
+//! Access to files and directories below the helper's roots that no symbolic link can redirect.
 //!
-//! A [`Directory`] is an open directory. From it, one name at a time is opened, and never through a symbolic link: what
-//! a container put into its own root file system can't send the helper elsewhere.
+//! A [`Directory`] is an open directory. Names in it are opened one at a time, never through a symbolic link: a
+//! container can't redirect the helper by links in its root file system.
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 
-/// The most that is read of one file.
+/// The maximum size of a file that is read, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// An open directory.
@@ -23,25 +23,29 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// Opens one of the helper's own roots, and makes it (with this mode) where it is missing.
+    /// Opens one of the helper's roots, and creates it with this mode if it is missing.
     pub(crate) fn make_root(path: &Path, mode: RawMode) -> Result<Self> {
         use std::os::unix::fs::DirBuilderExt as _;
         if !path.exists() {
             if let Some(parent) = path.parent() {
-                std::fs::create_dir_all(parent).map_err(Error::io(format!("make {}", parent.display())))?;
+                std::fs::create_dir_all(parent).map_err(Error::io(format!("create {}", parent.display())))?;
             }
             match std::fs::DirBuilder::new().mode(mode).create(path) {
                 Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-                    return Err(Error::io(format!("make {}", path.display()))(e));
+                    return Err(Error::io(format!("create {}", path.display()))(e));
                 }
                 _ => {}
             }
         }
-        Self::open_root(path)?
-            .ok_or_else(|| Error::Failed(format!("{} went away while it was opened", path.display())))
+        Self::open_root(path)?.ok_or_else(|| {
+            Error::Failed(format!(
+                "{} was removed while it was being opened",
+                path.display()
+            ))
+        })
     }
 
-    /// Opens one of the helper's own roots, if it is there.
+    /// Opens one of the helper's roots, if it exists.
     pub(crate) fn open_root(path: &Path) -> Result<Option<Self>> {
         match rustix::fs::openat(CWD, path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
             Ok(fd) => Ok(Some(Self {
@@ -53,24 +57,24 @@ impl Directory {
         }
     }
 
-    /// Where it was opened; for messages and for programs that take a path.
+    /// Returns the path that it was opened by, for messages and for programs that take a path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The open directory.
+    /// Returns the open directory's file descriptor.
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
     fn at(&self, name: &str) -> Result<PathBuf> {
         if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
-            return Err(Error::Refused(format!("{name:?} is not the name of one file")));
+            return Err(Error::Refused(format!("{name:?} is not a file name")));
         }
         Ok(self.path.join(name))
     }
 
-    /// Opens a directory in this one, if it is there. A symbolic link or a file is refused.
+    /// Opens a subdirectory, if it exists. A symbolic link or a file is refused.
     pub(crate) fn open(&self, name: &str) -> Result<Option<Self>> {
         let path = self.at(name)?;
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -78,36 +82,40 @@ impl Directory {
             Ok(fd) => Ok(Some(Self { fd, path })),
             Err(Errno::NOENT) => Ok(None),
             Err(Errno::NOTDIR | Errno::LOOP) => Err(Error::Refused(format!(
-                "{} is not a directory (a symbolic link there is not followed)",
+                "{} is not a directory (symbolic links are not followed)",
                 path.display()
             ))),
             Err(e) => Err(Error::io(format!("open the directory {}", path.display()))(e)),
         }
     }
 
-    /// Opens a directory in this one, and makes it where it is missing; its mode becomes this one.
+    /// Opens a subdirectory, creates it if it is missing, and sets its mode.
     pub(crate) fn make(&self, name: &str, mode: RawMode) -> Result<Self> {
         let directory = self.make_if_missing(name, mode)?;
         let failed = || Error::io(format!("set the mode of {}", directory.path.display()));
-        // A change is seen by those who watch, so there is none without need.
+        // A change would wake watchers, so it is made only if needed.
         if rustix::fs::fstat(&directory.fd).map_err(failed())?.st_mode & 0o7777 != mode {
             rustix::fs::fchmod(&directory.fd, Mode::from_raw_mode(mode)).map_err(failed())?;
         }
         Ok(directory)
     }
 
-    /// Opens a directory in this one, and makes it where it is missing; its mode is left alone where it is there.
+    /// Opens a subdirectory, and creates it with this mode if it is missing; the mode of an existing one is kept.
     pub(crate) fn make_if_missing(&self, name: &str, mode: RawMode) -> Result<Self> {
         let path = self.at(name)?;
         match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)) {
             Ok(()) | Err(Errno::EXIST) => {}
-            Err(e) => return Err(Error::io(format!("make {}", path.display()))(e)),
+            Err(e) => return Err(Error::io(format!("create {}", path.display()))(e)),
         }
-        self.open(name)?
-            .ok_or_else(|| Error::Failed(format!("{} went away while it was made", path.display())))
+        self.open(name)?.ok_or_else(|| {
+            Error::Failed(format!(
+                "{} was removed while it was being created",
+                path.display()
+            ))
+        })
     }
 
-    /// Gives the directory to a group, to read.
+    /// Makes the directory readable for a group.
     pub(crate) fn give_to_group(&self, group: u32) -> Result<()> {
         let failed = || Error::io(format!("set the group of {}", self.path.display()));
         // As above.
@@ -117,12 +125,12 @@ impl Directory {
         rustix::fs::fchown(&self.fd, None, Some(Gid::from_raw(group))).map_err(failed())
     }
 
-    /// Returns when the disk has what was made and removed in the directory: otherwise it is as before after a power cut.
+    /// Syncs the directory, so that created and removed names survive a power cut.
     pub(crate) fn sync(&self) -> Result<()> {
-        rustix::fs::fsync(&self.fd).map_err(Error::io(format!("write {} to its disk", self.path.display())))
+        rustix::fs::fsync(&self.fd).map_err(Error::io(format!("sync {}", self.path.display())))
     }
 
-    /// Returns whether there is anything of this name, a broken symbolic link included.
+    /// Returns whether the name exists, also as a broken symbolic link.
     pub(crate) fn has(&self, name: &str) -> Result<bool> {
         let path = self.at(name)?;
         match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -132,7 +140,7 @@ impl Directory {
         }
     }
 
-    /// Returns the text of a regular file, if it is there.
+    /// Returns the text of a regular file, if it exists.
     pub(crate) fn read(&self, name: &str) -> Result<Option<String>> {
         let path = self.at(name)?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -160,7 +168,7 @@ impl Directory {
         Ok(Some(text))
     }
 
-    /// Writes a whole file, or leaves it as it was: a power cut shows the old text or the new.
+    /// Replaces a file atomically: after a power cut it has the old text or the new.
     pub(crate) fn write(&self, name: &str, bytes: &[u8], mode: RawMode) -> Result<()> {
         let path = self.at(name)?;
         let failed = || Error::io::<std::io::Error>(format!("write {}", path.display()));
@@ -181,17 +189,17 @@ impl Directory {
         rustix::fs::fsync(&self.fd).map_err(|e| failed()(e.into()))
     }
 
-    /// Gives a file of this directory to the directory's own group, whose members may then read it.
+    /// Gives a file to the directory's group, whose members may then read it.
     pub(crate) fn show(&self, file: impl AsFd) -> rustix::io::Result<()> {
         let group = rustix::fs::fstat(&self.fd)?.st_gid;
-        // A change is seen by those who watch, so there is none without need.
+        // A change would wake watchers, so it is made only if needed.
         if rustix::fs::fstat(&file)?.st_gid == group {
             return Ok(());
         }
         rustix::fs::fchown(file, None, Some(Gid::from_raw(group)))
     }
 
-    /// Makes an empty file where there is none; what is there stays.
+    /// Creates an empty file if it is missing; an existing file is kept.
     pub(crate) fn touch(&self, name: &str, mode: RawMode) -> Result<()> {
         let path = self.at(name)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -200,21 +208,21 @@ impl Directory {
                 .show(&file)
                 .map_err(Error::io(format!("set the group of {}", path.display()))),
             Ok(_) | Err(Errno::EXIST) => Ok(()),
-            Err(e) => Err(Error::io(format!("make {}", path.display()))(e)),
+            Err(e) => Err(Error::io(format!("create {}", path.display()))(e)),
         }
     }
 
-    /// Makes a symbolic link, or sets it anew.
+    /// Creates or replaces a symbolic link.
     pub(crate) fn link(&self, name: &str, target: &str) -> Result<()> {
         let path = self.at(name)?;
-        let failed = || Error::io(format!("make the link {}", path.display()));
+        let failed = || Error::io(format!("create the link {}", path.display()));
         let new = format!(".{name}.new");
         self.remove_file(&new)?;
         rustix::fs::symlinkat(target, &self.fd, &new).map_err(failed())?;
         rustix::fs::renameat(&self.fd, &new, &self.fd, name).map_err(failed())
     }
 
-    /// Gives a file in this directory another name in it; what had that name is gone.
+    /// Renames a file in this directory, replacing an existing one.
     pub(crate) fn rename(&self, from: &str, to: &str) -> Result<()> {
         let (old, new) = (self.at(from)?, self.at(to)?);
         rustix::fs::renameat(&self.fd, from, &self.fd, to).map_err(Error::io(format!(
@@ -224,7 +232,7 @@ impl Directory {
         )))
     }
 
-    /// Removes a file or a symbolic link, if it is there.
+    /// Removes a file or a symbolic link, if it exists.
     pub(crate) fn remove_file(&self, name: &str) -> Result<()> {
         let path = self.at(name)?;
         match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
@@ -233,11 +241,11 @@ impl Directory {
         }
     }
 
-    /// Removes a directory and all in it, if it is there; symbolic links are removed, not followed.
+    /// Removes a subdirectory with its content, if it exists; symbolic links are removed, not followed.
     pub(crate) fn remove_tree(&self, name: &str) -> Result<()> {
         let path = self.at(name)?;
-        // Through the open directory, so that the path above can't be exchanged meanwhile. The standard library
-        // walks down by `openat` without following links.
+        // Through the open directory, so that the path above it can't be replaced in the meantime. The standard library
+        // descends by `openat` without following links.
         let pinned = format!("/proc/self/fd/{}/{name}", self.fd.as_raw_fd());
         match std::fs::remove_dir_all(pinned) {
             Ok(()) => Ok(()),
@@ -247,7 +255,7 @@ impl Directory {
         }
     }
 
-    /// Removes an empty directory, if it is there and empty.
+    /// Removes a subdirectory, if it exists and is empty.
     pub(crate) fn remove_if_empty(&self, name: &str) -> Result<()> {
         let path = self.at(name)?;
         match rustix::fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR) {
@@ -284,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_name_of_one_file_is_taken() {
+    fn only_a_file_name_is_accepted() {
         let inside = tempfile::tempdir().expect("a directory");
         let directory = Directory::make_root(inside.path(), 0o755).expect("a directory");
         for bad in ["", ".", "..", "a/b", "/etc", "a\0"] {

@@ -1,13 +1,13 @@
-//! The root side of a leaf: carries out [`HostOp`]s, and nothing else.
+//! The privileged side of a leaf: carries out [`HostOp`]s, and nothing else.
 //!
-//! Start at [`Helper::carry_out`]. Whoever sends an operation is not believed: names, paths, addresses and store paths
-//! are checked again here, no symbolic link is followed below the helper's directories, and no shell is run. Each
-//! operation may be carried out again, after a crash as well.
+//! Start at [`Helper::carry_out`]. Callers are not trusted: names, paths, addresses and store paths are validated again
+//! here, no symbolic link is followed below the helper's directories, and no shell is run. Each operation is
+//! idempotent, after a crash as well.
 //!
-//! Below systemd a container is a unit, `container@NAME.service`, whose text `systemd::unit` makes and whose program is
-//! `leaf-helper run` ([`Helper::run`]). Elsewhere it has a supervisor of its own, `leaf-helper supervise`
-//! ([`Helper::supervise`]). Both outlive whoever started them. What is so is told by files, as [`HostPaths`] has them;
-//! this crate has no memory.
+//! Under systemd a container is a unit, `container@NAME.service`, whose text is made by `systemd::unit` and whose
+//! program is `leaf-helper run` ([`Helper::run`]). Elsewhere it has a supervisor, `leaf-helper supervise`
+//! ([`Helper::supervise`]). Both outlive the process that started them. State is kept in files, see [`HostPaths`]; this
+//! crate keeps none in memory.
 
 mod accounts;
 mod container;
@@ -41,7 +41,7 @@ pub use settings::{MissingProgram, Settings};
 use error::{Error, Result};
 use order::{Order, Place};
 
-/// Carries out the operations of one leaf on this host.
+/// Carries out the host operations of one leaf.
 #[derive(Debug, Clone)]
 pub struct Helper {
     leaf: LeafName,
@@ -52,7 +52,7 @@ pub struct Helper {
     order: Order,
 }
 
-/// A program that runs a container, or makes the units of containers, could not do so.
+/// An error of a program that runs a container or generates the units of containers.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: {reason}")]
 pub struct ProgramError {
@@ -71,7 +71,7 @@ impl ProgramError {
 }
 
 impl Helper {
-    /// Returns the helper of a leaf; it does nothing yet.
+    /// Returns the helper of a leaf.
     #[must_use]
     pub fn new(leaf: LeafName, paths: HostPaths, settings: Settings) -> Self {
         Self {
@@ -84,16 +84,16 @@ impl Helper {
         }
     }
 
-    /// Returns the helper with jobs, which are run like this.
+    /// Returns the helper with these settings of jobs; `None` if it runs no jobs.
     #[must_use]
     pub fn with_jobs(self, jobs: Option<Jobs>) -> Self {
         Self { jobs, ..self }
     }
 
-    /// Carries out one operation, after those on the same subject that came before. Idempotent.
+    /// Carries out an operation, after earlier ones on the same subject. Idempotent.
     ///
     /// # Errors
-    /// [`HostOpError`], whose kind says whether it was refused, can't be done on this host, or did not work.
+    /// [`HostOpError`], whose kind says whether it was refused, is not supported on this host, or failed.
     pub async fn carry_out(&self, op: &HostOp) -> std::result::Result<(), HostOpError> {
         let mut place = self.order.line_up(op)?;
         let outcome = self.carry_out_in_turn(&mut place, op).await;
@@ -101,7 +101,7 @@ impl Helper {
         outcome
     }
 
-    /// Carries out one operation when it is its turn, without [`Self::tidy_after`], for which nobody needs to wait.
+    /// Carries out an operation in its turn, without [`Self::tidy_after`], which the caller need not wait for.
     async fn carry_out_in_turn(
         &self,
         place: &mut Place,
@@ -116,19 +116,19 @@ impl Helper {
             () = place.cut_short() => Err(HostOpError {
                 op: summary.clone(),
                 kind: HostOpErrorKind::NotReady,
-                reason: "it is to be stopped, and was not waited for".to_owned(),
+                reason: "interrupted, because it is to be stopped".to_owned(),
             }),
         };
         match &outcome {
             Ok(()) => tracing::info!(op = summary, "done"),
             Err(error) => {
-                tracing::warn!(op = summary, kind = ?error.kind, reason = error.reason, "not done");
+                tracing::warn!(op = summary, kind = ?error.kind, reason = error.reason, "a host operation failed");
             }
         }
         outcome
     }
 
-    /// Removes what an operation that had a container stopped has left of it.
+    /// Cleans up after an operation that stopped a container.
     async fn tidy_after(&self, op: &HostOp, worked: bool) {
         let name = match op {
             HostOp::StopContainer { name, .. } => name,
@@ -138,9 +138,9 @@ impl Helper {
         if self.settings.runtime == Runtime::Systemd
             && let Err(e) = Box::pin(self.tidy(name)).await
         {
-            // The next start tries again, and so does the destroy.
+            // The next start or destroy cleans up again.
             let error = leaf_core::error::chain(&e);
-            tracing::warn!(container = %name, error, "something of a container that was stopped is left");
+            tracing::warn!(container = %name, error, "can't clean up completely after a container stopped");
         }
     }
 
@@ -156,9 +156,9 @@ impl Helper {
             } => {
                 self.check_address(*leaf_address)?;
                 if *nats_port == 0 {
-                    return Err(Error::Refused("0 is not a port that can be opened".into()));
+                    return Err(Error::Refused("0 is not a valid port".into()));
                 }
-                // What systemd starts goes by these settings, from the next start on.
+                // Programs that systemd starts use these settings from the next start on.
                 self.keep_record()?;
                 self.prepare_network(*leaf_address, *nats_port).await
             }
@@ -196,24 +196,26 @@ impl Helper {
             HostOp::FreezeContainer { name, frozen } => self.set_frozen(name, *frozen).await,
             HostOp::DestroyContainer { name } => self.destroy(name).await,
             HostOp::StartJob { .. } | HostOp::StopJob { .. } | HostOp::RemoveJob { .. } => {
-                Err(Error::Unsupported("jobs need systemd as PID 1 here".into()))
+                Err(Error::Unsupported(
+                    "this helper runs no jobs: it has no user for them, or systemd is not PID 1".into(),
+                ))
             }
         }
     }
 
-    /// Returns the helper that made a container, by the record that it keeps: for the programs below.
+    /// Returns the helper that created a container, from its record: for the programs below.
     ///
     /// # Errors
-    /// [`ProgramError`] where the record can't be used, or is not root's.
+    /// [`ProgramError`] if the record is unreadable, or is not root's.
     pub fn of_record(file: &Path) -> std::result::Result<Self, ProgramError> {
-        Self::recorded(file).map_err(ProgramError::about("can't find the helper's settings"))
+        Self::recorded(file).map_err(ProgramError::about("can't read the helper's settings"))
     }
 
-    /// Supervises a container until it ends: for the program `leaf-helper supervise`, which is a process of its own.
-    /// Returns how the container ended; the same stands in its `status.json`.
+    /// Supervises a container until it ends: for the program `leaf-helper supervise`. Returns how the container ended,
+    /// which is also written to its `status.json`.
     ///
     /// # Errors
-    /// [`ProgramError`] when the container could not be started; `status.json` says so too, unless another
+    /// [`ProgramError`] when the container could not be started, which is also written to `status.json` unless another
     /// supervisor holds it.
     pub async fn supervise(&self, name: &ContainerName) -> std::result::Result<Exit, ProgramError> {
         nspawn::supervise::supervise(self, name)
@@ -221,22 +223,22 @@ impl Helper {
             .map_err(ProgramError::about(format!("can't supervise container {name}")))
     }
 
-    /// Runs a container in systemd-nspawn until it ends: for the program `leaf-helper run`, which is what a container's unit
-    /// starts. Returns how the container ended; the same stands in its `status.json`.
+    /// Runs a container in systemd-nspawn until it ends: for the program `leaf-helper run`, which a container's unit
+    /// starts. Returns how the container ended, which is also written to its `status.json`.
     ///
     /// # Errors
-    /// [`ProgramError`] when the container could not be started; `status.json` says so too.
+    /// [`ProgramError`] when the container could not be started, which is also written to `status.json`.
     pub async fn run(&self, name: &ContainerName) -> std::result::Result<Exit, ProgramError> {
         self.launch(name)
             .await
             .map_err(ProgramError::about(format!("can't run container {name}")))
     }
 
-    /// Brings a running container to another system by a switch inside: for the program `leaf-helper switch`, by which a
-    /// container's unit reloads.
+    /// Switches a running container to another system in place: for the program `leaf-helper switch`, which reloads a
+    /// container's unit.
     ///
     /// # Errors
-    /// [`ProgramError`] when it has to be started anew instead.
+    /// [`ProgramError`] when it must be restarted instead.
     pub async fn switch(&self, name: &ContainerName) -> std::result::Result<(), ProgramError> {
         self.switch_inside(name)
             .await
@@ -245,9 +247,7 @@ impl Helper {
 
     fn check_host(&self) -> Result<()> {
         if !rustix::process::geteuid().is_root() {
-            return Err(Error::Unsupported(
-                "this needs root, and this process is not root's".into(),
-            ));
+            return Err(Error::Unsupported("this process must run as root".into()));
         }
         for path in [
             &self.paths.roots,
@@ -265,25 +265,25 @@ impl Helper {
             Ok(())
         } else {
             Err(Error::Refused(format!(
-                "{address} is not in this leaf's range {}",
+                "{address} is not in this leaf's address pool {}",
                 self.settings.pool
             )))
         }
     }
 }
 
-/// The longest that the helper waits for anything.
+/// The longest wait of the helper, in seconds.
 const MAX_WAIT_SECONDS: u32 = 3600;
 
 fn seconds(seconds: u32) -> Duration {
     Duration::from_secs(seconds.min(MAX_WAIT_SECONDS).into())
 }
 
-/// Writes the units of all containers of this host into a directory: for the program `cim-leaf-generator`, a systemd
+/// Writes the units of all leaves' containers into a directory: for the program `cim-leaf-generator`, a systemd
 /// generator (systemd.generator(7)).
 ///
 /// # Errors
-/// [`ProgramError`] when something could not be written.
+/// [`ProgramError`] when a file could not be written.
 pub fn generate_units(directory: &Path) -> std::result::Result<(), ProgramError> {
-    systemd::generate::generate(directory).map_err(ProgramError::about("can't make the units of containers"))
+    systemd::generate::generate(directory).map_err(ProgramError::about("can't write the units of containers"))
 }

@@ -1,4 +1,4 @@
-//! Lock files between programs, in directories of the helper, as the programs of NixOS take them (flock(2)).
+//! Lock files (flock(2)) in the helper's directories, shared with the programs of NixOS.
 
 use std::fs::File;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::error::{Error, Result};
 use crate::files::Directory;
 
-/// How long a lock is waited for: many containers at once each wait for those before them.
+/// The time limit for taking a lock: when many containers start at once, each waits for those before it.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Returns whether another process holds a lock.
@@ -17,7 +17,7 @@ pub(crate) fn is_held(directory: &Directory, name: &str) -> Result<bool> {
     lock::is_held(&open(directory, name)?).map_err(failed(directory, name))
 }
 
-/// Returns a lock file, which is created where it is missing, locked. Those who wait are served in turn.
+/// Takes a lock, creating its file if it is missing. Waiters are served in order.
 pub(crate) async fn hold(directory: &Directory, name: &str) -> Result<File> {
     let file = open(directory, name)?;
     lock::exclusive(file, PATIENCE)

@@ -1,4 +1,4 @@
-//! The program of the root side: takes operations from leafd, or supervises one container.
+//! `leaf-helper`, the privileged program of a leaf: serves operations to leafd, or runs one container.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,7 +11,7 @@ use leaf_helper::Helper;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// The root side of a leaf.
+/// The privileged helper of a leaf.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
@@ -21,31 +21,31 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs one container until it ends, and outlives whoever started it
+    /// Run one container until it ends, outliving the process that started this
     Supervise(Container),
-    /// Runs systemd-nspawn with a container in it, and ends as that does; a container's unit starts this
+    /// Run a container in systemd-nspawn, and exit as it does; started by a container's unit
     Run(Container),
-    /// Brings a running container to another system; a container's unit reloads by this
+    /// Switch a running container to another system in place; started by a reload of a container's unit
     Switch(Container),
-    /// Carries out what leafd asks for, over the socket that systemd gives it
+    /// Carry out leafd's operations, received over the socket passed by systemd
     Serve(Serve),
 }
 
 #[derive(Debug, clap::Args)]
 struct Serve {
-    /// The settings, which must be root's
+    /// The settings file, which must belong to root
     #[arg(long, default_value = "/etc/cim-leaf/helper.toml")]
     config: PathBuf,
-    /// Makes this socket, where there is no systemd to give one; only leafd's user may open it
+    /// Create and serve this socket where systemd passes none; only leafd's user may open it
     #[arg(long)]
     socket: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
 struct Container {
-    /// The container
+    /// The container's name
     name: ContainerName,
-    /// What the helper that made it keeps of its settings
+    /// The record of the helper that created the container
     #[arg(long)]
     record: PathBuf,
 }
@@ -58,15 +58,15 @@ fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Supervise(args) => small()?.block_on(async {
             let exit = args.helper()?.supervise(&args.name).await?;
-            tracing::info!(container = %args.name, "ended with {exit}");
+            tracing::info!(container = %args.name, "the container ended with {exit}");
             Ok(())
         }),
         Command::Run(args) => {
             let exit = small()?.block_on(async { anyhow::Ok(args.helper()?.run(&args.name).await?) })?;
-            return Ok(as_it_ended(exit));
+            return Ok(exit_code(exit));
         }
         Command::Switch(args) => small()?.block_on(async { Ok(args.helper()?.switch(&args.name).await?) }),
-        // Operations hold up a thread with files.
+        // Operations block threads with file access.
         Command::Serve(args) => tokio::runtime::Builder::new_multi_thread()
             .worker_threads(4)
             .enable_all()
@@ -82,22 +82,20 @@ impl Serve {
         let given = listenfd::ListenFd::from_env().take_unix_listener(0);
         let listener = match (
             &self.socket,
-            given.context("the socket that systemd gave can't be used")?,
+            given.context("can't use the socket passed by systemd")?,
         ) {
             (None, Some(listener)) => {
                 listener.set_nonblocking(true)?;
                 UnixListener::from_std(listener)?
             }
             (Some(path), None) => {
-                // Without a socket of systemd no call starts it again.
+                // Without a socket of systemd, no call would start the service again.
                 serving.idle = None;
                 bind(path, serving.client).with_context(|| format!("can't listen on {}", path.display()))?
             }
-            (Some(_), Some(_)) => anyhow::bail!("systemd gave a socket, so --socket has no place"),
+            (Some(_), Some(_)) => anyhow::bail!("systemd passed a socket, so --socket is not allowed"),
             (None, None) => {
-                anyhow::bail!(
-                    "systemd gave no socket: start leaf-helper.socket, or name a socket by --socket"
-                )
+                anyhow::bail!("systemd passed no socket: start leaf-helper.socket, or give one by --socket")
             }
         };
         let mut terminate = signal(SignalKind::terminate())?;
@@ -107,22 +105,22 @@ impl Serve {
         };
         leaf_helper::serve(helper, listener, serving, stop)
             .await
-            .context("the socket can't be used any more")
+            .context("the socket failed")
     }
 }
 
-/// Makes a socket that only one user may open.
+/// Creates a socket that only one user may open.
 fn bind(path: &Path, owner: u32) -> anyhow::Result<UnixListener> {
     use std::os::unix::fs::PermissionsExt as _;
-    // What an earlier helper left there; whoever listens still is left alone.
+    // Removes the socket of an earlier helper, unless a helper still listens on it.
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        anyhow::bail!("another helper serves there");
+        anyhow::bail!("another helper is listening on it");
     }
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
         _ => {}
     }
-    // Until it has its owner and mode, nobody but root may open it.
+    // Only root may open it until its owner and mode are set.
     let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
     let listener = UnixListener::bind(path);
     rustix::process::umask(before);
@@ -132,9 +130,10 @@ fn bind(path: &Path, owner: u32) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// The exit code for systemd, which counts restarts by it: a signal as shells have it (bash(1), "Exit status"), but those that are
-/// no failure (systemd.service(5), `SuccessExitStatus=`), and the one whose number would ask for a restart.
-fn as_it_ended(exit: Exit) -> ExitCode {
+/// Returns the exit code for systemd, which decides on restarts by it: a signal is encoded as by shells (bash(1), "Exit
+/// status"), except those that are not a failure (systemd.service(5), `SuccessExitStatus=`), and the one whose code
+/// would request a reboot.
+fn exit_code(exit: Exit) -> ExitCode {
     const ASKS_FOR_A_RESTART: i32 = 133;
     let no_failure = [
         SignalKind::hangup(),
@@ -166,8 +165,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_end_is_told_so_that_systemd_restarts_only_what_failed_or_asks_for_it() {
-        let of = |exit| format!("{:?}", as_it_ended(exit));
+    fn the_exit_code_makes_systemd_restart_only_after_a_failure_or_a_reboot() {
+        let of = |exit| format!("{:?}", exit_code(exit));
         let code = |code: u8| format!("{:?}", ExitCode::from(code));
         assert_eq!(of(Exit::Code { code: 0 }), code(0));
         assert_eq!(of(Exit::Code { code: 133 }), code(133));
@@ -175,7 +174,7 @@ mod tests {
             assert_eq!(of(Exit::Signal { signal }), code(0), "{signal}");
         }
         assert_eq!(of(Exit::Signal { signal: 9 }), code(137));
-        // SIGTRAP, whose number would be that of a restart.
+        // SIGTRAP, whose code would request a reboot.
         assert_eq!(of(Exit::Signal { signal: 5 }), code(1));
         assert_eq!(of(Exit::Lost), code(1));
     }

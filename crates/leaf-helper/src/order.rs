@@ -1,17 +1,17 @@
-//! The order of operations: those on one subject are carried out one after the other, in the order in which they came.
+//! The order of operations: those on one subject are carried out one after another, in the order of their arrival.
 //!
-//! An operation [lines up](Order::line_up), waits for its [turn](Place::turn), and gives way to the next when its place is
-//! dropped. The service and leafd's in-process helper use the same.
+//! An operation [lines up](Order::line_up), waits for its [turn](Place::turn), and makes way for the next when its
+//! place is dropped. The service and leafd's in-process helper use the same order.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind, HostSubject, HostWait};
 use tokio::sync::watch;
 
-/// How many operations may wait for their turn; more are refused.
+/// The maximum number of operations that wait for their turn; more are refused.
 const MAX_WAITING: usize = 1024;
 
-/// The operations that are carried out or wait for that. Copies are the same.
+/// The running and waiting operations. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Order(watch::Sender<Lines>);
 
@@ -27,7 +27,7 @@ struct Entry {
     waits_for: HostWait,
 }
 
-/// The place of an operation in the line of its subject. Dropping it lets the next one have its turn.
+/// The place of an operation in its subject's queue. Dropping it gives the next operation its turn.
 #[derive(Debug)]
 pub(crate) struct Place {
     order: Order,
@@ -37,10 +37,10 @@ pub(crate) struct Place {
 }
 
 impl Order {
-    /// Lines an operation up behind those on the same subject.
+    /// Adds an operation to the queue of its subject.
     ///
     /// # Errors
-    /// [`HostOpError`] where too many wait already.
+    /// [`HostOpError`] if too many operations are waiting.
     pub(crate) fn line_up(&self, op: &HostOp) -> Result<Place, HostOpError> {
         let subject = op.subject();
         let mut taken = Err(0);
@@ -62,7 +62,7 @@ impl Order {
         let entry = taken.map_err(|waiting| HostOpError {
             op: op.summary(),
             kind: HostOpErrorKind::Failed,
-            reason: format!("{waiting} operations wait already; try again later"),
+            reason: format!("{waiting} operations are already waiting; try again later"),
         })?;
         Ok(Place {
             order: self.clone(),
@@ -74,19 +74,19 @@ impl Order {
 }
 
 impl Place {
-    /// Waits until all that lined up before has ended.
+    /// Waits until all earlier operations on the subject have ended.
     pub(crate) async fn turn(&mut self) {
         let (subject, number) = (&self.subject, self.entry.number);
         let is_first = |state: &Lines| {
             let first = state.lines.get(subject).and_then(VecDeque::front);
             first.is_some_and(|first| first.number == number)
         };
-        // The sender is this place's own.
+        // This place holds the sender, so the channel stays open.
         let _ = self.changes.wait_for(is_first).await;
     }
 
-    /// Waits until this operation need not be waited for any more: it waits for a container to be ready, and one has lined
-    /// up behind it by which the container is to end. It never returns for other operations.
+    /// Waits until the operation is interrupted: it waits for a container to become ready, and a later operation is to
+    /// stop that container. Never returns for other operations.
     pub(crate) async fn cut_short(&mut self) {
         if self.entry.waits_for != HostWait::Readiness {
             return std::future::pending().await;
@@ -152,35 +152,38 @@ mod tests {
         let mut other = line_up(&stop("db"));
         assert!(is_up(first.turn()) && is_up(other.turn()));
         assert!(!is_up(second.turn()) && !is_up(third.turn()));
-        // One that is not waited for any more holds up nobody.
+        // An operation whose place was dropped delays no other.
         drop(second);
         drop(first);
         assert!(is_up(third.turn()));
     }
 
     #[test]
-    fn the_wait_for_a_container_that_is_to_be_stopped_is_cut_short_and_nothing_else() {
+    fn only_the_wait_for_a_container_that_is_to_be_stopped_is_interrupted() {
         let order = Order::default();
         let line_up = |op: &HostOp| order.line_up(op).expect("a place");
         let mut starts = line_up(&start("web"));
         let mut starts_again = line_up(&start("web"));
-        assert!(!is_up(starts.cut_short()), "a second start cuts nothing short");
+        assert!(!is_up(starts.cut_short()), "a second start interrupts nothing");
         let mut stops = line_up(&stop("web"));
         let mut other = line_up(&start("db"));
         assert!(is_up(starts.cut_short()) && is_up(starts_again.cut_short()));
         assert!(!is_up(other.cut_short()));
         let _stops_again = line_up(&stop("web"));
-        assert!(!is_up(stops.cut_short()), "a stop is carried to its end");
+        assert!(!is_up(stops.cut_short()), "a stop is not interrupted");
     }
 
     #[test]
-    fn too_many_that_wait_are_refused_but_not_on_a_subject_that_is_free() {
+    fn too_many_waiting_operations_are_refused_except_on_a_free_subject() {
         let order = Order::default();
         let places: Vec<_> = (0..=MAX_WAITING)
             .map(|_| order.line_up(&stop("web")).expect("a place"))
             .collect();
         let refused = order.line_up(&stop("web")).expect_err("it is full");
-        assert!(refused.reason.contains("1024 operations wait"), "{refused}");
+        assert!(
+            refused.reason.contains("1024 operations are already waiting"),
+            "{refused}"
+        );
         order.line_up(&stop("db")).expect("its subject is free");
         drop(places);
         order.line_up(&stop("web")).expect("there is room again");

@@ -1,4 +1,4 @@
-//! What the helper is told once, and holds every operation against.
+//! The helper's settings, against which it validates every operation.
 
 use std::path::{Path, PathBuf};
 
@@ -8,30 +8,30 @@ use leaf_host::program;
 
 use crate::error::{Error, Result};
 
-/// What the helper is told once: its programs, and the addresses it may give away.
+/// The helper's settings: its programs, the address pool, and the allowed directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// The program that supervises a container, or starts it below systemd: `leaf-helper`.
+    /// The program `leaf-helper`, which runs a container under either runtime.
     pub supervisor: PathBuf,
-    /// The static `leaf-init`, which sets up the network inside a container before its own init.
+    /// The static program `leaf-init`, which configures the network inside a container before its own init.
     pub leaf_init: PathBuf,
-    /// `systemd-nspawn`.
+    /// The program `systemd-nspawn`.
     pub nspawn: PathBuf,
-    /// `nft`.
+    /// The program `nft`.
     pub nft: PathBuf,
-    /// The addresses of the leaf and its containers.
+    /// The address pool of the leaf and its containers.
     pub pool: AddressPool,
-    /// The group that may observe the containers (status, console log), where that is not root's own.
+    /// The id of the group that may observe the containers (status, console log), if it is not root's.
     pub observers: Option<u32>,
-    /// What runs the containers.
+    /// The runtime of containers.
     pub runtime: Runtime,
-    /// The directories that a container's binds may be in or below; none if empty.
+    /// The directories that containers' binds may be in or below.
     pub bind_folders: Vec<PathBuf>,
-    /// The directories that the files of a container's secrets may be in or below; none if empty.
+    /// The directories that the files of containers' secrets may be in or below.
     pub secret_folders: Vec<PathBuf>,
 }
 
-/// A host lacks a program that the helper needs.
+/// A program that the helper needs is missing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{program} is neither in {path} nor in /usr/sbin or /sbin; install it ({package})")]
 pub struct MissingProgram {
@@ -41,11 +41,11 @@ pub struct MissingProgram {
 }
 
 impl Settings {
-    /// Returns settings with `systemd-nspawn` and `nft` found on `PATH` and where root's programs are, and systemd as what
-    /// runs the containers where it is PID 1. No directory of the host is open to containers.
+    /// Returns settings with `systemd-nspawn` and `nft` looked up on `PATH` and in the directories of root's programs,
+    /// and the systemd runtime if systemd is PID 1. No directory of the host is allowed for containers.
     ///
     /// # Errors
-    /// [`MissingProgram`] when one is not there.
+    /// [`MissingProgram`] when a program is not found.
     pub fn find(
         supervisor: impl Into<PathBuf>,
         leaf_init: impl Into<PathBuf>,
@@ -76,13 +76,13 @@ fn find(name: &'static str, package: &'static str) -> std::result::Result<PathBu
     })
 }
 
-/// Refuses a path that systemd-nspawn would read as something else.
+/// Refuses a path that systemd-nspawn would misinterpret.
 pub(crate) fn check_path(path: &Path) -> Result<&str> {
     path.to_str()
         .filter(|text| text.starts_with('/') && !text.contains([':', '\n', '\\', ',']))
         .ok_or_else(|| {
             Error::Refused(format!(
-                "{} can't be used as a path here: it must be absolute, and without ':', ',', '\\' and line ends",
+                "{} is not a valid path: it must be absolute, and without ':', ',', '\\' and line ends",
                 path.display()
             ))
         })

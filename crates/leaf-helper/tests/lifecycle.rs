@@ -47,7 +47,7 @@ pub(crate) async fn a_container_is_made_started_stopped_and_destroyed_and_nothin
     let error = host
         .fails(HostOp::DestroyContainer { name: name.clone() }, Kind::Failed)
         .await;
-    assert!(error.reason.contains("it runs"), "{error}");
+    assert!(error.reason.contains("it is running"), "{error}");
 
     host.ok(Host::stop(&name)).await;
     assert_eq!(host.run(&name), Some(ObservedRun::Exited(Exit::Code { code: 0 })));

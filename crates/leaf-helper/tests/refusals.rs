@@ -14,7 +14,7 @@ pub(crate) async fn a_toplevel_without_a_proper_init_is_refused() {
     let missing =
         StorePath::new("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-not-here").expect("a store path");
     let cases = [
-        (missing, "not there"),
+        (missing, "does not exist"),
         (store_path("echo text > $out"), "not a directory"),
         (store_path("$b mkdir $out"), "no init"),
         (store_path("$b mkdir -p $out/init"), "not a file"),
@@ -24,11 +24,11 @@ pub(crate) async fn a_toplevel_without_a_proper_init_is_refused() {
         ),
         (
             store_path("$b mkdir $out; $b ln -s /bin/sh $out/init"),
-            "out of the store",
+            "outside the store",
         ),
         (
             store_path("$b mkdir $out; $b ln -s /nix/store/../../bin/sh $out/init"),
-            "out of the store",
+            "outside the store",
         ),
     ];
     for (toplevel, why) in cases {

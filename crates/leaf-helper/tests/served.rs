@@ -657,7 +657,7 @@ pub(crate) async fn a_helper_that_is_killed_leaves_an_operation_that_can_be_aske
     let error = heard(starting).await.expect_err("nobody answered");
     assert_eq!(error.kind, Kind::Interrupted, "{error}");
     let error = served.fails(Host::stop(&name), Kind::Interrupted).await;
-    assert!(error.reason.contains("nobody listens"), "{error}");
+    assert!(error.reason.contains("no process listens"), "{error}");
     std::fs::remove_file(&served.socket).expect("it was there");
     let error = served.fails(Host::stop(&name), Kind::Unsupported).await;
     assert!(error.reason.contains("start leaf-helper.socket"), "{error}");
@@ -711,7 +711,7 @@ pub(crate) async fn settings_that_are_not_roots_own_are_not_read() {
     std::fs::write(&config, &text).expect("a file");
     leaf_helper::config::load(&config).map(drop).expect("root's");
     std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o777)).expect("a mode");
-    assert!(refusal(&config).contains("may be written to by others"));
+    assert!(refusal(&config).contains("is writable for others"));
     std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).expect("a mode");
     std::os::unix::fs::chown(&config, Some(LEAFD.1), None).expect("an owner");
     assert!(refusal(&config).contains("belongs to user 65534"));

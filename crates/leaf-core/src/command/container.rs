@@ -12,17 +12,17 @@ use crate::spec::{ContainerOptions, ContainerSource, ContainerSpec, SpecDiff};
 commands! {
     "container";
 
-    /// Creates a container. Answered as soon as the desired state is stored: the phase is `creating`, or `building` for a flake or
-    /// a template, with `build_job` as the job to follow; `container.show` tells how it proceeds.
+    /// Creates a container. Answered as soon as the desired state is recorded: the phase is `creating`, or `building`
+    /// for a flake or a template, with the job's id in `build_job`; `container.show` shows its progress.
     Create: CreateContainer = "create" {
         kind: Change, about: Container(name), needs: Containers, disk: Takes,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
         /// The container's name.
         name: ContainerName,
-        /// Where its system comes from.
+        /// The source of its system.
         source: ContainerSource,
-        /// Whether to start it as well.
+        /// Whether to start it after it is created.
         #[serde(default)]
         start: bool,
         /// Its other options.
@@ -30,56 +30,58 @@ commands! {
         options: ContainerOptions,
     } -> Container
 
-    /// Creates a container from this spec, or makes the spec the desired state of an existing one. Answered as soon as that is
-    /// stored; `container.show` tells how it proceeds. Idempotent.
+    /// Creates a container from a spec, or makes the spec the desired state of an existing one. Answered as soon as
+    /// that is recorded; `container.show` shows its progress. Idempotent.
     Apply: ApplyContainer = "apply" {
         kind: Change, about: Container(name), needs: Containers, disk: Takes,
         if_generation: CheckedOrAbsent, success: Answered, while_stuck: Refused,
     } {
         /// The container's name.
         name: ContainerName,
-        /// The whole desired state.
+        /// The complete spec.
         spec: ContainerSpec,
     } -> Container
 
-    /// Gives a container another system, or builds the one of its source anew. Answered as soon as that is stored; the
-    /// container keeps its system until the new one is built, and goes back to it if the new one does not become ready.
+    /// Updates a container to another system, or builds its present source again. Answered as soon as that is recorded;
+    /// the container keeps its system until the new one is built, and is reverted to it if the new one does not become
+    /// ready.
     Update: UpdateContainer = "update" {
         kind: Change, about: Container(name), needs: Containers, disk: Takes,
         if_generation: Checked, success: Answered, while_stuck: Refused,
     } {
         /// The container's name.
         name: ContainerName,
-        /// Where the system comes from; its present source if not given.
+        /// The source of the system; by default the present one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         source: Option<ContainerSource>,
     } -> Container
 
-    /// Changes a part of a container's spec. Answered as soon as that is stored.
+    /// Changes parts of a container's spec. Answered as soon as that is recorded.
     Set: SetContainer = "set" {
         kind: Change, about: Container(name), needs: Containers, disk: Takes,
         if_generation: Checked, success: Answered, while_stuck: Refused,
     } {
         /// The container's name.
         name: ContainerName,
-        /// A JSON merge patch (RFC 7396) of its spec: `null` removes, objects are merged, everything else is replaced.
+        /// A JSON merge patch (RFC 7396) of its spec: `null` removes a field, objects are merged, other values replace.
         patch: serde_json::Value,
     } -> Container
 
-    /// Goes back to an earlier revision of a container; whether it runs stays as it is. Answered as soon as that is stored.
+    /// Restores an earlier revision of a container; whether it runs is not changed. Answered as soon as that is
+    /// recorded.
     Rollback: RollbackContainer = "rollback" {
         kind: Change, about: Container(name), needs: Containers, disk: Takes,
         if_generation: Checked, success: Answered, while_stuck: Refused,
     } {
         /// The container's name.
         name: ContainerName,
-        /// The generation to go back to; the newest that differs from the present one if not given.
+        /// The generation to restore; by default the latest that differs from the present one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         generation: Option<u64>,
     } -> Container
 
-    /// Adopts a container of this host that the leaf did not create, with its files. Answered as soon as that is stored; a
-    /// running one is restarted.
+    /// Adopts a foreign container of the host, with its files. Answered as soon as that is recorded; a running one is
+    /// restarted.
     Adopt: AdoptContainer = "adopt" {
         kind: Change, about: Container(name), needs: Containers, disk: Takes,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
@@ -88,7 +90,7 @@ commands! {
         name: ContainerName,
     } -> Container
 
-    /// Tells what a spec would change, without changing anything.
+    /// Returns what applying a spec would change, without changing anything.
     Diff: DiffContainer = "diff" {
         kind: Query, about: Container(name), needs: Nothing, disk: Untouched,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
@@ -99,7 +101,7 @@ commands! {
         spec: ContainerSpec,
     } -> SpecDiff
 
-    /// Lists the revisions of a container, the oldest first.
+    /// Lists the revisions of a container, oldest first.
     History: ShowContainerHistory = "history" {
         kind: Query, about: Container(name), needs: Nothing, disk: Untouched,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
@@ -108,7 +110,7 @@ commands! {
         name: ContainerName,
     } -> ContainerHistory
 
-    /// Tells the resources that a container uses.
+    /// Returns a container's resource usage.
     Stats: ReadContainerStats = "stats" {
         kind: Query, about: Container(name), needs: Containers, disk: Untouched,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
@@ -117,7 +119,7 @@ commands! {
         name: ContainerName,
     } -> ContainerStats
 
-    /// Starts a container, and answers when it is ready.
+    /// Starts a container. Answered when it is ready.
     Start: StartContainer = "start" {
         kind: Change, about: Container(name), needs: Containers, disk: Takes,
         if_generation: Checked, success: ContainerRuns, while_stuck: Refused,
@@ -126,7 +128,7 @@ commands! {
         name: ContainerName,
     } -> Container
 
-    /// Stops a container, and answers when it has ended.
+    /// Stops a container. Answered when it has stopped.
     Stop: StopContainer = "stop" {
         kind: Change, about: Container(name), needs: Containers, disk: Frees,
         if_generation: Checked, success: ContainerStopped, while_stuck: Refused,
@@ -144,7 +146,7 @@ commands! {
         name: ContainerName,
     } -> Container
 
-    /// Resumes a paused container, and answers when its processes go on.
+    /// Resumes a paused container. Answered when its processes are thawed.
     Resume: ResumeContainer = "resume" {
         kind: Change, about: Container(name), needs: Containers, disk: Takes,
         if_generation: Checked, success: ContainerRuns, while_stuck: Refused,
@@ -153,7 +155,7 @@ commands! {
         name: ContainerName,
     } -> Container
 
-    /// Stops a container if it runs, and removes it with all its files.
+    /// Stops a container if it is running, and removes it with all its files.
     Destroy: DestroyContainer = "destroy" {
         kind: Change, about: Container(name), needs: Containers, disk: Frees,
         if_generation: Checked, success: ContainerGone, while_stuck: Refused,
@@ -162,7 +164,7 @@ commands! {
         name: ContainerName,
     } -> Destroyed
 
-    /// Lists the leaf's containers, and the others on its host.
+    /// Lists the leaf's containers and the foreign ones on its host.
     List: ListContainers = "list" {
         kind: Query, about: Leaf, needs: Nothing, disk: Untouched,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
@@ -177,20 +179,20 @@ commands! {
         name: ContainerName,
     } -> Container
 
-    /// Reads the end of a container's log, or with a cursor what was added since.
+    /// Reads the end of a container's log or, with a cursor, what was added since.
     Logs: ReadContainerLog = "logs" {
         kind: Query, about: Container(name), needs: Containers, disk: Untouched,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
         /// The container's name.
         name: ContainerName,
-        /// At most this many lines; 200 if not given, and never more than 512 KiB.
+        /// The maximum number of lines, by default 200. A reply has at most 512 KiB.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         lines: Option<u32>,
-        /// Only lines written at this time or later.
+        /// Only lines written at or after this time.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         since: Option<Timestamp>,
-        /// Only lines after the answer that gave this cursor.
+        /// Only lines after the page that returned this cursor.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         cursor: Option<String>,
     } -> LogText
@@ -199,9 +201,9 @@ commands! {
 /// The containers of a leaf.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ContainerList {
-    /// All of them, sorted by name, without their revisions.
+    /// The containers, sorted by name, without their revisions.
     pub containers: Vec<Container>,
-    /// The containers on its host that are not the leaf's, sorted by name.
+    /// The foreign containers of its host, sorted by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub foreign: Vec<ForeignContainer>,
 }
@@ -209,7 +211,7 @@ pub struct ContainerList {
 /// The revisions of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ContainerHistory {
-    /// The revisions that are remembered, the oldest first.
+    /// The remembered revisions, oldest first.
     pub revisions: Vec<Revision>,
 }
 
@@ -223,9 +225,9 @@ pub struct Destroyed {
 /// A page of a container's log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LogText {
-    /// The lines, each with its end. What is not UTF-8 is replaced.
+    /// The lines, each with its line end. Invalid UTF-8 is replaced.
     pub text: String,
-    /// Whether lines before these were left out.
+    /// Whether earlier lines were left out.
     pub truncated: bool,
     /// The cursor of the next page.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,22 +1,22 @@
-//! What is so about a command, and the macros that declare the commands of a noun.
+//! The declaration of a command, and the macros that declare the commands of a noun.
 
 use serde::{Deserialize, Serialize};
 
 use crate::container::{Container, ContainerPhase};
 use crate::shape::Shape;
 
-/// Whether a verb answers at once or begins a job; a verb stays what it is for ever.
+/// Whether a command changes something or begins a job. A verb's kind never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CommandKind {
     /// It changes nothing.
     Query,
     /// It changes something, and is answered when that is done or has failed.
     Change,
-    /// It begins a job, and is answered with the job's id once that is stored.
+    /// It begins a job, and is answered with the job's id once that is recorded.
     Job,
 }
 
-/// What a command needs of its host. A leaf that lacks it refuses the command.
+/// A capability of the host that a command needs. A leaf without it refuses the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
     /// Nothing beyond `leafd` itself.
@@ -27,48 +27,48 @@ pub enum Need {
     Nix,
 }
 
-/// What a command does to the disk of the leaf.
+/// A command's effect on the leaf's free disk space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disk {
     /// It writes nothing.
     Untouched,
-    /// It may take space, and is refused while only the reserve is left.
+    /// It may use space, and is refused while only the reserve is left.
     Takes,
-    /// It leads to more free space, and is accepted at the expense of the reserve.
+    /// It frees space, and is accepted even if it needs the reserve.
     Frees,
 }
 
-/// Whether a command may be made to depend on the generation that its sender saw. If so, it has the field `if_generation`.
+/// Whether a command has the field `if_generation`, which makes it depend on the generation that its sender saw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IfGeneration {
-    /// It may not.
+    /// It does not.
     Ignored,
     /// It is refused if the container is of another generation.
     Checked,
-    /// As [`Checked`](Self::Checked), and 0 says that there must be no container of this name.
+    /// As [`Checked`](Self::Checked); 0 requires that no container of this name exists.
     CheckedOrAbsent,
 }
 
-/// When a command has succeeded.
+/// The condition for a command's success.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Success {
-    /// When it is answered: its answer is known when it is accepted.
+    /// It is accepted: the reply is known then.
     Answered,
-    /// When the container runs and has said that it is ready.
+    /// The container is running and ready.
     ContainerRuns,
-    /// When the container does not run any more.
+    /// The container has stopped.
     ContainerStopped,
-    /// When the container is gone from the host.
+    /// The container no longer exists on the host.
     ContainerGone,
-    /// When the job has ended, in whichever way.
+    /// The job has ended, in any way.
     JobEnded,
-    /// When the hardware was looked at.
+    /// The hardware was scanned.
     HardwareSeen,
 }
 
 impl Success {
-    /// Whether a container on which no step is under way is what the command was for. A command that was answered when it
-    /// was accepted is content with each phase but `failed`.
+    /// Returns whether a container without steps in flight meets the condition. A command that was answered when it was
+    /// accepted is met by every phase but `failed`.
     #[must_use]
     pub fn is_met_by(self, container: &Container) -> bool {
         match self {
@@ -80,7 +80,7 @@ impl Success {
     }
 }
 
-/// Whether a query is answered while the journal takes nothing and the state in memory is ahead of the disk.
+/// Whether a query is answered while the journal can't commit and the state in memory is ahead of the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhileStuck {
     /// It is refused.
@@ -89,24 +89,24 @@ pub enum WhileStuck {
     Answered,
 }
 
-/// All that is so about a command beside its fields.
+/// Everything that is true of a command, apart from its fields.
 #[derive(Debug, Clone, Copy)]
 pub struct Declaration {
-    /// What it is about: `container`.
+    /// The noun: `container`.
     pub noun: &'static str,
-    /// What to do: `start`.
+    /// The verb: `start`.
     pub verb: &'static str,
-    /// Noun and verb with a dot between them, as records and logs name the command: `container.start`.
+    /// Noun and verb joined by a dot, the command's name in records and logs: `container.start`.
     pub noun_verb: &'static str,
     /// Whether it changes something or begins a job.
     pub kind: CommandKind,
-    /// What it needs of the host.
+    /// The capability that it needs.
     pub need: Need,
-    /// What it does to the disk.
+    /// Its effect on free disk space.
     pub disk: Disk,
     /// Whether it has the field `if_generation`.
     pub if_generation: IfGeneration,
-    /// When it has succeeded.
+    /// The condition for its success.
     pub success: Success,
     /// Whether it is answered while the journal is stuck.
     pub while_stuck: WhileStuck,
@@ -116,19 +116,19 @@ pub struct Declaration {
     pub request: Shape,
     /// The name of the reply's schema: `reply.container.start`.
     pub reply_name: &'static str,
-    /// What comes back when it worked.
+    /// The reply on success.
     pub reply: Shape,
 }
 
-/// A command's type: where it goes and what comes back.
+/// The type of a command's request.
 pub trait Request: Serialize {
-    /// All that is so about the command.
+    /// The command's declaration.
     const DECLARATION: &'static Declaration;
-    /// What comes back when it worked.
+    /// The reply on success.
     type Reply: for<'de> Deserialize<'de> + Serialize;
 }
 
-/// Makes the type of a request, with the field `if_generation` behind its own where the declaration says so.
+/// Defines the type of a request, with the field `if_generation` after the others if the declaration has it.
 macro_rules! request {
     ($name:ident Ignored { $($attribute:tt)* } { $($fields:tt)* }) => {
         $($attribute)*
@@ -139,7 +139,7 @@ macro_rules! request {
     ($name:ident Checked { $($attribute:tt)* } { $($fields:tt)* }) => {
         $crate::command::declare::request! { $name Ignored { $($attribute)* } {
             $($fields)*
-            /// Only if the container's generation is still this one.
+            /// Carried out only if the container still has this generation.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub if_generation: Option<u64>,
         } }
@@ -147,7 +147,8 @@ macro_rules! request {
     ($name:ident CheckedOrAbsent { $($attribute:tt)* } { $($fields:tt)* }) => {
         $crate::command::declare::request! { $name Ignored { $($attribute)* } {
             $($fields)*
-            /// Only if the container's generation is still this one; 0 if there must be no container of this name.
+            /// Carried out only if the container still has this generation; 0: only if no container of this name
+            /// exists.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub if_generation: Option<u64>,
         } }
@@ -155,7 +156,7 @@ macro_rules! request {
 }
 
 /// Declares the commands of one noun: a type for each request, the enum `Command` of them, and their [`Declaration`]s.
-/// An attribute that is left out does not compile.
+/// A missing attribute is a compile error.
 macro_rules! commands {
     ($noun:literal; $(
         $(#[$doc:meta])*
@@ -207,13 +208,13 @@ macro_rules! commands {
         /// The noun.
         pub(super) const NOUN: &str = $noun;
 
-        /// What is so about each of them.
+        /// The declaration of each.
         pub(super) const DECLARATIONS: &[$crate::command::Declaration] = &[
             $(*<$name as $crate::command::Request>::DECLARATION,)*
         ];
 
         impl Command {
-            /// Reads the arguments of a command; nothing for an unknown verb.
+            /// Parses the arguments of a command; `None` for an unknown verb.
             pub(super) fn parse(verb: &str, body: &[u8]) -> Option<Result<Self, serde_json::Error>> {
                 match verb {
                     $($verb => Some(serde_json::from_slice(body).map(Self::$variant)),)*

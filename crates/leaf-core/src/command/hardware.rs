@@ -25,7 +25,7 @@ commands! {
         id: DeviceId,
     } -> Device
 
-    /// Scans the hardware now, and tells what has changed.
+    /// Scans the hardware now, and returns what has changed.
     Rescan: RescanHardware = "rescan" {
         kind: Change, about: Leaf, needs: Nothing, disk: Takes,
         if_generation: Ignored, success: HardwareSeen, while_stuck: Refused,
@@ -35,19 +35,19 @@ commands! {
 /// The devices of a leaf.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeviceList {
-    /// All of them, sorted by id.
+    /// The devices, sorted by id.
     pub devices: Vec<Device>,
 }
 
-/// What a hardware scan found.
+/// The result of a hardware scan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RescanReport {
-    /// How many devices are present.
+    /// The number of present devices.
     pub devices: u64,
-    /// Devices that are new or back.
+    /// Devices that are new or present again.
     pub appeared: Vec<DeviceId>,
     /// Devices that differ from the last scan.
     pub changed: Vec<DeviceId>,
-    /// Devices that are gone.
+    /// Devices that are absent now.
     pub vanished: Vec<DeviceId>,
 }

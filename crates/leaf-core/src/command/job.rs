@@ -10,13 +10,13 @@ use crate::job::{Job, Progress};
 commands! {
     "job";
 
-    /// Lists the jobs that the leaf remembers, the newest first.
+    /// Lists the jobs that the leaf remembers, newest first.
     List: ListJobs = "list" {
         kind: Query, about: Leaf, needs: Nothing, disk: Untouched,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {} -> JobList
 
-    /// Shows one job and, while it runs, its progress.
+    /// Shows one job, with its progress while it runs.
     Show: ShowJob = "show" {
         kind: Query, about: Job(id), needs: Nothing, disk: Untouched,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
@@ -25,19 +25,19 @@ commands! {
         id: JobId,
     } -> JobReport
 
-    /// Reads a part of a job's log, also while it runs.
+    /// Reads a page of a job's log, also while it runs.
     Log: ReadJobLog = "log" {
         kind: Query, about: Job(id), needs: Nothing, disk: Untouched,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
         /// The job's id.
         id: JobId,
-        /// From this byte on.
+        /// The page's offset in the log, in bytes.
         #[serde(default)]
         offset: u64,
     } -> LogChunk
 
-    /// Cancels a job, and answers when its processes have ended.
+    /// Cancels a job. Answered when its processes have ended.
     Cancel: CancelJob = "cancel" {
         kind: Change, about: Job(id), needs: Nothing, disk: Takes,
         if_generation: Ignored, success: JobEnded, while_stuck: Refused,
@@ -47,25 +47,25 @@ commands! {
     } -> Job
 }
 
-/// A part of a job's log.
+/// A page of a job's log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LogChunk {
-    /// The text. What is not UTF-8 is replaced.
+    /// The text. Invalid UTF-8 is replaced.
     pub text: String,
-    /// The offset of the next part.
+    /// The offset of the next page, in bytes.
     pub next_offset: u64,
-    /// Whether the log ends here and nothing more will be added.
+    /// Whether the log is complete and ends with this page.
     pub complete: bool,
 }
 
 /// The jobs of a leaf.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct JobList {
-    /// The jobs that are remembered, the newest first, without the references of their results.
+    /// The remembered jobs, newest first, without the references of their results.
     pub jobs: Vec<Job>,
 }
 
-/// One job and its progress.
+/// A job and its progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct JobReport {
     /// The job.

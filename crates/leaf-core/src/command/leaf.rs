@@ -30,30 +30,30 @@ pub struct LeafReport {
     pub version: String,
     /// When this instance started.
     pub started_at: Timestamp,
-    /// Its host.
+    /// The host that it runs on.
     pub host: HostFacts,
     /// When its history began, in milliseconds since 1970.
     pub epoch: u64,
-    /// The last sequence number recorded.
+    /// The sequence number of the last recorded event.
     pub sequence: u64,
-    /// The last sequence number that the stream is known to hold.
+    /// The sequence number of the last event acknowledged by the stream.
     pub published: u64,
-    /// How many of the known devices are present.
+    /// The number of present devices.
     pub devices_present: u64,
-    /// How many devices are known.
+    /// The number of known devices, present or absent.
     pub devices: u64,
-    /// How many containers run.
+    /// The number of running containers.
     pub containers_running: u64,
-    /// How many containers there are.
+    /// The number of containers.
     pub containers: u64,
-    /// How many jobs run.
+    /// The number of running jobs.
     pub jobs_running: u64,
-    /// How many jobs are queued.
+    /// The number of queued jobs.
     pub jobs_queued: u64,
-    /// Why it refuses commands that change something, if it does.
+    /// The reason why it refuses changes and jobs at the moment, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusing: Option<String>,
-    /// The entries of its state that it can't read, since a newer leafd wrote them: they are kept and not acted on.
+    /// The entries of its state that a newer leafd wrote and this one can't read: they are kept and not acted on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub raw_entries: Vec<RawEntry>,
 }

@@ -1,12 +1,13 @@
-//! Commands and their replies, one module a noun, one type each. Unknown fields of a command are refused, so a misspelt
-//! one is noticed.
+//! Commands and their replies: one module per noun, one type per message. Unknown fields of a command are refused, so
+//! that a misspelt one is noticed.
 //!
-//! A command's noun and verb stand in its [subject](crate::subject), its arguments in a JSON body; an empty body is
+//! A command's noun and verb are in its [subject](crate::subject), its arguments in a JSON body; an empty body means
 //! `{}`. No header is needed: `nats req leaf.v1.cmd.edge-1.admin.leaf.show ''` works. With the header `ce-id` the
 //! sender gives the command an id, and may send it again without harm.
 //!
-//! All that is so about a command stands in its [`Declaration`], beside the type of its request; [`COMMANDS`] lists them
-//! all. A new command is declared in the module of its noun, a new noun is one more line in the list of [`nouns!`].
+//! Everything that is true of a command is in its [`Declaration`], beside the type of its request; [`COMMANDS`] lists
+//! them all. A new command is declared in the module of its noun; a new noun is one more line in the list of
+//! [`nouns!`].
 
 pub mod container;
 mod declare;
@@ -31,12 +32,12 @@ use crate::problem::{Problem, ProblemCode};
 /// The largest body of a command, in bytes.
 pub const MAX_COMMAND_BYTES: usize = 256 * 1024;
 
-/// The header of a command with its id; replies and events name it as `ce-causationid`.
+/// The header with a command's id; replies and events carry that id as `ce-causationid`.
 pub const COMMAND_ID_HEADER: &str = crate::event::header::ID;
 
 macro_rules! nouns {
     ($($(#[$doc:meta])* $variant:ident = $module:ident,)*) => {
-        /// Everything that a leaf can be told, by noun.
+        /// A command, by noun.
         #[derive(Debug, Clone, PartialEq, Eq)]
         #[allow(clippy::large_enum_variant, reason = "a command is decided once and never stored in a collection")]
         pub enum Command { $($(#[$doc])* $variant($module::Command),)* }
@@ -47,17 +48,17 @@ macro_rules! nouns {
             }
         })*
 
-        /// What is so about each command, by noun.
+        /// The declarations of all commands, by noun.
         const NOUNS: &[&[Declaration]] = &[$($module::DECLARATIONS,)*];
 
         impl Command {
-            /// All that is so about the command beside its arguments.
+            /// Returns the command's declaration.
             #[must_use]
             pub fn declaration(&self) -> &'static Declaration {
                 match self { $(Self::$variant(command) => command.declaration(),)* }
             }
 
-            /// What it is about.
+            /// Returns the aggregate that the command is about.
             #[must_use]
             pub fn about(&self) -> Aggregate<'_> {
                 match self { $(Self::$variant(command) => command.about(),)* }
@@ -84,13 +85,13 @@ nouns! {
     Hardware = hardware,
     /// About containers.
     Container = container,
-    /// For Nix.
+    /// About Nix.
     Nix = nix,
     /// About jobs.
     Job = job,
 }
 
-/// What is so about each command, in the order of the nouns.
+/// The declarations of all commands, in the order of the nouns.
 pub static COMMANDS: [Declaration; number_of_commands()] = {
     let mut all = [NOUNS[0][0]; number_of_commands()];
     let (mut noun, mut at) = (0, 0);
@@ -115,7 +116,7 @@ const fn number_of_commands() -> usize {
     count
 }
 
-/// Returns the declaration of the command that records and logs name so (`container.start`), if this version knows it.
+/// Returns the declaration of the command with this name (`container.start`), if this version knows it.
 #[must_use]
 pub fn declaration_of(noun_verb: &str) -> Option<&'static Declaration> {
     COMMANDS
@@ -124,7 +125,7 @@ pub fn declaration_of(noun_verb: &str) -> Option<&'static Declaration> {
 }
 
 impl Command {
-    /// Reads a command. An empty body is `{}`.
+    /// Parses a command. An empty body means `{}`.
     ///
     /// # Errors
     /// A [`Problem`]: `too_large`, `unknown_command`, or `malformed` with the place in the body.
@@ -143,18 +144,18 @@ impl Command {
         } else {
             body
         };
-        // Serde would read the fields from a list, too, by their order.
+        // Serde would also accept a list, as the fields in order.
         if body.trim_ascii_start().first() == Some(&b'[') {
             return Err(Problem::new(
                 ProblemCode::Malformed,
-                format!("the body of {noun}.{verb} is a list, and has to be an object"),
+                format!("the body of {noun}.{verb} is a list, but must be an object"),
             ));
         }
         match Self::from_body(noun, verb, body) {
             Some(command) => command.map_err(|e| {
                 Problem::new(
                     ProblemCode::Malformed,
-                    format!("the body of {noun}.{verb} can't be read: {e}"),
+                    format!("can't parse the body of {noun}.{verb}: {e}"),
                 )
             }),
             None => Err(Problem::new(
@@ -164,14 +165,14 @@ impl Command {
         }
     }
 
-    /// Whether it changes something or begins a job.
+    /// Returns whether the command changes something or begins a job.
     #[must_use]
     pub fn kind(&self) -> CommandKind {
         self.declaration().kind
     }
 
-    /// Returns what tells this command from another: a SHA-256 over its noun, verb and arguments, as hexadecimal.
-    /// Blanks and the order of fields in the body that was sent do not count.
+    /// Returns the fingerprint of the command: a SHA-256 over its noun, verb and arguments, as hexadecimal. White space
+    /// and the order of fields in the body make no difference.
     #[must_use]
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_refused_with_the_reason() {
+    fn an_unreadable_command_is_refused_with_the_reason() {
         let parse = |noun, verb, body: &[u8]| Command::parse(noun, verb, body).expect_err("refused");
         assert_eq!(parse("leaf", "show", b"{").code, ProblemCode::Malformed);
         assert!(
@@ -205,7 +206,7 @@ mod tests {
         for list in [&b"[]"[..], br#" ["web", null]"#] {
             let problem = parse("container", "start", list);
             assert_eq!(problem.code, ProblemCode::Malformed);
-            assert!(problem.detail.contains("has to be an object"), "{problem}");
+            assert!(problem.detail.contains("must be an object"), "{problem}");
         }
         assert!(
             parse("container", "start", br#"{"name":7}"#)
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fingerprint_counts_the_meaning_and_not_the_blanks() {
+    fn the_fingerprint_ignores_white_space_and_the_order_of_fields() {
         let parse = |body: &[u8]| {
             Command::parse("container", "create", body)
                 .expect("a command")

@@ -1,4 +1,4 @@
-//! Commands for Nix: each begins a job.
+//! Commands about Nix: each begins a job.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,20 +10,20 @@ use crate::job::{Installable, JobPhase};
 commands! {
     "nix";
 
-    /// Builds with Nix.
+    /// Runs a Nix build.
     Build: Build = "build" {
         kind: Job, about: Leaf, needs: Nix, disk: Takes,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
-        /// What to build.
+        /// The installable to build.
         installable: Installable,
-        /// The time it may take, in seconds; the leaf's setting if not given.
+        /// The time limit of the job, in seconds; by default the leaf's setting.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout_seconds: Option<u32>,
     } -> JobAccepted
 }
 
-/// A job that is stored and will run.
+/// A job that was accepted and will run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct JobAccepted {
     /// The job's id.

@@ -1,4 +1,4 @@
-//! What the commands about containers do.
+//! Decides the commands about containers.
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -15,20 +15,20 @@ use crate::runtime::Runtime;
 use crate::spec::{ContainerOptions, ContainerSource, ContainerSpec, Opening, SpecRun, Users, spec_diff};
 use crate::state::State;
 
-/// Which part of a container's log is asked for.
+/// A query for a page of a container's log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogQuery {
-    /// Whose.
+    /// The container's name.
     pub name: ContainerName,
-    /// At most this many lines, the last ones, or with a cursor the first ones after it.
+    /// The maximum number of lines: the last ones or, with a cursor, the first ones after it.
     pub lines: u32,
-    /// Only what was written at this time or later.
+    /// Only lines written at or after this time.
     pub since: Option<Timestamp>,
-    /// Only what follows the answer that gave this cursor.
+    /// Only lines after the page that returned this cursor.
     pub cursor: Option<String>,
 }
 
-/// Lines of a container's console if the command doesn't say.
+/// The default number of log lines.
 const DEFAULT_LOG_LINES: u32 = 200;
 
 pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Result<Decision, Problem> {
@@ -50,7 +50,7 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
         Command::Apply(c) => match (state.containers.get(&c.name), c.if_generation) {
             (None, None | Some(0)) => create(state, &c.name, c.spec.clone(), context),
             (None, Some(seen)) => Err(conflict(format!(
-                "container {} is not at generation {seen}: there is none of this name",
+                "container {} does not exist, so it is not at generation {seen}",
                 c.name
             ))),
             (Some(_), seen) => change(state, &c.name, seen, false, context, |_| Ok(c.spec.clone())),
@@ -63,7 +63,7 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
         }),
         Command::Set(c) => change(state, &c.name, c.if_generation, false, context, |spec| {
             spec.patched(&c.patch)
-                .map_err(|e| invalid(format!("the patch leads to no spec: {e}")))
+                .map_err(|e| invalid(format!("the patched spec is invalid: {e}")))
         }),
         Command::Rollback(c) => rollback(state, &c.name, c.generation, c.if_generation, context),
         Command::Diff(c) => {
@@ -77,7 +77,7 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
         Command::Adopt(c) => match state.containers.get(&c.name) {
             Some(_) => Err(Problem::new(
                 ProblemCode::AlreadyExists,
-                format!("container {} is this leaf's already", c.name),
+                format!("container {} is already this leaf's", c.name),
             )),
             None => Ok(only(Reply::AfterSearch(c.name.clone()))),
         },
@@ -106,7 +106,7 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
     }
 }
 
-/// A container as it stands in a list, which must fit into a message.
+/// Returns a container without its revisions, for a list that must fit into a message.
 fn without_revisions(container: &Container) -> Container {
     Container {
         revisions: Vec::new(),
@@ -115,10 +115,11 @@ fn without_revisions(container: &Container) -> Container {
 }
 
 fn find_container<'a>(state: &'a State, name: &ContainerName) -> Result<&'a Container, Problem> {
-    state
-        .containers
-        .get(name)
-        .ok_or_else(|| not_found(format!("there is no container {name}; container.list shows all")))
+    state.containers.get(name).ok_or_else(|| {
+        not_found(format!(
+            "container {name} does not exist; container.list lists all"
+        ))
+    })
 }
 
 fn check_spec(name: &ContainerName, spec: &ContainerSpec, context: &Context) -> Result<(), Problem> {
@@ -130,7 +131,7 @@ fn unsupported(why: String) -> Problem {
     Problem::new(ProblemCode::Unsupported, why)
 }
 
-/// Returns what is to be built for a source, and its system where that is known already.
+/// Returns the system of a source, or what must be built for it.
 fn system_of(source: &ContainerSource) -> Result<StorePath, Installable> {
     match source {
         ContainerSource::Toplevel { path } => Ok(path.clone()),
@@ -151,7 +152,7 @@ fn create(
         return Err(Problem::new(
             ProblemCode::AlreadyExists,
             format!(
-                "container {name} exists since {}; destroy it first, or choose another name",
+                "container {name} already exists, created at {}; destroy it first, or choose another name",
                 container.created_at
             ),
         ));
@@ -191,12 +192,15 @@ fn free_link(state: &State, context: &Context) -> Result<ContainerNetwork, Probl
     context.pool.free_link(state).ok_or_else(|| {
         Problem::new(
             ProblemCode::Overloaded,
-            format!("all 255 links of {} are taken by containers", context.pool),
+            format!(
+                "all 255 container networks of the address pool {} are in use",
+                context.pool
+            ),
         )
     })
 }
 
-/// Checks what a spec says of other containers.
+/// Checks the parts of a spec that concern other containers.
 fn check_others(state: &State, own: &ContainerName, options: &ContainerOptions) -> Result<(), Problem> {
     for opening in &options.allow {
         let Opening::Ingress {
@@ -212,22 +216,22 @@ fn check_others(state: &State, own: &ContainerName, options: &ContainerOptions) 
             .find(|c| c.name != *own && c.desired.options.allow.iter().any(same));
         if let Some(holder) = holder {
             return Err(conflict(format!(
-                "{protocol} port {host_port} of the leaf leads to container {} already",
+                "{protocol} port {host_port} of the leaf is already forwarded to container {}",
                 holder.name
             )));
         }
         if state.raw_entry_has("host_port", &Value::from(*host_port)) {
             return Err(conflict(format!(
-                "{protocol} port {host_port} of the leaf may lead to a container already that only a newer leafd can read; \
-                 leaf.show names those"
+                "{protocol} port {host_port} of the leaf may already be forwarded to a container that only a newer leafd can read; \
+                leaf.show lists those"
             )));
         }
     }
     Ok(())
 }
 
-/// Wants another spec of a container, and with `rebuild` its system built anew. It goes on with what it has until that is
-/// done.
+/// Changes the desired spec of a container; with `rebuild`, its system is built again. The container keeps its present
+/// system until then.
 fn change(
     state: &State,
     name: &ContainerName,
@@ -245,7 +249,7 @@ fn change(
     let spec = with(before.spec())?;
     check_spec(name, &spec, context)?;
     check_others(state, name, &spec.options)?;
-    // One whose build has failed gets another along with whatever else is wanted of it now.
+    // A container whose build has failed is built again with any other change.
     let lacks_system = before.toplevel.is_none() && before.build_job.is_none();
     let anew = spec.source != before.source || rebuild || (lacks_system && spec != before.spec());
     let mut facts = Vec::new();
@@ -295,11 +299,11 @@ fn change(
     })
 }
 
-/// The system to go back to if this one does not become ready: the one that the container was ready with.
+/// Returns the system to revert to if this one does not become ready: the last one that the container was ready with.
 fn fallback(container: &Container, toplevel: &StorePath) -> Option<StorePath> {
     let before = &container.desired;
     match &before.fallback {
-        // It has not been ready with the one that it has.
+        // It has not been ready with its present system.
         Some(good) => Some(good.clone()),
         None => before.toplevel.clone().filter(|_| container.ready_at.is_some()),
     }
@@ -322,12 +326,12 @@ fn rollback(
     let revision = match generation {
         Some(generation) => usable.find(|r| r.generation == generation).ok_or_else(|| {
             not_found(format!(
-                "container {name} has no revision of generation {generation} with a system; container.history shows all"
+                "container {name} has no revision of generation {generation} with a system; container.history lists all"
             ))
         })?,
         None => usable
             .find(|r| r.toplevel != container.desired.toplevel || r.options != container.desired.options)
-            .ok_or_else(|| conflict(format!("container {name} has no revision to go back to")))?,
+            .ok_or_else(|| conflict(format!("container {name} has no earlier revision to restore")))?,
     };
     check_others(state, name, &revision.options)?;
     let toplevel = revision.toplevel.clone();
@@ -351,11 +355,10 @@ fn rollback(
     })
 }
 
-/// Decides, after a look at the host, to take over a container that is not this leaf's. `found` is what the look
-/// showed.
+/// Decides to adopt a foreign container. `found` is the container as observed on the host.
 ///
 /// # Errors
-/// A [`Problem`] when it can't be taken over.
+/// A [`Problem`] when it can't be adopted.
 pub fn adopt(
     state: &State,
     name: &ContainerName,
@@ -367,23 +370,23 @@ pub fn adopt(
     }
     let Some(found) = found else {
         return Err(not_found(format!(
-            "there is no container {name} on this host that is not this leaf's; container.list shows all"
+            "this host has no foreign container {name}; container.list lists all"
         )));
     };
     if state.containers.contains_key(name) {
         return Err(Problem::new(
             ProblemCode::AlreadyExists,
-            format!("container {name} is this leaf's already"),
+            format!("container {name} is already this leaf's"),
         ));
     }
     if found.declarative {
         return Err(conflict(format!(
-            "container {name} is declared by the system's own configuration; remove it there first"
+            "container {name} is declared in the host's NixOS configuration; remove it there first"
         )));
     }
     let Some(toplevel) = &found.toplevel else {
         return Err(conflict(format!(
-            "the system of container {name} can't be told: neither its SYSTEM_PATH nor its profile leads to one"
+            "can't determine the system of container {name}: neither its SYSTEM_PATH nor its profile leads to one"
         )));
     };
     let users = if found.host_users {
@@ -425,7 +428,7 @@ fn check_generation(container: &Container, if_generation: Option<u64>) -> Result
     let generation = container.desired.generation;
     match if_generation {
         Some(seen) if seen != generation => Err(conflict(format!(
-            "container {} is at generation {generation}, not {seen}; look at it again",
+            "container {} is at generation {generation}, not {seen}; query it again",
             container.name
         ))),
         _ => Ok(()),
@@ -449,10 +452,10 @@ fn want(
         (_, DesiredRun::Running | DesiredRun::Stopped) if container.desired.toplevel.is_none() => {
             return Err(conflict(match container.desired.build_job {
                 Some(job) if container.phase == ContainerPhase::Building => {
-                    format!("the system of container {name} is being built by job {job}; wait for it")
+                    format!("job {job} is still building the system of container {name}; wait for it")
                 }
                 _ => format!(
-                    "the system of container {name} could not be built; update it, or destroy it and create it anew"
+                    "the build of the system of container {name} failed; update it, or destroy it and create it again"
                 ),
             }));
         }
@@ -464,7 +467,7 @@ fn want(
         DesiredRun::Absent => false,
     };
     let mut facts = Vec::new();
-    // Whoever wants what is under way already waits for it along with who wanted it first.
+    // A command for the present desired state waits for the same outcome as the one that set it.
     if container.desired.run != run || !(settled || container.phase.is_moving()) {
         facts.push(Fact::from(ContainerDesired {
             name: name.clone(),
@@ -492,7 +495,7 @@ fn pause(
     let desired = &find_container(state, name)?.desired;
     if desired.run != DesiredRun::Running {
         return Err(conflict(format!(
-            "container {name} is to be {}, so there is nothing to pause or resume; start it first",
+            "the desired state of container {name} is {}, so it can't be paused or resumed; start it first",
             match desired.run {
                 DesiredRun::Absent => "destroyed",
                 DesiredRun::Running | DesiredRun::Stopped => "stopped",

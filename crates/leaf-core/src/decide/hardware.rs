@@ -1,4 +1,4 @@
-//! What the commands about hardware do.
+//! Decides the commands about hardware.
 
 use super::{Decision, Reply, Target, known, not_found, only};
 use crate::command::hardware::{Command, DeviceList};
@@ -13,7 +13,7 @@ pub(super) fn decide(state: &State, command: &Command) -> Result<Decision, Probl
         Command::Show(c) => match state.devices.get(&c.id) {
             Some(device) => Ok(only(known(device))),
             None => Err(not_found(format!(
-                "there is no device {}; hardware.list shows all",
+                "device {} does not exist; hardware.list lists all",
                 c.id
             ))),
         },

@@ -1,4 +1,4 @@
-//! What the commands about jobs do, and what the end of a job means for others.
+//! Decides the commands about jobs, and the consequences of a job's end.
 
 use super::{Context, Decision, Question, Reply, Target, invalid, known, not_found, only};
 use crate::aggregate::Aggregate;
@@ -10,7 +10,7 @@ use crate::job::{BuildResult, BuildTask, Installable, Job, JobPhase, JobResult, 
 use crate::problem::{Problem, ProblemCode};
 use crate::state::State;
 
-/// The longest time that a job may ask for, in seconds: a week.
+/// The maximum time limit of a job, in seconds: a week.
 const MAX_JOB_SECONDS: u32 = 7 * 24 * 3600;
 
 pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Result<Decision, Problem> {
@@ -51,7 +51,7 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
     }
 }
 
-/// A job as it stands in a list, which must fit into a message: without what its result refers to.
+/// Returns a job without the references of its result, for a list that must fit into a message.
 fn brief(job: &Job) -> Job {
     let mut job = job.clone();
     if let Some(JobResult::Build(result)) = &mut job.result {
@@ -60,7 +60,7 @@ fn brief(job: &Job) -> Job {
     job
 }
 
-/// Returns what the end of a job means for the container that waits for it: its system is built, or it has failed.
+/// Returns the facts about the container that waits for a job which has ended: its system is built, or it has failed.
 #[must_use]
 pub fn after_job(state: &State, job: JobId, outcome: Result<&BuildResult, &str>) -> Vec<Fact> {
     let Some(Task::Build(BuildTask {
@@ -91,8 +91,8 @@ pub fn after_job(state: &State, job: JobId, outcome: Result<&BuildResult, &str>)
     }]
 }
 
-/// Returns the jobs that nobody needs any more, oldest first: builds of a container that is destroyed, or that wants
-/// something else by now.
+/// Returns the jobs that are no longer needed, oldest first: builds for a container that was destroyed, or whose
+/// desired state has changed.
 #[must_use]
 pub fn needless_jobs(state: &State) -> Vec<JobId> {
     let needless = |job: &&Job| match &job.task {
@@ -128,7 +128,7 @@ pub(super) fn queue(
         Installable::File { path, .. } => ("a file", path.as_str()),
         Installable::Template { name } if !crate::id::is_token(name) => {
             return invalid(format!(
-                "{name:?} is not the name of a template: only a-z, 0-9, '_' and '-' are allowed"
+                "{name:?} is not a valid template name: only a-z, 0-9, '_' and '-' are allowed"
             ));
         }
         Installable::Template { name } => ("a template", name.as_str()),
@@ -149,12 +149,12 @@ pub(super) fn queue(
         }
     }
     if text.is_empty() {
-        return invalid(format!("{what} is needed, and it is empty"));
+        return invalid(format!("{what} is required, but it is empty"));
     }
     let timeout_seconds = timeout_seconds.unwrap_or(context.job_timeout_seconds);
     if timeout_seconds == 0 || timeout_seconds > MAX_JOB_SECONDS {
         return invalid(format!(
-            "a job may take from 1 to {MAX_JOB_SECONDS} seconds, not {timeout_seconds}"
+            "a job's time limit must be from 1 to {MAX_JOB_SECONDS} seconds, not {timeout_seconds}"
         ));
     }
     let waiting = state
@@ -165,7 +165,7 @@ pub(super) fn queue(
     if waiting >= context.max_queued_jobs {
         return Err(Problem::new(
             ProblemCode::Overloaded,
-            format!("{waiting} jobs are waiting already; try again later"),
+            format!("{waiting} jobs are already queued; try again later"),
         ));
     }
     Ok(Fact::from(JobQueued {
@@ -183,5 +183,5 @@ fn find_job(state: &State, id: JobId) -> Result<&Job, Problem> {
     state
         .jobs
         .get(&id)
-        .ok_or_else(|| not_found(format!("there is no job {id}; job.list shows all")))
+        .ok_or_else(|| not_found(format!("job {id} does not exist; job.list lists all")))
 }

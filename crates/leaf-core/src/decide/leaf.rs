@@ -1,4 +1,4 @@
-//! What the commands about the leaf itself do.
+//! Decides the commands about the leaf itself.
 
 use super::{Decision, Reply, only};
 use crate::command::leaf::Command;

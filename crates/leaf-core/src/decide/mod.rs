@@ -1,7 +1,7 @@
-//! What a command does, decided against the state alone; one module a noun.
+//! Decides commands against the state alone, in one module per noun.
 //!
-//! [`decide`] says which facts are to be recorded, and where the reply comes from. Nothing has happened yet when it returns:
-//! the [engine](crate::engine) records the facts, and what follows from them follows their commit.
+//! [`decide`] returns the facts to record and the source of the reply. Nothing has happened yet when it returns: the
+//! [engine](crate::engine) records the facts, and everything else follows their commit.
 
 mod container;
 mod hardware;
@@ -26,65 +26,65 @@ use crate::problem::{Problem, ProblemCode};
 use crate::runtime::Runtime;
 use crate::state::{RawEntry, State};
 
-/// What a decision needs to know beside the state and the command.
+/// The inputs of a decision apart from the state and the command.
 #[derive(Debug, Clone)]
 pub struct Context {
-    /// Who asks.
+    /// The caller of the command.
     pub caller: Caller,
     /// The leaf's clock.
     pub now: Timestamp,
-    /// An id that nothing else has, for what the command makes.
+    /// A fresh id for what the command creates.
     pub fresh_id: Uuid,
-    /// What runs the containers of the host.
+    /// The runtime of the host's containers.
     pub runtime: Runtime,
-    /// Where containers get their addresses from.
+    /// The address pool of the containers.
     pub pool: AddressPool,
-    /// How many jobs may wait.
+    /// The maximum number of queued jobs.
     pub max_queued_jobs: usize,
-    /// How long a job may take if the command doesn't say, in seconds.
+    /// The time limit of a job whose command sets none, in seconds.
     pub job_timeout_seconds: u32,
 }
 
-/// What a command does.
+/// The decision on a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
-    /// What is to be recorded with the acceptance of the command. All else that is to be done follows from the facts.
+    /// The facts to record when the command is accepted. Everything else follows from the facts.
     pub facts: Vec<Fact>,
-    /// Where the reply comes from.
+    /// The source of the reply.
     pub reply: Reply,
 }
 
-/// Where the reply to a command comes from.
+/// The source of the reply to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
-    /// It is known.
+    /// The reply is known.
     Known(Box<serde_json::Value>),
-    /// It is the leaf's report on itself.
+    /// The leaf's report on itself.
     LeafReport,
-    /// It is the report on a job, with its progress.
+    /// The report on a job, with its progress.
     JobReport(JobId),
-    /// It is the container as the facts leave it.
+    /// The container after the facts are applied.
     Container(ContainerName),
-    /// The host answers this question.
+    /// The answer of the host to this question.
     FromHost(Question),
-    /// It comes when this target has settled.
+    /// The outcome, once this target has settled.
     When(Target),
-    /// The host is searched for a foreign container of this name; what is found [decides](adopt).
+    /// [Decided](adopt) after a search of the host for a foreign container of this name.
     AfterSearch(ContainerName),
 }
 
-/// What a command can wait for.
+/// The target that a command waits for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Target {
-    /// A container that is to settle.
+    /// A container, until it has settled.
     Container(ContainerName),
-    /// A job that is to end; it is to be cancelled if it runs.
+    /// A job, which is cancelled, until it has ended.
     Job(JobId),
-    /// A scan of the hardware.
+    /// A hardware scan.
     Hardware,
 }
 
-/// A question that only the host can answer; it changes nothing.
+/// A query that is answered from the host; it changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Question {
     /// A page of a job's log.
@@ -98,23 +98,23 @@ pub enum Question {
     },
     /// A page of a container's log.
     ContainerLog(LogQuery),
-    /// The resources that a container uses.
+    /// A container's resource usage.
     ContainerStats(ContainerName),
-    /// The leaf's containers, given here, and the foreign ones of the host.
+    /// The leaf's containers, given here, and the host's foreign ones.
     Containers(Vec<Container>),
 }
 
-/// Decides what a command does.
+/// Decides a command.
 ///
 /// # Errors
-/// A [`Problem`] when the command can't be accepted: the caller's fault, and nothing has changed.
+/// A [`Problem`] when the command is not accepted. It is the caller's fault, and nothing has changed.
 pub fn decide(state: &State, command: &Command, context: &Context) -> Result<Decision, Problem> {
     if let Some(RawEntry { key, reason }) = state.raw_entry_of(command.about()) {
         return Err(Problem::new(
             ProblemCode::Unsupported,
             format!(
-                "{key} was written by a newer leafd, and this one can't read it ({reason}): it is left as it is until a \
-                 leafd runs here that can"
+                "{key} was written by a newer leafd, and this one can't read it ({reason}): it is left unchanged until a \
+                leafd that can read it runs here"
             ),
         ));
     }

@@ -1,4 +1,4 @@
-//! What the commands for Nix do.
+//! Decides the commands about Nix.
 
 use super::job::queue;
 use super::{Context, Decision, known};

@@ -10,34 +10,34 @@ use serde_json::Value;
 use crate::container::{Container, ContainerNetwork};
 use crate::state::State;
 
-/// The addresses of a leaf and its containers: a `/16` network. `.0.1` is the leaf's, `.N.1` and `.N.2` are the two
-/// ends of a container's link.
+/// The address pool of a leaf and its containers: a `/16` network. `.0.1` is the leaf's address; `.N.1` and `.N.2` are
+/// the two ends of a container's veth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String")]
 pub struct AddressPool(Ipv4Net);
 
 impl AddressPool {
-    /// The network.
+    /// Returns the network.
     #[must_use]
     pub fn network(self) -> Ipv4Net {
         self.0
     }
 
-    /// The two octets that all of its addresses begin with.
+    /// Returns the first two octets of its addresses.
     fn octets(self) -> [u8; 2] {
         let [first, second, ..] = self.0.addr().octets();
         [first, second]
     }
 
-    /// The leaf's address.
+    /// Returns the leaf's address.
     #[must_use]
     pub fn leaf_address(self) -> Ipv4Addr {
         let [first, second] = self.octets();
         Ipv4Addr::new(first, second, 0, 1)
     }
 
-    /// The link with this number, from 1 to 255.
+    /// Returns the addresses of the container network with this number, from 1 to 255.
     #[must_use]
     pub fn link(self, number: u8) -> ContainerNetwork {
         let [first, second] = self.octets();
@@ -56,19 +56,19 @@ impl AddressPool {
         }
     }
 
-    /// Whether an IPv6 address is one of the network.
+    /// Returns whether an IPv6 address belongs to the pool.
     #[must_use]
     pub fn contains6(self, address: Ipv6Addr) -> bool {
         address.segments()[..3] == [0xfd63, 0x6c66, u16::from_be_bytes(self.octets())]
     }
 
-    /// Whether an address is one of the network.
+    /// Returns whether an IPv4 address belongs to the pool.
     #[must_use]
     pub fn contains(self, address: Ipv4Addr) -> bool {
         self.0.contains(&address)
     }
 
-    /// The first link that no container of the state has, or nothing if all are taken.
+    /// Returns the first container network that no container of the state uses; `None` if all are in use.
     #[must_use]
     pub fn free_link(self, state: &State) -> Option<ContainerNetwork> {
         (1..=255).map(|number| self.link(number)).find(|link| {

@@ -1,4 +1,4 @@
-//! Admission: which commands are refused just now, because the leaf could not keep what it would promise.
+//! Admission: refuses commands while the leaf could not keep the promise that it would make by accepting them.
 
 use std::collections::VecDeque;
 
@@ -7,27 +7,27 @@ use crate::problem::{Problem, ProblemCode};
 
 use super::input::{Conditions, FreeSpace};
 
-/// How much may wait for the journal's disk, in bytes; the journal itself takes four times as much.
+/// The limit of data that waits for the journal's disk, in bytes; the journal itself accepts four times as much.
 const MAX_QUEUED_BYTES: u64 = 8 << 20;
 
-/// One step of the backlog, in bytes.
+/// The granularity of the backlog's count, in bytes.
 const STEP_BYTES: u64 = 64 * 1024;
 
-/// What the leaf needs for a promise.
+/// The limits at which commands are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// How much may wait to be published, in bytes.
+    /// The maximum size of the backlog, in bytes.
     pub backlog_bytes: u64,
-    /// How much disk space is kept free, in bytes.
+    /// The disk space kept in reserve, in bytes.
     pub reserve_bytes: u64,
 }
 
-/// What this leaf can do, by what its host has.
+/// The capabilities of this leaf, which depend on its host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capabilities {
-    /// Containers, or why there are none.
+    /// Whether it can run containers, or the reason why not.
     pub containers: Result<(), String>,
-    /// Nix, or why it can't be used.
+    /// Whether it can use Nix, or the reason why not.
     pub nix: Result<(), String>,
 }
 
@@ -40,7 +40,7 @@ pub(super) struct Admission {
     backlog: Backlog,
 }
 
-/// The events that are recorded and not published: how much, counted in steps, each up to a sequence number.
+/// The size of recorded, unpublished events, counted in steps, each up to a sequence number.
 #[derive(Debug, Clone, Default)]
 struct Backlog {
     steps: VecDeque<(u64, u64)>,
@@ -57,7 +57,7 @@ impl Admission {
         }
     }
 
-    /// Counts what was recorded, up to this sequence number.
+    /// Adds recorded events, up to this sequence number.
     pub(super) fn recorded(&mut self, sequence: u64, bytes: u64) {
         let backlog = &mut self.backlog;
         backlog.bytes += bytes;
@@ -70,7 +70,7 @@ impl Admission {
         }
     }
 
-    /// Counts what the stream holds, up to this sequence number.
+    /// Removes published events, up to this sequence number.
     pub(super) fn published(&mut self, sequence: u64) {
         let backlog = &mut self.backlog;
         while let Some((last, size)) = backlog.steps.front()
@@ -81,12 +81,12 @@ impl Admission {
         }
     }
 
-    /// From now on the daemon drains.
+    /// Begins to drain.
     pub(super) fn drain(&mut self) {
         self.draining = true;
     }
 
-    /// Returns why a command is refused, or nothing if it is admitted.
+    /// Returns the problem for which a command is refused; `None` if it is admitted.
     pub(super) fn refuses(
         &self,
         command: &Command,
@@ -95,7 +95,7 @@ impl Admission {
     ) -> Option<Problem> {
         let declaration = command.declaration();
         let refused = match (declaration.kind, declaration.disk) {
-            // The state in memory is ahead of a disk that takes nothing.
+            // The disk is full, so the state in memory is ahead of it.
             (CommandKind::Query, _) if is_stuck && declaration.while_stuck == WhileStuck::Refused => {
                 self.refuses_changes(conditions)
             }
@@ -108,7 +108,7 @@ impl Admission {
         refused.or_else(|| self.lacks(declaration))
     }
 
-    /// Returns what the command needs and this leaf lacks.
+    /// Returns the problem if this leaf lacks what the command needs.
     fn lacks(&self, declaration: &Declaration) -> Option<Problem> {
         let need = match declaration.need {
             Need::Nothing => return None,
@@ -119,34 +119,35 @@ impl Admission {
         Some(Problem::new(ProblemCode::Unsupported, why.clone()))
     }
 
-    /// Returns why commands that change something are refused, or nothing if they are admitted.
+    /// Returns the problem for which changes are refused; `None` if they are admitted.
     pub(super) fn refuses_changes(&self, conditions: &Conditions) -> Option<Problem> {
         self.refuses_all(conditions)
             .or_else(|| self.keeps_reserve(conditions))
     }
 
-    /// The same for commands that may free disk space: they are admitted at the expense of the reserve.
+    /// Like [`Self::refuses_changes`], for commands that free disk space: they may use the reserve.
     fn refuses_all(&self, conditions: &Conditions) -> Option<Problem> {
         if self.draining {
-            let detail = "the daemon is stopping; send the command again when it is back";
+            let detail = "the daemon is stopping; send the command again after its restart";
             return Some(Problem::new(ProblemCode::Draining, detail));
         }
         if let Some(since) = conditions.full_since {
             let detail = format!(
-                "the disk of the journal is full since {since}; free some space, and it goes on by itself"
+                "the disk of the journal has been full since {since}; free some space, then the leaf continues by itself"
             );
             return Some(Problem::new(ProblemCode::DiskFull, detail));
         }
         let queued = conditions.queued_bytes;
         if queued > MAX_QUEUED_BYTES {
-            let detail =
-                format!("{queued} bytes wait for the disk of the journal, which is slow just now; try again");
+            let detail = format!(
+                "{queued} bytes wait for the disk of the journal, which is slow at the moment; try again"
+            );
             return Some(Problem::new(ProblemCode::Overloaded, detail));
         }
         let waiting = self.backlog.bytes;
         (waiting > self.limits.backlog_bytes).then(|| {
             let detail = format!(
-                "{waiting} bytes of events wait to be published, and at most {} may; is NATS out of reach?",
+                "{waiting} bytes of events wait to be published, more than the limit of {}; is NATS unreachable?",
                 self.limits.backlog_bytes
             );
             Problem::new(ProblemCode::Overloaded, detail)
@@ -158,11 +159,11 @@ impl Admission {
         let detail = match &conditions.free_bytes {
             FreeSpace::Bytes(free) if *free >= reserve => return None,
             FreeSpace::Bytes(free) => format!(
-                "the disk of the journal has {free} bytes left, and {reserve} are kept in reserve; free some space, and it goes on by \
-                 itself (containers are stopped and destroyed all the same)"
+                "the disk of the journal has {free} bytes left, and {reserve} are kept in reserve; free some space, then the leaf \
+                continues by itself (stopping and destroying containers is still possible)"
             ),
             FreeSpace::Unknown(why) => {
-                format!("the disk of the journal can't be asked for its free space: {why}")
+                format!("can't read the free space of the journal's disk: {why}")
             }
         };
         Some(Problem::new(ProblemCode::DiskFull, detail))

@@ -1,4 +1,4 @@
-//! Commands: seen before, refused, decided, accepted.
+//! Handles commands: repeated, refused, decided or accepted.
 
 use crate::accepted::{CommandOutcome, CommandRecord};
 use crate::cause::Cause;
@@ -41,7 +41,7 @@ impl Engine {
                 caller,
                 id,
                 noun_verb: command.declaration().noun_verb.to_owned(),
-                // Only records have one that is compared.
+                // Only a recorded command's fingerprint is compared.
                 fingerprint: if is_change {
                     command.fingerprint()
                 } else {
@@ -71,7 +71,7 @@ impl Engine {
             .refuses(command, conditions, self.is_stuck(conditions))
     }
 
-    /// Returns what a decision needs to know beside the state.
+    /// Returns the context of a decision.
     fn context(&self, turn: &mut Turn, caller: Caller) -> Context {
         Context {
             caller,
@@ -84,13 +84,13 @@ impl Engine {
         }
     }
 
-    /// Carries on with a command that was decided, or answers why it is not accepted.
+    /// Continues with a command after its decision, or answers with the problem.
     fn decided(&mut self, turn: &mut Turn, accepted: Accepted, decision: Result<Decision, Problem>) {
         let id = &accepted.record.id;
         let Decision { facts, reply } = match decision {
             Ok(decision) => decision,
             Err(problem) => {
-                // It tells of the state, which may be ahead of the disk.
+                // The reply reports the state, which may be ahead of the disk.
                 return turn.answer(accepted.to.iter().copied(), id, &Err(problem.about(id)));
             }
         };
@@ -103,13 +103,13 @@ impl Engine {
             }
             Reply::JobReport(id) => {
                 let job = self.state().jobs.get(&id).cloned();
-                let job = job.expect("the decision has found it");
+                let job = job.expect("the decision found it");
                 let progress = self.jobs.progress(id).cloned();
                 self.accept(turn, accepted, to_json(&JobReport { job, progress }));
             }
             Reply::Container(name) => {
                 let container = self.state().containers.get(&name);
-                let body = to_json(container.expect("the decision has found it, or its facts have made it"));
+                let body = to_json(container.expect("the decision found it, or its facts created it"));
                 self.accept(turn, accepted, body);
             }
             Reply::FromHost(question) => turn.effects.extend(accepted.to.iter().map(|to| Effect::Ask {
@@ -135,7 +135,7 @@ impl Engine {
         }
     }
 
-    /// Answers an accepted command whose reply is known. A change is recorded along with it.
+    /// Answers an accepted command whose reply is known. A change's record is kept with it.
     fn accept(&mut self, turn: &mut Turn, accepted: Accepted, body: Vec<u8>) {
         let Accepted {
             record,
@@ -144,7 +144,7 @@ impl Engine {
             ..
         } = accepted;
         if !is_change && self.is_stuck(&turn.at.conditions) {
-            // What is not refused then tells nothing that the disk may lack.
+            // The queries that are not refused then report nothing that may be missing on the disk.
             let answers = to.into_iter().map(|to| Answer {
                 to,
                 id: record.id.clone(),
@@ -162,7 +162,7 @@ impl Engine {
         }
     }
 
-    /// Decides the commands that waited for the search for a foreign container.
+    /// Decides the commands that waited for a search for a foreign container.
     pub(super) fn foreign_observed(
         &mut self,
         turn: &mut Turn,
@@ -179,7 +179,7 @@ impl Engine {
         }
     }
 
-    /// Answers a command whose id its sender has used before, or returns false.
+    /// Answers a command whose id its caller has used before; returns false for any other.
     fn is_repeated(&mut self, turn: &mut Turn, to: RequestId, record: &CommandRecord, seen: Seen) -> bool {
         let id = &record.id;
         let reused = || {
@@ -200,7 +200,7 @@ impl Engine {
                 Seen::Before(before) => first_reply(before.outcome),
                 Seen::Unreadable => {
                     let problem = self.refuses(&turn.at.conditions).unwrap_or_else(|| {
-                        let detail = "the journal can't be read just now: see the leaf's log";
+                        let detail = "can't read the journal at the moment: see the leaf's log";
                         Problem::new(ProblemCode::Failed, detail)
                     });
                     turn.refuse([to], id, problem);
@@ -213,16 +213,18 @@ impl Engine {
     }
 }
 
-/// Returns the reply that a command got when it was sent first.
+/// Returns the first reply to a command.
 fn first_reply(outcome: Option<CommandOutcome>) -> Result<Vec<u8>, Problem> {
     let failed = |detail: &str| Err(Problem::new(ProblemCode::Failed, detail));
     match outcome {
-        Some(outcome) if outcome.problem => serde_json::from_slice(&outcome.body)
-            .map_or_else(|_| failed("the command failed; why can't be read any more"), Err),
+        Some(outcome) if outcome.problem => serde_json::from_slice(&outcome.body).map_or_else(
+            |_| failed("the command failed; the reason can't be read any more"),
+            Err,
+        ),
         Some(outcome) => Ok(outcome.body),
         None => Err(Problem::new(
             ProblemCode::Conflict,
-            "this command was accepted before, and its outcome is unknown; check the state of what it was about",
+            "this command was accepted before, and its outcome is unknown; check the state of its target",
         )),
     }
 }

@@ -1,4 +1,4 @@
-//! Containers: what observations and the ends of steps mean, and when steps are taken.
+//! Handles containers: observations, the ends of steps, and the start of steps.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use super::input::Scope;
 use super::output::Effect;
 use super::turn::Turn;
 
-/// How many facts in a row one observation can lead to at most: created, and started.
+/// A bound on the facts that follow from one observation in sequence: created, and started.
 const FACTS_IN_A_ROW: usize = 4;
 
 impl Engine {
@@ -34,14 +34,14 @@ impl Engine {
             scope.contains(name) && !self.reconciler.is_stale(&resource(), began)
         };
         let names: Vec<ContainerName> = self.state().containers.keys().filter(counts).cloned().collect();
-        // Observations arrive in the order in which they began.
+        // Observations arrive in the order of their beginnings.
         self.reconciler.observed(began);
         for name in names {
             self.take_in(turn, &name, observed.get(&name));
         }
     }
 
-    /// Records what an observation of a container adds to what is known of it.
+    /// Records the facts that an observation adds to a container's history.
     fn take_in(&mut self, turn: &mut Turn, name: &ContainerName, observed: Option<&ObservedContainer>) {
         turn.touched.insert(Target::Container(name.clone()));
         for _ in 0..FACTS_IN_A_ROW {
@@ -49,7 +49,7 @@ impl Engine {
                 break;
             };
             let mut facts = observe(container, observed, self.history.leaf());
-            // One that systemd started with the host, before the leaf was there, and that failed is tried once more.
+            // A container that systemd started at boot, before the leaf ran, and that failed is tried once more.
             if let Some(observed) = observed.filter(|observed| observed.run != ObservedRun::Starting)
                 && self
                     .reconciler
@@ -60,7 +60,7 @@ impl Engine {
             if facts.is_empty() {
                 break;
             }
-            // What a container does by itself has no cause but itself.
+            // A container's own actions have no command as their cause.
             let cause = if container.phase.is_moving() {
                 container.cause.clone()
             } else {
@@ -72,7 +72,7 @@ impl Engine {
 
     pub(super) fn steps_ended(&mut self, turn: &mut Turn, name: &ContainerName, outcome: StepsOutcome) {
         let resource = Resource::Container(name.clone());
-        // Without an observation, those that are under way may have begun before the last step.
+        // Without an observation, pending observations may have begun before the last step.
         let observed_at = outcome
             .observed
             .as_ref()
@@ -109,12 +109,12 @@ impl Engine {
                     self.step_failed(turn, name, ContainerStep::Look, reason);
                 }
             }
-            // Nothing is known of it.
+            // Its state is unknown.
             (_, None) => {}
         }
     }
 
-    /// Records that a step failed. A container that has a system to revert to does that.
+    /// Records that a step failed. A container that has a system to revert to is reverted.
     fn step_failed(&mut self, turn: &mut Turn, name: &ContainerName, step: ContainerStep, reason: String) {
         let Some(container) = self.state().containers.get(name) else {
             return;
@@ -135,7 +135,7 @@ impl Engine {
         self.record(turn, &cause, [failed].into_iter().chain(revert));
     }
 
-    /// Begins steps for a container that is not in its desired state, or tells those in flight what changed.
+    /// Begins steps for a container that is not in its desired state, or interrupts those in flight.
     pub(super) fn reconcile(&mut self, turn: &mut Turn, name: &ContainerName) {
         let is_moving = |container: &&Container| container.phase.is_moving();
         let Some(container) = self.history.state().containers.get(name).filter(is_moving) else {

@@ -1,4 +1,4 @@
-//! Scans of the hardware.
+//! Handles hardware scans.
 
 use crate::command::RescanReport;
 use crate::diff::changes;
@@ -11,7 +11,7 @@ use super::Engine;
 use super::turn::Turn;
 
 impl Engine {
-    /// Records what a scan shows, and answers the rescans that were asked for before it.
+    /// Records the changes that a scan shows, and answers the rescans that were requested before it.
     pub(super) fn hardware_scanned(
         &mut self,
         turn: &mut Turn,
@@ -38,7 +38,7 @@ impl Engine {
     }
 }
 
-/// Returns what a rescan reports of an inventory and what it changes.
+/// Returns the report of a rescan.
 fn report(inventory: &Inventory, facts: &[Fact]) -> RescanReport {
     let mut report = RescanReport {
         devices: inventory.devices.len() as u64,

@@ -1,4 +1,4 @@
-//! The state and its history: the one place where a fact becomes an event.
+//! The state and its history. Only here does a fact become an event.
 
 use std::collections::BTreeSet;
 
@@ -11,13 +11,13 @@ use crate::state::{self, SNAPSHOT_KEY, State};
 
 use super::output::Batch;
 
-/// What is assumed of an event that was recorded before this run, in bytes.
+/// The assumed size of an event recorded by an earlier instance, in bytes.
 pub const EARLIER_EVENT_BYTES: u64 = 1024;
 
 /// The size of one part of a snapshot, in bytes: well below the server's limit for a message (1 MiB).
 const SNAPSHOT_PART_BYTES: usize = 256 * 1024;
 
-/// How often a snapshot is put into the history.
+/// The frequency of snapshots in the history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Snapshots {
     /// After this many events.
@@ -26,7 +26,7 @@ pub struct Snapshots {
     pub every_bytes: u64,
 }
 
-/// The state of a leaf, which its events add up to, and what its history needs to go on.
+/// The state of a leaf, and what its history needs to continue.
 #[derive(Debug, Clone)]
 pub struct History {
     leaf: LeafName,
@@ -36,11 +36,11 @@ pub struct History {
     bytes_since_snapshot: u64,
 }
 
-/// Events that are recorded and not handed to the journal yet.
+/// Events that are not in a batch yet.
 #[derive(Debug, Default)]
 pub struct Draft {
     events: Vec<EventRecord>,
-    /// The keys of the entries that they changed.
+    /// The keys of the changed entries.
     changed: BTreeSet<String>,
     bytes: u64,
 }
@@ -60,25 +60,25 @@ impl History {
         }
     }
 
-    /// The state, with all that was recorded; the disk may lack the last of it.
+    /// Returns the state, including changes that are not durable yet.
     #[must_use]
     pub fn state(&self) -> &State {
         &self.state
     }
 
-    /// The leaf.
+    /// Returns the leaf's name.
     #[must_use]
     pub fn leaf(&self) -> &LeafName {
         &self.leaf
     }
 
-    /// When the history began, in milliseconds since 1970.
+    /// Returns when the history began, in milliseconds since 1970.
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// Adds a fact to the state, and its event to the draft. Returns the jobs that the state has forgotten for it.
+    /// Adds a fact to the state, and its event to the draft. Returns the jobs that the state forgot to make room.
     pub fn record(&mut self, draft: &mut Draft, time: Timestamp, cause: &Cause, fact: Fact) -> Vec<JobId> {
         let event = Event {
             sequence: self.state.sequence + 1,
@@ -98,7 +98,7 @@ impl History {
         } else {
             Vec::new()
         };
-        // The leaf's own snapshot changes nothing but its own place.
+        // A snapshot changes only the entry with its own position.
         if matches!(event.fact, Fact::Leaf(LeafFact::Snapshotted(_))) {
             keys.retain(|key| key == SNAPSHOT_KEY);
         }
@@ -119,7 +119,7 @@ impl History {
         self.bytes_since_snapshot = 0;
     }
 
-    /// Returns the batch of a draft, with a snapshot in it if one is due, and how much of it there is to publish, in bytes.
+    /// Returns the batch of a draft, with a snapshot if one is due, and the size of its events in bytes.
     pub fn finish(&mut self, mut draft: Draft, time: Timestamp) -> (Batch, u64) {
         let events_since_snapshot = self.state.sequence.saturating_sub(self.state.snapshot_sequence);
         let is_due = events_since_snapshot >= self.snapshots.every_events

@@ -1,4 +1,4 @@
-//! Inputs of the engine: plain data. What the shell has to read for an input, it reads before it hands the input in.
+//! Inputs of the engine: plain data, with everything that the shell had to read for them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,10 +16,10 @@ use crate::moment::Moment;
 use crate::problem::Problem;
 use crate::reconcile::container::StepsOutcome;
 
-/// Everything that can wake the engine.
+/// An input of the engine.
 #[derive(Debug, Clone)]
 pub enum Input {
-    /// A run of leafd begins. It is the first input.
+    /// An instance of leafd starts. It is the first input.
     Started {
         /// The version of leafd.
         version: String,
@@ -30,18 +30,18 @@ pub enum Input {
     Command(Box<Request>),
     /// The hardware was scanned.
     HardwareScanned {
-        /// The inventory, or why the scan failed.
+        /// The inventory, or the reason why the scan failed.
         scanned: Result<Inventory, String>,
-        /// The number of the last rescan that was asked for before the scan began.
+        /// The number of the last rescan that was requested before the scan began.
         rescan: u64,
     },
-    /// Containers were observed, because a hint came or it was time to.
+    /// Containers were observed, after a hint or periodically.
     ContainersObserved {
         /// When the observation began.
         began: Moment,
         /// The containers that it covers.
         scope: Scope,
-        /// Those of them that the host has.
+        /// The containers among them that exist on the host.
         observed: BTreeMap<ContainerName, ObservedContainer>,
     },
     /// The steps for a container have ended.
@@ -55,42 +55,42 @@ pub enum Input {
     ForeignObserved {
         /// The container's name.
         name: ContainerName,
-        /// The container, nothing if the host has none of this name, or why the search failed.
+        /// The container; `None` if the host has none of this name; or the problem of the search.
         found: Result<Option<ForeignContainer>, Problem>,
     },
     /// A running job reported its progress.
     JobProgressed(JobId, Progress),
     /// A job ended.
     JobEnded(JobId, JobOutcome),
-    /// The publisher knows more about what the stream holds.
+    /// The publisher has learnt more about the stream's content.
     Published {
-        /// The sequence number of the stream's first event, or of the event that would be its first; 0 if nothing is known.
+        /// The sequence number of the stream's first event, or of the next event if it is empty; 0 if unknown.
         first: u64,
-        /// The last sequence number that the stream acknowledged.
+        /// The last sequence number acknowledged by the stream.
         last: u64,
     },
-    /// The daemon is to stop.
+    /// The daemon must stop.
     Stop {
-        /// Why: `SIGTERM`, say.
+        /// The reason, such as `SIGTERM`.
         reason: &'static str,
     },
     /// No more commands will arrive.
     Drained,
-    /// The daemon ends: the last input.
+    /// The daemon ends. It is the last input.
     Ended,
 }
 
 /// The containers that an observation covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
-    /// All of the leaf.
+    /// All of the leaf's containers.
     All,
     /// Only these.
     Only(BTreeSet<ContainerName>),
 }
 
 impl Scope {
-    /// Returns whether the observation covers this container.
+    /// Returns whether the observation covers a container.
     #[must_use]
     pub fn contains(&self, name: &ContainerName) -> bool {
         match self {
@@ -100,25 +100,25 @@ impl Scope {
     }
 }
 
-/// When and under which conditions an input is handled: clocks, ids and the state of the disk, as values.
+/// The time and conditions of an input: clocks, ids and the state of the disk, as values.
 #[derive(Debug, Clone)]
 pub struct At {
     /// The leaf's clock.
     pub time: Timestamp,
     /// The monotonic clock.
     pub moment: Moment,
-    /// Ids that nothing else has.
+    /// Fresh ids.
     pub ids: FreshIds,
-    /// What the journal and its disk say.
+    /// The state of the journal and its disk.
     pub conditions: Conditions,
 }
 
-/// Ids that nothing else has, made from one version 7 UUID.
+/// Fresh ids, derived from one version 7 UUID.
 #[derive(Debug, Clone)]
 pub struct FreshIds(Uuid);
 
 impl FreshIds {
-    /// Returns the ids that follow this version 7 UUID, itself the first of them.
+    /// Returns the ids that begin with this version 7 UUID.
     #[must_use]
     pub fn new(seed: Uuid) -> Self {
         Self(seed)
@@ -135,27 +135,27 @@ impl FreshIds {
     }
 }
 
-/// What the journal and its disk say when an input is handled.
+/// The state of the journal and its disk when an input is handled.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Conditions {
-    /// Since when the journal's disk is full; nothing if it takes what it is given.
+    /// Since when the journal's disk has been full; `None` if it is not.
     pub full_since: Option<Timestamp>,
-    /// How much waits for the journal's disk, in bytes.
+    /// The size of the data that waits for the journal's disk, in bytes.
     pub queued_bytes: u64,
-    /// The free space of the journal's disk, in bytes, or why it is unknown.
+    /// The free space of the journal's disk, in bytes, or the reason why it is unknown.
     pub free_bytes: FreeSpace,
     /// The last sequence number that is durable.
     pub durable_sequence: u64,
-    /// How many of the engine's [records](super::Record) are durable, so that their effects were released.
+    /// The number of the engine's [records](super::Record) that are durable, so that their effects were released.
     pub committed: u64,
 }
 
 /// The free space of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FreeSpace {
-    /// This many bytes.
+    /// The number of bytes.
     Bytes(u64),
-    /// It could not be read; the text says why.
+    /// It could not be read, for this reason.
     Unknown(String),
 }
 
@@ -165,31 +165,31 @@ impl Default for FreeSpace {
     }
 }
 
-/// Names a request for as long as it waits for its answer. The shell knows where the answer goes.
+/// The id of a request that waits for its reply. The shell keeps its responder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
 /// A command as it arrived.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// Names it until it is answered.
+    /// The id of the request.
     pub id: RequestId,
     /// The caller that sent it.
     pub caller: Caller,
-    /// The id that its sender gave it.
+    /// The command id, if the sender gave one.
     pub command_id: Option<CommandId>,
-    /// The sender's own mark, carried along into every event that follows.
+    /// The sender's correlation id, which every event that follows carries.
     pub correlation: Option<String>,
-    /// The command, or why its body can't be read.
+    /// The command, or the problem with its body.
     pub command: Result<Command, Problem>,
-    /// Whether a command with this id was accepted from this caller before. It counts only where
-    /// [`Request::is_repeatable`] says so.
+    /// Whether a command with this id was accepted from this caller before. Meaningful only if
+    /// [`Request::is_repeatable`] returns a key.
     pub seen: Seen,
 }
 
 impl Request {
-    /// Returns the caller and id under which an earlier acceptance of this command is to be looked up: it changes
-    /// something, and its sender gave it an id.
+    /// Returns the key (caller and id) under which an earlier acceptance of this command is looked up. It has one if
+    /// the command changes something and its sender gave it an id.
     #[must_use]
     pub fn is_repeatable(&self) -> Option<(&Caller, &CommandId)> {
         let changes = |command: &Command| command.kind() != CommandKind::Query;
@@ -201,13 +201,13 @@ impl Request {
     }
 }
 
-/// Whether a command with this id was accepted from this caller before, as the journal and what waits for it say.
+/// Whether a command with this id was accepted from this caller before, according to the journal and its queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Seen {
     /// It was not.
     No,
-    /// It was, and this is its record.
+    /// It was accepted; this is its record.
     Before(Box<CommandRecord>),
-    /// The journal can't be read just now.
+    /// The journal can't be read at the moment.
     Unreadable,
 }

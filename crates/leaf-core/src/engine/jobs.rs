@@ -1,4 +1,4 @@
-//! Jobs: when they are started, what their ends mean, and which are cancelled because nothing needs them any more.
+//! Handles jobs: starts them, handles their ends, and cancels those that are no longer needed.
 
 use std::collections::BTreeMap;
 
@@ -12,14 +12,14 @@ use super::Engine;
 use super::output::Effect;
 use super::turn::Turn;
 
-/// The jobs that run.
+/// The running jobs.
 #[derive(Debug, Clone, Default)]
 pub(super) struct RunningJobs(BTreeMap<JobId, RunningJob>);
 
 #[derive(Debug, Clone, Default)]
 struct RunningJob {
     progress: Option<Progress>,
-    /// The caller that had it cancelled.
+    /// The caller that cancelled it.
     cancelled_by: Option<Caller>,
 }
 
@@ -36,7 +36,7 @@ impl RunningJobs {
 }
 
 impl Engine {
-    /// Follows the jobs that the last run left running, and cancels those whose cancellation it had accepted.
+    /// Follows the jobs that the last instance left running, and cancels those whose cancellation it had accepted.
     pub(super) fn resume_jobs(&mut self, turn: &mut Turn) {
         let is_running = |job: &&Job| job.phase == JobPhase::Running;
         let running: Vec<Job> = self.state().jobs.values().filter(is_running).cloned().collect();
@@ -55,7 +55,7 @@ impl Engine {
         }
     }
 
-    /// Starts queued jobs, the oldest first, as long as there is room.
+    /// Starts queued jobs, oldest first, up to the limit of running jobs.
     pub(super) fn start_jobs(&mut self, turn: &mut Turn) {
         let room = self.settings.max_jobs.saturating_sub(self.jobs.0.len());
         if room == 0 || self.is_stopping() {
@@ -77,7 +77,7 @@ impl Engine {
         }
     }
 
-    /// Has a job cancelled that runs.
+    /// Cancels a running job.
     pub(super) fn cancel_job(&mut self, turn: &mut Turn, id: JobId, by: Caller) {
         if let Some(job) = self.jobs.0.get_mut(&id) {
             job.cancelled_by = Some(by);
@@ -85,7 +85,7 @@ impl Engine {
         }
     }
 
-    /// Cancels the builds that no container needs any more, in the name of the caller that made them needless.
+    /// Cancels the builds that no container needs any more, in the name of the caller that changed the desired state.
     pub(super) fn cancel_needless_jobs(&mut self, turn: &mut Turn, by: &Caller) {
         for id in needless_jobs(self.state()) {
             match self.jobs.0.get(&id) {
@@ -100,7 +100,7 @@ impl Engine {
         }
     }
 
-    /// Records how a job ended, and what that means for the container that waits for it.
+    /// Records a job's outcome, and its consequence for the container that waits for it.
     pub(super) fn job_ended(&mut self, turn: &mut Turn, id: JobId, outcome: JobOutcome) {
         let Some(running) = self.jobs.0.remove(&id) else {
             return;

@@ -1,29 +1,30 @@
-//! The pure loop of a leaf: from a state and an input to outputs.
+//! The engine, the pure loop of a leaf: from state and input to outputs.
 //!
 //! [`Engine::handle`] takes one [`Input`] and returns [`Outputs`]. It does no I/O and reads no clock: times, fresh ids and
-//! what the disk says come in with the input ([`At`]), and requests are ids, whose responders the shell keeps.
+//! the state of the disk come with the input ([`At`]), and requests are ids, whose responders the shell keeps.
 //!
 //! # Contract with the shell
 //!
 //! - The first input is [`Input::Started`], the last is [`Input::Ended`].
-//! - [`Immediate`] outputs go out at once. Nothing else does.
+//! - [`Immediate`] outputs, and only these, are carried out at once.
 //! - [`Record`]s are committed in order. The effects of a record are carried out in order, after it and all records before
-//!   it are durable. Memory runs ahead of the disk, the world never does: an effect carries the values that it is about, as
-//!   they were when it was decided. After a crash, the effects of records that are not durable have never happened, and
-//!   those of durable ones may have.
-//! - A new engine continues from the state's entries and the commands without an outcome that the journal holds. It does
-//!   again what may not have been done: every effect is idempotent.
-//! - Each request is answered once, by an [`Immediate::Answer`], an [`Effect::Answer`] or an [`Effect::Ask`]; those whose
-//!   command waits when the daemon ends, are not: their senders send them again, with the same command id.
-//! - Steps for one container, and one job, are never in flight twice: the next begins after the input that tells of the
-//!   end of the last.
+//!   it are durable. Memory may be ahead of the disk, but effects never are: an effect carries the values that it is
+//!   about, as they were when it was decided. After a crash, the effects of records that are not durable have never
+//!   happened, and those of durable ones may have.
+//! - A new engine continues from the state's entries and the commands without an outcome in the journal. It repeats
+//!   effects that may not have been carried out: every effect is idempotent.
+//! - Each request is answered once, by an [`Immediate::Answer`], an [`Effect::Answer`] or an [`Effect::Ask`]. A request
+//!   whose command still waits when the daemon ends is not answered: its sender sends it again, with the same command
+//!   id.
+//! - Steps for one container, and one job, are never in flight twice: the next begins after the input with the end of
+//!   the last.
 //!
 //! # Inside
 //!
-//! A turn records facts ([`history`]), by which targets are *touched*. At its end everything touched is followed up once:
-//! needless builds are cancelled, jobs started where there is room, containers reconciled, and commands answered whose
-//! target has settled. So a rule about what follows from a fact stands in one place, `Engine::follow_up`, whatever led to
-//! the fact. What one input can lead to is bounded by the size of the state.
+//! A turn records facts ([`history`]), which *touch* targets. At its end everything touched is followed up once:
+//! needless builds are cancelled, jobs started up to the limit, containers reconciled, and commands answered whose
+//! target has settled. So the rules about the consequences of facts are in one place, `Engine::follow_up`, whatever led
+//! to the fact. The consequences of one input are bounded by the size of the state.
 
 mod admission;
 mod commands;
@@ -61,42 +62,42 @@ use jobs::RunningJobs;
 use turn::Turn;
 use waiting::Waiting;
 
-/// How long the daemon waits, when it stops, for the commands that are on their way to it.
+/// How long a stopping daemon waits for commands that are in transit.
 const LAST_COMMANDS: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// What an engine needs to know of its leaf; it stays the same for a run.
+/// The settings of an engine, constant for an instance.
 #[derive(Debug, Clone)]
 pub struct EngineSettings {
-    /// This run of leafd.
+    /// The id of this instance of leafd.
     pub instance: InstanceId,
-    /// What runs the containers of the host.
+    /// The runtime of the host's containers.
     pub runtime: Runtime,
-    /// What the leaf can do.
+    /// The leaf's capabilities.
     pub capabilities: Capabilities,
-    /// What it needs for a promise.
+    /// The limits at which commands are refused.
     pub limits: Limits,
     /// The network that containers' addresses are taken from.
     pub pool: AddressPool,
-    /// How many jobs run at a time.
+    /// The maximum number of running jobs.
     pub max_jobs: usize,
-    /// How many jobs may be queued.
+    /// The maximum number of queued jobs.
     pub max_queued_jobs: usize,
-    /// How long a job may take if its command doesn't say, in seconds.
+    /// The time limit of a job whose command sets none, in seconds.
     pub job_timeout_seconds: u32,
 }
 
-/// What the journal holds when a run begins.
+/// The journal's content when an instance starts.
 #[derive(Debug, Clone)]
 pub struct Resumed {
     /// The state with its history.
     pub history: History,
     /// The accepted commands that have no outcome.
     pub unfinished: Vec<CommandRecord>,
-    /// How many events the journal still holds: all of them count as not published until something else is known.
+    /// The number of events in the journal: all of them count as unpublished until the publisher reports otherwise.
     pub held_events: u64,
 }
 
-/// The pure loop. It owns the state.
+/// The engine. It owns the state.
 #[derive(Debug, Clone)]
 pub struct Engine {
     settings: EngineSettings,
@@ -107,14 +108,14 @@ pub struct Engine {
     admission: Admission,
     /// The number of the last rescan.
     rescan: u64,
-    /// The last sequence number that the stream is known to hold.
+    /// The last sequence number acknowledged by the stream.
     published: u64,
-    /// How many records went out.
+    /// The number of records returned so far.
     recorded: u64,
     stop: Option<Stop>,
 }
 
-/// Why and since when the daemon stops.
+/// The reason and the time at which the daemon began to stop.
 #[derive(Debug, Clone, Copy)]
 struct Stop {
     reason: &'static str,
@@ -124,7 +125,7 @@ struct Stop {
 }
 
 impl Engine {
-    /// Returns an engine that continues from what the journal holds.
+    /// Returns an engine that continues from the journal's content.
     #[must_use]
     pub fn new(settings: EngineSettings, resumed: Resumed) -> Self {
         let Resumed {
@@ -151,13 +152,13 @@ impl Engine {
         }
     }
 
-    /// The state, with all that was recorded; the disk may lack the last of it.
+    /// Returns the state, including changes that are not durable yet.
     #[must_use]
     pub fn state(&self) -> &State {
         self.history.state()
     }
 
-    /// Takes in one input and returns what comes of it.
+    /// Handles one input and returns the outputs.
     pub fn handle(&mut self, at: At, input: Input) -> Outputs {
         let mut turn = Turn::new(at, self.recorded + 1);
         self.take_input(&mut turn, input);
@@ -190,7 +191,7 @@ impl Engine {
         }
     }
 
-    /// Does all that follows from what was touched, whatever touched it.
+    /// Follows up everything that was touched.
     fn follow_up(&mut self, turn: &mut Turn) {
         if let Some(by) = turn.desired_by.take() {
             self.cancel_needless_jobs(turn, &by);
@@ -229,7 +230,7 @@ impl Engine {
         }
     }
 
-    /// Records facts, and notes what they touch.
+    /// Records facts, and marks their targets as touched.
     fn record(&mut self, turn: &mut Turn, cause: &Cause, facts: impl IntoIterator<Item = Fact>) {
         for fact in facts {
             self.note(turn, &fact);
@@ -241,7 +242,7 @@ impl Engine {
         }
     }
 
-    /// Notes what a fact touches, and what it means for what is in flight.
+    /// Marks a fact's target as touched, and updates the bookkeeping of what is in flight.
     fn note(&mut self, turn: &mut Turn, fact: &Fact) {
         let mut touched = None;
         match fact.about() {
@@ -268,9 +269,9 @@ impl Engine {
         turn.touched.extend(touched);
     }
 
-    // ---- the run ---------------------------------------------------------------------------------------------
+    // ---- start and end ---------------------------------------------------------------------------------------
 
-    /// Records that a run began, and takes up what the last one left: containers that were moving, jobs, commands.
+    /// Records that the instance started, and resumes what the last one left: containers in transition, jobs, commands.
     fn started(&mut self, turn: &mut Turn, version: String, host: HostFacts) {
         let state = self.history.state();
         let is_booted = state
@@ -304,7 +305,7 @@ impl Engine {
     fn stream_holds(&mut self, turn: &mut Turn, first: u64, last: u64) {
         self.published = last;
         self.admission.published(last);
-        // A stream that begins in the middle of the history: a replay needs a snapshot to start from.
+        // A stream that begins in the middle of the history needs a snapshot from which a replay can start.
         if first > self.state().snapshot_sequence.max(1) {
             let time = turn.time();
             self.history.snapshot(&mut turn.draft, time);
@@ -334,33 +335,33 @@ impl Engine {
         self.record(turn, &Cause::default(), [fact]);
     }
 
-    // ---- questions of the shell ------------------------------------------------------------------------------
+    // ---- queries of the shell --------------------------------------------------------------------------------
 
-    /// Returns the commands that a newer leafd accepted and that this one can't answer: they keep waiting.
+    /// Returns the commands that a newer leafd accepted and this one can't answer: they keep waiting.
     #[must_use]
     pub fn set_aside(&self) -> &[CommandRecord] {
         self.waiting.set_aside()
     }
 
-    /// Returns why commands that change something are refused just now, or nothing if they are admitted.
+    /// Returns the problem for which changes are refused at the moment; `None` if they are admitted.
     #[must_use]
     pub fn refuses(&self, conditions: &Conditions) -> Option<Problem> {
         self.admission.refuses_changes(conditions)
     }
 
-    /// Returns whether records wait for disk space: the state in memory is ahead of a disk that takes nothing.
+    /// Returns whether records wait for disk space, so that the state in memory is ahead of the disk.
     #[must_use]
     pub fn is_stuck(&self, conditions: &Conditions) -> bool {
         conditions.full_since.is_some() && self.recorded > conditions.committed
     }
 
-    /// Returns whether the daemon stops.
+    /// Returns whether the daemon is stopping.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         self.stop.is_some()
     }
 
-    /// Returns whether the daemon stops and all is done that was accepted and can be done soon.
+    /// Returns whether the daemon is stopping, and all accepted work that can be finished soon is finished.
     #[must_use]
     pub fn may_end(&self, moment: Moment, conditions: &Conditions) -> bool {
         let Some(stop) = self.stop else { return false };

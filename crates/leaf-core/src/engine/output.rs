@@ -1,4 +1,4 @@
-//! Outputs of the engine: what goes out at once, and what follows the commit of a batch.
+//! Outputs of the engine: those that are carried out at once, and those that follow the commit of a batch.
 
 use std::time::Duration;
 
@@ -13,70 +13,70 @@ use crate::reconcile::{Interruption, Resource};
 
 use super::input::RequestId;
 
-/// What the engine answers to one input.
+/// The outputs for one input.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outputs {
-    /// What goes out at once, whatever waits for the disk.
+    /// Outputs to carry out at once, without waiting for the disk.
     pub now: Vec<Immediate>,
-    /// What goes into the journal, with the effects that follow its commit. Nothing if the input changes nothing.
+    /// The record to commit, with the effects that follow its commit; `None` if the input changes nothing.
     pub record: Option<Record>,
 }
 
-/// An output that waits for nothing.
+/// An output that is carried out at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Immediate {
-    /// Answer a request of which nothing is recorded: a refusal, mostly.
+    /// Answer a request that is not recorded: usually a refusal.
     Answer(Answer),
-    /// Tell all steps, those in flight and those that were released and have not begun, not to be waited for.
+    /// Interrupt all steps: those in flight, and those that were released and have not begun.
     InterruptAll(Interruption),
 }
 
-/// A batch for the journal and the effects of its commit. The shell commits records in the order in which it gets them,
-/// and carries out the effects of each, in order, once it and all before it are durable.
+/// A batch for the journal, and the effects of its commit. The shell commits records in order, and carries out the
+/// effects of each, in order, once it and all records before it are durable.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Record {
-    /// What is to be durable. It may be empty: then the effects wait for the records before it only.
+    /// The batch to commit. If it is empty, the effects only wait for the records before it.
     pub batch: Batch,
-    /// What follows.
+    /// The effects to carry out after the commit.
     pub effects: Vec<Effect>,
 }
 
-/// What one record makes durable: all of it or none.
+/// The content of one journal commit: all of it becomes durable or none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
     /// New events, with contiguous sequence numbers.
     pub events: Vec<EventRecord>,
-    /// Entries of the state that changed, by key, as JSON; `None` removes one.
+    /// Changed entries of the state, by key, as JSON; `None` removes one.
     pub entries: Vec<(String, Option<Vec<u8>>)>,
-    /// Commands that were accepted, or have an outcome now.
+    /// Records of commands that were accepted or got their outcome.
     pub commands: Vec<CommandRecord>,
 }
 
 impl Batch {
-    /// Returns whether there is nothing to make durable.
+    /// Returns whether the batch is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.events.is_empty() && self.entries.is_empty() && self.commands.is_empty()
     }
 }
 
-/// What the shell does once the journal has what it follows from.
+/// An effect that the shell carries out after the commit of its record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Answer a request.
     Answer(Answer),
-    /// Answer a request with what the host says.
+    /// Answer a request by a query of the host.
     Ask {
         /// The request.
         to: RequestId,
         /// The command's id.
         id: CommandId,
-        /// What is asked of the host.
+        /// The query.
         question: Question,
     },
-    /// Scan the hardware for the rescan with this number.
+    /// Scan the hardware for a rescan.
     ScanHardware {
-        /// The number.
+        /// The rescan's number.
         rescan: u64,
     },
     /// Search the host for a foreign container of this name.
@@ -86,19 +86,19 @@ pub enum Effect {
     TakeSteps {
         /// The container, with its desired state.
         container: Box<Container>,
-        /// How long to wait before.
+        /// The pause before the first step.
         after: Duration,
     },
-    /// Tell the steps in flight for a resource whether they still need to be waited for.
+    /// Change the interruption of the steps in flight for a resource.
     Interrupt {
         /// The resource.
         resource: Resource,
-        /// Why they need not be waited for, if so.
+        /// The interruption.
         interruption: Interruption,
     },
-    /// Run a job, or continue to follow one that runs. Its end comes back as [`JobEnded`](super::Input::JobEnded).
+    /// Run a job, or follow a running one. Its end comes back as [`JobEnded`](super::Input::JobEnded).
     RunJob(Box<Job>),
-    /// End a job that runs, or that is about to.
+    /// Cancel a job that runs or is about to.
     CancelJob(JobId),
     /// Remove the files of jobs that the state has forgotten.
     ForgetJobs(Vec<JobId>),
@@ -106,7 +106,7 @@ pub enum Effect {
     PublishJobEnd(JobId),
 }
 
-/// The answer to a request.
+/// The reply to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     /// The request.

@@ -1,4 +1,4 @@
-//! The leaf's report on itself.
+//! Makes the leaf's report on itself.
 
 use crate::command::LeafReport;
 use crate::container::ContainerPhase;
@@ -11,10 +11,7 @@ use super::input::Conditions;
 impl Engine {
     pub(super) fn report(&self, conditions: &Conditions) -> LeafReport {
         let state = self.state();
-        let leaf = state
-            .leaf
-            .as_ref()
-            .expect("the first thing that a run records is its start");
+        let leaf = state.leaf.as_ref().expect("an instance records its start first");
         let containers = |phase| state.containers.values().filter(move |c| c.phase == phase);
         let jobs = |phase| state.jobs.values().filter(move |job| job.phase == phase);
         let present = state
@@ -28,7 +25,7 @@ impl Engine {
             started_at: leaf.started_at,
             host: leaf.host.clone(),
             epoch: self.history.epoch(),
-            // With the disk full, what is in memory only is not told.
+            // With a full disk, what is only in memory is not reported.
             sequence: if self.is_stuck(conditions) {
                 conditions.durable_sequence
             } else {

@@ -1,4 +1,4 @@
-//! What one input leads to, while it is being worked out.
+//! The consequences of one input, while they are being determined.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use super::history::Draft;
 use super::input::{At, RequestId};
 use super::output::{Answer, Effect, Immediate};
 
-/// What one input leads to, while it is being worked out. It becomes the engine's [`Outputs`](super::Outputs).
+/// The consequences of one input, while they are being determined. It becomes the engine's [`Outputs`](super::Outputs).
 #[derive(Debug)]
 pub(super) struct Turn {
     pub(super) at: At,
@@ -23,11 +23,11 @@ pub(super) struct Turn {
     pub(super) draft: Draft,
     pub(super) commands: Vec<CommandRecord>,
     pub(super) effects: Vec<Effect>,
-    /// What may have settled, or may have to be reconciled now.
+    /// The targets that may have settled, or may need to be reconciled.
     pub(super) touched: BTreeSet<Target>,
-    /// The caller that changed the desired state of a container: builds may be needless by that.
+    /// The caller that changed the desired state of a container, which may make builds needless.
     pub(super) desired_by: Option<Caller>,
-    /// Whether a job may be started that could not be before.
+    /// Whether another job may be started now.
     pub(super) may_start_jobs: bool,
 }
 
@@ -50,7 +50,7 @@ impl Turn {
         self.at.time
     }
 
-    /// Refuses a command at once. Nothing is recorded of it.
+    /// Refuses a command at once, without recording it.
     pub(super) fn refuse(
         &mut self,
         to: impl IntoIterator<Item = RequestId>,
@@ -66,7 +66,7 @@ impl Turn {
         self.now.extend(answers.map(Immediate::Answer));
     }
 
-    /// Answers once all that is recorded is durable: the answer may tell of it.
+    /// Answers a request once everything recorded so far is durable, since the reply may depend on it.
     pub(super) fn answer(
         &mut self,
         to: impl IntoIterator<Item = RequestId>,
@@ -81,7 +81,7 @@ impl Turn {
         self.effects.extend(answers.map(Effect::Answer));
     }
 
-    /// Makes a command's record durable with the turn. One of the same command is replaced.
+    /// Adds a command's record to the turn's batch. An earlier record of the same command is replaced.
     pub(super) fn keep(&mut self, record: CommandRecord) {
         let same = |kept: &&mut CommandRecord| kept.caller == record.caller && kept.id == record.id;
         match self.commands.iter_mut().find(same) {

@@ -1,4 +1,4 @@
-//! Accepted commands that wait for their outcome, and when that is there.
+//! Accepted commands that wait for their outcome.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use super::Engine;
 use super::input::RequestId;
 use super::turn::Turn;
 
-/// Returns a target as it is stored: the key of the state's entry.
+/// Returns the stored form of a target: the key of the state's entry.
 fn key_of(target: &Target) -> String {
     match target {
         Target::Container(name) => Aggregate::Container(name).key(),
@@ -27,7 +27,7 @@ fn key_of(target: &Target) -> String {
     }
 }
 
-/// Reads back what [`key_of`] wrote.
+/// Parses the result of [`key_of`].
 fn target_of(key: &str) -> Option<Target> {
     if key == "hardware" {
         return Some(Target::Hardware);
@@ -39,14 +39,14 @@ fn target_of(key: &str) -> Option<Target> {
     }
 }
 
-/// A command that was accepted, on its way to its outcome.
+/// An accepted command without an outcome.
 #[derive(Debug, Clone)]
 pub(super) struct Accepted {
-    /// What the journal is to keep of it.
+    /// Its record for the journal.
     pub(super) record: CommandRecord,
-    /// Whether it changes something: nothing is kept of a query.
+    /// Whether it changes something: queries are not recorded.
     pub(super) is_change: bool,
-    /// The cause of what follows from it.
+    /// The cause for the facts that follow from it.
     pub(super) cause: Cause,
     /// The requests to answer: several if it was sent several times, none after a restart.
     pub(super) to: Vec<RequestId>,
@@ -56,24 +56,23 @@ pub(super) struct Accepted {
 #[derive(Debug, Clone)]
 pub(super) struct Waiter {
     accepted: Accepted,
-    /// What the target must have reached: the container's generation that the command made, or the number of its rescan.
-    /// Nothing for a command of an earlier run, which is not known any more: whatever comes is its outcome.
+    /// The generation or the rescan number that the target must have reached. `None` for a command of an earlier
+    /// instance, whose number is not known any more: any settled state is its outcome.
     reached: Option<u64>,
 }
 
-/// All that wait.
+/// All waiting commands.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Waiting {
     waiters: BTreeMap<Target, Vec<Waiter>>,
-    /// Commands that wait for a search of the host for a foreign container. They are decided afterwards, and not recorded
-    /// before.
+    /// Commands that wait for a search for a foreign container. They are neither decided nor recorded before its end.
     adopting: BTreeMap<ContainerName, Vec<Accepted>>,
-    /// Commands that a newer leafd accepted, which this one can't read or answer.
+    /// Commands that a newer leafd accepted and this one can't read or answer.
     set_aside: Vec<CommandRecord>,
 }
 
 impl Waiting {
-    /// Returns the commands that the last run did not finish, by what they wait for.
+    /// Returns the commands that the last instance did not finish, by target.
     pub(super) fn of_last_run(unfinished: Vec<CommandRecord>, state: &State) -> Self {
         let mut waiting = Self::default();
         let is_readable = |target: &Target| match target {
@@ -106,7 +105,7 @@ impl Waiting {
         waiting
     }
 
-    /// Returns the command with this id that waits, if there is one.
+    /// Returns the waiting command with this id, if any.
     pub(super) fn find(&mut self, caller: &Caller, id: &CommandId) -> Option<&mut Accepted> {
         let waiters = self.waiters.values_mut().flatten().map(|w| &mut w.accepted);
         let adopting = self.adopting.values_mut().flatten();
@@ -129,7 +128,7 @@ impl Waiting {
         waiters.last().map(|waiter| &waiter.accepted.record.caller)
     }
 
-    /// Returns whether a command waits for what comes soon by itself: a scan, or a search of the host.
+    /// Returns whether a command waits for work that ends soon: a scan, or a search of the host.
     pub(super) fn is_soon_over(&self) -> bool {
         self.waiters.contains_key(&Target::Hardware) || !self.adopting.is_empty()
     }
@@ -142,7 +141,7 @@ impl Waiting {
         self.adopting.remove(name).unwrap_or_default()
     }
 
-    /// Takes the commands that a scan answers, given the last rescan that was asked for before it.
+    /// Takes the commands that a scan answers, given the last rescan that was requested before it.
     pub(super) fn take_scanned(&mut self, rescan: u64) -> Vec<Accepted> {
         let waiters = self.waiters.remove(&Target::Hardware).unwrap_or_default();
         let (done, waiters): (Vec<_>, Vec<_>) = waiters
@@ -160,7 +159,7 @@ impl Waiting {
 }
 
 impl Engine {
-    /// Has an accepted command wait for its target. What it changes is recorded already.
+    /// Makes an accepted command, whose facts are recorded, wait for its target.
     pub(super) fn wait(&mut self, turn: &mut Turn, target: Target, accepted: Accepted) {
         let reached = match &target {
             Target::Container(name) => self
@@ -184,7 +183,7 @@ impl Engine {
         self.waiting.waiters.entry(target).or_default().push(waiter);
     }
 
-    /// Answers the commands that wait for a target, as far as it has settled.
+    /// Answers the commands that wait for a target, if it has settled.
     pub(super) fn settle(&mut self, turn: &mut Turn, target: &Target) {
         let Some(waiters) = self.waiting.waiters.remove(target) else {
             return;
@@ -199,7 +198,7 @@ impl Engine {
         self.waiting.put(target.clone(), still);
     }
 
-    /// Returns the outcome of a command, or nothing while its target has not settled.
+    /// Returns the outcome of a command; `None` while its target has not settled.
     fn outcome(&self, target: &Target, waiter: &Waiter) -> Option<Result<Vec<u8>, Problem>> {
         match target {
             Target::Container(name) => {
@@ -211,10 +210,10 @@ impl Engine {
                 Some(job) => Some(Ok(to_json(job))),
                 None => Some(Err(Problem::new(
                     ProblemCode::NotFound,
-                    format!("job {id} is forgotten"),
+                    format!("job {id} is not remembered any more"),
                 ))),
             },
-            // A scan answers by itself.
+            // The end of a scan answers its commands.
             Target::Hardware => None,
         }
     }
@@ -241,7 +240,7 @@ impl Engine {
     }
 }
 
-/// Returns the outcome of a command on a container, or nothing while the container is not where the command wants it.
+/// Returns the outcome of a command about a container; `None` while the container has not settled.
 fn container_outcome(
     name: &ContainerName,
     container: Option<&Container>,
@@ -256,7 +255,7 @@ fn container_outcome(
         } else {
             Err(Problem::new(
                 ProblemCode::Conflict,
-                format!("container {name} was destroyed meanwhile"),
+                format!("container {name} was destroyed in the meantime"),
             ))
         });
     };
@@ -265,7 +264,7 @@ fn container_outcome(
         .is_some_and(|own| container.desired.generation > own)
     {
         let detail = format!(
-            "the desired state of container {name} was changed meanwhile: it is at generation {}",
+            "the desired state of container {name} was changed in the meantime: it is at generation {}",
             container.desired.generation
         );
         return Some(Err(Problem::new(ProblemCode::Conflict, detail)));

@@ -1,4 +1,4 @@
-//! What happened to containers.
+//! Facts about containers.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -14,9 +14,9 @@ facts! {
     Desired: ContainerDesired = "desired" v 1 about Container(name) {
         /// The container's name.
         name: ContainerName,
-        /// The whole desired state.
+        /// The new desired state.
         desired: Desired,
-        /// Who changed it.
+        /// The caller that changed it.
         caller: Caller,
     }
 
@@ -24,21 +24,21 @@ facts! {
     Built: ContainerBuilt = "built" v 1 about Container(name) {
         /// The container's name.
         name: ContainerName,
-        /// The system.
+        /// The system's store path.
         toplevel: StorePath,
     }
 
-    /// A container exists on the host.
+    /// A container was created on the host.
     Created: ContainerCreated = "created" v 1 about Container(name) {
         /// The container's name.
         name: ContainerName,
     }
 
-    /// A container runs and has said that it is ready.
+    /// A container was started and is ready.
     Started: ContainerStarted = "started" v 1 about Container(name) {
         /// The container's name.
         name: ContainerName,
-        /// From start to ready, in milliseconds.
+        /// The time from start to ready, in milliseconds.
         ready_after_ms: u64,
     }
 
@@ -46,7 +46,7 @@ facts! {
     Stopped: ContainerStopped = "stopped" v 1 about Container(name) {
         /// The container's name.
         name: ContainerName,
-        /// Why.
+        /// The cause.
         cause: StopCause,
         /// How its init ended, if that was observed.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -57,22 +57,22 @@ facts! {
     Updated: ContainerUpdated = "updated" v 1 about Container(name) {
         /// The container's name.
         name: ContainerName,
-        /// The generation that it has reached.
+        /// The generation of the reached desired state.
         generation: u64,
-        /// Whether it runs.
+        /// Whether it is running.
         running: bool,
-        /// From start to ready, in milliseconds, if it was started again for that.
+        /// The time from start to ready, in milliseconds, if the update restarted it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         ready_after_ms: Option<u64>,
     }
 
-    /// A container did not become ready with its new system, and goes back to the one before.
+    /// A container did not become ready with its new system, and is reverted to the previous one.
     Reverted: ContainerReverted = "reverted" v 1 about Container(name) {
         /// The container's name.
         name: ContainerName,
-        /// The system that it goes back to.
+        /// The system that it is reverted to.
         toplevel: StorePath,
-        /// Why.
+        /// The reason.
         reason: String,
     }
 
@@ -80,11 +80,11 @@ facts! {
     OutOfMemory: ContainerOutOfMemory = "out_of_memory" v 1 about Container(name) {
         /// The container's name.
         name: ContainerName,
-        /// How many of them were since it was started.
+        /// The number of processes killed since it was started.
         oom_kills: u64,
     }
 
-    /// A container is gone from the host.
+    /// A container was removed from the host.
     Destroyed: ContainerDestroyed = "destroyed" v 1 about Container(name) {
         /// The container's name.
         name: ContainerName,
@@ -94,14 +94,14 @@ facts! {
     Failed: ContainerFailed = "failed" v 1 about Container(name) {
         /// The container's name.
         name: ContainerName,
-        /// The step.
+        /// The step that failed.
         step: ContainerStep,
-        /// What happened.
+        /// The reason.
         reason: String,
     }
 }
 
-/// Why a container stopped.
+/// The cause of a container's stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StopCause {
@@ -111,11 +111,11 @@ pub enum StopCause {
     Exited,
     /// The host was restarted.
     HostRestarted,
-    /// It failed after processes of it had been killed because memory ran out.
+    /// It failed after some of its processes had been killed because memory ran out.
     OutOfMemory,
 }
 
-/// A step that is taken for a container.
+/// A step of a container's reconciliation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ContainerStep {
@@ -125,18 +125,18 @@ pub enum ContainerStep {
     Create,
     /// Start it, and wait until it is ready.
     Start,
-    /// Bring it to its desired state while it runs.
+    /// Bring a running container to its desired state.
     Update,
     /// Stop it.
     Stop,
     /// Remove it from the host.
     Destroy,
-    /// Observe it on the host: it is not what the step before should have made it.
+    /// Observe it: the host does not show the effect of the previous step.
     Look,
 }
 
 impl ContainerStep {
-    /// The name, as it stands in messages.
+    /// Returns the step's name in messages.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

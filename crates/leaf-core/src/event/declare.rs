@@ -1,7 +1,6 @@
 //! The macro that declares the facts of a noun.
 
-/// Declares the facts about one kind of thing: a type for each, and the enum of them. An attribute that is left out
-/// does not compile.
+/// Declares the facts of one noun: a type for each, and the enum of them. A missing attribute is a compile error.
 macro_rules! facts {
     ($facts:ident of $aggregate:literal; $(
         $(#[$doc:meta])*
@@ -21,7 +20,7 @@ macro_rules! facts {
             }
         )*
 
-        /// What happened to a thing of this kind. Each variant has its own type, schema and subject.
+        /// The facts of this noun. Each variant has its own type, schema and subject.
         #[derive(Debug, Clone, PartialEq, Eq)]
         #[allow(clippy::large_enum_variant, reason = "one input leads to a few facts, which are not kept")]
         pub enum $facts { $($(#[$doc])* $variant($name),)* }
@@ -57,7 +56,7 @@ macro_rules! facts {
                 match self { $(Self::$variant(fact) => $crate::json::to_json(fact),)* }
             }
 
-            /// Reads a fact of this type; nothing if the type is none of this kind of thing.
+            /// Parses a fact; `None` if the type is not one of this noun.
             pub(super) fn from_body(kind: &str, body: &serde_json::Value) -> Option<Result<Self, serde_json::Error>> {
                 match kind {
                     $(concat!("cim.leaf.", $aggregate, ".", $fact, ".v", $version) => {

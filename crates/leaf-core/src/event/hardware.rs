@@ -1,4 +1,4 @@
-//! What happened to hardware.
+//! Facts about hardware.
 
 use super::declare::facts;
 use crate::hardware::Device;
@@ -21,7 +21,7 @@ facts! {
         changed: Vec<String>,
     }
 
-    /// A device is gone; it is remembered as absent.
+    /// A device is absent now; it is remembered.
     Vanished: DeviceVanished = "vanished" v 1 about Device(id) {
         /// The device's id.
         id: DeviceId,

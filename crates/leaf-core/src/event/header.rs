@@ -1,14 +1,13 @@
-//! The headers that an event carries, and how their values are written.
+//! The headers of an event, and the encoding of their values.
 //!
-//! `ce-id` is the leaf, the history and the sequence number, so the same event has the same id however often it is
-//! sent. Values are percent-encoded as the NATS binding of CloudEvents says: a header has
-//! printable ASCII only.
+//! `ce-id` consists of leaf, epoch and sequence number, so an event that is sent again has the same id. Values are
+//! percent-encoded as the NATS binding of CloudEvents says: a header contains only printable ASCII.
 
 use std::borrow::Cow;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
-/// CloudEvents version: `1.0`.
+/// The CloudEvents version: `1.0`.
 pub const SPECVERSION: &str = "ce-specversion";
 /// The event's id: `<leaf>/<epoch>/<sequence>`.
 pub const ID: &str = "ce-id";
@@ -18,35 +17,35 @@ pub const SOURCE: &str = "ce-source";
 pub const TYPE: &str = "ce-type";
 /// The aggregate's token.
 pub const SUBJECT: &str = "ce-subject";
-/// RFC 3339, UTC.
+/// The time in RFC 3339, UTC.
 pub const TIME: &str = "ce-time";
-/// The sequence number with 20 digits, so that text order is number order.
+/// The sequence number with 20 digits, so that text order is numeric order.
 pub const SEQUENCE: &str = "ce-sequence";
 /// The id of the command that caused it.
 pub const CAUSATION_ID: &str = "ce-causationid";
-/// The sender's own mark.
+/// The sender's correlation id.
 pub const CORRELATION_ID: &str = "ce-correlationid";
-/// The media type of the body: `application/json`, but for the log of a job.
+/// The media type of the body: `application/json`, except for a job's log.
 pub const DATA_CONTENT_TYPE: &str = "ce-datacontenttype";
-/// Of a piece of a job's log: where it begins in the log, in bytes.
+/// The offset of a piece of a job's log, in bytes.
 pub const OFFSET: &str = "ce-offset";
-/// Of a piece of a job's log: where the next piece begins, in bytes.
+/// The offset of the next piece of a job's log, in bytes.
 pub const NEXT_OFFSET: &str = "ce-nextoffset";
-/// The media type of a reply or a lease, which are no CloudEvents.
+/// The media type of a reply or a lease, which are not CloudEvents.
 pub const CONTENT_TYPE: &str = "content-type";
 
-/// All but printable ASCII, and blank, `"` and `%` (bytes beyond ASCII are always encoded).
+/// The encoded characters: control characters, blank, `"` and `%` (bytes beyond ASCII are always encoded).
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 
-/// Returns the value as a header has it: blanks, `"`, `%` and all but printable ASCII as `%` and two hexadecimal digits
-/// a byte.
+/// Returns the value encoded for a header: blanks, `"`, `%` and everything but printable ASCII as `%` and two
+/// hexadecimal digits per byte.
 #[must_use]
 pub fn encode(value: &str) -> Cow<'_, str> {
     utf8_percent_encode(value, ENCODED).into()
 }
 
-/// Returns the value of a header: without the quotes around it, percent-decoded once. A `%` without two hexadecimal digits
-/// after it stays as it is, and bytes that are not UTF-8 are replaced.
+/// Returns the decoded value of a header: without the quotes around it, percent-decoded once. A `%` without two
+/// hexadecimal digits after it is kept, and bytes that are not UTF-8 are replaced.
 #[must_use]
 pub fn decode(header: &str) -> Cow<'_, str> {
     match header.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
@@ -58,7 +57,7 @@ pub fn decode(header: &str) -> Cow<'_, str> {
     }
 }
 
-/// Takes the backslashes of a quoted string away.
+/// Removes the backslashes of a quoted string.
 fn unescape(text: &str) -> String {
     let mut chars = text.chars();
     std::iter::from_fn(|| match chars.next()? {

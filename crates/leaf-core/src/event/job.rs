@@ -1,4 +1,4 @@
-//! What happened to jobs.
+//! Facts about jobs.
 
 use super::declare::facts;
 use crate::id::{Caller, JobId};
@@ -11,9 +11,9 @@ facts! {
     Queued: JobQueued = "queued" v 1 about Job(id) {
         /// The job's id.
         id: JobId,
-        /// Who asked for it.
+        /// The caller that requested it.
         owner: Caller,
-        /// What it does.
+        /// The job's task.
         task: Task,
     }
 
@@ -35,9 +35,9 @@ facts! {
     Failed: JobFailed = "failed" v 1 about Job(id) {
         /// The job's id.
         id: JobId,
-        /// What kind of failure it is.
+        /// The kind of failure.
         cause: JobFailureCause,
-        /// Why, in one or a few lines; its log has all.
+        /// The error in one or a few lines; the log has the details.
         error: String,
     }
 
@@ -45,15 +45,15 @@ facts! {
     Cancelled: JobCancelled = "cancelled" v 1 about Job(id) {
         /// The job's id.
         id: JobId,
-        /// Who cancelled it.
+        /// The caller that cancelled it.
         by: Caller,
     }
 
-    /// A job was interrupted: nobody observed how it ended.
+    /// A job was interrupted: its end was not observed.
     Interrupted: JobInterrupted = "interrupted" v 1 about Job(id) {
         /// The job's id.
         id: JobId,
-        /// What is known of it.
+        /// What is known about its end.
         reason: String,
     }
 }

@@ -1,4 +1,4 @@
-//! What happened to the leaf itself.
+//! Facts about the leaf itself.
 
 use std::collections::BTreeMap;
 
@@ -19,29 +19,29 @@ facts! {
         instance: InstanceId,
         /// The version of `leafd`.
         version: String,
-        /// The host it runs on.
+        /// The host that it runs on.
         host: HostFacts,
     }
 
-    /// An instance of `leafd` ended in order.
+    /// An instance of `leafd` stopped in order.
     Stopped: LeafStopped = "stopped" v 1 about Leaf {
-        /// The instance that ended.
+        /// The instance that stopped.
         instance: InstanceId,
-        /// Why, such as `SIGTERM`.
+        /// The reason, such as `SIGTERM`.
         reason: String,
     }
 
-    /// The whole state at this point; a replay may start here. A large state comes in several parts with
+    /// A snapshot of the whole state, from which a replay can start. A large state comes in several parts with
     /// consecutive sequence numbers.
     Snapshotted: LeafSnapshotted = "snapshotted" v 1 about Leaf {
         /// The leaf.
         leaf: LeafName,
-        /// When the history to which this belongs began, in milliseconds since 1970: it changes only where a
-        /// history could not be continued.
+        /// The epoch: when the leaf's history began, in milliseconds since 1970. It changes only when a history could
+        /// not be continued.
         epoch: u64,
-        /// This part, from 1.
+        /// The number of this part, from 1.
         part: u32,
-        /// How many parts there are.
+        /// The number of parts.
         parts: u32,
         /// The entries of the state in this part, by key (`container.web`).
         entries: BTreeMap<String, serde_json::Value>,

@@ -1,10 +1,10 @@
-//! Domain events: what happened, in the past tense, as CloudEvents 1.0 (NATS binding, binary mode).
+//! Domain events, as CloudEvents 1.0 (NATS binding, binary mode).
 //!
-//! A [`Fact`] says what happened. An [`Event`] is a fact with its place in the leaf's history. An [`EventRecord`] is
-//! an event as bytes: the journal keeps it, and the stream gets the very same bytes, however often it is sent.
+//! A [`Fact`] says what happened, in the past tense. An [`Event`] is a fact with its place in the leaf's history. An
+//! [`EventRecord`] is an event as bytes: the journal keeps them, and the stream gets the same bytes.
 //!
-//! The facts stand in one module a noun; a new one is declared there, a new noun is one more line in the list of
-//! [`nouns!`]. [`types`] lists them all.
+//! The facts are declared in one module per noun; a new noun is one more line in the list of [`nouns!`]. [`types`]
+//! lists all types.
 
 pub mod container;
 mod declare;
@@ -32,7 +32,7 @@ use crate::json::to_json;
 use crate::shape::Shape;
 use crate::subject;
 
-/// One event: a fact and its place in the leaf's history.
+/// An event: a fact and its place in the leaf's history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// The leaf's own sequence number, contiguous from 1; equal to the stream's.
@@ -41,45 +41,45 @@ pub struct Event {
     pub time: Timestamp,
     /// The command that caused it, if one did.
     pub causation: Option<CommandId>,
-    /// The sender's own mark, carried along from command to event.
+    /// The sender's correlation id, passed on from command to event.
     pub correlation: Option<String>,
-    /// What happened.
+    /// The fact.
     pub fact: Fact,
 }
 
-/// Why a message is not an event that this version can read.
+/// An error in reading an event.
 #[derive(Debug, thiserror::Error)]
 pub enum EventError {
-    /// A header that every event has is missing or not of its form.
-    #[error("the event on {subject} has no usable header {header}")]
+    /// A required header is missing or malformed.
+    #[error("the event on {subject} has no valid header {header}")]
     Header {
         /// The message's subject.
         subject: String,
         /// The header's name.
         header: &'static str,
     },
-    /// The body is no JSON.
-    #[error("the event {kind} with sequence {sequence} can't be read")]
+    /// The body is not JSON.
+    #[error("can't parse the event {kind} with sequence {sequence}")]
     Body {
         /// Its `ce-type`.
         kind: String,
         /// Its sequence number.
         sequence: u64,
-        /// What serde says.
+        /// The parser's error.
         source: serde_json::Error,
     },
 }
 
-/// One type of event.
+/// A type of event.
 #[derive(Debug, Clone, Copy)]
 pub struct EventType {
     /// The `ce-type`, which ends in the schema's major version: `cim.leaf.container.started.v1`.
     pub name: &'static str,
-    /// What it is about: `container`.
+    /// The aggregate that it is about: `container`.
     pub aggregate: &'static str,
-    /// What happened to it: `started`.
+    /// The fact: `started`.
     pub fact: &'static str,
-    /// Its body.
+    /// The form of its body.
     pub shape: Shape,
 }
 
@@ -95,12 +95,12 @@ pub struct UnknownFact {
 }
 
 impl UnknownFact {
-    /// The token of what it is about, as it stands in the subject.
+    /// Returns the aggregate's token in the subject.
     fn aggregate_id(&self) -> &str {
         subject::parts_of_event(&self.subject).map_or("", |(_, id, _)| id)
     }
 
-    /// The key of the state's entry that it is about, such as `container.web`.
+    /// Returns the key of the state's entry that it is about, such as `container.web`.
     #[must_use]
     pub fn about(&self) -> String {
         match subject::parts_of_event(&self.subject) {
@@ -113,12 +113,12 @@ impl UnknownFact {
 
 macro_rules! nouns {
     ($($(#[$doc:meta])* $variant:ident = $module:ident :: $facts:ident,)*) => {
-        /// What happened, by noun.
+        /// A fact, by noun.
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub enum Fact {
             $($(#[$doc])* $variant($module::$facts),)*
-            /// A fact of a newer version: it keeps its place in the history, and is kept by the state for a leafd that can
-            /// read it.
+            /// A fact of a newer version: it keeps its place in the history, and the state keeps it for a leafd that
+            /// can read it.
             Unknown(UnknownFact),
         }
 
@@ -128,13 +128,13 @@ macro_rules! nouns {
             }
         })*
 
-        /// Every type of event, in the order of the nouns.
+        /// Returns all types of events, in the order of the nouns.
         pub fn types() -> impl Iterator<Item = &'static EventType> {
             [$($module::TYPES,)*].into_iter().flatten()
         }
 
         impl Fact {
-            /// The `ce-type`, which ends in the schema's major version: `cim.leaf.container.started.v1`.
+            /// Returns the `ce-type`, which ends in the schema's major version: `cim.leaf.container.started.v1`.
             #[must_use]
             pub fn kind(&self) -> &str {
                 match self {
@@ -143,7 +143,7 @@ macro_rules! nouns {
                 }
             }
 
-            /// The token of what it is about: the leaf, the device id, the container's name as a token, the job id.
+            /// Returns the aggregate's token: the leaf, the device id, the container's name as a token, the job id.
             #[must_use]
             pub fn aggregate_id(&self, leaf: &LeafName) -> String {
                 match self {
@@ -152,7 +152,7 @@ macro_rules! nouns {
                 }
             }
 
-            /// The subject of its events.
+            /// Returns the subject of its events.
             fn subject(&self, leaf: &LeafName) -> String {
                 let (aggregate, fact) = match self {
                     $(Self::$variant(fact) => fact.aggregate_and_fact(),)*
@@ -161,7 +161,7 @@ macro_rules! nouns {
                 subject::event(leaf, aggregate, &self.aggregate_id(leaf), fact)
             }
 
-            /// What it is about; nothing for one of a newer version.
+            /// Returns the aggregate that it is about; `None` for a fact of a newer version.
             #[must_use]
             pub fn about(&self) -> Option<Aggregate<'_>> {
                 match self {
@@ -177,8 +177,7 @@ macro_rules! nouns {
                 }
             }
 
-            /// Reads a fact; nothing if its type or a value in it is one of a newer version, or if something is desired in it
-            /// that this version doesn't know.
+            /// Parses a fact; `None` if its type, a value in it, or a field of its desired state is of a newer version.
             pub(crate) fn read(kind: &str, body: &Value) -> Option<Self> {
                 $(if let Some(fact) = $module::$facts::from_body(kind, body) {
                     let fact = Self::$variant(fact.ok()?);
@@ -194,33 +193,33 @@ macro_rules! nouns {
 }
 
 nouns! {
-    /// To the leaf itself.
+    /// About the leaf itself.
     Leaf = leaf::LeafFact,
-    /// To hardware.
+    /// About hardware.
     Hardware = hardware::HardwareFact,
-    /// To containers.
+    /// About containers.
     Container = container::ContainerFact,
-    /// To jobs.
+    /// About jobs.
     Job = job::JobFact,
 }
 
 impl Fact {
-    /// The body of its events.
+    /// Returns the body of its events.
     pub(crate) fn body(&self) -> Value {
         match self {
             Self::Unknown(fact) => fact.body.clone(),
-            known => serde_json::from_slice(&known.to_body()).expect("it was just made"),
+            known => serde_json::from_slice(&known.to_body()).expect("it was just serialized"),
         }
     }
 }
 
 impl Event {
-    /// Returns the event as it is stored and sent. `epoch` is that of the leaf's history.
+    /// Returns the event as it is stored and sent. `epoch` is the epoch of the leaf's history.
     #[must_use]
     pub fn to_record(&self, leaf: &LeafName, epoch: u64) -> EventRecord {
         let id = self.fact.aggregate_id(leaf);
         let mut headers = Headers::with_capacity(10, 320);
-        // In the order of their names. What is made here is plain; what comes from outside is encoded.
+        // In the order of their names. Values made here need no encoding; values from outside are encoded.
         if let Some(command) = &self.causation {
             headers.push(header::CAUSATION_ID, header::encode(command.as_str()));
         }
@@ -243,11 +242,11 @@ impl Event {
         }
     }
 
-    /// Reads an event back. One of a newer version becomes [`Fact::Unknown`]: of a type or with a value that this one doesn't
-    /// know. So does one with an unknown field in what is desired; other unknown fields are ignored.
+    /// Parses an event. One of a newer version becomes [`Fact::Unknown`]: if its type, a value, or a field of its
+    /// desired state is unknown. Other unknown fields are ignored.
     ///
     /// # Errors
-    /// [`EventError`] when a header is missing or the body is no JSON.
+    /// [`EventError`] when a header is missing or the body is not JSON.
     pub fn from_record(record: &EventRecord) -> Result<Self, EventError> {
         let find = |name: &str| record.attribute(name);
         let bad = |header| EventError::Header {

@@ -21,42 +21,42 @@ pub struct EventRecord {
 }
 
 impl EventRecord {
-    /// What a header says, decoded: see [`header`] for the names.
+    /// Returns the decoded value of a header: see [`header`] for the names.
     #[must_use]
     pub fn attribute(&self, name: &str) -> Option<Cow<'_, str>> {
         Some(header::decode(self.headers.get(name)?))
     }
 
-    /// The epoch of the history that the event belongs to, from its id.
+    /// Returns the epoch of the event's history, from its id.
     #[must_use]
     pub fn epoch(&self) -> Option<u64> {
         self.attribute(header::ID)?.split('/').nth(1)?.parse().ok()
     }
 
-    /// The event's type, as it stands in its header.
+    /// Returns the event's type, from its header.
     #[must_use]
     pub fn kind(&self) -> Option<&str> {
         self.headers.get(header::TYPE)
     }
 
-    /// What it takes on the wire, about, in bytes.
+    /// Returns its approximate size on the wire, in bytes.
     #[must_use]
     pub fn wire_bytes(&self) -> usize {
-        // Between name and value stands `: `, behind the value the end of a line.
+        // `: ` separates name and value, and a line end follows the value.
         self.subject.len() + self.headers.text.len() + 4 * self.headers.len() + self.body.len()
     }
 }
 
-/// Names and values in order, all in one piece of memory: there are some ten of them to each event.
+/// Names and values in order, in one allocation: each event has about ten of them.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Headers {
     text: String,
-    /// Where each name and each value ends.
+    /// The ends of all names and values.
     ends: Vec<u32>,
 }
 
 impl Headers {
-    /// Returns none, with room for this many, of about so many bytes together.
+    /// Returns empty headers, with room for `count` of about `bytes` in total.
     #[must_use]
     pub fn with_capacity(count: usize, bytes: usize) -> Self {
         Self {
@@ -65,15 +65,15 @@ impl Headers {
         }
     }
 
-    /// Adds one behind all others.
+    /// Appends a header.
     pub fn push(&mut self, name: &str, value: impl fmt::Display) {
         self.text.push_str(name);
         self.end();
-        write!(self.text, "{value}").expect("a string takes all");
+        write!(self.text, "{value}").expect("writing to a string can't fail");
         self.end();
     }
 
-    /// The value of the first of this name.
+    /// Returns the value of the first header with this name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
         self.iter()
@@ -81,7 +81,7 @@ impl Headers {
             .map(|(_, value)| value)
     }
 
-    /// All of them.
+    /// Iterates over names and values.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         let mut from = 0;
         self.ends.chunks_exact(2).map(move |ends| {
@@ -92,13 +92,13 @@ impl Headers {
         })
     }
 
-    /// How many there are.
+    /// Returns the number of headers.
     #[must_use]
     pub fn len(&self) -> usize {
         self.ends.len() / 2
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no headers.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()

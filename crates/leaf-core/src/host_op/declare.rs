@@ -1,10 +1,9 @@
-//! One declaration for each host operation.
+//! The macro that declares the host operations.
 
-/// Declares the host operations: each with its documentation, what it is about, what it waits for, its summary (in which its
-/// parameters may be named), and its parameters with their types in Rust and over varlink.
+/// Declares the host operations: each with its documentation, its subject, what it waits for, its summary (which may
+/// contain its parameters), and its parameters with their types in Rust and over varlink.
 ///
-/// It makes the enum [`HostOp`](super::HostOp), and everything that is told of an operation. One that lacks a part does not
-/// compile.
+/// It defines the enum [`HostOp`](super::HostOp) and its properties. A missing part is a compile error.
 macro_rules! host_ops {
     ($(
         $(#[doc = $doc:literal])+
@@ -12,7 +11,7 @@ macro_rules! host_ops {
             $($(#[doc = $parameter_doc:literal])+ $parameter:ident: $type:ty as $varlink:literal,)+
         }
     )+) => {
-        /// One operation on the host that needs root. Each is idempotent.
+        /// An operation on the host that needs root. All are idempotent.
         #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(tag = "method", content = "parameters", deny_unknown_fields)]
         #[expect(clippy::large_enum_variant, reason = "there are few of them at a time")]
@@ -26,14 +25,14 @@ macro_rules! host_ops {
         }
 
         impl HostOp {
-            /// The operations, as they are called over varlink.
+            /// The operations as varlink methods.
             pub const DECLARATIONS: &[HostOpDeclaration] = &[$(HostOpDeclaration {
                 method: stringify!($op),
                 doc: &[$($doc),+],
                 parameters: &[$((stringify!($parameter), $varlink)),+],
             }),+];
 
-            /// Returns the operation in a few words, without any secret.
+            /// Returns a short description of the operation, without secrets.
             #[must_use]
             pub fn summary(&self) -> String {
                 match self {
@@ -44,7 +43,7 @@ macro_rules! host_ops {
                 }
             }
 
-            /// Returns what the operation is about.
+            /// Returns the operation's subject.
             #[must_use]
             pub fn subject(&self) -> HostSubject {
                 match self {
@@ -52,7 +51,7 @@ macro_rules! host_ops {
                 }
             }
 
-            /// Returns what the operation waits for once its own part is done.
+            /// Returns what the operation waits for after its own part is done.
             #[must_use]
             pub fn waits_for(&self) -> HostWait {
                 match self {

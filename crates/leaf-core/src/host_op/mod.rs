@@ -1,8 +1,8 @@
-//! What needs root: the closed list of operations that `leaf-helper` carries out.
+//! Host operations: the closed list of privileged operations that `leaf-helper` carries out.
 //!
-//! A plan yields them, `leafd` sends them, the helper validates everything again in its own process. All that is so about an
-//! operation stands in its declaration below: its parameters and their types over varlink, what it is about, what it waits
-//! for, and its summary.
+//! Plans yield them, `leafd` sends them, and the helper validates everything again in its own process. Everything that
+//! is true of an operation is in its declaration below: its parameters with their varlink types, its subject, what it
+//! waits for, and its summary.
 
 mod declare;
 
@@ -23,15 +23,15 @@ use crate::subject;
 use declare::host_ops;
 
 host_ops! {
-    /// Makes the leaf address (on `lo`) and the closed network rules.
+    /// Adds the leaf address to `lo`, and sets the rules of the closed network.
     PrepareNetwork on Network, waits for Nothing: "prepare the network for {leaf_address}:{nats_port}" {
         /// The address that the leaf's NATS server listens on.
         leaf_address: Ipv4Addr as "string",
-        /// The port there that containers may reach.
+        /// The port that containers may reach there.
         nats_port: u16 as "int",
     }
-    /// Makes the root directory, `NAME.conf`, the unit, the GC root and the credentials of a container, or sets them anew. Of
-    /// one that runs the limits and the openings of its network hold at once; all else holds from its next start.
+    /// Creates or updates the root directory, `NAME.conf`, the unit, the GC root and the credentials of a container.
+    /// For a running container, limits and openings take effect at once; everything else at its next start.
     CreateContainer on Container(name), waits for Nothing: "create container {name} of {toplevel}" {
         /// The container's name.
         name: ContainerName as "string",
@@ -41,9 +41,9 @@ host_ops! {
         network: ContainerNetwork as "Network",
         /// The other parts of its spec (the JSON Schema of a container's options is in the project's docs/protocol).
         options: Box<ContainerOptions> as "object",
-        /// Whether a container of this name that somebody else made is taken over, with its files.
+        /// Whether to adopt a foreign container of this name, with its files.
         adopt: bool as "bool",
-        /// What the container is told about its leaf.
+        /// The container's binding to its leaf.
         binding: ContainerBinding as "Binding",
         /// Its credentials by name; the container finds them below `$CREDENTIALS_DIRECTORY`.
         credentials: BTreeMap<String, Secret> as "[string]string",
@@ -52,58 +52,58 @@ host_ops! {
     StartContainer on Container(name), waits for Readiness: "start container {name}" {
         /// The container's name.
         name: ContainerName as "string",
-        /// How long it may take until it says that it is ready, in seconds; then it is ended.
+        /// The time limit for it to become ready, in seconds; after that it is stopped.
         ready_timeout_seconds: u32 as "int",
     }
-    /// Brings a container that runs to what `CreateContainer` set last, and returns when it is ready: by a switch inside
-    /// where only its system is another and the container can do that, else by a restart.
+    /// Brings a running container to what `CreateContainer` last set, and returns when it is ready: by a switch in
+    /// place if only its system differs and it can switch, otherwise by a restart.
     UpdateContainer on Container(name), waits for Readiness: "update container {name}" {
         /// The container's name.
         name: ContainerName as "string",
-        /// How long a start may take until it says that it is ready, in seconds; then it is ended.
+        /// The time limit for it to become ready after a restart, in seconds; after that it is stopped.
         ready_timeout_seconds: u32 as "int",
         /// The grace time of a stop, in seconds.
         grace_seconds: u32 as "int",
     }
-    /// Freezes the processes of a container that runs, or thaws them, and returns when that is so. Idempotent.
+    /// Freezes or thaws the processes of a running container, and returns when that is done.
     FreezeContainer on Container(name), waits for Nothing: "set frozen to {frozen} for container {name}" {
         /// The container's name.
         name: ContainerName as "string",
-        /// Whether they are frozen afterwards.
+        /// Whether to freeze or to thaw them.
         frozen: bool as "bool",
     }
-    /// Stops a container: SIGRTMIN+3 to its init, and after the grace time the end of its whole cgroup.
+    /// Stops a container: SIGRTMIN+3 to its init, and after the grace time SIGKILL to its whole cgroup.
     StopContainer on Container(name), waits for End: "stop container {name}" {
         /// The container's name.
         name: ContainerName as "string",
         /// The grace time, in seconds.
         grace_seconds: u32 as "int",
     }
-    /// Removes all that `CreateContainer` made. The container does not run.
+    /// Removes everything that `CreateContainer` made. The container must not be running.
     DestroyContainer on Container(name), waits for Nothing: "destroy container {name}" {
         /// The container's name.
         name: ContainerName as "string",
     }
-    /// Starts the job whose order is in its directory, as the user of the jobs, in a unit of its own.
+    /// Starts the job whose order is in its directory, as the user `leaf-job`, in a unit of its own.
     StartJob on Job(id), waits for Nothing: "start job {id}" {
         /// The job's id.
         id: JobId as "string",
     }
-    /// Ends a job: SIGTERM, and after the grace time SIGKILL to all that is left of it. Returns when nothing of it runs.
+    /// Stops a job: SIGTERM, and after the grace time SIGKILL to its remaining processes. Returns when all have ended.
     StopJob on Job(id), waits for End: "stop job {id}" {
         /// The job's id.
         id: JobId as "string",
         /// The grace time, in seconds.
         grace_seconds: u32 as "int",
     }
-    /// Removes the directory of a job that does not run.
+    /// Removes the directory of a job that is not running.
     RemoveJob on Job(id), waits for Nothing: "remove job {id}" {
         /// The job's id.
         id: JobId as "string",
     }
 }
 
-/// What an operation is about. No two operations on one subject run at the same time.
+/// The subject of an operation. No two operations on one subject run at the same time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum HostSubject {
     /// The network of all containers.
@@ -114,75 +114,75 @@ pub enum HostSubject {
     Job(JobId),
 }
 
-/// What an operation waits for once its own part is done.
+/// What an operation waits for after its own part is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HostWait {
-    /// Nothing: it has an outcome as soon as its part is done.
+    /// Nothing: its outcome is known when its part is done.
     Nothing,
-    /// That a container says that it is ready. The wait is cut short by an operation that waits for the [end](Self::End) of
-    /// the same subject; the container goes on by itself.
+    /// A container's readiness. An operation that waits for the [end](Self::End) of the same subject ends the wait; the
+    /// container continues by itself.
     Readiness,
-    /// That nothing of its subject runs any more.
+    /// The end of all processes of its subject.
     End,
 }
 
-/// What a host operation looks like over varlink.
+/// The varlink declaration of a host operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostOpDeclaration {
     /// The name of its method.
     pub method: &'static str,
-    /// What it does, a line each.
+    /// Its documentation, line by line.
     pub doc: &'static [&'static str],
     /// Its parameters, with their varlink types.
     pub parameters: &'static [(&'static str, &'static str)],
 }
 
-/// Why an operation was not carried out.
+/// An operation that was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("can't {op}: {reason}")]
 pub struct HostOpError {
-    /// The operation in a few words.
+    /// A short description of the operation.
     pub op: String,
-    /// Whether it was refused, or did not work.
+    /// The kind of failure.
     pub kind: HostOpErrorKind,
     /// What happened, and what to do about it.
     pub reason: String,
 }
 
-/// Whether an operation was refused, or did not work.
+/// Why an operation was not carried out, as a kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HostOpErrorKind {
-    /// The helper doesn't do that: a name, a path or a value it does not allow.
+    /// The helper refused it: a name, a path or a value is not allowed.
     Refused,
     /// The host lacks something: root, a program, a kernel feature.
     Unsupported,
     /// The container ended before it was ready, or was not ready in time.
     NotReady,
-    /// It did not work.
+    /// It failed.
     Failed,
-    /// Who was to carry it out is not there, or went away in the middle: how far it came is not known. To be looked at, and
-    /// planned anew.
+    /// The helper is unreachable, or went away during the operation: its progress is unknown. The caller must observe
+    /// again, and plan again.
     Interrupted,
 }
 
-/// What a container is told about its leaf: the credential `leaf.json`.
+/// A container's binding to its leaf: the credential `leaf.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ContainerBinding {
     /// The leaf that runs it.
     pub leaf: LeafName,
-    /// Its own name.
+    /// The container's name.
     pub container: ContainerName,
-    /// Where NATS is.
+    /// The URL of NATS.
     pub nats_url: String,
     /// The only inbox prefix that its NATS user may subscribe below.
     pub inbox_prefix: String,
-    /// Its own subjects are below this prefix, which ends without a dot.
+    /// The prefix of its own subjects, without a final dot.
     pub subject_prefix: String,
 }
 
 impl ContainerBinding {
-    /// Returns what this container is told about this leaf.
+    /// Returns the binding of a container to a leaf.
     #[must_use]
     pub fn new(leaf: &LeafName, container: &ContainerName, nats_url: &str) -> Self {
         Self {
@@ -195,19 +195,19 @@ impl ContainerBinding {
     }
 }
 
-/// A secret: it can be written down on purpose, and never by `{:?}`.
+/// A secret, which `{:?}` does not show.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Returns the secret that holds this text.
+    /// Returns a secret with this text.
     #[must_use]
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// The text, for the one place that needs it.
+    /// Returns the secret's text.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
@@ -220,7 +220,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What is to be run as a container: `spec.json`, written by `CreateContainer`.
+/// What to run as a container: the content of `spec.json`, written by `CreateContainer`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunSpec {
@@ -228,7 +228,7 @@ pub struct RunSpec {
     pub leaf: LeafName,
     /// The container.
     pub name: ContainerName,
-    /// Its system; `init` below it is the first process.
+    /// Its system, whose `init` is the leader.
     pub toplevel: StorePath,
     /// Its addresses.
     pub network: ContainerNetwork,
@@ -238,13 +238,13 @@ pub struct RunSpec {
 }
 
 impl RunSpec {
-    /// Returns what tells this spec from another: 32 hexadecimal digits.
+    /// Returns the digest of the spec: 32 hexadecimal digits.
     #[must_use]
     pub fn digest(&self) -> String {
         short_digest(self)
     }
 
-    /// Returns the digest of that part of the spec that counts from the next start of the container only: its system,
+    /// Returns the digest of the part of the spec that takes effect at the container's next start: its system,
     /// addresses, environment, secrets, binds and users.
     #[must_use]
     pub fn start_digest(&self) -> String {

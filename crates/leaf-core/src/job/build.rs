@@ -1,4 +1,4 @@
-//! `nix build`: its task and its result.
+//! The task `nix build` and its result.
 
 use std::collections::BTreeMap;
 
@@ -8,34 +8,34 @@ use serde::{Deserialize, Serialize};
 use super::Installable;
 use crate::id::{ContainerName, StorePath};
 
-/// What to build, and within what bounds.
+/// The task of a build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BuildTask {
-    /// What to build.
+    /// The installable to build.
     pub installable: Installable,
-    /// The time it may take, in seconds.
+    /// The time limit, in seconds.
     pub timeout_seconds: u32,
     /// The container that waits for the result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<ContainerName>,
 }
 
-/// What a build made.
+/// The result of a build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BuildResult {
     /// The store path of the first output.
     pub store_path: StorePath,
     /// All outputs by name; a plain store path has the one output `out`.
     pub outputs: BTreeMap<String, StorePath>,
-    /// The derivation, if it was built from one.
+    /// The derivation, if the installable has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub derivation: Option<StorePath>,
-    /// Wall-clock time from start to result, in milliseconds.
+    /// The wall-clock time from start to result, in milliseconds.
     pub build_time_ms: u64,
-    /// Size of the NARs of the whole closure, in bytes.
+    /// The NAR size of the whole closure, in bytes.
     pub closure_size_bytes: u64,
-    /// What the first output refers to directly, itself left out, sorted.
+    /// The direct references of the first output, except itself, sorted.
     pub references: Vec<StorePath>,
-    /// How many derivations were built; 0 means all was there.
+    /// The number of derivations that were built; 0 if all were in the store or substituted.
     pub built: u32,
 }

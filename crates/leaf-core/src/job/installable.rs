@@ -1,11 +1,11 @@
-//! What Nix can build, evaluate or run.
+//! Installables: what Nix can build, evaluate or run.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::id::StorePath;
 
-/// Something that Nix can build.
+/// An installable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", tag = "type", deny_unknown_fields)]
 pub enum Installable {
@@ -14,7 +14,7 @@ pub enum Installable {
         /// The reference.
         reference: String,
     },
-    /// A store path or derivation that is to be realised.
+    /// A store path or derivation to realise.
     StorePath {
         /// The path; a derivation ends in `.drv`.
         path: StorePath,
@@ -23,7 +23,7 @@ pub enum Installable {
     File {
         /// An absolute path on the leaf.
         path: String,
-        /// The attribute to build; the whole file without it.
+        /// The attribute to build; by default the whole file.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         attribute: Option<String>,
     },

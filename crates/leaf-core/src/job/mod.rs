@@ -1,4 +1,4 @@
-//! Jobs: durable long-running work that is acknowledged with an id, followed, cancelled, and ends in an event.
+//! Jobs: durable long-running work that is accepted with an id, can be followed and cancelled, and ends with an event.
 //!
 //! There are two kinds. A *process job* is one program, run as the user `leaf-job`: builds are, and evaluations, runs,
 //! shells and uploads will be. A *saga* is made of steps of leafd and the helper with a durable position; migrations and
@@ -23,40 +23,40 @@ pub use build::{BuildResult, BuildTask};
 pub use installable::Installable;
 pub use outcome::{JobFailureCause, JobOutcome};
 
-/// One job, as it stands now.
+/// A job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Job {
-    /// Its id; ids sort by the time of creation.
+    /// The job's id; ids sort by the time of creation.
     pub id: JobId,
-    /// Who asked for it.
+    /// The caller that requested it.
     pub owner: Caller,
-    /// What it does.
+    /// The task.
     pub task: Task,
-    /// Where it stands.
+    /// The phase.
     pub phase: JobPhase,
-    /// Where it comes from.
+    /// The cause.
     #[serde(default)]
     pub cause: Cause,
     /// When it was accepted.
     pub queued_at: Timestamp,
-    /// When it began to run.
+    /// When it was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
-    /// What it made, if it succeeded.
+    /// The result, if it succeeded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<JobResult>,
-    /// What kind of failure it is, if it failed.
+    /// The kind of failure, if it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<JobFailureCause>,
-    /// Why it failed, was cancelled or was interrupted.
+    /// The reason why it failed, was cancelled or was interrupted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
-/// What a job does.
+/// The task of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", tag = "type")]
 pub enum Task {
@@ -64,26 +64,26 @@ pub enum Task {
     Build(BuildTask),
 }
 
-/// Where a job stands. The last four are final.
+/// The phase of a job. The last four are final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum JobPhase {
-    /// Stored, and waiting for its turn.
+    /// Accepted, and waiting to be started.
     Queued,
     /// Running.
     Running,
-    /// Done.
+    /// Ended with success.
     Succeeded,
-    /// It did not work.
+    /// Ended with a failure.
     Failed,
-    /// Ended because somebody asked for it.
+    /// Ended because a caller cancelled it.
     Cancelled,
-    /// Ended by a crash of the host or of its runner: nobody knows how far it came.
+    /// Ended by a crash of the host or of its runner: its progress is unknown.
     Interrupted,
 }
 
 impl JobPhase {
-    /// Whether the job has ended.
+    /// Returns whether the phase is final.
     #[must_use]
     pub fn is_final(self) -> bool {
         matches!(
@@ -93,16 +93,16 @@ impl JobPhase {
     }
 }
 
-/// What a job made.
+/// The result of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", tag = "type")]
 pub enum JobResult {
-    /// What a build made.
+    /// The result of a build.
     Build(BuildResult),
 }
 
 impl JobResult {
-    /// What a build made, if it was one.
+    /// Returns the result of a build, if it is one.
     #[must_use]
     pub fn build(&self) -> Option<&BuildResult> {
         match self {
@@ -111,27 +111,27 @@ impl JobResult {
     }
 }
 
-/// A job has ended: `job.show` says how, and an event says it for good.
+/// A notification that a job has ended: `job.show` returns its outcome, and an event records it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct JobEnded {}
 
 /// The `ce-type` of a running job's [`Progress`].
 pub const PROGRESS_TYPE: &str = "cim.leaf.job.progress.v1";
-/// The `ce-type` of a piece of what a running job prints: plain text.
+/// The `ce-type` of a piece of a running job's log: plain text.
 pub const LOG_TYPE: &str = "cim.leaf.job.log.v1";
 /// The `ce-type` of [`JobEnded`].
 pub const ENDED_TYPE: &str = "cim.leaf.job.ended.v1";
 
-/// How far a running job is.
+/// The progress of a running job.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Progress {
-    /// Units of work done (derivations built and paths fetched).
+    /// Units of work done (derivations built, paths fetched).
     pub done: u64,
-    /// Units of work expected so far; it may grow.
+    /// Units of work expected so far; may grow.
     pub expected: u64,
-    /// Units under way.
+    /// Units in progress.
     pub running: u64,
-    /// Units failed.
+    /// Units that failed.
     pub failed: u64,
     /// Bytes fetched.
     #[serde(default)]
@@ -139,7 +139,7 @@ pub struct Progress {
     /// Bytes expected to be fetched.
     #[serde(default)]
     pub fetch_expected_bytes: u64,
-    /// What goes on just now, such as `building hello-2.12`.
+    /// The current activity, such as `building hello-2.12`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activity: Option<String>,
 }

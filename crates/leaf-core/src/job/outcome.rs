@@ -1,28 +1,28 @@
-//! How a job ended.
+//! The outcome of a job.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{JobPhase, JobResult};
 
-/// How a job ended, as its runner or the one that looked for it says. It is neither a message nor stored: a job's
+/// The outcome of a job, as reported by its runner or by a search for it. It is neither a message nor stored: the job's
 /// events and its entry in the state are made from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobOutcome {
-    /// It did its task; the result's GC roots and other files are in place.
+    /// It completed its task; the result's GC roots and other files are in place.
     Succeeded(JobResult),
-    /// It failed; the text says why, in at most 4 KiB.
+    /// It failed, with the error in at most 4 KiB.
     Failed(String),
-    /// It exceeded its time limit and was ended; the text says so.
+    /// It exceeded its time limit and was killed; the text says so.
     TimedOut(String),
-    /// It was ended because a caller cancelled it.
+    /// A caller cancelled it.
     Cancelled,
-    /// Its runner died, or left files that can't be read: how far it came is unknown. The text says what is known.
+    /// Its runner died, or left unreadable files: its progress is unknown. The text says what is known.
     Interrupted(String),
 }
 
 impl JobOutcome {
-    /// Returns the phase of a job that ended this way; one that timed out has failed.
+    /// Returns the phase of a job with this outcome; one that timed out has failed.
     #[must_use]
     pub fn phase(&self) -> JobPhase {
         match self {
@@ -33,7 +33,7 @@ impl JobOutcome {
         }
     }
 
-    /// Returns why it did not succeed, if its phase does not say it all.
+    /// Returns the reason why it did not succeed, if the phase alone doesn't say it.
     #[must_use]
     pub fn error(&self) -> Option<&str> {
         match self {
@@ -43,12 +43,12 @@ impl JobOutcome {
     }
 }
 
-/// What kind of failure ended a job.
+/// The kind of a job's failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum JobFailureCause {
-    /// What it did did not work.
+    /// Its task failed.
     Failed,
-    /// It took longer than it may.
+    /// It exceeded its time limit.
     TimedOut,
 }

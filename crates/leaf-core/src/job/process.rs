@@ -1,4 +1,4 @@
-//! The programs of a process job, as values: a crate that knows a task (leaf-nix) makes them, and leaf-job runs them.
+//! The programs of a process job, as values: the crate of a task (leaf-nix) makes them, and leaf-job runs them.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -6,30 +6,30 @@ use std::time::Duration;
 
 use super::JobResult;
 
-/// A program to run, with no input. Its standard output is read whole; its standard error, line by line, becomes the
-/// job's log and progress.
+/// A program to run, without input. Its standard output is read whole; its standard error becomes the job's log and
+/// progress, line by line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
     /// The program: a path, or a name that is looked up on `PATH`.
     pub program: PathBuf,
-    /// Its arguments, without its name.
+    /// The arguments, without the program's name.
     pub arguments: Vec<OsString>,
 }
 
-/// What a process job does next.
+/// The next step of a process job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// It runs this program; one that fails ends the job.
+    /// Run a program; if it fails, the job has failed.
     Run(Program),
-    /// It has succeeded, with this result.
+    /// The job has succeeded, with this result.
     Done(JobResult),
 }
 
 /// A program that ended with exit code 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finished {
-    /// What it wrote to its standard output.
+    /// Its standard output.
     pub stdout: Vec<u8>,
-    /// How long it ran.
+    /// Its run time.
     pub duration: Duration,
 }

@@ -1,4 +1,4 @@
-//! The container's part of reconciling: what interrupts its steps, how they end, and when they failed to help.
+//! The container's part of reconciling: interruptions and ends of its steps, and steps without effect.
 
 use std::time::Duration;
 
@@ -9,45 +9,45 @@ use crate::moment::Moment;
 
 use super::{BackOff, Interruption};
 
-/// How often steps are planned again because the helper went away in the middle of one.
+/// The back-off of steps during which the helper went away.
 pub const HELPER_GONE: BackOff = BackOff {
     tries: 5,
     first_pause: Duration::from_millis(250),
 };
 
-/// How the steps for a container ended.
+/// The outcome of a container's steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StepsOutcome {
-    /// The observation after the last step; nothing if there was none, or it failed.
+    /// The observation after the last step; `None` if there was none, or it failed.
     pub observed: Option<Observation>,
-    /// The step that failed.
+    /// The failure, if a step failed.
     pub failure: Option<StepFailure>,
-    /// Whether a step was not waited for.
+    /// Whether a step was interrupted.
     pub interrupted: bool,
 }
 
-/// One observation of a container.
+/// An observation of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observation {
     /// When it began.
     pub began: Moment,
-    /// What it showed; nothing if the host has no such container.
+    /// The observed container; `None` if the host has no such container.
     pub container: Option<ObservedContainer>,
 }
 
-/// Why a step failed.
+/// The failure of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StepFailure {
     /// The step.
     pub step: ContainerStep,
     /// What happened, and what to do about it.
     pub reason: String,
-    /// Whether the helper went away in the middle, so that it is unknown how far the step came.
+    /// Whether the helper went away during the step, so that its progress is unknown.
     pub helper_gone: bool,
 }
 
 impl Interruption {
-    /// Returns what a desired state means for steps in flight for another one.
+    /// Returns the interruption for steps in flight when the desired state changes to this one.
     #[must_use]
     pub fn of(desired: DesiredRun) -> Self {
         match desired {
@@ -56,7 +56,7 @@ impl Interruption {
         }
     }
 
-    /// Returns whether an operation need not be waited for.
+    /// Returns whether the interruption ends the wait for an operation.
     #[must_use]
     pub fn cuts(self, op: &HostOp) -> bool {
         match op {
@@ -73,7 +73,8 @@ impl Interruption {
     }
 }
 
-/// Returns why steps that all succeeded did not help, if so: the container is still in the phase in which they found it.
+/// Returns the reason if steps that all succeeded had no effect: the container is still in the phase in which they
+/// found it.
 #[must_use]
 pub fn is_stuck(
     container: &Container,
@@ -84,7 +85,7 @@ pub fn is_stuck(
         return None;
     }
     Some(match observed.map(|observed| &observed.run) {
-        Some(ObservedRun::Exited(exit)) => format!("it ended right after it was ready: {exit}"),
-        run => format!("the host does not show what was done: {run:?}"),
+        Some(ObservedRun::Exited(exit)) => format!("it ended right after it became ready: {exit}"),
+        run => format!("the host does not show the effect of the steps: {run:?}"),
     })
 }

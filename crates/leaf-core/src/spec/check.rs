@@ -6,20 +6,20 @@ use super::{Autostart, ContainerOptions, RestartPolicy, opening};
 use crate::id::ContainerName;
 use crate::runtime::Runtime;
 
-/// The most entries of one kind (variables, binds, secrets, labels, openings) in a spec.
+/// The maximum number of entries of one kind (variables, binds, secrets, labels, openings) in a spec.
 const MAX_ENTRIES: usize = 128;
-/// The most bytes of all options together, as JSON: revisions of them must fit into one entry of the state.
+/// The maximum size of all options as JSON, in bytes: all revisions must fit into one entry of the state.
 const MAX_OPTIONS_BYTES: usize = 32 * 1024;
-/// The longest text of an entry, in bytes.
+/// The maximum length of a text, in bytes.
 const MAX_TEXT_BYTES: usize = 8 * 1024;
-/// The longest that a restart may be put off, in seconds: a day.
+/// The maximum delay of a restart, in seconds: a day.
 const MAX_DELAY_SECONDS: u32 = 24 * 3600;
 
 impl ContainerOptions {
-    /// Checks that what runs the containers of a host can do all that these ask for.
+    /// Checks that a runtime supports these options.
     ///
     /// # Errors
-    /// The field that it can't do, and why.
+    /// The unsupported field, and the reason.
     pub fn check_runtime(&self, runtime: Runtime) -> Result<(), String> {
         let lacking = match runtime {
             Runtime::Systemd => None,
@@ -35,10 +35,10 @@ impl ContainerOptions {
         lacking.map_or(Ok(()), |field| Err(runtime.cant(field)))
     }
 
-    /// Checks what can be checked without a host, for the container of this name.
+    /// Validates everything that doesn't depend on a host, for the container of this name.
     ///
     /// # Errors
-    /// What is wrong, where, and what would be right.
+    /// The place, what is wrong, and what is valid.
     pub fn check(&self, name: &ContainerName) -> Result<(), String> {
         for (field, entries) in [
             ("environment", self.environment.len()),
@@ -68,12 +68,12 @@ impl ContainerOptions {
             check_path("binds: target", bind.target())?;
             check_target(bind.target())?;
             if !targets.insert(bind.target()) {
-                return Err(format!("binds: two have the target {}", bind.target()));
+                return Err(format!("binds: the target {} is listed twice", bind.target()));
             }
         }
         for (label, value) in &self.labels {
             if label.is_empty() || label.len() > 128 || label.chars().any(char::is_control) {
-                return Err(format!("labels: {label:?} can't be the name of a label"));
+                return Err(format!("labels: {label:?} is not a valid label name"));
             }
             check_text(&format!("labels.{label}"), value)?;
         }
@@ -82,11 +82,11 @@ impl ContainerOptions {
         let bytes = serde_json::to_vec(self).map_or(0, |json| json.len());
         if bytes > MAX_OPTIONS_BYTES {
             return Err(format!(
-                "the spec has {bytes} bytes, at most {MAX_OPTIONS_BYTES} are allowed; large values belong into files and secrets"
+                "the spec has {bytes} bytes, at most {MAX_OPTIONS_BYTES} are allowed; put large values into files and secrets"
             ));
         }
         if self.after.contains(name) {
-            return Err(format!("after: {name} can't come after itself"));
+            return Err(format!("after: {name} can't be started after itself"));
         }
         opening::check(&self.allow, name)
     }
@@ -101,19 +101,19 @@ impl RestartPolicy {
         } = self;
         if *max_delay_seconds > MAX_DELAY_SECONDS {
             return Err(format!(
-                "restart.max_delay_seconds: at most {MAX_DELAY_SECONDS}, not {max_delay_seconds}"
+                "restart.max_delay_seconds: must be at most {MAX_DELAY_SECONDS}, not {max_delay_seconds}"
             ));
         }
         if *delay_seconds == 0 || delay_seconds > max_delay_seconds {
             return Err(format!(
-                "restart.delay_seconds: from 1 to max_delay_seconds, which is {max_delay_seconds}, not {delay_seconds}"
+                "restart.delay_seconds: must be from 1 to max_delay_seconds, which is {max_delay_seconds}, not {delay_seconds}"
             ));
         }
         Ok(())
     }
 }
 
-/// Variables by which what runs a container speaks to its init; a spec can't set them.
+/// Environment variables that the runtime passes to the init of a container; a spec can't set them.
 const RESERVED_VARIABLES: [&str; 10] = [
     "container",
     "container_host_id",
@@ -133,11 +133,11 @@ fn check_variable(name: &str) -> Result<(), String> {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     if !shape {
         return Err(format!(
-            "environment: {name:?} can't be the name of a variable: letters, digits and '_', no digit first"
+            "environment: {name:?} is not a valid variable name: only letters, digits and '_' are allowed, and no digit first"
         ));
     }
     if RESERVED_VARIABLES.contains(&name) {
-        return Err(format!("environment: {name} is set by the leaf itself"));
+        return Err(format!("environment: {name} is reserved for the leaf"));
     }
     Ok(())
 }
@@ -145,7 +145,7 @@ fn check_variable(name: &str) -> Result<(), String> {
 /// Checks the name of a credential (systemd.exec(5), "LoadCredential=").
 ///
 /// # Errors
-/// What is wrong with it.
+/// What is wrong.
 pub fn check_credential(name: &str) -> Result<(), String> {
     let shape = name.len() <= 64
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -156,7 +156,7 @@ pub fn check_credential(name: &str) -> Result<(), String> {
         Ok(())
     } else {
         Err(format!(
-            "{name:?} can't be the name of a credential: letters, digits, '.', '_' and '-', at most 64"
+            "{name:?} is not a valid credential name: only letters, digits, '.', '_' and '-' are allowed, at most 64"
         ))
     }
 }
@@ -169,17 +169,15 @@ fn check_text(field: &str, text: &str) -> Result<(), String> {
         ));
     }
     if text.chars().any(|c| c.is_control() && c != '\n' && c != '\t') {
-        return Err(format!(
-            "{field} has a control character, which can't be passed on"
-        ));
+        return Err(format!("{field} has a control character, which is not allowed"));
     }
     Ok(())
 }
 
-/// Checks that a text is a plain absolute path, which nothing on its way could read as something else.
+/// Checks that a text is a plain absolute path, which no program that it is passed to can misinterpret.
 ///
 /// # Errors
-/// What is wrong with it.
+/// What is wrong.
 pub fn check_path(field: &str, path: &str) -> Result<(), String> {
     let plain = path.starts_with('/')
         && path.len() <= 4095
@@ -190,12 +188,12 @@ pub fn check_path(field: &str, path: &str) -> Result<(), String> {
         Ok(())
     } else {
         Err(format!(
-            "{field}: {path:?} is not a plain absolute path: no '.', '..' or empty part, none of : , \\ \" ' % $"
+            "{field}: {path:?} is not a plain absolute path, without '.', '..', empty parts and : , \\ \" ' % $"
         ))
     }
 }
 
-/// Directories of a container that are the leaf's to fill.
+/// Directories of a container that are reserved for the leaf.
 const RESERVED_TARGETS: [&str; 5] = ["/nix/store", "/proc", "/sys", "/dev", "/run"];
 
 fn check_target(target: &str) -> Result<(), String> {
@@ -207,7 +205,7 @@ fn check_target(target: &str) -> Result<(), String> {
     });
     match reserved {
         Some(reserved) => Err(format!(
-            "binds: the target {target} is in {reserved}, which the leaf fills itself"
+            "binds: the target {target} is in {reserved}, which is reserved for the leaf"
         )),
         None => Ok(()),
     }
@@ -231,32 +229,32 @@ mod tests {
     }
 
     #[test]
-    fn bad_specs_say_where_and_what_would_be_right() {
+    fn errors_of_invalid_specs_name_the_place_and_what_is_valid() {
         for (options, says) in [
             (r#""colour":1"#, "unknown field `colour`"),
             (
                 r#""limits":{"memory_bytes":0}"#,
                 "limits.memory_bytes: from 1048576",
             ),
-            (r#""limits":{"memory_bytes":-1}"#, "less than none"),
+            (r#""limits":{"memory_bytes":-1}"#, "are negative"),
             (
                 r#""limits":{"memory_bytes":"10 EiB"}"#,
                 "limits.memory_bytes: from 1048576",
             ),
-            (
-                r#""limits":{"memory_bytes":"100 EiB"}"#,
-                "more than can be counted",
-            ),
+            (r#""limits":{"memory_bytes":"100 EiB"}"#, "is too large"),
             (r#""limits":{"memory_bytes":"lots"}"#, "not a number of bytes"),
             (r#""limits":{"tasks":0}"#, "limits.tasks: from 1"),
             (r#""limits":{"tasks":-3}"#, "-3"),
             (r#""limits":{"cpu_percent":0}"#, "limits.cpu_percent: from 1"),
             (r#""limits":{"io_write_bytes_per_second":0}"#, "limits.io_write"),
             (r#""limits":{"disk":1}"#, "unknown field `disk`"),
-            (r#""environment":{"A B":"x"}"#, "can't be the name of a variable"),
-            (r#""environment":{"NOTIFY_SOCKET":"x"}"#, "set by the leaf itself"),
+            (r#""environment":{"A B":"x"}"#, "is not a valid variable name"),
+            (r#""environment":{"NOTIFY_SOCKET":"x"}"#, "reserved for the leaf"),
             (r#""environment":{"A":"x\u0000"}"#, "control character"),
-            (r#""secrets":{"a/b":"/run/secrets/a"}"#, "name of a credential"),
+            (
+                r#""secrets":{"a/b":"/run/secrets/a"}"#,
+                "not a valid credential name",
+            ),
             (
                 r#""secrets":{"a":"/run/../etc/shadow"}"#,
                 "not a plain absolute path",
@@ -265,25 +263,25 @@ mod tests {
             (r#""binds":[{"source":"/srv:/etc"}]"#, "not a plain absolute path"),
             (
                 r#""binds":[{"source":"/srv","target":"/proc/x"}]"#,
-                "the leaf fills itself",
+                "reserved for the leaf",
             ),
             (
                 r#""binds":[{"source":"/a","target":"/x"},{"source":"/b","target":"/x"}]"#,
-                "two have the target",
+                "is listed twice",
             ),
             (
                 r#""restart":{"delay_seconds":0}"#,
-                "restart.delay_seconds: from 1",
+                "restart.delay_seconds: must be from 1",
             ),
             (r#""restart":{"max_delay_seconds":99999999}"#, "at most 86400"),
-            (r#""after":["web"]"#, "can't come after itself"),
+            (r#""after":["web"]"#, "can't be started after itself"),
             (
                 r#""allow":[{"type":"container","name":"db","port":0}]"#,
                 "0 is not a port",
             ),
             (
                 r#""allow":[{"type":"container","name":"web","port":1}]"#,
-                "reaches itself",
+                "can reach itself",
             ),
             (
                 r#""allow":[{"type":"outside","to":"10.0.0.1/8"}]"#,

@@ -8,17 +8,17 @@ use serde_json::Value;
 
 use super::ContainerSpec;
 
-/// What a spec would change.
+/// The changes that applying a spec would make.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SpecDiff {
-    /// Each value that would differ, sorted by its path.
+    /// The values that would change, sorted by path.
     pub changes: Vec<SpecChange>,
 }
 
-/// One value of a spec that would differ.
+/// A value of a spec that would change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SpecChange {
-    /// Its path: the names of the fields that lead to it.
+    /// Its path: the names of the fields on the way to it.
     pub path: Vec<String>,
     /// The present value; absent if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -28,7 +28,7 @@ pub struct SpecChange {
     pub then: Option<Value>,
 }
 
-/// Returns each value of a spec that would be another, sorted by its place.
+/// Returns the values that differ between two specs, sorted by path.
 #[must_use]
 pub fn spec_diff(now: &ContainerSpec, then: &ContainerSpec) -> SpecDiff {
     let json = |spec| serde_json::to_value(spec).expect("a spec has text keys and no failing parts");

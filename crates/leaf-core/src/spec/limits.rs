@@ -1,45 +1,46 @@
-//! What a container may use at most.
+//! The resource limits of a container.
 
 use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-/// The largest size that a limit may have, in bytes: 1 PiB.
+/// The largest limit, in bytes: 1 PiB.
 const MAX_BYTES: u64 = 1 << 50;
-/// The least memory that a container may have, in bytes: 1 MiB.
+/// The smallest memory limit, in bytes: 1 MiB.
 const MIN_MEMORY_BYTES: u64 = 1 << 20;
 
-/// What a container may use at most. They hold for its own processes, and not for what runs it.
+/// The resource limits of a container. They apply to its own processes, not to its supervisor.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Memory in bytes (`memory.max`, without swap); also as a text such as `"512 MiB"`.
+    /// Memory in bytes (`memory.max`, without swap), or as a text such as `"512 MiB"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<ByteSize>,
-    /// Processor time in percent of one processor (`cpu.max`): 250 is two and a half.
+    /// CPU time in percent of one CPU (`cpu.max`): 250 is two and a half.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_percent: Option<u32>,
-    /// Processes and threads (`pids.max`).
+    /// The number of processes and threads (`pids.max`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tasks: Option<u32>,
-    /// Reading from the disk below its root file system, in bytes per second (`io.max`); also as a text.
+    /// Read rate of the disk below its root file system, in bytes per second (`io.max`), or as a text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub io_read_bytes_per_second: Option<ByteSize>,
-    /// Writing to that disk, in bytes per second (`io.max`); also as a text.
+    /// Write rate of that disk, in bytes per second (`io.max`), or as a text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub io_write_bytes_per_second: Option<ByteSize>,
 }
 
 impl Limits {
-    /// Whether nothing is limited.
+    /// Returns whether there is no limit.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// A number of bytes. It is read from a number, or from a text with a unit (`"512 MiB"`, `"1G"`), and written as a number.
+/// A number of bytes. It is parsed from a number or from a text with a unit (`"512 MiB"`, `"1G"`), and serialized as a
+/// number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(transparent)]
 #[schemars(extend("type" = ["integer", "string"]))]
@@ -53,7 +54,7 @@ impl std::str::FromStr for ByteSize {
         let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let (digits, unit) = text.split_at(end);
         let number: u64 = digits.parse().map_err(|_| bad())?;
-        // As systemd reads it (systemd.syntax(7)): K, M, G, T to the base 1024.
+        // As in systemd.syntax(7): K, M, G, T to the base 1024.
         let shift = match unit.trim().to_ascii_lowercase().as_str() {
             "" | "b" => 0,
             "k" | "ki" | "kib" => 10,
@@ -67,7 +68,7 @@ impl std::str::FromStr for ByteSize {
         number
             .checked_mul(1 << shift)
             .map(Self)
-            .ok_or_else(|| format!("{text:?} is more than can be counted"))
+            .ok_or_else(|| format!("{text:?} is too large"))
     }
 }
 
@@ -96,7 +97,7 @@ impl<'de> Deserialize<'de> for ByteSize {
             fn visit_i64<E: de::Error>(self, number: i64) -> Result<ByteSize, E> {
                 u64::try_from(number)
                     .map(ByteSize)
-                    .map_err(|_| E::custom(format!("{number} bytes are less than none")))
+                    .map_err(|_| E::custom(format!("{number} bytes are negative")))
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<ByteSize, E> {
                 text.parse().map_err(E::custom)
@@ -118,7 +119,7 @@ impl Limits {
                 && !(least..=MAX_BYTES).contains(&bytes)
             {
                 return Err(format!(
-                    "limits.{field}: from {least} to {MAX_BYTES} bytes, not {bytes}; leave it out for no limit"
+                    "limits.{field}: must be from {least} to {MAX_BYTES} bytes, not {bytes}; leave it out for no limit"
                 ));
             }
         }
@@ -131,7 +132,7 @@ impl Limits {
                 && !(least..=most).contains(&count)
             {
                 return Err(format!(
-                    "limits.{field}: from {least} to {most}, not {count}; leave it out for no limit"
+                    "limits.{field}: must be from {least} to {most}, not {count}; leave it out for no limit"
                 ));
             }
         }

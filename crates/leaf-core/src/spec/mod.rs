@@ -1,7 +1,7 @@
-//! What a person says of a container: its spec, the desired state. [`ContainerOptions::check`] says what can't be.
+//! The spec of a container: the user's description of its desired state. [`ContainerOptions::check`] validates it.
 //!
-//! Everything in it is a value or a reference: a secret is named by the file that holds it on the leaf, and never stands
-//! in a spec, since specs are in the event log.
+//! Everything in it is a value or a reference: a secret is named by the file that contains it on the leaf. Specs never
+//! contain secrets, since they are in the event log.
 
 mod check;
 mod diff;
@@ -23,68 +23,68 @@ pub use limits::{ByteSize, Limits};
 pub use opening::{Destination, Opening, Protocol};
 pub use source::ContainerSource;
 
-/// What is wanted of a container, as a person writes it.
+/// The spec of a container: the user's description of its desired state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "Map<String, Value>")]
 pub struct ContainerSpec {
-    /// Where its system comes from.
+    /// The source of its system.
     pub source: ContainerSource,
-    /// Whether it is to run.
+    /// Whether it should run.
     #[serde(default)]
     pub run: SpecRun,
-    /// Whether it is paused as long as it runs: its processes are frozen once it is ready.
+    /// Whether it should be paused while it runs: its processes are frozen once it is ready.
     #[serde(default, skip_serializing_if = "is_default")]
     pub paused: bool,
-    /// All else.
+    /// The other options.
     #[serde(flatten)]
     pub options: ContainerOptions,
 }
 
-/// Whether a container is to run.
+/// Whether a container should run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SpecRun {
-    /// It is to run.
+    /// It should run.
     Running,
-    /// It is to exist, and not to run.
+    /// It should exist, but not run.
     #[default]
     Stopped,
 }
 
-/// What is wanted of a container beside its system and whether it runs. The default is the closed one: nothing of the
-/// host, no opening, no limit.
+/// The options of a container: its desired state apart from its system and whether it runs. The default is closed and
+/// unlimited: no access to the host, no opening, no limit.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ContainerOptions {
     /// The environment of its init, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub environment: BTreeMap<String, String>,
-    /// Its secrets: the name of a systemd credential, and the absolute path of the file on the leaf that holds it. The
-    /// directories that such files may be in are a setting of the leaf.
+    /// Its secrets: the name of a systemd credential, and the absolute path of the file with its content on the leaf. A
+    /// setting of the leaf limits the directories of such files.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub secrets: BTreeMap<String, String>,
-    /// Directories of the leaf that it sees. The directories that these may be in are a setting of the leaf.
+    /// Directories and files of the leaf that are mounted into it. A setting of the leaf limits what may be mounted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub binds: Vec<Bind>,
-    /// What it may use at most.
+    /// Its resource limits.
     #[serde(skip_serializing_if = "Limits::is_empty")]
     pub limits: Limits,
-    /// What follows when it ends by itself.
+    /// The restart policy: what happens when it ends by itself.
     #[serde(skip_serializing_if = "is_default")]
     pub restart: RestartPolicy,
-    /// When the host boots: whether a container that is wanted to run is started with it, before `leafd` is.
+    /// What starts it when the host boots, if it should run: systemd, or `leafd` once it is up.
     #[serde(skip_serializing_if = "is_default")]
     pub autostart: Autostart,
-    /// The containers that are started before it where both are started with the host.
+    /// Containers to start before it, if both are started at boot.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub after: Vec<ContainerName>,
-    /// Marks of your own, by name.
+    /// Labels of your own, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// What its network opens beside its leaf's NATS.
+    /// The openings of its closed network, in addition to its leaf's NATS.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<Opening>,
-    /// How its users are numbered on the host.
+    /// The mapping of its users to the host's.
     #[serde(skip_serializing_if = "is_default")]
     pub users: Users,
 }
@@ -93,37 +93,37 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// A directory of the leaf that a container sees.
+/// A directory or file of the leaf that is mounted into a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Bind {
-    /// The directory or file on the leaf: an absolute path.
+    /// The absolute path of the directory or file on the leaf.
     pub source: String,
-    /// Where the container sees it: an absolute path; that of the source if not given.
+    /// The absolute path of the mount in the container; by default that of the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// Whether the container may write there. Its root then acts as the directory's owner.
+    /// Whether the container may write to it. Its root then acts as the directory's owner.
     #[serde(default, skip_serializing_if = "is_default")]
     pub writable: bool,
 }
 
 impl Bind {
-    /// Where the container sees it.
+    /// Returns the path of the mount in the container.
     #[must_use]
     pub fn target(&self) -> &str {
         self.target.as_deref().unwrap_or(&self.source)
     }
 }
 
-/// What follows when a container ends by itself. One whose init asks for a reboot is always started again.
+/// What happens when a container ends by itself. One whose init requests a reboot is always started again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RestartPolicy {
-    /// When it is started again.
+    /// The condition for a restart.
     pub when: RestartWhen,
-    /// How long the first restart is put off, in seconds.
+    /// The delay of the first restart, in seconds.
     pub delay_seconds: u32,
-    /// How long a restart is put off at most, in seconds: the delay grows up to this with each end that follows soon.
+    /// The maximum delay of a restart, in seconds: the delay grows up to it while the container keeps ending soon.
     pub max_delay_seconds: u32,
 }
 
@@ -137,44 +137,45 @@ impl Default for RestartPolicy {
     }
 }
 
-/// When a container that ended by itself is started again.
+/// The condition for restarting a container that ended by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RestartWhen {
-    /// Not at all.
+    /// Never.
     Never,
-    /// When it did not end with success.
+    /// When it ended with a failure.
     OnFailure,
-    /// However it ended.
+    /// Always.
     Always,
 }
 
-/// What the boot of the host means for a container that is wanted to run.
+/// What starts a container that should run when the host boots.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Autostart {
     /// `leafd` starts it, once it is up.
     #[default]
     WithLeafd,
-    /// systemd starts it, whether `leafd` comes up or not (`machines.target`).
+    /// systemd starts it (`machines.target`), even if `leafd` does not start.
     WithHost,
 }
 
-/// How a container's users are numbered on the host.
+/// The mapping of a container's users to the host's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Users {
-    /// In a user namespace of its own: its root is nobody on the host.
+    /// A user namespace of its own: its root is an unprivileged user on the host.
     #[default]
     Private,
-    /// As on the host: its root is the host's. For containers that were adopted, and for those you trust as the host.
+    /// The host's users: its root is the host's root. For adopted containers, and for those that you trust like the
+    /// host.
     Host,
 }
 
 impl TryFrom<Map<String, Value>> for ContainerSpec {
     type Error = serde_json::Error;
 
-    /// Reads a spec; a field that is not known is an error.
+    /// Parses a spec; an unknown field is an error.
     fn try_from(mut fields: Map<String, Value>) -> Result<Self, serde_json::Error> {
         let source = fields
             .remove("source")
@@ -191,11 +192,11 @@ impl TryFrom<Map<String, Value>> for ContainerSpec {
 }
 
 impl ContainerSpec {
-    /// Returns the spec with a JSON merge patch (RFC 7396) applied: what is `null` in it goes, what is an object is
-    /// merged, all else is replaced.
+    /// Returns the spec with a JSON merge patch (RFC 7396) applied: `null` removes a field, objects are merged, other
+    /// values replace.
     ///
     /// # Errors
-    /// What serde says of a patch that leads to no spec.
+    /// The parser's error if the result is not a spec.
     pub fn patched(&self, patch: &Value) -> Result<Self, serde_json::Error> {
         let mut spec = serde_json::to_value(self)?;
         merge(&mut spec, patch);
@@ -222,7 +223,7 @@ fn merge(target: &mut Value, patch: &Value) {
 }
 
 impl ContainerOptions {
-    /// Whether nothing is wanted beside a system and whether it runs.
+    /// Returns whether all options have their defaults.
     #[must_use]
     pub fn is_default(&self) -> bool {
         *self == Self::default()
@@ -246,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spec_is_written_as_it_is_read() {
+    fn a_parsed_spec_serializes_to_the_same_text() {
         let text = r#"{"source":{"type":"template","name":"minimal"},"run":"running",
             "limits":{"memory_bytes":"512 MiB","cpu_percent":50},"restart":{"when":"on_failure"},
             "allow":[{"type":"ingress","host_port":8080,"port":80},{"type":"outside","to":"10.1.0.0/16"}]}"#;
@@ -257,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_spec_does_not_say_is_closed_and_unlimited() {
+    fn the_defaults_are_closed_and_unlimited() {
         let read = spec(r#"{"source":{"type":"template","name":"minimal"}}"#).expect("a spec");
         assert_eq!(read.options, ContainerOptions::default());
         assert_eq!(read.run, SpecRun::Stopped);
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_patch_changes_what_it_names_and_removes_what_is_null() {
+    fn a_patch_changes_the_named_fields_and_removes_null_ones() {
         let read = with(r#""limits":{"memory_bytes":1048576,"tasks":5},"labels":{"a":"1"}"#).expect("a spec");
         let patch = serde_json::json!({"limits": {"tasks": null, "cpu_percent": 10}, "labels": {"b": "2"}});
         let patched = read.patched(&patch).expect("a spec");

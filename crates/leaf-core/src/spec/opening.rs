@@ -1,4 +1,4 @@
-//! What a container's closed network opens beside its leaf's NATS.
+//! The openings of a container's closed network, in addition to its leaf's NATS.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -10,39 +10,39 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::id::ContainerName;
 
-/// One opening in a container's closed network.
+/// An opening of a container's closed network.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", tag = "type", deny_unknown_fields)]
 pub enum Opening {
-    /// It may reach a port of another container of its leaf.
+    /// The container may reach a port of another container of its leaf.
     Container {
-        /// The other one.
+        /// The other container's name.
         name: ContainerName,
         /// TCP or UDP.
         #[serde(default)]
         protocol: Protocol,
-        /// The port there.
+        /// The other container's port.
         port: u16,
     },
-    /// It may reach an address or a network outside.
+    /// The container may reach an address or a network outside the leaf.
     Outside {
         /// The address or network: `192.0.2.7`, `2001:db8::/32`.
         to: Destination,
         /// TCP or UDP.
         #[serde(default)]
         protocol: Protocol,
-        /// The port there; all of them if not given.
+        /// The port; by default all ports.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         port: Option<u16>,
     },
-    /// A port of the leaf leads to one of its own.
+    /// A port of the leaf is forwarded to a port of the container.
     Ingress {
         /// TCP or UDP.
         #[serde(default)]
         protocol: Protocol,
-        /// The port of the leaf.
+        /// The leaf's port.
         host_port: u16,
-        /// Its own port; the same number if not given.
+        /// The container's port; by default the same number.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         port: Option<u16>,
     },
@@ -68,19 +68,19 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// An address or a network, as CIDR (RFC 4632) has it.
+/// An address, or a network in CIDR notation (RFC 4632).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
 #[schemars(with = "String")]
 pub struct Destination(IpNet);
 
 impl Destination {
-    /// The address; of a network its first.
+    /// Returns the address; for a network, its first one.
     #[must_use]
     pub fn address(self) -> IpAddr {
         self.0.addr()
     }
 
-    /// The length of the network's prefix, in bits.
+    /// Returns the length of the network's prefix, in bits.
     #[must_use]
     pub fn prefix(self) -> u8 {
         self.0.prefix_len()
@@ -99,7 +99,7 @@ impl std::str::FromStr for Destination {
         };
         if net.addr() != net.network() {
             return Err(format!(
-                "{text:?} has bits set behind its first {}, which would be ignored; write the network itself",
+                "{text:?} has bits set after its prefix of {} bits, which would be ignored; write the network itself",
                 net.prefix_len()
             ));
         }
@@ -136,7 +136,7 @@ pub(super) fn check(openings: &[Opening], own: &ContainerName) -> Result<(), Str
     for opening in openings {
         let port = match opening {
             Opening::Container { name, .. } if name == own => {
-                return Err(format!("allow: {own} reaches itself without an opening"));
+                return Err(format!("allow: {own} can reach itself without an opening"));
             }
             Opening::Container { port, .. } => *port,
             Opening::Outside { port, .. } => port.unwrap_or(1),
@@ -147,7 +147,7 @@ pub(super) fn check(openings: &[Opening], own: &ContainerName) -> Result<(), Str
             } => {
                 if !ingress.insert((*protocol, *host_port)) {
                     return Err(format!(
-                        "allow: {protocol} port {host_port} of the leaf stands there twice"
+                        "allow: {protocol} port {host_port} of the leaf is listed twice"
                     ));
                 }
                 (*host_port).min(port.unwrap_or(*host_port))

@@ -40,7 +40,7 @@ pub(super) fn apply(state: &mut State, fact: &ContainerFact, event: &Event) -> V
     let now = event.time;
     match fact {
         ContainerFact::Desired(f) => {
-            let container = container_of_desire(state.containers.remove(&f.name), f, event);
+            let container = with_desired_state(state.containers.remove(&f.name), f, event);
             state.containers.insert(f.name.clone(), container);
             vec![Aggregate::Container(&f.name).key()]
         }
@@ -80,7 +80,9 @@ pub(super) fn apply(state: &mut State, fact: &ContainerFact, event: &Event) -> V
             c.error = match (f.cause, f.exit) {
                 (StopCause::Exited, Some(exit)) => Some(format!("it ended by itself: {exit}")),
                 (StopCause::Exited, None) => Some("it ended by itself".to_owned()),
-                (StopCause::OutOfMemory, _) => Some("it was ended for want of memory".to_owned()),
+                (StopCause::OutOfMemory, _) => {
+                    Some("it ended after processes were killed for lack of memory".to_owned())
+                }
                 (StopCause::Requested | StopCause::HostRestarted, _) => None,
             };
             let by_itself = matches!(f.cause, StopCause::Exited | StopCause::OutOfMemory);
@@ -131,7 +133,7 @@ pub(super) fn apply(state: &mut State, fact: &ContainerFact, event: &Event) -> V
             c.error = Some(format!("{}: {}", f.step, f.reason));
             if f.step == ContainerStep::Build {
                 c.desired.build_job = None;
-                // One that has a system goes on with it.
+                // A container that has a system keeps it.
                 if c.desired.toplevel.is_some() {
                     return;
                 }
@@ -142,10 +144,10 @@ pub(super) fn apply(state: &mut State, fact: &ContainerFact, event: &Event) -> V
     }
 }
 
-/// Returns a container as it is after somebody wants something of it.
-fn container_of_desire(known: Option<Container>, f: &ContainerDesired, event: &Event) -> Container {
+/// Returns a container after a change of its desired state.
+fn with_desired_state(known: Option<Container>, f: &ContainerDesired, event: &Event) -> Container {
     let now = event.time;
-    let phase = phase_of_desire(known.as_ref(), &f.desired);
+    let phase = phase_for_desired_state(known.as_ref(), &f.desired);
     let mut container = Container {
         name: f.name.clone(),
         desired: f.desired.clone(),
@@ -165,7 +167,7 @@ fn container_of_desire(known: Option<Container>, f: &ContainerDesired, event: &E
     container
 }
 
-/// Remembers what is wanted now, if it is another thing than before; to run or not is none.
+/// Adds the desired state to the revisions if it differs from the last one in more than whether to run.
 fn remember(container: &mut Container, now: Timestamp, by: &Caller) {
     let desired = &container.desired;
     let same = container.revisions.last().is_some_and(|last| {
@@ -186,7 +188,7 @@ fn remember(container: &mut Container, now: Timestamp, by: &Caller) {
     container.revisions.drain(..over);
 }
 
-/// The phase of a container that has become ready: one that is to be paused is not in its desired state yet.
+/// Returns the phase of a container that has become ready: one that should be paused is not in its desired state yet.
 fn phase_of_start(container: &Container) -> ContainerPhase {
     if container.desired.paused {
         ContainerPhase::Updating
@@ -195,8 +197,8 @@ fn phase_of_start(container: &Container) -> ContainerPhase {
     }
 }
 
-/// Where a container stands after somebody wants something of it.
-fn phase_of_desire(known: Option<&Container>, desired: &Desired) -> ContainerPhase {
+/// Returns the phase of a container after a change of its desired state.
+fn phase_for_desired_state(known: Option<&Container>, desired: &Desired) -> ContainerPhase {
     use ContainerPhase as Phase;
     let Some(known) = known else {
         return if desired.toplevel.is_none() {

@@ -9,7 +9,7 @@ use crate::event::job::JobFact;
 use crate::id::JobId;
 use crate::job::{Job, JobPhase};
 
-/// How many ended jobs are remembered.
+/// The number of ended jobs that are remembered.
 pub const REMEMBERED_JOBS: usize = 200;
 
 pub(super) const KIND: Kind = Kind {

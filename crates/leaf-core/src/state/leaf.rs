@@ -15,15 +15,15 @@ use crate::id::{InstanceId, LeafName};
 pub struct LeafState {
     /// Its name.
     pub name: LeafName,
-    /// The last run of `leafd`.
+    /// The last instance of `leafd`.
     pub instance: InstanceId,
     /// Its version.
     pub version: String,
-    /// When that run began.
+    /// When that instance started.
     pub started_at: Timestamp,
-    /// The host it ran on.
+    /// The host that it ran on.
     pub host: HostFacts,
-    /// Whether that run has ended as it should.
+    /// Whether that instance has stopped in order.
     pub stopped: bool,
 }
 

@@ -1,8 +1,8 @@
-//! What a leaf knows: the sum of its events. [`apply`] adds one event to it.
+//! The state of a leaf: the sum of its events. [`apply`] adds one event to it.
 //!
-//! The state is a set of entries by key (`leaf`, `snapshot`, `device.<id>`, `container.<token>`, `job.<id>`): so it is stored in
-//! the journal, shown in the KV bucket `leaf_state`, and cut into the parts of a snapshot. What a kind of entry is, and what its events
-//! change, stands in one module a noun; [`KINDS`] lists them.
+//! The state is a set of entries by key (`leaf`, `snapshot`, `device.<id>`, `container.<token>`, `job.<id>`). In this
+//! form it is stored in the journal, shown in the KV bucket `leaf_state`, and split into the parts of a snapshot. The
+//! kinds of entries, with the effects of their events, are in one module per noun; [`KINDS`] lists them.
 
 mod container;
 mod hardware;
@@ -30,26 +30,26 @@ use crate::id::{ContainerName, DeviceId, JobId};
 use crate::job::Job;
 use crate::json::to_json;
 
-/// What a leaf knows.
+/// The state of a leaf.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct State {
-    /// The sequence number of the last event in it; 0 before the first.
+    /// The sequence number of the last applied event; 0 before the first.
     pub sequence: u64,
-    /// The sequence number with which the newest snapshot begins; 0 before the first.
+    /// The sequence number at which the newest snapshot begins; 0 before the first.
     pub snapshot_sequence: u64,
-    /// The leaf itself, from the first start on.
+    /// The leaf itself, since its first start.
     pub leaf: Option<LeafState>,
-    /// The devices that it has seen.
+    /// The known devices.
     pub devices: BTreeMap<DeviceId, Device>,
     /// Its containers.
     pub containers: BTreeMap<ContainerName, Container>,
-    /// Its jobs: all that have not ended, and the last [`REMEMBERED_JOBS`] that have.
+    /// Its jobs: all that have not ended, and the last [`REMEMBERED_JOBS`] that have ended.
     pub jobs: BTreeMap<JobId, Job>,
     partial: snapshot::Partial,
     raw: raw::Raw,
 }
 
-/// An entry of the state, as it stands there.
+/// A borrowed entry of the state.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Entry<'a> {
@@ -62,19 +62,19 @@ enum Entry<'a> {
     Raw(&'a Value),
 }
 
-/// How the entries of one kind are kept.
+/// The operations on the entries of one kind.
 struct Kind {
-    /// The first part of their keys: `container`. What follows behind a dot is the id; an entry that there is once has none.
+    /// The first part of their keys: `container`. The id follows after a dot; a kind with a single entry has no ids.
     name: &'static str,
-    /// The keys of those that the state has.
+    /// Returns the keys of the entries in the state.
     keys: fn(&State) -> Vec<String>,
-    /// The one with this id.
+    /// Returns the entry with this id.
     find: for<'a> fn(&'a State, &str) -> Option<Entry<'a>>,
-    /// Takes one in under its key, as it stands in a store.
+    /// Adds a stored entry under its key.
     put: fn(&mut State, &str, Value) -> Result<(), serde_json::Error>,
-    /// Takes the one with this id away.
+    /// Removes the entry with this id.
     remove: fn(&mut State, &str),
-    /// Whether the running leafd writes it anew by itself: then one that can't be read keeps nothing from being done.
+    /// Whether every leafd writes the entry again by itself, so that an unreadable one prevents nothing.
     renewed: bool,
 }
 
@@ -95,20 +95,22 @@ fn kind_of(key: &str) -> Option<(&'static Kind, &str)> {
     Some((kind, id))
 }
 
-/// Checks that an entry stands under its own key.
+/// Checks that an entry is stored under its own key.
 fn same_key(key: &str, own: &str) -> Result<(), serde_json::Error> {
     if key == own {
         Ok(())
     } else {
-        Err(serde::de::Error::custom(format!("it is the entry {own}")))
+        Err(serde::de::Error::custom(format!(
+            "it belongs under the key {own}"
+        )))
     }
 }
 
 /// Adds one event to the state, and returns the keys of the entries that it changed.
 ///
-/// An event that does not fit (of a container that the state doesn't have, say) changes nothing but the sequence
-/// number: a replay may begin in the middle of a history. One that this version can't read is kept, and so is each that
-/// follows about the same thing, until a leafd can read them all; see [`State::raw_entries`].
+/// An event that does not fit (about an unknown container, for example) changes only the sequence number: a replay may
+/// begin in the middle of a history. An event that this version can't read is kept, as are later ones about the same
+/// aggregate, until a leafd can read them all; see [`State::raw_entries`].
 pub fn apply(state: &mut State, event: &Event) -> Vec<String> {
     state.sequence = event.sequence;
     if !matches!(event.fact, Fact::Leaf(LeafFact::Snapshotted(_))) {
@@ -133,7 +135,7 @@ pub fn apply(state: &mut State, event: &Event) -> Vec<String> {
     keys
 }
 
-/// Adds an event that can be read.
+/// Adds a readable event.
 fn add(state: &mut State, event: &Event) -> Vec<String> {
     match &event.fact {
         Fact::Leaf(fact) => leaf::apply(state, fact, event),
@@ -152,7 +154,7 @@ fn cause_of(event: &Event) -> Cause {
 }
 
 impl State {
-    /// Returns the entry of this key, or nothing if there is none (any more).
+    /// Returns the entry with this key, if it exists.
     #[must_use]
     pub fn entry(&self, key: &str) -> Option<Value> {
         let entry = self.find(key)?;
@@ -163,7 +165,7 @@ impl State {
         Some(value)
     }
 
-    /// Returns the entry of this key as JSON, or nothing if there is none (any more).
+    /// Returns the entry with this key as JSON, if it exists.
     #[must_use]
     pub fn entry_json(&self, key: &str) -> Option<Vec<u8>> {
         if self.unknown_fields(key).is_some() {
@@ -180,7 +182,7 @@ impl State {
         (kind.find)(self, id)
     }
 
-    /// Returns all entries by key, also those that this version can't read.
+    /// Returns all entries by key, including raw ones.
     #[must_use]
     pub fn entries(&self) -> BTreeMap<String, Value> {
         let keys = KINDS.iter().flat_map(|kind| (kind.keys)(self));
@@ -189,8 +191,8 @@ impl State {
             .collect()
     }
 
-    /// Returns the state that has these entries and ends with this sequence number. What it can't read of them it keeps, see
-    /// [`Self::raw_entries`].
+    /// Returns the state with these entries and this last sequence number. Entries that this version can't read are
+    /// kept raw, see [`Self::raw_entries`].
     #[must_use]
     pub fn from_entries(sequence: u64, entries: impl IntoIterator<Item = (String, Value)>) -> Self {
         let mut state = Self {

@@ -1,6 +1,7 @@
-//! What a newer leafd wrote and this one can't read ([decision 9](../../../../docs/decisions/0009-what-cannot-be-read-is-kept-and-not-acted-on.md)):
-//! entries are kept as they were found, and events in entries of their own, `raw.<sequence>`, until a leafd that can read
-//! them adds them to the state. What they are about is not acted on meanwhile.
+//! Raw entries and events, which a newer leafd wrote and this one can't read ([decision
+//! 9](../../../../docs/decisions/0009-what-cannot-be-read-is-kept-and-not-acted-on.md)): entries are kept unchanged,
+//! and events in entries of their own, `raw.<sequence>`, until a leafd that can read them adds them to the state. Until
+//! then the leaf does not act on their aggregates.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,16 +15,16 @@ use crate::aggregate::Aggregate;
 use crate::event::{Event, Fact};
 use crate::id::{CommandId, JobId};
 
-/// What the state holds and this version can't read.
+/// The parts of the state that this version can't read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Raw {
     /// Whole entries, by key.
     entries: BTreeMap<String, RawValue>,
-    /// Events that could not be added to the state, by sequence number.
+    /// Events that were not added to the state, by sequence number.
     events: BTreeMap<u64, RawEvent>,
-    /// Fields beside those that this version knows, by the key of their entry.
+    /// Unknown fields, by the key of their entry.
     fields: BTreeMap<String, Value>,
-    /// Entries that changed when events could be read at last, until the next event is recorded.
+    /// Entries that changed because kept events became readable, until the next event is recorded.
     caught_up: Vec<String>,
 }
 
@@ -43,7 +44,7 @@ pub struct RawEvent {
     /// The command that caused it, if one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub causation: Option<CommandId>,
-    /// The sender's own mark.
+    /// The sender's correlation id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation: Option<String>,
     /// Its `ce-type`.
@@ -54,12 +55,12 @@ pub struct RawEvent {
     pub body: Value,
 }
 
-/// One thing that a leaf can't read, since a newer leafd wrote it.
+/// A raw entry: written by a newer leafd, and unreadable for this one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RawEntry {
     /// The key of its entry in the state: `container.web`.
     pub key: String,
-    /// What could not be read.
+    /// The part that could not be read.
     pub reason: String,
 }
 
@@ -88,7 +89,7 @@ pub(super) const KIND: Kind = Kind {
     renewed: false,
 };
 
-/// Twenty digits, so that text order is number order.
+/// Returns the key with twenty digits, so that text order is numeric order.
 fn key_of(sequence: u64) -> String {
     format!("raw.{sequence:020}")
 }
@@ -107,7 +108,7 @@ impl RawEvent {
     }
 
     fn reason(&self) -> String {
-        format!("the event {} of the type {}", self.sequence, self.kind)
+        format!("event {} of type {}", self.sequence, self.kind)
     }
 
     /// Returns the event, if this version can read it.
@@ -123,7 +124,8 @@ impl RawEvent {
 }
 
 impl State {
-    /// Everything in the state that this version can't read, sorted by key; of several events about one thing the first.
+    /// Returns everything in the state that this version can't read, sorted by key; of several events about one
+    /// aggregate only the first.
     #[must_use]
     pub fn raw_entries(&self) -> Vec<RawEntry> {
         let mut reasons: BTreeMap<&str, String> = BTreeMap::new();
@@ -140,7 +142,8 @@ impl State {
         all.collect()
     }
 
-    /// Returns what can't be read of a thing, if the leaf has to leave it alone for that. The leaf itself always goes on.
+    /// Returns the raw entry of an aggregate, if the leaf must not act on the aggregate because of it. That never holds
+    /// for the leaf itself.
     #[must_use]
     pub fn raw_entry_of(&self, about: Aggregate<'_>) -> Option<RawEntry> {
         if self.raw.entries.is_empty() && self.raw.events.is_empty() {
@@ -154,8 +157,7 @@ impl State {
             .then(|| self.raw_entries().into_iter().find(|raw| raw.key == key))?
     }
 
-    /// Whether something that can't be read has a field of this name and value anywhere in it: an address or a port that is
-    /// taken.
+    /// Returns whether a raw entry contains a field with this name and value: an address or a port that is in use.
     #[must_use]
     pub fn raw_entry_has(&self, field: &str, value: &Value) -> bool {
         let entries = self.raw.entries.values().map(|entry| &entry.value);
@@ -163,7 +165,7 @@ impl State {
         entries.chain(events).any(|found| has(found, field, value))
     }
 
-    /// The ids of all jobs, also of those that can't be read.
+    /// Returns the ids of all jobs, including raw ones.
     #[must_use]
     pub fn job_ids(&self) -> BTreeSet<JobId> {
         let entries = self.raw.entries.keys().map(String::as_str);
@@ -174,13 +176,13 @@ impl State {
         self.jobs.keys().copied().chain(raw).collect()
     }
 
-    /// Whether the entry of this key, or an event about it, can't be read.
+    /// Returns whether the entry with this key, or an event about it, can't be read.
     pub(super) fn is_raw(&self, key: &str) -> bool {
         self.raw.entries.contains_key(key) || self.raw.events.values().any(|event| event.about == key)
     }
 
-    /// Keeps an event that can't be added to the state, and returns the key of its entry. The entry that it is about stays as it
-    /// is from now on.
+    /// Keeps an event that can't be added to the state, and returns the key of its entry. The entry that it is about is
+    /// frozen from now on.
     pub(super) fn keep_event(&mut self, event: &Event, about: String) -> Vec<String> {
         let key = key_of(event.sequence);
         let raw = RawEvent::of(event, about);
@@ -189,7 +191,7 @@ impl State {
         vec![key]
     }
 
-    /// Takes what an event is about that can't be read from what this leafd knows, and keeps its entry as it is.
+    /// Removes an unreadable event's aggregate from the known state, and keeps its entry unchanged.
     fn freeze(&mut self, event: &RawEvent) {
         let known = kind_of(&event.about).filter(|(kind, _)| !kind.renewed);
         let Some(((kind, id), entry)) = known.zip(self.entry(&event.about)) else {
@@ -202,14 +204,14 @@ impl State {
         }
     }
 
-    /// Keeps an entry that can't be read.
+    /// Keeps an unreadable entry.
     pub(super) fn keep_entry(&mut self, key: &str, value: Value, reason: String) {
         self.raw
             .entries
             .insert(key.to_owned(), RawValue { value, reason });
     }
 
-    /// The entry of this key as it was found, if it can't be read.
+    /// Returns the raw entry with this key, if any.
     pub(super) fn raw_value(&self, key: &str) -> Option<&Value> {
         self.raw.entries.get(key).map(|entry| &entry.value)
     }
@@ -218,12 +220,12 @@ impl State {
         self.raw.entries.keys().cloned()
     }
 
-    /// Keeps the fields of an entry that this version doesn't know.
+    /// Keeps an entry's unknown fields.
     pub(super) fn keep_fields(&mut self, key: &str, fields: Value) {
         self.raw.fields.insert(key.to_owned(), fields);
     }
 
-    /// The fields of the entry of this key that this version doesn't know.
+    /// Returns the unknown fields of the entry with this key.
     pub(super) fn unknown_fields(&self, key: &str) -> Option<&Value> {
         self.raw.fields.get(key)
     }
@@ -232,7 +234,7 @@ impl State {
         self.raw.fields.remove(key);
     }
 
-    /// Adds the events to the state that can be read now, in order, as long as nothing raw comes before them.
+    /// Adds kept events that are readable now to the state, in order, up to the first unreadable one of each aggregate.
     pub(super) fn catch_up(&mut self) {
         let mut blocked: BTreeSet<String> = self.raw.entries.keys().cloned().collect();
         for (sequence, event) in std::mem::take(&mut self.raw.events) {
@@ -254,7 +256,7 @@ impl State {
         }
     }
 
-    /// Takes the keys of the entries that changed when the state was read.
+    /// Takes the keys of the entries that changed because kept events became readable.
     pub(super) fn take_caught_up(&mut self) -> Vec<String> {
         std::mem::take(&mut self.raw.caught_up)
     }

@@ -1,4 +1,4 @@
-//! Snapshots: the state in events, and where the newest one begins, the entry `snapshot`.
+//! Snapshots: events that hold the whole state, and the entry `snapshot` with the position of the newest one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use super::{Entry, Kind, State};
 use crate::event::LeafSnapshotted;
 use crate::id::LeafName;
 
-/// The key of the entry that says with which sequence number the newest snapshot begins.
+/// The key of the entry with the sequence number at which the newest snapshot begins.
 pub const SNAPSHOT_KEY: &str = "snapshot";
 
 pub(super) const KIND: Kind = Kind {
@@ -30,15 +30,15 @@ pub(super) const KIND: Kind = Kind {
     renewed: true,
 };
 
-/// The parts of a snapshot that have come so far.
+/// The parts of a snapshot that were read so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Partial {
     parts: u32,
     entries: BTreeMap<String, Value>,
 }
 
-/// Takes in a part of a snapshot. It counts when all of its parts have come one after the other; a leaf may have ended
-/// in the middle of one.
+/// Adds a part of a snapshot. A snapshot is restored once all its parts were read in sequence; a leaf may have ended in
+/// the middle of one.
 pub(super) fn restore(state: &mut State, snapshot: &LeafSnapshotted, sequence: u64) -> Vec<String> {
     let mut partial = if snapshot.part == 1 {
         Partial::default()
@@ -75,7 +75,7 @@ impl State {
     pub fn snapshot(&self, leaf: &LeafName, epoch: u64, part_bytes: usize) -> Vec<LeafSnapshotted> {
         let mut parts: Vec<BTreeMap<String, Value>> = vec![BTreeMap::new()];
         let mut size = 0;
-        // Where the newest snapshot begins is told by the snapshot itself.
+        // The position of the newest snapshot follows from the snapshot itself.
         for (key, value) in self.entries().into_iter().filter(|(key, _)| key != SNAPSHOT_KEY) {
             let bytes = key.len() + value.to_string().len();
             if size > 0 && size + bytes > part_bytes {
@@ -85,10 +85,10 @@ impl State {
             size += bytes;
             parts
                 .last_mut()
-                .expect("it begins with one part")
+                .expect("there is at least one part")
                 .insert(key, value);
         }
-        let count = u32::try_from(parts.len()).expect("a state has fewer parts");
+        let count = u32::try_from(parts.len()).expect("a state has fewer than 2^32 parts");
         (1..)
             .zip(parts)
             .map(|(part, entries)| LeafSnapshotted {

@@ -17,11 +17,11 @@ use crate::error::{Error, Result};
 use crate::files::Directory;
 use crate::systemd::payload::UnitCgroup;
 
-/// How long a container that is taken over may take to stop.
+/// The time limit for an adopted container to stop.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 impl Helper {
-    /// Ends a container that somebody else made, so that it can be this leaf's; its root file system stays.
+    /// Stops a foreign container, so that it can be adopted; its root file system is kept.
     pub(crate) async fn take_over(
         &self,
         confs: &Directory,
@@ -36,16 +36,16 @@ impl Helper {
         }
         let roots = Directory::make_root(&self.paths.roots, 0o700)?;
         if roots.has(name.as_str())? {
-            // Refuses one that is a link: what it leads to is not known.
+            // Refuses a link, since its target is unknown.
             roots.open(name.as_str())?;
         }
         let unit = Runtime::unit(name);
-        tracing::info!(container = %name, conf = %confs.path().join(conf_name(name)).display(), "is adopted");
+        tracing::info!(container = %name, conf = %confs.path().join(conf_name(name)).display(), "adopting a container");
         if let Some(machine) = self.systemd.machine(name.as_str()).await?
             && machine.unit != unit
         {
             return Err(Error::Refused(format!(
-                "it runs in {}, which is not {unit}; end it there, and adopt it then",
+                "it runs in {}, which is not {unit}; stop it there before adopting it",
                 machine.unit
             )));
         }
@@ -66,7 +66,7 @@ impl Helper {
                         .kill(&unit, KillWhom::All, Signal::KILL.as_raw())
                         .await?;
                     if self.systemd.run_job(UnitJob::Stop, &unit, PATIENCE).await? != UnitJobOutcome::Done {
-                        return Err(Error::Failed(format!("{unit} can't be ended")));
+                        return Err(Error::Failed(format!("can't stop {unit}")));
                     }
                 }
             }

@@ -78,13 +78,13 @@ impl Helper {
         {
             if !self.settings.pool.contains6(address) {
                 return Err(Error::Refused(format!(
-                    "{address} is not in this leaf's range of IPv6 addresses"
+                    "{address} is not in this leaf's IPv6 address pool"
                 )));
             }
         }
         if host_address == container_address {
             return Err(Error::Refused(format!(
-                "{host_address} can't be both ends of a link"
+                "{host_address} can't be the address of both ends of a veth"
             )));
         }
         let unreadable = || Error::io(format!("read {}", confs.path().display()));
@@ -96,12 +96,12 @@ impl Helper {
             else {
                 continue;
             };
-            // A conf that is a link is NixOS's; its addresses count all the same.
+            // A conf that is a link belongs to NixOS; its addresses are in use as well.
             let text = std::fs::read_to_string(confs.path().join(other)).unwrap_or_default();
             for address in addresses(&text) {
                 if address == host_address || address == container_address {
                     return Err(Error::Refused(format!(
-                        "{address} belongs to the container of {other}"
+                        "{address} is in use by the container of {other}"
                     )));
                 }
             }

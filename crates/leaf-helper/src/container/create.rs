@@ -1,4 +1,4 @@
-//! Making and removing what a container is on disk.
+//! Creates and removes a container on the host's disk.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,20 +20,20 @@ use crate::files::Directory;
 use crate::lock;
 use crate::systemd::payload::UnitCgroup;
 
-/// Where NixOS has its containers' profiles.
+/// The directory of the containers' profiles on NixOS.
 const PROFILES: &str = "/nix/var/nix/profiles/per-container";
-/// The version of systemd since which systemd-nspawn leaves what runs a container out of the container's own cgroup where
-/// that was made before it.
+/// The first version of systemd whose systemd-nspawn keeps the supervisor out of a container's cgroup that existed before
+/// it was started.
 const LIMITS_SINCE: u32 = 254;
 
-/// The credential that tells a container about its leaf.
+/// The credential with a container's binding.
 const BINDING: &str = "leaf.json";
-/// The most credentials of one container, and the most bytes of one.
+/// The maximum number of a container's credentials, and the maximum size of one in bytes.
 const MAX_CREDENTIALS: usize = 32;
 const MAX_CREDENTIAL_BYTES: usize = 64 * 1024;
 
 impl Helper {
-    /// Makes a container on disk, or completes it, or sets it anew. What says that it is there comes last.
+    /// Creates, completes or updates a container on disk. The file that marks it as existing is written last.
     pub(crate) async fn create(
         &self,
         spec: &RunSpec,
@@ -63,7 +63,7 @@ impl Helper {
         match owner {
             Owner::None if self.spec(name)?.is_none() && roots.has(name.as_str())? => {
                 return Err(Error::Refused(format!(
-                    "{}/{name} is there, and this leaf did not make it",
+                    "{}/{name} exists, and was not made by this leaf",
                     self.paths.roots.display()
                 )));
             }
@@ -87,7 +87,7 @@ impl Helper {
                 .make(name.as_str(), 0o755)?
                 .link("system", toplevel.as_str())?;
         }
-        // Once more, now that it can't be collected.
+        // Checked again, now that it can't be garbage-collected.
         check_toplevel(toplevel)?;
         make_root_file_system(&roots, name)?;
         if self.settings.runtime == Runtime::Systemd {
@@ -97,7 +97,7 @@ impl Helper {
         self.set_running(spec).await
     }
 
-    /// Brings one that runs to those parts of its spec that hold at once.
+    /// Applies the parts of the spec that take effect at once to a running container.
     async fn set_running(&self, spec: &RunSpec) -> Result<()> {
         self.renew(&spec.name).await?;
         if self.settings.runtime == Runtime::Systemd {
@@ -110,14 +110,14 @@ impl Helper {
         Ok(())
     }
 
-    /// The directories by which Nix holds a container's system: its roots, and its profile below systemd, where the programs
-    /// of NixOS look for it.
+    /// Returns the directories of links that keep a container's system from being garbage-collected: its GC roots and, with
+    /// systemd, its profile, where the programs of NixOS look for it.
     fn held_by(&self) -> impl Iterator<Item = &Path> {
         let profiles = (self.settings.runtime == Runtime::Systemd).then_some(Path::new(PROFILES));
         std::iter::once(self.paths.gc_roots.as_path()).chain(profiles)
     }
 
-    /// Removes all that [`create`](Self::create) made; what says that it is there goes last.
+    /// Removes everything that [`create`](Self::create) made; the file that marks it as existing is removed last.
     pub(crate) async fn destroy(&self, name: &ContainerName) -> Result<()> {
         let _contract = self.lock_contract().await?;
         let confs = Directory::make_root(&self.paths.confs, 0o755)?;
@@ -126,7 +126,7 @@ impl Helper {
         if !owned && !state.has(name.as_str())? {
             return Ok(());
         }
-        let runs = || Error::Failed("it runs; stop it first".into());
+        let runs = || Error::Failed("it is running; stop it first".into());
         let _lock = match self.settings.runtime {
             Runtime::Systemd => {
                 if !self.remove_unit(name).await? {
@@ -149,18 +149,18 @@ impl Helper {
         for directory in self.held_by().chain([&*self.paths.roots, &self.paths.run]) {
             directories.extend(Directory::open_root(directory)?);
         }
-        // The state last: it finds what is left.
+        // The state directory last: a repeated destroy finds what is left by it.
         directories.reverse();
         directories
             .iter()
             .try_for_each(|directory| directory.remove_tree(name.as_str()))?;
         directories.iter().try_for_each(Directory::sync)?;
-        // Once the rest is off the disk: who finds it removes what is left.
+        // Only after the rest is removed from the disk, so that a repeated destroy removes what is left.
         confs.remove_file(&conf_name(name))?;
         confs.sync()
     }
 
-    /// Returns the lock that the programs of NixOS hold while they make or remove a container, held.
+    /// Takes the lock that the programs of NixOS hold while they create or remove a container.
     async fn lock_contract(&self) -> Result<Option<File>> {
         if self.settings.runtime == Runtime::Nspawn {
             return Ok(None);
@@ -169,7 +169,7 @@ impl Helper {
         lock::hold(&directory, "nixos-container").await.map(Some)
     }
 
-    /// Refuses what the runtime here can't do.
+    /// Refuses what the runtime of this host doesn't support.
     async fn check_can(&self, options: &ContainerOptions, adopt: bool) -> Result<()> {
         options
             .check_runtime(self.settings.runtime)
@@ -180,8 +180,8 @@ impl Helper {
             Runtime::Systemd if options.limits.is_empty() => Ok(()),
             Runtime::Systemd => match self.systemd.version().await? {
                 ..LIMITS_SINCE => Err(Error::Unsupported(format!(
-                    "limits: they need systemd {LIMITS_SINCE} or later, which keeps what runs a container in a cgroup of \
-                     its own; update the host, or leave them out"
+                    "limits: they need systemd {LIMITS_SINCE} or later, which keeps a container's supervisor in a cgroup of \
+                    its own; update the host, or leave them out"
                 ))),
                 _ => Ok(()),
             },
@@ -189,12 +189,12 @@ impl Helper {
     }
 }
 
-/// Checks that a system is in the store, with an `init` that can be run.
+/// Checks that a system is in the store, with an executable `init`.
 pub(crate) fn check_toplevel(toplevel: &StorePath) -> Result<()> {
     check_program(toplevel, "init")
 }
 
-/// Checks that a system can be switched to by one that runs.
+/// Checks that a running system can switch to a system.
 pub(crate) fn check_switch(toplevel: &StorePath) -> Result<()> {
     check_program(toplevel, "bin/switch-to-configuration").map_err(|e| Error::Unsupported(e.to_string()))
 }
@@ -202,23 +202,23 @@ pub(crate) fn check_switch(toplevel: &StorePath) -> Result<()> {
 fn check_program(toplevel: &StorePath, program: &str) -> Result<()> {
     let refuse = |why: String| Error::Refused(format!("{toplevel} can't be run: {why}"));
     let store = Path::new("/nix/store");
-    let stat =
-        std::fs::symlink_metadata(toplevel.as_str()).map_err(|e| refuse(format!("it is not there ({e})")))?;
+    let stat = std::fs::symlink_metadata(toplevel.as_str())
+        .map_err(|e| refuse(format!("it does not exist ({e})")))?;
     if !stat.is_dir() {
         return Err(refuse("it is not a directory".into()));
     }
     let init = Path::new(toplevel.as_str()).join(program);
     let real = std::fs::canonicalize(&init).map_err(|e| refuse(format!("it has no {program} ({e})")))?;
-    // `/nix/store` itself may be reached by a link on the host, not in a container.
+    // On the host, `/nix/store` itself may be a link; in a container it is not.
     let inside = std::fs::canonicalize(store).is_ok_and(|store| real.starts_with(store));
     if !inside {
         return Err(refuse(format!(
-            "its {program} leads out of the store, to {}",
+            "its {program} is outside the store, at {}",
             real.display()
         )));
     }
-    let stat =
-        std::fs::metadata(&real).map_err(|e| refuse(format!("its {program} can't be looked at ({e})")))?;
+    let stat = std::fs::metadata(&real)
+        .map_err(|e| refuse(format!("can't read the metadata of its {program} ({e})")))?;
     if !stat.is_file() {
         return Err(refuse(format!("its {program} is not a file")));
     }
@@ -232,7 +232,7 @@ fn check_binding(helper: &Helper, name: &ContainerName, binding: &ContainerBindi
     let sound = ContainerBinding::new(&helper.leaf, name, &binding.nats_url);
     if *binding != sound {
         return Err(Error::Refused(format!(
-            "what the container is to be told of its leaf is not of container {name} on leaf {}",
+            "the binding is not for container {name} on leaf {}",
             helper.leaf
         )));
     }
@@ -242,7 +242,7 @@ fn check_binding(helper: &Helper, name: &ContainerName, binding: &ContainerBindi
 fn check_credentials(credentials: &BTreeMap<String, Secret>) -> Result<()> {
     if credentials.len() > MAX_CREDENTIALS {
         return Err(Error::Refused(format!(
-            "{} credentials are too many, at most {MAX_CREDENTIALS} are allowed",
+            "there are {} credentials, at most {MAX_CREDENTIALS} are allowed",
             credentials.len()
         )));
     }
@@ -250,7 +250,7 @@ fn check_credentials(credentials: &BTreeMap<String, Secret>) -> Result<()> {
         check_credential(name).map_err(Error::Refused)?;
         if name == BINDING {
             return Err(Error::Refused(format!(
-                "{name:?} can't be the name of a credential: the helper itself makes that one"
+                "the credential name {name:?} is reserved for the helper"
             )));
         }
         if secret.expose().len() > MAX_CREDENTIAL_BYTES {
@@ -262,7 +262,7 @@ fn check_credentials(credentials: &BTreeMap<String, Secret>) -> Result<()> {
     Ok(())
 }
 
-/// Makes a root file system removable: systems of NixOS make their `/var/empty` immutable, where they may.
+/// Makes a root file system removable: NixOS systems make their `/var/empty` immutable if they can.
 fn make_removable(roots: &Directory, name: &ContainerName) -> Result<()> {
     let Some(var) = roots
         .open(name.as_str())?
@@ -280,7 +280,7 @@ fn make_removable(roots: &Directory, name: &ContainerName) -> Result<()> {
         Mode::empty(),
     )
     .map_err(Error::io(format!("open {}", empty.path().display())))?;
-    // File systems without such flags have nothing to take off.
+    // Some file systems don't have such flags.
     if let Ok(flags) = rustix::fs::ioctl_getflags(&fd)
         && flags.contains(IFlags::IMMUTABLE)
     {
@@ -290,7 +290,7 @@ fn make_removable(roots: &Directory, name: &ContainerName) -> Result<()> {
     Ok(())
 }
 
-/// Makes what the start script of NixOS's containers makes, so that systemd-nspawn takes it for a system.
+/// Makes the files that the start script of NixOS's containers makes, so that systemd-nspawn accepts the tree as a system.
 fn make_root_file_system(roots: &Directory, name: &ContainerName) -> Result<()> {
     let root = roots.make_if_missing(name.as_str(), 0o755)?;
     let etc = root.make_if_missing("etc", 0o755)?;
@@ -307,5 +307,5 @@ fn make_root_file_system(roots: &Directory, name: &ContainerName) -> Result<()> 
 }
 
 fn json(value: &impl serde::Serialize) -> Vec<u8> {
-    serde_json::to_vec_pretty(value).expect("these types have text keys and no failing parts")
+    serde_json::to_vec_pretty(value).expect("these types always serialize")
 }

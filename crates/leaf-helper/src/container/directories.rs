@@ -1,4 +1,4 @@
-//! The directories of a container on the host, its spec there, and what a run of it leaves.
+//! The directories of a container on the host, its spec, and the cleanup after a run.
 
 use leaf_core::host_op::RunSpec;
 use leaf_core::id::ContainerName;
@@ -8,13 +8,13 @@ use crate::error::{Error, Result};
 use crate::files::Directory;
 use crate::{Helper, network};
 
-/// The mode of what the observers' group may read.
+/// The mode of files that the observers' group may read.
 pub(crate) const SHOWN: u32 = 0o640;
 /// The mode of directories that the observers' group may read.
 pub(crate) const SHOWN_DIRECTORY: u32 = 0o750;
 
 impl Helper {
-    /// Opens the directory of what does not survive a reboot, and makes it where it is missing.
+    /// Opens the container's run directory, which does not survive a reboot, and creates it if it is missing.
     pub(crate) fn run_directory(&self, name: &ContainerName) -> Result<Directory> {
         let all = Directory::make_root(&self.paths.run, SHOWN_DIRECTORY)?;
         let own = all.make(name.as_str(), SHOWN_DIRECTORY)?;
@@ -23,7 +23,7 @@ impl Helper {
         Ok(own)
     }
 
-    /// Opens the directory of what survives a reboot, and makes it where it is missing.
+    /// Opens the container's state directory, which survives a reboot, and creates it if it is missing.
     pub(crate) fn state_directory(&self, name: &ContainerName) -> Result<Directory> {
         let all = Directory::make_root(&self.paths.state, SHOWN_DIRECTORY)?;
         let own = all.make(name.as_str(), SHOWN_DIRECTORY)?;
@@ -41,7 +41,7 @@ impl Helper {
     /// Returns the spec of a container of this leaf.
     ///
     /// # Errors
-    /// [`Error::Refused`] where there is none, or it is somebody else's.
+    /// [`Error::Refused`] if it does not exist, or belongs to another owner.
     pub(crate) fn owned_spec(&self, name: &ContainerName) -> Result<RunSpec> {
         let confs = Directory::make_root(&self.paths.confs, 0o755)?;
         let spec = match self.owns(&confs, name)? {
@@ -83,12 +83,12 @@ impl Helper {
         Ok(Some(spec))
     }
 
-    /// Removes what a container has on the host however it runs: link, mounts, elements of the rules.
+    /// Removes what a container has on the host under either runtime: veth, mounts, elements of the rules.
     pub(crate) async fn sweep_common(&self, name: &ContainerName) -> Result<()> {
         network::remove_link(name).await?;
-        // An nspawn that was killed leaves this mount, and the next start would fail on it.
+        // A killed systemd-nspawn leaves this mount, which would fail the next start.
         let exported = format!("/run/systemd/nspawn/unix-export/{name}");
-        // Not tried in vain: whoever may not unmount could not even try.
+        // Only tried if the mount exists: a process without the privilege to unmount would fail.
         if std::path::Path::new(&exported).exists() {
             match rustix::mount::unmount(&exported, rustix::mount::UnmountFlags::DETACH) {
                 Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}

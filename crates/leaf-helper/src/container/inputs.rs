@@ -1,8 +1,8 @@
-//! What a container sees of its host: the directories of its binds, and the files of its secrets. Both must be in or below a
-//! directory that the settings allow, and no symbolic link is followed on the way there.
+//! The inputs of a container from its host: the directories of its binds and the files of its secrets. Both must be in
+//! or below a directory that the settings allow, and no symbolic link on the way is followed.
 //!
-//! What was checked is what is used: a bind is a mount of the very directory that was opened, and a secret is a copy, both in
-//! the container's run directory. So it does not help anybody to exchange a path meanwhile.
+//! What was checked is what is used: a bind is a mount of the directory that was opened, and a secret is a copy, both
+//! in the container's run directory. So replacing a path in the meantime has no effect.
 
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
@@ -19,23 +19,23 @@ use crate::Helper;
 use crate::error::{Error, Result};
 use crate::files::Directory;
 
-/// The most bytes of one secret; systemd takes no more of all credentials together (systemd.exec(5)).
+/// The maximum size of a secret, in bytes; systemd accepts no more for all credentials together (systemd.exec(5)).
 const MAX_SECRET_BYTES: u64 = 1 << 20;
-/// Their directories in a container's run directory.
+/// The directories of binds and secrets in a container's run directory.
 const BINDS: &str = "binds";
 const SECRETS: &str = "secrets";
 
-/// What was made ready for a container's start.
+/// The prepared inputs of a container's start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Inputs {
-    /// Its binds, each with where it is mounted on the host.
+    /// The binds, each with its mount point on the host.
     pub(crate) binds: Vec<(PathBuf, Bind)>,
-    /// Its credentials, each with the file that holds it.
+    /// The credentials by name, each with the file that holds it.
     pub(crate) credentials: Vec<(String, PathBuf)>,
 }
 
 impl Helper {
-    /// Checks that all that a container wants to see of the host is there, and may be seen.
+    /// Checks that a container's binds and secrets exist and are allowed.
     pub(crate) fn check_inputs(&self, options: &ContainerOptions) -> Result<()> {
         for bind in &options.binds {
             self.open_bind(bind, options.users)?;
@@ -46,7 +46,7 @@ impl Helper {
         Ok(())
     }
 
-    /// Makes a container's binds and secrets ready for its start. What was ready before is gone.
+    /// Prepares a container's binds and secrets for its start, and removes earlier ones.
     pub(crate) fn prepare_inputs(&self, name: &ContainerName, options: &ContainerOptions) -> Result<Inputs> {
         self.release_inputs(name)?;
         let run = self.run_directory(name)?;
@@ -79,7 +79,7 @@ impl Helper {
             for (credential, file) in &options.secrets {
                 if inputs.credentials.iter().any(|(name, _)| name == credential) {
                     return Err(Error::Refused(format!(
-                        "secrets.{credential}: the leaf itself gives the container a credential of this name"
+                        "secrets.{credential}: the credential name is reserved for the leaf"
                     )));
                 }
                 secrets.write(credential, &self.read_secret(credential, file)?, 0o600)?;
@@ -91,7 +91,7 @@ impl Helper {
         Ok(inputs)
     }
 
-    /// Takes away what was made ready. It is no error if nothing was.
+    /// Removes the prepared inputs. It is not an error if there are none.
     pub(crate) fn release_inputs(&self, name: &ContainerName) -> Result<()> {
         let Some(run) = Directory::open_root(&self.paths.run.join(name.as_str()))? else {
             return Ok(());
@@ -100,7 +100,7 @@ impl Helper {
             let unreadable = || Error::io(format!("read {}", binds.path().display()));
             for entry in std::fs::read_dir(binds.path()).map_err(unreadable())? {
                 let path = entry.map_err(unreadable())?.path();
-                // Never into a bind: what can't be unmounted stays, and its directory with it.
+                // Never descends into a bind: one that can't be unmounted is kept, with its directory.
                 while rustix::mount::unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).is_ok() {}
             }
             for entry in std::fs::read_dir(binds.path()).map_err(unreadable())? {
@@ -135,8 +135,8 @@ impl Helper {
         }
         if bind.writable && users != Users::Host && !maps_users(&fd)? {
             return Err(Error::Unsupported(format!(
-                "binds: {} can't be writable for a container with users of its own: its file system has no mapped \
-                 mounts; choose another directory, make it read-only, or set users to host",
+                "binds: {} can't be writable for a container with a user namespace: its file system doesn't support \
+                ID-mapped mounts; choose another directory, make it read-only, or set users to host",
                 bind.source
             )));
         }
@@ -149,12 +149,12 @@ impl Helper {
         if kind != FileType::RegularFile {
             return Err(Error::Refused(format!("{what}: {file} is not a regular file")));
         }
-        // The very file that was looked at, now to be read.
+        // Reopens the file that was checked, for reading.
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
         let mut bytes = Vec::new();
         std::fs::File::open(path)
             .and_then(|opened| opened.take(MAX_SECRET_BYTES + 1).read_to_end(&mut bytes))
-            .map_err(Error::io(format!("{what}: read {file}")))?;
+            .map_err(Error::io(format!("read {file} for {what}")))?;
         if bytes.len() as u64 > MAX_SECRET_BYTES {
             return Err(Error::Refused(format!(
                 "{what}: {file} has more than {MAX_SECRET_BYTES} bytes"
@@ -164,13 +164,13 @@ impl Helper {
     }
 }
 
-/// Opens a path (only to be named, not read) in or below one of the allowed directories.
+/// Opens a path (as `O_PATH`) in or below one of the allowed directories.
 fn open_allowed(allowed: &[PathBuf], path: &str, what: &str, setting: &str) -> Result<(OwnedFd, FileType)> {
     leaf_core::spec::check_path(what, path).map_err(Error::Refused)?;
     let inside = allowed
         .iter()
         .filter_map(|directory| Some((directory, Path::new(path).strip_prefix(directory).ok()?)))
-        // The nearest one, where one allowed directory is below another.
+        // The innermost one, if allowed directories are nested.
         .max_by_key(|(directory, _)| directory.components().count());
     let Some((directory, rest)) = inside else {
         let list: Vec<_> = allowed
@@ -178,7 +178,7 @@ fn open_allowed(allowed: &[PathBuf], path: &str, what: &str, setting: &str) -> R
             .map(|directory| directory.display().to_string())
             .collect();
         return Err(Error::Refused(format!(
-            "{what}: {path} is not in a directory that this leaf allows ({}); see its setting {setting}",
+            "{what}: {path} is not in a directory allowed by this leaf's setting {setting} ({})",
             if list.is_empty() {
                 "none".to_owned()
             } else {
@@ -194,39 +194,39 @@ fn open_allowed(allowed: &[PathBuf], path: &str, what: &str, setting: &str) -> R
         Mode::empty(),
     )
     .map_err(Error::io(format!(
-        "{what}: open the allowed directory {}",
+        "open the allowed directory {} for {what}",
         directory.display()
     )))?;
-    // One name at a time, none of them `..` and none through a link: so it can't lead out. (openat2(2) could do it at
-    // once, and is closed to a service that may make no setuid programs.)
+    // Opens one name at a time, never `..` and never through a link, so that the path can't leave the directory.
+    // (openat2(2) could do it in one call, but is denied to a service with `RestrictSUIDSGID=`.)
     let mut fd = root;
     for part in rest {
-        let stat = look(&fd, what, path)?;
+        let stat = metadata(&fd, what, path)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-            return Err(Error::Refused(format!("{what}: {path} is not there")));
+            return Err(Error::Refused(format!("{what}: {path} does not exist")));
         }
         fd = match rustix::fs::openat(&fd, part, flags | OFlags::NOFOLLOW, Mode::empty()) {
             Ok(next) => next,
             Err(Errno::NOENT | Errno::NOTDIR) => {
-                return Err(Error::Refused(format!("{what}: {path} is not there")));
+                return Err(Error::Refused(format!("{what}: {path} does not exist")));
             }
-            Err(e) => return Err(Error::io(format!("{what}: open {path}"))(e)),
+            Err(e) => return Err(Error::io(format!("open {path} for {what}"))(e)),
         };
-        if FileType::from_raw_mode(look(&fd, what, path)?.st_mode) == FileType::Symlink {
+        if FileType::from_raw_mode(metadata(&fd, what, path)?.st_mode) == FileType::Symlink {
             return Err(Error::Refused(format!(
-                "{what}: {path} has a symbolic link on its way, which is not followed; name where it leads"
+                "{what}: {path} contains a symbolic link, which is not followed; give the path that it leads to"
             )));
         }
     }
-    let stat = look(&fd, what, path)?;
+    let stat = metadata(&fd, what, path)?;
     Ok((fd, FileType::from_raw_mode(stat.st_mode)))
 }
 
-fn look(fd: &OwnedFd, what: &str, path: &str) -> Result<rustix::fs::Stat> {
-    rustix::fs::fstat(fd).map_err(Error::io(format!("{what}: read the metadata of {path}")))
+fn metadata(fd: &OwnedFd, what: &str, path: &str) -> Result<rustix::fs::Stat> {
+    rustix::fs::fstat(fd).map_err(Error::io(format!("read the metadata of {path} for {what}")))
 }
 
-/// Mounts what was opened in a directory, without the mounts below it.
+/// Mounts an opened file or directory in a directory, without the mounts below it.
 fn pin(source: &OwnedFd, directory: &Directory, name: &str) -> rustix::io::Result<()> {
     let clone =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
@@ -235,21 +235,21 @@ fn pin(source: &OwnedFd, directory: &Directory, name: &str) -> rustix::io::Resul
     rustix::mount::move_mount(&tree, "", directory.as_fd(), name, empty)
 }
 
-/// Checks that a container's root can be given a directory or file of the host for its own: systemd-nspawn maps one number,
-/// for the user as for the group (`rootidmap`), and in what belongs to an unmapped group nobody can write.
+/// Checks that a directory or file of the host can be mapped to a container's root: systemd-nspawn maps the same id for
+/// user and group (`rootidmap`), and files of an unmapped group are not writable.
 fn check_owner(fd: &OwnedFd, source: &str) -> Result<()> {
-    let stat = look(fd, "binds", source)?;
+    let stat = metadata(fd, "binds", source)?;
     if stat.st_uid != stat.st_gid {
         return Err(Error::Refused(format!(
-            "binds: {source} can't be writable for a container with users of its own: it belongs to user {} and group {}, \
-             and the two must have the same number; try: chown {}:{} {source}",
+            "binds: {source} can't be writable for a container with a user namespace: it belongs to user {} and group {}, \
+            whose ids must be equal; try: chown {}:{} {source}",
             stat.st_uid, stat.st_gid, stat.st_uid, stat.st_uid
         )));
     }
     Ok(())
 }
 
-/// Whether a file system can show its files as other users' (mount_setattr(2), "ID-mapped mounts").
+/// Returns whether a file system supports ID-mapped mounts (mount_setattr(2)).
 pub(crate) fn maps_users(fd: impl std::os::fd::AsFd) -> Result<bool> {
     const EXT: u64 = 0xef53;
     const XFS: u64 = 0x5846_5342;
@@ -260,13 +260,13 @@ pub(crate) fn maps_users(fd: impl std::os::fd::AsFd) -> Result<bool> {
     Ok([EXT, XFS, BTRFS, F2FS].contains(&kind))
 }
 
-/// The names of the credentials in a directory, sorted.
+/// Returns the names of the credentials in a directory, sorted.
 fn credentials(directory: &Path) -> Result<Vec<String>> {
     let failed = || Error::io(format!("read {}", directory.display()));
     let mut names = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(failed())? {
         let file = entry.map_err(failed())?.file_name();
-        // A half-written one of a crash begins with a dot.
+        // A file that was not completed before a crash begins with a dot.
         if let Some(file) = file.to_str().filter(|file| !file.starts_with('.')) {
             names.push(file.to_owned());
         }
@@ -280,7 +280,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_below_an_allowed_directory_is_opened_and_no_link_is_followed() {
+    fn only_paths_below_an_allowed_directory_are_opened_and_no_link_is_followed() {
         let place = tempfile::tempdir().expect("a directory");
         let at = |name: &str| place.path().join(name);
         for directory in ["allowed/inner", "allowed2", "other"] {
@@ -303,13 +303,13 @@ mod tests {
         assert_eq!(open("allowed").expect("itself"), FileType::Directory);
         assert_eq!(open("allowed/inner/file").expect("a file"), FileType::RegularFile);
         for (bad, says) in [
-            ("other/secret", "not in a directory that this leaf allows"),
-            ("allowed2", "not in a directory that this leaf allows"),
+            ("other/secret", "not in a directory allowed by this leaf"),
+            ("allowed2", "not in a directory allowed by this leaf"),
             ("allowed/out/secret", "symbolic link"),
             ("allowed/out", "symbolic link"),
             ("allowed/in/file", "symbolic link"),
             ("allowed/../other/secret", "not a plain absolute path"),
-            ("allowed/none", "is not there"),
+            ("allowed/none", "does not exist"),
         ] {
             let error = open(bad).expect_err(bad).to_string();
             assert!(error.contains(says), "{bad}: {error}");

@@ -1,4 +1,4 @@
-//! What a container is on the host, whatever runs it: its files, its inputs, its start and stop.
+//! Containers under either runtime: their files, their inputs, their start and stop.
 
 mod adopt;
 mod conf;

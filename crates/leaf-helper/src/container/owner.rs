@@ -15,33 +15,33 @@ use crate::files::Directory;
 /// The owner of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Owner {
-    /// There is no container of this name.
+    /// No container of this name exists.
     None,
-    /// It is this leaf's.
+    /// This leaf.
     Leaf,
-    /// It is somebody else's.
+    /// Another owner.
     Foreign(Foreign),
 }
 
-/// Who else has a container.
+/// The owner of a foreign container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Foreign {
-    /// The system's own configuration, and why that is known.
+    /// The host's NixOS configuration, with the evidence.
     Declared(String),
     /// Another leaf of this host.
     OtherLeaf(String),
-    /// A person, with `nixos-container` or by hand.
+    /// A person, by `nixos-container` or by hand.
     Person,
 }
 
 impl Foreign {
-    /// The refusal to touch it.
+    /// Returns the refusal to change the container.
     pub(crate) fn refused(&self, helper: &Helper, name: &ContainerName) -> Error {
         let conf = helper.paths.conf(name);
         let conf = conf.display();
         Error::Refused(match self {
             Self::Declared(why) => format!(
-                "{conf} {why}: a container that the system's own configuration declares; choose another name"
+                "{conf} {why}: the container is declared in the host's NixOS configuration; choose another name"
             ),
             Self::OtherLeaf(leaf) => format!("{conf} was made by leaf {leaf}; choose another name"),
             Self::Person => format!(
@@ -53,7 +53,7 @@ impl Foreign {
 }
 
 impl Helper {
-    /// Returns the owner of the container of this name.
+    /// Returns the owner of a container.
     pub(crate) fn owner(&self, confs: &Directory, name: &ContainerName) -> Result<Owner> {
         let file = conf_name(name);
         let conf = self.paths.conf(name);
@@ -62,7 +62,7 @@ impl Helper {
             Ok(Some(text)) => text,
             Err(Error::Refused(_)) => {
                 return Ok(Owner::Foreign(Foreign::Declared(
-                    "is a link, or no file at all".into(),
+                    "is a symbolic link or not a file".into(),
                 )));
             }
             Err(e) => return Err(e),
@@ -92,10 +92,10 @@ impl Helper {
         }))
     }
 
-    /// Returns whether this leaf's `NAME.conf` is there.
+    /// Returns whether `NAME.conf` exists and is this leaf's.
     ///
     /// # Errors
-    /// [`Error::Refused`] when there is one of somebody else.
+    /// [`Error::Refused`] when it belongs to another owner.
     pub(crate) fn owns(&self, confs: &Directory, name: &ContainerName) -> Result<bool> {
         match self.owner(confs, name)? {
             Owner::None => Ok(false),
@@ -118,7 +118,7 @@ mod tests {
     use crate::Settings;
 
     #[test]
-    fn whose_a_container_is_stands_in_its_conf() {
+    fn the_owner_of_a_container_is_named_in_its_conf() {
         let directory = tempfile::tempdir().expect("a directory");
         let leaf = LeafName::new("edge").expect("a leaf");
         let paths = HostPaths {
@@ -139,7 +139,7 @@ mod tests {
         let helper = Helper::new(leaf.clone(), paths.clone(), settings);
         let confs = Directory::make_root(directory.path(), 0o755).expect("a directory");
         let name = ContainerName::new("web").expect("a name");
-        let owner = || helper.owner(&confs, &name).expect("a look");
+        let owner = || helper.owner(&confs, &name).expect("an owner");
         let file = paths.conf(&name);
         assert_eq!(owner(), Owner::None);
         std::fs::write(&file, format!("{}\nA=b\n", conf_marker(&leaf))).expect("a conf");

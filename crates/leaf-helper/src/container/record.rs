@@ -1,5 +1,5 @@
-//! What a helper is told, kept beside the containers (`helper.json`), for those programs that systemd starts without it:
-//! `leaf-helper run`, and the generator at boot. Only root may write there.
+//! The record of the helper's settings (`helper.json`), kept beside the containers for the programs that systemd starts
+//! without the helper: `leaf-helper run`, and the generator at boot. Only root may write it.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::files::Directory;
 use crate::{Helper, Settings};
 
-/// The file's name; no container can be called so.
+/// The file's name, which is not a valid container name.
 pub(crate) const FILE: &str = "helper.json";
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,12 +37,12 @@ struct Record {
 }
 
 impl Helper {
-    /// Returns where this helper's record is.
+    /// Returns the path of this helper's record.
     pub(crate) fn record(&self) -> PathBuf {
         self.paths.state.join(FILE)
     }
 
-    /// Writes the record, unless it is there as it should be.
+    /// Writes the record if it is missing or has changed.
     pub(crate) fn keep_record(&self) -> Result<()> {
         let Self {
             leaf,
@@ -77,13 +77,13 @@ impl Helper {
         directory.write(FILE, &bytes, 0o600)
     }
 
-    /// Returns the helper that a record tells of.
+    /// Returns the helper with the settings of a record.
     pub(crate) fn recorded(file: &Path) -> Result<Self> {
         let failed = || Error::io(format!("read {}", file.display()));
         let stat = std::fs::symlink_metadata(file).map_err(failed())?;
         if !stat.is_file() || stat.uid() != 0 || stat.mode() & 0o022 != 0 {
             return Err(Error::Refused(format!(
-                "{} must be a file that belongs to root, and that nobody else may write to",
+                "{} must be a file that belongs to root and that only root may write to",
                 file.display()
             )));
         }
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_is_what_comes_back_and_only_from_roots_own_file() {
+    fn a_record_is_read_back_unchanged_and_only_from_a_file_of_root() {
         if !rustix::process::geteuid().is_root() {
             return;
         }

@@ -1,4 +1,4 @@
-//! Starting, updating and stopping a container, whatever runs it.
+//! Starts, updates and stops a container under either runtime.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use crate::nspawn::cgroup::SupervisedCgroup;
 use crate::systemd::payload::UnitCgroup;
 use crate::systemd::start::WANTED;
 
-/// How long the kernel may take to freeze all processes of a container.
+/// The time limit for the kernel to freeze all processes of a container.
 const FROZEN_WITHIN: Duration = Duration::from_secs(5);
 
 impl Helper {
-    /// Starts a container and returns when it is ready. It stays when this process ends.
+    /// Starts a container and returns when it is ready. It outlives this process.
     pub(crate) async fn start(&self, name: &ContainerName, limit: Duration) -> Result<()> {
         let spec = self.owned_spec(name)?;
         self.state_directory(name)?.touch(WANTED, 0o600)?;
@@ -26,7 +26,7 @@ impl Helper {
         }
     }
 
-    /// Stops a container: a word to its init, a grace time, then the end of its cgroup.
+    /// Stops a container: a signal to its init and, after the grace time, SIGKILL to its cgroup.
     pub(crate) async fn stop(&self, name: &ContainerName, grace: Duration) -> Result<()> {
         let confs = Directory::make_root(&self.paths.confs, 0o755)?;
         let owned = self.owns(&confs, name)?;
@@ -43,8 +43,8 @@ impl Helper {
         }
     }
 
-    /// Freezes the processes of a container, or thaws them. What runs the container stays outside: the freezer of the payload's
-    /// own cgroup does it for both runtimes, where systemd's FreezeUnit would freeze that as well, and refuse to stop the unit.
+    /// Freezes or thaws the processes of a container, by the freezer of the payload's cgroup under both runtimes:
+    /// systemd's FreezeUnit would freeze the supervisor as well, and then refuse to stop the unit.
     pub(crate) async fn set_frozen(&self, name: &ContainerName, frozen: bool) -> Result<()> {
         self.owned_spec(name)?;
         let payload = match self.settings.runtime {
@@ -54,7 +54,7 @@ impl Helper {
         Ok(payload.set_frozen(frozen, FROZEN_WITHIN).await?)
     }
 
-    /// Brings a running container to what its spec is now, and starts one that does not run.
+    /// Brings a running container to its present spec; starts a stopped one.
     pub(crate) async fn update(&self, name: &ContainerName, limit: Duration, grace: Duration) -> Result<()> {
         let spec = self.owned_spec(name)?;
         match self.settings.runtime {
@@ -62,7 +62,7 @@ impl Helper {
                 self.state_directory(name)?.touch(WANTED, 0o600)?;
                 self.update_unit(&spec, limit, grace).await
             }
-            // Only systemd's unit has a way to switch to another system inside.
+            // Only containers that run as units can switch to another system in place.
             Runtime::Nspawn => {
                 self.stop(name, grace).await?;
                 self.start(name, limit).await

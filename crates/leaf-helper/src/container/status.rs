@@ -1,4 +1,4 @@
-//! `status.json`: the state of a container's last run.
+//! `status.json`: the status of a container's last run.
 
 use jiff::Timestamp;
 use leaf_host::contract::RunStatus;
@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::files::Directory;
 
 impl Helper {
-    /// Returns the state of a container's last run, if it was run since the host was started.
+    /// Returns the status of a container's last run, if it was started since the host booted.
     pub(crate) fn status(&self, run: &Directory) -> Result<Option<RunStatus>> {
         run.read("status.json")?
             .map(|text| {
@@ -24,7 +24,7 @@ impl Helper {
     }
 }
 
-/// Returns the state of a run that begins now, in this process.
+/// Returns the status of a run that begins now, in this process.
 pub(crate) fn fresh_status() -> RunStatus {
     RunStatus {
         supervisor_pid: std::process::id(),
@@ -38,7 +38,7 @@ pub(crate) fn fresh_status() -> RunStatus {
     }
 }
 
-/// Writes the state of a run into the container's run directory.
+/// Writes the status of a run into the container's run directory.
 pub(crate) fn write_status(run: &Directory, status: &RunStatus) -> Result<()> {
     let text = serde_json::to_vec(status).expect("a status has text keys and no failing parts");
     run.write("status.json", &text, SHOWN)

@@ -1,7 +1,7 @@
-//! Nix jobs as another user: each in a transient unit of its own, `leaf-job-ID.service`.
+//! Runs jobs as the user `leaf-job`, each in a transient unit of its own, `leaf-job-ID.service`.
 //!
-//! leafd writes a job's order into the job's directory; what is run, by whom and in which sandbox is fixed here. A job may
-//! reach the daemon of Nix and the network, but neither leafd's files, nor the helper's socket, nor other jobs.
+//! leafd writes a job's order into the job's directory; the program, the user and the sandbox are fixed here. A job may
+//! reach the Nix daemon and the network, but neither leafd's files, nor the helper's socket, nor other jobs.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,25 +18,25 @@ use tokio::time::Instant;
 use crate::error::{Error, Result};
 use crate::files::Directory;
 
-/// How long a job's program may take until it works.
+/// The time limit for a job's runner to start.
 const BEGINS_WITHIN: Duration = Duration::from_secs(60);
-/// How long what was killed may take to be gone.
+/// The time limit for killed processes to disappear.
 const GONE_WITHIN: Duration = Duration::from_secs(20);
-/// Memory that all of a job may use is not limited, its processes are.
+/// The maximum number of a job's processes and threads; its memory is not limited.
 const MAX_TASKS: u64 = 4096;
 
-/// What jobs are run with.
+/// The settings of jobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Jobs {
-    /// Where each job has its directory, by its id.
+    /// The directory of the jobs' directories, which are named by job id.
     pub directory: PathBuf,
-    /// The user that makes the directories: leafd's.
+    /// The id of the user that creates the directories: leafd's.
     pub owner: u32,
     /// The user that runs the jobs.
     pub user: String,
-    /// The program: `leafd`, which has the runner of a job in it.
+    /// The program `leafd`, which contains the runner of jobs.
     pub program: PathBuf,
-    /// Where programs are looked up: `nix`, `git`.
+    /// The `PATH` of jobs, for `nix` and `git`.
     pub path: String,
     /// The addresses of the leaf and its containers, which jobs may not reach.
     pub pool: AddressPool,
@@ -45,7 +45,7 @@ pub struct Jobs {
 }
 
 impl Jobs {
-    /// Carries out one operation on a job. Idempotent.
+    /// Carries out an operation on a job. Idempotent.
     pub(crate) async fn carry_out(&self, systemd: &Systemd, op: &HostOp) -> Result<()> {
         match op {
             HostOp::StartJob { id } => self.start(systemd, *id).await,
@@ -54,11 +54,11 @@ impl Jobs {
                 stop(systemd, *id, Duration::from_secs(grace.into())).await
             }
             HostOp::RemoveJob { id } => self.remove(systemd, *id).await,
-            _ => Err(Error::Failed("this is no operation on a job".to_owned())),
+            _ => Err(Error::Failed("not an operation on a job".to_owned())),
         }
     }
 
-    /// Opens a job's directory, if it is there, and is what leafd made.
+    /// Opens a job's directory, if it exists. It must have been created by leafd.
     fn open(&self, id: JobId) -> Result<Option<Directory>> {
         let Some(all) = Directory::open_root(&self.directory)? else {
             return Ok(None);
@@ -71,7 +71,7 @@ impl Jobs {
             rustix::fs::fstat(own.as_fd()).map_err(Error::io(format!("read the metadata of {path}")))?;
         if stat.st_uid != self.owner {
             return Err(Error::Refused(format!(
-                "{path} belongs to user {}, and not to leafd's, user {}",
+                "{path} belongs to user {}, not to leafd's user {}",
                 stat.st_uid, self.owner
             )));
         }
@@ -81,7 +81,7 @@ impl Jobs {
     async fn start(&self, systemd: &Systemd, id: JobId) -> Result<()> {
         let directory = self
             .open(id)?
-            .ok_or_else(|| Error::Refused(format!("{}/{id} is not there", self.directory.display())))?;
+            .ok_or_else(|| Error::Refused(format!("{}/{id} does not exist", self.directory.display())))?;
         if directory.read("order.json")?.is_none() {
             return Err(Error::Refused(format!(
                 "{} has no order.json",
@@ -93,23 +93,23 @@ impl Jobs {
         if is_up(systemd, &unit).await? {
             return Ok(());
         }
-        // One that failed is in the way of the next of its name.
+        // A failed unit prevents the start of another one with its name.
         systemd.reset_failed(&unit).await?;
         let started = systemd
             .start_transient(&unit, &self.properties(id), BEGINS_WITHIN)
             .await;
         let outcome = match started {
-            // D-Bus went away before the answer, and the call was made again: the unit is there by the first one.
+            // D-Bus went away before the answer, and the call was repeated: the first call started the unit.
             Err(SystemdError::Refused { .. }) if is_up(systemd, &unit).await? => return Ok(()),
             started => started?,
         };
         match outcome {
             UnitJobOutcome::Done => Ok(()),
             UnitJobOutcome::Failed(result) => Err(Error::Failed(format!(
-                "its runner did not begin ({result}); see: journalctl --unit {unit}"
+                "its runner did not start ({result}); see: journalctl --unit {unit}"
             ))),
             UnitJobOutcome::TimedOut => Err(Error::Failed(format!(
-                "its runner did not begin within {} s",
+                "its runner did not start within {} s",
                 BEGINS_WITHIN.as_secs()
             ))),
         }
@@ -121,7 +121,7 @@ impl Jobs {
         }
         check_systemd()?;
         if is_up(systemd, &job_unit(id)).await? {
-            return Err(Error::Failed("it runs; stop it first".to_owned()));
+            return Err(Error::Failed("it is running; stop it first".to_owned()));
         }
         match Directory::open_root(&self.directory)? {
             Some(all) => all.remove_tree(&id.to_string()),
@@ -129,7 +129,8 @@ impl Jobs {
         }
     }
 
-    /// The unit of a job (systemd.service(5), systemd.exec(5); org.freedesktop.systemd1(5) has their types).
+    /// Returns the properties of a job's unit (systemd.service(5), systemd.exec(5); types in
+    /// org.freedesktop.systemd1(5)).
     fn properties(&self, id: JobId) -> Vec<(String, OwnedVariant)> {
         let directory = self.directory.join(id.to_string());
         let directory = text(&directory);
@@ -154,7 +155,7 @@ impl Jobs {
                 ],
             ),
             transient_property("CollectMode", "inactive-or-failed".to_owned()),
-            // The runner is asked to end, and ends what is below it; what is left is killed with the unit.
+            // SIGTERM goes to the runner only, which ends its children; remaining processes are killed with the unit.
             transient_property("KillMode", "mixed".to_owned()),
             transient_property("TimeoutStopUSec", 30_000_000_u64),
             transient_property("TasksMax", MAX_TASKS),
@@ -166,7 +167,7 @@ impl Jobs {
             transient_property("ProtectHome", "yes".to_owned()),
             transient_property("ProtectProc", "invisible".to_owned()),
             transient_property("ReadWritePaths", vec![directory.clone()]),
-            // Of all jobs only this one's directory is there.
+            // Only this job's directory is visible.
             transient_property(
                 "TemporaryFileSystem",
                 vec![(text(&self.directory), "ro,mode=0755".to_owned())],
@@ -189,7 +190,7 @@ impl Jobs {
             ),
             transient_property("SystemCallArchitectures", vec!["native".to_owned()]),
             transient_property("SystemCallFilter", (true, vec!["@system-service".to_owned()])),
-            // ptrace is in @debug, which is not in @system-service: no job looks into another of the same user.
+            // ptrace is in @debug, which is not in @system-service: a job can't trace another job of the same user.
             transient_property("IPAddressDeny", vec![self.pool_addresses()]),
         ];
         for name in [
@@ -213,7 +214,7 @@ impl Jobs {
         properties
     }
 
-    /// The pool as systemd has it: family, address, prefix.
+    /// Returns the address pool in systemd's form: family, address, prefix length.
     fn pool_addresses(&self) -> (i32, Vec<u8>, u32) {
         const AF_INET: i32 = 2;
         let network = self.pool.network();
@@ -222,7 +223,7 @@ impl Jobs {
     }
 }
 
-/// Ends a job: SIGTERM to its runner, a grace time, then SIGKILL to all that is left.
+/// Stops a job: SIGTERM to its runner and, after the grace time, SIGKILL to the remaining processes.
 async fn stop(systemd: &Systemd, id: JobId, grace: Duration) -> Result<()> {
     check_systemd()?;
     let unit = job_unit(id);
@@ -232,7 +233,7 @@ async fn stop(systemd: &Systemd, id: JobId, grace: Duration) -> Result<()> {
     ] {
         systemd.kill(&unit, whom, signal.as_raw()).await?;
         let deadline = Instant::now() + patience;
-        // At least once: a unit that is not there is stopped.
+        // Checked at least once: a unit that does not exist is stopped.
         loop {
             if !is_up(systemd, &unit).await? {
                 return Ok(());
@@ -243,7 +244,7 @@ async fn stop(systemd: &Systemd, id: JobId, grace: Duration) -> Result<()> {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-    Err(Error::Failed(format!("{unit} can't be ended")))
+    Err(Error::Failed(format!("can't stop {unit}")))
 }
 
 fn text(path: &Path) -> String {
@@ -254,12 +255,12 @@ fn check_systemd() -> Result<()> {
     match leaf_host::runtime::detect() {
         Runtime::Systemd => Ok(()),
         Runtime::Nspawn => Err(Error::Unsupported(
-            "jobs of another user need systemd as PID 1".to_owned(),
+            "jobs under another user need systemd as PID 1".to_owned(),
         )),
     }
 }
 
-/// Returns whether anything of a unit runs, or is about to.
+/// Returns whether a unit runs or is about to.
 async fn is_up(systemd: &Systemd, unit: &str) -> Result<bool> {
     let state = systemd.loaded_unit(unit).await?;
     Ok(state.is_some_and(|state| state.is_up()))

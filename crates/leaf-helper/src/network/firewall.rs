@@ -1,28 +1,29 @@
-//! The closed network of a leaf's containers: one set of rules for all of them, in nftables of its own (`inet leaf_LEAF`
-//! and `arp leaf_LEAF`). Other tables are left alone, and several leaves on one machine don't meet.
+//! The closed network of a leaf's containers: one set of rules for all of them, in nftables tables of its own
+//! (`inet leaf_LEAF` and `arp leaf_LEAF`). Other tables are left alone, and several leaves on one host don't interfere.
 //!
-//! A container reaches the leaf's NATS port, at the leaf's address and at its own link's host end, and nothing else:
-//! no other port or address of the host, no other container, nothing outside, no ping, no IPv6 link-local. What its
-//! spec names in `allow` is opened, in one direction: a port of another container, an address outside (behind the
-//! host's own address), and a port of the leaf that leads to the container (from outside, and from the host itself at
-//! any of its addresses but the loopback's; a container does not come to another one by the leaf's ports). The host may
-//! open connections into a container.
+//! A container reaches the leaf's NATS port, at the leaf's address and at the host's end of its veth, and nothing else:
+//! no other port or address of the host, no other container, nothing outside, no ping, no IPv6 link-local. The openings
+//! in `allow` of its spec permit one direction each: to a port of another container, to an address outside (masqueraded
+//! as the host), and from a port of the leaf to the container (from outside, and from the host itself at any of its
+//! addresses but the loopback's; a container can't reach another one through the leaf's ports). The host may open
+//! connections into a container.
 //!
-//! Nobody can be somebody else. Each container has a link of its own to the host, without a bridge between them, so
-//! there is no neighbour on it but the host: nothing that a container says by ARP or neighbour discovery reaches
-//! another one, and the host, whose [neighbour entries](crate::network::make_link) are permanent, learns nothing from
-//! it. What comes in by a link must have that link's address as its source, by IPv4 and IPv6; that is looked at before
-//! all else, connection tracking included. By ARP a container learns its gateway's address and no other one of the host.
+//! Containers can't spoof addresses. Each has a veth of its own to the host, without a bridge between them, so the host
+//! is its only neighbour: its ARP and neighbour discovery packets don't reach other containers, and the host, whose
+//! [neighbour entries](crate::network::make_link) are permanent, ignores them. Packets from a veth must have its
+//! container's address as their source, in IPv4 and IPv6; this is checked before everything else, connection tracking
+//! included. By ARP a container learns its gateway's address, and no other one of the host.
 //!
-//! Rules match by the *names* of links, so an opening towards another container holds as soon as that one is there,
-//! whichever address it has then. Each packet of the side that opened a connection is held against the rules, not only
-//! the first: what is closed on a running container is closed for its open connections as well.
+//! Rules match by the *names* of links, so an opening to another container takes effect as soon as that one exists,
+//! whatever its address is. Every packet of the side that opened a connection is checked, not only the first: when an
+//! opening of a running container is removed, its open connections are cut as well.
 //!
-//! The elements of a container are in the sets before its first process runs ([`Helper::admit`]), are replaced in one
-//! transaction when its spec changes ([`Helper::renew`]) and are taken out when it has ended ([`Helper::expel`]); which
-//! ones they are stands in its run directory. What the rules are made of stands in the leaf's state directory, so a container that
-//! systemd starts at boot has them before `leafd` is up, and nothing is taken away when `leafd` ends. If the rules are
-//! gone (somebody flushed all of nftables), the next start or [`Helper::prepare_network`] makes them anew for all.
+//! A container's elements are added to the sets before its first process runs ([`Helper::admit`]), replaced in one
+//! transaction when its spec changes ([`Helper::renew`]), and removed when it has ended ([`Helper::expel`]); they are
+//! recorded in its run directory. The parameters of the rules are recorded in the leaf's state directory, so a
+//! container that systemd starts at boot has rules before `leafd` is up, and nothing is removed when `leafd` ends. If
+//! the rules are missing (another program flushed nftables), the next start or [`Helper::prepare_network`] restores
+//! them for all.
 
 mod elements;
 mod forwarding;
@@ -46,14 +47,14 @@ use crate::{Helper, lock, network};
 
 use elements::Elements;
 
-/// What the rules are made of, in the leaf's state directory.
+/// The file with the parameters of the rules, in the leaf's state directory.
 const PREPARED: &str = "network.json";
-/// Held while the rules are changed, in the leaf's state directory.
+/// The lock held while the rules are changed, in the leaf's state directory.
 const LOCK: &str = "network.lock";
-/// The elements that a container has in the rules, in its run directory.
+/// The file with a container's elements in the rules, in its run directory.
 const ADMITTED: &str = "network.json";
 
-/// What `PrepareNetwork` said last.
+/// The parameters of the last `PrepareNetwork`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Prepared {
@@ -62,7 +63,7 @@ struct Prepared {
 }
 
 impl Helper {
-    /// Makes the leaf's address and the rules, or sets them anew; the containers that are in stay in.
+    /// Adds the leaf's address and sets the rules, keeping the containers' elements.
     pub(crate) async fn prepare_network(&self, leaf_address: Ipv4Addr, nats_port: u16) -> Result<()> {
         let prepared = Prepared {
             leaf_address,
@@ -77,17 +78,17 @@ impl Helper {
 
     /// Adds the elements of a container's spec to the rules. Idempotent.
     ///
-    /// Where the rules are not there, after a boot, they are made first, by what `PrepareNetwork` said last.
+    /// If the rules are missing, as after a boot, they are set first, with the parameters of the last `PrepareNetwork`.
     pub(crate) async fn admit(&self, name: &ContainerName) -> Result<()> {
         let lock = self.lock_network().await?;
         let spec = self
             .spec(name)?
-            .ok_or_else(|| Error::Refused(format!("there is no container {name}")))?;
+            .ok_or_else(|| Error::Refused(format!("container {name} does not exist")))?;
         self.open_forwarding(&spec).await?;
         self.set_elements(&lock, name, elements::of(&spec)?).await
     }
 
-    /// Replaces the elements of a container in the rules by those of its spec, if it has any there.
+    /// Replaces a container's elements in the rules by those of its spec, if it has any in the rules.
     pub(crate) async fn renew(&self, name: &ContainerName) -> Result<()> {
         let lock = self.lock_network().await?;
         if !self.takes_part(name)? {
@@ -114,13 +115,13 @@ impl Helper {
         self.run_directory(name)?.remove_file(ADMITTED)?;
         match (tried, self.prepared(&lock.state)?) {
             (Ok(()), _) => Ok(()),
-            // They are gone, or not as they were left: made anew, without this one.
+            // The rules are missing or were changed: set again, without this container.
             (Err(_), Some(prepared)) => self.rebuild_but(&lock, prepared, Some(name)).await,
             (Err(e), None) => Err(e.into()),
         }
     }
 
-    /// Refuses openings that can't be: a port of the leaf that leads elsewhere already, a host that does not forward.
+    /// Refuses impossible openings: a port of the leaf that is already in use, a host that does not forward.
     pub(crate) async fn check_openings(&self, spec: &RunSpec) -> Result<()> {
         let wanted = ingress(spec);
         if !wanted.is_empty() {
@@ -129,15 +130,15 @@ impl Helper {
                 && wanted.contains(&(Protocol::Tcp, prepared.nats_port))
             {
                 return Err(Error::Refused(format!(
-                    "allow: tcp port {} of the leaf is that of its NATS; choose another host_port",
+                    "allow: tcp port {} of the leaf is its NATS port; choose another host_port",
                     prepared.nats_port
                 )));
             }
             for other in self.specs()?.values().filter(|other| other.name != spec.name) {
                 if let Some((protocol, port)) = ingress(other).intersection(&wanted).next() {
                     return Err(Error::Refused(format!(
-                        "allow: {protocol} port {port} of the leaf leads to container {} already; choose another \
-                         host_port",
+                        "allow: {protocol} port {port} of the leaf is already forwarded to container {}; choose another \
+                        host_port",
                         other.name
                     )));
                 }
@@ -153,7 +154,7 @@ impl Helper {
         forwarding::ensure(&self.settings.nft).await
     }
 
-    /// Replaces the elements of one container. The record of them covers what there may be at any moment.
+    /// Replaces the elements of one container. Its record covers all elements that may exist at any moment.
     async fn set_elements(&self, lock: &Lock, name: &ContainerName, new: Elements) -> Result<()> {
         let run = self.run_directory(name)?;
         let old = self.admitted(name)?.unwrap_or_default();
@@ -163,11 +164,11 @@ impl Helper {
         if let Err(e) = nft::run(&self.settings.nft, &script).await {
             let Some(prepared) = self.prepared(&lock.state)? else {
                 return Err(Error::Failed(format!(
-                    "the rules of the closed network are not there, and nothing says what they are made of; leafd \
-                     prepares them when it starts ({e})"
+                    "the rules of the closed network are missing, and their parameters are not recorded; leafd \
+                    prepares the network when it starts ({e})"
                 )));
             };
-            tracing::info!(container = %name, error = %e, "the rules are made anew");
+            tracing::info!(container = %name, error = %e, "the rules are missing or were changed; setting them again");
             return self.rebuild(lock, prepared).await;
         }
         run.write(ADMITTED, &json(&new), 0o600)
@@ -177,8 +178,8 @@ impl Helper {
         self.rebuild_but(lock, prepared, None).await
     }
 
-    /// Makes the leaf's address and all rules anew, with the elements of each container that takes part, in one
-    /// transaction: at no moment are there no rules.
+    /// Adds the leaf's address and sets all rules again, with the elements of every participating container, in one
+    /// transaction, so that there is no moment without rules.
     async fn rebuild_but(
         &self,
         _lock: &Lock,
@@ -200,7 +201,7 @@ impl Helper {
             let mut elements = elements::of(&spec)?;
             elements.retain(|element| match element.ingress() {
                 Some(key) if !ports.insert(key) => {
-                    tracing::warn!(container = %name, ?key, "a port of the leaf leads to another container already");
+                    tracing::warn!(container = %name, ?key, "a port of the leaf is already forwarded to another container");
                     false
                 }
                 _ => true,
@@ -218,12 +219,12 @@ impl Helper {
         Ok(())
     }
 
-    /// Whether a container's link may be in the rules, or is about to be there.
+    /// Returns whether a container participates: it has elements in the rules, or is about to have them.
     fn takes_part(&self, name: &ContainerName) -> Result<bool> {
         Ok(self.admitted(name)?.is_some() || network::is_there(name)?)
     }
 
-    /// The elements that a container may have in the rules; nothing if it takes no part.
+    /// Returns the elements that a container may have in the rules; `None` if it does not participate.
     fn admitted(&self, name: &ContainerName) -> Result<Option<Elements>> {
         let Some(all) = Directory::open_root(&self.paths.run)? else {
             return Ok(None);
@@ -242,7 +243,7 @@ impl Helper {
         Ok(prepared)
     }
 
-    /// The specs of all containers of the leaf; one that can't be read is left out.
+    /// Returns the specs of all containers of the leaf, without unreadable ones.
     fn specs(&self) -> Result<BTreeMap<ContainerName, RunSpec>> {
         let Some(all) = Directory::open_root(&self.paths.state)? else {
             return Ok(BTreeMap::new());
@@ -261,7 +262,7 @@ impl Helper {
                 Ok(None) => {}
                 Err(e) => {
                     let error = leaf_core::error::chain(&e);
-                    tracing::warn!(container = %name, error, "its spec can't be read, and so it has no rules");
+                    tracing::warn!(container = %name, error, "can't read a container's spec, so its network is closed");
                 }
             }
         }
@@ -275,14 +276,14 @@ impl Helper {
     }
 }
 
-/// The right to change the rules, and the leaf's state directory.
+/// The lock of the rules, and the leaf's state directory.
 #[derive(Debug)]
 struct Lock {
     state: Directory,
     _file: File,
 }
 
-/// The ports of the leaf that lead to a container.
+/// Returns the ports of the leaf that are forwarded to a container.
 fn ingress(spec: &RunSpec) -> BTreeSet<(Protocol, u16)> {
     let port = |opening: &Opening| match opening {
         Opening::Ingress {
@@ -294,7 +295,7 @@ fn ingress(spec: &RunSpec) -> BTreeSet<(Protocol, u16)> {
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("these types have no maps and no failing parts")
+    serde_json::to_vec(value).expect("these types always serialize")
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(directory: &Directory, file: &str) -> Result<Option<T>> {
@@ -304,7 +305,7 @@ fn read_json<T: serde::de::DeserializeOwned>(directory: &Directory, file: &str) 
     let parsed = serde_json::from_str(&text);
     parsed.map(Some).map_err(|e| {
         Error::Failed(format!(
-            "{}/{file} can't be understood ({e}); remove it",
+            "can't parse {}/{file} ({e}); remove it",
             directory.path().display()
         ))
     })

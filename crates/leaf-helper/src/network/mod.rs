@@ -1,11 +1,11 @@
-//! Addresses, links and routes of the host, by rtnetlink.
+//! Configures the host's addresses, links and routes by rtnetlink.
 //!
-//! Each container has one veth of its own to the host, and no bridge connects them: `ve-NAME` is the host's end, and
-//! `vp-NAME` the other one until it is in the container, where `leaf-init` makes it `eth0`. [`make_link`] makes it
-//! whole before anything of the container runs: addresses, routes, and who the neighbour is. So the host asks nobody
-//! on the link for anything, and believes nothing that is said there: the neighbour's entries are permanent, IPv6 has
-//! no link-local address at the host's end and so no router discovery, and the routes are the leaf's own. What the
-//! container may send is up to the [firewall](crate::network::firewall).
+//! Each container has one veth to the host, and no bridge connects them: `ve-NAME` is the host's end, and `vp-NAME` the
+//! other one until it is in the container, where `leaf-init` renames it to `eth0`. [`make_link`] configures it
+//! completely before any process of the container runs: addresses, routes, neighbour entries. So the host neither asks
+//! for nor accepts anything from the link: neighbour entries are permanent, the host's end has no IPv6 link-local
+//! address and therefore no router discovery, and the routes are the leaf's own. The
+//! [firewall](crate::network::firewall) decides what the container may send.
 
 pub(crate) mod firewall;
 
@@ -31,26 +31,26 @@ use leaf_core::id::ContainerName;
 
 use crate::error::{Error, Result};
 
-/// Where udev listens, if it runs, and where it notes that it has seen a link.
+/// The socket of udev, if it runs, and the directory of its notes on links.
 const UDEV: &str = "/run/udev/control";
 const UDEV_DATA: &str = "/run/udev/data";
-/// How long udev may take for a new link: while a machine boots, it is busy with all the others.
+/// The time limit for udev to handle a new link: during boot, it is busy.
 const UDEV_PATIENCE: Duration = Duration::from_secs(60);
 
-/// The host's end of a container's veth, as systemd-nspawn would name it.
+/// Returns the name of the host's end of a container's veth, as systemd-nspawn would name it.
 pub(crate) fn host_link(name: &ContainerName) -> String {
     format!("ve-{name}")
 }
 
-/// The container's end of its veth, while that is on the host.
+/// Returns the name of the container's end of its veth while it is on the host.
 pub(crate) fn peer_link(name: &ContainerName) -> String {
     format!("vp-{name}")
 }
 
-/// Returns whether a container's veth is there.
+/// Returns whether a container's veth exists.
 pub(crate) fn is_there(name: &ContainerName) -> Result<bool> {
     let failed = || Error::io(format!("look for the interface {}", host_link(name)));
-    // Any socket does: it only carries the question.
+    // Any socket will do for the ioctl.
     let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None).map_err(failed())?;
     match name_to_index(&socket, &host_link(name)) {
         Ok(_) => Ok(true),
@@ -59,7 +59,7 @@ pub(crate) fn is_there(name: &ContainerName) -> Result<bool> {
     }
 }
 
-/// Gives the host an address of its own on `lo`, if it has not got it.
+/// Adds an address to `lo`, if it is missing.
 pub(crate) async fn add_leaf_address(address: Ipv4Addr) -> Result<()> {
     connected(async |handle| {
         let index = index_of(&handle, "lo")
@@ -72,10 +72,9 @@ pub(crate) async fn add_leaf_address(address: Ipv4Addr) -> Result<()> {
     .await
 }
 
-/// Makes a container's veth, and returns the name of the end that is to be the container's. What there was of one
-/// before is gone.
+/// Creates a container's veth, and returns the name of the end for the container. An earlier one is replaced.
 ///
-/// Where udev runs it is done with the new link by then: systemd-nspawn takes no other (`--network-interface=`).
+/// If udev runs, it has finished with the new link by then: systemd-nspawn requires that (`--network-interface=`).
 pub(crate) async fn make_link(name: &ContainerName, network: ContainerNetwork) -> Result<String> {
     let (link, peer) = (host_link(name), peer_link(name));
     connected(async |handle| {
@@ -84,7 +83,7 @@ pub(crate) async fn make_link(name: &ContainerName, network: ContainerNetwork) -
         }
         add_pair(&handle, &link, &peer, name).await?;
         let index = require(&handle, &link).await?;
-        // Before it is up: an address that the kernel makes by itself would come then.
+        // Before the link is brought up, when the kernel would add an address by itself.
         without_link_local(&handle, index)
             .await
             .map_err(netlink(format!("keep link-local addresses off {link}")))?;
@@ -105,7 +104,7 @@ pub(crate) async fn make_link(name: &ContainerName, network: ContainerNetwork) -
     Ok(peer)
 }
 
-/// Moves the container's end of a veth into the container, where nobody else does.
+/// Moves the container's end of a veth into the container, if it was not moved by systemd-nspawn.
 pub(crate) async fn hand_over(name: &ContainerName, leader_pid: u32) -> Result<()> {
     let peer = peer_link(name);
     connected(async |handle| {
@@ -117,23 +116,23 @@ pub(crate) async fn hand_over(name: &ContainerName, leader_pid: u32) -> Result<(
     .await
 }
 
-/// Removes a container's veth, if it is there.
+/// Removes a container's veth, if it exists.
 pub(crate) async fn remove_link(name: &ContainerName) -> Result<()> {
     connected(async |handle| {
-        // Either end takes the other with it.
+        // Deleting either end deletes the other.
         delete(&handle, &host_link(name)).await?;
         delete(&handle, &peer_link(name)).await
     })
     .await
 }
 
-/// Runs a request beside the connection that carries it.
+/// Runs requests concurrently with the connection that carries them.
 async fn connected<T, F: Future<Output = Result<T>>>(work: impl FnOnce(Handle) -> F) -> Result<T> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::io("open a netlink socket"))?;
     tokio::select! {
         biased;
         done = work(handle) => done,
-        () = connection => Err(Error::Failed("the netlink connection ended by itself".into())),
+        () = connection => Err(Error::Failed("the netlink connection closed unexpectedly".into())),
     }
 }
 
@@ -146,9 +145,11 @@ async fn index_of(handle: &Handle, link: &str) -> Result<Option<u32>> {
 }
 
 async fn require(handle: &Handle, link: &str) -> Result<u32> {
-    index_of(handle, link)
-        .await?
-        .ok_or_else(|| Error::Failed(format!("the interface {link} went away while it was set up")))
+    index_of(handle, link).await?.ok_or_else(|| {
+        Error::Failed(format!(
+            "the interface {link} was removed while it was being set up"
+        ))
+    })
 }
 
 async fn delete(handle: &Handle, link: &str) -> Result<()> {
@@ -171,13 +172,13 @@ async fn add_pair(handle: &Handle, link: &str, peer: &str, name: &ContainerName)
         .build();
     match handle.link().add(pair).execute().await {
         Err(e) if is(&e, Errno::OPNOTSUPP) => Err(Error::Unsupported(
-            "this kernel has no veth links; load the module veth".into(),
+            "this kernel doesn't support veth links; load the module veth".into(),
         )),
-        other => other.map_err(netlink(format!("make the veth {link}"))),
+        other => other.map_err(netlink(format!("create the veth {link}"))),
     }
 }
 
-/// Tells the kernel to make no link-local address; where IPv6 is off there is nothing to tell.
+/// Disables the kernel's link-local address; a link without IPv6 needs nothing.
 async fn without_link_local(handle: &Handle, index: u32) -> std::result::Result<(), NetlinkError> {
     let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
     let change = LinkUnspec::new_with_index(index)
@@ -189,7 +190,7 @@ async fn without_link_local(handle: &Handle, index: u32) -> std::result::Result<
     }
 }
 
-/// Sets up one family of a link: the host's own address, the way to the container's, and whose that is.
+/// Configures one family of a veth: the host's address, the route to the container's, and its neighbour entry.
 async fn connect(
     handle: &Handle,
     index: u32,
@@ -203,7 +204,7 @@ async fn connect(
     let set = handle.route().add(route_to(theirs, own, index)).replace();
     set.execute()
         .await
-        .map_err(netlink(format!("set the route to {theirs} by {link}")))?;
+        .map_err(netlink(format!("set the route to {theirs} via {link}")))?;
     let neighbour = handle
         .neighbours()
         .add(index, theirs)
@@ -212,7 +213,7 @@ async fn connect(
     neighbour
         .execute()
         .await
-        .map_err(netlink(format!("set who {theirs} is on {link}")))
+        .map_err(netlink(format!("set the neighbour entry of {theirs} on {link}")))
 }
 
 fn route_to(theirs: IpAddr, own: IpAddr, index: u32) -> RouteMessage {
@@ -233,7 +234,7 @@ async fn add_address(handle: &Handle, index: u32, address: IpAddr) -> std::resul
     let prefix = if address.is_ipv4() { 32 } else { 128 };
     let mut request = handle.address().add(index, address, prefix);
     if address.is_ipv6() {
-        // Nobody else has it; a look for duplicates would only take its time.
+        // The address is unique, so duplicate address detection would only cost time.
         request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
     }
     match request.execute().await {
@@ -242,7 +243,7 @@ async fn add_address(handle: &Handle, index: u32, address: IpAddr) -> std::resul
     }
 }
 
-/// Returns whether a link can have IPv6. Where the host's default is to have none on new links, this one gets it.
+/// Returns whether a link can have IPv6. It is enabled for the link if it is off by default for new links.
 fn has_ipv6(link: &str) -> bool {
     let setting = Path::new("/proc/sys/net/ipv6/conf")
         .join(link)
@@ -250,7 +251,7 @@ fn has_ipv6(link: &str) -> bool {
     let off = match std::fs::read_to_string(&setting) {
         Ok(value) => value.trim() != "0",
         Err(_) => {
-            tracing::debug!(link, "this host has no IPv6, and so the link has none");
+            tracing::debug!(link, "this host has no IPv6, so the link has none");
             return false;
         }
     };
@@ -258,22 +259,22 @@ fn has_ipv6(link: &str) -> bool {
         tracing::warn!(
             link,
             error = %e,
-            "IPv6 is off on this host (net.ipv6.conf.default.disable_ipv6), and can't be put on for the link: the \
-             container has IPv4 only"
+            "IPv6 is off on this host (net.ipv6.conf.default.disable_ipv6), and can't be enabled for the link: the \
+            container has only IPv4"
         );
         return false;
     }
     true
 }
 
-/// Waits until udev is done with a link, if udev runs.
+/// Waits until udev has finished with a link, if udev runs.
 async fn wait_for_udev(link: &str, index: u32) -> Result<()> {
     let note = Path::new(UDEV_DATA).join(format!("n{index}"));
     let deadline = tokio::time::Instant::now() + UDEV_PATIENCE;
     while Path::new(UDEV).exists() && !std::fs::read_to_string(&note).is_ok_and(|note| is_done(&note)) {
         if tokio::time::Instant::now() >= deadline {
             return Err(Error::Failed(format!(
-                "udev was not done with the interface {link} within {} s",
+                "udev did not finish with the interface {link} within {} s",
                 UDEV_PATIENCE.as_secs()
             )));
         }
@@ -282,25 +283,25 @@ async fn wait_for_udev(link: &str, index: u32) -> Result<()> {
     Ok(())
 }
 
-/// Whether udev has done its work on a device, by what it notes: when that was, and since systemd 255 that it is still
-/// at it. systemd-nspawn looks at the same.
+/// Returns whether udev has finished with a device, according to its note: the time of initialization and, since
+/// systemd 255, whether it is still processing. systemd-nspawn checks the same.
 fn is_done(note: &str) -> bool {
     let has = |start| note.lines().any(|line: &str| line.starts_with(start));
     has("I:") && !has("E:ID_PROCESSING=1")
 }
 
-/// One end of a veth.
+/// An end of a veth.
 #[derive(Debug, Clone, Copy)]
 enum End {
     Host,
     Container,
 }
 
-/// The hardware address of an end: the same for a container of the same name at every start.
+/// Returns the hardware address of an end, which depends only on the container's name.
 fn mac(name: &ContainerName, end: End) -> [u8; 6] {
     let mut mac = [0; 6];
     mac.copy_from_slice(&Sha256::digest(format!("cim-leaf veth {name}"))[..6]);
-    // Locally administered, to one station (IEEE 802, clause 8.2); the last bit tells the ends apart.
+    // Locally administered, unicast (IEEE 802, clause 8.2); the last bit distinguishes the ends.
     mac[0] = mac[0] & 0xfc | 0x02;
     mac[5] = match end {
         End::Host => mac[5] & 0xfe,
@@ -322,7 +323,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn udev_is_done_with_a_link_once_it_says_so_and_no_longer_works_on_it() {
+    fn udev_has_finished_with_a_link_that_is_initialized_and_not_being_processed() {
         assert!(!is_done(""));
         assert!(!is_done(
             "I:55367478\nE:ID_NET_NAME=vp-x\nE:ID_PROCESSING=1\nG:systemd\nV:1\n"
@@ -331,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn the_names_of_links_fit_and_their_hardware_addresses_are_stable_local_and_two() {
+    fn link_names_fit_and_hardware_addresses_are_stable_local_and_distinct() {
         let name = ContainerName::new("Longest-one").expect("a name of 11 characters");
         assert!(host_link(&name).len() < 16 && peer_link(&name).len() < 16);
         let (host, container) = (mac(&name, End::Host), mac(&name, End::Container));

@@ -1,6 +1,6 @@
-//! The cgroup of a container that a supervisor runs: `cim-leaf.slice/LEAF/NAME`, with `helper` for this program below it, and
-//! `supervisor` and `payload`, which systemd-nspawn makes for itself and for the container. Limits belong on the payload, and
-//! killing it leaves the supervisor to tell of it.
+//! The cgroup of a container under the nspawn supervisor: `cim-leaf.slice/LEAF/NAME`. Below it are `helper`, for this
+//! program, and `supervisor` and `payload`, which systemd-nspawn creates for itself and for the container. Limits are
+//! set on the payload, and killing it leaves the supervisor, which records the end.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -11,16 +11,16 @@ use leaf_host::cgroup::{self, Cgroup, CgroupError};
 
 use crate::error::Result;
 
-/// How long processes that were killed may take to be gone.
+/// The time limit for killed processes to disappear.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
 
-/// The cgroup of a container that a supervisor runs.
+/// The cgroup of a container under the nspawn supervisor.
 #[derive(Debug, Clone)]
 pub(crate) struct SupervisedCgroup {
     group: Cgroup,
-    /// Where cgroup version 2 is mounted.
+    /// The mount point of cgroup version 2.
     mount: PathBuf,
-    /// The same group in systemd's hierarchy of version 1, where that is mounted: systemd-nspawn makes it there as well.
+    /// The same group in systemd's hierarchy of version 1, if that is mounted: systemd-nspawn creates it there as well.
     legacy: Option<Cgroup>,
 }
 
@@ -43,7 +43,7 @@ impl SupervisedCgroup {
         let mut tries = 0;
         loop {
             match self.group.create() {
-                // The last container but this one just took the leaf's group with it.
+                // The end of another container has just removed the leaf's group.
                 Err(CgroupError::Io { source, .. })
                     if source.kind() == ErrorKind::NotFound && tries < 100 =>
                 {
@@ -57,7 +57,7 @@ impl SupervisedCgroup {
         }
     }
 
-    /// Moves this process into the group's `helper`, so that the group itself holds no process.
+    /// Moves this process into the group's `helper`, so that the group itself contains no process.
     pub(crate) fn step_aside(&self) -> Result<()> {
         let helper = self.group.child("helper");
         helper.create()?;
@@ -69,31 +69,31 @@ impl SupervisedCgroup {
         Ok(Cgroup::at(&self.mount).attach_this_process()?)
     }
 
-    /// Returns whether a process is in the group or below it.
+    /// Returns whether a process is in this cgroup or below it.
     pub(crate) fn contains(&self, pid: u32) -> bool {
         self.group.contains(pid)
     }
 
-    /// The cgroup of the container's own processes.
+    /// Returns the payload's cgroup.
     pub(crate) fn payload(&self) -> Cgroup {
         self.group.child("payload")
     }
 
-    /// Ends every process of the container, however many it makes, and returns when none is left.
+    /// Kills every process of the container, even while it forks, and returns when none is left.
     pub(crate) async fn kill_payload(&self) -> Result<()> {
         Ok(self.payload().kill_and_wait(GONE_WITHIN).await?)
     }
 
-    /// Ends every process in the group, the supervisor included, and returns when none is left.
+    /// Kills every process in the group, the supervisor included, and returns when none is left.
     pub(crate) async fn kill_all(&self) -> Result<()> {
         Ok(self.group.kill_and_wait(GONE_WITHIN).await?)
     }
 
-    /// Removes the group and those below it; no process may be in them.
+    /// Removes the group and its children, which must contain no process.
     pub(crate) fn remove(&self) -> Result<()> {
         for group in std::iter::once(&self.group).chain(&self.legacy) {
             group.remove()?;
-            // The leaf's and the slice's groups go with the last container; another one in them keeps them.
+            // The groups of the leaf and the slice are removed with the last container.
             for parent in group.path().ancestors().skip(1).take(2) {
                 let _ = std::fs::remove_dir(parent);
             }

@@ -1,4 +1,4 @@
-//! A container's console log: bounded, in two files, with the last lines at hand.
+//! A container's console log: bounded, in two files, with the last lines in memory.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -9,13 +9,13 @@ use rustix::fs::{Mode, OFlags};
 use crate::error::{Error, Result};
 use crate::files::Directory;
 
-/// The most that one of the two files holds.
+/// The maximum size of each file, in bytes.
 const MAX_FILE_BYTES: u64 = 4 << 20;
-/// How many of the last lines are at hand, and how long they may be.
+/// The number of last lines in memory, and their maximum length in bytes.
 const TAIL_LINES: usize = 20;
 const TAIL_LINE_BYTES: usize = 500;
 
-/// What a container prints, as it is written down.
+/// The writer of a container's console log.
 #[derive(Debug)]
 pub(crate) struct Console {
     directory: Directory,
@@ -27,7 +27,7 @@ pub(crate) struct Console {
 }
 
 impl Console {
-    /// Opens the log in a container's directory, after what is there.
+    /// Opens the log in a container's directory, for appending.
     pub(crate) fn open(directory: Directory, group: Option<u32>) -> Result<Self> {
         let file = open(&directory)?;
         if let Some(group) = group {
@@ -48,7 +48,7 @@ impl Console {
         })
     }
 
-    /// Writes what came. A terminal's line ends become plain ones.
+    /// Writes console output. CR LF becomes LF.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let plain: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != b'\r').collect();
         for &byte in &plain {
@@ -70,7 +70,7 @@ impl Console {
         Ok(())
     }
 
-    /// The last lines since it was opened.
+    /// Returns the last lines since the log was opened.
     pub(crate) fn tail(&self) -> String {
         let lines = self
             .tail
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_log_is_bounded_and_the_last_lines_are_at_hand() {
+    fn the_log_is_bounded_and_the_last_lines_are_in_memory() {
         let place = tempfile::tempdir().expect("a directory");
         let directory = Directory::make_root(place.path(), 0o755).expect("a directory");
         let mut console = Console::open(directory, None).expect("a log");

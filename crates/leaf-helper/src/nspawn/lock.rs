@@ -1,4 +1,4 @@
-//! What a supervisor leaves on the host while it lives, as others see it: its lock, and the leftovers of one that was killed.
+//! The lock of a supervisor, and the cleanup after one that was killed.
 
 use std::fs::File;
 use std::time::Duration;
@@ -12,17 +12,17 @@ use crate::container::directories::SHOWN;
 use crate::error::{Error, Result};
 use crate::nspawn::cgroup::SupervisedCgroup;
 
-/// The lock of a container, held.
+/// The held lock of a container.
 #[derive(Debug)]
 pub(crate) struct RunLock {
     _file: File,
 }
 
 impl Helper {
-    /// Returns the lock of a container, or nothing if its supervisor lives.
+    /// Takes the lock of a container; returns `None` if its supervisor is running.
     pub(crate) async fn acquire(&self, name: &ContainerName) -> Result<Option<RunLock>> {
         let file = self.lock_file(name, OFlags::RDWR)?;
-        // An observer holds it shared for a moment.
+        // An observer may hold it shared for a moment.
         for _ in 0..50 {
             if lock::try_exclusive(&file).map_err(self.lock_failed(name))? {
                 return Ok(Some(RunLock { _file: file }));
@@ -32,14 +32,14 @@ impl Helper {
         Ok(None)
     }
 
-    /// Returns whether a container's supervisor lives.
+    /// Returns whether a container's supervisor is running.
     pub(crate) fn is_supervised(&self, name: &ContainerName) -> Result<bool> {
-        // Only read: a look is no change for those who watch.
+        // Opened read-only, so that watchers are not woken.
         let file = self.lock_file(name, OFlags::RDONLY)?;
         lock::is_held(&file).map_err(self.lock_failed(name))
     }
 
-    /// Waits until a container's supervisor is gone, and returns whether it is.
+    /// Waits until a container's supervisor has ended; returns false after the time limit.
     pub(crate) async fn wait_unsupervised(&self, name: &ContainerName, limit: Duration) -> Result<bool> {
         let deadline = tokio::time::Instant::now() + limit;
         while self.is_supervised(name)? {
@@ -69,8 +69,8 @@ impl Helper {
         Ok(File::from(lock))
     }
 
-    /// Removes what a running container has on the host beside files: processes, cgroup, link, mounts, elements of
-    /// the rules. Nothing supervises it.
+    /// Removes what a container without a supervisor has on the host apart from files: processes, cgroup, veth, mounts,
+    /// elements of the rules.
     pub(crate) async fn sweep(&self, name: &ContainerName) -> Result<()> {
         let cgroup = SupervisedCgroup::of(&self.leaf, name)?;
         cgroup.kill_all().await?;

@@ -1,4 +1,4 @@
-//! systemd-nspawn, for both runtimes: its command line, its end. Every flag is made here, and none comes from a caller.
+//! systemd-nspawn, for both runtimes: its command line and its end. All flags are made here; callers can't add any.
 
 pub(crate) mod cgroup;
 mod console;
@@ -29,38 +29,38 @@ use crate::error::{Error, Result};
 use crate::network::peer_link;
 use crate::settings::check_path;
 
-/// The exit code by which systemd-nspawn says that the container reboots, and is to be started again; no failure.
+/// The exit code of systemd-nspawn for a container that reboots and must be started again; not a failure.
 pub(crate) const RESTARTS: i32 = 133;
 
-/// Where `leaf-init` is inside a container.
+/// The path of `leaf-init` inside a container.
 pub(crate) const INNER_INIT: &str = "/run/leaf/init";
 
-/// The environment of systemd-nspawn itself, beside `NOTIFY_SOCKET`.
+/// The environment of systemd-nspawn itself, apart from `NOTIFY_SOCKET`.
 pub(crate) const ENVIRONMENT: [(&str, &str); 2] = [
     ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin"),
     ("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1"),
 ];
 
-/// How long the kernel may take to thaw all processes of a container.
+/// The time limit for the kernel to thaw all processes of a container.
 const THAWED_WITHIN: Duration = Duration::from_secs(5);
 
-/// What a systemd-nspawn is connected to.
+/// The connections of a systemd-nspawn process.
 #[derive(Debug)]
 pub(crate) struct Wiring {
-    /// Whether it takes a link by the name that it has and the one that it is to have (since systemd 254).
+    /// Whether it accepts a link with its present and its new name (since systemd 254).
     pub(crate) named_link: bool,
-    /// The socket that it tells of its state (sd_notify(3)).
+    /// The socket for its notifications (sd_notify(3)).
     pub(crate) notify_socket: Option<OsString>,
-    /// Where the console's output and its own messages go; where this process's go, if there is none.
+    /// The pipe for the console's output and its own messages; by default this process's output.
     pub(crate) console: Option<PipeWriter>,
 }
 
-/// A systemd-nspawn that this process started and waits for.
+/// A systemd-nspawn child process.
 #[derive(Debug)]
 pub(crate) struct Nspawn(Child);
 
 impl Nspawn {
-    /// Waits for its end, and returns how the container ended. The future may be dropped at any time without a loss.
+    /// Waits for its end, and returns how the container ended. Cancel-safe.
     pub(crate) async fn ended(&mut self) -> Result<Exit> {
         let status = self
             .0
@@ -70,31 +70,30 @@ impl Nspawn {
         Ok(exit_of(status))
     }
 
-    /// Has it ask the container's init to halt, which it does when it gets SIGTERM itself; at the second time it ends at once.
-    /// The processes of a paused container are thawed before: frozen ones do nothing with the request.
+    /// Makes it ask the container's init to halt, by SIGTERM; a second SIGTERM would end it at once. The processes of a
+    /// paused container are thawed first, since frozen ones can't react.
     pub(crate) async fn ask_to_halt(&self, payload: &Cgroup) {
         if let Err(error) = payload.set_frozen(false, THAWED_WITHIN).await {
-            tracing::debug!(
-                error = chain(&error),
-                "the container's processes could not be thawed"
-            );
+            tracing::debug!(error = chain(&error), "can't thaw the container's processes");
         }
         let id = self.0.id().and_then(|id| i32::try_from(id).ok());
         if let Some(pid) = id.and_then(Pid::from_raw) {
-            // It fails only where the process has ended, which whoever waits for it sees next.
+            // Fails only if the process has ended, which the waiting task notices.
             let _ = kill_process(pid, Signal::TERM);
         }
     }
 }
 
-/// Asks a container's init to halt, by SIGRTMIN+3 (systemd(1), "Signals"), if the process of this number is of the container.
-pub(crate) fn ask_init_to_halt(init: u32, is_of_it: impl FnOnce(u32) -> bool) -> Result<()> {
+/// Asks a container's init to halt, by SIGRTMIN+3 (systemd(1), "Signals"), if this process belongs to the container.
+pub(crate) fn ask_init_to_halt(init: u32, belongs: impl FnOnce(u32) -> bool) -> Result<()> {
     let failed = || Error::io(format!("signal the init, process {init}"));
     let gone = || Error::Failed(format!("the init, process {init}, has ended"));
     let process = ProcessHandle::open(init).map_err(failed())?.ok_or_else(gone)?;
-    // The number may be another process's by now; once it is open, it stays the one that is looked at here.
-    if !is_of_it(init) {
-        return Err(Error::Failed(format!("process {init} is not of this container")));
+    // The process id may be reused; the pidfd refers to the process that is checked here.
+    if !belongs(init) {
+        return Err(Error::Failed(format!(
+            "process {init} does not belong to this container"
+        )));
     }
     let halt = Signal::rt(3).ok_or_else(|| Error::Unsupported("this system has no SIGRTMIN+3".into()))?;
     match process.signal(halt).map_err(failed())? {
@@ -103,7 +102,7 @@ pub(crate) fn ask_init_to_halt(init: u32, is_of_it: impl FnOnce(u32) -> bool) ->
     }
 }
 
-/// How a container ended, by the end of its systemd-nspawn.
+/// Returns how a container ended, from the exit status of its systemd-nspawn.
 fn exit_of(status: ExitStatus) -> Exit {
     match (status.code(), status.signal()) {
         (Some(code), _) => Exit::Code { code },
@@ -113,7 +112,7 @@ fn exit_of(status: ExitStatus) -> Exit {
 }
 
 impl Helper {
-    /// Starts systemd-nspawn for a container whose inputs are ready.
+    /// Starts systemd-nspawn for a container whose inputs are prepared.
     pub(crate) fn start_nspawn(&self, spec: &RunSpec, inputs: &Inputs, wiring: Wiring) -> Result<Nspawn> {
         let program = &self.settings.nspawn;
         let mut command = Command::new(program);
@@ -139,8 +138,8 @@ impl Helper {
             .map_err(Error::io(format!("start {}", program.display())))
     }
 
-    /// Returns the arguments of systemd-nspawn for a container whose inputs are ready; `pairs` where it takes a link by the
-    /// name that it has and the one that it is to have.
+    /// Returns the arguments of systemd-nspawn for a container whose inputs are prepared; `pairs`: whether it accepts a
+    /// link with its present and its new name.
     fn nspawn_arguments(&self, spec: &RunSpec, inputs: &Inputs, pairs: bool) -> Result<Vec<OsString>> {
         let root = self.paths.roots.join(spec.name.as_str());
         let leaf_init = check_path(&self.settings.leaf_init)?;
@@ -156,13 +155,13 @@ impl Helper {
         arguments.push(format!("--directory={}", check_path(&root)?));
         arguments.push("--private-network".into());
         match self.settings.runtime {
-            // By both its names: it gives the link back at the end, and must find it then (systemd-nspawn(1)).
+            // With both names, since it moves the link back at the end (systemd-nspawn(1)).
             Runtime::Systemd if pairs => {
                 arguments.push(format!("--network-interface={}:eth0", peer_link(&spec.name)));
             }
             Runtime::Systemd => arguments.push(format!("--network-interface={}", peer_link(&spec.name))),
-            // `--network-interface=` takes only what udev has seen, and there may be no udev here: the link is handed over
-            // by the supervisor.
+            // `--network-interface=` accepts only links that udev has initialized, and udev may not run here: the
+            // supervisor moves the link.
             Runtime::Nspawn => {}
         }
         if private {
@@ -181,7 +180,7 @@ impl Helper {
             ]
             .map(Into::into),
         );
-        // So that the store's files are root's inside as well: programs such as sudo look at that.
+        // Makes the store's files root's inside as well: programs such as sudo require that.
         let mapped = private && self.settings.runtime == Runtime::Systemd && store_maps_users()?;
         arguments.push(match mapped {
             true => "--bind-ro=/nix/store:/nix/store:idmap".into(),

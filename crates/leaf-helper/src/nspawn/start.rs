@@ -1,4 +1,4 @@
-//! Starting a container's supervisor and stopping it, from outside.
+//! Starts and stops a container's supervisor, from outside.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -17,12 +17,12 @@ use crate::files::Directory;
 use crate::nspawn::cgroup::SupervisedCgroup;
 use crate::{Helper, nspawn};
 
-/// How long a supervisor has to clean up after a container whose processes are gone.
+/// The time limit for a supervisor to clean up after the container's processes have ended.
 const CLEAN_UP: Duration = Duration::from_secs(10);
 
-/// How long after it was asked to halt a container is asked again.
+/// The pause before a container is asked to halt again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
-/// How long to wait for the first process of a container that has none yet.
+/// The pause before the leader of a container is looked up again.
 const NO_INIT_YET: Duration = Duration::from_millis(20);
 
 impl Helper {
@@ -35,7 +35,7 @@ impl Helper {
         let run = self.run_directory(name)?;
         let mut child = None;
         if !self.is_supervised(name)? {
-            // What the last one said is no answer to this start.
+            // Discards the status of the last run.
             run.remove_file("status.json")?;
             child = Some(self.spawn_supervisor(name)?);
         }
@@ -56,11 +56,11 @@ impl Helper {
             let gone = match &mut child {
                 Some(child) => child
                     .try_wait()
-                    .map_err(Error::io("look after the supervisor"))?
+                    .map_err(Error::io("wait for the supervisor"))?
                     .is_some(),
                 None => !self.is_supervised(name)?,
             };
-            // It may have said why between the two looks.
+            // It may have written the reason between the two reads.
             if gone
                 && self
                     .status(&run)?
@@ -79,7 +79,7 @@ impl Helper {
         }
     }
 
-    /// Ends a container that was not ready in time, and returns why it was not.
+    /// Stops a container that was not ready in time, and returns the error.
     async fn end_unready(&self, name: &ContainerName, run: &Directory, limit: Duration) -> Error {
         let ended = async {
             self.end_by_force(name).await?;
@@ -88,26 +88,26 @@ impl Helper {
         };
         let said = match ended.await {
             Ok(status) => status.and_then(|s| s.error).unwrap_or_default(),
-            Err(e) => format!("and it could not be ended: {}", leaf_core::error::chain(&e)),
+            Err(e) => format!("and it could not be stopped: {}", leaf_core::error::chain(&e)),
         };
         Error::NotReady(format!(
-            "it was not ready within {} s and was ended; {said}",
+            "it was not ready within {} s and was stopped; {said}",
             limit.as_secs()
         ))
     }
 
-    /// Stops a container: a request to its init, a grace time, then the end of its cgroup.
+    /// Stops a container: a signal to its init and, after the grace time, SIGKILL to its cgroup.
     pub(crate) async fn stop_supervised(&self, name: &ContainerName, grace: Duration) -> Result<()> {
         if !self.halt(name, grace).await? {
-            tracing::warn!(container = %name, "did not halt in its grace time and is ended by force");
+            tracing::warn!(container = %name, "the container did not halt in its grace time, killing it");
             self.end_by_force(name).await?;
         }
-        // Nothing is left by a supervisor that ended well, and much by one that was killed.
+        // A supervisor that was killed leaves much to clean up.
         self.sweep(name).await
     }
 
-    /// Asks a container to halt until it does, and returns whether it did in its grace time. Once may not be enough:
-    /// one that was just started has no first process yet, or its first process does not listen to signals yet.
+    /// Asks a container to halt until it does; returns whether it did within the grace time. One request may not be
+    /// enough: a container that was just started has no init yet, or its init does not handle signals yet.
     async fn halt(&self, name: &ContainerName, grace: Duration) -> Result<bool> {
         let deadline = Instant::now() + grace;
         while self.is_supervised(name)? {
@@ -119,7 +119,7 @@ impl Helper {
                 Ok(()) => ASK_AGAIN_AFTER,
                 Err(e) => {
                     let error = leaf_core::error::chain(&e);
-                    tracing::debug!(container = %name, error, "the init could not be asked to halt");
+                    tracing::debug!(container = %name, error, "can't ask the init to halt");
                     NO_INIT_YET
                 }
             };
@@ -131,19 +131,19 @@ impl Helper {
     fn ask_to_halt(&self, name: &ContainerName) -> Result<()> {
         let status = self.status(&self.run_directory(name)?)?;
         let init = status.and_then(|status| status.leader_pid);
-        let init = init.ok_or_else(|| Error::Failed("it has no first process yet".into()))?;
+        let init = init.ok_or_else(|| Error::Failed("it has no init yet".into()))?;
         let group = SupervisedCgroup::of(&self.leaf, name)?;
         nspawn::ask_init_to_halt(init, |pid| group.contains(pid))
     }
 
-    /// Ends a container's processes, and its supervisor if that does not end by itself then.
+    /// Kills a container's processes, and its supervisor if it does not end by itself then.
     async fn end_by_force(&self, name: &ContainerName) -> Result<()> {
         let cgroup = SupervisedCgroup::of(&self.leaf, name)?;
         cgroup.kill_payload().await?;
         if !self.wait_unsupervised(name, CLEAN_UP).await? {
             cgroup.kill_all().await?;
             if !self.wait_unsupervised(name, CLEAN_UP).await? {
-                return Err(Error::Failed("its supervisor can't be ended".into()));
+                return Err(Error::Failed("can't end its supervisor".into()));
             }
         }
         Ok(())
@@ -159,8 +159,8 @@ impl Helper {
             .arg(name.as_str())
             .arg("--record")
             .arg(self.record());
-        // No secret or setting of this process reaches it by the environment. It makes a session of its own, and
-        // is not ended when this process is.
+        // It inherits no secret or setting in its environment. It creates a session of its own, so that it outlives
+        // this process.
         command
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin")
@@ -188,7 +188,7 @@ impl Helper {
         )))
     }
 
-    /// The end of what a supervisor said on its own.
+    /// Returns the end of a supervisor's own log.
     fn supervisor_said(&self, name: &ContainerName) -> String {
         let read = || -> std::io::Result<String> {
             let mut log = self
@@ -201,9 +201,9 @@ impl Helper {
             Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
         };
         match read() {
-            Ok(text) if text.is_empty() => "it said nothing".into(),
+            Ok(text) if text.is_empty() => "its log is empty".into(),
             Ok(text) => text,
-            Err(e) => format!("its log can't be read: {e}"),
+            Err(e) => format!("can't read its log: {e}"),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! One container's supervisor: runs systemd-nspawn in a cgroup of its own, listens to its notifications, writes down
-//! its console, its status and its end, and cleans up.
+//! The supervisor of a container: runs systemd-nspawn in a cgroup of its own, receives its notifications, records
+//! console output, status and end, and cleans up.
 
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
@@ -26,10 +26,10 @@ use crate::nspawn::lock::RunLock;
 use crate::nspawn::{RESTARTS, Wiring};
 use crate::{Helper, network};
 
-/// Supervises a container until it ends. One that reboots is started again, as systemd does it (`RestartForceExitStatus=`).
+/// Supervises a container until it ends. One that reboots is started again, as by systemd (`RestartForceExitStatus=`).
 pub(crate) async fn supervise(helper: &Helper, name: &ContainerName) -> Result<Exit> {
     helper.check_host()?;
-    // It fails where this is a session of its own already.
+    // Fails if this process is already a session leader.
     let _ = rustix::process::setsid();
     let run = helper.run_directory(name)?;
     let Some(lock) = helper.acquire(name).await? else {
@@ -44,7 +44,7 @@ pub(crate) async fn supervise(helper: &Helper, name: &ContainerName) -> Result<E
     let outcome = loop {
         supervisor.write_status()?;
         let outcome = supervisor.run_to_the_end(name).await;
-        // A container that ends so before it was ready would be started for ever.
+        // Without this, a container that reboots before it is ready would be started forever.
         if !matches!(outcome, Ok(Exit::Code { code: RESTARTS })) || supervisor.status.ready_at.is_none() {
             break outcome;
         }
@@ -82,7 +82,7 @@ impl Supervisor<'_> {
         let cgroup = SupervisedCgroup::of(&helper.leaf, name)?;
         cgroup.enter()?;
         let outcome = self.run_payload(&spec, &cgroup).await;
-        // Whatever happened: nothing stays.
+        // Cleans up after every outcome.
         let _ = cgroup.kill_payload().await;
         cgroup.leave()?;
         let swept = helper.sweep(name).await;
@@ -91,16 +91,16 @@ impl Supervisor<'_> {
         Ok(exit)
     }
 
-    /// Runs the container. This process is in the container's cgroup when it begins, so that systemd-nspawn is from
-    /// its first instruction; then it moves aside.
+    /// Runs the container. This process is in the container's cgroup when it starts systemd-nspawn, which is therefore
+    /// in it from its first instruction; then this process moves out.
     async fn run_payload(&mut self, spec: &RunSpec, cgroup: &SupervisedCgroup) -> Result<Exit> {
         let helper = self.helper;
         network::make_link(&spec.name, spec.network).await?;
         helper.admit(&spec.name).await?;
         let mut console = Console::open(helper.state_directory(&spec.name)?, helper.settings.observers)?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(Error::io("watch for SIGTERM"))?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(Error::io("receive SIGTERM"))?;
         let notify = self.bind_notify()?;
-        let (reader, writer) = std::io::pipe().map_err(Error::io("make a pipe"))?;
+        let (reader, writer) = std::io::pipe().map_err(Error::io("create a pipe"))?;
         let mut output =
             pipe::Receiver::from_owned_fd(OwnedFd::from(reader)).map_err(Error::io("read a pipe"))?;
         let inputs = helper.prepare_inputs(&spec.name, &spec.options)?;
@@ -134,7 +134,7 @@ impl Supervisor<'_> {
                             _ => {}
                         }
                     }
-                    // Whoever reads that it is ready can reach it: its link is up by now.
+                    // Written when the link is up, so that a ready container is reachable.
                     if ready && self.status.leader_pid.is_some() && self.status.ready_at.is_none() {
                         self.status.ready_at = Some(Timestamp::now());
                         self.write_status()?;
@@ -150,7 +150,7 @@ impl Supervisor<'_> {
                 _ = terminate.recv() => nspawn.ask_to_halt(&cgroup.payload()).await,
             }
         };
-        // Nobody else holds the pipe, unless somebody escaped the end of the container; so it ends, or it is cut.
+        // The pipe is closed now, unless a process survived the container's end; so the read is limited.
         let drain = async {
             while let Ok(length @ 1..) = output.read(&mut bytes).await {
                 console.write(&bytes[..length])?;

@@ -1,4 +1,4 @@
-//! A unix socket from which no message longer than a bound is read.
+//! A unix socket with a maximum length of received messages.
 
 use std::os::fd::AsFd;
 
@@ -8,7 +8,7 @@ use zlink::connection::PassedCredentials;
 use zlink::connection::socket::{self, ReadResult, Socket};
 use zlink::tokio::unix::Stream;
 
-/// The longest message: credentials are the most of it.
+/// The maximum length of a message, in bytes; credentials are the largest part.
 const MAX_MESSAGE_BYTES: usize = 4 << 20;
 
 /// The socket.
@@ -39,11 +39,11 @@ impl Socket for Bounded {
     }
 }
 
-/// Its half that reads.
+/// The reading half.
 #[derive(Debug)]
 pub(crate) struct ReadHalf {
     inner: <Stream as Socket>::ReadHalf,
-    /// Of the message that is being read, without its end.
+    /// The length of the message read so far, without its terminator.
     length: usize,
 }
 
@@ -63,7 +63,7 @@ impl socket::ReadHalf for ReadHalf {
     }
 }
 
-/// Its half that writes.
+/// The writing half.
 #[derive(Debug)]
 pub(crate) struct WriteHalf(<Stream as Socket>::WriteHalf);
 

@@ -1,4 +1,4 @@
-//! The caller's side of the helper's socket.
+//! The client of the helper's service.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,21 +13,21 @@ use zlink::tokio::unix;
 
 use crate::service::wire::{self, Fault};
 
-/// How often a helper that went away is asked: it is back a moment after an update of the host.
+/// The back-off for a helper that went away: after an update of the host it is back in a moment.
 const HELPER_AWAY: BackOff = BackOff {
     tries: 5,
     first_pause: Duration::from_millis(250),
 };
 
-/// Sends operations to a helper that is another process. Each goes over a connection of its own, so a helper that was
-/// restarted is found by itself.
+/// Sends operations to a helper in another process. Each uses a connection of its own, so a restarted helper needs no
+/// special handling.
 #[derive(Debug, Clone)]
 pub struct Client {
     socket: PathBuf,
 }
 
 impl Client {
-    /// Returns the client of a socket; it is not opened before the first operation.
+    /// Returns the client of a socket, which is not opened before the first operation.
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         Self {
@@ -35,17 +35,17 @@ impl Client {
         }
     }
 
-    /// The socket.
+    /// Returns the socket's path.
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Has an operation carried out, and again where the helper went away before it answered: operations are idempotent.
-    /// A caller that plans anew from what the host shows uses [`Self::carry_out`] instead.
+    /// Has an operation carried out, and repeats it if the helper goes away before it answers: operations are
+    /// idempotent. A caller that would rather observe and plan again uses [`Self::carry_out`].
     ///
     /// # Errors
-    /// [`HostOpError`], as [`Self::carry_out`] has it; `Interrupted` where the helper stayed away.
+    /// [`HostOpError`], as for [`Self::carry_out`]; `Interrupted` if the helper stays away.
     pub async fn insist(&self, op: &HostOp) -> Result<(), HostOpError> {
         let mut failed = 0;
         loop {
@@ -60,17 +60,17 @@ impl Client {
             tracing::warn!(
                 op = op.summary(),
                 reason = error.reason,
-                "the helper is asked again"
+                "the helper went away, repeating the operation"
             );
             tokio::time::sleep(pause).await;
         }
     }
 
-    /// Has an operation carried out, and waits for its end. A caller that does not wait leaves it under way.
+    /// Has an operation carried out, and waits for its end. Dropping the future does not stop the operation.
     ///
     /// # Errors
-    /// [`HostOpError`]: the helper's own; `Unsupported` where there is no helper to call; `Interrupted` where it went away
-    /// before it answered.
+    /// The helper's [`HostOpError`]; `Unsupported` if there is no helper; `Interrupted` if it went away before it
+    /// answered.
     pub async fn carry_out(&self, op: &HostOp) -> Result<(), HostOpError> {
         let error = |kind, reason| HostOpError {
             op: op.summary(),
@@ -98,20 +98,21 @@ impl Client {
                     Service::PermissionDenied => (
                         HostOpErrorKind::Refused,
                         format!(
-                            "{} lets only the user call that its settings name, and this is user {}",
+                            "{} accepts calls only from the user named in its settings, and this process runs as user {}",
                             self.socket.display(),
                             rustix::process::geteuid().as_raw()
                         ),
                     ),
                     Service::MethodNotFound { .. } => (
                         HostOpErrorKind::Unsupported,
-                        "the helper that runs does not know this; it is of an older version".to_owned(),
+                        "the running helper does not know this operation; it is of an older version"
+                            .to_owned(),
                     ),
                     other => (HostOpErrorKind::Failed, other.to_string()),
                 };
                 Err(error(kind, reason))
             }
-            // The connection broke, or half an answer came.
+            // The connection broke, or the answer is incomplete.
             Err(e) => {
                 let why = match &e {
                     zlink::Error::Io(e) => format!(" ({e})"),
@@ -119,7 +120,7 @@ impl Client {
                 };
                 Err(error(
                     HostOpErrorKind::Interrupted,
-                    format!("the helper went away before it answered{why}; how far it came is not known"),
+                    format!("the helper went away before it answered{why}; its progress is unknown"),
                 ))
             }
         }
@@ -130,7 +131,7 @@ impl Client {
         match e.kind() {
             io::ErrorKind::NotFound => (
                 HostOpErrorKind::Unsupported,
-                format!("{socket} is not there: start leaf-helper.socket, or set containers.helper_socket"),
+                format!("{socket} does not exist: start leaf-helper.socket, or set containers.helper_socket"),
             ),
             io::ErrorKind::PermissionDenied => (
                 HostOpErrorKind::Unsupported,
@@ -141,11 +142,11 @@ impl Client {
             ),
             io::ErrorKind::ConnectionRefused => (
                 HostOpErrorKind::Interrupted,
-                format!("nobody listens on {socket}: is leaf-helper.socket active?"),
+                format!("no process listens on {socket}: is leaf-helper.socket active?"),
             ),
             _ => (
                 HostOpErrorKind::Interrupted,
-                format!("{socket} can't be reached: {e}"),
+                format!("can't connect to {socket}: {e}"),
             ),
         }
     }
@@ -158,7 +159,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes one call, and answers it if there is an answer.
+    /// Receives one call, and sends the answer if one is given.
     async fn take_call(listener: &UnixListener, answer: Option<&[u8]>) {
         let (stream, _) = listener.accept().await.expect("a caller");
         let mut stream = BufReader::new(stream);
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_helper_that_goes_away_is_asked_again_until_it_answers() {
+    async fn an_operation_is_repeated_while_the_helper_goes_away() {
         let place = tempfile::tempdir().expect("a directory");
         let socket = place.path().join("socket");
         let listener = UnixListener::bind(&socket).expect("a socket");
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_is_not_asked_for_twice_and_one_call_is_one_try() {
+    async fn a_refused_operation_is_not_repeated_and_carry_out_tries_once() {
         let place = tempfile::tempdir().expect("a directory");
         let socket = place.path().join("socket");
         let listener = UnixListener::bind(&socket).expect("a socket");

@@ -1,5 +1,5 @@
-//! The helper's own settings file, `helper.toml`: root's, and nobody else's. What a caller may ask for is bounded by
-//! what stands here, never by what the caller says.
+//! The helper's settings file, `helper.toml`, which only root may write. It bounds what a caller may request, whatever
+//! the caller says.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -16,39 +16,39 @@ use crate::job::Jobs;
 use crate::service::Serving;
 use crate::settings::{MissingProgram, Settings};
 
-/// What stands in the file.
+/// The content of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    /// The leaf that this host is; the host's name if not given.
+    /// The leaf's name; by default the host name.
     leaf: Option<LeafName>,
-    /// The user that leafd runs as: only its processes, and root's, may call.
+    /// The user that leafd runs as: only processes of this user and of root may call.
     #[serde(default = "default_client")]
     client: String,
-    /// The group that may observe the containers; the client's own if not given.
+    /// The group that may observe the containers; by default the client's own.
     observers: Option<String>,
-    /// The static `leaf-init`; beside this program if not given.
+    /// The static program `leaf-init`; by default the one beside this program.
     leaf_init: Option<PathBuf>,
-    /// The addresses of the leaf and its containers.
+    /// The address pool of the leaf and its containers.
     #[serde(default)]
     address_pool: AddressPool,
-    /// `systemd-nspawn`, if not the one on `PATH`.
+    /// The program `systemd-nspawn`; by default the one on `PATH`.
     nspawn: Option<PathBuf>,
-    /// `nft`, if not the one on `PATH`.
+    /// The program `nft`; by default the one on `PATH`.
     nft: Option<PathBuf>,
-    /// The directories that a container's binds may be in or below; none if not given.
+    /// The directories that containers' binds may be in or below; by default none.
     #[serde(default)]
     bind_folders: Vec<PathBuf>,
-    /// The directories that the files of a container's secrets may be in or below; none if not given.
+    /// The directories that the files of containers' secrets may be in or below; by default none.
     #[serde(default)]
     secret_folders: Vec<PathBuf>,
-    /// The service ends when it had no caller for this many seconds; a new call starts it again. 0 never ends it.
+    /// The time without a caller after which the service exits, in seconds; a new call starts it again. 0: never.
     #[serde(default = "default_idle_seconds")]
     idle_seconds: u64,
-    /// Where all is kept, if not at the usual places.
+    /// The directories of the contract; by default the usual ones.
     #[serde(default)]
     paths: Paths,
-    /// How Nix jobs are run.
+    /// The settings of jobs.
     #[serde(default)]
     jobs: JobsOf,
 }
@@ -56,16 +56,16 @@ struct File {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct JobsOf {
-    /// The user that runs them; there are none where it is not there.
+    /// The user that runs them; if it does not exist, this host runs no jobs.
     user: String,
-    /// Where each has its directory.
+    /// The directory of the jobs' directories.
     #[serde(rename = "folder")]
     directory: PathBuf,
-    /// `leafd`; beside this program if not given.
+    /// The program `leafd`; by default the one beside this program.
     program: Option<PathBuf>,
-    /// Where they find programs.
+    /// Their `PATH`.
     path: String,
-    /// Directories that they must not see: leafd's own, above all.
+    /// Directories that are hidden from them: above all leafd's own.
     hidden: Vec<PathBuf>,
 }
 
@@ -109,7 +109,7 @@ fn default_idle_seconds() -> u64 {
     60
 }
 
-/// Why the settings can't be used.
+/// An error in the settings.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file can't be read.
@@ -117,53 +117,53 @@ pub enum ConfigError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// Somebody else than root may write to a file or a directory that the helper relies on.
-    #[error("{} {why}: whoever may write there could make the helper do as they like", path.display())]
+    /// A file or directory that the helper relies on is writable for others than root.
+    #[error("{} {why}: the helper relies on it, so only root may be able to write to it", path.display())]
     NotRoots {
         /// The file or directory.
         path: PathBuf,
         /// What is wrong with it.
         why: String,
     },
-    /// The file is not of its shape.
-    #[error("{} can't be used", path.display())]
+    /// The file is not valid TOML, or has an unknown key or a value of the wrong type.
+    #[error("invalid settings file {}", path.display())]
     Shape {
         /// The file.
         path: PathBuf,
-        /// The place, and what is wrong there.
+        /// The place and the error.
         source: Box<toml::de::Error>,
     },
-    /// A user or a group is not known here.
-    #[error("{} names an account that is not here", path.display())]
+    /// A user or a group does not exist.
+    #[error("{} names an unknown user or group", path.display())]
     Account {
         /// The file.
         path: PathBuf,
-        /// Which.
+        /// The user or group.
         source: AccountError,
     },
     /// A program is missing.
     #[error(transparent)]
     Program(#[from] MissingProgram),
-    /// The host's name can't be a leaf's.
-    #[error("the host's name {name:?} can't be a leaf's: set leaf in {}", path.display())]
+    /// The host name is not a valid leaf name.
+    #[error("the host name {name:?} is not a valid leaf name: set leaf in {}", path.display())]
     Name {
         /// The file.
         path: PathBuf,
-        /// The host's name.
+        /// The host name.
         name: String,
     },
-    /// The helper can't tell which program it is.
-    #[error("can't find this program's own file")]
+    /// The helper can't find its own program file.
+    #[error("can't find the path of this program")]
     Itself(#[source] std::io::Error),
 }
 
-/// Reads the settings file, and returns the helper and how it serves. Where there is no file, all is as usual.
+/// Reads the settings file, and returns the helper and the settings of its service. A missing file means the defaults.
 ///
 /// # Errors
-/// [`ConfigError`], which says what would be right.
+/// [`ConfigError`].
 pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
     check_roots(path)?;
     let text = match std::fs::read_to_string(path) {
@@ -252,8 +252,8 @@ pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
     Ok((Helper::new(leaf, paths, settings), serving))
 }
 
-/// Checks that nobody but root can exchange this file or directory: it, where it is there, and every directory above it is
-/// root's, and nobody else may write to it (or only to what is theirs, as in `/tmp`).
+/// Checks that only root can replace this file or directory: it, if it exists, and every directory above it must belong
+/// to root and be writable only for root (or have the sticky bit, like `/tmp`).
 fn check_roots(path: &Path) -> Result<(), ConfigError> {
     let not_roots = |path: &Path, why: &str| ConfigError::NotRoots {
         path: path.to_owned(),
@@ -266,7 +266,7 @@ fn check_roots(path: &Path) -> Result<(), ConfigError> {
     {
         return Err(not_roots(path, "is not an absolute path without '..'"));
     }
-    // Each link on the way is checked where it stands, and then where it leads.
+    // Each link on the way is checked at its own place and at its target.
     let real = path
         .ancestors()
         .find_map(|above| std::fs::canonicalize(above).ok());
@@ -292,7 +292,7 @@ fn check_roots(path: &Path) -> Result<(), ConfigError> {
             ));
         }
         if !stat.is_symlink() && stat.mode() & 0o022 != 0 && !sticky {
-            return Err(not_roots(path, "may be written to by others than root"));
+            return Err(not_roots(path, "is writable for others than root"));
         }
     }
     Ok(())

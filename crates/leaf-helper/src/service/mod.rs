@@ -1,7 +1,7 @@
-//! The helper as a service: takes [`HostOp`]s from a socket (varlink), and carries them out.
+//! The helper as a service: receives [`HostOp`]s over a socket (varlink), and carries them out.
 //!
-//! One loop owns what is under way. Each connection is a task that reads calls and waits for their ends; each operation
-//! is a task of the loop's own, so a caller that goes away does not stop it. Their order is the helper's.
+//! One loop owns the running operations. Each connection is a task that reads calls and waits for their ends; each
+//! operation is a task of the loop, so that it continues when its caller goes away. Their order is the helper's.
 
 mod bounded;
 pub(crate) mod client;
@@ -24,29 +24,29 @@ use crate::job::Jobs;
 use crate::service::bounded::Bounded;
 use wire::{Fault, INTERFACE, Message, SERVICE};
 
-/// How many callers may be connected at once; more wait.
+/// The maximum number of connections; more wait.
 const MAX_CONNECTIONS: usize = 64;
-/// How long the last answers may take when the service ends.
+/// The time limit for the last answers when the service ends.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// The callers that are allowed, and when the service ends by itself.
+/// The settings of the service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Serving {
-    /// The user whose processes may call, besides root's.
+    /// The id of the user whose processes may call, in addition to root's.
     pub client: u32,
-    /// How Nix jobs are run; none are where there is no user for them.
+    /// The settings of jobs; `None` if there is no user for them.
     pub jobs: Option<Jobs>,
-    /// Ends the service when no caller was connected for this long.
+    /// The time without a connection after which the service ends; `None`: never.
     pub idle: Option<Duration>,
 }
 
-/// An operation that is asked for.
+/// A requested operation.
 struct Ask {
     op: HostOp,
     answer: oneshot::Sender<Result<(), HostOpError>>,
 }
 
-/// The operations under way, each a task, so that a caller that goes away stops none.
+/// The running operations, each a task, so that they continue when their callers go away.
 struct Work {
     helper: Helper,
     running: JoinSet<()>,
@@ -62,7 +62,7 @@ impl Work {
         self.running.spawn(async move {
             let outcome = helper.carry_out_in_turn(&mut place, &op).await;
             let worked = outcome.is_ok();
-            // Whoever asked may have gone away.
+            // The caller may have gone away.
             let _ = answer.send(outcome);
             helper.tidy_after(&op, worked).await;
         });
@@ -78,10 +78,10 @@ impl Work {
     }
 }
 
-/// Serves until `stop`, or until no caller was connected for a while. Operations that are under way are carried to their ends.
+/// Serves until `stop`, or until no caller was connected for a while. Running operations are completed.
 ///
 /// # Errors
-/// What the system says of the listening socket.
+/// The system's error about the listening socket.
 pub async fn serve(
     helper: Helper,
     listener: UnixListener,
@@ -109,7 +109,7 @@ pub async fn serve(
             () = work.next_end() => quiet_since = Instant::now(),
             Some(_) = connections.join_next() => quiet_since = Instant::now(),
             () = async { tokio::time::sleep_until(idle_until.unwrap_or(quiet_since)).await }, if idle_until.is_some() => {
-                tracing::info!("no caller; systemd starts the service again at the next call");
+                tracing::info!("no caller for a while, exiting; systemd starts the service again at the next call");
                 break;
             }
             () = &mut stop => {
@@ -118,7 +118,7 @@ pub async fn serve(
             }
         }
     }
-    // No more calls are read; what was asked for is carried out and answered.
+    // No more calls are read; the requested operations are completed and answered.
     drop(listener);
     drop(asks);
     end.send_replace(true);
@@ -134,25 +134,25 @@ pub async fn serve(
     }
     let said = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(LAST_WORDS, said).await.is_err() {
-        tracing::warn!("a caller did not take its last answer");
+        tracing::warn!("a caller did not read its last answer");
     }
     Ok(())
 }
 
-/// Answers one caller until it goes away, or the service ends.
+/// Serves one caller until it disconnects or the service ends.
 async fn attend(stream: UnixStream, client: u32, asks: mpsc::Sender<Ask>, mut ends: watch::Receiver<bool>) {
-    // As the kernel noted it when the caller connected (unix(7), SO_PEERCRED).
+    // The kernel recorded it when the caller connected (unix(7), SO_PEERCRED).
     let caller = match stream.peer_cred() {
         Ok(peer) => peer.uid(),
-        Err(error) => return tracing::warn!(%error, "the caller can't be told"),
+        Err(error) => return tracing::warn!(%error, "can't determine the caller"),
     };
     let mut connection = match Bounded::new(stream) {
         Ok(socket) => Connection::new(socket),
-        Err(error) => return tracing::warn!(error = ?error, "the connection can't be used"),
+        Err(error) => return tracing::warn!(error = ?error, "can't use the connection"),
     };
     if caller != client && caller != 0 {
-        tracing::warn!(caller, "a caller that is neither leafd nor root is turned away");
-        // After its call: who still writes when the connection is closed hears no answer.
+        tracing::warn!(caller, "refused a caller that is neither leafd nor root");
+        // Refused after its call is read: a caller that is still writing when the connection closes gets no answer.
         let _ = tokio::time::timeout(LAST_WORDS, connection.receive_call::<Message>()).await;
         let denied = Fault::service("PermissionDenied", None);
         let _ = connection.send_error(&denied, Vec::new()).await;
@@ -164,21 +164,21 @@ async fn attend(stream: UnixStream, client: u32, asks: mpsc::Sender<Ask>, mut en
             _ = ends.wait_for(|end| *end) => return,
             call = connection.receive_call::<Message>() => call,
         };
-        // File descriptors that came along are of no use here, and closed.
+        // File descriptors that were passed along are not used, and closed.
         let call = match call {
             Ok((call, _)) => call,
             Err(zlink::Error::UnexpectedEof) => return,
-            // Not the error's own text: that may quote what was sent.
+            // Not the error's own text, which may quote the message.
             Err(error) => {
                 let why = match error {
-                    zlink::Error::Json(_) => "it is not a call in JSON",
+                    zlink::Error::Json(_) => "it is not a JSON call",
                     zlink::Error::BufferOverflow => "it is too long",
-                    _ => "it can't be read",
+                    _ => "it is unreadable",
                 };
                 tracing::warn!(
                     caller,
                     why,
-                    "what a caller said is not understood, and it is left"
+                    "invalid message from a caller, closing the connection"
                 );
                 let fault = Fault::service("InvalidParameter", Some(("parameter", why)));
                 let _ = connection.send_error(&fault, Vec::new()).await;
@@ -229,7 +229,7 @@ async fn answer(
         Fault::from(HostOpError {
             op: summary.clone(),
             kind: HostOpErrorKind::Failed,
-            reason: "the helper does not work properly; its log says more".to_owned(),
+            reason: "internal error of the helper; see its log".to_owned(),
         })
     };
     asks.send(Ask { op, answer })
@@ -239,7 +239,7 @@ async fn answer(
     Ok(Map::new())
 }
 
-/// What every varlink service answers.
+/// Answers the calls of the interface that every varlink service has.
 fn about_the_service(method: &str, message: &Message) -> Result<Map<String, Value>, Fault> {
     let description = |interface: &str| match interface {
         INTERFACE => Some(wire::description()),
@@ -274,7 +274,7 @@ fn about_the_service(method: &str, message: &Message) -> Result<Map<String, Valu
     }
 }
 
-/// As varlink.org has it.
+/// The interface description, from varlink.org.
 const SERVICE_DESCRIPTION: &str = "\
 # What every varlink service answers.
 interface org.varlink.service

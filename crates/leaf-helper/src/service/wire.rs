@@ -1,7 +1,7 @@
-//! [`HostOp`]s as calls of the varlink interface `cim.leaf.Helper`, and their answers.
+//! [`HostOp`]s as calls of the varlink interface `cim.leaf.Helper`, and the answers.
 //!
-//! The method is the operation's name, its parameters are the operation's fields: serde has them so by the tags of
-//! [`HostOp`]. The interface's description is made of the declarations in leaf-core; a test compares it with
+//! The method is the operation's name, and the parameters are its fields, by the serde tags of [`HostOp`]. The
+//! interface's description is generated from the declarations in leaf-core; a test compares it with
 //! `cim.leaf.Helper.varlink`, which is for readers.
 
 use std::fmt::{self, Write as _};
@@ -15,12 +15,12 @@ pub(crate) const INTERFACE: &str = "cim.leaf.Helper";
 /// The interface that every varlink service has.
 pub(crate) const SERVICE: &str = "org.varlink.service";
 
-/// A call. Its parameters are never shown: there may be secrets among them.
+/// A call. `Debug` does not show its parameters, which may contain secrets.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Message {
-    /// The interface and the method, with a dot between.
+    /// The interface and the method, joined by a dot.
     pub(crate) method: String,
-    /// By name.
+    /// The parameters by name.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub(crate) parameters: Map<String, Value>,
 }
@@ -33,18 +33,18 @@ impl fmt::Debug for Message {
     }
 }
 
-/// An answer that is an error.
+/// An error answer.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Fault {
-    /// The interface and the error, with a dot between.
+    /// The interface and the error, joined by a dot.
     pub(crate) error: String,
-    /// By name.
+    /// The parameters by name.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub(crate) parameters: Map<String, Value>,
 }
 
 impl Fault {
-    /// Returns an error of the interface that every service has.
+    /// Returns an error of the interface that every varlink service has.
     pub(crate) fn service(error: &str, parameter: Option<(&str, &str)>) -> Self {
         let parameters = parameter.map(|(name, value)| (name.to_owned(), Value::from(value)));
         Self {
@@ -72,7 +72,7 @@ impl From<HostOpError> for Fault {
     }
 }
 
-/// Returns the error of an operation that an answer tells.
+/// Returns the operation's error from an error answer.
 pub(crate) fn error_of(op: &HostOp, fault: &Fault) -> HostOpError {
     let text = |name: &str| fault.parameters.get(name).and_then(Value::as_str);
     let kind = match fault.error.strip_prefix(INTERFACE) {
@@ -96,10 +96,10 @@ pub(crate) fn message(op: &HostOp) -> Message {
     message
 }
 
-/// Returns the operation that a call asks for.
+/// Parses a call into an operation.
 ///
 /// # Errors
-/// The answer, where there is no such method, or its parameters are not those that it takes.
+/// The error answer for an unknown method or invalid parameters.
 pub(crate) fn operation(message: Message) -> Result<HostOp, Fault> {
     let Message { method, parameters } = message;
     let name = method
@@ -111,41 +111,41 @@ pub(crate) fn operation(message: Message) -> Result<HostOp, Fault> {
         Fault::from(HostOpError {
             op: name.to_owned(),
             kind: HostOpErrorKind::Refused,
-            reason: format!("its parameters: {e}"),
+            reason: format!("invalid parameters: {e}"),
         })
     })
 }
 
-/// What stands before the methods in the interface's description.
+/// The interface's description before the methods.
 const HEAD: &str = "\
-# The root side of a leaf: a closed list of idempotent operations on the host. Every operation is checked here, whoever sends
-# it. Operations on different containers run side by side, those on one run one after the other; a caller that goes away
-# doesn't stop one half-way.
+# The privileged side of a leaf: a closed list of idempotent operations on the host. Every operation is validated here,
+# whoever sends it. Operations on different subjects run concurrently, those on one subject one after another. An operation
+# continues when its caller disconnects.
 interface cim.leaf.Helper
 
-# The addresses of a container's link: the host's end, and the container's own.
+# The addresses of a container's veth: the host's end and the container's end.
 type Network (host_address: string, container_address: string, host_address6: ?string, container_address6: ?string)
 
-# What a container is told about its leaf.
+# A container's binding to its leaf.
 type Binding (leaf: string, container: string, nats_url: string, inbox_prefix: string, subject_prefix: string)
 ";
 
-/// What stands after them.
+/// The interface's description after the methods.
 const ERRORS: &str = "
-# The helper doesn't do that: a name, a path or a value that it does not allow.
+# The helper refused it: a name, a path or a value is not allowed.
 error Refused (op: string, reason: string)
 
-# The host lacks something: a program, a kernel feature.
+# The host lacks something: a program, a privilege or a kernel feature.
 error Unsupported (op: string, reason: string)
 
 # The container ended before it was ready, or was not ready in time.
 error NotReady (op: string, reason: string)
 
-# It did not work.
+# It failed.
 error Failed (op: string, reason: string)
 ";
 
-/// Returns the interface's description, in varlink's own language.
+/// Returns the interface's description in varlink's language.
 pub(crate) fn description() -> String {
     let mut text = HEAD.to_owned();
     for declaration in HostOp::DECLARATIONS {
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn every_operation_comes_out_of_its_call_as_it_went_in() {
+    fn every_operation_survives_the_round_trip_through_its_call() {
         for op in every_operation() {
             let sent = serde_json::to_vec(&message(&op)).expect("JSON");
             let got = serde_json::from_slice(&sent).expect("a message");
@@ -295,14 +295,14 @@ mod tests {
     }
 
     #[test]
-    fn the_description_is_the_one_that_readers_have() {
+    fn the_committed_description_is_up_to_date() {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/src/service/cim.leaf.Helper.varlink");
         let committed = std::fs::read_to_string(file).expect("the file");
-        assert_eq!(description(), committed, "write the text on the left to {file}");
+        assert_eq!(description(), committed, "update {file} to the text on the left");
     }
 
     #[test]
-    fn an_operation_is_known_by_each_part_of_its_declaration() {
+    fn an_operations_properties_follow_from_its_declaration() {
         let web = ContainerName::new("web").expect("a name");
         for op in every_operation() {
             let waits = match &op {
@@ -322,14 +322,14 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_shown_without_its_parameters() {
+    fn debug_does_not_show_the_parameters_of_a_call() {
         for op in every_operation() {
             assert!(!format!("{:?}", message(&op)).contains("hidden"));
         }
     }
 
     #[test]
-    fn a_method_that_is_none_and_parameters_that_do_not_belong_are_told() {
+    fn unknown_methods_and_invalid_parameters_are_reported() {
         let ask = |method: &str, parameters: Value| {
             let Value::Object(parameters) = parameters else {
                 panic!("no object")

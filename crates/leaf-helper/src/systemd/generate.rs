@@ -1,7 +1,7 @@
-//! The units of a boot: a systemd generator (systemd.generator(7)) makes those of all containers from what is kept of
-//! them, so that one that starts with the host does so before `leafd`, and whether that starts or not.
+//! The units at boot: a systemd generator (systemd.generator(7)) writes the units of all containers from their specs on
+//! disk, so that containers with autostart start before `leafd`, and even if `leafd` does not start.
 //!
-//! It runs before any service, in a process that may only read files and write into the directory it is given.
+//! It runs before any service, in a process that may only read files and write into the given directory.
 
 use std::path::Path;
 
@@ -14,16 +14,16 @@ use crate::container::record;
 use crate::error::{Error, Result};
 use crate::systemd::start::WANTED;
 
-/// Where each leaf of this host keeps its containers.
+/// The directory of the leaves' state directories.
 const LEAVES: &str = "/var/lib/cim-leaf-containers";
-/// The target that starts containers with the host, and the one that must start that.
+/// The target that starts containers at boot, and the target that must start it.
 const TARGET: &str = "machines.target";
 const BOOT: &str = "multi-user.target";
 
-/// Writes the units of all containers of all leaves into a generator's directory. What can't be used is left out, and told.
+/// Writes the units of all leaves' containers into a generator's directory. Unusable ones are left out and logged.
 ///
 /// # Errors
-/// What could not be written.
+/// An I/O error while writing.
 pub(crate) fn generate(directory: &Path) -> Result<()> {
     generate_from(Path::new(LEAVES), directory)
 }
@@ -41,7 +41,7 @@ fn generate_from(leaves: &Path, directory: &Path) -> Result<()> {
         let made = Helper::recorded(&file).and_then(|helper| helper.generate_units(directory));
         if let Err(e) = made {
             let error = leaf_core::error::chain(&e);
-            tracing::error!(file = %file.display(), error, "the containers of a leaf are left out");
+            tracing::error!(file = %file.display(), error, "can't read a leaf's record: its containers are left out");
         }
     }
     Ok(())
@@ -62,7 +62,7 @@ impl Helper {
                 continue;
             }
             if let Err(e) = self.generate_unit(&name, directory) {
-                tracing::error!(container = %name, error = leaf_core::error::chain(&e), "is left out");
+                tracing::error!(container = %name, error = leaf_core::error::chain(&e), "can't make a container's unit: it is left out");
             }
         }
         Ok(())
@@ -77,7 +77,7 @@ impl Helper {
         let wanted = self.paths.state.join(name.as_str()).join(WANTED).exists();
         if wanted && spec.options.autostart == Autostart::WithHost {
             want(directory, TARGET, &unit)?;
-            // Debian ships the target, and does not enable it.
+            // Debian ships the target, but does not enable it.
             want(directory, BOOT, TARGET)?;
         }
         Ok(())
@@ -88,14 +88,14 @@ fn write(file: &Path, text: &str) -> Result<()> {
     std::fs::write(file, text).map_err(Error::io(format!("write {}", file.display())))
 }
 
-/// Has a target start a unit: by a link whose name counts, and not where it leads (systemd.unit(5)).
+/// Makes a target start a unit, by a link of which only the name matters (systemd.unit(5)).
 fn want(directory: &Path, target: &str, unit: &str) -> Result<()> {
     let wants = directory.join(format!("{target}.wants"));
-    std::fs::create_dir_all(&wants).map_err(Error::io(format!("make {}", wants.display())))?;
+    std::fs::create_dir_all(&wants).map_err(Error::io(format!("create {}", wants.display())))?;
     let link = wants.join(unit);
     match std::os::unix::fs::symlink(format!("../{unit}"), &link) {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-            Err(Error::io(format!("make the link {}", link.display()))(e))
+            Err(Error::io(format!("create the link {}", link.display()))(e))
         }
         _ => Ok(()),
     }
@@ -112,7 +112,7 @@ mod tests {
     use crate::Settings;
 
     #[test]
-    fn each_container_gets_its_unit_and_only_those_wanted_with_the_host_start_with_it() {
+    fn each_container_gets_its_unit_and_only_those_with_autostart_start_at_boot() {
         if !rustix::process::geteuid().is_root() {
             return;
         }
@@ -183,7 +183,7 @@ mod tests {
         assert_eq!(wants("machines.target"), ["container@web.service"]);
         assert_eq!(wants("multi-user.target"), ["machines.target"]);
         assert!(!out.join("container@broken.service").exists());
-        // A host without any leaf has nothing to make.
+        // Without any leaf, no unit is made.
         generate_from(&place.path().join("none"), &out).expect("nothing");
     }
 }

@@ -1,5 +1,5 @@
-//! What systemd runs for a container's unit: [`Helper::launch`] runs systemd-nspawn and writes down how it ended, and
-//! [`Helper::switch_inside`] brings a running one to another system.
+//! The programs of a container's unit: [`Helper::launch`] runs systemd-nspawn and records its end, and
+//! [`Helper::switch_inside`] switches a running container to another system.
 
 use std::os::unix::net::UnixDatagram;
 use std::process::Stdio;
@@ -29,39 +29,42 @@ use crate::nspawn::{self, Nspawn, Wiring};
 use crate::systemd::payload::UnitCgroup;
 use crate::systemd::unit;
 
-/// What a running container was started with, or switched to since.
+/// The file with the spec that a running container was started with or switched to.
 const STARTED: &str = "started.json";
-/// The version of systemd since which systemd-nspawn can give a link another name, and gives it back at the end.
+/// The first version of systemd whose systemd-nspawn can rename a link, and moves it back at the end.
 const PAIRS_SINCE: u32 = 254;
-/// What says that the last run lasted.
+/// The file that marks that the last run lasted.
 const LASTED: &str = "lasted";
-/// How long after it was asked to halt a container is asked again.
+/// The pause before a container is asked to halt again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
-/// How long after it was asked to halt a container is ended by force: before systemd does, which would end this process too.
+/// The time after which a container that was asked to halt is killed: before systemd does it, which would kill this
+/// process too.
 const KILLED_AFTER: Duration = Duration::from_secs(unit::STOP_SECONDS as u64 - 10);
-/// How long a switch inside a container may take.
+/// The time limit of a switch in place.
 const SWITCH: Duration = Duration::from_secs(540);
 
 impl Helper {
-    /// Runs a container in systemd-nspawn until it ends, writes down how, and removes what it leaves on the host. To be called
-    /// by the container's unit, whose main process this stays: `ExecStopPost=` would be one more start of a program at each
-    /// end.
+    /// Runs a container in systemd-nspawn until it ends, records its end, and cleans up. Called by the container's
+    /// unit, whose main process this remains: `ExecStopPost=` would start one more program at each end.
     pub(crate) async fn launch(&self, name: &ContainerName) -> Result<Exit> {
-        // First: a stop that comes now is to be noted as well.
-        let terminate = signal(SignalKind::terminate()).map_err(Error::io("watch for SIGTERM"))?;
+        // Registered first, so that an early stop is noticed as well.
+        let terminate = signal(SignalKind::terminate()).map_err(Error::io("receive SIGTERM"))?;
         self.check_host()?;
         let run = self.run_directory(name)?;
         let mut status = fresh_status();
-        // What the last run said is no answer to this start.
+        // Discards the status of the last run.
         write_status(&run, &status)?;
         let outcome = self.run_to_the_end(name, &run, &mut status, terminate).await;
-        // Or the unit would be up until this process has ended, and a start of it no change.
+        // Otherwise the unit would stay active until this process has ended, and a start would have no effect.
         tell_systemd(b"STOPPING=1");
         let noted = self.note_end(name, &run, status, &outcome).await;
         match (outcome, noted) {
             (Ok(exit), noted) => {
                 if let Err(e) = noted {
-                    tracing::warn!(error = chain(&e), "something of a container that ended is left");
+                    tracing::warn!(
+                        error = chain(&e),
+                        "can't clean up completely after a container ended"
+                    );
                 }
                 Ok(exit)
             }
@@ -78,35 +81,35 @@ impl Helper {
     ) -> Result<Exit> {
         let mut nspawn = tokio::select! {
             biased;
-            // Nothing of it has run.
+            // No process of it has run.
             _ = terminate.recv() => return Ok(Exit::Signal { signal: Signal::TERM.as_raw() }),
             started = self.start_prepared_nspawn(name, run, status) => started?,
         };
-        // It may take long until this process needs the bus again, and each connection counts there.
+        // This process may not need the bus for long, and its connections are limited.
         self.systemd.disconnect().await;
         let mut kill_at = None;
         loop {
             tokio::select! {
                 exit = nspawn.ended() => return exit,
-                // Only once: at the second time systemd-nspawn ends at once.
+                // Only once, since a second SIGTERM ends systemd-nspawn at once.
                 _ = terminate.recv(), if kill_at.is_none() => {
                     nspawn.ask_to_halt(&UnitCgroup::own()?.payload()).await;
                     kill_at = Some(Instant::now() + KILLED_AFTER);
                 }
-                // systemd and systemd-nspawn ask once, which is lost on an init that does not listen yet.
+                // systemd and systemd-nspawn ask only once, and an init that does not handle signals yet misses that.
                 () = tokio::time::sleep(ASK_AGAIN_AFTER), if kill_at.is_some() => {
                     if kill_at.is_some_and(|at| Instant::now() >= at) {
-                        tracing::warn!(container = %name, "does not halt, and is ended by force");
+                        tracing::warn!(container = %name, "the container does not halt, killing it");
                         UnitCgroup::own()?.kill_payload().await?;
                     } else if let Err(e) = ask_init_to_halt() {
-                        tracing::debug!(error = chain(&e), "the init could not be asked to halt again");
+                        tracing::debug!(error = chain(&e), "can't ask the init to halt again");
                     }
                 }
             }
         }
     }
 
-    /// Starts systemd-nspawn, once all that the container needs is ready.
+    /// Starts systemd-nspawn, once everything that the container needs is prepared.
     async fn start_prepared_nspawn(
         &self,
         name: &ContainerName,
@@ -124,16 +127,16 @@ impl Helper {
         let root = self.paths.roots.join(name.as_str());
         UnitCgroup::own()?.make_payload(&spec.options.limits, &root)?;
         let wiring = Wiring {
-            // A host whose systemd can't be asked now is hardly one of years ago.
+            // If systemd can't be queried now, a recent version is assumed.
             named_link: version.is_none_or(|version| version >= PAIRS_SINCE),
-            // It tells systemd itself that the container is ready.
+            // systemd-nspawn itself notifies systemd of readiness.
             notify_socket: std::env::var_os("NOTIFY_SOCKET"),
             console: None,
         };
         self.start_nspawn(&spec, &inputs, wiring)
     }
 
-    /// Writes down how a container ended, and removes what it leaves on the host.
+    /// Records how a container ended, and cleans up.
     async fn note_end(
         &self,
         name: &ContainerName,
@@ -141,7 +144,7 @@ impl Helper {
         status: RunStatus,
         outcome: &Result<Exit>,
     ) -> Result<()> {
-        // It may have switched to another system meanwhile.
+        // It may have switched to another system in the meantime.
         let mut status = self.status(run).ok().flatten().unwrap_or(status);
         match outcome {
             Ok(exit) => status.exit = Some(*exit),
@@ -151,7 +154,7 @@ impl Helper {
             }
         }
         let group = UnitCgroup::own()?;
-        // A systemd-nspawn that was killed may have left some of its processes, and a switch inside is one that writes, too.
+        // A killed systemd-nspawn may have left processes, and a switch in place may still be writing.
         let killed = group.kill_payload().await;
         status.oom_kills = group.oom_kills();
         write_status(run, &status)?;
@@ -167,8 +170,8 @@ impl Helper {
         }
     }
 
-    /// Marks a run that was ready, and that lasted, as one after which systemd is to count the restarts anew: the next one
-    /// is not to be put off as long as after many that did not last.
+    /// Marks a run that was ready and lasted, so that systemd's restart counter is reset before the next one: its delay
+    /// should not be as long as after many short runs.
     async fn mark_whether_it_lasted(
         &self,
         run: &Directory,
@@ -191,21 +194,21 @@ impl Helper {
         Ok(())
     }
 
-    /// Has systemd count the restarts anew, if the last run lasted.
+    /// Resets systemd's restart counter if the last run lasted.
     async fn begin_count_anew(&self, run: &Directory, name: &ContainerName) -> Result<()> {
         if !run.has(LASTED)? {
             return Ok(());
         }
         if let Err(e) = self.systemd.reset_failed(&Runtime::unit(name)).await {
-            tracing::warn!(error = chain(&e), "the restarts are counted on");
+            tracing::warn!(error = chain(&e), "can't reset the restart counter");
         }
         run.remove_file(LASTED)
     }
 
-    /// Brings a running container to the system that its spec has now, by a switch inside. To be called by its unit.
+    /// Switches a running container in place to the system of its present spec. Called by its unit.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] where more is another than its system, or the system can't switch: it is to be started anew.
+    /// [`Error::Unsupported`] if more than its system differs, or the system can't switch: it must be restarted.
     pub(crate) async fn switch_inside(&self, name: &ContainerName) -> Result<()> {
         self.check_host()?;
         let run = self.run_directory(name)?;
@@ -220,18 +223,18 @@ impl Helper {
             .await?
             .filter(|machine| machine.unit == unit)
             .ok_or_else(|| Error::Failed(format!("the machine {name} does not run in {unit}")))?;
-        // The switch counts as the container's own: it is within its limits, and ends with it.
+        // The switch runs in the container's cgroup: within its limits, and killed with it.
         if !UnitCgroup::of(name)?.contains(machine.leader) {
             return Err(Error::Failed(format!(
-                "process {} is not of this container",
+                "process {} does not belong to this container",
                 machine.leader
             )));
         }
         let group = Cgroup::of_process(machine.leader)?
-            .ok_or_else(|| Error::Failed("the container's first process is gone".into()))?;
+            .ok_or_else(|| Error::Failed("the container's init has ended".into()))?;
         group.attach_this_process()?;
-        // By its path: this process is of the container's unit, which sets no PATH, and on NixOS the default one has only what
-        // is systemd's own.
+        // By its path: the container's unit, which this process belongs to, sets no PATH, and the default on NixOS has
+        // only systemd's own programs.
         let nsenter = program::find_for_root("nsenter")
             .ok_or_else(|| Error::Failed("this host has no nsenter (Debian: util-linux)".into()))?;
         let mut child = Command::new(nsenter)
@@ -254,7 +257,7 @@ impl Helper {
         let ended = tokio::time::timeout(SWITCH, child.wait()).await;
         match ended {
             Err(_) => Err(Error::Failed(format!(
-                "the switch to the new system was not done within {} s",
+                "the switch to the new system did not finish within {} s",
                 SWITCH.as_secs()
             ))),
             Ok(Err(e)) => Err(Error::io("wait for nsenter")(e)),
@@ -262,7 +265,7 @@ impl Helper {
                 run.write(STARTED, &json(&spec), 0o600)?;
                 let mut status = self
                     .status(&run)?
-                    .ok_or_else(|| Error::Failed("the container's status is gone".into()))?;
+                    .ok_or_else(|| Error::Failed("the container's status is missing".into()))?;
                 status.start_digest = spec.start_digest();
                 write_status(&run, &status)
             }
@@ -272,19 +275,19 @@ impl Helper {
         }
     }
 
-    /// Checks that a container can be brought to a spec by a switch inside.
+    /// Checks that a running container can be brought to a spec by a switch in place.
     pub(crate) fn can_switch(&self, run: &Directory, spec: &RunSpec) -> Result<()> {
         let started: RunSpec = run
             .read(STARTED)?
             .and_then(|text| serde_json::from_str(&text).ok())
-            .ok_or_else(|| Error::Unsupported("what it was started with is not known".into()))?;
+            .ok_or_else(|| Error::Unsupported("it is unknown which spec it was started with".into()))?;
         let with_new_system = RunSpec {
             toplevel: spec.toplevel.clone(),
             ..started
         };
         if with_new_system.start_digest() != spec.start_digest() {
             return Err(Error::Unsupported(
-                "more than its system has changed, which takes a start".into(),
+                "more than its system has changed, which needs a restart".into(),
             ));
         }
         check_toplevel(&spec.toplevel)?;
@@ -292,26 +295,26 @@ impl Helper {
     }
 }
 
-/// Tells systemd something of the unit that this process is in (sd_notify(3)), where there is somebody to be told.
+/// Notifies systemd about this process's unit (sd_notify(3)), if it listens.
 fn tell_systemd(what: &[u8]) {
     let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else {
         return;
     };
     let told = UnixDatagram::unbound().and_then(|from| from.send_to(what, &socket));
     if let Err(error) = told {
-        tracing::warn!(%error, "systemd can't be told that the container ends");
+        tracing::warn!(%error, "can't notify systemd that the container is ending");
     }
 }
 
-/// Asks the init of the container that runs in this process's unit to halt. At a shutdown D-Bus may be gone, so the init is
-/// found without.
+/// Asks the init of the container in this process's unit to halt. The init is found without D-Bus, which may be gone
+/// during a shutdown.
 fn ask_init_to_halt() -> Result<()> {
     let group = UnitCgroup::own()?;
     let first = group.first_process();
-    let first = first.ok_or_else(|| Error::Failed("it has no first process".into()))?;
+    let first = first.ok_or_else(|| Error::Failed("it has no init".into()))?;
     nspawn::ask_init_to_halt(first, |pid| group.contains(pid))
 }
 
 fn json(spec: &RunSpec) -> Vec<u8> {
-    serde_json::to_vec(spec).expect("a spec has text keys and no failing parts")
+    serde_json::to_vec(spec).expect("a spec always serializes")
 }

@@ -1,4 +1,4 @@
-//! Containers as units of systemd.
+//! Containers as systemd units.
 
 pub(crate) mod generate;
 mod launch;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use leaf_host::systemd::Patience;
 
-/// How long systemd is waited for: it may be busy, and D-Bus may be restarted.
+/// The time limits for calls to systemd: it may be busy, and D-Bus may be restarted.
 pub(crate) const PATIENCE: Patience = Patience {
     answer: Duration::from_secs(60),
     away: Duration::from_secs(15),

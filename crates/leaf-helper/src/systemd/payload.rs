@@ -1,5 +1,5 @@
-//! The cgroup of a container's own processes below its unit, and the limits there
-//! (`Documentation/admin-guide/cgroup-v2.rst` of the kernel).
+//! The payload's cgroup below a container's unit, and its limits (`Documentation/admin-guide/cgroup-v2.rst` of the
+//! kernel).
 //!
 //! ```text
 //! machine.slice/container@NAME.service     delegated by systemd
@@ -7,7 +7,7 @@
 //!   payload                                the container; the limits are here
 //! ```
 //!
-//! A container that uses up its limits so does not take along what runs it.
+//! So a container that exhausts its limits does not affect its supervisor.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -21,12 +21,12 @@ use leaf_host::mounts::{self, Mount};
 
 use crate::error::{Error, Result};
 
-/// The controllers that limits and figures need.
+/// The controllers that limits and resource usage need.
 const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
 /// The period of `cpu.max`, in microseconds.
 const CPU_PERIOD: u64 = 100_000;
 
-/// How long processes that were killed may take to be gone.
+/// The time limit for killed processes to disappear.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
 
 /// The delegated cgroup of a container's unit.
@@ -34,13 +34,13 @@ const GONE_WITHIN: Duration = Duration::from_secs(5);
 pub(crate) struct UnitCgroup(Cgroup);
 
 impl UnitCgroup {
-    /// Returns that of a container, which need not exist.
+    /// Returns the cgroup of a container, which need not exist.
     pub(crate) fn of(name: &ContainerName) -> Result<Self> {
         let path = cgroup::mount()?.join("machine.slice").join(Runtime::unit(name));
         Ok(Self(Cgroup::at(path)))
     }
 
-    /// Returns that of the unit that this process is in.
+    /// Returns the cgroup of this process's unit.
     pub(crate) fn own() -> Result<Self> {
         let own = Cgroup::of_this_process()?;
         Ok(Self(Cgroup::at(unit_part(own.path()))))
@@ -51,12 +51,13 @@ impl UnitCgroup {
         self.0.exists()
     }
 
-    /// The cgroup of the container's own processes.
+    /// Returns the payload's cgroup.
     pub(crate) fn payload(&self) -> Cgroup {
         self.0.child("payload")
     }
 
-    /// Makes the payload's cgroup with its limits. Nothing runs in it yet; this process moves beside it.
+    /// Creates the payload's cgroup with its limits, and moves this process to a sibling. No process is in the payload
+    /// yet.
     pub(crate) fn make_payload(&self, limits: &Limits, root: &Path) -> Result<()> {
         let supervisor = self.0.child("supervisor");
         supervisor.create()?;
@@ -73,7 +74,7 @@ impl UnitCgroup {
         self.set_limits(limits, root)
     }
 
-    /// Sets the limits of the payload to those of the spec, and lifts those that the spec has no longer.
+    /// Sets the payload's limits to those of the spec, and removes limits that the spec no longer has.
     pub(crate) fn set_limits(&self, limits: &Limits, root: &Path) -> Result<()> {
         let payload = self.payload();
         let payload = payload.path();
@@ -83,14 +84,14 @@ impl UnitCgroup {
                 write(&path, &wanted)?;
             } else if wanted != "max" && file != "memory.swap.max" {
                 return Err(Error::Unsupported(format!(
-                    "limits: this host's kernel has no {file} for containers"
+                    "limits: this host's kernel doesn't support {file} for containers"
                 )));
             }
         }
         let io = (limits.io_read_bytes_per_second, limits.io_write_bytes_per_second);
         let path = payload.join("io.max");
         if io == (None, None) {
-            // Whatever disk was limited before is not any more.
+            // Removes the limits of all disks that were limited before.
             let before = std::fs::read_to_string(&path).unwrap_or_default();
             for device in before.lines().filter_map(|line| line.split(' ').next()) {
                 write(&path, &format!("{device} rbps=max wbps=max"))?;
@@ -99,7 +100,7 @@ impl UnitCgroup {
         }
         if !path.exists() {
             return Err(Error::Unsupported(
-                "limits: this host's kernel has no io.max for containers".into(),
+                "limits: this host's kernel doesn't support io.max for containers".into(),
             ));
         }
         let of = |size: Option<leaf_core::spec::ByteSize>| size.map_or("max".into(), |s| s.0.to_string());
@@ -112,23 +113,23 @@ impl UnitCgroup {
         self.0.contains(pid)
     }
 
-    /// Returns the container's first process, if it runs: process 1 of the namespace below this program's.
+    /// Returns the container's leader, if it runs: process 1 of the PID namespace below this program's.
     pub(crate) fn first_process(&self) -> Option<u32> {
         self.payload().first_process()
     }
 
-    /// Returns how many processes of the container were killed for want of memory.
+    /// Returns the number of the container's processes that were killed for lack of memory.
     pub(crate) fn oom_kills(&self) -> u64 {
         self.payload().oom_kills().unwrap_or(0)
     }
 
-    /// Ends every process of the container at once.
+    /// Kills every process of the container.
     pub(crate) async fn kill_payload(&self) -> Result<()> {
         Ok(self.payload().kill_and_wait(GONE_WITHIN).await?)
     }
 }
 
-/// The unit's own cgroup, of one that is the unit's or a group of systemd's below it.
+/// Returns the unit's own cgroup, given that cgroup or one below it.
 fn unit_part(group: &Path) -> &Path {
     let is_below = |group: &&Path| group.ends_with("supervisor") || group.ends_with(".control");
     match group.parent() {
@@ -137,7 +138,7 @@ fn unit_part(group: &Path) -> &Path {
     }
 }
 
-/// What is written into which file of the cgroup.
+/// Returns the files of the cgroup with the values to write.
 fn settings(limits: &Limits) -> [(&'static str, String); 4] {
     let max = || "max".to_owned();
     let memory = limits.memory_bytes;
@@ -162,11 +163,11 @@ fn settings(limits: &Limits) -> [(&'static str, String); 4] {
     ]
 }
 
-/// Returns the disk that a directory's file system is on, as `io.max` names it.
+/// Returns the disk of a directory's file system, in the form of `io.max`.
 fn disk_below(directory: &Path) -> Result<String> {
     let unsupported = |why: String| {
         Error::Unsupported(format!(
-            "limits: the disk below {} can't be told: {why}",
+            "limits: can't determine the disk of {}: {why}",
             directory.display()
         ))
     };
@@ -174,7 +175,7 @@ fn disk_below(directory: &Path) -> Result<String> {
         .map_err(Error::io(format!("read the metadata of {}", directory.display())))?;
     let mut device = stat.dev();
     if rustix::fs::major(device) == 0 {
-        // Such as btrfs: its device has no number of its own here, and its source is in the table of mounts.
+        // btrfs, for example, has an anonymous device number; its source is in the mount table.
         let number = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
         let table = mounts::table().map_err(CgroupError::MountTable)?;
         let source =
@@ -191,14 +192,14 @@ fn disk_below(directory: &Path) -> Result<String> {
     if !own.join("partition").exists() {
         return Ok(number);
     }
-    // Limits are for whole disks.
+    // Limits apply to whole disks.
     let whole = own.parent().map(|disk| disk.join("dev")).unwrap_or_default();
     std::fs::read_to_string(&whole)
         .map(|text| text.trim().to_owned())
         .map_err(|e| unsupported(format!("{}: {e}", whole.display())))
 }
 
-/// Returns the device that a mounted file system of this number is on, where that has one.
+/// Returns the device of the mounted file system with this device number, if it has one.
 fn device_of<'a>(table: &'a [Mount], number: &str) -> Option<&'a str> {
     let on_device = |mount: &&Mount| mount.device == number && mount.source.starts_with("/dev/");
     table.iter().find(on_device).map(|mount| &*mount.source)
@@ -213,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_become_the_kernels_words() {
+    fn limits_are_written_in_the_kernels_format() {
         let limits: Limits =
             serde_json::from_str(r#"{"memory_bytes":"64 MiB","cpu_percent":250,"tasks":7}"#).expect("limits");
         assert_eq!(
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn the_disk_of_a_file_system_without_a_number_is_found_in_the_table_of_mounts() {
+    fn the_disk_of_a_file_system_with_an_anonymous_device_is_found_in_the_mount_table() {
         let mount = |device: &str, source: &str| Mount {
             device: device.into(),
             target: "/".into(),

@@ -1,10 +1,10 @@
-//! What a container's start needs on the host before systemd-nspawn runs: nothing left of an earlier run, a link, and the
-//! link's part in the rules.
+//! Prepares a container's start on the host before systemd-nspawn runs: cleans up after an earlier run, creates the
+//! veth, and adds its elements to the rules.
 //!
-//! The helper makes that while systemd starts the unit ([`Helper::begin_to_prepare_start`]), and the unit waits for it
-//! ([`Helper::prepared_start`]). Where there is no helper, at boot and when systemd starts a container again, or where the helper
-//! was killed, the unit makes it itself. Afterwards it is the same: what a container leaves is removed by its unit
-//! ([`Helper::launch`]), or by the helper once it has answered, where that had the container stopped ([`Helper::tidy`]).
+//! The helper does that while systemd starts the unit ([`Helper::begin_to_prepare_start`]), and the unit waits for it
+//! ([`Helper::prepared_start`]). Without the helper (at boot, when systemd restarts a container, or when the helper was
+//! killed), the unit does it itself. The cleanup after the end is similar: it is done by the unit ([`Helper::launch`]),
+//! or by the helper after its answer if it stopped the container ([`Helper::tidy`]).
 
 use std::fs::File;
 use std::path::Path;
@@ -20,14 +20,14 @@ use crate::files::Directory;
 use crate::systemd::payload::UnitCgroup;
 use crate::{Helper, lock, network};
 
-/// Held by whoever prepares a start, or tidies up, in the container's run directory.
+/// The lock held while a start is prepared or cleaned up after, in the container's run directory.
 const LOCK: &str = "prepare.lock";
-/// Held by the helper while it has systemd stop the container, in its run directory.
+/// The lock held by the helper while systemd stops the container, in its run directory.
 const ATTENDED: &str = "attended.lock";
-/// What says that a start is prepared: for the next one, and once.
+/// The file that marks the next start as prepared.
 const PREPARED: &str = "prepared.json";
 
-/// For which spec a start is prepared, and what was found out meanwhile.
+/// The spec for which a start is prepared, and facts found on the way.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Note {
@@ -35,7 +35,7 @@ struct Note {
     systemd_version: Option<u32>,
 }
 
-/// The right to prepare a container's start: a unit that is started waits until it is let go of.
+/// The lock for preparing a container's start: the starting unit waits until it is released.
 #[derive(Debug)]
 pub(crate) struct Preparing {
     run: Directory,
@@ -43,8 +43,8 @@ pub(crate) struct Preparing {
 }
 
 impl Helper {
-    /// Takes the right to prepare a container's start. Whether the container is down is to be looked at afterwards: what
-    /// runs by then has got past it.
+    /// Takes the lock for preparing a container's start. The caller must check afterwards that the container is down:
+    /// one that runs by then did not wait for the lock.
     pub(crate) async fn begin_to_prepare_start(&self, name: &ContainerName) -> Result<Preparing> {
         let run = self.run_directory(name)?;
         let held = lock::hold(&run, LOCK).await?;
@@ -60,17 +60,17 @@ impl Helper {
             digest: spec.digest(),
             systemd_version: version.ok(),
         };
-        let text = serde_json::to_vec(&note).expect("a note has text keys and no failing parts");
+        let text = serde_json::to_vec(&note).expect("a note always serializes");
         preparing.run.write(PREPARED, &text, 0o600)
     }
 
-    /// Takes back that a start is prepared: it did not come about.
+    /// Removes the mark of a prepared start that did not happen.
     pub(crate) async fn forget_prepared_start(&self, name: &ContainerName) -> Result<()> {
         self.begin_to_prepare_start(name).await.map(drop)
     }
 
-    /// Returns when all is prepared for the start that this process is to make, with systemd's version where it is known.
-    /// To be called by the container's unit.
+    /// Returns when the start by this process is prepared, with systemd's version if known. Called by the container's
+    /// unit.
     pub(crate) async fn prepared_start(&self, spec: &RunSpec) -> Result<Option<u32>> {
         let run = self.run_directory(&spec.name)?;
         let _lock = lock::hold(&run, LOCK).await?;
@@ -87,31 +87,31 @@ impl Helper {
         Ok(version.ok())
     }
 
-    /// Takes it on to remove what a container leaves that systemd is asked to stop: its unit does not, so that nobody has to
-    /// wait for that. It is to be [tidied up](Self::tidy) after it.
+    /// Announces that the helper will clean up after a container that systemd stops, so that its unit does not, and the
+    /// caller doesn't wait for it. The caller must call [`Self::tidy`] afterwards.
     pub(crate) async fn attend(&self, name: &ContainerName) -> Result<File> {
         lock::hold(&self.run_directory(name)?, ATTENDED).await
     }
 
-    /// Returns whether a helper removes what a container leaves.
+    /// Returns whether the helper will clean up after a container.
     pub(crate) fn is_attended(&self, name: &ContainerName) -> Result<bool> {
         lock::is_held(&self.run_directory(name)?, ATTENDED)
     }
 
-    /// Removes what a container left on the host, if it is down.
+    /// Cleans up after a container, if it is down.
     pub(crate) async fn tidy(&self, name: &ContainerName) -> Result<()> {
         let Some(spec) = self.spec(name)? else {
             return Ok(());
         };
         let _preparing = self.begin_to_prepare_start(name).await?;
-        // Without a cgroup it is down; only otherwise systemd need be asked.
+        // Without a cgroup it is down; otherwise systemd is asked.
         if UnitCgroup::of(name)?.exists() && self.unit_is_up(name).await? {
             return Ok(());
         }
         self.sweep_below_systemd(&spec).await
     }
 
-    /// Makes a container's link anew, with its part in the rules.
+    /// Creates a container's veth again, with its elements in the rules.
     async fn connect(&self, spec: &RunSpec) -> Result<()> {
         self.sweep_below_systemd(spec).await?;
         let (linked, admitted) = tokio::join!(
@@ -122,18 +122,18 @@ impl Helper {
         admitted
     }
 
-    /// Removes what an earlier run left on the host. Nothing of it runs.
+    /// Cleans up after an earlier run, which must have ended.
     async fn sweep_below_systemd(&self, spec: &RunSpec) -> Result<()> {
         let name = &spec.name;
         let unit = Runtime::unit(name);
-        // An nspawn that was killed leaves its registration, and the next start would fail on it. The machines are looked
-        // at first: most starts need no D-Bus.
+        // A killed systemd-nspawn leaves its registration, which would fail the next start. The machines are checked on
+        // disk first: most starts need no D-Bus.
         if Path::new("/run/systemd/machines").join(name.as_str()).exists()
             && let Some(machine) = self.systemd.machine(name.as_str()).await?
         {
             if machine.unit != unit {
                 return Err(Error::Refused(format!(
-                    "the machine {name} runs already, in {}, which is not this leaf's; end it there",
+                    "the machine {name} is already running, in {}, which is not this leaf's; stop it there",
                     machine.unit
                 )));
             }

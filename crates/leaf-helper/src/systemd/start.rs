@@ -1,4 +1,4 @@
-//! Starting, updating and stopping a container's unit, from outside.
+//! Starts, updates and stops a container's unit, from outside.
 
 use std::time::Duration;
 
@@ -23,26 +23,26 @@ use crate::nspawn::RESTARTS;
 use crate::systemd::payload::UnitCgroup;
 use crate::systemd::unit;
 
-/// Where units are that were made since the boot (systemd.unit(5)).
+/// The directory of units created since boot (systemd.unit(5)).
 const UNITS: &str = "/run/systemd/system";
-/// Where those of the generator are.
+/// The directory of the generator's units.
 const GENERATED: &str = "/run/systemd/generator";
-/// What says that a container is to run: the generator has it started with the host.
+/// The file that marks a container that should run: the generator makes it start at boot.
 pub(crate) const WANTED: &str = "wanted";
-/// The end of a start job in whose place somebody put a stop (org.freedesktop.systemd1(5), JobRemoved).
+/// The result of a start job that was replaced by a stop job (org.freedesktop.systemd1(5), JobRemoved).
 const CANCELED: &str = "canceled";
-/// How long a unit has to end after its processes were killed.
+/// The time limit for a unit to end after its processes were killed.
 const CLEAN_UP: Duration = Duration::from_secs(20);
-/// What systemd-nspawn says when it could not tell machined of a container, and so ran nothing of it (nspawn.c): the bus or
-/// machined were being restarted.
+/// The message of systemd-nspawn when it could not register a container with machined, and therefore did not start it
+/// (nspawn.c): D-Bus or machined was being restarted.
 const UNREGISTERED: &str = "Failed to register machine";
-/// How long a look into the journal may take.
+/// The time limit for reading systemd's journal.
 const JOURNAL: Duration = Duration::from_secs(10);
-/// How often such a start is tried.
+/// The maximum number of tries of such a start.
 const TRIES: u32 = 3;
 
 impl Helper {
-    /// Writes a container's unit where it is another than it should be, and has systemd read it again where it must.
+    /// Writes a container's unit if it differs, and makes systemd reload it if needed.
     pub(crate) async fn keep_unit(&self, spec: &RunSpec) -> Result<()> {
         let unit = Runtime::unit(&spec.name);
         let text = self.unit_text(spec)?;
@@ -63,7 +63,7 @@ impl Helper {
             }
             _ => directory.write(&unit, text.as_bytes(), 0o644)?,
         }
-        // One that systemd has in mind it does not read again by itself.
+        // systemd does not reload a loaded unit by itself.
         if self
             .systemd
             .loaded_unit(&unit)
@@ -85,7 +85,7 @@ impl Helper {
         text.lines().next() == Some(conf_marker(&self.leaf).as_str())
     }
 
-    /// Removes a container's unit, and returns whether it could: not where it runs.
+    /// Removes a container's unit; returns false if it is running.
     pub(crate) async fn remove_unit(&self, name: &ContainerName) -> Result<bool> {
         let unit = Runtime::unit(name);
         match self.systemd.loaded_unit(&unit).await? {
@@ -107,7 +107,7 @@ impl Helper {
         Ok(true)
     }
 
-    /// Returns whether a container's unit runs, or will by itself.
+    /// Returns whether a container's unit runs, or will be restarted by systemd.
     pub(crate) async fn unit_is_up(&self, name: &ContainerName) -> Result<bool> {
         let look = self.systemd.loaded_unit(&Runtime::unit(name)).await?;
         Ok(look.is_some_and(|look| look.is_up()))
@@ -137,13 +137,13 @@ impl Helper {
                     {
                         return Err(why);
                     }
-                    tracing::warn!(container = %name, "machined did not answer, so it is started once more");
+                    tracing::warn!(container = %name, "machined did not answer, starting the container again");
                 }
                 UnitJobOutcome::TimedOut => {
                     let said = self.said(name).await;
                     self.end_unit(name, Duration::ZERO).await?;
                     return Err(Error::NotReady(format!(
-                        "it was not ready within {} s and was ended; the end of its log: {said}",
+                        "it was not ready within {} s and was stopped; the end of its log: {said}",
                         limit.as_secs()
                     )));
                 }
@@ -152,11 +152,11 @@ impl Helper {
         Ok(())
     }
 
-    /// Has systemd start a container's unit, and prepares the start in the meantime.
+    /// Makes systemd start a container's unit, and prepares the start in the meantime.
     async fn start_prepared(&self, spec: &RunSpec, unit: &str, limit: Duration) -> Result<UnitJobOutcome> {
         let preparing = self.begin_to_prepare_start(&spec.name).await?;
         let look = self.check_unit(unit).await?;
-        // Also one that is about to be started again: its restarts are counted anew.
+        // Also resets the restart counter of a unit that is about to be restarted.
         if look.active == "failed" || look.sub.contains("auto-restart") {
             self.systemd.reset_failed(unit).await?;
         }
@@ -165,15 +165,15 @@ impl Helper {
                 return drop(preparing);
             }
             if let Err(e) = self.prepare_start(spec, preparing).await {
-                // The unit tries it itself, and says what is wrong.
-                tracing::warn!(container = %spec.name, error = chain(&e), "the start could not be prepared");
+                // The unit tries it itself, and reports the error.
+                tracing::warn!(container = %spec.name, error = chain(&e), "can't prepare the start");
             }
         };
         let (end, ()) = tokio::join!(self.systemd.run_job(UnitJob::Start, unit, limit), prepare);
         Ok(end?)
     }
 
-    /// Checks that systemd would start the unit of this leaf, and not one that takes precedence over it. Returns its state.
+    /// Checks that systemd would start this leaf's unit, and not one that takes precedence over it. Returns its state.
     async fn check_unit(&self, unit: &str) -> Result<UnitState> {
         let ours = |state: &UnitState| {
             [UNITS, GENERATED]
@@ -198,25 +198,25 @@ impl Helper {
         }
         if state.load != "loaded" {
             return Err(Error::Failed(format!(
-                "systemd can't use {}: it is {}",
+                "systemd can't load {}: it is {}",
                 state.file, state.load
             )));
         }
         Ok(state)
     }
 
-    /// Returns why a container's start, that began then, came to nothing.
+    /// Returns the error of a container's failed start, which began at `began`.
     async fn why_not_ready(&self, name: &ContainerName, result: &str, began: Timestamp) -> Error {
         let unit = Runtime::unit(name);
         match result {
-            CANCELED => return Error::NotReady("it was stopped while it was started".into()),
+            CANCELED => return Error::NotReady("it was stopped while it was starting".into()),
             "dependency" => {
-                return Error::NotReady(format!("something that {unit} needs could not be started"));
+                return Error::NotReady(format!("a dependency of {unit} could not be started"));
             }
             _ => {}
         }
         let status = self.run_directory(name).and_then(|run| self.status(&run));
-        // One that systemd could not even start a program for has none of its own.
+        // If systemd could not even start the program, there is no status of this run.
         let status = status.ok().flatten().filter(|status| status.started_at >= began);
         let mut why = match status {
             Some(RunStatus {
@@ -230,12 +230,12 @@ impl Helper {
         };
         why.push_str(&format!("; the end of its log: {}", self.said(name).await));
         if self.unit_is_up(name).await.unwrap_or(false) {
-            why.push_str("\nsystemd starts it again, as its restart policy says");
+            why.push_str("\nsystemd will start it again, as its restart policy says");
         }
         Error::NotReady(why)
     }
 
-    /// The end of what the last run of a container said.
+    /// Returns the end of the log of a container's last run.
     async fn said(&self, name: &ContainerName) -> String {
         let read = async {
             let invocation = self
@@ -255,11 +255,11 @@ impl Helper {
         match read.await {
             Some(text) if text.is_empty() => "it is empty".into(),
             Some(text) => format!("\n{text}"),
-            None => "it can't be read".into(),
+            None => "it is unreadable".into(),
         }
     }
 
-    /// Brings a running container to its spec: by a switch inside where that is enough, else by a restart.
+    /// Brings a running container to its spec: by a switch in place if that is enough, otherwise by a restart.
     pub(crate) async fn update_unit(&self, spec: &RunSpec, limit: Duration, grace: Duration) -> Result<()> {
         let name = &spec.name;
         let unit = Runtime::unit(name);
@@ -270,7 +270,7 @@ impl Helper {
             .await?
             .is_some_and(|look| look.active == "active");
         let status = self.status(&run)?;
-        // One whose end is written does not run any more, whatever systemd has heard of it.
+        // A container whose end is recorded is not running, even if systemd does not know it yet.
         let as_wanted =
             |status: RunStatus| status.exit.is_none() && status.start_digest == spec.start_digest();
         if running && status.is_some_and(as_wanted) {
@@ -284,14 +284,14 @@ impl Helper {
                         if status.is_some_and(|status| status.start_digest == spec.start_digest()) {
                             return Ok(());
                         }
-                        tracing::warn!(container = %name, "the switch inside left no word, so it is started anew");
+                        tracing::warn!(container = %name, "the switch in place left no result, restarting the container");
                     }
                     end => {
-                        tracing::warn!(container = %name, ?end, "could not switch inside, so it is started anew");
+                        tracing::warn!(container = %name, ?end, "the switch in place failed, restarting the container");
                     }
                 },
                 Err(e) => {
-                    tracing::info!(container = %name, why = chain(&e), "is started anew");
+                    tracing::info!(container = %name, why = chain(&e), "restarting the container");
                 }
             }
         }
@@ -299,31 +299,31 @@ impl Helper {
         self.start_unit(spec, limit).await
     }
 
-    /// Stops a container's unit: a word to its init, a grace time, then the end of its cgroup.
+    /// Stops a container's unit: a signal to its init and, after the grace time, SIGKILL to its cgroup.
     pub(crate) async fn end_unit(&self, name: &ContainerName, grace: Duration) -> Result<()> {
         let unit = Runtime::unit(name);
         let grace = grace.min(Duration::from_secs(unit::STOP_SECONDS.into()));
         let _attended = self.attend(name).await?;
         if !self.halt_unit(name, &unit, grace).await? {
-            tracing::warn!(container = %name, "did not halt in its grace time and is ended by force");
+            tracing::warn!(container = %name, "the container did not halt in its grace time, killing it");
             UnitCgroup::of(name)?.kill_payload().await?;
             if self.systemd.run_job(UnitJob::Stop, &unit, CLEAN_UP).await? == UnitJobOutcome::TimedOut {
                 self.systemd
                     .kill(&unit, KillWhom::All, Signal::KILL.as_raw())
                     .await?;
                 if self.systemd.run_job(UnitJob::Stop, &unit, CLEAN_UP).await? == UnitJobOutcome::TimedOut {
-                    return Err(Error::Failed(format!("{unit} can't be ended")));
+                    return Err(Error::Failed(format!("can't stop {unit}")));
                 }
             }
         }
-        // One that was ended by force counts as failed, which it is not: it was asked to end.
+        // A killed unit counts as failed in systemd; it is reset, since its stop was requested.
         match self.ended_well(name)? {
             true => Ok(()),
             false => Ok(self.systemd.reset_failed(&unit).await?),
         }
     }
 
-    /// Whether a container's last run is known to have ended in a way that systemd calls no failure.
+    /// Returns whether a container's last run is known to have ended without a failure in systemd's sense.
     fn ended_well(&self, name: &ContainerName) -> Result<bool> {
         let status = self.status(&self.run_directory(name)?)?;
         Ok(status.is_some_and(|RunStatus { exit, error, .. }| {
@@ -331,7 +331,7 @@ impl Helper {
         }))
     }
 
-    /// Has systemd stop a unit, and returns whether it stopped in its grace time.
+    /// Makes systemd stop a unit; returns whether it stopped within the grace time.
     async fn halt_unit(&self, name: &ContainerName, unit: &str, grace: Duration) -> Result<bool> {
         match self.systemd.run_job(UnitJob::Stop, unit, grace).await? {
             UnitJobOutcome::TimedOut => Ok(false),

@@ -1,8 +1,8 @@
-//! The text of a container's unit, `container@NAME.service`: what systemd itself must know, and no more. All else is read
-//! from `spec.json` when it starts.
+//! The text of a container's unit, `container@NAME.service`, with only what systemd itself must know. Everything else
+//! is read from `spec.json` at the start.
 //!
-//! Whatever stands in a unit is systemd's to read: specifiers (`%`), variables (`$`), quotes, line ends. So every value
-//! here is a number, a word of a closed set, a checked name, or a path without any of those.
+//! systemd interprets specifiers (`%`), variables (`$`), quotes and line ends in a unit. So every value here is a
+//! number, a word of a closed set, a validated name, or a path without any of those.
 
 use std::path::Path;
 
@@ -14,17 +14,17 @@ use leaf_host::contract::conf_marker;
 use crate::error::{Error, Result};
 use crate::nspawn::RESTARTS;
 
-/// How long a start may take before systemd ends it, in seconds; `leafd` may be more impatient.
+/// The time limit of a start, after which systemd ends it, in seconds; `leafd`'s may be shorter.
 pub(crate) const START_SECONDS: u32 = 600;
-/// How long a stop may take before systemd ends it, in seconds; `leafd` may be more impatient.
+/// The time limit of a stop, after which systemd ends it, in seconds; `leafd`'s may be shorter.
 pub(crate) const STOP_SECONDS: u32 = 120;
-/// The tasks that a container and what runs it may have where its spec says nothing (systemd-nspawn@.service has it so).
+/// The default limit of tasks for a container and its supervisor, as in systemd-nspawn@.service.
 const TASKS: u64 = 16_384;
 
-/// Returns the unit of a container.
+/// Returns the text of a container's unit.
 ///
 /// # Errors
-/// [`Error::Refused`] for a path that systemd could read as something else.
+/// [`Error::Refused`] for a path that systemd could misinterpret.
 pub(crate) fn text(spec: &RunSpec, program: &Path, record: &Path, root: &Path) -> Result<String> {
     let RunSpec {
         leaf, name, options, ..
@@ -37,7 +37,7 @@ pub(crate) fn text(spec: &RunSpec, program: &Path, record: &Path, root: &Path) -
         .iter()
         .map(|other| format!(" {}", Runtime::unit(other)))
         .collect();
-    // What runs the container is counted with it here; the limit itself is on the payload.
+    // Includes the supervisor's tasks; the spec's limit is set on the payload.
     let tasks = TASKS.max(u64::from(options.limits.tasks.unwrap_or(0)) + 64);
     let restart = restart(&options.restart);
     Ok(format!(
@@ -72,7 +72,7 @@ SyslogIdentifier=container {name}
     ))
 }
 
-/// Restarts with a delay that grows, from the first to the longest, by doubling.
+/// Returns the lines of a restart policy, with a delay that doubles from the first to the longest.
 fn restart(policy: &RestartPolicy) -> String {
     let RestartPolicy {
         when,
@@ -95,7 +95,7 @@ fn restart(policy: &RestartPolicy) -> String {
     text
 }
 
-/// A path as one word of a unit's line.
+/// Returns a path as one word of a unit's line.
 fn word(path: &Path) -> Result<String> {
     let text = path.to_str().unwrap_or_default();
     leaf_core::spec::check_path("a unit", text).map_err(Error::Refused)?;
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn restarts_are_put_off_longer_and_longer_up_to_the_limit() {
+    fn the_restart_delay_grows_up_to_the_maximum() {
         let text = of(r#"{"restart":{"when":"on_failure","delay_seconds":2,"max_delay_seconds":60}}"#);
         assert_eq!(lines(&text, "Restart"), ["on-failure"]);
         assert_eq!(lines(&text, "RestartSec"), ["2"]);
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_order_and_what_systemd_counts_itself_is_taken_from_a_spec() {
+    fn only_order_restarts_and_tasks_are_taken_from_a_spec() {
         let text = of(
             r#"{"after":["db","cache"],"limits":{"tasks":100000,"memory_bytes":"1G"},
                 "environment":{"EVIL":"%h $PATH\nExecStart=/bin/sh"},"labels":{"x":"\n[Service]"}}"#,
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_systemd_would_read_as_something_else_is_refused() {
+    fn a_path_that_systemd_would_misinterpret_is_refused() {
         for path in [
             "/a%h",
             "/a$HOME",

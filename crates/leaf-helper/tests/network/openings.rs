@@ -154,7 +154,7 @@ pub(crate) async fn a_port_of_the_leaf_leads_to_a_container_from_outside_and_fro
     assert!(
         error
             .reason
-            .contains(&format!("leads to container {}", inside.name)),
+            .contains(&format!("already forwarded to container {}", inside.name)),
         "{error}"
     );
     let nats = machine.creation(&other.name, &[ingress(Protocol::Tcp, NATS_PORT, Some(80))]);

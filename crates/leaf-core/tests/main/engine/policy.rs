@@ -148,7 +148,7 @@ fn a_container_whose_build_is_cancelled_has_failed_while_it_waits_and_while_it_r
     };
     let problem = refused(&mut world, start);
     assert_eq!(problem.code, ProblemCode::Conflict);
-    assert!(problem.detail.contains("being built"), "{problem}");
+    assert!(problem.detail.contains("still building"), "{problem}");
 
     let cancelled = cancel(&mut world, queued).expect("it does not run");
     assert_eq!(cancelled.phase, JobPhase::Cancelled);

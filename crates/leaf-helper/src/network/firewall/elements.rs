@@ -1,4 +1,4 @@
-//! What one container has in the rules' sets: a pure function of its spec.
+//! A container's elements in the rules' sets: a pure function of its spec.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -14,34 +14,34 @@ use crate::error::{Error, Result};
 /// All elements of one container.
 pub(super) type Elements = BTreeSet<Element>;
 
-/// One element, of the container whose link it is about.
+/// An element, for the container whose link it names.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum Element {
-    /// The link takes part.
+    /// The link is a container's.
     Link,
     /// The container's own address.
     Source(IpAddr),
-    /// The host's address on the link.
+    /// The host's address on the veth.
     Gateway(IpAddr),
-    /// The ARP requests that pass: sender and target.
+    /// The permitted ARP requests: sender and target.
     Asks { container: Ipv4Addr, host: Ipv4Addr },
-    /// A port of another container that this one reaches.
+    /// A port of another container that this one may reach.
     Reaches {
         other: ContainerName,
         protocol: Protocol,
         port: u16,
     },
-    /// Ports outside that it reaches.
+    /// Ports outside that it may reach.
     Outside {
         to: Destination,
         protocol: Protocol,
         first: u16,
         last: u16,
     },
-    /// A port of the container that ports of the leaf lead to.
+    /// A port of the container that ports of the leaf are forwarded to.
     Entry { protocol: Protocol, port: u16 },
-    /// A port of the leaf that leads to it.
+    /// A port of the leaf that is forwarded to it.
     Ingress {
         protocol: Protocol,
         host_port: u16,
@@ -51,7 +51,7 @@ pub(super) enum Element {
 }
 
 impl Element {
-    /// What only one container can have: a port of the leaf, in one family.
+    /// Returns the part that only one container can have: a port of the leaf, in one family.
     pub(super) fn ingress(&self) -> Option<(Protocol, u16, bool)> {
         match self {
             Self::Ingress {
@@ -68,7 +68,7 @@ impl Element {
 /// Returns the elements of a container.
 ///
 /// # Errors
-/// [`Error::Refused`] when its spec can't be: it was checked when it was made, and is not believed.
+/// [`Error::Refused`] when its spec is invalid: although it was validated before, it is not trusted.
 pub(super) fn of(spec: &RunSpec) -> Result<Elements> {
     spec.options.check(&spec.name).map_err(Error::Refused)?;
     let network = spec.network;
@@ -115,7 +115,7 @@ pub(super) fn of(spec: &RunSpec) -> Result<Elements> {
     Ok(elements)
 }
 
-/// The openings to the outside, such that no two of them meet: the kernel takes no ranges in a set that overlap.
+/// Returns the openings to the outside without overlaps: the kernel accepts no overlapping ranges in a set.
 fn outside(allow: &[Opening]) -> Elements {
     let wanted: BTreeSet<(Protocol, Destination, Option<u16>)> = allow
         .iter()
@@ -147,7 +147,7 @@ fn outside(allow: &[Opening]) -> Elements {
             put(*port, *port);
             continue;
         }
-        // All ports here, and some of them in a larger network as well: these are left to that one.
+        // All ports are open here, and some of them also in a larger network, which covers those.
         let elsewhere: BTreeSet<u16> = kept
             .iter()
             .filter(|other| other.0 == *protocol && contains(other.1, *to))
@@ -168,7 +168,7 @@ fn outside(allow: &[Opening]) -> Elements {
     elements
 }
 
-/// Whether a network holds all of another one.
+/// Returns whether a network contains another one.
 fn contains(large: Destination, small: Destination) -> bool {
     if large.prefix() > small.prefix() {
         return false;
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_larger_opening_covers_is_left_out() {
+    fn openings_covered_by_a_larger_one_are_left_out() {
         let allow = [
             opening("192.0.2.0/24", None),
             opening("192.0.2.7", Some(80)),
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn openings_that_meet_are_cut_until_they_don_t() {
+    fn overlapping_openings_are_split() {
         let allow = [
             opening("0.0.0.0/0", Some(53)),
             opening("192.0.2.0/24", None),
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn each_packet_is_let_out_exactly_where_an_opening_names_it() {
+    fn exactly_the_packets_that_an_opening_permits_match_one_element() {
         let allow = [
             opening("10.0.0.0/8", Some(1)),
             opening("10.0.0.0/8", Some(65535)),

@@ -1,8 +1,8 @@
-//! That the host forwards packets at all, which openings need.
+//! Packet forwarding of the host, which openings need.
 //!
-//! A host that does not forward is not made a router by an opening of a container: where the helper puts forwarding
-//! on, it closes it for all but containers in the same breath, by a table of its own (`inet cim_leaf_forwarding`). Who wants
-//! the host to forward for others sets the sysctls at boot, and then there is no such table.
+//! An opening does not turn a host that does not forward into a router: when the helper enables forwarding, it first
+//! closes it for everything but containers, by a table of its own (`inet cim_leaf_forwarding`). If the sysctls are set
+//! at boot, to forward for others as well, there is no such table.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -10,15 +10,15 @@ use std::path::{Path, PathBuf};
 use super::nft;
 use crate::error::{Error, Result};
 
-/// A family, and the file that says whether its packets are forwarded.
+/// The families, each with the file of its forwarding setting.
 const FAMILIES: [(&str, &str); 2] = [
     ("ipv4", "/proc/sys/net/ipv4/ip_forward"),
     ("ipv6", "/proc/sys/net/ipv6/conf/all/forwarding"),
 ];
-/// The settings of each interface, by IPv6.
+/// The IPv6 settings of each interface.
 const INTERFACES: &str = "/proc/sys/net/ipv6/conf";
 
-/// Sees to it that the host forwards packets, by IPv4 and, where it has that, IPv6.
+/// Makes the host forward packets, in IPv4 and, if it has it, IPv6.
 pub(super) async fn ensure(nft: &Path) -> Result<()> {
     for (family, setting) in FAMILIES {
         let forwards = match std::fs::read_to_string(setting) {
@@ -38,9 +38,9 @@ pub(super) async fn ensure(nft: &Path) -> Result<()> {
         write(Path::new(setting), "1")?;
         tracing::warn!(
             family,
-            "an opening needs this host to forward packets, which it did not: now it does, for containers only (nftables \
-             table inet cim_leaf_forwarding); set net.ipv4.ip_forward and net.ipv6.conf.all.forwarding at boot if it \
-             is to forward for others as well"
+            "enabled packet forwarding, which an opening needs, for containers only (nftables table inet \
+            cim_leaf_forwarding); to forward for others as well, set net.ipv4.ip_forward and \
+            net.ipv6.conf.all.forwarding at boot"
         );
     }
     Ok(())
@@ -59,13 +59,13 @@ add rule inet cim_leaf_forwarding {family} counter drop
     )
 }
 
-/// A host that forwards by IPv6 no longer listens to its own router, unless it is told to (`accept_ra`, the kernel's
-/// ip-sysctl.rst): one that has its address from there would lose it.
+/// Keeps router advertisements accepted (`accept_ra`, the kernel's ip-sysctl.rst): by default a host that forwards IPv6
+/// ignores them, and would lose an address that it has from its router.
 fn keep_router_advertisements() -> Result<()> {
     let unreadable = || Error::io(format!("read {INTERFACES}"));
     for entry in std::fs::read_dir(INTERFACES).map_err(unreadable())? {
         let setting: PathBuf = entry.map_err(unreadable())?.path().join("accept_ra");
-        // An interface may go while this looks.
+        // An interface may disappear in the meantime.
         if std::fs::read_to_string(&setting).is_ok_and(|value| value.trim() == "1") {
             match write(&setting, "2") {
                 Err(_) if !setting.exists() => {}
@@ -79,8 +79,8 @@ fn keep_router_advertisements() -> Result<()> {
 fn write(setting: &Path, value: &str) -> Result<()> {
     std::fs::write(setting, value).map_err(|e| {
         Error::Unsupported(format!(
-            "allow: an opening needs this host to forward packets, which it does not, and that can't be changed from \
-             here ({}: {e}); set net.ipv4.ip_forward = 1 and net.ipv6.conf.all.forwarding = 1 on the host",
+            "allow: an opening needs packet forwarding, which is off on this host and can't be enabled ({}: {e}); set \
+            net.ipv4.ip_forward = 1 and net.ipv6.conf.all.forwarding = 1 on the host",
             setting.display()
         ))
     })

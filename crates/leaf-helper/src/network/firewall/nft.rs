@@ -1,4 +1,4 @@
-//! Running `nft`: always by the same arguments, with the script on its standard input.
+//! Runs `nft`, always with the same arguments and the script on its standard input.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,13 +8,13 @@ use tokio::process::Command;
 
 use crate::error::Error;
 
-/// How long one transaction may take.
+/// The time limit of a transaction.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Why a transaction was not carried out; nothing of it was then.
+/// The failure of a transaction, of which nothing was applied.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// The program could not be run to its end.
+    /// The program could not be run.
     #[error(transparent)]
     Run(RunError),
     /// The program, or the kernel, refused it.
@@ -23,7 +23,7 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// What it means of a script that makes all that it needs itself: the kernel lacks something.
+    /// Returns the error for a script that doesn't depend on existing rules: the kernel lacks something.
     pub(super) fn of_new_rules(self) -> Error {
         let lacks = |said: &str| {
             [
@@ -36,7 +36,7 @@ impl Failure {
         };
         match self {
             Self::Said(said) if said.contains("Operation not permitted") => Error::Unsupported(format!(
-                "this process may not change the rules of the host's network (CAP_NET_ADMIN); nft: {said}"
+                "this process lacks the privilege to change the host's network rules (CAP_NET_ADMIN); nft: {said}"
             )),
             Self::Said(said) if lacks(&said) => Error::Unsupported(format!(
                 "this kernel lacks a part of nftables that the closed network needs: tables inet and arp, concatenated \
@@ -51,7 +51,7 @@ impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Run(RunError::NotFound { program }) => {
-                Self::Unsupported(format!("{program} is not there; install nftables"))
+                Self::Unsupported(format!("{program} does not exist; install nftables"))
             }
             Failure::Run(error) => Self::Run(error),
             Failure::Said(_) => Self::Failed(failure.to_string()),

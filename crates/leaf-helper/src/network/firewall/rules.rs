@@ -1,4 +1,5 @@
-//! The text of the rules, for `nft -f -`. Nothing stands in it but names, numbers and addresses that their types have checked.
+//! The text of the rules, for `nft -f -`. It contains only names, numbers and addresses that their types have
+//! validated.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
@@ -8,9 +9,9 @@ use leaf_core::id::{ContainerName, LeafName};
 use super::elements::{Element, Elements};
 use crate::network::host_link;
 
-/// Returns what replaces a leaf's rules, whatever they were, by new ones without any element.
+/// Returns the script that replaces a leaf's rules by new ones without elements.
 pub(super) fn table(leaf: &LeafName, leaf_address: Ipv4Addr, nats_port: u16) -> String {
-    // What is deleted must be there, and adding what is there is no error.
+    // Deleting requires that the table exists, and adding an existing one is not an error.
     format!(
         "add table inet leaf_{leaf}
 delete table inet leaf_{leaf}
@@ -104,11 +105,11 @@ table arp leaf_{leaf} {{
     )
 }
 
-/// Returns what replaces the elements of one container. The old ones need not all be there.
+/// Returns the script that replaces the elements of one container. The old ones need not all exist.
 pub(super) fn replace(leaf: &LeafName, name: &ContainerName, old: &Elements, new: &Elements) -> String {
     let mut script = String::new();
     for gone in old.difference(new) {
-        // Only what is there can be deleted, and adding what is there is no error: so both.
+        // Only existing elements can be deleted, and adding existing ones is not an error: so it adds before deleting.
         line(&mut script, "add", leaf, name, gone);
         line(&mut script, "delete", leaf, name, gone);
     }
@@ -125,7 +126,7 @@ fn line(script: &mut String, verb: &str, leaf: &LeafName, name: &ContainerName, 
             script,
             "{verb} element {family} leaf_{leaf} {set} {{ {element} }}"
         )
-        .expect("a text takes what is written to it");
+        .expect("writing to a string can't fail");
     };
     match element {
         Element::Link => {

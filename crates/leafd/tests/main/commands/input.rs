@@ -33,8 +33,8 @@ async fn bodies() -> anyhow::Result<()> {
     let before = wire.leaf.published().await?;
     for (verb, body, says) in [
         ("leaf.show", &b"{"[..], "EOF"),
-        ("leaf.show", b"[]", "has to be an object"),
-        ("container.start", br#"["web",null]"#, "has to be an object"),
+        ("leaf.show", b"[]", "must be an object"),
+        ("container.start", br#"["web",null]"#, "must be an object"),
         ("leaf.show", b"null", "invalid type"),
         ("leaf.show", b"\xff\xfe", "can't be read"),
         ("leaf.show", br#"{"sudo":true}"#, "unknown field `sudo`"),

@@ -131,7 +131,7 @@ async fn discovery() -> anyhow::Result<()> {
     ensure!(
         of("hardware-show")["last_error"]
             .as_str()
-            .is_some_and(|text| text.contains("there is no device none")),
+            .is_some_and(|text| text.contains("device none does not exist")),
         "{stats}"
     );
     ensure!(of("other")["num_errors"] == 1, "{stats}");

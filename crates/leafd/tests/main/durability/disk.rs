@@ -143,7 +143,10 @@ pub(super) async fn to_the_last_byte() -> anyhow::Result<()> {
     until_the_server_refuses(&leaf, &disk).await?;
     until_the_journal_waits(&leaf, &disk).await?;
     let refusing = until("leaf.show says why", async || Ok(leaf.show().await?.refusing)).await?;
-    ensure!(refusing.contains("the disk of the journal is full"), "{refusing}");
+    ensure!(
+        refusing.contains("the disk of the journal has been full"),
+        "{refusing}"
+    );
     let request = a_build(leaf.scratch());
     refused_for_the_disk(leaf.call(&request).await, "")?;
     disk.empty()?;

@@ -206,7 +206,7 @@ async fn cut_short<R: Request>(
         anyhow::Ok((answer, began.elapsed()))
     };
     let (started, ended) = tokio::join!(starting, ending);
-    is_problem(started, ProblemCode::Conflict, "meanwhile")?;
+    is_problem(started, ProblemCode::Conflict, "in the meantime")?;
     let (answer, took) = ended?;
     ensure!(
         took < Duration::from_secs(15),

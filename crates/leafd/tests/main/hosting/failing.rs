@@ -85,7 +85,7 @@ async fn bad_toplevel() -> anyhow::Result<()> {
     let no_init = store_path("$b mkdir $out").await?;
     let a_file = store_path("echo text > $out").await?;
     let cases = [
-        (absent, "it is not there"),
+        (absent, "does not exist"),
         (no_init, "it has no init"),
         (a_file, "it is not a directory"),
     ];
@@ -154,7 +154,7 @@ async fn bad_flake() -> anyhow::Result<()> {
         let kinds = leaf.kinds_told(&name.token()).await?;
         ensure!(kinds.last().is_some_and(|k| k == "container.failed"), "{kinds:?}");
         let answer = leaf.start_container(&name).await;
-        is_problem(answer, ProblemCode::Conflict, "could not be built")?;
+        is_problem(answer, ProblemCode::Conflict, "the build of the system")?;
         leaf.destroy(&name).await?;
     }
     // The flake is mended, and the name is free.

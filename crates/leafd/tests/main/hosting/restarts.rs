@@ -127,7 +127,7 @@ async fn ended_meanwhile() -> anyhow::Result<()> {
     for (name, how) in [
         (&code, "exit code 5"),
         (&signal, "by itself"),
-        (&killed, "unseen end"),
+        (&killed, "an unknown status, since its supervisor was killed"),
     ] {
         let shown = leaf.in_phase(name, Phase::Stopped).await?;
         ensure!(

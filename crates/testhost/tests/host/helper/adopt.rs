@@ -67,7 +67,7 @@ fn adopt() -> Outcome {
          echo '# cim-leaf: made by leaf other' >/etc/nixos-containers/others.conf"
     ))?;
     for (name, words) in [
-        ("declared", "the system's own configuration declares"),
+        ("declared", "declared in the host's NixOS configuration"),
         ("closed", "not writable"),
         ("others", "made by leaf other"),
     ] {

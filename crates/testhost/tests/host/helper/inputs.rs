@@ -66,7 +66,7 @@ fn inputs() -> Outcome {
     for (options, words) in [
         (
             json!({"binds": [{"source": "/etc"}]}),
-            "not in a directory that this leaf allows",
+            "not in a directory allowed by this leaf",
         ),
         (json!({"binds": [{"source": "/srv/evil/etc"}]}), "symbolic link"),
         (
@@ -79,7 +79,7 @@ fn inputs() -> Outcome {
         ),
         (
             json!({"secrets": {"a": "/etc/shadow"}}),
-            "not in a directory that this leaf allows",
+            "not in a directory allowed by this leaf",
         ),
         (json!({"secrets": {"a": "/run/secrets/shadow"}}), "symbolic link"),
         (
@@ -88,7 +88,7 @@ fn inputs() -> Outcome {
         ),
         (
             json!({"environment": {"A=x --bind=/": "x"}}),
-            "name of a variable",
+            "not a valid variable name",
         ),
     ] {
         leaf.fails(
@@ -122,7 +122,7 @@ fn race() -> Outcome {
             }
             // The helper saw it, or, later, the unit did.
             Err((kind, reason)) => {
-                let told = ["symbolic link", "is not there"]
+                let told = ["symbolic link", "does not exist"]
                     .iter()
                     .any(|why| reason.contains(why));
                 ensure(told, format!("{kind}: {reason}"))?;

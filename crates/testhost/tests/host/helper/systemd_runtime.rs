@@ -58,7 +58,7 @@ fn lifecycle() -> Outcome {
         "DestroyContainer",
         &json!({"name": "web"}),
         "Failed",
-        "it runs; stop it first",
+        "it is running; stop it first",
     )?;
     // Again is the same as once.
     leaf.start("web")?;
@@ -211,7 +211,7 @@ fn restarts() -> Outcome {
         "StartContainer",
         &starting("bad", 90),
         "NotReady",
-        "starts it again",
+        "will start it again",
     )?;
     until(
         &leaf.host,

@@ -115,7 +115,7 @@ fn refused() -> Outcome {
     ensure!(
         missing["detail"]
             .as_str()
-            .is_some_and(|d| d.contains("is not there")),
+            .is_some_and(|d| d.contains("does not exist")),
         "{missing}"
     );
     Ok(())

@@ -23,7 +23,11 @@ pub(super) async fn errors() -> anyhow::Result<()> {
         (&["nix", "build"], 2, "INSTALLABLE"),
         (&["leaf", "show", "nobody"], 4, "leaf nobody does not reply"),
         (&["container", "health", "nobody"], 4, "does not reply"),
-        (&["hardware", "show", "nothing"], 5, "there is no device nothing"),
+        (
+            &["hardware", "show", "nothing"],
+            5,
+            "device nothing does not exist",
+        ),
         (&["container", "start", "nobody"], 6, "containers.enable"),
         (&["container", "show", "nobody"], 5, "container.list"),
         (&["nix", "log", nobody], 5, "job.list"),
