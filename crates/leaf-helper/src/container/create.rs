@@ -22,8 +22,8 @@ use crate::systemd::payload::UnitCgroup;
 
 /// The directory of the containers' profiles on NixOS.
 const PROFILES: &str = "/nix/var/nix/profiles/per-container";
-/// The first version of systemd whose systemd-nspawn keeps the supervisor out of a container's cgroup that existed before
-/// it was started.
+/// The first version of systemd whose systemd-nspawn keeps the supervisor out of a container's cgroup that existed
+/// before it was started.
 const LIMITS_SINCE: u32 = 254;
 
 /// The credential with a container's binding.
@@ -110,8 +110,8 @@ impl Helper {
         Ok(())
     }
 
-    /// Returns the directories of links that keep a container's system from being garbage-collected: its GC roots and, with
-    /// systemd, its profile, where the programs of NixOS look for it.
+    /// Returns the directories of links that keep a container's system from being garbage-collected: its GC roots and,
+    /// with systemd, its profile, where the programs of NixOS look for it.
     fn held_by(&self) -> impl Iterator<Item = &Path> {
         let profiles = (self.settings.runtime == Runtime::Systemd).then_some(Path::new(PROFILES));
         std::iter::once(self.paths.gc_roots.as_path()).chain(profiles)
@@ -290,7 +290,8 @@ fn make_removable(roots: &Directory, name: &ContainerName) -> Result<()> {
     Ok(())
 }
 
-/// Makes the files that the start script of NixOS's containers makes, so that systemd-nspawn accepts the tree as a system.
+/// Makes the files that the start script of NixOS's containers makes, so that systemd-nspawn accepts the tree as a
+/// system.
 fn make_root_file_system(roots: &Directory, name: &ContainerName) -> Result<()> {
     let root = roots.make_if_missing(name.as_str(), 0o755)?;
     let etc = root.make_if_missing("etc", 0o755)?;
