@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings, EmbeddedStatus, NatsServer};
-use leaf_bus::identity::Identity;
+use leaf_bus::identity::{Identity, admin_caller};
 use leaf_core::host_op::Secret;
 use leaf_core::id::{Caller, LeafName};
 use leaf_core::subject;
@@ -19,11 +19,7 @@ use tokio::sync::mpsc;
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime")
+    tokio::runtime::Runtime::new().expect("a runtime")
 }
 
 pub(crate) fn find_server() -> Result<NatsServer, String> {
@@ -76,6 +72,18 @@ impl Site {
 
     pub(crate) async fn connect(&self, credentials: &Secret, caller: &Caller) -> anyhow::Result<User> {
         User::connect(&self.server.client_url(), credentials, caller).await
+    }
+
+    /// A user of the leaf's administrator.
+    pub(crate) async fn admin(&self) -> anyhow::Result<User> {
+        self.connect(&self.identity.admin_credentials(), &admin_caller())
+            .await
+    }
+
+    /// Ends a test's server.
+    pub(crate) async fn end(self) -> anyhow::Result<()> {
+        self.server.stop().await;
+        Ok(())
     }
 }
 
@@ -141,34 +149,36 @@ impl User {
 
     /// Fails if the server lets this user publish there.
     pub(crate) async fn may_not_publish(&mut self, subject: &str) -> anyhow::Result<()> {
-        match self.publish(subject).await? {
-            Some(complaint) if complaint.to_lowercase().contains("permissions violation") => Ok(()),
-            other => bail!("publishing to {subject}: {other:?}"),
-        }
+        is_forbidden(self.publish(subject).await?).with_context(|| format!("publishing to {subject}"))
     }
 
     /// Fails if the server does not let this user publish there.
     pub(crate) async fn may_publish(&mut self, subject: &str) -> anyhow::Result<()> {
-        match self.publish(subject).await? {
-            None => Ok(()),
-            Some(complaint) => bail!("publishing to {subject}: {complaint}"),
-        }
+        is_allowed(self.publish(subject).await?).with_context(|| format!("publishing to {subject}"))
     }
 
     /// Fails if the server lets this user subscribe there.
     pub(crate) async fn may_not_subscribe(&mut self, subject: &str) -> anyhow::Result<()> {
-        match self.subscribe(subject).await? {
-            Some(complaint) if complaint.to_lowercase().contains("permissions violation") => Ok(()),
-            other => bail!("subscribing to {subject}: {other:?}"),
-        }
+        is_forbidden(self.subscribe(subject).await?).with_context(|| format!("subscribing to {subject}"))
     }
 
     /// Fails if the server does not let this user subscribe there.
     pub(crate) async fn may_subscribe(&mut self, subject: &str) -> anyhow::Result<()> {
-        match self.subscribe(subject).await? {
-            None => Ok(()),
-            Some(complaint) => bail!("subscribing to {subject}: {complaint}"),
-        }
+        is_allowed(self.subscribe(subject).await?).with_context(|| format!("subscribing to {subject}"))
+    }
+}
+
+fn is_forbidden(complaint: Option<String>) -> anyhow::Result<()> {
+    match complaint {
+        Some(complaint) if complaint.to_lowercase().contains("permissions violation") => Ok(()),
+        other => bail!("the server says {other:?}"),
+    }
+}
+
+fn is_allowed(complaint: Option<String>) -> anyhow::Result<()> {
+    match complaint {
+        None => Ok(()),
+        Some(complaint) => bail!("the server says {complaint:?}"),
     }
 }
 

@@ -17,7 +17,7 @@ use leaf_core::problem::{Problem, ProblemCode};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
-use super::{admin, daemon, instance, kill, record, until};
+use super::{admin, instance, kill, record, site_with_daemon, until};
 use crate::support::{LIMIT, Site, User, leaf, runs, trial};
 
 pub(super) fn trials() -> Vec<Trial> {
@@ -92,8 +92,7 @@ async fn bare(user: &User, subject: &str, headers: HeaderMap, body: Vec<u8>) -> 
 }
 
 async fn there_and_back() -> anyhow::Result<()> {
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
+    let (site, bus) = site_with_daemon().await?;
     let mut server = server(&bus).await?;
     let client = admin(&site).await?;
     let id = CommandId::new("my-id-1")?;
@@ -123,9 +122,7 @@ async fn there_and_back() -> anyhow::Result<()> {
     let (replied, served) = tokio::join!(call, serve);
     served?;
     ensure!(replied?.name.as_str() == "web");
-    let user = site
-        .connect(&site.identity.admin_credentials(), &admin_caller())
-        .await?;
+    let user = site.admin().await?;
     let mut headers = HeaderMap::new();
     headers.insert("ce-id", "x:1");
     let subject = "leaf.v1.cmd.edge.admin.container.destroy";
@@ -138,12 +135,9 @@ async fn there_and_back() -> anyhow::Result<()> {
 }
 
 async fn problem() -> anyhow::Result<()> {
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
+    let (site, bus) = site_with_daemon().await?;
     let client = admin(&site).await?;
-    let user = site
-        .connect(&site.identity.admin_credentials(), &admin_caller())
-        .await?;
+    let user = site.admin().await?;
     let leaf = leaf();
     let test = async {
         let called = client
@@ -182,8 +176,7 @@ async fn problem() -> anyhow::Result<()> {
 
 async fn refused() -> anyhow::Result<()> {
     use ProblemCode as Code;
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
+    let (site, bus) = site_with_daemon().await?;
     // Whoever may publish anything below leaf.>, so that the server sees it.
     let permissions = leaf_bus::identity::Permissions {
         publish: vec!["leaf.>".to_owned()],
@@ -242,13 +235,10 @@ async fn refused() -> anyhow::Result<()> {
 }
 
 async fn outside() -> anyhow::Result<()> {
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
+    let (site, bus) = site_with_daemon().await?;
     EventStream::ensure(&bus, &leaf(), StreamSettings::default(), 1).await?;
     let mut server = server(&bus).await?;
-    let user = site
-        .connect(&site.identity.admin_credentials(), &admin_caller())
-        .await?;
+    let user = site.admin().await?;
     let subject = "leaf.v1.cmd.edge.admin.leaf.show";
     let evil = [
         "leaf.v1.evt.edge.leaf.edge.started",
@@ -294,19 +284,21 @@ async fn outside() -> anyhow::Result<()> {
     with_answers(server, test).await
 }
 
-async fn nobody() -> anyhow::Result<()> {
-    let site = Site::start().await?;
-    let client = admin(&site).await?;
-    let called = client
-        .call(&LeafName::new("other")?, &destroy("web"), Default::default())
-        .await;
+/// Fails unless a call is told that no such leaf is there.
+async fn finds_no_leaf(client: &Client, leaf: &LeafName) -> anyhow::Result<()> {
+    let called = client.call(leaf, &destroy("web"), Default::default()).await;
     ensure!(matches!(called, Err(CallError::NoLeaf(_))), "{called:?}");
     Ok(())
 }
 
-async fn unanswered() -> anyhow::Result<()> {
+async fn nobody() -> anyhow::Result<()> {
     let site = Site::start().await?;
-    let bus = daemon(&site).await?;
+    let client = admin(&site).await?;
+    finds_no_leaf(&client, &LeafName::new("other")?).await
+}
+
+async fn unanswered() -> anyhow::Result<()> {
+    let (site, bus) = site_with_daemon().await?;
     let _server = server(&bus).await?;
     let client = admin(&site).await?;
     let options = CallOptions {
@@ -319,12 +311,9 @@ async fn unanswered() -> anyhow::Result<()> {
 }
 
 async fn discovery() -> anyhow::Result<()> {
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
+    let (site, bus) = site_with_daemon().await?;
     let client = admin(&site).await?;
-    let user = site
-        .connect(&site.identity.admin_credentials(), &admin_caller())
-        .await?;
+    let user = site.admin().await?;
     let ask = async |subject: String| -> anyhow::Result<Value> {
         Ok(serde_json::from_slice(
             &bare(&user, &subject, HeaderMap::new(), Vec::new()).await?.payload,
@@ -387,12 +376,9 @@ async fn discovery() -> anyhow::Result<()> {
 }
 
 async fn drain() -> anyhow::Result<()> {
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
+    let (site, bus) = site_with_daemon().await?;
     let mut server = server(&bus).await?;
-    let user = site
-        .connect(&site.identity.admin_credentials(), &admin_caller())
-        .await?;
+    let user = site.admin().await?;
     let mut replies = user.client.subscribe("_INBOX.admin.drain").await?;
     for _ in 0..10 {
         user.client
@@ -423,17 +409,11 @@ async fn drain() -> anyhow::Result<()> {
             .await?
             .context("a reply")?;
     }
-    let called = admin(&site)
-        .await?
-        .call(&leaf(), &destroy("web"), Default::default())
-        .await;
-    ensure!(matches!(called, Err(CallError::NoLeaf(_))), "{called:?}");
-    Ok(())
+    finds_no_leaf(&admin(&site).await?, &leaf()).await
 }
 
 async fn killed() -> anyhow::Result<()> {
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
+    let (site, bus) = site_with_daemon().await?;
     let client = admin(&site).await?;
     let leaf = leaf();
     let asked = destroy("web");
@@ -455,8 +435,7 @@ async fn killed() -> anyhow::Result<()> {
 }
 
 async fn job_messages() -> anyhow::Result<()> {
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
+    let (site, bus) = site_with_daemon().await?;
     let client = admin(&site).await?;
     let job = JobId(uuid::Uuid::from_u128(9));
     let mut messages = client.job_messages(&leaf(), job).await?;
@@ -493,8 +472,7 @@ async fn job_messages() -> anyhow::Result<()> {
 }
 
 async fn follow() -> anyhow::Result<()> {
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
+    let (site, bus) = site_with_daemon().await?;
     let client: Client = admin(&site).await?;
     let (stream, _) = EventStream::ensure(&bus, &leaf(), StreamSettings::default(), 1).await?;
     let mut publisher = stream.publisher(0).await?;

@@ -7,8 +7,8 @@ use leaf_bus::lease::{Lease, LeaseError};
 use leaf_core::beat::Beat;
 use libtest_mimic::Trial;
 
-use super::{admin, daemon, instance, kill, until};
-use crate::support::{Site, leaf, runs, trial};
+use super::{admin, instance, kill, site_with_daemon, until};
+use crate::support::{leaf, runs, trial};
 
 pub(super) fn trials() -> Vec<Trial> {
     vec![
@@ -37,8 +37,7 @@ fn beat(run: u128, sequence: u64) -> Beat {
 }
 
 async fn held() -> anyhow::Result<()> {
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
+    let (site, bus) = site_with_daemon().await?;
     let client = admin(&site).await?;
     let mut lease = Lease::acquire(&bus, &beat(1, 1), false).await?;
     let other = Lease::acquire(&bus, &beat(2, 1), false).await;
@@ -57,8 +56,7 @@ async fn held() -> anyhow::Result<()> {
 }
 
 async fn taken_over() -> anyhow::Result<()> {
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
+    let (site, bus) = site_with_daemon().await?;
     let mut dead = Lease::acquire(&bus, &beat(1, 1), false).await?;
     let mut lease = Lease::acquire(&bus, &beat(2, 1), true).await?;
     let renewed = dead.renew(&beat(1, 2)).await;
@@ -78,8 +76,7 @@ async fn taken_over() -> anyhow::Result<()> {
 }
 
 async fn forgotten() -> anyhow::Result<()> {
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
+    let (site, bus) = site_with_daemon().await?;
     let mut lease = Lease::acquire(&bus, &beat(1, 1), false).await?;
     let user = site
         .connect(&site.identity.leaf_credentials(), &daemon_caller())
@@ -101,8 +98,7 @@ async fn forgotten() -> anyhow::Result<()> {
 }
 
 async fn killed() -> anyhow::Result<()> {
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
+    let (site, bus) = site_with_daemon().await?;
     let mut lease = Lease::acquire(&bus, &beat(1, 1), false).await?;
     kill(runs(&site.server, None).await?)?;
     let mut sequence = 1;

@@ -54,6 +54,13 @@ async fn daemon(site: &Site) -> anyhow::Result<Bus> {
     Ok(bus)
 }
 
+/// A server of its own, with the daemon connected.
+async fn site_with_daemon() -> anyhow::Result<(Site, Bus)> {
+    let site = Site::start().await?;
+    let bus = daemon(&site).await?;
+    Ok((site, bus))
+}
+
 async fn admin(site: &Site) -> anyhow::Result<Client> {
     let settings = settings_for(
         &site.server.client_url(),

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, ensure};
 use async_nats::jetstream;
+use leaf_bus::connect::Bus;
 use leaf_bus::identity::daemon_caller;
 use leaf_bus::kv::StateBucket;
 use leaf_bus::stream::{Comparison, EventStream, StreamError, StreamSettings};
 use libtest_mimic::Trial;
 use serde_json::json;
 
-use super::{admin, daemon, kill, record, record_saying, until};
+use super::{admin, kill, record, record_saying, site_with_daemon, until};
 use crate::support::{LIMIT, Site, freeze, leaf, runs, trial};
 
 pub(super) fn trials() -> Vec<Trial> {
@@ -33,9 +34,15 @@ pub(super) fn trials() -> Vec<Trial> {
     ]
 }
 
+/// A server of its own, with the daemon connected, and the event stream.
+async fn site_with_a_stream() -> anyhow::Result<(Site, Bus, EventStream)> {
+    let (site, bus) = site_with_daemon().await?;
+    let (stream, _) = EventStream::ensure(&bus, &leaf(), StreamSettings::default(), 1).await?;
+    Ok((site, bus, stream))
+}
+
 async fn ensured() -> anyhow::Result<()> {
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
+    let (site, bus) = site_with_daemon().await?;
     let (_, state) = EventStream::ensure(&bus, &leaf(), StreamSettings::default(), 1).await?;
     ensure!(
         state.created && state.first_sequence == 1 && state.last_sequence == 0,
@@ -62,8 +69,7 @@ async fn ensured() -> anyhow::Result<()> {
 }
 
 async fn foreign() -> anyhow::Result<()> {
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
+    let (site, bus) = site_with_daemon().await?;
     let user = site
         .connect(&site.identity.leaf_credentials(), &daemon_caller())
         .await?;
@@ -98,8 +104,7 @@ async fn foreign() -> anyhow::Result<()> {
 }
 
 async fn begins() -> anyhow::Result<()> {
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
+    let (_site, bus) = site_with_daemon().await?;
     let (stream, state) = EventStream::ensure(&bus, &leaf(), StreamSettings::default(), 100).await?;
     ensure!(
         state.first_sequence == 100 && state.last_sequence == 99 && state.events == 0,
@@ -117,9 +122,7 @@ async fn begins() -> anyhow::Result<()> {
 }
 
 async fn read_back() -> anyhow::Result<()> {
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
-    let (stream, _) = EventStream::ensure(&bus, &leaf(), StreamSettings::default(), 1).await?;
+    let (_site, _bus, stream) = site_with_a_stream().await?;
     ensure!(stream.last().await?.is_none() && stream.read(1).await?.is_none());
     ensure!(stream.read_from(1).next().await?.is_none());
     let mut publisher = stream.publisher(0).await?;
@@ -142,9 +145,7 @@ async fn read_back() -> anyhow::Result<()> {
 }
 
 async fn second_writer() -> anyhow::Result<()> {
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
-    let (stream, _) = EventStream::ensure(&bus, &leaf(), StreamSettings::default(), 1).await?;
+    let (_site, _bus, stream) = site_with_a_stream().await?;
     let mut first = stream.publisher(0).await?;
     let mut second = stream.publisher(0).await?;
     first.publish(record(1)).await?;
@@ -168,9 +169,7 @@ async fn second_writer() -> anyhow::Result<()> {
 }
 
 async fn out_of_order() -> anyhow::Result<()> {
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
-    let (stream, _) = EventStream::ensure(&bus, &leaf(), StreamSettings::default(), 1).await?;
+    let (_site, _bus, stream) = site_with_a_stream().await?;
     let mut publisher = stream.publisher(0).await?;
     publisher.publish(record(1)).await?;
     ensure!(publisher.publish(record(3)).await.is_err());
@@ -179,9 +178,7 @@ async fn out_of_order() -> anyhow::Result<()> {
 }
 
 async fn deleted() -> anyhow::Result<()> {
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
-    let (stream, _) = EventStream::ensure(&bus, &leaf(), StreamSettings::default(), 1).await?;
+    let (site, bus, stream) = site_with_a_stream().await?;
     let user = site
         .connect(&site.identity.leaf_credentials(), &daemon_caller())
         .await?;
@@ -216,9 +213,7 @@ async fn deleted() -> anyhow::Result<()> {
 
 async fn killed() -> anyhow::Result<()> {
     const EVENTS: u64 = 3000;
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
-    let (stream, _) = EventStream::ensure(&bus, &leaf(), StreamSettings::default(), 1).await?;
+    let (site, bus, stream) = site_with_a_stream().await?;
     let mut kills = 0;
     let mut publisher = stream.publisher(0).await?;
     while publisher.acked() < EVENTS {
@@ -269,9 +264,7 @@ async fn killed() -> anyhow::Result<()> {
 
 async fn many() -> anyhow::Result<()> {
     const EVENTS: u64 = 10_000;
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
-    let (stream, _) = EventStream::ensure(&bus, &leaf(), StreamSettings::default(), 1).await?;
+    let (_site, bus, stream) = site_with_a_stream().await?;
     let mut publisher = stream.publisher(0).await?;
     for n in 1..=EVENTS {
         publisher.publish(record(n)).await?;
@@ -290,9 +283,7 @@ async fn many() -> anyhow::Result<()> {
 }
 
 async fn frozen() -> anyhow::Result<()> {
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
-    let (stream, _) = EventStream::ensure(&bus, &leaf(), StreamSettings::default(), 1).await?;
+    let (site, bus, stream) = site_with_a_stream().await?;
     let mut publisher = stream.publisher(0).await?;
     publisher.publish(record(1)).await?;
     publisher.settle().await?;
@@ -323,7 +314,7 @@ async fn no_room() -> anyhow::Result<()> {
     let server = super::plain::PlainServer::start(dir.path(), &config).await?;
     let mut settings = leaf_bus::connect::ConnectSettings::new(&server.url());
     settings.inbox_prefix = "_INBOX.leafd".to_owned();
-    let bus = leaf_bus::connect::Bus::connect(&settings).await?;
+    let bus = Bus::connect(&settings).await?;
     tokio::time::timeout(LIMIT, bus.connected()).await?;
     let error = EventStream::ensure(&bus, &leaf(), StreamSettings::default(), 1)
         .await
@@ -334,8 +325,7 @@ async fn no_room() -> anyhow::Result<()> {
 
 async fn bucket() -> anyhow::Result<()> {
     let bytes = |value: &serde_json::Value| bytes::Bytes::from(value.to_string());
-    let site = Site::start().await?;
-    let bus = daemon(&site).await?;
+    let (site, bus) = site_with_daemon().await?;
     let client = admin(&site).await?;
     ensure!(client.state_entries(&leaf()).await?.is_empty());
     let bucket = StateBucket::ensure(&bus, &leaf()).await?;

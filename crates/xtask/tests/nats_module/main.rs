@@ -41,11 +41,7 @@ fn main() -> ExitCode {
 }
 
 fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime")
+    tokio::runtime::Runtime::new().expect("a runtime")
 }
 
 fn trial<F>(name: &'static str, test: fn() -> F) -> Trial
