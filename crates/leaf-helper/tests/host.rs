@@ -24,20 +24,14 @@ pub(crate) fn lacking() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("needs root".into());
     }
-    for (program, flag) in [
+    let programs = [
         ("systemd-nspawn", "--version"),
         ("nft", "--version"),
         ("nix-build", "--version"),
         ("ip", "-V"),
-    ] {
-        let there = Command::new(program)
-            .arg(flag)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
-        if !there.is_ok_and(|status| status.success()) {
-            return Some(format!("needs {program}"));
-        }
+    ];
+    if let Some(program) = absent(&programs) {
+        return Some(format!("needs {program}"));
     }
     if busybox().is_none() {
         return Some("needs a static busybox".into());
@@ -46,6 +40,21 @@ pub(crate) fn lacking() -> Option<String> {
         return Some("needs a static leaf-init: name it in CIM_LEAF_STATIC_INIT".into());
     }
     None
+}
+
+/// Returns the first of these programs that does not run with its flag.
+pub(crate) fn absent(programs: &[(&'static str, &str)]) -> Option<&'static str> {
+    let runs = |program: &str, flag: &str| {
+        Command::new(program)
+            .arg(flag)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+    };
+    let mut programs = programs.iter();
+    let found = programs.find(|(program, flag)| !runs(program, flag));
+    found.map(|(program, _)| *program)
 }
 
 fn is_static(program: &Path) -> bool {
@@ -98,23 +107,24 @@ fn build(script: &str, builder: &str) -> StorePath {
         let b = "${builtins.path { path = /. + tools; name = "tools"; }}/busybox"; in
         derivation { name = "test-system"; system = builtins.currentSystem; builder = b; inherit script b;
                      args = [ "sh" "-ec" builder ]; }"#;
-    let output = Command::new("nix-build")
-        .args([
-            "--no-out-link",
-            "--option",
-            "substituters",
-            "",
-            "--option",
-            "build-users-group",
-            "",
-        ])
-        .args(["--option", "sandbox", "false", "-E", expression])
-        .args(["--argstr", "script", script, "--argstr", "builder", builder])
-        .arg("--argstr")
-        .arg("tools")
-        .arg(tools.path())
-        .output()
-        .expect("nix-build runs");
+    nix_build(|command| {
+        command
+            .args(["--option", "sandbox", "false", "-E", expression])
+            .args(["--argstr", "script", script, "--argstr", "builder", builder])
+            .args(["--argstr", "tools"])
+            .arg(tools.path());
+    })
+}
+
+/// Runs nix-build, without substituters and with these arguments, and returns what it built.
+pub(crate) fn nix_build(arguments: impl FnOnce(&mut Command)) -> StorePath {
+    let mut command = Command::new("nix-build");
+    command
+        .arg("--no-out-link")
+        .args(["--option", "substituters", ""])
+        .args(["--option", "build-users-group", ""]);
+    arguments(&mut command);
+    let output = command.output().expect("nix-build runs");
     assert!(
         output.status.success(),
         "{}",
@@ -126,6 +136,17 @@ fn build(script: &str, builder: &str) -> StorePath {
 /// A shell script that says it is ready and then waits until it is told to halt.
 pub(crate) const WAITS: &str =
     "exec /run/leaf/init ready -- $b sh -c 'trap \"exit 0\" 37; while :; do $b sleep 1000 & wait; done'";
+
+/// The paths of a leaf that has all of its files in one directory.
+pub(crate) fn paths_in(directory: &Path) -> HostPaths {
+    HostPaths {
+        roots: directory.join("roots"),
+        confs: directory.join("confs"),
+        gc_roots: directory.join("gcroots"),
+        state: directory.join("state"),
+        run: directory.join("run"),
+    }
+}
 
 pub(crate) struct Host {
     pub(crate) leaf: LeafName,
@@ -149,14 +170,7 @@ impl Host {
             .prefix("lc")
             .tempdir()
             .expect("a directory");
-        let at = |name: &str| directory.path().join(name);
-        let paths = HostPaths {
-            roots: at("roots"),
-            confs: at("confs"),
-            gc_roots: at("gcroots"),
-            state: at("state"),
-            run: at("run"),
-        };
+        let paths = paths_in(directory.path());
         let block = (
             230 + (pid % 10) as u8,
             number.wrapping_add((pid / 10 % 200) as u8),
@@ -199,6 +213,14 @@ impl Host {
     pub(crate) fn address6(&self, last: u8) -> Ipv6Addr {
         let (net, own) = (u16::from_be_bytes([10, self.block.0]), self.block.1.into());
         Ipv6Addr::new(0xfd63, 0x6c66, net, own, 0, 0, 0, last.into())
+    }
+
+    /// A leaf with a container that was created, with this script as its init.
+    pub(crate) async fn with_container(script: &str) -> (Self, ContainerName) {
+        let mut host = Self::new().await;
+        let name = host.name();
+        host.ok(host.create(&name, &system(script))).await;
+        (host, name)
     }
 
     /// A container's name that nobody else has, and that is ended with the test.
@@ -333,6 +355,18 @@ impl Host {
         .into_iter()
         .filter(|path| path.symlink_metadata().is_ok())
         .collect()
+    }
+
+    /// Ends a test in which this container has left nothing that runs.
+    pub(crate) async fn end_without_traces(self, name: &ContainerName) {
+        assert_eq!(self.traces(name), Vec::<String>::new());
+        self.end().await;
+    }
+
+    /// Ends a test in which this container has left nothing on disk.
+    pub(crate) async fn end_without_files(self, name: &ContainerName) {
+        assert_eq!(self.files(name), Vec::<PathBuf>::new());
+        self.end().await;
     }
 
     /// Ends all that the test began; nothing may stay.

@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use leaf_core::container::{Exit, ObservedRun};
 use leaf_core::host_op::{HostOp, HostOpErrorKind as Kind};
+use leaf_core::id::ContainerName;
 
 use crate::host::{Host, WAITS, store_path, system, until};
 
@@ -62,25 +63,18 @@ pub(crate) async fn a_container_is_made_started_stopped_and_destroyed_and_nothin
 }
 
 pub(crate) async fn an_init_that_exits_at_once_is_told_with_its_code_and_console() {
-    let mut host = Host::new().await;
-    let name = host.name();
-    host.ok(host.create(&name, &system("echo no database here; exit 7")))
-        .await;
+    let (host, name) = Host::with_container("echo no database here; exit 7").await;
     let error = host.fails(Host::start(&name), Kind::NotReady).await;
     assert!(
         error.reason.contains("exit code 7") && error.reason.contains("no database here"),
         "{error}"
     );
     assert_eq!(host.run(&name), Some(ObservedRun::Exited(Exit::Code { code: 7 })));
-    assert_eq!(host.traces(&name), Vec::<String>::new());
-    host.end().await;
+    host.end_without_traces(&name).await;
 }
 
 pub(crate) async fn a_container_that_is_not_ready_in_time_is_ended() {
-    let mut host = Host::new().await;
-    let name = host.name();
-    host.ok(host.create(&name, &system("echo thinking; exec $b sleep 1000")))
-        .await;
+    let (host, name) = Host::with_container("echo thinking; exec $b sleep 1000").await;
     let error = host.fails(Host::start_within(&name, 2), Kind::NotReady).await;
     assert!(
         error.reason.contains("within 2 s") && error.reason.contains("thinking"),
@@ -91,16 +85,12 @@ pub(crate) async fn a_container_that_is_not_ready_in_time_is_ended() {
         "{:?}",
         host.run(&name)
     );
-    assert_eq!(host.traces(&name), Vec::<String>::new());
-    host.end().await;
+    host.end_without_traces(&name).await;
 }
 
 pub(crate) async fn an_init_that_ignores_signals_is_ended_by_force_after_the_grace_time() {
-    let mut host = Host::new().await;
-    let name = host.name();
-    let stubborn =
-        system("exec /run/leaf/init ready -- $b sh -c 'trap \"\" 37 15; while :; do $b sleep 1000; done'");
-    host.ok(host.create(&name, &stubborn)).await;
+    let stubborn = "exec /run/leaf/init ready -- $b sh -c 'trap \"\" 37 15; while :; do $b sleep 1000; done'";
+    let (host, name) = Host::with_container(stubborn).await;
     host.ok(Host::start(&name)).await;
     let before = std::time::Instant::now();
     host.ok(HostOp::StopContainer {
@@ -114,22 +104,13 @@ pub(crate) async fn an_init_that_ignores_signals_is_ended_by_force_after_the_gra
         "{:?}",
         host.run(&name)
     );
-    assert_eq!(host.traces(&name), Vec::<String>::new());
-    host.end().await;
+    host.end_without_traces(&name).await;
 }
 
 pub(crate) async fn a_container_whose_supervisor_is_killed_is_seen_as_lost_and_starts_again() {
-    let mut host = Host::new().await;
-    let name = host.name();
-    host.ok(host.create(&name, &system(WAITS))).await;
+    let (host, name) = Host::with_container(WAITS).await;
     host.ok(Host::start(&name)).await;
-    let status = std::fs::read_to_string(host.paths.status(&name)).expect("a status");
-    let status: leaf_host::contract::RunStatus = serde_json::from_str(&status).expect("a status");
-    kill(status.supervisor_pid);
-    until("the supervisor is gone", || {
-        host.run(&name) == Some(ObservedRun::Exited(Exit::Lost))
-    })
-    .await;
+    kill_supervisor(&host, &name).await;
     // Its container still runs, and is in the way.
     assert_eq!(host.traces(&name).len(), 4, "{:?}", host.traces(&name));
     host.ok(Host::start(&name)).await;
@@ -139,22 +120,13 @@ pub(crate) async fn a_container_whose_supervisor_is_killed_is_seen_as_lost_and_s
         host.run(&name)
     );
     // And once more, with a stop: what was left goes.
-    let status = std::fs::read_to_string(host.paths.status(&name)).expect("a status");
-    let status: leaf_host::contract::RunStatus = serde_json::from_str(&status).expect("a status");
-    kill(status.supervisor_pid);
-    until("the supervisor is gone", || {
-        host.run(&name) == Some(ObservedRun::Exited(Exit::Lost))
-    })
-    .await;
+    kill_supervisor(&host, &name).await;
     host.ok(Host::stop(&name)).await;
-    assert_eq!(host.traces(&name), Vec::<String>::new());
-    host.end().await;
+    host.end_without_traces(&name).await;
 }
 
 pub(crate) async fn a_container_survives_the_one_who_started_it_and_is_seen_again() {
-    let mut host = Host::new().await;
-    let name = host.name();
-    host.ok(host.create(&name, &system(WAITS))).await;
+    let (host, name) = Host::with_container(WAITS).await;
     let mut starter = Command::new(std::env::current_exe().expect("this program"))
         .env("LEAF_HELPER_TEST_START", name.as_str())
         .env("LEAF_HELPER_TEST_LEAF", host.leaf.as_str())
@@ -176,8 +148,7 @@ pub(crate) async fn a_container_survives_the_one_who_started_it_and_is_seen_agai
     };
     assert!(std::path::Path::new(&format!("/proc/{leader_pid}")).exists());
     host.ok(Host::stop(&name)).await;
-    assert_eq!(host.traces(&name), Vec::<String>::new());
-    host.end().await;
+    host.end_without_traces(&name).await;
 }
 
 pub(crate) async fn a_conf_of_somebody_else_is_refused_and_left_alone() {
@@ -226,14 +197,20 @@ pub(crate) async fn what_a_crash_left_half_made_is_completed_or_removed() {
     assert_eq!(host.files(&name).len(), 4, "{:?}", host.files(&name));
     std::fs::remove_file(host.paths.conf(&name)).expect("it was there");
     host.ok(HostOp::DestroyContainer { name: name.clone() }).await;
-    assert_eq!(host.files(&name), Vec::<std::path::PathBuf>::new());
-    host.end().await;
+    host.end_without_files(&name).await;
 }
 
-fn kill(pid: u32) {
-    let pid = i32::try_from(pid)
+/// Kills the supervisor of a container, and waits until the run is seen as lost.
+async fn kill_supervisor(host: &Host, name: &ContainerName) {
+    let status = std::fs::read_to_string(host.paths.status(name)).expect("a status");
+    let status: leaf_host::contract::RunStatus = serde_json::from_str(&status).expect("a status");
+    let pid = i32::try_from(status.supervisor_pid)
         .ok()
         .and_then(rustix::process::Pid::from_raw)
         .expect("a process id");
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is there");
+    until("the supervisor is gone", || {
+        host.run(name) == Some(ObservedRun::Exited(Exit::Lost))
+    })
+    .await;
 }

@@ -14,7 +14,6 @@ use std::process::ExitCode;
 
 use leaf_core::id::{ContainerName, LeafName};
 use leaf_helper::{Helper, Settings};
-use leaf_host::contract::HostPaths;
 use libtest_mimic::{Arguments, Trial};
 
 /// A trial named by its function.
@@ -111,11 +110,7 @@ fn main() -> ExitCode {
 }
 
 fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime")
+    tokio::runtime::Runtime::new().expect("a runtime")
 }
 
 /// Starts a container, and stays until it is killed.
@@ -123,13 +118,7 @@ async fn play_the_starter(name: &str) {
     let variable = |name: &str| std::env::var(name).expect("the test sets it");
     let leaf = LeafName::new(variable("LEAF_HELPER_TEST_LEAF")).expect("a leaf");
     let directory = std::path::PathBuf::from(variable("LEAF_HELPER_TEST_DIRECTORY"));
-    let paths = HostPaths {
-        roots: directory.join("roots"),
-        confs: directory.join("confs"),
-        gc_roots: directory.join("gcroots"),
-        state: directory.join("state"),
-        run: directory.join("run"),
-    };
+    let paths = host::paths_in(&directory);
     let pool = variable("LEAF_HELPER_TEST_POOL").parse().expect("a pool");
     let init = host::leaf_init().expect("checked at the start");
     let settings = Settings::find(env!("CARGO_BIN_EXE_leaf-helper"), init, pool).expect("the programs");

@@ -1,7 +1,6 @@
 //! What a running container can do, and what can be seen of it.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 use std::time::Duration;
 
 use leaf_bus::client::Client;
@@ -12,7 +11,7 @@ use leaf_core::container::ObservedRun;
 use leaf_core::host_op::{ContainerBinding, HostOp};
 use leaf_core::id::StorePath;
 
-use crate::host::{Host, NATS_PORT, WAITS, leaf_init, system, until};
+use crate::host::{Host, NATS_PORT, WAITS, leaf_init, nix_build, system, until};
 
 pub(crate) async fn what_a_container_prints_comes_back() {
     let mut host = Host::new().await;
@@ -143,34 +142,12 @@ fn minimal() -> StorePath {
         env!("CARGO_MANIFEST_DIR"),
         "/../../containers/minimal/default.nix"
     );
-    let output = Command::new("nix-build")
-        .args([
-            "--no-out-link",
-            "--option",
-            "substituters",
-            "",
-            "--option",
-            "build-users-group",
-            "",
-            file,
-        ])
-        .args([
-            "--option",
-            "sandbox",
-            "true",
-            "--option",
-            "sandbox-fallback",
-            "false",
-        ])
-        .arg("--argstr")
-        .arg("leafInit")
-        .arg(leaf_init().expect("checked at the start"))
-        .output()
-        .expect("nix-build runs");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    StorePath::new(String::from_utf8_lossy(&output.stdout).trim()).expect("a store path")
+    nix_build(|command| {
+        command
+            .arg(file)
+            .args(["--option", "sandbox", "true"])
+            .args(["--option", "sandbox-fallback", "false"])
+            .args(["--argstr", "leafInit"])
+            .arg(leaf_init().expect("checked at the start"));
+    })
 }

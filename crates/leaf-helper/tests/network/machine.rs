@@ -12,18 +12,15 @@ use leaf_core::host_op::HostOp;
 use leaf_core::id::ContainerName;
 use leaf_core::spec::Opening;
 
-use crate::host::{Host, WAITS, output, system};
+use crate::host::{Host, WAITS, absent, output, system};
 
 /// Set for a process that is the machine of one test: the test's name.
 pub(crate) const ALONE: &str = "LEAF_HELPER_TEST_MACHINE";
 
 /// What the tests of the network need beside all else, or what is lacking of it.
 pub(crate) fn lacking() -> Option<String> {
-    for (program, flag) in [("unshare", "--version"), ("nsenter", "--version")] {
-        let there = Command::new(program).arg(flag).stdout(Stdio::null()).status();
-        if !there.is_ok_and(|status| status.success()) {
-            return Some(format!("needs {program}"));
-        }
+    if let Some(program) = absent(&[("unshare", "--version"), ("nsenter", "--version")]) {
+        return Some(format!("needs {program}"));
     }
     if !probe().is_file() {
         return Some("needs the example probe: cargo build -p leaf-helper --examples".into());
