@@ -7,12 +7,7 @@
 let
   render = cfg: import ../../nixos-modules/leaf/toml.nix (import ../../nixos-modules/leaf/settings.nix cfg);
   values = import ./values.nix;
-  merge =
-    a: b:
-    a
-    // builtins.mapAttrs (
-      name: value: if builtins.isAttrs value && builtins.isAttrs (a.${name} or null) then merge a.${name} value else value
-    ) b;
+  merge = import ./merge.nix;
   samples = {
     embedded = values;
     containers = merge values {
@@ -24,17 +19,7 @@ let
       nats.jetstreamDomain = "edge-1";
       nix.options.substituters = "";
     };
-    hub = merge values {
-      nats = {
-        embedded.enable = false;
-        url = "tls://hub.example:4222";
-        credentialsFile = "/run/secrets/leafd.creds";
-        streamCredentialsFile = "/run/secrets/leafd-streams.creds";
-        caFile = "/etc/hub-ca.pem";
-        certFile = "/run/secrets/leafd.pem";
-        keyFile = "/run/secrets/leafd.key";
-      };
-    };
+    hub = merge values { nats = import ./external.nix; };
   };
 in
 builtins.mapAttrs (_: render) samples

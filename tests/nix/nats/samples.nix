@@ -15,12 +15,7 @@ let
     );
 
   values = import ./values.nix;
-  merge =
-    a: b:
-    a
-    // builtins.mapAttrs (
-      name: value: if builtins.isAttrs value && builtins.isAttrs (a.${name} or null) then merge a.${name} value else value
-    ) b;
+  merge = import ../merge.nix;
 
   base =
     merge values {

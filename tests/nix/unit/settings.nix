@@ -3,20 +3,7 @@ let
   render = cfg: import ../../../nixos-modules/leaf/toml.nix (import ../../../nixos-modules/leaf/settings.nix cfg);
   settings = import ../../../nixos-modules/leaf/settings.nix;
   values = import ../values.nix;
-  given = values // {
-    nats = values.nats // {
-      url = "tls://hub.example:4222";
-      credentialsFile = "/run/secrets/leafd.creds";
-      streamCredentialsFile = "/run/secrets/leafd-streams.creds";
-      caFile = "/etc/hub-ca.pem";
-      certFile = "/run/secrets/leafd.pem";
-      keyFile = "/run/secrets/leafd.key";
-      jetstreamDomain = "edge-1";
-      embedded = values.nats.embedded // {
-        enable = false;
-      };
-    };
-  };
+  given = import ../merge.nix values { nats = import ../external.nix // { jetstreamDomain = "edge-1"; }; };
 in
 {
   "the defaults render this file" = {
