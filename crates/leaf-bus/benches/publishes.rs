@@ -7,6 +7,8 @@
 //! acknowledgements come to one inbox, and are counted.
 #![allow(clippy::print_stdout, reason = "a program")]
 
+mod common;
+
 use std::collections::VecDeque;
 use std::path::Path;
 use std::process::Stdio;
@@ -27,10 +29,7 @@ const WARM_UP: usize = 5_000;
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let args: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|arg| !arg.starts_with("--"))
-        .collect();
+    let args = common::arguments();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let [program, sync, how, directory, records, count] = args[..] else {
         bail!("this is a part of `cargo xtask bench`");

@@ -12,6 +12,8 @@
 //! `requests respond …` is the bare responder, which some of them start as a process of its own, since the leaf is one, too.
 #![allow(clippy::print_stdout, reason = "a program")]
 
+mod common;
+
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -23,7 +25,9 @@ use leaf_bus::client::{CallOptions, Client};
 use leaf_bus::connect::{ConnectSettings, Credentials};
 use leaf_bus::context;
 use leaf_bus::identity::Identity;
-use leaf_core::command::{CreateContainer, DestroyContainer, ShowLeaf, StartContainer, StopContainer};
+use leaf_core::command::{
+    CreateContainer, DestroyContainer, Request, ShowLeaf, StartContainer, StopContainer,
+};
 use leaf_core::id::{ContainerName, LeafName, StorePath};
 use leaf_core::spec::ContainerSource;
 use leaf_core::subject;
@@ -38,10 +42,7 @@ const WARM_UP: usize = 500;
 // As `#[tokio::main]` makes it: what a program is that somebody writes in a few lines.
 #[tokio::main]
 async fn main() -> Result<()> {
-    let args: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|arg| !arg.starts_with("--"))
-        .collect();
+    let args = common::arguments();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
         ["respond", url, state, leaf, bytes] => {
@@ -203,11 +204,7 @@ async fn life(state: &Path, leaf: &LeafName, toplevel: &StorePath) -> Result<Val
     done(&mut times);
     start(&client, leaf, &name).await?;
     done(&mut times);
-    let request = StopContainer {
-        name: name.clone(),
-        if_generation: None,
-    };
-    client.call(leaf, &request, patient()).await.context("a stop")?;
+    stop(&client, leaf, &name).await?;
     done(&mut times);
     destroy(&client, leaf, &name).await?;
     done(&mut times);
@@ -293,17 +290,11 @@ async fn concurrent(
     let (mut stops, mut lives) = (Vec::new(), Vec::new());
     for round in 0..=rounds {
         let (client, still) = (&client, &still);
-        let of_stops = together(tasks, commands, |_| async move {
-            let request = StopContainer {
-                name: still.clone(),
-                if_generation: None,
-            };
-            client
-                .call(leaf, &request, patient())
-                .await
-                .map(drop)
-                .context("a stop")
-        })
+        let of_stops = together(
+            tasks,
+            commands,
+            |_| async move { stop(client, leaf, still).await },
+        )
         .await?;
         // What a container's life costs before it ever runs: files on the host, four events.
         let of_lives = together(tasks, (commands / 40).max(tasks), |task| async move {
@@ -359,35 +350,34 @@ async fn make(client: &Client, leaf: &LeafName, name: &ContainerName, toplevel: 
         start: false,
         options: Default::default(),
     };
-    client
-        .call(leaf, &request, patient())
-        .await
-        .map(drop)
-        .context("a create")
+    change(client, leaf, &request).await
 }
 
 async fn start(client: &Client, leaf: &LeafName, name: &ContainerName) -> Result<()> {
-    let request = StartContainer {
-        name: name.clone(),
-        if_generation: None,
-    };
-    client
-        .call(leaf, &request, patient())
-        .await
-        .map(drop)
-        .context("a start")
+    let name = name.clone();
+    let if_generation = None;
+    change(client, leaf, &StartContainer { name, if_generation }).await
+}
+
+async fn stop(client: &Client, leaf: &LeafName, name: &ContainerName) -> Result<()> {
+    let name = name.clone();
+    let if_generation = None;
+    change(client, leaf, &StopContainer { name, if_generation }).await
 }
 
 async fn destroy(client: &Client, leaf: &LeafName, name: &ContainerName) -> Result<()> {
-    let request = DestroyContainer {
-        name: name.clone(),
-        if_generation: None,
-    };
+    let name = name.clone();
+    let if_generation = None;
+    change(client, leaf, &DestroyContainer { name, if_generation }).await
+}
+
+/// Sends a command, and waits until it is done.
+async fn change<R: Request>(client: &Client, leaf: &LeafName, request: &R) -> Result<()> {
     client
-        .call(leaf, &request, patient())
+        .call(leaf, request, patient())
         .await
         .map(drop)
-        .context("a destroy")
+        .context(R::DECLARATION.noun_verb)
 }
 
 fn patient() -> CallOptions {

@@ -19,7 +19,7 @@ use proptest::sample::Index;
 use serde_json::{Value, json};
 
 use crate::replay::{replay, shown, snapshot_events};
-use crate::strategies::{command, context, device, events, fact, leaf, unknown_fact};
+use crate::strategies::{apply_to_store, command, context, device, events, fact, leaf, unknown_fact};
 
 /// Every text in a value: any may be the name of a variant that is new.
 fn texts<'v>(value: &'v mut Value, found: &mut Vec<&'v mut Value>) {
@@ -123,12 +123,7 @@ fn written(
     events: &[Event],
 ) -> BTreeMap<String, Value> {
     for event in events {
-        for key in apply(state, event) {
-            match state.entry(&key) {
-                Some(value) => store.insert(key, value),
-                None => store.remove(&key),
-            };
-        }
+        apply_to_store(&mut store, state, event);
     }
     store
 }

@@ -11,7 +11,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::Value;
 
-use crate::strategies::{command, context, events, fact, inventory, leaf};
+use crate::strategies::{apply_to_store, command, context, events, fact, inventory, leaf};
 
 pub(crate) fn replay<'a>(events: impl IntoIterator<Item = &'a Event>) -> State {
     let mut state = State::default();
@@ -75,12 +75,7 @@ proptest! {
         let mut state = State::default();
         let mut store: BTreeMap<String, Value> = BTreeMap::new();
         for event in events(1, facts) {
-            for key in apply(&mut state, &event) {
-                match state.entry(&key) {
-                    Some(value) => store.insert(key, value),
-                    None => store.remove(&key),
-                };
-            }
+            apply_to_store(&mut store, &mut state, &event);
             prop_assert_eq!(&store, &state.entries(), "after {:?}", event);
         }
     }

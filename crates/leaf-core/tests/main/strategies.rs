@@ -12,10 +12,12 @@ use leaf_core::id::*;
 use leaf_core::job::*;
 use leaf_core::runtime::Runtime;
 use leaf_core::spec::*;
+use leaf_core::state::{State, apply};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
+use serde_json::Value;
 use uuid::Uuid;
 
 pub(crate) fn leaf() -> LeafName {
@@ -39,6 +41,16 @@ pub(crate) fn events(first: u64, facts: Vec<Fact>) -> Vec<Event> {
             fact,
         })
         .collect()
+}
+
+/// Applies an event, and writes the entries that it changes to a store, as leafd does.
+pub(crate) fn apply_to_store(store: &mut BTreeMap<String, Value>, state: &mut State, event: &Event) {
+    for key in apply(state, event) {
+        match state.entry(&key) {
+            Some(value) => store.insert(key, value),
+            None => store.remove(&key),
+        };
+    }
 }
 
 pub(crate) fn context(fresh: u128) -> Context {
@@ -333,7 +345,7 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
 }
 
 /// A patch of a spec, good or bad.
-pub(crate) fn patch() -> impl Strategy<Value = serde_json::Value> {
+pub(crate) fn patch() -> impl Strategy<Value = Value> {
     prop_oneof![
         Just(serde_json::json!({})),
         Just(serde_json::json!({"limits": {"memory_bytes": "64 MiB"}})),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use leaf_core::id::CommandId;
-use leaf_journal::{FILE, OpenError, StoreError};
+use leaf_journal::{FILE, Journal, OpenError, StoreError};
 use redb::{Database, TableDefinition};
 use serde_json::Value;
 use tempfile::tempdir;
@@ -34,16 +34,21 @@ pub(crate) const TESTS: &[Test] = &[
 
 const EVENTS: u64 = 300;
 
-/// Returns the bytes of a journal that was closed as it should be, and its entries.
-fn sample() -> (Vec<u8>, BTreeMap<String, Value>) {
-    let directory = tempdir().expect("a directory");
-    let (journal, _) = open(directory.path()).expect("opens");
+/// Opens a journal in a directory, with some history.
+fn filled(directory: &Path) -> Journal {
+    let (journal, _) = open(directory).expect("opens");
     run(async {
         for n in 1..=EVENTS {
             journal.commit(step(n)).await.expect("durable");
         }
     });
-    drop(journal);
+    journal
+}
+
+/// Returns the bytes of a journal that was closed as it should be, and its entries.
+fn sample() -> (Vec<u8>, BTreeMap<String, Value>) {
+    let directory = tempdir().expect("a directory");
+    drop(filled(directory.path()));
     let bytes = std::fs::read(directory.path().join(FILE)).expect("a file");
     let (_, opened) = open(directory.path()).expect("opens");
     (bytes, opened.entries)
@@ -100,12 +105,7 @@ fn flipped() {
 /// and the leaf imports. What is left must fit together all the same.
 fn flipped_after_a_crash() {
     let crashed = tempdir().expect("a directory");
-    let (journal, _) = open(crashed.path()).expect("opens");
-    run(async {
-        for n in 1..=EVENTS {
-            journal.commit(step(n)).await.expect("durable");
-        }
-    });
+    let journal = filled(crashed.path());
     // The file as a crash would leave it: not closed.
     let bytes = std::fs::read(crashed.path().join(FILE)).expect("a file");
     drop(journal);

@@ -166,17 +166,18 @@ async fn builder_fails() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Waits until a job has ended, and makes sure that it failed with this error.
+async fn job_fails(leaf: &mut TestLeaf, id: JobId, says: &str) -> anyhow::Result<()> {
+    let job = leaf.job_ended(id).await?;
+    ensure!(job.phase == Phase::Failed, "{job:?}");
+    ensure!(job.error.as_deref().is_some_and(|e| e.contains(says)), "{job:?}");
+    Ok(())
+}
+
 async fn times_out() -> anyhow::Result<()> {
     let mut leaf = TestLeaf::start().await?;
     let id = leaf.build_within(script(&leaf, "hangs", HANGS)?, Some(2)).await?;
-    let job = leaf.job_ended(id).await?;
-    ensure!(job.phase == Phase::Failed, "{job:?}");
-    ensure!(
-        job.error
-            .as_deref()
-            .is_some_and(|e| e.contains("longer than 2 s")),
-        "{job:?}"
-    );
+    job_fails(&mut leaf, id, "longer than 2 s").await?;
     no_builder(&leaf)?;
     let refused = Build {
         installable: script(&leaf, "never", HANGS)?,
@@ -398,9 +399,7 @@ async fn bad_installables() -> anyhow::Result<()> {
         ),
     ] {
         let id = leaf.build(installable.clone()).await?;
-        let job = leaf.job_ended(id).await?;
-        ensure!(job.phase == Phase::Failed, "{job:?}");
-        ensure!(job.error.as_deref().is_some_and(|e| e.contains(says)), "{job:?}");
+        job_fails(&mut leaf, id, says).await?;
     }
     Ok(())
 }
