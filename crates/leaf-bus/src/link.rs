@@ -190,12 +190,7 @@ impl Link {
         headers: Option<HeaderMap>,
         body: Bytes,
     ) -> Result<Replies, RequestError> {
-        if !self.is_connected() {
-            return Err(RequestError::Disconnected);
-        }
-        let generation = self.generation();
-        let status = self.status();
-        let violations = self.violations();
+        let wait = self.wait()?;
         let inbox = self.new_inbox();
         let other = |e: &dyn std::fmt::Display| RequestError::Other(e.to_string());
         let subscriber = self
@@ -220,11 +215,19 @@ impl Link {
             link: self.clone(),
             subject: subject.to_owned(),
             subscriber,
-            wait: Wait {
-                generation,
-                status,
-                violations,
-            },
+            wait,
+        })
+    }
+
+    /// Begins the wait for a reply, before the request is sent.
+    fn wait(&self) -> Result<Wait, RequestError> {
+        if !self.is_connected() {
+            return Err(RequestError::Disconnected);
+        }
+        Ok(Wait {
+            generation: self.generation(),
+            status: self.status(),
+            violations: self.violations(),
         })
     }
 
@@ -236,14 +239,7 @@ impl Link {
         body: Bytes,
         limit: Duration,
     ) -> Result<Message, RequestError> {
-        if !self.is_connected() {
-            return Err(RequestError::Disconnected);
-        }
-        let mut wait = Wait {
-            generation: self.generation(),
-            status: self.status(),
-            violations: self.violations(),
-        };
+        let mut wait = self.wait()?;
         let mut request = async_nats::Request::new().payload(body).timeout(None);
         if let Some(headers) = headers {
             request = request.headers(headers);

@@ -1,7 +1,7 @@
 //! The `NAME.conf` files: which containers there are, and whose (nixos-containers.nix of the NixOS modules).
 
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use leaf_core::id::{ContainerName, LeafName, StorePath};
 use leaf_host::contract::{CONF_DIGEST, conf_marker};
@@ -84,15 +84,20 @@ impl Containers {
     /// Returns the one of this name, if it is there; anybody's.
     pub(crate) fn conf(&self, name: &ContainerName) -> Result<Option<Conf>, ObserveError> {
         let path = self.paths.conf(name);
-        match std::fs::read(&path) {
-            Ok(bytes) => Ok(Some(Conf {
-                name: name.clone(),
-                path,
-                text: String::from_utf8_lossy(&bytes).into_owned(),
-            })),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(ObserveError::read(&path)(e)),
-        }
+        Ok(read_if_any(&path)?.map(|bytes| Conf {
+            name: name.clone(),
+            path,
+            text: String::from_utf8_lossy(&bytes).into_owned(),
+        }))
+    }
+}
+
+/// Returns the contents of a file, or nothing if there is no such file.
+pub(crate) fn read_if_any(path: &Path) -> Result<Option<Vec<u8>>, ObserveError> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(ObserveError::read(path)(e)),
     }
 }
 

@@ -7,6 +7,7 @@ use leaf_core::id::ContainerName;
 use leaf_host::contract::RunStatus;
 use leaf_host::lock;
 
+use crate::conf::read_if_any;
 use crate::{Containers, ObserveError};
 
 impl Containers {
@@ -55,12 +56,9 @@ impl Containers {
     /// What the helper wrote of the last run of a container since the host was started, if it was run.
     pub(crate) fn status(&self, name: &ContainerName) -> Result<Option<RunStatus>, ObserveError> {
         let path = self.paths.status(name);
-        match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .map_err(|source| ObserveError::Status { path, source }),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(ObserveError::read(&path)(e)),
-        }
+        read_if_any(&path)?
+            .map(|bytes| serde_json::from_slice(&bytes))
+            .transpose()
+            .map_err(|source| ObserveError::Status { path, source })
     }
 }

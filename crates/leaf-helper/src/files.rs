@@ -234,11 +234,7 @@ impl Directory {
 
     /// Removes a file or a symbolic link, if it exists.
     pub(crate) fn remove_file(&self, name: &str) -> Result<()> {
-        let path = self.at(name)?;
-        match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(e) => Err(Error::io(format!("remove {}", path.display()))(e)),
-        }
+        self.unlink(name, AtFlags::empty(), &[Errno::NOENT])
     }
 
     /// Removes a subdirectory with its content, if it exists; symbolic links are removed, not followed.
@@ -257,10 +253,15 @@ impl Directory {
 
     /// Removes a subdirectory, if it exists and is empty.
     pub(crate) fn remove_if_empty(&self, name: &str) -> Result<()> {
+        self.unlink(name, AtFlags::REMOVEDIR, &[Errno::NOENT, Errno::NOTEMPTY])
+    }
+
+    /// Removes a name; that it fails in one of these ways counts as success.
+    fn unlink(&self, name: &str, flags: AtFlags, or: &[Errno]) -> Result<()> {
         let path = self.at(name)?;
-        match rustix::fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR) {
-            Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY) => Ok(()),
-            Err(e) => Err(Error::io(format!("remove {}", path.display()))(e)),
+        match rustix::fs::unlinkat(&self.fd, name, flags) {
+            Err(e) if !or.contains(&e) => Err(Error::io(format!("remove {}", path.display()))(e)),
+            _ => Ok(()),
         }
     }
 }

@@ -12,7 +12,7 @@ use anyhow::{Context as _, bail};
 use futures::TryStreamExt as _;
 use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
-use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::packet_route::route::{RouteMessage, RouteScope};
 use rtnetlink::{Error, Handle, LinkUnspec, RouteMessageBuilder};
 use rustix::io::Errno;
 
@@ -103,10 +103,7 @@ async fn configure(
             .gateway(host)
             .output_interface(link)
             .build();
-        for route in [to_host, via_host] {
-            let added = handle.route().add(route).replace().execute().await;
-            added.with_context(|| format!("set the routes via {host}"))?;
-        }
+        add_routes(handle, host.into(), [to_host, via_host]).await?;
     }
     if let Some(Ends { local, host }) = v6 {
         // Without IPv6 on the host, the container has IPv4 only.
@@ -122,10 +119,16 @@ async fn configure(
             .gateway(host)
             .output_interface(link)
             .build();
-        for route in [to_host, via_host] {
-            let added = handle.route().add(route).replace().execute().await;
-            added.with_context(|| format!("set the routes via {host}"))?;
-        }
+        add_routes(handle, host.into(), [to_host, via_host]).await?;
+    }
+    Ok(())
+}
+
+/// Adds the routes to the host and through it.
+async fn add_routes(handle: &Handle, host: IpAddr, routes: [RouteMessage; 2]) -> anyhow::Result<()> {
+    for route in routes {
+        let added = handle.route().add(route).replace().execute().await;
+        added.with_context(|| format!("set the routes via {host}"))?;
     }
     Ok(())
 }

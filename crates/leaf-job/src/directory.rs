@@ -107,11 +107,8 @@ impl JobDirectory {
 
     /// Returns the runner's process id, or nothing if it never began.
     pub(crate) fn pid(&self) -> io::Result<Option<u32>> {
-        match self.read(PID) {
-            Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).trim().parse().ok()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e),
-        }
+        let bytes = self.read_if_any(PID)?;
+        Ok(bytes.and_then(|bytes| String::from_utf8_lossy(&bytes).trim().parse().ok()))
     }
 
     pub(crate) fn mark_cancelled(&self) -> io::Result<()> {
@@ -164,8 +161,14 @@ impl JobDirectory {
 
     /// Returns the contents of a file, or nothing if there is no such file.
     pub(crate) fn read_json<T: DeserializeOwned>(&self, name: &str) -> io::Result<Option<T>> {
+        let bytes = self.read_if_any(name)?;
+        let json = bytes.map(|bytes| serde_json::from_slice(&bytes));
+        json.transpose().map_err(io::Error::other)
+    }
+
+    fn read_if_any(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
         match self.read(name) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
+            Ok(bytes) => Ok(Some(bytes)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
         }

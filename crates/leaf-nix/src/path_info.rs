@@ -62,13 +62,13 @@ pub(crate) fn store_path(text: &str) -> Result<StorePath, String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    const A: &str = "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a";
-    const B: &str = "/nix/store/11bgd045z0d4icpbc2yyz4gx48ak44la-b";
+    pub(crate) const A: &str = "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a";
+    pub(crate) const B: &str = "/nix/store/11bgd045z0d4icpbc2yyz4gx48ak44la-b";
 
-    fn path(text: &str) -> StorePath {
+    pub(crate) fn path(text: &str) -> StorePath {
         StorePath::new(text).expect("a store path")
     }
 

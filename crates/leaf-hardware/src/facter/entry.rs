@@ -80,12 +80,7 @@ impl Reader {
 
     /// Adds the processors, one for each socket.
     pub(super) fn processors(&mut self, list: Option<&Value>) {
-        for entry in list
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_object)
-        {
+        for entry in objects(list) {
             let socket = number(entry.get("physical_id")).unwrap_or_default();
             let path = format!("processor {socket}");
             let draft = self
@@ -111,12 +106,7 @@ impl Reader {
 
     /// Adds the memory modules that are installed.
     pub(super) fn memory(&mut self, list: Option<&Value>) {
-        for entry in list
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_object)
-        {
+        for entry in objects(list) {
             // In units of 1024 bytes; an empty socket has none.
             let Some(size) = number(entry.get("size")).filter(|size| *size > 0) else {
                 continue;
@@ -250,6 +240,12 @@ fn real(found: &str) -> Place {
         _ => "other",
     };
     place(cut, bus)
+}
+
+/// The objects of a list, or none where there is no list.
+fn objects(list: Option<&Value>) -> impl Iterator<Item = &Fields> {
+    let list = list.and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(Value::as_object)
 }
 
 /// Returns a field's text, or `None` if it is empty or not a text.

@@ -1,5 +1,7 @@
 //! The directories of a container on the host, its spec, and the cleanup after a run.
 
+use std::path::Path;
+
 use leaf_core::host_op::RunSpec;
 use leaf_core::id::ContainerName;
 use rustix::io::Errno;
@@ -16,16 +18,17 @@ pub(crate) const SHOWN_DIRECTORY: u32 = 0o750;
 impl Helper {
     /// Opens the container's run directory, which does not survive a reboot, and creates it if it is missing.
     pub(crate) fn run_directory(&self, name: &ContainerName) -> Result<Directory> {
-        let all = Directory::make_root(&self.paths.run, SHOWN_DIRECTORY)?;
-        let own = all.make(name.as_str(), SHOWN_DIRECTORY)?;
-        self.show(&all)?;
-        self.show(&own)?;
-        Ok(own)
+        self.shown_directory(&self.paths.run, name)
     }
 
     /// Opens the container's state directory, which survives a reboot, and creates it if it is missing.
     pub(crate) fn state_directory(&self, name: &ContainerName) -> Result<Directory> {
-        let all = Directory::make_root(&self.paths.state, SHOWN_DIRECTORY)?;
+        self.shown_directory(&self.paths.state, name)
+    }
+
+    /// Opens a container's directory below this one, and makes both where they are missing.
+    fn shown_directory(&self, all: &Path, name: &ContainerName) -> Result<Directory> {
+        let all = Directory::make_root(all, SHOWN_DIRECTORY)?;
         let own = all.make(name.as_str(), SHOWN_DIRECTORY)?;
         self.show(&all)?;
         self.show(&own)?;
@@ -89,7 +92,7 @@ impl Helper {
         // A killed systemd-nspawn leaves this mount, which would fail the next start.
         let exported = format!("/run/systemd/nspawn/unix-export/{name}");
         // Only tried if the mount exists: a process without the privilege to unmount would fail.
-        if std::path::Path::new(&exported).exists() {
+        if Path::new(&exported).exists() {
             match rustix::mount::unmount(&exported, rustix::mount::UnmountFlags::DETACH) {
                 Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}
                 Err(e) => return Err(Error::io(format!("unmount {exported}"))(e)),

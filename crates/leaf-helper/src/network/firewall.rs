@@ -84,8 +84,7 @@ impl Helper {
         let spec = self
             .spec(name)?
             .ok_or_else(|| Error::Refused(format!("container {name} does not exist")))?;
-        self.open_forwarding(&spec).await?;
-        self.set_elements(&lock, name, elements::of(&spec)?).await
+        self.open(&lock, name, &spec).await
     }
 
     /// Replaces a container's elements in the rules by those of its spec, if it has any in the rules.
@@ -97,8 +96,12 @@ impl Helper {
         let Some(spec) = self.spec(name)? else {
             return Ok(());
         };
-        self.open_forwarding(&spec).await?;
-        self.set_elements(&lock, name, elements::of(&spec)?).await
+        self.open(&lock, name, &spec).await
+    }
+
+    async fn open(&self, lock: &Lock, name: &ContainerName, spec: &RunSpec) -> Result<()> {
+        self.open_forwarding(spec).await?;
+        self.set_elements(lock, name, elements::of(spec)?).await
     }
 
     /// Removes the elements of a container from the rules. Idempotent.

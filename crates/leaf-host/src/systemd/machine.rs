@@ -146,14 +146,9 @@ impl MachineEvents {
                 }
                 continue;
             };
-            match stream.next().await {
-                Some(Ok(message)) => {
-                    if let Some(event) = event_of(&message) {
-                        return event;
-                    }
-                }
-                Some(Err(error)) => self.lost(&error),
-                None => self.lost(&zbus::Error::InvalidReply),
+            let next = stream.next().await;
+            if let Some(event) = self.event(next) {
+                return event;
             }
         }
     }
@@ -161,16 +156,21 @@ impl MachineEvents {
     /// Returns the next event that has already come, if there is one.
     pub fn next_at_hand(&mut self) -> Option<MachineEvent> {
         loop {
-            match self.stream.as_mut()?.next().now_or_never()? {
-                Some(Ok(message)) => {
-                    if let Some(event) = event_of(&message) {
-                        return Some(event);
-                    }
-                }
-                Some(Err(error)) => self.lost(&error),
-                None => self.lost(&zbus::Error::InvalidReply),
+            let next = self.stream.as_mut()?.next().now_or_never()?;
+            if let Some(event) = self.event(next) {
+                return Some(event);
             }
         }
+    }
+
+    /// Returns the event that a message of the stream tells. Where the stream has ended, the connection is lost.
+    fn event(&mut self, next: Option<zbus::Result<Message>>) -> Option<MachineEvent> {
+        match next {
+            Some(Ok(message)) => return event_of(&message),
+            Some(Err(error)) => self.lost(&error),
+            None => self.lost(&zbus::Error::InvalidReply),
+        }
+        None
     }
 
     async fn listen(&mut self) {

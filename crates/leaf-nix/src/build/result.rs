@@ -62,13 +62,7 @@ pub(crate) fn read_build(json: &[u8]) -> Result<Built, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const A: &str = "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a";
-    const B: &str = "/nix/store/11bgd045z0d4icpbc2yyz4gx48ak44la-b";
-
-    fn path(text: &str) -> StorePath {
-        StorePath::new(text).expect("a store path")
-    }
+    use crate::path_info::tests::{A, B, path};
 
     #[test]
     fn a_build_is_read_in_every_shape() {
