@@ -1,7 +1,7 @@
-//! Where the control group of a container is.
+//! The path of a container's cgroup.
 //!
-//! The container's processes are in `payload` below the group of its unit or supervisor; limits are set there, so
-//! that is where they are counted.
+//! The container's processes are in `payload` below the cgroup of its unit or supervisor. Limits are set there, so
+//! usage is read there.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use leaf_host::cgroup::Cgroup;
 use crate::Containers;
 
 impl Containers {
-    /// Returns the cgroup of a container's own processes below the mount, where systemd doesn't say otherwise.
+    /// Returns the payload's cgroup of a container, unless systemd reports another one.
     pub(crate) fn payload(&self, mount: &Path, name: &ContainerName) -> Cgroup {
         let parent = match self.runtime {
             Runtime::Systemd => mount.join("machine.slice").join(Runtime::unit(name)),

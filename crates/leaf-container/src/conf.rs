@@ -1,4 +1,4 @@
-//! The `NAME.conf` files: which containers there are, and whose (nixos-containers.nix of the NixOS modules).
+//! The `NAME.conf` files, which list the containers and their owners (nixos-containers.nix of the NixOS modules).
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use leaf_host::contract::{CONF_DIGEST, conf_marker};
 
 use crate::{Containers, ObserveError};
 
-/// One `NAME.conf`.
+/// A `NAME.conf`.
 #[derive(Debug)]
 pub(crate) struct Conf {
     pub(crate) name: ContainerName,
@@ -17,13 +17,13 @@ pub(crate) struct Conf {
 }
 
 impl Conf {
-    /// Whether this leaf made it.
+    /// Returns whether it was made by this leaf.
     pub(crate) fn is_of(&self, leaf: &LeafName) -> bool {
         let marker = conf_marker(leaf);
         self.text.lines().any(|line| line == marker)
     }
 
-    /// The digest of what the helper was told last.
+    /// Returns the digest of the last spec given to the helper.
     pub(crate) fn digest(&self) -> Option<String> {
         self.text
             .lines()
@@ -31,7 +31,7 @@ impl Conf {
             .map(str::to_owned)
     }
 
-    /// A value, without the quotes that an environment file may have around it; the last one counts, as for systemd.
+    /// Returns a value without the quotes of an environment file. The last occurrence counts, as for systemd.
     pub(crate) fn value(&self, key: &str) -> Option<&str> {
         self.text
             .lines()
@@ -41,7 +41,7 @@ impl Conf {
             .next_back()
     }
 
-    /// The system that it names.
+    /// Returns the system that it names.
     pub(crate) fn system(&self) -> Option<StorePath> {
         self.value("SYSTEM_PATH")
             .and_then(|path| StorePath::new(path).ok())
@@ -56,7 +56,7 @@ fn unquoted(value: &str) -> &str {
 }
 
 impl Containers {
-    /// Returns all that are there and can be read, and the names of those that can't; anybody's.
+    /// Returns all readable files and the names of the unreadable ones, of any owner.
     pub(crate) fn confs(&self) -> Result<(Vec<Conf>, Vec<ContainerName>), ObserveError> {
         let (mut found, mut closed) = (Vec::new(), Vec::new());
         let entries = match std::fs::read_dir(&self.paths.confs) {
@@ -71,7 +71,7 @@ impl Containers {
             };
             match self.conf(&name) {
                 Ok(conf) => found.extend(conf),
-                // The helper lets this leaf's user read those that it made.
+                // The helper makes this leaf's files readable for its user.
                 Err(ObserveError::Read { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
                     closed.push(name);
                 }
@@ -81,7 +81,7 @@ impl Containers {
         Ok((found, closed))
     }
 
-    /// Returns the one of this name, if it is there; anybody's.
+    /// Returns the file of this name, if it exists, of any owner.
     pub(crate) fn conf(&self, name: &ContainerName) -> Result<Option<Conf>, ObserveError> {
         let path = self.paths.conf(name);
         Ok(read_if_any(&path)?.map(|bytes| Conf {

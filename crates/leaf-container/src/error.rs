@@ -1,4 +1,4 @@
-//! Why an observation failed.
+//! The errors of observations.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use leaf_core::id::ContainerName;
 use leaf_host::systemd::SystemdError;
 
-/// An observation of the host failed.
+/// An error of an observation.
 #[derive(Debug, thiserror::Error)]
 pub enum ObserveError {
     /// A file or directory could not be read.
@@ -15,38 +15,38 @@ pub enum ObserveError {
     Read {
         /// The file or directory.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// A container's status is not one.
-    #[error("{} is not a container's status", path.display())]
+    /// A container's status can't be parsed.
+    #[error("can't parse the container status {}", path.display())]
     Status {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The parser's error.
         source: serde_json::Error,
     },
-    /// The kernel would not tell of changes.
+    /// Changes can't be watched.
     #[error("can't watch {}", path.display())]
     Watch {
         /// The directory.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// systemd could not be asked, or refused.
+    /// A call to systemd failed.
     #[error(transparent)]
     Systemd(#[from] SystemdError),
-    /// The container does not run, and so uses nothing.
-    #[error("container {0} does not run: it uses nothing until it is started")]
+    /// The container is not running, so it uses no resources.
+    #[error("container {0} is not running, so it has no resource usage")]
     NotRunning(ContainerName),
-    /// What was given as a cursor is none of this log.
-    #[error("{0:?} is no cursor of this container's log; take the one that the last answer gave, or none")]
+    /// The given cursor does not belong to this log.
+    #[error("{0:?} is not a cursor of this container's log; use the one from the previous page, or none")]
     Cursor(String),
-    /// The log has no times to choose by.
+    /// The log has no timestamps to select by.
     #[error(
-        "the console log of container {0} has no times (systemd is not what runs it), so `since` can't be used; \
-         choose by a number of lines, or follow by the cursor"
+        "the console log of container {0} has no timestamps (it does not run as a systemd unit), so `since` can't be \
+        used; select by a number of lines, or follow by the cursor"
     )]
     NoTimes(ContainerName),
     /// The program that reads the journal could not be run.
@@ -54,42 +54,42 @@ pub enum ObserveError {
     Program {
         /// The program.
         program: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The program that reads the journal did not come to its end in time.
+    /// The program that reads the journal did not end in time.
     #[error("{program} did not end within {} s", limit.as_secs())]
     Slow {
         /// The program.
         program: &'static str,
-        /// How long it was given.
+        /// Its time limit.
         limit: Duration,
     },
-    /// The program that reads the journal did not work.
+    /// The program that reads the journal failed.
     #[error("{program} can't read the journal: {said}")]
     Journal {
         /// The program.
         program: &'static str,
-        /// What it said, and how it ended.
+        /// Its message and its exit status.
         said: String,
     },
 }
 
-/// What kind of error a [`ObserveError`] is for whoever asked.
+/// The kind of an [`ObserveError`], for the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ObserveErrorKind {
     /// The container's state does not allow it now.
     NotNow,
-    /// What was asked for can't be used.
+    /// The query is invalid.
     Invalid,
-    /// This host's runtime can't do that.
+    /// This host's runtime doesn't support it.
     Unsupported,
-    /// It did not work.
+    /// The observation failed.
     Failed,
 }
 
 impl ObserveError {
-    /// Returns what kind of error it is.
+    /// Returns the kind of the error.
     #[must_use]
     pub fn kind(&self) -> ObserveErrorKind {
         match self {

@@ -1,4 +1,4 @@
-//! The containers on this host that this leaf did not make: shown, and never touched unless adopted.
+//! The foreign containers of this host.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,18 +10,18 @@ use leaf_core::runtime::Runtime;
 use crate::conf::Conf;
 use crate::{Containers, ObserveError};
 
-/// Where `nixos-container` keeps the systems of those that it makes (nixos-container.pl).
+/// The directory of the profiles of containers made by `nixos-container` (nixos-container.pl).
 const PROFILES: &str = "/nix/var/nix/profiles/per-container";
-/// Where systemd-machined writes which machines run.
+/// The directory of systemd-machined's running machines.
 const MACHINES: &str = "/run/systemd/machines";
 
 impl Containers {
-    /// Returns the containers on this host that this leaf did not make, sorted by name. Blocks.
+    /// Returns the foreign containers of this host, sorted by name. Blocks.
     ///
-    /// A machine without a `NAME.conf` is none of them.
+    /// A machine without a `NAME.conf` is not among them.
     ///
     /// # Errors
-    /// [`ObserveError`] when a file that is there can't be read, or systemd does not answer.
+    /// [`ObserveError`] when an existing file can't be read, or systemd does not answer.
     pub fn foreign(&self) -> Result<Vec<ForeignContainer>, ObserveError> {
         let (mut confs, closed) = self.confs()?;
         confs.retain(|conf| !conf.is_of(&self.leaf));
@@ -44,7 +44,7 @@ impl Containers {
             running: runs(&name),
             toplevel: profile(&name),
             address: None,
-            // Nothing tells: the worse is assumed.
+            // Unknown, so the worse case is assumed.
             host_users: true,
             name,
         }));
@@ -69,15 +69,15 @@ fn foreign_of(conf: &Conf, running: bool) -> ForeignContainer {
     }
 }
 
-/// Whether the host's own configuration declares it: NixOS links what it declares into the store, and what can't be
-/// written is to be left alone (nixos-container.pl, "destroy").
+/// Returns whether it is declared in the host's NixOS configuration: NixOS links declared files into the store, and a
+/// file that is not writable must be left alone (nixos-container.pl, "destroy").
 fn is_declarative(conf: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::symlink_metadata(conf)
         .is_ok_and(|meta| meta.is_symlink() || meta.permissions().mode() & 0o200 == 0)
 }
 
-/// The system that its profile leads to.
+/// Returns the system that its profile leads to.
 fn profile(name: &ContainerName) -> Option<StorePath> {
     let profile = Path::new(PROFILES).join(name.as_str()).join("system");
     let path = std::fs::canonicalize(profile).ok()?;
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn those_of_others_are_told_from_the_leafs_own_and_declared_ones_from_made_ones() {
+    fn foreign_containers_are_listed_and_declared_ones_marked() {
         let place = tempfile::tempdir().expect("a directory");
         let leaf = LeafName::new("edge").expect("a leaf");
         let paths = HostPaths {
@@ -120,7 +120,7 @@ mod tests {
 
         let found = Containers::new(leaf, paths, Runtime::Nspawn)
             .foreign()
-            .expect("a look");
+            .expect("an observation");
         let names: Vec<_> = found.iter().map(|one| one.name.as_str()).collect();
         assert_eq!(names, ["declared", "fixed", "made"]);
         assert_eq!(

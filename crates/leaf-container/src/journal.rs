@@ -1,7 +1,7 @@
-//! The journal of a container's unit, by `journalctl`: it knows which of the files on this host may be read.
+//! Reads the systemd journal of a container's unit by `journalctl`, which knows the host's journal files.
 //!
-//! All that stands on its command line is made here: a unit of a checked name, a number, a time in seconds, and a
-//! cursor of the one shape that journals give.
+//! Its command line consists only of a unit with a validated name, numbers, a time in seconds, and a cursor in the form
+//! that journals return.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -17,24 +17,24 @@ use tokio::process::{Child, Command};
 use crate::{ObserveError, block_on};
 
 const PROGRAM: &str = "journalctl";
-/// How long it may take.
+/// The time limit of a run.
 const LIMIT: Duration = Duration::from_secs(20);
-/// The longest entry that is read, as journalctl writes it: it needs up to four bytes for one.
+/// The maximum length of an entry as printed by journalctl, which needs up to four bytes per byte.
 const MAX_ENTRY_BYTES: u64 = 8 << 20;
 
-/// An entry as `--output=json` has it: systemd.journal-fields(7), and <https://systemd.io/JOURNAL_EXPORT_FORMATS/>.
+/// An entry in the format `--output=json`: systemd.journal-fields(7), and <https://systemd.io/JOURNAL_EXPORT_FORMATS/>.
 #[derive(Debug, Deserialize)]
 struct Entry {
     #[serde(rename = "__CURSOR")]
     cursor: String,
-    /// In microseconds since 1970, as text.
+    /// The time in microseconds since 1970, as text.
     #[serde(rename = "__REALTIME_TIMESTAMP", default)]
     at: String,
     #[serde(rename = "MESSAGE", default)]
     message: Value,
 }
 
-/// Reads the journal of a container by a query.
+/// Reads a page of a container's journal.
 pub(crate) fn read(query: &LogQuery, max_bytes: usize) -> Result<LogText, ObserveError> {
     if let Some(cursor) = &query.cursor
         && !is_cursor(cursor)
@@ -51,7 +51,7 @@ pub(crate) fn read(query: &LogQuery, max_bytes: usize) -> Result<LogText, Observ
     })
 }
 
-/// Whether a text is a cursor as journals give it: six hexadecimal numbers, each with its letter.
+/// Returns whether a text has the form of a journal's cursor: six hexadecimal numbers, each with its letter.
 fn is_cursor(text: &str) -> bool {
     let mut parts = text.split(';');
     let all = ["s", "i", "b", "m", "t", "x"].iter().all(|letter| {
@@ -65,7 +65,7 @@ fn is_cursor(text: &str) -> bool {
     all && parts.next().is_none()
 }
 
-/// The arguments of a query.
+/// Returns the arguments for a query.
 fn arguments(query: &LogQuery) -> Vec<String> {
     let fixed = [
         "--system",
@@ -80,7 +80,7 @@ fn arguments(query: &LogQuery) -> Vec<String> {
     match &query.cursor {
         Some(cursor) => arguments.push(format!("--after-cursor={cursor}")),
         None => {
-            // The newest first, and one more than is wanted: whether there are any before them.
+            // Newest first, and one more than requested, which shows whether there are earlier lines.
             arguments.push("--reverse".to_owned());
             arguments.push(format!("--lines={}", query.lines.saturating_add(1)));
             if let Some(micros) = since(query) {
@@ -95,7 +95,7 @@ fn arguments(query: &LogQuery) -> Vec<String> {
     arguments
 }
 
-/// From when on, in microseconds since 1970.
+/// Returns the start time, in microseconds since 1970.
 fn since(query: &LogQuery) -> Option<u64> {
     let micros = query.since?.as_microsecond();
     Some(u64::try_from(micros).unwrap_or(0))
@@ -115,7 +115,7 @@ async fn run(query: &LogQuery, max_bytes: usize) -> Result<LogText, ObserveError
         .kill_on_drop(true)
         .spawn()
         .map_err(failed)?;
-    let mut output = BufReader::new(child.stdout.take().expect("it was asked for"));
+    let mut output = BufReader::new(child.stdout.take().expect("it was piped"));
     let mut reader = Reader::new(query, max_bytes);
     let mut line = Vec::new();
     loop {
@@ -134,7 +134,7 @@ async fn run(query: &LogQuery, max_bytes: usize) -> Result<LogText, ObserveError
             said: format!("an entry is not as documented: {error}"),
         })?;
         if !reader.take(entry) {
-            // The rest is not needed, nor is its exit code.
+            // Neither the rest of the output nor the exit code is needed.
             child.kill().await.map_err(failed)?;
             break;
         }
@@ -145,7 +145,7 @@ async fn run(query: &LogQuery, max_bytes: usize) -> Result<LogText, ObserveError
 async fn check_end(child: &mut Child) -> Result<(), ObserveError> {
     let mut said = Vec::new();
     if let Some(errors) = child.stderr.take() {
-        // What it says in the end counts; a read that fails says nothing.
+        // Its last message counts; a failed read counts as no message.
         let _ = errors.take(4096).read_to_end(&mut said).await;
     }
     let status = child.wait().await.map_err(|source| ObserveError::Program {
@@ -162,7 +162,7 @@ async fn check_end(child: &mut Child) -> Result<(), ObserveError> {
     })
 }
 
-/// Takes entries until it has enough.
+/// Collects entries until it has enough.
 #[derive(Debug)]
 struct Reader {
     reverse: bool,
@@ -187,9 +187,9 @@ impl Reader {
         }
     }
 
-    /// Returns whether more is wanted.
+    /// Returns whether more entries are needed.
     fn take(&mut self, entry: Entry) -> bool {
-        // The newest one is where to go on, whether there is room for it or not.
+        // The next page begins after the newest entry, whether there is room for it or not.
         if self.reverse && self.cursor.is_none() {
             self.cursor = Some(entry.cursor.clone());
         }
@@ -210,7 +210,7 @@ impl Reader {
                 self.truncated |= self.reverse;
                 return false;
             }
-            // Not even one has room: its beginning is better than nothing, for ever.
+            // Not even one entry fits: returning its beginning avoids an endless sequence of empty pages.
             text.truncate(text.floor_char_boundary(self.room));
             self.truncated = true;
         }
@@ -234,7 +234,7 @@ impl Reader {
     }
 }
 
-/// A field is a text; or its bytes, where it is none; or a list of these, where there are several of its name.
+/// Returns the text of a field: a text, or its bytes if it is not a text, or a list if there are several of its name.
 fn text_of(message: &Value) -> String {
     match message {
         Value::String(text) => text.replace('\r', ""),
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_journals_give_is_a_cursor() {
+    fn only_cursors_of_journals_are_accepted() {
         assert!(is_cursor(CURSOR));
         let longer = format!("{CURSOR};y=1");
         let flag = format!("{CURSOR} --directory=/");
@@ -322,13 +322,13 @@ mod tests {
     }
 
     #[test]
-    fn the_last_lines_are_put_in_order_and_the_newest_is_where_to_go_on() {
+    fn the_last_lines_are_in_order_and_the_next_page_begins_after_the_newest() {
         let mut reader = Reader::new(&query(2, None, None), 100);
         read_all(&mut reader, &[9, 8, 7]);
         let log = reader.end();
         assert_eq!(log.text, "line 8\nline 9\n");
         assert_eq!((log.truncated, log.cursor.as_deref()), (true, Some("c9")));
-        // None is wanted but the place; nothing is there.
+        // No line is requested, only the position; there are none.
         let mut reader = Reader::new(&query(0, None, None), 100);
         read_all(&mut reader, &[9]);
         let log = reader.end();
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_a_cursor_is_cut_where_there_is_no_room_and_goes_on_there() {
+    fn a_page_after_a_cursor_is_cut_at_the_limit_and_continued_there() {
         let mut reader = Reader::new(&query(9, None, Some(CURSOR)), 15);
         assert_eq!(read_all(&mut reader, &[1, 2, 3]), 2);
         let log = reader.end();
@@ -349,12 +349,12 @@ mod tests {
         assert_eq!((log.truncated, log.cursor.as_deref()), (false, Some("c2")));
         let log = Reader::new(&query(9, None, Some(CURSOR)), 15).end();
         assert_eq!(log.cursor.as_deref(), Some(CURSOR));
-        // A line that never has room is cut, so that there is an end of it.
+        // A line that never fits is cut, so that paging makes progress.
         let mut reader = Reader::new(&query(9, None, Some(CURSOR)), 4);
         read_all(&mut reader, &[1, 2]);
         let log = reader.end();
         assert_eq!((log.text.as_str(), log.cursor.as_deref()), ("line", Some("c1")));
-        // What is older than wanted is passed over.
+        // Entries older than requested are skipped.
         let since = Timestamp::from_microsecond(2).expect("a time");
         let mut reader = Reader::new(&query(9, Some(since), Some(CURSOR)), 100);
         read_all(&mut reader, &[1, 2, 3]);

@@ -1,4 +1,4 @@
-//! What is kept between two observations of runs that are ready: it does not change as long as they are the same runs.
+//! Facts about ready runs that are kept between observations, since they don't change during a run.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,17 +8,17 @@ use tokio::sync::Mutex;
 
 use crate::units::Known;
 
-/// What is known of the ready runs of a leaf's containers. Copies share it.
+/// The known facts about the ready runs of a leaf's containers. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct KnownRuns(Arc<Mutex<BTreeMap<ContainerName, Known>>>);
 
 impl KnownRuns {
-    /// Returns what is known of the run of a container.
+    /// Returns the known facts about a container's run.
     pub(crate) async fn get(&self, name: &ContainerName) -> Option<Known> {
         self.0.lock().await.get(name).cloned()
     }
 
-    /// Replaces what is known of the runs of these containers.
+    /// Replaces the known facts about the runs of these containers.
     pub(crate) async fn set(&self, runs: Vec<(ContainerName, Option<Known>)>) {
         let mut known = self.0.lock().await;
         for (name, run) in runs {

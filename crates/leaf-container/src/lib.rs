@@ -1,12 +1,12 @@
-//! Observes the containers of a leaf on this host, and hints when to observe them again.
+//! Observes the containers of a leaf on this host, and gives hints when to observe them again.
 //!
-//! Start at [`Containers`]. The host is the truth: everything is read from the files that [`HostPaths`] names, from
-//! the kernel, and from systemd where that runs the containers; nothing is changed. Under systemd the state of the
-//! unit counts; under `leaf-helper supervise` a supervisor lives exactly while its lock is held, and a status without
-//! an end below a free lock is that of a supervisor that was killed.
+//! Start at [`Containers`]. Everything is read from the files in [`HostPaths`], from the kernel and, under the systemd
+//! runtime, from systemd; nothing is changed. Under systemd the state of the unit counts. Under `leaf-helper
+//! supervise`, a supervisor is running exactly while its lock is held; if the lock is free and the status has no end,
+//! the supervisor was killed.
 //!
-//! All of it works for an unprivileged user who may read the journal (group `systemd-journal`). The functions block:
-//! they are to be called on a thread of their own (`spawn_blocking`), within tokio, and never from asynchronous code.
+//! This works for an unprivileged user that may read the systemd journal (group `systemd-journal`). The functions
+//! block: call them on a blocking thread (`spawn_blocking`) within tokio, never from asynchronous code.
 
 mod cgroup;
 mod conf;
@@ -35,13 +35,13 @@ pub use error::{ObserveError, ObserveErrorKind};
 pub use observe::Seen;
 pub use watch::{Changed, Hints};
 
-/// How long systemd is waited for.
+/// The time limits for calls to systemd.
 const PATIENCE: Patience = Patience {
     answer: Duration::from_secs(20),
     away: Duration::from_secs(10),
 };
 
-/// The containers of one leaf on this host. Copies share one connection to systemd.
+/// The observer of one leaf's containers on this host. Clones share one connection to systemd.
 #[derive(Debug, Clone)]
 pub struct Containers {
     leaf: LeafName,
@@ -52,7 +52,7 @@ pub struct Containers {
 }
 
 impl Containers {
-    /// Returns the containers of a leaf, as this runtime runs them; nothing is read or connected yet.
+    /// Returns the observer of a leaf's containers under a runtime; nothing is read or connected yet.
     #[must_use]
     pub fn new(leaf: LeafName, paths: HostPaths, runtime: Runtime) -> Self {
         Self {
@@ -65,7 +65,7 @@ impl Containers {
     }
 }
 
-/// Runs a future to its end, on this thread.
+/// Runs a future to completion on this thread.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     Handle::current().block_on(future)
 }

@@ -1,6 +1,6 @@
-//! The console log that a supervisor writes: a file, and the one before it (`log.1`), which it becomes when it is full.
+//! The console log written by a supervisor: a file, which is renamed to `log.1` when it is full.
 //!
-//! A cursor names the file, not its name, and how far it was read: so it stays right when the file becomes `log.1`.
+//! A cursor identifies the file by its inode and the position in it, so it stays valid when the file becomes `log.1`.
 
 use std::fmt;
 use std::fs::File;
@@ -14,11 +14,11 @@ use leaf_core::decide::LogQuery;
 
 use crate::ObserveError;
 
-/// A file, whatever its name is now.
+/// The identity of a file, independent of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Generation {
     inode: u64,
-    /// Numbers of files are used again. In nanoseconds; 0 where the file system does not tell.
+    /// The creation time in nanoseconds, since inode numbers are reused; 0 if the file system doesn't record it.
     born: u128,
 }
 
@@ -54,17 +54,17 @@ impl Cursor {
     }
 }
 
-/// One of the two files, open.
+/// An open file of the log.
 #[derive(Debug)]
 struct Log {
     path: PathBuf,
     file: File,
     generation: Generation,
-    /// As it was when it was opened: it grows meanwhile.
+    /// The length when it was opened; it may grow in the meantime.
     length: u64,
 }
 
-/// Reads a log by a query.
+/// Reads a page of a log.
 pub(crate) fn read(path: &Path, query: &LogQuery, max_bytes: usize) -> Result<LogText, ObserveError> {
     let lines = usize::try_from(query.lines).unwrap_or(usize::MAX);
     let cursor = match &query.cursor {
@@ -78,7 +78,7 @@ pub(crate) fn read(path: &Path, query: &LogQuery, max_bytes: usize) -> Result<Lo
     }
 }
 
-/// Opens both files, the older one first.
+/// Opens both files, older first.
 fn open(path: &Path) -> Result<Vec<Log>, ObserveError> {
     let mut before = path.as_os_str().to_owned();
     before.push(".1");
@@ -86,7 +86,7 @@ fn open(path: &Path) -> Result<Vec<Log>, ObserveError> {
     loop {
         let (new, old) = (Log::open(path)?, Log::open(&before)?);
         match (&old, &new) {
-            // It became the one before just now.
+            // It has just been renamed to `log.1`.
             (Some(old), Some(new)) if old.generation == new.generation => {}
             _ => return Ok(old.into_iter().chain(new).collect()),
         }
@@ -121,7 +121,7 @@ impl Log {
         }
     }
 
-    /// Returns what stands between two places.
+    /// Returns the bytes between two positions.
     fn part(&mut self, from: u64, to: u64) -> Result<Vec<u8>, ObserveError> {
         let mut bytes = Vec::new();
         self.file
@@ -132,7 +132,7 @@ impl Log {
     }
 }
 
-/// The last lines.
+/// Returns the last lines.
 fn last(mut logs: Vec<Log>, lines: usize, max_bytes: usize) -> Result<LogText, ObserveError> {
     let cursor = logs.last().map(|log| log.end().to_string());
     let mut bytes = Vec::new();
@@ -149,7 +149,7 @@ fn last(mut logs: Vec<Log>, lines: usize, max_bytes: usize) -> Result<LogText, O
         }
     }
     if truncated {
-        // Half a line is none.
+        // An incomplete line is left out.
         let whole = line_ends(&bytes).next().unwrap_or(bytes.len());
         bytes.drain(..whole);
     }
@@ -167,7 +167,7 @@ fn last(mut logs: Vec<Log>, lines: usize, max_bytes: usize) -> Result<LogText, O
     })
 }
 
-/// The first lines after a cursor.
+/// Returns the first lines after a cursor.
 fn following(
     mut logs: Vec<Log>,
     cursor: Cursor,
@@ -181,7 +181,7 @@ fn following(
             logs.drain(..at);
             cursor.offset
         }
-        // Its file is not there any more: what is there follows it, and something between is lost.
+        // Its file no longer exists: the present files follow it, and the part between is lost.
         None => 0,
     };
     let mut text = Vec::new();
@@ -198,7 +198,7 @@ fn following(
             None => 0,
             Some(last) => line_ends(&part).nth(last).unwrap_or(part.len()),
         };
-        // Half a line, only because there is no room for the whole, comes with the next answer.
+        // A line that is incomplete only because of the limit comes with the next page.
         let whole = match line_ends(&part[..wanted]).last() {
             Some(whole) if wanted == part.len() && to < log.length => whole,
             None if wanted == part.len() && to < log.length && !text.is_empty() => 0,
@@ -221,7 +221,7 @@ fn following(
     })
 }
 
-/// Where each line ends: the place behind its last byte.
+/// Returns the position after each line.
 fn line_ends(bytes: &[u8]) -> impl Iterator<Item = usize> + '_ {
     let ends = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
     ends.map(|(at, _)| at + 1)
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_lines_come_whole_and_from_both_files() {
+    fn the_last_lines_are_complete_and_from_both_files() {
         assert_eq!(last_of("a\nb\nc\n", None, 2, 100), ("b\nc\n".into(), true));
         assert_eq!(last_of("a\nb\nc", None, 2, 100), ("b\nc".into(), true));
         assert_eq!(last_of("a\nb\nc\n", None, 3, 100), ("a\nb\nc\n".into(), false));
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_leads_on_line_by_line_and_through_a_change_of_files() {
+    fn a_cursor_continues_line_by_line_and_across_a_rotation() {
         let place = tempfile::tempdir().expect("a directory");
         let path = place.path().join("log");
         let write = |text: &str| {
@@ -314,7 +314,7 @@ mod tests {
         assert_eq!(follower.next(3, 100), ("e\nf\ng\n".into(), false));
         assert_eq!(follower.next(3, 100), ("h".into(), false));
         write("hh\nlong line\n");
-        // What there is no room for comes next, cut only where not even one line has room.
+        // Lines beyond the limit come with the next page; a line is cut only if not even one fits.
         assert_eq!(follower.next(9, 6), ("hh\n".into(), false));
         assert_eq!(follower.next(9, 6), ("long l".into(), false));
         assert_eq!(follower.next(9, 6), ("ine\n".into(), false));
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_cursor_is_refused() {
+    fn invalid_cursors_are_refused() {
         let place = tempfile::tempdir().expect("a directory");
         let path = place.path().join("log");
         std::fs::write(&path, "a\n").expect("a log");
@@ -355,7 +355,7 @@ mod tests {
             let error = read(&path, &query(5, Some(garbage.into())), 100).expect_err("no cursor");
             assert!(matches!(error, ObserveError::Cursor(_)), "{garbage:?}: {error}");
         }
-        // Behind the end of the file that it names.
+        // After the end of the file that it identifies.
         let end = Log::open(&path).expect("readable").expect("there").end();
         let behind = Cursor {
             offset: end.offset + 1,

@@ -1,4 +1,4 @@
-//! What a container printed: from the journal, or from the file that its supervisor writes.
+//! A container's log: from the systemd journal, or from the file written by its supervisor.
 
 use leaf_core::command::LogText;
 use leaf_core::decide::LogQuery;
@@ -7,14 +7,14 @@ use leaf_core::runtime::Runtime;
 use crate::{Containers, ObserveError};
 
 impl Containers {
-    /// Returns lines of a container's log: the last ones, or those that follow a cursor; at most so many, and at most
-    /// so many bytes. Nothing is an empty text. The answer's cursor leads to what follows it. Blocks.
+    /// Returns a page of a container's log: the last lines, or those after a cursor, at most `max_bytes`. Its cursor
+    /// leads to the next page. Blocks.
     ///
-    /// Under systemd it is the journal of the container's unit: its console, and what the helper and systemd say of it.
+    /// Under systemd, the log is the journal of the container's unit: its console, and messages of the helper and
+    /// systemd.
     ///
     /// # Errors
-    /// [`ObserveError`] when a log that is there can't be read, or the query can't be answered: see
-    /// [`ObserveError::kind`].
+    /// [`ObserveError`] when an existing log can't be read, or the query can't be answered: see [`ObserveError::kind`].
     pub fn logs(&self, query: &LogQuery, max_bytes: usize) -> Result<LogText, ObserveError> {
         match self.runtime {
             Runtime::Systemd => crate::journal::read(query, max_bytes),

@@ -1,4 +1,4 @@
-//! One observation of the containers of a leaf.
+//! Observations of a leaf's containers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -14,17 +14,17 @@ use crate::{Containers, ObserveError};
 /// The result of an observation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
-    /// The containers that are there.
+    /// The containers that exist.
     pub containers: BTreeMap<ContainerName, ObservedContainer>,
-    /// Those of them that are on the way to another state, of which no signal may come: they are to be observed again soon.
+    /// The containers in transition, whose next change may give no signal: they must be observed again soon.
     pub moving: BTreeSet<ContainerName>,
 }
 
 impl Containers {
-    /// Returns the containers that this leaf made. Those of others are not among them. Blocks.
+    /// Observes this leaf's containers, without foreign ones. Blocks.
     ///
     /// # Errors
-    /// [`ObserveError`] when a file that is there can't be read, or systemd does not answer.
+    /// [`ObserveError`] when an existing file can't be read, or systemd does not answer.
     pub fn observe(&self) -> Result<Seen, ObserveError> {
         let (mut confs, closed) = self.confs()?;
         closed.iter().try_for_each(|name| self.is_not_own(name))?;
@@ -36,10 +36,10 @@ impl Containers {
         self.observe_these(confs)
     }
 
-    /// Returns those of these containers that this leaf made, and that are there. Blocks.
+    /// Observes those of these containers that exist and are this leaf's. Blocks.
     ///
     /// # Errors
-    /// [`ObserveError`] when a file that is there can't be read, or systemd does not answer.
+    /// [`ObserveError`] when an existing file can't be read, or systemd does not answer.
     pub fn observe_some(&self, names: &BTreeSet<ContainerName>) -> Result<Seen, ObserveError> {
         let mut confs = Vec::new();
         for name in names {
@@ -55,10 +55,10 @@ impl Containers {
         self.observe_these(confs)
     }
 
-    /// Returns one container, if there is one of this name that this leaf made. Blocks.
+    /// Observes one container, if it exists and is this leaf's. Blocks.
     ///
     /// # Errors
-    /// [`ObserveError`] when a file that is there can't be read, or systemd does not answer.
+    /// [`ObserveError`] when an existing file can't be read, or systemd does not answer.
     pub fn observe_one(&self, name: &ContainerName) -> Result<Option<ObservedContainer>, ObserveError> {
         let conf = self.own_conf(name)?;
         Ok(self
@@ -67,7 +67,7 @@ impl Containers {
             .remove(name))
     }
 
-    /// Fails where a container whose `NAME.conf` can't be read is this leaf's: it must not be taken for one that is gone.
+    /// Fails if a container with an unreadable `NAME.conf` is this leaf's: it must not be taken for a missing one.
     fn is_not_own(&self, name: &ContainerName) -> Result<(), ObserveError> {
         if !self.paths.run.join(name.as_str()).exists() {
             return Ok(());
@@ -84,7 +84,7 @@ impl Containers {
         let names: Vec<_> = confs.iter().map(|conf| conf.name.clone()).collect();
         let (mut runs, moving) = match self.runtime {
             Runtime::Systemd => self.runs_of_units(&names)?,
-            // The helper writes down each of their steps.
+            // The helper records each of their steps.
             Runtime::Nspawn => (self.supervised_runs(&names)?, BTreeSet::new()),
         };
         let mount = cgroup::mount().ok();
@@ -117,7 +117,7 @@ impl Containers {
         let mut runs = BTreeMap::new();
         for name in names {
             let (run, known) = self.supervised_run(name)?;
-            // The group goes with the run; what was counted last stands in the status then.
+            // The cgroup is removed with the run; the last count is in the status then.
             let counted = mount
                 .as_ref()
                 .and_then(|mount| self.payload(mount, name).oom_kills());

@@ -1,5 +1,5 @@
-//! What a container uses: cgroup v2 (`Documentation/admin-guide/cgroup-v2.rst` and `Documentation/accounting/psi.rst`
-//! of the kernel), and its link.
+//! A container's resource usage, from cgroup v2 (`Documentation/admin-guide/cgroup-v2.rst` and
+//! `Documentation/accounting/psi.rst` of the kernel) and its veth.
 
 use std::path::Path;
 
@@ -12,16 +12,16 @@ use leaf_host::cgroup::{self, Cgroup, keyed};
 use crate::{Containers, ObserveError};
 
 impl Containers {
-    /// Returns what a container uses now. What this host does not count is left out. Blocks.
+    /// Returns a container's resource usage, without figures that this host does not count. Blocks.
     ///
     /// # Errors
-    /// [`ObserveError::NotRunning`] when there is no process in it; [`ObserveError::Systemd`] when systemd does not answer.
+    /// [`ObserveError::NotRunning`] when it has no process; [`ObserveError::Systemd`] when systemd does not answer.
     pub fn stats(&self, name: &ContainerName) -> Result<ContainerStats, ObserveError> {
         let not_running = || ObserveError::NotRunning(name.clone());
         let mount = cgroup::mount().map_err(|_| not_running())?;
         let mut group = self.payload(&mount, name);
         if self.runtime == Runtime::Systemd && !group.exists() {
-            // It may run in another slice than ours do: one that was adopted, or that somebody moved.
+            // It may run in another slice: if it was adopted, or if an operator moved it.
             let other = self.group_of_unit(name)?.ok_or_else(not_running)?;
             group = Cgroup::at(mount.join(other)).child("payload");
         }
@@ -36,7 +36,7 @@ impl Containers {
                 std::fs::read_to_string(link.join(file)).ok()
             },
         );
-        // One that ended meanwhile has files without their sense, or none.
+        // If it has ended in the meantime, its files are meaningless or missing.
         if group.is_populated().unwrap_or(false) {
             Ok(stats)
         } else {
@@ -45,7 +45,7 @@ impl Containers {
     }
 }
 
-/// Returns the stats by the files of a control group, and of the host's end of a link.
+/// Returns the resource usage from the files of a cgroup and of the host's end of a veth.
 fn stats_of(
     name: ContainerName,
     group: impl Fn(&str) -> Option<String>,
@@ -64,13 +64,13 @@ fn stats_of(
         cpu_throttled_microseconds: key("cpu.stat", "throttled_usec"),
         memory_bytes: number("memory.current"),
         memory_peak_bytes: number("memory.peak"),
-        // Without a limit it says `max`.
+        // It is `max` without a limit.
         memory_limit_bytes: number("memory.max"),
         oom_kills: key("memory.events", "oom_kill"),
         tasks: number("pids.current"),
         io_read_bytes: io("rbytes"),
         io_written_bytes: io("wbytes"),
-        // What the host's end sends, the container receives.
+        // The host's end sends what the container receives.
         network_received_bytes: bytes("tx_bytes"),
         network_sent_bytes: bytes("rx_bytes"),
         cpu_pressure_basis_points: pressure("cpu.pressure"),
@@ -79,7 +79,7 @@ fn stats_of(
     }
 }
 
-/// The sum over all devices: `8:0 rbytes=1 wbytes=2 rios=3 …` a line.
+/// Returns the sum over all devices, one per line: `8:0 rbytes=1 wbytes=2 rios=3 …`.
 fn io_bytes(text: &str, key: &str) -> u64 {
     text.split_ascii_whitespace()
         .filter_map(|word| word.split_once('='))
@@ -88,7 +88,7 @@ fn io_bytes(text: &str, key: &str) -> u64 {
         .sum()
 }
 
-/// `some avg10=1.23 avg60=…`, as hundredths of a percent.
+/// Returns the value of `some avg10=1.23 avg60=…`, in hundredths of a percent.
 fn pressure(text: &str) -> Option<u32> {
     let some = text.lines().find_map(|line| line.strip_prefix("some "))?;
     let average = some
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_the_kernel_counts_is_told() {
+    fn all_figures_of_the_kernel_are_returned() {
         let group = |file: &str| {
             let text = match file {
                 "cpu.stat" => {
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_counted_is_left_out_and_no_limit_is_none() {
+    fn missing_figures_are_left_out_and_max_is_no_limit() {
         let only = |file: &str| (file == "memory.max").then(|| "max\n".to_owned());
         let stats = stats_of(name(), only, |_| None);
         assert_eq!(stats.memory_limit_bytes, None);
@@ -174,7 +174,7 @@ mod tests {
         assert_eq!(stats.cpu_pressure_basis_points, None);
         assert_eq!(pressure("some avg10=x.yz\n"), None);
         assert_eq!(pressure(""), None);
-        // A group that did no I/O yet has an empty file.
+        // A cgroup without any I/O has an empty file.
         assert_eq!(io_bytes("", "rbytes"), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! How a container does that `leaf-helper supervise` runs: by its lock and its status.
+//! Observes a container that runs under `leaf-helper supervise`, by its lock and its status.
 
 use std::io::ErrorKind;
 
@@ -11,10 +11,10 @@ use crate::conf::read_if_any;
 use crate::{Containers, ObserveError};
 
 impl Containers {
-    /// Whether it runs, and how many of its processes were killed for want of memory, by its supervisor's account.
+    /// Returns its run state and the number of its processes killed for lack of memory, as recorded by its supervisor.
     pub(crate) fn supervised_run(&self, name: &ContainerName) -> Result<(ObservedRun, u64), ObserveError> {
-        // The lock first: a supervisor writes how it ended before it lets go, so what stands below a free lock is
-        // its last word.
+        // The lock is read first: a supervisor records the end before it releases the lock, so the status with a free
+        // lock is final.
         let alive = self.is_supervised(name)?;
         let status = self.status(name)?;
         let oom_kills = status.as_ref().map_or(0, |status| status.oom_kills);
@@ -53,7 +53,7 @@ impl Containers {
         lock::is_held(&file).map_err(ObserveError::read(&path))
     }
 
-    /// What the helper wrote of the last run of a container since the host was started, if it was run.
+    /// Returns the status of a container's last run, if it was started since the host booted.
     pub(crate) fn status(&self, name: &ContainerName) -> Result<Option<RunStatus>, ObserveError> {
         let path = self.paths.status(name);
         read_if_any(&path)?

@@ -1,30 +1,30 @@
-//! What systemd says of a container's unit, and what that means: `org.freedesktop.systemd1(5)`.
+//! Interprets the state of a container's unit: `org.freedesktop.systemd1(5)`.
 
 use jiff::Timestamp;
 use leaf_core::container::{Exit, ObservedRun};
 use leaf_host::contract::RunStatus;
 use leaf_host::systemd::Properties;
 
-/// Where a unit is.
+/// The stage of a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// It does not run, and will not by itself.
+    /// It is not running, and systemd will not start it by itself.
     Down,
-    /// It was started, and its container is not ready.
+    /// It was started, and its container is not ready yet.
     Starting,
     /// Its container is ready.
     Up,
-    /// It ends: its container does, or what is left of it is cleaned up.
+    /// It is ending: its container is, or the cleanup after it.
     Ending,
-    /// It ended, and is started again after a while.
+    /// It has ended, and systemd will start it again.
     Waiting,
 }
 
 impl Stage {
-    /// Returns the stage by `ActiveState` and `SubState`.
+    /// Returns the stage for `ActiveState` and `SubState`.
     pub(crate) fn of(active: &str, sub: &str) -> Self {
         match active {
-            // Also while it is about to wait: `dead-before-auto-restart`, `failed-before-auto-restart`.
+            // Includes the states before the wait: `dead-before-auto-restart`, `failed-before-auto-restart`.
             _ if sub.contains("auto-restart") => Self::Waiting,
             "active" | "reloading" | "refreshing" => Self::Up,
             "activating" => Self::Starting,
@@ -33,37 +33,37 @@ impl Stage {
         }
     }
 
-    /// Whether it is on the way to another, by what the helper wrote of the last run. systemd gives no signal of the last step there.
+    /// Returns whether it is in transition, given the status of the last run. systemd sends no signal at the end of it.
     pub(crate) fn is_moving(self, status: Option<&RunStatus>) -> bool {
         match self {
             Self::Starting | Self::Ending => true,
-            // Its end is written, and what it leaves is being removed.
+            // Its end is recorded, and the cleanup is in progress.
             Self::Up => status.is_some_and(|status| status.exit.is_some()),
             Self::Down | Self::Waiting => false,
         }
     }
 }
 
-/// The state of a unit, as systemd had it at one moment.
+/// The state of a unit at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unit {
     pub(crate) stage: Stage,
-    /// When its main process was started; nothing if none was since the unit is known.
+    /// When its main process was started; `None` if it was not since the unit was loaded.
     started_at: Option<Timestamp>,
-    /// The same by the monotonic clock, in microseconds.
+    /// The same on the monotonic clock, in microseconds.
     started: u64,
-    /// When it was ready last, by the monotonic clock, in microseconds.
+    /// When it last became ready, on the monotonic clock, in microseconds.
     ready: u64,
     /// Its main process, also after its end.
     main_pid: u32,
     /// How its main process ended, if it has.
     exit: Option<Exit>,
-    /// Its control group, below the mount.
+    /// Its cgroup, below the mount.
     pub(crate) group: Option<String>,
 }
 
 impl Unit {
-    /// Returns the unit by all its properties.
+    /// Returns the state from the unit's properties.
     pub(crate) fn of(properties: &Properties) -> Self {
         Self {
             stage: Stage::of(properties.text("ActiveState"), properties.text("SubState")),
@@ -80,13 +80,13 @@ impl Unit {
         }
     }
 
-    /// Whether it was ready since it was started last.
+    /// Returns whether it became ready after its last start.
     pub(crate) fn was_ready(&self) -> bool {
         self.started > 0 && self.ready >= self.started
     }
 }
 
-/// See waitid(2): `CLD_EXITED`, `CLD_KILLED`, `CLD_DUMPED`.
+/// Returns the end for a code of waitid(2): `CLD_EXITED`, `CLD_KILLED`, `CLD_DUMPED`.
 fn exit_of(code: i32, status: i32) -> Option<Exit> {
     match code {
         1 => Some(Exit::Code { code: status }),
@@ -95,10 +95,10 @@ fn exit_of(code: i32, status: i32) -> Option<Exit> {
     }
 }
 
-/// Returns whether a container runs, by its unit (nothing where systemd knows none), by what the helper wrote of its
-/// last run, and by the first process that was found of it.
+/// Returns the run state of a container, from its unit (`None` if not loaded), the status of its last run, and its
+/// leader.
 pub(crate) fn run_of(unit: Option<&Unit>, status: Option<&RunStatus>, leader: Option<u32>) -> ObservedRun {
-    // What is written has more than one reader's clock behind it: the helper writes the end before systemd goes on.
+    // The status is ahead of the unit: the helper records the end before systemd notices it.
     let ended = status.and_then(|status| status.exit);
     let seen = unit.and_then(|unit| unit.exit);
     match unit.map_or(Stage::Down, |unit| unit.stage) {
@@ -113,7 +113,7 @@ pub(crate) fn run_of(unit: Option<&Unit>, status: Option<&RunStatus>, leader: Op
             Some(unit) if unit.was_ready() => {
                 let before = (unit.ready - unit.started) / 1000;
                 ObservedRun::Running {
-                    // While it ends there may be none any more.
+                    // While it is ending there may be no leader any more.
                     leader_pid: leader.unwrap_or(unit.main_pid),
                     started_at: unit.started_at.unwrap_or(Timestamp::UNIX_EPOCH),
                     ready_after_ms: before,
@@ -188,13 +188,13 @@ mod tests {
             run_of(Some(&up), Some(&status(None)), Some(99)),
             running(99, Some("0123"))
         );
-        // Another's, adopted: nobody wrote what it was started with; or what is written is of a run before.
+        // An adopted one has no record of its start, or the record of an earlier run.
         assert_eq!(run_of(Some(&up), None, Some(99)), running(99, None));
         assert_eq!(
             run_of(Some(&up), Some(&status(Some(CODE))), Some(99)),
             running(99, None)
         );
-        // It ends, and its first process is gone.
+        // It is ending, and its leader has ended.
         let ending = unit("deactivating", "stop-post", &[]);
         assert_eq!(
             run_of(Some(&ending), Some(&status(None)), None),
@@ -211,7 +211,7 @@ mod tests {
                 ObservedRun::Starting
             );
         }
-        // It is ended before it was ready: `ActiveEnterTimestamp` is that of a run before.
+        // It is stopped before it was ready: `ActiveEnterTimestamp` is from an earlier run.
         let before = [("ActiveEnterTimestampMonotonic", Variant::U64(4_000_000))];
         let ending = unit("deactivating", "stop-sigterm", &before);
         assert_eq!(
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_unit_that_waits_is_restarting_with_the_exit_that_was_written_or_else_seen() {
+    fn a_unit_that_waits_is_restarting_with_the_recorded_or_else_observed_exit() {
         let killed = [
             ("ExecMainCode", Variant::I32(2)),
             ("ExecMainStatus", Variant::I32(9)),
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_unit_that_is_up_is_on_its_way_once_an_end_is_written() {
+    fn a_unit_that_is_up_is_in_transition_once_an_end_is_recorded() {
         assert!(!Stage::Up.is_moving(Some(&status(None))));
         assert!(!Stage::Up.is_moving(None));
         assert!(Stage::Up.is_moving(Some(&status(Some(CODE)))));

@@ -1,4 +1,4 @@
-//! How containers do that systemd runs: by their units, by what the helper wrote, and by their control groups.
+//! Observes containers that run as systemd units, by their units, their status files, and their cgroups.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -15,17 +15,17 @@ use leaf_host::systemd::ListedUnit;
 use crate::unit::{Stage, Unit, run_of};
 use crate::{Containers, ObserveError, block_on};
 
-/// How containers do, and how many processes of each were killed for want of memory.
+/// The run states of containers, and the number of processes of each that were killed for lack of memory.
 pub(crate) type Runs = BTreeMap<ContainerName, (ObservedRun, u64)>;
-/// Some of them.
+/// A set of containers.
 pub(crate) type Names = BTreeSet<ContainerName>;
 
-/// From how many containers on one pattern is asked for instead of each name.
+/// The number of containers from which one pattern is queried instead of each name.
 const MANY: usize = 4;
-/// The pattern of the units of containers, anybody's.
+/// The pattern of the units of all containers, of any owner.
 const ALL_CONTAINERS: &str = "container@*.service";
 
-/// What was seen of a run that is ready. It holds as long as what the helper wrote of the run says that it is the same.
+/// The observed facts about a ready run. They are valid as long as the status is of the same run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Known {
     run: (u32, Timestamp),
@@ -33,20 +33,20 @@ pub(crate) struct Known {
     leader: u32,
 }
 
-/// How one container does.
+/// The observation of one container.
 struct Look {
     run: ObservedRun,
-    /// How many of its processes were killed for want of memory.
+    /// The number of its processes killed for lack of memory.
     oom_kills: u64,
-    /// What may be remembered of it.
+    /// The facts to remember.
     known: Option<Known>,
-    /// Whether it is on the way to something else, of which no signal may come.
+    /// Whether it is in transition, and its next change may give no signal.
     moving: bool,
 }
 
 impl Containers {
-    /// Whether these containers run, and how many of their processes were killed for want of memory; and which of them are
-    /// on the way to something else. Blocks.
+    /// Returns the run states of these containers with the number of processes killed for lack of memory, and the
+    /// containers in transition. Blocks.
     pub(crate) fn runs_of_units(&self, names: &[ContainerName]) -> Result<(Runs, Names), ObserveError> {
         if names.is_empty() {
             return Ok((Runs::new(), Names::new()));
@@ -61,7 +61,7 @@ impl Containers {
             let looks = names
                 .iter()
                 .map(|name| self.run_of_unit(name, stage(name), mount.as_deref()));
-            // All at once: the bus takes the next question before it has answered the last.
+            // Concurrently: the bus accepts a call before it has answered the previous one.
             let seen: Result<Vec<_>, _> = join_all(looks).await.into_iter().collect();
             let (mut runs, mut known, mut moving) = (Runs::new(), Vec::new(), Names::new());
             for (name, look) in names.iter().zip(seen?) {
@@ -76,12 +76,12 @@ impl Containers {
         })
     }
 
-    /// Forgets what is known of all other containers. Blocks.
+    /// Forgets the known facts about all other containers. Blocks.
     pub(crate) fn forget_others(&self, names: &[ContainerName]) {
         block_on(self.known.retain(names));
     }
 
-    /// Returns the units of containers that systemd has loaded, and that are up or about to be; anybody's. Blocks.
+    /// Returns the loaded units of containers, of any owner, that are up or about to be. Blocks.
     pub(crate) fn units_up(&self) -> Result<Vec<String>, ObserveError> {
         block_on(async {
             let units = self.systemd.list_units(&[ALL_CONTAINERS.to_owned()]).await?;
@@ -90,7 +90,7 @@ impl Containers {
         })
     }
 
-    /// Returns where systemd has the control group of a container, below the mount, if it has one. Blocks.
+    /// Returns the path of a container's cgroup below the mount, according to systemd, if it has one. Blocks.
     pub(crate) fn group_of_unit(&self, name: &ContainerName) -> Result<Option<String>, ObserveError> {
         Ok(block_on(self.unit(name))?.group)
     }
@@ -104,14 +104,14 @@ impl Containers {
         Ok(self.systemd.list_units(&patterns).await?)
     }
 
-    /// Returns how one does by the stage of its unit, if systemd has that loaded.
+    /// Observes a container by the stage of its unit, if that is loaded.
     async fn run_of_unit(
         &self,
         name: &ContainerName,
         stage: Option<Stage>,
         mount: Option<&Path>,
     ) -> Result<Look, ObserveError> {
-        // After the list: what is written of a run that is listed as ready is of that run or of a later one.
+        // Read after the list: for a run that is listed as ready, the status is of that run or of a later one.
         let status = self.status(name)?;
         let this = status.as_ref().and_then(open_run);
         let moving = stage.is_some_and(|stage| stage.is_moving(status.as_ref()));
@@ -131,7 +131,7 @@ impl Containers {
             return Ok(look(run, kills, Some(known)));
         }
         let plain = match (stage, status.as_ref().map(|status| status.exit)) {
-            // systemd would read the unit's files to answer, and forget them.
+            // systemd would load the unit's files to answer, and unload them again.
             (None, None) => Some(ObservedRun::Stopped),
             (Some(Stage::Starting), _) => Some(ObservedRun::Starting),
             (Some(Stage::Waiting), Some(Some(exit))) => Some(ObservedRun::Restarting(exit)),
@@ -144,8 +144,8 @@ impl Containers {
         }
         let unit = self.unit(name).await?;
         if matches!(unit.stage, Stage::Down | Stage::Waiting) {
-            // The helper writes the end before systemd tells of it. Is something else written by now, it is of a run
-            // that began since.
+            // The helper records the end before systemd reports it. If the status has changed, it is of a run that
+            // began in the meantime.
             let status = self.status(name)?;
             let now = status.as_ref().and_then(open_run);
             let run = if now.is_some() && now != this {
@@ -195,7 +195,7 @@ impl Containers {
         Ok(Unit::of(&properties))
     }
 
-    /// Returns the first process of a container, by machined or else by its cgroup.
+    /// Returns the leader of a container, from machined or else from its cgroup.
     async fn leader(&self, name: &ContainerName, unit: &Unit, mount: Option<&Path>) -> Option<u32> {
         let by_machined = self.systemd.machine_leader(name.as_str()).await;
         let by_cgroup = || Cgroup::at(mount?.join(unit.group.as_ref()?)).first_process();
@@ -207,7 +207,7 @@ fn stage_of(unit: &ListedUnit) -> Stage {
     Stage::of(&unit.active, &unit.sub)
 }
 
-/// Which run the helper wrote of, if it wrote of no end.
+/// Returns the identity of the run in a status without an end.
 fn open_run(status: &RunStatus) -> Option<(u32, Timestamp)> {
     status
         .exit

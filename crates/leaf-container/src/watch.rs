@@ -1,8 +1,7 @@
-//! Hints that something about the containers changed, and which. A hint says: observe it again. Nothing runs while nothing
-//! changes.
+//! Hints that containers may have changed and should be observed again. It does nothing while nothing changes.
 //!
-//! The kernel tells of files: of each `NAME.conf`, of what the helper writes of a run, and of processes that were
-//! killed for want of memory. systemd tells of units, where it runs the containers.
+//! inotify reports changes of files: each `NAME.conf`, the status files, and the count of processes killed for lack of
+//! memory. Under the systemd runtime, machined reports changes of machines.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -20,10 +19,10 @@ use leaf_host::systemd::{MachineEvent, MachineEvents};
 
 use crate::{Containers, ObserveError};
 
-/// How long after the first change of a burst the look is due.
+/// The delay of a hint after the first change of a burst.
 const SETTLE: Duration = Duration::from_millis(20);
 
-/// What directories are watched for. A supervisor replaces its status by a rename, and lets go of its lock by closing it.
+/// Returns the watched events. A supervisor replaces its status by a rename, and releases its lock by closing it.
 fn mask() -> WatchMask {
     WatchMask::CREATE
         | WatchMask::DELETE
@@ -33,29 +32,29 @@ fn mask() -> WatchMask {
         | WatchMask::ONLYDIR
 }
 
-/// What may have changed.
+/// The containers that may have changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Changed {
-    /// Nothing but these containers, anybody's.
+    /// Only these containers, of any owner.
     These(BTreeSet<ContainerName>),
-    /// Any of them.
+    /// Any container.
     Any,
 }
 
 impl Changed {
-    /// Nothing.
+    /// Returns a value without any container.
     #[must_use]
     pub const fn nothing() -> Self {
         Self::These(BTreeSet::new())
     }
 
-    /// Only this one.
+    /// Returns a value with one container.
     #[must_use]
     pub fn one(name: ContainerName) -> Self {
         Self::These([name].into())
     }
 
-    /// Adds what else may have changed.
+    /// Adds further containers.
     pub fn add(&mut self, more: Self) {
         match (self, more) {
             (Self::These(names), Self::These(more)) => names.extend(more),
@@ -71,25 +70,25 @@ impl Changed {
     }
 }
 
-/// What a watched file or directory is.
+/// The role of a watched file or directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Watched {
     /// The directory of all `NAME.conf`.
     Confs,
-    /// The directory in which each container has one for its run.
+    /// The directory of the containers' run directories.
     Runs,
-    /// A container's directory of its run, or the count of its killed processes.
+    /// A container's run directory, or the file with the count of its killed processes.
     Container(ContainerName),
-    /// A directory above, where one of these may come, or this one that leads to it.
+    /// A parent directory, in which one of these, or this directory on the way to it, may be created.
     Above(OsString),
 }
 
 impl Watched {
-    /// What may have changed by an event on it; `name` is of what is in the directory.
+    /// Returns what may have changed with an event on it; `name` is the name in the directory.
     fn changed(&self, name: Option<&OsStr>) -> Changed {
         let named = |text: Option<&str>| match text.map(ContainerName::new) {
             Some(Ok(name)) => Changed::one(name),
-            // Something on the way to its name, or of no container.
+            // A temporary file, or not a container's.
             _ => Changed::nothing(),
         };
         let text = name.and_then(OsStr::to_str);
@@ -97,21 +96,21 @@ impl Watched {
             Self::Confs => named(text.and_then(|file| file.strip_suffix(".conf"))),
             Self::Runs => named(text),
             Self::Container(name) => Changed::one(name.clone()),
-            // Others have their own files there. One without a name is about the directory itself.
+            // Other programs have files there. An event without a name is about the directory itself.
             Self::Above(leads) if name.is_some_and(|name| name != leads) => Changed::nothing(),
             Self::Above(_) => Changed::Any,
         }
     }
 }
 
-/// Hints that something about the containers changed.
+/// The source of hints that containers may have changed.
 pub struct Hints {
     containers: Containers,
     events: EventStream<[u8; 4096]>,
-    /// What is watched, by the kernel's numbers.
+    /// The watched files and directories, by watch descriptor.
     watched: BTreeMap<i32, Watched>,
     machines: Option<MachineEvents>,
-    /// What was seen, and not told yet.
+    /// Changes that were not returned yet.
     pending: Changed,
 }
 
@@ -126,15 +125,15 @@ impl fmt::Debug for Hints {
 }
 
 impl Containers {
-    /// Returns hints on the containers of this leaf, from now on: what changes after this call is not missed. Makes
-    /// the leaf's run directory where it is missing and it may. Needs tokio with I/O.
+    /// Returns the source of hints about this leaf's containers: changes after this call are not missed. Creates the
+    /// leaf's run directory if it is missing and this process may. Needs tokio with I/O.
     ///
     /// # Errors
-    /// [`ObserveError::Watch`] when the kernel will not tell.
+    /// [`ObserveError::Watch`] when inotify fails.
     pub fn watch(&self) -> Result<Hints, ObserveError> {
         let start = || {
             match std::fs::create_dir_all(&self.paths.run) {
-                // The helper makes it, with the first container.
+                // The helper creates it with the first container.
                 Err(e) if e.kind() == ErrorKind::PermissionDenied => {}
                 other => other?,
             }
@@ -158,13 +157,13 @@ impl Containers {
 }
 
 impl Hints {
-    /// Returns what may have changed since the last call, or since [`Containers::watch`], when something did. Several
-    /// changes may make one hint, and a hint may come without a change. Dropping the future loses none.
+    /// Waits for a change since the last call, or since [`Containers::watch`], and returns what may have changed.
+    /// Several changes may give one hint, and a hint may come without a change. Cancel-safe.
     ///
-    /// systemd or its bus may go away: that is no error, and there is a hint on all when they are back.
+    /// It is not an error if systemd or D-Bus goes away; when they are back, there is a hint about all containers.
     ///
     /// # Errors
-    /// [`ObserveError::Watch`] when the kernel will not tell any more.
+    /// [`ObserveError::Watch`] when inotify fails.
     pub async fn changed(&mut self) -> Result<Changed, ObserveError> {
         let seen = async {
             while self.pending.is_nothing() {
@@ -180,7 +179,7 @@ impl Hints {
                 };
                 self.pending = changed;
             }
-            // A file's closing is told a moment before its lock is free, and changes come in bursts.
+            // The event of a file's closing precedes the release of its lock, and changes come in bursts.
             tokio::time::sleep(SETTLE).await;
             while let Some(event) = self.events.next().now_or_never() {
                 self.pending.add(told(&mut self.watched, event)?);
@@ -188,14 +187,14 @@ impl Hints {
             while let Some(event) = self.machines.as_mut().and_then(MachineEvents::next_at_hand) {
                 self.pending.add(changed_by(event));
             }
-            // A new container's directory is watched before the look that the hint brings about.
+            // A new container's directory is watched before the observation that follows the hint.
             self.watch_files()?;
             Ok(std::mem::replace(&mut self.pending, Changed::nothing()))
         };
         seen.await.map_err(self.containers.cannot_watch())
     }
 
-    /// Watches the directory of each container, and what is counted of it; what is watched already stays so.
+    /// Watches the run directory and the memory events of each container; existing watches are kept.
     fn watch_files(&mut self) -> io::Result<()> {
         let Self {
             containers,
@@ -207,7 +206,7 @@ impl Hints {
         let mut watches = events.watches();
         let mut watch = |path: &Path, mask, what| add(&mut watches, watched, path, mask, what);
         watch(&paths.confs, mask(), Watched::Confs)?;
-        // Where there is none yet, or none that may be looked into, that it comes or opens is seen in the directory above.
+        // If one is missing or not accessible yet, its creation or change of mode is an event in the parent directory.
         if !watch(&paths.run, mask(), Watched::Runs)? {
             for path in paths.run.ancestors() {
                 let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
@@ -221,7 +220,7 @@ impl Hints {
         }
         let mount = cgroup::mount().ok();
         let entries = match std::fs::read_dir(&paths.run) {
-            // The helper makes it, and gives it to leafd's group a moment later.
+            // The helper creates it, and makes it accessible for leafd's group a moment later.
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => return Ok(()),
             other => other?,
         };
@@ -244,9 +243,9 @@ impl Hints {
     }
 }
 
-/// What may have changed by an event of machined. systemd itself is not asked for its signals: it would tell, by large
-/// messages, of each change of each unit of the host, and what concerns containers is known without. The helper writes when
-/// a run begins and ends, machined tells of machines, and what is moving is observed again soon.
+/// Returns what may have changed with an event of machined. systemd's own signals are not subscribed to: it would send
+/// large messages about each change of each unit of the host. They are not needed: the helper records the begin and end
+/// of runs, machined reports machines, and containers in transition are observed again soon.
 fn changed_by(event: MachineEvent) -> Changed {
     match event {
         MachineEvent::Changed(machine) => {
@@ -256,7 +255,7 @@ fn changed_by(event: MachineEvent) -> Changed {
     }
 }
 
-/// Watches a file or directory, and returns whether it is there.
+/// Watches a file or directory, and returns whether it exists.
 fn add(
     watches: &mut Watches,
     watched: &mut BTreeMap<i32, Watched>,
@@ -266,7 +265,7 @@ fn add(
 ) -> io::Result<bool> {
     match watches.add(path, mask) {
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => Ok(false),
-        // A control group that is just being removed.
+        // A cgroup that is being removed.
         Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(false),
         other => {
             watched.insert(other?.get_watch_descriptor_id(), what);
@@ -275,7 +274,7 @@ fn add(
     }
 }
 
-/// What may have changed by an event; what the event was does not matter: the look tells.
+/// Returns what may have changed with an event. The kind of event does not matter, since an observation follows.
 fn told<T: AsRef<OsStr>>(
     watched: &mut BTreeMap<i32, Watched>,
     event: Option<io::Result<Event<T>>>,
@@ -290,7 +289,7 @@ fn told<T: AsRef<OsStr>>(
     let changed = watched
         .get(&descriptor)
         .map_or(Changed::Any, |watched| watched.changed(name));
-    // The last event of a watch whose file or directory is gone.
+    // The last event of a watch whose file or directory was removed.
     if event.mask.contains(EventMask::IGNORED) {
         watched.remove(&descriptor);
     }

@@ -10,53 +10,54 @@ use tokio::time::Instant;
 
 use crate::mounts::{self, Mount, MountTableError};
 
-/// Something about a cgroup did not work.
+/// An error of an operation on a cgroup.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
-    /// The host has no cgroups of version 2.
+    /// Cgroup version 2 is not mounted.
     #[error("cgroup version 2 is not mounted on this host; mount it on /sys/fs/cgroup")]
     NotMounted,
     /// The mount table can't be read.
-    #[error("can't find out where cgroup version 2 is mounted")]
+    #[error("can't find the mount point of cgroup version 2")]
     MountTable(#[from] MountTableError),
-    /// A directory that is not part of a cgroup file system.
+    /// The directory is not in a cgroup file system.
     #[error("{} is not a cgroup of version 2", path.display())]
     NotACgroup {
         /// The directory.
         path: PathBuf,
     },
-    /// A call to the kernel.
+    /// A system call failed.
     #[error("can't {what} the cgroup {}", path.display())]
     Io {
-        /// What was tried: `remove`.
+        /// The attempted action: `remove`.
         what: &'static str,
         /// The cgroup, or its file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// Processes that were killed are still there.
-    #[error("processes of the cgroup {} are still there {} s after they were killed", path.display(), after.as_secs())]
+    /// Killed processes still exist.
+    #[error("processes of the cgroup {} still exist {} s after they were killed", path.display(), after.as_secs())]
     StillPopulated {
         /// The cgroup.
         path: PathBuf,
-        /// How long it was waited for.
+        /// How long the caller waited.
         after: Duration,
     },
 }
 
-/// Returns where cgroup version 2 is mounted.
+/// Returns the mount point of cgroup version 2.
 ///
 /// # Errors
-/// [`CgroupError::NotMounted`] where it is not; [`CgroupError::MountTable`] where that can't be told.
+/// [`CgroupError::NotMounted`] if it is not mounted; [`CgroupError::MountTable`] if the mount table can't be read.
 pub fn mount() -> Result<PathBuf, CgroupError> {
     mount_in(&mounts::table()?).ok_or(CgroupError::NotMounted)
 }
 
-/// Returns where systemd's own hierarchy of cgroup version 1 is mounted, if it is: systemd-nspawn makes its groups there too.
+/// Returns the mount point of systemd's hierarchy of cgroup version 1, if it is mounted: systemd-nspawn creates its
+/// groups there as well.
 ///
 /// # Errors
-/// [`CgroupError::MountTable`] where that can't be told.
+/// [`CgroupError::MountTable`] if the mount table can't be read.
 pub fn legacy_mount() -> Result<Option<PathBuf>, CgroupError> {
     Ok(legacy_mount_in(&mounts::table()?))
 }
@@ -83,19 +84,19 @@ impl Cgroup {
         Self(path.into())
     }
 
-    /// Returns the cgroup that a process is in, if there is such a process.
+    /// Returns the cgroup of a process, if the process exists.
     ///
     /// # Errors
-    /// [`CgroupError`] where cgroup version 2 is not mounted.
+    /// [`CgroupError`] if cgroup version 2 is not mounted.
     pub fn of_process(pid: u32) -> Result<Option<Self>, CgroupError> {
         let mount = mount()?;
         Ok(path_of(&pid.to_string()).map(|path| Self(mount.join(path))))
     }
 
-    /// Returns the cgroup that this process is in.
+    /// Returns the cgroup of this process.
     ///
     /// # Errors
-    /// [`CgroupError`] where cgroup version 2 is not mounted.
+    /// [`CgroupError`] if cgroup version 2 is not mounted.
     pub fn of_this_process() -> Result<Self, CgroupError> {
         let mount = mount()?;
         path_of("self")
@@ -103,13 +104,13 @@ impl Cgroup {
             .ok_or(CgroupError::NotMounted)
     }
 
-    /// The cgroup's directory.
+    /// Returns the cgroup's directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// Returns the cgroup of this name below this one.
+    /// Returns the child cgroup with this name.
     #[must_use]
     pub fn child(&self, name: &str) -> Self {
         Self(self.0.join(name))
@@ -121,39 +122,39 @@ impl Cgroup {
         self.0.is_dir()
     }
 
-    /// Creates it, and those above it that are missing. Idempotent.
+    /// Creates the cgroup and its missing parents. Idempotent.
     ///
     /// # Errors
-    /// [`CgroupError`] where the kernel refuses, or the directory is not in a cgroup file system.
+    /// [`CgroupError`] if the kernel refuses, or the directory is not in a cgroup file system.
     pub fn create(&self) -> Result<(), CgroupError> {
         std::fs::create_dir_all(&self.0).map_err(self.failed("create"))?;
         if self.0.join("cgroup.procs").exists() {
             return Ok(());
         }
-        // It was made just now, where cgroups are not.
+        // The directory was just created outside a cgroup file system.
         let _ = std::fs::remove_dir(&self.0);
         Err(CgroupError::NotACgroup { path: self.0.clone() })
     }
 
-    /// Moves a process into it. The process's children stay where they are.
+    /// Moves a process into the cgroup. Its children are not moved.
     ///
     /// # Errors
-    /// [`CgroupError::Io`]; its source is `ESRCH` where there is no such process.
+    /// [`CgroupError::Io`]; its source is `ESRCH` if the process does not exist.
     pub fn attach(&self, pid: u32) -> Result<(), CgroupError> {
         std::fs::write(self.0.join("cgroup.procs"), pid.to_string())
             .map_err(self.failed("move a process into"))
     }
 
-    /// Moves this process into it.
+    /// Moves this process into the cgroup.
     ///
     /// # Errors
     /// [`CgroupError::Io`].
     pub fn attach_this_process(&self) -> Result<(), CgroupError> {
-        // The kernel reads 0 as the process that writes.
+        // The kernel takes 0 for the writing process.
         self.attach(0)
     }
 
-    /// Returns whether a process is in it or below it. One that doesn't exist has none.
+    /// Returns whether the cgroup or its descendants contain a process; false if it doesn't exist.
     ///
     /// # Errors
     /// [`CgroupError::Io`].
@@ -170,26 +171,26 @@ impl Cgroup {
         }
     }
 
-    /// Returns whether a process is in it or below it.
+    /// Returns whether a process is in the cgroup or its descendants.
     #[must_use]
     pub fn contains(&self, pid: u32) -> bool {
         matches!(Self::of_process(pid), Ok(Some(group)) if group.0.starts_with(&self.0))
     }
 
-    /// Returns the numbers of the processes in it, without those in groups below it; none where it doesn't exist.
+    /// Returns the ids of the processes in the cgroup, without its descendants; none if it doesn't exist.
     #[must_use]
     pub fn processes(&self) -> Vec<u32> {
         let text = std::fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
         text.lines().filter_map(|line| line.parse().ok()).collect()
     }
 
-    /// Returns the first process of the container that runs in it or below it: the one that is process 1 of a pid
-    /// namespace right below this process's.
+    /// Returns the leader of the container in the cgroup or its descendants: process 1 of a PID namespace directly
+    /// below this process's.
     #[must_use]
     pub fn first_process(&self) -> Option<u32> {
         let mut groups = vec![self.clone()];
         while let Some(group) = groups.pop() {
-            // One that ends meanwhile can't be read.
+            // A process may end in the meantime.
             let is_first = |pid: &u32| {
                 std::fs::read_to_string(format!("/proc/{pid}/status"))
                     .is_ok_and(|status| is_first_of_a_namespace(&status))
@@ -202,7 +203,7 @@ impl Cgroup {
         None
     }
 
-    /// Returns the cgroups right below it.
+    /// Returns the child cgroups.
     fn children(&self) -> Vec<Self> {
         let entries = std::fs::read_dir(&self.0).into_iter().flatten().flatten();
         entries
@@ -211,28 +212,28 @@ impl Cgroup {
             .collect()
     }
 
-    /// Returns the value of a key in one of its files of one key and number a line, such as `oom_kill` in `memory.events`;
-    /// nothing where that is not counted.
+    /// Returns the value of a key in a flat keyed file, such as `oom_kill` in `memory.events`; `None` if it is not
+    /// counted.
     #[must_use]
     pub fn counter(&self, file: &str, key: &str) -> Option<u64> {
         keyed(&std::fs::read_to_string(self.0.join(file)).ok()?, key)
     }
 
-    /// Returns how many of its processes were killed for want of memory; nothing where that is not counted.
+    /// Returns the number of its processes killed for lack of memory; `None` if it is not counted.
     #[must_use]
     pub fn oom_kills(&self) -> Option<u64> {
         self.counter("memory.events", "oom_kill")
     }
 
-    /// Sends SIGKILL to every process in it and below it, also to those that are made meanwhile. Idempotent; one that
-    /// doesn't exist has nothing to kill.
+    /// Sends SIGKILL to every process in the cgroup and its descendants, including newly forked ones. Idempotent; does
+    /// nothing if it doesn't exist.
     ///
     /// # Errors
     /// [`CgroupError::Io`].
     pub fn kill(&self) -> Result<(), CgroupError> {
         match std::fs::write(self.0.join("cgroup.kill"), "1") {
             Err(e) if is_gone(&e) && !self.exists() => Ok(()),
-            // Before Linux 5.14 there is no such file.
+            // The file exists since Linux 5.14.
             Err(e) if is_gone(&e) => {
                 self.kill_one_by_one();
                 Ok(())
@@ -244,7 +245,7 @@ impl Cgroup {
     fn kill_one_by_one(&self) {
         for pid in self.processes() {
             if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-                // It may have ended meanwhile.
+                // It may have ended in the meantime.
                 let _ = kill_process(pid, Signal::KILL);
             }
         }
@@ -253,16 +254,16 @@ impl Cgroup {
         }
     }
 
-    /// Returns whether its processes, and those below it, are frozen. One that doesn't exist has none.
+    /// Returns whether the cgroup and its descendants are frozen; false if it doesn't exist.
     #[must_use]
     pub fn is_frozen(&self) -> bool {
         self.counter("cgroup.events", "frozen") == Some(1)
     }
 
-    /// Freezes every process in it and below it, or thaws them, and returns when that is so. Idempotent.
+    /// Freezes or thaws every process in the cgroup and its descendants, and returns when that is done. Idempotent.
     ///
     /// # Errors
-    /// [`CgroupError`] where the kernel refuses, or it is not so after `patience`.
+    /// [`CgroupError`] if the kernel refuses, or it is not done after `patience`.
     pub async fn set_frozen(&self, frozen: bool, patience: Duration) -> Result<(), CgroupError> {
         let deadline = Instant::now() + patience;
         let file = self.0.join("cgroup.freeze");
@@ -276,10 +277,10 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Kills every process in it and below it, and returns when none is left. Idempotent.
+    /// Kills every process in the cgroup and its descendants, and returns when none is left. Idempotent.
     ///
     /// # Errors
-    /// [`CgroupError`] where the kernel refuses, or processes are still there after `patience`.
+    /// [`CgroupError`] if the kernel refuses, or processes still exist after `patience`.
     pub async fn kill_and_wait(&self, patience: Duration) -> Result<(), CgroupError> {
         let deadline = Instant::now() + patience;
         self.kill()?;
@@ -298,10 +299,10 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Removes it and those below it, in which no process may be. Idempotent.
+    /// Removes the cgroup and its descendants, which must be empty. Idempotent.
     ///
     /// # Errors
-    /// [`CgroupError::Io`], also where a process is in it.
+    /// [`CgroupError::Io`], also if it contains a process.
     pub fn remove(&self) -> Result<(), CgroupError> {
         for child in self.children() {
             child.remove()?;
@@ -318,19 +319,19 @@ impl Cgroup {
     }
 }
 
-/// Whether a cgroup went away, before or while its file was read.
+/// Returns whether an error means that the cgroup was removed before or while its file was read.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::NODEV.raw_os_error())
 }
 
-/// Returns where the cgroup of a process is, below the mount.
+/// Returns the path of a process's cgroup below the mount.
 fn path_of(process: &str) -> Option<PathBuf> {
     let text = std::fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
     Some(path.into())
 }
 
-/// Returns the value of a key, in a text of one key and number a line.
+/// Returns the value of a key in a flat keyed text: one key and number per line.
 #[must_use]
 pub fn keyed(text: &str, key: &str) -> Option<u64> {
     text.lines()
@@ -339,8 +340,8 @@ pub fn keyed(text: &str, key: &str) -> Option<u64> {
         .and_then(|(_, value)| value.parse().ok())
 }
 
-/// Whether a process is process 1 of a pid namespace right below the reader's, by its `/proc/PID/status`: see
-/// proc_pid_status(5), `NSpid`.
+/// Returns whether a process is process 1 of a PID namespace directly below the reader's, given its `/proc/PID/status`:
+/// see proc_pid_status(5), `NSpid`.
 fn is_first_of_a_namespace(status: &str) -> bool {
     let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
     numbers.is_some_and(|numbers| {
@@ -372,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_process_of_a_container_is_no_other_and_no_containers_within_it() {
+    fn the_leader_is_found_and_not_that_of_a_nested_container() {
         let status = |numbers: &str| format!("Name:\tinit\nNStgid:\t7\t7\nNSpid:\t{numbers}\nNSpgid:\t1\n");
         assert!(is_first_of_a_namespace(&status("4711\t1")));
         for other in ["4711\t2", "4711\t11", "4711", "1", "4711\t20\t1", "4711\t7\t1"] {
@@ -382,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_not_taken_for_one_that_begins_alike() {
+    fn a_key_does_not_match_one_with_the_same_beginning() {
         let events = "low 0\nhigh 3\nmax 12\noom 2\noom_kill 1\noom_group_kill 0\n";
         assert_eq!(keyed(events, "oom_kill"), Some(1));
         assert_eq!(keyed(events, "oom"), Some(2));
@@ -390,12 +391,12 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_elsewhere_is_no_cgroup_and_is_not_left_behind() {
+    fn a_directory_outside_is_refused_and_not_left_behind() {
         let place = tempfile::tempdir().expect("a directory");
         let group = Cgroup::at(place.path().join("group"));
         assert!(matches!(group.create(), Err(CgroupError::NotACgroup { .. })));
         assert!(!group.exists());
-        assert!(!group.is_populated().expect("a group that is not there is empty"));
+        assert!(!group.is_populated().expect("a missing cgroup is empty"));
         group.kill().expect("nothing to kill");
         group.remove().expect("nothing to remove");
         assert_eq!(group.first_process(), None);

@@ -1,5 +1,5 @@
-//! The contract on disk between `leaf-helper`, which writes it, and those that observe containers and jobs: where things are,
-//! and what they hold.
+//! The contract on disk between `leaf-helper`, which writes, and the observers of containers and jobs: paths and
+//! contents.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use leaf_core::container::Exit;
 use leaf_core::id::{ContainerName, JobId, LeafName};
 use serde::{Deserialize, Serialize};
 
-/// Where the helper keeps a leaf's containers on the host. The helper writes there, `leaf-container` reads.
+/// The directories of a leaf's containers on the host. The helper writes there, and `leaf-container` reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostPaths {
     /// Root file systems: `/var/lib/nixos-containers/NAME` (NixOS contract).
@@ -17,10 +17,10 @@ pub struct HostPaths {
     pub confs: PathBuf,
     /// GC roots: `/nix/var/nix/gcroots/per-container/NAME` (NixOS contract).
     pub gc_roots: PathBuf,
-    /// What survives a reboot, root only: `NAME/spec.json` ([`RunSpec`](leaf_core::host_op::RunSpec)), `NAME/credentials/`,
-    /// `NAME/log` (the console, and `log.1` before it).
+    /// State that survives a reboot, for root only: `NAME/spec.json` ([`RunSpec`](leaf_core::host_op::RunSpec)),
+    /// `NAME/credentials/`, `NAME/log` (the console; earlier output is in `log.1`).
     pub state: PathBuf,
-    /// What does not: `NAME/status.json` ([`RunStatus`]), `NAME/lock`, held while a supervisor lives.
+    /// State that does not: `NAME/status.json` ([`RunStatus`]), `NAME/lock`, held while a supervisor runs.
     pub run: PathBuf,
 }
 
@@ -32,79 +32,81 @@ impl HostPaths {
             roots: "/var/lib/nixos-containers".into(),
             confs: "/etc/nixos-containers".into(),
             gc_roots: "/nix/var/nix/gcroots/per-container".into(),
-            // Not below leafd's own directory: who owns that could exchange what the helper trusts.
+            // Not below leafd's own directory, whose owner could replace what the helper trusts.
             state: PathBuf::from("/var/lib/cim-leaf-containers").join(leaf.as_str()),
             run: PathBuf::from("/run/cim-leaf/containers").join(leaf.as_str()),
         }
     }
 
-    /// A container's `NAME.conf`.
+    /// Returns the path of a container's `NAME.conf`.
     #[must_use]
     pub fn conf(&self, name: &ContainerName) -> PathBuf {
         self.confs.join(format!("{name}.conf"))
     }
 
-    /// A container's console log; the one before it has `.1` appended.
+    /// Returns the path of a container's console log; the previous file has `.1` appended.
     #[must_use]
     pub fn log(&self, name: &ContainerName) -> PathBuf {
         self.state.join(name.as_str()).join("log")
     }
 
-    /// The lock that a container's supervisor holds (exclusively, by `flock`) while it lives. An observer takes
-    /// it shared for a moment.
+    /// Returns the path of the lock that a container's supervisor holds (exclusively, by `flock`) while it runs. An
+    /// observer takes it shared for a moment.
     #[must_use]
     pub fn lock(&self, name: &ContainerName) -> PathBuf {
         self.run.join(name.as_str()).join("lock")
     }
 
-    /// A container's `status.json`.
+    /// Returns the path of a container's `status.json`.
     #[must_use]
     pub fn status(&self, name: &ContainerName) -> PathBuf {
         self.run.join(name.as_str()).join("status.json")
     }
 }
 
-/// The directory in which each Nix job that runs as a user of its own has its directory. leafd makes that, the job writes into it.
+/// The directory of the directories of jobs that run as the user `leaf-job`. leafd creates those, and the jobs write
+/// into them.
 pub const JOBS_DIRECTORY: &str = "/var/lib/cim-leaf-jobs";
 
-/// The transient unit of a Nix job, in `system.slice`.
+/// Returns the name of a job's transient unit, in `system.slice`.
 #[must_use]
 pub fn job_unit(id: JobId) -> String {
     format!("leaf-job-{id}.service")
 }
 
-/// The start of the line of a `NAME.conf` that says which leaf made it; the leaf's name follows.
+/// The start of the line of a `NAME.conf` that names the leaf that made it; the leaf's name follows.
 pub const CONF_MADE_BY: &str = "# cim-leaf: made by leaf ";
 
-/// Returns the line of a `NAME.conf` that says that this leaf made it. A file without the line of its own leaf is a foreign
-/// container's, and never touched.
+/// Returns the line of a `NAME.conf` that marks it as made by a leaf. A file without the line of the observing leaf
+/// belongs to a foreign container.
 #[must_use]
 pub fn conf_marker(leaf: &LeafName) -> String {
     format!("{CONF_MADE_BY}{leaf}")
 }
 
-/// The start of the line of a `NAME.conf` that holds the [digest](leaf_core::host_op::RunSpec::digest) of the spec that the helper was told last.
+/// The start of the line of a `NAME.conf` with the [digest](leaf_core::host_op::RunSpec::digest) of the last spec given
+/// to the helper.
 pub const CONF_DIGEST: &str = "# cim-leaf: spec ";
 
-/// The state of the last run of a container: `status.json`, replaced atomically at each change.
+/// The status of the last run of a container: `status.json`, replaced atomically at each change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunStatus {
-    /// The process that runs systemd-nspawn and notes its end.
+    /// The id of the process that runs systemd-nspawn and records its end.
     pub supervisor_pid: u32,
     /// When it was started.
     pub started_at: Timestamp,
-    /// The [digest](leaf_core::host_op::RunSpec::start_digest) of what it was started with, or switched to since.
+    /// The [digest](leaf_core::host_op::RunSpec::start_digest) of the spec that it was started with or switched to.
     #[serde(default)]
     pub start_digest: String,
-    /// The container's first process, as the host numbers it.
+    /// The id of the container's leader on the host.
     pub leader_pid: Option<u32>,
-    /// When the container said that it is ready.
+    /// When the container became ready.
     pub ready_at: Option<Timestamp>,
     /// How it ended, if it has.
     pub exit: Option<Exit>,
-    /// How many of its processes were killed for want of memory, once it has ended.
+    /// The number of its processes killed for lack of memory, once it has ended.
     #[serde(default)]
     pub oom_kills: u64,
-    /// What went wrong, if something did.
+    /// The error, if it failed.
     pub error: Option<String>,
 }

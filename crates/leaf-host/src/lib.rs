@@ -1,17 +1,17 @@
-//! What several crates of a leaf need of a Linux host, once.
+//! Access to the Linux host that several crates of a leaf share.
 //!
-//! | module | what it offers |
+//! | module | contents |
 //! |---|---|
-//! | [`cgroup`] | control groups, version 2: mount, create, attach, kill, who is in it |
-//! | [`contract`] | what `leaf-helper` keeps on disk for those that observe: paths, status, markers |
+//! | [`cgroup`] | cgroups, version 2: mount point, create, attach, freeze, kill, processes |
+//! | [`contract`] | the contract on disk between `leaf-helper` and observers: paths, status, markers |
 //! | [`lock`] | file locks between processes (flock(2)) |
 //! | [`mounts`] | the mount table |
-//! | [`process`] | a program run within bounds, and processes that are not this one's children |
+//! | [`process`] | bounded runs of programs, and handles of processes that are not children |
 //! | [`program`] | lookup of programs on `PATH` |
-//! | [`runtime`] | what runs the containers of this host |
+//! | [`runtime`] | the runtime of this host's containers |
 //! | `systemd` | systemd and systemd-machined over D-Bus (feature `systemd`) |
 //!
-//! It decides nothing and keeps no state: which containers and jobs there should be is known above and below.
+//! It makes no decisions and keeps no state.
 
 pub mod cgroup;
 pub mod contract;

@@ -1,18 +1,18 @@
 //! File locks between processes: flock(2), through [`std::fs::File`].
 //!
-//! A lock belongs to the open file and ends with it, and so with its process, however that ends.
+//! A lock belongs to the open file, and is released when that is closed, at the latest with the end of its process.
 
 use std::fs::{File, TryLockError};
 use std::io;
 use std::time::Duration;
 
-/// Why a lock was not taken.
+/// An error of taking a lock.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// The file system or the kernel refused.
     #[error("the kernel refused the lock")]
     Io(#[from] io::Error),
-    /// Another process kept it for longer than this one waits.
+    /// Another process held it for longer than this one waits.
     #[error("another process has held it for {} s", after.as_secs())]
     Held {
         /// How long this process waited.
@@ -23,11 +23,11 @@ pub enum LockError {
     Lost,
 }
 
-/// Returns whether another open file of this file has an exclusive lock. It takes the lock shared for a moment, which
-/// whoever tries to lock it exclusively meanwhile has to expect.
+/// Returns whether another open file holds the exclusive lock. It takes the lock shared for a moment, so an attempt to
+/// lock it exclusively may fail at that moment.
 ///
 /// # Errors
-/// What the kernel says, where the file can't be locked at all.
+/// The kernel's error, if the file can't be locked at all.
 pub fn is_held(file: &File) -> io::Result<bool> {
     match file.try_lock_shared() {
         Ok(()) => file.unlock().map(|()| false),
@@ -36,10 +36,10 @@ pub fn is_held(file: &File) -> io::Result<bool> {
     }
 }
 
-/// Takes the exclusive lock of a file and returns whether it could: not while another open file has one.
+/// Tries to take the exclusive lock of a file; returns false if another open file holds a lock.
 ///
 /// # Errors
-/// What the kernel says, where the file can't be locked at all.
+/// The kernel's error, if the file can't be locked at all.
 pub fn try_exclusive(file: &File) -> io::Result<bool> {
     match file.try_lock() {
         Ok(()) => Ok(true),
@@ -48,11 +48,11 @@ pub fn try_exclusive(file: &File) -> io::Result<bool> {
     }
 }
 
-/// Takes the exclusive lock of a file, and waits for it as long as `patience`. Those who wait are served in turn by the
-/// kernel; a thread waits there.
+/// Takes the exclusive lock of a file, waiting up to `patience` for it. A thread waits in the kernel, which serves
+/// waiters in order.
 ///
 /// # Errors
-/// [`LockError`] where the file can't be locked, or was not free in time.
+/// [`LockError`] if the file can't be locked, or was not free in time.
 pub async fn exclusive(file: File, patience: Duration) -> Result<File, LockError> {
     if try_exclusive(&file)? {
         return Ok(file);
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lock_that_is_held_is_seen_waited_for_and_had_in_turn() {
+    async fn a_held_lock_is_observed_waited_for_and_taken_in_order() {
         let place = tempfile::tempdir().expect("a directory");
         let path = place.path().join("lock");
         let (holder, looker) = (open(&path), open(&path));
@@ -108,7 +108,7 @@ mod tests {
         assert!(is_held(&looker).expect("a look"));
         drop(taken);
         assert!(!is_held(&looker).expect("a look"));
-        // A look leaves no lock behind.
+        // An observation leaves no lock behind.
         assert!(try_exclusive(&open(&path)).expect("a lock"));
     }
 }

@@ -10,15 +10,15 @@ const FILE: &str = "/proc/self/mountinfo";
 /// A mounted file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// The number of its device: `8:1`. The major number is 0 where the file system has no block device of its own.
+    /// Its device number: `8:1`. The major number is 0 if the file system has no block device of its own.
     pub device: String,
-    /// Where it is mounted, as this process sees it.
+    /// The mount point, as seen by this process.
     pub target: PathBuf,
     /// The type of the file system: `ext4`, `cgroup2`.
     pub fs_type: String,
-    /// What is mounted: a device, or whatever its file system calls it.
+    /// The mount source: a device, or another name given by the file system.
     pub source: String,
-    /// The options of the file system itself, as opposed to those of the mount.
+    /// The options of the file system, not of the mount.
     pub options: Vec<String>,
 }
 
@@ -27,16 +27,16 @@ pub struct Mount {
 #[error("can't read the mount table {FILE}")]
 pub struct MountTableError(#[source] io::Error);
 
-/// Returns what is mounted, in the order of the table. Lines that don't follow the documented format are left out.
+/// Returns the mounts in the order of the table. Lines that don't follow the documented format are left out.
 ///
 /// # Errors
-/// [`MountTableError`] when the kernel doesn't give the table, such as where /proc is not mounted.
+/// [`MountTableError`] when the table can't be read, for example because /proc is not mounted.
 pub fn table() -> Result<Vec<Mount>, MountTableError> {
     let text = std::fs::read_to_string(FILE).map_err(MountTableError)?;
     Ok(parse(&text))
 }
 
-/// Reads a mount table.
+/// Parses a mount table.
 pub(crate) fn parse(text: &str) -> Vec<Mount> {
     text.lines().filter_map(parse_line).collect()
 }
@@ -61,7 +61,7 @@ fn parse_line(line: &str) -> Option<Mount> {
     })
 }
 
-/// The kernel writes space, tab, line end and backslash as a backslash with three octal digits.
+/// Decodes a field: the kernel writes space, tab, line end and backslash as a backslash with three octal digits.
 fn unescaped(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_read_with_and_without_optional_fields_and_with_escaped_spaces() {
+    fn lines_are_parsed_with_and_without_optional_fields_and_with_escaped_spaces() {
         let text = "30 1 0:26 / / rw,relatime - btrfs /dev/vda2 rw,space_cache\n\
                     nonsense\n\
                     31 30 8:1 /sub /mnt/with\\040space\\134 rw shared:3 master:1 - ext4 /dev/sda1 rw\n\

@@ -1,4 +1,4 @@
-//! Programs run within bounds, and handles of processes that are not this one's children.
+//! Bounded runs of programs, and handles of processes that are not children of this one.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,16 +14,16 @@ use tokio::process::{Child, Command};
 /// The bounds of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// How long it may take.
+    /// The time limit.
     pub time: Duration,
-    /// The most that it may write to its standard output; more is an error.
+    /// The limit of its standard output, in bytes; more is an error.
     pub stdout_bytes: usize,
-    /// How much of what it writes to its standard error is kept, from the beginning; the rest is read and dropped.
+    /// How many bytes of its standard error are kept, from the beginning; the rest is read and dropped.
     pub stderr_bytes: usize,
 }
 
 impl Bounds {
-    /// Returns bounds of this time, with 1 MiB of standard output and 8 KiB of standard error.
+    /// Returns bounds with this time limit, 1 MiB of standard output and 8 KiB of standard error.
     #[must_use]
     pub fn of_time(time: Duration) -> Self {
         Self {
@@ -34,27 +34,27 @@ impl Bounds {
     }
 }
 
-/// How a program ended that was run within bounds.
+/// The result of a bounded run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finished {
     /// Its exit status.
     pub status: ExitStatus,
-    /// What it wrote to its standard output.
+    /// Its standard output.
     pub stdout: Vec<u8>,
-    /// What was kept of what it wrote to its standard error, trimmed.
+    /// The kept part of its standard error, trimmed.
     pub stderr: String,
 }
 
-/// Why a program could not be run to its end.
+/// An error of a bounded run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// There is no such program.
-    #[error("the program {program} is not there")]
+    /// The program does not exist.
+    #[error("the program {program} does not exist")]
     NotFound {
         /// The program.
         program: String,
     },
-    /// It can't be started.
+    /// The program can't be started.
     #[error("can't start {program}")]
     Start {
         /// The program.
@@ -62,7 +62,7 @@ pub enum RunError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// What it writes can't be read, or its end can't be waited for.
+    /// Its output can't be read, or its end can't be waited for.
     #[error("can't follow {program}")]
     Follow {
         /// The program.
@@ -70,29 +70,29 @@ pub enum RunError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// It took longer than it may, and was killed.
+    /// It exceeded its time limit and was killed.
     #[error("{program} did not end within {} s and was killed", after.as_secs())]
     TimedOut {
         /// The program.
         program: String,
-        /// How long it was given.
+        /// The time limit.
         after: Duration,
     },
-    /// It wrote more than it may, and was killed.
+    /// It exceeded the limit of its output and was killed.
     #[error("{program} wrote more than {limit} bytes and was killed")]
     TooLarge {
         /// The program.
         program: String,
-        /// How much it may write.
+        /// The limit, in bytes.
         limit: usize,
     },
 }
 
-/// Runs a program to its end, in a process group of its own, with `input` as its standard input. The group is killed when
-/// a bound is passed or the future is dropped.
+/// Runs a program to its end, in a process group of its own, with `input` as its standard input. The group is killed
+/// when a bound is exceeded or the future is dropped.
 ///
 /// # Errors
-/// [`RunError`]; a program that ends with an exit code other than 0 is none.
+/// [`RunError`]; an exit code other than 0 is not an error.
 pub async fn run(mut command: Command, input: &[u8], bounds: Bounds) -> Result<Finished, RunError> {
     let program = command.as_std().get_program().to_string_lossy().into_owned();
     let spawned = command
@@ -114,7 +114,7 @@ pub async fn run(mut command: Command, input: &[u8], bounds: Bounds) -> Result<F
     let followed = tokio::time::timeout(bounds.time, follow(&mut group.child, input, bounds)).await;
     match followed {
         Ok(Ok(Some(finished))) => {
-            // It was waited for, so its number may be another group's soon.
+            // It was reaped, so its id may soon belong to another group.
             group.led_by = None;
             Ok(finished)
         }
@@ -139,14 +139,14 @@ pub async fn run(mut command: Command, input: &[u8], bounds: Bounds) -> Result<F
     }
 }
 
-/// Returns how a program ended; nothing where it wrote more than it may.
+/// Returns the result of a program; `None` if it exceeded the limit of its output.
 async fn follow(child: &mut Child, input: &[u8], bounds: Bounds) -> io::Result<Option<Finished>> {
     let stdin = child.stdin.take();
     let mut stdout = child.stdout.take().expect("it is piped");
     let mut stderr = child.stderr.take().expect("it is piped");
     let feed = async {
         if let Some(mut stdin) = stdin {
-            // A program that ends without reading all of it says why itself.
+            // A program that ends without reading all of it reports the reason itself.
             let _ = stdin.write_all(input).await;
         }
         Ok(())
@@ -154,7 +154,7 @@ async fn follow(child: &mut Child, input: &[u8], bounds: Bounds) -> io::Result<O
     let read_stdout = async {
         let one_more = bounds.stdout_bytes.saturating_add(1);
         let written = read_at_most(&mut stdout, one_more).await.map_err(Some)?;
-        // No error of the kernel's, and no reason to wait for the others.
+        // Not the kernel's error, and no reason to wait for the others.
         if written.len() > bounds.stdout_bytes {
             Err(None)
         } else {
@@ -165,7 +165,7 @@ async fn follow(child: &mut Child, input: &[u8], bounds: Bounds) -> io::Result<O
         let said = read_at_most(&mut stderr, bounds.stderr_bytes)
             .await
             .map_err(Some)?;
-        // Else the program would wait for somebody to read the rest.
+        // Otherwise the program would block on writing the rest.
         let rest = tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await;
         rest.map_err(Some).map(|_| said)
     };
@@ -203,14 +203,14 @@ impl Group {
 
     fn kill(&mut self) {
         if let Some(pid) = self.led_by.take() {
-            // It fails only where nothing of it is left.
+            // Fails only if no process of the group is left.
             let _ = rustix::process::kill_process_group(pid, Signal::KILL);
         }
     }
 
     async fn end(&mut self) {
         self.kill();
-        // The kernel keeps its number until it is waited for.
+        // The kernel keeps its id until it is reaped.
         let _ = self.child.wait().await;
     }
 }
@@ -221,16 +221,15 @@ impl Drop for Group {
     }
 }
 
-/// A handle of a process that stays its own when the process's number is given to another: pidfd_open(2). Needs tokio with
-/// I/O.
+/// A handle of a process that stays valid when the process id is reused: pidfd_open(2). Needs tokio with I/O.
 #[derive(Debug)]
 pub struct ProcessHandle(AsyncFd<OwnedFd>);
 
 impl ProcessHandle {
-    /// Opens the process of this number; nothing if there is none.
+    /// Opens the process with this id; `None` if it does not exist.
     ///
     /// # Errors
-    /// What the kernel says, for want of file descriptors or before Linux 5.3.
+    /// The kernel's error, for lack of file descriptors or before Linux 5.3.
     pub fn open(pid: u32) -> io::Result<Option<Self>> {
         let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
             return Ok(None);
@@ -242,10 +241,10 @@ impl ProcessHandle {
         }
     }
 
-    /// Sends it a signal, and returns whether it was there to get it.
+    /// Sends a signal, and returns whether the process still existed.
     ///
     /// # Errors
-    /// What the kernel says, where this user may not do that.
+    /// The kernel's error, if this user may not send it.
     pub fn signal(&self, signal: Signal) -> io::Result<bool> {
         match pidfd_send_signal(&self.0, signal) {
             Ok(()) => Ok(true),
@@ -254,20 +253,20 @@ impl ProcessHandle {
         }
     }
 
-    /// Waits for its end. The future may be dropped at any time without a loss.
+    /// Waits for its end. Cancel-safe.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub async fn ended(&self) -> io::Result<()> {
         // A pidfd is readable once the process has ended.
         self.0.readable().await.map(drop)
     }
 }
 
-/// Returns a file descriptor whose readiness tokio tells of. Needs tokio with I/O.
+/// Registers a file descriptor for readiness events of tokio. Needs tokio with I/O.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 #[expect(
     deprecated,
     reason = "its successor is unsafe, for the sake of types that don't own what they name; an OwnedFd does"
@@ -299,7 +298,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(60);
 
     #[tokio::test]
-    async fn a_program_gets_its_input_and_what_it_writes_is_kept_up_to_the_bounds() {
+    async fn a_program_gets_its_input_and_its_output_is_kept_up_to_the_bounds() {
         let script = "cat; seq 100000 >&2; exit 3";
         let finished = run(shell(script), b"ten bytes!", bounds(LONG))
             .await
@@ -315,7 +314,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_that_takes_too_long_is_killed_with_all_that_it_started() {
+    async fn a_program_that_takes_too_long_is_killed_with_its_children() {
         let place = tempfile::tempdir().expect("a directory");
         let pid_file = place.path().join("pid");
         let script = format!("sleep 600 & echo $! >{}; wait", pid_file.display());
@@ -335,7 +334,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_that_is_not_there_or_is_none_is_told_apart() {
+    async fn a_missing_program_is_distinguished_from_an_invalid_one() {
         let missing = run(Command::new("/no/such/program"), b"", bounds(LONG)).await;
         assert!(matches!(missing, Err(RunError::NotFound { .. })), "{missing:?}");
         let no_program = run(Command::new("/etc/passwd"), b"", bounds(LONG)).await;
@@ -346,7 +345,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_is_signalled_and_its_end_is_seen_by_its_handle() {
+    async fn a_process_is_signalled_and_its_end_is_observed_by_its_handle() {
         let mut child = shell("exec sleep 600").spawn().expect("a child");
         let pid = child.id().expect("a number");
         let handle = ProcessHandle::open(pid).expect("a handle").expect("it lives");

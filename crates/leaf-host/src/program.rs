@@ -1,10 +1,10 @@
-//! Lookup of programs in the directories that `PATH` names.
+//! Looks up programs in the directories of `PATH`.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-/// Where root's programs are on hosts whose `PATH` leaves them out: for other users, or (NixOS) for a unit of systemd that sets
-/// none.
+/// The directories of root's programs, for hosts whose `PATH` lacks them: for other users, or (NixOS) in a systemd unit
+/// that sets none.
 const ROOTS_DIRECTORIES: [&str; 3] = ["/usr/sbin", "/sbin", "/run/current-system/sw/bin"];
 
 /// Returns the first program of this name on `PATH`.
@@ -14,8 +14,8 @@ pub fn find(name: impl AsRef<Path>) -> Option<PathBuf> {
     find_all_in(&path, name).next()
 }
 
-/// Returns the first program of this name on `PATH`, or in one of root's own directories (`/usr/sbin`, `/sbin`, and
-/// `/run/current-system/sw/bin` of a NixOS).
+/// Returns the first program of this name on `PATH` or in the directories of root's programs (`/usr/sbin`, `/sbin`, and
+/// `/run/current-system/sw/bin` on NixOS).
 #[must_use]
 pub fn find_for_root(name: impl AsRef<Path>) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -25,8 +25,8 @@ pub fn find_for_root(name: impl AsRef<Path>) -> Option<PathBuf> {
         .next()
 }
 
-/// Returns each program of this name in the directories of a search path, in its order. Relative directories are passed
-/// over: what they lead to depends on where this process happens to be.
+/// Returns all programs of this name in the directories of a search path, in order. Relative directories are skipped,
+/// since they depend on the current directory.
 pub fn find_all_in(search_path: &OsStr, name: impl AsRef<Path>) -> impl Iterator<Item = PathBuf> {
     std::env::split_paths(search_path)
         .filter(|directory| directory.is_absolute())
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_directory_that_has_the_program_wins_and_relative_ones_are_passed_over() {
+    fn the_first_directory_with_the_program_wins_and_relative_ones_are_skipped() {
         let place = tempfile::tempdir().expect("a directory");
         let directory = |name: &str| place.path().join(name);
         for name in ["first", "second", "third"] {

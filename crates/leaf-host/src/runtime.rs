@@ -1,10 +1,10 @@
-//! What runs the containers of this host.
+//! Detects the container runtime of this host.
 
 use std::path::Path;
 
 use leaf_core::runtime::Runtime;
 
-/// Returns the container runtime of this host: systemd where it is PID 1, as sd_booted(3) tells it.
+/// Returns the container runtime of this host: systemd if it is PID 1 (sd_booted(3)).
 #[must_use]
 pub fn detect() -> Runtime {
     if Path::new("/run/systemd/system").is_dir() {

@@ -22,15 +22,15 @@ impl Changes {
         async_fd(fd).map(Self)
     }
 
-    /// Waits for a change that was not [taken](Self::take). It may be dropped at any time without a loss.
+    /// Waits for a change that was not [taken](Self::take) yet. Cancel-safe.
     pub(crate) async fn wait(&self) -> io::Result<()> {
         self.0.readable().await.map(drop)
     }
 
-    /// Takes all changes of until now.
+    /// Takes all changes so far.
     pub(crate) fn take(&self) {
         let mut buffer = [MaybeUninit::uninit(); 4096];
-        // Its error is that there is no more, which makes the next wait a real one.
+        // The error means that it is empty, and makes the next wait block.
         let _ = self.0.try_io(Interest::READABLE, |fd| -> io::Result<()> {
             let mut reader = inotify::Reader::new(fd, &mut buffer);
             loop {

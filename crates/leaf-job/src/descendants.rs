@@ -19,7 +19,7 @@ pub(crate) fn enter_cgroup(cgroup: &Cgroup, child: Option<u32>) -> Result<(), Cg
     loop {
         for pid in others {
             match cgroup.attach(pid) {
-                // It has ended meanwhile.
+                // It has ended in the meantime.
                 Err(CgroupError::Io { source, .. })
                     if source.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
                 other => other?,
@@ -49,7 +49,7 @@ fn descendants() -> Vec<Pid> {
             continue;
         };
         let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        // The name in parentheses may hold anything.
+        // The name in parentheses may contain any character.
         let Some((_, rest)) = stat.rsplit_once(") ") else {
             continue;
         };
@@ -77,7 +77,7 @@ pub(crate) async fn kill_descendants() -> bool {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
                 Ok(None) => break,
-                // A living descendant would have an ancestor among our children.
+                // A running descendant would have an ancestor among this process's children.
                 Err(_) => return true,
             }
         }

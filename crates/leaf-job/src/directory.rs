@@ -1,4 +1,4 @@
-//! A job's directory: its files, its lock, and writes of which a reader never sees half.
+//! A job's directory: its files, its lock, and atomic writes.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -11,7 +11,7 @@ use rustix::fs::{FallocateFlags, OFlags, fallocate, statvfs};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The space that is reserved for the outcome, so that it can be written on a full disk.
+/// The space reserved for the outcome, in bytes, so that it can be written on a full disk.
 const OUTCOME_RESERVE_BYTES: u64 = 64 * 1024;
 
 pub(crate) const ORDER: &str = "order.json";
@@ -26,7 +26,7 @@ const CANCEL: &str = "cancel";
 /// The least time between two versions of [`PROGRESS`] and two writes to the log, and between two reads of them.
 pub(crate) const UPDATE_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The most that is read of one file.
+/// The maximum size of a file that is read, in bytes.
 const MAX_BYTES: u64 = 16 << 20;
 
 /// The directory of one job.
@@ -44,7 +44,7 @@ impl JobDirectory {
         }
     }
 
-    /// A directory that another user, who runs the job, may write to as well.
+    /// Returns a directory to which the user that runs the job may write as well.
     pub(crate) fn shared(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
@@ -73,7 +73,7 @@ impl JobDirectory {
         fs::set_permissions(&self.path, Permissions::from_mode(0o1770))
     }
 
-    /// Takes the lock; nothing if another process has it.
+    /// Takes the lock; returns `None` if another process holds it.
     pub(crate) fn lock(&self) -> io::Result<Option<File>> {
         let mut options = OpenOptions::new();
         let file = options
@@ -87,7 +87,7 @@ impl JobDirectory {
         Ok(lock::try_exclusive(&file)?.then_some(file))
     }
 
-    /// Returns whether the runner is alive, by the lock that it holds.
+    /// Returns whether the runner is running, according to the lock that it holds.
     pub(crate) fn is_locked(&self) -> io::Result<bool> {
         let mut options = OpenOptions::new();
         match options
@@ -105,7 +105,7 @@ impl JobDirectory {
         self.replace(PID, pid.to_string().as_bytes())
     }
 
-    /// Returns the runner's process id, or nothing if it never began.
+    /// Returns the runner's process id; `None` if it never started.
     pub(crate) fn pid(&self) -> io::Result<Option<u32>> {
         let bytes = self.read_if_any(PID)?;
         Ok(bytes.and_then(|bytes| String::from_utf8_lossy(&bytes).trim().parse().ok()))
@@ -122,7 +122,7 @@ impl JobDirectory {
         self.path.join(CANCEL).symlink_metadata().is_ok()
     }
 
-    /// Writes a file as a whole: a reader sees the old one or the new one.
+    /// Replaces a file atomically: a reader sees the old or the new content.
     pub(crate) fn write_json(&self, name: &str, value: &impl Serialize) -> io::Result<()> {
         self.replace(name, &serde_json::to_vec(value).map_err(io::Error::other)?)
     }
@@ -137,14 +137,15 @@ impl JobDirectory {
         fs::rename(self.path.join(draft), self.path.join(name))
     }
 
-    /// Creates a file that did not exist, so that no link of another user's is followed or written through.
+    /// Creates a file that must not exist, so that no link of another user is followed.
     fn create_file(&self, name: &str, mode: u32) -> io::Result<File> {
         let file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(mode)
             .open(self.path.join(name))?;
-        // Whatever the umask is: in a shared directory the other user reads it, and nobody else may enter the directory.
+        // Independent of the umask: in a shared directory the other user must be able to read it; no third user may
+        // enter the directory.
         if self.shared {
             file.set_permissions(Permissions::from_mode(mode))?;
         }
@@ -159,7 +160,7 @@ impl JobDirectory {
         Ok(bytes)
     }
 
-    /// Returns the contents of a file, or nothing if there is no such file.
+    /// Returns the contents of a file, if it exists.
     pub(crate) fn read_json<T: DeserializeOwned>(&self, name: &str) -> io::Result<Option<T>> {
         let bytes = self.read_if_any(name)?;
         let json = bytes.map(|bytes| serde_json::from_slice(&bytes));
@@ -174,7 +175,8 @@ impl JobDirectory {
         }
     }
 
-    /// Reserves space for the outcome. Where the file system can't, the outcome needs space when it is written.
+    /// Reserves space for the outcome. If the file system doesn't support that, the outcome needs space when it is
+    /// written.
     pub(crate) fn reserve_outcome(&self) -> io::Result<File> {
         let file = File::create(self.path.join(OUTCOME_DRAFT))?;
         match fallocate(&file, FallocateFlags::empty(), 0, OUTCOME_RESERVE_BYTES) {
@@ -183,7 +185,7 @@ impl JobDirectory {
         }
     }
 
-    /// Writes the outcome into the space that is reserved for it, and returns when it is on the disk.
+    /// Writes the outcome into the reserved space, and returns when it is on the disk.
     pub(crate) fn write_outcome(&self, mut reserved: File, value: &impl Serialize) -> io::Result<()> {
         let bytes = serde_json::to_vec(value).map_err(io::Error::other)?;
         reserved.write_all(&bytes)?;
@@ -193,8 +195,8 @@ impl JobDirectory {
         File::open(&self.path)?.sync_all()
     }
 
-    /// Returns why a runner that wrote no outcome ended: the end of its standard error, or a full disk, on which it
-    /// can't have written anything; nothing where neither is known.
+    /// Returns the reason why a runner ended without an outcome: the end of its standard error, or a full disk; `None`
+    /// if unknown.
     pub(crate) fn runner_errors(&self) -> Option<String> {
         let text = self.read(RUNNER_ERRORS).unwrap_or_default();
         let end = &text[text.len().saturating_sub(1024)..];
@@ -208,11 +210,11 @@ impl JobDirectory {
     }
 }
 
-/// No symbolic link is followed, and no pipe waited for.
+/// Flags that neither follow a symbolic link nor block on a pipe.
 const SAFE_OPEN: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
 
-/// Opens a regular file to be read. A job that another user runs may have put something else in its place: a link to what
-/// that user must not see, or a pipe without an end.
+/// Opens a regular file for reading. A job of another user may have replaced it by something else: a link to a file
+/// that the user must not read, or a pipe without an end.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().read(true).custom_flags(SAFE_OPEN).open(path)?;
     if file.metadata()?.is_file() {

@@ -1,4 +1,4 @@
-//! What can go wrong around a job. What goes wrong *in* a job is its [`JobOutcome`](leaf_core::job::JobOutcome).
+//! Errors of operations on jobs. The failure *of* a job is its [`JobOutcome`](leaf_core::job::JobOutcome).
 
 use std::io;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use leaf_core::host_op::HostOpError;
 use leaf_core::id::JobId;
 use leaf_host::cgroup::CgroupError;
 
-/// Why an operation on a job failed.
+/// An error of an operation on a job.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
     /// The job was started before.
@@ -16,49 +16,49 @@ pub enum JobError {
     /// The job has no directory.
     #[error("job {0} has no directory")]
     NoJob(JobId),
-    /// The job still runs.
-    #[error("job {0} still runs")]
+    /// The job is still running.
+    #[error("job {0} is still running")]
     Runs(JobId),
     /// The runner can't be started.
-    #[error("the runner {program:?} can't be started")]
+    #[error("can't start the runner {program:?}")]
     Runner {
         /// The program, as it was set.
         program: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The runner can't be watched.
-    #[error("the runner of job {id} can't be watched")]
+    #[error("can't watch the runner of job {id}")]
     Watch {
         /// The job's id.
         id: JobId,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The helper did not carry out an operation on the job.
-    #[error("the helper could not help with job {id}")]
+    /// The helper could not carry out an operation on the job.
+    #[error("the helper failed on job {id}")]
     Helper {
         /// The job's id.
         id: JobId,
-        /// What the helper said.
+        /// The helper's error.
         source: HostOpError,
     },
-    /// Whether a job's unit runs can't be told.
-    #[error("can't find out whether job {id} runs")]
+    /// It can't be determined whether the job is running.
+    #[error("can't determine whether job {id} is running")]
     Cgroup {
         /// The job's id.
         id: JobId,
-        /// What the kernel said.
+        /// The kernel's error.
         source: CgroupError,
     },
     /// A file or directory of a job can't be read or written.
     #[error("can't {what} {path:?}")]
     File {
-        /// What was tried: `read`.
+        /// The attempted action: `read`.
         what: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }

@@ -1,4 +1,4 @@
-//! leafd's side: starts jobs, finds them again, and everything else that is done to a job by its id.
+//! The daemon's side of jobs: starts, finds, reads, cancels and forgets them by their ids.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -30,7 +30,7 @@ use crate::order::{Order, OrderFile};
 use crate::outcome::Ended;
 use crate::running::{Cleanup, RunningJob, conclude};
 
-/// The variables of leafd's environment that every runner gets as a child. No secret is among them.
+/// The variables of leafd's environment that every child runner inherits. They contain no secrets.
 const ENVIRONMENT: &[&str] = &[
     "HOME",
     "PATH",
@@ -49,33 +49,32 @@ const ENVIRONMENT: &[&str] = &[
     "TZDIR",
 ];
 
-/// How jobs are run.
+/// The settings of jobs.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where each job has its directory. It is created if it does not exist.
+    /// The directory of the jobs' directories. It is created if it does not exist.
     pub jobs_dir: PathBuf,
-    /// Where each job has a directory of its own for what holds its result (a build's GC roots), which outlives the job's
+    /// The directory of the jobs' result directories (with a build's GC roots), each of which outlives the job's
     /// directory until the job is [released](Jobs::release). With [`Launch::Unit`] it is `root` in the job's directory.
     pub results_dir: PathBuf,
-    /// The program that runs one job: it gets the job's directory after `runner_args`, and calls
+    /// The program that runs a job. It gets the job's directory after `runner_args`, and calls
     /// [`runner::main`](crate::runner::main).
     pub runner: PathBuf,
     /// The arguments before the directory, such as `nix-job`.
     pub runner_args: Vec<OsString>,
-    /// Variables of this process's environment that the jobs need besides the usual ones. A unit's environment is the
-    /// helper's to set.
+    /// Additional variables of this process's environment that the jobs need. The helper sets a unit's environment.
     pub environment: Vec<String>,
-    /// How long a program may take to end when it is asked to.
+    /// The grace time of a program that is asked to end.
     pub cancel_grace: Duration,
-    /// How much of a log is kept, head and tail together.
+    /// The maximum size of a log, head and tail together, in bytes.
     pub max_log_bytes: u64,
-    /// How the runners are started. With [`Launch::Unit`] the directory of the jobs must exist, as `tmpfiles.d` of the
-    /// helper creates it.
+    /// How runners are started. With [`Launch::Unit`] the jobs' directory must exist, as created by the helper's
+    /// `tmpfiles.d`.
     pub launch: Launch,
 }
 
 impl Settings {
-    /// Returns settings with 10 s of grace, 16 MiB of log, and children in the [`default_cgroup`].
+    /// Returns settings with a grace time of 10 s, 16 MiB of log, and children in the [`default_cgroup`].
     #[must_use]
     pub fn new(state_dir: &Path, results_dir: PathBuf, runner: PathBuf, runner_args: Vec<OsString>) -> Self {
         Self {
@@ -93,8 +92,8 @@ impl Settings {
     }
 }
 
-/// Returns where jobs that are children of this process get their cgroups, if there is a cgroup v2 hierarchy and this
-/// process is root: a slice that is named after the oldest kind of job.
+/// Returns the parent of the cgroups of jobs that are children of this process, if cgroup v2 is mounted and this
+/// process is root. The slice is named after the oldest kind of job.
 #[must_use]
 pub fn default_cgroup() -> Option<PathBuf> {
     if !rustix::process::geteuid().is_root() {
@@ -103,23 +102,23 @@ pub fn default_cgroup() -> Option<PathBuf> {
     Some(cgroup::mount().ok()?.join("cim-leaf-nix.slice"))
 }
 
-/// What the files of a job say about it.
+/// The state of a job according to its files.
 #[derive(Debug)]
 pub enum Found {
-    /// It runs.
+    /// It is running.
     Running(Box<RunningJob>),
-    /// It has ended, and nothing of it runs.
+    /// It has ended, and none of its processes is left.
     Ended(JobOutcome),
-    /// It never began to run, or its directory is gone; the text says which.
+    /// It was never started, or its directory is missing; the text says which.
     NotStarted(String),
 }
 
-/// The jobs that a sweep found.
+/// The result of a sweep.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Jobs whose files were removed.
+    /// The jobs whose files were removed.
     pub removed: Vec<JobId>,
-    /// Unknown jobs that run: they are to be cancelled.
+    /// Unknown running jobs, which the caller must cancel.
     pub running: Vec<JobId>,
 }
 
@@ -128,7 +127,7 @@ pub struct Swept {
 pub struct Jobs(Arc<Settings>);
 
 impl Jobs {
-    /// Returns the jobs of these settings. Nothing is created before the first job starts.
+    /// Returns the jobs with these settings. Nothing is created before the first job starts.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self(Arc::new(settings))
@@ -156,7 +155,7 @@ impl Jobs {
         }
     }
 
-    /// Returns whether anything of a job runs.
+    /// Returns whether a job has running processes.
     fn runs(&self, id: JobId) -> Result<bool, JobError> {
         let directory = self.directory(id);
         match self.0.launch.unit(id) {
@@ -169,8 +168,8 @@ impl Jobs {
         }
     }
 
-    /// Starts a job, and returns at once; it goes on when this process ends. `task` is what
-    /// [`ProcessJob::task`](crate::runner::ProcessJob::task) reads: an object whose keys are the task's own. To be called
+    /// Starts a job, and returns at once; the job outlives this process. `task` is read by
+    /// [`ProcessJob::task`](crate::runner::ProcessJob::task): an object whose keys are the task's own. Must be called
     /// within a tokio runtime.
     ///
     /// # Errors
@@ -269,14 +268,14 @@ impl Jobs {
         command.spawn()
     }
 
-    /// Finds a job that was started once, by this run of leafd or one before it.
+    /// Finds a job that was started by this instance of leafd or an earlier one.
     ///
     /// # Errors
     /// [`JobError::File`], [`JobError::Cgroup`] or [`JobError::Watch`].
     pub async fn find(&self, id: JobId) -> Result<Found, JobError> {
         let directory = self.directory(id);
         if !directory.exists() {
-            return Ok(Found::NotStarted("its directory is gone".to_owned()));
+            return Ok(Found::NotStarted("its directory is missing".to_owned()));
         }
         let file = |what| JobError::file(what, directory.path());
         if let Some(unit) = self.0.launch.unit(id) {
@@ -285,21 +284,21 @@ impl Jobs {
             } else if directory.pid().map_err(file("read"))?.is_some() {
                 Ok(Found::Ended(conclude(&directory, None).await))
             } else {
-                Ok(Found::NotStarted("it never began to run".to_owned()))
+                Ok(Found::NotStarted("it was never started".to_owned()))
             };
         }
-        // The lock comes before the pid: a runner that was just started may not have written it yet.
+        // The lock is taken before the pid is written: a runner that was just started may not have written it yet.
         for _ in 0..500 {
             let Some(pid) = directory.pid().map_err(file("read"))? else {
                 if !directory.is_locked().map_err(file("lock"))? {
-                    return Ok(Found::NotStarted("it never began to run".to_owned()));
+                    return Ok(Found::NotStarted("it was never started".to_owned()));
                 }
                 sleep(Duration::from_millis(10)).await;
                 continue;
             };
             let process = ProcessHandle::open(pid).map_err(|source| JobError::Watch { id, source })?;
             let cleanup = self.cleanup(id);
-            // Locked after the handle was opened: so it is the runner's, and no other process has got its number.
+            // The lock is held after the handle was opened, so it is the runner's, and the process id was not reused.
             return match process {
                 Some(process) if directory.is_locked().map_err(file("lock"))? => {
                     RunningJob::adopted(id, directory, cleanup, pid, process)
@@ -310,18 +309,18 @@ impl Jobs {
         }
         Err(JobError::Watch {
             id,
-            source: io::Error::other("its runner does not say its pid"),
+            source: io::Error::other("its runner has not written its pid"),
         })
     }
 
-    /// Returns how far a job is, as it reported last, if it has reported anything.
+    /// Returns the last reported progress of a job, if any.
     #[must_use]
     pub fn progress(&self, id: JobId) -> Option<Progress> {
         self.directory(id).read_json(PROGRESS).ok().flatten()
     }
 
-    /// Returns the log from an offset on, also while the job runs: at most about `max_bytes` of it. Offsets never
-    /// change; where bytes were left out, a line says how many.
+    /// Returns a page of the log from an offset, at most about `max_bytes`, also while the job runs. Offsets never
+    /// change; a line marks left out bytes.
     ///
     /// # Errors
     /// [`JobError::NoJob`] or [`JobError::File`].
@@ -345,8 +344,9 @@ impl Jobs {
         Ok(chunk)
     }
 
-    /// Ends a job: SIGTERM to its program, after the grace time SIGKILL to all that is left. Returns when nothing of it
-    /// runs; [`RunningJob`] or [`find`](Self::find) has the outcome. Idempotent, also for a job that has ended.
+    /// Cancels a job: SIGTERM to its program and, after the grace time, SIGKILL to the remaining processes. Returns
+    /// when all have ended; [`RunningJob`] or [`find`](Self::find) has the outcome. Idempotent, also for a job that has
+    /// ended.
     ///
     /// # Errors
     /// [`JobError::NoJob`], [`JobError::Helper`], [`JobError::File`], [`JobError::Cgroup`] or [`JobError::Watch`].
@@ -371,7 +371,8 @@ impl Jobs {
                 .map_err(|source| JobError::Helper { id, source });
         }
         if self.runs(id)? {
-            // Before the signal: a runner that just starts dies of it, and then this says why.
+            // Marked before the signal: it would kill a runner that is just starting, and the mark then tells the
+            // reason.
             mark_cancelled()?;
         }
         let Found::Running(mut job) = self.find(id).await? else {
@@ -387,14 +388,14 @@ impl Jobs {
             .await
             .is_err()
         {
-            tracing::error!(job = %id, "the runner of a job does not end when asked to; it is killed");
+            tracing::error!(job = %id, "a job's runner does not end when asked to, killing it");
             let _ = runner.signal(Signal::KILL);
             job.ended().await;
         }
         Ok(())
     }
 
-    /// Removes a job's directory with its log. Its result is held until it is [released](Self::release).
+    /// Removes a job's directory with its log. Its result is kept until it is [released](Self::release).
     ///
     /// # Errors
     /// [`JobError::Runs`], [`JobError::Helper`], [`JobError::Cgroup`] or [`JobError::File`].
@@ -410,19 +411,19 @@ impl Jobs {
         }
     }
 
-    /// Removes what holds a job's result, such as its GC roots.
+    /// Releases a job's result: removes its result directory, with GC roots, for example.
     ///
     /// # Errors
     /// [`JobError::File`].
     pub fn release(&self, id: JobId) -> Result<(), JobError> {
         match self.0.launch {
             Launch::Child { .. } => remove(&self.result_dir(id)),
-            // It is in the job's directory.
+            // It is in the job's directory, and removed with that.
             Launch::Unit { .. } => Ok(()),
         }
     }
 
-    /// Removes the files of every job that is not among the known ones and does not run.
+    /// Removes the files of all jobs that are neither known nor running.
     ///
     /// # Errors
     /// [`JobError::Helper`], [`JobError::Cgroup`] or [`JobError::File`].
@@ -455,12 +456,12 @@ impl Jobs {
     }
 }
 
-/// Creates the cgroup of a job, and returns whether that worked: a job can do without.
+/// Creates the cgroup of a job, and returns whether that succeeded: a job can run without one.
 fn create_cgroup(path: &Path) -> bool {
     match Cgroup::at(path).create() {
         Ok(()) => true,
         Err(error) => {
-            tracing::warn!(cgroup = %path.display(), error = chain(&error), "a job runs without a cgroup of its own");
+            tracing::warn!(cgroup = %path.display(), error = chain(&error), "can't create a job's cgroup, running it without one");
             false
         }
     }

@@ -1,4 +1,4 @@
-//! The ways to start the runners of jobs.
+//! The ways to start runners.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,25 +9,25 @@ use leaf_core::host_op::{HostOp, HostOpError};
 use leaf_core::id::JobId;
 use leaf_host::contract::job_unit;
 
-/// Has the helper carry out a host operation, and again where it went away meanwhile.
+/// Has the helper carry out a host operation, and repeats it if the helper goes away.
 pub type HostOperations =
     Arc<dyn Fn(HostOp) -> Pin<Box<dyn Future<Output = Result<(), HostOpError>> + Send>> + Send + Sync>;
 
-/// How the runners of jobs are started and ended.
+/// How runners are started and ended.
 #[derive(Clone)]
 pub enum Launch {
     /// As children of this process, under its own user.
     Child {
-        /// The cgroup v2 directory below which each job gets its own; see [`default_cgroup`](crate::default_cgroup).
-        /// Without it a job whose runner is killed may leave processes.
+        /// The parent of the jobs' cgroups; see [`default_cgroup`](crate::default_cgroup). Without it, a job whose
+        /// runner is killed may leave processes behind.
         cgroup: Option<PathBuf>,
     },
-    /// By the helper, as the user `leaf-job`, each in a unit of its own. The job's directory is writable to that user, so
-    /// its files are not trusted.
+    /// By the helper, as the user `leaf-job`, each in a unit of its own. The job's directory is writable for that user,
+    /// so its files are not trusted.
     Unit {
-        /// Reaches the helper.
+        /// Calls the helper.
         host_operations: HostOperations,
-        /// The cgroup of the slice that the units are in: `/sys/fs/cgroup/system.slice`.
+        /// The cgroup of the units' slice: `/sys/fs/cgroup/system.slice`.
         slice: PathBuf,
     },
 }
@@ -45,7 +45,7 @@ impl fmt::Debug for Launch {
 }
 
 impl Launch {
-    /// Returns the cgroup of a job's unit, where jobs are units.
+    /// Returns the cgroup of a job's unit, if jobs are units.
     pub(crate) fn unit(&self, id: JobId) -> Option<PathBuf> {
         match self {
             Self::Child { .. } => None,
@@ -53,7 +53,7 @@ impl Launch {
         }
     }
 
-    /// Returns the cgroup that a job gets as a child of this process, if it gets one.
+    /// Returns the cgroup of a job that is a child of this process, if it gets one.
     pub(crate) fn child_cgroup(&self, id: JobId) -> Option<PathBuf> {
         match self {
             Self::Child { cgroup } => Some(cgroup.as_ref()?.join(id.to_string())),

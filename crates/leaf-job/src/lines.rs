@@ -1,6 +1,6 @@
-//! Lines of a stream of bytes.
+//! Splits a stream of bytes into lines.
 
-/// Splits a stream of bytes into lines; of a line that is too long only the beginning is kept.
+/// Splits a stream of bytes into lines; only the beginning of a line that is too long is kept.
 pub(crate) struct Lines {
     held: Vec<u8>,
     max: usize,
@@ -14,7 +14,7 @@ impl Lines {
         }
     }
 
-    /// Takes bytes, and passes on each line that is complete, without its end.
+    /// Adds bytes, and passes on each complete line, without its end.
     pub(crate) fn feed(&mut self, bytes: &[u8], mut each: impl FnMut(&[u8])) {
         let mut rest = bytes;
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
@@ -30,7 +30,7 @@ impl Lines {
         self.hold(rest);
     }
 
-    /// Passes on the last line, if it had no end.
+    /// Passes on the last line if it has no end.
     pub(crate) fn finish(&mut self, each: impl FnOnce(&[u8])) {
         if !self.held.is_empty() {
             each(&std::mem::take(&mut self.held));

@@ -1,7 +1,7 @@
-//! A job's log: written in parts so that its head and its tail are kept, read by offsets that never change.
+//! A job's log: written in parts, of which the head and the tail are kept, and read by offsets that never change.
 //!
-//! The head is the part at offset 0 and never changes; the tail is a few parts, of which the oldest is removed when a
-//! new one begins. Offsets count every byte that was ever written, so a gap shows where bytes were left out.
+//! The head is the part at offset 0 and never changes; the tail consists of a few parts, of which the oldest is removed
+//! when a new one begins. Offsets count every byte ever written, so a gap marks left out bytes.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -21,7 +21,7 @@ pub(crate) struct LogWriter {
     directory: PathBuf,
     head_max: u64,
     part_max: u64,
-    /// Where each part of the tail begins, the oldest first.
+    /// The offsets of the tail's parts, oldest first.
     tail: Vec<u64>,
     file: Option<File>,
     begin: u64,
@@ -47,7 +47,7 @@ impl LogWriter {
         }
     }
 
-    /// The longest line that is kept whole.
+    /// Returns the maximum length of a line that is kept whole, in bytes.
     pub(crate) fn max_line(&self) -> usize {
         usize::try_from(self.part_max.min(1024 * 1024)).unwrap_or(1024 * 1024)
     }
@@ -56,7 +56,7 @@ impl LogWriter {
         !self.buffer.is_empty()
     }
 
-    /// Takes one line without its end.
+    /// Adds a line, given without its end.
     pub(crate) fn line(&mut self, text: &str) {
         let mut end = text.len().min(self.max_line().saturating_sub(1));
         while !text.is_char_boundary(end) {
@@ -93,7 +93,8 @@ impl LogWriter {
         }
     }
 
-    /// Writes the buffered lines. Bytes that can't be written are counted, and a notice follows as soon as writing works again.
+    /// Writes the buffered lines. Bytes that can't be written are counted, and a notice follows once writing succeeds
+    /// again.
     pub(crate) fn flush(&mut self) {
         if self.buffer.is_empty() && self.missing == 0 {
             return;
@@ -128,12 +129,12 @@ impl LogWriter {
             ),
         };
         file.write_all(bytes).inspect_err(|_| {
-            // Half a line would shift every offset after it.
+            // An incomplete line would shift every later offset.
             let _ = file.set_len(self.length);
         })
     }
 
-    /// Writes the rest, and returns a notice of what could not be written, and why.
+    /// Writes the rest, and returns a notice of the bytes that could not be written, with the reason.
     pub(crate) fn finish(mut self) -> Option<String> {
         self.flush();
         (self.missing > 0).then(|| missing_notice(self.missing, &self.missing_why))
@@ -144,11 +145,11 @@ fn missing_notice(bytes: u64, why: &str) -> String {
     format!("[… {bytes} bytes could not be written: {why} …]\n")
 }
 
-/// Returns the log from an offset on: at most `max_bytes` of it, with a notice where bytes were left out. `ended` says
-/// that nothing more will be written.
+/// Returns a page of the log from an offset, at most `max_bytes`, with a notice where bytes were left out. `ended`:
+/// nothing more will be written.
 pub(crate) fn read(directory: &Path, offset: u64, max_bytes: usize, ended: bool) -> io::Result<LogChunk> {
     let mut last_error = None;
-    // A part may vanish between the listing and the reading.
+    // A part may be removed between listing and reading.
     for _ in 0..8 {
         match read_once(directory, offset, max_bytes.max(16), ended) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => last_error = Some(e),
@@ -158,7 +159,7 @@ pub(crate) fn read(directory: &Path, offset: u64, max_bytes: usize, ended: bool)
     Err(last_error.expect("the loop ran"))
 }
 
-/// Returns the offset of the end of the log as it is now.
+/// Returns the offset of the present end of the log.
 pub(crate) fn end(directory: &Path) -> io::Result<u64> {
     Ok(parts(directory)?
         .last()
@@ -178,7 +179,7 @@ fn parts(directory: &Path) -> io::Result<Vec<(u64, u64)>> {
             continue;
         };
         match entry.metadata() {
-            // Anything else that a job put there is not its log.
+            // Other files that a job put there are not its log.
             Ok(metadata) if !metadata.is_file() || metadata.len().checked_add(begin).is_none() => {}
             Ok(metadata) => parts.push((begin, metadata.len())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -208,7 +209,7 @@ fn read_once(directory: &Path, offset: u64, max_bytes: usize, ended: bool) -> io
             .min(room);
         let mut bytes = vec![0; wanted];
         crate::directory::open(&part_path(directory, begin))?.read_exact_at(&mut bytes, position - begin)?;
-        // A character that is cut in two belongs to the next chunk.
+        // A character that would be split belongs to the next page.
         if let Err(error) = std::str::from_utf8(&bytes)
             && error.error_len().is_none()
             && error.valid_up_to() > 0
@@ -259,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_long_log_head_and_tail_are_kept_and_the_gap_is_marked() {
+    fn head_and_tail_of_a_long_log_are_kept_and_the_gap_is_marked() {
         let directory = tempfile::tempdir().expect("a directory");
         let mut writer = LogWriter::new(directory.path(), 16 * 1024);
         let mut written = 0;
@@ -272,7 +273,7 @@ mod tests {
         assert_eq!(
             end(directory.path()).expect("readable"),
             written,
-            "offsets count what was left out"
+            "offsets count left out bytes"
         );
         let kept: u64 = parts(directory.path())
             .expect("readable")

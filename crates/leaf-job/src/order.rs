@@ -1,14 +1,14 @@
-//! The order of a job: what its runner is to do, written by leafd and read by the runner.
+//! The order of a job, written by leafd and read by the runner.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// The part of `order.json` that every task has. What the task itself needs stands beside it, in the same object.
+/// The part of `order.json` that every task has. The task's own part is beside it, in the same object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Order {
-    /// Named after what a build, the oldest of the tasks, keeps there.
+    /// The result directory; its name on disk is from builds, the oldest task.
     #[serde(rename = "gc_root")]
     pub(crate) result_dir: PathBuf,
     pub(crate) timeout_ms: u64,
@@ -27,12 +27,12 @@ impl Order {
     }
 }
 
-/// Removes what a job that did not succeed has kept for its result. What can't be removed, the next sweep finds.
+/// Removes the result directory of a job that did not succeed. If that fails, the next sweep removes it.
 pub(crate) fn remove_result(result_dir: &Path) {
     let _ = std::fs::remove_dir_all(result_dir);
 }
 
-/// The whole of `order.json`.
+/// The content of `order.json`.
 #[derive(Debug, Serialize)]
 pub(crate) struct OrderFile<'a, T> {
     #[serde(flatten)]

@@ -1,18 +1,18 @@
-//! The outcome of a job as `outcome.json` has it.
+//! The outcome of a job in the format of `outcome.json`.
 
 use leaf_core::job::{BuildResult, JobOutcome, JobResult};
 use serde::{Deserialize, Serialize};
 
-/// The contents of `outcome.json`.
+/// The content of `outcome.json`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Ended {
     pub(crate) outcome: StoredOutcome,
-    /// A notice of the end of the log that could not be written.
+    /// A notice that the end of the log could not be written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) log_missing: Option<String>,
 }
 
-/// A [`JobOutcome`] in its format on disk, which leafd of every version reads and writes.
+/// A [`JobOutcome`] in its format on disk, which every version of leafd reads and writes.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "phase", content = "about")]
 pub(crate) enum StoredOutcome {
@@ -23,7 +23,7 @@ pub(crate) enum StoredOutcome {
     Interrupted(String),
 }
 
-/// A [`JobResult`] in its format on disk: that of a build has no tag.
+/// A [`JobResult`] in its format on disk: the result of a build has no tag.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum StoredResult {
@@ -60,7 +60,7 @@ impl From<StoredOutcome> for JobOutcome {
 mod tests {
     use super::*;
 
-    /// Each line is what leafd 0.1.0 wrote before the outcome became a type of leaf-core.
+    /// Each line was written by leafd 0.1.0, before the outcome became a type of leaf-core.
     #[test]
     fn the_format_of_outcomes_on_disk_stays_byte_for_byte() {
         for line in [

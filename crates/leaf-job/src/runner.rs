@@ -1,8 +1,7 @@
-//! The runner of one job: a process of its own, which starts the job's programs, follows and ends them, and writes the
-//! outcome.
+//! The runner of a job: a process that starts the job's programs, follows and ends them, and writes the outcome.
 //!
-//! It leads a session and is a subreaper, so that nothing its programs start can get away from it. It moves itself and
-//! them into the job's cgroup, by which leafd finds what is left if the runner itself is killed.
+//! It is a session leader and a subreaper, so that no descendant can escape. It moves itself and its programs into the
+//! job's cgroup, in which leafd finds remaining processes if the runner is killed.
 
 use std::fs::File;
 use std::io;
@@ -21,8 +20,9 @@ use crate::outcome::Ended;
 use crate::supervise::Supervisor;
 use crate::work::Work;
 
-/// Runs the job of this directory to its end: the whole of a program, to be called before a tokio runtime is made, with
-/// the job's lock as standard input where it is no unit. `run` reads the task and calls [`ProcessJob::run`].
+/// Runs the job of a directory to its end. This is the main function of a program: it must be called before a tokio
+/// runtime is made, with the job's lock as standard input unless the job is a unit. `run` reads the task and calls
+/// [`ProcessJob::run`].
 #[must_use]
 pub fn main(directory: &Path, run: impl FnOnce(ProcessJob) -> io::Result<()>) -> ExitCode {
     match begin(JobDirectory::new(directory)).and_then(|job| match job {
@@ -32,7 +32,7 @@ pub fn main(directory: &Path, run: impl FnOnce(ProcessJob) -> io::Result<()>) ->
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             use io::Write;
-            // Goes into the job's directory, where leafd finds it.
+            // Written into the job's directory, where leafd finds it.
             let _ = writeln!(io::stderr(), "{error}");
             ExitCode::FAILURE
         }
@@ -43,22 +43,22 @@ fn context(what: &'static str) -> impl FnOnce(io::Error) -> io::Error {
     move |e| io::Error::new(e.kind(), format!("{what}: {e}"))
 }
 
-/// Makes this process a job's runner, and reads the order; where that can't be read, says why.
+/// Makes this process a job's runner, and reads the order; returns the reason if it can't be read.
 fn begin(directory: JobDirectory) -> io::Result<Result<ProcessJob, (JobDirectory, String)>> {
     directory
         .write_pid(std::process::id())
         .map_err(context("can't write the pid"))?;
-    // systemd, where it started this process, counts the unit as started now.
+    // If systemd started this process, the unit counts as started now.
     if std::env::var_os("NOTIFY_SOCKET").is_some() {
         sd_notify::notify(&[sd_notify::NotifyState::Ready]).map_err(context("can't notify systemd"))?;
     }
-    // It fails only for a process that leads a session already.
+    // Fails only for a process that is already a session leader.
     let _ = setsid();
     set_child_subreaper(Some(getpid()))?;
     Ok(match directory.read_json::<Order>(ORDER) {
         Ok(Some(order)) => Ok(ProcessJob { directory, order }),
         Ok(None) => Err((directory, format!("the job has no {ORDER}"))),
-        Err(error) => Err((directory, format!("the job's {ORDER} can't be read: {error}"))),
+        Err(error) => Err((directory, format!("can't read the job's {ORDER}: {error}"))),
     })
 }
 
@@ -89,10 +89,10 @@ fn write_outcome(
     let outcome = outcome.into();
     directory
         .write_outcome(reserved, &Ended { outcome, log_missing })
-        .map_err(context("the outcome can't be written"))
+        .map_err(context("can't write the outcome"))
 }
 
-/// A process job in its runner, before it begins.
+/// A process job in its runner, before its first program.
 #[derive(Debug)]
 pub struct ProcessJob {
     directory: JobDirectory,
@@ -103,22 +103,22 @@ impl ProcessJob {
     /// Returns the task's part of the order.
     ///
     /// # Errors
-    /// Why it can't be read.
+    /// The reason why it can't be read.
     pub fn task<T: DeserializeOwned>(&self) -> Result<T, String> {
         match self.directory.read_json(ORDER) {
             Ok(Some(task)) => Ok(task),
             Ok(None) => Err(format!("the job has no {ORDER}")),
-            Err(error) => Err(format!("the job's {ORDER} can't be read: {error}")),
+            Err(error) => Err(format!("can't read the job's {ORDER}: {error}")),
         }
     }
 
-    /// The job's own directory for what holds its result, such as GC roots. It is removed if the job does not succeed.
+    /// Returns the job's result directory, for GC roots, for example. It is removed if the job does not succeed.
     #[must_use]
     pub fn result_dir(&self) -> &Path {
         &self.order.result_dir
     }
 
-    /// Does the work, to its end, and writes the outcome; work that can't even be begun is the reason of a failure.
+    /// Does the work, and writes the outcome; `Err` is the reason why the work can't begin, with which the job fails.
     ///
     /// # Errors
     /// The outcome can't be written.
@@ -138,7 +138,7 @@ impl ProcessJob {
         }
         write_outcome(&self.directory, reserved, outcome, log_missing)?;
         if let (false, Some(path)) = (all_ended, &self.order.cgroup) {
-            // Ends this process, too, which has done its work.
+            // Kills this process as well, which has done its work.
             Cgroup::at(path).kill().map_err(io::Error::other)?;
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! A job that runs, as leafd follows it: its progress, its log, its end.
+//! Follows a running job: its progress, its log, its end.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -26,23 +26,23 @@ use crate::outcome::Ended;
 use crate::unit::UnitWatch;
 
 const UPDATE_LOG_BYTES: usize = 64 * 1024;
-/// How far a follower of the log may lag behind before a part is left out.
+/// How far a follower of the log may lag behind before a part is left out, in bytes.
 const MAX_LAG_BYTES: u64 = 256 * 1024;
 const CLEAN_UP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A change of a running job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobUpdate {
-    /// How far it is now.
+    /// Its progress.
     Progress(Progress),
-    /// A part of its log. A job that prints more than 320 KiB a second is not followed to the letter: a line says how
-    /// much is left out, and [`Jobs::read_log`](crate::Jobs::read_log) has it.
+    /// A part of its log. If the job prints more than 320 KiB a second, parts are left out: a line says how much, and
+    /// [`Jobs::read_log`](crate::Jobs::read_log) returns them.
     Log(LogChunk),
-    /// Its end. Nothing of it runs any more, and no update follows.
+    /// Its end. None of its processes is left, and no update follows.
     Ended(JobOutcome),
 }
 
-/// A job that runs. Dropping it leaves the job running; [`Jobs::find`](crate::Jobs::find) finds it again.
+/// A running job. Dropping it leaves the job running; [`Jobs::find`](crate::Jobs::find) finds it again.
 #[derive(Debug)]
 pub struct RunningJob {
     id: JobId,
@@ -65,15 +65,15 @@ enum Process {
     Unit(Unit),
 }
 
-/// A job that the helper runs, or is asked to run.
+/// A job that the helper runs or is starting.
 struct Unit {
     starting: Option<Starting>,
-    /// Why it did not start.
+    /// The reason why it did not start.
     failed: Option<String>,
     watch: UnitWatch,
 }
 
-/// The helper's answer to the request to start a job.
+/// The pending start of a job by the helper.
 pub(crate) type Starting = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 
 impl fmt::Debug for Unit {
@@ -129,7 +129,7 @@ impl RunningJob {
             .map_err(|source| JobError::Watch { id, source })
     }
 
-    /// Returns a job that the helper runs; `starting` is its answer, where it is asked to start the job.
+    /// Returns a job that the helper runs; `starting` is its pending start, if it is not started yet.
     pub(crate) fn unit(
         id: JobId,
         directory: JobDirectory,
@@ -167,13 +167,13 @@ impl RunningJob {
         })
     }
 
-    /// The job's id.
+    /// Returns the job's id.
     #[must_use]
     pub fn id(&self) -> JobId {
         self.id
     }
 
-    /// The process id of its runner, where that is not a unit.
+    /// Returns the process id of its runner, if that is not a unit.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.pid
@@ -187,9 +187,8 @@ impl RunningJob {
         }
     }
 
-    /// Waits for the next update: reads the job's files at most five times a second, and only when they changed, and
-    /// returns the end at once. It may be dropped at any time without a loss. After [`JobUpdate::Ended`] it returns the
-    /// end again.
+    /// Waits for the next update: reads the job's files at most five times a second, and only when they have changed,
+    /// and returns the end at once. Cancel-safe. After [`JobUpdate::Ended`] it returns the end again.
     pub async fn next_update(&mut self) -> JobUpdate {
         loop {
             if let Some(update) = self.updates.pop_front() {
@@ -219,9 +218,9 @@ impl RunningJob {
         }
     }
 
-    /// Waits for the end of the job. Nothing of it runs when this returns.
+    /// Waits for the end of the job. None of its processes is left when this returns.
     pub async fn ended(&mut self) -> JobOutcome {
-        // An error means that there is no such process, which is what is waited for.
+        // An error means that the process does not exist, as awaited.
         let _ = self.process.ended().await;
         match self.not_started() {
             Some(outcome) => outcome,
@@ -245,7 +244,7 @@ impl RunningJob {
         }
         match log::read(self.directory.path(), self.log_offset, UPDATE_LOG_BYTES, ended) {
             Ok(mut chunk) => {
-                // Where it goes on below what was skipped need not be the beginning of a line.
+                // The part after the gap may begin in the middle of a line.
                 if skipped > 0 {
                     let begin = chunk.text.find('\n').map_or(0, |end| end + 1);
                     chunk.text = format!(
@@ -254,30 +253,30 @@ impl RunningJob {
                         &chunk.text[begin..]
                     );
                 }
-                // Some is left: it comes with the next update, also if nothing changes until then.
+                // The rest comes with the next update, even if nothing changes until then.
                 self.changed |= log::end(self.directory.path()).is_ok_and(|end| end > chunk.next_offset);
                 self.log_offset = chunk.next_offset;
                 if !chunk.text.is_empty() {
                     self.updates.push_back(JobUpdate::Log(chunk));
                 }
             }
-            Err(error) => tracing::debug!(job = %self.id, %error, "the log of a job can't be read"),
+            Err(error) => tracing::debug!(job = %self.id, %error, "can't read a job's log"),
         }
     }
 }
 
-/// What a job that has ended leaves behind, where its order does not say so. A job in a unit leaves nothing: the helper
-/// and the job itself clean up.
+/// The parameters of the cleanup after a job that are not in its order. A job in a unit needs none: the helper and the
+/// job itself clean up.
 #[derive(Debug, Clone)]
 pub(crate) struct Cleanup {
     pub(crate) cgroup: Option<PathBuf>,
     pub(crate) result_dir: PathBuf,
 }
 
-/// Removes what a runner that has ended left behind, and returns the outcome of its job.
+/// Cleans up after a runner that has ended, and returns the outcome of its job.
 pub(crate) async fn conclude(directory: &JobDirectory, cleanup: Option<&Cleanup>) -> JobOutcome {
     let cleanup = cleanup.map(|cleanup| match directory.read_json::<Order>(ORDER) {
-        // It may have been written under other settings.
+        // It may have been written with other settings.
         Ok(Some(order)) => Cleanup {
             cgroup: order.cgroup,
             result_dir: order.result_dir,
@@ -287,7 +286,7 @@ pub(crate) async fn conclude(directory: &JobDirectory, cleanup: Option<&Cleanup>
     if let Some(path) = cleanup.as_ref().and_then(|cleanup| cleanup.cgroup.as_ref())
         && let Err(error) = remove_cgroup(path).await
     {
-        tracing::error!(cgroup = %path.display(), error = chain(&error), "a job's cgroup can't be removed; something in it may still run");
+        tracing::error!(cgroup = %path.display(), error = chain(&error), "can't remove a job's cgroup, which may still contain running processes");
     }
     let outcome = match directory.read_json::<Ended>(OUTCOME) {
         Ok(Some(ended)) => ended.outcome.into(),
@@ -299,7 +298,7 @@ pub(crate) async fn conclude(directory: &JobDirectory, cleanup: Option<&Cleanup>
                 why.unwrap_or_default()
             ))
         }
-        Err(error) => JobOutcome::Interrupted(format!("the outcome of the job can't be read: {error}")),
+        Err(error) => JobOutcome::Interrupted(format!("can't read the outcome of the job: {error}")),
     };
     if let Some(cleanup) = cleanup
         && !matches!(outcome, JobOutcome::Succeeded(_))

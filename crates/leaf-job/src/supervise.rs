@@ -1,4 +1,4 @@
-//! The programs of a job, one after the other: each started, followed line by line, and ended.
+//! Runs the programs of a job one after another: starts each, follows it line by line, and ends it.
 
 use std::io;
 use std::path::Path;
@@ -24,10 +24,10 @@ use crate::work::Work;
 
 const MAX_STDOUT_BYTES: usize = 16 * 1024 * 1024;
 const MAX_LINE_BYTES: usize = 1024 * 1024;
-/// How long a program's pipes may stay open after its end, before the processes that hold them are killed.
+/// How long a program's pipes may stay open after its end before the processes that hold them are killed.
 const PIPE_PATIENCE: Duration = Duration::from_millis(500);
 
-/// How one program ended.
+/// The end of a program.
 enum ProgramEnd {
     Exited(ExitStatus, Vec<u8>),
     Cancelled,
@@ -62,7 +62,8 @@ impl<'a, S> Supervisor<'a, S> {
         }
     }
 
-    /// Runs the programs to the job's end; returns the outcome, and a notice of what the log lacks at its end.
+    /// Runs the programs to the job's end; returns the outcome, and a notice if the end of the log could not be
+    /// written.
     pub(crate) async fn run(mut self) -> io::Result<(JobOutcome, Option<String>)> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut hang_up = signal(SignalKind::hangup())?;
@@ -70,7 +71,7 @@ impl<'a, S> Supervisor<'a, S> {
         let outcome = if self.directory.is_cancelled() {
             JobOutcome::Cancelled
         } else {
-            // Signals of a terminal or of a session that ends don't end a job.
+            // Signals of a terminal or of the end of a session don't end a job.
             let ignored = async {
                 loop {
                     tokio::select! { _ = hang_up.recv() => {}, _ = interrupt.recv() => {} }
@@ -133,7 +134,7 @@ impl<'a, S> Supervisor<'a, S> {
         let mut lines = Lines::new(MAX_LINE_BYTES);
         let mut stopping: Option<ProgramEnd> = None;
         let mut status: Option<ExitStatus> = None;
-        // When patience ends: with a program that was asked to end, and with pipes that stay open after its end.
+        // The end of patience with a program that was asked to end, or with pipes that stay open after its end.
         let mut patience: Option<Instant> = None;
         loop {
             if status.is_some() && !stdout_open && !stderr_open {
@@ -185,7 +186,7 @@ impl<'a, S> Supervisor<'a, S> {
         Ok(stopping.unwrap_or(ProgramEnd::Exited(status, written)))
     }
 
-    /// Sends SIGTERM to a program, and returns when its grace time ends.
+    /// Sends SIGTERM to a program, and returns the end of its grace time.
     fn ask_to_end(&self, child: &Child) -> Instant {
         let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
         if let Some(pid) = pid {
@@ -194,8 +195,8 @@ impl<'a, S> Supervisor<'a, S> {
         Instant::now() + self.order.grace()
     }
 
-    /// Moves this process and a program into the job's cgroup. After the program's start and not before, since the kernel
-    /// takes some 10 ms for it, in which the program starts, too; what it has started meanwhile is moved as well.
+    /// Moves this process, the program and its children into the job's cgroup. This is done after the program's start,
+    /// since the kernel takes some 10 ms for it, in which the program can start.
     fn enter_cgroup(&mut self, child: &Child) {
         let Some(path) = self.order.cgroup.as_ref().filter(|_| !self.in_cgroup) else {
             return;

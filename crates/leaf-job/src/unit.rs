@@ -1,4 +1,4 @@
-//! Waits for the end of a unit by its cgroup, in which leafd may change nothing.
+//! Waits for the end of a unit by its cgroup, which leafd can only read.
 
 use std::io;
 use std::path::PathBuf;
@@ -24,8 +24,7 @@ impl UnitWatch {
         }
     }
 
-    /// Waits until no process is in the unit's cgroup (cgroups(7), `cgroup.events`). It may be dropped at any time without
-    /// a loss.
+    /// Waits until the unit's cgroup contains no process (cgroups(7), `cgroup.events`). Cancel-safe.
     pub(crate) async fn ended(&mut self) -> io::Result<()> {
         loop {
             if self.changes.is_none() {
@@ -38,7 +37,7 @@ impl UnitWatch {
                     Err(e) => return Err(e),
                 }
             }
-            // After the watch was set: no change is missed.
+            // Checked after the watch was set, so that no change is missed.
             if !self.cgroup.is_populated().map_err(io::Error::other)? {
                 return Ok(());
             }

@@ -1,4 +1,4 @@
-//! The command lines of `nix` that all tasks have in common.
+//! The common part of the command lines of `nix`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -1,25 +1,25 @@
-//! What can go wrong before a job is started.
+//! Errors before a job is started.
 
 use std::io;
 use std::path::PathBuf;
 
-/// Why Nix, or a task for it, can't be used.
+/// An error of Nix, or of a task for it.
 #[derive(Debug, thiserror::Error)]
 pub enum NixError {
     /// The `nix` program can't be started.
-    #[error("the program {program:?} can't be started; is Nix installed?")]
+    #[error("can't start the program {program:?}; is Nix installed?")]
     NoNix {
-        /// The program, as it was set.
+        /// The program, as in the settings.
         program: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The program is no `nix`: it prints no version.
-    #[error("{program:?} is not a usable nix: --version printed {said:?}")]
+    /// The program is not `nix`: it prints no version.
+    #[error("{program:?} is not nix: --version printed {said:?}")]
     NotNix {
-        /// The program, as it was set.
+        /// The program, as in the settings.
         program: PathBuf,
-        /// What it printed.
+        /// Its output.
         said: String,
     },
     /// The `nix` program is too old.
@@ -33,11 +33,11 @@ pub enum NixError {
     Installable {
         /// The installable.
         installable: String,
-        /// What is wrong with it.
+        /// The reason.
         why: String,
     },
     /// No template has this name.
-    #[error("there is no template {name:?}; this leaf has {known}")]
+    #[error("template {name:?} does not exist; this leaf has {known}")]
     Template {
         /// The template's name.
         name: String,

@@ -1,4 +1,4 @@
-//! Installables as Nix's command line takes them: checked by leafd, before a job is started.
+//! Installables in the form of Nix's command line, validated by leafd before a job is started.
 
 use std::fs;
 use std::path::{Component, Path};
@@ -22,7 +22,7 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    /// Checks an installable: no part of it may reach Nix as a flag, or be relative to leafd's directory.
+    /// Validates an installable: no part of it may be taken for a flag by Nix, or be relative to leafd's directory.
     pub(crate) fn new(
         installable: &Installable,
         templates_dir: &Path,
@@ -33,13 +33,10 @@ impl Target {
                 check_text(reference)?;
                 let bare = reference.strip_prefix("path:").unwrap_or(reference);
                 if bare.starts_with(['.', '#', '?']) {
-                    return Err(bad(
-                        reference,
-                        "it is relative, and a leaf has no directory that it could be relative to",
-                    ));
+                    return Err(bad(reference, "it is relative; give an absolute path"));
                 }
                 Ok(Self::Other {
-                    // An input that the lock file does not fix ends the build, instead of being looked up.
+                    // An input that is not in the lock file fails the build instead of being looked up.
                     flags: vec!["--no-update-lock-file".to_owned()],
                     installable: Some(reference.clone()),
                 })
@@ -58,7 +55,7 @@ impl Target {
                         .components()
                         .any(|part| part == Component::ParentDir)
                 {
-                    return Err(bad(path, "a file is named by its absolute path, without '..'"));
+                    return Err(bad(path, "give an absolute path, without '..'"));
                 }
                 attribute.as_deref().map(check_text).transpose()?;
                 Ok(Self::Other {
@@ -113,7 +110,7 @@ fn check_text(text: &str) -> Result<(), NixError> {
         return Err(bad(text, "it is empty"));
     }
     if text.starts_with('-') {
-        return Err(bad(text, "it begins with '-', which would be read as a flag"));
+        return Err(bad(text, "it begins with '-', which would be taken for a flag"));
     }
     if text.len() > 2048 {
         return Err(bad(text, "it is longer than 2048 bytes"));

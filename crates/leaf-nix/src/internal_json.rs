@@ -1,6 +1,6 @@
-//! Nix's log with `--log-format internal-json`: lines `@nix {json}` on standard error, read into progress, a log for
-//! people, and the errors. Nix 2.8 to the newest; unknown keys, types and actions are ignored, and any other line is
-//! part of the log as it is (`logging.hh` and `logging.cc` of Nix).
+//! Parses Nix's log with `--log-format internal-json`, lines `@nix {json}` on standard error, into progress, a readable
+//! log, and errors. It supports Nix 2.8 and later; unknown keys, types and actions are ignored, and any other line is
+//! part of the log unchanged (`logging.hh` and `logging.cc` of Nix).
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -109,7 +109,7 @@ pub(crate) struct Tracker {
 }
 
 impl Tracker {
-    /// Takes one line without its end, and returns its text for the log, if it has one.
+    /// Handles a line without its end, and returns its text for the log, if any.
     pub(crate) fn line(&mut self, bytes: &[u8]) -> Option<String> {
         let line = bytes
             .strip_prefix(b"@nix ")
@@ -253,7 +253,7 @@ impl Tracker {
         }
     }
 
-    /// Returns why Nix failed, in at most 4 KiB: its errors, the first one first, or its last lines.
+    /// Returns Nix's errors in order, or else its last lines, in at most 4 KiB.
     pub(crate) fn error(&self) -> Option<String> {
         let mut error = if self.errors.is_empty() {
             self.raw_tail
@@ -273,12 +273,12 @@ impl Tracker {
         u32::try_from(self.built.len()).unwrap_or(u32::MAX)
     }
 
-    /// Returns how far it is.
+    /// Returns the progress.
     pub(crate) fn progress(&self) -> Progress {
         let builds = self.counts(ACT_BUILDS);
         let copies = self.counts(ACT_COPY_PATHS);
         let transfer = self.counts(ACT_FILE_TRANSFER);
-        // A local cache transfers no files: then what counts is what is copied.
+        // A local cache transfers no files: then copied bytes are counted.
         let bytes = if transfer.expected > 0 {
             transfer
         } else {
@@ -295,7 +295,7 @@ impl Tracker {
         }
     }
 
-    /// Returns the counts as Nix's own progress bar has them.
+    /// Returns the counts as in Nix's own progress bar.
     fn counts(&self, kind: u64) -> Counts {
         let Some(kind) = self.kinds.get(&kind) else {
             return Counts::default();
@@ -335,7 +335,7 @@ impl Tracker {
     }
 }
 
-/// Returns the name in a store path, without its hash and `.drv`; anything else as it is.
+/// Returns the name in a store path, without its hash and `.drv`; any other text unchanged.
 fn name_of(path: &str) -> &str {
     let Some(file) = path.strip_prefix("/nix/store/") else {
         return path;

@@ -84,7 +84,7 @@ fn an_evaluation_error_says_where() {
 }
 
 #[test]
-fn what_is_no_line_of_the_format_stands_in_the_log_as_text() {
+fn lines_of_another_format_are_in_the_log_as_text() {
     let (tracker, said) = follow(
         "plain \u{1b}[31mred\u{1b}[0m text\r\n@nix {\"action\":\n@nix {\"action\":\"dance\",\"id\":{}}\n\
          @nix {\"action\":\"future\",\"key\":[1,{}]}\n@nix {\"action\":\"result\",\"id\":9,\"type\":105,\"fields\":[1.5,null,{}]}\n\

@@ -1,13 +1,13 @@
-//! Nix: the program, its command lines, its log and its results, as values that a job runner takes.
+//! Nix: the program, its command lines, its log and its results, as values for a job runner.
 //!
-//! Start with [`Nix`], which checks a task and returns its order. In the job's own process the order becomes a state
-//! machine, such as [`build::Build`], that names the programs to run, reads their log line by line, and makes the result of
-//! their output. This crate starts no job: `leafd` hands these values to `leaf-job`.
+//! Start with [`Nix`], which validates a task and returns its order. In the job's own process the order becomes a state
+//! machine, such as [`build::Build`], that returns the programs to run, reads their log line by line, and makes the
+//! result from their output. This crate starts no job: `leafd` passes these values to `leaf-job`.
 //!
 //! Every task of Nix is a module here. `nix eval` would be a module `eval` beside [`build`], with an `Order` and a state
 //! machine; a method `Nix::eval` that makes its order; its arguments and its result in `leaf_core::job::eval`; and an arm in
-//! `leafd`'s `job.rs`, where tasks and job runner are connected. What tasks share is here once: installables and their
-//! checks, the options of each command line, Nix's log (`internal-json`), and `nix path-info`.
+//! `leafd`'s `job.rs`, where tasks and job runner are connected. Tasks share installables and their validation, the
+//! options of each command line, Nix's log (`internal-json`), and `nix path-info`.
 
 pub mod build;
 mod command_line;

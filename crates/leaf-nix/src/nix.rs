@@ -13,7 +13,7 @@ use crate::build;
 use crate::installable::Target;
 use crate::version::NixVersion;
 
-/// The variables of leafd's environment that Nix reads. No secret is among them: tokens belong in `nix.conf`.
+/// The variables of leafd's environment that Nix reads. They contain no secrets: tokens belong in `nix.conf`.
 pub const ENVIRONMENT: &[&str] = &[
     "NIX_CONF_DIR",
     "NIX_USER_CONF_FILES",
@@ -26,7 +26,7 @@ pub const ENVIRONMENT: &[&str] = &[
     "GIT_SSL_CAINFO",
 ];
 
-/// How Nix is run.
+/// The settings of Nix.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The `nix` program: a path, or a name that is looked up on `PATH`.
@@ -35,7 +35,7 @@ pub struct Settings {
     pub templates_dir: PathBuf,
     /// The static `leaf-init`, given to templates as the argument `leafInit`.
     pub leaf_init: PathBuf,
-    /// Nix settings, as `nix.conf` has them, such as `substituters`.
+    /// Nix settings, as in `nix.conf`, such as `substituters`.
     pub options: BTreeMap<String, String>,
 }
 
@@ -52,8 +52,8 @@ impl Settings {
     }
 }
 
-/// Returns the Nix settings without which root can't build on this host: where no daemon runs and the group of build
-/// users is missing (as with Debian's `nix-bin`), root builds itself. Empty elsewhere.
+/// Returns the Nix settings that root needs for building on this host: if no daemon runs and the group of build users
+/// is missing (as with Debian's `nix-bin`), root itself builds. Otherwise empty.
 #[must_use]
 pub fn host_options() -> BTreeMap<String, String> {
     let daemon =
@@ -73,7 +73,7 @@ pub fn host_options() -> BTreeMap<String, String> {
 pub struct Nix(Arc<Settings>);
 
 impl Nix {
-    /// Returns the Nix of these settings; [`check`](Self::check) tells whether it works.
+    /// Returns Nix with these settings; [`check`](Self::check) tests whether it works.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self(Arc::new(settings))

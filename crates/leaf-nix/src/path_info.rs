@@ -3,23 +3,23 @@
 use leaf_core::id::StorePath;
 use serde_json::{Map, Value};
 
-/// What Nix knows of a valid store path.
+/// The information of Nix about a valid store path.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct PathInfo {
     pub(crate) closure_size_bytes: u64,
     pub(crate) references: Vec<StorePath>,
 }
 
-/// Reads `nix path-info --json --closure-size` of one path: a list up to 2.18, then an object keyed by path, in the
+/// Parses the output of `nix path-info --json --closure-size` for one path: a list up to 2.18, then an object keyed by path, in the
 /// newest inside `info` and keyed by base name.
 pub(crate) fn read_path_info(json: &[u8], path: &StorePath) -> Result<PathInfo, String> {
     let value: Value =
-        serde_json::from_slice(json).map_err(|e| format!("nix path-info gave no JSON: {e}"))?;
-    let info = find_info(&value, path).ok_or_else(|| format!("nix path-info says nothing of {path}"))?;
+        serde_json::from_slice(json).map_err(|e| format!("nix path-info printed invalid JSON: {e}"))?;
+    let info = find_info(&value, path).ok_or_else(|| format!("nix path-info has no entry for {path}"))?;
     let size = info
         .get("closureSize")
         .and_then(Value::as_u64)
-        .ok_or("nix path-info gave no closureSize")?;
+        .ok_or("nix path-info printed no closureSize")?;
     let mut references = Vec::new();
     for reference in info
         .get("references")
@@ -27,7 +27,7 @@ pub(crate) fn read_path_info(json: &[u8], path: &StorePath) -> Result<PathInfo, 
         .into_iter()
         .flatten()
     {
-        let reference = store_path(reference.as_str().ok_or("a reference is no text")?)?;
+        let reference = store_path(reference.as_str().ok_or("a reference is not a text")?)?;
         if reference != *path {
             references.push(reference);
         }
@@ -51,7 +51,7 @@ fn find_info<'a>(value: &'a Value, path: &StorePath) -> Option<&'a Map<String, V
     infos.get(path.as_str()).or_else(|| infos.get(base))?.as_object()
 }
 
-/// Reads a store path, or its base name.
+/// Parses a store path or its base name.
 pub(crate) fn store_path(text: &str) -> Result<StorePath, String> {
     let text = if text.starts_with('/') {
         text.to_owned()

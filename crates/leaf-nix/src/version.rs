@@ -7,7 +7,7 @@ pub struct NixVersion {
     pub major: u32,
     /// The minor number.
     pub minor: u32,
-    /// The first line that it prints: `nix (Nix) 2.8.0`.
+    /// The first line of its output: `nix (Nix) 2.8.0`.
     pub text: String,
 }
 

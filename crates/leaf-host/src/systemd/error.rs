@@ -1,40 +1,40 @@
-//! What a failed call over D-Bus means.
+//! Interprets failed calls over D-Bus.
 //!
-//! zbus turns an error reply whose name stands in the D-Bus specification (`org.freedesktop.DBus.Error.NoReply`) into
-//! [`zbus::Error::FDO`], and each other one (`org.freedesktop.systemd1.NoSuchUnit`) into [`zbus::Error::MethodError`]. Both
-//! have to be looked for where they arrive.
+//! zbus turns an error reply with a name of the D-Bus specification (`org.freedesktop.DBus.Error.NoReply`) into
+//! [`zbus::Error::FDO`], and any other one (`org.freedesktop.systemd1.NoSuchUnit`) into [`zbus::Error::MethodError`].
+//! Both must be matched.
 
 use std::time::Duration;
 
 use zbus::fdo;
 
-/// The names by which systemd and machined say that something does not exist.
+/// The error names with which systemd and machined report that something does not exist.
 const NOT_FOUND: [&str; 2] = [
     "org.freedesktop.systemd1.NoSuchUnit",
     "org.freedesktop.machine1.NoSuchMachine",
 ];
-/// The names by which systemd says that a unit has no process to be signalled (the second is its word for `ESRCH`).
+/// The error names with which systemd reports that a unit has no process to signal (the second is for `ESRCH`).
 const NO_SUCH_PROCESS: [&str; 2] = ["org.freedesktop.systemd1.NoSuchProcess", "System.Error.ESRCH"];
 
-/// A call to systemd or machined failed.
+/// An error of a call to systemd or machined.
 #[derive(Debug, thiserror::Error)]
 pub enum SystemdError {
-    /// D-Bus or systemd can't be reached.
-    #[error("can't {what}: D-Bus or systemd can't be reached, for {} s now", after.as_secs())]
+    /// D-Bus or systemd is unreachable.
+    #[error("can't {what}: D-Bus or systemd has been unreachable for {} s", after.as_secs())]
     Away {
-        /// What was to be done: `start container@web.service`.
+        /// The attempted action: `start container@web.service`.
         what: String,
-        /// How long it was tried.
+        /// How long the call was repeated.
         after: Duration,
         /// The last error.
         source: zbus::Error,
     },
-    /// systemd or machined refused, or the answer was not as documented.
+    /// systemd or machined refused, or its answer was not as documented.
     #[error("can't {what}: {said}")]
     Refused {
-        /// What was to be done.
+        /// The attempted action.
         what: String,
-        /// What systemd said, in its own words.
+        /// systemd's message.
         said: String,
         /// The error of the call.
         source: zbus::Error,
@@ -42,15 +42,15 @@ pub enum SystemdError {
     /// systemd did not answer in time.
     #[error("can't {what}: systemd did not answer within {} s", after.as_secs())]
     NoAnswer {
-        /// What was to be done.
+        /// The attempted action.
         what: String,
-        /// How long the answer was waited for.
+        /// How long the caller waited.
         after: Duration,
     },
 }
 
-/// Returns whether a failed call may work over another connection or a little later: the bus, or whoever was called, is
-/// being restarted.
+/// Returns whether a failed call may succeed over another connection or a little later, because the bus or the called
+/// service is being restarted.
 #[must_use]
 pub fn is_away(error: &zbus::Error) -> bool {
     match error {
@@ -63,7 +63,7 @@ pub fn is_away(error: &zbus::Error) -> bool {
                 | fdo::Error::Disconnected(_)
                 | fdo::Error::NoServer(_)
                 | fdo::Error::IOError(_)
-                // What the bus says while systemd has not come back to it.
+                // The bus's error while systemd has not reconnected.
                 | fdo::Error::SpawnExecFailed(_)
                 | fdo::Error::SpawnForkFailed(_)
                 | fdo::Error::SpawnChildExited(_)
@@ -76,7 +76,7 @@ pub fn is_away(error: &zbus::Error) -> bool {
     }
 }
 
-/// Returns whether a call failed since the unit, the machine or the object that it is about does not exist.
+/// Returns whether a call failed because its unit, machine or object does not exist.
 #[must_use]
 pub fn is_not_found(error: &zbus::Error) -> bool {
     match error {
@@ -86,7 +86,7 @@ pub fn is_not_found(error: &zbus::Error) -> bool {
     }
 }
 
-/// Whether a signal was sent to no process, since the unit has none, or its process has just ended.
+/// Returns whether a signal reached no process, because the unit has none or its process has just ended.
 pub(super) fn has_no_process(error: &zbus::Error) -> bool {
     match error {
         zbus::Error::MethodError(name, ..) => NO_SUCH_PROCESS.contains(&name.as_str()),
@@ -95,7 +95,7 @@ pub(super) fn has_no_process(error: &zbus::Error) -> bool {
     }
 }
 
-/// What systemd said, in its own words, and the name of the error where it has one.
+/// Returns systemd's message, with the error's name if it has one.
 pub(super) fn describe(error: &zbus::Error) -> String {
     match error {
         zbus::Error::MethodError(name, Some(detail), _) => format!("{detail} ({name})"),
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_exist_is_told_by_systemds_names_and_by_the_buss() {
+    fn not_found_is_recognized_by_systemds_and_the_buss_error_names() {
         for name in [
             "org.freedesktop.systemd1.NoSuchUnit",
             "org.freedesktop.machine1.NoSuchMachine",
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_described_in_systemds_words() {
+    fn an_error_is_described_by_systemds_message() {
         let said = describe(&reply("org.freedesktop.systemd1.UnitMasked"));
         assert_eq!(said, "no detail (org.freedesktop.systemd1.UnitMasked)");
     }

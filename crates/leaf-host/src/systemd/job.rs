@@ -1,4 +1,4 @@
-//! Jobs of units: what is asked of one, and what came of it.
+//! Jobs of units: requests and their outcomes.
 
 use std::time::Duration;
 
@@ -9,44 +9,44 @@ use zbus::{Connection, Message, OwnedObjectPath, OwnedVariant};
 use super::unit::manage;
 use super::{Systemd, SystemdError, is_not_found};
 
-/// How often a unit is looked at while its job is waited for: the signal of its end may be lost with D-Bus.
+/// The period in which a unit is queried while its job is awaited: the signal of the job's end may be lost with D-Bus.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How long a signal that may be on its way is waited for.
+/// How long to wait for a signal that may be in transit.
 const LATE_SIGNAL: Duration = Duration::from_millis(200);
 
-/// What is asked of a unit.
+/// A job of a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnitJob {
-    /// To be started.
+    /// Start the unit.
     Start,
-    /// To be stopped.
+    /// Stop the unit.
     Stop,
-    /// To be reloaded.
+    /// Reload the unit.
     Reload,
 }
 
-/// What came of a job on a unit.
+/// The outcome of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UnitJobOutcome {
-    /// What was asked for is done.
+    /// It succeeded.
     Done,
-    /// It was not done, with systemd's word for why: `failed`, `canceled`, `timeout`, `dependency`, ….
+    /// It did not succeed, with systemd's result: `failed`, `canceled`, `timeout`, `dependency`, ….
     Failed(String),
-    /// It was still under way when the time was over.
+    /// It had not ended at the time limit.
     TimedOut,
 }
 
-/// A signal that concerns jobs.
+/// A signal about jobs.
 #[derive(Debug, Clone)]
 pub(super) enum JobSignal {
     /// A job has ended (org.freedesktop.systemd1(5), `JobRemoved`).
     Ended {
-        /// The sender: on the bus anybody may say so.
+        /// The sender, since any client of the bus can send such a signal.
         by: Option<String>,
         job: OwnedObjectPath,
         outcome: UnitJobOutcome,
     },
-    /// The connection is gone, and its signals with it.
+    /// The connection was lost, with its signals.
     Lost,
 }
 
@@ -80,8 +80,8 @@ impl UnitJob {
 }
 
 impl Systemd {
-    /// Asks something of a unit, and returns what came of it when it is done, was given up, or `limit` is over. A stop of a
-    /// unit that is not loaded is done.
+    /// Runs a job on a unit, and returns its outcome at its end or after `limit`. Stopping a unit that is not loaded
+    /// succeeds.
     ///
     /// # Errors
     /// [`SystemdError`].
@@ -105,10 +105,10 @@ impl Systemd {
         self.follow_job(job, unit, limit, ask).await
     }
 
-    /// Starts a transient unit of these properties, and returns what came of it.
+    /// Starts a transient unit with these properties, and returns the outcome.
     ///
     /// # Errors
-    /// [`SystemdError`], also where there is a unit of this name.
+    /// [`SystemdError`], also if a unit of this name exists.
     pub async fn start_transient(
         &self,
         unit: &str,
@@ -126,8 +126,8 @@ impl Systemd {
         self.follow_job(UnitJob::Start, unit, limit, ask).await
     }
 
-    /// Makes the call that begins a job, and follows the job to its end. Of that systemd tells whoever asked for the job,
-    /// without `Subscribe`, after which it would tell of each change of each unit of the host.
+    /// Makes the call that begins a job, and follows the job to its end. systemd sends the signal of its end to the
+    /// caller even without `Subscribe`, which would cause signals for each change of each unit of the host.
     async fn follow_job<F>(
         &self,
         asked: UnitJob,
@@ -143,7 +143,7 @@ impl Systemd {
         let begun = self
             .call(&format!("{} {unit}", asked.verb()), |connection| async move {
                 self.listen_to_jobs().await?;
-                // Before the call, or the end of a short job would be missed.
+                // Subscribed before the call, or the end of a short job would be missed.
                 let signals = self.shared.jobs.subscribe();
                 let Some(reply) = ask(connection).await? else {
                     return Ok(None);
@@ -176,7 +176,7 @@ impl Systemd {
                     Some(outcome) => return Ok(outcome),
                     None => return self.outcome_by_unit(asked, unit, deadline).await,
                 },
-                // The signal may be lost with D-Bus; the unit itself is the truth.
+                // The signal may be lost with D-Bus, so the unit itself is queried.
                 _ = looks.tick() => {
                     if self.loaded_unit(unit).await?.is_none_or(|unit| unit.job == 0) {
                         return match tokio::time::timeout(LATE_SIGNAL, ended()).await {
@@ -190,7 +190,7 @@ impl Systemd {
         }
     }
 
-    /// Waits until no job is on a unit any more, and returns what came of it as far as the unit tells.
+    /// Waits until a unit has no job any more, and returns the outcome as far as the unit's state shows it.
     async fn outcome_by_unit(
         &self,
         asked: UnitJob,

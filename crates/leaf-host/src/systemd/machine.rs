@@ -1,4 +1,4 @@
-//! Machines: what systemd-machined knows of running containers.
+//! Machines: running containers as known to systemd-machined.
 
 use std::fmt;
 use std::time::Duration;
@@ -18,21 +18,21 @@ const MACHINE: &str = "org.freedesktop.machine1.Machine";
 const BUS: &str = "org.freedesktop.DBus";
 const BUS_PATH: &str = "/org/freedesktop/DBus";
 
-/// How long until a connection that listens is made again: at first, and at most.
+/// The first and the longest pause before a listening connection is made again.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// What machined knows of a machine.
+/// A machine of machined.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
     /// The unit that it runs in.
     pub unit: String,
-    /// The number of its first process.
+    /// The id of its leader.
     pub leader: u32,
 }
 
 impl Systemd {
-    /// Returns the machine of this name, if there is one.
+    /// Returns the machine of this name, if it exists.
     ///
     /// # Errors
     /// [`SystemdError`].
@@ -43,8 +43,8 @@ impl Systemd {
         .await
     }
 
-    /// Returns the first process of a machine if machined answers at once and knows it. It is asked once: another source
-    /// is at hand.
+    /// Returns the leader of a machine if machined answers at once and knows it. The call is not repeated, since the
+    /// caller has another source.
     pub async fn machine_leader(&self, name: &str) -> Option<u32> {
         let asked = async { machine(&self.connection().await?, name).await };
         let answer = tokio::time::timeout(self.shared.patience.answer, asked).await;
@@ -52,7 +52,7 @@ impl Systemd {
         Some(machine.leader).filter(|pid| *pid > 0)
     }
 
-    /// Takes a machine off machined's list. It is no error if it is not on it.
+    /// Unregisters a machine. It is not an error if it is not registered.
     ///
     /// # Errors
     /// [`SystemdError`].
@@ -78,8 +78,8 @@ impl Systemd {
         .await
     }
 
-    /// Returns the events of machines, from the first call of [`MachineEvents::next`] on. They come over a connection of
-    /// their own.
+    /// Returns the events of machines, starting with the first call of [`MachineEvents::next`]. They use a connection
+    /// of their own.
     #[must_use]
     pub fn machine_events(&self) -> MachineEvents {
         MachineEvents {
@@ -105,12 +105,12 @@ async fn machine(connection: &Connection, name: &str) -> zbus::Result<Option<Mac
     }
 }
 
-/// Something about machines.
+/// An event of machines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MachineEvent {
-    /// The machine of this name came or went.
+    /// The machine of this name was added or removed.
     Changed(String),
-    /// Events come from now on; what happened before may have been missed.
+    /// Events are received from now on; earlier ones may have been missed.
     Listening,
 }
 
@@ -120,7 +120,7 @@ pub struct MachineEvents {
     stream: Option<MessageStream>,
     wait: Duration,
     next_try: Instant,
-    /// Whether the log has it that there is no connection.
+    /// Whether the loss of the connection was logged.
     told: bool,
 }
 
@@ -135,7 +135,7 @@ impl fmt::Debug for MachineEvents {
 }
 
 impl MachineEvents {
-    /// Waits for the next event. Dropping the future loses none.
+    /// Waits for the next event. Cancel-safe.
     pub async fn next(&mut self) -> MachineEvent {
         loop {
             let Some(stream) = &mut self.stream else {
@@ -153,7 +153,7 @@ impl MachineEvents {
         }
     }
 
-    /// Returns the next event that has already come, if there is one.
+    /// Returns the next event that was already received, if any.
     pub fn next_at_hand(&mut self) -> Option<MachineEvent> {
         loop {
             let next = self.stream.as_mut()?.next().now_or_never()?;
@@ -177,7 +177,7 @@ impl MachineEvents {
         match self.subscribe().await {
             Ok(stream) => {
                 if self.told {
-                    tracing::info!("machined tells of machines again");
+                    tracing::info!("receiving machined's events again");
                 }
                 self.stream = Some(stream);
                 self.wait = FIRST_WAIT;
@@ -187,10 +187,10 @@ impl MachineEvents {
         }
     }
 
-    /// Connects, and asks for machined's signals.
+    /// Connects, and subscribes to machined's signals.
     async fn subscribe(&self) -> zbus::Result<MessageStream> {
         let connection = self.systemd.connect().await?;
-        // Before anything is asked for: what comes meanwhile is in it.
+        // Created before subscribing, so that it contains everything that arrives in the meantime.
         let stream = MessageStream::from(&connection);
         let rule = format!("type='signal',sender='{MACHINED}',interface='{MANAGER}'");
         connection
@@ -201,7 +201,7 @@ impl MachineEvents {
 
     fn lost(&mut self, error: &zbus::Error) {
         if !self.told {
-            tracing::warn!(%error, "machined does not tell of machines; it is asked again until it does");
+            tracing::warn!(%error, "can't receive machined's events; trying again");
             self.told = true;
         }
         self.stream = None;
@@ -210,7 +210,7 @@ impl MachineEvents {
     }
 }
 
-/// The machine that a signal says has come or gone.
+/// Returns the event of a signal, if it is about a machine.
 fn event_of(message: &Message) -> Option<MachineEvent> {
     let header = message.header();
     let member = header.member().map(|member| member.as_str());

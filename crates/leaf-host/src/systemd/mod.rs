@@ -1,8 +1,7 @@
 //! systemd and systemd-machined, over D-Bus: org.freedesktop.systemd1(5), org.freedesktop.machine1(5).
 //!
-//! Start at [`Systemd`]. A call that meets no D-Bus, or no systemd, is made again over another connection for a bounded
-//! time: both go away for a moment when they are updated. Each call can be made again: a start of what is started and a
-//! stop of what is stopped change nothing.
+//! Start at [`Systemd`]. A call that can't reach D-Bus or systemd is repeated over another connection for a bounded
+//! time: both go away for a moment when they are updated. All calls are idempotent.
 
 mod error;
 mod job;
@@ -37,23 +36,23 @@ const SYSTEMD_PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
-/// How many signals of jobs are kept for a waiter that does not take them at once.
+/// The number of job signals kept for a slow waiter.
 const JOB_SIGNALS: usize = 1024;
-/// The pause before the first repetition of a call; each is twice the one before.
+/// The pause before the first repetition of a call; doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long a caller waits for systemd.
+/// The time limits of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
-    /// How long one answer may take: systemd is busy while it reloads.
+    /// The time limit for an answer: systemd is busy while it reloads.
     pub answer: Duration,
-    /// How long D-Bus or systemd may be away before that is an error.
+    /// How long D-Bus or systemd may be unreachable before that is an error.
     pub away: Duration,
 }
 
-/// The client of systemd and systemd-machined. Copies share one connection, which is made when it is first needed, and
-/// again when it broke. Needs tokio with I/O and time.
+/// The client of systemd and systemd-machined. Clones share one connection, which is made when it is first needed, and
+/// again after it broke. Needs tokio with I/O and time.
 #[derive(Debug, Clone)]
 pub struct Systemd {
     shared: Arc<Shared>,
@@ -61,15 +60,15 @@ pub struct Systemd {
 
 #[derive(Debug)]
 struct Shared {
-    /// Where the bus listens, if it isn't the system bus.
+    /// The address of the bus, if it isn't the system bus.
     address: Option<String>,
     patience: Patience,
     link: Mutex<Option<Link>>,
-    /// For those that wait for jobs. One that is too slow misses some and asks the unit instead.
+    /// Signals for callers that wait for jobs. A slow one misses some, and queries the unit instead.
     jobs: broadcast::Sender<JobSignal>,
 }
 
-/// A connection, and the task that takes the signals of jobs from it.
+/// A connection, and the task that receives its job signals.
 #[derive(Debug)]
 struct Link {
     connection: Connection,
@@ -103,11 +102,11 @@ impl Systemd {
     /// Closes the connection; the next call makes another.
     pub async fn disconnect(&self) {
         *self.shared.link.lock().await = None;
-        // Those that wait for a job hear nothing more from it.
+        // Callers that wait for a job get no more signals.
         let _ = self.shared.jobs.send(JobSignal::Lost);
     }
 
-    /// Returns a connection of its own, for who listens.
+    /// Returns a new connection, for listening.
     async fn connect(&self) -> zbus::Result<Connection> {
         let builder = match &self.shared.address {
             Some(address) => Builder::address(address.as_str()),
@@ -130,15 +129,15 @@ impl Systemd {
         Ok(connection)
     }
 
-    /// Has the ends of jobs taken from the shared connection, if that is not so yet.
+    /// Starts receiving job signals from the shared connection, unless that was done before.
     async fn listen_to_jobs(&self) -> zbus::Result<()> {
         let connection = self.connection().await?;
         let mut link = self.shared.link.lock().await;
         let Some(link) = link.as_mut().filter(|link| link.listener.is_none()) else {
             return Ok(());
         };
-        // Once for all jobs: to ask for it and to take that back would be five more calls for each. And taken by one
-        // task: a stream that is not read for a while holds up all others.
+        // Once for all jobs, since subscribing and unsubscribing would cost five more calls per job; and by one task,
+        // since a stream that is not read blocks all others.
         let rule = MatchRule::builder()
             .msg_type(Type::Signal)
             .sender(SYSTEMD)
@@ -150,7 +149,7 @@ impl Systemd {
         let mut listener = JoinSet::new();
         listener.spawn(async move {
             while let Some(Ok(message)) = messages.next().await {
-                // It fails when no caller waits for a job, which is no error.
+                // Fails if no caller waits for a job, which is not an error.
                 let _ = JobSignal::of(&message).map(|signal| jobs.send(signal));
             }
             let _ = jobs.send(JobSignal::Lost);
@@ -159,7 +158,7 @@ impl Systemd {
         Ok(())
     }
 
-    /// Makes a call, and makes it again over another connection as long as D-Bus or its receiver is away.
+    /// Makes a call, and repeats it over another connection while D-Bus or the called service is unreachable.
     async fn call<T, F>(&self, what: &str, call: impl Fn(Connection) -> F) -> Result<T, SystemdError>
     where
         F: Future<Output = zbus::Result<T>>,
@@ -195,15 +194,15 @@ impl Systemd {
                     source: error,
                 });
             }
-            tracing::debug!(%error, what = what(), "D-Bus or systemd is away");
+            tracing::debug!(%error, what = what(), "D-Bus or systemd is unreachable");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 }
 
-/// Returns a name, of a unit or a machine, as a part of its path on D-Bus: all but letters and digits as `_` and two digits
-/// (sd_bus_path_encode(3)).
+/// Encodes the name of a unit or a machine for its D-Bus path: everything but letters and digits becomes `_` and two
+/// hexadecimal digits (sd_bus_path_encode(3)).
 fn path_part(name: &str) -> String {
     let mut part = String::new();
     for (at, byte) in name.bytes().enumerate() {

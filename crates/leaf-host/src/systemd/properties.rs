@@ -1,4 +1,4 @@
-//! The properties of an object on D-Bus, all of one moment.
+//! The properties of an object on D-Bus at one moment.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use super::PROPERTIES;
 pub struct Properties(BTreeMap<String, OwnedVariant>);
 
 impl Properties {
-    /// Returns the properties of these names and values.
+    /// Returns properties with these names and values.
     #[must_use]
     pub fn new(values: BTreeMap<String, OwnedVariant>) -> Self {
         Self(values)
@@ -55,7 +55,7 @@ impl Properties {
         matches!(self.value(name), Some(Variant::Bool(true)))
     }
 
-    /// Returns a point in time, which D-Bus has in microseconds since 1970; nothing where it is 0.
+    /// Returns a point in time, which is in microseconds since 1970 on D-Bus; `None` if it is 0.
     #[must_use]
     pub fn time(&self, name: &str) -> Option<Timestamp> {
         Some(self.unsigned(name))
@@ -64,7 +64,7 @@ impl Properties {
             .and_then(|microseconds| Timestamp::from_microsecond(microseconds).ok())
     }
 
-    /// Returns the number that the structure of this name begins with.
+    /// Returns the number at the beginning of the structure with this name.
     pub(super) fn first_number(&self, name: &str) -> u32 {
         match self.value(name) {
             Some(Variant::Structure(structure)) => match structure.fields().first() {
@@ -90,7 +90,7 @@ impl Properties {
     }
 }
 
-/// Asks for the properties of an object; those of all its interfaces if `interface` is empty.
+/// Queries the properties of an object; those of all its interfaces if `interface` is empty.
 pub(super) async fn get_all(
     connection: &Connection,
     destination: &str,

@@ -1,4 +1,4 @@
-//! Units: what systemd knows of them, and what is asked of the manager about them.
+//! Units: their state, and the manager's calls about them.
 
 use jiff::Timestamp;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant};
@@ -34,7 +34,7 @@ type ListEntry = (
     OwnedObjectPath,
 );
 
-/// What systemd says of a unit of any kind.
+/// The state of a unit of any kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnitState {
     /// Its `LoadState`: `loaded`, `not-found`, `masked`, `bad-setting`, ….
@@ -47,9 +47,9 @@ pub struct UnitState {
     pub file: String,
     /// Whether its file has changed since it was read.
     pub needs_reload: bool,
-    /// The number of the job on it, 0 for none.
+    /// The id of its job; 0 if none.
     pub job: u32,
-    /// When it last became active, if it did since the host was started.
+    /// When it last became active, if it did since the host booted.
     pub active_since: Option<Timestamp>,
 }
 
@@ -66,14 +66,14 @@ impl UnitState {
         }
     }
 
-    /// Returns whether anything of it runs, or is about to without being asked.
+    /// Returns whether it runs, or is about to run without another request.
     #[must_use]
     pub fn is_up(&self) -> bool {
         !matches!(self.active.as_str(), "inactive" | "failed")
     }
 }
 
-/// How the main process of a service ended last.
+/// The last end of a service's main process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceEnd {
     /// `success`, `exit-code`, `signal`, `timeout`, `protocol`, `oom-kill`, ….
@@ -84,7 +84,7 @@ pub struct ServiceEnd {
     pub invocation: String,
 }
 
-/// The processes of a unit that get a signal.
+/// The processes of a unit to signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KillWhom {
     /// Its main process.
@@ -96,10 +96,10 @@ pub enum KillWhom {
 /// Returns a property of a transient unit; org.freedesktop.systemd1(5) has their names and types.
 ///
 /// # Panics
-/// Where the value holds a file descriptor that can't be duplicated.
+/// If the value contains a file descriptor that can't be duplicated.
 #[must_use]
 pub fn transient_property(name: &str, value: impl Into<Variant<'static>>) -> (String, OwnedVariant) {
-    let value = OwnedVariant::try_from(value.into()).expect("only a file descriptor may fail to be copied");
+    let value = OwnedVariant::try_from(value.into()).expect("only duplicating a file descriptor can fail");
     (name.to_owned(), value)
 }
 
@@ -109,7 +109,7 @@ impl Systemd {
     /// # Errors
     /// [`SystemdError`].
     pub async fn version(&self) -> Result<u32, SystemdError> {
-        self.call("ask systemd for its version", |connection| async move {
+        self.call("query systemd's version", |connection| async move {
             let manager = get_all(&connection, SYSTEMD, SYSTEMD_PATH, MANAGER).await?;
             let text = manager.text("Version");
             version_in(text).ok_or_else(|| zbus::Error::Failure(format!("its version is {text:?}")))
@@ -117,18 +117,19 @@ impl Systemd {
         .await
     }
 
-    /// Has systemd read all units again, and run its generators.
+    /// Makes systemd reload all units and run its generators.
     ///
     /// # Errors
     /// [`SystemdError`].
     pub async fn reload(&self) -> Result<(), SystemdError> {
-        self.call("have systemd read its units again", |connection| async move {
+        self.call("reload systemd's units", |connection| async move {
             manage(&connection, "Reload", &()).await.map(drop)
         })
         .await
     }
 
-    /// Resets that a unit failed, and the count of its restarts. It is no error if it did not fail, or does not exist.
+    /// Resets the failed state and the restart counter of a unit. It is not an error if it did not fail or does not
+    /// exist.
     ///
     /// # Errors
     /// [`SystemdError`].
@@ -175,7 +176,7 @@ impl Systemd {
         .await
     }
 
-    /// Returns the state of a unit that systemd has loaded; nothing where it has not. Its file is not read for that.
+    /// Returns the state of a loaded unit; `None` if it is not loaded. Its file is not read.
     ///
     /// # Errors
     /// [`SystemdError`].
@@ -186,7 +187,7 @@ impl Systemd {
                 reply => reply?.body().deserialize::<OwnedObjectPath>()?,
             };
             match get_all(&connection, SYSTEMD, path.as_str(), UNIT).await {
-                // It was unloaded between the two.
+                // It was unloaded between the two calls.
                 Err(e) if is_not_found(&e) => Ok(None),
                 properties => Ok(Some(UnitState::of(&properties?))),
             }
@@ -194,7 +195,7 @@ impl Systemd {
         .await
     }
 
-    /// Returns the state of a unit, which systemd reads from its file where it has not loaded it.
+    /// Returns the state of a unit, which systemd loads from its file if necessary.
     ///
     /// # Errors
     /// [`SystemdError`].
@@ -202,14 +203,14 @@ impl Systemd {
         let path = unit_path(unit);
         let path = path.as_str();
         self.call(&format!("look up {unit}"), |connection| async move {
-            // A question there has it read, once: a call that returns the path would have it read, unloaded and read again.
+            // A query of the path loads it once; a call that returns the path would load, unload and load it again.
             let properties = get_all(&connection, SYSTEMD, path, UNIT).await?;
             Ok(UnitState::of(&properties))
         })
         .await
     }
 
-    /// Returns the properties of all interfaces of a unit, which systemd reads from its file where it has not loaded it.
+    /// Returns the properties of all interfaces of a unit, which systemd loads from its file if necessary.
     ///
     /// # Errors
     /// [`SystemdError`].
@@ -222,7 +223,7 @@ impl Systemd {
         .await
     }
 
-    /// Returns how the main process of a service ended last.
+    /// Returns the last end of a service's main process.
     ///
     /// # Errors
     /// [`SystemdError`].
@@ -251,7 +252,7 @@ fn unit_path(unit: &str) -> String {
     format!("{SYSTEMD_PATH}/unit/{}", path_part(unit))
 }
 
-/// Reads `257.6-1~deb13u1`, `v258`.
+/// Parses `257.6-1~deb13u1`, `v258`.
 fn version_in(text: &str) -> Option<u32> {
     let digits = text.trim_start_matches(|c: char| !c.is_ascii_digit());
     let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());

@@ -45,14 +45,14 @@ async fn an_order_that_is_missing_or_unreadable_fails_the_job() {
     );
     let common = r#""gc_root":"/nonexistent","timeout_ms":1,"grace_ms":1,"max_log_bytes":1000,"cgroup":null"#;
     for (order, why) in [
-        ("", "order.json can't be read: EOF"),
-        ("{\"gc_root\":", "order.json can't be read: EOF"),
-        ("[]", "order.json can't be read: "),
+        ("", "can't read the job's order.json: EOF"),
+        ("{\"gc_root\":", "can't read the job's order.json: EOF"),
+        ("[]", "can't read the job's order.json: "),
         ("{}", "missing field `gc_root`"),
         (&format!("{{{common}}}"), "missing field `program`"),
         (
             &format!("{{\"program\":1,\"runs\":[],{common}}}"),
-            "order.json can't be read: invalid type",
+            "can't read the job's order.json: invalid type",
         ),
     ] {
         let outcome = run_with_order(&lab, Some(order)).await;
@@ -81,7 +81,7 @@ async fn an_outcome_that_cannot_be_read_interrupts_the_job() {
             outcome
                 .error()
                 .expect("a reason")
-                .contains("outcome of the job can't be read"),
+                .contains("can't read the outcome of the job"),
             "{outcome:?}"
         );
         assert!(!lab.result_dir(job.id()).exists());

@@ -129,7 +129,7 @@ async fn a_job_that_was_never_started_is_not_found() {
     std::fs::create_dir_all(lab.job_dir(id)).expect("a directory");
     let found = lab.jobs.find(id).await.expect("found");
     assert!(
-        matches!(&found, Found::NotStarted(why) if why.contains("never began")),
+        matches!(&found, Found::NotStarted(why) if why.contains("never started")),
         "{found:?}"
     );
 }

@@ -1,4 +1,4 @@
-//! `nix build`: its order, its programs, and what they make of its result.
+//! `nix build`: its order, its programs, and its result.
 
 mod result;
 
@@ -19,7 +19,7 @@ use crate::path_info::read_path_info;
 use crate::version::NixVersion;
 use result::{Built, read_build};
 
-/// What a build needs to know: its part of a job's order on disk, which leafd of every version reads and writes.
+/// A build's part of a job's order on disk, which every version of leafd reads and writes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     pub(crate) nix: PathBuf,
@@ -27,7 +27,7 @@ pub struct Order {
     pub(crate) options: BTreeMap<String, String>,
 }
 
-/// One build: a state machine that names the next program and reads what the one before printed.
+/// A build: a state machine that returns the next program and reads the output of the previous one.
 #[derive(Debug)]
 pub struct Build {
     order: Order,
@@ -36,7 +36,7 @@ pub struct Build {
     stage: Stage,
 }
 
-/// The program that runs, or is to be run first.
+/// The running or the first program.
 #[derive(Debug)]
 enum Stage {
     Version,
@@ -50,7 +50,7 @@ impl Build {
     pub fn new(order: Order, gc_roots: &Path) -> Self {
         Self {
             stage: match order.target {
-                // How all outputs of a derivation are asked for depends on the version.
+                // The syntax for all outputs of a derivation depends on the version.
                 Target::Derivation(_) => Stage::Version,
                 Target::Other { .. } => Stage::Build,
             },
@@ -60,10 +60,10 @@ impl Build {
         }
     }
 
-    /// Returns the first program, or what follows one that ended with exit code 0.
+    /// Returns the first program, or the step after a program that ended with exit code 0.
     ///
     /// # Errors
-    /// Why the build has failed.
+    /// The reason why the build has failed.
     pub fn next(&mut self, finished: Option<Finished>) -> Result<Step, String> {
         let Some(finished) = finished else {
             return Ok(Step::Run(match &self.stage {
@@ -114,18 +114,18 @@ impl Build {
         }
     }
 
-    /// Takes a line of Nix's log, and returns its text for people, if it has one.
+    /// Handles a line of Nix's log, and returns its text for the log, if any.
     pub fn read_line(&mut self, line: &[u8]) -> Option<String> {
         self.tracker.line(line)
     }
 
-    /// Returns how far the build is.
+    /// Returns the progress of the build.
     #[must_use]
     pub fn progress(&self) -> Progress {
         self.tracker.progress()
     }
 
-    /// Returns why Nix failed, as far as it said so, in at most 4 KiB.
+    /// Returns Nix's error, as far as it printed one, in at most 4 KiB.
     #[must_use]
     pub fn error(&self) -> Option<String> {
         self.tracker.error()
@@ -136,7 +136,7 @@ impl Build {
         let mut arguments: Vec<OsString> = vec!["-v".into(), "--out-link".into(), link.into()];
         match &self.order.target {
             Target::Derivation(path) => {
-                // Since 2.15 the path alone is the derivation itself; `^*` is understood since 2.13.
+                // Since 2.15 the path alone means the derivation itself; `^*` is supported since 2.13.
                 let with_outputs = version.is_none_or(|v| (v.major, v.minor) >= (2, 13));
                 let outputs = if with_outputs { "^*" } else { "" };
                 arguments.extend(["--".into(), format!("{path}{outputs}").into()]);
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_derivation_is_built_with_all_outputs_in_the_words_of_each_version() {
+    fn a_derivation_is_built_with_all_outputs_in_the_syntax_of_each_version() {
         let roots = tempfile::tempdir().expect("a directory");
         for (version, outputs) in [("nix (Nix) 2.8.0", ""), ("nix (Nix) 2.13.0", "^*"), ("?", "^*")] {
             let mut build = build(Target::Derivation(DRV.to_owned()), roots.path());

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::path_info::store_path;
 
-/// What was built, as Nix lists it.
+/// The build's outputs as listed by Nix.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Built {
     pub(crate) outputs: BTreeMap<String, StorePath>,
@@ -21,11 +21,12 @@ impl Built {
     }
 }
 
-/// Reads `nix build --json`: one element for each installable, `{"drvPath","outputs":{name:path}}`, or for a plain
-/// store path `{"path"}` (2.8) or the path itself.
+/// Parses the output of `nix build --json`: one element per installable, `{"drvPath","outputs":{name:path}}`, or for a
+/// plain store path `{"path"}` (2.8) or the path itself.
 pub(crate) fn read_build(json: &[u8]) -> Result<Built, String> {
-    let value: Value = serde_json::from_slice(json).map_err(|e| format!("nix build gave no JSON: {e}"))?;
-    let elements = value.as_array().ok_or("nix build gave no list")?;
+    let value: Value =
+        serde_json::from_slice(json).map_err(|e| format!("nix build printed invalid JSON: {e}"))?;
+    let elements = value.as_array().ok_or("nix build printed no list")?;
     let mut built = Built {
         outputs: BTreeMap::new(),
         derivation: None,

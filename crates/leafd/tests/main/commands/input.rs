@@ -36,7 +36,7 @@ async fn bodies() -> anyhow::Result<()> {
         ("leaf.show", b"[]", "must be an object"),
         ("container.start", br#"["web",null]"#, "must be an object"),
         ("leaf.show", b"null", "invalid type"),
-        ("leaf.show", b"\xff\xfe", "can't be read"),
+        ("leaf.show", b"\xff\xfe", "can't parse the body"),
         ("leaf.show", br#"{"sudo":true}"#, "unknown field `sudo`"),
         ("leaf.show", b"{} {}", "trailing"),
         ("hardware.show", b"", "missing field `id`"),

@@ -242,7 +242,7 @@ fn usage() -> Outcome {
     let host = host(&[NAME], "no")?;
     let stopped = host.run("/run/look stats web")?;
     ensure(
-        stopped.status == 1 && stopped.stderr.contains("NotNow: container web does not run"),
+        stopped.status == 1 && stopped.stderr.contains("NotNow: container web is not running"),
         format!("{stopped:?}"),
     )?;
     host.ok("systemctl start container@web; ip link set ve-web up
