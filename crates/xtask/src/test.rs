@@ -2,6 +2,7 @@
 //!
 //! [`programs`] compiles everything once, [`run`] starts what was compiled, [`times`] says where the time went.
 
+mod older;
 mod programs;
 mod run;
 mod times;
@@ -78,11 +79,12 @@ impl Test {
         let programs = times
             .phase("compile", || programs::build(selected))
             .context("the tests can't be compiled")?;
-        let machines = if self.quick {
-            Environment::new()
-        } else {
-            times.phase("images and programs of the test hosts", || self.machines(tools))?
-        };
+        let mut environment = Environment::new();
+        if !self.quick {
+            environment
+                .extend(times.phase("images and programs of the test hosts", || self.machines(tools))?);
+            environment.extend(times.phase("leafd of an earlier commit", older_leafd));
+        }
         let helper_tests = programs
             .iter()
             .find(|program| program.label == "leaf-helper tests/main.rs")
@@ -92,7 +94,7 @@ impl Test {
             let leaf_init = target().join("debug/leaf-init");
             command.envs(LEAF_INIT_VARIABLES.map(|name| (name, &leaf_init)));
             command.envs(helper_tests.iter().map(|file| (HELPER_TESTS_VARIABLE, file)));
-            for (name, value) in &machines {
+            for (name, value) in &environment {
                 match value {
                     Some(value) => command.env(name, value),
                     None => command.env_remove(name),
@@ -192,6 +194,17 @@ impl Test {
                     (LACK_VARIABLE, Some(reason(&error))),
                 ])
             }
+        }
+    }
+}
+
+/// Tells the test that goes to an older leafd and back where that is; without one it is skipped.
+fn older_leafd() -> Environment {
+    match older::leafd() {
+        Ok(program) => vec![(older::VARIABLE, Some(program.into()))],
+        Err(error) => {
+            eprintln!("note: no leafd of an earlier commit: {error:#}");
+            vec![(older::VARIABLE, None)]
         }
     }
 }
