@@ -371,9 +371,8 @@ pub(super) async fn an_event_that_was_kept_is_read_later() -> anyhow::Result<()>
     Ok(())
 }
 
-/// This leafd, then an older one, then this one again, over one state directory. `CIM_LEAF_OLD_LEAFD` names the older
-/// program. It has to be of the commit that brought decision 9 (0859ea8) or a later one: older ones, such as 924bf4c, don't
-/// start on an entry that they can't read, which is why that decision was made.
+/// This leafd, then an older one, then this one again, over one state directory. The older one has to be of the commit that
+/// brought decision 9 (0859ea8) or a later one: those before it don't start on an entry that they can't read.
 pub(super) async fn to_an_older_program_and_back() -> anyhow::Result<()> {
     let old = std::env::var_os(OLD_LEAFD)
         .map(PathBuf::from)
