@@ -99,7 +99,7 @@ fn jobs_wait_for_room_in_their_order_also_after_a_crash_and_are_cancelled_while_
         },
     );
     assert_eq!(problem.code, ProblemCode::Overloaded);
-    assert!(problem.detail.contains("3 jobs are waiting"), "{problem}");
+    assert!(problem.detail.contains("3 jobs are already queued"), "{problem}");
 
     let cancelled = cancel(&mut world, jobs[2]).expect("it does not run");
     assert_eq!(cancelled.phase, Cancelled);

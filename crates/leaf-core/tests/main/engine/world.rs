@@ -1,30 +1,33 @@
 //! A model of the shell: a journal that keeps exactly what was committed, requests, and work on the host that takes its
-//! time. It checks what must hold after each input.
+//! time. It checks what must hold after each input; `commits` carries out what the engine puts out, `checks` has what must
+//! hold of answers and at rest.
+
+mod checks;
+mod commits;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use leaf_core::accepted::CommandRecord;
-use leaf_core::command::{Command, CommandKind};
-use leaf_core::container::{Container, ContainerPhase, DesiredRun};
-use leaf_core::decide::{Question, needless_jobs};
+use leaf_core::command::Command;
+use leaf_core::container::{Container, ContainerPhase};
+use leaf_core::decide::needless_jobs;
 use leaf_core::engine::{
-    Answer, At, Capabilities, Conditions, Effect, Engine, EngineSettings, FreeSpace, FreshIds, History,
-    Immediate, Input, Limits, Outputs, Record, Request, RequestId, Resumed, Scope, Seen, Snapshots,
+    At, Capabilities, Conditions, Effect, Engine, EngineSettings, FreeSpace, FreshIds, History, Immediate,
+    Input, Limits, Outputs, Record, Request, RequestId, Resumed, Scope, Seen, Snapshots,
 };
 use leaf_core::event::{Event, EventRecord, HostFacts, header};
 use leaf_core::hardware::Inventory;
 use leaf_core::id::{Caller, CommandId, ContainerName, InstanceId, JobId};
-use leaf_core::job::{Job, JobOutcome, JobPhase, JobResult};
-use leaf_core::plan::plan;
-use leaf_core::problem::{Problem, ProblemCode};
-use leaf_core::reconcile::{Interruption, Resource};
+use leaf_core::job::Job;
+use leaf_core::problem::Problem;
+use leaf_core::reconcile::Interruption;
 use leaf_core::runtime::Runtime;
 use leaf_core::state::{State, apply};
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::steps::{Fate, moment};
-use crate::model_host::{ModelHost, plan_context};
+use crate::model_host::ModelHost;
 use crate::strategies::{leaf, time};
 
 const EPOCH: u64 = 7;
@@ -338,204 +341,6 @@ impl World {
         });
     }
 
-    // ---- commits and effects ---------------------------------------------------------------------------------
-
-    /// Commits the oldest records, and carries out their effects.
-    pub(super) fn commit(&mut self, records: usize) {
-        for _ in 0..records {
-            if self.disk_is_full
-                && self
-                    .pending
-                    .front()
-                    .is_some_and(|record| !record.batch.is_empty())
-            {
-                return;
-            }
-            let Some(Record { batch, effects }) = self.pending.pop_front() else {
-                return;
-            };
-            self.committed += 1;
-            for (key, json) in batch.entries {
-                match json {
-                    Some(json) => {
-                        let value = serde_json::from_slice(&json).expect("JSON");
-                        self.journal.entries.insert(key, value);
-                    }
-                    None => {
-                        self.journal.entries.remove(&key);
-                    }
-                }
-            }
-            for command in batch.commands {
-                let key = (command.caller.clone(), command.id.clone());
-                self.journal.commands.insert(key, command);
-            }
-            for event in batch.events {
-                apply(
-                    &mut self.journal.replayed,
-                    &Event::from_record(&event).expect("its own event"),
-                );
-                self.journal.events.push(event);
-            }
-            for effect in effects {
-                self.carry_out(effect);
-            }
-        }
-    }
-
-    /// Begins what an effect asks for. What it is about must be committed.
-    fn carry_out(&mut self, effect: Effect) {
-        let known = &self.journal.replayed;
-        match effect {
-            Effect::Answer(answer) => {
-                self.check_answer(&answer);
-                self.count_answer(&answer);
-            }
-            Effect::Ask { to, question, .. } => {
-                if let Question::Containers(listed) = &question {
-                    assert!(listed.iter().all(|container| container.revisions.is_empty()));
-                }
-                self.sent[usize::try_from(to.0).expect("small")].answers += 1;
-            }
-            Effect::ScanHardware { rescan } => self.work.push(Work::Scan { rescan }),
-            Effect::FindForeign(name) => self.work.push(Work::Foreign(name)),
-            Effect::TakeSteps { container, .. } => {
-                let name = &container.name;
-                let committed = known.containers.get(name).map(|container| &container.desired);
-                assert_eq!(
-                    committed,
-                    Some(&container.desired),
-                    "steps for what is not committed"
-                );
-                let is_same =
-                    |work: &Work| matches!(work, Work::Steps { container, .. } if container.name == *name);
-                assert!(!self.work.iter().any(is_same), "two runs of the steps for {name}");
-                self.work.push(Work::Steps {
-                    container,
-                    told: self.told,
-                });
-            }
-            Effect::Interrupt {
-                resource: Resource::Container(name),
-                interruption,
-            } => {
-                for work in &mut self.work {
-                    if let Work::Steps { container, told } = work
-                        && container.name == name
-                    {
-                        *told = interruption;
-                    }
-                }
-            }
-            Effect::RunJob(job) => {
-                let phase = known.jobs.get(&job.id).map(|job| job.phase);
-                assert_eq!(
-                    phase,
-                    Some(JobPhase::Running),
-                    "a job whose start is not committed"
-                );
-                let is_same =
-                    |work: &Work| matches!(work, Work::Job { job: other, .. } if other.id == job.id);
-                assert!(!self.work.iter().any(is_same), "two runs of job {}", job.id);
-                self.work.push(Work::Job {
-                    job,
-                    cancelled: false,
-                });
-            }
-            Effect::CancelJob(id) => {
-                for work in &mut self.work {
-                    if let Work::Job { job, cancelled } = work
-                        && job.id == id
-                    {
-                        *cancelled = true;
-                    }
-                }
-            }
-            Effect::ForgetJobs(ids) => {
-                assert!(
-                    ids.iter().all(|id| !known.jobs.contains_key(id)),
-                    "a job that is known is forgotten"
-                );
-            }
-            Effect::PublishJobEnd(id) => {
-                let is_final = known.jobs.get(&id).is_none_or(|job| job.phase.is_final());
-                assert!(
-                    is_final,
-                    "the end of job {id} is published before it is committed"
-                );
-            }
-        }
-    }
-
-    fn count_answer(&mut self, answer: &Answer) {
-        let sent = &mut self.sent[usize::try_from(answer.to.0).expect("small")];
-        sent.answers += 1;
-        sent.reply = Some(answer.reply.clone());
-        assert_eq!(sent.answers, 1, "answered twice: {answer:?}");
-        assert_eq!(
-            sent.run, self.run,
-            "a request of an earlier run is answered: {answer:?}"
-        );
-    }
-
-    /// An answer to a change is what the journal has for its id, or a refusal.
-    fn check_answer(&self, answer: &Answer) {
-        let sent = &self.sent[usize::try_from(answer.to.0).expect("small")];
-        if sent.command.kind() == CommandKind::Query {
-            return;
-        }
-        let key = (sent.caller.clone(), answer.id.clone());
-        match (self.journal.commands.get(&key), &answer.reply) {
-            (Some(record), reply) if record.fingerprint == sent.command.fingerprint() => {
-                let outcome = record.outcome.as_ref().expect("an answer follows its outcome");
-                match reply {
-                    Ok(body) => assert!(!outcome.problem && *body == outcome.body),
-                    Err(problem) => {
-                        assert!(outcome.problem);
-                        let kept = serde_json::from_slice(&outcome.body).ok();
-                        assert_eq!(Some(problem), kept.as_ref());
-                    }
-                }
-            }
-            (Some(_), Err(problem)) => assert_eq!(problem.code, ProblemCode::CommandIdReused),
-            (None, Err(_)) => {}
-            (_, Ok(_)) => panic!("a success that the journal does not have: {answer:?}"),
-        }
-    }
-
-    // ---- the host --------------------------------------------------------------------------------------------
-
-    /// Ends one piece of work.
-    pub(super) fn finish_work(&mut self, nth: usize, fate: Fate, build: &Result<JobResult, String>) {
-        let Some(nth) = nth.checked_rem(self.work.len()) else {
-            return;
-        };
-        self.now += 1;
-        let input = match self.work.remove(nth) {
-            Work::Steps { container, told } => Input::StepsEnded {
-                outcome: self.host.take_steps(&container, told, fate, self.now),
-                name: container.name,
-            },
-            Work::Job { job, cancelled } => {
-                let outcome = match (cancelled, build) {
-                    (true, _) => JobOutcome::Cancelled,
-                    (false, Ok(result)) => JobOutcome::Succeeded(result.clone()),
-                    (false, Err(why)) => JobOutcome::Failed(why.clone()),
-                };
-                Input::JobEnded(job.id, outcome)
-            }
-            Work::Scan { rescan } => Input::HardwareScanned {
-                scanned: Ok(self.inventory.clone()),
-                rescan,
-            },
-            Work::Foreign(name) => Input::ForeignObserved {
-                found: Ok(self.host.foreign.get(&name).cloned()),
-                name,
-            },
-        };
-        self.feed(input);
-    }
-
     // ---- ends ------------------------------------------------------------------------------------------------
 
     /// leafd is killed: what is not committed has never been. `steps` says how far those under way get without it.
@@ -588,73 +393,6 @@ impl World {
         self.begin_observation();
         while !self.observations.is_empty() {
             self.deliver_observation();
-        }
-    }
-
-    /// Lets all come to rest with a host that answers, and checks that everybody has what they asked for, or knows why
-    /// not.
-    pub(super) fn come_to_rest(&mut self) {
-        self.disk_is_full = false;
-        self.disk_is_low = false;
-        // Whoever got no answer from an earlier run asks again.
-        for nth in 0..self.sent.len() {
-            let sent = &self.sent[nth];
-            if sent.run < self.run && sent.answers == 0 && sent.id.is_some() {
-                self.send(sent.caller.clone(), sent.id.clone(), sent.command.clone());
-            }
-        }
-        let mut rounds = 0;
-        while !self.pending.is_empty() || !self.work.is_empty() || rounds < 2 {
-            assert!(rounds < ROUNDS, "it does not come to rest");
-            self.do_all();
-            rounds += 1;
-        }
-        for sent in &self.sent {
-            let expected = usize::from(sent.run == self.run);
-            let is_right = sent.answers == expected || (sent.run < self.run && sent.answers <= 1);
-            assert!(is_right, "{} answers to {:?}", sent.answers, sent.command);
-        }
-        for record in self.journal.commands.values() {
-            assert!(record.outcome.is_some(), "without an outcome: {record:?}");
-        }
-        for job in self.engine.state().jobs.values() {
-            assert!(job.phase.is_final(), "it does not end: {job:?}");
-        }
-        for container in self.engine.state().containers.values() {
-            self.check_container(container);
-        }
-        for name in self.host.containers.keys() {
-            assert!(
-                self.engine.state().containers.contains_key(name),
-                "{name} is on the host and unknown"
-            );
-        }
-        let entries = self.engine.state().entries();
-        assert_eq!(
-            entries, self.journal.entries,
-            "the journal's entries are the state"
-        );
-    }
-
-    /// A container is in its desired state, or says why not.
-    fn check_container(&self, container: &Container) {
-        let observed = self.host.containers.get(&container.name);
-        let is_explained = container.error.is_some();
-        match (container.phase, container.desired.run) {
-            (ContainerPhase::Running, DesiredRun::Running)
-            | (ContainerPhase::Stopped, DesiredRun::Stopped) => {
-                let left = plan(container, observed, &plan_context());
-                // One that does not run and that somebody removed is made again when a caller wants something of it.
-                let is_removed = observed.is_none() && container.phase == ContainerPhase::Stopped;
-                assert!(
-                    is_removed || left.is_empty(),
-                    "left to do for {container:?}: {left:?}"
-                );
-            }
-            (ContainerPhase::Stopped, DesiredRun::Running) | (ContainerPhase::Failed, _) => {
-                assert!(is_explained, "not explained: {container:?}, {observed:?}");
-            }
-            _ => panic!("neither reached nor explained: {container:?}, {observed:?}"),
         }
     }
 }
