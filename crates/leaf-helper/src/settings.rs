@@ -87,3 +87,21 @@ pub(crate) fn check_path(path: &Path) -> Result<&str> {
             ))
         })
 }
+
+#[cfg(test)]
+impl Settings {
+    /// Returns settings with programs that need not exist.
+    pub(crate) fn sample() -> Self {
+        Self {
+            supervisor: "/bin/leaf-helper".into(),
+            leaf_init: "/bin/leaf-init".into(),
+            nspawn: "/bin/systemd-nspawn".into(),
+            nft: "/bin/nft".into(),
+            pool: AddressPool::default(),
+            observers: None,
+            runtime: Runtime::Systemd,
+            bind_folders: Vec::new(),
+            secret_folders: Vec::new(),
+        }
+    }
+}

@@ -234,16 +234,8 @@ impl ContainerOptions {
 mod tests {
     use super::*;
 
-    fn spec(json: &str) -> Result<ContainerSpec, String> {
-        let spec: ContainerSpec = serde_json::from_str(json).map_err(|e| e.to_string())?;
-        spec.options.check(&ContainerName::new("web").expect("a name"))?;
-        Ok(spec)
-    }
-
-    fn with(options: &str) -> Result<ContainerSpec, String> {
-        spec(&format!(
-            r#"{{"source":{{"type":"template","name":"minimal"}},{options}}}"#
-        ))
+    fn spec(json: &str) -> ContainerSpec {
+        serde_json::from_str(json).expect("a spec")
     }
 
     #[test]
@@ -251,15 +243,19 @@ mod tests {
         let text = r#"{"source":{"type":"template","name":"minimal"},"run":"running",
             "limits":{"memory_bytes":"512 MiB","cpu_percent":50},"restart":{"when":"on_failure"},
             "allow":[{"type":"ingress","host_port":8080,"port":80},{"type":"outside","to":"10.1.0.0/16"}]}"#;
-        let read = spec(text).expect("a spec");
+        let read = spec(text);
+        assert_eq!(
+            read.options.check(&ContainerName::new("web").expect("a name")),
+            Ok(())
+        );
         assert_eq!(read.options.limits.memory_bytes, Some(ByteSize(512 << 20)));
         let written = serde_json::to_string(&read).expect("JSON");
-        assert_eq!(spec(&written), Ok(read));
+        assert_eq!(spec(&written), read);
     }
 
     #[test]
     fn the_defaults_are_closed_and_unlimited() {
-        let read = spec(r#"{"source":{"type":"template","name":"minimal"}}"#).expect("a spec");
+        let read = spec(r#"{"source":{"type":"template","name":"minimal"}}"#);
         assert_eq!(read.options, ContainerOptions::default());
         assert_eq!(read.run, SpecRun::Stopped);
         assert_eq!(read.options.users, Users::Private);
@@ -267,7 +263,10 @@ mod tests {
 
     #[test]
     fn a_patch_changes_the_named_fields_and_removes_null_ones() {
-        let read = with(r#""limits":{"memory_bytes":1048576,"tasks":5},"labels":{"a":"1"}"#).expect("a spec");
+        let read = spec(
+            r#"{"source":{"type":"template","name":"minimal"},
+                "limits":{"memory_bytes":1048576,"tasks":5},"labels":{"a":"1"}}"#,
+        );
         let patch = serde_json::json!({"limits": {"tasks": null, "cpu_percent": 10}, "labels": {"b": "2"}});
         let patched = read.patched(&patch).expect("a spec");
         assert_eq!(patched.options.limits.memory_bytes, Some(ByteSize(1 << 20)));

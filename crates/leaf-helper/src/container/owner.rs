@@ -109,9 +109,7 @@ impl Helper {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
-    use leaf_core::decide::AddressPool;
     use leaf_core::id::LeafName;
-    use leaf_core::runtime::Runtime;
     use leaf_host::contract::HostPaths;
 
     use super::*;
@@ -125,17 +123,7 @@ mod tests {
             confs: directory.path().to_owned(),
             ..HostPaths::new(&leaf)
         };
-        let settings = Settings {
-            supervisor: "/bin/leaf-helper".into(),
-            leaf_init: "/bin/leaf-init".into(),
-            nspawn: "/bin/systemd-nspawn".into(),
-            nft: "/bin/nft".into(),
-            pool: AddressPool::default(),
-            observers: None,
-            runtime: Runtime::Systemd,
-            bind_folders: Vec::new(),
-            secret_folders: Vec::new(),
-        };
+        let settings = Settings::sample();
         let helper = Helper::new(leaf.clone(), paths.clone(), settings);
         let confs = Directory::make_root(directory.path(), 0o755).expect("a directory");
         let name = ContainerName::new("web").expect("a name");

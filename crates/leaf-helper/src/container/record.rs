@@ -130,15 +130,10 @@ mod tests {
             ..HostPaths::new(&leaf)
         };
         let settings = Settings {
-            supervisor: "/bin/leaf-helper".into(),
-            leaf_init: "/bin/leaf-init".into(),
-            nspawn: "/bin/systemd-nspawn".into(),
-            nft: "/bin/nft".into(),
-            pool: AddressPool::default(),
             observers: Some(7),
-            runtime: Runtime::Systemd,
             bind_folders: vec!["/srv".into()],
             secret_folders: vec!["/run/secrets".into()],
+            ..Settings::sample()
         };
         let helper = Helper::new(leaf, paths.clone(), settings.clone());
         helper.keep_record().expect("kept");

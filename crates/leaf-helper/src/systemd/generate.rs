@@ -125,17 +125,7 @@ mod tests {
                 state: state.clone(),
                 ..HostPaths::new(&leaf)
             },
-            Settings {
-                supervisor: "/bin/leaf-helper".into(),
-                leaf_init: "/bin/leaf-init".into(),
-                nspawn: "/bin/systemd-nspawn".into(),
-                nft: "/bin/nft".into(),
-                pool: AddressPool::default(),
-                observers: None,
-                runtime: Runtime::Systemd,
-                bind_folders: Vec::new(),
-                secret_folders: Vec::new(),
-            },
+            Settings::sample(),
         );
         helper.keep_record().expect("a record");
         for (number, (name, options, wanted)) in [
