@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{Config, Info, RawMessage};
+use async_nats::jetstream::stream::{Config, Info, RawMessage, RetentionPolicy};
 use bytes::Bytes;
 use leaf_core::event::EventRecord;
 use serde::de::DeserializeOwned;
@@ -17,6 +17,23 @@ use crate::stream_error::{RequestError, StreamError, request_error};
 
 /// How long the server may take to answer a request.
 pub(crate) const API_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Returns the settings of a stream that keeps the last message of each subject, without other limits.
+pub(crate) fn last_of_each_subject(name: String, subjects: String) -> Config {
+    Config {
+        name,
+        subjects: vec![subjects],
+        max_messages_per_subject: 1,
+        max_messages: -1,
+        max_bytes: -1,
+        max_consumers: -1,
+        max_message_size: -1,
+        num_replicas: 1,
+        retention: RetentionPolicy::Limits,
+        allow_direct: true,
+        ..Config::default()
+    }
+}
 
 /// An error of the API.
 #[derive(Debug, Deserialize)]

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use bytes::Bytes;
 use leaf_core::id::LeafName;
 use leaf_core::subject;
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::client_error::{ClientError, read_json};
 use crate::connect::Bus;
-use crate::jetstream::{API_TIMEOUT, read_ack};
+use crate::jetstream::{API_TIMEOUT, last_of_each_subject, read_ack};
 use crate::link::{Link, Wait};
 use crate::stream_error::{RequestError, StreamError, publish_error, request_error};
 
@@ -173,21 +173,11 @@ async fn read(link: &Link, leaf: &LeafName) -> Result<BTreeMap<String, Vec<u8>>,
 /// The settings of a bucket as all NATS clients expect them (ADR-8).
 fn config() -> Config {
     Config {
-        name: subject::state_stream(),
         description: Some("what is so now of each leaf".to_owned()),
-        subjects: vec![subject::state_keys()],
-        max_messages_per_subject: 1,
-        max_messages: -1,
-        max_bytes: -1,
-        max_consumers: -1,
-        max_message_size: -1,
-        num_replicas: 1,
         storage: StorageType::File,
-        retention: RetentionPolicy::Limits,
         discard: DiscardPolicy::New,
         allow_rollup: true,
         deny_delete: true,
-        allow_direct: true,
-        ..Config::default()
+        ..last_of_each_subject(subject::state_stream(), subject::state_keys())
     }
 }

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use leaf_core::beat::{Beat, LEASE_SECONDS};
 use leaf_core::event::header;
 use leaf_core::id::LeafName;
@@ -15,7 +15,7 @@ use leaf_core::subject::{self, LEASE_STREAM};
 use serde_json::json;
 
 use crate::connect::Bus;
-use crate::jetstream::API_TIMEOUT;
+use crate::jetstream::{API_TIMEOUT, last_of_each_subject};
 use crate::link::Link;
 use crate::stream_error::StreamError;
 
@@ -144,22 +144,12 @@ impl Lease {
 /// Creates the stream of leases, which all leaves share.
 async fn ensure(link: &Link) -> Result<(), StreamError> {
     let desired = Config {
-        name: LEASE_STREAM.to_owned(),
         description: Some("the last beat of every leaf".to_owned()),
-        subjects: vec![subject::beats()],
         max_age: Duration::from_secs(LEASE_SECONDS),
         duplicate_window: Duration::from_secs(LEASE_SECONDS),
-        max_messages_per_subject: 1,
-        max_messages: -1,
-        max_bytes: -1,
-        max_consumers: -1,
-        max_message_size: -1,
-        num_replicas: 1,
         storage: StorageType::Memory,
-        retention: RetentionPolicy::Limits,
         discard: DiscardPolicy::Old,
-        allow_direct: true,
-        ..Config::default()
+        ..last_of_each_subject(LEASE_STREAM.to_owned(), subject::beats())
     };
     let differs = |found: &Config| {
         (found.subjects != desired.subjects).then(|| format!("its subjects are {:?}", found.subjects))

@@ -43,19 +43,11 @@ const LOG_BYTES: usize = 512 * 1024;
 
 /// Carries out effects beside the main loop.
 pub struct Workers {
-    leaf: LeafName,
-    inputs: mpsc::Sender<Wake>,
+    equipment: Equipment,
     tasks: Tasks,
     /// Tasks that may block a thread: files, processes.
     steps: Tasks,
-    bus: Bus,
-    containers: Result<Arc<ContainerHost>, String>,
-    jobs: Result<JobHost, String>,
-    scans: mpsc::Sender<u64>,
-    mirror: mpsc::Sender<BTreeMap<String, Option<Bytes>>>,
-    published: watch::Receiver<Published>,
     tidied_at: Instant,
-    clock: Clock,
     interruptions: Interruptions,
     cancels: BTreeMap<JobId, watch::Sender<bool>>,
 }
@@ -90,34 +82,13 @@ impl Workers {
     /// Returns the workers; nothing runs yet.
     #[must_use]
     pub fn new(equipment: Equipment) -> Self {
-        let Equipment {
-            leaf,
-            inputs,
-            bus,
-            containers,
-            jobs,
-            scans,
-            mirror,
-            published,
-            steps,
-            in_flight,
-            clock,
-        } = equipment;
         Self {
-            leaf,
-            inputs,
             tasks: Tasks::default(),
-            steps: Tasks::on(steps),
-            bus,
-            containers,
-            jobs,
-            scans,
-            mirror,
-            published,
+            steps: Tasks::on(equipment.steps.clone()),
             tidied_at: Instant::now(),
-            clock,
-            interruptions: Interruptions::new(in_flight),
+            interruptions: Interruptions::new(equipment.in_flight.clone()),
             cancels: BTreeMap::new(),
+            equipment,
         }
     }
 
@@ -125,8 +96,8 @@ impl Workers {
     #[must_use]
     pub fn capabilities(&self) -> Capabilities {
         Capabilities {
-            containers: self.containers.as_ref().map(drop).map_err(Clone::clone),
-            nix: self.jobs.as_ref().map(drop).map_err(Clone::clone),
+            containers: self.equipment.containers.as_ref().map(drop).map_err(Clone::clone),
+            nix: self.equipment.jobs.as_ref().map(drop).map_err(Clone::clone),
         }
     }
 
@@ -146,7 +117,7 @@ impl Workers {
 
     /// Passes changed entries of the state to the bucket's writer, if it has room.
     pub fn mirror(&self, take: impl FnOnce() -> BTreeMap<String, Option<Bytes>>) {
-        if let Ok(permit) = self.mirror.try_reserve() {
+        if let Ok(permit) = self.equipment.mirror.try_reserve() {
             permit.send(take());
         }
     }
@@ -158,7 +129,7 @@ impl Workers {
             return;
         }
         self.tidied_at = Instant::now();
-        let stored = self.published.borrow().stored;
+        let stored = self.equipment.published.borrow().stored;
         let journal = journal.clone();
         self.tasks.run(async move {
             if stored > 0 && stored >= journal.first_sequence() {
@@ -178,7 +149,7 @@ impl Workers {
 
     /// Answers a question from the host's observed state.
     pub fn ask(&mut self, responder: Responder, id: CommandId, question: Question) {
-        let containers = self.containers.clone();
+        let containers = self.equipment.containers.clone();
         let view = move || {
             containers
                 .map(|host| host.view.clone())
@@ -186,7 +157,7 @@ impl Workers {
         };
         match question {
             Question::JobLog { job, offset, ended } => {
-                let host = self.jobs.clone();
+                let host = self.equipment.jobs.clone();
                 self.reply_with(responder, id, move || {
                     let host = host.map_err(|why| Problem::new(ProblemCode::Unsupported, why))?;
                     match host.jobs.read_log(job, offset, LOG_BYTES) {
@@ -249,7 +220,7 @@ impl Workers {
 
     /// Requests a hardware scan for this rescan.
     pub fn scan_hardware(&mut self, rescan: u64) {
-        let scans = self.scans.clone();
+        let scans = self.equipment.scans.clone();
         self.tasks.run(async move {
             // Fails only when the daemon is ending and the scanning task is gone.
             let _ = scans.send(rescan).await;
@@ -258,8 +229,10 @@ impl Workers {
 
     /// Searches the host for a foreign container of this name.
     pub fn find_foreign(&mut self, name: ContainerName) {
-        let Ok(host) = &self.containers else { return };
-        let (view, inputs) = (host.view.clone(), self.inputs.clone());
+        let Ok(host) = &self.equipment.containers else {
+            return;
+        };
+        let (view, inputs) = (host.view.clone(), self.equipment.inputs.clone());
         self.tasks.run(async move {
             let found = tokio::task::spawn_blocking(move || view.foreign()).await;
             let found = match found {
@@ -274,12 +247,12 @@ impl Workers {
 
     /// Takes a container's steps, after a pause.
     pub fn take_steps(&mut self, container: Container, after: Duration) {
-        let (inputs, name) = (self.inputs.clone(), container.name.clone());
+        let (inputs, name) = (self.equipment.inputs.clone(), container.name.clone());
         let interruption = self.interruptions.begin(&name);
-        let steps = self.containers.clone().map(|host| Steps {
-            leaf: self.leaf.clone(),
+        let steps = self.equipment.containers.clone().map(|host| Steps {
+            leaf: self.equipment.leaf.clone(),
             host,
-            clock: self.clock,
+            clock: self.equipment.clock,
             container,
             interruption,
         });
@@ -317,10 +290,10 @@ impl Workers {
 
     /// Runs a job, or follows a running one.
     pub fn run_job(&mut self, job: Job) {
-        let inputs = self.inputs.clone();
-        let host = self.jobs.clone();
-        let bus = self.bus.clone();
-        let leaf = self.leaf.clone();
+        let inputs = self.equipment.inputs.clone();
+        let host = self.equipment.jobs.clone();
+        let bus = self.equipment.bus.clone();
+        let leaf = self.equipment.leaf.clone();
         let (cancel, cancelled) = watch::channel(false);
         self.cancels.insert(job.id, cancel);
         self.steps.run(async move {
@@ -348,7 +321,9 @@ impl Workers {
 
     /// Removes logs and GC roots of jobs that the leaf does not remember any more.
     pub fn forget_jobs(&mut self, forgotten: Vec<JobId>) {
-        let Ok(host) = self.jobs.clone() else { return };
+        let Ok(host) = self.equipment.jobs.clone() else {
+            return;
+        };
         self.steps.run(async move {
             for id in forgotten {
                 if let Err(error) = host.remove(id).await {
@@ -360,8 +335,8 @@ impl Workers {
 
     /// Publishes that a job has ended.
     pub fn publish_job_end(&mut self, job: JobId) {
-        let bus = self.bus.clone();
-        let leaf = self.leaf.clone();
+        let bus = self.equipment.bus.clone();
+        let leaf = self.equipment.leaf.clone();
         self.tasks.run(async move { bus.publish_ended(&leaf, job).await });
     }
 }
