@@ -13,8 +13,6 @@ in
         CapabilityBoundingSet
         NoNewPrivileges
         ProtectSystem
-        Type
-        ExecStart
         ;
     };
     expected = {
@@ -22,6 +20,11 @@ in
       CapabilityBoundingSet = "";
       NoNewPrivileges = "yes";
       ProtectSystem = "strict";
+    };
+  };
+  "leafd says itself when it is ready" = {
+    expr = { inherit (leafd.Service) Type ExecStart; };
+    expected = {
       Type = "notify";
       ExecStart = "/package/bin/leafd run --config /etc/cim-leaf/leafd.toml";
     };

@@ -70,10 +70,7 @@ async fn evaluate(file: &str, arguments: &[String]) -> anyhow::Result<Value> {
         .kill_on_drop(true)
         .output()
         .await?;
-    ensure!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{said}");
     Ok(serde_json::from_slice(&output.stdout)?)
 }
