@@ -59,7 +59,7 @@ pub enum CallError {
     #[error("the command is too large: {0}")]
     TooLarge(String),
     /// The reply can't be parsed.
-    #[error("the reply of leaf {leaf} can't be read: the leaf may have another version")]
+    #[error("can't parse the reply of leaf {leaf}: the leaf may have another version")]
     Unreadable {
         /// The leaf's name.
         leaf: LeafName,
@@ -69,7 +69,7 @@ pub enum CallError {
         source: serde_json::Error,
     },
     /// Another error of the client.
-    #[error("the command could not be sent: {0}")]
+    #[error("can't send the command: {0}")]
     Other(String),
 }
 

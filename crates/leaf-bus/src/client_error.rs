@@ -9,7 +9,7 @@ pub enum ClientError {
     #[error("can't read from the NATS server")]
     Stream(#[from] StreamError),
     /// A message can't be parsed.
-    #[error("the message on {subject} can't be read")]
+    #[error("can't parse the message on {subject}")]
     Unreadable {
         /// The message's subject.
         subject: String,

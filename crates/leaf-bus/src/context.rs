@@ -16,7 +16,7 @@ const DEFAULT_SERVER: &str = "nats://127.0.0.1:4222";
 #[derive(Debug, thiserror::Error)]
 pub enum ContextError {
     /// There is no context of this name.
-    #[error("there is no context {name:?} ({} does not exist): create it with `nats context add`, or pass a file", path.display())]
+    #[error("context {name:?} does not exist ({}): create it with `nats context add`, or pass a file", path.display())]
     Missing {
         /// The context's name.
         name: String,
@@ -25,14 +25,14 @@ pub enum ContextError {
     },
     /// The name has characters that are not allowed in one.
     #[error(
-        "{name:?} is not the name of a context: a name has no '/' and no '..'; name a file with its directory, as in ./context.json"
+        "{name:?} is not a context's name, which has no '/' and no '..'; give a file with its directory, as in ./context.json"
     )]
     BadName {
         /// The given name.
         name: String,
     },
     /// The file can't be read.
-    #[error("the context {} can't be read", path.display())]
+    #[error("can't read the context {}", path.display())]
     Unreadable {
         /// The context's file.
         path: PathBuf,
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_supported_or_no_context_is_named() {
+    fn unsupported_fields_and_invalid_files_are_reported() {
         let error = parse(r#"{"nsc":"nsc://o/a/u","socks_proxy":"x"}"#).expect_err("not supported");
         assert!(error.to_string().contains("nsc, socks_proxy"), "{error}");
         assert!(matches!(parse("[]"), Err(ContextError::Malformed { .. })));

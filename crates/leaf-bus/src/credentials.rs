@@ -21,9 +21,9 @@ pub(crate) fn sign(credentials: &Credentials, nonce: &[u8]) -> Result<Signed, (S
         _ => return Err((what, "they are not a credentials file".into())),
     };
     let jwt =
-        block(&text, "NATS USER JWT").ok_or_else(|| (what.clone(), "there is no user JWT in it".into()))?;
+        block(&text, "NATS USER JWT").ok_or_else(|| (what.clone(), "it contains no user JWT".into()))?;
     let seed =
-        block(&text, "USER NKEY SEED").ok_or_else(|| (what.clone(), "there is no user seed in it".into()))?;
+        block(&text, "USER NKEY SEED").ok_or_else(|| (what.clone(), "it contains no user seed".into()))?;
     let pair = nkeys::KeyPair::from_seed(seed).map_err(|e| (what.clone(), Cause::from(e)))?;
     let signature = pair.sign(nonce).map_err(|e| (what, Cause::from(e)))?;
     Ok(Signed {

@@ -373,7 +373,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_may_pass_by_itself_is_no_conflict() {
+    fn temporary_errors_are_not_conflicts() {
         for code in [10052, 10058, 10065] {
             assert!(is_conflict(code), "{code}");
         }
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_to_a_publish_are_told_apart() {
+    fn answers_to_a_publish_are_distinguished() {
         let read = |json: &str| read_ack(json.as_bytes(), "S");
         assert_eq!(read(r#"{"stream":"S","seq":7}"#), Ok(7));
         assert_eq!(

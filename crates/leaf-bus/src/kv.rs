@@ -36,7 +36,7 @@ impl StateBucket {
         let differs = |found: &Config| {
             (found.subjects != desired.subjects || found.max_messages_per_subject < 1).then(|| {
                 format!(
-                    "it is no key-value bucket (its subjects are {:?})",
+                    "it is not a key-value bucket (its subjects are {:?})",
                     found.subjects
                 )
             })

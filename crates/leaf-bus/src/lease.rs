@@ -26,7 +26,7 @@ pub enum LeaseError {
     #[error("the leaf {} is held by another leafd (instance {}) on {} since {}: stop that one, or give this one another name", .0.leaf, .0.instance, .0.hostname, .0.started_at)]
     HeldBy(Box<Beat>),
     /// The stream of leases failed.
-    #[error("the lease could not be taken or renewed")]
+    #[error("can't take or renew the lease")]
     Stream(#[from] StreamError),
 }
 

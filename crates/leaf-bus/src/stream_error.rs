@@ -16,7 +16,7 @@ pub enum StreamError {
         what: String,
     },
     /// The stream does not exist.
-    #[error("there is no stream {stream}")]
+    #[error("stream {stream} does not exist")]
     NoStream {
         /// The stream's name.
         stream: String,
@@ -28,7 +28,7 @@ pub enum StreamError {
         description: String,
     },
     /// There is no connection, or it was lost during the request.
-    #[error("there is no connection to the NATS server")]
+    #[error("not connected to the NATS server")]
     Disconnected,
     /// The user lacks a permission.
     #[error("the user may not do this: {what}")]

@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_serial_number_goes_where_the_device_goes_and_a_place_does_not() {
+    fn an_id_with_a_serial_number_survives_a_move_and_one_with_a_place_does_not() {
         assert_eq!(ids([usb("1", Some("8F3A22"))]), ids([usb("7.2", Some("8F3A22"))]));
         assert_eq!(
             ids([usb("7.2", Some("8F3A22"))]),
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn two_devices_that_claim_the_same_serial_number_are_told_apart_by_place() {
+    fn two_devices_with_the_same_serial_number_are_distinguished_by_place() {
         let both = ids([usb("1", Some("8F3A22")), usb("2", Some("8F3A22"))]);
         assert_eq!(both.len(), 2);
         assert!(
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn serial_numbers_that_makers_forget_to_set_tell_nothing() {
+    fn serial_numbers_that_vendors_leave_unset_are_ignored() {
         for serial in [
             "",
             "0",

@@ -9,7 +9,7 @@
 //! software are left out. A device has no attribute that changes by itself (temperature, link state, load), so two
 //! scans of an unchanged host are equal.
 //!
-//! Reading order: `path` (what a sysfs path tells), `draft` (kinds and ids), `units` and `ports` (sysfs), `facter`.
+//! Reading order: `path` (sysfs paths), `draft` (kinds and ids), `units` and `ports` (sysfs), `facter`.
 
 mod draft;
 mod edid;

@@ -10,13 +10,13 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::{ports, units};
 
-/// How long no event may arrive before the hint is given.
+/// The time without events before a hint is given.
 const QUIET: Duration = Duration::from_millis(300);
-/// How long a hint is delayed at most.
+/// The maximum delay of a hint.
 const MAX_DELAY: Duration = Duration::from_secs(2);
-/// How long after a failure the socket is opened again.
+/// The pause before a failed socket is opened again.
 const RETRY: Duration = Duration::from_secs(10);
-/// Where a running udevd listens (systemd-udevd(8)).
+/// The socket of a running udevd (systemd-udevd(8)).
 const UDEVD: &str = "/run/udev/control";
 
 /// Why uevents can't be received.

@@ -1,4 +1,4 @@
-//! What a sysfs path tells by itself: the piece of hardware that it belongs to, and the place of that hardware.
+//! Interprets sysfs paths: the piece of hardware that a path belongs to, and the place of that hardware.
 //!
 //! The kernel numbers USB buses, SCSI hosts and input devices in the order in which it finds them, so a path may differ
 //! from boot to boot. A [place](place) consists of the parts that don't: the PCI address, the ports of the hubs, the

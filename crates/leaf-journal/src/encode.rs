@@ -101,7 +101,7 @@ impl<'a> In<'a> {
             .split_last_chunk::<4>()
             .ok_or(DecodeError("it is too short for a checksum"))?;
         if checksum(table, key, fields) != u32::from_le_bytes(*sum) {
-            return Err(DecodeError("its checksum does not fit"));
+            return Err(DecodeError("its checksum does not match"));
         }
         Ok(Self(fields))
     }
@@ -147,7 +147,7 @@ impl<'a> In<'a> {
         if self.0.is_empty() {
             Ok(())
         } else {
-            Err(DecodeError("it has more than belongs to it"))
+            Err(DecodeError("it has trailing bytes"))
         }
     }
 }
@@ -325,7 +325,7 @@ pub(crate) fn decode_command(key: &str, value: &[u8]) -> Result<CommandRecord, D
     };
     fields.done()?;
     if command_key(&command.caller, &command.id) != key {
-        return Err(DecodeError("it stands under another command's key"));
+        return Err(DecodeError("it is under another command's key"));
     }
     Ok(command)
 }

@@ -250,11 +250,7 @@ pub(crate) fn shrink(
         Ok(())
     })?;
     let now = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
-    tracing::info!(
-        before = size,
-        now,
-        "the journal's file gave room back to the disk"
-    );
+    tracing::info!(before = size, now, "compacted the journal's file");
     Ok(())
 }
 
@@ -264,7 +260,7 @@ fn check_count(what: &str, found: u64, table: u64, head: u64) -> Result<(), Stor
     }
     Err(StoreError::inconsistent(
         format!("the table of {what}"),
-        format!("{found} of {head} are there"),
+        format!("it has {found} of {head}"),
     ))
 }
 
@@ -279,7 +275,7 @@ fn verify_events(transaction: &ReadTransaction, head: &Head) -> Result<Option<us
     if events.len()? != held {
         return Err(StoreError::inconsistent(
             "the table of events",
-            format!("{} of {held} are there", events.len()?),
+            format!("it has {} of {held}", events.len()?),
         ));
     }
     let mut bytes = 0;
@@ -310,7 +306,7 @@ fn check_sequence(found: u64, expected: u64) -> Result<(), StoreError> {
     }
     Err(StoreError::inconsistent(
         format!("event {expected}"),
-        format!("event {found} stands in its place"),
+        format!("event {found} is in its place"),
     ))
 }
 
@@ -318,7 +314,7 @@ fn read_head(transaction: &ReadTransaction) -> Result<Head, StoreError> {
     let meta = transaction.open_table(META)?;
     let value = |key: &'static str| {
         meta.get(key)?
-            .ok_or_else(|| StoreError::inconsistent(format!("the {key} record"), "it is not there"))
+            .ok_or_else(|| StoreError::inconsistent(format!("the {key} record"), "it is missing"))
     };
     let version = encode::decode_format(value("format")?.value())
         .map_err(|e| StoreError::damaged("the format record", &e))?;
@@ -476,7 +472,7 @@ pub(crate) fn read(database: &Database, from: u64, max_bytes: usize) -> Result<F
         if expected <= head.last_sequence {
             return Err(StoreError::inconsistent(
                 format!("event {expected}"),
-                "it is not there",
+                "it is missing",
             ));
         }
         Ok(Found::Events(events))

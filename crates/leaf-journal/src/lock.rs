@@ -1,5 +1,5 @@
-//! One process holds a state directory. The lock is the kernel's (`flock`), so it ends with its process, however that
-//! ends; the file's text says who holds it, for the error of whoever comes second.
+//! The lock of a state directory, which only one process may hold. It is the kernel's (`flock`), so it ends with its
+//! process; the file's text describes the holder, for the error message of a second process.
 
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -13,20 +13,20 @@ use serde::{Deserialize, Serialize};
 /// The name of the lock file in the state directory.
 pub(crate) const FILE: &str = "holder.json";
 
-/// How long a lock may outlive its process: a child that it was just starting when it was killed has the lock until it runs
-/// its own program.
+/// How long a lock may outlive its process: a child that was being started when the process was killed holds it until it
+/// executes its program.
 const LINGERS: Duration = Duration::from_secs(2);
 
-/// Who holds a state directory.
+/// The holder of a state directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// Its process id.
+    /// The process id.
     pub pid: u32,
-    /// The host it runs on: the directory may be shared between hosts or containers.
+    /// The name of its host, since the directory may be shared between hosts or containers.
     pub hostname: String,
-    /// Since when it holds the directory.
+    /// Since when it has held the directory.
     pub since: Timestamp,
-    /// What it says of itself, such as its instance id.
+    /// Its description of itself, such as its instance id.
     pub holder: String,
 }
 
@@ -46,7 +46,7 @@ impl fmt::Display for Holder {
 }
 
 impl Holder {
-    /// Whether it was a process of this host that has ended.
+    /// Returns whether it was a process of this host that has ended.
     fn is_gone(&self) -> bool {
         self.hostname == hostname() && !Path::new(&format!("/proc/{}", self.pid)).exists()
     }
@@ -56,15 +56,15 @@ fn hostname() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-#[expect(clippy::disallowed_methods, reason = "nothing tells when a lock is free")]
+#[expect(clippy::disallowed_methods, reason = "there is no event for a released lock")]
 fn pause() {
     std::thread::sleep(Duration::from_millis(10));
 }
 
-/// Why a state directory could not be locked.
+/// An error of locking a state directory.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Another process has it.
+    /// Another process holds it.
     #[error(
         "the state directory {path} is held by {}: stop that one first, or give this leaf a state directory of its own",
         holder.as_deref().map_or_else(|| "another process".to_owned(), ToString::to_string)
@@ -72,20 +72,20 @@ pub enum LockError {
     Held {
         /// The state directory.
         path: PathBuf,
-        /// Who, if its file could be read.
+        /// The holder, if the file is readable.
         holder: Option<Box<Holder>>,
     },
     /// The lock file could not be opened, or its file system has no locks.
-    #[error("the lock file {path} can't be used")]
+    #[error("can't use the lock file {path}")]
     Io {
         /// The lock file.
         path: PathBuf,
-        /// What the system says.
+        /// The operating system's error.
         source: io::Error,
     },
 }
 
-/// A locked state directory; dropping it lets go.
+/// A locked state directory; dropping it releases the lock.
 #[derive(Debug)]
 pub(crate) struct DirectoryLock(#[expect(dead_code, reason = "its lock is what counts")] File);
 
@@ -128,19 +128,19 @@ impl DirectoryLock {
         };
         let mut text = serde_json::to_vec(&me).expect("a holder has string keys only");
         text.push(b'\n');
-        // Written over the old text, whose space it has: a full disk is no reason to lose the lock, and so neither
-        // is a text that can't be written.
+        // Overwrites the old text, whose space it reuses: a full disk must not make the lock fail, and neither must a
+        // text that can't be written.
         let written = file
             .write_all(&text)
             .and_then(|()| file.set_len(text.len() as u64));
         if let Err(error) = written {
-            tracing::warn!(path = %path.display(), %error, "can't say in the lock file who holds it");
+            tracing::warn!(path = %path.display(), %error, "can't write the holder into the lock file");
         }
         Ok(Self(file))
     }
 }
 
-/// Returns who holds a state directory, or held it last.
+/// Returns the present or last holder of a state directory.
 #[must_use]
 pub fn holder_of(directory: &Path) -> Option<Holder> {
     let text = std::fs::read(directory.join(FILE)).ok()?;

@@ -42,7 +42,7 @@ pub(crate) enum Request {
     Close(oneshot::Sender<()>),
 }
 
-/// What the thread shares with the handles. A reader keeps the read lock while it reads, so that no reader has the old
+/// The data that the thread shares with the handles. A reader keeps the read lock while it reads, so that no reader has the old
 /// database when it is reopened.
 pub(crate) struct Shared {
     pub directory: PathBuf,

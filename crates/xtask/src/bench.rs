@@ -1,8 +1,8 @@
-//! `cargo xtask bench`: what a leaf costs beside what it is built on, as ratios within one run.
+//! `cargo xtask bench`: measures what a leaf costs compared with what it is built on, as ratios within one run.
 //!
-//! Here is what is measured, in which order, and the table; [`programs`] builds what is run, [`leaf`] starts a leaf,
-//! [`measures`] takes the figures, and [`machine`] says where. It never fails because of a figure: what is slow on
-//! a busy machine is no defect.
+//! This module has the list of measurements and the table; [`programs`] builds the programs, [`leaf`] starts a leaf,
+//! [`measures`] takes the figures, and [`machine`] describes the machine. A figure never makes it fail: being slow on a
+//! busy machine is not a defect.
 
 mod host;
 mod leaf;
@@ -20,51 +20,51 @@ use crate::setup;
 use numbers::Row;
 use programs::Programs;
 
-/// The document that the tables stand in, and the marks around each.
+/// The document with the tables, and the marks around each.
 const DOCUMENT: &str = "docs/performance.md";
 const HERE: [&str; 2] = [
-    "<!-- what `cargo xtask bench --write` wrote -->",
-    "<!-- the end of what it wrote -->",
+    "<!-- begin: cargo xtask bench --write -->",
+    "<!-- end: cargo xtask bench --write -->",
 ];
 const HOST: [&str; 2] = [
-    "<!-- what `cargo xtask bench --host --write` wrote -->",
-    "<!-- the end of what it wrote of the test host -->",
+    "<!-- begin: cargo xtask bench --host --write -->",
+    "<!-- end: cargo xtask bench --host --write -->",
 ];
 
-/// Measure a leaf beside what it is built on, and print a table
+/// Measure a leaf compared with what it is built on, and print a table
 ///
-/// Release builds; everything is measured in turn with what it is compared with, several times, and the medians
-/// count. The machine should be quiet. It takes about ten minutes, with --host about half an hour.
+/// Uses release builds. Each measurement alternates with what it is compared with, several times, and the table has the
+/// medians. The machine should be idle. It takes about ten minutes, with --host about half an hour.
 #[derive(clap::Args)]
 pub(crate) struct Bench {
-    /// Only these
+    /// Take only these measurements
     #[arg(value_enum)]
     only: Vec<Name>,
-    /// Measure on the test host (`cargo xtask host`) instead: containers under systemd, beside the same by hand
+    /// Measure on the test host (`cargo xtask host`) instead: containers under systemd, compared with the same by hand
     #[arg(long, conflicts_with = "only")]
     host: bool,
-    /// How often each is measured
+    /// The number of rounds of each measurement
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: u16,
-    /// Put the table into docs/performance.md
+    /// Write the table into docs/performance.md
     #[arg(long, conflicts_with = "only")]
     write: bool,
 }
 
-/// What can be measured.
+/// The measurements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Name {
-    /// `leaf.show` against a bare responder
+    /// `leaf.show` compared with a bare responder
     RoundTrip,
-    /// Events into journal and stream against bare publishes
+    /// Events into journal and stream compared with bare publishes
     Durable,
     /// 64 commands at once
     Concurrent,
-    /// `leafd inventory` against lshw and hwinfo
+    /// `leafd inventory` compared with lshw and hwinfo
     Inventory,
     /// From the start of leafd to the published inventory
     Start,
-    /// `leafctl nix build` against nix
+    /// `leafctl nix build` compared with nix
     Build,
     /// Memory and wake-ups at rest
     Rest,
@@ -74,7 +74,7 @@ impl Bench {
     pub(crate) fn run(self) -> Result<ExitCode> {
         ensure!(
             setup::is_root(),
-            "a leaf with containers is measured, and that needs root; try: sudo --preserve-env=PATH,HOME cargo xtask bench"
+            "measuring a leaf with containers needs root; try: sudo --preserve-env=PATH,HOME cargo xtask bench"
         );
         let tools = setup::prepare(true)?;
         let programs = Programs::build(&tools)?;
@@ -107,7 +107,7 @@ impl Bench {
             let marks = if self.host { HOST } else { HERE };
             std::fs::write(&file, replaced(&old, marks, &text)?)
                 .with_context(|| format!("can't write {DOCUMENT}"))?;
-            eprintln!("{DOCUMENT} is written");
+            eprintln!("wrote {DOCUMENT}");
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -117,7 +117,7 @@ impl Bench {
         for (name, measure) in MEASURES {
             if self.only.is_empty() || self.only.contains(name) {
                 eprintln!("measuring: {name:?}");
-                rows.extend(measure(programs, rounds).with_context(|| format!("{name:?} was not measured"))?);
+                rows.extend(measure(programs, rounds).with_context(|| format!("can't measure {name:?}"))?);
             }
         }
         Ok(rows)
@@ -126,7 +126,7 @@ impl Bench {
 
 type Measure = fn(&Programs, usize) -> Result<Vec<Row>>;
 
-/// In this order: what needs the least of the machine comes first.
+/// The measurements in order, those that load the machine least first.
 const MEASURES: &[(Name, Measure)] = &[
     (Name::Rest, measures::rest),
     (Name::RoundTrip, measures::round_trip),
@@ -137,13 +137,13 @@ const MEASURES: &[(Name, Measure)] = &[
     (Name::Build, measures::build),
 ];
 
-/// Returns the document with another text between two marks.
+/// Returns the document with the text between two marks replaced.
 pub(crate) fn replaced(document: &str, [begin, end]: [&str; 2], text: &str) -> Result<String> {
     let parts = document
         .split_once(begin)
         .and_then(|(before, rest)| Some((before, rest.split_once(end)?.1)));
     let Some((before, after)) = parts else {
-        bail!("the document has lost its marks {begin:?} and {end:?}");
+        bail!("the document lacks the marks {begin:?} and {end:?}");
     };
     Ok(format!("{before}{begin}\n\n{text}\n{end}{after}"))
 }
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_is_replaced_and_the_rest_stays() {
+    fn only_the_table_is_replaced() {
         let [begin, end] = HERE;
         let document = format!("# About\n\n{begin}\nold\n{end}\nmore\n");
         let new = replaced(&document, HERE, "new").expect("it has marks");

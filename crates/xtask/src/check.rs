@@ -1,4 +1,4 @@
-//! `cargo xtask check`: all that is looked at without running anything.
+//! `cargo xtask check`: the checks that run no tests.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::command::{cargo, find, run, typed};
 use crate::docs;
 
-/// Check format, lints, generated documents and, where cargo deny is installed, what the house is built of
+/// Check format, lints, generated documents and, if cargo deny is installed, dependencies
 #[derive(clap::Args)]
 pub(crate) struct Check {}
 
@@ -30,9 +30,7 @@ impl Check {
             steps.push(vec!["deny", "check", "bans", "licenses", "sources"]);
             println!("note: `cargo deny check advisories` needs the network, and is not part of this");
         } else {
-            eprintln!(
-                "note: cargo deny is not installed, so the licenses of dependencies were not looked at"
-            );
+            eprintln!("note: cargo deny is not installed, so the licenses of dependencies were not checked");
         }
         let mut good = true;
         for args in steps {

@@ -1,4 +1,4 @@
-//! Runs `cargo build`, and says how far it is.
+//! Runs `cargo build`, and shows its progress.
 
 use std::io::{BufReader, IsTerminal as _, Read};
 use std::process::{ChildStderr, Stdio};
@@ -9,12 +9,12 @@ use serde_json::Value;
 
 use crate::command::{cargo, typed};
 
-/// What cargo draws its bar with.
+/// The width of cargo's progress bar.
 const WIDTH: &str = "80";
 
-/// Compiles what `arguments` select, and returns cargo's messages about what came of it.
+/// Compiles what `arguments` select, and returns cargo's messages about the artifacts.
 ///
-/// On a terminal cargo draws its own bar. Elsewhere there is a line at each tenth of the way.
+/// On a terminal cargo draws its own bar. Elsewhere a line is printed at each tenth.
 pub(crate) fn compile<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<Vec<Value>> {
     let mut command = cargo();
     command
@@ -53,7 +53,8 @@ pub(crate) fn compile<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Resul
         .collect())
 }
 
-/// Prints what cargo says: warnings and errors as they are, its bar as a line at each tenth, and no line for each crate.
+/// Prints cargo's output: warnings and errors unchanged, its bar as a line at each tenth, and no lines about single
+/// crates.
 fn show(stderr: ChildStderr) {
     let began = Instant::now();
     let mut line = Vec::new();
@@ -82,15 +83,15 @@ fn show(stderr: ChildStderr) {
     }
 }
 
-/// A line of cargo's.
+/// A line of cargo's output.
 #[derive(Debug, PartialEq, Eq)]
 enum Said {
-    /// The bar: how many units are compiled, and how many there are.
+    /// The bar: the number of compiled units, and of all units.
     Progress {
         done: u64,
         of: u64,
     },
-    /// That it begins with a crate, or an empty line.
+    /// The start of a crate, or an empty line.
     Crate,
     Else,
 }
@@ -107,7 +108,7 @@ impl Said {
             return Self::Progress { done, of };
         }
         let per_crate = ["Compiling ", "Downloaded ", "Downloading ", "Building "];
-        // In the output of a test's failure these words would be indented otherwise.
+        // In the output of a failed test these words would be indented differently.
         if text.is_empty() || per_crate.iter().any(|word| text.starts_with(word)) {
             Self::Crate
         } else {
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_about_one_crate_is_left_out_and_all_else_is_shown() {
+    fn lines_about_one_crate_are_left_out_and_all_others_shown() {
         assert_eq!(Said::of("   Compiling serde v1.0.229"), Said::Crate);
         assert_eq!(Said::of(""), Said::Crate);
         assert_eq!(Said::of("error[E0308]: mismatched types"), Said::Else);

@@ -1,6 +1,6 @@
-//! `cargo xtask demo`: the main job, step by step, on a leaf that is started for it and stopped after it.
+//! `cargo xtask demo`: shows the main features step by step, on a leaf that is started and stopped for it.
 //!
-//! [`leaf`] shows what is typed; here are the steps.
+//! This module has the steps; [`leaf`] prints and runs their commands.
 
 mod leaf;
 
@@ -14,16 +14,16 @@ use crate::install::{Profile, install};
 use crate::setup;
 use leaf::Shown;
 
-/// The container that is made and destroyed.
+/// The container that is created and destroyed.
 const CONTAINER: &str = "demo";
 
-/// Install what is missing, start a leaf with its own embedded NATS, and show the main job
+/// Install what is missing, start a leaf with an embedded NATS server, and show the main features
 ///
-/// Each step is shown as the command that a person would type, with its real output. It ends with 0 only if each
-/// step really worked, and stops what it started.
+/// Each step is printed as the command that you would type, with its real output. Exits with 0 only if every step
+/// worked, and stops what it started.
 #[derive(clap::Args)]
 pub(crate) struct Demo {
-    /// Leave the leaf running, and print how to go on by hand
+    /// Leave the leaf running, and print what to try next
     #[arg(long)]
     keep: bool,
 }
@@ -32,7 +32,7 @@ impl Demo {
     pub(crate) fn run(self) -> Result<ExitCode> {
         ensure!(
             setup::is_root(),
-            "the demo runs a container, and that needs root; try: sudo --preserve-env=PATH,HOME cargo xtask demo"
+            "the demo runs a container, which needs root; try: sudo --preserve-env=PATH,HOME cargo xtask demo"
         );
         let tools = setup::prepare(false)?;
         let tree = install(&tools, Profile::Debug)?;
@@ -41,7 +41,7 @@ impl Demo {
             .tempdir()
             .context("can't make a temporary directory")?;
 
-        title("A leaf with its own NATS");
+        title("A leaf with an embedded NATS server");
         let mut leaf = Shown::start(&tree, directory.path())?;
         let shown = tour(&mut leaf, directory.path());
         if let Err(error) = shown {
@@ -53,8 +53,8 @@ impl Demo {
             leaf.keep(&tree, &directory);
         } else {
             leaf.stop()?;
-            println!("\nEach step worked. The leaf is stopped, and its files are removed.");
-            println!("To go on by hand: cargo xtask demo --keep");
+            println!("\nEvery step worked. The leaf is stopped, and its files are removed.");
+            println!("To leave it running and try more: cargo xtask demo --keep");
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -72,13 +72,13 @@ fn tour(leaf: &mut Shown, directory: &Path) -> Result<()> {
         find(&hardware, "devices")
             .and_then(Value::as_array)
             .is_some_and(|d| !d.is_empty()),
-        "the leaf sees no device"
+        "the leaf has no devices"
     );
 
     title("The event log");
     leaf.step(&["events"])?;
 
-    title("A container's system, built now");
+    title("A container's system, built by the leaf");
     leaf.step(&["--timeout", "5m", "nix", "build", "--template", "minimal"])?;
     let jobs = leaf.ask(&["nix", "jobs"])?;
     let toplevel = find(&jobs, "store_path")
@@ -86,7 +86,7 @@ fn tour(leaf: &mut Shown, directory: &Path) -> Result<()> {
         .context("no job has a result with a store path")?
         .to_owned();
 
-    title("A container of it, with its own credentials on NATS");
+    title("A container with its own NATS credentials");
     leaf.owns_container(CONTAINER);
     leaf.step(&["container", "create", CONTAINER, "--toplevel", &toplevel])?;
     leaf.step(&["--timeout", "2m", "container", "start", CONTAINER])?;
@@ -101,7 +101,7 @@ fn tour(leaf: &mut Shown, directory: &Path) -> Result<()> {
     let left = leaf.ask(&["container", "list"])?;
     ensure!(
         !has_text(&left, CONTAINER),
-        "the container was destroyed, and is still listed"
+        "the container was destroyed, but is still listed"
     );
     leaf.owns_no_container();
 
@@ -114,12 +114,12 @@ fn tour(leaf: &mut Shown, directory: &Path) -> Result<()> {
     leaf.step(&["--timeout", "5m", "nix", "build", "--file", file])?;
     leaf.step(&["nix", "jobs"])?;
 
-    title("All of that, as events");
+    title("The events of all these steps");
     leaf.step(&["events"])?;
     expect_whole_history(leaf)
 }
 
-/// Eight derivations that take a moment each, anew in every second, and one that needs them all.
+/// Eight derivations that take a moment each, different in every second, and one that needs them all.
 const BUILD: &str = r#"let
   # A static shell of this machine's, where the sandbox may have none.
   static = builtins.path {
@@ -162,10 +162,10 @@ fn expect_phase(leaf: &Shown, phase: &str) -> Result<()> {
     }
 }
 
-/// Every sequence number once and in order, and the story of the container and the builds among them.
+/// Checks that every sequence number exists once and in order, with the events of the container and the builds.
 fn expect_whole_history(leaf: &Shown) -> Result<()> {
     let events = leaf.ask(&["events"])?;
-    let events = events.as_array().context("the events are no list")?;
+    let events = events.as_array().context("the events are not a list")?;
     let sequences: Vec<u64> = events
         .iter()
         .filter_map(|event| match find(event, "sequence")? {
@@ -184,7 +184,7 @@ fn expect_whole_history(leaf: &Shown) -> Result<()> {
         let kind = format!("cim.leaf.{kind}.v1");
         ensure!(
             events.iter().any(|event| has_text(event, &kind)),
-            "the history has no {kind}"
+            "the history has no event {kind}"
         );
     }
     Ok(())

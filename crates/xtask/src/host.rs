@@ -1,4 +1,4 @@
-//! `cargo xtask host`: a machine for a person; and what the other commands need of test hosts.
+//! `cargo xtask host`: an interactive test host; and the set-up of test hosts for the other commands.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -15,17 +15,17 @@ use testhost::{
 use crate::install::{self, Profile, install};
 use crate::setup;
 
-/// Installs what test hosts need, and returns their image; builds it where it is not here yet.
+/// Installs what test hosts need, and returns their image, which is built if it does not exist.
 ///
 /// # Errors
-/// Where this machine can't build or run it: the text says what is missing.
+/// If this machine can't build or run it; the text says what is missing.
 pub(crate) fn image() -> Result<Image> {
     can_run()?;
     Image::build(&setup::prepare_host()?.nats_server)
 }
 
-/// Returns the programs that [`PROGRAMS_VARIABLE`] names; else compiles `leafd`, `leafctl`, `leaf-helper` and `leaf-init`, and
-/// lays them out with their units for a test host.
+/// Returns the programs named by [`PROGRAMS_VARIABLE`]; without it compiles `leafd`, `leafctl`, `leaf-helper` and
+/// `leaf-init`, and lays them out with their units for a test host.
 pub(crate) fn programs(profile: Profile) -> Result<Programs> {
     if std::env::var_os(PROGRAMS_VARIABLE).is_some_and(|tree| !tree.is_empty()) {
         return Programs::here();
@@ -43,23 +43,23 @@ fn lay_out(package: &Path, profile: Profile) -> Result<Programs> {
         Profile::Debug => "host-programs",
         Profile::Release => "host-programs-released",
     };
-    Programs::lay_out(package, name).context("the test host's programs can't be laid out")
+    Programs::lay_out(package, name).context("can't lay out the test host's programs")
 }
 
 /// Builds the NixOS systems with these programs, and installs what that needs.
 ///
 /// # Errors
-/// Where there is no tree of nixpkgs', or they can't be built: the text says why.
+/// If there is no nixpkgs tree, or they can't be built; the text says why.
 pub(crate) fn nixos(programs: &Programs) -> Result<Systems> {
     can_run()?;
     nixpkgs()?;
     Systems::build(programs, &setup::prepare_nixos()?.nats_server)
 }
 
-/// A real machine with systemd in QEMU, to try things on and to test on
+/// Run a real machine with systemd in QEMU, for experiments and tests
 ///
-/// Its image is built once (Debian, some minutes) and kept; a fresh machine is then there in about a second. All that
-/// is done on it is gone when it ends.
+/// Its image is built once (Debian, some minutes) and kept; a fresh machine then starts in about a second. All changes
+/// on it are discarded at its end.
 #[derive(clap::Args)]
 pub(crate) struct HostTask {
     #[command(subcommand)]
@@ -87,15 +87,15 @@ impl HostTask {
     }
 }
 
-/// A shell on a fresh machine on which leafd runs
+/// Open a shell on a fresh machine on which leafd runs
 ///
-/// It ends with the machine: `exit` or Control and ] leave it.
+/// The machine ends with the shell: leave it with `exit` or Ctrl-].
 #[derive(clap::Args)]
 struct Shell {
-    /// A machine without leafd and its programs
+    /// Start a machine without leafd and its programs
     #[arg(long)]
     bare: bool,
-    /// A NixOS host instead of a Debian one; it needs a tree of nixpkgs' (docs/development.md)
+    /// Start a NixOS host instead of a Debian one; needs a nixpkgs tree (docs/development.md)
     #[arg(long, conflicts_with = "bare")]
     nixos: bool,
     /// The machine's memory, in MiB
@@ -122,32 +122,32 @@ impl Shell {
             );
             host
         };
-        println!("`exit` or Control and ] leave and end the machine");
+        println!("`exit` or Ctrl-] ends the machine");
         shell::shell(&host)?;
         println!("\nthe machine has ended");
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// Run one command on a fresh machine, and end as it does
+/// Run one command on a fresh machine, and exit as it does
 #[derive(clap::Args)]
 struct Run {
-    /// How long it may take, in seconds
+    /// The time limit, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     limit: u64,
     /// The machine's memory, in MiB
     #[arg(long, value_name = "MIB", default_value_t = MEMORY_MIB)]
     memory: u64,
-    /// Build leafd and the other programs, and put them on it with their units; leafd is not started
+    /// Build leafd and the other programs, and install them with their units; leafd is not started
     #[arg(long)]
     leaf: bool,
-    /// The same on a NixOS host, on which leafd is started by its unit; it needs a tree of nixpkgs' (docs/development.md)
+    /// Use a NixOS host, on which leafd is started by its unit; needs a nixpkgs tree (docs/development.md)
     #[arg(long, conflicts_with = "leaf")]
     nixos: bool,
-    /// The programs as they are released: slower to build, quicker to run
+    /// Use release builds of the programs: slower to build, faster to run
     #[arg(long)]
     released: bool,
-    /// A command line of bash
+    /// A bash command line
     command: String,
 }
 
@@ -183,7 +183,7 @@ impl Run {
     }
 }
 
-/// Build the image, if it is not there yet
+/// Build the image, if it does not exist
 #[derive(clap::Args)]
 struct Build {}
 
@@ -198,7 +198,7 @@ impl Build {
     }
 }
 
-/// Tell whether the image is there, and what runs it
+/// Show whether the image exists, and what runs it
 #[derive(clap::Args)]
 struct Status {}
 
@@ -214,17 +214,17 @@ impl Status {
             println!("{}", directory.display());
         }
         match image.accelerator() {
-            Accelerator::Kvm => println!("it runs with KVM"),
-            Accelerator::Emulation => println!("it is emulated: KVM does not work here"),
+            Accelerator::Kvm => println!("machines run with KVM"),
+            Accelerator::Emulation => println!("machines are emulated: KVM does not work here"),
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// Remove images: those that this checkout would not use, and no other has used for an hour
+/// Remove the images that this checkout would not use, and no other has used for an hour
 #[derive(clap::Args)]
 struct Clean {
-    /// The others too
+    /// Remove all images
     #[arg(long)]
     all: bool,
 }

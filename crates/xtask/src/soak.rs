@@ -1,4 +1,5 @@
-//! `cargo xtask soak`: the long tests on the test host, which CI runs in short, and their figures.
+//! `cargo xtask soak`: runs the long tests on the test host, of which CI runs a short version, and records their
+//! figures.
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -13,37 +14,37 @@ use crate::compile::compile;
 use crate::install::Profile;
 use crate::{host, setup};
 
-/// Run the long tests on the test host: many lives of containers, many power cuts, a kill at each step
+/// Run the long tests on the test host: many lifecycles of containers, many power cuts, a kill at each step
 ///
-/// The programs are those that are released. With --write the figures go into docs/reliability.md.
+/// Uses release builds. With --write the figures are written into docs/reliability.md.
 #[derive(clap::Args)]
 pub(crate) struct Soak {
-    /// How many times a container is created, started, stopped and destroyed
+    /// The number of times that a container is created, started, stopped and destroyed
     #[arg(long, default_value_t = 1000)]
     cycles: u32,
-    /// How many power cuts, and how many reboots, in the middle of each of create, update and destroy
+    /// The number of power cuts, and of reboots, during each of create, update and destroy
     #[arg(long, default_value_t = 20)]
     cuts: u32,
-    /// Only these; in the document the figures of the others stay
+    /// Run only these tests; the figures of the others in the document are kept
     #[arg(long, value_enum)]
     only: Vec<Long>,
-    /// Put the figures into docs/reliability.md
+    /// Write the figures into docs/reliability.md
     #[arg(long)]
     write: bool,
 }
 
-/// The tests that can be made longer.
+/// The long tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Long {
     /// Containers from create to destroy
     Lives,
-    /// The power is cut in the middle of commands
+    /// The power is cut during commands
     PowerCuts,
-    /// The host is rebooted in the middle of commands
+    /// The host is rebooted during commands
     Reboots,
     /// leafd is killed at each step of create, update, stop and destroy
     KillsOfLeafd,
-    /// The helper is killed at each step of them
+    /// The helper is killed at each of these steps
     KillsOfHelper,
 }
 
@@ -59,8 +60,8 @@ impl Long {
     }
 }
 
-const BEGIN: &str = "<!-- what `cargo xtask soak --write` wrote -->";
-const END: &str = "<!-- the end of what it wrote -->";
+const BEGIN: &str = "<!-- begin: cargo xtask soak --write -->";
+const END: &str = "<!-- end: cargo xtask soak --write -->";
 
 impl Soak {
     pub(crate) fn run(self) -> Result<ExitCode> {
@@ -74,9 +75,9 @@ impl Soak {
             .iter()
             .find_map(|artifact| artifact["executable"].as_str())
             .context("cargo names no test program of testhost")?;
-        // Before it goes on for hours: somebody may commit meanwhile.
+        // Read before the tests, which take hours: HEAD may move in the meantime.
         let revision = output(Command::new("git").args(["rev-parse", "--short", "HEAD"]))?;
-        // All at the same time: each has a machine, which takes a processor.
+        // All at the same time: each has a machine, which uses one processor.
         let mut running = Vec::new();
         for long in Long::value_variants() {
             if !self.only.is_empty() && !self.only.contains(long) {
@@ -111,7 +112,7 @@ impl Soak {
             revision.trim(),
         )?;
         println!("{}", table(&rows));
-        ensure!(worked, "not all of it worked");
+        ensure!(worked, "some tests failed");
         if self.write {
             write(rows)?;
         }
@@ -125,7 +126,7 @@ fn table(rows: &[String]) -> String {
     format!("{HEAD}{}", rows.concat())
 }
 
-/// Returns the lines of the table for what the tests have reported.
+/// Returns the rows of the table for the tests' reports.
 fn rows(report: &str, revision: &str) -> Result<Vec<String>> {
     let date = output(Command::new("date").args(["--utc", "+%F"]))?;
     let row = |line: &str| {
@@ -144,16 +145,12 @@ fn rows(report: &str, revision: &str) -> Result<Vec<String>> {
     report.lines().map(row).collect()
 }
 
-/// Puts rows into the document's table, in the place of those of the same name.
+/// Writes rows into the document's table, replacing those of the same name.
 fn write(rows: Vec<String>) -> Result<()> {
     let path: PathBuf = workspace().join("docs/reliability.md");
     let text = std::fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
-    let text = replaced(&text, rows).with_context(|| {
-        format!(
-            "{} has lost the marks between which the figures go",
-            path.display()
-        )
-    })?;
+    let text = replaced(&text, rows)
+        .with_context(|| format!("{} lacks the marks around the figures", path.display()))?;
     std::fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))
 }
 
@@ -181,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_takes_the_place_of_the_one_of_its_name() {
+    fn a_row_replaces_the_one_of_the_same_name() {
         let row = |what: &str, times: u32| format!("| {what} | {times} | 1 min | fine | today |\n");
         let document = format!("# Head\n\n{BEGIN}\n\nNot taken yet.\n\n{END}\n");
         let once = replaced(&document, vec![row("b", 1), row("a", 1)]).expect("it has marks");

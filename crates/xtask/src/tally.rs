@@ -1,9 +1,9 @@
-//! Counts tests by what their programs print: libtest and libtest-mimic say `test NAME ... ok|FAILED|ignored` and end
-//! with `test result: …`.
+//! Counts tests from the output of their programs: libtest and libtest-mimic print `test NAME ... ok|FAILED|ignored` and
+//! end with `test result: …`.
 //!
-//! What was announced and did not end with a result counts as failed: a program that crashed passed nothing.
+//! A program that announced tests and did not end with a result counts as failed, since it crashed.
 
-/// How many lines of what a failed test says are kept, and how many bytes of each.
+/// The number of kept lines of a failed test's output, and of bytes of each.
 const SAID_LINES: usize = 12;
 const SAID_BYTES: usize = 600;
 
@@ -12,7 +12,7 @@ const SAID_BYTES: usize = 600;
 pub(crate) struct Tally {
     pub(crate) passed: u64,
     pub(crate) failed: Vec<Failure>,
-    /// Names and reasons.
+    /// The skipped tests with their reasons.
     pub(crate) skipped: Vec<(String, String)>,
     current: Option<Program>,
 }
@@ -21,7 +21,7 @@ pub(crate) struct Tally {
 #[derive(Debug, Default)]
 pub(crate) struct Failure {
     pub(crate) name: String,
-    /// The beginning of what it said of it.
+    /// The beginning of its output.
     pub(crate) said: Vec<String>,
 }
 
@@ -34,24 +34,24 @@ impl Failure {
     }
 }
 
-/// The program that runs now.
+/// The running program.
 #[derive(Debug)]
 struct Program {
     label: String,
     results: u64,
-    /// Whether it said `running N tests`, and no result yet.
+    /// Whether it printed `running N tests`, and no result yet.
     open: bool,
     passed: u64,
     failed: Vec<Failure>,
-    /// Which of the failed it tells more of, in a part of its own at the end.
+    /// The index of the failed test whose output it is printing, in the part at the end.
     tells_of: Option<usize>,
     skipped: Vec<(String, String)>,
-    /// Why its tests can't run here: `… are skipped: REASON` on a line of its own.
+    /// The reason why its tests are skipped: `… are skipped: REASON` on a line of its own.
     reason: String,
 }
 
 impl Tally {
-    /// Returns the tally of one test program, which is called so.
+    /// Returns the tally of a test program with this label.
     pub(crate) fn of(label: &str) -> Self {
         Self {
             current: Some(Program::new(label.to_owned())),
@@ -59,7 +59,7 @@ impl Tally {
         }
     }
 
-    /// Adds what another has counted.
+    /// Adds another tally.
     pub(crate) fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed.extend(other.failed);
@@ -78,11 +78,11 @@ impl Tally {
         self.skipped.push((name.into(), reason.into()));
     }
 
-    /// Takes one line of what a test program prints, or `cargo test --doc`, which runs several.
+    /// Handles a line of the output of a test program, or of `cargo test --doc`, which runs several.
     pub(crate) fn line(&mut self, line: &str) {
         let words = line.trim();
         if let Some(name) = line.strip_prefix("   Doc-tests ") {
-            // What cargo printed before is no program.
+            // Cargo's earlier output is not a program's.
             if self
                 .current
                 .as_ref()
@@ -120,7 +120,7 @@ impl Tally {
         }
     }
 
-    /// The one closing line.
+    /// Returns the closing line.
     pub(crate) fn closing_line(&self) -> String {
         format!(
             "{} passed, {} failed, {} skipped",
@@ -135,7 +135,7 @@ impl Tally {
             .get_or_insert_with(|| Program::new("an unnamed test program".to_owned()))
     }
 
-    /// The counts of the result are what the program itself says; a line may have been lost among others.
+    /// Handles the result line, whose counts are authoritative: a line of a test may have been lost in other output.
     fn result(&mut self, result: &str) {
         let count = |what: &str| -> u64 {
             result
@@ -183,7 +183,7 @@ impl Program {
     }
 
     fn test(&mut self, name: &str, outcome: &str) {
-        // libtest-mimic says the kind of a test before its name; a test that can't run has the reason there.
+        // libtest-mimic prints the kind of a test before its name; for a skipped test it is the reason.
         let (kind, bare) = match name.strip_prefix('[').and_then(|rest| rest.split_once("] ")) {
             Some((kind, bare)) => (kind.trim(), bare.trim()),
             None => ("", name.trim()),
@@ -201,8 +201,8 @@ impl Program {
         }
     }
 
-    /// Takes a line of the part in which the program tells of what failed: `---- NAME ----`, or `---- NAME stdout ----`, and
-    /// what the test said.
+    /// Handles a line of the part with the output of failed tests: `---- NAME ----` or `---- NAME stdout ----`, and the
+    /// output.
     fn tell(&mut self, line: &str) {
         let heading = line
             .strip_prefix("---- ")
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_failed_test_said_stays_with_it() {
+    fn a_failed_test_has_its_output() {
         let tally = tally(
             "running 3 tests\ntest a ... FAILED\ntest b ... ok\n\
              test c::d ... FAILED\nnoise\n\nfailures:\n\n---- a ----\nit is blue,\n\nnot red\n\n---- c::d stdout ----\n\

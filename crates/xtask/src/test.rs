@@ -1,6 +1,6 @@
-//! `cargo xtask test`: every test that can run here, and one closing line that says how many did.
+//! `cargo xtask test`: runs every test that can run here, and prints a closing line with the counts.
 //!
-//! [`programs`] compiles everything once, [`run`] starts what was compiled, [`times`] says where the time went.
+//! [`programs`] compiles everything once, [`run`] starts the programs, [`times`] records where the time went.
 
 mod older;
 mod programs;
@@ -22,34 +22,34 @@ use programs::{Lane, Program};
 use run::{Job, Work};
 use times::Times;
 
-/// What tests read: where the static `leaf-init` is.
+/// The variables with the path of the static `leaf-init`, for tests.
 const LEAF_INIT_VARIABLES: [&str; 2] = ["CIM_LEAF_STATIC_INIT", "CIM_LEAF_LEAF_INIT"];
-/// What the tests on the test host read: the program that tests leaf-helper.
+/// The variable with the path of leaf-helper's test program, for the tests on the test host.
 const HELPER_TESTS_VARIABLE: &str = "CIM_LEAF_HELPER_TESTS";
 
 /// Install what is missing, and run every test that can run here
 ///
-/// As many test programs run at a time as there are processors, those that share the host or test hosts one after the
-/// other. The last line says how many tests passed, failed and were skipped; before it stands each that was skipped, with
-/// its reason, and each that failed. It ends with 0 only if none failed.
+/// One test program per processor runs at a time; those that share the host or the test hosts run one after another.
+/// The last line has the numbers of passed, failed and skipped tests; before it are the skipped tests, with their
+/// reasons, and the failed ones. Exits with 0 only if none failed.
 #[derive(clap::Args)]
 pub(crate) struct Test {
-    /// Unit tests only, and no Nix
+    /// Run only unit tests, and no Nix
     #[arg(long)]
     quick: bool,
-    /// Only the tests that need a real machine (`cargo xtask host`)
+    /// Run only the tests that need a test host (`cargo xtask host`)
     #[arg(long, conflicts_with = "quick")]
     host_only: bool,
-    /// Compile benchmarks and examples, too
+    /// Compile benchmarks and examples as well
     #[arg(long)]
     all_targets: bool,
-    /// How many test programs run at a time [default: one for each processor]
+    /// The number of test programs that run at a time [default: one per processor]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=64))]
     at_once: Option<u16>,
-    /// Put the table of where the time went into docs/development.md, between the marks of this name
+    /// Write the table of times into docs/development.md, between the marks of this name
     #[arg(long, value_name = "NAME")]
     write_times: Option<String>,
-    /// Only tests with this text in their name
+    /// Run only tests with this text in their name
     filter: Option<String>,
 }
 
@@ -78,7 +78,7 @@ impl Test {
         };
         let programs = times
             .phase("compile", || programs::build(selected))
-            .context("the tests can't be compiled")?;
+            .context("can't compile the tests")?;
         let mut environment = Environment::new();
         if !self.quick {
             environment
@@ -128,7 +128,7 @@ impl Test {
 
     fn job(&self, program: &Program, set_up: impl Fn(&mut Command)) -> Job<'static> {
         let mut command = Command::new(&program.file);
-        // As cargo starts it.
+        // As cargo would start it.
         command
             .current_dir(&program.directory)
             .env("CARGO_MANIFEST_DIR", &program.directory)
@@ -142,7 +142,7 @@ impl Test {
         }
     }
 
-    /// The examples in the documentation, which rustdoc compiles and runs.
+    /// Returns the job of documentation examples, which rustdoc compiles and runs.
     fn doc_tests(&self, set_up: impl Fn(&mut Command)) -> Job<'static> {
         let mut command = cargo();
         command.args([
@@ -164,8 +164,8 @@ impl Test {
         }
     }
 
-    /// Makes the test hosts and what is put on them, and returns what tells the tests of both; where they can't be had, the
-    /// tests are told the reason for which they are skipped.
+    /// Prepares the test hosts and their programs, and returns the environment by which tests find them; if they are
+    /// not available, it has the reason for which the tests are skipped.
     fn machines(&self, tools: &setup::Tools) -> Result<Environment> {
         match host::image() {
             Ok(_) => {
@@ -212,12 +212,12 @@ fn older_leafd() -> Environment {
 /// Variables of the environment, each set or removed.
 type Environment = Vec<(&'static str, Option<OsString>)>;
 
-/// An error in one line.
+/// Returns an error in one line.
 fn reason(error: &anyhow::Error) -> OsString {
     format!("{error:#}").replace('\n', " ").into()
 }
 
-/// How many test programs run at a time: the tests wait much of their time, so it is two where there is one processor.
+/// Returns the number of test programs that run at a time: at least two, since tests often wait.
 fn processors() -> usize {
     std::thread::available_parallelism().map_or(2, |count| count.get().max(2))
 }
@@ -242,7 +242,7 @@ fn report(tally: &Tally) -> ExitCode {
         }
     }
     println!("\n{}", tally.closing_line());
-    // What reads the closing line may read a pipe.
+    // Flushed, since a reader of the closing line may read a pipe.
     let _ = std::io::stdout().flush();
     if tally.failed.is_empty() {
         ExitCode::SUCCESS

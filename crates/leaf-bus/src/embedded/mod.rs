@@ -381,12 +381,12 @@ impl Supervisor {
         loop {
             let since = Instant::now();
             let mut reason = match place.as_mut() {
-                None => "it does not run".to_owned(),
+                None => "it is not running".to_owned(),
                 Some(child) => loop {
                     tokio::select! {
                         exit = child.wait() => break match exit {
                             Ok(status) => format!("nats-server ended: {status}"),
-                            Err(e) => format!("nats-server can't be waited for: {e}"),
+                            Err(e) => format!("can't wait for nats-server: {e}"),
                         },
                         // The stop branch notices that the handle was dropped.
                         Some(reason) = restarts.recv() => break reason,

@@ -523,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_keys_are_not_made_anew_beside_credentials_made_with_them() {
+    fn missing_keys_are_not_replaced_if_derived_credentials_exist() {
         let (_parent, dir, _) = fresh();
         std::fs::remove_file(dir.join("keys.json")).expect("removed");
         let error = Identity::open_or_create(&dir, &leaf()).expect_err("refused");

@@ -1,4 +1,4 @@
-//! A leaf on a real machine, the test host: lives of containers, each beside the same by hand (`host/by-hand.sh`).
+//! Measurements on the test host: lifecycles of containers, compared with the same by hand (`host/by-hand.sh`).
 
 use std::time::Duration;
 
@@ -11,37 +11,37 @@ use super::programs::Programs;
 use crate::host;
 use crate::install::Profile;
 
-/// How many containers are started at once.
+/// The number of containers that are started at once.
 const CROWD: usize = 100;
-/// How long one of them may take until it is ready.
+/// The time limit for each to become ready, in seconds.
 const READY_SECONDS: u32 = 600;
-/// Requests a round.
+/// The number of requests per round.
 const REQUESTS: usize = 500;
-/// The machine's memory: a hundred containers need some.
+/// The machine's memory, in MiB, for a hundred containers.
 const MEMORY_MIB: u64 = 4096;
-/// Its processors: no leaf has less.
+/// The number of its processors.
 const PROCESSORS: u32 = 2;
-/// The longest that the machine is needed.
+/// The time limit of the machine.
 const LIVES: Duration = Duration::from_secs(3 * 3600);
-/// The longest that one measurement takes there.
+/// The time limit of a measurement.
 const PATIENCE: Duration = Duration::from_secs(3600);
-/// Where on the machine what is brought to it is.
+/// The directory of copied files on the machine.
 const DIRECTORY: &str = "/opt/bench";
-/// What comes before the arguments of a measurement there.
+/// The program of measurements on the machine.
 const REQUEST: &str = "/mnt/bench/requests";
 /// The leaf's directory on the machine, and its name.
 const STATE: &str = "/var/lib/cim-leaf";
 const CONTEXT: &str = "leafctl --context /var/lib/cim-leaf/context.json";
 
-/// How a container is run without a leaf: the manner, as `by-hand.sh` calls it; what it is called here; and how many times
-/// as long a leaf may take at most.
+/// The ways to run a container without a leaf: the name in `by-hand.sh`, the description, and the maximum ratio of a
+/// leaf's time to it.
 const BY_HAND: [(&str, &str, Option<f64>); 4] = [
     (
         "systemctl",
         "hand-written files of the NixOS contract and `systemctl`",
         Some(1.1),
     ),
-    ("least", "the least unit that starts at all", None),
+    ("least", "a minimal unit", None),
     ("nspawn", "bare `systemd-nspawn`", Some(1.1)),
     (
         "nix-env",
@@ -50,7 +50,7 @@ const BY_HAND: [(&str, &str, Option<f64>); 4] = [
     ),
 ];
 
-/// Makes a container's system that is ready at once and waits for its end, and prints its path.
+/// Builds a container's system that is ready at once and waits for its end, and prints its path.
 const SYSTEM: &str = r#"set -e; mkdir -p /var/tmp/busybox /var/tmp/waits; cp /usr/bin/busybox /var/tmp/busybox/
 b=$(nix-store --add /var/tmp/busybox)/busybox
 cat >/var/tmp/waits/init <<EOF
@@ -59,25 +59,25 @@ exec /run/leaf/init ready -- $b sh -c 'echo ready; trap "exit 0" 37; while :; do
 EOF
 chmod +x /var/tmp/waits/init; nix-store --add /var/tmp/waits"#;
 
-/// Measures all of it.
+/// Takes all measurements.
 pub(super) fn rows(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
     let machine = Machine::start(programs)?;
     let mut rows = machine.lives(rounds)?;
-    // What comes next takes its time, and may fail.
+    // The following measurements take long, and may fail.
     eprintln!("{}", table(&rows));
     rows.extend(machine.request(rounds)?);
     rows.extend(machine.crowd()?);
     Ok(rows)
 }
 
-/// The test host with a leaf on it, and what measures there.
+/// The test host with a leaf and the measuring programs.
 struct Machine {
     host: Host,
     /// The leaf's name.
     leaf: String,
-    /// The system that all containers run.
+    /// The system of all containers.
     toplevel: String,
-    /// What is shared with it.
+    /// The directory shared with it.
     _directory: tempfile::TempDir,
 }
 
@@ -87,7 +87,7 @@ impl Machine {
         let released = host::programs(Profile::Release)?;
         let directory = tempfile::tempdir().context("can't make a temporary directory")?;
         std::fs::copy(&programs.requests, directory.path().join("requests"))
-            .context("can't copy what sends the requests")?;
+            .context("can't copy the program that sends the requests")?;
         let mut host = Host::options()
             .with(&released)
             .memory_mib(MEMORY_MIB)
@@ -103,7 +103,7 @@ impl Machine {
         let least = include_bytes!("host/least@.service");
         host.put(least, "/etc/systemd/system/least@.service", "0644")?;
         let toplevel = host.ok(SYSTEM)?.trim().to_owned();
-        // A hundred on one emulated processor wait for each other.
+        // A hundred containers on one emulated processor wait for each other.
         host.ok(&format!(
             "printf '\\n[containers]\\nready_timeout_seconds = {READY_SECONDS}\\n' >>/etc/cim-leaf/leafd.toml; \
              systemctl daemon-reload && systemctl start leafd"
@@ -112,7 +112,7 @@ impl Machine {
             "until {CONTEXT} leaf show >/dev/null 2>&1; do sleep 0.2; done"
         ))?;
         let shown = host.ok(&format!("{CONTEXT} --json leaf show"))?;
-        let shown: Value = serde_json::from_str(&shown).context("leafctl prints no JSON")?;
+        let shown: Value = serde_json::from_str(&shown).context("leafctl printed invalid JSON")?;
         let leaf = shown["name"].as_str().context("a leaf has a name")?.to_owned();
         Ok(Self {
             host,
@@ -130,10 +130,10 @@ impl Machine {
 
     fn asks(&self, command: &str) -> Result<Value> {
         let text = self.does(&format!("{REQUEST} {command}"))?;
-        serde_json::from_str(&text).with_context(|| format!("{command} gives no JSON: {text}"))
+        serde_json::from_str(&text).with_context(|| format!("{command} printed invalid JSON: {text}"))
     }
 
-    /// A container's life: create, ready, stopped, destroyed; in microseconds.
+    /// Measures a container's lifecycle (create, ready, stopped, destroyed), in microseconds.
     fn life_of_leaf(&self) -> Result<[f64; 4]> {
         let Self { leaf, toplevel, .. } = self;
         let times = self.asks(&format!("life {STATE} {leaf} {toplevel}"))?;
@@ -149,20 +149,22 @@ impl Machine {
         Ok([(); 4].map(|()| times.next().unwrap_or(f64::NAN)))
     }
 
-    /// The same with a `leafctl` for each step, in microseconds.
+    /// Measures the same with a `leafctl` for each step, in microseconds.
     fn life_by_leafctl(&self) -> Result<f64> {
         let text = self.does(&format!(
             "began=${{EPOCHREALTIME/[.,]/}}; for step in 'create life --toplevel {}' 'start life' 'stop life' 'destroy life'; do \
              {CONTEXT} container $step >/dev/null || exit 1; done; echo $((${{EPOCHREALTIME/[.,]/}} - began))",
             self.toplevel
         ))?;
-        text.trim().parse().context("leafctl's life gives no time")
+        text.trim()
+            .parse()
+            .context("the lifecycle by leafctl printed no time")
     }
 
     fn lives(&self, rounds: usize) -> Result<Vec<Row>> {
         let (mut leaf, mut leafctl) = (Vec::new(), Vec::new());
         let mut by_hand: [Vec<[f64; 4]>; BY_HAND.len()] = Default::default();
-        // The first round makes what is made once.
+        // The first round fills caches.
         for round in 0..=rounds {
             let of_leaf = self.life_of_leaf()?;
             let of_leafctl = self.life_by_leafctl()?;
@@ -197,7 +199,7 @@ impl Machine {
         let mut rows = Vec::new();
         for (lives, (_, name, target)) in by_hand.iter().zip(BY_HAND) {
             let row = Row::report(
-                format!("a container created, ready, stopped, destroyed, against {name}"),
+                format!("a container created, ready, stopped, destroyed, compared with {name}"),
                 format!("{} ({})", ms(whole(&leaf)), steps(&leaf)),
             )
             .against(
@@ -211,13 +213,13 @@ impl Machine {
         }
         let typed = median(&leafctl) / 1e6;
         rows.push(
-            Row::report("the same by four `leafctl`, against `systemctl`", ms(typed))
+            Row::report("the same by four `leafctl`, compared with `systemctl`", ms(typed))
                 .against(ms(whole(&by_hand[0])), typed / whole(&by_hand[0])),
         );
         Ok(rows)
     }
 
-    /// Many at once, and what leafd takes for it.
+    /// Measures many containers at once, and leafd's resource usage for it.
     fn crowd(&self) -> Result<Vec<Row>> {
         let Self { leaf, toplevel, .. } = self;
         let before = self.leafd()?;
@@ -230,18 +232,18 @@ impl Machine {
         let by_hand: f64 = by_hand
             .trim()
             .parse()
-            .context("the crowd by hand gives no time")?;
+            .context("the containers by hand printed no time")?;
         let by_hand = by_hand / 1e6;
         Ok(vec![
             Row::report(
-                format!("{CROWD} containers started at once, against `systemctl start` of as many units written by hand"),
+                format!("{CROWD} containers started at once, compared with `systemctl start` of as many units written by hand"),
                 format!("{seconds:.1} s"),
             )
             .against(format!("{by_hand:.1} s"), seconds / by_hand),
             Row::report(
-                format!("`leafd`'s processor time for creating, starting and destroying the {CROWD}, and its memory then"),
+                format!("`leafd`'s CPU time for creating, starting and destroying the {CROWD}, and its peak memory"),
                 format!(
-                    "{:.1} s, {:.1} MB at most",
+                    "{:.1} s, {:.1} MB",
                     after.seconds - before.seconds,
                     after.most_kib * 1024.0 / 1e6
                 ),
@@ -261,7 +263,7 @@ impl Machine {
         })
     }
 
-    /// A question over NATS to a container, against the same to a process beside the leaf.
+    /// Measures a request over NATS to a container, compared with the same to a process beside the leaf.
     fn request(&self, rounds: usize) -> Result<Vec<Row>> {
         let leaf = &self.leaf;
         self.does(&format!(
@@ -276,7 +278,7 @@ impl Machine {
                 let (inside, beside) = (of("container", figure), of("bare", figure));
                 Row::report(
                     format!(
-                        "a request answered inside a container, {bytes} bytes, {name}, against a bare responder on the host"
+                        "a request answered inside a container, {bytes} bytes, {name}, compared with a bare responder on the host"
                     ),
                     format!("{inside:.0} µs"),
                 )
@@ -286,15 +288,15 @@ impl Machine {
     }
 }
 
-/// What a process has used.
+/// The resource usage of a process.
 struct Used {
-    /// Of a processor.
+    /// CPU time.
     seconds: f64,
-    /// Of memory, at its most.
+    /// Peak memory.
     most_kib: f64,
 }
 
-/// Where it was measured.
+/// Returns a description of the virtualization.
 pub(super) fn accelerator() -> Result<String> {
     Ok(format!("{:?}", host::image()?.accelerator()).to_lowercase())
 }

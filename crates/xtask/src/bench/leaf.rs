@@ -1,4 +1,4 @@
-//! A leaf to be measured: release build, embedded server, containers; gone when it is dropped.
+//! A leaf to measure: release build, embedded server, containers; stopped when dropped.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,12 +20,12 @@ pub(super) struct Measured {
 }
 
 impl Measured {
-    /// The leaf's name, with the number of this process in it: another bench or demo may run on this machine.
+    /// Returns the leaf's name, which contains this process's id: another bench or demo may run on this machine.
     pub(super) fn name() -> String {
         format!("bench-{}", std::process::id())
     }
 
-    /// Starts one, and returns when it is ready.
+    /// Starts a leaf, and returns when it is ready.
     pub(super) fn start(programs: &Programs) -> Result<Self> {
         let directory = tempfile::Builder::new()
             .prefix("cim-leaf-bench-")
@@ -46,32 +46,32 @@ impl Measured {
         Ok(Self { leaf, directory })
     }
 
-    /// Its process.
+    /// Returns its process id.
     pub(super) fn pid(&self) -> u32 {
         self.leaf.pid()
     }
 
-    /// A directory that goes with it.
+    /// Returns a directory that is removed with it.
     pub(super) fn directory(&self) -> &Path {
         self.directory.path()
     }
 
-    /// Where its state is.
+    /// Returns its state directory.
     pub(super) fn state(&self) -> PathBuf {
         leaf::state(self.directory())
     }
 
-    /// `leafctl` as a person has it set up.
+    /// Returns `leafctl`, set up for the leaf.
     pub(super) fn leafctl(&self) -> Command {
         self.leaf.leafctl()
     }
 
-    /// How long it took to say that it is ready.
+    /// Returns how long it took to become ready.
     pub(super) fn ready_after(&self) -> Duration {
         self.leaf.ready_after()
     }
 
-    /// Waits until the stream holds what the leaf saw of its hardware; returns how long after its start that was.
+    /// Waits until the stream has the leaf's hardware; returns the time since its start.
     pub(super) fn wait_published(&self) -> Result<Duration> {
         let started = self.leaf.started();
         while started.elapsed() < PUBLISHED_WITHIN {
@@ -87,7 +87,7 @@ impl Measured {
         )
     }
 
-    /// Ends it as systemd would.
+    /// Stops it as systemd would.
     pub(super) fn stop(self) -> Result<()> {
         self.leaf.stop()
     }

@@ -1,4 +1,4 @@
-//! Where something was measured: enough to understand the figures, nothing that names the machine.
+//! Describes the machine of a measurement, without identifying it.
 
 use std::process::Command;
 
@@ -7,13 +7,13 @@ use anyhow::{Context as _, Result};
 use super::programs::Programs;
 use crate::command::{output, workspace};
 
-/// How busy the machine is: processes that run or wait to, averaged over a minute.
+/// Returns the load average over a minute.
 pub(super) fn load() -> Result<String> {
     let text = read("/proc/loadavg")?;
     Ok(text.split(' ').next().unwrap_or_default().to_owned())
 }
 
-/// Returns a few lines on the machine, the programs and the day.
+/// Returns a description of the machine, the programs and the day.
 pub(super) fn about(programs: &Programs, load_before: &str) -> Result<String> {
     let cpus = read("/proc/cpuinfo")?;
     let model = cpus

@@ -1,4 +1,4 @@
-//! What is measured, each in turn with what it is compared with.
+//! The measurements, each alternating with what it is compared with.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -13,21 +13,21 @@ use super::numbers::{Row, Target, each, median, ms, number};
 use super::programs::Programs;
 use crate::command::{find, line, output};
 
-/// Requests a round.
+/// The number of requests per round.
 const REQUESTS: usize = 2000;
-/// Events a round, and where each waits for the disk.
+/// The number of events per round, and if each waits for the disk.
 const EVENTS: usize = 100_000;
 const EVENTS_ALWAYS: usize = 10_000;
-/// How many commands are on their way at once, and how many of them a round.
+/// The number of concurrent commands, and of commands per round.
 const TASKS: usize = 64;
 const COMMANDS: usize = 4096;
-/// How many commands there were before the second look at a leaf at rest.
+/// The number of commands before the second observation of an idle leaf.
 const WORKLOAD: usize = 100;
-/// How long after its last work a leaf is at rest, and how long it is watched then.
+/// How long after its last work a leaf is idle, and how long it is observed then.
 const SETTLED_AFTER: Duration = Duration::from_secs(15);
 const WATCHED_FOR: Duration = Duration::from_secs(30);
 
-/// A command's round trip against a bare responder's.
+/// A command's round trip, compared with a bare responder's.
 pub(super) fn round_trip(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
     let leaf = Measured::start(programs)?;
     leaf.wait_published()?;
@@ -41,7 +41,7 @@ pub(super) fn round_trip(programs: &Programs, rounds: usize) -> Result<Vec<Row>>
     let of = |who: &str, figure: &str| median(&each(&found, "rounds", &[who, figure]));
     let row = |figure: &str, name: &str| {
         let (leaf, bare) = (of("leaf", figure), of("bare", figure));
-        let what = format!("`leaf.show`, {name}, against a bare responder");
+        let what = format!("`leaf.show`, {name}, compared with a bare responder");
         Row::report(what, format!("{leaf:.0} µs")).against(format!("{bare:.0} µs"), leaf / bare)
     };
     let bytes = found["bytes"].as_u64().context("a size")?;
@@ -49,7 +49,7 @@ pub(super) fn round_trip(programs: &Programs, rounds: usize) -> Result<Vec<Row>>
         row("p50_us", &format!("{bytes} bytes, median")).target(Target::AtMost(1.3)),
         row("p99_us", "99th percentile"),
         Row::report(
-            "the same as leafctl asks, decoded, median",
+            "the same through leafctl's client, decoded, median",
             format!("{:.0} µs", of("client", "p50_us")),
         ),
     ])
@@ -87,7 +87,7 @@ pub(super) fn concurrent(programs: &Programs, rounds: usize) -> Result<Vec<Row>>
     Ok(vec![
         row(
             "stop",
-            "`container.stop` of one that stands still, accepted and stored",
+            "`container.stop` of a stopped container, accepted and recorded",
             "commands",
         ),
         row(
@@ -98,7 +98,7 @@ pub(super) fn concurrent(programs: &Programs, rounds: usize) -> Result<Vec<Row>>
     ])
 }
 
-/// Durable events a second, against bare publishes with the default and the safe sync.
+/// Durable events per second, compared with bare publishes with the default and the safe sync.
 pub(super) fn durable(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
     let (mut leaf, mut bare, mut least, mut always) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut bytes = 0;
@@ -144,18 +144,18 @@ pub(super) fn durable(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
         .against(format!("{other:.0}/s"), leaf / other)
     };
     Ok(vec![
-        row("against bare publishes, default sync", bare).target(Target::AtLeast(0.7)),
+        row("compared with bare publishes, default sync", bare).target(Target::AtLeast(0.7)),
         row(
-            "against the least that a publisher can do, default sync: one inbox, acknowledgements counted",
+            "compared with a minimal publisher, default sync: one inbox, acknowledgements counted",
             least,
         ),
-        row("against bare publishes, `sync_interval: always`", always).target(Target::AtLeast(10.0)),
+        row("compared with bare publishes, `sync_interval: always`", always).target(Target::AtLeast(10.0)),
     ])
 }
 
-/// One look at the hardware, whole processes.
+/// A hardware scan, whole processes.
 pub(super) fn inventory(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
-    let program = |name: &str| find(name).with_context(|| format!("there is no {name}"));
+    let program = |name: &str| find(name).with_context(|| format!("{name} is not installed"));
     let mut leafd = Command::new(&programs.leafd);
     leafd.args(["inventory", "--json"]);
     let mut lshw = Command::new(program("lshw")?);
@@ -170,9 +170,12 @@ pub(super) fn inventory(programs: &Programs, rounds: usize) -> Result<Vec<Row>> 
     )?;
     let [leaf, lshw, hwinfo] = [0, 1, 2].map(|which| median(&times[which]));
     let row = |name: &str, other: f64| {
-        Row::report(format!("`leafd inventory --json` against `{name}`"), ms(leaf))
-            .against(ms(other), leaf / other)
-            .target(Target::AtMost(1.0))
+        Row::report(
+            format!("`leafd inventory --json`, compared with `{name}`"),
+            ms(leaf),
+        )
+        .against(ms(other), leaf / other)
+        .target(Target::AtMost(1.0))
     };
     Ok(vec![row("lshw -json", lshw), row("hwinfo --short", hwinfo)])
 }
@@ -188,17 +191,17 @@ pub(super) fn start(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
     }
     Ok(vec![
         Row::report(
-            "first start of `leafd`, its server included, until it is ready",
+            "first start of `leafd` with its server until it is ready",
             ms(median(&ready)),
         ),
         Row::report(
-            "the same until the inventory is in the stream, and `leafctl` has seen it",
+            "the same until the inventory is in the stream, as observed by `leafctl`",
             ms(median(&published)),
         ),
     ])
 }
 
-/// A build of what was built before.
+/// A build of something built before.
 pub(super) fn build(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
     let leaf = Measured::start(programs)?;
     leaf.wait_published()?;
@@ -216,7 +219,7 @@ pub(super) fn build(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
     nix_build.arg("--file").arg(&file).arg("--out-link").arg(&link);
     let mut path_info = nix("path-info");
     path_info.arg("-S").arg(&link);
-    // The first of each builds it, and fills the caches.
+    // The first run of each builds it and fills caches.
     for _ in 0..2 {
         timed(&mut leafctl)?;
         timed(&mut nix_build)?;
@@ -232,7 +235,7 @@ pub(super) fn build(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
     let [leaf, nix] = [0, 1].map(|which| median(&times[which]));
     Ok(vec![
         Row::report(
-            "`leafctl nix build` of something built before, against `nix build` and `nix path-info -S`",
+            "`leafctl nix build` of something built before, compared with `nix build` and `nix path-info -S`",
             ms(leaf),
         )
         .against(ms(nix), leaf / nix)
@@ -248,7 +251,7 @@ const BUILD: &str = r#"derivation {
 }
 "#;
 
-/// A leaf that does nothing: after its start, and after a day's work.
+/// An idle leaf: after its start, and after commands.
 pub(super) fn rest(programs: &Programs, _rounds: usize) -> Result<Vec<Row>> {
     let leaf = Measured::start(programs)?;
     leaf.wait_published()?;
@@ -281,7 +284,7 @@ pub(super) fn rest(programs: &Programs, _rounds: usize) -> Result<Vec<Row>> {
         let mb = |kib: u64| kib as f64 * 1024.0 / 1e6;
         [
             Row::report(
-                format!("resident memory of `leafd` at rest, {when} (proportional share)"),
+                format!("resident memory of idle `leafd`, {when} (proportional share)"),
                 format!(
                     "{:.1} MB ({:.1} MB)",
                     mb(seen.resident_kib),
@@ -297,11 +300,11 @@ pub(super) fn rest(programs: &Programs, _rounds: usize) -> Result<Vec<Row>> {
     Ok(all)
 }
 
-/// How a process at rest does.
+/// The resource usage of an idle process.
 struct Seen {
     resident_kib: u64,
     proportional_kib: u64,
-    /// A second.
+    /// Per second.
     wake_ups: f64,
 }
 
@@ -325,13 +328,13 @@ fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
-/// How often the threads of a process gave up the processor by themselves: as often as they were woken.
+/// Returns the number of voluntary context switches of a process's threads, which is the number of wake-ups.
 fn switches(pid: u32) -> Result<u64> {
     let tasks = format!("/proc/{pid}/task");
     let mut sum = 0;
     for task in std::fs::read_dir(&tasks).with_context(|| format!("can't read {tasks}"))? {
         let status = task.context("can't read a thread")?.path().join("status");
-        // A thread may have ended meanwhile.
+        // A thread may have ended in the meantime.
         sum += field(&status, "voluntary_ctxt_switches:").unwrap_or(0);
     }
     Ok(sum)
@@ -344,7 +347,7 @@ fn field(file: &Path, name: &str) -> Result<u64> {
         .with_context(|| format!("{} has no {name}", file.display()))
 }
 
-/// Puts a system into the store that could be a container's, and is never started.
+/// Adds a container's system to the store, which is never started.
 fn toplevel(directory: &Path) -> Result<PathBuf> {
     let system = directory.join("system");
     std::fs::create_dir_all(&system).with_context(|| format!("can't make {}", system.display()))?;
@@ -360,7 +363,7 @@ fn toplevel(directory: &Path) -> Result<PathBuf> {
 /// A measurement, in seconds.
 type Timed<'a> = &'a mut dyn FnMut() -> Result<f64>;
 
-/// Takes each measurement so often, in turn: A B A B …
+/// Takes each measurement `rounds` times, alternating: A B A B …
 fn in_turn(rounds: usize, measurements: &mut [Timed<'_>]) -> Result<Vec<Vec<f64>>> {
     let mut times = vec![Vec::with_capacity(rounds); measurements.len()];
     for _ in 0..rounds {
@@ -371,7 +374,7 @@ fn in_turn(rounds: usize, measurements: &mut [Timed<'_>]) -> Result<Vec<Vec<f64>
     Ok(times)
 }
 
-/// Runs a command to its end; returns the seconds that it took.
+/// Runs a command to its end; returns its run time in seconds.
 fn timed(command: &mut Command) -> Result<f64> {
     command
         .stdin(Stdio::null())
@@ -387,5 +390,5 @@ fn timed(command: &mut Command) -> Result<f64> {
 
 fn json(command: &mut Command) -> Result<Value> {
     let text = output(command)?;
-    serde_json::from_str(&text).with_context(|| format!("{} gives no JSON", line(command)))
+    serde_json::from_str(&text).with_context(|| format!("{} printed invalid JSON", line(command)))
 }

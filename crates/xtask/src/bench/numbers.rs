@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-/// One line of the table.
+/// A row of the table.
 #[derive(Debug)]
 pub(super) struct Row {
     what: String,
@@ -14,7 +14,7 @@ pub(super) struct Row {
     target: Option<Target>,
 }
 
-/// What is wanted of a ratio, or of a figure.
+/// The target of a ratio or a figure.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Target {
     AtMost(f64),
@@ -22,7 +22,7 @@ pub(super) enum Target {
 }
 
 impl Row {
-    /// A figure that is reported only.
+    /// Returns a row with a figure that is only reported.
     pub(super) fn report(what: impl Into<String>, leaf: impl Into<String>) -> Self {
         Self {
             what: what.into(),
@@ -33,20 +33,20 @@ impl Row {
         }
     }
 
-    /// Adds what it is compared with, and leaf divided by that.
+    /// Adds the figure that it is compared with, and the ratio.
     pub(super) fn against(mut self, other: impl Into<String>, ratio: f64) -> Self {
         self.other = other.into();
         self.ratio = Some(ratio);
         self
     }
 
-    /// Adds what the ratio should be.
+    /// Adds the target of the ratio.
     pub(super) fn target(mut self, target: Target) -> Self {
         self.target = Some(target);
         self
     }
 
-    /// Adds what a figure that is compared with nothing should be.
+    /// Adds the target of a figure that is compared with nothing.
     pub(super) fn limit(mut self, figure: f64, target: Target) -> Self {
         self.ratio = Some(figure);
         self.target = Some(target);
@@ -65,13 +65,13 @@ impl Row {
 /// Returns the rows as Markdown.
 pub(super) fn table(rows: &[Row]) -> String {
     let mut text =
-        "| measured | leaf | against | ratio | wanted | |\n|---|---:|---:|---:|---:|---|\n".to_owned();
+        "| measured | leaf | compared with | ratio | target | |\n|---|---:|---:|---:|---:|---|\n".to_owned();
     for row in rows {
         let ratio = match row.ratio {
             Some(ratio) if !row.other.is_empty() => format!("{ratio:.2}"),
             _ => String::new(),
         };
-        let wanted = match row.target {
+        let target = match row.target {
             Some(Target::AtMost(most)) => format!("≤ {most}"),
             Some(Target::AtLeast(least)) => format!("≥ {least}"),
             None => String::new(),
@@ -82,12 +82,12 @@ pub(super) fn table(rows: &[Row]) -> String {
         let Row {
             what, leaf, other, ..
         } = row;
-        let _ = writeln!(text, "| {what} | {leaf} | {other} | {ratio} | {wanted} | {met} |");
+        let _ = writeln!(text, "| {what} | {leaf} | {other} | {ratio} | {target} | {met} |");
     }
     text
 }
 
-/// Returns the middle of the figures, of an even number the mean of the two.
+/// Returns the median of the figures.
 pub(super) fn median(figures: &[f64]) -> f64 {
     let mut sorted = figures.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -107,13 +107,13 @@ pub(super) fn number(value: &Value, path: &[&str]) -> f64 {
         .unwrap_or(f64::NAN)
 }
 
-/// The same figure of each round.
+/// Returns the same figure of each round.
 pub(super) fn each(value: &Value, list: &str, path: &[&str]) -> Vec<f64> {
     let rounds = value[list].as_array().map_or(&[][..], Vec::as_slice);
     rounds.iter().map(|round| number(round, path)).collect()
 }
 
-/// Seconds as a person reads them.
+/// Returns seconds as a text in milliseconds.
 pub(super) fn ms(seconds: f64) -> String {
     format!("{:.0} ms", seconds * 1e3)
 }

@@ -1,4 +1,4 @@
-//! What is measured, built as it is released.
+//! The release builds to measure.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,7 +12,7 @@ use crate::setup::Tools;
 
 /// The programs to run.
 pub(super) struct Programs {
-    /// Where they are installed as a package would have them.
+    /// The directory in which they are installed as by a package.
     pub(super) tree: PathBuf,
     pub(super) leafd: PathBuf,
     pub(super) requests: PathBuf,
@@ -24,7 +24,7 @@ pub(super) struct Programs {
 
 impl Programs {
     pub(super) fn build(tools: &Tools) -> Result<Self> {
-        // Apart from the benches, whose libraries have more switched on.
+        // Separately from the benches, whose libraries have more features enabled.
         let tree = install(tools, Profile::Release)?;
         eprintln!("building the benches");
         let benches = ["requests", "publishes", "durable"].map(|name| ["--bench", name]);
@@ -52,7 +52,7 @@ impl Programs {
             publishes: bench("publishes")?,
             durable: bench("durable")?,
             nats_server: tools.nats_server.clone(),
-            nix: find("nix").context("there is no nix")?,
+            nix: find("nix").context("nix is not installed")?,
         })
     }
 }

@@ -1,4 +1,4 @@
-//! The demo's leaf: what is done with it is shown as a person would type it.
+//! The demo's leaf: prints and runs the commands that a user would type.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -10,9 +10,9 @@ use serde_json::Value;
 use crate::command::{output, run, typed};
 use crate::leaf::{self, Leaf};
 
-/// A running `leafd`. Dropping it ends it, and the container that the demo made before.
+/// A running `leafd`. Dropping it stops the leaf, and the demo's container before it.
 pub(super) struct Shown {
-    /// Until it is stopped or kept.
+    /// `None` once it is stopped or kept.
     leaf: Option<Leaf>,
     container: Option<String>,
 }
@@ -35,17 +35,17 @@ impl Shown {
         })
     }
 
-    /// Says that from now on this container must not outlive the demo.
+    /// Notes that this container must not outlive the demo.
     pub(super) fn owns_container(&mut self, name: &str) {
         self.container = Some(name.to_owned());
     }
 
-    /// Says that the container is gone.
+    /// Notes that the container was destroyed.
     pub(super) fn owns_no_container(&mut self) {
         self.container = None;
     }
 
-    /// Shows a command and runs it as a person would.
+    /// Prints a command and runs it.
     pub(super) fn step(&self, args: &[&str]) -> Result<()> {
         let mut command = self.leaf().leafctl();
         command.args(args);
@@ -58,7 +58,7 @@ impl Shown {
         self.leaf().ask(args)
     }
 
-    /// Ends the leaf as systemd would, and fails if that does not work.
+    /// Stops the leaf as systemd would, and fails if that does not work.
     pub(super) fn stop(mut self) -> Result<()> {
         println!("\n$ kill {}", self.leaf().pid());
         match self.leaf.take() {
@@ -67,29 +67,27 @@ impl Shown {
         }
     }
 
-    /// Leaves the leaf running, and says how to go on.
+    /// Leaves the leaf running, and prints what to try next.
     pub(super) fn keep(mut self, tree: &Path, directory: &Path) {
         let Some(leaf) = self.leaf.take() else { return };
-        println!("\nEach step worked. The leaf still runs. To go on:\n");
+        println!("\nEvery step worked. The leaf is still running. To try more:\n");
         println!("export PATH={}:$PATH", tree.join("bin").display());
         println!("export LEAFCTL_CONTEXT={}", leaf.context().display());
         println!("leafctl events --follow");
         println!("leafctl container create web --template minimal --start");
         println!("tail -f {}", leaf.log().display());
-        println!("\nTo end it:\n");
+        println!("\nTo stop it:\n");
         println!("kill {}; rm -r {}", leaf.pid(), directory.display());
         leaf.keep();
     }
 
-    /// Prints the last lines that `leafd` wrote.
+    /// Prints the last lines of `leafd`'s log.
     pub(super) fn print_log_end(&self) {
         eprintln!("\nthe end of leafd's log:\n{}", self.leaf().log_end());
     }
 
     fn leaf(&self) -> &Leaf {
-        self.leaf
-            .as_ref()
-            .expect("it goes with the last use: stop, keep and drop take it")
+        self.leaf.as_ref().expect("only stop, keep and drop take it")
     }
 }
 
@@ -102,7 +100,7 @@ impl Drop for Shown {
                     .args(["--timeout", "2m", "container", "destroy", &name]),
             );
             if let Err(error) = destroyed {
-                eprintln!("error: the demo's container {name} is left: {error:#}");
+                eprintln!("error: can't remove the demo's container {name}: {error:#}");
             }
         }
     }

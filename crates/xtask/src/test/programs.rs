@@ -1,4 +1,4 @@
-//! Compiles the test programs, and says which of them may run beside which.
+//! Compiles the test programs, and determines which of them may run concurrently.
 
 use std::path::{Path, PathBuf};
 
@@ -10,30 +10,29 @@ use crate::compile::compile;
 /// A test program that cargo has built.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Program {
-    /// What it is called: the package, and the source beside its `Cargo.toml`.
+    /// The label: the package, and the source relative to its `Cargo.toml`.
     pub(super) label: String,
     /// The executable.
     pub(super) file: PathBuf,
-    /// Its package's directory, in which it is started as cargo would.
+    /// Its package's directory, which is its working directory, as with cargo.
     pub(super) directory: PathBuf,
     pub(super) lane: Lane,
-    /// Whether it has the unit tests of a library or a program.
+    /// Whether it contains the unit tests of a library or a program.
     pub(super) unit: bool,
 }
 
-/// What a test program shares with others. Two of one lane never run at the same time; those that share nothing run beside
-/// any.
+/// What a test program shares with others. Two of one lane never run at the same time, except those that share nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Lane {
-    /// Machines in QEMU, each of which takes a processor.
+    /// Machines in QEMU, each of which uses a processor.
     Machines,
     /// This host: containers, networks, units, cgroups, the Nix store.
     Host,
-    /// Nothing but files and processes of its own.
+    /// Nothing: it only uses files and processes of its own.
     Nothing,
 }
 
-/// The integration tests that share nothing, by package and target. Every other has the host for itself.
+/// The integration tests that share nothing, by package and target. All others are in the lane of the host.
 const SHARE_NOTHING: &[(&str, &str)] = &[
     ("leaf-bus", "main"),
     ("leaf-core", "main"),
@@ -54,17 +53,16 @@ impl Lane {
     }
 }
 
-/// Compiles what `arguments` select of the workspace, and returns the test programs among it in the order in which they
-/// are to be started.
+/// Compiles what `arguments` select in the workspace, and returns the test programs in starting order.
 pub(super) fn build(arguments: &[&str]) -> Result<Vec<Program>> {
     let artifacts = compile(["--workspace"].iter().chain(arguments).copied())?;
     let mut programs: Vec<Program> = artifacts.iter().filter_map(program_of).collect();
-    // The longest lane first; within one the order stays the same from run to run.
+    // The longest lane first; within a lane the order is stable.
     programs.sort_by(|a, b| (a.lane, &a.label).cmp(&(b.lane, &b.label)));
     Ok(programs)
 }
 
-/// The test program that a message of cargo tells of, if it tells of one.
+/// Returns the test program in a message of cargo, if any.
 fn program_of(artifact: &Value) -> Option<Program> {
     let file = PathBuf::from(artifact["executable"].as_str()?);
     if artifact["profile"]["test"] != true {
@@ -88,8 +86,8 @@ fn program_of(artifact: &Value) -> Option<Program> {
     })
 }
 
-/// Returns where examples in the documentation of a crate stand that rustdoc would compile: most crates have none, and to ask
-/// rustdoc for each takes longer than to look.
+/// Returns whether a crate's documentation has examples that rustdoc would compile: most have none, and searching is
+/// faster than running rustdoc.
 pub(super) fn has_examples(sources: &Path) -> Result<bool> {
     for entry in std::fs::read_dir(sources).with_context(|| format!("can't read {}", sources.display()))? {
         let path = entry.context("a directory can't be read")?.path();
@@ -109,14 +107,14 @@ pub(super) fn has_examples(sources: &Path) -> Result<bool> {
     Ok(false)
 }
 
-/// Whether a block of code in a doc comment is Rust: rustdoc takes it for that unless another language is named.
+/// Returns whether a source has a code block in a doc comment that is Rust, which is the default language of rustdoc.
 fn is_example(source: &str) -> bool {
     let fences = source.lines().filter_map(|line| {
         let line = line.trim_start();
         let comment = line.strip_prefix("///").or_else(|| line.strip_prefix("//!"))?;
         comment.trim_start().strip_prefix("```")
     });
-    // Each second one ends a block.
+    // Every second fence ends a block.
     fences.step_by(2).any(|language| {
         let first = language.split(',').next().unwrap_or_default().trim();
         let rust = ["", "rust", "no_run", "should_panic", "compile_fail"];
@@ -153,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_benchmarks_and_examples_are_no_tests() {
+    fn programs_benchmarks_and_examples_are_not_tests() {
         for (kind, test) in [("bin", false), ("bench", true), ("example", false)] {
             assert_eq!(
                 program_of(&artifact("leafd", kind, "src/main.rs", test)),
@@ -165,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn tests_that_are_not_known_to_share_nothing_have_the_host_for_themselves() {
+    fn tests_are_in_the_lane_of_the_host_unless_listed() {
         assert_eq!(Lane::of("leafd", "test", "main"), Lane::Host);
         assert_eq!(Lane::of("a-new-crate", "test", "main"), Lane::Host);
         assert_eq!(Lane::of("leafd", "lib", "leafd"), Lane::Nothing);

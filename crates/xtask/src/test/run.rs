@@ -1,4 +1,4 @@
-//! Runs test programs, as many at a time as there are processors, and never two of one [`Lane`].
+//! Runs test programs: several at a time, and never two of one [`Lane`].
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -11,29 +11,29 @@ use super::programs::Lane;
 use super::times::{self, Times};
 use crate::tally::Tally;
 
-/// How long a process that a test left behind may hold a program's output after its end.
+/// How long a process that a test left behind may hold a program's output open after its end.
 const AFTER_THE_END: Duration = Duration::from_secs(5);
 
-/// Something that runs tests.
+/// A job that runs tests.
 pub(super) struct Job<'a> {
     pub(super) label: String,
     pub(super) lane: Lane,
     pub(super) work: Work<'a>,
 }
 
-/// What a [`Job`] does.
+/// The work of a [`Job`].
 pub(super) enum Work<'a> {
-    /// Starts a program that speaks as libtest does.
+    /// Start a program with libtest's output.
     Program(Command),
-    /// Calls a function of this one.
+    /// Call a function of this program.
     Checks(&'a (dyn Fn(&mut Tally) -> Result<()> + Sync)),
 }
 
-/// Runs all jobs, and adds their tests to the tally and their times to the table, in the order in which they end.
+/// Runs all jobs, and adds their tests to the tally and their times to the table, in the order of their ends.
 pub(super) fn run(mut waiting: Vec<Job<'_>>, at_once: usize, tally: &mut Tally, times: &mut Times) {
     let (sender, ended) = mpsc::channel();
     std::thread::scope(|scope| {
-        // The lanes of the jobs that run.
+        // The lanes of the running jobs.
         let mut running: Vec<Lane> = Vec::new();
         loop {
             while running.len() < at_once
@@ -42,14 +42,14 @@ pub(super) fn run(mut waiting: Vec<Job<'_>>, at_once: usize, tally: &mut Tally, 
                 running.push(job.lane);
                 let sender = sender.clone();
                 scope.spawn(move || {
-                    // Who waits for it has the other end until the last job has ended.
+                    // The receiver lives until the last job has ended.
                     let _ = sender.send(carry_out(job));
                 });
             }
             if running.is_empty() {
                 break;
             }
-            let done: Done = ended.recv().expect("a job that runs sends its end");
+            let done: Done = ended.recv().expect("a running job sends its end");
             if let Some(index) = running.iter().position(|lane| *lane == done.lane) {
                 running.swap_remove(index);
             }
@@ -78,7 +78,7 @@ struct Done {
     lane: Lane,
     tally: Tally,
     took: Duration,
-    /// The processor time that it and what it started used, as far as it is known.
+    /// The CPU time of the job and its children, if known.
     processor: Option<Duration>,
 }
 
@@ -111,17 +111,17 @@ fn carry_out(job: Job<'_>) -> Done {
     }
 }
 
-/// Starts a program, shows what it prints line by line with its label, and counts it. Returns the processor time it used.
+/// Starts a program, prints its output line by line with its label, and counts its tests. Returns its CPU time.
 fn start(label: &str, command: &mut Command, tally: &mut Tally) -> Result<Option<Duration>> {
     println!("{label}: begins");
-    // One pipe for both: only so does a reason stand before the tests that are skipped for it.
+    // One pipe for both outputs, so that a reason comes before the tests that are skipped for it.
     let (reader, writer) = std::io::pipe().context("can't make a pipe")?;
     command
         .stdin(Stdio::null())
         .stdout(writer.try_clone().context("can't share a pipe")?)
         .stderr(writer);
-    let mut child = command.spawn().context("it can't be started")?;
-    // The command holds the pipe's end, too.
+    let mut child = command.spawn().context("can't start it")?;
+    // The command holds the pipe's end as well.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let (sender, lines) = mpsc::channel();
     std::thread::spawn(move || {
@@ -150,7 +150,9 @@ fn start(label: &str, command: &mut Command, tally: &mut Tally) -> Result<Option
                     ended = Some(Instant::now());
                 }
                 if ended.is_some_and(|since| since.elapsed() > AFTER_THE_END) {
-                    tally.fail(format!("{label}: it left a process behind that holds its output"));
+                    tally.fail(format!(
+                        "{label}: it left a process behind that holds its output open"
+                    ));
                     break;
                 }
             }
@@ -174,7 +176,7 @@ fn wait_without_reaping(child: &Child) -> Result<()> {
     wait(child, rustix::process::WaitIdOptions::empty()).map(drop)
 }
 
-/// Waits for the end of a child and leaves it in the table of processes, where its processor time stands.
+/// Waits for the end of a child without reaping it, so that its CPU time can still be read.
 fn wait(child: &Child, how: rustix::process::WaitIdOptions) -> Result<bool> {
     use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
     let pid = Pid::from_child(child);
@@ -205,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_to_stdout_and_stderr_is_counted_in_one_order() {
+    fn stdout_and_stderr_are_counted_in_one_order() {
         let script = "echo 'all tests are skipped: no root' >&2; echo 'running 2 tests'; echo 'test x ... ok'; \
                       echo 'test y ... ignored'; echo 'test result: ok. 1 passed; 0 failed; 1 ignored'";
         let (tally, times) = run_all(vec![job("a", Lane::Nothing, script)], 1);
@@ -215,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_with_an_error_that_nothing_explains_is_a_failure() {
+    fn an_unexplained_exit_status_is_a_failure() {
         let script =
             "echo 'running 0 tests'; echo 'test result: ok. 0 passed; 0 failed; 0 ignored'; exit 101";
         let (tally, _) = run_all(vec![job("a", Lane::Nothing, script)], 1);
@@ -239,7 +241,7 @@ mod tests {
         assert_eq!(tally.failed[0].name, "nix: no nix");
     }
 
-    /// A script that fails where another of the same lane runs, and waits until one of another lane has begun.
+    /// Returns a script that fails if another of the same lane runs, and waits until one of another lane has begun.
     fn exclusive(directory: &std::path::Path, own: &str, other: &str) -> String {
         let at = directory.display();
         format!(

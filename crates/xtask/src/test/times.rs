@@ -1,17 +1,17 @@
-//! Where the time of a run of the tests goes.
+//! Records where the time of a test run goes.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-/// What the kernel counts processor time in: `USER_HZ` is 100 on every architecture of Linux.
+/// The kernel's unit of CPU time: `USER_HZ` is 100 on every architecture of Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// What is no tenth of a minute.
+/// A tenth of a minute; shorter parts are summed up.
 const SHORT: Duration = Duration::from_secs(6);
 
-/// How long each part of a run took, in the order of their ends.
+/// The times of a run's parts, in the order of their ends.
 #[derive(Debug, Default)]
 pub(super) struct Times {
     rows: Vec<Row>,
@@ -35,7 +35,7 @@ impl Times {
         });
     }
 
-    /// Does something, and adds it with the processor time of the processes that were started for it.
+    /// Runs `work`, and adds it with the CPU time of the processes that it started.
     pub(super) fn phase<T>(&mut self, what: &str, work: impl FnOnce() -> T) -> T {
         let (began, before) = (Instant::now(), used_by_children());
         let done = work();
@@ -46,9 +46,9 @@ impl Times {
         done
     }
 
-    /// The parts as a table in Markdown, with a line for all that were [`SHORT`].
+    /// Returns the parts as a table in Markdown, with one line for all that were [`SHORT`].
     pub(super) fn table(&self) -> String {
-        let mut text = "| part | minutes | processor minutes |\n|---|---:|---:|\n".to_owned();
+        let mut text = "| part | minutes | CPU minutes |\n|---|---:|---:|\n".to_owned();
         let minutes = |time: Duration| format!("{:.1}", time.as_secs_f64() / 60.0);
         let mut short = Duration::ZERO;
         for row in &self.rows {
@@ -60,20 +60,20 @@ impl Times {
             let _ = writeln!(text, "| {} | {} | {processor} |", row.what, minutes(row.took));
         }
         if short > Duration::ZERO {
-            let _ = writeln!(text, "| what took less than 6 seconds | {} | |", minutes(short));
+            let _ = writeln!(text, "| parts of less than 6 seconds | {} | |", minutes(short));
         }
         text
     }
 }
 
-/// The processor time that a process and the children that it waited for used, as proc_pid_stat(5) says it. A process that
-/// has ended has it until somebody waits for it.
+/// Returns the CPU time of a process and its reaped children (proc_pid_stat(5)). A process that has ended has it until
+/// it is reaped.
 pub(super) fn used_by(pid: u32) -> Option<Duration> {
     let [user, system, of_children, of_children_in_kernel] = processor_ticks(&format!("/proc/{pid}/stat"))?;
     Some(seconds(user + system + of_children + of_children_in_kernel))
 }
 
-/// The processor time of the children of this process that have ended.
+/// Returns the CPU time of this process's reaped children.
 fn used_by_children() -> Option<Duration> {
     let [_, _, user, system] = processor_ticks("/proc/self/stat")?;
     Some(seconds(user + system))
@@ -83,10 +83,10 @@ fn seconds(ticks: f64) -> Duration {
     Duration::from_secs_f64(ticks / TICKS_PER_SECOND)
 }
 
-/// utime, stime, cutime and cstime: fields 14 to 17.
+/// Returns utime, stime, cutime and cstime: fields 14 to 17.
 fn processor_ticks(file: &str) -> Option<[f64; 4]> {
     let text = std::fs::read_to_string(file).ok()?;
-    // The name of the program may have blanks and parentheses in it.
+    // The program's name may contain blanks and parentheses.
     let (_, fields) = text.rsplit_once(") ")?;
     let ticks: Vec<f64> = fields
         .split(' ')
@@ -98,16 +98,16 @@ fn processor_ticks(file: &str) -> Option<[f64; 4]> {
     ticks.try_into().ok()
 }
 
-/// The document that the tables stand in.
+/// The document with the tables.
 const DOCUMENT: &str = "docs/development.md";
 
-/// Puts a table into the document, between the marks of its name.
+/// Writes a table into the document, between the marks of its name.
 pub(super) fn write(name: &str, table: &str) -> Result<()> {
     let file = crate::command::workspace().join(DOCUMENT);
     let old = std::fs::read_to_string(&file).with_context(|| format!("can't read {DOCUMENT}"))?;
     let marks = [
-        format!("<!-- what `cargo xtask test --write-times {name}` wrote -->"),
-        format!("<!-- the end of {name} -->"),
+        format!("<!-- begin: cargo xtask test --write-times {name} -->"),
+        format!("<!-- end: cargo xtask test --write-times {name} -->"),
     ];
     let new = crate::bench::replaced(&old, [&marks[0], &marks[1]], table)
         .with_context(|| format!("{DOCUMENT} has no marks for {name}"))?;
@@ -127,7 +127,7 @@ mod tests {
                 .status()
                 .expect("sh runs")
         });
-        let used = times.rows[0].processor.expect("Linux says it");
+        let used = times.rows[0].processor.expect("Linux records it");
         assert!(
             used > Duration::ZERO && used < Duration::from_secs(60),
             "{used:?}"
@@ -144,7 +144,7 @@ mod tests {
         assert!(table.contains("| compile | 1.5 | 2.5 |\n"), "{table}");
         assert!(!table.contains("| a |"), "{table}");
         assert!(
-            table.contains("| what took less than 6 seconds | 0.0 | |\n"),
+            table.contains("| parts of less than 6 seconds | 0.0 | |\n"),
             "{table}"
         );
     }

@@ -153,7 +153,7 @@ pub(super) async fn contexts() -> anyhow::Result<()> {
     ended(
         &show(&["--context", "edg"]).await?,
         3,
-        "there is no context \"edg\"",
+        "context \"edg\" does not exist",
     )?;
     ended(&show(&["--context", "broken"]).await?, 3, "broken.json")?;
     ended(&show(&["--context", "../edge"]).await?, 3, "../edge")?;
