@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use leaf_core::hardware::{DeviceKind, DeviceStatus};
 use leaf_hardware::facter::{self, FacterError, RunError};
 use leaf_hardware::{HardwareError, scan};
+use leaf_host::process;
 use libtest_mimic::Trial;
 
 use crate::machine::Machine;
@@ -243,7 +244,7 @@ fn run(program: &Path, limit: Duration) -> Result<Vec<u8>, RunError> {
         .expect("a runtime");
     loop {
         match runtime.block_on(facter::run(program, limit)) {
-            Err(RunError::Start { source, .. })
+            Err(RunError::Run(process::RunError::Start { source, .. }))
                 if source.kind() == std::io::ErrorKind::ExecutableFileBusy => {}
             result => return result,
         }
@@ -265,11 +266,17 @@ fn program() -> Outcome {
     let error = run(&directory.path().join("missing"), limit)
         .err()
         .ok_or("it passed")?;
-    assert!(matches!(error, RunError::Start { .. }), "{error}");
+    assert!(
+        matches!(error, RunError::Run(process::RunError::NotFound { .. })),
+        "{error}"
+    );
     let error = run(&script(directory.path(), "exec cat /dev/zero")?, limit)
         .err()
         .ok_or("it passed")?;
-    assert!(matches!(error, RunError::TooLarge { .. }), "{error}");
+    assert!(
+        matches!(error, RunError::Run(process::RunError::TooLarge { .. })),
+        "{error}"
+    );
     Ok(())
 }
 
@@ -281,7 +288,10 @@ fn hanging() -> Outcome {
     let error = run(&script(directory.path(), &text)?, Duration::from_secs(2))
         .err()
         .ok_or("it passed")?;
-    assert!(matches!(error, RunError::TimedOut { .. }), "{error}");
+    assert!(
+        matches!(error, RunError::Run(process::RunError::TimedOut { .. })),
+        "{error}"
+    );
     assert!(begun.elapsed() < Duration::from_secs(60));
     let child = fs::read_to_string(&mark)?;
     // It is gone, or dead and not yet waited for by who inherited it.

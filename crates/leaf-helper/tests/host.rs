@@ -65,9 +65,7 @@ fn is_static(program: &Path) -> bool {
 
 fn busybox() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .map(|directory| directory.join("busybox"))
-        .find(|file| file.is_file() && is_static(file))
+    leaf_host::program::find_all_in(&path, "busybox").find(|file| is_static(file))
 }
 
 /// The static `leaf-init`: named by `CIM_LEAF_STATIC_INIT`, or beside the helper.

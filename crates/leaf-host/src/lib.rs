@@ -6,7 +6,7 @@
 //! | [`contract`] | the contract on disk between `leaf-helper` and observers: paths, status, markers |
 //! | [`lock`] | file locks between processes (flock(2)) |
 //! | [`mounts`] | the mount table |
-//! | [`process`] | bounded runs of programs, and handles of processes that are not children |
+//! | [`process`] | bounded runs of programs, the list of processes, and handles of those that are not children |
 //! | [`program`] | lookup of programs on `PATH` |
 //! | [`runtime`] | the runtime of this host's containers |
 //! | `systemd` | systemd and systemd-machined over D-Bus (feature `systemd`) |

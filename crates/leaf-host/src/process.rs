@@ -1,4 +1,4 @@
-//! Bounded runs of programs, and handles of processes that are not children of this one.
+//! Bounded runs of programs, the list of processes, and handles of those that are not children of this one.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -221,6 +221,12 @@ impl Drop for Group {
     }
 }
 
+/// Returns the ids of all processes, as `/proc` lists them (proc_pid(5)); none if it can't be read.
+pub fn all() -> impl Iterator<Item = Pid> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
+}
+
 /// A handle of a process that stays valid when the process id is reused: pidfd_open(2). Needs tokio with I/O.
 #[derive(Debug)]
 pub struct ProcessHandle(AsyncFd<OwnedFd>);
@@ -231,9 +237,17 @@ impl ProcessHandle {
     /// # Errors
     /// The kernel's error, for lack of file descriptors or before Linux 5.3.
     pub fn open(pid: u32) -> io::Result<Option<Self>> {
-        let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
-            return Ok(None);
-        };
+        match i32::try_from(pid).ok().and_then(Pid::from_raw) {
+            Some(pid) => Self::of(pid),
+            None => Ok(None),
+        }
+    }
+
+    /// Opens this process; `None` if it does not exist.
+    ///
+    /// # Errors
+    /// The kernel's error, for lack of file descriptors or before Linux 5.3.
+    pub fn of(pid: Pid) -> io::Result<Option<Self>> {
         match pidfd_open(pid, PidfdFlags::NONBLOCK) {
             Ok(handle) => async_fd(handle).map(|handle| Some(Self(handle))),
             Err(Errno::SRCH) => Ok(None),
@@ -350,6 +364,7 @@ mod tests {
         let pid = child.id().expect("a number");
         let handle = ProcessHandle::open(pid).expect("a handle").expect("it lives");
         assert!(Path::new(&format!("/proc/{pid}")).exists());
+        assert!(all().any(|other| other.as_raw_nonzero().get().unsigned_abs() == pid));
         assert!(handle.signal(Signal::TERM).expect("a signal"));
         tokio::time::timeout(LONG, handle.ended())
             .await

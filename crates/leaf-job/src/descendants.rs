@@ -5,6 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use leaf_host::cgroup::{Cgroup, CgroupError};
+use leaf_host::process;
 use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, wait};
 use tokio::time::{Instant, sleep};
 
@@ -40,15 +41,9 @@ pub(crate) fn enter_cgroup(cgroup: &Cgroup, child: Option<u32>) -> Result<(), Cg
 /// Returns every process below this one, whatever its session, group or namespace (proc_pid_stat(5)).
 fn descendants() -> Vec<Pid> {
     let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<i32>().ok())
-        else {
-            continue;
-        };
-        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+    for process in process::all() {
+        let pid = process.as_raw_nonzero().get();
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         // The name in parentheses may contain any character.
         let Some((_, rest)) = stat.rsplit_once(") ") else {
             continue;

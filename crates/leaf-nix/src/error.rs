@@ -1,18 +1,19 @@
 //! Errors before a job is started.
 
-use std::io;
 use std::path::PathBuf;
+
+use leaf_host::process::RunError;
 
 /// An error of Nix, or of a task for it.
 #[derive(Debug, thiserror::Error)]
 pub enum NixError {
-    /// The `nix` program can't be started.
-    #[error("can't start the program {program:?}; is Nix installed?")]
+    /// The `nix` program can't be run.
+    #[error("can't run {program:?}; is Nix installed?")]
     NoNix {
         /// The program, as in the settings.
         program: PathBuf,
-        /// The kernel's error.
-        source: io::Error,
+        /// The reason.
+        source: RunError,
     },
     /// The program is not `nix`: it prints no version.
     #[error("{program:?} is not nix: --version printed {said:?}")]

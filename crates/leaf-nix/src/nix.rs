@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use leaf_core::job::BuildTask;
+use leaf_host::process::{self, Bounds};
+use tokio::process::Command;
 
 use crate::NixError;
 use crate::build;
@@ -25,6 +27,13 @@ pub const ENVIRONMENT: &[&str] = &[
     "NIX_SSL_CERT_FILE",
     "GIT_SSL_CAINFO",
 ];
+
+/// The bounds of `nix --version`. Its first run after a boot may read all of the program from a slow disk.
+const VERSION_BOUNDS: Bounds = Bounds {
+    time: Duration::from_secs(60),
+    stdout_bytes: 64 << 10,
+    stderr_bytes: 8 << 10,
+};
 
 /// The settings of Nix.
 #[derive(Debug, Clone)]
@@ -83,12 +92,12 @@ impl Nix {
     ///
     /// # Errors
     /// [`NixError::NoNix`], [`NixError::NotNix`] or [`NixError::TooOld`].
-    pub fn check(&self) -> Result<NixVersion, NixError> {
+    pub async fn check(&self) -> Result<NixVersion, NixError> {
         let program = &self.0.nix;
-        let output = std::process::Command::new(program)
-            .arg("--version")
-            .stdin(Stdio::null())
-            .output()
+        let mut command = Command::new(program);
+        command.arg("--version");
+        let output = process::run(command, b"", VERSION_BOUNDS)
+            .await
             .map_err(|source| NixError::NoNix {
                 program: program.clone(),
                 source,
@@ -98,10 +107,7 @@ impl Nix {
             .filter(|_| output.status.success())
             .ok_or_else(|| NixError::NotNix {
                 program: program.clone(),
-                said: format!("{said}{}", String::from_utf8_lossy(&output.stderr))
-                    .chars()
-                    .take(300)
-                    .collect(),
+                said: format!("{said}{}", output.stderr).chars().take(300).collect(),
             })?;
         if (version.major, version.minor) < (2, 8) {
             return Err(NixError::TooOld { found: version.text });

@@ -258,17 +258,15 @@ pub async fn job_host(settings: &Settings, leaf: &LeafName) -> Result<JobHost, S
         jobs: Jobs::new(jobs),
         nix: Nix::new(nix),
     };
-    let nix = host.nix.clone();
-    match tokio::task::spawn_blocking(move || nix.check()).await {
-        Ok(Ok(version)) => {
+    match host.nix.check().await {
+        Ok(version) => {
             tracing::info!(version = version.text, "nix");
             Ok(host)
         }
-        Ok(Err(error)) => {
+        Err(error) => {
             tracing::warn!(error = chain(&error), "this leaf runs no Nix jobs");
             Err(chain(&error))
         }
-        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -99,6 +99,14 @@ pub enum EmbeddedError {
         /// The output of `--version`.
         output: String,
     },
+    /// The program can't be asked for its version.
+    #[error("can't find out the version of {}", path.display())]
+    Version {
+        /// The program.
+        path: PathBuf,
+        /// Why not.
+        source: leaf_host::process::RunError,
+    },
     /// The program can't be run.
     #[error("can't run {}", path.display())]
     Program {

@@ -2,16 +2,13 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use leaf_host::process::{self, ProcessHandle};
+use rustix::process::{Pid, Signal};
 
 use super::EmbeddedError;
 
@@ -22,7 +19,7 @@ const AFTER_KILL: Duration = Duration::from_secs(10);
 /// behind. SIGTERM first, and SIGKILL after the grace time. Returns how many there were.
 pub(super) async fn end_leftovers(config: &Path, grace: Duration) -> Result<usize, EmbeddedError> {
     let mut ended = 0;
-    for pid in all_processes() {
+    for pid in process::all() {
         if !is_server_of(pid, config) {
             continue;
         }
@@ -30,10 +27,10 @@ pub(super) async fn end_leftovers(config: &Path, grace: Duration) -> Result<usiz
             pid: pid.as_raw_nonzero().get(),
             source,
         };
-        let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else {
+        let Ok(Some(handle)) = ProcessHandle::of(pid) else {
             continue;
         };
-        // Only a check after opening the pidfd proves that it is the same process.
+        // Only a check after opening the handle proves that it is the same process.
         if !is_server_of(pid, config) {
             continue;
         }
@@ -41,44 +38,22 @@ pub(super) async fn end_leftovers(config: &Path, grace: Duration) -> Result<usiz
             pid = pid.as_raw_nonzero().get(),
             "ending the nats-server that an earlier leafd left behind"
         );
-        end(Arc::new(handle), grace).await.map_err(failed)?;
+        end(&handle, grace).await.map_err(failed)?;
         ended += 1;
     }
     Ok(ended)
 }
 
-async fn end(process: Arc<OwnedFd>, grace: Duration) -> std::io::Result<()> {
+async fn end(process: &ProcessHandle, grace: Duration) -> std::io::Result<()> {
     for (signal, wait) in [(Signal::TERM, grace), (Signal::KILL, AFTER_KILL)] {
-        match pidfd_send_signal(&process, signal) {
-            Err(Errno::SRCH) => return Ok(()),
-            other => other?,
-        }
-        let process = process.clone();
-        let ended = tokio::task::spawn_blocking(move || ends_within(&process, wait)).await;
-        if ended.map_err(std::io::Error::other)?? {
+        if !process.signal(signal)? {
             return Ok(());
+        }
+        if let Ok(ended) = tokio::time::timeout(wait, process.ended()).await {
+            return ended;
         }
     }
     Err(std::io::ErrorKind::TimedOut.into())
-}
-
-/// Waits until a process exits, and returns whether it did.
-fn ends_within(process: &OwnedFd, wait: Duration) -> Result<bool, Errno> {
-    let deadline = Instant::now() + wait;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = Timespec::try_from(left).map_err(|_| Errno::INVAL)?;
-        // A pidfd becomes readable when the process exits (pidfd_open(2)).
-        match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&left)) {
-            Err(Errno::INTR) => {}
-            ready => return Ok(ready? > 0),
-        }
-    }
-}
-
-fn all_processes() -> impl Iterator<Item = Pid> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok().and_then(Pid::from_raw))
 }
 
 /// Returns whether this is `nats-server -c <config>` in the configuration's own directory. The directory is compared by
@@ -105,7 +80,7 @@ pub(super) fn listener_on(port: u16) -> Option<String> {
         .filter_map(|table| fs::read_to_string(table).ok())
         .flat_map(|table| listening_inodes(&table, port))
         .collect();
-    for pid in all_processes() {
+    for pid in process::all() {
         let proc = Path::new("/proc").join(pid.as_raw_nonzero().to_string());
         let descriptors = fs::read_dir(proc.join("fd")).into_iter().flatten().flatten();
         let holds = descriptors

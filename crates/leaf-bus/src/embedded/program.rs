@@ -2,9 +2,9 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
+use leaf_host::process::{self, Bounds};
 use leaf_host::program;
 use tokio::process::Command;
 
@@ -58,19 +58,14 @@ impl NatsServer {
 
     /// Runs the program to read its version.
     async fn ask(path: &Path) -> Result<Self, EmbeddedError> {
-        let run = Command::new(path)
-            .arg("--version")
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output();
-        let failed = |source| EmbeddedError::Program {
-            path: path.to_owned(),
-            source,
-        };
-        let output = tokio::time::timeout(Duration::from_secs(20), run)
+        let mut command = Command::new(path);
+        command.arg("--version");
+        let output = process::run(command, b"", Bounds::of_time(Duration::from_secs(20)))
             .await
-            .map_err(|_| failed(std::io::ErrorKind::TimedOut.into()))?
-            .map_err(failed)?;
+            .map_err(|source| EmbeddedError::Version {
+                path: path.to_owned(),
+                source,
+            })?;
         let text = String::from_utf8_lossy(&output.stdout);
         let Some((version, number)) = parse_version(&text) else {
             return Err(EmbeddedError::NotNatsServer {
@@ -175,6 +170,6 @@ mod tests {
         );
         let gone = dir.path().join("gone");
         let found = NatsServer::find_in(None, Some(gone.as_os_str()), OsStr::new("")).await;
-        assert!(matches!(&found, Err(EmbeddedError::Program { .. })), "{found:?}");
+        assert!(matches!(&found, Err(EmbeddedError::Version { .. })), "{found:?}");
     }
 }

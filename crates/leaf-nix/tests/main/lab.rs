@@ -10,7 +10,7 @@ use std::time::Instant;
 use leaf_core::job::process::{Finished, Program, Step};
 use leaf_core::job::{BuildResult, BuildTask, Installable, JobResult, Progress};
 use leaf_nix::build::Build;
-use leaf_nix::{Nix, Settings};
+use leaf_nix::{Nix, NixError, NixVersion, Settings};
 
 /// Name and test.
 pub(crate) type Test = (&'static str, fn());
@@ -72,6 +72,15 @@ impl Lab {
             unique,
             builds: Cell::new(0),
         }
+    }
+
+    /// Checks the `nix` program.
+    pub(crate) fn check(&self) -> Result<NixVersion, NixError> {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime")
+            .block_on(self.nix.check())
     }
 
     pub(crate) fn options() -> BTreeMap<String, String> {

@@ -208,12 +208,12 @@ fn the_progress_and_the_log_of_a_build_are_read() {
 
 fn a_missing_nix_is_reported() {
     let mut lab = Lab::new();
-    assert!(lab.nix.check().expect("a version").text.starts_with("nix ("));
+    assert!(lab.check().expect("a version").text.starts_with("nix ("));
     lab.set(|settings| settings.nix = "/nowhere/nix".into());
-    let error = lab.nix.check().expect_err("no nix").to_string();
+    let error = lab.check().expect_err("no nix").to_string();
     assert!(error.contains("is Nix installed?"), "{error}");
     let why = failed(lab.build(lab.script("x", "")));
     assert!(why.contains("/nowhere/nix"), "{why}");
     lab.set(|settings| settings.nix = "/bin/echo".into());
-    assert!(matches!(lab.nix.check(), Err(NixError::NotNix { .. })));
+    assert!(matches!(lab.check(), Err(NixError::NotNix { .. })));
 }

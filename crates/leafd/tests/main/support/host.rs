@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use leaf_bus::embedded::NatsServer;
+use leaf_host::program::find_for_root;
 use libtest_mimic::Trial;
 
 /// What a test needs besides a nats-server, which all need.
@@ -108,7 +109,7 @@ impl Host {
 
 fn lack_of_containers() -> Option<String> {
     for program in ["systemd-nspawn", "nft", "ip"] {
-        if !on_path(program) {
+        if find_for_root(program).is_none() {
             return Some(format!("needs {program}"));
         }
     }
@@ -139,13 +140,6 @@ pub(crate) fn static_init() -> Option<PathBuf> {
     std::env::var_os("CIM_LEAF_STATIC_INIT")
         .map(PathBuf::from)
         .filter(|file| file.is_file())
-}
-
-fn on_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin".into(), "/sbin".into()])
-        .any(|directory| directory.join(program).is_file())
 }
 
 fn runs(program: &str) -> bool {
