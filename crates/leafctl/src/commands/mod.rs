@@ -1,5 +1,27 @@
 //! The commands, one file per command.
 
+/// Declares the commands of a noun: a variant each, with its arguments, that is run with the session and the output.
+macro_rules! commands {
+    ($($(#[$attribute:meta])* $name:ident($arguments:ty)),* $(,)?) => {
+        #[derive(Debug, clap::Subcommand)]
+        pub(super) enum Command {
+            $($(#[$attribute])* $name($arguments),)*
+        }
+
+        impl Command {
+            pub(super) async fn run(
+                self,
+                session: &$crate::session::Session,
+                output: $crate::output::Output,
+            ) -> Result<(), $crate::error::Error> {
+                match self {
+                    $(Self::$name(command) => command.run(session, output).await,)*
+                }
+            }
+        }
+    };
+}
+
 mod completions;
 mod container;
 mod events;

@@ -18,14 +18,7 @@ mod stats;
 mod update;
 mod verb;
 
-use clap::Subcommand;
-
-use crate::error::Error;
-use crate::output::Output;
-use crate::session::Session;
-
-#[derive(Debug, Subcommand)]
-pub(super) enum Command {
+commands! {
     Create(create::Create),
     Apply(apply::Apply),
     #[command(flatten)]
@@ -42,26 +35,4 @@ pub(super) enum Command {
     Health(health::Health),
     Logs(logs::Logs),
     Stats(stats::Stats),
-}
-
-impl Command {
-    pub(super) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
-        match self {
-            Self::Create(command) => command.run(session, output).await,
-            Self::Apply(command) => command.run(session, output).await,
-            Self::Verb(command) => command.run(session, output).await,
-            Self::Restart(command) => command.run(session, output).await,
-            Self::Update(command) => command.run(session, output).await,
-            Self::Set(command) => command.run(session, output).await,
-            Self::Diff(command) => command.run(session, output).await,
-            Self::History(command) => command.run(session, output).await,
-            Self::Rollback(command) => command.run(session, output).await,
-            Self::Adopt(command) => command.run(session, output).await,
-            Self::List(command) => command.run(session, output).await,
-            Self::Show(command) => command.run(session, output).await,
-            Self::Health(command) => command.run(session, output).await,
-            Self::Logs(command) => command.run(session, output).await,
-            Self::Stats(command) => command.run(session, output).await,
-        }
-    }
 }

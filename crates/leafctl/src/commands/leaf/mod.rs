@@ -3,23 +3,7 @@
 mod list;
 mod show;
 
-use clap::Subcommand;
-
-use crate::error::Error;
-use crate::output::Output;
-use crate::session::Session;
-
-#[derive(Debug, Subcommand)]
-pub(super) enum Command {
+commands! {
     List(list::List),
     Show(show::Show),
-}
-
-impl Command {
-    pub(super) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
-        match self {
-            Self::List(command) => command.run(session, output).await,
-            Self::Show(command) => command.run(session, output).await,
-        }
-    }
 }
