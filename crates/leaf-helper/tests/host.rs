@@ -213,11 +213,11 @@ impl Host {
         Ipv6Addr::new(0xfd63, 0x6c66, net, own, 0, 0, 0, last.into())
     }
 
-    /// A leaf with a container that was created, with this script as its init.
-    pub(crate) async fn with_container(script: &str) -> (Self, ContainerName) {
+    /// A leaf with a container that was created, with this system.
+    pub(crate) async fn with_container(toplevel: &StorePath) -> (Self, ContainerName) {
         let mut host = Self::new().await;
         let name = host.name();
-        host.ok(host.create(&name, &system(script))).await;
+        host.ok(host.create(&name, toplevel)).await;
         (host, name)
     }
 

@@ -63,7 +63,7 @@ pub(crate) async fn a_container_is_made_started_stopped_and_destroyed_and_nothin
 }
 
 pub(crate) async fn an_init_that_exits_at_once_is_told_with_its_code_and_console() {
-    let (host, name) = Host::with_container("echo no database here; exit 7").await;
+    let (host, name) = Host::with_container(&system("echo no database here; exit 7")).await;
     let error = host.fails(Host::start(&name), Kind::NotReady).await;
     assert!(
         error.reason.contains("exit code 7") && error.reason.contains("no database here"),
@@ -74,7 +74,7 @@ pub(crate) async fn an_init_that_exits_at_once_is_told_with_its_code_and_console
 }
 
 pub(crate) async fn a_container_that_is_not_ready_in_time_is_ended() {
-    let (host, name) = Host::with_container("echo thinking; exec $b sleep 1000").await;
+    let (host, name) = Host::with_container(&system("echo thinking; exec $b sleep 1000")).await;
     let error = host.fails(Host::start_within(&name, 2), Kind::NotReady).await;
     assert!(
         error.reason.contains("within 2 s") && error.reason.contains("thinking"),
@@ -90,7 +90,7 @@ pub(crate) async fn a_container_that_is_not_ready_in_time_is_ended() {
 
 pub(crate) async fn an_init_that_ignores_signals_is_ended_by_force_after_the_grace_time() {
     let stubborn = "exec /run/leaf/init ready -- $b sh -c 'trap \"\" 37 15; while :; do $b sleep 1000; done'";
-    let (host, name) = Host::with_container(stubborn).await;
+    let (host, name) = Host::with_container(&system(stubborn)).await;
     host.ok(Host::start(&name)).await;
     let before = std::time::Instant::now();
     host.ok(HostOp::StopContainer {
@@ -108,7 +108,7 @@ pub(crate) async fn an_init_that_ignores_signals_is_ended_by_force_after_the_gra
 }
 
 pub(crate) async fn a_container_whose_supervisor_is_killed_is_seen_as_lost_and_starts_again() {
-    let (host, name) = Host::with_container(WAITS).await;
+    let (host, name) = Host::with_container(&system(WAITS)).await;
     host.ok(Host::start(&name)).await;
     kill_supervisor(&host, &name).await;
     // Its container still runs, and is in the way.
@@ -126,7 +126,7 @@ pub(crate) async fn a_container_whose_supervisor_is_killed_is_seen_as_lost_and_s
 }
 
 pub(crate) async fn a_container_survives_the_one_who_started_it_and_is_seen_again() {
-    let (host, name) = Host::with_container(WAITS).await;
+    let (host, name) = Host::with_container(&system(WAITS)).await;
     let mut starter = Command::new(std::env::current_exe().expect("this program"))
         .env("LEAF_HELPER_TEST_START", name.as_str())
         .env("LEAF_HELPER_TEST_LEAF", host.leaf.as_str())
@@ -185,10 +185,8 @@ pub(crate) async fn a_conf_of_somebody_else_is_refused_and_left_alone() {
 }
 
 pub(crate) async fn what_a_crash_left_half_made_is_completed_or_removed() {
-    let mut host = Host::new().await;
-    let name = host.name();
     let toplevel = system(WAITS);
-    host.ok(host.create(&name, &toplevel)).await;
+    let (host, name) = Host::with_container(&toplevel).await;
     // A crash before the last step of create, or of destroy.
     std::fs::remove_file(host.paths.conf(&name)).expect("it was there");
     std::fs::remove_dir_all(host.paths.gc_roots.join(name.as_str())).expect("it was there");

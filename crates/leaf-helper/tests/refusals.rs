@@ -147,10 +147,8 @@ pub(crate) async fn credentials_and_bindings_that_are_not_this_containers_are_re
 }
 
 pub(crate) async fn a_link_that_a_container_left_in_its_root_is_not_followed() {
-    let mut host = Host::new().await;
-    let name = host.name();
     let toplevel = system(WAITS);
-    host.ok(host.create(&name, &toplevel)).await;
+    let (host, name) = Host::with_container(&toplevel).await;
     let outside = host.directory.path().join("outside");
     std::fs::create_dir(&outside).expect("a directory");
     std::fs::write(outside.join("kept"), "kept").expect("a file");

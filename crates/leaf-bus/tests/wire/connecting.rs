@@ -156,7 +156,12 @@ async fn wrong_ca() -> anyhow::Result<()> {
     settings.tls.ca = Some(own);
     Client::connect(&settings, LIMIT).await?;
     settings.tls.ca = Some(dir.path().join("missing"));
-    let error = attempt(&settings).await?;
+    fails_in_tls(&settings).await
+}
+
+/// Fails unless TLS is what prevents the connection.
+async fn fails_in_tls(settings: &ConnectSettings) -> anyhow::Result<()> {
+    let error = attempt(settings).await?;
     ensure!(matches!(error, ConnectError::Tls { .. }), "{error:?}");
     Ok(())
 }
@@ -166,9 +171,7 @@ async fn no_tls() -> anyhow::Result<()> {
     let server = PlainServer::start(dir.path(), "").await?;
     let mut settings = ConnectSettings::new(&server.url());
     settings.tls.required = true;
-    let error = attempt(&settings).await?;
-    ensure!(matches!(error, ConnectError::Tls { .. }), "{error:?}");
-    Ok(())
+    fails_in_tls(&settings).await
 }
 
 async fn silent() -> anyhow::Result<()> {
