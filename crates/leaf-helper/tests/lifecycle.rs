@@ -62,7 +62,7 @@ pub(crate) async fn a_container_is_made_started_stopped_and_destroyed_and_nothin
     host.end().await;
 }
 
-pub(crate) async fn an_init_that_exits_at_once_is_told_with_its_code_and_console() {
+pub(crate) async fn an_init_that_exits_at_once_is_reported_with_its_code_and_console() {
     let (host, name) = Host::with_container(&system("echo no database here; exit 7")).await;
     let error = host.fails(Host::start(&name), Kind::NotReady).await;
     assert!(
@@ -73,7 +73,7 @@ pub(crate) async fn an_init_that_exits_at_once_is_told_with_its_code_and_console
     host.end_without_traces(&name).await;
 }
 
-pub(crate) async fn a_container_that_is_not_ready_in_time_is_ended() {
+pub(crate) async fn a_container_that_is_not_ready_in_time_is_stopped() {
     let (host, name) = Host::with_container(&system("echo thinking; exec $b sleep 1000")).await;
     let error = host.fails(Host::start_within(&name, 2), Kind::NotReady).await;
     assert!(
@@ -88,7 +88,7 @@ pub(crate) async fn a_container_that_is_not_ready_in_time_is_ended() {
     host.end_without_traces(&name).await;
 }
 
-pub(crate) async fn an_init_that_ignores_signals_is_ended_by_force_after_the_grace_time() {
+pub(crate) async fn an_init_that_ignores_signals_is_killed_after_the_grace_time() {
     let stubborn = "exec /run/leaf/init ready -- $b sh -c 'trap \"\" 37 15; while :; do $b sleep 1000; done'";
     let (host, name) = Host::with_container(&system(stubborn)).await;
     host.ok(Host::start(&name)).await;
@@ -107,7 +107,7 @@ pub(crate) async fn an_init_that_ignores_signals_is_ended_by_force_after_the_gra
     host.end_without_traces(&name).await;
 }
 
-pub(crate) async fn a_container_whose_supervisor_is_killed_is_seen_as_lost_and_starts_again() {
+pub(crate) async fn a_container_whose_supervisor_is_killed_is_lost_and_can_be_started_again() {
     let (host, name) = Host::with_container(&system(WAITS)).await;
     host.ok(Host::start(&name)).await;
     kill_supervisor(&host, &name).await;
@@ -125,7 +125,7 @@ pub(crate) async fn a_container_whose_supervisor_is_killed_is_seen_as_lost_and_s
     host.end_without_traces(&name).await;
 }
 
-pub(crate) async fn a_container_survives_the_one_who_started_it_and_is_seen_again() {
+pub(crate) async fn a_container_survives_the_process_that_started_it_and_is_observed_again() {
     let (host, name) = Host::with_container(&system(WAITS)).await;
     let mut starter = Command::new(std::env::current_exe().expect("this program"))
         .env("LEAF_HELPER_TEST_START", name.as_str())
@@ -151,7 +151,7 @@ pub(crate) async fn a_container_survives_the_one_who_started_it_and_is_seen_agai
     host.end_without_traces(&name).await;
 }
 
-pub(crate) async fn a_conf_of_somebody_else_is_refused_and_left_alone() {
+pub(crate) async fn a_foreign_conf_is_refused_and_left_alone() {
     let mut host = Host::new().await;
     let name = host.name();
     let toplevel = system(WAITS);
@@ -184,7 +184,7 @@ pub(crate) async fn a_conf_of_somebody_else_is_refused_and_left_alone() {
     host.end().await;
 }
 
-pub(crate) async fn what_a_crash_left_half_made_is_completed_or_removed() {
+pub(crate) async fn an_interrupted_create_is_completed_or_removed() {
     let toplevel = system(WAITS);
     let (host, name) = Host::with_container(&toplevel).await;
     // A crash before the last step of create, or of destroy.

@@ -13,7 +13,7 @@ use leaf_core::id::StorePath;
 
 use crate::host::{Host, NATS_PORT, WAITS, leaf_init, nix_build, system, until};
 
-pub(crate) async fn what_a_container_prints_comes_back() {
+pub(crate) async fn the_console_output_of_a_container_is_logged() {
     let mut host = Host::new().await;
     let name = host.name();
     host.ok(host.create(

@@ -66,21 +66,12 @@ fn main() -> ExitCode {
         eprintln!("the tests of D-Bus are skipped: dbus-daemon is not on PATH (Debian: dbus-daemon)");
     }
     let trials = vec![
-        trial!(
-            a_bus_without_systemd_is_away_and_so_is_one_that_does_not_run,
-            lack
-        ),
-        trial!(
-            a_call_whose_answer_is_lost_is_made_again_when_systemd_is_back,
-            lack
-        ),
-        trial!(
-            what_does_not_exist_is_nothing_and_a_refusal_is_told_in_systemds_words,
-            lack
-        ),
+        trial!(a_bus_without_systemd_and_a_stopped_bus_are_unreachable, lack),
+        trial!(a_call_whose_answer_is_lost_is_repeated_when_systemd_is_back, lack),
+        trial!(missing_objects_are_none_and_a_refusal_has_systemds_message, lack),
         trial!(the_outcome_of_a_job_is_the_one_that_systemd_signals, lack),
         trial!(
-            the_outcome_of_a_job_is_asked_for_where_its_signal_was_lost_with_the_bus,
+            the_outcome_of_a_job_is_queried_if_its_signal_was_lost_with_the_bus,
             lack
         ),
     ];
@@ -228,7 +219,7 @@ impl Played {
     }
 }
 
-async fn a_bus_without_systemd_is_away_and_so_is_one_that_does_not_run() {
+async fn a_bus_without_systemd_and_a_stopped_bus_are_unreachable() {
     let mut bus = Bus::start().await;
     let client = bus.client(Duration::from_millis(50));
     let source = |error| match error {
@@ -244,7 +235,7 @@ async fn a_bus_without_systemd_is_away_and_so_is_one_that_does_not_run() {
     assert!(is_away(&error), "{error:?}");
 }
 
-async fn a_call_whose_answer_is_lost_is_made_again_when_systemd_is_back() {
+async fn a_call_whose_answer_is_lost_is_repeated_when_systemd_is_back() {
     let bus = Bus::start().await;
     let client = bus.client(LONG);
     let mut first = bus.play_systemd().await;
@@ -265,7 +256,7 @@ async fn a_call_whose_answer_is_lost_is_made_again_when_systemd_is_back() {
     outcome.expect("the second call is answered");
 }
 
-async fn what_does_not_exist_is_nothing_and_a_refusal_is_told_in_systemds_words() {
+async fn missing_objects_are_none_and_a_refusal_has_systemds_message() {
     let bus = Bus::start().await;
     let client = bus.client(LONG);
     let mut systemd = bus.play_systemd().await;
@@ -340,7 +331,7 @@ async fn the_outcome_of_a_job_is_the_one_that_systemd_signals() {
     }
 }
 
-async fn the_outcome_of_a_job_is_asked_for_where_its_signal_was_lost_with_the_bus() {
+async fn the_outcome_of_a_job_is_queried_if_its_signal_was_lost_with_the_bus() {
     let mut bus = Bus::start().await;
     let client = bus.client(LONG);
     let mut systemd = bus.play_systemd().await;

@@ -113,9 +113,9 @@ fn overview(types: &[MessageType]) -> String {
          Tokens consist of `[a-z0-9_-]`. Any other name, such as that of a container called `Web`, is encoded as a token: \
          `[a-z0-9-]` is kept, every other byte becomes `_` and two hexadecimal digits (`_57eb`).\n\n",
     );
-    table(&mut text, &["subject", "what"], subjects());
+    table(&mut text, &["subject", "meaning"], subjects());
     text.push_str("\n## Streams and buckets\n\n");
-    table(&mut text, &["name", "what"], streams());
+    table(&mut text, &["name", "content"], streams());
     let _ = writeln!(
         text,
         "\n## Keys of the bucket `{}`\n\nThe value is JSON; a removed key is no longer part of the state. A leaf whose leafd was rolled back to an older \
@@ -143,7 +143,7 @@ fn overview(types: &[MessageType]) -> String {
     );
     table(
         &mut text,
-        &["command", "kind", "what", "schemas"],
+        &["command", "kind", "meaning", "schemas"],
         COMMANDS.iter().map(|command| {
             let (request, reply) = (command.request_name, command.reply_name);
             let kind = match command.kind {
@@ -170,7 +170,7 @@ fn overview(types: &[MessageType]) -> String {
     );
     of_role(&mut text, types, Role::Event);
     text.push_str("\n### Headers of an event\n\n");
-    table(&mut text, &["header", "what"], headers());
+    table(&mut text, &["header", "content"], headers());
     text.push_str(
         "\nValues are percent-encoded as the binding says: blanks, `\"`, `%` and everything but printable ASCII as `%` and \
         two hexadecimal digits per byte of UTF-8. The same holds for the headers of commands.\n\
@@ -196,7 +196,7 @@ fn overview(types: &[MessageType]) -> String {
          the headers `Nats-Service-Error-Code` (the status) and `Nats-Service-Error` (the title). Codes are stable; \
          new ones may be added.\n\n",
     );
-    table(&mut text, &["code", "status", "title", "what"], problems());
+    table(&mut text, &["code", "status", "title", "meaning"], problems());
     text
 }
 
@@ -298,7 +298,7 @@ fn of_role(text: &mut String, types: &[MessageType], role: Role) {
             link(&t.name),
         ]
     });
-    table(text, &["type", "what", "schema"], rows);
+    table(text, &["type", "meaning", "schema"], rows);
 }
 
 fn headers() -> Vec<Vec<String>> {

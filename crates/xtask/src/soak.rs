@@ -51,11 +51,11 @@ enum Long {
 impl Long {
     const fn test(self) -> &'static str {
         match self {
-            Self::Lives => "many_lives_of_containers_leave_nothing_behind",
-            Self::PowerCuts => "power_cut_in_the_middle_of_create_update_and_destroy",
-            Self::Reboots => "reboot_in_the_middle_of_create_update_and_destroy",
-            Self::KillsOfLeafd => "leafd_killed_at_each_step_goes_on_from_there",
-            Self::KillsOfHelper => "a_helper_killed_at_each_step_is_made_up_for",
+            Self::Lives => "many_lifecycles_of_containers_leave_nothing_behind",
+            Self::PowerCuts => "a_power_cut_during_create_update_and_destroy",
+            Self::Reboots => "a_reboot_during_create_update_and_destroy",
+            Self::KillsOfLeafd => "leafd_killed_at_each_step_continues_from_there",
+            Self::KillsOfHelper => "a_helper_killed_at_each_step_does_not_prevent_the_outcome",
         }
     }
 }

@@ -138,7 +138,7 @@ fn sources(directory: &Path) -> BTreeMap<PathBuf, String> {
 }
 
 #[test]
-fn the_house_has_the_crates_of_the_design_and_no_other() {
+fn the_workspace_has_the_designed_crates_and_no_others() {
     let known: BTreeSet<&str> = ARROWS.iter().map(|(name, _)| *name).collect();
     let house = house();
     let there: BTreeSet<&str> = house.keys().map(String::as_str).collect();
@@ -146,7 +146,7 @@ fn the_house_has_the_crates_of_the_design_and_no_other() {
 }
 
 #[test]
-fn no_arrow_goes_sideways_or_up() {
+fn no_crate_depends_on_a_higher_floor_or_its_own() {
     let house = house();
     for (name, may_use) in ARROWS {
         let within: BTreeSet<&str> = house[*name]
@@ -161,7 +161,7 @@ fn no_arrow_goes_sideways_or_up() {
 }
 
 #[test]
-fn what_one_crate_hides_no_other_uses() {
+fn a_dependency_reserved_for_one_crate_is_not_used_by_others() {
     for (name, used) in house() {
         for (hidden, owner) in ALONE {
             assert!(
@@ -180,7 +180,7 @@ fn the_core_stays_pure() {
 }
 
 #[test]
-fn nothing_in_the_house_is_published_by_accident() {
+fn no_crate_is_published_by_accident() {
     for package in packages() {
         assert!(!package.published, "{} says publish = false", package.name);
     }
@@ -268,7 +268,7 @@ fn compiled(edges: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn programs_and_tests_are_made_of_the_same() {
+fn programs_and_tests_are_built_with_the_same_features() {
     let (programs, tests) = (compiled("normal,build"), compiled("normal,build,dev"));
     let differ: BTreeSet<&str> = programs
         .difference(&tests)

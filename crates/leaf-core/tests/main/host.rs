@@ -301,7 +301,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 #[test]
-fn what_a_create_left_half_made_is_removed_with_the_container() {
+fn destroying_a_container_removes_what_an_interrupted_create_left() {
     let mut world = World::default();
     let name = ContainerName::new("web").expect("a name");
     let path = "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a";
@@ -336,7 +336,7 @@ fn what_a_create_left_half_made_is_removed_with_the_container() {
 }
 
 #[test]
-fn what_the_hosts_runtime_cant_do_is_refused_before_anything_changes() {
+fn what_the_runtime_does_not_support_is_refused_without_a_change() {
     let mut world = World::default();
     let name = ContainerName::new("web").expect("a name");
     let path = StorePath::new("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a").expect("a store path");

@@ -130,7 +130,7 @@ fn written(
 
 proptest! {
     #[test]
-    fn entries_of_a_later_day_come_back_as_they_were(before in facts(40), new in vec(novelty(), 1..4)) {
+    fn raw_entries_are_returned_unchanged(before in facts(40), new in vec(novelty(), 1..4)) {
         let entries = of_a_later_day(&replay(&events(1, before)), new);
         let state = State::from_entries(41, entries.clone());
         prop_assert_eq!(&state.entries(), &entries);
@@ -141,7 +141,7 @@ proptest! {
     }
 
     #[test]
-    fn a_snapshot_has_them_and_gives_them_back(
+    fn raw_entries_survive_a_snapshot(
         before in facts(40), new in vec(novelty(), 1..4), part_bytes in 1usize..4000,
     ) {
         let entries = of_a_later_day(&replay(&events(1, before)), new);
@@ -152,7 +152,7 @@ proptest! {
     }
 
     #[test]
-    fn what_cannot_be_read_outlives_all_that_happens(
+    fn raw_entries_survive_any_events(
         before in facts(40), new in vec(novelty(), 1..4), after in facts(40),
     ) {
         let entries = of_a_later_day(&replay(&events(1, before)), new);
@@ -168,7 +168,7 @@ proptest! {
     }
 
     #[test]
-    fn events_that_were_kept_give_the_state_that_they_would_have_given(
+    fn kept_events_that_become_readable_give_the_same_state(
         before in facts(30), after in facts(30),
     ) {
         let whole: Vec<Event> = events(1, before.iter().chain(&after).cloned().collect());
@@ -203,7 +203,7 @@ proptest! {
     }
 
     #[test]
-    fn an_event_of_a_later_version_is_kept_with_all_that_follows_about_the_same(
+    fn an_event_of_a_newer_version_is_kept_with_all_later_ones_about_its_aggregate(
         before in facts(40), unknown in unknown_fact(), after in facts(20),
     ) {
         let mut state = replay(&events(1, before));
@@ -230,7 +230,7 @@ proptest! {
     }
 
     #[test]
-    fn nothing_is_decided_about_what_cannot_be_read(
+    fn commands_about_raw_entries_are_refused(
         before in facts(40), new in vec(novelty(), 1..4), command in command(), fresh in 20u128..29,
     ) {
         let state = State::from_entries(41, of_a_later_day(&replay(&events(1, before)), new));
@@ -257,7 +257,7 @@ proptest! {
     }
 
     #[test]
-    fn a_device_that_cannot_be_read_is_not_told_of(seen in device(), others in vec(device(), 0..3)) {
+    fn a_device_with_a_raw_entry_makes_no_events(seen in device(), others in vec(device(), 0..3)) {
         let key = Aggregate::Device(&seen.id).key();
         let mut entry = serde_json::to_value(&seen).expect("JSON");
         entry["kind"] = json!("hologram");
@@ -309,7 +309,7 @@ fn with_container(desired: Value) -> State {
 }
 
 #[test]
-fn the_name_the_link_and_the_port_of_an_unreadable_container_stay_taken() {
+fn the_name_the_addresses_and_the_ports_of_a_raw_container_stay_in_use() {
     let state = with_container(
         json!({ "gpu": 1, "options": { "allow": [{ "type": "ingress", "host_port": 8080 }] } }),
     );
@@ -351,7 +351,7 @@ fn the_name_the_link_and_the_port_of_an_unreadable_container_stay_taken() {
 }
 
 #[test]
-fn a_new_field_outside_of_what_is_desired_is_kept_and_the_container_goes_on() {
+fn an_unknown_field_outside_the_desired_state_is_kept_and_the_container_is_managed() {
     let state = with_container(json!({}));
     let mut entry = state.entry("container.new").expect("it is there");
     entry["health"] = json!({ "last": "ok" });
@@ -375,7 +375,7 @@ fn a_new_field_outside_of_what_is_desired_is_kept_and_the_container_goes_on() {
 }
 
 #[test]
-fn an_event_with_a_new_wish_or_a_new_variant_is_not_read_in_part() {
+fn an_event_with_an_unknown_desired_field_or_variant_is_not_read_partially() {
     let state = with_container(json!({}));
     let container = state.containers.values().next().expect("it is there").clone();
     let desired = leaf_core::event::ContainerDesired {
@@ -420,7 +420,7 @@ fn an_event_with_a_new_wish_or_a_new_variant_is_not_read_in_part() {
 }
 
 #[test]
-fn a_name_that_only_an_unread_event_has_stays_taken() {
+fn a_name_that_only_a_raw_event_has_stays_in_use() {
     let mut state = State::default();
     let unknown = Fact::Unknown(leaf_core::event::UnknownFact {
         kind: "cim.leaf.container.desired.v2".to_owned(),

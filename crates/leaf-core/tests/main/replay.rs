@@ -50,21 +50,21 @@ pub(crate) fn snapshot_events(state: &State, part_bytes: usize) -> Vec<Event> {
 
 proptest! {
     #[test]
-    fn an_event_comes_back_from_its_record_as_it_was(fact in fact()) {
+    fn an_event_survives_the_round_trip_through_its_record(fact in fact()) {
         for event in events(41, vec![fact]) {
             prop_assert_eq!(stored(&event), event);
         }
     }
 
     #[test]
-    fn a_replay_of_what_was_stored_gives_the_state_that_was(facts in vec(fact(), 0..60)) {
+    fn a_replay_of_stored_events_gives_the_same_state(facts in vec(fact(), 0..60)) {
         let events = events(1, facts);
         let stored: Vec<Event> = events.iter().map(stored).collect();
         prop_assert_eq!(replay(&stored), replay(&events));
     }
 
     #[test]
-    fn the_entries_of_a_state_are_the_state(facts in vec(fact(), 0..60)) {
+    fn a_state_is_restored_from_its_entries(facts in vec(fact(), 0..60)) {
         let state = replay(&events(1, facts));
         let again = State::from_entries(state.sequence, state.entries());
         prop_assert_eq!(shown(&again), shown(&state));
@@ -81,7 +81,7 @@ proptest! {
     }
 
     #[test]
-    fn a_snapshot_and_what_follows_give_what_the_whole_history_gives(
+    fn a_replay_from_a_snapshot_equals_one_of_the_whole_history(
         before in vec(fact(), 0..40), after in vec(fact(), 0..20), part_bytes in 1usize..4000,
     ) {
         let mut whole = replay(&events(1, before));
@@ -112,7 +112,7 @@ proptest! {
     }
 
     #[test]
-    fn a_field_of_a_later_day_is_ignored(
+    fn an_unknown_field_is_ignored(
         fact in fact().prop_filter("known", |fact| !matches!(fact, Fact::Unknown(_))),
     ) {
         for event in events(3, vec![fact]) {
@@ -125,7 +125,7 @@ proptest! {
     }
 
     #[test]
-    fn what_a_diff_says_makes_the_next_diff_empty(looks in vec(inventory(), 1..6)) {
+    fn applying_a_diff_makes_the_next_one_empty(looks in vec(inventory(), 1..6)) {
         let mut state = State::default();
         for look in looks {
             let facts = diff(&state.devices, &look);
@@ -140,7 +140,7 @@ proptest! {
     }
 
     #[test]
-    fn a_decision_is_the_same_twice_and_a_query_records_nothing(
+    fn decisions_are_deterministic_and_queries_record_nothing(
         facts in vec(fact(), 0..40), command in command(), fresh in 1u128..9,
     ) {
         let state = replay(&events(1, facts));
@@ -158,7 +158,7 @@ proptest! {
     }
 
     #[test]
-    fn what_was_decided_is_what_the_state_then_holds(
+    fn the_state_holds_what_was_decided(
         facts in vec(fact(), 0..40), commands in vec(command(), 1..6),
     ) {
         let mut state = replay(&events(1, facts));

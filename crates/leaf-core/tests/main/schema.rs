@@ -52,7 +52,7 @@ fn text(error: CompileError) -> String {
 const PLACE: &str = "memory:schema";
 
 #[test]
-fn each_committed_definition_is_that_of_its_type() {
+fn each_committed_definition_matches_its_type() {
     let (committed, made) = (committed(), Bundle::new().document());
     for (name, definition) in made["$defs"].as_object().expect("definitions") {
         assert_eq!(

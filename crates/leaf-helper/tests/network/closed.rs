@@ -127,7 +127,7 @@ fn link_index(inside: &Inside) -> u32 {
         .expect("an index")
 }
 
-pub(crate) async fn a_container_can_be_nobody_else() {
+pub(crate) async fn a_container_cannot_spoof_addresses() {
     let mut machine = Machine::new().await;
     let target = machine.start(&[]).await;
     let _target = target.serve("target", &[53]);
@@ -206,7 +206,7 @@ pub(crate) async fn a_container_can_be_nobody_else() {
     machine.host.end().await;
 }
 
-pub(crate) async fn the_rules_of_a_container_are_there_after_a_boot_and_after_somebody_flushed_them() {
+pub(crate) async fn the_rules_of_a_container_are_restored_after_a_boot_and_after_a_flush() {
     let mut machine = Machine::new().await;
     let _host = Server::on_host("host", &[NATS_PORT, 4223]);
     let before = machine.start(&[]).await;

@@ -38,7 +38,8 @@ fn ingress(protocol: Protocol, host_port: u16, port: Option<u16>) -> Opening {
     }
 }
 
-pub(crate) async fn an_opening_to_a_container_opens_one_port_one_way_whenever_that_one_comes() {
+pub(crate) async fn an_opening_to_a_container_permits_one_port_in_one_direction_also_if_it_is_created_later()
+{
     let mut machine = Machine::new().await;
     let late = machine.host.name();
     let allow = [
@@ -78,7 +79,7 @@ pub(crate) async fn an_opening_to_a_container_opens_one_port_one_way_whenever_th
     machine.host.end().await;
 }
 
-pub(crate) async fn an_opening_to_the_outside_opens_what_it_names_behind_the_hosts_address() {
+pub(crate) async fn an_opening_to_the_outside_is_limited_to_its_destination_and_masqueraded() {
     let mut machine = Machine::new().await;
     let outside = Outside::new("out", HOST, OUTSIDE, &[53, 80, 443]);
     let there = Outside::new("lan", HOST_THERE, THERE, &[80]);
@@ -119,7 +120,7 @@ pub(crate) async fn an_opening_to_the_outside_opens_what_it_names_behind_the_hos
     machine.host.end().await;
 }
 
-pub(crate) async fn a_port_of_the_leaf_leads_to_a_container_from_outside_and_from_the_host_alone() {
+pub(crate) async fn a_port_of_the_leaf_is_forwarded_to_a_container_from_outside_and_from_the_host_only() {
     let mut machine = Machine::new().await;
     let outside = Outside::new("out", HOST, OUTSIDE, &[80]);
     let _host = Server::on_host("host", &[80]);
@@ -173,7 +174,7 @@ pub(crate) async fn a_port_of_the_leaf_leads_to_a_container_from_outside_and_fro
     machine.host.end().await;
 }
 
-pub(crate) async fn a_host_that_lacks_what_the_network_needs_says_what() {
+pub(crate) async fn a_missing_requirement_of_the_network_is_named() {
     let mut machine = Machine::new().await;
     let name = machine.host.name();
     // Its settings are read-only, as they are in a sandbox.

@@ -33,7 +33,7 @@ pub(crate) async fn the_service_describes_its_operations() {
     served.end().await;
 }
 
-pub(crate) async fn nobody_but_leafd_and_root_may_call() {
+pub(crate) async fn only_leafd_and_root_may_call() {
     let served = Served::new().await;
     let prepare = served.host.prepare();
     let line = format!("{}\n", serde_json::to_string(&prepare).expect("JSON"));
@@ -55,7 +55,7 @@ pub(crate) async fn nobody_but_leafd_and_root_may_call() {
     served.end().await;
 }
 
-pub(crate) async fn what_is_no_call_is_told_and_others_are_served_on() {
+pub(crate) async fn invalid_calls_are_answered_with_an_error_and_others_are_served() {
     let served = Served::new().await;
     // One that says half a call, and stays, holds up nobody.
     let mut slow = UnixStream::connect(&served.socket).expect("root may");
@@ -123,7 +123,7 @@ pub(crate) async fn what_is_no_call_is_told_and_others_are_served_on() {
     served.end().await;
 }
 
-pub(crate) async fn what_leafd_may_not_do_is_refused_whatever_the_operation() {
+pub(crate) async fn every_operation_refuses_what_leafd_may_not_do() {
     let mut served = Served::new().await;
     let (name, system) = (served.host.name(), system(WAITS));
     served.ok(served.host.create(&name, &system)).await;

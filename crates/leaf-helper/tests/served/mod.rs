@@ -259,7 +259,7 @@ async fn answers(child: Child) -> Vec<Value> {
     serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said:?}"))
 }
 
-pub(crate) async fn a_container_lives_its_life_by_calls_of_a_user_who_is_not_root() {
+pub(crate) async fn a_container_is_managed_by_calls_of_an_unprivileged_user() {
     let mut served = Served::new().await;
     let name = served.host.name();
     served.ok(served.host.prepare()).await;

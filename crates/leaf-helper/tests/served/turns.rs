@@ -60,7 +60,7 @@ pub(crate) async fn a_stop_does_not_wait_until_the_container_is_ready() {
     served.end().await;
 }
 
-pub(crate) async fn a_helper_that_is_killed_leaves_an_operation_that_can_be_asked_for_again() {
+pub(crate) async fn an_operation_can_be_repeated_after_the_helper_was_killed() {
     let mut served = Served::new().await;
     let (name, starting) = served.starting(30).await;
     served.helper.kill().expect("it runs");
@@ -85,7 +85,7 @@ pub(crate) async fn a_helper_that_is_killed_leaves_an_operation_that_can_be_aske
     served.end().await;
 }
 
-pub(crate) async fn a_helper_that_is_asked_to_end_ends_what_it_began() {
+pub(crate) async fn a_helper_that_is_stopped_completes_its_operations() {
     let mut served = Served::new().await;
     let (_, starting) = served.starting(3).await;
     let pid = rustix::process::Pid::from_child(&served.helper);

@@ -15,11 +15,11 @@ tests![
     a_missing_program_or_an_unreadable_result_fails_the_job,
     a_job_is_started_once,
     jobs_run_at_the_same_time,
-    a_job_that_takes_too_long_is_ended_and_leaves_no_process,
+    a_job_that_takes_too_long_is_killed_and_leaves_no_process,
     a_cancelled_job_leaves_no_process_even_if_it_ignores_signals_and_changes_its_session,
     a_job_is_cancelled_at_any_moment_of_its_start,
     a_cancelled_program_that_ignores_the_signal_is_killed_after_the_grace_time,
-    a_job_takes_not_much_longer_than_its_programs,
+    a_job_takes_little_longer_than_its_programs,
 ];
 
 const LONG: Duration = Duration::from_secs(100);
@@ -117,7 +117,7 @@ async fn jobs_run_at_the_same_time() {
     }
 }
 
-async fn a_job_that_takes_too_long_is_ended_and_leaves_no_process() {
+async fn a_job_that_takes_too_long_is_killed_and_leaves_no_process() {
     let mut lab = Lab::new();
     lab.set(|settings| settings.cancel_grace = Duration::from_millis(200));
     let mut job = lab.start_within(STUBBORN, Duration::from_secs(1));
@@ -188,7 +188,7 @@ async fn a_cancelled_program_that_ignores_the_signal_is_killed_after_the_grace_t
 }
 
 /// Other tests run at the same time, so the bound is loose; `cargo xtask bench` measures it.
-async fn a_job_takes_not_much_longer_than_its_programs() {
+async fn a_job_takes_little_longer_than_its_programs() {
     let lab = Lab::new();
     let own = std::env::current_exe().expect("this program");
     let (mut bare, mut job) = (Vec::new(), Vec::new());

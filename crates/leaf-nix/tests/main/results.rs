@@ -9,9 +9,9 @@ use crate::lab::{Ended, Lab};
 use crate::tests;
 
 tests![
-    a_build_tells_all_of_its_result_and_again_when_nothing_is_to_be_built,
+    a_build_has_a_complete_result_also_if_nothing_is_built,
     a_derivation_is_built_with_all_of_its_outputs,
-    a_store_path_is_realised_and_held,
+    a_store_path_is_realised_and_kept_by_a_gc_root,
     a_locked_flake_is_built_and_an_unlocked_one_is_refused,
     a_flake_that_does_not_evaluate_fails_with_the_reason_and_the_place,
     an_unknown_attribute_fails_with_its_name,
@@ -29,7 +29,7 @@ fn failed(ended: Ended) -> String {
     ended.result.expect_err("a build that fails")
 }
 
-fn a_build_tells_all_of_its_result_and_again_when_nothing_is_to_be_built() {
+fn a_build_has_a_complete_result_also_if_nothing_is_built() {
     let lab = Lab::new();
     let dependency = lab.derivation("dep", "echo dependency > $out", "");
     let top = lab.derivation("top", "echo $dep $out > $out", &format!("dep = {dependency};"));
@@ -87,7 +87,7 @@ fn a_derivation_is_built_with_all_of_its_outputs() {
     assert_eq!(std::fs::read_dir(gc_roots).expect("roots").count(), 2);
 }
 
-fn a_store_path_is_realised_and_held() {
+fn a_store_path_is_realised_and_kept_by_a_gc_root() {
     let lab = Lab::new();
     let built = succeeded(lab.build(lab.script("plain", "echo x > $out")));
     let ended = lab.build(Installable::StorePath {

@@ -188,7 +188,7 @@ fn action() -> impl Strategy<Value = Action> {
 const CASES: u32 = 256;
 
 #[test]
-fn whatever_happens_each_command_is_answered_once_and_each_container_is_as_desired_or_says_why() {
+fn each_command_is_answered_once_and_each_container_reaches_its_desired_state_or_has_an_error() {
     let given = std::env::var("CIM_LEAF_SEED").ok();
     let seed = given.map_or_else(rand_seed, |text| text.parse().expect("CIM_LEAF_SEED is a number"));
     println!("CIM_LEAF_SEED={seed}");
@@ -256,7 +256,7 @@ fn destroy(name: &ContainerName) -> Command {
 }
 
 #[test]
-fn an_observation_that_failed_after_superseded_steps_does_not_make_a_container_destroyed() {
+fn a_failed_observation_after_outdated_steps_does_not_mark_a_container_as_destroyed() {
     let (mut world, name) = with_running();
     world.send(admin(), None, stop(&name));
     world.commit(usize::MAX);
@@ -271,7 +271,7 @@ fn an_observation_that_failed_after_superseded_steps_does_not_make_a_container_d
 }
 
 #[test]
-fn a_destroy_that_is_not_durable_is_not_carried_out_by_the_commit_before() {
+fn a_destroy_is_not_carried_out_by_an_earlier_commit() {
     let (mut world, name) = with_running();
     world.send(admin(), None, stop(&name));
     world.send(admin(), None, destroy(&name));

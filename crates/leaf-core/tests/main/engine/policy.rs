@@ -81,7 +81,7 @@ fn phases(world: &World, jobs: &[JobId]) -> Vec<JobPhase> {
 }
 
 #[test]
-fn jobs_wait_for_room_in_their_order_also_after_a_crash_and_are_cancelled_while_they_wait() {
+fn queued_jobs_start_in_order_also_after_a_crash_and_can_be_cancelled() {
     use JobPhase::{Cancelled, Failed, Queued, Running};
     let mut world = world();
     let jobs: Vec<JobId> = (0..MAX_JOBS + MAX_QUEUED_JOBS)
@@ -136,7 +136,7 @@ fn jobs_wait_for_room_in_their_order_also_after_a_crash_and_are_cancelled_while_
 }
 
 #[test]
-fn a_container_whose_build_is_cancelled_has_failed_while_it_waits_and_while_it_runs() {
+fn cancelling_a_queued_or_a_running_build_fails_its_container() {
     let mut world = world();
     let running: Vec<_> = (0..MAX_JOBS)
         .map(|n| create(&mut world, &format!("c{n}")))
@@ -172,7 +172,7 @@ fn a_container_whose_build_is_cancelled_has_failed_while_it_waits_and_while_it_r
 }
 
 #[test]
-fn a_container_that_is_destroyed_while_it_is_built_takes_its_build_along() {
+fn destroying_a_container_cancels_its_build() {
     for is_queued in [false, true] {
         let mut world = world();
         for _ in 0..if is_queued { MAX_JOBS } else { 0 } {

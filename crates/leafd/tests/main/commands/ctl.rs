@@ -34,17 +34,17 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     }
     [
         host.trial("leafctl: every query prints one JSON document that is valid by its schema, and a table without colours", &[], queries),
-        host.trial("leafctl: each kind of error has its exit code, its words and its JSON", &[], errors),
-        host.trial("leafctl: a context is taken by name, by file, from the environment, and flags go before it", &[], contexts),
-        host.trial("leafctl: of several leaves one must be named", &[], several),
-        host.trial("leafctl: the answers of a newer leaf are printed as they came", &[], newer::answers_as_they_came),
+        host.trial("leafctl: each kind of error has its exit code, its text and its JSON", &[], errors),
+        host.trial("leafctl: a context is given by name, by file or by the environment, and flags take precedence", &[], contexts),
+        host.trial("leafctl: with several leaves one must be named", &[], several),
+        host.trial("leafctl: the replies of a newer leaf are printed unchanged", &[], newer::answers_as_they_came),
         host.trial("leafctl: a build shows progress on standard error only, and its log, job and failure afterwards", &[Need::Nix], builds),
-        host.trial("leafctl: Ctrl-C while a build runs ends with 130 and says that it goes on and how to end it", &[Need::Nix], interrupted),
-        host.trial("leafctl: the log of a job that waits is followed to its end", &[Need::Nix], follows),
-        host.trial("leafctl: events are listed from a number, by type, and followed; a reader that goes is no error", &[], events),
-        host.trial("leafctl: hardware watch says that it waits, and Ctrl-C ends it with 130", &[], watches),
+        host.trial("leafctl: Ctrl-C during a build exits with 130 and says that the job continues and how to cancel it", &[Need::Nix], interrupted),
+        host.trial("leafctl: the log of a queued job is followed to its end", &[Need::Nix], follows),
+        host.trial("leafctl: events are listed from a sequence number, by type, and followed; a closed pipe is not an error", &[], events),
+        host.trial("leafctl: hardware watch says that it waits, and exits with 130 at Ctrl-C", &[], watches),
         host.trial("leafctl: on a terminal headings are bold, and a build that prints does not hang", &[Need::Nix], terminal),
-        host.trial("leafctl: completions of each shell can be read by it, and schemas are shown whole", &[], offline),
+        host.trial("leafctl: each shell can read its completions, and schemas are shown in full", &[], offline),
     ]
     .into_iter()
     .map(|trial| {

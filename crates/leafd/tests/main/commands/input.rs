@@ -15,16 +15,16 @@ use crate::support::{Host, until};
 
 pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     vec![
-        host.trial("a body that is not JSON, of another shape or with unknown fields is malformed, and says where", &[], bodies),
-        host.trial("another protocol version, another command and a subject with a bad token are told apart", &[], subjects),
+        host.trial("a body that is not JSON, of another shape or with unknown fields is malformed, and the error names the place", &[], bodies),
+        host.trial("an unsupported version, an unknown command and an invalid token in the subject are distinguished", &[], subjects),
         host.trial("a body over the limit is refused by the leaf, and one over the server's by the server", &[], large),
         host.trial("a container's name with a slash, dots, 200 characters, Unicode, none or a leading dash is refused", &[], names),
-        host.trial("what would reach a command line as a flag or a control character is refused", &[], installables),
-        host.trial("a command whose answer would go into the event stream or to another caller is not carried out", &[], replies),
+        host.trial("values that would be a flag or a control character on a command line are refused", &[], installables),
+        host.trial("a command whose reply would go into the event stream or to another caller is not carried out", &[], replies),
         host.trial("a command without a reply subject is not carried out", &[], no_reply),
-        host.trial("a person who sends as another caller is stopped by the server", &[], another_caller),
+        host.trial("publishing as another caller is denied by the server", &[], another_caller),
         host.trial("a command id with a blank, of 65 characters or a correlation of two lines is malformed", &[], ids),
-        host.trial("what a leaf was not made for it refuses and says why", &[], unsupported),
+        host.trial("a leaf refuses what it doesn't support, with the reason", &[], unsupported),
     ]
 }
 

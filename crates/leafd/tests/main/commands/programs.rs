@@ -15,18 +15,18 @@ pub(crate) fn trials() -> Vec<Trial> {
     };
     let mut trials = vec![
         trial(
-            "a report that is cut off, no JSON, a directory, missing or of the wrong shape is refused with its name",
+            "a report that is truncated, not JSON, a directory, missing or of the wrong shape is refused with its name",
             bad_reports,
         ),
         trial(
-            "the inventory of this host is devices with ids, as JSON and as a table",
+            "the inventory of this host lists devices with ids, as JSON and as a table",
             inventory,
         ),
+        trial("leafd run with conflicting flags says which are valid", bad_flags),
         trial(
-            "leafd run with flags that do not go together says what would be right",
-            bad_flags,
+            "a closed pipe of the inventory's reader is not an error",
+            closed_pipe,
         ),
-        trial("a reader of the inventory that has gone is no error", closed_pipe),
     ];
     for (directory, good) in [("valid", true), ("invalid", false)] {
         let files = configs(directory);

@@ -10,8 +10,8 @@ use crate::support::{Host, Need, Setup, until};
 
 pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     vec![
-        host.trial("the same command id twice gives the first reply and one effect, also after a restart, and another body is refused", &[Need::Nix], twice),
-        host.trial("the same command id while the first is in progress is answered with it", &[Need::Nix], meanwhile),
+        host.trial("a repeated command id gets the first reply and has one effect, also after a restart, and another body is refused", &[Need::Nix], twice),
+        host.trial("a repeated command id is answered together with the first command in progress", &[Need::Nix], meanwhile),
         host.trial("a command that depends on a generation is refused when another was seen, and every container reply is valid by its schema", &[Need::Containers], generations),
     ]
 }

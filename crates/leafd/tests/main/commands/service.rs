@@ -16,13 +16,13 @@ use crate::support::{Host, Need, Setup, until};
 pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     vec![
         host.trial(
-            "PING, INFO and STATS are answered as ADR-32 wants it, and errors are counted",
+            "PING, INFO and STATS are answered as ADR-32 requires, and errors are counted",
             &[],
             discovery,
         ),
         host.trial("the reply of every query is valid by its schema", &[], queries),
         host.trial(
-            "jobs answer by their schemas from the queue to the end, and too many are refused",
+            "jobs' replies are valid by their schemas from the queue to the end, and too many jobs are refused",
             &[Need::Nix],
             jobs,
         ),

@@ -18,13 +18,13 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     let needs = &[Need::Containers];
     vec![
         host.trial(
-            "starts and stops of many callers at once end where one of them wanted, and nothing is stuck",
+            "concurrent starts and stops of many callers end in the desired state of one of them, and nothing is stuck",
             needs,
             storm,
         ),
-        host.trial("twenty containers live at once", needs, twenty),
+        host.trial("twenty containers run at once", needs, twenty),
         host.trial(
-            "thirty cycles of a container leave the leaf's files and memory where they were",
+            "thirty lifecycles of a container don't grow the leaf's files and memory",
             needs,
             cycles,
         ),

@@ -21,17 +21,17 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             exits_at_once,
         ),
         host.trial(
-            "a toplevel that can't be run makes a failed container, which is destroyed and made anew",
+            "an invalid toplevel makes a failed container, which can be destroyed and created again",
             needs,
             bad_toplevel,
         ),
         host.trial(
-            "a flake that does not evaluate makes a failed container with the reason",
+            "a flake that does not evaluate makes a failed container, with the reason",
             needs,
             bad_flake,
         ),
         host.trial(
-            "a container that is not ready in time fails, and is started again when it can be",
+            "a container that is not ready in time fails, and can be started again",
             needs,
             not_ready_in_time,
         ),

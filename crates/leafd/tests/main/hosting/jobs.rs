@@ -22,40 +22,40 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     let needs = &[Need::Root, Need::Nix];
     vec![
         host.trial(
-            "a build that works tells all of its result, and again from the store",
+            "a successful build has a complete result, also from the store",
             needs,
             works,
         ),
         host.trial(
-            "a build whose builder fails names the derivation, and its log stays readable",
+            "the error of a failed builder names the derivation, and the log stays readable",
             needs,
             builder_fails,
         ),
-        host.trial("a build that hangs is ended after its time", needs, times_out),
+        host.trial("a build that hangs is killed at its time limit", needs, times_out),
         host.trial("a cancelled build leaves no process", needs, cancelled),
         host.trial(
-            "a cancel right after the build was accepted ends it",
+            "a build can be cancelled right after it was accepted",
             needs,
             cancelled_at_once,
         ),
         host.trial(
-            "a build that prints 100 MB keeps 16 MiB of log, head and tail, and the leaf small",
+            "a build that prints 100 MB keeps 16 MiB of log, head and tail, and the leaf's memory is bounded",
             needs,
             prints_much,
         ),
         host.trial(
-            "a running build tells how far it is, and its log is read meanwhile",
+            "a running build reports progress, and its log can be read",
             needs,
             tells_meanwhile,
         ),
-        host.trial("a job that is not known is not found", needs, unknown),
+        host.trial("an unknown job is not found", needs, unknown),
         host.trial(
-            "what can't be built is refused or fails with the reason",
+            "an impossible build is refused or fails with the reason",
             needs,
             bad_installables,
         ),
         host.trial(
-            "the logs and roots of jobs that are forgotten are taken away",
+            "the logs and GC roots of forgotten jobs are removed",
             needs,
             forgotten,
         ),

@@ -14,7 +14,7 @@ use crate::support::{Host, Need, TestLeaf, until};
 
 pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     vec![host.trial(
-        "a paused container does nothing until it is resumed, over a restart of leafd and of its own, and can be stopped",
+        "a paused container stays paused across restarts of leafd and of the container until it is resumed, and can be stopped",
         &[Need::Containers],
         paused_and_resumed,
     )]

@@ -20,12 +20,12 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     let needs = &[Need::Containers];
     vec![
         host.trial(
-            "a container's NATS user publishes nothing but its own",
+            "a container's NATS user can only publish to its own subjects",
             needs,
             publishes_its_own,
         ),
         host.trial(
-            "from inside a container only the NATS port of its leaf answers",
+            "from inside a container only its leaf's NATS port is reachable",
             needs,
             only_nats_answers,
         ),

@@ -23,35 +23,35 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     let jobs = &[Need::Root, Need::Nix];
     vec![
         host.trial(
-            "containers survive the SIGKILL of leafd, and the same processes are found again",
+            "containers survive a SIGKILL of leafd, and the same processes are found again",
             containers,
             survive,
         ),
         host.trial(
-            "a container that ended while leafd was down is told of with its exit",
+            "a container that ended while leafd was down is reported with its exit",
             containers,
             ended_meanwhile,
         ),
         host.trial(
-            "what was accepted when leafd was killed is done at the next start, and the same command gets its answer",
+            "a command accepted before leafd was killed is carried out at the next start, and repeating it gets its reply",
             containers,
             accepted_is_done,
         ),
         host.trial(
-            "a leafd that is killed while it makes containers leaves nothing of those that are destroyed",
+            "destroying containers leaves nothing even if leafd was killed while it created them",
             containers,
             killed_while_creating,
         ),
         host.trial(
-            "a leafd that is stopped while a container starts and a job runs ends soon, and finds both again",
+            "leafd stops quickly while a container starts and a job runs, and finds both again",
             containers,
             stopped_meanwhile,
         ),
-        host.trial("jobs survive the SIGKILL of leafd and end as they should", jobs, jobs_survive),
+        host.trial("jobs survive a SIGKILL of leafd and end with their outcome", jobs, jobs_survive),
         host.trial("a job whose runner is killed is interrupted and leaves no process", jobs, runner_killed),
         host.trial("the queue of jobs survives a restart", jobs, queue_survives),
         host.trial(
-            "a cancel that was accepted when leafd was killed is carried out at the next start",
+            "a cancel accepted before leafd was killed is carried out at the next start",
             jobs,
             cancel_survives,
         ),

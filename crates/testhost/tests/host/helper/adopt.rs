@@ -6,7 +6,7 @@ use super::{Leaf, WAITS, creation};
 use crate::{Outcome, Trials, ensure};
 
 pub(crate) const TRIALS: Trials = &[(
-    "a_container_of_another_is_taken_over_with_its_files_and_a_declared_one_is_not",
+    "a_foreign_container_is_adopted_with_its_files_and_a_declared_one_is_not",
     adopt,
 )];
 

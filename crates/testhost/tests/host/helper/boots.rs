@@ -5,10 +5,7 @@ use serde_json::json;
 use super::{Leaf, WAITS};
 use crate::{Outcome, Trials, ensure, until};
 
-pub(crate) const TRIALS: Trials = &[(
-    "containers_that_are_wanted_with_the_host_start_with_it_and_others_do_not",
-    boots,
-)];
+pub(crate) const TRIALS: Trials = &[("only_containers_with_autostart_start_at_boot", boots)];
 
 fn boots() -> Outcome {
     let mut leaf = Leaf::new()?;

@@ -7,10 +7,10 @@ use crate::{Outcome, Trials, ensure};
 
 pub(crate) const TRIALS: Trials = &[
     (
-        "a_container_sees_what_its_leaf_allows_and_no_link_leads_it_out",
+        "a_container_gets_only_allowed_binds_and_secrets_and_no_link_is_followed",
         inputs,
     ),
-    ("a_bind_that_is_exchanged_all_the_time_never_leads_out", race),
+    ("a_bind_that_is_constantly_replaced_never_escapes", race),
 ];
 
 /// How often a container is started while its bind is exchanged.

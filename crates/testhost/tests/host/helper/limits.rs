@@ -7,7 +7,7 @@ use crate::{Outcome, Trials, ensure};
 
 pub(crate) const TRIALS: Trials = &[
     (
-        "limits_hold_before_the_first_instruction_and_spare_what_runs_it",
+        "limits_apply_from_the_first_instruction_and_not_to_the_supervisor",
         first,
     ),
     ("limits_change_while_a_container_runs", live),

@@ -17,13 +17,13 @@ use testhost::{Host, Output};
 use crate::{Outcome, Trials, ensure};
 
 pub(crate) const TRIALS: Trials = &[
-    ("each_stage_of_a_unit_is_seen_by_a_user_who_is_not_root", stages),
+    ("each_stage_of_a_unit_is_observed_by_an_unprivileged_user", stages),
     (
-        "a_container_that_another_started_is_seen_without_what_it_was_started_with",
+        "a_container_that_was_not_started_by_the_helper_is_observed_without_a_start_digest",
         anothers,
     ),
     (
-        "what_a_container_uses_is_told_while_it_runs_and_refused_when_it_does_not",
+        "resource_usage_is_returned_while_a_container_runs_and_refused_otherwise",
         usage,
     ),
     ("the_journal_is_read_by_lines_by_time_and_by_cursor", journal),
@@ -31,7 +31,7 @@ pub(crate) const TRIALS: Trials = &[
         "hints_come_for_units_for_memory_and_after_the_bus_was_restarted",
         hints,
     ),
-    ("many_containers_are_looked_at_with_one_question", many),
+    ("many_containers_are_observed_with_one_query", many),
 ];
 
 /// The first argument that makes this program look instead of test.

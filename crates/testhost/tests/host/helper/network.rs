@@ -11,20 +11,20 @@ use crate::{Outcome, Trials, ensure};
 
 pub(crate) const TRIALS: Trials = &[
     (
-        "from_inside_a_container_its_leafs_nats_answers_and_nothing_else_of_all_ports",
+        "from_inside_a_container_only_its_leafs_nats_port_is_reachable",
         || on_a_host("a_container_reaches_its_leafs_nats_and_nothing_else"),
     ),
     ("a_container_on_a_host_can_be_nobody_else", || {
-        on_a_host("a_container_can_be_nobody_else")
+        on_a_host("a_container_cannot_spoof_addresses")
     }),
     ("a_host_opens_what_allow_names_outside", || {
-        on_a_host("an_opening_to_the_outside_opens_what_it_names_behind_the_hosts_address")
+        on_a_host("an_opening_to_the_outside_is_limited_to_its_destination_and_masqueraded")
     }),
     ("a_host_opens_what_allow_names_between_containers", || {
-        on_a_host("an_opening_to_a_container_opens_one_port_one_way_whenever_that_one_comes")
+        on_a_host("an_opening_to_a_container_permits_one_port_in_one_direction_also_if_it_is_created_later")
     }),
     ("a_host_leads_a_port_of_its_own_to_a_container", || {
-        on_a_host("a_port_of_the_leaf_leads_to_a_container_from_outside_and_from_the_host_alone")
+        on_a_host("a_port_of_the_leaf_is_forwarded_to_a_container_from_outside_and_from_the_host_only")
     }),
 ];
 

@@ -7,14 +7,14 @@ use crate::{Outcome, Trials, ensure, until};
 
 pub(crate) const TRIALS: Trials = &[
     (
-        "leafd_runs_without_root_and_without_capabilities_and_is_hardly_exposed",
+        "leafd_runs_without_root_and_capabilities_and_with_low_exposure",
         unprivileged,
     ),
     (
-        "the_helper_shows_its_operations_and_takes_calls_of_leafd_only",
+        "the_helper_describes_its_operations_and_accepts_calls_of_leafd_only",
         calls,
     ),
-    ("leafd_can_have_nothing_else_done_by_the_helper", abuse),
+    ("leafd_cannot_make_the_helper_do_anything_else", abuse),
     ("a_nix_job_runs_as_another_user_and_leaves_only_its_result", job),
     (
         "code_in_a_nix_job_reaches_neither_the_helper_nor_files_of_leafd_nor_other_jobs",

@@ -7,20 +7,20 @@ use crate::{Outcome, Trials, ensure, until};
 
 pub(crate) const TRIALS: Trials = &[
     (
-        "a_container_is_a_unit_and_a_machine_and_nothing_of_it_is_left",
+        "a_container_is_a_unit_and_a_machine_and_leaves_nothing",
         lifecycle,
     ),
-    ("what_does_not_become_ready_is_told_with_its_cause", unready),
+    (
+        "a_container_that_does_not_become_ready_is_reported_with_the_cause",
+        unready,
+    ),
     ("a_container_whose_nspawn_was_killed_starts_again", killed),
     (
-        "a_container_that_an_operator_stops_before_it_listens_is_asked_again",
+        "a_container_that_an_operator_stops_before_it_handles_signals_is_asked_again",
         deaf_at_first,
     ),
     ("a_container_starts_while_the_bus_is_restarted", bus),
-    (
-        "a_container_that_ends_badly_is_started_again_later_and_later",
-        restarts,
-    ),
+    ("a_failing_container_is_restarted_with_a_growing_delay", restarts),
 ];
 
 fn lifecycle() -> Outcome {

@@ -6,7 +6,7 @@ use super::{Leaf, WAITS};
 use crate::{Outcome, Trials, ensure};
 
 pub(crate) const TRIALS: Trials = &[(
-    "a_system_that_can_switch_is_switched_to_inside_and_all_else_is_a_restart",
+    "a_system_that_can_switch_is_switched_to_in_place_and_any_other_by_a_restart",
     updates,
 )];
 

@@ -9,13 +9,13 @@ use super::{Leaf, WAITS};
 use crate::{Outcome, Trials};
 
 pub(crate) const TRIALS: Trials = &[
-    ("after_a_reboot_everything_is_as_it_was", reboot),
+    ("a_reboot_restores_all_containers", reboot),
     (
-        "what_failed_when_it_was_started_with_the_host_is_tried_once_more",
+        "a_container_that_failed_at_boot_is_tried_once_more",
         early_failure,
     ),
-    ("power_cut_in_the_middle_of_create_update_and_destroy", power_cut),
-    ("reboot_in_the_middle_of_create_update_and_destroy", reboot_now),
+    ("a_power_cut_during_create_update_and_destroy", power_cut),
+    ("a_reboot_during_create_update_and_destroy", reboot_now),
 ];
 
 /// How many power cuts each; `cargo xtask soak` sets more.

@@ -9,8 +9,11 @@ use super::{Leaf, WAITS};
 use crate::{Outcome, Trials};
 
 pub(crate) const TRIALS: Trials = &[
-    ("leafd_killed_at_each_step_goes_on_from_there", leafd),
-    ("a_helper_killed_at_each_step_is_made_up_for", helper),
+    ("leafd_killed_at_each_step_continues_from_there", leafd),
+    (
+        "a_helper_killed_at_each_step_does_not_prevent_the_outcome",
+        helper,
+    ),
 ];
 
 /// `killer UNIT COUNT COMMAND…` runs a command, and kills a unit when it and the helper have logged so many steps. It prints

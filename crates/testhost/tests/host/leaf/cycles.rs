@@ -9,7 +9,7 @@ use testhost::LIVES;
 use super::{Leaf, WAITS};
 use crate::{Outcome, Trials};
 
-pub(crate) const TRIALS: Trials = &[("many_lives_of_containers_leave_nothing_behind", many)];
+pub(crate) const TRIALS: Trials = &[("many_lifecycles_of_containers_leave_nothing_behind", many)];
 
 /// The longest that one life may take on an emulated machine, on the average.
 const A_LIFE: Duration = Duration::from_secs(20);

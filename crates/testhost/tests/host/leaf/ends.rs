@@ -7,16 +7,22 @@ use crate::{Outcome, Trials};
 
 pub(crate) const TRIALS: Trials = &[
     (
-        "a_container_that_ignores_signals_is_ended_after_its_grace_time",
+        "a_container_that_ignores_signals_is_killed_after_its_grace_time",
         stubborn,
     ),
-    ("one_that_eats_its_memory_is_ended_and_the_event_says_why", eater),
-    ("one_that_fills_the_disk_can_be_destroyed_and_all_goes_on", full),
-    ("one_that_forks_without_end_meets_its_limit", bomb),
-    ("one_that_fails_is_started_again_with_a_growing_delay", restarts),
-    ("one_that_asks_for_a_reboot_gets_it", reboots),
     (
-        "one_without_an_init_is_refused_and_one_that_ends_at_once_is_reported",
+        "a_container_out_of_memory_is_killed_and_the_event_has_the_cause",
+        eater,
+    ),
+    (
+        "a_container_that_fills_the_disk_can_be_destroyed_and_the_leaf_continues",
+        full,
+    ),
+    ("a_fork_bomb_in_a_container_is_stopped_by_its_limit", bomb),
+    ("a_failed_container_is_restarted_with_a_growing_delay", restarts),
+    ("a_container_that_requests_a_reboot_is_started_again", reboots),
+    (
+        "a_system_without_an_init_is_refused_and_one_that_ends_at_once_is_reported",
         unready,
     ),
 ];

@@ -11,21 +11,21 @@ pub(crate) const TRIALS: Trials = &[
         leafd_killed,
     ),
     (
-        "what_containers_do_while_nats_is_gone_is_told_when_it_is_back",
+        "events_of_containers_while_nats_is_down_are_published_when_it_is_back",
         nats_gone,
     ),
-    (
-        "rules_that_somebody_flushed_are_made_again_while_containers_run",
-        flushed,
-    ),
+    ("flushed_rules_are_restored_while_containers_run", flushed),
     (
         "systemd_that_refuses_a_job_is_reported_and_tried_again",
         refused_job,
     ),
-    ("the_bus_restarted_is_nothing_that_stays", bus_restarted),
-    ("the_same_create_sent_a_hundred_times_at_once_makes_one", crowd),
+    ("a_restart_of_the_bus_has_no_lasting_effect", bus_restarted),
     (
-        "nspawn_that_was_killed_leaves_nothing_that_keeps_the_next_start",
+        "a_hundred_concurrent_copies_of_a_create_make_one_container",
+        crowd,
+    ),
+    (
+        "a_killed_nspawn_leaves_nothing_that_prevents_the_next_start",
         nspawn_killed,
     ),
 ];

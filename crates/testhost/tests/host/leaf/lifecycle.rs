@@ -10,7 +10,7 @@ pub(crate) const TRIALS: Trials = &[
         "a_container_runs_as_a_unit_that_systemd_and_machined_know",
         whole_life,
     ),
-    ("leafd_runs_without_rights_and_its_unit_is_sealed", sealed),
+    ("leafd_runs_without_privileges_in_a_hardened_unit", sealed),
     ("a_template_is_built_by_the_jobs_user_and_runs", template),
 ];
 

@@ -11,8 +11,8 @@ pub(crate) const TRIALS: Trials = &[
         given,
     ),
     ("limits_change_while_a_container_runs", live),
-    ("what_is_wrong_in_a_spec_is_refused_with_its_place", refused),
-    ("a_spec_is_compared_applied_and_gone_back_from", history),
+    ("an_invalid_spec_is_refused_with_the_place", refused),
+    ("a_spec_is_compared_applied_and_rolled_back", history),
 ];
 
 fn given() -> Outcome {

@@ -11,7 +11,7 @@ pub(crate) const TRIALS: Trials = &[
         switched,
     ),
     (
-        "another_system_is_restarted_into_and_a_bad_one_gone_back_from",
+        "a_container_is_restarted_into_another_system_and_reverted_from_a_broken_one",
         restarted,
     ),
     (

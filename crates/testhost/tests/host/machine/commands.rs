@@ -8,14 +8,14 @@ use crate::{Outcome, Trials, ensure};
 
 pub(crate) const TRIALS: Trials = &[
     (
-        "a_command_gives_back_its_output_its_complaints_and_its_exit_code",
+        "a_command_returns_its_output_its_errors_and_its_exit_code",
         what_comes_back,
     ),
     (
-        "a_command_that_takes_too_long_is_ended_with_its_children_and_says_what_it_printed",
+        "a_command_that_takes_too_long_is_killed_with_its_children_and_its_output_is_reported",
         too_long,
     ),
-    ("commands_run_beside_each_other", beside_each_other),
+    ("commands_run_concurrently", beside_each_other),
     ("nix_builds_offline_and_sandboxed_on_the_host", nix_builds),
 ];
 

@@ -5,14 +5,11 @@ use testhost::{Device, Host};
 use crate::{Outcome, Trials, ensure, until};
 
 pub(crate) const TRIALS: Trials = &[
-    (
-        "a_disk_that_is_plugged_in_is_seen_by_udev_and_gone_when_it_is_unplugged",
-        disks,
-    ),
-    ("usb_devices_of_all_kinds_are_seen_by_udev", usb),
-    ("network_cards_of_all_kinds_are_seen_by_udev", cards),
+    ("udev_reports_a_disk_that_is_plugged_in_and_unplugged", disks),
+    ("udev_reports_usb_devices_of_all_kinds", usb),
+    ("udev_reports_network_cards_of_all_kinds", cards),
     ("memory_can_be_plugged_in", memory),
-    ("a_device_that_is_refused_takes_no_place", refused),
+    ("a_refused_device_occupies_no_slot", refused),
 ];
 
 fn disks() -> Outcome {

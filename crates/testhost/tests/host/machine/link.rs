@@ -9,10 +9,10 @@ use crate::{Outcome, Trials, ensure, until};
 
 pub(crate) const TRIALS: Trials = &[
     (
-        "a_cut_link_is_seen_by_the_host_and_nothing_passes_until_it_is_back",
+        "a_cut_link_is_observed_by_the_host_and_passes_nothing_until_it_is_restored",
         cut,
     ),
-    ("a_port_of_this_machine_leads_to_one_of_the_host", forward),
+    ("a_port_of_this_machine_is_forwarded_to_the_host", forward),
 ];
 
 fn cut() -> Outcome {

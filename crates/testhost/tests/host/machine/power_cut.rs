@@ -6,7 +6,7 @@ use crate::{Outcome, Trials, ensure, until};
 
 pub(crate) const TRIALS: Trials = &[
     ("a_power_cut_keeps_what_was_synced_and_loses_what_was_not", cut),
-    ("a_reboot_keeps_all_and_what_was_plugged_in", reboot),
+    ("a_reboot_keeps_files_and_plugged_devices", reboot),
 ];
 
 fn cut() -> Outcome {

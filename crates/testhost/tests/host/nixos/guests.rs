@@ -11,11 +11,11 @@ use testhost::Programs;
 
 pub(crate) const TRIALS: Trials = &[
     (
-        "a_nixos_container_on_a_debian_host_is_switched_in_place_goes_back_reboots_and_leaves_no_trace",
+        "a_nixos_container_on_a_debian_host_is_switched_in_place_reverted_rebooted_and_leaves_no_trace",
         on_debian,
     ),
     (
-        "a_nixos_container_on_a_nixos_host_is_switched_in_place_goes_back_reboots_and_leaves_no_trace",
+        "a_nixos_container_on_a_nixos_host_is_switched_in_place_reverted_rebooted_and_leaves_no_trace",
         on_nixos,
     ),
 ];

@@ -7,7 +7,7 @@ use super::{PATIENT, leaf_on_nixos};
 use crate::{Outcome, Trials};
 
 pub(crate) const TRIALS: Trials = &[(
-    "nixos_container_lists_starts_and_stops_ours_and_theirs_are_adopted_or_left_alone",
+    "nixos_container_manages_a_leafs_containers_and_its_own_are_adopted_or_left_alone",
     beside,
 )];
 
