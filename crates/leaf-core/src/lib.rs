@@ -6,7 +6,7 @@
 //! flight for each resource), [`mod@plan`] and [`mod@diff`] (from observations to facts and host operations),
 //! [`host_op`] (the operations that need root).
 
-pub mod accepted;
+pub mod address_pool;
 pub mod aggregate;
 pub mod beat;
 pub mod cause;

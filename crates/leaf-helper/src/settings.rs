@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use leaf_core::decide::AddressPool;
+use leaf_core::address_pool::AddressPool;
 use leaf_core::runtime::Runtime;
 use leaf_host::program;
 

@@ -6,7 +6,7 @@ use leaf_core::event::{EventRecord, Headers, header};
 use leaf_core::id::{Caller, CommandId, LeafName};
 use serde_json::Value;
 
-use leaf_core::accepted::{CommandOutcome, CommandRecord};
+use leaf_core::command::{CommandOutcome, CommandRecord};
 
 /// The version of the file's format that this program writes, and the newest that it reads.
 pub(crate) const FORMAT: u64 = 1;

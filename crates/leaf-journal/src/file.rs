@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::change::Change;
 use crate::encode::{self, DecodeError, FORMAT, Head};
-use leaf_core::accepted::CommandRecord;
+use leaf_core::command::CommandRecord;
 
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::thread;
 
 use jiff::Timestamp;
-use leaf_core::accepted::CommandRecord;
+use leaf_core::command::CommandRecord;
 use leaf_core::event::EventRecord;
 use leaf_core::id::{Caller, CommandId, LeafName};
 use serde_json::Value;

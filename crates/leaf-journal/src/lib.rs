@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use leaf_core::accepted::CommandRecord;
+use leaf_core::command::CommandRecord;
 use leaf_core::event::EventRecord;
 use serde_json::Value;
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use futures::FutureExt as _;
-use leaf_core::accepted::CommandRecord;
+use leaf_core::command::CommandRecord;
 use leaf_core::engine::{Effect, Record, Seen};
 use leaf_core::error::chain;
 use leaf_core::id::{Caller, CommandId};

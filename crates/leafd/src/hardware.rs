@@ -11,7 +11,7 @@ use leaf_core::hardware::Inventory;
 use leaf_hardware::{Monitor, Sources, scan};
 use tokio::sync::mpsc;
 
-use crate::input::Wake;
+use crate::wake::Wake;
 
 /// Scans for as long as the daemon runs; the first scan waits for `report`. `rescans` yields the numbers of the rescans
 /// that callers ask for, in order.

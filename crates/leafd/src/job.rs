@@ -19,7 +19,7 @@ use leaf_nix::Nix;
 use leaf_nix::build::{self, Build};
 use tokio::sync::{mpsc, watch};
 
-use crate::input::Wake;
+use crate::wake::Wake;
 
 /// The pause before a retry.
 const PAUSE: Duration = Duration::from_secs(1);

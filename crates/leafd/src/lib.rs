@@ -4,16 +4,22 @@
 //! Start at [`daemon::run`]. The centre is [`main_loop::MainLoop`], the shell around the pure
 //! [`Engine`](leaf_core::engine::Engine): it passes inputs in, one at a time, commits the resulting records
 //! ([`commits::Commits`]), and has their effects carried out ([`workers::Workers`]) once they are in the journal.
+//!
+//! | modules | contents |
+//! |---|---|
+//! | [`cli`], [`settings`], [`inventory`], [`programs`] | the command line, the settings file, `leafd inventory`, installed programs |
+//! | [`daemon`], [`recovery`], [`lease`], [`tasks`], [`notify`] | the start and the end: equipment, state, the leaf's name, all tasks, systemd |
+//! | [`main_loop`], [`wake`], [`clock`], [`commits`], [`workers`] | the loop: inputs, the journal, effects |
+//! | [`listeners`], [`hardware`] | sources of inputs: commands, observations, scans |
+//! | [`steps`], [`helper`], [`job`] | work on the host: containers, host operations, jobs |
+//! | [`publisher`], [`mirror`] | copies of the journal: the stream and the bucket `leaf_state` |
 
 pub mod cli;
 pub mod clock;
 pub mod commits;
 pub mod daemon;
-pub mod equipment;
 pub mod hardware;
 pub mod helper;
-pub mod history;
-pub mod input;
 pub mod inventory;
 pub mod job;
 pub mod lease;
@@ -23,7 +29,9 @@ pub mod mirror;
 pub mod notify;
 pub mod programs;
 pub mod publisher;
+pub mod recovery;
 pub mod settings;
 pub mod steps;
 pub mod tasks;
+pub mod wake;
 pub mod workers;

@@ -15,9 +15,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::clock::Clock;
-use crate::input::Wake;
 use crate::publisher::Published;
 use crate::steps::{ContainerHost, InFlight};
+use crate::wake::Wake;
 
 /// Forwards commands until the daemon drains, and then those that had already arrived.
 ///

@@ -20,9 +20,9 @@ use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::commits::Commits;
-use crate::input::Wake;
 use crate::notify;
 use crate::tasks::Tasks;
+use crate::wake::Wake;
 use crate::workers::Workers;
 
 /// How long commands are remembered, so that a repeated id gets the first reply: 24 hours.

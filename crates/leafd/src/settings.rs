@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use leaf_core::decide::AddressPool;
+use leaf_core::address_pool::AddressPool;
 use leaf_core::id::LeafName;
 use serde::{Deserialize, Serialize};
 

@@ -29,11 +29,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::clock::Clock;
-use crate::input::Wake;
 use crate::job::{self, JobHost};
 use crate::publisher::Published;
 use crate::steps::{ContainerHost, InFlight, Interruptions, Steps};
 use crate::tasks::Tasks;
+use crate::wake::Wake;
 
 /// The period in which the journal is tidied; keeping more costs only disk space.
 const TIDY_EVERY: Duration = Duration::from_secs(600);

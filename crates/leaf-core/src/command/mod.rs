@@ -15,6 +15,7 @@ pub mod hardware;
 pub mod job;
 pub mod leaf;
 pub mod nix;
+mod record;
 
 pub use container::*;
 pub use declare::{CommandKind, Declaration, Disk, IfGeneration, Need, Request, Success, WhileStuck};
@@ -22,6 +23,7 @@ pub use hardware::*;
 pub use job::*;
 pub use leaf::*;
 pub use nix::*;
+pub use record::{CommandOutcome, CommandRecord};
 
 use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};

@@ -8,16 +8,15 @@ mod hardware;
 mod job;
 mod leaf;
 mod nix;
-mod pool;
 
 pub use container::{LogQuery, adopt};
 pub use job::{after_job, needless_jobs};
-pub use pool::AddressPool;
 
 use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::address_pool::AddressPool;
 use crate::command::Command;
 use crate::container::Container;
 use crate::event::Fact;

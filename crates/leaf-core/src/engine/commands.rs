@@ -1,8 +1,7 @@
 //! Handles commands: repeated, refused, decided or accepted.
 
-use crate::accepted::{CommandOutcome, CommandRecord};
 use crate::cause::Cause;
-use crate::command::{Command, CommandKind, JobReport};
+use crate::command::{Command, CommandKind, CommandOutcome, CommandRecord, JobReport};
 use crate::container::ForeignContainer;
 use crate::decide::{self, Context, Decision, Reply, Target, decide};
 use crate::id::{Caller, CommandId, ContainerName};

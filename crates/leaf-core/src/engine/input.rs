@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::accepted::CommandRecord;
-use crate::command::{Command, CommandKind};
+use crate::command::{Command, CommandKind, CommandRecord};
 use crate::container::{ForeignContainer, ObservedContainer};
 use crate::event::HostFacts;
 use crate::hardware::Inventory;

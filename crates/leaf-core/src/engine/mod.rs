@@ -38,11 +38,12 @@ mod report;
 mod turn;
 mod waiting;
 
-use crate::accepted::CommandRecord;
+use crate::address_pool::AddressPool;
 use crate::aggregate::Aggregate;
 use crate::cause::Cause;
+use crate::command::CommandRecord;
 use crate::container::{Container, ContainerPhase};
-use crate::decide::{AddressPool, Target};
+use crate::decide::Target;
 use crate::event::{ContainerFact, Fact, HostFacts, JobFact, LeafStarted, LeafStopped};
 use crate::id::{Caller, InstanceId};
 use crate::moment::Moment;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::accepted::CommandRecord;
+use crate::command::CommandRecord;
 use crate::container::Container;
 use crate::decide::Question;
 use crate::event::EventRecord;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 
-use crate::accepted::CommandRecord;
+use crate::command::CommandRecord;
 use crate::decide::Target;
 use crate::id::{Caller, CommandId};
 use crate::problem::Problem;

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::accepted::{CommandOutcome, CommandRecord};
 use crate::aggregate::Aggregate;
 use crate::cause::Cause;
-use crate::command::{Destroyed, Success, declaration_of};
+use crate::command::{CommandOutcome, CommandRecord, Destroyed, Success, declaration_of};
 use crate::container::Container;
 use crate::decide::Target;
 use crate::id::{Caller, CommandId, ContainerName, JobId, decode_token};

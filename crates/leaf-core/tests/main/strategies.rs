@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use leaf_core::address_pool::AddressPool;
 use leaf_core::command::*;
 use leaf_core::container::*;
-use leaf_core::decide::{AddressPool, Context};
+use leaf_core::decide::Context;
 use leaf_core::event::*;
 use leaf_core::hardware::*;
 use leaf_core::id::*;

@@ -4,7 +4,7 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use leaf_core::decide::AddressPool;
+use leaf_core::address_pool::AddressPool;
 use leaf_core::id::LeafName;
 use leaf_core::runtime::Runtime;
 use leaf_host::contract::HostPaths;

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use leaf_core::decide::AddressPool;
+use leaf_core::address_pool::AddressPool;
 use leaf_core::host_op::HostOp;
 use leaf_core::id::JobId;
 use leaf_core::runtime::Runtime;

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use leaf_core::decide::AddressPool;
+use leaf_core::address_pool::AddressPool;
 use leaf_core::id::LeafName;
 use leaf_host::contract::{HostPaths, JOBS_DIRECTORY};
 use serde::Deserialize;

@@ -173,7 +173,7 @@ pub(crate) fn description() -> String {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
-    use leaf_core::decide::AddressPool;
+    use leaf_core::address_pool::AddressPool;
     use leaf_core::host_op::{ContainerBinding, HostSubject, HostWait, Secret};
     use leaf_core::id::{ContainerName, JobId, LeafName, StorePath};
     use leaf_core::spec::ContainerOptions;

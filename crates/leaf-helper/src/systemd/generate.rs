@@ -103,7 +103,7 @@ fn want(directory: &Path, target: &str, unit: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use leaf_core::decide::AddressPool;
+    use leaf_core::address_pool::AddressPool;
     use leaf_core::host_op::RunSpec;
     use leaf_core::id::{LeafName, StorePath};
     use leaf_host::contract::HostPaths;

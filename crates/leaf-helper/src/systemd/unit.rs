@@ -104,7 +104,7 @@ fn word(path: &Path) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use leaf_core::decide::AddressPool;
+    use leaf_core::address_pool::AddressPool;
     use leaf_core::id::{ContainerName, LeafName, StorePath};
     use leaf_core::spec::ContainerOptions;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use leaf_core::accepted::{CommandOutcome, CommandRecord};
+use leaf_core::command::{CommandOutcome, CommandRecord};
 use leaf_core::event::EventRecord;
 use leaf_core::id::{Caller, CommandId, LeafName};
 use leaf_journal::{Batch, FILE, Journal, LockError, OpenError, Opened, Options};

@@ -3,17 +3,17 @@
 use leaf_bus::lease::Lease;
 use leaf_bus::serve::{Server, ServiceInfo};
 use leaf_bus::stream::StreamSettings;
-use leaf_core::accepted::CommandRecord;
 use leaf_core::beat::{BEAT_SECONDS, Beat};
+use leaf_core::command::CommandRecord;
 use leaf_core::state::State;
 use leaf_journal::Opened;
 
 use super::VERSION;
+use super::equipment::{self, HostAndNats};
 use super::store::Store;
-use crate::equipment::{self, HostAndNats};
-use crate::history;
 use crate::job::JobHost;
 use crate::lease::{self, Predecessors};
+use crate::recovery;
 use crate::settings::Settings;
 
 /// The claim on the leaf's name, and the recovered state.
@@ -75,7 +75,7 @@ impl Claim {
         };
         let unfinished = opened.unfinished.clone();
         let held = lease::take(bus, &beat, dead).await?;
-        let state = history::recover(bus, leaf, journal, opened, &stream).await?;
+        let state = recovery::recover(bus, leaf, journal, opened, &stream).await?;
         let info = ServiceInfo {
             leaf: leaf.clone(),
             instance: *instance,

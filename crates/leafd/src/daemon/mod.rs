@@ -3,6 +3,7 @@
 //! tasks are assembled and run ([`running`]).
 
 mod claim;
+mod equipment;
 mod running;
 mod store;
 
@@ -12,7 +13,6 @@ use anyhow::Context as _;
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::equipment;
 use crate::settings::Settings;
 
 use claim::Claim;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use leaf_bus::connect::{Bus, ConnectSettings};
 use leaf_bus::embedded::EmbeddedServer;
-use leaf_core::accepted::CommandRecord;
+use leaf_core::command::CommandRecord;
 use leaf_core::engine::{Engine, EngineSettings, History, Limits, Resumed, Snapshots};
 use leaf_core::error::chain;
 use leaf_core::state::{RawEntry, State};
@@ -14,16 +14,16 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::claim::Claim;
+use super::equipment::{self, HostAndNats};
 use super::store::Store;
 use super::{Signals, VERSION};
 use crate::clock::Clock;
-use crate::equipment::{self, HostAndNats};
-use crate::input::Wake;
 use crate::main_loop::MainLoop;
 use crate::publisher::{EventPublisher, Published};
 use crate::settings::Settings;
 use crate::steps::InFlight;
 use crate::tasks::Tasks;
+use crate::wake::Wake;
 use crate::workers::{Equipment, Workers};
 use crate::{hardware, lease, listeners, mirror, notify};
 

@@ -7,8 +7,7 @@ mod commits;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use leaf_core::accepted::CommandRecord;
-use leaf_core::command::Command;
+use leaf_core::command::{Command, CommandRecord};
 use leaf_core::container::{Container, ContainerPhase};
 use leaf_core::decide::needless_jobs;
 use leaf_core::engine::{
@@ -410,7 +409,7 @@ fn engine(journal: &ModelJournal, run: u64) -> Engine {
             backlog_bytes: 1 << 30,
             reserve_bytes: RESERVE_BYTES,
         },
-        pool: leaf_core::decide::AddressPool::default(),
+        pool: leaf_core::address_pool::AddressPool::default(),
         max_jobs: MAX_JOBS,
         max_queued_jobs: MAX_QUEUED_JOBS,
         job_timeout_seconds: 3600,

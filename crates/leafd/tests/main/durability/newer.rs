@@ -7,9 +7,9 @@ use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use jiff::Timestamp;
 use leaf_bus::client::CallError;
-use leaf_core::accepted::CommandRecord;
 use leaf_core::command::{
-    CancelJob, ListContainers, ListHardware, Request, RescanHardware, ShowContainer, ShowHardware, ShowJob,
+    CancelJob, CommandRecord, ListContainers, ListHardware, Request, RescanHardware, ShowContainer,
+    ShowHardware, ShowJob,
 };
 use leaf_core::event::{Event, EventRecord, Fact, UnknownFact};
 use leaf_core::hardware::{Device, DeviceStatus};

@@ -30,24 +30,24 @@ use crate::steps::ContainerHost;
 const DEFAULT_PORT: u16 = 4222;
 
 /// The connection to NATS and the host of containers.
-pub struct HostAndNats {
+pub(super) struct HostAndNats {
     /// The connection, which may still be being established.
-    pub bus: Bus,
+    pub(super) bus: Bus,
     /// The settings of the streams' connection, for making another one.
-    pub connect: ConnectSettings,
+    pub(super) connect: ConnectSettings,
     /// The embedded server, if the leaf has one.
-    pub server_process: Option<EmbeddedServer>,
+    pub(super) server_process: Option<EmbeddedServer>,
     /// The host of containers, or the reason why this leaf runs none.
-    pub containers: Result<Arc<ContainerHost>, String>,
+    pub(super) containers: Result<Arc<ContainerHost>, String>,
     /// A description of the NATS server.
-    pub nats_of: String,
+    pub(super) nats_of: String,
 }
 
 /// Prepares the network, starts the embedded server if enabled, and connects.
 ///
 /// # Errors
 /// The first part of the settings that can't be fulfilled.
-pub async fn set_up(settings: &Settings, leaf: &LeafName) -> anyhow::Result<HostAndNats> {
+pub(super) async fn set_up(settings: &Settings, leaf: &LeafName) -> anyhow::Result<HostAndNats> {
     let nats = &settings.nats;
     let Some(embedded) = &nats.embedded else {
         let as_user = |file: &Option<PathBuf>| ConnectSettings {
@@ -232,7 +232,7 @@ async fn prepare(helper: &HostHelper, leaf_address: Ipv4Addr, nats_port: u16) ->
 ///
 /// # Errors
 /// The reason why this leaf runs no jobs.
-pub async fn job_host(settings: &Settings, leaf: &LeafName) -> Result<JobHost, String> {
+pub(super) async fn job_host(settings: &Settings, leaf: &LeafName) -> Result<JobHost, String> {
     let runner =
         std::env::current_exe().map_err(|error| format!("leafd can't find its own program: {error}"))?;
     let gc_roots = PathBuf::from("/nix/var/nix/gcroots/cim-leaf").join(leaf.as_str());
@@ -288,7 +288,7 @@ fn in_units(client: Client) -> Launch {
 }
 
 /// Returns the configured report, or a new one.
-pub async fn report(settings: Settings) -> Option<PathBuf> {
+pub(super) async fn report(settings: Settings) -> Option<PathBuf> {
     let hardware = &settings.hardware;
     let Some(program) = &hardware.facter_program else {
         return hardware.facter_report.clone();
