@@ -1,4 +1,4 @@
-//! Commands in the machine, through its guest agent.
+//! Runs commands in the machine through its guest agent.
 //!
 //! The agent (`qemu-ga`) reads JSON from a virtio port and serves one client; the machine's owner keeps the connection
 //! as long as the machine runs. <https://www.qemu.org/docs/master/interop/qemu-ga-ref.html>
@@ -14,14 +14,14 @@ use serde_json::{Value, json};
 use crate::socket::JsonSocket;
 use crate::{Output, pause};
 
-/// How long the agent may take for one of its own commands.
+/// The time limit of the agent's own commands.
 const ANSWER: Duration = Duration::from_secs(60);
-/// How long a sync is waited for before it is sent again: one that is sent while the machine boots may be lost.
+/// How long to wait for a sync before it is sent again: one that is sent during boot may be lost.
 const SYNC: Duration = Duration::from_millis(500);
-/// The agent takes larger requests, but not without end.
+/// The size of a file transfer's pieces, in bytes; the agent's requests are limited.
 const CHUNK: usize = 1 << 20;
 
-/// Where programs are: on NixOS, then on Debian.
+/// The `PATH` of commands: NixOS's directories, then Debian's.
 const ENVIRONMENT: [&str; 4] = [
     "PATH=/run/wrappers/bin:/run/current-system/sw/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME=/root",
@@ -48,7 +48,7 @@ impl Agent {
     pub(crate) fn wait(&mut self, deadline: Instant) -> Result<()> {
         loop {
             self.syncs += 1;
-            // The byte ends whatever half of a request the agent may hold.
+            // The byte ends an incomplete request that the agent may hold.
             let sync = json!({"execute": "guest-sync-delimited", "arguments": {"id": self.syncs}});
             self.socket.send(b"\xff", &sync)?;
             let until = deadline.min(Instant::now() + SYNC);
@@ -81,8 +81,8 @@ impl Agent {
         Ok(answer["return"].take())
     }
 
-    /// Starts a command line of bash, and returns the process id of the `timeout` that it runs under: this one ends
-    /// the whole process group.
+    /// Starts a bash command line, and returns the process id of the `timeout` that it runs under, which can end the
+    /// whole process group.
     pub(crate) fn start(&mut self, command: &str, limit: Duration) -> Result<i64> {
         let seconds = format!("{:.3}", limit.as_secs_f64());
         let started = self
@@ -101,7 +101,7 @@ impl Agent {
             .context("the guest agent gives no process id")
     }
 
-    /// Returns what a started process left; none while it runs.
+    /// Returns the output of a started process; `None` while it runs.
     pub(crate) fn ended(&mut self, pid: i64) -> Result<Option<Output>> {
         let status = self.execute("guest-exec-status", json!({"pid": pid}))?;
         if status["exited"] != true {
@@ -113,7 +113,7 @@ impl Agent {
                 .context("the guest agent's output is not base64")?;
             Ok(String::from_utf8_lossy(&bytes).into_owned())
         };
-        // As a shell gives it: 128 and the signal.
+        // As in a shell: 128 plus the signal.
         let number = |key: &str| status[key].as_i64().and_then(|number| i32::try_from(number).ok());
         Ok(Some(Output {
             status: number("exitcode")
@@ -124,9 +124,9 @@ impl Agent {
         }))
     }
 
-    /// Waits for a started process; none when the deadline comes first.
+    /// Waits for a started process; `None` if the deadline comes first.
     pub(crate) fn finish(&mut self, pid: i64, deadline: Instant) -> Result<Option<Output>> {
-        // Most commands take some milliseconds, a build takes a minute: look often at first.
+        // Most commands take milliseconds, a build takes a minute: so it polls often at first.
         let mut step = Duration::from_millis(2);
         loop {
             if let Some(output) = self.ended(pid)? {

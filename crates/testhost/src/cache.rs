@@ -1,8 +1,9 @@
-//! Where images are kept: a directory for each, named by a hash of everything that made it.
+//! The cache of images: each has a directory, named by a hash of everything that it was made from.
 //!
-//! All checkouts of a person share them. A directory is built under another name and renamed when it is whole, so a build
-//! that was interrupted leaves nothing that is taken for an image; a lock on it makes other processes wait that want the
-//! same. Whoever starts a machine from a directory marks it as used, and what was used lately is not removed.
+//! All checkouts of a user share them. A directory is built under another name and renamed when it is complete, so an
+//! interrupted build leaves nothing that could be taken for an image; other processes that need the same image wait for
+//! a lock on it. A process that starts a machine from a directory marks it as used, and recently used ones are not
+//! removed.
 
 use std::ffi::OsString;
 use std::fs;
@@ -15,23 +16,23 @@ use anyhow::{Context as _, Result};
 use crate::command::target;
 use crate::say;
 
-/// Names the directory where images are kept, instead of `cim-leaf/host` in the user's cache directory.
+/// The variable with the directory of images, instead of `cim-leaf/host` in the user's cache directory.
 pub const VARIABLE: &str = "CIM_LEAF_HOST_CACHE";
 
-/// Nobody starts a machine from an image any more that was not used for so long; one that runs has its files open.
+/// The time without use after which an image is removed; a running machine has its files open.
 const FORGOTTEN: Duration = Duration::from_secs(60 * 60);
 
-/// How many directories with our programs are kept, however long ago they were used: those of two versions.
+/// The number of directories with our programs that are always kept: those of two versions.
 const KEPT: usize = 6;
 
-/// What the names of all directories begin with that are made here.
+/// The beginnings of the names of all directories in the cache.
 const KINDS: [&str; 5] = ["disk-", "machine-", "leaf-", "programs-", PART];
 
-/// What the names of directories begin with that are not whole.
+/// The beginning of the names of incomplete directories.
 const PART: &str = "part-";
 
-/// Returns the directory of all images: the one that [`VARIABLE`] names, or `cim-leaf/host` in the user's cache directory
-/// (XDG Base Directory Specification), or `target/host` where the user has none.
+/// Returns the directory of all images: the one named by [`VARIABLE`], or `cim-leaf/host` in the user's cache directory
+/// (XDG Base Directory Specification), or `target/host` if the user has none.
 pub fn directory() -> PathBuf {
     directory_by(|name| std::env::var_os(name)).unwrap_or_else(|| target().join("host"))
 }
@@ -45,13 +46,13 @@ fn directory_by(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> 
     if let Some(told) = set(VARIABLE) {
         return Some(std::path::absolute(&told).unwrap_or(told));
     }
-    // A relative path is invalid there, and to be ignored.
+    // A relative path is invalid in this variable, and must be ignored.
     let of_user = set("XDG_CACHE_HOME").filter(|cache| cache.is_absolute());
     let cache = of_user.or_else(|| Some(set("HOME")?.join(".cache")))?;
     cache.is_absolute().then(|| cache.join("cim-leaf/host"))
 }
 
-/// Builds a directory of the cache that is not there yet. Where another process builds the same, it waits for that.
+/// Builds a directory of the cache, unless it exists. If another process is building the same, it waits for that.
 pub(crate) fn build_whole(directory: &Path, build: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let name = directory
         .file_name()
@@ -64,13 +65,14 @@ pub(crate) fn build_whole(directory: &Path, build: impl FnOnce(&Path) -> Result<
             return fs::remove_dir(&part).with_context(|| format!("can't remove {}", part.display()));
         }
         empty(&part)?;
-        build(&part).with_context(|| format!("what is there of it is in {}", part.display()))?;
+        build(&part).with_context(|| format!("the incomplete result is in {}", part.display()))?;
         return fs::rename(&part, directory).with_context(|| format!("can't rename {}", part.display()));
     }
     Ok(())
 }
 
-/// Makes a directory to build in, and locks it. Returns `None` where another process has renamed or removed it meanwhile.
+/// Creates and locks a directory to build in. Returns `None` if another process has renamed or removed it in the
+/// meantime.
 fn lock(part: &Path) -> Result<Option<fs::File>> {
     fs::create_dir_all(part).with_context(|| format!("can't make {}", part.display()))?;
     let file = match fs::File::open(part) {
@@ -110,14 +112,14 @@ fn empty(part: &Path) -> Result<()> {
 /// Marks a directory as used now.
 ///
 /// # Errors
-/// Where it is not there.
+/// If it does not exist.
 pub(crate) fn mark_used(directory: &Path) -> Result<()> {
     fs::File::open(directory)
         .and_then(|directory| directory.set_modified(SystemTime::now()))
         .with_context(|| format!("can't mark {} as used", directory.display()))
 }
 
-/// Removes images of programs that nobody uses any more: each build makes new ones.
+/// Removes unused images of programs: each build makes new ones.
 pub(crate) fn forget_old(cache: &Path) -> Result<()> {
     let mut of_programs = images(cache)?;
     of_programs.retain(|(directory, _)| kind(directory) == Some("leaf-"));
@@ -130,7 +132,7 @@ pub(crate) fn forget_old(cache: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes an image, and returns whether it did: not where another process builds it, or has removed it.
+/// Removes an image; returns false if another process is building it, or has removed it.
 fn remove(directory: &Path) -> Result<bool> {
     let file = match fs::File::open(directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
@@ -139,7 +141,7 @@ fn remove(directory: &Path) -> Result<bool> {
     if file.try_lock().is_err() {
         return Ok(false);
     }
-    // Under another name first, so that nobody finds the half of it.
+    // Renamed first, so that no process finds an incomplete image.
     let gone = directory.with_file_name(format!("{PART}removed-{}", std::process::id()));
     fs::rename(directory, &gone)
         .and_then(|()| fs::remove_dir_all(&gone))
@@ -147,14 +149,14 @@ fn remove(directory: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// What kind of image a directory is by its name. What a person put beside them, such as a tree of nixpkgs', is none.
+/// Returns the kind of image, by a directory's name. Other files of the user, such as a nixpkgs tree, are not images.
 fn kind(directory: &Path) -> Option<&'static str> {
     let name = directory.file_name().unwrap_or_default().to_string_lossy();
     KINDS.into_iter().find(|kind| name.starts_with(kind))
 }
 
-/// Removes the images that are not among these and were not used within the hour, or all of them, and returns where they
-/// were.
+/// Removes the images that are not among these and were not used within the hour, or all images, and returns their
+/// directories.
 pub(crate) fn remove_unused(used: &[PathBuf], all: bool) -> Result<Vec<PathBuf>> {
     let mut removed = Vec::new();
     for (image, unused) in images(&directory())? {
@@ -165,7 +167,7 @@ pub(crate) fn remove_unused(used: &[PathBuf], all: bool) -> Result<Vec<PathBuf>>
     Ok(removed)
 }
 
-/// All images, whole or not, and how long ago they were used.
+/// Returns all images, complete or not, with the times since their last use.
 fn images(cache: &Path) -> Result<Vec<(PathBuf, Duration)>> {
     let entries = match fs::read_dir(cache) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -239,7 +241,7 @@ mod tests {
             }
         }
         fs::create_dir(cache.path().join("nixpkgs")).expect("a directory");
-        // The oldest of all is used again.
+        // The oldest image is used again.
         mark_used(&cache.path().join(format!("leaf-{}", KEPT + 2))).expect("it is there");
         forget_old(cache.path()).expect("removed");
         let left = |kind: &str| {
@@ -257,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_build_that_fails_leaves_no_image_and_the_next_starts_anew() {
+    fn a_failed_build_leaves_no_image_and_the_next_starts_from_scratch() {
         let cache = tempfile::tempdir().expect("a temporary directory");
         let directory = cache.path().join("disk-1");
         build_whole(&directory, |part| {

@@ -1,4 +1,4 @@
-//! Running programs, and where things are.
+//! Runs programs, and finds programs and directories.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-/// Returns the directory of the checkout that this was started in; a build directory may serve several.
+/// Returns the directory of the checkout that this was started in; several checkouts may share a build directory.
 pub fn workspace() -> PathBuf {
     let here = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
     let here = here.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
@@ -24,14 +24,14 @@ pub fn target() -> PathBuf {
     }
 }
 
-/// Returns `cargo` in the checkout, the same one that started this program.
+/// Returns the `cargo` that started this program, to run in the checkout.
 pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace());
     cargo
 }
 
-/// Returns where a program is on PATH or in the directories of an administrator.
+/// Returns the path of a program on PATH or in the directories of root's programs.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -40,14 +40,14 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|file| is_executable(file))
 }
 
-/// Whether a file is there and may be executed.
+/// Returns whether a file exists and is executable.
 pub fn is_executable(file: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
     file.metadata()
         .is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
 }
 
-/// Returns the command as a person would type it.
+/// Returns the command line as it would be typed.
 pub fn line(command: &Command) -> String {
     let quote = |text: &OsStr| {
         let text = text.to_string_lossy();
@@ -65,7 +65,7 @@ pub fn line(command: &Command) -> String {
         .join(" ")
 }
 
-/// Returns the command as it is typed where the program is on PATH.
+/// Returns the command line as it would be typed with the program on PATH.
 pub fn typed(command: &Command) -> String {
     let text = line(command);
     let program = command.get_program().to_string_lossy();
@@ -76,10 +76,10 @@ pub fn typed(command: &Command) -> String {
     }
 }
 
-/// Runs a command with our own output.
+/// Runs a command with this process's output.
 ///
 /// # Errors
-/// Where it can't be run or does not end with 0.
+/// If it can't be run or does not exit with 0.
 pub fn run(command: &mut Command) -> Result<()> {
     let line = line(command);
     let status = command
@@ -92,10 +92,10 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command quietly, and returns what it prints on stdout.
+/// Runs a command, and returns its stdout.
 ///
 /// # Errors
-/// Where it can't be run or does not end with 0: the text has its stderr.
+/// If it can't be run or does not exit with 0; the text contains its stderr.
 pub fn output(command: &mut Command) -> Result<String> {
     let line = line(command);
     let output = command

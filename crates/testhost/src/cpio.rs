@@ -1,8 +1,8 @@
-//! Writes the archive that the kernel takes as its first root: cpio, "newc".
+//! Writes an initrd archive: cpio, format "newc".
 //!
 //! `Documentation/driver-api/early-userspace/buffer-format.rst` of the kernel.
 
-/// An archive that grows.
+/// An archive that is being written.
 #[derive(Debug, Default)]
 pub(crate) struct Archive {
     bytes: Vec<u8>,
@@ -30,7 +30,7 @@ impl Archive {
 
     fn entry(&mut self, name: &str, mode: u32, content: &[u8]) {
         self.entries += 1;
-        let size = u32::try_from(content.len()).expect("what goes into an initrd is smaller than 4 GiB");
+        let size = u32::try_from(content.len()).expect("files of an initrd are smaller than 4 GiB");
         let name_size = u32::try_from(name.len() + 1).expect("a name is short");
         // inode, mode, uid, gid, links, time, size, device, device of a node, size of the name, check
         let fields = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];

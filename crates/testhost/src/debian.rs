@@ -1,4 +1,4 @@
-//! A tree of Debian's packages, from which disks are made: debootstrap, apt and the kernel.
+//! Trees of Debian packages, from which disks are made: debootstrap, apt and the kernel.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -21,16 +21,16 @@ pub(crate) const UNUSED_MODULES: &str = "\
     drivers/media/radio drivers/media/tuners drivers/media/usb sound/soc \
     fs/xfs fs/btrfs fs/ocfs2 fs/gfs2 fs/f2fs fs/bcachefs fs/smb fs/nfs fs/nfsd fs/ceph";
 
-/// The directory that becomes a disk, and the log of what is printed meanwhile.
+/// The directory that becomes a disk, and the log of its build.
 pub(crate) struct Tree {
     pub(crate) root: PathBuf,
     pub(crate) log: PathBuf,
 }
 
 impl Tree {
-    /// Returns the tree `rootfs` in a directory, with the least of Debian and these packages in it.
+    /// Builds the tree `rootfs` in a directory: a minimal Debian with these packages.
     ///
-    /// `apt` and not debootstrap installs them: that one can't resolve what `nix-bin` needs.
+    /// They are installed by `apt`, since debootstrap can't resolve the dependencies of `nix-bin`.
     pub(crate) fn fetch(directory: &Path, packages: &str) -> Result<Self> {
         let tree = Self {
             root: directory.join("rootfs"),
@@ -47,12 +47,12 @@ impl Tree {
         Ok(tree)
     }
 
-    /// Removes it; its log stays.
+    /// Removes the tree; its log is kept.
     pub(crate) fn remove(self) -> Result<()> {
         fs::remove_dir_all(&self.root).with_context(|| format!("can't remove {}", self.root.display()))
     }
 
-    /// Runs a command; its output goes to the log, the end of which is in the error.
+    /// Runs a command with its output in the log; an error contains the end of the log.
     pub(crate) fn run(&self, command: &mut Command) -> Result<()> {
         let shown = line(command);
         let log = fs::File::options()
@@ -69,7 +69,7 @@ impl Tree {
         if !status.success() {
             let text = fs::read(&self.log).unwrap_or_default();
             bail!(
-                "{shown} ended with {status}; its last words:\n{}",
+                "{shown} ended with {status}; the end of its output:\n{}",
                 last_lines(&text, 15)
             );
         }
@@ -105,7 +105,7 @@ impl Tree {
             "path-exclude=/usr/share/doc/*\npath-exclude=/usr/share/man/*\npath-exclude=/usr/share/locale/*\n\
              force-unsafe-io\n",
         )?;
-        // Nothing is started while it is installed.
+        // Prevents services from being started during installation.
         let policy = self.write("usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n")?;
         executable(&policy)?;
         let install = ["install", "--yes", "--quiet", "--no-install-recommends"];
@@ -117,7 +117,7 @@ impl Tree {
         fs::remove_file(&policy).with_context(|| format!("can't remove {}", policy.display()))
     }
 
-    /// Unpacks the kernel, without its scripts: they would make an initrd that nobody uses. Returns its version.
+    /// Unpacks the kernel without running its scripts, which would make an unused initrd. Returns its version.
     pub(crate) fn kernel(&self) -> Result<String> {
         let depends = self.inside_output("apt-cache", &["depends", "linux-image-amd64"])?;
         let package = depends
@@ -142,7 +142,7 @@ impl Tree {
         for unused in UNUSED_MODULES.split_whitespace() {
             remove_directory(&modules.join(unused))?;
         }
-        // Emulated, the unpacking at each start takes longer than the larger file.
+        // Under emulation, decompression at each start takes longer than reading the larger file.
         let unpack = format!(
             "find /usr/lib/modules/{version}/kernel -name '*.xz' -print0 | xargs -0 -r -n 64 -P 4 xz -d"
         );
@@ -151,7 +151,7 @@ impl Tree {
         Ok(version)
     }
 
-    /// The kernel, and the least of a first root: busybox, and the modules between it and the disk.
+    /// Copies the kernel, and makes a minimal initrd: busybox, and the modules that the disk needs.
     pub(crate) fn start_files(&self, kernel: &str, init: &str, directory: &Path) -> Result<()> {
         let from = self.root.join("boot").join(format!("vmlinuz-{kernel}"));
         fs::copy(&from, directory.join("vmlinuz"))
@@ -190,7 +190,7 @@ impl Tree {
         let file = self.root.join(path);
         let directory = file.parent().expect("a file of the machine is in a directory");
         fs::create_dir_all(directory).with_context(|| format!("can't make {}", directory.display()))?;
-        // Debian's may be a link to elsewhere.
+        // Debian's file may be a symbolic link.
         if fs::symlink_metadata(&file).is_ok_and(|file| file.is_symlink()) {
             fs::remove_file(&file).with_context(|| format!("can't replace {}", file.display()))?;
         }
@@ -199,7 +199,7 @@ impl Tree {
     }
 }
 
-/// Makes a disk of so many bytes with an ext4 that has this directory's content; the file is sparse.
+/// Makes a sparse disk image of this size with an ext4 file system of a directory's content.
 pub(crate) fn make_disk(root: &Path, file: &Path, bytes: u64) -> Result<()> {
     fs::File::create(file)
         .and_then(|disk| disk.set_len(bytes))
@@ -230,7 +230,7 @@ fn remove_directory(directory: &Path) -> Result<()> {
     }
 }
 
-/// The end of a text.
+/// Returns the last lines of a text.
 pub(crate) fn last_lines(text: &[u8], count: usize) -> String {
     let text = String::from_utf8_lossy(text);
     let lines: Vec<&str> = text.lines().collect();
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_fails_says_its_last_words() {
+    fn the_error_of_a_failed_command_has_the_end_of_its_output() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let build = Tree {
             root: directory.path().to_owned(),

@@ -1,4 +1,4 @@
-//! Devices that are plugged in while the machine runs, and again when it starts after a power cut.
+//! Devices that are plugged in while the machine runs, and plugged in again when it starts after a power cut.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,26 +12,26 @@ use crate::network::Network;
 use crate::qmp::Qmp;
 use crate::{pause, ports, share};
 
-/// How long a guest may take to let a device go.
+/// The time limit for a guest to release a device.
 const GONE: Duration = Duration::from_secs(60);
 
-/// A device that is plugged in; what [`Host::unplug`](super::Host::unplug) takes.
+/// A plugged device, to be passed to [`Host::unplug`](super::Host::unplug).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Plugged(usize);
 
-/// What a device does its work with.
+/// The backend of a device.
 #[derive(Debug, Clone)]
 enum Backend {
     None,
-    /// An empty disk of its own, or this file, which is read and written.
+    /// An empty disk of its own, or a given file, which is read and written.
     Disk {
         file: Option<PathBuf>,
         bytes: u64,
     },
-    /// A cable that leads nowhere.
+    /// A disconnected cable.
     Cable,
     Network(Network),
-    /// A serial line on which nobody is.
+    /// A serial line without another end.
     Line,
     Memory {
         mib: u64,
@@ -41,7 +41,7 @@ enum Backend {
 /// A device that can be plugged in.
 #[derive(Debug, Clone)]
 pub struct Device {
-    /// The arguments of QEMU's `device_add`, without its id, its port and its backend.
+    /// The arguments of QEMU's `device_add`, without id, port and backend.
     arguments: Value,
     backend: Backend,
     place: Place,
@@ -74,7 +74,7 @@ impl Device {
         )
     }
 
-    /// A virtio disk of 64 MiB with this serial number.
+    /// Returns a virtio disk of 64 MiB with this serial number.
     pub fn virtio_blk(serial: &str) -> Self {
         Self::disk(
             json!({"driver": "virtio-blk-pci", "serial": serial}),
@@ -82,12 +82,12 @@ impl Device {
         )
     }
 
-    /// An NVMe disk of 64 MiB.
+    /// Returns an NVMe disk of 64 MiB.
     pub fn nvme(serial: &str) -> Self {
         Self::disk(json!({"driver": "nvme", "serial": serial}), Place::PciExpress)
     }
 
-    /// A USB disk of 64 MiB that says it can be taken out.
+    /// Returns a removable USB disk of 64 MiB.
     pub fn usb_storage(serial: &str) -> Self {
         Self::disk(
             json!({"driver": "usb-storage", "serial": serial, "removable": true}),
@@ -95,7 +95,7 @@ impl Device {
         )
     }
 
-    /// A virtio network card with this address (`"52:54:00:aa:00:01"`), its cable in nothing.
+    /// Returns a virtio network card with this address (`"52:54:00:aa:00:01"`) and a disconnected cable.
     pub fn virtio_net(mac: &str) -> Self {
         Self::new(
             json!({"driver": "virtio-net-pci", "mac": mac, "romfile": ""}),
@@ -104,7 +104,7 @@ impl Device {
         )
     }
 
-    /// An Intel network card, its cable in nothing.
+    /// Returns an Intel network card with a disconnected cable.
     pub fn e1000e(mac: &str) -> Self {
         Self::new(
             json!({"driver": "e1000e", "mac": mac, "romfile": ""}),
@@ -113,7 +113,7 @@ impl Device {
         )
     }
 
-    /// A USB network card, its cable in nothing.
+    /// Returns a USB network card with a disconnected cable.
     pub fn usb_net(mac: &str) -> Self {
         Self::new(
             json!({"driver": "usb-net", "mac": mac}),
@@ -122,7 +122,7 @@ impl Device {
         )
     }
 
-    /// A USB keyboard.
+    /// Returns a USB keyboard.
     pub fn usb_keyboard(serial: &str) -> Self {
         Self::new(
             json!({"driver": "usb-kbd", "serial": serial}),
@@ -131,7 +131,7 @@ impl Device {
         )
     }
 
-    /// A USB tablet: a pointer with places of its own.
+    /// Returns a USB tablet, a pointer with absolute positions.
     pub fn usb_tablet(serial: &str) -> Self {
         Self::new(
             json!({"driver": "usb-tablet", "serial": serial}),
@@ -140,7 +140,7 @@ impl Device {
         )
     }
 
-    /// A USB sound card; QEMU's has no serial number.
+    /// Returns a USB sound card, which has no serial number in QEMU.
     pub fn usb_audio() -> Self {
         Self::new(
             json!({"driver": "usb-audio", "audiodev": "silence"}),
@@ -149,18 +149,18 @@ impl Device {
         )
     }
 
-    /// A USB serial port with nobody at its other end.
+    /// Returns a USB serial port without another end.
     pub fn usb_serial(serial: &str) -> Self {
         let arguments = json!({"driver": "usb-serial", "serial": serial, "always-plugged": true});
         Self::new(arguments, Backend::Line, Place::Usb)
     }
 
-    /// More memory.
+    /// Returns a memory module.
     pub fn memory(mib: u64) -> Self {
         Self::new(json!({"driver": "pc-dimm"}), Backend::Memory { mib }, Place::Slot)
     }
 
-    /// The same disk with this file behind it, which is read and written as it is.
+    /// Returns the disk with this file as its content, which is read and written.
     #[must_use]
     pub fn with_file(mut self, path: &Path) -> Self {
         if let Backend::Disk { file, .. } = &mut self.backend {
@@ -169,7 +169,7 @@ impl Device {
         self
     }
 
-    /// The same network card with its cable in a network.
+    /// Returns the network card with its cable in a network.
     #[must_use]
     pub fn in_network(mut self, network: &Network) -> Self {
         if let Backend::Cable = self.backend {
@@ -183,16 +183,16 @@ impl Device {
     }
 }
 
-/// An address that no other machine has, with QEMU's prefix.
+/// Returns a random hardware address with QEMU's prefix.
 pub(crate) fn new_mac() -> String {
     let hex = random_hex(3);
     format!("52:54:00:{}:{}:{}", &hex[..2], &hex[2..4], &hex[4..])
 }
 
-/// That many random bytes, as text.
+/// Returns `count` random bytes as hexadecimal text.
 pub(crate) fn random_hex(count: usize) -> String {
     let mut bytes = vec![0; count];
-    // Never fails for so few, once the kernel has started.
+    // Never fails for so few bytes once the kernel has started.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     HEXLOWER.encode(&bytes)
 }
@@ -205,13 +205,13 @@ fn backend_id(plugged: Plugged) -> String {
     format!("backend{}", plugged.0)
 }
 
-/// What is plugged in.
+/// The plugged devices.
 #[derive(Debug, Default)]
 pub(crate) struct Rack {
     devices: Vec<Option<(Device, Option<usize>)>>,
 }
 
-/// Returns the address of the card on a machine's network.
+/// Returns the hardware address of the card on a machine's network.
 pub(crate) fn network_mac(rack: &Rack, number: usize) -> Option<&str> {
     rack.devices
         .iter()
@@ -222,7 +222,7 @@ pub(crate) fn network_mac(rack: &Rack, number: usize) -> Option<&str> {
 }
 
 impl Rack {
-    /// Finds a place for a device.
+    /// Assigns a slot to a device.
     pub(crate) fn add(&mut self, device: Device) -> Result<Plugged> {
         let taken: Vec<usize> = self
             .devices
@@ -236,7 +236,7 @@ impl Rack {
                 let free = (0..ports::COUNT - share::SLOTS).find(|port| !taken.contains(port));
                 ensure!(
                     free.is_some(),
-                    "all {} places for devices are taken",
+                    "all {} slots for devices are in use",
                     ports::COUNT - share::SLOTS
                 );
                 free
@@ -247,7 +247,7 @@ impl Rack {
         Ok(Plugged(self.devices.len() - 1))
     }
 
-    /// The first card that is on a network.
+    /// Returns the first card on a network.
     pub(crate) fn on(&self, network: &Network) -> Option<Plugged> {
         let is_on = |entry: &Option<(Device, Option<usize>)>| matches!(entry, Some((Device { backend: Backend::Network(other), .. }, _)) if other.is(network));
         self.devices.iter().position(is_on).map(Plugged)
@@ -289,7 +289,7 @@ impl Rack {
         let name = id(plugged);
         qmp.execute("device_del", json!({"id": name}))?;
         qmp.wait("DEVICE_DELETED", GONE, |data| data["device"] == name.as_str())
-            .with_context(|| format!("the guest does not let {name} go"))?;
+            .with_context(|| format!("the guest does not release {name}"))?;
         device.backend.close(plugged, qmp)
     }
 
@@ -300,7 +300,7 @@ impl Rack {
 }
 
 impl Backend {
-    /// Makes it, and returns the key by which a device names it.
+    /// Creates the backend, and returns the argument by which a device refers to it.
     fn open(&self, plugged: Plugged, qmp: &mut Qmp, directory: &Path) -> Result<Option<&'static str>> {
         let id = backend_id(plugged);
         let (command, arguments, key) = match self {
@@ -348,7 +348,7 @@ impl Backend {
             Self::Line => ("chardev-remove", json!({"id": id})),
             Self::Memory { .. } => ("object-del", json!({"id": id})),
         };
-        // A device is told gone a moment before it lets its backend go.
+        // The event of a device's removal precedes the release of its backend.
         let deadline = Instant::now() + GONE;
         loop {
             match qmp.execute(command, arguments.clone()) {
@@ -360,7 +360,7 @@ impl Backend {
     }
 }
 
-/// The file of a disk that has none; what is on it stays over a power cut.
+/// Creates the file of a disk that has none; its content survives a power cut.
 fn own_disk(file: &Path, bytes: u64) -> Result<PathBuf> {
     fs::File::options()
         .create(true)

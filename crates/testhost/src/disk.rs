@@ -1,7 +1,7 @@
-//! Builds the machine's disk: a Debian with systemd, Nix and nats-server, and nothing of the house in it.
+//! Builds the machine's disk: a Debian with systemd, Nix and nats-server, without our programs.
 //!
-//! All is in [`RECIPE`] and the files beside it: whoever changes one of them gets a new image by itself. Only the
-//! version of a package depends on the day.
+//! Everything is in the constants here and the files beside it: a change of one makes a new image. Only the versions of
+//! packages depend on the day.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,11 +15,11 @@ use crate::say;
 /// Changes with what this file does and no text below tells.
 const VERSION: &str = "1";
 
-/// The disk's size; it is sparse.
+/// The size of the sparse disk, in bytes.
 const DISK_BYTES: u64 = 8 << 30;
 
-/// What is installed, apart from Debian's least. `apt` and not debootstrap installs it: that one can't resolve what
-/// `nix-bin` needs.
+/// The packages in addition to a minimal Debian. They are installed by `apt`, since debootstrap can't resolve the
+/// dependencies of `nix-bin`.
 const PACKAGES: &str = "\
     systemd systemd-sysv systemd-container udev dbus polkitd kmod util-linux-extra procps \
     iproute2 nftables iputils-ping netcat-openbsd socat \
@@ -27,12 +27,12 @@ const PACKAGES: &str = "\
     qemu-guest-agent jq strace usbutils pciutils lshw hwinfo e2fsprogs \
     perl libfile-slurp-perl ca-certificates";
 
-/// Modules that would be loaded at each start, and do nothing here but take time.
+/// Modules that would be loaded at each start without any use here.
 const BLOCKED_MODULES: &str = "\
     kvm_amd kvm_intel kvm powernow_k8 acpi_cpufreq i2c_i801 lpc_ich iTCO_wdt drm bochs pcspkr joydev mousedev psmouse \
     serio_raw ccp rapl ppdev parport_pc";
 
-/// Units that a machine for some minutes has no use for.
+/// Units that a short-lived machine doesn't need.
 const MASKED_UNITS: &str = "\
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer e2scrub_all.timer e2scrub_reap.service \
     systemd-timesyncd.service systemd-pstore.service systemd-firstboot.service systemd-vconsole-setup.service \
@@ -41,11 +41,11 @@ const MASKED_UNITS: &str = "\
     systemd-tpm2-clear.service systemd-pcrextend.socket modprobe@drm.service modprobe@configfs.service \
     getty@tty1.service getty-static.service serial-getty@ttyS0.service serial-getty@hvc0.service";
 
-/// Units that are there to be started by who wants them.
+/// Units that are installed but not enabled.
 const DISABLED_UNITS: &str =
     "systemd-networkd.service systemd-networkd.socket nix-daemon.service nftables.service";
 
-/// Files of the machine: path, text.
+/// Files of the machine: path and text.
 const FILES: &[(&str, &str)] = &[
     ("etc/machine-id", "0123456789abcdef0123456789abcdef\n"),
     ("etc/hostname", "leaf\n"),
@@ -74,7 +74,7 @@ const FILES: &[(&str, &str)] = &[
 
 const INIT: &str = include_str!("guest/init.sh");
 
-/// All that decides what is on the disk, as text.
+/// Returns everything that determines the disk's content, as text.
 pub(crate) fn recipe() -> String {
     let mut text = [
         VERSION,
@@ -138,7 +138,7 @@ fn settings(tree: &Tree, nats_server: &Path) -> Result<()> {
     let program = tree.root.join("usr/local/bin/nats-server");
     fs::copy(nats_server, &program).with_context(|| format!("can't copy {}", nats_server.display()))?;
     executable(&program)?;
-    // The store belongs to the builders' group, as the daemon wants it; what NixOS has beside it is there too.
+    // The store belongs to the builders' group, as the daemon requires; NixOS's other directories exist as well.
     tree.inside(
         "sh",
         &["-ec", "mkdir -p /nix/store /nix/var/nix /etc/nixos-containers /var/lib/nixos-containers /var/log/journal; \
@@ -148,7 +148,7 @@ fn settings(tree: &Tree, nats_server: &Path) -> Result<()> {
     )
 }
 
-/// Removes a unit's links from the directories of what wants it.
+/// Removes a unit's links from all `*.wants` directories.
 fn disable(units: &Path, unit: &str) -> Result<()> {
     let directories = fs::read_dir(units).with_context(|| format!("can't read {}", units.display()))?;
     let links = directories

@@ -1,4 +1,4 @@
-//! Walks trees of files, and names what is made of them by a hash.
+//! Walks directory trees, and computes names from their hashes.
 
 use std::fs;
 use std::io::Read as _;
@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
 
-/// Calls a function with each file below a directory, in the order of their names.
+/// Calls a function with each file below a directory, in the order of names.
 pub(crate) fn each_file(directory: &Path, with: &mut impl FnMut(&Path) -> Result<()>) -> Result<()> {
     let entries = fs::read_dir(directory).with_context(|| format!("can't read {}", directory.display()))?;
     let mut paths = entries
@@ -25,7 +25,7 @@ pub(crate) fn each_file(directory: &Path, with: &mut impl FnMut(&Path) -> Result
     Ok(())
 }
 
-/// A name for what is made of these parts.
+/// Returns a name for what is made from these parts.
 pub(crate) fn key(parts: &[&str]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
@@ -35,12 +35,12 @@ pub(crate) fn key(parts: &[&str]) -> String {
     hex(hash)
 }
 
-/// The first bytes of a digest, as text.
+/// Returns the first bytes of a digest as hexadecimal text.
 pub(crate) fn hex(hash: Sha256) -> String {
     HEXLOWER.encode(&hash.finalize()[..8])
 }
 
-/// Takes the names and contents of all files below a directory into a digest.
+/// Adds the names and contents of all files below a directory to a digest.
 pub(crate) fn digest(tree: &Path, directory: &Path, hash: &mut Sha256) -> Result<()> {
     each_file(directory, &mut |file| {
         let path = file.strip_prefix(tree).expect("it is below the directory");

@@ -1,8 +1,8 @@
-//! Starts a machine from a disk, waits until it is at rest, and keeps it as it then is.
+//! Starts a machine from a disk, waits until it is idle, and saves its state.
 //!
-//! Its memory lies in a file. A machine that is restored maps that file and writes to copies of its pages, so many
-//! machines share what they don't change, and a restore reads only what it touches. QEMU is told to leave such memory
-//! out of the state that it saves, which then is that of the devices alone.
+//! Its memory is in a file. A restored machine maps that file copy-on-write, so machines share the pages that they
+//! don't change, and a restore reads only the pages that it needs. QEMU is told to leave this memory out of the saved
+//! state, which then contains only the devices' state.
 
 use std::fs;
 use std::path::Path;
@@ -24,16 +24,16 @@ const VERSION: &str = "1";
 /// Changes with how programs are put on a frozen machine.
 pub(crate) const VERSION_WITH: &str = "1";
 
-/// How long a machine may take to start, and then to come to rest: an emulated NixOS beside other work needs minutes.
+/// The time limit for a machine to start, and then to become idle: an emulated NixOS on a busy machine needs minutes.
 pub(crate) const BOOT: Duration = Duration::from_secs(600);
 /// About 1 in 20 starts with two emulated processors ends in a panic of the kernel.
 pub(crate) const TRIES: usize = 3;
 
-/// All that decides what is frozen, apart from the disk.
+/// Returns everything that determines the frozen state, apart from the disk.
 pub(crate) fn recipe(accelerator: Accelerator, processors: u32) -> Result<String> {
     let processor = match accelerator {
         Accelerator::Emulation => String::new(),
-        // What has started with one processor may not go on with another.
+        // A state saved with one processor may not run on another.
         Accelerator::Kvm => fs::read_to_string("/proc/cpuinfo")
             .context("can't read /proc/cpuinfo")?
             .lines()
@@ -47,7 +47,7 @@ pub(crate) fn recipe(accelerator: Accelerator, processors: u32) -> Result<String
     ))
 }
 
-/// Makes a disk upon another one.
+/// Makes an overlay of a disk.
 pub(crate) fn overlay(below: &Path, format: &str, disk: &Path) -> Result<()> {
     let mut command = Command::new("qemu-img");
     command
@@ -57,7 +57,7 @@ pub(crate) fn overlay(below: &Path, format: &str, disk: &Path) -> Result<()> {
     output(&mut command).map(|_| ())
 }
 
-/// Leaves `disk.qcow2`, `memory` and `devices` in a directory.
+/// Writes `disk.qcow2`, `memory` and `devices` into a directory.
 pub(crate) fn freeze(model: &Model, directory: &Path) -> Result<()> {
     let (disk, memory) = (directory.join("disk.qcow2"), directory.join("memory"));
     let mut tries = 0;
@@ -70,16 +70,13 @@ pub(crate) fn freeze(model: &Model, directory: &Path) -> Result<()> {
         match boot(model, directory, &disk, &memory) {
             Ok(machine) => break machine,
             Err(error) if tries < TRIES => {
-                say(format_args!("the start failed and is tried again: {error:#}"));
+                say(format_args!("the start failed, trying again: {error:#}"));
             }
             Err(error) => return Err(error),
         }
     };
     let output = command(&mut machine, AT_REST)?;
-    ensure!(
-        output.status == 0,
-        "the machine does not come to rest: {output:?}"
-    );
+    ensure!(output.status == 0, "the machine does not become idle: {output:?}");
     keep(machine, directory)
 }
 
@@ -118,13 +115,10 @@ pub(crate) fn freeze_with(model: &Model, frozen: &Path, programs: &Programs, dir
     keep(machine, directory)
 }
 
-/// Stops a machine whose memory is in a file of this directory, and saves the rest of it there.
+/// Stops a machine whose memory is in a file of this directory, and saves the devices' state there.
 pub(crate) fn keep(mut machine: Machine, directory: &Path) -> Result<()> {
     let flushed = command(&mut machine, "sync")?;
-    ensure!(
-        flushed.status == 0,
-        "the machine's disk can't be written: {flushed:?}"
-    );
+    ensure!(flushed.status == 0, "can't flush the machine's disk: {flushed:?}");
     machine.qmp.execute("stop", json!({}))?;
     machine::ignore_shared(&mut machine.qmp)?;
     let uri = format!("exec:cat > {}", machine::quoted(&directory.join("devices"))?);
@@ -135,7 +129,7 @@ pub(crate) fn keep(mut machine: Machine, directory: &Path) -> Result<()> {
         match status["status"].as_str() {
             Some("completed") => break,
             Some("failed" | "cancelled") => bail!("QEMU can't save the machine: {status}"),
-            _ if Instant::now() > deadline => bail!("QEMU does not end saving the machine: {status}"),
+            _ if Instant::now() > deadline => bail!("QEMU does not finish saving the machine: {status}"),
             _ => pause(Duration::from_millis(20)),
         }
     }
@@ -154,7 +148,7 @@ fn boot(model: &Model, directory: &Path, disk: &Path, memory: &Path) -> Result<M
     Ok(machine)
 }
 
-/// A machine whose memory stays in a file.
+/// Starts a machine with its memory in a file.
 fn start<'a>(
     model: &'a Model,
     directory: &'a Path,

@@ -1,4 +1,4 @@
-//! Images: a disk, and a machine that has started from it and stands still. They are found in the cache, or made.
+//! Images: a disk, and a frozen machine that was started from it. They are taken from the cache, or made.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,26 +14,26 @@ use crate::platform::{Accelerator, can_run};
 use crate::programs::Programs;
 use crate::{disk, freeze};
 
-/// An image that is whole: a disk, and a machine that has started from it and stands still.
+/// A complete image: a disk, and a frozen machine that was started from it.
 #[derive(Debug, Clone)]
 pub struct Image {
     /// Its directory has `vmlinuz`, `initrd` and `root.img`.
     pub(crate) model: Model,
-    /// Has `disk.qcow2` upon `root.img`, `memory` and `devices`.
+    /// The directory with `disk.qcow2` (an overlay of `root.img`), `memory` and `devices`.
     pub(crate) frozen: PathBuf,
 }
 
 impl Image {
-    /// Returns the image, if it is here and this machine can run it.
+    /// Returns the image, if it exists and this machine can run it.
     pub fn here() -> Option<Self> {
         let image = Self::of_here(Accelerator::of_here().processors()).ok()?;
         image.is_whole().then_some(image)
     }
 
-    /// Returns the image; builds it where it is not here yet, with this `nats-server` on it.
+    /// Returns the image, which is built with this `nats-server` if it does not exist.
     ///
     /// # Errors
-    /// Where this machine can't build or run it: the text says what is missing.
+    /// If this machine can't build or run it; the text says what is missing.
     pub fn build(nats_server: &Path) -> Result<Self> {
         can_run()?;
         let image = Self::of_here(Accelerator::of_here().processors())?;
@@ -41,15 +41,15 @@ impl Image {
             return Ok(image);
         }
         build_whole(&image.model.boot, |part| disk::build(part, nats_server))
-            .context("the test host's disk can't be built")?;
+            .context("can't build the test host's disk")?;
         image.frozen()?;
         Ok(image)
     }
 
-    /// Returns the image of a machine with so many processors, whose disk is here.
+    /// Returns the image of a machine with this number of processors, whose disk exists.
     ///
     /// # Errors
-    /// Where its disk is not here: that is built by [`Image::build`].
+    /// If its disk does not exist, which is built by [`Image::build`].
     pub(crate) fn with_processors(processors: Option<u32>) -> Result<Self> {
         can_run()?;
         let image = Self::of_here(processors.unwrap_or_else(|| Accelerator::of_here().processors()))?;
@@ -61,7 +61,7 @@ impl Image {
         Ok(image)
     }
 
-    /// Returns the image of a NixOS host; starts and freezes it, if that was not done yet.
+    /// Returns the image of a NixOS host, which is started and frozen if necessary.
     pub(crate) fn nixos(systems: &Systems, processors: Option<u32>) -> Result<Self> {
         can_run()?;
         let processors = processors.unwrap_or_else(|| Accelerator::of_here().processors());
@@ -82,13 +82,13 @@ impl Image {
         Ok(image)
     }
 
-    /// Starts a machine from the disk and freezes it, if that was not done yet.
+    /// Starts a machine from the disk and freezes it, unless that was done before.
     fn frozen(&self) -> Result<()> {
         build_whole(&self.frozen, |part| freeze::freeze(&self.model, part))
-            .context("the test host can't be started and frozen")
+            .context("can't start and freeze the test host")
     }
 
-    /// Returns the same image with programs on it; makes it where it is not here yet.
+    /// Returns the same image with programs on it, which is made if it does not exist.
     pub(crate) fn with(&self, programs: &Programs) -> Result<Self> {
         let machine = self
             .frozen
@@ -113,7 +113,7 @@ impl Image {
             build_whole(&image.frozen, |part| {
                 freeze::freeze_with(&self.model, &self.frozen, programs, part)
             })
-            .context("the programs can't be put on the test host")?;
+            .context("can't install the programs on the test host")?;
         }
         Ok(image)
     }
@@ -137,7 +137,7 @@ impl Image {
         })
     }
 
-    /// A name for a machine that was started from a disk of this name.
+    /// Returns the name of a frozen machine that was started from a disk of this name.
     fn frozen_key(disk: &str, processors: u32) -> Result<String> {
         let qemu = output(Command::new("qemu-system-x86_64").arg("--version"))?;
         let recipe = freeze::recipe(Accelerator::of_here(), processors)?;
@@ -148,22 +148,22 @@ impl Image {
         self.model.boot.is_dir() && self.frozen.is_dir()
     }
 
-    /// What runs it.
+    /// Returns the accelerator that runs it.
     pub fn accelerator(&self) -> Accelerator {
         self.model.accelerator
     }
 
-    /// The directories that it is in: its disk's, and its frozen machine's.
+    /// Returns its directories: its disk's and its frozen machine's.
     pub fn directories(&self) -> [&Path; 2] {
         [&self.model.boot, &self.frozen]
     }
 }
 
-/// Removes the images that this checkout would not use and no other has used for an hour, or all of them, and returns where
-/// they were.
+/// Removes the images that this checkout would not use and no other has used for an hour, or all images, and returns
+/// their directories.
 ///
 /// # Errors
-/// Where one can't be removed.
+/// If one can't be removed.
 pub fn clean(all: bool) -> Result<Vec<PathBuf>> {
     let image = Image::here();
     let directories = image.iter().flat_map(Image::directories);

@@ -1,11 +1,12 @@
-//! The test host: a real machine with systemd, in QEMU, that is there in about a second.
+//! The test host: a real machine with systemd, in QEMU, that is ready in about a second.
 //!
-//! [`Host::restore`] gives a fresh one, [`Host::run`] runs a command on it; it ends when it is dropped. Start reading
-//! there. An image ([`Image`]) is built once (`disk`, [`nixos`]), started once (`freeze`), and kept (`cache`); what is restored
-//! is a copy that shares all it does not change. The machine has none of our programs on it: [`Host::install`] brings them.
+//! Start at [`Host::restore`], which returns a fresh machine, and [`Host::run`], which runs a command on it; the
+//! machine ends when it is dropped. An image ([`Image`]) is built once (`disk`, [`nixos`]), started once (`freeze`),
+//! and kept (`cache`); a restored machine is a copy-on-write copy. It has none of our programs: [`Host::install`]
+//! installs them.
 //!
-//! This crate drives machines; it does not compile or install anything. `cargo xtask` does that, and tells tests by
-//! [`READY_VARIABLE`] that there is an image and by [`PROGRAMS_VARIABLE`] which programs to put on it.
+//! This crate runs machines; it does not compile programs or install packages here. `cargo xtask` does that, and passes
+//! to tests with [`READY_VARIABLE`] that an image exists, and with [`PROGRAMS_VARIABLE`] the programs to install.
 
 mod agent;
 mod cache;
@@ -51,35 +52,35 @@ pub use running::{Output, Running};
 
 use machine::{Machine, Memory, Start};
 
-/// Set where the image is there, so that tests may use it: `cargo xtask test` does it.
+/// Set by `cargo xtask test` if the image exists, so that tests may use it.
 pub const READY_VARIABLE: &str = "CIM_LEAF_HOST";
 
-/// Set to the reason where the image can't be had.
+/// Set to the reason if there is no image.
 pub const LACK_VARIABLE: &str = "CIM_LEAF_HOST_LACK";
 
-/// How long a command may take where nothing else is said.
+/// The default time limit of a command.
 pub const LIMIT: Duration = Duration::from_secs(120);
 
-/// How often a copy is restored that hangs as soon as it writes to its devices: a few of a hundred do, with QEMU 7.2 and
-/// emulated processors.
+/// The maximum number of restores: with QEMU 7.2 and emulated processors, a few in a hundred copies hang at their first
+/// write to a device.
 const TRIES: u32 = 4;
-/// How long a copy may take to learn who it is.
+/// The time limit for setting a copy's identity.
 const LEARNS_WITHIN: Duration = Duration::from_secs(30);
 
-/// How long a machine lives where nothing else is said; then it ends by itself, whatever became of its owner.
+/// The default lifetime of a machine, after which it ends even without its owner.
 pub const LIVES: Duration = Duration::from_secs(30 * 60);
 
-/// A machine. It ends with this value, and all that was on its disk is gone.
+/// A machine. It ends when this value is dropped, and its disk is discarded.
 #[derive(Debug)]
 pub struct Host {
     image: Image,
     options: Options,
-    /// Before the directory, so that it ends before its files are removed.
+    /// Declared before the directory, so that it ends before its files are removed.
     machine: Option<RefCell<Machine>>,
     directory: tempfile::TempDir,
     mac: String,
     devices: device::Rack,
-    /// Where shared directories are there, by their places.
+    /// The mount points of shared directories, by slot.
     shares: [Option<String>; share::SLOTS],
 }
 
@@ -87,20 +88,20 @@ impl Host {
     /// Returns a fresh machine.
     ///
     /// # Errors
-    /// Where the image is not here, or QEMU does not start.
+    /// If the image does not exist, or QEMU does not start.
     pub fn restore() -> Result<Self> {
         Options::default().restore()
     }
 
-    /// Returns a fresh machine with the programs and units that [`Programs::here`] names.
+    /// Returns a fresh machine with the programs and units of [`Programs::here`].
     ///
     /// # Errors
-    /// As [`Host::restore`]; and where [`PROGRAMS_VARIABLE`] names no programs, or they don't run there.
+    /// As [`Host::restore`]; or if [`PROGRAMS_VARIABLE`] names no programs, or they don't run on it.
     pub fn leaf() -> Result<Self> {
         Options::default().with(&Programs::here()?).restore()
     }
 
-    /// Returns what [`Options::restore`] starts from.
+    /// Returns default options, for [`Options::restore`].
     pub fn options() -> Options {
         Options::default()
     }
@@ -113,14 +114,16 @@ impl Host {
             match host.become_itself() {
                 Ok(()) => return Ok(host),
                 Err(error) if left > 0 => {
-                    say(format_args!("thrown away, and restored once more: {error:#}"));
+                    say(format_args!(
+                        "the machine hangs, restoring another one: {error:#}"
+                    ));
                 }
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Returns a copy that runs, and does not know yet who it is.
+    /// Returns a running copy without an identity of its own.
     fn restored(options: Options) -> Result<Self> {
         let mut image = match &options.nixos {
             Some(systems) => Image::nixos(systems, options.processors)?,
@@ -158,7 +161,7 @@ impl Host {
         Ok(host)
     }
 
-    /// What every machine has plugged in: more memory, its networks.
+    /// Plugs in the first devices: more memory, its networks.
     fn first_devices(&mut self) -> Result<()> {
         if let Some(more) = self
             .options
@@ -174,7 +177,7 @@ impl Host {
         Ok(())
     }
 
-    /// Starts QEMU with all that is plugged in, and waits for the agent.
+    /// Starts QEMU with all plugged devices, and waits for the agent.
     fn power(&self, memory: Memory<'_>, frozen: Option<&Path>, limit: Duration) -> Result<Machine> {
         let mut machine = Machine::start(&Start {
             model: &self.image.model,
@@ -194,21 +197,21 @@ impl Host {
         Ok(machine)
     }
 
-    /// The places of shared directories that are taken, and where they are there.
+    /// Returns the slots of shared directories in use, with their mount points.
     fn shared(&self) -> impl Iterator<Item = (usize, &str)> {
         let shares = self.shares.iter().enumerate();
         shares.filter_map(|(slot, guest)| Some((slot, guest.as_deref()?)))
     }
 
-    /// Tells a copy who it is: what all copies have alike would make them one machine to each other.
+    /// Gives a copy its own identity (name, ids, addresses), without which all copies would be the same machine.
     fn become_itself(&self) -> Result<()> {
         let clock = set_clock()?;
         let (name, id) = (&self.options.name, device::random_hex(16));
         ensure!(
             !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'),
-            "{name:?} is no host name"
+            "{name:?} is not a host name"
         );
-        // The journal goes on in the directory that it has, and that of the new id leads there.
+        // The journal continues in its directory, to which the directory of the new id is a link.
         let command = format!(
             "{clock} && {{ [ -L /etc/hostname ] || echo {name} >/etc/hostname; }} && \
              echo {name} >/proc/sys/kernel/hostname && read -r old </etc/machine-id && \
@@ -219,10 +222,10 @@ impl Host {
         );
         let output = self
             .run_within(&command, LEARNS_WITHIN)
-            .context("a restored machine can't be told who it is")?;
+            .context("can't set the identity of a restored machine")?;
         ensure!(
             output.status == 0,
-            "a restored machine can't be told who it is: {output:?}"
+            "can't set the identity of a restored machine: {output:?}"
         );
         self.addresses()
     }
@@ -232,7 +235,7 @@ impl Host {
         networks.try_for_each(|(number, (_, address))| self.address(number, address))
     }
 
-    /// Sets its address on a network.
+    /// Sets its IP address on a network.
     fn address(&self, number: usize, address: &str) -> Result<()> {
         let mac =
             device::network_mac(&self.devices, number).context("the network's card is not plugged in")?;
@@ -244,25 +247,25 @@ impl Host {
         .map(|_| ())
     }
 
-    /// Runs a command line of bash as root, within [`LIMIT`].
+    /// Runs a bash command line as root, within [`LIMIT`].
     ///
-    /// A process that it leaves behind must not keep its output open: redirect that.
+    /// A process that it leaves behind must not keep its output open; redirect it.
     ///
     /// # Errors
-    /// Where it could not be run or took too long; how it ended is no error.
+    /// If it could not be run or took too long; its exit status is not an error.
     pub fn run(&self, command: &str) -> Result<Output> {
         self.run_within(command, LIMIT)
     }
 
-    /// As [`Host::run`], within a time of its own. After that its process group is ended.
+    /// Like [`Host::run`], with another time limit, after which its process group is killed.
     pub fn run_within(&self, command: &str, limit: Duration) -> Result<Output> {
         self.start_within(command, limit)?.wait()
     }
 
-    /// Runs a command that must end with 0, and returns what it prints.
+    /// Runs a command that must exit with 0, and returns its stdout.
     ///
     /// # Errors
-    /// Where it ends with something else: the text says all it printed.
+    /// If it exits with another status; the text contains its output.
     pub fn ok(&self, command: &str) -> Result<String> {
         let output = self.run(command)?;
         if output.status != 0 {
@@ -277,13 +280,13 @@ impl Host {
         Ok(output.stdout)
     }
 
-    /// Starts a command, and goes on beside it.
+    /// Starts a command without waiting for it.
     pub fn start(&self, command: &str) -> Result<Running<'_>> {
         self.start_within(command, self.options.lives)
     }
 
     fn start_within(&self, command: &str, limit: Duration) -> Result<Running<'_>> {
-        // The guest's own guard ends it a little after we would.
+        // The guest's own timeout is a little longer.
         let pid = self
             .machine()?
             .borrow_mut()
@@ -298,26 +301,22 @@ impl Host {
         })
     }
 
-    /// Writes a file on it, with these permissions (`"0644"`).
+    /// Writes a file on the machine, with these permissions (`"0644"`).
     pub fn put(&self, bytes: &[u8], path: &str, mode: &str) -> Result<()> {
         self.machine()?.borrow_mut().agent.put(bytes, path)?;
         self.ok(&format!("chmod {mode} '{path}'")).map(|_| ())
     }
 
-    /// Reads a file on it.
+    /// Reads a file on the machine.
     pub fn fetch(&self, path: &str) -> Result<Vec<u8>> {
         self.machine()?.borrow_mut().agent.fetch(path)
     }
 
-    /// Shows it a directory of this machine, for reading and writing.
+    /// Shares a directory of this machine with it, for reading and writing.
     pub fn share(&mut self, directory: &Path, guest: &str) -> Result<()> {
         let slot = self.shares.iter().position(Option::is_none);
-        let slot = slot.with_context(|| {
-            format!(
-                "a machine can have {} shared directories, and has them",
-                share::SLOTS
-            )
-        })?;
+        let slot =
+            slot.with_context(|| format!("a machine can have only {} shared directories", share::SLOTS))?;
         share::lead(self.directory.path(), slot, directory)?;
         self.machine()?
             .borrow_mut()
@@ -327,16 +326,16 @@ impl Host {
         self.ok(&share::mount(slot, guest)).map(|_| ())
     }
 
-    /// Puts the house's programs and units on it while it runs, as an upgrade does. No unit is restarted.
+    /// Installs our programs and units on the running machine, as an upgrade does. No unit is restarted.
     pub fn install(&mut self, programs: &Programs) -> Result<()> {
         self.share(programs.tree(), "/run/programs")?;
         let script = programs.script("/run/programs")?;
         let installed = self.ok(&script).map(|_| ());
         self.unshare("/run/programs")?;
-        installed.context("the programs can't be installed")
+        installed.context("can't install the programs")
     }
 
-    /// Gives a Debian machine a disk with the containers' NixOS systems in its store, in the place of the store that it had.
+    /// Replaces the store of a Debian machine by a disk with the containers' NixOS systems.
     pub fn bring_containers(&mut self, systems: &nixos::Systems) -> Result<()> {
         let copy = self.directory().join("containers.img");
         command::output(
@@ -355,7 +354,7 @@ impl Host {
         .map(|_| ())
     }
 
-    /// Takes a shared directory away again.
+    /// Removes a shared directory.
     pub fn unshare(&mut self, guest: &str) -> Result<()> {
         let slot = self
             .shares
@@ -368,10 +367,10 @@ impl Host {
         Ok(())
     }
 
-    /// Plugs a device in. Its guest sees it a moment later: wait for what you need of it.
+    /// Plugs in a device. The guest notices it a moment later, so the caller must wait for what it needs.
     pub fn plug(&mut self, device: Device) -> Result<Plugged> {
         let plugged = self.devices.add(device)?;
-        let machine = self.machine.as_ref().context("the machine has no power")?;
+        let machine = self.machine.as_ref().context("the machine is powered off")?;
         let done = self
             .devices
             .plug(plugged, &mut machine.borrow_mut().qmp, self.directory.path());
@@ -381,15 +380,15 @@ impl Host {
         done.map(|()| plugged)
     }
 
-    /// Unplugs a device, and waits until it is gone.
+    /// Unplugs a device, and waits until the guest has released it.
     pub fn unplug(&mut self, plugged: Plugged) -> Result<()> {
-        let machine = self.machine.as_ref().context("the machine has no power")?;
+        let machine = self.machine.as_ref().context("the machine is powered off")?;
         self.devices.unplug(plugged, &mut machine.borrow_mut().qmp)?;
         self.devices.forget(plugged);
         Ok(())
     }
 
-    /// Connects or cuts its way outside, as a cable would.
+    /// Connects or disconnects its cable to the outside.
     pub fn link(&self, up: bool) -> Result<()> {
         let arguments = json!({"name": machine::OUTSIDE, "up": up});
         self.machine()?
@@ -399,7 +398,7 @@ impl Host {
             .map(|_| ())
     }
 
-    /// Connects or cuts a network card that was plugged in.
+    /// Connects or disconnects the cable of a plugged network card.
     pub fn link_of(&self, plugged: Plugged, up: bool) -> Result<()> {
         let arguments = json!({"name": device::id(plugged), "up": up});
         self.machine()?
@@ -409,7 +408,7 @@ impl Host {
             .map(|_| ())
     }
 
-    /// Connects or cuts its cable in a network that it is on.
+    /// Connects or disconnects its cable to a network.
     pub fn link_in(&self, network: &Network, up: bool) -> Result<()> {
         let plugged = self
             .devices
@@ -418,14 +417,14 @@ impl Host {
         self.link_of(plugged, up)
     }
 
-    /// Takes its power away: what was not flushed to its disk is lost. [`Host::boot`] gives it back.
+    /// Cuts the power: everything that was not flushed to its disk is lost. [`Host::boot`] starts it again.
     pub fn cut_power(&mut self) {
         self.machine = None;
     }
 
     /// Starts it from its disk, as after a power cut.
     pub fn boot(&mut self) -> Result<()> {
-        ensure!(self.machine.is_none(), "the machine has power already");
+        ensure!(self.machine.is_none(), "the machine is already powered on");
         let mut tries = 0;
         let machine = loop {
             tries += 1;
@@ -434,12 +433,12 @@ impl Host {
                 // A start with two emulated processors may end in a panic of the kernel.
                 Err(_) if tries < freeze::TRIES => {}
                 Err(error) => {
-                    return Err(error.context(format!("the machine does not start, in {tries} tries")));
+                    return Err(error.context(format!("the machine does not start, after {tries} tries")));
                 }
             }
         };
         self.machine = Some(RefCell::new(machine));
-        // Not `--wait`, which asks for all units to be well: that is for the test to say.
+        // Waits for the end of the boot without requiring that all units are healthy, which the test may check.
         self.ok("systemctl is-system-running --wait >/dev/null; until ip route show default | grep -q .; do sleep 0.05; done")?;
         self.addresses()?;
         for (slot, guest) in self.shared() {
@@ -448,19 +447,19 @@ impl Host {
         Ok(())
     }
 
-    /// Shuts it down as a person would, and starts it again.
+    /// Shuts it down in order, and starts it again.
     pub fn reboot(&mut self) -> Result<()> {
         self.ok("systemd-run --quiet --no-block --on-active=0 systemctl reboot")?;
-        // Also an error: where a unit does not end before systemd loses patience with it.
+        // An error as well if a unit does not stop within systemd's time limit.
         self.machine()?.borrow_mut().wait_for_end(LIMIT)?;
         self.machine = None;
         self.boot()
     }
 
-    /// Lets a port of this machine, which is returned, lead to a TCP port of the host.
+    /// Forwards a port of this machine, which is returned, to a TCP port of the host.
     pub fn forward(&self, port: u16) -> Result<u16> {
         for _ in 0..20 {
-            // The number is free now; another may take it before QEMU does.
+            // The port is free now, but may be taken before QEMU listens on it.
             let ours = std::net::TcpListener::bind(("127.0.0.1", 0)).context("no port is free")?;
             let free = ours.local_addr().context("a port has no number")?.port();
             drop(ours);
@@ -475,29 +474,29 @@ impl Host {
             }
         }
         bail!(
-            "no port of this machine could be led to port {port} of {}",
+            "can't forward a port of this machine to port {port} of {}",
             self.options.name
         )
     }
 
-    /// Whether it has power.
+    /// Returns whether it is powered on.
     pub fn is_running(&self) -> bool {
         self.machine
             .as_ref()
             .is_some_and(|machine| machine.borrow_mut().is_running())
     }
 
-    /// The directory of its sockets, logs and disk, on this machine.
+    /// Returns the directory of its sockets, logs and disk on this machine.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
-    /// Its host name.
+    /// Returns its host name.
     pub fn name(&self) -> &str {
         &self.options.name
     }
 
-    /// What it and its console said last: for the error of a test.
+    /// Returns the end of its console's and QEMU's output, for the error of a test.
     pub fn last_words(&self) -> String {
         let console = fs::read(machine::console(self.directory.path())).unwrap_or_default();
         debian::last_lines(&console, 40)
@@ -506,20 +505,20 @@ impl Host {
     fn machine(&self) -> Result<&RefCell<Machine>> {
         self.machine
             .as_ref()
-            .context("the machine has no power; boot() gives it back")
+            .context("the machine is powered off; boot() starts it")
     }
 }
 
-/// Tells a person what takes its time, or is done again.
+/// Prints progress of what takes long or is repeated.
 #[expect(
     clippy::print_stderr,
-    reason = "it speaks to whoever runs a test or `cargo xtask host`"
+    reason = "it reports to the user who runs a test or `cargo xtask host`"
 )]
 fn say(text: std::fmt::Arguments<'_>) {
     eprintln!("test host: {text}");
 }
 
-/// What sets a machine's clock: a frozen one has stood still.
+/// Returns the command that sets a machine's clock, which stood still while it was frozen.
 fn set_clock() -> Result<String> {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -531,10 +530,10 @@ fn set_clock() -> Result<String> {
     ))
 }
 
-/// Waits a little before the next look.
+/// Pauses before polling again.
 #[expect(
     clippy::disallowed_methods,
-    reason = "neither QEMU nor its agent tells: one must look again"
+    reason = "neither QEMU nor its agent has an event for it, so it is polled"
 )]
 fn pause(step: Duration) {
     std::thread::sleep(step);

@@ -1,13 +1,13 @@
-//! One QEMU process: how it is started, and its two connections.
+//! A QEMU process: its command line, and its two connections.
 //!
 //! # The disk and a power cut
 //!
-//! The disk is a qcow2 file with `cache=unsafe`: a flush of the guest moves all that QEMU holds (data and the tables of
-//! qcow2) to this machine's page cache, and asks this machine's disk for nothing. A power cut is a SIGKILL of QEMU, and
-//! this machine's page cache survives it. So what the guest flushed is kept, whole; what it only wrote is lost with its
-//! own page cache, or with the tables that QEMU had not written yet; what it wrote to the device and did not flush may
-//! be there or not, as on a disk with a cache. `cache=none` or `writeback` would wait for this machine's disk at each
-//! flush, and keep no more and no less.
+//! The disk is a qcow2 file with `cache=unsafe`: a flush of the guest moves everything that QEMU holds (data and the
+//! tables of qcow2) to this machine's page cache, without waiting for this machine's disk. A power cut is a SIGKILL of
+//! QEMU, which this machine's page cache survives. So everything that the guest flushed is kept; data only in its own
+//! page cache, or in tables that QEMU had not written yet, is lost; data written to the device and not flushed may or
+//! may not be kept, as on a disk with a cache. `cache=none` or `writeback` would wait for this machine's disk at each
+//! flush, and keep the same.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,21 +24,21 @@ use crate::platform::Accelerator;
 use crate::qmp::Qmp;
 use crate::{pause, ports, share};
 
-/// A machine's memory; more is plugged in.
+/// A machine's base memory, in MiB; more is plugged in.
 pub const MEMORY_MIB: u64 = 1024;
-/// QEMU's name for the way outside.
+/// QEMU's name of the outside network.
 pub(crate) const OUTSIDE: &str = "outside";
 
-/// How long QEMU may take to open its sockets and to read a frozen state.
+/// The time limit for QEMU to open its sockets and to read a frozen state.
 const START: Duration = Duration::from_secs(60);
 
-/// Where a machine's memory is.
+/// The backing of a machine's memory.
 pub(crate) enum Memory<'a> {
     /// QEMU's own.
     Own,
-    /// In a file that keeps it.
+    /// A file that is written.
     File(&'a Path),
-    /// As it is in a file, which several machines read and none writes.
+    /// A private copy of a file, which several machines read and none writes.
     CopyOf(&'a Path),
 }
 
@@ -52,32 +52,32 @@ pub(crate) struct Model {
     pub(crate) boot: PathBuf,
 }
 
-/// What a machine is started with.
+/// The parameters of a machine's start.
 pub(crate) struct Start<'a> {
     pub(crate) model: &'a Model,
     /// The directory of its sockets and logs.
     pub(crate) directory: &'a Path,
     pub(crate) disk: &'a Path,
     pub(crate) memory: Memory<'a>,
-    /// What is running on it already: the devices' state, as it was frozen.
+    /// The frozen state of the devices, if it is restored.
     pub(crate) frozen: Option<&'a Path>,
-    /// The address of its network card; a frozen machine keeps the one that it had.
+    /// The hardware address of its network card; a frozen machine keeps its own.
     pub(crate) mac: &'a str,
-    /// When it ends by itself.
+    /// Its lifetime, after which it ends.
     pub(crate) lives: Duration,
 }
 
-/// A machine that has power. It ends with this value.
+/// A powered machine. It ends when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    /// `timeout`, which ends QEMU when its time is over.
+    /// The process `timeout`, which ends QEMU at the end of its lifetime.
     child: Child,
     directory: PathBuf,
     pub(crate) qmp: Qmp,
     pub(crate) agent: Agent,
 }
 
-/// What a directory of a machine has in it.
+/// Returns the paths of files in a machine's directory.
 pub(crate) fn console(directory: &Path) -> PathBuf {
     directory.join("console.log")
 }
@@ -86,7 +86,7 @@ pub(crate) fn shell_socket(directory: &Path) -> PathBuf {
 }
 
 impl Machine {
-    /// Starts a machine that stands still yet: see [`Machine::go`].
+    /// Starts a paused machine: see [`Machine::go`].
     pub(crate) fn start(start: &Start<'_>) -> Result<Self> {
         let directory = start.directory;
         for name in ["qmp", "agent", "shell", "pid"] {
@@ -131,16 +131,16 @@ impl Machine {
             match status["status"].as_str().unwrap_or_default() {
                 "inmigrate" => {}
                 "paused" | "postmigrate" | "prelaunch" => return Ok(()),
-                other => bail!("a frozen machine comes back {other}"),
+                other => bail!("a frozen machine is restored to the state {other}"),
             }
             if Instant::now() > deadline {
-                bail!("a frozen machine does not come back within {} s", START.as_secs());
+                bail!("a frozen machine is not restored within {} s", START.as_secs());
             }
             pause(Duration::from_millis(3));
         }
     }
 
-    /// Lets it run.
+    /// Lets the machine run.
     pub(crate) fn go(&mut self) -> Result<()> {
         self.qmp.execute("cont", json!({})).map(|_| ())
     }
@@ -171,14 +171,14 @@ impl Machine {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// What its console and QEMU said last.
+    /// Returns the end of its console's and QEMU's output.
     pub(crate) fn last_words(&self) -> String {
         let read = |file: PathBuf| last_lines(&fs::read(file).unwrap_or_default(), 10);
         let (console, qemu) = (
             read(console(&self.directory)),
             read(self.directory.join("qemu.log")),
         );
-        format!("its console said last: {console:?}; QEMU said: {qemu:?}")
+        format!("the end of its console: {console:?}; of QEMU's output: {qemu:?}")
     }
 }
 
@@ -188,12 +188,12 @@ impl Drop for Machine {
     }
 }
 
-/// Takes the power away, and waits until the process is gone.
+/// Kills QEMU, and waits until the process has ended.
 fn end(child: &mut Child, directory: &Path) {
-    // QEMU first: SIGKILL would take its guard alone.
+    // QEMU first, since a SIGKILL of `timeout` would not end it.
     let pid = fs::read_to_string(directory.join("pid")).ok();
     let pid = pid.and_then(|text| rustix::process::Pid::from_raw(text.trim().parse().ok()?));
-    // While the guard was not waited for, and QEMU is its child, the number is nobody else's.
+    // The process id is not reused while `timeout`, whose child QEMU is, was not reaped.
     if let (Some(pid), Ok(None)) = (pid, child.try_wait()) {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     } else {
@@ -202,13 +202,13 @@ fn end(child: &mut Child, directory: &Path) {
     let _ = child.wait();
 }
 
-/// Says that memory in a file is not part of the frozen state.
+/// Excludes memory in a file from the frozen state.
 pub(crate) fn ignore_shared(qmp: &mut Qmp) -> Result<()> {
     let capabilities = json!({"capabilities": [{"capability": "x-ignore-shared", "state": true}]});
     qmp.execute("migrate-set-capabilities", capabilities).map(|_| ())
 }
 
-/// A path as the shell takes it that QEMU starts.
+/// Returns a path quoted for the shell that QEMU starts.
 pub(crate) fn quoted(path: &Path) -> Result<String> {
     let text = path
         .to_str()
@@ -216,12 +216,12 @@ pub(crate) fn quoted(path: &Path) -> Result<String> {
     Ok(format!("'{}'", text.replace('\'', r"'\''")))
 }
 
-/// A path in an option of QEMU's, in which a comma is doubled.
+/// Returns a path for an option of QEMU, in which commas are doubled.
 fn option(path: &Path) -> String {
     path.to_string_lossy().replace(',', ",,")
 }
 
-/// All of the command line that decides whether a frozen state fits.
+/// Returns the part of the command line that determines whether a frozen state can be restored.
 pub(crate) fn recipe(accelerator: Accelerator, processors: u32) -> String {
     let nowhere = Path::new("");
     let model = Model {
@@ -245,7 +245,7 @@ fn connect(child: &mut Child, directory: &Path) -> Result<(Qmp, Agent)> {
     loop {
         let pid = fs::metadata(directory.join("pid")).is_ok_and(|file| file.len() > 0);
         let open = |name: &str| directory.join(name).exists();
-        // The one that listens last may be there a moment before it does.
+        // The last socket may exist a moment before QEMU listens on it.
         if pid && open("agent") && open("qmp") {
             match Qmp::connect(&directory.join("qmp")) {
                 Ok(qmp) => return Ok((qmp, Agent::connect(&directory.join("agent"))?)),
@@ -266,7 +266,7 @@ fn connect(child: &mut Child, directory: &Path) -> Result<(Qmp, Agent)> {
 fn command(start: &Start<'_>) -> Command {
     let directory = start.directory;
     let mut qemu = Command::new("timeout");
-    // In the foreground, so that what ends this program's process group ends QEMU too.
+    // In the foreground, so that a signal to this program's process group ends QEMU as well.
     qemu.args(["--foreground", "--kill-after=5"])
         .arg(start.lives.as_secs().max(1).to_string())
         .arg("qemu-system-x86_64");
@@ -287,7 +287,8 @@ fn command(start: &Start<'_>) -> Command {
 
     let accelerator = match start.model.accelerator {
         Accelerator::Kvm => ["-accel", "kvm", "-cpu", "host"],
-        // What newer processors have (AVX, SMAP, five-level page tables) is emulated slowly, and shows nothing.
+        // Features of newer processors (AVX, SMAP, five-level page tables) are emulated slowly, and tests don't need
+        // them.
         Accelerator::Emulation => ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "Nehalem"],
     };
     all(&accelerator);
@@ -346,7 +347,7 @@ fn command(start: &Start<'_>) -> Command {
     );
     all(&["-device", &card]);
 
-    // Where things are plugged in.
+    // The slots of plugged devices.
     for port in 0..ports::COUNT {
         all(&[
             "-device",
@@ -381,13 +382,13 @@ fn command(start: &Start<'_>) -> Command {
 fn kernel(accelerator: Accelerator) -> String {
     match accelerator {
         Accelerator::Kvm => KERNEL.to_owned(),
-        // What was translated of a program is found again by its address: with one that is random, each start of a program
-        // translates it anew, which takes four times as long.
+        // Translated code is found again by its address: with random addresses, each start of a program is translated
+        // again, which takes four times as long.
         Accelerator::Emulation => format!("{KERNEL} norandmaps"),
     }
 }
 
-/// What makes a short start: no checks of hardware that is not there.
+/// Options for a fast start, without probing for missing hardware.
 const KERNEL: &str = "root=/dev/vda rw console=ttyS0 quiet loglevel=4 panic=-1 net.ifnames=0 mitigations=off audit=0 \
     apparmor=0 selinux=0 random.trust_cpu=on no_timer_check memhp_default_state=online_movable \
     systemd.show_status=no";

@@ -1,4 +1,4 @@
-//! A network that several machines are on: an Ethernet switch that sends every frame to all others.
+//! A network of several machines: an Ethernet switch that sends every frame to all other machines.
 //!
 //! QEMU sends a frame as four bytes of length, high byte first, and the frame. Nothing of this machine's own network
 //! is touched.
@@ -13,12 +13,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-/// Longer ones no card sends.
+/// The maximum length of a frame, in bytes.
 const LONGEST: usize = 128 << 10;
-/// A machine that reads nothing for that long is taken off.
+/// A machine that reads nothing for this long is disconnected.
 const STALLED: Duration = Duration::from_secs(5);
 
-/// A network; it ends when nobody holds it any more.
+/// A network; it ends when its last handle is dropped.
 #[derive(Debug, Clone)]
 pub struct Network {
     switch: Arc<Switch>,
@@ -38,7 +38,7 @@ enum Input {
 }
 
 impl Network {
-    /// Returns a new network with nobody on it.
+    /// Returns a new network without machines.
     pub fn new() -> Result<Self> {
         let directory = tempfile::Builder::new()
             .prefix("leaf-network-")
@@ -50,7 +50,7 @@ impl Network {
         let joins = inputs.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                // Nobody receives: it has ended.
+                // The receiver is gone: the network has ended.
                 if stream.is_ok_and(|stream| joins.send(Input::Joined(stream)).is_err()) {
                     break;
                 }
@@ -64,12 +64,12 @@ impl Network {
         })
     }
 
-    /// Whether both are the same network.
+    /// Returns whether both are the same network.
     pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.switch, &other.switch)
     }
 
-    /// What QEMU connects a card to.
+    /// Returns QEMU's backend for a card on the network.
     pub(crate) fn backend(&self, id: &str) -> Value {
         let path = self.switch.directory.path().join("switch");
         json!({"type": "stream", "id": id, "server": false, "addr": {"type": "unix", "path": path}})
@@ -79,12 +79,12 @@ impl Network {
 impl Drop for Switch {
     fn drop(&mut self) {
         let _ = self.inputs.send(Input::End);
-        // Wakes the one that listens, which then sees that nobody receives.
+        // Wakes the listening thread, which then notices that the receiver is gone.
         let _ = UnixStream::connect(self.directory.path().join("switch"));
     }
 }
 
-/// Sends what each machine sends to all others, until the network ends.
+/// Forwards each machine's frames to all others, until the network ends.
 fn forward(received: &Receiver<Input>, inputs: &Sender<Input>) {
     let mut peers = BTreeMap::new();
     let mut joined = 0;
@@ -113,7 +113,7 @@ fn forward(received: &Receiver<Input>, inputs: &Sender<Input>) {
     }
 }
 
-/// Reads the frames of one machine.
+/// Reads the frames of a machine.
 fn listen(mut stream: UnixStream, from: u64, inputs: &Sender<Input>) {
     while let Ok(bytes) = frame(&mut stream) {
         if inputs.send(Input::Frame { from, bytes }).is_err() {
@@ -123,7 +123,7 @@ fn listen(mut stream: UnixStream, from: u64, inputs: &Sender<Input>) {
     let _ = inputs.send(Input::Left(from));
 }
 
-/// Reads one frame, its length before it.
+/// Reads a frame, which its length precedes.
 fn frame(stream: &mut UnixStream) -> std::io::Result<Vec<u8>> {
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_reaches_all_others_and_not_who_sent_it() {
+    fn a_frame_reaches_all_machines_but_its_sender() {
         let network = Network::new().expect("a network");
         let (mut a, mut b, mut c) = (connect(&network), connect(&network), connect(&network));
         a.write_all(b"\0\0\0\x03one").expect("sent");
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_leaves_or_sends_nonsense_does_not_disturb_the_others() {
+    fn a_machine_that_leaves_or_sends_garbage_does_not_disturb_the_others() {
         let network = Network::new().expect("a network");
         let (mut a, mut b, c, mut d) = (
             connect(&network),

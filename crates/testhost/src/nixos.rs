@@ -1,9 +1,9 @@
-//! NixOS systems for tests, of containers and of hosts: NixOS's own modules, Debian's programs, no network and no package of
-//! nixpkgs'.
+//! NixOS systems of containers and hosts for tests: NixOS's own modules with Debian's programs, without network access
+//! and without packages of nixpkgs.
 //!
-//! `crates/testhost/nixos/` says what they are made of; this builds them in a store of their own, and puts them on disks.
-//! All systems that were built from the same sources stand in one directory of the cache ([`Systems`]); Debian's tree, which
-//! they are made of, and the store stand in another, which changes seldom.
+//! They are defined in `crates/testhost/nixos/`; this module builds them in a store of their own, and makes disks of
+//! them. All systems built from the same sources are in one directory of the cache ([`Systems`]); Debian's tree, which
+//! they are made of, and the store are in another one, which seldom changes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,10 +22,10 @@ use crate::platform::can_run;
 use crate::programs::Programs;
 use crate::say;
 
-/// Set to the directory of systems that were built before, for tests: they don't build.
+/// Set to the directory of built systems, for tests, which don't build them.
 pub const VARIABLE: &str = "CIM_LEAF_NIXOS";
 
-/// Set to the reason where the systems can't be had.
+/// Set to the reason if there are no systems.
 pub const LACK_VARIABLE: &str = "CIM_LEAF_NIXOS_LACK";
 
 /// Names a tree with nixpkgs' `nixos/` and `lib/`.
@@ -34,7 +34,7 @@ pub const TREE_VARIABLE: &str = "NIXPKGS";
 /// Changes with what this file does and no text below tells.
 const VERSION: &str = "1";
 
-/// What programs the systems are made of.
+/// The Debian packages with the systems' programs.
 const PACKAGES: &str = "\
     systemd systemd-container udev dbus kmod iproute2 nftables iptables procps iputils-ping util-linux util-linux-extra \
     mount login passwd acl attr cpio e2fsprogs less file hostname ncurses-bin gawk bzip2 xz-utils zstd curl rsync strace jq \
@@ -43,7 +43,7 @@ const PACKAGES: &str = "\
     libcap2-bin uidmap bsdextrautils fdisk whois netcat-openbsd time patch diffutils openresolv dhcpcd-base gzip tar kbd \
     dosfstools nix-bin nix-setup-systemd git openssh-server openssh-client qemu-guest-agent busybox-static";
 
-/// What of Debian's tree goes into no store.
+/// The parts of Debian's tree that are not added to the store.
 const NOT_STORED: [&str; 12] = [
     "boot",
     "dev",
@@ -73,14 +73,14 @@ const SYSTEMS: [&str; 8] = [
     "hosts.without",
 ];
 
-/// The sizes of the disks; they are sparse.
+/// The sizes of the sparse disks, in bytes.
 const HOST_DISK_BYTES: u64 = 4 << 30;
 const CONTAINERS_DISK_BYTES: u64 = 3 << 30;
 
-/// Returns a tree with nixpkgs' `nixos/` and `lib/`: the one that [`TREE_VARIABLE`] names, or `nixpkgs` in the cache.
+/// Returns a tree with nixpkgs' `nixos/` and `lib/`: the one named by [`TREE_VARIABLE`], or `nixpkgs` in the cache.
 ///
 /// # Errors
-/// Where there is none.
+/// If there is none.
 pub fn nixpkgs() -> Result<PathBuf> {
     let told = std::env::var_os(TREE_VARIABLE).filter(|tree| !tree.is_empty());
     let tree = told.map_or_else(|| cache_directory().join("nixpkgs"), PathBuf::from);
@@ -101,8 +101,7 @@ pub fn nixos_container() -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Systems that are built, with the disks of a host (`root.img`, `vmlinuz`, `initrd`) and of the containers
-/// (`containers.img`).
+/// Built systems, with the disks of a host (`root.img`, `vmlinuz`, `initrd`) and of the containers (`containers.img`).
 #[derive(Debug, Clone)]
 pub struct Systems {
     directory: PathBuf,
@@ -111,10 +110,10 @@ pub struct Systems {
 }
 
 impl Systems {
-    /// Builds the systems with these programs of ours, and this `nats-server`; quick where that was done before.
+    /// Builds the systems with our programs and this `nats-server`; fast if that was done before.
     ///
     /// # Errors
-    /// Where there is no tree of nixpkgs', or they can't be built: the text says why.
+    /// If there is no nixpkgs tree, or they can't be built; the text says why.
     pub fn build(programs: &Programs, nats_server: &Path) -> Result<Self> {
         can_run()?;
         let nixpkgs = nixpkgs()?;
@@ -132,19 +131,19 @@ impl Systems {
         let directory = cache.join(format!("leaf-nixos-{key}"));
         if !directory.is_dir() {
             forget_old(&cache)?;
-            build_whole(&base, build_base).context("Debian's programs can't be put into a store")?;
+            build_whole(&base, build_base).context("can't add Debian's programs to a store")?;
             build_whole(&directory, |part| sources.build(&base, part))
-                .context("the NixOS systems can't be built")?;
+                .context("can't build the NixOS systems")?;
         }
         mark_used(&base)?;
         mark_used(&directory)?;
         Self::of(directory)
     }
 
-    /// Returns the systems that [`VARIABLE`] names.
+    /// Returns the systems named by [`VARIABLE`].
     ///
     /// # Errors
-    /// Where it names none.
+    /// If it names none.
     pub fn here() -> Result<Self> {
         match std::env::var_os(VARIABLE) {
             Some(directory) if !directory.is_empty() => Self::of(directory.into()),
@@ -156,11 +155,11 @@ impl Systems {
         let file = directory.join("systems.json");
         let text = fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))?;
         let paths = serde_json::from_str(&text)
-            .with_context(|| format!("{} is no list of systems", file.display()))?;
+            .with_context(|| format!("{} is not a list of systems", file.display()))?;
         Ok(Self { directory, paths })
     }
 
-    /// Where they are, for [`VARIABLE`].
+    /// Returns their directory, for [`VARIABLE`].
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -168,7 +167,7 @@ impl Systems {
     /// Returns the store path of a container's system, by its name in `nixos/default.nix`.
     ///
     /// # Errors
-    /// Where there is none of that name.
+    /// If there is none with this name.
     pub fn container(&self, name: &str) -> Result<&str> {
         self.path(&format!("containers.{name}"))
     }
@@ -176,17 +175,17 @@ impl Systems {
     /// Returns the store path of a host's system, by its name in `nixos/default.nix`.
     ///
     /// # Errors
-    /// Where there is none of that name.
+    /// If there is none with this name.
     pub fn host(&self, name: &str) -> Result<&str> {
         self.path(&format!("hosts.{name}"))
     }
 
-    /// Whether hosts have the stock program `nixos-container`.
+    /// Returns whether hosts have the stock program `nixos-container`.
     pub fn has_nixos_container(&self) -> bool {
         self.directory.join("has-nixos-container").exists()
     }
 
-    /// The disk with the closures of the containers' systems.
+    /// Returns the disk with the closures of the containers' systems.
     pub(crate) fn containers_disk(&self) -> PathBuf {
         self.directory.join("containers.img")
     }
@@ -194,16 +193,16 @@ impl Systems {
     fn path(&self, name: &str) -> Result<&str> {
         let path = self.paths.get(name);
         path.map(String::as_str)
-            .with_context(|| format!("there is no NixOS system {name}"))
+            .with_context(|| format!("NixOS system {name} does not exist"))
     }
 }
 
-/// Where Debian's programs and the store are.
+/// Returns the directory of Debian's programs and the store.
 pub(crate) fn base(cache: &Path) -> PathBuf {
     cache.join(format!("programs-{}", key(&[&base_recipe()])))
 }
 
-/// All that decides what Debian's tree has in it.
+/// Returns everything that determines the content of Debian's tree.
 fn base_recipe() -> String {
     [
         VERSION,
@@ -216,7 +215,8 @@ fn base_recipe() -> String {
     .join("\n")
 }
 
-/// Leaves `vmlinuz`, `initrd` and `store/`, and in `debian` and `kernel` the store paths of both, in a directory.
+/// Builds `vmlinuz`, `initrd` and `store/` in a directory, with the store paths of Debian's tree and the kernel in the
+/// files `debian` and `kernel`.
 fn build_base(directory: &Path) -> Result<()> {
     let tree = Tree::fetch(directory, PACKAGES)?;
     let kernel = tree.kernel()?;
@@ -240,7 +240,7 @@ fn build_base(directory: &Path) -> Result<()> {
     tree.remove()
 }
 
-/// A program of Nix with the store of a base. Builds are offline; their tools are this machine's own.
+/// Returns a program of Nix that uses the store of a base. Builds are offline, with this machine's own tools.
 fn nix(program: &str, base: &Path) -> Command {
     let mut command = Command::new(program);
     command.env(
@@ -255,12 +255,12 @@ fn nix(program: &str, base: &Path) -> Command {
     command
 }
 
-/// What systems are built from, beside Debian's tree.
+/// The sources of systems apart from Debian's tree.
 struct Sources {
     nixpkgs: PathBuf,
     nixos_container: Option<PathBuf>,
     checkout: PathBuf,
-    /// Has `bin/` and `share/`.
+    /// The directory with `bin/` and `share/`.
     programs: PathBuf,
     nats_server: PathBuf,
 }
@@ -270,7 +270,7 @@ impl Sources {
         self.checkout.join("crates/testhost/nixos")
     }
 
-    /// Of all that is read, but the programs.
+    /// Returns a digest of all sources except the programs.
     fn digest(&self) -> Result<String> {
         let mut hash = Sha256::new();
         let trees = [
@@ -293,7 +293,7 @@ impl Sources {
         Ok(hex(hash))
     }
 
-    /// Builds all systems, and leaves them and their disks in a directory.
+    /// Builds all systems, and writes them and their disks into a directory.
     fn build(&self, base: &Path, directory: &Path) -> Result<()> {
         say(format_args!("building NixOS systems"));
         let read = |file: &str| {
@@ -331,7 +331,7 @@ impl Sources {
             &root.join("nix/store"),
             &root.join("nix-path-registration"),
         )?;
-        // What the first root goes on with, and what takes the place of a boot loader.
+        // The init that the initrd continues with, and a replacement of the boot loader.
         let init = format!("{}/init", paths["hosts.leaf"]);
         symlink(init, root.join("sbin/init")).context("can't make /sbin/init")?;
         make_disk(&root, &directory.join("root.img"), HOST_DISK_BYTES)?;
@@ -362,7 +362,7 @@ impl Sources {
     }
 }
 
-/// Links the closures of these paths to a directory, and writes what `nix-store --load-db` reads of them.
+/// Links the closures of these paths into a directory, and writes their registration for `nix-store --load-db`.
 fn copy_closure(base: &Path, paths: &[&str], to: &Path, registration: &Path) -> Result<()> {
     let closure = output(
         nix("nix-store", base)

@@ -1,4 +1,4 @@
-//! What a machine is to be, before it is one.
+//! The options of a machine.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::nixos::Systems;
 use crate::{Host, LIVES, Network, Programs, machine};
 
-/// What a machine is to be.
+/// The options of a machine.
 #[derive(Debug, Clone)]
 pub struct Options {
     pub(crate) name: String,
@@ -34,57 +34,57 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Its host name.
+    /// Sets its host name.
     #[must_use]
     pub fn name(mut self, name: &str) -> Self {
         name.clone_into(&mut self.name);
         self
     }
 
-    /// Its memory; less than 1024 MiB can't be had.
+    /// Sets its memory, at least 1024 MiB.
     #[must_use]
     pub fn memory_mib(mut self, memory_mib: u64) -> Self {
         self.memory_mib = memory_mib;
         self
     }
 
-    /// How many processors it has. Where nothing is said: two, or one where they are emulated.
+    /// Sets the number of its processors; by default two, or one if they are emulated.
     #[must_use]
     pub fn processors(mut self, processors: u32) -> Self {
         self.processors = Some(processors);
         self
     }
 
-    /// After how long it ends by itself.
+    /// Sets its lifetime, after which it ends.
     #[must_use]
     pub fn lives(mut self, lives: Duration) -> Self {
         self.lives = lives;
         self
     }
 
-    /// Puts it on a network as well, with an address there (`"192.168.7.1/24"`).
+    /// Connects it to a network, with an address there (`"192.168.7.1/24"`).
     #[must_use]
     pub fn on(mut self, network: &Network, address: &str) -> Self {
         self.networks.push((network.clone(), address.to_owned()));
         self
     }
 
-    /// Puts the house's programs and units on it: leafd's user and sockets are there, leafd is not started. That is
-    /// made once for the same programs and kept, so it takes no longer than a machine without them.
+    /// Installs our programs and units on it: leafd's user and sockets exist, and leafd is not started. This is done
+    /// once for the same programs and cached, so it takes no longer than a machine without them.
     #[must_use]
     pub fn with(mut self, programs: &Programs) -> Self {
         self.programs = Some(programs.clone());
         self
     }
 
-    /// Makes it the NixOS host of these systems, on which leafd runs already, instead of the Debian one.
+    /// Makes it the NixOS host of these systems, on which leafd is running, instead of a Debian host.
     #[must_use]
     pub fn nixos(mut self, systems: &Systems) -> Self {
         self.nixos = Some(systems.clone());
         self
     }
 
-    /// Returns a machine like this.
+    /// Returns a machine with these options.
     ///
     /// # Errors
     /// Where the image is not here, or QEMU does not start.

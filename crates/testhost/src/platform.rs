@@ -1,4 +1,4 @@
-//! What this machine can run: whether test hosts can be here at all, and what runs their instructions.
+//! The capabilities of this machine: whether it can run test hosts, and with which accelerator.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -9,28 +9,28 @@ use anyhow::{Result, bail, ensure};
 
 use crate::command::find;
 
-/// What runs a machine's instructions.
+/// The accelerator of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accelerator {
-    /// This machine's processor, by the kernel.
+    /// Virtualization by the kernel (KVM).
     Kvm,
-    /// QEMU itself.
+    /// Emulation by QEMU.
     Emulation,
 }
 
-/// Checks that test hosts can be here at all.
+/// Checks that this machine can have test hosts.
 ///
 /// # Errors
-/// Where they can't: the text says why.
+/// If it can't; the text says why.
 pub fn can_run() -> Result<()> {
     ensure!(
         cfg!(target_arch = "x86_64"),
-        "the test host is built for x86_64 only so far; this machine is {}",
+        "the test host is available only on x86_64 so far; this machine is {}",
         std::env::consts::ARCH
     );
     if !rustix::process::geteuid().is_root() {
         bail!(
-            "the test host is built with debootstrap and chroot, and that needs root; try: sudo \
+            "the test host is built with debootstrap and chroot, which needs root; try: sudo \
              --preserve-env=PATH,HOME cargo xtask host build"
         );
     }
@@ -38,8 +38,8 @@ pub fn can_run() -> Result<()> {
 }
 
 impl Accelerator {
-    /// How many processors a machine has where nothing else is said. Two emulated ones wait for each other where there are
-    /// no more real ones than that, and at times for ever.
+    /// Returns the default number of processors. Two emulated processors wait for each other if there are no more real
+    /// ones, and at times forever.
     pub(crate) fn processors(self) -> u32 {
         match self {
             Self::Kvm => 2,
@@ -47,7 +47,7 @@ impl Accelerator {
         }
     }
 
-    /// Returns KVM where it really works, which `/dev/kvm` alone does not tell.
+    /// Returns KVM if it really works, which the existence of `/dev/kvm` does not show.
     pub(crate) fn of_here() -> Self {
         static OF_HERE: OnceLock<Accelerator> = OnceLock::new();
         *OF_HERE.get_or_init(|| {
@@ -61,7 +61,7 @@ impl Accelerator {
     }
 }
 
-/// Lets QEMU start a machine with KVM whose disk has one sector, which says that it was run.
+/// Tests KVM by starting a machine whose boot sector reports that it ran.
 fn kvm_works() -> bool {
     // mov dx, 0xf4; mov al, 0x10; out dx, al; hlt; and the mark of a sector that can be started.
     let mut sector = [0; 512];
@@ -93,7 +93,7 @@ fn kvm_works() -> bool {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    // The device ends QEMU with twice the value that is written, and one.
+    // The device makes QEMU exit with twice the written value plus one.
     command
         .status()
         .is_ok_and(|status| status.code() == Some(0x10 * 2 + 1))

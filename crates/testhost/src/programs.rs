@@ -1,6 +1,6 @@
-//! What the house brings to a machine: its programs, and the files of `nixos-modules/leaf/units/`.
+//! Our programs and the files of `nixos-modules/leaf/units/` on a machine.
 //!
-//! They are laid out as on the machine's disk, and copied there whole.
+//! They are laid out as on the machine's disk, and copied there.
 //!
 //! | in the directory of units | on the machine |
 //! |---|---|
@@ -10,7 +10,8 @@
 //! | `sysusers.conf`, `tmpfiles.conf` | `/etc/sysusers.d/cim-leaf.conf`, `/etc/tmpfiles.d/cim-leaf.conf` |
 //! | `*.nix`, `*.md` | – |
 //!
-//! `@package@` in a file is where the programs are, and `@NAME@` of a program's package where Debian has it: `/usr`.
+//! `@package@` in a file stands for the directory of our programs, and `@NAME@` for a package's directory on Debian:
+//! `/usr`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,12 +23,12 @@ use sha2::{Digest as _, Sha256};
 use crate::command::{output, target, workspace};
 use crate::files::{digest, each_file, hex};
 
-/// Set to a directory of programs that were laid out before, for tests: they don't build.
+/// Set to a directory of laid out programs, for tests, which don't build them.
 pub const VARIABLE: &str = "CIM_LEAF_HOST_PROGRAMS";
 
-/// Where the programs are on the machine: `bin/` and `share/` of a package.
+/// The directory of our package (`bin/` and `share/`) on the machine.
 const PREFIX: &str = "usr/local";
-/// The units of the house that a machine starts by itself.
+/// Our units that are enabled on a machine.
 const STARTED: [&str; 1] = ["leafd.service"];
 const UNITS: [&str; 9] = [
     "automount",
@@ -40,7 +41,7 @@ const UNITS: [&str; 9] = [
     "target",
     "timer",
 ];
-/// Directories that are on the machine as they are here.
+/// Directories that are copied unchanged to the machine.
 const DIRECTORIES: [&str; 8] = [
     "binfmt.d",
     "dbus-1",
@@ -51,7 +52,7 @@ const DIRECTORIES: [&str; 8] = [
     "sysusers.d",
     "tmpfiles.d",
 ];
-/// What a unit may name, and where Debian has it.
+/// The packages that a unit may name, with their directories on Debian.
 const PACKAGES: [&str; 10] = [
     "bash",
     "busybox",
@@ -65,22 +66,22 @@ const PACKAGES: [&str; 10] = [
     "util-linux",
 ];
 
-/// Settings for a leaf that nobody set up: its own NATS server.
+/// The default settings of a leaf: an embedded NATS server.
 const SETTINGS: &str = "[nats.embedded]\n";
 
 /// Programs and units, ready to be copied to a machine.
 #[derive(Debug, Clone)]
 pub struct Programs {
     tree: PathBuf,
-    /// Of all that is in the tree.
+    /// The digest of the tree.
     key: String,
 }
 
 impl Programs {
-    /// Returns the programs that [`VARIABLE`] names.
+    /// Returns the programs named by [`VARIABLE`].
     ///
     /// # Errors
-    /// Where it names none.
+    /// If it names none.
     pub fn here() -> Result<Self> {
         match std::env::var_os(VARIABLE) {
             Some(tree) if !tree.is_empty() => Self::of(tree.into()),
@@ -91,10 +92,10 @@ impl Programs {
     /// Lays out the programs of a package (`bin/` and `share/`) with the units of this checkout in `target/NAME`.
     ///
     /// # Errors
-    /// Where the package lacks one, or it is not known where a file belongs on a machine.
+    /// If the package lacks a program, or the place of a file on a machine is unknown.
     pub fn lay_out(package: &Path, name: &str) -> Result<Self> {
         let tree = target().join(name);
-        // Beside it, so that whoever uses the old one meanwhile has it whole.
+        // Built beside it, so that the old one stays complete for its users.
         let part = tempfile::Builder::new()
             .prefix("host-programs-")
             .tempdir_in(target())
@@ -116,7 +117,7 @@ impl Programs {
         Self::of(tree)
     }
 
-    /// Takes a directory that was laid out before.
+    /// Returns the programs of a directory that was laid out before.
     pub fn of(tree: PathBuf) -> Result<Self> {
         ensure!(
             tree.join(PREFIX).join("bin/leafd").is_file(),
@@ -128,7 +129,7 @@ impl Programs {
         Ok(Self { tree, key: hex(hash) })
     }
 
-    /// The directory, laid out as on the machine's disk.
+    /// Returns the directory, laid out as on the machine's disk.
     pub fn tree(&self) -> &Path {
         &self.tree
     }
@@ -137,7 +138,7 @@ impl Programs {
         &self.key
     }
 
-    /// What a machine runs that has the directory at `at`.
+    /// Returns the installation script for a machine that has the directory mounted at `at`.
     pub(crate) fn script(&self, at: &str) -> Result<String> {
         let units = self.tree.join("etc/systemd/system");
         let mut names = Vec::new();
@@ -168,7 +169,7 @@ impl Programs {
                 "systemctl --quiet add-wants sockets.target {sockets}\nsystemctl start {sockets}\n"
             ));
         }
-        // A program of a newer system than the machine's would only fail later, and less clearly.
+        // Fails early and clearly if the program was built for a newer system than the machine's.
         script.push_str("leafd --version\n");
         Ok(script)
     }
@@ -186,7 +187,7 @@ fn lay_out(package: &Path, units: &Path, tree: &Path) -> Result<()> {
         "leaf-init",
         "cim-leaf-generator",
     ] {
-        // What a debugger wants is nine tenths of them.
+        // Nine tenths of a program are debugging information.
         output(
             Command::new("strip")
                 .arg("--strip-debug")
@@ -217,7 +218,7 @@ fn lay_out(package: &Path, units: &Path, tree: &Path) -> Result<()> {
     })
 }
 
-/// Where a file of the directory of units is on the machine, if it is there.
+/// Returns the place of a file of the units' directory on the machine, if it is installed.
 fn destination(path: &Path) -> Result<Option<PathBuf>> {
     let first = path
         .components()
@@ -241,25 +242,25 @@ fn destination(path: &Path) -> Result<Option<PathBuf>> {
         return Ok(None);
     } else {
         bail!(
-            "nobody knows where {} belongs on a machine; see testhost/src/programs.rs",
+            "the place of {} on a machine is unknown; see testhost/src/programs.rs",
             path.display()
         )
     }))
 }
 
-/// Fills in where packages are.
+/// Replaces placeholders of packages by their directories.
 fn fill(text: &str) -> Result<String> {
     let mut text = text.replace("@package@", &format!("/{PREFIX}"));
     for package in PACKAGES {
         text = text.replace(&format!("@{package}@"), "/usr");
     }
-    // `user@1000.service` and `@system-service` are none.
+    // `user@1000.service` and `@system-service` are not placeholders.
     let open = text.split('@').skip(1).step_by(2).find(|name| {
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
         !name.is_empty() && name.chars().all(plain)
     });
     match open {
-        Some(name) if text.contains(&format!("@{name}@")) => bail!("nobody knows what @{name}@ is"),
+        Some(name) if text.contains(&format!("@{name}@")) => bail!("unknown package @{name}@"),
         _ => Ok(text),
     }
 }
@@ -321,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn the_units_of_the_house_have_their_places_and_are_started() {
+    fn our_units_have_their_places_and_are_enabled() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let package = directory.path().join("package");
         let program = crate::command::find("true").expect("every system has it");

@@ -1,4 +1,4 @@
-//! QEMU's machine protocol: commands to the machine itself, and the events it tells of.
+//! QEMU's machine protocol: commands to the machine itself, and its events.
 //!
 //! <https://www.qemu.org/docs/master/interop/qmp-spec.html>
 
@@ -10,14 +10,14 @@ use serde_json::{Value, json};
 
 use crate::socket::JsonSocket;
 
-/// How long QEMU may take for one command; it answers at once unless this machine is overloaded.
+/// The time limit of a command; QEMU answers at once unless this machine is overloaded.
 const ANSWER: Duration = Duration::from_secs(60);
 
 /// A connection to one machine.
 #[derive(Debug)]
 pub(crate) struct Qmp {
     socket: JsonSocket,
-    /// What was told while an answer was waited for.
+    /// The events that were received while waiting for an answer.
     events: Vec<Value>,
 }
 
@@ -58,7 +58,7 @@ impl Qmp {
         }
     }
 
-    /// Returns the data of the first event of this name that is wanted; those before it are forgotten.
+    /// Returns the data of the first event of this name that `wanted` accepts; earlier events are dropped.
     pub(crate) fn wait(
         &mut self,
         event: &str,
@@ -73,7 +73,7 @@ impl Qmp {
                 None => self.socket.receive(deadline)?,
             };
             let Some(mut message) = message else {
-                bail!("QEMU did not tell of {event} within {} s", limit.as_secs());
+                bail!("QEMU did not send the event {event} within {} s", limit.as_secs());
             };
             if message["event"] == event && wanted(&message["data"]) {
                 self.events.extend(told);

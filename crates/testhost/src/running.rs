@@ -1,4 +1,4 @@
-//! A command on a machine, while it runs and after.
+//! Commands on a machine: while they run, and their output.
 
 use std::time::{Duration, Instant};
 
@@ -6,18 +6,18 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::Host;
 
-/// What a command left.
+/// The output of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
-    /// Its exit code; 128 and the signal's number if one ended it.
+    /// Its exit code; 128 plus the signal's number if a signal terminated it.
     pub status: i32,
-    /// What it printed, as text; at most 16 MiB.
+    /// Its stdout as text, at most 16 MiB.
     pub stdout: String,
-    /// What it complained of, as text; at most 16 MiB.
+    /// Its stderr as text, at most 16 MiB.
     pub stderr: String,
 }
 
-/// A command that runs on a host.
+/// A running command on a host.
 #[derive(Debug)]
 pub struct Running<'a> {
     pub(crate) host: &'a Host,
@@ -28,7 +28,7 @@ pub struct Running<'a> {
 }
 
 impl Running<'_> {
-    /// Whether it has ended, and what it left. Ask no more after that.
+    /// Returns its output if it has ended. Must not be called again after that.
     pub fn ended(&self) -> Result<Option<Output>> {
         self.host.machine()?.borrow_mut().agent.ended(self.pid)
     }
@@ -36,7 +36,7 @@ impl Running<'_> {
     /// Waits for its end.
     ///
     /// # Errors
-    /// Where it takes longer than it may; it is ended then, and the text says what it printed.
+    /// If it exceeds its time limit; it is killed then, and the text contains its output.
     pub fn wait(self) -> Result<Output> {
         let machine = self.host.machine()?;
         let ended = machine.borrow_mut().agent.finish(self.pid, self.deadline);
@@ -45,7 +45,7 @@ impl Running<'_> {
             None => {
                 let output = self.kill()?;
                 bail!(
-                    "{:?} on {} did not end within {:.1} s, and was ended; stderr: {:?}; stdout: {:?}",
+                    "{:?} on {} did not end within {:.1} s, and was killed; stderr: {:?}; stdout: {:?}",
                     self.command,
                     self.host.name(),
                     self.limit.as_secs_f64(),
@@ -56,10 +56,10 @@ impl Running<'_> {
         }
     }
 
-    /// Ends it with all its process group, and returns what it left.
+    /// Kills it with its process group, and returns its output.
     pub fn kill(&self) -> Result<Output> {
         let mut machine = self.host.machine()?.borrow_mut();
-        // `timeout` passes a SIGTERM on to the group that it leads.
+        // `timeout` forwards a SIGTERM to its process group.
         let limit = Duration::from_secs(20);
         let kill = format!(
             "kill -TERM {0}; for i in $(seq 20); do kill -0 -- -{0} || exit 0; sleep 0.1; done 2>/dev/null; kill -KILL -- -{0}",
@@ -68,6 +68,6 @@ impl Running<'_> {
         let pid = machine.agent.start(&kill, limit)?;
         machine.agent.finish(pid, Instant::now() + limit)?;
         let ended = machine.agent.finish(self.pid, Instant::now() + limit)?;
-        ended.with_context(|| format!("{:?} can't be ended", self.command))
+        ended.with_context(|| format!("can't kill {:?}", self.command))
     }
 }

@@ -1,7 +1,7 @@
-//! Directories of this machine in the other one, by 9p.
+//! Shares directories of this machine with a test host by 9p.
 //!
-//! A device for it can be plugged in, but its directory must be named when QEMU starts. So QEMU is given links that
-//! lead nowhere yet; it follows one when its device is plugged in.
+//! The device can be plugged in later, but its directory must be given when QEMU starts. So QEMU is given dangling
+//! links, and follows one when its device is plugged in.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 use crate::ports;
 use crate::qmp::Qmp;
 
-/// How many directories one machine can have.
+/// The maximum number of shared directories of a machine.
 pub(crate) const SLOTS: usize = 8;
 
-/// The name of a place for a directory, for QEMU and as the tag that the guest mounts.
+/// Returns the name of a slot, for QEMU and as the tag that the guest mounts.
 pub(crate) fn id(slot: usize) -> String {
     format!("share{slot}")
 }
@@ -26,32 +26,32 @@ pub(crate) fn slot(directory: &Path, slot: usize) -> PathBuf {
     directory.join(id(slot))
 }
 
-/// Lets a place lead to a directory.
+/// Makes the link of a slot point to a directory.
 pub(crate) fn lead(machine: &Path, number: usize, directory: &Path) -> Result<()> {
     ensure!(
         number < SLOTS,
-        "a test host can have {SLOTS} shared directories, and has them"
+        "a test host can have only {SLOTS} shared directories"
     );
     let directory = directory
         .canonicalize()
         .with_context(|| format!("can't share {}", directory.display()))?;
-    ensure!(directory.is_dir(), "{} is no directory", directory.display());
+    ensure!(directory.is_dir(), "{} is not a directory", directory.display());
     let link = slot(machine, number);
     symlink(&directory, &link).with_context(|| format!("can't make {}", link.display()))
 }
 
-/// QEMU's name for the device of a place.
+/// Returns QEMU's name for the device of a slot.
 pub(crate) fn device_id(slot: usize) -> String {
     format!("{}-device", id(slot))
 }
 
-/// What QEMU is asked to plug in, at the last of the places for devices.
+/// Returns the device to plug in, at one of the last device slots.
 pub(crate) fn device(slot: usize) -> Value {
     let bus = ports::id(ports::COUNT - SLOTS + slot);
     json!({"driver": "virtio-9p-pci", "id": device_id(slot), "bus": bus, "fsdev": id(slot), "mount_tag": id(slot)})
 }
 
-/// What the guest runs; it waits for the device.
+/// Returns the command that waits for the device and mounts it in the guest.
 pub(crate) fn mount(slot: usize, guest: &str) -> String {
     let tag = id(slot);
     format!(
@@ -61,7 +61,7 @@ pub(crate) fn mount(slot: usize, guest: &str) -> String {
     )
 }
 
-/// Takes a device away, and the link.
+/// Unplugs the device, and removes the link.
 pub(crate) fn unplug(qmp: &mut Qmp, machine: &Path, number: usize) -> Result<()> {
     let device = device_id(number);
     qmp.execute("device_del", json!({"id": device}))?;

@@ -1,4 +1,4 @@
-//! A shell on a machine, for a person at a terminal.
+//! An interactive shell on a machine.
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -10,15 +10,15 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetat
 
 use crate::{Host, machine};
 
-/// Control and `]`, as telnet has it.
+/// Ctrl-], as in telnet.
 const LEAVE: u8 = 0x1d;
-/// How often it is looked whether the shell has ended, and the window has another size.
+/// The period of polling the shell's end and the window's size.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Checks that there is a terminal.
 ///
 /// # Errors
-/// Where there is none.
+/// If there is none.
 pub fn need_terminal() -> Result<()> {
     ensure!(
         std::io::stdin().is_terminal(),
@@ -27,10 +27,10 @@ pub fn need_terminal() -> Result<()> {
     Ok(())
 }
 
-/// Runs bash on a machine, at the terminal of this process. It ends when bash does, or when the person leaves.
+/// Runs bash on a machine, at the terminal of this process. It ends when bash does, or when the user leaves it.
 ///
 /// # Errors
-/// Where the machine has no console, or it or the terminal are gone.
+/// If the machine has no console, or the console or the terminal is closed.
 pub fn shell(host: &Host) -> Result<()> {
     let input = std::io::stdin();
     let mut console =
@@ -44,7 +44,7 @@ pub fn shell(host: &Host) -> Result<()> {
         .chars()
         .filter(|c| c.is_ascii_alphanumeric() || "-+.".contains(*c))
         .collect();
-    // The terminal forgets its size when nobody has it open: so the same one sets it and goes on.
+    // A terminal loses its size when it is closed: so one process sets it and executes the shell.
     let bash = host.start(&format!(
         "export TERM={term} LEAFCTL_CONTEXT=/var/lib/cim-leaf/context.json; cd /root; \
          exec setsid --ctty --wait bash -c '{}; exec bash --login -i' </dev/hvc0 >/dev/hvc0 2>&1",
@@ -63,7 +63,7 @@ pub fn shell(host: &Host) -> Result<()> {
             tv_sec: 0,
             tv_nsec: LOOK.subsec_nanos().into(),
         };
-        // A changed window interrupts it, which is as good as nothing.
+        // A change of the window interrupts it, which is ignored.
         let _ = poll(&mut ready, Some(&wait));
         let [typed, printed] = [&ready[0], &ready[1]].map(|fd| !fd.revents().is_empty());
         if printed {
@@ -118,7 +118,7 @@ fn send(console: &mut UnixStream, mut keys: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Rows and columns.
+/// Returns the window's rows and columns.
 fn window() -> (u16, u16) {
     match tcgetwinsize(std::io::stdout()) {
         Ok(size) if size.ws_row > 0 && size.ws_col > 0 => (size.ws_row, size.ws_col),
@@ -130,7 +130,7 @@ fn set_size((rows, columns): (u16, u16)) -> String {
     format!("stty -F /dev/hvc0 rows {rows} cols {columns}")
 }
 
-/// A terminal that gives each key as it is; it is as it was when this is dropped.
+/// A terminal in raw mode; its mode is restored when this is dropped.
 struct Raw {
     before: Termios,
 }

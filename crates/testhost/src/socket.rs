@@ -1,4 +1,4 @@
-//! Lines of JSON over a unix socket: what QEMU's own protocol and its guest agent have in common.
+//! Lines of JSON over a unix socket, as used by QEMU's machine protocol and its guest agent.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-/// A connection that sends and receives one JSON value a line.
+/// A connection that sends and receives one JSON value per line.
 #[derive(Debug)]
 pub(crate) struct JsonSocket {
     stream: UnixStream,
@@ -28,19 +28,19 @@ impl JsonSocket {
     /// Sends `before`, a value and the end of its line.
     pub(crate) fn send(&mut self, before: &[u8], value: &Value) -> Result<()> {
         let mut bytes = before.to_vec();
-        serde_json::to_writer(&mut bytes, value).context("a JSON value can't be written")?;
+        serde_json::to_writer(&mut bytes, value).context("can't serialize a JSON value")?;
         bytes.push(b'\n');
         self.stream
             .write_all(&bytes)
-            .context("the machine no longer reads")
+            .context("can't write to the machine")
     }
 
-    /// Returns the next value; none when the deadline comes first. What is not JSON is passed over.
+    /// Returns the next value; `None` if the deadline comes first. Invalid JSON is skipped.
     pub(crate) fn receive(&mut self, deadline: Instant) -> Result<Option<Value>> {
         loop {
             while let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.read.drain(..=end).collect();
-                // The guest agent marks the start of what follows a sync with this byte.
+                // The guest agent marks the answer to a sync with this byte.
                 let start = line.iter().rposition(|byte| *byte == 0xff).map_or(0, |at| at + 1);
                 if let Ok(value) = serde_json::from_slice(&line[start..]) {
                     return Ok(Some(value));
@@ -52,7 +52,7 @@ impl JsonSocket {
         }
     }
 
-    /// Whether bytes came before the deadline.
+    /// Returns whether bytes arrived before the deadline.
     fn fill(&mut self, deadline: Instant) -> Result<bool> {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -60,7 +60,7 @@ impl JsonSocket {
         }
         self.stream
             .set_read_timeout(Some(left.max(Duration::from_millis(1))))
-            .context("a time-out can't be set")?;
+            .context("can't set a timeout")?;
         let mut bytes = [0; 65536];
         match self.stream.read(&mut bytes) {
             Ok(0) => bail!("the machine has ended"),
@@ -70,7 +70,7 @@ impl JsonSocket {
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(false),
             Err(error) if error.kind() == ErrorKind::Interrupted => Ok(true),
-            Err(error) => Err(error).context("the machine can't be heard"),
+            Err(error) => Err(error).context("can't read from the machine"),
         }
     }
 }
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_come_line_by_line_and_noise_is_passed_over() {
+    fn values_are_read_line_by_line_and_invalid_ones_skipped() {
         let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
         let mut socket = JsonSocket {
             stream: ours,
