@@ -224,11 +224,7 @@ impl Link {
         if !self.is_connected() {
             return Err(RequestError::Disconnected);
         }
-        Ok(Wait {
-            generation: self.generation(),
-            status: self.status(),
-            violations: self.violations(),
-        })
+        Ok(Wait::new(self))
     }
 
     /// Sends a request with the client's shared inbox: faster, but an unanswered one leaves an entry behind.
@@ -256,11 +252,7 @@ impl Link {
                     _ => RequestError::Other(e.to_string()),
                 })
         };
-        tokio::select! {
-            answer = answer => answer,
-            error = wait.trouble(self, subject) => Err(error),
-            () = tokio::time::sleep(limit) => Err(RequestError::TimedOut),
-        }
+        wait.reply(self, subject, answer, limit).await
     }
 }
 
@@ -276,16 +268,16 @@ pub(crate) struct Replies {
 impl Replies {
     /// Returns the next reply.
     pub(crate) async fn next(&mut self, limit: Duration) -> Result<Message, RequestError> {
-        tokio::select! {
-            biased;
-            message = self.subscriber.next() => match message {
-                Some(message) if message.status == Some(StatusCode::NO_RESPONDERS) => Err(RequestError::NoResponders),
+        let reply = async {
+            match self.subscriber.next().await {
+                Some(message) if message.status == Some(StatusCode::NO_RESPONDERS) => {
+                    Err(RequestError::NoResponders)
+                }
                 Some(message) => Ok(message),
                 None => Err(RequestError::Disconnected),
-            },
-            error = self.wait.trouble(&self.link, &self.subject) => Err(error),
-            () = tokio::time::sleep(limit) => Err(RequestError::TimedOut),
-        }
+            }
+        };
+        self.wait.reply(&self.link, &self.subject, reply, limit).await
     }
 }
 
@@ -307,6 +299,22 @@ impl Wait {
             generation: link.generation(),
             status: link.status(),
             violations: link.violations(),
+        }
+    }
+
+    /// Waits for a reply, as long as one can come and at most for the limit.
+    async fn reply(
+        &mut self,
+        link: &Link,
+        subject: &str,
+        reply: impl Future<Output = Result<Message, RequestError>>,
+        limit: Duration,
+    ) -> Result<Message, RequestError> {
+        tokio::select! {
+            biased;
+            reply = reply => reply,
+            error = self.trouble(link, subject) => Err(error),
+            () = tokio::time::sleep(limit) => Err(RequestError::TimedOut),
         }
     }
 
