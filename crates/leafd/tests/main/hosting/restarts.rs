@@ -256,7 +256,7 @@ async fn killed_while_creating() -> anyhow::Result<()> {
         match leaf.destroy(name).await {
             Ok(()) => {}
             // Killed before it was accepted.
-            Err(error) if error.to_string().contains("there is no container") => {}
+            Err(error) if error.to_string().contains("does not exist") => {}
             Err(error) => return Err(error),
         }
     }
