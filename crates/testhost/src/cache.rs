@@ -292,7 +292,7 @@ mod tests {
             Ok(())
         };
         thread::scope(|scope| {
-            let first = scope.spawn(|| build_whole(&directory, &build));
+            let first = scope.spawn(|| build_whole(&directory, build));
             begun.wait();
             let second = scope.spawn(|| build_whole(&directory, |_| bail!("it is built already")));
             assert!(!remove(&cache.path().join("part-leaf-1")).expect("it is there"));
