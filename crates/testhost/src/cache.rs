@@ -29,7 +29,7 @@ const KEPT: usize = 6;
 const KINDS: [&str; 5] = ["disk-", "machine-", "leaf-", "programs-", PART];
 
 /// The beginning of the names of incomplete directories.
-const PART: &str = "part-";
+pub(crate) const PART: &str = "part-";
 
 /// Returns the directory of all images: the one named by [`VARIABLE`], or `cim-leaf/host` in the user's cache directory
 /// (XDG Base Directory Specification), or `target/host` if the user has none.

@@ -21,6 +21,9 @@ pub(crate) const UNUSED_MODULES: &str = "\
     drivers/media/radio drivers/media/tuners drivers/media/usb sound/soc \
     fs/xfs fs/btrfs fs/ocfs2 fs/gfs2 fs/f2fs fs/bcachefs fs/smb fs/nfs fs/nfsd fs/ceph";
 
+/// The first process of a machine.
+pub(crate) const INIT: &str = include_str!("guest/init.sh");
+
 /// The directory that becomes a disk, and the log of its build.
 pub(crate) struct Tree {
     pub(crate) root: PathBuf,
@@ -152,7 +155,7 @@ impl Tree {
     }
 
     /// Copies the kernel, and makes a minimal initrd: busybox, and the modules that the disk needs.
-    pub(crate) fn start_files(&self, kernel: &str, init: &str, directory: &Path) -> Result<()> {
+    pub(crate) fn start_files(&self, kernel: &str, directory: &Path) -> Result<()> {
         let from = self.root.join("boot").join(format!("vmlinuz-{kernel}"));
         fs::copy(&from, directory.join("vmlinuz"))
             .with_context(|| format!("can't copy {}", from.display()))?;
@@ -165,7 +168,7 @@ impl Tree {
         let read = |file: &Path| fs::read(file).with_context(|| format!("can't read {}", file.display()));
         archive.file("bin/busybox", 0o755, &read(&busybox)?);
         archive.link("bin/sh", "busybox");
-        archive.file("init", 0o755, init.as_bytes());
+        archive.file("init", 0o755, INIT.as_bytes());
         let mut seen = Vec::new();
         for module in ["virtio_pci", "virtio_blk", "ext4"] {
             let needs =

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use crate::debian::{SUITE, Tree, UNUSED_MODULES, executable, make_disk};
+use crate::debian::{INIT, SUITE, Tree, UNUSED_MODULES, executable, make_disk};
 use crate::say;
 
 /// Changes with what this file does and no text below tells.
@@ -72,8 +72,6 @@ const FILES: &[(&str, &str)] = &[
     ("etc/nix/nix.conf", include_str!("guest/nix.conf")),
 ];
 
-const INIT: &str = include_str!("guest/init.sh");
-
 /// Returns everything that determines the disk's content, as text.
 pub(crate) fn recipe() -> String {
     let mut text = [
@@ -101,7 +99,7 @@ pub(crate) fn build(directory: &Path, nats_server: &Path) -> Result<()> {
     let kernel = tree.kernel()?;
     say(format_args!("making its disk"));
     settings(&tree, nats_server)?;
-    tree.start_files(&kernel, INIT, directory)?;
+    tree.start_files(&kernel, directory)?;
     make_disk(&tree.root, &directory.join("root.img"), DISK_BYTES)?;
     tree.remove()
 }

@@ -14,9 +14,9 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
 
-use crate::cache::{build_whole, directory as cache_directory, forget_old, mark_used};
+use crate::cache::{PART, build_whole, directory as cache_directory, forget_old, mark_used};
 use crate::command::{output, workspace};
-use crate::debian::{SUITE, Tree, UNUSED_MODULES, make_disk};
+use crate::debian::{INIT, SUITE, Tree, UNUSED_MODULES, make_disk};
 use crate::files::{digest, hex, key};
 use crate::platform::can_run;
 use crate::programs::Programs;
@@ -59,8 +59,6 @@ const NOT_STORED: [&str; 12] = [
     "var/lib/apt",
 ];
 
-const INIT: &str = include_str!("guest/nixos-init.sh");
-
 /// The systems of `nixos/default.nix`.
 const SYSTEMS: [&str; 8] = [
     "containers.hello",
@@ -72,6 +70,9 @@ const SYSTEMS: [&str; 8] = [
     "hosts.next",
     "hosts.without",
 ];
+
+/// The beginning of the names of directories of systems.
+const SYSTEMS_PREFIX: &str = "leaf-nixos-";
 
 /// The sizes of the sparse disks, in bytes.
 const HOST_DISK_BYTES: u64 = 4 << 30;
@@ -128,7 +129,7 @@ impl Systems {
         };
         let name = base.file_name().unwrap_or_default().to_string_lossy();
         let key = key(&[VERSION, &name, programs.key(), &sources.digest()?]);
-        let directory = cache.join(format!("leaf-nixos-{key}"));
+        let directory = cache.join(format!("{SYSTEMS_PREFIX}{key}"));
         if !directory.is_dir() {
             forget_old(&cache)?;
             build_whole(&base, build_base).context("can't add Debian's programs to a store")?;
@@ -220,7 +221,7 @@ fn base_recipe() -> String {
 fn build_base(directory: &Path) -> Result<()> {
     let tree = Tree::fetch(directory, PACKAGES)?;
     let kernel = tree.kernel()?;
-    tree.start_files(&kernel, INIT, directory)?;
+    tree.start_files(&kernel, directory)?;
     say(format_args!("putting its programs into a store"));
     let modules = tree.root.join("usr/lib/modules");
     let add = |of: &Path, file: &str| -> Result<()> {
@@ -248,7 +249,7 @@ fn nix(program: &str, base: &Path) -> Command {
         format!(
             "store = {}\nsubstituters =\nsandbox = true\nsandbox-fallback = false\n\
              sandbox-paths = /bin /usr /lib /lib64 /etc/alternatives\nbuild-users-group =\nfilter-syscalls = false\n\
-             cores = 1\nmax-jobs = 2\n",
+             cores = 1\nmax-jobs = 2\nkeep-outputs = true\n",
             base.join("store").display()
         ),
     );
@@ -300,14 +301,20 @@ impl Sources {
             let file = base.join(file);
             fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))
         };
+        let (debian, kernel) = (read("debian")?, read("kernel")?);
+        let roots = collect_garbage(base, &[("debian", &debian), ("kernel", &kernel)])?;
+        let name = directory.file_name().unwrap_or_default().to_string_lossy();
+        let roots = roots.join(name.trim_start_matches(PART));
+        make_directory(&roots)?;
         let mut command = nix("nix-build", base);
         command
             .arg(self.expressions())
-            .arg("--no-out-link")
+            .arg("--out-link")
+            .arg(roots.join("system"))
             .args(SYSTEMS.iter().flat_map(|name| ["--attr", name]))
             .env(TREE_VARIABLE, &self.nixpkgs)
-            .env("DEBIAN", read("debian")?)
-            .env("KERNEL", read("kernel")?)
+            .env("DEBIAN", &debian)
+            .env("KERNEL", &kernel)
             .env("CHECKOUT", &self.checkout)
             .env("PROGRAMS", &self.programs)
             .env("NATS_SERVER", &self.nats_server)
@@ -360,6 +367,34 @@ impl Sources {
         let text = serde_json::to_vec_pretty(&paths).context("store paths are text")?;
         fs::write(directory.join("systems.json"), text).context("can't write systems.json")
     }
+}
+
+/// Collects the garbage in the store of a base: what only systems were made of that are no longer in the cache.
+///
+/// Returns the directory of the garbage collector's roots, which has a directory for each directory of systems. `kept` lists
+/// other roots, by name.
+fn collect_garbage(base: &Path, kept: &[(&str, &str)]) -> Result<PathBuf> {
+    let roots = base.join("store/nix/var/nix/gcroots");
+    for (name, path) in kept {
+        let root = roots.join(name);
+        if !root.is_symlink() {
+            symlink(path, &root).with_context(|| format!("can't make {}", root.display()))?;
+        }
+    }
+    let cache = base.parent().expect("a base is in the cache");
+    for entry in fs::read_dir(&roots).with_context(|| format!("can't read {}", roots.display()))? {
+        let entry = entry.context("a directory can't be read")?;
+        let name = entry.file_name();
+        let part = format!("{PART}{}", name.to_string_lossy());
+        if name.to_string_lossy().starts_with(SYSTEMS_PREFIX)
+            && !cache.join(&name).exists()
+            && !cache.join(part).exists()
+        {
+            remove(&entry.path())?;
+        }
+    }
+    output(nix("nix-store", base).arg("--gc"))?;
+    Ok(roots)
 }
 
 /// Links the closures of these paths into a directory, and writes their registration for `nix-store --load-db`.
