@@ -2,7 +2,8 @@
 {
   # What its one service of its own says.
   word ? "hello",
-  # With what may not be done in a user namespace.
+  # With all that a NixOS does at its start: what may not be done in a user namespace, and what takes an emulated machine most
+  # of the time, the firewall and the setuid wrappers.
   stock ? false,
   # Its init ends before systemd starts, and a switch to it fails.
   broken ? false,
@@ -43,6 +44,8 @@
     };
   };
 
+  networking.firewall.enable = stock;
+  security.enableWrappers = stock;
   boot.kernel.sysctl = lib.mkIf (!stock) { "net.ipv4.ping_group_range" = lib.mkForce null; };
   boot.specialFileSystems = lib.mkIf (!stock) (
     lib.mkForce {

@@ -46,19 +46,22 @@ patch_elf() {
   fi
 }
 
-find $out/{bin,lib,libexec} -type f \( -perm /111 -o -name '*.so*' \) -print0 | while IFS= read -r -d '' file; do
-  case $(head -c 4 "$file" | od -An -tx1 | tr -d ' ') in
-    7f454c46)
+scripts=()
+while IFS= read -r -d '' file; do
+  # Bash reads them itself: there are thousands, and each process costs more than the look.
+  magic=
+  LC_ALL=C IFS= read -r -d '' -n 4 magic <"$file" || true
+  case $magic in
+    $'\x7fELF')
       case $file in
         */ld-linux*) ;;
         *) patch_elf "$file" ;;
       esac
       ;;
-    2321*)
-      sed -i -E "1s,^#! ?/usr/bin/env ,#!$out/bin/,; 1s,^#! ?/(usr/)?s?bin/,#!$out/bin/," "$file"
-      ;;
+    '#!'*) scripts+=("$file") ;;
   esac
-done
+done < <(find $out/{bin,lib,libexec} -type f \( -perm /111 -o -name '*.so*' \) -print0)
+sed -i -E "1s,^#! ?/usr/bin/env ,#!$out/bin/,; 1s,^#! ?/(usr/)?s?bin/,#!$out/bin/," "${scripts[@]}"
 
 # Perl looks for its modules at Debian's places.
 version=$(ls $libraries/perl | grep -xE '[0-9]+\.[0-9]+' | head -1)

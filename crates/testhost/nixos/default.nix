@@ -41,7 +41,7 @@ let
     hello = container { };
     goodbye = container { word = "goodbye"; };
     broken = container { broken = true; };
-    # With what a stock NixOS does at its start, and may not do in a user namespace.
+    # With all that a NixOS does at its start.
     stock = container { stock = true; };
     stock-goodbye = container {
       stock = true;
@@ -66,6 +66,8 @@ let
     enable = true;
     nats.embedded.enable = true;
     containers.enable = true;
+    # A start of NixOS in an emulated machine, beside other work.
+    containers.readyTimeoutSeconds = 300;
   };
 in
 {

@@ -56,7 +56,7 @@ let
               if [ -d $from ] && [ ! -L $from ]; then continue; fi
               if [ ! -e $from ] && [ ! -L $from ]; then continue; fi
               to=$out/''${file/lib\/x86_64-linux-gnu\//lib/}
-              mkdir -p $(dirname $to)
+              [ -d ''${to%/*} ] || mkdir -p ''${to%/*}
               case ''${to#$out/} in
                 lib/systemd/*.service | lib/systemd/*.socket | lib/systemd/*.target | lib/systemd/*.timer | \
                 lib/systemd/*.path | lib/systemd/*/*.conf | lib/udev/rules.d/* | lib/sysusers.d/* | lib/tmpfiles.d/* | \
@@ -134,6 +134,19 @@ let
           for unit in $lacking; do
             [ -e $out/example/systemd/system/$unit ] || ln -s /dev/null $out/example/systemd/system/$unit
           done
+          # nixpkgs' own takes a directory without usr/ for a container's (its Fix-NixOS-containers.patch), and NixOS's start
+          # script relies on it.
+          rm $out/bin/systemd-nspawn
+          cat >$out/bin/systemd-nspawn <<END
+          #!$root/bin/bash
+          previous=
+          for argument; do
+            [ "\$previous" != -D ] || $root/bin/mkdir -p "\$argument/usr"
+            previous=\$argument
+          done
+          exec -a "\$0" $root/bin/systemd-nspawn "\$@"
+          END
+          chmod +x $out/bin/systemd-nspawn
         '';
         passthru = {
           interfaceVersion = 2;
@@ -193,30 +206,27 @@ let
   };
 
   # Our programs, as cargo built them. Those that are not static are led into the root.
-  cimLeaf =
-    more:
-    make {
-      pname = "cim-leaf";
-      version = "built";
-      inherit root more;
-      programs = builtins.path {
-        path = programs;
-        name = "programs";
-      };
-      buildCommand = ''
-        mkdir -p $out
-        cp -r $programs/{bin,share} $out/
-        chmod -R u+w $out
-        for program in $out/bin/*; do
-          if patchelf --print-interpreter $program >/dev/null 2>&1; then
-            patchelf --set-interpreter $root/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 \
-              --force-rpath --set-rpath $root/lib/x86_64-linux-gnu $program
-          fi
-        done
-        eval "$more"
-        $out/bin/leafd --version
-      '';
+  cim-leaf = make {
+    pname = "cim-leaf";
+    version = "built";
+    inherit root;
+    programs = builtins.path {
+      path = programs;
+      name = "programs";
     };
+    buildCommand = ''
+      mkdir -p $out
+      cp -r $programs/{bin,share} $out/
+      chmod -R u+w $out
+      for program in $out/bin/*; do
+        if patchelf --print-interpreter $program >/dev/null 2>&1; then
+          patchelf --set-interpreter $root/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 \
+            --force-rpath --set-rpath $root/lib/x86_64-linux-gnu $program
+        fi
+      done
+      $out/bin/leafd --version
+    '';
+  };
 
   pkgs =
     std
@@ -245,8 +255,18 @@ let
       libc = pkgs.glibc;
 
       # Ours.
-      cim-leaf = cimLeaf "";
-      cim-leaf-next = cimLeaf "echo next >$out/share/cim-leaf/version";
+      inherit cim-leaf;
+      # The same leafd in another path.
+      cim-leaf-next = make {
+        pname = "cim-leaf";
+        version = "next";
+        buildCommand = ''
+          cp -rs ${cim-leaf}/. $out
+          chmod u+w $out/bin
+          rm $out/bin/leafd
+          cp ${cim-leaf}/bin/leafd $out/bin/
+        '';
+      };
       nats-server = make {
         pname = "nats-server";
         version = "2";
@@ -301,7 +321,7 @@ let
         more = ''
           mkdir -p $out/libexec
           ln -s ${root}/lib/dbus-1.0/dbus-daemon-launch-helper $out/libexec/dbus-daemon-launch-helper
-          sed -i -E "/^(ExecStartPre|AmbientCapabilities|NonBlocking)/d; s,--system ,--config-file=/etc/dbus-1/system.conf ," \
+          sed -i -E "/^(ExecStartPre|AmbientCapabilities|NonBlocking)/d; /^ExecStart=/s,--system ,--config-file=/etc/dbus-1/system.conf ," \
             $out/lib/systemd/system/dbus.service
         '';
       };

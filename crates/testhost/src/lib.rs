@@ -267,7 +267,12 @@ impl Host {
     /// # Errors
     /// If it exits with another status; the text contains its output.
     pub fn ok(&self, command: &str) -> Result<String> {
-        let output = self.run(command)?;
+        self.ok_within(command, LIMIT)
+    }
+
+    /// As [`Host::ok`], within a time of its own.
+    pub fn ok_within(&self, command: &str, limit: Duration) -> Result<String> {
+        let output = self.run_within(command, limit)?;
         if output.status != 0 {
             bail!(
                 "{command:?} on {} ended with {}; stderr: {:?}; stdout: {:?}",
@@ -439,7 +444,7 @@ impl Host {
         };
         self.machine = Some(RefCell::new(machine));
         // Waits for the end of the boot without requiring that all units are healthy, which the test may check.
-        self.ok("systemctl is-system-running --wait >/dev/null; until ip route show default | grep -q .; do sleep 0.05; done")?;
+        self.ok_within("systemctl is-system-running --wait >/dev/null; until ip route show default | grep -q .; do sleep 0.05; done", freeze::BOOT)?;
         self.addresses()?;
         for (slot, guest) in self.shared() {
             self.ok(&share::mount(slot, guest))?;
@@ -451,7 +456,7 @@ impl Host {
     pub fn reboot(&mut self) -> Result<()> {
         self.ok("systemd-run --quiet --no-block --on-active=0 systemctl reboot")?;
         // An error as well if a unit does not stop within systemd's time limit.
-        self.machine()?.borrow_mut().wait_for_end(LIMIT)?;
+        self.machine()?.borrow_mut().wait_for_end(freeze::BOOT)?;
         self.machine = None;
         self.boot()
     }

@@ -32,7 +32,7 @@ pub(crate) const TRIALS: &[Trials] = &[
 ];
 
 /// Builds a container's system without nixpkgs: busybox, an init, and what it does.
-const SYSTEM: &str = include_str!("system.nix");
+pub(crate) const SYSTEM: &str = include_str!("system.nix");
 
 /// What root lets containers have of the machine.
 const HELPER: &str = "bind_folders = ['/srv']\nsecret_folders = ['/run/secrets']\n";
@@ -40,8 +40,8 @@ const HELPER: &str = "bind_folders = ['/srv']\nsecret_folders = ['/run/secrets']
 /// What a container does that just runs, and halts when it is asked to.
 pub(crate) const WAITS: &str = "trap 'exit 0' 37; while :; do sleep 3600 & wait $!; done";
 
-/// The longest that a leaf may take for something on an emulated machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// The longest that a leaf may take for something on an emulated machine, beside other work.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// How long `leafctl` may take: longer than any `--timeout` that a test gives it.
 const LEAFCTL: Duration = Duration::from_secs(330);
 

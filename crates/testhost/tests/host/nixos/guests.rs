@@ -53,9 +53,10 @@ fn life(leaf: &Leaf, systems: &Systems) -> Outcome {
     leaf.inside("web", "systemctl reboot")?;
     leaf.until("the container has rebooted", || {
         let shown = leaf.host.run("machinectl show web --property=Leader --value")?;
-        Ok(shown.status == 0 && shown.stdout.trim() != before && leaf.show("web")?["phase"] == "running")
+        Ok(shown.status == 0 && shown.stdout.trim() != before)
     })?;
-    is_well(leaf, "web")?;
+    leaf.until_well("web")?;
+    leaf.until_phase("web", "running")?;
 
     // Its services are stopped in order, with time for their last words.
     leaf.host
@@ -77,7 +78,7 @@ fn life(leaf: &Leaf, systems: &Systems) -> Outcome {
 fn started(leaf: &Leaf) -> Outcome {
     let shown = leaf.show("web")?;
     ensure!(shown["phase"] == "running", "{shown}");
-    is_well(leaf, "web")?;
+    leaf.is_well("web")?;
     let leader = leaf.leader("web")?;
     leaf.host.ok(&format!(
         "[ $(stat -c %u /proc/{leader}) != 0 ] && ! grep -q '^ *0  *0 ' /proc/{leader}/uid_map"
@@ -97,16 +98,6 @@ fn started(leaf: &Leaf) -> Outcome {
         log.contains("running activation script") && log.contains("Multi-User System"),
         "its console shows no start of NixOS: {log}"
     );
-    Ok(())
-}
-
-/// Checks that nothing in a container failed.
-fn is_well(leaf: &Leaf, name: &str) -> Outcome {
-    let state = leaf.inside(
-        name,
-        "systemctl is-active multi-user.target; systemctl is-system-running; systemctl --failed --no-legend",
-    )?;
-    ensure!(state == "active\nrunning\n", "container {name}: {state}");
     Ok(())
 }
 
@@ -163,7 +154,7 @@ fn went_back(leaf: &Leaf, broken: &str, to: &str) -> Outcome {
         back["desired"]["toplevel"] == to && back["reverted"].is_string(),
         "{back}"
     );
-    is_well(leaf, "web")?;
+    leaf.is_well("web")?;
     let system = leaf.inside("web", "readlink /run/current-system")?;
     ensure!(system.trim() == to, "it runs {system}");
     Ok(())
@@ -174,7 +165,7 @@ fn went_back(leaf: &Leaf, broken: &str, to: &str) -> Outcome {
 fn stock(leaf: &Leaf, systems: &Systems) -> Outcome {
     let system = systems.container("stock")?;
     leaf.create("plain", system, "users = 'host'")?;
-    is_well(leaf, "plain")?;
+    leaf.is_well("plain")?;
     let empty = leaf
         .host
         .ok("lsattr -d /var/lib/nixos-containers/plain/var/empty")?;

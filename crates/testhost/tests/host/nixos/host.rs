@@ -1,6 +1,8 @@
 //! A NixOS host with `services.cim-leaf`: its units, reboots, power cuts, and switches to other systems.
 
-use anyhow::{Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use testhost::nixos::Systems;
 
@@ -14,28 +16,13 @@ pub(crate) const TRIALS: Trials = &[
         by_hand,
     ),
     (
-        "on_nixos_containers_are_back_after_a_reboot_and_after_a_power_cut",
-        boots,
-    ),
-    (
-        "a_switch_of_the_host_to_another_leafd_to_none_and_back_disturbs_no_container_and_no_job",
-        switches,
+        "a_nixos_host_is_switched_without_disturbing_a_container_or_job_and_has_all_back_after_a_reboot_and_a_power_cut",
+        lives,
     ),
 ];
 
-/// Puts the busybox of the host where the tests' own small systems are built from.
-fn with_tools(leaf: &Leaf) -> Outcome {
-    leaf.host.put(
-        include_bytes!("../leaf/system.nix"),
-        "/var/tmp/system.nix",
-        "0644",
-    )?;
-    leaf.host.ok(
-        "mkdir -p /var/tmp/tools && cp $(nix-store --query --requisites /run/current-system | grep busybox)/bin/busybox \
-         /var/tmp/tools/busybox",
-    )?;
-    Ok(())
-}
+/// How long a switch of an emulated host may take.
+const SWITCH: Duration = Duration::from_secs(600);
 
 fn by_hand() -> Outcome {
     let leaf = leaf_on_nixos(&Systems::here()?)?;
@@ -49,7 +36,7 @@ fn by_hand() -> Outcome {
     ensure!(shown["name"] == "leaf", "{shown}");
     leaf.ctl("leaf list")?;
     leaf.ctl("hardware list")?;
-    with_tools(&leaf)?;
+    leaf.bring_tools()?;
     leaf.running("web")?;
     // The helper was called, by its socket.
     leaf.host.ok("systemctl is-active leaf-helper.service")?;
@@ -74,41 +61,27 @@ fn by_hand() -> Outcome {
     leaf.answers()
 }
 
-/// Creates a container of each kind of start.
+/// Creates a container of each kind of start: a NixOS that starts with the host, and the least that leafd starts itself.
 fn two_kinds(leaf: &Leaf, toplevel: &str) -> Outcome {
     leaf.create(
         "early",
         toplevel,
         "autostart = 'with_host'\nlimits = { tasks = 150 }",
     )?;
-    leaf.create("late", toplevel, "")
+    leaf.bring_tools()?;
+    leaf.running("late").map(|_| ())
 }
 
-/// Checks that both are there, as they were.
+/// Checks that both run, as they were.
 fn both_run(leaf: &Leaf) -> Outcome {
-    leaf.until_phase("early", "running")?;
-    leaf.until_phase("late", "running")?;
+    leaf.until_well("early")?;
     for name in ["early", "late"] {
-        let state = leaf.inside(name, "systemctl is-active multi-user.target")?;
-        ensure!(state == "active\n", "container {name}: {state}");
+        leaf.until_phase(name, "running")?;
+        leaf.leader(name)?;
     }
     leaf.host
         .ok("[ $(cat /sys/fs/cgroup/machine.slice/container@early.service/payload/pids.max) = 150 ]")?;
     leaf.agrees()
-}
-
-fn boots() -> Outcome {
-    let systems = Systems::here()?;
-    let mut leaf = leaf_on_nixos(&systems)?;
-    two_kinds(&leaf, systems.container("hello")?)?;
-    leaf.host.ok("sync")?;
-    leaf.host.reboot()?;
-    leaf.answers()?;
-    both_run(&leaf)?;
-    leaf.host.cut_power();
-    leaf.host.boot()?;
-    leaf.answers()?;
-    both_run(&leaf)
 }
 
 /// What must not change while the host is switched.
@@ -119,86 +92,94 @@ fn runs(leaf: &Leaf) -> Result<String> {
     )
 }
 
-fn switch(leaf: &Leaf, toplevel: &str) -> Result<String> {
+fn switch(leaf: &Leaf, toplevel: &str) -> Outcome {
     // In a unit of its own, since it may stop what runs this command.
-    leaf.host.ok(&format!(
+    let switch = format!(
         "systemd-run --quiet --wait --pipe --collect -p Environment=PATH=$PATH {toplevel}/bin/switch-to-configuration switch 2>&1"
-    ))
+    );
+    leaf.host.ok_within(&switch, SWITCH).map(|_| ())
 }
 
-/// Returns the state of the one job that there is.
+/// Returns the phase of the one job that there is.
 fn job(leaf: &Leaf) -> Result<Value> {
     let jobs = leaf.ctl("nix jobs")?;
-    Ok(jobs["jobs"][0]["state"].clone())
+    Ok(jobs["jobs"][0]["phase"].clone())
 }
 
-fn switches() -> Outcome {
+/// One life of a host: it is switched to another leafd, to none and back, rebooted, and loses its power.
+fn lives() -> Outcome {
     let systems = Systems::here()?;
     let mut leaf = leaf_on_nixos(&systems)?;
-    with_tools(&leaf)?;
     two_kinds(&leaf, systems.container("hello")?)?;
-    let before = runs(&leaf)?;
+    switched(&leaf, &systems)?;
+
+    leaf.host.ok("sync")?;
+    leaf.host.reboot()?;
+    leaf.answers()?;
+    both_run(&leaf)?;
+    leaf.host.cut_power();
+    leaf.host.boot()?;
+    leaf.answers()?;
+    both_run(&leaf)
+}
+
+/// Checks that no switch of the host is noticed by a container, and that a job goes on over that to another leafd.
+fn switched(leaf: &Leaf, systems: &Systems) -> Outcome {
+    leaf.host.ok("install -d -m 0755 /test")?;
+    let before = runs(leaf)?;
     let program = leaf
         .host
         .ok("readlink /proc/$(systemctl show -P MainPID leafd)/exe")?;
 
-    // A build that ends when it is told to.
+    // A build that ends when it is told to; a job sees no /var/tmp but its own.
     leaf.host.put(
         b"derivation { name = \"waits\"; system = \"x86_64-linux\"; builder = \"/bin/sh\"; \
-          args = [ \"-c\" \"echo begun; until [ -e /go/now ]; do :; done; echo done >$out\" ]; }",
-        "/var/tmp/waits.nix",
+          args = [ \"-c\" \"echo begun; until [ -e /test/go ]; do sleep 1; done; echo done >$out\" ]; }",
+        "/test/waits.nix",
         "0644",
     )?;
-    leaf.host.ok("install -d -m 0755 /go")?;
-    leaf.ctl("nix build --detach --file /var/tmp/waits.nix")?;
+    leaf.ctl("nix build --detach --file /test/waits.nix")?;
     leaf.until("the job builds", || {
         Ok(leaf.host.run("pgrep --full '[e]cho begun; until'")?.status == 0)
     })?;
     let builder = leaf.host.ok("pgrep --full --oldest '[e]cho begun; until'")?;
+    let unnoticed = |to: &str| -> Outcome {
+        let now = runs(leaf)?;
+        ensure!(
+            now == before,
+            "a container noticed the switch {to}: {before} {now}"
+        );
+        leaf.host
+            .ok(&format!(
+                "[ $(pgrep --full --oldest '[e]cho begun; until') = {} ]",
+                builder.trim()
+            ))
+            .with_context(|| format!("the job did not go on over the switch {to}"))
+            .map(|_| ())
+    };
 
-    switch(&leaf, systems.host("next")?)?;
+    switch(leaf, systems.host("next")?)?;
     leaf.answers()?;
     let now = leaf
         .host
         .ok("readlink /proc/$(systemctl show -P MainPID leafd)/exe")?;
     ensure!(now != program, "the other leafd was not started: {now}");
-    ensure!(
-        runs(&leaf)? == before,
-        "a container noticed: {before} {}",
-        runs(&leaf)?
-    );
-    ensure!(job(&leaf)? == "running", "{}", job(&leaf)?);
-    leaf.host.ok(&format!(
-        "[ $(pgrep --full --oldest '[e]cho begun; until') = {} ]",
-        builder.trim()
-    ))?;
+    unnoticed("to another leafd")?;
+    ensure!(job(leaf)? == "running", "{}", job(leaf)?);
 
-    // Without cim-leaf, containers run on.
-    switch(&leaf, systems.host("without")?)?;
+    switch(leaf, systems.host("without")?)?;
     leaf.host.ok(
         "! systemctl is-active leafd && ! systemctl is-active leaf-helper.socket && ! command -v leafctl",
     )?;
-    ensure!(
-        runs(&leaf)? == before,
-        "a container noticed: {before} {}",
-        runs(&leaf)?
-    );
+    unnoticed("to a system without cim-leaf")?;
 
-    switch(&leaf, systems.host("leaf")?)?;
+    switch(leaf, systems.host("leaf")?)?;
     leaf.answers()?;
-    ensure!(
-        runs(&leaf)? == before,
-        "a container noticed: {before} {}",
-        runs(&leaf)?
-    );
-    both_run(&leaf)?;
-    leaf.ctl(&format!(
-        "{PATIENT} container update late --toplevel {}",
-        systems.container("goodbye")?
-    ))?;
-
-    leaf.host.ok("sync")?;
-    leaf.host.reboot()?;
-    leaf.answers()?;
-    both_run(&leaf)
+    unnoticed("back")?;
+    both_run(leaf)?;
+    leaf.host.ok("touch /test/go")?;
+    leaf.until("the job has succeeded", || Ok(job(leaf)? == "succeeded"))?;
+    let goodbye = systems.container("goodbye")?;
+    leaf.ctl(&format!("{PATIENT} container update early --toplevel {goodbye}"))
+        .map(|_| ())
 }

@@ -4,12 +4,12 @@ mod guests;
 mod host;
 mod stock;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use testhost::nixos::Systems;
 use testhost::{Host, LIVES};
 
 use crate::Trials;
-use crate::leaf::{Leaf, quoted};
+use crate::leaf::{Leaf, SYSTEM, quoted};
 
 /// The tests of all files here, but of those that need the stock program `nixos-container`.
 pub(crate) const TRIALS: &[Trials] = &[guests::TRIALS, host::TRIALS];
@@ -35,15 +35,51 @@ fn leaf_on_nixos(systems: &Systems) -> Result<Leaf> {
     Ok(leaf)
 }
 
+/// Prints what is to be known of a system, and what that is where it is up and nothing in it has failed.
+const STATE: &str =
+    "systemctl is-active multi-user.target; systemctl is-system-running; systemctl --failed --no-legend";
+const WELL: &str = "active\nrunning\n";
+
+/// What runs a command line of bash in a container, with the environment of its own system.
+fn inside(name: &str, command: &str) -> String {
+    format!(
+        "nsenter --target $(machinectl show {name} --property=Leader --value) --all \
+         /run/current-system/sw/bin/env -i PATH=/run/current-system/sw/bin HOME=/root \
+         /run/current-system/sw/bin/bash -c {}",
+        quoted(command)
+    )
+}
+
 impl Leaf {
     /// Runs a command line of bash in a container, with the environment of its own system, and returns what it prints.
     fn inside(&self, name: &str, command: &str) -> Result<String> {
-        self.host.ok(&format!(
-            "nsenter --target $(machinectl show {name} --property=Leader --value) --all \
-             /run/current-system/sw/bin/env -i PATH=/run/current-system/sw/bin HOME=/root \
-             /run/current-system/sw/bin/bash -c {}",
-            quoted(command)
-        ))
+        self.host.ok(&inside(name, command))
+    }
+
+    /// Waits until the system in a container is up and nothing in it has failed.
+    fn until_well(&self, name: &str) -> Result<()> {
+        self.until(&format!("all is well in container {name}"), || {
+            let state = self.host.run(&inside(name, STATE))?;
+            Ok(state.stdout == WELL)
+        })
+    }
+
+    /// Checks that the system in a container is up and nothing in it has failed.
+    fn is_well(&self, name: &str) -> Result<()> {
+        let state = self.inside(name, STATE)?;
+        ensure!(state == WELL, "container {name}: {state}");
+        Ok(())
+    }
+
+    /// Puts what the tests' own small systems are built from where it is on the Debian host: their source, and a busybox.
+    fn bring_tools(&self) -> Result<()> {
+        self.host.put(SYSTEM.as_bytes(), "/var/tmp/system.nix", "0644")?;
+        self.host
+            .ok(
+                "mkdir -p /var/tmp/tools && cp $(nix-store --query --requisites /run/current-system | grep busybox)/bin/busybox \
+                 /var/tmp/tools/busybox",
+            )
+            .map(|_| ())
     }
 
     /// Returns the first process of a container.

@@ -14,8 +14,9 @@ pub(crate) const TRIALS: Trials = &[(
 fn beside() -> Outcome {
     let systems = Systems::here()?;
     let leaf = leaf_on_nixos(&systems)?;
-    let (hello, goodbye) = (systems.container("hello")?, systems.container("goodbye")?);
-    leaf.create("ours", hello, "")?;
+    let goodbye = systems.container("goodbye")?;
+    leaf.bring_tools()?;
+    leaf.running("ours")?;
 
     // Ours, by theirs.
     let listed = leaf.host.ok("nixos-container list")?;
@@ -32,7 +33,8 @@ fn beside() -> Outcome {
 
     // Theirs, by ours: shown, and left alone.
     leaf.host.ok(&format!(
-        "nixos-container create theirs --system-path {goodbye} && nixos-container start theirs"
+        "nixos-container create theirs --system-path {goodbye} && nixos-container start theirs || \
+         {{ journalctl --no-pager --lines=40 --unit=container@theirs >&2; exit 1; }}"
     ))?;
     let list = leaf.ctl("container list")?;
     let foreign = list["foreign"].as_array().context("others' containers")?;
