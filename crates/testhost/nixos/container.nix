@@ -45,7 +45,7 @@
   };
 
   networking.firewall.enable = stock;
-  security.enableWrappers = stock;
+  systemd.services.suid-sgid-wrappers.enable = stock;
   boot.kernel.sysctl = lib.mkIf (!stock) { "net.ipv4.ping_group_range" = lib.mkForce null; };
   boot.specialFileSystems = lib.mkIf (!stock) (
     lib.mkForce {

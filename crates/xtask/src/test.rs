@@ -174,8 +174,12 @@ impl Test {
                     (READY_VARIABLE, Some("1".into())),
                     (PROGRAMS_VARIABLE, Some(programs.tree().into())),
                 ];
-                match host::nixos(&programs) {
-                    Ok(systems) => environment.push((nixos::VARIABLE, Some(systems.directory().into()))),
+                match nixos::nixpkgs() {
+                    // Where the tree is there, systems that can't be built are a fault.
+                    Ok(_) => {
+                        let systems = host::nixos(&programs)?;
+                        environment.push((nixos::VARIABLE, Some(systems.directory().into())));
+                    }
                     Err(error) => {
                         eprintln!("note: no NixOS systems: {error:#}");
                         environment.extend([
