@@ -123,7 +123,7 @@ async fn a_job_that_was_never_started_is_not_found() {
     let id = new_id();
     let found = lab.jobs.find(id).await.expect("found");
     assert!(
-        matches!(&found, Found::NotStarted(why) if why.contains("gone")),
+        matches!(&found, Found::NotStarted(why) if why.contains("missing")),
         "{found:?}"
     );
     std::fs::create_dir_all(lab.job_dir(id)).expect("a directory");
