@@ -26,6 +26,9 @@ const MAX_STDOUT_BYTES: usize = 16 * 1024 * 1024;
 const MAX_LINE_BYTES: usize = 1024 * 1024;
 /// How long a program's pipes may stay open after its end before the processes that hold them are killed.
 const PIPE_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a program may take to end after a SIGTERM until it gets the next: Nix misses one that arrives just before it
+/// begins to wait for its builders.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The end of a program.
 enum ProgramEnd {
@@ -136,6 +139,7 @@ impl<'a, S> Supervisor<'a, S> {
         let mut status: Option<ExitStatus> = None;
         // The end of patience with a program that was asked to end, or with pipes that stay open after its end.
         let mut patience: Option<Instant> = None;
+        let mut ask_again = Instant::now();
         loop {
             if status.is_some() && !stdout_open && !stderr_open {
                 break;
@@ -162,11 +166,17 @@ impl<'a, S> Supervisor<'a, S> {
                 }
                 _ = terminate.recv(), if stopping.is_none() && status.is_none() => {
                     stopping = Some(ProgramEnd::Cancelled);
-                    patience = Some(self.ask_to_end(&child));
+                    patience = Some(Instant::now() + self.order.grace());
+                    ask_again = Instant::now();
                 }
                 () = sleep_until(self.deadline), if stopping.is_none() && status.is_none() => {
                     stopping = Some(ProgramEnd::TimedOut);
-                    patience = Some(self.ask_to_end(&child));
+                    patience = Some(Instant::now() + self.order.grace());
+                    ask_again = Instant::now();
+                }
+                () = sleep_until(ask_again), if stopping.is_some() && status.is_none() && patience.is_some() => {
+                    ask_to_end(&child);
+                    ask_again = Instant::now() + ASK_INTERVAL;
                 }
                 () = sleep_until(patience.unwrap_or(self.deadline)), if patience.is_some() => {
                     patience = None;
@@ -184,15 +194,6 @@ impl<'a, S> Supervisor<'a, S> {
         lines.finish(|line| read_line(work, log, line));
         let status = status.expect("the loop ends when it is known");
         Ok(stopping.unwrap_or(ProgramEnd::Exited(status, written)))
-    }
-
-    /// Sends SIGTERM to a program, and returns the end of its grace time.
-    fn ask_to_end(&self, child: &Child) -> Instant {
-        let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
-        if let Some(pid) = pid {
-            let _ = kill_process(pid, Signal::TERM);
-        }
-        Instant::now() + self.order.grace()
     }
 
     /// Moves this process, the program and its children into the job's cgroup. This is done after the program's start,
@@ -221,6 +222,14 @@ impl<'a, S> Supervisor<'a, S> {
         if progress != self.progress && self.directory.write_json(PROGRESS, &progress).is_ok() {
             self.progress = progress;
         }
+    }
+}
+
+/// Sends SIGTERM to a program.
+fn ask_to_end(child: &Child) {
+    let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+    if let Some(pid) = pid {
+        let _ = kill_process(pid, Signal::TERM);
     }
 }
 

@@ -1,7 +1,9 @@
 //! What is closed.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use leaf_core::host_op::HostOp;
 use leaf_core::spec::{Opening, Protocol};
@@ -62,27 +64,30 @@ pub(crate) async fn a_container_reaches_its_leafs_nats_and_nothing_else() {
     for setting in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
         std::fs::write(format!("/proc/sys/{setting}"), "1").expect("a setting");
     }
-    let found = inside.walk(&walk(&[22, 80, NATS_PORT, 65535]));
-    let saw = |from: &IpAddr, how: &str| {
-        let hit = |line: &String| line.contains(&format!("\"{from}\"")) && line.contains(how);
-        assert!(
-            found.iter().any(hit),
-            "the walk does not see {how} of {from}: {found:#?}"
-        );
-    };
-    for from in &all {
-        saw(from, "ping");
-        saw(from, "tcp open");
-    }
-    // The host answers by UDP from the address that is nearest to whoever asks.
-    for from in inside
-        .gateways()
+    let mut there: Vec<(IpAddr, &str)> = all
         .iter()
-        .chain(&other.addresses())
-        .chain(&both(OUTSIDE))
-    {
-        saw(from, "udp open");
-    }
+        .flat_map(|from| [(*from, "ping"), (*from, "tcp open")])
+        .collect();
+    // The host answers by UDP from the address that is nearest to whoever asks.
+    let near = inside.gateways().into_iter().chain(other.addresses());
+    there.extend(near.chain(both(OUTSIDE)).map(|from| (from, "udp open")));
+    // A walk ends with an answer of the host's kernel; those by UDP are a program's, which may be later.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut found = BTreeSet::new();
+    let missing = loop {
+        found.extend(inside.walk(&walk(&[22, 80, NATS_PORT, 65535])));
+        let seen = |(from, how): &(IpAddr, &str)| {
+            let from = format!("\"{from}\"");
+            found
+                .iter()
+                .any(|line| line.contains(&from) && line.contains(how))
+        };
+        let missing: Vec<_> = there.iter().filter(|answer| !seen(answer)).collect();
+        if missing.is_empty() || Instant::now() >= deadline {
+            break missing;
+        }
+    };
+    assert_eq!(missing, Vec::<&(IpAddr, &str)>::new(), "of {found:#?}");
     drop(outside);
     machine.host.end().await;
 }

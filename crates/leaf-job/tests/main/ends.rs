@@ -19,6 +19,7 @@ tests![
     a_cancelled_job_leaves_no_process_even_if_it_ignores_signals_and_changes_its_session,
     a_job_is_cancelled_at_any_moment_of_its_start,
     a_cancelled_program_that_ignores_the_signal_is_killed_after_the_grace_time,
+    a_cancelled_program_that_misses_a_signal_gets_another,
     a_job_takes_little_longer_than_its_programs,
 ];
 
@@ -185,6 +186,15 @@ async fn a_cancelled_program_that_ignores_the_signal_is_killed_after_the_grace_t
     lab.jobs.cancel(job.id()).await.expect("cancelled");
     assert!(begin.elapsed() < Duration::from_millis(500));
     assert_eq!(job.ended().await, JobOutcome::Cancelled);
+}
+
+async fn a_cancelled_program_that_misses_a_signal_gets_another() {
+    let lab = Lab::new();
+    let mut job = lab.start("end-at-signal 2");
+    says(&mut job, "ready").await;
+    lab.jobs.cancel(job.id()).await.expect("cancelled");
+    assert_eq!(job.ended().await, JobOutcome::Cancelled);
+    assert_eq!(lab.whole_log(job.id()), "ready\nends by itself\n");
 }
 
 /// Other tests run at the same time, so the bound is loose; `cargo xtask bench` measures it.

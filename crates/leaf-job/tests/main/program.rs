@@ -39,6 +39,14 @@ async fn run(mut words: impl Iterator<Item = String>) -> ExitCode {
                 ]
                 .map(|kind| signal(kind).expect("a handler")),
             ),
+            "end-at-signal" => {
+                let mut signals = signal(SignalKind::terminate()).expect("a handler");
+                eprintln!("ready");
+                for _ in 0..next().parse().expect("a number") {
+                    signals.recv().await;
+                }
+                eprintln!("ends by itself");
+            }
             // So many of the next words are those of a process of another session, whose parent has ended.
             "background" => {
                 let count = next().parse().expect("a number");
