@@ -173,6 +173,7 @@ async fn read(link: &Link, leaf: &LeafName) -> Result<BTreeMap<String, Vec<u8>>,
 /// The settings of a bucket as all NATS clients expect them (ADR-8).
 fn config() -> Config {
     Config {
+        // Stands on the wire, and stays as it is.
         description: Some("what is so now of each leaf".to_owned()),
         storage: StorageType::File,
         discard: DiscardPolicy::New,

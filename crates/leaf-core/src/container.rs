@@ -177,7 +177,7 @@ pub enum ContainerPhase {
     Stopping,
     /// It is being removed.
     Destroying,
-    /// The last step failed; `error` gives the reason. Nothing more is done until the next command.
+    /// The last step failed; `error` gives the reason. Nothing more is done until the next command, or the next boot of the host.
     Failed,
 }
 

@@ -29,7 +29,7 @@ pub enum ProblemCode {
     CommandIdReused,
     /// This leaf doesn't support it: a program, a privilege or a kernel feature is missing.
     Unsupported,
-    /// Too many jobs are queued, or too many events wait to be published. Try again later.
+    /// Too many jobs, events or bytes for the disk wait, or all container networks are in use. Try again later.
     Overloaded,
     /// The disk is too full to record anything. Free some space; the leaf then continues by itself.
     DiskFull,

@@ -20,7 +20,7 @@ pub enum Runtime {
 impl Runtime {
     /// Returns the error text for a part of a spec, or a command, that the runtime doesn't support.
     #[must_use]
-    pub fn cant(self, what: &str) -> String {
+    pub fn unsupported_text(self, what: &str) -> String {
         match self {
             Self::Systemd => format!("{what}: not supported for containers that run as systemd units"),
             Self::Nspawn => {

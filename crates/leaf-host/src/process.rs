@@ -235,7 +235,7 @@ impl ProcessHandle {
     /// Opens the process with this id; `None` if it does not exist.
     ///
     /// # Errors
-    /// The kernel's error, for lack of file descriptors or before Linux 5.3.
+    /// The kernel's error, for lack of file descriptors or before Linux 5.10.
     pub fn open(pid: u32) -> io::Result<Option<Self>> {
         match i32::try_from(pid).ok().and_then(Pid::from_raw) {
             Some(pid) => Self::of(pid),
@@ -246,7 +246,7 @@ impl ProcessHandle {
     /// Opens this process; `None` if it does not exist.
     ///
     /// # Errors
-    /// The kernel's error, for lack of file descriptors or before Linux 5.3.
+    /// The kernel's error, for lack of file descriptors or before Linux 5.10.
     pub fn of(pid: Pid) -> io::Result<Option<Self>> {
         match pidfd_open(pid, PidfdFlags::NONBLOCK) {
             Ok(handle) => async_fd(handle).map(|handle| Some(Self(handle))),

@@ -15,6 +15,14 @@ pub enum NixError {
         /// The reason.
         source: RunError,
     },
+    /// The `nix` program does not tell its version: it doesn't end, or prints too much.
+    #[error("can't find the version of {program:?}")]
+    Version {
+        /// The program, as in the settings.
+        program: PathBuf,
+        /// The reason.
+        source: RunError,
+    },
     /// The program is not `nix`: it prints no version.
     #[error("{program:?} is not nix: --version printed {said:?}")]
     NotNix {

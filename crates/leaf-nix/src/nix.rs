@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leaf_core::job::BuildTask;
-use leaf_host::process::{self, Bounds};
+use leaf_host::process::{self, Bounds, RunError};
 use tokio::process::Command;
 
 use crate::NixError;
@@ -91,16 +91,19 @@ impl Nix {
     /// Returns the version of the `nix` program.
     ///
     /// # Errors
-    /// [`NixError::NoNix`], [`NixError::NotNix`] or [`NixError::TooOld`].
+    /// [`NixError::NoNix`], [`NixError::Version`], [`NixError::NotNix`] or [`NixError::TooOld`].
     pub async fn check(&self) -> Result<NixVersion, NixError> {
         let program = &self.0.nix;
         let mut command = Command::new(program);
         command.arg("--version");
         let output = process::run(command, b"", VERSION_BOUNDS)
             .await
-            .map_err(|source| NixError::NoNix {
-                program: program.clone(),
-                source,
+            .map_err(|source| {
+                let program = program.clone();
+                match source {
+                    RunError::NotFound { .. } | RunError::Start { .. } => NixError::NoNix { program, source },
+                    source => NixError::Version { program, source },
+                }
             })?;
         let said = String::from_utf8_lossy(&output.stdout);
         let version = NixVersion::parse(&said)

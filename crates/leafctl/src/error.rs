@@ -28,8 +28,8 @@ pub(crate) enum Error {
     /// The command line is invalid.
     #[error("{0}")]
     Usage(String),
-    /// The context is invalid.
-    #[error("the context is invalid")]
+    /// The context does not exist, or is invalid.
+    #[error("can't use the context")]
     Context(#[from] ContextError),
     /// No connection to NATS.
     #[error("can't connect to NATS")]

@@ -136,7 +136,7 @@ impl EventPublisher {
     pub async fn run(self) -> anyhow::Result<()> {
         let bus = Bus::connect(&self.connect)
             .await
-            .context("these settings of NATS don't work for publishing events")?;
+            .context("can't connect to NATS with these settings, to publish events")?;
         let mut ages = Ages::default();
         let mut health = ServerHealth::default();
         loop {

@@ -83,6 +83,8 @@ impl Test {
         if !self.quick {
             environment
                 .extend(times.phase("images and programs of the test hosts", || self.machines(tools))?);
+        }
+        if !self.quick && !self.host_only {
             environment.extend(times.phase("leafd of an earlier commit", older_leafd));
         }
         let helper_tests = programs

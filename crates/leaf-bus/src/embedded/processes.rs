@@ -27,7 +27,7 @@ pub(super) async fn end_leftovers(config: &Path, grace: Duration) -> Result<usiz
             pid: pid.as_raw_nonzero().get(),
             source,
         };
-        let Ok(Some(handle)) = ProcessHandle::of(pid) else {
+        let Some(handle) = ProcessHandle::of(pid).map_err(failed)? else {
             continue;
         };
         // Only a check after opening the handle proves that it is the same process.

@@ -85,11 +85,11 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
             find_container(state, &c.name)?;
             Ok(only(Reply::FromHost(Question::ContainerStats(c.name.clone()))))
         }
-        Command::Start(c) => want(state, &c.name, c.if_generation, DesiredRun::Running, context),
-        Command::Stop(c) => want(state, &c.name, c.if_generation, DesiredRun::Stopped, context),
+        Command::Start(c) => set_run(state, &c.name, c.if_generation, DesiredRun::Running, context),
+        Command::Stop(c) => set_run(state, &c.name, c.if_generation, DesiredRun::Stopped, context),
         Command::Pause(c) => pause(state, &c.name, c.if_generation, true, context),
         Command::Resume(c) => pause(state, &c.name, c.if_generation, false, context),
-        Command::Destroy(c) => want(state, &c.name, c.if_generation, DesiredRun::Absent, context),
+        Command::Destroy(c) => set_run(state, &c.name, c.if_generation, DesiredRun::Absent, context),
         Command::List(_) => Ok(only(Reply::FromHost(Question::Containers(
             state.containers.values().map(without_revisions).collect(),
         )))),
@@ -193,7 +193,7 @@ fn free_link(state: &State, context: &Context) -> Result<ContainerNetwork, Probl
         Problem::new(
             ProblemCode::Overloaded,
             format!(
-                "all 255 container networks of the address pool {} are in use",
+                "all 255 container networks of the address pool {} are in use; destroy a container first",
                 context.pool
             ),
         )
@@ -366,7 +366,7 @@ pub fn adopt(
     context: &Context,
 ) -> Result<Decision, Problem> {
     if context.runtime == Runtime::Nspawn {
-        return Err(unsupported(context.runtime.cant("adopt")));
+        return Err(unsupported(context.runtime.unsupported_text("adopt")));
     }
     let Some(found) = found else {
         return Err(not_found(format!(
@@ -435,7 +435,8 @@ fn check_generation(container: &Container, if_generation: Option<u64>) -> Result
     }
 }
 
-fn want(
+/// Decides a change of the desired state to another `run`.
+fn set_run(
     state: &State,
     name: &ContainerName,
     if_generation: Option<u64>,

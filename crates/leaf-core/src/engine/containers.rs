@@ -11,7 +11,7 @@ use crate::id::ContainerName;
 use crate::moment::Moment;
 use crate::plan::{after_early_start, observe};
 use crate::reconcile::container::{HELPER_GONE, StepsOutcome, is_stuck};
-use crate::reconcile::{Interruption, Order, Resource};
+use crate::reconcile::{Interruption, NextAction, Resource};
 
 use super::Engine;
 use super::input::Scope;
@@ -146,13 +146,13 @@ impl Engine {
         }
         let resource = Resource::Container(name.clone());
         let interruption = Interruption::of(container.desired.run);
-        match self.reconciler.want(&resource, interruption, turn.record) {
-            Order::Begin => self.take_steps(turn, name, Duration::ZERO),
-            Order::Interrupt(interruption) => turn.effects.push(Effect::Interrupt {
+        match self.reconciler.reconcile(&resource, interruption, turn.record) {
+            NextAction::Begin => self.take_steps(turn, name, Duration::ZERO),
+            NextAction::Interrupt(interruption) => turn.effects.push(Effect::Interrupt {
                 resource,
                 interruption,
             }),
-            Order::Wait => {}
+            NextAction::Wait => {}
         }
     }
 

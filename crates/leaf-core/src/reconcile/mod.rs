@@ -59,7 +59,7 @@ impl BackOff {
 
 /// The next action for a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
+pub enum NextAction {
     /// Begin steps.
     Begin,
     /// Interrupt the steps in flight.
@@ -94,16 +94,16 @@ pub struct Reconciler {
 impl Reconciler {
     /// Notes that a resource is not in its desired state. `record` is the number of the record that new steps would
     /// follow.
-    pub fn want(&mut self, resource: &Resource, interruption: Interruption, record: u64) -> Order {
+    pub fn reconcile(&mut self, resource: &Resource, interruption: Interruption, record: u64) -> NextAction {
         match self.in_flight.get_mut(resource) {
-            Some(run) if run.interruption == interruption => Order::Wait,
+            Some(run) if run.interruption == interruption => NextAction::Wait,
             Some(run) => {
                 run.interruption = interruption;
-                Order::Interrupt(interruption)
+                NextAction::Interrupt(interruption)
             }
             None => {
                 self.begin(resource.clone(), interruption, record, 0);
-                Order::Begin
+                NextAction::Begin
             }
         }
     }

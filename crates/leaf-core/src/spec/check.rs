@@ -32,7 +32,7 @@ impl ContainerOptions {
             .into_iter()
             .find_map(|(field, asked)| asked.then_some(field)),
         };
-        lacking.map_or(Ok(()), |field| Err(runtime.cant(field)))
+        lacking.map_or(Ok(()), |field| Err(runtime.unsupported_text(field)))
     }
 
     /// Validates everything that doesn't depend on a host, for the container of this name.

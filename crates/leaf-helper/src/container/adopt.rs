@@ -1,6 +1,6 @@
 //! The adoption of a container that this leaf did not make.
 //!
-//! Its `NAME.conf` and its unit become the leaf's, and its root file system stays as it is. One that the system's own
+//! Its `NAME.conf` and its unit become the leaf's, and its root file system stays as it is. One that the host's NixOS
 //! configuration declares can't be adopted, since the next switch would bring its files back.
 
 use std::time::Duration;

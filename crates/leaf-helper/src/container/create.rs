@@ -175,7 +175,7 @@ impl Helper {
             .check_runtime(self.settings.runtime)
             .map_err(Error::Unsupported)?;
         match self.settings.runtime {
-            runtime @ Runtime::Nspawn if adopt => Err(Error::Unsupported(runtime.cant("adopt"))),
+            runtime @ Runtime::Nspawn if adopt => Err(Error::Unsupported(runtime.unsupported_text("adopt"))),
             Runtime::Nspawn => Ok(()),
             Runtime::Systemd if options.limits.is_empty() => Ok(()),
             Runtime::Systemd => match self.systemd.version().await? {

@@ -85,7 +85,7 @@ impl Helper {
             _ = terminate.recv() => return Ok(Exit::Signal { signal: Signal::TERM.as_raw() }),
             started = self.start_prepared_nspawn(name, run, status) => started?,
         };
-        // This process may not need the bus for long, and its connections are limited.
+        // This process may not need the bus again for a long time, and the bus limits its connections.
         self.systemd.disconnect().await;
         let mut kill_at = None;
         loop {

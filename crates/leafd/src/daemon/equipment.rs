@@ -71,7 +71,7 @@ pub(super) async fn set_up(settings: &Settings, leaf: &LeafName) -> anyhow::Resu
             }
             None => (Bus::connect(&callers).await, callers),
         };
-        let bus = bus.context("these settings of NATS don't work")?;
+        let bus = bus.context("can't connect to NATS with these settings")?;
         let why = "containers need NATS credentials of their own, which this leafd makes only for its embedded server";
         let nats_of = format!("connects to {}", nats.url.as_deref().unwrap_or_default());
         return Ok(HostAndNats {

@@ -44,9 +44,9 @@ impl List {
                 let mut foreign = output.table(&["FOREIGN", "RUNS", "MADE BY", "ADDRESS", "SYSTEM"]);
                 for container in &list.foreign {
                     let by = if container.declarative {
-                        "the system's configuration"
+                        "the host's NixOS configuration"
                     } else {
-                        "other; `container adopt` takes it over"
+                        "another tool or leaf; see `container adopt`"
                     };
                     foreign.add_row([
                         container.name.to_string(),

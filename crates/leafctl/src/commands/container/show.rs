@@ -38,7 +38,7 @@ pub(super) fn text(container: &Container) -> String {
             format!("{} ({})", name_of(&container.phase), ago(container.changed_at)),
         ),
         (
-            "wanted",
+            "desired",
             format!("{}, generation {}", desired_run(desired), desired.generation),
         ),
         (

@@ -256,7 +256,10 @@ async fn killed_while_creating() -> anyhow::Result<()> {
         match leaf.destroy(name).await {
             Ok(()) => {}
             // Killed before it was accepted.
-            Err(error) if error.to_string().contains("does not exist") => {}
+            Err(error)
+                if error
+                    .to_string()
+                    .contains(&format!("container {name} does not exist")) => {}
             Err(error) => return Err(error),
         }
     }

@@ -84,7 +84,7 @@ fn inputs() -> Outcome {
         (json!({"secrets": {"a": "/run/secrets/shadow"}}), "symbolic link"),
         (
             json!({"secrets": {"--bind=/": "/run/secrets/token"}}),
-            "name of a credential",
+            "not a valid credential name",
         ),
         (
             json!({"environment": {"A=x --bind=/": "x"}}),

@@ -68,7 +68,7 @@ pub(super) async fn interrupted() -> anyhow::Result<()> {
     let mut lines = said_by(&mut child)?;
     line_with(&mut lines, "it began").await?;
     interrupt(&child)?;
-    let said = line_with(&mut lines, "goes on").await?;
+    let said = line_with(&mut lines, "continues").await?;
     interrupted_child_ends(&mut child).await?;
     let list = document(&leaf, &["nix", "jobs"]).await?;
     let job = list["jobs"][0]["id"].as_str().context("an id")?;
