@@ -80,6 +80,9 @@ impl Test {
             .phase("compile", || programs::build(selected))
             .context("can't compile the tests")?;
         let mut environment = Environment::new();
+        if let Ok(tree) = nixos::nixpkgs() {
+            environment.push((nixos::TREE_VARIABLE, Some(tree.into())));
+        }
         if !self.quick {
             environment
                 .extend(times.phase("images and programs of the test hosts", || self.machines(tools))?);
