@@ -58,6 +58,7 @@ let
         containers.declared = {
           path = containers.goodbye;
           autoStart = false;
+          timeoutStartSec = "900s";
         };
       }
       module
@@ -67,7 +68,7 @@ let
     nats.embedded.enable = true;
     containers.enable = true;
     # A start of NixOS in an emulated machine, beside other work.
-    containers.readyTimeoutSeconds = 300;
+    containers.readyTimeoutSeconds = 900;
   };
 in
 {

@@ -34,6 +34,8 @@
     DefaultTimeoutStartSec=300s
     DefaultDeviceTimeoutSec=300s
   '';
+  # The same for containers of nixos-container, which have a minute.
+  systemd.services."container@".serviceConfig.TimeoutStartSec = lib.mkForce "900s";
   services.lvm.enable = false;
   services.timesyncd.enable = false;
   services.fstrim.enable = false;

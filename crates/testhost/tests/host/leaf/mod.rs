@@ -43,7 +43,7 @@ pub(crate) const WAITS: &str = "trap 'exit 0' 37; while :; do sleep 3600 & wait 
 /// The longest that a leaf may take for something on an emulated machine, beside other work.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How long `leafctl` may take: longer than any `--timeout` that a test gives it.
-const LEAFCTL: Duration = Duration::from_secs(330);
+const LEAFCTL: Duration = Duration::from_secs(930);
 
 /// A machine with a leaf on it.
 pub(crate) struct Leaf {

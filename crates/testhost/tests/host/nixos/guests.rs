@@ -28,7 +28,7 @@ fn on_debian() -> Outcome {
         .lives(2 * LIVES)
         .restore()?;
     host.bring_containers(&systems)?;
-    host.ok("printf '\\n[containers]\\nready_timeout_seconds = 300\\n' >>/etc/cim-leaf/leafd.toml; systemctl start leafd")?;
+    host.ok("printf '\\n[containers]\\nready_timeout_seconds = 900\\n' >>/etc/cim-leaf/leafd.toml; systemctl start leafd")?;
     let leaf = Leaf { host };
     leaf.answers()?;
     life(&leaf, &systems)?;

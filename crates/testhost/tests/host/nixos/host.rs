@@ -1,12 +1,10 @@
 //! A NixOS host with `services.cim-leaf`: its units, reboots, power cuts, and switches to other systems.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use testhost::nixos::Systems;
 
-use super::{PATIENT, leaf_on_nixos};
+use super::{PATIENT, SLOW, leaf_on_nixos};
 use crate::leaf::Leaf;
 use crate::{Outcome, Trials};
 
@@ -20,9 +18,6 @@ pub(crate) const TRIALS: Trials = &[
         lives,
     ),
 ];
-
-/// How long a switch of an emulated host may take.
-const SWITCH: Duration = Duration::from_secs(600);
 
 fn by_hand() -> Outcome {
     let leaf = leaf_on_nixos(&Systems::here()?)?;
@@ -97,7 +92,7 @@ fn switch(leaf: &Leaf, toplevel: &str) -> Outcome {
     let switch = format!(
         "systemd-run --quiet --wait --pipe --collect -p Environment=PATH=$PATH {toplevel}/bin/switch-to-configuration switch 2>&1"
     );
-    leaf.host.ok_within(&switch, SWITCH).map(|_| ())
+    leaf.host.ok_within(&switch, SLOW).map(|_| ())
 }
 
 /// Returns the phase of the one job that there is.

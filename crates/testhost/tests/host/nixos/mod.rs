@@ -4,6 +4,8 @@ mod guests;
 mod host;
 mod stock;
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use testhost::nixos::Systems;
 use testhost::{Host, LIVES};
@@ -21,7 +23,10 @@ pub(crate) const WITH_NIXOS_CONTAINER: &[Trials] = &[stock::TRIALS];
 const MEMORY_MIB: u64 = 2048;
 
 /// Lets a command of `leafctl` wait for an emulated NixOS to start.
-const PATIENT: &str = "--timeout 300s";
+const PATIENT: &str = "--timeout 900s";
+
+/// How long an emulated NixOS may take to start, to stop or to be switched.
+const SLOW: Duration = Duration::from_secs(900);
 
 /// Returns the leaf of a NixOS host, which its units have started.
 fn leaf_on_nixos(systems: &Systems) -> Result<Leaf> {

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, ensure};
 use testhost::nixos::Systems;
 
-use super::{PATIENT, leaf_on_nixos};
+use super::{PATIENT, SLOW, leaf_on_nixos};
 use crate::{Outcome, Trials};
 
 pub(crate) const TRIALS: Trials = &[(
@@ -32,10 +32,11 @@ fn beside() -> Outcome {
     leaf.until_phase("ours", "running")?;
 
     // Theirs, by ours: shown, and left alone.
-    leaf.host.ok(&format!(
+    let created = format!(
         "nixos-container create theirs --system-path {goodbye} && nixos-container start theirs || \
          {{ journalctl --no-pager --lines=40 --unit=container@theirs >&2; exit 1; }}"
-    ))?;
+    );
+    leaf.host.ok_within(&created, SLOW)?;
     let list = leaf.ctl("container list")?;
     let foreign = list["foreign"].as_array().context("others' containers")?;
     let names: Vec<_> = foreign.iter().filter_map(|one| one["name"].as_str()).collect();
@@ -51,14 +52,20 @@ fn beside() -> Outcome {
     // One of the host's configuration is no one's to adopt.
     let problem = leaf.refused("container adopt declared")?;
     ensure!(problem.to_string().contains("declared"), "{problem}");
-    leaf.host
-        .ok("[ -L /etc/nixos-containers/declared.conf ] && nixos-container start declared")?;
-    leaf.host
-        .ok("[ $(nixos-container status declared) = up ] && nixos-container stop declared")?;
+    leaf.host.ok_within(
+        "[ -L /etc/nixos-containers/declared.conf ] && nixos-container start declared",
+        SLOW,
+    )?;
+    leaf.host.ok_within(
+        "[ $(nixos-container status declared) = up ] && nixos-container stop declared",
+        SLOW,
+    )?;
 
     // What is adopted keeps its files, and is ours from then on.
-    leaf.host
-        .ok("nixos-container stop theirs && echo theirs >/var/lib/nixos-containers/theirs/root/mark")?;
+    leaf.host.ok_within(
+        "nixos-container stop theirs && echo theirs >/var/lib/nixos-containers/theirs/root/mark",
+        SLOW,
+    )?;
     leaf.ctl("container adopt theirs")?;
     leaf.ctl(&format!("{PATIENT} container start theirs"))?;
     let inside = leaf.inside(
