@@ -2,8 +2,8 @@
 //!
 //! All checkouts of a user share them. A directory is built under another name and renamed when it is complete, so an
 //! interrupted build leaves nothing that could be taken for an image; other processes that need the same image wait for
-//! a lock on it. A process that starts a machine from a directory marks it as used, and recently used ones are not
-//! removed.
+//! a lock on it. A process that starts a machine from a directory marks it as used and holds a shared lock on it; one
+//! that was used recently, or is locked, is not removed.
 
 use std::ffi::OsString;
 use std::fs;
@@ -19,7 +19,7 @@ use crate::say;
 /// The variable with the directory of images, instead of `cim-leaf/host` in the user's cache directory.
 pub const VARIABLE: &str = "CIM_LEAF_HOST_CACHE";
 
-/// The time without use after which an image is removed; a running machine has its files open.
+/// The time without use after which an image is removed, unless a machine runs from it.
 const FORGOTTEN: Duration = Duration::from_secs(60 * 60);
 
 /// The number of directories with our programs that are always kept: those of two versions.
@@ -89,7 +89,7 @@ fn lock(part: &Path) -> Result<Option<fs::File>> {
     }
     let locked = file
         .metadata()
-        .with_context(|| format!("can't look at {}", part.display()))?;
+        .with_context(|| format!("can't read the metadata of {}", part.display()))?;
     let is_there =
         fs::metadata(part).is_ok_and(|there| (there.dev(), there.ino()) == (locked.dev(), locked.ino()));
     Ok(is_there.then_some(file))
@@ -109,14 +109,16 @@ fn empty(part: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Marks a directory as used now.
+/// Marks a directory as used now. It is not removed as long as the result exists.
 ///
 /// # Errors
 /// If it does not exist.
-pub(crate) fn mark_used(directory: &Path) -> Result<()> {
-    fs::File::open(directory)
-        .and_then(|directory| directory.set_modified(SystemTime::now()))
-        .with_context(|| format!("can't mark {} as used", directory.display()))
+pub(crate) fn mark_used(directory: &Path) -> Result<fs::File> {
+    let file = fs::File::open(directory).with_context(|| format!("can't open {}", directory.display()))?;
+    file.lock_shared()
+        .and_then(|()| file.set_modified(SystemTime::now()))
+        .with_context(|| format!("can't mark {} as used", directory.display()))?;
+    Ok(file)
 }
 
 /// Removes unused images of programs: each build makes new ones.
@@ -132,7 +134,7 @@ pub(crate) fn forget_old(cache: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes an image; returns false if another process is building it, or has removed it.
+/// Removes an image; returns false if another process is building it, has a machine that runs from it, or has removed it.
 fn remove(directory: &Path) -> Result<bool> {
     let file = match fs::File::open(directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
@@ -141,12 +143,20 @@ fn remove(directory: &Path) -> Result<bool> {
     if file.try_lock().is_err() {
         return Ok(false);
     }
-    // Renamed first, so that no process finds an incomplete image.
-    let gone = directory.with_file_name(format!("{PART}removed-{}", std::process::id()));
-    fs::rename(directory, &gone)
-        .and_then(|()| fs::remove_dir_all(&gone))
-        .with_context(|| format!("can't remove {}", directory.display()))?;
-    Ok(true)
+    // Renamed first, so that no process finds an incomplete image; whatever has the new name was left by a process that
+    // was killed.
+    let name = directory.file_name().unwrap_or_default().to_string_lossy();
+    let gone = directory.with_file_name(format!("{PART}removed-{name}"));
+    let removed = match fs::remove_dir_all(&gone) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => fs::rename(directory, &gone),
+    };
+    match removed.and_then(|()| fs::remove_dir_all(&gone)) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        other => other
+            .map(|()| true)
+            .with_context(|| format!("can't remove {}", directory.display())),
+    }
 }
 
 /// Returns the kind of image, by a directory's name. Other files of the user, such as a nixpkgs tree, are not images.
@@ -200,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn images_are_in_the_cache_directory_of_the_user_and_elsewhere_where_one_says_so() {
+    fn images_are_in_the_users_cache_directory_or_where_a_variable_says() {
         let directory = |variables: &[(&str, &str)]| {
             let found = directory_by(|name| {
                 let variable = variables.iter().find(|(set, _)| *set == name);
@@ -228,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_used_lately_is_kept_and_so_are_the_last_ones_whenever_it_was() {
+    fn recently_used_images_and_the_newest_ones_are_kept() {
         let cache = tempfile::tempdir().expect("a temporary directory");
         let old = SystemTime::now() - 2 * FORGOTTEN;
         for number in 0..KEPT + 3 {
@@ -242,7 +252,7 @@ mod tests {
         }
         fs::create_dir(cache.path().join("nixpkgs")).expect("a directory");
         // The oldest image is used again.
-        mark_used(&cache.path().join(format!("leaf-{}", KEPT + 2))).expect("it is there");
+        drop(mark_used(&cache.path().join(format!("leaf-{}", KEPT + 2))).expect("it is there"));
         forget_old(cache.path()).expect("removed");
         let left = |kind: &str| {
             let entries = fs::read_dir(cache.path()).expect("the cache");
@@ -279,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn what_two_want_is_built_once_and_not_removed_meanwhile() {
+    fn an_image_that_two_need_is_built_once_and_not_removed_in_the_meantime() {
         let cache = tempfile::tempdir().expect("a temporary directory");
         let directory = cache.path().join("leaf-1");
         let built = AtomicUsize::new(0);
@@ -303,6 +313,9 @@ mod tests {
         });
         assert_eq!(built.into_inner(), 1);
         assert!(directory.join("whole").exists());
+        let used = mark_used(&directory).expect("it is there");
+        assert!(!remove(&directory).expect("it is used"));
+        drop(used);
         assert!(remove(&directory).expect("nobody builds it"));
         assert_eq!(fs::read_dir(cache.path()).expect("the cache").count(), 0);
     }

@@ -1,5 +1,6 @@
 //! Images: a disk, and a frozen machine that was started from it. They are taken from the cache, or made.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -107,7 +108,7 @@ impl Image {
             frozen: cache.join(format!("leaf-{key}")),
             ..self.clone()
         };
-        self.mark_used()?;
+        let _used = self.mark_used()?;
         if !image.frozen.is_dir() {
             forget_old(&cache)?;
             build_whole(&image.frozen, |part| {
@@ -118,9 +119,10 @@ impl Image {
         Ok(image)
     }
 
-    /// Marks it as used now, so that no other process removes it.
-    pub(crate) fn mark_used(&self) -> Result<()> {
-        self.directories().into_iter().try_for_each(mark_used)
+    /// Marks it as used now. No other process removes it as long as the result exists.
+    pub(crate) fn mark_used(&self) -> Result<[fs::File; 2]> {
+        let [root, frozen] = self.directories();
+        Ok([mark_used(root)?, mark_used(frozen)?])
     }
 
     fn of_here(processors: u32) -> Result<Self> {

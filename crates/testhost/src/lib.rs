@@ -74,6 +74,8 @@ pub const LIVES: Duration = Duration::from_secs(30 * 60);
 #[derive(Debug)]
 pub struct Host {
     image: Image,
+    /// Keep the image from being removed.
+    _used: [fs::File; 2],
     options: Options,
     /// Declared before the directory, so that it ends before its files are removed.
     machine: Option<RefCell<Machine>>,
@@ -132,7 +134,7 @@ impl Host {
         if let Some(programs) = &options.programs {
             image = image.with(programs)?;
         }
-        image.mark_used()?;
+        let used = image.mark_used()?;
         let directory = tempfile::Builder::new()
             .prefix("leaf-host-")
             .tempdir()
@@ -144,6 +146,7 @@ impl Host {
         )?;
         let mut host = Self {
             image,
+            _used: used,
             options,
             machine: None,
             directory,

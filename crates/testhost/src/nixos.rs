@@ -377,8 +377,10 @@ fn collect_garbage(base: &Path, kept: &[(&str, &str)]) -> Result<PathBuf> {
     let roots = base.join("store/nix/var/nix/gcroots");
     for (name, path) in kept {
         let root = roots.join(name);
-        if !root.is_symlink() {
-            symlink(path, &root).with_context(|| format!("can't make {}", root.display()))?;
+        // Another process may make it at the same time.
+        match symlink(path, &root) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            made => made.with_context(|| format!("can't make {}", root.display()))?,
         }
     }
     let cache = base.parent().expect("a base is in the cache");

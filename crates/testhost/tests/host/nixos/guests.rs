@@ -146,7 +146,7 @@ fn went_back(leaf: &Leaf, broken: &str, to: &str) -> Outcome {
     ensure!(
         problem["detail"]
             .as_str()
-            .is_some_and(|detail| detail.contains("was reverted") || detail.contains("revert")),
+            .is_some_and(|detail| detail.contains("was reverted")),
         "{problem}"
     );
     let back = leaf.until_phase("web", "running")?;
