@@ -3,7 +3,7 @@
 //!
 //! | module | what runs there |
 //! |---|---|
-//! | [`machine`] | nothing of the house: what the others rely on |
+//! | [`machine`] | none of our programs: what the other tests rely on |
 //! | [`helper`] | the helper as its service, and containers as units of systemd |
 //! | [`leaf`] | a whole leaf, as it is installed |
 //! | [`nixos`] | real NixOS systems, in containers and as the host |
@@ -56,7 +56,10 @@ fn main() -> ExitCode {
         let trials = modules.iter().copied().flatten().map(|(name, run)| {
             let run = *run;
             Trial::test(*name, move || {
-                run().map_err(|error| Failed::from(format!("{error:#}")))
+                let began = Instant::now();
+                let outcome = run().map_err(|error| Failed::from(format!("{error:#}")));
+                eprintln!("{name} took {:.0} s", began.elapsed().as_secs_f64());
+                outcome
             })
             .with_ignored_flag(!ready)
         });
@@ -75,12 +78,12 @@ fn main() -> ExitCode {
 /// A module's tests: their names, which are sentences, and what they do.
 type Trials = &'static [(&'static str, fn() -> Outcome)];
 
-/// Runs a command again until it prints what is wanted.
-fn until(host: &Host, command: &str, wanted: impl Fn(&str) -> bool) -> Outcome {
+/// Runs a command again until it prints the expected output.
+fn until(host: &Host, command: &str, expected: impl Fn(&str) -> bool) -> Outcome {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let output = host.run(command)?;
-        if wanted(&output.stdout) {
+        if expected(&output.stdout) {
             return Ok(());
         }
         if Instant::now() > deadline {
