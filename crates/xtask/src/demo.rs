@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::build_shell::BUILD_SHELL;
 use crate::install::{Profile, install};
 use crate::setup;
 use leaf::Shown;
@@ -107,7 +108,8 @@ fn tour(leaf: &mut Shown, directory: &Path) -> Result<()> {
 
     title("A Nix build of several steps, with its progress");
     let file = directory.join("demo.nix");
-    std::fs::write(&file, BUILD).with_context(|| format!("can't write {}", file.display()))?;
+    std::fs::write(&file, format!("({BUILD}) {BUILD_SHELL}"))
+        .with_context(|| format!("can't write {}", file.display()))?;
     let file = file
         .to_str()
         .context("the temporary directory's name is not UTF-8")?;
@@ -120,18 +122,8 @@ fn tour(leaf: &mut Shown, directory: &Path) -> Result<()> {
 }
 
 /// Eight derivations that take a moment each, different in every second, and one that needs them all.
-const BUILD: &str = r#"let
-  # A static shell of this machine's, where the sandbox may have none.
-  static = builtins.path {
-    name = "shell";
-    path = /usr/bin;
-    filter = path: _: baseNameOf path == "busybox";
-  };
-  shell =
-    if builtins.pathExists /usr/bin/busybox then
-      { builder = "${static}/busybox"; args = [ "sh" "-c" ]; }
-    else
-      { builder = "/bin/sh"; args = [ "-c" ]; };
+const BUILD: &str = r#"shell:
+let
   run = name: script: derivation {
     inherit name;
     inherit (shell) builder;

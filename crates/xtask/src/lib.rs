@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
+mod build_shell;
 mod check;
 mod compile;
 mod demo;

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::Value;
 
 use super::leaf::Measured;
 use super::numbers::{Row, Target, each, median, ms, number};
 use super::programs::Programs;
+use crate::build_shell::BUILD_SHELL;
 use crate::command::{find, line, output};
 
 /// The number of requests per round.
@@ -205,8 +206,7 @@ pub(super) fn start(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
 pub(super) fn build(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
     let leaf = Measured::start(programs)?;
     leaf.wait_published()?;
-    let file = leaf.directory().join("built.nix");
-    std::fs::write(&file, BUILD).with_context(|| format!("can't write {}", file.display()))?;
+    let file = write_build(leaf.directory())?;
     let nix = |verb: &str| {
         let mut nix = Command::new(&programs.nix);
         nix.args([verb, "--extra-experimental-features", "nix-command flakes"]);
@@ -243,24 +243,30 @@ pub(super) fn build(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
     ])
 }
 
-const BUILD: &str = r#"derivation {
+const BUILD: &str = r#"shell: derivation {
   name = "cim-leaf-bench";
   system = builtins.currentSystem;
-  builder = "/bin/sh";
-  args = [ "-c" "echo built > $out" ];
+  inherit (shell) builder;
+  args = shell.args ++ [ "echo built > $out" ];
 }
 "#;
+
+/// Writes what is built, and returns its path.
+fn write_build(directory: &Path) -> Result<String> {
+    let file = directory.join("built.nix");
+    std::fs::write(&file, format!("({BUILD}) {BUILD_SHELL}"))
+        .with_context(|| format!("can't write {}", file.display()))?;
+    file.into_os_string()
+        .into_string()
+        .map_err(|_| anyhow!("the temporary directory's name is not UTF-8"))
+}
 
 /// An idle leaf: after its start, and after commands.
 pub(super) fn rest(programs: &Programs, _rounds: usize) -> Result<Vec<Row>> {
     let leaf = Measured::start(programs)?;
     leaf.wait_published()?;
     let fresh = watch(leaf.pid())?;
-    let file = leaf.directory().join("built.nix");
-    std::fs::write(&file, BUILD).with_context(|| format!("can't write {}", file.display()))?;
-    let file = file
-        .to_str()
-        .context("the temporary directory's name is not UTF-8")?;
+    let file = write_build(leaf.directory())?;
     let toplevel = toplevel(leaf.directory())?;
     let toplevel = toplevel.to_str().context("a store path is text")?;
     let day: [&[&str]; 10] = [
@@ -270,7 +276,7 @@ pub(super) fn rest(programs: &Programs, _rounds: usize) -> Result<Vec<Row>> {
         &["container", "list"],
         &["container", "destroy", "rest"],
         &["hardware", "rescan"],
-        &["nix", "build", "--file", file],
+        &["nix", "build", "--file", &file],
         &["nix", "jobs"],
         &["leaf", "list"],
         &["events"],
