@@ -18,7 +18,7 @@ pub struct InvalidId {
     pub what: &'static str,
     /// The text, cut at 80 characters.
     pub text: String,
-    /// What is wrong, and what is valid.
+    /// The reason, and which values are valid.
     pub why: String,
 }
 

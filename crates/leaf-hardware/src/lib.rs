@@ -31,7 +31,7 @@ use leaf_core::id::DeviceId;
 
 pub use monitor::{Monitor, MonitorError};
 
-/// What a scan reads.
+/// The sources that a scan reads.
 #[derive(Debug, Clone)]
 pub struct Sources {
     /// The mount point of sysfs.

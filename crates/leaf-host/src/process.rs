@@ -59,7 +59,7 @@ pub enum RunError {
     Start {
         /// The program.
         program: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// Its output can't be read, or its end can't be waited for.
@@ -67,7 +67,7 @@ pub enum RunError {
     Follow {
         /// The program.
         program: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// It exceeded its time limit and was killed.

@@ -26,8 +26,8 @@ const MAX_STDOUT_BYTES: usize = 16 * 1024 * 1024;
 const MAX_LINE_BYTES: usize = 1024 * 1024;
 /// How long a program's pipes may stay open after its end before the processes that hold them are killed.
 const PIPE_PATIENCE: Duration = Duration::from_millis(500);
-/// How long a program may take to end after a SIGTERM until it gets the next: Nix misses one that arrives just before it
-/// begins to wait for its builders.
+/// How long a program may take to end after a SIGTERM until it gets the next: a program may miss one,
+/// as Nix seems to if it is just beginning to wait for its builders.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The end of a program.

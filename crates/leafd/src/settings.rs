@@ -265,7 +265,7 @@ pub enum SettingsError {
     Value {
         /// The setting.
         place: &'static str,
-        /// What is wrong, and which values are valid.
+        /// The reason, and which values are valid.
         why: String,
     },
 }

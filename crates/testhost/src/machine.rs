@@ -42,7 +42,7 @@ pub(crate) enum Memory<'a> {
     CopyOf(&'a Path),
 }
 
-/// What all machines of an image have alike.
+/// The properties that all machines of an image share.
 #[derive(Debug, Clone)]
 pub(crate) struct Model {
     pub(crate) accelerator: Accelerator,

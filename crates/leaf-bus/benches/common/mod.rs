@@ -1,4 +1,4 @@
-//! What the programs of `cargo xtask bench` share.
+//! The arguments of the programs of `cargo xtask bench`.
 
 /// Returns the arguments of this program, without the flags that cargo adds.
 pub(crate) fn arguments() -> Vec<String> {

@@ -34,7 +34,7 @@ pub(super) fn trials() -> Vec<Trial> {
     ]
 }
 
-/// What callers try: everything by which a server publishes by itself.
+/// The requests that callers try: everything that makes a server publish.
 async fn server_writes() -> anyhow::Result<()> {
     let site = Site::start().await?;
     let keeper = keeper_of(&site).await?;

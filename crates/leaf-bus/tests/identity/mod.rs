@@ -1,4 +1,4 @@
-//! What each user may do, as the real server sees it.
+//! The permissions of each user, tested against the real server.
 
 mod credentials;
 mod forged;

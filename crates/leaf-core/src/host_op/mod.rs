@@ -114,7 +114,7 @@ pub enum HostSubject {
     Job(JobId),
 }
 
-/// What an operation waits for after its own part is done.
+/// The event that an operation waits for after its own part is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HostWait {
     /// Nothing: its outcome is known when its part is done.
@@ -220,7 +220,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What to run as a container: the content of `spec.json`, written by `CreateContainer`.
+/// The system and settings of a container to run: the content of `spec.json`, written by `CreateContainer`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunSpec {

@@ -1,4 +1,4 @@
-//! What a spec can't say, and what a host can't do of it.
+//! Validates a spec: values that are never allowed, and features that this host lacks.
 
 use std::collections::BTreeSet;
 
@@ -145,7 +145,7 @@ fn check_variable(name: &str) -> Result<(), String> {
 /// Checks the name of a credential (systemd.exec(5), "LoadCredential=").
 ///
 /// # Errors
-/// What is wrong.
+/// The reason why it is invalid.
 pub fn check_credential(name: &str) -> Result<(), String> {
     let shape = name.len() <= 64
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -177,7 +177,7 @@ fn check_text(field: &str, text: &str) -> Result<(), String> {
 /// Checks that a text is a plain absolute path, which no program that it is passed to can misinterpret.
 ///
 /// # Errors
-/// What is wrong.
+/// The reason why it is invalid.
 pub fn check_path(field: &str, path: &str) -> Result<(), String> {
     let plain = path.starts_with('/')
         && path.len() <= 4095

@@ -1,4 +1,4 @@
-//! What would change from one spec to another.
+//! The difference between two specs.
 
 use std::collections::BTreeSet;
 

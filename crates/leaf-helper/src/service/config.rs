@@ -125,7 +125,7 @@ pub enum ConfigError {
     NotRoots {
         /// The file or directory.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason why it is invalid.
         why: String,
     },
     /// The file is not valid TOML, or has an unknown key or a value of the wrong type.

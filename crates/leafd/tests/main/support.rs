@@ -1,7 +1,5 @@
 //! What the tests of the daemon share: a leaf of their own ([`TestLeaf`]), what this machine can do ([`Host`]).
 
-#![allow(dead_code, unused_imports, reason = "each module takes what it needs")]
-
 #[path = "support/host.rs"]
 mod host;
 #[path = "support/hub.rs"]
@@ -15,7 +13,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use host::{Host, Need, OLD_LEAFD};
 pub(crate) use hub::Hub;
-pub(crate) use leaf::{Setup, TestLeaf, header_of};
+pub(crate) use leaf::{Setup, TestLeaf};
 
 /// The longest that any wait for a state may take, if the test does not say otherwise.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);

@@ -9,7 +9,7 @@ use testhost::cache_directory;
 
 use crate::command::{cargo, output, run, target, workspace};
 
-/// What the test reads: the older program.
+/// The variable with the older program, which the test reads.
 pub(super) const VARIABLE: &str = "CIM_LEAF_OLD_LEAFD";
 
 /// The commit whose leafd a host may still go back to. It moves on with each release, to the oldest that is still supported.

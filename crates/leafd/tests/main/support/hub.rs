@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings};
 use leaf_bus::identity::Identity;
@@ -73,10 +73,5 @@ impl Hub {
 
     fn identity_dir(&self) -> PathBuf {
         self.directory.path().join("identity")
-    }
-
-    /// Where its files are.
-    pub(crate) fn directory(&self) -> &Path {
-        self.directory.path()
     }
 }
