@@ -23,7 +23,7 @@ pub const VARIABLE: &str = "CIM_LEAF_HOST_CACHE";
 const FORGOTTEN: Duration = Duration::from_secs(60 * 60);
 
 /// The number of directories with our programs that are always kept: those of two versions.
-const KEPT: usize = 6;
+const KEPT: usize = 8;
 
 /// The beginnings of the names of all directories in the cache.
 const KINDS: [&str; 5] = ["disk-", "machine-", "leaf-", "programs-", PART];

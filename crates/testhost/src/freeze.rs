@@ -24,6 +24,9 @@ const VERSION: &str = "1";
 /// Changes with how programs are put on a frozen machine.
 pub(crate) const VERSION_WITH: &str = "1";
 
+/// Changes with how a script is run on a frozen machine.
+pub(crate) const VERSION_AFTER: &str = "1";
+
 /// The time limit for a machine to start, and then to become idle: an emulated NixOS on a busy machine needs minutes.
 pub(crate) const BOOT: Duration = Duration::from_secs(600);
 /// About 1 in 20 starts with two emulated processors ends in a panic of the kernel.
@@ -82,6 +85,29 @@ pub(crate) fn freeze(model: &Model, directory: &Path) -> Result<()> {
 
 /// The same of the machine that is in `frozen`, with programs on it.
 pub(crate) fn freeze_with(model: &Model, frozen: &Path, programs: &Programs, directory: &Path) -> Result<()> {
+    let mut machine = thaw(model, frozen, directory)?;
+    share::lead(directory, 0, programs.tree())?;
+    machine.qmp.execute("device_add", share::device(0))?;
+    for text in [
+        &share::mount(0, "/run/programs"),
+        &programs.script("/run/programs")?,
+        "umount /run/programs",
+    ] {
+        must(&mut machine, text)?;
+    }
+    share::unplug(&mut machine.qmp, directory, 0)?;
+    keep(machine, directory)
+}
+
+/// The same of the machine that is in `frozen`, after a script.
+pub(crate) fn freeze_after(model: &Model, frozen: &Path, script: &str, directory: &Path) -> Result<()> {
+    let mut machine = thaw(model, frozen, directory)?;
+    must(&mut machine, script)?;
+    keep(machine, directory)
+}
+
+/// Continues a copy of the machine that is in `frozen`, with its memory in a file, to change it.
+fn thaw(model: &Model, frozen: &Path, directory: &Path) -> Result<Machine> {
     let (disk, memory) = (directory.join("disk.qcow2"), directory.join("memory"));
     overlay(&frozen.join("disk.qcow2"), "qcow2", &disk)?;
     output(
@@ -94,31 +120,25 @@ pub(crate) fn freeze_with(model: &Model, frozen: &Path, programs: &Programs, dir
     let mut machine = Machine::start(&start(model, directory, &disk, &memory, Some(&devices)))?;
     machine.go()?;
     machine.wait(BOOT)?;
-    let clock = crate::set_clock()?;
-    share::lead(directory, 0, programs.tree())?;
-    machine.qmp.execute("device_add", share::device(0))?;
-    for text in [
-        &clock,
-        &share::mount(0, "/run/programs"),
-        &programs.script("/run/programs")?,
-        "umount /run/programs",
-    ] {
-        let output = command(&mut machine, text)?;
-        ensure!(
-            output.status == 0,
-            "{text:?} ended with {}: {}",
-            output.status,
-            output.stderr.trim_end()
-        );
-    }
-    share::unplug(&mut machine.qmp, directory, 0)?;
-    keep(machine, directory)
+    must(&mut machine, &crate::set_clock()?)?;
+    Ok(machine)
+}
+
+/// Runs a command that must succeed.
+fn must(machine: &mut Machine, text: &str) -> Result<()> {
+    let output = command(machine, text)?;
+    ensure!(
+        output.status == 0,
+        "{text:?} ended with {}: {}",
+        output.status,
+        output.stderr.trim_end()
+    );
+    Ok(())
 }
 
 /// Stops a machine whose memory is in a file of this directory, and saves the devices' state there.
 pub(crate) fn keep(mut machine: Machine, directory: &Path) -> Result<()> {
-    let flushed = command(&mut machine, "sync")?;
-    ensure!(flushed.status == 0, "can't flush the machine's disk: {flushed:?}");
+    must(&mut machine, "sync").context("can't flush the machine's disk")?;
     machine.qmp.execute("stop", json!({}))?;
     machine::ignore_shared(&mut machine.qmp)?;
     let uri = format!("exec:cat > {}", machine::quoted(&directory.join("devices"))?);

@@ -91,6 +91,23 @@ impl Image {
 
     /// Returns the same image with programs on it, which is made if it does not exist.
     pub(crate) fn with(&self, programs: &Programs) -> Result<Self> {
+        let parts = [programs.key(), &programs.script("")?, freeze::VERSION_WITH];
+        self.derived(&parts, |part| {
+            freeze::freeze_with(&self.model, &self.frozen, programs, part)
+        })
+        .context("can't install the programs on the test host")
+    }
+
+    /// Returns the same image after a script, which is run if the result does not exist.
+    pub(crate) fn after(&self, script: &str) -> Result<Self> {
+        self.derived(&[script, freeze::VERSION_AFTER], |part| {
+            freeze::freeze_after(&self.model, &self.frozen, script, part)
+        })
+        .context("can't prepare the test host")
+    }
+
+    /// Returns the image that is made of this one and `parts`, and makes it if it does not exist.
+    fn derived(&self, parts: &[&str], make: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
         let machine = self
             .frozen
             .file_name()
@@ -98,12 +115,7 @@ impl Image {
             .to_string_lossy()
             .into_owned();
         let cache = directory();
-        let key = key(&[
-            &machine,
-            programs.key(),
-            &programs.script("")?,
-            freeze::VERSION_WITH,
-        ]);
+        let key = key(&[&[machine.as_str()], parts].concat());
         let image = Self {
             frozen: cache.join(format!("leaf-{key}")),
             ..self.clone()
@@ -111,10 +123,7 @@ impl Image {
         let _used = self.mark_used()?;
         if !image.frozen.is_dir() {
             forget_old(&cache)?;
-            build_whole(&image.frozen, |part| {
-                freeze::freeze_with(&self.model, &self.frozen, programs, part)
-            })
-            .context("can't install the programs on the test host")?;
+            build_whole(&image.frozen, make)?;
         }
         Ok(image)
     }

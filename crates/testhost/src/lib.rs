@@ -11,6 +11,7 @@
 mod agent;
 mod cache;
 pub mod command;
+pub mod cost;
 mod cpio;
 mod debian;
 mod device;
@@ -133,6 +134,9 @@ impl Host {
         };
         if let Some(programs) = &options.programs {
             image = image.with(programs)?;
+        }
+        if let Some(script) = &options.after {
+            image = image.after(script)?;
         }
         let used = image.mark_used()?;
         let directory = tempfile::Builder::new()

@@ -22,7 +22,7 @@ use crate::command::line;
 use crate::debian::last_lines;
 use crate::platform::Accelerator;
 use crate::qmp::Qmp;
-use crate::{pause, ports, share};
+use crate::{cost, pause, ports, share};
 
 /// A machine's base memory, in MiB; more is plugged in.
 pub const MEMORY_MIB: u64 = 1024;
@@ -193,6 +193,7 @@ fn end(child: &mut Child, directory: &Path) {
     // QEMU first, since a SIGKILL of `timeout` would not end it.
     let pid = fs::read_to_string(directory.join("pid")).ok();
     let pid = pid.and_then(|text| rustix::process::Pid::from_raw(text.trim().parse().ok()?));
+    cost::add(pid);
     // The process id is not reused while `timeout`, whose child QEMU is, was not reaped.
     if let (Some(pid), Ok(None)) = (pid, child.try_wait()) {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);

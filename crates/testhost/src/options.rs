@@ -16,6 +16,7 @@ pub struct Options {
     pub(crate) lives: Duration,
     pub(crate) networks: Vec<(Network, String)>,
     pub(crate) programs: Option<Programs>,
+    pub(crate) after: Option<String>,
     pub(crate) nixos: Option<Systems>,
 }
 
@@ -28,6 +29,7 @@ impl Default for Options {
             lives: LIVES,
             networks: Vec::new(),
             programs: None,
+            after: None,
             nixos: None,
         }
     }
@@ -74,6 +76,14 @@ impl Options {
     #[must_use]
     pub fn with(mut self, programs: &Programs) -> Self {
         self.programs = Some(programs.clone());
+        self
+    }
+
+    /// Lets it continue from after a bash script that must succeed, within ten minutes. The script is run once for the
+    /// same machine, on one that has the default name, and the result is cached.
+    #[must_use]
+    pub fn after(mut self, script: &str) -> Self {
+        self.after = Some(script.to_owned());
         self
     }
 

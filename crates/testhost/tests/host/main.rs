@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use testhost::nixos::{LACK_VARIABLE as NIXOS_LACK_VARIABLE, Systems, VARIABLE as NIXOS_VARIABLE};
-use testhost::{Host, LACK_VARIABLE, READY_VARIABLE};
+use testhost::{Host, LACK_VARIABLE, READY_VARIABLE, cost};
 
 /// An emulated machine takes a processor, and waits a third of its time.
 const AT_ONCE: usize = 3;
@@ -56,9 +56,13 @@ fn main() -> ExitCode {
         let trials = modules.iter().copied().flatten().map(|(name, run)| {
             let run = *run;
             Trial::test(*name, move || {
-                let began = Instant::now();
+                let (began, cost) = (Instant::now(), cost::of_this_thread());
                 let outcome = run().map_err(|error| Failed::from(format!("{error:#}")));
-                eprintln!("{name} took {:.0} s", began.elapsed().as_secs_f64());
+                eprintln!(
+                    "{name} took {:.0} s, and {:.0} s of processor time",
+                    began.elapsed().as_secs_f64(),
+                    (cost::of_this_thread() - cost).as_secs_f64()
+                );
                 outcome
             })
             .with_ignored_flag(!ready)

@@ -13,7 +13,7 @@ mod updates;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use testhost::Host;
+use testhost::{Host, Programs};
 
 use crate::{Outcome, Trials, ensure};
 
@@ -47,6 +47,28 @@ bb() { mkdir -p /tmp/bb; [ -e /tmp/bb/busybox ] || cp "$(command -v busybox)" /t
 put() { printf '#!%s sh\nb=%s\n' "$b" "$b" >"$1"; cat >>"$1"; chmod +x "$1"; }
 "#;
 
+/// What all these machines continue from.
+fn preparation() -> String {
+    // leafd would bring the containers of these tests to what it wants: none.
+    format!(
+        r#"set -e
+systemctl stop leafd.service leaf-helper.service
+mkdir -p /etc/cim-leaf /srv /run/secrets
+cat >/etc/cim-leaf/helper.toml <<'END'
+{SETTINGS}
+END
+cat >/root/systems.sh <<'END'
+{SYSTEMS}
+END
+. /root/systems.sh
+bb
+systemctl start leaf-helper.socket
+varlinkctl call unix:/run/cim-leaf/helper.sock cim.leaf.Helper.PrepareNetwork \
+  '{{"leaf_address": "10.233.0.1", "nats_port": 4222}}'
+"#
+    )
+}
+
 /// A machine with the leaf `edge`, whose helper serves.
 pub(crate) struct Leaf {
     pub(crate) host: Host,
@@ -57,18 +79,11 @@ pub(crate) type Answer = Result<(), (String, String)>;
 
 impl Leaf {
     pub(crate) fn new() -> anyhow::Result<Self> {
-        let host = Host::leaf()?;
-        // leafd would bring the containers of these tests to what it wants: none.
-        host.ok("systemctl stop leafd.service 2>/dev/null; mkdir -p /etc/cim-leaf /srv /run/secrets")?;
-        host.put(SETTINGS.as_bytes(), "/etc/cim-leaf/helper.toml", "0644")?;
-        host.put(SYSTEMS.as_bytes(), "/root/systems.sh", "0644")?;
-        host.ok("systemctl stop leaf-helper.service; systemctl start leaf-helper.socket")?;
-        let leaf = Self { host };
-        leaf.does(
-            "PrepareNetwork",
-            &json!({"leaf_address": "10.233.0.1", "nats_port": 4222}),
-        )?;
-        Ok(leaf)
+        let host = Host::options()
+            .with(&Programs::here()?)
+            .after(&preparation())
+            .restore()?;
+        Ok(Self { host })
     }
 
     /// Makes a system whose init is a script, and returns its store path.

@@ -45,6 +45,35 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// How long `leafctl` may take: longer than any `--timeout` that a test gives it.
 const LEAFCTL: Duration = Duration::from_secs(930);
 
+/// What all machines with a leaf continue from: leafd is running, and systems can be built fast.
+fn preparation() -> String {
+    format!(
+        "set -e; mkdir -p /var/tmp/tools /srv /run/secrets; cp /usr/bin/busybox /var/tmp/tools/
+cat >/var/tmp/system.nix <<'END'
+{SYSTEM}
+END
+printf %s {} >/etc/cim-leaf/helper.toml
+{}
+systemctl start leafd
+until leafctl --context /var/lib/cim-leaf/context.json leaf show >/dev/null 2>&1; do sleep 0.2; done",
+        quoted(HELPER),
+        build("waits", &waits())
+    )
+}
+
+/// Returns the arguments that make [`SYSTEM`] one that does nothing but run.
+fn waits() -> String {
+    format!("--argstr main {}", quoted(WAITS))
+}
+
+/// Returns the command that builds [`SYSTEM`] with these arguments.
+fn build(name: &str, arguments: &str) -> String {
+    format!(
+        "nix-build --no-out-link /var/tmp/system.nix --argstr name {name} {arguments} 2>/var/tmp/nix-build.log || \
+         {{ cat /var/tmp/nix-build.log >&2; exit 1; }}"
+    )
+}
+
 /// A machine with a leaf on it.
 pub(crate) struct Leaf {
     /// The machine.
@@ -59,12 +88,12 @@ impl Leaf {
 
     /// Returns a fresh one that lives longer.
     pub(crate) fn up_for(lives: Duration) -> Result<Self> {
-        let host = Host::options().with(&Programs::here()?).lives(lives).restore()?;
-        host.put(SYSTEM.as_bytes(), "/var/tmp/system.nix", "0644")?;
-        host.ok("mkdir -p /var/tmp/tools /srv /run/secrets && cp /usr/bin/busybox /var/tmp/tools/")?;
-        host.put(HELPER.as_bytes(), "/etc/cim-leaf/helper.toml", "0644")?;
+        let host = Host::options()
+            .with(&Programs::here()?)
+            .after(&preparation())
+            .lives(lives)
+            .restore()?;
         let leaf = Self { host };
-        leaf.host.ok("systemctl start leafd")?;
         leaf.answers()?;
         Ok(leaf)
     }
@@ -155,9 +184,7 @@ impl Leaf {
 
     /// Builds a system with these arguments of its Nix function, and returns its store path.
     pub(crate) fn build(&self, name: &str, arguments: &str) -> Result<String> {
-        let path = self.host.ok(&format!(
-            "nix-build --no-out-link /var/tmp/system.nix --argstr name {name} {arguments} 2>/var/tmp/nix-build.log || {{ cat /var/tmp/nix-build.log >&2; exit 1; }}"
-        ))?;
+        let path = self.host.ok(&build(name, arguments))?;
         Ok(path.trim().to_owned())
     }
 
@@ -170,7 +197,7 @@ impl Leaf {
 
     /// Makes and starts a container that runs until it is asked to halt.
     pub(crate) fn running(&self, name: &str) -> Result<String> {
-        let toplevel = self.system(&format!("waits-{name}"), WAITS)?;
+        let toplevel = self.build("waits", &waits())?;
         self.ctl(&format!("container create {name} --toplevel {toplevel} --start"))?;
         Ok(toplevel)
     }
