@@ -90,7 +90,7 @@ impl Soak {
                 .args(["--exact", name])
                 .env(READY_VARIABLE, "1")
                 .env(PROGRAMS_VARIABLE, programs.tree())
-                .env("CIM_LEAF_SWEEP", "whole")
+                .env("CIM_LEAF_SAMPLE", "all")
                 .env("CIM_LEAF_CYCLES", self.cycles.to_string())
                 .env("CIM_LEAF_CUTS", self.cuts.to_string())
                 .env("CIM_LEAF_SOAK_REPORT", &report);

@@ -1,7 +1,5 @@
 //! The state and its history. Only here does a fact become an event.
 
-use std::collections::BTreeSet;
-
 use jiff::Timestamp;
 
 use crate::cause::Cause;
@@ -40,8 +38,8 @@ pub struct History {
 #[derive(Debug, Default)]
 pub struct Draft {
     events: Vec<EventRecord>,
-    /// The keys of the changed entries.
-    changed: BTreeSet<String>,
+    /// The keys of the changed entries, some more than once.
+    changed: Vec<String>,
     bytes: u64,
 }
 
@@ -127,6 +125,8 @@ impl History {
         if is_due && !draft.events.is_empty() {
             self.snapshot(&mut draft, time);
         }
+        draft.changed.sort_unstable();
+        draft.changed.dedup();
         let entries = draft.changed.into_iter().map(|key| {
             let json = self.state.entry_json(&key);
             (key, json)

@@ -152,13 +152,13 @@ macro_rules! nouns {
                 }
             }
 
-            /// Returns the subject of its events.
-            fn subject(&self, leaf: &LeafName) -> String {
+            /// Returns the subject of its events, about an aggregate with this [token](Self::aggregate_id).
+            fn subject(&self, leaf: &LeafName, id: &str) -> String {
                 let (aggregate, fact) = match self {
                     $(Self::$variant(fact) => fact.aggregate_and_fact(),)*
                     Self::Unknown(fact) => return fact.subject.clone(),
                 };
-                subject::event(leaf, aggregate, &self.aggregate_id(leaf), fact)
+                subject::event(leaf, aggregate, id, fact)
             }
 
             /// Returns the aggregate that it is about; `None` for a fact of a newer version.
@@ -236,7 +236,7 @@ impl Event {
         headers.push(header::TYPE, header::encode(self.fact.kind()));
         EventRecord {
             sequence: self.sequence,
-            subject: self.fact.subject(leaf),
+            subject: self.fact.subject(leaf, &id),
             headers,
             body: self.fact.to_body(),
         }

@@ -4,7 +4,6 @@ use super::{Entry, Kind, State, same_key};
 use crate::aggregate::Aggregate;
 use crate::event::hardware::HardwareFact;
 use crate::hardware::{Device, DeviceStatus};
-use crate::id::DeviceId;
 
 pub(super) const KIND: Kind = Kind {
     name: "device",
@@ -15,7 +14,7 @@ pub(super) const KIND: Kind = Kind {
             .map(|id| Aggregate::Device(id).key())
             .collect()
     },
-    find: |state, id| state.devices.get(&DeviceId::new(id).ok()?).map(Entry::Device),
+    find: |state, id| state.devices.get(id).map(Entry::Device),
     put: |state, key, value| {
         let device: Device = serde_json::from_value(value)?;
         same_key(key, &Aggregate::Device(&device.id).key())?;
@@ -23,8 +22,7 @@ pub(super) const KIND: Kind = Kind {
         Ok(())
     },
     remove: |state, id| {
-        let id = DeviceId::new(id).ok();
-        id.and_then(|id| state.devices.remove(&id));
+        state.devices.remove(id);
     },
     renewed: false,
 };

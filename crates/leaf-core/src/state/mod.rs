@@ -127,9 +127,11 @@ pub fn apply(state: &mut State, event: &Event) -> Vec<String> {
         Some(about) => state.keep_event(event, about),
         None => add(state, event),
     });
-    for key in &keys {
-        if state.find(key).is_none() {
-            state.forget_fields(key);
+    if state.has_unknown_fields() {
+        for key in &keys {
+            if state.find(key).is_none() {
+                state.forget_fields(key);
+            }
         }
     }
     keys

@@ -230,6 +230,10 @@ impl State {
         self.raw.fields.get(key)
     }
 
+    pub(super) fn has_unknown_fields(&self) -> bool {
+        !self.raw.fields.is_empty()
+    }
+
     pub(super) fn forget_fields(&mut self, key: &str) {
         self.raw.fields.remove(key);
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use testhost::{Host, LIVES};
 
+use super::sample::Sample;
 use super::{Leaf, WAITS};
 use crate::{Outcome, Trials};
 
@@ -92,14 +93,16 @@ fn in_the_middle(what: &str, end: impl Fn(&mut Host) -> anyhow::Result<()>) -> O
     let cuts: u32 = std::env::var(CUTS_VARIABLE)
         .ok()
         .and_then(|text| text.parse().ok())
-        .unwrap_or(2);
+        .unwrap_or(1);
+    let sample = Sample::from_environment()?;
+    eprintln!("{what} come at {}", sample.of("moment"));
     let began = Instant::now();
     let mut leaf = Leaf::up_for(LIVES + cuts * Duration::from_secs(5 * 60))?;
     let (one, two) = (leaf.system("one", WAITS)?, leaf.system("two", WAITS)?);
     leaf.host.ok("sync")?;
     let context = "leafctl --json --context /var/lib/cim-leaf/context.json";
     leaf.ctl(&format!("container create still --toplevel {one}"))?;
-    let (mut happened, mut acknowledged) = (0_u64, 0_u64);
+    let (mut happened, mut acknowledged) = (0_u32, 0_u64);
     for cut in 0..cuts {
         for verb in ["create", "update", "destroy"] {
             // What was acknowledged before the cut is there after it, once.
@@ -118,7 +121,9 @@ fn in_the_middle(what: &str, end: impl Fn(&mut Host) -> anyhow::Result<()>) -> O
                     clippy::disallowed_methods,
                     reason = "a cut comes at a moment, not on a state"
                 )]
-                std::thread::sleep(Duration::from_millis(u64::from(150 + cut * 331 % 1700)));
+                std::thread::sleep(Duration::from_millis(u64::from(
+                    150 + sample.number(happened, 1700),
+                )));
                 drop(running);
             }
             end(&mut leaf.host)?;

@@ -1,10 +1,10 @@
 //! A part that is killed at each step of what the leaf does: what was done by then is found, and the rest is done.
 
-use std::fmt;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 
+use super::sample::Sample;
 use super::{Leaf, WAITS};
 use crate::{Outcome, Trials};
 
@@ -52,60 +52,8 @@ wait $asked
 exit 0
 "#;
 
-/// Which of the steps a part is killed at: `whole`, which `cargo xtask soak` sets, or the number of a sample.
-const SWEEP_VARIABLE: &str = "CIM_LEAF_SWEEP";
-/// A sample has each third step, so three of them have all.
-const STRIDE: u32 = 3;
-
 /// The longest that the machine of a whole sweep lives, beside others that want its processor.
 const A_WHOLE_SWEEP: Duration = Duration::from_secs(3 * 60 * 60);
-
-/// The steps at which a part is killed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sweep {
-    Whole,
-    Sample(u32),
-}
-
-impl Sweep {
-    /// Returns the sweep that [`SWEEP_VARIABLE`] names, or a sample that differs from run to run.
-    fn from_environment() -> anyhow::Result<Self> {
-        match std::env::var(SWEEP_VARIABLE) {
-            Ok(text) if text == "whole" => Ok(Self::Whole),
-            Ok(text) => {
-                let number: u32 = text
-                    .parse()
-                    .with_context(|| format!("{SWEEP_VARIABLE} is {text:?}, neither whole nor a number"))?;
-                Ok(Self::Sample(number % STRIDE))
-            }
-            Err(_) => {
-                let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
-                Ok(Self::Sample(now.subsec_micros() % STRIDE))
-            }
-        }
-    }
-
-    const fn takes(self, count: u32) -> bool {
-        match self {
-            Self::Whole => true,
-            Self::Sample(number) => count % STRIDE == number,
-        }
-    }
-}
-
-impl fmt::Display for Sweep {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Whole => write!(f, "each step"),
-            Self::Sample(number) => {
-                write!(
-                    f,
-                    "each third step; {SWEEP_VARIABLE}={number} takes the same again"
-                )
-            }
-        }
-    }
-}
 
 fn leafd() -> Outcome {
     at_each_step("leafd")
@@ -117,12 +65,12 @@ fn helper() -> Outcome {
 
 fn at_each_step(unit: &str) -> Outcome {
     let began = Instant::now();
-    let sweep = Sweep::from_environment()?;
-    let leaf = match sweep {
-        Sweep::Whole => Leaf::up_for(A_WHOLE_SWEEP)?,
-        Sweep::Sample(_) => Leaf::up()?,
+    let sample = Sample::from_environment()?;
+    let leaf = match sample {
+        Sample::All => Leaf::up_for(A_WHOLE_SWEEP)?,
+        Sample::Seed(_) => Leaf::up()?,
     };
-    eprintln!("{unit} is killed at {sweep}");
+    eprintln!("{unit} is killed at {}", sample.of("step"));
     leaf.host.put(KILLER.as_bytes(), "/var/tmp/killer", "0755")?;
     let (one, two) = (leaf.system("one", WAITS)?, leaf.system("two", WAITS)?);
     let commands = [
@@ -132,7 +80,7 @@ fn at_each_step(unit: &str) -> Outcome {
         "destroy web".to_owned(),
     ];
     let mut kills = 0;
-    for count in (1..).filter(|count| sweep.takes(*count)) {
+    for count in (1..).filter(|count| sample.takes(*count)) {
         let mut over = 0;
         for command in &commands {
             let there = leaf.run("container show web")?.status == 0;
@@ -165,7 +113,7 @@ fn at_each_step(unit: &str) -> Outcome {
         ensure!(count < 60, "{unit} makes no end of steps");
     }
     // Create, update and destroy have several steps each.
-    let least = if sweep == Sweep::Whole { 13 } else { 3 };
+    let least = if sample == Sample::All { 13 } else { 2 };
     ensure!(kills >= least, "{unit} was killed {kills} times only");
     if leaf.run("container show web")?.status == 0 {
         leaf.ctl("container destroy web")?;

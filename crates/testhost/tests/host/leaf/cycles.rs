@@ -71,7 +71,7 @@ fn many() -> Outcome {
     let cycles: u32 = std::env::var(CYCLES_VARIABLE)
         .ok()
         .and_then(|text| text.parse().ok())
-        .unwrap_or(30);
+        .unwrap_or(15);
     let leaf = Leaf::up_for(LIVES + cycles * A_LIFE)?;
     let toplevel = leaf.system("waits", WAITS)?;
     let cycle = format!(

@@ -7,6 +7,7 @@ mod ends;
 mod faults;
 mod lifecycle;
 mod pause;
+mod sample;
 mod specs;
 mod updates;
 
