@@ -39,7 +39,7 @@ use tokio::process::Child;
 const BARE: &str = "leaf.v1.ask.bench.bare";
 const WARM_UP: usize = 500;
 
-// As `#[tokio::main]` makes it: what a program is that somebody writes in a few lines.
+// As `#[tokio::main]` makes it: like a minimal program.
 #[tokio::main]
 async fn main() -> Result<()> {
     let args = common::arguments();

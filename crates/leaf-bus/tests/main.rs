@@ -3,7 +3,7 @@
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "a program, which speaks to whoever runs it"
+    reason = "a program that prints to its user"
 )]
 
 mod embedded;

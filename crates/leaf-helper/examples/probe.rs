@@ -1,4 +1,4 @@
-//! What somebody in a container could try on its network, for the tests of the closed network.
+//! What a hostile program in a container can try on its network, for the tests of the closed network.
 //!
 //! | called as | what it does |
 //! |---|---|
@@ -12,7 +12,7 @@
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "a program, which speaks to whoever runs it"
+    reason = "a program that prints to its user"
 )]
 
 use std::collections::BTreeSet;
@@ -34,7 +34,7 @@ const BATCH: usize = 200;
 /// How long the sign of life after a batch may take, and how often a batch is sent.
 const PATIENCE: Duration = Duration::from_secs(3);
 const TRIES: usize = 10;
-/// How long somebody who answers takes at most.
+/// The longest time that an answer takes.
 const ANSWER: Duration = Duration::from_secs(4);
 /// The port that packets are sent from, and the first of those that signs of life are asked from.
 const FROM: u16 = 20_000;
@@ -99,7 +99,7 @@ fn serve(name: &str, ports: &[&str]) -> Result<()> {
         let own = name.to_owned();
         threads.push(std::thread::spawn(move || {
             for mut stream in tcp.incoming().flatten() {
-                // Whoever went away needs no answer.
+                // A client that has gone needs no answer.
                 if let Ok(peer) = stream.peer_addr() {
                     let _ = stream.write_all(greeting(&own, peer).as_bytes());
                     let _ = stream.shutdown(Shutdown::Write);

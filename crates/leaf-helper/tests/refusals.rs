@@ -1,4 +1,4 @@
-//! What the helper does not do, whoever asks.
+//! What the helper refuses to every client.
 
 use std::collections::BTreeMap;
 

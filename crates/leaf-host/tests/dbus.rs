@@ -297,7 +297,7 @@ async fn the_outcome_of_a_job_is_the_one_that_systemd_signals() {
     let bus = Bus::start().await;
     let client = bus.client(LONG);
     let mut systemd = bus.play_systemd().await;
-    // Somebody else on the bus, who says that the job is done.
+    // Another client of the bus claims that the job is done.
     let liar = Builder::address(bus.address().as_str())
         .build()
         .await

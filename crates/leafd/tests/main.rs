@@ -1,7 +1,7 @@
 //! The daemon itself, started as people start it: its own program, a real nats-server, real files. What this machine
 //! lacks makes the tests that need it count as ignored, and is named.
 
-#![expect(clippy::print_stderr, reason = "a program, which speaks to whoever runs it")]
+#![expect(clippy::print_stderr, reason = "a program that prints to its user")]
 
 #[path = "main/commands.rs"]
 mod commands;

@@ -10,7 +10,8 @@ thread_local! {
     static SPENT: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
-/// Returns the processor time of all machines that ended on this thread.
+/// Returns the processor time of all machines that were ended on this thread. Those that ended by themselves, as for a
+/// reboot, don't count.
 pub fn of_this_thread() -> Duration {
     SPENT.get()
 }

@@ -38,7 +38,7 @@ enum Step {
     Command(Command),
     BuildEnds(Result<BuildResult, String>),
     ContainerExits(ContainerName, Exit),
-    SomebodyRemovesIt(ContainerName),
+    RemovedByOthers(ContainerName),
     HostRestarts,
     /// From now on this system becomes ready, or does not.
     SystemTurns(StorePath, bool),
@@ -163,7 +163,7 @@ impl World {
                 self.end_build(id, outcome);
             }
             Step::ContainerExits(name, exit) => self.exit(&name, exit),
-            Step::SomebodyRemovesIt(name) => {
+            Step::RemovedByOthers(name) => {
                 if self.host.containers.remove(&name).is_some() {
                     self.look(&name);
                     let Some(container) = self.state.containers.get(&name) else {
@@ -294,7 +294,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => build_result().prop_map(|result| Step::BuildEnds(Ok(result))),
         1 => Just(Step::BuildEnds(Err("builder failed".to_owned()))),
         1 => (name(), exit).prop_map(|(name, exit)| Step::ContainerExits(name, exit)),
-        1 => name().prop_map(Step::SomebodyRemovesIt),
+        1 => name().prop_map(Step::RemovedByOthers),
         1 => Just(Step::HostRestarts),
         1 => (store_path(), any::<bool>()).prop_map(|(path, good)| Step::SystemTurns(path, good)),
     ]

@@ -110,7 +110,7 @@ impl Machine {
         )
     }
 
-    /// Removes the leaf's rules, as a boot does, or somebody who flushes them.
+    /// Removes the leaf's rules, as a boot or a flush does.
     pub(crate) fn without_rules(&self) {
         for family in ["inet", "arp"] {
             run(Command::new("nft").args(["delete", "table", family, &format!("leaf_{}", self.host.leaf)]));
@@ -145,7 +145,7 @@ impl Inside {
         [self.network.host_address.into(), v6.into()]
     }
 
-    /// What somebody in the container is answered.
+    /// The answer that a program in the container gets.
     pub(crate) fn ask(&self, protocol: &str, to: IpAddr, port: u16) -> String {
         self.ask_as(protocol, to, port, None)
     }
@@ -182,7 +182,7 @@ impl Inside {
     }
 }
 
-/// Somebody who answers; ends when dropped.
+/// A program that answers; it ends when dropped.
 pub(crate) struct Server {
     child: Child,
     _out: BufReader<ChildStdout>,
@@ -213,13 +213,13 @@ impl Drop for Server {
     }
 }
 
-/// A network namespace beside the host's, on a link to it, with somebody who answers in it.
+/// A network namespace beside the host's, on a link to it, with a program in it that answers.
 pub(crate) struct Outside {
     server: Server,
 }
 
 impl Outside {
-    /// Whoever is outside by these addresses, and the host's own on that link.
+    /// The addresses of the outside, and the host's own on that link.
     pub(crate) fn new(name: &str, host: [&str; 2], theirs: [&str; 2], ports: &[u16]) -> Self {
         let mut command = Command::new("unshare");
         command.args(["--net", "--"]).arg(probe());
@@ -260,7 +260,7 @@ impl Outside {
     }
 }
 
-/// What somebody on the host is answered.
+/// The answer that a program on the host gets.
 pub(crate) fn ask_from_host(protocol: &str, to: IpAddr, port: u16) -> String {
     run(Command::new(probe()).args(["ask", protocol, &to.to_string(), &port.to_string()]))
 }

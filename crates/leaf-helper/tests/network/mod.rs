@@ -1,4 +1,4 @@
-//! The closed network, tried from inside by somebody who tries everything, and what `allow` opens in it.
+//! The closed network, attacked from inside in every way, and what `allow` opens in it.
 
 mod closed;
 pub(crate) mod machine;

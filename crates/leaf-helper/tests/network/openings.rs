@@ -10,7 +10,7 @@ use leaf_helper::Helper;
 use super::machine::{HOST, Machine, OUTSIDE, Outside, Server, ask_from_host, both, run, until_answered};
 use crate::host::{Host, NATS_PORT};
 
-/// Another network that the host is in, and somebody there.
+/// Another network of the host, with a program there that answers.
 const HOST_THERE: [&str; 2] = ["198.51.100.1", "2001:db8:3::1"];
 const THERE: [&str; 2] = ["198.51.100.2", "2001:db8:3::2"];
 

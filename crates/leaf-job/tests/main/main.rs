@@ -4,7 +4,7 @@
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "measurements, ids and logs are for whoever started this program"
+    reason = "measurements, ids and logs are for the user"
 )]
 
 mod damaged;

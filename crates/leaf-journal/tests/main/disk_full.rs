@@ -1,4 +1,4 @@
-//! The disk full: nothing is lost, nothing is done twice, and nobody has to come by.
+//! A full disk: nothing is lost or done twice, and no operator is needed.
 
 use std::io::Write as _;
 use std::path::Path;

@@ -8,7 +8,7 @@
 //! | [`leaf`] | a whole leaf, as it is installed |
 //! | [`nixos`] | real NixOS systems, in containers and as the host |
 
-#![expect(clippy::print_stderr, reason = "a program, which speaks to whoever runs it")]
+#![expect(clippy::print_stderr, reason = "a program that prints to its user")]
 
 mod helper;
 mod leaf;

@@ -3,7 +3,7 @@
 //!
 //! Without nats-server or nix-instantiate every test counts as ignored.
 
-#![expect(clippy::print_stderr, reason = "a program, which speaks to whoever runs it")]
+#![expect(clippy::print_stderr, reason = "a program that prints to its user")]
 
 mod servers;
 mod site;

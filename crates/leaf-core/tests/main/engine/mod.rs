@@ -36,9 +36,9 @@ enum Action {
     /// A container moves by itself.
     Moves(ContainerName, Exit),
     OutOfMemory(ContainerName),
-    /// Somebody removes a container from the host.
+    /// Another program removes a container from the host.
     Removed(ContainerName),
-    /// Somebody makes a foreign container.
+    /// Another program creates a container.
     Foreign(ContainerName, StorePath, bool),
     /// From now on this system becomes ready, or does not.
     System(StorePath, bool),
@@ -262,7 +262,7 @@ fn a_failed_observation_after_outdated_steps_does_not_mark_a_container_as_destro
     world.commit(usize::MAX);
     world.send(admin(), None, destroy(&name));
     world.commit(usize::MAX);
-    // The steps of the stop end, and nobody can say how the container is.
+    // The steps of the stop end, and the state of the container is unknown.
     world.finish_work(0, Fate::Unobserved, &built());
     assert_eq!(world.phase(&name), Some(ContainerPhase::Destroying));
     assert!(world.host.containers.contains_key(&name));

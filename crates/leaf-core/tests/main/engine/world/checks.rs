@@ -40,7 +40,7 @@ impl World {
     pub(in crate::engine) fn come_to_rest(&mut self) {
         self.disk_is_full = false;
         self.disk_is_low = false;
-        // Whoever got no answer from an earlier run asks again.
+        // A caller that got no answer from an earlier run asks again.
         for nth in 0..self.sent.len() {
             let sent = &self.sent[nth];
             if sent.run < self.run && sent.answers == 0 && sent.id.is_some() {
@@ -88,7 +88,7 @@ impl World {
             (ContainerPhase::Running, DesiredRun::Running)
             | (ContainerPhase::Stopped, DesiredRun::Stopped) => {
                 let left = plan(container, observed, &plan_context());
-                // One that does not run and that somebody removed is made again when a caller wants something of it.
+                // A stopped container that another program removed is created again when a caller needs it.
                 let is_removed = observed.is_none() && container.phase == ContainerPhase::Stopped;
                 assert!(
                     is_removed || left.is_empty(),
