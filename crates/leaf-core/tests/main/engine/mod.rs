@@ -2,6 +2,7 @@
 //!
 //! The seed is printed; `CIM_LEAF_SEED` repeats a run.
 
+mod boundaries;
 mod policy;
 mod steps;
 mod world;

@@ -152,6 +152,29 @@ impl World {
         self.sent.last()?.reply.as_ref()
     }
 
+    /// Commits everything, and returns the answer to the last request, if there is one.
+    pub(super) fn commit_and_reply(&mut self) -> Option<Result<Vec<u8>, Problem>> {
+        self.commit(usize::MAX);
+        self.last_reply().cloned()
+    }
+
+    /// Returns the answers to all requests with this id.
+    pub(super) fn replies(&self, id: &CommandId) -> Vec<Result<Vec<u8>, Problem>> {
+        let with_id = self.sent.iter().filter(|sent| sent.id.as_ref() == Some(id));
+        with_id.filter_map(|sent| sent.reply.clone()).collect()
+    }
+
+    /// Returns whether a record waits for its commit.
+    pub(super) fn has_uncommitted(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Returns how many searches for foreign containers are under way.
+    pub(super) fn searches(&self) -> usize {
+        let is_search = |work: &&Work| matches!(work, Work::Foreign(_));
+        self.work.iter().filter(is_search).count()
+    }
+
     /// Returns the jobs that run on the host.
     pub(super) fn running_jobs(&self) -> Vec<JobId> {
         let jobs = self.work.iter().filter_map(|work| match work {
