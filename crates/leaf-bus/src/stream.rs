@@ -154,6 +154,17 @@ impl EventStream {
         })
     }
 
+    /// Compares events of the journal, in order and from this number on, with those of the stream, which are read page by
+    /// page.
+    #[must_use]
+    pub fn compare_from(&self, sequence: u64) -> Comparer<'_> {
+        Comparer {
+            stream: self,
+            reader: self.read_from(sequence),
+            ahead: None,
+        }
+    }
+
     /// Returns a publisher that continues after this sequence number, which must be the stream's last.
     ///
     /// # Errors
@@ -225,6 +236,40 @@ impl EventReader {
     /// [`StreamError`].
     pub async fn next(&mut self) -> Result<Option<EventRecord>, StreamError> {
         self.pages.next().await
+    }
+}
+
+/// Compares events in order; see [`EventStream::compare_from`].
+#[derive(Debug)]
+pub struct Comparer<'a> {
+    stream: &'a EventStream,
+    reader: EventReader,
+    /// The next event of the stream, if it was read and not compared yet.
+    ahead: Option<EventRecord>,
+}
+
+impl Comparer<'_> {
+    /// Compares the next event, whose number is larger than that of the one before.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn next(&mut self, record: &EventRecord) -> Result<Comparison, StreamError> {
+        while self
+            .ahead
+            .as_ref()
+            .is_none_or(|found| found.sequence < record.sequence)
+        {
+            match self.reader.next().await? {
+                Some(found) => self.ahead = Some(found),
+                None => break,
+            }
+        }
+        match self.ahead.take_if(|found| found.sequence == record.sequence) {
+            Some(found) if same(&found, record) => Ok(Comparison::Same),
+            Some(found) => Ok(Comparison::Differs(Box::new(found))),
+            // Any replica may have answered, and one may be behind: the leader is asked for what it did not have.
+            None => self.stream.compare(record).await,
+        }
     }
 }
 

@@ -1,9 +1,12 @@
 //! Publishes the journal's events to the stream: the same bytes under the same sequence numbers. Idempotent.
 //!
-//! After each new connection and each error, it reads where the stream ends, compares, and continues from there.
-//! Decision record 3 says when a history can be continued and when not.
+//! After each new connection and each error, it reads where the stream ends, compares all events that are not confirmed
+//! ([`alignment`]), and continues from there. Decision record 3 says when a history can be continued and when not.
+
+mod alignment;
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -11,11 +14,12 @@ use leaf_bus::connect::{Bus, ConnectSettings};
 use leaf_bus::publisher::Publisher;
 use leaf_bus::stream::{Comparison, EventStream, StreamError, StreamSettings, StreamState};
 use leaf_core::error::chain;
-use leaf_core::event::EventRecord;
 use leaf_core::id::LeafName;
 use leaf_journal::{Journal, ReadError};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
+
+use self::alignment::{Alignment, Confirmed};
 
 /// The size of one read from the journal, in bytes.
 const READ_BYTES: usize = 256 << 10;
@@ -55,7 +59,7 @@ pub enum FencedError {
     #[error(
         "the stream has a different event with the sequence number {sequence}: another leaf of this name, or a copy of \
         this one, wrote it; publishing has stopped. Rename one of the two, or move the journal away to continue with \
-        the stream's history"
+        the stream's history, or delete the stream, which this leaf then fills again with what its journal has"
     )]
     Differs {
         /// The sequence number.
@@ -137,11 +141,12 @@ impl EventPublisher {
         let bus = Bus::connect(&self.connect)
             .await
             .context("can't connect to NATS with these settings, to publish events")?;
+        let mut confirmed = Confirmed::before(self.journal.held());
         let mut ages = Ages::default();
         let mut health = ServerHealth::default();
         loop {
             bus.connected().await;
-            match self.session(&bus, &mut ages).await {
+            match self.session(&bus, &mut confirmed, &mut ages).await {
                 Trouble::Fenced(error) => return Err(error.into()),
                 Trouble::Journal(error) => {
                     tracing::warn!(error = chain(&error), "can't read the journal at the moment");
@@ -161,24 +166,33 @@ impl EventPublisher {
     }
 
     /// Publishes until there is trouble, which it returns.
-    async fn session(&self, bus: &Bus, ages: &mut Ages) -> Trouble {
-        match self.publish(bus, ages).await {
+    async fn session(&self, bus: &Bus, confirmed: &mut Confirmed, ages: &mut Ages) -> Trouble {
+        match self.publish(bus, confirmed, ages).await {
             Err(trouble) => trouble,
             Ok(never) => match never {},
         }
     }
 
-    async fn publish(&self, bus: &Bus, ages: &mut Ages) -> Result<std::convert::Infallible, Trouble> {
+    async fn publish(
+        &self,
+        bus: &Bus,
+        confirmed: &mut Confirmed,
+        ages: &mut Ages,
+    ) -> Result<std::convert::Infallible, Trouble> {
         let first = self.journal.first_sequence();
         let (stream, state) = EventStream::ensure(bus, &self.leaf, self.settings.clone(), first).await?;
-        let (first, after) = self.align(&stream, &state).await?;
+        let (first, after) = self.align(&stream, &state, confirmed).await?;
         // The server may have lost events that it acknowledged but had not yet on its disk.
         ages.set_back(after);
         let mut publisher = stream.publisher(after).await?;
         let mut committed = self.journal.committed();
         let mut checks = tokio::time::interval_at(Instant::now() + CHECK_EVERY, CHECK_EVERY);
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        self.tell(ages, first, after);
+        let mut tell = |acked| {
+            confirmed.reached(acked);
+            self.tell(ages, first, acked);
+        };
+        tell(after);
         loop {
             while publisher.next_sequence() <= committed.borrow_and_update().last_sequence {
                 let next = publisher.next_sequence();
@@ -189,10 +203,10 @@ impl EventPublisher {
                 for record in records {
                     publisher.publish(record).await?;
                 }
-                self.tell(ages, first, publisher.acked());
+                tell(publisher.acked());
             }
             tokio::select! {
-                acked = publisher.next_ack() => self.tell(ages, first, acked?),
+                acked = publisher.next_ack() => tell(acked?),
                 _ = checks.tick(), if !publisher.is_waiting() => {
                     let actual = stream.state().await?.last_sequence;
                     if actual != publisher.acked() {
@@ -203,7 +217,7 @@ impl EventPublisher {
                     if changed.is_err() {
                         // The journal is closed: the daemon is ending.
                         settle(&mut publisher).await;
-                        self.tell(ages, first, publisher.acked());
+                        tell(publisher.acked());
                         return std::future::pending().await;
                     }
                 }
@@ -212,30 +226,32 @@ impl EventPublisher {
     }
 
     /// Returns where the stream begins, and the last sequence number that journal and stream have in common.
-    async fn align(&self, stream: &EventStream, state: &StreamState) -> Result<(u64, u64), Trouble> {
+    async fn align(
+        &self,
+        stream: &EventStream,
+        state: &StreamState,
+        confirmed: &mut Confirmed,
+    ) -> Result<(u64, u64), Trouble> {
         let held = self.journal.held();
-        let last = state.last_sequence;
-        if last > held.last_sequence {
-            return Err(Trouble::Fenced(FencedError::Ahead {
-                stream: last,
+        match confirmed.align(held, state.first_sequence, state.last_sequence) {
+            Alignment::Ahead => Err(Trouble::Fenced(FencedError::Ahead {
+                stream: state.last_sequence,
                 journal: held.last_sequence,
-            }));
+            })),
+            Alignment::Behind => {
+                tracing::warn!(
+                    stream = state.last_sequence,
+                    journal = held.first_sequence,
+                    "the stream lost events that the journal has no longer; it is created again from where the journal begins"
+                );
+                let state = stream.recreate(held.first_sequence).await?;
+                Ok((state.first_sequence, state.last_sequence))
+            }
+            Alignment::Compare(numbers) => {
+                same(stream, &self.journal, numbers).await?;
+                Ok((state.first_sequence, state.last_sequence))
+            }
         }
-        if last + 1 < held.first_sequence {
-            tracing::warn!(
-                stream = last,
-                journal = held.first_sequence,
-                "the stream lost events that the journal has no longer; it is created again from where the journal begins"
-            );
-            let state = stream.recreate(held.first_sequence).await?;
-            return Ok((state.first_sequence, state.last_sequence));
-        }
-        if last >= held.first_sequence
-            && let Some(record) = self.journal.read(last, 1)?.first()
-        {
-            same(stream, record).await?;
-        }
-        Ok((state.first_sequence, last))
     }
 
     fn tell(&self, ages: &mut Ages, first: u64, acked: u64) {
@@ -250,17 +266,39 @@ impl EventPublisher {
     }
 }
 
-/// Checks that the stream has no other event under the sequence number of this one.
+/// Checks that the stream has no other events under these sequence numbers than the journal, which holds them. An event
+/// that the stream lacks amid others is reported in the log.
 ///
 /// # Errors
-/// [`FencedError::Differs`], or an error of reading the stream.
-pub(crate) async fn same(stream: &EventStream, record: &EventRecord) -> Result<(), Trouble> {
-    match stream.compare(record).await? {
-        Comparison::Differs(_) => Err(Trouble::Fenced(FencedError::Differs {
-            sequence: record.sequence,
-        })),
-        Comparison::Same | Comparison::Missing => Ok(()),
+/// [`FencedError::Differs`], or an error of reading the journal or the stream.
+pub(crate) async fn same(
+    stream: &EventStream,
+    journal: &Journal,
+    numbers: RangeInclusive<u64>,
+) -> Result<(), Trouble> {
+    let (mut next, last) = numbers.into_inner();
+    let mut comparing = stream.compare_from(next);
+    while next <= last {
+        for record in journal.read(next, READ_BYTES)? {
+            next = record.sequence + 1;
+            if record.sequence > last {
+                break;
+            }
+            match comparing.next(&record).await? {
+                Comparison::Same => {}
+                Comparison::Differs(_) => {
+                    return Err(Trouble::Fenced(FencedError::Differs {
+                        sequence: record.sequence,
+                    }));
+                }
+                Comparison::Missing => tracing::warn!(
+                    sequence = record.sequence,
+                    "the stream has lost this event, and has later ones: it can't be published again"
+                ),
+            }
+        }
     }
+    Ok(())
 }
 
 async fn settle(publisher: &mut Publisher) {

@@ -95,14 +95,9 @@ async fn take_over(
     if found.last_sequence <= held.last_sequence {
         return Ok(state);
     }
-    if held.last_sequence >= held.first_sequence {
-        let last = journal
-            .read(held.last_sequence, 1)
-            .map_err(publisher::Trouble::Journal)?;
-        for record in &last {
-            publisher::same(&stream, record).await?;
-        }
-    }
+    // The publisher has not confirmed any of these yet.
+    let from = held.first_sequence.max(found.first_sequence);
+    publisher::same(&stream, journal, from..=held.last_sequence).await?;
     let from = if held.last_sequence > 0 && found.first_sequence <= held.last_sequence + 1 {
         held.last_sequence + 1
     } else {

@@ -4,6 +4,8 @@
 mod company;
 #[path = "durability/disk.rs"]
 mod disk;
+#[path = "durability/fence.rs"]
+mod fence;
 #[path = "durability/journal.rs"]
 mod journal;
 #[path = "durability/kills.rs"]
@@ -126,6 +128,21 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             "a different event under one of the journal's sequence numbers is refused and named",
             &[],
             stream::another_event_under_our_number,
+        ),
+        host.trial(
+            "a foreign message amid events under way is named, also after a restart",
+            &[],
+            fence::amid_events_under_way,
+        ),
+        host.trial(
+            "a foreign message amid events that the journal still has is named before an import",
+            &[],
+            fence::before_an_import,
+        ),
+        host.trial(
+            "a publisher that is ended with events under way is followed by one that continues",
+            &[],
+            fence::own_events_are_no_reason_to_stop,
         ),
         host.trial(
             "a longer history that diverges from the journal's is refused and named",

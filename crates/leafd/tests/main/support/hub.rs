@@ -4,9 +4,12 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
+use anyhow::Context as _;
+use leaf_bus::connect::{ConnectSettings, Credentials};
 use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings};
-use leaf_bus::identity::Identity;
+use leaf_bus::identity::{Identity, daemon_caller};
 use leaf_core::id::LeafName;
+use leaf_core::subject;
 
 use super::Setup;
 
@@ -64,6 +67,25 @@ impl Hub {
         Setup::new()
             .named(&self.leaf)
             .server(&url, self.credentials(), &self.identity_dir())
+    }
+
+    /// The settings of the daemon's user in the account of the streams.
+    pub(crate) fn streams(&self) -> ConnectSettings {
+        ConnectSettings {
+            credentials: Credentials::Text(self.identity.leaf_credentials()),
+            inbox_prefix: subject::inbox_prefix(&daemon_caller()),
+            ..ConnectSettings::new(&format!("nats://{}", self.address))
+        }
+    }
+
+    /// A client of that user, for what the daemon does not do.
+    pub(crate) async fn nats_of_streams(&self) -> anyhow::Result<async_nats::Client> {
+        async_nats::ConnectOptions::new()
+            .credentials(self.identity.leaf_credentials().expose())?
+            .custom_inbox_prefix(subject::inbox_prefix(&daemon_caller()))
+            .connect(format!("nats://{}", self.address))
+            .await
+            .context("connecting as the daemon")
     }
 
     /// The daemon's users: where its callers are, and where the streams are.
