@@ -10,6 +10,7 @@ use leaf_journal::{Batch, Journal, Opened, Options};
 use leafd::publisher::{EventPublisher, FencedError, Published};
 use leafd::recovery;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use crate::support::{Hub, LIMIT, until};
 
@@ -125,7 +126,8 @@ async fn found(before: u64, under_way: u64, restart: bool) -> anyhow::Result<()>
         site.commit(before).await?;
     }
     let (publisher, mut published) = site.publisher();
-    let mut running = tokio::spawn(publisher.run());
+    let mut running = JoinSet::new();
+    let task = running.spawn(publisher.run());
     let aligned = published.wait_for(|known| known.first > 0 && known.sequence == before);
     tokio::time::timeout(LIMIT, aligned).await??;
     ensure!(site.write(None).await? == before + 1);
@@ -135,20 +137,19 @@ async fn found(before: u64, under_way: u64, restart: bool) -> anyhow::Result<()>
         tokio::time::timeout(LIMIT, bus.connected()).await?;
         let settings = StreamSettings::default();
         let (stream, _) = EventStream::ensure(&bus, &site.hub.leaf, settings, 1).await?;
-        let task = &running;
         until("the events behind it are stored", async || {
             Ok((task.is_finished() || stream.state().await?.last_sequence == last).then_some(()))
         })
         .await?;
-        running.abort();
+        running.shutdown().await;
         let (publisher, published_again) = site.publisher();
         published = published_again;
-        running = tokio::spawn(publisher.run());
+        running.spawn(publisher.run());
     }
     let went_on = published.wait_for(|known| known.sequence == last);
     let outcome = tokio::select! {
         biased;
-        outcome = &mut running => outcome?,
+        outcome = running.join_next() => outcome.context("it runs")??,
         Ok(_) = went_on => bail!("it went on, though event {} is foreign", before + 1),
         () = tokio::time::sleep(LIMIT) => bail!("it neither went on nor ended"),
     };
@@ -183,7 +184,8 @@ pub(super) async fn own_events_are_no_reason_to_stop() -> anyhow::Result<()> {
     let mut last = 0;
     for _ in 0..4 {
         let (publisher, mut published) = site.publisher();
-        let running = tokio::spawn(publisher.run());
+        let mut running = JoinSet::new();
+        running.spawn(publisher.run());
         for events in [1, 700, 3] {
             last = site.commit(events).await?;
             let reached = published.wait_for(|known| known.sequence == last);
@@ -193,12 +195,12 @@ pub(super) async fn own_events_are_no_reason_to_stop() -> anyhow::Result<()> {
         }
         // One that dies with events under way.
         last = site.commit(600).await?;
-        running.abort();
+        running.shutdown().await;
     }
     let (publisher, mut published) = site.publisher();
-    let running = tokio::spawn(publisher.run());
+    let mut running = JoinSet::new();
+    running.spawn(publisher.run());
     let reached = published.wait_for(|known| known.sequence == last);
     tokio::time::timeout(LIMIT, reached).await??;
-    running.abort();
     Ok(())
 }
