@@ -81,6 +81,7 @@
         demo = {
           type = "app";
           program = lib.getExe (pkgsOf.${system}.callPackage ./crates/xtask/demo.nix { });
+          meta.description = "A leaf with an embedded NATS server, and its main features";
         };
       });
 

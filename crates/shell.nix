@@ -12,7 +12,7 @@
   glibc,
 }:
 mkShell {
-  inputsFrom = [ cim-leaf ];
+  inputsFrom = [ cim-leaf.programs ];
   packages = [
     clippy
     rustfmt

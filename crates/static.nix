@@ -11,14 +11,7 @@ rustPlatform.buildRustPackage {
   pname = package;
   inherit ((lib.importTOML ../Cargo.toml).workspace.package) version;
 
-  src = lib.fileset.toSource {
-    root = ../.;
-    fileset = lib.fileset.unions [
-      ../Cargo.toml
-      ../Cargo.lock
-      ../crates
-    ];
-  };
+  src = import ./source.nix { inherit lib; };
   cargoLock.lockFile = ../Cargo.lock;
 
   buildInputs = [ stdenv.cc.libc.static ];

@@ -28,5 +28,6 @@ prefixed "package" self.packages.${system}
 // {
   # The evaluation runs the tests: a failure is an error with the names of the failed tests.
   nix-unit = pkgs.runCommand "nix-unit" { passed = unit.passed; } ''echo "$passed tests passed" > $out'';
-  tests = self.packages.${system}.cim-leaf.override { runTests = true; };
 }
+# fmt, clippy, deny and tests of the Rust code
+// self.packages.${system}.cim-leaf.tests

@@ -61,6 +61,10 @@ let
   plain = builtins.unsafeDiscardStringContext;
   package = self.packages.${x86}.cim-leaf;
 
+  # The files of a source that lib.fileset made, by their paths in the checkout.
+  ofSource =
+    source: map (file: lib.removePrefix "${toString ../..}/" (toString file)) (lib.fileset.toList (lib.fileset.fromSource source));
+
   static = [
     "leaf-init"
     "leaf-helper"
@@ -69,12 +73,36 @@ let
   expectations = {
     "the package has its name, the static programs and the templates" =
       package.pname == "cim-leaf"
-      && lib.all (name: lib.hasInfix "-${name}/bin/*" (plain package.args.postInstall)) static
-      && lib.hasInfix "share/cim-leaf/containers" (plain package.args.postInstall);
-    "the package and the tests have sources" =
-      package.args.src ? outPath && self.checks.${x86}.tests.args.src ? outPath;
-    "a check runs the tests, and the package does not" =
-      !package.args.doCheck && self.checks.${x86}.tests.args.doCheck;
+      && lib.all (name: lib.hasInfix "-${name}/bin/*" (plain package.text)) (static ++ [ "cim-leaf-programs" ])
+      && lib.hasInfix "share/cim-leaf/containers" (plain package.text);
+    "no Nix file is part of the source of a program, and all Rust files are" =
+      let
+        files = ofSource package.programs.args.src;
+      in
+      lib.all (name: ofSource self.packages.${x86}.${name}.args.src == files) static
+      && lib.all (file: !lib.hasSuffix ".nix" file) files
+      && lib.elem "crates/leafd/src/main.rs" files
+      && lib.elem "crates/leaf-helper/Cargo.toml" files
+      && lib.elem "Cargo.lock" files;
+    "format, lints, dependencies and tests are checks, and the package's own tests" =
+      lib.all
+        (
+          { name, value }:
+          self.checks.${x86}.${name} == package.tests.${name}
+          && lib.hasInfix value package.tests.${name}.args.buildPhase
+          && lib.elem "crates/testhost/tests/host/leaf/system.nix" (ofSource package.tests.${name}.args.src)
+        )
+        (
+          lib.attrsToList {
+            fmt = "cargo fmt --all --check";
+            clippy = "cargo clippy --offline --workspace --all-targets -- --deny warnings";
+            deny = "cargo deny --offline check";
+            tests = "cargo test --offline --workspace";
+          }
+        );
+    "each app and package says what it is" = lib.all (of: (of.meta.description or "") != "") (
+      lib.attrValues self.apps.${x86} ++ map (name: self.packages.${x86}.${name}) (static ++ [ "cim-leaf" ])
+    );
     "leaf-init and leaf-helper are static" = lib.all (
       name: lib.hasInfix "+crt-static" self.packages.${x86}.${name}.args.env.RUSTFLAGS
     ) static;

@@ -22,8 +22,10 @@ let
     };
   # A derivation with its text as an attribute.
   written = name: text: package (lib.strings.sanitizeDerivationName name) // { inherit text; };
+  # What a package has of its arguments, beside its name.
+  known = args: builtins.intersectAttrs { pname = null; meta = null; } args // (args.passthru or { });
   # A package with its arguments as an attribute.
-  made = args: package (args.pname or args.name) // (args.passthru or { }) // { inherit args; };
+  made = args: package (args.pname or args.name) // known args // { inherit args; };
 
   names = lib.splitString " " (
     lib.concatStringsSep " " [
@@ -87,7 +89,7 @@ let
     writeShellScriptBin = written;
     writeTextFile = file: written file.name file.text;
     writeShellApplication = program: written program.name program.text;
-    runCommand = name: env: script: written name script // { inherit env; };
+    runCommand = name: env: script: written name script // known env // { inherit env; };
     runCommandLocal = self.runCommand;
     substituteAll = file: package (file.name or "substituted");
     replaceVars = _: _: package "substituted";
