@@ -2,7 +2,13 @@
 { config, lib, ... }:
 let
   cfg = config.services.cim-leaf;
+  # The server of nixos-modules/nats, where that is imported.
+  server = config.services.cim-nats or { enable = false; };
 in
 {
-  assertions = lib.mkIf cfg.enable (import ./checks.nix cfg);
+  assertions = lib.mkIf cfg.enable (
+    import ./checks.nix {
+      ownUrls = lib.optional (server.enable && server.role == "leaf" && server.addressOnLo) server.url;
+    } cfg
+  );
 }

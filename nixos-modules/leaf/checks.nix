@@ -1,9 +1,17 @@
 # Returns the assertions about the options' values: a list of `{ assertion, message }`, where each message names the
 # option and the correction. Pure, as settings.nix.
+#
+# `ownUrls` are the URLs of NATS servers on this host at other addresses than the loopback ones.
+{
+  ownUrls ? [ ],
+}:
 cfg:
 let
   inherit (builtins)
+    filter
+    isString
     match
+    split
     stringLength
     substring
     storeDir
@@ -13,6 +21,22 @@ let
   isToken = text: match "[a-z0-9_][a-z0-9_-]*" text != null;
   isAbsolute = path: substring 0 1 path == "/";
   inStore = path: substring 0 (stringLength storeDir) path == storeDir;
+
+  octet = "(0|[1-9][0-9]?|1[0-9][0-9]|2[0-4][0-9]|25[0-5])";
+  isIPv4 = text: match "${octet}(\\.${octet}){3}" text != null;
+
+  isHidden = import ../hidden.nix;
+  isPrivate = path: match "/(home|root|run/user|tmp|var/tmp)(/.*)?" path != null;
+  # A Nix path becomes one in the store.
+  visible = option: file: {
+    assertion = !isString file || !isPrivate file;
+    message =
+      "services.cim-leaf.${option}: leafd's unit sees nothing below /home, /root, /run/user, /tmp and /var/tmp, so it "
+      + "can't read \"${toString file}\"; put the file elsewhere, or into the configuration as a path.";
+  };
+
+  # The servers, which commas and blanks separate.
+  servers = urls: filter (part: isString part && part != "") (split "[, ]+" urls);
 
   # RFC 1918
   isPrivatePool =
@@ -43,6 +67,15 @@ in
   }
   {
     assertion =
+      nats.url == null
+      || (servers nats.url != [ ] && builtins.all (import ../nats-url.nix ownUrls) (servers nats.url));
+    message =
+      "services.cim-leaf.nats.url: a connection to another host needs TLS: begin each URL with tls:// or wss://, and "
+      + "leave out users, passwords and tokens, since every user of the host can read the store; "
+      + "services.cim-leaf.nats.credentialsFile names the leaf's credentials.";
+  }
+  {
+    assertion =
       !nats.embedded.enable
       || builtins.all (file: file == null) [
         nats.credentialsFile
@@ -54,6 +87,13 @@ in
     message =
       "services.cim-leaf.nats: credentialsFile, streamCredentialsFile, caFile, certFile and keyFile apply to url; "
       + "an embedded server creates its own.";
+  }
+  {
+    assertion = !containers.enable || nats.embedded.enable;
+    message =
+      "services.cim-leaf.containers.enable: a leaf that connects to an external NATS server, such as that of "
+      + "services.cim-nats, runs no containers: each needs NATS credentials of its own, which leafd makes only for its "
+      + "embedded server; set services.cim-leaf.nats.embedded.enable instead of url, or containers.enable to false.";
   }
   (secret "credentialsFile" nats.credentialsFile)
   (secret "streamCredentialsFile" nats.streamCredentialsFile)

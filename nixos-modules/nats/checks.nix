@@ -79,15 +79,12 @@ let
     let
       remote = cfg.remotes.${name};
       option = "remotes.${name}";
-      # host:port of a URL
-      isLocal = url: match "(nats-leaf|nats)://(127\\.[0-9.]+|localhost|\\[::1])(:[0-9]+)?" url != null;
-      isEncrypted = url: match "(tls|wss)://[^@/]+(/.*)?" url != null;
     in
     [
       (check option (isName name && !(builtins.elem name [ "operator" "accounts" "tls" ])) (
         "the name is part of file names: use letters, digits, _ and -, but not operator, accounts or tls."
       ))
-      (check "${option}.urls" (all (url: isEncrypted url || isLocal url) remote.urls)
+      (check "${option}.urls" (all (import ../nats-url.nix [ ]) remote.urls)
         "a connection to a hub needs TLS: begin each URL with tls:// or wss://, and leave out users and passwords."
       )
       (check "${option}.account" (isAccount remote.account)

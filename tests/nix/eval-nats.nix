@@ -40,7 +40,7 @@ let
   };
 
   # A leaf whose daemon uses the server beside it, which is connected to a hub.
-  leaf = evaluate {
+  withLeaf = {
     services.cim-nats = {
       enable = true;
       inherit operator;
@@ -54,10 +54,10 @@ let
     };
     services.cim-leaf = {
       enable = true;
-      containers.enable = true;
       nats.credentialsFile = "/run/keys/leafd.creds";
     };
   };
+  leaf = evaluate withLeaf;
   hub = evaluate {
     services.cim-nats = {
       enable = true;
@@ -162,6 +162,16 @@ let
           && !hasInfix "ExecStartPre" units.container.unit;
       }
       {
+      {
+        name = "containers on a leaf that uses the server are refused";
+        holds =
+          map (message: hasInfix "cim-leaf.containers.enable" message) (
+            refused (evaluate {
+              imports = [ withLeaf ];
+              services.cim-leaf.containers.enable = true;
+            })
+          ) == [ true ];
+      }
         name = "the leaf's daemon uses the server's address and domain";
         holds =
           let

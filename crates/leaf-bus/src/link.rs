@@ -17,7 +17,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::level::{Mode, Shared};
 use crate::options::{check_tls_files, classify, options};
-use crate::settings::{ConnectError, ConnectSettings, ServerIdentity, Status};
+use crate::settings::{ConnectError, ConnectSettings, ServerIdentity, Status, without_user};
 use crate::stream_error::{RequestError, StreamError, publish_error, request_error};
 
 /// A connection and its status.
@@ -39,7 +39,7 @@ impl Link {
             let address = server.parse::<async_nats::ServerAddr>().ok();
             let address = address.filter(|address| !address.host().is_empty());
             addresses.push(address.ok_or_else(|| ConnectError::BadAddress {
-                server: server.clone(),
+                server: without_user(server),
             })?);
         }
         if addresses.is_empty() {

@@ -48,7 +48,10 @@ impl ConnectSettings {
         subject::caller_of_inbox_prefix(&self.inbox_prefix)
     }
 
-    pub(crate) fn servers_text(&self) -> String {
+    /// Returns the servers, separated by commas, for logs and errors: without the user, password or token that an
+    /// address may have.
+    #[must_use]
+    pub fn servers_text(&self) -> String {
         self.servers
             .iter()
             .map(|url| without_user(url))
@@ -66,10 +69,12 @@ pub(crate) fn split_servers(text: &str) -> Vec<String> {
         .collect()
 }
 
-fn without_user(url: &str) -> String {
+/// Returns the address without its user, which ends with the last `@`: a password may have others.
+pub(crate) fn without_user(url: &str) -> String {
     match (url.split_once("://"), url.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
-        _ => url.to_owned(),
+        (None, Some((_, host))) => host.to_owned(),
+        (_, None) => url.to_owned(),
     }
 }
 
@@ -247,8 +252,9 @@ mod tests {
 
     #[test]
     fn an_address_is_shown_without_its_password() {
-        let settings = ConnectSettings::new("nats://me:secret@a:4222, b:4222");
-        assert_eq!(settings.servers_text(), "nats://a:4222, b:4222");
+        let settings =
+            ConnectSettings::new("nats://me:secret@a:4222, b:4222, tls://token@c, me:sec@ret@d:4222");
+        assert_eq!(settings.servers_text(), "nats://a:4222, b:4222, tls://c, d:4222");
     }
 
     #[test]

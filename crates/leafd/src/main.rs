@@ -27,8 +27,11 @@ fn main() -> ExitCode {
         Command::CheckConfig { file } => finish(
             Settings::load(Some(&file), &Overrides::default())
                 .map_err(Into::into)
-                .map(|_| {
+                .map(|settings| {
                     println!("{} is valid", file.display());
+                    for note in settings.notes() {
+                        println!("note: {note}");
+                    }
                 }),
         ),
         Command::Inventory(flags) => finish(inventory::show(&flags)),

@@ -217,6 +217,10 @@ impl Default for Nix {
     }
 }
 
+/// Why a leaf that connects to an external NATS server runs no containers.
+pub const EXTERNAL_RUNS_NONE: &str = "a leaf that connects to an external NATS server (nats.url) runs no containers: \
+    each needs NATS credentials of its own, which leafd makes only for an embedded server (nats.embedded)";
+
 /// The default socket of the service `leaf-helper`.
 pub const HELPER_SOCKET: &str = "/run/cim-leaf/helper.sock";
 
@@ -313,6 +317,13 @@ impl Settings {
         Ok(settings)
     }
 
+    /// Returns what a valid settings file leaves out that its author may expect: one sentence each.
+    #[must_use]
+    pub fn notes(&self) -> Vec<&'static str> {
+        let external = self.nats.url.is_some() && self.containers.enable.is_none();
+        external.then_some(EXTERNAL_RUNS_NONE).into_iter().collect()
+    }
+
     /// Parses settings from TOML without validating them.
     ///
     /// # Errors
@@ -337,6 +348,12 @@ impl Settings {
                 ));
             }
             _ => {}
+        }
+        if nats.url.is_some() && self.containers.enable == Some(true) {
+            return Err(SettingsError::Value {
+                place: "containers.enable",
+                why: format!("must not be true: {EXTERNAL_RUNS_NONE}"),
+            });
         }
         if nats.url.as_deref().is_some_and(|url| url.trim().is_empty()) {
             return Err(value("nats.url", "is empty; the form is tls://host:4222"));

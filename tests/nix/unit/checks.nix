@@ -1,6 +1,6 @@
 { ... }:
 let
-  checks = import ../../../nixos-modules/leaf/checks.nix;
+  checks = import ../../../nixos-modules/leaf/checks.nix { };
   values = import ../values.nix;
   # The options that the failed assertions name.
   refused =
@@ -9,7 +9,7 @@ let
       builtins.filter (check: !check.assertion) (checks cfg)
     );
   nats = change: values // { nats = values.nats // change; };
-  remote = change: nats ({ embedded = values.nats.embedded // { enable = false; }; url = "nats://hub"; } // change);
+  remote = change: nats ({ embedded = values.nats.embedded // { enable = false; }; url = "tls://hub"; } // change);
   pool = addressPool: refused (values // { containers = values.containers // { inherit addressPool; }; });
   named = name: refused (values // { inherit name; });
 in
@@ -32,8 +32,57 @@ in
     expected = [ "nats" ];
   };
   "a leaf with two NATS servers is refused" = {
-    expr = refused (nats { url = "nats://hub"; });
+    expr = refused (nats { url = "tls://hub"; });
     expected = [ "nats" ];
+  };
+  "a URL is encrypted or of this host, and has no user" = {
+    expr =
+      let
+        given = url: refused (remote { inherit url; });
+      in
+      {
+        accepted = builtins.concatMap given [
+          "tls://hub.example:4222"
+          "tls://a.example:4222, wss://b.example/nats,tls://c.example"
+          "nats://127.0.0.1:4222"
+          "nats://localhost"
+          "nats://[::1]:4222"
+        ];
+        refused = builtins.concatMap given [
+          "nats://hub.example:4222"
+          "hub.example:4222"
+          "tls://me:secret@hub.example:4222"
+          "tls://token@hub.example"
+          "nats://me:secret@127.0.0.1:4222"
+          "tls://a.example,nats://b.example"
+          "nats://127.0.0.1.hub.example:4222"
+          "nats://10.233.0.1:4222"
+          "ws://hub.example"
+          ""
+        ];
+      };
+    expected = {
+      accepted = [ ];
+      refused = builtins.genList (_: "nats.url") 10;
+    };
+  };
+  "the URL of a server on this host's own address needs no TLS" = {
+    expr = builtins.filter (check: !check.assertion) (
+      import ../../../nixos-modules/leaf/checks.nix { ownUrls = [ "nats://10.233.0.1:4222" ]; } (remote {
+        url = "nats://10.233.0.1:4222";
+      })
+    );
+    expected = [ ];
+  };
+  "containers on a leaf with an external server are refused" = {
+    expr = map (containers: refused (remote { } // { containers = values.containers // containers; })) [
+      { enable = true; }
+      { enable = false; }
+    ];
+    expected = [
+      [ "containers.enable" ]
+      [ ]
+    ];
   };
   "credentials beside an embedded server are refused" = {
     expr = refused (nats { credentialsFile = "/run/secrets/a.creds"; });

@@ -53,6 +53,12 @@ pub struct LeafReport {
     /// The reason why it refuses changes and jobs at the moment, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusing: Option<String>,
+    /// The reason why it takes no commands that change containers, if this leaf can't run any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_containers: Option<String>,
+    /// The reason why it takes no Nix jobs, if this leaf can't run any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_nix_jobs: Option<String>,
     /// The entries of its state that a newer leafd wrote and this one can't read: they are kept and not acted on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub raw_entries: Vec<RawEntry>,

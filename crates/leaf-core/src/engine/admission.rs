@@ -57,6 +57,10 @@ impl Admission {
         }
     }
 
+    pub(super) fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
     /// Adds recorded events, up to this sequence number.
     pub(super) fn recorded(&mut self, sequence: u64, bytes: u64) {
         let backlog = &mut self.backlog;

@@ -12,6 +12,7 @@ impl Engine {
     pub(super) fn report(&self, conditions: &Conditions) -> LeafReport {
         let state = self.state();
         let leaf = state.leaf.as_ref().expect("an instance records its start first");
+        let capabilities = self.admission.capabilities();
         let containers = |phase| state.containers.values().filter(move |c| c.phase == phase);
         let jobs = |phase| state.jobs.values().filter(move |job| job.phase == phase);
         let present = state
@@ -39,6 +40,8 @@ impl Engine {
             jobs_running: jobs(JobPhase::Running).count() as u64,
             jobs_queued: jobs(JobPhase::Queued).count() as u64,
             refusing: self.refuses(conditions).map(|problem| problem.detail),
+            no_containers: capabilities.containers.as_ref().err().cloned(),
+            no_nix_jobs: capabilities.nix.as_ref().err().cloned(),
             raw_entries: state.raw_entries(),
         }
     }

@@ -23,11 +23,14 @@ use leaf_nix::Nix;
 use crate::helper::HostHelper;
 use crate::job::JobHost;
 use crate::programs;
-use crate::settings::{HELPER_SOCKET, Settings};
+use crate::settings::{EXTERNAL_RUNS_NONE, HELPER_SOCKET, Settings};
 use crate::steps::ContainerHost;
 
 /// The embedded server's port if none is set.
 const DEFAULT_PORT: u16 = 4222;
+
+/// Why a leaf whose settings don't enable containers runs none.
+const NOT_ENABLED: &str = "containers are not enabled (containers.enable)";
 
 /// The connection to NATS and the host of containers.
 pub(super) struct HostAndNats {
@@ -72,8 +75,13 @@ pub(super) async fn set_up(settings: &Settings, leaf: &LeafName) -> anyhow::Resu
             None => (Bus::connect(&callers).await, callers),
         };
         let bus = bus.context("can't connect to NATS with these settings")?;
-        let why = "containers need NATS credentials of their own, which this leafd makes only for its embedded server";
-        let nats_of = format!("connects to {}", nats.url.as_deref().unwrap_or_default());
+        let why = if settings.containers.enable == Some(false) {
+            NOT_ENABLED
+        } else {
+            EXTERNAL_RUNS_NONE
+        };
+        no_containers(settings, why)?;
+        let nats_of = format!("connects to {}", connect.servers_text());
         return Ok(HostAndNats {
             bus,
             connect,
@@ -185,7 +193,7 @@ fn no_containers(settings: &Settings, why: &str) -> anyhow::Result<()> {
 fn container_helper(settings: &Settings, leaf: &LeafName) -> Result<HostHelper, String> {
     let containers = &settings.containers;
     if containers.enable == Some(false) {
-        return Err("containers are not enabled (containers.enable)".to_owned());
+        return Err(NOT_ENABLED.to_owned());
     }
     if let Some(client) = helper_service(settings) {
         if containers.enable != Some(true) && !client.socket().exists() {

@@ -175,6 +175,16 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             company::a_new_leaf_without_a_server,
         ),
         host.trial(
+            "a password in nats.url is neither in the log nor in the status that systemd shows",
+            &[],
+            company::a_password_in_the_address,
+        ),
+        host.trial(
+            "a leaf on an external server says at its start and in its report that it runs no containers",
+            &[],
+            company::no_containers,
+        ),
+        host.trial(
             "at SIGTERM under load accepted commands are answered, the last events published, and no server is left",
             nix,
             company::the_end,

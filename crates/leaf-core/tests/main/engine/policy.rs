@@ -2,6 +2,7 @@
 
 use leaf_core::command::*;
 use leaf_core::container::ContainerPhase;
+use leaf_core::engine::Capabilities;
 use leaf_core::id::{ContainerName, JobId};
 use leaf_core::job::{Installable, Job, JobPhase};
 use leaf_core::problem::{Problem, ProblemCode};
@@ -199,4 +200,38 @@ fn destroying_a_container_cancels_its_build() {
             .collect();
         assert_eq!(of_it, ["desired.v1", "desired.v1", "destroyed.v1"]);
     }
+}
+
+#[test]
+fn a_leaf_that_can_run_no_containers_or_jobs_says_why_in_its_report_as_in_its_refusals() {
+    let report = |world: &mut World| {
+        let body = call(world, ShowLeaf {})
+            .expect("answered at once")
+            .expect("a report");
+        serde_json::from_slice::<LeafReport>(&body).expect("its reply")
+    };
+    let well = report(&mut world());
+    assert_eq!((well.no_containers, well.no_nix_jobs), (None, None));
+
+    let mut world = World::of(Capabilities {
+        containers: Err("no server of its own".to_owned()),
+        nix: Err("no program nix".to_owned()),
+    });
+    let shown = report(&mut world);
+    assert_eq!(shown.no_containers.as_deref(), Some("no server of its own"));
+    assert_eq!(shown.no_nix_jobs.as_deref(), Some("no program nix"));
+    let start = StartContainer {
+        name: ContainerName::new("web").expect("a name"),
+        if_generation: None,
+    };
+    let problem = refused(&mut world, start);
+    assert_eq!(problem.code, ProblemCode::Unsupported);
+    assert_eq!(Some(problem.detail), shown.no_containers);
+    let build = Build {
+        installable: Installable::Template {
+            name: "minimal".to_owned(),
+        },
+        timeout_seconds: None,
+    };
+    assert_eq!(Some(refused(&mut world, build).detail), shown.no_nix_jobs);
 }

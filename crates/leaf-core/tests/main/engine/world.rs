@@ -76,6 +76,7 @@ pub(super) enum Work {
 
 pub(super) struct World {
     engine: Engine,
+    capabilities: Capabilities,
     journal: ModelJournal,
     /// Records that are not committed.
     pending: VecDeque<Record>,
@@ -102,9 +103,18 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new() -> Self {
+        Self::of(Capabilities {
+            containers: Ok(()),
+            nix: Ok(()),
+        })
+    }
+
+    /// A leaf whose host can do this.
+    pub(super) fn of(capabilities: Capabilities) -> Self {
         let journal = ModelJournal::default();
         let mut world = Self {
-            engine: engine(&journal, 1),
+            engine: engine(&journal, 1, &capabilities),
+            capabilities,
             journal,
             pending: VecDeque::new(),
             committed: 0,
@@ -383,7 +393,7 @@ impl World {
         self.cancelled.clear();
         self.run += 1;
         self.replayed = self.journal.replayed.clone();
-        self.engine = engine(&self.journal, self.run);
+        self.engine = engine(&self.journal, self.run, &self.capabilities);
         self.start();
     }
 
@@ -420,14 +430,11 @@ impl World {
 }
 
 /// Returns the engine that continues from what the journal holds.
-fn engine(journal: &ModelJournal, run: u64) -> Engine {
+fn engine(journal: &ModelJournal, run: u64, capabilities: &Capabilities) -> Engine {
     let settings = EngineSettings {
         instance: InstanceId(Uuid::from_u128(run.into())),
         runtime: Runtime::Systemd,
-        capabilities: Capabilities {
-            containers: Ok(()),
-            nix: Ok(()),
-        },
+        capabilities: capabilities.clone(),
         limits: Limits {
             backlog_bytes: 1 << 30,
             reserve_bytes: RESERVE_BYTES,

@@ -40,11 +40,21 @@ impl Show {
                     ),
                     (
                         "containers",
-                        format!("{} running, {} in all", r.containers_running, r.containers),
+                        format!(
+                            "{} running, {} in all{}",
+                            r.containers_running,
+                            r.containers,
+                            refused(r.no_containers.as_deref())
+                        ),
                     ),
                     (
                         "jobs",
-                        format!("{} running, {} queued", r.jobs_running, r.jobs_queued),
+                        format!(
+                            "{} running, {} queued{}",
+                            r.jobs_running,
+                            r.jobs_queued,
+                            refused(r.no_nix_jobs.as_deref())
+                        ),
                     ),
                     (
                         "commands",
@@ -63,4 +73,9 @@ impl Show {
             })
             .await
     }
+}
+
+/// The end of a row whose commands this leaf always refuses.
+fn refused(why: Option<&str>) -> String {
+    why.map_or_else(String::new, |why| format!("; refused: {why}"))
 }

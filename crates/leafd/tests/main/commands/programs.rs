@@ -22,6 +22,10 @@ pub(crate) fn trials() -> Vec<Trial> {
             "the inventory of this host lists devices with ids, as JSON and as a table",
             inventory,
         ),
+        trial(
+            "check-config says of a leaf on an external server that it runs no containers, where that is left open",
+            notes,
+        ),
         trial("leafd run with conflicting flags says which are valid", bad_flags),
         trial(
             "a closed pipe of the inventory's reader is not an error",
@@ -83,6 +87,30 @@ fn check(file: &Path, good: bool) -> anyhow::Result<()> {
         ensure!(
             said.starts_with("leafd: ") && !said.contains("panicked"),
             "{said}"
+        );
+    }
+    Ok(())
+}
+
+fn notes() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("leafd.toml");
+    let external = "name = 'edge-1'\n[nats]\nurl = 'tls://hub.example:4222'\n";
+    for (text, says) in [
+        (external.to_owned(), true),
+        (format!("{external}[containers]\nenable = false\n"), false),
+        ("name = 'edge-1'\n[nats.embedded]\n".to_owned(), false),
+    ] {
+        std::fs::write(&file, &text)?;
+        let output = leafd(&["check-config", &file.display().to_string()])?;
+        ensure!(output.status.success(), "{}", stderr(&output));
+        let said = String::from_utf8(output.stdout)?;
+        ensure!(said.contains("is valid"), "{said}");
+        ensure!(
+            said.contains(
+                "note: a leaf that connects to an external NATS server (nats.url) runs no containers"
+            ) == says,
+            "{text}: {said}"
         );
     }
     Ok(())

@@ -97,6 +97,43 @@ pub(super) async fn a_new_leaf_without_a_server() -> anyhow::Result<()> {
     load::check_shown(&mut leaf, &TestLeaf::replay(&events)?).await
 }
 
+pub(super) async fn a_password_in_the_address() -> anyhow::Result<()> {
+    let mut hub = Hub::start().await?;
+    let address = hub.address();
+    let mut leaf = hub
+        .setup()
+        .set("nats.url", format!("nats://me:hush-hush@{address}"))
+        .start()
+        .await?;
+    // Errors name the server as well.
+    hub.stop().await;
+    leaf.logged("not connected").await?;
+    ensure!(
+        leaf.said_to_systemd()
+            .contains(&format!("connects to nats://{address}")),
+        "{}",
+        leaf.said_to_systemd()
+    );
+    for text in [leaf.said_to_systemd(), &leaf.log()] {
+        ensure!(text.contains(&address.to_string()), "{text}");
+        ensure!(!text.contains("hush"), "{text}");
+    }
+    leaf.stop().await.map(drop)
+}
+
+pub(super) async fn no_containers() -> anyhow::Result<()> {
+    let hub = Hub::start().await?;
+    let mut leaf = hub.setup().containers_if_it_can().start().await?;
+    let why = leaf.show().await?.no_containers.context("leaf.show says why")?;
+    ensure!(why.contains("nats.url") && why.contains("nats.embedded"), "{why}");
+    leaf.logged("this leaf runs no containers").await?;
+    leaf.stop().await?;
+
+    let mut leaf = hub.setup().set("containers.enable", true).launch().await?;
+    leaf.refuses(&["containers.enable", "nats.url", "nats.embedded"])
+        .await
+}
+
 pub(super) async fn the_end() -> anyhow::Result<()> {
     let (mut leaf, _) = load::busy_leaf(load::setup()).await?;
     let mut busy = Load::start(&leaf);

@@ -73,6 +73,12 @@ impl Setup {
         self
     }
 
+    /// Leaves containers to the leaf: it runs them where it can.
+    pub(crate) fn containers_if_it_can(mut self) -> Self {
+        self.settings.remove("containers");
+        self
+    }
+
     /// A state directory that somebody else looks after.
     pub(crate) fn state_dir(mut self, dir: &Path) -> Self {
         self.state_dir = Some(dir.to_owned());
@@ -165,6 +171,7 @@ impl Setup {
             runs: 0,
             child: None,
             notify: None,
+            said_to_systemd: String::new(),
             client: None,
         };
         leaf.launch_again()?;
@@ -183,6 +190,8 @@ pub(crate) struct TestLeaf {
     runs: u32,
     child: Option<Child>,
     notify: Option<UnixDatagram>,
+    /// What it told systemd when it was ready: `READY=1`, `STATUS=…`.
+    said_to_systemd: String,
     client: Option<Client>,
 }
 
@@ -244,7 +253,7 @@ impl TestLeaf {
                 let length = notify.recv(&mut buffer).await?;
                 let text = String::from_utf8_lossy(&buffer[..length]);
                 if text.lines().any(|line| line == "READY=1") {
-                    return anyhow::Ok(());
+                    return anyhow::Ok(text.into_owned());
                 }
             }
         };
@@ -253,7 +262,10 @@ impl TestLeaf {
             ended = child.wait() => Err(format!("it ended before it was ready ({ended:?})")),
         };
         match outcome {
-            Ok(said) => said,
+            Ok(said) => {
+                self.said_to_systemd = said?;
+                Ok(())
+            }
             Err(why) => {
                 if let Ok(Some(_)) = child.try_wait() {
                     self.child = None;
@@ -261,6 +273,11 @@ impl TestLeaf {
                 bail!("{why}; its log:\n{}", self.log_end())
             }
         }
+    }
+
+    /// What it told systemd when it was ready last, as lines.
+    pub(crate) fn said_to_systemd(&self) -> &str {
+        &self.said_to_systemd
     }
 
     /// Its process, if it was started and not waited for.
