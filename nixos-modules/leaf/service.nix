@@ -10,13 +10,15 @@ let
   withContainers = cfg.containers.enable;
 
   # The unit files that the test host and other distributions use as well.
-  inherit (import ./units.nix { inherit (cfg) package; }) unit lines;
-  leafd = unit ./units/leafd.service;
-  helper = unit ./units/leaf-helper.service;
-  socket = unit ./units/leaf-helper.socket;
-  words = lib.splitString " ";
-  # The value of a key that is set once, or the list of those of one that is set several times, as a list.
-  several = value: lib.toList value;
+  units = import ./units.nix { inherit (cfg) package; };
+  leafd = units.options ./units/leafd.service;
+
+  # Both ends of the containers' links, by name.
+  links = [
+    "ve-*"
+    "vp-*"
+  ];
+  networkFile = ./units/systemd/network/10-cim-leaf.network;
 
   toml = import ./toml.nix (import ./settings.nix cfg);
   helperToml = import ./toml.nix (
@@ -81,7 +83,7 @@ in
     };
 
     systemd.tmpfiles.rules =
-      lines ./units/tmpfiles.conf
+      units.lines ./units/tmpfiles.conf
       ++ lib.optional (cfg.stateDir != "/var/lib/cim-leaf") "d ${cfg.stateDir} 0700 leafd leafd -";
 
     # leaf-helper's nftables rules let containers reach only the leaf's NATS server; the host's firewall must not drop
@@ -95,16 +97,13 @@ in
       cim-leaf = "${cfg.package}/bin/cim-leaf-generator";
     };
 
-    systemd.sockets.leaf-helper = {
-      description = socket.Unit.Description;
-      wantedBy = words socket.Install.WantedBy;
-      socketConfig = socket.Socket;
+    systemd.services.systemd-networkd = lib.mkIf (withContainers && config.systemd.network.enable) {
+      reloadTriggers = [ networkFile ];
     };
 
-    systemd.services.leaf-helper = {
-      description = helper.Unit.Description;
-      requires = words helper.Unit.Requires;
-      after = words helper.Unit.After;
+    systemd.sockets.leaf-helper = units.options ./units/leaf-helper.socket;
+
+    systemd.services.leaf-helper = units.options ./units/leaf-helper.service // {
       # A switch to another system restarts the helper in one step, and does not stop it before the new units are
       # loaded.
       stopIfChanged = false;
@@ -112,27 +111,23 @@ in
         config.systemd.package
         pkgs.nftables
       ];
-      serviceConfig = helper.Service;
     };
 
-    systemd.services.leafd = {
+    systemd.services.leafd = leafd // {
       description = "Leaf ${cfg.name} of a Composable Information Machine";
-      wantedBy = words leafd.Install.WantedBy;
-      wants = words leafd.Unit.Wants;
-      after = words leafd.Unit.After;
       path = [
         cfg.nix.package
         pkgs.gitMinimal # Nix uses it to fetch flakes
       ];
 
       serviceConfig =
-        leafd.Service
+        leafd.serviceConfig
         // {
           ExecStart = "${cfg.package}/bin/leafd run --config ${cfg.settingsFile}";
           LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") credentials;
         }
         // lib.optionalAttrs (cfg.stateDir != "/var/lib/cim-leaf") {
-          ReadWritePaths = several leafd.Service.ReadWritePaths ++ [ cfg.stateDir ];
+          ReadWritePaths = lib.toList leafd.serviceConfig.ReadWritePaths ++ [ cfg.stateDir ];
         };
     };
   };

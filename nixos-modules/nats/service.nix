@@ -75,6 +75,10 @@ in
       wantedBy = [ "multi-user.target" ];
       # It works without a network, so it does not wait for network-online.target.
       after = [ "network.target" ];
+      # systemd restarts it however often it fails, as leafd.
+      startLimitIntervalSec = 0;
+      # As StateDirectory= does it for the default directory.
+      unitConfig = lib.optionalAttrs (!ownDirectory) { RequiresMountsFor = cfg.dataDir; };
 
       serviceConfig =
         {

@@ -69,9 +69,77 @@ let
     holds = !hasInfix part unit;
   };
 
+  # The unit of the module is the one in nixos-modules/leaf/units, which the test host and other distributions have, key
+  # by key, but for `own`, the keys that are the module's own; NixOS adds those of `added`.
+  units = import ../../nixos-modules/leaf/units.nix { package = "@package@"; };
+  sameUnit =
+    name: text: file: own:
+    let
+      ofFile = units.unit (../../nixos-modules/leaf/units + "/${file}");
+      ofModule = units.parse (
+        builtins.replaceStrings [ "${package}" ] [ "@package@" ] (builtins.unsafeDiscardStringContext text)
+      );
+      added = [
+        "Unit.X-Restart-Triggers"
+        "Service.Environment"
+        "Service.LoadCredential"
+        "Service.X-StopIfChanged"
+      ];
+      # The values, or their words where the order of lines means nothing.
+      values =
+        section: value:
+        if section == "Service" || section == "Socket" then
+          lib.toList value
+        else
+          lib.concatMap (lib.splitString " ") (lib.toList value);
+      flat =
+        unit:
+        lib.concatMapAttrs (
+          section: lib.mapAttrs' (key: value: lib.nameValuePair "${section}.${key}" (values section value))
+        ) unit;
+      wanted = flat ofFile;
+      found = flat ofModule;
+      differ = lib.filter (key: !(lib.elem key own) && (found.${key} or null) != wanted.${key}) (
+        lib.attrNames (removeAttrs wanted added)
+      );
+      more = lib.filter (key: !(wanted ? ${key}) && !(lib.elem key added)) (lib.attrNames found);
+      # What the file says of an added key, the module says as well.
+      fewer = lib.filter (key: wanted ? ${key} && lib.subtractLists found.${key} wanted.${key} != [ ]) added;
+    in
+    {
+      name = "${name} has each key of units/${file} with its value and no others, but ${toString (differ ++ more ++ fewer)}";
+      holds = differ == [ ] && more == [ ] && fewer == [ ];
+    };
+  package = builtins.unsafeDiscardStringContext "${quiet.config.services.cim-leaf.package}";
+
+  # A host that began as a copy of the example.
+  copy =
+    more:
+    evaluate (
+      [
+        ../../hosts/example
+        {
+          networking.hostName = "edge-7";
+          cim.host.facterReport = ../../hosts/example/facter.json;
+        }
+      ]
+      ++ more
+    );
+  lockedOut =
+    "hosts/edge-7: nobody can log in to this host, and its NATS server can be reached from the host only; set `owner` to "
+    + "your public SSH keys.";
+
   expectations =
     lib.concatLists (
       lib.mapAttrsToList (name: host: [
+        (sameUnit name host.unit "leafd.service" [
+          "Unit.Description"
+          "Service.ExecStart"
+        ])
+        (sameUnit name host.helper "leaf-helper.service" [ ])
+        (sameUnit name host.socket "leaf-helper.socket" [ ])
+        (has name host.unit "StartLimitIntervalSec=0")
+        (has name host.helper "StartLimitIntervalSec=0")
         (has name host.unit "Type=notify")
         (has name host.unit "WatchdogSec=30")
         (has name host.unit "ProtectSystem=strict")

@@ -128,6 +128,7 @@ let
         (has name "ProtectSystem=strict")
         (has name "SystemCallFilter=@system-service")
         (has name "RestrictAddressFamilies=AF_INET")
+        (has name "StartLimitIntervalSec=0")
         (has name "SocketBindDeny=any")
         (has name "SocketBindAllow=tcp:4222")
         {

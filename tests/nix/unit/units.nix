@@ -41,6 +41,33 @@ in
       ListenStream = "/run/cim-leaf/helper.sock";
     };
   };
+  "the options of a unit have all of its keys" = {
+    expr = units.optionsOf (
+      "[Unit]\nDescription=A\nAfter=b.service  c.service\nAfter=d.socket\nStartLimitIntervalSec=0\n"
+      + "[Service]\nA=1\n[Install]\nWantedBy=x.target\n"
+    );
+    expected = {
+      description = "A";
+      after = [
+        "b.service"
+        "c.service"
+        "d.socket"
+      ];
+      wantedBy = [ "x.target" ];
+      unitConfig.StartLimitIntervalSec = "0";
+      serviceConfig.A = "1";
+    };
+  };
+  "a section or a key of [Install] that NixOS has no option for is refused" = {
+    expr = map (text: throws (units.optionsOf "[Unit]\nDescription=A\n${text}")) [
+      "[Timer]\nA=1\n"
+      "[Install]\nAlias=b.service\n"
+    ];
+    expected = [
+      true
+      true
+    ];
+  };
   "a key that is set more than once keeps all its values in order" = {
     expr = units.parse ("# a comment\n[Service]\nA=1\nB=x=y\nA=\nA=3\n");
     expected = {
