@@ -59,7 +59,7 @@ in
       "cim-leaf/helper.toml".text = helperToml;
     }
     // lib.optionalAttrs withContainers {
-      "systemd/network/10-cim-leaf.network".source = ./units/systemd/network/10-cim-leaf.network;
+      "systemd/network/10-cim-leaf.network".source = networkFile;
     };
 
     # The same users as in units/sysusers.conf.
@@ -85,6 +85,14 @@ in
     systemd.tmpfiles.rules =
       units.lines ./units/tmpfiles.conf
       ++ lib.optional (cfg.stateDir != "/var/lib/cim-leaf") "d ${cfg.stateDir} 0700 leafd leafd -";
+
+    # The program nixos-container, the slice of containers and their template unit: off by default since NixOS 25.11, and
+    # set to false by nixpkgs' profile `minimal`, with the priority of a default.
+    boot.enableContainers = lib.mkIf withContainers (lib.mkOverride 900 true);
+
+    # Both ends of the containers' links are configured by leaf-helper alone; for systemd-networkd see the file above.
+    networking.dhcpcd.denyInterfaces = lib.mkIf withContainers links;
+    networking.networkmanager.unmanaged = lib.mkIf withContainers (map (link: "interface-name:${link}") links);
 
     # leaf-helper's nftables rules let containers reach only the leaf's NATS server; the host's firewall must not drop
     # that.
