@@ -115,6 +115,8 @@ in
       # A switch to another system restarts the helper in one step, and does not stop it before the new units are
       # loaded.
       stopIfChanged = false;
+      # It reads its settings at its start only.
+      restartTriggers = [ helperToml ];
       path = [
         config.systemd.package
         pkgs.nftables
