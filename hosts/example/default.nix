@@ -1,7 +1,30 @@
 # An example leaf: copy the directory, replace `facter.json` (`sudo nixos-facter -o facter.json`) and the disk with
-# those of your machine, and install it with `nixos-anywhere --flake .#NAME root@ADDRESS`.
-{ lib, ... }:
+# those of your machine, set `owner` to your SSH keys, and install it with
+# `nixos-anywhere --flake .#NAME root@ADDRESS`. Then `ssh root@ADDRESS leafctl leaf show` commands it.
+{ config, lib, ... }:
+let
+  # The public SSH keys of those who may log in as root, such as "ssh-ed25519 AAAA… me@laptop".
+  owner = [ ];
+
+  root = config.users.users.root;
+  # The embedded NATS server listens on no other host's interface, so SSH is the only way in.
+  canBeReached = root.openssh.authorizedKeys.keys != [ ] || root.openssh.authorizedKeys.keyFiles != [ ];
+  lockedOut =
+    "hosts/${config.networking.hostName}: nobody can log in to this host, and its NATS server can be reached from "
+    + "the host only; set `owner` to your public SSH keys.";
+  # The example itself is evaluated by the flake's checks, and installed nowhere.
+  isExample = config.networking.hostName == "example";
+in
 {
+  users.users.root.openssh.authorizedKeys.keys = owner;
+  assertions = [
+    {
+      assertion = canBeReached || isExample;
+      message = lockedOut;
+    }
+  ];
+  warnings = lib.optional (!canBeReached && isExample) lockedOut;
+
   system.stateVersion = "26.05";
   nixpkgs.hostPlatform = lib.mkDefault "x86_64-linux";
 
@@ -13,7 +36,8 @@
     "flakes"
   ];
 
-  # A leaf is controlled through NATS, not SSH. SSH is for repairs when NATS or leafd is broken.
+  # A leaf is controlled through NATS. SSH is for repairs, and the way to the NATS server of this host until it has
+  # one that other hosts reach (docs/nats.md).
   services.openssh = {
     enable = true;
     settings.PasswordAuthentication = false;

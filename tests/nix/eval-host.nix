@@ -181,6 +181,29 @@ let
         name = "the leaf's name is the host's in lower case";
         holds = (builtins.fromTOML (text quiet).settings).name == "quiet";
       }
+      {
+        name = "a copy of the example host without an owner's key is refused, and the example warns of that";
+        holds =
+          evaluation.refused "/hosts/" (copy [ ]) == [ lockedOut ]
+          && evaluation.refused "/hosts/" (evaluate (import ../../hosts).example.modules) == [ ]
+          && builtins.any (hasInfix "set `owner`") (import ../../hosts/example {
+            inherit (evaluate (import ../../hosts).example.modules) config;
+            inherit lib;
+          }).warnings;
+      }
+      {
+        name = "a copy of the example host with an owner's key is a leaf, and takes root's logins by key only";
+        holds =
+          let
+            host = copy [ { users.users.root.openssh.authorizedKeys.keys = [ "ssh-ed25519 AAAA me@laptop" ]; } ];
+          in
+          evaluation.refused "/hosts/" host == [ ]
+          && evaluation.refused "/nixos-modules/" host == [ ]
+          && host.config.services.openssh.enable
+          && host.config.services.openssh.settings.PermitRootLogin == "prohibit-password"
+          && !host.config.services.openssh.settings.PasswordAuthentication
+          && builtins.elem 22 host.config.networking.firewall.allowedTCPPorts;
+      }
       (evaluation.documented { inherit (quiet.options.services) cim-leaf; inherit (quiet.options) cim; })
       {
         name = "each wrong option is refused with its own message";
