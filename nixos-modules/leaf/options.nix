@@ -14,6 +14,9 @@ let
   secretFile = types.nullOr types.str;
   notInTheStore = "The path must be a string and be outside the Nix store.";
 
+  # The nixpkgs of a flake, which is in the store already; pkgs.path would be copied there once more.
+  flakeSource = config.nixpkgs.flake.source or null;
+
   seconds = types.ints.between 1 3600;
 in
 {
@@ -295,6 +298,18 @@ in
 
       maxJobs = mkOption {
         type = types.ints.positive;
+      nixpkgs = mkOption {
+        type = types.nullOr types.path;
+        default = if flakeSource != null then flakeSource else pkgs.path;
+        defaultText = lib.literalExpression "pkgs.path";
+        example = lib.literalExpression "inputs.nixpkgs.outPath";
+        description = ''
+          The nixpkgs that jobs find as `<nixpkgs>`, which container templates that are NixOS systems need. It becomes a
+          part of the system's closure; null leaves it out. {option}`services.cim-leaf.nix.options` may set `nix-path`
+          instead.
+        '';
+      };
+
         default = 2;
         example = 4;
         description = "The number of Nix jobs that run at once.";

@@ -5,6 +5,9 @@ cfg:
 let
   credential = name: file: if file == null then null else "/run/credentials/leafd.service/${name}";
   text = value: if value == null then null else "${value}";
+  # A path in the store is copied under the name that a flake's input has there, so that the two are one.
+  source = tree: if builtins.isPath tree then builtins.path { path = tree; name = "source"; } else tree;
+  searchPath = if cfg.nix.nixpkgs == null then { } else { nix-path = "nixpkgs=${source cfg.nix.nixpkgs}"; };
 in
 {
   inherit (cfg) name log;
@@ -61,6 +64,6 @@ in
     max_jobs = cfg.nix.maxJobs;
     max_queued_jobs = cfg.nix.maxQueuedJobs;
     timeout_seconds = cfg.nix.timeoutSeconds;
-    inherit (cfg.nix) options;
+    options = searchPath // cfg.nix.options;
   };
 }

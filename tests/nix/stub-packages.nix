@@ -44,6 +44,7 @@ let
     inherit lib system;
     config.allowAliases = false;
     overlays = [ ];
+    path = "/nix/store/00000000000000000000000000000000-source";
 
     stdenv = {
       inherit system;

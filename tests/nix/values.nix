@@ -43,6 +43,7 @@
   };
   nix = {
     package = "/nix/store/00000000000000000000000000000000-nix";
+    nixpkgs = "/nix/store/00000000000000000000000000000000-source";
     maxJobs = 2;
     maxQueuedJobs = 100;
     timeoutSeconds = 7200;

@@ -69,6 +69,8 @@ let
     containers.enable = true;
     # A start of NixOS in an emulated machine, beside other work.
     containers.readyTimeoutSeconds = 900;
+    # Its package set is not nixpkgs.
+    nix.nixpkgs = null;
   };
 in
 {

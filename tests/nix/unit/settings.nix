@@ -44,6 +44,7 @@ in
       timeout_seconds = 7200
 
       [nix.options]
+      nix-path = "nixpkgs=/nix/store/00000000000000000000000000000000-source"
     '';
   };
   "an external server has its credentials in systemd's directory, and there is no embedded one" = {
@@ -64,7 +65,34 @@ in
   };
   "Nix options are passed unchanged" = {
     expr =
-      (builtins.fromTOML (render (values // { nix = values.nix // { options.substituters = ""; }; }))).nix.options;
-    expected.substituters = "";
+      (builtins.fromTOML (
+        render (
+          values
+          // {
+            nix = values.nix // {
+              options = {
+                substituters = "";
+                nix-path = "nixpkgs=/srv/nixpkgs";
+              };
+            };
+          }
+        )
+      )).nix.options;
+    expected = {
+      substituters = "";
+      nix-path = "nixpkgs=/srv/nixpkgs";
+    };
+  };
+  "without a nixpkgs, jobs have no search path of the module's" = {
+    expr = (settings (values // { nix = values.nix // { nixpkgs = null; }; })).nix.options;
+    expected = { };
+  };
+  "a nixpkgs that is a path has one name in the store" = {
+    expr =
+      let
+        path = (settings (values // { nix = values.nix // { nixpkgs = ../nats; }; })).nix.options.nix-path;
+      in
+      builtins.match "nixpkgs=${builtins.storeDir}/[a-z0-9]{32}-source" path != null;
+    expected = true;
   };
 }
