@@ -103,14 +103,26 @@
         }
       );
 
-      nixosModules = lib.genAttrs (directories ./nixos-modules) (name: ./nixos-modules + "/${name}") // {
-        default =
-          { pkgs, ... }:
-          {
-            imports = map (name: ./nixos-modules + "/${name}") (directories ./nixos-modules);
-            services.cim-leaf.package = lib.mkDefault self.packages.${pkgs.stdenv.hostPlatform.system}.default;
-          };
-      };
+      # `leaf` and `default` bring this flake's package along.
+      nixosModules =
+        let
+          modules = lib.genAttrs (directories ./nixos-modules) (name: ./nixos-modules + "/${name}");
+          package =
+            { pkgs, ... }:
+            {
+              # Imported by both, it is one module.
+              key = "cim-leaf#package";
+              services.cim-leaf.package = lib.mkDefault self.packages.${pkgs.stdenv.hostPlatform.system}.default;
+            };
+        in
+        modules
+        // {
+          leaf.imports = [
+            modules.leaf
+            package
+          ];
+          default.imports = lib.attrValues modules ++ [ package ];
+        };
 
       nixosConfigurations = lib.mapAttrs (
         _: host:

@@ -110,8 +110,16 @@ in
     message = "services.cim-leaf.nats: certFile and keyFile must be set together; set both or neither.";
   }
   {
-    assertion = nats.embedded.address != "0.0.0.0";
-    message = "services.cim-leaf.nats.embedded.address: 0.0.0.0 is refused; the leaf's server listens on one address.";
+    assertion = nats.embedded.address == null || (isIPv4 nats.embedded.address && nats.embedded.address != "0.0.0.0");
+    message =
+      "services.cim-leaf.nats.embedded.address: \"${toString nats.embedded.address}\" is refused; the leaf's server "
+      + "listens on one IPv4 address of this host, such as 127.0.0.1.";
+  }
+  {
+    assertion = !nats.embedded.enable || nats.embedded.port >= 1024;
+    message =
+      "services.cim-leaf.nats.embedded.port: leafd has no privileges and can't listen on port "
+      + "${toString nats.embedded.port}; set one from 1024 on.";
   }
   {
     assertion = isToken cfg.name && stringLength cfg.name <= 32;
@@ -120,9 +128,14 @@ in
       + "and must not begin with -, since it is part of NATS subjects.";
   }
   {
-    assertion = isAbsolute cfg.stateDir && !inStore cfg.stateDir;
-    message = "services.cim-leaf.stateDir: \"${cfg.stateDir}\" must be an absolute path outside the Nix store.";
+    assertion = isAbsolute cfg.stateDir && !inStore cfg.stateDir && !isHidden cfg.stateDir && cfg.stateDir != "/";
+    message =
+      "services.cim-leaf.stateDir: \"${cfg.stateDir}\" must be an absolute path outside the Nix store that a reboot "
+      + "keeps and leafd's unit sees: not below /home, /root, /run, /tmp or /var/tmp; /var/lib/cim-leaf is the default.";
   }
+  (visible "nats.caFile" nats.caFile)
+  (visible "hardware.facterReport" cfg.hardware.facterReport)
+  (visible "containers.templates" containers.templates)
   {
     assertion = cfg.events.maxBytes >= 1048576;
     message = "services.cim-leaf.events.maxBytes: must be at least 1048576 (1 MiB), to keep two snapshots.";
@@ -138,5 +151,12 @@ in
     message =
       "services.cim-leaf.containers: bindFolders and secretFolders must be absolute paths outside the Nix store, "
       + "but are ${toString (containers.bindFolders ++ containers.secretFolders)}.";
+  }
+  {
+    assertion = !(builtins.any isPrivate (containers.bindFolders ++ containers.secretFolders));
+    message =
+      "services.cim-leaf.containers: leaf-helper's unit sees nothing below /home, /root, /run/user, /tmp and /var/tmp, so "
+      + "bindFolders and secretFolders can't be there; they are "
+      + "${toString (containers.bindFolders ++ containers.secretFolders)}. Use a directory such as /srv/data.";
   }
 ]

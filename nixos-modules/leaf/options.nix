@@ -25,7 +25,9 @@ in
 
     package = mkOption {
       type = types.package;
-      default = pkgs.cim-leaf;
+      default =
+        pkgs.cim-leaf
+          or (throw "services.cim-leaf.package: nixpkgs has no cim-leaf; import nixosModules.default or nixosModules.leaf of its flake, add overlays.default, or set this option");
       defaultText = lib.literalExpression "pkgs.cim-leaf";
       example = lib.literalExpression "inputs.cim-leaf.packages.x86_64-linux.default";
       description = "The package with leafd, leafctl, leaf-helper, leaf-init and the container templates.";
@@ -296,8 +298,6 @@ in
         description = "The package with the program nix, version 2.8 or newer, which runs the jobs.";
       };
 
-      maxJobs = mkOption {
-        type = types.ints.positive;
       nixpkgs = mkOption {
         type = types.nullOr types.path;
         default = if flakeSource != null then flakeSource else pkgs.path;
@@ -310,6 +310,8 @@ in
         '';
       };
 
+      maxJobs = mkOption {
+        type = types.ints.positive;
         default = 2;
         example = 4;
         description = "The number of Nix jobs that run at once.";

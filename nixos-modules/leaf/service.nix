@@ -130,6 +130,11 @@ in
         pkgs.gitMinimal # Nix uses it to fetch flakes
       ];
 
+      # As StateDirectory= does it for the default directory.
+      unitConfig =
+        leafd.unitConfig
+        // lib.optionalAttrs (cfg.stateDir != "/var/lib/cim-leaf") { RequiresMountsFor = cfg.stateDir; };
+
       serviceConfig =
         leafd.serviceConfig
         // {

@@ -8,6 +8,7 @@ in
     import ./checks.nix {
       ownNetwork = config.boot.isContainer;
       leaf = config.services.cim-leaf or null;
+      mounts = import ../mounts.nix { inherit config lib; };
     } cfg
     ++ [
       {

@@ -2,9 +2,10 @@
 # option and the correction. Pure, as settings.nix.
 #
 # `ownNetwork` is true if the system is a container with its own network; `leaf` is the value of `services.cim-leaf`, or
-# null where there is no daemon.
+# null where there is no daemon. `mounts` has the types of the host's file systems by mount point.
 {
   ownNetwork ? false,
+  mounts ? { },
   leaf ? null,
 }:
 cfg:
@@ -97,6 +98,14 @@ let
       (pair "${option}.tls" remote.tls)
     ];
 
+  embeddedAddress =
+    if leaf.nats.embedded.address != null then
+      leaf.nats.embedded.address
+    else if leaf.containers.enable then
+      builtins.replaceStrings [ ".0.0/16" ] [ ".0.1" ] leaf.containers.addressPool
+    else
+      "127.0.0.1";
+
   given = operator.systemAccount != null || operator.accounts != { } || operator.resolver != "memory";
 in
 [
@@ -105,8 +114,19 @@ in
   (leavesHost "address" cfg.address cfg.addressOnLo)
   (check "addressOnLo" (!cfg.addressOnLo || !isEvery cfg.address) "${cfg.address} can't be assigned to an interface.")
   (check "port" (distinct ports) "clients, leaves and monitoring each need their own port.")
-  (check "dataDir" (paths.isAbsolute cfg.dataDir && !paths.inStore cfg.dataDir)
-    "\"${cfg.dataDir}\" must be an absolute path outside the Nix store."
+  (check "port" (all (port: port >= 1024) ports)
+    "the server has no privileges: set ports from 1024 on for clients, leaves and monitoring."
+  )
+  (check "dataDir"
+    (paths.isAbsolute cfg.dataDir && !paths.inStore cfg.dataDir && !(import ../hidden.nix cfg.dataDir) && cfg.dataDir != "/")
+    (
+      "\"${cfg.dataDir}\" must be an absolute path outside the Nix store that a reboot keeps and the server's unit sees: "
+      + "not below /home, /root, /run, /tmp or /var/tmp."
+    )
+  )
+
+  (check "dataDir" (!(import ../volatile.nix mounts cfg.dataDir))
+    "a reboot empties ${cfg.dataDir}: set it to a directory of a persistent file system, or mount one there."
   )
 
   (check "operator.jwtFile" (operator.jwtFile != null)
@@ -152,8 +172,20 @@ in
 )
 ++ concatMap ofRemote (attrNames cfg.remotes)
 ++ (
-  if leaf == null || !leaf.enable || cfg.role != "leaf" then
+  if leaf == null || !leaf.enable then
     [ ]
+  else if cfg.role == "hub" then
+    [
+      # leafd's own server listens on the leaf's address where containers are enabled.
+      (check "port"
+        (
+          !leaf.nats.embedded.enable
+          || leaf.nats.embedded.port != cfg.port
+          || !(isEvery cfg.address || cfg.address == embeddedAddress)
+        )
+        "leafd's embedded server listens on the same port of ${cfg.address}: set another one here or there."
+      )
+    ]
   else
     [
       (check "enable" (!leaf.nats.embedded.enable)

@@ -149,9 +149,40 @@ let
       && !(self.packages.${x86} ? container-minimal)
       && self.checks.${x86} ? package-container-nats;
     "each directory of modules is a module, including the NATS server's" =
-      self.nixosModules ? leaf && self.nixosModules ? nats && lib.all builtins.pathExists (
-        lib.attrValues (removeAttrs self.nixosModules [ "default" ])
-      );
+      lib.attrNames (removeAttrs self.nixosModules [ "default" ])
+      == lib.attrNames (lib.filterAttrs (_: type: type == "directory") (builtins.readDir ../../nixos-modules))
+      && lib.all builtins.pathExists [
+        self.nixosModules.nats
+        self.nixosModules.host
+      ];
+    "the module leaf alone, and beside all modules, has the flake's own package" =
+      lib.all
+        (
+          modules:
+          lib.hasInfix (plain "${package}/bin/leafd run") (
+            unit (
+              inputs.nixpkgs.lib.nixosSystem {
+                modules = modules ++ [
+                  {
+                    nixpkgs.hostPlatform = x86;
+                    boot.loader.grub.enable = false;
+                    system.stateVersion = "25.05";
+                    networking.hostName = "alone";
+                    services.cim-leaf.enable = true;
+                    services.cim-leaf.nats.embedded.enable = true;
+                  }
+                ];
+              }
+            )
+          )
+        )
+        [
+          [ self.nixosModules.leaf ]
+          [
+            self.nixosModules.leaf
+            self.nixosModules.default
+          ]
+        ];
     "each template has a directory" = lib.all (template: builtins.pathExists template.path) (lib.attrValues self.templates);
     "the topology knows the hosts" =
       lib.any (module: module ? nixosConfigurations) self.topology.${x86}.modules;

@@ -163,7 +163,6 @@ let
           && !hasInfix "ExecStartPre" units.container.unit;
       }
       {
-      {
         name = "containers on a leaf that uses the server are refused";
         holds =
           map (message: hasInfix "cim-leaf.containers.enable" message) (
@@ -173,6 +172,7 @@ let
             })
           ) == [ true ];
       }
+      {
         name = "the leaf's daemon uses the server's address and domain";
         holds =
           let

@@ -17,6 +17,9 @@ rec {
     stubs
     ;
 
+  # The nixpkgs of the package set.
+  inherit (stubs._module.args.pkgs.content) path;
+
   evaluate =
     more:
     import (nixpkgs + "/nixos/lib/eval-config.nix") {

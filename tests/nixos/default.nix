@@ -9,9 +9,10 @@ let
   host = import ../nix/eval-host.nix;
   nats = import ../nix/eval-nats.nix;
   flake = import ../nix/eval-flake.nix;
+  cases = import ../nix/eval-cases.nix;
 in
 {
-  passed = host.passed + nats.passed + flake.passed;
+  passed = host.passed + nats.passed + flake.passed + cases.passed;
   evaluated_only = builtins.filter (name: builtins.substring 0 6 name == "nixos-") flake.outputs.checks.x86_64-linux;
   inherit (host) hosts;
   inherit (flake) outputs tests;
