@@ -17,6 +17,7 @@ tests![
     an_unknown_attribute_fails_with_its_name,
     a_builder_that_fails_is_named_with_the_end_of_its_log,
     a_template_gets_the_path_of_leaf_init,
+    a_template_finds_nixpkgs_where_the_options_name_it,
     the_progress_and_the_log_of_a_build_are_read,
     a_missing_nix_is_reported,
 ];
@@ -190,6 +191,30 @@ fn a_template_gets_the_path_of_leaf_init() {
     }));
     let text = std::fs::read_to_string(result.store_path.as_str()).expect("readable");
     assert_eq!(text, "/some/leaf-init\n");
+}
+
+fn a_template_finds_nixpkgs_where_the_options_name_it() {
+    let mut lab = Lab::new();
+    let tree = lab.dir.join("nixpkgs");
+    std::fs::create_dir_all(&tree).expect("a directory");
+    std::fs::write(tree.join("word.nix"), "\"found\"").expect("written");
+    let dir = lab.settings.templates_dir.join("system");
+    std::fs::create_dir_all(&dir).expect("a directory");
+    let derivation = lab.derivation("template", "echo $word > $out", "word = import <nixpkgs/word.nix>;");
+    std::fs::write(dir.join("default.nix"), format!("{{ leafInit }}: {derivation}")).expect("written");
+    let template = || Installable::Template {
+        name: "system".to_owned(),
+    };
+    let why = failed(lab.build(template()));
+    assert!(why.contains("nixpkgs"), "{why}");
+    // As the NixOS module sets it.
+    let search_path = format!("nixpkgs={}", tree.display());
+    lab.set(|settings| {
+        settings.options.insert("nix-path".to_owned(), search_path);
+    });
+    let result = succeeded(lab.build(template()));
+    let text = std::fs::read_to_string(result.store_path.as_str()).expect("readable");
+    assert_eq!(text, "found\n");
 }
 
 fn the_progress_and_the_log_of_a_build_are_read() {
