@@ -74,6 +74,8 @@ async fn no_server() -> anyhow::Result<()> {
             "{bad}: {error:?}"
         );
     }
+    let error = attempt(&ConnectSettings::new("http://me:hush@localhost")).await?;
+    ensure!(!format!("{error} {error:?}").contains("hush"), "{error:?}");
     Ok(())
 }
 

@@ -178,6 +178,12 @@ async fn queries() -> anyhow::Result<()> {
             "{arguments:?}: blanks at the end: {table:?}"
         );
     }
+    // A leaf that runs no containers says so to people as well.
+    let shown = printed(&leaf, &["leaf", "show"]).await?;
+    ensure!(
+        shown.contains("0 running, 0 in all; refused: containers are not enabled (containers.enable)"),
+        "{shown}"
+    );
     let list = document(&leaf, &["leaf", "list"]).await?;
     valid(&list["leaves"][0], "beat")?;
     ensure!(list["leaves"][0]["leaf"] == leaf.name.as_str(), "{list}");
