@@ -138,7 +138,7 @@ let
       { services.cim-leaf.nats.embedded.port = 422; }
     ])
     (case "all IPv6 addresses" [ "\"::\" is refused" ] [
-      leaf
+      embedded
       { services.cim-leaf.nats.embedded.address = "::"; }
     ])
     (case "a root in memory" [ "a reboot empties /var/lib/cim-leaf, /etc/nixos-containers, /var/lib/nixos-containers" ] [
