@@ -200,7 +200,11 @@ fn a_template_finds_nixpkgs_where_the_options_name_it() {
     std::fs::write(tree.join("word.nix"), "\"found\"").expect("written");
     let dir = lab.settings.templates_dir.join("system");
     std::fs::create_dir_all(&dir).expect("a directory");
-    let derivation = lab.derivation("template", "echo $word > $out", "word = import <nixpkgs/word.nix>;");
+    let derivation = lab.derivation(
+        "template",
+        "echo $word > $out",
+        "word = import <nixpkgs/word.nix>;",
+    );
     std::fs::write(dir.join("default.nix"), format!("{{ leafInit }}: {derivation}")).expect("written");
     let template = || Installable::Template {
         name: "system".to_owned(),

@@ -25,6 +25,13 @@ fn by_hand() -> Outcome {
         "[ $(ps -o user= -p $(systemctl show -P MainPID leafd)) = leafd ] && systemctl is-active leaf-helper.socket && \
          [ -z \"$(systemctl --failed --no-legend)\" ]",
     )?;
+    // systemd starts them again however often they fail.
+    for unit in ["leafd.service", "leaf-helper.service"] {
+        let limit = leaf
+            .host
+            .ok(&format!("systemctl show {unit} -P StartLimitIntervalUSec"))?;
+        ensure!(limit.trim() == "0", "{unit}: {limit}");
+    }
     leaf.host
         .ok("leafd check-config /etc/cim-leaf/leafd.toml && leafd inventory --json | jq -e .devices")?;
     let shown = leaf.ctl("leaf show")?;
