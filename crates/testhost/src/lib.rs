@@ -470,6 +470,9 @@ impl Host {
 
     /// Forwards a port of this machine, which is returned, to a TCP port of the host.
     pub fn forward(&self, port: u16) -> Result<u16> {
+        // QEMU's network knows the machine's hardware address from its packets. A connection to one that it doesn't know
+        // yet may wait for a minute, and is reset then.
+        self.ok("until ping -c 1 -W 1 10.0.2.2; do :; done >/dev/null 2>&1")?;
         for _ in 0..20 {
             // The port is free now, but may be taken before QEMU listens on it.
             let ours = std::net::TcpListener::bind(("127.0.0.1", 0)).context("no port is free")?;

@@ -71,7 +71,7 @@ fn many() -> Outcome {
     let cycles: u32 = std::env::var(CYCLES_VARIABLE)
         .ok()
         .and_then(|text| text.parse().ok())
-        .unwrap_or(15);
+        .unwrap_or(12);
     let leaf = Leaf::up_for(LIVES + cycles * A_LIFE)?;
     let toplevel = leaf.system("waits", WAITS)?;
     let cycle = format!(
@@ -85,7 +85,7 @@ fn many() -> Outcome {
         Ok(())
     };
     // What is made once is made by then.
-    lives(5)?;
+    lives(3)?;
     let before = held(&leaf)?;
     let began = Instant::now();
     lives(cycles)?;

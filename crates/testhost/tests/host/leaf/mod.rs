@@ -7,7 +7,7 @@ mod ends;
 mod faults;
 mod lifecycle;
 mod pause;
-mod sample;
+pub(crate) mod sample;
 mod specs;
 mod updates;
 

@@ -1,5 +1,6 @@
 //! Samples of long sweeps: all of one runs in `cargo xtask soak`, and a sample that differs from run to run elsewhere.
 
+use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
@@ -17,7 +18,7 @@ pub(crate) enum Sample {
 }
 
 impl Sample {
-    /// Returns the sample that [`VARIABLE`] names, or another one for each run.
+    /// Returns the sample that [`VARIABLE`] names, or another one for each run, the same for all tests.
     ///
     /// # Errors
     /// If it is neither `all` nor a number.
@@ -31,17 +32,23 @@ impl Sample {
                 })?))
             }
             Err(_) => {
+                static OF_THIS_RUN: OnceLock<u32> = OnceLock::new();
                 let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
-                Ok(Self::Seed(now.subsec_micros()))
+                Ok(Self::Seed(*OF_THIS_RUN.get_or_init(|| now.subsec_micros())))
             }
         }
     }
 
     /// Returns whether it has this step.
     pub(crate) const fn takes(self, step: u32) -> bool {
+        self.takes_one_of(STRIDE, step)
+    }
+
+    /// Returns whether it has this one of `count` variants, of which a run takes one.
+    pub(crate) const fn takes_one_of(self, count: u32, variant: u32) -> bool {
         match self {
             Self::All => true,
-            Self::Seed(seed) => step % STRIDE == seed % STRIDE,
+            Self::Seed(seed) => variant % count == seed % count,
         }
     }
 
