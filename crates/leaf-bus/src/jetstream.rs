@@ -73,6 +73,11 @@ impl ApiError {
             // insufficient resources, memory, storage; the store failed (a full disk, or a limit of the stream)
             (10023 | 10028 | 10047 | 10077, _) => StreamError::StorageFull { description },
             (10054, _) => StreamError::TooLarge { description },
+            (code, _) if is_limit(code) => StreamError::Limited {
+                stream: stream.to_owned(),
+                code,
+                description,
+            },
             (code, _) => StreamError::Server { code, description },
         }
     }
@@ -87,6 +92,13 @@ fn is_conflict(code: u64) -> bool {
         // changed mirror, a sealed stream.
         10052 | 10058 | 10065 | 10034 | 10055 | 10109
     )
+}
+
+/// Whether an error code (`server/errors.json` of nats-server) says that a limit of the account does not allow a stream of
+/// this form: the number of streams, no limits for its number of replicas, no size though one is required, a size that is
+/// too large.
+fn is_limit(code: u64) -> bool {
+    matches!(code, 10027 | 10113 | 10120 | 10122)
 }
 
 /// Reads the acknowledgement of a publish, and returns the message's sequence number.
@@ -205,6 +217,30 @@ impl Link {
             }
             Err(other) => Err(other),
         }
+    }
+
+    /// Like [`Self::ensure_stream`], with several forms of the stream to create, which differ in storage and size: it gets
+    /// the first one that the account's limits allow. One that exists is kept in its form.
+    pub(crate) async fn ensure_stream_in_a_form(
+        &self,
+        best: &Config,
+        others: impl IntoIterator<Item = Config>,
+        differs: impl Fn(&Config) -> Option<String>,
+        merge: impl Fn(&mut Config),
+    ) -> Result<(Info, bool), StreamError> {
+        let is_limited =
+            |error: &StreamError| matches!(error, StreamError::StorageFull { .. } | StreamError::Limited { .. });
+        let refused = match self.ensure_stream(best, &differs, &merge).await {
+            Err(error) if is_limited(&error) => error,
+            other => return other,
+        };
+        for form in others {
+            match self.ensure_stream(&form, &differs, &merge).await {
+                Err(error) if is_limited(&error) => {}
+                other => return other,
+            }
+        }
+        Err(refused)
     }
 
     pub(crate) async fn delete_stream(&self, stream: &str) -> Result<(), StreamError> {

@@ -1,5 +1,5 @@
 //! The bucket `leaf_state`: the current state of each leaf by key, for watchers. It is a view of the events, written
-//! after them.
+//! after them. It has no size, unless the account's limits require one.
 
 use std::collections::BTreeMap;
 
@@ -18,6 +18,9 @@ use crate::stream_error::{RequestError, StreamError, publish_error, request_erro
 
 /// The number of entries that may be unacknowledged at once.
 const BATCH: usize = 256;
+
+/// The sizes of a bucket with a size, in bytes: the first one that the account's limits allow.
+const SIZES: [i64; 4] = [256 << 20, 64 << 20, 16 << 20, 4 << 20];
 
 /// The bucket, for one leaf to write.
 #[derive(Debug, Clone)]
@@ -46,7 +49,13 @@ impl StateBucket {
             found.allow_rollup = true;
             found.deny_delete = true;
         };
-        bus.store.ensure_stream(&desired, differs, merge).await?;
+        let others = SIZES.map(|max_bytes| Config {
+            max_bytes,
+            ..desired.clone()
+        });
+        bus.store
+            .ensure_stream_in_a_form(&desired, others, differs, merge)
+            .await?;
         Ok(Self {
             link: bus.store.clone(),
             leaf: leaf.clone(),

@@ -2,6 +2,8 @@
 //!
 //! A lease is not a lock: on one host the state directory is locked, and the stream's expected sequence is the fence.
 //! The lease yields a clear error message, and lists the leaves that are running.
+//!
+//! The stream is in memory and without a size where the account's limits allow that, else in files, or with a size.
 
 use std::time::Duration;
 
@@ -18,6 +20,9 @@ use crate::connect::Bus;
 use crate::jetstream::{API_TIMEOUT, last_of_each_subject};
 use crate::link::Link;
 use crate::stream_error::StreamError;
+
+/// The sizes of a stream with a size, in bytes: for the beats of some thousand leaves, and of some hundred.
+const SIZES: [i64; 2] = [1 << 20, 64 << 10];
 
 /// Why the lease could not be taken or renewed.
 #[derive(Debug, thiserror::Error)]
@@ -160,5 +165,17 @@ async fn ensure(link: &Link) -> Result<(), StreamError> {
         found.max_messages_per_subject = 1;
         found.allow_direct = true;
     };
-    link.ensure_stream(&desired, differs, merge).await.map(|_| ())
+    let mut others = Vec::new();
+    for storage in [StorageType::Memory, StorageType::File] {
+        for max_bytes in [-1, SIZES[0], SIZES[1]] {
+            others.push(Config {
+                storage,
+                max_bytes,
+                ..desired.clone()
+            });
+        }
+    }
+    link.ensure_stream_in_a_form(&desired, others, differs, merge)
+        .await
+        .map(|_| ())
 }

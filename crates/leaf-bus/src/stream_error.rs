@@ -1,5 +1,7 @@
 //! The errors of requests, publishes and streams.
 
+use leaf_core::subject;
+
 /// Why an operation on a stream failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StreamError {
@@ -36,13 +38,16 @@ pub enum StreamError {
         /// The server's error.
         what: String,
     },
-    /// JetStream is off for the server or the account.
-    #[error("JetStream is off")]
+    /// JetStream is off for the server or the account, as the server says.
+    #[error("JetStream is off for this account of the NATS server")]
     JetStreamOff,
-    /// A stream of this name has other settings, which can't be updated.
+    /// No JetStream answers.
     #[error(
-        "the stream {stream} belongs to another application: {why}; remove it, or name the leaf differently"
+        "no JetStream answers: the NATS server has none, is just starting, or does not reach the JetStream domain of the settings"
     )]
+    NoJetStream,
+    /// A stream of this name has other settings, which can't be updated.
+    #[error("the stream {stream} belongs to another application: {why}; {}", way_out(stream))]
     Foreign {
         /// The stream's name.
         stream: String,
@@ -61,6 +66,16 @@ pub enum StreamError {
         /// The message's stream sequence.
         sequence: u64,
     },
+    /// The account's limits don't allow the stream.
+    #[error("the account's limits don't allow the stream {stream}: {description} ({code})")]
+    Limited {
+        /// The stream's name.
+        stream: String,
+        /// The error code.
+        code: u64,
+        /// The server's description.
+        description: String,
+    },
     /// Another error of the API.
     #[error("the NATS server returned an error: {description} ({code})")]
     Server {
@@ -69,6 +84,38 @@ pub enum StreamError {
         /// The server's description.
         description: String,
     },
+}
+
+/// Returns what to do about a foreign stream. Some streams are named after the leaf, others are shared by all leaves.
+fn way_out(stream: &str) -> &'static str {
+    if stream == subject::LEASE_STREAM || stream == subject::state_stream() {
+        "remove it, or give the leaves an account without it"
+    } else {
+        "remove it, or name the leaf differently"
+    }
+}
+
+impl StreamError {
+    /// Returns whether the server has answered, and gives the same answer until an operator changes a setting or removes
+    /// a stream. Otherwise the error says nothing of what the server would allow.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::StorageFull { .. }
+            | Self::NoPermission { .. }
+            | Self::JetStreamOff
+            | Self::Foreign { .. }
+            | Self::NotAnEvent { .. }
+            | Self::Limited { .. } => true,
+            Self::WrongLastSequence { .. }
+            | Self::Unanswered { .. }
+            | Self::NoStream { .. }
+            | Self::Disconnected
+            | Self::NoJetStream
+            | Self::TooLarge { .. }
+            | Self::Server { .. } => false,
+        }
+    }
 }
 
 /// Why a request has no reply.
@@ -84,7 +131,7 @@ pub(crate) enum RequestError {
 
 pub(crate) fn request_error(error: RequestError, what: &str) -> StreamError {
     match error {
-        RequestError::NoResponders => StreamError::JetStreamOff,
+        RequestError::NoResponders => StreamError::NoJetStream,
         RequestError::TimedOut => StreamError::Unanswered {
             what: what.to_owned(),
         },

@@ -5,11 +5,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 use leaf_bus::connect::Bus;
 use leaf_bus::lease::{Lease, LeaseError};
+use leaf_bus::stream::StreamError;
 use leaf_core::beat::{BEAT_SECONDS, Beat};
 use leaf_core::error::chain;
-use leaf_core::id::InstanceId;
+use leaf_core::id::{InstanceId, LeafName};
 use leaf_journal::Journal;
 use tokio::sync::oneshot;
+
+use crate::notify;
 
 /// The pause after an error.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -25,6 +28,26 @@ const PATIENCE: Duration = Duration::from_secs(5);
 )]
 pub struct HeldError(Box<Beat>);
 
+/// The NATS server refuses the lease for a reason that lasts, so another leaf of this name would not be noticed.
+#[derive(Debug, thiserror::Error)]
+#[error("the NATS server refuses the lease on the name {leaf}, so another leaf of this name would not be noticed{}", way_out(.source))]
+pub struct RefusedError {
+    leaf: LeafName,
+    source: StreamError,
+}
+
+/// Returns what an operator can do about a refusal, if the error itself does not say it.
+fn way_out(error: &StreamError) -> &'static str {
+    match error {
+        StreamError::StorageFull { .. } | StreamError::Limited { .. } => {
+            ": raise the JetStream limits of the leaf's account, as docs/nats.md lists them"
+        }
+        StreamError::NoPermission { .. } => ": give the leaf's user the permissions that docs/nats.md lists",
+        StreamError::JetStreamOff => ": enable JetStream for the leaf's account",
+        _ => "",
+    }
+}
+
 /// The instances whose lease may be taken over before it expires, because they are known to be dead.
 #[derive(Debug, Clone, Copy)]
 pub struct Predecessors {
@@ -34,21 +57,58 @@ pub struct Predecessors {
     pub any: bool,
 }
 
-/// Takes the lease. Returns `None` if no connection is made within a few seconds: the lease is then taken later.
+/// Takes the lease. Returns `None` if no connection is made within a few seconds, or no answer comes: the lease is then
+/// taken later. While the server refuses it, this waits and tries again.
 ///
 /// # Errors
 /// [`HeldError`] when another instance holds it.
 pub async fn take(bus: &Bus, beat: &Beat, dead: Predecessors) -> anyhow::Result<Option<Lease>> {
-    if tokio::time::timeout(PATIENCE, bus.connected()).await.is_err() {
-        return Ok(None);
-    }
-    match acquire(bus, beat, dead).await {
-        Ok(lease) => Ok(Some(lease)),
-        Err(LeaseError::HeldBy(other)) => Err(HeldError(other).into()),
-        Err(LeaseError::Stream(error)) => {
-            tracing::warn!(error = chain(&error), "can't take the lease yet");
-            Ok(None)
+    let mut complaints = Complaints::default();
+    loop {
+        if tokio::time::timeout(PATIENCE, bus.connected()).await.is_err() {
+            return Ok(None);
         }
+        let now = Beat {
+            time: Timestamp::now(),
+            ..beat.clone()
+        };
+        let error = match acquire(bus, &now, dead).await {
+            Ok(lease) => return Ok(Some(lease)),
+            Err(LeaseError::HeldBy(other)) => return Err(HeldError(other).into()),
+            Err(LeaseError::Stream(error)) => error,
+        };
+        let Some(refused) = dead.refused(&beat.leaf, &error) else {
+            tracing::warn!(error = chain(&error), "can't take the lease yet");
+            return Ok(None);
+        };
+        let why = chain(&refused);
+        notify::not_ready(&format!("not ready: {why}"));
+        if complaints.is_new(&why) {
+            tracing::error!(error = why, "not ready: this is tried again until it succeeds");
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+impl Predecessors {
+    /// Returns the error of a refusal that makes the leaf wait. With an embedded server, no other leafd can have the name.
+    fn refused(self, leaf: &LeafName, error: &StreamError) -> Option<RefusedError> {
+        (error.is_refusal() && !self.any).then(|| RefusedError {
+            leaf: leaf.clone(),
+            source: error.clone(),
+        })
+    }
+}
+
+/// What was logged last, so that the same is not logged at each attempt.
+#[derive(Default)]
+struct Complaints(String);
+
+impl Complaints {
+    fn is_new(&mut self, text: &str) -> bool {
+        let is_new = self.0 != text;
+        text.clone_into(&mut self.0);
+        is_new
     }
 }
 
@@ -64,7 +124,8 @@ async fn acquire(bus: &Bus, beat: &Beat, dead: Predecessors) -> Result<Lease, Le
 /// Renews the lease until `stop`, then releases it and confirms that.
 ///
 /// # Errors
-/// [`HeldError`] when another instance holds it.
+/// [`HeldError`] when another instance holds it. [`RefusedError`] when the daemon started without a connection, and the
+/// server then refuses the lease: after its next start it waits until it has one.
 pub async fn keep(
     bus: Bus,
     journal: Journal,
@@ -74,7 +135,9 @@ pub async fn keep(
     mut stop: oneshot::Receiver<()>,
     given_back: oneshot::Sender<()>,
 ) -> anyhow::Result<()> {
-    let mut pause = if lease.is_some() {
+    let mut was_held = lease.is_some();
+    let mut complaints = Complaints::default();
+    let mut pause = if was_held {
         Duration::from_secs(BEAT_SECONDS)
     } else {
         Duration::ZERO
@@ -101,11 +164,20 @@ pub async fn keep(
         pause = match held {
             Ok(held) => {
                 lease = Some(held);
+                was_held = true;
+                complaints = Complaints::default();
                 Duration::from_secs(BEAT_SECONDS)
             }
             Err(LeaseError::HeldBy(other)) => return Err(HeldError(other).into()),
             Err(LeaseError::Stream(error)) => {
-                tracing::warn!(error = chain(&error), "can't renew the lease");
+                if let Some(refused) = dead.refused(&beat.leaf, &error)
+                    && !was_held
+                {
+                    return Err(refused.into());
+                }
+                if complaints.is_new(&chain(&error)) {
+                    tracing::warn!(error = chain(&error), "can't renew the lease");
+                }
                 PAUSE
             }
         };

@@ -14,6 +14,9 @@ use tokio::sync::mpsc;
 /// The pause before a retry.
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// The longest pause between two attempts to open a bucket that the server refuses.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
 /// Writes changed entries until the channel closes. After each new connection the whole state is compared.
 pub async fn run(
     bus: Bus,
@@ -23,17 +26,23 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let json = |(key, value): (String, Value)| (key, Bytes::from(value.to_string()));
     let mut state: BTreeMap<String, Bytes> = state.into_iter().map(json).collect();
+    let mut pause = PAUSE;
     loop {
         bus.connected().await;
         let connection = bus.generation();
         let bucket = match StateBucket::ensure(&bus, &leaf).await {
             Ok(bucket) => bucket,
             Err(error) => {
-                tracing::warn!(error = chain(&error), "can't open the state's bucket");
-                tokio::time::sleep(PAUSE).await;
+                tracing::warn!(
+                    error = chain(&error),
+                    "can't open the bucket `leaf_state`: its watchers get no changes of this leaf"
+                );
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
                 continue;
             }
         };
+        pause = PAUSE;
         if let Err(error) = bucket.replace(&state).await {
             tracing::debug!(error = chain(&error), "can't copy the state into the bucket");
             tokio::time::sleep(PAUSE).await;

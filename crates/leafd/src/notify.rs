@@ -5,6 +5,9 @@ use std::time::Duration;
 use leaf_core::error::chain;
 use sd_notify::NotifyState;
 
+/// How much longer a start may take after [`not_ready`].
+const LONGER: Duration = Duration::from_secs(60);
+
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::warn!(error = chain(&error), "can't notify systemd");
@@ -14,6 +17,13 @@ fn tell(states: &[NotifyState<'_>]) {
 /// Notifies that the daemon takes commands.
 pub fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// Notifies that the start goes on and takes longer, for the reason that systemd shows as the unit's status. To be repeated
+/// within a minute: then the unit's `TimeoutStartSec` doesn't end the daemon.
+pub fn not_ready(why: &str) {
+    let longer = u32::try_from(LONGER.as_micros()).unwrap_or(u32::MAX);
+    tell(&[NotifyState::Status(why), NotifyState::ExtendTimeoutUsec(longer)]);
 }
 
 /// Notifies that the main loop is alive.

@@ -2,13 +2,18 @@
 
 use anyhow::ensure;
 use async_nats::jetstream;
+use async_nats::jetstream::stream::StorageType;
+use leaf_bus::connect::{Bus, ConnectSettings};
 use leaf_bus::identity::daemon_caller;
+use leaf_bus::kv::StateBucket;
 use leaf_bus::lease::{Lease, LeaseError};
+use leaf_bus::stream::StreamError;
 use leaf_core::beat::Beat;
 use libtest_mimic::Trial;
 
+use super::plain::PlainServer;
 use super::{admin, instance, kill, site_with_daemon, until};
-use crate::support::{leaf, runs, trial};
+use crate::support::{LIMIT, leaf, runs, trial};
 
 pub(super) fn trials() -> Vec<Trial> {
     vec![
@@ -19,6 +24,8 @@ pub(super) fn trials() -> Vec<Trial> {
         ),
         trial("a_lease_that_was_forgotten_is_taken_again", forgotten),
         trial("a_lease_is_renewed_after_the_server_was_killed", killed),
+        trial("a_lease_takes_the_form_that_the_account_allows", forms),
+        trial("a_lease_that_the_account_does_not_allow_is_refused_with_the_reason", refused),
     ]
 }
 
@@ -119,5 +126,108 @@ async fn killed() -> anyhow::Result<()> {
         client.leaves().await.ok().filter(|l| *l == [beat(1, sequence)])
     })
     .await?;
+    Ok(())
+}
+
+/// A server whose clients are in one account with these limits, with a client that may do everything.
+async fn limited(limits: &str) -> anyhow::Result<(tempfile::TempDir, PlainServer, Bus, jetstream::Context)> {
+    let dir = tempfile::tempdir()?;
+    let store = dir.path().join("js");
+    let config = format!(
+        "jetstream {{ store_dir: {store:?}, max_mem: 64MB, max_file: 1GB }}\n\
+         accounts {{ A {{ jetstream: {limits}, users: [{{ user: a, password: a }}] }} }}\nno_auth_user: a"
+    );
+    let server = PlainServer::start(dir.path(), &config).await?;
+    let mut settings = ConnectSettings::new(&server.url());
+    settings.inbox_prefix = "_INBOX.leafd".to_owned();
+    let bus = Bus::connect(&settings).await?;
+    tokio::time::timeout(LIMIT, bus.connected()).await?;
+    let client = async_nats::connect(server.url()).await?;
+    Ok((dir, server, bus, jetstream::new(client)))
+}
+
+async fn forms() -> anyhow::Result<()> {
+    use StorageType::{File, Memory};
+    let (mega, kilo) = (1 << 20, 1 << 10);
+    for (limits, storage, max_bytes, bucket_bytes) in [
+        ("{ max_mem: 8MB, max_file: 512MB }", Memory, -1, -1),
+        ("{ max_mem: 0, max_file: 512MB }", File, -1, -1),
+        (
+            "{ max_mem: 8MB, max_file: 512MB, max_bytes_required: true }",
+            Memory,
+            mega,
+            256 * mega,
+        ),
+        (
+            "{ max_mem: 0, max_file: 40MB, max_bytes_required: true }",
+            File,
+            mega,
+            16 * mega,
+        ),
+        (
+            "{ max_mem: 8MB, max_file: 100MB, max_bytes_required: true, mem_max_stream_bytes: 65536, \
+             disk_max_stream_bytes: 4194304 }",
+            Memory,
+            64 * kilo,
+            4 * mega,
+        ),
+    ] {
+        let (_dir, _server, bus, context) = limited(limits).await?;
+        let mut lease = Lease::acquire(&bus, &beat(1, 1), false).await?;
+        lease.renew(&beat(1, 2)).await?;
+        let other = Lease::acquire(&bus, &beat(2, 1), false).await;
+        ensure!(matches!(other, Err(LeaseError::HeldBy(_))), "{limits}: {other:?}");
+        let config = context.get_stream("LEASES").await?.cached_info().config.clone();
+        ensure!(
+            config.storage == storage && config.max_bytes == max_bytes && config.max_messages_per_subject == 1,
+            "{limits}: {config:?}"
+        );
+        lease.release().await?;
+        // A stream that exists is kept in its form.
+        Lease::acquire(&bus, &beat(2, 1), false).await?;
+
+        let bucket = StateBucket::ensure(&bus, &leaf()).await?;
+        bucket.apply(&[("leaf".to_owned(), Some("{}".into()))]).await?;
+        StateBucket::ensure(&bus, &leaf()).await?;
+        let config = context.get_stream("KV_leaf_state").await?.cached_info().config.clone();
+        ensure!(config.max_bytes == bucket_bytes, "{limits}: {config:?}");
+    }
+    Ok(())
+}
+
+async fn refused() -> anyhow::Result<()> {
+    let stream = |name: &str, subject: &str| jetstream::stream::Config {
+        name: name.to_owned(),
+        subjects: vec![subject.to_owned()],
+        ..Default::default()
+    };
+    let limits = "{ max_mem: 8MB, max_file: 100MB, max_streams: 1 }";
+    for (limits, other, says) in [
+        (limits, stream("OTHER", "other"), "maximum number of streams"),
+        (
+            "enabled",
+            stream("LEASES", "other"),
+            "remove it, or give the leaves an account without it",
+        ),
+        ("enabled", stream("OTHER", "leaf.v1.beat.*"), "overlap"),
+    ] {
+        let (_dir, _server, bus, context) = limited(limits).await?;
+        let name = other.name.clone();
+        context.create_stream(other).await?;
+        let Err(LeaseError::Stream(error)) = Lease::acquire(&bus, &beat(1, 1), false).await else {
+            anyhow::bail!("{name} is no obstacle")
+        };
+        ensure!(error.is_refusal() && error.to_string().contains(says), "{name}: {error}");
+        context.delete_stream(&name).await?;
+        until("the lease", || async {
+            Lease::acquire(&bus, &beat(1, 1), false).await.ok()
+        })
+        .await?;
+    }
+    let (_dir, _server, bus, _) = limited("disabled").await?;
+    let Err(LeaseError::Stream(error)) = Lease::acquire(&bus, &beat(1, 1), false).await else {
+        anyhow::bail!("an account without JetStream")
+    };
+    ensure!(error == StreamError::JetStreamOff && error.is_refusal(), "{error:?}");
     Ok(())
 }

@@ -165,6 +165,16 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             company::the_same_name,
         ),
         host.trial(
+            "a leaf whose lease the server refuses is not ready, says why, and is ready once it has the lease",
+            &[],
+            company::without_a_lease,
+        ),
+        host.trial(
+            "a leaf that started without a connection ends when the server refuses its lease, and then waits for it",
+            &[],
+            company::a_lease_that_is_refused_later,
+        ),
+        host.trial(
             "a leaf with a history starts without a server, and publishes once it is reachable",
             &[],
             company::without_a_server,

@@ -66,6 +66,64 @@ pub(super) async fn the_same_name() -> anyhow::Result<()> {
     load::check_shown(&mut second, &TestLeaf::replay(&events)?).await
 }
 
+/// Two leaves of one name, and neither can have the lease by which it would notice the other.
+pub(super) async fn without_a_lease() -> anyhow::Result<()> {
+    let hub = Hub::start().await?;
+    let context = async_nats::jetstream::new(hub.nats_of_streams().await?);
+    let foreign = async_nats::jetstream::stream::Config {
+        name: "LEASES".to_owned(),
+        subjects: vec!["something.else".to_owned()],
+        ..Default::default()
+    };
+    context.create_stream(foreign).await?;
+    let mut first = hub.setup().launch().await?;
+    let mut second = hub.setup().launch().await?;
+    for leaf in [&first, &second] {
+        leaf.logged("not ready: this is tried again until it succeeds").await?;
+        leaf.logged("the stream LEASES belongs to another application").await?;
+        leaf.logged("remove it, or give the leaves an account without it").await?;
+    }
+    // Nobody answers in the name of both.
+    second.kill().await?;
+    ensure!(!first.log().contains("status=\"leaf "), "it is ready:\n{}", first.log_end());
+    context.delete_stream("LEASES").await?;
+    first.ready().await?;
+    let shown = first.show().await?;
+    second.launch_again()?;
+    second
+        .refuses(&[&format!("leaf {} is held by instance {}", hub.leaf, shown.instance)])
+        .await
+}
+
+/// A leaf that started without a connection is told by the server that it can't have its lease.
+pub(super) async fn a_lease_that_is_refused_later() -> anyhow::Result<()> {
+    let mut hub = Hub::start().await?;
+    let mut leaf = hub.setup().start().await?;
+    leaf.published().await?;
+    leaf.stop().await?;
+    let context = async_nats::jetstream::new(hub.nats_of_streams().await?);
+    context.delete_stream("LEASES").await?;
+    let foreign = async_nats::jetstream::stream::Config {
+        name: "LEASES".to_owned(),
+        subjects: vec!["something.else".to_owned()],
+        ..Default::default()
+    };
+    context.create_stream(foreign).await?;
+    hub.stop().await;
+    leaf.start_again().await?;
+    hub.start_again().await?;
+    leaf.refuses(&[
+        &format!("the NATS server refuses the lease on the name {}", hub.leaf),
+        "the stream LEASES belongs to another application",
+    ])
+    .await?;
+    leaf.launch_again()?;
+    leaf.logged("not ready: this is tried again until it succeeds").await?;
+    let context = async_nats::jetstream::new(hub.nats_of_streams().await?);
+    context.delete_stream("LEASES").await?;
+    leaf.ready().await
+}
+
 pub(super) async fn without_a_server() -> anyhow::Result<()> {
     let mut hub = Hub::start().await?;
     let mut leaf = hub.setup().start().await?;
