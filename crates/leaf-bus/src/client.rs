@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::{HeaderMap, Message};
-use futures::{Stream, StreamExt as _};
+use futures::Stream;
 use leaf_core::beat::Beat;
 use leaf_core::command::{COMMAND_ID_HEADER, Request};
 use leaf_core::event::header;
 use leaf_core::id::{Caller, CommandId, ContainerName, JobId, LeafName};
-use leaf_core::job::Progress;
 use leaf_core::json::to_json;
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::subject::{self, CommandSubject};
@@ -24,6 +23,7 @@ use crate::stream_error::{RequestError, StreamError, request_error};
 
 pub use crate::client_error::ClientError;
 pub use crate::follow::EventsFrom;
+pub use crate::job_hints::JobHints;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -92,26 +92,6 @@ impl Default for CallOptions {
             correlation: None,
         }
     }
-}
-
-/// A message of a running job.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum JobMessage {
-    /// The job's progress.
-    Progress(Progress),
-    /// A piece of its log. A reader that has read the log up to some offset (with `job.log`) continues with the first
-    /// piece whose `next_offset` is greater.
-    Log {
-        /// The offset in the log where the piece begins, in bytes.
-        offset: u64,
-        /// The offset where the next piece begins, in bytes. The text may be shorter than the piece: bytes that are not
-        /// UTF-8 are replaced, and parts of a very verbose job are left out.
-        next_offset: u64,
-        /// The piece's text.
-        text: String,
-    },
-    /// The job has ended; `job.show` returns its outcome.
-    Ended,
 }
 
 /// A caller's connection.
@@ -273,33 +253,18 @@ impl Client {
         serde_json::from_slice(&answer.payload).map_err(|source| ClientError::Unreadable { subject, source })
     }
 
-    /// Returns the messages of a running job from now on. The stream has no end: the job's state tells when it has
-    /// ended.
+    /// Returns hints from now on that a running job may have something new to say, which [`ShowJob`] and [`ReadJobLog`]
+    /// return. The job's messages themselves are not read: another caller can have the server send some.
+    ///
+    /// [`ShowJob`]: leaf_core::command::ShowJob
+    /// [`ReadJobLog`]: leaf_core::command::ReadJobLog
     ///
     /// # Errors
     /// [`ClientError`] if there is no connection.
-    pub async fn job_messages(
-        &self,
-        leaf: &LeafName,
-        job: JobId,
-    ) -> Result<impl Stream<Item = JobMessage> + Send + Unpin + use<>, ClientError> {
-        let progress = subject::job_progress(leaf, job);
-        let (log, ended) = (subject::job_log(leaf, job), subject::job_ended(leaf, job));
+    pub async fn job_hints(&self, leaf: &LeafName, job: JobId) -> Result<JobHints, ClientError> {
         let subscriber = self.link.subscribe(subject::job_messages(leaf, job)).await?;
         self.link.flush(API_TIMEOUT).await?;
-        // Messages that can't be read are skipped: they are transient.
-        Ok(subscriber.filter_map(move |message| {
-            let read = if *message.subject == *progress {
-                serde_json::from_slice(&message.payload)
-                    .ok()
-                    .map(JobMessage::Progress)
-            } else if *message.subject == *log {
-                read_log(&message)
-            } else {
-                (*message.subject == *ended).then_some(JobMessage::Ended)
-            };
-            std::future::ready(read)
-        }))
+        Ok(JobHints::new(subscriber))
     }
 
     /// Returns the last sequence number of a leaf's stream; 0 if it is empty.
@@ -340,17 +305,6 @@ impl Client {
     pub async fn close(self, limit: Duration) {
         self.link.close(limit).await;
     }
-}
-
-/// Returns the piece of a job's log in a message, or `None` without its offsets.
-fn read_log(message: &Message) -> Option<JobMessage> {
-    let headers = message.headers.as_ref()?;
-    let number = |name: &str| headers.get(name)?.as_str().parse().ok();
-    Some(JobMessage::Log {
-        offset: number(header::OFFSET)?,
-        next_offset: number(header::NEXT_OFFSET)?,
-        text: String::from_utf8_lossy(&message.payload).into_owned(),
-    })
 }
 
 /// Returns the problem in a reply, if the reply is an error.

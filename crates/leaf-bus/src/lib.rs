@@ -15,6 +15,7 @@ pub mod embedded;
 mod follow;
 pub mod identity;
 mod jetstream;
+mod job_hints;
 mod jobs;
 pub mod kv;
 pub mod lease;

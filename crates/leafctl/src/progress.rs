@@ -64,10 +64,15 @@ impl JobBar {
         }
     }
 
+    /// Returns whether it prints lines of the job's log.
+    pub(crate) fn shows_log(&self) -> bool {
+        self.plain || !self.bar.is_hidden()
+    }
+
     /// Prints lines of the job's log above the bar.
     pub(crate) fn log(&self, text: &str) {
         // Queried before `suspend`, which locks the bar.
-        if self.plain || !self.bar.is_hidden() {
+        if self.shows_log() {
             self.bar.suspend(|| tell(text.strip_suffix('\n').unwrap_or(text)));
         }
     }

@@ -176,7 +176,8 @@ fn overview(types: &[MessageType]) -> String {
         two hexadecimal digits per byte of UTF-8. The same holds for the headers of commands.\n\
          \n## Messages of a job\n\n\
          Messages about a running job: CloudEvents with the headers of an event except the last three, sent once and not \
-         stored.\n\n",
+         stored. Other callers can have the server send messages to these subjects, so a client takes them as a hint to ask \
+         with `job.show` and `job.log`.\n\n",
     );
     of_role(&mut text, types, Role::Job);
     let _ = writeln!(

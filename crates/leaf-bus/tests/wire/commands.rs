@@ -5,15 +5,17 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use async_nats::{HeaderMap, Message};
 use futures::StreamExt as _;
-use leaf_bus::client::{CallError, CallOptions, Client, EventsFrom, JobMessage};
+use leaf_bus::client::{CallError, CallOptions, Client, EventsFrom};
 use leaf_bus::connect::Bus;
 use leaf_bus::identity::{admin_caller, daemon_caller};
 use leaf_bus::serve::{Server, ServiceInfo};
 use leaf_bus::stream::{EventStream, StreamSettings};
 use leaf_core::command::{CancelJob, DestroyContainer, Destroyed, LogChunk, MAX_COMMAND_BYTES};
 use leaf_core::id::{CommandId, ContainerName, JobId, LeafName};
-use leaf_core::job::Progress;
+use leaf_core::event::header;
+use leaf_core::job::{PROGRESS_TYPE, Progress};
 use leaf_core::problem::{Problem, ProblemCode};
+use leaf_core::subject;
 use libtest_mimic::Trial;
 use serde_json::Value;
 
@@ -37,12 +39,12 @@ pub(super) fn trials() -> Vec<Trial> {
         trial("ping_info_and_stats_have_the_shapes_of_adr_32", discovery),
         trial("a_draining_server_gives_what_came_before_and_then_ends", drain),
         trial("commands_are_answered_again_after_the_server_was_killed", killed),
-        trial("what_a_job_says_comes_through", job_messages),
+        trial("what_a_job_says_is_published_and_a_hint_for_clients", job_messages),
         trial("events_are_read_and_followed_over_a_killed_server", follow),
     ]
 }
 
-async fn server(bus: &Bus) -> anyhow::Result<Server> {
+pub(super) async fn server(bus: &Bus) -> anyhow::Result<Server> {
     let info = ServiceInfo {
         leaf: leaf(),
         instance: instance(5),
@@ -438,13 +440,19 @@ async fn job_messages() -> anyhow::Result<()> {
     let (site, bus) = site_with_daemon().await?;
     let client = admin(&site).await?;
     let job = JobId(uuid::Uuid::from_u128(9));
-    let mut messages = client.job_messages(&leaf(), job).await?;
+    let user = site.admin().await?;
+    let mut messages = user
+        .client
+        .subscribe(subject::job_messages(&leaf(), job))
+        .await?;
+    // Its answer shows that the subscription is with the server.
+    user.client.request("$JS.API.INFO", "".into()).await?;
+    let mut hints = client.job_hints(&leaf(), job).await?;
     let progress = Progress {
         done: 1,
         expected: 3,
         ..Progress::default()
     };
-    // The subscription is with the server once one has come through.
     bus.publish_progress(&leaf(), job, &progress).await;
     let piece = LogChunk {
         text: "two\nlines \u{fffd}\n".to_owned(),
@@ -458,16 +466,24 @@ async fn job_messages() -> anyhow::Result<()> {
             .await?
             .context("a message")
     };
-    ensure!(next().await? == JobMessage::Progress(progress));
-    ensure!(
-        next().await?
-            == JobMessage::Log {
-                offset: 7,
-                next_offset: 17,
-                text: piece.text
-            }
-    );
-    ensure!(next().await? == JobMessage::Ended);
+    let header = |message: &Message, name: &str| {
+        let headers = message.headers.as_ref();
+        headers.and_then(|headers| Some(headers.get(name)?.to_string()))
+    };
+    let said = next().await?;
+    ensure!(*said.subject == *subject::job_progress(&leaf(), job));
+    ensure!(header(&said, "ce-type").as_deref() == Some(PROGRESS_TYPE));
+    ensure!(serde_json::from_slice::<Progress>(&said.payload)? == progress);
+    let said = next().await?;
+    ensure!(*said.subject == *subject::job_log(&leaf(), job) && said.payload == piece.text);
+    ensure!(header(&said, header::OFFSET).as_deref() == Some("7"));
+    ensure!(header(&said, header::NEXT_OFFSET).as_deref() == Some("17"));
+    let said = next().await?;
+    ensure!(*said.subject == *subject::job_ended(&leaf(), job));
+    // Together they are one hint, or two if the first came early.
+    let began = tokio::time::Instant::now();
+    hints.next(LIMIT).await;
+    ensure!(began.elapsed() < LIMIT, "no hint");
     Ok(())
 }
 

@@ -29,7 +29,7 @@ pub(super) fn trials() -> Vec<Trial> {
     ]
 }
 
-fn beat(run: u128, sequence: u64) -> Beat {
+pub(super) fn beat(run: u128, sequence: u64) -> Beat {
     let time = jiff::Timestamp::from_second(1_700_000_000).expect("a time");
     Beat {
         leaf: leaf(),

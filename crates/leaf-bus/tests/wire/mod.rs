@@ -2,6 +2,7 @@
 
 mod commands;
 mod connecting;
+mod forged;
 mod leases;
 mod plain;
 mod streams;
@@ -25,6 +26,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials.extend(commands::trials());
     trials.extend(streams::trials());
     trials.extend(leases::trials());
+    trials.extend(forged::trials());
     trials
 }
 

@@ -1,9 +1,7 @@
 use std::path::Path;
 
 use clap::Args;
-use futures::StreamExt as _;
-use leaf_bus::client::JobMessage;
-use leaf_core::command::{self, ShowJob};
+use leaf_core::command::{self, ReadJobLog, ShowJob};
 use leaf_core::id::{JobId, LeafName, StorePath};
 use leaf_core::job::{Installable, Job, JobPhase, JobResult};
 
@@ -85,13 +83,24 @@ pub(crate) async fn follow(
     output: Output,
 ) -> Result<Job, Error> {
     // Subscribes before the first query, so that the job's end can't be missed in between.
-    let mut messages = session.client.job_messages(leaf, id).await?;
+    let mut hints = session.client.job_hints(leaf, id).await?;
     let mut bar = JobBar::new(!output.is_json());
-    let mut job = session.call_to(leaf, &ShowJob { id }).await?.job;
+    let mut offset = 0;
     let interrupt = tokio::signal::ctrl_c();
     tokio::pin!(interrupt);
-    while !job.phase.is_final() {
-        let next = tokio::select! {
+    let job = loop {
+        let report = session.call_to(leaf, &ShowJob { id }).await?;
+        // After the state: the log of a job that has ended is complete.
+        if bar.shows_log() {
+            print_log(session, leaf, id, &mut offset, &bar).await?;
+        }
+        if report.job.phase.is_final() {
+            break report.job;
+        }
+        if let Some(progress) = &report.progress {
+            bar.progress(progress);
+        }
+        tokio::select! {
             biased;
             _ = &mut interrupt => {
                 bar.finish();
@@ -101,17 +110,9 @@ pub(crate) async fn follow(
                     )),
                 });
             }
-            next = tokio::time::timeout(session.look_again_after(), messages.next()) => next,
-        };
-        match next {
-            Ok(Some(JobMessage::Progress(progress))) => bar.progress(&progress),
-            Ok(Some(JobMessage::Log { text, .. })) => bar.log(&text),
-            // The job has ended. Or a message was lost with the connection, hence the query from time to time.
-            Ok(Some(JobMessage::Ended) | None) | Err(_) => {
-                job = session.call_to(leaf, &ShowJob { id }).await?.job;
-            }
+            () = hints.next(session.look_again_after()) => {}
         }
-    }
+    };
     bar.finish();
     match job.phase {
         JobPhase::Succeeded => Ok(job),
@@ -123,6 +124,28 @@ pub(crate) async fn follow(
                 job.error.as_deref().unwrap_or("the reason is unknown")
             ),
         }),
+    }
+}
+
+/// Prints what a job's log has from this offset on.
+async fn print_log(
+    session: &Session,
+    leaf: &LeafName,
+    id: JobId,
+    offset: &mut u64,
+    bar: &JobBar,
+) -> Result<(), Error> {
+    loop {
+        let request = ReadJobLog { id, offset: *offset };
+        let chunk = session.call_to(leaf, &request).await?;
+        if !chunk.text.is_empty() {
+            bar.log(&chunk.text);
+        }
+        let moved = chunk.next_offset > *offset;
+        *offset = chunk.next_offset;
+        if chunk.complete || !moved {
+            return Ok(());
+        }
     }
 }
 
