@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use leaf_bus::connect::{Bus, ConnectSettings};
+use leaf_bus::embedded::SYNC_INTERVAL;
 use leaf_bus::publisher::Publisher;
 use leaf_bus::stream::{Comparison, EventStream, StreamError, StreamSettings, StreamState};
 use leaf_core::error::chain;
@@ -38,8 +39,10 @@ const FIRST_RESTART_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_RESTART_PAUSE: Duration = Duration::from_secs(300);
 
 /// How long the journal keeps an event after the stream acknowledged it. It is more than twice the longest time that a
-/// server with default settings takes to sync (two minutes), so the stream has the event on its disk by then.
+/// server with default settings takes to sync (two minutes, as the embedded one), so the stream has the event on its disk by
+/// then.
 const KEEP: Duration = Duration::from_secs(600);
+const _: () = assert!(KEEP.as_secs() > 2 * SYNC_INTERVAL.as_secs());
 
 /// The known content of the stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

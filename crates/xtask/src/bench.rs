@@ -66,7 +66,7 @@ enum Name {
     Start,
     /// `leafctl nix build` compared with nix
     Build,
-    /// Memory and wake-ups at rest
+    /// Memory, wake-ups and processor time at rest
     Rest,
 }
 

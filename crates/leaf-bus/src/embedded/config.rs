@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::processes::listener_on;
-use super::{EmbeddedError, EmbeddedSettings};
+use super::{EmbeddedError, EmbeddedSettings, SYNC_INTERVAL};
 use crate::identity::Identity;
 use crate::identity::files::{private_dir, write_private};
 
@@ -96,12 +96,13 @@ impl Home {
              server_name: {name}\nhost: {host}\nport: {port}\n\
              max_payload: {max_payload}\n\
              log_file: {log}\nlogfile_size_limit: 4MB\nlogfile_max_num: 2\n\
-             jetstream {{\n  store_dir: {store}\n  sync_interval: \"1s\"\n  max_file_store: {max_file}\n  max_memory_store: {max_memory}\n}}\n\
+             jetstream {{\n  store_dir: {store}\n  sync_interval: \"{sync}s\"\n  max_file_store: {max_file}\n  max_memory_store: {max_memory}\n}}\n\
              {identity}",
             name = quote(identity.leaf().as_str()),
             host = quote(&address.ip().to_string()),
             port = address.port(),
             max_payload = settings.max_payload,
+            sync = SYNC_INTERVAL.as_secs(),
             log = quote_path(&self.log)?,
             store = quote_path(&self.store)?,
             max_memory = settings.max_memory_store,

@@ -35,6 +35,10 @@ const GOOD_RUN: Duration = Duration::from_secs(3);
 /// How many bytes of the log an error contains.
 const LOG_TAIL_BYTES: u64 = 4096;
 
+/// How often the server syncs what it has stored: its own default. It looks for unsynced data that often also while idle. A
+/// power cut may lose what it acknowledged since, so whoever publishes what must not be lost keeps it for longer.
+pub const SYNC_INTERVAL: Duration = Duration::from_secs(120);
+
 /// The settings of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EmbeddedSettings {

@@ -2,11 +2,12 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::Value;
+use tempfile::TempDir;
 
 use super::leaf::Measured;
 use super::numbers::{Row, Target, each, median, ms, number};
@@ -26,7 +27,7 @@ const COMMANDS: usize = 4096;
 const WORKLOAD: usize = 100;
 /// How long after its last work a leaf is idle, and how long it is observed then.
 const SETTLED_AFTER: Duration = Duration::from_secs(15);
-const WATCHED_FOR: Duration = Duration::from_secs(30);
+const WATCHED_FOR: Duration = Duration::from_secs(60);
 
 /// A command's round trip, compared with a bare responder's.
 pub(super) fn round_trip(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
@@ -265,7 +266,9 @@ fn write_build(directory: &Path) -> Result<String> {
 pub(super) fn rest(programs: &Programs, _rounds: usize) -> Result<Vec<Row>> {
     let leaf = Measured::start(programs)?;
     leaf.wait_published()?;
-    let fresh = watch(leaf.pid())?;
+    let bare = BareServer::start(&programs.nats_server)?;
+    let servers = [child_of(leaf.pid(), "nats-server")?, bare.child.id()];
+    let (fresh, [embedded, alone]) = watch_with(leaf.pid(), servers)?;
     let file = write_build(leaf.directory())?;
     let toplevel = toplevel(leaf.directory())?;
     let toplevel = toplevel.to_str().context("a store path is text")?;
@@ -284,7 +287,7 @@ pub(super) fn rest(programs: &Programs, _rounds: usize) -> Result<Vec<Row>> {
     for command in day.iter().cycle().take(WORKLOAD) {
         output(leaf.leafctl().args(*command))?;
     }
-    let worked = watch(leaf.pid())?;
+    let (worked, [embedded_after, alone_after]) = watch_with(leaf.pid(), servers)?;
     leaf.stop()?;
     let rows = |when: &str, seen: &Seen| {
         let mb = |kib: u64| kib as f64 * 1024.0 / 1e6;
@@ -299,11 +302,88 @@ pub(super) fn rest(programs: &Programs, _rounds: usize) -> Result<Vec<Row>> {
             )
             .limit(mb(seen.resident_kib), Target::AtMost(20.0)),
             Row::report(format!("its wake-ups, {when}"), format!("{:.1}/s", seen.wake_ups)),
+            Row::report(
+                format!("its processor time in {} s, {when}", WATCHED_FOR.as_secs()),
+                ms(seen.processor.as_secs_f64()),
+            ),
         ]
     };
+    let server = |when: &str, embedded: Duration, alone: Duration| {
+        let what = format!(
+            "processor time of the idle embedded server in {} s, {when}, compared with a server that nobody uses",
+            WATCHED_FOR.as_secs()
+        );
+        let (embedded, alone) = (embedded.as_secs_f64(), alone.as_secs_f64());
+        Row::report(what, ms(embedded))
+            .against(ms(alone), embedded / alone)
+            .target(Target::AtMost(2.0))
+    };
     let mut all = rows("after its start", &fresh).into_iter().collect::<Vec<_>>();
-    all.extend(rows(&format!("after {WORKLOAD} commands"), &worked));
+    all.push(server("after its start", embedded, alone));
+    let when = format!("after {WORKLOAD} commands");
+    all.extend(rows(&when, &worked));
+    all.push(server(&when, embedded_after, alone_after));
     Ok(all)
+}
+
+/// A nats-server with JetStream and without clients; it is ended when dropped.
+struct BareServer {
+    child: Child,
+    _directory: TempDir,
+}
+
+impl BareServer {
+    fn start(program: &Path) -> Result<Self> {
+        let directory = tempfile::Builder::new()
+            .prefix("cim-leaf-bench-")
+            .tempdir()
+            .context("can't make a temporary directory")?;
+        let config = directory.path().join("bare.conf");
+        let text = format!(
+            "listen: \"127.0.0.1:-1\"\njetstream {{ store_dir: \"{}\" }}\n",
+            directory.path().join("bare").display()
+        );
+        std::fs::write(&config, text).with_context(|| format!("can't write {}", config.display()))?;
+        let child = Command::new(program)
+            .arg("-c")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("can't run {}", program.display()))?;
+        Ok(Self {
+            child,
+            _directory: directory,
+        })
+    }
+}
+
+impl Drop for BareServer {
+    fn drop(&mut self) {
+        // An error means that it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Returns the child of a process that has this name.
+fn child_of(parent: u32, name: &str) -> Result<u32> {
+    for entry in std::fs::read_dir("/proc").context("can't list the processes")? {
+        let entry = entry.context("can't list the processes")?;
+        let Some(pid) = entry.file_name().to_str().and_then(|pid| pid.parse().ok()) else {
+            continue;
+        };
+        // A process may have ended in the meantime.
+        let Ok(status) = std::fs::read_to_string(entry.path().join("status")) else {
+            continue;
+        };
+        let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+        if value("Name:") == Some(name) && value("PPid:") == Some(parent.to_string().as_str()) {
+            return Ok(pid);
+        }
+    }
+    Err(anyhow!("process {parent} has no child {name}"))
 }
 
 /// The resource usage of an idle process.
@@ -312,18 +392,45 @@ struct Seen {
     proportional_kib: u64,
     /// Per second.
     wake_ups: f64,
+    processor: Duration,
 }
 
-fn watch(pid: u32) -> Result<Seen> {
+/// Watches an idle process, and the processor time of others meanwhile.
+fn watch_with<const N: usize>(pid: u32, others: [u32; N]) -> Result<(Seen, [Duration; N])> {
     pause(SETTLED_AFTER);
     let (before, since) = (switches(pid)?, Instant::now());
+    let used_before = processor_time(pid)?;
+    let mut used = [Duration::ZERO; N];
+    for (used, other) in used.iter_mut().zip(others) {
+        *used = processor_time(other)?;
+    }
     pause(WATCHED_FOR);
     let wake_ups = switches(pid)?.saturating_sub(before) as f64 / since.elapsed().as_secs_f64();
-    Ok(Seen {
+    for (used, other) in used.iter_mut().zip(others) {
+        *used = processor_time(other)?.saturating_sub(*used);
+    }
+    let seen = Seen {
+        processor: processor_time(pid)?.saturating_sub(used_before),
         resident_kib: field(&PathBuf::from(format!("/proc/{pid}/status")), "VmRSS:")?,
         proportional_kib: field(&PathBuf::from(format!("/proc/{pid}/smaps_rollup")), "Pss:")?,
         wake_ups,
-    })
+    };
+    Ok((seen, used))
+}
+
+/// Returns the time that a process's threads have spent on a processor: the first figure of `schedstat`
+/// (Documentation/scheduler/sched-stats.rst of Linux), in nanoseconds.
+fn processor_time(pid: u32) -> Result<Duration> {
+    let tasks = format!("/proc/{pid}/task");
+    let mut sum = 0;
+    for task in std::fs::read_dir(&tasks).with_context(|| format!("can't read {tasks}"))? {
+        let file = task.context("can't read a thread")?.path().join("schedstat");
+        // A thread may have ended in the meantime.
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        let spent = text.split_whitespace().next().and_then(|first| first.parse::<u64>().ok());
+        sum += spent.unwrap_or(0);
+    }
+    Ok(Duration::from_nanos(sum))
 }
 
 #[expect(
