@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::{HeaderMap, Message};
+use bytes::Bytes;
 use futures::Stream;
 use leaf_core::beat::Beat;
 use leaf_core::command::{COMMAND_ID_HEADER, Request};
@@ -17,6 +18,7 @@ use crate::client_error::read_json;
 use crate::jetstream::API_TIMEOUT;
 use crate::level::Mode;
 use crate::link::Link;
+use crate::parts::{self, Assembled, Assembly, PARTS_HEADER, REPLY_BYTES_HEADER};
 use crate::service::{ERROR_CODE_HEADER, ERROR_HEADER};
 use crate::settings::{ConnectError, ConnectSettings};
 use crate::stream_error::{RequestError, StreamError, request_error};
@@ -207,25 +209,49 @@ impl Client {
         if let Some(mark) = &options.correlation {
             headers.insert(header::CORRELATION_ID, header::encode(mark).as_ref());
         }
-        let headers = (!headers.is_empty()).then_some(headers);
+        let body = Bytes::from(body);
+        let failed = |error| call_error(error, leaf, &options);
+        let some_headers = (!headers.is_empty()).then(|| headers.clone());
         let answer = self
             .link
-            .quick_request(&subject, headers, body.into(), options.timeout)
-            .await;
-        let answer = answer.map_err(|error| match error {
-            RequestError::NoResponders => CallError::NoLeaf(leaf.clone()),
-            RequestError::TimedOut => CallError::TimedOut {
-                leaf: leaf.clone(),
-                seconds: options.timeout.as_secs_f64(),
-            },
-            RequestError::Disconnected => CallError::Disconnected,
-            RequestError::Forbidden(what) => CallError::NoPermission { what },
-            RequestError::TooLarge(what) => CallError::TooLarge(what),
-            RequestError::Other(what) => CallError::Other(what),
-        })?;
-        match read_problem(&answer) {
-            Some(problem) => Err(problem.into()),
-            None => Ok(answer.payload.to_vec()),
+            .quick_request(&subject, some_headers, body.clone(), options.timeout)
+            .await
+            .map_err(failed)?;
+        if let Some(id) = id_of_too_large(&answer) {
+            // A change gets its first reply again; a query is asked once more.
+            headers.insert(COMMAND_ID_HEADER, id.as_str());
+            headers.insert(PARTS_HEADER, parts::ACCEPTED);
+            return self
+                .call_in_parts(&subject, headers, body, options.timeout)
+                .await
+                .map_err(failed)?;
+        }
+        body_of(&answer)
+    }
+
+    /// Sends a command whose reply comes in parts, and returns the reply's body.
+    async fn call_in_parts(
+        &self,
+        subject: &str,
+        headers: HeaderMap,
+        body: Bytes,
+        timeout: Duration,
+    ) -> Result<Result<Vec<u8>, CallError>, RequestError> {
+        let mut replies = self.link.ask(subject, Some(headers), body).await?;
+        let mut assembly = Assembly::default();
+        let mut is_first = true;
+        loop {
+            let message = replies.next(timeout).await?;
+            match assembly.add(&message) {
+                Assembled::Whole(body) => return Ok(Ok(body)),
+                Assembled::More => is_first = false,
+                // It is a whole reply: a problem, or by now small enough.
+                Assembled::Broken if is_first => return Ok(body_of(&message)),
+                Assembled::Broken => {
+                    let what = "a part of the leaf's reply is missing".to_owned();
+                    return Ok(Err(CallError::Other(what)));
+                }
+            }
         }
     }
 
@@ -240,10 +266,7 @@ impl Client {
         timeout: Duration,
     ) -> Result<serde_json::Value, ClientError> {
         let subject = subject::container_health(leaf, container);
-        let answer = self
-            .link
-            .request(&subject, None, bytes::Bytes::new(), timeout)
-            .await;
+        let answer = self.link.request(&subject, None, Bytes::new(), timeout).await;
         let answer = answer.map_err(|e| match e {
             RequestError::NoResponders => StreamError::Unanswered {
                 what: format!("{subject}: no subscriber"),
@@ -305,6 +328,35 @@ impl Client {
     pub async fn close(self, limit: Duration) {
         self.link.close(limit).await;
     }
+}
+
+fn call_error(error: RequestError, leaf: &LeafName, options: &CallOptions) -> CallError {
+    match error {
+        RequestError::NoResponders => CallError::NoLeaf(leaf.clone()),
+        RequestError::TimedOut => CallError::TimedOut {
+            leaf: leaf.clone(),
+            seconds: options.timeout.as_secs_f64(),
+        },
+        RequestError::Disconnected => CallError::Disconnected,
+        RequestError::Forbidden(what) => CallError::NoPermission { what },
+        RequestError::TooLarge(what) => CallError::TooLarge(what),
+        RequestError::Other(what) => CallError::Other(what),
+    }
+}
+
+/// Returns the body of a reply, or its problem.
+fn body_of(answer: &Message) -> Result<Vec<u8>, CallError> {
+    match read_problem(answer) {
+        Some(problem) => Err(problem.into()),
+        None => Ok(answer.payload.to_vec()),
+    }
+}
+
+/// Returns the command's id if the answer says that the reply is too large for one message.
+fn id_of_too_large(answer: &Message) -> Option<CommandId> {
+    let headers = answer.headers.as_ref()?;
+    headers.get(REPLY_BYTES_HEADER)?;
+    CommandId::new(headers.get(header::CAUSATION_ID)?.as_str()).ok()
 }
 
 /// Returns the problem in a reply, if the reply is an error.

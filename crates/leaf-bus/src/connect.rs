@@ -86,6 +86,18 @@ impl Bus {
         self.store.server()
     }
 
+    /// The largest message that the servers of all connections accept, with its headers, in bytes; `None` before the first
+    /// connection.
+    #[must_use]
+    pub fn max_message_bytes(&self) -> Option<usize> {
+        let of_streams = self.store.max_message_bytes()?;
+        Some(if self.apart {
+            of_streams.min(self.link.max_message_bytes()?)
+        } else {
+            of_streams
+        })
+    }
+
     /// The number of messages that were dropped because a subscriber was too slow.
     #[must_use]
     pub fn dropped_messages(&self) -> u64 {

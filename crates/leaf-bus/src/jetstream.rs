@@ -228,8 +228,12 @@ impl Link {
         differs: impl Fn(&Config) -> Option<String>,
         merge: impl Fn(&mut Config),
     ) -> Result<(Info, bool), StreamError> {
-        let is_limited =
-            |error: &StreamError| matches!(error, StreamError::StorageFull { .. } | StreamError::Limited { .. });
+        let is_limited = |error: &StreamError| {
+            matches!(
+                error,
+                StreamError::StorageFull { .. } | StreamError::Limited { .. }
+            )
+        };
         let refused = match self.ensure_stream(best, &differs, &merge).await {
             Err(error) if is_limited(&error) => error,
             other => return other,

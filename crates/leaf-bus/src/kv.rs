@@ -7,6 +7,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use bytes::Bytes;
 use leaf_core::id::LeafName;
+use leaf_core::state::fit_entry;
 use leaf_core::subject;
 use serde_json::Value;
 
@@ -14,6 +15,7 @@ use crate::client_error::{ClientError, read_json};
 use crate::connect::Bus;
 use crate::jetstream::{API_TIMEOUT, last_of_each_subject, read_ack};
 use crate::link::{Link, Wait};
+use crate::parts;
 use crate::stream_error::{RequestError, StreamError, publish_error, request_error};
 
 /// The number of entries that may be unacknowledged at once.
@@ -80,6 +82,8 @@ impl StateBucket {
     /// The [`StreamError`] of the first entry that could not be read or stored.
     pub async fn replace(&self, state: &BTreeMap<String, Bytes>) -> Result<(), StreamError> {
         let found = read(&self.link, &self.leaf).await?;
+        let fitting = |(key, value): (&String, &Bytes)| Some((key.clone(), self.fit(key, value)?));
+        let state: BTreeMap<String, Bytes> = state.iter().filter_map(fitting).collect();
         let gone = found
             .keys()
             .filter(|key| !state.contains_key(*key))
@@ -107,8 +111,8 @@ impl StateBucket {
         let mut first_subject = String::new();
         for (key, value) in batch {
             let subject = self.subject(key);
-            let (headers, body) = match value {
-                Some(value) => (HeaderMap::new(), value.clone()),
+            let (headers, body) = match value.as_ref().and_then(|value| self.fit(key, value)) {
+                Some(value) => (HeaderMap::new(), value),
                 None => (
                     HeaderMap::from_iter([(
                         "KV-Operation".parse().expect("a header's name"),
@@ -139,6 +143,26 @@ impl StateBucket {
             read_ack(&message.payload, &stream)?;
         }
         Ok(())
+    }
+
+    /// Returns an entry as the server accepts it: without the oldest revisions, if it is too large; `None` if it is too large
+    /// without them, too.
+    fn fit(&self, key: &str, value: &Bytes) -> Option<Bytes> {
+        let room = parts::room(self.link.client().max_payload());
+        if value.len() <= room {
+            return Some(value.clone());
+        }
+        let fitting = fit_entry(value, room);
+        if fitting.is_none() {
+            tracing::warn!(
+                key,
+                bytes = value.len(),
+                room,
+                "an entry of the state is missing in the bucket `leaf_state`, since the NATS server accepts only smaller \
+                 messages: raise its `max_payload`"
+            );
+        }
+        fitting.map(Bytes::from)
     }
 
     fn subject(&self, key: &str) -> String {

@@ -22,6 +22,7 @@ pub mod lease;
 mod level;
 mod link;
 mod options;
+pub mod parts;
 pub mod publisher;
 pub mod serve;
 pub mod service;

@@ -129,6 +129,10 @@ impl Link {
         })
     }
 
+    pub(crate) fn max_message_bytes(&self) -> Option<usize> {
+        (self.generation() > 0).then(|| self.client.max_payload())
+    }
+
     pub(crate) fn dropped_messages(&self) -> u64 {
         self.shared.dropped.load(Ordering::Relaxed)
     }

@@ -18,8 +18,9 @@ use crate::jetstream::read_ack;
 use crate::link::{Link, Wait};
 use crate::stream_error::{StreamError, publish_error, request_error};
 
-/// The largest message that a leaf may have to send, in bytes: the default limit of a NATS server.
-const NEEDED_PAYLOAD_BYTES: usize = 1024 * 1024;
+/// The largest message that a leaf has to send, in bytes: the desired state of a container with the largest spec. All else
+/// is cut to what the server accepts.
+const NEEDED_PAYLOAD_BYTES: usize = 64 * 1024;
 /// How many messages may be unacknowledged at once.
 const WINDOW_MESSAGES: usize = 1024;
 /// How many bytes of bodies may be unacknowledged at once.
@@ -84,8 +85,8 @@ impl Publisher {
             tracing::warn!(
                 max_payload = server.max_payload_bytes,
                 needed = NEEDED_PAYLOAD_BYTES,
-                "the NATS server accepts smaller messages than a leaf may send: raise its `max_payload`, or an event that is \
-                 larger stays unpublished, and all after it"
+                "the NATS server accepts only small messages: commands with larger specs are refused; raise its `max_payload` \
+                 to allow them"
             );
         }
         let wait = Wait::new(&link);

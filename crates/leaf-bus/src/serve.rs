@@ -20,6 +20,7 @@ use leaf_core::subject::{self, CommandSubject, SubjectError};
 
 use crate::connect::Bus;
 use crate::link::Link;
+use crate::parts::{self, PARTS_HEADER, REPLY_BYTES_HEADER};
 use crate::service::{ERROR_CODE_HEADER, ERROR_HEADER, SERVICE_NAME, Stats};
 use crate::stream_error::{RequestError, StreamError, publish_error};
 
@@ -56,6 +57,8 @@ pub struct Responder {
     stats: Arc<Stats>,
     endpoint: usize,
     reply: String,
+    /// Whether the sender takes a large reply in parts.
+    parts: bool,
     began: Instant,
     answered: bool,
 }
@@ -150,7 +153,9 @@ impl Server {
         if !subject::is_inbox(reply) || !self.link.is_connected() {
             return;
         }
-        let _ = self.link.client().publish(reply.clone(), body.into()).await;
+        if let Err(error) = self.link.client().publish(reply.clone(), body.into()).await {
+            tracing::warn!(%error, subject = %message.subject, "can't answer: raise the server's `max_payload`");
+        }
     }
 
     /// Returns the command, or refuses it and returns `None`.
@@ -178,6 +183,7 @@ impl Server {
             stats: self.stats.clone(),
             endpoint,
             reply,
+            parts: parts::are_accepted(message.headers.as_ref()),
             began: Instant::now(),
             answered: false,
         };
@@ -241,64 +247,124 @@ impl Server {
 }
 
 impl Responder {
-    /// Sends the reply's body, or a problem with its headers (ADR-32). Without a connection the reply is dropped; the
-    /// caller sends the command again with the same id.
+    /// Returns the bytes for the body of a reply that is one message.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        parts::room(self.link.client().max_payload())
+    }
+
+    /// Sends the reply's body, or a problem with its headers (ADR-32). A body that is larger than the server accepts goes out
+    /// in [parts] if its sender takes them, else a problem. Without a connection the reply is dropped; the caller sends the
+    /// command again with the same id.
     pub async fn reply(mut self, command_id: Option<&CommandId>, result: Result<Vec<u8>, Problem>) {
         self.answered = true;
+        let room = self.room();
         let sent = match &result {
-            Ok(body) => self.send(command_id, Bytes::copy_from_slice(body), None).await,
-            Err(problem) => self.send_problem(command_id, problem).await,
+            Ok(body) if body.len() <= room => {
+                let headers = self.headers(command_id);
+                self.send(headers, Bytes::copy_from_slice(body)).await
+            }
+            Ok(body) if self.parts => self.send_in_parts(command_id, body, room).await,
+            Ok(body) => {
+                let problem = self.send_too_large(command_id, body.len(), room).await;
+                self.count(Some(&problem));
+                return;
+            }
+            Err(problem) => self.send_problem(command_id, problem, room).await,
         };
         let problem = match sent {
-            Err(RequestError::TooLarge(what)) => {
-                let problem = Problem::new(
-                    ProblemCode::Failed,
-                    format!("the reply is too large to be sent: {what}"),
-                );
-                let _ = self.send_problem(command_id, &problem).await;
-                Some(problem)
-            }
             Err(error) => {
                 tracing::warn!(reply = %self.reply, ?error, "can't send a reply");
                 result.err()
             }
             Ok(()) => result.err(),
         };
-        self.stats.count(
-            self.endpoint,
-            self.began.elapsed(),
-            problem.as_ref().map(ToString::to_string),
-        );
+        self.count(problem.as_ref());
     }
 
+    fn count(&self, problem: Option<&Problem>) {
+        let problem = problem.map(ToString::to_string);
+        self.stats.count(self.endpoint, self.began.elapsed(), problem);
+    }
+
+    /// Sends the parts of a body one after the other, all to the same inbox.
+    async fn send_in_parts(
+        &self,
+        command_id: Option<&CommandId>,
+        body: &[u8],
+        room: usize,
+    ) -> Result<(), RequestError> {
+        let body = Bytes::copy_from_slice(body);
+        let parts = body.len().div_ceil(room);
+        for part in 0..parts {
+            let mut headers = self.headers(command_id);
+            headers.insert(PARTS_HEADER, parts::name(part + 1, parts));
+            let end = body.len().min((part + 1) * room);
+            self.send(headers, body.slice(part * room..end)).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends a problem, with a shorter text if the server accepts only small messages: the text is in a header as well.
     async fn send_problem(
         &self,
         command_id: Option<&CommandId>,
         problem: &Problem,
+        room: usize,
     ) -> Result<(), RequestError> {
-        let body = to_json(problem);
-        self.send(command_id, body.into(), Some(problem)).await
+        let mut body = to_json(problem);
+        let mut headers = self.headers_of_problem(command_id, problem);
+        // JSON may need several bytes for one of the text.
+        for share in [4, 16, 64] {
+            if body.len() <= room / 2 {
+                break;
+            }
+            let problem = problem.clone().shortened(room / share);
+            body = to_json(&problem);
+            headers = self.headers_of_problem(command_id, &problem);
+        }
+        self.send(headers, body.into()).await
     }
 
-    async fn send(
-        &self,
-        command_id: Option<&CommandId>,
-        body: Bytes,
-        problem: Option<&Problem>,
-    ) -> Result<(), RequestError> {
-        if !self.link.is_connected() {
-            return Err(RequestError::Disconnected);
+    /// Answers that the reply is too large, and returns that problem.
+    async fn send_too_large(&self, command_id: Option<&CommandId>, bytes: usize, room: usize) -> Problem {
+        let detail = format!(
+            "the reply has {bytes} bytes, and the leaf's NATS server accepts {room}: raise its `max_payload`, or ask with the \
+             header `{PARTS_HEADER}: {}`, as leafctl does, which gets the reply in several messages",
+            parts::ACCEPTED
+        );
+        let mut problem = Problem::new(ProblemCode::Failed, detail);
+        if let Some(id) = command_id {
+            problem = problem.about(id);
         }
+        let mut headers = self.headers_of_problem(command_id, &problem);
+        headers.insert(REPLY_BYTES_HEADER, bytes.to_string());
+        if let Err(error) = self.send(headers, to_json(&problem).into()).await {
+            tracing::warn!(reply = %self.reply, ?error, "can't send a reply");
+        }
+        problem
+    }
+
+    fn headers(&self, command_id: Option<&CommandId>) -> HeaderMap {
         let mut headers = HeaderMap::new();
         if let Some(id) = command_id {
             headers.insert(header::CAUSATION_ID, id.as_str());
         }
-        if let Some(problem) = problem {
-            headers.insert(header::CONTENT_TYPE, "application/problem+json");
-            headers.insert(ERROR_CODE_HEADER, problem.status.to_string());
-            headers.insert(ERROR_HEADER, one_line(&problem.to_string()));
-        } else {
-            headers.insert(header::CONTENT_TYPE, "application/json");
+        headers.insert(header::CONTENT_TYPE, "application/json");
+        headers
+    }
+
+    fn headers_of_problem(&self, command_id: Option<&CommandId>, problem: &Problem) -> HeaderMap {
+        let mut headers = self.headers(command_id);
+        headers.insert(header::CONTENT_TYPE, "application/problem+json");
+        headers.insert(ERROR_CODE_HEADER, problem.status.to_string());
+        headers.insert(ERROR_HEADER, one_line(&problem.to_string()));
+        headers
+    }
+
+    async fn send(&self, headers: HeaderMap, body: Bytes) -> Result<(), RequestError> {
+        if !self.link.is_connected() {
+            return Err(RequestError::Disconnected);
         }
         let sent = self
             .link

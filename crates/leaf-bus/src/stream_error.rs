@@ -47,7 +47,10 @@ pub enum StreamError {
     )]
     NoJetStream,
     /// A stream of this name has other settings, which can't be updated.
-    #[error("the stream {stream} belongs to another application: {why}; {}", way_out(stream))]
+    #[error(
+        "the stream {stream} belongs to another application: {why}; {}",
+        way_out(stream)
+    )]
     Foreign {
         /// The stream's name.
         stream: String,

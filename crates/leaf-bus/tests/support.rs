@@ -60,9 +60,18 @@ pub(crate) struct Site {
 
 impl Site {
     pub(crate) async fn start() -> anyhow::Result<Self> {
+        Self::start_with(1 << 20).await
+    }
+
+    /// With a server that accepts messages of this size, in bytes.
+    pub(crate) async fn start_with(max_payload: u32) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let identity = Identity::open_or_create(&dir.path().join("identity"), &leaf())?;
-        let server = EmbeddedServer::start(settings(dir.path()), &identity).await?;
+        let settings = EmbeddedSettings {
+            max_payload,
+            ..settings(dir.path())
+        };
+        let server = EmbeddedServer::start(settings, &identity).await?;
         Ok(Self {
             dir,
             identity,

@@ -33,3 +33,4 @@ pub mod shape;
 pub mod spec;
 pub mod state;
 pub mod subject;
+mod text;

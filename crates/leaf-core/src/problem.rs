@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::text::shorten_text;
+
 /// The kind of a problem. Codes are stable; new ones may be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -15,7 +17,7 @@ pub enum ProblemCode {
     UnknownCommand,
     /// The subject names a protocol version that this leaf doesn't speak.
     UnsupportedVersion,
-    /// The body is larger than [`crate::command::MAX_COMMAND_BYTES`].
+    /// The body is larger than [`crate::command::MAX_COMMAND_BYTES`], or its event than the leaf's NATS server accepts.
     TooLarge,
     /// The caller may not do this.
     Forbidden,
@@ -140,6 +142,13 @@ impl Problem {
             instance: None,
             code,
         }
+    }
+
+    /// Returns the problem with at most about this many bytes of its detail.
+    #[must_use]
+    pub fn shortened(mut self, max_bytes: usize) -> Self {
+        shorten_text(&mut self.detail, max_bytes);
+        self
     }
 
     /// Returns the problem with the command that it is about.

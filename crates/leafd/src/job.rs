@@ -34,16 +34,14 @@ pub struct JobHost {
 }
 
 impl JobHost {
-    fn start(&self, job: &Job) -> Result<RunningJob, JobOutcome> {
+    /// Starts a job, or returns the reason why it can't be started.
+    fn start(&self, job: &Job) -> Result<RunningJob, String> {
         let Task::Build(task) = &job.task;
-        let order = self
-            .nix
-            .build(task)
-            .map_err(|error| JobOutcome::Failed(chain(&error)))?;
+        let order = self.nix.build(task).map_err(|error| chain(&error))?;
         let time_limit = Duration::from_secs(task.timeout_seconds.into());
         self.jobs
             .start(job.id, &order, time_limit)
-            .map_err(|error| JobOutcome::Failed(chain(&error)))
+            .map_err(|error| chain(&error))
     }
 
     /// Ends the jobs that the leaf does not know, and removes their files. Must be called before the first job is
@@ -151,7 +149,7 @@ async fn begin(host: &JobHost, job: &Job, cancelled: bool) -> Result<RunningJob,
             }
         }
     }
-    host.start(job)
+    host.start(job).map_err(JobOutcome::Failed)
 }
 
 /// Passes on the progress and the log of a job, until it ends.

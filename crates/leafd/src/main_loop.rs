@@ -223,6 +223,7 @@ impl MainLoop {
             free_bytes: self.free_bytes.clone(),
             durable_sequence: self.journal.last_sequence(),
             committed: self.commits.count(),
+            max_message_bytes: self.workers.max_message_bytes(),
         }
     }
 

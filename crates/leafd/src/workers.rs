@@ -24,6 +24,7 @@ use leaf_core::reconcile::Interruption;
 use leaf_core::reconcile::container::{StepFailure, StepsOutcome};
 use leaf_job::JobError;
 use leaf_journal::Journal;
+use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -40,6 +41,9 @@ const TIDY_EVERY: Duration = Duration::from_secs(600);
 
 /// The size of a log page, in bytes.
 const LOG_BYTES: usize = 512 * 1024;
+/// The least size of a log page, in bytes, and the room for the other fields of a page.
+const LEAST_LOG_BYTES: usize = 256;
+const LOG_ROOM: usize = 256;
 
 /// Carries out effects beside the main loop.
 pub struct Workers {
@@ -101,6 +105,12 @@ impl Workers {
         }
     }
 
+    /// Returns the largest message that the NATS server accepts, in bytes; `None` before the first connection.
+    #[must_use]
+    pub fn max_message_bytes(&self) -> Option<usize> {
+        self.equipment.bus.max_message_bytes()
+    }
+
     /// Waits until a worker ends that should not have ended, and returns the error.
     pub async fn unexpected_end(&mut self) -> anyhow::Error {
         tokio::select! {
@@ -150,6 +160,7 @@ impl Workers {
     /// Answers a question from the host's observed state.
     pub fn ask(&mut self, responder: Responder, id: CommandId, question: Question) {
         let containers = self.equipment.containers.clone();
+        let room = responder.room();
         let view = move || {
             containers
                 .map(|host| host.view.clone())
@@ -160,23 +171,24 @@ impl Workers {
                 let host = self.equipment.jobs.clone();
                 self.reply_with(responder, id, move || {
                     let host = host.map_err(|why| Problem::new(ProblemCode::Unsupported, why))?;
-                    match host.jobs.read_log(job, offset, LOG_BYTES) {
-                        Ok(chunk) => Ok(to_json(&chunk)),
+                    log_page(room, |bytes| match host.jobs.read_log(job, offset, bytes) {
+                        Ok(chunk) => Ok(chunk),
                         // A job that was never started has no log: for now, or for good if it has ended.
-                        Err(JobError::NoJob(_)) => Ok(to_json(&LogChunk {
+                        Err(JobError::NoJob(_)) => Ok(LogChunk {
                             text: String::new(),
                             next_offset: offset,
                             complete: ended,
-                        })),
+                        }),
                         Err(error) => Err(failed("can't read the log", &error)),
-                    }
+                    })
                 });
             }
             Question::ContainerLog(query) => self.reply_with(responder, id, move || {
-                let log = view()?
-                    .logs(&query, LOG_BYTES)
-                    .map_err(|error| not_observed("can't read the log", &error))?;
-                Ok(to_json(&log))
+                let view = view()?;
+                log_page(room, |bytes| {
+                    view.logs(&query, bytes)
+                        .map_err(|error| not_observed("can't read the log", &error))
+                })
             }),
             Question::ContainerStats(name) => self.reply_with(responder, id, move || {
                 let stats = view()?
@@ -338,6 +350,22 @@ impl Workers {
         let bus = self.equipment.bus.clone();
         let leaf = self.equipment.leaf.clone();
         self.tasks.run(async move { bus.publish_ended(&leaf, job).await });
+    }
+}
+
+/// Returns a page of a log, as JSON, that fits into one message with this room for its body. JSON may need several bytes for
+/// one of the text.
+fn log_page<T: Serialize>(
+    room: usize,
+    read: impl Fn(usize) -> Result<T, Problem>,
+) -> Result<Vec<u8>, Problem> {
+    let mut bytes = LOG_BYTES.min(room.saturating_sub(LOG_ROOM)).max(LEAST_LOG_BYTES);
+    loop {
+        let page = to_json(&read(bytes)?);
+        if page.len() <= room || bytes == LEAST_LOG_BYTES {
+            return Ok(page);
+        }
+        bytes = (bytes / 2).max(LEAST_LOG_BYTES);
     }
 }
 

@@ -135,7 +135,10 @@ fn overview(types: &[MessageType]) -> String {
         header is needed; with the header `{}` the command has an id and may be sent again safely: within 24 hours the \
         same id from the same caller gets the first reply. The reply subject must be below `{}.`.\n\n\
          A *query* changes nothing. A *change* is answered when it is done or has failed. A *job* is answered with \
-         its id once it is recorded; `job.show` and the job's events show its progress and outcome.\n",
+         its id once it is recorded; `job.show` and the job's events show its progress and outcome.\n\n\
+         A reply that is larger than the NATS server's `max_payload` is answered with a problem and the header \
+         `Leaf-Reply-Bytes`. A request with the header `Leaf-Parts: accepted` gets it in several messages, in order, each \
+         with the header `Leaf-Parts: 1/3`, whose bodies make the reply.\n",
         command_pattern("<noun>", "<verb>"),
         MAX_COMMAND_BYTES / 1024,
         leaf_core::command::COMMAND_ID_HEADER,

@@ -11,8 +11,8 @@ use leaf_bus::identity::{admin_caller, daemon_caller};
 use leaf_bus::serve::{Server, ServiceInfo};
 use leaf_bus::stream::{EventStream, StreamSettings};
 use leaf_core::command::{CancelJob, DestroyContainer, Destroyed, LogChunk, MAX_COMMAND_BYTES};
-use leaf_core::id::{CommandId, ContainerName, JobId, LeafName};
 use leaf_core::event::header;
+use leaf_core::id::{CommandId, ContainerName, JobId, LeafName};
 use leaf_core::job::{PROGRESS_TYPE, Progress};
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::subject;
@@ -39,7 +39,10 @@ pub(super) fn trials() -> Vec<Trial> {
         trial("ping_info_and_stats_have_the_shapes_of_adr_32", discovery),
         trial("a_draining_server_gives_what_came_before_and_then_ends", drain),
         trial("commands_are_answered_again_after_the_server_was_killed", killed),
-        trial("what_a_job_says_is_published_and_a_hint_for_clients", job_messages),
+        trial(
+            "what_a_job_says_is_published_and_a_hint_for_clients",
+            job_messages,
+        ),
         trial("events_are_read_and_followed_over_a_killed_server", follow),
     ]
 }
@@ -391,7 +394,8 @@ async fn drain() -> anyhow::Result<()> {
             )
             .await?;
     }
-    // The first is here, so the others are under way.
+    // The server takes what a client sends in order: with this answer it has passed on all ten.
+    user.client.request("$JS.API.INFO", "".into()).await?;
     let first = tokio::time::timeout(LIMIT, server.next())
         .await?
         .context("the first")?;
@@ -441,10 +445,7 @@ async fn job_messages() -> anyhow::Result<()> {
     let client = admin(&site).await?;
     let job = JobId(uuid::Uuid::from_u128(9));
     let user = site.admin().await?;
-    let mut messages = user
-        .client
-        .subscribe(subject::job_messages(&leaf(), job))
-        .await?;
+    let mut messages = user.client.subscribe(subject::job_messages(&leaf(), job)).await?;
     // Its answer shows that the subscription is with the server.
     user.client.request("$JS.API.INFO", "".into()).await?;
     let mut hints = client.job_hints(&leaf(), job).await?;

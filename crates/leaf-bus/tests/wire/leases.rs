@@ -25,7 +25,10 @@ pub(super) fn trials() -> Vec<Trial> {
         trial("a_lease_that_was_forgotten_is_taken_again", forgotten),
         trial("a_lease_is_renewed_after_the_server_was_killed", killed),
         trial("a_lease_takes_the_form_that_the_account_allows", forms),
-        trial("a_lease_that_the_account_does_not_allow_is_refused_with_the_reason", refused),
+        trial(
+            "a_lease_that_the_account_does_not_allow_is_refused_with_the_reason",
+            refused,
+        ),
     ]
 }
 
@@ -110,7 +113,7 @@ async fn killed() -> anyhow::Result<()> {
     kill(runs(&site.server, None).await?)?;
     let mut sequence = 1;
     let lease = &mut lease;
-    let deadline = tokio::time::Instant::now() + crate::support::LIMIT;
+    let deadline = tokio::time::Instant::now() + LIMIT;
     loop {
         sequence += 1;
         bus.connected().await;
@@ -179,7 +182,9 @@ async fn forms() -> anyhow::Result<()> {
         ensure!(matches!(other, Err(LeaseError::HeldBy(_))), "{limits}: {other:?}");
         let config = context.get_stream("LEASES").await?.cached_info().config.clone();
         ensure!(
-            config.storage == storage && config.max_bytes == max_bytes && config.max_messages_per_subject == 1,
+            config.storage == storage
+                && config.max_bytes == max_bytes
+                && config.max_messages_per_subject == 1,
             "{limits}: {config:?}"
         );
         lease.release().await?;
@@ -189,7 +194,12 @@ async fn forms() -> anyhow::Result<()> {
         let bucket = StateBucket::ensure(&bus, &leaf()).await?;
         bucket.apply(&[("leaf".to_owned(), Some("{}".into()))]).await?;
         StateBucket::ensure(&bus, &leaf()).await?;
-        let config = context.get_stream("KV_leaf_state").await?.cached_info().config.clone();
+        let config = context
+            .get_stream("KV_leaf_state")
+            .await?
+            .cached_info()
+            .config
+            .clone();
         ensure!(config.max_bytes == bucket_bytes, "{limits}: {config:?}");
     }
     Ok(())
@@ -217,7 +227,10 @@ async fn refused() -> anyhow::Result<()> {
         let Err(LeaseError::Stream(error)) = Lease::acquire(&bus, &beat(1, 1), false).await else {
             anyhow::bail!("{name} is no obstacle")
         };
-        ensure!(error.is_refusal() && error.to_string().contains(says), "{name}: {error}");
+        ensure!(
+            error.is_refusal() && error.to_string().contains(says),
+            "{name}: {error}"
+        );
         context.delete_stream(&name).await?;
         until("the lease", || async {
             Lease::acquire(&bus, &beat(1, 1), false).await.ok()
@@ -228,6 +241,9 @@ async fn refused() -> anyhow::Result<()> {
     let Err(LeaseError::Stream(error)) = Lease::acquire(&bus, &beat(1, 1), false).await else {
         anyhow::bail!("an account without JetStream")
     };
-    ensure!(error == StreamError::JetStreamOff && error.is_refusal(), "{error:?}");
+    ensure!(
+        error == StreamError::JetStreamOff && error.is_refusal(),
+        "{error:?}"
+    );
     Ok(())
 }

@@ -5,6 +5,7 @@ mod connecting;
 mod forged;
 mod leases;
 mod plain;
+mod sizes;
 mod streams;
 
 use std::time::Duration;
@@ -27,6 +28,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials.extend(streams::trials());
     trials.extend(leases::trials());
     trials.extend(forged::trials());
+    trials.extend(sizes::trials());
     trials
 }
 

@@ -4,6 +4,7 @@ use crate::cause::Cause;
 use crate::command::{Command, CommandKind, CommandOutcome, CommandRecord, JobReport};
 use crate::container::ForeignContainer;
 use crate::decide::{self, Context, Decision, Reply, Target, decide};
+use crate::event::Fact;
 use crate::id::{Caller, CommandId, ContainerName};
 use crate::json::to_json;
 use crate::problem::{Problem, ProblemCode};
@@ -13,6 +14,9 @@ use super::input::{Request, RequestId, Seen};
 use super::output::{Answer, Effect, Immediate};
 use super::turn::Turn;
 use super::waiting::Accepted;
+
+/// No event of a command is larger, in bytes: a spec has at most 32 KiB, and a flake reference or an installable 4 KiB.
+const LARGEST_OF_A_COMMAND: usize = 48 * 1024;
 
 impl Engine {
     pub(super) fn command(&mut self, turn: &mut Turn, request: Request) {
@@ -93,6 +97,9 @@ impl Engine {
                 return turn.answer(accepted.to.iter().copied(), id, &Err(problem.about(id)));
             }
         };
+        if let Some(problem) = self.too_large(turn, &accepted, &facts) {
+            return turn.answer(accepted.to.iter().copied(), id, &Err(problem.about(id)));
+        }
         self.record(turn, &accepted.cause, facts);
         match reply {
             Reply::Known(value) => self.accept(turn, accepted, to_json(&value)),
@@ -132,6 +139,24 @@ impl Engine {
                 self.waiting.adopt(name, accepted);
             }
         }
+    }
+
+    /// Returns the problem of a command whose event would be larger than the NATS server accepts: it could never be
+    /// published, nor any event after it.
+    fn too_large(&self, turn: &Turn, accepted: &Accepted, facts: &[Fact]) -> Option<Problem> {
+        let allowed = self.history.max_event_bytes();
+        if allowed >= LARGEST_OF_A_COMMAND {
+            return None;
+        }
+        let sizes = facts
+            .iter()
+            .map(|fact| self.history.size_of(turn.time(), &accepted.cause, fact));
+        let bytes = sizes.max().filter(|bytes| *bytes > allowed)?;
+        let detail = format!(
+            "the event of this command would have {bytes} bytes, and the leaf's NATS server accepts {allowed}: raise its \
+             `max_payload`, or put large values into files and secrets"
+        );
+        Some(Problem::new(ProblemCode::TooLarge, detail))
     }
 
     /// Answers an accepted command whose reply is known. A change's record is kept with it.

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use crate::cause::Cause;
-use crate::event::{Event, EventRecord, Fact, LeafFact};
+use crate::event::{Event, EventRecord, Fact, LeafFact, shorten};
 use crate::id::{JobId, LeafName};
 use crate::state::{self, SNAPSHOT_KEY, State};
 
@@ -12,8 +12,18 @@ use super::output::Batch;
 /// The assumed size of an event recorded by an earlier instance, in bytes.
 pub const EARLIER_EVENT_BYTES: u64 = 1024;
 
-/// The size of one part of a snapshot, in bytes: well below the server's limit for a message (1 MiB).
-const SNAPSHOT_PART_BYTES: usize = 256 * 1024;
+/// The largest message that a server accepts by default, in bytes.
+const DEFAULT_MESSAGE_BYTES: usize = 1024 * 1024;
+
+/// The bytes of a message that are not an event's own: the names of its headers' framing, the expected sequence number.
+const MESSAGE_ROOM: usize = 512;
+
+/// The bytes of a part of a snapshot that are not entries: the event's headers, the leaf, the epoch and the numbers.
+const PART_ROOM: usize = 1024;
+
+/// The size of one part of a snapshot, in bytes, if the server accepts as much. A server with a limit of 64 KiB, which is
+/// usual, accepts it also if the limit was not known yet.
+const SNAPSHOT_PART_BYTES: usize = 48 * 1024;
 
 /// The frequency of snapshots in the history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +42,7 @@ pub struct History {
     state: State,
     snapshots: Snapshots,
     bytes_since_snapshot: u64,
+    max_event_bytes: usize,
 }
 
 /// Events that are not in a batch yet.
@@ -55,6 +66,35 @@ impl History {
             state,
             snapshots,
             bytes_since_snapshot,
+            max_event_bytes: DEFAULT_MESSAGE_BYTES - MESSAGE_ROOM,
+        }
+    }
+
+    /// Sets the largest message that the NATS server accepts, in bytes. Events recorded from now on fit into it if they can
+    /// be shortened.
+    pub fn fit_into(&mut self, max_message_bytes: usize) {
+        self.max_event_bytes = max_message_bytes.saturating_sub(MESSAGE_ROOM);
+    }
+
+    /// Returns the size that an event may have, in bytes.
+    #[must_use]
+    pub fn max_event_bytes(&self) -> usize {
+        self.max_event_bytes
+    }
+
+    /// Returns the size of the event of a fact, in bytes, if it were the next one.
+    pub(super) fn size_of(&self, time: Timestamp, cause: &Cause, fact: &Fact) -> usize {
+        let event = self.next_event(time, cause, fact.clone());
+        event.to_record(&self.leaf, self.epoch).wire_bytes()
+    }
+
+    fn next_event(&self, time: Timestamp, cause: &Cause, fact: Fact) -> Event {
+        Event {
+            sequence: self.state.sequence + 1,
+            time,
+            causation: cause.command.clone(),
+            correlation: cause.correlation.clone(),
+            fact,
         }
     }
 
@@ -78,13 +118,15 @@ impl History {
 
     /// Adds a fact to the state, and its event to the draft. Returns the jobs that the state forgot to make room.
     pub fn record(&mut self, draft: &mut Draft, time: Timestamp, cause: &Cause, fact: Fact) -> Vec<JobId> {
-        let event = Event {
-            sequence: self.state.sequence + 1,
-            time,
-            causation: cause.command.clone(),
-            correlation: cause.correlation.clone(),
-            fact,
-        };
+        let mut event = self.next_event(time, cause, fact);
+        let mut record = event.to_record(&self.leaf, self.epoch);
+        for share in [4, 16, 64] {
+            if record.wire_bytes() <= self.max_event_bytes {
+                break;
+            }
+            shorten(&mut event.fact, self.max_event_bytes / share);
+            record = event.to_record(&self.leaf, self.epoch);
+        }
         let jobs = self.state.jobs.len();
         let mut keys = state::apply(&mut self.state, &event);
         let forgotten = if self.state.jobs.len() < jobs {
@@ -101,7 +143,6 @@ impl History {
             keys.retain(|key| key == SNAPSHOT_KEY);
         }
         draft.changed.extend(keys);
-        let record = event.to_record(&self.leaf, self.epoch);
         let bytes = record.wire_bytes() as u64;
         draft.bytes += bytes;
         self.bytes_since_snapshot += bytes;
@@ -109,11 +150,18 @@ impl History {
         forgotten
     }
 
-    /// Adds a snapshot of the state to the draft.
+    /// Adds a snapshot of the state to the draft. Before it, the state forgets the oldest revisions of containers whose
+    /// entry would not fit into a message.
     pub fn snapshot(&mut self, draft: &mut Draft, time: Timestamp) {
-        for part in self.state.snapshot(&self.leaf, self.epoch, SNAPSHOT_PART_BYTES) {
+        let room = self.max_event_bytes.saturating_sub(PART_ROOM);
+        let trimmed = self.state.forget_revisions(room);
+        let parts = self
+            .state
+            .snapshot(&self.leaf, self.epoch, SNAPSHOT_PART_BYTES.min(room));
+        for part in parts {
             self.record(draft, time, &Cause::default(), Fact::from(part));
         }
+        draft.changed.extend(trimmed);
         self.bytes_since_snapshot = 0;
     }
 

@@ -147,6 +147,8 @@ pub struct Conditions {
     pub durable_sequence: u64,
     /// The number of the engine's [records](super::Record) that are durable, so that their effects were released.
     pub committed: u64,
+    /// The largest message that the NATS server accepts, in bytes; `None` if it is not known.
+    pub max_message_bytes: Option<usize>,
 }
 
 /// The free space of a disk.

@@ -161,6 +161,9 @@ impl Engine {
 
     /// Handles one input and returns the outputs.
     pub fn handle(&mut self, at: At, input: Input) -> Outputs {
+        if let Some(bytes) = at.conditions.max_message_bytes {
+            self.history.fit_into(bytes);
+        }
         let mut turn = Turn::new(at, self.recorded + 1);
         self.take_input(&mut turn, input);
         self.follow_up(&mut turn);

@@ -13,12 +13,14 @@ pub mod header;
 pub mod job;
 pub mod leaf;
 mod record;
+mod shorten;
 
 pub use container::*;
 pub use hardware::*;
 pub use job::*;
 pub use leaf::*;
 pub use record::{EventRecord, Headers};
+pub(crate) use shorten::shorten;
 
 use std::borrow::Cow;
 

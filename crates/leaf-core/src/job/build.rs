@@ -36,6 +36,14 @@ pub struct BuildResult {
     pub closure_size_bytes: u64,
     /// The direct references of the first output, except itself, sorted.
     pub references: Vec<StorePath>,
+    /// The number of further references, which were left out because the NATS server accepts only smaller messages.
+    #[serde(default, skip_serializing_if = "none_left_out")]
+    pub references_left_out: u64,
     /// The number of derivations that were built; 0 if all were in the store or substituted.
     pub built: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn none_left_out(references: &u64) -> bool {
+    *references == 0
 }

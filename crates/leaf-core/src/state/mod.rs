@@ -14,7 +14,7 @@ mod snapshot;
 pub use job::REMEMBERED_JOBS;
 pub use leaf::LeafState;
 pub use raw::{RawEntry, RawEvent};
-pub use snapshot::SNAPSHOT_KEY;
+pub use snapshot::{SNAPSHOT_KEY, fit_entry};
 
 use std::collections::BTreeMap;
 

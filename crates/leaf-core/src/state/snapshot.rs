@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::{Entry, Kind, State};
+use crate::aggregate::Aggregate;
 use crate::event::LeafSnapshotted;
-use crate::id::LeafName;
+use crate::id::{ContainerName, LeafName};
+use crate::json::to_json;
 
 /// The key of the entry with the sequence number at which the newest snapshot begins.
 pub const SNAPSHOT_KEY: &str = "snapshot";
@@ -69,7 +71,50 @@ pub(super) fn restore(state: &mut State, snapshot: &LeafSnapshotted, sequence: u
     keys.into_iter().collect()
 }
 
+/// Returns an entry of the state, as JSON, without the oldest of its revisions that don't fit into this many bytes; `None`
+/// if it doesn't fit without revisions either.
+#[must_use]
+pub fn fit_entry(json: &[u8], max_bytes: usize) -> Option<Vec<u8>> {
+    if json.len() <= max_bytes {
+        return Some(json.to_vec());
+    }
+    let mut entry: Value = serde_json::from_slice(json).ok()?;
+    loop {
+        let revisions = entry.get_mut("revisions")?.as_array_mut()?;
+        if revisions.is_empty() {
+            return None;
+        }
+        revisions.remove(0);
+        let json = to_json(&entry);
+        if json.len() <= max_bytes {
+            return Some(json);
+        }
+    }
+}
+
 impl State {
+    /// Forgets the oldest revisions of containers whose entries have more than this many bytes, and returns the keys of
+    /// these entries. One that is larger without revisions stays larger.
+    pub(crate) fn forget_revisions(&mut self, max_bytes: usize) -> Vec<String> {
+        let mut trimmed = Vec::new();
+        let names: Vec<ContainerName> = self.containers.keys().cloned().collect();
+        for name in names {
+            let key = Aggregate::Container(&name).key();
+            let mut is_trimmed = false;
+            while self.entry_json(&key).is_some_and(|json| json.len() > max_bytes)
+                && let Some(container) = self.containers.get_mut(&name)
+                && !container.revisions.is_empty()
+            {
+                container.revisions.remove(0);
+                is_trimmed = true;
+            }
+            if is_trimmed {
+                trimmed.push(key);
+            }
+        }
+        trimmed
+    }
+
     /// Returns the snapshot of the state in parts of about `part_bytes`, each with at least one entry.
     #[must_use]
     pub fn snapshot(&self, leaf: &LeafName, epoch: u64, part_bytes: usize) -> Vec<LeafSnapshotted> {
@@ -77,7 +122,8 @@ impl State {
         let mut size = 0;
         // The position of the newest snapshot follows from the snapshot itself.
         for (key, value) in self.entries().into_iter().filter(|(key, _)| key != SNAPSHOT_KEY) {
-            let bytes = key.len() + value.to_string().len();
+            // Quotes, a colon and a comma.
+            let bytes = key.len() + value.to_string().len() + 4;
             if size > 0 && size + bytes > part_bytes {
                 parts.push(BTreeMap::new());
                 size = 0;

@@ -221,6 +221,7 @@ pub(crate) fn build_result() -> impl Strategy<Value = BuildResult> {
         build_time_ms: time,
         closure_size_bytes: size,
         references: vec![path],
+        references_left_out: 0,
         built,
     })
 }

@@ -90,6 +90,7 @@ impl Talk {
             build_time_ms: 1,
             closure_size_bytes: 1,
             references: Vec::new(),
+            references_left_out: 0,
             built: 1,
         })))
     }

@@ -108,6 +108,7 @@ impl Build {
                     build_time_ms: u64::try_from(build_time.as_millis()).unwrap_or(u64::MAX),
                     closure_size_bytes: info.closure_size_bytes,
                     references: info.references,
+                    references_left_out: 0,
                     built: self.tracker.built(),
                 })))
             }

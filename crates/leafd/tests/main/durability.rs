@@ -14,6 +14,8 @@ mod kills;
 mod load;
 #[path = "durability/newer.rs"]
 mod newer;
+#[path = "durability/sizes.rs"]
+mod sizes;
 #[path = "durability/stream.rs"]
 mod stream;
 
@@ -173,6 +175,16 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             "a leaf that started without a connection ends when the server refuses its lease, and then waits for it",
             &[],
             company::a_lease_that_is_refused_later,
+        ),
+        host.trial(
+            "a leaf whose server accepts messages of 4 KiB publishes its snapshots and answers with its lists",
+            &[],
+            sizes::of_four_kib,
+        ),
+        host.trial(
+            "a leaf whose server accepts messages of 64 KiB publishes its snapshots and answers with its lists",
+            &[],
+            sizes::of_64_kib,
         ),
         host.trial(
             "a leaf with a history starts without a server, and publishes once it is reachable",

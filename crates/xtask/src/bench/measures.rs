@@ -378,7 +378,12 @@ fn child_of(parent: u32, name: &str) -> Result<u32> {
         let Ok(status) = std::fs::read_to_string(entry.path().join("status")) else {
             continue;
         };
-        let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+        let value = |key: &str| {
+            status
+                .lines()
+                .find_map(|line| line.strip_prefix(key))
+                .map(str::trim)
+        };
         if value("Name:") == Some(name) && value("PPid:") == Some(parent.to_string().as_str()) {
             return Ok(pid);
         }
@@ -427,7 +432,10 @@ fn processor_time(pid: u32) -> Result<Duration> {
         let file = task.context("can't read a thread")?.path().join("schedstat");
         // A thread may have ended in the meantime.
         let text = std::fs::read_to_string(file).unwrap_or_default();
-        let spent = text.split_whitespace().next().and_then(|first| first.parse::<u64>().ok());
+        let spent = text
+            .split_whitespace()
+            .next()
+            .and_then(|first| first.parse::<u64>().ok());
         sum += spent.unwrap_or(0);
     }
     Ok(Duration::from_nanos(sum))

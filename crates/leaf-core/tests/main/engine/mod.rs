@@ -4,6 +4,7 @@
 
 mod boundaries;
 mod policy;
+mod sizes;
 mod steps;
 mod world;
 
@@ -314,6 +315,7 @@ fn a_build_that_ends_during_steps_is_not_reverted_by_their_end() {
         build_time_ms: 1,
         closure_size_bytes: 1,
         references: Vec::new(),
+        references_left_out: 0,
         built: 1,
     });
     // First the job, then the steps for the limits.

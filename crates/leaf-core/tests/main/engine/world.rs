@@ -99,6 +99,8 @@ pub(super) struct World {
     boots: u64,
     pub(super) disk_is_full: bool,
     pub(super) disk_is_low: bool,
+    /// The largest message that the NATS server accepts.
+    pub(super) max_message_bytes: Option<usize>,
 }
 
 impl World {
@@ -132,6 +134,7 @@ impl World {
             boots: 1,
             disk_is_full: false,
             disk_is_low: false,
+            max_message_bytes: None,
         };
         world.start();
         world
@@ -194,6 +197,19 @@ impl World {
         jobs.collect()
     }
 
+    /// Returns all committed events.
+    pub(super) fn events(&self) -> &[EventRecord] {
+        &self.journal.events
+    }
+
+    /// Ends the job that runs, in this way.
+    pub(super) fn end_job(&mut self, outcome: leaf_core::job::JobOutcome) {
+        let id = self.running_jobs()[0];
+        self.work
+            .retain(|work| !matches!(work, Work::Job { job, .. } if job.id == id));
+        self.feed(Input::JobEnded(id, outcome));
+    }
+
     /// Returns the types of all committed events.
     pub(super) fn kinds(&self) -> Vec<String> {
         let kind = |event: &EventRecord| event.attribute(header::TYPE).map(|kind| kind.into_owned());
@@ -228,6 +244,7 @@ impl World {
             }),
             durable_sequence: self.journal.replayed.sequence,
             committed: self.committed,
+            max_message_bytes: self.max_message_bytes,
         }
     }
 

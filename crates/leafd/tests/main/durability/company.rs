@@ -79,19 +79,29 @@ pub(super) async fn without_a_lease() -> anyhow::Result<()> {
     let mut first = hub.setup().launch().await?;
     let mut second = hub.setup().launch().await?;
     for leaf in [&first, &second] {
-        leaf.logged("not ready: this is tried again until it succeeds").await?;
-        leaf.logged("the stream LEASES belongs to another application").await?;
-        leaf.logged("remove it, or give the leaves an account without it").await?;
+        leaf.logged("not ready: this is tried again until it succeeds")
+            .await?;
+        leaf.logged("the stream LEASES belongs to another application")
+            .await?;
+        leaf.logged("remove it, or give the leaves an account without it")
+            .await?;
     }
     // Nobody answers in the name of both.
     second.kill().await?;
-    ensure!(!first.log().contains("status=\"leaf "), "it is ready:\n{}", first.log_end());
+    ensure!(
+        !first.log().contains("status=\"leaf "),
+        "it is ready:\n{}",
+        first.log_end()
+    );
     context.delete_stream("LEASES").await?;
     first.ready().await?;
     let shown = first.show().await?;
     second.launch_again()?;
     second
-        .refuses(&[&format!("leaf {} is held by instance {}", hub.leaf, shown.instance)])
+        .refuses(&[&format!(
+            "leaf {} is held by instance {}",
+            hub.leaf, shown.instance
+        )])
         .await
 }
 
@@ -118,7 +128,8 @@ pub(super) async fn a_lease_that_is_refused_later() -> anyhow::Result<()> {
     ])
     .await?;
     leaf.launch_again()?;
-    leaf.logged("not ready: this is tried again until it succeeds").await?;
+    leaf.logged("not ready: this is tried again until it succeeds")
+        .await?;
     let context = async_nats::jetstream::new(hub.nats_of_streams().await?);
     context.delete_stream("LEASES").await?;
     leaf.ready().await

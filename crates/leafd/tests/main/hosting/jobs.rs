@@ -299,14 +299,14 @@ async fn tells_meanwhile() -> anyhow::Result<()> {
     let mut messages = nats.subscribe(subject::job_messages(&own, id)).await?;
     nats.request("$JS.API.INFO", "".into()).await?;
     let mut hints = client.job_hints(&own, id).await?;
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     loop {
         let progress = leaf.job(id).await?.progress.unwrap_or_default();
         if progress.done >= 1 && progress.expected == 2 && progress.running == 1 {
             break;
         }
         ensure!(began.elapsed() < crate::support::LIMIT, "{progress:?}");
-        hints.next(std::time::Duration::from_secs(1)).await;
+        hints.next(Duration::from_secs(1)).await;
     }
     leaf.job_says(id, "hangs").await?;
     ensure!(leaf.job_log_now(id).await?.contains("the first says"));

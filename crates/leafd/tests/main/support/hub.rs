@@ -18,6 +18,7 @@ pub(crate) struct Hub {
     pub(crate) leaf: LeafName,
     identity: Identity,
     address: SocketAddr,
+    max_payload: u32,
     server: Option<EmbeddedServer>,
     directory: tempfile::TempDir,
 }
@@ -25,6 +26,11 @@ pub(crate) struct Hub {
 impl Hub {
     /// Starts a server for a leaf of a name of its own.
     pub(crate) async fn start() -> anyhow::Result<Self> {
+        Self::start_with(1 << 20).await
+    }
+
+    /// Starts one that accepts messages of this size, in bytes.
+    pub(crate) async fn start_with(max_payload: u32) -> anyhow::Result<Self> {
         let leaf = Setup::new().name().clone();
         let directory = tempfile::Builder::new().prefix("leafd-hub-").tempdir()?;
         let identity = Identity::open_or_create(&directory.path().join("identity"), &leaf)?;
@@ -32,6 +38,7 @@ impl Hub {
             leaf,
             identity,
             address: "127.0.0.1:0".parse()?,
+            max_payload,
             server: None,
             directory,
         };
@@ -48,7 +55,10 @@ impl Hub {
     }
 
     pub(crate) async fn start_again(&mut self) -> anyhow::Result<()> {
-        let settings = EmbeddedSettings::new(self.directory.path().join("nats"), self.address);
+        let settings = EmbeddedSettings {
+            max_payload: self.max_payload,
+            ..EmbeddedSettings::new(self.directory.path().join("nats"), self.address)
+        };
         let server = EmbeddedServer::start(settings, &self.identity).await?;
         self.address = server.address();
         self.server = Some(server);

@@ -1,0 +1,60 @@
+//! Shortens facts for a NATS server that accepts only small messages.
+
+use super::{ContainerFact, Fact, JobFact, LeafFact};
+use crate::job::JobResult;
+use crate::text::shorten_text;
+
+/// Shortens the texts and the lists of a fact to about this many bytes each: reasons, errors, the references of a result.
+/// What identifies something, desired state and devices stay whole.
+pub(crate) fn shorten(fact: &mut Fact, max_bytes: usize) {
+    match fact {
+        Fact::Leaf(LeafFact::Stopped(fact)) => shorten_text(&mut fact.reason, max_bytes),
+        Fact::Container(ContainerFact::Failed(fact)) => shorten_text(&mut fact.reason, max_bytes),
+        Fact::Container(ContainerFact::Reverted(fact)) => shorten_text(&mut fact.reason, max_bytes),
+        Fact::Job(JobFact::Failed(fact)) => shorten_text(&mut fact.error, max_bytes),
+        Fact::Job(JobFact::Interrupted(fact)) => shorten_text(&mut fact.reason, max_bytes),
+        Fact::Job(JobFact::Succeeded(fact)) => {
+            let JobResult::Build(build) = &mut fact.result;
+            let mut bytes = 0;
+            let fits = build.references.iter().take_while(|path| {
+                // Quotes and a comma.
+                bytes += path.as_str().len() + 3;
+                bytes <= max_bytes
+            });
+            let kept = fits.count();
+            build.references_left_out += (build.references.len() - kept) as u64;
+            build.references.truncate(kept);
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::JobFailed;
+    use crate::id::JobId;
+    use crate::job::JobFailureCause;
+
+    #[test]
+    fn the_beginning_and_the_end_of_a_long_text_are_kept() {
+        let error = format!("the cause\n{}\nthe end", "é".repeat(10_000));
+        let mut fact = Fact::from(JobFailed {
+            id: JobId(uuid::Uuid::nil()),
+            cause: JobFailureCause::Failed,
+            error: error.clone(),
+        });
+        let before = fact.clone();
+        shorten(&mut fact, error.len());
+        assert_eq!(fact, before);
+        shorten(&mut fact, 101);
+        let Fact::Job(JobFact::Failed(JobFailed { error, .. })) = &fact else {
+            panic!("it is the same fact");
+        };
+        assert!(
+            error.starts_with("the cause\n") && error.ends_with("\nthe end"),
+            "{error}"
+        );
+        assert!(error.len() < 160 && error.contains("bytes left out"), "{error}");
+    }
+}
