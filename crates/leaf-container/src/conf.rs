@@ -3,10 +3,52 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use leaf_core::id::{ContainerName, LeafName, StorePath};
+use leaf_core::container::EntryProblem;
+use leaf_core::error::chain;
+use leaf_core::id::{ContainerName, InvalidId, LeafName, StorePath};
 use leaf_host::contract::{CONF_DIGEST, conf_marker};
+use leaf_host::files;
 
 use crate::{Containers, ObserveError};
+
+/// The largest `NAME.conf` or `status.json` that is read, in bytes.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// The `NAME.conf` files of the host, of any owner.
+#[derive(Debug, Default)]
+pub(crate) struct Confs {
+    /// The readable ones.
+    pub(crate) found: Vec<Conf>,
+    /// The containers whose file can't be read, with the reason.
+    pub(crate) unreadable: Vec<(ContainerName, ObserveError)>,
+    /// The files whose names are not names of a leaf's containers.
+    pub(crate) misnamed: Vec<(PathBuf, InvalidId)>,
+}
+
+impl Confs {
+    /// Returns the problems of single files.
+    pub(crate) fn problems(&self) -> Vec<EntryProblem> {
+        let unreadable = self.unreadable.iter().map(|(_, error)| problem_of(error));
+        let misnamed = self.misnamed.iter().map(|(path, error)| EntryProblem {
+            entry: path.display().to_string(),
+            problem: error.to_string(),
+        });
+        unreadable.chain(misnamed).collect()
+    }
+}
+
+/// Returns the problem of the file that an error is about.
+pub(crate) fn problem_of(error: &ObserveError) -> EntryProblem {
+    let (path, problem) = match error {
+        ObserveError::Read { path, source } => (path.display().to_string(), chain(source)),
+        ObserveError::Status { path, source } => (
+            path.display().to_string(),
+            format!("it is not a container's status ({source}); remove it"),
+        ),
+        other => (String::new(), chain(other)),
+    };
+    EntryProblem { entry: path, problem }
+}
 
 /// A `NAME.conf`.
 #[derive(Debug)]
@@ -56,29 +98,43 @@ fn unquoted(value: &str) -> &str {
 }
 
 impl Containers {
-    /// Returns all readable files and the names of the unreadable ones, of any owner.
-    pub(crate) fn confs(&self) -> Result<(Vec<Conf>, Vec<ContainerName>), ObserveError> {
-        let (mut found, mut closed) = (Vec::new(), Vec::new());
+    /// Returns the files of all containers, of any owner. One that can't be used does not keep the others away.
+    ///
+    /// # Errors
+    /// [`ObserveError`] when the directory can't be listed.
+    pub(crate) fn confs(&self) -> Result<Confs, ObserveError> {
+        let mut confs = Confs::default();
         let entries = match std::fs::read_dir(&self.paths.confs) {
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok((found, closed)),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(confs),
             other => other.map_err(ObserveError::read(&self.paths.confs))?,
         };
         for entry in entries {
-            let file = entry.map_err(ObserveError::read(&self.paths.confs))?.file_name();
-            let name = file.to_str().and_then(|file| file.strip_suffix(".conf"));
-            let Some(Ok(name)) = name.map(ContainerName::new) else {
+            let path = entry.map_err(ObserveError::read(&self.paths.confs))?.path();
+            let file = path.file_name().unwrap_or_default().to_string_lossy();
+            // A name that begins with a dot is of a file that is being written.
+            let Some(name) = file.strip_suffix(".conf").filter(|name| !name.starts_with('.')) else {
                 continue;
             };
-            match self.conf(&name) {
-                Ok(conf) => found.extend(conf),
-                // The helper makes this leaf's files readable for its user.
-                Err(ObserveError::Read { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
-                    closed.push(name);
+            let name = match ContainerName::new(name) {
+                Ok(name) => name,
+                Err(error) => {
+                    confs.misnamed.push((path, error));
+                    continue;
                 }
-                Err(e) => return Err(e),
+            };
+            match self.conf(&name) {
+                Ok(Some(conf)) => confs.found.push(conf),
+                // It was removed after the directory was read.
+                Ok(None) if std::fs::symlink_metadata(&path).is_err() => {}
+                Ok(None) => {
+                    let missing = std::io::Error::new(ErrorKind::NotFound, "it is a link to a missing file");
+                    confs.unreadable.push((name, ObserveError::read(&path)(missing)));
+                }
+                Err(error) => confs.unreadable.push((name, error)),
             }
         }
-        Ok((found, closed))
+        confs.misnamed.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(confs)
     }
 
     /// Returns the file of this name, if it exists, of any owner.
@@ -92,9 +148,9 @@ impl Containers {
     }
 }
 
-/// Returns the contents of a file, or nothing if there is no such file.
+/// Returns the contents of a regular file, or nothing if there is no such file.
 pub(crate) fn read_if_any(path: &Path) -> Result<Option<Vec<u8>>, ObserveError> {
-    match std::fs::read(path) {
+    match files::read(path, MAX_BYTES) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         Err(e) => Err(ObserveError::read(path)(e)),

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use leaf_core::container::ForeignContainer;
+use leaf_core::container::{EntryProblem, ForeignContainer};
 use leaf_core::id::{ContainerName, StorePath};
 use leaf_core::runtime::Runtime;
 
-use crate::conf::Conf;
+use crate::conf::{Conf, problem_of};
 use crate::{Containers, ObserveError};
 
 /// The directory of the profiles of containers made by `nixos-container` (nixos-container.pl).
@@ -15,18 +15,35 @@ const PROFILES: &str = "/nix/var/nix/profiles/per-container";
 /// The directory of systemd-machined's running machines.
 const MACHINES: &str = "/run/systemd/machines";
 
+/// The foreign containers of a host, and the entries of the host's directories that are no usable container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Foreign {
+    /// The foreign containers, sorted by name.
+    pub containers: Vec<ForeignContainer>,
+    /// The entries with a problem, of any owner.
+    pub problems: Vec<EntryProblem>,
+}
+
 impl Containers {
-    /// Returns the foreign containers of this host, sorted by name. Blocks.
+    /// Returns the foreign containers of this host, and the entries with a problem. Blocks.
     ///
     /// A machine without a `NAME.conf` is not among them.
     ///
     /// # Errors
-    /// [`ObserveError`] when an existing file can't be read, or systemd does not answer.
-    pub fn foreign(&self) -> Result<Vec<ForeignContainer>, ObserveError> {
-        let (mut confs, closed) = self.confs()?;
-        confs.retain(|conf| !conf.is_of(&self.leaf));
-        if confs.is_empty() && closed.is_empty() {
-            return Ok(Vec::new());
+    /// [`ObserveError`] when the directory of the containers can't be listed, or systemd does not answer.
+    pub fn foreign(&self) -> Result<Foreign, ObserveError> {
+        let confs = self.confs()?;
+        let mut problems = confs.problems();
+        let (own, foreign): (Vec<_>, Vec<_>) =
+            confs.found.into_iter().partition(|conf| conf.is_of(&self.leaf));
+        let unobserved = own.iter().filter_map(|conf| self.recorded(&conf.name).err());
+        problems.extend(unobserved.map(|error| problem_of(&error)));
+        let unreadable: Vec<_> = confs.unreadable.into_iter().map(|(name, _)| name).collect();
+        if foreign.is_empty() && unreadable.is_empty() {
+            return Ok(Foreign {
+                containers: Vec::new(),
+                problems,
+            });
         }
         let up: BTreeSet<_> = match self.runtime {
             Runtime::Systemd => self.units_up()?.into_iter().collect(),
@@ -35,11 +52,11 @@ impl Containers {
         let runs = |name: &ContainerName| {
             up.contains(&Runtime::unit(name)) || Path::new(MACHINES).join(name.as_str()).exists()
         };
-        let mut found: Vec<_> = confs
+        let mut found: Vec<_> = foreign
             .iter()
             .map(|conf| foreign_of(conf, runs(&conf.name)))
             .collect();
-        found.extend(closed.into_iter().map(|name| ForeignContainer {
+        found.extend(unreadable.into_iter().map(|name| ForeignContainer {
             declarative: is_declarative(&self.paths.conf(&name)),
             running: runs(&name),
             toplevel: profile(&name),
@@ -49,7 +66,10 @@ impl Containers {
             name,
         }));
         found.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(found)
+        Ok(Foreign {
+            containers: found,
+            problems,
+        })
     }
 }
 
@@ -114,13 +134,19 @@ mod tests {
         let fixed = std::fs::Permissions::from_mode(0o444);
         std::fs::set_permissions(paths.confs.join("fixed.conf"), fixed).expect("a mode");
         write("other.txt", "");
-        write("no such name!.conf", "");
+        write("bad name!.conf", "");
         std::fs::write(place.path().join("declared"), "").expect("a file");
         symlink(place.path().join("declared"), paths.confs.join("declared.conf")).expect("a link");
 
-        let found = Containers::new(leaf, paths, Runtime::Nspawn)
+        let seen = Containers::new(leaf, paths, Runtime::Nspawn)
             .foreign()
             .expect("an observation");
+        let [misnamed] = &seen.problems[..] else {
+            panic!("{:?}", seen.problems);
+        };
+        assert!(misnamed.entry.ends_with("/bad name!.conf"), "{misnamed:?}");
+        assert!(misnamed.problem.contains("' ' is not allowed"), "{misnamed:?}");
+        let found = seen.containers;
         let names: Vec<_> = found.iter().map(|one| one.name.as_str()).collect();
         assert_eq!(names, ["declared", "fixed", "made"]);
         assert_eq!(

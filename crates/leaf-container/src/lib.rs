@@ -32,6 +32,7 @@ use leaf_host::systemd::{Patience, Systemd};
 use tokio::runtime::Handle;
 
 pub use error::{ObserveError, ObserveErrorKind};
+pub use foreign::Foreign;
 pub use observe::Seen;
 pub use watch::{Changed, Hints};
 

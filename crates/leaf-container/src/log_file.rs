@@ -11,6 +11,7 @@ use std::time::UNIX_EPOCH;
 
 use leaf_core::command::LogText;
 use leaf_core::decide::LogQuery;
+use leaf_host::files;
 
 use crate::ObserveError;
 
@@ -95,7 +96,7 @@ fn open(path: &Path) -> Result<Vec<Log>, ObserveError> {
 
 impl Log {
     fn open(path: &Path) -> Result<Option<Self>, ObserveError> {
-        let file = match File::open(path) {
+        let file = match files::open(path) {
             Ok(file) => file,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(ObserveError::read(path)(e)),

@@ -4,8 +4,9 @@ use std::io::ErrorKind;
 
 use leaf_core::container::{Exit, ObservedRun};
 use leaf_core::id::ContainerName;
+use leaf_core::runtime::Runtime;
 use leaf_host::contract::RunStatus;
-use leaf_host::lock;
+use leaf_host::{files, lock};
 
 use crate::conf::read_if_any;
 use crate::{Containers, ObserveError};
@@ -43,9 +44,20 @@ impl Containers {
         Ok((run, oom_kills))
     }
 
+    /// Checks that what the helper records of a container's runs can be read.
+    ///
+    /// # Errors
+    /// [`ObserveError`] about the file that can't.
+    pub(crate) fn recorded(&self, name: &ContainerName) -> Result<(), ObserveError> {
+        match self.runtime {
+            Runtime::Systemd => self.status(name).map(drop),
+            Runtime::Nspawn => self.supervised_run(name).map(drop),
+        }
+    }
+
     fn is_supervised(&self, name: &ContainerName) -> Result<bool, ObserveError> {
         let path = self.paths.lock(name);
-        let file = match std::fs::File::open(&path) {
+        let file = match files::open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
             Err(e) => return Err(ObserveError::read(&path)(e)),

@@ -15,8 +15,9 @@ use leaf_host::systemd::ListedUnit;
 use crate::unit::{Stage, Unit, run_of};
 use crate::{Containers, ObserveError, block_on};
 
-/// The run states of containers, and the number of processes of each that were killed for lack of memory.
-pub(crate) type Runs = BTreeMap<ContainerName, (ObservedRun, u64)>;
+/// The run states of containers, and the number of processes of each that were killed for lack of memory; an error for
+/// one of which a file can't be read.
+pub(crate) type Runs = BTreeMap<ContainerName, Result<(ObservedRun, u64), ObserveError>>;
 /// A set of containers.
 pub(crate) type Names = BTreeSet<ContainerName>;
 
@@ -62,14 +63,24 @@ impl Containers {
                 .iter()
                 .map(|name| self.run_of_unit(name, stage(name), mount.as_deref()));
             // Concurrently: the bus accepts a call before it has answered the previous one.
-            let seen: Result<Vec<_>, _> = join_all(looks).await.into_iter().collect();
             let (mut runs, mut known, mut moving) = (Runs::new(), Vec::new(), Names::new());
-            for (name, look) in names.iter().zip(seen?) {
-                if look.moving {
-                    moving.insert(name.clone());
-                }
-                runs.insert(name.clone(), (look.run, look.oom_kills));
-                known.push((name.clone(), look.known));
+            for (name, look) in names.iter().zip(join_all(looks).await) {
+                let run = match look {
+                    // Not about this container: systemd does not answer.
+                    Err(error @ ObserveError::Systemd(_)) => return Err(error),
+                    Err(error) => {
+                        known.push((name.clone(), None));
+                        Err(error)
+                    }
+                    Ok(look) => {
+                        if look.moving {
+                            moving.insert(name.clone());
+                        }
+                        known.push((name.clone(), look.known));
+                        Ok((look.run, look.oom_kills))
+                    }
+                };
+                runs.insert(name.clone(), run);
             }
             self.known.set(known).await;
             Ok((runs, moving))

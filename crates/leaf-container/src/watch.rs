@@ -230,7 +230,7 @@ impl Hints {
             let Some(Ok(name)) = name.to_str().map(ContainerName::new) else {
                 continue;
             };
-            if !entry.file_type()?.is_dir() {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 continue;
             }
             watch(&entry.path(), mask(), Watched::Container(name.clone()))?;
@@ -264,7 +264,15 @@ fn add(
     what: Watched,
 ) -> io::Result<bool> {
     match watches.add(path, mask) {
-        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => Ok(false),
+        // Also one that was replaced by a file in the meantime.
+        Err(e)
+            if matches!(
+                e.kind(),
+                ErrorKind::NotFound | ErrorKind::PermissionDenied | ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(false)
+        }
         // A cgroup that is being removed.
         Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(false),
         other => {

@@ -295,6 +295,15 @@ pub struct ForeignContainer {
     pub host_users: bool,
 }
 
+/// An entry of the host's directories of containers that can't be used. The other entries are listed all the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct EntryProblem {
+    /// The path of the file or directory.
+    pub entry: String,
+    /// The reason why it can't be used.
+    pub problem: String,
+}
+
 /// A container's resource usage. Counters begin at its start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ContainerStats {

@@ -5,7 +5,7 @@
 //! entries belong together. [`Report::entries`] has the device of each entry.
 //!
 //! The types of values differ between reports, versions and kernels. Apart from the outer shape, a value of an
-//! unexpected type is ignored.
+//! unexpected type is ignored; a list or an entry of an unexpected type is left out, and named in [`Report::problems`].
 
 mod entry;
 mod run;
@@ -31,6 +31,8 @@ pub struct Report {
     pub inventory: Inventory,
     /// The entries of `hardware`, each with its device.
     pub entries: Vec<Entry>,
+    /// What is left out because it has an unexpected shape: the place, and what is there.
+    pub problems: Vec<String>,
 }
 
 /// An entry of a report, and the device that it became or is a part of.
@@ -78,7 +80,7 @@ pub enum FacterError {
     /// The JSON has another shape.
     #[error("it is not a nixos-facter report: {at} {what}; write one with `nixos-facter -o FILE`")]
     Shape {
-        /// The place: `hardware.disk[3]`.
+        /// The place: `hardware`.
         at: String,
         /// The error at that place.
         what: String,
@@ -125,9 +127,10 @@ const CLASSES: [&str; 23] = [
 /// # Errors
 /// [`FacterError`], with the place and what to do.
 pub fn read(bytes: &[u8]) -> Result<Report, FacterError> {
-    let (drafts, traces) = drafts(bytes)?;
-    let (inventory, ids) = draft::finish(drafts);
-    let entries = traces
+    let read = drafts(bytes)?;
+    let (inventory, ids) = draft::finish(read.drafts);
+    let entries = read
+        .traces
         .into_iter()
         .filter_map(|trace| {
             Some(Entry {
@@ -138,7 +141,11 @@ pub fn read(bytes: &[u8]) -> Result<Report, FacterError> {
             })
         })
         .collect();
-    Ok(Report { inventory, entries })
+    Ok(Report {
+        inventory,
+        entries,
+        problems: read.problems,
+    })
 }
 
 /// Returns the inventory of the report in this file.
@@ -149,8 +156,10 @@ pub fn read_file(path: &Path) -> Result<Report, FacterError> {
     read(&bytes_of_file(path)?)
 }
 
-pub(crate) fn drafts_of_file(path: &Path) -> Result<Drafts, FacterError> {
-    Ok(drafts(&bytes_of_file(path)?)?.0)
+/// Returns the devices of the report in this file, and what was left out.
+pub(crate) fn drafts_of_file(path: &Path) -> Result<(Drafts, Vec<String>), FacterError> {
+    let read = drafts(&bytes_of_file(path)?)?;
+    Ok((read.drafts, read.problems))
 }
 
 fn bytes_of_file(path: &Path) -> Result<Vec<u8>, FacterError> {
@@ -159,7 +168,7 @@ fn bytes_of_file(path: &Path) -> Result<Vec<u8>, FacterError> {
         path: path.to_owned(),
         source,
     };
-    let file = std::fs::File::open(path).map_err(failed)?;
+    let file = leaf_host::files::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
     let limit = u64::try_from(MAX_REPORT_BYTES)
         .unwrap_or(u64::MAX)
@@ -176,7 +185,14 @@ struct Trace {
     draft: String,
 }
 
-fn drafts(bytes: &[u8]) -> Result<(Drafts, Vec<Trace>), FacterError> {
+/// The contents of a report.
+struct Contents {
+    drafts: Drafts,
+    traces: Vec<Trace>,
+    problems: Vec<String>,
+}
+
+fn drafts(bytes: &[u8]) -> Result<Contents, FacterError> {
     if bytes.len() > MAX_REPORT_BYTES {
         return Err(FacterError::TooLarge {
             max: MAX_REPORT_BYTES,
@@ -216,16 +232,14 @@ fn drafts(bytes: &[u8]) -> Result<(Drafts, Vec<Trace>), FacterError> {
         .ok_or_else(|| shape("`hardware`", format!("is {}, not an object", type_of(hardware))))?;
 
     let mut reader = entry::Reader::new(cards(hardware));
-    let mut traces = Vec::new();
+    let (mut traces, mut problems) = (Vec::new(), Vec::new());
     for class in CLASSES {
         let list = match hardware.get(class) {
             None | Some(Value::Null) => continue,
             Some(Value::Array(list)) => list,
             Some(other) => {
-                return Err(shape(
-                    &format!("`hardware.{class}`"),
-                    format!("is {}, not a list", type_of(other)),
-                ));
+                problems.push(format!("`hardware.{class}` is {}, not a list", type_of(other)));
+                continue;
             }
         };
         for (number, entry) in list.iter().enumerate() {
@@ -237,16 +251,20 @@ fn drafts(bytes: &[u8]) -> Result<(Drafts, Vec<Trace>), FacterError> {
                     sysfs_id: entry.get("sysfs_id").and_then(Value::as_str).map(str::to_owned),
                     draft: reader.device(class, number, entry),
                 }),
-                other => {
-                    let at = format!("`hardware.{class}[{number}]`");
-                    return Err(shape(&at, format!("is {}, not an object", type_of(other))));
-                }
+                other => problems.push(format!(
+                    "`hardware.{class}[{number}]` is {}, not an object",
+                    type_of(other)
+                )),
             }
         }
     }
     reader.processors(hardware.get("cpu"));
     reader.memory(top.get("smbios").and_then(|smbios| smbios.get("memory_device")));
-    Ok((reader.finish(), traces))
+    Ok(Contents {
+        drafts: reader.finish(),
+        traces,
+        problems,
+    })
 }
 
 /// Returns the sysfs path of each entry by its `index`, for the entries that are attached to it.

@@ -71,6 +71,8 @@ pub struct Scan {
     pub gone_since_report: Vec<String>,
     /// The devices that are present and not in the report; empty without a report.
     pub new_since_report: Vec<DeviceId>,
+    /// The parts of the report that are left out because they have an unexpected shape.
+    pub report_problems: Vec<String>,
 }
 
 /// Why a scan failed.
@@ -120,14 +122,14 @@ pub fn scan(sources: &Sources) -> Result<Scan, HardwareError> {
     let mut drafts = units::scan(&tree);
     ports::scan(&tree, &mut drafts);
     names::fill(&mut drafts, sources.udev, &sources.names);
-    let merged = match &sources.report {
-        None => merge::Merged::default(),
+    let (merged, report_problems) = match &sources.report {
+        None => (merge::Merged::default(), Vec::new()),
         Some(path) => {
-            let report = facter::drafts_of_file(path).map_err(|source| HardwareError::Report {
+            let read = facter::drafts_of_file(path).map_err(|source| HardwareError::Report {
                 path: path.clone(),
                 source,
             })?;
-            merge::merge(&mut drafts, report)
+            (merge::merge(&mut drafts, read.0), read.1)
         }
     };
     let (inventory, ids) = draft::finish(drafts);
@@ -139,5 +141,6 @@ pub fn scan(sources: &Sources) -> Result<Scan, HardwareError> {
             .iter()
             .filter_map(|path| ids.get(path).cloned())
             .collect(),
+        report_problems,
     })
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use leaf_host::files;
+
 use crate::HardwareError;
 
 /// The longest attribute that is read, in bytes: an EDID has at most 256 blocks of 128 bytes.
@@ -120,7 +122,7 @@ impl Tree {
     /// Returns the bytes of an attribute, or `None` if it can't be read.
     pub(crate) fn bytes(&self, path: &str, name: &str) -> Option<Vec<u8>> {
         use std::io::Read as _;
-        let file = fs::File::open(self.at(path).join(name)).ok()?;
+        let file = files::open(&self.at(path).join(name)).ok()?;
         let mut bytes = Vec::new();
         file.take(MAX_ATTRIBUTE_BYTES).read_to_end(&mut bytes).ok()?;
         Some(bytes)

@@ -140,7 +140,10 @@ impl Directory {
         }
     }
 
-    /// Returns the text of a regular file, if it exists.
+    /// Returns the text of a regular file, if it exists. Never waits, as a FIFO would make it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for anything but a regular file of at most 1 MiB of UTF-8.
     pub(crate) fn read(&self, name: &str) -> Result<Option<String>> {
         let path = self.at(name)?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -149,6 +152,13 @@ impl Directory {
             Err(Errno::NOENT) => return Ok(None),
             Err(Errno::LOOP) => {
                 return Err(Error::Refused(format!("{} is a symbolic link", path.display())));
+            }
+            // A socket (open(2)).
+            Err(Errno::NXIO) => {
+                return Err(Error::Refused(format!(
+                    "{} is not a regular file",
+                    path.display()
+                )));
             }
             Err(e) => return Err(Error::io(format!("open {}", path.display()))(e)),
         };
@@ -160,12 +170,20 @@ impl Directory {
                 path.display()
             )));
         }
-        let mut text = String::new();
+        let mut bytes = Vec::new();
         std::fs::File::from(fd)
-            .take(MAX_BYTES)
-            .read_to_string(&mut text)
+            .take(MAX_BYTES + 1)
+            .read_to_end(&mut bytes)
             .map_err(read())?;
-        Ok(Some(text))
+        if bytes.len() as u64 > MAX_BYTES {
+            return Err(Error::Refused(format!(
+                "{} has more than {MAX_BYTES} bytes",
+                path.display()
+            )));
+        }
+        String::from_utf8(bytes)
+            .map(Some)
+            .map_err(|_| Error::Refused(format!("{} is not text in UTF-8", path.display())))
     }
 
     /// Replaces a file atomically: after a power cut it has the old text or the new.

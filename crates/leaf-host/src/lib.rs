@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`cgroup`] | cgroups, version 2: mount point, create, attach, freeze, kill, processes |
 //! | [`contract`] | the contract on disk between `leaf-helper` and observers: paths, status, markers |
+//! | [`files`] | reads files that may be something else, without waiting |
 //! | [`lock`] | file locks between processes (flock(2)) |
 //! | [`mounts`] | the mount table |
 //! | [`process`] | bounded runs of programs, the list of processes, and handles of those that are not children |
@@ -15,6 +16,7 @@
 
 pub mod cgroup;
 pub mod contract;
+pub mod files;
 pub mod lock;
 pub mod mounts;
 pub mod process;

@@ -120,6 +120,8 @@ pub struct Swept {
     pub removed: Vec<JobId>,
     /// Unknown running jobs, which the caller must cancel.
     pub running: Vec<JobId>,
+    /// Unknown jobs whose files could not be removed, with the reason.
+    pub kept: Vec<(JobId, String)>,
 }
 
 /// The process jobs of a leaf. Cheap to clone.
@@ -423,10 +425,11 @@ impl Jobs {
         }
     }
 
-    /// Removes the files of all jobs that are neither known nor running.
+    /// Removes the files of all jobs that are neither known nor running. One whose files can't be removed does not keep
+    /// the others'.
     ///
     /// # Errors
-    /// [`JobError::Helper`], [`JobError::Cgroup`] or [`JobError::File`].
+    /// [`JobError::File`] when a directory of jobs can't be listed.
     pub async fn sweep(&self, known: &BTreeSet<JobId>) -> Result<Swept, JobError> {
         let mut unknown = BTreeSet::new();
         for dir in [&self.0.jobs_dir, &self.0.results_dir] {
@@ -443,13 +446,14 @@ impl Jobs {
         }
         let mut swept = Swept::default();
         for id in unknown {
-            match self.forget(id).await {
-                Ok(()) => {
-                    self.release(id)?;
-                    swept.removed.push(id);
-                }
+            let removed = match self.forget(id).await {
+                Ok(()) => self.release(id),
+                Err(error) => Err(error),
+            };
+            match removed {
+                Ok(()) => swept.removed.push(id),
                 Err(JobError::Runs(_)) => swept.running.push(id),
-                Err(e) => return Err(e),
+                Err(error) => swept.kept.push((id, chain(&error))),
             }
         }
         Ok(swept)

@@ -31,6 +31,7 @@ pub async fn run(
     // Opened before the first scan, so that no change in between is missed.
     let mut monitor = Monitor::open().context("can't receive hot-plug events")?;
     let mut rescan = 0;
+    let mut problems = Vec::new();
     loop {
         while let Ok(number) = rescans.try_recv() {
             rescan = number;
@@ -39,6 +40,14 @@ pub async fn run(
         let scanned = tokio::task::spawn_blocking(move || scan(&sources))
             .await
             .context("the hardware scan ended early")?;
+        if let Ok(scan) = &scanned
+            && scan.report_problems != problems
+        {
+            for problem in &scan.report_problems {
+                tracing::warn!(problem, "can't use a part of the nixos-facter report");
+            }
+            problems.clone_from(&scan.report_problems);
+        }
         let scanned: Result<Inventory, String> =
             scanned.map(|scan| scan.inventory).map_err(|error| chain(&error));
         if let Err(error) = &scanned {

@@ -17,9 +17,13 @@ use crate::cli::Inventory;
 pub fn show(flags: &Inventory) -> anyhow::Result<()> {
     let inventory = match &flags.facter {
         Some(report) => {
-            facter::read_file(report)
-                .with_context(|| format!("can't read the report {}", report.display()))?
-                .inventory
+            let read = facter::read_file(report)
+                .with_context(|| format!("can't read the report {}", report.display()))?;
+            for problem in &read.problems {
+                writeln!(std::io::stderr(), "left out of the report: {problem}")
+                    .context("can't print a problem")?;
+            }
+            read.inventory
         }
         None => scan(&Sources::default())?.inventory,
     };

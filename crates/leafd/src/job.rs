@@ -53,6 +53,9 @@ impl JobHost {
                 return tracing::warn!(error = chain(&error), "can't list the jobs' files, old ones stay");
             }
         };
+        for (id, error) in swept.kept {
+            tracing::warn!(%id, error, "can't remove the files of an unknown job");
+        }
         for id in swept.running {
             tracing::warn!(%id, "ending a running job that this leaf does not know");
             let ended = match self.jobs.cancel(id).await {

@@ -1,6 +1,6 @@
 //! Tasks that wait for commands, hints and publishes, and pass them to the main loop as [`Wake`]s.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,6 +93,7 @@ pub async fn watch_containers(
     let mut steps = in_flight.changes();
     let mut moved = Changed::Any;
     let mut all_at = Instant::now();
+    let mut problems = BTreeMap::new();
     loop {
         let (at, later) = match moved {
             // The engine leaves out those with steps in flight.
@@ -108,7 +109,7 @@ pub async fn watch_containers(
         }
         let mut moving = Changed::nothing();
         if !at.is_nothing() {
-            match observe(&view, at, clock, &inputs).await? {
+            match observe(&view, at, clock, &inputs, &mut problems).await? {
                 Some(names) => moving = Changed::These(names),
                 None => all_at = all_at.min(Instant::now() + OBSERVE_AFTER_FAILURE),
             }
@@ -124,12 +125,13 @@ pub async fn watch_containers(
 }
 
 /// Observes containers, sends the observation, and pauses. Returns the containers in transition; `None` if the
-/// observation failed.
+/// observation failed. `problems` are those that were logged; one is logged again when it has changed.
 async fn observe(
     view: &Containers,
     at: Changed,
     clock: Clock,
     inputs: &mpsc::Sender<Wake>,
+    problems: &mut BTreeMap<ContainerName, String>,
 ) -> anyhow::Result<Option<BTreeSet<ContainerName>>> {
     tracing::debug!(?at, "observing containers");
     let (view, which) = (view.clone(), at.clone());
@@ -144,12 +146,22 @@ async fn observe(
     match seen {
         Ok(Seen {
             containers: seen,
+            unobserved,
             moving: now,
         }) => {
             moving = Some(now);
+            problems.retain(|name, _| unobserved.contains_key(name));
+            for (name, error) in &unobserved {
+                let error = chain(error);
+                if problems.get(name) != Some(&error) {
+                    tracing::warn!(%name, error, "can't observe a container");
+                    problems.insert(name.clone(), error);
+                }
+            }
+            let unobserved: BTreeSet<_> = unobserved.into_keys().collect();
             let scope = match at {
-                Changed::Any => Scope::All,
-                Changed::These(names) => Scope::Only(names),
+                Changed::Any => Scope::AllBut(unobserved),
+                Changed::These(names) => Scope::Only(&names - &unobserved),
             };
             let observed = Input::ContainersObserved {
                 began,

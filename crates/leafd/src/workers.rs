@@ -9,7 +9,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use leaf_bus::connect::Bus;
 use leaf_bus::serve::Responder;
-use leaf_container::{ObserveError, ObserveErrorKind};
+use leaf_container::{Foreign, ObserveError, ObserveErrorKind};
 use leaf_core::command::{ContainerList, LogChunk};
 use leaf_core::container::Container;
 use leaf_core::decide::Question;
@@ -198,13 +198,17 @@ impl Workers {
             }),
             Question::Containers(containers) => self.reply_with(responder, id, move || {
                 // A leaf that runs no containers may still have some in its state.
-                let foreign = match view() {
+                let seen = match view() {
                     Ok(view) => view
                         .foreign()
                         .map_err(|error| failed("can't list the host's containers", &error))?,
-                    Err(_) => Vec::new(),
+                    Err(_) => Foreign::default(),
                 };
-                Ok(to_json(&ContainerList { containers, foreign }))
+                Ok(to_json(&ContainerList {
+                    containers,
+                    foreign: seen.containers,
+                    problems: seen.problems,
+                }))
             }),
         }
     }
@@ -248,7 +252,7 @@ impl Workers {
         self.tasks.run(async move {
             let found = tokio::task::spawn_blocking(move || view.foreign()).await;
             let found = match found {
-                Ok(Ok(all)) => Ok(all.into_iter().find(|foreign| foreign.name == name)),
+                Ok(Ok(all)) => Ok(all.containers.into_iter().find(|foreign| foreign.name == name)),
                 Ok(Err(error)) => Err(failed("can't list the host's containers", &error)),
                 Err(error) => Err(Problem::new(ProblemCode::Failed, error.to_string())),
             };

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::declare::commands;
-use crate::container::{Container, ContainerStats, ForeignContainer, Revision};
+use crate::container::{Container, ContainerStats, EntryProblem, ForeignContainer, Revision};
 use crate::id::ContainerName;
 use crate::spec::{ContainerOptions, ContainerSource, ContainerSpec, SpecDiff};
 
@@ -206,6 +206,10 @@ pub struct ContainerList {
     /// The foreign containers of its host, sorted by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub foreign: Vec<ForeignContainer>,
+    /// The files of its host's containers, of any owner, that can't be used: unreadable ones, and foreign containers
+    /// whose names a leaf does not accept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<EntryProblem>,
 }
 
 /// The revisions of a container.

@@ -82,8 +82,8 @@ pub enum Input {
 /// The containers that an observation covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
-    /// All of the leaf's containers.
-    All,
+    /// All of the leaf's containers, except those of which a file can't be read.
+    AllBut(BTreeSet<ContainerName>),
     /// Only these.
     Only(BTreeSet<ContainerName>),
 }
@@ -93,7 +93,7 @@ impl Scope {
     #[must_use]
     pub fn contains(&self, name: &ContainerName) -> bool {
         match self {
-            Self::All => true,
+            Self::AllBut(names) => !names.contains(name),
             Self::Only(names) => names.contains(name),
         }
     }

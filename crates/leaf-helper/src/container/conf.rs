@@ -7,10 +7,14 @@ use leaf_core::host_op::RunSpec;
 use leaf_core::id::ContainerName;
 use leaf_core::spec::Users;
 use leaf_host::contract::{CONF_DIGEST, conf_marker};
+use leaf_host::files;
 
 use crate::Helper;
 use crate::error::{Error, Result};
 use crate::files::Directory;
+
+/// The largest `NAME.conf` of another container that is read, in bytes.
+const MAX_CONF_BYTES: u64 = 1 << 20;
 
 /// Returns the file name of a container's `NAME.conf`.
 pub(crate) fn conf_name(name: &ContainerName) -> String {
@@ -96,9 +100,9 @@ impl Helper {
             else {
                 continue;
             };
-            // A conf that is a link belongs to NixOS; its addresses are in use as well.
-            let text = std::fs::read_to_string(confs.path().join(other)).unwrap_or_default();
-            for address in addresses(&text) {
+            // A conf that is a link belongs to NixOS; its addresses are in use as well. One that can't be read has none.
+            let bytes = files::read(&confs.path().join(other), MAX_CONF_BYTES).unwrap_or_default();
+            for address in addresses(&String::from_utf8_lossy(&bytes)) {
                 if address == host_address || address == container_address {
                     return Err(Error::Refused(format!(
                         "{address} is in use by the container of {other}"
@@ -107,5 +111,38 @@ impl Helper {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use leaf_core::address_pool::AddressPool;
+    use leaf_core::id::LeafName;
+    use leaf_host::contract::HostPaths;
+
+    use super::*;
+    use crate::Settings;
+
+    #[test]
+    fn an_odd_entry_beside_the_confs_keeps_no_container_from_being_created() {
+        let place = tempfile::tempdir().expect("a directory");
+        let leaf = LeafName::new("edge").expect("a leaf");
+        let paths = HostPaths {
+            confs: place.path().to_owned(),
+            ..HostPaths::new(&leaf)
+        };
+        let helper = Helper::new(leaf, paths, Settings::sample());
+        let at = |name: &str| place.path().join(name);
+        let (fifo, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
+        // Read as a file, the FIFO would block for ever, with the lock of NixOS's programs held.
+        rustix::fs::mknodat(rustix::fs::CWD, at("fifo.conf"), fifo, mode, 0).expect("a FIFO");
+        std::fs::create_dir(at("folder.conf")).expect("a directory");
+        std::fs::write(at("bytes.conf"), b"\xff\nLOCAL_ADDRESS=10.233.2.2\n").expect("a conf");
+        let confs = Directory::make_root(place.path(), 0o755).expect("a directory");
+        let name = ContainerName::new("web").expect("a name");
+        let check = |number| helper.check_network(&confs, &name, AddressPool::default().link(number));
+        check(1).expect("the addresses are free");
+        let error = check(2).expect_err("another container has it").to_string();
+        assert!(error.contains("in use by the container of bytes.conf"), "{error}");
     }
 }

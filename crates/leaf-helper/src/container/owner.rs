@@ -32,6 +32,8 @@ pub(crate) enum Foreign {
     OtherLeaf(String),
     /// A person, by `nixos-container` or by hand.
     Person,
+    /// Unknown, since the name belongs to something that can't be read as a `NAME.conf`, with the reason.
+    Unreadable(String),
 }
 
 impl Foreign {
@@ -44,6 +46,9 @@ impl Foreign {
                 "{conf} {why}: the container is declared in the host's NixOS configuration; choose another name"
             ),
             Self::OtherLeaf(leaf) => format!("{conf} was made by leaf {leaf}; choose another name"),
+            Self::Unreadable(why) => {
+                format!("{why}, so it is no container's; remove it, or choose another name")
+            }
             Self::Person => format!(
                 "{conf} was not made by leaf {}; choose another name, or adopt it",
                 helper.leaf
@@ -60,10 +65,12 @@ impl Helper {
         let text = match confs.read(&file) {
             Ok(None) => return Ok(Owner::None),
             Ok(Some(text)) => text,
-            Err(Error::Refused(_)) => {
-                return Ok(Owner::Foreign(Foreign::Declared(
-                    "is a symbolic link or not a file".into(),
-                )));
+            Err(Error::Refused(why)) => {
+                return Ok(Owner::Foreign(if conf.is_symlink() {
+                    Foreign::Declared("is a symbolic link".into())
+                } else {
+                    Foreign::Unreadable(why)
+                }));
             }
             Err(e) => return Err(e),
         };
@@ -141,5 +148,21 @@ mod tests {
         std::fs::remove_file(&file).expect("removed");
         std::os::unix::fs::symlink("/etc/static/web.conf", &file).expect("a link");
         assert!(matches!(owner(), Owner::Foreign(Foreign::Declared(_))));
+        std::fs::remove_file(&file).expect("removed");
+        let unreadable = || match owner() {
+            Owner::Foreign(Foreign::Unreadable(why)) => why,
+            other => panic!("{other:?}"),
+        };
+        std::fs::create_dir(&file).expect("a directory");
+        assert!(unreadable().ends_with("is not a regular file"));
+        std::fs::remove_dir(&file).expect("removed");
+        std::fs::write(&file, vec![b'#'; (1 << 20) + 1]).expect("a huge file");
+        assert!(unreadable().ends_with("has more than 1048576 bytes"));
+        std::fs::write(&file, [0xff]).expect("bytes");
+        assert!(unreadable().ends_with("is not text in UTF-8"));
+        std::fs::remove_file(&file).expect("removed");
+        let fifo = FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &file, fifo, rustix::fs::Mode::RUSR, 0).expect("a FIFO");
+        assert!(unreadable().ends_with("is not a regular file"));
     }
 }

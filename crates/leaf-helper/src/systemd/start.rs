@@ -325,7 +325,8 @@ impl Helper {
 
     /// Returns whether a container's last run is known to have ended without a failure in systemd's sense.
     fn ended_well(&self, name: &ContainerName) -> Result<bool> {
-        let status = self.status(&self.run_directory(name)?)?;
+        // One that can't be read says nothing of it, and keeps no container from being stopped.
+        let status = self.status(&self.run_directory(name)?).ok().flatten();
         Ok(status.is_some_and(|RunStatus { exit, error, .. }| {
             error.is_none() && matches!(exit, Some(Exit::Code { code: 0 | RESTARTS }))
         }))

@@ -75,8 +75,12 @@ async fn a_job_outlives_the_daemon_and_is_found_again() {
     assert!(matches!(found, Found::Ended(JobOutcome::Cancelled)), "{found:?}");
     assert_eq!(lab.processes(), Vec::<String>::new());
 
+    // Something else under the id of a job keeps the others' files from being removed no longer.
+    let odd = new_id();
+    std::fs::write(lab.job_dir(odd), "").expect("a file");
     let swept = lab.jobs.sweep(&[id].into()).await.expect("swept");
     assert_eq!((swept.removed, swept.running), (vec![other], Vec::new()));
+    assert_eq!(swept.kept.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [odd]);
     assert!(!lab.job_dir(other).exists() && lab.job_dir(id).exists());
 }
 

@@ -273,6 +273,17 @@ fn a_failed_observation_after_outdated_steps_does_not_mark_a_container_as_destro
 }
 
 #[test]
+fn a_container_that_could_not_be_observed_is_not_taken_for_a_missing_one() {
+    let (mut world, name) = with_running();
+    world.observe_none_but([name.clone()].into());
+    world.commit(usize::MAX);
+    assert_eq!(world.phase(&name), Some(ContainerPhase::Running));
+    world.observe_none_but([].into());
+    world.commit(usize::MAX);
+    assert_ne!(world.phase(&name), Some(ContainerPhase::Running));
+}
+
+#[test]
 fn a_destroy_is_not_carried_out_by_an_earlier_commit() {
     let (mut world, name) = with_running();
     world.send(admin(), None, stop(&name));

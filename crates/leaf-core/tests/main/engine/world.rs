@@ -368,11 +368,20 @@ impl World {
         jobs.keys().nth(nth.checked_rem(jobs.len())?).copied()
     }
 
+    /// An observation of all containers but these finds none.
+    pub(super) fn observe_none_but(&mut self, unobserved: BTreeSet<ContainerName>) {
+        self.feed(Input::ContainersObserved {
+            began: moment(self.now),
+            scope: Scope::AllBut(unobserved),
+            observed: BTreeMap::new(),
+        });
+    }
+
     pub(super) fn begin_observation(&mut self) {
         self.now += 1;
         self.observations.push_back(Input::ContainersObserved {
             began: moment(self.now),
-            scope: Scope::All,
+            scope: Scope::AllBut(BTreeSet::new()),
             observed: self.host.containers.clone(),
         });
     }

@@ -38,8 +38,16 @@ impl List {
                         container.error.clone().unwrap_or_default(),
                     ]);
                 }
+                let mut text = text_of(&table);
+                if !list.problems.is_empty() {
+                    let mut problems = output.table(&["CAN'T BE USED", "PROBLEM"]);
+                    for entry in &list.problems {
+                        problems.add_row([entry.entry.clone(), entry.problem.clone()]);
+                    }
+                    text = format!("{text}\n\n{}", text_of(&problems));
+                }
                 if list.foreign.is_empty() {
-                    return text_of(&table);
+                    return text;
                 }
                 let mut foreign = output.table(&["FOREIGN", "RUNS", "MADE BY", "ADDRESS", "SYSTEM"]);
                 for container in &list.foreign {
@@ -61,7 +69,7 @@ impl List {
                             .map_or("-".to_owned(), ToString::to_string),
                     ]);
                 }
-                format!("{}\n\n{}", text_of(&table), text_of(&foreign))
+                format!("{text}\n\n{}", text_of(&foreign))
             })
             .await
     }

@@ -432,7 +432,7 @@ pub(crate) fn probe() -> ExitCode {
     let name = |name: &str| ContainerName::new(name).expect("a name");
     let answer = match arguments[..] {
         ["observe"] => containers.observe().map(|seen| json!(seen.containers)),
-        ["foreign"] => containers.foreign().map(|seen| json!(seen)),
+        ["foreign"] => containers.foreign().map(|seen| json!(seen.containers)),
         ["stats", of] => containers.stats(&name(of)).map(|seen| json!(seen)),
         ["logs", of, lines, ref more @ ..] => {
             let query = LogQuery {
