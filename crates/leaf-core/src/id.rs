@@ -35,7 +35,7 @@ impl InvalidId {
 fn check(
     what: &'static str,
     text: &str,
-    max: usize,
+    (max, because): (usize, &str),
     allowed: fn(u8) -> bool,
     alphabet: &str,
 ) -> Result<(), InvalidId> {
@@ -46,7 +46,7 @@ fn check(
         return Err(InvalidId::new(
             what,
             text,
-            format!("it has {} bytes, at most {max} are allowed", text.len()),
+            format!("it has {} bytes, at most {max} are allowed{because}", text.len()),
         ));
     }
     if let Some(bad) = text.chars().find(|c| !u8::try_from(*c).is_ok_and(allowed)) {
@@ -71,7 +71,7 @@ fn token_byte(byte: u8) -> bool {
 }
 
 macro_rules! text_id {
-    ($(#[$doc:meta])* $name:ident, $what:literal, max $max:literal, $allowed:expr, $alphabet:literal, $pattern:literal) => {
+    ($(#[$doc:meta])* $name:ident, $what:literal, max $max:literal $because:literal, $allowed:expr, $alphabet:literal, $pattern:literal) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, JsonSchema)]
         #[serde(try_from = "String")]
@@ -85,7 +85,7 @@ macro_rules! text_id {
             /// [`InvalidId`] when it is empty, too long or has a character outside the alphabet.
             pub fn new(text: impl Into<String>) -> Result<Self, InvalidId> {
                 let text = text.into();
-                check($what, &text, $max, $allowed, $alphabet)?;
+                check($what, &text, ($max, $because), $allowed, $alphabet)?;
                 Ok(Self(text))
             }
 
@@ -145,11 +145,11 @@ macro_rules! text_id {
 
 text_id!(
     /// The name of a leaf: one subject token of at most 32 characters. It also names the stream and the keys.
-    LeafName, "a leaf name", max 32, token_byte, "a-z, 0-9, '_' and '-'", "^[a-z0-9_][a-z0-9_-]*$"
+    LeafName, "a leaf name", max 32 "", token_byte, "a-z, 0-9, '_' and '-'", "^[a-z0-9_][a-z0-9_-]*$"
 );
 text_id!(
     /// The caller of a command: the NATS user's own token, fixed by its publish permission.
-    Caller, "a caller", max 64, token_byte, "a-z, 0-9, '_' and '-'", "^[a-z0-9_][a-z0-9_-]*$"
+    Caller, "a caller", max 64 "", token_byte, "a-z, 0-9, '_' and '-'", "^[a-z0-9_][a-z0-9_-]*$"
 );
 impl Caller {
     /// Returns the caller of changes that the leaf itself makes.
@@ -162,18 +162,18 @@ impl Caller {
 text_id!(
     /// The name of a nixos-container: at most 11 characters, since its veth `ve-NAME` has room for 15
     /// (nixpkgs `nixos-containers.nix`).
-    ContainerName, "a container name", max 11,
+    ContainerName, "a container name", max 11 ": the kernel gives its network interface ve-NAME 15",
     |b| matches!(b, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-'),
     "a-z, A-Z, 0-9, '_' and '-'", "^[a-zA-Z0-9_][a-zA-Z0-9_-]*$"
 );
 text_id!(
     /// The stable id of a device, such as `usb-046d-c52b-8f3a`: one subject token of at most 96 characters that
     /// survives reboots and, where the device has a serial or an address of its own, another port.
-    DeviceId, "a device id", max 96, token_byte, "a-z, 0-9, '_' and '-'", "^[a-z0-9_][a-z0-9_-]*$"
+    DeviceId, "a device id", max 96 "", token_byte, "a-z, 0-9, '_' and '-'", "^[a-z0-9_][a-z0-9_-]*$"
 );
 text_id!(
     /// The id of a command, chosen by its sender so that sending it again is safe: at most 64 characters.
-    CommandId, "a command id", max 64,
+    CommandId, "a command id", max 64 "",
     |b| matches!(b, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' | b'.' | b':'),
     "a-z, A-Z, 0-9, '_', '-', '.' and ':'", "^[a-zA-Z0-9_.:][a-zA-Z0-9_.:-]*$"
 );
@@ -185,6 +185,27 @@ impl From<Uuid> for CommandId {
 }
 
 impl ContainerName {
+    /// Checks that a container of this name can start. The names that this type holds are those of nixos-container, and
+    /// some of them can't: containers of other tools, and of a leaf before it checked this, have them.
+    ///
+    /// # Errors
+    /// [`InvalidId`] with the limit that the name exceeds.
+    pub fn check_startable(&self) -> Result<(), InvalidId> {
+        let refused = |what: &str| {
+            let why = format!(
+                "{what}, and systemd-machined takes only names of hosts: letters, digits and '-' between them"
+            );
+            Err(InvalidId::new("a name that a container can start with", &self.0, why))
+        };
+        if self.0.contains('_') {
+            refused("it contains '_'")
+        } else if self.0.ends_with('-') {
+            refused("it ends with '-'")
+        } else {
+            Ok(())
+        }
+    }
+
     /// Returns the name as one subject token.
     #[must_use]
     pub fn token(&self) -> String {
@@ -377,6 +398,20 @@ mod tests {
         assert!(LeafName::new("Web").is_err());
         assert!(ContainerName::new("Web_1-a").is_ok());
         assert!(ContainerName::new("twelve-chars").is_err());
+    }
+
+    #[test]
+    fn a_name_that_no_machine_can_have_is_known_and_the_limit_is_said() {
+        let name = |text: &str| ContainerName::new(text).expect("a name of nixos-container");
+        for good in ["f", "Web", "a-b", "0", "a--b", "eleven-char"] {
+            name(good).check_startable().expect(good);
+        }
+        for (bad, says) in [("f_b", "'_'"), ("_fx", "'_'"), ("f-", "ends with '-'")] {
+            let error = name(bad).check_startable().expect_err(bad).to_string();
+            assert!(error.contains(says) && error.contains("systemd-machined"), "{error}");
+        }
+        let long = ContainerName::new("twelve-chars").expect_err("too long").to_string();
+        assert!(long.contains("at most 11") && long.contains("ve-NAME"), "{long}");
     }
 
     #[test]

@@ -122,6 +122,11 @@ fn find_container<'a>(state: &'a State, name: &ContainerName) -> Result<&'a Cont
     })
 }
 
+/// Checks the name of a new container. One that exists under another name stays as it is.
+fn check_name(name: &ContainerName) -> Result<(), Problem> {
+    name.check_startable().map_err(|error| invalid(error.to_string()))
+}
+
 fn check_spec(name: &ContainerName, spec: &ContainerSpec, context: &Context) -> Result<(), Problem> {
     spec.options.check(name).map_err(invalid)?;
     spec.options.check_runtime(context.runtime).map_err(unsupported)
@@ -157,6 +162,7 @@ fn create(
             ),
         ));
     }
+    check_name(name)?;
     check_spec(name, &spec, context)?;
     check_others(state, name, &spec.options)?;
     let network = free_link(state, context)?;
@@ -379,6 +385,7 @@ pub fn adopt(
             format!("container {name} is already this leaf's"),
         ));
     }
+    check_name(name)?;
     if found.declarative {
         return Err(conflict(format!(
             "container {name} is declared in the host's NixOS configuration; remove it there first"

@@ -376,6 +376,51 @@ fn what_the_runtime_does_not_support_is_refused_without_a_change() {
     assert_eq!(adopted.kind, unsupported);
 }
 
+#[test]
+fn a_name_that_can_not_start_is_refused_for_a_new_container_and_an_old_one_that_has_it_is_still_changed() {
+    let mut world = World::default();
+    let source = ContainerSource::Toplevel {
+        path: StorePath::new("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a").expect("a store path"),
+    };
+    let create = |name: &str| CreateContainer {
+        name: ContainerName::new(name).expect("a name"),
+        source: source.clone(),
+        start: false,
+        options: ContainerOptions::default(),
+    };
+    let apply_to = |name: &str| ApplyContainer {
+        name: ContainerName::new(name).expect("a name"),
+        spec: serde_json::from_value(serde_json::json!({ "source": source, "run": "running" })).expect("a spec"),
+        if_generation: None,
+    };
+    let invalid = Problem::new(ProblemCode::Invalid, "").kind;
+    for name in ["f_b", "f-", "_fx"] {
+        for command in [Command::from(create(name)), apply_to(name).into()] {
+            let refused = decide(&world.state, &command, &context(1)).expect_err(name);
+            assert_eq!(refused.kind, invalid, "{refused}");
+            assert!(refused.detail.contains("systemd-machined"), "{refused}");
+        }
+        let found = leaf_core::container::ForeignContainer {
+            name: ContainerName::new(name).expect("a name"),
+            declarative: false,
+            running: false,
+            toplevel: StorePath::new("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a").ok(),
+            address: None,
+            host_users: false,
+        };
+        let refused = adopt(&world.state, &found.name, Some(&found), &context(1)).expect_err(name);
+        assert_eq!(refused.kind, invalid, "{refused}");
+    }
+    // An earlier leafd created it.
+    let mut made = decide(&world.state, &create("fb").into(), &context(1)).expect("accepted");
+    let Some(Fact::Container(leaf_core::event::ContainerFact::Desired(desired))) = made.facts.first_mut() else {
+        panic!("{made:?}");
+    };
+    desired.name = ContainerName::new("f_b").expect("a name");
+    world.record(made.facts);
+    decide(&world.state, &apply_to("f_b").into(), &context(2)).expect("accepted");
+}
+
 proptest! {
     #[test]
     fn a_plan_after_success_is_empty_whatever_happened_before(steps in vec(step(), 1..40)) {
