@@ -110,6 +110,16 @@ in
     message = "services.cim-leaf.nats: certFile and keyFile must be set together; set both or neither.";
   }
   {
+    # Containers reach the leaf at .0.1 of its pool, and nowhere else.
+    assertion =
+      !(nats.embedded.enable && containers.enable)
+      || nats.embedded.address == null
+      || nats.embedded.address == builtins.replaceStrings [ ".0.0/16" ] [ ".0.1" ] containers.addressPool;
+    message =
+      "services.cim-leaf.nats.embedded.address: ${toString nats.embedded.address} is not the leaf's address in "
+      + "containers.addressPool (${containers.addressPool}), the only one that containers reach; leave it null.";
+  }
+  {
     assertion = nats.embedded.address == null || (isIPv4 nats.embedded.address && nats.embedded.address != "0.0.0.0");
     message =
       "services.cim-leaf.nats.embedded.address: \"${toString nats.embedded.address}\" is refused; the leaf's server "

@@ -98,11 +98,13 @@ let
       (pair "${option}.tls" remote.tls)
     ];
 
+  # .0.1 of the pool, whose form services.cim-leaf checks.
+  leafAddress = builtins.replaceStrings [ ".0.0/16" ] [ ".0.1" ] leaf.containers.addressPool;
   embeddedAddress =
     if leaf.nats.embedded.address != null then
       leaf.nats.embedded.address
     else if leaf.containers.enable then
-      builtins.replaceStrings [ ".0.0/16" ] [ ".0.1" ] leaf.containers.addressPool
+      leafAddress
     else
       "127.0.0.1";
 
@@ -191,6 +193,10 @@ in
       (check "enable" (!leaf.nats.embedded.enable)
         "this server replaces leafd's embedded one: set services.cim-leaf.nats.embedded.enable or this option to false."
       )
+      (check "address" (!cfg.addressOnLo || cfg.address == leafAddress) (
+        "${cfg.address} is not ${leafAddress}, the leaf's address in services.cim-leaf.containers.addressPool: the leaf's jobs, "
+        + "which are kept from the pool, could reach it; set one of the two so that they agree."
+      ))
       (check "operator" (leaf.nats.embedded.enable || leaf.nats.credentialsFile != null)
         "leafd needs credentials in operator mode: set services.cim-leaf.nats.credentialsFile to those of its user."
       )

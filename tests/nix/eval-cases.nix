@@ -137,6 +137,10 @@ let
       leaf
       { services.cim-leaf.nats.embedded.port = 422; }
     ])
+    (case "a server on an address that containers don't reach" [ "the only one that containers reach" ] [
+      leaf
+      { services.cim-leaf.nats.embedded.address = "127.0.0.1"; }
+    ])
     (case "all IPv6 addresses" [ "\"::\" is refused" ] [
       embedded
       { services.cim-leaf.nats.embedded.address = "::"; }

@@ -68,13 +68,21 @@ impl AddressPool {
         self.0.contains(&address)
     }
 
-    /// Returns the first container network that no container of the state uses; `None` if all are in use.
+    /// Returns the first container network that neither a container of the state uses nor the host, which has these
+    /// addresses and routes; `None` if all are in use. A route to the whole pool is no use of its parts.
     #[must_use]
-    pub fn free_link(self, state: &State) -> Option<ContainerNetwork> {
+    pub fn free_link(self, state: &State, host: &[Ipv4Net]) -> Option<ContainerNetwork> {
+        let parts: Vec<_> = host
+            .iter()
+            .filter(|net| net.prefix_len() > self.0.prefix_len())
+            .collect();
         (1..=255).map(|number| self.link(number)).find(|link| {
             let taken = |c: &Container| c.desired.network.container_address == link.container_address;
             let address = Value::from(link.container_address.to_string());
-            !state.containers.values().any(taken) && !state.raw_entry_has("container_address", &address)
+            let own = Ipv4Net::new_assert(link.host_address, 24).trunc();
+            !parts.iter().any(|net| own.contains(*net) || net.contains(&own))
+                && !state.containers.values().any(taken)
+                && !state.raw_entry_has("container_address", &address)
         })
     }
 }
@@ -115,5 +123,39 @@ impl TryFrom<String> for AddressPool {
         } else {
             Err(bad())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_network_that_is_free_on_the_host_is_taken() {
+        let pool = AddressPool::default();
+        let free = |host: &[&str]| {
+            let host: Vec<Ipv4Net> = host.iter().map(|net| net.parse().expect("a network")).collect();
+            pool.free_link(&State::default(), &host)
+        };
+        assert_eq!(free(&[]), Some(pool.link(1)));
+        // A foreign container's two addresses, and an interface of another kind.
+        assert_eq!(
+            free(&["10.233.1.1/32", "10.233.1.2/32", "10.233.2.77/32"]),
+            Some(pool.link(3))
+        );
+        assert_eq!(free(&["10.233.1.0/24", "10.233.3.0/24"]), Some(pool.link(2)));
+        assert_eq!(free(&["10.233.0.0/22"]), Some(pool.link(4)));
+        // The leaf's own address, other networks, and routes that the links' own take precedence over.
+        assert_eq!(
+            free(&[
+                "10.233.0.1/32",
+                "192.168.1.0/24",
+                "10.233.0.0/16",
+                "10.0.0.0/8",
+                "0.0.0.0/0"
+            ]),
+            Some(pool.link(1))
+        );
+        assert_eq!(free(&["10.233.0.0/17", "10.233.128.0/17"]), None);
     }
 }

@@ -195,7 +195,11 @@ impl ContainerName {
             let why = format!(
                 "{what}, and systemd-machined takes only names of hosts: letters, digits and '-' between them"
             );
-            Err(InvalidId::new("a name that a container can start with", &self.0, why))
+            Err(InvalidId::new(
+                "a name that a container can start with",
+                &self.0,
+                why,
+            ))
         };
         if self.0.contains('_') {
             refused("it contains '_'")
@@ -408,9 +412,14 @@ mod tests {
         }
         for (bad, says) in [("f_b", "'_'"), ("_fx", "'_'"), ("f-", "ends with '-'")] {
             let error = name(bad).check_startable().expect_err(bad).to_string();
-            assert!(error.contains(says) && error.contains("systemd-machined"), "{error}");
+            assert!(
+                error.contains(says) && error.contains("systemd-machined"),
+                "{error}"
+            );
         }
-        let long = ContainerName::new("twelve-chars").expect_err("too long").to_string();
+        let long = ContainerName::new("twelve-chars")
+            .expect_err("too long")
+            .to_string();
         assert!(long.contains("at most 11") && long.contains("ve-NAME"), "{long}");
     }
 

@@ -233,6 +233,11 @@ impl MainLoop {
             moment: self.clock.now(),
             ids: FreshIds::new(Uuid::now_v7()),
             conditions: self.conditions(),
+            host_networks: if input.takes_addresses() {
+                self.workers.networks_in_use()
+            } else {
+                Vec::new()
+            },
         };
         let outputs = self.engine.handle(at, input);
         for immediate in outputs.now {

@@ -4,6 +4,7 @@
 //! noticed. `leafd check-config` runs [`Settings::load`] and nothing else.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -80,7 +81,7 @@ pub struct Embedded {
     pub program: Option<PathBuf>,
     /// The address to listen on; by default the leaf address of the pool if containers are enabled, else `127.0.0.1`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub address: Option<std::net::Ipv4Addr>,
+    pub address: Option<Ipv4Addr>,
     /// The port; by default 4222. 0 chooses a free one, which is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
@@ -274,6 +275,15 @@ pub enum SettingsError {
     },
 }
 
+/// Returns why a server on an address other than the leaf's own serves no containers.
+#[must_use]
+pub fn off_pool(address: Ipv4Addr, own: Ipv4Addr) -> String {
+    format!(
+        "is {address}, but containers reach the leaf's server at {own} only, the leaf's address in containers.address_pool: \
+        remove it, or make the two agree"
+    )
+}
+
 impl Settings {
     /// Reads the file (or takes the defaults), applies the overrides, and validates the result.
     ///
@@ -370,6 +380,16 @@ impl Settings {
                 "nats",
                 "credentials, stream_credentials, ca, cert and key belong to nats.url; an embedded server has its own",
             ));
+        }
+        let own = self.containers.address_pool.leaf_address();
+        if let Some(address) = nats.embedded.as_ref().and_then(|embedded| embedded.address)
+            && self.containers.enable == Some(true)
+            && address != own
+        {
+            return Err(SettingsError::Value {
+                place: "nats.embedded.address",
+                why: off_pool(address, own),
+            });
         }
         if nats.stream_credentials.is_some() && nats.credentials.is_none() {
             return Err(value(
@@ -513,6 +533,14 @@ mod tests {
             (
                 "[nats.embedded]\n[containers]\naddress_pool = '8.8.0.0/16'",
                 "not a private /16",
+            ),
+            (
+                "[nats.embedded]\naddress = '127.0.0.1'\n[containers]\nenable = true",
+                "nats.embedded.address: is 127.0.0.1, but containers reach the leaf's server at 10.233.0.1 only",
+            ),
+            (
+                "[nats.embedded]\naddress = '10.233.0.1'\n[containers]\nenable = true\naddress_pool = '10.7.0.0/16'",
+                "at 10.7.0.1 only",
             ),
             (
                 "[nats.embedded]\n[nix]\nmax_jobs = 0",

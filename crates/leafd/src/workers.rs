@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use ipnet::Ipv4Net;
 use jiff::Timestamp;
 use leaf_bus::connect::Bus;
 use leaf_bus::serve::Responder;
@@ -109,6 +110,22 @@ impl Workers {
     #[must_use]
     pub fn max_message_bytes(&self) -> Option<usize> {
         self.equipment.bus.max_message_bytes()
+    }
+
+    /// Returns the networks that the host uses, for the addresses of a new container. If they can't be read, the helper
+    /// still refuses an address that another container has. Blocks for a moment.
+    #[must_use]
+    pub fn networks_in_use(&self) -> Vec<Ipv4Net> {
+        let Ok(host) = &self.equipment.containers else {
+            return Vec::new();
+        };
+        host.view.networks_in_use().unwrap_or_else(|error| {
+            tracing::warn!(
+                error = chain(&error),
+                "can't read the addresses in use on this host"
+            );
+            Vec::new()
+        })
     }
 
     /// Waits until a worker ends that should not have ended, and returns the error.

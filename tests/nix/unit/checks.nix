@@ -137,6 +137,23 @@ in
     ];
     expected = builtins.genList (_: "containers.addressPool") 9;
   };
+  "a server on an address that containers don't reach is refused where there are containers" = {
+    expr = map (change: refused (values // { containers = values.containers // change; } // {
+      nats = values.nats // { embedded = values.nats.embedded // { address = "10.233.0.1"; }; };
+    })) [
+      { enable = true; }
+      {
+        enable = true;
+        addressPool = "172.20.0.0/16";
+      }
+      { addressPool = "172.20.0.0/16"; }
+    ];
+    expected = [
+      [ ]
+      [ "nats.embedded.address" ]
+      [ ]
+    ];
+  };
   "directories for containers that are relative or in the store are refused" = {
     expr = builtins.concatMap (directories: refused (values // { containers = values.containers // { enable = true; } // directories; })) [
       { bindFolders = [ "/srv" ]; }

@@ -86,6 +86,7 @@ let
         embedded.enable = false;
         credentialsFile = "/run/keys/leafd.creds";
       } // change;
+      containers.addressPool = "10.233.0.0/16";
     };
   };
 in
@@ -405,6 +406,21 @@ in
   "the daemon's embedded server beside this one is refused" = {
     expr = refusedBy (leaf { embedded.enable = true; credentialsFile = null; }) values;
     expected = [ "enable" ];
+  };
+  "an address that is not the leaf's in its pool is refused, and one on the loopback interface's own is accepted" = {
+    expr = map (change: refusedBy (leaf { }) (with' change)) [
+      { address = "10.234.0.1"; }
+      { address = "10.233.0.2"; }
+      {
+        address = "127.0.0.1";
+        addressOnLo = false;
+      }
+    ];
+    expected = [
+      [ "address" ]
+      [ "address" ]
+      [ ]
+    ];
   };
   "a leaf's daemon without credentials is refused" = {
     expr = refusedBy (leaf { credentialsFile = null; }) values;

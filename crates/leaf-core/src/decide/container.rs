@@ -195,11 +195,12 @@ fn create(
 }
 
 fn free_link(state: &State, context: &Context) -> Result<ContainerNetwork, Problem> {
-    context.pool.free_link(state).ok_or_else(|| {
+    context.pool.free_link(state, &context.host_networks).ok_or_else(|| {
         Problem::new(
             ProblemCode::Overloaded,
             format!(
-                "all 255 container networks of the address pool {} are in use; destroy a container first",
+                "all 255 container networks of the address pool {} are in use, by containers or by the host; destroy a \
+                container first",
                 context.pool
             ),
         )

@@ -12,6 +12,7 @@ mod nix;
 pub use container::{LogQuery, adopt};
 pub use job::{after_job, needless_jobs};
 
+use ipnet::Ipv4Net;
 use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
@@ -38,6 +39,8 @@ pub struct Context {
     pub runtime: Runtime,
     /// The address pool of the containers.
     pub pool: AddressPool,
+    /// The addresses and routes of the host, and the addresses in the files of all containers, foreign ones included.
+    pub host_networks: Vec<Ipv4Net>,
     /// The maximum number of queued jobs.
     pub max_queued_jobs: usize,
     /// The time limit of a job whose command sets none, in seconds.

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::Ipv4Net;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::command::{Command, CommandKind, CommandRecord};
+use crate::command::{Command, CommandKind, CommandRecord, container};
 use crate::container::{ForeignContainer, ObservedContainer};
 use crate::event::HostFacts;
 use crate::hardware::Inventory;
@@ -79,6 +80,23 @@ pub enum Input {
     Ended,
 }
 
+impl Input {
+    /// Returns whether a new container may take its addresses with this input.
+    #[must_use]
+    pub fn takes_addresses(&self) -> bool {
+        match self {
+            Self::Command(request) => matches!(
+                request.command,
+                Ok(Command::Container(
+                    container::Command::Create(_) | container::Command::Apply(_)
+                ))
+            ),
+            Self::ForeignObserved { found, .. } => matches!(found, Ok(Some(_))),
+            _ => false,
+        }
+    }
+}
+
 /// The containers that an observation covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
@@ -110,6 +128,9 @@ pub struct At {
     pub ids: FreshIds,
     /// The state of the journal and its disk.
     pub conditions: Conditions,
+    /// The networks that the host uses, as for [`Context`](crate::decide::Context), if [`Input::takes_addresses`];
+    /// otherwise empty.
+    pub host_networks: Vec<Ipv4Net>,
 }
 
 /// Fresh ids, derived from one version 7 UUID.

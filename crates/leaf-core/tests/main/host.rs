@@ -390,7 +390,8 @@ fn a_name_that_can_not_start_is_refused_for_a_new_container_and_an_old_one_that_
     };
     let apply_to = |name: &str| ApplyContainer {
         name: ContainerName::new(name).expect("a name"),
-        spec: serde_json::from_value(serde_json::json!({ "source": source, "run": "running" })).expect("a spec"),
+        spec: serde_json::from_value(serde_json::json!({ "source": source, "run": "running" }))
+            .expect("a spec"),
         if_generation: None,
     };
     let invalid = Problem::new(ProblemCode::Invalid, "").kind;
@@ -413,7 +414,8 @@ fn a_name_that_can_not_start_is_refused_for_a_new_container_and_an_old_one_that_
     }
     // An earlier leafd created it.
     let mut made = decide(&world.state, &create("fb").into(), &context(1)).expect("accepted");
-    let Some(Fact::Container(leaf_core::event::ContainerFact::Desired(desired))) = made.facts.first_mut() else {
+    let Some(Fact::Container(leaf_core::event::ContainerFact::Desired(desired))) = made.facts.first_mut()
+    else {
         panic!("{made:?}");
     };
     desired.name = ContainerName::new("f_b").expect("a name");

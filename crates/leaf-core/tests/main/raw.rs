@@ -322,7 +322,7 @@ fn the_name_the_addresses_and_the_ports_of_a_raw_container_stay_in_use() {
     };
     let refused = decide(&state, &start.into(), &context(2)).expect_err("it is left alone");
     assert_eq!(refused.code, ProblemCode::Unsupported);
-    let free = context(2).pool.free_link(&state).expect("there are more");
+    let free = context(2).pool.free_link(&state, &[]).expect("there are more");
     assert_eq!(free, context(2).pool.link(2));
     let mut other = create("other", SYSTEM);
     other.options = serde_json::from_value(json!({ "allow": [{ "type": "ingress", "host_port": 8080 }] }))
@@ -438,5 +438,5 @@ fn a_name_that_only_a_raw_event_has_stays_in_use() {
             .contains("event 1 of type cim.leaf.container.desired.v2"),
         "{refused}"
     );
-    assert_eq!(context(2).pool.free_link(&state), Some(context(2).pool.link(2)));
+    assert_eq!(context(2).pool.free_link(&state, &[]), Some(context(2).pool.link(2)));
 }

@@ -61,6 +61,7 @@ pub(crate) fn context(fresh: u128) -> Context {
         fresh_id: Uuid::from_u128(fresh),
         runtime: Runtime::Systemd,
         pool: AddressPool::default(),
+        host_networks: Vec::new(),
         max_queued_jobs: 8,
         job_timeout_seconds: 3600,
     }

@@ -23,7 +23,7 @@ use leaf_nix::Nix;
 use crate::helper::HostHelper;
 use crate::job::JobHost;
 use crate::programs;
-use crate::settings::{EXTERNAL_RUNS_NONE, HELPER_SOCKET, Settings};
+use crate::settings::{EXTERNAL_RUNS_NONE, HELPER_SOCKET, Settings, off_pool};
 use crate::steps::ContainerHost;
 
 /// The embedded server's port if none is set.
@@ -109,7 +109,11 @@ pub(super) async fn set_up(settings: &Settings, leaf: &LeafName) -> anyhow::Resu
             let port = if port == 0 { DEFAULT_PORT } else { port };
             prepare(&helper, address, port).await.map(|()| helper)
         }
-        other => other,
+        Ok(_) => Err(format!(
+            "nats.embedded.address {}",
+            off_pool(address, pool.leaf_address())
+        )),
+        Err(why) => Err(why),
     };
     if let Err(why) = &helper {
         no_containers(settings, why)?;

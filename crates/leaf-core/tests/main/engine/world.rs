@@ -256,6 +256,7 @@ impl World {
             moment: moment(self.now),
             ids: FreshIds::new(Uuid::from_u128(self.ids)),
             conditions: self.conditions(),
+            host_networks: Vec::new(),
         };
         let bound = 4
             + self.engine.state().containers.len() * 4

@@ -32,6 +32,16 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             destroyed_while_starting,
         ),
         host.trial(
+            "a container gets addresses that neither a foreign container nor the host uses",
+            needs,
+            addresses_in_use,
+        ),
+        host.trial(
+            "odd files beside the containers' are listed with their problems, and containers are observed all the same",
+            needs,
+            odd_files,
+        ),
+        host.trial(
             "the name of a foreign container is refused, and that container is left alone",
             needs,
             foreign,
@@ -214,6 +224,84 @@ async fn cut_short<R: Request>(
         leaf.log()
     );
     Ok(answer)
+}
+
+async fn addresses_in_use() -> anyhow::Result<()> {
+    let mut leaf = leaf().await?;
+    let waits = system(WAITS).await?;
+    let (first, second, foreign) = (name(), name(), name());
+    let made = leaf.create(&first, toplevel(&waits), true).await?;
+    let [a, b, number, _] = made.desired.network.container_address.octets();
+    // The next is a stopped foreign container's, and the one after that an interface's of the host.
+    let conf = HostPaths::new(&leaf.name).conf(&foreign);
+    std::fs::write(&conf, format!("LOCAL_ADDRESS={a}.{b}.{}.2\n", number + 1))?;
+    let address = format!("{a}.{b}.{}.1/32", number + 2);
+    let ip = |verb: &str| {
+        let status = std::process::Command::new("ip")
+            .args(["addr", verb, &address, "dev", "lo"])
+            .status();
+        status.is_ok_and(|status| status.success())
+    };
+    let added = ip("add");
+    let made = leaf.create(&second, toplevel(&waits), true).await;
+    ip("del");
+    std::fs::remove_file(&conf)?;
+    ensure!(added, "can't add {address} to lo");
+    let given = made?.desired.network.container_address.octets();
+    ensure!(given == [a, b, number + 3, 2], "{given:?}");
+    leaf.in_phase(&second, Phase::Running).await?;
+    for name in [&first, &second] {
+        leaf.destroy_without_a_trace(name).await?;
+    }
+    Ok(())
+}
+
+async fn odd_files() -> anyhow::Result<()> {
+    let mut leaf = leaf().await?;
+    let paths = HostPaths::new(&leaf.name);
+    let (odd, torn, well) = (name(), name(), name());
+    let waits = system(WAITS).await?;
+    leaf.create(&torn, toplevel(&waits), true).await?;
+    let fifo = paths.conf(&odd);
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &fifo,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR,
+        0,
+    )?;
+    let status = paths.status(&torn);
+    let before = std::fs::read(&status)?;
+    std::fs::write(&status, "{")?;
+    let outcome = beside_odd_files(&mut leaf, &well, &[&fifo, &status]).await;
+    std::fs::remove_file(&fifo)?;
+    std::fs::write(&status, before)?;
+    outcome?;
+    for name in [&torn, &well] {
+        leaf.destroy_without_a_trace(name).await?;
+    }
+    Ok(())
+}
+
+async fn beside_odd_files(
+    leaf: &mut TestLeaf,
+    well: &ContainerName,
+    odd: &[&std::path::Path],
+) -> anyhow::Result<()> {
+    leaf.create(well, toplevel(&system(WAITS).await?), true).await?;
+    leaf.in_phase(well, Phase::Running).await?;
+    let list = leaf.call(&leaf_core::command::ListContainers {}).await?;
+    for path in odd {
+        let entry = path.display().to_string();
+        ensure!(
+            list.problems.iter().any(|found| found.entry == entry),
+            "{entry}: {list:?}"
+        );
+    }
+    // Its end is observed, not only its start.
+    leaf.stop_container(well).await?;
+    leaf.in_phase(well, Phase::Stopped).await?;
+    Ok(())
 }
 
 async fn foreign() -> anyhow::Result<()> {
