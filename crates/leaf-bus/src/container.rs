@@ -12,8 +12,8 @@ use crate::link::Link;
 use crate::settings::{ConnectError, ConnectSettings, Credentials, Status};
 use crate::stream_error::StreamError;
 
-/// A container's connection to its leaf. It retries for ever: the network may be set up after the container has
-/// started.
+/// A container's connection to its leaf. It retries for ever, with pauses that grow to a minute: the network may be set
+/// up after the container has started, and the leaf may be gone.
 #[derive(Debug, Clone)]
 pub struct ContainerClient {
     link: Link,
@@ -31,7 +31,7 @@ impl ContainerClient {
         settings.inbox_prefix.clone_from(&binding.inbox_prefix);
         settings.name = format!("container {} of {}", binding.container, binding.leaf);
         Ok(Self {
-            link: Link::open(&settings, Mode::Forever).await?,
+            link: Link::open(&settings, Mode::Patiently).await?,
             health: format!("{}.health", binding.subject_prefix),
         })
     }
@@ -40,6 +40,11 @@ impl ContainerClient {
     #[must_use]
     pub fn status(&self) -> watch::Receiver<Status> {
         self.link.status()
+    }
+
+    /// Makes the next attempt to connect follow at once, as after a change of the network.
+    pub fn hurry(&self) {
+        self.link.hurry();
     }
 
     /// Answers each health request with the value of `health` at that time (a JSON document), until the connection is

@@ -5,14 +5,13 @@
 //! arrives as an event without a reply, so a waiting request listens for it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::{HeaderMap, Message, StatusCode};
 use bytes::Bytes;
 use futures::StreamExt as _;
-use jiff::Timestamp;
 use tokio::sync::{broadcast, watch};
 
 use crate::level::{Mode, Shared};
@@ -48,16 +47,7 @@ impl Link {
             });
         }
         check_tls_files(settings, &servers)?;
-        let shared = Arc::new(Shared {
-            status: watch::Sender::new(Status::Disconnected {
-                problem: "not connected yet".to_owned(),
-                since: Timestamp::now(),
-            }),
-            closed: watch::Sender::new(false),
-            violations: broadcast::Sender::new(64),
-            dropped: AtomicU64::new(0),
-            last_words: watch::Sender::new(None),
-        });
+        let shared = Arc::new(Shared::unconnected());
         let options = options(settings, mode, &shared, &servers)?;
         let client = options
             .connect(addresses)
@@ -106,6 +96,11 @@ impl Link {
 
     pub(crate) fn is_connected(&self) -> bool {
         self.client.connection_state() == State::Connected
+    }
+
+    /// Makes the next attempt to connect follow at once.
+    pub(crate) fn hurry(&self) {
+        self.shared.hurry();
     }
 
     pub(crate) async fn connected(&self) {

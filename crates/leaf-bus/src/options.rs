@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::{ConnectErrorKind, ConnectOptions, rustls};
 
 use crate::credentials;
-use crate::level::{Mode, Shared};
+use crate::level::{Mode, Shared, soon};
 use crate::settings::{Cause, ConnectError, ConnectSettings, Credentials};
 
 /// How long one attempt to connect may take.
@@ -55,7 +55,7 @@ pub(crate) fn options(
     if let (Some(cert), Some(key)) = (&tls.cert, &tls.key) {
         options = options.add_client_certificate(cert.clone(), key.clone());
     }
-    if mode == Mode::Forever {
+    if mode != Mode::Once {
         options = options.retry_on_initial_connect();
     }
     let (on_event, on_pool) = (shared.clone(), shared.clone());
@@ -68,7 +68,11 @@ pub(crate) fn options(
         .ping_interval(Duration::from_secs(10))
         .subscription_capacity(SUBSCRIPTION_CAPACITY)
         .max_reconnects(None)
-        .reconnect_delay_callback(backoff)
+        // A patient connection pauses below, where a hint ends the pause.
+        .reconnect_delay_callback(move |attempt| match mode {
+            Mode::Patiently => Duration::ZERO,
+            Mode::Forever | Mode::Once => soon(attempt),
+        })
         .reconnect_to_server_callback(move |pool, _| {
             let problems: Vec<String> = pool
                 .iter()
@@ -84,24 +88,18 @@ pub(crate) fn options(
             if !problems.is_empty() {
                 on_pool.problem(problems.join("; "), false);
             }
-            async { None }
+            let patient = (mode == Mode::Patiently).then(|| on_pool.clone());
+            async move {
+                if let Some(shared) = patient {
+                    shared.pause().await;
+                }
+                None
+            }
         })
         .event_callback(move |event| {
             on_event.event(&event, &servers);
             async {}
         }))
-}
-
-/// Returns the back-off: from 50 ms up to 2 s, plus up to a quarter of jitter, so that leaves don't all reconnect at
-/// once.
-fn backoff(attempts: usize) -> Duration {
-    if attempts <= 1 {
-        return Duration::ZERO;
-    }
-    let doublings = u32::try_from(attempts - 2).unwrap_or(u32::MAX).min(6);
-    let base = Duration::from_millis(50 * 2u64.pow(doublings)).min(Duration::from_secs(2));
-    let random = u32::from(uuid::Uuid::now_v7().as_bytes()[15]);
-    base + base * random / 1024
 }
 
 /// Checks that the TLS files can be read: such an error is permanent, also for the daemon.

@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use futures::StreamExt as _;
 use leaf_bus::container::ContainerClient;
 use leaf_core::host_op::{ContainerBinding, Secret};
 use leaf_core::id::{ContainerName, LeafName};
@@ -57,6 +58,7 @@ pub(crate) async fn init() -> anyhow::Result<()> {
         };
         serde_json::to_vec(&health).expect("a health report has text keys and no failing parts")
     };
+    let mut links = crate::network::changes()?;
     let mut status = client.status();
     let mut serving = pin!(client.serve_health(health));
     let mut was_connected = None;
@@ -82,6 +84,7 @@ pub(crate) async fn init() -> anyhow::Result<()> {
             _ = signals.terminate.recv() => break "SIGTERM",
             _ = signals.interrupt.recv() => break "SIGINT",
             _ = signals.child.recv() => reap(),
+            Some(()) = links.next() => client.hurry(),
             changed = status.changed() => changed.context("watch the connection")?,
         }
     };

@@ -9,11 +9,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use futures::TryStreamExt as _;
+use futures::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _};
 use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::{RouteMessage, RouteScope};
-use rtnetlink::{Error, Handle, LinkUnspec, RouteMessageBuilder};
+use rtnetlink::{Error, Handle, LinkUnspec, MulticastGroup, RouteMessageBuilder};
 use rustix::io::Errno;
 
 /// The link's name in the container.
@@ -47,6 +47,18 @@ pub(crate) async fn set_up() -> anyhow::Result<()> {
         done = configure(&handle, v4, v6) => done,
         () = connection => bail!("the netlink connection ended unexpectedly"),
     }
+}
+
+/// Returns the changes of the container's links, as the kernel tells them while the stream is polled.
+pub(crate) fn changes() -> anyhow::Result<impl Stream<Item = ()> + Unpin> {
+    let (connection, _, mut messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])
+        .context("watch the container's links")?;
+    // It reads the socket, and passes the messages on.
+    let mut connection = Box::pin(connection.fuse());
+    Ok(futures::stream::poll_fn(move |context| {
+        let _ = connection.poll_unpin(context);
+        messages.poll_next_unpin(context).map(|message| message.map(drop))
+    }))
 }
 
 fn ends<T: std::str::FromStr<Err = std::net::AddrParseError>>(
