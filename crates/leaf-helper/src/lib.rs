@@ -23,6 +23,8 @@ mod settings;
 mod systemd;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use leaf_core::container::Exit;
@@ -37,6 +39,7 @@ pub use job::Jobs;
 pub use service::client::Client;
 pub use service::{Serving, config, serve};
 pub use settings::{MissingProgram, Settings};
+pub use systemd::generate::LEAVES;
 
 use error::{Error, Result};
 use order::{Order, Place};
@@ -50,6 +53,8 @@ pub struct Helper {
     systemd: Systemd,
     jobs: Option<Jobs>,
     order: Order,
+    /// Whether this helper has brought up to date what earlier ones left.
+    is_up_to_date: Arc<AtomicBool>,
 }
 
 /// An error of a program that runs a container or generates the units of containers.
@@ -81,6 +86,7 @@ impl Helper {
             systemd: Systemd::new(systemd::PATIENCE),
             jobs: None,
             order: Order::default(),
+            is_up_to_date: Arc::default(),
         }
     }
 
@@ -160,7 +166,13 @@ impl Helper {
                 }
                 // Programs that systemd starts use these settings from the next start on.
                 self.keep_record()?;
-                self.prepare_network(*leaf_address, *nats_port).await
+                self.prepare_network(*leaf_address, *nats_port).await?;
+                Box::pin(self.bring_up_to_date()).await;
+                Ok(())
+            }
+            HostOp::ReleaseNetwork { leaf_address } => {
+                self.check_address(*leaf_address)?;
+                self.release_network(*leaf_address).await
             }
             HostOp::CreateContainer {
                 name,
@@ -277,6 +289,40 @@ const MAX_WAIT_SECONDS: u32 = 3600;
 
 fn seconds(seconds: u32) -> Duration {
     Duration::from_secs(seconds.min(MAX_WAIT_SECONDS).into())
+}
+
+/// A change of the network of all containers on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkChange {
+    /// All containers are cut off, because another program is about to remove the rules.
+    Close,
+    /// The rules are set again, and the containers are connected.
+    Open,
+}
+
+/// Closes or opens the network of the containers of all leaves whose state directories are in this one
+/// ([`LEAVES`]): for the program `leaf-helper network`, around a change of nftables by another program.
+///
+/// # Errors
+/// [`ProgramError`] about the first leaf whose network could not be changed; those of the others were.
+pub async fn change_network(leaves: &Path, change: NetworkChange) -> std::result::Result<(), ProgramError> {
+    let failed = ProgramError::about("can't change the network of containers");
+    let all = async {
+        let mut first = Ok(());
+        for helper in Helper::all_recorded(leaves)? {
+            let changed = match change {
+                NetworkChange::Close => Box::pin(helper.close_network()).await,
+                NetworkChange::Open => Box::pin(helper.open_network()).await,
+            };
+            if let Err(e) = &changed {
+                let error = leaf_core::error::chain(e);
+                tracing::error!(leaf = %helper.leaf, error, "can't change the network of a leaf's containers");
+            }
+            first = first.and(changed);
+        }
+        first
+    };
+    all.await.map_err(failed)
 }
 
 /// Writes the units of all leaves' containers into a directory: for the program `cim-leaf-generator`, a systemd

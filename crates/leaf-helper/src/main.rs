@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use leaf_core::container::Exit;
 use leaf_core::id::ContainerName;
-use leaf_helper::Helper;
+use leaf_helper::{Helper, NetworkChange};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -29,6 +29,32 @@ enum Command {
     Switch(Container),
     /// Carry out leafd's operations, received over the socket passed by systemd
     Serve(Serve),
+    /// Close the network of all leaves' containers before another program removes nftables' rules, or open it again
+    Network(Network),
+}
+
+#[derive(Debug, clap::Args)]
+struct Network {
+    /// Cut all containers off, or set the rules and connect them
+    change: Change,
+    /// The directory of the leaves' state directories
+    #[arg(long, default_value = leaf_helper::LEAVES)]
+    leaves: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Change {
+    Close,
+    Open,
+}
+
+impl From<Change> for NetworkChange {
+    fn from(change: Change) -> Self {
+        match change {
+            Change::Close => Self::Close,
+            Change::Open => Self::Open,
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -65,6 +91,8 @@ fn main() -> anyhow::Result<ExitCode> {
             let exit = small()?.block_on(async { anyhow::Ok(args.helper()?.run(&args.name).await?) })?;
             return Ok(exit_code(exit));
         }
+        Command::Network(args) => small()?
+            .block_on(async { Ok(leaf_helper::change_network(&args.leaves, args.change.into()).await?) }),
         Command::Switch(args) => small()?.block_on(async { Ok(args.helper()?.switch(&args.name).await?) }),
         // Operations block threads with file access.
         Command::Serve(args) => tokio::runtime::Builder::new_multi_thread()

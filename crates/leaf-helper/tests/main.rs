@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr, reason = "a test program says why it skips")]
 
 mod host;
+mod leftovers;
 mod lifecycle;
 mod network;
 mod refusals;
@@ -55,6 +56,9 @@ fn main() -> ExitCode {
         a_container_reaches_its_leafs_nats_and_nothing_else,
         a_container_cannot_spoof_addresses,
         the_rules_of_a_container_are_restored_after_a_boot_and_after_a_flush,
+        a_flush_between_close_and_open_opens_nothing,
+        rules_that_nft_can_not_read_are_made_again,
+        a_leaf_without_containers_takes_its_tables_with_it,
         an_opening_to_a_container_permits_one_port_in_one_direction_also_if_it_is_created_later,
         an_opening_to_the_outside_is_limited_to_its_destination_and_masqueraded,
         a_port_of_the_leaf_is_forwarded_to_a_container_from_outside_and_from_the_host_only,
@@ -77,6 +81,7 @@ fn main() -> ExitCode {
         trial!(lifecycle::a_container_survives_the_process_that_started_it_and_is_observed_again),
         trial!(lifecycle::a_foreign_conf_is_refused_and_left_alone),
         trial!(lifecycle::an_interrupted_create_is_completed_or_removed),
+        trial!(leftovers::notes_of_runs_that_ended_and_of_containers_that_are_gone_are_removed),
         trial!(refusals::a_toplevel_without_a_proper_init_is_refused),
         trial!(refusals::addresses_outside_the_pool_or_of_another_container_are_refused),
         trial!(refusals::credentials_and_bindings_that_are_not_this_containers_are_refused),

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -43,6 +44,29 @@ pub struct Finished {
     pub stdout: Vec<u8>,
     /// The kept part of its standard error, trimmed.
     pub stderr: String,
+}
+
+impl Finished {
+    /// Returns why a program that failed did: the signal that ended it, if one did, and the first three lines of its
+    /// standard error.
+    #[must_use]
+    pub fn failure(&self) -> String {
+        let said: Vec<_> = self.stderr.lines().take(3).collect();
+        let said = said.join(" | ");
+        let end = match (self.status.code(), self.status.signal()) {
+            (_, Some(signal)) => format!("it was ended by signal {signal}"),
+            (Some(_), None) if !said.is_empty() => return said,
+            (code, None) => format!(
+                "it ended with exit code {} and wrote no error",
+                code.unwrap_or_default()
+            ),
+        };
+        if said.is_empty() {
+            end
+        } else {
+            format!("{end}: {said}")
+        }
+    }
 }
 
 /// An error of a bounded run.
@@ -325,6 +349,24 @@ mod tests {
             matches!(refused, Err(RunError::TooLarge { limit: 10, .. })),
             "{refused:?}"
         );
+    }
+
+    #[test]
+    fn a_failure_names_the_signal_or_what_was_said() {
+        // As wait(2) returns them: a signal, or an exit code in the second byte.
+        for (status, stderr, says) in [
+            (11, "", "it was ended by signal 11"),
+            (11, "oh", "it was ended by signal 11: oh"),
+            (1 << 8, "a\nb\nc\nd", "a | b | c"),
+            (7 << 8, "", "it ended with exit code 7 and wrote no error"),
+        ] {
+            let finished = Finished {
+                status: ExitStatus::from_raw(status),
+                stdout: Vec::new(),
+                stderr: stderr.to_owned(),
+            };
+            assert_eq!(finished.failure(), says);
+        }
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! Runs the programs of a job one after another: starts each, follows it line by line, and ends it.
 
 use std::io;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -115,8 +116,15 @@ impl<'a, S> Supervisor<'a, S> {
     }
 
     fn error(&self, program: &Path, status: ExitStatus) -> String {
-        (self.work.error)(&self.work.state)
-            .unwrap_or_else(|| format!("{} printed no error, and ended with {status}", program.display()))
+        let (said, program) = ((self.work.error)(&self.work.state), program.display());
+        match (status.signal(), said) {
+            (None, Some(said)) => said,
+            (None, None) => format!("{program} printed no error, and ended with {status}"),
+            (Some(signal), None) => format!("{program} was ended by signal {signal}, and printed no error"),
+            (Some(signal), Some(said)) => {
+                format!("{program} was ended by signal {signal}; before that: {said}")
+            }
+        }
     }
 
     /// Runs one program to its end.

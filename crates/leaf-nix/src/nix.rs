@@ -110,7 +110,11 @@ impl Nix {
             .filter(|_| output.status.success())
             .ok_or_else(|| NixError::NotNix {
                 program: program.clone(),
-                said: format!("{said}{}", output.stderr).chars().take(300).collect(),
+                said: if output.status.success() {
+                    format!("{said}{}", output.stderr).chars().take(300).collect()
+                } else {
+                    output.failure().chars().take(300).collect()
+                },
             })?;
         if (version.major, version.minor) < (2, 8) {
             return Err(NixError::TooOld { found: version.text });

@@ -41,6 +41,24 @@ pub struct ContainerHost {
     pub stop_timeout_seconds: u32,
 }
 
+/// The time limit for the helper to release the network, so that a helper that stops first holds nothing up.
+const RELEASES_WITHIN: Duration = Duration::from_secs(5);
+
+impl ContainerHost {
+    /// Removes the rules of the closed network and the leaf's address, if the leaf has no containers.
+    pub async fn release_network(&self) {
+        let HostOp::PrepareNetwork { leaf_address, .. } = self.network else {
+            return;
+        };
+        let op = HostOp::ReleaseNetwork { leaf_address };
+        match tokio::time::timeout(RELEASES_WITHIN, self.helper.carry_out(&op)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::info!(error = chain(&error), "the rules of the closed network stay"),
+            Err(_) => tracing::info!("the helper does not answer: the rules of the closed network stay"),
+        }
+    }
+}
+
 /// The time limit for a started supervisor to appear in an observation.
 const SHOWS_WITHIN: Duration = Duration::from_secs(5);
 
@@ -288,7 +306,9 @@ fn failed(step: ContainerStep, error: HostOpError) -> StepFailure {
 
 fn step_of(op: &HostOp) -> ContainerStep {
     match op {
-        HostOp::PrepareNetwork { .. } | HostOp::CreateContainer { .. } => ContainerStep::Create,
+        HostOp::PrepareNetwork { .. } | HostOp::ReleaseNetwork { .. } | HostOp::CreateContainer { .. } => {
+            ContainerStep::Create
+        }
         HostOp::StartContainer { .. } => ContainerStep::Start,
         HostOp::UpdateContainer { .. } | HostOp::FreezeContainer { .. } => ContainerStep::Update,
         HostOp::StopContainer { .. } => ContainerStep::Stop,

@@ -70,7 +70,11 @@ impl NatsServer {
         let Some((version, number)) = parse_version(&text) else {
             return Err(EmbeddedError::NotNatsServer {
                 path: path.to_owned(),
-                output: text.trim().chars().take(200).collect(),
+                output: if output.status.success() {
+                    text.trim().chars().take(200).collect()
+                } else {
+                    output.failure().chars().take(200).collect()
+                },
             });
         };
         if number < OLDEST {

@@ -30,6 +30,11 @@ host_ops! {
         /// The port that containers may reach there.
         nats_port: u16 as "int",
     }
+    /// Removes what `PrepareNetwork` made, if the leaf has no containers.
+    ReleaseNetwork on Network, waits for Nothing: "release the network of {leaf_address}" {
+        /// The address that the leaf's NATS server listened on.
+        leaf_address: Ipv4Addr as "string",
+    }
     /// Creates or updates the root directory, `NAME.conf`, the unit, the GC root and the credentials of a container.
     /// For a running container, limits and openings take effect at once; everything else at its next start.
     CreateContainer on Container(name), waits for Nothing: "create container {name} of {toplevel}" {

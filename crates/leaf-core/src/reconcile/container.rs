@@ -63,6 +63,7 @@ impl Interruption {
             HostOp::StartContainer { .. } | HostOp::UpdateContainer { .. } => self != Self::None,
             HostOp::StopContainer { .. } => self == Self::DaemonStops,
             HostOp::PrepareNetwork { .. }
+            | HostOp::ReleaseNetwork { .. }
             | HostOp::CreateContainer { .. }
             | HostOp::FreezeContainer { .. }
             | HostOp::DestroyContainer { .. }

@@ -438,5 +438,8 @@ fn a_name_that_only_a_raw_event_has_stays_in_use() {
             .contains("event 1 of type cim.leaf.container.desired.v2"),
         "{refused}"
     );
-    assert_eq!(context(2).pool.free_link(&state, &[]), Some(context(2).pool.link(2)));
+    assert_eq!(
+        context(2).pool.free_link(&state, &[]),
+        Some(context(2).pool.link(2))
+    );
 }

@@ -22,8 +22,8 @@ use crate::files::Directory;
 /// The maximum size of a secret, in bytes; systemd accepts no more for all credentials together (systemd.exec(5)).
 const MAX_SECRET_BYTES: u64 = 1 << 20;
 /// The directories of binds and secrets in a container's run directory.
-const BINDS: &str = "binds";
-const SECRETS: &str = "secrets";
+pub(crate) const BINDS: &str = "binds";
+pub(crate) const SECRETS: &str = "secrets";
 
 /// The prepared inputs of a container's start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

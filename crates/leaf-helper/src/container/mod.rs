@@ -9,3 +9,4 @@ mod owner;
 pub(crate) mod record;
 mod start;
 pub(crate) mod status;
+mod upkeep;

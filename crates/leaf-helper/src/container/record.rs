@@ -77,6 +77,30 @@ impl Helper {
         directory.write(FILE, &bytes, 0o600)
     }
 
+    /// Returns the helpers with the settings of the records in the leaves' state directories, which are in this one.
+    /// Unusable ones are left out and logged.
+    pub(crate) fn all_recorded(leaves: &Path) -> Result<Vec<Self>> {
+        let entries = match std::fs::read_dir(leaves) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(Error::io(format!("read {}", leaves.display())))?,
+        };
+        let mut helpers = Vec::new();
+        for entry in entries.flatten() {
+            let file = entry.path().join(FILE);
+            if !file.exists() {
+                continue;
+            }
+            match Self::recorded(&file) {
+                Ok(helper) => helpers.push(helper),
+                Err(e) => {
+                    let error = leaf_core::error::chain(&e);
+                    tracing::error!(file = %file.display(), error, "can't read a leaf's record: its containers are left out");
+                }
+            }
+        }
+        Ok(helpers)
+    }
+
     /// Returns the helper with the settings of a record.
     pub(crate) fn recorded(file: &Path) -> Result<Self> {
         let failed = || Error::io(format!("read {}", file.display()));

@@ -29,6 +29,7 @@ mod elements;
 mod forwarding;
 mod nft;
 mod rules;
+mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -52,14 +53,31 @@ const PREPARED: &str = "network.json";
 /// The lock held while the rules are changed, in the leaf's state directory.
 const LOCK: &str = "network.lock";
 /// The file with a container's elements in the rules, in its run directory.
-const ADMITTED: &str = "network.json";
+pub(crate) const ADMITTED: &str = "network.json";
+/// The mark of a container that is cut off until the rules are set, in its run directory.
+pub(crate) const CUT_OFF: &str = "cut-off";
 
-/// The parameters of the last `PrepareNetwork`.
+/// The parameters of the last `PrepareNetwork`. A newer helper may have added others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Prepared {
     leaf_address: Ipv4Addr,
     nats_port: u16,
+}
+
+/// The record of a container's elements in the rules.
+enum Admitted {
+    /// They are these, at most.
+    Known(Elements),
+    /// This version can't read it.
+    Unreadable,
+}
+
+/// The specs of a leaf's containers.
+#[derive(Default)]
+struct Specs {
+    read: BTreeMap<ContainerName, RunSpec>,
+    /// The containers whose specs can't be read.
+    unreadable: Vec<ContainerName>,
 }
 
 impl Helper {
@@ -70,10 +88,68 @@ impl Helper {
             nats_port,
         };
         let lock = self.lock_network().await?;
-        if self.prepared(&lock.state)? != Some(prepared) {
+        let before = self.prepared(&lock.state).unwrap_or_else(|e| {
+            let error = leaf_core::error::chain(&e);
+            tracing::info!(
+                error,
+                "the record of the prepared network is of no use here, and replaced"
+            );
+            None
+        });
+        if before != Some(prepared) {
             lock.state.write(PREPARED, &json(&prepared), 0o600)?;
         }
         self.rebuild(&lock, prepared).await
+    }
+
+    /// Removes the leaf's tables, and its address, if it has no containers.
+    pub(crate) async fn release_network(&self, leaf_address: Ipv4Addr) -> Result<()> {
+        let lock = self.lock_network().await?;
+        let Specs { read, unreadable } = self.specs()?;
+        if !read.is_empty() || !unreadable.is_empty() {
+            return Ok(());
+        }
+        tables::delete(&self.leaf)?;
+        network::remove_leaf_address(leaf_address).await?;
+        lock.state.remove_file(PREPARED)
+    }
+
+    /// Cuts all containers off until the rules are set again, because another program is about to remove them.
+    pub(crate) async fn close_network(&self) -> Result<()> {
+        let _lock = self.lock_network().await?;
+        let Specs { read, unreadable } = self.specs()?;
+        self.cut_off(read.keys().chain(&unreadable)).await
+    }
+
+    /// Sets the rules again, if the network was prepared.
+    pub(crate) async fn open_network(&self) -> Result<()> {
+        let lock = self.lock_network().await?;
+        match self.prepared(&lock.state)? {
+            Some(prepared) => self.rebuild(&lock, prepared).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Cuts off those of these containers that participate.
+    async fn cut_off<'a>(&self, names: impl Iterator<Item = &'a ContainerName>) -> Result<()> {
+        for name in names {
+            if self.takes_part(name)? {
+                // Noted first, so that it is connected again whatever happens.
+                self.run_directory(name)?.touch(CUT_OFF, 0o600)?;
+                network::take_down(name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Connects a container again, if it is cut off.
+    async fn reconnect(&self, spec: &RunSpec) -> Result<()> {
+        let run = self.run_directory(&spec.name)?;
+        if run.has(CUT_OFF)? {
+            network::bring_back(&spec.name, spec.network).await?;
+            run.remove_file(CUT_OFF)?;
+        }
+        Ok(())
     }
 
     /// Adds the elements of a container's spec to the rules. Idempotent.
@@ -110,17 +186,22 @@ impl Helper {
             return Ok(());
         }
         let lock = self.lock_network().await?;
-        let Some(elements) = self.admitted(name)? else {
-            return Ok(());
+        let tried = match self.admitted(name)? {
+            None => return Ok(()),
+            Some(Admitted::Known(elements)) => {
+                let script = rules::replace(&self.leaf, name, &elements, &Elements::new());
+                nft::run(&self.settings.nft, &script).await.map_err(Error::from)
+            }
+            Some(Admitted::Unreadable) => Err(Error::Failed("its elements in the rules are unknown".into())),
         };
-        let script = rules::replace(&self.leaf, name, &elements, &Elements::new());
-        let tried = nft::run(&self.settings.nft, &script).await;
-        self.run_directory(name)?.remove_file(ADMITTED)?;
+        let run = self.run_directory(name)?;
+        run.remove_file(ADMITTED)?;
+        run.remove_file(CUT_OFF)?;
         match (tried, self.prepared(&lock.state)?) {
             (Ok(()), _) => Ok(()),
             // The rules are missing or were changed: set again, without this container.
             (Err(_), Some(prepared)) => self.rebuild_but(&lock, prepared, Some(name)).await,
-            (Err(e), None) => Err(e.into()),
+            (Err(e), None) => Err(e),
         }
     }
 
@@ -137,7 +218,12 @@ impl Helper {
                     prepared.nats_port
                 )));
             }
-            for other in self.specs()?.values().filter(|other| other.name != spec.name) {
+            for other in self
+                .specs()?
+                .read
+                .values()
+                .filter(|other| other.name != spec.name)
+            {
                 if let Some((protocol, port)) = ingress(other).intersection(&wanted).next() {
                     return Err(Error::Refused(format!(
                         "allow: {protocol} port {port} of the leaf is already forwarded to container {}; choose another \
@@ -160,11 +246,20 @@ impl Helper {
     /// Replaces the elements of one container. Its record covers all elements that may exist at any moment.
     async fn set_elements(&self, lock: &Lock, name: &ContainerName, new: Elements) -> Result<()> {
         let run = self.run_directory(name)?;
-        let old = self.admitted(name)?.unwrap_or_default();
-        let both: Elements = old.union(&new).cloned().collect();
+        let old = match self.admitted(name)? {
+            None => Some(Elements::new()),
+            Some(Admitted::Known(old)) => Some(old),
+            Some(Admitted::Unreadable) => None,
+        };
+        let both: Elements = old.iter().flatten().chain(&new).cloned().collect();
         run.write(ADMITTED, &json(&both), 0o600)?;
-        let script = rules::replace(&self.leaf, name, &old, &new);
-        if let Err(e) = nft::run(&self.settings.nft, &script).await {
+        let tried = match &old {
+            Some(old) => nft::run(&self.settings.nft, &rules::replace(&self.leaf, name, old, &new)).await,
+            None => Err(nft::Failure::Said(
+                "the record of its elements can't be read".into(),
+            )),
+        };
+        if let Err(e) = tried {
             let Some(prepared) = self.prepared(&lock.state)? else {
                 return Err(Error::Failed(format!(
                     "the rules of the closed network are missing, and their parameters are not recorded; leafd \
@@ -197,11 +292,20 @@ impl Helper {
         let mut script = rules::table(&self.leaf, leaf_address, nats_port);
         let mut all = BTreeMap::new();
         let mut ports = BTreeSet::new();
-        for (name, spec) in self.specs()? {
-            if leave_out == Some(&name) || !self.takes_part(&name)? {
+        let specs = self.specs()?;
+        for name in &specs.unreadable {
+            if leave_out != Some(name) && self.takes_part(name)? {
+                // Its link is a container's, and nothing is permitted on it.
+                let closed = Elements::from([elements::Element::Link]);
+                script += &rules::replace(&self.leaf, name, &Elements::new(), &closed);
+                all.insert(name, closed);
+            }
+        }
+        for (name, spec) in &specs.read {
+            if leave_out == Some(name) || !self.takes_part(name)? {
                 continue;
             }
-            let mut elements = elements::of(&spec)?;
+            let mut elements = elements::of(spec)?;
             elements.retain(|element| match element.ingress() {
                 Some(key) if !ports.insert(key) => {
                     tracing::warn!(container = %name, ?key, "a port of the leaf is already forwarded to another container");
@@ -209,15 +313,31 @@ impl Helper {
                 }
                 _ => true,
             });
-            script += &rules::replace(&self.leaf, &name, &Elements::new(), &elements);
+            script += &rules::replace(&self.leaf, name, &Elements::new(), &elements);
             all.insert(name, elements);
         }
-        nft::run(&self.settings.nft, &script)
-            .await
-            .map_err(nft::Failure::of_new_rules)?;
+        let set = match nft::run(&self.settings.nft, &script).await {
+            Err(nft::Failure::Killed(why)) => {
+                tracing::warn!(
+                    why,
+                    "nft can't read the leaf's tables, which a newer nft may have made: they are removed and made again"
+                );
+                self.cut_off(all.keys().copied()).await?;
+                tables::delete(&self.leaf)?;
+                nft::run(&self.settings.nft, &script).await
+            }
+            set => set,
+        };
+        set.map_err(nft::Failure::of_new_rules)?;
         for (name, elements) in all {
-            self.run_directory(&name)?
+            self.run_directory(name)?
                 .write(ADMITTED, &json(&elements), 0o600)?;
+            if let Some(spec) = specs.read.get(name)
+                && let Err(e) = self.reconnect(spec).await
+            {
+                let error = leaf_core::error::chain(&e);
+                tracing::warn!(container = %name, error, "can't connect a container again that was cut off");
+            }
         }
         Ok(())
     }
@@ -228,14 +348,21 @@ impl Helper {
     }
 
     /// Returns the elements that a container may have in the rules; `None` if it does not participate.
-    fn admitted(&self, name: &ContainerName) -> Result<Option<Elements>> {
+    fn admitted(&self, name: &ContainerName) -> Result<Option<Admitted>> {
         let Some(all) = Directory::open_root(&self.paths.run)? else {
             return Ok(None);
         };
         let Some(own) = all.open(name.as_str())? else {
             return Ok(None);
         };
-        read_json(&own, ADMITTED)
+        Ok(match read_json(&own, ADMITTED) {
+            Ok(elements) => elements.map(Admitted::Known),
+            Err(e) => {
+                let error = leaf_core::error::chain(&e);
+                tracing::warn!(container = %name, error, "can't read a container's elements in the rules: all are set again");
+                Some(Admitted::Unreadable)
+            }
+        })
     }
 
     fn prepared(&self, state: &Directory) -> Result<Option<Prepared>> {
@@ -246,13 +373,13 @@ impl Helper {
         Ok(prepared)
     }
 
-    /// Returns the specs of all containers of the leaf, without unreadable ones.
-    fn specs(&self) -> Result<BTreeMap<ContainerName, RunSpec>> {
+    /// Returns the specs of all containers of the leaf.
+    fn specs(&self) -> Result<Specs> {
+        let mut specs = Specs::default();
         let Some(all) = Directory::open_root(&self.paths.state)? else {
-            return Ok(BTreeMap::new());
+            return Ok(specs);
         };
         let failed = || Error::io(format!("read {}", all.path().display()));
-        let mut specs = BTreeMap::new();
         for entry in std::fs::read_dir(all.path()).map_err(failed())? {
             let file = entry.map_err(failed())?.file_name();
             let Some(name) = file.to_str().and_then(|file| ContainerName::new(file).ok()) else {
@@ -260,12 +387,13 @@ impl Helper {
             };
             match self.spec(&name) {
                 Ok(Some(spec)) => {
-                    specs.insert(name, spec);
+                    specs.read.insert(name, spec);
                 }
                 Ok(None) => {}
                 Err(e) => {
                     let error = leaf_core::error::chain(&e);
                     tracing::warn!(container = %name, error, "can't read a container's spec, so its network is closed");
+                    specs.unreadable.push(name);
                 }
             }
         }

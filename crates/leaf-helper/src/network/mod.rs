@@ -72,6 +72,31 @@ pub(crate) async fn add_leaf_address(address: Ipv4Addr) -> Result<()> {
     .await
 }
 
+/// Removes an address from `lo`, if it is there.
+pub(crate) async fn remove_leaf_address(address: Ipv4Addr) -> Result<()> {
+    connected(async |handle| {
+        let failed = || netlink(format!("remove the leaf's address {address} from lo"));
+        let Some(index) = index_of(&handle, "lo").await? else {
+            return Ok(());
+        };
+        let there = handle.address().get().set_link_index_filter(index);
+        let there: Vec<_> = there
+            .set_address_filter(address.into())
+            .execute()
+            .try_collect()
+            .await
+            .map_err(failed())?;
+        for message in there {
+            match handle.address().del(message).execute().await {
+                Err(e) if is(&e, Errno::ADDRNOTAVAIL) => {}
+                other => other.map_err(failed())?,
+            }
+        }
+        Ok(())
+    })
+    .await
+}
+
 /// Creates a container's veth, and returns the name of the end for the container. An earlier one is replaced.
 ///
 /// If udev runs, it has finished with the new link by then: systemd-nspawn requires that (`--network-interface=`).
@@ -87,21 +112,58 @@ pub(crate) async fn make_link(name: &ContainerName, network: ContainerNetwork) -
         without_link_local(&handle, index)
             .await
             .map_err(netlink(format!("keep link-local addresses off {link}")))?;
-        let up = LinkUnspec::new_with_index(index).up().build();
-        let up = handle.link().change(up).execute().await;
-        up.map_err(netlink(format!("bring {link} up")))?;
-        let ends = (network.host_address.into(), network.container_address.into());
-        connect(&handle, index, &link, name, ends).await?;
-        if let (Some(host), Some(container)) = (network.host_address6, network.container_address6)
-            && has_ipv6(&link)
-        {
-            connect(&handle, index, &link, name, (host.into(), container.into())).await?;
-        }
+        bring_up(&handle, index, name, network).await?;
         let theirs = require(&handle, &peer).await?;
         wait_for_udev(&peer, theirs).await
     })
     .await?;
     Ok(peer)
+}
+
+/// Takes the host's end of a container's veth down: neither side receives anything. It is not an error if there is none.
+pub(crate) async fn take_down(name: &ContainerName) -> Result<()> {
+    let link = host_link(name);
+    connected(async |handle| {
+        let Some(index) = index_of(&handle, &link).await? else {
+            return Ok(());
+        };
+        let down = LinkUnspec::new_with_index(index).down().build();
+        match handle.link().change(down).execute().await {
+            Err(e) if is(&e, Errno::NODEV) => Ok(()),
+            other => other.map_err(netlink(format!("take {link} down"))),
+        }
+    })
+    .await
+}
+
+/// Brings the host's end of a container's veth up again, after [`take_down`]. It is not an error if there is none.
+pub(crate) async fn bring_back(name: &ContainerName, network: ContainerNetwork) -> Result<()> {
+    connected(async |handle| match index_of(&handle, &host_link(name)).await? {
+        Some(index) => bring_up(&handle, index, name, network).await,
+        None => Ok(()),
+    })
+    .await
+}
+
+/// Brings the host's end of a veth up, with its addresses, routes and neighbours, which a link that is down loses.
+async fn bring_up(
+    handle: &Handle,
+    index: u32,
+    name: &ContainerName,
+    network: ContainerNetwork,
+) -> Result<()> {
+    let link = host_link(name);
+    let up = LinkUnspec::new_with_index(index).up().build();
+    let up = handle.link().change(up).execute().await;
+    up.map_err(netlink(format!("bring {link} up")))?;
+    let ends = (network.host_address.into(), network.container_address.into());
+    connect(handle, index, &link, name, ends).await?;
+    if let (Some(host), Some(container)) = (network.host_address6, network.container_address6)
+        && has_ipv6(&link)
+    {
+        connect(handle, index, &link, name, (host.into(), container.into())).await?;
+    }
+    Ok(())
 }
 
 /// Moves the container's end of a veth into the container, if it was not moved by systemd-nspawn.

@@ -10,12 +10,11 @@ use leaf_core::runtime::Runtime;
 use leaf_core::spec::Autostart;
 
 use crate::Helper;
-use crate::container::record;
 use crate::error::{Error, Result};
 use crate::systemd::start::WANTED;
 
 /// The directory of the leaves' state directories.
-const LEAVES: &str = "/var/lib/cim-leaf-containers";
+pub const LEAVES: &str = "/var/lib/cim-leaf-containers";
 /// The target that starts containers at boot, and the target that must start it.
 const TARGET: &str = "machines.target";
 const BOOT: &str = "multi-user.target";
@@ -29,19 +28,10 @@ pub(crate) fn generate(directory: &Path) -> Result<()> {
 }
 
 fn generate_from(leaves: &Path, directory: &Path) -> Result<()> {
-    let entries = match std::fs::read_dir(leaves) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        other => other.map_err(Error::io(format!("read {}", leaves.display())))?,
-    };
-    for entry in entries.flatten() {
-        let file = entry.path().join(record::FILE);
-        if !file.exists() {
-            continue;
-        }
-        let made = Helper::recorded(&file).and_then(|helper| helper.generate_units(directory));
-        if let Err(e) = made {
+    for helper in Helper::all_recorded(leaves)? {
+        if let Err(e) = helper.generate_units(directory) {
             let error = leaf_core::error::chain(&e);
-            tracing::error!(file = %file.display(), error, "can't read a leaf's record: its containers are left out");
+            tracing::error!(leaf = %helper.leaf, error, "can't list a leaf's containers: they are left out");
         }
     }
     Ok(())

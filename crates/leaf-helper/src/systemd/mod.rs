@@ -3,7 +3,7 @@
 pub(crate) mod generate;
 mod launch;
 pub(crate) mod payload;
-mod prepare;
+pub(crate) mod prepare;
 pub(crate) mod start;
 pub(crate) mod unit;
 

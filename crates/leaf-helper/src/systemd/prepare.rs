@@ -25,7 +25,7 @@ const LOCK: &str = "prepare.lock";
 /// The lock held by the helper while systemd stops the container, in its run directory.
 const ATTENDED: &str = "attended.lock";
 /// The file that marks the next start as prepared.
-const PREPARED: &str = "prepared.json";
+pub(crate) const PREPARED: &str = "prepared.json";
 
 /// The spec for which a start is prepared, and facts found on the way.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -24,9 +24,9 @@ use crate::systemd::payload::UnitCgroup;
 use crate::systemd::unit;
 
 /// The directory of units created since boot (systemd.unit(5)).
-const UNITS: &str = "/run/systemd/system";
+pub(crate) const UNITS: &str = "/run/systemd/system";
 /// The directory of the generator's units.
-const GENERATED: &str = "/run/systemd/generator";
+pub(crate) const GENERATED: &str = "/run/systemd/generator";
 /// The file that marks a container that should run: the generator makes it start at boot.
 pub(crate) const WANTED: &str = "wanted";
 /// The result of a start job that was replaced by a stop job (org.freedesktop.systemd1(5), JobRemoved).
@@ -42,8 +42,8 @@ const JOURNAL: Duration = Duration::from_secs(10);
 const TRIES: u32 = 3;
 
 impl Helper {
-    /// Writes a container's unit if it differs, and makes systemd reload it if needed.
-    pub(crate) async fn keep_unit(&self, spec: &RunSpec) -> Result<()> {
+    /// Writes a container's unit if it differs, and makes systemd reload it if needed. Returns whether it differed.
+    pub(crate) async fn keep_unit(&self, spec: &RunSpec) -> Result<bool> {
         let unit = Runtime::unit(&spec.name);
         let text = self.unit_text(spec)?;
         let directory = Directory::make_root(UNITS.as_ref(), 0o755)?;
@@ -53,8 +53,8 @@ impl Helper {
             None => None,
         };
         match (&there, &generated) {
-            (Some(there), _) if *there == text => return Ok(()),
-            (None, Some(generated)) if *generated == text => return Ok(()),
+            (Some(there), _) if *there == text => return Ok(false),
+            (None, Some(generated)) if *generated == text => return Ok(false),
             (Some(there), _) if !self.made(there) => {
                 return Err(Error::Refused(format!(
                     "{UNITS}/{unit} was not made by leaf {}; choose another name",
@@ -72,7 +72,7 @@ impl Helper {
         {
             self.systemd.reload().await?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Returns the text of a container's unit.
@@ -81,7 +81,8 @@ impl Helper {
         unit::text(spec, &self.settings.supervisor, &self.record(), &root)
     }
 
-    fn made(&self, text: &str) -> bool {
+    /// Returns whether this leaf made a unit of this text.
+    pub(crate) fn made(&self, text: &str) -> bool {
         text.lines().next() == Some(conf_marker(&self.leaf).as_str())
     }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use leaf_core::host_op::HostOp;
 use leaf_core::spec::{Opening, Protocol};
+use leaf_helper::{Helper, Settings};
 use serde_json::json;
 
 use super::machine::{
@@ -234,5 +235,89 @@ pub(crate) async fn the_rules_of_a_container_are_restored_after_a_boot_and_after
             name: before.name.clone(),
         })
         .await;
+    machine.host.end().await;
+}
+
+pub(crate) async fn a_flush_between_close_and_open_opens_nothing() {
+    let mut machine = Machine::new().await;
+    let _host = Server::on_host("host", &[NATS_PORT, 4223]);
+    let inside = machine.start(&[]).await;
+    let mut gateways: Vec<IpAddr> = inside.gateways().into();
+    gateways.push(machine.host.address(1).into());
+    let change = |what: &str| {
+        let mut helper = Command::new(env!("CARGO_BIN_EXE_leaf-helper"));
+        run(helper
+            .args(["network", what, "--leaves"])
+            .arg(machine.host.directory.path()));
+    };
+    change("close");
+    machine.without_rules();
+    for to in &gateways {
+        for port in [NATS_PORT, 4223] {
+            assert_eq!(inside.ask("tcp", *to, port), "closed", "{to}:{port}");
+        }
+    }
+    change("open");
+    for to in &gateways {
+        until_answered("NATS again", || inside.ask("tcp", *to, NATS_PORT)).await;
+        assert_eq!(inside.ask("tcp", *to, 4223), "closed", "{to}");
+    }
+    machine.host.end().await;
+}
+
+pub(crate) async fn rules_that_nft_can_not_read_are_made_again() {
+    let mut machine = Machine::new().await;
+    let _host = Server::on_host("host", &[NATS_PORT, 4223]);
+    let inside = machine.start(&[]).await;
+    let table = format!("leaf_{}", machine.host.leaf);
+    run(Command::new("nft").args(["add", "chain", "inet", &table, "newer"]));
+    // Version 1.0.6 ends like this when it reads what version 1.1.3 made.
+    let old = machine.host.directory.path().join("old-nft");
+    let nft = machine.host.settings.nft.display();
+    let text = format!(
+        "#!/bin/sh\n{nft} list chain inet {table} newer >/dev/null 2>&1 && kill -SEGV $$\nexec {nft} \"$@\"\n"
+    );
+    std::fs::write(&old, text).expect("a script");
+    run(Command::new("chmod").arg("755").arg(&old));
+    let settings = Settings {
+        nft: old,
+        ..machine.host.settings.clone()
+    };
+    let helper = Helper::new(machine.host.leaf.clone(), machine.host.paths.clone(), settings);
+    let prepared = helper.carry_out(&machine.host.prepare()).await;
+    prepared.expect("the rules are made again");
+    let rules = machine.rules();
+    assert!(!rules.contains("chain newer"), "{rules}");
+    let leaf: IpAddr = machine.host.address(1).into();
+    until_answered("NATS again", || inside.ask("tcp", leaf, NATS_PORT)).await;
+    assert_eq!(inside.ask("tcp", leaf, 4223), "closed");
+    machine.host.end().await;
+}
+
+pub(crate) async fn a_leaf_without_containers_takes_its_tables_with_it() {
+    let mut machine = Machine::new().await;
+    let inside = machine.start(&[]).await;
+    let release = HostOp::ReleaseNetwork {
+        leaf_address: machine.host.address(1),
+    };
+    let address = format!("{}/32", machine.host.address(1));
+    let on_lo = || run(Command::new("ip").args(["-o", "address", "show", "dev", "lo"]));
+    machine.host.ok(release.clone()).await;
+    assert!(machine.rules().contains("chain forward"));
+    machine.host.ok(Host::stop(&inside.name)).await;
+    machine
+        .host
+        .ok(HostOp::DestroyContainer {
+            name: inside.name.clone(),
+        })
+        .await;
+    assert!(on_lo().contains(&address));
+    machine.host.ok(release.clone()).await;
+    assert_eq!(run(Command::new("nft").args(["list", "tables"])), "");
+    assert!(!on_lo().contains(&address));
+    // Idempotent, and prepared again by the next start.
+    machine.host.ok(release).await;
+    machine.host.ok(machine.host.prepare()).await;
+    assert!(machine.rules().contains("chain forward"));
     machine.host.end().await;
 }

@@ -195,6 +195,7 @@ pub(crate) async fn every_operation_refuses_what_leafd_may_not_do() {
             "PrepareNetwork",
             json!({"leaf_address": served.host.address(1), "nats_port": "22"}),
         ),
+        ("ReleaseNetwork", json!({"leaf_address": "8.8.8.8"})),
         ("CreateContainer", set("/name", json!("--bind=/"))),
         ("CreateContainer", set("/name", json!("x/../y"))),
         // A store path that is none.

@@ -21,7 +21,7 @@ use crate::clock::Clock;
 use crate::main_loop::MainLoop;
 use crate::publisher::{EventPublisher, Published};
 use crate::settings::Settings;
-use crate::steps::InFlight;
+use crate::steps::{ContainerHost, InFlight};
 use crate::tasks::Tasks;
 use crate::wake::Wake;
 use crate::workers::{Equipment, Workers};
@@ -47,6 +47,8 @@ pub(super) struct Running {
     /// Makes the lease be released.
     release_lease: oneshot::Sender<()>,
     lease_released: oneshot::Receiver<()>,
+    /// The host of containers, if this leaf runs some.
+    containers: Option<Arc<ContainerHost>>,
     /// A description of the leaf and its NATS server.
     status: String,
 }
@@ -164,6 +166,7 @@ impl Running {
             drain,
             release_lease,
             lease_released,
+            containers: containers.ok(),
             status: format!("leaf {leaf}; {nats_of}"),
         })
     }
@@ -182,6 +185,7 @@ impl Running {
             drain,
             release_lease,
             lease_released,
+            containers,
             status,
         } = self;
         tracing::info!(status, "ready");
@@ -232,6 +236,10 @@ impl Running {
         bus.close(Duration::from_secs(2)).await;
         if let Some(process) = server_process {
             process.stop().await;
+        }
+        // The server listened on the leaf's address.
+        if let Some(containers) = containers {
+            containers.release_network().await;
         }
         journal.close().await;
         ended

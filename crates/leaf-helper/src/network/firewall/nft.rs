@@ -1,5 +1,6 @@
 //! Runs `nft`, always with the same arguments and the script on its standard input.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ pub(super) enum Failure {
     /// The program, or the kernel, refused it.
     #[error("nft: {0}")]
     Said(String),
+    /// A signal ended the program: it can't read what is in the kernel, such as tables that a newer version made.
+    #[error("nft: {0}")]
+    Killed(String),
 }
 
 impl Failure {
@@ -54,7 +58,7 @@ impl From<Failure> for Error {
                 Self::Unsupported(format!("{program} does not exist; install nftables"))
             }
             Failure::Run(error) => Self::Run(error),
-            Failure::Said(_) => Self::Failed(failure.to_string()),
+            Failure::Said(_) | Failure::Killed(_) => Self::Failed(failure.to_string()),
         }
     }
 }
@@ -69,6 +73,9 @@ pub(super) async fn run(nft: &Path, script: &str) -> Result<(), Failure> {
     if finished.status.success() {
         return Ok(());
     }
-    let said: Vec<_> = finished.stderr.lines().take(3).collect();
-    Err(Failure::Said(said.join(" | ")))
+    let why = finished.failure();
+    Err(match finished.status.signal() {
+        Some(_) => Failure::Killed(why),
+        None => Failure::Said(why),
+    })
 }

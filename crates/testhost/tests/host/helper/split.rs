@@ -78,6 +78,7 @@ fn calls() -> Outcome {
     let shown = host.ok(&format!("varlinkctl introspect {SOCKET} {HELPER}"))?;
     for method in [
         "PrepareNetwork",
+        "ReleaseNetwork",
         "CreateContainer",
         "StartContainer",
         "UpdateContainer",
@@ -152,6 +153,7 @@ fn abuse() -> Outcome {
             "PrepareNetwork",
             r#"{"leaf_address":"1.1.1.1","nats_port":1}"#.to_owned(),
         ),
+        ("ReleaseNetwork", r#"{"leaf_address":"1.1.1.1"}"#.to_owned()),
         ("CreateContainer", create("web", "/etc", "{}")),
         ("CreateContainer", create("web", "/nix/store/../../etc", "{}")),
         (
