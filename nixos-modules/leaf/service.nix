@@ -105,6 +105,28 @@ in
       cim-leaf = "${cfg.package}/bin/cim-leaf-generator";
     };
 
+    # A flush of all rules removes those of the containers' closed network as well. So the containers are cut off before it,
+    # and connected again once their rules are set.
+    systemd.services.nftables =
+      lib.mkIf (withContainers && config.networking.nftables.enable && config.networking.nftables.flushRuleset)
+        (
+          let
+            network = change: [ "-${cfg.package}/bin/leaf-helper network ${change}" ];
+          in
+          {
+            serviceConfig = {
+              ExecStartPre = lib.mkBefore (network "close");
+              ExecStartPost = lib.mkAfter (network "open");
+              ExecReload = lib.mkMerge [
+                (lib.mkBefore (network "close"))
+                (lib.mkAfter (network "open"))
+              ];
+              ExecStop = lib.mkBefore (network "close");
+              ExecStopPost = lib.mkAfter (network "open");
+            };
+          }
+        );
+
     systemd.services.systemd-networkd = lib.mkIf (withContainers && config.systemd.network.enable) {
       reloadTriggers = [ networkFile ];
     };

@@ -60,6 +60,30 @@ let
     }
   ];
 
+  # A host with containers whose firewall flushes all rules, or only its own tables.
+  firewall =
+    flushRuleset:
+    (evaluate [
+      {
+        system.stateVersion = "25.05";
+        boot.loader.grub.enable = false;
+        networking = {
+          hostName = "firewall";
+          nftables = {
+            enable = true;
+            inherit flushRuleset;
+          };
+        };
+        services.cim-leaf = {
+          enable = true;
+          nats.embedded.enable = true;
+          containers.enable = true;
+        };
+      }
+    ]).config.systemd.services.nftables.serviceConfig;
+  flushes = firewall true;
+  network = change: command: lib.hasSuffix "/bin/leaf-helper network ${change}" command;
+
   has = name: unit: line: {
     name = "${name} has the line ${line}";
     holds = hasInfix "\n${line}\n" unit;
@@ -205,6 +229,24 @@ let
           && builtins.elem 22 host.config.networking.firewall.allowedTCPPorts;
       }
       (evaluation.documented { inherit (quiet.options.services) cim-leaf; inherit (quiet.options) cim; })
+      {
+        name = "the containers are cut off before a flush of all rules, and connected again after it";
+        holds =
+          builtins.all (key: network "close" (lib.head flushes.${key})) [
+            "ExecStartPre"
+            "ExecReload"
+            "ExecStop"
+          ]
+          && builtins.all (key: network "open" (lib.last flushes.${key})) [
+            "ExecStartPost"
+            "ExecReload"
+            "ExecStopPost"
+          ];
+      }
+      {
+        name = "a firewall that replaces its own tables only is left alone";
+        holds = !(firewall false ? ExecStartPre || firewall false ? ExecStopPost);
+      }
       {
         name = "each wrong option is refused with its own message";
         holds = builtins.length (evaluation.refused ourModule wrong) == 3;
