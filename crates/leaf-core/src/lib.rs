@@ -25,6 +25,7 @@ pub mod job;
 pub mod json;
 pub mod moment;
 pub mod plan;
+pub mod printable;
 pub mod problem;
 pub mod reconcile;
 pub mod runtime;

@@ -76,12 +76,19 @@ struct Container {
     record: PathBuf,
 }
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
     tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(leaf_host::log::stderr)
         .with_ansi(false)
         .init();
-    match Cli::parse().command {
+    carry_out(Cli::parse().command).unwrap_or_else(|error| {
+        tracing::error!("{}", leaf_core::error::chain(error.as_ref()));
+        ExitCode::FAILURE
+    })
+}
+
+fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
         Command::Supervise(args) => small()?.block_on(async {
             let exit = args.helper()?.supervise(&args.name).await?;
             tracing::info!(container = %args.name, "the container ended with {exit}");

@@ -5,6 +5,7 @@
 //! | [`cgroup`] | cgroups, version 2: mount point, create, attach, freeze, kill, processes |
 //! | [`contract`] | the contract on disk between `leaf-helper` and observers: paths, status, markers |
 //! | [`files`] | reads files that may be something else, without waiting |
+//! | [`log`] | where programs write their log: standard error, one printable line for each entry |
 //! | [`lock`] | file locks between processes (flock(2)) |
 //! | [`mounts`] | the mount table |
 //! | [`process`] | bounded runs of programs, the list of processes, and handles of those that are not children |
@@ -18,6 +19,7 @@ pub mod cgroup;
 pub mod contract;
 pub mod files;
 pub mod lock;
+pub mod log;
 pub mod mounts;
 pub mod process;
 pub mod program;

@@ -20,6 +20,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, bail};
+use leaf_core::printable::printable_line;
 
 const USAGE: &str = "usage: leaf-init enter -- PROGRAM [ARGUMENT…]   (first in a container)
        leaf-init ready -- PROGRAM [ARGUMENT…]   (as process 1, for a program that can't notify)
@@ -71,5 +72,5 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// Writes a line to the console; a failure can't be reported.
 fn log(text: &str) {
-    let _ = writeln!(std::io::stderr(), "leaf-init: {text}");
+    let _ = writeln!(std::io::stderr(), "leaf-init: {}", printable_line(text));
 }

@@ -1,6 +1,5 @@
 //! `leafctl`, the command line of cim-leaf. One file per command below `commands`; each begins with its clap struct,
 //! whose doc comment is the help text.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line prints")]
 
 mod commands;
 mod error;
@@ -8,6 +7,7 @@ mod global;
 mod output;
 mod progress;
 mod session;
+mod text;
 
 use std::process::ExitCode;
 

@@ -1,13 +1,16 @@
 //! Prints results: tables and text for people, JSON for programs. Colours only on a terminal.
+//!
+//! This is the only place that writes to standard output and standard error, beside the bars of `progress`. For people it
+//! takes a [`Text`], which can't command the terminal; JSON is printed exactly.
 
 use std::io::{IsTerminal as _, Write as _};
 
-use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets};
 use jiff::Timestamp;
 use leaf_core::error::chain;
 use serde::Serialize;
 
 use crate::error::Error;
+use crate::text::{Table, Text};
 
 /// The format of results.
 #[derive(Debug, Clone, Copy)]
@@ -30,66 +33,40 @@ impl Output {
     }
 
     /// Prints one document: as JSON, or as formatted by `text`.
-    pub(crate) fn document<T: Serialize>(
+    pub(crate) fn document<T: Serialize, P: Into<Text>>(
         self,
         value: &T,
-        text: impl FnOnce(&T) -> String,
+        text: impl FnOnce(&T) -> P,
     ) -> Result<(), Error> {
-        let text = if self.json {
-            serde_json::to_string_pretty(value).expect("a message has string keys only")
-        } else {
-            text(value)
-        };
-        self.line(text.trim_end_matches('\n'))
+        if self.json {
+            let json = serde_json::to_string_pretty(value).expect("a message has string keys only");
+            return print(&format!("{json}\n"));
+        }
+        self.line(text(value).into().trimmed())
     }
 
-    /// Prints one item of a stream: as one line of JSON, or as formatted by `text`.
+    /// Prints one item of a stream as one line: as JSON, or as formatted by `text`.
     pub(crate) fn item<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), Error> {
-        let text = if self.json {
-            serde_json::to_string(value).expect("a message has string keys only")
-        } else {
-            text(value)
-        };
-        self.line(&text)
+        if self.json {
+            let json = serde_json::to_string(value).expect("a message has string keys only");
+            return print(&format!("{json}\n"));
+        }
+        self.line(Text::line(&text(value)))
     }
 
-    /// Prints a line.
-    pub(crate) fn line(self, text: &str) -> Result<(), Error> {
-        self.raw(&format!("{text}\n"))
+    /// Prints a text and the end of its line.
+    pub(crate) fn line(self, text: impl Into<Text>) -> Result<(), Error> {
+        self.text(text.into().then("\n"))
     }
 
-    /// Prints a text unchanged.
-    pub(crate) fn raw(self, text: &str) -> Result<(), Error> {
-        let mut out = std::io::stdout().lock();
-        out.write_all(text.as_bytes())
-            .and_then(|()| out.flush())
-            .map_err(Error::Print)
+    /// Prints a text.
+    pub(crate) fn text(self, text: impl Into<Text>) -> Result<(), Error> {
+        print(text.into().as_str())
     }
 
     /// Returns a table with these headings.
     pub(crate) fn table(self, headings: &[&str]) -> Table {
-        let mut table = Table::new();
-        table
-            .load_style(presets::NOTHING)
-            .set_content_arrangement(ContentArrangement::Dynamic);
-        if !std::io::stdout().is_terminal() {
-            table.set_content_arrangement(ContentArrangement::Disabled);
-        }
-        table.set_header(headings.iter().map(|heading| {
-            let cell = Cell::new(heading);
-            if self.colours {
-                cell.add_attribute(Attribute::Bold)
-            } else {
-                cell
-            }
-        }));
-        if !self.colours {
-            table.force_no_tty();
-        }
-        for column in table.column_iter_mut() {
-            column.set_padding((0, 2));
-        }
-        table
+        Table::new(headings, std::io::stdout().is_terminal(), self.colours)
     }
 
     /// Prints an error with its causes to standard error: as text, or with `--json` the problem as one document.
@@ -102,18 +79,18 @@ impl Output {
                 other => serde_json::json!({ "title": other.to_string(), "detail": chain(other) }),
             };
             body["exit_code"] = error.exit_code().into();
-            tell(&body.to_string());
+            let _ = writeln!(std::io::stderr(), "{body}");
             return;
         }
         let colours = std::io::stderr().is_terminal() && self.colours;
         let label = if colours {
-            "\u{1b}[1;31merror:\u{1b}[0m"
+            Text::alarm("error:")
         } else {
-            "error:"
+            Text::from("error:")
         };
-        tell(&format!("{label} {}", chain(error)));
+        tell(label.then(format!(" {}", chain(error))));
         if let Some(hint) = error.hint() {
-            tell(&format!("hint: {hint}"));
+            tell(format!("hint: {hint}"));
         }
     }
 
@@ -126,24 +103,15 @@ impl Output {
 }
 
 /// Prints a line to standard error, ignoring errors.
-pub(crate) fn tell(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+pub(crate) fn tell(text: impl Into<Text>) {
+    let _ = writeln!(std::io::stderr(), "{}", text.into().as_str());
 }
 
-/// Returns a table as text, without trailing blanks.
-pub(crate) fn text_of(table: &Table) -> String {
-    let text = table.to_string();
-    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
-    lines.join("\n")
-}
-
-/// Returns names and values, one pair per line, with the values aligned.
-pub(crate) fn fields(fields: &[(&str, String)]) -> String {
-    let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    fields
-        .iter()
-        .map(|(name, value)| format!("{}\n", format!("{name:<width$}  {value}").trim_end()))
-        .collect()
+fn print(text: &str) -> Result<(), Error> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(Error::Print)
 }
 
 /// Returns a time as its age: `3m ago`.
@@ -155,6 +123,14 @@ pub(crate) fn ago(time: Timestamp) -> String {
         7200..=172_799 => format!("{}h ago", seconds / 3600),
         _ => format!("{}d ago", seconds / 86400),
     }
+}
+
+/// Returns the first line of an error, for a table.
+pub(crate) fn first_line(error: Option<&str>) -> String {
+    error
+        .and_then(|error| error.lines().next())
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// Returns a size with a unit: `1.5 MiB`.

@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use leaf_core::job::Progress;
 
 use crate::output::tell;
+use crate::text::Text;
 
 /// Waits for `work`; after a second, a spinner shows `what`. Only on a terminal.
 pub(crate) async fn waiting<T>(what: &'static str, work: impl Future<Output = T>) -> T {
@@ -55,11 +56,11 @@ impl JobBar {
     pub(crate) fn progress(&mut self, progress: &Progress) {
         self.bar.set_length(progress.expected.max(progress.done));
         self.bar.set_position(progress.done);
-        let activity = progress.activity.clone().unwrap_or_default();
-        self.bar.set_message(activity.clone());
-        let line = format!("[{}/{}] {activity}", progress.done, progress.expected);
+        let activity = Text::line(progress.activity.as_deref().unwrap_or_default());
+        self.bar.set_message(activity.as_str().to_owned());
+        let line = format!("[{}/{}] {}", progress.done, progress.expected, activity.as_str());
         if self.plain && line != self.last {
-            tell(&line);
+            tell(line.as_str());
             self.last = line;
         }
     }

@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::global::Global;
 use crate::output::Output;
 use crate::progress::waiting;
+use crate::text::Text;
 
 /// The hint if no flag names the server.
 const NO_CONTEXT: &str = "a leaf with an embedded NATS server writes context.json into its state directory: \
@@ -78,34 +79,34 @@ impl Session {
     }
 
     /// Sends a command to the leaf and prints its reply: as JSON, or as formatted by `text`.
-    pub(crate) async fn show<R: Request>(
+    pub(crate) async fn show<R: Request, P: Into<Text>>(
         &self,
         request: &R,
         output: Output,
-        text: impl FnOnce(&R::Reply) -> String,
+        text: impl FnOnce(&R::Reply) -> P,
     ) -> Result<(), Error> {
         let leaf = self.leaf().await?;
         self.show_at(&leaf, request, output, text).await
     }
 
     /// Like [`Session::show`], for a given leaf.
-    pub(crate) async fn show_at<R: Request>(
+    pub(crate) async fn show_at<R: Request, P: Into<Text>>(
         &self,
         leaf: &LeafName,
         request: &R,
         output: Output,
-        text: impl FnOnce(&R::Reply) -> String,
+        text: impl FnOnce(&R::Reply) -> P,
     ) -> Result<(), Error> {
         print(self.call_to(leaf, request).await, output, text)
     }
 
     /// Like [`Session::show`], for a command that waits for the host. `what` is the spinner's text.
-    pub(crate) async fn show_slow<R: Request>(
+    pub(crate) async fn show_slow<R: Request, P: Into<Text>>(
         &self,
         what: &'static str,
         request: &R,
         output: Output,
-        text: impl FnOnce(&R::Reply) -> String,
+        text: impl FnOnce(&R::Reply) -> P,
     ) -> Result<(), Error> {
         let leaf = self.leaf().await?;
         print(waiting(what, self.call_slow(&leaf, request)).await, output, text)
@@ -184,10 +185,10 @@ impl Session {
 }
 
 /// Prints the reply to a command. One with a value unknown to this version is printed as the leaf sent it.
-fn print<T: Serialize>(
+fn print<T: Serialize, P: Into<Text>>(
     answer: Result<T, Error>,
     output: Output,
-    text: impl FnOnce(&T) -> String,
+    text: impl FnOnce(&T) -> P,
 ) -> Result<(), Error> {
     match answer {
         Ok(answer) => output.document(&answer, text),

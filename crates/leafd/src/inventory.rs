@@ -6,6 +6,7 @@ use std::io::Write as _;
 use anyhow::Context as _;
 use leaf_core::command::DeviceList;
 use leaf_core::hardware::{Device, Direction};
+use leaf_core::printable::printable_line;
 use leaf_hardware::{Sources, facter, scan};
 
 use crate::cli::Inventory;
@@ -83,4 +84,26 @@ fn row(device: &Device) -> [String; 6] {
         ports(Direction::Input),
         ports(Direction::Output),
     ]
+    .map(|cell| printable_line(&cell).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_device_commands_no_terminal_and_begins_no_line() {
+        let device: Device = serde_json::from_value(serde_json::json!({
+            "id": "usb-1", "identity": "serial", "kind": "keyboard", "status": "present",
+            "vendor": "\u{1b}]52;c;eA==\u{7}", "model": "\rx\u{202e}\ndisk-1  disk",
+        }))
+        .expect("a device");
+        let table = table(&[device]);
+        assert_eq!(table.lines().count(), 2, "{table:?}");
+        let line = table.lines().last().expect("a row");
+        assert!(
+            line.contains(r"\u{1b}]52;c;eA==\u{7} \rx\u{202e}\ndisk-1  disk"),
+            "{line:?}"
+        );
+    }
 }

@@ -4,6 +4,8 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use leaf_core::error::chain;
+use leaf_core::printable::printable;
 use leafd::cli::{Cli, Command};
 use leafd::settings::{Overrides, Settings};
 use leafd::{daemon, inventory, job};
@@ -28,9 +30,9 @@ fn main() -> ExitCode {
             Settings::load(Some(&file), &Overrides::default())
                 .map_err(Into::into)
                 .map(|settings| {
-                    println!("{} is valid", file.display());
+                    println!("{} is valid", printable(&file.to_string_lossy()));
                     for note in settings.notes() {
-                        println!("note: {note}");
+                        println!("note: {}", printable(&note));
                     }
                 }),
         ),
@@ -42,7 +44,7 @@ fn finish(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("leafd: {}", leaf_core::error::chain(error.as_ref()));
+            eprintln!("leafd: {}", printable(&chain(error.as_ref())));
             ExitCode::FAILURE
         }
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use leaf_core::error::chain;
+use leaf_core::printable::printable_line;
 use sd_notify::NotifyState;
 
 /// How much longer a start may take after [`not_ready`].
@@ -16,7 +17,8 @@ fn tell(states: &[NotifyState<'_>]) {
 
 /// Notifies that the daemon takes commands.
 pub fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    // An end of a line would begin another assignment of the protocol.
+    tell(&[NotifyState::Ready, NotifyState::Status(&printable_line(status))]);
 }
 
 /// Notifies that the start goes on and takes longer, for the reason that systemd shows as the unit's status. To be repeated

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     // At boot, standard error goes to the kernel's log.
     tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(leaf_host::log::stderr)
         .with_ansi(false)
         .without_time()
         .init();

@@ -16,6 +16,6 @@ impl Completions {
     pub(super) fn run(self, output: Output) -> Result<(), Error> {
         let mut text = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "leafctl", &mut text);
-        output.raw(&String::from_utf8_lossy(&text))
+        output.text(String::from_utf8_lossy(&text).into_owned())
     }
 }

@@ -3,7 +3,7 @@ use leaf_core::schema::{Bundle, MessageType, catalogue};
 use serde_json::json;
 
 use crate::error::Error;
-use crate::output::{Output, text_of};
+use crate::output::Output;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -30,7 +30,7 @@ impl Command {
                     for message in catalogue() {
                         table.add_row([message.name.as_str(), describe(&message)]);
                     }
-                    text_of(&table)
+                    table
                 })
             }
             Self::Show { name } => match Bundle::new().resolve(&name) {

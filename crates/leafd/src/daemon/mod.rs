@@ -32,7 +32,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
             tracing_subscriber::EnvFilter::try_new(&settings.log)
                 .context("the setting `log` is not a valid filter (an example: `info`)")?,
         )
-        .with_writer(std::io::stderr)
+        .with_writer(leaf_host::log::stderr)
         .with_ansi(false)
         .init();
     let steps = tokio::runtime::Builder::new_multi_thread()

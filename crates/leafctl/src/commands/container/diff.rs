@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use clap::Args;
 use leaf_core::command::DiffContainer;
 use leaf_core::id::ContainerName;
+use leaf_core::printable::printable_line;
 use leaf_core::spec::SpecDiff;
 use serde_json::Value;
 
@@ -44,7 +45,8 @@ fn text(diff: &SpecDiff) -> String {
     diff.changes
         .iter()
         .map(|change| {
-            let place = change.path.join(".");
+            let path = change.path.join(".");
+            let place = printable_line(&path);
             line('-', &place, &change.now) + &line('+', &place, &change.then)
         })
         .collect()

@@ -3,8 +3,9 @@ use leaf_core::id::ContainerName;
 use serde_json::Value;
 
 use crate::error::Error;
-use crate::output::{Output, fields};
+use crate::output::Output;
 use crate::session::Session;
+use crate::text::fields;
 
 /// Ask a container for its health over NATS. The reply comes from the container itself.
 #[derive(Debug, Args)]
@@ -26,7 +27,7 @@ impl Health {
                     .collect();
                 fields(&lines)
             }
-            other => other.to_string(),
+            other => other.to_string().into(),
         })
     }
 }

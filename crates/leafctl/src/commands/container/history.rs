@@ -4,7 +4,7 @@ use leaf_core::id::ContainerName;
 use leaf_core::spec::ContainerSource;
 
 use crate::error::Error;
-use crate::output::{Output, ago, text_of};
+use crate::output::{Output, ago};
 use crate::session::Session;
 
 /// List a container's revisions, oldest first: the desired states that `container rollback` can restore.
@@ -29,7 +29,7 @@ impl History {
                         system.map_or("-".to_owned(), ToString::to_string),
                     ]);
                 }
-                text_of(&table)
+                table
             })
             .await
     }

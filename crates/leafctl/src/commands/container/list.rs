@@ -3,8 +3,9 @@ use leaf_core::command::ListContainers;
 
 use super::show::desired_run;
 use crate::error::Error;
-use crate::output::{Output, ago, name_of, text_of};
+use crate::output::{Output, ago, first_line, name_of};
 use crate::session::Session;
+use crate::text::Text;
 
 /// List the containers of a leaf.
 #[derive(Debug, Args)]
@@ -35,16 +36,16 @@ impl List {
                             .toplevel
                             .as_ref()
                             .map_or("-".to_owned(), ToString::to_string),
-                        container.error.clone().unwrap_or_default(),
+                        first_line(container.error.as_deref()),
                     ]);
                 }
-                let mut text = text_of(&table);
+                let mut text = Text::from(table);
                 if !list.problems.is_empty() {
                     let mut problems = output.table(&["CAN'T BE USED", "PROBLEM"]);
                     for entry in &list.problems {
                         problems.add_row([entry.entry.clone(), entry.problem.clone()]);
                     }
-                    text = format!("{text}\n\n{}", text_of(&problems));
+                    text = text.then("\n\n").then(problems);
                 }
                 if list.foreign.is_empty() {
                     return text;
@@ -69,7 +70,7 @@ impl List {
                             .map_or("-".to_owned(), ToString::to_string),
                     ]);
                 }
-                format!("{text}\n\n{}", text_of(&foreign))
+                text.then("\n\n").then(foreign)
             })
             .await
     }

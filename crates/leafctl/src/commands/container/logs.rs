@@ -8,6 +8,7 @@ use leaf_core::id::ContainerName;
 use crate::error::Error;
 use crate::output::Output;
 use crate::session::Session;
+use crate::text::Text;
 
 /// The pause between two requests while following.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
@@ -28,12 +29,16 @@ pub(crate) struct Logs {
     /// Keep printing new output. With --json, each reply is one line.
     #[arg(long, short)]
     follow: bool,
+    /// Keep the console's colours. Other control characters are always shown as escapes, such as \u{1b}; --json has them
+    /// unchanged.
+    #[arg(long, alias = "colors", alias = "color")]
+    colours: bool,
 }
 
 impl Logs {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
         let mut request = ReadContainerLog {
-            name: self.name,
+            name: self.name.clone(),
             lines: Some(self.lines),
             since: self.since,
             cursor: None,
@@ -43,7 +48,7 @@ impl Logs {
             return if output.is_json() {
                 output.document(&log, |log| log.text.clone())
             } else {
-                output.raw(&log.text)
+                output.text(self.shown(&log.text))
             };
         }
         let mut log = log;
@@ -53,7 +58,7 @@ impl Logs {
                     output.item(&log, |log| log.text.clone())?;
                 }
             } else {
-                output.raw(&log.text)?;
+                output.text(self.shown(&log.text))?;
             }
             request.lines = Some(LINES_AT_ONCE);
             if log.cursor.is_some() {
@@ -65,6 +70,14 @@ impl Logs {
                 () = tokio::time::sleep(ASK_AGAIN_AFTER) => {}
             }
             log = session.call(&request).await?;
+        }
+    }
+
+    fn shown(&self, text: &str) -> Text {
+        if self.colours {
+            Text::coloured(text)
+        } else {
+            Text::from(text)
         }
     }
 }

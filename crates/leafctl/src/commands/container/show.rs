@@ -4,8 +4,9 @@ use leaf_core::container::{Container, ContainerNetwork, Desired};
 use leaf_core::id::ContainerName;
 
 use crate::error::Error;
-use crate::output::{Output, ago, fields, name_of};
+use crate::output::{Output, ago, name_of};
 use crate::session::Session;
+use crate::text::{Text, fields};
 
 /// Show one container.
 #[derive(Debug, Args)]
@@ -29,7 +30,7 @@ pub(super) fn desired_run(desired: &Desired) -> String {
 }
 
 /// Returns a container as text.
-pub(super) fn text(container: &Container) -> String {
+pub(super) fn text(container: &Container) -> Text {
     let desired = &container.desired;
     let mut lines = vec![
         ("container", container.name.to_string()),

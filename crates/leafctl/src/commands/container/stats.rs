@@ -6,8 +6,9 @@ use leaf_core::container::ContainerStats;
 use leaf_core::id::ContainerName;
 
 use crate::error::Error;
-use crate::output::{Output, fields, size};
+use crate::output::{Output, size};
 use crate::session::Session;
+use crate::text::{Text, fields};
 
 /// Show a container's resource usage: CPU, memory, tasks, I/O, pressure, network.
 #[derive(Debug, Args)]
@@ -30,7 +31,7 @@ impl Stats {
         }
         let mut before = session.call(&request).await?;
         if !output.is_json() {
-            output.line(&format!(
+            output.line(format!(
                 "{:>7} {:>11} {:>6} {:>12} {:>12} {:>12} {:>12}",
                 "CPU", "MEMORY", "TASKS", "READ/S", "WRITTEN/S", "RECEIVED/S", "SENT/S"
             ))?;
@@ -48,7 +49,7 @@ impl Stats {
 }
 
 /// Returns a container's resource usage, one figure per line.
-fn text(stats: &ContainerStats) -> String {
+fn text(stats: &ContainerStats) -> Text {
     let bytes = |bytes: Option<u64>| bytes.map(size);
     let seconds = |microseconds: Option<u64>| {
         microseconds.map(|us| format!("{:.3} s", Duration::from_micros(us).as_secs_f64()))

@@ -1,11 +1,11 @@
 use clap::Args;
-use comfy_table::Table;
 use leaf_core::command::ListHardware;
 use leaf_core::hardware::{Device, Direction, Port};
 
 use crate::error::Error;
-use crate::output::{Output, name_of, text_of};
+use crate::output::{Output, name_of};
 use crate::session::Session;
+use crate::text::Table;
 
 /// List a leaf's devices, with their inputs and outputs.
 #[derive(Debug, Args)]
@@ -14,9 +14,7 @@ pub(crate) struct List;
 impl List {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
         session
-            .show(&ListHardware {}, output, |list| {
-                text_of(&table(output, &list.devices))
-            })
+            .show(&ListHardware {}, output, |list| table(output, &list.devices))
             .await
     }
 }

@@ -4,8 +4,9 @@ use leaf_core::hardware::Device;
 use leaf_core::id::DeviceId;
 
 use crate::error::Error;
-use crate::output::{Output, fields, name_of};
+use crate::output::{Output, name_of};
 use crate::session::Session;
+use crate::text::{Text, fields};
 
 /// Show one device in full.
 #[derive(Debug, Args)]
@@ -20,7 +21,7 @@ impl Show {
     }
 }
 
-fn text(device: &Device) -> String {
+fn text(device: &Device) -> Text {
     let or_none = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
     let mut lines = vec![
         ("device", device.id.to_string()),

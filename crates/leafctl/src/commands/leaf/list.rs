@@ -2,7 +2,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::error::Error;
-use crate::output::{Output, ago, text_of};
+use crate::output::{Output, ago};
 use crate::session::Session;
 
 /// List the running leaves (those that hold a lease).
@@ -33,7 +33,7 @@ impl List {
                     beat.instance.to_string(),
                 ]);
             }
-            text_of(&table)
+            table
         })
     }
 }

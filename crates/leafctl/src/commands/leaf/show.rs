@@ -3,8 +3,9 @@ use leaf_core::command::ShowLeaf;
 use leaf_core::id::LeafName;
 
 use crate::error::Error;
-use crate::output::{Output, ago, fields};
+use crate::output::{Output, ago};
 use crate::session::Session;
+use crate::text::fields;
 
 /// Show a leaf's identity, uptime and status.
 #[derive(Debug, Args)]

@@ -6,9 +6,10 @@ use leaf_core::id::{JobId, LeafName, StorePath};
 use leaf_core::job::{Installable, Job, JobPhase, JobResult};
 
 use crate::error::Error;
-use crate::output::{Output, fields, name_of, size};
+use crate::output::{Output, name_of, size};
 use crate::progress::JobBar;
 use crate::session::Session;
+use crate::text::{Text, fields};
 
 /// Run a Nix build on a leaf, and wait for the result.
 #[derive(Debug, Args)]
@@ -149,9 +150,9 @@ async fn print_log(
     }
 }
 
-fn text(job: &Job) -> String {
+fn text(job: &Job) -> Text {
     let Some(JobResult::Build(result)) = &job.result else {
-        return format!("job {} {}", job.id, name_of(&job.phase));
+        return format!("job {} {}", job.id, name_of(&job.phase)).into();
     };
     let seconds = std::time::Duration::from_millis(result.build_time_ms).as_secs_f64();
     let mut lines = vec![

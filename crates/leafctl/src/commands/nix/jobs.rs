@@ -3,7 +3,7 @@ use leaf_core::command::ListJobs;
 use leaf_core::job::{Installable, JobResult, Task};
 
 use crate::error::Error;
-use crate::output::{Output, ago, name_of, text_of};
+use crate::output::{Output, ago, first_line, name_of};
 use crate::session::Session;
 
 /// List a leaf's jobs, newest first.
@@ -27,8 +27,7 @@ impl Jobs {
                     };
                     let result = match (&job.result, &job.error) {
                         (Some(JobResult::Build(result)), _) => result.store_path.to_string(),
-                        (None, Some(error)) => error.lines().next().unwrap_or_default().to_owned(),
-                        (None, None) => String::new(),
+                        (None, error) => first_line(error.as_deref()),
                     };
                     table.add_row([
                         job.id.to_string(),
@@ -39,7 +38,7 @@ impl Jobs {
                         result,
                     ]);
                 }
-                text_of(&table)
+                table
             })
             .await
     }

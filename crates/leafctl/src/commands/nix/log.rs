@@ -24,7 +24,7 @@ impl Log {
             if output.is_json() {
                 output.item(&chunk, |_| String::new())?;
             } else {
-                output.raw(&chunk.text)?;
+                output.text(chunk.text.as_str())?;
             }
             let moved = chunk.next_offset > offset;
             offset = chunk.next_offset;

@@ -7,6 +7,8 @@
 mod building;
 #[path = "ctl/connecting.rs"]
 mod connecting;
+#[path = "ctl/escapes.rs"]
+mod escapes;
 #[path = "ctl/newer.rs"]
 mod newer;
 
@@ -38,6 +40,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: a context is given by name, by file or by the environment, and flags take precedence", &[], contexts),
         host.trial("leafctl: with several leaves one must be named", &[], several),
         host.trial("leafctl: the replies of a newer leaf are printed unchanged", &[], newer::answers_as_they_came),
+        host.trial("leafctl: text from outside commands no terminal, whatever the command, and JSON has it exactly", &[], escapes::harmless_everywhere),
         host.trial("leafctl: a build shows progress on standard error only, and its log, job and failure afterwards", &[Need::Nix], builds),
         host.trial("leafctl: Ctrl-C during a build exits with 130 and says that the job continues and how to cancel it", &[Need::Nix], interrupted),
         host.trial("leafctl: the log of a queued job is followed to its end", &[Need::Nix], follows),

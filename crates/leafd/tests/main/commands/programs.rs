@@ -27,6 +27,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             notes,
         ),
         trial("leafd run with conflicting flags says which are valid", bad_flags),
+        trial("what leafd prints about a file commands no terminal", escapes),
         trial(
             "a closed pipe of the inventory's reader is not an error",
             closed_pipe,
@@ -248,5 +249,27 @@ fn closed_pipe() -> anyhow::Result<()> {
         .stderr(Stdio::piped())
         .output()?;
     ensure!(output.status.success(), "{}: {}", output.status, stderr(&output));
+    Ok(())
+}
+
+fn escapes() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir
+        .path()
+        .join("\u{1b}]0;owned\u{7}\u{202e}.toml")
+        .display()
+        .to_string();
+    std::fs::write(&file, "name = \"\\u001b[2J\"")?;
+    for arguments in [
+        &["check-config", &file][..],
+        &["run", "--config", &file],
+        &["inventory", "--facter", &file],
+    ] {
+        let output = leafd(arguments)?;
+        let said = stderr(&output);
+        ensure!(!output.status.success(), "{said}");
+        ensure!(said.contains(r"\u{1b}]0;owned\u{7}\u{202e}.toml"), "{said:?}");
+        ensure!(!said.contains(['\u{1b}', '\u{7}', '\u{202e}']), "{said:?}");
+    }
     Ok(())
 }
