@@ -2,11 +2,15 @@
 //! log, and errors. It supports Nix 2.8 and later; unknown keys, types and actions are ignored, and any other line is
 //! part of the log unchanged (`logging.hh` and `logging.cc` of Nix).
 
+mod errors;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use leaf_core::job::Progress;
 use serde::Deserialize;
+
+use errors::{Errors, cut};
 
 const ACT_COPY_PATH: u64 = 100;
 const ACT_FILE_TRANSFER: u64 = 101;
@@ -22,7 +26,6 @@ const RES_POST_BUILD_LOG_LINE: u64 = 107;
 
 const LEVEL_ERROR: i64 = 0;
 const LEVEL_INFO: i64 = 3;
-const ERROR_BYTES: usize = 4096;
 const TAIL_LINES: usize = 10;
 const TAIL_LINE_BYTES: usize = 400;
 const ENDED_TAILS: usize = 16;
@@ -104,8 +107,9 @@ pub(crate) struct Tracker {
     evaluating: bool,
     /// The last log lines of builds that ended, by derivation.
     ended_tails: VecDeque<(String, VecDeque<String>)>,
-    errors: Vec<String>,
-    raw_tail: VecDeque<String>,
+    errors: Errors,
+    /// The last lines that are no errors: traces, warnings, and lines of another format.
+    tail: VecDeque<String>,
 }
 
 impl Tracker {
@@ -116,7 +120,7 @@ impl Tracker {
             .and_then(|json| serde_json::from_slice::<Line<'_>>(json).ok());
         let Some(line) = line else {
             let text = plain(&String::from_utf8_lossy(bytes));
-            push_tail(&mut self.raw_tail, &text);
+            push_tail(&mut self.tail, &text);
             return Some(text);
         };
         match &*line.action {
@@ -214,21 +218,27 @@ impl Tracker {
             self.evaluating |= said.starts_with("evaluating file");
             return None;
         }
-        if level == LEVEL_ERROR && !said.starts_with("(use '--show-trace'") {
-            let mut error = match &line.raw_msg {
-                Some(raw) => plain(raw),
-                None => said.strip_prefix("error:").unwrap_or(&said).trim().to_owned(),
-            };
-            if let (Some(file), Some(row)) = (&line.file, line.line) {
-                error.push_str(&format!(" (at {file}:{row}:{})", line.column.unwrap_or_default()));
+        // Level 0 alone makes no error: `builtins.trace` prints at it, and what the daemon forwards has lost its level.
+        // An error that ends Nix has a `raw_msg` (`JSONLogger::logEI`); one that the daemon printed begins with its word.
+        let error = match (&line.raw_msg, said.strip_prefix("error:")) {
+            (Some(raw), _) if level == LEVEL_ERROR => Some(plain(raw)),
+            (None, Some(error)) if level == LEVEL_ERROR => Some(error.trim().to_owned()),
+            _ => None,
+        };
+        match error {
+            Some(mut error) => {
+                if let (Some(file), Some(row)) = (&line.file, line.line) {
+                    error.push_str(&format!(" (at {file}:{row}:{})", line.column.unwrap_or_default()));
+                }
+                self.add_error(error);
             }
-            self.add_error(error);
+            None => push_tail(&mut self.tail, &said),
         }
         Some(said)
     }
 
     fn add_error(&mut self, mut error: String) {
-        if error.is_empty() || self.errors.iter().any(|known| known.starts_with(&error)) {
+        if error.is_empty() || self.errors.has(&error) {
             return;
         }
         let live = self
@@ -248,24 +258,17 @@ impl Tracker {
                 error.push_str(line);
             }
         }
-        if self.errors.iter().map(String::len).sum::<usize>() < ERROR_BYTES {
-            self.errors.push(error);
-        }
+        self.errors.push(error);
     }
 
-    /// Returns Nix's errors in order, or else its last lines, in at most 4 KiB.
+    /// Returns Nix's errors in order, or else its last lines, in at most 4 KiB. The first error and the last one are
+    /// among them.
     pub(crate) fn error(&self) -> Option<String> {
-        let mut error = if self.errors.is_empty() {
-            self.raw_tail
-                .iter()
-                .map(String::as_str)
-                .collect::<Vec<_>>()
-                .join("\n")
-        } else {
-            self.errors.join("\n")
-        };
-        cut(&mut error, ERROR_BYTES);
-        (!error.trim().is_empty()).then_some(error)
+        self.errors.text().or_else(|| {
+            // Lines and bytes of the tail are bounded below 4 KiB.
+            let tail: Vec<&str> = self.tail.iter().map(String::as_str).collect();
+            Some(tail.join("\n")).filter(|tail| !tail.trim().is_empty())
+        })
     }
 
     /// Returns the number of derivations whose build began.
@@ -350,17 +353,6 @@ fn push_tail(tail: &mut VecDeque<String>, line: &str) {
     let mut line = line.to_owned();
     cut(&mut line, TAIL_LINE_BYTES);
     tail.push_back(line);
-}
-
-fn cut(text: &mut String, max_bytes: usize) {
-    if text.len() > max_bytes {
-        let mut end = max_bytes - "…".len();
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
-        text.push('…');
-    }
 }
 
 /// Returns a text without terminal sequences (ECMA-48) and control characters; a carriage return becomes a new line.

@@ -96,11 +96,46 @@ fn lines_of_another_format_are_in_the_log_as_text() {
 }
 
 #[test]
+fn traces_and_warnings_are_not_errors_and_push_none_out() {
+    let noise = |n: u32| {
+        // `builtins.trace` and what the daemon forwards are of level 0; `builtins.warn` is of level 1.
+        format!(
+            "@nix {{\"action\":\"msg\",\"level\":0,\"msg\":\"trace: error: {n} {0}\"}}\n\
+             @nix {{\"action\":\"msg\",\"level\":0,\"msg\":\"warning: error: unable to download {n}; retrying\"}}\n\
+             @nix {{\"action\":\"msg\",\"level\":1,\"msg\":\"\\u001b[35;1mevaluation warning:\\u001b[0m old {n}\",\"raw_msg\":\"old {n}\"}}\n",
+            "x".repeat(200)
+        )
+    };
+    let noise: String = (0..50).map(noise).collect();
+    let real = "@nix {\"action\":\"msg\",\"level\":0,\"msg\":\"error: x\",\"raw_msg\":\"attribute 'x' missing\"}\n";
+    let forwarded = "@nix {\"action\":\"msg\",\"level\":0,\"msg\":\"\\u001b[31;1merror:\\u001b[0m 1 dependencies failed\"}\n";
+    for log in [format!("{noise}{real}{noise}"), format!("{real}{noise}")] {
+        let (tracker, said) = follow(&log);
+        assert_eq!(tracker.error().as_deref(), Some("attribute 'x' missing"));
+        assert!(said.contains("trace: error: 49"), "the log has all");
+    }
+    let (tracker, _) = follow(&format!("{noise}{real}{noise}{forwarded}{noise}"));
+    assert_eq!(
+        tracker.error().as_deref(),
+        Some("attribute 'x' missing\n1 dependencies failed")
+    );
+}
+
+#[test]
+fn without_an_error_the_last_messages_are_the_reason() {
+    let (tracker, _) = follow(
+        "@nix {\"action\":\"msg\",\"level\":0,\"msg\":\"trace: before the end\"}\nKilled\n",
+    );
+    assert_eq!(tracker.error().as_deref(), Some("trace: before the end\nKilled"));
+}
+
+#[test]
 fn an_error_is_bounded() {
     let mut tracker = Tracker::default();
     for n in 0..100 {
         tracker.add_error(format!("{n} {}", "€".repeat(1000)));
     }
     let error = tracker.error().expect("an error");
-    assert!(error.len() <= ERROR_BYTES && error.ends_with('…'));
+    assert!(error.len() <= 4096 && error.ends_with('…'));
+    assert!(error.starts_with("0 €") && error.contains("\n99 €"), "{error}");
 }

@@ -16,6 +16,7 @@ tests![
     a_flake_that_does_not_evaluate_fails_with_the_reason_and_the_place,
     an_unknown_attribute_fails_with_its_name,
     a_builder_that_fails_is_named_with_the_end_of_its_log,
+    a_failure_is_reported_with_its_cause_whatever_is_traced,
     a_template_gets_the_path_of_leaf_init,
     a_template_finds_nixpkgs_where_the_options_name_it,
     the_progress_and_the_log_of_a_build_are_read,
@@ -177,6 +178,18 @@ fn a_builder_that_fails_is_named_with_the_end_of_its_log() {
         "{why}"
     );
     assert!(why.len() <= 4096);
+}
+
+fn a_failure_is_reported_with_its_cause_whatever_is_traced() {
+    let lab = Lab::new();
+    let ended = lab.build(lab.file(
+        "noisy",
+        "let noise = builtins.genList (n: builtins.trace \"error: noise ${toString n} of a library that says a lot\" n) 200;
+         in builtins.deepSeq noise (throw \"the disk is square\")",
+    ));
+    assert!(ended.log.contains("noise 199"), "the log has it: {}", ended.log);
+    let why = failed(ended);
+    assert!(why.contains("the disk is square") && !why.contains("noise"), "{why}");
 }
 
 fn a_template_gets_the_path_of_leaf_init() {
