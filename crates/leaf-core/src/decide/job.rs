@@ -51,11 +51,12 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
     }
 }
 
-/// Returns a job without the references of its result, for a list that must fit into a message.
+/// Returns a job without the references and the other derivations of its result, for a list that must fit into a message.
 fn brief(job: &Job) -> Job {
     let mut job = job.clone();
     if let Some(JobResult::Build(result)) = &mut job.result {
         result.references.clear();
+        result.others.clear();
     }
     job
 }

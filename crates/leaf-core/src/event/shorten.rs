@@ -24,6 +24,19 @@ pub(crate) fn shorten(fact: &mut Fact, max_bytes: usize) {
             let kept = fits.count();
             build.references_left_out += (build.references.len() - kept) as u64;
             build.references.truncate(kept);
+            let mut bytes = 0;
+            let fits = build.others.iter().take_while(|other| {
+                let outputs = other
+                    .outputs
+                    .iter()
+                    .map(|(name, path)| name.len() + path.as_str().len());
+                let derivation = other.derivation.as_ref().map_or(0, |path| path.as_str().len());
+                // The names of the fields, quotes and commas.
+                bytes += derivation + outputs.map(|output| output + 6).sum::<usize>() + 40;
+                bytes <= max_bytes
+            });
+            let kept = fits.count();
+            build.others.truncate(kept);
         }
         _ => {}
     }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::cause::Cause;
 use crate::id::{Caller, JobId};
 
-pub use build::{BuildResult, BuildTask};
+pub use build::{BuildResult, BuildTask, BuiltDerivation};
 pub use installable::Installable;
 pub use outcome::{JobFailureCause, JobOutcome};
 

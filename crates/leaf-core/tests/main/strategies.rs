@@ -221,9 +221,15 @@ pub(crate) fn build_result() -> impl Strategy<Value = BuildResult> {
         derivation: None,
         build_time_ms: time,
         closure_size_bytes: size,
-        references: vec![path],
+        references: vec![path.clone()],
         references_left_out: 0,
         built,
+        others: (0..built)
+            .map(|_| BuiltDerivation {
+                derivation: Some(path.clone()),
+                outputs: BTreeMap::from([("dev".to_owned(), path.clone())]),
+            })
+            .collect(),
     })
 }
 

@@ -92,6 +92,7 @@ impl Talk {
             references: Vec::new(),
             references_left_out: 0,
             built: 1,
+            others: Vec::new(),
         })))
     }
 

@@ -8,8 +8,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use leaf_core::id::StorePath;
 use leaf_core::job::process::{Finished, Program, Step};
-use leaf_core::job::{BuildResult, JobResult, Progress};
+use leaf_core::job::{BuildResult, BuiltDerivation, JobResult, Progress};
 use serde::{Deserialize, Serialize};
 
 use crate::command_line::program;
@@ -17,7 +18,10 @@ use crate::installable::Target;
 use crate::internal_json::Tracker;
 use crate::path_info::read_path_info;
 use crate::version::NixVersion;
-use result::{Built, read_build};
+use result::read_build;
+
+/// The number of further derivations that a result lists, since a result is a part of events.
+const MOST_OTHERS: usize = 32;
 
 /// A build's part of a job's order on disk, which every version of leafd reads and writes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +45,10 @@ pub struct Build {
 enum Stage {
     Version,
     Build,
-    PathInfo { built: Built, build_time: Duration },
+    PathInfo {
+        built: Vec<BuiltDerivation>,
+        build_time: Duration,
+    },
 }
 
 impl Build {
@@ -82,10 +89,12 @@ impl Build {
             }
             Stage::Build => {
                 let built = read_build(&finished.stdout)?;
-                let first = built.first().ok_or("nix build listed no output")?;
-                if !self.is_root_of(first.as_str()) {
-                    return Err(format!("nix made no GC root for {first}"));
+                for output in built.iter().flat_map(|built| built.outputs.values()) {
+                    if !self.is_root_of(output.as_str()) {
+                        return Err(format!("nix made no GC root for {output}"));
+                    }
                 }
+                let first = main_output(&built)?;
                 let path_info = program(
                     &self.order.nix,
                     &self.order.options,
@@ -99,17 +108,19 @@ impl Build {
                 Ok(Step::Run(path_info))
             }
             Stage::PathInfo { built, build_time } => {
-                let first = built.first().ok_or("nix build listed no output")?;
-                let info = read_path_info(&finished.stdout, first)?;
+                let path = main_output(built)?;
+                let info = read_path_info(&finished.stdout, path)?;
+                let (first, others) = built.split_first().ok_or(NO_OUTPUT)?;
                 Ok(Step::Done(JobResult::Build(BuildResult {
-                    store_path: first.clone(),
-                    outputs: built.outputs.clone(),
-                    derivation: built.derivation.clone(),
+                    store_path: path.clone(),
+                    outputs: first.outputs.clone(),
+                    derivation: first.derivation.clone(),
                     build_time_ms: u64::try_from(build_time.as_millis()).unwrap_or(u64::MAX),
                     closure_size_bytes: info.closure_size_bytes,
                     references: info.references,
                     references_left_out: 0,
                     built: self.tracker.built(),
+                    others: others.iter().take(MOST_OTHERS).cloned().collect(),
                 })))
             }
         }
@@ -159,6 +170,13 @@ impl Build {
             .flatten()
             .any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == path))
     }
+}
+
+const NO_OUTPUT: &str = "nix build listed no output";
+
+fn main_output(built: &[BuiltDerivation]) -> Result<&StorePath, String> {
+    let first = built.first().and_then(BuiltDerivation::main_output);
+    first.ok_or_else(|| NO_OUTPUT.to_owned())
 }
 
 #[cfg(test)]
@@ -246,5 +264,41 @@ mod tests {
             (45, 7, 0)
         );
         assert_eq!(result.derivation.expect("a derivation").as_str(), DRV);
+    }
+
+    #[test]
+    fn the_result_of_several_derivations_is_that_of_the_first_and_lists_the_others() {
+        let roots = tempfile::tempdir().expect("a directory");
+        let target = Target::Other {
+            flags: vec!["--file".to_owned(), "/list.nix".to_owned()],
+            installable: None,
+        };
+        let mut build = build(target, roots.path());
+        build.next(None).expect("a step");
+        let path = |number: usize| format!("/nix/store/{number:032}-x");
+        let built: Vec<String> = (10..50)
+            .map(|n| format!(r#"{{"drvPath":"{0}.drv","outputs":{{"out":"{0}"}}}}"#, path(n)))
+            .collect();
+        let built = format!("[{}]", built.join(","));
+        for n in 10..49 {
+            std::os::unix::fs::symlink(path(n), roots.path().join(n.to_string())).expect("a root");
+        }
+        let why = build.next(finished(&built)).expect_err("one has no root");
+        assert!(why.contains(&path(49)), "{why}");
+        std::os::unix::fs::symlink(path(49), roots.path().join("49")).expect("a root");
+        assert!(arguments(build.next(finished(&built))).ends_with(&path(10)));
+        let info = format!(r#"[{{"path":"{}","closureSize":7,"references":[]}}]"#, path(10));
+        let Ok(Step::Done(JobResult::Build(result))) = build.next(finished(&info)) else {
+            panic!("it is done")
+        };
+        let derivation = |n| Some(StorePath::new(format!("{}.drv", path(n))).expect("a path"));
+        assert_eq!(
+            (result.store_path.as_str(), result.outputs.len()),
+            (&*path(10), 1)
+        );
+        assert_eq!(result.derivation, derivation(10));
+        assert_eq!(result.others.len(), MOST_OTHERS);
+        assert_eq!(result.others[0].derivation, derivation(11));
+        assert_eq!(result.others[0].outputs["out"].as_str(), path(11));
     }
 }

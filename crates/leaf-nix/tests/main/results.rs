@@ -11,6 +11,7 @@ use crate::tests;
 tests![
     a_build_has_a_complete_result_also_if_nothing_is_built,
     a_derivation_is_built_with_all_of_its_outputs,
+    several_derivations_have_an_entry_each,
     a_store_path_is_realised_and_kept_by_a_gc_root,
     a_locked_flake_is_built_and_an_unlocked_one_is_refused,
     a_flake_that_does_not_evaluate_fails_with_the_reason_and_the_place,
@@ -87,6 +88,43 @@ fn a_derivation_is_built_with_all_of_its_outputs() {
     assert_eq!(result.references, [result.outputs["dev"].clone()]);
     assert_eq!(result.derivation, Some(path));
     assert_eq!(std::fs::read_dir(gc_roots).expect("roots").count(), 2);
+}
+
+fn several_derivations_have_an_entry_each() {
+    let lab = Lab::new();
+    let one = lab.derivation("one", "echo 1 > $out", "");
+    let two = lab.derivation(
+        "two",
+        "echo 2 > $dev; echo 2 > $out",
+        "outputs = [ \"out\" \"dev\" ];",
+    );
+    let ended = lab.build(lab.file("list", &format!("[ ({one}) ({two}) ]")));
+    let gc_roots = ended.gc_roots.clone();
+    let result = succeeded(ended);
+    // Nix sorts them by their paths.
+    let name = |path: &StorePath| path.as_str().rsplit('-').next().unwrap_or_default().to_owned();
+    let [other] = &result.others[..] else {
+        panic!("one other: {:?}", result.others)
+    };
+    let mut all = [
+        (&result.derivation, &result.outputs),
+        (&other.derivation, &other.outputs),
+    ]
+    .map(|(derivation, outputs)| {
+        (
+            derivation.as_ref().map(name),
+            name(&outputs["out"]),
+            outputs.len(),
+        )
+    });
+    all.sort();
+    assert_eq!((&all[0].0.as_deref(), &*all[0].1), (&Some("one.drv"), "one"));
+    assert_eq!((&all[1].0.as_deref(), &*all[1].1), (&Some("two.drv"), "two"));
+    assert_eq!(result.outputs["out"], result.store_path);
+    assert_eq!(
+        std::fs::read_dir(gc_roots).expect("roots").count(),
+        all[0].2 + all[1].2
+    );
 }
 
 fn a_store_path_is_realised_and_kept_by_a_gc_root() {
@@ -189,7 +227,10 @@ fn a_failure_is_reported_with_its_cause_whatever_is_traced() {
     ));
     assert!(ended.log.contains("noise 199"), "the log has it: {}", ended.log);
     let why = failed(ended);
-    assert!(why.contains("the disk is square") && !why.contains("noise"), "{why}");
+    assert!(
+        why.contains("the disk is square") && !why.contains("noise"),
+        "{why}"
+    );
 }
 
 fn a_template_gets_the_path_of_leaf_init() {

@@ -25,7 +25,6 @@ use crate::strategies::{build_result, command, inventory, name, patch, spec, sto
 
 /// What happens to a leaf.
 #[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "there are few of them at a time")]
 enum Action {
     Send(Caller, Option<CommandId>, Command),
     CancelJob(Option<CommandId>, usize),
@@ -328,6 +327,7 @@ fn a_build_that_ends_during_steps_is_not_reverted_by_their_end() {
         references: Vec::new(),
         references_left_out: 0,
         built: 1,
+        others: Vec::new(),
     });
     // First the job, then the steps for the limits.
     world.finish_work(0, Fate::Done, &Ok(result));

@@ -6,7 +6,7 @@ use leaf_core::command::{CreateContainer, SetContainer, UpdateContainer};
 use leaf_core::container::ContainerPhase;
 use leaf_core::event::EventRecord;
 use leaf_core::id::{ContainerName, StorePath};
-use leaf_core::job::{BuildResult, JobOutcome, JobResult};
+use leaf_core::job::{BuildResult, BuiltDerivation, JobOutcome, JobResult};
 use leaf_core::problem::ProblemCode;
 use leaf_core::spec::{ContainerOptions, ContainerSource};
 use leaf_core::state::fit_entry;
@@ -99,6 +99,12 @@ fn the_result_and_the_error_of_a_job_are_shortened_to_what_the_server_accepts() 
             references: references.clone(),
             references_left_out: 0,
             built: 1,
+            others: (0..30_000)
+                .map(|n| BuiltDerivation {
+                    derivation: None,
+                    outputs: BTreeMap::from([("out".to_owned(), path(&format!("other-{n}")))]),
+                })
+                .collect(),
         };
         work(&mut world, &Ok(JobResult::Build(result)));
         assert_eq!(world.phase(&name), Some(ContainerPhase::Running), "{limit}");
@@ -109,6 +115,7 @@ fn the_result_and_the_error_of_a_job_are_shortened_to_what_the_server_accepts() 
         let known = kept.references.len() as u64 + kept.references_left_out;
         assert_eq!(known, 30_000, "{limit}");
         assert!(kept.references_left_out > 0 && references.starts_with(&kept.references));
+        assert!(!kept.others.is_empty() && kept.others.len() < 30_000, "{limit}");
 
         let update = UpdateContainer {
             name: name.clone(),

@@ -178,6 +178,13 @@ fn text(job: &Job) -> Text {
     );
     lines.extend(
         result
+            .others
+            .iter()
+            .flat_map(|other| other.outputs.values())
+            .map(|path| ("also built", path.to_string())),
+    );
+    lines.extend(
+        result
             .references
             .iter()
             .map(|path| ("reference", path.to_string())),
