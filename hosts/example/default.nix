@@ -1,7 +1,7 @@
 # An example leaf: copy the directory, replace `facter.json` (`sudo nixos-facter -o facter.json`) and the disk with
 # those of your machine, set `owner` to your SSH keys, and install it with
 # `nixos-anywhere --flake .#NAME root@ADDRESS`. Then command it with
-# `ssh root@ADDRESS leafctl --context /var/lib/cim-leaf/context.json leaf show`.
+# `ssh root@ADDRESS leafctl leaf show`.
 { config, lib, ... }:
 let
   # The public SSH keys of those who may log in as root, such as "ssh-ed25519 AAAA… me@laptop".

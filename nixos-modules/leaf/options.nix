@@ -53,6 +53,17 @@ in
       '';
     };
 
+    operators = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      example = [ "alice" ];
+      description = ''
+        Users of this host who command the leaf with `leafctl` as the caller `admin`, without naming a context, as root
+        does. They become members of the group `leafd`, which may also read the containers' consoles. It takes an
+        embedded NATS server: {option}`services.cim-leaf.nats.embedded.enable`.
+      '';
+    };
+
     log = mkOption {
       type = types.str;
       default = "info";

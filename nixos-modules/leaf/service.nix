@@ -78,7 +78,7 @@ in
       };
     };
     users.groups = {
-      leafd = { };
+      leafd.members = cfg.operators;
       leaf-job = { };
     };
 

@@ -228,6 +228,12 @@ let
           && !host.config.services.openssh.settings.PasswordAuthentication
           && builtins.elem 22 host.config.networking.firewall.allowedTCPPorts;
       }
+      {
+        name = "the operators of a leaf are members of the group that may command it, which has no others";
+        holds =
+          (copy [ { services.cim-leaf.operators = [ "alice" ]; } ]).config.users.groups.leafd.members == [ "alice" ]
+          && quiet.config.users.groups.leafd.members == [ ];
+      }
       (evaluation.documented { inherit (quiet.options.services) cim-leaf; inherit (quiet.options) cim; })
       {
         name = "the containers are cut off before a flush of all rules, and connected again after it";

@@ -48,6 +48,9 @@
     with subtest("leaf show returns the leaf's name"):
         assert "machine" in json.dumps(leafctl("leaf show"))
 
+    with subtest("root needs no context on the leaf itself"):
+        assert "machine" in machine.succeed("env -u LEAFCTL_CONTEXT leafctl leaf show")
+
     with subtest("the hardware has devices of several kinds"):
         kinds = {device["kind"] for device in leafctl("hardware list")["devices"]}
         assert len(kinds) > 3, kinds

@@ -12,6 +12,13 @@ use crate::settings::{ConnectSettings, Credentials, split_servers};
 /// The server's address if no context sets one.
 const DEFAULT_SERVER: &str = "nats://127.0.0.1:4222";
 
+/// The contexts of the leaf on this host: where systemd runs leafd, what it writes for root and the group `leafd`; then what
+/// it keeps in its usual state directory, for root.
+pub const LOCAL_LEAF: [&str; 2] = [
+    "/run/cim-leaf/access/context.json",
+    "/var/lib/cim-leaf/context.json",
+];
+
 /// Why a context can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ContextError {
@@ -96,14 +103,46 @@ const UNSUPPORTED: [&str; 9] = [
 /// # Errors
 /// [`ContextError`].
 pub fn load(name_or_file: Option<&str>) -> Result<ConnectSettings, ContextError> {
-    load_from(&config_dir(), name_or_file)
+    let found = load_from(&config_dir(), name_or_file)?;
+    Ok(found.unwrap_or_else(|| ConnectSettings::new(DEFAULT_SERVER)))
 }
 
-/// Reads a context as [`load`] does, with `dir` instead of `$XDG_CONFIG_HOME/nats`.
+/// Reads the context that is selected with `nats context select`; returns `None` if none is.
 ///
 /// # Errors
 /// [`ContextError`].
-pub fn load_from(dir: &Path, name_or_file: Option<&str>) -> Result<ConnectSettings, ContextError> {
+pub fn selected() -> Result<Option<ConnectSettings>, ContextError> {
+    load_from(&config_dir(), None)
+}
+
+/// Reads the context of the leaf on this host ([`LOCAL_LEAF`]); returns `None` if there is none.
+///
+/// # Errors
+/// [`ContextError::Unreadable`] if this user may not read it; [`ContextError`].
+pub fn local_leaf() -> Result<Option<ConnectSettings>, ContextError> {
+    first_of(&LOCAL_LEAF.map(Path::new))
+}
+
+/// Reads the first file that can be read; returns the error of the first that can't be where none can.
+fn first_of(files: &[&Path]) -> Result<Option<ConnectSettings>, ContextError> {
+    let mut unreadable = None;
+    for path in files {
+        match std::fs::read_to_string(path) {
+            Ok(text) => return read(path, &text).map(Some),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => {
+                unreadable.get_or_insert(ContextError::Unreadable {
+                    path: (*path).to_owned(),
+                    source,
+                });
+            }
+        }
+    }
+    unreadable.map_or(Ok(None), Err)
+}
+
+/// Reads a context with `dir` instead of `$XDG_CONFIG_HOME/nats`; returns `None` if none is named or selected.
+fn load_from(dir: &Path, name_or_file: Option<&str>) -> Result<Option<ConnectSettings>, ContextError> {
     let named = |name: &str| {
         if name.is_empty() || name.contains(['/', '\\']) || name.contains("..") {
             return Err(ContextError::BadName {
@@ -130,10 +169,8 @@ pub fn load_from(dir: &Path, name_or_file: Option<&str>) -> Result<ConnectSettin
             let selected = dir.join("context.txt");
             match std::fs::read_to_string(&selected) {
                 Ok(name) if !name.trim().is_empty() => named(name.trim())?,
-                Ok(_) => return Ok(ConnectSettings::new(DEFAULT_SERVER)),
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                    return Ok(ConnectSettings::new(DEFAULT_SERVER));
-                }
+                Ok(_) => return Ok(None),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
                 Err(source) => {
                     return Err(ContextError::Unreadable {
                         path: selected,
@@ -147,7 +184,7 @@ pub fn load_from(dir: &Path, name_or_file: Option<&str>) -> Result<ConnectSettin
         path: path.clone(),
         source,
     })?;
-    read(&path, &text)
+    read(&path, &text).map(Some)
 }
 
 fn config_dir() -> PathBuf {
@@ -305,8 +342,8 @@ mod tests {
     #[test]
     fn a_context_is_found_by_its_name_as_the_selected_one_and_as_a_file() {
         let dir = tempfile::tempdir().expect("a directory");
-        let at = |name: Option<&str>| load_from(dir.path(), name);
-        assert_eq!(at(None).expect("the default").servers, [DEFAULT_SERVER]);
+        assert!(load_from(dir.path(), None).expect("none is selected").is_none());
+        let at = |name: Option<&str>| load_from(dir.path(), name).map(|found| found.expect("a context"));
         assert!(matches!(at(Some("prod")), Err(ContextError::Missing { .. })));
         for bad in ["..", "a\\b", ""] {
             assert!(
@@ -327,5 +364,29 @@ mod tests {
         assert_eq!(other.credentials, Credentials::File("/x.creds".into()));
         std::fs::write(dir.path().join("context.txt"), "gone").expect("written");
         assert!(matches!(at(None), Err(ContextError::Missing { .. })));
+    }
+
+    #[test]
+    fn the_local_leaf_is_the_first_file_that_can_be_read_and_a_refusal_is_reported() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let [access, state, directory] =
+            ["access.json", "state.json", "directory"].map(|name| dir.path().join(name));
+        let found = |files: &[&Path]| first_of(files).map(|found| found.map(|settings| settings.servers));
+        assert_eq!(found(&[&access, &state]).expect("there is no leaf"), None);
+        std::fs::write(&state, r#"{"url":"nats://state"}"#).expect("written");
+        assert_eq!(
+            found(&[&access, &state]).expect("the second"),
+            Some(vec!["nats://state".to_owned()])
+        );
+        std::fs::write(&access, r#"{"url":"nats://access"}"#).expect("written");
+        assert_eq!(
+            found(&[&access, &state]).expect("the first"),
+            Some(vec!["nats://access".to_owned()])
+        );
+        // What can't be read, for root as well.
+        std::fs::create_dir(&directory).expect("a directory");
+        let error = found(&[&directory, &dir.path().join("none")]).expect_err("unreadable");
+        assert!(matches!(error, ContextError::Unreadable { path, .. } if path == directory));
+        assert!(found(&[&directory, &state]).expect("the second").is_some());
     }
 }

@@ -31,6 +31,12 @@ pub(crate) enum Error {
     /// The context does not exist, or is invalid.
     #[error("can't use the context")]
     Context(#[from] ContextError),
+    /// No context is named or selected, and this user may not use the leaf on this host.
+    #[error(
+        "no --context, no LEAFCTL_CONTEXT and no selected context names a server, and this user can't speak to the leaf on \
+         this host"
+    )]
+    LocalLeaf(#[source] ContextError),
     /// No connection to NATS.
     #[error("can't connect to NATS")]
     Connect {
@@ -94,6 +100,9 @@ impl Error {
     pub(crate) fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Connect { hint, .. } => *hint,
+            Self::LocalLeaf(_) => {
+                Some("root and members of the group leafd speak to it without a context; or name one with --context")
+            }
             _ => None,
         }
     }
@@ -103,7 +112,7 @@ impl Error {
         match self {
             Self::Print(_) => 1,
             Self::Usage(_) => 2,
-            Self::Context(_) | Self::Connect { .. } => 3,
+            Self::Context(_) | Self::LocalLeaf(_) | Self::Connect { .. } => 3,
             Self::NoLeaf(_) => 4,
             Self::NotFound(_) => 5,
             Self::Job { .. } => 7,

@@ -18,7 +18,8 @@ pub(crate) struct Global {
     /// The leaf's name; may be omitted if there is only one leaf.
     #[arg(long, global = true, value_name = "NAME", env = "LEAFCTL_LEAF")]
     pub leaf: Option<LeafName>,
-    /// A context of the `nats` command line: a name or a file; by default the selected context.
+    /// A context of the `nats` command line: a name or a file. Without this flag: LEAFCTL_CONTEXT, the selected context, then
+    /// the leaf on this host, which root and members of the group leafd can use.
     #[arg(long, global = true, value_name = "NAME|FILE", env = "LEAFCTL_CONTEXT")]
     pub context: Option<String>,
     /// The NATS server's URL, instead of the context's.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use leaf_bus::client::{CallError, CallOptions, Client, ClientError};
+use leaf_bus::connect::ConnectSettings;
 use leaf_bus::context;
 use leaf_bus::stream::StreamError;
 use leaf_core::command::{Request, ShowContainer};
@@ -17,9 +18,13 @@ use crate::output::Output;
 use crate::progress::waiting;
 use crate::text::Text;
 
-/// The hint if no flag names the server.
-const NO_CONTEXT: &str = "a leaf with an embedded NATS server writes context.json into its state directory: \
-name that file with --context or in LEAFCTL_CONTEXT";
+/// The hint where nothing names a server.
+const NOTHING_NAMED: &str = "there is no --context, no LEAFCTL_CONTEXT, no selected context (`nats context select`), and no \
+leaf with an embedded NATS server on this host (/run/cim-leaf/access/context.json), so nats://127.0.0.1:4222 was tried. Such a \
+leaf writes context.json into its state directory: name that file";
+/// The hint where the leaf on this host was tried.
+const LOCAL_LEAF: &str =
+    "no context is named or selected, so the leaf on this host was tried: `systemctl status leafd`";
 
 /// A connection to NATS.
 pub(crate) struct Session {
@@ -32,14 +37,11 @@ pub(crate) struct Session {
 impl Session {
     /// Connects as given by the context and the flags.
     pub(crate) async fn open(global: &Global) -> Result<Self, Error> {
-        let settings = context::load(global.context.as_deref())?
-            .overridden(global.server.as_deref(), global.creds.as_deref());
+        let (settings, hint) = find(global)?;
+        let settings = settings.overridden(global.server.as_deref(), global.creds.as_deref());
         let client = Client::connect(&settings, global.timeout)
             .await
-            .map_err(|source| Error::Connect {
-                source,
-                hint: (global.context.is_none() && global.server.is_none()).then_some(NO_CONTEXT),
-            })?;
+            .map_err(|source| Error::Connect { source, hint })?;
         Ok(Self {
             client,
             timeout: global.timeout,
@@ -181,6 +183,25 @@ impl Session {
             ..CallOptions::default()
         };
         Ok(self.client.call(leaf, request, options).await?)
+    }
+}
+
+/// Returns the context by the order that the help of `--context` names, and the hint for a connection that fails.
+fn find(global: &Global) -> Result<(ConnectSettings, Option<&'static str>), Error> {
+    // The flag, or else the variable.
+    if let Some(context) = &global.context {
+        return Ok((context::load(Some(context))?, None));
+    }
+    if let Some(selected) = context::selected()? {
+        return Ok((selected, None));
+    }
+    if global.server.is_some() {
+        return Ok((context::load(None)?, None));
+    }
+    match context::local_leaf() {
+        Ok(Some(local)) => Ok((local, Some(LOCAL_LEAF))),
+        Ok(None) => Ok((context::load(None)?, Some(NOTHING_NAMED))),
+        Err(source) => Err(Error::LocalLeaf(source)),
     }
 }
 

@@ -32,7 +32,7 @@ fn main() -> ExitCode {
                 .map(|settings| {
                     println!("{} is valid", printable(&file.to_string_lossy()));
                     for note in settings.notes() {
-                        println!("note: {}", printable(&note));
+                        println!("note: {note}");
                     }
                 }),
         ),

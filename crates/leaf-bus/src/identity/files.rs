@@ -20,8 +20,17 @@ pub(crate) fn private_dir(dir: &Path) -> io::Result<()> {
 /// Writes a file with mode 0600 through a temporary file beside it, and syncs the file and its directory. Does nothing
 /// if the file holds the text already.
 pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    write(path, text, 0o600)
+}
+
+/// Writes a file as [`write_private`] does, with mode 0640: the directory decides which group may read it.
+pub(super) fn write_for_group(path: &Path, text: &str) -> io::Result<()> {
+    write(path, text, 0o640)
+}
+
+fn write(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     let unchanged = fs::read(path).is_ok_and(|old| old == text.as_bytes())
-        && fs::metadata(path).is_ok_and(|m| m.mode() & 0o7777 == 0o600);
+        && fs::metadata(path).is_ok_and(|m| m.mode() & 0o7777 == mode);
     if unchanged {
         return Ok(());
     }
@@ -42,6 +51,10 @@ pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
         .mode(0o600)
         .open(&temporary)?;
     file.write_all(text.as_bytes())?;
+    if mode != 0o600 {
+        // The umask may have taken the group's bits.
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+    }
     file.sync_all()?;
     fs::rename(&temporary, path)?;
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty());

@@ -23,7 +23,7 @@ use leaf_core::subject;
 use nkeys::KeyPair;
 use serde_json::{Value, json};
 
-use files::{private_dir, write_private};
+use files::{private_dir, write_for_group, write_private};
 use jwt::Claims;
 use keys::Keys;
 pub use permissions::Permissions;
@@ -292,17 +292,42 @@ impl Identity {
     /// # Errors
     /// [`IdentityError::Write`].
     pub fn write_context(&self, path: &Path, url: &str) -> Result<(), IdentityError> {
+        write_private(path, &self.context(url, &self.admin_file)).map_err(|source| IdentityError::Write {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    /// Writes `context.json` as [`Identity::write_context`] does, and the credentials that it names, into a directory whose
+    /// group may act as the caller `admin` (mode 0640).
+    ///
+    /// # Errors
+    /// [`IdentityError::Write`].
+    pub fn write_access(&self, directory: &Path, url: &str) -> Result<(), IdentityError> {
+        let (context, credentials) = (directory.join("context.json"), directory.join("admin.creds"));
+        let admin = self.admin_credentials();
+        for (path, text) in [
+            (&credentials, admin.expose()),
+            (&context, &*self.context(url, &credentials)),
+        ] {
+            write_for_group(path, text).map_err(|source| IdentityError::Write {
+                path: path.clone(),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Returns the text of a context that connects as the caller `admin` with a credentials file.
+    fn context(&self, url: &str, credentials: &Path) -> String {
         // The fields of github.com/nats-io/jsm.go, natscontext; omitted ones are empty there as well.
         let context = json!({
             "description": format!("the leaf {} as admin", self.leaf),
             "url": url,
-            "creds": self.admin_file,
+            "creds": credentials,
             "inbox_prefix": subject::inbox_prefix(&admin_caller()),
         });
-        write_private(path, &format!("{context:#}\n")).map_err(|source| IdentityError::Write {
-            path: path.to_owned(),
-            source,
-        })
+        format!("{context:#}\n")
     }
 
     fn issued_at(&self) -> i64 {
@@ -472,6 +497,13 @@ mod tests {
             .write_context(&context, "nats://127.0.0.1:4222")
             .expect("it is written");
         assert_eq!(mode(&context), 0o600);
+        identity
+            .write_access(&dir, "nats://127.0.0.1:4222")
+            .expect("they are written");
+        assert_eq!((mode(&context), mode(&dir.join("admin.creds"))), (0o640, 0o640));
+        let text = std::fs::read_to_string(&context).expect("the context");
+        let context: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(context["creds"].as_str(), dir.join("admin.creds").to_str());
         let shown = format!("{identity:?}");
         let keys = std::fs::read_to_string(dir.join("keys.json")).expect("the keys");
         let keys: BTreeMap<String, Value> = serde_json::from_str(&keys).expect("an object");

@@ -146,6 +146,15 @@ pub(super) async fn set_up(settings: &Settings, leaf: &LeafName) -> anyhow::Resu
     };
     let url = process.client_url();
     identity.write_context(&settings.state_dir.join("context.json"), &url)?;
+    // Where systemd runs leafd, it makes this directory for leafd's user and group, and removes it when leafd has stopped.
+    if let Some(directory) = std::env::var_os("RUNTIME_DIRECTORY")
+        && let Err(error) = identity.write_access(directory.as_ref(), &url)
+    {
+        tracing::warn!(
+            error = chain(&error),
+            "leafctl needs a context on this host: the one of root and the group leafd can't be written"
+        );
+    }
     let as_user = |credentials| ConnectSettings {
         credentials: Credentials::Text(credentials),
         inbox_prefix: subject::inbox_prefix(&daemon_caller()),

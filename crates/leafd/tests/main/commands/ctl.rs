@@ -27,7 +27,7 @@ use tokio::process::{Child, ChildStderr, Command};
 use super::wire::valid;
 use crate::support::{Host, Need, Setup, TestLeaf, until};
 use building::{builds, derivation, follows, interrupted};
-use connecting::{contexts, errors, several};
+use connecting::{contexts, errors, group_access, several};
 
 pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     let lack = lack();
@@ -38,6 +38,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: every query prints one JSON document that is valid by its schema, and a table without colours", &[], queries),
         host.trial("leafctl: each kind of error has its exit code, its text and its JSON", &[], errors),
         host.trial("leafctl: a context is given by name, by file or by the environment, and flags take precedence", &[], contexts),
+        host.trial("leafctl: what leafd writes for its group lets the group in, and needs nothing that the group can't read", &[], group_access),
         host.trial("leafctl: with several leaves one must be named", &[], several),
         host.trial("leafctl: the replies of a newer leaf are printed unchanged", &[], newer::answers_as_they_came),
         host.trial("leafctl: text from outside commands no terminal, whatever the command, and JSON has it exactly", &[], escapes::harmless_everywhere),

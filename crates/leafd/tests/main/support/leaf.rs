@@ -26,6 +26,7 @@ pub(crate) struct Setup {
     state_dir: Option<PathBuf>,
     identity_dir: Option<PathBuf>,
     settings: toml::Table,
+    variables: Vec<(&'static str, PathBuf)>,
     containers: bool,
 }
 
@@ -38,6 +39,7 @@ impl Setup {
             state_dir: None,
             identity_dir: None,
             settings: toml::Table::new(),
+            variables: Vec::new(),
             containers: false,
         };
         setup.put("log", "info,leafd=debug");
@@ -76,6 +78,12 @@ impl Setup {
     /// Leaves containers to the leaf: it runs them where it can.
     pub(crate) fn containers_if_it_can(mut self) -> Self {
         self.settings.remove("containers");
+        self
+    }
+
+    /// Sets an environment variable of `leafd` to a path.
+    pub(crate) fn variable(mut self, name: &'static str, path: &Path) -> Self {
+        self.variables.push((name, path.to_owned()));
         self
     }
 
@@ -167,6 +175,7 @@ impl Setup {
                     .to_owned()
             }),
             directory,
+            variables: self.variables,
             program: own_program(),
             runs: 0,
             child: None,
@@ -186,6 +195,7 @@ pub(crate) struct TestLeaf {
     identity_dir: PathBuf,
     pool: Option<String>,
     directory: tempfile::TempDir,
+    variables: Vec<(&'static str, PathBuf)>,
     program: PathBuf,
     runs: u32,
     child: Option<Child>,
@@ -224,6 +234,7 @@ impl TestLeaf {
             .arg("--config")
             .arg(self.settings_file())
             .env("NOTIFY_SOCKET", &socket)
+            .envs(self.variables.iter().map(|(name, path)| (name, path)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

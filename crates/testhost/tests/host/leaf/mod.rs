@@ -1,5 +1,6 @@
 //! A machine with a leaf on it, and what a person does there: `leafctl`, `systemctl`, a look.
 
+mod access;
 mod boots;
 mod boundaries;
 mod cycles;
@@ -30,6 +31,7 @@ pub(crate) const TRIALS: &[Trials] = &[
     faults::TRIALS,
     boundaries::TRIALS,
     cycles::TRIALS,
+    access::TRIALS,
 ];
 
 /// Builds a container's system without nixpkgs: busybox, an init, and what it does.

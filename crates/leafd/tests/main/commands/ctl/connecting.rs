@@ -1,5 +1,7 @@
 //! What `leafctl` says where it can't reach a leaf, or not the one that was meant; and the exit code of each kind.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use super::*;
 
 pub(super) async fn errors() -> anyhow::Result<()> {
@@ -169,7 +171,7 @@ pub(super) async fn contexts() -> anyhow::Result<()> {
     ended(
         &hinted,
         3,
-        "hint: a leaf with an embedded NATS server writes context.json",
+        "hint: there is no --context, no LEAFCTL_CONTEXT, no selected context",
     )?;
     let context = leaf_bus::context::load(Some(&file))?;
     let (server, creds) = (
@@ -184,6 +186,28 @@ pub(super) async fn contexts() -> anyhow::Result<()> {
         let flags = run(command(&["leaf", what, "--server", &server, "--creds", &creds])).await?;
         ended(&flags, 0, "")?;
     }
+    Ok(())
+}
+
+pub(super) async fn group_access() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    // As systemd does, which gives the directory to leafd's user and group.
+    let leaf = Setup::new()
+        .variable("RUNTIME_DIRECTORY", directory.path())
+        .start()
+        .await?;
+    for name in ["context.json", "admin.creds"] {
+        let file = directory.path().join(name);
+        let mode = std::fs::metadata(&file).with_context(|| name)?.permissions().mode();
+        ensure!(mode & 0o7777 == 0o640, "{name}: {mode:o}");
+    }
+    // It doesn't need what only leafd's user can read.
+    let context = directory.path().join("context.json").display().to_string();
+    let state = leaf.state_dir.display().to_string();
+    ensure!(!std::fs::read_to_string(&context)?.contains(&state));
+    let shown = run(command(&["leaf", "show", "--context", &context])).await?;
+    ended(&shown, 0, "")?;
+    ensure!(text(&shown.stdout).contains(leaf.name.as_str()));
     Ok(())
 }
 
