@@ -79,7 +79,10 @@ fn template(name: &str, templates_dir: &Path, leaf_init: &Path) -> Result<Target
     if !known.iter().any(|have| have == name) {
         known.sort();
         let known = if known.is_empty() {
-            "none".to_owned()
+            format!(
+                "no templates in {}; set containers.templates to a directory with some",
+                templates_dir.display()
+            )
         } else {
             known.join(", ")
         };

@@ -100,10 +100,25 @@ impl Error {
     pub(crate) fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Connect { hint, .. } => *hint,
-            Self::LocalLeaf(_) => {
-                Some("root and members of the group leafd speak to it without a context; or name one with --context")
-            }
+            Self::LocalLeaf(_) => Some(
+                "root and members of the group leafd speak to it without a context; or name one with --context",
+            ),
             _ => None,
+        }
+    }
+
+    /// Returns the kind of the error in a few words, as the title of a problem: the same for each error of an exit code.
+    pub(crate) fn title(&self) -> &str {
+        match (self, self.exit_code()) {
+            (Self::Problem(problem), _) => problem.title.as_str(),
+            (_, 2) => "The command line is invalid",
+            (_, 3) => "There is no connection to NATS",
+            (_, 4) => "There is no reply",
+            (_, 5) => "It does not exist",
+            (_, 6) => "The command is refused",
+            (_, 7) => "The command was accepted, then failed",
+            (_, 130) => "The command was interrupted",
+            _ => "An unexpected error",
         }
     }
 

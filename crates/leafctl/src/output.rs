@@ -76,7 +76,7 @@ impl Output {
                 Error::Problem(problem) => {
                     serde_json::to_value(problem).expect("a problem has string keys only")
                 }
-                other => serde_json::json!({ "title": other.to_string(), "detail": chain(other) }),
+                other => serde_json::json!({ "title": other.title(), "detail": chain(other) }),
             };
             body["exit_code"] = error.exit_code().into();
             let _ = writeln!(std::io::stderr(), "{body}");

@@ -161,7 +161,8 @@ pub struct Containers {
     /// The socket of the service `leaf-helper`. By default none where leafd is root, else `/run/cim-leaf/helper.sock`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub helper_socket: Option<PathBuf>,
-    /// The directory of the templates; by default `share/cim-leaf/containers` beside `leafd`'s `bin`.
+    /// The directory of the templates; by default `share/cim-leaf/containers` beside `leafd`'s `bin`, or `containers` of the
+    /// checkout that `leafd` was built in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub templates: Option<PathBuf>,
     /// The static program `leaf-init`; by default the one beside `leafd` or on `PATH`.

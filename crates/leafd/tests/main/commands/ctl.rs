@@ -26,7 +26,7 @@ use tokio::process::{Child, ChildStderr, Command};
 
 use super::wire::valid;
 use crate::support::{Host, Need, Setup, TestLeaf, until};
-use building::{builds, derivation, follows, interrupted};
+use building::{builds, derivation, follows, interrupted, templates};
 use connecting::{contexts, errors, group_access, several};
 
 pub(crate) fn trials(host: &Host) -> Vec<Trial> {
@@ -43,6 +43,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: the replies of a newer leaf are printed unchanged", &[], newer::answers_as_they_came),
         host.trial("leafctl: text from outside commands no terminal, whatever the command, and JSON has it exactly", &[], escapes::harmless_everywhere),
         host.trial("leafctl: a build shows progress on standard error only, and its log, job and failure afterwards", &[Need::Nix], builds),
+        host.trial("leafctl: the templates of the checkout are found without a setting", &[Need::Nix], templates),
         host.trial("leafctl: Ctrl-C during a build exits with 130 and says that the job continues and how to cancel it", &[Need::Nix], interrupted),
         host.trial("leafctl: the log of a queued job is followed to its end", &[Need::Nix], follows),
         host.trial("leafctl: events are listed from a sequence number, by type, and followed; a closed pipe is not an error", &[], events),

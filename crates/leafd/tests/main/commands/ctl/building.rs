@@ -103,3 +103,15 @@ pub(super) async fn follows() -> anyhow::Result<()> {
     );
     Ok(())
 }
+
+pub(super) async fn templates() -> anyhow::Result<()> {
+    // leafd runs from `target` of this checkout.
+    let leaf = TestLeaf::start().await?;
+    let output = ctl(&leaf, &["nix", "build", "--template", "nothing"]).await?;
+    let said = text(&output.stderr);
+    ensure!(
+        said.contains("this leaf has ") && said.contains("minimal"),
+        "{said}"
+    );
+    Ok(())
+}

@@ -57,6 +57,14 @@ pub(super) async fn errors() -> anyhow::Result<()> {
                         .is_some_and(|detail| detail.contains(says)),
                 "{all:?}: {said}"
             );
+            let title = said["title"].as_str().context("a title")?;
+            ensure!(
+                !title.is_empty()
+                    && said["detail"]
+                        .as_str()
+                        .is_some_and(|detail| !detail.contains(title)),
+                "{all:?}: the title is the kind: {said}"
+            );
         }
     }
     // No server; credentials of another server; a server that is silent.
@@ -198,7 +206,10 @@ pub(super) async fn group_access() -> anyhow::Result<()> {
         .await?;
     for name in ["context.json", "admin.creds"] {
         let file = directory.path().join(name);
-        let mode = std::fs::metadata(&file).with_context(|| name)?.permissions().mode();
+        let mode = std::fs::metadata(&file)
+            .with_context(|| name)?
+            .permissions()
+            .mode();
         ensure!(mode & 0o7777 == 0o640, "{name}: {mode:o}");
     }
     // It doesn't need what only leafd's user can read.
