@@ -68,6 +68,9 @@ impl HostPaths {
 /// into them.
 pub const JOBS_DIRECTORY: &str = "/var/lib/cim-leaf-jobs";
 
+/// The directories of the host whose files a job's unit hides (`PrivateTmp=`, `ProtectHome=`; systemd.exec(5)).
+pub const HIDDEN_FROM_JOBS: [&str; 5] = ["/tmp", "/var/tmp", "/home", "/root", "/run/user"];
+
 /// Returns the name of a job's transient unit, in `system.slice`.
 #[must_use]
 pub fn job_unit(id: JobId) -> String {

@@ -56,9 +56,14 @@ impl LogWriter {
         !self.buffer.is_empty()
     }
 
-    /// Adds a line, given without its end.
+    /// Adds a line, given without its end. One that is too long is cut, and ends with `…`.
     pub(crate) fn line(&mut self, text: &str) {
-        let mut end = text.len().min(self.max_line().saturating_sub(1));
+        let room = self.max_line().saturating_sub(1);
+        let (mut end, mark) = if text.len() <= room {
+            (text.len(), "")
+        } else {
+            (room.saturating_sub("…".len()), "…")
+        };
         while !text.is_char_boundary(end) {
             end -= 1;
         }
@@ -68,11 +73,12 @@ impl LogWriter {
         } else {
             self.part_max
         };
-        if here > 0 && here + end as u64 + 1 > max {
+        if here > 0 && here + (end + mark.len()) as u64 + 1 > max {
             self.flush();
             self.next_part();
         }
         self.buffer.extend_from_slice(&text.as_bytes()[..end]);
+        self.buffer.extend_from_slice(mark.as_bytes());
         self.buffer.push(b'\n');
         if self.buffer.len() >= BUFFER_BYTES {
             self.flush();

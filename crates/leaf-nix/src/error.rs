@@ -45,6 +45,17 @@ pub enum NixError {
         /// The reason.
         why: String,
     },
+    /// The files of the installable are in a directory that jobs can't see.
+    #[error(
+        "{path:?} is below {directory:?}, and jobs can't see files there: put it elsewhere, such as below /srv, where the \
+         user leaf-job may read it"
+    )]
+    Hidden {
+        /// The file or directory.
+        path: PathBuf,
+        /// The directory that jobs can't see.
+        directory: PathBuf,
+    },
     /// No template has this name.
     #[error("template {name:?} does not exist; this leaf has {known}")]
     Template {

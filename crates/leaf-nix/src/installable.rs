@@ -1,7 +1,7 @@
 //! Installables in the form of Nix's command line, validated by leafd before a job is started.
 
 use std::fs;
-use std::path::{Component, Path};
+use std::path::{Path, PathBuf};
 
 use leaf_core::job::Installable;
 use serde::{Deserialize, Serialize};
@@ -28,13 +28,11 @@ impl Target {
         templates_dir: &Path,
         leaf_init: &Path,
     ) -> Result<Self, NixError> {
+        // Checked before the command was accepted, by a leafd that may have been older.
+        let check = |text: &str| installable.check().map_err(|why| bad(text, &why));
         match installable {
             Installable::Flake { reference } => {
-                check_text(reference)?;
-                let bare = reference.strip_prefix("path:").unwrap_or(reference);
-                if bare.starts_with(['.', '#', '?']) {
-                    return Err(bad(reference, "it is relative; give an absolute path"));
-                }
+                check(reference)?;
                 Ok(Self::Other {
                     // An input that is not in the lock file fails the build instead of being looked up.
                     flags: vec!["--no-update-lock-file".to_owned()],
@@ -49,15 +47,7 @@ impl Target {
                 installable: Some(path.to_string()),
             }),
             Installable::File { path, attribute } => {
-                check_text(path)?;
-                if !path.starts_with('/')
-                    || Path::new(path)
-                        .components()
-                        .any(|part| part == Component::ParentDir)
-                {
-                    return Err(bad(path, "give an absolute path, without '..'"));
-                }
-                attribute.as_deref().map(check_text).transpose()?;
+                check(path)?;
                 Ok(Self::Other {
                     flags: vec!["--file".to_owned(), path.clone()],
                     installable: attribute.clone(),
@@ -66,6 +56,36 @@ impl Target {
             Installable::Template { name } => template(name, templates_dir, leaf_init),
         }
     }
+}
+
+/// Returns the error for an installable on the host whose files a job can't see, since they are below one of these
+/// directories.
+pub(crate) fn hidden(
+    installable: &Installable,
+    templates_dir: &Path,
+    directories: &[PathBuf],
+) -> Option<NixError> {
+    let path = match installable {
+        Installable::Flake { reference } => Path::new(flake_path(reference)?),
+        Installable::File { path, .. } => Path::new(path),
+        Installable::Template { .. } => templates_dir,
+        Installable::StorePath { .. } => return None,
+    };
+    let directory = directories.iter().find(|directory| path.starts_with(directory))?;
+    Some(NixError::Hidden {
+        path: path.to_owned(),
+        directory: directory.clone(),
+    })
+}
+
+/// Returns the path on the host that a flake reference names, if it names one.
+fn flake_path(reference: &str) -> Option<&str> {
+    let bare = reference.split(['#', '?']).next()?;
+    let path = ["path:", "git+file://", "git+file:", "file://", "file:"]
+        .into_iter()
+        .find_map(|scheme| bare.strip_prefix(scheme))
+        .unwrap_or(bare);
+    path.starts_with('/').then_some(path)
 }
 
 fn template(name: &str, templates_dir: &Path, leaf_init: &Path) -> Result<Target, NixError> {
@@ -106,22 +126,6 @@ fn template(name: &str, templates_dir: &Path, leaf_init: &Path) -> Result<Target
         ],
         installable: None,
     })
-}
-
-fn check_text(text: &str) -> Result<(), NixError> {
-    if text.is_empty() {
-        return Err(bad(text, "it is empty"));
-    }
-    if text.starts_with('-') {
-        return Err(bad(text, "it begins with '-', which would be taken for a flag"));
-    }
-    if text.len() > 2048 {
-        return Err(bad(text, "it is longer than 2048 bytes"));
-    }
-    if text.chars().any(|c| c.is_control() || c == ' ') {
-        return Err(bad(text, "it has a blank or a control character"));
-    }
-    Ok(())
 }
 
 fn bad(installable: &str, why: &str) -> NixError {
@@ -217,5 +221,48 @@ mod tests {
             assert!(error.contains("this leaf has minimal, nats"), "{error}");
         }
         make("minimal").expect("a template");
+    }
+
+    #[test]
+    fn files_that_a_job_cannot_see_are_named_with_their_directory() {
+        let directories = ["/tmp", "/home"].map(PathBuf::from);
+        let found = |installable: &Installable, templates: &str| {
+            hidden(installable, Path::new(templates), &directories).map(|error| error.to_string())
+        };
+        let flake = |reference: &str| Installable::Flake {
+            reference: reference.to_owned(),
+        };
+        for reference in [
+            "/tmp/x#a",
+            "path:/home/alice/flake?dir=b#a",
+            "git+file:///tmp/x",
+            "/tmp",
+        ] {
+            let why = found(&flake(reference), "/srv").expect(reference);
+            assert!(why.contains("jobs can't see") && why.contains("/srv"), "{why}");
+        }
+        let file = Installable::File {
+            path: "/home/alice/a.nix".to_owned(),
+            attribute: None,
+        };
+        let why = found(&file, "/srv").expect("it is hidden");
+        assert!(
+            why.starts_with("\"/home/alice/a.nix\" is below \"/home\""),
+            "{why}"
+        );
+        let template = Installable::Template {
+            name: "minimal".to_owned(),
+        };
+        assert!(found(&template, "/home/alice/containers").is_some());
+        for reference in [
+            "/srv/tmp/x",
+            "/tmpx",
+            "github:o/r",
+            "nixpkgs#hello",
+            "path:/srv/x#tmp",
+        ] {
+            assert_eq!(found(&flake(reference), "/srv"), None, "{reference}");
+        }
+        assert_eq!(found(&template, "/usr/share"), None);
     }
 }

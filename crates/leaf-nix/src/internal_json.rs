@@ -2,6 +2,7 @@
 //! log, and errors. It supports Nix 2.8 and later; unknown keys, types and actions are ignored, and any other line is
 //! part of the log unchanged (`logging.hh` and `logging.cc` of Nix).
 
+mod cut_off;
 mod errors;
 
 use std::borrow::Cow;
@@ -115,22 +116,36 @@ pub(crate) struct Tracker {
 impl Tracker {
     /// Handles a line without its end, and returns its text for the log, if any.
     pub(crate) fn line(&mut self, bytes: &[u8]) -> Option<String> {
-        let line = bytes
-            .strip_prefix(b"@nix ")
-            .and_then(|json| serde_json::from_slice::<Line<'_>>(json).ok());
-        let Some(line) = line else {
-            let text = plain(&String::from_utf8_lossy(bytes));
-            push_tail(&mut self.tail, &text);
-            return Some(text);
-        };
-        match &*line.action {
-            "start" => self.start(&line),
-            "stop" => {
-                self.stop(line.id);
-                None
+        if let Some(json) = bytes.strip_prefix(b"@nix ") {
+            if let Ok(line) = serde_json::from_slice::<Line<'_>>(json) {
+                return match &*line.action {
+                    "start" => self.start(&line),
+                    "stop" => {
+                        self.stop(line.id);
+                        None
+                    }
+                    "result" => self.result(&line),
+                    "msg" => self.message(&line),
+                    _ => None,
+                };
             }
-            "result" => self.result(&line),
-            "msg" => self.message(&line),
+            if let Some(whole) = cut_off::completed(json)
+                && let Ok(line) = serde_json::from_slice::<Line<'_>>(&whole)
+            {
+                return self.beginning(&line);
+            }
+        }
+        let text = plain(&String::from_utf8_lossy(bytes));
+        push_tail(&mut self.tail, &text);
+        Some(text)
+    }
+
+    /// Handles a line of which only the beginning was kept, since it is too long, and returns its text.
+    fn beginning(&mut self, line: &Line<'_>) -> Option<String> {
+        match &*line.action {
+            // The activity comes after the text, so it is not known.
+            "result" => Some(plain(text(&line.fields, 0)?)),
+            "msg" => self.message(line),
             _ => None,
         }
     }

@@ -107,7 +107,8 @@ fn traces_and_warnings_are_not_errors_and_push_none_out() {
         )
     };
     let noise: String = (0..50).map(noise).collect();
-    let real = "@nix {\"action\":\"msg\",\"level\":0,\"msg\":\"error: x\",\"raw_msg\":\"attribute 'x' missing\"}\n";
+    let real =
+        "@nix {\"action\":\"msg\",\"level\":0,\"msg\":\"error: x\",\"raw_msg\":\"attribute 'x' missing\"}\n";
     let forwarded = "@nix {\"action\":\"msg\",\"level\":0,\"msg\":\"\\u001b[31;1merror:\\u001b[0m 1 dependencies failed\"}\n";
     for log in [format!("{noise}{real}{noise}"), format!("{real}{noise}")] {
         let (tracker, said) = follow(&log);
@@ -123,10 +124,23 @@ fn traces_and_warnings_are_not_errors_and_push_none_out() {
 
 #[test]
 fn without_an_error_the_last_messages_are_the_reason() {
-    let (tracker, _) = follow(
-        "@nix {\"action\":\"msg\",\"level\":0,\"msg\":\"trace: before the end\"}\nKilled\n",
-    );
+    let (tracker, _) =
+        follow("@nix {\"action\":\"msg\",\"level\":0,\"msg\":\"trace: before the end\"}\nKilled\n");
     assert_eq!(tracker.error().as_deref(), Some("trace: before the end\nKilled"));
+}
+
+#[test]
+fn of_a_line_that_is_too_long_the_beginning_of_its_text_is_in_the_log() {
+    let long = "x".repeat(2000);
+    let (tracker, said) = follow(&format!(
+        "@nix {{\"action\":\"result\",\"fields\":[\"{long}\n\
+         @nix {{\"action\":\"msg\",\"level\":0,\"msg\":\"\\u001b[31;1merror:\\u001b[0m {long}\\u00\n\
+         @nix {{\"action\":\"start\",\"fields\":[\"{long}\n"
+    ));
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[0], format!("{long}…"));
+    assert_eq!(lines[1], format!("error: {long}…"));
+    assert_eq!((lines.len(), tracker.error()), (2, Some(format!("{long}…"))));
 }
 
 #[test]

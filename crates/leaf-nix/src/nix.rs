@@ -12,7 +12,7 @@ use tokio::process::Command;
 
 use crate::NixError;
 use crate::build;
-use crate::installable::Target;
+use crate::installable::{Target, hidden};
 use crate::version::NixVersion;
 
 /// The variables of leafd's environment that Nix reads. They contain no secrets: tokens belong in `nix.conf`.
@@ -46,6 +46,8 @@ pub struct Settings {
     pub leaf_init: PathBuf,
     /// Nix settings, as in `nix.conf`, such as `substituters`.
     pub options: BTreeMap<String, String>,
+    /// The directories of the host whose files jobs can't see, as their units hide them.
+    pub hidden: Vec<PathBuf>,
 }
 
 impl Settings {
@@ -57,6 +59,7 @@ impl Settings {
             templates_dir: state_dir.join("templates"),
             leaf_init: state_dir.join("leaf-init"),
             options: BTreeMap::new(),
+            hidden: Vec::new(),
         }
     }
 }
@@ -125,8 +128,11 @@ impl Nix {
     /// Returns the order of a build.
     ///
     /// # Errors
-    /// [`NixError::Installable`] or [`NixError::Template`], both the caller's fault.
+    /// [`NixError::Installable`], [`NixError::Template`] or [`NixError::Hidden`], all the caller's fault.
     pub fn build(&self, task: &BuildTask) -> Result<build::Order, NixError> {
+        if let Some(error) = hidden(&task.installable, &self.0.templates_dir, &self.0.hidden) {
+            return Err(error);
+        }
         Ok(build::Order {
             nix: self.0.nix.clone(),
             target: Target::new(&task.installable, &self.0.templates_dir, &self.0.leaf_init)?,

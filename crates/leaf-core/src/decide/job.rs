@@ -119,44 +119,12 @@ pub(super) fn queue(
     container: Option<ContainerName>,
     context: &Context,
 ) -> Result<Fact, Problem> {
-    let invalid = |detail: String| Err(invalid(detail));
-    let (what, text) = match installable {
-        Installable::Flake { reference } => ("a flake reference", reference.as_str()),
-        Installable::StorePath { path } => ("a store path", path.as_str()),
-        Installable::File { path, .. } if !path.starts_with('/') => {
-            return invalid(format!("the file {path:?} is not an absolute path on the leaf"));
-        }
-        Installable::File { path, .. } => ("a file", path.as_str()),
-        Installable::Template { name } if !crate::id::is_token(name) => {
-            return invalid(format!(
-                "{name:?} is not a valid template name: only a-z, 0-9, '_' and '-' are allowed"
-            ));
-        }
-        Installable::Template { name } => ("a template", name.as_str()),
-    };
-    let attribute = match installable {
-        Installable::File {
-            attribute: Some(attribute),
-            ..
-        } => attribute.as_str(),
-        _ => "",
-    };
-    for text in [text, attribute] {
-        if text.starts_with('-') || text.len() > 4096 || text.chars().any(char::is_control) {
-            return invalid(format!(
-                "{:?} can't be {what}",
-                text.chars().take(80).collect::<String>()
-            ));
-        }
-    }
-    if text.is_empty() {
-        return invalid(format!("{what} is required, but it is empty"));
-    }
+    installable.check().map_err(invalid)?;
     let timeout_seconds = timeout_seconds.unwrap_or(context.job_timeout_seconds);
     if timeout_seconds == 0 || timeout_seconds > MAX_JOB_SECONDS {
-        return invalid(format!(
+        return Err(invalid(format!(
             "a job's time limit must be from 1 to {MAX_JOB_SECONDS} seconds, not {timeout_seconds}"
-        ));
+        )));
     }
     let waiting = state
         .jobs

@@ -3,7 +3,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::id::StorePath;
+use crate::id::{StorePath, is_token};
+
+/// The maximum length of a reference, a path or an attribute, in bytes.
+const MAX_BYTES: usize = 2048;
 
 /// An installable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -32,4 +35,122 @@ pub enum Installable {
         /// The template's directory name.
         name: String,
     },
+}
+
+impl Installable {
+    /// Checks what can be checked without the host: that no part may be taken for a flag by Nix, and that no path depends
+    /// on a directory of leafd.
+    ///
+    /// # Errors
+    /// The reason, for the caller.
+    pub fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Flake { reference } => {
+                check_text("a flake reference", reference)?;
+                let bare = reference.strip_prefix("path:").unwrap_or(reference);
+                if bare.starts_with(['.', '#', '?']) {
+                    return Err(format!(
+                        "the flake reference {:?} is relative: give an absolute path on the leaf",
+                        beginning(reference)
+                    ));
+                }
+                Ok(())
+            }
+            Self::StorePath { .. } => Ok(()),
+            Self::File { path, attribute } => {
+                if !path.starts_with('/') {
+                    return Err(format!(
+                        "the file {:?} is not an absolute path on the leaf",
+                        beginning(path)
+                    ));
+                }
+                check_text("a file", path)?;
+                if path.split('/').any(|part| part == "..") {
+                    return Err(format!(
+                        "the file {:?} has '..' in its path: give the path without it",
+                        beginning(path)
+                    ));
+                }
+                attribute
+                    .as_deref()
+                    .map_or(Ok(()), |attribute| check_text("an attribute", attribute))
+            }
+            Self::Template { name } if is_token(name) => Ok(()),
+            Self::Template { name } => Err(format!(
+                "{:?} is not a valid template name: only a-z, 0-9, '_' and '-' are allowed",
+                beginning(name)
+            )),
+        }
+    }
+}
+
+fn check_text(what: &str, text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        return Err(format!("{what} is required, but it is empty"));
+    }
+    let why = if text.starts_with('-') {
+        "it begins with '-', which Nix would take for a flag"
+    } else if text.len() > MAX_BYTES {
+        "it is longer than 2048 bytes"
+    } else if text.chars().any(char::is_control) {
+        "it has a control character"
+    } else if text.contains(' ') {
+        "it has a blank; use a path without blanks"
+    } else {
+        return Ok(());
+    };
+    Err(format!("{:?} can't be {what}: {why}", beginning(text)))
+}
+
+fn beginning(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_installable_that_nix_would_refuse_or_misread_is_refused_with_the_reason() {
+        let flake = |reference: &str| Installable::Flake {
+            reference: reference.to_owned(),
+        };
+        let file = |path: &str, attribute: Option<&str>| Installable::File {
+            path: path.to_owned(),
+            attribute: attribute.map(str::to_owned),
+        };
+        let template = |name: &str| Installable::Template {
+            name: name.to_owned(),
+        };
+        for (installable, says) in [
+            (flake(""), "empty"),
+            (flake("--impure"), "flag"),
+            (flake("path:/srv/my flake#x"), "blank"),
+            (flake("a\nb"), "control character"),
+            (flake(&"x".repeat(3000)), "2048"),
+            (flake("path:../x"), "relative"),
+            (flake("#a"), "relative"),
+            (file("a.nix", None), "absolute"),
+            (file("<nixpkgs>", None), "absolute"),
+            (file("/srv/my file.nix", None), "blank"),
+            (file("/a/../b", None), "'..'"),
+            (file("/a.nix", Some("--x")), "flag"),
+            (file("/a.nix", Some("a b")), "blank"),
+            (file("/a.nix", Some("")), "empty"),
+            (template("../minimal"), "template name"),
+            (template(""), "template name"),
+        ] {
+            let why = installable.check().expect_err(says);
+            assert!(why.contains(says), "{installable:?}: {why}");
+        }
+        for installable in [
+            flake("github:o/r#p"),
+            flake("path:/srv/a..b?dir=x#y"),
+            flake("/srv/x"),
+            file("/srv/a..b.nix", Some("a.b")),
+            template("minimal"),
+        ] {
+            assert_eq!(installable.check(), Ok(()), "{installable:?}");
+        }
+    }
 }

@@ -164,6 +164,7 @@ impl Jobs {
             transient_property("AmbientCapabilities", 0_u64),
             transient_property("DevicePolicy", "closed".to_owned()),
             transient_property("ProtectSystem", "strict".to_owned()),
+            // With PrivateTmp below: `leaf_host::contract::HIDDEN_FROM_JOBS`.
             transient_property("ProtectHome", "yes".to_owned()),
             transient_property("ProtectProc", "invisible".to_owned()),
             transient_property("ReadWritePaths", vec![directory.clone()]),

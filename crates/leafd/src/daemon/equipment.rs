@@ -16,7 +16,7 @@ use leaf_core::id::LeafName;
 use leaf_core::runtime::Runtime;
 use leaf_core::subject;
 use leaf_helper::{Client, Helper};
-use leaf_host::contract::{HostPaths, JOBS_DIRECTORY};
+use leaf_host::contract::{HIDDEN_FROM_JOBS, HostPaths, JOBS_DIRECTORY};
 use leaf_job::{Jobs, Launch};
 use leaf_nix::Nix;
 
@@ -265,6 +265,9 @@ pub(super) async fn job_host(settings: &Settings, leaf: &LeafName) -> Result<Job
     }
     let mut nix = leaf_nix::Settings::new(&settings.state_dir);
     nix.nix.clone_from(&settings.nix.program);
+    if matches!(jobs.launch, Launch::Unit { .. }) {
+        nix.hidden = HIDDEN_FROM_JOBS.map(PathBuf::from).to_vec();
+    }
     if let Some(templates) = programs::templates(settings.containers.templates.as_deref()) {
         nix.templates_dir = templates;
     }
