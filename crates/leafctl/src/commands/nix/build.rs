@@ -86,35 +86,35 @@ pub(crate) async fn follow(
     // Subscribes before the first query, so that the job's end can't be missed in between.
     let mut hints = session.client.job_hints(leaf, id).await?;
     let mut bar = JobBar::new(!output.is_json());
-    let mut offset = 0;
-    let interrupt = tokio::signal::ctrl_c();
-    tokio::pin!(interrupt);
-    let job = loop {
-        let report = session.call_to(leaf, &ShowJob { id }).await?;
-        // After the state: the log of a job that has ended is complete.
-        if bar.shows_log() {
-            print_log(session, leaf, id, &mut offset, &bar).await?;
-        }
-        if report.job.phase.is_final() {
-            break report.job;
-        }
-        if let Some(progress) = &report.progress {
-            bar.progress(progress);
-        }
-        tokio::select! {
-            biased;
-            _ = &mut interrupt => {
-                bar.finish();
-                return Err(Error::Interrupted {
-                    note: Some(format!(
-                        "job {id} continues; `leafctl nix log --follow {id}` shows it, `leafctl nix cancel {id}` ends it"
-                    )),
-                });
+    let until_its_end = async {
+        let mut offset = 0;
+        loop {
+            let report = session.call_to(leaf, &ShowJob { id }).await?;
+            // After the state: the log of a job that has ended is complete.
+            if bar.shows_log() {
+                print_log(session, leaf, id, &mut offset, &bar).await?;
             }
-            () = hints.next(session.look_again_after()) => {}
+            if report.job.phase.is_final() {
+                return Ok(report.job);
+            }
+            if let Some(progress) = &report.progress {
+                bar.progress(progress);
+            }
+            hints.next(session.look_again_after()).await;
         }
     };
+    let job: Result<Job, Error> = tokio::select! {
+        // First, so that the signal is handled from the beginning.
+        biased;
+        _ = tokio::signal::ctrl_c() => Err(Error::Interrupted {
+            note: Some(format!(
+                "job {id} continues; `leafctl nix log --follow {id}` shows it, `leafctl nix cancel {id}` ends it"
+            )),
+        }),
+        job = until_its_end => job,
+    };
     bar.finish();
+    let job = job?;
     match job.phase {
         JobPhase::Succeeded => Ok(job),
         phase => Err(Error::Job {
