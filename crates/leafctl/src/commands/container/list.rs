@@ -18,7 +18,7 @@ impl List {
                 let mut table = output.table(&[
                     "CONTAINER",
                     "PHASE",
-                    "WANTED",
+                    "DESIRED",
                     "SINCE",
                     "ADDRESS",
                     "SYSTEM",
