@@ -21,8 +21,12 @@ pub fn show(flags: &Inventory) -> anyhow::Result<()> {
             let read = facter::read_file(report)
                 .with_context(|| format!("can't read the report {}", report.display()))?;
             for problem in &read.problems {
-                writeln!(std::io::stderr(), "left out of the report: {problem}")
-                    .context("can't print a problem")?;
+                writeln!(
+                    std::io::stderr(),
+                    "left out of the report: {}",
+                    printable_line(problem)
+                )
+                .context("can't print a problem")?;
             }
             read.inventory
         }
