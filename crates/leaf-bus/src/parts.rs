@@ -43,7 +43,7 @@ pub(crate) struct Assembly {
     next: usize,
 }
 
-/// What to do after a message.
+/// The outcome of adding a message: more parts are awaited, or the reply is complete.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Assembled {
     /// More parts follow.

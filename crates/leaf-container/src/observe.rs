@@ -165,7 +165,7 @@ mod tests {
             };
             std::fs::write(at(name), format!("{own}\n")).expect("a conf");
         }
-        std::fs::create_dir(at("folder")).expect("a directory");
+        std::fs::create_dir(at("directory")).expect("a directory");
         mknodat(CWD, at("fifo"), FileType::Fifo, Mode::RUSR, 0).expect("a FIFO");
         std::fs::File::create(at("huge"))
             .and_then(|file| file.set_len(1 << 40))
@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(observed, ["web"]);
         assert_eq!(seen.containers[&name("web")].run, ObservedRun::Stopped);
         let unobserved: Vec<_> = seen.unobserved.keys().map(ContainerName::as_str).collect();
-        assert_eq!(unobserved, ["fifo", "folder", "huge", "link", "pipe", "torn"]);
+        assert_eq!(unobserved, ["directory", "fifo", "huge", "link", "pipe", "torn"]);
         let some = [name("web"), name("torn"), name("fifo")].into();
         let seen = view.observe_some(&some).expect("an observation");
         assert_eq!((seen.containers.len(), seen.unobserved.len()), (1, 2));
@@ -208,9 +208,9 @@ mod tests {
 
         let foreign = view.foreign().expect("an observation");
         let listed: Vec<_> = foreign.containers.iter().map(|one| one.name.as_str()).collect();
-        assert_eq!(listed, ["fifo", "folder", "foreign", "huge", "link"]);
+        assert_eq!(listed, ["directory", "fifo", "foreign", "huge", "link"]);
         for (entry, problem) in [
-            ("confs/folder.conf", "it is a directory, not a regular file"),
+            ("confs/directory.conf", "it is a directory, not a regular file"),
             ("confs/fifo.conf", "it is a FIFO, not a regular file"),
             ("confs/huge.conf", "it has more than 1048576 bytes"),
             ("confs/link.conf", "it is a link to a missing file"),

@@ -31,7 +31,7 @@ pub struct Report {
     pub inventory: Inventory,
     /// The entries of `hardware`, each with its device.
     pub entries: Vec<Entry>,
-    /// What is left out because it has an unexpected shape: the place, and what is there.
+    /// The entries that are left out because they have an unexpected shape: their place, and the value there.
     pub problems: Vec<String>,
 }
 

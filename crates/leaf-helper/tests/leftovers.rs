@@ -1,4 +1,4 @@
-//! What an earlier helper left.
+//! Files and units that an earlier helper left.
 
 use leaf_helper::Helper;
 

@@ -100,7 +100,7 @@ impl Predecessors {
     }
 }
 
-/// What was logged last, so that the same is not logged at each attempt.
+/// The last logged reason, so that a repeated one is not logged at each attempt.
 #[derive(Default)]
 struct Complaints(String);
 

@@ -5,7 +5,7 @@ use crate::job::JobResult;
 use crate::text::shorten_text;
 
 /// Shortens the texts and the lists of a fact to about this many bytes each: reasons, errors, the references of a result.
-/// What identifies something, desired state and devices stay whole.
+/// Identifiers, desired state and devices stay whole.
 pub(crate) fn shorten(fact: &mut Fact, max_bytes: usize) {
     match fact {
         Fact::Leaf(LeafFact::Stopped(fact)) => shorten_text(&mut fact.reason, max_bytes),

@@ -136,7 +136,7 @@ mod tests {
         let (fifo, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
         // Read as a file, the FIFO would block for ever, with the lock of NixOS's programs held.
         rustix::fs::mknodat(rustix::fs::CWD, at("fifo.conf"), fifo, mode, 0).expect("a FIFO");
-        std::fs::create_dir(at("folder.conf")).expect("a directory");
+        std::fs::create_dir(at("directory.conf")).expect("a directory");
         std::fs::write(at("bytes.conf"), b"\xff\nLOCAL_ADDRESS=10.233.2.2\n").expect("a conf");
         let confs = Directory::make_root(place.path(), 0o755).expect("a directory");
         let name = ContainerName::new("web").expect("a name");

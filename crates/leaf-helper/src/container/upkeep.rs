@@ -1,6 +1,6 @@
-//! What earlier versions of the helper left on the host, or one that was killed: units with another text, units and notes
-//! of containers that are gone, and what runs that ended left. It is brought up to date, or removed, once in the life of
-//! a helper, with a line in the log for each.
+//! Cleans up after earlier versions of the helper, or one that was killed: units with another text, units and notes of
+//! containers that are gone, and files of runs that ended. Each is brought up to date or removed once in the life of a
+//! helper, with a line in the log.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -73,7 +73,7 @@ mod tests {
 
     use super::*;
 
-    /// What happens to a leaf, its server, and the connection between them.
+    /// A step of a schedule: of a leaf, its server, or the connection between them.
     #[derive(Debug, Clone)]
     enum Step {
         /// The journal commits an event.

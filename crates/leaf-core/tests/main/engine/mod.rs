@@ -23,7 +23,7 @@ use self::steps::Fate;
 use self::world::World;
 use crate::strategies::{build_result, command, inventory, name, patch, spec, store_path};
 
-/// What happens to a leaf.
+/// A step of a schedule.
 #[derive(Debug, Clone)]
 enum Action {
     Send(Caller, Option<CommandId>, Command),
