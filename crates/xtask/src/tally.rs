@@ -3,8 +3,11 @@
 //!
 //! A program that announced tests and did not end with a result counts as failed, since it crashed.
 
-/// The number of kept lines of a failed test's output, and of bytes of each.
-const SAID_LINES: usize = 12;
+use std::borrow::Cow;
+use std::collections::VecDeque;
+
+/// The number of kept lines of a failed test's output, at its beginning and at its end, and of bytes of each.
+const SAID_LINES: usize = 10;
 const SAID_BYTES: usize = 600;
 
 /// The sum of all tests.
@@ -22,15 +25,40 @@ pub(crate) struct Tally {
 pub(crate) struct Failure {
     pub(crate) name: String,
     /// The beginning of its output.
-    pub(crate) said: Vec<String>,
+    beginning: Vec<String>,
+    /// The end of its output, after the beginning: the cause of an error stands after its context.
+    end: VecDeque<String>,
+    /// The number of lines between the two.
+    left_out: usize,
 }
 
 impl Failure {
     fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
-            said: Vec::new(),
+            ..Self::default()
         }
+    }
+
+    fn tell(&mut self, line: &str) {
+        let line = line[..line.floor_char_boundary(SAID_BYTES)].to_owned();
+        if self.beginning.len() < SAID_LINES {
+            self.beginning.push(line);
+            return;
+        }
+        self.end.push_back(line);
+        if self.end.len() > SAID_LINES {
+            self.end.pop_front();
+            self.left_out += 1;
+        }
+    }
+
+    /// Returns what it said: the beginning and the end.
+    pub(crate) fn said(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        let between = (self.left_out > 0).then(|| format!("[… {} lines …]", self.left_out).into());
+        let (beginning, end) = (self.beginning.iter(), self.end.iter());
+        let borrowed = |line| Cow::Borrowed(String::as_str(line));
+        beginning.map(borrowed).chain(between).chain(end.map(borrowed))
     }
 }
 
@@ -218,11 +246,8 @@ impl Program {
             self.tells_of = None;
         } else if let Some(failure) = self.tells_of.and_then(|which| self.failed.get_mut(which))
             && !line.trim().is_empty()
-            && failure.said.len() < SAID_LINES
         {
-            failure
-                .said
-                .push(line[..line.floor_char_boundary(SAID_BYTES)].to_owned());
+            failure.tell(line);
         }
     }
 }
@@ -242,6 +267,10 @@ mod tests {
         tally.failed.iter().map(|failure| failure.name.as_str()).collect()
     }
 
+    fn said(failure: &Failure) -> Vec<Cow<'_, str>> {
+        failure.said().collect()
+    }
+
     #[test]
     fn a_failed_test_has_its_output() {
         let tally = tally(
@@ -253,8 +282,24 @@ mod tests {
             names(&tally),
             ["leaf-bus tests/main.rs: a", "leaf-bus tests/main.rs: c::d"]
         );
-        assert_eq!(tally.failed[0].said, ["it is blue,", "not red"]);
-        assert_eq!(tally.failed[1].said, ["thread panicked"]);
+        assert_eq!(said(&tally.failed[0]), ["it is blue,", "not red"]);
+        assert_eq!(said(&tally.failed[1]), ["thread panicked"]);
+    }
+
+    #[test]
+    fn of_a_long_output_the_beginning_and_the_end_are_kept() {
+        let lines: Vec<_> = (1..=2 * SAID_LINES + 3)
+            .map(|number| number.to_string())
+            .collect();
+        let tally = tally(&format!(
+            "running 1 test\ntest a ... FAILED\n\nfailures:\n\n---- a ----\n{}\n\nfailures:\n    a\n\n\
+             test result: FAILED. 0 passed; 1 failed; 0 ignored\n",
+            lines.join("\n")
+        ));
+        let mut expected = lines[..SAID_LINES].to_vec();
+        expected.push("[… 3 lines …]".to_owned());
+        expected.extend_from_slice(&lines[SAID_LINES + 3..]);
+        assert_eq!(said(&tally.failed[0]), expected);
     }
 
     #[test]

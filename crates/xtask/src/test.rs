@@ -247,7 +247,7 @@ fn report(tally: &Tally) -> ExitCode {
         println!("\nfailed:");
         for failure in &tally.failed {
             println!("  {}", failure.name);
-            failure.said.iter().for_each(|line| println!("    {line}"));
+            failure.said().for_each(|line| println!("    {line}"));
         }
     }
     println!("\n{}", tally.closing_line());
