@@ -15,11 +15,13 @@
 //!
 //! When the reader of the output has exited (`leafctl … | head -1`), the command ends without an error.
 
+use std::borrow::Cow;
+
 use leaf_bus::client::{CallError, ClientError};
 use leaf_bus::connect::ConnectError;
 use leaf_bus::context::ContextError;
 use leaf_bus::stream::StreamError;
-use leaf_core::id::JobId;
+use leaf_core::id::{CommandId, JobId};
 use leaf_core::problem::{Problem, ProblemCode};
 
 /// An error of a command.
@@ -67,6 +69,14 @@ pub(crate) enum Error {
     /// The request could not be sent, or its reply could not be read.
     #[error(transparent)]
     Call(CallError),
+    /// The reply to a change was lost.
+    #[error("{how}")]
+    Lost {
+        /// The command's id.
+        id: CommandId,
+        /// How it was lost.
+        how: CallError,
+    },
     /// A stream could not be read.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -97,12 +107,15 @@ impl Error {
     }
 
     /// Returns a hint for the user.
-    pub(crate) fn hint(&self) -> Option<&'static str> {
+    pub(crate) fn hint(&self) -> Option<Cow<'static, str>> {
         match self {
-            Self::Connect { hint, .. } => *hint,
+            Self::Connect { hint, .. } => hint.map(Cow::from),
             Self::LocalLeaf(_) => Some(
-                "root and members of the group leafd speak to it without a context; or name one with --context",
+                "root and members of the group leafd speak to it without a context; or name one with --context".into(),
             ),
+            Self::Lost { id, .. } => {
+                Some(format!("repeat the command with --command-id {id}, and it is carried out once").into())
+            }
             _ => None,
         }
     }
@@ -128,7 +141,7 @@ impl Error {
             Self::Print(_) => 1,
             Self::Usage(_) => 2,
             Self::Context(_) | Self::LocalLeaf(_) | Self::Connect { .. } => 3,
-            Self::NoLeaf(_) => 4,
+            Self::NoLeaf(_) | Self::Lost { .. } => 4,
             Self::NotFound(_) => 5,
             Self::Job { .. } => 7,
             Self::Interrupted { .. } => 130,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use leaf_core::id::LeafName;
+use leaf_core::id::{CommandId, LeafName};
 
 use crate::output::Output;
 
@@ -31,6 +31,9 @@ pub(crate) struct Global {
     /// The time limit for a reply, such as 5s or 2m.
     #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
+    /// The id of the change: with the id of an attempt whose reply was lost, it is carried out once.
+    #[arg(long, global = true, value_name = "ID")]
+    pub command_id: Option<CommandId>,
 }
 
 impl Global {

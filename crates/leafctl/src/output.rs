@@ -79,6 +79,9 @@ impl Output {
                 other => serde_json::json!({ "title": other.title(), "detail": chain(other) }),
             };
             body["exit_code"] = error.exit_code().into();
+            if let Error::Lost { id, .. } = error {
+                body["command_id"] = id.as_str().into();
+            }
             let _ = writeln!(std::io::stderr(), "{body}");
             return;
         }

@@ -1,16 +1,18 @@
 //! A connection, and the leaf that the command is for.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use leaf_bus::client::{CallError, CallOptions, Client, ClientError};
 use leaf_bus::connect::ConnectSettings;
 use leaf_bus::context;
 use leaf_bus::stream::StreamError;
-use leaf_core::command::{Request, ShowContainer};
+use leaf_core::command::{CommandKind, Request, ShowContainer};
 use leaf_core::container::{Container, ContainerPhase};
-use leaf_core::id::{ContainerName, LeafName};
+use leaf_core::id::{CommandId, ContainerName, LeafName};
 use leaf_core::problem::{Problem, ProblemCode};
 use serde::Serialize;
+use uuid::Uuid;
 
 use crate::error::Error;
 use crate::global::Global;
@@ -32,6 +34,8 @@ pub(crate) struct Session {
     pub client: Client,
     timeout: Duration,
     leaf: Option<LeafName>,
+    /// The given id, until the first change has taken it.
+    command_id: RefCell<Option<CommandId>>,
 }
 
 impl Session {
@@ -46,6 +50,7 @@ impl Session {
             client,
             timeout: global.timeout,
             leaf: global.leaf.clone(),
+            command_id: RefCell::new(global.command_id.clone()),
         })
     }
 
@@ -178,11 +183,25 @@ impl Session {
         request: &R,
         timeout: Duration,
     ) -> Result<R::Reply, Error> {
+        let id = (R::DECLARATION.kind != CommandKind::Query).then(|| self.next_id());
         let options = CallOptions {
+            id: id.clone(),
             timeout,
             ..CallOptions::default()
         };
-        Ok(self.client.call(leaf, request, options).await?)
+        let answer = self.client.call(leaf, request, options).await;
+        answer.map_err(|error| match (error, id) {
+            (error @ (CallError::TimedOut { .. } | CallError::Disconnected), Some(id)) => {
+                Error::Lost { id, how: error }
+            }
+            (error, _) => error.into(),
+        })
+    }
+
+    /// Returns the given id, for the first change, or else a new one.
+    fn next_id(&self) -> CommandId {
+        let given = self.command_id.borrow_mut().take();
+        given.unwrap_or_else(|| Uuid::now_v7().into())
     }
 }
 

@@ -77,10 +77,15 @@ in
   inherit containers;
   hosts = {
     leaf = host leaf;
-    # The same with programs in another store path.
+    # The same with programs in another store path, and a firewall that flushes all rules.
     next = host {
       imports = [ leaf ];
       services.cim-leaf.package = pkgs.cim-leaf-next;
+      networking.nftables = {
+        enable = true;
+        flushRuleset = true;
+        checkRuleset = false;
+      };
     };
     # The same without our modules' services.
     without = host { };

@@ -38,7 +38,9 @@ const SHARE_NOTHING: &[(&str, &str)] = &[
     ("leaf-core", "main"),
     ("leaf-journal", "main"),
     ("xtask", "architecture"),
+    ("xtask", "circles"),
     ("xtask", "nats_module"),
+    ("xtask", "troubleshooting"),
 ];
 
 impl Lane {

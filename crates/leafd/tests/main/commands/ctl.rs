@@ -26,7 +26,7 @@ use tokio::process::{Child, ChildStderr, Command};
 
 use super::wire::valid;
 use crate::support::{Host, Need, Setup, TestLeaf, until};
-use building::{builds, derivation, follows, interrupted, templates};
+use building::{builds, derivation, follows, interrupted, repeated, templates};
 use connecting::{contexts, errors, group_access, several};
 
 pub(crate) fn trials(host: &Host) -> Vec<Trial> {
@@ -45,6 +45,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: a build shows progress on standard error only, and its log, job and failure afterwards", &[Need::Nix], builds),
         host.trial("leafctl: the templates of the checkout are found without a setting", &[Need::Nix], templates),
         host.trial("leafctl: Ctrl-C during a build exits with 130 and says that the job continues and how to cancel it", &[Need::Nix], interrupted),
+        host.trial("leafctl: a change whose reply was lost is repeated under its id, and has one effect", &[Need::Nix], repeated),
         host.trial("leafctl: the log of a queued job is followed to its end", &[Need::Nix], follows),
         host.trial("leafctl: events are listed from a sequence number, by type, and followed; a closed pipe is not an error", &[], events),
         host.trial("leafctl: hardware watch says that it waits, and exits with 130 at Ctrl-C", &[], watches),

@@ -125,6 +125,28 @@ fn lives() -> Outcome {
     both_run(&leaf)
 }
 
+/// Returns the rules of the containers' closed network.
+fn rules(leaf: &Leaf) -> Result<String> {
+    leaf.host
+        .ok("for family in inet arp; do nft --stateless list table $family leaf_leaf; done")
+}
+
+/// Checks that the host's `nftables.service`, which flushes all rules, leaves the containers with theirs and connected.
+fn flushes_keep_the_rules(leaf: &Leaf, before: &str) -> Outcome {
+    for verb in ["reload", "restart"] {
+        leaf.host.ok(&format!(
+            "nft add table inet other && systemctl {verb} nftables && ! nft list table inet other 2>/dev/null && \
+             nft list table inet nixos-fw >/dev/null && for name in early late; do ip -oneline link show up ve-$name | grep .; done"
+        ))?;
+        let now = rules(leaf)?;
+        ensure!(
+            now == before,
+            "after the {verb} the rules were {now}, before {before}"
+        );
+    }
+    Ok(())
+}
+
 /// Checks that no switch of the host is noticed by a container, and that a job goes on over that to another leafd.
 fn switched(leaf: &Leaf, systems: &Systems) -> Outcome {
     leaf.host.ok("install -d -m 0755 /test")?;
@@ -160,8 +182,10 @@ fn switched(leaf: &Leaf, systems: &Systems) -> Outcome {
             .map(|_| ())
     };
 
+    let rules = rules(leaf)?;
     switch(leaf, systems.host("next")?)?;
     leaf.answers()?;
+    flushes_keep_the_rules(leaf, &rules)?;
     let now = leaf
         .host
         .ok("readlink /proc/$(systemctl show -P MainPID leafd)/exe")?;

@@ -115,3 +115,33 @@ pub(super) async fn templates() -> anyhow::Result<()> {
     );
     Ok(())
 }
+
+/// The leaf is silent for longer than leafctl waits, and carries the command out afterwards.
+pub(super) async fn repeated() -> anyhow::Result<()> {
+    let leaf = TestLeaf::start().await?;
+    let build = ["nix", "build", "--detach", "--file", "/nowhere.nix"];
+    let silent = async |more: &[&str]| {
+        leaf.signal(rustix::process::Signal::STOP)?;
+        let output = ctl(&leaf, &[&build[..], &["--timeout", "1s"], more].concat()).await;
+        leaf.signal(rustix::process::Signal::CONT)?;
+        output
+    };
+    let lost = silent(&["--json"]).await?;
+    ended(&lost, 4, "did not answer within 1 s")?;
+    let said: Value = serde_json::from_slice(&lost.stderr)?;
+    let id = said["command_id"].as_str().context("the command's id")?;
+    let repeat = [&build[..], &["--command-id", id]].concat();
+    let first = printed(&leaf, &repeat).await?;
+    let again = printed(&leaf, &repeat).await?;
+    ensure!(first == again, "{first}, then {again}");
+    let list = document(&leaf, &["nix", "jobs"]).await?;
+    ensure!(
+        list["jobs"].as_array().map(Vec::len) == Some(1),
+        "the command was carried out more than once: {list}"
+    );
+    ended(
+        &silent(&[]).await?,
+        4,
+        "hint: repeat the command with --command-id ",
+    )
+}
