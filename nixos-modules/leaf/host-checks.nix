@@ -26,7 +26,11 @@ let
   inherit (cfg) nats containers;
 
   durable =
-    [ cfg.stateDir ]
+    [
+      cfg.stateDir
+      # The logs of jobs, and what keeps their results from the garbage collector.
+      "/var/lib/cim-leaf-jobs"
+    ]
     ++ (
       if containers.enable then
         [

@@ -145,11 +145,20 @@ let
       embedded
       { services.cim-leaf.nats.embedded.address = "::"; }
     ])
-    (case "a root in memory" [ "a reboot empties /var/lib/cim-leaf, /etc/nixos-containers, /var/lib/nixos-containers" ] [
+    (case "a root in memory" [ "a reboot empties /var/lib/cim-leaf, /var/lib/cim-leaf-jobs, /etc/nixos-containers, /var/lib/nixos-containers" ] [
       leaf
       tmpfsRoot
     ])
     (case "a root in memory, with the state elsewhere, on a leaf without containers" [ ] [
+      embedded
+      tmpfsRoot
+      (persistent [
+        "/persist"
+        "/var/lib/cim-leaf-jobs"
+      ])
+      { services.cim-leaf.stateDir = "/persist/cim-leaf"; }
+    ])
+    (case "a root in memory, with the state elsewhere, but not the jobs'" [ "a reboot empties /var/lib/cim-leaf-jobs," ] [
       embedded
       tmpfsRoot
       (persistent [ "/persist" ])
@@ -158,7 +167,10 @@ let
     (case "a root in memory, with the state elsewhere, but not the containers'" [ "a reboot empties /etc/nixos-containers" ] [
       leaf
       tmpfsRoot
-      (persistent [ "/var/lib/cim-leaf" ])
+      (persistent [
+        "/var/lib/cim-leaf"
+        "/var/lib/cim-leaf-jobs"
+      ])
     ])
     (case "a root in memory with persistent /var/lib and configurations of containers" [ ] [
       leaf
@@ -174,8 +186,8 @@ let
       {
         systemd.mounts = [
           {
-            what = "/persist/cim-leaf";
-            where = "/var/lib/cim-leaf";
+            what = "/persist/lib";
+            where = "/var/lib";
             type = "none";
           }
         ];

@@ -23,6 +23,14 @@ pub enum NixError {
         /// The reason.
         source: RunError,
     },
+    /// The program does not tell its version, since it fails.
+    #[error("{program:?} --version failed: {why}")]
+    Fails {
+        /// The program, as in the settings.
+        program: PathBuf,
+        /// How it ended.
+        why: String,
+    },
     /// The program is not `nix`: it prints no version.
     #[error("{program:?} is not nix: --version printed {said:?}")]
     NotNix {

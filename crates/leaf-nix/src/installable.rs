@@ -71,7 +71,11 @@ pub(crate) fn hidden(
         Installable::Template { .. } => templates_dir,
         Installable::StorePath { .. } => return None,
     };
-    let directory = directories.iter().find(|directory| path.starts_with(directory))?;
+    // A link leads a job to where it can't see anything as well.
+    let followed = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let directory = directories
+        .iter()
+        .find(|directory| path.starts_with(directory) || followed.starts_with(directory))?;
     Some(NixError::Hidden {
         path: path.to_owned(),
         directory: directory.clone(),
@@ -81,10 +85,13 @@ pub(crate) fn hidden(
 /// Returns the path on the host that a flake reference names, if it names one.
 fn flake_path(reference: &str) -> Option<&str> {
     let bare = reference.split(['#', '?']).next()?;
-    let path = ["path:", "git+file://", "git+file:", "file://", "file:"]
-        .into_iter()
-        .find_map(|scheme| bare.strip_prefix(scheme))
-        .unwrap_or(bare);
+    let path = match bare.split_once(':') {
+        // Such as `git+file:` and `tarball+file:`, with or without an empty host.
+        Some((scheme, rest)) if matches!(scheme, "path" | "file") || scheme.ends_with("+file") => {
+            rest.strip_prefix("//").unwrap_or(rest)
+        }
+        _ => bare,
+    };
     path.starts_with('/').then_some(path)
 }
 
@@ -236,6 +243,9 @@ mod tests {
             "/tmp/x#a",
             "path:/home/alice/flake?dir=b#a",
             "git+file:///tmp/x",
+            "tarball+file:///tmp/x.tar.gz",
+            "hg+file:/home/x",
+            "file:///tmp/x.tar.gz",
             "/tmp",
         ] {
             let why = found(&flake(reference), "/srv").expect(reference);
@@ -264,5 +274,21 @@ mod tests {
             assert_eq!(found(&flake(reference), "/srv"), None, "{reference}");
         }
         assert_eq!(found(&template, "/usr/share"), None);
+    }
+
+    #[test]
+    fn a_link_to_where_a_job_cannot_see_is_named_with_that_directory() {
+        let place = tempfile::tempdir().expect("a directory");
+        let place = place.path().canonicalize().expect("a path");
+        let (hidden_directory, link) = (place.join("hidden"), place.join("link"));
+        fs::create_dir(&hidden_directory).expect("a directory");
+        std::os::unix::fs::symlink(&hidden_directory, &link).expect("a link");
+        let flake = Installable::Flake {
+            reference: format!("path:{}#a", link.display()),
+        };
+        let why = hidden(&flake, Path::new("/srv"), std::slice::from_ref(&hidden_directory))
+            .expect("it is hidden")
+            .to_string();
+        assert!(why.contains(&hidden_directory.display().to_string()), "{why}");
     }
 }

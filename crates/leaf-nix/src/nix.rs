@@ -94,7 +94,7 @@ impl Nix {
     /// Returns the version of the `nix` program.
     ///
     /// # Errors
-    /// [`NixError::NoNix`], [`NixError::Version`], [`NixError::NotNix`] or [`NixError::TooOld`].
+    /// [`NixError::NoNix`], [`NixError::Version`], [`NixError::Fails`], [`NixError::NotNix`] or [`NixError::TooOld`].
     pub async fn check(&self) -> Result<NixVersion, NixError> {
         let program = &self.0.nix;
         let mut command = Command::new(program);
@@ -108,17 +108,17 @@ impl Nix {
                     source => NixError::Version { program, source },
                 }
             })?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        let version = NixVersion::parse(&said)
-            .filter(|_| output.status.success())
-            .ok_or_else(|| NixError::NotNix {
+        if !output.status.success() {
+            return Err(NixError::Fails {
                 program: program.clone(),
-                said: if output.status.success() {
-                    format!("{said}{}", output.stderr).chars().take(300).collect()
-                } else {
-                    output.failure().chars().take(300).collect()
-                },
-            })?;
+                why: output.failure().chars().take(300).collect(),
+            });
+        }
+        let said = String::from_utf8_lossy(&output.stdout);
+        let version = NixVersion::parse(&said).ok_or_else(|| NixError::NotNix {
+            program: program.clone(),
+            said: format!("{said}{}", output.stderr).chars().take(300).collect(),
+        })?;
         if (version.major, version.minor) < (2, 8) {
             return Err(NixError::TooOld { found: version.text });
         }

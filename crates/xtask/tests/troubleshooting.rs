@@ -25,7 +25,9 @@ fn joined(source: &str) -> String {
 fn messages(document: &str) -> Vec<&str> {
     let rows = document.lines().filter(|line| line.starts_with("| `"));
     let cells = rows.filter_map(|row| row.split(" | ").next());
-    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect()
+    cells
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .collect()
 }
 
 #[test]

@@ -95,6 +95,14 @@ pub enum EmbeddedError {
         /// Its version.
         version: String,
     },
+    /// The program does not tell its version, since it fails.
+    #[error("{} --version failed: {why}", path.display())]
+    Fails {
+        /// The program.
+        path: PathBuf,
+        /// How it ended.
+        why: String,
+    },
     /// The program is not nats-server.
     #[error("{} is not a nats-server: --version prints {output:?}", path.display())]
     NotNatsServer {

@@ -66,15 +66,17 @@ impl NatsServer {
                 path: path.to_owned(),
                 source,
             })?;
+        if !output.status.success() {
+            return Err(EmbeddedError::Fails {
+                path: path.to_owned(),
+                why: output.failure().chars().take(200).collect(),
+            });
+        }
         let text = String::from_utf8_lossy(&output.stdout);
         let Some((version, number)) = parse_version(&text) else {
             return Err(EmbeddedError::NotNatsServer {
                 path: path.to_owned(),
-                output: if output.status.success() {
-                    text.trim().chars().take(200).collect()
-                } else {
-                    output.failure().chars().take(200).collect()
-                },
+                output: text.trim().chars().take(200).collect(),
             });
         };
         if number < OLDEST {

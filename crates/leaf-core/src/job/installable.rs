@@ -54,7 +54,9 @@ impl Installable {
                         beginning(reference)
                     ));
                 }
-                Ok(())
+                // The part before the attribute and the parameters, which are no path.
+                let bare = reference.split(['#', '?']).next().unwrap_or_default();
+                check_no_parents("flake reference", bare)
             }
             Self::StorePath { .. } => Ok(()),
             Self::File { path, attribute } => {
@@ -65,12 +67,7 @@ impl Installable {
                     ));
                 }
                 check_text("a file", path)?;
-                if path.split('/').any(|part| part == "..") {
-                    return Err(format!(
-                        "the file {:?} has '..' in its path: give the path without it",
-                        beginning(path)
-                    ));
-                }
+                check_no_parents("file", path)?;
                 attribute
                     .as_deref()
                     .map_or(Ok(()), |attribute| check_text("an attribute", attribute))
@@ -82,6 +79,16 @@ impl Installable {
             )),
         }
     }
+}
+
+fn check_no_parents(what: &str, path: &str) -> Result<(), String> {
+    if path.split('/').any(|part| part == "..") {
+        return Err(format!(
+            "the {what} {:?} has '..' in its path: give the path without it",
+            beginning(path)
+        ));
+    }
+    Ok(())
 }
 
 fn check_text(what: &str, text: &str) -> Result<(), String> {
@@ -129,6 +136,7 @@ mod tests {
             (flake("a\nb"), "control character"),
             (flake(&"x".repeat(3000)), "2048"),
             (flake("path:../x"), "relative"),
+            (flake("path:/srv/../home/a/flake#x"), "'..'"),
             (flake("#a"), "relative"),
             (file("a.nix", None), "absolute"),
             (file("<nixpkgs>", None), "absolute"),

@@ -161,7 +161,7 @@ impl Helper {
     }
 
     /// Takes the lock that the programs of NixOS hold while they create or remove a container.
-    async fn lock_contract(&self) -> Result<Option<File>> {
+    pub(crate) async fn lock_contract(&self) -> Result<Option<File>> {
         if self.settings.runtime == Runtime::Nspawn {
             return Ok(None);
         }

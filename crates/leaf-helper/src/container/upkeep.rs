@@ -24,10 +24,18 @@ impl Helper {
         if self.is_up_to_date.swap(true, Ordering::Relaxed) {
             return;
         }
+        let mut is_stale = false;
         for name in self.names_left() {
-            if let Err(e) = self.bring_one_up_to_date(&name).await {
-                tracing::warn!(container = %name, error = chain(&e), "can't bring what an earlier helper left up to date");
+            match self.bring_one_up_to_date(&name).await {
+                Ok(stale) => is_stale |= stale,
+                Err(e) => {
+                    tracing::warn!(container = %name, error = chain(&e), "can't bring what an earlier helper left up to date");
+                }
             }
+        }
+        // Once for all: it takes seconds on a small host.
+        if is_stale && let Err(e) = self.systemd.reload().await {
+            tracing::warn!(error = chain(&e), "systemd can't reload the containers' units");
         }
     }
 
@@ -79,18 +87,23 @@ impl Helper {
         Ok(false)
     }
 
-    async fn bring_one_up_to_date(&self, name: &ContainerName) -> Result<()> {
+    /// Returns whether systemd has loaded an earlier text of the container's unit.
+    async fn bring_one_up_to_date(&self, name: &ContainerName) -> Result<bool> {
+        // A create or a destroy at the same time would leave half of its own work, and half of this.
+        let _contract = self.lock_contract().await?;
+        let mut is_stale = false;
         let confs = Directory::make_root(&self.paths.confs, 0o755)?;
         let spec = match self.owns(&confs, name) {
             Ok(true) => self.spec(name)?,
             Ok(false) => None,
             // Another owner's: nothing of it is this leaf's.
-            Err(Error::Refused(_)) => return Ok(()),
+            Err(Error::Refused(_)) => return Ok(false),
             Err(e) => return Err(e),
         };
         match spec {
             Some(spec) => {
-                if self.settings.runtime == Runtime::Systemd && self.keep_unit(&spec).await? {
+                if self.settings.runtime == Runtime::Systemd && self.write_unit(&spec)? {
+                    is_stale = self.is_unit_loaded(name).await?;
                     tracing::info!(container = %name, "its unit had the text of another version, and was replaced");
                 }
                 if self.has_notes(name)? && self.clean_up_if_down(name).await? {
@@ -113,7 +126,7 @@ impl Helper {
                 }
             }
         }
-        Ok(())
+        Ok(is_stale)
     }
 
     /// Removes what a container that is down has on the host apart from its files. Returns whether it is down.

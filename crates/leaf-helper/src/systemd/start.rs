@@ -42,8 +42,22 @@ const JOURNAL: Duration = Duration::from_secs(10);
 const TRIES: u32 = 3;
 
 impl Helper {
-    /// Writes a container's unit if it differs, and makes systemd reload it if needed. Returns whether it differed.
-    pub(crate) async fn keep_unit(&self, spec: &RunSpec) -> Result<bool> {
+    /// Writes a container's unit if it differs, and makes systemd reload it if needed.
+    pub(crate) async fn keep_unit(&self, spec: &RunSpec) -> Result<()> {
+        if self.write_unit(spec)? && self.is_unit_loaded(&spec.name).await? {
+            self.systemd.reload().await?;
+        }
+        Ok(())
+    }
+
+    /// Returns whether systemd has loaded a container's unit. It does not reload a loaded unit by itself.
+    pub(crate) async fn is_unit_loaded(&self, name: &ContainerName) -> Result<bool> {
+        let look = self.systemd.loaded_unit(&Runtime::unit(name)).await?;
+        Ok(look.is_some_and(|look| look.load != "not-found"))
+    }
+
+    /// Writes a container's unit if it differs. Returns whether it differed.
+    pub(crate) fn write_unit(&self, spec: &RunSpec) -> Result<bool> {
         let unit = Runtime::unit(&spec.name);
         let text = self.unit_text(spec)?;
         let directory = Directory::make_root(UNITS.as_ref(), 0o755)?;
@@ -62,15 +76,6 @@ impl Helper {
                 )));
             }
             _ => directory.write(&unit, text.as_bytes(), 0o644)?,
-        }
-        // systemd does not reload a loaded unit by itself.
-        if self
-            .systemd
-            .loaded_unit(&unit)
-            .await?
-            .is_some_and(|look| look.load != "not-found")
-        {
-            self.systemd.reload().await?;
         }
         Ok(true)
     }

@@ -299,4 +299,18 @@ fn a_missing_nix_is_reported() {
     assert!(why.contains("/nowhere/nix"), "{why}");
     lab.set(|settings| settings.nix = "/bin/echo".into());
     assert!(matches!(lab.check(), Err(NixError::NotNix { .. })));
+    // What crashes may well be nix.
+    let directory = tempfile::tempdir().expect("a directory");
+    let crashes = directory.path().join("nix");
+    // A shell writes it, so that no fork in another thread holds it open for writing when it is executed.
+    let write = "printf '#!/bin/sh\nkill -SEGV $$\n' >\"$0\" && chmod 755 \"$0\"";
+    let mut shell = std::process::Command::new("sh");
+    let written = shell.arg("-c").arg(write).arg(&crashes).status();
+    assert!(written.expect("a shell").success());
+    lab.set(|settings| settings.nix = crashes);
+    let error = lab.check().expect_err("no version").to_string();
+    assert!(
+        error.contains("--version failed: it was ended by signal 11"),
+        "{error}"
+    );
 }
