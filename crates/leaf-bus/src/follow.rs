@@ -88,7 +88,10 @@ impl Follower {
                 Ok(None) => {}
                 // Temporary errors: a lost connection, or a server that is just starting.
                 Err(
-                    StreamError::Disconnected | StreamError::Unanswered { .. } | StreamError::Server { .. },
+                    StreamError::Disconnected
+                    | StreamError::NoJetStream
+                    | StreamError::Unanswered { .. }
+                    | StreamError::Server { .. },
                 ) => {
                     self.pages = None;
                     self.hints = None;

@@ -347,9 +347,13 @@ impl Pages {
         loop {
             let message = match replies.next(API_TIMEOUT).await {
                 Ok(message) => message,
-                // No responder: no such stream, no direct access to it, or no JetStream.
+                // No responder: no such stream, no direct access to it, no JetStream, or a server that has just started and
+                // answers for the stream, but not yet for its messages.
                 Err(RequestError::NoResponders) => {
-                    self.link.stream_info(&self.stream).await?;
+                    let info = self.link.stream_info(&self.stream).await?;
+                    if info.config.allow_direct {
+                        return Err(StreamError::NoJetStream);
+                    }
                     let why = "it does not allow direct gets".to_owned();
                     return Err(StreamError::Foreign {
                         stream: self.stream.clone(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use leaf_bus::client::{CallError, CallOptions, Client, ClientError};
 use leaf_bus::connect::ConnectSettings;
-use leaf_bus::context;
+use leaf_bus::context::{self, ContextError};
 use leaf_bus::stream::StreamError;
 use leaf_core::command::{CommandKind, Request, ShowContainer};
 use leaf_core::container::{Container, ContainerPhase};
@@ -220,7 +220,8 @@ fn find(global: &Global) -> Result<(ConnectSettings, Option<&'static str>), Erro
     match context::local_leaf() {
         Ok(Some(local)) => Ok((local, Some(LOCAL_LEAF))),
         Ok(None) => Ok((context::load(None)?, Some(NOTHING_NAMED))),
-        Err(source) => Err(Error::LocalLeaf(source)),
+        Err(source @ ContextError::Unreadable { .. }) => Err(Error::LocalLeaf(source)),
+        Err(damaged) => Err(damaged.into()),
     }
 }
 

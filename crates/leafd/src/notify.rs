@@ -25,7 +25,10 @@ pub fn ready(status: &str) {
 /// within a minute: then the unit's `TimeoutStartSec` doesn't end the daemon.
 pub fn not_ready(why: &str) {
     let longer = u32::try_from(LONGER.as_micros()).unwrap_or(u32::MAX);
-    tell(&[NotifyState::Status(why), NotifyState::ExtendTimeoutUsec(longer)]);
+    tell(&[
+        NotifyState::Status(&printable_line(why)),
+        NotifyState::ExtendTimeoutUsec(longer),
+    ]);
 }
 
 /// Notifies that the main loop is alive.

@@ -1,16 +1,20 @@
 //! The stream of events and its publisher, and the bucket of states.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use async_nats::jetstream;
-use leaf_bus::connect::Bus;
+use futures::StreamExt as _;
+use leaf_bus::client::{Client, EventsFrom};
+use leaf_bus::connect::{Bus, ConnectSettings};
 use leaf_bus::identity::daemon_caller;
 use leaf_bus::kv::StateBucket;
 use leaf_bus::stream::{Comparison, EventStream, StreamError, StreamSettings};
 use libtest_mimic::Trial;
 use serde_json::json;
 
+use super::plain::PlainServer;
 use super::{admin, kill, record, record_saying, site_with_daemon, until};
 use crate::support::{LIMIT, Site, freeze, leaf, runs, trial};
 
@@ -20,6 +24,10 @@ pub(super) fn trials() -> Vec<Trial> {
         trial("a_stream_that_is_not_ours_is_left_alone", foreign),
         trial("a_stream_begins_where_it_is_told_and_can_be_made_again", begins),
         trial("events_come_back_byte_by_byte", read_back),
+        trial(
+            "a_server_that_answers_for_a_stream_but_not_yet_for_its_messages_is_one_to_wait_for",
+            no_messages_yet,
+        ),
         trial("a_second_writer_gets_the_wrong_last_sequence", second_writer),
         trial("a_publisher_stops_at_an_event_out_of_order", out_of_order),
         trial("a_stream_that_is_deleted_is_told_apart", deleted),
@@ -136,6 +144,34 @@ async fn read_back() -> anyhow::Result<()> {
     ensure!(stream.compare(&record(3)).await? == Comparison::Missing);
     let other = stream.compare(&record_saying(2, "other")).await?;
     ensure!(other == Comparison::Differs(Box::new(record(2))), "{other:?}");
+    Ok(())
+}
+
+/// A server that has just started answers so for a moment. This one does since it sends requests for messages elsewhere.
+async fn no_messages_yet() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let jetstream = format!("jetstream {{ store_dir: {:?} }}", dir.path().join("js"));
+    let elsewhere = "mappings { \"$JS.API.DIRECT.GET.EVENTS_edge\": \"elsewhere\" }";
+    let server = PlainServer::start(dir.path(), &format!("{jetstream}\n{elsewhere}")).await?;
+    let mut settings = ConnectSettings::new(&server.url());
+    settings.inbox_prefix = "_INBOX.leafd".to_owned();
+    let bus = Bus::connect(&settings).await?;
+    bus.connected().await;
+    let (stream, _) = EventStream::ensure(&bus, &leaf(), StreamSettings::default(), 1).await?;
+    let mut publisher = stream.publisher(0).await?;
+    publisher.publish(record(1)).await?;
+    publisher.settle().await?;
+    let compared = stream.compare_from(1).next(&record(1)).await;
+    ensure!(matches!(compared, Err(StreamError::NoJetStream)), "{compared:?}");
+
+    let reader = Client::connect(&settings, LIMIT).await?;
+    ensure!(
+        reader.last_sequence(&leaf()).await? == 1,
+        "it answers for the stream"
+    );
+    let mut events = reader.events(&leaf(), EventsFrom::Beginning);
+    let early = tokio::time::timeout(Duration::from_secs(1), events.next()).await;
+    ensure!(early.is_err(), "{early:?}");
     Ok(())
 }
 
@@ -306,8 +342,8 @@ async fn no_room() -> anyhow::Result<()> {
         "jetstream {{ store_dir: {:?}, max_file_store: 1MB }}",
         dir.path().join("js")
     );
-    let server = super::plain::PlainServer::start(dir.path(), &config).await?;
-    let mut settings = leaf_bus::connect::ConnectSettings::new(&server.url());
+    let server = PlainServer::start(dir.path(), &config).await?;
+    let mut settings = ConnectSettings::new(&server.url());
     settings.inbox_prefix = "_INBOX.leafd".to_owned();
     let bus = Bus::connect(&settings).await?;
     tokio::time::timeout(LIMIT, bus.connected()).await?;

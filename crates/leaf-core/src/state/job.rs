@@ -92,15 +92,80 @@ fn end_job(
     job.ended_at = Some(now);
     with(job);
     let mut keys = vec![Aggregate::Job(&id).key()];
-    let ended: Vec<JobId> = state
+    // This one stays, even if it was queued first, or the clock was set back: it was not shown yet.
+    let mut others: Vec<(Option<Timestamp>, JobId)> = state
         .jobs
         .values()
-        .filter(|job| job.phase.is_final())
-        .map(|job| job.id)
+        .filter(|job| job.phase.is_final() && job.id != id)
+        .map(|job| (job.ended_at, job.id))
         .collect();
-    for old in ended.iter().take(ended.len().saturating_sub(REMEMBERED_JOBS)) {
+    others.sort_unstable();
+    for (_, old) in others
+        .iter()
+        .take((others.len() + 1).saturating_sub(REMEMBERED_JOBS))
+    {
         state.jobs.remove(old);
         keys.push(Aggregate::Job(old).key());
     }
     keys
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Fact, JobInterrupted, JobQueued};
+    use crate::id::Caller;
+    use crate::job::{BuildTask, Installable, Task};
+    use crate::state::apply;
+
+    #[test]
+    fn the_last_jobs_to_end_are_remembered_whenever_they_were_queued() {
+        let mut state = State::default();
+        let mut sequence = 0;
+        let mut record = |state: &mut State, fact: Fact| {
+            sequence += 1;
+            let event = Event {
+                sequence,
+                time: Timestamp::from_second(1_700_000_000 + sequence as i64).expect("a time"),
+                causation: None,
+                correlation: None,
+                fact,
+            };
+            apply(state, &event);
+        };
+        let id = |number: usize| JobId(uuid::Uuid::from_u128(number as u128));
+        let queued = |number| {
+            Fact::from(JobQueued {
+                id: id(number),
+                owner: Caller::daemon(),
+                task: Task::Build(BuildTask {
+                    installable: Installable::Template {
+                        name: "minimal".to_owned(),
+                    },
+                    timeout_seconds: 60,
+                    container: None,
+                }),
+            })
+        };
+        let ended = |number| {
+            Fact::from(JobInterrupted {
+                id: id(number),
+                reason: "a test".to_owned(),
+            })
+        };
+        record(&mut state, queued(0));
+        for number in 1..=REMEMBERED_JOBS {
+            record(&mut state, queued(number));
+            record(&mut state, ended(number));
+        }
+        // The longest of all: it was queued before them, and ends after them.
+        record(&mut state, ended(0));
+        assert_eq!(state.jobs.len(), REMEMBERED_JOBS);
+        assert!(state.jobs.contains_key(&id(0)));
+        assert!(!state.jobs.contains_key(&id(1)));
+        record(&mut state, queued(REMEMBERED_JOBS + 1));
+        record(&mut state, ended(REMEMBERED_JOBS + 1));
+        assert!(state.jobs.contains_key(&id(0)));
+        assert!(!state.jobs.contains_key(&id(2)));
+    }
 }

@@ -160,9 +160,8 @@ pub(super) async fn stopped_on_a_full_disk() -> anyhow::Result<()> {
     until_the_journal_waits(&leaf, &disk).await?;
     leaf.signal(rustix::process::Signal::TERM)?;
     let began = std::time::Instant::now();
-    leaf.ended()
-        .await
-        .with_context(|| format!("SIGTERM on a full disk; the log:\n{}", leaf.log_end()))?;
+    let ended = leaf.ended().await.context("SIGTERM on a full disk");
+    leaf.with_log(ended)?;
     ensure!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     disk.empty()?;
     leaf.start_again().await?;
@@ -172,7 +171,7 @@ pub(super) async fn stopped_on_a_full_disk() -> anyhow::Result<()> {
 
 /// Fills the disk, again and again, until nats-server was the one who met its end.
 async fn until_the_server_refuses(leaf: &TestLeaf, disk: &SmallDisk) -> anyhow::Result<()> {
-    until("nats-server meets the end of the disk", async || {
+    let met = until("nats-server meets the end of the disk", async || {
         disk.fill(0)?;
         tokio::time::sleep(Duration::from_millis(200)).await;
         let met = leaf.log().contains("can't publish events at the moment");
@@ -181,17 +180,15 @@ async fn until_the_server_refuses(leaf: &TestLeaf, disk: &SmallDisk) -> anyhow::
             disk.empty()?;
         }
         Ok(met.then_some(()))
-    })
-    .await
-    .with_context(|| format!("the log:\n{}", leaf.log_end()))
+    });
+    leaf.with_log(met.await)
 }
 
 /// Fills the disk, and again what others give back, until the journal has met its end.
 async fn until_the_journal_waits(leaf: &TestLeaf, disk: &SmallDisk) -> anyhow::Result<()> {
-    until("the journal meets the end of the disk", async || {
+    let met = until("the journal meets the end of the disk", async || {
         disk.fill(0)?;
         Ok(leaf.log().contains("the journal waits for room").then_some(()))
-    })
-    .await
-    .with_context(|| format!("the log:\n{}", leaf.log_end()))
+    });
+    leaf.with_log(met.await)
 }

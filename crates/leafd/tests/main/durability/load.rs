@@ -157,14 +157,14 @@ struct LoadClient {
 
 impl LoadClient {
     async fn run(self) -> anyhow::Result<Vec<Done>> {
-        let client = self.connect().await?;
+        let mut client = self.connect().await?;
         let mut done = Vec::new();
         while !*self.stopped.borrow() {
             let id = |verb: &str| CommandId::new(format!("{}-{}-{verb}", self.label, done.len()));
             let (build_id, cancel_id) = (id("build")?, id("cancel")?);
             let request = build(&self.context.with_file_name("nothing.nix"));
-            let job = self.send(&client, &build_id, &request).await?.job;
-            let cancelled = self.send(&client, &cancel_id, &CancelJob { id: job }).await?;
+            let job = self.send(&mut client, &build_id, &request).await?.job;
+            let cancelled = self.send(&mut client, &cancel_id, &CancelJob { id: job }).await?;
             // Where the place for jobs is lost to a full disk, it may have begun, and failed.
             ensure!(
                 cancelled.id == job && cancelled.phase.is_final(),
@@ -191,10 +191,11 @@ impl LoadClient {
         }
     }
 
-    /// Sends a command until it is answered.
+    /// Sends a command until it is answered. A client that was disconnected is replaced by a new one: after many failed
+    /// attempts to connect, its next one may come after the server's next end, each time.
     async fn send<R: Request>(
         &self,
-        client: &Client,
+        client: &mut Client,
         id: &CommandId,
         request: &R,
     ) -> anyhow::Result<R::Reply> {
@@ -221,6 +222,9 @@ impl LoadClient {
             };
             if !passes || Instant::now() > deadline {
                 return Err(anyhow::Error::new(error).context(format!("the command {id}")));
+            }
+            if matches!(error, CallError::Disconnected) {
+                *client = self.connect().await?;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

@@ -1,6 +1,6 @@
 //! The stream: deleted, or written by somebody else.
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use leaf_core::command::CancelJob;
 use leaf_core::event::{Event, EventRecord, Fact, LeafStopped};
 use leaf_core::id::InstanceId;
@@ -78,8 +78,8 @@ pub(super) async fn deleted_after_the_journal_let_go() -> anyhow::Result<()> {
             .find(|event| event.kind() == Some("cim.leaf.leaf.snapshotted.v1"));
         Ok(found.map(|event| event.sequence))
     })
-    .await
-    .with_context(|| format!("the log:\n{}", leaf.log_end()))?;
+    .await;
+    let snapshot = leaf.with_log(snapshot)?;
     let events = leaf.complete_events(gone + 1).await?;
     ensure!(!events.is_empty());
     let since = |sequence: u64| -> Vec<EventRecord> {

@@ -314,10 +314,8 @@ impl TestLeaf {
 
     /// Waits until it has ended by itself, with an error that says all of this.
     pub(crate) async fn refuses(&mut self, says: &[&str]) -> anyhow::Result<()> {
-        let status = self
-            .ended()
-            .await
-            .with_context(|| format!("the log:\n{}", self.log_end()))?;
+        let ended = self.ended().await;
+        let status = self.with_log(ended)?;
         let (log, end) = (self.log(), self.log_end());
         let last = log
             .lines()
@@ -416,17 +414,24 @@ impl TestLeaf {
         let log = self.log();
         let lines: Vec<&str> = log
             .lines()
-            .filter(|line| !line.contains(" recorded kind="))
+            .filter(|line| !line.contains(": recorded sequence="))
             .collect();
         lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+
+    /// Adds the end of its log to an error, after the cause.
+    pub(crate) fn with_log<T>(&self, result: anyhow::Result<T>) -> anyhow::Result<T> {
+        const LOG: &str = "; the log:\n";
+        result.map_err(|error| match format!("{error:#}") {
+            text if text.contains(LOG) => error,
+            text => anyhow::Error::msg(format!("{text}{LOG}{}", self.log_end())),
+        })
     }
 
     /// Waits until it has logged this text.
     pub(crate) async fn logged(&self, text: &str) -> anyhow::Result<()> {
         let what = format!("the log says {text:?}");
-        until(&what, async || Ok(self.log().contains(text).then_some(())))
-            .await
-            .with_context(|| format!("the log:\n{}", self.log_end()))
+        self.with_log(until(&what, async || Ok(self.log().contains(text).then_some(()))).await)
     }
 
     /// The journal's file.

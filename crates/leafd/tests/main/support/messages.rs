@@ -139,11 +139,10 @@ impl TestLeaf {
             Ok(Some(client.call(&name, &ShowLeaf {}, options.clone()).await?))
         })
         .await;
-        shown.with_context(|| format!("the log:\n{}", self.log_end()))
+        self.with_log(shown)
     }
 
-    /// Waits until all that is recorded now is in the stream, the first look at the hardware included; returns the last
-    /// sequence number.
+    /// Waits until all that is recorded now is in the stream, with some devices; returns the last sequence number.
     pub(crate) async fn published(&mut self) -> anyhow::Result<u64> {
         let deadline = Instant::now() + LIMIT;
         loop {
@@ -153,7 +152,9 @@ impl TestLeaf {
             }
             ensure!(
                 Instant::now() < deadline,
-                "not within {LIMIT:?}: all is published; {shown:?}; the log:\n{}",
+                "not within {LIMIT:?}: all is published; published {} of {}; the log:\n{}",
+                shown.published,
+                shown.sequence,
                 self.log_end()
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -207,12 +208,6 @@ impl TestLeaf {
             apply(&mut state, &Event::from_record(record)?);
         }
         Ok(state)
-    }
-
-    /// The state that the events of the stream give, after all is published.
-    pub(crate) async fn state_by_replay(&mut self) -> anyhow::Result<State> {
-        self.published().await?;
-        Self::replay(&self.events().await?)
     }
 
     /// The entries of the bucket `leaf_state`.
