@@ -75,7 +75,7 @@ pub(crate) enum Error {
         /// The command's id.
         id: CommandId,
         /// How it was lost.
-        how: CallError,
+        how: Box<CallError>,
     },
     /// A stream could not be read.
     #[error(transparent)]

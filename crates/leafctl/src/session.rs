@@ -191,9 +191,10 @@ impl Session {
         };
         let answer = self.client.call(leaf, request, options).await;
         answer.map_err(|error| match (error, id) {
-            (error @ (CallError::TimedOut { .. } | CallError::Disconnected), Some(id)) => {
-                Error::Lost { id, how: error }
-            }
+            (error @ (CallError::TimedOut { .. } | CallError::Disconnected), Some(id)) => Error::Lost {
+                id,
+                how: error.into(),
+            },
             (error, _) => error.into(),
         })
     }

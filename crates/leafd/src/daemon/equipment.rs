@@ -26,6 +26,9 @@ use crate::programs;
 use crate::settings::{EXTERNAL_RUNS_NONE, HELPER_SOCKET, Settings, off_pool};
 use crate::steps::ContainerHost;
 
+/// The end of the path of the directory in which leafd writes a context for root and its group: `RuntimeDirectory=` of its unit.
+const ACCESS_DIRECTORY: &str = "cim-leaf/access";
+
 /// The embedded server's port if none is set.
 const DEFAULT_PORT: u16 = 4222;
 
@@ -146,9 +149,11 @@ pub(super) async fn set_up(settings: &Settings, leaf: &LeafName) -> anyhow::Resu
     };
     let url = process.client_url();
     identity.write_context(&settings.state_dir.join("context.json"), &url)?;
-    // Where systemd runs leafd, it makes this directory for leafd's user and group, and removes it when leafd has stopped.
-    if let Some(directory) = std::env::var_os("RUNTIME_DIRECTORY")
-        && let Err(error) = identity.write_access(directory.as_ref(), &url)
+    // Where systemd runs leafd, it makes this directory for leafd's user and group, and removes it when leafd has stopped. A
+    // shell in another service has that one's directory in its environment.
+    if let Some(directory) = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from)
+        && directory.ends_with(ACCESS_DIRECTORY)
+        && let Err(error) = identity.write_access(&directory, &url)
     {
         tracing::warn!(
             error = chain(&error),

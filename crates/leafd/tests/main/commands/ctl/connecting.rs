@@ -198,14 +198,26 @@ pub(super) async fn contexts() -> anyhow::Result<()> {
 }
 
 pub(super) async fn group_access() -> anyhow::Result<()> {
-    let directory = tempfile::tempdir()?;
+    let place = tempfile::tempdir()?;
+    // A shell in another service has that one's directory in its environment.
+    let other = place.path().join("other");
+    std::fs::create_dir(&other)?;
+    let leaf = Setup::new().variable("RUNTIME_DIRECTORY", &other).start().await?;
+    ensure!(
+        std::fs::read_dir(&other)?.next().is_none(),
+        "it wrote to another's"
+    );
+    drop(leaf);
+
     // As systemd does, which gives the directory to leafd's user and group.
+    let directory = place.path().join("cim-leaf/access");
+    std::fs::create_dir_all(&directory)?;
     let leaf = Setup::new()
-        .variable("RUNTIME_DIRECTORY", directory.path())
+        .variable("RUNTIME_DIRECTORY", &directory)
         .start()
         .await?;
     for name in ["context.json", "admin.creds"] {
-        let file = directory.path().join(name);
+        let file = directory.join(name);
         let mode = std::fs::metadata(&file)
             .with_context(|| name)?
             .permissions()
@@ -213,7 +225,7 @@ pub(super) async fn group_access() -> anyhow::Result<()> {
         ensure!(mode & 0o7777 == 0o640, "{name}: {mode:o}");
     }
     // It doesn't need what only leafd's user can read.
-    let context = directory.path().join("context.json").display().to_string();
+    let context = directory.join("context.json").display().to_string();
     let state = leaf.state_dir.display().to_string();
     ensure!(!std::fs::read_to_string(&context)?.contains(&state));
     let shown = run(command(&["leaf", "show", "--context", &context])).await?;
