@@ -147,6 +147,7 @@ impl EventPublisher {
         let mut confirmed = Confirmed::before(self.journal.held());
         let mut ages = Ages::default();
         let mut health = ServerHealth::default();
+        let mut last = (String::new(), 0);
         loop {
             bus.connected().await;
             match self.session(&bus, &mut confirmed, &mut ages).await {
@@ -156,7 +157,12 @@ impl EventPublisher {
                 }
                 Trouble::Stream(StreamError::Disconnected) => continue,
                 Trouble::Stream(error) => {
-                    tracing::warn!(error = chain(&error), "can't publish events at the moment");
+                    // The same one again, without an event in between, says nothing new.
+                    let now = (chain(&error), self.published.borrow().sequence);
+                    if now != last {
+                        tracing::warn!(error = now.0, "can't publish events at the moment");
+                        last = now;
+                    }
                     let room = self.journal.free_bytes().map_or(true, |free| free >= ROOM_BYTES);
                     if health.restart_helps(&error, self.published.borrow().sequence) && room {
                         health.restarted();
