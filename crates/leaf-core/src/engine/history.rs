@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use crate::cause::Cause;
 use crate::event::{Event, EventRecord, Fact, LeafFact, shorten};
 use crate::id::{JobId, LeafName};
-use crate::state::{self, SNAPSHOT_KEY, State};
+use crate::state::{self, SHARES, SNAPSHOT_KEY, State};
 
 use super::output::Batch;
 
@@ -120,7 +120,7 @@ impl History {
     pub fn record(&mut self, draft: &mut Draft, time: Timestamp, cause: &Cause, fact: Fact) -> Vec<JobId> {
         let mut event = self.next_event(time, cause, fact);
         let mut record = event.to_record(&self.leaf, self.epoch);
-        for share in [4, 16, 64] {
+        for share in SHARES {
             if record.wire_bytes() <= self.max_event_bytes {
                 break;
             }
@@ -150,18 +150,17 @@ impl History {
         forgotten
     }
 
-    /// Adds a snapshot of the state to the draft. Before it, the state forgets the oldest revisions of containers whose
-    /// entry would not fit into a message.
+    /// Adds a snapshot of the state to the draft. Before it, entries that would not fit into a message are made smaller.
     pub fn snapshot(&mut self, draft: &mut Draft, time: Timestamp) {
         let room = self.max_event_bytes.saturating_sub(PART_ROOM);
-        let trimmed = self.state.forget_revisions(room);
+        let fitted = self.state.fit_entries(room);
         let parts = self
             .state
             .snapshot(&self.leaf, self.epoch, SNAPSHOT_PART_BYTES.min(room));
         for part in parts {
             self.record(draft, time, &Cause::default(), Fact::from(part));
         }
-        draft.changed.extend(trimmed);
+        draft.changed.extend(fitted);
         self.bytes_since_snapshot = 0;
     }
 

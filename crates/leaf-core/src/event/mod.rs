@@ -20,7 +20,7 @@ pub use hardware::*;
 pub use job::*;
 pub use leaf::*;
 pub use record::{EventRecord, Headers};
-pub(crate) use shorten::shorten;
+pub(crate) use shorten::{shorten, shorten_result};
 
 use std::borrow::Cow;
 

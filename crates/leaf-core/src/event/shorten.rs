@@ -13,33 +13,36 @@ pub(crate) fn shorten(fact: &mut Fact, max_bytes: usize) {
         Fact::Container(ContainerFact::Reverted(fact)) => shorten_text(&mut fact.reason, max_bytes),
         Fact::Job(JobFact::Failed(fact)) => shorten_text(&mut fact.error, max_bytes),
         Fact::Job(JobFact::Interrupted(fact)) => shorten_text(&mut fact.reason, max_bytes),
-        Fact::Job(JobFact::Succeeded(fact)) => {
-            let JobResult::Build(build) = &mut fact.result;
-            let mut bytes = 0;
-            let fits = build.references.iter().take_while(|path| {
-                // Quotes and a comma.
-                bytes += path.as_str().len() + 3;
-                bytes <= max_bytes
-            });
-            let kept = fits.count();
-            build.references_left_out += (build.references.len() - kept) as u64;
-            build.references.truncate(kept);
-            let mut bytes = 0;
-            let fits = build.others.iter().take_while(|other| {
-                let outputs = other
-                    .outputs
-                    .iter()
-                    .map(|(name, path)| name.len() + path.as_str().len());
-                let derivation = other.derivation.as_ref().map_or(0, |path| path.as_str().len());
-                // The names of the fields, quotes and commas.
-                bytes += derivation + outputs.map(|output| output + 6).sum::<usize>() + 40;
-                bytes <= max_bytes
-            });
-            let kept = fits.count();
-            build.others.truncate(kept);
-        }
+        Fact::Job(JobFact::Succeeded(fact)) => shorten_result(&mut fact.result, max_bytes),
         _ => {}
     }
+}
+
+/// Shortens each list of a result to about this many bytes.
+pub(crate) fn shorten_result(result: &mut JobResult, max_bytes: usize) {
+    let JobResult::Build(build) = result;
+    let mut bytes = 0;
+    let fits = build.references.iter().take_while(|path| {
+        // Quotes and a comma.
+        bytes += path.as_str().len() + 3;
+        bytes <= max_bytes
+    });
+    let kept = fits.count();
+    build.references_left_out += (build.references.len() - kept) as u64;
+    build.references.truncate(kept);
+    let mut bytes = 0;
+    let fits = build.others.iter().take_while(|other| {
+        let outputs = other
+            .outputs
+            .iter()
+            .map(|(name, path)| name.len() + path.as_str().len());
+        let derivation = other.derivation.as_ref().map_or(0, |path| path.as_str().len());
+        // The names of the fields, quotes and commas.
+        bytes += derivation + outputs.map(|output| output + 6).sum::<usize>() + 40;
+        bytes <= max_bytes
+    });
+    let kept = fits.count();
+    build.others.truncate(kept);
 }
 
 #[cfg(test)]

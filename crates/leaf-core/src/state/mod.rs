@@ -14,6 +14,7 @@ mod snapshot;
 pub use job::REMEMBERED_JOBS;
 pub use leaf::LeafState;
 pub use raw::{RawEntry, RawEvent};
+pub(crate) use snapshot::SHARES;
 pub use snapshot::{SNAPSHOT_KEY, fit_entry};
 
 use std::collections::BTreeMap;

@@ -6,12 +6,16 @@ use serde_json::Value;
 
 use super::{Entry, Kind, State};
 use crate::aggregate::Aggregate;
-use crate::event::LeafSnapshotted;
-use crate::id::{ContainerName, LeafName};
+use crate::event::{LeafSnapshotted, shorten_result};
+use crate::id::{ContainerName, JobId, LeafName};
 use crate::json::to_json;
+use crate::text::shorten_text;
 
 /// The key of the entry with the sequence number at which the newest snapshot begins.
 pub const SNAPSHOT_KEY: &str = "snapshot";
+
+/// The parts of a message's room to which a text or a list is shortened, one after the other, until all fits.
+pub(crate) const SHARES: [usize; 3] = [4, 16, 64];
 
 pub(super) const KIND: Kind = Kind {
     name: SNAPSHOT_KEY,
@@ -93,26 +97,59 @@ pub fn fit_entry(json: &[u8], max_bytes: usize) -> Option<Vec<u8>> {
 }
 
 impl State {
-    /// Forgets the oldest revisions of containers whose entries have more than this many bytes, and returns the keys of
-    /// these entries. One that is larger without revisions stays larger.
-    pub(crate) fn forget_revisions(&mut self, max_bytes: usize) -> Vec<String> {
-        let mut trimmed = Vec::new();
+    /// Makes the entries of containers and jobs that have more than this many bytes smaller, and returns their keys: a
+    /// container forgets its oldest revisions, then errors, reasons and results are shortened. What was accepted with this
+    /// limit fits then.
+    pub(crate) fn fit_entries(&mut self, max_bytes: usize) -> Vec<String> {
+        let mut fitted = Vec::new();
         let names: Vec<ContainerName> = self.containers.keys().cloned().collect();
         for name in names {
             let key = Aggregate::Container(&name).key();
-            let mut is_trimmed = false;
-            while self.entry_json(&key).is_some_and(|json| json.len() > max_bytes)
+            if self.fits(&key, max_bytes) {
+                continue;
+            }
+            while !self.fits(&key, max_bytes)
                 && let Some(container) = self.containers.get_mut(&name)
                 && !container.revisions.is_empty()
             {
                 container.revisions.remove(0);
-                is_trimmed = true;
             }
-            if is_trimmed {
-                trimmed.push(key);
+            for share in SHARES {
+                if !self.fits(&key, max_bytes)
+                    && let Some(container) = self.containers.get_mut(&name)
+                {
+                    for text in container.error.iter_mut().chain(&mut container.reverted) {
+                        shorten_text(text, max_bytes / share);
+                    }
+                }
             }
+            fitted.push(key);
         }
-        trimmed
+        let ids: Vec<JobId> = self.jobs.keys().copied().collect();
+        for id in ids {
+            let key = Aggregate::Job(&id).key();
+            if self.fits(&key, max_bytes) {
+                continue;
+            }
+            for share in SHARES {
+                if !self.fits(&key, max_bytes)
+                    && let Some(job) = self.jobs.get_mut(&id)
+                {
+                    if let Some(result) = &mut job.result {
+                        shorten_result(result, max_bytes / share);
+                    }
+                    if let Some(error) = &mut job.error {
+                        shorten_text(error, max_bytes / share);
+                    }
+                }
+            }
+            fitted.push(key);
+        }
+        fitted
+    }
+
+    fn fits(&self, key: &str, max_bytes: usize) -> bool {
+        self.entry_json(key).is_none_or(|json| json.len() <= max_bytes)
     }
 
     /// Returns the snapshot of the state in parts of about `part_bytes`, each with at least one entry.

@@ -75,6 +75,54 @@ fn the_history_of_a_container_with_many_large_revisions_fits_into_every_message(
 }
 
 #[test]
+fn a_container_with_a_large_spec_and_a_long_error_fits_into_a_snapshot() {
+    let limit = 16 << 10;
+    let (mut world, _) = with_running();
+    world.max_message_bytes = Some(limit);
+    let name = ContainerName::new("new").expect("a name");
+    let text = "x".repeat(6 << 10);
+    let create = CreateContainer {
+        name: name.clone(),
+        source: ContainerSource::Template {
+            name: "minimal".to_owned(),
+        },
+        start: true,
+        options: ContainerOptions {
+            environment: BTreeMap::from([("A".to_owned(), text.clone()), ("B".to_owned(), text)]),
+            ..ContainerOptions::default()
+        },
+    };
+    world.send(admin(), None, create.into());
+    work(
+        &mut world,
+        &Err(format!("the first\n{}the last", "x".repeat(12 << 10))),
+    );
+    for _ in 0..60 {
+        let update = UpdateContainer {
+            name: name.clone(),
+            source: None,
+            if_generation: None,
+        };
+        world.send(admin(), None, update.into());
+        work(
+            &mut world,
+            &Err(format!("the first\n{}the last", "x".repeat(12 << 10))),
+        );
+    }
+    let kinds = world.kinds();
+    assert!(kinds.iter().any(|kind| kind.contains("snapshotted")), "{kinds:?}");
+    assert!(largest(&world) <= limit, "{}", largest(&world));
+    let error = world.state().containers[&name]
+        .error
+        .as_deref()
+        .expect("it failed");
+    assert!(
+        error.contains("the first") && error.ends_with("the last"),
+        "{error}"
+    );
+}
+
+#[test]
 fn the_result_and_the_error_of_a_job_are_shortened_to_what_the_server_accepts() {
     for limit in LIMITS {
         let (mut world, _) = with_running();
