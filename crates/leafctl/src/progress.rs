@@ -10,6 +10,9 @@ use leaf_core::job::Progress;
 use crate::output::tell;
 use crate::text::Text;
 
+/// The length from which a line of a log is printed without its end, in bytes.
+const LONGEST_LINE: usize = 64 << 10;
+
 /// Waits for `work`; after a second, a spinner shows `what`. Only on a terminal.
 pub(crate) async fn waiting<T>(what: &'static str, work: impl Future<Output = T>) -> T {
     tokio::pin!(work);
@@ -28,6 +31,7 @@ pub(crate) struct JobBar {
     bar: ProgressBar,
     plain: bool,
     last: String,
+    lines: Lines,
 }
 
 impl JobBar {
@@ -49,6 +53,7 @@ impl JobBar {
             bar,
             plain: wanted && !terminal,
             last: String::new(),
+            lines: Lines::default(),
         }
     }
 
@@ -70,16 +75,81 @@ impl JobBar {
         self.plain || !self.bar.is_hidden()
     }
 
-    /// Prints lines of the job's log above the bar.
-    pub(crate) fn log(&self, text: &str) {
+    /// Prints the whole lines of a page of the job's log above the bar.
+    pub(crate) fn log(&mut self, text: &str) {
         // Queried before `suspend`, which locks the bar.
-        if self.shows_log() {
-            self.bar.suspend(|| tell(text.strip_suffix('\n').unwrap_or(text)));
+        if !self.shows_log() {
+            return;
+        }
+        if let Some(lines) = self.lines.add(text) {
+            self.bar.suspend(|| tell(lines));
         }
     }
 
-    /// Removes the bar.
-    pub(crate) fn finish(self) {
+    /// Prints what is left of the log, and removes the bar.
+    pub(crate) fn finish(mut self) {
+        if let Some(line) = self.lines.rest() {
+            self.bar.suspend(|| tell(line));
+        }
         self.bar.finish_and_clear();
+    }
+}
+
+/// The lines of a log whose pages may end within a line.
+#[derive(Default)]
+struct Lines {
+    unfinished: String,
+}
+
+impl Lines {
+    /// Adds a page, and returns the lines that are whole by now, without the end of the last one.
+    fn add(&mut self, page: &str) -> Option<String> {
+        self.unfinished.push_str(page);
+        match self.unfinished.rfind('\n') {
+            Some(end) => {
+                let rest = self.unfinished.split_off(end + 1);
+                let mut lines = std::mem::replace(&mut self.unfinished, rest);
+                lines.truncate(end);
+                Some(lines)
+            }
+            None if self.unfinished.len() > LONGEST_LINE => self.rest(),
+            None => None,
+        }
+    }
+
+    /// Returns the line that has no end yet.
+    fn rest(&mut self) -> Option<String> {
+        Some(std::mem::take(&mut self.unfinished)).filter(|line| !line.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_whole_wherever_the_pages_end() {
+        let log = "first\n\nthe second\nlast";
+        for first in 0..log.len() {
+            for second in first..log.len() {
+                let mut lines = Lines::default();
+                let mut printed = Vec::new();
+                for page in [&log[..first], &log[first..second], &log[second..]] {
+                    printed.extend(lines.add(page));
+                }
+                printed.extend(lines.rest());
+                assert_eq!(printed.join("\n"), log, "{first}, {second}");
+                assert_eq!(lines.rest(), None);
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_printed_in_parts() {
+        let mut lines = Lines::default();
+        let page = "x".repeat(LONGEST_LINE);
+        assert_eq!(lines.add(&page), None);
+        let long = lines.add(&page).expect("it is too long to be kept");
+        assert_eq!(long.len(), 2 * LONGEST_LINE);
     }
 }

@@ -92,7 +92,7 @@ pub(crate) async fn follow(
             let report = session.call_to(leaf, &ShowJob { id }).await?;
             // After the state: the log of a job that has ended is complete.
             if bar.shows_log() {
-                print_log(session, leaf, id, &mut offset, &bar).await?;
+                print_log(session, leaf, id, &mut offset, &mut bar).await?;
             }
             if report.job.phase.is_final() {
                 return Ok(report.job);
@@ -134,7 +134,7 @@ async fn print_log(
     leaf: &LeafName,
     id: JobId,
     offset: &mut u64,
-    bar: &JobBar,
+    bar: &mut JobBar,
 ) -> Result<(), Error> {
     loop {
         let request = ReadJobLog { id, offset: *offset };
