@@ -41,6 +41,11 @@ let
     ) "${cfg.package}/bin/leafd check-config $out"}
   '';
 
+  # Whether the host's firewall flushes all nftables rules.
+  flushes =
+    withContainers && config.networking.nftables.enable && config.networking.nftables.flushRuleset;
+  network = change: [ "-${cfg.package}/bin/leaf-helper network ${change}" ];
+
   credentials = lib.filterAttrs (_: file: file != null) {
     "nats.creds" = cfg.nats.credentialsFile;
     "nats-streams.creds" = cfg.nats.streamCredentialsFile;
@@ -107,25 +112,29 @@ in
 
     # A flush of all rules removes those of the containers' closed network as well. So the containers are cut off before it,
     # and connected again once their rules are set.
-    systemd.services.nftables =
-      lib.mkIf (withContainers && config.networking.nftables.enable && config.networking.nftables.flushRuleset)
-        (
-          let
-            network = change: [ "-${cfg.package}/bin/leaf-helper network ${change}" ];
-          in
-          {
-            serviceConfig = {
-              ExecStartPre = lib.mkBefore (network "close");
-              ExecStartPost = lib.mkAfter (network "open");
-              ExecReload = lib.mkMerge [
-                (lib.mkBefore (network "close"))
-                (lib.mkAfter (network "open"))
-              ];
-              ExecStop = lib.mkBefore (network "close");
-              ExecStopPost = lib.mkAfter (network "open");
-            };
-          }
-        );
+    systemd.services.nftables = lib.mkIf flushes {
+      serviceConfig = {
+        ExecStartPre = lib.mkBefore (network "close");
+        ExecStartPost = lib.mkAfter (network "open");
+        ExecReload = lib.mkMerge [
+          (lib.mkBefore (network "close" ++ [ "-${config.systemd.package}/bin/systemctl start --no-block leaf-network-open" ]))
+          (lib.mkAfter (network "open"))
+        ];
+        ExecStop = lib.mkBefore (network "close");
+        ExecStopPost = lib.mkAfter (network "open");
+      };
+    };
+
+    # A reload ends at its first command that fails, and nothing is run after it. This one waits until the reload has ended,
+    # in whatever way.
+    systemd.services.leaf-network-open = lib.mkIf flushes {
+      description = "Open the network of containers after a reload of nftables";
+      after = [ "nftables.service" ];
+      serviceConfig = {
+        Type = "oneshot";
+        ExecStart = "${cfg.package}/bin/leaf-helper network open";
+      };
+    };
 
     systemd.services.systemd-networkd = lib.mkIf (withContainers && config.systemd.network.enable) {
       reloadTriggers = [ networkFile ];

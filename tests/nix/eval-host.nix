@@ -80,8 +80,9 @@ let
           containers.enable = true;
         };
       }
-    ]).config.systemd.services.nftables.serviceConfig;
-  flushes = firewall true;
+    ]).config.systemd.services;
+  flushing = firewall true;
+  flushes = flushing.nftables.serviceConfig;
   network = change: command: lib.hasSuffix "/bin/leaf-helper network ${change}" command;
 
   has = name: unit: line: {
@@ -250,8 +251,27 @@ let
           ];
       }
       {
+        name = "the network of containers is opened after a reload of the firewall that fails";
+        holds =
+          let
+            opening = flushing.leaf-network-open;
+          in
+          hasInfix "/bin/systemctl start --no-block leaf-network-open" (lib.elemAt flushes.ExecReload 1)
+          && lib.hasPrefix "-" (lib.elemAt flushes.ExecReload 1)
+          # Its start waits for the end of a reload, which does not wait for it.
+          && opening.after == [ "nftables.service" ]
+          && opening.serviceConfig.Type == "oneshot"
+          && network "open" opening.serviceConfig.ExecStart
+          && !builtins.elem "leaf-network-open.service" (flushing.nftables.after ++ flushing.nftables.requires);
+      }
+      {
         name = "a firewall that replaces its own tables only is left alone";
-        holds = !(firewall false ? ExecStartPre || firewall false ? ExecStopPost);
+        holds =
+          let
+            own = firewall false;
+          in
+          !(own.nftables.serviceConfig ? ExecStartPre || own.nftables.serviceConfig ? ExecStopPost)
+          && !(own ? leaf-network-open);
       }
       {
         name = "each wrong option is refused with its own message";
