@@ -204,6 +204,12 @@ impl Host {
         }
     }
 
+    pub(crate) fn release(&self) -> HostOp {
+        HostOp::ReleaseNetwork {
+            leaf_address: self.address(1),
+        }
+    }
+
     pub(crate) fn address(&self, last: u8) -> Ipv4Addr {
         Ipv4Addr::new(10, self.block.0, self.block.1, last)
     }

@@ -1,6 +1,6 @@
 //! Cleans up after earlier versions of the helper, or one that was killed: units with another text, units and notes of
-//! containers that are gone, and files of runs that ended. Each is brought up to date or removed once in the life of a
-//! helper, with a line in the log.
+//! containers that are gone, files of runs that ended, and forwarding that was enabled without a note. Each is brought up
+//! to date or removed once in the life of a helper, with a line in the log.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -23,6 +23,12 @@ impl Helper {
     pub(crate) async fn bring_up_to_date(&self) {
         if self.is_up_to_date.swap(true, Ordering::Relaxed) {
             return;
+        }
+        if let Err(e) = self.adopt_forwarding().await {
+            tracing::warn!(
+                error = chain(&e),
+                "can't tell whether an earlier helper enabled packet forwarding"
+            );
         }
         let mut is_stale = false;
         for name in self.names_left() {

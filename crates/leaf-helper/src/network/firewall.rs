@@ -21,10 +21,12 @@
 //! A container's elements are added to the sets before its first process runs ([`Helper::admit`]), replaced in one
 //! transaction when its spec changes ([`Helper::renew`]), and removed when it has ended ([`Helper::expel`]); they are
 //! recorded in its run directory. The parameters of the rules are recorded in the leaf's state directory, so a
-//! container that systemd starts at boot has rules before `leafd` is up, and nothing is removed when `leafd` ends. If
-//! the rules are missing (another program flushed nftables), the next start or [`Helper::prepare_network`] restores
-//! them for all.
+//! container that systemd starts at boot has rules before `leafd` is up, and they stay when `leafd` ends, unless no
+//! container is left ([`Helper::release_network`]). If the rules are missing (another program flushed nftables), the
+//! next start or [`Helper::prepare_network`] restores them for all; a program that is about to flush them
+//! [closes](Helper::close_network) the network before.
 
+mod closing;
 mod elements;
 mod forwarding;
 mod nft;
@@ -48,16 +50,22 @@ use crate::{Helper, lock, network};
 
 use elements::Elements;
 
+pub(crate) use closing::CUT_OFF;
+
 /// The file with the parameters of the rules, in the leaf's state directory.
 const PREPARED: &str = "network.json";
 /// The lock held while the rules are changed, in the leaf's state directory.
 const LOCK: &str = "network.lock";
 /// The file with a container's elements in the rules, in its run directory.
 pub(crate) const ADMITTED: &str = "network.json";
-/// The mark of a container that is cut off until the rules are set, in its run directory.
-pub(crate) const CUT_OFF: &str = "cut-off";
+/// The note with the leaf's address, if the helper added it to `lo`, in the leaf's run directory: a reboot removes both.
+///
+/// A helper of before the note ignores it, and removes the address with the tables in any case. An address that such a
+/// helper added is kept by a newer one, until the next boot.
+const ADDED_ADDRESS: &str = "network.address";
 
-/// The parameters of the last `PrepareNetwork`. A newer helper may have added others.
+/// The parameters of the last `PrepareNetwork`. Newer helpers may add others, and keep these, so that an older one can set
+/// the rules after a rollback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Prepared {
     leaf_address: Ipv4Addr,
@@ -102,54 +110,41 @@ impl Helper {
         self.rebuild(&lock, prepared).await
     }
 
-    /// Removes the leaf's tables, and its address, if it has no containers.
+    /// Removes the leaf's tables, and its address if the helper added it, unless the leaf has containers. The last leaf
+    /// of the host disables forwarding as well, if a helper enabled it.
     pub(crate) async fn release_network(&self, leaf_address: Ipv4Addr) -> Result<()> {
         let lock = self.lock_network().await?;
         let Specs { read, unreadable } = self.specs()?;
         if !read.is_empty() || !unreadable.is_empty() {
             return Ok(());
         }
-        tables::delete(&self.leaf)?;
-        network::remove_leaf_address(leaf_address).await?;
+        tables::delete_all(&self.leaf)?;
+        if let Some(run) = Directory::open_root(&self.paths.run)?
+            && run.read(ADDED_ADDRESS)? == Some(leaf_address.to_string())
+        {
+            network::remove_leaf_address(leaf_address).await?;
+            run.remove_file(ADDED_ADDRESS)?;
+        }
+        let forwarding = self.forwarding().await?;
+        if !self.others_are_prepared()? {
+            forwarding.release()?;
+        }
         lock.state.remove_file(PREPARED)
     }
 
-    /// Cuts all containers off until the rules are set again, because another program is about to remove them.
-    pub(crate) async fn close_network(&self) -> Result<()> {
-        let _lock = self.lock_network().await?;
-        let Specs { read, unreadable } = self.specs()?;
-        self.cut_off(read.keys().chain(&unreadable)).await
+    /// Returns whether another leaf of this host has its network prepared.
+    fn others_are_prepared(&self) -> Result<bool> {
+        let Some(leaves) = self.paths.state.parent() else {
+            return Ok(false);
+        };
+        let entries = std::fs::read_dir(leaves).map_err(Error::io(format!("read {}", leaves.display())))?;
+        let mut states = entries.flatten().map(|entry| entry.path());
+        Ok(states.any(|state| state != self.paths.state && state.join(PREPARED).exists()))
     }
 
-    /// Sets the rules again, if the network was prepared.
-    pub(crate) async fn open_network(&self) -> Result<()> {
-        let lock = self.lock_network().await?;
-        match self.prepared(&lock.state)? {
-            Some(prepared) => self.rebuild(&lock, prepared).await,
-            None => Ok(()),
-        }
-    }
-
-    /// Cuts off those of these containers that participate.
-    async fn cut_off<'a>(&self, names: impl Iterator<Item = &'a ContainerName>) -> Result<()> {
-        for name in names {
-            if self.takes_part(name)? {
-                // Noted first, so that it is connected again whatever happens.
-                self.run_directory(name)?.touch(CUT_OFF, 0o600)?;
-                network::take_down(name).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Connects a container again, if it is cut off.
-    async fn reconnect(&self, spec: &RunSpec) -> Result<()> {
-        let run = self.run_directory(&spec.name)?;
-        if run.has(CUT_OFF)? {
-            network::bring_back(&spec.name, spec.network).await?;
-            run.remove_file(CUT_OFF)?;
-        }
-        Ok(())
+    /// Notes what helpers changed that wrote no notes yet.
+    pub(crate) async fn adopt_forwarding(&self) -> Result<()> {
+        self.forwarding().await?.adopt().await
     }
 
     /// Adds the elements of a container's spec to the rules. Idempotent.
@@ -176,7 +171,7 @@ impl Helper {
     }
 
     async fn open(&self, lock: &Lock, name: &ContainerName, spec: &RunSpec) -> Result<()> {
-        self.open_forwarding(spec).await?;
+        self.open_forwarding(lock, spec).await?;
         self.set_elements(lock, name, elements::of(spec)?).await
     }
 
@@ -207,6 +202,9 @@ impl Helper {
 
     /// Refuses impossible openings: a port of the leaf that is already in use, a host that does not forward.
     pub(crate) async fn check_openings(&self, spec: &RunSpec) -> Result<()> {
+        if spec.options.allow.is_empty() {
+            return Ok(());
+        }
         let wanted = ingress(spec);
         if !wanted.is_empty() {
             let state = Directory::make_root(&self.paths.state, SHOWN_DIRECTORY)?;
@@ -233,14 +231,15 @@ impl Helper {
                 }
             }
         }
-        self.open_forwarding(spec).await
+        let lock = self.lock_network().await?;
+        self.open_forwarding(&lock, spec).await
     }
 
-    async fn open_forwarding(&self, spec: &RunSpec) -> Result<()> {
+    async fn open_forwarding(&self, _lock: &Lock, spec: &RunSpec) -> Result<()> {
         if spec.options.allow.is_empty() {
             return Ok(());
         }
-        forwarding::ensure(&self.settings.nft).await
+        self.forwarding().await?.ensure(self.is_closed()?).await
     }
 
     /// Replaces the elements of one container. Its record covers all elements that may exist at any moment.
@@ -288,24 +287,36 @@ impl Helper {
             leaf_address,
             nats_port,
         } = prepared;
-        network::add_leaf_address(leaf_address).await?;
+        if network::add_leaf_address(leaf_address).await? {
+            let run = Directory::make_root(&self.paths.run, SHOWN_DIRECTORY)?;
+            run.write(ADDED_ADDRESS, leaf_address.to_string().as_bytes(), 0o600)?;
+        }
+        let forwarding = self.forwarding().await?;
         let mut script = rules::table(&self.leaf, leaf_address, nats_port);
+        script += &forwarding.rules()?;
         let mut all = BTreeMap::new();
         let mut ports = BTreeSet::new();
         let specs = self.specs()?;
-        for name in &specs.unreadable {
-            if leave_out != Some(name) && self.takes_part(name)? {
-                // Its link is a container's, and nothing is permitted on it.
-                let closed = Elements::from([elements::Element::Link]);
-                script += &rules::replace(&self.leaf, name, &Elements::new(), &closed);
-                all.insert(name, closed);
-            }
+        // The link is a container's, and nothing is permitted on it.
+        let closed = || Elements::from([elements::Element::Link]);
+        let takes_part = |name: &ContainerName| {
+            leave_out != Some(name)
+                && self.takes_part(name).unwrap_or_else(|e| {
+                    let error = leaf_core::error::chain(&e);
+                    tracing::warn!(container = %name, error, "can't tell whether a container is connected, so it gets rules");
+                    true
+                })
+        };
+        for name in specs.unreadable.iter().filter(|name| takes_part(name)) {
+            script += &rules::replace(&self.leaf, name, &Elements::new(), &closed());
+            all.insert(name, closed());
         }
-        for (name, spec) in &specs.read {
-            if leave_out == Some(name) || !self.takes_part(name)? {
-                continue;
-            }
-            let mut elements = elements::of(spec)?;
+        for (name, spec) in specs.read.iter().filter(|(name, _)| takes_part(name)) {
+            let mut elements = elements::of(spec).unwrap_or_else(|e| {
+                let error = leaf_core::error::chain(&e);
+                tracing::warn!(container = %name, error, "can't use a container's spec, so its network is closed");
+                closed()
+            });
             elements.retain(|element| match element.ingress() {
                 Some(key) if !ports.insert(key) => {
                     tracing::warn!(container = %name, ?key, "a port of the leaf is already forwarded to another container");
@@ -323,28 +334,37 @@ impl Helper {
                     "nft can't read the leaf's tables, which a newer nft may have made: they are removed and made again"
                 );
                 self.cut_off(all.keys().copied()).await?;
-                tables::delete(&self.leaf)?;
+                tables::delete_all(&self.leaf)?;
                 nft::run(&self.settings.nft, &script).await
             }
             set => set,
         };
         set.map_err(nft::Failure::of_new_rules)?;
+        let is_closed = self.is_closed()?;
+        // An error about one container does not leave the others cut off.
+        let mut first = Ok(());
         for (name, elements) in all {
-            self.run_directory(name)?
-                .write(ADMITTED, &json(&elements), 0o600)?;
-            if let Some(spec) = specs.read.get(name)
+            let noted = self
+                .run_directory(name)
+                .and_then(|run| run.write(ADMITTED, &json(&elements), 0o600));
+            first = first.and(noted);
+            if !is_closed
+                && let Some(spec) = specs.read.get(name)
                 && let Err(e) = self.reconnect(spec).await
             {
                 let error = leaf_core::error::chain(&e);
                 tracing::warn!(container = %name, error, "can't connect a container again that was cut off");
             }
         }
-        Ok(())
+        if !is_closed {
+            first = first.and(forwarding.resume());
+        }
+        first
     }
 
     /// Returns whether a container participates: it has elements in the rules, or is about to have them.
     fn takes_part(&self, name: &ContainerName) -> Result<bool> {
-        Ok(self.admitted(name)?.is_some() || network::is_there(name)?)
+        Ok(network::is_there(name)? || self.admitted(name)?.is_some())
     }
 
     /// Returns the elements that a container may have in the rules; `None` if it does not participate.

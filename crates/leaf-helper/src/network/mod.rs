@@ -59,8 +59,8 @@ pub(crate) fn is_there(name: &ContainerName) -> Result<bool> {
     }
 }
 
-/// Adds an address to `lo`, if it is missing.
-pub(crate) async fn add_leaf_address(address: Ipv4Addr) -> Result<()> {
+/// Adds an address to `lo`, if it is missing. Returns whether it was.
+pub(crate) async fn add_leaf_address(address: Ipv4Addr) -> Result<bool> {
     connected(async |handle| {
         let index = index_of(&handle, "lo")
             .await?
@@ -292,7 +292,12 @@ fn route_to(theirs: IpAddr, own: IpAddr, index: u32) -> RouteMessage {
     }
 }
 
-async fn add_address(handle: &Handle, index: u32, address: IpAddr) -> std::result::Result<(), NetlinkError> {
+/// Adds an address to a link. Returns whether it was missing.
+async fn add_address(
+    handle: &Handle,
+    index: u32,
+    address: IpAddr,
+) -> std::result::Result<bool, NetlinkError> {
     let prefix = if address.is_ipv4() { 32 } else { 128 };
     let mut request = handle.address().add(index, address, prefix);
     if address.is_ipv6() {
@@ -300,8 +305,8 @@ async fn add_address(handle: &Handle, index: u32, address: IpAddr) -> std::resul
         request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
     }
     match request.execute().await {
-        Err(e) if is(&e, Errno::EXIST) => Ok(()),
-        other => other,
+        Err(e) if is(&e, Errno::EXIST) => Ok(false),
+        other => other.map(|()| true),
     }
 }
 

@@ -95,8 +95,7 @@ impl Supervisor<'_> {
     /// in it from its first instruction; then this process moves out.
     async fn run_payload(&mut self, spec: &RunSpec, cgroup: &SupervisedCgroup) -> Result<Exit> {
         let helper = self.helper;
-        network::make_link(&spec.name, spec.network).await?;
-        helper.admit(&spec.name).await?;
+        helper.attach(spec).await?;
         let mut console = Console::open(helper.state_directory(&spec.name)?, helper.settings.observers)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(Error::io("receive SIGTERM"))?;
         let notify = self.bind_notify()?;

@@ -114,12 +114,7 @@ impl Helper {
     /// Creates a container's veth again, with its elements in the rules.
     async fn connect(&self, spec: &RunSpec) -> Result<()> {
         self.sweep_below_systemd(spec).await?;
-        let (linked, admitted) = tokio::join!(
-            network::make_link(&spec.name, spec.network),
-            self.admit(&spec.name)
-        );
-        linked?;
-        admitted
+        self.attach(spec).await
     }
 
     /// Cleans up after an earlier run, which must have ended.

@@ -11,7 +11,7 @@ use leaf_helper::{Helper, Settings};
 use serde_json::json;
 
 use super::machine::{
-    HOST, Inside, Machine, OUTSIDE, Outside, Server, ask_from_host, both, run, until_answered,
+    FORWARDING, HOST, Inside, Machine, OUTSIDE, Outside, Server, ask_from_host, both, run, until_answered,
 };
 use crate::host::{Host, NATS_PORT};
 
@@ -62,8 +62,8 @@ pub(crate) async fn a_container_reaches_its_leafs_nats_and_nothing_else() {
 
     // The same walk without the rules, on a host that forwards: it finds what there is, so it would have before.
     machine.without_rules();
-    for setting in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
-        std::fs::write(format!("/proc/sys/{setting}"), "1").expect("a setting");
+    for setting in FORWARDING {
+        std::fs::write(setting, "1").expect("a setting");
     }
     let mut there: Vec<(IpAddr, &str)> = all
         .iter()
@@ -238,33 +238,6 @@ pub(crate) async fn the_rules_of_a_container_are_restored_after_a_boot_and_after
     machine.host.end().await;
 }
 
-pub(crate) async fn a_flush_between_close_and_open_opens_nothing() {
-    let mut machine = Machine::new().await;
-    let _host = Server::on_host("host", &[NATS_PORT, 4223]);
-    let inside = machine.start(&[]).await;
-    let mut gateways: Vec<IpAddr> = inside.gateways().into();
-    gateways.push(machine.host.address(1).into());
-    let change = |what: &str| {
-        let mut helper = Command::new(env!("CARGO_BIN_EXE_leaf-helper"));
-        run(helper
-            .args(["network", what, "--leaves"])
-            .arg(machine.host.directory.path()));
-    };
-    change("close");
-    machine.without_rules();
-    for to in &gateways {
-        for port in [NATS_PORT, 4223] {
-            assert_eq!(inside.ask("tcp", *to, port), "closed", "{to}:{port}");
-        }
-    }
-    change("open");
-    for to in &gateways {
-        until_answered("NATS again", || inside.ask("tcp", *to, NATS_PORT)).await;
-        assert_eq!(inside.ask("tcp", *to, 4223), "closed", "{to}");
-    }
-    machine.host.end().await;
-}
-
 pub(crate) async fn rules_that_nft_can_not_read_are_made_again() {
     let mut machine = Machine::new().await;
     let _host = Server::on_host("host", &[NATS_PORT, 4223]);
@@ -296,10 +269,14 @@ pub(crate) async fn rules_that_nft_can_not_read_are_made_again() {
 
 pub(crate) async fn a_leaf_without_containers_takes_its_tables_with_it() {
     let mut machine = Machine::new().await;
-    let inside = machine.start(&[]).await;
-    let release = HostOp::ReleaseNetwork {
-        leaf_address: machine.host.address(1),
-    };
+    let inside = machine
+        .start(&[Opening::Ingress {
+            protocol: Protocol::Tcp,
+            host_port: 8080,
+            port: None,
+        }])
+        .await;
+    let release = machine.host.release();
     let address = format!("{}/32", machine.host.address(1));
     let on_lo = || run(Command::new("ip").args(["-o", "address", "show", "dev", "lo"]));
     machine.host.ok(release.clone()).await;
@@ -312,12 +289,38 @@ pub(crate) async fn a_leaf_without_containers_takes_its_tables_with_it() {
         })
         .await;
     assert!(on_lo().contains(&address));
+    // Another leaf may have containers with openings.
+    let other = machine.host.directory.path().join("other");
+    std::fs::create_dir(&other).expect("a directory");
+    std::fs::write(other.join("network.json"), "{}").expect("a file");
     machine.host.ok(release.clone()).await;
+    assert_eq!(machine.forwards(), ["1", "1"]);
+    assert_eq!(
+        run(Command::new("nft").args(["list", "tables"])),
+        "table inet cim_leaf_forwarding"
+    );
+    std::fs::remove_dir_all(&other).expect("it is there");
+    machine.host.ok(release.clone()).await;
+    assert_eq!(machine.forwards(), ["0", "0"]);
     assert_eq!(run(Command::new("nft").args(["list", "tables"])), "");
     assert!(!on_lo().contains(&address));
     // Idempotent, and prepared again by the next start.
     machine.host.ok(release).await;
     machine.host.ok(machine.host.prepare()).await;
     assert!(machine.rules().contains("chain forward"));
+    machine.host.end().await;
+}
+
+pub(crate) async fn an_address_that_the_leaf_did_not_add_stays_when_it_releases_its_network() {
+    let machine = Machine::new().await;
+    let address = format!("{}/32", machine.host.address(1));
+    let on_lo = || run(Command::new("ip").args(["-o", "address", "show", "dev", "lo"]));
+    assert!(on_lo().contains(&address));
+    machine.host.ok(machine.host.release()).await;
+    assert!(!on_lo().contains(&address));
+    run(Command::new("ip").args(["address", "add", &address, "dev", "lo"]));
+    machine.host.ok(machine.host.prepare()).await;
+    machine.host.ok(machine.host.release()).await;
+    assert!(on_lo().contains(&address));
     machine.host.end().await;
 }

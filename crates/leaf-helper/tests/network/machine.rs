@@ -56,12 +56,18 @@ pub(crate) struct Machine {
 pub(crate) const HOST: [&str; 2] = ["192.0.2.1", "2001:db8:2::1"];
 pub(crate) const OUTSIDE: [&str; 2] = ["192.0.2.2", "2001:db8:2::2"];
 
+/// The host's settings of forwarding.
+pub(crate) const FORWARDING: [&str; 2] = [
+    "/proc/sys/net/ipv4/ip_forward",
+    "/proc/sys/net/ipv6/conf/all/forwarding",
+];
+
 impl Machine {
     /// A host that forwards nothing, with a leaf whose network is prepared.
     pub(crate) async fn new() -> Self {
         ip(&["link", "set", "lo", "up"]);
-        for setting in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
-            std::fs::write(format!("/proc/sys/{setting}"), "0").expect("a setting of this namespace");
+        for setting in FORWARDING {
+            std::fs::write(setting, "0").expect("a setting of this namespace");
         }
         Self {
             host: Host::new().await,
@@ -108,6 +114,26 @@ impl Machine {
             "nft",
             &["list", "table", "inet", &format!("leaf_{}", self.host.leaf)],
         )
+    }
+
+    /// What the settings of forwarding are.
+    pub(crate) fn forwards(&self) -> [String; 2] {
+        FORWARDING.map(|setting| {
+            std::fs::read_to_string(setting)
+                .expect("a setting")
+                .trim()
+                .to_owned()
+        })
+    }
+
+    /// Closes or opens the network of the host's containers, as around a flush. Returns whether that worked.
+    pub(crate) fn change_network(&self, change: &str) -> bool {
+        Command::new(env!("CARGO_BIN_EXE_leaf-helper"))
+            .args(["network", change, "--leaves"])
+            .arg(self.host.directory.path())
+            .status()
+            .expect("it runs")
+            .success()
     }
 
     /// Removes the leaf's rules, as a boot or a flush does.

@@ -11,8 +11,8 @@ use super::machine::{HOST, Machine, OUTSIDE, Outside, Server, ask_from_host, bot
 use crate::host::{Host, NATS_PORT};
 
 /// Another network of the host, with a program there that answers.
-const HOST_THERE: [&str; 2] = ["198.51.100.1", "2001:db8:3::1"];
-const THERE: [&str; 2] = ["198.51.100.2", "2001:db8:3::2"];
+pub(crate) const HOST_THERE: [&str; 2] = ["198.51.100.1", "2001:db8:3::1"];
+pub(crate) const THERE: [&str; 2] = ["198.51.100.2", "2001:db8:3::2"];
 
 fn to_container(name: &ContainerName, protocol: Protocol, port: u16) -> Opening {
     Opening::Container {
@@ -22,7 +22,7 @@ fn to_container(name: &ContainerName, protocol: Protocol, port: u16) -> Opening 
     }
 }
 
-fn to_outside(to: &str, protocol: Protocol, port: Option<u16>) -> Opening {
+pub(crate) fn to_outside(to: &str, protocol: Protocol, port: Option<u16>) -> Opening {
     Opening::Outside {
         to: to.parse().expect("a destination"),
         protocol,
@@ -183,6 +183,8 @@ pub(crate) async fn a_missing_requirement_of_the_network_is_named() {
     let opening = machine.creation(&name, &[ingress(Protocol::Tcp, 8080, None)]);
     let error = machine.host.fails(opening, Kind::Unsupported).await;
     assert!(error.reason.contains("net.ipv4.ip_forward = 1"), "{error}");
+    // Nothing is noted of what could not be enabled.
+    machine.host.ok(machine.host.prepare()).await;
     run(Command::new("umount").arg("/proc/sys"));
     let mut settings = machine.host.settings.clone();
     settings.nft = "/nowhere/nft".into();

@@ -1,4 +1,4 @@
-//! Removes a leaf's tables by netlink (`include/uapi/linux/netfilter/nf_tables.h` and `nfnetlink.h` of the kernel), where
+//! Removes tables by netlink (`include/uapi/linux/netfilter/nf_tables.h` and `nfnetlink.h` of the kernel), where
 //! `nft` can't read what is in them: version 1.0.6 ends by a signal when it reads rules that version 1.1.3 made.
 
 use std::io;
@@ -12,8 +12,9 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 
 use crate::error::{Error, Result};
 
-/// The families of a leaf's tables: `NFPROTO_INET` and `NFPROTO_ARP` (`include/uapi/linux/netfilter.h`).
-const FAMILIES: [u8; 2] = [1, 3];
+/// The families of tables: `NFPROTO_INET` and `NFPROTO_ARP` (`include/uapi/linux/netfilter.h`).
+pub(super) const INET: u8 = 1;
+const ARP: u8 = 3;
 /// The subsystem of nftables, and its message that deletes a table with all that is in it.
 const NFTABLES: u16 = 10;
 const DELETE_TABLE: u16 = (NFTABLES << 8) | 2;
@@ -35,25 +36,25 @@ const DELETION: u32 = 2;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Removes the tables of a leaf, with all that is in them. It is not an error if there are none.
-pub(super) fn delete(leaf: &LeafName) -> Result<()> {
+pub(super) fn delete_all(leaf: &LeafName) -> Result<()> {
     let name = format!("leaf_{leaf}");
-    for family in FAMILIES {
-        match delete_table(family, &name) {
-            // No such table, or no nftables in this kernel.
-            Ok(()) | Err(Errno::NOENT | Errno::OPNOTSUPP | Errno::PROTONOSUPPORT) => {}
-            Err(Errno::PERM) => {
-                return Err(Error::Unsupported(
-                    "this process lacks the privilege to change the host's network rules (CAP_NET_ADMIN)"
-                        .into(),
-                ));
-            }
-            Err(error) => {
-                let failed = Error::io::<io::Error>(format!("remove the nftables table {name}"));
-                return Err(failed(error.into()));
-            }
+    delete(INET, &name)?;
+    delete(ARP, &name)
+}
+
+/// Removes a table, with all that is in it. It is not an error if there is none.
+pub(super) fn delete(family: u8, name: &str) -> Result<()> {
+    match delete_table(family, name) {
+        // No such table, or no nftables in this kernel.
+        Ok(()) | Err(Errno::NOENT | Errno::OPNOTSUPP | Errno::PROTONOSUPPORT) => Ok(()),
+        Err(Errno::PERM) => Err(Error::Unsupported(
+            "this process lacks the privilege to change the host's network rules (CAP_NET_ADMIN)".into(),
+        )),
+        Err(error) => {
+            let failed = Error::io::<io::Error>(format!("remove the nftables table {name}"));
+            Err(failed(error.into()))
         }
     }
-    Ok(())
 }
 
 fn delete_table(family: u8, name: &str) -> rustix::io::Result<()> {
