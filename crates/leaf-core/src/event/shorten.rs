@@ -42,6 +42,7 @@ pub(crate) fn shorten_result(result: &mut JobResult, max_bytes: usize) {
         bytes <= max_bytes
     });
     let kept = fits.count();
+    build.others_left_out += (build.others.len() - kept) as u64;
     build.others.truncate(kept);
 }
 

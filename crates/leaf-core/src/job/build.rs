@@ -46,6 +46,9 @@ pub struct BuildResult {
     /// hold all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<BuiltDerivation>,
+    /// The number of further derivations, which were left out.
+    #[serde(default, skip_serializing_if = "none_left_out")]
+    pub others_left_out: u64,
 }
 
 /// A derivation that was built, or was in the store, with its outputs.
@@ -67,6 +70,6 @@ impl BuiltDerivation {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
-fn none_left_out(references: &u64) -> bool {
-    *references == 0
+fn none_left_out(count: &u64) -> bool {
+    *count == 0
 }

@@ -223,6 +223,7 @@ pub(crate) fn build_result() -> impl Strategy<Value = BuildResult> {
         closure_size_bytes: size,
         references: vec![path.clone()],
         references_left_out: 0,
+        others_left_out: 0,
         built,
         others: (0..built)
             .map(|_| BuiltDerivation {

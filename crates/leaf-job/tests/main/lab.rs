@@ -91,6 +91,7 @@ impl Talk {
             closure_size_bytes: 1,
             references: Vec::new(),
             references_left_out: 0,
+            others_left_out: 0,
             built: 1,
             others: Vec::new(),
         })))

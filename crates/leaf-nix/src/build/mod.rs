@@ -2,7 +2,7 @@
 
 mod result;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -89,8 +89,9 @@ impl Build {
             }
             Stage::Build => {
                 let built = read_build(&finished.stdout)?;
+                let roots = self.roots();
                 for output in built.iter().flat_map(|built| built.outputs.values()) {
-                    if !self.is_root_of(output.as_str()) {
+                    if !roots.contains(Path::new(output.as_str())) {
                         return Err(format!("nix made no GC root for {output}"));
                     }
                 }
@@ -121,6 +122,7 @@ impl Build {
                     references_left_out: 0,
                     built: self.tracker.built(),
                     others: others.iter().take(MOST_OTHERS).cloned().collect(),
+                    others_left_out: others.len().saturating_sub(MOST_OTHERS) as u64,
                 })))
             }
         }
@@ -163,12 +165,12 @@ impl Build {
         program(&self.order.nix, &self.order.options, "build", arguments)
     }
 
-    fn is_root_of(&self, path: &str) -> bool {
-        fs::read_dir(&self.gc_roots)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == path))
+    /// Returns the paths that the job's GC roots hold.
+    fn roots(&self) -> BTreeSet<PathBuf> {
+        let entries = fs::read_dir(&self.gc_roots).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| fs::read_link(entry.path()).ok())
+            .collect()
     }
 }
 
@@ -298,6 +300,7 @@ mod tests {
         );
         assert_eq!(result.derivation, derivation(10));
         assert_eq!(result.others.len(), MOST_OTHERS);
+        assert_eq!(result.others_left_out, 39 - MOST_OTHERS as u64);
         assert_eq!(result.others[0].derivation, derivation(11));
         assert_eq!(result.others[0].outputs["out"].as_str(), path(11));
     }

@@ -326,6 +326,7 @@ fn a_build_that_ends_during_steps_is_not_reverted_by_their_end() {
         closure_size_bytes: 1,
         references: Vec::new(),
         references_left_out: 0,
+        others_left_out: 0,
         built: 1,
         others: Vec::new(),
     });

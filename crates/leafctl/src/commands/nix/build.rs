@@ -189,6 +189,16 @@ fn text(job: &Job) -> Text {
             .iter()
             .map(|path| ("reference", path.to_string())),
     );
+    let left_out = [
+        ("further derivations", result.others_left_out),
+        ("further references", result.references_left_out),
+    ];
+    lines.extend(
+        left_out
+            .into_iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(what, count)| (what, format!("{count}, not listed"))),
+    );
     fields(&lines)
 }
 
