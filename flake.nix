@@ -103,7 +103,8 @@
         }
       );
 
-      # `leaf` and `default` bring this flake's package along.
+      # `leaf` and `default` bring this flake's package along. `container` is for systems of containers, the others are for
+      # hosts.
       nixosModules =
         let
           modules = lib.genAttrs (directories ./nixos-modules) (name: ./nixos-modules + "/${name}");
@@ -121,7 +122,7 @@
             modules.leaf
             package
           ];
-          default.imports = lib.attrValues modules ++ [ package ];
+          default.imports = lib.attrValues (removeAttrs modules [ "container" ]) ++ [ package ];
         };
 
       nixosConfigurations = lib.mapAttrs (

@@ -25,6 +25,8 @@
   maxMemoryStoreBytes ? null,
   # The server's module, if this directory was copied elsewhere: `cim-leaf.nixosModules.nats`.
   natsModule ? ../../nixos-modules/nats,
+  # The module of a container's system: `cim-leaf.nixosModules.container`.
+  containerModule ? ../../nixos-modules/container,
   # Whether to return the evaluated system (`config`, `options`) instead of its toplevel.
   whole ? false,
   # Passed to every template; unused, since a NixOS system has its own init.
@@ -60,6 +62,7 @@ let
     system = null;
     modules = [
       natsModule
+      containerModule
       ./system.nix
       ./security.nix
       ./jetstream.nix

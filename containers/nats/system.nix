@@ -1,17 +1,6 @@
 # The system around the server: a NixOS container with one service and only what that service needs.
+{ config, lib, ... }:
 {
-  config,
-  lib,
-  options,
-  ...
-}:
-{
-  boot =
-    if options.boot ? isNspawnContainer then
-      { isNspawnContainer = true; }
-    else
-      { isContainer = true; };
-
   services.cim-nats = {
     enable = true;
     # The container has its own network: a loopback, and one end of a veth, whose address the leaf chooses.
@@ -20,12 +9,7 @@
     firewallInterfaces = lib.mkDefault [ "eth0" ];
   };
 
-  networking = {
-    hostName = lib.mkDefault config.services.cim-nats.serverName;
-    # leaf-init sets the address before it executes this system's init.
-    useDHCP = false;
-    useHostResolvConf = false;
-  };
+  networking.hostName = lib.mkDefault config.services.cim-nats.serverName;
 
   # Containers share this system through the store; nothing is built inside.
   nix.enable = lib.mkDefault false;

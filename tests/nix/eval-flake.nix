@@ -155,6 +155,31 @@ let
         self.nixosModules.nats
         self.nixosModules.host
       ];
+    "the module of a container's system leaves out what a user namespace does not permit, and is none for hosts" =
+      let
+        system =
+          modules:
+          (inputs.nixpkgs.lib.nixosSystem {
+            modules = modules ++ [
+              {
+                nixpkgs.hostPlatform = x86;
+                system.stateVersion = "25.05";
+              }
+            ];
+          }).config;
+        ping = config: config.boot.kernel.sysctl."net.ipv4.ping_group_range";
+        mounts = config: lib.attrNames config.boot.specialFileSystems;
+        own = system [ self.nixosModules.container ];
+        stock = system [ { boot.isContainer = true; } ];
+        host = system [ self.nixosModules.default ];
+      in
+      own.boot.isContainer
+      && ping own == null
+      && mounts own == [ "/run/keys" ]
+      && ping stock != null
+      && lib.elem "/dev" (mounts stock)
+      && !host.boot.isContainer
+      && ping host != null;
     "the module leaf alone, and beside all modules, has the flake's own package" =
       lib.all
         (

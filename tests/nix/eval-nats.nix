@@ -226,6 +226,12 @@ let
           && hasInfix ''"sync_interval":"always"'' units.container.settings;
       }
       {
+        name = "the container sets no kernel setting and mounts no file system that a user namespace does not permit";
+        holds =
+          container.config.boot.kernel.sysctl."net.ipv4.ping_group_range" == null
+          && lib.attrNames container.config.boot.specialFileSystems == [ "/run/keys" ];
+      }
+      {
         name = "the container's server includes its accounts and uses TLS for clients and leaves";
         holds =
           hasInfix "../run/credentials/nats.service/accounts.conf\"\n" units.container.settings

@@ -52,6 +52,7 @@ let
       buildPlatform = platform;
       targetPlatform = platform;
       isLinux = true;
+      inherit (platform) is64bit;
       cc = package "cc" // {
         libc = self.glibc;
       };

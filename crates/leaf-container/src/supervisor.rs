@@ -28,6 +28,7 @@ impl Containers {
                     ready_at: Some(ready_at),
                     exit: None,
                     start_digest,
+                    last_update,
                     ..
                 }),
             ) => ObservedRun::Running {
@@ -35,6 +36,7 @@ impl Containers {
                 started_at,
                 start_digest: Some(start_digest).filter(|digest| !digest.is_empty()),
                 ready_after_ms: u64::try_from(ready_at.duration_since(started_at).as_millis()).unwrap_or(0),
+                last_update: last_update.map(Box::new),
             },
             (_, Some(RunStatus { exit: Some(exit), .. })) => ObservedRun::Exited(exit),
             (true, _) => ObservedRun::Starting,

@@ -120,6 +120,7 @@ pub(crate) fn run_of(unit: Option<&Unit>, status: Option<&RunStatus>, leader: Op
                     start_digest: status
                         .filter(|status| status.exit.is_none() && !status.start_digest.is_empty())
                         .map(|status| status.start_digest.clone()),
+                    last_update: status.and_then(|status| status.last_update.clone().map(Box::new)),
                 }
             }
             _ => ObservedRun::Starting,
@@ -163,6 +164,7 @@ mod tests {
             supervisor_pid: 4711,
             started_at: Timestamp::UNIX_EPOCH,
             start_digest: "0123".into(),
+            last_update: None,
             leader_pid: None,
             ready_at: None,
             exit,
@@ -183,6 +185,7 @@ mod tests {
             started_at,
             ready_after_ms: 250,
             start_digest: start_digest.map(str::to_owned),
+            last_update: None,
         };
         assert_eq!(
             run_of(Some(&up), Some(&status(None)), Some(99)),

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::cause::Cause;
 use crate::id::{Caller, ContainerName, JobId, StorePath};
 use crate::spec::{ContainerOptions, ContainerSource, ContainerSpec, RestartWhen, SpecRun};
+use crate::text::shorten_text;
 
 /// The number of remembered revisions of a container.
 pub const REMEMBERED_REVISIONS: usize = 16;
@@ -39,6 +40,10 @@ pub struct Container {
     /// state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reverted: Option<String>,
+    /// What the update to the present desired state did, if it switched or restarted the running container; left out in
+    /// the reply to `container.list`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_update: Option<LastUpdate>,
     /// The number of its processes killed for lack of memory since it was started.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub oom_kills: u64,
@@ -51,6 +56,79 @@ pub struct Container {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
 fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+/// What an update of a running container did: it was switched to its new system in place, or restarted. A list of many
+/// units is cut.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LastUpdate {
+    /// When the switch ended or the restart began.
+    pub at: Timestamp,
+    /// The reason why the container was restarted; absent if it was switched in place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarted: Option<String>,
+    /// The units that the switch restarted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub restarted_units: Vec<String>,
+    /// The units that it started.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub started_units: Vec<String>,
+    /// The units that it reloaded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reloaded_units: Vec<String>,
+    /// The units that it stopped and did not start again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stopped_units: Vec<String>,
+    /// The units that were failed before the switch, and failed again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed_units: Vec<String>,
+}
+
+impl LastUpdate {
+    /// Returns a switch in place at this time, which changed no unit.
+    #[must_use]
+    pub fn at(at: Timestamp) -> Self {
+        Self {
+            at,
+            restarted: None,
+            restarted_units: Vec::new(),
+            started_units: Vec::new(),
+            reloaded_units: Vec::new(),
+            stopped_units: Vec::new(),
+            failed_units: Vec::new(),
+        }
+    }
+
+    /// Cuts the reason and each list to about this many bytes.
+    pub fn shorten(&mut self, max_bytes: usize) {
+        if let Some(reason) = &mut self.restarted {
+            shorten_text(reason, max_bytes);
+        }
+        for units in [
+            &mut self.restarted_units,
+            &mut self.started_units,
+            &mut self.reloaded_units,
+            &mut self.stopped_units,
+            &mut self.failed_units,
+        ] {
+            let mut bytes = 0;
+            let fits = units.iter().take_while(|unit| {
+                // Quotes and a comma.
+                bytes += unit.len() + 3;
+                bytes <= max_bytes
+            });
+            units.truncate(fits.count());
+        }
+    }
+
+    /// Returns a restart at this time, with its reason.
+    #[must_use]
+    pub fn restart(at: Timestamp, reason: String) -> Self {
+        Self {
+            restarted: Some(reason),
+            ..Self::at(at)
+        }
+    }
 }
 
 /// An earlier desired state of a container, which `container.rollback` can restore.
@@ -231,6 +309,9 @@ pub enum ObservedRun {
         /// The [digest](crate::host_op::RunSpec::start_digest) of the spec that it was started with; `None` if this
         /// leaf's helper did not start it.
         start_digest: Option<String>,
+        /// The last update of this run: a switch in place, or the restart that it began with.
+        #[serde(default)]
+        last_update: Option<Box<LastUpdate>>,
     },
 }
 

@@ -177,23 +177,29 @@ pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf
             ObservedRun::Running { ready_after_ms, .. },
         ) if container.desired.run == DesiredRun::Running => facts.push(started(*ready_after_ms)),
         (Phase::Updating, _) if is_met(container, observed, leaf) => {
-            let (running, ready_after_ms) = match &observed.run {
+            let (running, ready_after_ms, last_update) = match &observed.run {
                 // It was started in its present desired state.
                 ObservedRun::Running {
                     started_at,
                     ready_after_ms,
+                    last_update,
                     ..
                 } => (
                     true,
                     (*started_at > container.changed_at).then_some(*ready_after_ms),
+                    last_update
+                        .as_deref()
+                        .cloned()
+                        .filter(|update| update.at > container.changed_at),
                 ),
-                _ => (false, None),
+                _ => (false, None, None),
             };
             facts.push(Fact::from(ContainerUpdated {
                 name: name.clone(),
                 generation: container.desired.generation,
                 running,
                 ready_after_ms,
+                last_update,
             }));
         }
         (Phase::Stopping, ObservedRun::Stopped) => facts.push(stopped(container, StopCause::Requested, None)),

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use leaf_core::container::Exit;
+use leaf_core::container::{Exit, LastUpdate};
 use leaf_core::id::{ContainerName, JobId, LeafName};
 use serde::{Deserialize, Serialize};
 
@@ -101,6 +101,9 @@ pub struct RunStatus {
     /// The [digest](leaf_core::host_op::RunSpec::start_digest) of the spec that it was started with or switched to.
     #[serde(default)]
     pub start_digest: String,
+    /// The last update of this run: a switch in place, or the restart that it began with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_update: Option<LastUpdate>,
     /// The id of the container's leader on the host.
     pub leader_pid: Option<u32>,
     /// When the container became ready.

@@ -2,14 +2,21 @@
 {
   # What its one service of its own says.
   word ? "hello",
-  # With all that a NixOS does at its start: what may not be done in a user namespace, and what takes an emulated machine most
-  # of the time, the firewall and the setuid wrappers.
+  # With what takes an emulated machine most of the time at a start: the firewall and the setuid wrappers.
+  whole ? false,
+  # As NixOS comes, with what may not be done in a user namespace.
   stock ? false,
+  # One of its services fails.
+  faulty ? false,
+  # Our module of a container's system.
+  module,
   # Its init ends before systemd starts, and a switch to it fails.
   broken ? false,
 }:
 { lib, pkgs, ... }:
 {
+  imports = lib.optional (!stock) module;
+
   boot.isContainer = true;
   networking.hostName = "guest";
   networking.useDHCP = false;
@@ -44,22 +51,14 @@
     };
   };
 
-  networking.firewall.enable = stock;
-  systemd.services.suid-sgid-wrappers.enable = stock;
-  boot.kernel.sysctl = lib.mkIf (!stock) { "net.ipv4.ping_group_range" = lib.mkForce null; };
-  boot.specialFileSystems = lib.mkIf (!stock) (
-    lib.mkForce {
-      "/run/keys" = {
-        fsType = "ramfs";
-        options = [
-          "nosuid"
-          "nodev"
-          "mode=750"
-        ];
-      };
-    }
-  );
+  systemd.services.faulty = lib.mkIf faulty {
+    wantedBy = [ "multi-user.target" ];
+    serviceConfig.Type = "oneshot";
+    serviceConfig.ExecStart = "${pkgs.coreutils}/bin/false";
+  };
 
+  networking.firewall.enable = whole;
+  systemd.services.suid-sgid-wrappers.enable = whole;
   boot.systemdExecutable = lib.mkIf broken "${pkgs.coreutils}/bin/false";
   system.activationScripts.broken = lib.mkIf broken "echo 'this system is broken' >&2; false";
 }

@@ -35,17 +35,29 @@ let
       ++ modules;
     }).config.system.build.toplevel;
 
-  container = options: nixos [ (import ./container.nix options) ];
+  container =
+    options:
+    nixos [ (import ./container.nix ({ module = path "CHECKOUT" + "/nixos-modules/container"; } // options)) ];
   containers = {
     # Two that differ in one service, and one that neither starts nor can be switched to.
     hello = container { };
     goodbye = container { word = "goodbye"; };
     broken = container { broken = true; };
-    # With all that a NixOS does at its start.
-    stock = container { stock = true; };
+    # With all that a NixOS does at its start: with our module, and as NixOS comes.
+    whole = container { whole = true; };
+    stock = container {
+      whole = true;
+      stock = true;
+    };
     stock-goodbye = container {
+      whole = true;
       stock = true;
       word = "goodbye";
+    };
+    stock-faulty = container {
+      whole = true;
+      stock = true;
+      faulty = true;
     };
   };
 

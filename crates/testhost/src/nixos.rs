@@ -60,12 +60,14 @@ const NOT_STORED: [&str; 12] = [
 ];
 
 /// The systems of `nixos/default.nix`.
-const SYSTEMS: [&str; 8] = [
+const SYSTEMS: [&str; 10] = [
     "containers.hello",
     "containers.goodbye",
     "containers.broken",
+    "containers.whole",
     "containers.stock",
     "containers.stock-goodbye",
+    "containers.stock-faulty",
     "hosts.leaf",
     "hosts.next",
     "hosts.without",

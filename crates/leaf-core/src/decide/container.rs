@@ -106,10 +106,11 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
     }
 }
 
-/// Returns a container without its revisions, for a list that must fit into a message.
+/// Returns a container without its revisions and its last update, for a list that must fit into a message.
 fn without_revisions(container: &Container) -> Container {
     Container {
         revisions: Vec::new(),
+        last_update: None,
         ..container.clone()
     }
 }

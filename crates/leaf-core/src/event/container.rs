@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::declare::facts;
-use crate::container::{Desired, Exit};
+use crate::container::{Desired, Exit, LastUpdate};
 use crate::id::{Caller, ContainerName, StorePath};
 
 facts! {
@@ -64,6 +64,10 @@ facts! {
         /// The time from start to ready, in milliseconds, if the update restarted it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         ready_after_ms: Option<u64>,
+        /// What was done to the running container; absent if its system and settings took effect without a switch or a
+        /// restart.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        last_update: Option<LastUpdate>,
     }
 
     /// A container did not become ready with its new system, and is reverted to the previous one.

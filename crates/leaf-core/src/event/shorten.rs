@@ -11,6 +11,11 @@ pub(crate) fn shorten(fact: &mut Fact, max_bytes: usize) {
         Fact::Leaf(LeafFact::Stopped(fact)) => shorten_text(&mut fact.reason, max_bytes),
         Fact::Container(ContainerFact::Failed(fact)) => shorten_text(&mut fact.reason, max_bytes),
         Fact::Container(ContainerFact::Reverted(fact)) => shorten_text(&mut fact.reason, max_bytes),
+        Fact::Container(ContainerFact::Updated(fact)) => {
+            if let Some(update) = &mut fact.last_update {
+                update.shorten(max_bytes);
+            }
+        }
         Fact::Job(JobFact::Failed(fact)) => shorten_text(&mut fact.error, max_bytes),
         Fact::Job(JobFact::Interrupted(fact)) => shorten_text(&mut fact.reason, max_bytes),
         Fact::Job(JobFact::Succeeded(fact)) => shorten_result(&mut fact.result, max_bytes),

@@ -109,6 +109,7 @@ pub(super) fn apply(state: &mut State, fact: &ContainerFact, event: &Event) -> V
                 c.phase = ContainerPhase::Stopped;
                 c.ready_at = None;
             }
+            c.last_update.clone_from(&f.last_update);
             c.error = None;
             c.desired.fallback = None;
         }),
@@ -158,6 +159,7 @@ fn with_desired_state(known: Option<Container>, f: &ContainerDesired, event: &Ev
         ready_at: known.as_ref().and_then(|c| c.ready_at),
         error: None,
         reverted: None,
+        last_update: None,
         oom_kills: known.as_ref().map_or(0, |c| c.oom_kills),
         revisions: known.map(|c| c.revisions).unwrap_or_default(),
     };

@@ -98,7 +98,7 @@ pub fn fit_entry(json: &[u8], max_bytes: usize) -> Option<Vec<u8>> {
 
 impl State {
     /// Makes the entries of containers and jobs that have more than this many bytes smaller, and returns their keys: a
-    /// container forgets its oldest revisions, then errors, reasons and results are shortened. What was accepted with this
+    /// container forgets its oldest revisions, then errors, reasons, lists of units and results are shortened. What was accepted with this
     /// limit fits then.
     pub(crate) fn fit_entries(&mut self, max_bytes: usize) -> Vec<String> {
         let mut fitted = Vec::new();
@@ -120,6 +120,9 @@ impl State {
                 {
                     for text in container.error.iter_mut().chain(&mut container.reverted) {
                         shorten_text(text, max_bytes / share);
+                    }
+                    if let Some(update) = &mut container.last_update {
+                        update.shorten(max_bytes / share);
                     }
                 }
             }

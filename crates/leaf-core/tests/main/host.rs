@@ -336,6 +336,42 @@ fn destroying_a_container_removes_what_an_interrupted_create_left() {
 }
 
 #[test]
+fn an_update_says_what_it_did_and_nothing_of_an_earlier_one() {
+    let mut world = World::default();
+    let name = ContainerName::new("web").expect("a name");
+    let source = |of: &str| ContainerSource::Toplevel {
+        path: StorePath::new(format!("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-{of}"))
+            .expect("a store path"),
+    };
+    let last = |world: &World| world.state.containers[&name].last_update.clone();
+    let create = CreateContainer {
+        name: name.clone(),
+        source: source("a"),
+        start: true,
+        options: ContainerOptions::default(),
+    };
+    world.take(Step::Command(create.into()));
+    assert_eq!(last(&world), None, "a start is no update");
+    let update = UpdateContainer {
+        name: name.clone(),
+        source: Some(source("b")),
+        if_generation: None,
+    };
+    world.take(Step::Command(update.into()));
+    let done = last(&world).expect("it was restarted");
+    assert_eq!(done.restarted.as_deref(), Some("it can't switch"));
+    // Takes effect without a restart.
+    let set = SetContainer {
+        name: name.clone(),
+        patch: serde_json::from_str(r#"{"limits":{"tasks":7}}"#).expect("a patch"),
+        if_generation: None,
+    };
+    world.take(Step::Command(set.into()));
+    assert_eq!(world.state.containers[&name].phase, ContainerPhase::Running);
+    assert_eq!(last(&world), None);
+}
+
+#[test]
 fn what_the_runtime_does_not_support_is_refused_without_a_change() {
     let mut world = World::default();
     let name = ContainerName::new("web").expect("a name");

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use leaf_core::container::{Exit, ForeignContainer, ObservedContainer, ObservedRun};
+use leaf_core::container::{Exit, ForeignContainer, LastUpdate, ObservedContainer, ObservedRun};
 use leaf_core::host_op::{HostOp, RunSpec, Secret};
 use leaf_core::id::{ContainerName, StorePath};
 use leaf_core::plan::PlanContext;
@@ -63,7 +63,15 @@ impl ModelHost {
                 true
             }
             HostOp::StartContainer { name, .. } | HostOp::UpdateContainer { name, .. } => {
-                let run = self.run_of(name, now);
+                let mut run = self.run_of(name, now);
+                if let ObservedRun::Running { last_update, .. } = &mut run
+                    && matches!(op, HostOp::UpdateContainer { .. })
+                {
+                    *last_update = Some(Box::new(LastUpdate::restart(
+                        time(now),
+                        "it can't switch".to_owned(),
+                    )));
+                }
                 let is_ready = matches!(run, ObservedRun::Running { .. });
                 let observed = self.created(name);
                 assert!(!observed.frozen, "{name} is frozen");
@@ -116,6 +124,7 @@ impl ModelHost {
             started_at: time(now),
             ready_after_ms: 100,
             start_digest: Some(spec.start_digest()),
+            last_update: None,
         }
     }
 

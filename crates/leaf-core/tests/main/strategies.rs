@@ -274,6 +274,18 @@ pub(crate) fn unknown_fact() -> impl Strategy<Value = Fact> {
     })
 }
 
+fn last_update() -> impl Strategy<Value = LastUpdate> {
+    let units = || vec("[a-z]{1,4}\\.service", 0..3);
+    (0u64..100, option::of("[ -~ä€]{0,8}"), units(), units()).prop_map(|(at, restarted, done, failed)| {
+        LastUpdate {
+            restarted,
+            restarted_units: done,
+            failed_units: failed,
+            ..LastUpdate::at(time(at))
+        }
+    })
+}
+
 /// Any fact, whether it fits or not.
 pub(crate) fn fact() -> impl Strategy<Value = Fact> {
     let text = "[ -~ä€]{0,8}";
@@ -323,9 +335,9 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
         })),
         1 => (name(), cause, option::of(exit()))
             .prop_map(|(name, cause, exit)| Fact::from(ContainerStopped { name, cause, exit })),
-        1 => (name(), 1u64..4, any::<bool>(), option::of(any::<u64>())).prop_map(
-            |(name, generation, running, ready_after_ms)| {
-                Fact::from(ContainerUpdated { name, generation, running, ready_after_ms })
+        1 => (name(), 1u64..4, any::<bool>(), option::of(any::<u64>()), option::of(last_update())).prop_map(
+            |(name, generation, running, ready_after_ms, last_update)| {
+                Fact::from(ContainerUpdated { name, generation, running, ready_after_ms, last_update })
             }
         ),
         1 => (name(), store_path(), text)

@@ -6,6 +6,7 @@ use leaf_core::id::ContainerName;
 use leaf_core::runtime::Runtime;
 
 use crate::Helper;
+use crate::container::status::note_restart;
 use crate::error::Result;
 use crate::files::Directory;
 use crate::nspawn::cgroup::SupervisedCgroup;
@@ -62,8 +63,9 @@ impl Helper {
                 self.state_directory(name)?.touch(WANTED, 0o600)?;
                 self.update_unit(&spec, limit, grace).await
             }
-            // Only containers that run as units can switch to another system in place.
             Runtime::Nspawn => {
+                let reason = "a container that is not a unit of systemd can't switch in place";
+                note_restart(&self.run_directory(name)?, &spec, reason.to_owned())?;
                 self.stop(name, grace).await?;
                 self.start(name, limit).await
             }

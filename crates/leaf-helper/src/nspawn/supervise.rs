@@ -17,7 +17,7 @@ use leaf_core::id::ContainerName;
 use leaf_host::contract::RunStatus;
 
 use crate::container::create::check_toplevel;
-use crate::container::status::{fresh_status, write_status};
+use crate::container::status::{fresh_status, take_restart, write_status};
 use crate::error::{Error, Result};
 use crate::files::Directory;
 use crate::nspawn::cgroup::SupervisedCgroup;
@@ -77,6 +77,7 @@ impl Supervisor<'_> {
             .ok_or_else(|| Error::Refused(format!("there is no container {name}")))?;
         check_toplevel(&spec.toplevel)?;
         self.status.start_digest = spec.start_digest();
+        self.status.last_update = take_restart(&self.run, &spec)?;
         self.write_status()?;
         helper.sweep(name).await?;
         let cgroup = SupervisedCgroup::of(&helper.leaf, name)?;

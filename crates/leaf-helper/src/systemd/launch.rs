@@ -1,32 +1,39 @@
 //! The programs of a container's unit: [`Helper::launch`] runs systemd-nspawn and records its end, and
 //! [`Helper::switch_inside`] switches a running container to another system.
 
+use std::collections::BTreeSet;
 use std::os::unix::net::UnixDatagram;
-use std::process::Stdio;
+use std::pin::pin;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::{self, FusedFuture as _};
 use jiff::Timestamp;
-use leaf_core::container::Exit;
+use leaf_core::container::{Exit, LastUpdate};
 use leaf_core::error::chain;
 use leaf_core::host_op::RunSpec;
 use leaf_core::id::ContainerName;
 use leaf_core::runtime::Runtime;
-use leaf_core::spec::RestartWhen;
+use leaf_core::spec::{RestartWhen, Users};
 use leaf_host::cgroup::Cgroup;
 use leaf_host::contract::RunStatus;
+use leaf_host::process::{self, Bounds};
 use leaf_host::program;
 use rustix::process::Signal;
-use tokio::process::Command;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::process::{Child, Command};
 use tokio::signal::unix::{self as signals, SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::Helper;
 use crate::container::create::{check_switch, check_toplevel};
-use crate::container::status::{fresh_status, write_status};
+use crate::container::status::{fresh_status, note_restart, take_restart, write_status};
 use crate::error::{Error, Result};
 use crate::files::Directory;
 use crate::nspawn::{self, Nspawn, Wiring};
 use crate::systemd::payload::UnitCgroup;
+use crate::systemd::switch::{Switch, listed_units};
 use crate::systemd::unit;
 
 /// The file with the spec that a running container was started with or switched to.
@@ -42,6 +49,12 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 const KILLED_AFTER: Duration = Duration::from_secs(unit::STOP_SECONDS as u64 - 10);
 /// The time limit of a switch in place.
 const SWITCH: Duration = Duration::from_secs(540);
+/// The time limit of a list of units.
+const LIST: Duration = Duration::from_secs(60);
+/// How long the rest of a switch's output is waited for after its end.
+const REST: Duration = Duration::from_secs(1);
+/// How much is kept of each of a switch's two outputs, in bytes.
+const KEPT_BYTES: usize = 1 << 20;
 
 impl Helper {
     /// Runs a container in systemd-nspawn until it ends, records its end, and cleans up. Called by the container's
@@ -119,6 +132,7 @@ impl Helper {
         let spec = self.owned_spec(name)?;
         check_toplevel(&spec.toplevel)?;
         status.start_digest = spec.start_digest();
+        status.last_update = take_restart(run, &spec)?;
         write_status(run, status)?;
         run.write(STARTED, &json(&spec), 0o600)?;
         self.begin_count_anew(run, name).await?;
@@ -205,7 +219,8 @@ impl Helper {
         run.remove_file(LASTED)
     }
 
-    /// Switches a running container in place to the system of its present spec. Called by its unit.
+    /// Switches a running container in place to the system of its present spec, and records what that did, or why it
+    /// failed. Called by its unit.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if more than its system differs, or the system can't switch: it must be restarted.
@@ -215,8 +230,29 @@ impl Helper {
         let spec = self
             .spec(name)?
             .ok_or_else(|| Error::Refused(format!("there is no container {name}")))?;
+        let update = match self.switch_to(&run, &spec).await {
+            Ok(update) => update,
+            Err(e) => {
+                note_restart(&run, &spec, format!("the switch in place failed: {}", chain(&e)))?;
+                return Err(e);
+            }
+        };
+        // No restart follows.
+        take_restart(&run, &spec)?;
+        run.write(STARTED, &json(&spec), 0o600)?;
+        let mut status = self
+            .status(&run)?
+            .ok_or_else(|| Error::Failed("the container's status is missing".into()))?;
+        status.start_digest = spec.start_digest();
+        status.last_update = Some(update);
+        write_status(&run, &status)
+    }
+
+    /// Switches a running container to the system of this spec, and returns what that did.
+    async fn switch_to(&self, run: &Directory, spec: &RunSpec) -> Result<LastUpdate> {
+        let name = &spec.name;
         let unit = Runtime::unit(name);
-        self.can_switch(&run, &spec)?;
+        self.can_switch(run, spec)?;
         let machine = self
             .systemd
             .machine(name.as_str())
@@ -233,46 +269,32 @@ impl Helper {
         let group = Cgroup::of_process(machine.leader)?
             .ok_or_else(|| Error::Failed("the container's init has ended".into()))?;
         group.attach_this_process()?;
-        // By its path: the container's unit, which this process belongs to, sets no PATH, and the default on NixOS has
-        // only systemd's own programs.
-        let nsenter = program::find_for_root("nsenter")
-            .ok_or_else(|| Error::Failed("this host has no nsenter (Debian: util-linux)".into()))?;
-        let mut child = Command::new(nsenter)
-            .arg(format!("--target={}", machine.leader))
-            .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"])
-            .args((spec.options.users == leaf_core::spec::Users::Private).then_some("--user"))
-            .arg("--")
-            .arg(format!("{}/bin/switch-to-configuration", spec.toplevel))
-            .arg("test")
-            .env_clear()
-            .env(
-                "PATH",
-                format!("{}/sw/bin:{}", spec.toplevel, nspawn::ENVIRONMENT[0].1),
-            )
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
+        let failed_before = failed_units(spec, machine.leader).await?;
+        let mut switch = program_inside(spec, machine.leader, "bin/switch-to-configuration")?;
+        switch.arg("test").stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = switch
             .spawn()
             .map_err(Error::io("start nsenter (Debian: util-linux)"))?;
-        let ended = tokio::time::timeout(SWITCH, child.wait()).await;
-        match ended {
-            Err(_) => Err(Error::Failed(format!(
-                "the switch to the new system did not finish within {} s",
-                SWITCH.as_secs()
-            ))),
-            Ok(Err(e)) => Err(Error::io("wait for nsenter")(e)),
-            Ok(Ok(ended)) if ended.success() => {
-                run.write(STARTED, &json(&spec), 0o600)?;
-                let mut status = self
-                    .status(&run)?
-                    .ok_or_else(|| Error::Failed("the container's status is missing".into()))?;
-                status.start_digest = spec.start_digest();
-                write_status(&run, &status)
-            }
-            Ok(Ok(ended)) => Err(Error::Failed(format!(
-                "switch-to-configuration in the container ended with {ended}"
-            ))),
-        }
+        let (ended, output) = tokio::time::timeout(SWITCH, follow(child))
+            .await
+            .map_err(|_| {
+                Error::Failed(format!(
+                    "the switch to the new system did not finish within {} s",
+                    SWITCH.as_secs()
+                ))
+            })?
+            .map_err(Error::io("wait for nsenter"))?;
+        let current = std::fs::read_link(format!("/proc/{}/root/run/current-system", machine.leader));
+        let switch = Switch {
+            code: ended.code(),
+            output: &output,
+            failed_before: &failed_before,
+            users: spec.options.users,
+            is_activated: current.is_ok_and(|current| current.as_os_str() == spec.toplevel.as_str()),
+        };
+        switch
+            .judge(LastUpdate::at(Timestamp::now()))
+            .map_err(Error::Failed)
     }
 
     /// Checks that a running container can be brought to a spec by a switch in place.
@@ -292,6 +314,79 @@ impl Helper {
         }
         check_toplevel(&spec.toplevel)?;
         check_switch(&spec.toplevel)
+    }
+}
+
+/// Returns a program of a spec's system that runs in a container with this leader.
+fn program_inside(spec: &RunSpec, leader: u32, file: &str) -> Result<Command> {
+    // By its path: the container's unit, which this process belongs to, sets no PATH, and the default on NixOS has
+    // only systemd's own programs.
+    let nsenter = program::find_for_root("nsenter")
+        .ok_or_else(|| Error::Failed("this host has no nsenter (Debian: util-linux)".into()))?;
+    let mut command = Command::new(nsenter);
+    command
+        .arg(format!("--target={leader}"))
+        .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"])
+        .args((spec.options.users == Users::Private).then_some("--user"))
+        .arg("--")
+        .arg(format!("{}/{file}", spec.toplevel))
+        .env_clear()
+        .env(
+            "PATH",
+            format!("{}/sw/bin:{}", spec.toplevel, nspawn::ENVIRONMENT[0].1),
+        )
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    Ok(command)
+}
+
+/// Returns the units of a container that are failed, or restarted after a failure; none if its system does not have
+/// systemd.
+async fn failed_units(spec: &RunSpec, leader: u32) -> Result<BTreeSet<String>> {
+    let mut systemctl = program_inside(spec, leader, "sw/bin/systemctl")?;
+    systemctl.args(["list-units", "--state=failed,auto-restart", "--all"]);
+    systemctl.args(["--plain", "--no-legend", "--no-pager", "--full"]);
+    let listed = process::run(systemctl, b"", Bounds::of_time(LIST)).await?;
+    Ok(listed_units(&String::from_utf8_lossy(&listed.stdout)))
+}
+
+/// Waits for the end of a program, and returns its exit status and what it wrote to its pipes, which is passed on.
+async fn follow(mut child: Child) -> std::io::Result<(ExitStatus, String)> {
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let (mut said, mut warned) = (Vec::new(), Vec::new());
+    let ended = {
+        let relays = future::join(
+            pass_on(stdout, &mut said, std::io::stdout()),
+            pass_on(stderr, &mut warned, std::io::stderr()),
+        );
+        let mut relays = pin!(relays.fuse());
+        let ended = loop {
+            tokio::select! {
+                ended = child.wait() => break ended?,
+                _ = &mut relays, if !relays.is_terminated() => {}
+            }
+        };
+        if !relays.is_terminated() {
+            // Processes that it has left may hold the pipes.
+            let _ = tokio::time::timeout(REST, relays).await;
+        }
+        ended
+    };
+    said.push(b'\n');
+    said.append(&mut warned);
+    Ok((ended, String::from_utf8_lossy(&said).into_owned()))
+}
+
+/// Passes on what a program writes, and keeps the first [`KEPT_BYTES`] of it.
+async fn pass_on(pipe: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>, mut to: impl std::io::Write) {
+    let Some(mut pipe) = pipe else { return };
+    let mut bytes = vec![0; 16 << 10];
+    while let Ok(length @ 1..) = pipe.read(&mut bytes).await {
+        let read = &bytes[..length];
+        // The program's outcome does not depend on its log.
+        let _ = to.write_all(read);
+        kept.extend_from_slice(&read[..length.min(KEPT_BYTES - kept.len())]);
     }
 }
 

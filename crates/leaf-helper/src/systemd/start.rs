@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::Helper;
 use crate::container::create::check_toplevel;
+use crate::container::status::note_restart;
 use crate::error::{Error, Result};
 use crate::files::Directory;
 use crate::nspawn::RESTARTS;
@@ -283,7 +284,14 @@ impl Helper {
             return Ok(());
         }
         if running {
-            match self.can_switch(&run, spec) {
+            let can_switch = self.can_switch(&run, spec);
+            let reason = match &can_switch {
+                // The switch replaces it.
+                Ok(()) => "the switch in place did not end in time".to_owned(),
+                Err(e) => chain(e),
+            };
+            note_restart(&run, spec, reason)?;
+            match can_switch {
                 Ok(()) => match self.systemd.run_job(UnitJob::Reload, &unit, limit).await? {
                     UnitJobOutcome::Done => {
                         let status = self.status(&run)?;

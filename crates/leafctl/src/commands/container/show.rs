@@ -1,6 +1,6 @@
 use clap::Args;
 use leaf_core::command::ShowContainer;
-use leaf_core::container::{Container, ContainerNetwork, Desired};
+use leaf_core::container::{Container, ContainerNetwork, Desired, LastUpdate};
 use leaf_core::id::ContainerName;
 
 use crate::error::Error;
@@ -69,10 +69,31 @@ pub(super) fn text(container: &Container) -> Text {
     if let Some(why) = &container.reverted {
         lines.push(("reverted", why.clone()));
     }
+    if let Some(update) = &container.last_update {
+        lines.push(("update", updated(update)));
+    }
     if let Some(error) = &container.error {
         lines.push(("error", error.clone()));
     }
     fields(&lines)
+}
+
+/// Returns what an update did: `in place; restarted web.service`.
+fn updated(update: &LastUpdate) -> String {
+    let how = match &update.restarted {
+        Some(reason) => format!("by a restart: {reason}"),
+        None => "in place".to_owned(),
+    };
+    let units = [
+        ("restarted", &update.restarted_units),
+        ("started", &update.started_units),
+        ("reloaded", &update.reloaded_units),
+        ("stopped", &update.stopped_units),
+        ("failed as before", &update.failed_units),
+    ];
+    let lists = units.iter().filter(|(_, units)| !units.is_empty());
+    let lists = lists.map(|(what, units)| format!("{what} {}", units.join(", ")));
+    std::iter::once(how).chain(lists).collect::<Vec<_>>().join("; ")
 }
 
 fn addresses(network: &ContainerNetwork) -> String {

@@ -10,7 +10,8 @@ use crate::session::Session;
 
 /// Update a container to another system, or build its flake or template again.
 ///
-/// The container switches to the new system in place if it can, and is restarted otherwise. If the new system does not
+/// The container switches to the new system in place if it can, and is restarted otherwise; `update` (`last_update` with
+/// --json) says which units the switch restarted, or why the container was restarted. If the new system does not
 /// become ready, the container is reverted to the previous one, and this command fails.
 #[derive(Debug, Args)]
 pub(crate) struct Update {

@@ -30,6 +30,11 @@ fn updates() -> Outcome {
     )?;
     let switched = leaf.status("web")?["start_digest"].clone();
     ensure(switched != digest, "what it runs now is told")?;
+    let done = leaf.status("web")?["last_update"].clone();
+    ensure(
+        done.is_object() && done["restarted"].is_null(),
+        format!("it is told that this was in place: {done}"),
+    )?;
     leaf.update("web")?;
     ensure(leaf.unit("web", "MainPID")? == started, "again is no change")?;
     // A switch that fails.
@@ -37,12 +42,20 @@ fn updates() -> Outcome {
     leaf.update("web")?;
     let restarted = leaf.unit("web", "MainPID")?;
     ensure(restarted != started, "started anew after a failed switch")?;
+    let why = leaf.status("web")?["last_update"]["restarted"].clone();
+    let told = "the switch in place failed: switch-to-configuration ended with exit code 4";
+    ensure(why == told, format!("why it was started anew: {why}"))?;
     // More than the system is another.
     leaf.create("web", &second, 1, json!({"environment": {"A": "b"}}))?;
     leaf.update("web")?;
     ensure(
         leaf.unit("web", "MainPID")? != restarted,
         "started anew for its environment",
+    )?;
+    let why = leaf.status("web")?["last_update"]["restarted"].clone();
+    ensure(
+        why == "more than its system has changed, which needs a restart",
+        format!("why it was started anew: {why}"),
     )?;
     leaf.stop("web", 20)?;
     leaf.update("web")?;

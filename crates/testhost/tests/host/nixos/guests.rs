@@ -1,6 +1,7 @@
 //! NixOS in containers: a whole life, on a Debian host and on a NixOS host.
 
 use anyhow::{Result, ensure};
+use serde_json::{Value, json};
 use testhost::nixos::Systems;
 use testhost::{Host, LIVES};
 
@@ -43,6 +44,7 @@ fn on_debian() -> Outcome {
     }
     if sample.takes_one_of(2, 0) {
         stock_in_a_user_namespace(&leaf, &systems)?;
+        whole_in_a_user_namespace(&leaf, systems.container("whole")?)?;
     }
     Ok(())
 }
@@ -147,6 +149,11 @@ fn switched(leaf: &Leaf, toplevel: &str) -> Outcome {
         before.2 != after.2,
         "the service that is another was not restarted"
     );
+    let done = &updated["last_update"];
+    ensure!(
+        done.get("restarted").is_none() && done["restarted_units"] == json!(["speaker.service"]),
+        "{updated}"
+    );
     let said = leaf.inside(
         "web",
         "journalctl --unit=speaker --output=cat | grep -c goodbye; readlink /run/current-system",
@@ -190,20 +197,49 @@ fn stock_with_the_hosts_users(leaf: &Leaf, system: &str) -> Outcome {
     leaf.nothing_left("plain")
 }
 
-/// A NixOS as it comes starts with a failed unit in a user namespace, and an update restarts it, since what fails at its
-/// start fails at a switch too.
+/// A NixOS as it comes starts with a failed unit in a user namespace. An update switches it in place all the same, unless
+/// something else fails at the switch.
 fn stock_in_a_user_namespace(leaf: &Leaf, systems: &Systems) -> Outcome {
     leaf.create("mapped", systems.container("stock")?, "")?;
     let state = leaf.inside("mapped", "systemctl is-active multi-user.target; systemctl is-system-running; systemctl --failed --no-legend --plain | cut -d' ' -f1")?;
     ensure!(state == "active\ndegraded\nsystemd-sysctl.service\n", "{state}");
     let before = leaf.leader("mapped")?;
-    let next = systems.container("stock-goodbye")?;
-    let updated = leaf.ctl(&format!("{PATIENT} container update mapped --toplevel {next}"))?;
+    let update = |system: &str| -> Result<Value> {
+        let toplevel = systems.container(system)?;
+        let updated = leaf.ctl(&format!(
+            "{PATIENT} container update mapped --toplevel {toplevel}"
+        ))?;
+        ensure!(
+            updated["phase"] == "running" && updated["desired"]["toplevel"] == toplevel,
+            "{updated}"
+        );
+        Ok(updated["last_update"].clone())
+    };
+    let done = update("stock-goodbye")?;
+    ensure!(leaf.leader("mapped")? == before, "it was restarted: {done}");
     ensure!(
-        updated["phase"] == "running" && updated["desired"]["toplevel"] == next,
-        "{updated}"
+        done.get("restarted").is_none()
+            && done["restarted_units"] == json!(["speaker.service"])
+            && done["failed_units"] == json!(["systemd-sysctl.service"]),
+        "{done}"
     );
-    ensure!(leaf.leader("mapped")? != before, "it was switched in place");
+    let done = update("stock-faulty")?;
+    ensure!(
+        leaf.leader("mapped")? != before,
+        "it was switched in place: {done}"
+    );
+    ensure!(
+        done["restarted"] == "the switch in place failed: unit faulty.service failed",
+        "{done}"
+    );
     leaf.ctl(&format!("{PATIENT} container destroy mapped"))?;
     leaf.nothing_left("mapped")
+}
+
+/// With `nixosModules.container`, nothing of a whole NixOS fails in a user namespace.
+fn whole_in_a_user_namespace(leaf: &Leaf, system: &str) -> Outcome {
+    leaf.create("whole", system, "")?;
+    leaf.is_well("whole")?;
+    leaf.ctl(&format!("{PATIENT} container destroy whole"))?;
+    leaf.nothing_left("whole")
 }
