@@ -1,6 +1,6 @@
 //! What goes wrong on the way to a server, and what is said about it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use leaf_bus::client::Client;
@@ -44,6 +44,10 @@ pub(super) fn trials() -> Vec<Trial> {
             embedded_context,
         ),
         trial("a_container_answers_for_its_health", container_health),
+        trial(
+            "a_container_whose_leaf_is_gone_tries_less_often_than_a_daemon_and_at_once_after_a_hint",
+            leaf_is_gone,
+        ),
     ]
 }
 
@@ -311,5 +315,36 @@ async fn container_health() -> anyhow::Result<()> {
     for settings in daemon_settings(&site) {
         ensure!(settings.caller() == Some(daemon_caller()));
     }
+    Ok(())
+}
+
+async fn leaf_is_gone() -> anyhow::Result<()> {
+    // It closes each connection at once.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let attempt = async || {
+        let accepted = tokio::time::timeout(LIMIT, listener.accept()).await;
+        accepted.context("it tries again")??;
+        anyhow::Ok(Instant::now())
+    };
+    let keys = tempfile::tempdir()?;
+    let identity = Identity::open_or_create(keys.path(), &leaf())?;
+    let name = ContainerName::new("Web")?;
+    let url = format!("nats://{}", listener.local_addr()?);
+    let binding = ContainerBinding::new(&leaf(), &name, &url);
+    let container = ContainerClient::connect(&binding, &identity.container_credentials(&name)).await?;
+    // A daemon pauses for 2.5 s at most.
+    let longer = Duration::from_secs(3);
+    let mut pauses = Vec::new();
+    let mut last = attempt().await?;
+    while pauses.last().is_none_or(|pause| *pause < longer) {
+        ensure!(pauses.len() < 12, "the pauses don't grow: {pauses:?}");
+        let next = attempt().await?;
+        pauses.push(next - last);
+        last = next;
+    }
+    // The next pause is of more than 6 s.
+    container.hurry();
+    let hurried = attempt().await? - last;
+    ensure!(hurried < Duration::from_secs(5), "{hurried:?} after the hint");
     Ok(())
 }
