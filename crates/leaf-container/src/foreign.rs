@@ -91,7 +91,7 @@ fn foreign_of(conf: &Conf, running: bool) -> ForeignContainer {
 
 /// Returns whether it is declared in the host's NixOS configuration: NixOS links declared files into the store, and a
 /// file that is not writable must be left alone (nixos-container.pl, "destroy").
-fn is_declarative(conf: &Path) -> bool {
+pub(crate) fn is_declarative(conf: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::symlink_metadata(conf)
         .is_ok_and(|meta| meta.is_symlink() || meta.permissions().mode() & 0o200 == 0)

@@ -8,11 +8,11 @@
 //! This works for an unprivileged user that may read the systemd journal (group `systemd-journal`). The functions
 //! block: call them on a blocking thread (`spawn_blocking`) within tokio, never from asynchronous code.
 
-mod addresses;
 mod cgroup;
 mod conf;
 mod error;
 mod foreign;
+mod in_use;
 mod journal;
 mod known;
 mod log_file;

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 use leaf_bus::serve::{Incoming, Responder};
 use leaf_core::command::Command;
+use leaf_core::decide::InUse;
 use leaf_core::engine::{
     Answer, At, Conditions, Effect, Engine, FreeSpace, FreshIds, Immediate, Input, Record, Request,
     RequestId, Seen,
@@ -233,10 +234,10 @@ impl MainLoop {
             moment: self.clock.now(),
             ids: FreshIds::new(Uuid::now_v7()),
             conditions: self.conditions(),
-            host_networks: if input.takes_addresses() {
-                self.workers.networks_in_use()
+            in_use: if input.adds_container() {
+                self.workers.in_use()
             } else {
-                Vec::new()
+                InUse::default()
             },
         };
         let outputs = self.engine.handle(at, input);

@@ -6,14 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ipnet::Ipv4Net;
 use jiff::Timestamp;
 use leaf_bus::connect::Bus;
 use leaf_bus::serve::Responder;
 use leaf_container::{Foreign, ObserveError, ObserveErrorKind};
 use leaf_core::command::{ContainerList, LogChunk};
 use leaf_core::container::Container;
-use leaf_core::decide::Question;
+use leaf_core::decide::{InUse, Question};
 use leaf_core::engine::{Capabilities, Input};
 use leaf_core::error::chain;
 use leaf_core::event::ContainerStep;
@@ -112,19 +111,19 @@ impl Workers {
         self.equipment.bus.max_message_bytes()
     }
 
-    /// Returns the networks that the host uses, for the addresses of a new container. If they can't be read, the helper
-    /// still refuses an address that another container has. Blocks for a moment.
+    /// Returns the networks and names in use on the host, for a new container. If they can't be read, the helper still
+    /// refuses the name or an address of another container. Blocks for a moment.
     #[must_use]
-    pub fn networks_in_use(&self) -> Vec<Ipv4Net> {
+    pub fn in_use(&self) -> InUse {
         let Ok(host) = &self.equipment.containers else {
-            return Vec::new();
+            return InUse::default();
         };
-        host.view.networks_in_use().unwrap_or_else(|error| {
+        host.view.in_use().unwrap_or_else(|error| {
             tracing::warn!(
                 error = chain(&error),
-                "can't read the addresses in use on this host"
+                "can't read the names and addresses in use on this host"
             );
-            Vec::new()
+            InUse::default()
         })
     }
 

@@ -4,7 +4,9 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::job::queue;
-use super::{Context, Decision, Question, Reply, Target, conflict, invalid, known, not_found, only};
+use super::{
+    Context, Decision, NameHolder, Question, Reply, Target, conflict, invalid, known, not_found, only,
+};
 use crate::command::container::{Command, ContainerHistory};
 use crate::container::{Container, ContainerNetwork, ContainerPhase, Desired, DesiredRun, ForeignContainer};
 use crate::event::{ContainerDesired, Fact};
@@ -128,6 +130,28 @@ fn check_name(name: &ContainerName) -> Result<(), Problem> {
     name.check_startable().map_err(|error| invalid(error.to_string()))
 }
 
+/// Checks that nothing else on the host has the name of a new container.
+fn check_is_free(name: &ContainerName, context: &Context) -> Result<(), Problem> {
+    let Some(holder) = context.in_use.names.get(name) else {
+        return Ok(());
+    };
+    let detail = match holder {
+        NameHolder::Foreign => format!(
+            "this host already has a foreign container {name}, which this leaf did not create; choose another name, or adopt \
+            that container (container.adopt)"
+        ),
+        NameHolder::Declared => format!(
+            "this host already has a container {name}, declared in its NixOS configuration; choose another name, or remove \
+            the container there first"
+        ),
+        NameHolder::Unreadable(why) => format!(
+            "the name {name} is in use on this host, by a file that can't be read as a container's: {why}; remove the file, \
+            or choose another name"
+        ),
+    };
+    Err(Problem::new(ProblemCode::AlreadyExists, detail))
+}
+
 fn check_spec(name: &ContainerName, spec: &ContainerSpec, context: &Context) -> Result<(), Problem> {
     spec.options.check(name).map_err(invalid)?;
     spec.options.check_runtime(context.runtime).map_err(unsupported)
@@ -164,6 +188,7 @@ fn create(
         ));
     }
     check_name(name)?;
+    check_is_free(name, context)?;
     check_spec(name, &spec, context)?;
     check_others(state, name, &spec.options)?;
     let network = free_link(state, context)?;
@@ -196,7 +221,7 @@ fn create(
 }
 
 fn free_link(state: &State, context: &Context) -> Result<ContainerNetwork, Problem> {
-    context.pool.free_link(state, &context.host_networks).ok_or_else(|| {
+    context.pool.free_link(state, &context.in_use.networks).ok_or_else(|| {
         Problem::new(
             ProblemCode::Overloaded,
             format!(

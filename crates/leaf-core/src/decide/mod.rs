@@ -12,6 +12,8 @@ mod nix;
 pub use container::{LogQuery, adopt};
 pub use job::{after_job, needless_jobs};
 
+use std::collections::BTreeMap;
+
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -39,12 +41,32 @@ pub struct Context {
     pub runtime: Runtime,
     /// The address pool of the containers.
     pub pool: AddressPool,
-    /// The addresses and routes of the host, and the addresses in the files of all containers, foreign ones included.
-    pub host_networks: Vec<Ipv4Net>,
+    /// What a new container can't have, since it is in use on the host.
+    pub in_use: InUse,
     /// The maximum number of queued jobs.
     pub max_queued_jobs: usize,
     /// The time limit of a job whose command sets none, in seconds.
     pub job_timeout_seconds: u32,
+}
+
+/// The networks and names that are in use on a host, as observed when a command arrives.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InUse {
+    /// The addresses and routes of the host, and the addresses in the files of all containers, foreign ones included.
+    pub networks: Vec<Ipv4Net>,
+    /// The names that this leaf can't give to a new container, with what has them.
+    pub names: BTreeMap<ContainerName, NameHolder>,
+}
+
+/// What has a container's name on the host, apart from this leaf.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NameHolder {
+    /// A foreign container.
+    Foreign,
+    /// A foreign container that the host's NixOS configuration declares.
+    Declared,
+    /// An entry of the directory of `NAME.conf` files that can't be read, with its path and the reason.
+    Unreadable(String),
 }
 
 /// The decision on a command.

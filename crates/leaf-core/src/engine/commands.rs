@@ -82,7 +82,7 @@ impl Engine {
             fresh_id: turn.at.ids.next_id(),
             runtime: self.settings.runtime,
             pool: self.settings.pool,
-            host_networks: turn.at.host_networks.clone(),
+            in_use: turn.at.in_use.clone(),
             max_queued_jobs: self.settings.max_queued_jobs,
             job_timeout_seconds: self.settings.job_timeout_seconds,
         }

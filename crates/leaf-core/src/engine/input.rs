@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::Ipv4Net;
 use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::command::{Command, CommandKind, CommandRecord, container};
 use crate::container::{ForeignContainer, ObservedContainer};
+use crate::decide::InUse;
 use crate::event::HostFacts;
 use crate::hardware::Inventory;
 use crate::id::{Caller, CommandId, ContainerName, JobId};
@@ -81,9 +81,9 @@ pub enum Input {
 }
 
 impl Input {
-    /// Returns whether a new container may take its addresses with this input.
+    /// Returns whether a container may be created or adopted with this input, which takes a name and addresses of the host.
     #[must_use]
-    pub fn takes_addresses(&self) -> bool {
+    pub fn adds_container(&self) -> bool {
         match self {
             Self::Command(request) => matches!(
                 request.command,
@@ -128,9 +128,8 @@ pub struct At {
     pub ids: FreshIds,
     /// The state of the journal and its disk.
     pub conditions: Conditions,
-    /// The networks that the host uses, as for [`Context`](crate::decide::Context), if [`Input::takes_addresses`];
-    /// otherwise empty.
-    pub host_networks: Vec<Ipv4Net>,
+    /// The networks and names in use on the host, if [`Input::adds_container`]; otherwise empty.
+    pub in_use: InUse,
 }
 
 /// Fresh ids, derived from one version 7 UUID.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use leaf_core::address_pool::AddressPool;
 use leaf_core::command::*;
 use leaf_core::container::*;
-use leaf_core::decide::Context;
+use leaf_core::decide::{Context, InUse};
 use leaf_core::event::*;
 use leaf_core::hardware::*;
 use leaf_core::id::*;
@@ -61,7 +61,7 @@ pub(crate) fn context(fresh: u128) -> Context {
         fresh_id: Uuid::from_u128(fresh),
         runtime: Runtime::Systemd,
         pool: AddressPool::default(),
-        host_networks: Vec::new(),
+        in_use: InUse::default(),
         max_queued_jobs: 8,
         job_timeout_seconds: 3600,
     }

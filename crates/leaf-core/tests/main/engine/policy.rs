@@ -2,11 +2,12 @@
 
 use leaf_core::command::*;
 use leaf_core::container::ContainerPhase;
+use leaf_core::decide::NameHolder;
 use leaf_core::engine::Capabilities;
 use leaf_core::id::{ContainerName, JobId};
 use leaf_core::job::{Installable, Job, JobPhase};
 use leaf_core::problem::{Problem, ProblemCode};
-use leaf_core::spec::{ContainerOptions, ContainerSource};
+use leaf_core::spec::{ContainerOptions, ContainerSource, ContainerSpec, SpecRun};
 
 use super::admin;
 use super::steps::Fate;
@@ -200,6 +201,64 @@ fn destroying_a_container_cancels_its_build() {
             .collect();
         assert_eq!(of_it, ["desired.v1", "desired.v1", "destroyed.v1"]);
     }
+}
+
+#[test]
+fn a_create_or_apply_under_a_name_in_use_on_the_host_is_refused_and_leaves_nothing_behind() {
+    let name = |name: &str| ContainerName::new(name).expect("a name");
+    let holders = [
+        (name("made"), NameHolder::Foreign, "or adopt that container"),
+        (name("fixed"), NameHolder::Declared, "NixOS configuration"),
+        (
+            name("odd"),
+            NameHolder::Unreadable("/etc/nixos-containers/odd.conf: it is a FIFO".to_owned()),
+            "/etc/nixos-containers/odd.conf: it is a FIFO; remove the file",
+        ),
+    ];
+    let mut world = world();
+    create(&mut world, "own");
+    let events = world.kinds().len();
+    for (name, holder, _) in &holders {
+        world.in_use.names.insert(name.clone(), holder.clone());
+    }
+    // One that a foreign file replaced is still this leaf's in the state, and says so.
+    world.in_use.names.insert(name("own"), NameHolder::Foreign);
+    let source = ContainerSource::Template {
+        name: "minimal".to_owned(),
+    };
+    for (name, _, says) in &holders {
+        let create = CreateContainer {
+            name: name.clone(),
+            source: source.clone(),
+            start: true,
+            options: ContainerOptions::default(),
+        };
+        let apply = ApplyContainer {
+            name: name.clone(),
+            spec: ContainerSpec {
+                source: source.clone(),
+                run: SpecRun::Running,
+                paused: false,
+                options: ContainerOptions::default(),
+            },
+            if_generation: None,
+        };
+        for problem in [refused(&mut world, create), refused(&mut world, apply)] {
+            assert_eq!(problem.code, ProblemCode::AlreadyExists);
+            assert!(problem.detail.contains(says), "{problem}");
+        }
+        assert_eq!(world.phase(name), None);
+    }
+    assert_eq!(world.kinds().len(), events, "nothing is recorded");
+    let destroy = DestroyContainer {
+        name: name("own"),
+        if_generation: None,
+    };
+    call(&mut world, destroy);
+    assert!(
+        world.kinds().len() > events,
+        "the leaf's own is changed as before"
+    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use leaf_core::command::{Command, CommandRecord};
 use leaf_core::container::{Container, ContainerPhase};
-use leaf_core::decide::needless_jobs;
+use leaf_core::decide::{InUse, needless_jobs};
 use leaf_core::engine::{
     At, Capabilities, Conditions, Effect, Engine, EngineSettings, FreeSpace, FreshIds, History, Immediate,
     Input, Limits, Outputs, Record, Request, RequestId, Resumed, Scope, Seen, Snapshots,
@@ -101,6 +101,8 @@ pub(super) struct World {
     pub(super) disk_is_low: bool,
     /// The largest message that the NATS server accepts.
     pub(super) max_message_bytes: Option<usize>,
+    /// What is in use on the host when a command arrives.
+    pub(super) in_use: InUse,
 }
 
 impl World {
@@ -135,6 +137,7 @@ impl World {
             disk_is_full: false,
             disk_is_low: false,
             max_message_bytes: None,
+            in_use: InUse::default(),
         };
         world.start();
         world
@@ -256,7 +259,7 @@ impl World {
             moment: moment(self.now),
             ids: FreshIds::new(Uuid::from_u128(self.ids)),
             conditions: self.conditions(),
-            host_networks: Vec::new(),
+            in_use: self.in_use.clone(),
         };
         let bound = 4
             + self.engine.state().containers.len() * 4

@@ -1,9 +1,14 @@
-//! The IPv4 addresses that are in use on this host, so that a new container gets others.
+//! The names and IPv4 addresses that are in use on this host, so that a new container gets others.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use leaf_core::container::EntryProblem;
+use leaf_core::decide::{InUse, NameHolder};
 
+use crate::conf::problem_of;
+use crate::foreign::is_declarative;
 use crate::{Containers, ObserveError};
 
 /// The kernel's routing table of this process's network namespace: all routes, and all addresses as local ones
@@ -11,14 +16,27 @@ use crate::{Containers, ObserveError};
 const ROUTES: &str = "/proc/self/net/fib_trie";
 
 impl Containers {
-    /// Returns the host's IPv4 addresses and routes, and the addresses in the files of all containers, running or not, of
-    /// any owner. Blocks.
+    /// Returns the names of containers that are not this leaf's; and the host's IPv4 addresses and routes, and the addresses
+    /// in the files of all containers, running or not, of any owner. Blocks.
     ///
     /// # Errors
     /// [`ObserveError::Read`] when the files or the kernel's table can't be read.
-    pub fn networks_in_use(&self) -> Result<Vec<Ipv4Net>, ObserveError> {
-        let mut networks: Vec<Ipv4Net> = Vec::new();
-        for conf in self.confs()?.found {
+    pub fn in_use(&self) -> Result<InUse, ObserveError> {
+        let (mut networks, mut names) = (Vec::new(), BTreeMap::new());
+        let confs = self.confs()?;
+        for (name, error) in confs.unreadable {
+            let EntryProblem { entry, problem } = problem_of(&error);
+            names.insert(name, NameHolder::Unreadable(format!("{entry}: {problem}")));
+        }
+        for conf in confs.found {
+            if !conf.is_of(&self.leaf) {
+                let holder = if is_declarative(&conf.path) {
+                    NameHolder::Declared
+                } else {
+                    NameHolder::Foreign
+                };
+                names.insert(conf.name.clone(), holder);
+            }
             let addresses = ["HOST_ADDRESS", "LOCAL_ADDRESS"]
                 .into_iter()
                 .filter_map(|key| conf.value(key)?.split('/').next()?.parse::<Ipv4Addr>().ok());
@@ -28,7 +46,7 @@ impl Containers {
         networks.extend(destinations(&table));
         networks.sort();
         networks.dedup();
-        Ok(networks)
+        Ok(InUse { networks, names })
     }
 }
 
@@ -58,7 +76,7 @@ fn destinations(table: &str) -> Vec<Ipv4Net> {
 mod tests {
     use leaf_core::id::LeafName;
     use leaf_core::runtime::Runtime;
-    use leaf_host::contract::HostPaths;
+    use leaf_host::contract::{HostPaths, conf_marker};
 
     use super::*;
 
@@ -87,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn the_host_s_own_addresses_and_those_of_stopped_containers_are_in_use() {
+    fn names_and_addresses_of_foreign_containers_and_of_the_host_are_in_use() {
         let place = tempfile::tempdir().expect("a directory");
         let leaf = LeafName::new("edge").expect("a leaf");
         let paths = HostPaths {
@@ -97,11 +115,30 @@ mod tests {
         let conf = "HOST_ADDRESS=10.233.7.1\nLOCAL_ADDRESS=\"10.233.7.2/24\"\n";
         std::fs::write(place.path().join("other.conf"), conf).expect("a conf");
         std::fs::write(place.path().join("odd.conf"), "LOCAL_ADDRESS=none\n").expect("a conf");
+        let own = format!("{}\nLOCAL_ADDRESS=10.233.8.2\n", conf_marker(&leaf));
+        std::fs::write(place.path().join("own.conf"), own).expect("a conf");
+        std::os::unix::fs::symlink("other.conf", place.path().join("linked.conf")).expect("a link");
+        std::fs::create_dir(place.path().join("no-file.conf")).expect("a directory");
         let in_use = Containers::new(leaf, paths, Runtime::Nspawn)
-            .networks_in_use()
+            .in_use()
             .expect("an observation");
-        for network in nets(&["10.233.7.1/32", "10.233.7.2/32", "127.0.0.1/32"]) {
-            assert!(in_use.contains(&network), "{network}: {in_use:?}");
+        for network in nets(&["10.233.7.1/32", "10.233.7.2/32", "10.233.8.2/32", "127.0.0.1/32"]) {
+            assert!(in_use.networks.contains(&network), "{network}: {in_use:?}");
         }
+        let holders: Vec<_> = in_use
+            .names
+            .iter()
+            .map(|(name, holder)| (name.as_str(), holder))
+            .collect();
+        let [
+            ("linked", NameHolder::Declared),
+            ("no-file", NameHolder::Unreadable(why)),
+            ("odd", NameHolder::Foreign),
+            ("other", NameHolder::Foreign),
+        ] = &holders[..]
+        else {
+            panic!("{holders:?}");
+        };
+        assert!(why.contains("/no-file.conf: "), "{why}");
     }
 }
