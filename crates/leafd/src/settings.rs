@@ -264,7 +264,7 @@ pub enum SettingsError {
         /// The file.
         path: PathBuf,
         /// The place and the error.
-        source: Box<toml::de::Error>,
+        source: ShapeError,
     },
     /// A value is invalid, or conflicts with another.
     #[error("{place}: {why}")]
@@ -274,6 +274,64 @@ pub enum SettingsError {
         /// The reason, and which values are valid.
         why: String,
     },
+}
+
+/// Where a settings file is not valid TOML, or has an unknown key or a value of the wrong type, and how. It quotes neither
+/// lines nor values of the file, which may hold a password or token.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}, column {column}{}: {problem}", key.as_ref().map_or(String::new(), |key| format!(" ({key})")))]
+pub struct ShapeError {
+    line: usize,
+    column: usize,
+    /// The key of the line, if it begins with one.
+    key: Option<String>,
+    problem: String,
+}
+
+impl ShapeError {
+    fn new(error: &toml::de::Error, text: &str) -> Self {
+        let start = error.span().map_or(0, |span| span.start);
+        let before = text.get(..start).unwrap_or(text);
+        let line_start = before.rfind('\n').map_or(0, |end| end + 1);
+        Self {
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+            key: key_of(text.get(line_start..).unwrap_or_default()),
+            problem: without_values(error.message()),
+        }
+    }
+}
+
+/// Returns the bare key with which a line begins: `port` of `port = 4222`.
+fn key_of(text: &str) -> Option<String> {
+    let (key, _) = text.lines().next()?.split_once('=')?;
+    let is_bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    let key = key.trim();
+    (!key.is_empty() && key.chars().all(is_bare)).then(|| key.to_owned())
+}
+
+/// Returns a parser's message without the values of the file that it quotes: those of a wrong type, as serde's
+/// `Unexpected` prints them (`invalid type: string "…", expected a map`), and users in addresses.
+fn without_values(message: &str) -> String {
+    let mut message = message.to_owned();
+    for kind in ["invalid type: ", "invalid value: "] {
+        if let Some(value) = message.find(kind).map(|at| at + kind.len())
+            && let Some(expected) = message.rfind(", expected ").filter(|end| *end > value)
+            && let Some(quote) = message[value..expected].find(['"', '`'])
+        {
+            let kept = message[..value + quote].trim_end().to_owned();
+            message = kept + &message[expected..];
+        }
+    }
+    let is_address = |word: &str| word.contains("://") && word.contains('@');
+    let words = message.split(' ').map(|word| {
+        if is_address(word) {
+            "<an address with a user>"
+        } else {
+            word
+        }
+    });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// Returns why a server on an address other than the leaf's own serves no containers.
@@ -299,7 +357,7 @@ impl Settings {
                 })?;
                 Self::parse(&text).map_err(|source| SettingsError::Shape {
                     path: path.to_owned(),
-                    source: Box::new(source),
+                    source,
                 })?
             }
             None => Self::parse("[nats]").expect("the minimal settings are valid"),
@@ -339,8 +397,8 @@ impl Settings {
     ///
     /// # Errors
     /// The parser's error, with the place.
-    pub fn parse(text: &str) -> Result<Self, toml::de::Error> {
-        toml::from_str(text)
+    pub fn parse(text: &str) -> Result<Self, ShapeError> {
+        toml::from_str(text).map_err(|error| ShapeError::new(&error, text))
     }
 
     fn check(&self) -> Result<(), SettingsError> {
@@ -381,6 +439,19 @@ impl Settings {
                 "nats",
                 "credentials, stream_credentials, ca, cert and key belong to nats.url; an embedded server has its own",
             ));
+        }
+        if let Some(limit) = nats.embedded.as_ref().map(|embedded| embedded.max_storage_bytes)
+            && limit > 0
+            && limit < self.events.max_bytes
+        {
+            return Err(SettingsError::Value {
+                place: "nats.embedded.max_storage_bytes",
+                why: format!(
+                    "is {limit}, but the stream of events alone needs {} bytes (events.max_bytes): raise it, or lower \
+                    events.max_bytes",
+                    self.events.max_bytes
+                ),
+            });
         }
         let own = self.containers.address_pool.leaf_address();
         if let Some(address) = nats.embedded.as_ref().and_then(|embedded| embedded.address)
@@ -556,9 +627,52 @@ mod tests {
                 "must be from 1 to 3600",
             ),
             ("[nats.embedded]\n[events]\nmax_bytes = 5", "events.max_bytes"),
+            (
+                "[nats.embedded]\nmax_storage_bytes = 104857600",
+                "nats.embedded.max_storage_bytes: is 104857600, but the stream of events alone needs 1073741824 bytes",
+            ),
         ] {
             let error = refused(text);
             assert!(error.contains(says), "{text:?} gave {error:?}");
+        }
+    }
+
+    #[test]
+    fn errors_of_a_file_name_the_place_and_quote_nothing_of_it() {
+        for (text, place) in [
+            ("[nats]\nurl = nats://me:hush@hub:4222", "line 2, column "),
+            ("[nats]\nurl = \"nats://me:hush@hub:4222", "line 2, column "),
+            ("[nats]\nurl = 'nats://me:hush@hub:4222' 'x'", "line 2, column "),
+            (
+                "nats = 'nats://me:hush@hub:4222'",
+                "line 1, column 8 (nats): invalid type: string, expected",
+            ),
+            (
+                "[nats]\nembedded = \"nats://hush@hub, expected \\\"it\"",
+                "line 2, column 12",
+            ),
+            (
+                "[nats]\nurl = 'a'\n[nix.options]\naccess-tokens = ['github.com=hush']",
+                "line 4, column ",
+            ),
+            (
+                "[nats]\nurl = 'a'\n[nix.options]\nhushes = { a = 'github.com=hush' }",
+                "line 4, column ",
+            ),
+            ("[nats]\nurl = ['nats://me:hush@hub']", "line 2, column "),
+            ("name = 'nats://me:hush@hub'\n[nats]", "line 1, column "),
+            (
+                "[events]\nmax_bytes = 'hush'\n[nats]",
+                "line 2, column 13 (max_bytes): invalid type: string, expected u64",
+            ),
+        ] {
+            let error = Settings::parse(text).expect_err(text).to_string();
+            assert!(error.starts_with(place), "{text}: {error}");
+            assert!(
+                !error.contains("hush@") && !error.contains("me:hush") && !error.contains("=hush"),
+                "{text}: {error}"
+            );
+            assert!(!error.contains('\n'), "{error}");
         }
     }
 }
