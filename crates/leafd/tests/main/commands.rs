@@ -4,6 +4,8 @@
 mod ctl;
 #[path = "commands/input.rs"]
 mod input;
+#[path = "commands/log.rs"]
+mod log;
 #[path = "commands/programs.rs"]
 mod programs;
 #[path = "commands/repeat.rs"]
@@ -22,6 +24,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         repeat::trials(host),
         service::trials(host),
         ctl::trials(host),
+        log::trials(host),
         programs::trials(),
     ]
     .into_iter()

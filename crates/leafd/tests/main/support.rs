@@ -18,6 +18,10 @@ pub(crate) use leaf::{Setup, TestLeaf};
 /// The longest that any wait for a state may take, if the test does not say otherwise.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
+/// The clipboard (OSC 52), the title, a C1 control, a colour, a bell, CR, backspace, a forged line, bidi overrides.
+pub(crate) const HOSTILE: &str =
+    "\u{1b}]52;c;cm0=\u{7}\u{1b}]0;owned\u{1b}\\\u{9b}2J\u{1b}[31mred\u{7}\rCR\u{8}\u{202e}\u{2066}\nFORGED";
+
 /// Waits until `look` gives something, and says what it waited for if it never does.
 pub(crate) async fn until<T>(
     what: &str,

@@ -16,11 +16,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::{ctl, program, run, text};
-use crate::support::TestLeaf;
-
-/// The clipboard (OSC 52), the title, a C1 control, a colour, a bell, CR, backspace, a forged line, bidi overrides.
-const HOSTILE: &str =
-    "\u{1b}]52;c;cm0=\u{7}\u{1b}]0;owned\u{1b}\\\u{9b}2J\u{1b}[31mred\u{7}\rCR\u{8}\u{202e}\u{2066}\nFORGED";
+use crate::support::{HOSTILE, TestLeaf};
 
 /// Puts the text into each place of a message that takes any text; beside each key, too.
 fn poison(name: &str, message: Value) -> Value {
