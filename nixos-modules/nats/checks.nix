@@ -108,6 +108,19 @@ let
     else
       "127.0.0.1";
 
+  # At most four minutes.
+  syncsInTime =
+    let
+      parts = match "([0-9]+)(ms|s|m|h)" jetstream.syncInterval;
+      most = {
+        ms = 240000;
+        s = 240;
+        m = 4;
+        h = 0;
+      };
+    in
+    parts == null || builtins.fromJSON (builtins.elemAt parts 0) <= most.${builtins.elemAt parts 1};
+
   given = operator.systemAccount != null || operator.accounts != { } || operator.resolver != "memory";
 in
 [
@@ -159,6 +172,10 @@ in
   (check "jetstream.domain" (!jetstream.enable || isName jetstream.domain)
     "\"${jetstream.domain}\" must be at most 64 letters, digits, _ and -, since it is part of subjects."
   )
+  (check "jetstream.syncInterval" (!jetstream.enable || syncsInTime) (
+    "${jetstream.syncInterval} is too long: at most 4m, since a leaf's journal lets go of an event ten minutes after the "
+    + "server has acknowledged it."
+  ))
   (check "limits.maxPendingBytes" (limits.maxPendingBytes >= limits.maxPayloadBytes)
     "must be at least limits.maxPayloadBytes, the longest message."
   )

@@ -388,6 +388,21 @@ in
     ];
     expected = genList (_: "jetstream.domain") 4;
   };
+  "a sync interval for which a leaf's journal does not keep its events is refused" = {
+    expr =
+      map (syncInterval: refusedAt { jetstream = { inherit syncInterval; }; })
+        [
+          "5m"
+          "1h"
+          "241s"
+          "always"
+          "4m"
+          "240s"
+          "500ms"
+        ];
+    expected =
+      genList (_: [ "jetstream.syncInterval" ]) 3 ++ genList (_: [ ]) 4;
+  };
   "a buffer shorter than the longest message is refused" = {
     expr = refusedAt { limits.maxPendingBytes = 5; };
     expected = [ "limits.maxPendingBytes" ];
