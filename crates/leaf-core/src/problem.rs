@@ -91,21 +91,21 @@ impl ProblemCode {
     pub fn title(self) -> &'static str {
         match self {
             Self::Malformed => "The command is malformed",
-            Self::Invalid => "A value can't be used",
-            Self::UnknownCommand => "There is no such command",
+            Self::Invalid => "A value of the command can't be used",
+            Self::UnknownCommand => "The leaf has no such command",
             Self::UnsupportedVersion => "The protocol version is not supported",
             Self::TooLarge => "The command is too large",
-            Self::Forbidden => "The caller may not do this",
-            Self::NotFound => "It does not exist",
-            Self::AlreadyExists => "It exists already",
-            Self::Conflict => "The state does not allow this now",
+            Self::Forbidden => "The caller may not send the command",
+            Self::NotFound => "What the command names does not exist",
+            Self::AlreadyExists => "What the command would create exists already",
+            Self::Conflict => "The present state does not allow the command",
             Self::CommandIdReused => "The command id was used for another command",
-            Self::Unsupported => "This leaf can't do that",
+            Self::Unsupported => "This leaf does not support the command",
             Self::Overloaded => "The leaf has too much to do",
             Self::DiskFull => "The leaf's disk is full",
             Self::Draining => "The leaf is stopping",
-            Self::Failed => "It did not work",
-            Self::TimedOut => "It is not done in time",
+            Self::Failed => "The command was accepted, then failed",
+            Self::TimedOut => "The command has not finished in time",
         }
     }
 }

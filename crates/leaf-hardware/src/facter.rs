@@ -60,14 +60,14 @@ pub enum FacterError {
         source: std::io::Error,
     },
     /// The file is larger than any report.
-    #[error("it has more than {max} bytes, more than any report: is it the right file?")]
+    #[error("the file has more than {max} bytes, more than any report: is it the right one?")]
     TooLarge {
         /// The limit, [`MAX_REPORT_BYTES`].
         max: usize,
     },
     /// The file is not JSON, or is truncated.
     #[error(
-        "it is not valid JSON at line {line}, column {column}; write it again with `nixos-facter -o FILE`"
+        "the file is not valid JSON at line {line}, column {column}; write it again with `nixos-facter -o FILE`"
     )]
     Json {
         /// The position, from 1.
@@ -78,7 +78,7 @@ pub enum FacterError {
         source: serde_json::Error,
     },
     /// The JSON has another shape.
-    #[error("it is not a nixos-facter report: {at} {what}; write one with `nixos-facter -o FILE`")]
+    #[error("the file is not a nixos-facter report: {at} {what}; write one with `nixos-facter -o FILE`")]
     Shape {
         /// The place: `hardware`.
         at: String,
@@ -87,7 +87,7 @@ pub enum FacterError {
     },
     /// The report's version is unknown.
     #[error(
-        "it is a report of version {found}, only versions 1 and 2 are known: a newer cim-leaf may read it"
+        "the file is a report of version {found}, only versions 1 and 2 are known: a newer cim-leaf may read it"
     )]
     Version {
         /// The report's version.

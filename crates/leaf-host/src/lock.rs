@@ -13,13 +13,13 @@ pub enum LockError {
     #[error("the kernel refused the lock")]
     Io(#[from] io::Error),
     /// Another process held it for longer than this one waits.
-    #[error("another process has held it for {} s", after.as_secs())]
+    #[error("another process has held the lock for {} s", after.as_secs())]
     Held {
         /// How long this process waited.
         after: Duration,
     },
     /// The thread that waited for it ended.
-    #[error("the thread that waited for it has ended")]
+    #[error("the thread that waited for the lock has ended")]
     Lost,
 }
 
