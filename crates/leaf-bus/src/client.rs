@@ -132,7 +132,7 @@ impl Client {
     /// Checks that JetStream is enabled and that this user may use it.
     ///
     /// # Errors
-    /// [`ConnectError::JetStreamOff`] or [`ConnectError::NoPermission`].
+    /// [`ConnectError::JetStreamOff`], [`ConnectError::NoJetStream`] or [`ConnectError::NoPermission`].
     pub async fn check_jetstream(&self) -> Result<(), ConnectError> {
         self.link.check_jetstream().await
     }
@@ -271,7 +271,7 @@ impl Client {
             RequestError::NoResponders => StreamError::Unanswered {
                 what: format!("{subject}: no subscriber"),
             },
-            other => request_error(other, &subject),
+            other => request_error(other, &subject, self.link.domain()),
         })?;
         serde_json::from_slice(&answer.payload).map_err(|source| ClientError::Unreadable { subject, source })
     }

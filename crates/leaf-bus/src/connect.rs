@@ -112,7 +112,8 @@ impl Bus {
     /// Checks that JetStream is enabled and that this user may use it.
     ///
     /// # Errors
-    /// [`ConnectError::JetStreamOff`], [`ConnectError::NoPermission`], or an error if there is no connection.
+    /// [`ConnectError::JetStreamOff`], [`ConnectError::NoJetStream`], [`ConnectError::NoPermission`], or an error if there is no
+    /// connection.
     pub async fn check_jetstream(&self) -> Result<(), ConnectError> {
         self.store.check_jetstream().await
     }

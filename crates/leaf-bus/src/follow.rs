@@ -89,7 +89,7 @@ impl Follower {
                 // Temporary errors: a lost connection, or a server that is just starting.
                 Err(
                     StreamError::Disconnected
-                    | StreamError::NoJetStream
+                    | StreamError::NoJetStream { .. }
                     | StreamError::Unanswered { .. }
                     | StreamError::Server { .. },
                 ) => {

@@ -1,6 +1,6 @@
 //! The JetStream API as plain requests (NATS ADR-1, ADR-31), to distinguish all of its errors.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::link::Link;
 use crate::settings::ConnectError;
-use crate::stream_error::{RequestError, StreamError, request_error};
+use crate::stream_error::{RequestError, Room, StreamError, request_error};
 
 /// How long the server may take to answer a request.
 pub(crate) const API_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,6 +44,50 @@ pub(crate) struct ApiError {
     err_code: u64,
     #[serde(default)]
     description: String,
+}
+
+/// The answer about an account (`JSApiAccountInfoResponse` of nats-server), as far as it is used. Limits of -1 are none.
+#[derive(Debug, Deserialize)]
+struct AccountInfo {
+    #[serde(flatten)]
+    all: AccountUse,
+    /// By the number of replicas, such as `R1`, if the account's limits differ by it.
+    #[serde(default)]
+    tier: BTreeMap<String, AccountUse>,
+}
+
+#[derive(Debug, Deserialize)]
+struct AccountUse {
+    #[serde(default)]
+    reserved_storage: u64,
+    limits: AccountLimits,
+}
+
+#[derive(Debug, Deserialize)]
+struct AccountLimits {
+    max_storage: i64,
+    #[serde(default)]
+    storage_max_stream_bytes: i64,
+}
+
+impl AccountInfo {
+    /// Returns the room for a stream in files that has no room with this size, of which it has `own` bytes already.
+    fn room(&self, needed: u64, own: u64, replicas: usize) -> Room {
+        let AccountUse {
+            reserved_storage,
+            limits,
+        } = self.tier.get(&format!("R{replicas}")).unwrap_or(&self.all);
+        let reserved_bytes = reserved_storage.saturating_sub(own);
+        let limit = |bytes: i64| u64::try_from(bytes).ok().filter(|bytes| *bytes > 0);
+        match (limit(limits.storage_max_stream_bytes), limit(limits.max_storage)) {
+            (Some(limit_bytes), _) if needed > limit_bytes => Room::OfStream { limit_bytes },
+            (_, Some(limit_bytes)) if needed + reserved_bytes > limit_bytes => Room::OfAccount {
+                limit_bytes,
+                reserved_bytes,
+            },
+            _ => Room::OfServer { reserved_bytes },
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -113,7 +157,7 @@ pub(crate) fn read_ack(payload: &[u8], stream: &str) -> Result<u64, StreamError>
 fn unreadable(error: &serde_json::Error) -> StreamError {
     StreamError::Server {
         code: 0,
-        description: format!("its answer can't be read: {error}"),
+        description: format!("the answer can't be read: {error}"),
     }
 }
 
@@ -136,7 +180,10 @@ impl Link {
                     source: problem.into(),
                 })
             }
-            Err(_) => Err(ConnectError::JetStreamOff { servers }),
+            Err(StreamError::JetStreamOff | StreamError::NoJetStream { domain: None }) => {
+                Err(ConnectError::JetStreamOff { servers })
+            }
+            Err(source) => Err(ConnectError::NoJetStream { servers, source }),
         }
     }
 
@@ -150,7 +197,7 @@ impl Link {
         let subject = format!("{}.{what}", self.api_prefix());
         let body = serde_json::to_vec(body).expect("a request of the API has string keys only");
         let answer = self.request(&subject, None, body.into(), limit).await;
-        let answer = answer.map_err(|e| request_error(e, what))?;
+        let answer = answer.map_err(|e| request_error(e, what, self.domain()))?;
         let error: MaybeError = serde_json::from_slice(&answer.payload).map_err(|e| unreadable(&e))?;
         if let Some(error) = error.error {
             return Err(error.into_stream_error(what.rsplit('.').next().unwrap_or(what)));
@@ -247,6 +294,32 @@ impl Link {
         Err(refused)
     }
 
+    /// Returns a refusal of a stream's size with the size and the room that there is. Other errors are returned as they are.
+    pub(crate) async fn with_room(&self, error: StreamError, desired: &Config) -> StreamError {
+        // 10122: larger than the account allows a stream (`server/errors.json` of nats-server).
+        if !matches!(
+            error,
+            StreamError::StorageFull { .. } | StreamError::Limited { code: 10122, .. }
+        ) {
+            return error;
+        }
+        let none = serde_json::json!({});
+        let Ok(account) = self.api::<AccountInfo>("INFO", &none, API_TIMEOUT).await else {
+            return error;
+        };
+        let size_of = |config: &Config| u64::try_from(config.max_bytes).unwrap_or(0);
+        let own = match self.stream_info(&desired.name).await {
+            Ok(info) => size_of(&info.config),
+            Err(_) => 0,
+        };
+        let needed_bytes = size_of(desired);
+        StreamError::NoRoom {
+            stream: desired.name.clone(),
+            needed_bytes,
+            room: Box::new(account.room(needed_bytes, own, desired.num_replicas)),
+        }
+    }
+
     pub(crate) async fn delete_stream(&self, stream: &str) -> Result<(), StreamError> {
         let what = format!("STREAM.DELETE.{stream}");
         match self
@@ -275,9 +348,10 @@ impl Link {
             Ok(answer) => {
                 let sequence = answer.message.sequence;
                 let message = StreamMessage::try_from(answer.message);
-                message
-                    .map(Some)
-                    .map_err(|_| StreamError::NotAnEvent { sequence })
+                message.map(Some).map_err(|_| StreamError::NotAnEvent {
+                    stream: stream.to_owned(),
+                    sequence,
+                })
             }
             Err(StreamError::Server { code: 10037, .. }) => Ok(None),
             Err(other) => Err(other),
@@ -309,7 +383,11 @@ impl Link {
             Err(RequestError::NoResponders) => Err(StreamError::NoStream {
                 stream: stream.to_owned(),
             }),
-            Err(error) => Err(request_error(error, &format!("a publish on {subject}"))),
+            Err(error) => Err(request_error(
+                error,
+                &format!("a publish on {subject}"),
+                self.domain(),
+            )),
         }
     }
 }
@@ -343,7 +421,7 @@ impl Pages {
             body["next_by_subj"] = filter.as_str().into();
         }
         let asked = self.link.ask(&subject, None, body.to_string().into()).await;
-        let mut replies = asked.map_err(|e| request_error(e, &what))?;
+        let mut replies = asked.map_err(|e| request_error(e, &what, self.link.domain()))?;
         loop {
             let message = match replies.next(API_TIMEOUT).await {
                 Ok(message) => message,
@@ -352,7 +430,9 @@ impl Pages {
                 Err(RequestError::NoResponders) => {
                     let info = self.link.stream_info(&self.stream).await?;
                     if info.config.allow_direct {
-                        return Err(StreamError::NoJetStream);
+                        return Err(StreamError::NoJetStream {
+                            domain: self.link.domain().map(str::to_owned),
+                        });
                     }
                     let why = "it does not allow direct gets".to_owned();
                     return Err(StreamError::Foreign {
@@ -360,7 +440,7 @@ impl Pages {
                         why,
                     });
                 }
-                Err(error) => return Err(request_error(error, &what)),
+                Err(error) => return Err(request_error(error, &what, self.link.domain())),
             };
             let headers = message.headers.unwrap_or_default();
             let number = |name: &str| headers.get(name).and_then(|v| v.as_str().parse::<u64>().ok());
@@ -369,7 +449,10 @@ impl Pages {
                     let (Some(sequence), Some(subject)) =
                         (number("Nats-Sequence"), headers.get("Nats-Subject"))
                     else {
-                        return Err(StreamError::NotAnEvent { sequence: self.next });
+                        return Err(StreamError::NotAnEvent {
+                            stream: self.stream.clone(),
+                            sequence: self.next,
+                        });
                     };
                     self.next = sequence + 1;
                     self.page

@@ -127,15 +127,15 @@ impl StateBucket {
                 .client()
                 .publish_with_reply_and_headers(subject, inbox.clone(), headers, body)
                 .await;
-            sent.map_err(|e| request_error(publish_error(&e), &stream))?;
+            sent.map_err(|e| request_error(publish_error(&e), &stream, self.link.domain()))?;
         }
         let what = "the state's entries";
         for _ in batch {
             let message = tokio::select! {
                 biased;
                 message = acks.next() => message.ok_or(StreamError::Disconnected)?,
-                error = wait.trouble(&self.link, &first_subject) => return Err(request_error(error, what)),
-                () = tokio::time::sleep(API_TIMEOUT) => return Err(request_error(RequestError::TimedOut, what)),
+                error = wait.trouble(&self.link, &first_subject) => return Err(request_error(error, what, self.link.domain())),
+                () = tokio::time::sleep(API_TIMEOUT) => return Err(request_error(RequestError::TimedOut, what, self.link.domain())),
             };
             if message.status.is_some() {
                 return Err(StreamError::NoStream { stream });

@@ -140,6 +140,7 @@ impl Lease {
         match serde_json::from_slice(&message.payload) {
             Ok(beat) => Ok(Some((message.sequence, beat))),
             Err(_) => Err(StreamError::NotAnEvent {
+                stream: LEASE_STREAM.to_owned(),
                 sequence: message.sequence,
             }),
         }

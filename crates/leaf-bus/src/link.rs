@@ -152,7 +152,7 @@ impl Link {
         let subject = format!("{}.INFO", self.api_prefix);
         match self.request(&subject, None, Bytes::new(), limit).await {
             Ok(_) | Err(RequestError::NoResponders | RequestError::Forbidden(_)) => Ok(()),
-            Err(error) => Err(request_error(error, "a question")),
+            Err(error) => Err(request_error(error, "a question", self.domain())),
         }
     }
 

@@ -159,7 +159,7 @@ impl Publisher {
             .publish_with_reply_and_headers(subject, self.inbox.clone(), headers, body.into())
             .await;
         if let Err(error) = sent {
-            let error = match request_error(publish_error(&error), "a publish") {
+            let error = match request_error(publish_error(&error), "a publish", self.link.domain()) {
                 StreamError::TooLarge { description } => StreamError::TooLarge {
                     description: self.too_large(sequence, bytes, &description),
                 },
@@ -197,7 +197,7 @@ impl Publisher {
         let message = tokio::select! {
             biased;
             message = self.acks.next() => message.ok_or(StreamError::Disconnected),
-            error = self.wait.trouble(&self.link, &self.last_subject) => Err(request_error(error, "a publish")),
+            error = self.wait.trouble(&self.link, &self.last_subject) => Err(request_error(error, "a publish", self.link.domain())),
             () = sleep_until(deadline) => Err(StreamError::Unanswered { what: format!("the event {}", self.acked + 1) }),
         };
         match message {

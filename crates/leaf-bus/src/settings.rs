@@ -8,6 +8,8 @@ use leaf_core::host_op::Secret;
 use leaf_core::id::Caller;
 use leaf_core::subject;
 
+use crate::stream_error::StreamError;
+
 /// An error of an underlying library.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
@@ -181,14 +183,24 @@ pub enum ConnectError {
         /// The servers.
         servers: String,
     },
+    /// JetStream is not reachable.
+    #[error("JetStream can't be used at {servers}")]
+    NoJetStream {
+        /// The servers.
+        servers: String,
+        /// The reason.
+        source: StreamError,
+    },
     /// The user lacks a permission.
-    #[error("the user may not do this: {what}: give it the permission, or use other credentials")]
+    #[error(
+        "the NATS user lacks a permission: {what}: give the user the permission, or use other credentials"
+    )]
     NoPermission {
         /// The server's error.
         what: String,
     },
     /// The server does not answer in time.
-    #[error("{servers} does not answer within {seconds} s: check the network, or give it more time")]
+    #[error("{servers} does not answer within {seconds} s: check the network, or allow more time")]
     TimedOut {
         /// The servers.
         servers: String,

@@ -12,7 +12,7 @@ use crate::jetstream::{Pages, to_record};
 use crate::link::Link;
 use crate::publisher::Publisher;
 
-pub use crate::stream_error::StreamError;
+pub use crate::stream_error::{Room, StreamError};
 
 /// The settings of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +70,8 @@ impl EventStream {
     /// `first_sequence`.
     ///
     /// # Errors
-    /// [`StreamError::Foreign`] if another stream has its name or its subjects.
+    /// [`StreamError::Foreign`] if another stream has its name or its subjects; [`StreamError::NoRoom`] if its size is more
+    /// than a limit of the account or the server allows.
     pub async fn ensure(
         bus: &Bus,
         leaf: &LeafName,
@@ -193,11 +194,14 @@ impl EventStream {
             found.deny_purge = desired.deny_purge;
             found.description.clone_from(&desired.description);
         };
-        let (info, created) = self
+        let ensured = self
             .link
             .ensure_stream(&desired, |found| differs(found, &desired), merge)
-            .await?;
-        Ok(state(&info, created))
+            .await;
+        match ensured {
+            Ok((info, created)) => Ok(state(&info, created)),
+            Err(error) => Err(self.link.with_room(error, &desired).await),
+        }
     }
 
     fn config(&self, first_sequence: u64) -> Config {

@@ -33,7 +33,7 @@ pub enum StreamError {
     #[error("not connected to the NATS server")]
     Disconnected,
     /// The user lacks a permission.
-    #[error("the user may not do this: {what}")]
+    #[error("the NATS user lacks a permission: {what}")]
     NoPermission {
         /// The server's error.
         what: String,
@@ -42,10 +42,11 @@ pub enum StreamError {
     #[error("JetStream is off for this account of the NATS server")]
     JetStreamOff,
     /// No JetStream answers.
-    #[error(
-        "no JetStream answers: the NATS server has none, is just starting, or does not reach the JetStream domain of the settings"
-    )]
-    NoJetStream,
+    #[error("{}", no_jetstream(domain.as_deref()))]
+    NoJetStream {
+        /// The JetStream domain of the settings, if they have one.
+        domain: Option<String>,
+    },
     /// A stream of this name has other settings, which can't be updated.
     #[error(
         "the stream {stream} belongs to another application: {why}; {}",
@@ -63,11 +64,26 @@ pub enum StreamError {
         /// The sizes.
         description: String,
     },
-    /// A message in the stream is not an event.
-    #[error("the message {sequence} of the stream is not an event of a leaf")]
+    /// A message in the stream is not one that a leaf writes.
+    #[error(
+        "the message {sequence} of the stream {stream} was not written by a leaf: keep the program that wrote it from \
+        publishing into the stream, and delete the stream, which the leaf then creates again"
+    )]
     NotAnEvent {
+        /// The stream's name.
+        stream: String,
         /// The message's stream sequence.
         sequence: u64,
+    },
+    /// The stream's size is more than a limit allows.
+    #[error("{}", no_room(stream, *needed_bytes, room))]
+    NoRoom {
+        /// The stream's name.
+        stream: String,
+        /// The stream's size, in bytes.
+        needed_bytes: u64,
+        /// The room that there is.
+        room: Box<Room>,
     },
     /// The account's limits don't allow the stream.
     #[error("the account's limits don't allow the stream {stream}: {description} ({code})")]
@@ -87,6 +103,80 @@ pub enum StreamError {
         /// The server's description.
         description: String,
     },
+}
+
+/// The room that a server has for a stream, by the limit that is the tightest. Streams count with their full size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Room {
+    /// The limit of the account for all of its streams.
+    OfAccount {
+        /// The limit, in bytes.
+        limit_bytes: u64,
+        /// The size of the account's other streams, in bytes.
+        reserved_bytes: u64,
+    },
+    /// The limit of the account for one stream.
+    OfStream {
+        /// The limit, in bytes.
+        limit_bytes: u64,
+    },
+    /// The limit of the server for the streams of all accounts, which it tells to no client.
+    OfServer {
+        /// The size of the account's other streams, in bytes.
+        reserved_bytes: u64,
+    },
+}
+
+/// Returns why a stream has no room, and what to do about it.
+fn no_room(stream: &str, needed_bytes: u64, room: &Room) -> String {
+    let needs = format!("the stream {stream} needs {}", size(needed_bytes));
+    match *room {
+        Room::OfAccount {
+            limit_bytes,
+            reserved_bytes,
+        } => format!(
+            "{needs}, and the account has {} left: its limit for files is {}, and its other streams take {}; lower \
+            events.max_bytes in leafd's settings, or raise the account's limit (`max_file`, or `disk_storage` in its JWT)",
+            size(limit_bytes.saturating_sub(reserved_bytes)),
+            size(limit_bytes),
+            size(reserved_bytes),
+        ),
+        Room::OfStream { limit_bytes } => format!(
+            "{needs}, and the account allows a stream {} at most; lower events.max_bytes in leafd's settings, or raise the \
+            account's limit (`disk_max_stream_bytes`)",
+            size(limit_bytes),
+        ),
+        Room::OfServer { reserved_bytes } => format!(
+            "{needs}, which is more than the NATS server has left of its `max_file` (an embedded server: of \
+            nats.embedded.max_storage_bytes, or of the size of its file system), where this account's other streams take {}; \
+            lower events.max_bytes in leafd's settings, or raise max_file in the server's `jetstream` block. The server tells \
+            clients no amount; `nats server report jetstream` does, with an account of the system",
+            size(reserved_bytes),
+        ),
+    }
+}
+
+/// Returns a size in bytes, as settings have it, and in MiB.
+fn size(bytes: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "one decimal of MiB is printed")]
+    let mebibytes = bytes as f64 / f64::from(1 << 20);
+    format!("{bytes} bytes ({mebibytes:.1} MiB)")
+}
+
+/// Returns why no JetStream answers, and which settings to check.
+fn no_jetstream(domain: Option<&str>) -> String {
+    match domain {
+        None => "no JetStream answers: the NATS server is just starting, or has no JetStream (`jetstream {}` in its \
+                 configuration enables it), or has it only in a domain, which nats.jetstream_domain in leafd's settings, or \
+                 jetstream_domain in a context, must then name"
+            .to_owned(),
+        Some(domain) => format!(
+            "no JetStream answers in the domain {domain}: check that nats.jetstream_domain in leafd's settings, or \
+            jetstream_domain in a context, is the `domain` in the `jetstream` block of the server that has the streams, and \
+            that the connected server reaches that one (`leafnodes`); leave the setting out where the connected server \
+            itself has the streams"
+        ),
+    }
 }
 
 /// Returns what to do about a foreign stream. Some streams are named after the leaf, others are shared by all leaves.
@@ -109,12 +199,13 @@ impl StreamError {
             | Self::JetStreamOff
             | Self::Foreign { .. }
             | Self::NotAnEvent { .. }
+            | Self::NoRoom { .. }
             | Self::Limited { .. } => true,
             Self::WrongLastSequence { .. }
             | Self::Unanswered { .. }
             | Self::NoStream { .. }
             | Self::Disconnected
-            | Self::NoJetStream
+            | Self::NoJetStream { .. }
             | Self::TooLarge { .. }
             | Self::Server { .. } => false,
         }
@@ -132,9 +223,11 @@ pub(crate) enum RequestError {
     Other(String),
 }
 
-pub(crate) fn request_error(error: RequestError, what: &str) -> StreamError {
+pub(crate) fn request_error(error: RequestError, what: &str, domain: Option<&str>) -> StreamError {
     match error {
-        RequestError::NoResponders => StreamError::NoJetStream,
+        RequestError::NoResponders => StreamError::NoJetStream {
+            domain: domain.map(str::to_owned),
+        },
         RequestError::TimedOut => StreamError::Unanswered {
             what: what.to_owned(),
         },

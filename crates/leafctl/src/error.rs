@@ -127,7 +127,7 @@ impl Error {
             (_, 2) => "The command line is invalid",
             (_, 3) => "There is no connection to NATS",
             (_, 4) => "There is no reply",
-            (_, 5) => "It does not exist",
+            (_, 5) => "What the command names does not exist",
             (_, 6) => "The command is refused",
             (_, 7) => "The command was accepted, then failed",
             (_, 130) => "The command was interrupted",

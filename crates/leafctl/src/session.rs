@@ -7,6 +7,7 @@ use leaf_bus::client::{CallError, CallOptions, Client, ClientError};
 use leaf_bus::connect::ConnectSettings;
 use leaf_bus::context::{self, ContextError};
 use leaf_bus::stream::StreamError;
+use leaf_core::beat::LEASE_SECONDS;
 use leaf_core::command::{CommandKind, Request, ShowContainer};
 use leaf_core::container::{Container, ContainerPhase};
 use leaf_core::id::{CommandId, ContainerName, LeafName};
@@ -16,7 +17,7 @@ use uuid::Uuid;
 
 use crate::error::Error;
 use crate::global::Global;
-use crate::output::Output;
+use crate::output::{Output, ago};
 use crate::progress::waiting;
 use crate::text::Text;
 
@@ -190,19 +191,40 @@ impl Session {
             ..CallOptions::default()
         };
         let answer = self.client.call(leaf, request, options).await;
-        answer.map_err(|error| match (error, id) {
-            (error @ (CallError::TimedOut { .. } | CallError::Disconnected), Some(id)) => Error::Lost {
-                id,
-                how: error.into(),
-            },
-            (error, _) => error.into(),
-        })
+        match (answer, id) {
+            (Ok(reply), _) => Ok(reply),
+            (Err(error @ (CallError::TimedOut { .. } | CallError::Disconnected)), Some(id)) => {
+                Err(Error::Lost {
+                    id,
+                    how: error.into(),
+                })
+            }
+            (Err(CallError::NoLeaf(leaf)), _) => Err(self.without_reply(leaf).await),
+            (Err(error), _) => Err(error.into()),
+        }
     }
 
     /// Returns the given id, for the first change, or else a new one.
     fn next_id(&self) -> CommandId {
         let given = self.command_id.borrow_mut().take();
         given.unwrap_or_else(|| Uuid::now_v7().into())
+    }
+
+    /// Returns the error about a leaf that does not reply: it explains why `leaf list` may list it all the same.
+    async fn without_reply(&self, leaf: LeafName) -> Error {
+        let leaves = self.client.leaves().await.unwrap_or_default();
+        match leaves.into_iter().find(|beat| beat.leaf == leaf) {
+            Some(beat) => Error::NoLeaf(format!(
+                "leaf {leaf} takes no commands, though `leafctl leaf list` still has it: instance {} on {} sent its last beat {}; \
+                leafd is starting or stopping there, or has ended less than {LEASE_SECONDS} s ago: see its log on {} \
+                (`journalctl -u leafd`)",
+                beat.instance,
+                beat.hostname,
+                ago(beat.time),
+                beat.hostname
+            )),
+            None => Error::Call(CallError::NoLeaf(leaf)),
+        }
     }
 }
 

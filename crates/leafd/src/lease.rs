@@ -12,10 +12,11 @@ use leaf_core::id::{InstanceId, LeafName};
 use leaf_journal::Journal;
 use tokio::sync::oneshot;
 
+use crate::complaints::Complaints;
 use crate::notify;
 
 /// The pause after an error.
-const PAUSE: Duration = Duration::from_secs(2);
+pub(crate) const PAUSE: Duration = Duration::from_secs(2);
 
 /// How long the start waits for a connection before it continues without one.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -42,6 +43,10 @@ fn way_out(error: &StreamError) -> &'static str {
         StreamError::StorageFull { .. } | StreamError::Limited { .. } => {
             ": raise the JetStream limits of the leaf's account, as docs/nats.md lists them"
         }
+        StreamError::NoPermission { what } if what.contains("$JS.") && !what.contains("$JS.API.") => {
+            ": check nats.jetstream_domain in leafd's settings, since this user may not use JetStream in that domain; leave it \
+             out where the connected server itself has the streams"
+        }
         StreamError::NoPermission { .. } => ": give the leaf's user the permissions that docs/nats.md lists",
         StreamError::JetStreamOff => ": enable JetStream for the leaf's account",
         _ => "",
@@ -62,8 +67,12 @@ pub struct Predecessors {
 ///
 /// # Errors
 /// [`HeldError`] when another instance holds it.
-pub async fn take(bus: &Bus, beat: &Beat, dead: Predecessors) -> anyhow::Result<Option<Lease>> {
-    let mut complaints = Complaints::default();
+pub(crate) async fn take(
+    bus: &Bus,
+    beat: &Beat,
+    dead: Predecessors,
+    complaints: &mut Complaints,
+) -> anyhow::Result<Option<Lease>> {
     loop {
         if tokio::time::timeout(PATIENCE, bus.connected()).await.is_err() {
             return Ok(None);
@@ -78,7 +87,9 @@ pub async fn take(bus: &Bus, beat: &Beat, dead: Predecessors) -> anyhow::Result<
             Err(LeaseError::Stream(error)) => error,
         };
         let Some(refused) = dead.refused(&beat.leaf, &error) else {
-            tracing::warn!(error = chain(&error), "can't take the lease yet");
+            if complaints.is_new(&chain(&error)) {
+                tracing::warn!(error = chain(&error), "can't take the lease yet");
+            }
             return Ok(None);
         };
         let why = chain(&refused);
@@ -97,18 +108,6 @@ impl Predecessors {
             leaf: leaf.clone(),
             source: error.clone(),
         })
-    }
-}
-
-/// The last logged reason, so that a repeated one is not logged at each attempt.
-#[derive(Default)]
-struct Complaints(String);
-
-impl Complaints {
-    fn is_new(&mut self, text: &str) -> bool {
-        let is_new = self.0 != text;
-        text.clone_into(&mut self.0);
-        is_new
     }
 }
 
@@ -182,12 +181,20 @@ pub async fn keep(
             }
         };
     }
-    if let Some(lease) = lease
-        && let Err(error) = lease.release().await
-    {
-        tracing::warn!(error = chain(&error), "can't release the lease, it will expire");
+    if let Some(lease) = lease {
+        release(lease).await;
     }
     let _ = given_back.send(());
     // The daemon is ending; a task started with `keep` must not end before it.
     std::future::pending().await
+}
+
+/// Releases the lease, so that no leaf is listed that takes no commands.
+pub(crate) async fn release(lease: Lease) {
+    if let Err(error) = lease.release().await {
+        tracing::warn!(
+            error = chain(&error),
+            "can't release the lease, which expires by itself"
+        );
+    }
 }

@@ -17,6 +17,7 @@
 pub mod cli;
 pub mod clock;
 pub mod commits;
+mod complaints;
 pub mod daemon;
 pub mod hardware;
 pub mod helper;

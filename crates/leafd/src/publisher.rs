@@ -15,6 +15,7 @@ use leaf_bus::embedded::SYNC_INTERVAL;
 use leaf_bus::publisher::Publisher;
 use leaf_bus::stream::{Comparison, EventStream, StreamError, StreamSettings, StreamState};
 use leaf_core::error::chain;
+use leaf_core::event::EventError;
 use leaf_core::id::LeafName;
 use leaf_journal::{Journal, ReadError};
 use tokio::sync::{mpsc, watch};
@@ -82,11 +83,27 @@ pub enum FencedError {
     /// The stream continues with an event that is not of the journal's history.
     #[error(
         "the stream's event {sequence} is not of this leaf's history: another leaf of this name wrote it; publishing has \
-        stopped. Rename one of the two, or move the journal away to continue with the stream's history"
+        stopped. Rename one of the two; or move the journal away to continue with the stream's history; or delete the \
+        stream, which this leaf then fills again with what its journal has"
     )]
     Foreign {
         /// The sequence number.
         sequence: u64,
+    },
+    /// The stream continues with a message that is no event.
+    #[error(
+        "the message {sequence} of the stream {stream} is not an event of a leaf: another program wrote it where this leaf's \
+        journal has no event, so the leaf's history can't be continued. Keep that program from publishing into the stream, \
+        and delete the stream (`nats stream rm {stream}`), which this leaf then fills again with what its journal has; or \
+        give the leaf another name"
+    )]
+    NotAnEvent {
+        /// The message's stream sequence.
+        sequence: u64,
+        /// The stream's name.
+        stream: String,
+        /// The reason why it is none.
+        source: EventError,
     },
     /// The stream can't be used: it has other settings, or belongs to something else.
     #[error("can't use the stream")]
@@ -116,6 +133,11 @@ pub(crate) enum Trouble {
     Stream(StreamError),
     /// The journal can't be read.
     Journal(ReadError),
+    /// The journal has no event with this sequence number, which it should hold.
+    Missing {
+        /// The sequence number.
+        sequence: u64,
+    },
     /// The stream holds another history.
     Fenced(FencedError),
 }
@@ -154,6 +176,12 @@ impl EventPublisher {
                 Trouble::Fenced(error) => return Err(error.into()),
                 Trouble::Journal(error) => {
                     tracing::warn!(error = chain(&error), "can't read the journal at the moment");
+                }
+                Trouble::Missing { sequence } => {
+                    tracing::warn!(
+                        sequence,
+                        "the journal lacks an event that it should hold: publishing is tried again"
+                    );
                 }
                 Trouble::Stream(StreamError::Disconnected) => continue,
                 Trouble::Stream(error) => {
@@ -208,6 +236,9 @@ impl EventPublisher {
                 let mut records = self.journal.take_recent(next, READ_BYTES);
                 if records.is_empty() {
                     records = self.journal.read(next, READ_BYTES)?;
+                }
+                if records.is_empty() {
+                    return Err(Trouble::Missing { sequence: next });
                 }
                 for record in records {
                     publisher.publish(record).await?;
@@ -279,7 +310,8 @@ impl EventPublisher {
 /// that the stream lacks amid others is reported in the log.
 ///
 /// # Errors
-/// [`FencedError::Differs`], or an error of reading the journal or the stream.
+/// [`FencedError::Differs`], or an error of reading the journal or the stream; [`Trouble::Missing`] if the journal does not
+/// hold a number.
 pub(crate) async fn same(
     stream: &EventStream,
     journal: &Journal,
@@ -288,7 +320,11 @@ pub(crate) async fn same(
     let (mut next, last) = numbers.into_inner();
     let mut comparing = stream.compare_from(next);
     while next <= last {
-        for record in journal.read(next, READ_BYTES)? {
+        let records = journal.read(next, READ_BYTES)?;
+        if records.is_empty() {
+            return Err(Trouble::Missing { sequence: next });
+        }
+        for record in records {
             next = record.sequence + 1;
             if record.sequence > last {
                 break;

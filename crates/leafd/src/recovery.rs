@@ -1,7 +1,5 @@
 //! Recovers a leaf's state: from its journal, from the stream, or as a new leaf's.
 
-use std::time::Duration;
-
 use anyhow::Context as _;
 use leaf_bus::connect::Bus;
 use leaf_bus::stream::{EventStream, StreamError, StreamSettings};
@@ -10,19 +8,25 @@ use leaf_core::event::{Event, EventRecord, Fact, LeafFact};
 use leaf_core::id::LeafName;
 use leaf_core::state::{State, apply};
 use leaf_core::subject;
-use leaf_journal::{Import, Journal, Opened};
+use leaf_journal::{Import, Journal};
 
 use crate::publisher::{self, FencedError};
-
-/// The pause before the stream is read again.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// How many of the newest events an import copies into the journal.
 const IMPORTED_EVENTS: usize = 1000;
 
-/// Returns the state to continue from, after importing into the journal what only the stream has.
+/// The result of a recovery.
+pub enum Recovered {
+    /// The state to continue from.
+    State(Box<State>),
+    /// The stream can't be read, and the journal is new: only the stream tells whether the leaf has a history.
+    NotYet(StreamError),
+}
+
+/// Returns the state to continue from, which is the journal's (`state`) after importing into the journal what only the
+/// stream has.
 ///
-/// A new journal waits for NATS first, since only the stream tells whether the leaf has a history.
+/// A new journal waits for NATS first.
 ///
 /// # Errors
 /// When the journal or the stream can't be read.
@@ -30,31 +34,27 @@ pub async fn recover(
     bus: &Bus,
     leaf: &LeafName,
     journal: &Journal,
-    opened: Opened,
+    state: &State,
     settings: &StreamSettings,
-) -> anyhow::Result<State> {
-    let fresh = opened.held.last_sequence == 0;
-    let state = State::from_entries(opened.held.last_sequence, opened.entries);
-    if fresh && !bus.status().borrow().is_connected() {
-        tracing::info!("the journal is new: waiting for NATS to check whether the leaf has a history");
-    }
-    loop {
-        if fresh {
+) -> anyhow::Result<Recovered> {
+    let fresh = journal.last_sequence() == 0;
+    let is_connected = bus.status().borrow().is_connected();
+    match (fresh, is_connected) {
+        (true, false) => {
+            tracing::info!("the journal is new: waiting for NATS to check whether the leaf has a history");
             bus.connected().await;
-        } else if !bus.status().borrow().is_connected() {
-            return Ok(state);
         }
-        match take_over(bus, leaf, journal, state.clone(), settings).await {
-            Ok(state) => return Ok(state),
-            Err(Trouble::Fenced(error)) => return Err(error.into()),
-            Err(Trouble::Other(error)) => return Err(error),
-            Err(Trouble::Stream(error)) => {
-                tracing::warn!(error = chain(&error), "can't read the stream at the moment");
-                if !fresh {
-                    return Ok(state);
-                }
-                tokio::time::sleep(PAUSE).await;
-            }
+        (false, false) => return Ok(Recovered::State(Box::new(state.clone()))),
+        (_, true) => {}
+    }
+    match take_over(bus, leaf, journal, state.clone(), settings).await {
+        Ok(state) => Ok(Recovered::State(Box::new(state))),
+        Err(Trouble::Fenced(error)) => Err(error.into()),
+        Err(Trouble::Other(error)) => Err(error),
+        Err(Trouble::Stream(error)) if fresh => Ok(Recovered::NotYet(error)),
+        Err(Trouble::Stream(error)) => {
+            tracing::warn!(error = chain(&error), "can't read the stream at the moment");
+            Ok(Recovered::State(Box::new(state.clone())))
         }
     }
 }
@@ -70,6 +70,10 @@ impl From<publisher::Trouble> for Trouble {
         match trouble {
             publisher::Trouble::Stream(error) => Self::Stream(error),
             publisher::Trouble::Fenced(error) => Self::Fenced(error),
+            publisher::Trouble::Missing { sequence } => Self::Other(anyhow::anyhow!(
+                "the journal lacks event {sequence}, which it should hold: move the journal away, and start leafd again, which \
+                then imports the stream's events"
+            )),
             publisher::Trouble::Journal(error) => {
                 Self::Other(anyhow::Error::new(error).context("can't read the journal"))
             }
@@ -117,9 +121,13 @@ async fn take_over(
     let mut reader = stream.read_from(from);
     let mut newest: Vec<EventRecord> = Vec::new();
     while let Some(record) = reader.next().await? {
-        let event = Event::from_record(&record)
-            .with_context(|| format!("can't import the stream's event {}", record.sequence))
-            .map_err(Trouble::Other)?;
+        let event = Event::from_record(&record).map_err(|source| {
+            Trouble::Fenced(FencedError::NotAnEvent {
+                sequence: record.sequence,
+                stream: stream.name().to_owned(),
+                source,
+            })
+        })?;
         let found = record.epoch();
         epoch = epoch.or(found);
         if event.sequence != record.sequence || found != epoch {

@@ -9,6 +9,7 @@ use leaf_bus::container::ContainerClient;
 use leaf_bus::context;
 use leaf_bus::embedded::EmbeddedServer;
 use leaf_bus::identity::{Identity, daemon_caller};
+use leaf_core::error::chain;
 use leaf_core::host_op::{ContainerBinding, Secret};
 use leaf_core::id::ContainerName;
 use libtest_mimic::Trial;
@@ -32,6 +33,7 @@ pub(super) fn trials() -> Vec<Trial> {
         trial("tls_with_a_server_that_does_not_speak_it_is_an_error", no_tls),
         trial("a_server_that_does_not_answer_times_out", silent),
         trial("jetstream_that_is_off_is_told_apart", jetstream_off),
+        trial("a_domain_in_which_no_jetstream_answers_is_named", wrong_domain),
         trial("a_user_without_the_permission_is_told_so", no_permission),
         trial(
             "the_daemon_needs_no_server_to_start_and_finds_one_that_comes",
@@ -196,6 +198,33 @@ async fn jetstream_off() -> anyhow::Result<()> {
     let error = client.check_jetstream().await.expect_err("there is none");
     ensure!(matches!(error, ConnectError::JetStreamOff { .. }), "{error:?}");
     ensure!(client.leaves().await.is_err(), "no leaves without JetStream");
+    Ok(())
+}
+
+async fn wrong_domain() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let config = format!(
+        "jetstream {{ store_dir: {:?}, domain: own }}",
+        dir.path().join("js")
+    );
+    let server = PlainServer::start(dir.path(), &config).await?;
+    let mut settings = ConnectSettings::new(&server.url());
+    for (domain, is_there) in [(None, true), (Some("own"), true), (Some("other"), false)] {
+        settings.jetstream_domain = domain.map(str::to_owned);
+        let client = Client::connect(&settings, LIMIT).await?;
+        let checked = client.check_jetstream().await;
+        if is_there {
+            checked?;
+            continue;
+        }
+        let error = chain(&checked.expect_err("no such domain"));
+        ensure!(
+            error.contains("no JetStream answers in the domain other") && !error.contains("is off"),
+            "{error}"
+        );
+        let error = chain(&client.leaves().await.expect_err("no such domain"));
+        ensure!(error.contains("jetstream_domain in a context"), "{error}");
+    }
     Ok(())
 }
 

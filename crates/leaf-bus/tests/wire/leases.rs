@@ -7,7 +7,7 @@ use leaf_bus::connect::{Bus, ConnectSettings};
 use leaf_bus::identity::daemon_caller;
 use leaf_bus::kv::StateBucket;
 use leaf_bus::lease::{Lease, LeaseError};
-use leaf_bus::stream::StreamError;
+use leaf_bus::stream::{EventStream, StreamError, StreamSettings};
 use leaf_core::beat::Beat;
 use libtest_mimic::Trial;
 
@@ -28,6 +28,10 @@ pub(super) fn trials() -> Vec<Trial> {
         trial(
             "a_lease_that_the_account_does_not_allow_is_refused_with_the_reason",
             refused,
+        ),
+        trial(
+            "a_stream_that_no_limit_allows_is_refused_with_its_size_and_the_room_that_there_is",
+            no_room,
         ),
     ]
 }
@@ -201,6 +205,66 @@ async fn forms() -> anyhow::Result<()> {
             .config
             .clone();
         ensure!(config.max_bytes == bucket_bytes, "{limits}: {config:?}");
+    }
+    Ok(())
+}
+
+async fn no_room() -> anyhow::Result<()> {
+    let small = 32 << 20;
+    for (limits, says) in [
+        (
+            "{ max_mem: 8MB, max_file: 100MB }",
+            vec![
+                "needs 1073741824 bytes (1024.0 MiB)",
+                "the account has 100663296 bytes (96.0 MiB) left",
+                "its limit for files is 104857600 bytes (100.0 MiB)",
+                "lower events.max_bytes",
+            ],
+        ),
+        (
+            "{ max_mem: 8MB, max_file: 512MB, disk_max_stream_bytes: 67108864 }",
+            vec![
+                "allows a stream 67108864 bytes (64.0 MiB) at most",
+                "`disk_max_stream_bytes`",
+            ],
+        ),
+        (
+            "enabled",
+            vec![
+                "more than the NATS server has left of its `max_file`",
+                "take 4194304 bytes",
+            ],
+        ),
+    ] {
+        let (_dir, _server, bus, context) = limited(limits).await?;
+        let other = jetstream::stream::Config {
+            name: "OTHER".to_owned(),
+            subjects: vec!["other".to_owned()],
+            max_bytes: 4 << 20,
+            ..Default::default()
+        };
+        context.create_stream(other).await?;
+        let settings = StreamSettings::default();
+        let error = EventStream::ensure(&bus, &leaf(), settings.clone(), 1)
+            .await
+            .expect_err(limits);
+        let text = error.to_string();
+        for part in &says {
+            ensure!(text.contains(part), "{limits}: {part:?}: {text}");
+        }
+        ensure!(error.is_refusal(), "{text}");
+        // Its own size does not count where it is to grow.
+        let small = StreamSettings {
+            max_bytes: small,
+            ..settings.clone()
+        };
+        EventStream::ensure(&bus, &leaf(), small, 1).await?;
+        let error = EventStream::ensure(&bus, &leaf(), settings, 1)
+            .await
+            .expect_err(limits);
+        for part in &says {
+            ensure!(error.to_string().contains(part), "{limits}: {part:?}: {error}");
+        }
     }
     Ok(())
 }

@@ -162,7 +162,10 @@ async fn no_messages_yet() -> anyhow::Result<()> {
     publisher.publish(record(1)).await?;
     publisher.settle().await?;
     let compared = stream.compare_from(1).next(&record(1)).await;
-    ensure!(matches!(compared, Err(StreamError::NoJetStream)), "{compared:?}");
+    ensure!(
+        matches!(compared, Err(StreamError::NoJetStream { .. })),
+        "{compared:?}"
+    );
 
     let reader = Client::connect(&settings, LIMIT).await?;
     ensure!(

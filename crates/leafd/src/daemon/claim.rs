@@ -5,15 +5,18 @@ use leaf_bus::serve::{Server, ServiceInfo};
 use leaf_bus::stream::StreamSettings;
 use leaf_core::beat::{BEAT_SECONDS, Beat};
 use leaf_core::command::CommandRecord;
+use leaf_core::error::chain;
 use leaf_core::state::State;
 use leaf_journal::Opened;
 
 use super::VERSION;
 use super::equipment::{self, HostAndNats};
 use super::store::Store;
+use crate::complaints::Complaints;
 use crate::job::JobHost;
 use crate::lease::{self, Predecessors};
-use crate::recovery;
+use crate::notify;
+use crate::recovery::{self, Recovered};
 use crate::settings::Settings;
 
 /// The claim on the leaf's name, and the recovered state.
@@ -73,9 +76,30 @@ impl Claim {
             time: *started_at,
             interval_seconds: BEAT_SECONDS,
         };
-        let unfinished = opened.unfinished.clone();
-        let held = lease::take(bus, &beat, dead).await?;
-        let state = recovery::recover(bus, leaf, journal, opened, &stream).await?;
+        let unfinished = opened.unfinished;
+        let state = State::from_entries(opened.held.last_sequence, opened.entries);
+        let (mut of_lease, mut of_stream) = (Complaints::default(), Complaints::default());
+        let (held, state) = loop {
+            let held = lease::take(bus, &beat, dead, &mut of_lease).await?;
+            let recovered = match recovery::recover(bus, leaf, journal, &state, &stream).await {
+                Ok(Recovered::State(state)) => break (held, *state),
+                Ok(Recovered::NotYet(error)) => Ok(error),
+                Err(error) => Err(error),
+            };
+            // A leaf that takes no commands is not listed as running, and its next start need not wait.
+            if let Some(lease) = held {
+                lease::release(lease).await;
+            }
+            let why = format!(
+                "can't read the leaf's history from the stream: {}",
+                chain(&recovered?)
+            );
+            notify::not_ready(&format!("not ready: {why}"));
+            if of_stream.is_new(&why) {
+                tracing::error!(error = why, "not ready: this is tried again until it succeeds");
+            }
+            tokio::time::sleep(lease::PAUSE).await;
+        };
         let info = ServiceInfo {
             leaf: leaf.clone(),
             instance: *instance,

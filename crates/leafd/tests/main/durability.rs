@@ -202,6 +202,26 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             company::a_password_in_the_address,
         ),
         host.trial(
+            "a settings file that can't be used is refused without a password that it holds",
+            &[],
+            company::a_password_in_an_unusable_file,
+        ),
+        host.trial(
+            "a server without room for the stream of events is told by its size, and the leaf is neither ready nor listed",
+            &[],
+            company::no_room_for_the_stream,
+        ),
+        host.trial(
+            "a wrong JetStream domain is named with the setting to check",
+            &[],
+            company::a_wrong_domain,
+        ),
+        host.trial(
+            "a foreign first message in the stream of a new leaf is named, with what to do",
+            &[],
+            stream::a_foreign_first_message,
+        ),
+        host.trial(
             "a leaf on an external server says at its start and in its report that it runs no containers",
             &[],
             company::no_containers,

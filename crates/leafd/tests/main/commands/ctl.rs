@@ -27,7 +27,7 @@ use tokio::process::{Child, ChildStderr, Command};
 use super::wire::valid;
 use crate::support::{Host, Need, Setup, TestLeaf, until};
 use building::{builds, derivation, follows, interrupted, repeated, templates};
-use connecting::{contexts, errors, group_access, several};
+use connecting::{contexts, errors, group_access, just_ended, several};
 
 pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     let lack = lack();
@@ -39,6 +39,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: each kind of error has its exit code, its text and its JSON", &[], errors),
         host.trial("leafctl: a context is given by name, by file or by the environment, and flags take precedence", &[], contexts),
         host.trial("leafctl: what leafd writes for its group lets the group in, and needs nothing that the group can't read", &[], group_access),
+        host.trial("leafctl: of a leaf that takes no commands and is still listed, the error says why", &[], just_ended),
         host.trial("leafctl: with several leaves one must be named", &[], several),
         host.trial("leafctl: the replies of a newer leaf are printed unchanged", &[], newer::answers_as_they_came),
         host.trial("leafctl: text from outside commands no terminal, whatever the command, and JSON has it exactly", &[], escapes::harmless_everywhere),

@@ -190,6 +190,90 @@ pub(super) async fn a_password_in_the_address() -> anyhow::Result<()> {
     leaf.stop().await.map(drop)
 }
 
+/// A settings file that can't be used, read by the program, quotes no password of it.
+pub(super) async fn a_password_in_an_unusable_file() -> anyhow::Result<()> {
+    let hub = Hub::start().await?;
+    let mut leaf = hub.setup().start().await?;
+    leaf.stop().await?;
+    let file = leaf.settings_file();
+    let good = std::fs::read_to_string(&file)?;
+    let url = good
+        .lines()
+        .find(|line| line.starts_with("url = "))
+        .context("the line of nats.url")?;
+    for (bad, says) in [
+        ("url = nats://me:hush-hush@hub:4222", "invalid settings file"),
+        ("url = \"nats://me:hush-hush@hub:4222", "invalid settings file"),
+        (
+            "embedded = \"nats://me:hush-hush@hub:4222\"",
+            "invalid type: string, expected",
+        ),
+        (
+            "url = \"nats://me:hush-hush@hub:port\"",
+            "is not the address of a NATS server",
+        ),
+        (
+            "url = \"nats://me:hush-hush@\"",
+            "is not the address of a NATS server",
+        ),
+    ] {
+        std::fs::write(&file, good.replace(url, bad))?;
+        let before = leaf.log().len();
+        leaf.launch_again()?;
+        leaf.refuses(&[says]).await?;
+        let said = leaf.log().split_off(before);
+        ensure!(!said.contains("hush"), "{bad}: {said}");
+    }
+    Ok(())
+}
+
+/// The server has less room than the stream of events needs. Nothing is listed that takes no commands.
+pub(super) async fn no_room_for_the_stream() -> anyhow::Result<()> {
+    let hub = Hub::start_with_storage(64 << 20).await?;
+    let mut leaf = hub.setup().launch().await?;
+    leaf.logged("the stream EVENTS_").await?;
+    for says in [
+        "needs 1073741824 bytes (1024.0 MiB)",
+        "more than the NATS server has left of its `max_file`",
+        "lower events.max_bytes",
+        "not ready: this is tried again until it succeeds",
+    ] {
+        leaf.logged(says).await?;
+    }
+    let context = async_nats::jetstream::new(hub.nats_of_streams().await?);
+    until("the lease is given back", async || {
+        let leases = context.get_stream("LEASES").await?;
+        Ok((leases.cached_info().state.messages == 0).then_some(()))
+    })
+    .await?;
+    ensure!(!leaf.log().contains("status=\"leaf "), "{}", leaf.log_end());
+    // The same reason is logged once, however often it is tried.
+    let said = leaf.log().matches("needs 1073741824 bytes").count();
+    ensure!(said == 1, "{said} times:\n{}", leaf.log_end());
+    leaf.stop().await?;
+
+    let mut leaf = hub.setup().set("events.max_bytes", 32 << 20).start().await?;
+    leaf.published().await.map(drop)
+}
+
+pub(super) async fn a_wrong_domain() -> anyhow::Result<()> {
+    let hub = Hub::start().await?;
+    let mut leaf = hub
+        .setup()
+        .set("nats.jetstream_domain", "nowhere")
+        .launch()
+        .await?;
+    for says in [
+        "$JS.nowhere.API.",
+        "check nats.jetstream_domain in leafd's settings",
+        "not ready: this is tried again until it succeeds",
+    ] {
+        leaf.logged(says).await?;
+    }
+    ensure!(!leaf.log().contains("JetStream is off"), "{}", leaf.log_end());
+    leaf.stop().await.map(drop)
+}
+
 pub(super) async fn no_containers() -> anyhow::Result<()> {
     let hub = Hub::start().await?;
     let mut leaf = hub.setup().containers_if_it_can().start().await?;

@@ -5,6 +5,7 @@ use leaf_bus::connect::Bus;
 use leaf_bus::stream::{EventStream, StreamSettings};
 use leaf_core::event::{Event, EventRecord, Fact, LeafStopped};
 use leaf_core::id::InstanceId;
+use leaf_core::state::State;
 use leaf_core::subject;
 use leaf_journal::{Batch, Journal, Opened, Options};
 use leafd::publisher::{EventPublisher, FencedError, Published};
@@ -168,11 +169,8 @@ pub(super) async fn before_an_import() -> anyhow::Result<()> {
         let ours = site.record(sequence);
         site.write((sequence != 2).then_some(&ours)).await?;
     }
-    let opened = Opened {
-        held: site.journal.held(),
-        ..site.opened.clone()
-    };
-    let recovered = recovery::recover(&bus, &site.hub.leaf, &site.journal, opened, &settings).await;
+    let state = State::from_entries(site.journal.last_sequence(), site.opened.entries.clone());
+    let recovered = recovery::recover(&bus, &site.hub.leaf, &site.journal, &state, &settings).await;
     must_name(recovered.map(drop), 2)?;
     ensure!(site.journal.last_sequence() == 4, "nothing was imported");
     Ok(())

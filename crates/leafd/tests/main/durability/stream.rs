@@ -1,6 +1,8 @@
 //! The stream: deleted, or written by somebody else.
 
 use anyhow::ensure;
+use leaf_bus::connect::Bus;
+use leaf_bus::stream::{EventStream, StreamSettings};
 use leaf_core::command::CancelJob;
 use leaf_core::event::{Event, EventRecord, Fact, LeafStopped};
 use leaf_core::id::InstanceId;
@@ -8,7 +10,7 @@ use leaf_core::subject;
 
 use super::journal::{add_unpublished, open};
 use super::load;
-use crate::support::{TestLeaf, until};
+use crate::support::{Hub, LIMIT, TestLeaf, until};
 
 async fn delete(leaf: &TestLeaf) -> anyhow::Result<()> {
     let nats = leaf.nats_as_leafd().await?;
@@ -179,6 +181,29 @@ pub(super) async fn what_is_not_of_this_history() -> anyhow::Result<()> {
         "publishing has stopped",
     ])
     .await
+}
+
+/// The stream of a leaf without a history begins with another program's message.
+pub(super) async fn a_foreign_first_message() -> anyhow::Result<()> {
+    let hub = Hub::start().await?;
+    let bus = Bus::connect(&hub.streams()).await?;
+    tokio::time::timeout(LIMIT, bus.connected()).await?;
+    EventStream::ensure(&bus, &hub.leaf, StreamSettings::default(), 1).await?;
+    let context = async_nats::jetstream::new(hub.nats_of_streams().await?);
+    let event = format!("leaf.v1.evt.{}.leaf.x.made", hub.leaf);
+    context.publish(event, "hello".into()).await?.await?;
+    let name = subject::event_stream(&hub.leaf);
+    let mut leaf = hub.setup().launch().await?;
+    leaf.refuses(&[
+        &format!("the message 1 of the stream {name} is not an event of a leaf"),
+        "Keep that program from publishing into the stream",
+        &format!("`nats stream rm {name}`"),
+    ])
+    .await?;
+    // As it says.
+    context.delete_stream(&name).await?;
+    leaf.start_again().await?;
+    leaf.published().await.map(drop)
 }
 
 /// Names and numbers of what is in the stream, without leafd.

@@ -19,6 +19,7 @@ pub(crate) struct Hub {
     identity: Identity,
     address: SocketAddr,
     max_payload: u32,
+    max_storage: Option<u64>,
     server: Option<EmbeddedServer>,
     directory: tempfile::TempDir,
 }
@@ -31,6 +32,15 @@ impl Hub {
 
     /// Starts one that accepts messages of this size, in bytes.
     pub(crate) async fn start_with(max_payload: u32) -> anyhow::Result<Self> {
+        Self::start_limited(max_payload, None).await
+    }
+
+    /// Starts one that stores this many bytes at most.
+    pub(crate) async fn start_with_storage(max_storage: u64) -> anyhow::Result<Self> {
+        Self::start_limited(1 << 20, Some(max_storage)).await
+    }
+
+    async fn start_limited(max_payload: u32, max_storage: Option<u64>) -> anyhow::Result<Self> {
         let leaf = Setup::new().name().clone();
         let directory = tempfile::Builder::new().prefix("leafd-hub-").tempdir()?;
         let identity = Identity::open_or_create(&directory.path().join("identity"), &leaf)?;
@@ -39,6 +49,7 @@ impl Hub {
             identity,
             address: "127.0.0.1:0".parse()?,
             max_payload,
+            max_storage,
             server: None,
             directory,
         };
@@ -57,6 +68,7 @@ impl Hub {
     pub(crate) async fn start_again(&mut self) -> anyhow::Result<()> {
         let settings = EmbeddedSettings {
             max_payload: self.max_payload,
+            max_file_store: self.max_storage,
             ..EmbeddedSettings::new(self.directory.path().join("nats"), self.address)
         };
         let server = EmbeddedServer::start(settings, &self.identity).await?;

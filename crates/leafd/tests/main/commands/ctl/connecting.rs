@@ -276,3 +276,21 @@ pub(super) async fn several() -> anyhow::Result<()> {
         second.as_str(),
     )
 }
+
+/// leafd was killed, so its lease lasts for half a minute more.
+pub(super) async fn just_ended() -> anyhow::Result<()> {
+    let mut leaf = TestLeaf::start().await?;
+    let shown = leaf.show().await?;
+    leaf.kill().await?;
+    let name = leaf.name.to_string();
+    let listed = text(&ctl(&leaf, &["leaf", "list"]).await?.stdout);
+    ensure!(listed.contains(&name), "{listed}");
+    let output = ctl(&leaf, &["leaf", "show", &name]).await?;
+    ended(
+        &output,
+        4,
+        &format!("leaf {name} takes no commands, though `leafctl leaf list` still has it"),
+    )?;
+    ended(&output, 4, &shown.instance.to_string())?;
+    ended(&output, 4, "has ended less than 30 s ago")
+}
