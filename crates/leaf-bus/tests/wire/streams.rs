@@ -353,7 +353,16 @@ async fn no_room() -> anyhow::Result<()> {
     let error = EventStream::ensure(&bus, &leaf(), StreamSettings::default(), 1)
         .await
         .expect_err("no room");
-    ensure!(matches!(error, StreamError::StorageFull { .. }), "{error:?}");
+    ensure!(
+        matches!(
+            error,
+            StreamError::NoRoom {
+                needed_bytes: 0x4000_0000,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
     Ok(())
 }
 

@@ -122,7 +122,7 @@ impl Helper {
         let _contract = self.lock_contract().await?;
         let confs = Directory::make_root(&self.paths.confs, 0o755)?;
         let owned = self.owns(&confs, name)?;
-        let state = Directory::make_root(&self.paths.state, crate::container::directories::SHOWN_DIRECTORY)?;
+        let state = self.state_directories()?;
         if !owned && !state.has(name.as_str())? {
             return Ok(());
         }

@@ -13,7 +13,7 @@ use crate::{Helper, network};
 /// The mode of files that the observers' group may read.
 pub(crate) const SHOWN: u32 = 0o640;
 /// The mode of directories that the observers' group may read.
-pub(crate) const SHOWN_DIRECTORY: u32 = 0o750;
+const SHOWN_DIRECTORY: u32 = 0o750;
 
 impl Helper {
     /// Opens the container's run directory, which does not survive a reboot, and creates it if it is missing.
@@ -26,11 +26,25 @@ impl Helper {
         self.shown_directory(&self.paths.state, name)
     }
 
+    /// Opens the directory of all containers' run directories, and creates it if it is missing.
+    pub(crate) fn run_directories(&self) -> Result<Directory> {
+        self.shown_root(&self.paths.run)
+    }
+
+    /// Opens the directory of all containers' state directories, and creates it if it is missing.
+    pub(crate) fn state_directories(&self) -> Result<Directory> {
+        self.shown_root(&self.paths.state)
+    }
+
+    fn shown_root(&self, path: &Path) -> Result<Directory> {
+        let all = Directory::make_root(path, SHOWN_DIRECTORY)?;
+        self.show(&all)?;
+        Ok(all)
+    }
+
     /// Opens a container's directory below this one, and makes both where they are missing.
     fn shown_directory(&self, all: &Path, name: &ContainerName) -> Result<Directory> {
-        let all = Directory::make_root(all, SHOWN_DIRECTORY)?;
-        let own = all.make(name.as_str(), SHOWN_DIRECTORY)?;
-        self.show(&all)?;
+        let own = self.shown_root(all)?.make(name.as_str(), SHOWN_DIRECTORY)?;
         self.show(&own)?;
         Ok(own)
     }

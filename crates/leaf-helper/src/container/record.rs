@@ -11,7 +11,6 @@ use leaf_host::contract::HostPaths;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::files::Directory;
 use crate::{Helper, Settings};
 
 /// The file's name, which is not a valid container name.
@@ -69,8 +68,7 @@ impl Helper {
         };
         let bytes = serde_json::to_vec_pretty(&record)
             .map_err(|e| Error::Refused(format!("a path of the settings is not UTF-8: {e}")))?;
-        let directory =
-            Directory::make_root(&self.paths.state, crate::container::directories::SHOWN_DIRECTORY)?;
+        let directory = self.state_directories()?;
         if directory.read(FILE)?.is_some_and(|text| text.as_bytes() == bytes) {
             return Ok(());
         }

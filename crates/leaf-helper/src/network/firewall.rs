@@ -43,7 +43,6 @@ use leaf_core::host_op::RunSpec;
 use leaf_core::id::ContainerName;
 use leaf_core::spec::{Opening, Protocol};
 
-use crate::container::directories::SHOWN_DIRECTORY;
 use crate::error::{Error, Result};
 use crate::files::Directory;
 use crate::{Helper, lock, network};
@@ -207,7 +206,7 @@ impl Helper {
         }
         let wanted = ingress(spec);
         if !wanted.is_empty() {
-            let state = Directory::make_root(&self.paths.state, SHOWN_DIRECTORY)?;
+            let state = self.state_directories()?;
             if let Some(prepared) = self.prepared(&state)?
                 && wanted.contains(&(Protocol::Tcp, prepared.nats_port))
             {
@@ -288,7 +287,7 @@ impl Helper {
             nats_port,
         } = prepared;
         if network::add_leaf_address(leaf_address).await? {
-            let run = Directory::make_root(&self.paths.run, SHOWN_DIRECTORY)?;
+            let run = self.run_directories()?;
             run.write(ADDED_ADDRESS, leaf_address.to_string().as_bytes(), 0o600)?;
         }
         let forwarding = self.forwarding().await?;
@@ -421,7 +420,7 @@ impl Helper {
     }
 
     async fn lock_network(&self) -> Result<Lock> {
-        let state = Directory::make_root(&self.paths.state, SHOWN_DIRECTORY)?;
+        let state = self.state_directories()?;
         let file = lock::hold(&state, LOCK).await?;
         Ok(Lock { state, _file: file })
     }

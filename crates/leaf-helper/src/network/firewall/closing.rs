@@ -10,7 +10,6 @@ use leaf_core::id::ContainerName;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::Specs;
-use crate::container::directories::SHOWN_DIRECTORY;
 use crate::error::Result;
 use crate::files::Directory;
 use crate::{Helper, network};
@@ -31,7 +30,8 @@ impl Helper {
     /// remove the rules. Each is tried.
     pub(crate) async fn close_network(&self) -> Result<()> {
         let _lock = self.lock_network().await?;
-        let marked = Directory::make_root(&self.paths.run, SHOWN_DIRECTORY)
+        let marked = self
+            .run_directories()
             .and_then(|run| run.write(CLOSED, boot_seconds().to_string().as_bytes(), 0o600));
         let Specs { read, unreadable } = self.specs()?;
         let cut = self.cut_off(read.keys().chain(&unreadable)).await;
