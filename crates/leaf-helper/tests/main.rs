@@ -61,6 +61,7 @@ fn main() -> ExitCode {
         nothing_connects_a_container_while_the_network_is_closed,
         an_error_about_one_container_leaves_no_other_open_or_cut_off,
         a_network_that_could_not_be_opened_is_opened_by_the_next_preparation,
+        a_container_whose_spec_can_not_be_read_is_closed,
         rules_that_nft_can_not_read_are_made_again,
         a_leaf_without_containers_takes_its_tables_with_it,
         an_address_that_the_leaf_did_not_add_stays_when_it_releases_its_network,

@@ -267,6 +267,42 @@ pub(crate) async fn rules_that_nft_can_not_read_are_made_again() {
     machine.host.end().await;
 }
 
+pub(crate) async fn a_container_whose_spec_can_not_be_read_is_closed() {
+    let mut machine = Machine::new().await;
+    let _host = Server::on_host("host", &[NATS_PORT, 4223]);
+    let (inside, other) = (machine.start(&[]).await, machine.start(&[]).await);
+    let leaf: IpAddr = machine.host.address(1).into();
+    until_answered("NATS", || inside.ask("tcp", leaf, NATS_PORT)).await;
+    let spec = machine
+        .host
+        .paths
+        .state
+        .join(inside.name.as_str())
+        .join("spec.json");
+    let before = std::fs::read(&spec).expect("its spec");
+    std::fs::write(&spec, "{").expect("a file");
+    // As after a boot or a flush: all rules come from the specs.
+    machine.without_rules();
+    assert_ne!(
+        inside.ask("tcp", leaf, 4223),
+        "closed",
+        "nothing is closed without rules"
+    );
+    machine.host.ok(machine.host.prepare()).await;
+    let gateways = inside.gateways();
+    for port in [NATS_PORT, 4223] {
+        for to in gateways.iter().chain([&leaf]) {
+            assert_eq!(inside.ask("tcp", *to, port), "closed", "{to}:{port}");
+        }
+    }
+    until_answered("NATS for the other", || other.ask("tcp", leaf, NATS_PORT)).await;
+    assert_eq!(other.ask("tcp", leaf, 4223), "closed");
+    std::fs::write(&spec, before).expect("a file");
+    machine.host.ok(machine.host.prepare()).await;
+    until_answered("NATS again", || inside.ask("tcp", leaf, NATS_PORT)).await;
+    machine.host.end().await;
+}
+
 pub(crate) async fn a_leaf_without_containers_takes_its_tables_with_it() {
     let mut machine = Machine::new().await;
     let inside = machine

@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use anyhow::{Context as _, ensure};
+use leaf_core::problem::ProblemCode;
 use libtest_mimic::Trial;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
@@ -12,6 +13,11 @@ use crate::support::{HOSTILE, Host, Hub, Setup, TestLeaf, until};
 
 pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     vec![
+        host.trial(
+            "a hardware report and a caller with control characters write escapes into the log",
+            &[],
+            devices_and_callers,
+        ),
         host.trial(
             "errors of nix and nixos-facter with control characters are written into the log as escapes",
             &[],
@@ -50,6 +56,39 @@ async fn escaped(leaf: &TestLeaf, what: &str) -> anyhow::Result<()> {
         leaf.log_end()
     );
     Ok(())
+}
+
+async fn devices_and_callers() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let report = dir.path().join("report.json");
+    let device = json!({ "model": HOSTILE, "hotplug": HOSTILE, "sysfs_id": HOSTILE, HOSTILE: 1 });
+    let text = json!({
+        "version": 1, "system": "x86_64-linux", "virtualisation": "none",
+        "hardware": { HOSTILE: "text", "usb": [device], "disk": HOSTILE },
+    });
+    std::fs::write(&report, serde_json::to_vec(&text)?)?;
+    let mut leaf = Setup::new()
+        .set("hardware.facter_report", report.display().to_string())
+        .start()
+        .await?;
+    leaf.logged("can't use a part of the nixos-facter report").await?;
+
+    // A caller's text comes back in its problem, which the log has as well.
+    let body = json!({ "name": "web", "source": { "type": HOSTILE } });
+    let answer = leaf
+        .call_raw("container", "create", &serde_json::to_vec(&body)?)
+        .await;
+    match answer {
+        Err(leaf_bus::client::CallError::Problem(problem)) => {
+            ensure!(
+                problem.code == ProblemCode::Malformed && problem.detail.contains('\u{1b}'),
+                "{problem:?}"
+            );
+        }
+        other => anyhow::bail!("not refused: {other:?}"),
+    }
+    escaped(&leaf, "answered with a problem").await?;
+    leaf.stop().await.map(drop)
 }
 
 /// Nix and nixos-facter say something and fail, as they do with a setting or a file that they quote.

@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use leaf_bus::client::{CallOptions, Client};
 use leaf_core::command::{Request, RescanReport, ShowContainer};
 use leaf_core::container::{ContainerPhase as Phase, DesiredRun};
-use leaf_core::id::{ContainerName, LeafName};
+use leaf_core::id::{ContainerName, LeafName, StorePath};
 use leaf_core::job::JobResult;
 use leaf_core::problem::ProblemCode;
 use leaf_host::contract::HostPaths;
@@ -45,6 +45,11 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             "the name of a foreign container is refused, and that container is left alone",
             needs,
             foreign,
+        ),
+        host.trial(
+            "a foreign container that appears after the decision fails the leaf's own, whose destroy leaves it alone",
+            needs,
+            foreign_after_the_decision,
         ),
         host.trial("a container's start does not change the hardware", needs, no_device),
         host.trial(
@@ -331,6 +336,42 @@ async fn foreign_conf(leaf: &mut TestLeaf, name: &ContainerName) -> anyhow::Resu
     ensure!(list.containers.iter().all(|one| one.name != *name), "{list:?}");
     ensure!(list.foreign.iter().any(|one| one.name == *name), "{list:?}");
     Ok(())
+}
+
+async fn foreign_after_the_decision() -> anyhow::Result<()> {
+    let mut leaf = leaf().await?;
+    let name = name();
+    let conf = HostPaths::new(&leaf.name).conf(&name);
+    // It is in the state, and nothing of it is on the host.
+    let absent = StorePath::new("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-absent")?;
+    let answer = leaf.create(&name, toplevel(&absent), false).await;
+    is_problem(answer, ProblemCode::Failed, "does not exist")?;
+    std::fs::write(&conf, "PRIVATE_NETWORK=1\n")?;
+    let outcome = foreign_meanwhile(&mut leaf, &name).await;
+    let text = std::fs::read_to_string(&conf)?;
+    std::fs::remove_file(&conf)?;
+    outcome?;
+    ensure!(text == "PRIVATE_NETWORK=1\n", "{text}");
+    nothing_left(&leaf, &name)
+}
+
+async fn foreign_meanwhile(leaf: &mut TestLeaf, name: &ContainerName) -> anyhow::Result<()> {
+    let update = leaf_core::command::UpdateContainer {
+        name: name.clone(),
+        source: Some(toplevel(&system(WAITS).await?)),
+        if_generation: None,
+    };
+    let answer = leaf.call(&update).await;
+    is_problem(answer, ProblemCode::Failed, "was not made by leaf")?;
+    is_problem(
+        leaf.start_container(name).await,
+        ProblemCode::Failed,
+        "was not made by leaf",
+    )?;
+    let failed = leaf.container(name).await?;
+    ensure!(failed.phase == Phase::Failed, "{failed:?}");
+    leaf.destroy(name).await?;
+    is_problem(leaf.container(name).await, ProblemCode::NotFound, name.as_str())
 }
 
 /// Fails unless a scan found no change.
