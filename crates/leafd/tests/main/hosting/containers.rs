@@ -361,8 +361,12 @@ async fn foreign_meanwhile(leaf: &mut TestLeaf, name: &ContainerName) -> anyhow:
         source: Some(toplevel(&system(WAITS).await?)),
         if_generation: None,
     };
-    let answer = leaf.call(&update).await;
-    is_problem(answer, ProblemCode::Failed, "was not made by leaf")?;
+    leaf.call(&update).await?;
+    until("the update has failed on the foreign container", async || {
+        let error = leaf.container(name).await?.error.unwrap_or_default();
+        Ok(error.contains("was not made by leaf").then_some(()))
+    })
+    .await?;
     is_problem(
         leaf.start_container(name).await,
         ProblemCode::Failed,
