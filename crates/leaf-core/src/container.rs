@@ -40,8 +40,8 @@ pub struct Container {
     /// state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reverted: Option<String>,
-    /// What the update to the present desired state did, if it switched or restarted the running container; left out in
-    /// the reply to `container.list`.
+    /// The effect of the update to the present desired state, if it switched or restarted the running container; left
+    /// out in the reply to `container.list`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_update: Option<LastUpdate>,
     /// The number of its processes killed for lack of memory since it was started.
@@ -58,8 +58,8 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
-/// What an update of a running container did: it was switched to its new system in place, or restarted. A list of many
-/// units is cut.
+/// The effect of an update on a running container: it was switched to its new system in place, or restarted. A list of
+/// many units is cut.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LastUpdate {
     /// When the switch ended or the restart began.

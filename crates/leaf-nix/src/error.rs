@@ -28,7 +28,7 @@ pub enum NixError {
     Fails {
         /// The program, as in the settings.
         program: PathBuf,
-        /// How it ended.
+        /// The exit status or the signal, and the end of its output.
         why: String,
     },
     /// The program is not `nix`: it prints no version.

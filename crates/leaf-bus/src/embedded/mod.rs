@@ -100,7 +100,7 @@ pub enum EmbeddedError {
     Fails {
         /// The program.
         path: PathBuf,
-        /// How it ended.
+        /// The exit status or the signal, and the end of its output.
         why: String,
     },
     /// The program is not nats-server.

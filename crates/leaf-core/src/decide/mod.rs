@@ -41,7 +41,7 @@ pub struct Context {
     pub runtime: Runtime,
     /// The address pool of the containers.
     pub pool: AddressPool,
-    /// What a new container can't have, since it is in use on the host.
+    /// The networks and names in use on the host, which a new container can't have.
     pub in_use: InUse,
     /// The maximum number of queued jobs.
     pub max_queued_jobs: usize,
@@ -58,7 +58,7 @@ pub struct InUse {
     pub names: BTreeMap<ContainerName, NameHolder>,
 }
 
-/// What has a container's name on the host, apart from this leaf.
+/// The holder of a container's name on the host, other than this leaf.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NameHolder {
     /// A foreign container.

@@ -64,7 +64,7 @@ facts! {
         /// The time from start to ready, in milliseconds, if the update restarted it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         ready_after_ms: Option<u64>,
-        /// What was done to the running container; absent if its system and settings took effect without a switch or a
+        /// The effect on the running container; absent if its system and settings took effect without a switch or a
         /// restart.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         last_update: Option<LastUpdate>,

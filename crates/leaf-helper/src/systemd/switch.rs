@@ -1,4 +1,4 @@
-//! What a run of NixOS's `switch-to-configuration` did, from its exit code and its output.
+//! The result of a run of NixOS's `switch-to-configuration`, from its exit code and its output.
 //!
 //! Its exit code tells too little: it is 4 as soon as any unit is failed at the end, also one that failed at the
 //! container's start already, and it hides that the activation failed (2). The lines of the output that are read here are
@@ -15,7 +15,7 @@ use leaf_core::spec::Users;
 pub(crate) struct Switch<'a> {
     /// The exit code; `None` if a signal ended it.
     pub(crate) code: Option<i32>,
-    /// What it wrote to its standard output and its standard error.
+    /// Its standard output and its standard error.
     pub(crate) output: &'a str,
     /// The units that were failed before.
     pub(crate) failed_before: &'a BTreeSet<String>,

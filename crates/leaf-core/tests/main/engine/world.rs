@@ -101,7 +101,7 @@ pub(super) struct World {
     pub(super) disk_is_low: bool,
     /// The largest message that the NATS server accepts.
     pub(super) max_message_bytes: Option<usize>,
-    /// What is in use on the host when a command arrives.
+    /// The networks and names in use on the host when a command arrives.
     pub(super) in_use: InUse,
 }
 

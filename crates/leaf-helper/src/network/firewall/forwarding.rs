@@ -150,7 +150,7 @@ impl Forwarding<'_> {
 /// Returns the name of the note that forwarding was enabled by the helper. It is not a valid leaf name.
 ///
 /// A helper of before the notes ignores them: it neither restores the table after a flush nor switches forwarding off.
-/// What it enabled itself is noted by the next newer one ([`Forwarding::adopt`]).
+/// Forwarding that it enabled itself is noted by the next newer one ([`Forwarding::adopt`]).
 fn note(family: &str) -> String {
     format!("forwarding.{family}")
 }
