@@ -18,6 +18,7 @@ pub mod diff;
 pub mod engine;
 pub mod error;
 pub mod event;
+pub mod fleet;
 pub mod hardware;
 pub mod host_op;
 pub mod id;

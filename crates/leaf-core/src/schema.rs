@@ -10,6 +10,7 @@ use crate::beat::Beat;
 use crate::command::COMMANDS;
 use crate::container::Container;
 use crate::event;
+use crate::fleet::{Claim, ClaimReply, CopyPage, CopyStatus, ReadCopy};
 use crate::hardware::Device;
 use crate::host_op::ContainerBinding;
 use crate::job::{ENDED_TYPE, Job, JobEnded, PROGRESS_TYPE, Progress};
@@ -221,6 +222,11 @@ pub fn catalogue() -> Vec<MessageType> {
         ("state.job", Role::State, Shape::of::<Job>()),
         ("state.raw", Role::State, Shape::of::<RawEvent>()),
         ("beat", Role::Other, Shape::of::<Beat>()),
+        ("hub.claim", Role::Other, Shape::of::<Claim>()),
+        ("hub.claim.reply", Role::Other, Shape::of::<ClaimReply>()),
+        ("hub.copy.read", Role::Other, Shape::of::<ReadCopy>()),
+        ("hub.copy.read.reply", Role::Other, Shape::of::<CopyPage>()),
+        ("fleet.copy", Role::Other, Shape::of::<CopyStatus>()),
         ("container.binding", Role::Other, Shape::of::<ContainerBinding>()),
         ("problem", Role::Other, Shape::of::<Problem>()),
     ];
