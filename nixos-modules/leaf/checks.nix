@@ -80,23 +80,39 @@ in
       || builtins.all (file: file == null) [
         nats.credentialsFile
         nats.streamCredentialsFile
+        nats.containerSigningKeyFile
         nats.caFile
         nats.certFile
         nats.keyFile
       ];
     message =
-      "services.cim-leaf.nats: credentialsFile, streamCredentialsFile, caFile, certFile and keyFile apply to url; "
-      + "an embedded server creates its own.";
+      "services.cim-leaf.nats: credentialsFile, streamCredentialsFile, containerSigningKeyFile, caFile, certFile and "
+      + "keyFile apply to url; an embedded server creates its own.";
   }
   {
-    assertion = !containers.enable || nats.embedded.enable;
+    assertion = !containers.enable || nats.embedded.enable || nats.containerSigningKeyFile != null;
     message =
-      "services.cim-leaf.containers.enable: a leaf that connects to an external NATS server, such as that of "
-      + "services.cim-nats, runs no containers: each needs NATS credentials of its own, which leafd makes only for its "
-      + "embedded server; set services.cim-leaf.nats.embedded.enable instead of url, or containers.enable to false.";
+      "services.cim-leaf.containers.enable: on a leaf that connects to an external NATS server, such as that of "
+      + "services.cim-nats, the NATS users of containers are issued with a scoped signing key of the callers' account; set "
+      + "services.cim-leaf.nats.containerSigningKeyFile to the file with its seed (docs/nats.md).";
+  }
+  {
+    assertion =
+      nats.containerSigningKeyFile == null
+      || (nats.credentialsFile != null && nats.streamCredentialsFile != null);
+    message =
+      "services.cim-leaf.nats: containerSigningKeyFile requires credentialsFile, whose account the key belongs to, and "
+      + "streamCredentialsFile, so that containers are not in the account of the streams; set both.";
+  }
+  {
+    assertion = nats.embedded.enable || !containers.enable || nats.containersPort >= 1024;
+    message =
+      "services.cim-leaf.nats.containersPort: leafd has no privileges and can't listen on port "
+      + "${toString nats.containersPort}; set one from 1024 on.";
   }
   (secret "credentialsFile" nats.credentialsFile)
   (secret "streamCredentialsFile" nats.streamCredentialsFile)
+  (secret "containerSigningKeyFile" nats.containerSigningKeyFile)
   {
     assertion = nats.streamCredentialsFile == null || nats.credentialsFile != null;
     message =

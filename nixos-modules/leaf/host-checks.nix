@@ -68,6 +68,13 @@ in
       + "services.cim-leaf.stateDir to a directory of a persistent one.";
   }
   {
+    assertion =
+      otherNatsPort == null || nats.embedded.enable || !containers.enable || otherNatsPort != nats.containersPort;
+    message =
+      "services.cim-leaf.nats.containersPort: services.nats listens on port ${toString otherNatsPort} of all addresses; set "
+      + "another port here or in services.nats.port.";
+  }
+  {
     assertion = otherNatsPort == null || !nats.embedded.enable || otherNatsPort != nats.embedded.port;
     message =
       "services.cim-leaf.nats.embedded.port: services.nats listens on port ${toString otherNatsPort} of all addresses; set "

@@ -103,6 +103,28 @@ in
         '';
       };
 
+      containerSigningKeyFile = mkOption {
+        type = secretFile;
+        default = null;
+        example = "/run/secrets/leafd-containers.seed";
+        description = ''
+          The file with the seed of a scoped signing key of the callers' account, which issues the NATS users of containers.
+          Containers on a leaf with {option}`services.cim-leaf.nats.url` need it, and both credentials files. docs/nats.md
+          says how it is made. leafd gets it as a systemd credential. ${notInTheStore}
+        '';
+      };
+
+      containersPort = mkOption {
+        type = types.port;
+        default = 4222;
+        example = 4223;
+        description = ''
+          The port on the leaf's address in {option}`services.cim-leaf.containers.addressPool` at which leafd passes the
+          containers' connections on to the servers of {option}`services.cim-leaf.nats.url`. Not used where one of these
+          listens on that address itself, without TLS.
+        '';
+      };
+
       caFile = mkOption {
         type = types.nullOr types.path;
         default = null;

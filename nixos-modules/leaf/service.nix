@@ -46,9 +46,20 @@ let
     withContainers && config.networking.nftables.enable && config.networking.nftables.flushRuleset;
   network = change: [ "-${cfg.package}/bin/leaf-helper network ${change}" ];
 
+  # The server of nixos-modules/nats, where that is imported: containers reach it on the leaf's address.
+  server = config.services.cim-nats or { enable = false; };
+  natsPort =
+    if cfg.nats.embedded.enable then
+      cfg.nats.embedded.port
+    else if server.enable && server.role == "leaf" && server.addressOnLo && server.tls.certFile == null then
+      server.port
+    else
+      cfg.nats.containersPort;
+
   credentials = lib.filterAttrs (_: file: file != null) {
     "nats.creds" = cfg.nats.credentialsFile;
     "nats-streams.creds" = cfg.nats.streamCredentialsFile;
+    "nats-containers.seed" = cfg.nats.containerSigningKeyFile;
     "nats.pem" = cfg.nats.certFile;
     "nats.key" = cfg.nats.keyFile;
   };
@@ -99,10 +110,10 @@ in
     networking.dhcpcd.denyInterfaces = lib.mkIf withContainers links;
     networking.networkmanager.unmanaged = lib.mkIf withContainers (map (link: "interface-name:${link}") links);
 
-    # leaf-helper's nftables rules let containers reach only the leaf's NATS server; the host's firewall must not drop
-    # that.
-    networking.firewall.interfaces = lib.mkIf (withContainers && cfg.nats.embedded.enable) {
-      ${if config.networking.nftables.enable then "ve-*" else "ve-+"}.allowedTCPPorts = [ cfg.nats.embedded.port ];
+    # leaf-helper's nftables rules let containers reach only the leaf's NATS server, or the relay to it; the host's firewall
+    # must not drop that.
+    networking.firewall.interfaces = lib.mkIf withContainers {
+      ${if config.networking.nftables.enable then "ve-*" else "ve-+"}.allowedTCPPorts = [ natsPort ];
     };
 
     # Recreates the containers' units at boot.

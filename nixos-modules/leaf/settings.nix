@@ -28,6 +28,8 @@ in
         inherit (cfg.nats) url;
         credentials = credential "nats.creds" cfg.nats.credentialsFile;
         stream_credentials = credential "nats-streams.creds" cfg.nats.streamCredentialsFile;
+        container_signing_key = credential "nats-containers.seed" cfg.nats.containerSigningKeyFile;
+        containers_port = if cfg.containers.enable then cfg.nats.containersPort else null;
         ca = text cfg.nats.caFile;
         cert = credential "nats.pem" cfg.nats.certFile;
         key = credential "nats.key" cfg.nats.keyFile;

@@ -39,6 +39,13 @@ let
       };
     };
   };
+  withKey = {
+    services.cim-leaf = {
+      containers.enable = true;
+      nats.streamCredentialsFile = "/run/secrets/leafd-streams.creds";
+      nats.containerSigningKeyFile = "/run/secrets/leafd-containers.seed";
+    };
+  };
   hub = {
     services.cim-nats = {
       enable = true;
@@ -234,6 +241,15 @@ let
       (external "tls://hub.example:4222")
       { services.cim-leaf.containers.enable = true; }
     ])
+    (case "containers with a NATS server elsewhere and a signing key" [ ] [
+      (external "tls://hub.example:4222")
+      withKey
+    ])
+    (case "a relay on the port of services.nats" [ "cim-leaf.nats.containersPort: services.nats listens on port 4222" ] [
+      (external "tls://hub.example:4222")
+      withKey
+      { services.nats.enable = true; }
+    ])
     (case "nixpkgs' profile minimal" [ ] [
       leaf
       (nixpkgs + "/nixos/modules/profiles/minimal.nix")
@@ -294,6 +310,19 @@ let
   triggers =
     host: lib.concatStrings (lib.flatten host.config.systemd.services.leaf-helper.restartTriggers);
   expectations = map outcome cases ++ [
+    {
+      name = "the host's firewall lets containers reach the relay to a NATS server elsewhere";
+      holds =
+        let
+          relayed = evaluation.evaluate [
+            (external "tls://hub.example:4222")
+            withKey
+            { services.cim-leaf.nats.containersPort = 4333; }
+          ];
+        in
+        relayed.config.networking.firewall.interfaces."ve-+".allowedTCPPorts == [ 4333 ]
+        && lib.elem "nats-containers.seed:/run/secrets/leafd-containers.seed" relayed.config.systemd.services.leafd.serviceConfig.LoadCredential;
+    }
     {
       name = "a host that sets boot.enableContainers to false keeps that";
       holds = !own.config.boot.enableContainers;

@@ -8,6 +8,8 @@
     url = null;
     credentialsFile = null;
     streamCredentialsFile = null;
+    containerSigningKeyFile = null;
+    containersPort = 4222;
     caFile = null;
     certFile = null;
     keyFile = null;

@@ -1,5 +1,7 @@
 //! Credentials files: a user's JWT and the seed that signs the server's challenge (NATS ADR-14).
 
+use std::path::Path;
+
 use leaf_core::id::Caller;
 
 use crate::settings::{Cause, Credentials};
@@ -40,10 +42,35 @@ pub(crate) fn caller(credentials: &Credentials) -> Option<Caller> {
         Credentials::Text(secret) => secret.expose().to_owned(),
         _ => return None,
     };
-    let claims = block(&text, "NATS USER JWT")?.split('.').nth(1)?;
-    let claims = data_encoding::BASE64URL_NOPAD.decode(claims.as_bytes()).ok()?;
-    let claims: serde_json::Value = serde_json::from_slice(&claims).ok()?;
+    let claims = claims(&text)?;
     Caller::new(claims.get("name")?.as_str()?).ok()
+}
+
+/// Returns the public key of the account of the user in a credentials file, or what the file lacks. The signature is not
+/// checked.
+pub(crate) fn account(file: &Path) -> Result<String, String> {
+    let text = std::fs::read_to_string(file).map_err(|error| error.to_string())?;
+    let claims = claims(&text).ok_or("it contains no user JWT")?;
+    // A signing key of the account that issued it names the account; the account itself is the issuer.
+    let account = claims["nats"]["issuer_account"].as_str();
+    let account = account
+        .filter(|account| !account.is_empty())
+        .or(claims["iss"].as_str());
+    let is_account = |key: &&str| {
+        nkeys::KeyPair::from_public_key(key)
+            .is_ok_and(|pair| pair.key_pair_type() == nkeys::KeyPairType::Account)
+    };
+    let account = account.filter(is_account);
+    account
+        .map(str::to_owned)
+        .ok_or_else(|| "its JWT names no account".to_owned())
+}
+
+/// Returns the claims of the JWT in the text of a credentials file.
+fn claims(text: &str) -> Option<serde_json::Value> {
+    let claims = block(text, "NATS USER JWT")?.split('.').nth(1)?;
+    let claims = data_encoding::BASE64URL_NOPAD.decode(claims.as_bytes()).ok()?;
+    serde_json::from_slice(&claims).ok()
 }
 
 /// Describes the credentials without revealing them.

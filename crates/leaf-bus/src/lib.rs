@@ -24,6 +24,8 @@ mod link;
 mod options;
 pub mod parts;
 pub mod publisher;
+mod raw;
+pub mod relay;
 pub mod serve;
 pub mod service;
 mod settings;

@@ -11,13 +11,14 @@
 //! | [`daemon`], [`recovery`], [`lease`], [`tasks`], [`notify`] | the start and the end: equipment, state, the leaf's name, all tasks, systemd |
 //! | [`main_loop`], [`wake`], [`clock`], [`commits`], [`workers`] | the loop: inputs, the journal, effects |
 //! | [`listeners`], [`hardware`] | sources of inputs: commands, observations, scans |
-//! | [`steps`], [`helper`], [`job`] | work on the host: containers, host operations, jobs |
+//! | [`steps`], [`container_users`], [`helper`], [`job`] | work on the host: containers and their NATS users, host operations, jobs |
 //! | [`publisher`], [`mirror`] | copies of the journal: the stream and the bucket `leaf_state` |
 
 pub mod cli;
 pub mod clock;
 pub mod commits;
 mod complaints;
+pub mod container_users;
 pub mod daemon;
 pub mod hardware;
 pub mod helper;

@@ -55,6 +55,14 @@ pub struct Nats {
     /// caller can make the server write into the streams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream_credentials: Option<PathBuf>,
+    /// The file with the seed of a scoped signing key of the callers' account, which issues the users of containers.
+    /// Without it the leaf runs no containers beside `url`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_signing_key: Option<PathBuf>,
+    /// The port on the leaf address at which leafd passes the containers' connections on to the servers of `url`; by default
+    /// 4222. Not used where one of these listens on the leaf address itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub containers_port: Option<u16>,
     /// The trusted CA certificates, in PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
@@ -143,7 +151,8 @@ impl Default for Hardware {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Containers {
-    /// Whether the leaf runs containers. By default it does if it has an embedded server, and is root or has a helper.
+    /// Whether the leaf runs containers. By default it does if it can issue their NATS users (it has an embedded server, or
+    /// `nats.container_signing_key`), and is root or has a helper.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enable: Option<bool>,
     /// The pool of their addresses: a private `/16` network.
@@ -219,9 +228,10 @@ impl Default for Nix {
     }
 }
 
-/// Why a leaf that connects to an external NATS server runs no containers.
-pub const EXTERNAL_RUNS_NONE: &str = "a leaf that connects to an external NATS server (nats.url) runs no containers: \
-    each needs NATS credentials of its own, which leafd makes only for an embedded server (nats.embedded)";
+/// Why a leaf that connects to an external NATS server without a signing key runs no containers.
+pub const NO_SIGNING_KEY: &str = "a leaf that connects to an external NATS server (nats.url) runs containers only with \
+    nats.container_signing_key, which is not set: the file with the seed of a scoped signing key of the callers' account, \
+    which issues the NATS user of each container (docs/nats.md)";
 
 /// The default socket of the service `leaf-helper`.
 pub const HELPER_SOCKET: &str = "/run/cim-leaf/helper.sock";
@@ -389,8 +399,9 @@ impl Settings {
     /// Returns what a valid settings file leaves out that its author may expect: one sentence each.
     #[must_use]
     pub fn notes(&self) -> Vec<&'static str> {
-        let external = self.nats.url.is_some() && self.containers.enable.is_none();
-        external.then_some(EXTERNAL_RUNS_NONE).into_iter().collect()
+        let without_key = self.nats.url.is_some() && self.nats.container_signing_key.is_none();
+        let is_open = without_key && self.containers.enable.is_none();
+        is_open.then_some(NO_SIGNING_KEY).into_iter().collect()
     }
 
     /// Parses settings from TOML without validating them.
@@ -418,10 +429,11 @@ impl Settings {
             }
             _ => {}
         }
-        if nats.url.is_some() && self.containers.enable == Some(true) {
+        if nats.url.is_some() && self.containers.enable == Some(true) && nats.container_signing_key.is_none()
+        {
             return Err(SettingsError::Value {
                 place: "containers.enable",
-                why: format!("must not be true: {EXTERNAL_RUNS_NONE}"),
+                why: format!("must not be true: {NO_SIGNING_KEY}"),
             });
         }
         if nats.url.as_deref().is_some_and(|url| url.trim().is_empty()) {
@@ -430,6 +442,7 @@ impl Settings {
         let files = [
             &nats.credentials,
             &nats.stream_credentials,
+            &nats.container_signing_key,
             &nats.ca,
             &nats.cert,
             &nats.key,
@@ -437,7 +450,26 @@ impl Settings {
         if nats.embedded.is_some() && files.iter().any(|file| file.is_some()) {
             return Err(value(
                 "nats",
-                "credentials, stream_credentials, ca, cert and key belong to nats.url; an embedded server has its own",
+                "credentials, stream_credentials, container_signing_key, ca, cert and key belong to nats.url; an embedded \
+                server has its own",
+            ));
+        }
+        if nats.embedded.is_some() && nats.containers_port.is_some() {
+            return Err(value(
+                "nats.containers_port",
+                "belongs to nats.url; containers reach an embedded server at its own port, nats.embedded.port",
+            ));
+        }
+        if nats.containers_port == Some(0) {
+            return Err(value("nats.containers_port", "must be a port from 1 to 65535"));
+        }
+        if nats.container_signing_key.is_some()
+            && (nats.credentials.is_none() || nats.stream_credentials.is_none())
+        {
+            return Err(value(
+                "nats.container_signing_key",
+                "needs nats.credentials, whose account the key belongs to, and nats.stream_credentials, so that containers \
+                are not in the account of the streams: set both",
             ));
         }
         if let Some(limit) = nats.embedded.as_ref().map(|embedded| embedded.max_storage_bytes)

@@ -4,8 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use leaf_bus::embedded::Reloader;
-use leaf_bus::identity::Identity;
 use leaf_container::Containers;
 use leaf_core::container::{Container, ObservedContainer, ObservedRun};
 use leaf_core::error::chain;
@@ -19,6 +17,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
+use crate::container_users::ContainerUsers;
 use crate::helper::HostHelper;
 
 /// Everything that running containers needs.
@@ -29,10 +28,8 @@ pub struct ContainerHost {
     pub network: HostOp,
     /// Observes containers.
     pub view: Containers,
-    /// Makes the containers' NATS users.
-    pub identity: Arc<Identity>,
-    /// Tells the server which credentials are revoked.
-    pub users: Reloader,
+    /// The containers' NATS users.
+    pub users: ContainerUsers,
     /// The URL of NATS for containers.
     pub nats_url: String,
     /// The time limit for a container to become ready, in seconds.
@@ -191,7 +188,7 @@ impl Steps {
         let context = PlanContext {
             leaf: self.leaf.clone(),
             nats_url: self.host.nats_url.clone(),
-            nats_credentials: self.host.identity.container_credentials(&self.container.name),
+            nats_credentials: self.host.users.credentials(&self.container.name),
             ready_timeout_seconds: self.host.ready_timeout_seconds,
             stop_timeout_seconds: self.host.stop_timeout_seconds,
         };
@@ -238,16 +235,11 @@ impl Steps {
     /// Revokes the container's credentials.
     async fn revoke(&self) -> Result<(), HostOpError> {
         let name = &self.container.name;
-        let failed = |error: &dyn std::error::Error| HostOpError {
+        self.host.users.revoke(name).await.map_err(|reason| HostOpError {
             op: format!("revoke the credentials of container {name}"),
             kind: HostOpErrorKind::Failed,
-            reason: chain(error),
-        };
-        self.host
-            .identity
-            .revoke_container(name)
-            .map_err(|error| failed(&error))?;
-        self.host.users.reload().await.map_err(|error| failed(&error))
+            reason,
+        })
     }
 
     /// Waits until the supervisor of a container that was just started appears in an observation: a stop must find it.

@@ -74,14 +74,45 @@ in
     );
     expected = [ ];
   };
-  "containers on a leaf with an external server are refused" = {
-    expr = map (containers: refused (remote { } // { containers = values.containers // containers; })) [
-      { enable = true; }
-      { enable = false; }
-    ];
+  "containers on a leaf with an external server need the key that issues their users" = {
+    expr =
+      let
+        given = change: enable: refused (remote change // { containers = values.containers // { inherit enable; }; });
+        key.containerSigningKeyFile = "/run/secrets/c.seed";
+        callers.credentialsFile = "/run/secrets/a.creds";
+        streams.streamCredentialsFile = "/run/secrets/b.creds";
+      in
+      [
+        (given { } true)
+        (given { } false)
+        (given key true)
+        (given (key // callers) true)
+        (given (key // callers // streams) true)
+        (given (key // callers // streams // { containersPort = 422; }) true)
+        (given (key // callers // streams // { containersPort = 422; }) false)
+      ];
     expected = [
       [ "containers.enable" ]
       [ ]
+      [ "nats" ]
+      [ "nats" ]
+      [ ]
+      [ "nats.containersPort" ]
+      [ ]
+    ];
+  };
+  "a signing key in the store, or beside an embedded server, is refused" = {
+    expr =
+      refused (remote {
+        credentialsFile = "/run/secrets/a.creds";
+        streamCredentialsFile = "/run/secrets/b.creds";
+        containerSigningKeyFile = "${builtins.storeDir}/x-c.seed";
+      })
+      ++ refused (nats { containerSigningKeyFile = "/run/secrets/c.seed"; });
+    expected = [
+      "nats.containerSigningKeyFile"
+      "nats"
+      "nats"
     ];
   };
   "credentials beside an embedded server are refused" = {

@@ -53,6 +53,8 @@ in
       url = "tls://hub.example:4222";
       credentials = "/run/credentials/leafd.service/nats.creds";
       stream_credentials = "/run/credentials/leafd.service/nats-streams.creds";
+      container_signing_key = "/run/credentials/leafd.service/nats-containers.seed";
+      containers_port = null;
       ca = "/etc/hub-ca.pem";
       cert = "/run/credentials/leafd.service/nats.pem";
       key = "/run/credentials/leafd.service/nats.key";

@@ -7,10 +7,9 @@ use jiff::Timestamp;
 use leaf_core::id::{ContainerName, LeafName};
 use nkeys::{KeyPair, KeyPairType};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
-use super::IdentityError;
 use super::files::{read_private, write_private};
+use super::{IdentityError, container_signer};
 
 const FORMAT: u32 = 2;
 /// The previous format, with one account for all users.
@@ -139,15 +138,9 @@ impl Keys {
 }
 
 impl Keys {
-    /// Returns the key of a container's user. It is derived from the name, so that destroying the container can revoke
-    /// it without stored data.
+    /// Returns the key of a container's user.
     pub(super) fn container(&self, container: &ContainerName) -> KeyPair {
-        let mut hash = Sha256::new();
-        hash.update(b"cim-leaf container user\0");
-        hash.update(seed(&self.container_signer));
-        hash.update(b"\0");
-        hash.update(container.token());
-        KeyPair::new_from_raw(KeyPairType::User, hash.finalize().into()).expect("32 bytes make a key")
+        container_signer::user_of(&self.container_signer, container)
     }
 }
 

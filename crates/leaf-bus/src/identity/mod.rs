@@ -3,8 +3,10 @@
 //! Start at [`Identity::open_or_create`]. There are two accounts: `LEAF` with the streams, in which the daemon
 //! (`leafd`) is the only user, and `CALLERS`, in which the daemon answers people (`admin` is the first) and containers.
 //! A signing key that can issue nothing else issues the containers' users. [`Permissions`] says what each user may do,
-//! and why there are two accounts. In a fleet the NATS operator is given, and this module is not used.
+//! and why there are two accounts. In a fleet the NATS operator is given: a leaf there has the users that it is given, and
+//! issues those of containers with a given key ([`ContainerSigner`]).
 
+mod container_signer;
 pub(crate) mod files;
 mod jwt;
 mod keys;
@@ -23,6 +25,7 @@ use leaf_core::subject;
 use nkeys::KeyPair;
 use serde_json::{Value, json};
 
+pub use container_signer::{ContainerSigner, SignerError};
 use files::{private_dir, write_for_group, write_private};
 use jwt::Claims;
 use keys::Keys;
@@ -227,23 +230,14 @@ impl Identity {
             .ok()
             .flatten();
         let now = Timestamp::now().as_second();
-        // A user of a scoped key must have no permissions or limits: the scope has them.
-        let claims = json!({
-            "type": "user",
-            "version": 2,
-            "issuer_account": self.callers_account(),
-            "tags": [format!("container:{}", container.token())],
-        });
-        let jwt = jwt::sign(
-            Claims {
-                subject: &user.public_key(),
-                name: container.caller().as_str(),
-                issued_at: revoked.map_or(now, |until| now.max(until + 1)),
-                nats: claims,
-            },
+        let issued_at = revoked.map_or(now, |until| now.max(until + 1));
+        container_signer::issue(
             &self.keys.container_signer,
-        );
-        Secret::new(jwt::credentials(&jwt, &user))
+            &self.callers_account(),
+            container,
+            &user,
+            issued_at,
+        )
     }
 
     /// Revokes all credentials issued for a container so far. Takes effect when the server is started or

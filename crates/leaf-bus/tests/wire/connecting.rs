@@ -132,7 +132,9 @@ async fn unreadable() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn authority(name: &str) -> anyhow::Result<(rcgen::CertifiedIssuer<'static, rcgen::KeyPair>, String)> {
+pub(super) fn authority(
+    name: &str,
+) -> anyhow::Result<(rcgen::CertifiedIssuer<'static, rcgen::KeyPair>, String)> {
     let mut params = rcgen::CertificateParams::new(Vec::new())?;
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     params.distinguished_name.push(rcgen::DnType::CommonName, name);

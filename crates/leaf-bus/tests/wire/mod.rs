@@ -5,6 +5,7 @@ mod connecting;
 mod forged;
 mod leases;
 mod plain;
+mod relay;
 mod sizes;
 mod streams;
 
@@ -28,6 +29,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials.extend(streams::trials());
     trials.extend(leases::trials());
     trials.extend(forged::trials());
+    trials.extend(relay::trials());
     trials.extend(sizes::trials());
     trials
 }

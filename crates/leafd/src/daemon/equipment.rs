@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use leaf_bus::connect::{Bus, ConnectSettings, Credentials, Tls};
 use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings};
-use leaf_bus::identity::{Identity, daemon_caller};
+use leaf_bus::identity::{ContainerSigner, Identity, daemon_caller};
+use leaf_bus::relay::{self, Relay, RelayError};
 use leaf_container::Containers;
 use leaf_core::error::chain;
 use leaf_core::host_op::HostOp;
@@ -20,16 +21,17 @@ use leaf_host::contract::{HIDDEN_FROM_JOBS, HostPaths, JOBS_DIRECTORY};
 use leaf_job::{Jobs, Launch};
 use leaf_nix::Nix;
 
+use crate::container_users::ContainerUsers;
 use crate::helper::HostHelper;
 use crate::job::JobHost;
 use crate::programs;
-use crate::settings::{EXTERNAL_RUNS_NONE, HELPER_SOCKET, Settings, off_pool};
+use crate::settings::{HELPER_SOCKET, NO_SIGNING_KEY, Settings, off_pool};
 use crate::steps::ContainerHost;
 
 /// The end of the path of the directory in which leafd writes a context for root and its group: `RuntimeDirectory=` of its unit.
 const ACCESS_DIRECTORY: &str = "cim-leaf/access";
 
-/// The embedded server's port if none is set.
+/// The port of the embedded server, or of the relay to a given one, if none is set.
 const DEFAULT_PORT: u16 = 4222;
 
 /// Why a leaf whose settings don't enable containers runs none.
@@ -45,6 +47,8 @@ pub(super) struct HostAndNats {
     pub(super) server_process: Option<EmbeddedServer>,
     /// The host of containers, or the reason why this leaf runs none.
     pub(super) containers: Result<Arc<ContainerHost>, String>,
+    /// Passes the containers' connections on to a server that they don't reach.
+    pub(super) relay: Option<Relay>,
     /// A description of the NATS server.
     pub(super) nats_of: String,
 }
@@ -78,18 +82,20 @@ pub(super) async fn set_up(settings: &Settings, leaf: &LeafName) -> anyhow::Resu
             None => (Bus::connect(&callers).await, callers),
         };
         let bus = bus.context("can't connect to NATS with these settings")?;
-        let why = if settings.containers.enable == Some(false) {
-            NOT_ENABLED
-        } else {
-            EXTERNAL_RUNS_NONE
+        let (containers, relay) = match beside_given_nats(settings, leaf, &connect).await {
+            Ok((host, relay)) => (Ok(host), relay),
+            Err(why) => {
+                no_containers(settings, &why)?;
+                (Err(why), None)
+            }
         };
-        no_containers(settings, why)?;
         let nats_of = format!("connects to {}", connect.servers_text());
         return Ok(HostAndNats {
             bus,
             connect,
             server_process: None,
-            containers: Err(why.to_owned()),
+            containers,
+            relay,
             nats_of,
         });
     };
@@ -182,8 +188,10 @@ pub(super) async fn set_up(settings: &Settings, leaf: &LeafName) -> anyhow::Resu
                 nats_port,
             },
             view: Containers::new(leaf.clone(), HostPaths::new(leaf), leaf_host::runtime::detect()),
-            identity,
-            users: process.reloader(),
+            users: ContainerUsers::Own {
+                identity,
+                server: process.reloader(),
+            },
             nats_url: url.clone(),
             ready_timeout_seconds: settings.containers.ready_timeout_seconds,
             stop_timeout_seconds: settings.containers.stop_timeout_seconds,
@@ -194,7 +202,57 @@ pub(super) async fn set_up(settings: &Settings, leaf: &LeafName) -> anyhow::Resu
         connect: streams,
         server_process: Some(process),
         containers,
+        relay: None,
         nats_of: format!("NATS at {url}"),
+    })
+}
+
+/// Returns the host of containers of a leaf that connects to a given server, and the relay through which they reach it, if
+/// they need one. The error is the reason why this leaf runs no containers.
+async fn beside_given_nats(
+    settings: &Settings,
+    leaf: &LeafName,
+    connect: &ConnectSettings,
+) -> Result<(Arc<ContainerHost>, Option<Relay>), String> {
+    if settings.containers.enable == Some(false) {
+        return Err(NOT_ENABLED.to_owned());
+    }
+    let nats = &settings.nats;
+    let (Some(key), Some(credentials)) = (&nats.container_signing_key, &nats.credentials) else {
+        return Err(NO_SIGNING_KEY.to_owned());
+    };
+    let signer = ContainerSigner::open(key, credentials).map_err(|error| chain(&error))?;
+    let helper = container_helper(settings, leaf)?;
+    let address = settings.containers.address_pool.leaf_address();
+    let own_port = relay::port_at(connect, address);
+    let nats_port = own_port.or(nats.containers_port).unwrap_or(DEFAULT_PORT);
+    prepare(&helper, address, nats_port).await?;
+    let relay = match own_port {
+        Some(_) => None,
+        None => Some(open_relay(SocketAddr::new(address.into(), nats_port), connect).await?),
+    };
+    let host = ContainerHost {
+        helper,
+        network: HostOp::PrepareNetwork {
+            leaf_address: address,
+            nats_port,
+        },
+        view: Containers::new(leaf.clone(), HostPaths::new(leaf), leaf_host::runtime::detect()),
+        users: ContainerUsers::Given(Box::new(signer)),
+        nats_url: format!("nats://{address}:{nats_port}"),
+        ready_timeout_seconds: settings.containers.ready_timeout_seconds,
+        stop_timeout_seconds: settings.containers.stop_timeout_seconds,
+    };
+    Ok((Arc::new(host), relay))
+}
+
+async fn open_relay(address: SocketAddr, connect: &ConnectSettings) -> Result<Relay, String> {
+    Relay::bind(address, connect).await.map_err(|error| {
+        let why = chain(&error);
+        match error {
+            RelayError::Listen { .. } => format!("{why}; set another port as nats.containers_port"),
+            RelayError::Server(_) => why,
+        }
     })
 }
 

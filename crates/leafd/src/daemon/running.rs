@@ -68,6 +68,7 @@ impl Running {
             connect,
             server_process,
             containers,
+            relay,
             nats_of,
         } = host_and_nats;
         let (inputs, input_queue) = mpsc::channel(1024);
@@ -147,6 +148,13 @@ impl Running {
         let report = equipment::report(settings.clone());
         let scanning = hardware::run(report, settings.rescan_debounce(), rescans, inputs.clone());
         tasks.keep("hardware", scanning);
+        if let Some(relay) = relay {
+            let relaying = relay.run();
+            tasks.keep("relay", async {
+                relaying.await;
+                Ok(())
+            });
+        }
         if let Ok(host) = &containers {
             let observing = listeners::watch_containers(host.view.clone(), in_flight, clock, inputs);
             tasks.keep("containers", observing);

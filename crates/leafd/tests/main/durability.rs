@@ -222,7 +222,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             stream::a_foreign_first_message,
         ),
         host.trial(
-            "a leaf on an external server says at its start and in its report that it runs no containers",
+            "a leaf on an external server without a signing key says at its start and in its report that it runs no containers",
             &[],
             company::no_containers,
         ),

@@ -6,6 +6,8 @@ mod containers;
 mod crowds;
 #[path = "hosting/failing.rs"]
 mod failing;
+#[path = "hosting/given.rs"]
+mod given;
 #[path = "hosting/jobs.rs"]
 mod jobs;
 #[path = "hosting/pause.rs"]
@@ -40,6 +42,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     let mut trials = containers::trials(host);
     trials.extend(failing::trials(host));
     trials.extend(reach::trials(host));
+    trials.extend(given::trials(host));
     trials.extend(crowds::trials(host));
     trials.extend(jobs::trials(host));
     trials.extend(pause::trials(host));

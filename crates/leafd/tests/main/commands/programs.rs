@@ -23,7 +23,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             inventory,
         ),
         trial(
-            "check-config says of a leaf on an external server that it runs no containers, where that is left open",
+            "check-config says of a leaf on an external server without a signing key that it runs no containers, where that is left open",
             notes,
         ),
         trial("leafd run with conflicting flags says which are valid", bad_flags),
@@ -100,6 +100,12 @@ fn notes() -> anyhow::Result<()> {
     for (text, says) in [
         (external.to_owned(), true),
         (format!("{external}[containers]\nenable = false\n"), false),
+        (
+            format!(
+                "{external}credentials = '/c'\nstream_credentials = '/s'\ncontainer_signing_key = '/k'\n"
+            ),
+            false,
+        ),
         ("name = 'edge-1'\n[nats.embedded]\n".to_owned(), false),
     ] {
         std::fs::write(&file, &text)?;
@@ -109,7 +115,7 @@ fn notes() -> anyhow::Result<()> {
         ensure!(said.contains("is valid"), "{said}");
         ensure!(
             said.contains(
-                "note: a leaf that connects to an external NATS server (nats.url) runs no containers"
+                "note: a leaf that connects to an external NATS server (nats.url) runs containers only with nats.container_signing_key"
             ) == says,
             "{text}: {said}"
         );

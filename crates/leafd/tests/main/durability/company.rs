@@ -278,13 +278,20 @@ pub(super) async fn no_containers() -> anyhow::Result<()> {
     let hub = Hub::start().await?;
     let mut leaf = hub.setup().containers_if_it_can().start().await?;
     let why = leaf.show().await?.no_containers.context("leaf.show says why")?;
-    ensure!(why.contains("nats.url") && why.contains("nats.embedded"), "{why}");
+    ensure!(
+        why.contains("nats.url") && why.contains("nats.container_signing_key, which is not set"),
+        "{why}"
+    );
     leaf.logged("this leaf runs no containers").await?;
     leaf.stop().await?;
 
     let mut leaf = hub.setup().set("containers.enable", true).launch().await?;
-    leaf.refuses(&["containers.enable", "nats.url", "nats.embedded"])
-        .await
+    leaf.refuses(&[
+        "containers.enable",
+        "nats.url",
+        "nats.container_signing_key, which is not set",
+    ])
+    .await
 }
 
 pub(super) async fn the_end() -> anyhow::Result<()> {

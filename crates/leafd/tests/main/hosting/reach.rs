@@ -1,6 +1,5 @@
 //! What a container can reach, and what it can publish.
 
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -38,7 +37,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
 }
 
 /// Returns the NATS credentials that a container has.
-fn credentials(leaf: &TestLeaf, name: &ContainerName) -> anyhow::Result<Secret> {
+pub(super) fn credentials(leaf: &TestLeaf, name: &ContainerName) -> anyhow::Result<Secret> {
     let state = HostPaths::new(&leaf.name).state.join(name.as_str());
     Ok(Secret::new(std::fs::read_to_string(
         state.join("credentials/nats.creds"),
@@ -46,7 +45,11 @@ fn credentials(leaf: &TestLeaf, name: &ContainerName) -> anyhow::Result<Secret> 
 }
 
 async fn publishes_its_own() -> anyhow::Result<()> {
-    let mut leaf = leaf().await?;
+    own_subjects_only(&mut leaf().await?).await
+}
+
+/// Fails if a container of this leaf can publish to other subjects than its own.
+pub(super) async fn own_subjects_only(leaf: &mut TestLeaf) -> anyhow::Result<()> {
     let other = name();
     let name = name();
     let waits = system(WAITS).await?;
@@ -54,7 +57,7 @@ async fn publishes_its_own() -> anyhow::Result<()> {
     leaf.create(&other, toplevel(&waits), false).await?;
     leaf.published().await?;
     let before = leaf.show().await?.sequence;
-    let inside = leaf.nats(&credentials(&leaf, &name)?, &name.caller()).await?;
+    let inside = leaf.nats(&credentials(leaf, &name)?, &name.caller()).await?;
     let daemon = leaf.nats_as_service().await?;
     let admin = leaf.nats_as_admin().await?;
 
@@ -115,17 +118,13 @@ async fn publishes_its_own() -> anyhow::Result<()> {
 }
 
 async fn only_nats_answers() -> anyhow::Result<()> {
-    let mut leaf = leaf().await?;
+    only_nats_is_reachable(&mut leaf().await?).await
+}
+
+/// Fails if a container of this leaf reaches more, or less, than NATS on its leaf's address.
+pub(super) async fn only_nats_is_reachable(leaf: &mut TestLeaf) -> anyhow::Result<()> {
     let name = name();
-    let url = leaf_bus::context::load(leaf.context_file().to_str())?
-        .servers
-        .join("");
-    let address: Ipv4Addr = url
-        .trim_start_matches("nats://")
-        .split(':')
-        .next()
-        .context("an address")?
-        .parse()?;
+    let address = leaf.address()?;
     // Another service of the host, on the same address.
     let other = tokio::net::TcpListener::bind((address, 0)).await?;
     let port = other.local_addr()?.port();

@@ -77,6 +77,13 @@ impl Hub {
         Ok(())
     }
 
+    /// Starts it again, at another address.
+    pub(crate) async fn move_to(&mut self, address: SocketAddr) -> anyhow::Result<()> {
+        self.stop().await;
+        self.address = address;
+        self.start_again().await
+    }
+
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
@@ -93,6 +100,24 @@ impl Hub {
         Setup::new()
             .named(&self.leaf)
             .server(&url, self.credentials(), &self.identity_dir())
+    }
+
+    /// Writes the seed of the scoped signing key of its callers' account into a file.
+    pub(crate) fn signing_key(&self) -> anyhow::Result<PathBuf> {
+        let keys = std::fs::read_to_string(self.identity_dir().join("keys.json"))?;
+        let keys: serde_json::Value = serde_json::from_str(&keys)?;
+        self.secret_file(
+            "containers.seed",
+            keys["container_signer"].as_str().context("a seed")?,
+        )
+    }
+
+    /// Writes a file that only its owner can read.
+    pub(crate) fn secret_file(&self, name: &str, text: &str) -> anyhow::Result<PathBuf> {
+        let file = self.directory.path().join(name);
+        std::fs::write(&file, text)?;
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600))?;
+        Ok(file)
     }
 
     /// The settings of the daemon's user in the account of the streams.

@@ -2,6 +2,7 @@
 
 mod messages;
 
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context as _, bail, ensure};
 use leaf_bus::client::Client;
 use leaf_bus::identity::Identity;
+use leaf_core::address_pool::AddressPool;
 use leaf_core::event::EventRecord;
 use leaf_core::id::LeafName;
 use tokio::net::UnixDatagram;
@@ -398,6 +400,13 @@ impl TestLeaf {
     /// The settings file.
     pub(crate) fn settings_file(&self) -> PathBuf {
         self.directory.path().join("leafd.toml")
+    }
+
+    /// The leaf's address in the pool of its containers.
+    pub(crate) fn address(&self) -> anyhow::Result<Ipv4Addr> {
+        let pool = self.pool.as_deref().context("it runs no containers")?;
+        let pool: AddressPool = toml::Value::from(pool).try_into()?;
+        Ok(pool.leaf_address())
     }
 
     fn log_file(&self) -> PathBuf {
