@@ -30,7 +30,11 @@ enum Backend {
     },
     /// A disconnected cable.
     Cable,
-    Network(Network),
+    /// A link of the machine with this name to a network.
+    Network {
+        network: Network,
+        machine: String,
+    },
     /// A serial line without another end.
     Line,
     Memory {
@@ -169,17 +173,16 @@ impl Device {
         self
     }
 
-    /// Returns the network card with its cable in a network.
-    #[must_use]
-    pub fn in_network(mut self, network: &Network) -> Self {
-        if let Backend::Cable = self.backend {
-            self.backend = Backend::Network(network.clone());
+    /// Returns the network card of the machine with this name on a network.
+    pub(crate) fn on_network(network: &Network, machine: &str) -> Self {
+        let backend = Backend::Network {
+            network: network.clone(),
+            machine: machine.to_owned(),
+        };
+        Self {
+            backend,
+            ..Self::virtio_net(&new_mac())
         }
-        self
-    }
-
-    pub(crate) fn on_network(network: &Network) -> Self {
-        Self::virtio_net(&new_mac()).in_network(network)
     }
 }
 
@@ -216,7 +219,7 @@ pub(crate) fn network_mac(rack: &Rack, number: usize) -> Option<&str> {
     rack.devices
         .iter()
         .flatten()
-        .filter(|(device, _)| matches!(device.backend, Backend::Network(_)))
+        .filter(|(device, _)| matches!(device.backend, Backend::Network { .. }))
         .nth(number)
         .and_then(|(device, _)| device.arguments["mac"].as_str())
 }
@@ -245,12 +248,6 @@ impl Rack {
         };
         self.devices.push(Some((device, port)));
         Ok(Plugged(self.devices.len() - 1))
-    }
-
-    /// Returns the first card on a network.
-    pub(crate) fn on(&self, network: &Network) -> Option<Plugged> {
-        let is_on = |entry: &Option<(Device, Option<usize>)>| matches!(entry, Some((Device { backend: Backend::Network(other), .. }, _)) if other.is(network));
-        self.devices.iter().position(is_on).map(Plugged)
     }
 
     pub(crate) fn forget(&mut self, plugged: Plugged) {
@@ -323,7 +320,7 @@ impl Backend {
                 json!({"type": "hubport", "id": id, "hubid": 1000 + plugged.0}),
                 "netdev",
             ),
-            Self::Network(network) => ("netdev_add", network.backend(&id), "netdev"),
+            Self::Network { network, machine } => ("netdev_add", network.backend(&id, machine)?, "netdev"),
             Self::Line => (
                 "chardev-add",
                 json!({"id": id, "backend": {"type": "null", "data": {}}}),
@@ -344,7 +341,7 @@ impl Backend {
         let (command, arguments) = match self {
             Self::None => return Ok(()),
             Self::Disk { .. } => ("blockdev-del", json!({"node-name": id})),
-            Self::Cable | Self::Network(_) => ("netdev_del", json!({"id": id})),
+            Self::Cable | Self::Network { .. } => ("netdev_del", json!({"id": id})),
             Self::Line => ("chardev-remove", json!({"id": id})),
             Self::Memory { .. } => ("object-del", json!({"id": id})),
         };

@@ -17,6 +17,7 @@ mod debian;
 mod device;
 mod disk;
 mod files;
+pub mod fleet;
 mod freeze;
 mod image;
 mod machine;
@@ -42,9 +43,10 @@ use serde_json::json;
 
 pub use cache::{VARIABLE as CACHE_VARIABLE, directory as cache_directory};
 pub use device::{Device, Plugged};
+pub use fleet::Fleet;
 pub use image::{Image, clean};
 pub use machine::MEMORY_MIB;
-pub use network::Network;
+pub use network::{LinkChange, Network};
 pub use options::Options;
 pub use platform::{Accelerator, can_run};
 pub use programs::{Programs, VARIABLE as PROGRAMS_VARIABLE};
@@ -179,7 +181,8 @@ impl Host {
             self.devices.add(Device::memory(more))?;
         }
         for (network, _) in &self.options.networks {
-            self.devices.add(Device::on_network(network))?;
+            self.devices
+                .add(Device::on_network(network, &self.options.name))?;
         }
         Ok(())
     }
@@ -408,25 +411,6 @@ impl Host {
             .qmp
             .execute("set_link", arguments)
             .map(|_| ())
-    }
-
-    /// Connects or disconnects the cable of a plugged network card.
-    pub fn link_of(&self, plugged: Plugged, up: bool) -> Result<()> {
-        let arguments = json!({"name": device::id(plugged), "up": up});
-        self.machine()?
-            .borrow_mut()
-            .qmp
-            .execute("set_link", arguments)
-            .map(|_| ())
-    }
-
-    /// Connects or disconnects its cable to a network.
-    pub fn link_in(&self, network: &Network, up: bool) -> Result<()> {
-        let plugged = self
-            .devices
-            .on(network)
-            .context("the machine is not on that network")?;
-        self.link_of(plugged, up)
     }
 
     /// Cuts the power: everything that was not flushed to its disk is lost. [`Host::boot`] starts it again.

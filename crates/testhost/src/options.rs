@@ -64,7 +64,7 @@ impl Options {
         self
     }
 
-    /// Connects it to a network, with an address there (`"192.168.7.1/24"`).
+    /// Connects it to a network, with an address there (`"192.168.7.1/24"`) and a link that has the machine's name.
     #[must_use]
     pub fn on(mut self, network: &Network, address: &str) -> Self {
         self.networks.push((network.clone(), address.to_owned()));
