@@ -16,11 +16,16 @@ pub fn of_this_thread() -> Duration {
     SPENT.get()
 }
 
+/// Adds the processor time of machines that were ended on another thread for this one.
+pub(crate) fn add(spent: Duration) {
+    SPENT.set(SPENT.get() + spent);
+}
+
 /// Adds the processor time of a QEMU process that is about to be ended.
-pub(crate) fn add(qemu: Option<Pid>) {
+pub(crate) fn add_process(qemu: Option<Pid>) {
     let stat = qemu.and_then(|pid| fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok());
     if let Some(spent) = stat.as_deref().and_then(processor_time) {
-        SPENT.set(SPENT.get() + spent);
+        add(spent);
     }
 }
 

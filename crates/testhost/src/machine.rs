@@ -193,7 +193,7 @@ fn end(child: &mut Child, directory: &Path) {
     // QEMU first, since a SIGKILL of `timeout` would not end it.
     let pid = fs::read_to_string(directory.join("pid")).ok();
     let pid = pid.and_then(|text| rustix::process::Pid::from_raw(text.trim().parse().ok()?));
-    cost::add(pid);
+    cost::add_process(pid);
     // The process id is not reused while `timeout`, whose child QEMU is, was not reaped.
     if let (Some(pid), Ok(None)) = (pid, child.try_wait()) {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);

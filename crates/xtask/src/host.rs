@@ -1,60 +1,18 @@
 //! `cargo xtask host`: an interactive test host; and the set-up of test hosts for the other commands.
 
-use std::io::Write as _;
-use std::path::Path;
+mod fleet;
+mod prepare;
+
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
-use testhost::nixos::{Systems, nixpkgs};
-use testhost::{
-    Accelerator, Host, Image, MEMORY_MIB, PROGRAMS_VARIABLE, Programs, cache_directory, can_run, clean, shell,
-};
+use testhost::{Accelerator, Host, Image, MEMORY_MIB, cache_directory, can_run, clean, shell};
 
-use crate::install::{self, Profile, install};
-use crate::setup;
+use crate::install::Profile;
 
-/// Installs what test hosts need, and returns their image, which is built if it does not exist.
-///
-/// # Errors
-/// If this machine can't build or run it; the text says what is missing.
-pub(crate) fn image() -> Result<Image> {
-    can_run()?;
-    Image::build(&setup::prepare_host()?.nats_server)
-}
-
-/// Returns the programs named by [`PROGRAMS_VARIABLE`]; without it compiles `leafd`, `leafctl`, `leaf-helper` and
-/// `leaf-init`, and lays them out with their units for a test host.
-pub(crate) fn programs(profile: Profile) -> Result<Programs> {
-    if std::env::var_os(PROGRAMS_VARIABLE).is_some_and(|tree| !tree.is_empty()) {
-        return Programs::here();
-    }
-    lay_out(&install(&setup::prepare(false)?, profile)?, profile)
-}
-
-/// Lays out the programs that were compiled with the tests.
-pub(crate) fn programs_of_tests(tools: &setup::Tools) -> Result<Programs> {
-    lay_out(&install::lay_out(tools, Profile::Debug)?, Profile::Debug)
-}
-
-fn lay_out(package: &Path, profile: Profile) -> Result<Programs> {
-    let name = match profile {
-        Profile::Debug => "host-programs",
-        Profile::Release => "host-programs-released",
-    };
-    Programs::lay_out(package, name).context("can't lay out the test host's programs")
-}
-
-/// Builds the NixOS systems with these programs, and installs what that needs.
-///
-/// # Errors
-/// If there is no nixpkgs tree, or they can't be built; the text says why.
-pub(crate) fn nixos(programs: &Programs) -> Result<Systems> {
-    can_run()?;
-    nixpkgs()?;
-    Systems::build(programs, &setup::prepare_nixos()?.nats_server)
-}
+pub(crate) use prepare::{image, nixos, programs, programs_of_tests};
 
 /// Run a real machine with systemd in QEMU, for experiments and tests
 ///
@@ -70,6 +28,9 @@ pub(crate) struct HostTask {
 enum What {
     Shell(Shell),
     Run(Run),
+    Fleet(fleet::FleetTask),
+    On(fleet::On),
+    Link(fleet::Link),
     Build(Build),
     Status(Status),
     Clean(Clean),
@@ -80,6 +41,9 @@ impl HostTask {
         match self.what {
             What::Shell(args) => args.run(),
             What::Run(args) => args.run(),
+            What::Fleet(args) => args.run(),
+            What::On(args) => args.run(),
+            What::Link(args) => args.run(),
             What::Build(args) => args.run(),
             What::Status(args) => args.run(),
             What::Clean(args) => args.run(),
@@ -173,13 +137,7 @@ impl Run {
         }
         let host = options.restore()?;
         let output = host.run_within(&self.command, limit)?;
-        std::io::stdout()
-            .write_all(output.stdout.as_bytes())
-            .context("can't print")?;
-        std::io::stderr()
-            .write_all(output.stderr.as_bytes())
-            .context("can't print")?;
-        Ok(ExitCode::from(u8::try_from(output.status).unwrap_or(1)))
+        fleet::print(&output)
     }
 }
 

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use testhost::{Fleet, Host};
+use testhost::fleet::Served;
+use testhost::{Fleet, Host, LinkChange};
 
 use crate::{Outcome, Trials, ensure, until};
 
@@ -87,7 +88,32 @@ fn links() -> Outcome {
     let received: u32 = received.context("ping counts")?.parse().context(lossy.clone())?;
     ensure((1..=25).contains(&received), &lossy)?;
     network.mend("leaf-1")?;
-    reaches(first, "hub")
+    reaches(first, "hub")?;
+    from_outside(fleet)
+}
+
+/// The same fleet as a second terminal reaches it.
+fn from_outside(fleet: Fleet) -> Outcome {
+    let served = Served::new(fleet)?;
+    let reached = served.reached();
+    let limit = Duration::from_secs(60);
+    let said = reached.run("leaf-2", "hostname; hostname -I >&2; exit 3", limit)?;
+    ensure(
+        said.status == 3 && said.stdout == "leaf-2\n" && said.stderr.contains("10.77.0.3"),
+        format!("{said:?}"),
+    )?;
+    reached.link("leaf-2", LinkChange::Cut)?;
+    let alone = reached.run("leaf-2", "ping -c 1 -W 1 hub", limit)?;
+    ensure(alone.status == 1, format!("{alone:?}"))?;
+    let error = reached.run("leaf-2", "sleep 600", Duration::from_secs(1));
+    let error = error.err().context("it takes too long")?;
+    ensure(
+        format!("{error:#}").contains("did not end within 1.0 s"),
+        format!("{error:#}"),
+    )?;
+    drop(served);
+    let error = reached.run("hub", "true", limit);
+    ensure(error.is_err(), "the fleet has ended")
 }
 
 /// Returns what the fastest of some pings took, in milliseconds.

@@ -1,11 +1,15 @@
 //! A fleet: several machines on one network, of which one is the hub.
 //!
 //! Each has its own name, machine id and hardware addresses, knows the others by name, and can be reached from outside as
-//! any [`Host`]. [`Fleet::network`] changes their links.
+//! any [`Host`]. [`Fleet::network`] changes their links. [`Served`] lets other processes use a running fleet.
+
+mod control;
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{Host, Network, Options};
+
+pub use control::{Reached, Served};
 
 /// The name of the hub.
 pub const HUB: &str = "hub";
