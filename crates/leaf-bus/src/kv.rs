@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, Republish, StorageType};
 use bytes::Bytes;
 use leaf_core::id::LeafName;
 use leaf_core::state::fit_entry;
@@ -50,6 +50,7 @@ impl StateBucket {
             found.allow_direct = true;
             found.allow_rollup = true;
             found.deny_delete = true;
+            found.republish.clone_from(&desired.republish);
         };
         let others = SIZES.map(|max_bytes| Config {
             max_bytes,
@@ -203,7 +204,8 @@ async fn read(link: &Link, leaf: &LeafName) -> Result<BTreeMap<String, Vec<u8>>,
     Ok(found)
 }
 
-/// The settings of a bucket as all NATS clients expect them (ADR-8).
+/// The settings of a bucket as all NATS clients expect them (ADR-8). Its changes are published again under subjects of a
+/// leaf, since `$KV.>` does not cross the connection to a hub.
 fn config() -> Config {
     Config {
         // Stands on the wire, and stays as it is.
@@ -212,6 +214,11 @@ fn config() -> Config {
         discard: DiscardPolicy::New,
         allow_rollup: true,
         deny_delete: true,
+        republish: Some(Republish {
+            source: format!("$KV.{}.*.>", subject::STATE_BUCKET),
+            destination: subject::state_changes().replace('*', "{{wildcard(1)}}"),
+            headers_only: false,
+        }),
         ..last_of_each_subject(subject::state_stream(), subject::state_keys())
     }
 }

@@ -170,7 +170,12 @@ impl Server {
             Err(_) => subject::caller_of(&message.subject),
         };
         let reply = match (&caller, &message.reply) {
-            (Some(caller), Some(reply)) if subject::is_own_inbox(reply, caller) => reply.to_string(),
+            // A server's own reply subject leads back into the account of the request, where its caller can't choose another.
+            (Some(caller), Some(reply))
+                if subject::is_own_inbox(reply, caller) || subject::is_mapped_reply(reply) =>
+            {
+                reply.to_string()
+            }
             (_, reply) => {
                 let reply = reply.as_ref().map(ToString::to_string);
                 tracing::warn!(subject = %message.subject, ?reply, "refused: its reply subject is not the caller's own inbox");

@@ -7,7 +7,9 @@
 )]
 
 mod embedded;
+mod fleet;
 mod identity;
+mod plain;
 mod support;
 mod wire;
 
@@ -24,6 +26,7 @@ fn main() -> ExitCode {
     trials.extend(identity::trials());
     trials.extend(embedded::trials());
     trials.extend(wire::trials());
+    trials.extend(fleet::trials());
     if let Err(why) = &server {
         eprintln!("tests that need nats-server are skipped: {why}");
         trials = trials.into_iter().map(|t| t.with_ignored_flag(true)).collect();

@@ -99,6 +99,12 @@ pub fn commands_of(leaf: &LeafName) -> String {
     format!("leaf.*.cmd.{leaf}.>")
 }
 
+/// Returns the subjects of all commands to all leaves, of every version.
+#[must_use]
+pub fn commands() -> String {
+    "leaf.*.cmd.>".to_owned()
+}
+
 /// Returns the subjects of one command to a leaf, by any caller.
 #[must_use]
 pub fn command_by_anybody(leaf: &LeafName, noun: &str, verb: &str) -> String {
@@ -229,10 +235,22 @@ pub fn containers_of(leaf: &LeafName) -> String {
     format!("leaf.{VERSION}.ctr.{leaf}.>")
 }
 
+/// Returns the subjects of all leaves' containers.
+#[must_use]
+pub fn containers() -> String {
+    format!("leaf.{VERSION}.ctr.>")
+}
+
 /// Returns the subjects on which all containers answer health requests.
 #[must_use]
 pub fn container_healths() -> String {
     format!("leaf.{VERSION}.ctr.*.*.health")
+}
+
+/// Returns the subjects on which a leaf's containers answer health requests.
+#[must_use]
+pub fn container_healths_of(leaf: &LeafName) -> String {
+    format!("leaf.{VERSION}.ctr.{leaf}.*.health")
 }
 
 /// Returns the subject on which a container answers health requests.
@@ -456,6 +474,12 @@ pub fn link_read(leaf: &LeafName, what: LinkRead) -> String {
 #[must_use]
 pub fn link_reads() -> String {
     format!("leaf.{VERSION}.link.>")
+}
+
+/// Returns the subjects that the hub agent writes its copies on.
+#[must_use]
+pub fn copies() -> String {
+    format!("leaf.{VERSION}.copy.>")
 }
 
 /// Returns the subjects that the hub agent writes a leaf's copied events on.

@@ -96,6 +96,66 @@ pub struct Embedded {
     /// The limit of JetStream's storage, in bytes; 0: no limit.
     #[serde(default)]
     pub max_storage_bytes: u64,
+    /// The hub of the leaf's fleet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<Hub>,
+}
+
+/// The hub that the embedded server connects to as a leaf node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hub {
+    /// The URLs of one or more of its servers, separated by commas: `tls://hub.example:7422`.
+    pub url: String,
+    /// The file with the leaf's credentials there, or with the seed of its NKEY.
+    pub credentials: PathBuf,
+    /// The trusted CA certificates, in PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+}
+
+impl Hub {
+    /// Returns the URLs of its servers.
+    #[must_use]
+    pub fn urls(&self) -> Vec<String> {
+        let urls = self.url.split(',').map(str::trim).filter(|url| !url.is_empty());
+        urls.map(str::to_owned).collect()
+    }
+
+    /// Returns why a URL of the hub is not accepted: a connection that leaves this host is encrypted, and the leaf's
+    /// credentials stand in a file of their own.
+    fn problem(&self) -> Option<String> {
+        let urls = self.urls();
+        if urls.is_empty() {
+            return Some("is empty; the form is tls://host:7422".to_owned());
+        }
+        urls.iter()
+            .find_map(|url| {
+                let (scheme, rest) = url.split_once("://")?;
+                let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+                let name = host.strip_prefix('[').map_or_else(
+                    || host.split(['/', ':']).next().unwrap_or_default(),
+                    |v6| v6.split(']').next().unwrap_or_default(),
+                );
+                let is_local =
+                    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+                if rest.contains('@') {
+                    Some("has a user or password: give nats.embedded.hub.credentials instead".to_owned())
+                } else if matches!(scheme, "tls" | "wss")
+                    || (is_local && matches!(scheme, "nats" | "nats-leaf" | "ws"))
+                {
+                    None
+                } else {
+                    Some(format!(
+                        "is not encrypted: {scheme}://{name}; the form is tls://host:7422"
+                    ))
+                }
+            })
+            .or_else(|| {
+                let without_scheme = urls.iter().find(|url| !url.contains("://"));
+                without_scheme.map(|_| "has no scheme; the form is tls://host:7422".to_owned())
+            })
+    }
 }
 
 /// The event log.
@@ -483,6 +543,16 @@ impl Settings {
                     events.max_bytes",
                     self.events.max_bytes
                 ),
+            });
+        }
+        if let Some(why) = nats
+            .embedded
+            .as_ref()
+            .and_then(|embedded| embedded.hub.as_ref()?.problem())
+        {
+            return Err(SettingsError::Value {
+                place: "nats.embedded.hub.url",
+                why,
             });
         }
         let own = self.containers.address_pool.leaf_address();

@@ -8,13 +8,16 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::processes::listener_on;
-use super::{EmbeddedError, EmbeddedSettings, SYNC_INTERVAL};
+use super::{EmbeddedError, EmbeddedSettings, Hub, SYNC_INTERVAL};
 use crate::identity::Identity;
 use crate::identity::files::{private_dir, write_private};
 
 /// The range that a port is chosen from. It is below the kernel's ephemeral range: a client that reconnects to an
 /// ephemeral port on the same host can connect to itself and occupy the port.
 const PORTS: std::ops::Range<u16> = 14_222..30_000;
+
+/// The period of the server's pings where it is connected to a hub; its default is two minutes.
+const HUB_PING: Duration = Duration::from_secs(2);
 
 /// The server's directory and files.
 pub(super) struct Home {
@@ -97,7 +100,7 @@ impl Home {
              max_payload: {max_payload}\n\
              log_file: {log}\nlogfile_size_limit: 4MB\nlogfile_max_num: 2\n\
              jetstream {{\n  store_dir: {store}\n  sync_interval: \"{sync}s\"\n  max_file_store: {max_file}\n  max_memory_store: {max_memory}\n}}\n\
-             {identity}",
+             {hub}{identity}",
             name = quote(identity.leaf().as_str()),
             host = quote(&address.ip().to_string()),
             port = address.port(),
@@ -106,6 +109,10 @@ impl Home {
             log = quote_path(&self.log)?,
             store = quote_path(&self.store)?,
             max_memory = settings.max_memory_store,
+            hub = settings
+                .hub
+                .as_ref()
+                .map_or(Ok(String::new()), |hub| remote(hub, &identity.link_account()))?,
             identity = identity.server_config()?,
         );
         write_private(&self.config, &text).map_err(|source| EmbeddedError::File {
@@ -179,6 +186,32 @@ fn free_port(ip: IpAddr) -> Result<u16, EmbeddedError> {
         }
     }
     Err(last.expect("200 ports were tried"))
+}
+
+/// Returns the part of the configuration that connects to a hub, in an account that holds nothing but this connection.
+fn remote(hub: &Hub, account: &str) -> Result<String, EmbeddedError> {
+    let text = fs::read_to_string(&hub.credentials).map_err(|source| EmbeddedError::HubCredentials {
+        path: hub.credentials.clone(),
+        source,
+    })?;
+    // A user's seed begins with `SU`, and nats-server takes no file for it; a credentials file begins with dashes.
+    let user = if text.trim_start().starts_with("SU") {
+        format!("nkey: {}", quote(text.trim()))
+    } else {
+        format!("credentials: {}", quote_path(&hub.credentials)?)
+    };
+    let urls: Vec<String> = hub.urls.iter().map(|url| quote(url)).collect();
+    let tls = match &hub.ca {
+        Some(ca) => format!("\n      tls {{ ca_file: {} }}", quote_path(ca)?),
+        None => String::new(),
+    };
+    // A connection that is cut is noticed after two unanswered pings.
+    Ok(format!(
+        "ping_interval: \"{ping}s\"\nleafnodes {{\n  reconnect: \"1s\"\n  remotes [\n    {{\n      urls: [{urls}]\n      account: {account}\n      \
+         {user}{tls}\n    }}\n  ]\n}}\n",
+        ping = HUB_PING.as_secs(),
+        urls = urls.join(", "),
+    ))
 }
 
 fn quote_path(path: &Path) -> Result<String, EmbeddedError> {

@@ -55,6 +55,8 @@ pub struct EmbeddedSettings {
     pub max_memory_store: u64,
     /// The longest message, in bytes.
     pub max_payload: u32,
+    /// The hub that it connects to as a leaf node.
+    pub hub: Option<Hub>,
     /// How long it may take from its start until it accepts connections, including recovery of the store.
     pub ready_within: Duration,
     /// How long it may take to exit after SIGTERM before it gets SIGKILL.
@@ -73,10 +75,22 @@ impl EmbeddedSettings {
             max_file_store: None,
             max_memory_store: 64 << 20,
             max_payload: 1 << 20,
+            hub: None,
             ready_within: Duration::from_secs(60),
             stop_within: Duration::from_secs(10),
         }
     }
+}
+
+/// A hub that the server connects to as a leaf node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hub {
+    /// The URLs of its servers, without users: `tls://hub.example:7422`.
+    pub urls: Vec<String>,
+    /// The file with the leaf's credentials there, or with the seed of its NKEY.
+    pub credentials: PathBuf,
+    /// The CA certificates that are trusted (PEM); the system's if `None`.
+    pub ca: Option<PathBuf>,
 }
 
 /// Why the server can't be run.
@@ -110,6 +124,14 @@ pub enum EmbeddedError {
         path: PathBuf,
         /// The output of `--version`.
         output: String,
+    },
+    /// The credentials for the hub can't be read.
+    #[error("can't read the credentials for the hub in {}: set nats.embedded.hub.credentials to the file that the hub's operator gave for this leaf", path.display())]
+    HubCredentials {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's error.
+        source: io::Error,
     },
     /// The program can't be asked for its version.
     #[error("can't find out the version of {}", path.display())]

@@ -141,13 +141,20 @@ impl std::fmt::Debug for ContainerSigner {
 /// Returns the key of a container's user. It is derived from the signing key and the name, so that destroying the container
 /// can revoke it without stored data.
 pub(super) fn user_of(signer: &KeyPair, container: &ContainerName) -> KeyPair {
-    let seed = signer.seed().expect("a signing key has its seed");
+    derive(signer, KeyPairType::User, "container user", &container.token())
+}
+
+/// Returns a key that is derived from another one, for a purpose and a name.
+pub(super) fn derive(from: &KeyPair, kind: KeyPairType, purpose: &str, name: &str) -> KeyPair {
+    let seed = from.seed().expect("the key has its seed");
     let mut hash = Sha256::new();
-    hash.update(b"cim-leaf container user\0");
+    hash.update(b"cim-leaf ");
+    hash.update(purpose);
+    hash.update(b"\0");
     hash.update(seed);
     hash.update(b"\0");
-    hash.update(container.token());
-    KeyPair::new_from_raw(KeyPairType::User, hash.finalize().into()).expect("32 bytes make a key")
+    hash.update(name);
+    KeyPair::new_from_raw(kind, hash.finalize().into()).expect("32 bytes make a key")
 }
 
 /// Returns the credentials of a container's user, issued by a scoped signing key of the account: the server itself limits

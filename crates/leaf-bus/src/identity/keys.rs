@@ -8,8 +8,9 @@ use leaf_core::id::{ContainerName, LeafName};
 use nkeys::{KeyPair, KeyPairType};
 use serde::{Deserialize, Serialize};
 
+use super::IdentityError;
+use super::container_signer::{self, derive};
 use super::files::{read_private, write_private};
-use super::{IdentityError, container_signer};
 
 const FORMAT: u32 = 2;
 /// The previous format, with one account for all users.
@@ -141,6 +142,17 @@ impl Keys {
     /// Returns the key of a container's user.
     pub(super) fn container(&self, container: &ContainerName) -> KeyPair {
         container_signer::user_of(&self.container_signer, container)
+    }
+
+    /// Returns the key of the account that holds the connection to a hub. It is derived, so that the file stays readable
+    /// for versions that know no hub.
+    pub(super) fn link_account(&self) -> KeyPair {
+        derive(&self.container_signer, KeyPairType::Account, "link account", "")
+    }
+
+    /// Returns the key of the daemon's user in that account.
+    pub(super) fn claimant(&self) -> KeyPair {
+        derive(&self.container_signer, KeyPairType::User, "link user", "")
     }
 }
 

@@ -7,7 +7,9 @@
 //! issues those of containers with a given key ([`ContainerSigner`]).
 
 mod container_signer;
+mod crossing;
 pub(crate) mod files;
+mod hub;
 mod jwt;
 mod keys;
 mod permissions;
@@ -26,11 +28,14 @@ use nkeys::KeyPair;
 use serde_json::{Value, json};
 
 pub use container_signer::{ContainerSigner, SignerError};
+use crossing::link_account_claims;
+pub use crossing::{Crossing, Home, Way, crossings};
 use files::{private_dir, write_for_group, write_private};
+pub use hub::HubUsers;
 use jwt::Claims;
 use keys::Keys;
 pub use permissions::Permissions;
-use permissions::{Answers, READ_SERVICES, heard_by_callers};
+use permissions::{READ_SERVICES, heard_by_callers};
 
 /// The scope of the signing key that issues containers' users.
 const CONTAINER_ROLE: &str = "container";
@@ -98,6 +103,12 @@ pub fn daemon_caller() -> Caller {
 #[must_use]
 pub fn admin_caller() -> Caller {
     Caller::new("admin").expect("admin is a token")
+}
+
+/// The hub agent's name as a caller: `hub`.
+#[must_use]
+pub fn hub_caller() -> Caller {
+    Caller::new("hub").expect("hub is a token")
 }
 
 /// The operator, account and users of one leaf's own NATS.
@@ -187,6 +198,25 @@ impl Identity {
         )
     }
 
+    /// Returns the daemon's credentials in the account of the connection to a hub (also user [`daemon_caller`]), whose inboxes
+    /// are below [`subject::leaf_inbox_prefix`].
+    #[must_use]
+    pub fn claimant_credentials(&self) -> Secret {
+        self.issue(
+            &self.keys.link_account(),
+            &self.keys.claimant(),
+            &daemon_caller(),
+            &Permissions::claimant(&self.leaf),
+            self.issued_at(),
+        )
+    }
+
+    /// The public key of the account that holds the connection to a hub.
+    #[must_use]
+    pub fn link_account(&self) -> String {
+        self.keys.link_account().public_key()
+    }
+
     /// Returns the credentials of the first person (user [`admin_caller`]).
     #[must_use]
     pub fn admin_credentials(&self) -> Secret {
@@ -265,19 +295,21 @@ impl Identity {
     pub fn server_config(&self) -> Result<String, IdentityError> {
         let system = self.keys.system.public_key();
         let revoked = revocations::all(&self.revoked_dir)?;
+        let (account, callers, link) = (self.account(), self.callers_account(), self.keys.link_account());
+        let link_claims = link_account_claims(&self.leaf, &account, &callers, &account_limits());
         Ok(format!(
-            "operator: {operator}\nsystem_account: {system}\nresolver: MEMORY\nresolver_preload {{\n  {system}: {system_jwt}\n  {account}: {account_jwt}\n  \
-             {callers}: {callers_jwt}\n}}\n",
+            "operator: {operator}\nsystem_account: {system}\nresolver: MEMORY\nresolver_preload {{\n  {system}: {system_jwt}\n  \
+             {account}: {account_jwt}\n  {callers}: {callers_jwt}\n  {link}: {link_jwt}\n}}\n",
             operator = self.operator_jwt(),
-            account = self.account(),
             system_jwt = self.account_jwt(&self.keys.system, "SYS", system_account_claims()),
             account_jwt = self.account_jwt(&self.keys.account, "LEAF", leaf_account_claims()),
-            callers = self.callers_account(),
             callers_jwt = self.account_jwt(
                 &self.keys.callers,
                 "CALLERS",
                 self.callers_account_claims(&revoked)
             ),
+            link_jwt = self.account_jwt(&link, "LINK", link_claims),
+            link = link.public_key(),
         ))
     }
 
@@ -389,6 +421,7 @@ impl Identity {
             "type": "account",
             "version": 2,
             "limits": account_limits(),
+            "exports": crossing::callers_exports(&self.leaf),
             "imports": services.into_iter().chain(streams).map(import).collect::<Vec<_>>(),
             "revocations": revoked,
             "signing_keys": [{
@@ -417,7 +450,8 @@ fn account_limits() -> Value {
     })
 }
 
-/// The streams' account, in which the daemon is the only user. It exports reading to the callers.
+/// The streams' account, in which the daemon is the only user. It exports reading, to the callers and to the
+/// connection to a hub.
 fn leaf_account_claims() -> Value {
     let mut limits = account_limits();
     for unlimited in [
@@ -430,14 +464,12 @@ fn leaf_account_claims() -> Value {
         limits[unlimited] = json!(-1);
     }
     let services = READ_SERVICES.map(|(subject, answers)| {
-        let answers = match answers {
-            Answers::One => "Singleton",
-            Answers::Several => "Stream",
-        };
-        json!({ "name": subject, "subject": subject, "type": "service", "response_type": answers })
+        json!({ "name": subject, "subject": subject, "type": "service", "response_type": answers.response_type() })
     });
-    let streams =
-        heard_by_callers().map(|subject| json!({ "name": subject, "subject": subject, "type": "stream" }));
+    let streams = heard_by_callers()
+        .into_iter()
+        .chain([subject::state_changes()])
+        .map(|subject| json!({ "name": subject, "subject": subject, "type": "stream" }));
     json!({
         "type": "account",
         "version": 2,

@@ -26,6 +26,8 @@ use leaf_core::id::{Caller, LeafName};
 use leaf_core::subject;
 use serde_json::{Map, Value, json};
 
+use super::crossing::{Crossing, crossings};
+
 /// The permissions of a NATS user. An empty list allows nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Permissions {
@@ -51,6 +53,16 @@ pub(super) enum Answers {
     Several,
 }
 
+impl Answers {
+    /// Returns the name of an exported service's `response_type`.
+    pub(super) fn response_type(self) -> &'static str {
+        match self {
+            Self::One => "Singleton",
+            Self::Several => "Stream",
+        }
+    }
+}
+
 /// The read-only requests of the JetStream API that reading streams and buckets needs.
 pub(super) const READ_SERVICES: [(&str, Answers); 6] = [
     (JETSTREAM_INFO, Answers::One),
@@ -71,7 +83,7 @@ pub(super) fn heard_by_callers() -> [String; 3] {
 }
 
 /// The subjects of service discovery (NATS ADR-32).
-const DISCOVERY: &str = "$SRV.>";
+pub(super) const DISCOVERY: &str = "$SRV.>";
 
 impl Permissions {
     /// Returns the daemon's permissions in the streams' account: manage the streams, and publish to the leaf's own
@@ -98,6 +110,8 @@ impl Permissions {
                 subject::jobs_of(leaf),
                 subject::containers_of(leaf),
                 format!("{}.>", subject::INBOX),
+                // The server makes these for requests that a hub sends.
+                format!("{}.>", subject::MAPPED_REPLY),
                 DISCOVERY.to_owned(),
                 JETSTREAM_INFO.to_owned(),
             ],
@@ -108,6 +122,28 @@ impl Permissions {
                 DISCOVERY.to_owned(),
                 below_inbox(super::daemon_caller().as_str()),
             ],
+            ..Self::default()
+        }
+    }
+
+    /// Returns the daemon's permissions in the account of the connection to a hub: ask the hub agent.
+    #[must_use]
+    pub fn claimant(leaf: &LeafName) -> Self {
+        Self {
+            publish: vec![subject::hub_requests_of(leaf)],
+            subscribe: vec![format!("{}.>", subject::leaf_inbox_prefix(leaf))],
+            ..Self::default()
+        }
+    }
+
+    /// Returns the permissions of a leaf's user at its hub: what [crosses](crossings), and nothing else.
+    #[must_use]
+    pub fn leaf_at_hub(leaf: &LeafName) -> Self {
+        let (up, down): (Vec<_>, Vec<_>) = crossings(leaf).into_iter().partition(Crossing::is_sent_by_leaf);
+        let subjects = |list: Vec<Crossing>| list.into_iter().map(|crossing| crossing.subject).collect();
+        Self {
+            publish: subjects(up),
+            subscribe: subjects(down),
             ..Self::default()
         }
     }
@@ -171,7 +207,7 @@ impl Permissions {
     }
 }
 
-fn below_inbox(caller: &str) -> String {
+pub(super) fn below_inbox(caller: &str) -> String {
     format!("{}.>", subject::inbox_prefix_of_token(caller))
 }
 

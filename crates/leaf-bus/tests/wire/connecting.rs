@@ -14,8 +14,8 @@ use leaf_core::host_op::{ContainerBinding, Secret};
 use leaf_core::id::ContainerName;
 use libtest_mimic::Trial;
 
-use super::plain::PlainServer;
 use super::{admin, daemon_settings, kill, settings_for, until};
+use crate::plain::PlainServer;
 use crate::support::{LIMIT, Site, leaf, runs, settings, trial};
 
 pub(super) fn trials() -> Vec<Trial> {

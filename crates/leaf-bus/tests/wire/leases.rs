@@ -11,8 +11,8 @@ use leaf_bus::stream::{EventStream, StreamError, StreamSettings};
 use leaf_core::beat::Beat;
 use libtest_mimic::Trial;
 
-use super::plain::PlainServer;
 use super::{admin, instance, kill, site_with_daemon, until};
+use crate::plain::PlainServer;
 use crate::support::{LIMIT, leaf, runs, trial};
 
 pub(super) fn trials() -> Vec<Trial> {

@@ -4,7 +4,6 @@ mod commands;
 mod connecting;
 mod forged;
 mod leases;
-mod plain;
 mod relay;
 mod sizes;
 mod streams;

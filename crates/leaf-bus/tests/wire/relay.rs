@@ -20,8 +20,8 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::connecting::authority;
-use super::plain::PlainServer;
 use super::settings_for;
+use crate::plain::PlainServer;
 use crate::support::{LIMIT, User, leaf, trial};
 
 pub(super) fn trials() -> Vec<Trial> {

@@ -14,8 +14,8 @@ use leaf_bus::stream::{Comparison, EventStream, StreamError, StreamSettings};
 use libtest_mimic::Trial;
 use serde_json::json;
 
-use super::plain::PlainServer;
 use super::{admin, kill, record, record_saying, site_with_daemon, until};
+use crate::plain::PlainServer;
 use crate::support::{LIMIT, Site, freeze, leaf, runs, trial};
 
 pub(super) fn trials() -> Vec<Trial> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use leaf_bus::connect::{Bus, ConnectSettings, Credentials, Tls};
-use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings};
+use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings, Hub};
 use leaf_bus::identity::{ContainerSigner, Identity, daemon_caller};
 use leaf_bus::relay::{self, Relay, RelayError};
 use leaf_container::Containers;
@@ -135,6 +135,11 @@ pub(super) async fn set_up(settings: &Settings, leaf: &LeafName) -> anyhow::Resu
     let server = EmbeddedSettings {
         nats_server: embedded.program.clone(),
         max_file_store: Some(embedded.max_storage_bytes).filter(|bytes| *bytes > 0),
+        hub: embedded.hub.as_ref().map(|hub| Hub {
+            urls: hub.urls(),
+            credentials: hub.credentials.clone(),
+            ca: hub.ca.clone(),
+        }),
         ..EmbeddedSettings::new(
             settings.state_dir.join("nats"),
             SocketAddr::new(IpAddr::V4(address), port),

@@ -29,6 +29,27 @@ fn errors_name_the_setting_and_the_valid_values() {
         ("[nats]\nurl = 'a'\n[nats.embedded]", "exclude each other"),
         ("[nats]\nurl = ' '", "nats.url: is empty"),
         ("[nats]\nurl = 'a'\ncert = '/c'", "cert and key go together"),
+        (
+            "[nats.embedded.hub]\nurl = 'nats://hub.example:7422'\ncredentials = '/c'",
+            "nats.embedded.hub.url: is not encrypted: nats://hub.example",
+        ),
+        (
+            "[nats.embedded.hub]\nurl = 'tls://a:7422, nats://[2001:db8::1]:7422'\ncredentials = '/c'",
+            "is not encrypted: nats://2001:db8::1",
+        ),
+        (
+            "[nats.embedded.hub]\nurl = 'tls://me:pw@hub.example'\ncredentials = '/c'",
+            "has a user or password",
+        ),
+        (
+            "[nats.embedded.hub]\nurl = 'hub.example'\ncredentials = '/c'",
+            "has no scheme",
+        ),
+        ("[nats.embedded.hub]\nurl = ' , '\ncredentials = '/c'", "is empty"),
+        (
+            "[nats.embedded.hub]\nurl = 'tls://hub.example'",
+            "missing field `credentials`",
+        ),
         ("colour = 1\n[nats]", "unknown field `colour`"),
         ("name = 'Edge 1'\n[nats]", "is not a leaf name"),
         ("state_dir = 'here'\n[nats.embedded]", "not an absolute path"),

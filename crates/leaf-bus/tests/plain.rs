@@ -12,15 +12,17 @@ use tokio::task::JoinSet;
 use crate::support::LIMIT;
 
 /// It is killed when it is dropped.
-pub(super) struct PlainServer {
-    pub(super) port: u16,
+pub(crate) struct PlainServer {
+    pub(crate) port: u16,
+    /// Where it listens for leaf nodes, if its configuration says so.
+    pub(crate) leaf_port: Option<u16>,
     _child: Child,
     _log: JoinSet<()>,
 }
 
 impl PlainServer {
     /// Starts it with these lines of configuration beside the listening address.
-    pub(super) async fn start(dir: &Path, config: &str) -> anyhow::Result<Self> {
+    pub(crate) async fn start(dir: &Path, config: &str) -> anyhow::Result<Self> {
         let program = NatsServer::find(None).await?.path;
         let file = dir.join("nats.conf");
         std::fs::write(&file, format!("listen: \"127.0.0.1:-1\"\n{config}\n"))?;
@@ -34,21 +36,21 @@ impl PlainServer {
             .spawn()?;
         let mut lines = BufReader::new(child.stderr.take().context("its stderr")?).lines();
         let ready = async {
-            let mut port = None;
+            let (mut port, mut leaf_port) = (None, None);
+            let port_after = |line: &str, words: &str| {
+                let (_, address) = line.split_once(words)?;
+                address.trim().rsplit_once(':')?.1.parse::<u16>().ok()
+            };
             while let Some(line) = lines.next_line().await? {
-                if let Some((_, address)) = line.split_once("Listening for client connections on ") {
-                    port = address
-                        .trim()
-                        .rsplit_once(':')
-                        .and_then(|(_, port)| port.parse().ok());
-                }
+                port = port.or_else(|| port_after(&line, "Listening for client connections on "));
+                leaf_port = leaf_port.or_else(|| port_after(&line, "Listening for leafnode connections on "));
                 if line.contains("Server is ready") {
-                    return port.context("no port in its log");
+                    return port.context("no port in its log").map(|port| (port, leaf_port));
                 }
             }
             anyhow::bail!("nats-server ended")
         };
-        let port = tokio::time::timeout(LIMIT, ready)
+        let (port, leaf_port) = tokio::time::timeout(LIMIT, ready)
             .await
             .context("waiting for nats-server")??;
         // Its log goes on; somebody must read it, or it blocks when the pipe is full.
@@ -56,12 +58,13 @@ impl PlainServer {
         log.spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         Ok(Self {
             port,
+            leaf_port,
             _child: child,
             _log: log,
         })
     }
 
-    pub(super) fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }
 }

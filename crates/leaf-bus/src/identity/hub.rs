@@ -1,0 +1,211 @@
+//! The accounts of a hub, as a part of nats-server's configuration, for users with NKEYS. A hub with a NATS operator has the
+//! same accounts as JWTs. `docs/fleet.md` is the contract.
+
+use std::fmt::Write as _;
+
+use leaf_core::id::{Caller, LeafName};
+use leaf_core::subject;
+use serde_json::{Value, json};
+
+use super::permissions::{Answers, DISCOVERY, READ_SERVICES, below_inbox};
+use super::{Permissions, hub_caller};
+
+/// The users of a hub: the public key of each one's NKEY, which begins with `U`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HubUsers {
+    /// The hub agent's user in `FLEET`.
+    pub agent: String,
+    /// The hub agent's user in `LINKS`.
+    pub agent_in_links: String,
+    /// The leaves' users.
+    pub leaves: Vec<(LeafName, String)>,
+    /// People.
+    pub people: Vec<(Caller, String)>,
+}
+
+impl HubUsers {
+    /// Returns the block `accounts` of nats-server's configuration.
+    #[must_use]
+    pub fn accounts(&self) -> String {
+        let mut text = String::from("accounts {\n");
+        for (name, jetstream, users, exports, imports) in [
+            (
+                "FLEET",
+                true,
+                self.fleet_users(),
+                fleet_exports(),
+                fleet_imports(),
+            ),
+            ("LINKS", false, self.link_users(), link_exports(), Vec::new()),
+            (
+                "CALLERS",
+                false,
+                self.caller_users(),
+                Vec::new(),
+                caller_imports(),
+            ),
+        ] {
+            let _ = writeln!(text, "  {name} {{");
+            if jetstream {
+                text.push_str("    jetstream: enabled\n");
+            }
+            for (part, entries) in [("users", users), ("exports", exports), ("imports", imports)] {
+                if entries.is_empty() {
+                    continue;
+                }
+                let _ = writeln!(text, "    {part}: [");
+                for entry in entries {
+                    // The configuration's language includes JSON.
+                    let _ = writeln!(text, "      {entry}");
+                }
+                text.push_str("    ]\n");
+            }
+            text.push_str("  }\n");
+        }
+        text + "}\n"
+    }
+
+    fn fleet_users(&self) -> Vec<Value> {
+        vec![user(&self.agent, &Permissions::hub_agent())]
+    }
+
+    fn link_users(&self) -> Vec<Value> {
+        let agent = user(&self.agent_in_links, &Permissions::hub_agent_in_links());
+        let leaves = self
+            .leaves
+            .iter()
+            .map(|(leaf, key)| leaf_node(user(key, &Permissions::leaf_at_hub(leaf))));
+        [agent].into_iter().chain(leaves).collect()
+    }
+
+    fn caller_users(&self) -> Vec<Value> {
+        let people = self.people.iter();
+        people
+            .map(|(caller, key)| user(key, &Permissions::person(caller)))
+            .collect()
+    }
+}
+
+impl Permissions {
+    /// Returns the hub agent's permissions in the account of the copies: keep and write them, hear the leaves, read from
+    /// them.
+    #[must_use]
+    pub fn hub_agent() -> Self {
+        Self {
+            publish: vec![
+                "$JS.API.>".to_owned(),
+                subject::copies(),
+                subject::fleet_facts(),
+                format!("$KV.{}.>", subject::FLEET_BUCKET),
+                subject::link_reads(),
+            ],
+            subscribe: vec![
+                subject::events(),
+                subject::beats(),
+                subject::state_changes(),
+                below_inbox(hub_caller().as_str()),
+            ],
+            ..Self::default()
+        }
+    }
+
+    /// Returns the hub agent's permissions in the account of the leaves' connections: answer their requests.
+    #[must_use]
+    pub fn hub_agent_in_links() -> Self {
+        Self {
+            publish: vec![format!("{}.>", subject::INBOX)],
+            subscribe: vec![subject::hub_requests(), below_inbox(hub_caller().as_str())],
+            ..Self::default()
+        }
+    }
+
+    /// Returns the block `permissions` of a user in nats-server's configuration.
+    fn to_config(&self) -> Value {
+        let claims = self.to_claims();
+        json!({ "publish": claims["pub"], "subscribe": claims["sub"] })
+    }
+}
+
+fn user(key: &str, permissions: &Permissions) -> Value {
+    json!({ "nkey": key, "permissions": permissions.to_config() })
+}
+
+/// Returns a user that only a server may connect as.
+fn leaf_node(mut user: Value) -> Value {
+    user["allowed_connection_types"] = json!(["LEAFNODE", "LEAFNODE_WS"]);
+    user
+}
+
+fn stream(subject: impl Into<String>) -> Value {
+    json!({ "stream": subject.into() })
+}
+
+fn service(subject: impl Into<String>, answers: Answers) -> Value {
+    json!({ "service": subject.into(), "response_type": answers.response_type().to_lowercase() })
+}
+
+fn import_stream(account: &str, subject: impl Into<String>) -> Value {
+    json!({ "stream": { "account": account, "subject": subject.into() } })
+}
+
+fn import_service(account: &str, subject: impl Into<String>) -> Value {
+    json!({ "service": { "account": account, "subject": subject.into() } })
+}
+
+/// What people ask of leaves.
+fn asked_of_leaves() -> [(String, Answers); 4] {
+    [
+        (subject::commands(), Answers::One),
+        (subject::asks(), Answers::Several),
+        (subject::container_healths(), Answers::One),
+        (DISCOVERY.to_owned(), Answers::Several),
+    ]
+}
+
+fn fleet_exports() -> Vec<Value> {
+    READ_SERVICES
+        .into_iter()
+        .map(|(subject, answers)| service(subject, answers))
+        .collect()
+}
+
+fn fleet_imports() -> Vec<Value> {
+    let heard = [subject::events(), subject::beats(), subject::state_changes()];
+    let heard = heard.into_iter().map(|subject| import_stream("LINKS", subject));
+    heard
+        .chain([import_service("LINKS", subject::link_reads())])
+        .collect()
+}
+
+fn link_exports() -> Vec<Value> {
+    let heard = [
+        subject::events(),
+        subject::beats(),
+        subject::state_changes(),
+        subject::jobs(),
+        subject::containers(),
+    ];
+    let asked = asked_of_leaves()
+        .into_iter()
+        .chain([(subject::link_reads(), Answers::Several)]);
+    heard
+        .into_iter()
+        .map(stream)
+        .chain(asked.map(|(subject, answers)| service(subject, answers)))
+        .collect()
+}
+
+fn caller_imports() -> Vec<Value> {
+    let heard = [
+        subject::events(),
+        subject::beats(),
+        subject::jobs(),
+        subject::containers(),
+    ];
+    let mut state = import_stream("LINKS", subject::state_changes());
+    state["to"] = format!("$KV.{}.$1.>", subject::STATE_BUCKET).into();
+    let heard = heard.into_iter().map(|subject| import_stream("LINKS", subject));
+    let asked = asked_of_leaves().map(|(subject, _)| import_service("LINKS", subject));
+    let read = READ_SERVICES.map(|(subject, _)| import_service("FLEET", subject));
+    heard.chain([state]).chain(asked).chain(read).collect()
+}

@@ -1,0 +1,294 @@
+//! Each subject that crosses is needed, and is enough.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use async_nats::Client;
+use futures::StreamExt as _;
+use leaf_bus::identity::{Crossing, Home, Way, crossings};
+use leaf_core::subject;
+use libtest_mimic::Trial;
+
+use super::{LinkedLeaf, TestHub, ann, heard, until_linked};
+use crate::support::{LIMIT, leaf, trial};
+
+pub(super) fn trials() -> Vec<Trial> {
+    vec![
+        trial(
+            "everything_crosses_with_the_rights_of_the_list",
+            everything_crosses,
+        ),
+        trial(
+            "without_one_right_exactly_what_needs_it_does_not_cross",
+            each_is_needed,
+        ),
+        trial("a_listener_hears_each_live_message_once", once),
+        trial(
+            "a_leafs_own_people_reach_no_other_leaf_and_not_the_hub",
+            down_only,
+        ),
+    ]
+}
+
+/// Both sides of a connection, with users of each account.
+struct Ends {
+    keeper: Client,
+    service: Client,
+    claimant: Client,
+    agent: Client,
+    agent_in_links: Client,
+    ann: Client,
+}
+
+impl Ends {
+    async fn of(hub: &TestHub, server: &LinkedLeaf) -> anyhow::Result<Self> {
+        let ends = Self {
+            keeper: server.with_streams().await?,
+            service: server.service().await?,
+            claimant: server.claimant().await?,
+            agent: hub.agent().await?,
+            agent_in_links: hub.agent_in_links().await?,
+            ann: hub.ann().await?,
+        };
+        // What leafd and the agent answer.
+        let answered = [
+            (&ends.service, subject::commands_of(&leaf())),
+            (&ends.service, subject::asks()),
+            (&ends.service, subject::containers_of(&leaf())),
+            (&ends.service, "$SRV.>".to_owned()),
+            (&ends.agent_in_links, subject::hub_requests()),
+        ];
+        for (client, asked) in answered {
+            let mut requests = client.subscribe(asked).await?;
+            client.flush().await?;
+            let client = client.clone();
+            tokio::spawn(async move {
+                while let Some(request) = requests.next().await {
+                    if let Some(reply) = request.reply {
+                        let _ = client.publish(reply, "here".into()).await;
+                    }
+                }
+            });
+        }
+        Ok(ends)
+    }
+
+    /// Whether a message or a request crosses on this subject.
+    async fn crosses(&self, crossing: &Crossing) -> anyhow::Result<bool> {
+        let literal = crossing.subject.replace('*', "web").replace('>', "x.y.z");
+        match (crossing.way, crossing.home) {
+            (Way::Up, home) => {
+                let sender = if home == Home::Streams {
+                    &self.keeper
+                } else {
+                    &self.service
+                };
+                let is_state = literal == subject::state_changes_of(&leaf()).replace('>', "x.y.z");
+                // People hear it as the key-value bucket's message.
+                let there = if is_state {
+                    literal.replacen("leaf.v1.state.", "$KV.leaf_state.", 1)
+                } else {
+                    literal.clone()
+                };
+                let reader = if literal.contains(".ctr.") {
+                    None
+                } else {
+                    Some(&self.ann)
+                };
+                let Some(reader) = reader else {
+                    // Containers' messages end in the callers' account, where nobody is yet who may hear them.
+                    return Ok(true);
+                };
+                let mut messages = reader.subscribe(listened(&there)).await?;
+                reader.flush().await?;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                let sent = if is_state { there.clone() } else { literal };
+                sender.publish(sent, "up".into()).await?;
+                sender.flush().await?;
+                Ok(heard(&mut messages).await.contains(&there))
+            }
+            (Way::Down | Way::DownMany, Home::Streams) => {
+                let what = if literal.ends_with(".get") {
+                    r#"{"seq":1,"batch":1}"#
+                } else {
+                    ""
+                };
+                answers(&self.agent, &literal, what).await
+            }
+            (Way::Down | Way::DownMany, _) => {
+                let asked = literal
+                    .replace("leaf.*.cmd", "leaf.v1.cmd")
+                    .replace("leaf.web.cmd", "leaf.v1.cmd");
+                let asked = if asked.contains(".cmd.") {
+                    subject::CommandSubject {
+                        leaf: leaf(),
+                        caller: ann(),
+                        noun: "leaf".to_owned(),
+                        verb: "show".to_owned(),
+                    }
+                    .build()
+                } else {
+                    asked.replace("$SRV.x.y.z", "$SRV.PING")
+                };
+                answers(&self.ann, &asked, "").await
+            }
+            (Way::UpRequest | Way::DownReply, _) => {
+                answers(&self.claimant, &subject::hub_claim(&leaf()), "{}").await
+            }
+            (Way::UpReply, _) => {
+                answers(
+                    &self.agent,
+                    &subject::link_read(&leaf(), subject::LinkRead::EventsInfo),
+                    "",
+                )
+                .await
+            }
+        }
+    }
+}
+
+/// Returns the wildcard that a person may listen to, for a subject.
+fn listened(subject: &str) -> String {
+    for all in [
+        subject::events(),
+        subject::beats(),
+        subject::state_keys(),
+        subject::jobs(),
+    ] {
+        let stem = all.trim_end_matches(['>', '*']);
+        if subject.starts_with(stem) {
+            return all;
+        }
+    }
+    subject.to_owned()
+}
+
+async fn answers(client: &Client, subject: &str, body: &'static str) -> anyhow::Result<bool> {
+    let inbox = client.new_inbox();
+    let mut replies = client.subscribe(inbox.clone()).await?;
+    client
+        .publish_with_reply(subject.to_owned(), inbox, body.into())
+        .await?;
+    client.flush().await?;
+    match tokio::time::timeout(Duration::from_millis(500), replies.next()).await {
+        Ok(Some(reply)) => Ok(reply.status != Some(async_nats::StatusCode::NO_RESPONDERS)),
+        _ => Ok(false),
+    }
+}
+
+async fn linked(without: &str) -> anyhow::Result<(TestHub, LinkedLeaf, Ends)> {
+    let hub = TestHub::start_without(without).await?;
+    let server = LinkedLeaf::start(&hub).await?;
+    let ends = Ends::of(&hub, &server).await?;
+    Ok((hub, server, ends))
+}
+
+async fn everything_crosses() -> anyhow::Result<()> {
+    let (hub, server, ends) = linked("").await?;
+    until_linked(&hub, &server).await?;
+    for crossing in crossings(&leaf()) {
+        ensure!(
+            ends.crosses(&crossing).await?,
+            "{} does not cross",
+            crossing.subject
+        );
+    }
+    server.server.stop().await;
+    Ok(())
+}
+
+async fn each_is_needed() -> anyhow::Result<()> {
+    let all = crossings(&leaf());
+    for missing in &all {
+        if missing.subject.contains(".ctr.") && missing.way == Way::Up {
+            continue;
+        }
+        let (hub, server, ends) = linked(&missing.subject).await?;
+        let is_beat = missing.subject == subject::beat(&leaf());
+        if is_beat {
+            tokio::time::timeout(LIMIT, async {
+                while !ends.crosses(&all[0]).await.unwrap_or(false) {}
+            })
+            .await
+            .context("waiting for the connection")?;
+        } else {
+            until_linked(&hub, &server).await?;
+        }
+        ensure!(
+            !ends.crosses(missing).await?,
+            "{} crosses without the right to it",
+            missing.subject
+        );
+        let other = if is_beat { &all[0] } else { &all[1] };
+        ensure!(ends.crosses(other).await?, "{} does not cross", other.subject);
+        server.server.stop().await;
+    }
+    Ok(())
+}
+
+async fn once() -> anyhow::Result<()> {
+    let (hub, server, ends) = linked("").await?;
+    until_linked(&hub, &server).await?;
+    let here = server.listener(false).await?;
+    let local_admin = server
+        .connect(&server.identity.admin_credentials(), "_INBOX.admin")
+        .await?;
+    let mut subscriptions = Vec::new();
+    for all in [subject::events(), subject::state_keys()] {
+        for client in [&ends.ann, &local_admin, &here] {
+            subscriptions.push((all.clone(), client.subscribe(all.clone()).await?));
+            client.flush().await?;
+        }
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let event = subject::event(&leaf(), "leaf", "edge", "started");
+    let state = subject::state_key(&leaf(), "leaf");
+    let js = async_nats::jetstream::new(ends.keeper.clone());
+    js.publish(event.clone(), "{}".into()).await?.await?;
+    js.publish(state.clone(), "{}".into()).await?.await?;
+    for (all, mut subscription) in subscriptions {
+        let expected = if all == subject::events() { &event } else { &state };
+        let found = heard(&mut subscription).await;
+        ensure!(found == [expected.clone()], "a listener to {all} heard {found:?}");
+    }
+    server.server.stop().await;
+    Ok(())
+}
+
+async fn down_only() -> anyhow::Result<()> {
+    let (hub, server, ends) = linked("").await?;
+    until_linked(&hub, &server).await?;
+    let owner = hub.owner().await?;
+    let mut at_hub = owner.subscribe(">").await?;
+    let mut of_ann = ends.ann.subscribe("_INBOX.ann.>").await?;
+    owner.flush().await?;
+    ends.ann.flush().await?;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let person = server.listener(false).await?;
+    for sent in [
+        "leaf.v1.cmd.stolen.admin.leaf.show",
+        "leaf.v1.ask.leaf.list",
+        "leaf.v1.evt.edge.leaf.edge.started",
+        "$JS.API.INFO",
+        "$JS.hub.API.INFO",
+        "$KV.leaf_state.edge.leaf",
+        "$O.bucket.C.x",
+        "leaf.v1.hub.edge.claim",
+        "leaf.v1.link.edge.events.info",
+        "_INBOX.ann.guessed",
+        "$SRV.PING",
+    ] {
+        person.publish(sent, "from below".into()).await?;
+    }
+    person.flush().await?;
+    ends.service
+        .publish("leaf.v1.job.edge.x.log", "last".into())
+        .await?;
+    ends.service.flush().await?;
+    let found = heard(&mut at_hub).await;
+    ensure!(found == ["leaf.v1.job.edge.x.log"], "the hub heard {found:?}");
+    let found = heard(&mut of_ann).await;
+    ensure!(found.is_empty(), "ann heard {found:?}");
+    server.server.stop().await;
+    Ok(())
+}

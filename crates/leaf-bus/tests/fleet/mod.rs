@@ -1,0 +1,270 @@
+//! A leaf's server and its hub: what crosses their connection, tested against real servers.
+
+mod crossings;
+mod hostile_hub;
+mod stolen_leaf;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_nats::Client;
+use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings, Hub};
+use leaf_bus::identity::{HubUsers, Identity, Permissions, hub_caller};
+use leaf_core::id::{Caller, LeafName};
+use leaf_core::subject;
+use libtest_mimic::Trial;
+use nkeys::KeyPair;
+
+use crate::plain::PlainServer;
+use crate::support::{LIMIT, leaf, settings};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let mut trials = crossings::trials();
+    trials.extend(stolen_leaf::trials());
+    trials.extend(hostile_hub::trials());
+    trials
+}
+
+/// How long a message that must not arrive is waited for, after one that does.
+const QUIET: Duration = Duration::from_millis(300);
+
+/// The leaf whose keys are stolen.
+fn stolen() -> LeafName {
+    LeafName::new("stolen").expect("a leaf name")
+}
+
+fn ann() -> Caller {
+    Caller::new("ann").expect("a caller")
+}
+
+/// A hub's server, with the keys of all its users.
+struct TestHub {
+    server: PlainServer,
+    agent: KeyPair,
+    agent_in_links: KeyPair,
+    /// A user of `LINKS` with every right: whoever owns the hub.
+    owner: KeyPair,
+    leaf: KeyPair,
+    stolen: KeyPair,
+    ann: KeyPair,
+    dir: tempfile::TempDir,
+}
+
+impl TestHub {
+    async fn start() -> anyhow::Result<Self> {
+        Self::start_without("").await
+    }
+
+    /// Starts a hub where the leaf's user lacks the right to a subject.
+    async fn start_without(subject: &str) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let [agent, agent_in_links, owner, leaf_key, stolen_key, ann_key] =
+            [(); 6].map(|()| KeyPair::new_user());
+        let users = HubUsers {
+            agent: agent.public_key(),
+            agent_in_links: agent_in_links.public_key(),
+            leaves: vec![
+                (leaf(), leaf_key.public_key()),
+                (stolen(), stolen_key.public_key()),
+            ],
+            people: vec![(ann(), ann_key.public_key())],
+        };
+        let of_leaf = |line: &str| line.contains(&leaf_key.public_key());
+        let of_agent = |line: &str| line.contains(&agent_in_links.public_key());
+        let accounts: Vec<String> = users
+            .accounts()
+            .lines()
+            .map(|line| {
+                if of_leaf(line) {
+                    let quoted = format!("\"{subject}\"");
+                    line.replace(&format!("{quoted},"), "")
+                        .replace(&format!(",{quoted}"), "")
+                } else if of_agent(line) {
+                    format!("      {{ nkey: {} }}\n{line}", owner.public_key())
+                } else {
+                    line.to_owned()
+                }
+            })
+            .collect();
+        let config = format!(
+            "server_name: hub\njetstream {{ store_dir: \"{}\" }}\nleafnodes {{ listen: \"127.0.0.1:-1\" }}\n{}",
+            dir.path().join("jetstream").display(),
+            accounts.join("\n")
+        );
+        let server = PlainServer::start(dir.path(), &config).await?;
+        Ok(Self {
+            server,
+            agent,
+            agent_in_links,
+            owner,
+            leaf: leaf_key,
+            stolen: stolen_key,
+            ann: ann_key,
+            dir,
+        })
+    }
+
+    async fn connect(&self, key: &KeyPair, caller: &Caller) -> anyhow::Result<Client> {
+        connect_with(&self.server.url(), key, &subject::inbox_prefix(caller)).await
+    }
+
+    async fn ann(&self) -> anyhow::Result<Client> {
+        self.connect(&self.ann, &ann()).await
+    }
+
+    async fn owner(&self) -> anyhow::Result<Client> {
+        self.connect(&self.owner, &hub_caller()).await
+    }
+
+    async fn agent(&self) -> anyhow::Result<Client> {
+        self.connect(&self.agent, &hub_caller()).await
+    }
+
+    async fn agent_in_links(&self) -> anyhow::Result<Client> {
+        self.connect(&self.agent_in_links, &hub_caller()).await
+    }
+
+    fn leaf_url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.server.leaf_port.unwrap_or_default())
+    }
+
+    /// Writes a key's seed into a file, and returns its path.
+    fn seed_file(&self, key: &KeyPair) -> anyhow::Result<std::path::PathBuf> {
+        let path = self.dir.path().join(key.public_key());
+        std::fs::write(&path, key.seed()?)?;
+        Ok(path)
+    }
+}
+
+async fn connect_with(url: &str, key: &KeyPair, inbox_prefix: &str) -> anyhow::Result<Client> {
+    async_nats::ConnectOptions::with_nkey(key.seed()?)
+        .custom_inbox_prefix(inbox_prefix)
+        .connect(url)
+        .await
+        .with_context(|| format!("connecting as {inbox_prefix}"))
+}
+
+/// The server of the leaf that is not stolen, connected to the hub.
+struct LinkedLeaf {
+    identity: Identity,
+    server: EmbeddedServer,
+    _dir: tempfile::TempDir,
+}
+
+impl LinkedLeaf {
+    async fn start(hub: &TestHub) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let identity = Identity::open_or_create(&dir.path().join("identity"), &leaf())?;
+        let settings = EmbeddedSettings {
+            hub: Some(Hub {
+                urls: vec![hub.leaf_url()],
+                credentials: hub.seed_file(&hub.leaf)?,
+                ca: None,
+            }),
+            ..settings(dir.path())
+        };
+        let server = EmbeddedServer::start(settings, &identity).await?;
+        Ok(Self {
+            identity,
+            server,
+            _dir: dir,
+        })
+    }
+
+    /// The daemon's user in the streams' account.
+    async fn keeper(&self) -> anyhow::Result<Client> {
+        self.connect(&self.identity.leaf_credentials(), "_INBOX.leafd")
+            .await
+    }
+
+    /// The daemon's user in the callers' account.
+    async fn service(&self) -> anyhow::Result<Client> {
+        self.connect(&self.identity.service_credentials(), "_INBOX.leafd")
+            .await
+    }
+
+    /// The daemon's user in the account of the connection.
+    async fn claimant(&self) -> anyhow::Result<Client> {
+        let prefix = subject::leaf_inbox_prefix(&leaf());
+        self.connect(&self.identity.claimant_credentials(), &prefix).await
+    }
+
+    /// A user in the streams' account, or in the callers', who hears everything.
+    async fn listener(&self, in_streams: bool) -> anyhow::Result<Client> {
+        let all = Permissions {
+            publish: vec![">".to_owned()],
+            subscribe: vec![">".to_owned()],
+            ..Permissions::default()
+        };
+        let name = Caller::new("listener")?;
+        let credentials = if in_streams {
+            self.identity.trusted_credentials(&name, &all)
+        } else {
+            self.identity.user_credentials(&name, &all)
+        };
+        self.connect(&credentials, "_INBOX.listener").await
+    }
+
+    async fn connect(
+        &self,
+        credentials: &leaf_core::host_op::Secret,
+        prefix: &str,
+    ) -> anyhow::Result<Client> {
+        Ok(async_nats::ConnectOptions::new()
+            .credentials(credentials.expose())?
+            .custom_inbox_prefix(prefix)
+            .connect(self.server.client_url())
+            .await?)
+    }
+
+    /// Creates the streams as leafd does.
+    async fn with_streams(&self) -> anyhow::Result<Client> {
+        use leaf_bus::connect::{Bus, ConnectSettings, Credentials};
+        use leaf_bus::kv::StateBucket;
+        use leaf_bus::stream::{EventStream, StreamSettings};
+        let settings = |credentials| ConnectSettings {
+            credentials: Credentials::Text(credentials),
+            inbox_prefix: "_INBOX.leafd".to_owned(),
+            ..ConnectSettings::new(&self.server.client_url())
+        };
+        let bus = Bus::connect_apart(
+            &settings(self.identity.service_credentials()),
+            &settings(self.identity.leaf_credentials()),
+        )
+        .await?;
+        bus.connected().await;
+        EventStream::ensure(&bus, &leaf(), StreamSettings::default(), 1).await?;
+        StateBucket::ensure(&bus, &leaf()).await?;
+        self.keeper().await
+    }
+}
+
+/// Waits until a request from the hub reaches the leaf: the connection is there and its interest is known.
+async fn until_linked(hub: &TestHub, leaf_server: &LinkedLeaf) -> anyhow::Result<()> {
+    use futures::StreamExt as _;
+    let owner = hub.owner().await?;
+    let keeper = leaf_server.keeper().await?;
+    let mut beats = owner.subscribe(subject::beat(&leaf())).await?;
+    let linked = async {
+        loop {
+            keeper.publish(subject::beat(&leaf()), "linked".into()).await?;
+            keeper.flush().await?;
+            if let Ok(Some(_)) = tokio::time::timeout(Duration::from_millis(50), beats.next()).await {
+                return anyhow::Ok(());
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, linked)
+        .await
+        .context("waiting for the connection")?
+}
+
+/// Returns the subjects of all messages that a subscription has by now.
+async fn heard(subscription: &mut async_nats::Subscriber) -> Vec<String> {
+    use futures::StreamExt as _;
+    let mut subjects = Vec::new();
+    while let Ok(Some(message)) = tokio::time::timeout(QUIET, subscription.next()).await {
+        subjects.push(message.subject.to_string());
+    }
+    subjects
+}
