@@ -110,7 +110,21 @@ in
       "services.cim-leaf.nats.containersPort: leafd has no privileges and can't listen on port "
       + "${toString nats.containersPort}; set one from 1024 on.";
   }
+  {
+    assertion =
+      nats.embedded.hub.url == null
+      || (
+        nats.embedded.enable
+        && nats.embedded.hub.credentialsFile != null
+        && servers nats.embedded.hub.url != [ ]
+        && builtins.all (import ../nats-url.nix [ ]) (servers nats.embedded.hub.url)
+      );
+    message =
+      "services.cim-leaf.nats.embedded.hub: a hub needs embedded.enable and hub.credentialsFile, and each of its URLs begins "
+      + "with tls:// or wss:// and has no user, password or token.";
+  }
   (secret "credentialsFile" nats.credentialsFile)
+  (secret "embedded.hub.credentialsFile" nats.embedded.hub.credentialsFile)
   (secret "streamCredentialsFile" nats.streamCredentialsFile)
   (secret "containerSigningKeyFile" nats.containerSigningKeyFile)
   {

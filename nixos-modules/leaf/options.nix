@@ -192,6 +192,32 @@ in
           example = 10 * 1024 * 1024 * 1024;
           description = "The most that JetStream may store, in bytes; 0 limits it to the size of the file system.";
         };
+
+        hub = {
+          url = mkOption {
+            type = types.nullOr types.str;
+            default = null;
+            example = "tls://hub.example:7422";
+            description = ''
+              The URL of the hub that the server connects to as a leaf node, or several separated by commas; null for a leaf
+              without a hub.
+            '';
+          };
+
+          credentialsFile = mkOption {
+            type = types.nullOr types.str;
+            default = null;
+            example = "/run/keys/hub.creds";
+            description = "The file with the leaf's credentials at the hub, or with the seed of its NKEY there.";
+          };
+
+          caFile = mkOption {
+            type = types.nullOr types.path;
+            default = null;
+            example = lib.literalExpression "./hub-ca.pem";
+            description = "The CA certificates that the hub's certificate is checked with, in PEM; the system's if null.";
+          };
+        };
       };
     };
 

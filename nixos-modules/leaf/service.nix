@@ -62,6 +62,7 @@ let
     "nats-containers.seed" = cfg.nats.containerSigningKeyFile;
     "nats.pem" = cfg.nats.certFile;
     "nats.key" = cfg.nats.keyFile;
+    "hub.creds" = cfg.nats.embedded.hub.credentialsFile;
   };
 in
 {

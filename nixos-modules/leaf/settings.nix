@@ -20,6 +20,15 @@ in
           program = "${cfg.nats.embedded.package}/bin/nats-server";
           inherit (cfg.nats.embedded) address port;
           max_storage_bytes = cfg.nats.embedded.maxStorageBytes;
+          hub =
+            if cfg.nats.embedded.hub.url == null then
+              null
+            else
+              {
+                inherit (cfg.nats.embedded.hub) url;
+                credentials = credential "hub.creds" cfg.nats.embedded.hub.credentialsFile;
+                ca = text cfg.nats.embedded.hub.caFile;
+              };
         };
         jetstream_domain = cfg.nats.jetstreamDomain;
       }

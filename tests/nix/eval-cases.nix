@@ -152,6 +152,37 @@ let
       embedded
       { services.cim-leaf.nats.embedded.address = "::"; }
     ])
+    (case "a hub without TLS" [ "nats.embedded.hub: a hub needs" ] [
+      embedded
+      {
+        services.cim-leaf.nats.embedded.hub = {
+          url = "nats://hub.example:7422";
+          credentialsFile = "/run/keys/hub.creds";
+        };
+      }
+    ])
+    (case "a hub without credentials" [ "nats.embedded.hub: a hub needs" ] [
+      embedded
+      { services.cim-leaf.nats.embedded.hub.url = "tls://hub.example:7422"; }
+    ])
+    (case "a hub with credentials in the store" [ "embedded.hub.credentialsFile" ] [
+      embedded
+      {
+        services.cim-leaf.nats.embedded.hub = {
+          url = "tls://hub.example:7422";
+          credentialsFile = "/nix/store/00000000000000000000000000000000-hub.creds";
+        };
+      }
+    ])
+    (case "a hub" [ ] [
+      embedded
+      {
+        services.cim-leaf.nats.embedded.hub = {
+          url = "tls://hub.example:7422, wss://other.example";
+          credentialsFile = "/run/keys/hub.creds";
+        };
+      }
+    ])
     (case "a root in memory" [ "a reboot empties /var/lib/cim-leaf, /var/lib/cim-leaf-jobs, /etc/nixos-containers, /var/lib/nixos-containers" ] [
       leaf
       tmpfsRoot

@@ -20,6 +20,11 @@ let
       nix.options.substituters = "";
     };
     hub = merge values { nats = import ./external.nix; };
+    fleet = merge values {
+      nats.embedded.hub.url = "tls://hub.example:7422";
+      nats.embedded.hub.credentialsFile = "/run/keys/hub.creds";
+      nats.embedded.hub.caFile = "/etc/hub-ca.pem";
+    };
   };
 in
 builtins.mapAttrs (_: render) samples

@@ -20,6 +20,11 @@
       address = null;
       port = 4222;
       maxStorageBytes = 0;
+      hub = {
+        url = null;
+        credentialsFile = null;
+        caFile = null;
+      };
     };
   };
   events = {
