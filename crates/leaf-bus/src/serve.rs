@@ -183,12 +183,14 @@ impl Server {
                 return None;
             }
         };
+        // A request that crossed from another account has one reply.
+        let takes_parts = parts::are_accepted(message.headers.as_ref()) && !subject::is_mapped_reply(&reply);
         let responder = Responder {
             link: self.link.clone(),
             stats: self.stats.clone(),
             endpoint,
             reply,
-            parts: parts::are_accepted(message.headers.as_ref()),
+            parts: takes_parts,
             began: Instant::now(),
             answered: false,
         };
@@ -333,11 +335,18 @@ impl Responder {
 
     /// Answers that the reply is too large, and returns that problem.
     async fn send_too_large(&self, command_id: Option<&CommandId>, bytes: usize, room: usize) -> Problem {
-        let detail = format!(
-            "the reply has {bytes} bytes, and the leaf's NATS server accepts {room}: raise its `max_payload`, or ask with the \
-             header `{PARTS_HEADER}: {}`, as leafctl does, which gets the reply in several messages",
-            parts::ACCEPTED
-        );
+        let detail = if subject::is_mapped_reply(&self.reply) {
+            format!(
+                "the reply has {bytes} bytes, and one message of {room} crosses from the leaf to its hub: raise `max_payload` of \
+                 both servers, or ask the leaf's own server"
+            )
+        } else {
+            format!(
+                "the reply has {bytes} bytes, and the leaf's NATS server accepts {room}: raise its `max_payload`, or ask with the \
+                 header `{PARTS_HEADER}: {}`, as leafctl does, which gets the reply in several messages",
+                parts::ACCEPTED
+            )
+        };
         let mut problem = Problem::new(ProblemCode::Failed, detail);
         if let Some(id) = command_id {
             problem = problem.about(id);

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use async_nats::Client;
 use futures::StreamExt as _;
+use leaf_bus::client::{CallError, CallOptions, Client};
+use leaf_bus::connect::{Bus, ConnectSettings, Credentials};
 use leaf_bus::identity::{Crossing, Home, Way, crossings};
+use leaf_bus::serve::{Server, ServiceInfo};
 use leaf_core::subject;
 use libtest_mimic::Trial;
 
@@ -22,6 +24,7 @@ pub(super) fn trials() -> Vec<Trial> {
             "without_one_right_exactly_what_needs_it_does_not_cross",
             each_is_needed,
         ),
+        trial("a_command_through_a_hub_is_answered_by_one_message", commands),
         trial("a_listener_hears_each_live_message_once", once),
         trial(
             "a_leafs_own_people_reach_no_other_leaf_and_not_the_hub",
@@ -32,12 +35,12 @@ pub(super) fn trials() -> Vec<Trial> {
 
 /// Both sides of a connection, with users of each account.
 struct Ends {
-    keeper: Client,
-    service: Client,
-    claimant: Client,
-    agent: Client,
-    agent_in_links: Client,
-    ann: Client,
+    keeper: async_nats::Client,
+    service: async_nats::Client,
+    claimant: async_nats::Client,
+    agent: async_nats::Client,
+    agent_in_links: async_nats::Client,
+    ann: async_nats::Client,
 }
 
 impl Ends {
@@ -163,7 +166,7 @@ fn listened(subject: &str) -> String {
     subject.to_owned()
 }
 
-async fn answers(client: &Client, subject: &str, body: &'static str) -> anyhow::Result<bool> {
+async fn answers(client: &async_nats::Client, subject: &str, body: &'static str) -> anyhow::Result<bool> {
     let inbox = client.new_inbox();
     let mut replies = client.subscribe(inbox.clone()).await?;
     client
@@ -289,6 +292,88 @@ async fn down_only() -> anyhow::Result<()> {
     ensure!(found == ["leaf.v1.job.edge.x.log"], "the hub heard {found:?}");
     let found = heard(&mut of_ann).await;
     ensure!(found.is_empty(), "ann heard {found:?}");
+    server.server.stop().await;
+    Ok(())
+}
+
+async fn commands() -> anyhow::Result<()> {
+    let hub = TestHub::start().await?;
+    let server = LinkedLeaf::start(&hub).await?;
+    until_linked(&hub, &server).await?;
+    let as_user = |credentials, inbox_prefix: &str, url: String| ConnectSettings {
+        credentials,
+        inbox_prefix: inbox_prefix.to_owned(),
+        ..ConnectSettings::new(&url)
+    };
+    let secret = Credentials::Text(server.identity.service_credentials());
+    let bus = Bus::connect(&as_user(secret, "_INBOX.leafd", server.server.client_url())).await?;
+    bus.connected().await;
+    let info = ServiceInfo {
+        leaf: leaf(),
+        instance: leaf_core::id::InstanceId(uuid::Uuid::from_u128(1)),
+        version: "0.0.0".to_owned(),
+        description: "a test".to_owned(),
+    };
+    let mut answering = Server::start(&bus, info).await?;
+    let key = Credentials::NkeyFile(hub.seed_file(&hub.ann)?);
+    let ann = Client::connect(&as_user(key, "_INBOX.ann", hub.server.url()), LIMIT).await?;
+    let test = async {
+        let ask = |verb: &'static str| {
+            let (ann, leaf) = (ann.clone(), leaf());
+            async move {
+                ann.call_raw(&leaf, "leaf", verb, b"{}".to_vec(), CallOptions::default())
+                    .await
+            }
+        };
+        let found = tokio::time::timeout(LIMIT, async {
+            loop {
+                match ask("show").await {
+                    Err(CallError::NoLeaf(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
+                    other => return other,
+                }
+            }
+        })
+        .await??;
+        ensure!(found == b"{}", "{found:?}");
+        let refused = ask("large").await.err().context("a large reply crossed")?;
+        ensure!(
+            refused.to_string().contains("crosses from the leaf to its hub"),
+            "{refused}"
+        );
+        ensure!(matches!(refused, CallError::Problem(_)), "{refused:?}");
+        let nobody = ann
+            .call_raw(
+                &super::stolen(),
+                "leaf",
+                "show",
+                Vec::new(),
+                CallOptions::default(),
+            )
+            .await;
+        ensure!(
+            matches!(nobody, Err(CallError::NoLeaf(_))),
+            "a leaf that is not there: {nobody:?}"
+        );
+        anyhow::Ok(())
+    };
+    let answer = async {
+        while let Some(request) = answering.next().await {
+            let bytes = if request.verb == "large" { 2 << 20 } else { 2 };
+            let body = if bytes == 2 {
+                b"{}".to_vec()
+            } else {
+                vec![b' '; bytes]
+            };
+            request
+                .responder
+                .reply(request.command_id.as_ref(), Ok(body))
+                .await;
+        }
+    };
+    tokio::select! {
+        () = answer => anyhow::bail!("the server ended"),
+        tested = test => tested?,
+    }
     server.server.stop().await;
     Ok(())
 }
