@@ -8,19 +8,36 @@
 cfg:
 let
   inherit (builtins)
+    attrNames
+    concatStringsSep
     filter
     isString
+    length
     match
     split
     stringLength
     substring
     storeDir
+    toJSON
     ;
   inherit (cfg) nats containers;
 
   isToken = text: match "[a-z0-9_][a-z0-9_-]*" text != null;
   isAbsolute = path: substring 0 1 path == "/";
   inStore = path: substring 0 (stringLength storeDir) path == storeDir;
+
+  # The daemon's own checker, which the build runs on the settings, also refuses what does not print.
+  isLabel =
+    key:
+    let
+      value = cfg.labels.${key};
+    in
+    match "[a-z0-9][a-z0-9._/-]*" key != null
+    && stringLength key <= 63
+    && value != ""
+    && stringLength value <= 63
+    && match "[^,[:cntrl:]]*" value != null;
+  badLabels = filter (key: !isLabel key) (attrNames cfg.labels);
 
   octet = "(0|[1-9][0-9]?|1[0-9][0-9]|2[0-4][0-9]|25[0-5])";
   isIPv4 = text: match "${octet}(\\.${octet}){3}" text != null;
@@ -166,6 +183,13 @@ in
     message =
       "services.cim-leaf.name: \"${cfg.name}\" must be at most 32 of the characters a-z, 0-9, _ and -, "
       + "and must not begin with -, since it is part of NATS subjects.";
+  }
+  {
+    assertion = badLabels == [ ] && length (attrNames cfg.labels) <= 32;
+    message =
+      "services.cim-leaf.labels: ${concatStringsSep ", " (map toJSON badLabels)} of ${toString (length (attrNames cfg.labels))} "
+      + "can't be labels of a leaf; at most 32 can. A key is at most 63 of the characters a-z, 0-9, ., _, / and -, and begins "
+      + "with a letter or digit; a value has 1 to 63 bytes, without commas and control characters.";
   }
   {
     assertion = isAbsolute cfg.stateDir && !inStore cfg.stateDir && !isHidden cfg.stateDir && cfg.stateDir != "/";

@@ -44,6 +44,20 @@ in
       '';
     };
 
+    labels = mkOption {
+      type = types.attrsOf types.str;
+      default = { };
+      example = {
+        site = "hall-2";
+        "example.org/rack" = "7";
+      };
+      description = ''
+        Labels of the leaf, by which `leafctl` selects leaves (`leafctl -l site=hall-2 hardware list`). Commands can add others,
+        and can't change these. A key is at most 63 of the characters a-z, 0-9, `.`, `_`, `/` and `-`, and begins with a letter
+        or digit; a value has 1 to 63 printable bytes without a comma; a leaf has at most 32 labels.
+      '';
+    };
+
     stateDir = mkOption {
       type = types.str;
       default = "/var/lib/cim-leaf";

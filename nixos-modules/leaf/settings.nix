@@ -12,6 +12,7 @@ in
 {
   inherit (cfg) name log;
   state_dir = cfg.stateDir;
+  labels = if cfg.labels == { } then null else cfg.labels;
 
   nats =
     if cfg.nats.embedded.enable then

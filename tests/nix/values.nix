@@ -2,6 +2,7 @@
 {
   package = "/nix/store/00000000000000000000000000000000-cim-leaf";
   name = "edge-1";
+  labels = { };
   stateDir = "/var/lib/cim-leaf";
   log = "info";
   nats = {

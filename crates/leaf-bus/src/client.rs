@@ -14,7 +14,6 @@ use leaf_core::json::to_json;
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::subject::{self, CommandSubject};
 
-use crate::client_error::read_json;
 use crate::jetstream::API_TIMEOUT;
 use crate::level::Mode;
 use crate::link::Link;
@@ -96,6 +95,15 @@ impl Default for CallOptions {
     }
 }
 
+/// The leaves that the stream of leases has, each list sorted by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Leaves {
+    /// The last beat of each leaf.
+    pub beats: Vec<Beat>,
+    /// The leaves whose last beat can't be read, or names another leaf.
+    pub unreadable: Vec<LeafName>,
+}
+
 /// A caller's connection.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -137,11 +145,11 @@ impl Client {
         self.link.check_jetstream().await
     }
 
-    /// Returns the last beat of each leaf that holds its lease, sorted by name.
+    /// Returns the last beat of each leaf that the stream of leases has.
     ///
     /// # Errors
     /// [`ClientError`] when the stream of leases can't be read.
-    pub async fn leaves(&self) -> Result<Vec<Beat>, ClientError> {
+    pub async fn leaves(&self) -> Result<Leaves, ClientError> {
         // The stream keeps one message for each leaf; one that is renewed while reading is read twice, the newer last.
         let mut beats = BTreeMap::new();
         let filter = subject::beats();
@@ -149,15 +157,27 @@ impl Client {
         loop {
             match pages.next().await {
                 Ok(Some(message)) => {
-                    let beat: Beat = read_json(&message.subject, &message.body)?;
-                    beats.insert(beat.leaf.clone(), beat);
+                    let Some(leaf) = subject::leaf_of_beat(&message.subject) else {
+                        continue;
+                    };
+                    // A leaf may publish on the subject of its own beat only, whatever the beat says.
+                    let beat = serde_json::from_slice(&message.body).ok();
+                    let beat = beat.filter(|beat: &Beat| beat.leaf == leaf);
+                    beats.insert(leaf, beat);
                 }
                 // Without the stream no leaf has ever run here.
                 Ok(None) | Err(StreamError::NoStream { .. }) => break,
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(beats.into_values().collect())
+        let mut leaves = Leaves::default();
+        for (leaf, beat) in beats {
+            match beat {
+                Some(beat) => leaves.beats.push(beat),
+                None => leaves.unreadable.push(leaf),
+            }
+        }
+        Ok(leaves)
     }
 
     /// Sends a command and returns its reply.

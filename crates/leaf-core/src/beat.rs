@@ -1,10 +1,11 @@
 //! The lease: a small message that names the instance that holds a leaf's name.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{InstanceId, LeafName};
+use crate::labels::{self, Labels};
 
 /// The period in which a leaf renews its lease, in seconds.
 pub const BEAT_SECONDS: u64 = 10;
@@ -32,4 +33,67 @@ pub struct Beat {
     pub time: Timestamp,
     /// The period in which it is renewed, in seconds.
     pub interval_seconds: u64,
+    /// The leaf's labels.
+    #[serde(
+        default,
+        skip_serializing_if = "Labels::is_empty",
+        deserialize_with = "labels::read_texts"
+    )]
+    pub labels: Labels,
+}
+
+/// Whether a leaf is there, by its last beat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// Its last beat is at most [`LEASE_SECONDS`] old.
+    Online,
+    /// It has sent no beat since then.
+    AwaySince(Timestamp),
+}
+
+impl Beat {
+    /// Returns whether the leaf is there, by the time in the beat: a stream that copies the beat of another server stamps it
+    /// anew. A beat of the future is of a leaf whose clock is ahead.
+    #[must_use]
+    pub fn presence(&self, now: Timestamp) -> Presence {
+        let lease = SignedDuration::from_secs(LEASE_SECONDS.cast_signed());
+        if now.duration_since(self.time) > lease {
+            Presence::AwaySince(self.time)
+        } else {
+            Presence::Online
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leaf_is_away_once_its_last_beat_is_older_than_a_lease() {
+        let time = Timestamp::from_second(1_700_000_000).expect("a time");
+        let beat: Beat = serde_json::from_value(serde_json::json!({
+            "leaf": "edge-1",
+            "instance": "01890a5d-ac96-774b-bcce-b302099a8057",
+            "hostname": "edge-1",
+            "version": "0.1.0",
+            "started_at": time,
+            "sequence": 1,
+            "time": time,
+            "interval_seconds": BEAT_SECONDS,
+        }))
+        .expect("a beat without labels, as an older leafd sends it");
+        let after = |seconds: i64| beat.presence(time + SignedDuration::from_secs(seconds));
+        let lease = LEASE_SECONDS.cast_signed();
+        assert_eq!(after(0), Presence::Online);
+        assert_eq!(after(lease), Presence::Online);
+        assert_eq!(after(lease + 1), Presence::AwaySince(time));
+        assert_eq!(after(86_400 * 365), Presence::AwaySince(time));
+        assert_eq!(after(-3600), Presence::Online);
+        assert_eq!(
+            beat.presence(Timestamp::MAX),
+            Presence::AwaySince(time),
+            "no overflow"
+        );
+    }
 }

@@ -6,8 +6,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+use data_encoding::HEXLOWER;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 /// An invalid name or id.
@@ -181,6 +183,17 @@ text_id!(
 impl From<Uuid> for CommandId {
     fn from(id: Uuid) -> Self {
         Self(id.hyphenated().to_string())
+    }
+}
+
+impl CommandId {
+    /// Returns the id of one leaf's command, of a command to several leaves with this id: the same whenever that is sent
+    /// again. It is the SHA-256 of both, as hexadecimal.
+    #[must_use]
+    pub fn for_leaf(&self, leaf: &LeafName) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(format!("{leaf}\n{self}"));
+        Self(HEXLOWER.encode(&hash.finalize()))
     }
 }
 

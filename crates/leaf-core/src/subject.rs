@@ -217,6 +217,13 @@ pub fn beats() -> String {
     format!("leaf.{VERSION}.beat.*")
 }
 
+/// Returns the leaf whose beats have this subject.
+#[must_use]
+pub fn leaf_of_beat(subject: &str) -> Option<LeafName> {
+    let prefix = beats();
+    LeafName::new(subject.strip_prefix(prefix.strip_suffix('*')?)?).ok()
+}
+
 /// Returns the prefix of a container's own subjects, without a final dot.
 #[must_use]
 pub fn container_prefix(leaf: &LeafName, container: &ContainerName) -> String {

@@ -11,6 +11,7 @@
 //! | 6 | refused: a value, the state or the caller's permissions don't allow it |
 //! | 7 | accepted, then failed |
 //! | 8 | temporarily unavailable: disk full, overloaded, stopping |
+//! | 9 | several leaves failed, in different ways |
 //! | 130 | interrupted |
 //!
 //! When the reader of the output has exited (`leafctl … | head -1`), the command ends without an error.
@@ -21,8 +22,13 @@ use leaf_bus::client::{CallError, ClientError};
 use leaf_bus::connect::ConnectError;
 use leaf_bus::context::ContextError;
 use leaf_bus::stream::StreamError;
+use leaf_core::error::chain;
 use leaf_core::id::{CommandId, JobId};
 use leaf_core::problem::{Problem, ProblemCode};
+use serde_json::{Value, json};
+
+/// The exit code where several leaves failed in different ways.
+const DIFFERENT: u8 = 9;
 
 /// An error of a command.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +83,14 @@ pub(crate) enum Error {
         /// How it was lost.
         how: Box<CallError>,
     },
+    /// Some of several leaves refused the command or did not reply.
+    #[error("{} of {leaves} leaves did not carry out the command", failed.len())]
+    Leaves {
+        /// The error of each.
+        failed: Vec<Self>,
+        /// The number of leaves.
+        leaves: usize,
+    },
     /// A stream could not be read.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -116,6 +130,35 @@ impl Error {
             Self::Lost { id, .. } => {
                 Some(format!("repeat the command with --command-id {id}, and it is carried out once").into())
             }
+            Self::Leaves { failed, .. } => failed
+                .iter()
+                .find(|error| matches!(error, Self::Lost { .. }))
+                .and_then(Self::hint),
+            _ => None,
+        }
+    }
+
+    /// Returns it as a document: the leaf's problem, or one of the same form.
+    pub(crate) fn document(&self) -> Value {
+        let mut body = match self {
+            Self::Problem(problem) => serde_json::to_value(problem).expect("a problem has string keys only"),
+            other => json!({ "title": other.title(), "detail": chain(other) }),
+        };
+        body["exit_code"] = self.exit_code().into();
+        let lost = match self {
+            Self::Leaves { failed, .. } => failed.iter().find_map(Self::lost),
+            other => other.lost(),
+        };
+        if let Some(id) = lost {
+            body["command_id"] = id.as_str().into();
+        }
+        body
+    }
+
+    /// Returns the command's id if its reply was lost.
+    fn lost(&self) -> Option<&CommandId> {
+        match self {
+            Self::Lost { id, .. } => Some(id),
             _ => None,
         }
     }
@@ -130,6 +173,7 @@ impl Error {
             (_, 5) => "What the command names does not exist",
             (_, 6) => "The command is refused",
             (_, 7) => "The command was accepted, then failed",
+            (_, 9) => "Several leaves failed in different ways",
             (_, 130) => "The command was interrupted",
             _ => "An unexpected error",
         }
@@ -145,6 +189,15 @@ impl Error {
             Self::NotFound(_) => 5,
             Self::Job { .. } => 7,
             Self::Interrupted { .. } => 130,
+            Self::Leaves { failed, .. } => {
+                let mut codes = failed.iter().map(Self::exit_code);
+                let first = codes.next().unwrap_or(DIFFERENT);
+                if codes.all(|code| code == first) {
+                    first
+                } else {
+                    DIFFERENT
+                }
+            }
             Self::Call(error) => match error {
                 CallError::NoLeaf(_) | CallError::TimedOut { .. } | CallError::Disconnected => 4,
                 CallError::NoPermission { .. } | CallError::TooLarge(_) => 6,

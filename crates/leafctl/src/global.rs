@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use leaf_core::id::{CommandId, LeafName};
+use leaf_core::id::CommandId;
+use leaf_core::selector::{NamePattern, Selector};
 
 use crate::output::Output;
 
@@ -15,9 +16,16 @@ pub(crate) struct Global {
     /// Print JSON: one document, or one line per item.
     #[arg(long, global = true)]
     pub json: bool,
-    /// The leaf's name; may be omitted if there is only one leaf.
-    #[arg(long, global = true, value_name = "NAME", env = "LEAFCTL_LEAF")]
-    pub leaf: Option<LeafName>,
+    /// The leaf's name; may be omitted if there is only one leaf. Or several leaves: names and patterns such as 'edge-*',
+    /// separated by commas. Without this flag: LEAFCTL_LEAF, which names one leaf.
+    #[arg(long, global = true, value_name = "NAME,…", value_delimiter = ',')]
+    pub leaf: Vec<NamePattern>,
+    /// The leaves with these labels: KEY=VALUE, KEY!=VALUE, KEY or !KEY, separated by commas.
+    #[arg(long, short = 'l', global = true, value_name = "TERM,…")]
+    pub selector: Option<Selector>,
+    /// All leaves.
+    #[arg(long, short = 'A', global = true)]
+    pub all_leaves: bool,
     /// A context of the `nats` command line: a name or a file. Without this flag: LEAFCTL_CONTEXT, the selected context, then
     /// the leaf on this host, which root and members of the group leafd can use.
     #[arg(long, global = true, value_name = "NAME|FILE", env = "LEAFCTL_CONTEXT")]

@@ -3,11 +3,15 @@
 
 mod commands;
 mod error;
+mod fleet;
 mod global;
+mod leaf;
 mod output;
 mod progress;
+mod selection;
 mod session;
 mod text;
+mod view;
 
 use std::process::ExitCode;
 

@@ -7,6 +7,7 @@ use std::io::{IsTerminal as _, Write as _};
 
 use jiff::Timestamp;
 use leaf_core::error::chain;
+use leaf_core::id::LeafName;
 use serde::Serialize;
 
 use crate::error::Error;
@@ -45,11 +46,16 @@ impl Output {
         self.line(text(value).into().trimmed())
     }
 
+    /// Prints a document as one line of JSON.
+    pub(crate) fn json_line(self, document: &impl Serialize) -> Result<(), Error> {
+        let json = serde_json::to_string(document).expect("a message has string keys only");
+        print(&format!("{json}\n"))
+    }
+
     /// Prints one item of a stream as one line: as JSON, or as formatted by `text`.
     pub(crate) fn item<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), Error> {
         if self.json {
-            let json = serde_json::to_string(value).expect("a message has string keys only");
-            return print(&format!("{json}\n"));
+            return self.json_line(value);
         }
         self.line(Text::line(&text(value)))
     }
@@ -72,28 +78,32 @@ impl Output {
     /// Prints an error with its causes to standard error: as text, or with `--json` the problem as one document.
     pub(crate) fn error(self, error: &Error) {
         if self.json {
-            let mut body = match error {
-                Error::Problem(problem) => {
-                    serde_json::to_value(problem).expect("a problem has string keys only")
-                }
-                other => serde_json::json!({ "title": other.title(), "detail": chain(other) }),
-            };
-            body["exit_code"] = error.exit_code().into();
-            if let Error::Lost { id, .. } = error {
-                body["command_id"] = id.as_str().into();
-            }
+            let _ = writeln!(std::io::stderr(), "{}", error.document());
+            return;
+        }
+        tell(self.label().then(format!(" {}", chain(error))));
+        if let Some(hint) = error.hint() {
+            tell(format!("hint: {hint}"));
+        }
+    }
+
+    /// Prints the error of one of several leaves as one line to standard error.
+    pub(crate) fn error_of(self, leaf: &LeafName, error: &Error) {
+        if self.json {
+            let mut body = error.document();
+            body["leaf"] = leaf.as_str().into();
             let _ = writeln!(std::io::stderr(), "{body}");
             return;
         }
-        let colours = std::io::stderr().is_terminal() && self.colours;
-        let label = if colours {
+        let text = Text::line(&format!(" {leaf}: {}", chain(error)));
+        tell(self.label().then(text));
+    }
+
+    fn label(self) -> Text {
+        if std::io::stderr().is_terminal() && self.colours {
             Text::alarm("error:")
         } else {
             Text::from("error:")
-        };
-        tell(label.then(format!(" {}", chain(error))));
-        if let Some(hint) = error.hint() {
-            tell(format!("hint: {hint}"));
         }
     }
 

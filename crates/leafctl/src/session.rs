@@ -1,25 +1,25 @@
-//! A connection, and the leaf that the command is for.
+//! A connection, and the leaves that the command is for.
 
-use std::cell::RefCell;
 use std::time::Duration;
 
-use leaf_bus::client::{CallError, CallOptions, Client, ClientError};
+use leaf_bus::client::{CallError, Client};
 use leaf_bus::connect::ConnectSettings;
 use leaf_bus::context::{self, ContextError};
-use leaf_bus::stream::StreamError;
-use leaf_core::beat::LEASE_SECONDS;
-use leaf_core::command::{CommandKind, Request, ShowContainer};
-use leaf_core::container::{Container, ContainerPhase};
-use leaf_core::id::{CommandId, ContainerName, LeafName};
-use leaf_core::problem::{Problem, ProblemCode};
+use leaf_core::command::Request;
+use leaf_core::id::{CommandId, LeafName};
 use serde::Serialize;
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::error::Error;
+use crate::fleet::{self, Failures};
 use crate::global::Global;
-use crate::output::{Output, ago};
+use crate::leaf::Leaf;
+use crate::output::Output;
 use crate::progress::waiting;
+use crate::selection::{Selected, Selection};
 use crate::text::Text;
+use crate::view::View;
 
 /// The hint where nothing names a server.
 const NOTHING_NAMED: &str = "there is no --context, no LEAFCTL_CONTEXT, no selected context (`nats context select`), and no \
@@ -30,18 +30,20 @@ const LOCAL_LEAF: &str =
     "no context is named or selected, so the leaf on this host was tried: `systemctl status leafd`";
 
 /// A connection to NATS.
+#[derive(Clone)]
 pub(crate) struct Session {
     /// The connection.
     pub client: Client,
     timeout: Duration,
-    leaf: Option<LeafName>,
-    /// The given id, until the first change has taken it.
-    command_id: RefCell<Option<CommandId>>,
+    selection: Selection,
+    /// The given id of the first change.
+    command_id: Option<CommandId>,
 }
 
 impl Session {
     /// Connects as given by the context and the flags.
     pub(crate) async fn open(global: &Global) -> Result<Self, Error> {
+        let selection = Selection::of(global)?;
         let (settings, hint) = find(global)?;
         let settings = settings.overridden(global.server.as_deref(), global.creds.as_deref());
         let client = Client::connect(&settings, global.timeout)
@@ -50,17 +52,86 @@ impl Session {
         Ok(Self {
             client,
             timeout: global.timeout,
-            leaf: global.leaf.clone(),
-            command_id: RefCell::new(global.command_id.clone()),
+            selection,
+            command_id: global.command_id.clone(),
         })
     }
 
-    /// Returns the leaf that was named, or the only one.
-    pub(crate) async fn leaf(&self) -> Result<LeafName, Error> {
-        if let Some(leaf) = &self.leaf {
-            return Ok(leaf.clone());
+    /// Returns the session for the leaf that a command's own argument names, or else this one.
+    pub(crate) fn named(&self, leaf: Option<LeafName>) -> Result<Self, Error> {
+        let selection = match (leaf, &self.selection) {
+            (None, selection) => selection.clone(),
+            (Some(leaf), Selection::Several(_)) => {
+                return Err(Error::Usage(format!(
+                    "leaf {leaf} is named beside --leaf, --selector or --all-leaves for several: leave one of the two out"
+                )));
+            }
+            (Some(leaf), _) => Selection::One(leaf),
+        };
+        Ok(Self {
+            selection,
+            ..self.clone()
+        })
+    }
+
+    /// Returns the leaves that the command is for.
+    pub(crate) fn selection(&self) -> &Selection {
+        &self.selection
+    }
+
+    /// Returns whether the command is for any number of leaves, so that its output names them.
+    pub(crate) fn is_for_several(&self) -> bool {
+        matches!(self.selection, Selection::Several(_))
+    }
+
+    /// Returns the one leaf of a command that can't be for several.
+    pub(crate) async fn leaf(&self) -> Result<Leaf, Error> {
+        let mut leaves = self.leaves().await?;
+        match leaves.pop() {
+            Some(leaf) if leaves.is_empty() => Ok(self.alone(leaf.name)),
+            last => {
+                let names: Vec<&str> = leaves
+                    .iter()
+                    .chain(&last)
+                    .map(|leaf| leaf.name.as_str())
+                    .collect();
+                Err(Error::Usage(format!(
+                    "this command works with one leaf at a time, and several are selected; name one with --leaf: {}",
+                    names.join(", ")
+                )))
+            }
         }
-        let mut leaves = self.client.leaves().await?.into_iter().map(|beat| beat.leaf);
+    }
+
+    /// Returns the leaves that the command is for, sorted by name: at least one.
+    pub(crate) async fn leaves(&self) -> Result<Vec<Leaf>, Error> {
+        match &self.selection {
+            Selection::Only => Ok(vec![self.alone(self.only().await?)]),
+            Selection::One(leaf) => Ok(vec![self.alone(leaf.clone())]),
+            Selection::Several(several) => {
+                let selected = several.select(self.client.leaves().await?)?;
+                let id = self.command_id.clone().unwrap_or_else(|| Uuid::now_v7().into());
+                let leaf = |Selected { leaf, beat }| {
+                    Leaf::one_of_several(leaf, beat, self.client.clone(), self.timeout, &id)
+                };
+                Ok(selected.into_iter().map(leaf).collect())
+            }
+        }
+    }
+
+    fn alone(&self, leaf: LeafName) -> Leaf {
+        Leaf::alone(leaf, self.client.clone(), self.timeout, self.command_id.clone())
+    }
+
+    /// Returns the only leaf.
+    async fn only(&self) -> Result<LeafName, Error> {
+        let mut leaves = self
+            .client
+            .leaves()
+            .await?
+            .beats
+            .into_iter()
+            .map(|beat| beat.leaf);
         match (leaves.next(), leaves.next()) {
             (Some(leaf), None) => Ok(leaf),
             (None, _) => Err(Error::NoLeaf(
@@ -73,158 +144,71 @@ impl Session {
                     .map(|leaf| leaf.to_string())
                     .collect();
                 Err(Error::Usage(format!(
-                    "there are several leaves; name one with --leaf: {}",
+                    "there are several leaves; name one with --leaf, or select several with --leaf, --selector or --all-leaves: {}",
                     all.join(", ")
                 )))
             }
         }
     }
 
-    /// Sends a command to the leaf and returns its reply.
-    pub(crate) async fn call<R: Request>(&self, request: &R) -> Result<R::Reply, Error> {
-        let leaf = self.leaf().await?;
-        self.call_leaf(&leaf, request, self.timeout).await
+    /// Does the work for each leaf of the command, at once, and prints the results: as JSON, or as formatted by `view`.
+    pub(crate) async fn each<T: Serialize, V: Into<View>>(
+        &self,
+        output: Output,
+        work: impl AsyncFn(&Leaf) -> Result<T, Error>,
+        view: impl Fn(&T) -> V,
+    ) -> Result<(), Error> {
+        let leaves = self.leaves().await?;
+        if let [leaf] = leaves.as_slice()
+            && leaf.is_alone()
+        {
+            return print(work(leaf).await, output, view);
+        }
+        let results = waiting("waiting for the leaves", fleet::at_each(&leaves, work)).await;
+        let mut failures = Failures::of(leaves.len(), output);
+        let mut views = Vec::new();
+        for (Leaf { name, .. }, result) in leaves.into_iter().zip(results) {
+            match readable(result) {
+                Ok(reply) if output.is_json() => output.json_line(&fleet::reply_line(&name, &reply))?,
+                Ok(reply) => {
+                    let view = reply.view(output, &view);
+                    views.push((name, view));
+                }
+                Err(error) => {
+                    if output.is_json() {
+                        output.json_line(&fleet::error_line(&name, &error))?;
+                    }
+                    failures.add(&name, error);
+                }
+            }
+        }
+        if !views.is_empty() {
+            output.line(Text::from(View::of_leaves(views)).trimmed())?;
+        }
+        failures.end()
     }
 
-    /// Sends a command to the leaf and prints its reply: as JSON, or as formatted by `text`.
-    pub(crate) async fn show<R: Request, P: Into<Text>>(
+    /// Sends a command to each leaf, and prints the replies: as JSON, or as formatted by `view`.
+    pub(crate) async fn show<R: Request, V: Into<View>>(
         &self,
         request: &R,
         output: Output,
-        text: impl FnOnce(&R::Reply) -> P,
+        view: impl Fn(&R::Reply) -> V,
     ) -> Result<(), Error> {
-        let leaf = self.leaf().await?;
-        self.show_at(&leaf, request, output, text).await
-    }
-
-    /// Like [`Session::show`], for a given leaf.
-    pub(crate) async fn show_at<R: Request, P: Into<Text>>(
-        &self,
-        leaf: &LeafName,
-        request: &R,
-        output: Output,
-        text: impl FnOnce(&R::Reply) -> P,
-    ) -> Result<(), Error> {
-        print(self.call_to(leaf, request).await, output, text)
+        self.each(output, async |leaf| leaf.call(request).await, view)
+            .await
     }
 
     /// Like [`Session::show`], for a command that waits for the host. `what` is the spinner's text.
-    pub(crate) async fn show_slow<R: Request, P: Into<Text>>(
+    pub(crate) async fn show_slow<R: Request, V: Into<View>>(
         &self,
         what: &'static str,
         request: &R,
         output: Output,
-        text: impl FnOnce(&R::Reply) -> P,
+        view: impl Fn(&R::Reply) -> V,
     ) -> Result<(), Error> {
-        let leaf = self.leaf().await?;
-        print(waiting(what, self.call_slow(&leaf, request)).await, output, text)
-    }
-
-    /// Sends a command to a given leaf and returns its reply.
-    pub(crate) async fn call_to<R: Request>(&self, leaf: &LeafName, request: &R) -> Result<R::Reply, Error> {
-        self.call_leaf(leaf, request, self.timeout).await
-    }
-
-    /// Returns how long to wait for a message before querying again.
-    pub(crate) fn look_again_after(&self) -> Duration {
-        Duration::from_secs(1)
-    }
-
-    /// Asks a container for its health.
-    pub(crate) async fn health(
-        &self,
-        leaf: &LeafName,
-        name: &ContainerName,
-    ) -> Result<serde_json::Value, Error> {
-        let answer = self
-            .client
-            .request_container_health(leaf, name, self.timeout)
-            .await;
-        answer.map_err(|error| match error {
-            ClientError::Stream(StreamError::Unanswered { .. }) => Error::NoLeaf(format!(
-                "container {name} does not reply: is it running? (`leafctl container show {name}`)"
-            )),
-            other => other.into(),
-        })
-    }
-
-    /// Queries a container until it has settled: it runs, is stopped, or has failed.
-    pub(crate) async fn settled(&self, leaf: &LeafName, name: &ContainerName) -> Result<Container, Error> {
-        loop {
-            let container = self.call_to(leaf, &ShowContainer { name: name.clone() }).await?;
-            match container.phase {
-                ContainerPhase::Failed => {
-                    let why = container.error.unwrap_or_default();
-                    return Err(Error::Problem(Problem::new(
-                        ProblemCode::Failed,
-                        format!("container {name}: {why}"),
-                    )));
-                }
-                phase if phase.is_moving() || phase == ContainerPhase::Building => {
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-                _ => return Ok(container),
-            }
-        }
-    }
-
-    /// Sends a command that waits for the host, which may take longer than other replies.
-    pub(crate) async fn call_slow<R: Request>(
-        &self,
-        leaf: &LeafName,
-        request: &R,
-    ) -> Result<R::Reply, Error> {
-        self.call_leaf(leaf, request, self.timeout.max(Duration::from_secs(120)))
-            .await
-    }
-
-    async fn call_leaf<R: Request>(
-        &self,
-        leaf: &LeafName,
-        request: &R,
-        timeout: Duration,
-    ) -> Result<R::Reply, Error> {
-        let id = (R::DECLARATION.kind != CommandKind::Query).then(|| self.next_id());
-        let options = CallOptions {
-            id: id.clone(),
-            timeout,
-            ..CallOptions::default()
-        };
-        let answer = self.client.call(leaf, request, options).await;
-        match (answer, id) {
-            (Ok(reply), _) => Ok(reply),
-            (Err(error @ (CallError::TimedOut { .. } | CallError::Disconnected)), Some(id)) => {
-                Err(Error::Lost {
-                    id,
-                    how: error.into(),
-                })
-            }
-            (Err(CallError::NoLeaf(leaf)), _) => Err(self.without_reply(leaf).await),
-            (Err(error), _) => Err(error.into()),
-        }
-    }
-
-    /// Returns the given id, for the first change, or else a new one.
-    fn next_id(&self) -> CommandId {
-        let given = self.command_id.borrow_mut().take();
-        given.unwrap_or_else(|| Uuid::now_v7().into())
-    }
-
-    /// Returns the error about a leaf that does not reply: it explains why `leaf list` may list it all the same.
-    async fn without_reply(&self, leaf: LeafName) -> Error {
-        let leaves = self.client.leaves().await.unwrap_or_default();
-        match leaves.into_iter().find(|beat| beat.leaf == leaf) {
-            Some(beat) => Error::NoLeaf(format!(
-                "leaf {leaf} takes no commands, though `leafctl leaf list` still has it: instance {} on {} sent its last beat {}; \
-                leafd is starting or stopping there, or has ended less than {LEASE_SECONDS} s ago: see its log on {} \
-                (`journalctl -u leafd`)",
-                beat.instance,
-                beat.hostname,
-                ago(beat.time),
-                beat.hostname
-            )),
-            None => Error::Call(CallError::NoLeaf(leaf)),
-        }
+        let call = async |leaf: &Leaf| leaf.waiting(what, leaf.call_slow(request)).await;
+        self.each(output, call, view).await
     }
 }
 
@@ -248,25 +232,54 @@ fn find(global: &Global) -> Result<(ConnectSettings, Option<&'static str>), Erro
     }
 }
 
-/// Prints the reply to a command. One with a value unknown to this version is printed as the leaf sent it.
-fn print<T: Serialize, P: Into<Text>>(
-    answer: Result<T, Error>,
-    output: Output,
-    text: impl FnOnce(&T) -> P,
-) -> Result<(), Error> {
+/// A reply to a command.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Reply<T> {
+    /// One that this version knows.
+    Known(T),
+    /// One with a value that is unknown to this version, as the leaf sent it, and a note on that.
+    Unknown(Value, #[serde(skip)] String),
+}
+
+impl<T> Reply<T> {
+    /// Returns what is printed of it for people. A note on an unknown value goes to standard error.
+    fn view<V: Into<View>>(&self, output: Output, view: impl Fn(&T) -> V) -> View {
+        match self {
+            Self::Known(reply) => view(reply).into(),
+            Self::Unknown(document, note) => {
+                output.note(note);
+                format!("{document:#}").into()
+            }
+        }
+    }
+}
+
+/// Returns the reply to a command, also one with a value that is unknown to this version.
+fn readable<T>(answer: Result<T, Error>) -> Result<Reply<T>, Error> {
     match answer {
-        Ok(answer) => output.document(&answer, text),
+        Ok(reply) => Ok(Reply::Known(reply)),
         Err(Error::Call(CallError::Unreadable { leaf, reply, source })) => {
-            match serde_json::from_slice::<serde_json::Value>(&reply) {
+            match serde_json::from_slice(&reply) {
                 Ok(document) => {
-                    output.note(&format!(
+                    let note = format!(
                         "leaf {leaf} may be of a newer version: {source}; its reply follows unchanged"
-                    ));
-                    output.document(&document, |document| format!("{document:#}"))
+                    );
+                    Ok(Reply::Unknown(document, note))
                 }
                 Err(_) => Err(Error::Call(CallError::Unreadable { leaf, reply, source })),
             }
         }
         Err(error) => Err(error),
     }
+}
+
+/// Prints the reply of one leaf. One with a value unknown to this version is printed as the leaf sent it.
+fn print<T: Serialize, V: Into<View>>(
+    answer: Result<T, Error>,
+    output: Output,
+    view: impl Fn(&T) -> V,
+) -> Result<(), Error> {
+    let reply = readable(answer)?;
+    output.document(&reply, |reply| reply.view(output, view))
 }

@@ -60,6 +60,17 @@ impl Text {
         self
     }
 
+    /// Returns it with a prefix before each line.
+    pub(crate) fn with_prefix(&self, prefix: &str) -> Self {
+        let prefix = printable_line(prefix);
+        let lines: Vec<String> = self
+            .0
+            .lines()
+            .map(|line| format!("{prefix}{line}").trim_end().to_owned())
+            .collect();
+        Self(lines.join("\n"))
+    }
+
     /// Returns it without ends of lines at its end.
     pub(crate) fn trimmed(mut self) -> Self {
         self.0.truncate(self.0.trim_end_matches('\n').len());
@@ -80,41 +91,31 @@ fn sgr_length(text: &str) -> Option<usize> {
 }
 
 /// A table with one line per row, as wide as the terminal.
-pub(crate) struct Table(comfy_table::Table);
+pub(crate) struct Table {
+    pub(crate) headings: Vec<String>,
+    pub(crate) rows: Vec<Vec<String>>,
+    terminal: bool,
+    bold: bool,
+}
 
 impl Table {
     /// Returns a table with these headings. Without a terminal, rows are as wide as they are.
     pub(crate) fn new(headings: &[&str], terminal: bool, bold: bool) -> Self {
-        let mut table = comfy_table::Table::new();
-        table
-            .load_style(presets::NOTHING)
-            .set_content_arrangement(ContentArrangement::Dynamic);
-        if !terminal {
-            table.set_content_arrangement(ContentArrangement::Disabled);
+        Self {
+            headings: headings.iter().map(|heading| (*heading).to_owned()).collect(),
+            rows: Vec::new(),
+            terminal,
+            bold,
         }
-        table.set_header(headings.iter().map(|heading| {
-            let cell = Cell::new(heading);
-            if bold {
-                cell.add_attribute(Attribute::Bold)
-            } else {
-                cell
-            }
-        }));
-        if !bold {
-            table.force_no_tty();
-        }
-        for column in table.column_iter_mut() {
-            column.set_padding((0, 2));
-        }
-        Self(table)
     }
 
     /// Adds a row.
     pub(crate) fn add_row(&mut self, cells: impl IntoIterator<Item = impl AsRef<str>>) {
-        self.0.add_row(
+        let cells = cells.into_iter();
+        self.rows.push(
             cells
-                .into_iter()
-                .map(|cell| printable_line(cell.as_ref()).into_owned()),
+                .map(|cell| printable_line(cell.as_ref()).into_owned())
+                .collect(),
         );
     }
 }
@@ -122,33 +123,69 @@ impl Table {
 impl From<Table> for Text {
     /// Returns the table without blanks at the ends of its lines.
     fn from(table: Table) -> Self {
-        let text = table.0.to_string();
+        let mut drawn = comfy_table::Table::new();
+        drawn
+            .load_style(presets::NOTHING)
+            .set_content_arrangement(ContentArrangement::Dynamic);
+        if !table.terminal {
+            drawn.set_content_arrangement(ContentArrangement::Disabled);
+        }
+        drawn.set_header(table.headings.iter().map(|heading| {
+            let cell = Cell::new(heading);
+            if table.bold {
+                cell.add_attribute(Attribute::Bold)
+            } else {
+                cell
+            }
+        }));
+        if !table.bold {
+            drawn.force_no_tty();
+        }
+        for column in drawn.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
+        for row in table.rows {
+            drawn.add_row(row);
+        }
+        let text = drawn.to_string();
         let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
         Self(lines.join("\n"))
     }
 }
 
-/// Returns names and values, one pair per line, with the values aligned, also each further line of a value.
-pub(crate) fn fields(fields: &[(&str, String)]) -> Text {
-    let fields: Vec<_> = fields
-        .iter()
-        .map(|(name, value)| (printable_line(name), printable(value)))
-        .collect();
-    let width = fields
-        .iter()
-        .map(|(name, _)| name.chars().count())
-        .max()
-        .unwrap_or(0);
-    let mut text = String::new();
-    for (name, value) in &fields {
-        let mut name = name.as_ref();
-        for line in value.split('\n') {
-            text += format!("{name:<width$}  {line}").trim_end();
-            text.push('\n');
-            name = "";
+/// Names and values of one thing.
+pub(crate) struct Fields(pub(crate) Vec<(String, String)>);
+
+/// Returns names and values.
+pub(crate) fn fields(fields: &[(&str, String)]) -> Fields {
+    let owned = |(name, value): &(&str, String)| ((*name).to_owned(), value.clone());
+    Fields(fields.iter().map(owned).collect())
+}
+
+impl From<Fields> for Text {
+    /// Returns one pair per line, with the values aligned, also each further line of a value.
+    fn from(fields: Fields) -> Self {
+        let fields: Vec<_> = fields
+            .0
+            .iter()
+            .map(|(name, value)| (printable_line(name), printable(value)))
+            .collect();
+        let width = fields
+            .iter()
+            .map(|(name, _)| name.chars().count())
+            .max()
+            .unwrap_or(0);
+        let mut text = String::new();
+        for (name, value) in &fields {
+            let mut name = name.as_ref();
+            for line in value.split('\n') {
+                text += format!("{name:<width$}  {line}").trim_end();
+                text.push('\n');
+                name = "";
+            }
         }
+        Self(text)
     }
-    Text(text)
 }
 
 #[cfg(test)]
@@ -165,7 +202,7 @@ mod tests {
             Text::from(HOSTILE),
             Text::line(HOSTILE),
             Text::from(table),
-            fields(&[(HOSTILE, HOSTILE.to_owned())]),
+            fields(&[(HOSTILE, HOSTILE.to_owned())]).into(),
             Text::from("x").then(HOSTILE),
         ] {
             let hidden = |c: char| c.is_control() && c != '\n' || c == '\u{202e}';
@@ -193,10 +230,10 @@ mod tests {
         let mut table = Table::new(&["DEVICE", "WHAT"], false, false);
         table.add_row(["usb-1", "Mouse\ndisk-0  present"]);
         assert_eq!(Text::from(table).as_str().lines().count(), 2);
-        let text = fields(&[
+        let text = Text::from(fields(&[
             ("error", "it failed\nphase  running".to_owned()),
             ("phase", "failed".to_owned()),
-        ]);
+        ]));
         assert_eq!(
             text.as_str(),
             "error  it failed\n       phase  running\nphase  failed\n"

@@ -9,8 +9,9 @@ use leaf_bus::stream::StreamError;
 use leaf_core::beat::{BEAT_SECONDS, Beat};
 use leaf_core::error::chain;
 use leaf_core::id::{InstanceId, LeafName};
+use leaf_core::labels::Labels;
 use leaf_journal::Journal;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::complaints::Complaints;
 use crate::notify;
@@ -120,6 +121,28 @@ async fn acquire(bus: &Bus, beat: &Beat, dead: Predecessors) -> Result<Lease, Le
     }
 }
 
+/// Makes the beats of this instance.
+pub struct Beats {
+    /// The first beat: what does not change is that of all.
+    pub first: Beat,
+    /// The leaf's labels.
+    pub labels: watch::Receiver<Labels>,
+    /// Has the last sequence number.
+    pub journal: Journal,
+}
+
+impl Beats {
+    /// Returns the beat of this moment.
+    fn now(&mut self) -> Beat {
+        Beat {
+            sequence: self.journal.last_sequence(),
+            time: Timestamp::now(),
+            labels: self.labels.borrow_and_update().clone(),
+            ..self.first.clone()
+        }
+    }
+}
+
 /// Renews the lease until `stop`, then releases it and confirms that.
 ///
 /// # Errors
@@ -127,8 +150,7 @@ async fn acquire(bus: &Bus, beat: &Beat, dead: Predecessors) -> Result<Lease, Le
 /// server then refuses the lease: after its next start it waits until it has one.
 pub async fn keep(
     bus: Bus,
-    journal: Journal,
-    beat: Beat,
+    mut beats: Beats,
     dead: Predecessors,
     mut lease: Option<Lease>,
     mut stop: oneshot::Receiver<()>,
@@ -144,13 +166,11 @@ pub async fn keep(
     loop {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
+            // Changed labels are shown at once.
+            Ok(()) = beats.labels.changed() => {}
             _ = &mut stop => break,
         }
-        let now = Beat {
-            sequence: journal.last_sequence(),
-            time: Timestamp::now(),
-            ..beat.clone()
-        };
+        let now = beats.now();
         let held = match lease.take() {
             None => {
                 tokio::select! {
@@ -169,7 +189,7 @@ pub async fn keep(
             }
             Err(LeaseError::HeldBy(other)) => return Err(HeldError(other).into()),
             Err(LeaseError::Stream(error)) => {
-                if let Some(refused) = dead.refused(&beat.leaf, &error)
+                if let Some(refused) = dead.refused(&now.leaf, &error)
                     && !was_held
                 {
                     return Err(refused.into());

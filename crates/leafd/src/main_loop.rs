@@ -276,6 +276,7 @@ impl MainLoop {
                 Effect::CancelJob(id) => self.workers.cancel_job(id),
                 Effect::ForgetJobs(ids) => self.workers.forget_jobs(ids),
                 Effect::PublishJobEnd(id) => self.workers.publish_job_end(id),
+                Effect::ShowLabels(labels) => self.workers.show_labels(labels),
             }
         }
         self.mirror();

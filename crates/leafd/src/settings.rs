@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use leaf_core::address_pool::AddressPool;
 use leaf_core::id::LeafName;
+use leaf_core::labels::{self, Labels};
 use serde::{Deserialize, Serialize};
 
 /// All settings of a leaf.
@@ -22,6 +23,9 @@ pub struct Settings {
     /// The directory of the leaf's durable data.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
+    /// Labels of the leaf, which commands can't change.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
     /// The log filter, in the syntax of `tracing`: `info`, `leafd=debug`.
     #[serde(default = "default_log")]
     pub log: String,
@@ -578,6 +582,12 @@ impl Settings {
             return Err(SettingsError::Value {
                 place: "log",
                 why: format!("is not a filter such as info or leafd=debug: {error}"),
+            });
+        }
+        if let Err(error) = labels::check(&self.labels) {
+            return Err(SettingsError::Value {
+                place: "labels",
+                why: error.to_string(),
             });
         }
         if !self.state_dir.is_absolute() {

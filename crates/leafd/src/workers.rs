@@ -19,6 +19,7 @@ use leaf_core::event::ContainerStep;
 use leaf_core::id::{CommandId, ContainerName, JobId, LeafName};
 use leaf_core::job::{Job, JobOutcome};
 use leaf_core::json::to_json;
+use leaf_core::labels::Labels;
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::reconcile::Interruption;
 use leaf_core::reconcile::container::{StepFailure, StepsOutcome};
@@ -74,6 +75,8 @@ pub struct Equipment {
     pub mirror: mpsc::Sender<BTreeMap<String, Option<Bytes>>>,
     /// The known content of the stream.
     pub published: watch::Receiver<Published>,
+    /// The leaf's labels, for its beat.
+    pub labels: watch::Sender<Labels>,
     /// The runtime for steps on the host, so that they don't delay replies.
     pub steps: Handle,
     /// The containers with steps in flight.
@@ -363,6 +366,11 @@ impl Workers {
                 }
             }
         });
+    }
+
+    /// Puts labels of the leaf into its beat.
+    pub fn show_labels(&self, labels: Labels) {
+        self.equipment.labels.send_replace(labels);
     }
 
     /// Publishes that a job has ended.

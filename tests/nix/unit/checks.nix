@@ -150,6 +150,35 @@ in
     expr = builtins.concatMap named [ "" "Edge" "a.b" "-a" "a b" "ä" "a/b" "abcdefghijklmnopqrstuvwxyz0123456" ];
     expected = builtins.genList (_: "name") 8;
   };
+  "labels follow the rules" = {
+    expr =
+      let
+        given = labels: refused (values // { inherit labels; });
+        long = "a234567890123456789012345678901234567890123456789012345678901234";
+        many = count: builtins.listToAttrs (builtins.genList (n: { name = "k${toString n}"; value = "x"; }) count);
+      in
+      {
+        accepted = builtins.concatMap given [
+          { site = "hall 2"; "example.org/rack_7-b" = "Größe"; }
+          (many 32)
+        ];
+        refused = builtins.concatMap given [
+          { Site = "a"; }
+          { "" = "a"; }
+          { "-a" = "a"; }
+          { a = ""; }
+          { a = "a,b"; }
+          { a = "a\nb"; }
+          { a = long; }
+          { ${long} = "a"; }
+          (many 33)
+        ];
+      };
+    expected = {
+      accepted = [ ];
+      refused = builtins.genList (_: "labels") 9;
+    };
+  };
   "a private /16 network is accepted" = {
     expr = builtins.concatMap pool [ "10.0.0.0/16" "10.255.0.0/16" "172.16.0.0/16" "172.31.0.0/16" "192.168.0.0/16" ];
     expected = [ ];

@@ -47,6 +47,26 @@ in
       nix-path = "nixpkgs=/nix/store/00000000000000000000000000000000-source"
     '';
   };
+  "labels become a table, and keys that are no bare ones are quoted" = {
+    expr =
+      let
+        labels = {
+          site = "hall \"2\"";
+          "example.org/rack" = "7";
+        };
+      in
+      {
+        given = (builtins.fromTOML (render (values // { inherit labels; }))).labels;
+        none = (settings values).labels;
+      };
+    expected = {
+      given = {
+        site = "hall \"2\"";
+        "example.org/rack" = "7";
+      };
+      none = null;
+    };
+  };
   "an external server has its credentials in systemd's directory, and there is no embedded one" = {
     expr = (settings given).nats;
     expected = {

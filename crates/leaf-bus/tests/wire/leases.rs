@@ -19,6 +19,10 @@ pub(super) fn trials() -> Vec<Trial> {
     vec![
         trial("a_lease_is_held_seen_and_given_back", held),
         trial(
+            "a_beat_that_is_unreadable_or_of_another_leaf_harms_no_other",
+            hostile,
+        ),
+        trial(
             "a_lease_of_a_dead_run_can_be_taken_over_and_the_dead_one_is_told",
             taken_over,
         ),
@@ -47,6 +51,7 @@ pub(super) fn beat(run: u128, sequence: u64) -> Beat {
         sequence,
         time,
         interval_seconds: 10,
+        labels: [("site".to_owned(), "hall-2".to_owned())].into(),
     }
 }
 
@@ -62,10 +67,31 @@ async fn held() -> anyhow::Result<()> {
     for n in 2..5 {
         lease.renew(&beat(1, n)).await?;
     }
-    ensure!(client.leaves().await? == [beat(1, 4)]);
+    ensure!(client.leaves().await?.beats == [beat(1, 4)]);
     lease.release().await?;
-    ensure!(client.leaves().await?.is_empty());
+    ensure!(client.leaves().await?.beats.is_empty());
     Lease::acquire(&bus, &beat(2, 1), false).await?;
+    Ok(())
+}
+
+async fn hostile() -> anyhow::Result<()> {
+    let (site, bus) = site_with_daemon().await?;
+    let client = admin(&site).await?;
+    Lease::acquire(&bus, &beat(1, 1), false).await?;
+    let user = site
+        .connect(&site.identity.leaf_credentials(), &daemon_caller())
+        .await?;
+    let context = jetstream::new(user.client);
+    // As a stolen leaf may do: it publishes on the subjects of its own beat.
+    let forged = serde_json::to_vec(&beat(9, 9))?;
+    for (thief, body) in [("garbage", &b"{"[..]), ("thief", &forged), ("zebra", b"[1]")] {
+        let subject = format!("leaf.v1.beat.{thief}");
+        context.publish(subject, body.to_vec().into()).await?.await?;
+    }
+    let leaves = client.leaves().await?;
+    ensure!(leaves.beats == [beat(1, 1)], "{leaves:?}");
+    let unreadable: Vec<&str> = leaves.unreadable.iter().map(|leaf| leaf.as_str()).collect();
+    ensure!(unreadable == ["garbage", "thief", "zebra"], "{leaves:?}");
     Ok(())
 }
 
@@ -81,7 +107,7 @@ async fn taken_over() -> anyhow::Result<()> {
     lease.renew(&beat(2, 2)).await?;
     dead.release().await?;
     ensure!(
-        admin(&site).await?.leaves().await? == [beat(2, 2)],
+        admin(&site).await?.leaves().await?.beats == [beat(2, 2)],
         "giving back an old one changes nothing"
     );
     // One's own is taken again without a word.
@@ -130,7 +156,8 @@ async fn killed() -> anyhow::Result<()> {
     }
     let client = admin(&site).await?;
     until("the leaves", || async {
-        client.leaves().await.ok().filter(|l| *l == [beat(1, sequence)])
+        let leaves = client.leaves().await.ok()?;
+        (leaves.beats == [beat(1, sequence)]).then_some(leaves)
     })
     .await?;
     Ok(())

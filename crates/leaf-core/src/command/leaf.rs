@@ -1,5 +1,7 @@
 //! Commands about the leaf itself.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -7,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::declare::commands;
 use crate::event::HostFacts;
 use crate::id::{InstanceId, LeafName};
+use crate::labels::Labels;
 use crate::state::RawEntry;
 
 commands! {
@@ -17,6 +20,29 @@ commands! {
         kind: Query, about: Leaf, needs: Nothing, disk: Untouched,
         if_generation: Ignored, success: Answered, while_stuck: Answered,
     } {} -> LeafReport
+
+    /// Sets and removes labels of the leaf.
+    Label: LabelLeaf = "label" {
+        kind: Change, about: Leaf, needs: Nothing, disk: Takes,
+        if_generation: Ignored, success: Answered, while_stuck: Refused,
+    } {
+        /// The labels to set, by key.
+        #[serde(default, skip_serializing_if = "Labels::is_empty")]
+        set: Labels,
+        /// The keys of the labels to remove. A label that the leaf does not have is no error.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        remove: BTreeSet<String>,
+    } -> LeafLabels
+}
+
+/// The labels of a leaf.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LeafLabels {
+    /// Its labels, by key.
+    pub labels: Labels,
+    /// The keys of those that stand in the leaf's settings: a command can't change them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub of_settings: BTreeSet<String>,
 }
 
 /// A leaf's identity, uptime and status.
@@ -32,6 +58,12 @@ pub struct LeafReport {
     pub started_at: Timestamp,
     /// The host that it runs on.
     pub host: HostFacts,
+    /// Its labels, by key.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+    /// The keys of the labels that stand in the leaf's settings: a command can't change them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub labels_of_settings: BTreeSet<String>,
     /// When its history began, in milliseconds since 1970.
     pub epoch: u64,
     /// The sequence number of the last recorded event.

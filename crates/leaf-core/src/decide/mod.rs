@@ -24,6 +24,7 @@ use crate::command::Command;
 use crate::container::Container;
 use crate::event::Fact;
 use crate::id::{Caller, ContainerName, JobId};
+use crate::labels::Labels;
 use crate::problem::{Problem, ProblemCode};
 use crate::runtime::Runtime;
 use crate::state::{RawEntry, State};
@@ -33,6 +34,8 @@ use crate::state::{RawEntry, State};
 pub struct Context {
     /// The caller of the command.
     pub caller: Caller,
+    /// The labels of the leaf's settings.
+    pub labels: Labels,
     /// The leaf's clock.
     pub now: Timestamp,
     /// A fresh id for what the command creates.
@@ -143,7 +146,7 @@ pub fn decide(state: &State, command: &Command, context: &Context) -> Result<Dec
         ));
     }
     match command {
-        Command::Leaf(command) => Ok(leaf::decide(command)),
+        Command::Leaf(command) => leaf::decide(state, command, context),
         Command::Hardware(command) => hardware::decide(state, command),
         Command::Container(command) => container::decide(state, command, context),
         Command::Nix(command) => nix::decide(state, command, context),

@@ -78,6 +78,7 @@ impl Engine {
     fn context(&self, turn: &mut Turn, caller: Caller) -> Context {
         Context {
             caller,
+            labels: self.settings.labels.clone(),
             now: turn.time(),
             fresh_id: turn.at.ids.next_id(),
             runtime: self.settings.runtime,

@@ -44,8 +44,9 @@ use crate::cause::Cause;
 use crate::command::CommandRecord;
 use crate::container::{Container, ContainerPhase};
 use crate::decide::Target;
-use crate::event::{ContainerFact, Fact, HostFacts, JobFact, LeafStarted, LeafStopped};
+use crate::event::{ContainerFact, Fact, HostFacts, JobFact, LeafFact, LeafStarted, LeafStopped};
 use crate::id::{Caller, InstanceId};
+use crate::labels::{self, Labels};
 use crate::moment::Moment;
 use crate::plan::after_boot;
 use crate::problem::Problem;
@@ -73,6 +74,8 @@ pub struct EngineSettings {
     pub instance: InstanceId,
     /// The runtime of the host's containers.
     pub runtime: Runtime,
+    /// The labels of the leaf's settings.
+    pub labels: Labels,
     /// The leaf's capabilities.
     pub capabilities: Capabilities,
     /// The limits at which commands are refused.
@@ -267,6 +270,10 @@ impl Engine {
             (Fact::Job(JobFact::Queued(_)), _) => turn.may_start_jobs = true,
             (Fact::Job(fact), Some(Target::Job(id))) if ends_job(fact) => {
                 turn.effects.push(Effect::PublishJobEnd(*id));
+            }
+            (Fact::Leaf(LeafFact::Labelled(fact)), _) => {
+                let labels = labels::effective(&self.settings.labels, &fact.labels);
+                turn.effects.push(Effect::ShowLabels(labels));
             }
             _ => {}
         }

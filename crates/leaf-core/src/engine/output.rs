@@ -8,6 +8,7 @@ use crate::decide::Question;
 use crate::event::EventRecord;
 use crate::id::{CommandId, ContainerName, JobId};
 use crate::job::Job;
+use crate::labels::Labels;
 use crate::problem::Problem;
 use crate::reconcile::{Interruption, Resource};
 
@@ -104,6 +105,8 @@ pub enum Effect {
     ForgetJobs(Vec<JobId>),
     /// Publish that a job has ended.
     PublishJobEnd(JobId),
+    /// Put these labels of the leaf into its beat.
+    ShowLabels(Labels),
 }
 
 /// The reply to a request.

@@ -4,6 +4,7 @@ use crate::command::LeafReport;
 use crate::container::ContainerPhase;
 use crate::hardware::DeviceStatus;
 use crate::job::JobPhase;
+use crate::labels;
 
 use super::Engine;
 use super::input::Conditions;
@@ -25,6 +26,8 @@ impl Engine {
             version: leaf.version.clone(),
             started_at: leaf.started_at,
             host: leaf.host.clone(),
+            labels: labels::effective(&self.settings.labels, &leaf.labels),
+            labels_of_settings: self.settings.labels.keys().cloned().collect(),
             epoch: self.history.epoch(),
             // With a full disk, what is only in memory is not reported.
             sequence: if self.is_stuck(conditions) {

@@ -6,7 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::declare::facts;
-use crate::id::{InstanceId, LeafName};
+use crate::id::{Caller, InstanceId, LeafName};
+use crate::labels::Labels;
 
 facts! {
     LeafFact of "leaf";
@@ -29,6 +30,14 @@ facts! {
         instance: InstanceId,
         /// The reason, such as `SIGTERM`.
         reason: String,
+    }
+
+    /// A command set or removed labels of the leaf.
+    Labelled: LeafLabelled = "labelled" v 1 about Leaf {
+        /// The caller of the command.
+        caller: Caller,
+        /// All labels that commands have set, from now on. The labels of the leaf's settings are not among them.
+        labels: Labels,
     }
 
     /// A snapshot of the whole state, from which a replay can start. A large state comes in several parts with

@@ -9,6 +9,7 @@ use crate::aggregate::Aggregate;
 use crate::event::Event;
 use crate::event::leaf::{HostFacts, LeafFact};
 use crate::id::{InstanceId, LeafName};
+use crate::labels::{self, Labels};
 
 /// The leaf itself: the entry `leaf`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -25,6 +26,13 @@ pub struct LeafState {
     pub host: HostFacts,
     /// Whether that instance has stopped in order.
     pub stopped: bool,
+    /// The labels that commands have set.
+    #[serde(
+        default,
+        skip_serializing_if = "Labels::is_empty",
+        deserialize_with = "labels::read_texts"
+    )]
+    pub labels: Labels,
 }
 
 pub(super) const KIND: Kind = Kind {
@@ -43,6 +51,7 @@ pub(super) fn apply(state: &mut State, fact: &LeafFact, event: &Event) -> Vec<St
     let now = event.time;
     match fact {
         LeafFact::Started(f) => {
+            let labels = state.leaf.take().map(|before| before.labels);
             state.leaf = Some(LeafState {
                 name: f.leaf.clone(),
                 instance: f.instance,
@@ -50,6 +59,7 @@ pub(super) fn apply(state: &mut State, fact: &LeafFact, event: &Event) -> Vec<St
                 started_at: now,
                 host: f.host.clone(),
                 stopped: false,
+                labels: labels.unwrap_or_default(),
             });
             vec![Aggregate::Leaf.key()]
         }
@@ -59,6 +69,13 @@ pub(super) fn apply(state: &mut State, fact: &LeafFact, event: &Event) -> Vec<St
                 vec![Aggregate::Leaf.key()]
             }
             _ => Vec::new(),
+        },
+        LeafFact::Labelled(f) => match &mut state.leaf {
+            Some(leaf) => {
+                leaf.labels.clone_from(&f.labels);
+                vec![Aggregate::Leaf.key()]
+            }
+            None => Vec::new(),
         },
         LeafFact::Snapshotted(f) => snapshot::restore(state, f, event.sequence),
     }

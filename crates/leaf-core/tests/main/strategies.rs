@@ -11,6 +11,7 @@ use leaf_core::event::*;
 use leaf_core::hardware::*;
 use leaf_core::id::*;
 use leaf_core::job::*;
+use leaf_core::labels::Labels;
 use leaf_core::runtime::Runtime;
 use leaf_core::spec::*;
 use leaf_core::state::{State, apply};
@@ -59,6 +60,7 @@ pub(crate) fn context(fresh: u128) -> Context {
         caller: Caller::new("admin").expect("a caller"),
         now: time(0),
         fresh_id: Uuid::from_u128(fresh),
+        labels: [("site".to_owned(), "hall-2".to_owned())].into(),
         runtime: Runtime::Systemd,
         pool: AddressPool::default(),
         in_use: InUse::default(),
@@ -69,6 +71,13 @@ pub(crate) fn context(fresh: u128) -> Context {
 
 pub(crate) fn name() -> impl Strategy<Value = ContainerName> {
     select(&["a", "b", "Web", "_57eb"][..]).prop_map(|n| ContainerName::new(n).expect("a name"))
+}
+
+/// Labels, good or bad.
+fn labels() -> impl Strategy<Value = Labels> {
+    let keys = select(&["site", "rack", "a.b/c-d", "Bad"][..]).prop_map(str::to_owned);
+    let values = select(&["a", "hall 2", "", "\u{1b}[2J"][..]).prop_map(str::to_owned);
+    btree_map(keys, values, 0..3)
 }
 
 fn device_id() -> impl Strategy<Value = DeviceId> {
@@ -303,6 +312,7 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
             host: host.clone()
         })),
         (instance(), text).prop_map(|(instance, reason)| Fact::from(LeafStopped { instance, reason })),
+        (caller(), labels()).prop_map(|(caller, labels)| Fact::from(LeafLabelled { caller, labels })),
         snapshot().prop_map(Fact::from),
         unknown_fact(),
     ];
@@ -455,6 +465,11 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
         }
         .into()),
         job_id().prop_map(|id| CancelJob { id }.into()),
+        (labels(), labels()).prop_map(|(set, remove)| LabelLeaf {
+            set,
+            remove: remove.into_keys().collect()
+        }
+        .into()),
     ];
     prop_oneof![1 => queries, 2 => changes]
 }

@@ -41,7 +41,7 @@ use crate::session::Session;
 ///
 /// Exit codes: 0 success; 1 unexpected error; 2 invalid command line; 3 no connection; 4 no reply; 5 not found;
 /// 6 refused; 7 accepted, then failed; 8 temporarily unavailable (disk full, overloaded, stopping);
-/// 130 interrupted.
+/// 9 several leaves failed, in different ways; 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "leafctl", version, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -54,7 +54,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Leaves: list them, show one's status.
+    /// Leaves: list them, show their status, label them.
     #[command(subcommand)]
     Leaf(leaf::Command),
     /// Hardware: devices with their inputs and outputs.

@@ -6,6 +6,7 @@ use leaf_bus::stream::StreamSettings;
 use leaf_core::beat::{BEAT_SECONDS, Beat};
 use leaf_core::command::CommandRecord;
 use leaf_core::error::chain;
+use leaf_core::labels;
 use leaf_core::state::State;
 use leaf_journal::Opened;
 
@@ -66,6 +67,7 @@ impl Claim {
             last_run: last_run.and_then(|leaf| leaf.get("instance")?.as_str()?.parse().ok()),
             any: server_process.is_some(),
         };
+        let of_commands = last_run.and_then(|leaf| serde_json::from_value(leaf.get("labels")?.clone()).ok());
         let beat = Beat {
             leaf: leaf.clone(),
             instance: *instance,
@@ -75,6 +77,7 @@ impl Claim {
             sequence: journal.last_sequence(),
             time: *started_at,
             interval_seconds: BEAT_SECONDS,
+            labels: labels::effective(&settings.labels, &of_commands.unwrap_or_default()),
         };
         let unfinished = opened.unfinished;
         let state = State::from_entries(opened.held.last_sequence, opened.entries);

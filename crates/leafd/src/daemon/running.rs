@@ -8,6 +8,7 @@ use leaf_bus::embedded::EmbeddedServer;
 use leaf_core::command::CommandRecord;
 use leaf_core::engine::{Engine, EngineSettings, History, Limits, Resumed, Snapshots};
 use leaf_core::error::chain;
+use leaf_core::labels::{self, Labels};
 use leaf_core::state::{RawEntry, State};
 use leaf_journal::Journal;
 use tokio::runtime::Handle;
@@ -79,6 +80,9 @@ impl Running {
         let (release_lease, release) = oneshot::channel();
         let (given_back, lease_released) = oneshot::channel();
         let (drain, drained) = oneshot::channel();
+        let of_commands = claim.state.leaf.as_ref().map(|leaf| &leaf.labels);
+        let shown = effective_labels(&settings.labels, of_commands);
+        let (labels, shown_labels) = watch::channel(shown);
         let (clock, in_flight) = (Clock::start(), InFlight::default());
 
         for RawEntry { key, reason } in claim.state.raw_entries() {
@@ -100,6 +104,7 @@ impl Running {
             scans,
             mirror: changes,
             published: published.clone(),
+            labels,
             steps,
             in_flight: in_flight.clone(),
             clock,
@@ -130,16 +135,13 @@ impl Running {
         tasks.keep_on(events, "publisher", publisher.run());
         let mirroring = mirror::run(bus.clone(), leaf.clone(), entries, mirrored);
         tasks.keep("mirror", mirroring);
-        let (beat, dead, held) = (claim.beat, claim.dead, claim.held);
-        let leasing = lease::keep(
-            bus.clone(),
-            journal.clone(),
-            beat,
-            dead,
-            held,
-            release,
-            given_back,
-        );
+        let (dead, held) = (claim.dead, claim.held);
+        let beats = lease::Beats {
+            first: claim.beat,
+            labels: shown_labels,
+            journal: journal.clone(),
+        };
+        let leasing = lease::keep(bus.clone(), beats, dead, held, release, given_back);
         tasks.keep("lease", leasing);
         let commands = listeners::take_commands(claim.server, inputs.clone(), drained);
         tasks.keep("commands", commands);
@@ -263,6 +265,22 @@ async fn publish_last(journal: &Journal, bus: &Bus, mut published: watch::Receiv
     }
 }
 
+/// Returns the labels of the leaf. The log names those of commands that there is no room for.
+fn effective_labels(of_settings: &Labels, of_commands: Option<&Labels>) -> Labels {
+    let none = Labels::new();
+    let of_commands = of_commands.unwrap_or(&none);
+    let labels = labels::effective(of_settings, of_commands);
+    let is_hidden = |key: &&String| !labels.contains_key(*key);
+    let hidden: Vec<&str> = of_commands.keys().filter(is_hidden).map(String::as_str).collect();
+    if !hidden.is_empty() {
+        tracing::warn!(
+            labels = hidden.join(" "),
+            "labels of commands are hidden: those of the settings leave no room for them"
+        );
+    }
+    labels
+}
+
 async fn next_silence(silences: &mut Option<mpsc::Receiver<String>>) -> Option<String> {
     match silences {
         Some(receiver) => {
@@ -301,6 +319,7 @@ fn engine(
     let engine = EngineSettings {
         instance: *instance,
         runtime: leaf_host::runtime::detect(),
+        labels: settings.labels.clone(),
         capabilities: workers.capabilities(),
         limits: Limits {
             backlog_bytes: settings.events.backlog_bytes,

@@ -80,6 +80,19 @@ fn errors_name_the_setting_and_the_valid_values() {
         ),
         ("[nats.embedded]\n[events]\nmax_bytes = 5", "events.max_bytes"),
         (
+            "[nats.embedded]\n[labels]\nSite = 'a'",
+            "labels: \"Site\" is not the key of a label",
+        ),
+        (
+            "[nats.embedded]\n[labels]\nsite = ''",
+            "the value \"\" of the label site is empty",
+        ),
+        ("[nats.embedded]\n[labels]\nsite = 'a,b'", "comma"),
+        (
+            "[nats.embedded]\n[labels]\nsite = 7",
+            "line 3, column 8 (site): invalid type: integer",
+        ),
+        (
             "[nats.embedded]\nmax_storage_bytes = 104857600",
             "nats.embedded.max_storage_bytes: is 104857600, but the stream of events alone needs 1073741824 bytes",
         ),

@@ -201,6 +201,14 @@ fn changes(job: JobId) -> Vec<(Command, Option<Command>)> {
             .into(),
             None,
         ),
+        (
+            LabelLeaf {
+                set: [("rack".to_owned(), "7".to_owned())].into(),
+                remove: ["gpu".to_owned()].into(),
+            }
+            .into(),
+            None,
+        ),
         (RescanHardware {}.into(), None),
         (build().into(), None),
         (CancelJob { id: job }.into(), None),

@@ -3,6 +3,7 @@
 //! The seed is printed; `CIM_LEAF_SEED` repeats a run.
 
 mod boundaries;
+mod labels;
 mod policy;
 mod sizes;
 mod steps;

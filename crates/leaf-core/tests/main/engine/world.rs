@@ -18,6 +18,7 @@ use leaf_core::event::{Event, EventRecord, HostFacts, header};
 use leaf_core::hardware::Inventory;
 use leaf_core::id::{Caller, CommandId, ContainerName, InstanceId, JobId};
 use leaf_core::job::Job;
+use leaf_core::labels::Labels;
 use leaf_core::problem::Problem;
 use leaf_core::reconcile::Interruption;
 use leaf_core::runtime::Runtime;
@@ -459,11 +460,17 @@ impl World {
     }
 }
 
+/// The labels in the leaf's settings.
+pub(super) fn labels_of_settings() -> Labels {
+    [("site".to_owned(), "hall-2".to_owned())].into()
+}
+
 /// Returns the engine that continues from what the journal holds.
 fn engine(journal: &ModelJournal, run: u64, capabilities: &Capabilities) -> Engine {
     let settings = EngineSettings {
         instance: InstanceId(Uuid::from_u128(run.into())),
         runtime: Runtime::Systemd,
+        labels: labels_of_settings(),
         capabilities: capabilities.clone(),
         limits: Limits {
             backlog_bytes: 1 << 30,

@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::output::Output;
 use crate::session::Session;
 use crate::text::fields;
+use crate::view::View;
 
 /// Ask a container for its health over NATS. The reply comes from the container itself.
 #[derive(Debug, Args)]
@@ -16,18 +17,22 @@ pub(crate) struct Health {
 
 impl Health {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
-        let leaf = session.leaf().await?;
-        let health: Value = session.health(&leaf, &self.name).await?;
-        output.document(&health, |health| match health {
-            Value::Object(answers) => {
-                let words = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-                let lines: Vec<(&str, String)> = answers
-                    .iter()
-                    .map(|(name, value)| (name.as_str(), words(value)))
-                    .collect();
-                fields(&lines)
-            }
-            other => other.to_string().into(),
-        })
+        session
+            .each(output, async |leaf| leaf.health(&self.name).await, view)
+            .await
+    }
+}
+
+fn view(health: &Value) -> View {
+    match health {
+        Value::Object(answers) => {
+            let words = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let lines: Vec<(&str, String)> = answers
+                .iter()
+                .map(|(name, value)| (name.as_str(), words(value)))
+                .collect();
+            fields(&lines).into()
+        }
+        other => other.to_string().into(),
     }
 }

@@ -5,7 +5,7 @@ use super::show::desired_run;
 use crate::error::Error;
 use crate::output::{Output, ago, first_line, name_of};
 use crate::session::Session;
-use crate::text::Text;
+use crate::view::View;
 
 /// List the containers of a leaf.
 #[derive(Debug, Args)]
@@ -39,16 +39,16 @@ impl List {
                         first_line(container.error.as_deref()),
                     ]);
                 }
-                let mut text = Text::from(table);
+                let mut view = View::from(table);
                 if !list.problems.is_empty() {
                     let mut problems = output.table(&["CAN'T BE USED", "PROBLEM"]);
                     for entry in &list.problems {
                         problems.add_row([entry.entry.clone(), entry.problem.clone()]);
                     }
-                    text = text.then("\n\n").then(problems);
+                    view = view.and(problems);
                 }
                 if list.foreign.is_empty() {
-                    return text;
+                    return view;
                 }
                 let mut foreign = output.table(&["FOREIGN", "RUNS", "MADE BY", "ADDRESS", "SYSTEM"]);
                 for container in &list.foreign {
@@ -70,7 +70,7 @@ impl List {
                             .map_or("-".to_owned(), ToString::to_string),
                     ]);
                 }
-                text.then("\n\n").then(foreign)
+                view.and(foreign)
             })
             .await
     }

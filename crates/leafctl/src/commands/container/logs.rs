@@ -43,7 +43,11 @@ impl Logs {
             since: self.since,
             cursor: None,
         };
-        let log = session.call(&request).await?;
+        if !self.follow && session.is_for_several() {
+            return session.show(&request, output, |log| self.shown(&log.text)).await;
+        }
+        let leaf = session.leaf().await?;
+        let log = leaf.call(&request).await?;
         if !self.follow {
             return if output.is_json() {
                 output.document(&log, |log| log.text.clone())
@@ -69,7 +73,7 @@ impl Logs {
                 _ = tokio::signal::ctrl_c() => return Err(Error::Interrupted { note: None }),
                 () = tokio::time::sleep(ASK_AGAIN_AFTER) => {}
             }
-            log = session.call(&request).await?;
+            log = leaf.call(&request).await?;
         }
     }
 

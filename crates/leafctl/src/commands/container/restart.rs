@@ -5,7 +5,6 @@ use leaf_core::id::ContainerName;
 use super::show::text;
 use crate::error::Error;
 use crate::output::Output;
-use crate::progress::waiting;
 use crate::session::Session;
 
 /// Stop a container and start it again.
@@ -17,19 +16,27 @@ pub(crate) struct Restart {
 
 impl Restart {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
-        let leaf = session.leaf().await?;
         let stop = StopContainer {
             name: self.name.clone(),
             if_generation: None,
         };
-        let stopped = waiting("stopping the container", session.call_slow(&leaf, &stop)).await?;
-        let start = StartContainer {
-            name: self.name,
-            // Fails if another caller changed the desired state in between.
-            if_generation: Some(stopped.desired.generation),
-        };
         session
-            .show_slow("starting the container", &start, output, text)
+            .each(
+                output,
+                async |leaf| {
+                    let stopped = leaf
+                        .waiting("stopping the container", leaf.call_slow(&stop))
+                        .await?;
+                    let start = StartContainer {
+                        name: self.name.clone(),
+                        // Fails if another caller changed the desired state in between.
+                        if_generation: Some(stopped.desired.generation),
+                    };
+                    leaf.waiting("starting the container", leaf.call_slow(&start))
+                        .await
+                },
+                text,
+            )
             .await
     }
 }

@@ -7,8 +7,8 @@ use leaf_core::problem::{Problem, ProblemCode};
 use super::show::text;
 use crate::commands::nix::build::follow;
 use crate::error::Error;
+use crate::leaf::Leaf;
 use crate::output::Output;
-use crate::progress::waiting;
 use crate::session::Session;
 
 /// Sends a change that is answered as soon as it is recorded, waits until the container has settled, and prints the
@@ -19,14 +19,23 @@ pub(super) async fn change<R: Request<Reply = Container>>(
     what: &'static str,
     output: Output,
 ) -> Result<(), Error> {
-    let leaf = &session.leaf().await?;
-    let container = session.call_to(leaf, request).await?;
+    let settled = async |leaf: &Leaf| settle(leaf, request, what, output).await;
+    session.each(output, settled, text).await
+}
+
+async fn settle<R: Request<Reply = Container>>(
+    leaf: &Leaf,
+    request: &R,
+    what: &'static str,
+    output: Output,
+) -> Result<Container, Error> {
+    let container = leaf.call(request).await?;
     if let Some(job) = container.desired.build_job {
-        follow(session, leaf, job, output).await?;
+        follow(leaf, job, output).await?;
         // The job ends first; the container changes a moment later.
         let name = container.name.clone();
-        while let Some(waits) = session
-            .call_to(leaf, &ShowContainer { name: name.clone() })
+        while let Some(waits) = leaf
+            .call(&ShowContainer { name: name.clone() })
             .await?
             .desired
             .build_job
@@ -37,7 +46,7 @@ pub(super) async fn change<R: Request<Reply = Container>>(
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
     }
-    let container = waiting(what, session.settled(leaf, &container.name)).await?;
+    let container = leaf.waiting(what, leaf.settled(&container.name)).await?;
     if let Some(why) = &container.reverted {
         return Err(Error::Problem(Problem::new(
             ProblemCode::Failed,
@@ -47,5 +56,5 @@ pub(super) async fn change<R: Request<Reply = Container>>(
             ),
         )));
     }
-    output.document(&container, text)
+    Ok(container)
 }

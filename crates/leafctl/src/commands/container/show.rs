@@ -6,7 +6,7 @@ use leaf_core::id::ContainerName;
 use crate::error::Error;
 use crate::output::{Output, ago, name_of};
 use crate::session::Session;
-use crate::text::{Text, fields};
+use crate::text::{Fields, fields};
 
 /// Show one container.
 #[derive(Debug, Args)]
@@ -30,7 +30,7 @@ pub(super) fn desired_run(desired: &Desired) -> String {
 }
 
 /// Returns a container as text.
-pub(super) fn text(container: &Container) -> Text {
+pub(super) fn text(container: &Container) -> Fields {
     let desired = &container.desired;
     let mut lines = vec![
         ("container", container.name.to_string()),

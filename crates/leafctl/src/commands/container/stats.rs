@@ -8,7 +8,7 @@ use leaf_core::id::ContainerName;
 use crate::error::Error;
 use crate::output::{Output, size};
 use crate::session::Session;
-use crate::text::{Text, fields};
+use crate::text::{Fields, fields};
 
 /// Show a container's resource usage: CPU, memory, tasks, I/O, pressure, network.
 #[derive(Debug, Args)]
@@ -29,7 +29,8 @@ impl Stats {
         if !self.follow {
             return session.show(&request, output, text).await;
         }
-        let mut before = session.call(&request).await?;
+        let leaf = session.leaf().await?;
+        let mut before = leaf.call(&request).await?;
         if !output.is_json() {
             output.line(format!(
                 "{:>7} {:>11} {:>6} {:>12} {:>12} {:>12} {:>12}",
@@ -41,7 +42,7 @@ impl Stats {
                 _ = tokio::signal::ctrl_c() => return Err(Error::Interrupted { note: None }),
                 () = tokio::time::sleep(self.interval.max(Duration::from_millis(100))) => {}
             }
-            let now = session.call(&request).await?;
+            let now = leaf.call(&request).await?;
             output.item(&now, |now| line(&before, now))?;
             before = now;
         }
@@ -49,7 +50,7 @@ impl Stats {
 }
 
 /// Returns a container's resource usage, one figure per line.
-fn text(stats: &ContainerStats) -> Text {
+fn text(stats: &ContainerStats) -> Fields {
     let bytes = |bytes: Option<u64>| bytes.map(size);
     let seconds = |microseconds: Option<u64>| {
         microseconds.map(|us| format!("{:.3} s", Duration::from_micros(us).as_secs_f64()))

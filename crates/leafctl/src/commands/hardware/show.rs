@@ -6,7 +6,7 @@ use leaf_core::id::DeviceId;
 use crate::error::Error;
 use crate::output::{Output, name_of};
 use crate::session::Session;
-use crate::text::{Text, fields};
+use crate::text::{Fields, fields};
 
 /// Show one device in full.
 #[derive(Debug, Args)]
@@ -21,7 +21,7 @@ impl Show {
     }
 }
 
-fn text(device: &Device) -> Text {
+fn text(device: &Device) -> Fields {
     let or_none = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
     let mut lines = vec![
         ("device", device.id.to_string()),

@@ -1,6 +1,9 @@
+use std::collections::BTreeSet;
+
 use clap::Args;
 use leaf_core::command::ShowLeaf;
 use leaf_core::id::LeafName;
+use leaf_core::labels::{self, Labels};
 
 use crate::error::Error;
 use crate::output::{Output, ago};
@@ -16,12 +19,9 @@ pub(crate) struct Show {
 
 impl Show {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
-        let leaf = match self.name {
-            Some(name) => name,
-            None => session.leaf().await?,
-        };
+        let session = session.named(self.name)?;
         session
-            .show_at(&leaf, &ShowLeaf {}, output, |r| {
+            .show(&ShowLeaf {}, output, |r| {
                 let mut rows = vec![
                     ("leaf", r.name.to_string()),
                     ("instance", r.instance.to_string()),
@@ -31,6 +31,7 @@ impl Show {
                         "host",
                         format!("{}, {}, kernel {}", r.host.hostname, r.host.system, r.host.kernel),
                     ),
+                    ("labels", label_text(&r.labels, &r.labels_of_settings)),
                     (
                         "events",
                         format!("{} recorded, {} published", r.sequence, r.published),
@@ -74,6 +75,19 @@ impl Show {
             })
             .await
     }
+}
+
+/// Returns the labels of a leaf, and which of them stand in its settings.
+pub(super) fn label_text(labels: &Labels, of_settings: &BTreeSet<String>) -> String {
+    if labels.is_empty() {
+        return "-".to_owned();
+    }
+    let mut text = labels::text(labels);
+    if !of_settings.is_empty() {
+        let keys: Vec<&str> = of_settings.iter().map(String::as_str).collect();
+        text += &format!(" (in the settings: {})", keys.join(" "));
+    }
+    text
 }
 
 /// The end of a row whose commands this leaf always refuses.

@@ -2,14 +2,16 @@ use std::path::Path;
 
 use clap::Args;
 use leaf_core::command::{self, ReadJobLog, ShowJob};
-use leaf_core::id::{JobId, LeafName, StorePath};
+use leaf_core::id::{JobId, StorePath};
 use leaf_core::job::{Installable, Job, JobPhase, JobResult};
 
 use crate::error::Error;
+use crate::leaf::Leaf;
 use crate::output::{Output, name_of, size};
 use crate::progress::JobBar;
 use crate::session::Session;
-use crate::text::{Text, fields};
+use crate::text::fields;
+use crate::view::View;
 
 /// Run a Nix build on a leaf, and wait for the result.
 #[derive(Debug, Args)]
@@ -59,40 +61,32 @@ impl Build {
             })
             .transpose()?;
         let leaf = session.leaf().await?;
-        let accepted = session
-            .call_to(
-                &leaf,
-                &command::Build {
-                    installable,
-                    timeout_seconds,
-                },
-            )
+        let accepted = leaf
+            .call(&command::Build {
+                installable,
+                timeout_seconds,
+            })
             .await?;
         if self.detach {
             return output.document(&accepted, |accepted| accepted.job.to_string());
         }
-        let job = follow(session, &leaf, accepted.job, output).await?;
+        let job = follow(&leaf, accepted.job, output).await?;
         output.document(&job, text)
     }
 }
 
 /// Follows a job to its end, with a progress bar on a terminal.
-pub(crate) async fn follow(
-    session: &Session,
-    leaf: &LeafName,
-    id: JobId,
-    output: Output,
-) -> Result<Job, Error> {
+pub(crate) async fn follow(leaf: &Leaf, id: JobId, output: Output) -> Result<Job, Error> {
     // Subscribes before the first query, so that the job's end can't be missed in between.
-    let mut hints = session.client.job_hints(leaf, id).await?;
-    let mut bar = JobBar::new(!output.is_json());
+    let mut hints = leaf.client.job_hints(&leaf.name, id).await?;
+    let mut bar = JobBar::new(leaf.is_alone() && !output.is_json());
     let until_its_end = async {
         let mut offset = 0;
         loop {
-            let report = session.call_to(leaf, &ShowJob { id }).await?;
+            let report = leaf.call(&ShowJob { id }).await?;
             // After the state: the log of a job that has ended is complete.
             if bar.shows_log() {
-                print_log(session, leaf, id, &mut offset, &mut bar).await?;
+                print_log(leaf, id, &mut offset, &mut bar).await?;
             }
             if report.job.phase.is_final() {
                 return Ok(report.job);
@@ -100,7 +94,7 @@ pub(crate) async fn follow(
             if let Some(progress) = &report.progress {
                 bar.progress(progress);
             }
-            hints.next(session.look_again_after()).await;
+            hints.next(leaf.look_again_after()).await;
         }
     };
     let job: Result<Job, Error> = tokio::select! {
@@ -129,16 +123,10 @@ pub(crate) async fn follow(
 }
 
 /// Prints what a job's log has from this offset on.
-async fn print_log(
-    session: &Session,
-    leaf: &LeafName,
-    id: JobId,
-    offset: &mut u64,
-    bar: &mut JobBar,
-) -> Result<(), Error> {
+async fn print_log(leaf: &Leaf, id: JobId, offset: &mut u64, bar: &mut JobBar) -> Result<(), Error> {
     loop {
         let request = ReadJobLog { id, offset: *offset };
-        let chunk = session.call_to(leaf, &request).await?;
+        let chunk = leaf.call(&request).await?;
         if !chunk.text.is_empty() {
             bar.log(&chunk.text);
         }
@@ -150,7 +138,7 @@ async fn print_log(
     }
 }
 
-fn text(job: &Job) -> Text {
+fn text(job: &Job) -> View {
     let Some(JobResult::Build(result)) = &job.result else {
         return format!("job {} {}", job.id, name_of(&job.phase)).into();
     };
@@ -199,7 +187,7 @@ fn text(job: &Job) -> Text {
             .filter(|(_, count)| *count > 0)
             .map(|(what, count)| (what, format!("{count}, not listed"))),
     );
-    fields(&lines)
+    fields(&lines).into()
 }
 
 /// Returns a flake reference whose path on this machine is absolute: `.#a` becomes `/here#a`.

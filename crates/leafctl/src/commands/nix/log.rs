@@ -18,9 +18,10 @@ pub(crate) struct Log {
 
 impl Log {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
+        let leaf = session.leaf().await?;
         let mut offset = 0;
         loop {
-            let chunk = session.call(&ReadJobLog { id: self.job, offset }).await?;
+            let chunk = leaf.call(&ReadJobLog { id: self.job, offset }).await?;
             if output.is_json() {
                 output.item(&chunk, |_| String::new())?;
             } else {
@@ -32,7 +33,7 @@ impl Log {
                 return Ok(());
             }
             if !moved {
-                tokio::time::sleep(session.look_again_after()).await;
+                tokio::time::sleep(leaf.look_again_after()).await;
             }
         }
     }

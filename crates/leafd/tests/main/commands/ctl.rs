@@ -9,6 +9,10 @@ mod building;
 mod connecting;
 #[path = "ctl/escapes.rs"]
 mod escapes;
+#[path = "ctl/fleet.rs"]
+mod fleet;
+#[path = "ctl/labels.rs"]
+mod labels;
 #[path = "ctl/newer.rs"]
 mod newer;
 
@@ -41,6 +45,13 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: what leafd writes for its group lets the group in, and needs nothing that the group can't read", &[], group_access),
         host.trial("leafctl: of a leaf that takes no commands and is still listed, the error says why", &[], just_ended),
         host.trial("leafctl: with several leaves one must be named", &[], several),
+        host.trial("leafctl: several leaves are asked at once and print one table, and one line of JSON each", &[], fleet::together),
+        host.trial("leafctl: of several leaves, those that are gone or hang get a line each and hold up no other", &[], fleet::silent),
+        host.trial("leafctl: a leaf that is away is listed and not waited for", &[], fleet::away),
+        host.trial("leafctl: a change of several leaves whose reply was lost is repeated under one id, and has one effect on each", &[], fleet::repeated),
+        host.trial("leafctl: what follows something names the leaf on each line, or works with one leaf only", &[], fleet::followed),
+        host.trial("leafctl: labels of the settings and of commands add up, select leaves, and outlast restarts", &[], labels::kept),
+        host.trial("leafctl: hostile labels command no terminal", &[], labels::hostile),
         host.trial("leafctl: the replies of a newer leaf are printed unchanged", &[], newer::answers_as_they_came),
         host.trial("leafctl: text from outside commands no terminal, whatever the command, and JSON has it exactly", &[], escapes::harmless_everywhere),
         host.trial("leafctl: a build shows progress on standard error only, and its log, job and failure afterwards", &[Need::Nix], builds),

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use leaf_bus::connect::{ConnectSettings, Credentials};
 use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings};
-use leaf_bus::identity::{Identity, daemon_caller};
+use leaf_bus::identity::{Identity, Permissions, daemon_caller};
+use leaf_core::host_op::Secret;
 use leaf_core::id::LeafName;
 use leaf_core::subject;
 
@@ -58,11 +59,16 @@ impl Hub {
             hub.identity.service_credentials(),
             hub.identity.leaf_credentials(),
         ];
-        for (file, user) in hub.credentials().iter().zip(users) {
+        hub.write_credentials(&hub.leaf, users)?;
+        Ok(hub)
+    }
+
+    fn write_credentials(&self, leaf: &LeafName, users: [Secret; 2]) -> anyhow::Result<()> {
+        for (file, user) in self.credentials(leaf).iter().zip(users) {
             std::fs::write(file, user.expose())?;
             std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600))?;
         }
-        Ok(hub)
+        Ok(())
     }
 
     pub(crate) async fn start_again(&mut self) -> anyhow::Result<()> {
@@ -99,7 +105,24 @@ impl Hub {
         let url = format!("nats://{}", self.address);
         Setup::new()
             .named(&self.leaf)
-            .server(&url, self.credentials(), &self.identity_dir())
+            .server(&url, self.credentials(&self.leaf), &self.identity_dir())
+    }
+
+    /// The settings of another leaf that connects to it, with users of its own in the same accounts. People command it
+    /// with the context of the first.
+    pub(crate) fn setup_of(&self, leaf: &LeafName) -> anyhow::Result<Setup> {
+        let daemon = daemon_caller();
+        let users = [
+            self.identity
+                .user_credentials(&daemon, &Permissions::service(leaf)),
+            self.identity
+                .trusted_credentials(&daemon, &Permissions::keeper(leaf)),
+        ];
+        self.write_credentials(leaf, users)?;
+        let url = format!("nats://{}", self.address);
+        let own_identity = self.directory.path().join(format!("identity.{leaf}"));
+        let setup = Setup::new().named(leaf);
+        Ok(setup.server(&url, self.credentials(leaf), &own_identity))
     }
 
     /// Writes the seed of the scoped signing key of its callers' account into a file.
@@ -139,9 +162,9 @@ impl Hub {
             .context("connecting as the daemon")
     }
 
-    /// The daemon's users: where its callers are, and where the streams are.
-    fn credentials(&self) -> [PathBuf; 2] {
-        ["callers.creds", "streams.creds"].map(|name| self.directory.path().join(name))
+    /// The users of a leaf's daemon: where its callers are, and where the streams are.
+    fn credentials(&self, leaf: &LeafName) -> [PathBuf; 2] {
+        ["callers", "streams"].map(|account| self.directory.path().join(format!("{account}.{leaf}.creds")))
     }
 
     fn identity_dir(&self) -> PathBuf {

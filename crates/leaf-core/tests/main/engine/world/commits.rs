@@ -8,7 +8,7 @@ use leaf_core::reconcile::Resource;
 use leaf_core::state::apply;
 
 use super::super::steps::Fate;
-use super::{Work, World};
+use super::{Work, World, labels_of_settings};
 
 impl World {
     /// Commits the oldest records, and carries out their effects.
@@ -126,6 +126,15 @@ impl World {
                 assert!(
                     ids.iter().all(|id| !known.jobs.contains_key(id)),
                     "a job that is known is forgotten"
+                );
+            }
+            Effect::ShowLabels(labels) => {
+                let committed = known.leaf.as_ref().map(|leaf| &leaf.labels);
+                let committed = committed.expect("a leaf that has started");
+                assert_eq!(
+                    labels,
+                    leaf_core::labels::effective(&labels_of_settings(), committed),
+                    "labels are shown before they are committed"
                 );
             }
             Effect::PublishJobEnd(id) => {

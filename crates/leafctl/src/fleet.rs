@@ -1,0 +1,83 @@
+//! One command to several leaves: all are asked at once, and no silent one delays another.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use leaf_core::id::LeafName;
+use serde_json::json;
+use tokio::sync::Semaphore;
+
+use crate::error::Error;
+use crate::leaf::Leaf;
+use crate::output::Output;
+
+/// The number of leaves that are asked at once.
+const AT_ONCE: usize = 64;
+/// The time after which a leaf that is waited for no longer counts among these.
+const PACE: Duration = Duration::from_millis(100);
+
+/// Does the work for each leaf, and returns the results in the order of the leaves.
+pub(crate) async fn at_each<T>(
+    leaves: &[Leaf],
+    work: impl AsyncFn(&Leaf) -> Result<T, Error>,
+) -> Vec<Result<T, Error>> {
+    let places = Semaphore::new(AT_ONCE);
+    join_all(leaves.iter().map(async |leaf| {
+        let place = places.acquire().await.expect("it is never closed");
+        let work = work(leaf);
+        tokio::pin!(work);
+        match tokio::time::timeout(PACE, &mut work).await {
+            Ok(done) => done,
+            Err(_) => {
+                drop(place);
+                work.await
+            }
+        }
+    }))
+    .await
+}
+
+/// The leaves of a command that refused it or did not reply.
+pub(crate) struct Failures {
+    output: Output,
+    leaves: usize,
+    failed: Vec<Error>,
+}
+
+impl Failures {
+    /// Returns none, of this many leaves.
+    pub(crate) fn of(leaves: usize, output: Output) -> Self {
+        Self {
+            output,
+            leaves,
+            failed: Vec::new(),
+        }
+    }
+
+    /// Adds a leaf, with a line on standard error.
+    pub(crate) fn add(&mut self, leaf: &LeafName, error: Error) {
+        self.output.error_of(leaf, &error);
+        self.failed.push(error);
+    }
+
+    /// Returns the error of the whole command if there is any.
+    pub(crate) fn end(self) -> Result<(), Error> {
+        if self.failed.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Leaves {
+            failed: self.failed,
+            leaves: self.leaves,
+        })
+    }
+}
+
+/// Returns the line of a leaf's reply.
+pub(crate) fn reply_line(leaf: &LeafName, reply: &impl serde::Serialize) -> serde_json::Value {
+    json!({ "leaf": leaf, "reply": reply })
+}
+
+/// Returns the line of a leaf that refused the command or did not reply.
+pub(crate) fn error_line(leaf: &LeafName, error: &Error) -> serde_json::Value {
+    json!({ "leaf": leaf, "error": error.document() })
+}

@@ -1,0 +1,224 @@
+//! One leaf that a command is for.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use leaf_bus::client::{CallError, CallOptions, Client, ClientError};
+use leaf_bus::stream::StreamError;
+use leaf_core::beat::{Beat, LEASE_SECONDS, Presence};
+use leaf_core::command::{CommandKind, Request, ShowContainer};
+use leaf_core::container::{Container, ContainerPhase};
+use leaf_core::id::{CommandId, ContainerName, LeafName};
+use leaf_core::problem::{Problem, ProblemCode};
+use uuid::Uuid;
+
+use crate::error::Error;
+use crate::output::ago;
+use crate::progress;
+
+/// The least time limit of a command that waits for the host.
+const SLOW: Duration = Duration::from_secs(120);
+/// The time limit of a leaf that is away: it has none of its own if its clock or this host's is wrong.
+const AWAY: Duration = Duration::from_secs(1);
+
+/// A leaf that commands are sent to.
+pub(crate) struct Leaf {
+    /// Its name.
+    pub name: LeafName,
+    /// The connection.
+    pub client: Client,
+    /// The time limits of a command, and of one that waits for the host.
+    timeout: Duration,
+    slow_timeout: Duration,
+    /// The id of the first change, until that has taken it.
+    command_id: RefCell<Option<CommandId>>,
+    among: Among,
+}
+
+/// Whether the command is for other leaves as well.
+enum Among {
+    /// It is for this leaf only.
+    Alone,
+    /// It is for several leaves. This one's last beat was this; the command is repeated under this id.
+    Several {
+        beat: Option<Box<Beat>>,
+        repeated_by: CommandId,
+    },
+}
+
+impl Leaf {
+    /// Returns the only leaf that a command is for. The first change has the given id.
+    pub(crate) fn alone(
+        name: LeafName,
+        client: Client,
+        timeout: Duration,
+        command_id: Option<CommandId>,
+    ) -> Self {
+        Self {
+            name,
+            client,
+            timeout,
+            slow_timeout: timeout.max(SLOW),
+            command_id: RefCell::new(command_id),
+            among: Among::Alone,
+        }
+    }
+
+    /// Returns one of several leaves that a command is for, with its last beat. The id of its first change is made of the
+    /// given one, which is that of all leaves together, and the leaf's name.
+    pub(crate) fn one_of_several(
+        name: LeafName,
+        beat: Option<Beat>,
+        client: Client,
+        timeout: Duration,
+        command_id: &CommandId,
+    ) -> Self {
+        let is_away = beat.as_ref().is_some_and(|beat| away_since(beat).is_some());
+        let (timeout, slow_timeout) = if is_away {
+            (timeout.min(AWAY), timeout.min(AWAY))
+        } else {
+            (timeout, timeout.max(SLOW))
+        };
+        Self {
+            command_id: RefCell::new(Some(command_id.for_leaf(&name))),
+            name,
+            client,
+            timeout,
+            slow_timeout,
+            among: Among::Several {
+                beat: beat.map(Box::new),
+                repeated_by: command_id.clone(),
+            },
+        }
+    }
+
+    /// Returns whether the command is for no other leaf.
+    pub(crate) fn is_alone(&self) -> bool {
+        matches!(self.among, Among::Alone)
+    }
+
+    /// Waits for `work`, with a spinner and its text unless other leaves are waited for as well.
+    pub(crate) async fn waiting<T>(&self, what: &'static str, work: impl Future<Output = T>) -> T {
+        if self.is_alone() {
+            progress::waiting(what, work).await
+        } else {
+            work.await
+        }
+    }
+
+    /// Sends a command and returns its reply.
+    pub(crate) async fn call<R: Request>(&self, request: &R) -> Result<R::Reply, Error> {
+        self.call_within(request, self.timeout).await
+    }
+
+    /// Sends a command that waits for the host, which may take longer than other replies.
+    pub(crate) async fn call_slow<R: Request>(&self, request: &R) -> Result<R::Reply, Error> {
+        self.call_within(request, self.slow_timeout).await
+    }
+
+    /// Returns how long to wait for a message before querying again.
+    pub(crate) fn look_again_after(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    /// Asks a container for its health.
+    pub(crate) async fn health(&self, name: &ContainerName) -> Result<serde_json::Value, Error> {
+        let answer = self
+            .client
+            .request_container_health(&self.name, name, self.timeout)
+            .await;
+        answer.map_err(|error| match error {
+            ClientError::Stream(StreamError::Unanswered { .. }) => Error::NoLeaf(format!(
+                "container {name} does not reply: is it running? (`leafctl container show {name}`)"
+            )),
+            other => other.into(),
+        })
+    }
+
+    /// Queries a container until it has settled: it runs, is stopped, or has failed.
+    pub(crate) async fn settled(&self, name: &ContainerName) -> Result<Container, Error> {
+        loop {
+            let container = self.call(&ShowContainer { name: name.clone() }).await?;
+            match container.phase {
+                ContainerPhase::Failed => {
+                    let why = container.error.unwrap_or_default();
+                    return Err(Error::Problem(Problem::new(
+                        ProblemCode::Failed,
+                        format!("container {name}: {why}"),
+                    )));
+                }
+                phase if phase.is_moving() || phase == ContainerPhase::Building => {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                _ => return Ok(container),
+            }
+        }
+    }
+
+    async fn call_within<R: Request>(&self, request: &R, timeout: Duration) -> Result<R::Reply, Error> {
+        let id = (R::DECLARATION.kind != CommandKind::Query).then(|| self.next_id());
+        let options = CallOptions {
+            id: id.clone(),
+            timeout,
+            ..CallOptions::default()
+        };
+        let answer = self.client.call(&self.name, request, options).await;
+        match (answer, id) {
+            (Ok(reply), _) => Ok(reply),
+            (Err(error @ (CallError::TimedOut { .. } | CallError::Disconnected)), Some(id)) => {
+                let id = match &self.among {
+                    Among::Alone => id,
+                    Among::Several { repeated_by, .. } => repeated_by.clone(),
+                };
+                Err(Error::Lost {
+                    id,
+                    how: error.into(),
+                })
+            }
+            (Err(CallError::NoLeaf(_)), _) => Err(self.without_reply().await),
+            (Err(error), _) => Err(error.into()),
+        }
+    }
+
+    /// Returns the id of the first change, or else a new one.
+    fn next_id(&self) -> CommandId {
+        let given = self.command_id.borrow_mut().take();
+        given.unwrap_or_else(|| Uuid::now_v7().into())
+    }
+
+    /// Returns the error about a leaf that does not reply: it explains why `leaf list` may list it all the same.
+    async fn without_reply(&self) -> Error {
+        let beat = match &self.among {
+            Among::Several { beat, .. } => beat.as_deref().cloned(),
+            Among::Alone => {
+                let leaves = self.client.leaves().await.unwrap_or_default();
+                leaves.beats.into_iter().find(|beat| beat.leaf == self.name)
+            }
+        };
+        let Some(beat) = beat else {
+            return Error::Call(CallError::NoLeaf(self.name.clone()));
+        };
+        let (leaf, instance, host, last) = (&self.name, beat.instance, &beat.hostname, ago(beat.time));
+        Error::NoLeaf(match away_since(&beat) {
+            Some(since) => format!(
+                "leaf {leaf} is away since {since}: instance {instance} on {host} sent its last beat {last}"
+            ),
+            None => format!(
+                "leaf {leaf} takes no commands, though `leafctl leaf list` still has it: instance {instance} on {host} sent its \
+                 last beat {last}; leafd is starting or stopping there, or has ended less than {LEASE_SECONDS} s ago: see its log \
+                 on {host} (`journalctl -u leafd`)"
+            ),
+        })
+    }
+}
+
+/// Returns since when a leaf is away, by its last beat and the clock of this host.
+pub(crate) fn away_since(beat: &Beat) -> Option<Timestamp> {
+    match beat.presence(Timestamp::now()) {
+        Presence::Online => None,
+        // Without the fractions of a second.
+        Presence::AwaySince(time) => Some(Timestamp::from_second(time.as_second()).unwrap_or(time)),
+    }
+}
