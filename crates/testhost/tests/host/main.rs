@@ -6,10 +6,12 @@
 //! | [`machine`] | none of our programs: what the other tests rely on |
 //! | [`helper`] | the helper as its service, and containers as units of systemd |
 //! | [`leaf`] | a whole leaf, as it is installed |
+//! | [`fleet`] | several of them, and a hub |
 //! | [`nixos`] | real NixOS systems, in containers and as the host |
 
 #![expect(clippy::print_stderr, reason = "a program that prints to its user")]
 
+mod fleet;
 mod helper;
 mod leaf;
 mod machine;
@@ -74,7 +76,7 @@ fn main() -> ExitCode {
     let mut all = trials(nixos::TRIALS, nixos);
     all.extend(trials(nixos::WITH_NIXOS_CONTAINER, stock));
     all.extend(trials(
-        &[leaf::TRIALS, helper::TRIALS, machine::TRIALS].concat(),
+        &[leaf::TRIALS, fleet::TRIALS, helper::TRIALS, machine::TRIALS].concat(),
         ready,
     ));
     libtest_mimic::run(&arguments, all).exit_code()
