@@ -27,6 +27,8 @@ use leaf_core::id::{CommandId, JobId};
 use leaf_core::problem::{Problem, ProblemCode};
 use serde_json::{Value, json};
 
+/// The exit code of a command that was interrupted.
+const INTERRUPTED: u8 = 130;
 /// The exit code where several leaves failed in different ways.
 const DIFFERENT: u8 = 9;
 
@@ -188,11 +190,16 @@ impl Error {
             Self::NoLeaf(_) | Self::Lost { .. } => 4,
             Self::NotFound(_) => 5,
             Self::Job { .. } => 7,
-            Self::Interrupted { .. } => 130,
+            Self::Interrupted { .. } => INTERRUPTED,
             Self::Leaves { failed, .. } => {
                 let mut codes = failed.iter().map(Self::exit_code);
                 let first = codes.next().unwrap_or(DIFFERENT);
-                if codes.all(|code| code == first) {
+                if failed
+                    .iter()
+                    .any(|error| matches!(error, Self::Interrupted { .. }))
+                {
+                    INTERRUPTED
+                } else if codes.all(|code| code == first) {
                     first
                 } else {
                     DIFFERENT

@@ -1,8 +1,10 @@
 //! One command to several leaves: all are asked at once, and no silent one delays another.
 
+use std::future::Future;
 use std::time::Duration;
 
-use futures::future::join_all;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use leaf_core::id::LeafName;
 use serde_json::json;
 use tokio::sync::Semaphore;
@@ -14,27 +16,47 @@ use crate::output::Output;
 /// The number of leaves that are asked at once.
 const AT_ONCE: usize = 64;
 /// The time after which a leaf that is waited for no longer counts among these.
-const PACE: Duration = Duration::from_millis(100);
+const PACE: Duration = Duration::from_millis(25);
 
-/// Does the work for each leaf, and returns the results in the order of the leaves.
+/// Does the work for each leaf, and returns the results in the order of the leaves. When Ctrl-C interrupts it, those that have
+/// not ended are interrupted, and the results of the others are kept.
 pub(crate) async fn at_each<T>(
     leaves: &[Leaf],
     work: impl AsyncFn(&Leaf) -> Result<T, Error>,
 ) -> Vec<Result<T, Error>> {
     let places = Semaphore::new(AT_ONCE);
-    join_all(leaves.iter().map(async |leaf| {
-        let place = places.acquire().await.expect("it is never closed");
-        let work = work(leaf);
-        tokio::pin!(work);
-        match tokio::time::timeout(PACE, &mut work).await {
-            Ok(done) => done,
-            Err(_) => {
-                drop(place);
-                work.await
-            }
-        }
-    }))
-    .await
+    let numbered = leaves.iter().enumerate();
+    let mut running: FuturesUnordered<_> = numbered
+        .map(async |(number, leaf)| (number, in_place(&places, work(leaf)).await))
+        .collect();
+    let mut results: Vec<Option<Result<T, Error>>> = leaves.iter().map(|_| None).collect();
+    loop {
+        let ended = tokio::select! {
+            ended = running.next() => ended,
+            _ = tokio::signal::ctrl_c() => break,
+        };
+        let Some((number, result)) = ended else { break };
+        results[number] = Some(result);
+    }
+    // Work that says itself what an interruption leaves behind, as a build does.
+    while let Some(Some((number, result))) = running.next().now_or_never() {
+        results[number] = Some(result);
+    }
+    let results = results.into_iter().zip(leaves);
+    results
+        .map(|(result, leaf)| result.unwrap_or_else(|| Err(leaf.interrupted())))
+        .collect()
+}
+
+/// Waits for one of the places, then does the work, which leaves its place early if it takes long.
+async fn in_place<T>(places: &Semaphore, work: impl Future<Output = T>) -> T {
+    let place = places.acquire().await.expect("it is never closed");
+    tokio::pin!(work);
+    if let Ok(done) = tokio::time::timeout(PACE, &mut work).await {
+        return done;
+    }
+    drop(place);
+    work.await
 }
 
 /// The leaves of a command that refused it or did not reply.

@@ -99,6 +99,17 @@ impl Leaf {
         matches!(self.among, Among::Alone)
     }
 
+    /// Returns the error of a command that was interrupted before this leaf replied.
+    pub(crate) fn interrupted(&self) -> Error {
+        let note = match &self.among {
+            Among::Several { repeated_by, .. } if self.command_id.borrow().is_none() => Some(format!(
+                "it may still be carried out; repeat the command with --command-id {repeated_by}, and it is carried out once"
+            )),
+            Among::Several { .. } | Among::Alone => None,
+        };
+        Error::Interrupted { note }
+    }
+
     /// Waits for `work`, with a spinner and its text unless other leaves are waited for as well.
     pub(crate) async fn waiting<T>(&self, what: &'static str, work: impl Future<Output = T>) -> T {
         if self.is_alone() {

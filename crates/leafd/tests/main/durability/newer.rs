@@ -1,6 +1,6 @@
 //! What a newer leafd wrote: kept as it is, shown, passed on, and not acted on (decision 9).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
@@ -8,8 +8,8 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use leaf_bus::client::CallError;
 use leaf_core::command::{
-    CancelJob, CommandRecord, ListContainers, ListHardware, Request, RescanHardware, ShowContainer,
-    ShowHardware, ShowJob,
+    CancelJob, CommandRecord, LabelLeaf, ListContainers, ListHardware, Request, RescanHardware,
+    ShowContainer, ShowHardware, ShowJob,
 };
 use leaf_core::event::{Event, EventRecord, Fact, UnknownFact};
 use leaf_core::hardware::{Device, DeviceStatus};
@@ -378,6 +378,12 @@ pub(super) async fn to_an_older_program_and_back() -> anyhow::Result<()> {
         .map(PathBuf::from)
         .context("it is skipped without")?;
     let (mut leaf, events) = leaf_of_a_newer_leafd().await?;
+    // The older one knows no labels, and records its own start in the same entry.
+    leaf.call(&LabelLeaf {
+        set: [("rack".to_owned(), "7".to_owned())].into(),
+        remove: BTreeSet::new(),
+    })
+    .await?;
     leaf.stop().await?;
     for _ in 0..2 {
         leaf.run_program(&old);
@@ -389,6 +395,8 @@ pub(super) async fn to_an_older_program_and_back() -> anyhow::Result<()> {
         untouched(&leaf).await?;
         leaf.run_own_program();
         leaf.start_again().await?;
+        let labels = leaf.show().await?.labels;
+        ensure!(labels.get("rack").is_some_and(|value| value == "7"), "{labels:?}");
         shown_and_left_alone(&mut leaf).await?;
         published_unchanged(&mut leaf, &events).await?;
         leaf.stop().await?;

@@ -234,6 +234,34 @@ pub(super) async fn silent() -> anyhow::Result<()> {
             "{line}"
         );
     }
+    // An interruption keeps what has been replied.
+    fleet.leaves[3].signal(Signal::STOP)?;
+    let both_there = format!("{},{}", names[0], names[3]);
+    let arguments = [
+        "leaf",
+        "label",
+        "rack=7",
+        "--leaf",
+        &both_there,
+        "--timeout",
+        "1m",
+    ];
+    let child = spawned(&fleet.leaves[0], &arguments)?;
+    until("the first has its label", async || {
+        let shown = document(&fleet.leaves[0], &["leaf", "show", &names[0]]).await?;
+        Ok((shown["labels"]["rack"] == "7").then_some(()))
+    })
+    .await?;
+    interrupt(&child)?;
+    let output = tokio::time::timeout(Duration::from_secs(30), child.wait_with_output()).await??;
+    fleet.leaves[3].signal(Signal::CONT)?;
+    let says = format!(
+        "error: {}: interrupted: it may still be carried out; repeat",
+        names[3]
+    );
+    ended(&output, 130, &says)?;
+    ended(&output, 130, "1 of 2 leaves")?;
+    ensure!(text(&output.stdout).contains("rack=7"), "{output:?}");
     // Different failures have a code of their own.
     let (output, _) = fleet
         .ctl(&["container", "show", "nobody", "--leaf", &both])
@@ -405,5 +433,61 @@ pub(super) async fn followed() -> anyhow::Result<()> {
         );
         ended(&output, 2, &says).with_context(|| format!("{arguments:?}"))?;
     }
+    Ok(())
+}
+
+/// As on a hub of a large fleet: the list is one read, and leaves that are gone or hang hold up no other.
+pub(super) async fn a_thousand() -> anyhow::Result<()> {
+    let fleet = Fleet::start(1).await?;
+    let here = fleet.name(0).to_owned();
+    let listed: Value = document(&fleet.leaves[0], &["leaf", "list"]).await?["leaves"][0].clone();
+    let caller = Caller::new("many")?;
+    let everything = Permissions {
+        publish: vec![">".into()],
+        subscribe: vec![">".into()],
+        ..Permissions::default()
+    };
+    let identity = fleet.leaves[0].identity()?;
+    let streams = identity.trusted_credentials(&caller, &everything);
+    let streams = fleet.leaves[0].nats(&streams, &caller).await?;
+    for number in 0..999 {
+        let leaf = LeafName::new(format!("many-{number:03}"))?;
+        let mut beat = listed.clone();
+        beat["leaf"] = leaf.as_str().into();
+        beat["time"] = jiff::Timestamp::now().to_string().into();
+        beat["labels"] = serde_json::json!({ "row": (number % 10).to_string() });
+        let stored = streams
+            .request(subject::beat(&leaf), beat.to_string().into())
+            .await?;
+        let stored = text(&stored.payload);
+        ensure!(!stored.contains("error"), "{stored}");
+    }
+    let (output, took) = fleet.ctl(&["leaf", "list"]).await?;
+    ended(&output, 0, "")?;
+    let lines = text(&output.stdout).lines().count();
+    ensure!(lines == 1001, "{lines}");
+    eprintln!("leaf list over 1,000 leaves: {took:?}");
+    ensure!(took < Duration::from_secs(5), "{took:?}");
+    let some = fleet.printed(&["leaf", "list", "-l", "row=7"]).await?;
+    ensure!(some.lines().count() == 101, "{some}");
+
+    // None of them is there.
+    let (output, took) = fleet.ctl(&["leaf", "show", "-A"]).await?;
+    ended(&output, 4, "999 of 1000 leaves")?;
+    ensure!(text(&output.stdout).contains(&here), "{output:?}");
+    eprintln!("leaf show of 1,000 leaves, 999 gone: {took:?}");
+    ensure!(took < Duration::from_secs(5), "{took:?}");
+
+    // All of them hang.
+    let callers = identity.user_credentials(&caller, &everything);
+    let callers = fleet.leaves[0].nats(&callers, &caller).await?;
+    let _heard = callers.subscribe("leaf.v1.cmd.*.admin.>").await?;
+    callers.flush().await?;
+    let (output, took) = fleet
+        .ctl(&["leaf", "show", "--leaf", "many-*", "--timeout", "4s"])
+        .await?;
+    ended(&output, 4, "999 of 999 leaves")?;
+    eprintln!("leaf show of 999 leaves that hang, --timeout 4s: {took:?}");
+    ensure!(took < Duration::from_secs(9), "{took:?}");
     Ok(())
 }
