@@ -154,6 +154,15 @@ pub(crate) fn read_ack(payload: &[u8], stream: &str) -> Result<u64, StreamError>
     }
 }
 
+/// Returns the response of the API about a stream, or its error.
+pub(crate) fn read_answer<T: DeserializeOwned>(payload: &[u8], stream: &str) -> Result<T, StreamError> {
+    let error: MaybeError = serde_json::from_slice(payload).map_err(|e| unreadable(&e))?;
+    match error.error {
+        Some(error) => Err(error.into_stream_error(stream)),
+        None => serde_json::from_slice(payload).map_err(|e| unreadable(&e)),
+    }
+}
+
 fn unreadable(error: &serde_json::Error) -> StreamError {
     StreamError::Server {
         code: 0,
@@ -198,11 +207,7 @@ impl Link {
         let body = serde_json::to_vec(body).expect("a request of the API has string keys only");
         let answer = self.request(&subject, None, body.into(), limit).await;
         let answer = answer.map_err(|e| request_error(e, what, self.domain()))?;
-        let error: MaybeError = serde_json::from_slice(&answer.payload).map_err(|e| unreadable(&e))?;
-        if let Some(error) = error.error {
-            return Err(error.into_stream_error(what.rsplit('.').next().unwrap_or(what)));
-        }
-        serde_json::from_slice(&answer.payload).map_err(|e| unreadable(&e))
+        read_answer(&answer.payload, what.rsplit('.').next().unwrap_or(what))
     }
 
     pub(crate) async fn stream_info(&self, stream: &str) -> Result<Info, StreamError> {

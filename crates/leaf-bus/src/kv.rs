@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use async_nats::HeaderMap;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Republish, StorageType};
 use bytes::Bytes;
+use futures::StreamExt as _;
 use leaf_core::id::LeafName;
 use leaf_core::state::fit_entry;
 use leaf_core::subject;
@@ -71,10 +72,11 @@ impl StateBucket {
     /// # Errors
     /// The [`StreamError`] of the first entry that could not be stored.
     pub async fn apply(&self, entries: &[(String, Option<Bytes>)]) -> Result<(), StreamError> {
-        for batch in entries.chunks(BATCH) {
-            self.apply_batch(batch).await?;
-        }
-        Ok(())
+        let fitting = entries.iter().map(|(key, value)| {
+            let value = value.as_ref().and_then(|value| self.fit(key, value));
+            (self.subject(key), value)
+        });
+        write(&self.link, &fitting.collect::<Vec<_>>()).await
     }
 
     /// Writes the complete state of the leaf: removes other entries, and leaves equal ones unchanged.
@@ -98,52 +100,6 @@ impl StateBucket {
             .chain(changed.map(|(k, v)| (k.clone(), Some(v.clone()))))
             .collect();
         self.apply(&entries).await
-    }
-
-    async fn apply_batch(&self, batch: &[(String, Option<Bytes>)]) -> Result<(), StreamError> {
-        use futures::StreamExt as _;
-        if !self.link.is_connected() {
-            return Err(StreamError::Disconnected);
-        }
-        let stream = subject::state_stream();
-        let mut wait = Wait::new(&self.link);
-        let inbox = self.link.new_inbox();
-        let mut acks = self.link.subscribe(inbox.clone()).await?;
-        let mut first_subject = String::new();
-        for (key, value) in batch {
-            let subject = self.subject(key);
-            let (headers, body) = match value.as_ref().and_then(|value| self.fit(key, value)) {
-                Some(value) => (HeaderMap::new(), value),
-                None => (
-                    HeaderMap::from_iter([(
-                        "KV-Operation".parse().expect("a header's name"),
-                        "DEL".parse().expect("a header's value"),
-                    )]),
-                    Bytes::new(),
-                ),
-            };
-            first_subject.clone_from(&subject);
-            let sent = self
-                .link
-                .client()
-                .publish_with_reply_and_headers(subject, inbox.clone(), headers, body)
-                .await;
-            sent.map_err(|e| request_error(publish_error(&e), &stream, self.link.domain()))?;
-        }
-        let what = "the state's entries";
-        for _ in batch {
-            let message = tokio::select! {
-                biased;
-                message = acks.next() => message.ok_or(StreamError::Disconnected)?,
-                error = wait.trouble(&self.link, &first_subject) => return Err(request_error(error, what, self.link.domain())),
-                () = tokio::time::sleep(API_TIMEOUT) => return Err(request_error(RequestError::TimedOut, what, self.link.domain())),
-            };
-            if message.status.is_some() {
-                return Err(StreamError::NoStream { stream });
-            }
-            read_ack(&message.payload, &stream)?;
-        }
-        Ok(())
     }
 
     /// Returns an entry as the server accepts it: without the oldest revisions, if it is too large; `None` if it is too large
@@ -186,7 +142,58 @@ pub(crate) async fn entries(link: &Link, leaf: &LeafName) -> Result<BTreeMap<Str
         .collect()
 }
 
-async fn read(link: &Link, leaf: &LeafName) -> Result<BTreeMap<String, Vec<u8>>, StreamError> {
+/// Writes entries, each with its subject, and removes those without a value. Returns when all are stored.
+pub(crate) async fn write(link: &Link, entries: &[(String, Option<Bytes>)]) -> Result<(), StreamError> {
+    for batch in entries.chunks(BATCH) {
+        write_batch(link, batch).await?;
+    }
+    Ok(())
+}
+
+async fn write_batch(link: &Link, batch: &[(String, Option<Bytes>)]) -> Result<(), StreamError> {
+    if !link.is_connected() {
+        return Err(StreamError::Disconnected);
+    }
+    let stream = subject::state_stream();
+    let mut wait = Wait::new(link);
+    let inbox = link.new_inbox();
+    let mut acks = link.subscribe(inbox.clone()).await?;
+    for (subject, value) in batch {
+        let (headers, body) = match value {
+            Some(value) => (HeaderMap::new(), value.clone()),
+            None => (
+                HeaderMap::from_iter([(
+                    "KV-Operation".parse().expect("a header's name"),
+                    "DEL".parse().expect("a header's value"),
+                )]),
+                Bytes::new(),
+            ),
+        };
+        let sent = link
+            .client()
+            .publish_with_reply_and_headers(subject.clone(), inbox.clone(), headers, body)
+            .await;
+        sent.map_err(|e| request_error(publish_error(&e), &stream, link.domain()))?;
+    }
+    let what = "the state's entries";
+    let last_subject = batch.last().map_or("", |(subject, _)| subject);
+    for _ in batch {
+        let message = tokio::select! {
+            biased;
+            message = acks.next() => message.ok_or(StreamError::Disconnected)?,
+            error = wait.trouble(link, last_subject) => return Err(request_error(error, what, link.domain())),
+            () = tokio::time::sleep(API_TIMEOUT) => return Err(request_error(RequestError::TimedOut, what, link.domain())),
+        };
+        if message.status.is_some() {
+            return Err(StreamError::NoStream { stream });
+        }
+        read_ack(&message.payload, &stream)?;
+    }
+    Ok(())
+}
+
+/// Returns the entries of a leaf in the bucket, by key.
+pub(crate) async fn read(link: &Link, leaf: &LeafName) -> Result<BTreeMap<String, Vec<u8>>, StreamError> {
     let all = subject::state_keys_of(leaf);
     let mut pages = link.read_from(&subject::state_stream(), 1, Some(&all));
     let mut found = BTreeMap::new();

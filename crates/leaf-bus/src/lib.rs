@@ -3,7 +3,7 @@
 //! Start at [`connect`]. The daemon answers commands with [`serve`], publishes its events into a [`stream`] with a
 //! [`publisher`], claims its name with a [`lease`], and writes its current state to the bucket of [`kv`]. [`client`] is
 //! the callers' side, with the settings of a [`context`]; [`container`] is the containers' side. A leaf without an
-//! external NATS runs an [`embedded`] server, with an [`identity`] for each of its users.
+//! external NATS runs an [`embedded`] server, with an [`identity`] for each of its users. The agent of a hub works with [`hub`].
 
 pub mod client;
 mod client_error;
@@ -13,6 +13,7 @@ pub mod context;
 mod credentials;
 pub mod embedded;
 mod follow;
+pub mod hub;
 pub mod identity;
 mod jetstream;
 mod job_hints;

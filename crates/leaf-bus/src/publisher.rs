@@ -18,9 +18,6 @@ use crate::jetstream::read_ack;
 use crate::link::{Link, Wait};
 use crate::stream_error::{StreamError, publish_error, request_error};
 
-/// The largest message that a leaf has to send, in bytes: the desired state of a container with the largest spec. All else
-/// is cut to what the server accepts.
-const NEEDED_PAYLOAD_BYTES: usize = 64 * 1024;
 /// How many messages may be unacknowledged at once.
 const WINDOW_MESSAGES: usize = 1024;
 /// How many bytes of bodies may be unacknowledged at once.
@@ -78,16 +75,6 @@ impl Publisher {
     pub(crate) async fn start(link: Link, stream: String, after: u64) -> Result<Self, StreamError> {
         if !link.is_connected() {
             return Err(StreamError::Disconnected);
-        }
-        if let Some(server) = link.server()
-            && server.max_payload_bytes < NEEDED_PAYLOAD_BYTES
-        {
-            tracing::warn!(
-                max_payload = server.max_payload_bytes,
-                needed = NEEDED_PAYLOAD_BYTES,
-                "the NATS server accepts only small messages: commands with larger specs are refused; raise its `max_payload` \
-                 to allow them"
-            );
         }
         let wait = Wait::new(&link);
         let inbox = link.new_inbox();

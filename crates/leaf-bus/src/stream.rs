@@ -14,6 +14,10 @@ use crate::publisher::Publisher;
 
 pub use crate::stream_error::{Room, StreamError};
 
+/// The largest message that a leaf has to send, in bytes: the desired state of a container with the largest spec. All else
+/// is cut to what the server accepts.
+const NEEDED_PAYLOAD_BYTES: usize = 64 * 1024;
+
 /// The settings of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamSettings {
@@ -138,9 +142,7 @@ impl EventStream {
     /// Reads all events from this one on, in order, up to the last one at the time of reading.
     #[must_use]
     pub fn read_from(&self, sequence: u64) -> EventReader {
-        EventReader {
-            pages: self.link.read_from(&self.name, sequence, None),
-        }
+        EventReader::new(self.link.read_from(&self.name, sequence, None))
     }
 
     /// Compares an event of the journal with that of the same sequence number in the stream: subject, headers and body.
@@ -171,6 +173,16 @@ impl EventStream {
     /// # Errors
     /// [`StreamError::Disconnected`].
     pub async fn publisher(&self, after: u64) -> Result<Publisher, StreamError> {
+        if let Some(server) = self.link.server()
+            && server.max_payload_bytes < NEEDED_PAYLOAD_BYTES
+        {
+            tracing::warn!(
+                max_payload = server.max_payload_bytes,
+                needed = NEEDED_PAYLOAD_BYTES,
+                "the NATS server accepts only small messages: commands with larger specs are refused; raise its `max_payload` \
+                 to allow them"
+            );
+        }
         Publisher::start(self.link.clone(), self.name.clone(), after).await
     }
 
@@ -234,6 +246,10 @@ pub struct EventReader {
 }
 
 impl EventReader {
+    pub(crate) fn new(pages: Pages) -> Self {
+        Self { pages }
+    }
+
     /// Returns the next event, or `None` after the last one.
     ///
     /// # Errors

@@ -1,5 +1,9 @@
 //! What a leaf and the hub agent say to each other, and what the agent says about its copies. `docs/fleet.md` is the
-//! contract.
+//! contract. [`claims`] and [`copy`] are the agent's decisions.
+
+pub mod claims;
+pub mod copy;
+pub mod fact;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;

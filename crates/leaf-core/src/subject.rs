@@ -509,6 +509,18 @@ pub fn copied_state(leaf: &LeafName, key: &str) -> String {
     format!("leaf.{VERSION}.copy.{leaf}.state.{key}")
 }
 
+/// Returns the subjects that the hub agent writes entries of leaves' states on.
+#[must_use]
+pub fn copied_states() -> String {
+    format!("leaf.{VERSION}.copy.*.state.>")
+}
+
+/// Returns the subjects that the hub agent writes leaves' beats on.
+#[must_use]
+pub fn copied_beats() -> String {
+    format!("leaf.{VERSION}.copy.*.beat")
+}
+
 /// Returns the subject that the hub agent writes a leaf's beat on.
 #[must_use]
 pub fn copied_beat(leaf: &LeafName) -> String {
@@ -521,10 +533,28 @@ pub const FLEET_STREAM: &str = "FLEET";
 /// The KV bucket with the state of each copy of a hub; its keys are the leaves' names.
 pub const FLEET_BUCKET: &str = "fleet";
 
+/// Returns the subject of the document about the copy of a leaf, an entry of [`FLEET_BUCKET`].
+#[must_use]
+pub fn copy_status(leaf: &LeafName) -> String {
+    format!("$KV.{FLEET_BUCKET}.{leaf}")
+}
+
+/// Returns the subjects of the documents about all copies.
+#[must_use]
+pub fn copy_statuses() -> String {
+    format!("$KV.{FLEET_BUCKET}.>")
+}
+
 /// Returns the subject of something that happened to the copy of a leaf.
 #[must_use]
 pub fn fleet_fact(leaf: &LeafName, fact: &str) -> String {
     format!("leaf.{VERSION}.fleet.{leaf}.{fact}")
+}
+
+/// Returns the subjects of one fact about the copies of all leaves.
+#[must_use]
+pub fn fleet_facts_of_all(fact: &str) -> String {
+    format!("leaf.{VERSION}.fleet.*.{fact}")
 }
 
 /// Returns the subjects of all that happened to copies.

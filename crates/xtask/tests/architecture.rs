@@ -37,6 +37,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("leafctl", &["leaf-core", "leaf-bus"]),
+    ("leaf-hub", &["leaf-core", "leaf-host", "leaf-bus"]),
     ("leaf-init", &["leaf-core", "leaf-bus"]),
     // Beside them, for development: they are on no leaf.
     ("testhost", &[]),

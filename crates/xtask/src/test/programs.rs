@@ -36,6 +36,7 @@ pub(super) enum Lane {
 const SHARE_NOTHING: &[(&str, &str)] = &[
     ("leaf-bus", "main"),
     ("leaf-core", "main"),
+    ("leaf-hub", "fleet"),
     ("leaf-journal", "main"),
     ("xtask", "architecture"),
     ("xtask", "circles"),

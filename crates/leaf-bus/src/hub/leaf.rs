@@ -1,0 +1,249 @@
+//! What the agent hears and reads of a leaf, through the link.
+
+use std::time::Duration;
+
+use async_nats::jetstream::stream::Info;
+use async_nats::{HeaderMap, Message};
+use futures::{FutureExt as _, StreamExt as _};
+use leaf_core::event::{EventRecord, header};
+use leaf_core::fleet::copy::Extent;
+use leaf_core::id::LeafName;
+use leaf_core::subject::{self, LinkRead};
+use serde_json::json;
+
+use super::Hub;
+use super::page::{PageError, PageRequest, number};
+use crate::jetstream::{read_answer, to_record};
+use crate::link::Link;
+use crate::stream_error::{RequestError, StreamError};
+
+/// How long a leaf's server may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a leaf can't be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RemoteError {
+    /// No server answers requests for this leaf.
+    #[error(
+        "no server answers for the leaf {leaf}: the link is cut, or its user at the hub may not subscribe to \
+         leaf.v1.link.{leaf}.>"
+    )]
+    NotLinked {
+        /// The leaf.
+        leaf: LeafName,
+    },
+    /// The agent has no connection.
+    #[error("not connected to the hub's NATS server")]
+    Disconnected,
+    /// The agent's user lacks a permission.
+    #[error("the agent's user lacks a permission: {what}")]
+    NoPermission {
+        /// The server's error.
+        what: String,
+    },
+    /// The leaf's server returned an error.
+    #[error("the server of the leaf {leaf} returned an error: {description}")]
+    Refused {
+        /// The leaf.
+        leaf: LeafName,
+        /// The error.
+        description: String,
+    },
+    /// A message of the leaf's stream is not an event of it.
+    #[error("the message {sequence} of the stream of the leaf {leaf} is not an event of this leaf")]
+    NotAnEvent {
+        /// The leaf.
+        leaf: LeafName,
+        /// The message's stream sequence.
+        sequence: u64,
+    },
+}
+
+/// What the agent reads of one leaf.
+#[derive(Debug, Clone)]
+pub struct RemoteLeaf {
+    pub(super) link: Link,
+    pub(super) leaf: LeafName,
+}
+
+/// A page of a leaf's events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemotePage {
+    /// The sequence number from which on it was asked for.
+    pub from: u64,
+    /// The events, in order.
+    pub events: Vec<EventRecord>,
+    /// Whether the leaf's stream has no more.
+    pub end: bool,
+}
+
+/// A page of events that was asked for.
+#[derive(Debug)]
+pub struct EventsRequest {
+    leaf: LeafName,
+    from: u64,
+    page: PageRequest,
+}
+
+/// The live events of a leaf.
+#[derive(Debug)]
+pub struct LiveEvents {
+    leaf: LeafName,
+    subscriber: async_nats::Subscriber,
+}
+
+impl Hub {
+    /// Returns what the agent reads of a leaf.
+    #[must_use]
+    pub fn leaf(&self, leaf: &LeafName) -> RemoteLeaf {
+        RemoteLeaf {
+            link: self.fleet.clone(),
+            leaf: leaf.clone(),
+        }
+    }
+}
+
+impl RemoteLeaf {
+    /// Subscribes to the leaf's live events.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn live_events(&self) -> Result<LiveEvents, StreamError> {
+        Ok(LiveEvents {
+            subscriber: self.link.subscribe(subject::events_of(&self.leaf)).await?,
+            leaf: self.leaf.clone(),
+        })
+    }
+
+    /// Returns where the leaf's stream begins and ends.
+    ///
+    /// # Errors
+    /// [`RemoteError`].
+    pub async fn extent(&self) -> Result<Extent, RemoteError> {
+        let subject = subject::link_read(&self.leaf, LinkRead::EventsInfo);
+        let answer = self.link.request(&subject, None, "".into(), TIMEOUT).await;
+        let answer = answer.map_err(|error| self.error(error))?;
+        let stream = subject::event_stream(&self.leaf);
+        let info: Info = read_answer(&answer.payload, &stream).map_err(|error| self.refused(&error))?;
+        Ok(Extent {
+            first: info.state.first_sequence.max(1),
+            last: info.state.last_sequence,
+        })
+    }
+
+    /// Returns the event with this sequence number, or the first one after it.
+    ///
+    /// # Errors
+    /// [`RemoteError`].
+    pub async fn event_from(&self, sequence: u64) -> Result<Option<EventRecord>, RemoteError> {
+        let mut request = self.ask_events(sequence, 1).await?;
+        Ok(request.collect().await?.events.into_iter().next())
+    }
+
+    /// Asks for events, whose replies are collected later.
+    ///
+    /// # Errors
+    /// [`RemoteError`].
+    pub async fn ask_events(&self, from: u64, events: u64) -> Result<EventsRequest, RemoteError> {
+        let subject = subject::link_read(&self.leaf, LinkRead::EventsGet);
+        let body = json!({ "seq": from, "batch": events });
+        let page = PageRequest::ask(&self.link, &subject, &body).await;
+        Ok(EventsRequest {
+            leaf: self.leaf.clone(),
+            from,
+            page: page.map_err(|error| page_error(&self.leaf, error))?,
+        })
+    }
+
+    pub(super) fn error(&self, error: RequestError) -> RemoteError {
+        page_error(&self.leaf, PageError::Request(error))
+    }
+
+    fn refused(&self, error: &StreamError) -> RemoteError {
+        RemoteError::Refused {
+            leaf: self.leaf.clone(),
+            description: error.to_string(),
+        }
+    }
+}
+
+impl EventsRequest {
+    /// Returns the page when it is complete. The future may be dropped and the call repeated, until it returned.
+    ///
+    /// # Errors
+    /// [`RemoteError`].
+    pub async fn collect(&mut self) -> Result<RemotePage, RemoteError> {
+        let page = self.page.collect().await;
+        let page = page.map_err(|error| page_error(&self.leaf, error))?;
+        let events = page.messages.into_iter().map(|message| {
+            let sequence = number(&message, "Nats-Sequence").unwrap_or(self.from);
+            let subject = message
+                .headers
+                .as_ref()
+                .and_then(|headers| headers.get("Nats-Subject"));
+            let event = subject.and_then(|subject| event(&self.leaf, subject.as_str(), &message));
+            event
+                .filter(|event| event.sequence == sequence)
+                .ok_or_else(|| RemoteError::NotAnEvent {
+                    leaf: self.leaf.clone(),
+                    sequence,
+                })
+        });
+        Ok(RemotePage {
+            from: self.from,
+            events: events.collect::<Result<_, _>>()?,
+            end: page.end,
+        })
+    }
+}
+
+impl LiveEvents {
+    /// Returns the next event; what is none is skipped.
+    ///
+    /// # Errors
+    /// [`StreamError::Disconnected`] when there will be no more.
+    pub async fn next(&mut self) -> Result<EventRecord, StreamError> {
+        loop {
+            let message = self.subscriber.next().await.ok_or(StreamError::Disconnected)?;
+            if let Some(event) = event(&self.leaf, &message.subject, &message) {
+                return Ok(event);
+            }
+        }
+    }
+
+    /// Returns the next event if it has arrived.
+    pub fn arrived(&mut self) -> Option<EventRecord> {
+        loop {
+            let message = self.subscriber.next().now_or_never().flatten()?;
+            if let Some(event) = event(&self.leaf, &message.subject, &message) {
+                return Some(event);
+            }
+        }
+    }
+}
+
+/// Returns a message as an event of the leaf, with the sequence number in its header.
+fn event(leaf: &LeafName, subject: &str, message: &Message) -> Option<EventRecord> {
+    let headers: &HeaderMap = message.headers.as_ref()?;
+    let sequence = headers.get(header::SEQUENCE)?.as_str().parse().ok()?;
+    subject::copied_event(leaf, subject)?;
+    Some(to_record(sequence, subject, headers, &message.payload))
+}
+
+pub(super) fn page_error(leaf: &LeafName, error: PageError) -> RemoteError {
+    let leaf = leaf.clone();
+    match error {
+        PageError::Request(RequestError::NoResponders | RequestError::TimedOut) => {
+            RemoteError::NotLinked { leaf }
+        }
+        PageError::Request(RequestError::Disconnected) => RemoteError::Disconnected,
+        PageError::Request(RequestError::Forbidden(what)) => RemoteError::NoPermission { what },
+        PageError::Request(RequestError::TooLarge(description) | RequestError::Other(description)) => {
+            RemoteError::Refused { leaf, description }
+        }
+        PageError::Refused { code, description } => RemoteError::Refused {
+            leaf,
+            description: format!("{description} ({code})"),
+        },
+    }
+}

@@ -1,0 +1,271 @@
+//! The streams of the hub beside the copies of events: who was ever here (`LEASES`), the state of each copy (the bucket
+//! `fleet`), and what happened (`FLEET`).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, SubjectTransform};
+use bytes::Bytes;
+use jiff::Timestamp;
+use leaf_core::beat::Beat;
+use leaf_core::event::header;
+use leaf_core::fleet::CopyStatus;
+use leaf_core::fleet::fact::FleetEvent;
+use leaf_core::id::LeafName;
+use leaf_core::json::to_json;
+use leaf_core::subject::{self, FLEET_BUCKET, FLEET_STREAM, LEASE_STREAM};
+use serde_json::json;
+
+use super::Hub;
+use super::page::{PageError, PageRequest, header as header_of, number};
+use crate::jetstream::last_of_each_subject;
+use crate::link::Link;
+use crate::stream_error::{StreamError, request_error};
+
+/// The largest size of the stream `FLEET`, in bytes; new events replace the oldest ones.
+const FLEET_BYTES: i64 = 64 << 20;
+/// How many messages a page has.
+const PAGE: u64 = 512;
+
+/// A leaf that was here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Its last beat.
+    pub beat: Beat,
+    /// The age of its last claim.
+    pub age: Duration,
+}
+
+/// The hub's registry.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    link: Link,
+}
+
+impl Hub {
+    /// Makes the streams of the registry where they don't exist, and returns it.
+    ///
+    /// # Errors
+    /// [`StreamError::Foreign`] if a stream of their names has other settings; [`StreamError`].
+    pub async fn registry(&self) -> Result<Registry, StreamError> {
+        let registry = self.registry_as_it_is();
+        registry.make().await?;
+        Ok(registry)
+    }
+
+    /// Returns the registry without making its streams.
+    #[must_use]
+    pub fn registry_as_it_is(&self) -> Registry {
+        Registry {
+            link: self.fleet.clone(),
+        }
+    }
+}
+
+impl Registry {
+    /// Returns all leaves that were ever here.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn leaves(&self) -> Result<Vec<Known>, StreamError> {
+        let now = Timestamp::now();
+        let all = self.messages(LEASE_STREAM).await?;
+        let known = all.iter().filter_map(|message| {
+            let time: Timestamp = header_of(message, "Nats-Time-Stamp")?.parse().ok()?;
+            Some(Known {
+                beat: serde_json::from_slice(&message.payload).ok()?,
+                // A clock that was set back makes it seem to be of the future.
+                age: now.duration_since(time).try_into().unwrap_or_default(),
+            })
+        });
+        Ok(known.collect())
+    }
+
+    /// Stores a leaf's beat: its claim is granted.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn put_beat(&self, beat: &Beat) -> Result<(), StreamError> {
+        let subject = subject::copied_beat(&beat.leaf);
+        self.put(LEASE_STREAM, &subject, HeaderMap::new(), to_json(beat))
+            .await
+    }
+
+    /// Returns the documents about the copies, by leaf.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn statuses(&self) -> Result<BTreeMap<LeafName, CopyStatus>, StreamError> {
+        let all = self.messages(&fleet_bucket().name).await?;
+        let statuses = all
+            .iter()
+            .filter_map(|message| serde_json::from_slice::<CopyStatus>(&message.payload).ok());
+        Ok(statuses.map(|status| (status.leaf.clone(), status)).collect())
+    }
+
+    /// Stores the document about a copy.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn put_status(&self, status: &CopyStatus) -> Result<(), StreamError> {
+        let subject = subject::copy_status(&status.leaf);
+        self.put(&fleet_bucket().name, &subject, HeaderMap::new(), to_json(status))
+            .await
+    }
+
+    /// Stores an event about a copy.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn put_event(&self, event: &FleetEvent) -> Result<(), StreamError> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in event.headers().iter() {
+            headers.insert(name, value);
+        }
+        // The agent may have been killed after it stored the event, and stores it again.
+        headers.insert("Nats-Msg-Id", event.id());
+        self.put(FLEET_STREAM, &event.subject(), headers, event.body())
+            .await
+    }
+
+    /// Returns the subjects and bodies of the events about leaves and copies that the stream still has.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn events(&self) -> Result<Vec<(String, CopyStatus)>, StreamError> {
+        let all = self.messages(FLEET_STREAM).await?;
+        let events = all.iter().filter_map(|message| {
+            let subject = header_of(message, "Nats-Subject")?.to_owned();
+            Some((subject, serde_json::from_slice(&message.payload).ok()?))
+        });
+        Ok(events.collect())
+    }
+
+    async fn make(&self) -> Result<(), StreamError> {
+        for desired in [leases(), fleet_bucket(), fleet_events()] {
+            ensure(&self.link, &desired).await?;
+        }
+        Ok(())
+    }
+
+    /// Stores a message. Streams that are lost are made anew.
+    async fn put(
+        &self,
+        stream: &str,
+        subject: &str,
+        mut headers: HeaderMap,
+        body: Vec<u8>,
+    ) -> Result<(), StreamError> {
+        if headers.is_empty() {
+            headers.insert(header::CONTENT_TYPE, "application/json");
+        }
+        let body = Bytes::from(body);
+        let put = |headers, body| self.link.publish_acked(stream, subject, headers, body);
+        match put(headers.clone(), body.clone()).await {
+            Err(StreamError::NoStream { .. }) => {
+                self.make().await?;
+                put(headers, body).await.map(drop)
+            }
+            other => other.map(drop),
+        }
+    }
+
+    /// Reads all messages of a stream.
+    async fn messages(&self, stream: &str) -> Result<Vec<async_nats::Message>, StreamError> {
+        let what = format!("DIRECT.GET.{stream}");
+        let subject = format!("{}.{what}", self.link.api_prefix());
+        let failed = |error| match error {
+            PageError::Request(error) => request_error(error, &what, self.link.domain()),
+            PageError::Refused { code, description } => StreamError::Server {
+                code: code.into(),
+                description,
+            },
+        };
+        let (mut all, mut next) = (Vec::new(), 1);
+        loop {
+            let body = json!({ "seq": next, "batch": PAGE });
+            let mut request = PageRequest::ask(&self.link, &subject, &body)
+                .await
+                .map_err(failed)?;
+            let page = request.collect().await.map_err(failed)?;
+            match page
+                .messages
+                .last()
+                .and_then(|last| number(last, "Nats-Sequence"))
+            {
+                Some(last) => next = last + 1,
+                None => return Ok(all),
+            }
+            all.extend(page.messages);
+            if page.end {
+                return Ok(all);
+            }
+        }
+    }
+}
+
+/// Makes a stream that the agent alone writes.
+pub(super) async fn ensure(link: &Link, desired: &Config) -> Result<(), StreamError> {
+    let differs = |found: &Config| {
+        let mut why = Vec::new();
+        if found.subjects != desired.subjects {
+            why.push(format!("its subjects are {:?}", found.subjects));
+        }
+        if found.subject_transform != desired.subject_transform {
+            why.push("it stores its messages under other subjects".to_owned());
+        }
+        if found.max_messages_per_subject != desired.max_messages_per_subject || !found.max_age.is_zero() {
+            why.push("it keeps another number of messages, or for a time only".to_owned());
+        }
+        if found.mirror.is_some() || found.sources.as_ref().is_some_and(|sources| !sources.is_empty()) {
+            why.push("it is a copy of other streams".to_owned());
+        }
+        (!why.is_empty()).then(|| why.join(", "))
+    };
+    let merge = |found: &mut Config| found.allow_direct = true;
+    link.ensure_stream(desired, differs, merge).await.map(drop)
+}
+
+fn leases() -> Config {
+    Config {
+        description: Some("the last beat of every leaf that was ever here".to_owned()),
+        storage: StorageType::File,
+        subject_transform: Some(SubjectTransform {
+            source: subject::copied_beats(),
+            destination: "leaf.v1.beat.{{wildcard(1)}}".to_owned(),
+        }),
+        ..last_of_each_subject(LEASE_STREAM.to_owned(), subject::copied_beats())
+    }
+}
+
+fn fleet_bucket() -> Config {
+    Config {
+        description: Some("the state of the copy of each leaf".to_owned()),
+        storage: StorageType::File,
+        discard: DiscardPolicy::New,
+        allow_rollup: true,
+        deny_delete: true,
+        ..last_of_each_subject(format!("KV_{FLEET_BUCKET}"), subject::copy_statuses())
+    }
+}
+
+fn fleet_events() -> Config {
+    Config {
+        name: FLEET_STREAM.to_owned(),
+        description: Some("what happened to the leaves and their copies".to_owned()),
+        subjects: vec![subject::fleet_facts()],
+        max_bytes: FLEET_BYTES,
+        max_messages: -1,
+        max_messages_per_subject: -1,
+        max_consumers: -1,
+        max_message_size: -1,
+        num_replicas: 1,
+        storage: StorageType::File,
+        retention: RetentionPolicy::Limits,
+        discard: DiscardPolicy::Old,
+        allow_direct: true,
+        deny_delete: true,
+        ..Config::default()
+    }
+}

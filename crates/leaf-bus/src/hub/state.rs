@@ -1,0 +1,191 @@
+//! The copy of the leaves' state: the bucket `leaf_state` of the hub.
+
+use std::collections::BTreeMap;
+
+use async_nats::Message;
+use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType, SubjectTransform};
+use bytes::Bytes;
+use futures::{FutureExt as _, StreamExt as _};
+use leaf_core::id::LeafName;
+use leaf_core::subject::{self, LinkRead, STATE_BUCKET};
+use serde_json::json;
+
+use super::Hub;
+use super::leaf::{RemoteError, RemoteLeaf, page_error};
+use super::page::{PageRequest, header, number};
+use super::registry::ensure;
+use crate::jetstream::last_of_each_subject;
+use crate::kv;
+use crate::link::Link;
+use crate::stream_error::StreamError;
+
+/// How many entries a page has.
+const PAGE: u64 = 256;
+
+/// A changed entry of a leaf's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateChange {
+    /// Its key, without the leaf's name.
+    pub key: String,
+    /// Its value; `None` if it was removed.
+    pub value: Option<Bytes>,
+    /// Its sequence number in the leaf's own bucket.
+    pub sequence: u64,
+}
+
+/// A page of a leaf's entries.
+#[derive(Debug)]
+pub struct StatePage {
+    /// The entries, in the order of their sequence numbers.
+    pub changes: Vec<StateChange>,
+    /// Whether the bucket has no more.
+    pub end: bool,
+}
+
+/// The live changes of a leaf's state.
+#[derive(Debug)]
+pub struct LiveState {
+    leaf: LeafName,
+    subscriber: async_nats::Subscriber,
+}
+
+/// The bucket with the state of all leaves, which the agent alone writes.
+#[derive(Debug, Clone)]
+pub struct StateCopy {
+    link: Link,
+}
+
+impl Hub {
+    /// Makes the bucket if it does not exist, and returns it.
+    ///
+    /// # Errors
+    /// [`StreamError::Foreign`] if a stream of its name has other settings; [`StreamError`].
+    pub async fn state_copy(&self) -> Result<StateCopy, StreamError> {
+        ensure(&self.fleet, &config()).await?;
+        Ok(StateCopy {
+            link: self.fleet.clone(),
+        })
+    }
+}
+
+impl RemoteLeaf {
+    /// Subscribes to the changes of the leaf's state.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn live_state(&self) -> Result<LiveState, StreamError> {
+        Ok(LiveState {
+            subscriber: self.link.subscribe(subject::state_changes_of(&self.leaf)).await?,
+            leaf: self.leaf.clone(),
+        })
+    }
+
+    /// Reads the last value of each entry that was written with this sequence number of the bucket or a later one.
+    ///
+    /// # Errors
+    /// [`RemoteError`].
+    pub async fn state_from(&self, sequence: u64) -> Result<StatePage, RemoteError> {
+        let subject = subject::link_read(&self.leaf, LinkRead::StateGet);
+        let body = json!({
+            "seq": sequence,
+            "batch": PAGE,
+            "next_by_subj": subject::state_keys_of(&self.leaf),
+        });
+        let failed = |error| page_error(&self.leaf, error);
+        let mut request = PageRequest::ask(&self.link, &subject, &body)
+            .await
+            .map_err(failed)?;
+        let page = request.collect().await.map_err(failed)?;
+        let changes = page.messages.iter().filter_map(|message| {
+            let key = subject::key_of_state(&self.leaf, header(message, "Nats-Subject")?)?;
+            change(key, message)
+        });
+        Ok(StatePage {
+            changes: changes.collect(),
+            end: page.end,
+        })
+    }
+}
+
+impl LiveState {
+    /// Returns the next change.
+    ///
+    /// # Errors
+    /// [`StreamError::Disconnected`] when there will be no more.
+    pub async fn next(&mut self) -> Result<StateChange, StreamError> {
+        loop {
+            let message = self.subscriber.next().await.ok_or(StreamError::Disconnected)?;
+            if let Some((leaf, key)) = subject::parts_of_state_change(&message.subject)
+                && leaf == self.leaf
+                && let Some(change) = change(key, &message)
+            {
+                return Ok(change);
+            }
+        }
+    }
+}
+
+impl LiveState {
+    /// Returns the next change if it has arrived.
+    pub fn arrived(&mut self) -> Option<StateChange> {
+        self.next().now_or_never()?.ok()
+    }
+}
+
+/// Returns a message of a bucket as a change: a value is JSON and never empty.
+fn change(key: &str, message: &Message) -> Option<StateChange> {
+    Some(StateChange {
+        key: key.to_owned(),
+        value: (!message.payload.is_empty()).then(|| message.payload.clone()),
+        sequence: number(message, "Nats-Sequence")?,
+    })
+}
+
+impl StateCopy {
+    /// Returns the copied entries of a leaf.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn entries(&self, leaf: &LeafName) -> Result<BTreeMap<String, Vec<u8>>, StreamError> {
+        match kv::read(&self.link, leaf).await {
+            // The hub's store was lost.
+            Err(StreamError::NoStream { .. }) => {
+                ensure(&self.link, &config()).await?;
+                kv::read(&self.link, leaf).await
+            }
+            other => other,
+        }
+    }
+
+    /// Writes entries of a leaf, and removes those without a value. Returns when all are stored.
+    ///
+    /// # Errors
+    /// The [`StreamError`] of the first entry that could not be stored.
+    pub async fn apply(
+        &self,
+        leaf: &LeafName,
+        entries: Vec<(String, Option<Bytes>)>,
+    ) -> Result<(), StreamError> {
+        let entries: Vec<_> = entries
+            .into_iter()
+            .map(|(key, value)| (subject::copied_state(leaf, &key), value))
+            .collect();
+        kv::write(&self.link, &entries).await
+    }
+}
+
+/// The settings of the bucket as all NATS clients expect them (ADR-8), written on subjects of the agent's own.
+fn config() -> Config {
+    Config {
+        description: Some("the last value of each entry of each leaf's state".to_owned()),
+        storage: StorageType::File,
+        discard: DiscardPolicy::New,
+        allow_rollup: true,
+        deny_delete: true,
+        subject_transform: Some(SubjectTransform {
+            source: subject::copied_states(),
+            destination: format!("$KV.{STATE_BUCKET}.{{{{wildcard(1)}}}}.>"),
+        }),
+        ..last_of_each_subject(subject::state_stream(), subject::copied_states())
+    }
+}

@@ -1,0 +1,527 @@
+//! The task of one leaf: answers its requests, and keeps the copy of its events as [`Copy`] decides.
+
+use std::collections::VecDeque;
+use std::future::pending;
+use std::pin::Pin;
+use std::time::Duration;
+
+use leaf_bus::hub::{
+    Asked, CopyEvents, CopyStream, EventsRequest, LeafRequest, LiveEvents, RemoteError, RemoteLeaf,
+    RemotePage,
+};
+use leaf_bus::stream::StreamError;
+use leaf_core::error::chain;
+use leaf_core::fleet::claims::{Holder, Verdict, decide};
+use leaf_core::fleet::copy::{Compared, Copy, Extent, Input, Output};
+use leaf_core::fleet::{Claim, ClaimReply, CopiedEvent, CopyEnd, CopyPage, CopyStatus, fingerprint};
+use leaf_core::id::LeafName;
+use leaf_core::json::to_json;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::Instant;
+
+use crate::agent::Shared;
+use crate::shown::Shown;
+use crate::state::{Signal, StateTask};
+
+/// How often the copy is looked up at a claim, though nothing was copied: somebody may have deleted it.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// What the agent tells a leaf's task.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// A request of the leaf.
+    Request(Box<LeafRequest>),
+    /// Its copy was deleted, to begin anew.
+    Reset,
+}
+
+type Work = Pin<Box<dyn Future<Output = Done> + Send>>;
+type Permit = Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>>;
+
+/// The end of opening or comparing.
+enum Done {
+    Opened(Extent, Box<CopyEvents>),
+    Compared(Compared),
+    Failed(String),
+}
+
+/// A page that was asked for, and its share of the pages under way.
+struct Reading {
+    request: EventsRequest,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// A leaf's task.
+pub(crate) struct LeafTask {
+    shared: Shared,
+    leaf: LeafName,
+    holder: Option<Holder>,
+    messages: mpsc::Receiver<Message>,
+    copy: Copy,
+    shown: Shown,
+    remote: RemoteLeaf,
+    stream: CopyStream,
+    /// The copy's end as it was read last, and when.
+    end: Option<(CopyEnd, Duration)>,
+    publisher: Option<CopyEvents>,
+    work: Option<Work>,
+    /// The pages to ask for, the permit for the next one, and those that were asked for.
+    wanted: VecDeque<(u64, u64)>,
+    permit: Option<Permit>,
+    reads: VecDeque<Reading>,
+    state: mpsc::Sender<Signal>,
+    state_task: Option<StateTask>,
+    /// The last error of a request, which is logged once.
+    complaint: String,
+}
+
+/// What wakes the task.
+enum Wake {
+    Message(Message),
+    Reconnected,
+    Acked(Result<u64, StreamError>),
+    Done(Done),
+    Heard(Result<leaf_core::event::EventRecord, StreamError>),
+    Permit(OwnedSemaphorePermit),
+    Page(Result<RemotePage, RemoteError>),
+    Tick,
+}
+
+impl LeafTask {
+    pub(crate) fn new(
+        shared: Shared,
+        leaf: LeafName,
+        holder: Option<Holder>,
+        status: Option<CopyStatus>,
+        messages: mpsc::Receiver<Message>,
+    ) -> Self {
+        let (state, signals) = mpsc::channel(4);
+        let remote = shared.hub.leaf(&leaf);
+        let copied = status.as_ref().map_or(0, |status| status.copied);
+        Self {
+            copy: Copy::new(shared.now(), copied, status.as_ref().map(|status| status.state)),
+            shown: Shown::new(status),
+            stream: shared.hub.copy(&leaf, shared.max_bytes),
+            state_task: Some(StateTask::new(
+                shared.states.clone(),
+                leaf.clone(),
+                remote.clone(),
+                signals,
+            )),
+            shared,
+            leaf,
+            holder,
+            messages,
+            remote,
+            end: None,
+            publisher: None,
+            work: None,
+            wanted: VecDeque::new(),
+            permit: None,
+            reads: VecDeque::new(),
+            state,
+            complaint: String::new(),
+        }
+    }
+
+    /// Runs as long as the agent does, and returns why it can't go on.
+    pub(crate) async fn run(mut self) -> anyhow::Error {
+        let state_task = self.state_task.take().expect("a task is run once");
+        tokio::select! {
+            result = self.copy_events() => match result {
+                Ok(()) => anyhow::anyhow!("the agent dropped it"),
+                Err(error) => error.into(),
+            },
+            error = state_task.run() => error.into(),
+        }
+    }
+
+    async fn copy_events(&mut self) -> Result<(), StreamError> {
+        let mut live = self.remote.live_events().await?;
+        let mut connection = self.shared.hub.fleet_status();
+        loop {
+            let now = self.shared.now();
+            let deadline = [self.copy.deadline(now), self.shown.retry()]
+                .into_iter()
+                .flatten()
+                .min();
+            let wake = tokio::select! {
+                biased;
+                message = self.messages.recv() => match message {
+                    Some(message) => Wake::Message(message),
+                    None => return Ok(()),
+                },
+                changed = connection.changed() => match changed {
+                    // A loss of the connection is an error of what is under way.
+                    Ok(()) if connection.borrow_and_update().is_connected() => Wake::Reconnected,
+                    Ok(()) => continue,
+                    Err(_) => return Err(StreamError::Disconnected),
+                },
+                acked = acked(&mut self.publisher) => Wake::Acked(acked),
+                done = work(&mut self.work) => Wake::Done(done),
+                heard = live.next() => Wake::Heard(heard),
+                permit = granted(&mut self.permit) => Wake::Permit(permit),
+                page = read(&mut self.reads) => Wake::Page(page),
+                () = until(self.shared.started, deadline) => Wake::Tick,
+            };
+            self.wake(wake, &mut live).await?;
+            let now = self.shared.now();
+            if let Some(view) = self.copy.view(now) {
+                self.shown.show(&self.shared, &self.leaf, view, now).await;
+            }
+        }
+    }
+
+    async fn wake(&mut self, wake: Wake, live: &mut LiveEvents) -> Result<(), StreamError> {
+        match wake {
+            Wake::Message(Message::Request(request)) => self.request(*request).await,
+            Wake::Message(Message::Reset) | Wake::Reconnected => {
+                self.shown.write_again();
+                self.end = None;
+                self.tell(Input::Reconnected).await;
+                self.signal(Signal::All);
+            }
+            Wake::Acked(Ok(sequence)) => self.tell(Input::Stored(sequence)).await,
+            Wake::Acked(Err(error)) => self.failed("can't write the copy", &error).await,
+            Wake::Done(Done::Opened(extent, publisher)) => {
+                self.publisher = Some(*publisher);
+                self.tell(Input::Opened(extent)).await;
+            }
+            Wake::Done(Done::Compared(compared)) => self.tell(Input::Compared(compared)).await,
+            Wake::Done(Done::Failed(why)) => self.tell(Input::Failed(why)).await,
+            Wake::Heard(event) => {
+                self.tell(Input::Heard(event?)).await;
+                while let Some(event) = live.arrived() {
+                    self.tell(Input::Heard(event)).await;
+                }
+            }
+            Wake::Permit(permit) => self.ask(permit).await,
+            Wake::Page(Ok(RemotePage { from, events, end })) => {
+                let reading = self.reads.pop_front();
+                self.tell(Input::Page { from, events, end }).await;
+                drop(reading);
+                // What was not heard live may have changed the state.
+                self.signal(Signal::Changes);
+            }
+            Wake::Page(Err(error)) => self.failed("can't read the leaf's events", &error).await,
+            Wake::Tick => self.tell(Input::Tick).await,
+        }
+        Ok(())
+    }
+
+    async fn failed(&mut self, what: &str, error: &(dyn std::error::Error + Send + Sync)) {
+        let why = format!("{what}: {}", chain(error));
+        self.tell(Input::Failed(why)).await;
+    }
+
+    /// Gives an input to the copy, and does what it says.
+    async fn tell(&mut self, input: Input) {
+        let mut next = Some(input);
+        while let Some(input) = next.take() {
+            for output in self.copy.handle(input, self.shared.now()) {
+                match output {
+                    Output::Open => {
+                        self.close();
+                        self.work = Some(Box::pin(open(self.stream.clone(), self.remote.clone())));
+                    }
+                    Output::Close => self.close(),
+                    Output::Compare(extent) => {
+                        self.work = Some(Box::pin(compare(
+                            self.stream.clone(),
+                            self.remote.clone(),
+                            extent,
+                        )));
+                    }
+                    Output::Read { from, events } => {
+                        self.wanted.push_back((from, events));
+                        self.want();
+                    }
+                    Output::StopReading => self.stop_reading(),
+                    Output::Publish(events) => {
+                        if let Err(error) = self.publish(events).await {
+                            let why = format!("can't write the copy: {}", chain(&error));
+                            next = Some(Input::Failed(why));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    async fn publish(&mut self, events: Vec<leaf_core::event::EventRecord>) -> Result<(), StreamError> {
+        let publisher = self.publisher.as_mut().ok_or(StreamError::Disconnected)?;
+        for event in events {
+            publisher.publish(event).await?;
+        }
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        self.work = None;
+        self.publisher = None;
+        self.stop_reading();
+    }
+
+    fn stop_reading(&mut self) {
+        self.wanted.clear();
+        self.permit = None;
+        self.reads.clear();
+    }
+
+    fn want(&mut self) {
+        if self.permit.is_none() && !self.wanted.is_empty() {
+            let pages = self.shared.pages.clone();
+            self.permit = Some(Box::pin(async move {
+                pages
+                    .acquire_owned()
+                    .await
+                    .expect("the semaphore is never closed")
+            }));
+        }
+    }
+
+    async fn ask(&mut self, permit: OwnedSemaphorePermit) {
+        self.permit = None;
+        if let Some((from, events)) = self.wanted.pop_front() {
+            match self.remote.ask_events(from, events).await {
+                Ok(request) => self.reads.push_back(Reading {
+                    request,
+                    _permit: permit,
+                }),
+                Err(error) => self.failed("can't read the leaf's events", &error).await,
+            }
+        }
+        self.want();
+    }
+
+    fn signal(&self, signal: Signal) {
+        // With signals waiting, the state is read anyway.
+        let _ = self.state.try_send(signal);
+    }
+
+    async fn request(&mut self, mut request: LeafRequest) {
+        let asked = std::mem::replace(
+            &mut request.asked,
+            Asked::ReadCopy(leaf_core::fleet::ReadCopy { from: 0 }),
+        );
+        let answered = match asked {
+            Asked::Claim(claim) => self.claim(*claim, request).await,
+            Asked::ReadCopy(read) => read_copy(self.stream.clone(), read.from, request).await,
+        };
+        if let Err(error) = answered {
+            let why = chain(&error);
+            if self.complaint != why {
+                tracing::warn!(leaf = %self.leaf, error = why, "can't answer a request of a leaf");
+                self.complaint = why;
+            }
+        }
+    }
+
+    async fn claim(&mut self, claim: Claim, request: LeafRequest) -> Result<(), StreamError> {
+        let now = self.shared.now();
+        let anew = match decide(self.holder.as_ref(), &self.leaf, &claim, now) {
+            Verdict::Foreign => {
+                tracing::warn!(leaf = %self.leaf, claims = %claim.beat.leaf, "a leaf claims the name of another one");
+                return Ok(());
+            }
+            Verdict::Held(by) => {
+                tracing::warn!(
+                    leaf = %self.leaf, holder = %by.instance, refused = %claim.beat.instance,
+                    host = claim.beat.hostname, "another instance claims the name of a leaf"
+                );
+                self.end = None;
+                self.tell(Input::Contested).await;
+                return request.reply(&ClaimReply::Held { by }).await;
+            }
+            Verdict::Granted { anew } => anew,
+        };
+        self.holder = Some(Holder::now(claim.beat.clone(), now));
+        let stored = self.shared.registry.put_beat(&claim.beat).await;
+        if anew {
+            self.end = None;
+        }
+        let end = self.copy_end(now).await;
+        let claimed = Input::Claimed {
+            anew,
+            stream_last: claim.stream_last,
+        };
+        self.tell(claimed).await;
+        self.signal(if anew { Signal::All } else { Signal::Claimed });
+        stored?;
+        request.reply(&ClaimReply::Granted { copy: end? }).await
+    }
+
+    /// Returns where the copy begins and ends.
+    async fn copy_end(&mut self, now: Duration) -> Result<Option<CopyEnd>, StreamError> {
+        if let Some((end, read)) = &self.end
+            && end.last == self.copy.stored()
+            && now < *read + LOOK_EVERY
+        {
+            return Ok(Some(end.clone()));
+        }
+        self.end = None;
+        let Some(extent) = self.stream.open().await?.filter(|extent| !extent.is_empty()) else {
+            if self.copy.stored() > 0 {
+                self.tell(Input::Reconnected).await;
+            }
+            return Ok(None);
+        };
+        if extent.last < self.copy.stored() {
+            // An older one, or another.
+            self.tell(Input::Reconnected).await;
+        }
+        let Some(last) = self.stream.read(extent.last).await? else {
+            return Ok(None);
+        };
+        let end = CopyEnd {
+            first: extent.first,
+            last: extent.last,
+            fingerprint: fingerprint(&last),
+        };
+        self.end = Some((end.clone(), now));
+        Ok(Some(end))
+    }
+}
+
+async fn acked(publisher: &mut Option<CopyEvents>) -> Result<u64, StreamError> {
+    match publisher {
+        Some(publisher) if publisher.is_waiting() => publisher.next_ack().await,
+        _ => pending().await,
+    }
+}
+
+async fn work(work: &mut Option<Work>) -> Done {
+    match work {
+        Some(running) => {
+            let done = running.await;
+            *work = None;
+            done
+        }
+        None => pending().await,
+    }
+}
+
+async fn granted(permit: &mut Option<Permit>) -> OwnedSemaphorePermit {
+    match permit {
+        Some(permit) => permit.await,
+        None => pending().await,
+    }
+}
+
+async fn read(reads: &mut VecDeque<Reading>) -> Result<RemotePage, RemoteError> {
+    match reads.front_mut() {
+        Some(reading) => reading.request.collect().await,
+        None => pending().await,
+    }
+}
+
+async fn until(started: Instant, deadline: Option<Duration>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(started + deadline).await,
+        None => pending().await,
+    }
+}
+
+/// Opens the copy; makes one that begins where the leaf's stream begins if there is none, or an empty one.
+async fn open(stream: CopyStream, remote: RemoteLeaf) -> Done {
+    let found = match stream.open().await {
+        Ok(found) => found,
+        Err(error) => return Done::Failed(format!("can't open the copy: {}", chain(&error))),
+    };
+    let extent = match found {
+        Some(extent) if !extent.is_empty() => extent,
+        _ => {
+            let first = match remote.extent().await {
+                Ok(extent) => extent.first,
+                Err(error) => {
+                    return Done::Failed(format!("can't read the leaf's stream: {}", chain(&error)));
+                }
+            };
+            match stream.begin(first).await {
+                Ok(extent) => extent,
+                Err(error) => return Done::Failed(format!("can't make the copy: {}", chain(&error))),
+            }
+        }
+    };
+    match stream.publisher(extent.last).await {
+        Ok(publisher) => Done::Opened(extent, Box::new(publisher)),
+        Err(error) => Done::Failed(format!("can't open the copy: {}", chain(&error))),
+    }
+}
+
+/// Compares the copy's last event with the leaf's.
+async fn compare(stream: CopyStream, remote: RemoteLeaf, extent: Extent) -> Done {
+    match compared(&stream, &remote, extent).await {
+        Ok(compared) => Done::Compared(compared),
+        Err(why) => Done::Failed(format!("can't compare the copy with the leaf's events: {why}")),
+    }
+}
+
+async fn compared(stream: &CopyStream, remote: &RemoteLeaf, extent: Extent) -> Result<Compared, String> {
+    let text = |error: &(dyn std::error::Error + 'static)| chain(error);
+    let mut last = extent.last;
+    let found = remote.event_from(last).await.map_err(|e| text(&e))?;
+    let theirs = match found {
+        Some(event) if event.sequence > last => {
+            return Ok(Compared::Begins {
+                first: event.sequence,
+            });
+        }
+        Some(event) => event,
+        None => {
+            // The leaf has fewer: its last one is compared.
+            let leaf = remote.extent().await.map_err(|e| text(&e))?;
+            last = leaf.last;
+            if leaf.is_empty() || last < extent.first {
+                return Ok(Compared::Ends { last });
+            }
+            match remote.event_from(last).await.map_err(|e| text(&e))? {
+                Some(event) => event,
+                None => return Ok(Compared::Ends { last }),
+            }
+        }
+    };
+    let ours = stream.read(last).await.map_err(|e| text(&e))?;
+    Ok(match ours {
+        Some(ours) if fingerprint(&ours) != fingerprint(&theirs) => Compared::Differs { sequence: last },
+        _ if last < extent.last => Compared::Ends { last },
+        _ => Compared::Same,
+    })
+}
+
+/// Answers with a page of the copy.
+async fn read_copy(stream: CopyStream, from: u64, request: LeafRequest) -> Result<(), StreamError> {
+    let Some(extent) = stream.open().await? else {
+        return request
+            .reply(&CopyPage {
+                events: Vec::new(),
+                last: 0,
+            })
+            .await;
+    };
+    let room = request.reply_room();
+    let mut page = CopyPage {
+        events: Vec::new(),
+        last: extent.last,
+    };
+    let mut size = to_json(&page).len();
+    let mut reader = stream.read_from(from.max(extent.first));
+    while let Some(event) = reader.next().await? {
+        let sequence = event.sequence;
+        let event = CopiedEvent::try_from(event).map_err(|error| StreamError::Server {
+            code: 0,
+            description: error.to_string(),
+        })?;
+        size += to_json(&event).len() + 1;
+        if size > room {
+            if page.events.is_empty() {
+                return Err(StreamError::TooLarge {
+                    description: format!("event {sequence} does not fit into a reply of {room} bytes"),
+                });
+            }
+            break;
+        }
+        page.events.push(event);
+    }
+    request.reply(&page).await
+}

@@ -1,0 +1,237 @@
+//! The settings file of the agent. Unknown keys are refused, so that a misspelt one is noticed.
+
+use std::path::{Path, PathBuf};
+
+use leaf_bus::connect::{ConnectSettings, Credentials, Tls};
+use leaf_core::subject;
+use serde::Deserialize;
+
+/// All settings.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Settings {
+    /// The log filter, in the syntax of `tracing`: `info`, `leaf_hub=debug`.
+    #[serde(default = "default_log")]
+    pub(crate) log: String,
+    /// The connections to the hub's NATS server.
+    pub(crate) nats: Nats,
+    /// The copies.
+    #[serde(default)]
+    pub(crate) copies: Copies,
+}
+
+/// The connections to the hub's NATS server.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Nats {
+    /// The URL of the server: `nats://127.0.0.1:4222`. Several are separated by commas.
+    pub(crate) url: String,
+    /// The file with the credentials of the agent's user in the account `FLEET`: a creds file, or the seed of an NKEY.
+    pub(crate) fleet_credentials: PathBuf,
+    /// The file with the credentials of the agent's user in the account `LINKS`.
+    pub(crate) links_credentials: PathBuf,
+    /// The trusted CA certificates, in PEM.
+    #[serde(default)]
+    pub(crate) ca: Option<PathBuf>,
+    /// The agent's client certificate, in PEM.
+    #[serde(default)]
+    pub(crate) cert: Option<PathBuf>,
+    /// The key of that certificate, in PEM.
+    #[serde(default)]
+    pub(crate) key: Option<PathBuf>,
+}
+
+/// The copies.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Copies {
+    /// The limit of each stream `EVENTS_<leaf>`, in bytes; new events replace the oldest ones.
+    pub(crate) max_bytes: u64,
+}
+
+impl Default for Copies {
+    fn default() -> Self {
+        Self { max_bytes: 1 << 30 }
+    }
+}
+
+fn default_log() -> String {
+    "info".to_owned()
+}
+
+/// An error in the settings.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SettingsError {
+    /// The file can't be read.
+    #[error("can't read the settings file {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The file is not valid TOML, or has an unknown key or a value of the wrong type.
+    #[error("invalid settings file {}", path.display())]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The place and the error.
+        source: ShapeError,
+    },
+    /// A value is invalid.
+    #[error("{place}: {why}")]
+    Value {
+        /// The setting.
+        place: &'static str,
+        /// The reason, and which values are valid.
+        why: String,
+    },
+}
+
+/// Where a settings file is not valid, and how, without the lines around it: an address may hold a password.
+#[derive(Debug, thiserror::Error)]
+#[error("line {line}: {problem}")]
+pub(crate) struct ShapeError {
+    line: usize,
+    problem: String,
+}
+
+impl Settings {
+    /// Reads and validates a settings file.
+    ///
+    /// # Errors
+    /// [`SettingsError`], which names the place and the valid values.
+    pub(crate) fn load(path: &Path) -> Result<Self, SettingsError> {
+        let text = std::fs::read_to_string(path).map_err(|source| SettingsError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let settings: Self = toml::from_str(&text).map_err(|error| SettingsError::Shape {
+            path: path.to_owned(),
+            source: ShapeError {
+                line: text[..error.span().map_or(0, |span| span.start)]
+                    .matches('\n')
+                    .count()
+                    + 1,
+                problem: error.message().to_owned(),
+            },
+        })?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn check(&self) -> Result<(), SettingsError> {
+        let value = |place, why: &str| {
+            Err(SettingsError::Value {
+                place,
+                why: why.to_owned(),
+            })
+        };
+        let nats = &self.nats;
+        if nats.url.trim().is_empty() {
+            return value("nats.url", "is empty; the form is nats://127.0.0.1:4222");
+        }
+        if nats.cert.is_some() != nats.key.is_some() {
+            return value("nats", "cert and key go together: set both");
+        }
+        if nats.fleet_credentials == nats.links_credentials {
+            return value(
+                "nats.links_credentials",
+                "is the file of nats.fleet_credentials: the agent has a user in each of the accounts FLEET and LINKS",
+            );
+        }
+        if self.copies.max_bytes < 1 << 20 {
+            return value("copies.max_bytes", "must be at least 1048576 (1 MiB)");
+        }
+        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log) {
+            return value(
+                "log",
+                &format!("is not a filter such as info or leaf_hub=debug: {error}"),
+            );
+        }
+        Ok(())
+    }
+
+    /// Returns the settings of the connection in the account `FLEET`.
+    ///
+    /// # Errors
+    /// [`SettingsError::Read`] if the credentials can't be read.
+    pub(crate) fn fleet(&self) -> Result<ConnectSettings, SettingsError> {
+        self.connection(&self.nats.fleet_credentials, "leaf-hub (fleet)")
+    }
+
+    /// Returns the settings of the connection in the account `LINKS`.
+    ///
+    /// # Errors
+    /// [`SettingsError::Read`] if the credentials can't be read.
+    pub(crate) fn links(&self) -> Result<ConnectSettings, SettingsError> {
+        self.connection(&self.nats.links_credentials, "leaf-hub (links)")
+    }
+
+    fn connection(&self, file: &Path, name: &str) -> Result<ConnectSettings, SettingsError> {
+        let text = std::fs::read_to_string(file).map_err(|source| SettingsError::Read {
+            path: file.to_owned(),
+            source,
+        })?;
+        // The seed of a user's NKEY is one line that begins with SU (nkeys).
+        let credentials = if text.trim_start().starts_with("SU") {
+            Credentials::NkeyFile(file.to_owned())
+        } else {
+            Credentials::File(file.to_owned())
+        };
+        Ok(ConnectSettings {
+            credentials,
+            inbox_prefix: subject::inbox_prefix_of_token("hub"),
+            tls: Tls {
+                ca: self.nats.ca.clone(),
+                cert: self.nats.cert.clone(),
+                key: self.nats.key.clone(),
+                required: false,
+            },
+            name: name.to_owned(),
+            ..ConnectSettings::new(&self.nats.url)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Settings, String> {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), text).expect("a file");
+        Settings::load(file.path()).map_err(|error| leaf_core::error::chain(&error))
+    }
+
+    const NATS: &str = "[nats]\nurl = \"nats://127.0.0.1:4222\"\nfleet_credentials = \"/run/a\"\nlinks_credentials = \"/run/b\"\n";
+
+    #[test]
+    fn the_server_and_two_users_are_enough() {
+        let settings = load(NATS).expect("valid");
+        assert_eq!(settings.copies.max_bytes, 1 << 30);
+        assert_eq!(settings.log, "info");
+    }
+
+    #[test]
+    fn each_invalid_setting_is_refused_by_its_name() {
+        for (text, problem) in [
+            (String::new(), "missing field `nats`"),
+            (format!("{NATS}curl = 1\n"), "unknown field `curl`"),
+            (
+                format!("{NATS}[copies]\nmax_bytes = 7\n"),
+                "copies.max_bytes: must be",
+            ),
+            (format!("{NATS}cert = \"/c\"\n"), "cert and key go together"),
+            (format!("log = \"a=b=c\"\n{NATS}"), "log: is not a filter"),
+            (NATS.replace("/run/b", "/run/a"), "FLEET and LINKS"),
+            (NATS.replace("nats://127.0.0.1:4222", " "), "nats.url: is empty"),
+        ] {
+            let error = load(&text).expect_err(problem);
+            assert!(error.contains(problem), "{error}");
+        }
+        let secret = format!("{NATS}[copies]\nmax_bytes = \"x\"\n").replace("nats://", "nats://a:secret@");
+        let error = load(&secret).expect_err("a text");
+        assert!(error.contains("line 6") && !error.contains("secret"), "{error}");
+    }
+}

@@ -1,0 +1,250 @@
+//! Keeps the copy of one leaf's state: live changes at once, and what was missed by reading the leaf's bucket from the last
+//! known sequence number on, or as a whole.
+
+use std::collections::BTreeMap;
+use std::future::pending;
+use std::time::Duration;
+
+use bytes::Bytes;
+use leaf_bus::hub::{LiveState, RemoteError, RemoteLeaf, StateChange, StateCopy};
+use leaf_bus::stream::StreamError;
+use leaf_core::error::chain;
+use leaf_core::id::LeafName;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// How long to wait before what may have been missed is read: more of it may come.
+const SOON: Duration = Duration::from_millis(200);
+/// How often changes are read at a claim though none is known to be missing.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// The pauses after an error, which double.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(16);
+
+/// A reason to read the leaf's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Signal {
+    /// Nothing is known of it.
+    All,
+    /// Some changes may have been missed.
+    Changes,
+    /// The leaf has renewed its claim.
+    Claimed,
+}
+
+/// What to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Wanted {
+    Changes,
+    All,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum SyncError {
+    #[error("can't read the leaf's state")]
+    Read(#[from] RemoteError),
+    #[error("can't write the copy")]
+    Write(#[from] StreamError),
+}
+
+/// Keeps the copy of a leaf's state.
+pub(crate) struct StateTask {
+    states: StateCopy,
+    leaf: LeafName,
+    remote: RemoteLeaf,
+    signals: mpsc::Receiver<Signal>,
+    /// The sequence number of the leaf's bucket up to which everything is copied; `None` until the whole was read.
+    synced: Option<u64>,
+    wanted: Option<(Wanted, Instant)>,
+    looked: Instant,
+    pause: Duration,
+    complaint: String,
+}
+
+impl StateTask {
+    pub(crate) fn new(
+        states: StateCopy,
+        leaf: LeafName,
+        remote: RemoteLeaf,
+        signals: mpsc::Receiver<Signal>,
+    ) -> Self {
+        Self {
+            states,
+            leaf,
+            remote,
+            signals,
+            synced: None,
+            wanted: None,
+            looked: Instant::now(),
+            pause: FIRST_PAUSE,
+            complaint: String::new(),
+        }
+    }
+
+    /// Runs as long as the agent does.
+    pub(crate) async fn run(mut self) -> StreamError {
+        let mut live = match self.remote.live_state().await {
+            Ok(live) => live,
+            Err(error) => return error,
+        };
+        loop {
+            tokio::select! {
+                biased;
+                signal = self.signals.recv() => match signal {
+                    Some(signal) => self.signalled(signal),
+                    None => return StreamError::Disconnected,
+                },
+                changed = live.next() => match changed {
+                    Ok(change) => self.heard(change, &mut live).await,
+                    Err(error) => return error,
+                },
+                () = until(self.wanted.map(|(_, time)| time)) => self.sync(&mut live).await,
+            }
+        }
+    }
+
+    fn signalled(&mut self, signal: Signal) {
+        match signal {
+            Signal::All => {
+                self.synced = None;
+                self.want(Wanted::All, Duration::ZERO);
+            }
+            Signal::Changes => self.want(Wanted::Changes, SOON),
+            Signal::Claimed if self.looked.elapsed() >= LOOK_EVERY => {
+                self.want(Wanted::Changes, Duration::ZERO);
+            }
+            Signal::Claimed => {}
+        }
+    }
+
+    /// What is wanted already is not put off.
+    fn want(&mut self, wanted: Wanted, after: Duration) {
+        let time = Instant::now() + after;
+        self.wanted = Some(match self.wanted {
+            Some((before, earlier)) => (before.max(wanted), earlier.min(time)),
+            None => (wanted, time),
+        });
+    }
+
+    /// Writes live changes at once.
+    async fn heard(&mut self, first: StateChange, live: &mut LiveState) {
+        let mut heard = vec![first];
+        while let Some(change) = live.arrived() {
+            heard.push(change);
+        }
+        let Some(mut synced) = self.synced else {
+            return;
+        };
+        let mut entries = BTreeMap::new();
+        let mut wanted = None;
+        for change in heard {
+            if change.sequence == synced + 1 {
+                synced = change.sequence;
+            } else if change.sequence <= synced {
+                // The leaf's bucket was made anew.
+                wanted = Some(Wanted::All);
+            } else {
+                // Others were missed, or are another leaf's in the same bucket.
+                wanted = wanted.max(Some(Wanted::Changes));
+            }
+            entries.insert(change.key, change.value);
+        }
+        match self.states.apply(&self.leaf, entries.into_iter().collect()).await {
+            Ok(()) => self.synced = Some(synced),
+            Err(error) => {
+                self.complain(&error.into());
+                wanted = wanted.max(Some(Wanted::Changes));
+            }
+        }
+        if let Some(wanted) = wanted {
+            self.want(wanted, SOON);
+        }
+    }
+
+    async fn sync(&mut self, live: &mut LiveState) {
+        let Some((wanted, _)) = self.wanted.take() else {
+            return;
+        };
+        self.looked = Instant::now();
+        let synced = match (self.synced, wanted) {
+            (Some(synced), Wanted::Changes) => self.read_changes(synced).await,
+            _ => self.read_all().await,
+        };
+        match synced {
+            Ok(synced) => {
+                self.synced = Some(synced);
+                self.pause = FIRST_PAUSE;
+                self.complaint.clear();
+                // What was read has these already, if it was stored before.
+                let mut is_missing = false;
+                while let Some(change) = live.arrived() {
+                    is_missing |= change.sequence > synced;
+                }
+                if is_missing {
+                    self.want(Wanted::Changes, Duration::ZERO);
+                }
+            }
+            Err(error) => {
+                self.complain(&error);
+                self.want(wanted, self.pause);
+                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+
+    /// Writes the entries that changed after a sequence number, and returns the last one.
+    async fn read_changes(&self, synced: u64) -> Result<u64, SyncError> {
+        let (entries, last) = self.read(synced + 1).await?;
+        self.states
+            .apply(&self.leaf, entries.into_iter().collect())
+            .await?;
+        Ok(last.max(synced))
+    }
+
+    /// Writes the entries that differ, removes others, and returns the last sequence number.
+    async fn read_all(&self) -> Result<u64, SyncError> {
+        let (theirs, last) = self.read(1).await?;
+        let ours = self.states.entries(&self.leaf).await?;
+        let gone = ours.keys().filter(|key| !theirs.contains_key(*key));
+        let mut entries: Vec<(String, Option<Bytes>)> = gone.map(|key| (key.clone(), None)).collect();
+        for (key, value) in theirs {
+            let found = ours.get(&key).map(Vec::as_slice);
+            if found != value.as_deref() {
+                entries.push((key, value));
+            }
+        }
+        self.states.apply(&self.leaf, entries).await?;
+        Ok(last)
+    }
+
+    /// Reads the last value of each entry that was written with this sequence number or a later one.
+    async fn read(&self, from: u64) -> Result<(BTreeMap<String, Option<Bytes>>, u64), RemoteError> {
+        let (mut entries, mut next) = (BTreeMap::new(), from);
+        loop {
+            let page = self.remote.state_from(next).await?;
+            let is_empty = page.changes.is_empty();
+            for change in page.changes {
+                next = change.sequence + 1;
+                entries.insert(change.key, change.value);
+            }
+            if page.end || is_empty {
+                return Ok((entries, next - 1));
+            }
+        }
+    }
+
+    fn complain(&mut self, error: &SyncError) {
+        let why = chain(error);
+        if self.complaint != why {
+            tracing::warn!(leaf = %self.leaf, error = why, "can't copy the state of a leaf: this is tried again");
+            self.complaint = why;
+        }
+    }
+}
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => pending().await,
+    }
+}

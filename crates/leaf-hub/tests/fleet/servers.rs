@@ -1,0 +1,247 @@
+//! NATS servers of their own: a hub, leaves that connect to it, and links between them that can be cut.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use leaf_bus::embedded::NatsServer;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// How long a server may take to listen.
+const START: Duration = Duration::from_secs(20);
+
+/// A server's process, which ends with it.
+pub(crate) struct Server {
+    program: PathBuf,
+    config: PathBuf,
+    pub(crate) port: u16,
+    process: Option<Child>,
+}
+
+impl Server {
+    pub(crate) async fn start(program: &Path, config: PathBuf, port: u16) -> anyhow::Result<Self> {
+        let mut server = Self {
+            program: program.to_owned(),
+            config,
+            port,
+            process: None,
+        };
+        server.start_again().await?;
+        Ok(server)
+    }
+
+    pub(crate) async fn start_again(&mut self) -> anyhow::Result<()> {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.config.with_extension("log"))?;
+        let process = Command::new(&self.program)
+            .arg("-c")
+            .arg(&self.config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()?;
+        self.process = Some(process);
+        let listens = async {
+            while TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(START, listens)
+            .await
+            .with_context(|| format!("{} does not start", self.config.display()))
+    }
+
+    /// Ends it as a power cut does.
+    pub(crate) async fn kill(&mut self) -> anyhow::Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.kill().await?;
+        }
+        Ok(())
+    }
+}
+
+/// The program that the tests use for hubs, and for leaves unless they say otherwise.
+pub(crate) async fn program() -> anyhow::Result<PathBuf> {
+    Ok(NatsServer::find(None).await?.path)
+}
+
+/// A port that nothing listens on.
+pub(crate) fn free_port() -> anyhow::Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// The users that the hub's server knows.
+pub(crate) struct HubUsers<'a> {
+    /// The public keys of the agent's users.
+    pub(crate) fleet: &'a str,
+    pub(crate) links: &'a str,
+    pub(crate) leaves: &'a [&'a str],
+}
+
+pub(crate) fn hub_config(directory: &Path, port: u16, leaf_port: u16, users: &HubUsers<'_>) -> String {
+    let leaves: Vec<String> = users.leaves.iter().map(|leaf| leaf_user(leaf)).collect();
+    format!(
+        r#"server_name: hub
+host: 127.0.0.1
+port: {port}
+jetstream {{ store_dir: "{}", sync_interval: always }}
+leafnodes {{ host: 127.0.0.1, port: {leaf_port} }}
+system_account: SYS
+accounts {{
+  SYS {{ users: [{{user: sys, password: sys}}] }}
+  FLEET {{ jetstream: enabled
+    users: [{{nkey: {}}}]
+    exports: [{{service: "$JS.API.STREAM.INFO.*"}}, {{service: "$JS.API.DIRECT.GET.>", response_type: stream}}]
+    imports: [
+      {{stream: {{account: LINKS, subject: "leaf.v1.evt.>"}}}}
+      {{stream: {{account: LINKS, subject: "leaf.v1.beat.*"}}}}
+      {{stream: {{account: LINKS, subject: "leaf.v1.state.>"}}}}
+      {{service: {{account: LINKS, subject: "leaf.v1.link.>"}}}}
+    ]
+  }}
+  LINKS {{
+    users: [ {{nkey: {}}}, {} ]
+    exports: [{{stream: "leaf.v1.evt.>"}}, {{stream: "leaf.v1.beat.*"}}, {{stream: "leaf.v1.state.>"}},
+      {{service: "leaf.v1.link.>", response_type: stream}}]
+  }}
+}}
+"#,
+        directory.join("hub-js").display(),
+        users.fleet,
+        users.links,
+        leaves.join(", ")
+    )
+}
+
+/// The hub's user of a leaf: `docs/fleet.md` has the tables of what crosses.
+fn leaf_user(leaf: &str) -> String {
+    let mut up: Vec<String> = ["evt", "state", "job", "ctr", "hub"]
+        .iter()
+        .map(|kind| format!("\"leaf.v1.{kind}.{leaf}.>\""))
+        .collect();
+    up.extend([format!("\"leaf.v1.beat.{leaf}\""), "\"_R_.>\"".to_owned()]);
+    let down = [
+        format!("leaf.v1.cmd.{leaf}.>"),
+        "leaf.v1.ask.>".to_owned(),
+        format!("leaf.v1.ctr.{leaf}.*.health"),
+        "$SRV.>".to_owned(),
+        format!("leaf.v1.link.{leaf}.>"),
+        format!("_INBOX.{leaf}.>"),
+    ]
+    .map(|subject| format!("\"{subject}\""));
+    format!(
+        "{{user: \"{leaf}\", password: x, permissions: {{publish: [{}], subscribe: [{}]}}}}",
+        up.join(", "),
+        down.join(", ")
+    )
+}
+
+pub(crate) fn leaf_config(directory: &Path, leaf: &str, server: &str, port: u16, hub: SocketAddr) -> String {
+    format!(
+        r#"server_name: {server}
+host: 127.0.0.1
+port: {port}
+jetstream {{ store_dir: "{}", sync_interval: always }}
+system_account: SYS
+accounts {{
+  SYS {{ users: [{{user: sys, password: sys}}] }}
+  LEAF {{ jetstream: enabled
+    users: [{{user: leafd, password: x}}]
+    exports: [
+      {{service: "$JS.API.STREAM.INFO.*"}}, {{service: "$JS.API.DIRECT.GET.>", response_type: stream}}
+      {{stream: "leaf.v1.evt.>"}}, {{stream: "leaf.v1.beat.*"}}, {{stream: "leaf.v1.state.>"}}
+    ]
+  }}
+  LINK {{
+    users: [{{user: link, password: x}}]
+    imports: [
+      {{service: {{account: LEAF, subject: "$JS.API.STREAM.INFO.EVENTS_{leaf}"}}, to: "leaf.v1.link.{leaf}.events.info"}}
+      {{service: {{account: LEAF, subject: "$JS.API.DIRECT.GET.EVENTS_{leaf}"}}, to: "leaf.v1.link.{leaf}.events.get"}}
+      {{service: {{account: LEAF, subject: "$JS.API.STREAM.INFO.KV_leaf_state"}}, to: "leaf.v1.link.{leaf}.state.info"}}
+      {{service: {{account: LEAF, subject: "$JS.API.DIRECT.GET.KV_leaf_state"}}, to: "leaf.v1.link.{leaf}.state.get"}}
+      {{stream: {{account: LEAF, subject: "leaf.v1.evt.{leaf}.>"}}}}
+      {{stream: {{account: LEAF, subject: "leaf.v1.beat.{leaf}"}}}}
+      {{stream: {{account: LEAF, subject: "leaf.v1.state.{leaf}.>"}}}}
+    ]
+  }}
+}}
+leafnodes {{ reconnect: 1, remotes: [ {{urls: ["nats://{leaf}:x@{hub}"], account: LINK}} ] }}
+"#,
+        directory.join(format!("{server}-js")).display()
+    )
+}
+
+/// A connection between servers that can be cut.
+pub(crate) struct Wire {
+    pub(crate) address: SocketAddr,
+    whole: watch::Sender<bool>,
+    _tasks: JoinSet<()>,
+}
+
+impl Wire {
+    pub(crate) async fn to(port: u16) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let whole = watch::Sender::new(true);
+        let state = whole.subscribe();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((near, _)) = listener.accept().await {
+                let mut state = state.clone();
+                if !*state.borrow_and_update() {
+                    continue;
+                }
+                connections.spawn(async move {
+                    let Ok(far) = TcpStream::connect(("127.0.0.1", port)).await else {
+                        return;
+                    };
+                    let (mut near, mut far) = (near, far);
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        _ = state.wait_for(|whole| !whole) => {}
+                    }
+                });
+            }
+        });
+        Ok(Self {
+            address,
+            whole,
+            _tasks: tasks,
+        })
+    }
+
+    pub(crate) fn cut(&self) {
+        self.whole.send_replace(false);
+    }
+
+    pub(crate) fn mend(&self) {
+        self.whole.send_replace(true);
+    }
+}
+
+/// Waits until something is so.
+pub(crate) async fn until<T>(
+    what: &str,
+    limit: Duration,
+    mut probe: impl AsyncFnMut() -> anyhow::Result<Option<T>>,
+) -> anyhow::Result<T> {
+    let end = tokio::time::Instant::now() + limit;
+    loop {
+        if let Some(found) = probe().await? {
+            return Ok(found);
+        }
+        if tokio::time::Instant::now() >= end {
+            bail!("within {limit:?} it is not so that {what}");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

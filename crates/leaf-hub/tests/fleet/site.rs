@@ -1,0 +1,458 @@
+//! A fleet on loopback: a hub with the agent, and leaves that publish events and renew their claims.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use bytes::Bytes;
+use jiff::Timestamp;
+use leaf_bus::connect::{Bus, ConnectSettings, Credentials};
+use leaf_bus::hub::Hub;
+use leaf_bus::kv::StateBucket;
+use leaf_bus::stream::{EventStream, StreamSettings};
+use leaf_core::beat::Beat;
+use leaf_core::event::EventRecord;
+use leaf_core::fleet::{Claim, ClaimReply, CopyState, CopyStatus};
+use leaf_core::host_op::Secret;
+use leaf_core::id::{InstanceId, LeafName};
+use leaf_core::subject;
+use serde::de::DeserializeOwned;
+use tokio::process::{Child, Command};
+use uuid::Uuid;
+
+use crate::servers::{HubUsers, Server, Wire, free_port, hub_config, leaf_config, program, until};
+
+/// The longest that a copy may take to be whole again.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+/// A hub with its agent.
+pub(crate) struct Site {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) server: Server,
+    leaf_port: u16,
+    agent: Option<Child>,
+    pub(crate) hub: Hub,
+}
+
+impl Site {
+    /// Starts a hub for these leaves, with the agent.
+    pub(crate) async fn start(leaves: &[&str]) -> anyhow::Result<Self> {
+        let directory = tempfile::Builder::new().prefix("leaf-hub-").tempdir()?;
+        let (port, leaf_port) = (free_port()?, free_port()?);
+        let mut keys = Vec::new();
+        for name in ["fleet", "links"] {
+            let pair = nkeys::KeyPair::new_user();
+            let file = directory.path().join(format!("{name}.seed"));
+            std::fs::write(&file, pair.seed()?)?;
+            keys.push((file, pair.public_key()));
+        }
+        let users = HubUsers {
+            fleet: &keys[0].1,
+            links: &keys[1].1,
+            leaves,
+        };
+        let config = directory.path().join("hub.conf");
+        std::fs::write(&config, hub_config(directory.path(), port, leaf_port, &users))?;
+        let server = Server::start(&program().await?, config, port).await?;
+        let settings = format!(
+            "log = \"info\"\n[nats]\nurl = \"nats://127.0.0.1:{port}\"\nfleet_credentials = \"{}\"\nlinks_credentials = \"{}\"\n\
+             [copies]\nmax_bytes = 67108864\n",
+            keys[0].0.display(),
+            keys[1].0.display(),
+        );
+        std::fs::write(directory.path().join("hub.toml"), settings)?;
+        let connect = |file: &Path| ConnectSettings {
+            credentials: Credentials::NkeyFile(file.to_owned()),
+            inbox_prefix: "_INBOX.test".to_owned(),
+            ..ConnectSettings::new(&format!("nats://127.0.0.1:{port}"))
+        };
+        let hub = Hub::connect(&connect(&keys[0].0), &connect(&keys[1].0)).await?;
+        let mut site = Self {
+            directory,
+            server,
+            leaf_port,
+            agent: None,
+            hub,
+        };
+        site.start_agent()?;
+        Ok(site)
+    }
+
+    pub(crate) fn start_agent(&mut self) -> anyhow::Result<()> {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.directory.path().join("agent.log"))?;
+        let agent = Command::new(env!("CARGO_BIN_EXE_leaf-hub"))
+            .args(["run", "--config"])
+            .arg(self.settings())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()?;
+        self.agent = Some(agent);
+        Ok(())
+    }
+
+    pub(crate) async fn kill_agent(&mut self) -> anyhow::Result<()> {
+        if let Some(mut agent) = self.agent.take() {
+            agent.kill().await?;
+        }
+        Ok(())
+    }
+
+    /// Runs one of the agent's other commands, and returns what it prints.
+    pub(crate) async fn command(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = Command::new(env!("CARGO_BIN_EXE_leaf-hub"))
+            .args(arguments)
+            .arg("--config")
+            .arg(self.settings())
+            .output()
+            .await?;
+        ensure!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    fn settings(&self) -> PathBuf {
+        self.directory.path().join("hub.toml")
+    }
+
+    /// Where the hub's server stores its streams.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.directory.path().join("hub-js")
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("agent.log")).unwrap_or_default()
+    }
+
+    /// Returns the document about a copy.
+    pub(crate) async fn status(&self, leaf: &TestLeaf) -> anyhow::Result<Option<CopyStatus>> {
+        let statuses = self.hub.registry_as_it_is().statuses().await;
+        Ok(statuses.ok().and_then(|mut statuses| statuses.remove(&leaf.name)))
+    }
+
+    /// Waits until the agent shows this state.
+    pub(crate) async fn shows(&self, leaf: &TestLeaf, state: CopyState) -> anyhow::Result<CopyStatus> {
+        let what = format!("the copy is {state}");
+        let shown = until(&what, LIMIT, async || {
+            Ok(self.status(leaf).await?.filter(|status| status.state == state))
+        });
+        shown.await.with_context(|| self.log())
+    }
+
+    /// Waits until the copy is the leaf's history, event by event, and its state the leaf's.
+    pub(crate) async fn has_all(&self, leaf: &TestLeaf, limit: Duration) -> anyhow::Result<()> {
+        let last = leaf.last();
+        let copy = self.hub.copy(&leaf.name, 64 << 20);
+        let what = format!("the copy ends with {last}");
+        let whole = until(&what, limit, async || {
+            let end = copy.open().await.ok().flatten().map(|extent| extent.last);
+            ensure!(
+                end.is_none_or(|end| end <= last),
+                "the copy ends with {end:?} instead of {last}"
+            );
+            Ok((end == Some(last)).then_some(()))
+        });
+        whole.await.with_context(|| self.log())?;
+        let mut reader = copy.read_from(1);
+        let mut next = leaf.events.first().map_or(1, |event| event.sequence);
+        while let Some(event) = reader.next().await? {
+            ensure!(
+                Some(&event) == leaf.event(next),
+                "event {next} of the copy is {event:?}"
+            );
+            next += 1;
+        }
+        ensure!(next == last + 1, "the copy ends with {}", next - 1);
+        let states = self.hub.state_copy().await?;
+        let same = until("the copied state is the leaf's", limit, async || {
+            let copied = states.entries(&leaf.name).await?;
+            let is_same = copied.iter().eq(leaf.state.iter());
+            Ok(is_same.then_some(()))
+        });
+        same.await
+            .with_context(|| format!("the leaf has {:?}; {}", leaf.state.keys(), self.log()))
+    }
+
+    /// Waits until an event of this kind is in the stream `FLEET`, and returns all kinds about the leaf.
+    pub(crate) async fn facts(&self, leaf: &TestLeaf) -> anyhow::Result<Vec<String>> {
+        let events = self.hub.registry_as_it_is().events().await?;
+        let of_leaf = events
+            .iter()
+            .filter(|(subject, _)| subject::leaf_of(subject).as_ref() == Some(&leaf.name));
+        Ok(of_leaf
+            .filter_map(|(subject, _)| subject.rsplit('.').next())
+            .map(str::to_owned)
+            .collect())
+    }
+
+    /// Starts a leaf's server, which is linked to the hub.
+    pub(crate) async fn leaf(&self, name: &str) -> anyhow::Result<TestLeaf> {
+        self.leaf_with(name, name, &program().await?).await
+    }
+
+    /// Starts one with a name of its own for its server, of this program.
+    pub(crate) async fn leaf_with(
+        &self,
+        name: &str,
+        server: &str,
+        program: &Path,
+    ) -> anyhow::Result<TestLeaf> {
+        let wire = Wire::to(self.leaf_port).await?;
+        let port = free_port()?;
+        let config = self.directory.path().join(format!("{server}.conf"));
+        std::fs::write(
+            &config,
+            leaf_config(self.directory.path(), name, server, port, wire.address),
+        )?;
+        let server = Server::start(program, config, port).await?;
+        TestLeaf::start(name, server, wire).await
+    }
+}
+
+/// A leaf: a server, a stream of events, and a claim.
+pub(crate) struct TestLeaf {
+    pub(crate) name: LeafName,
+    pub(crate) instance: InstanceId,
+    pub(crate) server: Server,
+    pub(crate) wire: Wire,
+    bus: Bus,
+    stream: EventStream,
+    bucket: StateBucket,
+    link: async_nats::Client,
+    pub(crate) events: Vec<EventRecord>,
+    pub(crate) state: BTreeMap<String, Vec<u8>>,
+}
+
+impl TestLeaf {
+    async fn start(name: &str, server: Server, wire: Wire) -> anyhow::Result<Self> {
+        let url = format!("nats://127.0.0.1:{}", server.port);
+        let name = LeafName::new(name)?;
+        let bus = Bus::connect(&ConnectSettings {
+            credentials: Credentials::Password {
+                user: "leafd".to_owned(),
+                password: Secret::new("x".to_owned()),
+            },
+            ..ConnectSettings::new(&url)
+        })
+        .await?;
+        bus.connected().await;
+        let (stream, _) = EventStream::ensure(
+            &bus,
+            &name,
+            StreamSettings {
+                max_bytes: 64 << 20,
+                replicas: 1,
+            },
+            1,
+        )
+        .await?;
+        let bucket = StateBucket::ensure(&bus, &name).await?;
+        republish(&url).await?;
+        let link = async_nats::ConnectOptions::with_user_and_password("link".to_owned(), "x".to_owned())
+            .custom_inbox_prefix(subject::leaf_inbox_prefix(&name))
+            .retry_on_initial_connect()
+            .connect(&url)
+            .await?;
+        Ok(Self {
+            name,
+            instance: InstanceId(Uuid::now_v7()),
+            server,
+            wire,
+            bus,
+            stream,
+            bucket,
+            link,
+            events: Vec::new(),
+            state: BTreeMap::new(),
+        })
+    }
+
+    pub(crate) fn last(&self) -> u64 {
+        self.events.last().map_or(0, |event| event.sequence)
+    }
+
+    fn event(&self, sequence: u64) -> Option<&EventRecord> {
+        let first = self.events.first()?.sequence;
+        self.events
+            .get(usize::try_from(sequence.checked_sub(first)?).ok()?)
+    }
+
+    /// Claims of this leaf, as it is now.
+    pub(crate) fn claims(&self) -> Claims {
+        Claims {
+            link: self.link.clone(),
+            claim: Claim {
+                beat: Beat {
+                    leaf: self.name.clone(),
+                    instance: self.instance,
+                    hostname: "test".to_owned(),
+                    version: "0".to_owned(),
+                    started_at: Timestamp::UNIX_EPOCH,
+                    sequence: self.last(),
+                    time: Timestamp::now(),
+                    interval_seconds: 10,
+                    labels: Default::default(),
+                },
+                predecessor: None,
+                stream_last: self.last(),
+            },
+        }
+    }
+
+    /// Claims the name, which must be granted, and returns the last number of the copy.
+    pub(crate) async fn claimed(&self) -> anyhow::Result<Option<u64>> {
+        self.claims().claimed().await
+    }
+
+    /// Claims the name as another instance.
+    pub(crate) async fn claim_as(&self, instance: InstanceId) -> anyhow::Result<ClaimReply> {
+        let mut claims = self.claims();
+        claims.claim.beat.instance = instance;
+        claims.reply().await
+    }
+
+    /// Claims the name as the successor of the instance that holds it.
+    pub(crate) async fn succeeds(&self) -> anyhow::Result<()> {
+        let mut claims = self.claims();
+        if let ClaimReply::Held { by } = claims.reply().await? {
+            claims.claim.predecessor = Some(by.instance);
+        }
+        claims.claimed().await.map(drop)
+    }
+
+    /// Sends a request to the agent until it answers.
+    pub(crate) async fn ask<T: DeserializeOwned>(&self, subject: &str, body: Vec<u8>) -> anyhow::Result<T> {
+        ask(&self.link, subject, body).await
+    }
+
+    /// A client of the account of the link.
+    pub(crate) fn link(&self) -> &async_nats::Client {
+        &self.link
+    }
+
+    /// Publishes events and changes the state with each.
+    pub(crate) async fn publish(&mut self, count: u64) -> anyhow::Result<()> {
+        let mut publisher = self.stream.publisher(self.last()).await?;
+        for _ in 0..count {
+            let event = event(&self.name, self.last() + 1, "first");
+            publisher.publish(event.clone()).await?;
+            self.events.push(event);
+        }
+        publisher.settle().await?;
+        let last = self.last();
+        let mut changes: Vec<(String, Option<Bytes>)> = Vec::new();
+        for key in [format!("container.c{}", last % 7), "leaf".to_owned()] {
+            let value = format!("{{\"at\":{last}}}").into_bytes();
+            self.state.insert(key.clone(), value.clone());
+            changes.push((key, Some(value.into())));
+        }
+        if last.is_multiple_of(3) && self.state.remove("container.c1").is_some() {
+            changes.retain(|(key, _)| key != "container.c1");
+            changes.push(("container.c1".to_owned(), None));
+        }
+        Ok(self.bucket.apply(&changes).await?)
+    }
+
+    /// Begins the stream anew with other events, from this number on, as another history.
+    pub(crate) async fn rewrite(&mut self, first: u64, count: u64, history: &str) -> anyhow::Result<()> {
+        self.stream.recreate(first).await?;
+        self.events = (first..first + count)
+            .map(|sequence| event(&self.name, sequence, history))
+            .collect();
+        let mut publisher = self.stream.publisher(first - 1).await?;
+        for event in &self.events {
+            publisher.publish(event.clone()).await?;
+        }
+        publisher.settle().await?;
+        Ok(())
+    }
+
+    /// Waits until the client is connected to a server that was started again.
+    pub(crate) async fn connected(&self) -> anyhow::Result<()> {
+        until("the leaf's own stream answers", LIMIT, async || {
+            self.bus.connected().await;
+            Ok(self.stream.state().await.ok().map(drop))
+        })
+        .await
+    }
+}
+
+/// Claims of a leaf.
+pub(crate) struct Claims {
+    link: async_nats::Client,
+    claim: Claim,
+}
+
+impl Claims {
+    async fn reply(&self) -> anyhow::Result<ClaimReply> {
+        let body = serde_json::to_vec(&self.claim)?;
+        ask(&self.link, &subject::hub_claim(&self.claim.beat.leaf), body).await
+    }
+
+    /// Claims the name, which must be granted, and returns the last number of the copy.
+    pub(crate) async fn claimed(&self) -> anyhow::Result<Option<u64>> {
+        match self.reply().await? {
+            ClaimReply::Granted { copy } => Ok(copy.map(|copy| copy.last)),
+            ClaimReply::Held { by } => bail!("the name is held by {by:?}"),
+        }
+    }
+}
+
+async fn ask<T: DeserializeOwned>(
+    link: &async_nats::Client,
+    subject: &str,
+    body: Vec<u8>,
+) -> anyhow::Result<T> {
+    let answered = until("the agent answers", LIMIT, async || {
+        let request = async_nats::Request::new()
+            .payload(body.clone().into())
+            .timeout(Some(Duration::from_secs(2)));
+        Ok(link.send_request(subject.to_owned(), request).await.ok())
+    });
+    Ok(serde_json::from_slice(&answered.await?.payload)?)
+}
+
+/// An event of a leaf's history.
+pub(crate) fn event(leaf: &LeafName, sequence: u64, history: &str) -> EventRecord {
+    EventRecord {
+        sequence,
+        subject: subject::event(leaf, "container", "web", "started"),
+        headers: [
+            ("ce-datacontenttype", "application/json".to_owned()),
+            ("ce-id", format!("{leaf}/1/{sequence}")),
+            ("ce-sequence", format!("{sequence:020}")),
+            ("ce-source", format!("urn:cim-leaf:{leaf}")),
+            ("ce-specversion", "1.0".to_owned()),
+            ("ce-type", "cim.leaf.container.started.v1".to_owned()),
+        ]
+        .into_iter()
+        .collect(),
+        body: format!("{{\"name\":\"web\",\"ready_after_ms\":{sequence},\"of\":\"{history}\"}}").into_bytes(),
+    }
+}
+
+/// Makes a leaf's server publish changed entries again where they cross the link.
+async fn republish(url: &str) -> anyhow::Result<()> {
+    let client = async_nats::ConnectOptions::with_user_and_password("leafd".to_owned(), "x".to_owned())
+        .connect(url)
+        .await?;
+    let context = async_nats::jetstream::new(client);
+    let mut stream = context.get_stream(subject::state_stream()).await?;
+    let mut config = stream.info().await?.config.clone();
+    config.republish = Some(async_nats::jetstream::stream::Republish {
+        source: "$KV.leaf_state.*.>".to_owned(),
+        destination: "leaf.v1.state.{{wildcard(1)}}.>".to_owned(),
+        headers_only: false,
+    });
+    context.update_stream(config).await?;
+    Ok(())
+}
