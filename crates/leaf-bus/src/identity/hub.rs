@@ -65,6 +65,87 @@ impl HubUsers {
         text + "}\n"
     }
 
+    /// Returns the commands of `nsc` that make the same accounts and users for a hub with a NATS operator, as a shell script.
+    #[must_use]
+    pub fn nsc(&self) -> String {
+        let mut text =
+            String::from("#!/bin/sh\n# Run it once, where the keys of the NATS operator are.\nset -eu\n");
+        for account in ["FLEET", "LINKS", "CALLERS"] {
+            let _ = writeln!(text, "nsc add account --name {account}");
+        }
+        text.push_str(
+            "nsc edit account --name FLEET --js-mem-storage -1 --js-disk-storage -1 --js-streams -1 --js-consumer -1\n",
+        );
+        for account in ["FLEET", "LINKS"] {
+            let _ = writeln!(
+                text,
+                "{account}=$(nsc describe account --name {account} --field sub | tr -d '\"')"
+            );
+        }
+        for (account, exports) in [("FLEET", fleet_exports()), ("LINKS", link_exports())] {
+            for export in exports {
+                let (subject, kind) = match (export["service"].as_str(), export["response_type"].as_str()) {
+                    (Some(subject), Some("stream")) => (subject, " --service --response-type Stream"),
+                    (Some(subject), _) => (subject, " --service"),
+                    (None, _) => (export["stream"].as_str().unwrap_or_default(), ""),
+                };
+                let _ = writeln!(
+                    text,
+                    "nsc add export --account {account} --name '{subject}' --subject '{subject}'{kind}"
+                );
+            }
+        }
+        for (account, imports) in [("FLEET", fleet_imports()), ("CALLERS", caller_imports())] {
+            for import in imports {
+                let (part, kind) = if import["service"].is_object() {
+                    (&import["service"], " --service")
+                } else {
+                    (&import["stream"], "")
+                };
+                let (from, subject) = (
+                    part["account"].as_str().unwrap_or_default(),
+                    part["subject"].as_str().unwrap_or_default(),
+                );
+                let local = import["to"].as_str().unwrap_or(subject);
+                let _ = writeln!(
+                    text,
+                    "nsc add import --account {account} --name '{local}' --src-account \"${from}\" --remote-subject '{subject}' \
+                     --local-subject '{local}'{kind}"
+                );
+            }
+        }
+        let hub = hub_caller();
+        text.push_str(&nsc_user(
+            "FLEET",
+            hub.as_str(),
+            &self.agent,
+            &Permissions::hub_agent(),
+        ));
+        let in_links = Permissions::hub_agent_in_links();
+        text.push_str(&nsc_user("LINKS", hub.as_str(), &self.agent_in_links, &in_links));
+        for (leaf, key) in &self.leaves {
+            text.push_str(&nsc_user(
+                "LINKS",
+                leaf.as_str(),
+                key,
+                &Permissions::leaf_at_hub(leaf),
+            ));
+            let _ = writeln!(
+                text,
+                "nsc edit user --account LINKS --name {leaf} --conn-type LEAFNODE,LEAFNODE_WS"
+            );
+        }
+        for (caller, key) in &self.people {
+            text.push_str(&nsc_user(
+                "CALLERS",
+                caller.as_str(),
+                key,
+                &Permissions::person(caller),
+            ));
+        }
+        text
+    }
+
     fn fleet_users(&self) -> Vec<Value> {
         vec![user(&self.agent, &Permissions::hub_agent())]
     }
@@ -124,6 +205,20 @@ impl Permissions {
         let claims = self.to_claims();
         json!({ "publish": claims["pub"], "subscribe": claims["sub"] })
     }
+}
+
+/// Returns the command that makes a user. Without a public key `nsc` makes one.
+fn nsc_user(account: &str, name: &str, key: &str, permissions: &Permissions) -> String {
+    let key = if key.is_empty() {
+        String::new()
+    } else {
+        format!(" --public-key {key}")
+    };
+    format!(
+        "nsc add user --account {account} --name {name}{key} --allow-pub '{}' --allow-sub '{}'\n",
+        permissions.publish.join(","),
+        permissions.subscribe.join(",")
+    )
 }
 
 fn user(key: &str, permissions: &Permissions) -> Value {
@@ -208,4 +303,54 @@ fn caller_imports() -> Vec<Value> {
     let asked = asked_of_leaves().map(|(subject, _)| import_service("LINKS", subject));
     let read = READ_SERVICES.map(|(subject, _)| import_service("FLEET", subject));
     heard.chain([state]).chain(asked).chain(read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn users() -> HubUsers {
+        HubUsers {
+            agent: "UAGENT".to_owned(),
+            agent_in_links: String::new(),
+            leaves: vec![(LeafName::new("edge-1").expect("a leaf"), "ULEAF".to_owned())],
+            people: vec![(Caller::new("ann").expect("a caller"), "UANN".to_owned())],
+        }
+    }
+
+    #[test]
+    fn both_forms_of_the_accounts_have_the_same_exports_imports_and_users() {
+        let (config, script) = (users().accounts(), users().nsc());
+        let lines = |text: &str, starts: &str| text.lines().filter(|line| line.starts_with(starts)).count();
+        let entries = |part: &str| {
+            config
+                .lines()
+                .filter(|line| line.trim_start().starts_with(part))
+                .count()
+        };
+        assert_eq!(
+            lines(&script, "nsc add user"),
+            entries("{\"allowed_connection_types") + entries("{\"nkey")
+        );
+        let (exports, imports) = (
+            fleet_exports().len() + link_exports().len(),
+            fleet_imports().len() + caller_imports().len(),
+        );
+        assert_eq!(lines(&script, "nsc add export"), exports);
+        assert_eq!(lines(&script, "nsc add import"), imports);
+        // No variable is expanded but the two accounts, and a person's subjects are quoted.
+        for line in script
+            .lines()
+            .filter(|line| line.contains('$') && !line.contains("$(nsc"))
+        {
+            let open = line.split('\'').step_by(2).collect::<String>();
+            let expanded = open.replace("\"$LINKS\"", "").replace("\"$FLEET\"", "");
+            assert!(!expanded.contains('$'), "{line}");
+        }
+        assert!(
+            script.contains("--local-subject '$KV.leaf_state.$1.>'"),
+            "{script}"
+        );
+        assert!(script.contains("nsc edit user --account LINKS --name edge-1 --conn-type LEAFNODE"));
+    }
 }
