@@ -1,11 +1,13 @@
-//! The commands beside `run`. They work on the hub's streams, whether the agent runs or not.
+//! The commands beside `run`. Those on the hub's streams work whether the agent runs or not.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use comfy_table::presets;
 use jiff::Timestamp;
 use leaf_bus::hub::Hub;
+use leaf_bus::identity::{HubUsers, make_user_key, public_user_key};
 use leaf_core::fleet::fact::{FleetEvent, FleetFact};
 use leaf_core::fleet::{CopyState, CopyStatus};
 use leaf_core::id::LeafName;
@@ -15,6 +17,29 @@ use crate::settings::Settings;
 
 /// How long the hub's server has to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Makes a user's key.
+pub(crate) fn key(file: &Path) -> anyhow::Result<()> {
+    println!("{}", make_user_key(file)?);
+    Ok(())
+}
+
+/// Prints the hub's accounts.
+pub(crate) fn accounts(settings: &Settings, nsc: bool) -> anyhow::Result<()> {
+    let of_agent = |file: &Path| match public_user_key(file) {
+        // `nsc` makes the agent's users itself, with credentials files.
+        Err(_) if nsc => Ok(String::new()),
+        key => key,
+    };
+    let users = HubUsers {
+        agent: of_agent(&settings.nats.fleet_credentials)?,
+        agent_in_links: of_agent(&settings.nats.links_credentials)?,
+        leaves: settings.leaves.clone().into_iter().collect(),
+        people: settings.people.clone().into_iter().collect(),
+    };
+    print!("{}", if nsc { users.nsc() } else { users.accounts() });
+    Ok(())
+}
 
 async fn connect(settings: &Settings) -> anyhow::Result<Hub> {
     let hub = Hub::connect(&settings.fleet()?, &settings.links()?)

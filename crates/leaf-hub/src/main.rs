@@ -44,6 +44,21 @@ enum Command {
         /// The settings file.
         file: PathBuf,
     },
+    /// Make the NKEY of a user of the hub: its seed goes into a new file, and its public key is printed.
+    Key {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Print the hub's accounts, for the agent and for the leaves and people of the settings file: a part of nats-server's
+    /// configuration.
+    Accounts {
+        /// The settings file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Print the commands of `nsc` instead, for a hub with a NATS operator.
+        #[arg(long)]
+        nsc: bool,
+    },
     /// Show the state of the copy of each leaf.
     Status {
         /// The settings file.
@@ -74,6 +89,10 @@ fn main() -> ExitCode {
         Command::CheckConfig { file } => load(&file).map(|_| {
             println!("{} is valid", printable(&file.to_string_lossy()));
         }),
+        Command::Key { file } => commands::key(&file),
+        Command::Accounts { config, nsc } => {
+            load(&config).and_then(|settings| commands::accounts(&settings, nsc))
+        }
         Command::Status { config, json } => {
             load(&config).and_then(|settings| briefly(commands::status(&settings, json)))
         }

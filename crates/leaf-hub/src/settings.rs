@@ -1,8 +1,11 @@
 //! The settings file of the agent. Unknown keys are refused, so that a misspelt one is noticed.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use leaf_bus::connect::{ConnectSettings, Credentials, Tls};
+use leaf_bus::identity::is_public_user_key;
+use leaf_core::id::{Caller, LeafName};
 use leaf_core::subject;
 use serde::Deserialize;
 
@@ -18,6 +21,12 @@ pub(crate) struct Settings {
     /// The copies.
     #[serde(default)]
     pub(crate) copies: Copies,
+    /// The leaves' users, for `leaf-hub accounts`: the public key of each one's NKEY.
+    #[serde(default)]
+    pub(crate) leaves: BTreeMap<LeafName, String>,
+    /// People, likewise.
+    #[serde(default)]
+    pub(crate) people: BTreeMap<Caller, String>,
 }
 
 /// The connections to the hub's NATS server.
@@ -139,6 +148,31 @@ impl Settings {
                 "nats.links_credentials",
                 "is the file of nats.fleet_credentials: the agent has a user in each of the accounts FLEET and LINKS",
             );
+        }
+        let leaves = self
+            .leaves
+            .iter()
+            .map(|(name, key)| ("leaves", name.as_str(), key));
+        let people = self
+            .people
+            .iter()
+            .map(|(name, key)| ("people", name.as_str(), key));
+        let mut seen = BTreeMap::new();
+        for (place, name, key) in leaves.chain(people) {
+            if !is_public_user_key(key) {
+                return value(
+                    place,
+                    &format!(
+                        "the key of {name} is not the public key of a user, which begins with U: `leaf-hub key FILE` prints it"
+                    ),
+                );
+            }
+            if let Some(other) = seen.insert(key, name) {
+                return value(
+                    place,
+                    &format!("{other} and {name} have the same key: each needs one of its own"),
+                );
+            }
         }
         if self.copies.max_bytes < 1 << 20 {
             return value("copies.max_bytes", "must be at least 1048576 (1 MiB)");

@@ -4,6 +4,7 @@
 //! [`measures`] takes the figures, and [`machine`] describes the machine. A figure never makes it fail: being slow on a
 //! busy machine is not a defect.
 
+mod fleet;
 mod host;
 mod leaf;
 mod machine;
@@ -68,6 +69,8 @@ enum Name {
     Build,
     /// Memory, wake-ups and processor time at rest
     Rest,
+    /// A leaf and its hub compared with bare servers, and a thousand leaves
+    Fleet,
 }
 
 impl Bench {
@@ -135,6 +138,7 @@ const MEASURES: &[(Name, Measure)] = &[
     (Name::Inventory, measures::inventory),
     (Name::Start, measures::start),
     (Name::Build, measures::build),
+    (Name::Fleet, fleet::measure),
 ];
 
 /// Returns the document with the text between two marks replaced.

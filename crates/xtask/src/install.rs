@@ -28,10 +28,11 @@ impl Profile {
     }
 }
 
-/// The programs of a leaf. `leaf-helper` and `leaf-init` are static (`.cargo/rustc`).
-const PROGRAMS: [&str; 5] = [
+/// The programs of a leaf and of a hub. `leaf-helper` and `leaf-init` are static (`.cargo/rustc`).
+const PROGRAMS: [&str; 6] = [
     "leafd",
     "leafctl",
+    "leaf-hub",
     "leaf-helper",
     "cim-leaf-generator",
     "leaf-init",

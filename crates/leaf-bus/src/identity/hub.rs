@@ -184,6 +184,7 @@ impl Permissions {
                 subject::events(),
                 subject::beats(),
                 subject::state_changes(),
+                subject::fleet_facts(),
                 below_inbox(hub_caller().as_str()),
             ],
             ..Self::default()

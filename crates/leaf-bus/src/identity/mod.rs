@@ -14,6 +14,7 @@ mod jwt;
 mod keys;
 mod permissions;
 mod revocations;
+mod user_key;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -36,6 +37,7 @@ use jwt::Claims;
 use keys::Keys;
 pub use permissions::Permissions;
 use permissions::{READ_SERVICES, heard_by_callers};
+pub use user_key::{is_public_user_key, make_user_key, public_user_key};
 
 /// The scope of the signing key that issues containers' users.
 const CONTAINER_ROLE: &str = "container";
@@ -78,6 +80,12 @@ pub enum IdentityError {
     /// The file of the keys is missing, but files derived from it exist.
     #[error("{} is missing, but credentials derived from it are beside it; restore it from a backup, or delete its directory to create new keys, which invalidates all credentials issued so far", path.display())]
     Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file without a user's seed.
+    #[error("{} does not hold the seed of a user's NKEY, which begins with SU: `leaf-hub key FILE` makes one", path.display())]
+    NoSeed {
         /// The file.
         path: PathBuf,
     },

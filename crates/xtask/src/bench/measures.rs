@@ -544,7 +544,7 @@ fn timed(command: &mut Command) -> Result<f64> {
     Ok(seconds)
 }
 
-fn json(command: &mut Command) -> Result<Value> {
+pub(super) fn json(command: &mut Command) -> Result<Value> {
     let text = output(command)?;
     serde_json::from_str(&text).with_context(|| format!("{} printed invalid JSON", line(command)))
 }

@@ -18,6 +18,8 @@ pub(super) struct Programs {
     pub(super) requests: PathBuf,
     pub(super) publishes: PathBuf,
     pub(super) durable: PathBuf,
+    pub(super) fleet: PathBuf,
+    pub(super) leaf_hub: PathBuf,
     pub(super) nats_server: PathBuf,
     pub(super) nix: PathBuf,
 }
@@ -27,7 +29,7 @@ impl Programs {
         // Separately from the benches, whose libraries have more features enabled.
         let tree = install(tools, Profile::Release)?;
         eprintln!("building the benches");
-        let benches = ["requests", "publishes", "durable"].map(|name| ["--bench", name]);
+        let benches = ["requests", "publishes", "durable", "fleet"].map(|name| ["--bench", name]);
         let mut build = cargo();
         build
             .args([
@@ -36,7 +38,14 @@ impl Programs {
                 "--message-format",
                 "json-render-diagnostics",
             ])
-            .args(["--package", "leaf-bus", "--package", "leafd"])
+            .args([
+                "--package",
+                "leaf-bus",
+                "--package",
+                "leafd",
+                "--package",
+                "leaf-hub",
+            ])
             .args(benches.as_flattened());
         let built = executables(&mut build)?;
         let bench = |name: &str| {
@@ -47,10 +56,12 @@ impl Programs {
         };
         Ok(Self {
             leafd: tree.join("bin/leafd"),
+            leaf_hub: tree.join("bin/leaf-hub"),
             tree,
             requests: bench("requests")?,
             publishes: bench("publishes")?,
             durable: bench("durable")?,
+            fleet: bench("fleet")?,
             nats_server: tools.nats_server.clone(),
             nix: find("nix").context("nix is not installed")?,
         })

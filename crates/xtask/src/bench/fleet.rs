@@ -1,0 +1,152 @@
+//! A leaf and its hub, compared with bare servers over the same kind of connection.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use super::measures::json;
+use super::numbers::{Row, Target, median, number};
+use super::programs::Programs;
+
+/// How many events are measured one after the other in each round.
+const EVENTS: u64 = 2000;
+/// How many events a hub lacks.
+const ABSENCE: u64 = 1_000_000;
+/// How many commands are sent one after the other; ten times as many are sent 64 at once.
+const COMMANDS: u64 = 2000;
+/// How many leaves have one hub, few and many: what a leaf costs must not grow.
+const LEAVES: [u64; 2] = [100, 1000];
+
+pub(super) fn measure(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
+    let mut rows = events(programs, rounds)?;
+    rows.extend(commands(programs, rounds)?);
+    rows.push(catch_up(programs, rounds.min(3))?);
+    rows.extend(many(programs)?);
+    Ok(rows)
+}
+
+fn run(programs: &Programs, what: &str, count: u64) -> Result<Value> {
+    let directory = tempfile::Builder::new()
+        .prefix("cim-leaf-bench-")
+        .tempdir()
+        .context("can't make a temporary directory")?;
+    json(
+        Command::new(&programs.fleet)
+            .args([&programs.nats_server, &programs.leaf_hub, &programs.leafd])
+            .arg(what)
+            .arg(directory.path())
+            .arg(count.to_string()),
+    )
+}
+
+/// Runs a measurement some times, and returns the medians of these figures.
+fn medians<const N: usize>(
+    programs: &Programs,
+    rounds: usize,
+    (what, count): (&str, u64),
+    figures: [&[&str]; N],
+) -> Result<[f64; N]> {
+    let mut found = Vec::new();
+    for _ in 0..rounds {
+        found.push(run(programs, what, count)?);
+    }
+    Ok(figures.map(|figure| {
+        median(
+            &found
+                .iter()
+                .map(|found| number(found, figure))
+                .collect::<Vec<_>>(),
+        )
+    }))
+}
+
+fn events(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
+    let figures: [&[&str]; 4] = [
+        &["leaf", "p50"],
+        &["bare", "p50"],
+        &["leaf", "p99"],
+        &["bare", "p99"],
+    ];
+    let [leaf, bare, leaf_99, bare_99] = medians(programs, rounds, ("events", EVENTS), figures)?;
+    let row = |what: &str, leaf: f64, bare: f64| {
+        let what = format!(
+            "an event on the leaf until it is stored at the hub, {what}, compared with a bare publish over the same connection"
+        );
+        Row::report(what, format!("{leaf:.0} µs"))
+            .against(format!("{bare:.0} µs"), leaf / bare)
+            .target(Target::AtMost(1.2))
+    };
+    Ok(vec![
+        row("median", leaf, bare),
+        row("99th percentile", leaf_99, bare_99),
+    ])
+}
+
+fn commands(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
+    let figures: [&[&str]; 6] = [
+        &["leaf", "p50"],
+        &["bare", "p50"],
+        &["leaf", "p99"],
+        &["bare", "p99"],
+        &["leaf", "per_second"],
+        &["bare", "per_second"],
+    ];
+    let [leaf, bare, leaf_99, bare_99, leaf_rate, bare_rate] =
+        medians(programs, rounds, ("commands", COMMANDS), figures)?;
+    let row = |what: &str, leaf: f64, bare: f64| {
+        let what = format!(
+            "`leaf.show` through the hub, {what}, compared with a bare responder over the same connection"
+        );
+        Row::report(what, format!("{leaf:.0} µs")).against(format!("{bare:.0} µs"), leaf / bare)
+    };
+    Ok(vec![
+        row("median", leaf, bare).target(Target::AtMost(1.2)),
+        row("99th percentile", leaf_99, bare_99),
+        Row::report(
+            "64 `leaf.show` at once through the hub",
+            format!("{leaf_rate:.0}/s"),
+        )
+        .against(format!("{bare_rate:.0}/s"), leaf_rate / bare_rate)
+        .target(Target::AtLeast(0.8)),
+    ])
+}
+
+fn catch_up(programs: &Programs, rounds: usize) -> Result<Row> {
+    let figures: [&[&str]; 2] = [&["leaf_seconds"], &["bare_seconds"]];
+    let [leaf, bare] = medians(programs, rounds, ("catch-up", ABSENCE), figures)?;
+    let what = format!("{ABSENCE} events that the hub lacks, compared with a JetStream source");
+    Ok(Row::report(what, format!("{leaf:.1} s"))
+        .against(format!("{bare:.1} s"), leaf / bare)
+        .target(Target::AtMost(1.2)))
+}
+
+fn many(programs: &Programs) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for leaves in LEAVES {
+        let found = run(programs, "many", leaves)?;
+        let list = number(&found, &["list_ms"]);
+        rows.push(
+            Row::report(
+                format!("the list of {leaves} leaves, read at the hub"),
+                format!("{list:.0} ms"),
+            )
+            .limit(list, Target::AtMost(300.0)),
+        );
+        rows.push(Row::report(
+            format!(
+                "memory of the hub's server and its agent with {leaves} leaves at rest, and for each leaf"
+            ),
+            format!(
+                "{:.0} MB, {:.0} kB",
+                number(&found, &["hub_bytes"]) / 1e6,
+                number(&found, &["bytes_a_leaf"]) / 1e3
+            ),
+        ));
+        rows.push(Row::report(
+            format!("their processor time with {leaves} leaves at rest"),
+            format!("{:.1} %", number(&found, &["processor_share"]) * 100.0),
+        ));
+    }
+    Ok(rows)
+}
