@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 use futures::Stream;
+use jiff::Timestamp;
 use leaf_core::beat::Beat;
 use leaf_core::command::{COMMAND_ID_HEADER, Request};
 use leaf_core::event::header;
@@ -14,7 +15,7 @@ use leaf_core::json::to_json;
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::subject::{self, CommandSubject};
 
-use crate::jetstream::API_TIMEOUT;
+use crate::jetstream::{API_TIMEOUT, Stored};
 use crate::level::Mode;
 use crate::link::Link;
 use crate::parts::{self, Assembled, Assembly, PARTS_HEADER, REPLY_BYTES_HEADER};
@@ -95,11 +96,21 @@ impl Default for CallOptions {
     }
 }
 
+/// The last beat of a leaf.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heard {
+    /// The beat.
+    pub beat: Beat,
+    /// When the server that keeps it got it, by that server's clock. The leaf's own, by which the beat has its time, may be
+    /// wrong.
+    pub at: Timestamp,
+}
+
 /// The leaves that the stream of leases has, each list sorted by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Leaves {
     /// The last beat of each leaf.
-    pub beats: Vec<Beat>,
+    pub heard: Vec<Heard>,
     /// The leaves whose last beat can't be read, or names another leaf.
     pub unreadable: Vec<LeafName>,
 }
@@ -151,19 +162,24 @@ impl Client {
     /// [`ClientError`] when the stream of leases can't be read.
     pub async fn leaves(&self) -> Result<Leaves, ClientError> {
         // The stream keeps one message for each leaf; one that is renewed while reading is read twice, the newer last.
-        let mut beats = BTreeMap::new();
+        let mut all = BTreeMap::new();
         let filter = subject::beats();
-        let mut pages = self.link.read_from(subject::LEASE_STREAM, 1, Some(&filter));
+        let pages = self.link.read_from(subject::LEASE_STREAM, 1, Some(&filter));
+        let mut pages = pages.timed();
         loop {
-            match pages.next().await {
-                Ok(Some(message)) => {
-                    let Some(leaf) = subject::leaf_of_beat(&message.subject) else {
+            match pages.next_stored().await {
+                Ok(Some(Stored { record, time })) => {
+                    let Some(leaf) = subject::leaf_of_beat(&record.subject) else {
                         continue;
                     };
                     // A leaf may publish on the subject of its own beat only, whatever the beat says.
-                    let beat = serde_json::from_slice(&message.body).ok();
+                    let beat = serde_json::from_slice(&record.body).ok();
                     let beat = beat.filter(|beat: &Beat| beat.leaf == leaf);
-                    beats.insert(leaf, beat);
+                    let heard = beat.map(|beat| Heard {
+                        at: time.unwrap_or(beat.time),
+                        beat,
+                    });
+                    all.insert(leaf, heard);
                 }
                 // Without the stream no leaf has ever run here.
                 Ok(None) | Err(StreamError::NoStream { .. }) => break,
@@ -171,9 +187,9 @@ impl Client {
             }
         }
         let mut leaves = Leaves::default();
-        for (leaf, beat) in beats {
-            match beat {
-                Some(beat) => leaves.beats.push(beat),
+        for (leaf, heard) in all {
+            match heard {
+                Some(heard) => leaves.heard.push(heard),
                 None => leaves.unreadable.push(leaf),
             }
         }

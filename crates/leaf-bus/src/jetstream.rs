@@ -7,6 +7,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{Config, Info, RawMessage, RetentionPolicy};
 use bytes::Bytes;
+use jiff::Timestamp;
 use leaf_core::event::EventRecord;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -371,6 +372,7 @@ impl Link {
             filter: filter.map(str::to_owned),
             next: sequence.max(1),
             page: VecDeque::new(),
+            timed: false,
             done: false,
         }
     }
@@ -404,13 +406,34 @@ pub(crate) struct Pages {
     stream: String,
     filter: Option<String>,
     next: u64,
-    page: VecDeque<EventRecord>,
+    page: VecDeque<Stored>,
+    /// Whether the times of the messages are read as well.
+    timed: bool,
     done: bool,
 }
 
+/// A message of a stream.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    /// The message with its event headers.
+    pub(crate) record: EventRecord,
+    /// When the server stored it, if that was asked for.
+    pub(crate) time: Option<Timestamp>,
+}
+
 impl Pages {
+    /// Reads the times of the messages as well.
+    pub(crate) fn timed(self) -> Self {
+        Self { timed: true, ..self }
+    }
+
     /// Returns the next message with its event headers, or `None` after the last one.
     pub(crate) async fn next(&mut self) -> Result<Option<EventRecord>, StreamError> {
+        Ok(self.next_stored().await?.map(|stored| stored.record))
+    }
+
+    /// Like [`Pages::next`], with the time.
+    pub(crate) async fn next_stored(&mut self) -> Result<Option<Stored>, StreamError> {
         while self.page.is_empty() && !self.done {
             self.fetch().await?;
         }
@@ -460,8 +483,11 @@ impl Pages {
                         });
                     };
                     self.next = sequence + 1;
-                    self.page
-                        .push_back(to_record(sequence, subject.as_str(), &headers, &message.payload));
+                    let time = self.timed.then(|| headers.get("Nats-Time-Stamp")).flatten();
+                    self.page.push_back(Stored {
+                        record: to_record(sequence, subject.as_str(), &headers, &message.payload),
+                        time: time.and_then(|time| time.as_str().parse().ok()),
+                    });
                 }
                 Some(204) => {
                     self.done = number("Nats-Num-Pending").unwrap_or(0) == 0;

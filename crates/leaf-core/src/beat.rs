@@ -51,17 +51,15 @@ pub enum Presence {
     AwaySince(Timestamp),
 }
 
-impl Beat {
-    /// Returns whether the leaf is there, by the time in the beat: a stream that copies the beat of another server stamps it
-    /// anew. A beat of the future is of a leaf whose clock is ahead.
-    #[must_use]
-    pub fn presence(&self, now: Timestamp) -> Presence {
-        let lease = SignedDuration::from_secs(LEASE_SECONDS.cast_signed());
-        if now.duration_since(self.time) > lease {
-            Presence::AwaySince(self.time)
-        } else {
-            Presence::Online
-        }
+/// Returns whether a leaf is there, whose last beat was heard at this time: by the clock of the server that keeps it, since
+/// the leaf's own may be wrong. A beat of the future was heard by a server whose clock is ahead.
+#[must_use]
+pub fn presence(heard_at: Timestamp, now: Timestamp) -> Presence {
+    let lease = SignedDuration::from_secs(LEASE_SECONDS.cast_signed());
+    if now.duration_since(heard_at) > lease {
+        Presence::AwaySince(heard_at)
+    } else {
+        Presence::Online
     }
 }
 
@@ -72,18 +70,7 @@ mod tests {
     #[test]
     fn a_leaf_is_away_once_its_last_beat_is_older_than_a_lease() {
         let time = Timestamp::from_second(1_700_000_000).expect("a time");
-        let beat: Beat = serde_json::from_value(serde_json::json!({
-            "leaf": "edge-1",
-            "instance": "01890a5d-ac96-774b-bcce-b302099a8057",
-            "hostname": "edge-1",
-            "version": "0.1.0",
-            "started_at": time,
-            "sequence": 1,
-            "time": time,
-            "interval_seconds": BEAT_SECONDS,
-        }))
-        .expect("a beat without labels, as an older leafd sends it");
-        let after = |seconds: i64| beat.presence(time + SignedDuration::from_secs(seconds));
+        let after = |seconds: i64| presence(time, time + SignedDuration::from_secs(seconds));
         let lease = LEASE_SECONDS.cast_signed();
         assert_eq!(after(0), Presence::Online);
         assert_eq!(after(lease), Presence::Online);
@@ -91,7 +78,7 @@ mod tests {
         assert_eq!(after(86_400 * 365), Presence::AwaySince(time));
         assert_eq!(after(-3600), Presence::Online);
         assert_eq!(
-            beat.presence(Timestamp::MAX),
+            presence(time, Timestamp::MAX),
             Presence::AwaySince(time),
             "no overflow"
         );

@@ -5,9 +5,9 @@ use std::future::Future;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use leaf_bus::client::{CallError, CallOptions, Client, ClientError};
+use leaf_bus::client::{CallError, CallOptions, Client, ClientError, Heard};
 use leaf_bus::stream::StreamError;
-use leaf_core::beat::{Beat, LEASE_SECONDS, Presence};
+use leaf_core::beat::{Beat, LEASE_SECONDS, Presence, presence};
 use leaf_core::command::{CommandKind, Request, ShowContainer};
 use leaf_core::container::{Container, ContainerPhase};
 use leaf_core::id::{CommandId, ContainerName, LeafName};
@@ -20,7 +20,7 @@ use crate::progress;
 
 /// The least time limit of a command that waits for the host.
 const SLOW: Duration = Duration::from_secs(120);
-/// The time limit of a leaf that is away: it has none of its own if its clock or this host's is wrong.
+/// The time limit of a leaf that is away: it may be there all the same, if the clock of this host is wrong.
 const AWAY: Duration = Duration::from_secs(1);
 
 /// A leaf that commands are sent to.
@@ -41,9 +41,9 @@ pub(crate) struct Leaf {
 enum Among {
     /// It is for this leaf only.
     Alone,
-    /// It is for several leaves. This one's last beat was this; the command is repeated under this id.
+    /// It is for several leaves. This one's last beat was heard then; the command is repeated under this id.
     Several {
-        beat: Option<Box<Beat>>,
+        heard: Option<Box<Heard>>,
         repeated_by: CommandId,
     },
 }
@@ -70,12 +70,12 @@ impl Leaf {
     /// given one, which is that of all leaves together, and the leaf's name.
     pub(crate) fn one_of_several(
         name: LeafName,
-        beat: Option<Beat>,
+        heard: Option<Heard>,
         client: Client,
         timeout: Duration,
         command_id: &CommandId,
     ) -> Self {
-        let is_away = beat.as_ref().is_some_and(|beat| away_since(beat).is_some());
+        let is_away = heard.as_ref().is_some_and(|heard| away_since(heard).is_some());
         let (timeout, slow_timeout) = if is_away {
             (timeout.min(AWAY), timeout.min(AWAY))
         } else {
@@ -88,7 +88,7 @@ impl Leaf {
             timeout,
             slow_timeout,
             among: Among::Several {
-                beat: beat.map(Box::new),
+                heard: heard.map(Box::new),
                 repeated_by: command_id.clone(),
             },
         }
@@ -201,18 +201,24 @@ impl Leaf {
 
     /// Returns the error about a leaf that does not reply: it explains why `leaf list` may list it all the same.
     async fn without_reply(&self) -> Error {
-        let beat = match &self.among {
-            Among::Several { beat, .. } => beat.as_deref().cloned(),
+        let heard = match &self.among {
+            Among::Several { heard, .. } => heard.as_deref().cloned(),
             Among::Alone => {
                 let leaves = self.client.leaves().await.unwrap_or_default();
-                leaves.beats.into_iter().find(|beat| beat.leaf == self.name)
+                leaves
+                    .heard
+                    .into_iter()
+                    .find(|heard| heard.beat.leaf == self.name)
             }
         };
-        let Some(beat) = beat else {
+        let Some(heard) = heard else {
             return Error::Call(CallError::NoLeaf(self.name.clone()));
         };
-        let (leaf, instance, host, last) = (&self.name, beat.instance, &beat.hostname, ago(beat.time));
-        Error::NoLeaf(match away_since(&beat) {
+        let Beat {
+            instance, hostname, ..
+        } = &heard.beat;
+        let (leaf, host, last) = (&self.name, hostname, ago(heard.at));
+        Error::NoLeaf(match away_since(&heard) {
             Some(since) => format!(
                 "leaf {leaf} is away since {since}: instance {instance} on {host} sent its last beat {last}"
             ),
@@ -226,8 +232,8 @@ impl Leaf {
 }
 
 /// Returns since when a leaf is away, by its last beat and the clock of this host.
-pub(crate) fn away_since(beat: &Beat) -> Option<Timestamp> {
-    match beat.presence(Timestamp::now()) {
+pub(crate) fn away_since(heard: &Heard) -> Option<Timestamp> {
+    match presence(heard.at, Timestamp::now()) {
         Presence::Online => None,
         // Without the fractions of a second.
         Presence::AwaySince(time) => Some(Timestamp::from_second(time.as_second()).unwrap_or(time)),

@@ -1,7 +1,6 @@
 //! Which leaves a command is for, as docs/command-line.md describes it.
 
-use leaf_bus::client::Leaves;
-use leaf_core::beat::Beat;
+use leaf_bus::client::{Heard, Leaves};
 use leaf_core::id::LeafName;
 use leaf_core::labels;
 use leaf_core::selector::{NamePattern, Selector};
@@ -38,7 +37,7 @@ pub(crate) struct Selected {
     /// Its name.
     pub leaf: LeafName,
     /// Its last beat; `None` if it is named and not listed.
-    pub beat: Option<Beat>,
+    pub heard: Option<Heard>,
 }
 
 impl Selection {
@@ -86,16 +85,16 @@ impl Several {
     pub(crate) fn select(&self, leaves: Leaves) -> Result<Vec<Selected>, Error> {
         let is_named =
             |leaf: &LeafName| self.names.is_empty() || self.names.iter().any(|name| name.matches(leaf));
-        let is_meant = |beat: &Beat| {
+        let is_meant = |Heard { beat, .. }: &Heard| {
             let labels = &beat.labels;
             is_named(&beat.leaf) && self.selector.as_ref().is_none_or(|terms| terms.matches(labels))
         };
-        let (selected, other): (Vec<Beat>, Vec<Beat>) = leaves.beats.into_iter().partition(is_meant);
+        let (selected, other): (Vec<Heard>, Vec<Heard>) = leaves.heard.into_iter().partition(is_meant);
         let mut selected: Vec<Selected> = selected
             .into_iter()
-            .map(|beat| Selected {
-                leaf: beat.leaf.clone(),
-                beat: Some(beat),
+            .map(|heard| Selected {
+                leaf: heard.beat.leaf.clone(),
+                heard: Some(heard),
             })
             .collect();
         for name in &self.names {
@@ -105,7 +104,7 @@ impl Several {
             {
                 selected.push(Selected {
                     leaf: leaf.clone(),
-                    beat: None,
+                    heard: None,
                 });
             }
         }
@@ -118,13 +117,13 @@ impl Several {
 }
 
 /// Returns the error text for a selection that no leaf meets.
-fn nothing(leaves: &[Beat]) -> String {
+fn nothing(leaves: &[Heard]) -> String {
     if leaves.is_empty() {
         return "no leaf is selected: the server lists none; is leafd running?".to_owned();
     }
     let leaves: Vec<String> = leaves
         .iter()
-        .map(|beat| match labels::text(&beat.labels) {
+        .map(|Heard { beat, .. }| match labels::text(&beat.labels) {
             labels if labels.is_empty() => format!("{} (no labels)", beat.leaf),
             labels => format!("{} ({labels})", beat.leaf),
         })
@@ -135,6 +134,7 @@ fn nothing(leaves: &[Beat]) -> String {
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
+    use leaf_core::beat::Beat;
     use serde_json::json;
 
     use super::*;
@@ -152,8 +152,8 @@ mod tests {
     }
 
     fn leaves() -> Leaves {
-        let beat = |leaf: &str, labels: serde_json::Value| {
-            serde_json::from_value(json!({
+        let heard = |leaf: &str, labels: serde_json::Value| {
+            let beat = json!({
                 "leaf": leaf,
                 "instance": "01890a5d-ac96-774b-bcce-b302099a8057",
                 "hostname": leaf,
@@ -163,14 +163,15 @@ mod tests {
                 "time": "2026-11-20T16:00:00Z",
                 "interval_seconds": 10,
                 "labels": labels,
-            }))
-            .expect("a beat")
+            });
+            let beat: Beat = serde_json::from_value(beat).expect("a beat");
+            Heard { at: beat.time, beat }
         };
         Leaves {
-            beats: vec![
-                beat("edge-1", json!({"site": "a"})),
-                beat("edge-2", json!({"site": "b", "gpu": "yes"})),
-                beat("hub", json!({})),
+            heard: vec![
+                heard("edge-1", json!({"site": "a"})),
+                heard("edge-2", json!({"site": "b", "gpu": "yes"})),
+                heard("hub", json!({})),
             ],
             unreadable: Vec::new(),
         }

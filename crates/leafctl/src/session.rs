@@ -111,8 +111,8 @@ impl Session {
             Selection::Several(several) => {
                 let selected = several.select(self.client.leaves().await?)?;
                 let id = self.command_id.clone().unwrap_or_else(|| Uuid::now_v7().into());
-                let leaf = |Selected { leaf, beat }| {
-                    Leaf::one_of_several(leaf, beat, self.client.clone(), self.timeout, &id)
+                let leaf = |Selected { leaf, heard }| {
+                    Leaf::one_of_several(leaf, heard, self.client.clone(), self.timeout, &id)
                 };
                 Ok(selected.into_iter().map(leaf).collect())
             }
@@ -129,9 +129,9 @@ impl Session {
             .client
             .leaves()
             .await?
-            .beats
+            .heard
             .into_iter()
-            .map(|beat| beat.leaf);
+            .map(|heard| heard.beat.leaf);
         match (leaves.next(), leaves.next()) {
             (Some(leaf), None) => Ok(leaf),
             (None, _) => Err(Error::NoLeaf(

@@ -322,7 +322,7 @@ async fn embedded_context() -> anyhow::Result<()> {
     let client = Client::connect(&settings, LIMIT).await?;
     ensure!(client.caller().as_str() == "admin");
     client.check_jetstream().await?;
-    ensure!(client.leaves().await?.beats.is_empty());
+    ensure!(client.leaves().await?.heard.is_empty());
     Ok(())
 }
 

@@ -62,7 +62,7 @@ pub(crate) async fn measure(programs: &Programs<'_>, dir: &Path, count: u64) -> 
         .context("all claims")?;
     let reader = LeafClient::connect(&hub.person()?, WITHIN).await?;
     let listed = async {
-        while (reader.leaves().await?.beats.len() as u64) < count {
+        while (reader.leaves().await?.heard.len() as u64) < count {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         anyhow::Ok(())
@@ -73,7 +73,7 @@ pub(crate) async fn measure(programs: &Programs<'_>, dir: &Path, count: u64) -> 
     let mut times = Vec::new();
     for _ in 0..20 {
         let began = Instant::now();
-        let found = reader.leaves().await?.beats.len() as u64;
+        let found = reader.leaves().await?.heard.len() as u64;
         times.push(began.elapsed().as_secs_f64() * 1e3);
         ensure!(found == count, "{found} of {count} leaves are listed");
     }

@@ -1,4 +1,6 @@
 use clap::Args;
+use jiff::Timestamp;
+use leaf_bus::client::Heard;
 use leaf_core::beat::Beat;
 use leaf_core::labels;
 use serde::Serialize;
@@ -18,11 +20,27 @@ pub(crate) struct List;
 
 /// A leaf of the list.
 #[derive(Serialize)]
-struct Listed {
+struct Listed<'a> {
     /// `online` or `away`.
     state: &'static str,
+    /// When the server got its last beat.
+    heard_at: Timestamp,
     #[serde(flatten)]
-    beat: Beat,
+    beat: &'a Beat,
+}
+
+impl<'a> Listed<'a> {
+    fn of(heard: &'a Heard) -> Self {
+        Self {
+            state: if away_since(heard).is_none() {
+                "online"
+            } else {
+                "away"
+            },
+            heard_at: heard.at,
+            beat: &heard.beat,
+        }
+    }
 }
 
 impl List {
@@ -33,24 +51,14 @@ impl List {
                 "leaf {leaf} is not listed: its last beat can't be read, or names another leaf"
             ));
         }
-        let beats: Vec<Beat> = match session.selection() {
+        let all: Vec<Heard> = match session.selection() {
             Selection::Several(several) => {
                 let selected = several.select(leaves)?.into_iter();
-                selected.filter_map(|Selected { beat, .. }| beat).collect()
+                selected.filter_map(|Selected { heard, .. }| heard).collect()
             }
-            Selection::Only | Selection::One(_) => leaves.beats,
+            Selection::Only | Selection::One(_) => leaves.heard,
         };
-        let listed: Vec<Listed> = beats
-            .into_iter()
-            .map(|beat| Listed {
-                state: if away_since(&beat).is_none() {
-                    "online"
-                } else {
-                    "away"
-                },
-                beat,
-            })
-            .collect();
+        let listed: Vec<Listed<'_>> = all.iter().map(Listed::of).collect();
         output.document(&json!({ "leaves": listed }), |_| {
             let mut table = output.table(&[
                 "LEAF",
@@ -63,15 +71,16 @@ impl List {
                 "EVENTS",
                 "INSTANCE",
             ]);
-            for Listed { beat, .. } in &listed {
+            for heard in &all {
+                let beat = &heard.beat;
                 table.add_row([
                     beat.leaf.to_string(),
-                    away_since(beat).map_or("online".to_owned(), |since| format!("away since {since}")),
+                    away_since(heard).map_or("online".to_owned(), |since| format!("away since {since}")),
                     labels::text(&beat.labels),
                     beat.hostname.clone(),
                     beat.version.clone(),
                     ago(beat.started_at),
-                    ago(beat.time),
+                    ago(heard.at),
                     beat.sequence.to_string(),
                     beat.instance.to_string(),
                 ]);
