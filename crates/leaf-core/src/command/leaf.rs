@@ -94,4 +94,25 @@ pub struct LeafReport {
     /// The entries of its state that a newer leafd wrote and this one can't read: they are kept and not acted on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub raw_entries: Vec<RawEntry>,
+    /// Its connection to the hub, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<HubReport>,
+}
+
+/// A leaf's connection to its hub.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HubReport {
+    /// The hub's addresses.
+    pub url: String,
+    /// Whether the hub agent granted the leaf's last claim on its name.
+    pub connected: bool,
+    /// When it granted a claim last, if it did since the leaf started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claimed_at: Option<Timestamp>,
+    /// The sequence number of the last event of the hub's copy at that time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied: Option<u64>,
+    /// Why the last claim was not granted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }

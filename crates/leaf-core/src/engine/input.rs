@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::command::{Command, CommandKind, CommandRecord, container};
+use crate::command::{Command, CommandKind, CommandRecord, HubReport, container};
 use crate::container::{ForeignContainer, ObservedContainer};
 use crate::decide::InUse;
 use crate::event::HostFacts;
@@ -69,6 +69,8 @@ pub enum Input {
         /// The last sequence number acknowledged by the stream.
         last: u64,
     },
+    /// The hub agent answered a claim, or did not.
+    HubHeard(Box<HubReport>),
     /// The daemon must stop.
     Stop {
         /// The reason, such as `SIGTERM`.

@@ -41,7 +41,7 @@ mod waiting;
 use crate::address_pool::AddressPool;
 use crate::aggregate::Aggregate;
 use crate::cause::Cause;
-use crate::command::CommandRecord;
+use crate::command::{CommandRecord, HubReport};
 use crate::container::{Container, ContainerPhase};
 use crate::decide::Target;
 use crate::event::{ContainerFact, Fact, HostFacts, JobFact, LeafFact, LeafStarted, LeafStopped};
@@ -114,6 +114,8 @@ pub struct Engine {
     rescan: u64,
     /// The last sequence number acknowledged by the stream.
     published: u64,
+    /// The connection to the hub, as the shell heard it last.
+    hub: Option<HubReport>,
     /// The number of records returned so far.
     recorded: u64,
     stop: Option<Stop>,
@@ -151,6 +153,7 @@ impl Engine {
             admission,
             rescan: 0,
             published: 0,
+            hub: None,
             recorded: 0,
             stop: None,
         }
@@ -188,6 +191,7 @@ impl Engine {
             Input::JobProgressed(id, progress) => self.jobs.progressed(id, progress),
             Input::JobEnded(id, outcome) => self.job_ended(turn, id, outcome),
             Input::Published { first, last } => self.stream_holds(turn, first, last),
+            Input::HubHeard(report) => self.hub = Some(*report),
             Input::Stop { reason } => self.stop(turn, reason),
             Input::Drained => {
                 if let Some(stop) = &mut self.stop {

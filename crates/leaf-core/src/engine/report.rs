@@ -46,6 +46,7 @@ impl Engine {
             no_containers: capabilities.containers.as_ref().err().cloned(),
             no_nix_jobs: capabilities.nix.as_ref().err().cloned(),
             raw_entries: state.raw_entries(),
+            hub: self.hub.clone(),
         }
     }
 }

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use clap::Args;
-use leaf_core::command::ShowLeaf;
+use leaf_core::command::{HubReport, ShowLeaf};
 use leaf_core::id::LeafName;
 use leaf_core::labels::{self, Labels};
 
@@ -65,6 +65,7 @@ impl Show {
                             .map_or("taken".to_owned(), |why| format!("refused: {why}")),
                     ),
                 ];
+                rows.extend(r.hub.as_ref().map(|hub| ("hub", hub_text(hub))));
                 rows.extend(r.raw_entries.iter().map(|entry| {
                     (
                         "unreadable",
@@ -88,6 +89,23 @@ pub(super) fn label_text(labels: &Labels, of_settings: &BTreeSet<String>) -> Str
         text += &format!(" (in the settings: {})", keys.join(" "));
     }
     text
+}
+
+/// Returns how a leaf is connected to its hub.
+fn hub_text(hub: &HubReport) -> String {
+    let claimed = match hub.claimed_at {
+        Some(time) => format!("claim renewed {}", ago(time)),
+        None => "no claim since the start".to_owned(),
+    };
+    let mut text = format!("{}, {claimed}", hub.url);
+    if let Some(last) = hub.copied {
+        text += &format!(", events copied up to {last}");
+    }
+    match &hub.problem {
+        Some(why) => text + "; not connected: " + why,
+        None if hub.connected => text,
+        None => text + "; not connected",
+    }
 }
 
 /// The end of a row whose commands this leaf always refuses.
