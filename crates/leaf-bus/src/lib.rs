@@ -14,6 +14,7 @@ mod credentials;
 pub mod embedded;
 mod follow;
 pub mod hub;
+pub mod hub_link;
 pub mod identity;
 mod jetstream;
 mod job_hints;

@@ -258,8 +258,7 @@ impl Publisher {
     }
 }
 
-/// Returns the headers of an event that is published after the one before it.
-pub(crate) fn headers(record: &EventRecord) -> HeaderMap {
+fn headers(record: &EventRecord) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in record.headers.iter() {
         // A known name needs no allocation.
@@ -273,7 +272,7 @@ pub(crate) fn headers(record: &EventRecord) -> HeaderMap {
     headers
 }
 
-pub(crate) async fn sleep_until(deadline: Option<Instant>) {
+async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,

@@ -82,14 +82,20 @@ impl EventStream {
         settings: StreamSettings,
         first_sequence: u64,
     ) -> Result<(Self, StreamState), StreamError> {
-        let stream = Self {
+        let stream = Self::of(bus, leaf, settings);
+        let state = stream.make(first_sequence).await?;
+        Ok((stream, state))
+    }
+
+    /// Returns the stream without asking the server whether it exists, for reading.
+    #[must_use]
+    pub fn of(bus: &Bus, leaf: &LeafName, settings: StreamSettings) -> Self {
+        Self {
             link: bus.store.clone(),
             name: subject::event_stream(leaf),
             leaf: leaf.clone(),
             settings,
-        };
-        let state = stream.make(first_sequence).await?;
-        Ok((stream, state))
+        }
     }
 
     /// Deletes the stream with all its events and creates it again, beginning with `first_sequence`.

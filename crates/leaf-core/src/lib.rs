@@ -20,6 +20,7 @@ pub mod error;
 pub mod event;
 pub mod fleet;
 pub mod hardware;
+pub mod homecoming;
 pub mod host_op;
 pub mod id;
 pub mod job;

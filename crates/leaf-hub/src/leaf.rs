@@ -250,7 +250,10 @@ impl LeafTask {
 
     async fn publish(&mut self, events: Vec<leaf_core::event::EventRecord>) -> Result<(), StreamError> {
         let publisher = self.publisher.as_mut().ok_or(StreamError::Disconnected)?;
-        publisher.publish(events).await
+        for event in events {
+            publisher.publish(event).await?;
+        }
+        Ok(())
     }
 
     fn close(&mut self) {

@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
     "leaf {} is held by instance {} on {} since {} (last beat {}); stop that one, or give this one another name",
     .0.leaf, .0.instance, .0.hostname, .0.started_at, .0.time
 )]
-pub struct HeldError(Box<Beat>);
+pub struct HeldError(pub(crate) Box<Beat>);
 
 /// The NATS server refuses the lease for a reason that lasts, so another leaf of this name would not be noticed.
 #[derive(Debug, thiserror::Error)]
@@ -122,6 +122,7 @@ async fn acquire(bus: &Bus, beat: &Beat, dead: Predecessors) -> Result<Lease, Le
 }
 
 /// Makes the beats of this instance.
+#[derive(Clone)]
 pub struct Beats {
     /// The first beat: what does not change is that of all.
     pub first: Beat,
@@ -133,7 +134,7 @@ pub struct Beats {
 
 impl Beats {
     /// Returns the beat of this moment.
-    fn now(&mut self) -> Beat {
+    pub(crate) fn now(&mut self) -> Beat {
         Beat {
             sequence: self.journal.last_sequence(),
             time: Timestamp::now(),

@@ -8,7 +8,7 @@
 //! | modules | contents |
 //! |---|---|
 //! | [`cli`], [`settings`], [`inventory`], [`programs`] | the command line, the settings file, `leafd inventory`, installed programs |
-//! | [`daemon`], [`recovery`], [`lease`], [`tasks`], [`notify`] | the start and the end: equipment, state, the leaf's name, all tasks, systemd |
+//! | [`daemon`], [`recovery`], [`lease`], [`hub`], [`tasks`], [`notify`] | the start and the end: equipment, state, the leaf's name, here and at the hub, all tasks, systemd |
 //! | [`main_loop`], [`wake`], [`clock`], [`commits`], [`workers`] | the loop: inputs, the journal, effects |
 //! | [`listeners`], [`hardware`] | sources of inputs: commands, observations, scans |
 //! | [`steps`], [`container_users`], [`helper`], [`job`] | work on the host: containers and their NATS users, host operations, jobs |
@@ -22,6 +22,7 @@ pub mod container_users;
 pub mod daemon;
 pub mod hardware;
 pub mod helper;
+pub mod hub;
 pub mod inventory;
 pub mod job;
 pub mod lease;

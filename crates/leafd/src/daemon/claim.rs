@@ -14,6 +14,7 @@ use super::VERSION;
 use super::equipment::{self, HostAndNats};
 use super::store::Store;
 use crate::complaints::Complaints;
+use crate::hub::Heard;
 use crate::job::JobHost;
 use crate::lease::{self, Predecessors};
 use crate::notify;
@@ -28,6 +29,8 @@ pub(super) struct Claim {
     pub(super) dead: Predecessors,
     /// The lease; `None` if NATS is unreachable, in which case it is taken later.
     pub(super) held: Option<Lease>,
+    /// What the hub said, if the leaf has one.
+    pub(super) heard: Heard,
     /// The settings of the event stream.
     pub(super) stream: StreamSettings,
     /// The state to continue from.
@@ -49,7 +52,10 @@ impl Claim {
         host_and_nats: &HostAndNats,
     ) -> anyhow::Result<Self> {
         let HostAndNats {
-            bus, server_process, ..
+            bus,
+            server_process,
+            hub,
+            ..
         } = host_and_nats;
         let Store {
             leaf,
@@ -81,27 +87,34 @@ impl Claim {
         };
         let unfinished = opened.unfinished;
         let state = State::from_entries(opened.held.last_sequence, opened.entries);
-        let (mut of_lease, mut of_stream) = (Complaints::default(), Complaints::default());
-        let (held, state) = loop {
+        let (mut of_lease, mut of_history) = (Complaints::default(), Complaints::default());
+        let (held, heard, state) = loop {
             let held = lease::take(bus, &beat, dead, &mut of_lease).await?;
-            let recovered = match recovery::recover(bus, leaf, journal, &state, &stream).await {
-                Ok(Recovered::State(state)) => break (held, *state),
-                Ok(Recovered::NotYet(error)) => Ok(error),
-                Err(error) => Err(error),
+            let home = match hub {
+                Some(hub) => hub.come_home(bus, journal, &stream, &beat, dead).await,
+                None => Ok(Heard::default()),
+            };
+            let (not_ready, pause) = match home {
+                Ok(heard) => match recovery::recover(bus, leaf, journal, &state, &stream).await {
+                    Ok(Recovered::State(state)) => break (held, heard, *state),
+                    Ok(Recovered::NotYet(error)) => {
+                        let why = "can't read the leaf's history from the stream";
+                        (Ok(format!("{why}: {}", chain(&error))), lease::PAUSE)
+                    }
+                    Err(error) => (Err(error), lease::PAUSE),
+                },
+                Err(error) => (Ok(chain(&error)), error.try_again_after()),
             };
             // A leaf that takes no commands is not listed as running, and its next start need not wait.
             if let Some(lease) = held {
                 lease::release(lease).await;
             }
-            let why = format!(
-                "can't read the leaf's history from the stream: {}",
-                chain(&recovered?)
-            );
+            let why = not_ready?;
             notify::not_ready(&format!("not ready: {why}"));
-            if of_stream.is_new(&why) {
+            if of_history.is_new(&why) {
                 tracing::error!(error = why, "not ready: this is tried again until it succeeds");
             }
-            tokio::time::sleep(lease::PAUSE).await;
+            tokio::time::sleep(pause).await;
         };
         let info = ServiceInfo {
             leaf: leaf.clone(),
@@ -118,6 +131,7 @@ impl Claim {
             beat,
             dead,
             held,
+            heard,
             stream,
             state,
             unfinished,

@@ -23,6 +23,7 @@ use leaf_nix::Nix;
 
 use crate::container_users::ContainerUsers;
 use crate::helper::HostHelper;
+use crate::hub;
 use crate::job::JobHost;
 use crate::programs;
 use crate::settings::{HELPER_SOCKET, NO_SIGNING_KEY, Settings, off_pool};
@@ -45,6 +46,8 @@ pub(super) struct HostAndNats {
     pub(super) connect: ConnectSettings,
     /// The embedded server, if the leaf has one.
     pub(super) server_process: Option<EmbeddedServer>,
+    /// The connection to the hub agent, if the leaf has a hub.
+    pub(super) hub: Option<hub::Hub>,
     /// The host of containers, or the reason why this leaf runs none.
     pub(super) containers: Result<Arc<ContainerHost>, String>,
     /// Passes the containers' connections on to a server that they don't reach.
@@ -94,6 +97,7 @@ pub(super) async fn set_up(settings: &Settings, leaf: &LeafName) -> anyhow::Resu
             bus,
             connect,
             server_process: None,
+            hub: None,
             containers,
             relay,
             nats_of,
@@ -184,6 +188,16 @@ pub(super) async fn set_up(settings: &Settings, leaf: &LeafName) -> anyhow::Resu
     let bus = Bus::connect_apart(&callers, &streams)
         .await
         .context("can't connect to the embedded NATS server")?;
+    let hub = match &embedded.hub {
+        Some(hub) => {
+            let claimant = ConnectSettings {
+                name: format!("leafd {leaf} to its hub"),
+                ..as_user(identity.claimant_credentials())
+            };
+            Some(hub::Hub::open(&claimant, leaf, &hub.url).await?)
+        }
+        None => None,
+    };
     let nats_port = process.address().port();
     let containers = helper.map(|helper| {
         Arc::new(ContainerHost {
@@ -206,6 +220,7 @@ pub(super) async fn set_up(settings: &Settings, leaf: &LeafName) -> anyhow::Resu
         bus,
         connect: streams,
         server_process: Some(process),
+        hub,
         containers,
         relay: None,
         nats_of: format!("NATS at {url}"),

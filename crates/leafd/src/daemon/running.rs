@@ -19,6 +19,7 @@ use super::equipment::{self, HostAndNats};
 use super::store::Store;
 use super::{Signals, VERSION};
 use crate::clock::Clock;
+use crate::hub::Claims;
 use crate::main_loop::MainLoop;
 use crate::publisher::{EventPublisher, Published};
 use crate::settings::Settings;
@@ -68,6 +69,7 @@ impl Running {
             bus,
             connect,
             server_process,
+            hub,
             containers,
             relay,
             nats_of,
@@ -128,7 +130,7 @@ impl Running {
             },
             leaf: leaf.clone(),
             journal: journal.clone(),
-            settings: claim.stream,
+            settings: claim.stream.clone(),
             published: published_at,
             silent,
         };
@@ -141,8 +143,21 @@ impl Running {
             labels: shown_labels,
             journal: journal.clone(),
         };
+        let claims = hub.map(|hub| Claims {
+            hub,
+            heard: claim.heard,
+            bus: bus.clone(),
+            stream: claim.stream,
+            beats: beats.clone(),
+            dead,
+            published: published.clone(),
+            inputs: inputs.clone(),
+        });
         let leasing = lease::keep(bus.clone(), beats, dead, held, release, given_back);
         tasks.keep("lease", leasing);
+        if let Some(claims) = claims {
+            tasks.keep("hub", claims.keep());
+        }
         let commands = listeners::take_commands(claim.server, inputs.clone(), drained);
         tasks.keep("commands", commands);
         let publishes = listeners::watch_published(published.clone(), inputs.clone());

@@ -6,6 +6,8 @@ mod company;
 mod disk;
 #[path = "durability/fence.rs"]
 mod fence;
+#[path = "durability/homecoming.rs"]
+mod homecoming;
 #[path = "durability/journal.rs"]
 mod journal;
 #[path = "durability/kills.rs"]
@@ -225,6 +227,51 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             "a leaf on an external server without a signing key says at its start and in its report that it runs no containers",
             &[],
             company::no_containers,
+        ),
+        host.trial(
+            "an older image of a leaf's disk gets the rest of its events from the hub and goes on",
+            &[],
+            homecoming::an_older_image,
+        ),
+        host.trial(
+            "an older image that was started without the hub ends once the hub is there, and says what to do",
+            &[],
+            homecoming::an_older_image_without_the_hub,
+        ),
+        host.trial(
+            "a leaf that lost its disk waits for the hub and gets its whole history back",
+            &[],
+            homecoming::a_lost_disk,
+        ),
+        host.trial(
+            "of two instances of one name at the ends of a cut connection one stops when it is mended",
+            &[],
+            homecoming::two_at_the_ends_of_a_cut_wire,
+        ),
+        host.trial(
+            "a leaf without its hub starts after five seconds, works, and shows the hub's absence",
+            &[],
+            homecoming::without_the_hub,
+        ),
+        host.trial(
+            "a hub that was restored from last week is no reason for a leaf to do anything",
+            &[],
+            homecoming::a_hub_of_last_week,
+        ),
+        host.trial(
+            "a running leaf ends when the hub has another event under one of its numbers",
+            &[],
+            homecoming::other_events_while_it_runs,
+        ),
+        host.trial(
+            "a hub agent that answers with garbage, falls silent or has foreign events harms no leaf",
+            &[],
+            homecoming::an_agent_that_is_none,
+        ),
+        host.trial(
+            "a leaf whose name is held at the hub is not ready, says by whom, and publishes nothing",
+            &[],
+            homecoming::a_name_that_is_held,
         ),
         host.trial(
             "at SIGTERM under load accepted commands are answered, the last events published, and no server is left",

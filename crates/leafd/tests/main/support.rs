@@ -1,9 +1,13 @@
 //! What the tests of the daemon share: a leaf of their own ([`TestLeaf`]), what this machine can do ([`Host`]).
 
+#[path = "support/agent.rs"]
+mod agent;
 #[path = "support/host.rs"]
 mod host;
 #[path = "support/hub.rs"]
 mod hub;
+#[path = "support/hub_site.rs"]
+mod hub_site;
 #[path = "support/leaf.rs"]
 mod leaf;
 #[path = "support/remains.rs"]
@@ -11,8 +15,10 @@ mod remains;
 
 use std::time::{Duration, Instant};
 
+pub(crate) use agent::{Manner, TestAgent};
 pub(crate) use host::{Host, Need, OLD_LEAFD};
 pub(crate) use hub::Hub;
+pub(crate) use hub_site::{HubSite, Wire};
 pub(crate) use leaf::{Setup, TestLeaf};
 
 /// The longest that any wait for a state may take, if the test does not say otherwise.

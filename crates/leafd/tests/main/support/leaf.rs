@@ -395,6 +395,11 @@ impl TestLeaf {
             .collect()
     }
 
+    /// Connects anew for the next command: its keys or its address are others now.
+    pub(crate) fn forget_client(&mut self) {
+        self.client = None;
+    }
+
     // ---- files -----------------------------------------------------------------------------------------------
 
     /// The settings file.

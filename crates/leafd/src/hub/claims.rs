@@ -1,0 +1,181 @@
+//! The claims of a running leaf.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use leaf_bus::connect::Bus;
+use leaf_bus::stream::{EventStream, StreamSettings};
+use leaf_core::command::HubReport;
+use leaf_core::engine::Input;
+use leaf_core::error::chain;
+use leaf_core::fleet::{ClaimReply, CopyEnd};
+use leaf_core::homecoming::{Extent, Next, Own};
+use tokio::sync::{mpsc, watch};
+
+use super::{CLAIM_EVERY, Heard, HomeError, Hub, extent_of_journal};
+use crate::complaints::Complaints;
+use crate::lease::{Beats, HeldError, PAUSE, Predecessors};
+use crate::publisher::Published;
+use crate::wake::Wake;
+
+/// Renews the leaf's claim as long as it runs, and compares the ends of leaf and copy when the copy's has changed.
+pub(crate) struct Claims {
+    /// The connection to the agent.
+    pub(crate) hub: Hub,
+    /// What it said at the start.
+    pub(crate) heard: Heard,
+    /// The connection to the leaf's own streams.
+    pub(crate) bus: Bus,
+    /// The settings of the leaf's stream.
+    pub(crate) stream: StreamSettings,
+    /// Makes the beats that claims carry.
+    pub(crate) beats: Beats,
+    /// Instances that are known to be dead.
+    pub(crate) dead: Predecessors,
+    /// The known content of the leaf's stream.
+    pub(crate) published: watch::Receiver<Published>,
+    /// Receives what the hub said.
+    pub(crate) inputs: mpsc::Sender<Wake>,
+}
+
+impl Claims {
+    /// Runs until the daemon ends.
+    ///
+    /// # Errors
+    /// [`HomeError`] when another instance has the name, or the copy has other events than the leaf.
+    pub(crate) async fn keep(mut self) -> anyhow::Result<()> {
+        let stream = EventStream::of(&self.bus, &self.hub.leaf, self.stream.clone());
+        let mut complaints = Complaints::default();
+        if let Some(problem) = &self.heard.problem {
+            complaints.is_new(problem);
+        }
+        let mut pause = match self.heard.claimed_at {
+            Some(_) => CLAIM_EVERY,
+            None => Duration::ZERO,
+        };
+        loop {
+            let report = Input::HubHeard(Box::new(self.heard.report(&self.hub.url)));
+            if self.inputs.send(report.into()).await.is_err() {
+                return std::future::pending().await;
+            }
+            tokio::time::sleep(pause).await;
+            let problem = match self.renew(&stream).await {
+                Ok(()) => None,
+                Err(Unanswered::Home(error)) if error.lasts() => return Err(error.into()),
+                Err(error) => Some(error.text()),
+            };
+            match &problem {
+                Some(problem) => {
+                    if complaints.is_new(problem) {
+                        tracing::warn!(
+                            error = problem,
+                            "no claim at the hub at the moment: the leaf goes on"
+                        );
+                    }
+                    pause = PAUSE;
+                }
+                None => {
+                    if self.heard.problem.is_some() {
+                        tracing::info!(
+                            hub = self.hub.url,
+                            "the hub answers, and its copy agrees with the leaf"
+                        );
+                    }
+                    complaints = Complaints::default();
+                    pause = CLAIM_EVERY;
+                }
+            }
+            self.heard.problem = problem;
+        }
+    }
+
+    /// Renews the claim once.
+    async fn renew(&mut self, stream: &EventStream) -> Result<(), Unanswered> {
+        let known = *self.published.borrow();
+        let beat = self.beats.now();
+        let answer = self.hub.claim(&beat, self.dead, known.sequence).await;
+        let copy = match answer.map_err(Unanswered::Hub)? {
+            ClaimReply::Held { by } => return Err(HomeError::Held(HeldError(by)).into()),
+            ClaimReply::Granted { copy } => copy,
+        };
+        self.heard.claimed_at = Some(Timestamp::now());
+        let own = Own {
+            journal: extent_of_journal(self.beats.journal.held()),
+            stream: extent_of_published(known),
+        };
+        self.agrees(copy.as_ref(), own, stream).await?;
+        self.heard.agreed = copy;
+        Ok(())
+    }
+
+    /// Compares the end of the copy with the leaf's events, unless it is the one that agreed before.
+    async fn agrees(&self, copy: Option<&CopyEnd>, own: Own, stream: &EventStream) -> Result<(), HomeError> {
+        if copy == self.heard.agreed.as_ref() {
+            return Ok(());
+        }
+        match self
+            .hub
+            .compare(copy, own, &self.beats.journal, Some(stream))
+            .await?
+        {
+            Next::Differs { sequence } => Err(HomeError::Differs {
+                leaf: self.hub.leaf.clone(),
+                sequence,
+            }),
+            // What the copy has of this instance is in its journal, also where its stream lags behind.
+            Next::Append(_) => match copy {
+                Some(copy) if copy.last > own.journal.last => Err(HomeError::Ahead {
+                    copy: copy.last,
+                    own: own.journal.last,
+                }),
+                _ => Ok(()),
+            },
+            Next::GoOn | Next::CompareAt(_) => Ok(()),
+        }
+    }
+}
+
+/// Why a claim was not renewed.
+enum Unanswered {
+    /// The agent gave no answer that can be used.
+    Hub(leaf_bus::hub_link::HubError),
+    /// It gave one that the leaf can't go on with, or could not act on.
+    Home(HomeError),
+}
+
+impl From<HomeError> for Unanswered {
+    fn from(error: HomeError) -> Self {
+        Self::Home(error)
+    }
+}
+
+impl Unanswered {
+    fn text(&self) -> String {
+        match self {
+            Self::Hub(error) => chain(error),
+            Self::Home(error) => chain(error),
+        }
+    }
+}
+
+impl Heard {
+    fn report(&self, url: &str) -> HubReport {
+        HubReport {
+            url: url.to_owned(),
+            connected: self.claimed_at.is_some() && self.problem.is_none(),
+            claimed_at: self.claimed_at,
+            copied: self.agreed.as_ref().map(|copy| copy.last),
+            problem: self.problem.clone(),
+        }
+    }
+}
+
+fn extent_of_published(known: Published) -> Extent {
+    if known.first == 0 {
+        return Extent { first: 1, last: 0 };
+    }
+    Extent {
+        first: known.first,
+        last: known.sequence,
+    }
+}

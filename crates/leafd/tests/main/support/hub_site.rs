@@ -1,0 +1,170 @@
+//! A hub of a test's own: a nats-server with the accounts of a hub, and wires to it that can be cut.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::Context as _;
+use leaf_bus::embedded::NatsServer;
+use leaf_bus::identity::{HubUsers, hub_caller};
+use leaf_core::id::LeafName;
+use leaf_core::subject;
+use nkeys::KeyPair;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::{Setup, until};
+
+/// A hub for one leaf.
+pub(crate) struct HubSite {
+    pub(crate) leaf: LeafName,
+    agent_in_links: KeyPair,
+    seed: PathBuf,
+    clients: u16,
+    leaves: SocketAddr,
+    _directory: tempfile::TempDir,
+    _server: Child,
+}
+
+impl HubSite {
+    /// Starts a hub's server, without an agent, for a leaf of a name of its own.
+    pub(crate) async fn start() -> anyhow::Result<Self> {
+        let leaf = Setup::new().name().clone();
+        let directory = tempfile::Builder::new().prefix("leafd-hub-").tempdir()?;
+        let [agent, agent_in_links, of_leaf] = [(); 3].map(|()| KeyPair::new_user());
+        let users = HubUsers {
+            agent: agent.public_key(),
+            agent_in_links: agent_in_links.public_key(),
+            leaves: vec![(leaf.clone(), of_leaf.public_key())],
+            people: Vec::new(),
+        };
+        let (config, log) = (
+            directory.path().join("hub.conf"),
+            directory.path().join("hub.log"),
+        );
+        std::fs::write(
+            &config,
+            format!(
+                "server_name: hub\nlisten: \"127.0.0.1:-1\"\nlog_file: \"{}\"\njetstream {{ store_dir: \"{}\" }}\n\
+                 leafnodes {{ listen: \"127.0.0.1:-1\", no_advertise: true }}\n{}",
+                log.display(),
+                directory.path().join("jetstream").display(),
+                users.accounts()
+            ),
+        )?;
+        let server = Command::new(NatsServer::find(None).await?.path)
+            .arg("-c")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()?;
+        let [clients, leaves] = until("the hub's server listens", async || addresses_in(&log)).await?;
+        let seed = directory.path().join("leaf.seed");
+        std::fs::write(&seed, of_leaf.seed()?)?;
+        Ok(Self {
+            leaf,
+            agent_in_links,
+            seed,
+            clients: clients.port(),
+            leaves,
+            _directory: directory,
+            _server: server,
+        })
+    }
+
+    /// The settings of the leaf, whose server connects through this wire.
+    pub(crate) fn setup(&self, wire: &Wire) -> Setup {
+        Setup::new()
+            .named(&self.leaf)
+            .set("nats.embedded.hub.url", format!("nats://{}", wire.address))
+            .set("nats.embedded.hub.credentials", self.seed.display().to_string())
+    }
+
+    /// A new wire to this hub.
+    pub(crate) async fn wire(&self) -> anyhow::Result<Wire> {
+        Wire::to(self.leaves).await
+    }
+
+    /// The agent's connection in the account of the leaves' connections.
+    pub(crate) async fn agent_in_links(&self) -> anyhow::Result<async_nats::Client> {
+        self.connect(&self.agent_in_links).await
+    }
+
+    async fn connect(&self, key: &KeyPair) -> anyhow::Result<async_nats::Client> {
+        async_nats::ConnectOptions::with_nkey(key.seed()?)
+            .custom_inbox_prefix(subject::inbox_prefix(&hub_caller()))
+            .connect(format!("nats://127.0.0.1:{}", self.clients))
+            .await
+            .context("connecting as the hub agent")
+    }
+}
+
+/// Reads in its log where a server listens for clients and leaf nodes, once it is ready.
+fn addresses_in(log: &Path) -> anyhow::Result<Option<[SocketAddr; 2]>> {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    if !text.contains("Server is ready") {
+        return Ok(None);
+    }
+    let address = |kind: &str| {
+        let words = format!("Listening for {kind} connections on ");
+        let (_, rest) = text.split_once(&words).with_context(|| words.clone())?;
+        let address = rest.lines().next().unwrap_or_default();
+        address
+            .parse::<SocketAddr>()
+            .with_context(|| format!("{address:?} is no address"))
+    };
+    Ok(Some([address("client")?, address("leafnode")?]))
+}
+
+/// A TCP connection to the hub that can be cut and mended.
+pub(crate) struct Wire {
+    address: SocketAddr,
+    is_whole: watch::Sender<bool>,
+    _tasks: JoinSet<()>,
+}
+
+impl Wire {
+    async fn to(target: SocketAddr) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let (is_whole, state) = watch::channel(true);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut passing = JoinSet::new();
+            while let Ok((leaf, _)) = listener.accept().await {
+                passing.spawn(pass(leaf, target, state.clone()));
+            }
+        });
+        Ok(Self {
+            address,
+            is_whole,
+            _tasks: tasks,
+        })
+    }
+
+    pub(crate) fn cut(&self) {
+        self.is_whole.send_replace(false);
+    }
+
+    pub(crate) fn mend(&self) {
+        self.is_whole.send_replace(true);
+    }
+}
+
+/// Passes bytes both ways until the wire is cut.
+async fn pass(mut leaf: TcpStream, target: SocketAddr, mut is_whole: watch::Receiver<bool>) {
+    if !*is_whole.borrow_and_update() {
+        return;
+    }
+    let Ok(mut hub) = TcpStream::connect(target).await else {
+        return;
+    };
+    tokio::select! {
+        _ = tokio::io::copy_bidirectional(&mut leaf, &mut hub) => {}
+        _ = is_whole.wait_for(|whole| !whole) => {}
+    }
+}
