@@ -49,6 +49,8 @@ let
   listener =
     if cfg.leafnodes.enable then
       set {
+        # One leaf hears nothing of another's subscriptions: it could feign a loop and cut the other off.
+        isolate_leafnode_interest = true;
         host = cfg.leafnodes.address;
         inherit (cfg.leafnodes) port;
         # Leaves use only the addresses that they are configured with.

@@ -258,7 +258,8 @@ impl Publisher {
     }
 }
 
-fn headers(record: &EventRecord) -> HeaderMap {
+/// Returns the headers of an event that is published after the one before it.
+pub(crate) fn headers(record: &EventRecord) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in record.headers.iter() {
         // A known name needs no allocation.
@@ -272,7 +273,7 @@ fn headers(record: &EventRecord) -> HeaderMap {
     headers
 }
 
-async fn sleep_until(deadline: Option<Instant>) {
+pub(crate) async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,

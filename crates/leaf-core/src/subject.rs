@@ -416,7 +416,7 @@ pub fn state_changes() -> String {
 pub fn parts_of_state_change(subject: &str) -> Option<(LeafName, &str)> {
     let rest = subject.strip_prefix("leaf.")?.strip_prefix(VERSION)?;
     let (leaf, key) = rest.strip_prefix(".state.")?.split_once('.')?;
-    (!key.is_empty()).then_some((LeafName::new(leaf).ok()?, key))
+    are_literal_tokens(key).then_some((LeafName::new(leaf).ok()?, key))
 }
 
 /// Returns the leaf of the subject of an event, a beat or a request to the hub agent: the token after the kind.
@@ -500,7 +500,7 @@ pub fn copied_events_of(leaf: &LeafName) -> String {
 pub fn copied_event(leaf: &LeafName, event: &str) -> Option<String> {
     let prefix = events_of(leaf);
     let rest = event.strip_prefix(prefix.trim_end_matches('>'))?;
-    (!rest.is_empty()).then(|| format!("leaf.{VERSION}.copy.{leaf}.evt.{rest}"))
+    are_literal_tokens(rest).then(|| format!("leaf.{VERSION}.copy.{leaf}.evt.{rest}"))
 }
 
 /// Returns the subject that the hub agent writes an entry of a leaf's state on.
@@ -673,7 +673,14 @@ mod tests {
             parts_of_state_change(change),
             Some((leaf.clone(), "container._57eb"))
         );
-        assert_eq!(parts_of_state_change("leaf.v1.state.edge-1"), None);
+        for other in [
+            "leaf.v1.state.edge-1",
+            "leaf.v1.state.edge-1.",
+            "leaf.v1.state.edge-1.>",
+            "leaf.v1.state.edge-1.a b",
+        ] {
+            assert_eq!(parts_of_state_change(other), None, "{other}");
+        }
         assert_eq!(leaf_of(&hub_claim(&leaf)).as_ref(), Some(&leaf));
         assert_eq!(leaf_of(&event).as_ref(), Some(&leaf));
         assert_eq!(leaf_of("leaf.v2.evt.edge-1.a"), None);

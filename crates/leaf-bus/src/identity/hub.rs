@@ -196,7 +196,7 @@ impl Permissions {
     pub fn hub_agent_in_links() -> Self {
         Self {
             publish: vec![format!("{}.>", subject::INBOX)],
-            subscribe: vec![subject::hub_requests(), below_inbox(hub_caller().as_str())],
+            subscribe: vec![subject::hub_requests()],
             ..Self::default()
         }
     }

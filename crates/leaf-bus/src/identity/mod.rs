@@ -249,7 +249,7 @@ impl Identity {
     }
 
     /// Returns credentials of a new user in the streams' account with these permissions, for clients that are trusted
-    /// like the daemon, such as a hub that sources the streams. A user who may send JetStream requests there can make
+    /// like the daemon, such as a program that sources the streams. A user who may send JetStream requests there can make
     /// the server write into the streams.
     #[must_use]
     pub fn trusted_credentials(&self, caller: &Caller, permissions: &Permissions) -> Secret {

@@ -87,7 +87,7 @@ impl TestHub {
             })
             .collect();
         let config = format!(
-            "server_name: hub\njetstream {{ store_dir: \"{}\" }}\nleafnodes {{ listen: \"127.0.0.1:-1\" }}\n{}",
+            "server_name: hub\njetstream {{ store_dir: \"{}\" }}\nleafnodes {{ listen: \"127.0.0.1:-1\", isolate_leafnode_interest: true }}\n{}",
             dir.path().join("jetstream").display(),
             accounts.join("\n")
         );

@@ -7,7 +7,8 @@ mod site;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
+use leaf_bus::embedded::NatsServer;
 use leaf_core::fleet::{ClaimReply, CopyPage, CopyState, ReadCopy};
 use leaf_core::id::InstanceId;
 use leaf_core::subject;
@@ -15,6 +16,9 @@ use libtest_mimic::{Arguments, Trial};
 use uuid::Uuid;
 
 use crate::site::{LIMIT, Site};
+
+/// The variable with a nats-server of the oldest supported version.
+const OLDEST_VARIABLE: &str = "CIM_LEAF_OLDEST_NATS_SERVER";
 
 fn main() {
     let mut arguments = Arguments::from_args();
@@ -26,7 +30,7 @@ fn main() {
     if !runs {
         println!("the agent's tests are skipped: no nats-server 2.12 or newer");
     }
-    let trials = vec![
+    let mut trials = vec![
         trial("events_and_state_are_copied_as_they_happen", || Box::pin(live())),
         trial(
             "after_a_cut_of_the_link_the_copy_is_whole_within_10_seconds",
@@ -56,7 +60,22 @@ fn main() {
         trial("a_request_with_a_forged_reply_subject_is_ignored", || {
             Box::pin(forged())
         }),
+        trial(
+            "of_two_instances_at_two_ends_of_a_cut_link_the_second_is_refused",
+            || Box::pin(two_ends()),
+        ),
     ];
+    let oldest = std::env::var_os(OLDEST_VARIABLE).is_some();
+    if runs && !oldest {
+        println!("the test of servers of two versions is skipped: {OLDEST_VARIABLE} is not set");
+    }
+    trials.push(
+        trial(
+            "a_leaf_on_the_oldest_server_is_copied_by_a_hub_on_a_newer_one",
+            || Box::pin(oldest_server()),
+        )
+        .with_ignored_flag(!runs || !oldest),
+    );
     libtest_mimic::run(&arguments, trials).exit();
 }
 
@@ -194,6 +213,53 @@ async fn leaf_killed() -> anyhow::Result<()> {
     leaf.publish(700).await?;
     leaf.claimed().await?;
     site.has_all(&leaf, Duration::from_secs(10)).await
+}
+
+/// A leaf on an older server, and what a hub asks of it: its server refuses requests that need a newer API.
+async fn oldest_server() -> anyhow::Result<()> {
+    let oldest = std::env::var_os(OLDEST_VARIABLE).context("the trial is ignored without it")?;
+    let oldest = NatsServer::find(Some(Path::new(&oldest))).await?;
+    ensure!(oldest.version.starts_with("2.12."), "it is {}", oldest.version);
+    let site = Site::start(&["edge-1"]).await?;
+    let mut leaf = site.leaf_with("edge-1", "edge-1", &oldest.path).await?;
+    leaf.publish(2000).await?;
+    leaf.claimed().await?;
+    site.has_all(&leaf, LIMIT).await?;
+    leaf.publish(20).await?;
+    site.has_all(&leaf, Duration::from_secs(5)).await?;
+    leaf.wire.cut();
+    leaf.publish(700).await?;
+    leaf.wire.mend();
+    leaf.claimed().await?;
+    site.has_all(&leaf, Duration::from_secs(10)).await
+}
+
+/// A copy of a leaf's disk runs at the other end of a cut link, under the leaf's name.
+async fn two_ends() -> anyhow::Result<()> {
+    let site = Site::start(&["edge-1"]).await?;
+    let mut leaf = site.leaf("edge-1").await?;
+    leaf.publish(100).await?;
+    leaf.claimed().await?;
+    site.has_all(&leaf, LIMIT).await?;
+    let mut other = site
+        .leaf_with("edge-1", "edge-1-copy", &servers::program().await?)
+        .await?;
+    other.wire.cut();
+    other.publish(100).await?;
+    leaf.publish(50).await?;
+    other.diverges(30).await?;
+    site.has_all(&leaf, LIMIT).await?;
+    other.wire.mend();
+    // The second one learns it when the link is back; nothing of it is copied.
+    let reply = other.claims().reply().await?;
+    ensure!(
+        matches!(&reply, ClaimReply::Held { by } if by.instance == leaf.instance),
+        "{reply:?}"
+    );
+    other.server.kill().await?;
+    leaf.publish(50).await?;
+    leaf.claimed().await?;
+    site.has_all(&leaf, LIMIT).await
 }
 
 async fn lost_store() -> anyhow::Result<()> {

@@ -376,6 +376,18 @@ impl TestLeaf {
         Ok(())
     }
 
+    /// Publishes events of another history after those that there are.
+    pub(crate) async fn diverges(&mut self, count: u64) -> anyhow::Result<()> {
+        let mut publisher = self.stream.publisher(self.last()).await?;
+        for _ in 0..count {
+            let event = event(&self.name, self.last() + 1, "second");
+            publisher.publish(event.clone()).await?;
+            self.events.push(event);
+        }
+        publisher.settle().await?;
+        Ok(())
+    }
+
     /// Waits until the client is connected to a server that was started again.
     pub(crate) async fn connected(&self) -> anyhow::Result<()> {
         until("the leaf's own stream answers", LIMIT, async || {
@@ -393,7 +405,7 @@ pub(crate) struct Claims {
 }
 
 impl Claims {
-    async fn reply(&self) -> anyhow::Result<ClaimReply> {
+    pub(crate) async fn reply(&self) -> anyhow::Result<ClaimReply> {
         let body = serde_json::to_vec(&self.claim)?;
         ask(&self.link, &subject::hub_claim(&self.claim.beat.leaf), body).await
     }
