@@ -103,7 +103,7 @@
         }
       );
 
-      # `leaf` and `default` bring this flake's package along. `container` is for systems of containers, the others are for
+      # `leaf`, `hub` and `default` bring this flake's package along. `container` is for systems of containers, the others are for
       # hosts.
       nixosModules =
         let
@@ -121,6 +121,15 @@
           leaf.imports = [
             modules.leaf
             package
+          ];
+          hub.imports = [
+            modules.hub
+            (
+              { pkgs, ... }:
+              {
+                services.cim-hub.package = lib.mkDefault self.packages.${pkgs.stdenv.hostPlatform.system}.default;
+              }
+            )
           ];
           default.imports = lib.attrValues (removeAttrs modules [ "container" ]) ++ [ package ];
         };

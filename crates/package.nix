@@ -1,4 +1,4 @@
-# The package: leafd and leafctl with completions, leaf-helper and leaf-init, and the container templates.
+# The package: leafd, leafctl with completions, leaf-hub, leaf-helper and leaf-init, and the container templates.
 #
 # The Rust code is built apart (`passthru.programs`), of a source without Nix files; this derivation puts the programs
 # and the templates together, so that an edit of a template or module builds no Rust anew.
@@ -47,6 +47,7 @@ let
     cargoBuildFlags = [
       "--package=leafd"
       "--package=leafctl"
+      "--package=leaf-hub"
     ];
     doCheck = false; # passthru.tests
 

@@ -14,6 +14,7 @@ let
     modules = [
       ../../nixos-modules/leaf
       ../../nixos-modules/nats
+      ../../nixos-modules/hub
       base
     ];
   };
@@ -53,6 +54,15 @@ let
       operator = {
         inherit ((import ./nats/values.nix).operator) systemAccount accounts;
         jwtFile = ./nats/operator.jwt;
+      };
+    };
+  };
+  agent = {
+    services.cim-hub = {
+      enable = true;
+      nats = {
+        fleetCredentialsFile = "/run/keys/hub-fleet.creds";
+        linksCredentialsFile = "/run/keys/hub-links.creds";
       };
     };
   };
@@ -254,6 +264,25 @@ let
       hub
       { services.cim-nats.leafnodes.port = 443; }
     ])
+    (case "a hub with its agent" [ ] [
+      hub
+      agent
+    ])
+    (case "an agent without a hub" [ "cim-hub.nats.url: the agent needs the hub's NATS server" ] [ agent ])
+    (case "an agent without credentials"
+      [
+        "cim-hub.nats.fleetCredentialsFile: the agent needs"
+        "cim-hub.nats.linksCredentialsFile: the agent needs"
+      ]
+      [
+        hub
+        { services.cim-hub.enable = true; }
+      ]
+    )
+    (case "an agent that reaches its hub in the clear" [ "cim-hub.nats.url: \"nats://hub.example:4222\" leaves" ] [
+      agent
+      { services.cim-hub.nats.url = "nats://hub.example:4222"; }
+    ])
     (case "a hub whose data is in a home directory" [ "cim-nats.dataDir: \"/home/nats\"" ] [
       hub
       { services.cim-nats.dataDir = "/home/nats"; }
@@ -309,6 +338,7 @@ let
       text = unit: builtins.isString config.systemd.units.${unit}.text;
     in
     (!isLeaf || (text "leafd.service" && text "leaf-helper.service"))
+    && (!config.services.cim-hub.enable || text "leaf-hub.service")
     && (
       !containers
       || (
@@ -353,6 +383,21 @@ let
         in
         relayed.config.networking.firewall.interfaces."ve-+".allowedTCPPorts == [ 4333 ]
         && lib.elem "nats-containers.seed:/run/secrets/leafd-containers.seed" relayed.config.systemd.services.leafd.serviceConfig.LoadCredential;
+    }
+    (evaluation.documentedAll 10 { inherit (own.options.services) cim-hub; })
+    {
+      name = "the agent of a hub follows the server, and gets its credentials from systemd as a user of its own";
+      holds =
+        let
+          unit = (evaluation.evaluate [ hub agent ]).config.systemd.units."leaf-hub.service".text;
+        in
+        lib.all (line: hasInfix "\n${line}\n" unit) [
+          "DynamicUser=true"
+          "LoadCredential=fleet.creds:/run/keys/hub-fleet.creds"
+          "LoadCredential=links.creds:/run/keys/hub-links.creds"
+          "Wants=nats.service"
+          "CapabilityBoundingSet="
+        ];
     }
     {
       name = "a host that sets boot.enableContainers to false keeps that";

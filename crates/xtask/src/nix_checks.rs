@@ -15,8 +15,11 @@ use crate::tally::Tally;
 /// The directories with an expression each that `nix-instantiate --eval --strict --json` evaluates.
 const UNIT: &str = "tests/nix";
 const NIXOS: &str = "tests/nixos";
-/// Samples of the settings files rendered by the NixOS module, by name.
-const SAMPLES: &str = "tests/nix/samples.nix";
+/// Samples of the settings files rendered by the NixOS modules, by name, and the program that reads each.
+const SAMPLES: [(&str, &str); 2] = [
+    ("leafd", "tests/nix/samples.nix"),
+    ("leaf-hub", "tests/nix/samples-hub.nix"),
+];
 
 /// Runs all tests, or those that have `filter` in their name.
 pub(crate) fn run(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
@@ -47,11 +50,13 @@ pub(crate) fn run(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
             }
         }
     }
-    let name = format!("leafd accepts the settings that the NixOS module renders: {SAMPLES}");
-    if wanted(&name) && workspace().join(SAMPLES).exists() {
-        match accepted_samples() {
-            Ok(count) => pass(tally, &name, count),
-            Err(why) => fail(tally, &name, &format!("{why:#}")),
+    for (program, samples) in SAMPLES {
+        let name = format!("{program} accepts the settings that the NixOS module renders: {samples}");
+        if wanted(&name) && workspace().join(samples).exists() {
+            match accepted_samples(program, samples) {
+                Ok(count) => pass(tally, &name, count),
+                Err(why) => fail(tally, &name, &format!("{why:#}")),
+            }
         }
     }
     let name = format!("nix evaluates with the NixOS modules: {NIXOS}");
@@ -91,19 +96,19 @@ fn nixos_tests() -> Result<Vec<String>> {
         .collect())
 }
 
-/// Checks the settings rendered by the module's pure functions with the daemon's own checker; returns the number of
-/// accepted files.
-fn accepted_samples() -> Result<u64> {
-    let report = evaluate(SAMPLES)?.map_err(anyhow::Error::msg)?;
+/// Checks the settings rendered by a module's pure functions with the program's own checker; returns the number of accepted
+/// files.
+fn accepted_samples(program: &str, samples: &str) -> Result<u64> {
+    let report = evaluate(samples)?.map_err(anyhow::Error::msg)?;
     let samples: BTreeMap<String, String> =
         serde_json::from_str(&report).context("the samples are not an object of texts")?;
     ensure!(!samples.is_empty(), "there are no samples");
     let directory = tempfile::tempdir().context("can't make a temporary directory")?;
-    let leafd = target().join("debug/leafd");
+    let program = target().join("debug").join(program);
     for (name, text) in &samples {
         let file = directory.path().join(format!("{name}.toml"));
         std::fs::write(&file, text).with_context(|| format!("can't write {}", file.display()))?;
-        output(Command::new(&leafd).arg("check-config").arg(&file))
+        output(Command::new(&program).arg("check-config").arg(&file))
             .with_context(|| format!("the sample {name}"))?;
     }
     Ok(samples.len() as u64)

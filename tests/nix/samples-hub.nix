@@ -1,0 +1,23 @@
+# Settings files of the hub agent as its module writes them, to be checked with the agent: see samples.nix.
+#
+#   nix-instantiate --eval --strict --json tests/nix/samples-hub.nix
+#
+# `leaf-hub check-config` must accept each.
+let
+  render = cfg: import ../../nixos-modules/leaf/toml.nix (import ../../nixos-modules/hub/settings.nix cfg);
+  values = import ./hub.nix;
+  merge = import ./merge.nix;
+in
+builtins.mapAttrs (_: render) {
+  beside = values;
+  elsewhere = merge values {
+    log = "info,leaf_hub=debug";
+    nats = {
+      url = "tls://a.example:4222,tls://b.example:4222";
+      caFile = "/etc/hub-ca.pem";
+      certFile = "/run/keys/hub-agent.pem";
+      keyFile = "/run/keys/hub-agent.key";
+    };
+    copies.maxBytes = 268435456;
+  };
+}
