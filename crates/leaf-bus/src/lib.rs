@@ -2,8 +2,9 @@
 //!
 //! Start at [`connect`]. The daemon answers commands with [`serve`], publishes its events into a [`stream`] with a
 //! [`publisher`], claims its name with a [`lease`], and writes its current state to the bucket of [`kv`]. [`client`] is
-//! the callers' side, with the settings of a [`context`]; [`container`] is the containers' side. A leaf without an
-//! external NATS runs an [`embedded`] server, with an [`identity`] for each of its users. The agent of a hub works with [`hub`].
+//! the callers' side, with the settings of a [`context`]; [`container`] is the containers' side, and a [`relay`] its way to
+//! a server elsewhere. [`rights`] tries what users may do. A leaf without an external NATS runs an [`embedded`] server, with
+//! an [`identity`] for each of its users. The agent of a hub works with [`hub`].
 
 pub mod client;
 mod client_error;
@@ -28,6 +29,7 @@ pub mod parts;
 pub mod publisher;
 mod raw;
 pub mod relay;
+pub mod rights;
 pub mod serve;
 pub mod service;
 mod settings;

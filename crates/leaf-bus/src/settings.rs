@@ -1,7 +1,7 @@
 //! Plain types of a connection: its settings, its status, its errors.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use leaf_core::host_op::Secret;
@@ -101,6 +101,19 @@ pub enum Credentials {
     },
     /// A token.
     Token(Secret),
+}
+
+impl Credentials {
+    /// Returns the credentials in a file: a user's JWT and seed, or where it has but the seed of a user's NKEY, that.
+    #[must_use]
+    pub fn in_file(path: &Path) -> Self {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        if text.trim_start().starts_with("SU") {
+            Self::NkeyFile(path.to_owned())
+        } else {
+            Self::File(path.to_owned())
+        }
+    }
 }
 
 /// The encryption of a connection. A connection is encrypted if the server requires it.

@@ -96,6 +96,14 @@ pub(crate) enum Error {
     /// A stream could not be read.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// The rights of a NATS user are not as they must be.
+    #[error("{wrong} of {of} rights are not as they must be")]
+    Rights {
+        /// How many are not.
+        wrong: usize,
+        /// How many were tried.
+        of: usize,
+    },
     /// The command was interrupted by Ctrl-C.
     #[error("interrupted{}", .note.as_ref().map_or(String::new(), |note| format!(": {note}")))]
     Interrupted {
@@ -169,6 +177,7 @@ impl Error {
     pub(crate) fn title(&self) -> &str {
         match (self, self.exit_code()) {
             (Self::Problem(problem), _) => problem.title.as_str(),
+            (Self::Rights { .. }, _) => "The rights of the NATS user are not as they must be",
             (_, 2) => "The command line is invalid",
             (_, 3) => "There is no connection to NATS",
             (_, 4) => "There is no reply",
@@ -184,7 +193,7 @@ impl Error {
     /// Returns the exit code.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Print(_) => 1,
+            Self::Print(_) | Self::Rights { .. } => 1,
             Self::Usage(_) => 2,
             Self::Context(_) | Self::LocalLeaf(_) | Self::Connect { .. } => 3,
             Self::NoLeaf(_) | Self::Lost { .. } => 4,

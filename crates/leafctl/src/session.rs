@@ -44,8 +44,7 @@ impl Session {
     /// Connects as given by the context and the flags.
     pub(crate) async fn open(global: &Global) -> Result<Self, Error> {
         let selection = Selection::of(global)?;
-        let (settings, hint) = find(global)?;
-        let settings = settings.overridden(global.server.as_deref(), global.creds.as_deref());
+        let (settings, hint) = found(global)?;
         let client = Client::connect(&settings, global.timeout)
             .await
             .map_err(|source| Error::Connect { source, hint })?;
@@ -210,6 +209,17 @@ impl Session {
         let call = async |leaf: &Leaf| leaf.waiting(what, leaf.call_slow(request)).await;
         self.each(output, call, view).await
     }
+}
+
+/// Returns how to connect, as given by the context and the flags.
+pub(crate) fn settings(global: &Global) -> Result<ConnectSettings, Error> {
+    found(global).map(|(settings, _)| settings)
+}
+
+fn found(global: &Global) -> Result<(ConnectSettings, Option<&'static str>), Error> {
+    let (settings, hint) = find(global)?;
+    let settings = settings.overridden(global.server.as_deref(), global.creds.as_deref());
+    Ok((settings, hint))
 }
 
 /// Returns the context by the order that the help of `--context` names, and the hint for a connection that fails.

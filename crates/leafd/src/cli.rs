@@ -25,6 +25,9 @@ pub enum Command {
         /// The settings file.
         file: PathBuf,
     },
+    /// Try the rights of the leaf's NATS users on a given server: each that they must have, and each that they must not
+    /// have. Changes nothing. Fails where one is not as it must be.
+    CheckNats(CheckNats),
     /// Show the hardware inventory of this host, or of a nixos-facter report. Needs no NATS.
     Inventory(Inventory),
     /// Run one process job. Started by the daemon or the helper, so that a job outlives the daemon. The name is older
@@ -54,6 +57,20 @@ pub struct Run {
     /// The leaf's name.
     #[arg(long, value_name = "NAME")]
     pub name: Option<LeafName>,
+}
+
+/// The flags of `leafd check-nats`.
+#[derive(Debug, Args)]
+pub struct CheckNats {
+    /// The settings file of the leaf.
+    #[arg(long, value_name = "FILE", default_value = "/etc/cim-leaf/leafd.toml")]
+    pub config: PathBuf,
+    /// A person's context of the `nats` command line, a name or a file: the person's rights are tried as well.
+    #[arg(long, value_name = "NAME|FILE")]
+    pub context: Option<String>,
+    /// Print JSON: `{"ok",…,"findings":[{"user",…}]}`.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// The flags of `leafd inventory`.

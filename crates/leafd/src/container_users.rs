@@ -3,11 +3,14 @@
 
 use std::sync::Arc;
 
+use leaf_bus::connect::ConnectSettings;
 use leaf_bus::embedded::Reloader;
 use leaf_bus::identity::{ContainerSigner, Identity};
+use leaf_bus::rights::{self, Finding, ScopeError};
 use leaf_core::error::chain;
 use leaf_core::host_op::Secret;
-use leaf_core::id::ContainerName;
+use leaf_core::id::{ContainerName, LeafName};
+use tokio::sync::OnceCell;
 
 /// Issues and revokes containers' users.
 pub enum ContainerUsers {
@@ -19,7 +22,29 @@ pub enum ContainerUsers {
         server: Reloader,
     },
     /// Those of a given NATS. It can't be told which are revoked: that takes a key of its operator.
-    Given(Box<ContainerSigner>),
+    Given(Box<GivenUsers>),
+}
+
+/// The users of containers on a given NATS.
+pub struct GivenUsers {
+    leaf: LeafName,
+    signer: ContainerSigner,
+    callers: ConnectSettings,
+    /// Set once the key's scope was found to be that of containers.
+    is_scoped: OnceCell<()>,
+}
+
+impl GivenUsers {
+    /// Returns the users that a key issues, on the servers of these settings.
+    #[must_use]
+    pub fn new(leaf: LeafName, signer: ContainerSigner, callers: ConnectSettings) -> Self {
+        Self {
+            leaf,
+            signer,
+            callers,
+            is_scoped: OnceCell::new(),
+        }
+    }
 }
 
 impl ContainerUsers {
@@ -28,7 +53,28 @@ impl ContainerUsers {
     pub fn credentials(&self, container: &ContainerName) -> Secret {
         match self {
             Self::Own { identity, .. } => identity.container_credentials(container),
-            Self::Given(signer) => signer.credentials(container),
+            Self::Given(given) => given.signer.credentials(container),
+        }
+    }
+
+    /// Makes sure that containers can do no more than they may, before one gets credentials. A given key is tried once: an
+    /// account may list it without a scope, and its users could do everything.
+    ///
+    /// # Errors
+    /// Why no container can be given credentials.
+    pub async fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Own { .. } => Ok(()),
+            Self::Given(given) => {
+                let checked = given.is_scoped.get_or_try_init(|| async {
+                    let missing = rights::check_scope(&given.leaf, &given.signer, &given.callers).await?;
+                    for Finding { subject, advice, .. } in missing {
+                        tracing::warn!(subject, advice, "containers lack a right on this NATS server");
+                    }
+                    Ok::<(), ScopeError>(())
+                });
+                checked.await.copied().map_err(|error| chain(&error))
+            }
         }
     }
 
@@ -45,11 +91,11 @@ impl ContainerUsers {
                     .map_err(|error| chain(&error))?;
                 server.reload().await.map_err(|error| chain(&error))
             }
-            Self::Given(signer) => {
+            Self::Given(given) => {
                 tracing::info!(
                     name = %container,
-                    user = signer.user(container),
-                    account = signer.account(),
+                    user = given.signer.user(container),
+                    account = given.signer.account(),
                     "the container's credentials are deleted with it; if they were copied, revoke this user in its account"
                 );
                 Ok(())

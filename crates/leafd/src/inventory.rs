@@ -47,24 +47,8 @@ pub fn show(flags: &Inventory) -> anyhow::Result<()> {
 }
 
 fn table(devices: &[Device]) -> String {
-    let heading = ["DEVICE", "KIND", "STATUS", "WHAT", "INPUTS", "OUTPUTS"].map(str::to_owned);
-    let rows: Vec<[String; 6]> = std::iter::once(heading).chain(devices.iter().map(row)).collect();
-    let mut widths = [0; 6];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    rows.iter()
-        .map(|row| {
-            let line: String = row
-                .iter()
-                .zip(widths)
-                .map(|(cell, width)| format!("{cell:<width$}  "))
-                .collect();
-            format!("{}\n", line.trim_end())
-        })
-        .collect()
+    let heading = ["DEVICE", "KIND", "STATUS", "WHAT", "INPUTS", "OUTPUTS"];
+    crate::table::table(heading, devices.iter().map(row))
 }
 
 fn row(device: &Device) -> [String; 6] {
@@ -88,7 +72,6 @@ fn row(device: &Device) -> [String; 6] {
         ports(Direction::Input),
         ports(Direction::Output),
     ]
-    .map(|cell| printable_line(&cell).into_owned())
 }
 
 #[cfg(test)]

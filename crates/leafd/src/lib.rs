@@ -7,19 +7,22 @@
 //!
 //! | modules | contents |
 //! |---|---|
-//! | [`cli`], [`settings`], [`inventory`], [`programs`] | the command line, the settings file, `leafd inventory`, installed programs |
+//! | [`cli`], [`settings`], [`inventory`], [`check_nats`], [`programs`] | the command line, the settings file, `leafd inventory` and `check-nats`, installed programs |
+//! | [`given_nats`] | the leaf's users on a server that is not its own |
 //! | [`daemon`], [`recovery`], [`lease`], [`hub`], [`tasks`], [`notify`] | the start and the end: equipment, state, the leaf's name, here and at the hub, all tasks, systemd |
 //! | [`main_loop`], [`wake`], [`clock`], [`commits`], [`workers`] | the loop: inputs, the journal, effects |
 //! | [`listeners`], [`hardware`] | sources of inputs: commands, observations, scans |
 //! | [`steps`], [`container_users`], [`helper`], [`job`] | work on the host: containers and their NATS users, host operations, jobs |
 //! | [`publisher`], [`mirror`] | copies of the journal: the stream and the bucket `leaf_state` |
 
+pub mod check_nats;
 pub mod cli;
 pub mod clock;
 pub mod commits;
 mod complaints;
 pub mod container_users;
 pub mod daemon;
+pub mod given_nats;
 pub mod hardware;
 pub mod helper;
 pub mod hub;
@@ -35,6 +38,7 @@ pub mod publisher;
 pub mod recovery;
 pub mod settings;
 pub mod steps;
+mod table;
 pub mod tasks;
 pub mod wake;
 pub mod workers;

@@ -8,7 +8,7 @@ use leaf_core::error::chain;
 use leaf_core::printable::printable;
 use leafd::cli::{Cli, Command};
 use leafd::settings::{Overrides, Settings};
-use leafd::{daemon, inventory, job};
+use leafd::{check_nats, daemon, inventory, job};
 
 fn main() -> ExitCode {
     match Cli::parse().command {
@@ -36,6 +36,7 @@ fn main() -> ExitCode {
                     }
                 }),
         ),
+        Command::CheckNats(flags) => finish(check_nats::run(&flags)),
         Command::Inventory(flags) => finish(inventory::show(&flags)),
     }
 }

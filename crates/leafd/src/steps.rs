@@ -217,10 +217,21 @@ impl Steps {
     async fn carry_out(&mut self, op: &HostOp) -> Result<Done, HostOpError> {
         let name = &self.container.name;
         tracing::info!(%name, op = op.summary(), "step");
-        if matches!(op, HostOp::DestroyContainer { .. }) {
+        let users = &self.host.users;
+        let prepared = match op {
+            HostOp::CreateContainer { .. } => users.check().await.map_err(|why| ("give credentials to", why)),
             // Revoked first, so that it is repeated if the daemon ends in between.
-            self.revoke().await?;
-        }
+            HostOp::DestroyContainer { .. } => {
+                let revoked = users.revoke(name).await;
+                revoked.map_err(|why| ("revoke the credentials of", why))
+            }
+            _ => Ok(()),
+        };
+        prepared.map_err(|(what, reason)| HostOpError {
+            op: format!("{what} container {name}"),
+            kind: HostOpErrorKind::Failed,
+            reason,
+        })?;
         tokio::select! {
             biased;
             done = self.host.helper.carry_out(op) => done.map(|()| Done::All),
@@ -230,16 +241,6 @@ impl Steps {
                 Ok(Done::Interrupted)
             }
         }
-    }
-
-    /// Revokes the container's credentials.
-    async fn revoke(&self) -> Result<(), HostOpError> {
-        let name = &self.container.name;
-        self.host.users.revoke(name).await.map_err(|reason| HostOpError {
-            op: format!("revoke the credentials of container {name}"),
-            kind: HostOpErrorKind::Failed,
-            reason,
-        })
     }
 
     /// Waits until the supervisor of a container that was just started appears in an observation: a stop must find it.

@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use leaf_core::host_op::Secret;
-use leaf_core::id::ContainerName;
+use leaf_core::id::{ContainerName, LeafName};
 use nkeys::{KeyPair, KeyPairType};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use super::jwt::{self, Claims};
+use super::permissions::Permissions;
 use crate::credentials;
 
 /// Why a given signing key can't be used.
@@ -129,6 +130,28 @@ impl ContainerSigner {
     }
 }
 
+impl Permissions {
+    /// Returns a container's permissions, as the server makes them of the key's template.
+    #[must_use]
+    pub fn container(leaf: &LeafName, container: &ContainerName) -> Self {
+        let fill = |subjects: Vec<String>| {
+            let filled = subjects.into_iter().map(|subject| {
+                subject
+                    .replace("{{tag(container)}}", &container.token())
+                    .replace("{{name()}}", container.caller().as_str())
+            });
+            filled.collect()
+        };
+        let template = Self::container_template(leaf);
+        Self {
+            publish: fill(template.publish),
+            publish_denied: fill(template.publish_denied),
+            subscribe: fill(template.subscribe),
+            responses: template.responses,
+        }
+    }
+}
+
 impl std::fmt::Debug for ContainerSigner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ContainerSigner")
@@ -191,7 +214,6 @@ mod tests {
 
     use super::*;
     use crate::identity::{Identity, daemon_caller};
-    use leaf_core::id::LeafName;
 
     struct Site {
         dir: tempfile::TempDir,

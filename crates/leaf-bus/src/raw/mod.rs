@@ -7,5 +7,5 @@ mod dial;
 mod frames;
 
 pub use dial::DialError;
-pub(crate) use dial::{Dialled, Dialler, read_info};
+pub(crate) use dial::{Dialled, Dialler, Stream, read_info};
 pub(crate) use frames::{Frame, Frames};

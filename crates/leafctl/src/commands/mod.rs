@@ -27,6 +27,7 @@ mod container;
 mod events;
 mod hardware;
 mod leaf;
+mod nats;
 mod nix;
 mod schema;
 
@@ -66,6 +67,9 @@ enum Command {
     /// Nix: builds and their jobs.
     #[command(subcommand)]
     Nix(nix::Command),
+    /// The NATS server: what its users may do.
+    #[command(subcommand)]
+    Nats(nats::Command),
     Events(events::Events),
     /// JSON Schemas of the message types. Needs no leaf.
     #[command(subcommand)]
@@ -84,6 +88,7 @@ impl Cli {
             Command::Hardware(command) => command.run(&Session::open(&self.global).await?, output).await,
             Command::Container(command) => command.run(&Session::open(&self.global).await?, output).await,
             Command::Nix(command) => command.run(&Session::open(&self.global).await?, output).await,
+            Command::Nats(command) => command.run(&self.global, output).await,
             Command::Events(command) => command.run(&Session::open(&self.global).await?, output).await,
         }
     }

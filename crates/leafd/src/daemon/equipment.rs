@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use leaf_bus::connect::{Bus, ConnectSettings, Credentials, Tls};
+use leaf_bus::connect::{Bus, ConnectSettings, Credentials};
 use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings, Hub};
 use leaf_bus::identity::{ContainerSigner, Identity, daemon_caller};
 use leaf_bus::relay::{self, Relay, RelayError};
@@ -21,7 +21,8 @@ use leaf_host::contract::{HIDDEN_FROM_JOBS, HostPaths, JOBS_DIRECTORY};
 use leaf_job::{Jobs, Launch};
 use leaf_nix::Nix;
 
-use crate::container_users::ContainerUsers;
+use crate::container_users::{ContainerUsers, GivenUsers};
+use crate::given_nats::GivenNats;
 use crate::helper::HostHelper;
 use crate::hub;
 use crate::job::JobHost;
@@ -63,35 +64,21 @@ pub(super) struct HostAndNats {
 pub(super) async fn set_up(settings: &Settings, leaf: &LeafName) -> anyhow::Result<HostAndNats> {
     let nats = &settings.nats;
     let Some(embedded) = &nats.embedded else {
-        let as_user = |file: &Option<PathBuf>| ConnectSettings {
-            credentials: file.clone().map_or(Credentials::None, Credentials::File),
-            inbox_prefix: subject::inbox_prefix(&daemon_caller()),
-            tls: Tls {
-                ca: nats.ca.clone(),
-                cert: nats.cert.clone(),
-                key: nats.key.clone(),
-                required: false,
-            },
-            name: format!("leafd {leaf}"),
-            jetstream_domain: nats.jetstream_domain.clone(),
-            ..ConnectSettings::new(nats.url.as_deref().unwrap_or_default())
-        };
-        let callers = as_user(&nats.credentials);
-        let (bus, connect) = match &nats.stream_credentials {
-            Some(_) => {
-                let streams = as_user(&nats.stream_credentials);
-                (Bus::connect_apart(&callers, &streams).await, streams)
-            }
-            None => (Bus::connect(&callers).await, callers),
+        let GivenNats { callers, streams } =
+            GivenNats::of(settings, leaf).context("the settings name no NATS server")?;
+        let bus = match &streams {
+            Some(streams) => Bus::connect_apart(&callers, streams).await,
+            None => Bus::connect(&callers).await,
         };
         let bus = bus.context("can't connect to NATS with these settings")?;
-        let (containers, relay) = match beside_given_nats(settings, leaf, &connect).await {
+        let (containers, relay) = match beside_given_nats(settings, leaf, &callers).await {
             Ok((host, relay)) => (Ok(host), relay),
             Err(why) => {
                 no_containers(settings, &why)?;
                 (Err(why), None)
             }
         };
+        let connect = streams.unwrap_or(callers);
         let nats_of = format!("connects to {}", connect.servers_text());
         return Ok(HostAndNats {
             bus,
@@ -258,7 +245,7 @@ async fn beside_given_nats(
             nats_port,
         },
         view: Containers::new(leaf.clone(), HostPaths::new(leaf), leaf_host::runtime::detect()),
-        users: ContainerUsers::Given(Box::new(signer)),
+        users: ContainerUsers::Given(Box::new(GivenUsers::new(leaf.clone(), signer, connect.clone()))),
         nats_url: format!("nats://{address}:{nats_port}"),
         ready_timeout_seconds: settings.containers.ready_timeout_seconds,
         stop_timeout_seconds: settings.containers.stop_timeout_seconds,

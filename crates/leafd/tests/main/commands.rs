@@ -10,6 +10,8 @@ mod log;
 mod programs;
 #[path = "commands/repeat.rs"]
 mod repeat;
+#[path = "commands/rights.rs"]
+mod rights;
 #[path = "commands/service.rs"]
 mod service;
 #[path = "commands/wire.rs"]
@@ -22,6 +24,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     [
         input::trials(host),
         repeat::trials(host),
+        rights::trials(host),
         service::trials(host),
         ctl::trials(host),
         log::trials(host),
