@@ -1,7 +1,9 @@
 //! The permissions of each user, tested against the real server.
 
 mod credentials;
+mod documented;
 mod forged;
+mod rights;
 
 use anyhow::{Context as _, ensure};
 use async_nats::jetstream;
@@ -27,6 +29,8 @@ pub(crate) fn trials() -> Vec<Trial> {
     ];
     trials.extend(forged::trials());
     trials.extend(credentials::trials());
+    trials.extend(rights::trials());
+    trials.extend(documented::trials());
     trials
 }
 
