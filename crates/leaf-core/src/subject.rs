@@ -299,6 +299,21 @@ pub fn is_inbox_of_leaf(reply: &str, leaf: &LeafName) -> bool {
     is_below_inbox(reply, leaf.as_str())
 }
 
+/// Returns the inbox prefix of the connection that publishes a leaf's events, without a final dot: its acknowledgements name
+/// the instance, so that whoever hears an event knows which one published it.
+#[must_use]
+pub fn event_inbox_prefix(daemon: &Caller, instance: InstanceId) -> String {
+    format!("{}.{instance}", inbox_prefix(daemon))
+}
+
+/// Returns the instance that published an event, from its reply subject.
+#[must_use]
+pub fn publisher_of(reply: &str) -> Option<InstanceId> {
+    let mut tokens = reply.split('.');
+    (tokens.next() == Some(INBOX)).then_some(())?;
+    tokens.nth(1)?.parse().ok()
+}
+
 /// The first token of the reply subjects that a server makes for requests from another account. No client may send a
 /// request with such a reply subject, so the reply ends in the account of the request.
 pub const MAPPED_REPLY: &str = "_R_";
@@ -685,6 +700,15 @@ mod tests {
         assert_eq!(leaf_of(&event).as_ref(), Some(&leaf));
         assert_eq!(leaf_of("leaf.v2.evt.edge-1.a"), None);
         assert!(is_inbox_of_leaf("_INBOX.edge-1.x", &leaf) && !is_inbox_of_leaf("_INBOX.edge-2.x", &leaf));
+        let (_, daemon) = names();
+        let instance: InstanceId = "0199f0a2-1111-7222-8333-444455556666"
+            .parse()
+            .expect("an instance");
+        let prefix = event_inbox_prefix(&daemon, instance);
+        assert_eq!(publisher_of(&format!("{prefix}.x7")), Some(instance));
+        for other in ["_INBOX.leafd.x7", "_INBOX.leafd", "leaf.v1.beat.edge-1", ""] {
+            assert_eq!(publisher_of(other), None, "{other}");
+        }
         assert!(is_mapped_reply("_R_.W24mOf.XmrFCU"));
         for other in ["_R_", "_R_.", "_R_.>", "_R_x.y", "_INBOX.admin.1"] {
             assert!(!is_mapped_reply(other), "{other}");

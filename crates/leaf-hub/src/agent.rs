@@ -13,7 +13,7 @@ use leaf_core::fleet::claims::Holder;
 use leaf_core::id::LeafName;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
 use crate::leaf::{LeafTask, Message};
@@ -51,6 +51,7 @@ struct Leaves {
     shared: Shared,
     senders: BTreeMap<LeafName, mpsc::Sender<Message>>,
     tasks: JoinSet<anyhow::Error>,
+    of_tasks: BTreeMap<Id, LeafName>,
 }
 
 /// Runs the agent until SIGTERM or SIGINT.
@@ -100,9 +101,12 @@ async fn start(settings: &Settings) -> anyhow::Result<Shared> {
             Ok::<_, StreamError>((registry, hub.state_copy().await?))
         };
         let why = match tokio::time::timeout(Duration::from_secs(10), hub.connected()).await {
-            Ok(()) => match made.await {
-                Ok(made) => break made,
-                Err(error) => chain(&error),
+            Ok(()) => match hub.unfit() {
+                Some(why) => why,
+                None => match made.await {
+                    Ok(made) => break made,
+                    Err(error) => chain(&error),
+                },
             },
             Err(_) => format!(
                 "account FLEET: {}; account LINKS: {}",
@@ -148,6 +152,7 @@ async fn serve(shared: Shared) -> anyhow::Result<()> {
         shared,
         senders: BTreeMap::new(),
         tasks: JoinSet::new(),
+        of_tasks: BTreeMap::new(),
     };
     for known in known {
         let leaf = known.beat.leaf.clone();
@@ -166,9 +171,10 @@ async fn serve(shared: Shared) -> anyhow::Result<()> {
                 }
             }
             leaf = resets.next() => leaves.send(&leaf?, Message::Reset),
-            Some(ended) = leaves.tasks.join_next() => {
-                return Err(ended.context("a leaf's task panicked")?.context("a leaf's task ended"));
-            }
+            Some(ended) = leaves.tasks.join_next_with_id() => match ended {
+                Ok((_, error)) => return Err(error.context("a leaf's task ended")),
+                Err(panicked) => leaves.lost(panicked.id()),
+            },
             _ = watchdog.tick() => notify::alive(),
         }
     }
@@ -197,7 +203,16 @@ impl Leaves {
     fn add(&mut self, leaf: LeafName, holder: Option<Holder>, status: Option<CopyStatus>) {
         let (sender, receiver) = mpsc::channel(WAITING_REQUESTS);
         let task = LeafTask::new(self.shared.clone(), leaf.clone(), holder, status, receiver);
-        self.tasks.spawn(task.run());
+        let task = self.tasks.spawn(task.run());
+        self.of_tasks.insert(task.id(), leaf.clone());
         self.senders.insert(leaf, sender);
+    }
+
+    /// Forgets the task of a leaf that panicked: the others go on, and its next claim begins another one.
+    fn lost(&mut self, task: Id) {
+        if let Some(leaf) = self.of_tasks.remove(&task) {
+            tracing::error!(%leaf, "the task of this leaf has panicked: please report it; its next claim begins another");
+            self.senders.remove(&leaf);
+        }
     }
 }

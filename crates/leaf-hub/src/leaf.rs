@@ -11,10 +11,11 @@ use leaf_bus::hub::{
 };
 use leaf_bus::stream::StreamError;
 use leaf_core::error::chain;
+use leaf_core::event::EventRecord;
 use leaf_core::fleet::claims::{Holder, Verdict, decide};
 use leaf_core::fleet::copy::{Compared, Copy, Extent, Input, Output};
 use leaf_core::fleet::{Claim, ClaimReply, CopiedEvent, CopyEnd, CopyPage, CopyStatus, fingerprint};
-use leaf_core::id::LeafName;
+use leaf_core::id::{InstanceId, LeafName};
 use leaf_core::json::to_json;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
@@ -81,7 +82,7 @@ enum Wake {
     Reconnected,
     Acked(Result<u64, StreamError>),
     Done(Done),
-    Heard(Result<leaf_core::event::EventRecord, StreamError>),
+    Heard(Result<(EventRecord, InstanceId), StreamError>),
     Permit(OwnedSemaphorePermit),
     Page(Result<RemotePage, RemoteError>),
     Tick,
@@ -189,10 +190,10 @@ impl LeafTask {
             }
             Wake::Done(Done::Compared(compared)) => self.tell(Input::Compared(compared)).await,
             Wake::Done(Done::Failed(why)) => self.tell(Input::Failed(why)).await,
-            Wake::Heard(event) => {
-                self.tell(Input::Heard(event?)).await;
-                while let Some(event) = live.arrived() {
-                    self.tell(Input::Heard(event)).await;
+            Wake::Heard(heard) => {
+                self.heard(heard?).await;
+                while let Some(heard) = live.arrived() {
+                    self.heard(heard).await;
                 }
             }
             Wake::Permit(permit) => self.ask(permit).await,
@@ -207,6 +208,17 @@ impl LeafTask {
             Wake::Tick => self.tell(Input::Tick).await,
         }
         Ok(())
+    }
+
+    /// Takes a live event of the instance that holds the name. Another one may have another history.
+    async fn heard(&mut self, (event, instance): (EventRecord, InstanceId)) {
+        if self
+            .holder
+            .as_ref()
+            .is_some_and(|holder| holder.beat.instance == instance)
+        {
+            self.tell(Input::Heard(event)).await;
+        }
     }
 
     async fn failed(&mut self, what: &str, error: &(dyn std::error::Error + Send + Sync)) {
@@ -248,7 +260,7 @@ impl LeafTask {
         }
     }
 
-    async fn publish(&mut self, events: Vec<leaf_core::event::EventRecord>) -> Result<(), StreamError> {
+    async fn publish(&mut self, events: Vec<EventRecord>) -> Result<(), StreamError> {
         let publisher = self.publisher.as_mut().ok_or(StreamError::Disconnected)?;
         publisher.publish(events).await
     }

@@ -21,6 +21,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(16);
 
+/// The most entries and bytes of a leaf's state that are copied: a leaf that has more, or feigns it, must not fill the store of
+/// all.
+const MOST_ENTRIES: usize = 10_000;
+const MOST_BYTES: usize = 64 << 20;
+
 /// A reason to read the leaf's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Signal {
@@ -45,6 +50,8 @@ enum SyncError {
     Read(#[from] RemoteError),
     #[error("can't write the copy")]
     Write(#[from] StreamError),
+    #[error("the leaf's state has more than {MOST_ENTRIES} entries or {MOST_BYTES} bytes, and is not copied")]
+    TooMuch,
 }
 
 /// Keeps the copy of a leaf's state.
@@ -55,6 +62,8 @@ pub(crate) struct StateTask {
     signals: mpsc::Receiver<Signal>,
     /// The sequence number of the leaf's bucket up to which everything is copied; `None` until the whole was read.
     synced: Option<u64>,
+    /// The sizes of the copied entries.
+    sizes: Sizes,
     wanted: Option<(Wanted, Instant)>,
     looked: Instant,
     pause: Duration,
@@ -74,6 +83,7 @@ impl StateTask {
             remote,
             signals,
             synced: None,
+            sizes: Sizes::default(),
             wanted: None,
             looked: Instant::now(),
             pause: FIRST_PAUSE,
@@ -138,7 +148,7 @@ impl StateTask {
         let mut entries = BTreeMap::new();
         let mut wanted = None;
         for change in heard {
-            if change.sequence == synced + 1 {
+            if change.sequence == synced.saturating_add(1) {
                 synced = change.sequence;
             } else if change.sequence <= synced {
                 // The leaf's bucket was made anew.
@@ -149,10 +159,10 @@ impl StateTask {
             }
             entries.insert(change.key, change.value);
         }
-        match self.states.apply(&self.leaf, entries.into_iter().collect()).await {
+        match self.apply(entries.into_iter().collect()).await {
             Ok(()) => self.synced = Some(synced),
             Err(error) => {
-                self.complain(&error.into());
+                self.complain(&error);
                 wanted = wanted.max(Some(Wanted::Changes));
             }
         }
@@ -193,18 +203,31 @@ impl StateTask {
     }
 
     /// Writes the entries that changed after a sequence number, and returns the last one.
-    async fn read_changes(&self, synced: u64) -> Result<u64, SyncError> {
-        let (entries, last) = self.read(synced + 1).await?;
-        self.states
-            .apply(&self.leaf, entries.into_iter().collect())
-            .await?;
+    async fn read_changes(&mut self, synced: u64) -> Result<u64, SyncError> {
+        let (entries, last) = self.read(synced.saturating_add(1)).await?;
+        self.apply(entries.into_iter().collect()).await?;
         Ok(last.max(synced))
     }
 
+    /// Writes entries, unless the leaf's state would be too large.
+    async fn apply(&mut self, entries: Vec<(String, Option<Bytes>)>) -> Result<(), SyncError> {
+        for (key, value) in &entries {
+            self.sizes.put(key, value.as_ref().map(Bytes::len));
+        }
+        if self.sizes.are_too_much() {
+            return Err(SyncError::TooMuch);
+        }
+        Ok(self.states.apply(&self.leaf, entries).await?)
+    }
+
     /// Writes the entries that differ, removes others, and returns the last sequence number.
-    async fn read_all(&self) -> Result<u64, SyncError> {
+    async fn read_all(&mut self) -> Result<u64, SyncError> {
         let (theirs, last) = self.read(1).await?;
         let ours = self.states.entries(&self.leaf).await?;
+        self.sizes = Sizes::default();
+        for (key, value) in &ours {
+            self.sizes.put(key, Some(value.len()));
+        }
         let gone = ours.keys().filter(|key| !theirs.contains_key(*key));
         let mut entries: Vec<(String, Option<Bytes>)> = gone.map(|key| (key.clone(), None)).collect();
         for (key, value) in theirs {
@@ -213,19 +236,23 @@ impl StateTask {
                 entries.push((key, value));
             }
         }
-        self.states.apply(&self.leaf, entries).await?;
+        self.apply(entries).await?;
         Ok(last)
     }
 
     /// Reads the last value of each entry that was written with this sequence number or a later one.
-    async fn read(&self, from: u64) -> Result<(BTreeMap<String, Option<Bytes>>, u64), RemoteError> {
-        let (mut entries, mut next) = (BTreeMap::new(), from);
+    async fn read(&self, from: u64) -> Result<(BTreeMap<String, Option<Bytes>>, u64), SyncError> {
+        let (mut entries, mut sizes, mut next) = (BTreeMap::new(), Sizes::default(), from);
         loop {
             let page = self.remote.state_from(next).await?;
-            let is_empty = page.changes.is_empty();
+            let (is_empty, before) = (page.changes.is_empty(), next);
             for change in page.changes {
-                next = change.sequence + 1;
+                next = next.max(change.sequence.saturating_add(1));
+                sizes.put(&change.key, change.value.as_ref().map(Bytes::len));
                 entries.insert(change.key, change.value);
+            }
+            if sizes.are_too_much() || (next == before && !is_empty && !page.end) {
+                return Err(SyncError::TooMuch);
             }
             if page.end || is_empty {
                 return Ok((entries, next - 1));
@@ -242,9 +269,56 @@ impl StateTask {
     }
 }
 
+/// The sizes of entries.
+#[derive(Default)]
+struct Sizes {
+    of: BTreeMap<String, usize>,
+    bytes: usize,
+}
+
+impl Sizes {
+    fn put(&mut self, key: &str, size: Option<usize>) {
+        let before = match size {
+            Some(size) => {
+                let size = key.len() + size;
+                self.bytes += size;
+                self.of.insert(key.to_owned(), size)
+            }
+            None => self.of.remove(key),
+        };
+        self.bytes -= before.unwrap_or(0);
+    }
+
+    fn are_too_much(&self) -> bool {
+        self.of.len() > MOST_ENTRIES || self.bytes > MOST_BYTES
+    }
+}
+
 async fn until(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time).await,
         None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sizes_of_entries_are_those_of_their_last_values() {
+        let mut sizes = Sizes::default();
+        sizes.put("a", Some(10));
+        sizes.put("a", Some(3));
+        sizes.put("b", Some(MOST_BYTES));
+        assert!(sizes.are_too_much());
+        sizes.put("b", None);
+        sizes.put("c", None);
+        assert_eq!((sizes.of.len(), sizes.bytes), (1, 4));
+        assert!(!sizes.are_too_much());
+        for n in 0..MOST_ENTRIES {
+            sizes.put(&format!("key-{n}"), Some(0));
+        }
+        assert!(sizes.are_too_much());
     }
 }

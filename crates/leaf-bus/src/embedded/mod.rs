@@ -39,6 +39,10 @@ const LOG_TAIL_BYTES: u64 = 4096;
 /// power cut may lose what it acknowledged since, so whoever publishes what must not be lost keeps it for longer.
 pub const SYNC_INTERVAL: Duration = Duration::from_secs(120);
 
+/// The longest message that the server accepts, in bytes: the default of nats-server. A hub's server must accept the same, since a
+/// message that one of them refuses cuts the connection between them.
+pub const MAX_PAYLOAD: u32 = 1 << 20;
+
 /// The settings of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EmbeddedSettings {
@@ -74,7 +78,7 @@ impl EmbeddedSettings {
             nats_server: None,
             max_file_store: None,
             max_memory_store: 64 << 20,
-            max_payload: 1 << 20,
+            max_payload: MAX_PAYLOAD,
             hub: None,
             ready_within: Duration::from_secs(60),
             stop_within: Duration::from_secs(10),

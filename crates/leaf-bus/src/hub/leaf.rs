@@ -7,7 +7,7 @@ use async_nats::{HeaderMap, Message};
 use futures::{FutureExt as _, StreamExt as _};
 use leaf_core::event::{EventRecord, header};
 use leaf_core::fleet::copy::Extent;
-use leaf_core::id::LeafName;
+use leaf_core::id::{InstanceId, LeafName};
 use leaf_core::subject::{self, LinkRead};
 use serde_json::json;
 
@@ -19,6 +19,10 @@ use crate::stream_error::{RequestError, StreamError};
 
 /// How long a leaf's server may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The longest subject that the agent takes from a leaf, in bytes. A server closes the connection of a client that publishes on
+/// one of more than about 4 KB, while a leaf's server may send any.
+pub(super) const LONGEST_SUBJECT: usize = 1024;
 
 /// Why a leaf can't be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -146,8 +150,7 @@ impl RemoteLeaf {
     /// [`RemoteError`].
     pub async fn ask_events(&self, from: u64, events: u64) -> Result<EventsRequest, RemoteError> {
         let subject = subject::link_read(&self.leaf, LinkRead::EventsGet);
-        let body = json!({ "seq": from, "batch": events });
-        let page = PageRequest::ask(&self.link, &subject, &body).await;
+        let page = PageRequest::ask(&self.link, &subject, json!({ "seq": from }), events).await;
         Ok(EventsRequest {
             leaf: self.leaf.clone(),
             from,
@@ -198,34 +201,42 @@ impl EventsRequest {
 }
 
 impl LiveEvents {
-    /// Returns the next event; what is none is skipped.
+    /// Returns the next event, with the instance that published it; what is none is skipped.
     ///
     /// # Errors
     /// [`StreamError::Disconnected`] when there will be no more.
-    pub async fn next(&mut self) -> Result<EventRecord, StreamError> {
+    pub async fn next(&mut self) -> Result<(EventRecord, InstanceId), StreamError> {
         loop {
             let message = self.subscriber.next().await.ok_or(StreamError::Disconnected)?;
-            if let Some(event) = event(&self.leaf, &message.subject, &message) {
-                return Ok(event);
+            if let Some(heard) = heard(&self.leaf, &message) {
+                return Ok(heard);
             }
         }
     }
 
     /// Returns the next event if it has arrived.
-    pub fn arrived(&mut self) -> Option<EventRecord> {
+    pub fn arrived(&mut self) -> Option<(EventRecord, InstanceId)> {
         loop {
             let message = self.subscriber.next().now_or_never().flatten()?;
-            if let Some(event) = event(&self.leaf, &message.subject, &message) {
-                return Some(event);
+            if let Some(heard) = heard(&self.leaf, &message) {
+                return Some(heard);
             }
         }
     }
+}
+
+fn heard(leaf: &LeafName, message: &Message) -> Option<(EventRecord, InstanceId)> {
+    let instance = subject::publisher_of(message.reply.as_ref()?)?;
+    Some((event(leaf, &message.subject, message)?, instance))
 }
 
 /// Returns a message as an event of the leaf, with the sequence number in its header.
 fn event(leaf: &LeafName, subject: &str, message: &Message) -> Option<EventRecord> {
     let headers: &HeaderMap = message.headers.as_ref()?;
     let sequence = headers.get(header::SEQUENCE)?.as_str().parse().ok()?;
+    if subject.len() > LONGEST_SUBJECT {
+        return None;
+    }
     subject::copied_event(leaf, subject)?;
     Some(to_record(sequence, subject, headers, &message.payload))
 }
@@ -241,6 +252,10 @@ pub(super) fn page_error(leaf: &LeafName, error: PageError) -> RemoteError {
         PageError::Request(RequestError::TooLarge(description) | RequestError::Other(description)) => {
             RemoteError::Refused { leaf, description }
         }
+        PageError::TooMuch => RemoteError::Refused {
+            leaf,
+            description: "it sends more than it was asked for".to_owned(),
+        },
         PageError::Refused { code, description } => RemoteError::Refused {
             leaf,
             description: format!("{description} ({code})"),

@@ -14,11 +14,17 @@ pub(super) const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long no reply may come.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The most bytes that a page may have: more than an honest one, whose messages are seldom large.
+const MOST_BYTES: usize = 128 << 20;
+
 /// A page that was asked for.
 #[derive(Debug)]
 pub(super) struct PageRequest {
     replies: Replies,
     messages: Vec<Message>,
+    bytes: usize,
+    /// How many messages were asked for.
+    most: usize,
     deadline: Instant,
 }
 
@@ -26,6 +32,8 @@ pub(super) struct PageRequest {
 #[derive(Debug)]
 pub(super) enum PageError {
     Request(RequestError),
+    /// There are more messages than were asked for, or more bytes than a page may have.
+    TooMuch,
     /// The server's refusal.
     Refused {
         code: u16,
@@ -42,11 +50,20 @@ pub(super) struct Page {
 }
 
 impl PageRequest {
-    pub(super) async fn ask(link: &Link, subject: &str, body: &Value) -> Result<Self, PageError> {
+    /// Asks for at most so many messages: the body's `batch`.
+    pub(super) async fn ask(
+        link: &Link,
+        subject: &str,
+        mut body: Value,
+        most: u64,
+    ) -> Result<Self, PageError> {
+        body["batch"] = most.into();
         let asked = link.ask(subject, None, body.to_string().into()).await;
         Ok(Self {
             replies: asked.map_err(PageError::Request)?,
             messages: Vec::new(),
+            bytes: 0,
+            most: usize::try_from(most).unwrap_or(usize::MAX),
             deadline: Instant::now() + PAGE_TIMEOUT,
         })
     }
@@ -58,7 +75,13 @@ impl PageRequest {
             let reply = self.replies.next(left.min(REPLY_TIMEOUT)).await;
             let message = reply.map_err(PageError::Request)?;
             match message.status.map(|status| status.as_u16()) {
-                None => self.messages.push(message),
+                None => {
+                    self.bytes += message.length;
+                    if self.messages.len() == self.most || self.bytes > MOST_BYTES {
+                        return Err(PageError::TooMuch);
+                    }
+                    self.messages.push(message);
+                }
                 Some(204) => {
                     let pending = number(&message, "Nats-Num-Pending").unwrap_or(0);
                     return Ok(self.page(pending == 0));

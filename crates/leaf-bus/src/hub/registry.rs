@@ -177,6 +177,10 @@ impl Registry {
         let subject = format!("{}.{what}", self.link.api_prefix());
         let failed = |error| match error {
             PageError::Request(error) => request_error(error, &what, self.link.domain()),
+            PageError::TooMuch => StreamError::Server {
+                code: 0,
+                description: format!("{what}: more messages than were asked for"),
+            },
             PageError::Refused { code, description } => StreamError::Server {
                 code: code.into(),
                 description,
@@ -184,8 +188,8 @@ impl Registry {
         };
         let (mut all, mut next) = (Vec::new(), 1);
         loop {
-            let body = json!({ "seq": next, "batch": PAGE });
-            let mut request = PageRequest::ask(&self.link, &subject, &body)
+            let body = json!({ "seq": next });
+            let mut request = PageRequest::ask(&self.link, &subject, body, PAGE)
                 .await
                 .map_err(failed)?;
             let page = request.collect().await.map_err(failed)?;

@@ -17,6 +17,9 @@ use crate::link::Link;
 use crate::parts;
 use crate::stream_error::StreamError;
 
+/// The longest reply subject that the agent answers, in bytes.
+const LONGEST_REPLY: usize = 256;
+
 /// A request of a leaf.
 #[derive(Debug)]
 pub struct LeafRequest {
@@ -128,9 +131,10 @@ fn read(leaf: &LeafName, message: &Message) -> Result<(Asked, async_nats::Subjec
     let reply = message.reply.clone().ok_or("it has no reply subject")?;
     // With any other one the agent would publish where the leaf may not.
     if !subject::is_inbox_of_leaf(&reply, leaf) {
-        return Err(format!(
-            "its reply subject {reply:?} is not an inbox of this leaf"
-        ));
+        return Err("its reply subject is not an inbox of this leaf".to_owned());
+    }
+    if reply.len() > LONGEST_REPLY {
+        return Err(format!("its reply subject has {} bytes", reply.len()));
     }
     let text = message.subject.as_str();
     let asked = if text == subject::hub_claim(leaf) {

@@ -11,7 +11,7 @@ use leaf_core::subject::{self, LinkRead, STATE_BUCKET};
 use serde_json::json;
 
 use super::Hub;
-use super::leaf::{RemoteError, RemoteLeaf, page_error};
+use super::leaf::{LONGEST_SUBJECT, RemoteError, RemoteLeaf, page_error};
 use super::page::{PageRequest, header, number};
 use super::registry::ensure;
 use crate::jetstream::last_of_each_subject;
@@ -88,11 +88,10 @@ impl RemoteLeaf {
         let subject = subject::link_read(&self.leaf, LinkRead::StateGet);
         let body = json!({
             "seq": sequence,
-            "batch": PAGE,
             "next_by_subj": subject::state_keys_of(&self.leaf),
         });
         let failed = |error| page_error(&self.leaf, error);
-        let mut request = PageRequest::ask(&self.link, &subject, &body)
+        let mut request = PageRequest::ask(&self.link, &subject, body, PAGE)
             .await
             .map_err(failed)?;
         let page = request.collect().await.map_err(failed)?;
@@ -134,6 +133,9 @@ impl LiveState {
 
 /// Returns a message of a bucket as a change: a value is JSON and never empty.
 fn change(key: &str, message: &Message) -> Option<StateChange> {
+    if key.len() > LONGEST_SUBJECT {
+        return None;
+    }
     Some(StateChange {
         key: key.to_owned(),
         value: (!message.payload.is_empty()).then(|| message.payload.clone()),

@@ -12,7 +12,7 @@ use async_nats::jetstream;
 use jiff::Timestamp;
 use leaf_bus::connect::{Bus, ConnectSettings, Credentials};
 use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings, Hub};
-use leaf_bus::identity::{HubUsers, Identity};
+use leaf_bus::identity::{HubUsers, Identity, daemon_caller};
 use leaf_bus::kv::StateBucket;
 use leaf_bus::publisher::Publisher;
 use leaf_bus::stream::{EventStream, StreamSettings};
@@ -170,7 +170,11 @@ impl Ours {
             ..ConnectSettings::new(&server.client_url())
         };
         let (service, keeper) = (identity.service_credentials(), identity.leaf_credentials());
-        let bus = Bus::connect_apart(&user(service, "_INBOX.leafd"), &user(keeper, "_INBOX.leafd")).await?;
+        let bus = Bus::connect_apart(
+            &user(service, "_INBOX.leafd"),
+            &user(keeper, &subject::event_inbox_prefix(&daemon_caller(), instance())),
+        )
+        .await?;
         bus.connected().await;
         StateBucket::ensure(&bus, &leaf()).await?;
         let claimant = async_nats::ConnectOptions::new()

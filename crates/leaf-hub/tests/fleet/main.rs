@@ -348,8 +348,8 @@ async fn gap() -> anyhow::Result<()> {
     leaf.publish(10).await?;
     leaf.claimed().await?;
     site.has_all(&leaf, LIMIT).await?;
+    leaf.starts_again().await?;
     leaf.rewrite(100, 20, "first").await?;
-    leaf.instance = InstanceId(Uuid::now_v7());
     leaf.succeeds().await?;
     let status = site.shows(&leaf, CopyState::Gap).await?;
     ensure!(status.copied == 10 && status.reason.is_some_and(|why| why.contains("begin with 100")));
@@ -375,8 +375,8 @@ async fn different() -> anyhow::Result<()> {
     leaf.publish(10).await?;
     leaf.claimed().await?;
     site.has_all(&leaf, LIMIT).await?;
+    leaf.starts_again().await?;
     leaf.rewrite(1, 30, "second").await?;
-    leaf.instance = InstanceId(Uuid::now_v7());
     leaf.succeeds().await?;
     let status = site.shows(&leaf, CopyState::Differs).await?;
     ensure!(status.reason.is_some_and(|why| why.contains("number 10")));

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use leaf_bus::connect::{Bus, ConnectSettings, Credentials};
 use leaf_bus::hub::Hub;
+use leaf_bus::identity::daemon_caller;
 use leaf_bus::kv::StateBucket;
 use leaf_bus::stream::{EventStream, StreamSettings};
 use leaf_core::beat::Beat;
@@ -232,29 +233,32 @@ pub(crate) struct TestLeaf {
     pub(crate) state: BTreeMap<String, Vec<u8>>,
 }
 
+/// Connects as an instance of leafd, and makes the leaf's stream if there is none.
+async fn connect(url: &str, name: &LeafName, instance: InstanceId) -> anyhow::Result<(Bus, EventStream)> {
+    let bus = Bus::connect(&ConnectSettings {
+        inbox_prefix: subject::event_inbox_prefix(&daemon_caller(), instance),
+        credentials: Credentials::Password {
+            user: "leafd".to_owned(),
+            password: Secret::new("x".to_owned()),
+        },
+        ..ConnectSettings::new(url)
+    })
+    .await?;
+    bus.connected().await;
+    let settings = StreamSettings {
+        max_bytes: 64 << 20,
+        replicas: 1,
+    };
+    let (stream, _) = EventStream::ensure(&bus, name, settings, 1).await?;
+    Ok((bus, stream))
+}
+
 impl TestLeaf {
     async fn start(name: &str, server: Server, wire: Wire) -> anyhow::Result<Self> {
         let url = format!("nats://127.0.0.1:{}", server.port);
         let name = LeafName::new(name)?;
-        let bus = Bus::connect(&ConnectSettings {
-            credentials: Credentials::Password {
-                user: "leafd".to_owned(),
-                password: Secret::new("x".to_owned()),
-            },
-            ..ConnectSettings::new(&url)
-        })
-        .await?;
-        bus.connected().await;
-        let (stream, _) = EventStream::ensure(
-            &bus,
-            &name,
-            StreamSettings {
-                max_bytes: 64 << 20,
-                replicas: 1,
-            },
-            1,
-        )
-        .await?;
+        let instance = InstanceId(Uuid::now_v7());
+        let (bus, stream) = connect(&url, &name, instance).await?;
         let bucket = StateBucket::ensure(&bus, &name).await?;
         republish(&url).await?;
         let link = async_nats::ConnectOptions::with_user_and_password("link".to_owned(), "x".to_owned())
@@ -264,7 +268,7 @@ impl TestLeaf {
             .await?;
         Ok(Self {
             name,
-            instance: InstanceId(Uuid::now_v7()),
+            instance,
             server,
             wire,
             bus,
@@ -274,6 +278,14 @@ impl TestLeaf {
             events: Vec::new(),
             state: BTreeMap::new(),
         })
+    }
+
+    /// Goes on as another instance, as after a restart.
+    pub(crate) async fn starts_again(&mut self) -> anyhow::Result<()> {
+        self.instance = InstanceId(Uuid::now_v7());
+        let url = format!("nats://127.0.0.1:{}", self.server.port);
+        (self.bus, self.stream) = connect(&url, &self.name, self.instance).await?;
+        Ok(())
     }
 
     pub(crate) fn last(&self) -> u64 {

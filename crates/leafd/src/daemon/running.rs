@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use leaf_bus::connect::{Bus, ConnectSettings};
 use leaf_bus::embedded::EmbeddedServer;
+use leaf_bus::identity::daemon_caller;
 use leaf_core::command::CommandRecord;
 use leaf_core::engine::{Engine, EngineSettings, History, Limits, Resumed, Snapshots};
 use leaf_core::error::chain;
 use leaf_core::labels::{self, Labels};
 use leaf_core::state::{RawEntry, State};
+use leaf_core::subject;
 use leaf_journal::Journal;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -126,6 +128,7 @@ impl Running {
         let publisher = EventPublisher {
             connect: ConnectSettings {
                 name: format!("{} events", connect.name),
+                inbox_prefix: subject::event_inbox_prefix(&daemon_caller(), claim.beat.instance),
                 ..connect
             },
             leaf: leaf.clone(),

@@ -80,7 +80,7 @@ impl Hub {
              links_credentials = \"{0}/links.seed\"\n",
             dir.display()
         );
-        let mut key = |name: &str| -> Result<String> {
+        let key = |name: &str| -> Result<String> {
             let mut command = Command::new(bin.join("leaf-hub"));
             command.arg("key").arg(dir.join(format!("{name}.seed")));
             println!("$ {}", typed(&command));
