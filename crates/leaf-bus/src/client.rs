@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use leaf_core::beat::Beat;
 use leaf_core::command::{COMMAND_ID_HEADER, Request};
 use leaf_core::event::header;
+use leaf_core::fleet::CopyStatus;
 use leaf_core::id::{Caller, CommandId, ContainerName, JobId, LeafName};
 use leaf_core::json::to_json;
 use leaf_core::problem::{Problem, ProblemCode};
@@ -194,6 +195,29 @@ impl Client {
             }
         }
         Ok(leaves)
+    }
+
+    /// Returns the documents about a hub's copies of leaves, by leaf: none if the server is no hub.
+    ///
+    /// # Errors
+    /// [`ClientError`] when the bucket can't be read.
+    pub async fn copies(&self) -> Result<BTreeMap<LeafName, CopyStatus>, ClientError> {
+        let mut copies = BTreeMap::new();
+        let stream = format!("KV_{}", subject::FLEET_BUCKET);
+        let filter = subject::copy_statuses();
+        let mut pages = self.link.read_from(&stream, 1, Some(&filter));
+        loop {
+            match pages.next().await {
+                Ok(Some(message)) => {
+                    // What is no document is of an entry that was deleted.
+                    if let Ok(status) = serde_json::from_slice::<CopyStatus>(&message.body) {
+                        copies.insert(status.leaf.clone(), status);
+                    }
+                }
+                Ok(None) | Err(StreamError::NoStream { .. }) => return Ok(copies),
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Sends a command and returns its reply.

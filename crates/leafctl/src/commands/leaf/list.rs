@@ -1,11 +1,16 @@
+use std::collections::BTreeMap;
+
 use clap::Args;
 use jiff::Timestamp;
 use leaf_bus::client::Heard;
 use leaf_core::beat::Beat;
+use leaf_core::fleet::CopyStatus;
+use leaf_core::id::LeafName;
 use leaf_core::labels;
 use serde::Serialize;
 use serde_json::json;
 
+use super::copy::{self, copies};
 use crate::error::Error;
 use crate::leaf::away_since;
 use crate::output::{Output, ago};
@@ -27,10 +32,13 @@ struct Listed<'a> {
     heard_at: Timestamp,
     #[serde(flatten)]
     beat: &'a Beat,
+    /// The hub's copy of its events, on a hub.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    copy: Option<&'a CopyStatus>,
 }
 
 impl<'a> Listed<'a> {
-    fn of(heard: &'a Heard) -> Self {
+    fn of(heard: &'a Heard, copies: &'a BTreeMap<LeafName, CopyStatus>) -> Self {
         Self {
             state: if away_since(heard).is_none() {
                 "online"
@@ -39,6 +47,7 @@ impl<'a> Listed<'a> {
             },
             heard_at: heard.at,
             beat: &heard.beat,
+            copy: copies.get(&heard.beat.leaf),
         }
     }
 }
@@ -58,9 +67,10 @@ impl List {
             }
             Selection::Only | Selection::One(_) => leaves.heard,
         };
-        let listed: Vec<Listed<'_>> = all.iter().map(Listed::of).collect();
+        let copies = copies(session, output).await;
+        let listed: Vec<Listed<'_>> = all.iter().map(|heard| Listed::of(heard, &copies)).collect();
         output.document(&json!({ "leaves": listed }), |_| {
-            let mut table = output.table(&[
+            let mut headings = vec![
                 "LEAF",
                 "STATE",
                 "LABELS",
@@ -70,10 +80,14 @@ impl List {
                 "LAST BEAT",
                 "EVENTS",
                 "INSTANCE",
-            ]);
+            ];
+            if !copies.is_empty() {
+                headings.push("COPY");
+            }
+            let mut table = output.table(&headings);
             for heard in &all {
                 let beat = &heard.beat;
-                table.add_row([
+                let mut row = vec![
                     beat.leaf.to_string(),
                     away_since(heard).map_or("online".to_owned(), |since| format!("away since {since}")),
                     labels::text(&beat.labels),
@@ -83,7 +97,9 @@ impl List {
                     ago(heard.at),
                     beat.sequence.to_string(),
                     beat.instance.to_string(),
-                ]);
+                ];
+                row.extend(copies.get(&beat.leaf).map(copy::text));
+                table.add_row(row);
             }
             table
         })

@@ -1,5 +1,6 @@
 //! The commands about leaves.
 
+mod copy;
 mod label;
 mod list;
 mod show;

@@ -5,6 +5,7 @@ use leaf_core::command::{HubReport, ShowLeaf};
 use leaf_core::id::LeafName;
 use leaf_core::labels::{self, Labels};
 
+use super::copy::{self, copies};
 use crate::error::Error;
 use crate::output::{Output, ago};
 use crate::session::Session;
@@ -20,6 +21,7 @@ pub(crate) struct Show {
 impl Show {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
         let session = session.named(self.name)?;
+        let copies = copies(&session, output).await;
         session
             .show(&ShowLeaf {}, output, |r| {
                 let mut rows = vec![
@@ -66,6 +68,7 @@ impl Show {
                     ),
                 ];
                 rows.extend(r.hub.as_ref().map(|hub| ("hub", hub_text(hub))));
+                rows.extend(copies.get(&r.name).map(|status| ("copy", copy::text(status))));
                 rows.extend(r.raw_entries.iter().map(|entry| {
                     (
                         "unreadable",

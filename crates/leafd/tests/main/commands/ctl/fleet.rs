@@ -503,3 +503,51 @@ pub(super) async fn a_thousand() -> anyhow::Result<()> {
     ensure!(took < Duration::from_secs(9), "{took:?}");
     Ok(())
 }
+
+/// The document of the agent about a copy, as the golden message has it.
+pub(super) async fn copies() -> anyhow::Result<()> {
+    let fleet = Fleet::start(2).await?;
+    let names = [fleet.name(0), fleet.name(1)];
+    let list = fleet.printed(&["leaf", "list"]).await?;
+    ensure!(!list.contains("COPY"), "this server is no hub: {list}");
+    let caller = Caller::new("agent")?;
+    let everything = Permissions {
+        publish: vec![">".into()],
+        subscribe: vec![">".into()],
+        ..Permissions::default()
+    };
+    let identity = fleet.leaves[0].identity()?;
+    let agent = identity.trusted_credentials(&caller, &everything);
+    let agent = async_nats::jetstream::new(fleet.leaves[0].nats(&agent, &caller).await?);
+    let bucket = async_nats::jetstream::stream::Config {
+        name: format!("KV_{}", subject::FLEET_BUCKET),
+        subjects: vec![subject::copy_statuses()],
+        max_messages_per_subject: 1,
+        allow_direct: true,
+        ..Default::default()
+    };
+    agent.create_stream(bucket).await?;
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/v1/fleet.copy.json");
+    let golden: Value = serde_json::from_slice(&std::fs::read(golden)?)?;
+    let mut status = golden["body"].clone();
+    status["leaf"] = names[1].into();
+    let to = subject::copy_status(&fleet.leaves[1].name);
+    agent.publish(to, status.to_string().into()).await?.await?;
+    let list = fleet.printed(&["leaf", "list"]).await?;
+    let says = "5 events missing: the leaf does not answer requests for its events";
+    ensure!(
+        list.lines().next().is_some_and(|line| line.ends_with("COPY"))
+            && list.matches(says).count() == 1
+            && list
+                .lines()
+                .last()
+                .is_some_and(|line| line.contains(names[1]) && line.ends_with(says)),
+        "{list}"
+    );
+    let list = document(&fleet.leaves[0], &["leaf", "list"]).await?;
+    ensure!(list["leaves"][0].get("copy").is_none(), "{list}");
+    valid(&list["leaves"][1]["copy"], "fleet.copy")?;
+    let shown = fleet.printed(&["leaf", "show", "-A"]).await?;
+    ensure!(shown.matches(says).count() == 1, "{shown}");
+    Ok(())
+}
