@@ -15,7 +15,8 @@ use crate::session;
 #[derive(Debug, Args)]
 pub(crate) struct Check {
     /// The leaf whose events and state the person reads. Only its name counts: it may be away.
-    leaf: LeafName,
+    #[arg(value_name = "LEAF")]
+    name: LeafName,
 }
 
 impl Check {
@@ -31,7 +32,7 @@ impl Check {
             person: Some((caller, settings)),
             ..Users::default()
         };
-        let report = waiting("trying each right", rights::check(&self.leaf, &users)).await;
+        let report = waiting("trying each right", rights::check(&self.name, &users)).await;
         output.document(&report, |report| {
             let mut table = output.table(&Report::HEADING);
             for row in report.findings.iter().map(Finding::row) {
