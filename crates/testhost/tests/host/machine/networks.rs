@@ -13,11 +13,6 @@ pub(crate) const TRIALS: Trials = &[(
     links,
 )];
 
-/// Servers as leaf nodes are connected, which notice within seconds that a link is cut.
-const HUB: &str = "ping_interval: 1s\nhttp: 127.0.0.1:8222\nleafnodes { port: 7422 }\n";
-const LEAF: &str =
-    "ping_interval: 1s\nleafnodes { reconnect: 1s, remotes: [ { url: \"nats-leaf://hub:7422\" } ] }\n";
-
 fn links() -> Outcome {
     let options = Host::options();
     let fleet = Fleet::restore(&options, &options, 2)?;
@@ -39,19 +34,8 @@ fn links() -> Outcome {
             reaches(host, other)?;
         }
     }
-    for (host, settings) in [(hub, HUB), (first, LEAF), (second, LEAF)] {
-        let settings = format!("server_name: {}\n{settings}", host.name());
-        host.put(settings.as_bytes(), "/etc/nats.conf", "0644")?;
-        host.ok("systemd-run --quiet --unit nats nats-server -c /etc/nats.conf")?;
-    }
-    let leaf_nodes = |count: usize| {
-        until(hub, "busybox wget -qO- http://127.0.0.1:8222/leafz", |seen| {
-            seen.matches("\"name\":").count() == count
-        })
-    };
-    leaf_nodes(2)?;
 
-    // The card has a carrier: the leaf's server has to notice by itself.
+    // The card has a carrier: what runs on the machine has to notice by itself.
     network.cut("leaf-1")?;
     let alone = first.run("cat /sys/class/net/eth1/carrier; ping -c 1 -W 1 hub")?;
     ensure(
@@ -59,9 +43,8 @@ fn links() -> Outcome {
         format!("{alone:?}"),
     )?;
     reaches(second, "hub")?;
-    leaf_nodes(1)?;
     network.mend("leaf-1")?;
-    leaf_nodes(2)?;
+    reaches(first, "hub")?;
 
     // What a ping takes on an idle link is far less.
     network.delay("leaf-1", Duration::from_millis(200))?;
