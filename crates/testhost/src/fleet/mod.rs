@@ -86,7 +86,7 @@ impl Fleet {
         }
         for machine in self.machines() {
             machine
-                .ok(&format!("printf '{lines}' >>/etc/hosts"))
+                .ok(&format!("printf '{lines}' >>/etc/hosts; sync /etc/hosts"))
                 .with_context(|| {
                     format!(
                         "can't write the names of the fleet's machines on {}",
