@@ -26,6 +26,15 @@ use crate::files::{digest, each_file, hex};
 /// Set to a directory of laid out programs, for tests, which don't build them.
 pub const VARIABLE: &str = "CIM_LEAF_HOST_PROGRAMS";
 
+/// Our programs: those of a leaf, and the agent of a hub.
+const PROGRAMS: [&str; 6] = [
+    "leafd",
+    "leafctl",
+    "leaf-helper",
+    "leaf-init",
+    "cim-leaf-generator",
+    "leaf-hub",
+];
 /// The directory of our package (`bin/` and `share/`) on the machine.
 const PREFIX: &str = "usr/local";
 /// Our units that are enabled on a machine.
@@ -180,13 +189,7 @@ fn lay_out(package: &Path, units: &Path, tree: &Path) -> Result<()> {
     let prefix = tree.join(PREFIX);
     let bin = prefix.join("bin");
     fs::create_dir_all(&bin).with_context(|| format!("can't make {}", bin.display()))?;
-    for program in [
-        "leafd",
-        "leafctl",
-        "leaf-helper",
-        "leaf-init",
-        "cim-leaf-generator",
-    ] {
+    for program in PROGRAMS {
         // Nine tenths of a program are debugging information.
         output(
             Command::new("strip")
@@ -326,13 +329,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let package = directory.path().join("package");
         let program = crate::command::find("true").expect("every system has it");
-        for name in [
-            "leafd",
-            "leafctl",
-            "leaf-helper",
-            "leaf-init",
-            "cim-leaf-generator",
-        ] {
+        for name in PROGRAMS {
             place(
                 &package.join("bin").join(name),
                 &read(&program).expect("a program"),

@@ -1,9 +1,10 @@
 //! A fleet: several machines on one network, of which one is the hub.
 //!
 //! Each has its own name, machine id and hardware addresses, knows the others by name, and can be reached from outside as
-//! any [`Host`]. [`Fleet::network`] changes their links. [`Served`] lets other processes use a running fleet.
+//! any [`Host`]. [`Fleet::network`] changes their links, [`Fleet::connect`] makes a hub and leaves of them, [`Served`] lets other processes use a running fleet.
 
 mod control;
+mod hub;
 
 use anyhow::{Context as _, Result, ensure};
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use testhost::fleet::{HUB, Reached, Served, address};
+use testhost::fleet::{HUB, Reached, Served};
 use testhost::{Fleet, Host, LinkChange, MEMORY_MIB, Output, shell};
 
 use super::prepare::{image, programs};
@@ -16,15 +16,11 @@ use crate::install::Profile;
 /// The variable by which the commands for a fleet's machines find a fleet.
 const VARIABLE: &str = "CIM_LEAF_FLEET";
 
-/// The settings of the hub's server, for the leaves' servers and for clients on any machine.
-const HUB_SETTINGS: &str = "server_name: hub\nlisten: 0.0.0.0:4222\njetstream { store_dir: /var/lib/nats }\n\
-    leafnodes { listen: 0.0.0.0:7422 }\nping_interval: 2s\n";
-
 /// Run several fresh machines on one network: a hub, and leaves on which leafd runs
 ///
-/// They know each other as hub, leaf-1, leaf-2, …; nats-server runs on the hub. Their links can be cut, slowed and made
-/// lossy, and a shell be opened on each, from another terminal. The fleet ends with its command, or with the shell on
-/// the hub that is opened without one.
+/// They know each other as hub, leaf-1, leaf-2, …; the hub has nats-server and leaf-hub. Their links can be cut, slowed and
+/// made lossy, and a shell be opened on each, from another terminal. The fleet ends with its command, or with the shell
+/// on the hub that is opened without one.
 #[derive(clap::Args)]
 pub(super) struct FleetTask {
     /// The number of leaves
@@ -95,15 +91,7 @@ impl FleetTask {
         }
         let fleet = Fleet::restore(&options, &options, self.leaves)?;
         if !self.bare {
-            fleet
-                .hub
-                .put(HUB_SETTINGS.as_bytes(), "/etc/nats-hub.conf", "0644")?;
-            fleet
-                .hub
-                .ok("systemd-run --quiet --unit nats nats-server -c /etc/nats-hub.conf")?;
-            for leaf in &fleet.leaves {
-                leaf.ok("systemctl start leafd.service || { journalctl --unit leafd --lines 20 --no-pager >&2; exit 1; }")?;
-            }
+            fleet.connect()?;
         }
         Ok(fleet)
     }
@@ -112,12 +100,9 @@ impl FleetTask {
     fn help(&self) -> String {
         let last = self.leaves;
         let servers = if self.bare {
-            String::new()
+            ""
         } else {
-            format!(
-                "leafd runs on the leaves, and nats-server on the hub: nats://{HUB}:4222 ({}), and port 7422 for leaf nodes\n",
-                address(0)
-            )
+            "leafd runs on the leaves; here, try: leafctl leaf list, leafctl --leaf leaf-1 leaf show\n"
         };
         format!(
             "{servers}from another terminal, with NAME from {HUB}, leaf-1 to leaf-{last}:\n\

@@ -23,7 +23,10 @@ fn cut() -> Outcome {
     )?;
     let other = hubbed.at_hub("leaf-2", "leaf show")?;
     ensure(other.status == 0, format!("{other:?}"))?;
-    let own = hubbed.fleet.leaf(1).run("leafctl hardware rescan")?;
+    let own = hubbed
+        .fleet
+        .leaf(1)
+        .run("leafctl --timeout 60s leaf label site=cut-off")?;
     ensure(own.status == 0, format!("{own:?}"))?;
 
     network.mend("leaf-1")?;
