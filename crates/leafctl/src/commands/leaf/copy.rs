@@ -20,13 +20,13 @@ pub(super) async fn copies(session: &Session, output: Output) -> BTreeMap<LeafNa
     }
 }
 
-/// Returns the state of a copy: `behind for 12s, 5 events missing`.
+/// Returns the state of a copy: `behind (12s ago), 5 events missing`.
 pub(super) fn text(status: &CopyStatus) -> String {
     let since = ago(status.since);
     let missing = status.leaf_last.saturating_sub(status.copied);
     let mut text = match status.state {
         CopyState::Current => return "current".to_owned(),
-        state => format!("{state} since {since}"),
+        state => format!("{state} ({since})"),
     };
     if missing > 0 {
         text += &format!(", {missing} events missing");
@@ -48,7 +48,7 @@ mod tests {
             "reason": "no answer",
         }))
         .expect("a document");
-        assert_eq!(text(&status), "stalled since 0s ago, 5 events missing: no answer");
+        assert_eq!(text(&status), "stalled (0s ago), 5 events missing: no answer");
         let current = CopyStatus {
             state: CopyState::Current,
             ..status
