@@ -34,6 +34,8 @@ in
     services.cim-hub.settingsFile = settingsFile;
 
     environment.systemPackages = [ cfg.package ];
+    # For `leaf-hub status` and `leaf-hub reset` as root, who can read the unit's credentials while the agent runs.
+    environment.etc."cim-hub/leaf-hub.toml".source = cfg.settingsFile;
 
     systemd.services.leaf-hub = {
       description = "Agent of a hub of a Composable Information Machine";

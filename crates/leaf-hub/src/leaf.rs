@@ -17,12 +17,12 @@ use leaf_core::fleet::copy::{Compared, Copy, Extent, Input, Output};
 use leaf_core::fleet::{Claim, ClaimReply, CopiedEvent, CopyEnd, CopyPage, CopyStatus, fingerprint};
 use leaf_core::id::{InstanceId, LeafName};
 use leaf_core::json::to_json;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::agent::Shared;
 use crate::shown::Shown;
-use crate::state::{Signal, StateTask};
+use crate::state::{Signals, StateTask};
 
 /// How often the copy is looked up at a claim, though nothing was copied: somebody may have deleted it.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -70,7 +70,7 @@ pub(crate) struct LeafTask {
     wanted: VecDeque<(u64, u64)>,
     permit: Option<Permit>,
     reads: VecDeque<Reading>,
-    state: mpsc::Sender<Signal>,
+    state: watch::Sender<Signals>,
     state_task: Option<StateTask>,
     /// The last error of a request, which is logged once.
     complaint: String,
@@ -96,7 +96,7 @@ impl LeafTask {
         status: Option<CopyStatus>,
         messages: mpsc::Receiver<Message>,
     ) -> Self {
-        let (state, signals) = mpsc::channel(4);
+        let (state, signals) = watch::channel(Signals::default());
         let remote = shared.hub.leaf(&leaf);
         let copied = status.as_ref().map_or(0, |status| status.copied);
         Self {
@@ -180,7 +180,7 @@ impl LeafTask {
                 self.shown.write_again();
                 self.end = None;
                 self.tell(Input::Reconnected).await;
-                self.signal(Signal::All);
+                self.state.send_modify(|signals| signals.all += 1);
             }
             Wake::Acked(Ok(sequence)) => self.tell(Input::Stored(sequence)).await,
             Wake::Acked(Err(error)) => self.failed("can't write the copy", &error).await,
@@ -202,7 +202,7 @@ impl LeafTask {
                 self.tell(Input::Page { from, events, end }).await;
                 drop(reading);
                 // What was not heard live may have changed the state.
-                self.signal(Signal::Changes);
+                self.state.send_modify(|signals| signals.changes += 1);
             }
             Wake::Page(Err(error)) => self.failed("can't read the leaf's events", &error).await,
             Wake::Tick => self.tell(Input::Tick).await,
@@ -303,11 +303,6 @@ impl LeafTask {
         self.want();
     }
 
-    fn signal(&self, signal: Signal) {
-        // With signals waiting, the state is read anyway.
-        let _ = self.state.try_send(signal);
-    }
-
     async fn request(&mut self, mut request: LeafRequest) {
         let asked = std::mem::replace(
             &mut request.asked,
@@ -355,7 +350,14 @@ impl LeafTask {
             stream_last: claim.stream_last,
         };
         self.tell(claimed).await;
-        self.signal(if anew { Signal::All } else { Signal::Claimed });
+        self.state.send_modify(|signals| {
+            let which = if anew {
+                &mut signals.all
+            } else {
+                &mut signals.claims
+            };
+            *which += 1;
+        });
         stored?;
         request.reply(&ClaimReply::Granted { copy: end? }).await
     }

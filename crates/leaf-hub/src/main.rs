@@ -23,6 +23,9 @@ use leaf_core::printable::printable;
 
 use crate::settings::Settings;
 
+/// Where the settings file is if no other is named.
+const SETTINGS: &str = "/etc/cim-hub/leaf-hub.toml";
+
 /// The agent of a hub: grants leaves their names, and keeps copies of their events and state.
 #[derive(Debug, Parser)]
 #[command(name = "leaf-hub", version, max_term_width = 100)]
@@ -36,7 +39,7 @@ enum Command {
     /// Run the agent until SIGTERM or SIGINT.
     Run {
         /// The settings file.
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", default_value = SETTINGS)]
         config: PathBuf,
     },
     /// Check a settings file, and report what is wrong with it.
@@ -53,7 +56,7 @@ enum Command {
     /// configuration.
     Accounts {
         /// The settings file.
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", default_value = SETTINGS)]
         config: PathBuf,
         /// Print the commands of `nsc` instead, for a hub with a NATS operator.
         #[arg(long)]
@@ -62,7 +65,7 @@ enum Command {
     /// Show the state of the copy of each leaf.
     Status {
         /// The settings file.
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", default_value = SETTINGS)]
         config: PathBuf,
         /// Print JSON.
         #[arg(long)]
@@ -71,7 +74,7 @@ enum Command {
     /// Delete the copy of a leaf's events. The agent then begins a new one where the leaf's own stream begins.
     Reset {
         /// The settings file.
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", default_value = SETTINGS)]
         config: PathBuf,
         /// The leaf's name.
         leaf: LeafName,

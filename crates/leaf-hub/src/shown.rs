@@ -100,7 +100,8 @@ impl Shown {
                     tracing::warn!(%leaf, error = chain(&error), "can't store the state of a copy: this is tried again");
                 }
                 self.failing = true;
-                self.retry = now + PAUSE;
+                // The attempt may have taken its whole time.
+                self.retry = shared.now() + PAUSE;
             }
         }
     }

@@ -10,7 +10,7 @@ use leaf_bus::hub::{LiveState, RemoteError, RemoteLeaf, StateChange, StateCopy};
 use leaf_bus::stream::StreamError;
 use leaf_core::error::chain;
 use leaf_core::id::LeafName;
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// How long to wait before what may have been missed is read: more of it may come.
@@ -26,15 +26,15 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(16);
 const MOST_ENTRIES: usize = 10_000;
 const MOST_BYTES: usize = 64 << 20;
 
-/// A reason to read the leaf's state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Signal {
+/// The reasons to read the leaf's state: how often each has occurred.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Signals {
     /// Nothing is known of it.
-    All,
+    pub(crate) all: u64,
     /// Some changes may have been missed.
-    Changes,
+    pub(crate) changes: u64,
     /// The leaf has renewed its claim.
-    Claimed,
+    pub(crate) claims: u64,
 }
 
 /// What to read.
@@ -59,7 +59,9 @@ pub(crate) struct StateTask {
     states: StateCopy,
     leaf: LeafName,
     remote: RemoteLeaf,
-    signals: mpsc::Receiver<Signal>,
+    signals: watch::Receiver<Signals>,
+    /// Those that were followed.
+    followed: Signals,
     /// The sequence number of the leaf's bucket up to which everything is copied; `None` until the whole was read.
     synced: Option<u64>,
     /// The sizes of the copied entries.
@@ -75,13 +77,14 @@ impl StateTask {
         states: StateCopy,
         leaf: LeafName,
         remote: RemoteLeaf,
-        signals: mpsc::Receiver<Signal>,
+        signals: watch::Receiver<Signals>,
     ) -> Self {
         Self {
             states,
             leaf,
             remote,
             signals,
+            followed: Signals::default(),
             synced: None,
             sizes: Sizes::default(),
             wanted: None,
@@ -100,9 +103,9 @@ impl StateTask {
         loop {
             tokio::select! {
                 biased;
-                signal = self.signals.recv() => match signal {
-                    Some(signal) => self.signalled(signal),
-                    None => return StreamError::Disconnected,
+                signalled = self.signals.changed() => match signalled {
+                    Ok(()) => self.follow(),
+                    Err(_) => return StreamError::Disconnected,
                 },
                 changed = live.next() => match changed {
                     Ok(change) => self.heard(change, &mut live).await,
@@ -113,17 +116,18 @@ impl StateTask {
         }
     }
 
-    fn signalled(&mut self, signal: Signal) {
-        match signal {
-            Signal::All => {
-                self.synced = None;
-                self.want(Wanted::All, Duration::ZERO);
-            }
-            Signal::Changes => self.want(Wanted::Changes, SOON),
-            Signal::Claimed if self.looked.elapsed() >= LOOK_EVERY => {
-                self.want(Wanted::Changes, Duration::ZERO);
-            }
-            Signal::Claimed => {}
+    fn follow(&mut self) {
+        let signals = *self.signals.borrow_and_update();
+        let before = std::mem::replace(&mut self.followed, signals);
+        if signals.all != before.all {
+            self.synced = None;
+            self.want(Wanted::All, Duration::ZERO);
+        }
+        if signals.changes != before.changes {
+            self.want(Wanted::Changes, SOON);
+        }
+        if signals.claims != before.claims && self.looked.elapsed() >= LOOK_EVERY {
+            self.want(Wanted::Changes, Duration::ZERO);
         }
     }
 
