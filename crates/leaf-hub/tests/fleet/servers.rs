@@ -92,7 +92,7 @@ pub(crate) fn hub_config(directory: &Path, port: u16, leaf_port: u16, users: &Hu
         r#"server_name: hub
 host: 127.0.0.1
 port: {port}
-jetstream {{ store_dir: "{}", sync_interval: always }}
+jetstream {{ store_dir: "{}" }}
 leafnodes {{ host: 127.0.0.1, port: {leaf_port} }}
 system_account: SYS
 accounts {{
@@ -149,7 +149,7 @@ pub(crate) fn leaf_config(directory: &Path, leaf: &str, server: &str, port: u16,
         r#"server_name: {server}
 host: 127.0.0.1
 port: {port}
-jetstream {{ store_dir: "{}", sync_interval: always }}
+jetstream {{ store_dir: "{}" }}
 system_account: SYS
 accounts {{
   SYS {{ users: [{{user: sys, password: sys}}] }}
