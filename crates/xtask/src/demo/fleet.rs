@@ -48,7 +48,7 @@ pub(super) fn show(tree: &Path, directory: &Path) -> Result<()> {
     hub.step(&["leaf", "list"])?;
 
     title("One command asks all of them");
-    hub.step(&["-A", "nix", "jobs"])?;
+    hub.step(&["-A", "hardware", "list"])?;
     hub.step(&["leaf", "label", LEAVES[1], "site=attic"])?;
     hub.until("the label is known at the hub", &["leaf", "list"], |list| {
         has_text(list, "attic")
