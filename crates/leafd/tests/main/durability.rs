@@ -16,6 +16,8 @@ mod kills;
 mod load;
 #[path = "durability/newer.rs"]
 mod newer;
+#[path = "durability/partitions.rs"]
+mod partitions;
 #[path = "durability/sizes.rs"]
 mod sizes;
 #[path = "durability/stream.rs"]
@@ -227,6 +229,11 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             "a leaf on an external server without a signing key says at its start and in its report that it runs no containers",
             &[],
             company::no_containers,
+        ),
+        host.trial(
+            "through cuts of the link and kills of leaf, server and hub agent each event is at the hub once, and each command is carried out once",
+            nix,
+            partitions::checked,
         ),
         host.trial(
             "an older image of a leaf's disk gets the rest of its events from the hub and goes on",

@@ -16,11 +16,11 @@ const KILLS_OF_THE_LEAF: usize = 50;
 const LIFE_MS: u64 = 1500;
 
 /// Chance that can be repeated (SplitMix64).
-struct Chance(u64);
+pub(super) struct Chance(u64);
 
 impl Chance {
     /// From `CIM_LEAF_TEST_SEED`, or from the clock.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let given = std::env::var("CIM_LEAF_TEST_SEED")
             .ok()
             .and_then(|text| text.parse().ok());
@@ -30,7 +30,12 @@ impl Chance {
         }))
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    /// What repeats it, before anything was drawn.
+    pub(super) fn seed(&self) -> u64 {
+        self.0
+    }
+
+    pub(super) fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -78,7 +83,7 @@ async fn under_load(
     let (mut leaf, _) = load::busy_leaf(load::setup()).await?;
     let load = Load::start(&leaf);
     let mut chance = Chance::new();
-    let seed = chance.0;
+    let seed = chance.seed();
     let tested = test(&mut leaf, load, &mut chance).await;
     leaf.with_log(tested.with_context(|| format!("with CIM_LEAF_TEST_SEED={seed}")))
 }

@@ -2,7 +2,7 @@
 //! Each command is sent under its id until it is answered, as a person's script would.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -80,7 +80,7 @@ pub(crate) async fn work(leaf: &mut TestLeaf) -> anyhow::Result<()> {
     load.finish().await.map(drop)
 }
 
-fn build(file: &std::path::Path) -> Build {
+fn build(file: &Path) -> Build {
     Build {
         installable: Installable::File {
             path: file.display().to_string(),
@@ -93,14 +93,19 @@ fn build(file: &std::path::Path) -> Build {
 impl Load {
     /// Begins. Jobs must be [blocked](block_jobs).
     pub(crate) fn start(leaf: &TestLeaf) -> Self {
+        Self::through(leaf, &leaf.context_file(), "load")
+    }
+
+    /// Begins, with clients that connect by this context, whose command ids begin with this text.
+    pub(crate) fn through(leaf: &TestLeaf, context: &Path, label: &str) -> Self {
         let (stop, stopped) = watch::channel(false);
         let (count, answered) = watch::channel(0);
         let mut clients = JoinSet::new();
         for number in 0..CLIENTS {
             let client = LoadClient {
                 leaf: leaf.name.clone(),
-                context: leaf.context_file(),
-                label: format!("load-{number}"),
+                context: context.to_owned(),
+                label: format!("{label}-{number}"),
                 stopped: stopped.clone(),
                 count: count.clone(),
             };

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::Context as _;
+use leaf_bus::connect::ConnectSettings;
+use leaf_bus::context;
 use leaf_bus::embedded::NatsServer;
 use leaf_bus::identity::{HubUsers, hub_caller};
-use leaf_core::id::LeafName;
+use leaf_core::id::{Caller, LeafName};
 use leaf_core::subject;
 use nkeys::KeyPair;
 use tokio::net::{TcpListener, TcpStream};
@@ -20,11 +22,13 @@ use super::{Setup, until};
 /// A hub for one leaf.
 pub(crate) struct HubSite {
     pub(crate) leaf: LeafName,
+    agent: KeyPair,
     agent_in_links: KeyPair,
+    ann: KeyPair,
     seed: PathBuf,
     clients: u16,
     leaves: SocketAddr,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
     _server: Child,
 }
 
@@ -33,12 +37,12 @@ impl HubSite {
     pub(crate) async fn start() -> anyhow::Result<Self> {
         let leaf = Setup::new().name().clone();
         let directory = tempfile::Builder::new().prefix("leafd-hub-").tempdir()?;
-        let [agent, agent_in_links, of_leaf] = [(); 3].map(|()| KeyPair::new_user());
+        let [agent, agent_in_links, of_leaf, ann] = [(); 4].map(|()| KeyPair::new_user());
         let users = HubUsers {
             agent: agent.public_key(),
             agent_in_links: agent_in_links.public_key(),
             leaves: vec![(leaf.clone(), of_leaf.public_key())],
-            people: Vec::new(),
+            people: vec![(Caller::new("ann")?, ann.public_key())],
         };
         let (config, log) = (
             directory.path().join("hub.conf"),
@@ -67,11 +71,13 @@ impl HubSite {
         std::fs::write(&seed, of_leaf.seed()?)?;
         Ok(Self {
             leaf,
+            agent,
             agent_in_links,
+            ann,
             seed,
             clients: clients.port(),
             leaves,
-            _directory: directory,
+            directory,
             _server: server,
         })
     }
@@ -87,6 +93,65 @@ impl HubSite {
     /// A new wire to this hub.
     pub(crate) async fn wire(&self) -> anyhow::Result<Wire> {
         Wire::to(self.leaves).await
+    }
+
+    /// Starts the hub agent. It is killed when it is dropped.
+    pub(crate) fn start_agent(&self) -> anyhow::Result<Child> {
+        let file = |name: &str| self.directory.path().join(name);
+        let (fleet, links) = (file("agent.seed"), file("agent-in-links.seed"));
+        std::fs::write(&fleet, self.agent.seed()?)?;
+        std::fs::write(&links, self.agent_in_links.seed()?)?;
+        std::fs::write(
+            file("leaf-hub.toml"),
+            format!(
+                "[nats]\nurl = \"nats://127.0.0.1:{}\"\nfleet_credentials = \"{}\"\nlinks_credentials = \"{}\"\n\
+                 [copies]\nmax_bytes = 67108864\n",
+                self.clients,
+                fleet.display(),
+                links.display()
+            ),
+        )?;
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(file("leaf-hub.log"))?;
+        let program = Path::new(env!("CARGO_BIN_EXE_leafd")).with_file_name("leaf-hub");
+        Command::new(&program)
+            .arg("run")
+            .arg("--config")
+            .arg(file("leaf-hub.toml"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("starting {}", program.display()))
+    }
+
+    /// What the hub agent has logged.
+    pub(crate) fn agent_log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("leaf-hub.log")).unwrap_or_default()
+    }
+
+    /// The settings of a person's connection.
+    pub(crate) fn person(&self) -> anyhow::Result<ConnectSettings> {
+        Ok(context::load(self.person_context()?.to_str())?)
+    }
+
+    /// Writes the context of a person at the hub.
+    pub(crate) fn person_context(&self) -> anyhow::Result<PathBuf> {
+        let (seed, context) = (
+            self.directory.path().join("ann.seed"),
+            self.directory.path().join("ann.json"),
+        );
+        std::fs::write(&seed, self.ann.seed()?)?;
+        let text = serde_json::json!({
+            "url": format!("nats://127.0.0.1:{}", self.clients),
+            "nkey": seed,
+            "inbox_prefix": "_INBOX.ann",
+        });
+        std::fs::write(&context, text.to_string())?;
+        Ok(context)
     }
 
     /// The agent's connection in the account of the leaves' connections.

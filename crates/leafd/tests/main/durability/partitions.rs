@@ -1,0 +1,135 @@
+//! A history of faults, checked as a whole: the link is cut, the leaf, its server and the hub agent are killed, in an order of
+//! chance, while callers at the hub and at the leaf send commands. `CIM_LEAF_TEST_SEED` repeats a run,
+//! `CIM_LEAF_TEST_FAULTS` makes it longer.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use leaf_core::event::EventRecord;
+
+use super::kills::Chance;
+use super::load::{self, Load};
+use crate::support::{HubSite, TestLeaf, Wire, until};
+
+/// How many faults there are.
+const FAULTS: u64 = 10;
+
+/// The longest time that a fault lasts, and that is between two, in milliseconds.
+const LONGEST_MS: u64 = 1500;
+
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    Cut,
+    Leaf,
+    Server,
+    Agent,
+}
+
+pub(super) async fn checked() -> anyhow::Result<()> {
+    let hub = HubSite::start().await?;
+    let wire = hub.wire().await?;
+    let mut agent = hub.start_agent()?;
+    let (mut leaf, _) = load::busy_leaf(hub.setup(&wire).set("nix.max_jobs", 1)).await?;
+    let mut chance = Chance::new();
+    let seed = chance.seed();
+    let tested = async {
+        let at_hub = hub.person_context()?;
+        let mut loads = [Load::start(&leaf), Load::through(&leaf, &at_hub, "hub")];
+        let faults = std::env::var("CIM_LEAF_TEST_FAULTS")
+            .ok()
+            .and_then(|text| text.parse().ok());
+        let mut happened = Vec::new();
+        for _ in 0..faults.unwrap_or(FAULTS) {
+            tokio::time::sleep(Duration::from_millis(chance.below(LONGEST_MS))).await;
+            let fault = [Fault::Cut, Fault::Leaf, Fault::Server, Fault::Agent][chance.below(4) as usize];
+            happened.push(fault);
+            let lasts = Duration::from_millis(chance.below(LONGEST_MS));
+            suffer(fault, lasts, &mut leaf, &wire, &hub, &mut agent)
+                .await
+                .with_context(|| format!("after {happened:?}"))?;
+        }
+        if happened.iter().any(|fault| matches!(fault, Fault::Leaf)) {
+            leaf.ready().await?;
+        }
+        // Both kinds of callers are answered again.
+        for load in &mut loads {
+            load.answers_more(20)
+                .await
+                .with_context(|| format!("after {happened:?}"))?;
+        }
+        let mut done = Vec::new();
+        for load in loads {
+            done.extend(load.finish().await?);
+        }
+        let own = settled(&mut leaf).await?;
+        let copied = copied(&hub, &leaf, own.len()).await?;
+        ensure!(
+            copied == own,
+            "after {happened:?} the hub's copy is not what the leaf has"
+        );
+        load::check_done(&copied, &done).with_context(|| format!("after {happened:?}"))
+    };
+    let tested: anyhow::Result<()> = tested.await;
+    let said = |error: anyhow::Error| {
+        error.context(format!(
+            "with CIM_LEAF_TEST_SEED={seed}; the hub agent's log:\n{}",
+            hub.agent_log()
+        ))
+    };
+    leaf.with_log(tested.map_err(said))
+}
+
+async fn suffer(
+    fault: Fault,
+    lasts: Duration,
+    leaf: &mut TestLeaf,
+    wire: &Wire,
+    hub: &HubSite,
+    agent: &mut tokio::process::Child,
+) -> anyhow::Result<()> {
+    match fault {
+        Fault::Cut => {
+            wire.cut();
+            tokio::time::sleep(lasts).await;
+            wire.mend();
+        }
+        Fault::Leaf => {
+            leaf.kill().await?;
+            tokio::time::sleep(lasts).await;
+            leaf.launch_again()?;
+        }
+        Fault::Server => drop(leaf.kill_nats().await?),
+        Fault::Agent => {
+            agent.kill().await?;
+            tokio::time::sleep(lasts).await;
+            *agent = hub.start_agent()?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns the leaf's events when it records no more.
+async fn settled(leaf: &mut TestLeaf) -> anyhow::Result<Vec<EventRecord>> {
+    for _ in 0..10 {
+        let events = leaf.complete_events(1).await?;
+        if leaf.show().await?.sequence == events.len() as u64 {
+            return Ok(events);
+        }
+    }
+    anyhow::bail!("it recorded an event between any two looks at it")
+}
+
+/// Returns the hub's copy, as a person reads it, when it has this many events.
+async fn copied(hub: &HubSite, leaf: &TestLeaf, events: usize) -> anyhow::Result<Vec<EventRecord>> {
+    use futures::StreamExt as _;
+    use leaf_bus::client::{Client, EventsFrom};
+    let person = Client::connect(&hub.person()?, crate::support::LIMIT).await?;
+    until("the copy is whole", async || {
+        let last = person.last_sequence(&leaf.name).await?;
+        Ok((last >= events as u64).then_some(()))
+    })
+    .await?;
+    let all = person.events(&leaf.name, EventsFrom::Sequence(1)).take(events);
+    let all: Vec<_> = all.collect().await;
+    Ok(all.into_iter().collect::<Result<_, _>>()?)
+}
