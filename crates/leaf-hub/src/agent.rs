@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use leaf_bus::hub::{Hub, LeafRequest, Registry, StateCopy};
+use leaf_bus::hub::{Hub, LeafRequest};
 use leaf_bus::stream::StreamError;
 use leaf_core::error::chain;
 use leaf_core::fleet::CopyStatus;
@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::leaf::{LeafTask, Message};
 use crate::notify;
 use crate::settings::Settings;
+use crate::shared::Shared;
 
 /// How many pages of events are under way at a time, of all leaves: after the loss of the hub's store all of them are read.
 const PAGES: usize = 64;
@@ -26,25 +27,6 @@ const PAGES: usize = 64;
 const WAITING_REQUESTS: usize = 16;
 /// The pause before the hub's streams are tried again.
 const PAUSE: Duration = Duration::from_secs(1);
-
-/// What all tasks share. Cheap to clone.
-#[derive(Debug, Clone)]
-pub(crate) struct Shared {
-    pub(crate) hub: Hub,
-    pub(crate) registry: Registry,
-    pub(crate) states: StateCopy,
-    pub(crate) pages: Arc<Semaphore>,
-    pub(crate) max_bytes: u64,
-    /// The agent's start, where its own time begins.
-    pub(crate) started: Instant,
-}
-
-impl Shared {
-    /// The agent's own time.
-    pub(crate) fn now(&self) -> Duration {
-        self.started.elapsed()
-    }
-}
 
 /// The tasks of the leaves.
 struct Leaves {

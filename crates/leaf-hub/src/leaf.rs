@@ -20,7 +20,7 @@ use leaf_core::json::to_json;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 
-use crate::agent::Shared;
+use crate::shared::Shared;
 use crate::shown::Shown;
 use crate::state::{Signals, StateTask};
 

@@ -10,6 +10,7 @@ mod commands;
 mod leaf;
 mod notify;
 mod settings;
+mod shared;
 mod shown;
 mod state;
 

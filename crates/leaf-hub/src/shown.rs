@@ -10,7 +10,7 @@ use leaf_core::fleet::copy::View;
 use leaf_core::fleet::fact::{FleetEvent, FleetFact};
 use leaf_core::id::LeafName;
 
-use crate::agent::Shared;
+use crate::shared::Shared;
 
 /// How often numbers are written that change while the state stays.
 const NUMBERS_EVERY: Duration = Duration::from_secs(10);

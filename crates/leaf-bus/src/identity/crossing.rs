@@ -9,7 +9,7 @@ use leaf_core::id::LeafName;
 use leaf_core::subject::{self, LinkRead};
 use serde_json::{Value, json};
 
-use super::permissions::{Answers, DISCOVERY};
+use super::permissions::{Answers, DISCOVERY, Permissions};
 
 /// Where a subject is at home on the leaf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,6 +175,20 @@ impl Crossing {
             _ => Answers::One,
         };
         json!({ "name": subject, "subject": subject, "type": "service", "response_type": answers.response_type() })
+    }
+}
+
+impl Permissions {
+    /// Returns the permissions of a leaf's user at its hub: what [crosses](crossings), and nothing else.
+    #[must_use]
+    pub fn leaf_at_hub(leaf: &LeafName) -> Self {
+        let (up, down): (Vec<_>, Vec<_>) = crossings(leaf).into_iter().partition(Crossing::is_sent_by_leaf);
+        let subjects = |list: Vec<Crossing>| list.into_iter().map(|crossing| crossing.subject).collect();
+        Self {
+            publish: subjects(up),
+            subscribe: subjects(down),
+            ..Self::default()
+        }
     }
 }
 

@@ -26,8 +26,6 @@ use leaf_core::id::{Caller, LeafName};
 use leaf_core::subject;
 use serde_json::{Map, Value, json};
 
-use super::crossing::{Crossing, crossings};
-
 /// The permissions of a NATS user. An empty list allows nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Permissions {
@@ -132,18 +130,6 @@ impl Permissions {
         Self {
             publish: vec![subject::hub_requests_of(leaf)],
             subscribe: vec![format!("{}.>", subject::leaf_inbox_prefix(leaf))],
-            ..Self::default()
-        }
-    }
-
-    /// Returns the permissions of a leaf's user at its hub: what [crosses](crossings), and nothing else.
-    #[must_use]
-    pub fn leaf_at_hub(leaf: &LeafName) -> Self {
-        let (up, down): (Vec<_>, Vec<_>) = crossings(leaf).into_iter().partition(Crossing::is_sent_by_leaf);
-        let subjects = |list: Vec<Crossing>| list.into_iter().map(|crossing| crossing.subject).collect();
-        Self {
-            publish: subjects(up),
-            subscribe: subjects(down),
             ..Self::default()
         }
     }

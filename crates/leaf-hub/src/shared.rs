@@ -1,0 +1,27 @@
+//! What the tasks of all leaves share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use leaf_bus::hub::{Hub, Registry, StateCopy};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+/// What all tasks share. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Shared {
+    pub(crate) hub: Hub,
+    pub(crate) registry: Registry,
+    pub(crate) states: StateCopy,
+    pub(crate) pages: Arc<Semaphore>,
+    pub(crate) max_bytes: u64,
+    /// The agent's start, where its own time begins.
+    pub(crate) started: Instant,
+}
+
+impl Shared {
+    /// The agent's own time.
+    pub(crate) fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
