@@ -175,6 +175,7 @@ impl Hub {
     }
 
     /// Asks until the JSON is as expected.
+    #[expect(clippy::disallowed_methods, reason = "a pause between two looks at a state")]
     fn until(&self, what: &str, args: &[&str], is_there: impl Fn(&Value) -> bool) -> Result<()> {
         let since = Instant::now();
         let mut last = String::new();
