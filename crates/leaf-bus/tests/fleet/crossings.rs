@@ -10,6 +10,7 @@ use leaf_bus::identity::{Crossing, Home, Way, crossings};
 use leaf_bus::serve::{Server, ServiceInfo};
 use leaf_core::subject;
 use libtest_mimic::Trial;
+use tokio::task::JoinSet;
 
 use super::{LinkedLeaf, TestHub, ann, heard, until_linked};
 use crate::support::{LIMIT, leaf, trial};
@@ -41,17 +42,19 @@ struct Ends {
     agent: async_nats::Client,
     agent_in_links: async_nats::Client,
     ann: async_nats::Client,
+    answering: JoinSet<()>,
 }
 
 impl Ends {
     async fn of(hub: &TestHub, server: &LinkedLeaf) -> anyhow::Result<Self> {
-        let ends = Self {
+        let mut ends = Self {
             keeper: server.with_streams().await?,
             service: server.service().await?,
             claimant: server.claimant().await?,
             agent: hub.agent().await?,
             agent_in_links: hub.agent_in_links().await?,
             ann: hub.ann().await?,
+            answering: JoinSet::new(),
         };
         // What leafd and the agent answer.
         let answered = [
@@ -65,7 +68,7 @@ impl Ends {
             let mut requests = client.subscribe(asked).await?;
             client.flush().await?;
             let client = client.clone();
-            tokio::spawn(async move {
+            ends.answering.spawn(async move {
                 while let Some(request) = requests.next().await {
                     if let Some(reply) = request.reply {
                         let _ = client.publish(reply, "here".into()).await;
@@ -180,9 +183,9 @@ async fn answers(client: &async_nats::Client, subject: &str, body: &'static str)
 }
 
 async fn linked(without: &str) -> anyhow::Result<(TestHub, LinkedLeaf, Ends)> {
-    let hub = TestHub::start_without(without).await?;
-    let server = LinkedLeaf::start(&hub).await?;
-    let ends = Ends::of(&hub, &server).await?;
+    let hub = Box::pin(TestHub::start_without(without)).await?;
+    let server = Box::pin(LinkedLeaf::start(&hub)).await?;
+    let ends = Box::pin(Ends::of(&hub, &server)).await?;
     Ok((hub, server, ends))
 }
 

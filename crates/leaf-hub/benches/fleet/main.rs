@@ -63,10 +63,10 @@ async fn main() -> Result<()> {
     };
     let (directory, count) = (Path::new(directory), count.parse()?);
     let figures = match what {
-        "events" => events(&programs, directory, count).await?,
-        "catch-up" => catch_up(&programs, directory, count).await?,
-        "commands" => commands(&programs, directory, count).await?,
-        "many" => many::measure(&programs, directory, count).await?,
+        "events" => Box::pin(events(&programs, directory, count)).await?,
+        "catch-up" => Box::pin(catch_up(&programs, directory, count)).await?,
+        "commands" => Box::pin(commands(&programs, directory, count)).await?,
+        "many" => Box::pin(many::measure(&programs, directory, count)).await?,
         other => bail!("there is no measurement {other:?}"),
     };
     println!("{figures}");

@@ -23,7 +23,7 @@ const PERIOD: Duration = Duration::from_secs(10);
 
 pub(crate) async fn measure(programs: &Programs<'_>, dir: &Path, count: u64) -> Result<Value> {
     let keys: Vec<(LeafName, KeyPair)> = (1..=count)
-        .map(|n| Ok((LeafName::new(&format!("edge-{n}"))?, KeyPair::new_user())))
+        .map(|n| Ok((LeafName::new(format!("edge-{n}"))?, KeyPair::new_user())))
         .collect::<Result<_>>()?;
     let leaves = keys
         .iter()

@@ -135,13 +135,16 @@ pub(crate) struct Ours {
 }
 
 enum TheLeaf {
-    Server {
-        server: EmbeddedServer,
-        bus: Bus,
-        last: Arc<AtomicU64>,
-        _claims: JoinSet<()>,
-    },
+    Server(Box<ServerAlone>),
     Leafd(Child),
+}
+
+/// A leaf's server, for which this program publishes and claims.
+struct ServerAlone {
+    server: EmbeddedServer,
+    bus: Bus,
+    last: Arc<AtomicU64>,
+    _claims: JoinSet<()>,
 }
 
 impl Ours {
@@ -190,12 +193,12 @@ impl Ours {
             ann: hub.ann().await?,
             hub,
             agent_process: None,
-            leaf: TheLeaf::Server {
+            leaf: TheLeaf::Server(Box::new(ServerAlone {
                 server,
                 bus,
                 last,
                 _claims: claims,
-            },
+            })),
         })
     }
 
@@ -248,17 +251,17 @@ impl Ours {
 
     /// Publishes events into the leaf's own stream, as leafd does.
     pub(crate) async fn publisher(&self) -> Result<Publisher> {
-        let TheLeaf::Server { bus, .. } = &self.leaf else {
+        let TheLeaf::Server(alone) = &self.leaf else {
             anyhow::bail!("leafd publishes itself")
         };
-        let (stream, state) = EventStream::ensure(bus, &leaf(), StreamSettings::default(), 1).await?;
+        let (stream, state) = EventStream::ensure(&alone.bus, &leaf(), StreamSettings::default(), 1).await?;
         Ok(stream.publisher(state.last_sequence).await?)
     }
 
     /// Waits until the copy ends with this number.
     pub(crate) async fn copied(&self, last: u64) -> Result<()> {
-        if let TheLeaf::Server { last: own, .. } = &self.leaf {
-            own.store(last, Ordering::Relaxed);
+        if let TheLeaf::Server(alone) = &self.leaf {
+            alone.last.store(last, Ordering::Relaxed);
         }
         let context = jetstream::new(self.agent.clone());
         let copied = async {
@@ -276,7 +279,7 @@ impl Ours {
 
     pub(crate) async fn stop(self) -> Result<()> {
         match self.leaf {
-            TheLeaf::Server { server, .. } => server.stop().await,
+            TheLeaf::Server(alone) => alone.server.stop().await,
             TheLeaf::Leafd(mut leafd) => {
                 let pid = leafd.id().and_then(|pid| i32::try_from(pid).ok());
                 if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
