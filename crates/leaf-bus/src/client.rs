@@ -16,6 +16,7 @@ use leaf_core::json::to_json;
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::subject::{self, CommandSubject};
 
+use crate::client_error::read_json;
 use crate::jetstream::{API_TIMEOUT, Stored};
 use crate::level::Mode;
 use crate::link::Link;
@@ -217,6 +218,23 @@ impl Client {
                 Ok(None) | Err(StreamError::NoStream { .. }) => return Ok(copies),
                 Err(error) => return Err(error.into()),
             }
+        }
+    }
+
+    /// Returns what the hub agent says about the hub's copy of a leaf's events; `None` if this server has no such copy.
+    ///
+    /// # Errors
+    /// [`ClientError`] when it can't be read.
+    pub async fn copy_status(&self, leaf: &LeafName) -> Result<Option<CopyStatus>, ClientError> {
+        let stream = format!("KV_{}", subject::FLEET_BUCKET);
+        let subject = subject::copy_status(leaf);
+        let which = serde_json::json!({ "last_by_subj": subject });
+        match self.link.get_message(&stream, &which).await {
+            Ok(Some(message)) if !message.payload.is_empty() => {
+                Ok(Some(read_json(&subject, &message.payload)?))
+            }
+            Ok(_) | Err(StreamError::NoStream { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -10,6 +10,7 @@ use leaf_bus::stream::StreamError;
 use leaf_core::beat::{Beat, LEASE_SECONDS, Presence, presence};
 use leaf_core::command::{CommandKind, Request, ShowContainer};
 use leaf_core::container::{Container, ContainerPhase};
+use leaf_core::fleet::CopyState;
 use leaf_core::id::{CommandId, ContainerName, LeafName};
 use leaf_core::problem::{Problem, ProblemCode};
 use uuid::Uuid;
@@ -199,6 +200,26 @@ impl Leaf {
         given.unwrap_or_else(|| Uuid::now_v7().into())
     }
 
+    /// Returns what a hub has of the events of a leaf that is away, to add to an error; nothing if this is no hub, or the
+    /// command is for other leaves as well.
+    async fn copy_text(&self) -> String {
+        if !self.is_alone() {
+            return String::new();
+        }
+        let Ok(Some(copy)) = self.client.copy_status(&self.name).await else {
+            return String::new();
+        };
+        let reason = copy.reason.map_or(String::new(), |why| format!(" ({why})"));
+        let state = match copy.state {
+            CopyState::Away => String::new(),
+            state => format!(", and is {state} since {}{reason}", copy.since),
+        };
+        format!(
+            "; the hub's copy of its events ends with {} of {}{state}: `leafctl events --leaf {}`",
+            copy.copied, copy.leaf_last, self.name
+        )
+    }
+
     /// Returns the error about a leaf that does not reply: it explains why `leaf list` may list it all the same.
     async fn without_reply(&self) -> Error {
         let heard = match &self.among {
@@ -220,7 +241,8 @@ impl Leaf {
         let (leaf, host, last) = (&self.name, hostname, ago(heard.at));
         Error::NoLeaf(match away_since(&heard) {
             Some(since) => format!(
-                "leaf {leaf} is away since {since}: instance {instance} on {host} sent its last beat {last}"
+                "leaf {leaf} is away since {since}: instance {instance} on {host} sent its last beat {last}{}",
+                self.copy_text().await
             ),
             None => format!(
                 "leaf {leaf} takes no commands, though `leafctl leaf list` still has it: instance {instance} on {host} sent its \

@@ -281,6 +281,16 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             homecoming::a_name_that_is_held,
         ),
         host.trial(
+            "a real hub agent gives an older image and a new disk their events, and its copy goes on",
+            &[Need::HubAgent],
+            homecoming::an_older_image_with_the_real_agent,
+        ),
+        host.trial(
+            "a real hub agent keeps its copy unharmed by an older image that was started without it",
+            &[Need::HubAgent],
+            homecoming::an_older_image_without_the_real_agent,
+        ),
+        host.trial(
             "at SIGTERM under load accepted commands are answered, the last events published, and no server is left",
             nix,
             company::the_end,

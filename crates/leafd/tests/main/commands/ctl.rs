@@ -11,6 +11,8 @@ mod connecting;
 mod escapes;
 #[path = "ctl/fleet.rs"]
 mod fleet;
+#[path = "ctl/hub.rs"]
+mod hub;
 #[path = "ctl/labels.rs"]
 mod labels;
 #[path = "ctl/newer.rs"]
@@ -50,6 +52,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: a thousand leaves are listed by one read, and those that are gone or hang hold up no other", &[], fleet::a_thousand),
         host.trial("leafctl: a leaf that is away is listed and not waited for", &[], fleet::away),
         host.trial("leafctl: on a hub the list and the description of a leaf have the state of its copy", &[], fleet::copies),
+        host.trial("leafctl: of a leaf that is away, the hub says since when and how far its events are copied", &[Need::HubAgent], hub::away),
         host.trial("leafctl: a change of several leaves whose reply was lost is repeated under one id, and has one effect on each", &[], fleet::repeated),
         host.trial("leafctl: what follows something names the leaf on each line, or works with one leaf only", &[], fleet::followed),
         host.trial("leafctl: labels of the settings and of commands add up, select leaves, and outlast restarts", &[], labels::kept),

@@ -6,8 +6,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use futures::StreamExt as _;
+use leaf_bus::client::EventsFrom;
 use leaf_core::command::HubReport;
 use leaf_core::event::EventRecord;
+use leaf_core::fleet::CopyState;
 
 use crate::support::{HubSite, Manner, Setup, TestAgent, TestLeaf, Wire, until};
 
@@ -387,4 +390,128 @@ pub(super) async fn a_name_that_is_held() -> anyhow::Result<()> {
     leaf.ready().await?;
     leaf.published().await?;
     leaf.complete_events(1).await.map(drop)
+}
+
+/// The real agent at a hub, and a leaf that is connected to it.
+struct RealSite {
+    hub: HubSite,
+    wire: Wire,
+}
+
+impl RealSite {
+    async fn start() -> anyhow::Result<Self> {
+        let mut hub = HubSite::start().await?;
+        hub.start_agent()?;
+        let wire = hub.wire().await?;
+        Ok(Self { hub, wire })
+    }
+
+    /// A stopped leaf, an older image of its disk, and its events, of which the hub has all.
+    async fn with_an_older_image(&self) -> anyhow::Result<Aged> {
+        let mut leaf = self.hub.setup(&self.wire).start().await?;
+        some_history(&mut leaf, 1).await?;
+        leaf.stop().await?;
+        let image = leaf.scratch().join("image");
+        copy_directory(&leaf.state_dir, &image)?;
+        leaf.start_again().await?;
+        some_history(&mut leaf, 3).await?;
+        let copied = leaf.complete_events(1).await?;
+        self.copy_ends_with(copied.last()).await?;
+        leaf.stop().await?;
+        // Nothing more of it arrives then.
+        self.is(CopyState::Away).await?;
+        let ann = self.hub.ann().await?;
+        let events = self.copy(&ann).await?;
+        ensure!(events.starts_with(&copied), "the hub has other events");
+        leaf.forget_client();
+        Ok(Aged { leaf, image, events })
+    }
+
+    /// Waits until the agent says that the copy is in this state.
+    async fn is(&self, state: CopyState) -> anyhow::Result<()> {
+        let ann = self.hub.ann().await?;
+        let is = until(&format!("the copy is {state}"), async || {
+            let copy = ann.copy_status(&self.hub.leaf).await?;
+            Ok(copy.filter(|copy| copy.state == state).map(drop))
+        })
+        .await;
+        is.with_context(|| self.hub.agent_log())
+    }
+
+    /// Waits until the copy ends with this event, and returns all of it.
+    async fn copy_ends_with(&self, last: Option<&EventRecord>) -> anyhow::Result<Vec<EventRecord>> {
+        let ann = self.hub.ann().await?;
+        let copied = until("the copy ends so", async || {
+            let copy = self.copy(&ann).await?;
+            Ok((copy.last() == last).then_some(copy))
+        })
+        .await;
+        copied.with_context(|| self.hub.agent_log())
+    }
+
+    async fn copy(&self, ann: &leaf_bus::client::Client) -> anyhow::Result<Vec<EventRecord>> {
+        let last = ann.last_sequence(&self.hub.leaf).await?;
+        let mut events = ann.events(&self.hub.leaf, EventsFrom::Beginning);
+        let mut copy: Vec<EventRecord> = Vec::new();
+        while copy.last().map_or(0, |event| event.sequence) < last {
+            copy.push(events.next().await.context("the events end")??);
+        }
+        Ok(copy)
+    }
+
+    /// The leaf went on from these events, and the copy has every event of it once.
+    async fn went_on(&self, aged: &mut Aged) -> anyhow::Result<()> {
+        aged.went_on().await?;
+        let events = aged.leaf.complete_events(1).await?;
+        let copy = self.copy_ends_with(events.last()).await?;
+        ensure!(copy == events, "the copy is another one");
+        Ok(())
+    }
+}
+
+pub(super) async fn an_older_image_with_the_real_agent() -> anyhow::Result<()> {
+    let site = RealSite::start().await?;
+    let mut aged = site.with_an_older_image().await?;
+    aged.restore()?;
+    aged.leaf.start_again().await?;
+    aged.leaf
+        .logged("the hub has events that this leaf lacks")
+        .await?;
+    site.went_on(&mut aged).await?;
+    // And without its disk: then the last instance may be alive, for all that this one and the hub know.
+    aged.leaf.stop().await?;
+    aged.lose()?;
+    aged.leaf.launch_again()?;
+    aged.leaf
+        .logged("the hub says that another instance has this leaf's name")
+        .await?;
+    aged.events = site.copy(&site.hub.ann().await?).await?;
+    aged.leaf.ready().await?;
+    site.went_on(&mut aged).await
+}
+
+pub(super) async fn an_older_image_without_the_real_agent() -> anyhow::Result<()> {
+    let site = RealSite::start().await?;
+    let mut aged = site.with_an_older_image().await?;
+    aged.restore()?;
+    site.wire.cut();
+    aged.leaf.start_again().await?;
+    let published = aged.leaf.published().await?;
+    ensure!(
+        published < aged.events.len() as u64,
+        "{published}: the new events have old numbers"
+    );
+    site.wire.mend();
+    aged.leaf
+        .refuses(&["this leaf and the hub's copy have different events with the sequence number"])
+        .await?;
+    site.is(CopyState::Differs).await?;
+    let ann = site.hub.ann().await?;
+    ensure!(site.copy(&ann).await? == aged.events, "the copy is harmed");
+
+    std::fs::remove_file(aged.leaf.journal_file())?;
+    std::fs::remove_dir_all(aged.leaf.state_dir.join("nats"))?;
+    aged.leaf.forget_client();
+    aged.leaf.start_again().await?;
+    site.went_on(&mut aged).await
 }

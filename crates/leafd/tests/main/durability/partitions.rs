@@ -26,14 +26,14 @@ enum Fault {
 }
 
 pub(super) async fn checked() -> anyhow::Result<()> {
-    let hub = HubSite::start().await?;
+    let mut hub = HubSite::start().await?;
     let wire = hub.wire().await?;
-    let mut agent = hub.start_agent()?;
+    hub.start_agent()?;
     let (mut leaf, _) = load::busy_leaf(hub.setup(&wire).set("nix.max_jobs", 1)).await?;
     let mut chance = Chance::new();
     let seed = chance.seed();
     let tested = async {
-        let at_hub = hub.person_context()?;
+        let at_hub = hub.context()?;
         let mut loads = [Load::start(&leaf), Load::through(&leaf, &at_hub, "hub")];
         let faults = std::env::var("CIM_LEAF_TEST_FAULTS")
             .ok()
@@ -44,7 +44,7 @@ pub(super) async fn checked() -> anyhow::Result<()> {
             let fault = [Fault::Cut, Fault::Leaf, Fault::Server, Fault::Agent][chance.below(4) as usize];
             happened.push(fault);
             let lasts = Duration::from_millis(chance.below(LONGEST_MS));
-            suffer(fault, lasts, &mut leaf, &wire, &hub, &mut agent)
+            suffer(fault, lasts, &mut leaf, &wire, &mut hub)
                 .await
                 .with_context(|| format!("after {happened:?}"))?;
         }
@@ -84,8 +84,7 @@ async fn suffer(
     lasts: Duration,
     leaf: &mut TestLeaf,
     wire: &Wire,
-    hub: &HubSite,
-    agent: &mut tokio::process::Child,
+    hub: &mut HubSite,
 ) -> anyhow::Result<()> {
     match fault {
         Fault::Cut => {
@@ -100,9 +99,9 @@ async fn suffer(
         }
         Fault::Server => drop(leaf.kill_nats().await?),
         Fault::Agent => {
-            agent.kill().await?;
+            hub.kill_agent().await?;
             tokio::time::sleep(lasts).await;
-            *agent = hub.start_agent()?;
+            hub.start_agent()?;
         }
     }
     Ok(())
@@ -122,8 +121,8 @@ async fn settled(leaf: &mut TestLeaf) -> anyhow::Result<Vec<EventRecord>> {
 /// Returns the hub's copy, as a person reads it, when it has this many events.
 async fn copied(hub: &HubSite, leaf: &TestLeaf, events: usize) -> anyhow::Result<Vec<EventRecord>> {
     use futures::StreamExt as _;
-    use leaf_bus::client::{Client, EventsFrom};
-    let person = Client::connect(&hub.person()?, crate::support::LIMIT).await?;
+    use leaf_bus::client::EventsFrom;
+    let person = hub.ann().await?;
     until("the copy is whole", async || {
         let last = person.last_sequence(&leaf.name).await?;
         Ok((last >= events as u64).then_some(()))

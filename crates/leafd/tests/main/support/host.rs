@@ -20,6 +20,8 @@ pub(crate) enum Need {
     Containers,
     /// A `leafd` of an earlier commit, named in [`OLD_LEAFD`].
     OldLeafd,
+    /// The hub agent `leaf-hub`.
+    HubAgent,
 }
 
 /// The variable that names a `leafd` of an earlier commit.
@@ -32,6 +34,7 @@ pub(crate) struct Host {
     nix: Option<String>,
     containers: Option<String>,
     old_leafd: Option<String>,
+    hub_agent: Option<String>,
 }
 
 /// The longest that one test may take.
@@ -54,7 +57,10 @@ impl Host {
         let old_leafd = std::env::var_os(OLD_LEAFD)
             .is_none_or(|program| !Path::new(&program).is_file())
             .then(|| format!("needs a leafd of an earlier commit, named in {OLD_LEAFD}"));
+        let hub_agent = (!hub_agent().is_file())
+            .then(|| format!("needs {} (cargo build -p leaf-hub)", hub_agent().display()));
         Self {
+            hub_agent,
             old_leafd,
             nats: nats.map(|error| format!("needs nats-server: {error}")),
             root,
@@ -71,6 +77,7 @@ impl Host {
             &self.nix,
             &self.containers,
             &self.old_leafd,
+            &self.hub_agent,
         ]
         .into_iter()
         .flatten()
@@ -86,6 +93,7 @@ impl Host {
             Need::Nix => self.nix.as_ref(),
             Need::Containers => self.containers.as_ref(),
             Need::OldLeafd => self.old_leafd.as_ref(),
+            Need::HubAgent => self.hub_agent.as_ref(),
         }
     }
 
@@ -133,6 +141,11 @@ fn lack_of_containers() -> Option<String> {
 /// The program `leaf-helper`, beside `leafd`.
 pub(crate) fn helper() -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_leafd")).with_file_name("leaf-helper")
+}
+
+/// The program `leaf-hub`, beside `leafd`.
+pub(crate) fn hub_agent() -> PathBuf {
+    Path::new(env!("CARGO_BIN_EXE_leafd")).with_file_name("leaf-hub")
 }
 
 /// The static `leaf-init` that the environment names.

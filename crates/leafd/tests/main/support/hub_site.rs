@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::Context as _;
-use leaf_bus::connect::ConnectSettings;
+use leaf_bus::client::Client;
 use leaf_bus::context;
 use leaf_bus::embedded::NatsServer;
 use leaf_bus::identity::{HubUsers, hub_caller};
@@ -17,19 +18,25 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::host::hub_agent;
 use super::{Setup, until};
+
+/// The files with the seeds of the users: the agent's two, the leaf's, a person's.
+const SEEDS: [&str; 4] = ["agent.seed", "links.seed", "leaf.seed", "ann.seed"];
+
+fn ann_caller() -> anyhow::Result<Caller> {
+    Ok(Caller::new("ann")?)
+}
 
 /// A hub for one leaf.
 pub(crate) struct HubSite {
     pub(crate) leaf: LeafName,
-    agent: KeyPair,
     agent_in_links: KeyPair,
-    ann: KeyPair,
-    seed: PathBuf,
     clients: u16,
     leaves: SocketAddr,
     directory: tempfile::TempDir,
     _server: Child,
+    agent: Option<Child>,
 }
 
 impl HubSite {
@@ -37,12 +44,16 @@ impl HubSite {
     pub(crate) async fn start() -> anyhow::Result<Self> {
         let leaf = Setup::new().name().clone();
         let directory = tempfile::Builder::new().prefix("leafd-hub-").tempdir()?;
-        let [agent, agent_in_links, of_leaf, ann] = [(); 4].map(|()| KeyPair::new_user());
+        let keys = [(); 4].map(|()| KeyPair::new_user());
+        for (key, file) in keys.iter().zip(SEEDS) {
+            std::fs::write(directory.path().join(file), key.seed()?)?;
+        }
+        let [agent, agent_in_links, of_leaf, ann] = keys;
         let users = HubUsers {
             agent: agent.public_key(),
             agent_in_links: agent_in_links.public_key(),
             leaves: vec![(leaf.clone(), of_leaf.public_key())],
-            people: vec![(Caller::new("ann")?, ann.public_key())],
+            people: vec![(ann_caller()?, ann.public_key())],
         };
         let (config, log) = (
             directory.path().join("hub.conf"),
@@ -52,7 +63,7 @@ impl HubSite {
             &config,
             format!(
                 "server_name: hub\nlisten: \"127.0.0.1:-1\"\nlog_file: \"{}\"\njetstream {{ store_dir: \"{}\" }}\n\
-                 leafnodes {{ listen: \"127.0.0.1:-1\", no_advertise: true }}\n{}",
+                 leafnodes {{ listen: \"127.0.0.1:-1\", no_advertise: true, isolate_leafnode_interest: true }}\n{}",
                 log.display(),
                 directory.path().join("jetstream").display(),
                 users.accounts()
@@ -67,18 +78,14 @@ impl HubSite {
             .kill_on_drop(true)
             .spawn()?;
         let [clients, leaves] = until("the hub's server listens", async || addresses_in(&log)).await?;
-        let seed = directory.path().join("leaf.seed");
-        std::fs::write(&seed, of_leaf.seed()?)?;
         Ok(Self {
             leaf,
-            agent,
             agent_in_links,
-            ann,
-            seed,
             clients: clients.port(),
             leaves,
             directory,
             _server: server,
+            agent: None,
         })
     }
 
@@ -87,7 +94,10 @@ impl HubSite {
         Setup::new()
             .named(&self.leaf)
             .set("nats.embedded.hub.url", format!("nats://{}", wire.address))
-            .set("nats.embedded.hub.credentials", self.seed.display().to_string())
+            .set(
+                "nats.embedded.hub.credentials",
+                self.file("leaf.seed").display().to_string(),
+            )
     }
 
     /// A new wire to this hub.
@@ -95,63 +105,65 @@ impl HubSite {
         Wire::to(self.leaves).await
     }
 
-    /// Starts the hub agent. It is killed when it is dropped.
-    pub(crate) fn start_agent(&self) -> anyhow::Result<Child> {
-        let file = |name: &str| self.directory.path().join(name);
-        let (fleet, links) = (file("agent.seed"), file("agent-in-links.seed"));
-        std::fs::write(&fleet, self.agent.seed()?)?;
-        std::fs::write(&links, self.agent_in_links.seed()?)?;
-        std::fs::write(
-            file("leaf-hub.toml"),
-            format!(
-                "[nats]\nurl = \"nats://127.0.0.1:{}\"\nfleet_credentials = \"{}\"\nlinks_credentials = \"{}\"\n\
-                 [copies]\nmax_bytes = 67108864\n",
-                self.clients,
-                fleet.display(),
-                links.display()
-            ),
-        )?;
+    /// Starts the real agent.
+    pub(crate) fn start_agent(&mut self) -> anyhow::Result<()> {
+        let settings = format!(
+            "[nats]\nurl = \"nats://127.0.0.1:{}\"\nfleet_credentials = \"{}\"\nlinks_credentials = \"{}\"\n\
+             [copies]\nmax_bytes = 67108864\n",
+            self.clients,
+            self.file("agent.seed").display(),
+            self.file("links.seed").display(),
+        );
+        std::fs::write(self.file("hub.toml"), settings)?;
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
-            .open(file("leaf-hub.log"))?;
-        let program = Path::new(env!("CARGO_BIN_EXE_leafd")).with_file_name("leaf-hub");
-        Command::new(&program)
-            .arg("run")
-            .arg("--config")
-            .arg(file("leaf-hub.toml"))
+            .open(self.file("agent.log"))?;
+        let agent = Command::new(hub_agent())
+            .args(["run", "--config"])
+            .arg(self.file("hub.toml"))
             .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
+            .stdout(Stdio::null())
             .stderr(log)
             .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("starting {}", program.display()))
+            .spawn()?;
+        self.agent = Some(agent);
+        Ok(())
     }
 
-    /// What the hub agent has logged.
+    /// Kills the real agent.
+    pub(crate) async fn kill_agent(&mut self) -> anyhow::Result<()> {
+        if let Some(mut agent) = self.agent.take() {
+            agent.kill().await?;
+        }
+        Ok(())
+    }
+
+    /// What the real agent printed.
     pub(crate) fn agent_log(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("leaf-hub.log")).unwrap_or_default()
+        std::fs::read_to_string(self.file("agent.log")).unwrap_or_default()
     }
 
-    /// The settings of a person's connection.
-    pub(crate) fn person(&self) -> anyhow::Result<ConnectSettings> {
-        Ok(context::load(self.person_context()?.to_str())?)
-    }
-
-    /// Writes the context of a person at the hub.
-    pub(crate) fn person_context(&self) -> anyhow::Result<PathBuf> {
-        let (seed, context) = (
-            self.directory.path().join("ann.seed"),
-            self.directory.path().join("ann.json"),
-        );
-        std::fs::write(&seed, self.ann.seed()?)?;
-        let text = serde_json::json!({
+    /// A context with which the person `ann` connects.
+    pub(crate) fn context(&self) -> anyhow::Result<PathBuf> {
+        let context = serde_json::json!({
             "url": format!("nats://127.0.0.1:{}", self.clients),
-            "nkey": seed,
-            "inbox_prefix": "_INBOX.ann",
+            "nkey": self.file("ann.seed"),
+            "inbox_prefix": subject::inbox_prefix(&ann_caller()?),
         });
-        std::fs::write(&context, text.to_string())?;
-        Ok(context)
+        let file = self.file("ann.json");
+        std::fs::write(&file, context.to_string())?;
+        Ok(file)
+    }
+
+    /// A client of that person.
+    pub(crate) async fn ann(&self) -> anyhow::Result<Client> {
+        let settings = context::load(self.context()?.to_str())?;
+        Ok(Client::connect(&settings, Duration::from_secs(5)).await?)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
     }
 
     /// The agent's connection in the account of the leaves' connections.
