@@ -88,6 +88,23 @@ in
       };
     };
 
+    leaves = mkOption {
+      type = types.attrsOf types.str;
+      default = { };
+      example = lib.literalExpression ''{ edge-1 = "UA6H5XGF3KIK74JSL2MKBESR7GEWGX7AUYGIB3TVLGY2YJSL3NED2NTY"; }'';
+      description = ''
+        The leaves' users, by name: the public key of each one's NKEY, as `leaf-hub key FILE` prints it. `leaf-hub accounts` makes
+        the hub's accounts, or the commands of `nsc`, from these.
+      '';
+    };
+
+    people = mkOption {
+      type = types.attrsOf types.str;
+      default = { };
+      example = lib.literalExpression ''{ ann = "UD63DBU4XVVQNKZF5BYU6CVJGQQH5RHO2T563VXEDNYMCOMLEBPWMNTJ"; }'';
+      description = "People's users, likewise.";
+    };
+
     copies.maxBytes = mkOption {
       type = types.ints.positive;
       default = 1073741824;

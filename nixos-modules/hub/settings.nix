@@ -16,4 +16,5 @@ in
     key = credential "nats.key" cfg.nats.keyFile;
   };
   copies.max_bytes = cfg.copies.maxBytes;
+  inherit (cfg) leaves people;
 }

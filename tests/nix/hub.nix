@@ -11,4 +11,6 @@
     keyFile = null;
   };
   copies.maxBytes = 1073741824;
+  leaves = { };
+  people = { };
 }

@@ -324,7 +324,7 @@ pub fn is_mapped_reply(reply: &str) -> bool {
     reply
         .strip_prefix(MAPPED_REPLY)
         .and_then(|rest| rest.strip_prefix('.'))
-        .is_some_and(are_literal_tokens)
+        .is_some_and(is_literal)
 }
 
 /// Returns whether a reply subject is below an inbox prefix.
@@ -348,10 +348,12 @@ fn is_below_inbox(reply: &str, token: &str) -> bool {
         .and_then(|rest| rest.strip_prefix('.'))
         .and_then(|rest| rest.strip_prefix(token))
         .and_then(|rest| rest.strip_prefix('.'))
-        .is_some_and(are_literal_tokens)
+        .is_some_and(is_literal)
 }
 
-fn are_literal_tokens(text: &str) -> bool {
+/// Returns whether a text is a subject without wildcards, empty tokens and white space.
+#[must_use]
+pub fn is_literal(text: &str) -> bool {
     text.split('.')
         .all(|t| !t.is_empty() && t != "*" && t != ">" && !t.contains(char::is_whitespace))
 }
@@ -431,7 +433,7 @@ pub fn state_changes() -> String {
 pub fn parts_of_state_change(subject: &str) -> Option<(LeafName, &str)> {
     let rest = subject.strip_prefix("leaf.")?.strip_prefix(VERSION)?;
     let (leaf, key) = rest.strip_prefix(".state.")?.split_once('.')?;
-    are_literal_tokens(key).then_some((LeafName::new(leaf).ok()?, key))
+    is_literal(key).then_some((LeafName::new(leaf).ok()?, key))
 }
 
 /// Returns the leaf of the subject of an event, a beat or a request to the hub agent: the token after the kind.
@@ -515,7 +517,7 @@ pub fn copied_events_of(leaf: &LeafName) -> String {
 pub fn copied_event(leaf: &LeafName, event: &str) -> Option<String> {
     let prefix = events_of(leaf);
     let rest = event.strip_prefix(prefix.trim_end_matches('>'))?;
-    are_literal_tokens(rest).then(|| format!("leaf.{VERSION}.copy.{leaf}.evt.{rest}"))
+    is_literal(rest).then(|| format!("leaf.{VERSION}.copy.{leaf}.evt.{rest}"))
 }
 
 /// Returns the subject that the hub agent writes an entry of a leaf's state on.

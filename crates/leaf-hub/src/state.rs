@@ -200,7 +200,9 @@ impl StateTask {
             }
             Err(error) => {
                 self.complain(&error);
-                self.want(wanted, self.pause);
+                // The bucket may be gone, and is made anew where the whole is read.
+                let all = matches!(error, SyncError::Write(StreamError::NoStream { .. }));
+                self.want(if all { Wanted::All } else { wanted }, self.pause);
                 self.pause = (self.pause * 2).min(LONGEST_PAUSE);
             }
         }

@@ -82,6 +82,8 @@ pub(crate) enum Error {
     Lost {
         /// The command's id.
         id: CommandId,
+        /// Whether it is the id of a command for several leaves.
+        is_shared: bool,
         /// How it was lost.
         how: Box<CallError>,
     },
@@ -136,6 +138,16 @@ impl Error {
             Self::Connect { hint, .. } => hint.map(Cow::from),
             Self::LocalLeaf(_) => Some(
                 "root and members of the group leafd speak to it without a context; or name one with --context".into(),
+            ),
+            // One leaf's own id is made from the shared one, where several leaves are selected.
+            Self::Lost {
+                id, is_shared: true, ..
+            } => Some(
+                format!(
+                    "repeat the command with the same --leaf, --selector or --all-leaves and --command-id {id}, and each leaf \
+                     carries it out once"
+                )
+                .into(),
             ),
             Self::Lost { id, .. } => {
                 Some(format!("repeat the command with --command-id {id}, and it is carried out once").into())

@@ -104,7 +104,8 @@ impl Leaf {
     pub(crate) fn interrupted(&self) -> Error {
         let note = match &self.among {
             Among::Several { repeated_by, .. } if self.command_id.borrow().is_none() => Some(format!(
-                "it may still be carried out; repeat the command with --command-id {repeated_by}, and it is carried out once"
+                "it may still be carried out; repeat the command for the same leaves with --command-id {repeated_by}, and each carries \
+                 it out once"
             )),
             Among::Several { .. } | Among::Alone => None,
         };
@@ -180,12 +181,13 @@ impl Leaf {
         match (answer, id) {
             (Ok(reply), _) => Ok(reply),
             (Err(error @ (CallError::TimedOut { .. } | CallError::Disconnected)), Some(id)) => {
-                let id = match &self.among {
-                    Among::Alone => id,
-                    Among::Several { repeated_by, .. } => repeated_by.clone(),
+                let (id, is_shared) = match &self.among {
+                    Among::Alone => (id, false),
+                    Among::Several { repeated_by, .. } => (repeated_by.clone(), true),
                 };
                 Err(Error::Lost {
                     id,
+                    is_shared,
                     how: error.into(),
                 })
             }

@@ -7,6 +7,7 @@
 mod claims;
 mod start;
 
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -61,7 +62,8 @@ pub enum HomeError {
     /// An event of the copy can't be this leaf's.
     #[error(
         "the hub's copy has an event with the sequence number {sequence} that can't be imported, since {why}: look at it \
-         with `leafctl events` at the hub; `leaf-hub reset {leaf}` there begins a new copy"
+         with `leafctl events` at the hub. To continue with the hub's events, move journal.redb and the directory nats away from \
+         the state directory and start leafd; `leaf-hub reset {leaf}` at the hub gives them up and begins a new copy"
     )]
     Foreign {
         /// The leaf.
@@ -115,6 +117,8 @@ pub(crate) struct Hub {
     url: String,
     /// When it was opened.
     opened: Instant,
+    /// Whether the hub is known to have events that this leaf lacks: then it does not go on without the hub.
+    lacks: AtomicBool,
 }
 
 /// What the hub said last.
@@ -144,6 +148,7 @@ impl Hub {
             leaf: leaf.clone(),
             url: url.to_owned(),
             opened: Instant::now(),
+            lacks: AtomicBool::new(false),
         })
     }
 

@@ -19,10 +19,14 @@ in
       [copies]
       max_bytes = 1073741824
 
+      [leaves]
+
       [nats]
       fleet_credentials = "/run/credentials/leaf-hub.service/fleet.creds"
       links_credentials = "/run/credentials/leaf-hub.service/links.creds"
       url = "nats://127.0.0.1:4222"
+
+      [people]
     '';
   };
   "the options are accepted" = {

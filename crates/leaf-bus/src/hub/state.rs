@@ -97,7 +97,8 @@ impl RemoteLeaf {
         let page = request.collect().await.map_err(failed)?;
         let changes = page.messages.iter().filter_map(|message| {
             let key = subject::key_of_state(&self.leaf, header(message, "Nats-Subject")?)?;
-            change(key, message)
+            // It becomes a part of a subject.
+            subject::is_literal(key).then(|| change(key, message)).flatten()
         });
         Ok(StatePage {
             changes: changes.collect(),

@@ -148,6 +148,8 @@ enum Phase {
     Waiting {
         until: Duration,
     },
+    /// Another instance claimed the name: nothing is read until the holder renews its claim.
+    Contested,
     /// The copy has events that the leaf does not have yet: an older image was restored, and it reads them from the copy.
     Ahead,
     Gap {
@@ -218,12 +220,17 @@ impl Copy {
         match input {
             Input::Claimed { anew, stream_last } => self.claimed(anew, stream_last, now, &mut outputs),
             Input::Contested => {
-                if self.phase == Phase::Copying {
-                    self.open(&mut outputs);
+                // Whose server answers is not known until the holder claims again.
+                if self.phase != Phase::Idle {
+                    self.phase = Phase::Contested;
+                    self.reason = Some("another instance claimed the leaf's name".to_owned());
+                    self.last = None;
+                    self.asked.clear();
+                    outputs.push(Output::Close);
                 }
             }
             Input::Reconnected => {
-                if self.phase != Phase::Idle {
+                if !matches!(self.phase, Phase::Idle | Phase::Contested) {
                     self.open(&mut outputs);
                 }
             }
@@ -252,7 +259,7 @@ impl Copy {
                 }
             }
             Input::Failed(reason) => {
-                if self.phase != Phase::Idle {
+                if !matches!(self.phase, Phase::Idle | Phase::Contested) {
                     self.fail(reason, now, &mut outputs);
                 }
             }
@@ -269,7 +276,9 @@ impl Copy {
         }
         self.lacks_since = match self.phase {
             Phase::Copying if self.stored < self.leaf_last => self.lacks_since.or(Some(now)),
-            Phase::Opening | Phase::Comparing | Phase::Waiting { .. } => self.lacks_since.or(Some(now)),
+            Phase::Opening | Phase::Comparing | Phase::Waiting { .. } | Phase::Contested => {
+                self.lacks_since.or(Some(now))
+            }
             _ => None,
         };
         outputs
@@ -331,7 +340,7 @@ impl Copy {
             Phase::Gap { .. } => CopyState::Gap,
             Phase::Differs { .. } => CopyState::Differs,
             Phase::Ahead => CopyState::Current,
-            Phase::Opening | Phase::Comparing | Phase::Copying | Phase::Waiting { .. } => {
+            Phase::Opening | Phase::Comparing | Phase::Copying | Phase::Waiting { .. } | Phase::Contested => {
                 let Some(since) = self.lacks_since else {
                     return Some(CopyState::Current);
                 };
@@ -360,7 +369,7 @@ impl Copy {
         }
         match self.phase {
             // Somebody may have begun a new copy, or the leaf has taken over what it lacked.
-            Phase::Gap { .. } | Phase::Differs { .. } | Phase::Ahead => {
+            Phase::Gap { .. } | Phase::Differs { .. } | Phase::Ahead | Phase::Contested => {
                 self.leaf_last = stream_last;
                 self.open(outputs);
             }
@@ -402,7 +411,7 @@ impl Copy {
     fn heard(&mut self, event: EventRecord, now: Duration, outputs: &mut Vec<Output>) {
         let copies = match self.phase {
             Phase::Copying => true,
-            Phase::Opening | Phase::Comparing | Phase::Waiting { .. } => false,
+            Phase::Opening | Phase::Comparing | Phase::Waiting { .. } | Phase::Contested => false,
             Phase::Idle | Phase::Ahead | Phase::Gap { .. } | Phase::Differs { .. } => return,
         };
         let sequence = event.sequence;

@@ -1,12 +1,13 @@
 //! The start of a leaf with a hub: it waits for the hub, and imports what only the hub's copy has.
 
 use std::ops::RangeInclusive;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use leaf_bus::connect::Bus;
 use leaf_bus::hub_link::HubError;
-use leaf_bus::stream::{EventStream, StreamSettings};
+use leaf_bus::stream::{EventStream, StreamError, StreamSettings};
 use leaf_core::beat::Beat;
 use leaf_core::error::chain;
 use leaf_core::event::{Event, EventRecord};
@@ -75,6 +76,7 @@ impl Hub {
             Err(error) if own.is_empty() && self.opened.elapsed() < PATIENCE_IF_NEW => {
                 return Err(HomeError::New(error));
             }
+            Err(error) if self.lacks.load(Ordering::Relaxed) => return Err(HomeError::Copy(error)),
             Err(error) => {
                 let problem = chain(&error);
                 tracing::warn!(
@@ -87,16 +89,14 @@ impl Hub {
                 });
             }
         };
-        match self.compare(copy.as_ref(), own, journal, stream.as_ref()).await? {
+        let compared = self.compare(copy.as_ref(), own, journal, stream.as_ref()).await;
+        if matches!(compared, Ok(Next::Append(_)) | Err(HomeError::Copy(_))) {
+            self.lacks.store(true, Ordering::Relaxed);
+        }
+        match compared? {
             Next::Append(numbers) => {
-                let stream = match stream {
-                    Some(stream) => stream,
-                    None => {
-                        EventStream::ensure(bus, &self.leaf, settings.clone(), held.first_sequence)
-                            .await?
-                            .0
-                    }
-                };
+                // Only with the stream's own extent is it known where to append.
+                let stream = stream.ok_or(StreamError::Disconnected)?;
                 let epoch = own_epoch(own, journal, &stream).await?;
                 let import = Import {
                     hub: self,
@@ -114,6 +114,7 @@ impl Hub {
             }
             Next::GoOn | Next::CompareAt(_) => {}
         }
+        self.lacks.store(false, Ordering::Relaxed);
         Ok(Heard {
             claimed_at: Some(Timestamp::now()),
             agreed: copy,

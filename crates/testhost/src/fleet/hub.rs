@@ -46,7 +46,7 @@ leafnodes {
   tls { cert_file: "/etc/cim-hub/hub.pem", key_file: "/etc/cim-hub/hub.key" }
 }
 ping_interval: "2s"
-max_subscriptions: 1000
+max_subscriptions: 10000
 include "accounts.conf"
 END
 for unit in 'nats nats-server -c /etc/cim-hub/nats-server.conf' 'leaf-hub leaf-hub run --config /etc/cim-hub/leaf-hub.toml'; do
