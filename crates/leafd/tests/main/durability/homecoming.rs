@@ -505,10 +505,13 @@ pub(super) async fn an_older_image_without_the_real_agent() -> anyhow::Result<()
     aged.leaf
         .refuses(&["this leaf and the hub's copy have different events with the sequence number"])
         .await?;
+    // As systemd does: it is not ready, and the agent compares as well.
+    aged.leaf.launch_again()?;
     site.is(CopyState::Differs).await?;
     let ann = site.hub.ann().await?;
     ensure!(site.copy(&ann).await? == aged.events, "the copy is harmed");
 
+    aged.leaf.stop().await?;
     std::fs::remove_file(aged.leaf.journal_file())?;
     std::fs::remove_dir_all(aged.leaf.state_dir.join("nats"))?;
     aged.leaf.forget_client();
