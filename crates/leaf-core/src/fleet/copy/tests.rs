@@ -438,10 +438,15 @@ impl World {
     /// Goes on without faults until nothing is under way.
     fn calm(&mut self) {
         self.cut = false;
+        let mut looked = false;
         for _ in 0..8 {
             self.now += 8 * SECOND;
             self.tell(Input::Tick);
             self.claim();
+            // Once a minute the agent looks whether the copy is as it left it: somebody may have deleted it unnoticed.
+            if !std::mem::replace(&mut looked, true) {
+                self.tell(Input::Reconnected);
+            }
             for _ in 0..64 {
                 self.answer_open();
                 self.answer_compare();
