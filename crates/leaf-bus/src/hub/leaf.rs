@@ -1,4 +1,4 @@
-//! What the agent hears and reads of a leaf, through the link.
+//! A leaf as the agent observes it through the link: its live events, and requests for its stored ones.
 
 use std::time::Duration;
 
@@ -63,7 +63,7 @@ pub enum RemoteError {
     },
 }
 
-/// What the agent reads of one leaf.
+/// Sends requests for a leaf's events and state.
 #[derive(Debug, Clone)]
 pub struct RemoteLeaf {
     pub(super) link: Link,
@@ -97,7 +97,7 @@ pub struct LiveEvents {
 }
 
 impl Hub {
-    /// Returns what the agent reads of a leaf.
+    /// Returns the sender of requests to a leaf.
     #[must_use]
     pub fn leaf(&self, leaf: &LeafName) -> RemoteLeaf {
         RemoteLeaf {

@@ -25,13 +25,13 @@ const LONGEST_REPLY: usize = 256;
 pub struct LeafRequest {
     /// The leaf of its subject, which only this leaf's user may publish to.
     pub leaf: LeafName,
-    /// What it asks for.
+    /// The request's kind and arguments.
     pub asked: Asked,
     reply: async_nats::Subject,
     link: Link,
 }
 
-/// What a leaf asks for.
+/// The kinds of requests of leaves.
 #[derive(Debug)]
 pub enum Asked {
     /// Its name.

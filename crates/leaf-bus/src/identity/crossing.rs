@@ -1,4 +1,4 @@
-//! What crosses the connection between a leaf's server and its hub: the one list from which the accounts of both sides and
+//! The subjects that cross the connection between a leaf's server and its hub: the one list from which the accounts of both sides and
 //! the rights of the hub's users are made. `docs/fleet.md` is the contract.
 //!
 //! On both sides an account holds nothing but the connection (`LINK` on the leaf, `LINKS` at the hub). What it imports and
@@ -22,7 +22,7 @@ pub enum Home {
     Link,
 }
 
-/// What kind of subject crosses, and which way.
+/// The direction in which messages on a subject cross, and how they are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// Messages from the leaf to the hub.
@@ -50,7 +50,7 @@ pub struct Crossing {
     pub home: Home,
     /// The subject there, if it is another.
     pub local: Option<String>,
-    /// What the hub can't do without it.
+    /// The ability that the hub lacks without it.
     pub need: &'static str,
 }
 

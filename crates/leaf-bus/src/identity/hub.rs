@@ -248,7 +248,7 @@ fn import_service(account: &str, subject: impl Into<String>) -> Value {
     json!({ "service": { "account": account, "subject": subject.into() } })
 }
 
-/// What people ask of leaves.
+/// The subjects on which people send requests to leaves.
 fn asked_of_leaves() -> [(String, Answers); 4] {
     [
         (subject::commands(), Answers::One),
