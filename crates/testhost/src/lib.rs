@@ -300,7 +300,7 @@ impl Host {
         self.start_within(command, self.options.lives)
     }
 
-    fn start_within(&self, command: &str, limit: Duration) -> Result<Running<'_>> {
+    pub(crate) fn start_within(&self, command: &str, limit: Duration) -> Result<Running<'_>> {
         // The guest's own timeout is a little longer.
         let pid = self
             .machine()?

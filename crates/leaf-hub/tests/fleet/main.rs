@@ -1,6 +1,7 @@
 //! The agent with real servers: a hub and leaves on loopback. Each test is a fault, and what the copies are after it.
 #![allow(clippy::print_stdout, reason = "a test program prints what it skips")]
 
+mod guide;
 mod servers;
 mod site;
 
@@ -64,6 +65,12 @@ fn main() {
             "of_two_instances_at_two_ends_of_a_cut_link_the_second_is_refused",
             || Box::pin(two_ends()),
         ),
+        trial("each_command_of_the_guide_to_a_fleet_exists", || {
+            Box::pin(guide::exist())
+        }),
+        trial("what_the_guide_to_a_fleet_makes_is_valid", || {
+            Box::pin(guide::valid())
+        }),
     ];
     let oldest = std::env::var_os(OLDEST_VARIABLE).is_some();
     if runs && !oldest {

@@ -4,6 +4,7 @@
 //! any [`Host`]. [`Fleet::network`] changes their links, [`Fleet::connect`] makes a hub and leaves of them, [`Served`] lets other processes use a running fleet.
 
 mod control;
+mod guide;
 mod hub;
 
 use anyhow::{Context as _, Result, ensure};
@@ -11,6 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::{Host, Network, Options};
 
 pub use control::{Reached, Served};
+pub use guide::Guide;
 
 /// The name of the hub.
 pub const HUB: &str = "hub";
