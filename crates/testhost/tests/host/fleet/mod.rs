@@ -1,13 +1,11 @@
-//! Several leaves and a hub, each a machine of its own, as docs/fleet.md describes them.
+//! Several leaves and a hub, each a machine of its own, set up as docs/fleet.md says.
 
 mod partition;
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
-use leaf_bus::identity::HubUsers;
-use leaf_core::id::{Caller, LeafName};
-use nkeys::KeyPair;
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
 use testhost::fleet::leaf_name;
 use testhost::{Fleet, Host, Output, Programs};
 
@@ -19,101 +17,91 @@ pub(crate) const TRIALS: &[Trials] = &[partition::TRIALS];
 /// The longest that a fleet may take for something on emulated machines, beside other work.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The hub's server, apart from its accounts.
-const HUB: &str = "server_name: hub\nlisten: 127.0.0.1:4222\njetstream { store_dir: /var/lib/nats }\nping_interval: 2s\n\
-    leafnodes { listen: \"0.0.0.0:7422\", tls { cert_file: /etc/nats/hub.pem, key_file: /etc/nats/hub.key } }\n";
-
 /// A fleet whose leaves are connected to the hub.
 struct Hubbed {
     fleet: Fleet,
 }
 
 impl Hubbed {
-    /// Returns a fresh fleet in which the person `ann` at the hub reaches every leaf.
+    /// Returns a fresh fleet in which a person at the hub reaches every leaf.
     fn up(leaves: usize) -> Result<Self> {
         let options = Host::options().with(&Programs::here()?);
         let fleet = Fleet::restore(&options, &options, leaves)?;
+        fleet.connect()?;
         let hubbed = Self { fleet };
-        hubbed.connect()?;
         for number in 1..=leaves {
             hubbed.until_reached(&leaf_name(number))?;
         }
+        hubbed.until_all_current(leaves)?;
         Ok(hubbed)
     }
 
-    /// Gives each machine its keys and settings, and starts the servers.
-    fn connect(&self) -> Result<()> {
-        let [agent, agent_in_links, ann] = [(); 3].map(|()| KeyPair::new_user());
-        let leaves: Vec<(&Host, KeyPair)> = self
-            .fleet
-            .leaves
-            .iter()
-            .map(|leaf| (leaf, KeyPair::new_user()))
-            .collect();
-        let users = HubUsers {
-            agent: agent.public_key(),
-            agent_in_links: agent_in_links.public_key(),
-            leaves: leaves
-                .iter()
-                .map(|(leaf, key)| Ok((LeafName::new(leaf.name())?, key.public_key())))
-                .collect::<Result<_>>()?,
-            people: vec![(Caller::new("ann")?, ann.public_key())],
-        };
-        let (certificate, key) = certificate()?;
-        let hub = &self.fleet.hub;
-        hub.ok("mkdir -p /etc/nats")?;
-        hub.put(certificate.as_bytes(), "/etc/nats/hub.pem", "0644")?;
-        hub.put(key.as_bytes(), "/etc/nats/hub.key", "0600")?;
-        hub.put(ann.seed()?.as_bytes(), "/root/ann.nk", "0600")?;
-        hub.put(CONTEXT.as_bytes(), "/root/ann.json", "0600")?;
-        let settings = format!("{HUB}{}", users.accounts());
-        hub.put(settings.as_bytes(), "/etc/nats/hub.conf", "0600")?;
-        hub.ok("systemd-run --quiet --unit nats nats-server -c /etc/nats/hub.conf")?;
-        for (leaf, key) in &leaves {
-            leaf.put(certificate.as_bytes(), "/etc/cim-leaf/hub-ca.pem", "0644")?;
-            leaf.put(key.seed()?.as_bytes(), "/etc/cim-leaf/hub.nk", "0640")?;
-            leaf.put(LEAF.as_bytes(), "/etc/cim-leaf/leafd.toml", "0644")?;
-            leaf.ok("chgrp leafd /etc/cim-leaf/hub.nk && systemctl start leafd.service")
-                .context("leafd does not start")?;
-        }
-        Ok(())
-    }
-
-    /// Runs `leafctl` at the hub as ann, for a leaf.
-    fn at_hub(&self, leaf: &str, arguments: &str) -> Result<Output> {
-        self.fleet.hub.run(&format!(
-            "leafctl --json --context /root/ann.json --leaf {leaf} {arguments}"
-        ))
+    /// Runs `leafctl` at the hub.
+    fn at_hub(&self, arguments: &str) -> Result<Output> {
+        self.fleet.hub.run(&format!("leafctl --json {arguments}"))
     }
 
     /// Waits until a command that is sent at the hub is answered by a leaf.
     fn until_reached(&self, leaf: &str) -> Result<()> {
+        self.until(&format!("{leaf} is reached"), |_| {
+            let output = self.at_hub(&format!("--leaf {leaf} --timeout 5s leaf show"))?;
+            Ok(output.status == 0)
+        })
+    }
+
+    /// Waits until the hub says that all leaves are online, and their copies current.
+    fn until_all_current(&self, leaves: usize) -> Result<()> {
+        self.until("all leaves are online, with a copy of their events", |hub| {
+            let list: Value = serde_json::from_str(&hub.ok("leafctl --json leaf list")?)?;
+            let listed = list["leaves"].as_array().context("a list of leaves")?;
+            let current = listed
+                .iter()
+                .filter(|leaf| leaf["state"] == "online" && leaf["copy"]["state"] == "current");
+            Ok(listed.len() == leaves && current.count() == leaves)
+        })
+    }
+
+    /// Changes a leaf's label at the hub. While its reply is lost, the command is repeated under its id.
+    fn change(&self, leaf: &str, label: &str) -> Result<()> {
+        let id = label.replace('=', "-");
+        self.until(&format!("{leaf} has carried out {label}"), |_| {
+            let output = self.at_hub(&format!(
+                "--leaf {leaf} --timeout 20s --command-id {id} leaf label {label}"
+            ))?;
+            // No connection, no reply, temporarily unavailable: anything else is a refusal.
+            ensure!(
+                [0, 3, 4, 8].contains(&output.status),
+                "{label} on {leaf}: {output:?}"
+            );
+            Ok(output.status == 0)
+        })
+    }
+
+    /// Waits until something holds at the hub.
+    fn until(&self, what: &str, mut holds: impl FnMut(&Host) -> Result<bool>) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        loop {
-            let output = self.at_hub(leaf, "--timeout 3s leaf show")?;
-            if output.status == 0 {
-                return Ok(());
-            }
+        while !holds(&self.fleet.hub)? {
             if Instant::now() > deadline {
-                let log = |host: &Host| host.run("journalctl --no-pager --lines 30 --unit leafd --unit nats");
-                let machines = self.fleet.machines();
-                let logs: Result<Vec<String>> = machines.map(|host| Ok(log(host)?.stdout)).collect();
-                bail!("{leaf} is not reached: {output:?}\n{}", logs?.join("\n"));
+                let mut logs = String::new();
+                for host in self.fleet.machines() {
+                    let units = "--unit leafd --unit nats --unit leaf-hub";
+                    let log = host.run(&format!("journalctl --no-pager --lines 30 {units}"))?;
+                    logs.push_str(&format!("\n{}:\n{}", host.name(), log.stdout));
+                }
+                bail!("waited in vain until {what}:{logs}");
             }
         }
+        Ok(())
     }
 }
 
-/// How ann connects.
-const CONTEXT: &str =
-    "{\"url\":\"nats://127.0.0.1:4222\",\"nkey\":\"/root/ann.nk\",\"inbox_prefix\":\"_INBOX.ann\"}";
-
-/// The settings of every leaf; its name is its host's.
-const LEAF: &str = "[nats.embedded.hub]\nurl = \"tls://hub:7422\"\ncredentials = \"/etc/cim-leaf/hub.nk\"\n\
-    ca = \"/etc/cim-leaf/hub-ca.pem\"\n";
-
-/// Returns a certificate for the hub that is its own CA, and its key.
-fn certificate() -> Result<(String, String)> {
-    let made = rcgen::generate_simple_self_signed(["hub".to_owned()]).context("a certificate")?;
-    Ok((made.cert.pem(), made.signing_key.serialize_pem()))
+/// Returns a leaf's events, as a machine's `leafctl` shows them.
+fn events(host: &Host, options: &str) -> Result<Vec<Value>> {
+    let lines = host.ok(&format!(
+        "leafctl --json --timeout 60s {options} events --since 1"
+    ))?;
+    lines
+        .lines()
+        .map(|line| serde_json::from_str(line).with_context(|| format!("an event is JSON, not {line:?}")))
+        .collect()
 }
