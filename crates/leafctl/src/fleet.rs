@@ -1,6 +1,7 @@
 //! One command to several leaves: all are asked at once, and no silent one delays another.
 
 use std::future::Future;
+use std::pin::pin;
 use std::time::Duration;
 
 use futures::stream::FuturesUnordered;
@@ -30,10 +31,13 @@ pub(crate) async fn at_each<T>(
         .map(async |(number, leaf)| (number, in_place(&places, work(leaf)).await))
         .collect();
     let mut results: Vec<Option<Result<T, Error>>> = leaves.iter().map(|_| None).collect();
+    // One for all of them: a new one would miss an interruption that comes at the same moment as a reply.
+    let mut interruption = pin!(tokio::signal::ctrl_c());
     loop {
         let ended = tokio::select! {
+            biased;
+            _ = &mut interruption => break,
             ended = running.next() => ended,
-            _ = tokio::signal::ctrl_c() => break,
         };
         let Some((number, result)) = ended else { break };
         results[number] = Some(result);

@@ -69,10 +69,7 @@ impl Logs {
                 request.since = None;
                 request.cursor = log.cursor;
             }
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => return Err(Error::Interrupted { note: None }),
-                () = tokio::time::sleep(ASK_AGAIN_AFTER) => {}
-            }
+            tokio::time::sleep(ASK_AGAIN_AFTER).await;
             log = leaf.call(&request).await?;
         }
     }

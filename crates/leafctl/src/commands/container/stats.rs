@@ -38,10 +38,7 @@ impl Stats {
             ))?;
         }
         loop {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => return Err(Error::Interrupted { note: None }),
-                () = tokio::time::sleep(self.interval.max(Duration::from_millis(100))) => {}
-            }
+            tokio::time::sleep(self.interval.max(Duration::from_millis(100))).await;
             let now = leaf.call(&request).await?;
             output.item(&now, |now| line(&before, now))?;
             before = now;
