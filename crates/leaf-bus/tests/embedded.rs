@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use async_nats::jetstream;
-use leaf_bus::embedded::{EmbeddedError, EmbeddedServer, EmbeddedSettings, EmbeddedStatus};
+use leaf_bus::embedded::{EmbeddedError, EmbeddedServer, EmbeddedSettings, EmbeddedStatus, NatsServer};
 use leaf_bus::identity::{Identity, daemon_caller};
 use leaf_core::subject;
 use libtest_mimic::Trial;
@@ -25,6 +25,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("a_server_that_is_frozen_is_replaced_on_request", frozen),
         trial("a_stopped_server_is_gone_and_starts_again_on_its_port", stopped),
         trial("a_dropped_server_is_killed", dropped),
+        trial(
+            "the_streams_account_is_loaded_before_the_server_accepts_connections",
+            account_loaded,
+        ),
         trial(
             "a_server_left_behind_by_a_killed_daemon_is_taken_over",
             left_behind,
@@ -159,6 +163,35 @@ async fn dropped() -> anyhow::Result<()> {
     let process = runs(&site.server, None).await?;
     drop(site.server);
     gone(process).await
+}
+
+/// With the store and the configuration of a first start: nats-server loads an account that it comes to know later while it answers
+/// requests, and a stream that is created at that moment fails or loses its files.
+async fn account_loaded() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    site.server.stop().await;
+    let home = site.dir.path().join("nats");
+    let log = site.dir.path().join("debug.log");
+    let _child = Command::new(NatsServer::find(None).await?.path)
+        .arg("--config")
+        .arg(home.join("nats-server.conf"))
+        .args(["--debug", "--log"])
+        .arg(&log)
+        .kill_on_drop(true)
+        .spawn()?;
+    let ready = async {
+        loop {
+            let lines = std::fs::read_to_string(&log).unwrap_or_default();
+            if let Some((before, _)) = lines.split_once("Listening for client connections") {
+                return before.to_owned();
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let before = tokio::time::timeout(LIMIT, ready).await?;
+    let loaded = format!("Enabled JetStream for account \"{}\"", site.identity.account());
+    ensure!(before.contains(&loaded), "{before}");
+    Ok(())
 }
 
 const DAEMON: &str = "--play-the-daemon";
@@ -297,15 +330,21 @@ async fn the_world() -> anyhow::Result<()> {
 }
 
 async fn cannot_start() -> anyhow::Result<()> {
-    // Its store can't be made: a file stands in the way.
+    // A file stands in the way of its store.
     let error = refused(|s| {
         std::fs::create_dir_all(&s.dir).expect("a directory");
         std::fs::write(s.dir.join("jetstream"), "").expect("a file");
     })
     .await?;
+    ensure!(
+        matches!(&error, EmbeddedError::File { path, .. } if path.ends_with("jetstream")),
+        "{error:?}"
+    );
+    // No payload may be as large as this.
+    let error = refused(|s| s.max_payload = u32::MAX).await?;
     let text = error.to_string();
     ensure!(
-        matches!(error, EmbeddedError::Ended { .. }) && text.contains("storage directory"),
+        matches!(error, EmbeddedError::Ended { .. }) && text.contains("max_payload"),
         "{text}"
     );
     Ok(())

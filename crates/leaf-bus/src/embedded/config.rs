@@ -82,6 +82,22 @@ impl Home {
         Ok(address)
     }
 
+    /// Makes the server load the streams' account at its start, as it does with each account that has a directory which is not
+    /// empty.
+    ///
+    /// It would else load it with the first connection that needs it, and creates and removes the account's directory then,
+    /// after it has begun to answer requests: a stream that is created meanwhile fails, or loses its files.
+    pub(super) fn load_account_at_start(&self, identity: &Identity) -> Result<(), EmbeddedError> {
+        let failed = |source| EmbeddedError::File {
+            path: self.store.clone(),
+            source,
+        };
+        let dir = self.store.join("jetstream").join(identity.account());
+        private_dir(&dir)
+            .and_then(|()| write_private(&dir.join("loaded-at-start"), ""))
+            .map_err(failed)
+    }
+
     /// Writes the configuration.
     pub(super) fn write_config(
         &self,

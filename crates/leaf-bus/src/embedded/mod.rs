@@ -276,6 +276,7 @@ impl EmbeddedServer {
         let home = Home::prepare(&settings.dir).await?;
         processes::end_leftovers(&home.config, settings.stop_within).await?;
         let address = home.address(&settings)?;
+        home.load_account_at_start(identity)?;
         home.write_config(&settings, address, identity)?;
         let supervisor = Supervisor {
             program,
