@@ -12,7 +12,7 @@ use leaf_core::subject;
 use libtest_mimic::Trial;
 use tokio::task::JoinSet;
 
-use super::{LinkedLeaf, TestHub, ann, heard, until_linked};
+use super::{LinkedLeaf, TestHub, ann, heard, until_heard, until_linked};
 use crate::support::{LIMIT, leaf, trial};
 
 pub(super) fn trials() -> Vec<Trial> {
@@ -248,16 +248,25 @@ async fn once() -> anyhow::Result<()> {
             client.flush().await?;
         }
     }
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    let event = subject::event(&leaf(), "leaf", "edge", "started");
-    let state = subject::state_key(&leaf(), "leaf");
+    let message = |all: &str, name: &str| {
+        if all == subject::events() {
+            subject::event(&leaf(), "leaf", "edge", name)
+        } else {
+            subject::state_key(&leaf(), name)
+        }
+    };
+    for (all, subscription) in &mut subscriptions {
+        until_heard(&ends.keeper, &message(all, "first"), subscription).await?;
+    }
     let js = async_nats::jetstream::new(ends.keeper.clone());
-    js.publish(event.clone(), "{}".into()).await?.await?;
-    js.publish(state.clone(), "{}".into()).await?.await?;
+    for all in [subject::events(), subject::state_keys()] {
+        js.publish(message(&all, "started"), "{}".into()).await?.await?;
+    }
     for (all, mut subscription) in subscriptions {
-        let expected = if all == subject::events() { &event } else { &state };
-        let found = heard(&mut subscription).await;
-        ensure!(found == [expected.clone()], "a listener to {all} heard {found:?}");
+        let (started, first) = (message(&all, "started"), message(&all, "first"));
+        let mut found = heard(&mut subscription).await;
+        found.retain(|found| *found != first);
+        ensure!(found == [started], "a listener to {all} heard {found:?}");
     }
     server.server.stop().await;
     Ok(())
@@ -271,7 +280,9 @@ async fn down_only() -> anyhow::Result<()> {
     let mut of_ann = ends.ann.subscribe("_INBOX.ann.>").await?;
     owner.flush().await?;
     ends.ann.flush().await?;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let log = "leaf.v1.job.edge.x.log";
+    until_heard(&ends.service, log, &mut at_hub).await?;
+    let _ = heard(&mut at_hub).await;
     let person = server.listener(false).await?;
     for sent in [
         "leaf.v1.cmd.stolen.admin.leaf.show",
@@ -289,12 +300,10 @@ async fn down_only() -> anyhow::Result<()> {
         person.publish(sent, "from below".into()).await?;
     }
     person.flush().await?;
-    ends.service
-        .publish("leaf.v1.job.edge.x.log", "last".into())
-        .await?;
+    ends.service.publish(log, "last".into()).await?;
     ends.service.flush().await?;
     let found = heard(&mut at_hub).await;
-    ensure!(found == ["leaf.v1.job.edge.x.log"], "the hub heard {found:?}");
+    ensure!(found == [log], "the hub heard {found:?}");
     let found = heard(&mut of_ann).await;
     ensure!(found.is_empty(), "ann heard {found:?}");
     server.server.stop().await;

@@ -5,7 +5,7 @@ use futures::StreamExt as _;
 use leaf_core::subject;
 use libtest_mimic::Trial;
 
-use super::{LinkedLeaf, TestHub, heard, until_linked};
+use super::{LinkedLeaf, TestHub, heard, until_heard, until_linked};
 use crate::support::{LIMIT, leaf, trial};
 
 pub(super) fn trials() -> Vec<Trial> {
@@ -70,10 +70,11 @@ async fn changes_nothing() -> anyhow::Result<()> {
     until_linked(&hub, &server).await?;
     let owner = hub.owner().await?;
     let before = states(&js).await?;
-    let mut in_streams = server.listener(true).await?.subscribe(">").await?;
-    let mut of_callers = server.listener(false).await?.subscribe(">").await?;
-    tokio::time::sleep(super::QUIET).await;
-    let _ = (heard(&mut in_streams).await, heard(&mut of_callers).await);
+    let (of_streams, of_people) = (server.listener(true).await?, server.listener(false).await?);
+    let mut in_streams = of_streams.subscribe(">").await?;
+    let mut of_callers = of_people.subscribe(">").await?;
+    until_heard(&of_streams, "are.we.listening", &mut in_streams).await?;
+    until_heard(&of_people, "are.we.listening", &mut of_callers).await?;
     for forbidden in FORBIDDEN {
         for reply in [
             "leaf.v1.evt.edge.a.b.c",
@@ -154,13 +155,13 @@ async fn hears_what_goes_up() -> anyhow::Result<()> {
     let keeper = server.with_streams().await?;
     until_linked(&hub, &server).await?;
     let owner = hub.owner().await?;
-    let mut all = owner.subscribe(">").await?;
     let mut named = Vec::new();
     for subject in ["_INBOX.>", "leaf.v1.cmd.>", "$JS.>", "$KV.>", "leaf.v1.ctr.>"] {
         named.push(owner.subscribe(subject).await?);
     }
+    let mut all = owner.subscribe(">").await?;
     owner.flush().await?;
-    tokio::time::sleep(super::QUIET).await;
+    until_heard(&keeper, &subject::beat(&leaf()), &mut all).await?;
     let _ = heard(&mut all).await;
     // A leaf's own people work on it.
     let service = server.service().await?;

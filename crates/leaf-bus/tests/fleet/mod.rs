@@ -239,24 +239,44 @@ impl LinkedLeaf {
     }
 }
 
-/// Waits until a request from the hub reaches the leaf: the connection is there and its interest is known.
+/// Waits until the hub hears the leaf: the connection is there and the interest in what the leaf sends is known to it.
 async fn until_linked(hub: &TestHub, leaf_server: &LinkedLeaf) -> anyhow::Result<()> {
-    use futures::StreamExt as _;
     let owner = hub.owner().await?;
-    let keeper = leaf_server.keeper().await?;
-    let mut beats = owner.subscribe(subject::beat(&leaf())).await?;
-    let linked = async {
+    let beat = subject::beat(&leaf());
+    let mut beats = owner.subscribe(beat.clone()).await?;
+    owner.flush().await?;
+    until_heard(&leaf_server.keeper().await?, &beat, &mut beats).await
+}
+
+/// Sends a message on a subject until a subscription hears one there. Interest crosses a connection in the order of the
+/// subscriptions, so that by then all that were made before this one on its side are known on the other.
+async fn until_heard(
+    sender: &Client,
+    subject: &str,
+    subscription: &mut async_nats::Subscriber,
+) -> anyhow::Result<()> {
+    use futures::StreamExt as _;
+    let heard = async {
         loop {
-            keeper.publish(subject::beat(&leaf()), "linked".into()).await?;
-            keeper.flush().await?;
-            if let Ok(Some(_)) = tokio::time::timeout(Duration::from_millis(50), beats.next()).await {
-                return anyhow::Ok(());
+            sender.publish(subject.to_owned(), "until heard".into()).await?;
+            sender.flush().await?;
+            let pause = tokio::time::sleep(Duration::from_millis(50));
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    message = subscription.next() => {
+                        if message.context("the subscription ended")?.subject.as_str() == subject {
+                            return anyhow::Ok(());
+                        }
+                    }
+                    () = &mut pause => break,
+                }
             }
         }
     };
-    tokio::time::timeout(LIMIT, linked)
+    tokio::time::timeout(LIMIT, heard)
         .await
-        .context("waiting for the connection")?
+        .with_context(|| format!("waiting for {subject} to be heard"))?
 }
 
 /// Returns the subjects of all messages that a subscription has by now.

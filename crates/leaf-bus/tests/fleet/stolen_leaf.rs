@@ -7,7 +7,7 @@ use futures::StreamExt as _;
 use leaf_core::subject;
 use libtest_mimic::Trial;
 
-use super::{LinkedLeaf, TestHub, ann, heard, stolen, until_linked};
+use super::{LinkedLeaf, TestHub, ann, heard, stolen, until_heard, until_linked};
 use crate::plain::PlainServer;
 use crate::support::{LIMIT, leaf, trial};
 
@@ -63,23 +63,24 @@ impl Theft {
     /// Waits until the hub hears what the thief may send.
     async fn is_connected(&self) -> anyhow::Result<()> {
         let owner = self.hub.owner().await?;
-        let mut beats = owner.subscribe(subject::beat(&stolen())).await?;
+        let beat = subject::beat(&stolen());
+        let mut beats = owner.subscribe(beat.clone()).await?;
         owner.flush().await?;
-        let connected = async {
-            loop {
-                self.thief
-                    .publish(subject::beat(&stolen()), "here".into())
-                    .await?;
-                self.thief.flush().await?;
-                let heard = tokio::time::timeout(std::time::Duration::from_millis(50), beats.next()).await;
-                if let Ok(Some(_)) = heard {
-                    return anyhow::Ok(());
-                }
-            }
-        };
-        tokio::time::timeout(LIMIT, connected)
-            .await
-            .context("waiting for the thief's connection")?
+        until_heard(&self.thief, &beat, &mut beats).await
+    }
+
+    /// Waits until the hub knows all that the thief subscribed to, as far as it lets it: its own commands reach the thief.
+    async fn is_listening(&self) -> anyhow::Result<()> {
+        let command = subject::CommandSubject {
+            leaf: stolen(),
+            caller: ann(),
+            noun: "leaf".to_owned(),
+            verb: "show".to_owned(),
+        }
+        .build();
+        let mut commands = self.thief.subscribe("leaf.*.cmd.stolen.>").await?;
+        self.thief.flush().await?;
+        until_heard(&self.hub.ann().await?, &command, &mut commands).await
     }
 }
 
@@ -96,7 +97,7 @@ async fn hears_nothing() -> anyhow::Result<()> {
     for client in [&service, &agent_in_links, &theft.thief] {
         client.flush().await?;
     }
-    tokio::time::sleep(super::QUIET).await;
+    theft.is_listening().await?;
     let _ = heard(&mut all).await;
 
     let answer = async {
@@ -243,7 +244,10 @@ async fn writes_nothing() -> anyhow::Result<()> {
         everywhere.push((subject.clone(), client.subscribe(subject).await?));
         client.flush().await?;
     }
-    tokio::time::sleep(super::QUIET).await;
+    // A subscription that no other of these contains, and the last: its interest reaches the thief after that of all others.
+    let log = "leaf.v1.job.stolen.x.log";
+    let mut last = theft.hub.ann().await?.subscribe(log).await?;
+    until_heard(&theft.thief, log, &mut last).await?;
     for (_, subscription) in &mut everywhere {
         let _ = heard(subscription).await;
     }
@@ -319,8 +323,10 @@ async fn takes_no_commands() -> anyhow::Result<()> {
         stolen.push(theft.thief.queue_subscribe(taken, "q".to_owned()).await?);
         stolen.push(theft.thief.subscribe(taken).await?);
     }
-    theft.thief.flush().await?;
-    tokio::time::sleep(super::QUIET).await;
+    theft.is_listening().await?;
+    for subscription in &mut stolen {
+        let _ = heard(subscription).await;
+    }
     let ann = theft.hub.ann().await?;
     for n in 0..20 {
         let ask = ann.request("leaf.v1.cmd.edge.ann.leaf.show", n.to_string().into());
@@ -348,9 +354,9 @@ async fn forges_no_reply() -> anyhow::Result<()> {
     let service = theft.leaf.service().await?;
     let mut commands = service.subscribe(subject::commands_of(&leaf())).await?;
     service.flush().await?;
+    theft.is_listening().await?;
     let mut of_thief = theft.thief.subscribe("leaf.*.cmd.stolen.>").await?;
     theft.thief.flush().await?;
-    tokio::time::sleep(super::QUIET).await;
     let ann = theft.hub.ann().await?;
     // The thief learns the form of a reply subject from a request of its own.
     let own = ann.request("leaf.v1.cmd.stolen.ann.leaf.show", "".into());
