@@ -18,6 +18,12 @@
 //!
 //! Replies are only sent below `_INBOX.<caller>.`.
 
+mod hub;
+mod inbox;
+
+pub use hub::*;
+pub use inbox::*;
+
 use crate::id::{Caller, ContainerName, InstanceId, JobId, LeafName, is_token};
 
 /// The protocol version, a token of every subject.
@@ -266,91 +272,6 @@ pub fn container_health(leaf: &LeafName, container: &ContainerName) -> String {
     format!("{}.health", container_prefix(leaf, container))
 }
 
-/// The first token of all inboxes.
-pub const INBOX: &str = "_INBOX";
-
-/// Returns the inbox prefix of a caller, without a final dot.
-#[must_use]
-pub fn inbox_prefix(caller: &Caller) -> String {
-    inbox_prefix_of_token(caller.as_str())
-}
-
-/// Like [`inbox_prefix`], for a placeholder of the caller in a template of permissions.
-#[must_use]
-pub fn inbox_prefix_of_token(caller: &str) -> String {
-    format!("{INBOX}.{caller}")
-}
-
-/// Returns the caller of an inbox prefix, if it is a caller's.
-#[must_use]
-pub fn caller_of_inbox_prefix(prefix: &str) -> Option<Caller> {
-    Caller::new(prefix.strip_prefix(INBOX)?.strip_prefix('.')?).ok()
-}
-
-/// Returns the inbox prefix of a leaf at its hub, without a final dot.
-#[must_use]
-pub fn leaf_inbox_prefix(leaf: &LeafName) -> String {
-    inbox_prefix_of_token(leaf.as_str())
-}
-
-/// Returns whether a reply subject is below the inbox prefix of a leaf and without wildcards.
-#[must_use]
-pub fn is_inbox_of_leaf(reply: &str, leaf: &LeafName) -> bool {
-    is_below_inbox(reply, leaf.as_str())
-}
-
-/// Returns the inbox prefix of the connection that publishes a leaf's events, without a final dot: its acknowledgements name
-/// the instance, so that whoever hears an event knows which one published it.
-#[must_use]
-pub fn event_inbox_prefix(daemon: &Caller, instance: InstanceId) -> String {
-    format!("{}.{instance}", inbox_prefix(daemon))
-}
-
-/// Returns the instance that published an event, from its reply subject.
-#[must_use]
-pub fn publisher_of(reply: &str) -> Option<InstanceId> {
-    let mut tokens = reply.split('.');
-    (tokens.next() == Some(INBOX)).then_some(())?;
-    tokens.nth(1)?.parse().ok()
-}
-
-/// The first token of the reply subjects that a server makes for requests from another account. No client may send a
-/// request with such a reply subject, so the reply ends in the account of the request.
-pub const MAPPED_REPLY: &str = "_R_";
-
-/// Returns whether a server made this reply subject, for a request from another account.
-#[must_use]
-pub fn is_mapped_reply(reply: &str) -> bool {
-    reply
-        .strip_prefix(MAPPED_REPLY)
-        .and_then(|rest| rest.strip_prefix('.'))
-        .is_some_and(is_literal)
-}
-
-/// Returns whether a reply subject is below an inbox prefix.
-#[must_use]
-pub fn is_inbox(reply: &str) -> bool {
-    reply
-        .strip_prefix(INBOX)
-        .is_some_and(|rest| rest.len() > 1 && rest.starts_with('.'))
-}
-
-/// Returns whether a reply subject is below the caller's own inbox prefix and without wildcards. Otherwise a caller
-/// could make the leaf publish anywhere, for example into the leaf's event log.
-#[must_use]
-pub fn is_own_inbox(reply: &str, caller: &Caller) -> bool {
-    is_below_inbox(reply, caller.as_str())
-}
-
-fn is_below_inbox(reply: &str, token: &str) -> bool {
-    reply
-        .strip_prefix(INBOX)
-        .and_then(|rest| rest.strip_prefix('.'))
-        .and_then(|rest| rest.strip_prefix(token))
-        .and_then(|rest| rest.strip_prefix('.'))
-        .is_some_and(is_literal)
-}
-
 /// Returns whether a text is a subject without wildcards, empty tokens and white space.
 #[must_use]
 pub fn is_literal(text: &str) -> bool {
@@ -416,26 +337,6 @@ pub fn discovery(service: &str, instance: InstanceId) -> [String; 3] {
     ]
 }
 
-/// Returns the subjects of the changed entries of a leaf's state, as they cross to a hub.
-#[must_use]
-pub fn state_changes_of(leaf: &LeafName) -> String {
-    format!("leaf.{VERSION}.state.{leaf}.>")
-}
-
-/// Returns the subjects of all leaves' changed entries.
-#[must_use]
-pub fn state_changes() -> String {
-    format!("leaf.{VERSION}.state.*.>")
-}
-
-/// Returns the leaf and the key of a changed entry's subject.
-#[must_use]
-pub fn parts_of_state_change(subject: &str) -> Option<(LeafName, &str)> {
-    let rest = subject.strip_prefix("leaf.")?.strip_prefix(VERSION)?;
-    let (leaf, key) = rest.strip_prefix(".state.")?.split_once('.')?;
-    is_literal(key).then_some((LeafName::new(leaf).ok()?, key))
-}
-
 /// Returns the leaf of the subject of an event, a beat or a request to the hub agent: the token after the kind.
 #[must_use]
 pub fn leaf_of(subject: &str) -> Option<LeafName> {
@@ -443,141 +344,6 @@ pub fn leaf_of(subject: &str) -> Option<LeafName> {
     let is_ours = tokens.next() == Some("leaf") && tokens.next() == Some(VERSION);
     let leaf = tokens.nth(1)?;
     is_ours.then(|| LeafName::new(leaf).ok()).flatten()
-}
-
-/// Returns the subjects of a leaf's requests to the hub agent.
-#[must_use]
-pub fn hub_requests_of(leaf: &LeafName) -> String {
-    format!("leaf.{VERSION}.hub.{leaf}.>")
-}
-
-/// Returns the subjects of all leaves' requests to the hub agent.
-#[must_use]
-pub fn hub_requests() -> String {
-    format!("leaf.{VERSION}.hub.*.>")
-}
-
-/// Returns the subject of a leaf's claim on its name at the hub.
-#[must_use]
-pub fn hub_claim(leaf: &LeafName) -> String {
-    format!("leaf.{VERSION}.hub.{leaf}.claim")
-}
-
-/// Returns the subject of a leaf's request for events of the hub's copy.
-#[must_use]
-pub fn hub_copy_read(leaf: &LeafName) -> String {
-    format!("leaf.{VERSION}.hub.{leaf}.copy.read")
-}
-
-/// What the hub agent reads of a leaf.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LinkRead {
-    /// The settings and the state of the stream of events: `STREAM.INFO`.
-    EventsInfo,
-    /// Events: `DIRECT.GET`.
-    EventsGet,
-    /// The settings and the state of the stream of the bucket [`STATE_BUCKET`]: `STREAM.INFO`.
-    StateInfo,
-    /// Entries of that bucket: `DIRECT.GET`.
-    StateGet,
-}
-
-/// Returns the subject of a request of the hub agent to a leaf.
-#[must_use]
-pub fn link_read(leaf: &LeafName, what: LinkRead) -> String {
-    let what = match what {
-        LinkRead::EventsInfo => "events.info",
-        LinkRead::EventsGet => "events.get",
-        LinkRead::StateInfo => "state.info",
-        LinkRead::StateGet => "state.get",
-    };
-    format!("leaf.{VERSION}.link.{leaf}.{what}")
-}
-
-/// Returns the subjects of all requests of the hub agent to leaves.
-#[must_use]
-pub fn link_reads() -> String {
-    format!("leaf.{VERSION}.link.>")
-}
-
-/// Returns the subjects that the hub agent writes its copies on.
-#[must_use]
-pub fn copies() -> String {
-    format!("leaf.{VERSION}.copy.>")
-}
-
-/// Returns the subjects that the hub agent writes a leaf's copied events on.
-#[must_use]
-pub fn copied_events_of(leaf: &LeafName) -> String {
-    format!("leaf.{VERSION}.copy.{leaf}.evt.>")
-}
-
-/// Returns the subject that the hub agent writes an event on, if `event` is the subject of one.
-#[must_use]
-pub fn copied_event(leaf: &LeafName, event: &str) -> Option<String> {
-    let prefix = events_of(leaf);
-    let rest = event.strip_prefix(prefix.trim_end_matches('>'))?;
-    is_literal(rest).then(|| format!("leaf.{VERSION}.copy.{leaf}.evt.{rest}"))
-}
-
-/// Returns the subject that the hub agent writes an entry of a leaf's state on.
-#[must_use]
-pub fn copied_state(leaf: &LeafName, key: &str) -> String {
-    format!("leaf.{VERSION}.copy.{leaf}.state.{key}")
-}
-
-/// Returns the subjects that the hub agent writes entries of leaves' states on.
-#[must_use]
-pub fn copied_states() -> String {
-    format!("leaf.{VERSION}.copy.*.state.>")
-}
-
-/// Returns the subjects that the hub agent writes leaves' beats on.
-#[must_use]
-pub fn copied_beats() -> String {
-    format!("leaf.{VERSION}.copy.*.beat")
-}
-
-/// Returns the subject that the hub agent writes a leaf's beat on.
-#[must_use]
-pub fn copied_beat(leaf: &LeafName) -> String {
-    format!("leaf.{VERSION}.copy.{leaf}.beat")
-}
-
-/// The stream of what happened to the copies of a hub.
-pub const FLEET_STREAM: &str = "FLEET";
-
-/// The KV bucket with the state of each copy of a hub; its keys are the leaves' names.
-pub const FLEET_BUCKET: &str = "fleet";
-
-/// Returns the subject of the document about the copy of a leaf, an entry of [`FLEET_BUCKET`].
-#[must_use]
-pub fn copy_status(leaf: &LeafName) -> String {
-    format!("$KV.{FLEET_BUCKET}.{leaf}")
-}
-
-/// Returns the subjects of the documents about all copies.
-#[must_use]
-pub fn copy_statuses() -> String {
-    format!("$KV.{FLEET_BUCKET}.>")
-}
-
-/// Returns the subject of something that happened to the copy of a leaf.
-#[must_use]
-pub fn fleet_fact(leaf: &LeafName, fact: &str) -> String {
-    format!("leaf.{VERSION}.fleet.{leaf}.{fact}")
-}
-
-/// Returns the subjects of one fact about the copies of all leaves.
-#[must_use]
-pub fn fleet_facts_of_all(fact: &str) -> String {
-    format!("leaf.{VERSION}.fleet.*.{fact}")
-}
-
-/// Returns the subjects of all that happened to copies.
-#[must_use]
-pub fn fleet_facts() -> String {
-    format!("leaf.{VERSION}.fleet.>")
 }
 
 /// Returns the verb of a discovery subject: `PING`, `INFO`, `STATS`.
@@ -657,67 +423,6 @@ mod tests {
     }
 
     #[test]
-    fn an_inbox_prefix_names_its_caller() {
-        let (_, caller) = names();
-        assert_eq!(
-            caller_of_inbox_prefix(&inbox_prefix(&caller)).as_ref(),
-            Some(&caller)
-        );
-        for other in ["_INBOX", "_INBOX.", "_INBOX.a.b", "_INBOXadmin", "admin"] {
-            assert_eq!(caller_of_inbox_prefix(other), None, "{other}");
-        }
-        assert!(is_inbox("_INBOX.admin.1") && !is_inbox("_INBOX.") && !is_inbox("_INBOXES.a"));
-    }
-
-    #[test]
-    fn subjects_between_a_leaf_and_its_hub_are_built_and_parsed() {
-        let (leaf, _) = names();
-        let event = event(&leaf, "leaf", "edge-1", "started");
-        let copied = copied_event(&leaf, &event);
-        assert_eq!(
-            copied.as_deref(),
-            Some("leaf.v1.copy.edge-1.evt.leaf.edge-1.started")
-        );
-        for other in [
-            "leaf.v1.evt.edge-12.a.b.c",
-            "leaf.v1.evt.edge-1.",
-            "leaf.v1.beat.edge-1",
-        ] {
-            assert_eq!(copied_event(&leaf, other), None, "{other}");
-        }
-        let change = "leaf.v1.state.edge-1.container._57eb";
-        assert_eq!(
-            parts_of_state_change(change),
-            Some((leaf.clone(), "container._57eb"))
-        );
-        for other in [
-            "leaf.v1.state.edge-1",
-            "leaf.v1.state.edge-1.",
-            "leaf.v1.state.edge-1.>",
-            "leaf.v1.state.edge-1.a b",
-        ] {
-            assert_eq!(parts_of_state_change(other), None, "{other}");
-        }
-        assert_eq!(leaf_of(&hub_claim(&leaf)).as_ref(), Some(&leaf));
-        assert_eq!(leaf_of(&event).as_ref(), Some(&leaf));
-        assert_eq!(leaf_of("leaf.v2.evt.edge-1.a"), None);
-        assert!(is_inbox_of_leaf("_INBOX.edge-1.x", &leaf) && !is_inbox_of_leaf("_INBOX.edge-2.x", &leaf));
-        let (_, daemon) = names();
-        let instance: InstanceId = "0199f0a2-1111-7222-8333-444455556666"
-            .parse()
-            .expect("an instance");
-        let prefix = event_inbox_prefix(&daemon, instance);
-        assert_eq!(publisher_of(&format!("{prefix}.x7")), Some(instance));
-        for other in ["_INBOX.leafd.x7", "_INBOX.leafd", "leaf.v1.beat.edge-1", ""] {
-            assert_eq!(publisher_of(other), None, "{other}");
-        }
-        assert!(is_mapped_reply("_R_.W24mOf.XmrFCU"));
-        for other in ["_R_", "_R_.", "_R_.>", "_R_x.y", "_INBOX.admin.1"] {
-            assert!(!is_mapped_reply(other), "{other}");
-        }
-    }
-
-    #[test]
     fn a_discovery_subject_names_its_verb() {
         for subject in ["$SRV.PING", "$SRV.PING.cim-leaf", "$SRV.PING.cim-leaf.7"] {
             assert_eq!(discovery_verb(subject), Some("PING"));
@@ -731,23 +436,5 @@ mod tests {
         assert_eq!(caller_of("leaf.v9.cmd.edge-1.admin.x"), Some(caller));
         assert_eq!(caller_of("leaf.v1.cmd.edge-1.BAD.x"), None);
         assert_eq!(caller_of("leaf.v1.cmd"), None);
-    }
-
-    #[test]
-    fn only_the_callers_own_inbox_is_accepted() {
-        let (_, caller) = names();
-        assert!(is_own_inbox("_INBOX.admin.x7.1", &caller));
-        for bad in [
-            "_INBOX.adminx.1",
-            "_INBOX.admin",
-            "_INBOX.admin.",
-            "_INBOX.admin..a",
-            "_INBOX.admin.>",
-            "_INBOX.bob.1",
-            "leaf.v1.evt.edge-1.leaf.edge-1.started",
-            "_INBOX.admin.a b",
-        ] {
-            assert!(!is_own_inbox(bad, &caller), "{bad}");
-        }
     }
 }

@@ -1,0 +1,199 @@
+//! The subjects between a leaf and its hub, and those of the hub's copies.
+
+use super::{VERSION, events_of, is_literal};
+use crate::id::LeafName;
+
+/// Returns the subjects of the changed entries of a leaf's state, as they cross to a hub.
+#[must_use]
+pub fn state_changes_of(leaf: &LeafName) -> String {
+    format!("leaf.{VERSION}.state.{leaf}.>")
+}
+
+/// Returns the subjects of all leaves' changed entries.
+#[must_use]
+pub fn state_changes() -> String {
+    format!("leaf.{VERSION}.state.*.>")
+}
+
+/// Returns the leaf and the key of a changed entry's subject.
+#[must_use]
+pub fn parts_of_state_change(subject: &str) -> Option<(LeafName, &str)> {
+    let rest = subject.strip_prefix("leaf.")?.strip_prefix(VERSION)?;
+    let (leaf, key) = rest.strip_prefix(".state.")?.split_once('.')?;
+    is_literal(key).then_some((LeafName::new(leaf).ok()?, key))
+}
+
+/// Returns the subjects of a leaf's requests to the hub agent.
+#[must_use]
+pub fn hub_requests_of(leaf: &LeafName) -> String {
+    format!("leaf.{VERSION}.hub.{leaf}.>")
+}
+
+/// Returns the subjects of all leaves' requests to the hub agent.
+#[must_use]
+pub fn hub_requests() -> String {
+    format!("leaf.{VERSION}.hub.*.>")
+}
+
+/// Returns the subject of a leaf's claim on its name at the hub.
+#[must_use]
+pub fn hub_claim(leaf: &LeafName) -> String {
+    format!("leaf.{VERSION}.hub.{leaf}.claim")
+}
+
+/// Returns the subject of a leaf's request for events of the hub's copy.
+#[must_use]
+pub fn hub_copy_read(leaf: &LeafName) -> String {
+    format!("leaf.{VERSION}.hub.{leaf}.copy.read")
+}
+
+/// What the hub agent reads of a leaf.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkRead {
+    /// The settings and the state of the stream of events: `STREAM.INFO`.
+    EventsInfo,
+    /// Events: `DIRECT.GET`.
+    EventsGet,
+    /// The settings and the state of the stream of the bucket [`STATE_BUCKET`]: `STREAM.INFO`.
+    StateInfo,
+    /// Entries of that bucket: `DIRECT.GET`.
+    StateGet,
+}
+
+/// Returns the subject of a request of the hub agent to a leaf.
+#[must_use]
+pub fn link_read(leaf: &LeafName, what: LinkRead) -> String {
+    let what = match what {
+        LinkRead::EventsInfo => "events.info",
+        LinkRead::EventsGet => "events.get",
+        LinkRead::StateInfo => "state.info",
+        LinkRead::StateGet => "state.get",
+    };
+    format!("leaf.{VERSION}.link.{leaf}.{what}")
+}
+
+/// Returns the subjects of all requests of the hub agent to leaves.
+#[must_use]
+pub fn link_reads() -> String {
+    format!("leaf.{VERSION}.link.>")
+}
+
+/// Returns the subjects that the hub agent writes its copies on.
+#[must_use]
+pub fn copies() -> String {
+    format!("leaf.{VERSION}.copy.>")
+}
+
+/// Returns the subjects that the hub agent writes a leaf's copied events on.
+#[must_use]
+pub fn copied_events_of(leaf: &LeafName) -> String {
+    format!("leaf.{VERSION}.copy.{leaf}.evt.>")
+}
+
+/// Returns the subject that the hub agent writes an event on, if `event` is the subject of one.
+#[must_use]
+pub fn copied_event(leaf: &LeafName, event: &str) -> Option<String> {
+    let prefix = events_of(leaf);
+    let rest = event.strip_prefix(prefix.trim_end_matches('>'))?;
+    is_literal(rest).then(|| format!("leaf.{VERSION}.copy.{leaf}.evt.{rest}"))
+}
+
+/// Returns the subject that the hub agent writes an entry of a leaf's state on.
+#[must_use]
+pub fn copied_state(leaf: &LeafName, key: &str) -> String {
+    format!("leaf.{VERSION}.copy.{leaf}.state.{key}")
+}
+
+/// Returns the subjects that the hub agent writes entries of leaves' states on.
+#[must_use]
+pub fn copied_states() -> String {
+    format!("leaf.{VERSION}.copy.*.state.>")
+}
+
+/// Returns the subjects that the hub agent writes leaves' beats on.
+#[must_use]
+pub fn copied_beats() -> String {
+    format!("leaf.{VERSION}.copy.*.beat")
+}
+
+/// Returns the subject that the hub agent writes a leaf's beat on.
+#[must_use]
+pub fn copied_beat(leaf: &LeafName) -> String {
+    format!("leaf.{VERSION}.copy.{leaf}.beat")
+}
+
+/// The stream of what happened to the copies of a hub.
+pub const FLEET_STREAM: &str = "FLEET";
+
+/// The KV bucket with the state of each copy of a hub; its keys are the leaves' names.
+pub const FLEET_BUCKET: &str = "fleet";
+
+/// Returns the subject of the document about the copy of a leaf, an entry of [`FLEET_BUCKET`].
+#[must_use]
+pub fn copy_status(leaf: &LeafName) -> String {
+    format!("$KV.{FLEET_BUCKET}.{leaf}")
+}
+
+/// Returns the subjects of the documents about all copies.
+#[must_use]
+pub fn copy_statuses() -> String {
+    format!("$KV.{FLEET_BUCKET}.>")
+}
+
+/// Returns the subject of something that happened to the copy of a leaf.
+#[must_use]
+pub fn fleet_fact(leaf: &LeafName, fact: &str) -> String {
+    format!("leaf.{VERSION}.fleet.{leaf}.{fact}")
+}
+
+/// Returns the subjects of one fact about the copies of all leaves.
+#[must_use]
+pub fn fleet_facts_of_all(fact: &str) -> String {
+    format!("leaf.{VERSION}.fleet.*.{fact}")
+}
+
+/// Returns the subjects of all that happened to copies.
+#[must_use]
+pub fn fleet_facts() -> String {
+    format!("leaf.{VERSION}.fleet.>")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{event, leaf_of};
+    use super::*;
+
+    #[test]
+    fn subjects_between_a_leaf_and_its_hub_are_built_and_parsed() {
+        let leaf = LeafName::new("edge-1").expect("a leaf");
+        let event = event(&leaf, "leaf", "edge-1", "started");
+        let copied = copied_event(&leaf, &event);
+        assert_eq!(
+            copied.as_deref(),
+            Some("leaf.v1.copy.edge-1.evt.leaf.edge-1.started")
+        );
+        for other in [
+            "leaf.v1.evt.edge-12.a.b.c",
+            "leaf.v1.evt.edge-1.",
+            "leaf.v1.beat.edge-1",
+        ] {
+            assert_eq!(copied_event(&leaf, other), None, "{other}");
+        }
+        let change = "leaf.v1.state.edge-1.container._57eb";
+        assert_eq!(
+            parts_of_state_change(change),
+            Some((leaf.clone(), "container._57eb"))
+        );
+        for other in [
+            "leaf.v1.state.edge-1",
+            "leaf.v1.state.edge-1.",
+            "leaf.v1.state.edge-1.>",
+            "leaf.v1.state.edge-1.a b",
+        ] {
+            assert_eq!(parts_of_state_change(other), None, "{other}");
+        }
+        assert_eq!(leaf_of(&hub_claim(&leaf)).as_ref(), Some(&leaf));
+        assert_eq!(leaf_of(&event).as_ref(), Some(&leaf));
+        assert_eq!(leaf_of("leaf.v2.evt.edge-1.a"), None);
+    }
+}
