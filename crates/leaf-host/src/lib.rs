@@ -11,6 +11,7 @@
 //! | [`process`] | bounded runs of programs, the list of processes, and handles of those that are not children |
 //! | [`program`] | lookup of programs on `PATH` |
 //! | [`runtime`] | the runtime of this host's containers |
+//! | [`settings_file`] | settings files: how they are read, and errors that quote nothing of them |
 //! | `systemd` | systemd and systemd-machined over D-Bus (feature `systemd`) |
 //!
 //! It makes no decisions and keeps no state.
@@ -24,5 +25,6 @@ pub mod mounts;
 pub mod process;
 pub mod program;
 pub mod runtime;
+pub mod settings_file;
 #[cfg(feature = "systemd")]
 pub mod systemd;

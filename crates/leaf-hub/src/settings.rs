@@ -7,6 +7,7 @@ use leaf_bus::connect::{ConnectSettings, Credentials, Tls};
 use leaf_bus::identity::is_public_user_key;
 use leaf_core::id::{Caller, LeafName};
 use leaf_core::subject;
+use leaf_host::settings_file::{self, SettingsError};
 use serde::Deserialize;
 
 /// All settings.
@@ -68,74 +69,19 @@ fn default_log() -> String {
     "info".to_owned()
 }
 
-/// An error in the settings.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SettingsError {
-    /// The file can't be read.
-    #[error("can't read the settings file {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        source: std::io::Error,
-    },
-    /// The file is not valid TOML, or has an unknown key or a value of the wrong type.
-    #[error("invalid settings file {}", path.display())]
-    Shape {
-        /// The file.
-        path: PathBuf,
-        /// The place and the error.
-        source: ShapeError,
-    },
-    /// A value is invalid.
-    #[error("{place}: {why}")]
-    Value {
-        /// The setting.
-        place: &'static str,
-        /// The reason, and which values are valid.
-        why: String,
-    },
-}
-
-/// Where a settings file is not valid, and how, without the lines around it: an address may hold a password.
-#[derive(Debug, thiserror::Error)]
-#[error("line {line}: {problem}")]
-pub(crate) struct ShapeError {
-    line: usize,
-    problem: String,
-}
-
 impl Settings {
     /// Reads and validates a settings file.
     ///
     /// # Errors
     /// [`SettingsError`], which names the place and the valid values.
     pub(crate) fn load(path: &Path) -> Result<Self, SettingsError> {
-        let text = std::fs::read_to_string(path).map_err(|source| SettingsError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        let settings: Self = toml::from_str(&text).map_err(|error| SettingsError::Shape {
-            path: path.to_owned(),
-            source: ShapeError {
-                line: text[..error.span().map_or(0, |span| span.start)]
-                    .matches('\n')
-                    .count()
-                    + 1,
-                problem: error.message().to_owned(),
-            },
-        })?;
+        let settings: Self = settings_file::read(path)?;
         settings.check()?;
         Ok(settings)
     }
 
     fn check(&self) -> Result<(), SettingsError> {
-        let value = |place, why: &str| {
-            Err(SettingsError::Value {
-                place,
-                why: why.to_owned(),
-            })
-        };
+        let value = |place, why: &str| Err(SettingsError::value(place, why));
         let nats = &self.nats;
         if nats.url.trim().is_empty() {
             return value("nats.url", "is empty; the form is nats://127.0.0.1:4222");

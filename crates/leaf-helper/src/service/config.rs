@@ -8,6 +8,7 @@ use std::time::Duration;
 use leaf_core::address_pool::AddressPool;
 use leaf_core::id::LeafName;
 use leaf_host::contract::{HostPaths, JOBS_DIRECTORY};
+use leaf_host::settings_file::{self, ShapeError};
 use serde::Deserialize;
 
 use crate::Helper;
@@ -134,7 +135,7 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
         /// The place and the error.
-        source: Box<toml::de::Error>,
+        source: ShapeError,
     },
     /// A user or a group does not exist.
     #[error("{} names an unknown user or group", path.display())]
@@ -173,9 +174,9 @@ pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
             source,
         })?,
     };
-    let file: File = toml::from_str(&text).map_err(|source| ConfigError::Shape {
+    let file: File = settings_file::parse(&text).map_err(|source| ConfigError::Shape {
         path: path.to_owned(),
-        source: Box::new(source),
+        source,
     })?;
     let account = |source| ConfigError::Account {
         path: path.to_owned(),
