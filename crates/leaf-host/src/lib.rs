@@ -8,6 +8,7 @@
 //! | [`log`] | where programs write their log: standard error, one printable line for each entry |
 //! | [`lock`] | file locks between processes (flock(2)) |
 //! | [`mounts`] | the mount table |
+//! | `notify` | notifications of a daemon to systemd (feature `notify`) |
 //! | [`process`] | bounded runs of programs, the list of processes, and handles of those that are not children |
 //! | [`program`] | lookup of programs on `PATH` |
 //! | [`runtime`] | the runtime of this host's containers |
@@ -22,6 +23,8 @@ pub mod files;
 pub mod lock;
 pub mod log;
 pub mod mounts;
+#[cfg(feature = "notify")]
+pub mod notify;
 pub mod process;
 pub mod program;
 pub mod runtime;

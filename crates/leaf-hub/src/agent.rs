@@ -17,9 +17,9 @@ use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
 use crate::leaf::{LeafTask, Message};
-use crate::notify;
 use crate::settings::Settings;
 use crate::shared::Shared;
+use leaf_host::notify;
 
 /// How many pages of events are under way at a time, of all leaves: after the loss of the hub's store all of them are read.
 const PAGES: usize = 64;

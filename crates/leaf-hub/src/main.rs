@@ -8,7 +8,6 @@
 mod agent;
 mod commands;
 mod leaf;
-mod notify;
 mod settings;
 mod shared;
 mod shown;

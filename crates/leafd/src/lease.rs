@@ -14,7 +14,7 @@ use leaf_journal::Journal;
 use tokio::sync::{oneshot, watch};
 
 use crate::complaints::Complaints;
-use crate::notify;
+use leaf_host::notify;
 
 /// The pause after an error.
 pub(crate) const PAUSE: Duration = Duration::from_secs(2);

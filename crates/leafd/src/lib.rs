@@ -9,7 +9,7 @@
 //! |---|---|
 //! | [`cli`], [`settings`], [`inventory`], [`check_nats`], [`programs`] | the command line, the settings file, `leafd inventory` and `check-nats`, installed programs |
 //! | [`given_nats`] | the leaf's users on a server that is not its own |
-//! | [`daemon`], [`recovery`], [`lease`], [`hub`], [`tasks`], [`notify`] | the start and the end: equipment, state, the leaf's name, here and at the hub, all tasks, systemd |
+//! | [`daemon`], [`recovery`], [`lease`], [`hub`], [`tasks`] | the start and the end: equipment, state, the leaf's name, here and at the hub, all tasks |
 //! | [`main_loop`], [`wake`], [`clock`], [`commits`], [`workers`] | the loop: inputs, the journal, effects |
 //! | [`listeners`], [`hardware`] | sources of inputs: commands, observations, scans |
 //! | [`steps`], [`container_users`], [`helper`], [`job`] | work on the host: containers and their NATS users, host operations, jobs |
@@ -32,7 +32,6 @@ pub mod lease;
 pub mod listeners;
 pub mod main_loop;
 pub mod mirror;
-pub mod notify;
 pub mod programs;
 pub mod publisher;
 pub mod recovery;

@@ -21,10 +21,10 @@ use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::commits::Commits;
-use crate::notify;
 use crate::tasks::Tasks;
 use crate::wake::Wake;
 use crate::workers::Workers;
+use leaf_host::notify;
 
 /// How long commands are remembered, so that a repeated id gets the first reply: 24 hours.
 const COMMANDS_KEPT: Duration = Duration::from_secs(24 * 3600);

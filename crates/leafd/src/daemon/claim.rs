@@ -17,9 +17,9 @@ use crate::complaints::Complaints;
 use crate::hub::Heard;
 use crate::job::JobHost;
 use crate::lease::{self, Predecessors};
-use crate::notify;
 use crate::recovery::{self, Recovered};
 use crate::settings::Settings;
+use leaf_host::notify;
 
 /// The claim on the leaf's name, and the recovered state.
 pub(super) struct Claim {

@@ -12,6 +12,7 @@ use leaf_core::error::chain;
 use leaf_core::labels::{self, Labels};
 use leaf_core::state::{RawEntry, State};
 use leaf_core::subject;
+use leaf_host::notify;
 use leaf_journal::Journal;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -29,7 +30,7 @@ use crate::steps::{ContainerHost, InFlight};
 use crate::tasks::Tasks;
 use crate::wake::Wake;
 use crate::workers::{Equipment, Workers};
-use crate::{hardware, lease, listeners, mirror, notify};
+use crate::{hardware, lease, listeners, mirror};
 
 /// How long the daemon waits at its end for the last events to be published; the rest follows after the next start.
 const LAST_PUBLISH: Duration = Duration::from_secs(5);

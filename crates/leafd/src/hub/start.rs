@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::{CLAIM_EVERY, Heard, HomeError, Hub, extent_of_journal};
 use crate::lease::{HeldError, Predecessors};
-use crate::notify;
+use leaf_host::notify;
 
 /// How long the start waits for the hub before it continues without it.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! Notifies systemd (`sd_notify(3)`) that the daemon is ready, alive or stopping. Without systemd it does nothing.
+//! Notifies systemd (`sd_notify(3)`) that a daemon is ready, alive or stopping. Without systemd it does nothing.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ fn tell(states: &[NotifyState<'_>]) {
     }
 }
 
-/// Notifies that the daemon takes commands.
+/// Notifies that the daemon is ready, with the status that systemd shows of its unit.
 pub fn ready(status: &str) {
     // An end of a line would begin another assignment of the protocol.
     tell(&[NotifyState::Ready, NotifyState::Status(&printable_line(status))]);
@@ -31,7 +31,12 @@ pub fn not_ready(why: &str) {
     ]);
 }
 
-/// Notifies that the main loop is alive.
+/// Notifies of the status alone.
+pub fn status(status: &str) {
+    tell(&[NotifyState::Status(&printable_line(status))]);
+}
+
+/// Notifies that the daemon's main loop is alive.
 pub fn alive() {
     tell(&[NotifyState::Watchdog]);
 }
