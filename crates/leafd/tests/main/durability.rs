@@ -14,6 +14,8 @@ mod journal;
 mod kills;
 #[path = "durability/load.rs"]
 mod load;
+#[path = "durability/long_cut.rs"]
+mod long_cut;
 #[path = "durability/newer.rs"]
 mod newer;
 #[path = "durability/partitions.rs"]
@@ -29,7 +31,7 @@ use libtest_mimic::Trial;
 pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     let nix: &[Need] = &[Need::Nix];
     let nix_and_root: &[Need] = &[Need::Nix, Need::Root];
-    vec![
+    let mut trials = vec![
         host.trial(
             "a stopped leaf records that in its last event and leaves no process",
             &[],
@@ -231,11 +233,6 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             company::no_containers,
         ),
         host.trial(
-            "through cuts of the link and kills of leaf, server and hub agent each event is at the hub once, and each command is carried out once",
-            nix,
-            partitions::checked,
-        ),
-        host.trial(
             "an older image of a leaf's disk gets the rest of its events from the hub and goes on",
             &[],
             homecoming::an_older_image,
@@ -295,7 +292,10 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             nix,
             company::the_end,
         ),
-    ]
+    ];
+    trials.extend(partitions::trials(host));
+    trials.push(long_cut::trial(host));
+    trials
 }
 
 async fn stops() -> anyhow::Result<()> {

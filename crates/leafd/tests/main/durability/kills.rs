@@ -30,6 +30,11 @@ impl Chance {
         }))
     }
 
+    /// From this seed.
+    pub(super) fn of(seed: u64) -> Self {
+        Self(seed)
+    }
+
     /// What repeats it, before anything was drawn.
     pub(super) fn seed(&self) -> u64 {
         self.0

@@ -1,15 +1,21 @@
 //! A history of faults, checked as a whole: the link is cut, the leaf, its server and the hub agent are killed, in an order of
 //! chance, while callers at the hub and at the leaf send commands. `CIM_LEAF_TEST_SEED` repeats a run,
-//! `CIM_LEAF_TEST_FAULTS` makes it longer.
+//! `CIM_LEAF_TEST_FAULTS` makes it longer, and `CIM_LEAF_TEST_SEEDS=1-1000` makes a test of each of these seeds.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use leaf_core::event::EventRecord;
+use libtest_mimic::Trial;
 
 use super::kills::Chance;
 use super::load::{self, Load};
-use crate::support::{HubSite, TestLeaf, Wire, until};
+use crate::support::{Host, HubSite, Need, TestLeaf, Wire, until};
+
+const NAME: &str = "through cuts of the link and kills of leaf, server and hub agent each event is at the hub once, and each command is carried out once";
+
+/// The variable with the first and the last of the seeds that are each run, as `1-1000`.
+const SEEDS: &str = "CIM_LEAF_TEST_SEEDS";
 
 /// How many faults there are.
 const FAULTS: u64 = 10;
@@ -25,12 +31,32 @@ enum Fault {
     Agent,
 }
 
-pub(super) async fn checked() -> anyhow::Result<()> {
+/// One test, or one for each of the seeds that the environment names.
+pub(super) fn trials(host: &Host) -> Vec<Trial> {
+    let needs = [Need::Nix, Need::HubAgent];
+    let Some(seeds) = std::env::var_os(SEEDS) else {
+        return vec![host.trial(NAME, &needs, || checked(Chance::new()))];
+    };
+    let bounds = seeds
+        .to_str()
+        .and_then(|seeds| seeds.split_once('-'))
+        .and_then(|(first, last)| Some(first.parse::<u64>().ok()?..=last.parse().ok()?));
+    let Some(bounds) = bounds.filter(|bounds| !bounds.is_empty()) else {
+        panic!("{SEEDS} is {seeds:?} and not the first and the last seed, such as 1-1000");
+    };
+    let seeded = |seed| {
+        host.trial(format!("{NAME}, with the seed {seed}"), &needs, move || {
+            checked(Chance::of(seed))
+        })
+    };
+    bounds.map(seeded).collect()
+}
+
+async fn checked(mut chance: Chance) -> anyhow::Result<()> {
     let mut hub = HubSite::start().await?;
     let wire = hub.wire().await?;
     hub.start_agent()?;
     let (mut leaf, _) = load::busy_leaf(hub.setup(&wire).set("nix.max_jobs", 1)).await?;
-    let mut chance = Chance::new();
     let seed = chance.seed();
     let tested = async {
         let at_hub = hub.context()?;

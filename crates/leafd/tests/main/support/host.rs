@@ -37,7 +37,7 @@ pub(crate) struct Host {
     hub_agent: Option<String>,
 }
 
-/// The longest that one test may take.
+/// The longest that a test may take, unless it says otherwise.
 const TEST_LIMIT: Duration = Duration::from_secs(300);
 
 impl Host {
@@ -98,17 +98,36 @@ impl Host {
     }
 
     /// Returns a test with a runtime of its own; it is ignored where something is missing that it needs.
-    pub(crate) fn trial<F>(&self, name: &'static str, needs: &[Need], test: fn() -> F) -> Trial
+    pub(crate) fn trial<F>(
+        &self,
+        name: impl Into<String>,
+        needs: &[Need],
+        test: impl FnOnce() -> F + Send + 'static,
+    ) -> Trial
+    where
+        F: Future<Output = anyhow::Result<()>> + 'static,
+    {
+        self.trial_within(TEST_LIMIT, name, needs, test)
+    }
+
+    /// The same, of a test that may take longer.
+    pub(crate) fn trial_within<F>(
+        &self,
+        limit: Duration,
+        name: impl Into<String>,
+        needs: &[Need],
+        test: impl FnOnce() -> F + Send + 'static,
+    ) -> Trial
     where
         F: Future<Output = anyhow::Result<()>> + 'static,
     {
         let lacking = self.nats.is_some() || needs.iter().any(|need| self.lack(*need).is_some());
         let trial = Trial::test(name, move || {
-            let outcome = runtime().block_on(async { tokio::time::timeout(TEST_LIMIT, test()).await });
+            let outcome = runtime().block_on(async { tokio::time::timeout(limit, test()).await });
             match outcome {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(error)) => Err(format!("{error:#}").into()),
-                Err(_) => Err(format!("it did not end within {TEST_LIMIT:?}").into()),
+                Err(_) => Err(format!("it did not end within {limit:?}").into()),
             }
         });
         trial.with_ignored_flag(lacking)

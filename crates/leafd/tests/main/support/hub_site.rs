@@ -108,8 +108,7 @@ impl HubSite {
     /// Starts the real agent.
     pub(crate) fn start_agent(&mut self) -> anyhow::Result<()> {
         let settings = format!(
-            "[nats]\nurl = \"nats://127.0.0.1:{}\"\nfleet_credentials = \"{}\"\nlinks_credentials = \"{}\"\n\
-             [copies]\nmax_bytes = 67108864\n",
+            "[nats]\nurl = \"nats://127.0.0.1:{}\"\nfleet_credentials = \"{}\"\nlinks_credentials = \"{}\"\n",
             self.clients,
             self.file("agent.seed").display(),
             self.file("links.seed").display(),
@@ -129,6 +128,11 @@ impl HubSite {
             .spawn()?;
         self.agent = Some(agent);
         Ok(())
+    }
+
+    /// The real agent's process, if it runs.
+    pub(crate) fn agent_pid(&self) -> Option<u32> {
+        self.agent.as_ref()?.id()
     }
 
     /// Kills the real agent.
