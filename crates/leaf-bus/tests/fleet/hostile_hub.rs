@@ -23,7 +23,7 @@ pub(super) fn trials() -> Vec<Trial> {
 }
 
 /// What the owner of a hub may try to send to a leaf.
-const FORBIDDEN: [&str; 30] = [
+pub(super) const FORBIDDEN: [&str; 30] = [
     "leaf.v1.evt.edge.leaf.edge.started",
     "leaf.v1.beat.edge",
     "leaf.v1.state.edge.leaf",
@@ -132,7 +132,9 @@ async fn changes_nothing() -> anyhow::Result<()> {
 }
 
 /// Returns the names of all streams, and what they hold.
-async fn states(js: &async_nats::jetstream::Context) -> anyhow::Result<Vec<(String, u64, u64, usize)>> {
+pub(super) async fn states(
+    js: &async_nats::jetstream::Context,
+) -> anyhow::Result<Vec<(String, u64, u64, usize)>> {
     let mut states = Vec::new();
     let mut streams = js.streams();
     while let Some(info) = streams.next().await {

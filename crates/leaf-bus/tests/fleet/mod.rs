@@ -2,6 +2,9 @@
 
 mod crossings;
 mod hostile_hub;
+mod raw;
+mod raw_hub;
+mod raw_thief;
 mod stolen_leaf;
 
 use std::time::Duration;
@@ -22,6 +25,8 @@ pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = crossings::trials();
     trials.extend(stolen_leaf::trials());
     trials.extend(hostile_hub::trials());
+    trials.extend(raw_thief::trials());
+    trials.extend(raw_hub::trials());
     trials
 }
 
@@ -153,12 +158,17 @@ struct LinkedLeaf {
 
 impl LinkedLeaf {
     async fn start(hub: &TestHub) -> anyhow::Result<Self> {
+        Self::start_at(hub.leaf_url(), hub.seed_file(&hub.leaf)?).await
+    }
+
+    /// Starts it with a hub at this address, and this file with the seed of its user there.
+    async fn start_at(hub_url: String, credentials: std::path::PathBuf) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let identity = Identity::open_or_create(&dir.path().join("identity"), &leaf())?;
         let settings = EmbeddedSettings {
             hub: Some(Hub {
-                urls: vec![hub.leaf_url()],
-                credentials: hub.seed_file(&hub.leaf)?,
+                urls: vec![hub_url],
+                credentials,
                 ca: None,
             }),
             ..settings(dir.path())

@@ -162,7 +162,7 @@ async fn hears_nothing() -> anyhow::Result<()> {
 }
 
 /// What a thief may try to send: to the hub, to people, to the other leaf, in the other leaf's name.
-const FORBIDDEN: [&str; 34] = [
+pub(super) const FORBIDDEN: [&str; 34] = [
     "leaf.v1.evt.edge.leaf.edge.started",
     "leaf.v1.beat.edge",
     "leaf.v1.state.edge.leaf",

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 pub(crate) use agent::{Manner, TestAgent};
 pub(crate) use host::{Host, Need, OLD_LEAFD};
 pub(crate) use hub::Hub;
-pub(crate) use hub_site::{HubSite, Wire};
+pub(crate) use hub_site::{HubSite, Weather, Wire};
 pub(crate) use leaf::{Setup, TestLeaf};
 
 /// The longest that any wait for a state may take, if the test does not say otherwise.

@@ -28,7 +28,9 @@ const MEMORY_KIB: u64 = 96 << 10;
 pub(super) fn trial(host: &Host) -> Trial {
     let given = std::env::var(EVENTS).ok();
     let count = given.as_deref().map_or(50_000, |count| {
-        count.parse().unwrap_or_else(|_| panic!("{EVENTS} is no number: {count}"))
+        count
+            .parse()
+            .unwrap_or_else(|_| panic!("{EVENTS} is no number: {count}"))
     });
     host.trial_within(
         Duration::from_secs(300 + count / 500),
@@ -42,7 +44,11 @@ async fn after_weeks(count: u64, tells: bool) -> anyhow::Result<()> {
     let mut hub = HubSite::start().await?;
     let wire = hub.wire().await?;
     hub.start_agent()?;
-    let mut leaf = hub.setup(&wire).set("log", "warn").start().await?;
+    let mut leaf = hub
+        .setup(&wire)
+        .set("log", "info,leafd::hub=debug")
+        .start()
+        .await?;
     let tested = async {
         let before = leaf.published().await?;
         let (admin, ann) = (leaf.connect().await?, hub.ann().await?);
@@ -163,10 +169,19 @@ impl Missed {
                 .with_context(|| format!("reading event {sequence}"))?
                 .context("the events end")?;
             let (own, copied) = (own?, copied?);
-            ensure!(own.sequence == sequence, "{own:?} is event {sequence} of the leaf");
-            ensure!(copied == own, "event {sequence} is {own:?} at the leaf and {copied:?} at the hub");
+            ensure!(
+                own.sequence == sequence,
+                "{own:?} is event {sequence} of the leaf"
+            );
+            ensure!(
+                copied == own,
+                "event {sequence} is {own:?} at the leaf and {copied:?} at the hub"
+            );
             if (self.first..=self.last).contains(&sequence) {
-                ensure!(copied == self.event(leaf, sequence), "{copied:?} was not recorded so");
+                ensure!(
+                    copied == self.event(leaf, sequence),
+                    "{copied:?} was not recorded so"
+                );
             }
         }
         Ok(())
@@ -177,10 +192,13 @@ impl Missed {
 async fn grows_to(client: &Client, leaf: &LeafName, wanted: u64) -> anyhow::Result<()> {
     let mut reached = 0;
     while reached < wanted {
-        reached = until(&format!("there are more than {reached} of {wanted} events"), async || {
-            let last = client.last_sequence(leaf).await?;
-            Ok((last >= wanted || last > reached).then_some(last))
-        })
+        reached = until(
+            &format!("there are more than {reached} of {wanted} events"),
+            async || {
+                let last = client.last_sequence(leaf).await?;
+                Ok((last >= wanted || last > reached).then_some(last))
+            },
+        )
         .await?;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -192,6 +210,8 @@ fn high_water_kib(pid: Option<u32>) -> anyhow::Result<u64> {
     let pid = pid.context("it runs")?;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()).context("VmHWM")?;
+    let kib = line
+        .and_then(|line| line.split_whitespace().next())
+        .context("VmHWM")?;
     Ok(kib.parse()?)
 }

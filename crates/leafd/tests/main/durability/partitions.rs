@@ -1,5 +1,5 @@
-//! A history of faults, checked as a whole: the link is cut, the leaf, its server and the hub agent are killed, in an order of
-//! chance, while callers at the hub and at the leaf send commands. `CIM_LEAF_TEST_SEED` repeats a run,
+//! A history of faults, checked as a whole: the link is cut, slow, lossy or silent, the leaf, its server and the hub agent are
+//! killed, in an order of chance, while callers at the hub and at the leaf send commands. `CIM_LEAF_TEST_SEED` repeats a run,
 //! `CIM_LEAF_TEST_FAULTS` makes it longer, and `CIM_LEAF_TEST_SEEDS=1-1000` makes a test of each of these seeds.
 
 use std::time::Duration;
@@ -10,9 +10,11 @@ use libtest_mimic::Trial;
 
 use super::kills::Chance;
 use super::load::{self, Load};
-use crate::support::{Host, HubSite, Need, TestLeaf, Wire, until};
+use crate::support::{Host, HubSite, Need, TestLeaf, Weather, Wire, until};
 
-const NAME: &str = "through cuts of the link and kills of leaf, server and hub agent each event is at the hub once, and each command is carried out once";
+const KILLS: &str = "through cuts of the link and kills of leaf, server and hub agent each event is at the hub once, and each command is carried out once";
+
+const WEATHER: &str = "over a link that is slow, lossy, silent or cut each event is at the hub once, each command is carried out once, and the leaf is not taken for away";
 
 /// The variable with the first and the last of the seeds that are each run, as `1-1000`.
 const SEEDS: &str = "CIM_LEAF_TEST_SEEDS";
@@ -29,13 +31,24 @@ enum Fault {
     Leaf,
     Server,
     Agent,
+    Slow,
+    Lossy,
+    Silent,
 }
 
-/// One test, or one for each of the seeds that the environment names.
+/// The two kinds of histories: what they are called, and the faults that they draw from.
+const KINDS: [(&str, [Fault; 4]); 2] = [
+    (KILLS, [Fault::Cut, Fault::Leaf, Fault::Server, Fault::Agent]),
+    (WEATHER, [Fault::Cut, Fault::Slow, Fault::Lossy, Fault::Silent]),
+];
+
+/// One test of each kind, or one for each of the seeds that the environment names.
 pub(super) fn trials(host: &Host) -> Vec<Trial> {
     let needs = [Need::Nix, Need::HubAgent];
     let Some(seeds) = std::env::var_os(SEEDS) else {
-        return vec![host.trial(NAME, &needs, || checked(Chance::new()))];
+        return KINDS
+            .map(|(name, faults)| host.trial(name, &needs, move || checked(Chance::new(), faults)))
+            .into();
     };
     let bounds = seeds
         .to_str()
@@ -44,15 +57,16 @@ pub(super) fn trials(host: &Host) -> Vec<Trial> {
     let Some(bounds) = bounds.filter(|bounds| !bounds.is_empty()) else {
         panic!("{SEEDS} is {seeds:?} and not the first and the last seed, such as 1-1000");
     };
-    let seeded = |seed| {
-        host.trial(format!("{NAME}, with the seed {seed}"), &needs, move || {
-            checked(Chance::of(seed))
+    let of_kind = |(name, faults)| {
+        bounds.clone().map(move |seed| {
+            let name = format!("{name}, with the seed {seed}");
+            host.trial(name, &needs, move || checked(Chance::of(seed), faults))
         })
     };
-    bounds.map(seeded).collect()
+    KINDS.into_iter().flat_map(of_kind).collect()
 }
 
-async fn checked(mut chance: Chance) -> anyhow::Result<()> {
+async fn checked(mut chance: Chance, kinds: [Fault; 4]) -> anyhow::Result<()> {
     let mut hub = HubSite::start().await?;
     let wire = hub.wire().await?;
     hub.start_agent()?;
@@ -67,7 +81,7 @@ async fn checked(mut chance: Chance) -> anyhow::Result<()> {
         let mut happened = Vec::new();
         for _ in 0..faults.unwrap_or(FAULTS) {
             tokio::time::sleep(Duration::from_millis(chance.below(LONGEST_MS))).await;
-            let fault = [Fault::Cut, Fault::Leaf, Fault::Server, Fault::Agent][chance.below(4) as usize];
+            let fault = kinds[chance.below(4) as usize];
             happened.push(fault);
             let lasts = Duration::from_millis(chance.below(LONGEST_MS));
             suffer(fault, lasts, &mut leaf, &wire, &mut hub)
@@ -93,6 +107,10 @@ async fn checked(mut chance: Chance) -> anyhow::Result<()> {
             copied == own,
             "after {happened:?} the hub's copy is not what the leaf has"
         );
+        ensure!(
+            !hub.agent_log().contains("state=away"),
+            "after {happened:?} the agent took the leaf for away"
+        );
         load::check_done(&copied, &done).with_context(|| format!("after {happened:?}"))
     };
     let tested: anyhow::Result<()> = tested.await;
@@ -113,11 +131,12 @@ async fn suffer(
     hub: &mut HubSite,
 ) -> anyhow::Result<()> {
     match fault {
-        Fault::Cut => {
-            wire.cut();
-            tokio::time::sleep(lasts).await;
-            wire.mend();
-        }
+        Fault::Cut => changed(wire, Weather::Cut, lasts).await,
+        // It takes a while until a queue is long.
+        Fault::Slow => changed(wire, Weather::Slow, 4 * lasts).await,
+        Fault::Lossy => changed(wire, Weather::Lossy, 4 * lasts).await,
+        // The servers at both ends take a silent connection for dead after two pings, of two seconds each.
+        Fault::Silent => changed(wire, Weather::Stalled, 4 * lasts).await,
         Fault::Leaf => {
             leaf.kill().await?;
             tokio::time::sleep(lasts).await;
@@ -131,6 +150,12 @@ async fn suffer(
         }
     }
     Ok(())
+}
+
+async fn changed(wire: &Wire, weather: Weather, lasts: Duration) {
+    wire.becomes(weather);
+    tokio::time::sleep(lasts).await;
+    wire.mend();
 }
 
 /// Returns the leaf's events when it records no more.

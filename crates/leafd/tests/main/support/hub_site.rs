@@ -13,10 +13,13 @@ use leaf_bus::identity::{HubUsers, hub_caller};
 use leaf_core::id::{Caller, LeafName};
 use leaf_core::subject;
 use nkeys::KeyPair;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::host::hub_agent;
 use super::{Setup, until};
@@ -201,10 +204,29 @@ fn addresses_in(log: &Path) -> anyhow::Result<Option<[SocketAddr; 2]>> {
     Ok(Some([address("client")?, address("leafnode")?]))
 }
 
-/// A TCP connection to the hub that can be cut and mended.
+/// What a wire is like. A wire of TCP loses nothing: what is lost is sent again, and all that follows waits for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Weather {
+    /// As loopback is.
+    Clear,
+    /// A delay of [`DELAY`] each way, and [`BYTES_PER_SECOND`].
+    Slow,
+    /// A delay of [`DELAY`] each way, and one of [`SENT_AGAIN`] more for one part of sixteen.
+    Lossy,
+    /// Nothing passes, and nobody is told.
+    Stalled,
+    /// There is no connection.
+    Cut,
+}
+
+const DELAY: Duration = Duration::from_millis(150);
+const BYTES_PER_SECOND: u32 = 64 << 10;
+const SENT_AGAIN: Duration = Duration::from_millis(600);
+
+/// A TCP connection to the hub that can be cut and mended, and made worse.
 pub(crate) struct Wire {
     address: SocketAddr,
-    is_whole: watch::Sender<bool>,
+    weather: watch::Sender<Weather>,
     _tasks: JoinSet<()>,
 }
 
@@ -212,7 +234,7 @@ impl Wire {
     async fn to(target: SocketAddr) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let (is_whole, state) = watch::channel(true);
+        let (weather, state) = watch::channel(Weather::Clear);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut passing = JoinSet::new();
@@ -222,30 +244,83 @@ impl Wire {
         });
         Ok(Self {
             address,
-            is_whole,
+            weather,
             _tasks: tasks,
         })
     }
 
+    pub(crate) fn becomes(&self, weather: Weather) {
+        self.weather.send_replace(weather);
+    }
+
     pub(crate) fn cut(&self) {
-        self.is_whole.send_replace(false);
+        self.becomes(Weather::Cut);
     }
 
     pub(crate) fn mend(&self) {
-        self.is_whole.send_replace(true);
+        self.becomes(Weather::Clear);
     }
 }
 
 /// Passes bytes both ways until the wire is cut.
-async fn pass(mut leaf: TcpStream, target: SocketAddr, mut is_whole: watch::Receiver<bool>) {
-    if !*is_whole.borrow_and_update() {
+async fn pass(leaf: TcpStream, target: SocketAddr, mut weather: watch::Receiver<Weather>) {
+    if *weather.borrow_and_update() == Weather::Cut {
         return;
     }
-    let Ok(mut hub) = TcpStream::connect(target).await else {
+    let Ok(hub) = TcpStream::connect(target).await else {
         return;
     };
+    let ((from_leaf, to_leaf), (from_hub, to_hub)) = (leaf.into_split(), hub.into_split());
     tokio::select! {
-        _ = tokio::io::copy_bidirectional(&mut leaf, &mut hub) => {}
-        _ = is_whole.wait_for(|whole| !whole) => {}
+        _ = carry(from_leaf, to_hub, weather.clone()) => {}
+        _ = carry(from_hub, to_leaf, weather.clone()) => {}
+        _ = weather.wait_for(|weather| *weather == Weather::Cut) => {}
     }
+}
+
+/// Passes bytes one way.
+async fn carry(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    weather: watch::Receiver<Weather>,
+) -> anyhow::Result<()> {
+    let (queue, mut queued) = mpsc::channel::<(Instant, Vec<u8>)>(64);
+    let mut now = weather.clone();
+    let read = async move {
+        let mut buffer = vec![0; 4 << 10];
+        loop {
+            let length = from.read(&mut buffer).await?;
+            let delay = match *weather.borrow() {
+                Weather::Slow | Weather::Lossy => DELAY,
+                _ => Duration::ZERO,
+            };
+            let part = (Instant::now() + delay, buffer[..length].to_vec());
+            if length == 0 || queue.send(part).await.is_err() {
+                return anyhow::Ok(());
+            }
+        }
+    };
+    let write = async move {
+        let mut parts = 0;
+        while let Some((due, bytes)) = queued.recv().await {
+            tokio::time::sleep_until(due).await;
+            let weather = *now.wait_for(|weather| *weather != Weather::Stalled).await?;
+            match weather {
+                Weather::Slow => {
+                    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                    tokio::time::sleep(Duration::from_secs(1) * length / BYTES_PER_SECOND).await;
+                }
+                Weather::Lossy => {
+                    parts += 1;
+                    if parts % 16 == 0 {
+                        tokio::time::sleep(SENT_AGAIN).await;
+                    }
+                }
+                _ => {}
+            }
+            to.write_all(&bytes).await?;
+        }
+        Ok(())
+    };
+    tokio::try_join!(read, write).map(drop)
 }
