@@ -158,7 +158,7 @@ struct LinkedLeaf {
 
 impl LinkedLeaf {
     async fn start(hub: &TestHub) -> anyhow::Result<Self> {
-        Self::start_at(hub.leaf_url(), hub.seed_file(&hub.leaf)?).await
+        Box::pin(Self::start_at(hub.leaf_url(), hub.seed_file(&hub.leaf)?)).await
     }
 
     /// Starts it with a hub at this address, and this file with the seed of its user there.

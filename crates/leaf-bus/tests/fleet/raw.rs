@@ -1,7 +1,7 @@
 //! The protocol of leaf nodes by hand, for attackers that keep to no rule of a nats-server. `server/leafnode.go` and
 //! `server/parser.go` of nats-server 2.15 are the source of its form.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -38,8 +38,7 @@ struct Heard {
 /// One end of a connection of two servers.
 pub(super) struct RawPeer {
     writer: Arc<tokio::sync::Mutex<OwnedWriteHalf>>,
-    heard: Arc<Mutex<Heard>>,
-    changed: watch::Receiver<()>,
+    heard: watch::Receiver<Heard>,
     sent_pings: usize,
     _reader: JoinSet<()>,
 }
@@ -137,19 +136,16 @@ impl RawPeer {
 
     fn with(reader: BufReader<OwnedReadHalf>, writer: OwnedWriteHalf) -> Self {
         let writer = Arc::new(tokio::sync::Mutex::new(writer));
-        let heard = Arc::new(Mutex::new(Heard::default()));
-        let (change, changed) = watch::channel(());
+        let (notes, heard) = watch::channel(Heard::default());
         let mut tasks = JoinSet::new();
-        let (answers, notes) = (writer.clone(), heard.clone());
+        let answers = writer.clone();
         tasks.spawn(async move {
-            let _ = listen(reader, &answers, &notes, &change).await;
-            notes.lock().expect("no panic under it").is_closed = true;
-            let _ = change.send(());
+            let _ = listen(reader, &answers, &notes).await;
+            notes.send_modify(|heard| heard.is_closed = true);
         });
         Self {
             writer,
             heard,
-            changed,
             sent_pings: 0,
             _reader: tasks,
         }
@@ -196,55 +192,46 @@ impl RawPeer {
         if self.send("PING\r\n").await.is_err() {
             return false;
         }
-        let heard = self.heard.clone();
-        let answered = self.changed.wait_for(|()| {
-            let heard = heard.lock().expect("no panic under it");
-            heard.pongs >= wanted || heard.is_closed
-        });
-        let _ = tokio::time::timeout(LIMIT, answered).await;
-        let heard = self.heard.lock().expect("no panic under it");
-        heard.pongs >= wanted && !heard.is_closed
+        let read = |heard: &Heard| heard.pongs >= wanted || heard.is_closed;
+        let answered = tokio::time::timeout(LIMIT, self.heard.wait_for(read)).await;
+        matches!(answered, Ok(Ok(heard)) if !heard.is_closed)
     }
 
     /// Waits until the other side has closed the connection.
     pub(super) async fn is_closed_within(&mut self, limit: Duration) -> bool {
-        let heard = self.heard.clone();
-        let closed = self
-            .changed
-            .wait_for(|()| heard.lock().expect("no panic under it").is_closed);
+        let closed = self.heard.wait_for(|heard| heard.is_closed);
         matches!(tokio::time::timeout(limit, closed).await, Ok(Ok(_)))
-            || self.heard.lock().expect("no panic under it").is_closed
     }
 
     /// Waits for a message on a subject that begins like this.
     pub(super) async fn hears(&mut self, start: &str) -> anyhow::Result<RawMessage> {
-        let heard = self.heard.clone();
-        let find = || {
-            let heard = heard.lock().expect("no panic under it");
+        let find = |heard: &Heard| {
             let mut messages = heard.messages.iter();
             messages
                 .find(|message| message.subject.starts_with(start))
                 .cloned()
         };
-        let arrived = self.changed.wait_for(|()| find().is_some());
-        tokio::time::timeout(LIMIT, arrived)
+        let arrived = self
+            .heard
+            .wait_for(|heard| heard.is_closed || find(heard).is_some());
+        let heard = tokio::time::timeout(LIMIT, arrived)
             .await
             .with_context(|| format!("waiting for {start}"))??;
-        find().context("it arrived")
+        find(&heard).with_context(|| format!("the connection ended before {start} arrived"))
     }
 
     /// All messages so far.
     pub(super) fn messages(&self) -> Vec<RawMessage> {
-        self.heard.lock().expect("no panic under it").messages.clone()
+        self.heard.borrow().messages.clone()
     }
 
     /// All subjects that the other side asked for.
     pub(super) fn interest(&self) -> Vec<String> {
-        self.heard.lock().expect("no panic under it").interest.clone()
+        self.heard.borrow().interest.clone()
     }
 
     pub(super) fn errors(&self) -> Vec<String> {
-        self.heard.lock().expect("no panic under it").errors.clone()
+        self.heard.borrow().errors.clone()
     }
 }
 
@@ -252,8 +239,7 @@ impl RawPeer {
 async fn listen(
     mut reader: BufReader<OwnedReadHalf>,
     writer: &tokio::sync::Mutex<OwnedWriteHalf>,
-    heard: &Mutex<Heard>,
-    change: &watch::Sender<()>,
+    notes: &watch::Sender<Heard>,
 ) -> anyhow::Result<()> {
     let mut line = Vec::new();
     while reader.read_until(b'\n', &mut line).await? > 0 {
@@ -262,17 +248,9 @@ async fn listen(
         let (verb, rest) = text.split_once(' ').unwrap_or((&text, ""));
         match verb {
             "PING" => writer.lock().await.write_all(b"PONG\r\n").await?,
-            "PONG" => heard.lock().expect("no panic under it").pongs += 1,
-            "LS+" => heard
-                .lock()
-                .expect("no panic under it")
-                .interest
-                .push(rest.to_owned()),
-            "-ERR" => heard
-                .lock()
-                .expect("no panic under it")
-                .errors
-                .push(rest.to_owned()),
+            "PONG" => notes.send_modify(|heard| heard.pongs += 1),
+            "LS+" => notes.send_modify(|heard| heard.interest.push(rest.to_owned())),
+            "-ERR" => notes.send_modify(|heard| heard.errors.push(rest.to_owned())),
             "LMSG" | "HMSG" => {
                 let fields: Vec<&str> = rest.split(' ').collect();
                 let [subject, others @ .., size] = &fields[..] else {
@@ -291,18 +269,14 @@ async fn listen(
                     ["|", ..] | [] => None,
                     [reply, ..] => Some(*reply),
                 };
-                heard
-                    .lock()
-                    .expect("no panic under it")
-                    .messages
-                    .push(RawMessage {
-                        subject: (*subject).to_owned(),
-                        reply: reply.map(str::to_owned),
-                    });
+                let message = RawMessage {
+                    subject: (*subject).to_owned(),
+                    reply: reply.map(str::to_owned),
+                };
+                notes.send_modify(|heard| heard.messages.push(message));
             }
             _ => {}
         }
-        let _ = change.send(());
     }
     Ok(())
 }

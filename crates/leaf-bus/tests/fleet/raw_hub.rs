@@ -88,7 +88,7 @@ impl Scene {
         let dir = tempfile::tempdir()?;
         let seed = dir.path().join("leaf.seed");
         std::fs::write(&seed, nkeys::KeyPair::new_user().seed()?)?;
-        let leaf_server = LinkedLeaf::start_at(format!("nats://127.0.0.1:{port}"), seed).await?;
+        let leaf_server = Box::pin(LinkedLeaf::start_at(format!("nats://127.0.0.1:{port}"), seed)).await?;
         let keeper = leaf_server.with_streams().await?;
         let js = async_nats::jetstream::new(keeper.clone());
         for subject in [
@@ -119,7 +119,7 @@ impl Scene {
 }
 
 async fn changes_nothing() -> anyhow::Result<()> {
-    let scene = Scene::begin().await?;
+    let scene = Box::pin(Scene::begin()).await?;
     let before = states(&scene.js()).await?;
     let mut in_streams = scene.leaf.listener(true).await?.subscribe(">").await?;
     let mut of_callers = scene.leaf.listener(false).await?.subscribe(">").await?;
@@ -188,7 +188,7 @@ async fn changes_nothing() -> anyhow::Result<()> {
 }
 
 async fn hears_what_goes_up() -> anyhow::Result<()> {
-    let scene = Scene::begin().await?;
+    let scene = Box::pin(Scene::begin()).await?;
     for says in introductions() {
         let mut hub = scene.hub(&says).await?;
         for all in [
@@ -295,7 +295,7 @@ async fn own_people_work(scene: &Scene) -> anyhow::Result<()> {
 }
 
 async fn outlives_garbage() -> anyhow::Result<()> {
-    let scene = Scene::begin().await?;
+    let scene = Box::pin(Scene::begin()).await?;
     let long = "x".repeat(64 << 10);
     for sent in [
         "RMSG LEAF leaf.v1.evt.edge.a.b.c 4\r\nevil\r\n".to_owned(),

@@ -115,8 +115,8 @@ const OWNER: &str = "the owner";
 
 impl Scene {
     async fn begin() -> anyhow::Result<Self> {
-        let hub = TestHub::start().await?;
-        let leaf_server = LinkedLeaf::start(&hub).await?;
+        let hub = Box::pin(TestHub::start()).await?;
+        let leaf_server = Box::pin(LinkedLeaf::start(&hub)).await?;
         let agent = hub.agent().await?;
         let js = async_nats::jetstream::new(agent.clone());
         for (name, subjects) in COPIES {
@@ -229,7 +229,7 @@ impl Scene {
 }
 
 async fn sends_in_its_own_name() -> anyhow::Result<()> {
-    let mut scene = Scene::begin().await?;
+    let mut scene = Box::pin(Scene::begin()).await?;
     let mut thief = scene.thief().await?;
     for own in OWN {
         thief.publish(own, None, "stolen").await?;
@@ -293,7 +293,7 @@ async fn sends_in_its_own_name() -> anyhow::Result<()> {
 
 /// The server of a hub takes another role for such a connection: it reports no violation and does not end it.
 async fn claims_to_be_a_hub() -> anyhow::Result<()> {
-    let mut scene = Scene::begin().await?;
+    let mut scene = Box::pin(Scene::begin()).await?;
     for says in [
         json!({ "is_hub": true }),
         json!({ "is_hub": true, "remote_account": "FLEET", "domain": "hub", "cluster": "hub", "jetstream": true }),
@@ -323,7 +323,7 @@ async fn claims_to_be_a_hub() -> anyhow::Result<()> {
 }
 
 async fn hears_what_all_are_asked() -> anyhow::Result<()> {
-    let scene = Scene::begin().await?;
+    let scene = Box::pin(Scene::begin()).await?;
     for literal in [
         "leaf.v1.cmd.edge.ann.leaf.show",
         "leaf.v1.hub.edge.claim",
@@ -464,7 +464,7 @@ async fn everybody_works(scene: &Scene) -> anyhow::Result<()> {
 }
 
 async fn forges_no_reply() -> anyhow::Result<()> {
-    let scene = Scene::begin().await?;
+    let scene = Box::pin(Scene::begin()).await?;
     let service = scene.leaf.service().await?;
     let mut commands = service.subscribe(subject::commands_of(&leaf())).await?;
     service.flush().await?;
@@ -529,7 +529,7 @@ async fn forges_no_reply() -> anyhow::Result<()> {
 }
 
 async fn outlives_garbage() -> anyhow::Result<()> {
-    let mut scene = Scene::begin().await?;
+    let mut scene = Box::pin(Scene::begin()).await?;
     let long = "x".repeat(64 << 10);
     let garbage = [
         "RMSG LINKS leaf.v1.evt.edge.a.b.c 4\r\nevil\r\n".to_owned(),
@@ -582,7 +582,7 @@ async fn outlives_garbage() -> anyhow::Result<()> {
 }
 
 async fn without_the_key() -> anyhow::Result<()> {
-    let mut scene = Scene::begin().await?;
+    let mut scene = Box::pin(Scene::begin()).await?;
     let (stolen_key, leaf_key) = (&scene.hub.stolen, &scene.hub.leaf);
     let foreign = KeyPair::new_user();
     for introduction in [
@@ -626,7 +626,7 @@ async fn without_the_key() -> anyhow::Result<()> {
 /// A server ends the older one of two connections of one server: those of the same name, whose account has the same name at
 /// the leaf. The names of leaves are known; a leaf's account there has a key that only the hub is told.
 async fn displaces_nobody() -> anyhow::Result<()> {
-    let scene = Scene::begin().await?;
+    let scene = Box::pin(Scene::begin()).await?;
     let account = "AKEY";
     let says = |account: &str| json!({ "name": "edge", "remote_account": account });
     let mut victim = RawPeer::connect(
