@@ -7,7 +7,6 @@
 }:
 cfg:
 let
-  inherit (builtins) filter isString split;
   inherit (cfg) nats;
   paths = import ../nats/paths.nix;
 
@@ -22,14 +21,13 @@ let
   required =
     option: file: user:
     check option (file != null) "the agent needs the credentials of its user in the account ${user}: set it to their file.";
-  servers = filter (part: isString part && part != "") (split "[, ]+" (toString nats.url));
 in
 [
   (check "nats.url" (nats.url != null)
     "the agent needs the hub's NATS server: set it, or enable services.cim-nats with the role hub on this host."
   )
-  (check "nats.url" (nats.url == null || builtins.all (import ../nats-url.nix ownUrls) servers)
-    "\"${toString nats.url}\" leaves the host without TLS, or has a user: begin each URL with tls:// or wss://."
+  (check "nats.url" (nats.url == null || (import ../nats-url.nix).areSafe ownUrls nats.url)
+    "\"${toString nats.url}\" leaves the host without TLS, has a user or names no server: begin each URL with tls:// or wss://."
   )
   (required "nats.fleetCredentialsFile" nats.fleetCredentialsFile "FLEET")
   (required "nats.linksCredentialsFile" nats.linksCredentialsFile "LINKS")

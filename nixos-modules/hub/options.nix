@@ -10,9 +10,10 @@ let
   inherit (lib) mkOption mkEnableOption types;
   server = config.services.cim-nats or { enable = false; };
 
-  # The path of a file as a string, never a Nix path: that would be copied into the store, which every user can read.
-  secretFile = types.nullOr types.str;
-  notInTheStore = "The path must be a string and be outside the Nix store. The agent gets the file as a systemd credential.";
+  secretFile = import ../secret-file.nix {
+    inherit lib;
+    reader = "The agent";
+  };
 in
 {
   options.services.cim-hub = {
@@ -47,23 +48,17 @@ in
         description = "The URL of the hub's NATS server. Several are separated by commas.";
       };
 
-      fleetCredentialsFile = mkOption {
-        type = secretFile;
-        default = null;
+      fleetCredentialsFile = secretFile {
         example = "/run/keys/hub-fleet.creds";
         description = ''
           The credentials of the agent's user in the account `FLEET`, which keeps the streams and reads from leaves: a creds
-          file, or the seed of an NKEY. ${notInTheStore}
+          file, or the seed of an NKEY.
         '';
       };
 
-      linksCredentialsFile = mkOption {
-        type = secretFile;
-        default = null;
+      linksCredentialsFile = secretFile {
         example = "/run/keys/hub-links.creds";
-        description = ''
-          The credentials of the agent's user in the account `LINKS`, which answers the requests of leaves. ${notInTheStore}
-        '';
+        description = "The credentials of the agent's user in the account `LINKS`, which answers the requests of leaves.";
       };
 
       caFile = mkOption {
@@ -73,18 +68,14 @@ in
         description = "The CA certificates that the server's certificate is checked with; the system's if null.";
       };
 
-      certFile = mkOption {
-        type = secretFile;
-        default = null;
+      certFile = secretFile {
         example = "/run/keys/hub-agent.pem";
-        description = "The agent's client certificate, if the server requires one. ${notInTheStore}";
+        description = "The agent's client certificate, if the server requires one.";
       };
 
-      keyFile = mkOption {
-        type = secretFile;
-        default = null;
+      keyFile = secretFile {
         example = "/run/keys/hub-agent.key";
-        description = "The key of that certificate. ${notInTheStore}";
+        description = "The key of that certificate.";
       };
     };
 

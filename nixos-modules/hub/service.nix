@@ -10,23 +10,10 @@ let
   server = config.services.cim-nats or { enable = false; };
   besideServer = server.enable && server.role == "hub";
 
-  # The build of the system checks the file with the agent, so that an invalid setting never reaches a host. A cross build
-  # can't run it.
-  settingsFile = pkgs.runCommand "leaf-hub.toml" {
-    toml = import ../leaf/toml.nix (import ./settings.nix cfg);
-    passAsFile = [ "toml" ];
-  } ''
-    cp "$tomlPath" $out
-    ${lib.optionalString (
-      pkgs.stdenv.buildPlatform.canExecute or (_: true) pkgs.stdenv.hostPlatform
-    ) "${cfg.package}/bin/leaf-hub check-config $out"}
-  '';
-
-  credentials = lib.filterAttrs (_: file: file != null) {
-    "fleet.creds" = cfg.nats.fleetCredentialsFile;
-    "links.creds" = cfg.nats.linksCredentialsFile;
-    "nats.pem" = cfg.nats.certFile;
-    "nats.key" = cfg.nats.keyFile;
+  settingsFile = import ../settings-file.nix pkgs {
+    name = "leaf-hub.toml";
+    program = "${cfg.package}/bin/leaf-hub";
+    settings = import ./settings.nix cfg;
   };
 in
 {
@@ -46,53 +33,32 @@ in
       # systemd restarts it however often it fails, as leafd.
       startLimitIntervalSec = 0;
 
-      serviceConfig = {
+      serviceConfig = import ../hardening.nix // {
         Type = "notify";
         ExecStart = "${cfg.package}/bin/leaf-hub run --config ${cfg.settingsFile}";
         Restart = "on-failure";
         RestartSec = 2;
         WatchdogSec = 30;
         TimeoutStartSec = 120;
-        LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") credentials;
+        LoadCredential = import ../load-credentials.nix {
+          "fleet.creds" = cfg.nats.fleetCredentialsFile;
+          "links.creds" = cfg.nats.linksCredentialsFile;
+          "nats.pem" = cfg.nats.certFile;
+          "nats.key" = cfg.nats.keyFile;
+        };
 
         # It has no files of its own: what it knows is in the hub's streams.
         DynamicUser = true;
-        CapabilityBoundingSet = "";
-        AmbientCapabilities = "";
-        NoNewPrivileges = true;
-        DevicePolicy = "closed";
-        LockPersonality = true;
-        MemoryDenyWriteExecute = true;
-        PrivateDevices = true;
-        PrivateTmp = true;
-        PrivateUsers = true;
-        ProcSubset = "pid";
-        ProtectClock = true;
-        ProtectControlGroups = true;
-        ProtectHome = true;
-        ProtectHostname = true;
-        ProtectKernelLogs = true;
-        ProtectKernelModules = true;
-        ProtectKernelTunables = true;
-        ProtectProc = "invisible";
-        ProtectSystem = "strict";
-        RemoveIPC = true;
         # NATS, and systemd's notifications.
         RestrictAddressFamilies = [
           "AF_INET"
           "AF_INET6"
           "AF_UNIX"
         ];
-        RestrictNamespaces = true;
-        RestrictRealtime = true;
-        RestrictSUIDSGID = true;
-        SocketBindDeny = "any";
-        SystemCallArchitectures = "native";
         SystemCallFilter = [
           "@system-service"
           "~@privileged @resources"
         ];
-        UMask = "0077";
       };
     };
   };

@@ -14,7 +14,6 @@ let
     isString
     length
     match
-    split
     stringLength
     substring
     storeDir
@@ -52,8 +51,7 @@ let
       + "can't read \"${toString file}\"; put the file elsewhere, or into the configuration as a path.";
   };
 
-  # The servers, which commas and blanks separate.
-  servers = urls: filter (part: isString part && part != "") (split "[, ]+" urls);
+  natsUrl = import ../nats-url.nix;
 
   # RFC 1918
   isPrivatePool =
@@ -85,7 +83,7 @@ in
   {
     assertion =
       nats.url == null
-      || (servers nats.url != [ ] && builtins.all (import ../nats-url.nix ownUrls) (servers nats.url));
+      || natsUrl.areSafe ownUrls nats.url;
     message =
       "services.cim-leaf.nats.url: a connection to another host needs TLS: begin each URL with tls:// or wss://, and "
       + "leave out users, passwords and tokens, since every user of the host can read the store; "
@@ -133,8 +131,7 @@ in
       || (
         nats.embedded.enable
         && nats.embedded.hub.credentialsFile != null
-        && servers nats.embedded.hub.url != [ ]
-        && builtins.all (import ../nats-url.nix [ ]) (servers nats.embedded.hub.url)
+        && natsUrl.areSafe [ ] nats.embedded.hub.url
       );
     message =
       "services.cim-leaf.nats.embedded.hub: a hub needs embedded.enable and hub.credentialsFile, and each of its URLs begins "

@@ -10,9 +10,10 @@ let
   inherit (lib) mkOption mkEnableOption types;
   cfg = config.services.cim-leaf;
 
-  # The path of a file as a string, never a Nix path: that would be copied into the store, which every user can read.
-  secretFile = types.nullOr types.str;
-  notInTheStore = "The path must be a string and be outside the Nix store.";
+  secretFile = import ../secret-file.nix {
+    inherit lib;
+    reader = "leafd";
+  };
 
   # The nixpkgs of a flake, which is in the store already; pkgs.path would be copied there once more.
   flakeSource = config.nixpkgs.flake.source or null;
@@ -97,34 +98,26 @@ in
         '';
       };
 
-      credentialsFile = mkOption {
-        type = secretFile;
-        default = null;
+      credentialsFile = secretFile {
         example = "/run/secrets/leafd.creds";
-        description = ''
-          The file with the NATS user's JWT and seed. leafd gets it as a systemd credential. ${notInTheStore}
-        '';
+        description = "The file with the NATS user's JWT and seed.";
       };
 
-      streamCredentialsFile = mkOption {
-        type = secretFile;
-        default = null;
+      streamCredentialsFile = secretFile {
         example = "/run/secrets/leafd-streams.creds";
         description = ''
           The file with the JWT and seed of the user that owns the streams, where the streams have another account than
           the callers: then no caller can make the server write into them. Requires
-          {option}`services.cim-leaf.nats.credentialsFile`. leafd gets it as a systemd credential. ${notInTheStore}
+          {option}`services.cim-leaf.nats.credentialsFile`.
         '';
       };
 
-      containerSigningKeyFile = mkOption {
-        type = secretFile;
-        default = null;
+      containerSigningKeyFile = secretFile {
         example = "/run/secrets/leafd-containers.seed";
         description = ''
           The file with the seed of a scoped signing key of the callers' account, which issues the NATS users of containers.
           Containers on a leaf with {option}`services.cim-leaf.nats.url` need it, and both credentials files. docs/nats.md
-          says how it is made. leafd gets it as a systemd credential. ${notInTheStore}
+          says how it is made.
         '';
       };
 
@@ -146,23 +139,14 @@ in
         description = "The CA certificates that leafd trusts, in PEM. They are not secret.";
       };
 
-      certFile = mkOption {
-        type = secretFile;
-        default = null;
+      certFile = secretFile {
         example = "/run/secrets/leafd.pem";
-        description = ''
-          The leaf's own certificate, in PEM. Requires {option}`services.cim-leaf.nats.keyFile`. leafd gets it as a
-          systemd credential. ${notInTheStore}
-        '';
+        description = "The leaf's own certificate, in PEM. Requires {option}`services.cim-leaf.nats.keyFile`.";
       };
 
-      keyFile = mkOption {
-        type = secretFile;
-        default = null;
+      keyFile = secretFile {
         example = "/run/secrets/leafd.key";
-        description = ''
-          The key of the leaf's own certificate, in PEM. leafd gets it as a systemd credential. ${notInTheStore}
-        '';
+        description = "The key of the leaf's own certificate, in PEM.";
       };
 
       jetstreamDomain = mkOption {
@@ -218,9 +202,7 @@ in
             '';
           };
 
-          credentialsFile = mkOption {
-            type = types.nullOr types.str;
-            default = null;
+          credentialsFile = secretFile {
             example = "/run/keys/hub.creds";
             description = "The file with the leaf's credentials at the hub, or with the seed of its NKEY there.";
           };

@@ -20,7 +20,6 @@ let
   ];
   networkFile = ./units/systemd/network/10-cim-leaf.network;
 
-  toml = import ./toml.nix (import ./settings.nix cfg);
   helperToml = import ./toml.nix (
     import ./helper.nix cfg {
       systemd = config.systemd.package;
@@ -29,17 +28,11 @@ let
     }
   );
 
-  # The build of the system checks the file with the daemon, so that an invalid setting never reaches a host. A cross
-  # build can't run the daemon.
-  settingsFile = pkgs.runCommand "leafd.toml" {
-    inherit toml;
-    passAsFile = [ "toml" ];
-  } ''
-    cp "$tomlPath" $out
-    ${lib.optionalString (
-      pkgs.stdenv.buildPlatform.canExecute or (_: true) pkgs.stdenv.hostPlatform
-    ) "${cfg.package}/bin/leafd check-config $out"}
-  '';
+  settingsFile = import ../settings-file.nix pkgs {
+    name = "leafd.toml";
+    program = "${cfg.package}/bin/leafd";
+    settings = import ./settings.nix cfg;
+  };
 
   # Whether the host's firewall flushes all nftables rules.
   flushes =
@@ -55,15 +48,6 @@ let
       server.port
     else
       cfg.nats.containersPort;
-
-  credentials = lib.filterAttrs (_: file: file != null) {
-    "nats.creds" = cfg.nats.credentialsFile;
-    "nats-streams.creds" = cfg.nats.streamCredentialsFile;
-    "nats-containers.seed" = cfg.nats.containerSigningKeyFile;
-    "nats.pem" = cfg.nats.certFile;
-    "nats.key" = cfg.nats.keyFile;
-    "hub.creds" = cfg.nats.embedded.hub.credentialsFile;
-  };
 in
 {
   config = lib.mkIf cfg.enable {
@@ -182,7 +166,14 @@ in
         leafd.serviceConfig
         // {
           ExecStart = "${cfg.package}/bin/leafd run --config ${cfg.settingsFile}";
-          LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") credentials;
+          LoadCredential = import ../load-credentials.nix {
+            "nats.creds" = cfg.nats.credentialsFile;
+            "nats-streams.creds" = cfg.nats.streamCredentialsFile;
+            "nats-containers.seed" = cfg.nats.containerSigningKeyFile;
+            "nats.pem" = cfg.nats.certFile;
+            "nats.key" = cfg.nats.keyFile;
+            "hub.creds" = cfg.nats.embedded.hub.credentialsFile;
+          };
         }
         // lib.optionalAttrs (cfg.stateDir != "/var/lib/cim-leaf") {
           ReadWritePaths = lib.toList leafd.serviceConfig.ReadWritePaths ++ [ cfg.stateDir ];

@@ -81,7 +81,8 @@ in
       unitConfig = lib.optionalAttrs (!ownDirectory) { RequiresMountsFor = cfg.dataDir; };
 
       serviceConfig =
-        {
+        import ../hardening.nix
+        // {
           # `+`: with full privileges, which the server itself does not have.
           ExecStartPre = lib.optional cfg.addressOnLo "+${pkgs.iproute2}/bin/ip address replace ${cfg.address}/${prefix} dev lo";
           ExecStart = "${program} -c ${cfg.settingsFile}";
@@ -94,47 +95,21 @@ in
 
           User = "nats";
           Group = "nats";
-          LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") credentials;
+          LoadCredential = import ../load-credentials.nix credentials;
 
           # Two for each stream, one for each connection.
           LimitNOFILE = 65536;
 
-          CapabilityBoundingSet = "";
-          AmbientCapabilities = "";
-          NoNewPrivileges = true;
-          DevicePolicy = "closed";
-          LockPersonality = true;
-          MemoryDenyWriteExecute = true;
-          PrivateDevices = true;
           PrivateMounts = true;
-          PrivateTmp = true;
-          PrivateUsers = true;
-          ProcSubset = "pid";
-          ProtectClock = true;
-          ProtectControlGroups = true;
-          ProtectHome = true;
-          ProtectHostname = true;
-          ProtectKernelLogs = true;
-          ProtectKernelModules = true;
-          ProtectKernelTunables = true;
-          ProtectProc = "invisible";
-          ProtectSystem = "strict";
-          RemoveIPC = true;
           RestrictAddressFamilies = [
             "AF_INET"
             "AF_INET6"
           ];
-          RestrictNamespaces = true;
-          RestrictRealtime = true;
-          RestrictSUIDSGID = true;
-          SocketBindDeny = "any";
           SocketBindAllow = map (port: "tcp:${toString port}") allPorts;
-          SystemCallArchitectures = "native";
           SystemCallFilter = [
             "@system-service"
             "~@privileged"
           ];
-          UMask = "0077";
         }
         // (
           if ownDirectory then
