@@ -78,7 +78,7 @@ pub(crate) fn freeze(model: &Model, directory: &Path) -> Result<()> {
             Err(error) => return Err(error),
         }
     };
-    let output = command(&mut machine, AT_REST)?;
+    let output = command_within(&mut machine, AT_REST, BOOT)?;
     ensure!(output.status == 0, "the machine does not become idle: {output:?}");
     keep(machine, directory)
 }
@@ -106,27 +106,54 @@ pub(crate) fn freeze_after(model: &Model, frozen: &Path, script: &str, directory
     keep(machine, directory)
 }
 
-/// Continues a copy of the machine that is in `frozen`, with its memory in a file, to change it.
+/// Continues a copy of the machine that is in `frozen`, with its memory in a file, to change it. One that hangs is replaced by
+/// another, as where a test restores one ([`crate::Host::restore`]).
 fn thaw(model: &Model, frozen: &Path, directory: &Path) -> Result<Machine> {
     let (disk, memory) = (directory.join("disk.qcow2"), directory.join("memory"));
-    overlay(&frozen.join("disk.qcow2"), "qcow2", &disk)?;
-    output(
-        Command::new("cp")
-            .args(["--sparse=always", "--reflink=auto"])
-            .arg(frozen.join("memory"))
-            .arg(&memory),
-    )?;
     let devices = frozen.join("devices");
-    let mut machine = Machine::start(&start(model, directory, &disk, &memory, Some(&devices)))?;
-    machine.go()?;
-    machine.wait(BOOT)?;
-    must(&mut machine, &crate::set_clock()?)?;
-    Ok(machine)
+    let mut left = crate::TRIES;
+    loop {
+        for file in [&disk, &memory] {
+            let _ = fs::remove_file(file);
+        }
+        overlay(&frozen.join("disk.qcow2"), "qcow2", &disk)?;
+        output(
+            Command::new("cp")
+                .args(["--sparse=always", "--reflink=auto"])
+                .arg(frozen.join("memory"))
+                .arg(&memory),
+        )?;
+        let mut machine = Machine::start(&start(model, directory, &disk, &memory, Some(&devices)))?;
+        machine.go()?;
+        left -= 1;
+        match answers(&mut machine) {
+            Ok(()) => return Ok(machine),
+            Err(error) if left > 0 => {
+                say(format_args!("the machine hangs, thawing another one: {error:#}"));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Waits until a thawed machine answers, sets its clock, and lets it write to its disk: a copy that hangs does so at its first
+/// write to a device.
+fn answers(machine: &mut Machine) -> Result<()> {
+    machine.wait(crate::ANSWERS_WITHIN)?;
+    let clock = crate::set_clock()?;
+    let text = format!(
+        "set -e; {clock}; echo >/var/tmp/thawed; sync --file-system /var/tmp/thawed; rm /var/tmp/thawed"
+    );
+    must_within(machine, &text, crate::LEARNS_WITHIN)
 }
 
 /// Runs a command that must succeed.
 fn must(machine: &mut Machine, text: &str) -> Result<()> {
-    let output = command(machine, text)?;
+    must_within(machine, text, BOOT)
+}
+
+fn must_within(machine: &mut Machine, text: &str, limit: Duration) -> Result<()> {
+    let output = command_within(machine, text, limit)?;
     ensure!(
         output.status == 0,
         "{text:?} ended with {}: {}",
@@ -187,8 +214,7 @@ fn start<'a>(
     }
 }
 
-fn command(machine: &mut Machine, text: &str) -> Result<crate::Output> {
-    let limit = BOOT;
+fn command_within(machine: &mut Machine, text: &str, limit: Duration) -> Result<crate::Output> {
     let pid = machine.agent.start(text, limit)?;
     let ended = machine.agent.finish(pid, Instant::now() + limit)?;
     ended.with_context(|| format!("{text:?} does not end within {} s", limit.as_secs()))

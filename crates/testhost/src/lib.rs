@@ -67,6 +67,8 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 /// The maximum number of restores: with QEMU 7.2 and emulated processors, a few in a hundred copies hang at their first
 /// write to a device.
 const TRIES: u32 = 4;
+/// The time limit for a copy's agent to answer.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(60);
 /// The time limit for setting a copy's identity.
 const LEARNS_WITHIN: Duration = Duration::from_secs(30);
 
@@ -165,7 +167,7 @@ impl Host {
             host.image.frozen.join("memory"),
             host.image.frozen.join("devices"),
         );
-        let machine = host.power(Memory::CopyOf(&memory), Some(&devices), Duration::from_secs(60))?;
+        let machine = host.power(Memory::CopyOf(&memory), Some(&devices), ANSWERS_WITHIN)?;
         host.machine = Some(RefCell::new(machine));
         Ok(host)
     }
