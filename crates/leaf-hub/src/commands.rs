@@ -75,13 +75,16 @@ pub(crate) async fn status(settings: &Settings, json: bool) -> anyhow::Result<()
         table.add_row([
             status.leaf.to_string(),
             status.state.to_string(),
-            status.since.to_string(),
+            status.since.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             status.copied.to_string(),
             status.leaf_last.to_string(),
             printable_line(status.reason.as_deref().unwrap_or_default()).into_owned(),
         ]);
     }
-    println!("{table}");
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    println!("{}", table.trim_fmt());
     Ok(())
 }
 

@@ -134,7 +134,9 @@ impl Session {
         match (leaves.next(), leaves.next()) {
             (Some(leaf), None) => Ok(leaf),
             (None, _) => Err(Error::NoLeaf(
-                "no leaf holds a lease on this server: is leafd running?".to_owned(),
+                "no leaf holds a lease on this server: `systemctl status leafd` on the leaf says whether it runs, or what it \
+                 waits for"
+                    .to_owned(),
             )),
             (Some(one), Some(two)) => {
                 let all: Vec<String> = [one, two]

@@ -1,5 +1,5 @@
-//! The guide of `docs/fleet.md`: each command in it exists with its flags, and what its blocks make is valid. The blocks are carried
-//! out as a whole on test hosts (`testhost::Fleet::connect`).
+//! The guide of `docs/fleet.md`: each command in it, and in the README, exists with its flags, and what its blocks make is valid. The
+//! blocks are carried out as a whole on test hosts (`testhost::Fleet::connect`).
 
 use std::path::{Path, PathBuf};
 
@@ -16,21 +16,21 @@ fn program(name: &str) -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_leaf-hub")).with_file_name(name)
 }
 
-/// Returns the words of each command in a document's block or inline code; upper-case words stand for a leaf.
+/// Returns the words of each command in a document's blocks and inline code. `a b c | d` stands for two commands, `a b c` and `a b d`;
+/// square brackets enclose what may be left out, and upper-case words stand for values.
 fn commands(text: &str) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     let mut take = |code: &str| {
         for part in code.split(['\n', ';', '(']).flat_map(|line| line.split("&&")) {
-            let part = part.split(['>', ')', '#', '|', '…']).next().unwrap_or_default();
-            let words: Vec<&str> = part.split_whitespace().collect();
-            if words.len() > 1 && PROGRAMS.contains(&words[0]) {
-                let given = |word: &&str| word.chars().any(|letter| !letter.is_ascii_uppercase());
-                found.push(
-                    words
-                        .iter()
-                        .map(|word| if given(word) { *word } else { "edge-1" }.to_owned())
-                        .collect(),
-                );
+            let part = part.split(['>', ')', '#']).next().unwrap_or_default();
+            let mut alternatives = part
+                .split(" | ")
+                .map(|alternative| alternative.split_whitespace().map(word).collect::<Vec<_>>());
+            let first = alternatives.next().unwrap_or_default();
+            if first.len() > 1 && PROGRAMS.contains(&first[0].as_str()) {
+                let group = first[..2].to_vec();
+                found.push(first);
+                found.extend(alternatives.map(|more| [group.clone(), more].concat()));
             }
         }
     };
@@ -44,26 +44,46 @@ fn commands(text: &str) -> Vec<Vec<String>> {
     found
 }
 
+/// Returns a word as it is typed.
+fn word(text: &str) -> String {
+    let text = text.trim_matches(['[', ']', '…', '\'']);
+    match text {
+        "SEQ" => "1".to_owned(),
+        "TIME" => "1h".to_owned(),
+        "SHELL" => "bash".to_owned(),
+        "JOB" => "01a1fa19-3499-7075-b997-19a0d15c7240".to_owned(),
+        "PATH" => "/nix/store/krvm1bsdn8riwzm1qlm6imcgkw1a7if3-leaf-minimal".to_owned(),
+        value if value.starts_with(|letter: char| letter.is_ascii_uppercase()) => value.to_lowercase(),
+        given => given.to_owned(),
+    }
+}
+
 pub(crate) async fn exist() -> anyhow::Result<()> {
-    let guide = Guide::read()?;
-    let commands = commands(guide.text());
-    ensure!(
-        commands.len() > 15,
-        "the commands were not recognised: {commands:?}"
-    );
-    for command in commands {
-        // The help is printed after the words before it were parsed.
-        let output = Command::new(program(&command[0]))
-            .args(&command[1..])
-            .arg("--help")
-            .output()
-            .await
-            .with_context(|| format!("can't run {}", command[0]))?;
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
+    let documents = [
+        ("docs/fleet.md", Guide::read()?.text().to_owned(), 15),
+        ("README.md", std::fs::read_to_string(readme)?, 40),
+    ];
+    for (document, text, least) in documents {
+        let commands = commands(&text);
         ensure!(
-            output.status.success(),
-            "{command:?} of docs/fleet.md: {}",
-            String::from_utf8_lossy(&output.stderr)
+            commands.len() >= least,
+            "the commands of {document} were not recognised: {commands:?}"
         );
+        for command in commands {
+            // The help is printed after the words before it were parsed.
+            let output = Command::new(program(&command[0]))
+                .args(&command[1..])
+                .arg("--help")
+                .output()
+                .await
+                .with_context(|| format!("can't run {}", command[0]))?;
+            ensure!(
+                output.status.success(),
+                "{command:?} of {document}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
     }
     Ok(())
 }
@@ -74,6 +94,7 @@ async fn carry_out(directory: &Path, block: &str) -> anyhow::Result<()> {
     let commands: String = block
         .replace("/etc/", &format!("{directory_text}/"))
         .replace("leaf-hub accounts", "leaf-hub accounts --config leaf-hub.toml")
+        .replace("&& systemctl", "# ")
         .lines()
         // What needs root or systemd.
         .filter(|line| {

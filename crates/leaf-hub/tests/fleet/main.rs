@@ -65,9 +65,10 @@ fn main() {
             "of_two_instances_at_two_ends_of_a_cut_link_the_second_is_refused",
             || Box::pin(two_ends()),
         ),
-        trial("each_command_of_the_guide_to_a_fleet_exists", || {
-            Box::pin(guide::exist())
-        }),
+        trial(
+            "each_command_of_the_readme_and_of_the_guide_to_a_fleet_exists",
+            || Box::pin(guide::exist()),
+        ),
         trial("what_the_guide_to_a_fleet_makes_is_valid", || {
             Box::pin(guide::valid())
         }),

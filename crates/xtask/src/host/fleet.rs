@@ -29,6 +29,9 @@ pub(super) struct FleetTask {
     /// Start machines without our programs, and no server
     #[arg(long)]
     bare: bool,
+    /// Start machines with our programs, and set nothing up: docs/fleet.md says how that is done by hand
+    #[arg(long, conflicts_with = "bare")]
+    by_hand: bool,
     /// Use release builds of the programs: slower to build, faster to run
     #[arg(long, conflicts_with = "bare")]
     released: bool,
@@ -90,7 +93,7 @@ impl FleetTask {
             options = options.with(&programs(profile)?);
         }
         let fleet = Fleet::restore(&options, &options, self.leaves)?;
-        if !self.bare {
+        if !self.bare && !self.by_hand {
             fleet.connect()?;
         }
         Ok(fleet)
@@ -99,7 +102,7 @@ impl FleetTask {
     /// Returns what one can do with the fleet.
     fn help(&self) -> String {
         let last = self.leaves;
-        let servers = if self.bare {
+        let servers = if self.bare || self.by_hand {
             ""
         } else {
             "leafd runs on the leaves; here, try: leafctl leaf list, leafctl --leaf leaf-1 leaf show\n"
