@@ -1,5 +1,10 @@
 //! Notifies systemd (`sd_notify(3)`) that a daemon is ready, alive or stopping. Without systemd it does nothing.
 
+use std::fmt::Write as _;
+use std::io;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use leaf_core::error::chain;
@@ -9,10 +14,41 @@ use sd_notify::NotifyState;
 /// How much longer a start may take after [`not_ready`].
 const LONGER: Duration = Duration::from_secs(60);
 
+/// The variable with the address of the socket.
+const SOCKET: &str = "NOTIFY_SOCKET";
+
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::warn!(error = chain(&error), "can't notify systemd");
     }
+}
+
+/// The same, without waiting for a systemd that reads nothing at the moment, which then misses it. A daemon's main loop
+/// must not depend on it.
+fn tell_without_waiting(states: &[NotifyState<'_>]) {
+    match send_without_waiting(states) {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+            tracing::warn!(error = chain(&error), "can't notify systemd");
+        }
+        Ok(()) | Err(_) => {}
+    }
+}
+
+fn send_without_waiting(states: &[NotifyState<'_>]) -> io::Result<()> {
+    let Some(address) = std::env::var_os(SOCKET) else {
+        return Ok(());
+    };
+    let address = match address.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(&address)?,
+    };
+    let mut message = String::new();
+    for state in states {
+        let _ = writeln!(message, "{state}");
+    }
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.send_to_addr(message.as_bytes(), &address).map(drop)
 }
 
 /// Notifies that the daemon is ready, with the status that systemd shows of its unit.
@@ -25,7 +61,7 @@ pub fn ready(status: &str) {
 /// within a minute: then the unit's `TimeoutStartSec` doesn't end the daemon.
 pub fn not_ready(why: &str) {
     let longer = u32::try_from(LONGER.as_micros()).unwrap_or(u32::MAX);
-    tell(&[
+    tell_without_waiting(&[
         NotifyState::Status(&printable_line(why)),
         NotifyState::ExtendTimeoutUsec(longer),
     ]);
@@ -33,12 +69,12 @@ pub fn not_ready(why: &str) {
 
 /// Notifies of the status alone.
 pub fn status(status: &str) {
-    tell(&[NotifyState::Status(&printable_line(status))]);
+    tell_without_waiting(&[NotifyState::Status(&printable_line(status))]);
 }
 
 /// Notifies that the daemon's main loop is alive.
 pub fn alive() {
-    tell(&[NotifyState::Watchdog]);
+    tell_without_waiting(&[NotifyState::Watchdog]);
 }
 
 /// Notifies that the daemon is stopping.

@@ -288,6 +288,11 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             homecoming::an_older_image_without_the_real_agent,
         ),
         host.trial(
+            "a leaf goes on while nobody reads its notifications",
+            &[],
+            company::notifications_that_nobody_reads,
+        ),
+        host.trial(
             "at SIGTERM under load accepted commands are answered, the last events published, and no server is left",
             nix,
             company::the_end,

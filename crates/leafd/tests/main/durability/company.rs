@@ -1,5 +1,6 @@
 //! Others of the same name, no server to speak to, and the end.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -11,7 +12,7 @@ use rustix::process::Signal;
 use tokio::task::JoinSet;
 
 use super::load::{self, Load};
-use crate::support::{Hub, TestLeaf, until};
+use crate::support::{Hub, Setup, TestLeaf, until};
 
 pub(super) async fn the_same_directory() -> anyhow::Result<()> {
     let mut leaf = TestLeaf::start().await?;
@@ -337,4 +338,16 @@ pub(super) async fn the_end() -> anyhow::Result<()> {
     until("it goes on", async || Ok(Some(leaf.show().await?)))
         .await
         .map(drop)
+}
+
+/// The queue of a socket has room for a few notifications; this leaf sends a hundred in a second.
+pub(super) async fn notifications_that_nobody_reads() -> anyhow::Result<()> {
+    let setup = Setup::new().variable("WATCHDOG_USEC", Path::new("20000"));
+    let mut leaf = setup.start().await?;
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let shown = leaf.show().await;
+        leaf.with_log(shown)?;
+    }
+    Ok(())
 }

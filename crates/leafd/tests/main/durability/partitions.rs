@@ -5,6 +5,8 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use leaf_bus::client::CallOptions;
+use leaf_core::command::ShowLeaf;
 use leaf_core::event::EventRecord;
 use libtest_mimic::Trial;
 
@@ -88,9 +90,14 @@ async fn checked(mut chance: Chance, kinds: [Fault; 4]) -> anyhow::Result<()> {
                 .await
                 .with_context(|| format!("after {happened:?}"))?;
         }
-        if happened.iter().any(|fault| matches!(fault, Fault::Leaf)) {
-            leaf.ready().await?;
-        }
+        until("the leaf runs, and answers", async || {
+            leaf.launch_again_if_ended()?;
+            let person = hub.ann().await?;
+            let shown = person.call(&leaf.name, &ShowLeaf {}, CallOptions::default());
+            Ok(Some(shown.await?))
+        })
+        .await
+        .with_context(|| format!("after {happened:?}"))?;
         // Both kinds of callers are answered again.
         for load in &mut loads {
             load.answers_more(20)
@@ -138,11 +145,22 @@ async fn suffer(
         // The servers at both ends take a silent connection for dead after two pings, of two seconds each.
         Fault::Silent => changed(wire, Weather::Stalled, 4 * lasts).await,
         Fault::Leaf => {
+            leaf.launch_again_if_ended()?;
             leaf.kill().await?;
             tokio::time::sleep(lasts).await;
             leaf.launch_again()?;
         }
-        Fault::Server => drop(leaf.kill_nats().await?),
+        // One that is killed during its start ends the start of the leaf, which systemd begins anew.
+        Fault::Server => {
+            until("a nats-server was killed", async || {
+                leaf.launch_again_if_ended()?;
+                match leaf.nats_pid() {
+                    Some(_) => leaf.kill_nats().await.map(Some),
+                    None => Ok(None),
+                }
+            })
+            .await?;
+        }
         Fault::Agent => {
             hub.kill_agent().await?;
             tokio::time::sleep(lasts).await;
@@ -160,6 +178,8 @@ async fn changed(wire: &Wire, weather: Weather, lasts: Duration) {
 
 /// Returns the leaf's events when it records no more.
 async fn settled(leaf: &mut TestLeaf) -> anyhow::Result<Vec<EventRecord>> {
+    // Its server's address is another one if the old one was taken meanwhile.
+    leaf.forget_client();
     for _ in 0..10 {
         let events = leaf.complete_events(1).await?;
         if leaf.show().await?.sequence == events.len() as u64 {

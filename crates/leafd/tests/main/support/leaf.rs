@@ -246,6 +246,19 @@ impl TestLeaf {
         Ok(())
     }
 
+    /// Starts it once more if it has ended by itself, as systemd does; returns whether it had.
+    pub(crate) fn launch_again_if_ended(&mut self) -> anyhow::Result<bool> {
+        let ended = match &mut self.child {
+            Some(child) => child.try_wait()?.is_some(),
+            None => true,
+        };
+        if ended {
+            self.child = None;
+            self.launch_again()?;
+        }
+        Ok(ended)
+    }
+
     /// Starts run another program from now on.
     pub(crate) fn run_program(&mut self, program: &Path) {
         program.clone_into(&mut self.program);
