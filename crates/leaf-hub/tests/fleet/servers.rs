@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use leaf_bus::embedded::NatsServer;
+use leaf_bus::identity::HubUsers;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
@@ -78,73 +79,35 @@ pub(crate) fn free_port() -> anyhow::Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// The users that the hub's server knows.
-pub(crate) struct HubUsers<'a> {
-    /// The public keys of the agent's users.
-    pub(crate) fleet: &'a str,
-    pub(crate) links: &'a str,
-    pub(crate) leaves: &'a [&'a str],
-}
-
-pub(crate) fn hub_config(directory: &Path, port: u16, leaf_port: u16, users: &HubUsers<'_>) -> String {
-    let leaves: Vec<String> = users.leaves.iter().map(|leaf| leaf_user(leaf)).collect();
+/// The configuration of a hub's server, with these accounts.
+pub(crate) fn hub_config(directory: &Path, port: u16, leaf_port: u16, users: &HubUsers) -> String {
     format!(
-        r#"server_name: hub
-host: 127.0.0.1
-port: {port}
-jetstream {{ store_dir: "{}" }}
-leafnodes {{ host: 127.0.0.1, port: {leaf_port} }}
-system_account: SYS
-accounts {{
-  SYS {{ users: [{{user: sys, password: sys}}] }}
-  FLEET {{ jetstream: enabled
-    users: [{{nkey: {}}}]
-    exports: [{{service: "$JS.API.STREAM.INFO.*"}}, {{service: "$JS.API.DIRECT.GET.>", response_type: stream}}]
-    imports: [
-      {{stream: {{account: LINKS, subject: "leaf.v1.evt.>"}}}}
-      {{stream: {{account: LINKS, subject: "leaf.v1.beat.*"}}}}
-      {{stream: {{account: LINKS, subject: "leaf.v1.state.>"}}}}
-      {{service: {{account: LINKS, subject: "leaf.v1.link.>"}}}}
-    ]
-  }}
-  LINKS {{
-    users: [ {{nkey: {}}}, {} ]
-    exports: [{{stream: "leaf.v1.evt.>"}}, {{stream: "leaf.v1.beat.*"}}, {{stream: "leaf.v1.state.>"}},
-      {{service: "leaf.v1.link.>", response_type: stream}}]
-  }}
-}}
-"#,
+        "server_name: hub\nhost: 127.0.0.1\nport: {port}\njetstream {{ store_dir: \"{}\" }}\n\
+         leafnodes {{ host: 127.0.0.1, port: {leaf_port}, isolate_leafnode_interest: true }}\n{}",
         directory.join("hub-js").display(),
-        users.fleet,
-        users.links,
-        leaves.join(", ")
+        users.accounts()
     )
 }
 
-/// The hub's user of a leaf: `docs/fleet.md` has the tables of what crosses.
-fn leaf_user(leaf: &str) -> String {
-    let mut up: Vec<String> = ["evt", "state", "job", "ctr", "hub"]
-        .iter()
-        .map(|kind| format!("\"leaf.v1.{kind}.{leaf}.>\""))
-        .collect();
-    up.extend([format!("\"leaf.v1.beat.{leaf}\""), "\"_R_.>\"".to_owned()]);
-    let down = [
-        format!("leaf.v1.cmd.{leaf}.>"),
-        "leaf.v1.ask.>".to_owned(),
-        format!("leaf.v1.ctr.{leaf}.*.health"),
-        "$SRV.>".to_owned(),
-        format!("leaf.v1.link.{leaf}.>"),
-        format!("_INBOX.{leaf}.>"),
-    ]
-    .map(|subject| format!("\"{subject}\""));
-    format!(
-        "{{user: \"{leaf}\", password: x, permissions: {{publish: [{}], subscribe: [{}]}}}}",
-        up.join(", "),
-        down.join(", ")
-    )
+/// A leaf's end of the connection.
+pub(crate) struct LeafEnd<'a> {
+    pub(crate) leaf: &'a str,
+    /// The name of its server.
+    pub(crate) server: &'a str,
+    pub(crate) port: u16,
+    pub(crate) hub: SocketAddr,
+    /// The seed of its user at the hub.
+    pub(crate) seed: &'a str,
 }
 
-pub(crate) fn leaf_config(directory: &Path, leaf: &str, server: &str, port: u16, hub: SocketAddr) -> String {
+pub(crate) fn leaf_config(directory: &Path, end: &LeafEnd<'_>) -> String {
+    let LeafEnd {
+        leaf,
+        server,
+        port,
+        hub,
+        seed,
+    } = end;
     format!(
         r#"server_name: {server}
 host: 127.0.0.1
@@ -173,7 +136,7 @@ accounts {{
     ]
   }}
 }}
-leafnodes {{ reconnect: 1, remotes: [ {{urls: ["nats://{leaf}:x@{hub}"], account: LINK}} ] }}
+leafnodes {{ reconnect: 1, remotes: [ {{urls: ["nats://{hub}"], nkey: {seed}, account: LINK}} ] }}
 "#,
         directory.join(format!("{server}-js")).display()
     )

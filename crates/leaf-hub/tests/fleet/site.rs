@@ -10,7 +10,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use leaf_bus::connect::{Bus, ConnectSettings, Credentials};
 use leaf_bus::hub::Hub;
-use leaf_bus::identity::daemon_caller;
+use leaf_bus::identity::{HubUsers, daemon_caller, hub_caller};
 use leaf_bus::kv::StateBucket;
 use leaf_bus::stream::{EventStream, StreamSettings};
 use leaf_core::beat::Beat;
@@ -19,11 +19,12 @@ use leaf_core::fleet::{Claim, ClaimReply, CopyState, CopyStatus};
 use leaf_core::host_op::Secret;
 use leaf_core::id::{InstanceId, LeafName};
 use leaf_core::subject;
+use nkeys::KeyPair;
 use serde::de::DeserializeOwned;
 use tokio::process::{Child, Command};
 use uuid::Uuid;
 
-use crate::servers::{HubUsers, Server, Wire, free_port, hub_config, leaf_config, program, until};
+use crate::servers::{LeafEnd, Server, Wire, free_port, hub_config, leaf_config, program, until};
 
 /// The longest that a copy may take to be whole again.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
@@ -33,6 +34,8 @@ pub(crate) struct Site {
     pub(crate) directory: tempfile::TempDir,
     pub(crate) server: Server,
     leaf_port: u16,
+    /// The seeds of the leaves' users at the hub.
+    seeds: BTreeMap<String, String>,
     agent: Option<Child>,
     pub(crate) hub: Hub,
 }
@@ -44,16 +47,22 @@ impl Site {
         let (port, leaf_port) = (free_port()?, free_port()?);
         let mut keys = Vec::new();
         for name in ["fleet", "links"] {
-            let pair = nkeys::KeyPair::new_user();
+            let pair = KeyPair::new_user();
             let file = directory.path().join(format!("{name}.seed"));
             std::fs::write(&file, pair.seed()?)?;
             keys.push((file, pair.public_key()));
         }
-        let users = HubUsers {
-            fleet: &keys[0].1,
-            links: &keys[1].1,
-            leaves,
+        let mut users = HubUsers {
+            agent: keys[0].1.clone(),
+            agent_in_links: keys[1].1.clone(),
+            ..HubUsers::default()
         };
+        let mut seeds = BTreeMap::new();
+        for leaf in leaves {
+            let pair = KeyPair::new_user();
+            users.leaves.push((LeafName::new(*leaf)?, pair.public_key()));
+            seeds.insert((*leaf).to_owned(), pair.seed()?);
+        }
         let config = directory.path().join("hub.conf");
         std::fs::write(&config, hub_config(directory.path(), port, leaf_port, &users))?;
         let server = Server::start(&program().await?, config, port).await?;
@@ -66,7 +75,7 @@ impl Site {
         std::fs::write(directory.path().join("hub.toml"), settings)?;
         let connect = |file: &Path| ConnectSettings {
             credentials: Credentials::NkeyFile(file.to_owned()),
-            inbox_prefix: "_INBOX.test".to_owned(),
+            inbox_prefix: subject::inbox_prefix(&hub_caller()),
             ..ConnectSettings::new(&format!("nats://127.0.0.1:{port}"))
         };
         let hub = Hub::connect(&connect(&keys[0].0), &connect(&keys[1].0)).await?;
@@ -74,6 +83,7 @@ impl Site {
             directory,
             server,
             leaf_port,
+            seeds,
             agent: None,
             hub,
         };
@@ -210,10 +220,14 @@ impl Site {
         let wire = Wire::to(self.leaf_port).await?;
         let port = free_port()?;
         let config = self.directory.path().join(format!("{server}.conf"));
-        std::fs::write(
-            &config,
-            leaf_config(self.directory.path(), name, server, port, wire.address),
-        )?;
+        let end = LeafEnd {
+            leaf: name,
+            server,
+            port,
+            hub: wire.address,
+            seed: self.seeds.get(name).context("a leaf that the hub knows")?,
+        };
+        std::fs::write(&config, leaf_config(self.directory.path(), &end))?;
         let server = Server::start(program, config, port).await?;
         TestLeaf::start(name, server, wire).await
     }
