@@ -31,6 +31,7 @@ pub mod plan;
 pub mod printable;
 pub mod problem;
 pub mod reconcile;
+pub mod repeats;
 pub mod runtime;
 pub mod schema;
 pub mod selector;

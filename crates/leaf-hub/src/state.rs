@@ -126,7 +126,9 @@ impl StateTask {
         if signals.changes != before.changes {
             self.want(Wanted::Changes, SOON);
         }
-        if signals.claims != before.claims && self.looked.elapsed() >= LOOK_EVERY {
+        // An agent that was started again grants the claims of a holder that it knows, and has read nothing yet.
+        let is_due = self.synced.is_none() || self.looked.elapsed() >= LOOK_EVERY;
+        if signals.claims != before.claims && is_due {
             self.want(Wanted::Changes, Duration::ZERO);
         }
     }

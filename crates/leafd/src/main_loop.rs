@@ -14,6 +14,7 @@ use leaf_core::engine::{
 };
 use leaf_core::event::HostFacts;
 use leaf_core::reconcile::Resource;
+use leaf_core::repeats::Repeats;
 use leaf_journal::{Journal, JournalHealth};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
@@ -44,6 +45,7 @@ pub struct MainLoop {
     /// The free space of the journal's disk, as last read.
     free_bytes: FreeSpace,
     was_refusing: bool,
+    repeats: Repeats,
 }
 
 /// The unanswered requests, with their responders.
@@ -76,6 +78,7 @@ impl MainLoop {
             clock,
             free_bytes: FreeSpace::default(),
             was_refusing: false,
+            repeats: Repeats::within(COMMANDS_KEPT),
         }
     }
 
@@ -161,7 +164,7 @@ impl MainLoop {
         }
         self.was_refusing = problem.is_some();
         self.mirror();
-        let before = Timestamp::now() - COMMANDS_KEPT;
+        let before = self.repeats.begin(Timestamp::now(), self.clock.now());
         self.workers.housekeep(&self.journal, before);
     }
 

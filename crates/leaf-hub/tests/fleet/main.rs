@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use jiff::SignedDuration;
 use leaf_bus::embedded::NatsServer;
 use leaf_core::fleet::{ClaimReply, CopyPage, CopyState, ReadCopy};
 use leaf_core::id::InstanceId;
@@ -58,6 +59,9 @@ fn main() {
             "a_name_belongs_to_one_instance_also_after_the_agent_was_killed",
             || Box::pin(one_instance()),
         ),
+        trial("a_leaf_whose_clock_is_weeks_off_is_there_as_any_other", || {
+            Box::pin(wrong_clock())
+        }),
         trial("a_request_with_a_forged_reply_subject_is_ignored", || {
             Box::pin(forged())
         }),
@@ -151,6 +155,37 @@ async fn one_instance() -> anyhow::Result<()> {
     let reply = leaf.claim_as(other).await?;
     ensure!(held(&reply), "after the agent's restart: {reply:?}");
     leaf.claimed().await?;
+    Ok(())
+}
+
+/// The clock is set from one claim to the next, as NTP does after a start without a battery, and back.
+async fn wrong_clock() -> anyhow::Result<()> {
+    let weeks = SignedDuration::from_hours(4 * 7 * 24);
+    let mut site = Site::start(&["edge-1"]).await?;
+    let mut leaf = site.leaf("edge-1").await?;
+    leaf.claimed().await?;
+    for off in [weeks, -weeks, weeks] {
+        leaf.publish(3).await?;
+        leaf.claims().by_a_clock_off_by(off).claimed().await?;
+        site.has_all(&leaf, LIMIT).await?;
+        site.shows(&leaf, CopyState::Current).await?;
+        let other = leaf.claim_as(InstanceId(Uuid::now_v7())).await?;
+        ensure!(
+            matches!(&other, ClaimReply::Held { by } if by.instance == leaf.instance),
+            "by a clock off by {off}: {other:?}"
+        );
+        // What the agent knows of it after a restart is by the clock of the hub, too.
+        site.kill_agent().await?;
+        site.start_agent()?;
+        let other = leaf.claim_as(InstanceId(Uuid::now_v7())).await?;
+        ensure!(
+            matches!(other, ClaimReply::Held { .. }),
+            "after a restart: {other:?}"
+        );
+        leaf.claims().by_a_clock_off_by(off).claimed().await?;
+    }
+    let facts = site.facts(&leaf).await?;
+    ensure!(!facts.iter().any(|fact| fact == "away"), "{facts:?}");
     Ok(())
 }
 

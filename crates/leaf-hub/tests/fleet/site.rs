@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use leaf_bus::connect::{Bus, ConnectSettings, Credentials};
 use leaf_bus::hub::Hub;
 use leaf_bus::identity::{HubUsers, daemon_caller, hub_caller};
@@ -431,6 +431,13 @@ pub(crate) struct Claims {
 }
 
 impl Claims {
+    /// The same, by a clock of the leaf that is this far off.
+    pub(crate) fn by_a_clock_off_by(mut self, off: SignedDuration) -> Self {
+        self.claim.beat.time += off;
+        self.claim.beat.started_at = self.claim.beat.time;
+        self
+    }
+
     pub(crate) async fn reply(&self) -> anyhow::Result<ClaimReply> {
         let body = serde_json::to_vec(&self.claim)?;
         ask(&self.link, &subject::hub_claim(&self.claim.beat.leaf), body).await
