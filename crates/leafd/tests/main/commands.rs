@@ -1,7 +1,7 @@
 //! What callers can do wrong, and how a leaf answers: over NATS, through `leafctl`, and on the command line of `leafd`.
 
 #[path = "commands/ctl.rs"]
-mod ctl;
+pub(crate) mod ctl;
 #[path = "commands/input.rs"]
 mod input;
 #[path = "commands/log.rs"]

@@ -6,6 +6,8 @@ mod containers;
 mod crowds;
 #[path = "hosting/failing.rs"]
 mod failing;
+#[path = "hosting/fleet.rs"]
+mod fleet;
 #[path = "hosting/given.rs"]
 mod given;
 #[path = "hosting/jobs.rs"]
@@ -43,6 +45,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     trials.extend(failing::trials(host));
     trials.extend(reach::trials(host));
     trials.extend(given::trials(host));
+    trials.push(fleet::trial(host));
     trials.extend(crowds::trials(host));
     trials.extend(jobs::trials(host));
     trials.extend(pause::trials(host));

@@ -81,7 +81,8 @@ fn program() -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_leafd")).with_file_name("leafctl")
 }
 
-fn lack() -> Option<String> {
+/// Why `leafctl` can't be run.
+pub(crate) fn lack() -> Option<String> {
     let made = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
     let Some(built) = made(&program()) else {
         return Some(format!(
@@ -109,7 +110,7 @@ fn newest(directory: &Path) -> SystemTime {
 }
 
 /// `leafctl` without anything of this machine's user.
-fn command(arguments: &[&str]) -> Command {
+pub(crate) fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(program());
     command
         .args(arguments)
@@ -122,7 +123,7 @@ fn command(arguments: &[&str]) -> Command {
     command
 }
 
-async fn run(mut command: Command) -> anyhow::Result<Output> {
+pub(crate) async fn run(mut command: Command) -> anyhow::Result<Output> {
     let what = format!("{command:?}");
     tokio::time::timeout(Duration::from_secs(60), command.output())
         .await
@@ -150,12 +151,12 @@ async fn document(leaf: &TestLeaf, arguments: &[&str]) -> anyhow::Result<Value> 
     serde_json::from_str(&printed).with_context(|| format!("{arguments:?}: {printed}"))
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// Fails unless it ended so and said this.
-fn ended(output: &Output, code: i32, says: &str) -> anyhow::Result<()> {
+pub(crate) fn ended(output: &Output, code: i32, says: &str) -> anyhow::Result<()> {
     let said = text(&output.stderr);
     ensure!(
         output.status.code() == Some(code),

@@ -24,19 +24,24 @@ use tokio::time::Instant;
 use super::host::hub_agent;
 use super::{Setup, until};
 
-/// The files with the seeds of the users: the agent's two, the leaf's, a person's.
-const SEEDS: [&str; 4] = ["agent.seed", "links.seed", "leaf.seed", "ann.seed"];
+/// The files with the seeds of the users: the agent's two, a person's.
+const SEEDS: [&str; 3] = ["agent.seed", "links.seed", "ann.seed"];
+
+fn seed_file(leaf: &LeafName) -> String {
+    format!("{leaf}.seed")
+}
 
 fn ann_caller() -> anyhow::Result<Caller> {
     Ok(Caller::new("ann")?)
 }
 
-/// A hub for one leaf.
+/// A hub, and the name of its first leaf.
 pub(crate) struct HubSite {
     pub(crate) leaf: LeafName,
+    pub(crate) leaves: Vec<LeafName>,
     agent_in_links: KeyPair,
     clients: u16,
-    leaves: SocketAddr,
+    for_leaves: SocketAddr,
     directory: tempfile::TempDir,
     _server: Child,
     agent: Option<Child>,
@@ -45,17 +50,29 @@ pub(crate) struct HubSite {
 impl HubSite {
     /// Starts a hub's server, without an agent, for a leaf of a name of its own.
     pub(crate) async fn start() -> anyhow::Result<Self> {
-        let leaf = Setup::new().name().clone();
+        Self::start_for(1).await
+    }
+
+    /// The same, for this many leaves.
+    pub(crate) async fn start_for(count: usize) -> anyhow::Result<Self> {
+        let leaves: Vec<LeafName> = (0..count).map(|_| Setup::new().name().clone()).collect();
+        let leaf = leaves.first().context("a leaf")?.clone();
         let directory = tempfile::Builder::new().prefix("leafd-hub-").tempdir()?;
-        let keys = [(); 4].map(|()| KeyPair::new_user());
+        let keys = [(); 3].map(|()| KeyPair::new_user());
         for (key, file) in keys.iter().zip(SEEDS) {
             std::fs::write(directory.path().join(file), key.seed()?)?;
         }
-        let [agent, agent_in_links, of_leaf, ann] = keys;
+        let [agent, agent_in_links, ann] = keys;
+        let mut leaf_keys = Vec::new();
+        for leaf in &leaves {
+            let key = KeyPair::new_user();
+            std::fs::write(directory.path().join(seed_file(leaf)), key.seed()?)?;
+            leaf_keys.push((leaf.clone(), key.public_key()));
+        }
         let users = HubUsers {
             agent: agent.public_key(),
             agent_in_links: agent_in_links.public_key(),
-            leaves: vec![(leaf.clone(), of_leaf.public_key())],
+            leaves: leaf_keys,
             people: vec![(ann_caller()?, ann.public_key())],
         };
         let (config, log) = (
@@ -80,12 +97,13 @@ impl HubSite {
             .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn()?;
-        let [clients, leaves] = until("the hub's server listens", async || addresses_in(&log)).await?;
+        let [clients, for_leaves] = until("the hub's server listens", async || addresses_in(&log)).await?;
         Ok(Self {
             leaf,
+            leaves,
             agent_in_links,
             clients: clients.port(),
-            leaves,
+            for_leaves,
             directory,
             _server: server,
             agent: None,
@@ -94,18 +112,23 @@ impl HubSite {
 
     /// The settings of the leaf, whose server connects through this wire.
     pub(crate) fn setup(&self, wire: &Wire) -> Setup {
+        self.setup_of(&self.leaf, wire)
+    }
+
+    /// The same, of one of its leaves.
+    pub(crate) fn setup_of(&self, leaf: &LeafName, wire: &Wire) -> Setup {
         Setup::new()
-            .named(&self.leaf)
+            .named(leaf)
             .set("nats.embedded.hub.url", format!("nats://{}", wire.address))
             .set(
                 "nats.embedded.hub.credentials",
-                self.file("leaf.seed").display().to_string(),
+                self.file(&seed_file(leaf)).display().to_string(),
             )
     }
 
     /// A new wire to this hub.
     pub(crate) async fn wire(&self) -> anyhow::Result<Wire> {
-        Wire::to(self.leaves).await
+        Wire::to(self.for_leaves).await
     }
 
     /// Starts the real agent.
