@@ -24,6 +24,10 @@ pub(super) fn trials() -> Vec<Trial> {
             hears_what_goes_up,
         ),
         trial("a_leaf_outlives_a_hub_that_speaks_no_protocol", outlives_garbage),
+        trial(
+            "a_hub_names_other_addresses_and_the_leafs_server_connects_there_and_keeps_to_its_rights",
+            names_other_addresses,
+        ),
     ]
 }
 
@@ -323,6 +327,41 @@ async fn outlives_garbage() -> anyhow::Result<()> {
     ensure!(hub.still_there().await, "{:?}", hub.errors());
     own_people_work(&scene).await?;
     hub.hears("leaf.v1.ctr.edge.").await?;
+    scene.leaf.server.stop().await;
+    Ok(())
+}
+
+/// As a server of a cluster does. The option against it, `ignore_discovered_servers`, is one of nats-server 2.14.
+async fn names_other_addresses() -> anyhow::Result<()> {
+    let scene = Scene::begin().await?;
+    let elsewhere = TcpListener::bind("127.0.0.1:0").await?;
+    let address = elsewhere.local_addr()?;
+    let hub = scene
+        .hub(&json!({ "leafnode_urls": [address.to_string()] }))
+        .await?;
+    drop(hub);
+    // It tries one address after the other, with a pause of a second.
+    let there = async {
+        loop {
+            tokio::select! {
+                there = elsewhere.accept() => return there,
+                gone = scene.listener.accept() => drop(gone),
+            }
+        }
+    };
+    let (stream, _) = tokio::time::timeout(LIMIT, there)
+        .await
+        .context("waiting for the leaf's server elsewhere")??;
+    let mut hub = RawPeer::accept(stream, address.port(), &json!({})).await?;
+    hub.subscribe(">").await?;
+    ensure!(hub.still_there().await, "{:?}", hub.errors());
+    own_people_work(&scene).await?;
+    hub.hears("leaf.v1.ctr.edge.").await?;
+    let secret = hub
+        .messages()
+        .into_iter()
+        .find(|message| message.subject.contains(".cmd.") || message.subject.starts_with("_INBOX."));
+    ensure!(secret.is_none(), "it hears {secret:?}");
     scene.leaf.server.stop().await;
     Ok(())
 }
