@@ -45,6 +45,11 @@ pub(crate) struct Global {
 }
 
 impl Global {
+    /// Returns whether flags select the leaves.
+    pub(crate) fn selects_leaves(&self) -> bool {
+        self.all_leaves || self.selector.is_some() || !self.leaf.is_empty()
+    }
+
     /// Returns how results are shown.
     pub(crate) fn output(&self) -> Output {
         Output::new(self.json)

@@ -12,6 +12,7 @@ use leaf_core::command::{CommandKind, Request, ShowContainer};
 use leaf_core::container::{Container, ContainerPhase};
 use leaf_core::fleet::CopyState;
 use leaf_core::id::{CommandId, ContainerName, LeafName};
+use leaf_core::printable::printable_line;
 use leaf_core::problem::{Problem, ProblemCode};
 use uuid::Uuid;
 
@@ -191,7 +192,8 @@ impl Leaf {
                     how: error.into(),
                 })
             }
-            (Err(CallError::NoLeaf(_)), _) => Err(self.without_reply().await),
+            (Err(CallError::NoLeaf(_)), _) => Err(self.without_reply(None).await),
+            (Err(CallError::TimedOut { seconds, .. }), None) => Err(self.without_reply(Some(seconds)).await),
             (Err(error), _) => Err(error.into()),
         }
     }
@@ -211,7 +213,9 @@ impl Leaf {
         let Ok(Some(copy)) = self.client.copy_status(&self.name).await else {
             return String::new();
         };
-        let reason = copy.reason.map_or(String::new(), |why| format!(" ({why})"));
+        let reason = copy
+            .reason
+            .map_or(String::new(), |why| format!(" ({})", printable_line(&why)));
         let state = match copy.state {
             CopyState::Away => String::new(),
             state => format!(", and is {state} since {}{reason}", copy.since),
@@ -222,8 +226,9 @@ impl Leaf {
         )
     }
 
-    /// Returns the error about a leaf that does not reply: it explains why `leaf list` may list it all the same.
-    async fn without_reply(&self) -> Error {
+    /// Returns the error about a leaf that takes no commands, or did not reply to a query within some seconds: it explains why
+    /// `leaf list` may list it all the same.
+    async fn without_reply(&self, within: Option<f64>) -> Error {
         let heard = match &self.among {
             Among::Several { heard, .. } => heard.as_deref().cloned(),
             Among::Alone => {
@@ -235,21 +240,30 @@ impl Leaf {
             }
         };
         let Some(heard) = heard else {
-            return Error::Call(CallError::NoLeaf(self.name.clone()));
+            let leaf = self.name.clone();
+            return Error::Call(match within {
+                None => CallError::NoLeaf(leaf),
+                Some(seconds) => CallError::TimedOut { leaf, seconds },
+            });
         };
         let Beat {
             instance, hostname, ..
         } = &heard.beat;
-        let (leaf, host, last) = (&self.name, hostname, ago(heard.at));
+        let (leaf, host, last) = (&self.name, printable_line(hostname), ago(heard.at));
+        let failed = match within {
+            None => "takes no commands".to_owned(),
+            Some(seconds) => format!("did not reply within {seconds} s"),
+        };
         Error::NoLeaf(match away_since(&heard) {
             Some(since) => format!(
-                "leaf {leaf} is away since {since}: instance {instance} on {host} sent its last beat {last}{}",
+                "leaf {leaf} {}is away since {since}: instance {instance} on {host} sent its last beat {last}{}",
+                within.map_or(String::new(), |_| format!("{failed} and ")),
                 self.copy_text().await
             ),
             None => format!(
-                "leaf {leaf} takes no commands, though `leafctl leaf list` still has it: instance {instance} on {host} sent its \
-                 last beat {last}; leafd is starting or stopping there, or has ended less than {LEASE_SECONDS} s ago: see its log \
-                 on {host} (`journalctl -u leafd`)"
+                "leaf {leaf} {failed}, though `leafctl leaf list` still has it: instance {instance} on {host} sent its last beat \
+                 {last}; leafd is starting or stopping there, or has ended or lost its server or its link to a hub less than \
+                 {LEASE_SECONDS} s ago: see its log on {host} (`journalctl -u leafd`)"
             ),
         })
     }

@@ -3,10 +3,12 @@
 use leaf_bus::client::{Heard, Leaves};
 use leaf_core::id::LeafName;
 use leaf_core::labels;
+use leaf_core::printable::printable_line;
 use leaf_core::selector::{NamePattern, Selector};
 
 use crate::error::Error;
 use crate::global::Global;
+use crate::output::tell;
 
 /// The variable that names the leaf.
 const VARIABLE: &str = "LEAFCTL_LEAF";
@@ -36,7 +38,7 @@ pub(crate) struct Several {
 pub(crate) struct Selected {
     /// Its name.
     pub leaf: LeafName,
-    /// Its last beat; `None` if it is named and not listed.
+    /// Its last beat; `None` if it is named and not listed, or its beat can't be read.
     pub heard: Option<Heard>,
 }
 
@@ -78,7 +80,16 @@ impl Selection {
 }
 
 impl Several {
-    /// Returns the selected leaves, sorted by name: of the listed ones, and those that are named without being listed.
+    /// Selects one leaf by its name.
+    pub(crate) fn named(leaf: LeafName) -> Self {
+        Self {
+            names: vec![NamePattern::Exact(leaf)],
+            selector: None,
+        }
+    }
+
+    /// Returns the selected leaves, sorted by name: of the listed ones, and those that are named without being listed. Without a
+    /// selector that includes those whose beat can't be read; with one, a note names them, since nobody knows their labels.
     ///
     /// # Errors
     /// [`Error::NotFound`] with all leaves and their labels if none is selected.
@@ -97,6 +108,15 @@ impl Several {
                 heard: Some(heard),
             })
             .collect();
+        for leaf in leaves.unreadable.into_iter().filter(is_named) {
+            if self.selector.is_some() {
+                tell(format!(
+                    "leaf {leaf} is left out: its last beat, which has its labels, can't be read, or names another leaf"
+                ));
+            } else {
+                selected.push(Selected { leaf, heard: None });
+            }
+        }
         for name in &self.names {
             if let NamePattern::Exact(leaf) = name
                 && self.selector.is_none()
@@ -123,10 +143,12 @@ fn nothing(leaves: &[Heard]) -> String {
     }
     let leaves: Vec<String> = leaves
         .iter()
-        .map(|Heard { beat, .. }| match labels::text(&beat.labels) {
-            labels if labels.is_empty() => format!("{} (no labels)", beat.leaf),
-            labels => format!("{} ({labels})", beat.leaf),
-        })
+        .map(
+            |Heard { beat, .. }| match printable_line(&labels::text(&beat.labels)) {
+                labels if labels.is_empty() => format!("{} (no labels)", beat.leaf),
+                labels => format!("{} ({labels})", beat.leaf),
+            },
+        )
         .collect();
     format!("no leaf is selected; the leaves are {}", leaves.join(", "))
 }
@@ -231,6 +253,26 @@ mod tests {
         ] {
             let leaves: Vec<String> = leaves.iter().map(|leaf| (*leaf).to_owned()).collect();
             assert_eq!(selected(flags), Ok(leaves), "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn a_leaf_whose_beat_cannot_be_read_is_left_out_by_a_selector_only() {
+        let mut leaves = leaves();
+        leaves.unreadable.push(LeafName::new("edge-9").expect("a name"));
+        for (flags, is_selected) in [
+            (&["-A"][..], true),
+            (&["--leaf", "edge-*"], true),
+            (&["--leaf", "edge-9,hub"], true),
+            (&["--leaf", "hub*"], false),
+            (&["-l", "!none"], false),
+        ] {
+            let Ok(Selection::Several(several)) = selection(flags, None) else {
+                panic!("{flags:?} selects several")
+            };
+            let selected = several.select(leaves.clone()).expect("some");
+            let of_it = selected.iter().filter(|one| one.leaf.as_str() == "edge-9");
+            assert_eq!(of_it.count(), usize::from(is_selected), "{flags:?}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leaf_bus::client::{CallError, Client};
+use leaf_bus::client::{CallError, Client, Leaves};
 use leaf_bus::connect::ConnectSettings;
 use leaf_bus::context::{self, ContextError};
 use leaf_core::command::Request;
@@ -17,7 +17,7 @@ use crate::global::Global;
 use crate::leaf::Leaf;
 use crate::output::Output;
 use crate::progress::waiting;
-use crate::selection::{Selected, Selection};
+use crate::selection::{Selected, Selection, Several};
 use crate::text::Text;
 use crate::view::View;
 
@@ -36,6 +36,8 @@ pub(crate) struct Session {
     pub client: Client,
     timeout: Duration,
     selection: Selection,
+    /// Whether flags select the leaves, and not the variable or nothing.
+    by_flags: bool,
     /// The given id of the first change.
     command_id: Option<CommandId>,
 }
@@ -52,6 +54,7 @@ impl Session {
             client,
             timeout: global.timeout,
             selection,
+            by_flags: global.selects_leaves(),
             command_id: global.command_id.clone(),
         })
     }
@@ -60,9 +63,10 @@ impl Session {
     pub(crate) fn named(&self, leaf: Option<LeafName>) -> Result<Self, Error> {
         let selection = match (leaf, &self.selection) {
             (None, selection) => selection.clone(),
-            (Some(leaf), Selection::Several(_)) => {
+            (Some(leaf), Selection::One(other)) if *other == leaf => Selection::One(leaf),
+            (Some(leaf), _) if self.by_flags => {
                 return Err(Error::Usage(format!(
-                    "leaf {leaf} is named beside --leaf, --selector or --all-leaves for several: leave one of the two out"
+                    "leaf {leaf} is named beside --leaf, --selector or --all-leaves: leave one of the two out"
                 )));
             }
             (Some(leaf), _) => Selection::One(leaf),
@@ -73,9 +77,14 @@ impl Session {
         })
     }
 
-    /// Returns the leaves that the command is for.
-    pub(crate) fn selection(&self) -> &Selection {
-        &self.selection
+    /// Returns those of the listed leaves that flags select, or else all.
+    pub(crate) fn listed(&self, leaves: Leaves) -> Result<Vec<Selected>, Error> {
+        match &self.selection {
+            Selection::Several(several) => several.select(leaves),
+            Selection::One(leaf) if self.by_flags => Several::named(leaf.clone()).select(leaves),
+            Selection::Only | Selection::One(_) if leaves == Leaves::default() => Ok(Vec::new()),
+            Selection::Only | Selection::One(_) => Several::default().select(leaves),
+        }
     }
 
     /// Returns whether the command is for any number of leaves, so that its output names them.

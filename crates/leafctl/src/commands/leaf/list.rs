@@ -14,7 +14,7 @@ use super::copy::{self, copies};
 use crate::error::Error;
 use crate::leaf::away_since;
 use crate::output::{Output, ago};
-use crate::selection::{Selected, Selection};
+use crate::selection::Selected;
 use crate::session::Session;
 
 /// List the leaves with their labels: those that are online, and on a hub those that are away.
@@ -60,16 +60,20 @@ impl List {
                 "leaf {leaf} is not listed: its last beat can't be read, or names another leaf"
             ));
         }
-        let all: Vec<Heard> = match session.selection() {
-            Selection::Several(several) => {
-                let selected = several.select(leaves)?.into_iter();
-                selected.filter_map(|Selected { heard, .. }| heard).collect()
+        let unreadable = leaves.unreadable.clone();
+        let mut all = Vec::new();
+        let mut missing = Vec::new();
+        for Selected { leaf, heard } in session.listed(leaves)? {
+            match heard {
+                Some(heard) => all.push(heard),
+                None if unreadable.contains(&leaf) => {}
+                None => missing.push(leaf.to_string()),
             }
-            Selection::Only | Selection::One(_) => leaves.heard,
-        };
+        }
         let copies = copies(session, output).await;
         let listed: Vec<Listed<'_>> = all.iter().map(|heard| Listed::of(heard, &copies)).collect();
-        output.document(&json!({ "leaves": listed }), |_| {
+        let document = json!({ "leaves": listed, "unreadable": unreadable });
+        output.document(&document, |_| {
             let mut headings = vec![
                 "LEAF",
                 "STATE",
@@ -102,6 +106,13 @@ impl List {
                 table.add_row(row);
             }
             table
-        })
+        })?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(Error::NotFound(format!(
+            "not listed: {}; no leaf of this name has ever held a lease on this server",
+            missing.join(", ")
+        )))
     }
 }

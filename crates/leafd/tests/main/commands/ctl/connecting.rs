@@ -292,5 +292,5 @@ pub(super) async fn just_ended() -> anyhow::Result<()> {
         &format!("leaf {name} takes no commands, though `leafctl leaf list` still has it"),
     )?;
     ended(&output, 4, &shown.instance.to_string())?;
-    ended(&output, 4, "has ended less than 30 s ago")
+    ended(&output, 4, "leafd is starting or stopping there, or has ended")
 }

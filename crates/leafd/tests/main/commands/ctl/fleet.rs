@@ -328,7 +328,11 @@ pub(super) async fn away() -> anyhow::Result<()> {
     let _heard = silent.subscribe(subject::commands_of(&gone)).await?;
     silent.flush().await?;
     let (output, took) = fleet.ctl(&["leaf", "show", "-A"]).await?;
-    ended(&output, 4, &format!("leaf {gone} did not answer within 1 s"))?;
+    ended(
+        &output,
+        4,
+        &format!("leaf {gone} did not reply within 1 s and is away since"),
+    )?;
     ensure!(took < Duration::from_secs(5), "it waited for {took:?}");
     Ok(())
 }

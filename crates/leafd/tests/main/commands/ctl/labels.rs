@@ -84,7 +84,16 @@ pub(super) async fn kept() -> anyhow::Result<()> {
             ],
         "{removed}"
     );
-    Ok(())
+    // A leaf of its own beside one that flags select.
+    let (refused, _) = fleet
+        .ctl(&["leaf", "label", &first, "--leaf", &second, "x=1"])
+        .await?;
+    ended(&refused, 2, &format!("leaf {first} is named beside --leaf"))?;
+    let (listed, _) = fleet.ctl(&["leaf", "list", "--leaf", &second]).await?;
+    ended(&listed, 0, "")?;
+    ensure!(text(&listed.stdout).lines().count() == 2, "{listed:?}");
+    let (listed, _) = fleet.ctl(&["leaf", "list", "--leaf", "nobody"]).await?;
+    ended(&listed, 5, "not listed: nobody")
 }
 
 pub(super) async fn hostile() -> anyhow::Result<()> {
