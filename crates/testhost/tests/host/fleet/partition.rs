@@ -72,17 +72,14 @@ fn bad_link(hubbed: &Hubbed) -> Outcome {
     recorded_once(hubbed, "leaf-1", "bad-link", 4)
 }
 
-/// A leaf's clock and the hub's are weeks off, in both directions: every leaf is there, and each change is one event.
+/// A leaf's clock and the hub's are weeks off, in opposite directions, and then the other way: every leaf is there, and each change
+/// is one event.
 fn clocks(hubbed: &Hubbed) -> Outcome {
     let (leaf, hub) = (hubbed.fleet.leaf(2), &hubbed.fleet.hub);
-    let jumps = [
-        (leaf, "-3 weeks"),
-        (leaf, "+6 weeks"),
-        (hub, "+3 weeks"),
-        (hub, "-6 weeks"),
-    ];
-    for (number, (host, by)) in jumps.into_iter().enumerate() {
-        host.ok(&format!("date --set '{by}'"))?;
+    let jumps = [("-3 weeks", "+3 weeks"), ("+6 weeks", "-6 weeks")];
+    for (number, (of_leaf, of_hub)) in jumps.into_iter().enumerate() {
+        leaf.ok(&format!("date --set '{of_leaf}'"))?;
+        hub.ok(&format!("date --set '{of_hub}'"))?;
         for number_of_leaf in 1..=LEAVES {
             hubbed.change(&leaf_name(number_of_leaf), &format!("clock={number}"))?;
         }
