@@ -17,13 +17,7 @@ const LONGER: Duration = Duration::from_secs(60);
 /// The variable with the address of the socket.
 const SOCKET: &str = "NOTIFY_SOCKET";
 
-fn tell(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(error = chain(&error), "can't notify systemd");
-    }
-}
-
-/// The same, without waiting for a systemd that reads nothing at the moment, which then misses it. A daemon's main loop
+/// Sends these without waiting for a systemd that reads nothing at the moment, which then misses them. A daemon's main loop
 /// must not depend on it.
 fn tell_without_waiting(states: &[NotifyState<'_>]) {
     match send_without_waiting(states) {
@@ -54,7 +48,11 @@ fn send_without_waiting(states: &[NotifyState<'_>]) -> io::Result<()> {
 /// Notifies that the daemon is ready, with the status that systemd shows of its unit.
 pub fn ready(status: &str) {
     // An end of a line would begin another assignment of the protocol.
-    tell(&[NotifyState::Ready, NotifyState::Status(&printable_line(status))]);
+    let states = [NotifyState::Ready, NotifyState::Status(&printable_line(status))];
+    // This one is waited for: a start that systemd never hears of is no start.
+    if let Err(error) = sd_notify::notify(&states) {
+        tracing::warn!(error = chain(&error), "can't notify systemd");
+    }
 }
 
 /// Notifies that the start goes on and takes longer, for the reason that systemd shows as the unit's status. To be repeated
@@ -79,7 +77,7 @@ pub fn alive() {
 
 /// Notifies that the daemon is stopping.
 pub fn stopping() {
-    tell(&[NotifyState::Stopping]);
+    tell_without_waiting(&[NotifyState::Stopping]);
 }
 
 /// Returns the period in which to call [`alive`]: half of systemd's watchdog timeout; `None` without a watchdog.

@@ -349,5 +349,7 @@ pub(super) async fn notifications_that_nobody_reads() -> anyhow::Result<()> {
         let shown = leaf.show().await;
         leaf.with_log(shown)?;
     }
+    let status = leaf.stop().await?;
+    ensure!(status.success(), "{status}");
     Ok(())
 }

@@ -23,7 +23,7 @@ const ABSENCE: SignedDuration = SignedDuration::from_hours(4 * 7 * 24);
 const BATCH: u64 = 1000;
 
 /// What leafd, and what the agent, may need in memory at most, in KiB, however many events there are.
-const MEMORY_KIB: u64 = 96 << 10;
+const MEMORY_KIB: u64 = 64 << 10;
 
 pub(super) fn trial(host: &Host) -> Trial {
     let given = std::env::var(EVENTS).ok();
