@@ -26,9 +26,10 @@ in
   (check "nats.url" (nats.url != null)
     "the agent needs the hub's NATS server: set it, or enable services.cim-nats with the role hub on this host."
   )
-  (check "nats.url" (nats.url == null || (import ../nats-url.nix).areSafe ownUrls nats.url)
-    "\"${toString nats.url}\" leaves the host without TLS, has a user or names no server: begin each URL with tls:// or wss://."
-  )
+  (check "nats.url" (nats.url == null || (import ../nats-url.nix).areSafe [ "tls" ] ownUrls nats.url) (
+    "\"${toString nats.url}\" leaves the host without TLS, has a user or names no server: begin each URL with tls:// "
+    + "(leaf-hub connects to no websocket: write the server's port for clients, tls://host:4222, in place of wss://)."
+  ))
   (required "nats.fleetCredentialsFile" nats.fleetCredentialsFile "FLEET")
   (required "nats.linksCredentialsFile" nats.linksCredentialsFile "LINKS")
   (check "nats.linksCredentialsFile"

@@ -83,9 +83,10 @@ in
   {
     assertion =
       nats.url == null
-      || natsUrl.areSafe ownUrls nats.url;
+      || natsUrl.areSafe [ "tls" ] ownUrls nats.url;
     message =
-      "services.cim-leaf.nats.url: a connection to another host needs TLS: begin each URL with tls:// or wss://, and "
+      "services.cim-leaf.nats.url: a connection to another host needs TLS: begin each URL with tls:// (leafd connects to no "
+      + "websocket: write the server's port for clients, tls://host:4222, in place of wss://), and "
       + "leave out users, passwords and tokens, since every user of the host can read the store; "
       + "services.cim-leaf.nats.credentialsFile names the leaf's credentials.";
   }
@@ -131,7 +132,7 @@ in
       || (
         nats.embedded.enable
         && nats.embedded.hub.credentialsFile != null
-        && natsUrl.areSafe [ ] nats.embedded.hub.url
+        && natsUrl.areSafe [ "tls" "wss" ] [ ] nats.embedded.hub.url
       );
     message =
       "services.cim-leaf.nats.embedded.hub: a hub needs embedded.enable and hub.credentialsFile, and each of its URLs begins "

@@ -92,7 +92,7 @@ in
         default = null;
         example = "tls://hub.example:4222";
         description = ''
-          The NATS servers to connect to, separated by commas: `tls://` or `wss://`, except for a server on this host,
+          The NATS servers to connect to, separated by commas: `tls://`, except for a server on this host,
           and without a user or password, which every user of the host could read in the Nix store. Mutually exclusive
           with {option}`services.cim-leaf.nats.embedded.enable`.
         '';

@@ -85,7 +85,7 @@ let
       (check option (isName name && !(builtins.elem name [ "operator" "accounts" "tls" ])) (
         "the name is part of file names: use letters, digits, _ and -, but not operator, accounts or tls."
       ))
-      (check "${option}.urls" (all ((import ../nats-url.nix).isSafe [ ]) remote.urls)
+      (check "${option}.urls" (all ((import ../nats-url.nix).isSafe [ "tls" "wss" ] [ ]) remote.urls)
         "a connection to a hub needs TLS: begin each URL with tls:// or wss://, and leave out users and passwords."
       )
       (check "${option}.account" (isAccount remote.account)

@@ -11,7 +11,9 @@ use crate::level::Mode;
 use crate::link::Link;
 use crate::stream_error::StreamError;
 
-pub use crate::settings::{Cause, ConnectError, ConnectSettings, Credentials, ServerIdentity, Status, Tls};
+pub use crate::settings::{
+    Cause, ConnectError, ConnectSettings, Credentials, ServerIdentity, Status, Tls, is_websocket,
+};
 
 /// The daemon's connection, or two of them: one in the callers' account, one in the streams'. Cheap to clone; clones
 /// share the connections.

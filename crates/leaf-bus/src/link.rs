@@ -16,7 +16,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::level::{Mode, Shared};
 use crate::options::{check_tls_files, classify, options};
-use crate::settings::{ConnectError, ConnectSettings, ServerIdentity, Status, without_user};
+use crate::settings::{ConnectError, ConnectSettings, ServerIdentity, Status, is_websocket, without_user};
 use crate::stream_error::{RequestError, StreamError, publish_error, request_error};
 
 /// A connection and its status.
@@ -37,9 +37,15 @@ impl Link {
         for server in &settings.servers {
             let address = server.parse::<async_nats::ServerAddr>().ok();
             let address = address.filter(|address| !address.host().is_empty());
-            addresses.push(address.ok_or_else(|| ConnectError::BadAddress {
+            let address = address.ok_or_else(|| ConnectError::BadAddress {
                 server: without_user(server),
-            })?);
+            })?;
+            if is_websocket(server) {
+                return Err(ConnectError::Websocket {
+                    server: without_user(server),
+                });
+            }
+            addresses.push(address);
         }
         if addresses.is_empty() {
             return Err(ConnectError::BadAddress {

@@ -129,6 +129,13 @@ pub struct Tls {
     pub required: bool,
 }
 
+/// Returns whether a URL is that of a websocket, which the NATS client here is built without.
+#[must_use]
+pub fn is_websocket(url: &str) -> bool {
+    let scheme = url.trim().split_once("://").map_or("", |(scheme, _)| scheme);
+    scheme.eq_ignore_ascii_case("ws") || scheme.eq_ignore_ascii_case("wss")
+}
+
 /// Why a connection failed, or can't be used. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -143,6 +150,14 @@ pub enum ConnectError {
     /// The address can't be parsed.
     #[error("{server:?} is not the address of a NATS server: write it like nats://host:4222")]
     BadAddress {
+        /// The given address.
+        server: String,
+    },
+    /// The address is that of a websocket.
+    #[error(
+        "{server:?} is a websocket, which this program can't connect to: write tls://host:4222, the server's port for clients"
+    )]
+    Websocket {
         /// The given address.
         server: String,
     },

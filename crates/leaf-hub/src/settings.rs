@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use leaf_bus::connect::{ConnectSettings, Credentials, Tls};
+use leaf_bus::connect::{ConnectSettings, Credentials, Tls, is_websocket};
 use leaf_bus::identity::is_public_user_key;
 use leaf_core::id::{Caller, LeafName};
 use leaf_core::subject;
@@ -85,6 +85,12 @@ impl Settings {
         let nats = &self.nats;
         if nats.url.trim().is_empty() {
             return value("nats.url", "is empty; the form is nats://127.0.0.1:4222");
+        }
+        if nats.url.split(',').any(is_websocket) {
+            return value(
+                "nats.url",
+                "has a websocket, which leaf-hub can't connect to: write tls://host:4222, the server's port for clients",
+            );
         }
         if nats.cert.is_some() != nats.key.is_some() {
             return value("nats", "cert and key go together: set both");
@@ -206,6 +212,10 @@ mod tests {
             (format!("log = \"a=b=c\"\n{NATS}"), "log: is not a filter"),
             (NATS.replace("/run/b", "/run/a"), "FLEET and LINKS"),
             (NATS.replace("nats://127.0.0.1:4222", " "), "nats.url: is empty"),
+            (
+                NATS.replace("nats://127.0.0.1:4222", "tls://a:4222, wss://b:443"),
+                "nats.url: has a websocket",
+            ),
         ] {
             let error = load(&text).expect_err(problem);
             assert!(error.contains(problem), "{error}");

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
+use leaf_bus::connect::is_websocket;
 use leaf_host::settings_file::SettingsError;
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +68,16 @@ impl Nats {
             return Err(SettingsError::value(
                 "nats.url",
                 "is empty; the form is tls://host:4222",
+            ));
+        }
+        if self
+            .url
+            .as_deref()
+            .is_some_and(|urls| urls.split(',').any(is_websocket))
+        {
+            return Err(SettingsError::value(
+                "nats.url",
+                "has a websocket, which leafd can't connect to: write tls://host:4222, the server's port for clients",
             ));
         }
         let files = [
