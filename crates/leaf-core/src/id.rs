@@ -229,10 +229,17 @@ impl ContainerName {
         encode_token(self.as_str())
     }
 
-    /// Returns the NATS user name of this container: `ctr-` and its [token](Self::token). The prefix keeps containers
-    /// from taking the name of another caller.
+    /// Returns the NATS user name of this container on a leaf: `ctr-`, its [token](Self::token), `__` and the leaf. The
+    /// prefix keeps containers from taking the name of another caller, and the leaf those of one name from each other's inboxes
+    /// in an account that several leaves share. A token has no `__`, so two of them never have the same name.
     #[must_use]
-    pub fn caller(&self) -> Caller {
+    pub fn caller(&self, leaf: &LeafName) -> Caller {
+        Caller(format!("ctr-{}__{leaf}", self.token()))
+    }
+
+    /// Returns the NATS user name that containers were given before it named the leaf. Their credentials stay valid.
+    #[must_use]
+    pub fn earlier_caller(&self) -> Caller {
         Caller(format!("ctr-{}", self.token()))
     }
 }
@@ -452,9 +459,22 @@ mod tests {
 
     #[test]
     fn a_container_is_a_caller_of_its_own() {
-        assert_eq!(
-            ContainerName::new("Web").expect("a name").caller().as_str(),
-            "ctr-_57eb"
-        );
+        let of = |name: &str, leaf: &str| {
+            let leaf = LeafName::new(leaf).expect("a leaf");
+            String::from(ContainerName::new(name).expect("a name").caller(&leaf))
+        };
+        assert_eq!(of("Web", "edge-1"), "ctr-_57eb__edge-1");
+        let earlier = String::from(ContainerName::new("a-b").expect("a name").earlier_caller());
+        assert_eq!(earlier, "ctr-a-b");
+        let names = [
+            of("a", "b-c"),
+            of("a-b", "c"),
+            of("a", "_b"),
+            of("a_", "b"),
+            of("a", "b"),
+            earlier,
+        ];
+        let distinct: std::collections::BTreeSet<_> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len(), "{names:?}");
     }
 }

@@ -29,7 +29,7 @@ pub fn run(flags: &CheckNats) -> anyhow::Result<()> {
     let container = match (&settings.nats.container_signing_key, &settings.nats.credentials) {
         (Some(key), Some(credentials)) => {
             let signer = ContainerSigner::open(key, credentials)?;
-            Some(Users::container_of(&signer, &given.callers))
+            Some(Users::container_of(&leaf, &signer, &given.callers))
         }
         _ => None,
     };

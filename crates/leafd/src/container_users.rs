@@ -53,7 +53,7 @@ impl ContainerUsers {
     pub fn credentials(&self, container: &ContainerName) -> Secret {
         match self {
             Self::Own { identity, .. } => identity.container_credentials(container),
-            Self::Given(given) => given.signer.credentials(container),
+            Self::Given(given) => given.signer.credentials(&given.leaf, container),
         }
     }
 

@@ -114,13 +114,13 @@ impl ContainerSigner {
         self.key.public_key()
     }
 
-    /// Returns new credentials of a container's user, [`ContainerName::caller`]. They don't expire: whoever manages the
+    /// Returns new credentials of the user of a leaf's container, [`ContainerName::caller`]. They don't expire: whoever manages the
     /// account can revoke them, by the user's [public key](Self::user).
     #[must_use]
-    pub fn credentials(&self, container: &ContainerName) -> Secret {
+    pub fn credentials(&self, leaf: &LeafName, container: &ContainerName) -> Secret {
         let user = user_of(&self.key, container);
         let now = Timestamp::now().as_second();
-        issue(&self.key, &self.account, container, &user, now)
+        issue(&self.key, &self.account, (leaf, container), &user, now)
     }
 
     /// Returns the public key of a container's user.
@@ -138,7 +138,7 @@ impl Permissions {
             let filled = subjects.into_iter().map(|subject| {
                 subject
                     .replace("{{tag(container)}}", &container.token())
-                    .replace("{{name()}}", container.caller().as_str())
+                    .replace("{{name()}}", container.caller(leaf).as_str())
             });
             filled.collect()
         };
@@ -185,7 +185,7 @@ pub(super) fn derive(from: &KeyPair, kind: KeyPairType, purpose: &str, name: &st
 pub(super) fn issue(
     signer: &KeyPair,
     account: &str,
-    container: &ContainerName,
+    (leaf, container): (&LeafName, &ContainerName),
     user: &KeyPair,
     issued_at: i64,
 ) -> Secret {
@@ -199,7 +199,7 @@ pub(super) fn issue(
     let jwt = jwt::sign(
         Claims {
             subject: &user.public_key(),
-            name: container.caller().as_str(),
+            name: container.caller(leaf).as_str(),
             issued_at,
             nats: claims,
         },
@@ -259,7 +259,8 @@ mod tests {
         let account = KeyPair::new_account().public_key();
         let leafd = ContainerName::new("leafd").expect("a name");
         let user = KeyPair::new_user();
-        let credentials = issue(&KeyPair::new_account(), &account, &leafd, &user, 7);
+        let leaf = LeafName::new("edge").expect("a leaf");
+        let credentials = issue(&KeyPair::new_account(), &account, (&leaf, &leafd), &user, 7);
         site.write("leafd.creds", credentials.expose(), 0o600);
         assert_eq!(site.open(&seed(&key), 0o400).expect("a key").account(), account);
     }
@@ -289,7 +290,9 @@ mod tests {
         let own = KeyPair::from_seed(&key).expect("a key");
         let caller = daemon_caller();
         let container = ContainerName::new(caller.as_str()).expect("a name");
-        let leafd = issue(&own, &own.public_key(), &container, &KeyPair::new_user(), 7);
+        let leaf = LeafName::new("edge").expect("a leaf");
+        let of = (&leaf, &container);
+        let leafd = issue(&own, &own.public_key(), of, &KeyPair::new_user(), 7);
         site.write("leafd.creds", leafd.expose(), 0o600);
         assert!(matches!(
             site.open(&key, 0o600),

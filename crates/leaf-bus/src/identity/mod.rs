@@ -272,7 +272,7 @@ impl Identity {
         container_signer::issue(
             &self.keys.container_signer,
             &self.callers_account(),
-            container,
+            (&self.leaf, container),
             &user,
             issued_at,
         )

@@ -134,7 +134,7 @@ fn a_container_gets_a_user_of_its_own_with_no_permissions_of_its_own() {
         .decode(jwt.split('.').nth(1).expect("claims"))
         .expect("base64url");
     let body: Value = serde_json::from_slice(&body).expect("JSON");
-    assert_eq!(body["name"], "ctr-_57eb");
+    assert_eq!(body["name"], "ctr-_57eb__edge");
     assert_eq!(body["nats"]["tags"], json!(["container:_57eb"]));
     assert_eq!(body["nats"]["pub"], Value::Null);
 }

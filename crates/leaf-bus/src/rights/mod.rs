@@ -44,11 +44,15 @@ pub struct Users {
 impl Users {
     /// Returns the settings of a container's user as a given key issues it, at the servers of the leaf's own user.
     #[must_use]
-    pub fn container_of(signer: &ContainerSigner, callers: &ConnectSettings) -> ConnectSettings {
+    pub fn container_of(
+        leaf: &LeafName,
+        signer: &ContainerSigner,
+        callers: &ConnectSettings,
+    ) -> ConnectSettings {
         let container = probe_container();
         ConnectSettings {
-            credentials: Credentials::Text(signer.credentials(&container)),
-            inbox_prefix: subject::inbox_prefix(&container.caller()),
+            credentials: Credentials::Text(signer.credentials(leaf, &container)),
+            inbox_prefix: subject::inbox_prefix(&container.caller(leaf)),
             jetstream_domain: None,
             ..callers.clone()
         }
@@ -185,7 +189,7 @@ pub async fn check_scope(
     callers: &ConnectSettings,
 ) -> Result<Vec<Finding>, ScopeError> {
     let mut report = Report::new();
-    let settings = Users::container_of(signer, callers);
+    let settings = Users::container_of(leaf, signer, callers);
     let mut user = User::new(Role::Container, leaf, &settings, &mut report);
     user.probe = Some(Probe::connect(&settings).await.map_err(|source| match source {
         ProbeError::Refused(said) => ScopeError::Refused {

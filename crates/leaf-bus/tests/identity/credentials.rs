@@ -62,7 +62,7 @@ async fn revoked() -> anyhow::Result<()> {
     let mut site = Site::start().await?;
     let (web, other) = (ContainerName::new("web")?, ContainerName::new("other")?);
     let old = site.identity.container_credentials(&web);
-    let mut inside = site.connect(&old, &web.caller()).await?;
+    let mut inside = site.connect(&old, &web.caller(&leaf())).await?;
     let mut neighbour = container_of(&site, &other).await?;
     let mut admin = site.admin().await?;
     inside.may_publish("leaf.v1.ctr.edge.web.up").await?;
@@ -83,7 +83,7 @@ async fn revoked() -> anyhow::Result<()> {
     tokio::time::timeout(LIMIT, told)
         .await
         .context("the container's connection is dropped")?;
-    let refused = site.connect(&old, &web.caller()).await;
+    let refused = site.connect(&old, &web.caller(&leaf())).await;
     is_unauthorized(refused)?;
     // Nobody else is disturbed.
     neighbour.may_publish("leaf.v1.ctr.edge.other.up").await?;
@@ -92,19 +92,19 @@ async fn revoked() -> anyhow::Result<()> {
 
     // A later container of the name, at once, has what works, and the old ones stay worthless, over a restart, too.
     let new = site.identity.container_credentials(&web);
-    site.connect(&new, &web.caller()).await?;
+    site.connect(&new, &web.caller(&leaf())).await?;
     let old_server = runs(&site.server, None).await?;
     site.server.restart("a test");
     runs(&site.server, Some(old_server)).await?;
-    site.connect(&new, &web.caller()).await?;
-    ensure!(site.connect(&old, &web.caller()).await.is_err());
+    site.connect(&new, &web.caller(&leaf())).await?;
+    ensure!(site.connect(&old, &web.caller(&leaf())).await.is_err());
     site.identity.revoke_container(&web)?;
     site.server.stop().await;
     // What was revoked while no server ran holds as well.
     site.server = EmbeddedServer::start(settings(site.dir.path()), &site.identity).await?;
-    ensure!(site.connect(&new, &web.caller()).await.is_err());
+    ensure!(site.connect(&new, &web.caller(&leaf())).await.is_err());
     let newest = site.identity.container_credentials(&web);
-    site.connect(&newest, &web.caller()).await?;
+    site.connect(&newest, &web.caller(&leaf())).await?;
     site.end().await
 }
 

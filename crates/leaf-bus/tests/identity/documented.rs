@@ -495,7 +495,7 @@ async fn nsc() -> anyhow::Result<()> {
     ensure!(missing.is_empty(), "{missing:#?}");
     let users = Users {
         streams: Some(streams),
-        container: Some(Users::container_of(&signer, &callers)),
+        container: Some(Users::container_of(&leaf(), &signer, &callers)),
         callers: Some(callers),
         person: Some((alice(), site.nsc.user(&url, "CALLERS", &alice())?)),
     };

@@ -62,7 +62,7 @@ async fn server_writes() -> anyhow::Result<()> {
     for (credentials, caller) in [
         (&site.identity.admin_credentials(), &admin_caller()),
         (&bob_credentials, &bob),
-        (&container, &web.caller()),
+        (&container, &web.caller(&leaf())),
     ] {
         let mut user = site.connect(credentials, caller).await?;
         // An answer to a question, with the stream's subject as its reply subject.

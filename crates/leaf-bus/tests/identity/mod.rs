@@ -48,7 +48,7 @@ async fn service_of(site: &Site) -> anyhow::Result<User> {
 
 /// A container.
 async fn container_of(site: &Site, name: &ContainerName) -> anyhow::Result<User> {
-    site.connect(&site.identity.container_credentials(name), &name.caller())
+    site.connect(&site.identity.container_credentials(name), &name.caller(&leaf()))
         .await
 }
 
@@ -217,13 +217,13 @@ async fn container() -> anyhow::Result<()> {
             .await?;
         user.may_subscribe(&subject::container_health(&leaf(), &name))
             .await?;
-        user.may_subscribe(&format!("_INBOX.ctr-{token}.>")).await?;
+        user.may_subscribe(&format!("_INBOX.ctr-{token}__edge.>")).await?;
         for other in [
             "leaf.v1.ctr.edge.other.says.hello",
             "leaf.v1.ctr.other.db.says.hello",
             "leaf.v1.evt.edge.leaf.edge.started",
             "leaf.v1.cmd.edge.admin.leaf.show",
-            "leaf.v1.cmd.edge.ctr-db.leaf.show",
+            "leaf.v1.cmd.edge.ctr-db__edge.leaf.show",
             "$JS.API.INFO",
             "$SRV.PING",
             "_INBOX.admin.x",

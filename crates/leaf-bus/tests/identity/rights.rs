@@ -60,7 +60,7 @@ fn users(site: &Site) -> Users {
         container: Some(user(
             site,
             identity.container_credentials(&probe()),
-            &probe().caller(),
+            &probe().caller(&leaf()),
         )),
     }
 }
@@ -231,7 +231,7 @@ async fn leafs_users() -> anyhow::Result<()> {
 
 async fn container() -> anyhow::Result<()> {
     let site = site().await?;
-    let caller = probe().caller();
+    let caller = probe().caller(&leaf());
     let given = |permissions: &Permissions| Users {
         container: Some(user(
             &site,
@@ -248,7 +248,7 @@ async fn container() -> anyhow::Result<()> {
 
 async fn together() -> anyhow::Result<()> {
     let site = site().await?;
-    let caller = probe().caller();
+    let caller = probe().caller(&leaf());
     let mut silent = Permissions::container(&leaf(), &probe());
     silent.responses = None;
     let mut given = users(&site);

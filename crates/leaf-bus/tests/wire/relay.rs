@@ -124,7 +124,7 @@ async fn reaches() -> anyhow::Result<()> {
     let relay = hub.relay(&to).await?;
     let name = ContainerName::new("web")?;
     let binding = ContainerBinding::new(&leaf(), &name, &format!("nats://{relay}"));
-    let container = ContainerClient::connect(&binding, &hub.signer()?.credentials(&name)).await?;
+    let container = ContainerClient::connect(&binding, &hub.signer()?.credentials(&leaf(), &name)).await?;
     let mut serving = JoinSet::new();
     let served = container.clone();
     serving.spawn(async move {
@@ -151,7 +151,12 @@ async fn reaches() -> anyhow::Result<()> {
     let stranger = tempfile::tempdir()?;
     let stranger = Identity::open_or_create(stranger.path(), &leaf())?;
     let url = format!("nats://{relay}");
-    let refused = User::connect(&url, &stranger.container_credentials(&name), &name.caller()).await;
+    let refused = User::connect(
+        &url,
+        &stranger.container_credentials(&name),
+        &name.caller(&leaf()),
+    )
+    .await;
     ensure!(refused.is_err(), "the server takes a user of another operator");
     Ok(())
 }

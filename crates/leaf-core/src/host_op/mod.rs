@@ -194,9 +194,21 @@ impl ContainerBinding {
             leaf: leaf.clone(),
             container: container.clone(),
             nats_url: nats_url.to_owned(),
-            inbox_prefix: subject::inbox_prefix(&container.caller()),
+            inbox_prefix: subject::inbox_prefix(&container.caller(leaf)),
             subject_prefix: subject::container_prefix(leaf, container),
         }
+    }
+
+    /// Returns whether this is the binding of a container to a leaf, at any server. Earlier ones don't name the leaf in the prefix of
+    /// inboxes.
+    #[must_use]
+    pub fn is_of(&self, leaf: &LeafName, container: &ContainerName) -> bool {
+        let now = Self::new(leaf, container, &self.nats_url);
+        let earlier = Self {
+            inbox_prefix: subject::inbox_prefix(&container.earlier_caller()),
+            ..now.clone()
+        };
+        *self == now || *self == earlier
     }
 }
 

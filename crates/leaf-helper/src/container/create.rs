@@ -229,8 +229,7 @@ fn check_program(toplevel: &StorePath, program: &str) -> Result<()> {
 }
 
 fn check_binding(helper: &Helper, name: &ContainerName, binding: &ContainerBinding) -> Result<()> {
-    let sound = ContainerBinding::new(&helper.leaf, name, &binding.nats_url);
-    if *binding != sound {
+    if !binding.is_of(&helper.leaf, name) {
         return Err(Error::Refused(format!(
             "the binding is not for container {name} on leaf {}",
             helper.leaf

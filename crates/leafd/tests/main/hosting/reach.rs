@@ -57,7 +57,9 @@ pub(super) async fn own_subjects_only(leaf: &mut TestLeaf) -> anyhow::Result<()>
     leaf.create(&other, toplevel(&waits), false).await?;
     leaf.published().await?;
     let before = leaf.show().await?.sequence;
-    let inside = leaf.nats(&credentials(leaf, &name)?, &name.caller()).await?;
+    let inside = leaf
+        .nats(&credentials(leaf, &name)?, &name.caller(&leaf.name))
+        .await?;
     let daemon = leaf.nats_as_service().await?;
     let admin = leaf.nats_as_admin().await?;
 
@@ -81,7 +83,7 @@ pub(super) async fn own_subjects_only(leaf: &mut TestLeaf) -> anyhow::Result<()>
     for forbidden in [
         format!("leaf.v1.evt.{l}.container.{}.stopped", name.token()),
         format!("leaf.v1.cmd.{l}.admin.leaf.show"),
-        format!("leaf.v1.cmd.{l}.{}.leaf.show", name.caller()),
+        format!("leaf.v1.cmd.{l}.{}.leaf.show", name.caller(&leaf.name)),
         format!("leaf.v1.beat.{l}"),
         format!("{}.news", subject::container_prefix(l, &other)),
         health,
@@ -152,16 +154,17 @@ async fn revoked() -> anyhow::Result<()> {
     let waits = system(WAITS).await?;
     leaf.create(&name, toplevel(&waits), false).await?;
     let old = credentials(&leaf, &name)?;
-    let inside = leaf.nats(&old, &name.caller()).await?;
+    let inside = leaf.nats(&old, &name.caller(&leaf.name)).await?;
     leaf.destroy(&name).await?;
     until("the connection is dropped", async || {
         let connected = inside.connection_state() == async_nats::connection::State::Connected;
         Ok((!connected).then_some(()))
     })
     .await?;
-    ensure!(leaf.nats(&old, &name.caller()).await.is_err());
+    ensure!(leaf.nats(&old, &name.caller(&leaf.name)).await.is_err());
     leaf.create(&name, toplevel(&waits), false).await?;
-    leaf.nats(&credentials(&leaf, &name)?, &name.caller()).await?;
-    ensure!(leaf.nats(&old, &name.caller()).await.is_err());
+    leaf.nats(&credentials(&leaf, &name)?, &name.caller(&leaf.name))
+        .await?;
+    ensure!(leaf.nats(&old, &name.caller(&leaf.name)).await.is_err());
     leaf.destroy(&name).await
 }
