@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use leaf_core::event::EventRecord;
-use leaf_core::fleet::{Claim, ClaimReply, CopyPage, ReadCopy};
+use leaf_core::fleet::{Claim, ClaimReply, CopyReply, ReadCopy, Release, Released};
 use leaf_core::id::LeafName;
 use leaf_core::json::to_json;
 use leaf_core::subject;
@@ -61,6 +61,14 @@ pub enum HubError {
         /// The number that was read.
         found: u64,
     },
+    /// The hub's copy has events that the agent can't return.
+    #[error("the hub's copy can't be returned from event {from} on: {why}")]
+    UnreadableCopy {
+        /// The first number that was asked for.
+        from: u64,
+        /// The agent's reason, which names the event.
+        why: String,
+    },
     /// The request could not be sent.
     #[error("can't send {what} to the hub: {why}")]
     Send {
@@ -110,6 +118,15 @@ impl HubLink {
     /// [`HubError`].
     pub async fn claim(&self, claim: &Claim) -> Result<ClaimReply, HubError> {
         self.ask(&subject::hub_claim(&self.leaf), claim).await
+    }
+
+    /// Gives a claim back, and returns whether the instance had one.
+    ///
+    /// # Errors
+    /// [`HubError`].
+    pub async fn release(&self, release: &Release) -> Result<bool, HubError> {
+        let reply: Released = self.ask(&subject::hub_release(&self.leaf), release).await?;
+        Ok(reply.released)
     }
 
     /// Reads the hub's copy of the leaf's events from this number on, in order and page by page, up to its last event at
@@ -179,7 +196,15 @@ impl CopyReader {
 
     async fn fetch(&mut self) -> Result<(), HubError> {
         let subject = subject::hub_copy_read(&self.hub.leaf);
-        let page: CopyPage = self.hub.ask(&subject, &ReadCopy { from: self.next }).await?;
+        let page = match self.hub.ask(&subject, &ReadCopy { from: self.next }).await? {
+            CopyReply::Page(page) => page,
+            CopyReply::Unreadable(refused) => {
+                return Err(HubError::UnreadableCopy {
+                    from: self.next,
+                    why: refused.unreadable,
+                });
+            }
+        };
         let mut next = self.next;
         let mut events = VecDeque::with_capacity(page.events.len());
         for event in page.events {

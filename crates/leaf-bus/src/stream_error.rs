@@ -23,6 +23,9 @@ pub enum StreamError {
         /// The stream's name.
         stream: String,
     },
+    /// This hub agent is not the one that writes.
+    #[error("another hub agent may be active: this one writes nothing until it is the active one")]
+    NotActive,
     /// The server has no storage left.
     #[error("the NATS server has no room to store more: {description}")]
     StorageFull {
@@ -207,6 +210,7 @@ impl StreamError {
             | Self::Disconnected
             | Self::NoJetStream { .. }
             | Self::TooLarge { .. }
+            | Self::NotActive
             | Self::Server { .. } => false,
         }
     }

@@ -20,6 +20,9 @@ pub const CLAIM_SECONDS: u64 = 10;
 /// The time after which the agent takes a leaf for away unless it renews its claim, in seconds.
 pub const AWAY_SECONDS: u64 = 30;
 
+/// The time after which another agent becomes active, unless the active one renews its document, in seconds.
+pub const AGENT_SECONDS: u64 = 10;
+
 /// The time without progress after which a copy that lacks events is stalled, in seconds.
 pub const STALLED_SECONDS: u64 = 10;
 
@@ -52,6 +55,22 @@ pub enum ClaimReply {
     },
 }
 
+/// A leaf that is stopped gives its claim back: a request to the agent on `leaf.v1.hub.<leaf>.release`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Release {
+    /// The instance that is stopped. The claim of another one stays.
+    pub instance: InstanceId,
+    /// The last sequence number of the leaf's own stream.
+    pub stream_last: u64,
+}
+
+/// The agent's reply to a [`Release`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Released {
+    /// Whether the instance held the name.
+    pub released: bool,
+}
+
 /// Where a copy of a leaf's events begins and ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CopyEnd {
@@ -78,6 +97,26 @@ pub struct CopyPage {
     pub events: Vec<CopiedEvent>,
     /// The sequence number of the copy's last event.
     pub last: u64,
+}
+
+/// The agent's reply to a [`ReadCopy`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum CopyReply {
+    /// Events.
+    Page(CopyPage),
+    /// The reason why there are none, though the copy has some.
+    Unreadable(Unreadable),
+}
+
+/// The reason why events of a copy can't be returned. An earlier leafd takes it for an answer that can't be read, and waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Unreadable {
+    /// The sequence number of the event that can't be returned; absent if it is not one event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<u64>,
+    /// The reason.
+    pub unreadable: String,
 }
 
 /// An event of a copy.
@@ -163,6 +202,28 @@ pub struct CopyStatus {
     pub reason: Option<String>,
 }
 
+/// The hub agent that writes the hub's streams: an entry of the bucket `fleet`, under `agent.active`. Others wait until it is
+/// released, or not renewed for [`AGENT_SECONDS`] by their own clocks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ActiveAgent {
+    /// The agent's run.
+    pub instance: InstanceId,
+    /// The host that it runs on.
+    pub hostname: String,
+    /// Its version.
+    pub version: String,
+    /// Since when it is active.
+    pub since: Timestamp,
+    /// When it wrote this, by its own clock.
+    pub renewed: Timestamp,
+    /// Its process, so that an agent on the same host knows when it has ended; absent where that can't be known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<String>,
+    /// Whether it was stopped.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub released: bool,
+}
+
 /// The state of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -224,6 +285,28 @@ mod tests {
         assert_eq!(back, event);
         assert_eq!(fingerprint(&back), fingerprint(&event));
         assert_ne!(fingerprint(&record("{ }")), fingerprint(&event));
+    }
+
+    #[test]
+    fn a_reply_without_events_is_no_page() {
+        let refused = CopyReply::Unreadable(Unreadable {
+            sequence: Some(7),
+            unreadable: "event 7 is too large".to_owned(),
+        });
+        let json = serde_json::to_string(&refused).expect("JSON");
+        assert_eq!(json, r#"{"sequence":7,"unreadable":"event 7 is too large"}"#);
+        assert_eq!(
+            serde_json::from_str::<CopyReply>(&json).expect("a reply"),
+            refused
+        );
+        // An earlier leafd would take an empty page for the copy's end.
+        assert!(serde_json::from_str::<CopyPage>(&json).is_err());
+        let page = CopyReply::Page(CopyPage {
+            events: Vec::new(),
+            last: 7,
+        });
+        let json = serde_json::to_string(&page).expect("JSON");
+        assert_eq!(serde_json::from_str::<CopyReply>(&json).expect("a reply"), page);
     }
 
     #[test]

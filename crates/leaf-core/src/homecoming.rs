@@ -53,7 +53,8 @@ impl Own {
     }
 
     /// Returns the number of the last event; `None` if there is none.
-    fn last(self) -> Option<u64> {
+    #[must_use]
+    pub fn last(self) -> Option<u64> {
         [self.journal, self.stream]
             .into_iter()
             .filter(|extent| !extent.is_empty())

@@ -10,7 +10,7 @@ use crate::beat::Beat;
 use crate::command::COMMANDS;
 use crate::container::Container;
 use crate::event;
-use crate::fleet::{Claim, ClaimReply, CopyPage, CopyStatus, ReadCopy};
+use crate::fleet::{ActiveAgent, Claim, ClaimReply, CopyReply, CopyStatus, ReadCopy, Release, Released};
 use crate::hardware::Device;
 use crate::host_op::ContainerBinding;
 use crate::job::{ENDED_TYPE, Job, JobEnded, PROGRESS_TYPE, Progress};
@@ -225,7 +225,10 @@ pub fn catalogue() -> Vec<MessageType> {
         ("hub.claim", Role::Other, Shape::of::<Claim>()),
         ("hub.claim.reply", Role::Other, Shape::of::<ClaimReply>()),
         ("hub.copy.read", Role::Other, Shape::of::<ReadCopy>()),
-        ("hub.copy.read.reply", Role::Other, Shape::of::<CopyPage>()),
+        ("hub.copy.read.reply", Role::Other, Shape::of::<CopyReply>()),
+        ("hub.release", Role::Other, Shape::of::<Release>()),
+        ("hub.release.reply", Role::Other, Shape::of::<Released>()),
+        ("fleet.agent", Role::Other, Shape::of::<ActiveAgent>()),
         ("fleet.copy", Role::Other, Shape::of::<CopyStatus>()),
         ("container.binding", Role::Other, Shape::of::<ContainerBinding>()),
         ("problem", Role::Other, Shape::of::<Problem>()),

@@ -5,18 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use jiff::Timestamp;
 use leaf_bus::hub::{Hub, LeafRequest};
 use leaf_bus::stream::StreamError;
 use leaf_core::error::chain;
-use leaf_core::fleet::CopyStatus;
 use leaf_core::fleet::claims::Holder;
+use leaf_core::fleet::fact::{FleetEvent, FleetFact};
+use leaf_core::fleet::{CopyState, CopyStatus};
 use leaf_core::id::LeafName;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::{Id, JoinSet};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
-use crate::leaf::{LeafTask, Message};
+use crate::active::Active;
+use crate::leaf::{Kept, LeafTask, Message};
+use crate::panics::{self, Panics};
 use crate::settings::Settings;
 use crate::shared::Shared;
 use leaf_host::notify;
@@ -31,9 +35,20 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The tasks of the leaves.
 struct Leaves {
     shared: Shared,
-    senders: BTreeMap<LeafName, mpsc::Sender<Message>>,
+    known: BTreeMap<LeafName, KnownLeaf>,
     tasks: JoinSet<anyhow::Error>,
     of_tasks: BTreeMap<Id, LeafName>,
+    /// Events about panics on their way to the hub's streams.
+    alarms: JoinSet<()>,
+}
+
+/// A leaf that has a task.
+struct KnownLeaf {
+    sender: mpsc::Sender<Message>,
+    /// What outlasts a panic of the task.
+    kept: watch::Sender<Kept>,
+    panics: Panics,
+    task: AbortHandle,
 }
 
 /// Runs the agent until SIGTERM or SIGINT.
@@ -47,25 +62,24 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
         .with_ansi(false)
         .init();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let agent = async {
-        let shared = Box::pin(start(&settings)).await?;
-        serve(shared).await
+    let (shared, mut active) = tokio::select! {
+        started = Box::pin(start(&settings)) => started?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
     };
-    tokio::select! {
-        result = agent => result,
-        _ = terminate.recv() => {
-            notify::stopping();
-            Ok(())
-        }
-        _ = interrupt.recv() => {
-            notify::stopping();
-            Ok(())
-        }
-    }
+    let result = tokio::select! {
+        result = serve(shared) => result,
+        replaced = active.keep() => return Err(replaced),
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
+    notify::stopping();
+    active.release().await;
+    result
 }
 
-/// Connects and makes the hub's streams.
-async fn start(settings: &Settings) -> anyhow::Result<Shared> {
+/// Connects, makes the hub's streams, and waits until this agent is the active one.
+async fn start(settings: &Settings) -> anyhow::Result<(Shared, Active)> {
     let (fleet, links) = (settings.fleet()?, settings.links()?);
     let servers = fleet.servers_text();
     let hub = Hub::connect(&fleet, &links)
@@ -103,19 +117,22 @@ async fn start(settings: &Settings) -> anyhow::Result<Shared> {
         }
         tokio::time::sleep(PAUSE).await;
     };
-    Ok(Shared {
+    let active = Active::take(&hub, &registry).await;
+    let shared = Shared {
         hub,
         registry,
         states,
         pages: Arc::new(Semaphore::new(PAGES)),
         max_bytes: settings.copies.max_bytes,
         started: Instant::now(),
-    })
+    };
+    Ok((shared, active))
 }
 
 async fn serve(shared: Shared) -> anyhow::Result<()> {
     let mut requests = shared.hub.requests().await?;
     let mut resets = shared.hub.resets().await?;
+    let mut forgotten = shared.hub.forgotten().await?;
     let (known, mut statuses) = loop {
         let read = async {
             let leaves = shared.registry.leaves().await?;
@@ -132,18 +149,20 @@ async fn serve(shared: Shared) -> anyhow::Result<()> {
     };
     let mut leaves = Leaves {
         shared,
-        senders: BTreeMap::new(),
+        known: BTreeMap::new(),
         tasks: JoinSet::new(),
         of_tasks: BTreeMap::new(),
+        alarms: JoinSet::new(),
     };
     for known in known {
         let leaf = known.beat.leaf.clone();
         let holder = Holder::earlier(known.beat, known.age);
-        leaves.add(leaf.clone(), Some(holder), statuses.remove(&leaf));
+        let kept = Kept::stored(Some(holder), statuses.remove(&leaf));
+        leaves.add(leaf, kept);
     }
-    let status = |leaves: &Leaves| format!("answers leaves; {} known", leaves.senders.len());
+    let status = |leaves: &Leaves| format!("answers leaves; {} known", leaves.known.len());
     notify::ready(&status(&leaves));
-    tracing::info!(leaves = leaves.senders.len(), "ready");
+    tracing::info!(leaves = leaves.known.len(), "ready");
     let mut watchdog = tokio::time::interval(notify::watchdog_period().unwrap_or(Duration::from_secs(60)));
     loop {
         tokio::select! {
@@ -153,10 +172,12 @@ async fn serve(shared: Shared) -> anyhow::Result<()> {
                 }
             }
             leaf = resets.next() => leaves.send(&leaf?, Message::Reset),
+            leaf = forgotten.next() => leaves.forget(&leaf?),
             Some(ended) = leaves.tasks.join_next_with_id() => match ended {
                 Ok((_, error)) => return Err(error.context("a leaf's task ended")),
-                Err(panicked) => leaves.lost(panicked.id()),
+                Err(ended) => leaves.lost(ended),
             },
+            Some(_) = leaves.alarms.join_next() => {}
             _ = watchdog.tick() => notify::alive(),
         }
     }
@@ -166,35 +187,203 @@ impl Leaves {
     /// Gives a request to its leaf's task, and returns whether the leaf is new.
     fn request(&mut self, request: LeafRequest) -> bool {
         let leaf = request.leaf.clone();
-        let is_new = !self.senders.contains_key(&leaf);
+        let is_new = !self.known.contains_key(&leaf);
         if is_new {
-            self.add(leaf.clone(), None, None);
+            self.add(leaf.clone(), Kept::default());
         }
         self.send(&leaf, Message::Request(Box::new(request)));
         is_new
     }
 
     fn send(&mut self, leaf: &LeafName, message: Message) {
-        if let Some(sender) = self.senders.get(leaf)
-            && sender.try_send(message).is_err()
+        if let Some(known) = self.known.get(leaf)
+            && known.sender.try_send(message).is_err()
         {
             tracing::warn!(%leaf, "the leaf sends more requests than the agent answers: one is dropped");
         }
     }
 
-    fn add(&mut self, leaf: LeafName, holder: Option<Holder>, status: Option<CopyStatus>) {
-        let (sender, receiver) = mpsc::channel(WAITING_REQUESTS);
-        let task = LeafTask::new(self.shared.clone(), leaf.clone(), holder, status, receiver);
-        let task = self.tasks.spawn(task.run());
-        self.of_tasks.insert(task.id(), leaf.clone());
-        self.senders.insert(leaf, sender);
+    fn add(&mut self, leaf: LeafName, kept: Kept) {
+        let kept = watch::Sender::new(kept);
+        let (sender, task) = self.spawn(&leaf, kept.clone(), Duration::ZERO);
+        let known = KnownLeaf {
+            sender,
+            kept,
+            panics: Panics::default(),
+            task,
+        };
+        self.known.insert(leaf, known);
     }
 
-    /// Forgets the task of a leaf that panicked: the others go on, and its next claim begins another one.
-    fn lost(&mut self, task: Id) {
-        if let Some(leaf) = self.of_tasks.remove(&task) {
-            tracing::error!(%leaf, "the task of this leaf has panicked: please report it; its next claim begins another");
-            self.senders.remove(&leaf);
+    /// Starts a leaf's task after a pause.
+    fn spawn(
+        &mut self,
+        leaf: &LeafName,
+        kept: watch::Sender<Kept>,
+        pause: Duration,
+    ) -> (mpsc::Sender<Message>, AbortHandle) {
+        let (sender, receiver) = mpsc::channel(WAITING_REQUESTS);
+        let (shared, of_task) = (self.shared.clone(), leaf.clone());
+        let task = self.tasks.spawn(async move {
+            tokio::time::sleep(pause).await;
+            LeafTask::new(shared, of_task, kept, receiver).run().await
+        });
+        self.of_tasks.insert(task.id(), leaf.clone());
+        (sender, task)
+    }
+
+    /// Starts the task of a leaf again that has panicked; the others go on.
+    fn lost(&mut self, ended: JoinError) {
+        let Some(leaf) = self.of_tasks.remove(&ended.id()) else {
+            return;
+        };
+        // One that was forgotten has ended for that.
+        let Ok(panic) = ended.try_into_panic() else {
+            return;
+        };
+        let why = panics::text(panic.as_ref());
+        let now = self.shared.now();
+        let Some(known) = self.known.get_mut(&leaf) else {
+            return;
+        };
+        let (kept, pause) = (known.kept.clone(), known.panics.pause(now));
+        tracing::error!(%leaf, why, ?pause, "the task of this leaf has panicked and is started again: please report it");
+        let status = kept.borrow().status.clone();
+        let (sender, task) = self.spawn(&leaf, kept, pause);
+        if let Some(known) = self.known.get_mut(&leaf) {
+            (known.sender, known.task) = (sender, task);
         }
+        let (registry, event) = (self.shared.registry.clone(), panicked(leaf, status, &why));
+        self.alarms.spawn(async move {
+            if let Err(error) = registry.put_event(&event).await {
+                tracing::warn!(error = chain(&error), "can't store the event about a panic");
+            }
+        });
+    }
+
+    /// Ends the task of a leaf that was removed from the registry.
+    fn forget(&mut self, leaf: &LeafName) {
+        if let Some(known) = self.known.remove(leaf) {
+            tracing::info!(%leaf, "the leaf was removed from the registry");
+            known.task.abort();
+        }
+    }
+}
+
+fn panicked(leaf: LeafName, status: Option<CopyStatus>, why: &str) -> FleetEvent {
+    let time = Timestamp::now();
+    let status = status.unwrap_or(CopyStatus {
+        leaf,
+        state: CopyState::Unknown,
+        since: time,
+        copied: 0,
+        leaf_last: 0,
+        reason: None,
+    });
+    FleetEvent {
+        before: Some(time),
+        time,
+        fact: FleetFact::Panicked,
+        status: CopyStatus {
+            reason: Some(format!(
+                "the agent's task of this leaf panicked, and was started again: {why}"
+            )),
+            ..status
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use leaf_bus::connect::ConnectSettings;
+    use leaf_core::beat::Beat;
+    use leaf_core::id::InstanceId;
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// The tasks of an agent without a server: what they keep is seen without one.
+    async fn leaves() -> Leaves {
+        let nowhere = ConnectSettings::new("nats://127.0.0.1:9");
+        let hub = Hub::connect(&nowhere, &nowhere).await.expect("it connects later");
+        Leaves {
+            shared: Shared {
+                registry: hub.registry_as_it_is(),
+                states: hub.state_copy_as_it_is(),
+                hub,
+                pages: Arc::new(Semaphore::new(PAGES)),
+                max_bytes: 1 << 20,
+                started: Instant::now(),
+            },
+            known: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            of_tasks: BTreeMap::new(),
+            alarms: JoinSet::new(),
+        }
+    }
+
+    fn holder(leaves: &Leaves, leaf: &LeafName) -> Holder {
+        let beat = Beat {
+            leaf: leaf.clone(),
+            instance: InstanceId(Uuid::from_u128(1)),
+            hostname: "h".into(),
+            version: "1".into(),
+            started_at: Timestamp::UNIX_EPOCH,
+            sequence: 0,
+            time: Timestamp::UNIX_EPOCH,
+            interval_seconds: 10,
+            labels: Default::default(),
+        };
+        Holder::now(beat, leaves.shared.now())
+    }
+
+    #[tokio::test]
+    async fn the_task_of_a_leaf_that_panicked_goes_on_with_its_claim() {
+        let mut leaves = leaves().await;
+        let leaf = LeafName::new("edge-1").expect("a name");
+        let holder = holder(&leaves, &leaf);
+        leaves.add(leaf.clone(), Kept::claimed(holder.clone(), 7));
+        leaves.send(&leaf, Message::Panic);
+        let ended = leaves.tasks.join_next_with_id().await.expect("a task");
+        leaves.lost(ended.expect_err("it panicked"));
+        assert_eq!(leaves.alarms.len(), 1, "the panic is an event");
+        let known = &leaves.known[&leaf];
+        assert!(!known.task.is_finished());
+        assert_eq!(known.kept.borrow().holder.as_ref(), Some(&holder));
+        // What its task does first.
+        let (_sender, messages) = mpsc::channel(1);
+        let mut task = LeafTask::new(leaves.shared.clone(), leaf.clone(), known.kept.clone(), messages);
+        assert!(!task.is_copying());
+        task.resume().await;
+        assert!(task.is_copying(), "without another claim");
+        // One that was only read from the hub's streams is not known to be there.
+        let stored = watch::Sender::new(Kept::stored(Some(holder), None));
+        let (_sender, messages) = mpsc::channel(1);
+        let mut task = LeafTask::new(leaves.shared.clone(), leaf, stored, messages);
+        task.resume().await;
+        assert!(!task.is_copying());
+    }
+
+    #[tokio::test]
+    async fn a_forgotten_leaf_has_no_task_and_that_is_no_panic() {
+        let mut leaves = leaves().await;
+        let leaf = LeafName::new("edge-1").expect("a name");
+        leaves.add(leaf.clone(), Kept::default());
+        leaves.forget(&leaf);
+        let ended = leaves.tasks.join_next_with_id().await.expect("a task");
+        leaves.lost(ended.expect_err("it was ended"));
+        assert!(leaves.known.is_empty() && leaves.tasks.is_empty() && leaves.alarms.is_empty());
+    }
+
+    #[test]
+    fn the_event_about_a_panic_has_the_copys_state_and_the_text() {
+        let leaf = LeafName::new("edge-1").expect("a name");
+        let event = panicked(leaf, None, "index out of bounds");
+        assert_eq!(event.subject(), "leaf.v1.fleet.edge-1.panicked");
+        let reason = event.status.reason.expect("a reason");
+        assert!(
+            reason.ends_with("was started again: index out of bounds"),
+            "{reason}"
+        );
     }
 }

@@ -14,7 +14,10 @@ use leaf_core::error::chain;
 use leaf_core::event::EventRecord;
 use leaf_core::fleet::claims::{Holder, Verdict, decide};
 use leaf_core::fleet::copy::{Compared, Copy, Extent, Input, Output};
-use leaf_core::fleet::{Claim, ClaimReply, CopiedEvent, CopyEnd, CopyPage, CopyStatus, fingerprint};
+use leaf_core::fleet::{
+    Claim, ClaimReply, CopiedEvent, CopyEnd, CopyPage, CopyReply, CopyStatus, Release, Released, Unreadable,
+    fingerprint,
+};
 use leaf_core::id::{InstanceId, LeafName};
 use leaf_core::json::to_json;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
@@ -27,9 +30,40 @@ use crate::state::{Signals, StateTask};
 /// How often the copy is looked up at a claim, though nothing was copied: somebody may have deleted it.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
+/// What is kept of a leaf while its task is started again after a panic.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Kept {
+    pub(crate) holder: Option<Holder>,
+    pub(crate) status: Option<CopyStatus>,
+    /// The last sequence number of the leaf's stream by its last claim, if it has claimed its name since the agent's start.
+    stream_last: Option<u64>,
+}
+
+impl Kept {
+    #[cfg(test)]
+    pub(crate) fn claimed(holder: Holder, stream_last: u64) -> Self {
+        Self {
+            holder: Some(holder),
+            status: None,
+            stream_last: Some(stream_last),
+        }
+    }
+
+    /// Returns what the hub's streams have of a leaf.
+    pub(crate) fn stored(holder: Option<Holder>, status: Option<CopyStatus>) -> Self {
+        Self {
+            holder,
+            status,
+            stream_last: None,
+        }
+    }
+}
+
 /// What the agent tells a leaf's task.
 #[derive(Debug)]
 pub(crate) enum Message {
+    #[cfg(test)]
+    Panic,
     /// A request of the leaf.
     Request(Box<LeafRequest>),
     /// Its copy was deleted, to begin anew.
@@ -57,7 +91,10 @@ pub(crate) struct LeafTask {
     shared: Shared,
     leaf: LeafName,
     holder: Option<Holder>,
+    /// Whether another instance claimed the name since the holder's last claim.
+    contested: bool,
     messages: mpsc::Receiver<Message>,
+    kept: watch::Sender<Kept>,
     copy: Copy,
     shown: Shown,
     remote: RemoteLeaf,
@@ -92,10 +129,10 @@ impl LeafTask {
     pub(crate) fn new(
         shared: Shared,
         leaf: LeafName,
-        holder: Option<Holder>,
-        status: Option<CopyStatus>,
+        kept: watch::Sender<Kept>,
         messages: mpsc::Receiver<Message>,
     ) -> Self {
+        let Kept { holder, status, .. } = kept.borrow().clone();
         let (state, signals) = watch::channel(Signals::default());
         let remote = shared.hub.leaf(&leaf);
         let copied = status.as_ref().map_or(0, |status| status.copied);
@@ -112,7 +149,9 @@ impl LeafTask {
             shared,
             leaf,
             holder,
+            contested: false,
             messages,
+            kept,
             remote,
             end: None,
             publisher: None,
@@ -140,6 +179,7 @@ impl LeafTask {
     async fn copy_events(&mut self) -> Result<(), StreamError> {
         let mut live = self.remote.live_events().await?;
         let mut connection = self.shared.hub.fleet_status();
+        self.resume().await;
         loop {
             let now = self.shared.now();
             let deadline = [self.copy.deadline(now), self.shown.retry()]
@@ -169,12 +209,47 @@ impl LeafTask {
             let now = self.shared.now();
             if let Some(view) = self.copy.view(now) {
                 self.shown.show(&self.shared, &self.leaf, view, now).await;
+                if self.shown.written() != self.kept.borrow().status.as_ref() {
+                    let status = self.shown.written().cloned();
+                    self.kept.send_modify(|kept| kept.status = status);
+                }
             }
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_copying(&mut self) -> bool {
+        self.copy.view(self.shared.now()).is_some()
+    }
+
+    /// Goes on with the claim that the task before this one had granted, if it panicked.
+    pub(crate) async fn resume(&mut self) {
+        let Kept {
+            holder, stream_last, ..
+        } = self.kept.borrow().clone();
+        let Some((holder, stream_last)) = holder.zip(stream_last) else {
+            return;
+        };
+        if holder.is_expired(self.shared.now()) {
+            return;
+        }
+        let instance = holder.beat.instance;
+        self.remote.is_held_by(instance);
+        let claimed = Input::Claimed {
+            anew: true,
+            stream_last,
+        };
+        self.tell(claimed).await;
+        self.state.send_modify(|signals| {
+            signals.holder = Some(instance);
+            signals.all += 1;
+        });
+    }
+
     async fn wake(&mut self, wake: Wake, live: &mut LiveEvents) -> Result<(), StreamError> {
         match wake {
+            #[cfg(test)]
+            Wake::Message(Message::Panic) => panic!("as the test says"),
             Wake::Message(Message::Request(request)) => self.request(*request).await,
             Wake::Message(Message::Reset) | Wake::Reconnected => {
                 self.shown.write_again();
@@ -310,6 +385,7 @@ impl LeafTask {
         );
         let answered = match asked {
             Asked::Claim(claim) => self.claim(*claim, request).await,
+            Asked::Release(release) => self.release(release, request).await,
             Asked::ReadCopy(read) => read_copy(self.stream.clone(), read.from, request).await,
         };
         if let Err(error) = answered {
@@ -335,11 +411,19 @@ impl LeafTask {
                 );
                 self.end = None;
                 self.tell(Input::Contested).await;
+                self.contested = true;
                 return request.reply(&ClaimReply::Held { by }).await;
             }
             Verdict::Granted { anew } => anew,
         };
+        let contested = std::mem::take(&mut self.contested);
         self.holder = Some(Holder::now(claim.beat.clone(), now));
+        self.remote.is_held_by(claim.beat.instance);
+        let kept = self.holder.clone();
+        self.kept.send_modify(|of_task| {
+            of_task.holder = kept;
+            of_task.stream_last = Some(claim.stream_last);
+        });
         let stored = self.shared.registry.put_beat(&claim.beat).await;
         if anew {
             self.end = None;
@@ -351,7 +435,9 @@ impl LeafTask {
         };
         self.tell(claimed).await;
         self.state.send_modify(|signals| {
-            let which = if anew {
+            signals.holder = Some(claim.beat.instance);
+            // Of another instance changes may have been taken for the holder's.
+            let which = if anew || contested {
                 &mut signals.all
             } else {
                 &mut signals.claims
@@ -360,6 +446,25 @@ impl LeafTask {
         });
         stored?;
         request.reply(&ClaimReply::Granted { copy: end? }).await
+    }
+
+    /// The leaf is stopped: its name is free, unless another instance holds it.
+    async fn release(&mut self, release: Release, request: LeafRequest) -> Result<(), StreamError> {
+        let holder = self.holder.as_mut();
+        let released = match holder.filter(|holder| holder.beat.instance == release.instance) {
+            Some(holder) => {
+                holder.release();
+                let kept = Some(holder.clone());
+                self.kept.send_modify(|of_task| of_task.holder = kept);
+                let stored = self.shared.registry.put_released(&holder.beat).await;
+                let stream_last = release.stream_last;
+                self.tell(Input::Released { stream_last }).await;
+                stored?;
+                true
+            }
+            None => false,
+        };
+        request.reply(&Released { released }).await
     }
 
     /// Returns where the copy begins and ends.
@@ -500,39 +605,53 @@ async fn compared(stream: &CopyStream, remote: &RemoteLeaf, extent: Extent) -> R
     })
 }
 
-/// Answers with a page of the copy.
+/// Answers with a page of the copy, or why there is none.
 async fn read_copy(stream: CopyStream, from: u64, request: LeafRequest) -> Result<(), StreamError> {
-    let Some(extent) = stream.open().await? else {
-        return request
-            .reply(&CopyPage {
-                events: Vec::new(),
-                last: 0,
-            })
-            .await;
-    };
-    let room = request.reply_room();
+    match copy_page(&stream, from, request.reply_room()).await {
+        Ok(reply) => request.reply(&reply).await,
+        Err(error) => {
+            let refused = Unreadable {
+                sequence: None,
+                unreadable: format!("the copy can't be read at the moment: {}", chain(&error)),
+            };
+            request.reply(&CopyReply::Unreadable(refused)).await?;
+            Err(error)
+        }
+    }
+}
+
+async fn copy_page(stream: &CopyStream, from: u64, room: usize) -> Result<CopyReply, StreamError> {
     let mut page = CopyPage {
         events: Vec::new(),
-        last: extent.last,
+        last: 0,
     };
+    let Some(extent) = stream.open().await? else {
+        return Ok(CopyReply::Page(page));
+    };
+    page.last = extent.last;
     let mut size = to_json(&page).len();
     let mut reader = stream.read_from(from.max(extent.first));
     while let Some(event) = reader.next().await? {
         let sequence = event.sequence;
-        let event = CopiedEvent::try_from(event).map_err(|error| StreamError::Server {
-            code: 0,
-            description: error.to_string(),
-        })?;
-        size += to_json(&event).len() + 1;
-        if size > room {
-            if page.events.is_empty() {
-                return Err(StreamError::TooLarge {
-                    description: format!("event {sequence} does not fit into a reply of {room} bytes"),
-                });
+        let unreadable = match CopiedEvent::try_from(event) {
+            Ok(event) => {
+                let bytes = to_json(&event).len() + 1;
+                if size + bytes <= room {
+                    size += bytes;
+                    page.events.push(event);
+                    continue;
+                }
+                format!("event {sequence} takes {bytes} bytes in a reply, and a message has room for {room}")
             }
-            break;
+            Err(error) => error.to_string(),
+        };
+        if page.events.is_empty() {
+            return Ok(CopyReply::Unreadable(Unreadable {
+                sequence: Some(sequence),
+                unreadable,
+            }));
         }
-        page.events.push(event);
+        break;
     }
-    request.reply(&page).await
+    Ok(CopyReply::Page(page))
 }

@@ -5,9 +5,12 @@
 //! `leaf_core::fleet`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line prints")]
 
+mod active;
 mod agent;
 mod commands;
 mod leaf;
+mod panics;
+mod process;
 mod settings;
 mod shared;
 mod shown;
@@ -62,7 +65,7 @@ enum Command {
         #[arg(long)]
         nsc: bool,
     },
-    /// Show the state of the copy of each leaf.
+    /// Show which agent is active, and the state of the copy of each leaf.
     Status {
         /// The settings file.
         #[arg(long, value_name = "FILE", default_value = SETTINGS)]
@@ -76,6 +79,24 @@ enum Command {
         /// The settings file.
         #[arg(long, value_name = "FILE", default_value = SETTINGS)]
         config: PathBuf,
+        /// Don't ask for confirmation.
+        #[arg(long)]
+        yes: bool,
+        /// The leaf's name.
+        leaf: LeafName,
+    },
+    /// Remove a leaf that is lost for good from the lists: its place in the registry, its state and the state of its copy. The copy
+    /// of its events stays readable unless --events is given.
+    Forget {
+        /// The settings file.
+        #[arg(long, value_name = "FILE", default_value = SETTINGS)]
+        config: PathBuf,
+        /// Delete the copy of its events as well.
+        #[arg(long)]
+        events: bool,
+        /// Don't ask for confirmation.
+        #[arg(long)]
+        yes: bool,
         /// The leaf's name.
         leaf: LeafName,
     },
@@ -99,9 +120,15 @@ fn main() -> ExitCode {
         Command::Status { config, json } => {
             load(&config).and_then(|settings| briefly(commands::status(&settings, json)))
         }
-        Command::Reset { config, leaf } => {
-            load(&config).and_then(|settings| briefly(commands::reset(&settings, &leaf)))
+        Command::Reset { config, yes, leaf } => {
+            load(&config).and_then(|settings| briefly(commands::reset(&settings, &leaf, yes)))
         }
+        Command::Forget {
+            config,
+            events,
+            yes,
+            leaf,
+        } => load(&config).and_then(|settings| briefly(commands::forget(&settings, &leaf, events, yes))),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

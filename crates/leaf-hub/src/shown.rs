@@ -41,6 +41,11 @@ impl Shown {
         }
     }
 
+    /// The document that was written last.
+    pub(crate) fn written(&self) -> Option<&CopyStatus> {
+        self.written.as_ref()
+    }
+
     /// Makes the next call of [`Shown::show`] write, though nothing changed: the hub's store may be another one.
     pub(crate) fn write_again(&mut self) {
         self.may_be_lost = true;

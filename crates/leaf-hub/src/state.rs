@@ -9,7 +9,7 @@ use bytes::Bytes;
 use leaf_bus::hub::{LiveState, RemoteError, RemoteLeaf, StateChange, StateCopy};
 use leaf_bus::stream::StreamError;
 use leaf_core::error::chain;
-use leaf_core::id::LeafName;
+use leaf_core::id::{InstanceId, LeafName};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -35,6 +35,8 @@ pub(crate) struct Signals {
     pub(crate) changes: u64,
     /// The leaf has renewed its claim.
     pub(crate) claims: u64,
+    /// The instance that holds the leaf's name.
+    pub(crate) holder: Option<InstanceId>,
 }
 
 /// What to read.
@@ -119,6 +121,9 @@ impl StateTask {
     fn follow(&mut self) {
         let signals = *self.signals.borrow_and_update();
         let before = std::mem::replace(&mut self.followed, signals);
+        if let Some(holder) = signals.holder {
+            self.remote.is_held_by(holder);
+        }
         if signals.all != before.all {
             self.synced = None;
             self.want(Wanted::All, Duration::ZERO);

@@ -16,6 +16,7 @@ use leaf_core::printable::printable_line;
 use leaf_core::problem::{Problem, ProblemCode};
 use uuid::Uuid;
 
+use crate::advice;
 use crate::error::Error;
 use crate::output::ago;
 use crate::progress;
@@ -215,14 +216,23 @@ impl Leaf {
         };
         let reason = copy
             .reason
-            .map_or(String::new(), |why| format!(" ({})", printable_line(&why)));
+            .as_ref()
+            .map_or(String::new(), |why| format!(" ({})", printable_line(why)));
         let state = match copy.state {
             CopyState::Away => String::new(),
             state => format!(", and is {state} since {}{reason}", copy.since),
         };
+        let next = match copy.state {
+            CopyState::Gap | CopyState::Differs => advice::about_copy(&copy),
+            // The error itself says where to look.
+            _ => None,
+        };
         format!(
-            "; the hub's copy of its events ends with {} of {}{state}: `leafctl events --leaf {}`",
-            copy.copied, copy.leaf_last, self.name
+            "; the hub's copy of its events ends with {} of {}{state}: `leafctl events --leaf {}`{}",
+            copy.copied,
+            copy.leaf_last,
+            self.name,
+            next.map_or(String::new(), |next| format!("; {next}"))
         )
     }
 

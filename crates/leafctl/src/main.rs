@@ -1,6 +1,7 @@
 //! `leafctl`, the command line of cim-leaf. One file per command below `commands`; each begins with its clap struct,
 //! whose doc comment is the help text.
 
+mod advice;
 mod commands;
 mod error;
 mod fleet;

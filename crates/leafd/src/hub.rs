@@ -5,9 +5,11 @@
 //! imports it. While the leaf runs ([`claims`]), the ends are compared when a claim says that the copy's has changed.
 
 mod claims;
+mod lacks;
 mod start;
 
-use std::sync::atomic::AtomicBool;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -15,19 +17,23 @@ use leaf_bus::connect::{ConnectError, ConnectSettings};
 use leaf_bus::hub_link::{HubError, HubLink};
 use leaf_bus::stream::{EventStream, StreamError};
 use leaf_core::beat::Beat;
+use leaf_core::error::chain;
 use leaf_core::event::EventRecord;
 use leaf_core::fleet::{self, CLAIM_SECONDS, ClaimReply, CopyEnd};
 use leaf_core::homecoming::{self, Extent, Next, Own};
-use leaf_core::id::LeafName;
+use leaf_core::id::{InstanceId, LeafName};
 use leaf_journal::{Held, Journal, ReadError};
 use tokio::time::Instant;
 
 use crate::lease::{HeldError, PAUSE, Predecessors};
 
 pub(crate) use claims::Claims;
+use lacks::Lacks;
 
 /// The period in which a claim is renewed.
 const CLAIM_EVERY: Duration = Duration::from_secs(CLAIM_SECONDS);
+/// How long the end of leafd waits for the hub.
+const RELEASE_WITHIN: Duration = Duration::from_secs(1);
 
 /// Why a leaf may not publish, or must stop, because of what the hub says or has.
 #[derive(Debug, thiserror::Error)]
@@ -37,16 +43,18 @@ pub enum HomeError {
     Held(#[source] HeldError),
     /// Leaf and copy have different events under one number.
     #[error(
-        "this leaf and the hub's copy have different events with the sequence number {sequence}: an older image of this \
-         leaf was started while the hub was away, or another leaf had its name. Nothing was changed at the hub. To \
+        "this leaf and the hub's copy have different events with the sequence number {sequence}: {}. Nothing was changed at the hub. To \
          continue with the hub's events, move journal.redb and the directory nats away from the state directory and \
-         start leafd; to continue with this leaf's, `leaf-hub reset {leaf}` at the hub; or give this leaf another name"
+         start leafd; to continue with this leaf's, `leaf-hub reset {leaf}` at the hub; or give this leaf another name",
+        why_different(*histories)
     )]
     Differs {
         /// The leaf.
         leaf: LeafName,
         /// The sequence number.
         sequence: u64,
+        /// When the history of the copy and this leaf's began, if that is known.
+        histories: Option<[Timestamp; 2]>,
     },
     /// The copy has more than this leaf, which runs already.
     #[error(
@@ -82,6 +90,29 @@ pub enum HomeError {
     /// Events that only the hub has can't be read.
     #[error("the hub's copy has events that this leaf lacks, and they can't be read at the moment")]
     Copy(#[source] HubError),
+    /// The hub has events that this leaf lacks, as was found before, and it can't be asked for them.
+    #[error(
+        "the hub's copy has events that this leaf lacks, as {} says, and the hub can't be asked for them: it is waited for. Without \
+         them the leaf would give their numbers to other events; to give them up, remove that file, and later `leaf-hub reset \
+         {leaf}` at the hub",
+        file.display()
+    )]
+    Lacking {
+        /// The leaf.
+        leaf: LeafName,
+        /// The file that says so.
+        file: PathBuf,
+        /// The hub's error.
+        source: HubError,
+    },
+    /// The file that says whether events are missing can't be read or written.
+    #[error("can't read or write {}, which says whether the hub has events that this leaf lacks", file.display())]
+    Remembered {
+        /// The file.
+        file: PathBuf,
+        /// The error.
+        source: io::Error,
+    },
     /// The leaf's own stream can't be read or written.
     #[error(
         "the hub's copy has events that this leaf may lack, and its own stream can't be used at the moment"
@@ -90,6 +121,18 @@ pub enum HomeError {
     /// The journal can't be read.
     #[error("can't read the journal, to compare it with the hub's copy")]
     Journal(#[from] ReadError),
+}
+
+/// Returns how two histories of one leaf may have come about.
+fn why_different(histories: Option<[Timestamp; 2]>) -> String {
+    match histories {
+        Some([theirs, ours]) if theirs != ours => format!(
+            "the copy's history began at {theirs}, and this leaf's at {ours}, so this leaf began anew while the hub was away (a new \
+             disk), or the hub has the store of another fleet or of an older backup"
+        ),
+        _ => "an older image of this leaf was started while the hub was away, or another leaf had its name"
+            .to_owned(),
+    }
 }
 
 impl HomeError {
@@ -103,7 +146,12 @@ impl HomeError {
     pub(crate) fn lasts(&self) -> bool {
         match self {
             Self::Held(_) | Self::Differs { .. } | Self::Ahead { .. } | Self::Foreign { .. } => true,
-            Self::New(_) | Self::Copy(_) | Self::Stream(_) | Self::Journal(_) => false,
+            Self::New(_)
+            | Self::Copy(_)
+            | Self::Lacking { .. }
+            | Self::Remembered { .. }
+            | Self::Stream(_)
+            | Self::Journal(_) => false,
         }
     }
 }
@@ -117,8 +165,8 @@ pub(crate) struct Hub {
     url: String,
     /// When it was opened.
     opened: Instant,
-    /// Whether the hub is known to have events that this leaf lacks: then it does not go on without the hub.
-    lacks: AtomicBool,
+    /// Remembers that the hub has events that this leaf lacks: then it does not go on without the hub.
+    lacks: Lacks,
 }
 
 /// What the hub said last.
@@ -130,11 +178,13 @@ pub(crate) struct Heard {
     agreed: Option<CopyEnd>,
     /// Why the last claim had no answer.
     problem: Option<String>,
+    /// The last event that the copy had before it lost some, until it has them again.
+    lost_after: Option<u64>,
 }
 
 impl Hub {
     /// Returns the connection to the agent of the hub with these addresses, which is established later. The settings are those
-    /// of the leaf's user in the account `LINK` of its own server.
+    /// of the leaf's user in the account `LINK` of its own server. What must outlast this run is remembered in the state directory.
     ///
     /// # Errors
     /// [`ConnectError`] if the settings can't be used.
@@ -142,13 +192,14 @@ impl Hub {
         settings: &ConnectSettings,
         leaf: &LeafName,
         url: &str,
+        state_dir: &Path,
     ) -> Result<Self, ConnectError> {
         Ok(Self {
             link: HubLink::open(settings, leaf).await?,
             leaf: leaf.clone(),
             url: url.to_owned(),
             opened: Instant::now(),
-            lacks: AtomicBool::new(false),
+            lacks: Lacks::in_directory(state_dir),
         })
     }
 
@@ -162,6 +213,22 @@ impl Hub {
             stream_last,
         };
         self.link.claim(&claim).await
+    }
+
+    /// Gives the claim back, so that the next instance need not wait, on this machine or another one.
+    pub(crate) async fn release(&self, instance: InstanceId, stream_last: u64) {
+        let release = fleet::Release {
+            instance,
+            stream_last,
+        };
+        match tokio::time::timeout(RELEASE_WITHIN, self.link.release(&release)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::info!(
+                error = chain(&error),
+                "the claim at the hub is not given back, and expires by itself"
+            ),
+            Err(_) => tracing::info!("the hub does not answer: the claim there expires by itself"),
+        }
     }
 
     /// Returns what to do about the copy, after the comparison that this needs.
@@ -191,6 +258,27 @@ impl Hub {
         };
         Ok(homecoming::after_comparison(copy, own, sequence, ours == theirs))
     }
+
+    /// Returns the error of a leaf and a copy with different events under this number.
+    async fn differs(
+        &self,
+        sequence: u64,
+        own: Own,
+        journal: &Journal,
+        stream: Option<&EventStream>,
+    ) -> HomeError {
+        let ours = own_event(sequence, own, journal, stream).await.ok().flatten();
+        let theirs = self.link.read_copy(sequence).next().await.ok().flatten();
+        let began = |record: Option<EventRecord>| {
+            let epoch = i64::try_from(record?.epoch()?).ok()?;
+            Timestamp::from_millisecond(epoch).ok()
+        };
+        HomeError::Differs {
+            leaf: self.leaf.clone(),
+            sequence,
+            histories: began(theirs).zip(began(ours)).map(<[Timestamp; 2]>::from),
+        }
+    }
 }
 
 /// Returns the leaf's own event with this number, from its journal or its stream.
@@ -218,5 +306,32 @@ fn extent_of_journal(held: Held) -> Extent {
     Extent {
         first: held.first_sequence,
         last: held.last_sequence,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn histories_that_began_apart_are_said_to_be() {
+        let at = |seconds| Timestamp::from_second(seconds).expect("a time");
+        let text = |histories| {
+            HomeError::Differs {
+                leaf: LeafName::new("edge-1").expect("a name"),
+                sequence: 7,
+                histories,
+            }
+            .to_string()
+        };
+        let apart = text(Some([at(60), at(120)]));
+        assert!(
+            apart.contains("began at 1970-01-01T00:01:00Z, and this leaf's at 1970-01-01T00:02:00Z"),
+            "{apart}"
+        );
+        for same in [None, Some([at(60), at(60)])] {
+            assert!(text(same).contains("an older image of this leaf was started"));
+        }
+        assert!(apart.contains("`leaf-hub reset edge-1` at the hub"));
     }
 }

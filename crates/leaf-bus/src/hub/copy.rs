@@ -14,6 +14,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::Hub;
+use super::active::Fence;
 use crate::jetstream::{read_ack, to_record};
 use crate::link::{Link, Wait};
 use crate::publisher::{self, sleep_until};
@@ -24,6 +25,7 @@ use crate::stream_error::{StreamError, publish_error, request_error};
 #[derive(Debug, Clone)]
 pub struct CopyStream {
     link: Link,
+    fence: Fence,
     leaf: LeafName,
     name: String,
     max_bytes: u64,
@@ -45,6 +47,7 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct CopyEvents {
     link: Link,
+    fence: Fence,
     leaf: LeafName,
     stream: String,
     inbox: async_nats::Subject,
@@ -74,6 +77,7 @@ impl Hub {
     pub fn copy(&self, leaf: &LeafName, max_bytes: u64) -> CopyStream {
         CopyStream {
             link: self.fleet.clone(),
+            fence: self.fence(),
             name: subject::event_stream(leaf),
             leaf: leaf.clone(),
             max_bytes,
@@ -99,6 +103,7 @@ impl CopyStream {
     /// # Errors
     /// [`StreamError::NoRoom`] if its size is more than a limit of the account or the server allows; [`StreamError`].
     pub async fn begin(&self, first: u64) -> Result<Extent, StreamError> {
+        self.fence.check()?;
         let extent = self.make(first).await?;
         if !extent.is_empty() || extent.first == first {
             return Ok(extent);
@@ -112,6 +117,7 @@ impl CopyStream {
     /// # Errors
     /// [`StreamError`].
     pub async fn delete(&self) -> Result<(), StreamError> {
+        self.fence.check()?;
         self.link.delete_stream(&self.name).await
     }
 
@@ -146,6 +152,7 @@ impl CopyStream {
         Ok(CopyEvents {
             acks: self.link.subscribe(inbox.clone()).await?,
             link: self.link.clone(),
+            fence: self.fence.clone(),
             leaf: self.leaf.clone(),
             stream: self.name.clone(),
             inbox: inbox.into(),
@@ -213,6 +220,7 @@ impl CopyEvents {
     /// # Errors
     /// The [`StreamError`] of one of these events or of one before them. The publisher can't be used afterwards.
     pub async fn publish(&mut self, row: Vec<EventRecord>) -> Result<(), StreamError> {
+        self.fence.check()?;
         let count = row.len();
         for (index, event) in row.into_iter().enumerate() {
             while self.is_full(event.body.len()) && self.is_waiting() {

@@ -29,8 +29,8 @@ pub(super) const LONGEST_SUBJECT: usize = 1024;
 pub enum RemoteError {
     /// No server answers requests for this leaf.
     #[error(
-        "no server answers for the leaf {leaf}: the link is cut, or its user at the hub may not subscribe to \
-         leaf.v1.link.{leaf}.>"
+        "no server answers for the instance that holds the name {leaf}: the link is cut, another server with its key is \
+         connected in its place, or its user at the hub may not subscribe to leaf.v1.link.{leaf}.*.>"
     )]
     NotLinked {
         /// The leaf.
@@ -63,11 +63,12 @@ pub enum RemoteError {
     },
 }
 
-/// Sends requests for a leaf's events and state.
+/// Hears a leaf, and sends requests for its events and state to the instance that holds its name.
 #[derive(Debug, Clone)]
 pub struct RemoteLeaf {
     pub(super) link: Link,
     pub(super) leaf: LeafName,
+    holder: Option<InstanceId>,
 }
 
 /// A page of a leaf's events.
@@ -103,11 +104,25 @@ impl Hub {
         RemoteLeaf {
             link: self.fleet.clone(),
             leaf: leaf.clone(),
+            holder: None,
         }
     }
 }
 
 impl RemoteLeaf {
+    /// Reads from this instance from now on. Before the first call nobody is read from.
+    pub fn is_held_by(&mut self, instance: InstanceId) {
+        self.holder = Some(instance);
+    }
+
+    /// Returns the subject of a request to the holder.
+    pub(super) fn reads(&self, what: LinkRead) -> Result<String, RemoteError> {
+        let holder = self.holder.ok_or_else(|| RemoteError::NotLinked {
+            leaf: self.leaf.clone(),
+        })?;
+        Ok(subject::link_read(&self.leaf, holder, what))
+    }
+
     /// Subscribes to the leaf's live events.
     ///
     /// # Errors
@@ -124,7 +139,7 @@ impl RemoteLeaf {
     /// # Errors
     /// [`RemoteError`].
     pub async fn extent(&self) -> Result<Extent, RemoteError> {
-        let subject = subject::link_read(&self.leaf, LinkRead::EventsInfo);
+        let subject = self.reads(LinkRead::EventsInfo)?;
         let answer = self.link.request(&subject, None, "".into(), TIMEOUT).await;
         let answer = answer.map_err(|error| self.error(error))?;
         let stream = subject::event_stream(&self.leaf);
@@ -149,7 +164,7 @@ impl RemoteLeaf {
     /// # Errors
     /// [`RemoteError`].
     pub async fn ask_events(&self, from: u64, events: u64) -> Result<EventsRequest, RemoteError> {
-        let subject = subject::link_read(&self.leaf, LinkRead::EventsGet);
+        let subject = self.reads(LinkRead::EventsGet)?;
         let page = PageRequest::ask(&self.link, &subject, json!({ "seq": from }), events).await;
         Ok(EventsRequest {
             leaf: self.leaf.clone(),

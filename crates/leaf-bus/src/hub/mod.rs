@@ -4,6 +4,7 @@
 //! [`CopyStream`] the copy of its events, a [`StateCopy`] that of its state. The [`Registry`] keeps who was ever here, and
 //! what happened. `docs/fleet.md` is the contract.
 
+mod active;
 mod copy;
 mod leaf;
 mod page;
@@ -13,15 +14,18 @@ mod state;
 
 use tokio::sync::watch;
 
+use active::Fence;
+
 use crate::embedded::MAX_PAYLOAD;
 use crate::level::Mode;
 use crate::link::Link;
 use crate::settings::{ConnectError, ConnectSettings, Status};
 
+pub use active::Allowed;
 pub use copy::{CopyEvents, CopyStream};
 pub use leaf::{EventsRequest, LiveEvents, RemoteError, RemoteLeaf, RemotePage};
 pub use registry::{Known, Registry};
-pub use requests::{Asked, LeafRequest, Requests, Resets};
+pub use requests::{Asked, DoneTo, LeafRequest, Requests};
 pub use state::{LiveState, StateChange, StateCopy, StatePage};
 
 /// Returns whether a nats-server of this version, as a hub, holds each leaf to the rights of its user: it checks what comes
@@ -49,6 +53,8 @@ pub struct Hub {
     fleet: Link,
     /// In the account `LINKS`: the requests of leaves.
     links: Link,
+    /// Whether this process may write the streams.
+    allowed: watch::Sender<Allowed>,
 }
 
 impl Hub {
@@ -60,7 +66,17 @@ impl Hub {
         Ok(Self {
             fleet: Link::open(fleet, Mode::Forever).await?,
             links: Link::open(links, Mode::Forever).await?,
+            allowed: watch::Sender::new(Allowed::Always),
         })
+    }
+
+    /// Says whether this process may write the hub's streams: at first it always may.
+    pub fn allow(&self, allowed: Allowed) {
+        self.allowed.send_replace(allowed);
+    }
+
+    fn fence(&self) -> Fence {
+        Fence::new(self.allowed.subscribe())
     }
 
     /// The status of the connection in `FLEET`.

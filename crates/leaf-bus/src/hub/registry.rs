@@ -10,21 +10,25 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use leaf_core::beat::Beat;
 use leaf_core::event::header;
-use leaf_core::fleet::CopyStatus;
 use leaf_core::fleet::fact::FleetEvent;
+use leaf_core::fleet::{ActiveAgent, CopyStatus};
 use leaf_core::id::LeafName;
 use leaf_core::json::to_json;
 use leaf_core::subject::{self, FLEET_BUCKET, FLEET_STREAM, LEASE_STREAM};
+use serde::Deserialize;
 use serde_json::json;
 
 use super::Hub;
+use super::active::Fence;
 use super::page::{PageError, PageRequest, header as header_of, number};
-use crate::jetstream::last_of_each_subject;
+use crate::jetstream::{API_TIMEOUT, last_of_each_subject};
 use crate::link::Link;
 use crate::stream_error::{StreamError, request_error};
 
 /// The largest size of the stream `FLEET`, in bytes; new events replace the oldest ones.
 const FLEET_BYTES: i64 = 64 << 20;
+/// The header of a leaf's last beat, once its claim was given back. Readers of beats need not know it.
+const RELEASED: &str = "Cim-Released";
 /// How many messages a page has.
 const PAGE: u64 = 512;
 
@@ -33,14 +37,22 @@ const PAGE: u64 = 512;
 pub struct Known {
     /// Its last beat.
     pub beat: Beat,
-    /// The age of its last claim.
+    /// The age of its last claim; the longest there is if the leaf has given it back.
     pub age: Duration,
+}
+
+/// The answer to a purge.
+#[derive(Debug, Deserialize)]
+struct Purged {
+    #[serde(default)]
+    purged: u64,
 }
 
 /// The hub's registry.
 #[derive(Debug, Clone)]
 pub struct Registry {
     link: Link,
+    fence: Fence,
 }
 
 impl Hub {
@@ -59,6 +71,7 @@ impl Hub {
     pub fn registry_as_it_is(&self) -> Registry {
         Registry {
             link: self.fleet.clone(),
+            fence: self.fence(),
         }
     }
 }
@@ -75,8 +88,12 @@ impl Registry {
             let time: Timestamp = header_of(message, "Nats-Time-Stamp")?.parse().ok()?;
             Some(Known {
                 beat: serde_json::from_slice(&message.payload).ok()?,
-                // A clock that was set back makes it seem to be of the future.
-                age: now.duration_since(time).try_into().unwrap_or_default(),
+                age: if header_of(message, RELEASED).is_some() {
+                    Duration::MAX
+                } else {
+                    // A clock that was set back makes it seem to be of the future.
+                    now.duration_since(time).try_into().unwrap_or_default()
+                },
             })
         });
         Ok(known.collect())
@@ -90,6 +107,71 @@ impl Registry {
         let subject = subject::copied_beat(&beat.leaf);
         self.put(LEASE_STREAM, &subject, HeaderMap::new(), to_json(beat))
             .await
+    }
+
+    /// Stores the last beat of a leaf that has given its claim back.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn put_released(&self, beat: &Beat) -> Result<(), StreamError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, "application/json");
+        headers.insert(RELEASED, "true");
+        let subject = subject::copied_beat(&beat.leaf);
+        self.put(LEASE_STREAM, &subject, headers, to_json(beat)).await
+    }
+
+    /// Returns the agent that writes the hub's streams, or did last, and the number of its document.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn active(&self) -> Result<Option<(ActiveAgent, u64)>, StreamError> {
+        let which = json!({ "last_by_subj": subject::active_agent() });
+        let found = match self.link.get_message(&fleet_bucket().name, &which).await {
+            Err(StreamError::NoStream { .. }) => None,
+            other => other?,
+        };
+        // A document that can't be read is nobody's.
+        Ok(
+            found
+                .and_then(|message| Some((serde_json::from_slice(&message.payload).ok()?, message.sequence))),
+        )
+    }
+
+    /// Stores the document about the active agent where the last one has this number, 0 for none, and returns its number. It is
+    /// the only one that is written by an agent that may not write.
+    ///
+    /// # Errors
+    /// [`StreamError::WrongLastSequence`] if another agent wrote it; [`StreamError`].
+    pub async fn put_active(&self, agent: &ActiveAgent, after: u64) -> Result<u64, StreamError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, "application/json");
+        headers.insert("Nats-Expected-Last-Subject-Sequence", after.to_string());
+        let (stream, subject) = (fleet_bucket().name, subject::active_agent());
+        self.put_unfenced(&stream, &subject, headers, to_json(agent))
+            .await
+    }
+
+    /// Removes a leaf and the document about its copy, and returns whether it was known.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn forget(&self, leaf: &LeafName) -> Result<bool, StreamError> {
+        self.fence.check()?;
+        let mut known = false;
+        for (stream, subject) in [
+            (LEASE_STREAM.to_owned(), subject::beat(leaf)),
+            (fleet_bucket().name, subject::copy_status(leaf)),
+        ] {
+            let body = json!({ "filter": subject });
+            let what = format!("STREAM.PURGE.{stream}");
+            match self.link.api::<Purged>(&what, &body, API_TIMEOUT).await {
+                Ok(Purged { purged }) => known |= purged > 0,
+                Err(StreamError::NoStream { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(known)
     }
 
     /// Returns the documents about the copies, by leaf.
@@ -154,9 +236,20 @@ impl Registry {
         &self,
         stream: &str,
         subject: &str,
-        mut headers: HeaderMap,
+        headers: HeaderMap,
         body: Vec<u8>,
     ) -> Result<(), StreamError> {
+        self.fence.check()?;
+        self.put_unfenced(stream, subject, headers, body).await.map(drop)
+    }
+
+    async fn put_unfenced(
+        &self,
+        stream: &str,
+        subject: &str,
+        mut headers: HeaderMap,
+        body: Vec<u8>,
+    ) -> Result<u64, StreamError> {
         if headers.is_empty() {
             headers.insert(header::CONTENT_TYPE, "application/json");
         }
@@ -165,9 +258,9 @@ impl Registry {
         match put(headers.clone(), body.clone()).await {
             Err(StreamError::NoStream { .. }) => {
                 self.make().await?;
-                put(headers, body).await.map(drop)
+                put(headers, body).await
             }
-            other => other.map(drop),
+            other => other,
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use async_nats::Message;
 use futures::StreamExt as _;
 use leaf_core::fleet::fact::FleetFact;
-use leaf_core::fleet::{Claim, ReadCopy};
+use leaf_core::fleet::{Claim, ReadCopy, Release};
 use leaf_core::id::LeafName;
 use leaf_core::json::to_json;
 use leaf_core::subject;
@@ -36,6 +36,8 @@ pub struct LeafRequest {
 pub enum Asked {
     /// Its name.
     Claim(Box<Claim>),
+    /// The end of its claim.
+    Release(Release),
     /// Events of its copy.
     ReadCopy(ReadCopy),
 }
@@ -63,26 +65,38 @@ impl Hub {
     }
 }
 
-/// Receives the names of leaves whose copies were deleted, to begin anew.
+/// Receives the names of leaves that something happened to which a person's command has done.
 #[derive(Debug)]
-pub struct Resets {
+pub struct DoneTo {
     subscriber: async_nats::Subscriber,
 }
 
 impl Hub {
-    /// Subscribes to the deletions of copies.
+    /// Subscribes to the deletions of copies, which begin anew.
     ///
     /// # Errors
     /// [`StreamError`].
-    pub async fn resets(&self) -> Result<Resets, StreamError> {
-        let subject = subject::fleet_facts_of_all(FleetFact::Reset.as_str());
-        Ok(Resets {
+    pub async fn resets(&self) -> Result<DoneTo, StreamError> {
+        self.done(FleetFact::Reset).await
+    }
+
+    /// Subscribes to the removals of leaves from the registry.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn forgotten(&self) -> Result<DoneTo, StreamError> {
+        self.done(FleetFact::Forgotten).await
+    }
+
+    async fn done(&self, fact: FleetFact) -> Result<DoneTo, StreamError> {
+        let subject = subject::fleet_facts_of_all(fact.as_str());
+        Ok(DoneTo {
             subscriber: self.fleet.subscribe(subject).await?,
         })
     }
 }
 
-impl Resets {
+impl DoneTo {
     /// Returns the next leaf.
     ///
     /// # Errors
@@ -139,6 +153,8 @@ fn read(leaf: &LeafName, message: &Message) -> Result<(Asked, async_nats::Subjec
     let text = message.subject.as_str();
     let asked = if text == subject::hub_claim(leaf) {
         Asked::Claim(Box::new(parse(message)?))
+    } else if text == subject::hub_release(leaf) {
+        Asked::Release(parse(message)?)
     } else if text == subject::hub_copy_read(leaf) {
         Asked::ReadCopy(parse(message)?)
     } else {

@@ -11,6 +11,7 @@ use leaf_core::subject::{self, LinkRead, STATE_BUCKET};
 use serde_json::json;
 
 use super::Hub;
+use super::active::Fence;
 use super::leaf::{LONGEST_SUBJECT, RemoteError, RemoteLeaf, page_error};
 use super::page::{PageRequest, header, number};
 use super::registry::ensure;
@@ -53,6 +54,7 @@ pub struct LiveState {
 #[derive(Debug, Clone)]
 pub struct StateCopy {
     link: Link,
+    fence: Fence,
 }
 
 impl Hub {
@@ -61,10 +63,18 @@ impl Hub {
     /// # Errors
     /// [`StreamError::Foreign`] if a stream of its name has other settings; [`StreamError`].
     pub async fn state_copy(&self) -> Result<StateCopy, StreamError> {
-        ensure(&self.fleet, &config()).await?;
-        Ok(StateCopy {
+        let copy = self.state_copy_as_it_is();
+        ensure(&copy.link, &config()).await?;
+        Ok(copy)
+    }
+
+    /// Returns the bucket without making it.
+    #[must_use]
+    pub fn state_copy_as_it_is(&self) -> StateCopy {
+        StateCopy {
             link: self.fleet.clone(),
-        })
+            fence: self.fence(),
+        }
     }
 }
 
@@ -85,7 +95,7 @@ impl RemoteLeaf {
     /// # Errors
     /// [`RemoteError`].
     pub async fn state_from(&self, sequence: u64) -> Result<StatePage, RemoteError> {
-        let subject = subject::link_read(&self.leaf, LinkRead::StateGet);
+        let subject = self.reads(LinkRead::StateGet)?;
         let body = json!({
             "seq": sequence,
             "next_by_subj": subject::state_keys_of(&self.leaf),
@@ -160,6 +170,21 @@ impl StateCopy {
         }
     }
 
+    /// Removes all entries of a leaf, and returns how many there were.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn forget(&self, leaf: &LeafName) -> Result<usize, StreamError> {
+        let entries = match kv::read(&self.link, leaf).await {
+            Err(StreamError::NoStream { .. }) => return Ok(0),
+            other => other?,
+        };
+        let count = entries.len();
+        let gone = entries.into_keys().map(|key| (key, None));
+        self.apply(leaf, gone.collect()).await?;
+        Ok(count)
+    }
+
     /// Writes entries of a leaf, and removes those without a value. Returns when all are stored.
     ///
     /// # Errors
@@ -173,6 +198,7 @@ impl StateCopy {
             .into_iter()
             .map(|(key, value)| (subject::copied_state(leaf, &key), value))
             .collect();
+        self.fence.check()?;
         kv::write(&self.link, &entries).await
     }
 }

@@ -5,7 +5,7 @@
 //! exports crosses, and nothing else, whatever the other side sends. A server's denials of subjects (`deny_imports`) could
 //! only list what is known to do harm.
 
-use leaf_core::id::LeafName;
+use leaf_core::id::{InstanceId, LeafName};
 use leaf_core::subject::{self, LinkRead};
 use serde_json::{Value, json};
 
@@ -44,7 +44,7 @@ pub enum Way {
 pub struct Crossing {
     /// Its way.
     pub way: Way,
-    /// The subject as it crosses; the leaf's name is part of it.
+    /// The subject as it crosses; the leaf's name is part of it. That of a read has a wildcard for the leaf's instance.
     pub subject: String,
     /// Where it is at home on the leaf.
     pub home: Home,
@@ -70,7 +70,7 @@ pub fn crossings(leaf: &LeafName) -> Vec<Crossing> {
         } else {
             Way::Down
         },
-        subject: subject::link_read(leaf, what),
+        subject: subject::link_reads_of(leaf, what),
         home: Home::Streams,
         local: Some(format!("$JS.API.{verb}.{stream}")),
         need,
@@ -149,8 +149,14 @@ impl Crossing {
         matches!(self.way, Way::Down | Way::DownMany)
     }
 
-    /// Returns the import of the leaf's account `LINK`, from the account with this public key.
-    fn import(&self, account: &str) -> Value {
+    /// Returns the import of the leaf's account `LINK`, from the account with this public key. What is read is imported for this
+    /// instance alone, and not at all without one.
+    fn import(&self, account: &str, instance: Option<InstanceId>) -> Option<Value> {
+        let local = match (&self.local, instance) {
+            (None, _) => None,
+            (Some(_), Some(instance)) => Some(self.subject.replacen('*', &instance.to_string(), 1)),
+            (Some(_), None) => return None,
+        };
         let there = self.local.as_ref().unwrap_or(&self.subject);
         let mut import = json!({
             "name": self.subject,
@@ -158,10 +164,10 @@ impl Crossing {
             "account": account,
             "type": if self.is_service() { "service" } else { "stream" },
         });
-        if self.local.is_some() {
-            import["local_subject"] = self.subject.as_str().into();
+        if let Some(local) = local {
+            import["local_subject"] = local.into();
         }
-        import
+        Some(import)
     }
 
     /// Returns the export of the account where it is at home under the same subject.
@@ -193,12 +199,18 @@ impl Permissions {
 }
 
 /// Returns the claims of the account `LINK`: no JetStream, and an import for each subject that crosses.
-pub(super) fn link_account_claims(leaf: &LeafName, streams: &str, callers: &str, limits: &Value) -> Value {
+pub(super) fn link_account_claims(
+    leaf: &LeafName,
+    instance: Option<InstanceId>,
+    streams: &str,
+    callers: &str,
+    limits: &Value,
+) -> Value {
     let imports = crossings(leaf)
         .into_iter()
         .filter_map(|crossing| match crossing.home {
-            Home::Streams => Some(crossing.import(streams)),
-            Home::Callers => Some(crossing.import(callers)),
+            Home::Streams => crossing.import(streams, instance),
+            Home::Callers => crossing.import(callers, instance),
             Home::Link => None,
         });
     json!({ "type": "account", "version": 2, "limits": limits, "imports": imports.collect::<Vec<_>>() })

@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use leaf_core::host_op::Secret;
-use leaf_core::id::{Caller, ContainerName, LeafName};
+use leaf_core::id::{Caller, ContainerName, InstanceId, LeafName};
 use leaf_core::subject;
 use nkeys::KeyPair;
 use serde_json::{Value, json};
@@ -123,6 +123,7 @@ pub fn hub_caller() -> Caller {
 #[derive(Clone)]
 pub struct Identity {
     leaf: LeafName,
+    instance: Option<InstanceId>,
     keys: Arc<Keys>,
     admin_file: PathBuf,
     revoked_dir: PathBuf,
@@ -150,6 +151,7 @@ impl Identity {
         };
         let identity = Self {
             leaf: leaf.clone(),
+            instance: None,
             keys: Arc::new(keys),
             admin_file,
             revoked_dir: revocations::directory(&dir),
@@ -161,6 +163,15 @@ impl Identity {
             }
         })?;
         Ok(identity)
+    }
+
+    /// Returns it with the instance of leafd that runs the server. A hub agent reads from that instance by its name.
+    #[must_use]
+    pub fn of_instance(self, instance: InstanceId) -> Self {
+        Self {
+            instance: Some(instance),
+            ..self
+        }
     }
 
     /// The leaf's name.
@@ -304,7 +315,8 @@ impl Identity {
         let system = self.keys.system.public_key();
         let revoked = revocations::all(&self.revoked_dir)?;
         let (account, callers, link) = (self.account(), self.callers_account(), self.keys.link_account());
-        let link_claims = link_account_claims(&self.leaf, &account, &callers, &account_limits());
+        let link_claims =
+            link_account_claims(&self.leaf, self.instance, &account, &callers, &account_limits());
         Ok(format!(
             "operator: {operator}\nsystem_account: {system}\nresolver: MEMORY\nresolver_preload {{\n  {system}: {system_jwt}\n  \
              {account}: {account_jwt}\n  {callers}: {callers_jwt}\n  {link}: {link_jwt}\n}}\n",

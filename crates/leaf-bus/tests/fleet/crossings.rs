@@ -12,7 +12,7 @@ use leaf_core::subject;
 use libtest_mimic::Trial;
 use tokio::task::JoinSet;
 
-use super::{LinkedLeaf, TestHub, ann, heard, until_heard, until_linked};
+use super::{LinkedLeaf, TestHub, ann, heard, instance, until_heard, until_linked};
 use crate::support::{LIMIT, leaf, trial};
 
 pub(super) fn trials() -> Vec<Trial> {
@@ -83,7 +83,12 @@ impl Ends {
 
     /// Whether a message or a request crosses on this subject.
     async fn crosses(&self, crossing: &Crossing) -> anyhow::Result<bool> {
-        let literal = crossing.subject.replace('*', "web").replace('>', "x.y.z");
+        let wildcard = if crossing.subject.contains(".link.") {
+            instance().to_string()
+        } else {
+            "web".to_owned()
+        };
+        let literal = crossing.subject.replace('*', &wildcard).replace('>', "x.y.z");
         match (crossing.way, crossing.home) {
             (Way::Up, home) => {
                 let sender = if home == Home::Streams {
@@ -149,7 +154,7 @@ impl Ends {
             (Way::UpReply, _) => {
                 answers(
                     &self.agent,
-                    &subject::link_read(&leaf(), subject::LinkRead::EventsInfo),
+                    &subject::link_read(&leaf(), instance(), subject::LinkRead::EventsInfo),
                     "",
                 )
                 .await
@@ -293,7 +298,7 @@ async fn down_only() -> anyhow::Result<()> {
         "$KV.leaf_state.edge.leaf",
         "$O.bucket.C.x",
         "leaf.v1.hub.edge.claim",
-        "leaf.v1.link.edge.events.info",
+        "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.events.info",
         "_INBOX.ann.guessed",
         "$SRV.PING",
     ] {

@@ -5,7 +5,7 @@ use futures::StreamExt as _;
 use leaf_core::subject;
 use libtest_mimic::Trial;
 
-use super::{LinkedLeaf, TestHub, heard, until_heard, until_linked};
+use super::{LinkedLeaf, TestHub, heard, instance, until_heard, until_linked};
 use crate::support::{LIMIT, leaf, trial};
 
 pub(super) fn trials() -> Vec<Trial> {
@@ -32,8 +32,8 @@ pub(super) const FORBIDDEN: [&str; 30] = [
     "leaf.v1.cmd.other.ann.leaf.show",
     "leaf.v1.hub.edge.claim",
     "leaf.v1.copy.edge.evt.a.b.c",
-    "leaf.v1.link.edge.events.purge",
-    "leaf.v1.link.edge.state.delete",
+    "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.events.purge",
+    "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.state.delete",
     "$KV.leaf_state.edge.leaf",
     "$JS.API.INFO",
     "$JS.API.STREAM.INFO.EVENTS_edge",
@@ -87,9 +87,9 @@ async fn changes_nothing() -> anyhow::Result<()> {
     }
     // What a hub may ask, with a reply subject where a reply would be stored.
     for asked in [
-        "leaf.v1.link.edge.events.info",
-        "leaf.v1.link.edge.events.get",
-        "leaf.v1.link.edge.state.get",
+        "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.events.info",
+        "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.events.get",
+        "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.state.get",
     ] {
         for reply in [
             "leaf.v1.evt.edge.a.b.c",
@@ -209,7 +209,7 @@ async fn reads() -> anyhow::Result<()> {
     js.publish(event.clone(), "{}".into()).await?.await?;
     until_linked(&hub, &server).await?;
     let agent = hub.agent().await?;
-    let get = subject::link_read(&leaf(), subject::LinkRead::EventsGet);
+    let get = subject::link_read(&leaf(), instance(), subject::LinkRead::EventsGet);
     let reply = agent.request(get, r#"{"seq":1}"#.into()).await?;
     let found = reply
         .headers
@@ -220,7 +220,10 @@ async fn reads() -> anyhow::Result<()> {
         "{reply:?}"
     );
     // No other stream can be named.
-    for asked in ["leaf.v1.link.edge.leases.info", "leaf.v1.link.edge.events"] {
+    for asked in [
+        "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.leases.info",
+        "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.events",
+    ] {
         let reply = agent.request(asked, "".into()).await;
         ensure!(reply.is_err(), "{asked}: {reply:?}");
     }

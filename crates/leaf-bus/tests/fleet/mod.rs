@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use async_nats::Client;
 use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings, Hub};
 use leaf_bus::identity::{HubUsers, Identity, Permissions, hub_caller};
-use leaf_core::id::{Caller, LeafName};
+use leaf_core::id::{Caller, InstanceId, LeafName};
 use leaf_core::subject;
 use libtest_mimic::Trial;
 use nkeys::KeyPair;
@@ -36,6 +36,11 @@ const QUIET: Duration = Duration::from_millis(300);
 /// The leaf whose keys are stolen.
 fn stolen() -> LeafName {
     LeafName::new("stolen").expect("a leaf name")
+}
+
+/// The instance of leafd that runs a leaf's server.
+fn instance() -> InstanceId {
+    InstanceId(uuid::Uuid::from_u128(7))
 }
 
 fn ann() -> Caller {
@@ -164,7 +169,8 @@ impl LinkedLeaf {
     /// Starts it with a hub at this address, and this file with the seed of its user there.
     async fn start_at(hub_url: String, credentials: std::path::PathBuf) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
-        let identity = Identity::open_or_create(&dir.path().join("identity"), &leaf())?;
+        let identity =
+            Identity::open_or_create(&dir.path().join("identity"), &leaf())?.of_instance(instance());
         let settings = EmbeddedSettings {
             hub: Some(Hub {
                 urls: vec![hub_url],

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 
 use super::hostile_hub::{FORBIDDEN, states};
 use super::raw::RawPeer;
-use super::{LinkedLeaf, heard};
+use super::{LinkedLeaf, heard, instance};
 use crate::support::{LIMIT, leaf, trial};
 
 pub(super) fn trials() -> Vec<Trial> {
@@ -61,10 +61,10 @@ const UNCHECKED: [&str; 14] = [
 
 /// What a hub may ask of a leaf without harm, and gets answers to.
 const READS: [&str; 4] = [
-    "leaf.v1.link.edge.events.info",
-    "leaf.v1.link.edge.events.get",
-    "leaf.v1.link.edge.state.info",
-    "leaf.v1.link.edge.state.get",
+    "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.events.info",
+    "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.events.get",
+    "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.state.info",
+    "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.state.get",
 ];
 
 /// Where a reply, or the trace of a message, would do harm.
@@ -250,9 +250,14 @@ async fn hears_what_goes_up() -> anyhow::Result<()> {
 /// Whether a leaf's server may ask its hub for this: what comes down, and what a server asks each of its hubs for.
 fn is_of_the_contract(interest: &str) -> bool {
     use leaf_bus::identity::{Way, crossings};
+    // It is read under its instance.
+    let subject = |subject: String| {
+        let of_instance = format!(".link.{}.{}.", leaf(), instance());
+        subject.replace(&format!(".link.{}.*.", leaf()), &of_instance)
+    };
     let down = crossings(&leaf())
         .into_iter()
-        .any(|crossing| crossing.way != Way::Up && crossing.subject == interest);
+        .any(|crossing| crossing.way != Way::Up && subject(crossing.subject) == interest);
     down || interest.starts_with("$LDS.") || interest.starts_with("_R_.") || interest.starts_with("$SYS.REQ.")
 }
 

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::raw::{Introduction, RawPeer};
 use super::stolen_leaf::FORBIDDEN;
-use super::{LinkedLeaf, TestHub, heard, stolen, until_linked};
+use super::{LinkedLeaf, TestHub, heard, instance, stolen, until_linked};
 use crate::support::{LIMIT, leaf, trial};
 
 pub(super) fn trials() -> Vec<Trial> {
@@ -327,7 +327,7 @@ async fn hears_what_all_are_asked() -> anyhow::Result<()> {
     for literal in [
         "leaf.v1.cmd.edge.ann.leaf.show",
         "leaf.v1.hub.edge.claim",
-        "leaf.v1.link.edge.events.get",
+        "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.events.get",
         "leaf.v1.evt.edge.leaf.edge.started",
         "leaf.v1.beat.edge",
         "_INBOX.edge.guessed",
@@ -458,7 +458,7 @@ async fn everybody_works(scene: &Scene) -> anyhow::Result<()> {
         .await?;
     scene.keeper.flush().await?;
     service.flush().await?;
-    let read = subject::link_read(&leaf(), subject::LinkRead::EventsInfo);
+    let read = subject::link_read(&leaf(), instance(), subject::LinkRead::EventsInfo);
     scene.agent.request(read, "".into()).await?;
     Ok(())
 }

@@ -7,7 +7,7 @@ use futures::StreamExt as _;
 use leaf_core::subject;
 use libtest_mimic::Trial;
 
-use super::{LinkedLeaf, TestHub, ann, heard, stolen, until_heard, until_linked};
+use super::{LinkedLeaf, TestHub, ann, heard, instance, stolen, until_heard, until_linked};
 use crate::plain::PlainServer;
 use crate::support::{LIMIT, leaf, trial};
 
@@ -138,7 +138,7 @@ async fn hears_nothing() -> anyhow::Result<()> {
         let agent = theft.hub.agent().await?;
         agent
             .request(
-                subject::link_read(&leaf(), subject::LinkRead::EventsInfo),
+                subject::link_read(&leaf(), instance(), subject::LinkRead::EventsInfo),
                 "".into(),
             )
             .await?;
@@ -162,7 +162,7 @@ async fn hears_nothing() -> anyhow::Result<()> {
 }
 
 /// What a thief may try to send: to the hub, to people, to the other leaf, in the other leaf's name.
-pub(super) const FORBIDDEN: [&str; 34] = [
+pub(super) const FORBIDDEN: [&str; 35] = [
     "leaf.v1.evt.edge.leaf.edge.started",
     "leaf.v1.beat.edge",
     "leaf.v1.state.edge.leaf",
@@ -170,10 +170,11 @@ pub(super) const FORBIDDEN: [&str; 34] = [
     "leaf.v1.ctr.edge.web.hello",
     "leaf.v1.ctr.edge.web.health",
     "leaf.v1.hub.edge.claim",
+    "leaf.v1.hub.edge.release",
     "leaf.v1.hub.edge.copy.read",
-    "leaf.v1.link.edge.events.info",
-    "leaf.v1.link.edge.events.get",
-    "leaf.v1.link.stolen.events.info",
+    "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.events.info",
+    "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.events.get",
+    "leaf.v1.link.stolen.00000000-0000-0000-0000-000000000007.events.info",
     "leaf.v1.copy.edge.evt.leaf.edge.started",
     "leaf.v1.copy.stolen.evt.leaf.stolen.started",
     "leaf.v1.copy.edge.beat",

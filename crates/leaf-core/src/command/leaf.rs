@@ -115,4 +115,8 @@ pub struct HubReport {
     /// Why the last claim was not granted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// The sequence number of the last event that the hub's copy had before it lost some; absent if it has them again, or lost none
+    /// since the leaf started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost_after: Option<u64>,
 }

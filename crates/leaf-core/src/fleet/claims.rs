@@ -21,6 +21,8 @@ enum Claimed {
     /// It was this old at the agent's start.
     Before(Duration),
     At(Duration),
+    /// It was given back.
+    Released,
 }
 
 /// The agent's decision about a claim.
@@ -56,12 +58,18 @@ impl Holder {
         }
     }
 
+    /// The holder has given its claim back: it expires at once.
+    pub fn release(&mut self) {
+        self.claimed = Claimed::Released;
+    }
+
     /// Returns whether the claim has expired: the leaf is away.
     #[must_use]
     pub fn is_expired(&self, now: Duration) -> bool {
         let age = match self.claimed {
             Claimed::Before(age) => age.saturating_add(now),
             Claimed::At(time) => now.saturating_sub(time),
+            Claimed::Released => return true,
         };
         age >= Duration::from_secs(AWAY_SECONDS)
     }
@@ -137,6 +145,18 @@ mod tests {
         let at = |time| decide(Some(&holder), &leaf, &claim(2), seconds(time));
         assert_eq!(at(4), Verdict::Held(Box::new(claim(1).beat)));
         assert_eq!(at(5), Verdict::Granted { anew: true });
+    }
+
+    #[test]
+    fn a_name_that_was_given_back_is_free_at_once() {
+        let leaf = LeafName::new("edge-1").expect("a name");
+        let mut holder = Holder::now(claim(1).beat, seconds(100));
+        holder.release();
+        assert!(holder.is_expired(seconds(100)));
+        for number in [1, 2] {
+            let verdict = decide(Some(&holder), &leaf, &claim(number), seconds(101));
+            assert_eq!(verdict, Verdict::Granted { anew: true });
+        }
     }
 
     #[test]

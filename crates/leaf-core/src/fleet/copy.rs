@@ -74,6 +74,11 @@ pub enum Input {
         /// The last sequence number of the leaf's stream.
         stream_last: u64,
     },
+    /// The leaf is stopped, and has given its claim back.
+    Released {
+        /// The last sequence number of the leaf's stream.
+        stream_last: u64,
+    },
     /// A claim of another instance was refused: it may have published live events before.
     Contested,
     /// The agent is connected again: the hub's store may be another one.
@@ -168,6 +173,8 @@ pub struct Copy {
     claimed_at: Duration,
     /// What the last claim said of the leaf's stream.
     claimed_last: u64,
+    /// Whether the claim was given back.
+    released: bool,
     leaf_last: u64,
     /// The last number that was published, and the last one that is known to be stored.
     sent: u64,
@@ -194,6 +201,7 @@ impl Copy {
             phase: Phase::Idle,
             claimed_at: now,
             claimed_last: 0,
+            released: false,
             leaf_last: copied,
             sent: copied,
             stored: copied,
@@ -219,6 +227,10 @@ impl Copy {
         let mut outputs = Vec::new();
         match input {
             Input::Claimed { anew, stream_last } => self.claimed(anew, stream_last, now, &mut outputs),
+            Input::Released { stream_last } => {
+                self.released = true;
+                self.leaf_last = self.leaf_last.max(stream_last);
+            }
             Input::Contested => {
                 // Whose server answers is not known until the holder claims again.
                 if self.phase != Phase::Idle {
@@ -274,6 +286,13 @@ impl Copy {
                 _ => {}
             },
         }
+        // Its last events may be on their way.
+        let is_copying = self.phase == Phase::Copying && self.stored < self.leaf_last;
+        if self.released && self.phase != Phase::Idle && !is_copying {
+            self.phase = Phase::Idle;
+            self.forget();
+            outputs.push(Output::Close);
+        }
         self.lacks_since = match self.phase {
             Phase::Copying if self.stored < self.leaf_last => self.lacks_since.or(Some(now)),
             Phase::Opening | Phase::Comparing | Phase::Waiting { .. } | Phase::Contested => {
@@ -323,6 +342,7 @@ impl Copy {
                 self.leaf_last
             )),
             (_, CopyState::Stalled | CopyState::Behind) => self.reason.clone(),
+            (_, CopyState::Away) if self.released => Some("its leafd was stopped".to_owned()),
             _ => None,
         };
         Some(View {
@@ -335,7 +355,7 @@ impl Copy {
 
     fn state(&self, now: Duration) -> Option<CopyState> {
         Some(match self.phase {
-            Phase::Idle if now >= self.claimed_at + AWAY => CopyState::Away,
+            Phase::Idle if self.released || now >= self.claimed_at + AWAY => CopyState::Away,
             Phase::Idle => return None,
             Phase::Gap { .. } => CopyState::Gap,
             Phase::Differs { .. } => CopyState::Differs,
@@ -358,6 +378,7 @@ impl Copy {
         let away = self.phase == Phase::Idle;
         self.claimed_at = now;
         self.claimed_last = stream_last;
+        self.released = false;
         if anew || away {
             self.leaf_last = stream_last;
             self.heard.clear();

@@ -28,11 +28,15 @@ pub enum FleetFact {
     Differs,
     /// Its copy was deleted, to begin anew.
     Reset,
+    /// The agent's task of this leaf panicked, and was started again.
+    Panicked,
+    /// It was removed from the registry.
+    Forgotten,
 }
 
 impl FleetFact {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Joined,
         Self::Behind,
         Self::Away,
@@ -42,6 +46,8 @@ impl FleetFact {
         Self::Gap,
         Self::Differs,
         Self::Reset,
+        Self::Panicked,
+        Self::Forgotten,
     ];
 
     /// Returns the fact's token in subjects and types: `joined`.
@@ -57,6 +63,8 @@ impl FleetFact {
             Self::Gap => "gap",
             Self::Differs => "differs",
             Self::Reset => "reset",
+            Self::Panicked => "panicked",
+            Self::Forgotten => "forgotten",
         }
     }
 

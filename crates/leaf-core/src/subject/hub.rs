@@ -1,7 +1,7 @@
 //! The subjects between a leaf and its hub, and those of the hub's copies.
 
 use super::{VERSION, events_of, is_literal};
-use crate::id::LeafName;
+use crate::id::{InstanceId, LeafName};
 
 /// Returns the subjects of the changed entries of a leaf's state, as they cross to a hub.
 #[must_use]
@@ -41,6 +41,12 @@ pub fn hub_claim(leaf: &LeafName) -> String {
     format!("leaf.{VERSION}.hub.{leaf}.claim")
 }
 
+/// Returns the subject on which a leaf that is stopped gives its claim back.
+#[must_use]
+pub fn hub_release(leaf: &LeafName) -> String {
+    format!("leaf.{VERSION}.hub.{leaf}.release")
+}
+
 /// Returns the subject of a leaf's request for events of the hub's copy.
 #[must_use]
 pub fn hub_copy_read(leaf: &LeafName) -> String {
@@ -60,16 +66,28 @@ pub enum LinkRead {
     StateGet,
 }
 
-/// Returns the subject of a request of the hub agent to a leaf.
+impl LinkRead {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::EventsInfo => "events.info",
+            Self::EventsGet => "events.get",
+            Self::StateInfo => "state.info",
+            Self::StateGet => "state.get",
+        }
+    }
+}
+
+/// Returns the subject of a request of the hub agent to a leaf. Only the server of this instance answers it, so what is read is
+/// that instance's also where a second one runs under the leaf's name.
 #[must_use]
-pub fn link_read(leaf: &LeafName, what: LinkRead) -> String {
-    let what = match what {
-        LinkRead::EventsInfo => "events.info",
-        LinkRead::EventsGet => "events.get",
-        LinkRead::StateInfo => "state.info",
-        LinkRead::StateGet => "state.get",
-    };
-    format!("leaf.{VERSION}.link.{leaf}.{what}")
+pub fn link_read(leaf: &LeafName, instance: InstanceId, what: LinkRead) -> String {
+    format!("leaf.{VERSION}.link.{leaf}.{instance}.{}", what.as_str())
+}
+
+/// Returns the subjects of these requests to any instance of a leaf.
+#[must_use]
+pub fn link_reads_of(leaf: &LeafName, what: LinkRead) -> String {
+    format!("leaf.{VERSION}.link.{leaf}.*.{}", what.as_str())
 }
 
 /// Returns the subjects of all requests of the hub agent to leaves.
@@ -132,6 +150,12 @@ pub const FLEET_BUCKET: &str = "fleet";
 #[must_use]
 pub fn copy_status(leaf: &LeafName) -> String {
     format!("$KV.{FLEET_BUCKET}.{leaf}")
+}
+
+/// Returns the subject of the document about the active hub agent, in the same bucket. No leaf has such a name.
+#[must_use]
+pub fn active_agent() -> String {
+    format!("$KV.{FLEET_BUCKET}.agent.active")
 }
 
 /// Returns the subjects of the documents about all copies.

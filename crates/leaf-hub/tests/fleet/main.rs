@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use jiff::SignedDuration;
 use leaf_bus::embedded::NatsServer;
-use leaf_core::fleet::{ClaimReply, CopyPage, CopyState, ReadCopy};
+use leaf_bus::hub::RemoteError;
+use leaf_core::fleet::{ClaimReply, CopyPage, CopyReply, CopyState, ReadCopy};
 use leaf_core::id::InstanceId;
 use leaf_core::subject;
 use libtest_mimic::{Arguments, Trial};
 use uuid::Uuid;
 
+use crate::servers::until;
 use crate::site::{LIMIT, Site};
 
 /// The variable with a nats-server of the oldest supported version.
@@ -77,6 +79,24 @@ fn main() {
             Box::pin(guide::valid())
         }),
     ];
+    trials.extend([
+        trial(
+            "nothing_is_read_from_a_clone_that_is_connected_in_the_holders_place",
+            || Box::pin(clone_in_place()),
+        ),
+        trial("a_name_is_free_once_its_holder_gives_it_back", || {
+            Box::pin(given_back())
+        }),
+        trial("of_two_agents_one_is_active_and_the_other_takes_over", || {
+            Box::pin(two_agents())
+        }),
+        trial("a_leaf_that_is_lost_for_good_is_forgotten", || {
+            Box::pin(forgotten())
+        }),
+        trial("an_event_that_fits_into_no_reply_is_named", || {
+            Box::pin(too_large())
+        }),
+    ]);
     let oldest = std::env::var_os(OLDEST_VARIABLE).is_some();
     if runs && !oldest {
         println!("the test of servers of two versions is skipped: {OLDEST_VARIABLE} is not set");
@@ -305,6 +325,240 @@ async fn two_ends() -> anyhow::Result<()> {
     site.has_all(&leaf, LIMIT).await
 }
 
+/// A clone of a leaf's disk, with its key, whose history parted after the copy's end, displaces the holder's server.
+async fn clone_in_place() -> anyhow::Result<()> {
+    let site = Site::start(&["edge-1"]).await?;
+    let mut leaf = site.leaf("edge-1").await?;
+    leaf.publish(100).await?;
+    leaf.claimed().await?;
+    site.has_all(&leaf, LIMIT).await?;
+    leaf.wire.cut();
+    let mut remote = site.hub.leaf(&leaf.name);
+    remote.is_held_by(leaf.instance);
+    until("the link is cut", LIMIT, async || {
+        Ok(matches!(remote.extent().await, Err(RemoteError::NotLinked { .. })).then_some(()))
+    })
+    .await?;
+    leaf.publish(30).await?;
+    let copy = site.hub.copy(&leaf.name, 64 << 20);
+    let end = async || anyhow::Ok(copy.open().await?.map(|extent| extent.last));
+    ensure!(end().await? == Some(100), "the link is not cut");
+    let mut clone = site
+        .leaf_with("edge-1", "edge-1-clone", &servers::program().await?)
+        .await?;
+    clone.publish(100).await?;
+    clone.diverges(30).await?;
+    ensure!(end().await? == Some(100), "what the clone published was copied");
+    // The holder's last claim, which was under way when its server was displaced: the agent reads what is missing.
+    let mut claims = clone.claims();
+    claims.claim.beat.instance = leaf.instance;
+    claims.claimed().await?;
+    let status = site.shows(&leaf, CopyState::Stalled).await;
+    let status = status.with_context(|| "the copy of a leaf whose server is displaced")?;
+    ensure!(
+        status.copied == 100
+            && status
+                .reason
+                .as_ref()
+                .is_some_and(|why| why.contains("another server with its key")),
+        "{status:?}"
+    );
+    clone.server.kill().await?;
+    leaf.wire.mend();
+    leaf.claimed().await?;
+    site.has_all(&leaf, LIMIT).await
+}
+
+async fn given_back() -> anyhow::Result<()> {
+    let mut site = Site::start(&["edge-1"]).await?;
+    let mut leaf = site.leaf("edge-1").await?;
+    leaf.publish(10).await?;
+    leaf.claimed().await?;
+    site.has_all(&leaf, LIMIT).await?;
+    let other = InstanceId(Uuid::now_v7());
+    ensure!(!leaf.released(other).await?, "another instance gave it back");
+    ensure!(matches!(leaf.claim_as(other).await?, ClaimReply::Held { .. }));
+    // The claim of another instance makes the agent compare again.
+    leaf.publish(1).await?;
+    leaf.claimed().await?;
+    site.has_all(&leaf, LIMIT).await?;
+    leaf.publish(1).await?;
+    ensure!(leaf.released(leaf.instance).await?);
+    let status = site.shows(&leaf, CopyState::Away).await?;
+    ensure!(
+        status.copied == 12 && status.reason.as_deref() == Some("its leafd was stopped"),
+        "{status:?}"
+    );
+    // Also after the agent was killed, and though its clock says that the claim is young.
+    site.kill_agent().await?;
+    site.start_agent()?;
+    let reply = leaf.claim_as(other).await?;
+    ensure!(matches!(reply, ClaimReply::Granted { .. }), "{reply:?}");
+    Ok(())
+}
+
+/// The first one is suspended, as a machine that hangs, and wakes up after the second took over.
+async fn two_agents() -> anyhow::Result<()> {
+    let mut site = Site::start(&["edge-1"]).await?;
+    let mut leaf = site.leaf("edge-1").await?;
+    leaf.publish(5).await?;
+    leaf.claimed().await?;
+    site.has_all(&leaf, LIMIT).await?;
+    let first = site.active_agent().await?;
+    let mut first_agent = site.take_agent()?;
+    site.start_agent()?;
+    until("the second one waits", LIMIT, async || {
+        Ok(site.log().contains("another hub agent is active").then_some(()))
+    })
+    .await?;
+    ensure!(site.active_agent().await? == first, "the first one is active");
+    let status = site.command(&["status"]).await?;
+    ensure!(
+        status.contains(&format!("active agent: instance {first}")),
+        "{status}"
+    );
+    let pid = first_agent.id().context("it runs")?;
+    signal(pid, rustix::process::Signal::STOP)?;
+    let second = until("the second one is active", 2 * LIMIT, async || {
+        Ok(site.active_agent().await.ok().filter(|active| *active != first))
+    })
+    .await?;
+    leaf.claimed().await?;
+    signal(pid, rustix::process::Signal::CONT)?;
+    let ended = tokio::time::timeout(LIMIT, first_agent.wait()).await??;
+    ensure!(!ended.success(), "{ended}");
+    ensure!(
+        site.log().contains("another hub agent has become active"),
+        "{}",
+        site.log()
+    );
+    ensure!(site.active_agent().await? == second);
+    leaf.publish(5).await?;
+    leaf.claimed().await?;
+    site.has_all(&leaf, LIMIT).await?;
+    site.shows(&leaf, CopyState::Current).await?;
+    // One that is stopped is replaced at once.
+    let pid = site.agent_id()?;
+    signal(pid, rustix::process::Signal::TERM)?;
+    site.take_agent()?.wait().await?;
+    ensure!(
+        site.command(&["status"])
+            .await?
+            .contains("no agent is active: the last one was stopped")
+    );
+    site.start_agent()?;
+    let stopped = Instant::now();
+    leaf.claimed().await?;
+    ensure!(
+        stopped.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        stopped.elapsed()
+    );
+    Ok(())
+}
+
+fn signal(pid: u32, signal: rustix::process::Signal) -> anyhow::Result<()> {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid)?).context("a process")?;
+    Ok(rustix::process::kill_process(pid, signal)?)
+}
+
+async fn forgotten() -> anyhow::Result<()> {
+    let mut site = Site::start(&["edge-1", "edge-2"]).await?;
+    let (mut lost, mut kept) = (site.leaf("edge-1").await?, site.leaf("edge-2").await?);
+    lost.publish(10).await?;
+    kept.publish(10).await?;
+    lost.claimed().await?;
+    kept.claimed().await?;
+    site.has_all(&lost, LIMIT).await?;
+    site.has_all(&kept, LIMIT).await?;
+    // As long as it is there, it would come back.
+    let refused = site
+        .command(&["forget", "edge-1", "--yes"])
+        .await
+        .err()
+        .context("refused")?;
+    ensure!(refused.to_string().contains("stop its leafd"), "{refused}");
+    ensure!(lost.released(lost.instance).await?);
+    site.shows(&lost, CopyState::Away).await?;
+    // Without a terminal nobody can confirm it.
+    for command in ["forget", "reset"] {
+        let refused = site
+            .command(&[command, "edge-1"])
+            .await
+            .err()
+            .context("refused")?;
+        let text = refused.to_string();
+        ensure!(text.contains("--yes") && text.contains("1 to 10"), "{text}");
+    }
+    ensure!(site.status(&lost).await?.is_some(), "nothing was changed");
+    let said = site.command(&["forget", "edge-1", "--yes"]).await?;
+    ensure!(said.contains("keeps the copy of the events 1 to 10"), "{said}");
+    ensure!(site.status(&lost).await?.is_none());
+    let leaves = site.hub.registry_as_it_is().leaves().await?;
+    let names: Vec<&str> = leaves.iter().map(|known| known.beat.leaf.as_str()).collect();
+    ensure!(names == ["edge-2"], "{names:?}");
+    ensure!(site.hub.state_copy().await?.entries(&lost.name).await?.is_empty());
+    let extent = site.hub.copy(&lost.name, 64 << 20).open().await?;
+    ensure!(extent.is_some_and(|extent| extent.last == 10), "{extent:?}");
+    // The agent doesn't write it again, also after its restart; the other leaf is as before.
+    site.kill_agent().await?;
+    site.start_agent()?;
+    kept.publish(1).await?;
+    kept.claimed().await?;
+    site.has_all(&kept, LIMIT).await?;
+    ensure!(site.status(&lost).await?.is_none());
+    ensure!(
+        site.facts(&lost)
+            .await?
+            .last()
+            .is_some_and(|fact| fact == "forgotten")
+    );
+    let said = site.command(&["forget", "edge-1", "--events", "--yes"]).await?;
+    ensure!(said.contains("deletes the copy of the events 1 to 10"), "{said}");
+    ensure!(site.hub.copy(&lost.name, 64 << 20).open().await?.is_none());
+    let refused = site
+        .command(&["forget", "edge-1", "--yes"])
+        .await
+        .err()
+        .context("refused")?;
+    ensure!(refused.to_string().contains("was ever here"), "{refused}");
+    // It may come back.
+    lost.claimed().await?;
+    site.has_all(&lost, LIMIT).await
+}
+
+async fn too_large() -> anyhow::Result<()> {
+    let site = Site::start(&["edge-1"]).await?;
+    let mut leaf = site.leaf("edge-1").await?;
+    leaf.publish(3).await?;
+    // Each quotation mark takes two bytes in a page.
+    let body = serde_json::to_vec(&"\"".repeat(300_000))?;
+    leaf.publish_body(body).await?;
+    leaf.publish(2).await?;
+    leaf.claimed().await?;
+    site.has_all(&leaf, LIMIT).await?;
+    let read = async |from| -> anyhow::Result<CopyReply> {
+        let body = serde_json::to_vec(&ReadCopy { from })?;
+        leaf.ask(&subject::hub_copy_read(&leaf.name), body).await
+    };
+    let CopyReply::Page(page) = read(1).await? else {
+        anyhow::bail!("the events before it can't be read");
+    };
+    ensure!(
+        page.events.len() == 3 && page.last == 6,
+        "{} events",
+        page.events.len()
+    );
+    let CopyReply::Unreadable(refused) = read(4).await? else {
+        anyhow::bail!("it fits");
+    };
+    ensure!(
+        refused.sequence == Some(4) && refused.unreadable.contains("event 4 takes"),
+        "{refused:?}"
+    );
+    Ok(())
+}
+
 async fn lost_store() -> anyhow::Result<()> {
     let mut site = Site::start(&["edge-1", "edge-2"]).await?;
     let (mut one, mut two) = (site.leaf("edge-1").await?, site.leaf("edge-2").await?);
@@ -400,7 +654,7 @@ async fn gap() -> anyhow::Result<()> {
     leaf.publish(1).await?;
     leaf.claimed().await?;
     ensure!(site.shows(&leaf, CopyState::Gap).await?.copied == 10);
-    let said = site.command(&["reset", "edge-1"]).await?;
+    let said = site.command(&["reset", "edge-1", "--yes"]).await?;
     ensure!(said.contains("1 to 10"), "{said}");
     site.has_all(&leaf, LIMIT).await?;
     site.shows(&leaf, CopyState::Current).await?;
@@ -426,7 +680,7 @@ async fn different() -> anyhow::Result<()> {
     leaf.publish(1).await?;
     leaf.claimed().await?;
     ensure!(site.shows(&leaf, CopyState::Differs).await?.copied == 10);
-    site.command(&["reset", "edge-1"]).await?;
+    site.command(&["reset", "edge-1", "--yes"]).await?;
     site.has_all(&leaf, LIMIT).await?;
     site.shows(&leaf, CopyState::Current).await?;
     Ok(())

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use leaf_bus::embedded::NatsServer;
 use leaf_bus::identity::HubUsers;
+use leaf_core::id::InstanceId;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
@@ -60,6 +61,11 @@ impl Server {
             .with_context(|| format!("{} does not start", self.config.display()))
     }
 
+    /// Its configuration file.
+    pub(crate) fn config(&self) -> &Path {
+        &self.config
+    }
+
     /// Ends it as a power cut does.
     pub(crate) async fn kill(&mut self) -> anyhow::Result<()> {
         if let Some(mut process) = self.process.take() {
@@ -83,24 +89,25 @@ pub(crate) fn free_port() -> anyhow::Result<u16> {
 pub(crate) fn hub_config(directory: &Path, port: u16, leaf_port: u16, users: &HubUsers) -> String {
     format!(
         "server_name: hub\nhost: 127.0.0.1\nport: {port}\njetstream {{ store_dir: \"{}\" }}\n\
-         leafnodes {{ host: 127.0.0.1, port: {leaf_port}, isolate_leafnode_interest: true }}\n{}",
+         leafnodes {{ host: 127.0.0.1, port: {leaf_port}, no_advertise: true, isolate_leafnode_interest: true }}\n{}",
         directory.join("hub-js").display(),
         users.accounts()
     )
 }
 
 /// A leaf's end of the connection.
-pub(crate) struct LeafEnd<'a> {
-    pub(crate) leaf: &'a str,
+pub(crate) struct LeafEnd {
+    pub(crate) leaf: String,
     /// The name of its server.
-    pub(crate) server: &'a str,
+    pub(crate) server: String,
     pub(crate) port: u16,
     pub(crate) hub: SocketAddr,
     /// The seed of its user at the hub.
-    pub(crate) seed: &'a str,
+    pub(crate) seed: String,
 }
 
-pub(crate) fn leaf_config(directory: &Path, end: &LeafEnd<'_>) -> String {
+/// Makes the configuration of a leaf's server, for the instance of leafd that runs it.
+pub(crate) fn leaf_config(directory: &Path, end: &LeafEnd, instance: InstanceId) -> String {
     let LeafEnd {
         leaf,
         server,
@@ -126,10 +133,10 @@ accounts {{
   LINK {{
     users: [{{user: link, password: x}}]
     imports: [
-      {{service: {{account: LEAF, subject: "$JS.API.STREAM.INFO.EVENTS_{leaf}"}}, to: "leaf.v1.link.{leaf}.events.info"}}
-      {{service: {{account: LEAF, subject: "$JS.API.DIRECT.GET.EVENTS_{leaf}"}}, to: "leaf.v1.link.{leaf}.events.get"}}
-      {{service: {{account: LEAF, subject: "$JS.API.STREAM.INFO.KV_leaf_state"}}, to: "leaf.v1.link.{leaf}.state.info"}}
-      {{service: {{account: LEAF, subject: "$JS.API.DIRECT.GET.KV_leaf_state"}}, to: "leaf.v1.link.{leaf}.state.get"}}
+      {{service: {{account: LEAF, subject: "$JS.API.STREAM.INFO.EVENTS_{leaf}"}}, to: "leaf.v1.link.{leaf}.{instance}.events.info"}}
+      {{service: {{account: LEAF, subject: "$JS.API.DIRECT.GET.EVENTS_{leaf}"}}, to: "leaf.v1.link.{leaf}.{instance}.events.get"}}
+      {{service: {{account: LEAF, subject: "$JS.API.STREAM.INFO.KV_leaf_state"}}, to: "leaf.v1.link.{leaf}.{instance}.state.info"}}
+      {{service: {{account: LEAF, subject: "$JS.API.DIRECT.GET.KV_leaf_state"}}, to: "leaf.v1.link.{leaf}.{instance}.state.get"}}
       {{stream: {{account: LEAF, subject: "leaf.v1.evt.{leaf}.>"}}}}
       {{stream: {{account: LEAF, subject: "leaf.v1.beat.{leaf}"}}}}
       {{stream: {{account: LEAF, subject: "leaf.v1.state.{leaf}.>"}}}}

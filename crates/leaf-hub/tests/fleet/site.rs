@@ -15,7 +15,7 @@ use leaf_bus::kv::StateBucket;
 use leaf_bus::stream::{EventStream, StreamSettings};
 use leaf_core::beat::Beat;
 use leaf_core::event::EventRecord;
-use leaf_core::fleet::{Claim, ClaimReply, CopyState, CopyStatus};
+use leaf_core::fleet::{Claim, ClaimReply, CopyState, CopyStatus, Release, Released};
 use leaf_core::host_op::Secret;
 use leaf_core::id::{InstanceId, LeafName};
 use leaf_core::subject;
@@ -115,9 +115,26 @@ impl Site {
         Ok(())
     }
 
+    /// Gives the agent that was started last to the caller.
+    pub(crate) fn take_agent(&mut self) -> anyhow::Result<Child> {
+        self.agent.take().context("an agent runs")
+    }
+
+    /// The id of its process.
+    pub(crate) fn agent_id(&self) -> anyhow::Result<u32> {
+        self.agent.as_ref().and_then(Child::id).context("an agent runs")
+    }
+
+    /// The instance of the active agent.
+    pub(crate) async fn active_agent(&self) -> anyhow::Result<InstanceId> {
+        let active = self.hub.registry_as_it_is().active().await?;
+        Ok(active.context("an agent was active")?.0.instance)
+    }
+
     /// Runs one of the agent's other commands, and returns what it prints.
     pub(crate) async fn command(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let output = Command::new(env!("CARGO_BIN_EXE_leaf-hub"))
+            .stdin(Stdio::null())
             .args(arguments)
             .arg("--config")
             .arg(self.settings())
@@ -184,13 +201,20 @@ impl Site {
         }
         ensure!(next == last + 1, "the copy ends with {}", next - 1);
         let states = self.hub.state_copy().await?;
+        let mut copied = BTreeMap::new();
         let same = until("the copied state is the leaf's", limit, async || {
-            let copied = states.entries(&leaf.name).await?;
+            copied = states.entries(&leaf.name).await?;
             let is_same = copied.iter().eq(leaf.state.iter());
             Ok(is_same.then_some(()))
-        });
-        same.await
-            .with_context(|| format!("the leaf has {:?}; {}", leaf.state.keys(), self.log()))
+        })
+        .await;
+        same.with_context(|| {
+            format!(
+                "the leaf has {:?}, the copy {copied:?}; {}",
+                leaf.state,
+                self.log()
+            )
+        })
     }
 
     /// Waits until an event of this kind is in the stream `FLEET`, and returns all kinds about the leaf.
@@ -219,17 +243,20 @@ impl Site {
     ) -> anyhow::Result<TestLeaf> {
         let wire = Wire::to(self.leaf_port).await?;
         let port = free_port()?;
-        let config = self.directory.path().join(format!("{server}.conf"));
+        let directory = self.directory.path().to_owned();
+        let file = directory.join(format!("{server}.conf"));
         let end = LeafEnd {
-            leaf: name,
-            server,
+            leaf: name.to_owned(),
+            server: server.to_owned(),
             port,
             hub: wire.address,
-            seed: self.seeds.get(name).context("a leaf that the hub knows")?,
+            seed: self.seeds.get(name).context("a leaf that the hub knows")?.clone(),
         };
-        std::fs::write(&config, leaf_config(self.directory.path(), &end))?;
-        let server = Server::start(program, config, port).await?;
-        TestLeaf::start(name, server, wire).await
+        let config = move |instance| leaf_config(&directory, &end, instance);
+        let instance = InstanceId(Uuid::now_v7());
+        std::fs::write(&file, config(instance))?;
+        let server = Server::start(program, file, port).await?;
+        TestLeaf::start(name, instance, server, Box::new(config), wire).await
     }
 }
 
@@ -238,6 +265,8 @@ pub(crate) struct TestLeaf {
     pub(crate) name: LeafName,
     pub(crate) instance: InstanceId,
     pub(crate) server: Server,
+    /// The server's configuration for an instance.
+    config: Config,
     pub(crate) wire: Wire,
     bus: Bus,
     stream: EventStream,
@@ -246,6 +275,8 @@ pub(crate) struct TestLeaf {
     pub(crate) events: Vec<EventRecord>,
     pub(crate) state: BTreeMap<String, Vec<u8>>,
 }
+
+type Config = Box<dyn Fn(InstanceId) -> String + Send + Sync>;
 
 /// Connects as an instance of leafd, and makes the leaf's stream if there is none.
 async fn connect(url: &str, name: &LeafName, instance: InstanceId) -> anyhow::Result<(Bus, EventStream)> {
@@ -268,10 +299,15 @@ async fn connect(url: &str, name: &LeafName, instance: InstanceId) -> anyhow::Re
 }
 
 impl TestLeaf {
-    async fn start(name: &str, server: Server, wire: Wire) -> anyhow::Result<Self> {
+    async fn start(
+        name: &str,
+        instance: InstanceId,
+        server: Server,
+        config: Config,
+        wire: Wire,
+    ) -> anyhow::Result<Self> {
         let url = format!("nats://127.0.0.1:{}", server.port);
         let name = LeafName::new(name)?;
-        let instance = InstanceId(Uuid::now_v7());
         let (bus, stream) = connect(&url, &name, instance).await?;
         let bucket = StateBucket::ensure(&bus, &name).await?;
         republish(&url).await?;
@@ -284,6 +320,7 @@ impl TestLeaf {
             name,
             instance,
             server,
+            config,
             wire,
             bus,
             stream,
@@ -297,6 +334,9 @@ impl TestLeaf {
     /// Goes on as another instance, as after a restart.
     pub(crate) async fn starts_again(&mut self) -> anyhow::Result<()> {
         self.instance = InstanceId(Uuid::now_v7());
+        self.server.kill().await?;
+        std::fs::write(self.server.config(), (self.config)(self.instance))?;
+        self.server.start_again().await?;
         let url = format!("nats://127.0.0.1:{}", self.server.port);
         (self.bus, self.stream) = connect(&url, &self.name, self.instance).await?;
         Ok(())
@@ -346,6 +386,17 @@ impl TestLeaf {
         claims.reply().await
     }
 
+    /// Gives its claim back, as an instance.
+    pub(crate) async fn released(&self, instance: InstanceId) -> anyhow::Result<bool> {
+        let release = Release {
+            instance,
+            stream_last: self.last(),
+        };
+        let subject = subject::hub_release(&self.name);
+        let reply: Released = self.ask(&subject, serde_json::to_vec(&release)?).await?;
+        Ok(reply.released)
+    }
+
     /// Claims the name as the successor of the instance that holds it.
     pub(crate) async fn succeeds(&self) -> anyhow::Result<()> {
         let mut claims = self.claims();
@@ -388,6 +439,19 @@ impl TestLeaf {
         Ok(self.bucket.apply(&changes).await?)
     }
 
+    /// Publishes an event with this body.
+    pub(crate) async fn publish_body(&mut self, body: Vec<u8>) -> anyhow::Result<()> {
+        let mut publisher = self.stream.publisher(self.last()).await?;
+        let event = EventRecord {
+            body,
+            ..event(&self.name, self.last() + 1, "first")
+        };
+        publisher.publish(event.clone()).await?;
+        self.events.push(event);
+        publisher.settle().await?;
+        Ok(())
+    }
+
     /// Begins the stream anew with other events, from this number on, as another history.
     pub(crate) async fn rewrite(&mut self, first: u64, count: u64, history: &str) -> anyhow::Result<()> {
         self.stream.recreate(first).await?;
@@ -427,7 +491,7 @@ impl TestLeaf {
 /// Claims of a leaf.
 pub(crate) struct Claims {
     link: async_nats::Client,
-    claim: Claim,
+    pub(crate) claim: Claim,
 }
 
 impl Claims {

@@ -13,7 +13,7 @@ use leaf_bus::relay::{self, Relay, RelayError};
 use leaf_container::Containers;
 use leaf_core::error::chain;
 use leaf_core::host_op::HostOp;
-use leaf_core::id::LeafName;
+use leaf_core::id::{InstanceId, LeafName};
 use leaf_core::runtime::Runtime;
 use leaf_core::subject;
 use leaf_helper::{Client, Helper};
@@ -61,7 +61,11 @@ pub(super) struct HostAndNats {
 ///
 /// # Errors
 /// The first part of the settings that can't be fulfilled.
-pub(super) async fn set_up(settings: &Settings, leaf: &LeafName) -> anyhow::Result<HostAndNats> {
+pub(super) async fn set_up(
+    settings: &Settings,
+    leaf: &LeafName,
+    instance: InstanceId,
+) -> anyhow::Result<HostAndNats> {
     let nats = &settings.nats;
     let Some(embedded) = &nats.embedded else {
         let GivenNats { callers, streams } =
@@ -90,10 +94,8 @@ pub(super) async fn set_up(settings: &Settings, leaf: &LeafName) -> anyhow::Resu
             nats_of,
         });
     };
-    let identity = Arc::new(Identity::open_or_create(
-        &settings.state_dir.join("identity"),
-        leaf,
-    )?);
+    let identity = Identity::open_or_create(&settings.state_dir.join("identity"), leaf)?;
+    let identity = Arc::new(identity.of_instance(instance));
     let pool = settings.containers.address_pool;
     let port = embedded.port.unwrap_or(DEFAULT_PORT);
     let helper = container_helper(settings, leaf);
@@ -181,7 +183,7 @@ pub(super) async fn set_up(settings: &Settings, leaf: &LeafName) -> anyhow::Resu
                 name: format!("leafd {leaf} to its hub"),
                 ..as_user(identity.claimant_credentials())
             };
-            Some(hub::Hub::open(&claimant, leaf, &hub.url).await?)
+            Some(hub::Hub::open(&claimant, leaf, &hub.url, &settings.state_dir).await?)
         }
         None => None,
     };

@@ -81,12 +81,15 @@ pub fn events_runtime() -> std::io::Result<Runtime> {
 async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Result<()> {
     let mut signals = Signals::open()?;
     let (store, opened) = Store::open(&settings).await?;
-    let set_up = Box::pin(equipment::set_up(&settings, &store.leaf));
+    let set_up = Box::pin(equipment::set_up(&settings, &store.leaf, store.instance));
     let Some(host_and_nats) = signals.unless_stopped(set_up).await? else {
         return Ok(());
     };
     let claimed = Box::pin(Claim::take(&settings, &store, opened, &host_and_nats));
     let Some(claim) = signals.unless_stopped(claimed).await? else {
+        if let Some(hub) = host_and_nats.hub {
+            hub.release(store.instance, store.journal.last_sequence()).await;
+        }
         if let Some(process) = host_and_nats.server_process {
             process.stop().await;
         }

@@ -9,6 +9,7 @@ use leaf_bus::identity::daemon_caller;
 use leaf_core::command::CommandRecord;
 use leaf_core::engine::{Engine, EngineSettings, History, Limits, Resumed, Snapshots};
 use leaf_core::error::chain;
+use leaf_core::id::InstanceId;
 use leaf_core::labels::{self, Labels};
 use leaf_core::state::{RawEntry, State};
 use leaf_core::subject;
@@ -16,13 +17,14 @@ use leaf_host::notify;
 use leaf_journal::Journal;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
 
 use super::claim::Claim;
 use super::equipment::{self, HostAndNats};
 use super::store::Store;
 use super::{Signals, VERSION};
 use crate::clock::Clock;
-use crate::hub::Claims;
+use crate::hub::{Claims, Hub};
 use crate::main_loop::MainLoop;
 use crate::publisher::{EventPublisher, Published};
 use crate::settings::Settings;
@@ -52,10 +54,20 @@ pub(super) struct Running {
     /// Makes the lease be released.
     release_lease: oneshot::Sender<()>,
     lease_released: oneshot::Receiver<()>,
+    /// The claim at the hub, if this leaf has one.
+    at_hub: Option<AtHub>,
     /// The host of containers, if this leaf runs some.
     containers: Option<Arc<ContainerHost>>,
     /// A description of the leaf and its NATS server.
     status: String,
+}
+
+/// A claim at the hub, which is given back at the end.
+struct AtHub {
+    hub: Arc<Hub>,
+    instance: InstanceId,
+    /// The task that renews it.
+    claims: AbortHandle,
 }
 
 impl Running {
@@ -141,13 +153,14 @@ impl Running {
         tasks.keep_on(events, "publisher", publisher.run());
         let mirroring = mirror::run(bus.clone(), leaf.clone(), entries, mirrored);
         tasks.keep("mirror", mirroring);
-        let (dead, held) = (claim.dead, claim.held);
+        let (dead, held, instance) = (claim.dead, claim.held, claim.beat.instance);
         let beats = lease::Beats {
             first: claim.beat,
             labels: shown_labels,
             journal: journal.clone(),
         };
-        let claims = hub.map(|hub| Claims {
+        let hub = hub.map(Arc::new);
+        let claims = hub.clone().map(|hub| Claims {
             hub,
             heard: claim.heard,
             bus: bus.clone(),
@@ -159,9 +172,11 @@ impl Running {
         });
         let leasing = lease::keep(bus.clone(), beats, dead, held, release, given_back);
         tasks.keep("lease", leasing);
-        if let Some(claims) = claims {
-            tasks.keep("hub", claims.keep());
-        }
+        let at_hub = hub.zip(claims).map(|(hub, claims)| AtHub {
+            hub,
+            instance,
+            claims: tasks.keep("hub", claims.keep()),
+        });
         let commands = listeners::take_commands(claim.server, inputs.clone(), drained);
         tasks.keep("commands", commands);
         let publishes = listeners::watch_published(published.clone(), inputs.clone());
@@ -195,6 +210,7 @@ impl Running {
             drain,
             release_lease,
             lease_released,
+            at_hub,
             containers: containers.ok(),
             status: format!("leaf {leaf}; {nats_of}"),
         })
@@ -214,6 +230,7 @@ impl Running {
             drain,
             release_lease,
             lease_released,
+            at_hub,
             containers,
             status,
         } = self;
@@ -249,7 +266,7 @@ impl Running {
         };
         let ended = match ended {
             Ok(workers) => {
-                publish_last(&journal, &bus, published).await;
+                publish_last(&journal, &bus, published.clone()).await;
                 workers.stop().await;
                 Ok(())
             }
@@ -260,6 +277,17 @@ impl Running {
         };
         let _ = release_lease.send(());
         let _ = tokio::time::timeout(Duration::from_secs(2), lease_released).await;
+        if let Some(AtHub {
+            hub,
+            instance,
+            claims,
+        }) = at_hub
+        {
+            // A later claim would take the name again.
+            claims.abort();
+            let stream_last = published.borrow().sequence;
+            hub.release(instance, stream_last).await;
+        }
         let _ = bus.flush(Duration::from_secs(1)).await;
         tasks.stop().await;
         bus.close(Duration::from_secs(2)).await;

@@ -1,5 +1,6 @@
 //! The claims of a running leaf.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -21,7 +22,7 @@ use crate::wake::Wake;
 /// Renews the leaf's claim as long as it runs, and compares the ends of leaf and copy when the copy's has changed.
 pub(crate) struct Claims {
     /// The connection to the agent.
-    pub(crate) hub: Hub,
+    pub(crate) hub: Arc<Hub>,
     /// What it said at the start.
     pub(crate) heard: Heard,
     /// The connection to the leaf's own streams.
@@ -104,7 +105,7 @@ impl Claims {
             stream: extent_of_published(known),
         };
         self.agrees(copy.as_ref(), own, stream).await?;
-        self.heard.agreed = copy;
+        self.heard.has_now(copy);
         Ok(())
     }
 
@@ -118,10 +119,10 @@ impl Claims {
             .compare(copy, own, &self.beats.journal, Some(stream))
             .await?
         {
-            Next::Differs { sequence } => Err(HomeError::Differs {
-                leaf: self.hub.leaf.clone(),
-                sequence,
-            }),
+            Next::Differs { sequence } => Err(self
+                .hub
+                .differs(sequence, own, &self.beats.journal, Some(stream))
+                .await),
             // What the copy has of this instance is in its journal, also where its stream lags behind.
             Next::Append(_) => match copy {
                 Some(copy) if copy.last > own.journal.last => Err(HomeError::Ahead {
@@ -159,6 +160,23 @@ impl Unanswered {
 }
 
 impl Heard {
+    /// Takes the copy's end after it was found to agree with the leaf. One that ends earlier than before has lost events.
+    fn has_now(&mut self, copy: Option<CopyEnd>) {
+        let last = |copy: &Option<CopyEnd>| copy.as_ref().map_or(0, |copy| copy.last);
+        let (before, now) = (last(&self.agreed), last(&copy));
+        if now < before {
+            tracing::warn!(
+                before,
+                now,
+                "the hub has lost events of its copy: it lost its store, or was restored from a backup. The agent fills it from this \
+                 leaf's stream"
+            );
+        }
+        let most = before.max(self.lost_after.unwrap_or(0));
+        self.lost_after = (now < most).then_some(most);
+        self.agreed = copy;
+    }
+
     fn report(&self, url: &str) -> HubReport {
         HubReport {
             url: url.to_owned(),
@@ -166,6 +184,7 @@ impl Heard {
             claimed_at: self.claimed_at,
             copied: self.agreed.as_ref().map(|copy| copy.last),
             problem: self.problem.clone(),
+            lost_after: self.lost_after,
         }
     }
 }
@@ -177,5 +196,29 @@ fn extent_of_published(known: Published) -> Extent {
     Extent {
         first: known.first,
         last: known.sequence,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_that_ends_earlier_than_before_has_lost_events_until_it_has_them_again() {
+        let copy = |last| {
+            Some(CopyEnd {
+                first: 1,
+                last,
+                fingerprint: String::new(),
+            })
+        };
+        let mut heard = Heard::default();
+        let mut after = |end: Option<CopyEnd>| {
+            heard.has_now(end);
+            heard.report("tls://hub:7422").lost_after
+        };
+        assert_eq!([after(None), after(copy(5)), after(copy(90))], [None; 3]);
+        assert_eq!([after(None), after(copy(40)), after(copy(20))], [Some(90); 3]);
+        assert_eq!([after(copy(90)), after(copy(91))], [None; 2]);
     }
 }

@@ -1,7 +1,7 @@
 //! The start of a leaf with a hub: it waits for the hub, and imports what only the hub's copy has.
 
+use std::io;
 use std::ops::RangeInclusive;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -70,13 +70,19 @@ impl Hub {
             journal: extent_of_journal(held),
             stream: found,
         };
-        let copy = match self.first_answer(beat, dead, found.last).await {
+        let mut copy = match self.first_answer(beat, dead, found.last).await {
             Ok(ClaimReply::Granted { copy }) => copy,
             Ok(ClaimReply::Held { by }) => return Err(HomeError::Held(HeldError(by))),
             Err(error) if own.is_empty() && self.opened.elapsed() < PATIENCE_IF_NEW => {
                 return Err(HomeError::New(error));
             }
-            Err(error) if self.lacks.load(Ordering::Relaxed) => return Err(HomeError::Copy(error)),
+            Err(error) if self.lacks.are_known(own).map_err(|e| self.unremembered(e))? => {
+                return Err(HomeError::Lacking {
+                    leaf: self.leaf.clone(),
+                    file: self.lacks.path().to_owned(),
+                    source: error,
+                });
+            }
             Err(error) => {
                 let problem = chain(&error);
                 tracing::warn!(
@@ -90,8 +96,12 @@ impl Hub {
             }
         };
         let compared = self.compare(copy.as_ref(), own, journal, stream.as_ref()).await;
-        if matches!(compared, Ok(Next::Append(_)) | Err(HomeError::Copy(_))) {
-            self.lacks.store(true, Ordering::Relaxed);
+        if let Some(copy) = &copy
+            && matches!(compared, Ok(Next::Append(_)) | Err(HomeError::Copy(_)))
+        {
+            self.lacks
+                .remember(copy.last)
+                .map_err(|error| self.unremembered(error))?;
         }
         match compared? {
             Next::Append(numbers) => {
@@ -104,22 +114,38 @@ impl Hub {
                     after: own.stream.last,
                     epoch,
                 };
+                let last = *numbers.end();
                 import.run(numbers, beat, dead).await?;
+                // The agent waits for it: with this claim it compares and copies what comes next.
+                match self.claim(beat, dead, last).await {
+                    Ok(ClaimReply::Granted { copy: now }) if now == copy => {}
+                    // It is compared once more with the next claim.
+                    Ok(ClaimReply::Granted { .. }) => copy = None,
+                    Ok(ClaimReply::Held { by }) => return Err(HomeError::Held(HeldError(by))),
+                    Err(error) => {
+                        tracing::warn!(error = chain(&error), "the hub does not answer after the import");
+                    }
+                }
             }
             Next::Differs { sequence } => {
-                return Err(HomeError::Differs {
-                    leaf: self.leaf.clone(),
-                    sequence,
-                });
+                return Err(self.differs(sequence, own, journal, stream.as_ref()).await);
             }
             Next::GoOn | Next::CompareAt(_) => {}
         }
-        self.lacks.store(false, Ordering::Relaxed);
+        self.lacks.forget().map_err(|error| self.unremembered(error))?;
         Ok(Heard {
             claimed_at: Some(Timestamp::now()),
             agreed: copy,
             problem: None,
+            lost_after: None,
         })
+    }
+
+    fn unremembered(&self, source: io::Error) -> HomeError {
+        HomeError::Remembered {
+            file: self.lacks.path().to_owned(),
+            source,
+        }
     }
 
     /// Claims the name at a start: asks again for some seconds while the hub is away.

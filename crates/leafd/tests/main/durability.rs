@@ -278,6 +278,11 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             homecoming::a_name_that_is_held,
         ),
         host.trial(
+            "a leaf that is stopped gives its claim at the hub back, and its successor need not wait",
+            &[],
+            homecoming::a_clean_stop_releases_the_name,
+        ),
+        host.trial(
             "a real hub agent gives an older image and a new disk their events, and its copy goes on",
             &[Need::HubAgent],
             homecoming::an_older_image_with_the_real_agent,

@@ -498,3 +498,28 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_leaf_that_gave_its_claim_back_is_away_once_its_last_events_are_stored() {
+    let mut copy = current(3);
+    // Its last event is on its way.
+    assert_eq!(copy.handle(Input::Released { stream_last: 4 }, 2 * SECOND), []);
+    let outputs = copy.handle(Input::Heard(event(4)), 2 * SECOND);
+    assert_eq!(outputs, [Output::Publish(events(4..=4))]);
+    assert_eq!(copy.handle(Input::Stored(4), 2 * SECOND), [Output::Close]);
+    let view = copy.view(2 * SECOND).expect("a state");
+    assert_eq!((view.state, view.copied), (CopyState::Away, 4));
+    assert_eq!(view.reason.as_deref(), Some("its leafd was stopped"));
+    // What can't be read any more is read when it is back.
+    let mut copy = current(3);
+    copy.handle(Input::Released { stream_last: 9 }, 2 * SECOND);
+    let outputs = copy.handle(Input::Failed("the leaf does not answer".into()), 3 * SECOND);
+    assert!(outputs.contains(&Output::Close), "{outputs:?}");
+    assert_eq!(state(&mut copy, 3 * SECOND), CopyState::Away);
+    let claim = Input::Claimed {
+        anew: true,
+        stream_last: 9,
+    };
+    assert_eq!(copy.handle(claim, 4 * SECOND), [Output::Open]);
+    assert_ne!(state(&mut copy, 7 * SECOND), CopyState::Away);
+}

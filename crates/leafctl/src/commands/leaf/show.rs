@@ -6,6 +6,7 @@ use leaf_core::id::LeafName;
 use leaf_core::labels::{self, Labels};
 
 use super::copy::{self, copies};
+use crate::advice;
 use crate::error::Error;
 use crate::output::{Output, ago};
 use crate::session::Session;
@@ -67,8 +68,14 @@ impl Show {
                             .map_or("taken".to_owned(), |why| format!("refused: {why}")),
                     ),
                 ];
-                rows.extend(r.hub.as_ref().map(|hub| ("hub", hub_text(hub))));
-                rows.extend(copies.get(&r.name).map(|status| ("copy", copy::text(status))));
+                if let Some(hub) = &r.hub {
+                    rows.push(("hub", hub_text(hub)));
+                    rows.extend(advice::about_hub(hub).map(|what| ("what to do", what)));
+                }
+                if let Some(status) = copies.get(&r.name) {
+                    rows.push(("copy", copy::text(status)));
+                    rows.extend(advice::about_copy(status).map(|what| ("what to do", what)));
+                }
                 rows.extend(r.raw_entries.iter().map(|entry| {
                     (
                         "unreadable",

@@ -138,6 +138,10 @@ pub(super) async fn an_older_image() -> anyhow::Result<()> {
         .logged("the hub has events that this leaf lacks")
         .await?;
     ensure!(site.agent.pages() > 2, "it was read page by page");
+    // The agent, which waits for the end of the import, hears of it at once.
+    let copied = aged.events.last().map(|event| event.sequence);
+    let claimed = site.agent.last_claim().map(|claim| claim.stream_last);
+    ensure!(claimed == copied, "the last claim says {claimed:?}");
     aged.went_on().await?;
     // And for good, without the hub as well.
     let last = aged.leaf.published().await?;
@@ -299,10 +303,16 @@ pub(super) async fn a_hub_of_last_week() -> anyhow::Result<()> {
     let old = &events[..events.len() / 2];
     site.agent.has(old);
     let last = old.last().map(|event| event.sequence);
-    shows_hub(&mut leaf, |hub| hub.connected && hub.copied == last).await?;
+    shows_hub(&mut leaf, |hub| {
+        hub.connected && hub.copied == last && hub.lost_after == all
+    })
+    .await?;
     // A hub that lost everything.
     site.agent.has(&[]);
-    shows_hub(&mut leaf, |hub| hub.connected && hub.copied.is_none()).await?;
+    shows_hub(&mut leaf, |hub| {
+        hub.connected && hub.copied.is_none() && hub.lost_after == all
+    })
+    .await?;
     site.agent.has(old);
     leaf.restart().await?;
     leaf.published().await?;
@@ -344,9 +354,23 @@ pub(super) async fn an_agent_that_is_none() -> anyhow::Result<()> {
     aged.leaf
         .logged("the hub's copy has events that this leaf lacks, and they can't be read at the moment")
         .await?;
+    // It knows that after a restart as well, when the hub is not there at all.
+    ensure!(aged.leaf.stop().await?.success(), "it can be stopped meanwhile");
+    site.wire.cut();
+    aged.leaf.launch_again()?;
+    aged.leaf
+        .logged("and the hub can't be asked for them: it is waited for")
+        .await?;
+    site.wire.mend();
+    site.agent.behaves(Manner::TooLarge(aged.events.len() as u64));
+    aged.leaf
+        .logged(&format!("event {} takes too many bytes", aged.events.len()))
+        .await?;
     site.agent.behaves(Manner::Honest);
     aged.leaf.ready().await?;
     aged.went_on().await?;
+    let memory = aged.leaf.state_dir.join("hub-import.json");
+    ensure!(!memory.exists(), "nothing is missing any more");
 
     // One that has events of something else.
     let events = stopped_with_events(&mut aged.leaf).await?;
@@ -390,6 +414,35 @@ pub(super) async fn a_name_that_is_held() -> anyhow::Result<()> {
     leaf.ready().await?;
     leaf.published().await?;
     leaf.complete_events(1).await.map(drop)
+}
+
+pub(super) async fn a_clean_stop_releases_the_name() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let mut leaf = site.setup().start().await?;
+    leaf.published().await?;
+    let instance = leaf.show().await?.instance;
+    let copied = stopped_with_events(&mut leaf).await?;
+    let releases = site.agent.releases();
+    ensure!(
+        releases.len() == 1
+            && releases[0].instance == instance
+            && releases[0].stream_last == copied.len() as u64,
+        "{} events, and it released {releases:?}",
+        copied.len()
+    );
+    // A new disk in another machine need not wait for the claim to expire; what is refused at its start is not released.
+    site.agent.has(&copied);
+    let mut other = site.agent.last_claim().context("a claim")?.beat;
+    other.instance = leaf_core::id::InstanceId(uuid::Uuid::now_v7());
+    site.agent.behaves(Manner::HeldBy(Box::new(other)));
+    std::fs::remove_dir_all(&leaf.state_dir)?;
+    leaf.forget_client();
+    leaf.launch_again()?;
+    leaf.logged("the hub says that another instance has this leaf's name")
+        .await?;
+    site.agent.behaves(Manner::Honest);
+    leaf.ready().await?;
+    went_on(&mut leaf, &copied).await
 }
 
 /// The real agent at a hub, and a leaf that is connected to it.
@@ -479,7 +532,7 @@ pub(super) async fn an_older_image_with_the_real_agent() -> anyhow::Result<()> {
         .await?;
     site.went_on(&mut aged).await?;
     // And without its disk: then the last instance may be alive, for all that this one and the hub know.
-    aged.leaf.stop().await?;
+    aged.leaf.kill().await?;
     aged.lose()?;
     aged.leaf.launch_again()?;
     aged.leaf

@@ -4,7 +4,9 @@
 use futures::StreamExt as _;
 use leaf_core::beat::Beat;
 use leaf_core::event::EventRecord;
-use leaf_core::fleet::{Claim, ClaimReply, CopyEnd, CopyPage, ReadCopy, fingerprint};
+use leaf_core::fleet::{
+    Claim, ClaimReply, CopyEnd, CopyPage, ReadCopy, Release, Released, Unreadable, fingerprint,
+};
 use leaf_core::json::to_json;
 use leaf_core::subject;
 use tokio::sync::watch;
@@ -27,6 +29,8 @@ pub(crate) enum Manner {
     Garbage,
     /// As the contract says, until this many pages were read, and then not at all.
     SilentAfter(usize),
+    /// As the contract says, but this event is too large for a reply.
+    TooLarge(u64),
 }
 
 #[derive(Debug, Default)]
@@ -35,6 +39,7 @@ struct Known {
     manner: Manner,
     holder: Option<Beat>,
     claims: Vec<Claim>,
+    releases: Vec<Release>,
     pages: usize,
 }
 
@@ -53,6 +58,7 @@ impl TestAgent {
         let known = watch::Sender::new(Known::default());
         let shared = known.clone();
         let (claim, leaf) = (subject::hub_claim(&hub.leaf), hub.leaf.clone());
+        let release = subject::hub_release(&hub.leaf);
         let mut task = JoinSet::new();
         task.spawn(async move {
             while let Some(request) = requests.next().await {
@@ -64,6 +70,8 @@ impl TestAgent {
                 shared.send_modify(|known| {
                     answer = if request.subject.as_str() == claim {
                         known.answer_claim(&request.payload)
+                    } else if request.subject.as_str() == release {
+                        known.answer_release(&request.payload)
                     } else {
                         known.answer_read(&request.payload)
                     };
@@ -99,6 +107,16 @@ impl TestAgent {
         self.known.borrow().claims.len()
     }
 
+    /// The last claim so far.
+    pub(crate) fn last_claim(&self) -> Option<Claim> {
+        self.known.borrow().claims.last().cloned()
+    }
+
+    /// The claims that were given back so far.
+    pub(crate) fn releases(&self) -> Vec<Release> {
+        self.known.borrow().releases.clone()
+    }
+
     /// How many pages were read since it began to behave as it does.
     pub(crate) fn pages(&self) -> usize {
         self.known.borrow().pages
@@ -122,7 +140,7 @@ impl Known {
             Manner::Garbage => return Some(b"{\"answer\":\"perhaps\"}".to_vec()),
             Manner::SilentAfter(pages) if self.pages >= *pages => return None,
             Manner::HeldBy(beat) => Some(beat.clone()),
-            Manner::Honest | Manner::SilentAfter(_) => {
+            Manner::Honest | Manner::SilentAfter(_) | Manner::TooLarge(_) => {
                 let is_other = |holder: &&Beat| {
                     holder.instance != claim.beat.instance && Some(holder.instance) != claim.predecessor
                 };
@@ -144,11 +162,28 @@ impl Known {
         Some(to_json(&ClaimReply::Granted { copy }))
     }
 
+    fn answer_release(&mut self, body: &[u8]) -> Option<Vec<u8>> {
+        let release: Release = serde_json::from_slice(body).expect("a request of the contract");
+        let is_holder = |holder: &Beat| holder.instance == release.instance;
+        let released = self.holder.as_ref().is_some_and(is_holder);
+        if released {
+            self.holder = None;
+        }
+        self.releases.push(release);
+        Some(to_json(&Released { released }))
+    }
+
     fn answer_read(&mut self, body: &[u8]) -> Option<Vec<u8>> {
         let ReadCopy { from } = serde_json::from_slice(body).expect("a request of the contract");
         match self.manner {
             Manner::Garbage => return Some(b"[]".to_vec()),
             Manner::SilentAfter(pages) if self.pages >= pages => return None,
+            Manner::TooLarge(sequence) if (from..from + PAGE as u64).contains(&sequence) => {
+                return Some(to_json(&Unreadable {
+                    sequence: Some(sequence),
+                    unreadable: format!("event {sequence} takes too many bytes"),
+                }));
+            }
             _ => {}
         }
         self.pages += 1;
