@@ -62,7 +62,7 @@ pub enum IdentityError {
         source: io::Error,
     },
     /// Other users can read a secret.
-    #[error("{} holds secret keys and has mode {mode:04o}, so other users can read it; if none did, run `chmod 600` on it, otherwise delete its directory to create new keys", path.display())]
+    #[error("{} holds secret keys and has mode {mode:04o}, so other users can read it: run `chmod 600` on it. If somebody may have read it, replace the keys: for those of a leaf (keys.json), delete its directory; for a user of a hub, make another file with `leaf-hub key`", path.display())]
     Exposed {
         /// The file.
         path: PathBuf,
