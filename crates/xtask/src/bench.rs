@@ -27,6 +27,10 @@ const HERE: [&str; 2] = [
     "<!-- begin: cargo xtask bench --write -->",
     "<!-- end: cargo xtask bench --write -->",
 ];
+const FLEET: [&str; 2] = [
+    "<!-- begin: cargo xtask bench fleet --write -->",
+    "<!-- end: cargo xtask bench fleet --write -->",
+];
 const HOST: [&str; 2] = [
     "<!-- begin: cargo xtask bench --host --write -->",
     "<!-- end: cargo xtask bench --host --write -->",
@@ -35,7 +39,7 @@ const HOST: [&str; 2] = [
 /// Measure a leaf compared with what it is built on, and print a table
 ///
 /// Uses release builds. Each measurement alternates with what it is compared with, several times, and the table has the
-/// medians. The machine should be idle. It takes about ten minutes, with --host about half an hour.
+/// medians. The machine should be idle. It takes about fifteen minutes, `fleet` alone six, and --host about half an hour.
 #[derive(clap::Args)]
 pub(crate) struct Bench {
     /// Take only these measurements
@@ -47,8 +51,8 @@ pub(crate) struct Bench {
     /// The number of rounds of each measurement
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: u16,
-    /// Write the table into docs/performance.md
-    #[arg(long, conflicts_with = "only")]
+    /// Write the tables into docs/performance.md: all that are measured here, or that of `fleet`
+    #[arg(long)]
     write: bool,
 }
 
@@ -79,45 +83,55 @@ impl Bench {
             setup::is_root(),
             "measuring a leaf with containers needs root; try: sudo --preserve-env=PATH,HOME cargo xtask bench"
         );
+        ensure!(
+            !self.write || self.only.is_empty() || self.only == [Name::Fleet],
+            "some rows alone can't be written: leave --write away, or the names"
+        );
         let tools = setup::prepare(true)?;
         let programs = Programs::build(&tools)?;
         let rounds = usize::from(self.rounds);
         let before = machine::load()?;
-        let rows = if self.host {
-            host::rows(&programs, rounds)?
-        } else {
-            self.measure_here(&programs, rounds)?
-        };
-        let mut command = "cargo xtask bench".to_owned();
+        let mut tables = Vec::new();
         if self.host {
-            command.push_str(" --host");
-        }
-        if self.rounds != 5 {
-            command.push_str(&format!(" --rounds {rounds}"));
+            tables.push((HOST, "cargo xtask bench --host", host::rows(&programs, rounds)?));
+        } else {
+            let of_leaf = self.measure(LEAF_ALONE, &programs, rounds)?;
+            if !of_leaf.is_empty() {
+                tables.push((HERE, "cargo xtask bench", of_leaf));
+            }
+            let of_fleet = self.measure(&[(Name::Fleet, fleet::measure)], &programs, rounds)?;
+            if !of_fleet.is_empty() {
+                tables.push((FLEET, "cargo xtask bench fleet", of_fleet));
+            }
         }
         let mut about = machine::about(&programs, &before)?;
         if self.host {
             about.push_str(&format!(" The test host was run with {}.", host::accelerator()?));
         }
-        let text = format!(
-            "{}\n{about}\nMade by `{command} --write`, the medians of {rounds} rounds.\n",
-            numbers::table(&rows)
-        );
-        println!("{text}");
-        if self.write {
-            let file = workspace().join(DOCUMENT);
-            let old = std::fs::read_to_string(&file).with_context(|| format!("can't read {DOCUMENT}"))?;
-            let marks = if self.host { HOST } else { HERE };
-            std::fs::write(&file, replaced(&old, marks, &text)?)
-                .with_context(|| format!("can't write {DOCUMENT}"))?;
-            eprintln!("wrote {DOCUMENT}");
+        let file = workspace().join(DOCUMENT);
+        for (marks, command, rows) in tables {
+            let mut command = command.to_owned();
+            if self.rounds != 5 {
+                command.push_str(&format!(" --rounds {rounds}"));
+            }
+            let text = format!(
+                "{}\n{about}\nMade by `{command} --write`, the medians of {rounds} rounds.\n",
+                numbers::table(&rows)
+            );
+            println!("{text}");
+            if self.write {
+                let old = std::fs::read_to_string(&file).with_context(|| format!("can't read {DOCUMENT}"))?;
+                std::fs::write(&file, replaced(&old, marks, &text)?)
+                    .with_context(|| format!("can't write {DOCUMENT}"))?;
+                eprintln!("wrote the table of `{command}` into {DOCUMENT}");
+            }
         }
         Ok(ExitCode::SUCCESS)
     }
 
-    fn measure_here(&self, programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
+    fn measure(&self, measures: &[(Name, Measure)], programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
-        for (name, measure) in MEASURES {
+        for (name, measure) in measures {
             if self.only.is_empty() || self.only.contains(name) {
                 eprintln!("measuring: {name:?}");
                 rows.extend(measure(programs, rounds).with_context(|| format!("can't measure {name:?}"))?);
@@ -129,8 +143,8 @@ impl Bench {
 
 type Measure = fn(&Programs, usize) -> Result<Vec<Row>>;
 
-/// The measurements in order, those that load the machine least first.
-const MEASURES: &[(Name, Measure)] = &[
+/// The measurements of a leaf alone in order, those that load the machine least first.
+const LEAF_ALONE: &[(Name, Measure)] = &[
     (Name::Rest, measures::rest),
     (Name::RoundTrip, measures::round_trip),
     (Name::Concurrent, measures::concurrent),
@@ -138,7 +152,6 @@ const MEASURES: &[(Name, Measure)] = &[
     (Name::Inventory, measures::inventory),
     (Name::Start, measures::start),
     (Name::Build, measures::build),
-    (Name::Fleet, fleet::measure),
 ];
 
 /// Returns the document with the text between two marks replaced.
@@ -169,7 +182,7 @@ mod tests {
     #[test]
     fn the_document_has_its_marks() {
         let document = std::fs::read_to_string(workspace().join(DOCUMENT)).expect("the document");
-        for marks in [HERE, HOST] {
+        for marks in [HERE, FLEET, HOST] {
             replaced(&document, marks, "new").expect("it has marks");
         }
     }

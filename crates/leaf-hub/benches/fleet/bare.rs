@@ -1,13 +1,14 @@
 //! Two servers with an open connection between them, and a stream.
 
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use async_nats::Client;
 use async_nats::jetstream::{self, stream};
 use futures::StreamExt as _;
-use tokio::task::JoinSet;
+use tokio::process::{Child, Command};
 
 use crate::server::Server;
 use crate::{Programs, WITHIN, headers_of, record};
@@ -22,7 +23,7 @@ const WINDOW: usize = 1024;
 pub(crate) struct Bare {
     pub(crate) hub: Client,
     pub(crate) leaf: Client,
-    _servers: [Server; 2],
+    servers: [Server; 2],
 }
 
 impl Bare {
@@ -47,7 +48,7 @@ impl Bare {
         let bare = Self {
             hub: async_nats::connect(hub.url()).await?,
             leaf: async_nats::connect(leaf.url()).await?,
-            _servers: [hub, leaf],
+            servers: [hub, leaf],
         };
         jetstream::new(bare.hub.clone())
             .create_stream(stream::Config {
@@ -76,19 +77,14 @@ impl Bare {
         tokio::time::timeout(WITHIN, connected).await?
     }
 
-    /// Answers requests on the leaf with so many bytes.
-    pub(crate) async fn respond(&self, bytes: usize) -> Result<JoinSet<()>> {
-        let mut requests = self.leaf.subscribe(REQUEST).await?;
-        self.leaf.flush().await?;
-        let (client, body) = (self.leaf.clone(), bytes::Bytes::from(vec![b' '; bytes]));
-        let mut responder = JoinSet::new();
-        responder.spawn(async move {
-            while let Some(request) = requests.next().await {
-                if let Some(reply) = request.reply {
-                    let _ = client.publish(reply, body.clone()).await;
-                }
-            }
-        });
+    /// Starts the responder on the leaf, and waits until it answers through the hub.
+    pub(crate) async fn respond(&self, bytes: usize) -> Result<Child> {
+        let responder = Command::new(std::env::current_exe()?)
+            .args(["respond", &self.servers[1].url(), &bytes.to_string()])
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .context("can't start the bare responder")?;
         let answered = async {
             while self.hub.request(REQUEST, "".into()).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -161,4 +157,17 @@ impl Bare {
         };
         tokio::time::timeout(WITHIN, all).await?
     }
+}
+
+/// Answers requests at a server with so many bytes.
+pub(crate) async fn respond(url: &str, bytes: usize) -> Result<()> {
+    let client = async_nats::connect(url).await?;
+    let mut requests = client.subscribe(REQUEST).await?;
+    let body = bytes::Bytes::from(vec![b' '; bytes]);
+    while let Some(request) = requests.next().await {
+        if let Some(reply) = request.reply {
+            client.publish(reply, body.clone()).await?;
+        }
+    }
+    Ok(())
 }

@@ -8,6 +8,9 @@
 //! - `commands`: COUNT `leaf.show` through the hub, one after the other, and 64 at once; bare: a responder behind the same
 //!   connection that replies as many bytes;
 //! - `many`: COUNT leaves at one hub: until their list is read, and the memory of the hub and its agent.
+//!
+//! Events and commands are measured in blocks by turns with the bare servers. `fleet respond URL BYTES` is the bare responder,
+//! a process of its own as leafd is.
 #![allow(clippy::print_stdout, reason = "a program")]
 
 mod bare;
@@ -25,6 +28,7 @@ use futures::StreamExt as _;
 use jiff::Timestamp;
 use leaf_core::event::{Event, EventRecord, Fact, LeafStopped};
 use leaf_core::id::{InstanceId, LeafName};
+use leaf_core::subject;
 use serde_json::{Value, json};
 
 use bare::Bare;
@@ -35,6 +39,9 @@ const WITHIN: Duration = Duration::from_secs(300);
 
 /// How many are measured before those that count.
 const WARM_UP: u64 = 200;
+
+/// How many are measured before the other side's turn.
+const BLOCK: u64 = 100;
 
 /// How many requests are under way at once.
 const AT_ONCE: usize = 64;
@@ -53,6 +60,9 @@ async fn main() -> Result<()> {
         .filter(|arg| !arg.starts_with("--"))
         .collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    if let ["respond", url, bytes] = args[..] {
+        return bare::respond(url, bytes.parse()?).await;
+    }
     let [nats_server, leaf_hub, leafd, what, directory, count] = args[..] else {
         bail!("this is a part of `cargo xtask bench`");
     };
@@ -119,41 +129,69 @@ async fn stored(client: &Client, stream: &str) -> Result<jetstream::consumer::pu
 
 async fn events(programs: &Programs<'_>, directory: &Path, count: u64) -> Result<Value> {
     let ours = Ours::start(programs, &directory.join("ours")).await?;
+    let bare = Bare::start(programs, &directory.join("bare")).await?;
     let mut publisher = ours.publisher().await?;
     publisher.publish(record(1)).await?;
     publisher.settle().await?;
     ours.copied(1).await?;
     let mut copied = stored(&ours.agent, "EVENTS_bench").await?;
-    let mut of_leaf = Vec::new();
-    for sequence in 2..=count + WARM_UP + 1 {
+    let mut arrived = stored(&bare.hub, bare::STREAM).await?;
+    let (mut of_leaf, mut of_bare) = (Vec::new(), Vec::new());
+    for (first, last) in blocks(2, count + WARM_UP) {
+        for sequence in first..=last {
+            let record = record(sequence);
+            let body = record.body.clone();
+            let began = Instant::now();
+            publisher.publish(record).await?;
+            publisher.settle().await?;
+            let message = tokio::time::timeout(WITHIN, copied.next())
+                .await?
+                .context("a stored event")??;
+            of_leaf.push(began.elapsed());
+            ensure!(message.payload == body, "another event");
+        }
+        for sequence in first..=last {
+            let record = record(sequence);
+            let (headers, body) = (headers_of(&record), record.body.into());
+            let began = Instant::now();
+            bare.leaf
+                .publish_with_headers(bare::SUBJECT, headers, body)
+                .await?;
+            bare.leaf.flush().await?;
+            tokio::time::timeout(WITHIN, arrived.next())
+                .await?
+                .context("a stored message")??;
+            of_bare.push(began.elapsed());
+        }
+    }
+    // The first part of the way: until a client of the hub hears it, as the agent does.
+    let mut heard = ours.ann.subscribe(subject::events()).await?;
+    ours.ann.flush().await?;
+    let mut of_hearing = Vec::new();
+    let first = count + WARM_UP + 2;
+    for sequence in first..first + count / 4 + WARM_UP {
         let began = Instant::now();
         publisher.publish(record(sequence)).await?;
         publisher.settle().await?;
-        let message = tokio::time::timeout(WITHIN, copied.next())
+        tokio::time::timeout(WITHIN, heard.next())
             .await?
-            .context("a stored event")??;
-        of_leaf.push(began.elapsed());
-        ensure!(message.payload == record(sequence).body, "another event");
+            .context("a live event")?;
+        of_hearing.push(began.elapsed());
+        copied.next().await.context("a stored event")??;
     }
     ours.stop().await?;
+    Ok(json!({
+        "leaf": quantiles(of_leaf),
+        "bare": quantiles(of_bare),
+        "heard": quantiles(of_hearing),
+    }))
+}
 
-    let bare = Bare::start(programs, &directory.join("bare")).await?;
-    let mut arrived = stored(&bare.hub, bare::STREAM).await?;
-    let mut of_bare = Vec::new();
-    for sequence in 2..=count + WARM_UP + 1 {
-        let record = record(sequence);
-        let (headers, body) = (headers_of(&record), record.body.into());
-        let began = Instant::now();
-        bare.leaf
-            .publish_with_headers(bare::SUBJECT, headers, body)
-            .await?;
-        bare.leaf.flush().await?;
-        tokio::time::timeout(WITHIN, arrived.next())
-            .await?
-            .context("a stored message")??;
-        of_bare.push(began.elapsed());
-    }
-    Ok(json!({ "leaf": quantiles(of_leaf), "bare": quantiles(of_bare) }))
+/// Divides so many numbers from the first one on into blocks, after each of which the other side is measured.
+fn blocks(first: u64, count: u64) -> impl Iterator<Item = (u64, u64)> {
+    (first..first + count)
+        .step_by(BLOCK as usize)
+        .map(move |begin| (begin, (begin + BLOCK - 1).min(first + count - 1)))
 }
 
 async fn catch_up(programs: &Programs<'_>, directory: &Path, count: u64) -> Result<Value> {
@@ -180,27 +218,43 @@ async fn catch_up(programs: &Programs<'_>, directory: &Path, count: u64) -> Resu
 
 async fn commands(programs: &Programs<'_>, directory: &Path, count: u64) -> Result<Value> {
     let ours = Ours::with_leafd(programs, &directory.join("ours")).await?;
+    let bare = Bare::start(programs, &directory.join("bare")).await?;
     let subject = "leaf.v1.cmd.bench.ann.leaf.show";
     let reply = ours.ann.request(subject, "{}".into()).await?;
     let bytes = reply.payload.len();
-    let of_leaf = requests(&ours.ann, subject, count).await?;
-    ours.stop().await?;
-    let bare = Bare::start(programs, &directory.join("bare")).await?;
     let _responder = bare.respond(bytes).await?;
-    let of_bare = requests(&bare.hub, bare::REQUEST, count).await?;
-    Ok(json!({ "reply_bytes": bytes, "leaf": of_leaf, "bare": of_bare }))
+    let (mut of_leaf, mut of_bare) = (Vec::new(), Vec::new());
+    for (first, last) in blocks(1, count + WARM_UP) {
+        for _ in first..=last {
+            of_leaf.push(request(&ours.ann, subject).await?);
+        }
+        for _ in first..=last {
+            of_bare.push(request(&bare.hub, bare::REQUEST).await?);
+        }
+    }
+    let (mut leaf_time, mut bare_time) = (Duration::ZERO, Duration::ZERO);
+    for (first, last) in blocks(1, count) {
+        let requests = 10 * (last - first + 1);
+        leaf_time += at_once(&ours.ann, subject, requests).await?;
+        bare_time += at_once(&bare.hub, bare::REQUEST, requests).await?;
+    }
+    ours.stop().await?;
+    let (mut leaf, mut bare) = (quantiles(of_leaf), quantiles(of_bare));
+    leaf["per_second"] = ((10 * count) as f64 / leaf_time.as_secs_f64()).into();
+    bare["per_second"] = ((10 * count) as f64 / bare_time.as_secs_f64()).into();
+    Ok(json!({ "reply_bytes": bytes, "leaf": leaf, "bare": bare }))
 }
 
-/// Requests one after the other, and then many at once.
-async fn requests(client: &Client, subject: &'static str, count: u64) -> Result<Value> {
-    let mut times = Vec::new();
-    for _ in 0..count + WARM_UP {
-        let began = Instant::now();
-        client.request(subject, "{}".into()).await?;
-        times.push(began.elapsed());
-    }
+async fn request(client: &Client, subject: &'static str) -> Result<Duration> {
     let began = Instant::now();
-    let done = futures::stream::iter(0..10 * count)
+    client.request(subject, "{}".into()).await?;
+    Ok(began.elapsed())
+}
+
+/// Sends requests, many at once, until all are answered.
+async fn at_once(client: &Client, subject: &'static str, count: u64) -> Result<Duration> {
+    let began = Instant::now();
+    let done = futures::stream::iter(0..count)
         .map(|_| client.request(subject, "{}".into()))
         .buffer_unordered(AT_ONCE)
         .fold(
@@ -208,15 +262,8 @@ async fn requests(client: &Client, subject: &'static str, count: u64) -> Result<
             |done, reply| async move { done + u64::from(reply.is_ok()) },
         )
         .await;
-    ensure!(
-        done == 10 * count,
-        "{done} of {} requests were answered",
-        10 * count
-    );
-    let per_second = done as f64 / began.elapsed().as_secs_f64();
-    let mut figures = quantiles(times);
-    figures["per_second"] = per_second.into();
-    Ok(figures)
+    ensure!(done == count, "{done} of {count} requests were answered");
+    Ok(began.elapsed())
 }
 
 /// Returns median and 99th percentile in microseconds, without the first ones.

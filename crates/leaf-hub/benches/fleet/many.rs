@@ -20,6 +20,7 @@ const REST: Duration = Duration::from_secs(20);
 
 /// The period of claims.
 const PERIOD: Duration = Duration::from_secs(10);
+const CLAIMS_A_DAY: u64 = 24 * 60 * 60 / PERIOD.as_secs();
 
 pub(crate) async fn measure(programs: &Programs<'_>, dir: &Path, count: u64) -> Result<Value> {
     let keys: Vec<(LeafName, KeyPair)> = (1..=count)
@@ -86,10 +87,12 @@ pub(crate) async fn measure(programs: &Programs<'_>, dir: &Path, count: u64) -> 
     let pause = PERIOD / u32::try_from(count)?;
     let mut next = tokio::time::interval(pause);
     let mut all = clients.iter().cycle();
+    let (mut claims, mut bytes) = (0, 0);
     while began.elapsed() < REST {
         next.tick().await;
         let (leaf, client, _) = all.next().context("a leaf")?;
-        claim(leaf, client).await?;
+        bytes += claim(leaf, client).await?;
+        claims += 1;
     }
     let busy = processor_time(hub.server.pid)? + processor_time(agent_pid)? - before;
     let memory = memory(hub.server.pid)? + memory(agent_pid)?;
@@ -99,19 +102,22 @@ pub(crate) async fn measure(programs: &Programs<'_>, dir: &Path, count: u64) -> 
         "hub_bytes": memory,
         "bytes_a_leaf": memory.saturating_sub(memory_before) / count,
         "processor_share": busy / began.elapsed().as_secs_f64(),
+        "bytes_a_day": bytes / claims * CLAIMS_A_DAY,
     }))
 }
 
-async fn claim(leaf: &LeafName, client: &Client) -> Result<()> {
+/// Claims the name, and returns the bytes of the request and its reply: subjects and bodies.
+async fn claim(leaf: &LeafName, client: &Client) -> Result<u64> {
     let claim = Claim {
         beat: beat_of(leaf, 0),
         predecessor: None,
         stream_last: 0,
     };
-    client
-        .request(subject::hub_claim(leaf), serde_json::to_vec(&claim)?.into())
-        .await?;
-    Ok(())
+    let (subject, body) = (subject::hub_claim(leaf), serde_json::to_vec(&claim)?);
+    let sent = subject.len() + body.len();
+    let reply = client.request(subject, body.into()).await?;
+    // The reply's subject crosses with the request as well.
+    Ok((sent + 2 * reply.subject.len() + reply.payload.len()) as u64)
 }
 
 /// Returns the resident memory of a process in bytes (proc_pid_status(5)).

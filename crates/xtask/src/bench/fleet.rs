@@ -62,13 +62,14 @@ fn medians<const N: usize>(
 }
 
 fn events(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
-    let figures: [&[&str]; 4] = [
+    let figures: [&[&str]; 5] = [
         &["leaf", "p50"],
         &["bare", "p50"],
         &["leaf", "p99"],
         &["bare", "p99"],
+        &["heard", "p50"],
     ];
-    let [leaf, bare, leaf_99, bare_99] = medians(programs, rounds, ("events", EVENTS), figures)?;
+    let [leaf, bare, leaf_99, bare_99, heard] = medians(programs, rounds, ("events", EVENTS), figures)?;
     let row = |what: &str, leaf: f64, bare: f64| {
         let what = format!(
             "an event on the leaf until it is stored at the hub, {what}, compared with a bare publish over the same connection"
@@ -80,6 +81,10 @@ fn events(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
     Ok(vec![
         row("median", leaf, bare),
         row("99th percentile", leaf_99, bare_99),
+        Row::report(
+            "an event on the leaf until a client of the hub hears it, as the agent does, median",
+            format!("{heard:.0} µs"),
+        ),
     ])
 }
 
@@ -123,6 +128,7 @@ fn catch_up(programs: &Programs, rounds: usize) -> Result<Row> {
 
 fn many(programs: &Programs) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
+    let mut fewer: Option<(u64, [f64; 2])> = None;
     for leaves in LEAVES {
         let found = run(programs, "many", leaves)?;
         let list = number(&found, &["list_ms"]);
@@ -133,20 +139,45 @@ fn many(programs: &Programs) -> Result<Vec<Row>> {
             )
             .limit(list, Target::AtMost(300.0)),
         );
-        rows.push(Row::report(
+        let memory = number(&found, &["bytes_a_leaf"]);
+        let mut of_memory = Row::report(
             format!(
                 "memory of the hub's server and its agent with {leaves} leaves at rest, and for each leaf"
             ),
             format!(
                 "{:.0} MB, {:.0} kB",
                 number(&found, &["hub_bytes"]) / 1e6,
-                number(&found, &["bytes_a_leaf"]) / 1e3
+                memory / 1e3
             ),
-        ));
-        rows.push(Row::report(
-            format!("their processor time with {leaves} leaves at rest"),
-            format!("{:.1} %", number(&found, &["processor_share"]) * 100.0),
-        ));
+        );
+        let share = number(&found, &["processor_share"]) / leaves as f64;
+        let mut of_time = Row::report(
+            format!("their processor time with {leaves} leaves at rest, and for each leaf"),
+            format!("{:.1} %, {:.3} %", share * leaves as f64 * 100.0, share * 100.0),
+        );
+        // What a leaf costs must not grow with their number.
+        if let Some((number, [memory_before, share_before])) = fewer {
+            let each = |figure: String| format!("{figure} for each of {number}");
+            of_memory = of_memory
+                .against(
+                    each(format!("{:.0} kB", memory_before / 1e3)),
+                    memory / memory_before,
+                )
+                .target(Target::AtMost(1.2));
+            of_time = of_time
+                .against(
+                    each(format!("{:.3} %", share_before * 100.0)),
+                    share / share_before,
+                )
+                .target(Target::AtMost(1.2));
+        } else {
+            rows.push(Row::report(
+                "messages of a leaf at rest in a day: its claims and their replies",
+                format!("{:.1} MB", number(&found, &["bytes_a_day"]) / 1e6),
+            ));
+        }
+        rows.extend([of_memory, of_time]);
+        fewer = Some((leaves, [memory, share]));
     }
     Ok(rows)
 }
