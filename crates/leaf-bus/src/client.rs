@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use leaf_core::beat::Beat;
 use leaf_core::command::{COMMAND_ID_HEADER, Request};
 use leaf_core::event::header;
-use leaf_core::fleet::CopyStatus;
+use leaf_core::fleet::{ActiveAgent, CopyStatus};
 use leaf_core::id::{Caller, CommandId, ContainerName, JobId, LeafName};
 use leaf_core::json::to_json;
 use leaf_core::problem::{Problem, ProblemCode};
@@ -234,6 +234,20 @@ impl Client {
                 Ok(Some(read_json(&subject, &message.payload)?))
             }
             Ok(_) | Err(StreamError::NoStream { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Returns the document about the agent of this hub; `None` if this server has none, or it can't be read.
+    ///
+    /// # Errors
+    /// [`ClientError`] when the server does not give it.
+    pub async fn hub_agent(&self) -> Result<Option<ActiveAgent>, ClientError> {
+        let stream = format!("KV_{}", subject::FLEET_BUCKET);
+        let which = serde_json::json!({ "last_by_subj": subject::active_agent() });
+        match self.link.get_message(&stream, &which).await {
+            Ok(message) => Ok(message.and_then(|message| serde_json::from_slice(&message.payload).ok())),
+            Err(StreamError::NoStream { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }

@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use crate::beat::Beat;
 use crate::event::{EventRecord, Headers};
 use crate::id::{InstanceId, LeafName};
+use crate::printable::printable_line;
 
 /// The period in which a leaf renews its claim at the hub, in seconds.
 pub const CLAIM_SECONDS: u64 = 10;
@@ -222,6 +223,39 @@ pub struct ActiveAgent {
     /// Whether it was stopped.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub released: bool,
+}
+
+impl ActiveAgent {
+    /// Returns which one it is, on one printable line.
+    #[must_use]
+    pub fn who(&self) -> String {
+        format!(
+            "instance {} on {}, version {}",
+            self.instance,
+            printable_line(&self.hostname),
+            printable_line(&self.version)
+        )
+    }
+
+    /// Returns why no agent is active at this time; `None` if this one is.
+    #[must_use]
+    pub fn absence(&self, now: Timestamp) -> Option<String> {
+        let age = now.duration_since(self.renewed).as_secs();
+        if self.released {
+            Some(format!(
+                "no agent is active: the last one was stopped at {} ({})",
+                self.renewed,
+                self.who()
+            ))
+        } else if age > i64::try_from(AGENT_SECONDS).unwrap_or(i64::MAX) {
+            Some(format!(
+                "no agent is active: the last one said so {age} s ago ({}); look at its log",
+                self.who()
+            ))
+        } else {
+            None
+        }
+    }
 }
 
 /// The state of a copy.

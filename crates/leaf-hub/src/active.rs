@@ -208,7 +208,7 @@ mod tests {
             let decided = waiting.decide(Some((other.clone(), sequence)), at(seconds));
             assert_eq!(decided, Err(Box::new(other.clone())), "{sequence} {seconds}");
         }
-        assert_eq!(waiting.decide(Some((other.clone(), 5)), at(22)), Ok(5));
+        assert_eq!(waiting.decide(Some((other, 5)), at(22)), Ok(5));
         assert!(MAY_WRITE < Duration::from_secs(AGENT_SECONDS));
     }
 

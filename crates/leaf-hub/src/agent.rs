@@ -226,7 +226,7 @@ impl Leaves {
         let (shared, of_task) = (self.shared.clone(), leaf.clone());
         let task = self.tasks.spawn(async move {
             tokio::time::sleep(pause).await;
-            LeafTask::new(shared, of_task, kept, receiver).run().await
+            Box::pin(LeafTask::new(shared, of_task, kept, receiver).run()).await
         });
         self.of_tasks.insert(task.id(), leaf.clone());
         (sender, task)

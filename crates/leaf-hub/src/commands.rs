@@ -1,6 +1,6 @@
 //! The commands beside `run`. Those on the hub's streams work whether the agent runs or not.
 
-use std::io::{BufRead as _, IsTerminal as _};
+use std::io::{BufRead as _, ErrorKind, IsTerminal as _, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use anyhow::{Context as _, bail};
 use comfy_table::presets;
 use jiff::Timestamp;
 use leaf_bus::hub::Hub;
-use leaf_bus::identity::{HubUsers, make_user_key, public_user_key};
+use leaf_bus::identity::{HubUsers, public_user_key, user_key};
 use leaf_core::fleet::copy::Extent;
 use leaf_core::fleet::fact::{FleetEvent, FleetFact};
-use leaf_core::fleet::{AGENT_SECONDS, AWAY_SECONDS, ActiveAgent, CopyState, CopyStatus};
+use leaf_core::fleet::{AWAY_SECONDS, ActiveAgent, CopyState, CopyStatus};
 use leaf_core::id::LeafName;
 use leaf_core::printable::printable_line;
 
@@ -22,10 +22,18 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the agent may take to hear of what was done.
 const AGENT_HEARS: Duration = Duration::from_millis(500);
 
-/// Makes a user's key.
+/// Prints a line, or lines, to standard output. A reader that has closed it wants no more.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        printed => printed.context("can't write to standard output"),
+    }
+}
+
+/// Prints the public key of a user, whose key is made if its file is not there.
 pub(crate) fn key(file: &Path) -> anyhow::Result<()> {
-    println!("{}", make_user_key(file)?);
-    Ok(())
+    print(&user_key(file)?)
 }
 
 /// Prints the hub's accounts.
@@ -41,8 +49,8 @@ pub(crate) fn accounts(settings: &Settings, nsc: bool) -> anyhow::Result<()> {
         leaves: settings.leaves.clone().into_iter().collect(),
         people: settings.people.clone().into_iter().collect(),
     };
-    print!("{}", if nsc { users.nsc() } else { users.accounts() });
-    Ok(())
+    let accounts = if nsc { users.nsc() } else { users.accounts() };
+    print(accounts.trim_end())
 }
 
 async fn connect(settings: &Settings) -> anyhow::Result<Hub> {
@@ -75,10 +83,9 @@ pub(crate) async fn status(settings: &Settings, json: bool) -> anyhow::Result<()
     let agent = agent.map(|(agent, _)| agent);
     if json {
         let shown = serde_json::json!({ "agent": agent, "copies": statuses });
-        println!("{}", serde_json::to_string_pretty(&shown)?);
-        return Ok(());
+        return print(&serde_json::to_string_pretty(&shown)?);
     }
-    println!("{}\n", about_agent(agent.as_ref(), Timestamp::now()));
+    print(&format!("{}\n", about_agent(agent.as_ref(), Timestamp::now())))?;
     let mut table = comfy_table::Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(["LEAF", "COPY", "SINCE", "COPIED", "LEAF HAS", "REASON"]);
@@ -95,8 +102,7 @@ pub(crate) async fn status(settings: &Settings, json: bool) -> anyhow::Result<()
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
-    println!("{}", table.trim_fmt());
-    Ok(())
+    print(&table.trim_fmt())
 }
 
 /// Returns a line about the agent that writes the hub's streams.
@@ -104,23 +110,10 @@ fn about_agent(agent: Option<&ActiveAgent>, now: Timestamp) -> String {
     let Some(agent) = agent else {
         return "no agent was ever active here: start `leaf-hub run`".to_owned();
     };
-    let who = format!(
-        "instance {} on {}, version {}",
-        agent.instance,
-        printable_line(&agent.hostname),
-        printable_line(&agent.version)
-    );
-    let age = now.duration_since(agent.renewed).as_secs();
-    if agent.released {
-        format!(
-            "no agent is active: the last one was stopped at {} ({who})",
-            agent.renewed
-        )
-    } else if age > i64::try_from(AGENT_SECONDS).unwrap_or(i64::MAX) {
-        format!("no agent is active: the last one said so {age} s ago ({who}); look at its log")
-    } else {
-        format!("active agent: {who}, since {}", agent.since)
-    }
+    agent.absence(now).unwrap_or_else(|| {
+        let ActiveAgent { since, .. } = agent;
+        format!("active agent: {}, since {since}", agent.who())
+    })
 }
 
 /// Asks a person to confirm by the leaf's name what can't be undone.
@@ -168,8 +161,8 @@ pub(crate) async fn reset(settings: &Settings, leaf: &LeafName, yes: bool) -> an
         .put_event(&event)
         .await
         .context("the copy is deleted, but the event that says so can't be stored")?;
-    println!("{events} is deleted");
-    println!("the agent begins a new one where the leaf's own stream begins, as soon as both are running");
+    print(&format!("{events} is deleted"))?;
+    print("the agent begins a new one where the leaf's own stream begins, as soon as both are running")?;
     Ok(())
 }
 
@@ -232,12 +225,13 @@ pub(crate) async fn forget(
             .await
             .context("it is removed, but the copy of its events can't be deleted: repeat the command")?;
     }
-    println!("the leaf {leaf} is removed from the lists, with {entries} entries of its state");
-    println!("{of_events}");
-    println!(
-        "take its line out of [leaves] too, unless it is to come back: `leaf-hub accounts` then leaves it out"
-    );
-    Ok(())
+    print(&format!(
+        "the leaf {leaf} is removed from the lists, with {entries} entries of its state"
+    ))?;
+    print(&of_events)?;
+    print(
+        "take its line out of [leaves] too, unless it is to come back: `leaf-hub accounts` then leaves it out",
+    )
 }
 
 fn events_text(leaf: &LeafName, extent: Extent) -> String {

@@ -50,7 +50,7 @@ enum Command {
         /// The settings file.
         file: PathBuf,
     },
-    /// Make the NKEY of a user of the hub: its seed goes into a new file, and its public key is printed.
+    /// Print the public key of a user of the hub. If the file is not there, makes the NKEY first and writes its seed into it.
     Key {
         /// The file.
         file: PathBuf,

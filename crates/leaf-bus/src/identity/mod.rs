@@ -37,7 +37,7 @@ use jwt::Claims;
 use keys::Keys;
 pub use permissions::Permissions;
 use permissions::{READ_SERVICES, heard_by_callers};
-pub use user_key::{is_public_user_key, make_user_key, public_user_key};
+pub use user_key::{is_public_user_key, public_user_key, user_key};
 
 /// The scope of the signing key that issues containers' users.
 const CONTAINER_ROLE: &str = "container";

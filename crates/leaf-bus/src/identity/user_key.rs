@@ -9,11 +9,13 @@ use nkeys::{KeyPair, KeyPairType};
 use super::IdentityError;
 use super::files::read_private;
 
-/// Makes the NKEY of a user, writes its seed into a new file (mode 0600), and returns its public key.
+/// Returns the public key of the user whose seed is in a file. If there is no such file, makes an NKEY and writes its seed into it
+/// (mode 0600).
 ///
 /// # Errors
-/// [`IdentityError::Write`], also if there is such a file: a key is never replaced.
-pub fn make_user_key(path: &Path) -> Result<String, IdentityError> {
+/// [`IdentityError`] if the file can't be written, or is there and is not one that [`public_user_key`] reads: a key is never
+/// replaced.
+pub fn user_key(path: &Path) -> Result<String, IdentityError> {
     let key = KeyPair::new_user();
     let seed = key.seed().expect("a key just made has its seed");
     let written = std::fs::OpenOptions::new()
@@ -25,11 +27,14 @@ pub fn make_user_key(path: &Path) -> Result<String, IdentityError> {
             writeln!(file, "{seed}")?;
             file.sync_all()
         });
-    written.map_err(|source| IdentityError::Write {
-        path: path.to_owned(),
-        source,
-    })?;
-    Ok(key.public_key())
+    match written {
+        Ok(()) => Ok(key.public_key()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => public_user_key(path),
+        Err(source) => Err(IdentityError::Write {
+            path: path.to_owned(),
+            source,
+        }),
+    }
 }
 
 /// Returns the public key of the user whose seed is in a file.
@@ -64,11 +69,11 @@ mod tests {
     fn a_key_is_made_once_and_read_by_its_owner() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("edge-1.seed");
-        let public = make_user_key(&path).expect("a key");
+        let public = user_key(&path).expect("a key");
         assert!(is_public_user_key(&public), "{public}");
         assert_eq!(path.metadata().expect("the file").mode() & 0o7777, 0o600);
         assert_eq!(public_user_key(&path).expect("its public key"), public);
-        make_user_key(&path).expect_err("a key is never replaced");
+        assert_eq!(user_key(&path).expect("a key is never replaced"), public);
         assert_eq!(public_user_key(&path).expect("its public key"), public);
     }
 

@@ -59,7 +59,11 @@ impl Claims {
             if self.inputs.send(report.into()).await.is_err() {
                 return std::future::pending().await;
             }
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                // A selection at the hub goes by the labels of the last claim.
+                Ok(()) = self.beats.labels.changed() => {}
+            }
             let problem = match self.renew(&stream).await {
                 Ok(()) => None,
                 Err(Unanswered::Home(error)) if error.lasts() => return Err(error.into()),

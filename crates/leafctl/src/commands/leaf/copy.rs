@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use leaf_core::error::chain;
 use leaf_core::fleet::{CopyState, CopyStatus};
 use leaf_core::id::LeafName;
@@ -17,6 +18,16 @@ pub(super) async fn copies(session: &Session, output: Output) -> BTreeMap<LeafNa
             output.note(&format!("can't read the hub's copies: {}", chain(&error)));
             BTreeMap::new()
         }
+    }
+}
+
+/// Notes that the hub's agent is not there: what a list says of the leaves is as old as its end.
+pub(super) async fn note_absent_agent(session: &Session, output: Output) {
+    let agent = session.client.hub_agent().await.ok().flatten();
+    if let Some(absence) = agent.and_then(|agent| agent.absence(Timestamp::now())) {
+        output.note(&format!(
+            "the hub learns nothing of its leaves at the moment, and they may be online: {absence}"
+        ));
     }
 }
 
@@ -44,7 +55,7 @@ mod tests {
     #[test]
     fn a_copy_says_what_is_missing_and_why() {
         let status: CopyStatus = serde_json::from_value(serde_json::json!({
-            "leaf": "edge-1", "state": "stalled", "since": jiff::Timestamp::now(), "copied": 26, "leaf_last": 31,
+            "leaf": "edge-1", "state": "stalled", "since": Timestamp::now(), "copied": 26, "leaf_last": 31,
             "reason": "no answer",
         }))
         .expect("a document");

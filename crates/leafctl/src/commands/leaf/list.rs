@@ -10,7 +10,7 @@ use leaf_core::labels;
 use serde::Serialize;
 use serde_json::json;
 
-use super::copy::{self, copies};
+use super::copy::{self, copies, note_absent_agent};
 use crate::error::Error;
 use crate::leaf::away_since;
 use crate::output::{Output, ago};
@@ -71,6 +71,9 @@ impl List {
             }
         }
         let copies = copies(session, output).await;
+        if !copies.is_empty() {
+            note_absent_agent(session, output).await;
+        }
         let listed: Vec<Listed<'_>> = all.iter().map(|heard| Listed::of(heard, &copies)).collect();
         let document = json!({ "leaves": listed, "unreadable": unreadable });
         output.document(&document, |_| {
