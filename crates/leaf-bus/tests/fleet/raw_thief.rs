@@ -36,6 +36,10 @@ pub(super) fn trials() -> Vec<Trial> {
             forges_no_reply,
         ),
         trial("a_hub_outlives_what_is_no_protocol", outlives_garbage),
+        trial(
+            "a_header_that_is_none_costs_whoever_hears_it_a_connection_and_no_more",
+            breaks_a_header,
+        ),
         trial("a_hub_takes_no_leaf_without_its_key", without_the_key),
         trial(
             "a_thief_displaces_another_leaf_only_by_the_key_of_its_account",
@@ -526,6 +530,46 @@ async fn forges_no_reply() -> anyhow::Result<()> {
     ensure!(reply.payload == "true", "{reply:?}");
     scene.end().await;
     Ok(())
+}
+
+/// The server passes a header on as it is, and async-nats takes one that it can't read for a broken connection.
+async fn breaks_a_header() -> anyhow::Result<()> {
+    const EVENT: &str = "leaf.v1.evt.stolen.leaf.stolen.started";
+    let hub = Box::pin(TestHub::start()).await?;
+    let port = hub.server.leaf_port.context("a port for leaf nodes")?;
+    let thief = RawPeer::connect(port, &Introduction::honest(&hub.stolen)).await?;
+    let ann = hub.ann().await?;
+    let mut events = ann.subscribe(subject::events()).await?;
+    ann.flush().await?;
+    let hear = async |events: &mut Subscriber| {
+        loop {
+            thief.publish(EVENT, None, "{}").await?;
+            let heard = tokio::time::timeout(Duration::from_millis(50), events.next()).await;
+            if let Ok(Some(message)) = heard
+                && message.payload == "{}"
+            {
+                return anyhow::Ok(());
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, hear(&mut events)).await??;
+    let connects = || {
+        let statistics = ann.statistics();
+        statistics.connects.load(std::sync::atomic::Ordering::Relaxed)
+    };
+    let before = connects();
+    thief
+        .publish_with_header(EVENT, "no name of a header", "x")
+        .await?;
+    let again = async {
+        while connects() == before {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, again)
+        .await
+        .context("waiting for the listener's next connection")?;
+    tokio::time::timeout(LIMIT, hear(&mut events)).await?
 }
 
 async fn outlives_garbage() -> anyhow::Result<()> {
