@@ -410,7 +410,6 @@ impl LeafTask {
                     host = claim.beat.hostname, "another instance claims the name of a leaf"
                 );
                 self.end = None;
-                self.tell(Input::Contested).await;
                 self.contested = true;
                 return request.reply(&ClaimReply::Held { by }).await;
             }

@@ -79,8 +79,6 @@ pub enum Input {
         /// The last sequence number of the leaf's stream.
         stream_last: u64,
     },
-    /// A claim of another instance was refused: it may have published live events before.
-    Contested,
     /// The agent is connected again: the hub's store may be another one.
     Reconnected,
     /// The copy's extent, the answer to [`Output::Open`].
@@ -153,8 +151,6 @@ enum Phase {
     Waiting {
         until: Duration,
     },
-    /// Another instance claimed the name: nothing is read until the holder renews its claim.
-    Contested,
     /// The copy has events that the leaf does not have yet: an older image was restored, and it reads them from the copy.
     Ahead,
     Gap {
@@ -191,6 +187,8 @@ pub struct Copy {
     progress_at: Duration,
     reason: Option<String>,
     shown: Option<CopyState>,
+    /// The reason that was shown last.
+    shown_reason: Option<String>,
 }
 
 impl Copy {
@@ -213,6 +211,7 @@ impl Copy {
             progress_at: now,
             reason: None,
             shown,
+            shown_reason: None,
         }
     }
 
@@ -231,18 +230,8 @@ impl Copy {
                 self.released = true;
                 self.leaf_last = self.leaf_last.max(stream_last);
             }
-            Input::Contested => {
-                // Whose server answers is not known until the holder claims again.
-                if self.phase != Phase::Idle {
-                    self.phase = Phase::Contested;
-                    self.reason = Some("another instance claimed the leaf's name".to_owned());
-                    self.last = None;
-                    self.asked.clear();
-                    outputs.push(Output::Close);
-                }
-            }
             Input::Reconnected => {
-                if !matches!(self.phase, Phase::Idle | Phase::Contested) {
+                if self.phase != Phase::Idle {
                     self.open(&mut outputs);
                 }
             }
@@ -271,7 +260,7 @@ impl Copy {
                 }
             }
             Input::Failed(reason) => {
-                if !matches!(self.phase, Phase::Idle | Phase::Contested) {
+                if self.phase != Phase::Idle {
                     self.fail(reason, now, &mut outputs);
                 }
             }
@@ -295,9 +284,7 @@ impl Copy {
         }
         self.lacks_since = match self.phase {
             Phase::Copying if self.stored < self.leaf_last => self.lacks_since.or(Some(now)),
-            Phase::Opening | Phase::Comparing | Phase::Waiting { .. } | Phase::Contested => {
-                self.lacks_since.or(Some(now))
-            }
+            Phase::Opening | Phase::Comparing | Phase::Waiting { .. } => self.lacks_since.or(Some(now)),
             _ => None,
         };
         outputs
@@ -328,7 +315,7 @@ impl Copy {
     /// Returns what is known; `None` while that is nothing, as no claim has been heard since the agent's start.
     pub fn view(&mut self, now: Duration) -> Option<View> {
         let state = self.state(now)?;
-        self.shown = Some(state);
+        let is_shown_on = self.shown.replace(state) == Some(state);
         let reason = match (&self.phase, state) {
             (Phase::Gap { first }, _) => Some(format!(
                 "the leaf's events begin with {first}, and the copy ends with {}",
@@ -343,8 +330,11 @@ impl Copy {
             )),
             (_, CopyState::Stalled | CopyState::Behind) => self.reason.clone(),
             (_, CopyState::Away) if self.released => Some("its leafd was stopped".to_owned()),
+            // It is opened and compared again.
+            (_, CopyState::Gap | CopyState::Differs) if is_shown_on => self.shown_reason.take(),
             _ => None,
         };
+        self.shown_reason.clone_from(&reason);
         Some(View {
             state,
             copied: self.stored,
@@ -360,7 +350,7 @@ impl Copy {
             Phase::Gap { .. } => CopyState::Gap,
             Phase::Differs { .. } => CopyState::Differs,
             Phase::Ahead => CopyState::Current,
-            Phase::Opening | Phase::Comparing | Phase::Copying | Phase::Waiting { .. } | Phase::Contested => {
+            Phase::Opening | Phase::Comparing | Phase::Copying | Phase::Waiting { .. } => {
                 let Some(since) = self.lacks_since else {
                     return Some(CopyState::Current);
                 };
@@ -390,7 +380,7 @@ impl Copy {
         }
         match self.phase {
             // Somebody may have begun a new copy, or the leaf has taken over what it lacked.
-            Phase::Gap { .. } | Phase::Differs { .. } | Phase::Ahead | Phase::Contested => {
+            Phase::Gap { .. } | Phase::Differs { .. } | Phase::Ahead => {
                 self.leaf_last = stream_last;
                 self.open(outputs);
             }
@@ -432,7 +422,7 @@ impl Copy {
     fn heard(&mut self, event: EventRecord, now: Duration, outputs: &mut Vec<Output>) {
         let copies = match self.phase {
             Phase::Copying => true,
-            Phase::Opening | Phase::Comparing | Phase::Waiting { .. } | Phase::Contested => false,
+            Phase::Opening | Phase::Comparing | Phase::Waiting { .. } => false,
             Phase::Idle | Phase::Ahead | Phase::Gap { .. } | Phase::Differs { .. } => return,
         };
         let sequence = event.sequence;
