@@ -15,6 +15,7 @@ mod settings;
 mod shared;
 mod shown;
 mod state;
+mod work;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,9 +1,11 @@
 //! The agent with real servers: a hub and leaves on loopback. Each test is a fault, and what the copies are after it.
 #![allow(clippy::print_stdout, reason = "a test program prints what it skips")]
 
+mod agents;
 mod guide;
 mod servers;
 mod site;
+mod stores;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,7 +14,7 @@ use anyhow::{Context as _, ensure};
 use jiff::SignedDuration;
 use leaf_bus::embedded::NatsServer;
 use leaf_bus::hub::RemoteError;
-use leaf_core::fleet::{ClaimReply, CopyPage, CopyReply, CopyState, ReadCopy};
+use leaf_core::fleet::{ClaimReply, CopyPage, CopyState, ReadCopy};
 use leaf_core::id::InstanceId;
 use leaf_core::subject;
 use libtest_mimic::{Arguments, Trial};
@@ -44,18 +46,20 @@ fn main() {
             Box::pin(leaf_killed())
         }),
         trial("a_hub_that_lost_its_store_is_filled_again", || {
-            Box::pin(lost_store())
+            Box::pin(stores::lost_store())
         }),
         trial("a_hub_restored_from_an_older_copy_is_filled_again", || {
-            Box::pin(older_store())
+            Box::pin(stores::older_store())
         }),
         trial(
             "an_agent_killed_20_times_amid_10000_events_copies_each_once",
-            || Box::pin(killed_agent()),
+            || Box::pin(agents::killed_agent()),
         ),
-        trial("a_gap_is_shown_until_the_copy_is_reset", || Box::pin(gap())),
+        trial("a_gap_is_shown_until_the_copy_is_reset", || {
+            Box::pin(stores::gap())
+        }),
         trial("a_different_history_is_shown_until_the_copy_is_reset", || {
-            Box::pin(different())
+            Box::pin(stores::different())
         }),
         trial(
             "a_name_belongs_to_one_instance_also_after_the_agent_was_killed",
@@ -88,13 +92,13 @@ fn main() {
             Box::pin(given_back())
         }),
         trial("of_two_agents_one_is_active_and_the_other_takes_over", || {
-            Box::pin(two_agents())
+            Box::pin(agents::two_agents())
         }),
         trial("a_leaf_that_is_lost_for_good_is_forgotten", || {
-            Box::pin(forgotten())
+            Box::pin(agents::forgotten())
         }),
         trial("an_event_that_fits_into_no_reply_is_named", || {
-            Box::pin(too_large())
+            Box::pin(stores::too_large())
         }),
     ]);
     let oldest = std::env::var_os(OLDEST_VARIABLE).is_some();
@@ -394,308 +398,5 @@ async fn given_back() -> anyhow::Result<()> {
     site.start_agent()?;
     let reply = leaf.claim_as(other).await?;
     ensure!(matches!(reply, ClaimReply::Granted { .. }), "{reply:?}");
-    Ok(())
-}
-
-/// The first one is suspended, as a machine that hangs, and wakes up after the second took over.
-async fn two_agents() -> anyhow::Result<()> {
-    let mut site = Site::start(&["edge-1"]).await?;
-    let mut leaf = site.leaf("edge-1").await?;
-    leaf.publish(5).await?;
-    leaf.claimed().await?;
-    site.has_all(&leaf, LIMIT).await?;
-    let first = site.active_agent().await?;
-    let mut first_agent = site.take_agent()?;
-    site.start_agent()?;
-    until("the second one waits", LIMIT, async || {
-        Ok(site.log().contains("another hub agent is active").then_some(()))
-    })
-    .await?;
-    ensure!(site.active_agent().await? == first, "the first one is active");
-    let status = site.command(&["status"]).await?;
-    ensure!(
-        status.contains(&format!("active agent: instance {first}")),
-        "{status}"
-    );
-    let pid = first_agent.id().context("it runs")?;
-    signal(pid, rustix::process::Signal::STOP)?;
-    let second = until("the second one is active", 2 * LIMIT, async || {
-        Ok(site.active_agent().await.ok().filter(|active| *active != first))
-    })
-    .await?;
-    leaf.claimed().await?;
-    signal(pid, rustix::process::Signal::CONT)?;
-    let ended = tokio::time::timeout(LIMIT, first_agent.wait()).await??;
-    ensure!(!ended.success(), "{ended}");
-    ensure!(
-        site.log().contains("another hub agent has become active"),
-        "{}",
-        site.log()
-    );
-    ensure!(site.active_agent().await? == second);
-    leaf.publish(5).await?;
-    leaf.claimed().await?;
-    site.has_all(&leaf, LIMIT).await?;
-    site.shows(&leaf, CopyState::Current).await?;
-    // One that is stopped is replaced at once.
-    let pid = site.agent_id()?;
-    signal(pid, rustix::process::Signal::TERM)?;
-    site.take_agent()?.wait().await?;
-    ensure!(
-        site.command(&["status"])
-            .await?
-            .contains("no agent is active: the last one was stopped")
-    );
-    site.start_agent()?;
-    let stopped = Instant::now();
-    leaf.claimed().await?;
-    ensure!(
-        stopped.elapsed() < Duration::from_secs(6),
-        "{:?}",
-        stopped.elapsed()
-    );
-    Ok(())
-}
-
-fn signal(pid: u32, signal: rustix::process::Signal) -> anyhow::Result<()> {
-    let pid = rustix::process::Pid::from_raw(i32::try_from(pid)?).context("a process")?;
-    Ok(rustix::process::kill_process(pid, signal)?)
-}
-
-async fn forgotten() -> anyhow::Result<()> {
-    let mut site = Site::start(&["edge-1", "edge-2"]).await?;
-    let (mut lost, mut kept) = (site.leaf("edge-1").await?, site.leaf("edge-2").await?);
-    lost.publish(10).await?;
-    kept.publish(10).await?;
-    lost.claimed().await?;
-    kept.claimed().await?;
-    site.has_all(&lost, LIMIT).await?;
-    site.has_all(&kept, LIMIT).await?;
-    // As long as it is there, it would come back.
-    let refused = site
-        .command(&["forget", "edge-1", "--yes"])
-        .await
-        .err()
-        .context("refused")?;
-    ensure!(refused.to_string().contains("stop its leafd"), "{refused}");
-    ensure!(lost.released(lost.instance).await?);
-    site.shows(&lost, CopyState::Away).await?;
-    // Without a terminal nobody can confirm it.
-    for command in ["forget", "reset"] {
-        let refused = site
-            .command(&[command, "edge-1"])
-            .await
-            .err()
-            .context("refused")?;
-        let text = refused.to_string();
-        ensure!(text.contains("--yes") && text.contains("1 to 10"), "{text}");
-    }
-    ensure!(site.status(&lost).await?.is_some(), "nothing was changed");
-    let said = site.command(&["forget", "edge-1", "--yes"]).await?;
-    ensure!(said.contains("keeps the copy of the events 1 to 10"), "{said}");
-    ensure!(site.status(&lost).await?.is_none());
-    let leaves = site.hub.registry_as_it_is().leaves().await?;
-    let names: Vec<&str> = leaves.iter().map(|known| known.beat.leaf.as_str()).collect();
-    ensure!(names == ["edge-2"], "{names:?}");
-    ensure!(site.hub.state_copy().await?.entries(&lost.name).await?.is_empty());
-    let extent = site.hub.copy(&lost.name, 64 << 20).open().await?;
-    ensure!(extent.is_some_and(|extent| extent.last == 10), "{extent:?}");
-    // The agent doesn't write it again, also after its restart; the other leaf is as before.
-    site.kill_agent().await?;
-    site.start_agent()?;
-    kept.publish(1).await?;
-    kept.claimed().await?;
-    site.has_all(&kept, LIMIT).await?;
-    ensure!(site.status(&lost).await?.is_none());
-    ensure!(
-        site.facts(&lost)
-            .await?
-            .last()
-            .is_some_and(|fact| fact == "forgotten")
-    );
-    let said = site.command(&["forget", "edge-1", "--events", "--yes"]).await?;
-    ensure!(said.contains("deletes the copy of the events 1 to 10"), "{said}");
-    ensure!(site.hub.copy(&lost.name, 64 << 20).open().await?.is_none());
-    let refused = site
-        .command(&["forget", "edge-1", "--yes"])
-        .await
-        .err()
-        .context("refused")?;
-    ensure!(refused.to_string().contains("was ever here"), "{refused}");
-    // It may come back.
-    lost.claimed().await?;
-    site.has_all(&lost, LIMIT).await
-}
-
-async fn too_large() -> anyhow::Result<()> {
-    let site = Site::start(&["edge-1"]).await?;
-    let mut leaf = site.leaf("edge-1").await?;
-    leaf.publish(3).await?;
-    // Each quotation mark takes two bytes in a page.
-    let body = serde_json::to_vec(&"\"".repeat(300_000))?;
-    leaf.publish_body(body).await?;
-    leaf.publish(2).await?;
-    leaf.claimed().await?;
-    site.has_all(&leaf, LIMIT).await?;
-    let read = async |from| -> anyhow::Result<CopyReply> {
-        let body = serde_json::to_vec(&ReadCopy { from })?;
-        leaf.ask(&subject::hub_copy_read(&leaf.name), body).await
-    };
-    let CopyReply::Page(page) = read(1).await? else {
-        anyhow::bail!("the events before it can't be read");
-    };
-    ensure!(
-        page.events.len() == 3 && page.last == 6,
-        "{} events",
-        page.events.len()
-    );
-    let CopyReply::Unreadable(refused) = read(4).await? else {
-        anyhow::bail!("it fits");
-    };
-    ensure!(
-        refused.sequence == Some(4) && refused.unreadable.contains("event 4 takes"),
-        "{refused:?}"
-    );
-    Ok(())
-}
-
-async fn lost_store() -> anyhow::Result<()> {
-    let mut site = Site::start(&["edge-1", "edge-2"]).await?;
-    let (mut one, mut two) = (site.leaf("edge-1").await?, site.leaf("edge-2").await?);
-    one.publish(3000).await?;
-    two.publish(10).await?;
-    one.claimed().await?;
-    two.claimed().await?;
-    site.has_all(&one, LIMIT).await?;
-    site.server.kill().await?;
-    std::fs::remove_dir_all(site.store())?;
-    one.publish(10).await?;
-    site.server.start_again().await?;
-    one.claimed().await?;
-    two.claimed().await?;
-    site.has_all(&one, LIMIT).await?;
-    site.has_all(&two, LIMIT).await?;
-    site.shows(&one, CopyState::Current).await?;
-    Ok(())
-}
-
-async fn older_store() -> anyhow::Result<()> {
-    let mut site = Site::start(&["edge-1"]).await?;
-    let mut leaf = site.leaf("edge-1").await?;
-    leaf.publish(300).await?;
-    leaf.claimed().await?;
-    site.has_all(&leaf, LIMIT).await?;
-    site.server.kill().await?;
-    let backup = site.directory.path().join("backup");
-    copy_directory(&site.store(), &backup)?;
-    site.server.start_again().await?;
-    leaf.publish(900).await?;
-    leaf.claimed().await?;
-    site.has_all(&leaf, LIMIT).await?;
-    site.server.kill().await?;
-    std::fs::remove_dir_all(site.store())?;
-    copy_directory(&backup, &site.store())?;
-    site.server.start_again().await?;
-    leaf.publish(5).await?;
-    leaf.claimed().await?;
-    site.has_all(&leaf, LIMIT).await
-}
-
-async fn killed_agent() -> anyhow::Result<()> {
-    let mut site = Site::start(&["edge-1"]).await?;
-    let mut leaf = site.leaf("edge-1").await?;
-    for round in 0..20u64 {
-        let claims = leaf.claims();
-        let (published, killed) = tokio::join!(
-            async {
-                for _ in 0..10 {
-                    leaf.publish(50).await?;
-                }
-                anyhow::Ok(())
-            },
-            async {
-                claims.claimed().await?;
-                // Another moment of the copying each time.
-                tokio::time::sleep(Duration::from_millis(round * 7 % 60)).await;
-                site.kill_agent().await?;
-                site.start_agent()
-            }
-        );
-        published?;
-        killed?;
-    }
-    leaf.claimed().await?;
-    ensure!(leaf.last() == 10_000);
-    site.has_all(&leaf, LIMIT).await?;
-    ensure!(
-        site.facts(&leaf)
-            .await?
-            .iter()
-            .filter(|fact| *fact == "joined")
-            .count()
-            == 1,
-        "joined once"
-    );
-    Ok(())
-}
-
-async fn gap() -> anyhow::Result<()> {
-    let site = Site::start(&["edge-1"]).await?;
-    let mut leaf = site.leaf("edge-1").await?;
-    leaf.publish(10).await?;
-    leaf.claimed().await?;
-    site.has_all(&leaf, LIMIT).await?;
-    leaf.starts_again().await?;
-    leaf.rewrite(100, 20, "first").await?;
-    leaf.succeeds().await?;
-    let status = site.shows(&leaf, CopyState::Gap).await?;
-    ensure!(status.copied == 10 && status.reason.is_some_and(|why| why.contains("begin with 100")));
-    // Nothing is copied after the gap.
-    leaf.publish(1).await?;
-    leaf.claimed().await?;
-    ensure!(site.shows(&leaf, CopyState::Gap).await?.copied == 10);
-    let said = site.command(&["reset", "edge-1", "--yes"]).await?;
-    ensure!(said.contains("1 to 10"), "{said}");
-    site.has_all(&leaf, LIMIT).await?;
-    site.shows(&leaf, CopyState::Current).await?;
-    let facts = site.facts(&leaf).await?;
-    ensure!(
-        facts.ends_with(&["gap", "reset", "recovered"].map(str::to_owned)),
-        "{facts:?}"
-    );
-    Ok(())
-}
-
-async fn different() -> anyhow::Result<()> {
-    let site = Site::start(&["edge-1"]).await?;
-    let mut leaf = site.leaf("edge-1").await?;
-    leaf.publish(10).await?;
-    leaf.claimed().await?;
-    site.has_all(&leaf, LIMIT).await?;
-    leaf.starts_again().await?;
-    leaf.rewrite(1, 30, "second").await?;
-    leaf.succeeds().await?;
-    let status = site.shows(&leaf, CopyState::Differs).await?;
-    ensure!(status.reason.is_some_and(|why| why.contains("number 10")));
-    leaf.publish(1).await?;
-    leaf.claimed().await?;
-    ensure!(site.shows(&leaf, CopyState::Differs).await?.copied == 10);
-    site.command(&["reset", "edge-1", "--yes"]).await?;
-    site.has_all(&leaf, LIMIT).await?;
-    site.shows(&leaf, CopyState::Current).await?;
-    Ok(())
-}
-
-fn copy_directory(from: &Path, to: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_directory(&entry.path(), &target)?;
-        } else {
-            std::fs::copy(entry.path(), &target)?;
-        }
-    }
     Ok(())
 }
