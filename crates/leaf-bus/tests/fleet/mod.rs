@@ -3,7 +3,9 @@
 mod crossings;
 mod hostile_hub;
 mod raw;
+mod raw_garbage;
 mod raw_hub;
+mod raw_scene;
 mod raw_thief;
 mod stolen_leaf;
 
@@ -26,6 +28,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials.extend(stolen_leaf::trials());
     trials.extend(hostile_hub::trials());
     trials.extend(raw_thief::trials());
+    trials.extend(raw_garbage::trials());
     trials.extend(raw_hub::trials());
     trials
 }

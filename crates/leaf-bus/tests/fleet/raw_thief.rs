@@ -4,17 +4,14 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use async_nats::{Client, Subscriber};
 use futures::StreamExt as _;
-use futures::future::join_all;
 use leaf_core::subject;
 use libtest_mimic::Trial;
-use nkeys::KeyPair;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::raw::{Introduction, RawPeer};
+use super::raw_scene::{OWN, OWNER, Scene, UNCHECKED};
 use super::stolen_leaf::FORBIDDEN;
-use super::{LinkedLeaf, TestHub, heard, instance, stolen, until_linked};
+use super::{heard, instance, stolen};
 use crate::support::{LIMIT, leaf, trial};
 
 pub(super) fn trials() -> Vec<Trial> {
@@ -35,40 +32,8 @@ pub(super) fn trials() -> Vec<Trial> {
             "a_thief_with_a_protocol_of_their_own_forges_no_reply",
             forges_no_reply,
         ),
-        trial("a_hub_outlives_what_is_no_protocol", outlives_garbage),
-        trial(
-            "a_header_that_is_none_costs_whoever_hears_it_a_connection_and_no_more",
-            breaks_a_header,
-        ),
-        trial("a_hub_takes_no_leaf_without_its_key", without_the_key),
-        trial(
-            "a_thief_displaces_another_leaf_only_by_the_key_of_its_account",
-            displaces_nobody,
-        ),
     ]
 }
-
-/// What a thief may send, by [`docs/fleet.md`](../../../../docs/fleet.md).
-const OWN: [&str; 6] = [
-    "leaf.v1.beat.stolen",
-    "leaf.v1.ctr.stolen.web.hello",
-    "leaf.v1.evt.stolen.leaf.stolen.started",
-    "leaf.v1.hub.stolen.claim",
-    "leaf.v1.job.stolen.x.log",
-    "leaf.v1.state.stolen.leaf",
-];
-
-/// What a server does not check, since servers use it among themselves. It stays in the account of the connections, where
-/// nobody listens to it.
-const UNCHECKED: [&str; 7] = [
-    "_R_.guess.guess",
-    "$JS.ACK.EVENTS_edge.c.1.1.1.1.1",
-    "$JS.ACK.leaf.v1.cmd.edge.admin.leaf.show",
-    "_GR_.aaaaaa.bbbbbb.leaf.v1.cmd.edge.admin.leaf.show",
-    "_GR_.aaaaaa.bbbbbb.leaf.v1.evt.stolen.a.b.c",
-    "$GR.aaaa.leaf.v1.cmd.edge.admin.leaf.show",
-    "$MQTT.sub.leaf.v1.cmd.edge",
-];
 
 /// Subjects that no message may have.
 const WILDCARDS: [&str; 12] = [
@@ -94,143 +59,6 @@ const HARMFUL: [&str; 5] = [
     "leaf.v1.cmd.edge.admin.leaf.show",
     "_INBOX.edge.guessed",
 ];
-
-/// The streams of a hub, and what is written into each.
-const COPIES: [(&str, &str); 6] = [
-    ("EVENTS_edge", "leaf.v1.copy.edge.evt.>"),
-    ("EVENTS_stolen", "leaf.v1.copy.stolen.evt.>"),
-    ("LEASES", "leaf.v1.copy.*.beat"),
-    ("KV_leaf_state", "leaf.v1.copy.*.state.>"),
-    ("KV_fleet", "$KV.fleet.>"),
-    ("FLEET", "leaf.v1.fleet.>"),
-];
-
-/// A hub with its streams, a leaf, and everybody who could hear a thief.
-struct Scene {
-    hub: TestHub,
-    leaf: LinkedLeaf,
-    agent: Client,
-    keeper: Client,
-    everywhere: Vec<(String, Subscriber)>,
-}
-
-/// Whoever owns the hub hears all that a leaf can send.
-const OWNER: &str = "the owner";
-
-impl Scene {
-    async fn begin() -> anyhow::Result<Self> {
-        let hub = Box::pin(TestHub::start()).await?;
-        let leaf_server = Box::pin(LinkedLeaf::start(&hub)).await?;
-        let agent = hub.agent().await?;
-        let js = async_nats::jetstream::new(agent.clone());
-        for (name, subjects) in COPIES {
-            js.create_stream(async_nats::jetstream::stream::Config {
-                name: name.to_owned(),
-                subjects: vec![subjects.to_owned()],
-                allow_direct: true,
-                ..Default::default()
-            })
-            .await?;
-        }
-        let keeper = leaf_server.with_streams().await?;
-        until_linked(&hub, &leaf_server).await?;
-        let ann = hub.ann().await?;
-        let mut everywhere = Vec::new();
-        for (who, client, subject) in [
-            (OWNER, hub.owner().await?, ">".to_owned()),
-            ("the agent", agent.clone(), subject::events()),
-            ("the agent", agent.clone(), subject::beats()),
-            ("the agent", agent.clone(), subject::state_changes()),
-            ("the agent", agent.clone(), "_INBOX.hub.>".to_owned()),
-            ("the agent", hub.agent_in_links().await?, subject::hub_requests()),
-            ("ann", ann.clone(), subject::events()),
-            ("ann", ann.clone(), subject::beats()),
-            ("ann", ann.clone(), subject::state_keys()),
-            ("ann", ann.clone(), subject::jobs()),
-            ("ann", ann, "_INBOX.ann.>".to_owned()),
-            (
-                "the other leaf",
-                leaf_server.listener(true).await?,
-                ">".to_owned(),
-            ),
-            (
-                "the other leaf",
-                leaf_server.listener(false).await?,
-                ">".to_owned(),
-            ),
-        ] {
-            everywhere.push((who.to_owned(), client.subscribe(subject).await?));
-            client.flush().await?;
-        }
-        let mut scene = Self {
-            hub,
-            leaf: leaf_server,
-            agent,
-            keeper,
-            everywhere,
-        };
-        scene.arrived().await;
-        Ok(scene)
-    }
-
-    fn port(&self) -> anyhow::Result<u16> {
-        self.hub.server.leaf_port.context("it listens for leaf nodes")
-    }
-
-    async fn thief(&self) -> anyhow::Result<RawPeer> {
-        self.thief_who_says(json!({})).await
-    }
-
-    async fn thief_who_says(&self, says: Value) -> anyhow::Result<RawPeer> {
-        RawPeer::connect(self.port()?, &Introduction::saying(&self.hub.stolen, says)).await
-    }
-
-    /// What has arrived anywhere: who heard it, and its subject.
-    async fn arrived(&mut self) -> Vec<(String, String)> {
-        let listeners = self.everywhere.iter_mut().map(|(name, subscription)| async {
-            let subjects = heard(subscription).await;
-            let name = name.clone();
-            subjects
-                .into_iter()
-                .map(move |subject| (name.clone(), subject))
-                .collect::<Vec<_>>()
-        });
-        let mut all = join_all(listeners).await.concat();
-        // What the other leaf says of itself meanwhile.
-        all.retain(|(_, subject)| *subject != subject::beat(&leaf()));
-        all
-    }
-
-    /// Makes sure that nothing has arrived anywhere but under these subjects, and what the owner of the hub alone can hear,
-    /// and that nothing was stored.
-    async fn unharmed(&mut self, but: &[&str]) -> anyhow::Result<()> {
-        let arrived = self.arrived().await;
-        self.unharmed_by(arrived, but).await
-    }
-
-    async fn unharmed_by(&mut self, mut arrived: Vec<(String, String)>, but: &[&str]) -> anyhow::Result<()> {
-        arrived.retain(|(who, subject)| {
-            let subject = subject.as_str();
-            !(but.contains(&subject) || who == OWNER && UNCHECKED.contains(&subject))
-        });
-        ensure!(arrived.is_empty(), "the thief's messages arrive: {arrived:?}");
-        let names = COPIES.map(|(name, _)| (name, &self.agent));
-        let of_leaf = ["EVENTS_edge", "KV_leaf_state"].map(|name| (name, &self.keeper));
-        for (name, client) in names.into_iter().chain(of_leaf) {
-            let js = async_nats::jetstream::new(client.clone());
-            let info = js.get_stream(name).await?.get_info().await?;
-            ensure!(info.state.messages == 0, "{name} has {:?}", info.state);
-        }
-        // The hub still works. What was asked here is heard, too.
-        until_linked(&self.hub, &self.leaf).await?;
-        self.arrived().await;
-        Ok(())
-    }
-
-    async fn end(self) {
-        self.leaf.server.stop().await;
-    }
-}
 
 async fn sends_in_its_own_name() -> anyhow::Result<()> {
     let mut scene = Box::pin(Scene::begin()).await?;
@@ -528,171 +356,6 @@ async fn forges_no_reply() -> anyhow::Result<()> {
         .await?
         .context("a reply")?;
     ensure!(reply.payload == "true", "{reply:?}");
-    scene.end().await;
-    Ok(())
-}
-
-/// The server passes a header on as it is, and async-nats takes one that it can't read for a broken connection.
-async fn breaks_a_header() -> anyhow::Result<()> {
-    const EVENT: &str = "leaf.v1.evt.stolen.leaf.stolen.started";
-    let hub = Box::pin(TestHub::start()).await?;
-    let port = hub.server.leaf_port.context("a port for leaf nodes")?;
-    let thief = RawPeer::connect(port, &Introduction::honest(&hub.stolen)).await?;
-    let ann = hub.ann().await?;
-    let mut events = ann.subscribe(subject::events()).await?;
-    ann.flush().await?;
-    let hear = async |events: &mut Subscriber| {
-        loop {
-            thief.publish(EVENT, None, "{}").await?;
-            let heard = tokio::time::timeout(Duration::from_millis(50), events.next()).await;
-            if let Ok(Some(message)) = heard
-                && message.payload == "{}"
-            {
-                return anyhow::Ok(());
-            }
-        }
-    };
-    tokio::time::timeout(LIMIT, hear(&mut events)).await??;
-    let connects = || {
-        let statistics = ann.statistics();
-        statistics.connects.load(std::sync::atomic::Ordering::Relaxed)
-    };
-    let before = connects();
-    thief
-        .publish_with_header(EVENT, "no name of a header", "x")
-        .await?;
-    let again = async {
-        while connects() == before {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, again)
-        .await
-        .context("waiting for the listener's next connection")?;
-    tokio::time::timeout(LIMIT, hear(&mut events)).await?
-}
-
-async fn outlives_garbage() -> anyhow::Result<()> {
-    let mut scene = Box::pin(Scene::begin()).await?;
-    let long = "x".repeat(64 << 10);
-    let garbage = [
-        "RMSG LINKS leaf.v1.evt.edge.a.b.c 4\r\nevil\r\n".to_owned(),
-        "PUB leaf.v1.evt.edge.a.b.c 4\r\nevil\r\n".to_owned(),
-        "HPUB leaf.v1.evt.edge.a.b.c 12 16\r\nNATS/1.0\r\n\r\nevil\r\n".to_owned(),
-        "SUB > 1\r\n".to_owned(),
-        "RS+ LINKS >\r\n".to_owned(),
-        "A+ LINKS\r\n".to_owned(),
-        "LS+\r\n".to_owned(),
-        "LS+ a b\r\n".to_owned(),
-        "LS+ a b c d\r\n".to_owned(),
-        "LS+ ..\r\n".to_owned(),
-        format!("LS+ {long}.>\r\n"),
-        "LS- never.subscribed\r\n".to_owned(),
-        "LMSG leaf.v1.beat.stolen\r\n".to_owned(),
-        "LMSG leaf.v1.beat.stolen -1\r\n".to_owned(),
-        "LMSG leaf.v1.beat.stolen 99999999999999999999\r\n".to_owned(),
-        "LMSG leaf.v1.beat.stolen 1048577\r\n".to_owned(),
-        "LMSG leaf.v1.beat.stolen * a b 4\r\nevil\r\n".to_owned(),
-        "LMSG leaf.v1.evt.edge.a.b.c 4\r\nevil, and more than four bytes\r\n".to_owned(),
-        "HMSG leaf.v1.beat.stolen 9 4\r\nevil\r\n".to_owned(),
-        "HMSG leaf.v1.beat.stolen 4 8\r\nevilevil\r\n".to_owned(),
-        // Rights and another account, as a hub gives them.
-        "INFO {\"import\":{\"allow\":[\">\"]},\"export\":{\"allow\":[\">\"]},\"remote_account\":\"FLEET\"}\r\nLMSG leaf.v1.evt.edge.a.b.c 4\r\nevil\r\n"
-            .to_owned(),
-        "CONNECT {}\r\nLMSG leaf.v1.evt.edge.a.b.c 4\r\nevil\r\n".to_owned(),
-        "CONNECT {\"is_hub\":true}\r\nLMSG leaf.v1.evt.edge.a.b.c 4\r\nevil\r\n".to_owned(),
-        "CONNECT [".repeat(1000),
-        "\0\u{1}\u{2}\r\n\r\n\r\n".to_owned(),
-        format!("{long}\r\n"),
-    ];
-    for sent in &garbage {
-        let mut thief = scene.thief().await?;
-        thief.send(sent).await?;
-        thief.still_there().await;
-    }
-    // The largest message that is allowed, and one byte more.
-    let mut thief = scene.thief().await?;
-    thief
-        .publish("leaf.v1.beat.stolen", None, &"x".repeat(1 << 20))
-        .await?;
-    ensure!(thief.still_there().await, "{:?}", thief.errors());
-    thief
-        .publish("leaf.v1.beat.stolen", None, &"x".repeat((1 << 20) + 1))
-        .await?;
-    ensure!(!thief.still_there().await, "a message above the limit is taken");
-    scene.unharmed(&["leaf.v1.beat.stolen"]).await?;
-    scene.end().await;
-    Ok(())
-}
-
-async fn without_the_key() -> anyhow::Result<()> {
-    let mut scene = Box::pin(Scene::begin()).await?;
-    let (stolen_key, leaf_key) = (&scene.hub.stolen, &scene.hub.leaf);
-    let foreign = KeyPair::new_user();
-    for introduction in [
-        // The other leaf's public key, which is no secret, without its seed.
-        Introduction {
-            key: leaf_key,
-            signed_by: stolen_key,
-            says: json!({}),
-        },
-        Introduction::honest(&foreign),
-        Introduction::saying(
-            stolen_key,
-            json!({ "nkey": null, "sig": null, "user": "hub", "pass": "" }),
-        ),
-        Introduction::saying(stolen_key, json!({ "sig": "" })),
-        Introduction::saying(stolen_key, json!({ "jwt": "e30.e30.e30" , "nkey": null })),
-        // The keys of people and of the agent are for clients.
-        Introduction::honest(&scene.hub.ann),
-    ] {
-        let (mut thief, nonce) = RawPeer::reach(scene.port()?).await?;
-        thief.introduce(&nonce, &introduction).await?;
-        for own in OWN {
-            thief.publish(own, None, "stolen").await?;
-        }
-        let still = thief.still_there().await;
-        // A person's key may connect, in the account of people, where a leaf's subjects are imports.
-        let is_person = introduction.key.public_key() == scene.hub.ann.public_key();
-        ensure!(!still || is_person, "{} was let in", introduction.says);
-    }
-    // Before it says who it is.
-    let (mut thief, _) = RawPeer::reach(scene.port()?).await?;
-    thief
-        .send("LS+ >\r\nLMSG leaf.v1.beat.stolen 4\r\nevil\r\n")
-        .await?;
-    ensure!(!thief.still_there().await, "it was let in without a key");
-    scene.unharmed(&[]).await?;
-    scene.end().await;
-    Ok(())
-}
-
-/// A server ends the older one of two connections of one server: those of the same name, whose account has the same name at
-/// the leaf. The names of leaves are known; a leaf's account there has a key that only the hub is told.
-async fn displaces_nobody() -> anyhow::Result<()> {
-    let scene = Box::pin(Scene::begin()).await?;
-    let account = "AKEY";
-    let says = |account: &str| json!({ "name": "edge", "remote_account": account });
-    let mut victim = RawPeer::connect(
-        scene.port()?,
-        &Introduction::saying(&scene.hub.leaf, says(account)),
-    )
-    .await?;
-    for guess in ["", "LINK", "LINKS", "edge", "A"] {
-        let mut thief = scene.thief_who_says(says(guess)).await?;
-        ensure!(thief.still_there().await, "{:?}", thief.errors());
-    }
-    ensure!(
-        victim.still_there().await,
-        "a thief displaced it: {:?}",
-        victim.errors()
-    );
-    // What it takes.
-    let _thief = scene.thief_who_says(says(account)).await?;
-    ensure!(
-        victim.is_closed_within(LIMIT).await,
-        "the server has another rule"
-    );
     scene.end().await;
     Ok(())
 }
