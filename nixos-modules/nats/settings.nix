@@ -53,8 +53,6 @@ let
         isolate_leafnode_interest = true;
         host = cfg.leafnodes.address;
         inherit (cfg.leafnodes) port;
-        # Leaves use only the addresses that they are configured with.
-        no_advertise = true;
         inherit tls;
       }
     else

@@ -65,7 +65,7 @@ pub struct Release {
     pub stream_last: u64,
 }
 
-/// The agent's reply to a [`Release`].
+/// The agent's reply to a leaf that gives its claim back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Released {
     /// Whether the instance held the name.
@@ -100,7 +100,7 @@ pub struct CopyPage {
     pub last: u64,
 }
 
-/// The agent's reply to a [`ReadCopy`].
+/// The agent's reply to a request for the copy's events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum CopyReply {
@@ -204,7 +204,7 @@ pub struct CopyStatus {
 }
 
 /// The hub agent that writes the hub's streams: an entry of the bucket `fleet`, under `agent.active`. Others wait until it is
-/// released, or not renewed for [`AGENT_SECONDS`] by their own clocks.
+/// released, or not renewed for 10 seconds by their own clocks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ActiveAgent {
     /// The agent's run.

@@ -260,20 +260,25 @@ impl Leaf {
             instance, hostname, ..
         } = &heard.beat;
         let (leaf, host, last) = (&self.name, printable_line(hostname), ago(heard.at));
-        let failed = match within {
-            None => "takes no commands".to_owned(),
-            Some(seconds) => format!("did not reply within {seconds} s"),
-        };
-        Error::NoLeaf(match away_since(&heard) {
-            Some(since) => format!(
-                "leaf {leaf} {}is away since {since}: instance {instance} on {host} sent its last beat {last}{}",
-                within.map_or(String::new(), |_| format!("{failed} and ")),
-                self.copy_text().await
+        let log = format!("see its log on {host} (`journalctl -u leafd`)");
+        Error::NoLeaf(match (away_since(&heard), within) {
+            (Some(since), within) => {
+                let silent = within.map_or(String::new(), |seconds| {
+                    format!("did not reply within {seconds} s and ")
+                });
+                let copy = self.copy_text().await;
+                format!(
+                    "leaf {leaf} {silent}is away since {since}: instance {instance} on {host} sent its last beat {last}{copy}"
+                )
+            }
+            (None, None) => format!(
+                "leaf {leaf} takes no commands, though `leafctl leaf list` still has it: instance {instance} on {host} sent its \
+                 last beat {last}; leafd is starting or stopping there, or has ended or lost its server or its link to a hub \
+                 less than {LEASE_SECONDS} s ago: {log}"
             ),
-            None => format!(
-                "leaf {leaf} {failed}, though `leafctl leaf list` still has it: instance {instance} on {host} sent its last beat \
-                 {last}; leafd is starting or stopping there, or has ended or lost its server or its link to a hub less than \
-                 {LEASE_SECONDS} s ago: see its log on {host} (`journalctl -u leafd`)"
+            (None, Some(seconds)) => format!(
+                "leaf {leaf} did not reply within {seconds} s: instance {instance} on {host} sent its last beat {last}; leafd hangs \
+                 or is starting there, or has ended less than {LEASE_SECONDS} s ago: {log}"
             ),
         })
     }

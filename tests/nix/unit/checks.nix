@@ -43,7 +43,7 @@ in
       {
         accepted = builtins.concatMap given [
           "tls://hub.example:4222"
-          "tls://a.example:4222, wss://b.example/nats,tls://c.example"
+          "tls://a.example:4222, tls://b.example/nats,tls://c.example"
           "nats://127.0.0.1:4222"
           "nats://localhost"
           "nats://[::1]:4222"
@@ -58,12 +58,13 @@ in
           "nats://127.0.0.1.hub.example:4222"
           "nats://10.233.0.1:4222"
           "ws://hub.example"
+          "wss://hub.example"
           ""
         ];
       };
     expected = {
       accepted = [ ];
-      refused = builtins.genList (_: "nats.url") 10;
+      refused = builtins.genList (_: "nats.url") 11;
     };
   };
   "the URL of a server on this host's own address needs no TLS" = {

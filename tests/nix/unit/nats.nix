@@ -138,7 +138,6 @@ in
     expected = {
       host = "192.0.2.1";
       port = 7422;
-      no_advertise = true;
       isolate_leafnode_interest = true;
       inherit (settings asHub) tls;
     };

@@ -89,7 +89,7 @@ pub(crate) fn free_port() -> anyhow::Result<u16> {
 pub(crate) fn hub_config(directory: &Path, port: u16, leaf_port: u16, users: &HubUsers) -> String {
     format!(
         "server_name: hub\nhost: 127.0.0.1\nport: {port}\njetstream {{ store_dir: \"{}\" }}\n\
-         leafnodes {{ host: 127.0.0.1, port: {leaf_port}, no_advertise: true, isolate_leafnode_interest: true }}\n{}",
+         leafnodes {{ host: 127.0.0.1, port: {leaf_port}, advertise: \"127.0.0.1:1\", isolate_leafnode_interest: true }}\n{}",
         directory.join("hub-js").display(),
         users.accounts()
     )

@@ -83,7 +83,7 @@ impl HubSite {
             &config,
             format!(
                 "server_name: hub\nlisten: \"127.0.0.1:-1\"\nlog_file: \"{}\"\njetstream {{ store_dir: \"{}\" }}\n\
-                 leafnodes {{ listen: \"127.0.0.1:-1\", no_advertise: true, isolate_leafnode_interest: true }}\n{}",
+                 leafnodes {{ listen: \"127.0.0.1:-1\", advertise: \"127.0.0.1:1\", isolate_leafnode_interest: true }}\n{}",
                 log.display(),
                 directory.path().join("jetstream").display(),
                 users.accounts()
