@@ -431,7 +431,7 @@ impl World {
                 }
             }
             25 | 26 => {
-                self.leaf_first = (self.leaf_first + u64::from(parameter % 8)).min(self.leaf_last.max(1))
+                self.leaf_first = (self.leaf_first + u64::from(parameter % 8)).min(self.leaf_last.max(1));
             }
             _ => {
                 self.now += Duration::from_millis(u64::from(parameter) * 100);
