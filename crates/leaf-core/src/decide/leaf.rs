@@ -1,6 +1,7 @@
 //! Decides the commands about the leaf itself.
 
-use super::{Context, Decision, Reply, conflict, invalid, known, only};
+use super::{Context, Decision, Reply, conflict, invalid, known, only, unreadable};
+use crate::aggregate::Aggregate;
 use crate::command::leaf::{Command, LabelLeaf, LeafLabels};
 use crate::event::LeafLabelled;
 use crate::labels::{self, Labels};
@@ -15,6 +16,11 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
 }
 
 fn label(state: &State, command: &LabelLeaf, context: &Context) -> Result<Decision, Problem> {
+    // Other commands to the leaf don't change its entry.
+    let key = Aggregate::Leaf.key();
+    if let Some(raw) = state.raw_entries().iter().find(|raw| raw.key == key) {
+        return Err(unreadable(raw));
+    }
     let of_settings = &context.labels;
     if command.set.is_empty() && command.remove.is_empty() {
         return Err(invalid("nothing is to be set or removed".to_owned()));

@@ -136,14 +136,8 @@ pub enum Question {
 /// # Errors
 /// A [`Problem`] when the command is not accepted. It is the caller's fault, and nothing has changed.
 pub fn decide(state: &State, command: &Command, context: &Context) -> Result<Decision, Problem> {
-    if let Some(RawEntry { key, reason }) = state.raw_entry_of(command.about()) {
-        return Err(Problem::new(
-            ProblemCode::Unsupported,
-            format!(
-                "{key} was written by a newer leafd, and this one can't read it ({reason}): it is left unchanged until a \
-                leafd that can read it runs here"
-            ),
-        ));
+    if let Some(raw) = state.raw_entry_of(command.about()) {
+        return Err(unreadable(&raw));
     }
     match command {
         Command::Leaf(command) => leaf::decide(state, command, context),
@@ -152,6 +146,17 @@ pub fn decide(state: &State, command: &Command, context: &Context) -> Result<Dec
         Command::Nix(command) => nix::decide(state, command, context),
         Command::Job(command) => job::decide(state, command, context),
     }
+}
+
+/// Returns the problem with a command that would change what a newer leafd wrote.
+fn unreadable(RawEntry { key, reason }: &RawEntry) -> Problem {
+    Problem::new(
+        ProblemCode::Unsupported,
+        format!(
+            "{key} was written by a newer leafd, and this one can't read it ({reason}): it is left unchanged until a leafd \
+            that can read it runs here"
+        ),
+    )
 }
 
 /// Returns the decision that records nothing.

@@ -239,6 +239,7 @@ proptest! {
         match decide(&state, &command, &context(fresh)) {
             Ok(decision) => {
                 prop_assert!(about == "leaf" || !raw.contains(&about));
+                // A leaf that a newer leafd wrote is started all the same, and not labelled.
                 for fact in decision.facts {
                     let about = fact.about().expect("it is known").key();
                     prop_assert!(!raw.contains(&about), "{}", about);
