@@ -156,7 +156,7 @@ impl Ours {
 
     pub(crate) async fn without_agent(programs: &Programs<'_>, dir: &Path) -> Result<Self> {
         let hub = TheHub::start(programs, &dir.join("hub"), Vec::new(), |accounts| accounts).await?;
-        let identity = Identity::open_or_create(&dir.join("identity"), &leaf())?;
+        let identity = Identity::open_or_create(&dir.join("identity"), &leaf())?.of_instance(instance());
         let settings = EmbeddedSettings {
             nats_server: Some(programs.nats_server.to_owned()),
             hub: Some(Hub {
