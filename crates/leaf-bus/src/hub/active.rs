@@ -1,4 +1,4 @@
-//! Which of several hub agents writes: the fence before each write, and the document about the active one.
+//! The fence before each write of a hub agent, of which one at a time is active, and the document about the active one.
 //!
 //! The document is an entry of the bucket `fleet`, written with the number that it had before, so of two agents that take over at
 //! once one fails. The active agent renews it, and stops writing before another one may take over.

@@ -24,7 +24,7 @@ pub(super) struct RawMessage {
     pub(super) reply: Option<String>,
 }
 
-/// What the other side sent so far.
+/// The messages, interest and errors that the other side has sent so far.
 #[derive(Debug, Default)]
 struct Heard {
     messages: Vec<RawMessage>,
@@ -49,7 +49,7 @@ pub(super) struct Introduction<'a> {
     pub(super) key: &'a KeyPair,
     /// The key that it signs with.
     pub(super) signed_by: &'a KeyPair,
-    /// What else it says, beside or in place of what an honest server does.
+    /// Fields of `CONNECT` that are added to those of an honest server, or replace them.
     pub(super) says: Value,
 }
 

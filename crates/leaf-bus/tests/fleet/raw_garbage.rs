@@ -1,4 +1,4 @@
-//! What no leaf sends: no protocol, headers that are none, another's key or name.
+//! Bytes and credentials that no leaf sends: invalid protocol, invalid headers, the key or the name of another leaf.
 
 use std::time::Duration;
 
@@ -117,7 +117,10 @@ async fn outlives_garbage() -> anyhow::Result<()> {
     thief
         .publish("leaf.v1.beat.stolen", None, &"x".repeat((1 << 20) + 1))
         .await?;
-    ensure!(!thief.still_there().await, "a message above the limit is taken");
+    ensure!(
+        !thief.still_there().await,
+        "a message above the limit is accepted"
+    );
     scene.unharmed(&["leaf.v1.beat.stolen"]).await?;
     scene.end().await;
     Ok(())

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 
 use super::hostile_hub::{FORBIDDEN, states};
 use super::raw::RawPeer;
-use super::{LinkedLeaf, heard, instance};
+use super::{LinkedLeaf, heard, instance, until_heard};
 use crate::support::{LIMIT, leaf, trial};
 
 pub(super) fn trials() -> Vec<Trial> {
@@ -31,7 +31,7 @@ pub(super) fn trials() -> Vec<Trial> {
     ]
 }
 
-/// What a hub says of itself: nothing, that the leaf may do everything, and that it is something else.
+/// The fields of `INFO` with which a hub introduces itself: none, permissions to do everything, and the role of another server.
 fn introductions() -> [Value; 3] {
     [
         json!({}),
@@ -41,7 +41,7 @@ fn introductions() -> [Value; 3] {
     ]
 }
 
-/// What a server does not check, since servers use it among themselves, and subjects that no message may have.
+/// Subjects that a server does not check, since servers use them among themselves, and subjects that no message may have.
 const UNCHECKED: [&str; 14] = [
     "_R_.guess.guess",
     "$JS.ACK.EVENTS_edge.c.1.1.1.1.1",
@@ -59,7 +59,7 @@ const UNCHECKED: [&str; 14] = [
     "$KV.leaf_state.>",
 ];
 
-/// What a hub may ask of a leaf without harm, and gets answers to.
+/// The requests that a hub may send to a leaf, which the leaf replies to.
 const READS: [&str; 4] = [
     "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.events.info",
     "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.events.get",
@@ -125,10 +125,14 @@ impl Scene {
 async fn changes_nothing() -> anyhow::Result<()> {
     let scene = Box::pin(Scene::begin()).await?;
     let before = states(&scene.js()).await?;
-    let mut in_streams = scene.leaf.listener(true).await?.subscribe(">").await?;
-    let mut of_callers = scene.leaf.listener(false).await?.subscribe(">").await?;
-    tokio::time::sleep(super::QUIET).await;
-    let _ = (heard(&mut in_streams).await, heard(&mut of_callers).await);
+    let (of_streams, of_people) = (
+        scene.leaf.listener(true).await?,
+        scene.leaf.listener(false).await?,
+    );
+    let mut in_streams = of_streams.subscribe(">").await?;
+    let mut of_callers = of_people.subscribe(">").await?;
+    until_heard(&of_streams, "are.we.listening", &mut in_streams).await?;
+    until_heard(&of_people, "are.we.listening", &mut of_callers).await?;
     for says in introductions() {
         let mut hub = scene.hub(&says).await?;
         for subject in FORBIDDEN.iter().chain(&UNCHECKED) {

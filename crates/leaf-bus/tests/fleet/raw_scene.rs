@@ -10,7 +10,7 @@ use super::raw::{Introduction, RawPeer};
 use super::{LinkedLeaf, TestHub, heard, until_linked};
 use crate::support::leaf;
 
-/// What a thief may send, by [`docs/fleet.md`](../../../../docs/fleet.md).
+/// The subjects that a thief may publish on, by [`docs/fleet.md`](../../../../docs/fleet.md).
 pub(super) const OWN: [&str; 6] = [
     "leaf.v1.beat.stolen",
     "leaf.v1.ctr.stolen.web.hello",
@@ -20,7 +20,7 @@ pub(super) const OWN: [&str; 6] = [
     "leaf.v1.state.stolen.leaf",
 ];
 
-/// What a server does not check, since servers use it among themselves. It stays in the account of the connections, where
+/// Subjects that a server does not check, since servers use them among themselves. They stay in the account of the connections, where
 /// nobody listens to it.
 pub(super) const UNCHECKED: [&str; 7] = [
     "_R_.guess.guess",
@@ -122,7 +122,7 @@ impl Scene {
         RawPeer::connect(self.port()?, &Introduction::saying(&self.hub.stolen, says)).await
     }
 
-    /// What has arrived anywhere: who heard it, and its subject.
+    /// Returns the messages that have arrived anywhere: their listener and subject.
     pub(super) async fn arrived(&mut self) -> Vec<(String, String)> {
         let listeners = self.everywhere.iter_mut().map(|(name, subscription)| async {
             let subjects = heard(subscription).await;

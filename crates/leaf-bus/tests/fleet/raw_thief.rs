@@ -180,7 +180,7 @@ async fn hears_what_all_are_asked() -> anyhow::Result<()> {
             "{literal}: {errors:?}"
         );
     }
-    // A wildcard is taken, and each message checked.
+    // A wildcard is accepted, and each message checked.
     let mut thieves = Vec::new();
     for says in [
         json!({}),
