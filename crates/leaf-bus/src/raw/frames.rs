@@ -2,12 +2,17 @@
 
 use std::io;
 
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
+use memchr::memchr;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 /// The longest line that a server may send, in bytes: an `INFO` that lists many servers.
 const LONGEST_LINE: usize = 1 << 20;
 /// The longest message that a server may send, in bytes: the most that `max_payload` can be set to, and its headers.
 const LONGEST_MESSAGE: usize = 128 << 20;
+/// How many bytes are read at once, unless [`Frames::read_at_once`] says otherwise.
+const AT_ONCE: usize = 32 * 1024;
+/// How many times the room that is needed is kept after a large message.
+const KEPT: usize = 8;
 
 /// What a server sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,61 +27,132 @@ pub(crate) enum Frame {
 
 /// Reads a server's messages.
 pub(crate) struct Frames<R> {
-    reader: BufReader<R>,
+    reader: R,
+    /// What was read, from `start` to `end`; the rest is room.
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    at_once: usize,
 }
 
 impl<R: AsyncRead + Unpin> Frames<R> {
     pub(crate) fn new(reader: R) -> Self {
         Self {
-            reader: BufReader::with_capacity(32 * 1024, reader),
+            reader,
+            buffer: Vec::new(),
+            start: 0,
+            end: 0,
+            at_once: AT_ONCE,
         }
+    }
+
+    /// Sets how many bytes are read at once.
+    pub(crate) fn read_at_once(&mut self, bytes: usize) {
+        self.at_once = bytes;
     }
 
     /// Whether bytes were read that no frame has returned yet.
     pub(crate) fn has_more(&self) -> bool {
-        !self.reader.buffer().is_empty()
+        self.start < self.end
     }
 
     pub(crate) fn into_inner(self) -> R {
-        self.reader.into_inner()
+        self.reader
     }
 
-    /// Appends the bytes of the next frame, and returns its kind; `None` at the end of the connection.
+    /// Appends the bytes of the next frame, and returns its kind; `None` at the end of the connection. No bytes are lost where
+    /// it is dropped before its end.
     pub(crate) async fn next(&mut self, into: &mut Vec<u8>) -> io::Result<Option<Frame>> {
-        let start = into.len();
-        let limit = LONGEST_LINE as u64;
-        let read = (&mut self.reader).take(limit).read_until(b'\n', into).await?;
-        if read == 0 {
-            return Ok(None);
+        loop {
+            if let Some((frame, bytes)) = self.peek()? {
+                let length = bytes.len();
+                into.extend_from_slice(bytes);
+                self.skip(length);
+                return Ok(Some(frame));
+            }
+            if !self.read_more().await? {
+                return Ok(None);
+            }
         }
-        let line = &into[start..];
-        if line.last() != Some(&b'\n') {
-            return Err(if read < LONGEST_LINE {
-                io::ErrorKind::UnexpectedEof.into()
-            } else {
-                invalid("the server sent a line that is too long")
-            });
-        }
-        let verb = line.split(u8::is_ascii_whitespace).next().unwrap_or_default();
-        if verb.eq_ignore_ascii_case(b"INFO") {
-            return Ok(Some(Frame::Info));
-        }
-        if !(verb.eq_ignore_ascii_case(b"MSG") || verb.eq_ignore_ascii_case(b"HMSG")) {
-            return Ok(Some(Frame::Line));
-        }
-        let size = line
-            .trim_ascii_end()
-            .rsplit(u8::is_ascii_whitespace)
-            .next()
-            .and_then(|size| std::str::from_utf8(size).ok()?.parse::<usize>().ok())
-            .filter(|size| *size <= LONGEST_MESSAGE)
-            .ok_or_else(|| invalid("the server sent a message without a valid size"))?;
-        let body = into.len();
-        // The payload ends with a line break, which its size does not count.
-        into.resize(body + size + 2, 0);
-        self.reader.read_exact(&mut into[body..]).await?;
-        Ok(Some(Frame::Message))
     }
+
+    /// Returns the next frame if all of it was read. [`Self::skip`] goes on to the one behind it.
+    pub(crate) fn peek(&self) -> io::Result<Option<(Frame, &[u8])>> {
+        let read = &self.buffer[self.start..self.end];
+        Ok(match parse(read)? {
+            Parsed::Whole(frame, length) => Some((frame, &read[..length])),
+            Parsed::Needs(_) => None,
+        })
+    }
+
+    /// Skips these bytes of what was read.
+    pub(crate) fn skip(&mut self, bytes: usize) {
+        self.start = self.end.min(self.start + bytes);
+    }
+
+    /// Reads more bytes, once [`Self::peek`] has none; returns `false` at the end of the connection.
+    pub(crate) async fn read_more(&mut self) -> io::Result<bool> {
+        let needed = match parse(&self.buffer[self.start..self.end])? {
+            Parsed::Needs(room) => room,
+            Parsed::Whole(_, length) => length + 1,
+        };
+        self.buffer.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+        let room = needed.max(self.at_once);
+        if self.buffer.len() < room {
+            self.buffer.resize(room, 0);
+        } else if self.buffer.len() > KEPT * room {
+            self.buffer.truncate(room);
+            self.buffer.shrink_to_fit();
+        }
+        let read = self.reader.read(&mut self.buffer[self.end..]).await?;
+        if read == 0 && self.end > 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.end += read;
+        Ok(read > 0)
+    }
+}
+
+/// The beginning of what a server sent.
+enum Parsed {
+    /// A frame of this length.
+    Whole(Frame, usize),
+    /// A frame whose end is not there yet, and the room to read it in, in bytes.
+    Needs(usize),
+}
+
+fn parse(bytes: &[u8]) -> io::Result<Parsed> {
+    let Some(end_of_line) = memchr(b'\n', bytes) else {
+        return if bytes.len() < LONGEST_LINE {
+            Ok(Parsed::Needs(2 * bytes.len() + 1))
+        } else {
+            Err(invalid("the server sent a line that is too long"))
+        };
+    };
+    let line = &bytes[..=end_of_line];
+    let verb = line.split(u8::is_ascii_whitespace).next().unwrap_or_default();
+    if verb.eq_ignore_ascii_case(b"INFO") {
+        return Ok(Parsed::Whole(Frame::Info, line.len()));
+    }
+    if !(verb.eq_ignore_ascii_case(b"MSG") || verb.eq_ignore_ascii_case(b"HMSG")) {
+        return Ok(Parsed::Whole(Frame::Line, line.len()));
+    }
+    let size = line
+        .trim_ascii_end()
+        .rsplit(u8::is_ascii_whitespace)
+        .next()
+        .and_then(|size| std::str::from_utf8(size).ok()?.parse::<usize>().ok())
+        .filter(|size| *size <= LONGEST_MESSAGE)
+        .ok_or_else(|| invalid("the server sent a message without a valid size"))?;
+    // The payload ends with a line break, which its size does not count.
+    let length = line.len() + size + 2;
+    Ok(if length <= bytes.len() {
+        Parsed::Whole(Frame::Message, length)
+    } else {
+        Parsed::Needs(length)
+    })
 }
 
 pub(crate) fn invalid(why: &str) -> io::Error {

@@ -20,8 +20,8 @@ use crate::settings::{ConnectSettings, Credentials};
 use list::{Right, Role, probe as probe_container, rights};
 use probe::{Asked, Probe};
 
+pub use crate::raw::LoginError;
 pub use list::Action;
-pub use probe::ProbeError;
 
 /// How long a reply or a message may take.
 const COMES_WITHIN: Duration = Duration::from_secs(2);
@@ -192,7 +192,7 @@ pub async fn check_scope(
     let settings = Users::container_of(leaf, signer, callers);
     let mut user = User::new(Role::Container, leaf, &settings, &mut report);
     user.probe = Some(Probe::connect(&settings).await.map_err(|source| match source {
-        ProbeError::Refused(said) => ScopeError::Refused {
+        LoginError::Refused(said) => ScopeError::Refused {
             key: signer.public_key(),
             account: signer.account().to_owned(),
             said,
@@ -255,7 +255,7 @@ pub enum ScopeError {
     #[error("the scope of the containers' signing key can't be tried at the moment")]
     Untried {
         /// Why not.
-        source: ProbeError,
+        source: LoginError,
     },
 }
 

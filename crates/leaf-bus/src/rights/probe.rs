@@ -5,16 +5,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
-use tokio::io::{AsyncWriteExt as _, ReadHalf, WriteHalf};
+use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::credentials;
-use crate::raw::{DialError, Dialled, Dialler, Frame, Frames, Stream};
-use crate::settings::{ConnectSettings, Credentials};
-
-/// How long the server may take to answer a ping.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+use crate::raw::{LoginError, Said, Session};
+use crate::settings::ConnectSettings;
 
 /// A header for which no stream stores a message, should the user be allowed to publish it
 /// (`Nats-Expected-Stream`, <https://docs.nats.io/nats-concepts/jetstream/headers>).
@@ -23,28 +18,6 @@ const STORED_BY_NONE: &str = "NATS/1.0\r\nNats-Expected-Stream: cim-other\r\n\r\
 /// The codes of JetStream's errors that it is off for the account, or for the server
 /// (nats-server, `server/errors.json`: JSNotEnabledForAccountErr, JSNotEnabledErr).
 const JETSTREAM_OFF: [u64; 2] = [10039, 10076];
-
-/// Why a user can't be tried.
-#[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
-    /// No server answers.
-    #[error(transparent)]
-    Dial(DialError),
-    /// The credentials can't be read.
-    #[error("the credentials {what} can't be used")]
-    Credentials {
-        /// Which.
-        what: String,
-        /// Why not.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The server refuses the user.
-    #[error("the server refuses the user: {0}")]
-    Refused(String),
-    /// The connection was lost.
-    #[error("the connection to the server was lost")]
-    Lost(#[source] io::Error),
-}
 
 /// A message that was heard.
 #[derive(Debug)]
@@ -80,44 +53,20 @@ pub(super) enum Asked {
 }
 
 pub(super) struct Probe {
-    reader: Frames<ReadHalf<Box<dyn Stream>>>,
-    writer: WriteHalf<Box<dyn Stream>>,
+    session: Session,
     subscriptions: u64,
     heard: VecDeque<Heard>,
     inbox: String,
 }
 
 impl Probe {
-    pub(super) async fn connect(settings: &ConnectSettings) -> Result<Self, ProbeError> {
-        let dialler = Dialler::new(settings).map_err(ProbeError::Dial)?;
-        let Dialled { reader, writer, info } = dialler.dial().await.map_err(ProbeError::Dial)?;
-        let mut probe = Self {
-            reader,
-            writer,
+    pub(super) async fn connect(settings: &ConnectSettings) -> Result<Self, LoginError> {
+        Ok(Self {
+            session: Session::open(settings).await?,
             subscriptions: 0,
             heard: VecDeque::new(),
             inbox: settings.inbox_prefix.clone(),
-        };
-        let mut connect = user(&settings.credentials, &info)?;
-        for (field, value) in [
-            ("verbose", json!(false)),
-            ("pedantic", json!(false)),
-            ("tls_required", json!(false)),
-            ("headers", json!(true)),
-            ("no_responders", json!(true)),
-            ("echo", json!(true)),
-            ("lang", json!("rust")),
-            ("version", json!(env!("CARGO_PKG_VERSION"))),
-            ("name", json!(settings.name)),
-        ] {
-            connect.insert(field.to_owned(), value);
-        }
-        let connect = format!("CONNECT {}\r\n", Value::Object(connect));
-        match probe.send(connect.as_bytes()).await {
-            Ok(None) => Ok(probe),
-            Ok(Some(said)) => Err(ProbeError::Refused(said)),
-            Err(error) => Err(ProbeError::Lost(error)),
-        }
+        })
     }
 
     /// Returns a new subject below the user's inbox prefix.
@@ -183,7 +132,7 @@ impl Probe {
             }
             // A message comes whole or not at all: reading is cut off only where the wait ends for good.
             match tokio::time::timeout_at(deadline, self.read()).await {
-                Ok(read) => drop(read?),
+                Ok(read) => read?,
                 Err(_) => return Ok(None),
             }
         }
@@ -191,56 +140,21 @@ impl Probe {
 
     /// Sends these bytes and a ping; returns the last error that the server sent before its answer.
     async fn send(&mut self, bytes: &[u8]) -> io::Result<Option<String>> {
-        let mut bytes = bytes.to_vec();
-        bytes.extend(b"PING\r\n");
-        self.writer.write_all(&bytes).await?;
-        self.writer.flush().await?;
-        let mut said = None;
-        let answer = async {
-            loop {
-                match self.read().await? {
-                    Line::Pong => return Ok(said),
-                    Line::Error(text) => said = Some(text),
-                    Line::Other => {}
-                    Line::End => return said.map(Some).ok_or(io::ErrorKind::UnexpectedEof.into()),
-                }
-            }
-        };
-        tokio::time::timeout(ANSWERS_WITHIN, answer)
-            .await
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        let messages = &mut self.heard;
+        let keep = |bytes: &[u8]| messages.extend(heard(&String::from_utf8_lossy(bytes)));
+        self.session.send(bytes, keep).await
     }
 
-    /// Reads one frame: keeps a message, and answers a ping.
-    async fn read(&mut self) -> io::Result<Line> {
+    /// Reads one frame, and keeps a message.
+    async fn read(&mut self) -> io::Result<()> {
         let mut bytes = Vec::new();
-        let frame = self.reader.next(&mut bytes).await?;
-        let text = String::from_utf8_lossy(&bytes);
-        Ok(match frame {
-            None => Line::End,
-            Some(Frame::Info) => Line::Other,
-            Some(Frame::Message) => {
-                self.heard.extend(heard(&text));
-                Line::Other
-            }
-            Some(Frame::Line) if text.starts_with("PONG") => Line::Pong,
-            Some(Frame::Line) if text.starts_with("PING") => {
-                self.writer.write_all(b"PONG\r\n").await?;
-                self.writer.flush().await?;
-                Line::Other
-            }
-            Some(Frame::Line) => text.strip_prefix("-ERR").map_or(Line::Other, |said| {
-                Line::Error(said.trim().trim_matches('\'').to_owned())
-            }),
-        })
+        match self.session.read(&mut bytes).await? {
+            Said::Message => self.heard.extend(heard(&String::from_utf8_lossy(&bytes))),
+            Said::End => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Said::Pong | Said::Error(_) | Said::Other => {}
+        }
+        Ok(())
     }
-}
-
-enum Line {
-    Pong,
-    Error(String),
-    Other,
-    End,
 }
 
 /// Returns the message of a frame `MSG subject id [reply] size` or `HMSG subject id [reply] size size`.
@@ -257,36 +171,4 @@ fn heard(text: &str) -> Option<Heard> {
             .ok()
             .and_then(|reply| Some(reply.get("error")?["err_code"].as_u64().unwrap_or_default())),
     })
-}
-
-/// Returns the fields of `CONNECT` that say who the user is.
-fn user(credentials: &Credentials, info: &Map<String, Value>) -> Result<Map<String, Value>, ProbeError> {
-    let nonce = info.get("nonce").and_then(Value::as_str).unwrap_or_default();
-    let encode = |signature: &[u8]| data_encoding::BASE64URL_NOPAD.encode(signature);
-    let unusable = |source: Box<dyn std::error::Error + Send + Sync>| ProbeError::Credentials {
-        what: credentials::describe(credentials),
-        source,
-    };
-    let fields = match credentials {
-        Credentials::None => json!({}),
-        Credentials::File(_) | Credentials::Text(_) => {
-            let signed = credentials::sign(credentials, nonce.as_bytes())
-                .map_err(|(what, source)| ProbeError::Credentials { what, source })?;
-            json!({ "jwt": signed.jwt, "sig": encode(&signed.signature) })
-        }
-        Credentials::NkeyFile(path) => {
-            let seed = std::fs::read_to_string(path).map_err(|error| unusable(error.into()))?;
-            let pair = nkeys::KeyPair::from_seed(seed.trim()).map_err(|error| unusable(error.into()))?;
-            let signature = pair
-                .sign(nonce.as_bytes())
-                .map_err(|error| unusable(error.into()))?;
-            json!({ "nkey": pair.public_key(), "sig": encode(&signature) })
-        }
-        Credentials::Password { user, password } => json!({ "user": user, "pass": password.expose() }),
-        Credentials::Token(token) => json!({ "auth_token": token.expose() }),
-    };
-    match fields {
-        Value::Object(fields) => Ok(fields),
-        _ => unreachable!("each is an object"),
-    }
 }
