@@ -16,7 +16,7 @@ pub(crate) struct PlainServer {
     pub(crate) port: u16,
     /// Where it listens for leaf nodes, if its configuration says so.
     pub(crate) leaf_port: Option<u16>,
-    _child: Child,
+    child: Child,
     _log: JoinSet<()>,
 }
 
@@ -59,9 +59,14 @@ impl PlainServer {
         Ok(Self {
             port,
             leaf_port,
-            _child: child,
+            child,
             _log: log,
         })
+    }
+
+    /// Its process, unless it has ended.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.child.id()
     }
 
     pub(crate) fn url(&self) -> String {

@@ -1,7 +1,8 @@
-//! Connecting, commands, streams and leases, against a real nats-server.
+//! Connecting, commands, streams, leases and the filling of copies, against a real nats-server.
 
 mod commands;
 mod connecting;
+mod fill;
 mod forged;
 mod leases;
 mod relay;
@@ -30,6 +31,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials.extend(forged::trials());
     trials.extend(relay::trials());
     trials.extend(sizes::trials());
+    trials.extend(fill::trials());
     trials
 }
 

@@ -96,6 +96,18 @@ pub fn link_reads() -> String {
     format!("leaf.{VERSION}.link.>")
 }
 
+/// Returns the prefix, with its last dot, of the subjects on which an instance of a leaf sends its events up to a hub.
+#[must_use]
+pub fn up_prefix(leaf: &LeafName, instance: InstanceId) -> String {
+    format!("leaf.{VERSION}.up.{leaf}.{instance}.")
+}
+
+/// Returns the subjects on which an instance of a leaf sends its events up to a hub.
+#[must_use]
+pub fn up_events_of(leaf: &LeafName, instance: InstanceId) -> String {
+    format!("{}>", up_prefix(leaf, instance))
+}
+
 /// Returns the subjects that the hub agent writes its copies on.
 #[must_use]
 pub fn copies() -> String {
@@ -219,5 +231,22 @@ mod tests {
         assert_eq!(leaf_of(&hub_claim(&leaf)).as_ref(), Some(&leaf));
         assert_eq!(leaf_of(&event).as_ref(), Some(&leaf));
         assert_eq!(leaf_of("leaf.v2.evt.edge-1.a"), None);
+    }
+    #[test]
+    fn an_instance_sends_its_events_up_below_a_prefix_of_its_own() {
+        let leaf = LeafName::new("edge-1").expect("a leaf");
+        let prefix = up_prefix(&leaf, InstanceId(uuid::Uuid::from_u128(7)));
+        assert_eq!(prefix, "leaf.v1.up.edge-1.00000000-0000-0000-0000-000000000007.");
+        assert_ne!(prefix, up_prefix(&leaf, InstanceId(uuid::Uuid::from_u128(8))));
+    }
+
+    #[test]
+    fn the_subjects_of_events_sent_up_are_all_below_the_prefix() {
+        let leaf = LeafName::new("edge-1").expect("a leaf");
+        let subjects = up_events_of(&leaf, InstanceId(uuid::Uuid::from_u128(7)));
+        assert_eq!(
+            subjects,
+            "leaf.v1.up.edge-1.00000000-0000-0000-0000-000000000007.>"
+        );
     }
 }
