@@ -8,8 +8,9 @@ use clap::{Parser, Subcommand};
 use leaf_core::container::Exit;
 use leaf_core::id::ContainerName;
 use leaf_helper::{Helper, NetworkChange};
+use leaf_host::signals::Termination;
 use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 
 /// The privileged helper of a leaf.
 #[derive(Debug, Parser)]
@@ -101,18 +102,22 @@ fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
         Command::Network(args) => small()?
             .block_on(async { Ok(leaf_helper::change_network(&args.leaves, args.change.into()).await?) }),
         Command::Switch(args) => small()?.block_on(async { Ok(args.helper()?.switch(&args.name).await?) }),
-        // Operations block threads with file access.
-        Command::Serve(args) => tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(4)
-            .enable_all()
-            .build()?
-            .block_on(args.serve()),
+        Command::Serve(args) => {
+            // Before there are threads.
+            let termination = Termination::receive().context("can't receive SIGTERM and SIGINT")?;
+            // Operations block threads with file access.
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(4)
+                .enable_all()
+                .build()?
+                .block_on(args.serve(termination))
+        }
     }
     .map(|()| ExitCode::SUCCESS)
 }
 
 impl Serve {
-    async fn serve(&self) -> anyhow::Result<()> {
+    async fn serve(&self, mut termination: Termination) -> anyhow::Result<()> {
         let (helper, mut serving) = leaf_helper::config::load(&self.config)?;
         let given = listenfd::ListenFd::from_env().take_unix_listener(0);
         let listener = match (
@@ -133,10 +138,8 @@ impl Serve {
                 anyhow::bail!("systemd passed no socket: start leaf-helper.socket, or give one by --socket")
             }
         };
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
         let stop = async move {
-            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            termination.next().await;
         };
         leaf_helper::serve(helper, listener, serving, stop)
             .await

@@ -13,6 +13,7 @@
 //! | [`program`] | lookup of programs on `PATH` |
 //! | [`runtime`] | the runtime of this host's containers |
 //! | [`settings_file`] | settings files: how they are read, and errors that quote nothing of them |
+//! | [`signals`] | receives signals without a moment in which one is lost |
 //! | `systemd` | systemd and systemd-machined over D-Bus (feature `systemd`) |
 //!
 //! It makes no decisions and keeps no state.
@@ -29,5 +30,6 @@ pub mod process;
 pub mod program;
 pub mod runtime;
 pub mod settings_file;
+pub mod signals;
 #[cfg(feature = "systemd")]
 pub mod systemd;

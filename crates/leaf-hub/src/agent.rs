@@ -13,7 +13,6 @@ use leaf_core::fleet::claims::Holder;
 use leaf_core::fleet::fact::{FleetEvent, FleetFact};
 use leaf_core::fleet::{CopyState, CopyStatus};
 use leaf_core::id::LeafName;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::Instant;
@@ -24,6 +23,7 @@ use crate::panics::{self, Panics};
 use crate::settings::Settings;
 use crate::shared::Shared;
 use leaf_host::notify;
+use leaf_host::signals::Termination;
 
 /// How many pages of events are under way at a time, of all leaves: after the loss of the hub's store all of them are read.
 const PAGES: usize = 64;
@@ -55,23 +55,20 @@ struct KnownLeaf {
 ///
 /// # Errors
 /// An error of the settings, or of a task, which ends the agent.
-pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
+pub(crate) async fn run(settings: Settings, mut termination: Termination) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(&settings.log))
         .with_writer(leaf_host::log::stderr)
         .with_ansi(false)
         .init();
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (shared, mut active) = tokio::select! {
         started = Box::pin(start(&settings)) => started?,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+        _ = termination.next() => return Ok(()),
     };
     let result = tokio::select! {
         result = serve(shared) => result,
         replaced = active.keep() => return Err(replaced),
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+        _ = termination.next() => Ok(()),
     };
     notify::stopping();
     active.release().await;

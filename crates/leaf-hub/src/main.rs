@@ -24,6 +24,7 @@ use clap::{Parser, Subcommand};
 use leaf_core::error::chain;
 use leaf_core::id::LeafName;
 use leaf_core::printable::printable;
+use leaf_host::signals::Termination;
 
 use crate::settings::Settings;
 
@@ -106,10 +107,12 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run { config } => load(&config).and_then(|settings| {
+            // Before there are threads.
+            let termination = Termination::receive()?;
             tokio::runtime::Builder::new_multi_thread()
                 .enable_all()
                 .build()?
-                .block_on(agent::run(settings))
+                .block_on(agent::run(settings, termination))
         }),
         Command::CheckConfig { file } => load(&file).map(|_| {
             println!("{} is valid", printable(&file.to_string_lossy()));

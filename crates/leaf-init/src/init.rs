@@ -118,6 +118,10 @@ struct Signals {
 }
 
 impl Signals {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an init is asked to halt until it does, and looks at all children whenever one has ended"
+    )]
     fn watch() -> anyhow::Result<Self> {
         let watch =
             |kind: SignalKind| signal(kind).with_context(|| format!("handle signal {}", kind.as_raw_value()));

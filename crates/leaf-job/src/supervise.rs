@@ -10,10 +10,11 @@ use leaf_core::error::chain;
 use leaf_core::job::process::{Finished, Program, Step};
 use leaf_core::job::{JobOutcome, Progress};
 use leaf_host::cgroup::Cgroup;
+use leaf_host::signals;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
+use tokio::signal::unix::{Signal as SignalStream, SignalKind};
 use tokio::time::{Instant, sleep_until};
 
 use crate::descendants::{enter_cgroup, kill_descendants};
@@ -69,9 +70,9 @@ impl<'a, S> Supervisor<'a, S> {
     /// Runs the programs to the job's end; returns the outcome, and a notice if the end of the log could not be
     /// written.
     pub(crate) async fn run(mut self) -> io::Result<(JobOutcome, Option<String>)> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut hang_up = signal(SignalKind::hangup())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signals::receive(SignalKind::terminate())?;
+        let mut hang_up = signals::receive(SignalKind::hangup())?;
+        let mut interrupt = signals::receive(SignalKind::interrupt())?;
         let outcome = if self.directory.is_cancelled() {
             JobOutcome::Cancelled
         } else {

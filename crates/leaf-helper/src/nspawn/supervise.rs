@@ -9,12 +9,13 @@ use jiff::Timestamp;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixDatagram;
 use tokio::net::unix::pipe;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 
 use leaf_core::container::Exit;
 use leaf_core::host_op::RunSpec;
 use leaf_core::id::ContainerName;
 use leaf_host::contract::RunStatus;
+use leaf_host::signals;
 
 use crate::container::create::check_toplevel;
 use crate::container::status::{fresh_status, take_restart, write_status};
@@ -98,7 +99,8 @@ impl Supervisor<'_> {
         let helper = self.helper;
         helper.attach(spec).await?;
         let mut console = Console::open(helper.state_directory(&spec.name)?, helper.settings.observers)?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(Error::io("receive SIGTERM"))?;
+        let mut terminate =
+            signals::receive(SignalKind::terminate()).map_err(Error::io("receive SIGTERM"))?;
         let notify = self.bind_notify()?;
         let (reader, writer) = std::io::pipe().map_err(Error::io("create a pipe"))?;
         let mut output =

@@ -19,11 +19,11 @@ use leaf_core::spec::{RestartWhen, Users};
 use leaf_host::cgroup::Cgroup;
 use leaf_host::contract::RunStatus;
 use leaf_host::process::{self, Bounds};
-use leaf_host::program;
+use leaf_host::{program, signals};
 use rustix::process::Signal;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{self as signals, SignalKind, signal};
+use tokio::signal::unix::{Signal as Received, SignalKind};
 use tokio::time::Instant;
 
 use crate::Helper;
@@ -60,8 +60,8 @@ impl Helper {
     /// Runs a container in systemd-nspawn until it ends, records its end, and cleans up. Called by the container's
     /// unit, whose main process this remains: `ExecStopPost=` would start one more program at each end.
     pub(crate) async fn launch(&self, name: &ContainerName) -> Result<Exit> {
-        // Registered first, so that an early stop is noticed as well.
-        let terminate = signal(SignalKind::terminate()).map_err(Error::io("receive SIGTERM"))?;
+        // First, so that an early stop is noticed as well.
+        let terminate = signals::receive(SignalKind::terminate()).map_err(Error::io("receive SIGTERM"))?;
         self.check_host()?;
         let run = self.run_directory(name)?;
         let mut status = fresh_status();
@@ -90,7 +90,7 @@ impl Helper {
         name: &ContainerName,
         run: &Directory,
         status: &mut RunStatus,
-        mut terminate: signals::Signal,
+        mut terminate: Received,
     ) -> Result<Exit> {
         let mut nspawn = tokio::select! {
             biased;

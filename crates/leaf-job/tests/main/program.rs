@@ -18,6 +18,10 @@ pub(crate) fn main(words: impl Iterator<Item = String>) -> ExitCode {
     clippy::zombie_processes,
     reason = "a process in the background outlives its parent, as the test wants it"
 )]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test sends a signal when the program has said that it is ready"
+)]
 async fn run(mut words: impl Iterator<Item = String>) -> ExitCode {
     let mut ignored = Vec::new();
     while let Some(word) = words.next() {

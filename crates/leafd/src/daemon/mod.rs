@@ -10,8 +10,8 @@ mod store;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use leaf_host::signals::Termination;
 use tokio::runtime::{Handle, Runtime};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::settings::Settings;
 
@@ -35,6 +35,8 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         .with_writer(leaf_host::log::stderr)
         .with_ansi(false)
         .init();
+    // Before there are threads.
+    let termination = Termination::receive().context("can't receive SIGTERM and SIGINT")?;
     let steps = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("steps")
@@ -44,7 +46,8 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         .context("can't create the runtime of the steps")?;
     let events = events_runtime().context("can't create the runtime of the events")?;
     let runtime = runtime().context("can't create the runtime")?;
-    let result = runtime.block_on(start(settings, steps.handle().clone(), events.handle().clone()));
+    let handles = (steps.handle().clone(), events.handle().clone());
+    let result = runtime.block_on(start(settings, termination, handles));
     // A hardware scan may still be running; the end doesn't wait for it.
     steps.shutdown_timeout(Duration::from_secs(1));
     events.shutdown_timeout(Duration::from_secs(1));
@@ -78,15 +81,18 @@ pub fn events_runtime() -> std::io::Result<Runtime> {
         .build()
 }
 
-async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Result<()> {
-    let mut signals = Signals::open()?;
+async fn start(
+    settings: Settings,
+    mut termination: Termination,
+    (steps, events): (Handle, Handle),
+) -> anyhow::Result<()> {
     let (store, opened) = Store::open(&settings).await?;
     let set_up = Box::pin(equipment::set_up(&settings, &store.leaf, store.instance));
-    let Some(host_and_nats) = signals.unless_stopped(set_up).await? else {
+    let Some(host_and_nats) = unless_stopped(&mut termination, set_up).await? else {
         return Ok(());
     };
     let claimed = Box::pin(Claim::take(&settings, &store, opened, &host_and_nats));
-    let Some(claim) = signals.unless_stopped(claimed).await? else {
+    let Some(claim) = unless_stopped(&mut termination, claimed).await? else {
         if let Some(hub) = host_and_nats.hub {
             hub.release(store.instance, store.journal.last_sequence()).await;
         }
@@ -96,42 +102,19 @@ async fn start(settings: Settings, steps: Handle, events: Handle) -> anyhow::Res
         return Ok(());
     };
     let running = Running::assemble(&settings, store, host_and_nats, claim, steps, &events).await?;
-    running.run(signals).await
+    running.run(termination).await
 }
 
-/// SIGTERM and SIGINT.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn open() -> anyhow::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate()).context("can't receive SIGTERM")?,
-            interrupt: signal(SignalKind::interrupt()).context("can't receive SIGINT")?,
-        })
-    }
-
-    /// Waits for a part of the start; returns `None` if a signal arrives first.
-    async fn unless_stopped<T>(
-        &mut self,
-        work: impl Future<Output = anyhow::Result<T>>,
-    ) -> anyhow::Result<Option<T>> {
-        tokio::select! {
-            done = work => done.map(Some),
-            reason = self.next() => {
-                tracing::info!(reason, "stopped before it was ready");
-                Ok(None)
-            }
-        }
-    }
-
-    /// Waits for the next signal, and returns its name.
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+/// Waits for a part of the start; returns `None` if the daemon is asked to end first.
+async fn unless_stopped<T>(
+    termination: &mut Termination,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<Option<T>> {
+    tokio::select! {
+        done = work => done.map(Some),
+        reason = termination.next() => {
+            tracing::info!(reason, "stopped before it was ready");
+            Ok(None)
         }
     }
 }

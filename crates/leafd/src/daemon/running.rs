@@ -14,15 +14,16 @@ use leaf_core::labels::{self, Labels};
 use leaf_core::state::{RawEntry, State};
 use leaf_core::subject;
 use leaf_host::notify;
+use leaf_host::signals::Termination;
 use leaf_journal::Journal;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
+use super::VERSION;
 use super::claim::Claim;
 use super::equipment::{self, HostAndNats};
 use super::store::Store;
-use super::{Signals, VERSION};
 use crate::clock::Clock;
 use crate::hub::{Claims, Hub};
 use crate::main_loop::MainLoop;
@@ -217,7 +218,7 @@ impl Running {
     }
 
     /// Runs until a signal, and then ends the tasks in order.
-    pub(super) async fn run(self, mut signals: Signals) -> anyhow::Result<()> {
+    pub(super) async fn run(self, mut termination: Termination) -> anyhow::Result<()> {
         let Self {
             main_loop,
             inputs,
@@ -245,7 +246,7 @@ impl Running {
             loop {
                 tokio::select! {
                     ended = &mut end => break ended,
-                    reason = signals.next() => match stop.take() {
+                    reason = termination.next() => match stop.take() {
                         Some((drain, stop)) => {
                             // No more commands are received; those in flight are answered that the leaf is stopping.
                             let _ = drain.send(());
