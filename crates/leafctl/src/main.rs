@@ -2,6 +2,7 @@
 //! whose doc comment is the help text.
 
 mod advice;
+mod command_line;
 mod commands;
 mod error;
 mod fleet;
@@ -16,13 +17,13 @@ mod view;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
-use crate::commands::Cli;
 use crate::error::Error;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match command_line::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(unparsed) => return unparsed.tell(),
+    };
     let output = cli.global.output();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -45,27 +45,25 @@ pub(super) async fn errors() -> anyhow::Result<()> {
             "{arguments:?}: {}",
             text(&output.stdout)
         );
-        if code != 2 {
-            let all: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
-            let output = ctl(&leaf, &all).await?;
-            let said: Value = serde_json::from_slice(&output.stderr)
-                .with_context(|| format!("{all:?}: {}", text(&output.stderr)))?;
-            ensure!(
-                said["exit_code"] == code
-                    && said["detail"]
-                        .as_str()
-                        .is_some_and(|detail| detail.contains(says)),
-                "{all:?}: {said}"
-            );
-            let title = said["title"].as_str().context("a title")?;
-            ensure!(
-                !title.is_empty()
-                    && said["detail"]
-                        .as_str()
-                        .is_some_and(|detail| !detail.contains(title)),
-                "{all:?}: the title is the kind: {said}"
-            );
-        }
+        let all: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
+        let output = ctl(&leaf, &all).await?;
+        let said: Value = serde_json::from_slice(&output.stderr)
+            .with_context(|| format!("{all:?}: {}", text(&output.stderr)))?;
+        ensure!(
+            said["exit_code"] == code
+                && said["detail"]
+                    .as_str()
+                    .is_some_and(|detail| detail.contains(says)),
+            "{all:?}: {said}"
+        );
+        let title = said["title"].as_str().context("a title")?;
+        ensure!(
+            !title.is_empty()
+                && said["detail"]
+                    .as_str()
+                    .is_some_and(|detail| !detail.contains(title)),
+            "{all:?}: the title is the kind: {said}"
+        );
     }
     // No server; credentials of another server; a server that is silent.
     ended(
