@@ -53,7 +53,7 @@ pub struct Incoming {
 /// Sends the reply to one command.
 #[derive(Debug)]
 pub struct Responder {
-    link: Link,
+    link: Arc<Link>,
     stats: Arc<Stats>,
     endpoint: usize,
     reply: String,
@@ -66,7 +66,7 @@ pub struct Responder {
 /// Receives commands. It makes progress only while [`Server::next`] is called.
 #[derive(Debug)]
 pub struct Server {
-    link: Link,
+    link: Arc<Link>,
     leaf: LeafName,
     commands: Subscriber,
     discovery: SelectAll<Subscriber>,
@@ -80,7 +80,7 @@ impl Server {
     /// # Errors
     /// [`StreamError`] if the connection was closed.
     pub async fn start(bus: &Bus, info: ServiceInfo) -> Result<Self, StreamError> {
-        let link = bus.link.clone();
+        let link = Arc::new(bus.link.clone());
         let commands = link.subscribe(subject::commands_of(&info.leaf)).await?;
         let mut discovery = SelectAll::new();
         for name in subject::discovery(SERVICE_NAME, info.instance) {
@@ -266,26 +266,22 @@ impl Responder {
     pub async fn reply(mut self, command_id: Option<&CommandId>, result: Result<Vec<u8>, Problem>) {
         self.answered = true;
         let room = self.room();
-        let sent = match &result {
+        let (sent, problem) = match result {
             Ok(body) if body.len() <= room => {
                 let headers = self.headers(command_id);
-                self.send(headers, Bytes::copy_from_slice(body)).await
+                (self.send(headers, body.into()).await, None)
             }
-            Ok(body) if self.parts => self.send_in_parts(command_id, body, room).await,
+            Ok(body) if self.parts => (self.send_in_parts(command_id, body.into(), room).await, None),
             Ok(body) => {
                 let problem = self.send_too_large(command_id, body.len(), room).await;
                 self.count(Some(&problem));
                 return;
             }
-            Err(problem) => self.send_problem(command_id, problem, room).await,
+            Err(problem) => (self.send_problem(command_id, &problem, room).await, Some(problem)),
         };
-        let problem = match sent {
-            Err(error) => {
-                tracing::warn!(reply = %self.reply, ?error, "can't send a reply");
-                result.err()
-            }
-            Ok(()) => result.err(),
-        };
+        if let Err(error) = sent {
+            tracing::warn!(reply = %self.reply, ?error, "can't send a reply");
+        }
         self.count(problem.as_ref());
     }
 
@@ -298,10 +294,9 @@ impl Responder {
     async fn send_in_parts(
         &self,
         command_id: Option<&CommandId>,
-        body: &[u8],
+        body: Bytes,
         room: usize,
     ) -> Result<(), RequestError> {
-        let body = Bytes::copy_from_slice(body);
         let parts = body.len().div_ceil(room);
         for part in 0..parts {
             let mut headers = self.headers(command_id);

@@ -6,13 +6,14 @@ use std::time::Duration;
 use anyhow::Context as _;
 use jiff::Timestamp;
 use leaf_bus::serve::{Incoming, Responder};
-use leaf_core::command::Command;
+use leaf_core::command::{Command, CommandKind};
 use leaf_core::decide::InUse;
 use leaf_core::engine::{
     Answer, At, Conditions, Effect, Engine, FreeSpace, FreshIds, Immediate, Input, Record, Request,
     RequestId, Seen,
 };
 use leaf_core::event::HostFacts;
+use leaf_core::moment::Moment;
 use leaf_core::reconcile::Resource;
 use leaf_core::repeats::Repeats;
 use leaf_journal::{Journal, JournalHealth};
@@ -33,6 +34,12 @@ const COMMANDS_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// The period in which the watchdog is notified, free disk space is read, and the journal is tidied if due.
 const TICK: Duration = Duration::from_secs(10);
 
+/// How old the free disk space may be that a query tells. A change gets it read again.
+const FREE_SPACE_LASTS: Duration = Duration::from_millis(100);
+
+/// How many inputs are handled at once: a look at everything that may wake the main loop costs as much as a query.
+const AT_ONCE: usize = 32;
+
 /// The main loop.
 pub struct MainLoop {
     engine: Engine,
@@ -42,8 +49,9 @@ pub struct MainLoop {
     requests: Requests,
     workers: Workers,
     clock: Clock,
-    /// The free space of the journal's disk, as last read.
+    /// The free space of the journal's disk, as last read, and when.
     free_bytes: FreeSpace,
+    free_bytes_at: Moment,
     was_refusing: bool,
     repeats: Repeats,
 }
@@ -77,6 +85,7 @@ impl MainLoop {
             workers,
             clock,
             free_bytes: FreeSpace::default(),
+            free_bytes_at: Moment::default(),
             was_refusing: false,
             repeats: Repeats::within(COMMANDS_KEPT),
         }
@@ -111,7 +120,7 @@ impl MainLoop {
                 effects = self.commits.committed(), if self.commits.has_pending() => {
                     self.carry_out(effects.context("the journal can't commit any more")?);
                 }
-                Some(wake) = inputs.recv() => self.wake(wake),
+                Some(wake) = inputs.recv() => self.wake_all(wake, &mut inputs),
                 Ok(reason) = &mut stop, if !self.engine.is_stopping() => self.begin_to_stop(reason),
                 // With a full disk, the end can't wait for a commit.
                 Ok(()) = health.changed() => {}
@@ -170,6 +179,15 @@ impl MainLoop {
 
     // ---- in --------------------------------------------------------------------------------------------------
 
+    /// Handles an input, and those that wait behind it.
+    fn wake_all(&mut self, first: Wake, inputs: &mut mpsc::Receiver<Wake>) {
+        self.wake(first);
+        for _ in 1..AT_ONCE {
+            let Ok(next) = inputs.try_recv() else { break };
+            self.wake(next);
+        }
+    }
+
     fn wake(&mut self, wake: Wake) {
         let input = match wake {
             Wake::Command(incoming) => self.request(*incoming),
@@ -194,13 +212,19 @@ impl MainLoop {
             body,
             responder,
         } = incoming;
-        self.read_free_space();
+        let command = Command::parse(&noun, &verb, &body);
+        let is_query = command
+            .as_ref()
+            .is_ok_and(|command| command.kind() == CommandKind::Query);
+        if !is_query || self.clock.now().since(self.free_bytes_at) > FREE_SPACE_LASTS {
+            self.read_free_space();
+        }
         let mut request = Request {
             id: self.requests.add(responder),
             caller,
             command_id,
             correlation,
-            command: Command::parse(&noun, &verb, &body),
+            command,
             seen: Seen::No,
         };
         if let Some((caller, id)) = request.is_repeatable() {
@@ -214,6 +238,7 @@ impl MainLoop {
             Ok(bytes) => FreeSpace::Bytes(bytes),
             Err(error) => FreeSpace::Unknown(error.to_string()),
         };
+        self.free_bytes_at = self.clock.now();
     }
 
     fn conditions(&self) -> Conditions {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use jiff::Timestamp;
 use leaf_bus::connect::Bus;
 use leaf_bus::serve::Responder;
@@ -172,8 +173,11 @@ impl Workers {
 
     /// Sends a reply.
     pub fn reply(&mut self, responder: Responder, id: CommandId, reply: Result<Vec<u8>, Problem>) {
-        self.tasks
-            .run(async move { responder.reply(Some(&id), reply).await });
+        let mut sent = Box::pin(async move { responder.reply(Some(&id), reply).await });
+        // The connection nearly always has room for it. A task of its own would cost more than the reply.
+        if sent.as_mut().now_or_never().is_none() {
+            self.tasks.run(sent);
+        }
     }
 
     /// Answers a question from the host's observed state.
