@@ -13,6 +13,7 @@ pub mod container;
 pub mod context;
 mod credentials;
 pub mod embedded;
+pub mod files;
 pub mod fill;
 mod follow;
 pub mod hub;

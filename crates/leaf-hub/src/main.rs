@@ -17,7 +17,7 @@ mod shown;
 mod state;
 mod work;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -49,6 +49,9 @@ enum Command {
     },
     /// Check a settings file, and report what is wrong with it.
     CheckConfig {
+        /// Look at the files that it names as well: credentials, certificates and keys. To be run as the agent's user, on the hub.
+        #[arg(long)]
+        files: bool,
         /// The settings file.
         file: PathBuf,
     },
@@ -114,9 +117,7 @@ fn main() -> ExitCode {
                 .build()?
                 .block_on(agent::run(settings, termination))
         }),
-        Command::CheckConfig { file } => load(&file).map(|_| {
-            println!("{} is valid", printable(&file.to_string_lossy()));
-        }),
+        Command::CheckConfig { files, file } => check_config(&file, files),
         Command::Key { file } => commands::key(&file),
         Command::Accounts { config, nsc } => {
             load(&config).and_then(|settings| commands::accounts(&settings, nsc))
@@ -143,7 +144,17 @@ fn main() -> ExitCode {
     }
 }
 
-fn load(file: &std::path::Path) -> anyhow::Result<Settings> {
+fn check_config(file: &Path, looks_at_files: bool) -> anyhow::Result<()> {
+    let settings = load(file)?;
+    if looks_at_files {
+        let problems = settings.problems_of_files();
+        anyhow::ensure!(problems.is_empty(), "{}", problems.join("\n"));
+    }
+    println!("{} is valid", printable(&file.to_string_lossy()));
+    Ok(())
+}
+
+fn load(file: &Path) -> anyhow::Result<Settings> {
     Ok(Settings::load(file)?)
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use leaf_bus::connect::{ConnectSettings, Credentials, Tls, is_websocket};
+use leaf_bus::files;
 use leaf_bus::identity::is_public_user_key;
 use leaf_core::id::{Caller, LeafName};
 use leaf_core::subject;
@@ -138,6 +139,26 @@ impl Settings {
         Ok(())
     }
 
+    /// Looks at the files that the settings name, and returns the setting and the error of each that can't be used.
+    pub(crate) fn problems_of_files(&self) -> Vec<String> {
+        let nats = &self.nats;
+        files::problems([
+            (
+                "nats.fleet_credentials",
+                Some(&*nats.fleet_credentials),
+                files::check_credentials as files::Check,
+            ),
+            (
+                "nats.links_credentials",
+                Some(&nats.links_credentials),
+                files::check_credentials,
+            ),
+            ("nats.ca", nats.ca.as_deref(), files::check_authorities),
+            ("nats.cert", nats.cert.as_deref(), files::check_certificate),
+            ("nats.key", nats.key.as_deref(), files::check_key),
+        ])
+    }
+
     /// Returns the settings of the connection in the account `FLEET`.
     ///
     /// # Errors
@@ -197,6 +218,40 @@ mod tests {
         let settings = load(NATS).expect("valid");
         assert_eq!(settings.copies.max_bytes, 1 << 30);
         assert_eq!(settings.log, "info");
+    }
+
+    #[test]
+    fn each_file_that_can_not_be_used_is_named_with_its_setting() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        let text = format!(
+            "[nats]\nurl = 'nats://127.0.0.1:4222'\nfleet_credentials = {:?}\nlinks_credentials = {:?}\nca = {:?}\ncert = {:?}\n\
+             key = {:?}\n",
+            at("fleet"),
+            at("links"),
+            at("ca"),
+            at("cert"),
+            at("key")
+        );
+        std::fs::write(at("fleet"), "-----BEGIN CERTIFICATE-----\n").expect("a file");
+        std::fs::write(at("ca"), "no certificate").expect("a file");
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), text).expect("a file");
+        let problems = Settings::load(file.path()).expect("valid").problems_of_files();
+        let expected = [
+            (
+                "nats.fleet_credentials: ",
+                "is not the credentials of a NATS user",
+            ),
+            ("nats.links_credentials: ", "can't be read by this user"),
+            ("nats.ca: ", "is not a file of certificates"),
+            ("nats.cert: ", "can't be read by this user"),
+            ("nats.key: ", "can't be read by this user"),
+        ];
+        assert_eq!(problems.len(), expected.len(), "{problems:?}");
+        for (problem, (setting, why)) in problems.iter().zip(expected) {
+            assert!(problem.starts_with(setting) && problem.contains(why), "{problem}");
+        }
     }
 
     #[test]

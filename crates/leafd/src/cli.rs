@@ -22,6 +22,9 @@ pub enum Command {
     Run(Run),
     /// Check a settings file, and report what is wrong with it.
     CheckConfig {
+        /// Look at the files of `[nats]` as well: credentials, certificates and keys. To be run as leafd's user, on the leaf.
+        #[arg(long)]
+        files: bool,
         /// The settings file.
         file: PathBuf,
     },

@@ -1,6 +1,7 @@
 //! `leafd`, the daemon of a leaf. See [`leafd`] for how it is built.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line prints")]
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -26,19 +27,23 @@ fn main() -> ExitCode {
                     .and_then(daemon::run),
             )
         }
-        Command::CheckConfig { file } => finish(
-            Settings::load(Some(&file), &Overrides::default())
-                .map_err(Into::into)
-                .map(|settings| {
-                    println!("{} is valid", printable(&file.to_string_lossy()));
-                    for note in settings.notes() {
-                        println!("note: {note}");
-                    }
-                }),
-        ),
+        Command::CheckConfig { files, file } => finish(check_config(&file, files)),
         Command::CheckNats(flags) => finish(check_nats::run(&flags)),
         Command::Inventory(flags) => finish(inventory::show(&flags)),
     }
+}
+
+fn check_config(file: &Path, looks_at_files: bool) -> anyhow::Result<()> {
+    let settings = Settings::load(Some(file), &Overrides::default())?;
+    if looks_at_files {
+        let problems = settings.problems_of_files();
+        anyhow::ensure!(problems.is_empty(), "{}", problems.join("\n"));
+    }
+    println!("{} is valid", printable(&file.to_string_lossy()));
+    for note in settings.notes() {
+        println!("note: {note}");
+    }
+    Ok(())
 }
 
 fn finish(result: anyhow::Result<()>) -> ExitCode {

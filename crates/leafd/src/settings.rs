@@ -1,7 +1,7 @@
 //! The settings file `leafd.toml`, and the overrides from the command line.
 //!
 //! Only NATS must be set: either `nats.url` or `nats.embedded`. Unknown keys are refused, so that a misspelt one is
-//! noticed. `leafd check-config` runs [`Settings::load`] and nothing else.
+//! noticed. `leafd check-config` runs [`Settings::load`], and with `--files` [`Settings::problems_of_files`].
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -258,6 +258,12 @@ impl Settings {
         let without_key = self.nats.url.is_some() && self.nats.container_signing_key.is_none();
         let is_open = without_key && self.containers.enable.is_none();
         is_open.then_some(NO_SIGNING_KEY).into_iter().collect()
+    }
+
+    /// Looks at the files of `[nats]`, and returns the setting and the error of each that can't be used.
+    #[must_use]
+    pub fn problems_of_files(&self) -> Vec<String> {
+        self.nats.problems_of_files()
     }
 
     /// Parses settings from TOML without validating them.

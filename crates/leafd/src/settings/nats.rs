@@ -4,6 +4,9 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use leaf_bus::connect::is_websocket;
+use leaf_bus::files;
+use leaf_bus::identity::ContainerSigner;
+use leaf_core::error::chain;
 use leaf_host::settings_file::SettingsError;
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +50,44 @@ pub struct Nats {
 }
 
 impl Nats {
+    /// Looks at the files, and returns the setting and the error of each that can't be used.
+    pub(super) fn problems_of_files(&self) -> Vec<String> {
+        let hub = self.embedded.as_ref().and_then(|embedded| embedded.hub.as_ref());
+        let mut problems = files::problems([
+            (
+                "nats.credentials",
+                self.credentials.as_deref(),
+                files::check_credentials as files::Check,
+            ),
+            (
+                "nats.stream_credentials",
+                self.stream_credentials.as_deref(),
+                files::check_credentials,
+            ),
+            ("nats.ca", self.ca.as_deref(), files::check_authorities),
+            ("nats.cert", self.cert.as_deref(), files::check_certificate),
+            ("nats.key", self.key.as_deref(), files::check_key),
+            (
+                "nats.embedded.hub.credentials",
+                hub.map(|hub| &*hub.credentials),
+                files::check_credentials,
+            ),
+            (
+                "nats.embedded.hub.ca",
+                hub.and_then(|hub| hub.ca.as_deref()),
+                files::check_authorities,
+            ),
+        ]);
+        // The key belongs to the account of the credentials, so it can't be judged without them.
+        if let (Some(key), Some(credentials)) = (&self.container_signing_key, &self.credentials)
+            && files::check_credentials(credentials).is_ok()
+            && let Err(error) = ContainerSigner::open(key, credentials)
+        {
+            problems.push(format!("nats.container_signing_key: {}", chain(&error)));
+        }
+        problems
+    }
+
     /// Checks what concerns the connection alone.
     pub(super) fn check(&self) -> Result<(), SettingsError> {
         match (&self.url, &self.embedded) {

@@ -26,6 +26,10 @@ pub(crate) fn trials() -> Vec<Trial> {
             "check-config says of a leaf on an external server without a signing key that it runs no containers, where that is left open",
             notes,
         ),
+        trial(
+            "check-config --files names each file that can't be used, with its setting",
+            files,
+        ),
         trial("leafd run with conflicting flags says which are valid", bad_flags),
         trial("what leafd prints about a file commands no terminal", escapes),
         trial(
@@ -70,6 +74,41 @@ fn leafd(arguments: &[&str]) -> anyhow::Result<Output> {
 
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn files() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let settings = directory.path().join("leafd.toml");
+    let at = |name: &str| directory.path().join(name).display().to_string();
+    std::fs::write(
+        &settings,
+        format!(
+            "name = 'edge-1'\n[nats.embedded.hub]\nurl = 'tls://hub.example:7422'\ncredentials = '{}'\nca = '{}'\n",
+            at("seed"),
+            at("ca")
+        ),
+    )?;
+    let file = settings.display().to_string();
+    let output = leafd(&["check-config", &file])?;
+    ensure!(
+        output.status.success(),
+        "no file is looked at: {}",
+        stderr(&output)
+    );
+    std::fs::write(at("ca"), "nonsense")?;
+    let output = leafd(&["check-config", "--files", &file])?;
+    let said = stderr(&output);
+    ensure!(
+        output.status.code() == Some(1) && output.stdout.is_empty(),
+        "{said}"
+    );
+    let missing = format!(
+        "nats.embedded.hub.credentials: {} can't be read by this user",
+        at("seed")
+    );
+    let nonsense = format!("nats.embedded.hub.ca: {} is not a file of certificates", at("ca"));
+    ensure!(said.contains(&missing) && said.contains(&nonsense), "{said}");
+    Ok(())
 }
 
 /// The first line of an invalid sample is `# ` and the words that the error must have.
