@@ -1,11 +1,11 @@
-//! A leaf's requests to the hub agent: claims on its name, and events of the hub's copy. `docs/fleet.md` is the contract.
+//! A leaf's requests to the hub agent: claims on its name, leave to fill the hub's copy, and events of it. `docs/fleet.md` is the contract.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use leaf_core::event::EventRecord;
-use leaf_core::fleet::{Claim, ClaimReply, CopyReply, ReadCopy, Release, Released};
-use leaf_core::id::LeafName;
+use leaf_core::fleet::{Claim, ClaimReply, CopyReply, Fill, FillReply, ReadCopy, Release, Released};
+use leaf_core::id::{InstanceId, LeafName};
 use leaf_core::json::to_json;
 use leaf_core::subject;
 use serde::Serialize;
@@ -112,6 +112,12 @@ impl HubLink {
         })
     }
 
+    /// The leaf.
+    #[must_use]
+    pub fn leaf(&self) -> &LeafName {
+        &self.leaf
+    }
+
     /// Claims the leaf's name, or renews the claim.
     ///
     /// # Errors
@@ -127,6 +133,14 @@ impl HubLink {
     pub async fn release(&self, release: &Release) -> Result<bool, HubError> {
         let reply: Released = self.ask(&subject::hub_release(&self.leaf), release).await?;
         Ok(reply.released)
+    }
+
+    /// Asks from where on the hub's copy takes events that it lacks.
+    ///
+    /// # Errors
+    /// [`HubError`].
+    pub async fn fill(&self, instance: InstanceId) -> Result<FillReply, HubError> {
+        self.ask(&subject::hub_fill(&self.leaf), &Fill { instance }).await
     }
 
     /// Reads the hub's copy of the leaf's events from this number on, in order and page by page, up to its last event at

@@ -220,6 +220,12 @@ impl Link {
         .await
     }
 
+    /// Sets the settings of a stream.
+    pub(crate) async fn update_stream(&self, config: &Config) -> Result<Info, StreamError> {
+        self.api(&format!("STREAM.UPDATE.{}", config.name), config, API_TIMEOUT)
+            .await
+    }
+
     /// Creates a stream, or updates its settings; `differs` returns those that differ and can't be updated.
     pub(crate) async fn ensure_stream(
         &self,
@@ -242,10 +248,7 @@ impl Link {
                 if config == info.config {
                     return Ok((info, false));
                 }
-                match self
-                    .api(&format!("STREAM.UPDATE.{name}"), &config, API_TIMEOUT)
-                    .await
-                {
+                match self.update_stream(&config).await {
                     Ok(info) => Ok((info, false)),
                     Err(StreamError::Server { code, description }) if is_conflict(code) => {
                         Err(foreign(format!("{description} ({code})")))

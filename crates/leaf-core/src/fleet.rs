@@ -72,6 +72,33 @@ pub struct Released {
     pub released: bool,
 }
 
+/// A leaf's question from where on it may send the events that the copy lacks: a request to the agent on
+/// `leaf.v1.hub.<leaf>.fill`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Fill {
+    /// The instance that asks. Only the holder of the name gets an answer that it may.
+    pub instance: InstanceId,
+}
+
+/// The agent's reply to a leaf that would fill its copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum FillReply {
+    /// The copy takes what the leaf sends.
+    Send {
+        /// The sequence number of the copy's last event.
+        after: u64,
+    },
+    /// The copy takes nothing from this leaf at the moment.
+    Wait {
+        /// The reason.
+        why: String,
+    },
+    /// An answer of a newer agent.
+    #[serde(other)]
+    Unknown,
+}
+
 /// Where a copy of a leaf's events begins and ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CopyEnd {

@@ -10,7 +10,9 @@ use crate::beat::Beat;
 use crate::command::COMMANDS;
 use crate::container::Container;
 use crate::event;
-use crate::fleet::{ActiveAgent, Claim, ClaimReply, CopyReply, CopyStatus, ReadCopy, Release, Released};
+use crate::fleet::{
+    ActiveAgent, Claim, ClaimReply, CopyReply, CopyStatus, Fill, FillReply, ReadCopy, Release, Released,
+};
 use crate::hardware::Device;
 use crate::host_op::ContainerBinding;
 use crate::job::{ENDED_TYPE, Job, JobEnded, PROGRESS_TYPE, Progress};
@@ -224,6 +226,8 @@ pub fn catalogue() -> Vec<MessageType> {
         ("beat", Role::Other, Shape::of::<Beat>()),
         ("hub.claim", Role::Other, Shape::of::<Claim>()),
         ("hub.claim.reply", Role::Other, Shape::of::<ClaimReply>()),
+        ("hub.fill", Role::Other, Shape::of::<Fill>()),
+        ("hub.fill.reply", Role::Other, Shape::of::<FillReply>()),
         ("hub.copy.read", Role::Other, Shape::of::<ReadCopy>()),
         ("hub.copy.read.reply", Role::Other, Shape::of::<CopyReply>()),
         ("hub.release", Role::Other, Shape::of::<Release>()),

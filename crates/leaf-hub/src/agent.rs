@@ -25,8 +25,9 @@ use crate::shared::Shared;
 use leaf_host::notify;
 use leaf_host::signals::Termination;
 
-/// How many pages of events are under way at a time, of all leaves: after the loss of the hub's store all of them are read.
-const PAGES: usize = 64;
+/// How many leaves fill their copies at a time: after the loss of the hub's store all of them would, and each has up to 8 MiB under
+/// way.
+const FILLS: usize = 16;
 /// How many requests of a leaf may wait.
 const WAITING_REQUESTS: usize = 16;
 /// The pause before the hub's streams are tried again.
@@ -119,7 +120,7 @@ async fn start(settings: &Settings) -> anyhow::Result<(Shared, Active)> {
         hub,
         registry,
         states,
-        pages: Arc::new(Semaphore::new(PAGES)),
+        fills: Arc::new(Semaphore::new(FILLS)),
         max_bytes: settings.copies.max_bytes,
         started: Instant::now(),
     };
@@ -308,7 +309,7 @@ mod tests {
                 registry: hub.registry_as_it_is(),
                 states: hub.state_copy_as_it_is(),
                 hub,
-                pages: Arc::new(Semaphore::new(PAGES)),
+                fills: Arc::new(Semaphore::new(FILLS)),
                 max_bytes: 1 << 20,
                 started: Instant::now(),
             },

@@ -140,7 +140,7 @@ fn confirm(leaf: &LeafName, what: &str, yes: bool) -> anyhow::Result<()> {
 pub(crate) async fn reset(settings: &Settings, leaf: &LeafName, yes: bool) -> anyhow::Result<()> {
     let hub = connect(settings).await?;
     let copy = hub.copy(leaf, settings.copies.max_bytes);
-    let Some(extent) = copy.open().await.context("can't open the copy")? else {
+    let Some(extent) = copy.extent().await.context("can't open the copy")? else {
         bail!("there is no copy of the events of a leaf {leaf}: `leaf-hub status` lists the leaves");
     };
     let events = events_text(leaf, extent);
@@ -179,7 +179,7 @@ pub(crate) async fn forget(
         registry.statuses().await?.remove(leaf),
         hub.copy(leaf, settings.copies.max_bytes),
     );
-    let extent = copy.open().await.context("can't open the copy of its events")?;
+    let extent = copy.extent().await.context("can't open the copy of its events")?;
     let known = registry
         .leaves()
         .await?

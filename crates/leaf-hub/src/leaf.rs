@@ -1,31 +1,28 @@
 //! The task of one leaf: answers its requests, and keeps the copy of its events as [`Copy`] decides.
 
-use std::collections::VecDeque;
 use std::future::pending;
 use std::pin::Pin;
 use std::time::Duration;
 
-use leaf_bus::hub::{
-    Asked, CopyEvents, CopyStream, EventsRequest, LeafRequest, LiveEvents, RemoteError, RemoteLeaf,
-    RemotePage,
-};
+use leaf_bus::hub::{Asked, CopyStream, LeafRequest, RemoteLeaf};
 use leaf_bus::stream::StreamError;
 use leaf_core::error::chain;
-use leaf_core::event::EventRecord;
 use leaf_core::fleet::claims::{Holder, Verdict, decide};
 use leaf_core::fleet::copy::{Copy, Input, Output};
-use leaf_core::fleet::{Claim, ClaimReply, CopyEnd, CopyStatus, Release, Released, fingerprint};
-use leaf_core::id::{InstanceId, LeafName};
+use leaf_core::fleet::{
+    Claim, ClaimReply, CopyEnd, CopyStatus, Fill, FillReply, Release, Released, fingerprint,
+};
+use leaf_core::id::LeafName;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::shared::Shared;
 use crate::shown::Shown;
 use crate::state::{Signals, StateTask};
-use crate::work::{Done, compare, open, read_copy};
+use crate::work::{Done, admit, compare, look, open, read_copy, refuse};
 
-/// How often the copy is looked up at a claim, though nothing was copied: somebody may have deleted it.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// How long a leaf may be silent that fills its copy, until another one may in its place.
+const FILLS_FOR: Duration = Duration::from_secs(5);
 
 /// What is kept of a leaf while its task is started again after a panic.
 #[derive(Debug, Clone, Default)]
@@ -68,12 +65,11 @@ pub(crate) enum Message {
 }
 
 type Work = Pin<Box<dyn Future<Output = Done> + Send>>;
-type Permit = Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>>;
-
-/// A page that was asked for, and its share of the pages under way.
-struct Reading {
-    request: EventsRequest,
-    _permit: OwnedSemaphorePermit,
+/// A leaf that fills its copy.
+struct Filling {
+    /// When it asked last.
+    asked: Duration,
+    permit: OwnedSemaphorePermit,
 }
 
 /// A leaf's task.
@@ -89,14 +85,8 @@ pub(crate) struct LeafTask {
     shown: Shown,
     remote: RemoteLeaf,
     stream: CopyStream,
-    /// The copy's end as it was read last, and when.
-    end: Option<(CopyEnd, Duration)>,
-    publisher: Option<CopyEvents>,
     work: Option<Work>,
-    /// The pages to ask for, the permit for the next one, and those that were asked for.
-    wanted: VecDeque<(u64, u64)>,
-    permit: Option<Permit>,
-    reads: VecDeque<Reading>,
+    filling: Option<Filling>,
     state: watch::Sender<Signals>,
     state_task: Option<StateTask>,
     /// The last error of a request, which is logged once.
@@ -107,11 +97,7 @@ pub(crate) struct LeafTask {
 enum Wake {
     Message(Message),
     Reconnected,
-    Acked(Result<u64, StreamError>),
     Done(Done),
-    Heard(Result<(EventRecord, InstanceId), StreamError>),
-    Permit(OwnedSemaphorePermit),
-    Page(Result<RemotePage, RemoteError>),
     Tick,
 }
 
@@ -143,12 +129,8 @@ impl LeafTask {
             messages,
             kept,
             remote,
-            end: None,
-            publisher: None,
             work: None,
-            wanted: VecDeque::new(),
-            permit: None,
-            reads: VecDeque::new(),
+            filling: None,
             state,
             complaint: String::new(),
         }
@@ -167,12 +149,11 @@ impl LeafTask {
     }
 
     async fn copy_events(&mut self) -> Result<(), StreamError> {
-        let mut live = self.remote.live_events().await?;
         let mut connection = self.shared.hub.fleet_status();
         self.resume().await;
         loop {
             let now = self.shared.now();
-            let deadline = [self.copy.deadline(now), self.shown.retry()]
+            let deadline = [self.copy.deadline(now), self.shown.retry(), self.filling_until()]
                 .into_iter()
                 .flatten()
                 .min();
@@ -188,15 +169,12 @@ impl LeafTask {
                     Ok(()) => continue,
                     Err(_) => return Err(StreamError::Disconnected),
                 },
-                acked = acked(&mut self.publisher) => Wake::Acked(acked),
                 done = work(&mut self.work) => Wake::Done(done),
-                heard = live.next() => Wake::Heard(heard),
-                permit = granted(&mut self.permit) => Wake::Permit(permit),
-                page = read(&mut self.reads) => Wake::Page(page),
                 () = until(self.shared.started, deadline) => Wake::Tick,
             };
-            self.wake(wake, &mut live).await?;
+            self.wake(wake).await;
             let now = self.shared.now();
+            self.end_filling(now);
             if let Some(view) = self.copy.view(now) {
                 self.shown.show(&self.shared, &self.leaf, view, now).await;
                 if self.shown.written() != self.kept.borrow().status.as_ref() {
@@ -236,136 +214,55 @@ impl LeafTask {
         });
     }
 
-    async fn wake(&mut self, wake: Wake, live: &mut LiveEvents) -> Result<(), StreamError> {
+    async fn wake(&mut self, wake: Wake) {
         match wake {
             #[cfg(test)]
             Wake::Message(Message::Panic) => panic!("as the test says"),
             Wake::Message(Message::Request(request)) => self.request(*request).await,
             Wake::Message(Message::Reset) | Wake::Reconnected => {
                 self.shown.write_again();
-                self.end = None;
                 self.tell(Input::Reconnected).await;
                 self.state.send_modify(|signals| signals.all += 1);
             }
-            Wake::Acked(Ok(sequence)) => self.tell(Input::Stored(sequence)).await,
-            Wake::Acked(Err(error)) => self.failed("can't write the copy", &error).await,
-            Wake::Done(Done::Opened(extent, publisher)) => {
-                self.publisher = Some(*publisher);
-                self.tell(Input::Opened(extent)).await;
-            }
+            Wake::Done(Done::Opened(extent)) => self.tell(Input::Opened(extent)).await,
             Wake::Done(Done::Compared(compared)) => self.tell(Input::Compared(compared)).await,
+            Wake::Done(Done::Admitted) => self.tell(Input::Admitted).await,
+            Wake::Done(Done::Refused) => {}
+            Wake::Done(Done::Looked(extent)) => self.tell(Input::Looked(extent)).await,
             Wake::Done(Done::Failed(why)) => self.tell(Input::Failed(why)).await,
-            Wake::Heard(heard) => {
-                self.heard(heard?).await;
-                while let Some(heard) = live.arrived() {
-                    self.heard(heard).await;
-                }
-            }
-            Wake::Permit(permit) => self.ask(permit).await,
-            Wake::Page(Ok(RemotePage { from, events, end })) => {
-                let reading = self.reads.pop_front();
-                self.tell(Input::Page { from, events, end }).await;
-                drop(reading);
-                // What was not heard live may have changed the state.
-                self.state.send_modify(|signals| signals.changes += 1);
-            }
-            Wake::Page(Err(error)) => self.failed("can't read the leaf's events", &error).await,
             Wake::Tick => self.tell(Input::Tick).await,
         }
-        Ok(())
-    }
-
-    /// Takes a live event of the instance that holds the name. Another one may have another history.
-    async fn heard(&mut self, (event, instance): (EventRecord, InstanceId)) {
-        if self
-            .holder
-            .as_ref()
-            .is_some_and(|holder| holder.beat.instance == instance)
-        {
-            self.tell(Input::Heard(event)).await;
-        }
-    }
-
-    async fn failed(&mut self, what: &str, error: &(dyn std::error::Error + Send + Sync)) {
-        let why = format!("{what}: {}", chain(error));
-        self.tell(Input::Failed(why)).await;
     }
 
     /// Gives an input to the copy, and does what it says.
     async fn tell(&mut self, input: Input) {
-        let mut next = Some(input);
-        while let Some(input) = next.take() {
-            for output in self.copy.handle(input, self.shared.now()) {
-                match output {
-                    Output::Open => {
-                        self.close();
-                        self.work = Some(Box::pin(open(self.stream.clone(), self.remote.clone())));
-                    }
-                    Output::Close => self.close(),
-                    Output::Compare(extent) => {
-                        self.work = Some(Box::pin(compare(
-                            self.stream.clone(),
-                            self.remote.clone(),
-                            extent,
-                        )));
-                    }
-                    Output::Read { from, events } => {
-                        self.wanted.push_back((from, events));
-                        self.want();
-                    }
-                    Output::StopReading => self.stop_reading(),
-                    Output::Publish(events) => {
-                        if let Err(error) = self.publish(events).await {
-                            let why = format!("can't write the copy: {}", chain(&error));
-                            next = Some(Input::Failed(why));
-                        }
-                    }
-                }
-            }
+        for output in self.copy.handle(input, self.shared.now()) {
+            let (stream, remote) = (self.stream.clone(), self.remote.clone());
+            let holder = self.holder.as_ref().map(|holder| holder.beat.instance);
+            self.work = match (output, holder) {
+                (Output::Close, _) | (_, None) => None,
+                (Output::Open, Some(holder)) => Some(Box::pin(open(stream, remote, holder))),
+                (Output::Compare(extent), _) => Some(Box::pin(compare(stream, remote, extent))),
+                (Output::Admit, Some(holder)) => Some(Box::pin(admit(stream, holder))),
+                (Output::Refuse, _) => Some(Box::pin(refuse(stream))),
+                (Output::Look, _) => Some(Box::pin(look(stream))),
+            };
         }
     }
 
-    async fn publish(&mut self, events: Vec<EventRecord>) -> Result<(), StreamError> {
-        let publisher = self.publisher.as_mut().ok_or(StreamError::Disconnected)?;
-        publisher.publish(events).await
+    /// When a leaf that fills its copy has been silent for too long.
+    fn filling_until(&self) -> Option<Duration> {
+        self.filling.as_ref().map(|filling| filling.asked + FILLS_FOR)
     }
 
-    fn close(&mut self) {
-        self.work = None;
-        self.publisher = None;
-        self.stop_reading();
-    }
-
-    fn stop_reading(&mut self) {
-        self.wanted.clear();
-        self.permit = None;
-        self.reads.clear();
-    }
-
-    fn want(&mut self) {
-        if self.permit.is_none() && !self.wanted.is_empty() {
-            let pages = self.shared.pages.clone();
-            self.permit = Some(Box::pin(async move {
-                pages
-                    .acquire_owned()
-                    .await
-                    .expect("the semaphore is never closed")
-            }));
+    /// Lets another leaf fill its copy once this one's has all, or the leaf is silent.
+    fn end_filling(&mut self, now: Duration) {
+        let is_silent = self.filling_until().is_some_and(|until| now >= until);
+        if self.filling.is_some() && (is_silent || !self.copy.lacks_events()) {
+            self.filling = None;
+            // The state has changed with those events, and that was not heard live either.
+            self.state.send_modify(|signals| signals.changes += 1);
         }
-    }
-
-    async fn ask(&mut self, permit: OwnedSemaphorePermit) {
-        self.permit = None;
-        if let Some((from, events)) = self.wanted.pop_front() {
-            match self.remote.ask_events(from, events).await {
-                Ok(request) => self.reads.push_back(Reading {
-                    request,
-                    _permit: permit,
-                }),
-                Err(error) => self.failed("can't read the leaf's events", &error).await,
-            }
-        }
-        self.want();
     }
 
     async fn request(&mut self, mut request: LeafRequest) {
@@ -376,6 +273,7 @@ impl LeafTask {
         let answered = match asked {
             Asked::Claim(claim) => self.claim(*claim, request).await,
             Asked::Release(release) => self.release(release, request).await,
+            Asked::Fill(fill) => self.fill(fill, request).await,
             Asked::ReadCopy(read) => read_copy(self.stream.clone(), read.from, request).await,
         };
         if let Err(error) = answered {
@@ -399,7 +297,6 @@ impl LeafTask {
                     leaf = %self.leaf, holder = %by.instance, refused = %claim.beat.instance,
                     host = claim.beat.hostname, "another instance claims the name of a leaf"
                 );
-                self.end = None;
                 self.contested = true;
                 return request.reply(&ClaimReply::Held { by }).await;
             }
@@ -414,10 +311,7 @@ impl LeafTask {
             of_task.stream_last = Some(claim.stream_last);
         });
         let stored = self.shared.registry.put_beat(&claim.beat).await;
-        if anew {
-            self.end = None;
-        }
-        let end = self.copy_end(now).await;
+        let end = self.copy_end().await;
         let claimed = Input::Claimed {
             anew,
             stream_last: claim.stream_last,
@@ -456,42 +350,65 @@ impl LeafTask {
         request.reply(&Released { released }).await
     }
 
-    /// Returns where the copy begins and ends.
-    async fn copy_end(&mut self, now: Duration) -> Result<Option<CopyEnd>, StreamError> {
-        if let Some((end, read)) = &self.end
-            && end.last == self.copy.stored()
-            && now < *read + LOOK_EVERY
-        {
-            return Ok(Some(end.clone()));
+    /// Answers a leaf that would send what its copy lacks.
+    async fn fill(&mut self, fill: Fill, request: LeafRequest) -> Result<(), StreamError> {
+        let is_holder = |holder: &Holder| holder.beat.instance == fill.instance;
+        let answer = if self.holder.as_ref().is_some_and(is_holder) {
+            self.may_fill().await
+        } else {
+            Ok(Err("another instance has the name".to_owned()))
+        };
+        let (reply, failed) = match answer {
+            Ok(Ok(after)) => (FillReply::Send { after }, Ok(())),
+            Ok(Err(why)) => (FillReply::Wait { why }, Ok(())),
+            Err(error) => (FillReply::Wait { why: chain(&error) }, Err(error)),
+        };
+        request.reply(&reply).await?;
+        failed
+    }
+
+    /// Returns the last number of the copy, if the leaf may send the events after it, or why it may not.
+    async fn may_fill(&mut self) -> Result<Result<u64, String>, StreamError> {
+        let now = self.shared.now();
+        if !self.copy.takes_events() {
+            return Ok(Err(
+                "the copy is not compared with the leaf's events yet, or differs".to_owned(),
+            ));
         }
-        self.end = None;
-        let Some(extent) = self.stream.open().await?.filter(|extent| !extent.is_empty()) else {
-            if self.copy.stored() > 0 {
-                self.tell(Input::Reconnected).await;
+        let permit = match self.filling.take() {
+            Some(filling) => filling.permit,
+            None => match self.shared.fills.clone().try_acquire_owned() {
+                Ok(permit) => permit,
+                Err(_) => {
+                    self.copy.waits_its_turn(now);
+                    return Ok(Err("other leaves fill their copies first".to_owned()));
+                }
+            },
+        };
+        let extent = self.stream.extent().await?;
+        self.tell(Input::Looked(extent)).await;
+        match extent {
+            Some(extent) if self.copy.takes_events() => {
+                self.filling = Some(Filling { asked: now, permit });
+                Ok(Ok(extent.last))
             }
-            return Ok(None);
-        };
-        if extent.last < self.copy.stored() {
-            // An older one, or another.
-            self.tell(Input::Reconnected).await;
+            _ => Ok(Err("the copy is opened anew".to_owned())),
         }
-        let Some(last) = self.stream.read(extent.last).await? else {
+    }
+
+    /// Returns where the copy begins and ends.
+    async fn copy_end(&mut self) -> Result<Option<CopyEnd>, StreamError> {
+        let extent = self.stream.extent().await?;
+        self.tell(Input::Looked(extent)).await;
+        let Some(extent) = extent.filter(|extent| !extent.is_empty()) else {
             return Ok(None);
         };
-        let end = CopyEnd {
+        let last = self.stream.read(extent.last).await?;
+        Ok(last.map(|last| CopyEnd {
             first: extent.first,
             last: extent.last,
             fingerprint: fingerprint(&last),
-        };
-        self.end = Some((end.clone(), now));
-        Ok(Some(end))
-    }
-}
-
-async fn acked(publisher: &mut Option<CopyEvents>) -> Result<u64, StreamError> {
-    match publisher {
-        Some(publisher) if publisher.is_waiting() => publisher.next_ack().await,
-        _ => pending().await,
+        }))
     }
 }
 
@@ -502,20 +419,6 @@ async fn work(work: &mut Option<Work>) -> Done {
             *work = None;
             done
         }
-        None => pending().await,
-    }
-}
-
-async fn granted(permit: &mut Option<Permit>) -> OwnedSemaphorePermit {
-    match permit {
-        Some(permit) => permit.await,
-        None => pending().await,
-    }
-}
-
-async fn read(reads: &mut VecDeque<Reading>) -> Result<RemotePage, RemoteError> {
-    match reads.front_mut() {
-        Some(reading) => reading.request.collect().await,
         None => pending().await,
     }
 }

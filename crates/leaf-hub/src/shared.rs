@@ -13,7 +13,8 @@ pub(crate) struct Shared {
     pub(crate) hub: Hub,
     pub(crate) registry: Registry,
     pub(crate) states: StateCopy,
-    pub(crate) pages: Arc<Semaphore>,
+    /// The leaves that may fill their copies at a time.
+    pub(crate) fills: Arc<Semaphore>,
     pub(crate) max_bytes: u64,
     /// The agent's start, where its own time begins.
     pub(crate) started: Instant,

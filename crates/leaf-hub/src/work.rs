@@ -1,43 +1,71 @@
-//! What takes a leaf's task a while, beside which it goes on: opening and comparing the copy, and pages of it for the leaf.
+//! What takes a leaf's task a while, beside which it goes on: opening and comparing the copy, looking at it, and
+//! pages of it for the leaf.
 
-use leaf_bus::hub::{CopyEvents, CopyStream, LeafRequest, RemoteLeaf};
+use leaf_bus::hub::{CopyStream, LeafRequest, RemoteLeaf};
 use leaf_bus::stream::StreamError;
 use leaf_core::error::chain;
 use leaf_core::fleet::copy::{Compared, Extent};
 use leaf_core::fleet::{CopiedEvent, CopyPage, CopyReply, Unreadable, fingerprint};
+use leaf_core::id::InstanceId;
 use leaf_core::json::to_json;
 
-/// The end of opening or comparing.
+/// The end of what was under way.
 pub(crate) enum Done {
-    Opened(Extent, Box<CopyEvents>),
+    Opened(Extent),
     Compared(Compared),
+    Admitted,
+    Refused,
+    Looked(Option<Extent>),
     Failed(String),
 }
 
-/// Opens the copy; makes one that begins where the leaf's stream begins if there is none, or an empty one.
-pub(crate) async fn open(stream: CopyStream, remote: RemoteLeaf) -> Done {
-    let found = match stream.open().await {
+/// Opens the copy for the holder of the name; makes one that begins where the leaf's stream begins if there is none, or an empty
+/// one.
+pub(crate) async fn open(stream: CopyStream, remote: RemoteLeaf, holder: InstanceId) -> Done {
+    let found = match stream.open(holder).await {
         Ok(found) => found,
         Err(error) => return Done::Failed(format!("can't open the copy: {}", chain(&error))),
     };
-    let extent = match found {
-        Some(extent) if !extent.is_empty() => extent,
-        _ => {
-            let first = match remote.extent().await {
-                Ok(extent) => extent.first,
-                Err(error) => {
-                    return Done::Failed(format!("can't read the leaf's stream: {}", chain(&error)));
-                }
-            };
-            match stream.begin(first).await {
-                Ok(extent) => extent,
-                Err(error) => return Done::Failed(format!("can't make the copy: {}", chain(&error))),
-            }
-        }
+    if let Some(extent) = found.filter(|extent| !extent.is_empty()) {
+        return Done::Opened(extent);
+    }
+    let first = match remote.extent().await {
+        Ok(extent) => extent.first,
+        Err(error) => return Done::Failed(format!("can't read the leaf's stream: {}", chain(&error))),
     };
-    match stream.publisher(extent.last).await {
-        Ok(publisher) => Done::Opened(extent, Box::new(publisher)),
-        Err(error) => Done::Failed(format!("can't open the copy: {}", chain(&error))),
+    match stream.begin(first).await {
+        Ok(extent) => Done::Opened(extent),
+        Err(error) => Done::Failed(format!("can't make the copy: {}", chain(&error))),
+    }
+}
+
+/// Lets the copy take the events of this instance.
+pub(crate) async fn admit(stream: CopyStream, holder: InstanceId) -> Done {
+    match stream.admit(holder).await {
+        Ok(()) => Done::Admitted,
+        Err(error) => Done::Failed(format!(
+            "can't open the copy to the leaf's events: {}",
+            chain(&error)
+        )),
+    }
+}
+
+/// Lets the copy take no events.
+pub(crate) async fn refuse(stream: CopyStream) -> Done {
+    match stream.close().await {
+        Ok(()) => Done::Refused,
+        Err(error) => Done::Failed(format!(
+            "can't close the copy to the leaf's events: {}",
+            chain(&error)
+        )),
+    }
+}
+
+/// Reads where the copy ends.
+pub(crate) async fn look(stream: CopyStream) -> Done {
+    match stream.extent().await {
+        Ok(extent) => Done::Looked(extent),
+        Err(error) => Done::Failed(format!("can't read where the copy ends: {}", chain(&error))),
     }
 }
 
@@ -55,8 +83,14 @@ async fn compared(stream: &CopyStream, remote: &RemoteLeaf, extent: Extent) -> R
     let found = remote.event_from(last).await.map_err(|e| text(&e))?;
     let theirs = match found {
         Some(event) if event.sequence > last => {
-            return Ok(Compared::Begins {
-                first: event.sequence,
+            // The leaf has dropped it. What comes next must be of the same history.
+            let ours = stream.read(last).await.map_err(|e| text(&e))?;
+            let histories = [ours.and_then(|ours| ours.epoch()), event.epoch()];
+            return Ok(match histories {
+                [Some(ours), Some(theirs)] if ours != theirs => Compared::Differs { sequence: last },
+                _ => Compared::Begins {
+                    first: event.sequence,
+                },
             });
         }
         Some(event) => event,
@@ -105,7 +139,7 @@ async fn copy_page(stream: &CopyStream, from: u64, room: usize) -> Result<CopyRe
         events: Vec::new(),
         last: 0,
     };
-    let Some(extent) = stream.open().await? else {
+    let Some(extent) = stream.extent().await? else {
         return Ok(CopyReply::Page(page));
     };
     page.last = extent.last;

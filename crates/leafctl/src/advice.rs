@@ -38,8 +38,8 @@ pub(crate) fn about_hub(hub: &HubReport) -> Option<String> {
     }
     let lost = hub.lost_after?;
     Some(format!(
-        "the hub lost events of its copy, which went up to {lost}: nothing on the leaf; the agent fills it from the leaf's stream, \
-         and what that has dropped is in the hub's backup only"
+        "the hub lost events of its copy, which went up to {lost}: nothing on the leaf; it sends them again from its stream, and what \
+         that has dropped is in the hub's backup only"
     ))
 }
 

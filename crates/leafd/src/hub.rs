@@ -2,9 +2,11 @@
 //! hub's copy are the same before it publishes. `docs/fleet.md` is the contract, [`leaf_core::homecoming`] the decision.
 //!
 //! At the start ([`start`]), what only the copy has is appended to the leaf's own stream, from which [`crate::recovery`]
-//! imports it. While the leaf runs ([`claims`]), the ends are compared when a claim says that the copy's has changed.
+//! imports it. While the leaf runs ([`claims`]), the ends are compared when a claim says that the copy's has changed, and what
+//! the copy lacks is sent again ([`fill`]).
 
 mod claims;
+mod fill;
 mod lacks;
 mod start;
 
@@ -14,6 +16,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use leaf_bus::connect::{ConnectError, ConnectSettings};
+use leaf_bus::fill::FillCopy;
 use leaf_bus::hub_link::{HubError, HubLink};
 use leaf_bus::stream::{EventStream, StreamError};
 use leaf_core::beat::Beat;
@@ -28,6 +31,7 @@ use tokio::time::Instant;
 use crate::lease::{HeldError, PAUSE, Predecessors};
 
 pub(crate) use claims::Claims;
+pub(crate) use fill::Filling;
 use lacks::Lacks;
 
 /// The period in which a claim is renewed.
@@ -163,6 +167,8 @@ pub(crate) struct Hub {
     leaf: LeafName,
     /// The hub's addresses, for people.
     url: String,
+    /// The settings of the connection, for those that carry events.
+    settings: ConnectSettings,
     /// When it was opened.
     opened: Instant,
     /// Remembers that the hub has events that this leaf lacks: then it does not go on without the hub.
@@ -198,9 +204,23 @@ impl Hub {
             link: HubLink::open(settings, leaf).await?,
             leaf: leaf.clone(),
             url: url.to_owned(),
+            settings: settings.clone(),
             opened: Instant::now(),
             lacks: Lacks::in_directory(state_dir),
         })
+    }
+
+    /// Returns what fills the copy with the events of a stream, which is read with these settings.
+    pub(crate) fn fill_copy(&self, streams: ConnectSettings, instance: InstanceId) -> FillCopy {
+        FillCopy {
+            hub: self.link.clone(),
+            instance,
+            streams,
+            link: ConnectSettings {
+                name: format!("{} for events", self.settings.name),
+                ..self.settings.clone()
+            },
+        }
     }
 
     async fn claim(&self, beat: &Beat, dead: Predecessors, stream_last: u64) -> Result<ClaimReply, HubError> {

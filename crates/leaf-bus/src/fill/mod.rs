@@ -8,6 +8,7 @@
 //! Whether the copy has stored an event is not known here: it acknowledges none. The caller asks where the copy ends, and
 //! begins again with a new [`Filler`] where that is not what was sent.
 
+mod copy;
 mod error;
 mod event;
 mod pull;
@@ -26,6 +27,7 @@ use event::{Delivered, Events};
 use pull::{Next, Pull};
 
 pub use crate::raw::LoginError;
+pub use copy::{FillCopy, NotFilled};
 pub use error::{FillError, Side};
 
 /// How many bytes are read at once.

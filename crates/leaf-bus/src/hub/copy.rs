@@ -1,25 +1,20 @@
-//! The stream `EVENTS_<leaf>` of the hub: the copy of a leaf's events, which the agent alone writes.
+//! The stream `EVENTS_<leaf>` of the hub: the copy of a leaf's events, which the agent keeps and the leaf fills.
 
-use std::collections::VecDeque;
-use std::time::Duration;
-
-use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, SubjectTransform};
-use async_nats::{Message, Subscriber};
-use futures::{FutureExt as _, StreamExt as _};
+use async_nats::jetstream::stream::{
+    Config, DiscardPolicy, Info, Republish, RetentionPolicy, StorageType, SubjectTransform,
+};
 use leaf_core::event::EventRecord;
 use leaf_core::fleet::copy::Extent;
-use leaf_core::id::LeafName;
+use leaf_core::id::{InstanceId, LeafName};
 use leaf_core::subject;
 use serde_json::json;
-use tokio::time::Instant;
 
 use super::Hub;
 use super::active::Fence;
-use crate::jetstream::{read_ack, to_record};
-use crate::link::{Link, Wait};
-use crate::publisher::{self, sleep_until};
+use crate::jetstream::to_record;
+use crate::link::Link;
 use crate::stream::EventReader;
-use crate::stream_error::{StreamError, publish_error, request_error};
+use crate::stream_error::StreamError;
 
 /// The copy of a leaf's events.
 #[derive(Debug, Clone)]
@@ -29,46 +24,6 @@ pub struct CopyStream {
     leaf: LeafName,
     name: String,
     max_bytes: u64,
-}
-
-/// How many events may be unacknowledged at once.
-const WINDOW_EVENTS: u64 = 2048;
-/// How many bytes of bodies may be unacknowledged at once.
-const WINDOW_BYTES: usize = 4 * 1024 * 1024;
-/// Of a row of events, each of this many is acknowledged, and the last one.
-const ACK_EVERY: usize = 64;
-/// How long the server may take to acknowledge the oldest of them.
-const ACK_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Publishes events into a copy, in order.
-///
-/// Each carries the number that the copy must end with before it. So an acknowledgement of one says that all before it are
-/// stored, and of a row only some are acknowledged: that costs the server less.
-#[derive(Debug)]
-pub struct CopyEvents {
-    link: Link,
-    fence: Fence,
-    leaf: LeafName,
-    stream: String,
-    inbox: async_nats::Subject,
-    acks: Subscriber,
-    wait: Wait,
-    sent: u64,
-    acked: u64,
-    /// The bytes that were sent since the last event whose acknowledgement was asked for.
-    bytes: usize,
-    /// Those that were sent before that, and are unacknowledged.
-    asked_bytes: usize,
-    asked: VecDeque<Asked>,
-}
-
-/// An event whose acknowledgement was asked for.
-#[derive(Debug)]
-struct Asked {
-    sequence: u64,
-    /// Of it and those before it.
-    bytes: usize,
-    sent: Instant,
 }
 
 impl Hub {
@@ -86,30 +41,33 @@ impl Hub {
 }
 
 impl CopyStream {
-    /// Returns the extent of the copy, or `None` if there is none. Its size is set anew.
+    /// Returns the extent of the copy, or `None` if there is none. Its size is set anew; unless it takes the events of this instance
+    /// already, it takes none from now on.
     ///
     /// # Errors
     /// [`StreamError::Foreign`] if the stream is not a copy; [`StreamError`].
-    pub async fn open(&self) -> Result<Option<Extent>, StreamError> {
+    pub async fn open(&self, holder: InstanceId) -> Result<Option<Extent>, StreamError> {
+        self.fence.check()?;
         match self.link.stream_info(&self.name).await {
             Err(StreamError::NoStream { .. }) => Ok(None),
             Err(error) => Err(error),
-            Ok(_) => Ok(Some(self.make(1).await?)),
+            Ok(_) => Ok(Some(self.make(1, Some(holder)).await?)),
         }
     }
 
-    /// Makes the copy, beginning with this sequence number. One that exists is kept if it has an event, and made anew otherwise.
+    /// Makes the copy, beginning with this sequence number, and taking no events. One that exists is kept if it has an event, and
+    /// made anew otherwise.
     ///
     /// # Errors
     /// [`StreamError::NoRoom`] if its size is more than a limit of the account or the server allows; [`StreamError`].
     pub async fn begin(&self, first: u64) -> Result<Extent, StreamError> {
         self.fence.check()?;
-        let extent = self.make(first).await?;
+        let extent = self.make(first, None).await?;
         if !extent.is_empty() || extent.first == first {
             return Ok(extent);
         }
         self.delete().await?;
-        self.make(first).await
+        self.make(first, None).await
     }
 
     /// Deletes the copy.
@@ -139,47 +97,80 @@ impl CopyStream {
         EventReader::new(self.link.read_from(&self.name, sequence, None))
     }
 
-    /// Returns a publisher that continues after this sequence number, which must be the copy's last.
+    /// Returns the extent of the copy as it is, or `None` if there is none.
     ///
     /// # Errors
-    /// [`StreamError::Disconnected`].
-    pub async fn publisher(&self, after: u64) -> Result<CopyEvents, StreamError> {
-        if !self.link.is_connected() {
-            return Err(StreamError::Disconnected);
+    /// [`StreamError`].
+    pub async fn extent(&self) -> Result<Option<Extent>, StreamError> {
+        match self.link.stream_info(&self.name).await {
+            Ok(info) => Ok(Some(extent_of(&info))),
+            Err(StreamError::NoStream { .. }) => Ok(None),
+            Err(error) => Err(error),
         }
-        let wait = Wait::new(&self.link);
-        let inbox = self.link.new_inbox();
-        Ok(CopyEvents {
-            acks: self.link.subscribe(inbox.clone()).await?,
-            link: self.link.clone(),
-            fence: self.fence.clone(),
-            leaf: self.leaf.clone(),
-            stream: self.name.clone(),
-            inbox: inbox.into(),
-            wait,
-            sent: after,
-            acked: after,
-            bytes: 0,
-            asked_bytes: 0,
-            asked: VecDeque::new(),
-        })
     }
 
-    async fn make(&self, first: u64) -> Result<Extent, StreamError> {
+    /// Lets the copy take the events that this instance sends, and those of no other one.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn admit(&self, instance: InstanceId) -> Result<(), StreamError> {
+        self.fence.check()?;
+        self.take(&subject::up_events_of(&self.leaf, instance)).await
+    }
+
+    /// Lets the copy take no events, if there is one.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn close(&self) -> Result<(), StreamError> {
+        self.fence.check()?;
+        match self.take(&subject::closed_copy(&self.leaf)).await {
+            Err(StreamError::NoStream { .. }) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Returns whether the copy takes the events of this instance.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn takes(&self, instance: InstanceId) -> Result<bool, StreamError> {
+        let info = self.link.stream_info(&self.name).await?;
+        Ok(info.config.subjects == [subject::up_events_of(&self.leaf, instance)])
+    }
+
+    async fn take(&self, subject: &str) -> Result<(), StreamError> {
+        let mut config = self.link.stream_info(&self.name).await?.config;
+        if config.subjects == [subject] {
+            return Ok(());
+        }
+        config.subjects = vec![subject.to_owned()];
+        self.link.update_stream(&config).await?;
+        Ok(())
+    }
+
+    async fn make(&self, first: u64, holder: Option<InstanceId>) -> Result<Extent, StreamError> {
         let desired = self.config(first);
+        let admitted = holder.map(|instance| subject::up_events_of(&self.leaf, instance));
         let merge = |found: &mut Config| {
+            if admitted
+                .as_ref()
+                .is_none_or(|subject| found.subjects != [subject.as_str()])
+            {
+                found.subjects.clone_from(&desired.subjects);
+            }
+            found.subject_transform.clone_from(&desired.subject_transform);
+            found.republish.clone_from(&desired.republish);
+            found.no_ack = desired.no_ack;
             found.max_bytes = desired.max_bytes;
             found.description.clone_from(&desired.description);
         };
         let ensured = self
             .link
-            .ensure_stream(&desired, |found| differs(found, &desired), merge)
+            .ensure_stream(&desired, |found| self.differs(found, &desired), merge)
             .await;
         match ensured {
-            Ok((info, _)) => Ok(Extent {
-                first: info.state.first_sequence.max(1),
-                last: info.state.last_sequence,
-            }),
+            Ok((info, _)) => Ok(extent_of(&info)),
             Err(error) => Err(self.link.with_room(error, &desired).await),
         }
     }
@@ -188,14 +179,22 @@ impl CopyStream {
         Config {
             name: self.name.clone(),
             description: Some(format!(
-                "the copy of the events of leaf {}, written by the hub agent alone",
+                "the copy of the events of leaf {}, which the hub agent keeps and the leaf alone writes",
                 self.leaf
             )),
-            subjects: vec![subject::copied_events_of(&self.leaf)],
+            subjects: vec![subject::closed_copy(&self.leaf)],
             subject_transform: Some(SubjectTransform {
-                source: subject::copied_events_of(&self.leaf),
+                source: subject::ups_of(&self.leaf),
                 destination: subject::events_of(&self.leaf),
             }),
+            // So that listeners hear each event once, when it is stored: it crosses the link once, and not for each of them.
+            republish: Some(Republish {
+                source: subject::events_of(&self.leaf),
+                destination: subject::events_of(&self.leaf),
+                headers_only: false,
+            }),
+            // An acknowledgement goes wherever the sender says, with the rights of the hub's server.
+            no_ack: true,
             max_bytes: i64::try_from(self.max_bytes).unwrap_or(i64::MAX),
             max_messages: -1,
             max_messages_per_subject: -1,
@@ -212,152 +211,44 @@ impl CopyStream {
             ..Config::default()
         }
     }
-}
 
-impl CopyEvents {
-    /// Publishes a row of events that follows the last one; waits while too much is unacknowledged.
-    ///
-    /// # Errors
-    /// The [`StreamError`] of one of these events or of one before them. The publisher can't be used afterwards.
-    pub async fn publish(&mut self, row: Vec<EventRecord>) -> Result<(), StreamError> {
-        self.fence.check()?;
-        let count = row.len();
-        for (index, event) in row.into_iter().enumerate() {
-            while self.is_full(event.body.len()) && self.is_waiting() {
-                self.next_ack().await?;
-            }
-            if self.link.generation() != self.wait.generation() || !self.link.is_connected() {
-                return Err(StreamError::Disconnected);
-            }
-            let is_asked = index + 1 == count
-                || index % ACK_EVERY == ACK_EVERY - 1
-                || self.bytes + event.body.len() > WINDOW_BYTES / 8;
-            self.send(event, is_asked).await?;
+    /// Returns the settings in which a stream differs from a copy's and which can't be updated, or would change its events.
+    fn differs(&self, found: &Config, desired: &Config) -> Option<String> {
+        let mut why = Vec::new();
+        if !found.subjects.iter().all(|subject| self.is_of_copy(subject)) {
+            why.push(format!("its subjects are {:?}", found.subjects));
         }
-        Ok(())
+        if found.storage != desired.storage {
+            why.push("it is not stored in files".to_owned());
+        }
+        if found.retention != desired.retention || found.discard != desired.discard {
+            why.push("it does not keep the newest messages".to_owned());
+        }
+        if found.mirror.is_some() || found.sources.as_ref().is_some_and(|sources| !sources.is_empty()) {
+            why.push("it is a copy of other streams".to_owned());
+        }
+        if found.sealed || !found.allow_direct {
+            why.push("it is sealed or allows no direct gets".to_owned());
+        }
+        if found.max_messages_per_subject > 0 || found.max_messages > 0 || !found.max_age.is_zero() {
+            why.push("it limits its messages by number or age".to_owned());
+        }
+        (!why.is_empty()).then(|| why.join(", "))
     }
 
-    async fn send(&mut self, mut event: EventRecord, is_asked: bool) -> Result<(), StreamError> {
-        let sequence = event.sequence;
-        let Some(subject) = subject::copied_event(&self.leaf, &event.subject) else {
-            return Err(StreamError::NotAnEvent {
-                stream: self.stream.clone(),
-                sequence,
-            });
-        };
-        if sequence != self.sent + 1 {
-            return Err(StreamError::WrongLastSequence {
-                actual: Some(self.sent),
-            });
-        }
-        let headers = publisher::headers(&event);
-        let body = std::mem::take(&mut event.body);
-        self.bytes += body.len();
-        let client = self.link.client();
-        let sent = if is_asked {
-            let inbox = self.inbox.clone();
-            client
-                .publish_with_reply_and_headers(subject, inbox, headers, body.into())
-                .await
-        } else {
-            client.publish_with_headers(subject, headers, body.into()).await
-        };
-        sent.map_err(|error| request_error(publish_error(&error), "a publish", self.link.domain()))?;
-        self.sent = sequence;
-        if is_asked {
-            let bytes = std::mem::take(&mut self.bytes);
-            self.asked_bytes += bytes;
-            self.asked.push_back(Asked {
-                sequence,
-                bytes,
-                sent: Instant::now(),
-            });
-        }
-        Ok(())
-    }
-
-    /// Whether an event is unacknowledged.
-    #[must_use]
-    pub fn is_waiting(&self) -> bool {
-        !self.asked.is_empty()
-    }
-
-    /// Waits for acknowledgements and returns the last acknowledged sequence number. The future may be dropped and the call
-    /// repeated.
-    ///
-    /// # Errors
-    /// The [`StreamError`] of the first event that was not stored. The publisher can't be used afterwards.
-    pub async fn next_ack(&mut self) -> Result<u64, StreamError> {
-        let deadline = self.asked.front().map(|oldest| oldest.sent + ACK_TIMEOUT);
-        let message = tokio::select! {
-            biased;
-            message = self.acks.next() => message.ok_or(StreamError::Disconnected)?,
-            error = self.wait.trouble(&self.link, &self.inbox) => {
-                return Err(request_error(error, "a publish", self.link.domain()));
-            }
-            () = sleep_until(deadline) => {
-                return Err(StreamError::Unanswered { what: format!("the events after {}", self.acked) });
-            }
-        };
-        self.take(&message)?;
-        while let Some(Some(message)) = self.acks.next().now_or_never() {
-            self.take(&message)?;
-        }
-        Ok(self.acked)
-    }
-
-    fn take(&mut self, message: &Message) -> Result<(), StreamError> {
-        if message.status.is_some() {
-            return Err(StreamError::NoStream {
-                stream: self.stream.clone(),
-            });
-        }
-        let sequence = read_ack(&message.payload, &self.stream)?;
-        match self.asked.pop_front() {
-            Some(asked) if asked.sequence == sequence => {
-                self.acked = sequence;
-                self.asked_bytes -= asked.bytes;
-                Ok(())
-            }
-            // Acknowledgements arrive in order; another number means that another stream answers as well.
-            _ => Err(StreamError::WrongLastSequence {
-                actual: Some(sequence),
-            }),
-        }
-    }
-
-    fn is_full(&self, bytes: usize) -> bool {
-        let in_flight = self.asked_bytes + self.bytes;
-        self.sent - self.acked >= WINDOW_EVENTS || in_flight + bytes > WINDOW_BYTES
+    /// Returns whether this is a subject of a copy of this leaf: of one instance, of none, or of the earlier agents that wrote it.
+    fn is_of_copy(&self, subject: &str) -> bool {
+        let ups = subject::ups_of(&self.leaf);
+        let prefix = ups.strip_suffix("*.>").unwrap_or(&ups);
+        subject == subject::closed_copy(&self.leaf)
+            || subject.starts_with(prefix)
+            || subject == format!("leaf.{}.copy.{}.evt.>", subject::VERSION, self.leaf)
     }
 }
 
-/// Returns the settings in which a stream differs from a copy's and which can't be updated, or would change its events.
-fn differs(found: &Config, desired: &Config) -> Option<String> {
-    let mut why = Vec::new();
-    if found.subjects != desired.subjects {
-        why.push(format!("its subjects are {:?}", found.subjects));
+fn extent_of(info: &Info) -> Extent {
+    Extent {
+        first: info.state.first_sequence.max(1),
+        last: info.state.last_sequence,
     }
-    if found.subject_transform != desired.subject_transform {
-        why.push("it does not store its messages under the leaf's own subjects".to_owned());
-    }
-    if found.storage != desired.storage {
-        why.push("it is not stored in files".to_owned());
-    }
-    if found.retention != desired.retention || found.discard != desired.discard {
-        why.push("it does not keep the newest messages".to_owned());
-    }
-    if found.mirror.is_some() || found.sources.as_ref().is_some_and(|sources| !sources.is_empty()) {
-        why.push("it is a copy of other streams".to_owned());
-    }
-    if found.republish.is_some() {
-        why.push("it publishes its messages again".to_owned());
-    }
-    if found.sealed || found.no_ack || !found.allow_direct {
-        why.push("it is sealed, sends no acknowledgements or allows no direct gets".to_owned());
-    }
-    if found.max_messages_per_subject > 0 || found.max_messages > 0 || !found.max_age.is_zero() {
-        why.push("it limits its messages by number or age".to_owned());
-    }
-    (!why.is_empty()).then(|| why.join(", "))
 }

@@ -1,18 +1,17 @@
-//! A leaf as the agent observes it through the link: its live events, and requests for its stored ones.
+//! A leaf as the agent reads it through the link: where its events end, and single ones.
 
 use std::time::Duration;
 
 use async_nats::jetstream::stream::Info;
 use async_nats::{HeaderMap, Message};
-use futures::{FutureExt as _, StreamExt as _};
-use leaf_core::event::{EventRecord, header};
+use leaf_core::event::{EventRecord, header::SEQUENCE};
 use leaf_core::fleet::copy::Extent;
 use leaf_core::id::{InstanceId, LeafName};
 use leaf_core::subject::{self, LinkRead};
 use serde_json::json;
 
 use super::Hub;
-use super::page::{PageError, PageRequest, number};
+use super::page::{PageError, PageRequest, header, number};
 use crate::jetstream::{read_answer, to_record};
 use crate::link::Link;
 use crate::stream_error::{RequestError, StreamError};
@@ -63,38 +62,12 @@ pub enum RemoteError {
     },
 }
 
-/// Hears a leaf, and sends requests for its events and state to the instance that holds its name.
+/// Sends requests for a leaf's events and state to the instance that holds its name.
 #[derive(Debug, Clone)]
 pub struct RemoteLeaf {
     pub(super) link: Link,
     pub(super) leaf: LeafName,
     holder: Option<InstanceId>,
-}
-
-/// A page of a leaf's events.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RemotePage {
-    /// The sequence number from which on it was asked for.
-    pub from: u64,
-    /// The events, in order.
-    pub events: Vec<EventRecord>,
-    /// Whether the leaf's stream has no more.
-    pub end: bool,
-}
-
-/// A page of events that was asked for.
-#[derive(Debug)]
-pub struct EventsRequest {
-    leaf: LeafName,
-    from: u64,
-    page: PageRequest,
-}
-
-/// The live events of a leaf.
-#[derive(Debug)]
-pub struct LiveEvents {
-    leaf: LeafName,
-    subscriber: async_nats::Subscriber,
 }
 
 impl Hub {
@@ -123,17 +96,6 @@ impl RemoteLeaf {
         Ok(subject::link_read(&self.leaf, holder, what))
     }
 
-    /// Subscribes to the leaf's live events.
-    ///
-    /// # Errors
-    /// [`StreamError`].
-    pub async fn live_events(&self) -> Result<LiveEvents, StreamError> {
-        Ok(LiveEvents {
-            subscriber: self.link.subscribe(subject::events_of(&self.leaf)).await?,
-            leaf: self.leaf.clone(),
-        })
-    }
-
     /// Returns where the leaf's stream begins and ends.
     ///
     /// # Errors
@@ -155,22 +117,22 @@ impl RemoteLeaf {
     /// # Errors
     /// [`RemoteError`].
     pub async fn event_from(&self, sequence: u64) -> Result<Option<EventRecord>, RemoteError> {
-        let mut request = self.ask_events(sequence, 1).await?;
-        Ok(request.collect().await?.events.into_iter().next())
-    }
-
-    /// Asks for events, whose replies are collected later.
-    ///
-    /// # Errors
-    /// [`RemoteError`].
-    pub async fn ask_events(&self, from: u64, events: u64) -> Result<EventsRequest, RemoteError> {
         let subject = self.reads(LinkRead::EventsGet)?;
-        let page = PageRequest::ask(&self.link, &subject, json!({ "seq": from }), events).await;
-        Ok(EventsRequest {
-            leaf: self.leaf.clone(),
-            from,
-            page: page.map_err(|error| page_error(&self.leaf, error))?,
-        })
+        let asked = PageRequest::ask(&self.link, &subject, json!({ "seq": sequence }), 1).await;
+        let error = |error| page_error(&self.leaf, error);
+        let page = asked.map_err(error)?.collect().await.map_err(error)?;
+        let Some(message) = page.messages.into_iter().next() else {
+            return Ok(None);
+        };
+        let sequence = number(&message, "Nats-Sequence").unwrap_or(sequence);
+        header(&message, "Nats-Subject")
+            .and_then(|subject| event(&self.leaf, subject, &message))
+            .filter(|event| event.sequence == sequence)
+            .map(Some)
+            .ok_or_else(|| RemoteError::NotAnEvent {
+                leaf: self.leaf.clone(),
+                sequence,
+            })
     }
 
     pub(super) fn error(&self, error: RequestError) -> RemoteError {
@@ -185,74 +147,14 @@ impl RemoteLeaf {
     }
 }
 
-impl EventsRequest {
-    /// Returns the page when it is complete. The future may be dropped and the call repeated, until it returned.
-    ///
-    /// # Errors
-    /// [`RemoteError`].
-    pub async fn collect(&mut self) -> Result<RemotePage, RemoteError> {
-        let page = self.page.collect().await;
-        let page = page.map_err(|error| page_error(&self.leaf, error))?;
-        let events = page.messages.into_iter().map(|message| {
-            let sequence = number(&message, "Nats-Sequence").unwrap_or(self.from);
-            let subject = message
-                .headers
-                .as_ref()
-                .and_then(|headers| headers.get("Nats-Subject"));
-            let event = subject.and_then(|subject| event(&self.leaf, subject.as_str(), &message));
-            event
-                .filter(|event| event.sequence == sequence)
-                .ok_or_else(|| RemoteError::NotAnEvent {
-                    leaf: self.leaf.clone(),
-                    sequence,
-                })
-        });
-        Ok(RemotePage {
-            from: self.from,
-            events: events.collect::<Result<_, _>>()?,
-            end: page.end,
-        })
-    }
-}
-
-impl LiveEvents {
-    /// Returns the next event, with the instance that published it; what is none is skipped.
-    ///
-    /// # Errors
-    /// [`StreamError::Disconnected`] when there will be no more.
-    pub async fn next(&mut self) -> Result<(EventRecord, InstanceId), StreamError> {
-        loop {
-            let message = self.subscriber.next().await.ok_or(StreamError::Disconnected)?;
-            if let Some(heard) = heard(&self.leaf, &message) {
-                return Ok(heard);
-            }
-        }
-    }
-
-    /// Returns the next event if it has arrived.
-    pub fn arrived(&mut self) -> Option<(EventRecord, InstanceId)> {
-        loop {
-            let message = self.subscriber.next().now_or_never().flatten()?;
-            if let Some(heard) = heard(&self.leaf, &message) {
-                return Some(heard);
-            }
-        }
-    }
-}
-
-fn heard(leaf: &LeafName, message: &Message) -> Option<(EventRecord, InstanceId)> {
-    let instance = subject::publisher_of(message.reply.as_ref()?)?;
-    Some((event(leaf, &message.subject, message)?, instance))
-}
-
 /// Returns a message as an event of the leaf, with the sequence number in its header.
 fn event(leaf: &LeafName, subject: &str, message: &Message) -> Option<EventRecord> {
     let headers: &HeaderMap = message.headers.as_ref()?;
-    let sequence = headers.get(header::SEQUENCE)?.as_str().parse().ok()?;
-    if subject.len() > LONGEST_SUBJECT {
+    let sequence = headers.get(SEQUENCE)?.as_str().parse().ok()?;
+    let prefix = subject::events_of(leaf);
+    if subject.len() > LONGEST_SUBJECT || !subject.starts_with(prefix.trim_end_matches('>')) {
         return None;
     }
-    subject::copied_event(leaf, subject)?;
     Some(to_record(sequence, subject, headers, &message.payload))
 }
 

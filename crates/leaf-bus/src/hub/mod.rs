@@ -22,8 +22,8 @@ use crate::link::Link;
 use crate::settings::{ConnectError, ConnectSettings, Status};
 
 pub use active::Allowed;
-pub use copy::{CopyEvents, CopyStream};
-pub use leaf::{EventsRequest, LiveEvents, RemoteError, RemoteLeaf, RemotePage};
+pub use copy::CopyStream;
+pub use leaf::{RemoteError, RemoteLeaf};
 pub use registry::{Known, Registry};
 pub use requests::{Asked, DoneTo, LeafRequest, Requests};
 pub use state::{LiveState, StateChange, StateCopy, StatePage};

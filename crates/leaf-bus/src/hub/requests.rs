@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use async_nats::Message;
 use futures::StreamExt as _;
 use leaf_core::fleet::fact::FleetFact;
-use leaf_core::fleet::{Claim, ReadCopy, Release};
+use leaf_core::fleet::{Claim, Fill, ReadCopy, Release};
 use leaf_core::id::LeafName;
 use leaf_core::json::to_json;
 use leaf_core::subject;
@@ -38,6 +38,8 @@ pub enum Asked {
     Claim(Box<Claim>),
     /// The end of its claim.
     Release(Release),
+    /// Whether it may send what its copy lacks.
+    Fill(Fill),
     /// Events of its copy.
     ReadCopy(ReadCopy),
 }
@@ -155,6 +157,8 @@ fn read(leaf: &LeafName, message: &Message) -> Result<(Asked, async_nats::Subjec
         Asked::Claim(Box::new(parse(message)?))
     } else if text == subject::hub_release(leaf) {
         Asked::Release(parse(message)?)
+    } else if text == subject::hub_fill(leaf) {
+        Asked::Fill(parse(message)?)
     } else if text == subject::hub_copy_read(leaf) {
         Asked::ReadCopy(parse(message)?)
     } else {

@@ -44,7 +44,8 @@ pub enum Way {
 pub struct Crossing {
     /// Its way.
     pub way: Way,
-    /// The subject as it crosses; the leaf's name is part of it. That of a read has a wildcard for the leaf's instance.
+    /// The subject as it crosses; the leaf's name is part of it. That of a read, or of an event for the copy, has a wildcard for
+    /// the leaf's instance.
     pub subject: String,
     /// Where it is at home on the leaf.
     pub home: Home,
@@ -78,7 +79,15 @@ pub fn crossings(leaf: &LeafName) -> Vec<Crossing> {
     let (events, state) = (subject::event_stream(leaf), subject::state_stream());
     let (up, down, many) = (Way::Up, Way::Down, Way::DownMany);
     vec![
-        crossing(up, Home::Streams, subject::events_of(leaf), "hear events"),
+        Crossing {
+            local: Some(subject::events_of(leaf)),
+            ..crossing(
+                up,
+                Home::Streams,
+                subject::ups_of(leaf),
+                "have a copy of the events",
+            )
+        },
         crossing(up, Home::Streams, subject::beat(leaf), "hear beats"),
         crossing(
             up,
@@ -149,8 +158,8 @@ impl Crossing {
         matches!(self.way, Way::Down | Way::DownMany)
     }
 
-    /// Returns the import of the leaf's account `LINK`, from the account with this public key. What is read is imported for this
-    /// instance alone, and not at all without one.
+    /// Returns the import of the leaf's account `LINK`, from the account with this public key. What is read or copied is imported
+    /// for this instance alone, and not at all without one.
     fn import(&self, account: &str, instance: Option<InstanceId>) -> Option<Value> {
         let local = match (&self.local, instance) {
             (None, _) => None,

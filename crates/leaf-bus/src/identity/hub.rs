@@ -168,7 +168,7 @@ impl HubUsers {
 }
 
 impl Permissions {
-    /// Returns the hub agent's permissions in the account of the copies: keep and write them, hear the leaves, read from
+    /// Returns the hub agent's permissions in the account of the copies: keep them, write the state, hear the leaves, read from
     /// them.
     #[must_use]
     pub fn hub_agent() -> Self {
@@ -181,7 +181,6 @@ impl Permissions {
                 subject::link_reads(),
             ],
             subscribe: vec![
-                subject::events(),
                 subject::beats(),
                 subject::state_changes(),
                 subject::fleet_facts(),
@@ -259,14 +258,14 @@ fn asked_of_leaves() -> [(String, Answers); 4] {
 }
 
 fn fleet_exports() -> Vec<Value> {
-    READ_SERVICES
-        .into_iter()
-        .map(|(subject, answers)| service(subject, answers))
+    let read = READ_SERVICES.into_iter();
+    read.map(|(subject, answers)| service(subject, answers))
+        .chain([stream(subject::events())])
         .collect()
 }
 
 fn fleet_imports() -> Vec<Value> {
-    let heard = [subject::events(), subject::beats(), subject::state_changes()];
+    let heard = [subject::ups(), subject::beats(), subject::state_changes()];
     let heard = heard.into_iter().map(|subject| import_stream("LINKS", subject));
     heard
         .chain([import_service("LINKS", subject::link_reads())])
@@ -275,7 +274,7 @@ fn fleet_imports() -> Vec<Value> {
 
 fn link_exports() -> Vec<Value> {
     let heard = [
-        subject::events(),
+        subject::ups(),
         subject::beats(),
         subject::state_changes(),
         subject::jobs(),
@@ -292,18 +291,15 @@ fn link_exports() -> Vec<Value> {
 }
 
 fn caller_imports() -> Vec<Value> {
-    let heard = [
-        subject::events(),
-        subject::beats(),
-        subject::jobs(),
-        subject::containers(),
-    ];
+    let heard = [subject::beats(), subject::jobs(), subject::containers()];
     let mut state = import_stream("LINKS", subject::state_changes());
     state["to"] = format!("$KV.{}.$1.>", subject::STATE_BUCKET).into();
     let heard = heard.into_iter().map(|subject| import_stream("LINKS", subject));
     let asked = asked_of_leaves().map(|(subject, _)| import_service("LINKS", subject));
     let read = READ_SERVICES.map(|(subject, _)| import_service("FLEET", subject));
-    heard.chain([state]).chain(asked).chain(read).collect()
+    // The copies publish what they store.
+    let events = import_stream("FLEET", subject::events());
+    heard.chain([state, events]).chain(asked).chain(read).collect()
 }
 
 #[cfg(test)]

@@ -128,7 +128,7 @@ impl Permissions {
     #[must_use]
     pub fn claimant(leaf: &LeafName) -> Self {
         Self {
-            publish: vec![subject::hub_requests_of(leaf)],
+            publish: vec![subject::hub_requests_of(leaf), subject::ups_of(leaf)],
             subscribe: vec![format!("{}.>", subject::leaf_inbox_prefix(leaf))],
             ..Self::default()
         }

@@ -83,6 +83,9 @@ impl Ends {
 
     /// Whether a message or a request crosses on this subject.
     async fn crosses(&self, crossing: &Crossing) -> anyhow::Result<bool> {
+        if crossing.subject == subject::ups_of(&leaf()) {
+            return self.is_copied().await;
+        }
         let wildcard = if crossing.subject.contains(".link.") {
             instance().to_string()
         } else {
@@ -163,6 +166,38 @@ impl Ends {
     }
 }
 
+impl Ends {
+    /// Whether a stream of the hub gets an event of the leaf, live or as the leaf sends it again.
+    async fn is_copied(&self) -> anyhow::Result<bool> {
+        let js = async_nats::jetstream::new(self.agent.clone());
+        let mut stream = js
+            .create_stream(async_nats::jetstream::stream::Config {
+                name: "COPY".to_owned(),
+                subjects: vec![subject::up_events_of(&leaf(), instance())],
+                ..Default::default()
+            })
+            .await?;
+        let live = subject::event(&leaf(), "leaf", "edge", "started");
+        let again = format!("{}leaf.edge.started", subject::up_prefix(&leaf(), instance()));
+        let (mut is_live, mut is_again) = (false, false);
+        for _ in 0..10 {
+            for (sender, sent, arrives) in [
+                (&self.keeper, &live, &mut is_live),
+                (&self.claimant, &again, &mut is_again),
+            ] {
+                let before = stream.info().await?.state.messages;
+                sender.publish(sent.clone(), "up".into()).await?;
+                sender.flush().await?;
+                tokio::time::sleep(Duration::from_millis(25)).await;
+                *arrives |= stream.info().await?.state.messages > before;
+            }
+        }
+        js.delete_stream("COPY").await?;
+        ensure!(is_live == is_again, "live: {is_live}, again: {is_again}");
+        Ok(is_live)
+    }
+}
+
 /// Returns the wildcard that a person may listen to, for a subject.
 fn listened(subject: &str) -> String {
     for all in [
@@ -232,7 +267,13 @@ async fn each_is_needed() -> anyhow::Result<()> {
             "{} crosses without the right to it",
             missing.subject
         );
-        let other = if is_beat { &all[0] } else { &all[1] };
+        let of_beats = |crossing: &&Crossing| crossing.subject == subject::beat(&leaf());
+        let other = if is_beat {
+            all.first()
+        } else {
+            all.iter().find(of_beats)
+        };
+        let other = other.context("another one")?;
         ensure!(ends.crosses(other).await?, "{} does not cross", other.subject);
         server.server.stop().await;
     }
@@ -242,6 +283,8 @@ async fn each_is_needed() -> anyhow::Result<()> {
 async fn once() -> anyhow::Result<()> {
     let (hub, server, ends) = linked("").await?;
     until_linked(&hub, &server).await?;
+    // At the hub an event is heard when it is stored in the copy.
+    hub.with_streams().await?;
     let here = server.listener(false).await?;
     let local_admin = server
         .connect(&server.identity.admin_credentials(), "_INBOX.admin")

@@ -1,5 +1,6 @@
 //! A leaf's server and its hub: what crosses their connection, tested against real servers.
 
+mod copies;
 mod crossings;
 mod hostile_hub;
 mod raw;
@@ -25,6 +26,7 @@ use crate::support::{LIMIT, leaf, settings};
 
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = crossings::trials();
+    trials.extend(copies::trials());
     trials.extend(stolen_leaf::trials());
     trials.extend(hostile_hub::trials());
     trials.extend(raw_thief::trials());
@@ -131,6 +133,35 @@ impl TestHub {
 
     async fn agent(&self) -> anyhow::Result<Client> {
         self.connect(&self.agent, &hub_caller()).await
+    }
+
+    /// The agent's side of the hub.
+    async fn keeper(&self) -> anyhow::Result<leaf_bus::hub::Hub> {
+        use leaf_bus::connect::{ConnectSettings, Credentials};
+        let settings = |key: &KeyPair| -> anyhow::Result<_> {
+            Ok(ConnectSettings {
+                credentials: Credentials::NkeyFile(self.seed_file(key)?),
+                inbox_prefix: subject::inbox_prefix(&hub_caller()),
+                ..ConnectSettings::new(&self.server.url())
+            })
+        };
+        let hub =
+            leaf_bus::hub::Hub::connect(&settings(&self.agent)?, &settings(&self.agent_in_links)?).await?;
+        hub.connected().await;
+        Ok(hub)
+    }
+
+    /// Makes the hub's streams as the agent does: the copies of both leaves take the events of [`instance`].
+    async fn with_streams(&self) -> anyhow::Result<()> {
+        let hub = self.keeper().await?;
+        hub.registry().await?;
+        hub.state_copy().await?;
+        for leaf in [leaf(), stolen()] {
+            let copy = hub.copy(&leaf, 1 << 20);
+            copy.begin(1).await?;
+            copy.admit(instance()).await?;
+        }
+        Ok(())
     }
 
     async fn agent_in_links(&self) -> anyhow::Result<Client> {
@@ -256,6 +287,21 @@ impl LinkedLeaf {
         StateBucket::ensure(&bus, &leaf()).await?;
         self.keeper().await
     }
+}
+
+/// The streams of a hub that a thief must not write into. The copy of the stolen leaf's own events takes what it sends.
+const STREAMS: [&str; 5] = ["EVENTS_edge", "LEASES", "KV_leaf_state", "KV_fleet", "FLEET"];
+
+/// Makes sure that nobody has written into the streams of the hub, or into those of the leaf.
+async fn nothing_stored(agent: &Client, keeper: &Client) -> anyhow::Result<()> {
+    let of_leaf = ["EVENTS_edge", "KV_leaf_state"].map(|name| ("of the leaf", name, keeper));
+    let of_hub = STREAMS.map(|name| ("at the hub", name, agent));
+    for (whose, name, client) in of_hub.into_iter().chain(of_leaf) {
+        let js = async_nats::jetstream::new(client.clone());
+        let info = js.get_stream(name).await?.get_info().await?;
+        anyhow::ensure!(info.state.messages == 0, "{name} {whose} has {:?}", info.state);
+    }
+    Ok(())
 }
 
 /// Waits until the hub hears the leaf: the connection is there and the interest in what the leaf sends is known to it.

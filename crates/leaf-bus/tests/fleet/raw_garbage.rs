@@ -32,17 +32,17 @@ pub(super) fn trials() -> Vec<Trial> {
 
 /// The server passes a header on as it is, and async-nats takes one that it can't read for a broken connection.
 async fn breaks_a_header() -> anyhow::Result<()> {
-    const EVENT: &str = "leaf.v1.evt.stolen.leaf.stolen.started";
+    const BEAT: &str = "leaf.v1.beat.stolen";
     let hub = Box::pin(TestHub::start()).await?;
     let port = hub.server.leaf_port.context("a port for leaf nodes")?;
     let thief = RawPeer::connect(port, &Introduction::honest(&hub.stolen)).await?;
     let ann = hub.ann().await?;
-    let mut events = ann.subscribe(subject::events()).await?;
+    let mut beats = ann.subscribe(subject::beats()).await?;
     ann.flush().await?;
-    let hear = async |events: &mut Subscriber| {
+    let hear = async |beats: &mut Subscriber| {
         loop {
-            thief.publish(EVENT, None, "{}").await?;
-            let heard = tokio::time::timeout(Duration::from_millis(50), events.next()).await;
+            thief.publish(BEAT, None, "{}").await?;
+            let heard = tokio::time::timeout(Duration::from_millis(50), beats.next()).await;
             if let Ok(Some(message)) = heard
                 && message.payload == "{}"
             {
@@ -50,14 +50,14 @@ async fn breaks_a_header() -> anyhow::Result<()> {
             }
         }
     };
-    tokio::time::timeout(LIMIT, hear(&mut events)).await??;
+    tokio::time::timeout(LIMIT, hear(&mut beats)).await??;
     let connects = || {
         let statistics = ann.statistics();
         statistics.connects.load(std::sync::atomic::Ordering::Relaxed)
     };
     let before = connects();
     thief
-        .publish_with_header(EVENT, "no name of a header", "x")
+        .publish_with_header(BEAT, "no name of a header", "x")
         .await?;
     let again = async {
         while connects() == before {
@@ -67,7 +67,7 @@ async fn breaks_a_header() -> anyhow::Result<()> {
     tokio::time::timeout(LIMIT, again)
         .await
         .context("waiting for the listener's next connection")?;
-    tokio::time::timeout(LIMIT, hear(&mut events)).await?
+    tokio::time::timeout(LIMIT, hear(&mut beats)).await?
 }
 
 async fn outlives_garbage() -> anyhow::Result<()> {

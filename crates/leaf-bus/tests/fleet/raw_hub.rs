@@ -234,9 +234,9 @@ async fn hears_what_goes_up() -> anyhow::Result<()> {
         let up = [
             "leaf.v1.beat.edge",
             "leaf.v1.ctr.edge.web.hello",
-            "leaf.v1.evt.edge.leaf.edge.started",
             "leaf.v1.job.edge.x.log",
             "leaf.v1.state.edge.leaf",
+            "leaf.v1.up.edge.00000000-0000-0000-0000-000000000007.leaf.edge.started",
         ];
         ensure!(subjects == up, "{says}: the hub hears {subjects:?}");
         // The leaf's server asks for what comes down, and for nothing that tells of its people.

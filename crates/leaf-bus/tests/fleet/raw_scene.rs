@@ -7,17 +7,17 @@ use leaf_core::subject;
 use serde_json::{Value, json};
 
 use super::raw::{Introduction, RawPeer};
-use super::{LinkedLeaf, TestHub, heard, until_linked};
+use super::{LinkedLeaf, TestHub, heard, nothing_stored, until_linked};
 use crate::support::leaf;
 
 /// The subjects that a thief may publish on, by [`docs/fleet.md`](../../../../docs/fleet.md).
 pub(super) const OWN: [&str; 6] = [
     "leaf.v1.beat.stolen",
     "leaf.v1.ctr.stolen.web.hello",
-    "leaf.v1.evt.stolen.leaf.stolen.started",
     "leaf.v1.hub.stolen.claim",
     "leaf.v1.job.stolen.x.log",
     "leaf.v1.state.stolen.leaf",
+    "leaf.v1.up.stolen.00000000-0000-0000-0000-000000000007.leaf.stolen.started",
 ];
 
 /// Subjects that a server does not check, since servers use them among themselves. They stay in the account of the connections, where
@@ -30,16 +30,6 @@ pub(super) const UNCHECKED: [&str; 7] = [
     "_GR_.aaaaaa.bbbbbb.leaf.v1.evt.stolen.a.b.c",
     "$GR.aaaa.leaf.v1.cmd.edge.admin.leaf.show",
     "$MQTT.sub.leaf.v1.cmd.edge",
-];
-
-/// The streams of a hub, and what is written into each.
-const COPIES: [(&str, &str); 6] = [
-    ("EVENTS_edge", "leaf.v1.copy.edge.evt.>"),
-    ("EVENTS_stolen", "leaf.v1.copy.stolen.evt.>"),
-    ("LEASES", "leaf.v1.copy.*.beat"),
-    ("KV_leaf_state", "leaf.v1.copy.*.state.>"),
-    ("KV_fleet", "$KV.fleet.>"),
-    ("FLEET", "leaf.v1.fleet.>"),
 ];
 
 /// A hub with its streams, a leaf, and everybody who could hear a thief.
@@ -59,23 +49,13 @@ impl Scene {
         let hub = Box::pin(TestHub::start()).await?;
         let leaf_server = Box::pin(LinkedLeaf::start(&hub)).await?;
         let agent = hub.agent().await?;
-        let js = async_nats::jetstream::new(agent.clone());
-        for (name, subjects) in COPIES {
-            js.create_stream(async_nats::jetstream::stream::Config {
-                name: name.to_owned(),
-                subjects: vec![subjects.to_owned()],
-                allow_direct: true,
-                ..Default::default()
-            })
-            .await?;
-        }
+        hub.with_streams().await?;
         let keeper = leaf_server.with_streams().await?;
         until_linked(&hub, &leaf_server).await?;
         let ann = hub.ann().await?;
         let mut everywhere = Vec::new();
         for (who, client, subject) in [
             (OWNER, hub.owner().await?, ">".to_owned()),
-            ("the agent", agent.clone(), subject::events()),
             ("the agent", agent.clone(), subject::beats()),
             ("the agent", agent.clone(), subject::state_changes()),
             ("the agent", agent.clone(), "_INBOX.hub.>".to_owned()),
@@ -155,13 +135,7 @@ impl Scene {
             !(but.contains(&subject) || who == OWNER && UNCHECKED.contains(&subject))
         });
         ensure!(arrived.is_empty(), "the thief's messages arrive: {arrived:?}");
-        let names = COPIES.map(|(name, _)| (name, &self.agent));
-        let of_leaf = ["EVENTS_edge", "KV_leaf_state"].map(|name| (name, &self.keeper));
-        for (name, client) in names.into_iter().chain(of_leaf) {
-            let js = async_nats::jetstream::new(client.clone());
-            let info = js.get_stream(name).await?.get_info().await?;
-            ensure!(info.state.messages == 0, "{name} has {:?}", info.state);
-        }
+        nothing_stored(&self.agent, &self.keeper).await?;
         // The hub still works. What was asked here is heard, too.
         until_linked(&self.hub, &self.leaf).await?;
         self.arrived().await;

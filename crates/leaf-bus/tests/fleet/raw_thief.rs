@@ -36,7 +36,7 @@ pub(super) fn trials() -> Vec<Trial> {
 }
 
 /// Subjects that no message may have.
-const WILDCARDS: [&str; 12] = [
+const WILDCARDS: [&str; 14] = [
     ">",
     "*.v1.evt.stolen.a.b.c",
     "leaf.>",
@@ -46,14 +46,17 @@ const WILDCARDS: [&str; 12] = [
     "leaf.v1.beat.*",
     "leaf.v1.state.*.leaf",
     "leaf.v1.hub.*.claim",
+    "leaf.v1.up.*.00000000-0000-0000-0000-000000000007.a.b.c",
+    "leaf.v1.up.edge.*.a.b.c",
     "leaf.v1.*.stolen.x",
     "leaf.*.cmd.edge.>",
     "_INBOX.>",
 ];
 
 /// Where a reply, or the trace of a message, would do harm.
-const HARMFUL: [&str; 5] = [
-    "leaf.v1.copy.edge.evt.a.b.c",
+const HARMFUL: [&str; 6] = [
+    "leaf.v1.copy.edge.state.leaf",
+    "leaf.v1.up.edge.00000000-0000-0000-0000-000000000007.a.b.c",
     "leaf.v1.evt.edge.a.b.c",
     "leaf.v1.state.edge.leaf",
     "leaf.v1.cmd.edge.admin.leaf.show",
@@ -118,6 +121,8 @@ async fn sends_in_its_own_name() -> anyhow::Result<()> {
     ensure!(thief.still_there().await, "{:?}", thief.errors());
     let mut own: Vec<&str> = OWN.to_vec();
     own.push("$KV.leaf_state.stolen.leaf");
+    // What its copy stores is heard.
+    own.push("leaf.v1.evt.stolen.leaf.stolen.started");
     scene.unharmed(&own).await?;
     scene.end().await;
     Ok(())
@@ -161,6 +166,7 @@ async fn hears_what_all_are_asked() -> anyhow::Result<()> {
         "leaf.v1.hub.edge.claim",
         "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.events.get",
         "leaf.v1.evt.edge.leaf.edge.started",
+        "leaf.v1.up.edge.00000000-0000-0000-0000-000000000007.leaf.edge.started",
         "leaf.v1.beat.edge",
         "_INBOX.edge.guessed",
         "_INBOX.hub.guessed",

@@ -7,7 +7,7 @@ use futures::StreamExt as _;
 use leaf_core::subject;
 use libtest_mimic::Trial;
 
-use super::{LinkedLeaf, TestHub, ann, heard, instance, stolen, until_heard, until_linked};
+use super::{LinkedLeaf, TestHub, ann, heard, instance, nothing_stored, stolen, until_heard, until_linked};
 use crate::plain::PlainServer;
 use crate::support::{LIMIT, leaf, trial};
 
@@ -162,21 +162,26 @@ async fn hears_nothing() -> anyhow::Result<()> {
 }
 
 /// What a thief may try to send: to the hub, to people, to the other leaf, in the other leaf's name.
-pub(super) const FORBIDDEN: [&str; 35] = [
+pub(super) const FORBIDDEN: [&str; 40] = [
     "leaf.v1.evt.edge.leaf.edge.started",
+    "leaf.v1.evt.stolen.leaf.stolen.started",
     "leaf.v1.beat.edge",
     "leaf.v1.state.edge.leaf",
     "leaf.v1.job.edge.x.log",
     "leaf.v1.ctr.edge.web.hello",
     "leaf.v1.ctr.edge.web.health",
+    "leaf.v1.up.edge.00000000-0000-0000-0000-000000000007.leaf.edge.started",
     "leaf.v1.hub.edge.claim",
     "leaf.v1.hub.edge.release",
+    "leaf.v1.hub.edge.fill",
     "leaf.v1.hub.edge.copy.read",
     "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.events.info",
     "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.events.get",
     "leaf.v1.link.stolen.00000000-0000-0000-0000-000000000007.events.info",
     "leaf.v1.copy.edge.evt.leaf.edge.started",
     "leaf.v1.copy.stolen.evt.leaf.stolen.started",
+    "leaf.v1.copy.edge.closed",
+    "leaf.v1.copy.stolen.closed",
     "leaf.v1.copy.edge.beat",
     "leaf.v1.copy.edge.state.leaf",
     "leaf.v1.fleet.edge.away",
@@ -202,23 +207,7 @@ pub(super) const FORBIDDEN: [&str; 35] = [
 
 async fn writes_nothing() -> anyhow::Result<()> {
     let theft = Theft::begin().await?;
-    let js = async_nats::jetstream::new(theft.hub.agent().await?);
-    for (name, subjects) in [
-        ("EVENTS_edge", "leaf.v1.copy.edge.evt.>"),
-        ("EVENTS_stolen", "leaf.v1.copy.stolen.evt.>"),
-        ("LEASES", "leaf.v1.copy.*.beat"),
-        ("KV_leaf_state", "leaf.v1.copy.*.state.>"),
-        ("KV_fleet", "$KV.fleet.>"),
-        ("FLEET", "leaf.v1.fleet.>"),
-    ] {
-        js.create_stream(async_nats::jetstream::stream::Config {
-            name: name.to_owned(),
-            subjects: vec![subjects.to_owned()],
-            allow_direct: true,
-            ..Default::default()
-        })
-        .await?;
-    }
+    theft.hub.with_streams().await?;
     let keeper = theft.leaf.with_streams().await?;
     let (agent, agent_in_links, ann) = (
         theft.hub.agent().await?,
@@ -229,7 +218,6 @@ async fn writes_nothing() -> anyhow::Result<()> {
     let mut everywhere = Vec::new();
     for (client, subject) in [
         (theft.hub.owner().await?, ">".to_owned()),
-        (agent.clone(), subject::events()),
         (agent.clone(), subject::beats()),
         (agent.clone(), subject::state_changes()),
         (agent.clone(), "_INBOX.hub.>".to_owned()),
@@ -255,7 +243,8 @@ async fn writes_nothing() -> anyhow::Result<()> {
     // With a reply subject in each kind of place that a reply could do harm in.
     for forbidden in FORBIDDEN {
         for reply in [
-            "leaf.v1.copy.edge.evt.a.b.c",
+            "leaf.v1.copy.edge.state.leaf",
+            "leaf.v1.up.edge.00000000-0000-0000-0000-000000000007.a.b.c",
             "leaf.v1.evt.edge.a.b.c",
             "leaf.v1.cmd.edge.admin.leaf.show",
         ] {
@@ -265,18 +254,26 @@ async fn writes_nothing() -> anyhow::Result<()> {
                 .await?;
         }
     }
-    // What it may send, with a reply subject that is not its own.
-    for own in ["leaf.v1.evt.stolen.a.b.c", "leaf.v1.hub.stolen.claim"] {
-        theft
-            .thief
-            .publish_with_reply(own, "leaf.v1.copy.edge.evt.a.b.c", "stolen".into())
-            .await?;
+    // What it may send, with a reply subject that is not its own: the hub's server would acknowledge there what it stores.
+    let up = "leaf.v1.up.stolen.00000000-0000-0000-0000-000000000007.a.b.c";
+    for own in ["leaf.v1.hub.stolen.claim", up] {
+        for reply in [
+            "leaf.v1.copy.edge.state.leaf",
+            "leaf.v1.up.edge.00000000-0000-0000-0000-000000000007.a.b.c",
+        ] {
+            theft
+                .thief
+                .publish_with_reply(own, reply, "stolen".into())
+                .await?;
+        }
     }
     theft.thief.flush().await?;
     for (where_, subscription) in &mut everywhere {
         let found = heard(subscription).await;
         let of_others = |found: &String| {
-            !found.starts_with("leaf.v1.evt.stolen.") && !found.starts_with("leaf.v1.hub.stolen.")
+            !["evt", "hub", "up"]
+                .iter()
+                .any(|kind| found.starts_with(&format!("leaf.v1.{kind}.stolen.")))
         };
         let found: Vec<_> = found.into_iter().filter(of_others).collect();
         ensure!(
@@ -284,26 +281,10 @@ async fn writes_nothing() -> anyhow::Result<()> {
             "the thief's messages arrive at {where_}: {found:?}"
         );
     }
-    for name in [
-        "EVENTS_edge",
-        "EVENTS_stolen",
-        "LEASES",
-        "KV_leaf_state",
-        "KV_fleet",
-        "FLEET",
-    ] {
-        let info = js.get_stream(name).await?.get_info().await?;
-        ensure!(info.state.messages == 0, "{name} at the hub has {:?}", info.state);
-    }
-    let of_leaf = async_nats::jetstream::new(keeper);
-    for name in ["EVENTS_edge", "KV_leaf_state"] {
-        let info = of_leaf.get_stream(name).await?.get_info().await?;
-        ensure!(
-            info.state.messages == 0,
-            "{name} of the leaf has {:?}",
-            info.state
-        );
-    }
+    nothing_stored(&agent, &keeper).await?;
+    let js = async_nats::jetstream::new(agent);
+    let own = js.get_stream("EVENTS_stolen").await?.get_info().await?;
+    ensure!(own.state.messages == 2, "its own copy has {:?}", own.state);
     theft.leaf.server.stop().await;
     Ok(())
 }

@@ -1,24 +1,20 @@
-//! The copy of one leaf's events, as a state machine: what to read from the leaf, what to publish into the copy, and the
-//! copy's state. `docs/fleet.md` is the contract.
+//! The copy of one leaf's events, as a state machine: when the hub's stream takes the leaf's events, and the copy's state.
+//! `docs/fleet.md` is the contract.
+//!
+//! The leaf sends its events, and the hub's server stores those that follow the copy's last one. So the agent reads where the
+//! copy ends, compares it with the leaf's history, and lets the stream take what the holder of the name sends.
 //!
 //! The caller carries out the [`Output`]s of each [`Input`] in their order, and calls [`Copy::view`] for the state. Times are
 //! those of a clock that runs evenly from the agent's start.
 
-use std::collections::VecDeque;
 use std::time::Duration;
-
-use crate::event::EventRecord;
 
 use super::{AWAY_SECONDS, CopyState, STALLED_SECONDS};
 
-/// The number of events in a page.
-pub const PAGE_EVENTS: u64 = 512;
-/// The number of pages that are read ahead of what is published.
-const PAGES_AHEAD: usize = 4;
-/// The number of live events that are kept while those before them are read.
-const KEPT_EVENTS: usize = 1024;
 /// How long a copy may lack events before it is called behind: until then they are under way.
 const UNDER_WAY: Duration = Duration::from_secs(2);
+/// How often a copy that lacks events is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 const AWAY: Duration = Duration::from_secs(AWAY_SECONDS);
 const STALLED: Duration = Duration::from_secs(STALLED_SECONDS);
 /// The pauses after an error, which double.
@@ -79,26 +75,17 @@ pub enum Input {
         /// The last sequence number of the leaf's stream.
         stream_last: u64,
     },
-    /// The agent is connected again: the hub's store may be another one.
+    /// The agent is connected again, or the copy was deleted: the stream may be another one.
     Reconnected,
     /// The copy's extent, the answer to [`Output::Open`].
     Opened(Extent),
     /// The answer to [`Output::Compare`].
     Compared(Compared),
-    /// A live event of the leaf.
-    Heard(EventRecord),
-    /// The answer to [`Output::Read`]: events in order.
-    Page {
-        /// The number that it was asked for from.
-        from: u64,
-        /// The events.
-        events: Vec<EventRecord>,
-        /// Whether the leaf's stream has no more.
-        end: bool,
-    },
-    /// The copy has stored all events up to this number.
-    Stored(u64),
-    /// What was under way failed: opening, comparing, reading or publishing.
+    /// The answer to [`Output::Admit`].
+    Admitted,
+    /// Where the copy ends now; `None` if there is none any more.
+    Looked(Option<Extent>),
+    /// What was under way failed: opening, comparing, admitting, refusing or looking.
     Failed(String),
     /// Time has passed.
     Tick,
@@ -108,23 +95,18 @@ pub enum Input {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
     /// End what is under way, and read the copy's extent. A copy that does not exist, or is empty, is made to begin where the
-    /// leaf's stream begins.
+    /// leaf's stream begins. Unless it takes the events of the holder of the name already, it takes none from now on.
     Open,
     /// End what is under way.
     Close,
     /// Compare the last event of this copy with the leaf's.
     Compare(Extent),
-    /// Read events of the leaf.
-    Read {
-        /// The sequence number of the first one.
-        from: u64,
-        /// How many.
-        events: u64,
-    },
-    /// Forget what was asked to be read.
-    StopReading,
-    /// Publish these events into the copy, in order.
-    Publish(Vec<EventRecord>),
+    /// Let the copy take the events of the holder of the name.
+    Admit,
+    /// Let the copy take no events.
+    Refuse,
+    /// Read where the copy ends.
+    Look,
 }
 
 /// What is known about a copy, to be shown.
@@ -146,7 +128,9 @@ enum Phase {
     Idle,
     Opening,
     Comparing,
-    Copying,
+    Admitting,
+    /// The copy takes what the leaf sends.
+    Following,
     /// Something failed; it is tried again at this time.
     Waiting {
         until: Duration,
@@ -167,24 +151,20 @@ pub struct Copy {
     phase: Phase,
     /// The last granted claim; without one, the agent's start.
     claimed_at: Duration,
-    /// What the last claim said of the leaf's stream.
-    claimed_last: u64,
     /// Whether the claim was given back.
     released: bool,
     leaf_last: u64,
-    /// The last number that was published, and the last one that is known to be stored.
-    sent: u64,
+    /// The last number that is known to be stored.
     stored: u64,
-    /// The last event that was published since the copy was opened.
-    last: Option<EventRecord>,
-    /// The pages that were asked for: the first number and how many events.
-    asked: VecDeque<(u64, u64)>,
-    /// Live events in a row, for which those before them are missing.
-    heard: VecDeque<EventRecord>,
     pause: Duration,
     /// Since when events are missing, or may be.
     lacks_since: Option<Duration>,
     progress_at: Duration,
+    /// When the copy is looked at next, while it lacks events, and when it is compared once more.
+    look_at: Duration,
+    compare_at: Duration,
+    /// Whether a look is under way.
+    looks: bool,
     reason: Option<String>,
     shown: Option<CopyState>,
     /// The reason that was shown last.
@@ -198,27 +178,37 @@ impl Copy {
         Self {
             phase: Phase::Idle,
             claimed_at: now,
-            claimed_last: 0,
             released: false,
             leaf_last: copied,
-            sent: copied,
             stored: copied,
-            last: None,
-            asked: VecDeque::new(),
-            heard: VecDeque::new(),
             pause: FIRST_PAUSE,
             lacks_since: None,
             progress_at: now,
+            look_at: now,
+            compare_at: now,
+            looks: false,
             reason: None,
             shown,
             shown_reason: None,
         }
     }
 
-    /// The last sequence number that is known to be stored in the copy.
+    /// Whether the copy takes the events of the holder of the name.
     #[must_use]
-    pub fn stored(&self) -> u64 {
-        self.stored
+    pub fn takes_events(&self) -> bool {
+        self.phase == Phase::Following
+    }
+
+    /// Whether it lacks events that the leaf is known to have.
+    #[must_use]
+    pub fn lacks_events(&self) -> bool {
+        self.stored < self.leaf_last
+    }
+
+    /// Notes that the leaf may not fill the copy yet, since others fill theirs.
+    pub fn waits_its_turn(&mut self, now: Duration) {
+        self.progress_at = now;
+        self.reason = Some("other leaves fill their copies first".to_owned());
     }
 
     /// Returns what to do.
@@ -229,6 +219,8 @@ impl Copy {
             Input::Released { stream_last } => {
                 self.released = true;
                 self.leaf_last = self.leaf_last.max(stream_last);
+                // Its last events may be there already.
+                self.look_at = now;
             }
             Input::Reconnected => {
                 if self.phase != Phase::Idle {
@@ -237,9 +229,9 @@ impl Copy {
             }
             Input::Opened(extent) => {
                 if self.phase == Phase::Opening {
-                    (self.sent, self.stored) = (extent.last, extent.last);
+                    self.stored = extent.last;
                     if extent.is_empty() {
-                        self.copying(&mut outputs);
+                        self.admit(&mut outputs);
                     } else {
                         self.phase = Phase::Comparing;
                         outputs.push(Output::Compare(extent));
@@ -251,42 +243,47 @@ impl Copy {
                     self.compared(compared, &mut outputs);
                 }
             }
-            Input::Heard(event) => self.heard(event, now, &mut outputs),
-            Input::Page { from, events, end } => self.page(from, events, end, now, &mut outputs),
-            Input::Stored(sequence) => {
-                if self.phase == Phase::Copying && sequence > self.stored {
-                    self.stored = sequence;
-                    self.progress(now);
+            Input::Admitted => {
+                if self.phase == Phase::Admitting {
+                    self.phase = Phase::Following;
+                    self.leaf_last = self.leaf_last.max(self.stored);
+                    self.look_at = now + LOOK_EVERY;
+                    self.compare_at = now + UNDER_WAY.max(self.pause);
+                }
+            }
+            Input::Looked(extent) => {
+                self.looks = false;
+                if self.phase == Phase::Following {
+                    self.looked(extent, now, &mut outputs);
                 }
             }
             Input::Failed(reason) => {
+                self.looks = false;
                 if self.phase != Phase::Idle {
                     self.fail(reason, now, &mut outputs);
                 }
             }
-            Input::Tick => match self.phase {
-                Phase::Idle => {}
-                _ if now >= self.claimed_at + AWAY => {
-                    self.phase = Phase::Idle;
-                    self.forget();
-                    outputs.push(Output::Close);
-                }
-                Phase::Waiting { until } if now >= until => self.open(&mut outputs),
-                _ => {}
-            },
+            Input::Tick => self.tick(now, &mut outputs),
         }
         // Its last events may be on their way.
-        let is_copying = self.phase == Phase::Copying && self.stored < self.leaf_last;
-        if self.released && self.phase != Phase::Idle && !is_copying {
+        let is_filled = self.phase != Phase::Following || !self.lacks_events();
+        let is_late = self.lacks_since.is_some_and(|since| now >= since + UNDER_WAY);
+        if self.released && self.phase != Phase::Idle && (is_filled || is_late) {
             self.phase = Phase::Idle;
-            self.forget();
             outputs.push(Output::Close);
         }
         self.lacks_since = match self.phase {
-            Phase::Copying if self.stored < self.leaf_last => self.lacks_since.or(Some(now)),
-            Phase::Opening | Phase::Comparing | Phase::Waiting { .. } => self.lacks_since.or(Some(now)),
+            Phase::Following if self.lacks_events() => self.lacks_since.or(Some(now)),
+            Phase::Opening | Phase::Comparing | Phase::Admitting | Phase::Waiting { .. } => {
+                self.lacks_since.or(Some(now))
+            }
             _ => None,
         };
+        if self.phase == Phase::Following && self.lacks_events() && !self.looks && now >= self.look_at {
+            self.looks = true;
+            self.look_at = now + LOOK_EVERY;
+            outputs.push(Output::Look);
+        }
         outputs
     }
 
@@ -303,7 +300,10 @@ impl Copy {
         let stalled = self
             .lacks_since
             .map(|since| since.max(self.progress_at) + STALLED);
-        [behind, stalled]
+        let lacks = self.phase == Phase::Following && self.lacks_events();
+        let look = (lacks && !self.looks).then_some(self.look_at);
+        let compare = lacks.then_some(self.compare_at);
+        [behind, stalled, look, compare]
             .into_iter()
             .flatten()
             .filter(|time| *time > now)
@@ -328,7 +328,13 @@ impl Copy {
                 "the leaf's events end with {}: it reads the rest from the copy",
                 self.leaf_last
             )),
-            (_, CopyState::Stalled | CopyState::Behind) => self.reason.clone(),
+            (_, CopyState::Stalled) => Some(self.reason.clone().unwrap_or_else(|| {
+                format!(
+                    "no event arrives after {}: the logs of leafd, of its nats-server and of the hub's say why",
+                    self.stored
+                )
+            })),
+            (_, CopyState::Behind) => self.reason.clone(),
             (_, CopyState::Away) if self.released => Some("its leafd was stopped".to_owned()),
             // It is opened and compared again.
             (_, CopyState::Gap | CopyState::Differs) if is_shown_on => self.shown_reason.take(),
@@ -350,7 +356,11 @@ impl Copy {
             Phase::Gap { .. } => CopyState::Gap,
             Phase::Differs { .. } => CopyState::Differs,
             Phase::Ahead => CopyState::Current,
-            Phase::Opening | Phase::Comparing | Phase::Copying | Phase::Waiting { .. } => {
+            Phase::Opening
+            | Phase::Comparing
+            | Phase::Admitting
+            | Phase::Following
+            | Phase::Waiting { .. } => {
                 let Some(since) = self.lacks_since else {
                     return Some(CopyState::Current);
                 };
@@ -367,11 +377,9 @@ impl Copy {
     fn claimed(&mut self, anew: bool, stream_last: u64, now: Duration, outputs: &mut Vec<Output>) {
         let away = self.phase == Phase::Idle;
         self.claimed_at = now;
-        self.claimed_last = stream_last;
         self.released = false;
         if anew || away {
             self.leaf_last = stream_last;
-            self.heard.clear();
             self.pause = FIRST_PAUSE;
             self.progress_at = now;
             self.lacks_since = None;
@@ -384,192 +392,74 @@ impl Copy {
                 self.leaf_last = stream_last;
                 self.open(outputs);
             }
-            Phase::Copying => {
+            _ => {
+                if !self.lacks_events() {
+                    // Nothing was missing until now.
+                    self.progress_at = now;
+                    self.compare_at = now + UNDER_WAY.max(self.pause);
+                }
                 self.leaf_last = self.leaf_last.max(stream_last);
-                self.advance(outputs);
             }
-            _ => self.leaf_last = self.leaf_last.max(stream_last),
+        }
+    }
+
+    fn tick(&mut self, now: Duration, outputs: &mut Vec<Output>) {
+        match self.phase {
+            Phase::Idle => {}
+            _ if now >= self.claimed_at + AWAY => {
+                self.phase = Phase::Idle;
+                outputs.push(Output::Close);
+            }
+            Phase::Waiting { until } if now >= until => self.open(outputs),
+            // The leaf may have dropped what comes next, or the store may be another one.
+            Phase::Following if self.lacks_events() && now >= self.compare_at => {
+                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+                self.open(outputs);
+            }
+            _ => {}
         }
     }
 
     fn open(&mut self, outputs: &mut Vec<Output>) {
         self.phase = Phase::Opening;
-        self.last = None;
-        self.asked.clear();
+        self.looks = false;
         outputs.push(Output::Open);
+    }
+
+    fn admit(&mut self, outputs: &mut Vec<Output>) {
+        self.phase = Phase::Admitting;
+        outputs.push(Output::Admit);
     }
 
     fn compared(&mut self, compared: Compared, outputs: &mut Vec<Output>) {
         self.phase = match compared {
             Compared::Begins { first } if first > self.stored.saturating_add(1) => Phase::Gap { first },
-            Compared::Same | Compared::Begins { .. } => return self.copying(outputs),
+            Compared::Same | Compared::Begins { .. } => return self.admit(outputs),
             Compared::Differs { sequence } => Phase::Differs { sequence },
             Compared::Ends { last } => {
                 self.leaf_last = last;
                 Phase::Ahead
             }
         };
-        self.forget();
-        outputs.push(Output::Close);
+        outputs.push(Output::Refuse);
     }
 
-    fn copying(&mut self, outputs: &mut Vec<Output>) {
-        self.phase = Phase::Copying;
-        self.leaf_last = self.leaf_last.max(self.stored);
-        self.advance(outputs);
-    }
-
-    fn heard(&mut self, event: EventRecord, now: Duration, outputs: &mut Vec<Output>) {
-        let copies = match self.phase {
-            Phase::Copying => true,
-            Phase::Opening | Phase::Comparing | Phase::Waiting { .. } => false,
-            Phase::Idle | Phase::Ahead | Phase::Gap { .. } | Phase::Differs { .. } => return,
+    fn looked(&mut self, extent: Option<Extent>, now: Duration, outputs: &mut Vec<Output>) {
+        let Some(last) = extent
+            .map(|extent| extent.last)
+            .filter(|last| *last >= self.stored)
+        else {
+            // An older one, or another.
+            return self.open(outputs);
         };
-        let sequence = event.sequence;
-        if copies && sequence <= self.sent {
-            // A leaf sends an event again with the same content: this is another history.
-            if self
-                .last
-                .as_ref()
-                .is_some_and(|last| last.sequence == sequence && *last != event)
-            {
-                self.open(outputs);
-            }
-            return;
-        }
-        if self.stored == self.leaf_last {
-            // Nothing was missing until now.
+        if last > self.stored {
+            self.stored = last;
             self.progress_at = now;
+            self.pause = FIRST_PAUSE;
+            self.compare_at = now + UNDER_WAY.max(self.pause);
+            self.reason = None;
         }
-        self.leaf_last = self.leaf_last.max(sequence);
-        if copies && self.asked.is_empty() && sequence == self.sent.saturating_add(1) {
-            self.publish(vec![event], outputs);
-            return;
-        }
-        match (self.heard.front(), self.heard.back()) {
-            (Some(_), Some(back)) if sequence == back.sequence.saturating_add(1) => {
-                self.heard.push_back(event);
-            }
-            // It is there already, or it is read.
-            (Some(_), Some(back)) if sequence <= back.sequence => {}
-            _ => {
-                self.heard.clear();
-                self.heard.push_back(event);
-            }
-        }
-        if self.heard.len() > KEPT_EVENTS {
-            self.heard.pop_front();
-        }
-        if copies {
-            self.advance(outputs);
-        }
-    }
-
-    fn page(
-        &mut self,
-        from: u64,
-        events: Vec<EventRecord>,
-        end: bool,
-        now: Duration,
-        outputs: &mut Vec<Output>,
-    ) {
-        if self.phase != Phase::Copying {
-            return;
-        }
-        let Some((_, wanted)) = self.asked.pop_front_if(|(first, _)| *first == from) else {
-            return;
-        };
-        let mut next = from;
-        let mut row = events;
-        if let Some(first) = row
-            .first()
-            .map(|event| event.sequence)
-            .filter(|first| *first > from)
-        {
-            // The leaf's stream drops its oldest events when it is full.
-            self.phase = Phase::Gap { first };
-            self.forget();
-            outputs.push(Output::Close);
-            return;
-        }
-        row.retain(|event| {
-            let follows = event.sequence == next;
-            next += u64::from(follows);
-            follows
-        });
-        let complete = next - from == wanted;
-        if !row.is_empty() {
-            self.publish(row, outputs);
-            self.leaf_last = self.leaf_last.max(self.sent);
-        }
-        if !complete && !self.asked.is_empty() {
-            self.asked.clear();
-            outputs.push(Output::StopReading);
-        }
-        if !complete && end {
-            // What was heard beyond the stream's end is not stored there yet, or never will be.
-            self.leaf_last = self.sent.max(self.claimed_last);
-            if self
-                .heard
-                .front()
-                .is_none_or(|event| event.sequence > self.sent + 1)
-            {
-                self.heard.clear();
-            } else if let Some(back) = self.heard.back() {
-                self.leaf_last = self.leaf_last.max(back.sequence);
-            }
-        }
-        if next == from && self.leaf_last > self.sent && self.heard.is_empty() {
-            let reason = format!(
-                "the leaf's stream has no event {from}, though its last one is {} by its claim",
-                self.leaf_last
-            );
-            self.fail(reason, now, outputs);
-            return;
-        }
-        self.advance(outputs);
-    }
-
-    /// Publishes what can be, and asks for what is missing.
-    fn advance(&mut self, outputs: &mut Vec<Output>) {
-        while self
-            .heard
-            .front()
-            .is_some_and(|event| event.sequence <= self.sent)
-        {
-            self.heard.pop_front();
-        }
-        if self.asked.is_empty() && self.heard.front().is_some_and(|e| e.sequence == self.sent + 1) {
-            let row = self.heard.drain(..).collect();
-            self.publish(row, outputs);
-        }
-        let known = self.heard.front().map_or(u64::MAX, |event| event.sequence);
-        while self.asked.len() < PAGES_AHEAD {
-            let from = match self.asked.back() {
-                Some((from, events)) => from + events,
-                None => self.sent + 1,
-            };
-            if from > self.leaf_last || from >= known {
-                break;
-            }
-            let events = PAGE_EVENTS.min(known - from);
-            self.asked.push_back((from, events));
-            outputs.push(Output::Read { from, events });
-        }
-    }
-
-    fn publish(&mut self, row: Vec<EventRecord>, outputs: &mut Vec<Output>) {
-        if let Some(last) = row.last() {
-            self.sent = last.sequence;
-            self.last = Some(last.clone());
-            outputs.push(Output::Publish(row));
-        }
-    }
-
-    fn progress(&mut self, now: Duration) {
-        self.progress_at = now;
-        self.pause = FIRST_PAUSE;
-        self.reason = None;
+        self.leaf_last = self.leaf_last.max(last);
     }
 
     fn fail(&mut self, reason: String, now: Duration, outputs: &mut Vec<Output>) {
@@ -578,13 +468,7 @@ impl Copy {
         };
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         self.reason = Some(reason);
-        self.asked.clear();
         outputs.push(Output::Close);
-    }
-
-    fn forget(&mut self) {
-        self.asked.clear();
-        self.heard.clear();
     }
 }
 

@@ -1,6 +1,6 @@
 //! The subjects between a leaf and its hub, and those of the hub's copies.
 
-use super::{VERSION, events_of, is_literal};
+use super::{VERSION, is_literal};
 use crate::id::{InstanceId, LeafName};
 
 /// Returns the subjects of the changed entries of a leaf's state, as they cross to a hub.
@@ -21,6 +21,30 @@ pub fn parts_of_state_change(subject: &str) -> Option<(LeafName, &str)> {
     let rest = subject.strip_prefix("leaf.")?.strip_prefix(VERSION)?;
     let (leaf, key) = rest.strip_prefix(".state.")?.split_once('.')?;
     is_literal(key).then_some((LeafName::new(leaf).ok()?, key))
+}
+
+/// Returns the subjects of events on their way to the copy, of all leaves and instances.
+#[must_use]
+pub fn ups() -> String {
+    format!("leaf.{VERSION}.up.>")
+}
+
+/// Returns the subjects of a leaf's events on their way to the copy, of any instance.
+#[must_use]
+pub fn ups_of(leaf: &LeafName) -> String {
+    format!("leaf.{VERSION}.up.{leaf}.*.>")
+}
+
+/// Returns the subjects on which an instance of a leaf sends its events to the hub's copy.
+#[must_use]
+pub fn up_events_of(leaf: &LeafName, instance: InstanceId) -> String {
+    format!("{}>", up_prefix(leaf, instance))
+}
+
+/// Returns the beginning of these subjects, with its last dot.
+#[must_use]
+pub fn up_prefix(leaf: &LeafName, instance: InstanceId) -> String {
+    format!("leaf.{VERSION}.up.{leaf}.{instance}.")
 }
 
 /// Returns the subjects of a leaf's requests to the hub agent.
@@ -51,6 +75,12 @@ pub fn hub_release(leaf: &LeafName) -> String {
 #[must_use]
 pub fn hub_copy_read(leaf: &LeafName) -> String {
     format!("leaf.{VERSION}.hub.{leaf}.copy.read")
+}
+
+/// Returns the subject of a leaf's request to send the events that the hub's copy lacks.
+#[must_use]
+pub fn hub_fill(leaf: &LeafName) -> String {
+    format!("leaf.{VERSION}.hub.{leaf}.fill")
 }
 
 /// What the hub agent reads of a leaf.
@@ -96,36 +126,16 @@ pub fn link_reads() -> String {
     format!("leaf.{VERSION}.link.>")
 }
 
-/// Returns the prefix, with its last dot, of the subjects on which an instance of a leaf sends its events up to a hub.
-#[must_use]
-pub fn up_prefix(leaf: &LeafName, instance: InstanceId) -> String {
-    format!("leaf.{VERSION}.up.{leaf}.{instance}.")
-}
-
-/// Returns the subjects on which an instance of a leaf sends its events up to a hub.
-#[must_use]
-pub fn up_events_of(leaf: &LeafName, instance: InstanceId) -> String {
-    format!("{}>", up_prefix(leaf, instance))
-}
-
 /// Returns the subjects that the hub agent writes its copies on.
 #[must_use]
 pub fn copies() -> String {
     format!("leaf.{VERSION}.copy.>")
 }
 
-/// Returns the subjects that the hub agent writes a leaf's copied events on.
+/// Returns the subject of a copy of events that takes none: nobody publishes on it.
 #[must_use]
-pub fn copied_events_of(leaf: &LeafName) -> String {
-    format!("leaf.{VERSION}.copy.{leaf}.evt.>")
-}
-
-/// Returns the subject that the hub agent writes an event on, if `event` is the subject of one.
-#[must_use]
-pub fn copied_event(leaf: &LeafName, event: &str) -> Option<String> {
-    let prefix = events_of(leaf);
-    let rest = event.strip_prefix(prefix.trim_end_matches('>'))?;
-    is_literal(rest).then(|| format!("leaf.{VERSION}.copy.{leaf}.evt.{rest}"))
+pub fn closed_copy(leaf: &LeafName) -> String {
+    format!("leaf.{VERSION}.copy.{leaf}.closed")
 }
 
 /// Returns the subject that the hub agent writes an entry of a leaf's state on.
@@ -203,18 +213,6 @@ mod tests {
     fn subjects_between_a_leaf_and_its_hub_are_built_and_parsed() {
         let leaf = LeafName::new("edge-1").expect("a leaf");
         let event = event(&leaf, "leaf", "edge-1", "started");
-        let copied = copied_event(&leaf, &event);
-        assert_eq!(
-            copied.as_deref(),
-            Some("leaf.v1.copy.edge-1.evt.leaf.edge-1.started")
-        );
-        for other in [
-            "leaf.v1.evt.edge-12.a.b.c",
-            "leaf.v1.evt.edge-1.",
-            "leaf.v1.beat.edge-1",
-        ] {
-            assert_eq!(copied_event(&leaf, other), None, "{other}");
-        }
         let change = "leaf.v1.state.edge-1.container._57eb";
         assert_eq!(
             parts_of_state_change(change),
@@ -232,6 +230,7 @@ mod tests {
         assert_eq!(leaf_of(&event).as_ref(), Some(&leaf));
         assert_eq!(leaf_of("leaf.v2.evt.edge-1.a"), None);
     }
+
     #[test]
     fn an_instance_sends_its_events_up_below_a_prefix_of_its_own() {
         let leaf = LeafName::new("edge-1").expect("a leaf");

@@ -1,7 +1,7 @@
 //! Inboxes: the subjects below which replies are sent.
 
 use super::is_literal;
-use crate::id::{Caller, InstanceId, LeafName};
+use crate::id::{Caller, LeafName};
 
 /// The first token of all inboxes.
 pub const INBOX: &str = "_INBOX";
@@ -34,21 +34,6 @@ pub fn leaf_inbox_prefix(leaf: &LeafName) -> String {
 #[must_use]
 pub fn is_inbox_of_leaf(reply: &str, leaf: &LeafName) -> bool {
     is_below_inbox(reply, leaf.as_str())
-}
-
-/// Returns the inbox prefix of the connection that publishes a leaf's events, without a final dot: its acknowledgements name
-/// the instance, so that whoever hears an event knows which one published it.
-#[must_use]
-pub fn event_inbox_prefix(daemon: &Caller, instance: InstanceId) -> String {
-    format!("{}.{instance}", inbox_prefix(daemon))
-}
-
-/// Returns the instance that published an event, from its reply subject.
-#[must_use]
-pub fn publisher_of(reply: &str) -> Option<InstanceId> {
-    let mut tokens = reply.split('.');
-    (tokens.next() == Some(INBOX)).then_some(())?;
-    tokens.nth(1)?.parse().ok()
 }
 
 /// The first token of the reply subjects that a server makes for requests from another account. No client may send a
@@ -113,19 +98,6 @@ mod tests {
     fn an_inbox_of_a_leaf_is_its_own() {
         let leaf = LeafName::new("edge-1").expect("a leaf");
         assert!(is_inbox_of_leaf("_INBOX.edge-1.x", &leaf) && !is_inbox_of_leaf("_INBOX.edge-2.x", &leaf));
-    }
-
-    #[test]
-    fn an_acknowledgement_of_an_event_names_its_publisher() {
-        let daemon = admin();
-        let instance: InstanceId = "0199f0a2-1111-7222-8333-444455556666"
-            .parse()
-            .expect("an instance");
-        let prefix = event_inbox_prefix(&daemon, instance);
-        assert_eq!(publisher_of(&format!("{prefix}.x7")), Some(instance));
-        for other in ["_INBOX.leafd.x7", "_INBOX.leafd", "leaf.v1.beat.edge-1", ""] {
-            assert_eq!(publisher_of(other), None, "{other}");
-        }
     }
 
     #[test]

@@ -164,7 +164,7 @@ async fn events(programs: &Programs<'_>, directory: &Path, count: u64) -> Result
             of_bare.push(began.elapsed());
         }
     }
-    // The first part of the way: until a client of the hub hears it, as the agent does.
+    // Another way: until a client of the hub hears it, which events cross for once more.
     let mut heard = ours.ann.subscribe(subject::events()).await?;
     ours.ann.flush().await?;
     let mut of_hearing = Vec::new();

@@ -12,6 +12,8 @@ use async_nats::jetstream;
 use jiff::Timestamp;
 use leaf_bus::connect::{Bus, ConnectSettings, Credentials};
 use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings, Hub};
+use leaf_bus::fill::FillCopy;
+use leaf_bus::hub_link::HubLink;
 use leaf_bus::identity::{HubUsers, Identity, daemon_caller};
 use leaf_bus::kv::StateBucket;
 use leaf_bus::publisher::Publisher;
@@ -172,22 +174,24 @@ impl Ours {
             inbox_prefix: prefix.to_owned(),
             ..ConnectSettings::new(&server.client_url())
         };
-        let (service, keeper) = (identity.service_credentials(), identity.leaf_credentials());
-        let bus = Bus::connect_apart(
-            &user(service, "_INBOX.leafd"),
-            &user(keeper, &subject::event_inbox_prefix(&daemon_caller(), instance())),
-        )
-        .await?;
+        let inbox = subject::inbox_prefix(&daemon_caller());
+        let keeper = user(identity.leaf_credentials(), &inbox);
+        let bus = Bus::connect_apart(&user(identity.service_credentials(), &inbox), &keeper).await?;
         bus.connected().await;
         StateBucket::ensure(&bus, &leaf()).await?;
-        let claimant = async_nats::ConnectOptions::new()
-            .credentials(identity.claimant_credentials().expose())?
-            .custom_inbox_prefix(subject::leaf_inbox_prefix(&leaf()))
-            .connect(server.client_url())
-            .await?;
+        let link = user(
+            identity.claimant_credentials(),
+            &subject::leaf_inbox_prefix(&leaf()),
+        );
+        let copy = FillCopy {
+            hub: HubLink::open(&link, &leaf()).await?,
+            instance: instance(),
+            streams: keeper,
+            link,
+        };
         let last = Arc::new(AtomicU64::new(0));
         let mut claims = JoinSet::new();
-        claims.spawn(claim_for_ever(claimant, last.clone()));
+        claims.spawn(claim_for_ever(copy, last.clone()));
         Ok(Self {
             agent: hub.agent().await?,
             ann: hub.ann().await?,
@@ -295,16 +299,19 @@ impl Ours {
     }
 }
 
-/// Claims the leaf's name each second, as leafd does every ten.
-async fn claim_for_ever(client: Client, last: Arc<AtomicU64>) {
+/// Claims the leaf's name each second, as leafd does every ten, and sends what the copy lacks.
+async fn claim_for_ever(copy: FillCopy, last: Arc<AtomicU64>) {
     loop {
         let claim = Claim {
             beat: beat_of(&leaf(), last.load(Ordering::Relaxed)),
             predecessor: None,
             stream_last: last.load(Ordering::Relaxed),
         };
-        let body = serde_json::to_vec(&claim).expect("a claim is JSON");
-        let claimed = client.request(subject::hub_claim(&leaf()), body.into()).await;
+        let claimed = copy.hub.claim(&claim).await;
+        if claimed.is_ok() {
+            // What can't be sent is sent after the next claim.
+            let _ = copy.fill(|| last.load(Ordering::Relaxed)).await;
+        }
         let pause = if claimed.is_ok() { 1000 } else { 20 };
         tokio::time::sleep(Duration::from_millis(pause)).await;
     }

@@ -109,7 +109,7 @@ pub(crate) async fn forgotten() -> anyhow::Result<()> {
     let names: Vec<&str> = leaves.iter().map(|known| known.beat.leaf.as_str()).collect();
     ensure!(names == ["edge-2"], "{names:?}");
     ensure!(site.hub.state_copy().await?.entries(&lost.name).await?.is_empty());
-    let extent = site.hub.copy(&lost.name, 64 << 20).open().await?;
+    let extent = site.hub.copy(&lost.name, 64 << 20).extent().await?;
     ensure!(extent.is_some_and(|extent| extent.last == 10), "{extent:?}");
     // The agent doesn't write it again, also after its restart; the other leaf is as before.
     site.kill_agent().await?;
@@ -126,7 +126,7 @@ pub(crate) async fn forgotten() -> anyhow::Result<()> {
     );
     let said = site.command(&["forget", "edge-1", "--events", "--yes"]).await?;
     ensure!(said.contains("deletes the copy of the events 1 to 10"), "{said}");
-    ensure!(site.hub.copy(&lost.name, 64 << 20).open().await?.is_none());
+    ensure!(site.hub.copy(&lost.name, 64 << 20).extent().await?.is_none());
     let refused = site
         .command(&["forget", "edge-1", "--yes"])
         .await

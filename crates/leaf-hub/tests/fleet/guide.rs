@@ -143,7 +143,7 @@ pub(crate) async fn valid() -> anyhow::Result<()> {
     carry_out(place, &added.replace("&& systemctl", "# ")).await?;
     let accounts = std::fs::read_to_string(hub.join("accounts.conf"))?;
     ensure!(
-        accounts.contains("leaf.v1.evt.edge-4.>"),
+        accounts.contains("leaf.v1.up.edge-4.*.>"),
         "edge-4 is in {accounts}"
     );
     Ok(())

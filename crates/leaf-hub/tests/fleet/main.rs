@@ -345,7 +345,7 @@ async fn clone_in_place() -> anyhow::Result<()> {
     .await?;
     leaf.publish(30).await?;
     let copy = site.hub.copy(&leaf.name, 64 << 20);
-    let end = async || anyhow::Ok(copy.open().await?.map(|extent| extent.last));
+    let end = async || anyhow::Ok(copy.extent().await?.map(|extent| extent.last));
     ensure!(end().await? == Some(100), "the link is not cut");
     let mut clone = site
         .leaf_with("edge-1", "edge-1-clone", &servers::program().await?)

@@ -137,7 +137,7 @@ accounts {{
       {{service: {{account: LEAF, subject: "$JS.API.DIRECT.GET.EVENTS_{leaf}"}}, to: "leaf.v1.link.{leaf}.{instance}.events.get"}}
       {{service: {{account: LEAF, subject: "$JS.API.STREAM.INFO.KV_leaf_state"}}, to: "leaf.v1.link.{leaf}.{instance}.state.info"}}
       {{service: {{account: LEAF, subject: "$JS.API.DIRECT.GET.KV_leaf_state"}}, to: "leaf.v1.link.{leaf}.{instance}.state.get"}}
-      {{stream: {{account: LEAF, subject: "leaf.v1.evt.{leaf}.>"}}}}
+      {{stream: {{account: LEAF, subject: "leaf.v1.evt.{leaf}.>"}}, to: "leaf.v1.up.{leaf}.{instance}.>"}}
       {{stream: {{account: LEAF, subject: "leaf.v1.beat.{leaf}"}}}}
       {{stream: {{account: LEAF, subject: "leaf.v1.state.{leaf}.>"}}}}
     ]

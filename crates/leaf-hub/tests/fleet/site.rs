@@ -9,7 +9,9 @@ use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use leaf_bus::connect::{Bus, ConnectSettings, Credentials};
+use leaf_bus::fill::FillCopy;
 use leaf_bus::hub::Hub;
+use leaf_bus::hub_link::HubLink;
 use leaf_bus::identity::{HubUsers, daemon_caller, hub_caller};
 use leaf_bus::kv::StateBucket;
 use leaf_bus::stream::{EventStream, StreamSettings};
@@ -22,6 +24,8 @@ use leaf_core::subject;
 use nkeys::KeyPair;
 use serde::de::DeserializeOwned;
 use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::servers::{LeafEnd, Server, Wire, free_port, hub_config, leaf_config, program, until};
@@ -182,7 +186,7 @@ impl Site {
         let copy = self.hub.copy(&leaf.name, 64 << 20);
         let what = format!("the copy ends with {last}");
         let whole = until(&what, limit, async || {
-            let end = copy.open().await.ok().flatten().map(|extent| extent.last);
+            let end = copy.extent().await.ok().flatten().map(|extent| extent.last);
             ensure!(
                 end.is_none_or(|end| end <= last),
                 "the copy ends with {end:?} instead of {last}"
@@ -274,21 +278,63 @@ pub(crate) struct TestLeaf {
     link: async_nats::Client,
     pub(crate) events: Vec<EventRecord>,
     pub(crate) state: BTreeMap<String, Vec<u8>>,
+    /// The instance and the last number that it has published, for the task that fills the copy.
+    published: watch::Sender<(InstanceId, u64)>,
+    _filling: JoinSet<()>,
+}
+
+/// Fills the copy as leafd does, but asks the agent for ever.
+async fn keep_filled(link: HubLink, url: String, mut published: watch::Receiver<(InstanceId, u64)>) {
+    loop {
+        let (instance, _) = *published.borrow_and_update();
+        let copy = FillCopy {
+            hub: link.clone(),
+            instance,
+            streams: as_leafd(&url),
+            link: as_link(&url),
+        };
+        // Another instance goes on in its place.
+        let filled = tokio::select! {
+            filled = copy.fill(|| published.borrow().1) => filled,
+            () = replaced(published.clone(), instance) => continue,
+        };
+        let pause = if filled.is_ok() { 20 } else { 200 };
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+}
+
+async fn replaced(mut published: watch::Receiver<(InstanceId, u64)>, instance: InstanceId) {
+    if published.wait_for(|now| now.0 != instance).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn as_user(user: &str, url: &str) -> ConnectSettings {
+    ConnectSettings {
+        credentials: Credentials::Password {
+            user: user.to_owned(),
+            password: Secret::new("x".to_owned()),
+        },
+        ..ConnectSettings::new(url)
+    }
+}
+
+fn as_leafd(url: &str) -> ConnectSettings {
+    ConnectSettings {
+        inbox_prefix: subject::inbox_prefix(&daemon_caller()),
+        ..as_user("leafd", url)
+    }
+}
+
+fn as_link(url: &str) -> ConnectSettings {
+    as_user("link", url)
 }
 
 type Config = Box<dyn Fn(InstanceId) -> String + Send + Sync>;
 
-/// Connects as an instance of leafd, and makes the leaf's stream if there is none.
-async fn connect(url: &str, name: &LeafName, instance: InstanceId) -> anyhow::Result<(Bus, EventStream)> {
-    let bus = Bus::connect(&ConnectSettings {
-        inbox_prefix: subject::event_inbox_prefix(&daemon_caller(), instance),
-        credentials: Credentials::Password {
-            user: "leafd".to_owned(),
-            password: Secret::new("x".to_owned()),
-        },
-        ..ConnectSettings::new(url)
-    })
-    .await?;
+/// Connects as leafd, and makes the leaf's stream if there is none.
+async fn connect(url: &str, name: &LeafName) -> anyhow::Result<(Bus, EventStream)> {
+    let bus = Bus::connect(&as_leafd(url)).await?;
     bus.connected().await;
     let settings = StreamSettings {
         max_bytes: 64 << 20,
@@ -308,7 +354,7 @@ impl TestLeaf {
     ) -> anyhow::Result<Self> {
         let url = format!("nats://127.0.0.1:{}", server.port);
         let name = LeafName::new(name)?;
-        let (bus, stream) = connect(&url, &name, instance).await?;
+        let (bus, stream) = connect(&url, &name).await?;
         let bucket = StateBucket::ensure(&bus, &name).await?;
         republish(&url).await?;
         let link = async_nats::ConnectOptions::with_user_and_password("link".to_owned(), "x".to_owned())
@@ -316,6 +362,10 @@ impl TestLeaf {
             .retry_on_initial_connect()
             .connect(&url)
             .await?;
+        let published = watch::Sender::new((instance, 0));
+        let mut filling = JoinSet::new();
+        let to_hub = HubLink::open(&as_link(&url), &name).await?;
+        filling.spawn(keep_filled(to_hub, url, published.subscribe()));
         Ok(Self {
             name,
             instance,
@@ -328,6 +378,8 @@ impl TestLeaf {
             link,
             events: Vec::new(),
             state: BTreeMap::new(),
+            published,
+            _filling: filling,
         })
     }
 
@@ -338,8 +390,14 @@ impl TestLeaf {
         std::fs::write(self.server.config(), (self.config)(self.instance))?;
         self.server.start_again().await?;
         let url = format!("nats://127.0.0.1:{}", self.server.port);
-        (self.bus, self.stream) = connect(&url, &self.name, self.instance).await?;
+        (self.bus, self.stream) = connect(&url, &self.name).await?;
+        self.has_published();
         Ok(())
+    }
+
+    /// Tells the task that fills the copy where the stream ends.
+    fn has_published(&self) {
+        self.published.send_replace((self.instance, self.last()));
     }
 
     pub(crate) fn last(&self) -> u64 {
@@ -425,6 +483,7 @@ impl TestLeaf {
             self.events.push(event);
         }
         publisher.settle().await?;
+        self.has_published();
         let last = self.last();
         let mut changes: Vec<(String, Option<Bytes>)> = Vec::new();
         for key in [format!("container.c{}", last % 7), "leaf".to_owned()] {
@@ -449,6 +508,7 @@ impl TestLeaf {
         publisher.publish(event.clone()).await?;
         self.events.push(event);
         publisher.settle().await?;
+        self.has_published();
         Ok(())
     }
 
@@ -463,6 +523,7 @@ impl TestLeaf {
             publisher.publish(event.clone()).await?;
         }
         publisher.settle().await?;
+        self.has_published();
         Ok(())
     }
 
@@ -475,6 +536,7 @@ impl TestLeaf {
             self.events.push(event);
         }
         publisher.settle().await?;
+        self.has_published();
         Ok(())
     }
 

@@ -5,19 +5,17 @@ use std::time::Duration;
 
 use leaf_bus::connect::{Bus, ConnectSettings};
 use leaf_bus::embedded::EmbeddedServer;
-use leaf_bus::identity::daemon_caller;
 use leaf_core::command::CommandRecord;
 use leaf_core::engine::{Engine, EngineSettings, History, Limits, Resumed, Snapshots};
 use leaf_core::error::chain;
 use leaf_core::id::InstanceId;
 use leaf_core::labels::{self, Labels};
 use leaf_core::state::{RawEntry, State};
-use leaf_core::subject;
 use leaf_host::notify;
 use leaf_host::signals::Termination;
 use leaf_journal::Journal;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use super::VERSION;
@@ -25,7 +23,7 @@ use super::claim::Claim;
 use super::equipment::{self, HostAndNats};
 use super::store::Store;
 use crate::clock::Clock;
-use crate::hub::{Claims, Hub};
+use crate::hub::{Claims, Filling, Hub};
 use crate::main_loop::MainLoop;
 use crate::publisher::{EventPublisher, Published};
 use crate::settings::Settings;
@@ -142,8 +140,7 @@ impl Running {
         let publisher = EventPublisher {
             connect: ConnectSettings {
                 name: format!("{} events", connect.name),
-                inbox_prefix: subject::event_inbox_prefix(&daemon_caller(), claim.beat.instance),
-                ..connect
+                ..connect.clone()
             },
             leaf: leaf.clone(),
             journal: journal.clone(),
@@ -161,8 +158,21 @@ impl Running {
             journal: journal.clone(),
         };
         let hub = hub.map(Arc::new);
+        let lacks = Arc::new(Notify::new());
+        // At the start nothing is known yet of what crossed.
+        lacks.notify_one();
+        let reader = ConnectSettings {
+            name: format!("{} for the hub", connect.name),
+            ..connect
+        };
+        let filling = hub.as_ref().map(|hub| Filling {
+            copy: hub.fill_copy(reader, instance),
+            published: published.clone(),
+            lacks: lacks.clone(),
+        });
         let claims = hub.clone().map(|hub| Claims {
             hub,
+            lacks,
             heard: claim.heard,
             bus: bus.clone(),
             stream: claim.stream,
@@ -173,6 +183,9 @@ impl Running {
         });
         let leasing = lease::keep(bus.clone(), beats, dead, held, release, given_back);
         tasks.keep("lease", leasing);
+        if let Some(filling) = filling {
+            tasks.keep("fill", filling.run());
+        }
         let at_hub = hub.zip(claims).map(|(hub, claims)| AtHub {
             hub,
             instance,

@@ -11,7 +11,7 @@ use leaf_core::engine::Input;
 use leaf_core::error::chain;
 use leaf_core::fleet::{ClaimReply, CopyEnd};
 use leaf_core::homecoming::{Extent, Next, Own};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::{CLAIM_EVERY, Heard, HomeError, Hub, extent_of_journal};
 use crate::complaints::Complaints;
@@ -35,6 +35,8 @@ pub(crate) struct Claims {
     pub(crate) dead: Predecessors,
     /// The known content of the leaf's stream.
     pub(crate) published: watch::Receiver<Published>,
+    /// Told when the copy lacks events.
+    pub(crate) lacks: Arc<Notify>,
     /// Receives what the hub said.
     pub(crate) inputs: mpsc::Sender<Wake>,
 }
@@ -109,6 +111,10 @@ impl Claims {
             stream: extent_of_published(known),
         };
         self.agrees(copy.as_ref(), own, stream).await?;
+        // What was published while the hub was away, or since the agent heard of it again, may not have been taken.
+        if self.heard.problem.is_some() || copy.as_ref().map_or(0, |copy| copy.last) < known.sequence {
+            self.lacks.notify_one();
+        }
         self.heard.has_now(copy);
         Ok(())
     }
@@ -172,8 +178,8 @@ impl Heard {
             tracing::warn!(
                 before,
                 now,
-                "the hub has lost events of its copy: it lost its store, or was restored from a backup. The agent fills it from this \
-                 leaf's stream"
+                "the hub has lost events of its copy: it lost its store, or was restored from a backup. This leaf sends them again, as \
+                 far back as its stream goes"
             );
         }
         let most = before.max(self.lost_after.unwrap_or(0));

@@ -82,7 +82,7 @@ fn events(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
         row("median", leaf, bare),
         row("99th percentile", leaf_99, bare_99),
         Row::report(
-            "an event on the leaf until a client of the hub hears it, as the agent does, median",
+            "an event on the leaf until a client of the hub hears it, median",
             format!("{heard:.0} µs"),
         ),
     ])

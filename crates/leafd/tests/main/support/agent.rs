@@ -5,7 +5,8 @@ use futures::StreamExt as _;
 use leaf_core::beat::Beat;
 use leaf_core::event::EventRecord;
 use leaf_core::fleet::{
-    Claim, ClaimReply, CopyEnd, CopyPage, ReadCopy, Release, Released, Unreadable, fingerprint,
+    Claim, ClaimReply, CopyEnd, CopyPage, Fill, FillReply, ReadCopy, Release, Released, Unreadable,
+    fingerprint,
 };
 use leaf_core::json::to_json;
 use leaf_core::subject;
@@ -58,7 +59,7 @@ impl TestAgent {
         let known = watch::Sender::new(Known::default());
         let shared = known.clone();
         let (claim, leaf) = (subject::hub_claim(&hub.leaf), hub.leaf.clone());
-        let release = subject::hub_release(&hub.leaf);
+        let (release, fill) = (subject::hub_release(&hub.leaf), subject::hub_fill(&hub.leaf));
         let mut task = JoinSet::new();
         task.spawn(async move {
             while let Some(request) = requests.next().await {
@@ -72,6 +73,8 @@ impl TestAgent {
                         known.answer_claim(&request.payload)
                     } else if request.subject.as_str() == release {
                         known.answer_release(&request.payload)
+                    } else if request.subject.as_str() == fill {
+                        known.answer_fill(&request.payload)
                     } else {
                         known.answer_read(&request.payload)
                     };
@@ -171,6 +174,19 @@ impl Known {
         }
         self.releases.push(release);
         Some(to_json(&Released { released }))
+    }
+
+    /// The copy is what the test says: it takes nothing.
+    fn answer_fill(&self, body: &[u8]) -> Option<Vec<u8>> {
+        let fill: Fill = serde_json::from_slice(body).expect("a request of the contract");
+        let is_holder = |holder: &Beat| holder.instance == fill.instance;
+        let why = match &self.manner {
+            Manner::Garbage => return Some(b"{\"answer\":7}".to_vec()),
+            Manner::SilentAfter(pages) if self.pages >= *pages => return None,
+            _ if !self.holder.as_ref().is_some_and(is_holder) => "another instance has the name",
+            _ => "the copy is full",
+        };
+        Some(to_json(&FillReply::Wait { why: why.to_owned() }))
     }
 
     fn answer_read(&mut self, body: &[u8]) -> Option<Vec<u8>> {

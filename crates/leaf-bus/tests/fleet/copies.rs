@@ -1,0 +1,163 @@
+//! The hub's stream of a leaf's events takes those of one instance, each once and in order.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use async_nats::HeaderMap;
+use async_nats::jetstream::stream::{Config, SubjectTransform};
+use leaf_bus::hub::CopyStream;
+use leaf_core::fleet::copy::Extent;
+use leaf_core::id::InstanceId;
+use leaf_core::subject;
+use libtest_mimic::Trial;
+use uuid::Uuid;
+
+use super::{LinkedLeaf, TestHub, instance, until_linked};
+use crate::support::{LIMIT, leaf, trial};
+
+pub(super) fn trials() -> Vec<Trial> {
+    vec![
+        trial(
+            "a_copy_takes_the_events_of_one_instance_each_once_and_in_order",
+            takes_what_follows,
+        ),
+        trial("a_copy_that_an_earlier_agent_wrote_is_taken_over", of_before),
+    ]
+}
+
+const FACT: &str = "leaf.edge.started";
+
+/// Sends an event as an instance does that fills its copy, after the event with this number.
+async fn send(
+    sender: &async_nats::Client,
+    instance: InstanceId,
+    after: u64,
+    body: &'static str,
+) -> anyhow::Result<()> {
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Expected-Last-Sequence", after.to_string());
+    let subject = format!("{}{FACT}", subject::up_prefix(&leaf(), instance));
+    sender.publish_with_headers(subject, headers, body.into()).await?;
+    Ok(sender.flush().await?)
+}
+
+async fn ends_with(copy: &CopyStream, last: u64) -> anyhow::Result<()> {
+    let found = async {
+        while copy.extent().await?.map(|extent| extent.last) != Some(last) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(LIMIT, found)
+        .await
+        .with_context(|| format!("waiting for event {last}"))?
+}
+
+async fn body(copy: &CopyStream, sequence: u64) -> anyhow::Result<String> {
+    let event = copy.read(sequence).await?.context("an event")?;
+    ensure!(
+        event.subject == subject::event(&leaf(), "leaf", "edge", "started"),
+        "{event:?}"
+    );
+    Ok(String::from_utf8(event.body)?)
+}
+
+async fn takes_what_follows() -> anyhow::Result<()> {
+    let hub = TestHub::start().await?;
+    let server = LinkedLeaf::start(&hub).await?;
+    let copy = hub.keeper().await?.copy(&leaf(), 1 << 20);
+    ensure!(copy.begin(4).await? == Extent { first: 4, last: 3 });
+    until_linked(&hub, &server).await?;
+    let sender = server.claimant().await?;
+    let (first, second) = (instance(), InstanceId(Uuid::from_u128(8)));
+    // Nobody is let in yet. What is sent later arrives later, so once that is there, this was refused.
+    send(&sender, first, 3, "too early").await?;
+    copy.admit(first).await?;
+    ensure!(copy.takes(first).await? && !copy.takes(second).await?);
+    for (instance, after, body) in [
+        (first, 3, "four"),
+        (first, 3, "four again"),
+        (first, 5, "out of order"),
+        (second, 4, "of another instance"),
+    ] {
+        send(&sender, instance, after, body).await?;
+    }
+    // The interest in the first instance's events crosses after it was let in.
+    for _ in 0..100 {
+        send(&sender, first, 3, "four").await?;
+        send(&sender, first, 4, "five").await?;
+        if copy.extent().await?.is_some_and(|extent| extent.last == 5) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    ends_with(&copy, 5).await?;
+    ensure!(body(&copy, 4).await?.starts_with("four") && body(&copy, 5).await? == "five");
+    // Another instance takes its place, and the first one is shut out.
+    ensure!(copy.open(second).await? == Some(Extent { first: 4, last: 5 }));
+    ensure!(!copy.takes(first).await?, "nobody is let in before a comparison");
+    copy.admit(second).await?;
+    for _ in 0..100 {
+        send(&sender, first, 5, "of the first").await?;
+        send(&sender, second, 5, "six").await?;
+        if copy.extent().await?.is_some_and(|extent| extent.last == 6) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    ends_with(&copy, 6).await?;
+    ensure!(body(&copy, 6).await? == "six");
+    // Opening it for the instance that it takes events of changes nothing; closing it does.
+    copy.open(second).await?;
+    ensure!(copy.takes(second).await?);
+    copy.close().await?;
+    ensure!(!copy.takes(second).await?);
+    server.server.stop().await;
+    Ok(())
+}
+
+async fn of_before() -> anyhow::Result<()> {
+    let hub = TestHub::start().await?;
+    let js = async_nats::jetstream::new(hub.agent().await?);
+    let written = "leaf.v1.copy.edge.evt.>".to_owned();
+    js.create_stream(Config {
+        name: "EVENTS_edge".to_owned(),
+        subjects: vec![written.clone()],
+        subject_transform: Some(SubjectTransform {
+            source: written,
+            destination: "leaf.v1.evt.edge.>".to_owned(),
+        }),
+        max_bytes: 1 << 20,
+        allow_direct: true,
+        deny_delete: true,
+        deny_purge: true,
+        ..Default::default()
+    })
+    .await?;
+    js.publish("leaf.v1.copy.edge.evt.leaf.edge.started", "of before".into())
+        .await?
+        .await?;
+    let copy = hub.keeper().await?.copy(&leaf(), 1 << 20);
+    ensure!(copy.open(instance()).await? == Some(Extent { first: 1, last: 1 }));
+    ensure!(body(&copy, 1).await? == "of before");
+    copy.admit(instance()).await?;
+    let config = js.get_stream("EVENTS_edge").await?.cached_info().config.clone();
+    ensure!(config.no_ack, "{config:?}");
+    ensure!(config.subjects == [subject::up_events_of(&leaf(), instance())]);
+    // One of another application is left alone.
+    js.create_stream(Config {
+        name: "EVENTS_stolen".to_owned(),
+        subjects: vec!["leaf.v1.fleet.stolen.x".to_owned()],
+        max_bytes: 1 << 20,
+        allow_direct: true,
+        ..Default::default()
+    })
+    .await?;
+    let other = hub.keeper().await?.copy(&super::stolen(), 1 << 20);
+    let refused = other.open(instance()).await;
+    ensure!(
+        matches!(refused, Err(leaf_bus::stream::StreamError::Foreign { .. })),
+        "{refused:?}"
+    );
+    Ok(())
+}
