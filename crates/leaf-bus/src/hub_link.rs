@@ -96,6 +96,10 @@ pub struct HubLink {
 }
 
 impl HubLink {
+    pub(crate) fn link(&self) -> &Link {
+        &self.link
+    }
+
     /// Returns a connection that is established later, and retried for ever. The settings' inbox prefix is set to
     /// [`subject::leaf_inbox_prefix`], below which the agent replies.
     ///

@@ -5,6 +5,7 @@
 //! could make the leaf publish wherever the leaf may.
 
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use async_nats::{HeaderMap, Message, Subscriber};
@@ -19,6 +20,7 @@ use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::subject::{self, CommandSubject, SubjectError};
 
 use crate::connect::Bus;
+use crate::hub_link::HubLink;
 use crate::link::Link;
 use crate::parts::{self, PARTS_HEADER, REPLY_BYTES_HEADER};
 use crate::service::{ERROR_CODE_HEADER, ERROR_HEADER, SERVICE_NAME, Stats};
@@ -68,10 +70,51 @@ pub struct Responder {
 pub struct Server {
     link: Arc<Link>,
     leaf: LeafName,
-    commands: Subscriber,
+    sources: Vec<Source>,
     discovery: SelectAll<Subscriber>,
     stats: Arc<Stats>,
     drained_by: Option<tokio::time::Instant>,
+}
+
+/// A connection on which commands arrive, and on which they are answered.
+#[derive(Debug)]
+struct Source {
+    link: Arc<Link>,
+    commands: Subscriber,
+    /// Whether they come from a hub: then their reply subjects are the hub's server's.
+    from_hub: bool,
+    ended: bool,
+}
+
+impl Source {
+    async fn open(link: Arc<Link>, leaf: &LeafName, from_hub: bool) -> Result<Self, StreamError> {
+        Ok(Self {
+            commands: link.subscribe(subject::commands_of(leaf)).await?,
+            link,
+            from_hub,
+            ended: false,
+        })
+    }
+}
+
+/// Returns the next message, and the position of its source; `None` when all have ended.
+async fn next_of(sources: &mut [Source]) -> Option<(usize, Message)> {
+    std::future::poll_fn(|cx| {
+        let mut all_ended = true;
+        for (at, source) in sources.iter_mut().enumerate().filter(|(_, source)| !source.ended) {
+            match source.commands.poll_next_unpin(cx) {
+                Poll::Ready(Some(message)) => return Poll::Ready(Some((at, message))),
+                Poll::Ready(None) => source.ended = true,
+                Poll::Pending => all_ended = false,
+            }
+        }
+        if all_ended {
+            Poll::Ready(None)
+        } else {
+            Poll::Pending
+        }
+    })
+    .await
 }
 
 impl Server {
@@ -81,7 +124,7 @@ impl Server {
     /// [`StreamError`] if the connection was closed.
     pub async fn start(bus: &Bus, info: ServiceInfo) -> Result<Self, StreamError> {
         let link = Arc::new(bus.link.clone());
-        let commands = link.subscribe(subject::commands_of(&info.leaf)).await?;
+        let commands = Source::open(link.clone(), &info.leaf, false).await?;
         let mut discovery = SelectAll::new();
         for name in subject::discovery(SERVICE_NAME, info.instance) {
             discovery.push(link.subscribe(name).await?);
@@ -90,32 +133,42 @@ impl Server {
         Ok(Self {
             link,
             leaf,
-            commands,
+            sources: vec![commands],
             discovery,
             stats: Arc::new(Stats::new(info)),
             drained_by: None,
         })
     }
 
+    /// Takes the commands of a hub as well, in the account of the connection to it: nothing has to cross to the callers' account.
+    ///
+    /// # Errors
+    /// [`StreamError`] if the connection was closed.
+    pub async fn take_from_hub(&mut self, hub: &HubLink) -> Result<(), StreamError> {
+        let link = Arc::new(hub.link().clone());
+        self.sources.push(Source::open(link, &self.leaf, true).await?);
+        Ok(())
+    }
+
     /// Returns the next valid command, or `None` when the server is drained or the connection closed. Answers discovery
     /// requests. No command is lost if the future is dropped.
     pub async fn next(&mut self) -> Option<Incoming> {
         enum Woken {
-            Command(Option<Message>),
+            Command(Option<(usize, Message)>),
             Discovery(Option<Message>),
             Drained,
         }
         loop {
-            let (deadline, commands) = (self.drained_by, &mut self.commands);
+            let (deadline, sources) = (self.drained_by, &mut self.sources);
             let woken = tokio::select! {
                 biased;
-                message = commands.next() => Woken::Command(message),
+                message = next_of(sources) => Woken::Command(message),
                 Some(message) = self.discovery.next(), if deadline.is_none() => Woken::Discovery(Some(message)),
                 () = wait_until(deadline) => Woken::Drained,
             };
             match woken {
-                Woken::Command(Some(message)) => {
-                    if let Some(incoming) = self.check(message).await {
+                Woken::Command(Some((source, message))) => {
+                    if let Some(incoming) = self.check(&self.sources[source], message).await {
                         return Some(incoming);
                     }
                 }
@@ -132,8 +185,10 @@ impl Server {
         }
         self.drained_by = Some(tokio::time::Instant::now() + DRAIN);
         self.discovery.clear();
-        if self.link.is_connected() {
-            let _ = tokio::time::timeout(DRAIN, self.commands.drain()).await;
+        for source in &mut self.sources {
+            if source.link.is_connected() {
+                let _ = tokio::time::timeout(DRAIN, source.commands.drain()).await;
+            }
         }
     }
 
@@ -159,7 +214,7 @@ impl Server {
     }
 
     /// Returns the command, or refuses it and returns `None`.
-    async fn check(&self, message: Message) -> Option<Incoming> {
+    async fn check(&self, source: &Source, message: Message) -> Option<Incoming> {
         let parsed = CommandSubject::parse(&message.subject);
         let endpoint = match &parsed {
             Ok(s) => self.stats.endpoint(&s.noun, &s.verb),
@@ -172,7 +227,8 @@ impl Server {
         let reply = match (&caller, &message.reply) {
             // A server's own reply subject leads back into the account of the request, where its caller can't choose another.
             (Some(caller), Some(reply))
-                if subject::is_own_inbox(reply, caller) || subject::is_mapped_reply(reply) =>
+                if subject::is_mapped_reply(reply)
+                    || (!source.from_hub && subject::is_own_inbox(reply, caller)) =>
             {
                 reply.to_string()
             }
@@ -186,7 +242,7 @@ impl Server {
         // A request that crossed from another account has one reply.
         let takes_parts = parts::are_accepted(message.headers.as_ref()) && !subject::is_mapped_reply(&reply);
         let responder = Responder {
-            link: self.link.clone(),
+            link: source.link.clone(),
             stats: self.stats.clone(),
             endpoint,
             reply,

@@ -223,6 +223,11 @@ impl Hub {
         }
     }
 
+    /// The connection, on which commands of the hub arrive as well.
+    pub(crate) fn link(&self) -> &HubLink {
+        &self.link
+    }
+
     async fn claim(&self, beat: &Beat, dead: Predecessors, stream_last: u64) -> Result<ClaimReply, HubError> {
         let claim = fleet::Claim {
             beat: Beat {

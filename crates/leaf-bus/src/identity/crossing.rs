@@ -97,12 +97,7 @@ pub fn crossings(leaf: &LeafName) -> Vec<Crossing> {
         ),
         crossing(up, Home::Callers, subject::jobs_of(leaf), "hear messages of jobs"),
         crossing(up, Home::Callers, subject::containers_of(leaf), "hear containers"),
-        crossing(
-            down,
-            Home::Callers,
-            subject::commands_of(leaf),
-            "command the leaf",
-        ),
+        crossing(down, Home::Link, subject::commands_of(leaf), "command the leaf"),
         crossing(many, Home::Callers, subject::asks(), "ask all leaves"),
         crossing(
             down,

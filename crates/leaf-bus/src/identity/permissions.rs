@@ -124,12 +124,20 @@ impl Permissions {
         }
     }
 
-    /// Returns the daemon's permissions in the account of the connection to a hub: ask the hub agent.
+    /// Returns the daemon's permissions in the account of the connection to a hub: ask the hub agent, and answer the hub's commands.
     #[must_use]
     pub fn claimant(leaf: &LeafName) -> Self {
         Self {
-            publish: vec![subject::hub_requests_of(leaf), subject::ups_of(leaf)],
-            subscribe: vec![format!("{}.>", subject::leaf_inbox_prefix(leaf))],
+            publish: vec![
+                subject::hub_requests_of(leaf),
+                subject::ups_of(leaf),
+                // The hub's server makes these for the commands that it sends.
+                format!("{}.>", subject::MAPPED_REPLY),
+            ],
+            subscribe: vec![
+                subject::commands_of(leaf),
+                format!("{}.>", subject::leaf_inbox_prefix(leaf)),
+            ],
             ..Self::default()
         }
     }

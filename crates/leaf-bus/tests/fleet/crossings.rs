@@ -5,9 +5,8 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use futures::StreamExt as _;
 use leaf_bus::client::{CallError, CallOptions, Client};
-use leaf_bus::connect::{Bus, ConnectSettings, Credentials};
+use leaf_bus::connect::{ConnectSettings, Credentials};
 use leaf_bus::identity::{Crossing, Home, Way, crossings};
-use leaf_bus::serve::{Server, ServiceInfo};
 use leaf_core::subject;
 use libtest_mimic::Trial;
 use tokio::task::JoinSet;
@@ -60,7 +59,7 @@ impl Ends {
         };
         // What leafd and the agent answer.
         let answered = [
-            (&ends.service, subject::commands_of(&leaf())),
+            (&ends.claimant, subject::commands_of(&leaf())),
             (&ends.service, subject::asks()),
             (&ends.service, subject::containers_of(&leaf())),
             (&ends.service, "$SRV.>".to_owned()),
@@ -373,16 +372,7 @@ async fn commands() -> anyhow::Result<()> {
         inbox_prefix: inbox_prefix.to_owned(),
         ..ConnectSettings::new(&url)
     };
-    let secret = Credentials::Text(server.identity.service_credentials());
-    let bus = Bus::connect(&as_user(secret, "_INBOX.leafd", server.server.client_url())).await?;
-    bus.connected().await;
-    let info = ServiceInfo {
-        leaf: leaf(),
-        instance: leaf_core::id::InstanceId(uuid::Uuid::from_u128(1)),
-        version: "0.0.0".to_owned(),
-        description: "a test".to_owned(),
-    };
-    let mut answering = Server::start(&bus, info).await?;
+    let mut answering = server.takes_commands().await?;
     let key = Credentials::NkeyFile(hub.seed_file(&hub.ann)?);
     let ann = Client::connect(&as_user(key, "_INBOX.ann", hub.server.url()), LIMIT).await?;
     let secret = Credentials::Text(server.identity.admin_credentials());

@@ -12,6 +12,10 @@ pub(super) fn trials() -> Vec<Trial> {
     vec![
         trial("a_hostile_hub_changes_nothing_on_a_leaf", changes_nothing),
         trial(
+            "a_leaf_answers_a_hub_on_the_replies_of_the_hubs_server_only",
+            chooses_no_reply,
+        ),
+        trial(
             "a_hostile_hub_hears_only_what_a_leaf_sends_up",
             hears_what_goes_up,
         ),
@@ -227,6 +231,50 @@ async fn reads() -> anyhow::Result<()> {
         let reply = agent.request(asked, "".into()).await;
         ensure!(reply.is_err(), "{asked}: {reply:?}");
     }
+    server.server.stop().await;
+    Ok(())
+}
+
+/// A hub gives its commands reply subjects on which the leaf may publish, or its people listen.
+async fn chooses_no_reply() -> anyhow::Result<()> {
+    let hub = TestHub::start().await?;
+    let server = LinkedLeaf::start(&hub).await?;
+    until_linked(&hub, &server).await?;
+    let mut answering = server.takes_commands().await?;
+    let (owner, links, ann) = (hub.owner().await?, hub.agent_in_links().await?, hub.ann().await?);
+    let mut claims = links.subscribe(subject::hub_requests()).await?;
+    links.flush().await?;
+    let command = "leaf.v1.cmd.edge.ann.leaf.show";
+    let chosen = [
+        subject::hub_claim(&leaf()),
+        "leaf.v1.evt.edge.leaf.edge.started".to_owned(),
+        "_INBOX.ann.x".to_owned(),
+        "_INBOX.edge.x".to_owned(),
+    ];
+    let asked = async {
+        // The interest of either side may take a moment to cross.
+        while ann.request(command, "{}".into()).await.is_err() {}
+        for reply in chosen {
+            owner.publish_with_reply(command, reply, "{}".into()).await?;
+        }
+        owner.flush().await?;
+        // It is answered after the others were seen, and what they would have caused was sent.
+        ann.request(command, "{}".into()).await?;
+        anyhow::Ok(())
+    };
+    let answered = async {
+        while let Some(command) = answering.next().await {
+            command.responder.reply(None, Ok(b"{}".to_vec())).await;
+        }
+    };
+    tokio::select! {
+        () = answered => anyhow::bail!("the leaf takes no commands"),
+        asked = tokio::time::timeout(LIMIT, asked) => asked??,
+    }
+    let found = heard(&mut claims).await;
+    ensure!(found.is_empty(), "the agent hears {found:?}");
+    let refused = answering.refused_silently();
+    ensure!(refused == 4, "{refused} of 4 were refused");
     server.server.stop().await;
     Ok(())
 }

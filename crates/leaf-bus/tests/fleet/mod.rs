@@ -14,8 +14,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::Client;
+use leaf_bus::connect::{Bus, ConnectSettings, Credentials};
 use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings, Hub};
+use leaf_bus::hub_link::HubLink;
 use leaf_bus::identity::{HubUsers, Identity, Permissions, hub_caller};
+use leaf_bus::serve::{Server, ServiceInfo};
 use leaf_core::id::{Caller, InstanceId, LeafName};
 use leaf_core::subject;
 use libtest_mimic::Trial;
@@ -237,6 +240,27 @@ impl LinkedLeaf {
     async fn claimant(&self) -> anyhow::Result<Client> {
         let prefix = subject::leaf_inbox_prefix(&leaf());
         self.connect(&self.identity.claimant_credentials(), &prefix).await
+    }
+
+    /// What leafd takes commands with, from its own people and from the hub.
+    async fn takes_commands(&self) -> anyhow::Result<Server> {
+        let user = |secret| ConnectSettings {
+            credentials: Credentials::Text(secret),
+            inbox_prefix: "_INBOX.leafd".to_owned(),
+            ..ConnectSettings::new(&self.server.client_url())
+        };
+        let bus = Bus::connect(&user(self.identity.service_credentials())).await?;
+        bus.connected().await;
+        let info = ServiceInfo {
+            leaf: leaf(),
+            instance: instance(),
+            version: "0.0.0".to_owned(),
+            description: "a test".to_owned(),
+        };
+        let mut server = Server::start(&bus, info).await?;
+        let hub = HubLink::open(&user(self.identity.claimant_credentials()), &leaf()).await?;
+        server.take_from_hub(&hub).await?;
+        Ok(server)
     }
 
     /// A user in the streams' account, or in the callers', who hears everything.

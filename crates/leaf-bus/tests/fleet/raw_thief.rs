@@ -249,15 +249,15 @@ async fn hears_what_all_are_asked() -> anyhow::Result<()> {
 
 /// All that there is to hear: commands, questions, claims, events, states, beats, jobs, messages of containers, reads.
 async fn everybody_works(scene: &Scene) -> anyhow::Result<()> {
-    let service = scene.leaf.service().await?;
-    let mut commands = service.subscribe(subject::commands_of(&leaf())).await?;
-    service.flush().await?;
+    let (service, in_link) = (scene.leaf.service().await?, scene.leaf.claimant().await?);
+    let mut commands = in_link.subscribe(subject::commands_of(&leaf())).await?;
+    in_link.flush().await?;
     let links = scene.hub.agent_in_links().await?;
     let mut claims = links.subscribe(subject::hub_requests()).await?;
     links.flush().await?;
     let (ann, claimant) = (scene.hub.ann().await?, scene.leaf.claimant().await?);
     let answer = async {
-        for (client, requests) in [(&service, &mut commands), (&links, &mut claims)] {
+        for (client, requests) in [(&in_link, &mut commands), (&links, &mut claims)] {
             let request = requests.next().await.context("a request")?;
             let reply = request.reply.context("a reply subject")?;
             client.publish(reply, "secret".into()).await?;
@@ -303,9 +303,9 @@ async fn everybody_works(scene: &Scene) -> anyhow::Result<()> {
 
 async fn forges_no_reply() -> anyhow::Result<()> {
     let scene = Box::pin(Scene::begin()).await?;
-    let service = scene.leaf.service().await?;
-    let mut commands = service.subscribe(subject::commands_of(&leaf())).await?;
-    service.flush().await?;
+    let in_link = scene.leaf.claimant().await?;
+    let mut commands = in_link.subscribe(subject::commands_of(&leaf())).await?;
+    in_link.flush().await?;
     let mut thief = scene.thief().await?;
     thief.subscribe("leaf.*.cmd.stolen.>").await?;
     ensure!(thief.still_there().await, "{:?}", thief.errors());
@@ -357,7 +357,7 @@ async fn forges_no_reply() -> anyhow::Result<()> {
     thief.still_there().await;
     ensure!(heard(&mut replies).await.is_empty(), "a forged reply arrived");
     let reply = request.reply.context("a reply subject")?;
-    service.publish(reply, "true".into()).await?;
+    in_link.publish(reply, "true".into()).await?;
     let reply = tokio::time::timeout(LIMIT, replies.next())
         .await?
         .context("a reply")?;

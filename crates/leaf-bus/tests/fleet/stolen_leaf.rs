@@ -87,14 +87,14 @@ impl Theft {
 async fn hears_nothing() -> anyhow::Result<()> {
     let theft = Theft::begin().await?;
     let keeper = theft.leaf.with_streams().await?;
-    let service = theft.leaf.service().await?;
-    let mut commands = service.subscribe(subject::commands_of(&leaf())).await?;
+    let (service, in_link) = (theft.leaf.service().await?, theft.leaf.claimant().await?);
+    let mut commands = in_link.subscribe(subject::commands_of(&leaf())).await?;
     let agent_in_links = theft.hub.agent_in_links().await?;
     let mut claims = agent_in_links.subscribe(subject::hub_requests()).await?;
     let mut all = theft.thief.subscribe(">").await?;
     let mut replies = theft.thief.subscribe("_R_.>").await?;
     let mut inboxes = theft.thief.subscribe("_INBOX.>").await?;
-    for client in [&service, &agent_in_links, &theft.thief] {
+    for client in [&in_link, &agent_in_links, &theft.thief] {
         client.flush().await?;
     }
     theft.is_listening().await?;
@@ -102,7 +102,7 @@ async fn hears_nothing() -> anyhow::Result<()> {
 
     let answer = async {
         let request = commands.next().await.context("a command")?;
-        service
+        in_link
             .publish(request.reply.context("a reply subject")?, "secret".into())
             .await?;
         let claim = claims.next().await.context("a claim")?;
@@ -291,9 +291,9 @@ async fn writes_nothing() -> anyhow::Result<()> {
 
 async fn takes_no_commands() -> anyhow::Result<()> {
     let theft = Theft::begin().await?;
-    let service = theft.leaf.service().await?;
-    let mut commands = service.subscribe(subject::commands_of(&leaf())).await?;
-    service.flush().await?;
+    let in_link = theft.leaf.claimant().await?;
+    let mut commands = in_link.subscribe(subject::commands_of(&leaf())).await?;
+    in_link.flush().await?;
     // A member of a queue group would get every other command, if its subscription crossed.
     let mut stolen = Vec::new();
     for taken in [
@@ -314,7 +314,7 @@ async fn takes_no_commands() -> anyhow::Result<()> {
         let ask = ann.request("leaf.v1.cmd.edge.ann.leaf.show", n.to_string().into());
         let answer = async {
             let request = commands.next().await.context("a command")?;
-            service
+            in_link
                 .publish(request.reply.context("a reply subject")?, request.payload)
                 .await?;
             anyhow::Ok(())
@@ -333,9 +333,9 @@ async fn takes_no_commands() -> anyhow::Result<()> {
 
 async fn forges_no_reply() -> anyhow::Result<()> {
     let theft = Theft::begin().await?;
-    let service = theft.leaf.service().await?;
-    let mut commands = service.subscribe(subject::commands_of(&leaf())).await?;
-    service.flush().await?;
+    let in_link = theft.leaf.claimant().await?;
+    let mut commands = in_link.subscribe(subject::commands_of(&leaf())).await?;
+    in_link.flush().await?;
     theft.is_listening().await?;
     let mut of_thief = theft.thief.subscribe("leaf.*.cmd.stolen.>").await?;
     theft.thief.flush().await?;
@@ -366,7 +366,7 @@ async fn forges_no_reply() -> anyhow::Result<()> {
     }
     theft.thief.flush().await?;
     ensure!(heard(&mut replies).await.is_empty(), "a forged reply arrived");
-    service
+    in_link
         .publish(request.reply.context("a reply subject")?, "true".into())
         .await?;
     let reply = tokio::time::timeout(LIMIT, replies.next())

@@ -125,7 +125,10 @@ impl Claim {
                 host.hostname
             ),
         };
-        let server = Server::start(bus, info).await?;
+        let mut server = Server::start(bus, info).await?;
+        if let Some(hub) = hub {
+            server.take_from_hub(hub.link()).await?;
+        }
         let jobs = equipment::job_host(settings, leaf).await;
         Ok(Self {
             beat,
