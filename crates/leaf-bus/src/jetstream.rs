@@ -16,6 +16,8 @@ use crate::link::Link;
 use crate::settings::ConnectError;
 use crate::stream_error::{RequestError, Room, StreamError, request_error};
 
+/// How many messages a page of a stream has.
+const PAGE: usize = 512;
 /// How long the server may take to answer a request.
 pub(crate) const API_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -443,11 +445,66 @@ impl Pages {
         Ok(self.page.pop_front())
     }
 
-    /// Fetches one page by a batched direct get (NATS ADR-31).
+    /// Fetches one page. Where that costs the connection, since a message of it has a header that the client can't read, the
+    /// messages are read one by one.
     async fn fetch(&mut self) -> Result<(), StreamError> {
+        match self.fetch_page().await {
+            Err(StreamError::Disconnected) => {
+                let back = tokio::time::timeout(API_TIMEOUT, self.link.connected()).await;
+                back.map_err(|_| StreamError::Disconnected)?;
+                self.fetch_one_by_one().await
+            }
+            other => other,
+        }
+    }
+
+    /// Fetches as many messages as a page has, each by a request whose reply is JSON. One that can't be read has no headers here.
+    async fn fetch_one_by_one(&mut self) -> Result<(), StreamError> {
+        let subjects = self.filter.clone().unwrap_or_else(|| ">".to_owned());
+        for _ in 0..PAGE {
+            let which = serde_json::json!({ "seq": self.next, "next_by_subj": subjects });
+            let stored = match self.link.get_message(&self.stream, &which).await {
+                Ok(Some(m)) => Stored {
+                    record: to_record(m.sequence, &m.subject, &m.headers, &m.payload),
+                    time: Timestamp::from_nanosecond(m.time.unix_timestamp_nanos()).ok(),
+                },
+                Ok(None) => {
+                    self.done = true;
+                    return Ok(());
+                }
+                Err(StreamError::NotAnEvent { sequence, .. }) => Stored {
+                    record: EventRecord {
+                        sequence,
+                        subject: String::new(),
+                        headers: [("", ""); 0].into_iter().collect(),
+                        body: Vec::new(),
+                    },
+                    time: None,
+                },
+                Err(error) => return Err(error),
+            };
+            self.take(stored)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a message, which must follow the last one.
+    fn take(&mut self, stored: Stored) -> Result<(), StreamError> {
+        let sequence = stored.record.sequence;
+        let next = sequence.checked_add(1).filter(|_| sequence >= self.next);
+        self.next = next.ok_or_else(|| StreamError::NotAnEvent {
+            stream: self.stream.clone(),
+            sequence: self.next,
+        })?;
+        self.page.push_back(stored);
+        Ok(())
+    }
+
+    /// Fetches one page by a batched direct get (NATS ADR-31).
+    async fn fetch_page(&mut self) -> Result<(), StreamError> {
         let what = format!("DIRECT.GET.{}", self.stream);
         let subject = format!("{}.{what}", self.link.api_prefix());
-        let mut body = serde_json::json!({ "seq": self.next, "batch": 512 });
+        let mut body = serde_json::json!({ "seq": self.next, "batch": PAGE });
         if let Some(filter) = &self.filter {
             body["next_by_subj"] = filter.as_str().into();
         }
@@ -473,24 +530,28 @@ impl Pages {
                 }
                 Err(error) => return Err(request_error(error, &what, self.link.domain())),
             };
+            let status = status_of_page(&message);
             let headers = message.headers.unwrap_or_default();
-            let number = |name: &str| headers.get(name).and_then(|v| v.as_str().parse::<u64>().ok());
-            match message.status.map(|status| status.as_u16()) {
+            let number = |name| {
+                headers
+                    .get_last(name)
+                    .and_then(|v| v.as_str().parse::<u64>().ok())
+            };
+            match status {
                 None => {
                     let (Some(sequence), Some(subject)) =
-                        (number("Nats-Sequence"), headers.get("Nats-Subject"))
+                        (number("Nats-Sequence"), headers.get_last("Nats-Subject"))
                     else {
                         return Err(StreamError::NotAnEvent {
                             stream: self.stream.clone(),
                             sequence: self.next,
                         });
                     };
-                    self.next = sequence + 1;
-                    let time = self.timed.then(|| headers.get("Nats-Time-Stamp")).flatten();
-                    self.page.push_back(Stored {
+                    let time = self.timed.then(|| headers.get_last("Nats-Time-Stamp")).flatten();
+                    self.take(Stored {
                         record: to_record(sequence, subject.as_str(), &headers, &message.payload),
                         time: time.and_then(|time| time.as_str().parse().ok()),
-                    });
+                    })?;
                 }
                 Some(204) => {
                     self.done = number("Nats-Num-Pending").unwrap_or(0) == 0;
@@ -510,6 +571,16 @@ impl Pages {
             }
         }
     }
+}
+
+/// Returns the status of a reply of a direct get that is no message of the stream: the server adds `Nats-Stream` to those, also where
+/// a header that was stored begins as a status does. What it adds stands behind what was stored.
+pub(crate) fn status_of_page(message: &async_nats::Message) -> Option<u16> {
+    let headers = message.headers.as_ref();
+    if headers.is_some_and(|headers| headers.get("Nats-Stream").is_some()) {
+        return None;
+    }
+    message.status.map(|status| status.as_u16())
 }
 
 /// Returns an event of a stream with its own headers only, sorted.

@@ -71,6 +71,8 @@ pub struct Server {
     link: Arc<Link>,
     leaf: LeafName,
     sources: Vec<Source>,
+    /// The source of the last command.
+    last_source: usize,
     discovery: SelectAll<Subscriber>,
     stats: Arc<Stats>,
     drained_by: Option<tokio::time::Instant>,
@@ -97,11 +99,17 @@ impl Source {
     }
 }
 
-/// Returns the next message, and the position of its source; `None` when all have ended.
-async fn next_of(sources: &mut [Source]) -> Option<(usize, Message)> {
+/// Returns the next message, and the position of its source; `None` when all have ended. The source after the last one comes
+/// first, so that none waits for another.
+async fn next_of(sources: &mut [Source], last: usize) -> Option<(usize, Message)> {
     std::future::poll_fn(|cx| {
         let mut all_ended = true;
-        for (at, source) in sources.iter_mut().enumerate().filter(|(_, source)| !source.ended) {
+        for turn in 1..=sources.len() {
+            let at = (last + turn) % sources.len();
+            let source = &mut sources[at];
+            if source.ended {
+                continue;
+            }
             match source.commands.poll_next_unpin(cx) {
                 Poll::Ready(Some(message)) => return Poll::Ready(Some((at, message))),
                 Poll::Ready(None) => source.ended = true,
@@ -134,6 +142,7 @@ impl Server {
             link,
             leaf,
             sources: vec![commands],
+            last_source: 0,
             discovery,
             stats: Arc::new(Stats::new(info)),
             drained_by: None,
@@ -159,15 +168,16 @@ impl Server {
             Drained,
         }
         loop {
-            let (deadline, sources) = (self.drained_by, &mut self.sources);
+            let (deadline, sources, last) = (self.drained_by, &mut self.sources, self.last_source);
             let woken = tokio::select! {
                 biased;
-                message = next_of(sources) => Woken::Command(message),
+                message = next_of(sources, last) => Woken::Command(message),
                 Some(message) = self.discovery.next(), if deadline.is_none() => Woken::Discovery(Some(message)),
                 () = wait_until(deadline) => Woken::Drained,
             };
             match woken {
                 Woken::Command(Some((source, message))) => {
+                    self.last_source = source;
                     if let Some(incoming) = self.check(&self.sources[source], message).await {
                         return Some(incoming);
                     }

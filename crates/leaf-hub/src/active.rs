@@ -107,7 +107,7 @@ impl Active {
                 }
                 // The answer to the last renewal was lost, the hub's store is another one, or another agent took over.
                 Err(StreamError::WrongLastSequence { .. }) => match self.registry.active().await {
-                    Ok(Some((other, _))) if other.instance != self.document.instance => {
+                    Ok(Some((Some(other), _))) if other.instance != self.document.instance => {
                         self.hub.allow(Allowed::Never);
                         return Replaced(Box::new(other)).into();
                     }
@@ -159,9 +159,15 @@ struct Waiting {
 
 impl Waiting {
     /// Returns the number of the document to replace, or the agent that is waited for.
-    fn decide(&mut self, found: Option<(ActiveAgent, u64)>, now: Instant) -> Result<u64, Box<ActiveAgent>> {
-        let Some((other, sequence)) = found else {
-            return Ok(0);
+    fn decide(
+        &mut self,
+        found: Option<(Option<ActiveAgent>, u64)>,
+        now: Instant,
+    ) -> Result<u64, Box<ActiveAgent>> {
+        let (other, sequence) = match found {
+            None => return Ok(0),
+            Some((None, sequence)) => return Ok(sequence),
+            Some((Some(other), sequence)) => (other, sequence),
         };
         let since = match self.seen {
             Some((seen, since)) if seen == sequence => since,
@@ -205,10 +211,12 @@ mod tests {
         assert_eq!(waiting.decide(None, at(0)), Ok(0));
         let other = document(process::own());
         for (sequence, seconds) in [(4, 0), (4, 9), (5, 12), (5, 21)] {
-            let decided = waiting.decide(Some((other.clone(), sequence)), at(seconds));
+            let decided = waiting.decide(Some((Some(other.clone()), sequence)), at(seconds));
             assert_eq!(decided, Err(Box::new(other.clone())), "{sequence} {seconds}");
         }
-        assert_eq!(waiting.decide(Some((other, 5)), at(22)), Ok(5));
+        assert_eq!(waiting.decide(Some((Some(other), 5)), at(22)), Ok(5));
+        // One that can't be read is replaced, under its number.
+        assert_eq!(waiting.decide(Some((None, 6)), at(22)), Ok(6));
         assert!(MAY_WRITE < Duration::from_secs(AGENT_SECONDS));
     }
 
@@ -218,7 +226,7 @@ mod tests {
             released: true,
             ..document(process::own())
         };
-        let decided = Waiting::default().decide(Some((released, 7)), Instant::now());
+        let decided = Waiting::default().decide(Some((Some(released), 7)), Instant::now());
         assert_eq!(decided, Ok(7));
     }
 }

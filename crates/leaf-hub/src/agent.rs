@@ -351,15 +351,15 @@ mod tests {
         // What its task does first.
         let (_sender, messages) = mpsc::channel(1);
         let mut task = LeafTask::new(leaves.shared.clone(), leaf.clone(), known.kept.clone(), messages);
-        assert!(!task.is_copying());
+        assert!(!task.is_watching());
         task.resume().await;
-        assert!(task.is_copying(), "without another claim");
+        assert!(task.is_watching(), "without another claim");
         // One that was only read from the hub's streams is not known to be there.
         let stored = watch::Sender::new(Kept::stored(Some(holder), None));
         let (_sender, messages) = mpsc::channel(1);
         let mut task = LeafTask::new(leaves.shared.clone(), leaf, stored, messages);
         task.resume().await;
-        assert!(!task.is_copying());
+        assert!(!task.is_watching());
     }
 
     #[tokio::test]

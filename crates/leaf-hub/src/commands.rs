@@ -80,7 +80,7 @@ pub(crate) async fn status(settings: &Settings, json: bool) -> anyhow::Result<()
         .active()
         .await
         .context("can't read which agent is active")?;
-    let agent = agent.map(|(agent, _)| agent);
+    let agent = agent.and_then(|(agent, _)| agent);
     if json {
         let shown = serde_json::json!({ "agent": agent, "copies": statuses });
         return print(&serde_json::to_string_pretty(&shown)?);

@@ -21,7 +21,7 @@ use crate::shown::Shown;
 use crate::state::{Signals, StateTask};
 use crate::work::{Done, admit, compare, look, open, read_copy, refuse};
 
-/// How long a leaf may be silent that fills its copy, until another one may in its place.
+/// How long a leaf may fill its copy without one more event there, until another one may in its place.
 const FILLS_FOR: Duration = Duration::from_secs(5);
 
 /// What is kept of a leaf while its task is started again after a panic.
@@ -67,8 +67,9 @@ pub(crate) enum Message {
 type Work = Pin<Box<dyn Future<Output = Done> + Send>>;
 /// A leaf that fills its copy.
 struct Filling {
-    /// When it asked last.
-    asked: Duration,
+    /// Where the copy ended when it asked last, and since when it ends there.
+    last: u64,
+    since: Duration,
     permit: OwnedSemaphorePermit,
 }
 
@@ -140,7 +141,7 @@ impl LeafTask {
     pub(crate) async fn run(mut self) -> anyhow::Error {
         let state_task = self.state_task.take().expect("a task is run once");
         tokio::select! {
-            result = self.copy_events() => match result {
+            result = self.watch_copy() => match result {
                 Ok(()) => anyhow::anyhow!("the agent dropped it"),
                 Err(error) => error.into(),
             },
@@ -148,7 +149,7 @@ impl LeafTask {
         }
     }
 
-    async fn copy_events(&mut self) -> Result<(), StreamError> {
+    async fn watch_copy(&mut self) -> Result<(), StreamError> {
         let mut connection = self.shared.hub.fleet_status();
         self.resume().await;
         loop {
@@ -186,7 +187,7 @@ impl LeafTask {
     }
 
     #[cfg(test)]
-    pub(crate) fn is_copying(&mut self) -> bool {
+    pub(crate) fn is_watching(&mut self) -> bool {
         self.copy.view(self.shared.now()).is_some()
     }
 
@@ -243,22 +244,22 @@ impl LeafTask {
                 (Output::Close, _) | (_, None) => None,
                 (Output::Open, Some(holder)) => Some(Box::pin(open(stream, remote, holder))),
                 (Output::Compare(extent), _) => Some(Box::pin(compare(stream, remote, extent))),
-                (Output::Admit, Some(holder)) => Some(Box::pin(admit(stream, holder))),
+                (Output::Admit(last), Some(holder)) => Some(Box::pin(admit(stream, holder, last))),
                 (Output::Refuse, _) => Some(Box::pin(refuse(stream))),
                 (Output::Look, _) => Some(Box::pin(look(stream))),
             };
         }
     }
 
-    /// When a leaf that fills its copy has been silent for too long.
+    /// When a leaf that fills its copy has sent nothing for too long.
     fn filling_until(&self) -> Option<Duration> {
-        self.filling.as_ref().map(|filling| filling.asked + FILLS_FOR)
+        self.filling.as_ref().map(|filling| filling.since + FILLS_FOR)
     }
 
-    /// Lets another leaf fill its copy once this one's has all, or the leaf is silent.
+    /// Lets another leaf fill its copy once this one's has all, or gets nothing.
     fn end_filling(&mut self, now: Duration) {
-        let is_silent = self.filling_until().is_some_and(|until| now >= until);
-        if self.filling.is_some() && (is_silent || !self.copy.lacks_events()) {
+        let is_stuck = self.filling_until().is_some_and(|until| now >= until);
+        if self.filling.is_some() && (is_stuck || !self.copy.lacks_events()) {
             self.filling = None;
             // The state has changed with those events, and that was not heard live either.
             self.state.send_modify(|signals| signals.changes += 1);
@@ -375,10 +376,10 @@ impl LeafTask {
                 "the copy is not compared with the leaf's events yet, or differs".to_owned(),
             ));
         }
-        let permit = match self.filling.take() {
-            Some(filling) => filling.permit,
+        let (permit, before) = match self.filling.take() {
+            Some(filling) => (filling.permit, Some((filling.last, filling.since))),
             None => match self.shared.fills.clone().try_acquire_owned() {
-                Ok(permit) => permit,
+                Ok(permit) => (permit, None),
                 Err(_) => {
                     self.copy.waits_its_turn(now);
                     return Ok(Err("other leaves fill their copies first".to_owned()));
@@ -389,7 +390,12 @@ impl LeafTask {
         self.tell(Input::Looked(extent)).await;
         match extent {
             Some(extent) if self.copy.takes_events() => {
-                self.filling = Some(Filling { asked: now, permit });
+                let since = before.filter(|(last, _)| *last == extent.last);
+                self.filling = Some(Filling {
+                    last: extent.last,
+                    since: since.map_or(now, |(_, since)| since),
+                    permit,
+                });
                 Ok(Ok(extent.last))
             }
             _ => Ok(Err("the copy is opened anew".to_owned())),
@@ -403,12 +409,17 @@ impl LeafTask {
         let Some(extent) = extent.filter(|extent| !extent.is_empty()) else {
             return Ok(None);
         };
-        let last = self.stream.read(extent.last).await?;
-        Ok(last.map(|last| CopyEnd {
+        let end = |fingerprint| CopyEnd {
             first: extent.first,
             last: extent.last,
-            fingerprint: fingerprint(&last),
-        }))
+            fingerprint,
+        };
+        match self.stream.read(extent.last).await {
+            Ok(last) => Ok(last.map(|last| end(fingerprint(&last)))),
+            // It is no event, so none of the leaf's.
+            Err(StreamError::NotAnEvent { .. }) => Ok(Some(end(String::new()))),
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! What takes a leaf's task a while, beside which it goes on: opening and comparing the copy, looking at it, and
 //! pages of it for the leaf.
 
+use std::time::Duration;
+
 use leaf_bus::hub::{CopyStream, LeafRequest, RemoteLeaf};
 use leaf_bus::stream::StreamError;
 use leaf_core::error::chain;
@@ -8,6 +10,11 @@ use leaf_core::fleet::copy::{Compared, Extent};
 use leaf_core::fleet::{CopiedEvent, CopyPage, CopyReply, Unreadable, fingerprint};
 use leaf_core::id::InstanceId;
 use leaf_core::json::to_json;
+
+/// The largest sequence number that a copy may begin with.
+const LAST_NUMBER: u64 = 1 << 53;
+/// How long a page of the copy may take to be read.
+const PAGE_WITHIN: Duration = Duration::from_secs(4);
 
 /// The end of what was under way.
 pub(crate) enum Done {
@@ -30,6 +37,13 @@ pub(crate) async fn open(stream: CopyStream, remote: RemoteLeaf, holder: Instanc
         return Done::Opened(extent);
     }
     let first = match remote.extent().await {
+        // A leaf may say what it likes, and a stream has no such numbers.
+        Ok(extent) if extent.first > LAST_NUMBER => {
+            return Done::Failed(format!(
+                "the leaf says that its stream begins with {}",
+                extent.first
+            ));
+        }
         Ok(extent) => extent.first,
         Err(error) => return Done::Failed(format!("can't read the leaf's stream: {}", chain(&error))),
     };
@@ -39,9 +53,9 @@ pub(crate) async fn open(stream: CopyStream, remote: RemoteLeaf, holder: Instanc
     }
 }
 
-/// Lets the copy take the events of this instance.
-pub(crate) async fn admit(stream: CopyStream, holder: InstanceId) -> Done {
-    match stream.admit(holder).await {
+/// Lets the copy take the events of this instance, if it still ends with the event up to which it was compared.
+pub(crate) async fn admit(stream: CopyStream, holder: InstanceId, last: u64) -> Done {
+    match stream.admit(holder, last).await {
         Ok(()) => Done::Admitted,
         Err(error) => Done::Failed(format!(
             "can't open the copy to the leaf's events: {}",
@@ -121,7 +135,12 @@ pub(crate) async fn read_copy(
     from: u64,
     request: LeafRequest,
 ) -> Result<(), StreamError> {
-    match copy_page(&stream, from, request.reply_room()).await {
+    let page = copy_page(&stream, from, request.reply_room());
+    let page = tokio::time::timeout(PAGE_WITHIN, page).await;
+    let late = |_| StreamError::Unanswered {
+        what: "the request for a page of the copy".to_owned(),
+    };
+    match page.map_err(late).flatten() {
         Ok(reply) => request.reply(&reply).await,
         Err(error) => {
             let refused = Unreadable {

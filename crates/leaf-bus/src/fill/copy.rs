@@ -10,13 +10,13 @@ use super::{FillError, Filler};
 use crate::hub_link::{HubError, HubLink};
 use crate::settings::ConnectSettings;
 
-/// How many events are sent before the agent is asked how many arrived: nats-server takes no more than 10,000 that it has not
-/// stored yet, and drops the others.
-const EVENTS: usize = 4096;
+/// How many events are sent before the agent is asked how many arrived; at most twice as many are under way. nats-server takes no
+/// more than 100,000 for a stream that it has not stored yet, and drops the others.
+const EVENTS: usize = 16 << 10;
 /// The bytes that are sent until then, at first and at least and at most: a slow link carries other messages in between.
 const FIRST_BYTES: usize = 64 << 10;
 const FEWEST_BYTES: usize = 16 << 10;
-const MOST_BYTES: usize = 4 << 20;
+const MOST_BYTES: usize = 8 << 20;
 /// With a faster turn the next one may have twice the bytes, with a slower one it has half of them.
 const FAST: Duration = Duration::from_millis(100);
 const SLOW: Duration = Duration::from_millis(500);
@@ -25,6 +25,8 @@ const PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// How long the agent may let a leaf wait that is to be compared, before the next claim's reply says again what is missing.
 const PATIENCE: Duration = Duration::from_secs(8);
+/// How often the copy may begin anew meanwhile.
+const BACK: u32 = 8;
 /// After this time without one more event in the copy, they are sent again.
 const LOST_AFTER: Duration = Duration::from_secs(2);
 
@@ -108,6 +110,7 @@ impl FillCopy {
                         filler.close().await;
                     }
                     sending.last = after;
+                    tokio::time::sleep(PAUSE).await;
                 }
                 Next::GiveUp => return Err(NotFilled::Lost(after + 1)),
             }
@@ -175,6 +178,8 @@ struct Arrivals {
     last: Option<(u64, Instant)>,
     /// The number after which events were sent again, since none arrived.
     again_after: Option<u64>,
+    /// How often the copy ended before its last end.
+    back: u32,
 }
 
 /// What to do about it.
@@ -191,8 +196,15 @@ impl Arrivals {
     /// Takes the copy's last number, of which it is known up to where events were sent.
     fn take(&mut self, after: u64, sent: u64, now: Instant) -> Next {
         let next = match self.last {
-            // The copy begins anew.
-            Some((before, _)) if after < before => Next::BeginAgain,
+            // The copy begins anew; one that does so again and again is none.
+            Some((before, _)) if after < before => {
+                self.back += 1;
+                if self.back > BACK {
+                    Next::GiveUp
+                } else {
+                    Next::BeginAgain
+                }
+            }
             Some((before, since)) if before == after => {
                 if sent <= after || now < since + LOST_AFTER {
                     return Next::GoOn;
@@ -245,6 +257,7 @@ mod tests {
         let mut arrivals = Arrivals {
             last: Some((6, at(0))),
             again_after: Some(6),
+            back: 0,
         };
         assert_eq!(arrivals.take(7, 9, at(2)), Next::GoOn);
         assert_eq!(arrivals.take(7, 9, at(4)), Next::BeginAgain);
@@ -257,5 +270,12 @@ mod tests {
         assert_eq!(arrivals.take(90, 0, now), Next::GoOn);
         assert_eq!(arrivals.take(20, 95, now), Next::BeginAgain);
         assert_eq!(arrivals.take(20, 20, now), Next::GoOn);
+        // A hub that says so for ever does not have the leaf send for ever.
+        let answers = [90, 20].into_iter().cycle().take(40);
+        assert!(
+            answers
+                .map(|after| arrivals.take(after, 95, now))
+                .any(|next| next == Next::GiveUp)
+        );
     }
 }

@@ -112,10 +112,10 @@ impl CopyStream {
     /// Lets the copy take the events that this instance sends, and those of no other one.
     ///
     /// # Errors
-    /// [`StreamError`].
-    pub async fn admit(&self, instance: InstanceId) -> Result<(), StreamError> {
-        self.fence.check()?;
-        self.take(&subject::up_events_of(&self.leaf, instance)).await
+    /// [`StreamError::WrongLastSequence`] if it does not end with this number, up to which it was compared; [`StreamError`].
+    pub async fn admit(&self, instance: InstanceId, last: u64) -> Result<(), StreamError> {
+        let subject = subject::up_events_of(&self.leaf, instance);
+        self.take(&subject, Some(last)).await
     }
 
     /// Lets the copy take no events, if there is one.
@@ -123,8 +123,7 @@ impl CopyStream {
     /// # Errors
     /// [`StreamError`].
     pub async fn close(&self) -> Result<(), StreamError> {
-        self.fence.check()?;
-        match self.take(&subject::closed_copy(&self.leaf)).await {
+        match self.take(&subject::closed_copy(&self.leaf), None).await {
             Err(StreamError::NoStream { .. }) => Ok(()),
             result => result,
         }
@@ -139,11 +138,16 @@ impl CopyStream {
         Ok(info.config.subjects == [subject::up_events_of(&self.leaf, instance)])
     }
 
-    async fn take(&self, subject: &str) -> Result<(), StreamError> {
-        let mut config = self.link.stream_info(&self.name).await?.config;
+    async fn take(&self, subject: &str, last: Option<u64>) -> Result<(), StreamError> {
+        let info = self.link.stream_info(&self.name).await?;
+        let (mut config, found) = (info.config, info.state.last_sequence);
         if config.subjects == [subject] {
             return Ok(());
         }
+        if last.is_some_and(|last| last != found) {
+            return Err(StreamError::WrongLastSequence { actual: Some(found) });
+        }
+        self.fence.check()?;
         config.subjects = vec![subject.to_owned()];
         self.link.update_stream(&config).await?;
         Ok(())

@@ -6,6 +6,7 @@ use async_nats::Message;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use crate::jetstream::status_of_page;
 use crate::link::{Link, Replies};
 use crate::stream_error::RequestError;
 
@@ -74,7 +75,7 @@ impl PageRequest {
             let left = self.deadline.saturating_duration_since(Instant::now());
             let reply = self.replies.next(left.min(REPLY_TIMEOUT)).await;
             let message = reply.map_err(PageError::Request)?;
-            match message.status.map(|status| status.as_u16()) {
+            match status_of_page(&message) {
                 None => {
                     self.bytes += message.length;
                     if self.messages.len() == self.most || self.bytes > MOST_BYTES {
@@ -106,11 +107,11 @@ impl PageRequest {
 }
 
 /// Returns the number in a header of the server.
-pub(super) fn number(message: &Message, name: &str) -> Option<u64> {
+pub(super) fn number(message: &Message, name: &'static str) -> Option<u64> {
     header(message, name)?.parse().ok()
 }
 
-/// Returns a header.
-pub(super) fn header<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
-    Some(message.headers.as_ref()?.get(name)?.as_str())
+/// Returns a header of the server, which stands behind those that were stored.
+pub(super) fn header<'a>(message: &'a Message, name: &'static str) -> Option<&'a str> {
+    Some(message.headers.as_ref()?.get_last(name)?.as_str())
 }

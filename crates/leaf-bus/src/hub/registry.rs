@@ -121,21 +121,18 @@ impl Registry {
         self.put(LEASE_STREAM, &subject, headers, to_json(beat)).await
     }
 
-    /// Returns the agent that writes the hub's streams, or did last, and the number of its document.
+    /// Returns the agent that writes the hub's streams, or did last, and the number of its document; no agent where that can't be
+    /// read, which is nobody's.
     ///
     /// # Errors
     /// [`StreamError`].
-    pub async fn active(&self) -> Result<Option<(ActiveAgent, u64)>, StreamError> {
+    pub async fn active(&self) -> Result<Option<(Option<ActiveAgent>, u64)>, StreamError> {
         let which = json!({ "last_by_subj": subject::active_agent() });
         let found = match self.link.get_message(&fleet_bucket().name, &which).await {
             Err(StreamError::NoStream { .. }) => None,
             other => other?,
         };
-        // A document that can't be read is nobody's.
-        Ok(
-            found
-                .and_then(|message| Some((serde_json::from_slice(&message.payload).ok()?, message.sequence))),
-        )
+        Ok(found.map(|message| (serde_json::from_slice(&message.payload).ok(), message.sequence)))
     }
 
     /// Stores the document about the active agent where the last one has this number, 0 for none, and returns its number. It is

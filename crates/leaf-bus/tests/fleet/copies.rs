@@ -6,13 +6,15 @@ use anyhow::{Context as _, ensure};
 use async_nats::HeaderMap;
 use async_nats::jetstream::stream::{Config, SubjectTransform};
 use leaf_bus::hub::CopyStream;
+use leaf_bus::stream::StreamError;
 use leaf_core::fleet::copy::Extent;
 use leaf_core::id::InstanceId;
 use leaf_core::subject;
 use libtest_mimic::Trial;
 use uuid::Uuid;
 
-use super::{LinkedLeaf, TestHub, instance, until_linked};
+use super::raw::{Introduction, RawPeer};
+use super::{LinkedLeaf, TestHub, instance, stolen, until_linked};
 use crate::support::{LIMIT, leaf, trial};
 
 pub(super) fn trials() -> Vec<Trial> {
@@ -22,6 +24,10 @@ pub(super) fn trials() -> Vec<Trial> {
             takes_what_follows,
         ),
         trial("a_copy_that_an_earlier_agent_wrote_is_taken_over", of_before),
+        trial(
+            "a_copy_with_what_is_no_event_is_read_to_its_end",
+            is_read_to_its_end,
+        ),
     ]
 }
 
@@ -72,7 +78,15 @@ async fn takes_what_follows() -> anyhow::Result<()> {
     let (first, second) = (instance(), InstanceId(Uuid::from_u128(8)));
     // Nobody is let in yet. What is sent later arrives later, so once that is there, this was refused.
     send(&sender, first, 3, "too early").await?;
-    copy.admit(first).await?;
+    let compared_before = copy.admit(first, 2).await;
+    ensure!(
+        matches!(
+            compared_before,
+            Err(StreamError::WrongLastSequence { actual: Some(3) })
+        ),
+        "{compared_before:?}"
+    );
+    copy.admit(first, 3).await?;
     ensure!(copy.takes(first).await? && !copy.takes(second).await?);
     for (instance, after, body) in [
         (first, 3, "four"),
@@ -96,7 +110,7 @@ async fn takes_what_follows() -> anyhow::Result<()> {
     // Another instance takes its place, and the first one is shut out.
     ensure!(copy.open(second).await? == Some(Extent { first: 4, last: 5 }));
     ensure!(!copy.takes(first).await?, "nobody is let in before a comparison");
-    copy.admit(second).await?;
+    copy.admit(second, 5).await?;
     for _ in 0..100 {
         send(&sender, first, 5, "of the first").await?;
         send(&sender, second, 5, "six").await?;
@@ -140,7 +154,7 @@ async fn of_before() -> anyhow::Result<()> {
     let copy = hub.keeper().await?.copy(&leaf(), 1 << 20);
     ensure!(copy.open(instance()).await? == Some(Extent { first: 1, last: 1 }));
     ensure!(body(&copy, 1).await? == "of before");
-    copy.admit(instance()).await?;
+    copy.admit(instance(), 1).await?;
     let config = js.get_stream("EVENTS_edge").await?.cached_info().config.clone();
     ensure!(config.no_ack, "{config:?}");
     ensure!(config.subjects == [subject::up_events_of(&leaf(), instance())]);
@@ -153,11 +167,57 @@ async fn of_before() -> anyhow::Result<()> {
         ..Default::default()
     })
     .await?;
-    let other = hub.keeper().await?.copy(&super::stolen(), 1 << 20);
+    let other = hub.keeper().await?.copy(&stolen(), 1 << 20);
     let refused = other.open(instance()).await;
+    ensure!(matches!(refused, Err(StreamError::Foreign { .. })), "{refused:?}");
+    Ok(())
+}
+
+/// A thief stores what would have a reader end, read for ever, or lose its connection.
+async fn is_read_to_its_end() -> anyhow::Result<()> {
+    let hub = TestHub::start().await?;
+    hub.with_streams().await?;
+    let port = hub.server.leaf_port.context("a port for leaf nodes")?;
+    let mut thief = RawPeer::connect(port, &Introduction::honest(&hub.stolen)).await?;
+    let subject = format!("{}leaf.stolen.started", subject::up_prefix(&stolen(), instance()));
+    let copy = hub.keeper().await?.copy(&stolen(), 1 << 20);
+    let headers = [
+        "NATS/1.0\r\nce-type: good\r\n\r\n",
+        "NATS/1.0\r\nNats-Sequence: 0\r\nNats-Subject: leaf.v1.evt.edge.a.b.c\r\n\r\n",
+        "NATS/1.0\r\nNats-Sequence: 18446744073709551615\r\n\r\n",
+        "NATS/1.0 204\n\n\n",
+        "NATS/1.0 404 No Messages\n\n\n",
+        "NATS/1.0\r\nno name of a header: x\r\n\r\n",
+        "NATS/1.0\r\nce-type: last\r\n\r\n",
+    ];
+    for (stored, header) in headers.iter().enumerate() {
+        let (head, all) = (header.len(), header.len() + 2);
+        thief
+            .send(format!("HMSG {subject} {head} {all}\r\n{header}{{}}\r\n"))
+            .await?;
+        ensure!(thief.still_there().await, "{:?}", thief.errors());
+        ends_with(&copy, stored as u64 + 1).await?;
+    }
+    let all = async {
+        let mut reader = copy.read_from(1);
+        let mut read = Vec::new();
+        while let Some(event) = reader.next().await? {
+            read.push(event);
+        }
+        anyhow::Ok(read)
+    };
+    let read = tokio::time::timeout(LIMIT, all).await.context("the end")??;
+    let numbers: Vec<u64> = read.iter().map(|event| event.sequence).collect();
     ensure!(
-        matches!(refused, Err(leaf_bus::stream::StreamError::Foreign { .. })),
-        "{refused:?}"
+        numbers == (1..=headers.len() as u64).collect::<Vec<_>>(),
+        "{numbers:?}"
+    );
+    let kind = |event: &leaf_core::event::EventRecord| event.headers.get("ce-type").map(str::to_owned);
+    ensure!(kind(&read[0]).as_deref() == Some("good") && kind(&read[6]).as_deref() == Some("last"));
+    ensure!(read[5].headers.iter().next().is_none(), "{:?}", read[5]);
+    ensure!(
+        read.iter().all(|event| !event.subject.contains(".edge.")),
+        "{read:?}"
     );
     Ok(())
 }

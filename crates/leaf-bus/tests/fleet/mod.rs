@@ -162,7 +162,7 @@ impl TestHub {
         for leaf in [leaf(), stolen()] {
             let copy = hub.copy(&leaf, 1 << 20);
             copy.begin(1).await?;
-            copy.admit(instance()).await?;
+            copy.admit(instance(), 0).await?;
         }
         Ok(())
     }

@@ -101,8 +101,8 @@ pub enum Output {
     Close,
     /// Compare the last event of this copy with the leaf's.
     Compare(Extent),
-    /// Let the copy take the events of the holder of the name.
-    Admit,
+    /// Let the copy take the events of the holder of the name, if it ends with this number: up to there it was compared.
+    Admit(u64),
     /// Let the copy take no events.
     Refuse,
     /// Read where the copy ends.
@@ -428,7 +428,7 @@ impl Copy {
 
     fn admit(&mut self, outputs: &mut Vec<Output>) {
         self.phase = Phase::Admitting;
-        outputs.push(Output::Admit);
+        outputs.push(Output::Admit(self.stored));
     }
 
     fn compared(&mut self, compared: Compared, outputs: &mut Vec<Output>) {

@@ -9,9 +9,9 @@
 //! | `leaf.v1.beat.<leaf>` | the lease |
 //! | `leaf.v1.ctr.<leaf>.<container>.>` | a container's own subjects |
 //! | `leaf.v1.state.<leaf>.<key>` | a changed entry of the leaf's state, as it crosses to a hub |
-//! | `leaf.v1.hub.<leaf>.<claim\|copy.read>` | a leaf's request to the hub agent |
-//! | `leaf.v1.link.<leaf>.<events\|state>.<info\|get>` | the hub agent's request for a leaf's events or state |
-//! | `leaf.v1.up.<leaf>.<instance>.<aggregate>.<id>.<fact>` | the same event, for the hub's copy |
+//! | `leaf.v1.hub.<leaf>.<claim\|release\|fill\|copy.read>` | a leaf's request to the hub agent |
+//! | `leaf.v1.link.<leaf>.<instance>.<events\|state>.<info\|get>` | the hub agent's request for a leaf's events or state |
+//! | `leaf.v1.up.<leaf>.<instance>.<aggregate>.<id>.<fact>` | a domain event on its way to the hub's copy |
 //! | `leaf.v1.copy.<leaf>.<state\|beat>…` | what the hub agent writes into its copies |
 //! | `leaf.v1.fleet.<leaf>.<fact>` | what happened to a copy |
 //! | `$KV.leaf_state.<leaf>.<key>` | an entry of the leaf's state |

@@ -132,7 +132,8 @@ impl Site {
     /// The instance of the active agent.
     pub(crate) async fn active_agent(&self) -> anyhow::Result<InstanceId> {
         let active = self.hub.registry_as_it_is().active().await?;
-        Ok(active.context("an agent was active")?.0.instance)
+        let document = active.and_then(|(document, _)| document);
+        Ok(document.context("an agent was active")?.instance)
     }
 
     /// Runs one of the agent's other commands, and returns what it prints.

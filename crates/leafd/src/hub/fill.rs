@@ -25,7 +25,9 @@ pub(crate) struct Filling {
 
 impl Filling {
     /// Runs until the daemon ends. What could not be sent is sent when the next claim's reply says so.
-    pub(crate) async fn run(self) -> anyhow::Result<()> {
+    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
+        // Until the publisher has read its stream, nothing is known of what crossed.
+        let _ = self.published.wait_for(|known| known.first > 0).await;
         let mut complaints = Complaints::default();
         loop {
             self.lacks.notified().await;

@@ -116,7 +116,7 @@ impl Hub {
                 };
                 let last = *numbers.end();
                 import.run(numbers, beat, dead).await?;
-                // The agent waits for it: with this claim it compares and copies what comes next.
+                // The agent waits for it: with this claim it compares, and admits what comes next.
                 match self.claim(beat, dead, last).await {
                     Ok(ClaimReply::Granted { copy: now }) if now == copy => {}
                     // It is compared once more with the next claim.

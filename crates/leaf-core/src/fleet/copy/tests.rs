@@ -23,7 +23,7 @@ fn current(last: u64) -> Copy {
     assert_eq!(copy.handle(opened, SECOND), [Output::Compare(extent(1, last))]);
     assert!(!copy.takes_events());
     let outputs = copy.handle(Input::Compared(Compared::Same), SECOND);
-    assert_eq!(outputs, [Output::Admit]);
+    assert_eq!(outputs, [Output::Admit(last)]);
     assert!(!copy.takes_events());
     assert_eq!(copy.handle(Input::Admitted, SECOND), []);
     assert!(copy.takes_events());
@@ -38,7 +38,10 @@ fn state(copy: &mut Copy, now: Duration) -> CopyState {
 fn an_empty_copy_takes_events_without_a_comparison() {
     let mut copy = Copy::new(Duration::ZERO, 0, None);
     copy.handle(claim(true, 7), SECOND);
-    assert_eq!(copy.handle(Input::Opened(extent(3, 2)), SECOND), [Output::Admit]);
+    assert_eq!(
+        copy.handle(Input::Opened(extent(3, 2)), SECOND),
+        [Output::Admit(2)]
+    );
     assert_eq!(copy.handle(Input::Admitted, SECOND), []);
     assert!(copy.takes_events() && copy.lacks_events());
 }
@@ -85,7 +88,7 @@ fn a_copy_that_gets_nothing_is_compared_once_more_ever_more_seldom() {
                     copy.handle(Input::Opened(extent(1, 3)), now)
                 }
                 Output::Compare(_) => copy.handle(Input::Compared(Compared::Same), now),
-                Output::Admit => copy.handle(Input::Admitted, now),
+                Output::Admit(_) => copy.handle(Input::Admitted, now),
                 Output::Look => {
                     looks += 1;
                     copy.handle(looked(3), now)
@@ -125,7 +128,7 @@ fn a_gap_and_a_difference_stay_until_the_copy_begins_anew() {
         let meanwhile = copy.view(2 * SECOND).expect("a state");
         assert_eq!((meanwhile.state, &meanwhile.reason), (expected, &shown.reason));
         let outputs = copy.handle(Input::Opened(extent(9, 8)), 2 * SECOND);
-        assert_eq!(outputs, [Output::Admit]);
+        assert_eq!(outputs, [Output::Admit(8)]);
     }
 }
 
@@ -319,7 +322,10 @@ impl World {
                     _ => Compared::Same,
                 })
             }
-            Some(Output::Admit) => match &mut self.store {
+            Some(Output::Admit(last)) => match &mut self.store {
+                Some(store) if store.last() != last && store.takes != Some(self.holder) => {
+                    Input::Failed("it was compared up to another event".into())
+                }
                 Some(store) => {
                     store.takes = Some(self.holder);
                     Input::Admitted
