@@ -21,6 +21,9 @@ use crate::shown::Shown;
 use crate::state::{Signals, StateTask};
 use crate::work::{Done, admit, compare, look, open, read_copy, refuse};
 
+/// With more events missing than this, listeners don't hear those that are filled: nobody waits for so many old ones. Several times what a
+/// leaf sends before it asks again, so that all that it records meanwhile is heard.
+const NOT_HEARD: u64 = 50_000;
 /// How long a leaf may fill its copy without one more event there, until another one may in its place.
 const FILLS_FOR: Duration = Duration::from_secs(5);
 
@@ -88,6 +91,8 @@ pub(crate) struct LeafTask {
     stream: CopyStream,
     work: Option<Work>,
     filling: Option<Filling>,
+    /// Whether the copy publishes what it stores.
+    publishes: bool,
     state: watch::Sender<Signals>,
     state_task: Option<StateTask>,
     /// The last error of a request, which is logged once.
@@ -132,6 +137,7 @@ impl LeafTask {
             remote,
             work: None,
             filling: None,
+            publishes: true,
             state,
             complaint: String::new(),
         }
@@ -238,6 +244,8 @@ impl LeafTask {
     /// Gives an input to the copy, and does what it says.
     async fn tell(&mut self, input: Input) {
         for output in self.copy.handle(input, self.shared.now()) {
+            // Opening it has it publish again.
+            self.publishes |= output == Output::Open;
             let (stream, remote) = (self.stream.clone(), self.remote.clone());
             let holder = self.holder.as_ref().map(|holder| holder.beat.instance);
             self.work = match (output, holder) {
@@ -390,6 +398,11 @@ impl LeafTask {
         self.tell(Input::Looked(extent)).await;
         match extent {
             Some(extent) if self.copy.takes_events() => {
+                let publishes = self.copy.lacking() <= NOT_HEARD;
+                if self.publishes != publishes {
+                    self.stream.publishes(publishes).await?;
+                    self.publishes = publishes;
+                }
                 let since = before.filter(|(last, _)| *last == extent.last);
                 self.filling = Some(Filling {
                     last: extent.last,

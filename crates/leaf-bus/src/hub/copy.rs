@@ -41,7 +41,7 @@ impl Hub {
 }
 
 impl CopyStream {
-    /// Returns the extent of the copy, or `None` if there is none. Its size is set anew; unless it takes the events of this instance
+    /// Returns the extent of the copy, or `None` if there is none. Its size is set anew, and it publishes what it stores; unless it takes the events of this instance
     /// already, it takes none from now on.
     ///
     /// # Errors
@@ -129,6 +129,30 @@ impl CopyStream {
         }
     }
 
+    /// Lets the copy publish what it stores, for listeners, or not.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn publishes(&self, publishes: bool) -> Result<(), StreamError> {
+        let mut config = self.link.stream_info(&self.name).await?.config;
+        let republish = publishes.then(|| self.republish());
+        if config.republish == republish {
+            return Ok(());
+        }
+        config.republish = republish;
+        self.fence.check()?;
+        self.link.update_stream(&config).await?;
+        Ok(())
+    }
+
+    fn republish(&self) -> Republish {
+        Republish {
+            source: subject::events_of(&self.leaf),
+            destination: subject::events_of(&self.leaf),
+            headers_only: false,
+        }
+    }
+
     /// Returns whether the copy takes the events of this instance.
     ///
     /// # Errors
@@ -192,11 +216,7 @@ impl CopyStream {
                 destination: subject::events_of(&self.leaf),
             }),
             // So that listeners hear each event once, when it is stored: it crosses the link once, and not for each of them.
-            republish: Some(Republish {
-                source: subject::events_of(&self.leaf),
-                destination: subject::events_of(&self.leaf),
-                headers_only: false,
-            }),
+            republish: Some(self.republish()),
             // An acknowledgement goes wherever the sender says, with the rights of the hub's server.
             no_ack: true,
             max_bytes: i64::try_from(self.max_bytes).unwrap_or(i64::MAX),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use async_nats::HeaderMap;
 use async_nats::jetstream::stream::{Config, SubjectTransform};
+use futures::StreamExt as _;
 use leaf_bus::hub::CopyStream;
 use leaf_bus::stream::StreamError;
 use leaf_core::fleet::copy::Extent;
@@ -121,6 +122,24 @@ async fn takes_what_follows() -> anyhow::Result<()> {
     }
     ends_with(&copy, 6).await?;
     ensure!(body(&copy, 6).await? == "six");
+    // It publishes what it stores, or not, and again when it is opened.
+    let ann = hub.ann().await?;
+    let mut heard = ann.subscribe(subject::events()).await?;
+    ann.flush().await?;
+    for (publishes, after) in [(false, 6), (true, 7)] {
+        copy.publishes(publishes).await?;
+        send(&sender, second, after, "heard or not").await?;
+        ends_with(&copy, after + 1).await?;
+    }
+    let message = tokio::time::timeout(LIMIT, heard.next())
+        .await?
+        .context("a message")?;
+    let number = message
+        .headers
+        .as_ref()
+        .and_then(|headers| headers.get("Nats-Sequence"))
+        .map(|value| value.as_str().to_owned());
+    ensure!(number.as_deref() == Some("8"), "{number:?}");
     // Opening it for the instance that it takes events of changes nothing; closing it does.
     copy.open(second).await?;
     ensure!(copy.takes(second).await?);

@@ -199,10 +199,16 @@ impl Copy {
         self.phase == Phase::Following
     }
 
+    /// How many events it lacks that the leaf is known to have.
+    #[must_use]
+    pub fn lacking(&self) -> u64 {
+        self.leaf_last.saturating_sub(self.stored)
+    }
+
     /// Whether it lacks events that the leaf is known to have.
     #[must_use]
     pub fn lacks_events(&self) -> bool {
-        self.stored < self.leaf_last
+        self.lacking() > 0
     }
 
     /// Notes that the leaf may not fill the copy yet, since others fill theirs.
