@@ -17,9 +17,10 @@ use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::subject::{self, CommandSubject};
 
 use crate::client_error::read_json;
-use crate::jetstream::{API_TIMEOUT, Stored};
+use crate::jetstream::API_TIMEOUT;
 use crate::level::Mode;
 use crate::link::Link;
+use crate::pages::Stored;
 use crate::parts::{self, Assembled, Assembly, PARTS_HEADER, REPLY_BYTES_HEADER};
 use crate::service::{ERROR_CODE_HEADER, ERROR_HEADER};
 use crate::settings::{ConnectError, ConnectSettings};

@@ -29,9 +29,9 @@ pub enum FileError {
     Content {
         /// The file.
         path: PathBuf,
-        /// What it must have.
+        /// The content that the setting requires.
         expected: &'static str,
-        /// What is wrong.
+        /// The fault.
         source: Cause,
     },
 }

@@ -10,8 +10,8 @@ use leaf_core::id::LeafName;
 use leaf_core::subject;
 
 use crate::client_error::ClientError;
-use crate::jetstream::Pages;
 use crate::link::Link;
+use crate::pages::Pages;
 use crate::stream_error::StreamError;
 
 /// How long to wait after an error.

@@ -27,6 +27,7 @@ pub mod lease;
 mod level;
 mod link;
 mod options;
+mod pages;
 pub mod parts;
 pub mod publisher;
 mod raw;

@@ -8,8 +8,8 @@ use leaf_core::subject;
 use serde_json::json;
 
 use crate::connect::Bus;
-use crate::jetstream::{Pages, to_record};
 use crate::link::Link;
+use crate::pages::{Pages, to_record};
 use crate::publisher::Publisher;
 
 pub use crate::stream_error::{Room, StreamError};

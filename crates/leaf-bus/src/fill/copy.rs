@@ -161,7 +161,7 @@ impl FillCopy {
     }
 }
 
-/// What was sent.
+/// A filler, and the events that it has sent.
 #[derive(Default)]
 struct Sending {
     filler: Option<Filler>,
@@ -171,7 +171,7 @@ struct Sending {
     arrivals: Arrivals,
 }
 
-/// What arrives at the copy.
+/// Tells from the copy's last numbers whether the events that were sent arrive.
 #[derive(Debug, Default)]
 struct Arrivals {
     /// The copy's last number, and since when it is that.
@@ -182,7 +182,7 @@ struct Arrivals {
     back: u32,
 }
 
-/// What to do about it.
+/// The next step of a fill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
     GoOn,

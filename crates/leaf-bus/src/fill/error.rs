@@ -85,7 +85,7 @@ pub enum FillError {
     Gap {
         /// The sequence number of the event that is to be sent next.
         expected: u64,
-        /// That of the event that the stream has next.
+        /// The sequence number of the next event that the stream has.
         first: u64,
     },
     /// A message in the stream is not one that a leaf writes.

@@ -77,9 +77,9 @@ pub(super) struct Passed {
 pub(super) struct Events {
     /// The prefix of the subjects in the stream.
     stored: Vec<u8>,
-    /// What is written before the rest of a subject.
+    /// The first part of each subject to publish on.
     sent: Vec<u8>,
-    /// What precedes the numbers in the reply subject of an event.
+    /// The part of an event's reply subject before its numbers.
     numbers: Finder<'static>,
     fence: Finder<'static>,
     last: u64,

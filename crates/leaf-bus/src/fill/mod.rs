@@ -50,11 +50,11 @@ pub struct Filler {
     inbox: String,
     requests: u64,
     events: Events,
-    /// What is to be written to `link`.
+    /// The bytes that wait to be written to `link`.
     out: Vec<u8>,
 }
 
-/// What a [`Filler::send`] sent.
+/// The result of [`Filler::send`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sent {
     /// The sequence number of the last event that was sent.

@@ -11,8 +11,8 @@ use serde_json::json;
 
 use super::Hub;
 use super::active::Fence;
-use crate::jetstream::to_record;
 use crate::link::Link;
+use crate::pages::to_record;
 use crate::stream::EventReader;
 use crate::stream_error::StreamError;
 

@@ -12,8 +12,9 @@ use serde_json::json;
 
 use super::Hub;
 use super::page::{PageError, PageRequest, header, number};
-use crate::jetstream::{read_answer, to_record};
+use crate::jetstream::read_answer;
 use crate::link::Link;
+use crate::pages::to_record;
 use crate::stream_error::{RequestError, StreamError};
 
 /// How long a leaf's server may take to answer.

@@ -6,8 +6,8 @@ use async_nats::Message;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::jetstream::status_of_page;
 use crate::link::{Link, Replies};
+use crate::pages::status_of_page;
 use crate::stream_error::RequestError;
 
 /// How long a page may take.

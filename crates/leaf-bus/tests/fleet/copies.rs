@@ -60,6 +60,27 @@ async fn ends_with(copy: &CopyStream, last: u64) -> anyhow::Result<()> {
         .with_context(|| format!("waiting for event {last}"))?
 }
 
+/// Sends these events until the copy ends with this number: the interest in an instance's events crosses after it was let in.
+async fn until_stored(
+    copy: &CopyStream,
+    sender: &async_nats::Client,
+    events: &[(InstanceId, u64, &'static str)],
+    last: u64,
+) -> anyhow::Result<()> {
+    let sending = async {
+        while copy.extent().await?.map(|extent| extent.last) != Some(last) {
+            for (instance, after, body) in events {
+                send(sender, *instance, *after, body).await?;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(LIMIT, sending)
+        .await
+        .with_context(|| format!("waiting for event {last}"))?
+}
+
 async fn body(copy: &CopyStream, sequence: u64) -> anyhow::Result<String> {
     let event = copy.read(sequence).await?.context("an event")?;
     ensure!(
@@ -97,30 +118,15 @@ async fn takes_what_follows() -> anyhow::Result<()> {
     ] {
         send(&sender, instance, after, body).await?;
     }
-    // The interest in the first instance's events crosses after it was let in.
-    for _ in 0..100 {
-        send(&sender, first, 3, "four").await?;
-        send(&sender, first, 4, "five").await?;
-        if copy.extent().await?.is_some_and(|extent| extent.last == 5) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    ends_with(&copy, 5).await?;
+    let events = [(first, 3, "four"), (first, 4, "five")];
+    until_stored(&copy, &sender, &events, 5).await?;
     ensure!(body(&copy, 4).await?.starts_with("four") && body(&copy, 5).await? == "five");
     // Another instance takes its place, and the first one is shut out.
     ensure!(copy.open(second).await? == Some(Extent { first: 4, last: 5 }));
     ensure!(!copy.takes(first).await?, "nobody is let in before a comparison");
     copy.admit(second, 5).await?;
-    for _ in 0..100 {
-        send(&sender, first, 5, "of the first").await?;
-        send(&sender, second, 5, "six").await?;
-        if copy.extent().await?.is_some_and(|extent| extent.last == 6) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    ends_with(&copy, 6).await?;
+    let events = [(first, 5, "of the first"), (second, 5, "six")];
+    until_stored(&copy, &sender, &events, 6).await?;
     ensure!(body(&copy, 6).await? == "six");
     // It publishes what it stores, or not, and again when it is opened.
     let ann = hub.ann().await?;
