@@ -238,7 +238,8 @@ pub fn observe(container: &Container, observed: Option<&ObservedContainer>, leaf
 }
 
 /// Returns the facts by which the leaf, after a boot of its host, tries the containers again that should run and had
-/// ended by themselves or failed before. Containers that ran before the boot are handled by observations.
+/// ended before, by themselves or as the host was shut down, or failed. Containers that ran before the boot are handled by
+/// observations.
 #[must_use]
 pub fn after_boot(state: &State) -> Vec<Fact> {
     use ContainerPhase as Phase;
@@ -263,7 +264,9 @@ pub fn after_early_start(container: &Container, observed: &ObservedContainer) ->
     (failed && ran && container.desired.run == DesiredRun::Running).then(|| try_again(container))
 }
 
-fn try_again(container: &Container) -> Fact {
+/// Returns the fact by which the leaf itself tries to bring a container to its desired state once more.
+#[must_use]
+pub fn try_again(container: &Container) -> Fact {
     Fact::from(ContainerDesired {
         name: container.name.clone(),
         desired: container.desired.clone(),

@@ -9,7 +9,7 @@ use crate::decide::Target;
 use crate::event::{ContainerFailed, ContainerReverted, ContainerStep, Fact};
 use crate::id::ContainerName;
 use crate::moment::Moment;
-use crate::plan::{after_early_start, observe};
+use crate::plan::{after_early_start, observe, try_again};
 use crate::reconcile::container::{HELPER_GONE, StepsOutcome, is_stuck};
 use crate::reconcile::{Interruption, NextAction, Resource};
 
@@ -53,7 +53,7 @@ impl Engine {
             if let Some(observed) = observed.filter(|observed| observed.run != ObservedRun::Starting)
                 && self
                     .reconciler
-                    .first_since_boot(&Resource::Container(name.clone()))
+                    .ends_early_start(&Resource::Container(name.clone()))
             {
                 facts.extend(after_early_start(container, observed));
             }
@@ -114,25 +114,31 @@ impl Engine {
         }
     }
 
-    /// Records that a step failed. A container that has a system to revert to is reverted.
+    /// Records that a step failed. A container whose start may be the one that systemd had begun as the host booted is
+    /// tried once more; of the others, one that has a system to revert to is reverted.
     fn step_failed(&mut self, turn: &mut Turn, name: &ContainerName, step: ContainerStep, reason: String) {
-        let Some(container) = self.state().containers.get(name) else {
+        let Some(container) = self.history.state().containers.get(name) else {
             return;
         };
         let cause = container.cause.clone();
-        let revert = container.desired.fallback.clone().map(|toplevel| {
-            Fact::from(ContainerReverted {
-                name: name.clone(),
-                toplevel,
-                reason: format!("{step}: {reason}"),
+        let resource = Resource::Container(name.clone());
+        let next = if step == ContainerStep::Start && self.reconciler.ends_early_start(&resource) {
+            Some(try_again(container))
+        } else {
+            container.desired.fallback.clone().map(|toplevel| {
+                Fact::from(ContainerReverted {
+                    name: name.clone(),
+                    toplevel,
+                    reason: format!("{step}: {reason}"),
+                })
             })
-        });
+        };
         let failed = Fact::from(ContainerFailed {
             name: name.clone(),
             step,
             reason,
         });
-        self.record(turn, &cause, [failed].into_iter().chain(revert));
+        self.record(turn, &cause, [failed].into_iter().chain(next));
     }
 
     /// Begins steps for a container that is not in its desired state, or interrupts those in flight.

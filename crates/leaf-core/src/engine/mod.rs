@@ -42,7 +42,7 @@ use crate::address_pool::AddressPool;
 use crate::aggregate::Aggregate;
 use crate::cause::Cause;
 use crate::command::{CommandRecord, HubReport};
-use crate::container::{Container, ContainerPhase};
+use crate::container::{Container, DesiredRun};
 use crate::decide::Target;
 use crate::event::{ContainerFact, Fact, HostFacts, JobFact, LeafFact, LeafStarted, LeafStopped};
 use crate::id::{Caller, InstanceId};
@@ -52,6 +52,7 @@ use crate::plan::after_boot;
 use crate::problem::Problem;
 use crate::reconcile::{Interruption, Reconciler, Resource};
 use crate::runtime::Runtime;
+use crate::spec::Autostart;
 use crate::state::State;
 
 pub use admission::{Capabilities, Limits};
@@ -301,11 +302,12 @@ impl Engine {
         })];
         if is_booted {
             facts.extend(after_boot(state));
-            let ran =
-                |c: &&Container| matches!(c.phase, ContainerPhase::Running | ContainerPhase::Restarting);
-            for container in state.containers.values().filter(ran) {
+            let starts_early = |c: &&Container| {
+                c.desired.run == DesiredRun::Running && c.desired.options.autostart == Autostart::WithHost
+            };
+            for container in state.containers.values().filter(starts_early) {
                 self.reconciler
-                    .ran_before_boot(Resource::Container(container.name.clone()));
+                    .may_have_started_early(Resource::Container(container.name.clone()));
             }
         }
         self.record(turn, &Cause::default(), facts);

@@ -87,8 +87,9 @@ pub struct Reconciler {
     in_flight: BTreeMap<Resource, Run>,
     /// When the last steps' final observation began, as long as an older observation may still arrive.
     observed_at: BTreeMap<Resource, Moment>,
-    /// Resources that ran before the host's boot and have not been observed since.
-    unobserved_since_boot: BTreeSet<Resource>,
+    /// Resources that systemd may have begun to start before the leaf ran, as the host booted, until the outcome of that
+    /// start is known.
+    early_starts: BTreeSet<Resource>,
 }
 
 impl Reconciler {
@@ -183,15 +184,15 @@ impl Reconciler {
         self.observed_at.retain(|_, last| *last > began);
     }
 
-    /// Notes that the host was rebooted while a resource ran.
-    pub fn ran_before_boot(&mut self, resource: Resource) {
-        self.unobserved_since_boot.insert(resource);
+    /// Notes that the host was booted, and that systemd may have begun to start a resource before the leaf ran.
+    pub fn may_have_started_early(&mut self, resource: Resource) {
+        self.early_starts.insert(resource);
     }
 
-    /// Notes that a resource was observed. Returns whether it is the first observation since the host's boot of a
-    /// resource that ran before.
-    pub fn first_since_boot(&mut self, resource: &Resource) -> bool {
-        self.unobserved_since_boot.remove(resource)
+    /// Notes that a start of a resource was observed to have ended, in one way or the other. Returns whether systemd may
+    /// have begun it before the leaf ran: that is true of the first one since the host was booted.
+    pub fn ends_early_start(&mut self, resource: &Resource) -> bool {
+        self.early_starts.remove(resource)
     }
 }
 

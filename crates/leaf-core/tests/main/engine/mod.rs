@@ -2,6 +2,7 @@
 //!
 //! The seed is printed; `CIM_LEAF_SEED` repeats a run.
 
+mod boots;
 mod boundaries;
 mod labels;
 mod policy;
