@@ -17,11 +17,11 @@ use crate::stream_error::{RequestError, Room, StreamError, request_error};
 /// How long the server may take to answer a request.
 pub(crate) const API_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Returns the settings of a stream that keeps the last message of each subject, without other limits.
-pub(crate) fn last_of_each_subject(name: String, subjects: String) -> Config {
+/// Returns the settings of a stream that keeps the last message of each subject, without other limits and without its
+/// subjects.
+pub(crate) fn last_of_each_subject(name: String) -> Config {
     Config {
         name,
-        subjects: vec![subjects],
         max_messages_per_subject: 1,
         max_messages: -1,
         max_bytes: -1,

@@ -226,6 +226,7 @@ fn config() -> Config {
             destination: subject::state_changes().replace('*', "{{wildcard(1)}}"),
             headers_only: false,
         }),
-        ..last_of_each_subject(subject::state_stream(), subject::state_keys())
+        subjects: vec![subject::state_keys()],
+        ..last_of_each_subject(subject::state_stream())
     }
 }

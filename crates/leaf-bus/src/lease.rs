@@ -155,7 +155,8 @@ async fn ensure(link: &Link) -> Result<(), StreamError> {
         duplicate_window: Duration::from_secs(LEASE_SECONDS),
         storage: StorageType::Memory,
         discard: DiscardPolicy::Old,
-        ..last_of_each_subject(LEASE_STREAM.to_owned(), subject::beats())
+        subjects: vec![subject::beats()],
+        ..last_of_each_subject(LEASE_STREAM.to_owned())
     };
     let differs = |found: &Config| {
         (found.subjects != desired.subjects).then(|| format!("its subjects are {:?}", found.subjects))

@@ -248,10 +248,15 @@ fn report(tally: &Tally) -> ExitCode {
         }
     }
     if !tally.failed.is_empty() {
-        println!("\nfailed:");
+        println!("\nwhat the failed ones said:");
         for failure in &tally.failed {
             println!("  {}", failure.name);
             failure.said().for_each(|line| println!("    {line}"));
+        }
+        // Once more, since whoever sees only the last lines should see all of the names.
+        println!("\nfailed:");
+        for failure in &tally.failed {
+            println!("  {}", failure.name);
         }
     }
     println!("\n{}", tally.closing_line());

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::Hub;
 use super::active::Fence;
+use super::kept::new_key;
 use crate::link::Link;
 use crate::pages::to_record;
 use crate::stream::EventReader;
@@ -115,7 +116,20 @@ impl CopyStream {
     /// [`StreamError::WrongLastSequence`] if it does not end with this number, up to which it was compared; [`StreamError`].
     pub async fn admit(&self, instance: InstanceId, last: u64) -> Result<(), StreamError> {
         let subject = subject::up_events_of(&self.leaf, instance);
-        self.take(&subject, Some(last)).await
+        let info = self.link.stream_info(&self.name).await?;
+        if info.config.subjects == [subject.as_str()] {
+            return Ok(());
+        }
+        let found = info.state.last_sequence;
+        if last != found {
+            return Err(StreamError::WrongLastSequence { actual: Some(found) });
+        }
+        self.fence.check()?;
+        let admitting = Config {
+            subjects: vec![subject],
+            ..info.config
+        };
+        self.link.update_stream(&admitting).await.map(drop)
     }
 
     /// Lets the copy take no events, if there is one.
@@ -123,10 +137,19 @@ impl CopyStream {
     /// # Errors
     /// [`StreamError`].
     pub async fn close(&self) -> Result<(), StreamError> {
-        match self.take(&subject::closed_copy(&self.leaf), None).await {
-            Err(StreamError::NoStream { .. }) => Ok(()),
-            result => result,
+        let config = match self.link.stream_info(&self.name).await {
+            Err(StreamError::NoStream { .. }) => return Ok(()),
+            info => info?.config,
+        };
+        if self.is_closed(&config) {
+            return Ok(());
         }
+        self.fence.check()?;
+        let closed = Config {
+            subjects: vec![self.closed()],
+            ..config
+        };
+        self.link.update_stream(&closed).await.map(drop)
     }
 
     /// Lets the copy publish what it stores, for listeners, or not.
@@ -162,29 +185,22 @@ impl CopyStream {
         Ok(info.config.subjects == [subject::up_events_of(&self.leaf, instance)])
     }
 
-    async fn take(&self, subject: &str, last: Option<u64>) -> Result<(), StreamError> {
-        let info = self.link.stream_info(&self.name).await?;
-        let (mut config, found) = (info.config, info.state.last_sequence);
-        if config.subjects == [subject] {
-            return Ok(());
-        }
-        if last.is_some_and(|last| last != found) {
-            return Err(StreamError::WrongLastSequence { actual: Some(found) });
-        }
-        self.fence.check()?;
-        config.subjects = vec![subject.to_owned()];
-        self.link.update_stream(&config).await?;
-        Ok(())
+    fn closed(&self) -> String {
+        subject::closed_copy(&self.leaf, new_key())
+    }
+
+    fn is_closed(&self, found: &Config) -> bool {
+        matches!(&found.subjects[..], [one] if subject::is_closed_copy(&self.leaf, one))
     }
 
     async fn make(&self, first: u64, holder: Option<InstanceId>) -> Result<Extent, StreamError> {
         let desired = self.config(first);
         let admitted = holder.map(|instance| subject::up_events_of(&self.leaf, instance));
         let merge = |found: &mut Config| {
-            if admitted
+            let is_admitted = admitted
                 .as_ref()
-                .is_none_or(|subject| found.subjects != [subject.as_str()])
-            {
+                .is_some_and(|subject| found.subjects == [subject.as_str()]);
+            if !is_admitted && !self.is_closed(found) {
                 found.subjects.clone_from(&desired.subjects);
             }
             found.subject_transform.clone_from(&desired.subject_transform);
@@ -210,7 +226,7 @@ impl CopyStream {
                 "the copy of the events of leaf {}, which the hub agent keeps and the leaf alone writes",
                 self.leaf
             )),
-            subjects: vec![subject::closed_copy(&self.leaf)],
+            subjects: vec![self.closed()],
             subject_transform: Some(SubjectTransform {
                 source: subject::ups_of(&self.leaf),
                 destination: subject::events_of(&self.leaf),
@@ -264,7 +280,7 @@ impl CopyStream {
     fn is_of_copy(&self, subject: &str) -> bool {
         let ups = subject::ups_of(&self.leaf);
         let prefix = ups.strip_suffix("*.>").unwrap_or(&ups);
-        subject == subject::closed_copy(&self.leaf)
+        subject.starts_with(&subject::closed_copy_before(&self.leaf))
             || subject.starts_with(prefix)
             || subject == format!("leaf.{}.copy.{}.evt.>", subject::VERSION, self.leaf)
     }

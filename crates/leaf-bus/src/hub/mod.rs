@@ -6,6 +6,7 @@
 
 mod active;
 mod copy;
+mod kept;
 mod leaf;
 mod page;
 mod registry;
@@ -15,6 +16,8 @@ mod state;
 use tokio::sync::watch;
 
 use active::Fence;
+use kept::Kept;
+use registry::Streams;
 
 use crate::embedded::MAX_PAYLOAD;
 use crate::level::Mode;
@@ -55,6 +58,10 @@ pub struct Hub {
     links: Link,
     /// Whether this process may write the streams.
     allowed: watch::Sender<Allowed>,
+    /// The streams of the registry.
+    streams: Streams,
+    /// The bucket of the leaves' states.
+    states: Kept,
 }
 
 impl Hub {
@@ -63,10 +70,13 @@ impl Hub {
     /// # Errors
     /// [`ConnectError`] if settings can't be used: an address, the credentials, a certificate.
     pub async fn connect(fleet: &ConnectSettings, links: &ConnectSettings) -> Result<Self, ConnectError> {
+        let fleet = Link::open(fleet, Mode::Forever).await?;
         Ok(Self {
-            fleet: Link::open(fleet, Mode::Forever).await?,
             links: Link::open(links, Mode::Forever).await?,
             allowed: watch::Sender::new(Allowed::Always),
+            streams: Streams::new(&fleet),
+            states: Kept::new(fleet.clone(), state::bucket()),
+            fleet,
         })
     }
 

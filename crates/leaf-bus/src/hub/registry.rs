@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, SubjectTransform};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, Republish, RetentionPolicy, StorageType};
 use bytes::Bytes;
 use jiff::Timestamp;
 use leaf_core::beat::Beat;
@@ -20,6 +20,7 @@ use serde_json::json;
 
 use super::Hub;
 use super::active::Fence;
+use super::kept::{Kept, Kind};
 use super::page::{PageError, PageRequest, header as header_of, number};
 use crate::jetstream::{API_TIMEOUT, last_of_each_subject};
 use crate::link::Link;
@@ -53,6 +54,7 @@ struct Purged {
 pub struct Registry {
     link: Link,
     fence: Fence,
+    streams: Streams,
 }
 
 impl Hub {
@@ -72,6 +74,7 @@ impl Hub {
         Registry {
             link: self.fleet.clone(),
             fence: self.fence(),
+            streams: self.streams.clone(),
         }
     }
 }
@@ -83,7 +86,7 @@ impl Registry {
     /// [`StreamError`].
     pub async fn leaves(&self) -> Result<Vec<Known>, StreamError> {
         let now = Timestamp::now();
-        let all = self.messages(LEASE_STREAM).await?;
+        let all = self.messages(self.streams.leases.name()).await?;
         let known = all.iter().filter_map(|message| {
             let time: Timestamp = header_of(message, "Nats-Time-Stamp")?.parse().ok()?;
             Some(Known {
@@ -104,8 +107,8 @@ impl Registry {
     /// # Errors
     /// [`StreamError`].
     pub async fn put_beat(&self, beat: &Beat) -> Result<(), StreamError> {
-        let subject = subject::copied_beat(&beat.leaf);
-        self.put(LEASE_STREAM, &subject, HeaderMap::new(), to_json(beat))
+        let subject = subject::beat(&beat.leaf);
+        self.put(&self.streams.leases, &subject, HeaderMap::new(), to_json(beat))
             .await
     }
 
@@ -117,8 +120,9 @@ impl Registry {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, "application/json");
         headers.insert(RELEASED, "true");
-        let subject = subject::copied_beat(&beat.leaf);
-        self.put(LEASE_STREAM, &subject, headers, to_json(beat)).await
+        let subject = subject::beat(&beat.leaf);
+        self.put(&self.streams.leases, &subject, headers, to_json(beat))
+            .await
     }
 
     /// Returns the agent that writes the hub's streams, or did last, and the number of its document; no agent where that can't be
@@ -128,7 +132,7 @@ impl Registry {
     /// [`StreamError`].
     pub async fn active(&self) -> Result<Option<(Option<ActiveAgent>, u64)>, StreamError> {
         let which = json!({ "last_by_subj": subject::active_agent() });
-        let found = match self.link.get_message(&fleet_bucket().name, &which).await {
+        let found = match self.link.get_message(self.streams.statuses.name(), &which).await {
             Err(StreamError::NoStream { .. }) => None,
             other => other?,
         };
@@ -144,8 +148,10 @@ impl Registry {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, "application/json");
         headers.insert("Nats-Expected-Last-Subject-Sequence", after.to_string());
-        let (stream, subject) = (fleet_bucket().name, subject::active_agent());
-        self.put_unfenced(&stream, &subject, headers, to_json(agent))
+        let body = Bytes::from(to_json(agent));
+        self.streams
+            .statuses
+            .put(&subject::active_agent(), headers, body)
             .await
     }
 
@@ -157,8 +163,8 @@ impl Registry {
         self.fence.check()?;
         let mut known = false;
         for (stream, subject) in [
-            (LEASE_STREAM.to_owned(), subject::beat(leaf)),
-            (fleet_bucket().name, subject::copy_status(leaf)),
+            (self.streams.leases.name(), subject::beat(leaf)),
+            (self.streams.statuses.name(), subject::copy_status(leaf)),
         ] {
             let body = json!({ "filter": subject });
             let what = format!("STREAM.PURGE.{stream}");
@@ -176,7 +182,7 @@ impl Registry {
     /// # Errors
     /// [`StreamError`].
     pub async fn statuses(&self) -> Result<BTreeMap<LeafName, CopyStatus>, StreamError> {
-        let all = self.messages(&fleet_bucket().name).await?;
+        let all = self.messages(self.streams.statuses.name()).await?;
         let statuses = all
             .iter()
             .filter_map(|message| serde_json::from_slice::<CopyStatus>(&message.payload).ok());
@@ -189,8 +195,13 @@ impl Registry {
     /// [`StreamError`].
     pub async fn put_status(&self, status: &CopyStatus) -> Result<(), StreamError> {
         let subject = subject::copy_status(&status.leaf);
-        self.put(&fleet_bucket().name, &subject, HeaderMap::new(), to_json(status))
-            .await
+        self.put(
+            &self.streams.statuses,
+            &subject,
+            HeaderMap::new(),
+            to_json(status),
+        )
+        .await
     }
 
     /// Stores an event about a copy.
@@ -204,7 +215,7 @@ impl Registry {
         }
         // The agent may have been killed after it stored the event, and stores it again.
         headers.insert("Nats-Msg-Id", event.id());
-        self.put(FLEET_STREAM, &event.subject(), headers, event.body())
+        self.put(&self.streams.facts, &event.subject(), headers, event.body())
             .await
     }
 
@@ -213,7 +224,7 @@ impl Registry {
     /// # Errors
     /// [`StreamError`].
     pub async fn events(&self) -> Result<Vec<(String, CopyStatus)>, StreamError> {
-        let all = self.messages(FLEET_STREAM).await?;
+        let all = self.messages(self.streams.facts.name()).await?;
         let events = all.iter().filter_map(|message| {
             let subject = header_of(message, "Nats-Subject")?.to_owned();
             Some((subject, serde_json::from_slice(&message.payload).ok()?))
@@ -222,43 +233,30 @@ impl Registry {
     }
 
     async fn make(&self) -> Result<(), StreamError> {
-        for desired in [leases(), fleet_bucket(), fleet_events()] {
-            ensure(&self.link, &desired).await?;
+        let Streams {
+            leases,
+            statuses,
+            facts,
+        } = &self.streams;
+        for stream in [leases, statuses, facts] {
+            stream.make().await?;
         }
         Ok(())
     }
 
-    /// Stores a message. Streams that are lost are made anew.
+    /// Stores a message. A stream that is lost is made anew.
     async fn put(
         &self,
-        stream: &str,
-        subject: &str,
-        headers: HeaderMap,
-        body: Vec<u8>,
-    ) -> Result<(), StreamError> {
-        self.fence.check()?;
-        self.put_unfenced(stream, subject, headers, body).await.map(drop)
-    }
-
-    async fn put_unfenced(
-        &self,
-        stream: &str,
+        stream: &Kept,
         subject: &str,
         mut headers: HeaderMap,
         body: Vec<u8>,
-    ) -> Result<u64, StreamError> {
+    ) -> Result<(), StreamError> {
+        self.fence.check()?;
         if headers.is_empty() {
             headers.insert(header::CONTENT_TYPE, "application/json");
         }
-        let body = Bytes::from(body);
-        let put = |headers, body| self.link.publish_acked(stream, subject, headers, body);
-        match put(headers.clone(), body.clone()).await {
-            Err(StreamError::NoStream { .. }) => {
-                self.make().await?;
-                put(headers, body).await
-            }
-            other => other,
-        }
+        stream.put(subject, headers, Bytes::from(body)).await.map(drop)
     }
 
     /// Reads all messages of a stream.
@@ -299,67 +297,85 @@ impl Registry {
     }
 }
 
-/// Makes a stream that the agent alone writes.
-pub(super) async fn ensure(link: &Link, desired: &Config) -> Result<(), StreamError> {
-    let differs = |found: &Config| {
-        let mut why = Vec::new();
-        if found.subjects != desired.subjects {
-            why.push(format!("its subjects are {:?}", found.subjects));
-        }
-        if found.subject_transform != desired.subject_transform {
-            why.push("it stores its messages under other subjects".to_owned());
-        }
-        if found.max_messages_per_subject != desired.max_messages_per_subject || !found.max_age.is_zero() {
-            why.push("it keeps another number of messages, or for a time only".to_owned());
-        }
-        if found.mirror.is_some() || found.sources.as_ref().is_some_and(|sources| !sources.is_empty()) {
-            why.push("it is a copy of other streams".to_owned());
-        }
-        (!why.is_empty()).then(|| why.join(", "))
-    };
-    let merge = |found: &mut Config| found.allow_direct = true;
-    link.ensure_stream(desired, differs, merge).await.map(drop)
+/// The streams of the registry.
+#[derive(Debug, Clone)]
+pub(super) struct Streams {
+    leases: Kept,
+    statuses: Kept,
+    facts: Kept,
 }
 
-fn leases() -> Config {
-    Config {
-        description: Some("the last beat of every leaf that was ever here".to_owned()),
-        storage: StorageType::File,
-        subject_transform: Some(SubjectTransform {
-            source: subject::copied_beats(),
-            destination: "leaf.v1.beat.{{wildcard(1)}}".to_owned(),
-        }),
-        ..last_of_each_subject(LEASE_STREAM.to_owned(), subject::copied_beats())
+impl Streams {
+    pub(super) fn new(link: &Link) -> Self {
+        let kept = |kind| Kept::new(link.clone(), kind);
+        Self {
+            leases: kept(leases()),
+            statuses: kept(fleet_bucket()),
+            facts: kept(fleet_events()),
+        }
     }
 }
 
-fn fleet_bucket() -> Config {
-    Config {
-        description: Some("the state of the copy of each leaf".to_owned()),
-        storage: StorageType::File,
-        discard: DiscardPolicy::New,
-        allow_rollup: true,
-        deny_delete: true,
-        ..last_of_each_subject(format!("KV_{FLEET_BUCKET}"), subject::copy_statuses())
+fn leases() -> Kind {
+    Kind {
+        config: Config {
+            description: Some("the last beat of every leaf that was ever here".to_owned()),
+            storage: StorageType::File,
+            ..last_of_each_subject(LEASE_STREAM.to_owned())
+        },
+        what: "beat",
+        stored: without_wildcard(&subject::beats()),
+        written_before: subject::written_beats_before(),
     }
 }
 
-fn fleet_events() -> Config {
-    Config {
-        name: FLEET_STREAM.to_owned(),
-        description: Some("what happened to the leaves and their copies".to_owned()),
-        subjects: vec![subject::fleet_facts()],
-        max_bytes: FLEET_BYTES,
-        max_messages: -1,
-        max_messages_per_subject: -1,
-        max_consumers: -1,
-        max_message_size: -1,
-        num_replicas: 1,
-        storage: StorageType::File,
-        retention: RetentionPolicy::Limits,
-        discard: DiscardPolicy::Old,
-        allow_direct: true,
-        deny_delete: true,
-        ..Config::default()
+fn fleet_bucket() -> Kind {
+    Kind {
+        config: Config {
+            description: Some("the state of the copy of each leaf".to_owned()),
+            storage: StorageType::File,
+            discard: DiscardPolicy::New,
+            allow_rollup: true,
+            deny_delete: true,
+            ..last_of_each_subject(format!("KV_{FLEET_BUCKET}"))
+        },
+        what: "fleet",
+        stored: without_wildcard(&subject::copy_statuses()),
+        written_before: subject::copy_statuses(),
     }
+}
+
+fn fleet_events() -> Kind {
+    Kind {
+        config: Config {
+            name: FLEET_STREAM.to_owned(),
+            description: Some("what happened to the leaves and their copies".to_owned()),
+            max_bytes: FLEET_BYTES,
+            max_messages: -1,
+            max_messages_per_subject: -1,
+            max_consumers: -1,
+            max_message_size: -1,
+            num_replicas: 1,
+            storage: StorageType::File,
+            retention: RetentionPolicy::Limits,
+            discard: DiscardPolicy::Old,
+            allow_direct: true,
+            deny_delete: true,
+            // The active agent hears what a person's command has done.
+            republish: Some(Republish {
+                source: subject::fleet_facts(),
+                destination: subject::fleet_facts(),
+                headers_only: false,
+            }),
+            ..Config::default()
+        },
+        what: "fact",
+        stored: without_wildcard(&subject::fleet_facts()),
+        written_before: subject::fleet_facts(),
+    }
+}
+
+/// Returns the beginning of these subjects, without the last dot.
+fn without_wildcard(subjects: &str) -> String {
+    subjects.trim_end_matches(['.', '*', '>']).to_owned()
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use async_nats::Message;
 use futures::StreamExt as _;
+use leaf_core::event::header;
 use leaf_core::fleet::fact::FleetFact;
 use leaf_core::fleet::{Claim, Fill, ReadCopy, Release};
 use leaf_core::id::LeafName;
@@ -71,6 +72,7 @@ impl Hub {
 #[derive(Debug)]
 pub struct DoneTo {
     subscriber: async_nats::Subscriber,
+    fact: FleetFact,
 }
 
 impl Hub {
@@ -94,6 +96,7 @@ impl Hub {
         let subject = subject::fleet_facts_of_all(fact.as_str());
         Ok(DoneTo {
             subscriber: self.fleet.subscribe(subject).await?,
+            fact,
         })
     }
 }
@@ -106,7 +109,14 @@ impl DoneTo {
     pub async fn next(&mut self) -> Result<LeafName, StreamError> {
         loop {
             let message = self.subscriber.next().await.ok_or(StreamError::Disconnected)?;
-            if let Some(leaf) = subject::leaf_of(&message.subject) {
+            // A leaf that floods its copy can have the hub's server send another message here.
+            let kind = message
+                .headers
+                .as_ref()
+                .and_then(|headers| headers.get(header::TYPE));
+            if kind.is_some_and(|kind| kind.as_str() == self.fact.kind())
+                && let Some(leaf) = subject::leaf_of(&message.subject)
+            {
                 return Ok(leaf);
             }
         }

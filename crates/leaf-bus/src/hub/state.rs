@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_nats::Message;
-use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType, SubjectTransform};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _};
 use leaf_core::id::LeafName;
@@ -12,9 +12,9 @@ use serde_json::json;
 
 use super::Hub;
 use super::active::Fence;
+use super::kept::{Kept, Kind};
 use super::leaf::{LONGEST_SUBJECT, RemoteError, RemoteLeaf, page_error};
 use super::page::{PageRequest, header, number};
-use super::registry::ensure;
 use crate::jetstream::last_of_each_subject;
 use crate::kv;
 use crate::link::Link;
@@ -55,6 +55,7 @@ pub struct LiveState {
 pub struct StateCopy {
     link: Link,
     fence: Fence,
+    stream: Kept,
 }
 
 impl Hub {
@@ -64,7 +65,7 @@ impl Hub {
     /// [`StreamError::Foreign`] if a stream of its name has other settings; [`StreamError`].
     pub async fn state_copy(&self) -> Result<StateCopy, StreamError> {
         let copy = self.state_copy_as_it_is();
-        ensure(&copy.link, &config()).await?;
+        copy.stream.make().await?;
         Ok(copy)
     }
 
@@ -74,6 +75,7 @@ impl Hub {
         StateCopy {
             link: self.fleet.clone(),
             fence: self.fence(),
+            stream: self.states.clone(),
         }
     }
 }
@@ -163,7 +165,7 @@ impl StateCopy {
         match kv::read(&self.link, leaf).await {
             // The hub's store was lost.
             Err(StreamError::NoStream { .. }) => {
-                ensure(&self.link, &config()).await?;
+                self.stream.make().await?;
                 kv::read(&self.link, leaf).await
             }
             other => other,
@@ -194,27 +196,40 @@ impl StateCopy {
         leaf: &LeafName,
         entries: Vec<(String, Option<Bytes>)>,
     ) -> Result<(), StreamError> {
-        let entries: Vec<_> = entries
-            .into_iter()
-            .map(|(key, value)| (subject::copied_state(leaf, &key), value))
-            .collect();
+        match self.write(leaf, &entries).await {
+            // The hub's store was lost, or is another one.
+            Err(StreamError::NoStream { .. }) => {
+                self.stream.make().await?;
+                self.write(leaf, &entries).await
+            }
+            other => other,
+        }
+    }
+
+    async fn write(&self, leaf: &LeafName, entries: &[(String, Option<Bytes>)]) -> Result<(), StreamError> {
+        let mut written = Vec::with_capacity(entries.len());
+        for (key, value) in entries {
+            let subject = self.stream.written(&subject::state_key(leaf, key)).await?;
+            written.push((subject, value.clone()));
+        }
         self.fence.check()?;
-        kv::write(&self.link, &entries).await
+        kv::write(&self.link, &written).await
     }
 }
 
-/// The settings of the bucket as all NATS clients expect them (ADR-8), written on subjects of the agent's own.
-fn config() -> Config {
-    Config {
-        description: Some("the last value of each entry of each leaf's state".to_owned()),
-        storage: StorageType::File,
-        discard: DiscardPolicy::New,
-        allow_rollup: true,
-        deny_delete: true,
-        subject_transform: Some(SubjectTransform {
-            source: subject::copied_states(),
-            destination: format!("$KV.{STATE_BUCKET}.{{{{wildcard(1)}}}}.>"),
-        }),
-        ..last_of_each_subject(subject::state_stream(), subject::copied_states())
+/// The bucket as all NATS clients expect it (ADR-8), but for the subjects that it is written on.
+pub(super) fn bucket() -> Kind {
+    Kind {
+        config: Config {
+            description: Some("the last value of each entry of each leaf's state".to_owned()),
+            storage: StorageType::File,
+            discard: DiscardPolicy::New,
+            allow_rollup: true,
+            deny_delete: true,
+            ..last_of_each_subject(subject::state_stream())
+        },
+        what: "state",
+        stored: format!("$KV.{STATE_BUCKET}"),
+        written_before: subject::written_states_before(),
     }
 }

@@ -173,13 +173,7 @@ impl Permissions {
     #[must_use]
     pub fn hub_agent() -> Self {
         Self {
-            publish: vec![
-                "$JS.API.>".to_owned(),
-                subject::copies(),
-                subject::fleet_facts(),
-                format!("$KV.{}.>", subject::FLEET_BUCKET),
-                subject::link_reads(),
-            ],
+            publish: vec!["$JS.API.>".to_owned(), subject::copies(), subject::link_reads()],
             subscribe: vec![
                 subject::beats(),
                 subject::state_changes(),

@@ -3,7 +3,9 @@
 mod copies;
 mod crossings;
 mod hostile_hub;
+mod kept;
 mod raw;
+mod raw_flood;
 mod raw_garbage;
 mod raw_hub;
 mod raw_scene;
@@ -30,9 +32,11 @@ use crate::support::{LIMIT, leaf, settings};
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = crossings::trials();
     trials.extend(copies::trials());
+    trials.extend(kept::trials());
     trials.extend(stolen_leaf::trials());
     trials.extend(hostile_hub::trials());
     trials.extend(raw_thief::trials());
+    trials.extend(raw_flood::trials());
     trials.extend(raw_garbage::trials());
     trials.extend(raw_hub::trials());
     trials
@@ -70,11 +74,21 @@ struct TestHub {
 
 impl TestHub {
     async fn start() -> anyhow::Result<Self> {
-        Self::start_without("").await
+        Self::start_as("", "").await
     }
 
     /// Starts a hub where the leaf's user lacks the right to a subject.
     async fn start_without(subject: &str) -> anyhow::Result<Self> {
+        Self::start_as(subject, "").await
+    }
+
+    /// Starts a hub where few of a leaf's events may wait to be stored.
+    async fn start_that_is_soon_flooded() -> anyhow::Result<Self> {
+        Self::start_as("", "max_buffered_msgs: 8").await
+    }
+
+    /// Starts a hub where the leaf's user lacks the right to a subject, with these settings of JetStream.
+    async fn start_as(subject: &str, jetstream: &str) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let [agent, agent_in_links, owner, leaf_key, stolen_key, ann_key] =
             [(); 6].map(|()| KeyPair::new_user());
@@ -105,7 +119,7 @@ impl TestHub {
             })
             .collect();
         let config = format!(
-            "server_name: hub\njetstream {{ store_dir: \"{}\" }}\nleafnodes {{ listen: \"127.0.0.1:-1\", isolate_leafnode_interest: true }}\n{}",
+            "server_name: hub\njetstream {{ store_dir: \"{}\"\n{jetstream}\n}}\nleafnodes {{ listen: \"127.0.0.1:-1\", isolate_leafnode_interest: true }}\n{}",
             dir.path().join("jetstream").display(),
             accounts.join("\n")
         );

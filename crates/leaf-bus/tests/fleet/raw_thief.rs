@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::raw_scene::{OWN, OWNER, Scene, UNCHECKED};
 use super::stolen_leaf::FORBIDDEN;
-use super::{heard, instance, stolen};
+use super::{heard, instance, nothing_stored, stolen};
 use crate::support::{LIMIT, leaf, trial};
 
 pub(super) fn trials() -> Vec<Trial> {
@@ -31,6 +31,10 @@ pub(super) fn trials() -> Vec<Trial> {
         trial(
             "a_thief_with_a_protocol_of_their_own_forges_no_reply",
             forges_no_reply,
+        ),
+        trial(
+            "what_a_thief_renames_is_heard_in_another_name_and_decides_and_changes_nothing",
+            renames,
         ),
     ]
 }
@@ -362,6 +366,58 @@ async fn forges_no_reply() -> anyhow::Result<()> {
         .await?
         .context("a reply")?;
     ensure!(reply.payload == "true", "{reply:?}");
+    scene.end().await;
+    Ok(())
+}
+
+/// A server takes what follows the `@` in such a reply subject for the message's subject (`processMsgResults` in
+/// `server/client.go` of nats-server).
+async fn renames() -> anyhow::Result<()> {
+    let mut scene = Box::pin(Scene::begin()).await?;
+    let keeper = scene.hub.keeper().await?;
+    let mut requests = keeper.requests().await?;
+    let mut states = keeper.leaf(&leaf()).live_state().await?;
+    // They are known to the server before the thief sends.
+    scene.arrived().await;
+    let mut thief = scene.thief().await?;
+    let events = format!("leaf.v1.up.edge.{}.a.b.c", instance());
+    for (own, renamed) in [
+        ("leaf.v1.beat.stolen", "leaf.v1.beat.edge"),
+        ("leaf.v1.job.stolen.x.log", "leaf.v1.job.edge.x.log"),
+        ("leaf.v1.state.stolen.leaf", "leaf.v1.state.edge.leaf"),
+        ("leaf.v1.hub.stolen.fill", "leaf.v1.hub.edge.fill"),
+        (OWN[5], &events),
+        (OWN[5], "leaf.v1.evt.edge.a.b.c"),
+        (OWN[5], "$JS.API.STREAM.PURGE.LEASES"),
+    ] {
+        let body = json!({ "instance": instance() }).to_string();
+        let reply = format!("$JS.ACK.s.c.1.1.1.1.1@{renamed}");
+        thief.publish(own, Some(&reply), &body).await?;
+    }
+    // The last of all, and in its own name.
+    let inbox = format!("{}.x", subject::leaf_inbox_prefix(&stolen()));
+    let body = json!({ "instance": instance() }).to_string();
+    thief
+        .publish("leaf.v1.hub.stolen.fill", Some(&inbox), &body)
+        .await?;
+    ensure!(thief.still_there().await, "{:?}", thief.errors());
+    let request = tokio::time::timeout(LIMIT, requests.next()).await??;
+    ensure!(request.leaf == stolen(), "a request of {} arrives", request.leaf);
+    let state = tokio::time::timeout(super::QUIET, states.next()).await;
+    ensure!(state.is_err(), "{state:?}");
+    let arrived = scene.arrived().await;
+    let of_other = |who: &str| {
+        let mut subjects: Vec<_> = arrived
+            .iter()
+            .filter(|(listener, subject)| listener == who && subject::leaf_of(subject) == Some(leaf()))
+            .map(|(_, subject)| subject.as_str())
+            .collect();
+        subjects.sort_unstable();
+        subjects
+    };
+    // As docs/security.md says.
+    ensure!(of_other("ann") == ["leaf.v1.job.edge.x.log"], "{arrived:?}");
+    nothing_stored(&scene.agent, &scene.keeper).await?;
     scene.end().await;
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! The subjects between a leaf and its hub, and those of the hub's copies.
 
+use uuid::Uuid;
+
 use super::{VERSION, is_literal};
 use crate::id::{InstanceId, LeafName};
 
@@ -132,34 +134,56 @@ pub fn copies() -> String {
     format!("leaf.{VERSION}.copy.>")
 }
 
-/// Returns the subject of a copy of events that takes none: nobody publishes on it.
+/// Returns the subject of a copy of events that takes none. Nobody knows this key, so nobody publishes on it.
 #[must_use]
-pub fn closed_copy(leaf: &LeafName) -> String {
+pub fn closed_copy(leaf: &LeafName, key: Uuid) -> String {
+    format!("{}.{}", closed_copy_before(leaf), key.simple())
+}
+
+/// Returns the subject of a copy of events that takes none, as earlier agents made it.
+#[must_use]
+pub fn closed_copy_before(leaf: &LeafName) -> String {
     format!("leaf.{VERSION}.copy.{leaf}.closed")
 }
 
-/// Returns the subject that the hub agent writes an entry of a leaf's state on.
+/// Returns whether this is the subject of a copy of a leaf's events that takes none, with a key that nobody knows.
 #[must_use]
-pub fn copied_state(leaf: &LeafName, key: &str) -> String {
-    format!("leaf.{VERSION}.copy.{leaf}.state.{key}")
+pub fn is_closed_copy(leaf: &LeafName, subject: &str) -> bool {
+    let key = subject.strip_prefix(&closed_copy_before(leaf));
+    key.and_then(|key| key.strip_prefix('.')).is_some_and(is_key)
 }
 
-/// Returns the subjects that the hub agent writes entries of leaves' states on.
+/// Returns the beginning of the subjects that the hub agent writes one of its streams on, with its last dot: only who has read the stream's
+/// settings knows the key.
 #[must_use]
-pub fn copied_states() -> String {
+pub fn written(key: Uuid, what: &str) -> String {
+    format!("leaf.{VERSION}.copy.{}.{what}.", key.simple())
+}
+
+/// Returns whether this is the beginning of such subjects.
+#[must_use]
+pub fn is_written(prefix: &str, what: &str) -> bool {
+    let rest = prefix
+        .strip_prefix("leaf.")
+        .and_then(|rest| rest.strip_prefix(VERSION)?.strip_prefix(".copy."));
+    let key = rest.and_then(|rest| rest.strip_suffix('.')?.strip_suffix(what)?.strip_suffix('.'));
+    key.is_some_and(is_key)
+}
+
+fn is_key(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Returns the subjects that earlier agents wrote entries of leaves' states on.
+#[must_use]
+pub fn written_states_before() -> String {
     format!("leaf.{VERSION}.copy.*.state.>")
 }
 
-/// Returns the subjects that the hub agent writes leaves' beats on.
+/// Returns the subjects that earlier agents wrote leaves' beats on.
 #[must_use]
-pub fn copied_beats() -> String {
+pub fn written_beats_before() -> String {
     format!("leaf.{VERSION}.copy.*.beat")
-}
-
-/// Returns the subject that the hub agent writes a leaf's beat on.
-#[must_use]
-pub fn copied_beat(leaf: &LeafName) -> String {
-    format!("leaf.{VERSION}.copy.{leaf}.beat")
 }
 
 /// The stream of what happened to the copies of a hub.
@@ -234,18 +258,46 @@ mod tests {
     #[test]
     fn an_instance_sends_its_events_up_below_a_prefix_of_its_own() {
         let leaf = LeafName::new("edge-1").expect("a leaf");
-        let prefix = up_prefix(&leaf, InstanceId(uuid::Uuid::from_u128(7)));
+        let prefix = up_prefix(&leaf, InstanceId(Uuid::from_u128(7)));
         assert_eq!(prefix, "leaf.v1.up.edge-1.00000000-0000-0000-0000-000000000007.");
-        assert_ne!(prefix, up_prefix(&leaf, InstanceId(uuid::Uuid::from_u128(8))));
+        assert_ne!(prefix, up_prefix(&leaf, InstanceId(Uuid::from_u128(8))));
     }
 
     #[test]
     fn the_subjects_of_events_sent_up_are_all_below_the_prefix() {
         let leaf = LeafName::new("edge-1").expect("a leaf");
-        let subjects = up_events_of(&leaf, InstanceId(uuid::Uuid::from_u128(7)));
+        let subjects = up_events_of(&leaf, InstanceId(Uuid::from_u128(7)));
         assert_eq!(
             subjects,
             "leaf.v1.up.edge-1.00000000-0000-0000-0000-000000000007.>"
         );
+    }
+
+    #[test]
+    fn what_the_hub_agent_writes_on_has_a_key_that_cannot_be_guessed() {
+        let leaf = LeafName::new("edge-1").expect("a leaf");
+        let key = Uuid::from_u128(7);
+        let prefix = written(key, "beat");
+        assert_eq!(prefix, "leaf.v1.copy.00000000000000000000000000000007.beat.");
+        assert!(is_written(&prefix, "beat") && !is_written(&prefix, "state"));
+        for known in [
+            "leaf.v1.copy.*.beat.",
+            "leaf.v1.copy.edge-1.beat.",
+            "leaf.v1.beat.",
+        ] {
+            assert!(!is_written(known, "beat"), "{known}");
+        }
+        let closed = closed_copy(&leaf, key);
+        assert_eq!(
+            closed,
+            "leaf.v1.copy.edge-1.closed.00000000000000000000000000000007"
+        );
+        assert!(is_closed_copy(&leaf, &closed));
+        for known in [
+            closed_copy_before(&leaf),
+            closed_copy(&LeafName::new("edge-2").expect("a leaf"), key),
+        ] {
+            assert!(!is_closed_copy(&leaf, &known), "{known}");
+        }
     }
 }

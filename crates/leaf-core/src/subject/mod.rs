@@ -12,7 +12,7 @@
 //! | `leaf.v1.hub.<leaf>.<claim\|release\|fill\|copy.read>` | a leaf's request to the hub agent |
 //! | `leaf.v1.link.<leaf>.<instance>.<events\|state>.<info\|get>` | the hub agent's request for a leaf's events or state |
 //! | `leaf.v1.up.<leaf>.<instance>.<aggregate>.<id>.<fact>` | a domain event on its way to the hub's copy |
-//! | `leaf.v1.copy.<leaf>.<state\|beat>…` | what the hub agent writes into its copies |
+//! | `leaf.v1.copy.<key>.<state\|beat\|fleet\|fact>…` | what the hub agent writes into its streams; the key is a secret of the hub |
 //! | `leaf.v1.fleet.<leaf>.<fact>` | what happened to a copy |
 //! | `$KV.leaf_state.<leaf>.<key>` | an entry of the leaf's state |
 //! | `$SRV.<verb>.<service>.<instance>` | discovery of services (NATS ADR-32) |
