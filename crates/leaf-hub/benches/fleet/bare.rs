@@ -79,12 +79,7 @@ impl Bare {
 
     /// Starts the responder on the leaf, and waits until it answers through the hub.
     pub(crate) async fn respond(&self, bytes: usize) -> Result<Child> {
-        let responder = Command::new(std::env::current_exe()?)
-            .args(["respond", &self.servers[1].url(), &bytes.to_string()])
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .context("can't start the bare responder")?;
+        let responder = start_responder(&self.servers[1].url(), REQUEST, None, bytes)?;
         let answered = async {
             while self.hub.request(REQUEST, "".into()).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -159,10 +154,35 @@ impl Bare {
     }
 }
 
-/// Answers requests at a server with so many bytes.
-pub(crate) async fn respond(url: &str, bytes: usize) -> Result<()> {
-    let client = async_nats::connect(url).await?;
-    let mut requests = client.subscribe(REQUEST).await?;
+/// Starts a process that answers requests on these subjects with so many bytes.
+pub(crate) fn start_responder(
+    url: &str,
+    subjects: &str,
+    credentials: Option<&Path>,
+    bytes: usize,
+) -> Result<Child> {
+    Command::new(std::env::current_exe()?)
+        .args(["respond", url, subjects, &bytes.to_string()])
+        .args(credentials)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .context("can't start the responder")
+}
+
+/// Answers requests on these subjects of a server with so many bytes.
+pub(crate) async fn respond(
+    url: &str,
+    subjects: &str,
+    bytes: usize,
+    credentials: Option<&Path>,
+) -> Result<()> {
+    let options = match credentials {
+        Some(file) => async_nats::ConnectOptions::with_credentials_file(file).await?,
+        None => async_nats::ConnectOptions::new(),
+    };
+    let client = options.connect(url).await?;
+    let mut requests = client.subscribe(subjects.to_owned()).await?;
     let body = bytes::Bytes::from(vec![b' '; bytes]);
     while let Some(request) = requests.next().await {
         if let Some(reply) = request.reply {

@@ -6,14 +6,15 @@
 //!   the connection of two servers into a stream of the far one;
 //! - `catch-up`: COUNT events that the hub lacks, until it has them; bare: a JetStream source;
 //! - `commands`: COUNT `leaf.show` through the hub, one after the other, and 64 at once; bare: a responder behind the same
-//!   connection that replies as many bytes;
+//!   kind of connection that replies as many bytes; in place: such a responder in the place of leafd, with its accounts and rights;
 //! - `many`: COUNT leaves at one hub: until their list is read, and the memory of the hub and its agent.
 //!
-//! Events and commands are measured in blocks by turns with the bare servers. `fleet respond URL BYTES` is the bare responder,
-//! a process of its own as leafd is.
+//! Events and commands are measured in blocks by turns with the bare servers. `fleet respond URL SUBJECTS BYTES
+//! [CREDENTIALS]` is the responder, a process of its own as leafd is.
 #![allow(clippy::print_stdout, reason = "a program")]
 
 mod bare;
+mod in_place_of_leafd;
 mod many;
 mod ours;
 mod server;
@@ -29,9 +30,11 @@ use jiff::Timestamp;
 use leaf_core::event::{Event, EventRecord, Fact, LeafStopped};
 use leaf_core::id::{InstanceId, LeafName};
 use leaf_core::subject;
+use nkeys::KeyPair;
 use serde_json::{Value, json};
 
 use bare::Bare;
+use in_place_of_leafd::InPlaceOfLeafd;
 use ours::Ours;
 
 /// The longest wait for anything.
@@ -60,8 +63,8 @@ async fn main() -> Result<()> {
         .filter(|arg| !arg.starts_with("--"))
         .collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    if let ["respond", url, bytes] = args[..] {
-        return bare::respond(url, bytes.parse()?).await;
+    if let ["respond", url, subjects, bytes, ref credentials @ ..] = args[..] {
+        return bare::respond(url, subjects, bytes.parse()?, credentials.first().map(Path::new)).await;
     }
     let [nats_server, leaf_hub, leafd, what, directory, count] = args[..] else {
         bail!("this is a part of `cargo xtask bench`");
@@ -217,13 +220,17 @@ async fn catch_up(programs: &Programs<'_>, directory: &Path, count: u64) -> Resu
 }
 
 async fn commands(programs: &Programs<'_>, directory: &Path, count: u64) -> Result<Value> {
-    let ours = Ours::with_leafd(programs, &directory.join("ours")).await?;
+    let key = KeyPair::new_user();
+    let responder = (in_place_of_leafd::name(), key.public_key());
+    let ours = Ours::with_leafd(programs, &directory.join("ours"), vec![responder]).await?;
     let bare = Bare::start(programs, &directory.join("bare")).await?;
     let subject = "leaf.v1.cmd.bench.ann.leaf.show";
     let reply = ours.ann.request(subject, "{}".into()).await?;
     let bytes = reply.payload.len();
     let _responder = bare.respond(bytes).await?;
-    let (mut of_leaf, mut of_bare) = (Vec::new(), Vec::new());
+    let directory = directory.join("in-place");
+    let in_place = InPlaceOfLeafd::start(programs, &directory, &ours.hub, &key, bytes).await?;
+    let (mut of_leaf, mut of_bare, mut of_place) = (Vec::new(), Vec::new(), Vec::new());
     for (first, last) in blocks(1, count + WARM_UP) {
         for _ in first..=last {
             of_leaf.push(request(&ours.ann, subject).await?);
@@ -231,18 +238,30 @@ async fn commands(programs: &Programs<'_>, directory: &Path, count: u64) -> Resu
         for _ in first..=last {
             of_bare.push(request(&bare.hub, bare::REQUEST).await?);
         }
+        for _ in first..=last {
+            of_place.push(request(&ours.ann, in_place_of_leafd::COMMAND).await?);
+        }
     }
-    let (mut leaf_time, mut bare_time) = (Duration::ZERO, Duration::ZERO);
+    let mut times = [Duration::ZERO; 3];
     for (first, last) in blocks(1, count) {
         let requests = 10 * (last - first + 1);
-        leaf_time += at_once(&ours.ann, subject, requests).await?;
-        bare_time += at_once(&bare.hub, bare::REQUEST, requests).await?;
+        times[0] += at_once(&ours.ann, subject, requests).await?;
+        times[1] += at_once(&bare.hub, bare::REQUEST, requests).await?;
+        times[2] += at_once(&ours.ann, in_place_of_leafd::COMMAND, requests).await?;
     }
+    in_place.stop().await;
     ours.stop().await?;
-    let (mut leaf, mut bare) = (quantiles(of_leaf), quantiles(of_bare));
-    leaf["per_second"] = ((10 * count) as f64 / leaf_time.as_secs_f64()).into();
-    bare["per_second"] = ((10 * count) as f64 / bare_time.as_secs_f64()).into();
-    Ok(json!({ "reply_bytes": bytes, "leaf": leaf, "bare": bare }))
+    let figures = [of_leaf, of_bare, of_place].into_iter().zip(times);
+    let [leaf, bare, place] = figures
+        .map(|(each, time)| {
+            let mut figures = quantiles(each);
+            figures["per_second"] = ((10 * count) as f64 / time.as_secs_f64()).into();
+            figures
+        })
+        .collect::<Vec<_>>()
+        .try_into()
+        .expect("three of them");
+    Ok(json!({ "reply_bytes": bytes, "leaf": leaf, "bare": bare, "in_place": place }))
 }
 
 async fn request(client: &Client, subject: &'static str) -> Result<Duration> {

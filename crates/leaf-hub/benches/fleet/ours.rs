@@ -131,7 +131,7 @@ async fn connect(url: &str, key: &KeyPair, inbox_prefix: &str) -> Result<Client>
 pub(crate) struct Ours {
     pub(crate) agent: Client,
     pub(crate) ann: Client,
-    hub: TheHub,
+    pub(crate) hub: TheHub,
     agent_process: Option<Child>,
     leaf: TheLeaf,
 }
@@ -206,8 +206,13 @@ impl Ours {
         })
     }
 
-    pub(crate) async fn with_leafd(programs: &Programs<'_>, dir: &Path) -> Result<Self> {
-        let hub = TheHub::start(programs, &dir.join("hub"), Vec::new(), |accounts| accounts).await?;
+    /// Starts leafd as the leaf, at a hub of which these are leaves as well.
+    pub(crate) async fn with_leafd(
+        programs: &Programs<'_>,
+        dir: &Path,
+        others: Vec<(LeafName, String)>,
+    ) -> Result<Self> {
+        let hub = TheHub::start(programs, &dir.join("hub"), others, |accounts| accounts).await?;
         let config = dir.join("leafd.toml");
         let text = format!(
             "name = \"{}\"\nstate_dir = \"{}\"\nlog = \"warn\"\n[nats.embedded]\nprogram = \"{}\"\naddress = \"127.0.0.1\"\nport = 0\n\

@@ -6,6 +6,7 @@ mod guide;
 mod servers;
 mod site;
 mod stores;
+mod test_leaf;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
