@@ -175,7 +175,6 @@ impl Permissions {
         Self {
             publish: vec!["$JS.API.>".to_owned(), subject::copies(), subject::link_reads()],
             subscribe: vec![
-                subject::beats(),
                 subject::state_changes(),
                 subject::fleet_facts(),
                 below_inbox(hub_caller().as_str()),
@@ -259,7 +258,7 @@ fn fleet_exports() -> Vec<Value> {
 }
 
 fn fleet_imports() -> Vec<Value> {
-    let heard = [subject::ups(), subject::beats(), subject::state_changes()];
+    let heard = [subject::ups(), subject::state_changes()];
     let heard = heard.into_iter().map(|subject| import_stream("LINKS", subject));
     heard
         .chain([import_service("LINKS", subject::link_reads())])

@@ -56,7 +56,6 @@ impl Scene {
         let mut everywhere = Vec::new();
         for (who, client, subject) in [
             (OWNER, hub.owner().await?, ">".to_owned()),
-            ("the agent", agent.clone(), subject::beats()),
             ("the agent", agent.clone(), subject::state_changes()),
             ("the agent", agent.clone(), "_INBOX.hub.>".to_owned()),
             ("the agent", hub.agent_in_links().await?, subject::hub_requests()),

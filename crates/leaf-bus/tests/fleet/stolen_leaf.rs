@@ -218,7 +218,6 @@ async fn writes_nothing() -> anyhow::Result<()> {
     let mut everywhere = Vec::new();
     for (client, subject) in [
         (theft.hub.owner().await?, ">".to_owned()),
-        (agent.clone(), subject::beats()),
         (agent.clone(), subject::state_changes()),
         (agent.clone(), "_INBOX.hub.>".to_owned()),
         (agent_in_links, subject::hub_requests()),
