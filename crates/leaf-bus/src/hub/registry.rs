@@ -94,8 +94,7 @@ impl Registry {
                 age: if header_of(message, RELEASED).is_some() {
                     Duration::MAX
                 } else {
-                    // A clock that was set back makes it seem to be of the future.
-                    now.duration_since(time).try_into().unwrap_or_default()
+                    age(now, time)
                 },
             })
         });
@@ -375,7 +374,28 @@ fn fleet_events() -> Kind {
     }
 }
 
+/// Returns the age of a message that was stored at this time: none if a clock that was set back makes it seem to be of the future.
+fn age(now: Timestamp, stored: Timestamp) -> Duration {
+    now.duration_since(stored).try_into().unwrap_or_default()
+}
+
 /// Returns the beginning of these subjects, without the last dot.
 fn without_wildcard(subjects: &str) -> String {
     subjects.trim_end_matches(['.', '*', '>']).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::ToSpan as _;
+
+    use super::*;
+
+    #[test]
+    fn a_claim_has_an_age_also_after_the_hubs_clock_was_set() {
+        let stored: Timestamp = "2026-03-01T12:00:00Z".parse().expect("a time");
+        let weeks = (24 * 30).hours();
+        assert_eq!(age(stored + 10.seconds(), stored), Duration::from_secs(10));
+        assert_eq!(age(stored + weeks, stored), Duration::from_secs(24 * 30 * 3600));
+        assert_eq!(age(stored - weeks, stored), Duration::ZERO);
+    }
 }
