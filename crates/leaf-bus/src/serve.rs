@@ -134,7 +134,7 @@ impl Server {
         let link = Arc::new(bus.link.clone());
         let commands = Source::open(link.clone(), &info.leaf, false).await?;
         let mut discovery = SelectAll::new();
-        for name in subject::discovery(SERVICE_NAME, info.instance) {
+        for name in subject::discovery(SERVICE_NAME, info.id) {
             discovery.push(link.subscribe(name).await?);
         }
         let leaf = info.leaf.clone();

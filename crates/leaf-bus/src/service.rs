@@ -5,18 +5,20 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use leaf_core::command::{COMMANDS, Declaration};
-use leaf_core::id::{InstanceId, LeafName};
+use leaf_core::id::LeafName;
 use leaf_core::subject;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use uuid::Uuid;
 
 /// The service's identity.
 #[derive(Debug, Clone)]
 pub struct ServiceInfo {
     /// The leaf's name.
     pub leaf: LeafName,
-    /// The daemon's instance id, which is the service's id.
-    pub instance: InstanceId,
+    /// The service's id, for discovery alone. Through a hub all leaves hear who is asked, and who knows an instance's id may be
+    /// able to write into the hub's copy of its events: so this is another one.
+    pub id: Uuid,
     /// The daemon's version.
     pub version: String,
     /// The service's description, one sentence.
@@ -119,7 +121,7 @@ impl Stats {
     pub(crate) fn discovery(&self, verb: &str) -> Option<Vec<u8>> {
         let mut answer = json!({
             "name": SERVICE_NAME,
-            "id": self.info.instance,
+            "id": self.info.id,
             "version": self.info.version,
             "metadata": { "leaf": self.info.leaf },
         });

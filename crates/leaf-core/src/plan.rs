@@ -10,6 +10,7 @@ use crate::event::{
 };
 use crate::host_op::{ContainerBinding, HostOp, RunSpec, Secret};
 use crate::id::{Caller, LeafName, StorePath};
+use crate::spec::Autostart;
 use crate::state::State;
 
 /// The inputs of a plan apart from the container and its observation.
@@ -249,6 +250,17 @@ pub fn after_boot(state: &State) -> Vec<Fact> {
             && matches!(c.phase, Phase::Stopped | Phase::Failed)
     };
     state.containers.values().filter(ended).map(try_again).collect()
+}
+
+/// Returns whether systemd may have begun to start a container as the host booted, before the leaf ran.
+#[must_use]
+pub fn may_have_started_early(container: &Container) -> bool {
+    use ContainerPhase as Phase;
+    let desired = &container.desired;
+    desired.run == DesiredRun::Running
+        && desired.toplevel.is_some()
+        && desired.options.autostart == Autostart::WithHost
+        && !matches!(container.phase, Phase::Building | Phase::Creating)
 }
 
 /// Returns the fact by which the leaf tries a container again that ran before a boot of its host, given the first

@@ -1,7 +1,7 @@
 //! The streams that the hub agent alone writes, and the subjects that it writes them on.
 //!
 //! Such a stream stores its messages under subjects that everybody knows, and takes them on others, which have a random key
-//! in them. The key stands in the stream's settings and nowhere else, so a leaf can't learn it. A leaf can't publish in the account
+//! in them. The key stands in the stream's settings, which a leaf can't read. A leaf can't publish in the account
 //! of the hub's streams anyway; but it can bring the hub's server to do so, on a subject of its choice: whoever floods its own copy is
 //! answered by `queueInbound` of nats-server (`server/stream.go`), acknowledgements or not.
 
@@ -106,13 +106,28 @@ impl Kept {
                 .publish_acked(self.name(), &subject, headers, body)
                 .await
         };
-        match put(headers.clone(), body.clone()).await {
+        let result = match put(headers.clone(), body.clone()).await {
             Err(StreamError::NoStream { .. }) => {
                 self.make().await?;
                 put(headers, body).await
             }
             other => other,
+        };
+        self.noted(result)
+    }
+
+    /// Returns the result of a write. After an error that another stream of this name may be the reason for, it is looked up again before the
+    /// next write: where somebody listens to all subjects, no server says that a stream is gone.
+    pub(super) fn noted<T>(&self, result: Result<T, StreamError>) -> Result<T, StreamError> {
+        if let Err(error) = &result
+            && !matches!(
+                error,
+                StreamError::WrongLastSequence { .. } | StreamError::NotActive
+            )
+        {
+            self.written.send_replace(None);
         }
+        result
     }
 
     async fn looked_up(&self) -> Result<String, StreamError> {

@@ -89,8 +89,13 @@ impl Registry {
         let all = self.messages(self.streams.leases.name()).await?;
         let known = all.iter().filter_map(|message| {
             let time: Timestamp = header_of(message, "Nats-Time-Stamp")?.parse().ok()?;
+            let beat: Beat = serde_json::from_slice(&message.payload).ok()?;
+            // One that an agent of before wrote while this stream was taken over has another subject.
+            if header_of(message, "Nats-Subject")? != subject::beat(&beat.leaf) {
+                return None;
+            }
             Some(Known {
-                beat: serde_json::from_slice(&message.payload).ok()?,
+                beat,
                 age: if header_of(message, RELEASED).is_some() {
                     Duration::MAX
                 } else {

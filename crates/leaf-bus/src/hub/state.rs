@@ -213,7 +213,7 @@ impl StateCopy {
             written.push((subject, value.clone()));
         }
         self.fence.check()?;
-        kv::write(&self.link, &written).await
+        self.stream.noted(kv::write(&self.link, &written).await)
     }
 }
 

@@ -87,6 +87,16 @@ async fn of_before() -> anyhow::Result<()> {
         .await?
         .await?;
 
+    // What an agent of before writes meanwhile is stored as it is.
+    let leases = js.get_stream("LEASES").await?.cached_info().config.clone();
+    js.update_stream(Config {
+        subject_transform: None,
+        ..leases
+    })
+    .await?;
+    let stray = to_json(&beat(&leaf()));
+    js.publish("leaf.v1.copy.edge.beat", stray.into()).await?.await?;
+
     let keeper = hub.keeper().await?;
     let (registry, states) = (keeper.registry().await?, keeper.state_copy().await?);
     registry.put_beat(&beat(&stolen())).await?;

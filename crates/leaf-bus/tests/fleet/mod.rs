@@ -267,7 +267,7 @@ impl LinkedLeaf {
         bus.connected().await;
         let info = ServiceInfo {
             leaf: leaf(),
-            instance: instance(),
+            id: uuid::Uuid::from_u128(9),
             version: "0.0.0".to_owned(),
             description: "a test".to_owned(),
         };

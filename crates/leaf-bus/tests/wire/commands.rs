@@ -50,7 +50,7 @@ pub(super) fn trials() -> Vec<Trial> {
 pub(super) async fn server(bus: &Bus) -> anyhow::Result<Server> {
     let info = ServiceInfo {
         leaf: leaf(),
-        instance: instance(5),
+        id: instance(5).0,
         version: "0.1.0".to_owned(),
         description: "a leaf under test".to_owned(),
     };

@@ -42,17 +42,15 @@ use crate::address_pool::AddressPool;
 use crate::aggregate::Aggregate;
 use crate::cause::Cause;
 use crate::command::{CommandRecord, HubReport};
-use crate::container::{Container, DesiredRun};
 use crate::decide::Target;
 use crate::event::{ContainerFact, Fact, HostFacts, JobFact, LeafFact, LeafStarted, LeafStopped};
 use crate::id::{Caller, InstanceId};
 use crate::labels::{self, Labels};
 use crate::moment::Moment;
-use crate::plan::after_boot;
+use crate::plan::{after_boot, may_have_started_early};
 use crate::problem::Problem;
 use crate::reconcile::{Interruption, Reconciler, Resource};
 use crate::runtime::Runtime;
-use crate::spec::Autostart;
 use crate::state::State;
 
 pub use admission::{Capabilities, Limits};
@@ -302,15 +300,15 @@ impl Engine {
         })];
         if is_booted {
             facts.extend(after_boot(state));
-            let starts_early = |c: &&Container| {
-                c.desired.run == DesiredRun::Running && c.desired.options.autostart == Autostart::WithHost
-            };
-            for container in state.containers.values().filter(starts_early) {
+        }
+        self.record(turn, &Cause::default(), facts);
+        if is_booted {
+            let containers = self.history.state().containers.values();
+            for container in containers.filter(|container| may_have_started_early(container)) {
                 self.reconciler
                     .may_have_started_early(Resource::Container(container.name.clone()));
             }
         }
-        self.record(turn, &Cause::default(), facts);
         self.resume_jobs(turn);
         let containers = self.history.state().containers.keys().cloned();
         turn.touched.extend(containers.map(Target::Container));
@@ -390,16 +388,18 @@ impl Engine {
     }
 }
 
-/// Returns whether a fact changes the desired state of a container.
+/// Returns whether a fact changes the desired state of a container, or ends it.
 fn changes_desired(fact: &ContainerFact) -> bool {
     match fact {
-        ContainerFact::Desired(_) | ContainerFact::Built(_) | ContainerFact::Reverted(_) => true,
+        ContainerFact::Desired(_)
+        | ContainerFact::Built(_)
+        | ContainerFact::Reverted(_)
+        | ContainerFact::Destroyed(_) => true,
         ContainerFact::Created(_)
         | ContainerFact::Started(_)
         | ContainerFact::Stopped(_)
         | ContainerFact::Updated(_)
         | ContainerFact::OutOfMemory(_)
-        | ContainerFact::Destroyed(_)
         | ContainerFact::Failed(_) => false,
     }
 }

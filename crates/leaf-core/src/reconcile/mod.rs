@@ -121,6 +121,8 @@ impl Reconciler {
 
     /// Notes that the desired state of a resource has changed.
     pub fn desired_changed(&mut self, resource: &Resource) {
+        // What was begun for the state before no longer matters.
+        self.early_starts.remove(resource);
         if let Some(run) = self.in_flight.get_mut(resource) {
             run.outdated = true;
         }

@@ -15,7 +15,7 @@
 //! | `leaf.v1.copy.<key>.<state\|beat\|fleet\|fact>…` | what the hub agent writes into its streams; the key is a secret of the hub |
 //! | `leaf.v1.fleet.<leaf>.<fact>` | what happened to a copy |
 //! | `$KV.leaf_state.<leaf>.<key>` | an entry of the leaf's state |
-//! | `$SRV.<verb>.<service>.<instance>` | discovery of services (NATS ADR-32) |
+//! | `$SRV.<verb>.<service>.<id>` | discovery of services (NATS ADR-32) |
 //!
 //! Replies are only sent below `_INBOX.<caller>.`.
 
@@ -25,7 +25,7 @@ mod inbox;
 pub use hub::*;
 pub use inbox::*;
 
-use crate::id::{Caller, ContainerName, InstanceId, JobId, LeafName, is_token};
+use crate::id::{Caller, ContainerName, JobId, LeafName, is_token};
 
 /// The protocol version, a token of every subject.
 pub const VERSION: &str = "v1";
@@ -328,13 +328,13 @@ pub fn key_of_state<'a>(leaf: &LeafName, subject: &'a str) -> Option<&'a str> {
         .filter(|key| !key.is_empty())
 }
 
-/// Returns the discovery subjects of a service (NATS ADR-32): for all services, for its name, for this instance.
+/// Returns the discovery subjects of a service (NATS ADR-32): for all services, for its name, for the service of this id.
 #[must_use]
-pub fn discovery(service: &str, instance: InstanceId) -> [String; 3] {
+pub fn discovery(service: &str, id: uuid::Uuid) -> [String; 3] {
     [
         "$SRV.*".to_owned(),
         format!("$SRV.*.{service}"),
-        format!("$SRV.*.{service}.{instance}"),
+        format!("$SRV.*.{service}.{id}"),
     ]
 }
 

@@ -9,6 +9,7 @@ use leaf_core::error::chain;
 use leaf_core::labels;
 use leaf_core::state::State;
 use leaf_journal::Opened;
+use uuid::Uuid;
 
 use super::VERSION;
 use super::equipment::{self, HostAndNats};
@@ -118,7 +119,7 @@ impl Claim {
         };
         let info = ServiceInfo {
             leaf: leaf.clone(),
-            instance: *instance,
+            id: Uuid::now_v7(),
             version: VERSION.to_owned(),
             description: format!(
                 "the leaf {leaf}: hardware, containers and Nix of {}",

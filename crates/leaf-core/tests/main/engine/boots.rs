@@ -1,6 +1,6 @@
 //! A boot of the host, at which systemd begins to start containers before the leaf runs.
 
-use leaf_core::command::SetContainer;
+use leaf_core::command::{Command, SetContainer, StartContainer};
 use leaf_core::container::{ContainerPhase, Exit};
 use leaf_core::id::ContainerName;
 use leaf_core::spec::Autostart;
@@ -9,6 +9,8 @@ use serde_json::json;
 use super::steps::Fate;
 use super::world::World;
 use super::{admin, built, with_running};
+
+const FAILED: &str = "cim.leaf.container.failed.v1";
 
 /// A leaf with the container `web`, which runs and is started like this when the host boots.
 fn started_by(autostart: Autostart) -> (World, ContainerName) {
@@ -57,7 +59,7 @@ fn a_start_that_the_host_began_and_that_failed_while_the_leaf_waited_for_it_is_t
     step(&mut world, Fate::Fails(0));
     assert_eq!(world.phase(&web), Some(ContainerPhase::Starting));
     assert!(
-        world.kinds().contains(&"cim.leaf.container.failed.v1".to_owned()),
+        world.kinds().iter().any(|kind| kind == FAILED),
         "{:?}",
         world.kinds()
     );
@@ -92,4 +94,28 @@ fn a_start_that_was_under_way_when_the_power_was_cut_is_tried_once_more() {
     assert_eq!(world.phase(&web), Some(ContainerPhase::Starting));
     step(&mut world, Fate::Fails(0));
     assert_eq!(world.phase(&web), Some(ContainerPhase::Starting));
+}
+
+#[test]
+fn after_a_command_a_failed_start_is_final() {
+    let (mut world, web) = started_by(Autostart::WithHost);
+    boots_after_the_end_was_seen(&mut world, &web);
+    for command in [super::stop(&web), start(&web)] {
+        world.send(admin(), None, command);
+        world.commit(usize::MAX);
+    }
+    while world.phase(&web) == Some(ContainerPhase::Starting) && !world.work.is_empty() {
+        step(&mut world, Fate::Fails(0));
+    }
+    assert_eq!(world.phase(&web), Some(ContainerPhase::Failed));
+    let failures = world.kinds().iter().filter(|kind| *kind == FAILED).count();
+    assert_eq!(failures, 1);
+}
+
+fn start(name: &ContainerName) -> Command {
+    StartContainer {
+        name: name.clone(),
+        if_generation: None,
+    }
+    .into()
 }

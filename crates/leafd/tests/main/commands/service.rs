@@ -36,7 +36,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
 
 async fn discovery() -> anyhow::Result<()> {
     let wire = Wire::start().await?;
-    let id = value(&wire.ask("leaf.show", &json!({})).await?, "reply.leaf.show")?["instance"].clone();
+    let shown = value(&wire.ask("leaf.show", &json!({})).await?, "reply.leaf.show")?;
     wire.refused("leaf.eat", &json!({}), ProblemCode::UnknownCommand)
         .await?;
     wire.refused("hardware.show", &json!({ "id": "none" }), ProblemCode::NotFound)
@@ -45,6 +45,9 @@ async fn discovery() -> anyhow::Result<()> {
         let answer = wire.send(&subject, HeaderMap::new(), Vec::new()).await?;
         anyhow::Ok(serde_json::from_slice::<Value>(&answer.payload)?)
     };
+    let id = ask("$SRV.PING".into()).await?["id"].clone();
+    // Through a hub each leaf hears whose service is asked, and who knows an instance may write into its copy.
+    ensure!(id.is_string() && id != shown["instance"], "{id}: {shown}");
     for (verb, kind) in [
         ("PING", "ping_response"),
         ("INFO", "info_response"),
