@@ -107,11 +107,24 @@ async fn checked(mut chance: Chance, kinds: [Fault; 4]) -> anyhow::Result<()> {
         })
         .await
         .with_context(|| format!("after {happened:?}"))?;
-        // Both kinds of callers are answered again.
-        for load in &mut loads {
-            load.answers_more(20)
-                .await
-                .with_context(|| format!("after {happened:?}"))?;
+        // Both kinds of callers are answered again. A leaf whose claim the hub refuses for a while is started again, as by systemd.
+        let answered = async {
+            for load in &mut loads {
+                load.answers_more(20)
+                    .await
+                    .with_context(|| format!("after {happened:?}"))?;
+            }
+            anyhow::Ok(())
+        };
+        let kept_up = async {
+            loop {
+                leaf.launch_again_if_ended()?;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        tokio::select! {
+            answered = answered => answered?,
+            ended = kept_up => return ended,
         }
         let mut done = Vec::new();
         for load in loads {
