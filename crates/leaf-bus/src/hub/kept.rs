@@ -26,7 +26,7 @@ pub(super) fn new_key() -> Uuid {
     Uuid::new_v4()
 }
 
-/// What a kept stream is, but for the subjects that it is written on.
+/// The settings of such a stream, but for the subjects that the agent writes it on.
 #[derive(Debug, Clone)]
 pub(super) struct Kind {
     /// Its settings without subjects.

@@ -2,7 +2,7 @@
 //!
 //! Start at [`Hub::connect`]. [`Hub::requests`] are those of leaves; a [`RemoteLeaf`] is what the agent reads of one, a
 //! [`CopyStream`] the copy of its events, a [`StateCopy`] that of its state. The [`Registry`] keeps who was ever here, and
-//! what happened. `docs/fleet.md` is the contract.
+//! what happened. The module `kept` has the subjects that the last two are written on. `docs/fleet.md` is the contract.
 
 mod active;
 mod copy;

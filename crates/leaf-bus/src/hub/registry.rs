@@ -90,7 +90,8 @@ impl Registry {
         let known = all.iter().filter_map(|message| {
             let time: Timestamp = header_of(message, "Nats-Time-Stamp")?.parse().ok()?;
             let beat: Beat = serde_json::from_slice(&message.payload).ok()?;
-            // One that an agent of before wrote while this stream was taken over has another subject.
+            // An agent of an earlier version may have written it while this one changed the subjects of the stream: then it is
+            // stored under another subject.
             if header_of(message, "Nats-Subject")? != subject::beat(&beat.leaf) {
                 return None;
             }

@@ -1,4 +1,5 @@
-//! The hub's streams that the agent alone writes: what earlier agents made is taken over, and several agents write the same ones.
+//! The streams of the hub that the agent alone writes: an agent goes on with those of an earlier version, and several agents
+//! write the same ones.
 
 use anyhow::ensure;
 use async_nats::jetstream::stream::{Config, SubjectTransform};
@@ -87,7 +88,8 @@ async fn of_before() -> anyhow::Result<()> {
         .await?
         .await?;
 
-    // What an agent of before writes meanwhile is stored as it is.
+    // An agent of an earlier version may write while the transform is changed: then its beat is stored under the subject that it
+    // was written on.
     let leases = js.get_stream("LEASES").await?.cached_info().config.clone();
     js.update_stream(Config {
         subject_transform: None,

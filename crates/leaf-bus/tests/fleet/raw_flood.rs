@@ -25,7 +25,8 @@ pub(super) fn trials() -> Vec<Trial> {
     )]
 }
 
-/// What is heard of a flood, so that it is known to have happened.
+/// A subject that a person at the hub listens to. The thief has some events answered there: an answer shows that the server
+/// refused events.
 const HEARD: &str = "leaf.v1.evt.edge.heard.of.flood";
 
 async fn floods() -> anyhow::Result<()> {
