@@ -64,6 +64,11 @@ const NEEDS: &[Need] = &[
         is_there: || output(Command::new("pkg-config").args(["--exists", "libudev"])).is_ok(),
     },
     Need {
+        what: "ssh-keygen, ssh-agent",
+        package: "openssh-client",
+        is_there: || find("ssh-keygen").is_some() && find("ssh-agent").is_some(),
+    },
+    Need {
         what: "nix",
         package: "nix-bin",
         is_there: || find("nix").is_some() && find("nix-instantiate").is_some(),

@@ -11,8 +11,9 @@ use serde_json::Value;
 const ARROWS: &[(&str, &[&str])] = &[
     // The first floor: what a leaf is.
     ("leaf-core", &[]),
-    // The second: what several crates need of a Linux host.
+    // The second: what several crates need of a Linux host, and of cryptography.
     ("leaf-host", &["leaf-core"]),
+    ("leaf-trust", &["leaf-core"]),
     // The third: each does one thing, and knows none of its neighbours.
     ("leaf-journal", &["leaf-core", "leaf-host"]),
     ("leaf-bus", &["leaf-core", "leaf-host"]),
@@ -20,13 +21,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("leaf-container", &["leaf-core", "leaf-host"]),
     ("leaf-job", &["leaf-core", "leaf-host"]),
     ("leaf-nix", &["leaf-core", "leaf-host"]),
-    ("leaf-helper", &["leaf-core", "leaf-host"]),
+    ("leaf-helper", &["leaf-core", "leaf-host", "leaf-trust"]),
     // The fourth: the programs, in which they meet.
     (
         "leafd",
         &[
             "leaf-core",
             "leaf-host",
+            "leaf-trust",
             "leaf-journal",
             "leaf-bus",
             "leaf-hardware",
@@ -36,7 +38,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "leaf-helper",
         ],
     ),
-    ("leafctl", &["leaf-core", "leaf-bus"]),
+    ("leafctl", &["leaf-core", "leaf-trust", "leaf-bus"]),
     ("leaf-hub", &["leaf-core", "leaf-host", "leaf-bus"]),
     ("leaf-init", &["leaf-core", "leaf-bus"]),
     // Beside them, for development: they are on no leaf.
@@ -50,6 +52,8 @@ const ALONE: &[(&str, &str)] = &[
     ("redb", "leaf-journal"),
     ("zbus", "leaf-host"),
     ("udev", "leaf-hardware"),
+    ("ssh-key", "leaf-trust"),
+    ("age", "leaf-trust"),
 ];
 
 /// Crates that do I/O or keep time, and have no place in leaf-core.
