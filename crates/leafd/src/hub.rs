@@ -6,6 +6,7 @@
 //! the copy lacks is sent again ([`fill`]).
 
 mod claims;
+mod earlier;
 mod fill;
 mod lacks;
 mod start;
@@ -31,6 +32,7 @@ use tokio::time::Instant;
 use crate::lease::{HeldError, PAUSE, Predecessors};
 
 pub(crate) use claims::Claims;
+use earlier::Earlier;
 pub(crate) use fill::Filling;
 use lacks::Lacks;
 
@@ -173,6 +175,8 @@ pub(crate) struct Hub {
     opened: Instant,
     /// Remembers that the hub has events that this leaf lacks: then it does not go on without the hub.
     lacks: Lacks,
+    /// The instances before this one that claimed the name from here.
+    earlier: Earlier,
 }
 
 /// What the hub said last.
@@ -207,6 +211,7 @@ impl Hub {
             settings: settings.clone(),
             opened: Instant::now(),
             lacks: Lacks::in_directory(state_dir),
+            earlier: Earlier::in_directory(state_dir),
         })
     }
 
@@ -228,8 +233,9 @@ impl Hub {
         &self.link
     }
 
+    /// Claims the name, and takes over the claim of an instance that is known to be dead.
     async fn claim(&self, beat: &Beat, dead: Predecessors, stream_last: u64) -> Result<ClaimReply, HubError> {
-        let claim = fleet::Claim {
+        let mut claim = fleet::Claim {
             beat: Beat {
                 time: Timestamp::now(),
                 ..beat.clone()
@@ -237,7 +243,31 @@ impl Hub {
             predecessor: dead.last_run,
             stream_last,
         };
-        self.link.claim(&claim).await
+        match self.link.claim(&claim).await? {
+            ClaimReply::Held { by } if self.is_dead(&by, beat) => {
+                claim.predecessor = Some(by.instance);
+                self.link.claim(&claim).await
+            }
+            reply => Ok(reply),
+        }
+    }
+
+    /// Returns whether the holder of the name ran in this state directory, on this host, before.
+    fn is_dead(&self, holder: &Beat, own: &Beat) -> bool {
+        self.earlier.contains(holder.instance)
+            && holder.instance != own.instance
+            && holder.hostname == own.hostname
+    }
+
+    /// Remembers that this instance claims the name, before its first claim.
+    fn remember_claim(&self, instance: InstanceId) {
+        if let Err(error) = self.earlier.remember(instance) {
+            tracing::warn!(
+                %error,
+                "can't write hub-claims.json into the state directory: if leafd is killed now, its successor may have to wait for the \
+                 claim to expire"
+            );
+        }
     }
 
     /// Gives the claim back, so that the next instance need not wait, on this machine or another one.

@@ -45,6 +45,7 @@ impl Hub {
         beat: &Beat,
         dead: Predecessors,
     ) -> Result<Heard, HomeError> {
+        self.remember_claim(beat.instance);
         let held = journal.held();
         let stream = EventStream::ensure(bus, &self.leaf, settings.clone(), held.first_sequence).await;
         let (stream, found) = match stream {

@@ -278,6 +278,11 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             homecoming::a_name_that_is_held,
         ),
         host.trial(
+            "a leaf that was killed twice while its hub was away takes over the claim that the hub knows",
+            &[],
+            homecoming::killed_twice_behind_a_cut_wire,
+        ),
+        host.trial(
             "a leaf that is stopped gives its claim at the hub back, and its successor need not wait",
             &[],
             homecoming::a_clean_stop_releases_the_name,

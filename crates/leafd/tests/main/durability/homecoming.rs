@@ -416,6 +416,33 @@ pub(super) async fn a_name_that_is_held() -> anyhow::Result<()> {
     leaf.complete_events(1).await.map(drop)
 }
 
+pub(super) async fn killed_twice_behind_a_cut_wire() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let mut leaf = site.setup().start().await?;
+    leaf.published().await?;
+    let first = site.agent.last_claim().context("a claim")?.beat.instance;
+    site.wire.cut();
+    // The second one never reaches the hub, and the journal of the third names it.
+    leaf.kill().await?;
+    leaf.start_again().await?;
+    leaf.published().await?;
+    leaf.kill().await?;
+    site.wire.mend();
+    let before = site.agent.claims();
+    leaf.start_again().await?;
+    leaf.published().await?;
+    let claims = site.agent.claims_from(before);
+    ensure!(
+        claims[0].predecessor != Some(first),
+        "the journal names it: {claims:?}"
+    );
+    ensure!(
+        claims[1].predecessor == Some(first) && claims[1].beat.instance == claims[0].beat.instance,
+        "{claims:?}"
+    );
+    leaf.stop().await.map(drop)
+}
+
 pub(super) async fn a_clean_stop_releases_the_name() -> anyhow::Result<()> {
     let site = Site::start().await?;
     let mut leaf = site.setup().start().await?;

@@ -110,6 +110,11 @@ impl TestAgent {
         self.known.borrow().claims.len()
     }
 
+    /// The claims that arrived after the first ones.
+    pub(crate) fn claims_from(&self, first: usize) -> Vec<Claim> {
+        self.known.borrow().claims[first..].to_vec()
+    }
+
     /// The last claim so far.
     pub(crate) fn last_claim(&self) -> Option<Claim> {
         self.known.borrow().claims.last().cloned()
