@@ -4,7 +4,8 @@
 //! [`publisher`], claims its name with a [`lease`], and writes its current state to the bucket of [`kv`]. [`client`] is
 //! the callers' side, with the settings of a [`context`]; [`container`] is the containers' side, and a [`relay`] its way to
 //! a server elsewhere. [`rights`] tries what users may do. A leaf without an external NATS runs an [`embedded`] server, with
-//! an [`identity`] for each of its users. The agent of a hub works with [`hub`].
+//! an [`identity`] for each of its users. The agent of a hub works with [`hub`], and the keys of a fleet reach its servers by a
+//! [`resolver`].
 
 pub mod client;
 mod client_error;
@@ -32,6 +33,7 @@ pub mod parts;
 pub mod publisher;
 mod raw;
 pub mod relay;
+pub mod resolver;
 pub mod rights;
 pub mod serve;
 pub mod service;

@@ -201,6 +201,7 @@ pub(super) fn issue(
             subject: &user.public_key(),
             name: container.caller(leaf).as_str(),
             issued_at,
+            expires_at: None,
             nats: claims,
         },
         signer,

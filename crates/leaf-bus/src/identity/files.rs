@@ -8,7 +8,10 @@ use std::path::Path;
 use super::IdentityError;
 
 /// Creates the directory with mode 0700 if it does not exist.
-pub(crate) fn private_dir(dir: &Path) -> io::Result<()> {
+///
+/// # Errors
+/// Those of the operating system.
+pub fn private_dir(dir: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let mode = fs::metadata(dir)?.mode();
     if mode & 0o077 != 0 {
@@ -19,7 +22,10 @@ pub(crate) fn private_dir(dir: &Path) -> io::Result<()> {
 
 /// Writes a file with mode 0600 through a temporary file beside it, and syncs the file and its directory. Does nothing
 /// if the file holds the text already.
-pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
+///
+/// # Errors
+/// Those of the operating system.
+pub fn write_private(path: &Path, text: &str) -> io::Result<()> {
     write(path, text, 0o600)
 }
 

@@ -1,5 +1,5 @@
 //! The accounts of a hub, as a part of nats-server's configuration, for users with NKEYS. A hub with a NATS operator has the
-//! same accounts as JWTs. `docs/fleet.md` is the contract.
+//! same exports and imports as claims of JWTs ([`export_claims`], [`import_claims`]). `docs/fleet.md` is the contract.
 
 use std::fmt::Write as _;
 
@@ -293,6 +293,55 @@ fn caller_imports() -> Vec<Value> {
     // The copies publish what they store.
     let events = import_stream("FLEET", subject::events());
     heard.chain([state, events]).chain(asked).chain(read).collect()
+}
+
+/// Returns the exports of an account of the hub as claims.
+pub(super) fn export_claims(account: &str) -> Vec<Value> {
+    let exports = match account {
+        "FLEET" => fleet_exports(),
+        "LINKS" => link_exports(),
+        _ => Vec::new(),
+    };
+    let claim = |export: Value| match (export["service"].as_str(), export["stream"].as_str()) {
+        (Some(subject), _) => {
+            let answers = match export["response_type"].as_str() {
+                Some("stream") => Answers::Several,
+                _ => Answers::One,
+            };
+            json!({ "name": subject, "subject": subject, "type": "service", "response_type": answers.response_type() })
+        }
+        (None, stream) => json!({ "name": stream, "subject": stream, "type": "stream" }),
+    };
+    exports.into_iter().map(claim).collect()
+}
+
+/// Returns the imports of an account of the hub as claims. `key_of` returns the public key of an account.
+pub(super) fn import_claims(account: &str, key_of: impl Fn(&str) -> String) -> Vec<Value> {
+    let imports = match account {
+        "FLEET" => fleet_imports(),
+        "CALLERS" => caller_imports(),
+        _ => Vec::new(),
+    };
+    let claim = |import: Value| {
+        let (kind, part) = if import["service"].is_object() {
+            ("service", &import["service"])
+        } else {
+            ("stream", &import["stream"])
+        };
+        let subject = &part["subject"];
+        let local = import.get("to").unwrap_or(subject);
+        let mut claim = json!({
+            "name": local,
+            "subject": subject,
+            "account": key_of(part["account"].as_str().unwrap_or_default()),
+            "type": kind,
+        });
+        if local != subject {
+            claim["local_subject"] = local.clone();
+        }
+        claim
+    };
+    imports.into_iter().map(claim).collect()
 }
 
 #[cfg(test)]

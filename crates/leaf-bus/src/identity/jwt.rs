@@ -1,4 +1,4 @@
-//! The JWTs of NATS (ADR-14): JSON claims, signed with an NKEY. Covers only issuing; the server verifies them.
+//! The JWTs of NATS (ADR-14): JSON claims, signed with an NKEY.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -14,6 +14,8 @@ pub(super) struct Claims<'a> {
     pub(super) name: &'a str,
     /// When the JWT was issued, in seconds of the Unix epoch.
     pub(super) issued_at: i64,
+    /// When it ends, in the same unit.
+    pub(super) expires_at: Option<i64>,
     /// The claims of NATS.
     pub(super) nats: Value,
 }
@@ -27,6 +29,9 @@ pub(super) fn sign(claims: Claims<'_>, issuer: &KeyPair) -> String {
         "nats": claims.nats,
         "sub": claims.subject,
     });
+    if let Some(expires_at) = claims.expires_at {
+        body["exp"] = expires_at.into();
+    }
     body["jti"] = data_encoding::BASE32_NOPAD
         .encode(&Sha256::digest(body.to_string()))
         .into();
@@ -42,6 +47,84 @@ pub(super) fn sign(claims: Claims<'_>, issuer: &KeyPair) -> String {
     token.push('.');
     URL_SAFE_NO_PAD.encode_string(signature, &mut token);
     token
+}
+
+/// What a JWT says, with its issuer's signature checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    /// The public key of what it is about.
+    pub subject: String,
+    /// The public key of its issuer, which signed it.
+    pub issuer: String,
+    /// The subject's name.
+    pub name: String,
+    /// When it was issued, in seconds of the Unix epoch.
+    pub issued_at: i64,
+    /// When it ends, in the same unit.
+    pub expires_at: Option<i64>,
+    /// The claims of NATS.
+    pub nats: Value,
+}
+
+/// Why a text is not a JWT of NATS.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// It has not three parts of base64url, or no claims.
+    #[error("this is not a JWT of NATS: {0}")]
+    Malformed(String),
+    /// Somebody else signed it, or it was altered.
+    #[error("the signature of the JWT is not that of {issuer}, whom it names as its issuer")]
+    Forged {
+        /// The public key of the named issuer.
+        issuer: String,
+    },
+}
+
+impl Token {
+    /// Reads a JWT, and checks that the issuer that it names signed it.
+    ///
+    /// # Errors
+    /// [`TokenError`].
+    pub fn read(jwt: &str) -> Result<Self, TokenError> {
+        let malformed = |what: &str| TokenError::Malformed(what.to_owned());
+        let jwt = jwt.trim();
+        let (signed, signature) = jwt.rsplit_once('.').ok_or_else(|| malformed("it has no parts"))?;
+        let (_, body) = signed
+            .split_once('.')
+            .ok_or_else(|| malformed("it has two parts"))?;
+        let decode = |part: &str| {
+            URL_SAFE_NO_PAD
+                .decode(part)
+                .map_err(|error| malformed(&error.to_string()))
+        };
+        let body: Value =
+            serde_json::from_slice(&decode(body)?).map_err(|error| malformed(&error.to_string()))?;
+        let text = |name: &str| {
+            body[name]
+                .as_str()
+                .map(str::to_owned)
+                .ok_or_else(|| malformed(&format!("its claim {name} is not a text")))
+        };
+        let token = Self {
+            subject: text("sub")?,
+            issuer: text("iss")?,
+            name: text("name").unwrap_or_default(),
+            issued_at: body["iat"]
+                .as_i64()
+                .ok_or_else(|| malformed("it has no time of issue"))?,
+            // Zero is none, as in nats-io/jwt.
+            expires_at: body["exp"].as_i64().filter(|at| *at != 0),
+            nats: body["nats"].clone(),
+        };
+        let issuer = KeyPair::from_public_key(&token.issuer)
+            .map_err(|error| malformed(&format!("its issuer is no public key: {error}")))?;
+        issuer
+            .verify(signed.as_bytes(), &decode(signature)?)
+            .map_err(|_| TokenError::Forged {
+                issuer: token.issuer.clone(),
+            })?;
+        Ok(token)
+    }
 }
 
 /// Returns the text of a credentials file: the JWT and the seed, in the format of NATS clients.
@@ -72,6 +155,7 @@ mod tests {
                     subject: &subject,
                     name: "LEAF",
                     issued_at: 7,
+                    expires_at: None,
                     nats: json!({ "type": "account", "version": 2 }),
                 },
                 &operator,
@@ -79,17 +163,39 @@ mod tests {
         };
         let jwt = make();
         assert_eq!(jwt, make());
-        let (signed, signature) = jwt.rsplit_once('.').expect("three parts");
-        let signature = URL_SAFE_NO_PAD.decode(signature).expect("base64url");
-        operator
-            .verify(signed.as_bytes(), &signature)
-            .expect("the operator's signature");
+        let token = Token::read(&jwt).expect("the operator's signature");
+        assert_eq!(token.subject, subject);
+        assert_eq!(token.issuer, operator.public_key());
+        assert_eq!((token.issued_at, token.expires_at), (7, None));
         let body = URL_SAFE_NO_PAD
-            .decode(signed.split_once('.').expect("two parts").1)
+            .decode(jwt.split('.').nth(1).expect("three parts"))
             .expect("base64url");
         let body: Value = serde_json::from_slice(&body).expect("JSON");
-        assert_eq!(body["sub"], subject);
-        assert_eq!(body["iss"], operator.public_key());
         assert_eq!(body["jti"].as_str().map(str::len), Some(52));
+    }
+
+    #[test]
+    fn an_altered_jwt_is_forged_and_another_text_is_none() {
+        let account = KeyPair::new_account();
+        let user = KeyPair::new_user().public_key();
+        let claims = |name| Claims {
+            subject: &user,
+            name,
+            issued_at: 7,
+            expires_at: Some(9),
+            nats: json!({ "type": "user", "version": 2 }),
+        };
+        let (ann, bob) = (sign(claims("ann"), &account), sign(claims("bob"), &account));
+        assert_eq!(Token::read(&ann).expect("a JWT").expires_at, Some(9));
+        let (signed, _) = bob.rsplit_once('.').expect("three parts");
+        let (_, signature) = ann.rsplit_once('.').expect("three parts");
+        let error = Token::read(&format!("{signed}.{signature}")).expect_err("altered");
+        assert!(matches!(error, TokenError::Forged { .. }), "{error}");
+        for text in ["", "a.b", "a.b.c", "e30.e30.e30"] {
+            assert!(
+                matches!(Token::read(text), Err(TokenError::Malformed(_))),
+                "{text}"
+            );
+        }
     }
 }

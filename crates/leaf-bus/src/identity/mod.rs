@@ -4,11 +4,12 @@
 //! (`leafd`) is the only user, and `CALLERS`, in which the daemon answers people (`admin` is the first) and containers.
 //! A signing key that can issue nothing else issues the containers' users. [`Permissions`] says what each user may do,
 //! and why there are two accounts. In a fleet the NATS operator is given: a leaf there has the users that it is given, and
-//! issues those of containers with a given key ([`ContainerSigner`]).
+//! issues those of containers with a given key ([`ContainerSigner`]). The keys of a hub's operator are in [`fleet`].
 
 mod container_signer;
 mod crossing;
 pub(crate) mod files;
+pub mod fleet;
 mod hub;
 mod jwt;
 mod keys;
@@ -31,9 +32,11 @@ use serde_json::{Value, json};
 pub use container_signer::{ContainerSigner, SignerError};
 use crossing::link_account_claims;
 pub use crossing::{Crossing, Home, Way, crossings};
-use files::{private_dir, write_for_group, write_private};
+use files::write_for_group;
+pub use files::{private_dir, write_private};
 pub use hub::HubUsers;
 use jwt::Claims;
+pub use jwt::{Token, TokenError};
 use keys::Keys;
 pub use permissions::Permissions;
 use permissions::{READ_SERVICES, heard_by_callers};
@@ -396,6 +399,7 @@ impl Identity {
                 subject: &user.public_key(),
                 name: caller.as_str(),
                 issued_at,
+                expires_at: None,
                 nats: Value::Object(claims),
             },
             account,
@@ -409,6 +413,7 @@ impl Identity {
                 subject: &self.keys.operator.public_key(),
                 name: self.leaf.as_str(),
                 issued_at: self.issued_at(),
+                expires_at: None,
                 nats: json!({
                     "type": "operator",
                     "version": 2,
@@ -425,6 +430,7 @@ impl Identity {
                 subject: &account.public_key(),
                 name,
                 issued_at: self.issued_at(),
+                expires_at: None,
                 nats,
             },
             &self.keys.operator,
@@ -470,10 +476,8 @@ fn account_limits() -> Value {
     })
 }
 
-/// The streams' account, in which the daemon is the only user. It exports reading, to the callers and to the
-/// connection to a hub.
-fn leaf_account_claims() -> Value {
-    let mut limits = account_limits();
+/// Adds JetStream without limits to the limits of an account.
+fn jetstream_limits(limits: &mut Value) {
     for unlimited in [
         "mem_storage",
         "disk_storage",
@@ -483,6 +487,13 @@ fn leaf_account_claims() -> Value {
     ] {
         limits[unlimited] = json!(-1);
     }
+}
+
+/// The streams' account, in which the daemon is the only user. It exports reading, to the callers and to the
+/// connection to a hub.
+fn leaf_account_claims() -> Value {
+    let mut limits = account_limits();
+    jetstream_limits(&mut limits);
     let services = READ_SERVICES.map(|(subject, answers)| {
         json!({ "name": subject, "subject": subject, "type": "service", "response_type": answers.response_type() })
     });
