@@ -1,6 +1,8 @@
 //! A leaf is stolen, and with it the key of its user at the hub. The thief runs a server of their own with that key, and has
 //! every right on it.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, ensure};
 use async_nats::Client;
 use futures::StreamExt as _;
@@ -69,8 +71,10 @@ impl Theft {
         until_heard(&self.thief, &beat, &mut beats).await
     }
 
-    /// Waits until the hub knows all that the thief subscribed to, as far as it lets it: its own commands reach the thief.
+    /// Waits until the hub knows all that the other leaf and the thief subscribed to, as far as it lets them: the thief's own
+    /// commands reach it.
     async fn is_listening(&self) -> anyhow::Result<()> {
+        until_linked(&self.hub, &self.leaf).await?;
         let command = subject::CommandSubject {
             leaf: stolen(),
             caller: ann(),
@@ -339,16 +343,22 @@ async fn forges_no_reply() -> anyhow::Result<()> {
     let mut of_thief = theft.thief.subscribe("leaf.*.cmd.stolen.>").await?;
     theft.thief.flush().await?;
     let ann = theft.hub.ann().await?;
-    // The thief learns the form of a reply subject from a request of its own.
-    let own = ann.request("leaf.v1.cmd.stolen.ann.leaf.show", "".into());
-    let seen = async {
-        let request = of_thief.next().await.context("a command")?;
-        let reply = request.reply.context("a reply subject")?;
-        theft.thief.publish(reply.clone(), "mine".into()).await?;
-        anyhow::Ok(reply.to_string())
+    // The thief learns the form of a reply subject from a request of its own. The end of an earlier subscription may reach the hub
+    // late, and a request until then has no responder.
+    let ask = async {
+        loop {
+            let inbox = ann.new_inbox();
+            ann.publish_with_reply("leaf.v1.cmd.stolen.ann.leaf.show", inbox, "".into())
+                .await?;
+            if let Ok(request) = tokio::time::timeout(Duration::from_millis(500), of_thief.next()).await
+                && let Some(reply) = request.context("the subscription ended")?.reply
+            {
+                return anyhow::Ok(reply);
+            }
+        }
     };
-    let (_, seen) = tokio::join!(own, seen);
-    let seen = seen?;
+    let seen = tokio::time::timeout(LIMIT, ask).await.context("a command")??;
+    theft.thief.publish(seen.clone(), "mine".into()).await?;
     let (prefix, _) = seen.rsplit_once('.').context("its last token")?;
     // A request to the other leaf is open, and the thief guesses at its reply subject and at the caller's inbox.
     let inbox = ann.new_inbox();
