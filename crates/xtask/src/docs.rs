@@ -135,7 +135,8 @@ fn overview(types: &[MessageType]) -> String {
         header is needed; with the header `{}` the command has an id and may be sent again safely: within 24 hours the \
         same id from the same caller gets the first reply. The reply subject must be below `{}.`.\n\n\
          A *query* changes nothing. A *change* is answered when it is done or has failed. A *job* is answered with \
-         its id once it is recorded; `job.show` and the job's events show its progress and outcome.\n\n\
+         its id once it is recorded; `job.show` and the job's events show its progress and outcome. On its *power* depends whether \
+         it needs a signature ([security.md](../security.md#signed-commands)).\n\n\
          A reply that is larger than the NATS server's `max_payload` is answered with a problem and the header \
          `Leaf-Reply-Bytes`. A request with the header `Leaf-Parts: accepted` gets it in several messages, in order, each \
          with the header `Leaf-Parts: 1/3`, whose bodies make the reply.\n",
@@ -146,7 +147,7 @@ fn overview(types: &[MessageType]) -> String {
     );
     table(
         &mut text,
-        &["command", "kind", "meaning", "schemas"],
+        &["command", "kind", "power", "meaning", "schemas"],
         COMMANDS.iter().map(|command| {
             let (request, reply) = (command.request_name, command.reply_name);
             let kind = match command.kind {
@@ -157,6 +158,7 @@ fn overview(types: &[MessageType]) -> String {
             vec![
                 format!("`{}`", command.noun_verb),
                 kind.to_owned(),
+                command.power.as_str().to_owned(),
                 described[request].clone(),
                 format!(
                     "[request]({}), [reply]({})",

@@ -15,7 +15,7 @@ commands! {
     /// Creates a container. Answered as soon as the desired state is recorded: the phase is `creating`, or `building`
     /// for a flake or a template, with the job's id in `build_job`; `container.show` shows its progress.
     Create: CreateContainer = "create" {
-        kind: Change, about: Container(name), needs: Containers, disk: Takes,
+        kind: Change, about: Container(name), needs: Containers, disk: Takes, power: Builds,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
         /// The container's name.
@@ -33,7 +33,7 @@ commands! {
     /// Creates a container from a spec, or makes the spec the desired state of an existing one. Answered as soon as
     /// that is recorded; `container.show` shows its progress. Idempotent.
     Apply: ApplyContainer = "apply" {
-        kind: Change, about: Container(name), needs: Containers, disk: Takes,
+        kind: Change, about: Container(name), needs: Containers, disk: Takes, power: Builds,
         if_generation: CheckedOrAbsent, success: Answered, while_stuck: Refused,
     } {
         /// The container's name.
@@ -46,7 +46,7 @@ commands! {
     /// the container keeps its system until the new one is built, and is reverted to it if the new one does not become
     /// ready.
     Update: UpdateContainer = "update" {
-        kind: Change, about: Container(name), needs: Containers, disk: Takes,
+        kind: Change, about: Container(name), needs: Containers, disk: Takes, power: Builds,
         if_generation: Checked, success: Answered, while_stuck: Refused,
     } {
         /// The container's name.
@@ -58,7 +58,7 @@ commands! {
 
     /// Changes parts of a container's spec. Answered as soon as that is recorded.
     Set: SetContainer = "set" {
-        kind: Change, about: Container(name), needs: Containers, disk: Takes,
+        kind: Change, about: Container(name), needs: Containers, disk: Takes, power: Builds,
         if_generation: Checked, success: Answered, while_stuck: Refused,
     } {
         /// The container's name.
@@ -70,7 +70,7 @@ commands! {
     /// Restores an earlier revision of a container; whether it runs is not changed. Answered as soon as that is
     /// recorded.
     Rollback: RollbackContainer = "rollback" {
-        kind: Change, about: Container(name), needs: Containers, disk: Takes,
+        kind: Change, about: Container(name), needs: Containers, disk: Takes, power: Changes,
         if_generation: Checked, success: Answered, while_stuck: Refused,
     } {
         /// The container's name.
@@ -83,7 +83,7 @@ commands! {
     /// Adopts a foreign container of the host, with its files. Answered as soon as that is recorded; a running one is
     /// restarted.
     Adopt: AdoptContainer = "adopt" {
-        kind: Change, about: Container(name), needs: Containers, disk: Takes,
+        kind: Change, about: Container(name), needs: Containers, disk: Takes, power: Changes,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
         /// The container's name.
@@ -92,7 +92,7 @@ commands! {
 
     /// Returns what applying a spec would change, without changing anything.
     Diff: DiffContainer = "diff" {
-        kind: Query, about: Container(name), needs: Nothing, disk: Untouched,
+        kind: Query, about: Container(name), needs: Nothing, disk: Untouched, power: Reads,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
         /// The container's name.
@@ -103,7 +103,7 @@ commands! {
 
     /// Lists the revisions of a container, oldest first.
     History: ShowContainerHistory = "history" {
-        kind: Query, about: Container(name), needs: Nothing, disk: Untouched,
+        kind: Query, about: Container(name), needs: Nothing, disk: Untouched, power: Reads,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
         /// The container's name.
@@ -112,7 +112,7 @@ commands! {
 
     /// Returns a container's resource usage.
     Stats: ReadContainerStats = "stats" {
-        kind: Query, about: Container(name), needs: Containers, disk: Untouched,
+        kind: Query, about: Container(name), needs: Containers, disk: Untouched, power: Reads,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
         /// The container's name.
@@ -121,7 +121,7 @@ commands! {
 
     /// Starts a container. Answered when it is ready.
     Start: StartContainer = "start" {
-        kind: Change, about: Container(name), needs: Containers, disk: Takes,
+        kind: Change, about: Container(name), needs: Containers, disk: Takes, power: Changes,
         if_generation: Checked, success: ContainerRuns, while_stuck: Refused,
     } {
         /// The container's name.
@@ -130,7 +130,7 @@ commands! {
 
     /// Stops a container. Answered when it has stopped.
     Stop: StopContainer = "stop" {
-        kind: Change, about: Container(name), needs: Containers, disk: Frees,
+        kind: Change, about: Container(name), needs: Containers, disk: Frees, power: Changes,
         if_generation: Checked, success: ContainerStopped, while_stuck: Refused,
     } {
         /// The container's name.
@@ -139,7 +139,7 @@ commands! {
 
     /// Pauses a container: its processes keep their memory and get no processor time. Answered when they are frozen.
     Pause: PauseContainer = "pause" {
-        kind: Change, about: Container(name), needs: Containers, disk: Takes,
+        kind: Change, about: Container(name), needs: Containers, disk: Takes, power: Changes,
         if_generation: Checked, success: ContainerRuns, while_stuck: Refused,
     } {
         /// The container's name.
@@ -148,7 +148,7 @@ commands! {
 
     /// Resumes a paused container. Answered when its processes are thawed.
     Resume: ResumeContainer = "resume" {
-        kind: Change, about: Container(name), needs: Containers, disk: Takes,
+        kind: Change, about: Container(name), needs: Containers, disk: Takes, power: Changes,
         if_generation: Checked, success: ContainerRuns, while_stuck: Refused,
     } {
         /// The container's name.
@@ -157,7 +157,7 @@ commands! {
 
     /// Stops a container if it is running, and removes it with all its files.
     Destroy: DestroyContainer = "destroy" {
-        kind: Change, about: Container(name), needs: Containers, disk: Frees,
+        kind: Change, about: Container(name), needs: Containers, disk: Frees, power: Changes,
         if_generation: Checked, success: ContainerGone, while_stuck: Refused,
     } {
         /// The container's name.
@@ -166,13 +166,13 @@ commands! {
 
     /// Lists the leaf's containers and the foreign ones on its host.
     List: ListContainers = "list" {
-        kind: Query, about: Leaf, needs: Nothing, disk: Untouched,
+        kind: Query, about: Leaf, needs: Nothing, disk: Untouched, power: Reads,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {} -> ContainerList
 
     /// Shows one container.
     Show: ShowContainer = "show" {
-        kind: Query, about: Container(name), needs: Nothing, disk: Untouched,
+        kind: Query, about: Container(name), needs: Nothing, disk: Untouched, power: Reads,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
         /// The container's name.
@@ -181,7 +181,7 @@ commands! {
 
     /// Reads the end of a container's log or, with a cursor, what was added since.
     Logs: ReadContainerLog = "logs" {
-        kind: Query, about: Container(name), needs: Containers, disk: Untouched,
+        kind: Query, about: Container(name), needs: Containers, disk: Untouched, power: Reads,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
         /// The container's name.

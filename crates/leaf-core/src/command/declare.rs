@@ -89,6 +89,55 @@ pub enum WhileStuck {
     Answered,
 }
 
+/// What a command can do to a leaf, on which it depends whether it needs a signature and a caller who is named for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Power {
+    /// It shows what is there.
+    Reads,
+    /// It changes containers, labels and jobs, within what the leaf's settings allow.
+    Changes,
+    /// It has Nix evaluate and build what the caller names, in its sandbox.
+    Builds,
+    /// It sets or removes a secret.
+    Secrets,
+    /// It runs code as a person asks, outside a sandbox.
+    RunsCode,
+    /// It changes what the leaf is reached by.
+    CutsOff,
+}
+
+impl Power {
+    /// All powers.
+    pub const ALL: [Self; 6] = [
+        Self::Reads,
+        Self::Changes,
+        Self::Builds,
+        Self::Secrets,
+        Self::RunsCode,
+        Self::CutsOff,
+    ];
+
+    /// Returns the power's name, as in the settings: `runs-code`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Reads => "reads",
+            Self::Changes => "changes",
+            Self::Builds => "builds",
+            Self::Secrets => "secrets",
+            Self::RunsCode => "runs-code",
+            Self::CutsOff => "cuts-off",
+        }
+    }
+
+    /// Returns whether its commands always need a signature, and a caller whom the leaf's settings name for it.
+    #[must_use]
+    pub const fn is_for_named_callers(self) -> bool {
+        matches!(self, Self::RunsCode | Self::CutsOff)
+    }
+}
+
 /// Everything that is true of a command, apart from its fields.
 #[derive(Debug, Clone, Copy)]
 pub struct Declaration {
@@ -104,6 +153,8 @@ pub struct Declaration {
     pub need: Need,
     /// Its effect on free disk space.
     pub disk: Disk,
+    /// What it can do to the leaf.
+    pub power: Power,
     /// Whether it has the field `if_generation`.
     pub if_generation: IfGeneration,
     /// The condition for its success.
@@ -165,6 +216,7 @@ macro_rules! commands {
             about: $about:ident $(($key:ident))?,
             needs: $need:ident,
             disk: $disk:ident,
+            power: $power:ident,
             if_generation: $generation:ident,
             success: $success:ident,
             while_stuck: $stuck:ident $(,)?
@@ -183,6 +235,7 @@ macro_rules! commands {
                     kind: $crate::command::CommandKind::$kind,
                     need: $crate::command::Need::$need,
                     disk: $crate::command::Disk::$disk,
+                    power: $crate::command::Power::$power,
                     if_generation: $crate::command::IfGeneration::$generation,
                     success: $crate::command::Success::$success,
                     while_stuck: $crate::command::WhileStuck::$stuck,

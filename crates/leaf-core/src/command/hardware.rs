@@ -12,13 +12,13 @@ commands! {
 
     /// Lists the devices of the leaf.
     List: ListHardware = "list" {
-        kind: Query, about: Leaf, needs: Nothing, disk: Untouched,
+        kind: Query, about: Leaf, needs: Nothing, disk: Untouched, power: Reads,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {} -> DeviceList
 
     /// Shows one device.
     Show: ShowHardware = "show" {
-        kind: Query, about: Device(id), needs: Nothing, disk: Untouched,
+        kind: Query, about: Device(id), needs: Nothing, disk: Untouched, power: Reads,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
         /// The device's id.
@@ -27,7 +27,7 @@ commands! {
 
     /// Scans the hardware now, and returns what has changed.
     Rescan: RescanHardware = "rescan" {
-        kind: Change, about: Leaf, needs: Nothing, disk: Takes,
+        kind: Change, about: Leaf, needs: Nothing, disk: Takes, power: Changes,
         if_generation: Ignored, success: HardwareSeen, while_stuck: Refused,
     } {} -> RescanReport
 }

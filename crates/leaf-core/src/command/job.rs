@@ -12,13 +12,13 @@ commands! {
 
     /// Lists the jobs that the leaf remembers, newest first.
     List: ListJobs = "list" {
-        kind: Query, about: Leaf, needs: Nothing, disk: Untouched,
+        kind: Query, about: Leaf, needs: Nothing, disk: Untouched, power: Reads,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {} -> JobList
 
     /// Shows one job, with its progress while it runs.
     Show: ShowJob = "show" {
-        kind: Query, about: Job(id), needs: Nothing, disk: Untouched,
+        kind: Query, about: Job(id), needs: Nothing, disk: Untouched, power: Reads,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
         /// The job's id.
@@ -27,7 +27,7 @@ commands! {
 
     /// Reads a page of a job's log, also while it runs.
     Log: ReadJobLog = "log" {
-        kind: Query, about: Job(id), needs: Nothing, disk: Untouched,
+        kind: Query, about: Job(id), needs: Nothing, disk: Untouched, power: Reads,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
         /// The job's id.
@@ -39,7 +39,7 @@ commands! {
 
     /// Cancels a job. Answered when its processes have ended.
     Cancel: CancelJob = "cancel" {
-        kind: Change, about: Job(id), needs: Nothing, disk: Takes,
+        kind: Change, about: Job(id), needs: Nothing, disk: Takes, power: Changes,
         if_generation: Ignored, success: JobEnded, while_stuck: Refused,
     } {
         /// The job's id.

@@ -17,13 +17,13 @@ commands! {
 
     /// Shows the leaf's identity, uptime and status.
     Show: ShowLeaf = "show" {
-        kind: Query, about: Leaf, needs: Nothing, disk: Untouched,
+        kind: Query, about: Leaf, needs: Nothing, disk: Untouched, power: Reads,
         if_generation: Ignored, success: Answered, while_stuck: Answered,
     } {} -> LeafReport
 
     /// Sets and removes labels of the leaf.
     Label: LabelLeaf = "label" {
-        kind: Change, about: Leaf, needs: Nothing, disk: Takes,
+        kind: Change, about: Leaf, needs: Nothing, disk: Takes, power: Changes,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
         /// The labels to set, by key.

@@ -18,7 +18,7 @@ pub mod nix;
 mod record;
 
 pub use container::*;
-pub use declare::{CommandKind, Declaration, Disk, IfGeneration, Need, Request, Success, WhileStuck};
+pub use declare::{CommandKind, Declaration, Disk, IfGeneration, Need, Power, Request, Success, WhileStuck};
 pub use hardware::*;
 pub use job::*;
 pub use leaf::*;

@@ -12,7 +12,7 @@ commands! {
 
     /// Runs a Nix build.
     Build: Build = "build" {
-        kind: Job, about: Leaf, needs: Nix, disk: Takes,
+        kind: Job, about: Leaf, needs: Nix, disk: Takes, power: Builds,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
         /// The installable to build.

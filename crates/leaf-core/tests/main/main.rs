@@ -4,6 +4,7 @@ mod engine;
 mod golden;
 mod host;
 mod model_host;
+mod powers;
 mod raw;
 mod replay;
 mod schema;
