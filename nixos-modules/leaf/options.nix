@@ -184,6 +184,16 @@ in
           description = "The port that the server listens on.";
         };
 
+        adminHours = mkOption {
+          type = types.ints.between 1 8760;
+          default = 24;
+          example = 168;
+          description = ''
+            How long the credentials of the leaf's own people, root and the group `leafd`, are valid, in hours. leafd renews
+            them while it runs; a copy of them ends.
+          '';
+        };
+
         maxStorageBytes = mkOption {
           type = types.ints.unsigned;
           default = 0;

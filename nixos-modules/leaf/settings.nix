@@ -21,6 +21,7 @@ in
           program = "${cfg.nats.embedded.package}/bin/nats-server";
           inherit (cfg.nats.embedded) address port;
           max_storage_bytes = cfg.nats.embedded.maxStorageBytes;
+          admin_hours = cfg.nats.embedded.adminHours;
           hub =
             if cfg.nats.embedded.hub.url == null then
               null

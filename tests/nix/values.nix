@@ -21,6 +21,7 @@
       address = null;
       port = 4222;
       maxStorageBytes = 0;
+      adminHours = 24;
       hub = {
         url = null;
         credentialsFile = null;

@@ -62,9 +62,8 @@ pub fn encrypt(keys: &[HostKey], content: &[u8]) -> String {
 /// # Errors
 /// [`DecryptError`].
 pub fn decrypt(private_key: &[u8], file: &[u8], limit: usize) -> Result<Zeroizing<Vec<u8>>, DecryptError> {
-    let identity = match Identity::from_buffer(private_key, None) {
-        Ok(identity @ Identity::Unencrypted(_)) => identity,
-        _ => return Err(DecryptError::Key),
+    let Ok(identity @ Identity::Unencrypted(_)) = Identity::from_buffer(private_key, None) else {
+        return Err(DecryptError::Key);
     };
     let decryptor = Decryptor::new(ArmoredReader::new(file)).map_err(DecryptError::Malformed)?;
     let reader = decryptor

@@ -30,6 +30,7 @@ pub mod inventory;
 pub mod job;
 pub mod lease;
 pub mod listeners;
+mod local_access;
 pub mod main_loop;
 pub mod mirror;
 pub mod programs;

@@ -33,6 +33,7 @@ in
       rescan_debounce_ms = 500
 
       [nats.embedded]
+      admin_hours = 24
       max_storage_bytes = 0
       port = 4222
       program = "/nix/store/00000000000000000000000000000000-nats-server/bin/nats-server"

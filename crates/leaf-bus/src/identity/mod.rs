@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use leaf_core::host_op::Secret;
@@ -44,6 +45,8 @@ pub use user_key::{is_public_user_key, public_user_key, user_key};
 
 /// The scope of the signing key that issues containers' users.
 const CONTAINER_ROLE: &str = "container";
+/// How long credentials of the first person are valid if nothing else is set.
+pub const ADMIN_VALID: Duration = Duration::from_secs(24 * 3600);
 
 /// Why the identity can't be opened or written.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +132,7 @@ pub struct Identity {
     instance: Option<InstanceId>,
     keys: Arc<Keys>,
     admin_file: PathBuf,
+    admin_valid: Duration,
     revoked_dir: PathBuf,
 }
 
@@ -157,15 +161,17 @@ impl Identity {
             instance: None,
             keys: Arc::new(keys),
             admin_file,
+            admin_valid: ADMIN_VALID,
             revoked_dir: revocations::directory(&dir),
         };
-        write_private(&identity.admin_file, identity.admin_credentials().expose()).map_err(|source| {
-            IdentityError::Write {
-                path: identity.admin_file.clone(),
-                source,
-            }
-        })?;
+        identity.write_admin_credentials()?;
         Ok(identity)
+    }
+
+    /// Returns it with another life of the [admin's credentials](Self::admin_credentials) than a day.
+    #[must_use]
+    pub fn with_admin_valid(self, admin_valid: Duration) -> Self {
+        Self { admin_valid, ..self }
     }
 
     /// Returns it with the instance of leafd that runs the server. A hub agent reads from that instance by its name.
@@ -239,13 +245,33 @@ impl Identity {
         self.keys.link_account().public_key()
     }
 
-    /// Returns the credentials of the first person (user [`admin_caller`]).
+    /// Returns credentials of the first person (user [`admin_caller`]), which are valid from now on for the time that
+    /// [`Self::with_admin_valid`] set.
     #[must_use]
     pub fn admin_credentials(&self) -> Secret {
         let admin = admin_caller();
-        let permissions = Permissions::person(&admin);
-        let issuer = &self.keys.callers;
-        self.issue(issuer, &self.keys.admin, &admin, &permissions, self.issued_at())
+        let now = Timestamp::now().as_second();
+        let valid = i64::try_from(self.admin_valid.as_secs()).unwrap_or(i64::MAX);
+        let user = User {
+            account: &self.keys.callers,
+            key: &self.keys.admin,
+            caller: &admin,
+            permissions: &Permissions::person(&admin),
+        };
+        user.issue(now, Some(now.saturating_add(valid)))
+    }
+
+    /// Writes [new credentials](Self::admin_credentials) into the [file of the admin](Self::admin_credentials_file).
+    ///
+    /// # Errors
+    /// [`IdentityError::Write`].
+    pub fn write_admin_credentials(&self) -> Result<(), IdentityError> {
+        write_private(&self.admin_file, self.admin_credentials().expose()).map_err(|source| {
+            IdentityError::Write {
+                path: self.admin_file.clone(),
+                source,
+            }
+        })
     }
 
     /// The absolute path of the file with the [admin's credentials](Self::admin_credentials).
@@ -383,6 +409,7 @@ impl Identity {
         self.keys.made_at.as_second()
     }
 
+    /// Returns credentials that don't end.
     fn issue(
         &self,
         account: &KeyPair,
@@ -391,20 +418,13 @@ impl Identity {
         permissions: &Permissions,
         issued_at: i64,
     ) -> Secret {
-        let mut claims = permissions.to_claims();
-        claims.insert("type".to_owned(), json!("user"));
-        claims.insert("version".to_owned(), json!(2));
-        let jwt = jwt::sign(
-            Claims {
-                subject: &user.public_key(),
-                name: caller.as_str(),
-                issued_at,
-                expires_at: None,
-                nats: Value::Object(claims),
-            },
+        let user = User {
             account,
-        );
-        Secret::new(jwt::credentials(&jwt, user))
+            key: user,
+            caller,
+            permissions,
+        };
+        user.issue(issued_at, None)
     }
 
     fn operator_jwt(&self) -> String {
@@ -457,6 +477,34 @@ impl Identity {
                 "template": Permissions::container_template(&self.leaf).to_claims(),
             }],
         })
+    }
+}
+
+/// A user of an account, whose key itself issues it.
+struct User<'a> {
+    account: &'a KeyPair,
+    key: &'a KeyPair,
+    caller: &'a Caller,
+    permissions: &'a Permissions,
+}
+
+impl User<'_> {
+    /// Returns its credentials from one time to another, in seconds of the Unix epoch.
+    fn issue(&self, issued_at: i64, expires_at: Option<i64>) -> Secret {
+        let mut claims = self.permissions.to_claims();
+        claims.insert("type".to_owned(), json!("user"));
+        claims.insert("version".to_owned(), json!(2));
+        let jwt = jwt::sign(
+            Claims {
+                subject: &self.key.public_key(),
+                name: self.caller.as_str(),
+                issued_at,
+                expires_at,
+                nats: Value::Object(claims),
+            },
+            self.account,
+        );
+        Secret::new(jwt::credentials(&jwt, self.key))
     }
 }
 

@@ -19,9 +19,40 @@ fn an_identity_opened_again_is_the_same() {
     let config = |identity: &Identity| identity.server_config().expect("a configuration");
     assert_eq!(config(&first), config(&again));
     assert_eq!(first.leaf_credentials(), again.leaf_credentials());
-    assert_eq!(first.admin_credentials(), again.admin_credentials());
-    let file = std::fs::read_to_string(again.admin_credentials_file()).expect("the file");
-    assert_eq!(file, first.admin_credentials().expose());
+}
+
+#[test]
+fn the_admins_credentials_end_and_are_written_again_with_the_same_key() {
+    let (_parent, _, identity) = fresh();
+    let read = || std::fs::read_to_string(identity.admin_credentials_file()).expect("the file");
+    let (key, claims) = user_of(&read());
+    let day = i64::try_from(ADMIN_VALID.as_secs()).expect("a day");
+    let times = |claims: &Value| {
+        (
+            claims["iat"].as_i64().expect("a time"),
+            claims["exp"].as_i64().expect("an end"),
+        )
+    };
+    let (issued_at, expires_at) = times(&claims);
+    assert_eq!(expires_at - issued_at, day);
+    assert!((Timestamp::now().as_second() - issued_at).abs() < 60);
+
+    let identity = identity.clone().with_admin_valid(Duration::from_secs(3600));
+    identity.write_admin_credentials().expect("they are written");
+    let (again, claims) = user_of(&read());
+    let (issued_at, expires_at) = times(&claims);
+    assert_eq!((again, expires_at - issued_at), (key, 3600));
+}
+
+/// Returns the public key of the user in the text of a credentials file, and its claims.
+fn user_of(text: &str) -> (String, Value) {
+    let jwt = text.lines().nth(1).expect("a JWT");
+    let body = jwt.split('.').nth(1).expect("three parts");
+    let body = data_encoding::BASE64URL_NOPAD
+        .decode(body.as_bytes())
+        .expect("base64url");
+    let claims: Value = serde_json::from_slice(&body).expect("JSON");
+    (claims["sub"].as_str().expect("a key").to_owned(), claims)
 }
 
 #[test]

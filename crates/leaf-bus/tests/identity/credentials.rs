@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use async_nats::jetstream;
+use leaf_bus::client::Client;
+use leaf_bus::connect::{ConnectSettings, Credentials};
 use leaf_bus::embedded::EmbeddedServer;
 use leaf_bus::identity::{Identity, admin_caller};
 use leaf_core::id::ContainerName;
+use leaf_core::subject;
 use libtest_mimic::Trial;
 
 use super::{container_of, is_unauthorized};
@@ -24,6 +27,10 @@ pub(super) fn trials() -> Vec<Trial> {
         ),
         trial("credentials_of_another_operator_are_refused", stranger),
         trial("the_context_file_connects_as_admin", context),
+        trial(
+            "a_copy_of_the_admins_credentials_ends_and_who_reads_the_renewed_file_goes_on",
+            ended,
+        ),
     ]
 }
 
@@ -113,6 +120,55 @@ async fn stranger() -> anyhow::Result<()> {
     let other = Identity::open_or_create(&site.dir.path().join("other"), &leaf())?;
     let refused = site.connect(&other.admin_credentials(), &admin_caller()).await;
     is_unauthorized(refused)?;
+    site.end().await
+}
+
+async fn ended() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let short = site.identity.clone().with_admin_valid(Duration::from_secs(3));
+    let copy = short.admin_credentials();
+    short.write_admin_credentials()?;
+    let url = site.server.client_url();
+    let reader = Client::connect(
+        &ConnectSettings {
+            credentials: Credentials::File(short.admin_credentials_file().to_owned()),
+            inbox_prefix: subject::inbox_prefix(&admin_caller()),
+            ..ConnectSettings::new(&url)
+        },
+        LIMIT,
+    )
+    .await?;
+    let with_copy = site.connect(&copy, &admin_caller()).await?;
+    site.identity.write_admin_credentials()?;
+    let cut = async {
+        while with_copy.client.connection_state() == async_nats::connection::State::Connected {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, cut)
+        .await
+        .context("the copy's connection is cut at its end")?;
+    // In the last second the server cuts connections, and still takes new ones.
+    let refused = async {
+        loop {
+            if let Err(error) = site.connect(&copy, &admin_caller()).await {
+                return format!("{error:?}").to_lowercase();
+            }
+        }
+    };
+    let error = tokio::time::timeout(LIMIT, refused)
+        .await
+        .context("the copy is refused")?;
+    ensure!(error.contains("user authentication expired"), "{error}");
+    // The other one was cut as well, and came back.
+    let asked = async {
+        while reader.leaves().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, asked)
+        .await
+        .context("who reads the file goes on")?;
     site.end().await
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::declare::commands;
 use crate::event::HostFacts;
-use crate::id::{InstanceId, LeafName};
+use crate::id::{Caller, InstanceId, LeafName};
 use crate::labels::Labels;
 use crate::state::RawEntry;
 
@@ -97,6 +97,18 @@ pub struct LeafReport {
     /// Its connection to the hub, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hub: Option<HubReport>,
+    /// Who commands it at its own NATS server, also while the hub is away; absent if it has no embedded server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_access: Option<LocalAccess>,
+}
+
+/// The access of a leaf's own people: root and the group of leafd on its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LocalAccess {
+    /// The caller as whom they command it.
+    pub caller: Caller,
+    /// Until when their present credentials are valid. leafd renews them before, in the files that leafctl finds.
+    pub valid_until: Timestamp,
 }
 
 /// A leaf's connection to its hub.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::command::{Command, CommandKind, CommandRecord, HubReport, container};
+use crate::command::{Command, CommandKind, CommandRecord, HubReport, LocalAccess, container};
 use crate::container::{ForeignContainer, ObservedContainer};
 use crate::decide::InUse;
 use crate::event::HostFacts;
@@ -71,6 +71,8 @@ pub enum Input {
     },
     /// The hub agent answered a claim, or did not.
     HubHeard(Box<HubReport>),
+    /// The credentials of the leaf's own people were issued.
+    LocalAccess(LocalAccess),
     /// The daemon must stop.
     Stop {
         /// The reason, such as `SIGTERM`.

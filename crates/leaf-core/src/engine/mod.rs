@@ -41,7 +41,7 @@ mod waiting;
 use crate::address_pool::AddressPool;
 use crate::aggregate::Aggregate;
 use crate::cause::Cause;
-use crate::command::{CommandRecord, HubReport};
+use crate::command::{CommandRecord, HubReport, LocalAccess};
 use crate::decide::Target;
 use crate::event::{ContainerFact, Fact, HostFacts, JobFact, LeafFact, LeafStarted, LeafStopped};
 use crate::id::{Caller, InstanceId};
@@ -115,6 +115,8 @@ pub struct Engine {
     published: u64,
     /// The connection to the hub, as the shell heard it last.
     hub: Option<HubReport>,
+    /// The access of the leaf's own people, if it has a server of its own.
+    local_access: Option<LocalAccess>,
     /// The number of records returned so far.
     recorded: u64,
     stop: Option<Stop>,
@@ -153,6 +155,7 @@ impl Engine {
             rescan: 0,
             published: 0,
             hub: None,
+            local_access: None,
             recorded: 0,
             stop: None,
         }
@@ -191,6 +194,7 @@ impl Engine {
             Input::JobEnded(id, outcome) => self.job_ended(turn, id, outcome),
             Input::Published { first, last } => self.stream_holds(turn, first, last),
             Input::HubHeard(report) => self.hub = Some(*report),
+            Input::LocalAccess(access) => self.local_access = Some(access),
             Input::Stop { reason } => self.stop(turn, reason),
             Input::Drained => {
                 if let Some(stop) = &mut self.stop {

@@ -26,6 +26,7 @@ use crate::given_nats::GivenNats;
 use crate::helper::HostHelper;
 use crate::hub;
 use crate::job::JobHost;
+use crate::local_access::AccessFiles;
 use crate::programs;
 use crate::settings::{HELPER_SOCKET, NO_SIGNING_KEY, Settings, off_pool};
 use crate::steps::ContainerHost;
@@ -53,6 +54,8 @@ pub(super) struct HostAndNats {
     pub(super) containers: Result<Arc<ContainerHost>, String>,
     /// Passes the containers' connections on to a server that they don't reach.
     pub(super) relay: Option<Relay>,
+    /// The files with the credentials of the leaf's own people, if it has an embedded server.
+    pub(super) local_access: Option<AccessFiles>,
     /// A description of the NATS server.
     pub(super) nats_of: String,
 }
@@ -91,11 +94,13 @@ pub(super) async fn set_up(
             hub: None,
             containers,
             relay,
+            local_access: None,
             nats_of,
         });
     };
     let identity = Identity::open_or_create(&settings.state_dir.join("identity"), leaf)?;
-    let identity = Arc::new(identity.of_instance(instance));
+    let admin_valid = embedded.admin_valid();
+    let identity = Arc::new(identity.of_instance(instance).with_admin_valid(admin_valid));
     let pool = settings.containers.address_pool;
     let port = embedded.port.unwrap_or(DEFAULT_PORT);
     let helper = container_helper(settings, leaf);
@@ -155,15 +160,9 @@ pub(super) async fn set_up(
     identity.write_context(&settings.state_dir.join("context.json"), &url)?;
     // Where systemd runs leafd, it makes this directory for leafd's user and group, and removes it when leafd has stopped. A
     // shell in another service has that one's directory in its environment.
-    if let Some(directory) = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from)
-        && directory.ends_with(ACCESS_DIRECTORY)
-        && let Err(error) = identity.write_access(&directory, &url)
-    {
-        tracing::warn!(
-            error = chain(&error),
-            "leafctl needs a context on this host: the one of root and the group leafd can't be written"
-        );
-    }
+    let directory = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
+    let directory = directory.filter(|directory| directory.ends_with(ACCESS_DIRECTORY));
+    let local_access = AccessFiles::write(identity.clone(), directory, &url, admin_valid)?;
     let as_user = |credentials| ConnectSettings {
         credentials: Credentials::Text(credentials),
         inbox_prefix: subject::inbox_prefix(&daemon_caller()),
@@ -212,6 +211,7 @@ pub(super) async fn set_up(
         hub,
         containers,
         relay: None,
+        local_access: Some(local_access),
         nats_of: format!("NATS at {url}"),
     })
 }

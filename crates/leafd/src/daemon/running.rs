@@ -86,6 +86,7 @@ impl Running {
             hub,
             containers,
             relay,
+            local_access,
             nats_of,
         } = host_and_nats;
         let (inputs, input_queue) = mpsc::channel(1024);
@@ -204,6 +205,9 @@ impl Running {
                 relaying.await;
                 Ok(())
             });
+        }
+        if let Some(files) = local_access {
+            tasks.keep("local access", files.keep(inputs.clone()));
         }
         if let Ok(host) = &containers {
             let observing = listeners::watch_containers(host.view.clone(), in_flight, clock, inputs);

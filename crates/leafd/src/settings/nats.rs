@@ -2,10 +2,11 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use leaf_bus::connect::is_websocket;
 use leaf_bus::files;
-use leaf_bus::identity::ContainerSigner;
+use leaf_bus::identity::{ADMIN_VALID, ContainerSigner};
 use leaf_core::error::chain;
 use leaf_host::settings_file::SettingsError;
 use serde::{Deserialize, Serialize};
@@ -164,6 +165,14 @@ impl Nats {
         {
             return Err(SettingsError::value("nats.embedded.hub.url", why));
         }
+        if let Some(hours) = self.embedded.as_ref().and_then(|embedded| embedded.admin_hours)
+            && !(1..=8760).contains(&hours)
+        {
+            return Err(SettingsError::value(
+                "nats.embedded.admin_hours",
+                format!("must be from 1 to 8760 (a year), not {hours}"),
+            ));
+        }
         if self.stream_credentials.is_some() && self.credentials.is_none() {
             return Err(SettingsError::value(
                 "nats.stream_credentials",
@@ -193,9 +202,22 @@ pub struct Embedded {
     /// The limit of JetStream's storage, in bytes; 0: no limit.
     #[serde(default)]
     pub max_storage_bytes: u64,
+    /// How long the credentials of the leaf's own people (`admin`) are valid, in hours; by default 24. leafd renews them in their
+    /// files while it runs; a copy ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin_hours: Option<u32>,
     /// The hub of the leaf's fleet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hub: Option<Hub>,
+}
+
+impl Embedded {
+    /// Returns how long the credentials of the leaf's own people are valid.
+    #[must_use]
+    pub fn admin_valid(&self) -> Duration {
+        self.admin_hours
+            .map_or(ADMIN_VALID, |hours| Duration::from_secs(u64::from(hours) * 3600))
+    }
 }
 
 /// The hub that the embedded server connects to as a leaf node.

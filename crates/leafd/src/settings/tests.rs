@@ -67,6 +67,10 @@ fn errors_name_the_setting_and_the_valid_values() {
             "at 10.7.0.1 only",
         ),
         (
+            "[nats.embedded]\nadmin_hours = 0",
+            "nats.embedded.admin_hours: must be from 1 to 8760",
+        ),
+        (
             "[nats.embedded]\n[nix]\nmax_jobs = 0",
             "nix.max_jobs: must be at least 1",
         ),

@@ -68,6 +68,13 @@ impl Show {
                             .map_or("taken".to_owned(), |why| format!("refused: {why}")),
                     ),
                 ];
+                if let Some(local) = &r.local_access {
+                    let text = format!(
+                        "as {}, with credentials until {}, which leafd renews",
+                        local.caller, local.valid_until
+                    );
+                    rows.push(("own people", text));
+                }
                 if let Some(hub) = &r.hub {
                     rows.push(("hub", hub_text(hub)));
                     rows.extend(advice::about_hub(hub).map(|what| ("what to do", what)));

@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
+use jiff::Timestamp;
+
 use super::*;
 
 pub(super) async fn errors() -> anyhow::Result<()> {
@@ -144,7 +146,7 @@ pub(super) async fn errors() -> anyhow::Result<()> {
 }
 
 pub(super) async fn contexts() -> anyhow::Result<()> {
-    let leaf = TestLeaf::start().await?;
+    let mut leaf = TestLeaf::start().await?;
     let config = tempfile::tempdir()?;
     let directory = config.path().join("nats/context");
     std::fs::create_dir_all(&directory)?;
@@ -157,7 +159,17 @@ pub(super) async fn contexts() -> anyhow::Result<()> {
     };
     ended(&show(&["--context", "edge"]).await?, 0, "")?;
     let file = leaf.context_file().display().to_string();
-    ended(&show(&["--context", &file]).await?, 0, "")?;
+    let shown = show(&["--context", &file]).await?;
+    ended(&shown, 0, "")?;
+    let shown = text(&shown.stdout);
+    let own = shown.lines().find(|line| line.starts_with("own people"));
+    ensure!(
+        own.is_some_and(|own| own.contains("as admin, with credentials until 20")),
+        "{shown}"
+    );
+    let local = leaf.show().await?.local_access.context("it has a server")?;
+    let hours = local.valid_until.duration_since(Timestamp::now()).as_secs_f64() / 3600.0;
+    ensure!((23.0..=24.0).contains(&hours), "{local:?}");
     ended(
         &show(&["--context", "edg"]).await?,
         3,
