@@ -11,6 +11,7 @@ cfg: programs: {
   nft = "${programs.nftables}/bin/nft";
   bind_folders = cfg.containers.bindFolders;
   secret_folders = cfg.containers.secretFolders;
+  host_users = cfg.containers.hostUsers;
   jobs = {
     program = "${cfg.package}/bin/leafd";
     path = "${cfg.nix.package}/bin:${programs.git}/bin";

@@ -345,6 +345,17 @@ in
         description = "The directories of the host that the files of containers' secrets must be in or below.";
       };
 
+      hostUsers = mkOption {
+        type = types.bool;
+        default = false;
+        example = true;
+        description = ''
+          Whether a container may have the host's users (`users = "host"` in its spec). Its root is then the host's root, so whoever
+          may create containers on this leaf may become root on the host. Adopted containers keep the users that they have, and
+          need this to be updated to another system.
+        '';
+      };
+
       templates = mkOption {
         type = types.path;
         default = "${cfg.package}/share/cim-leaf/containers";

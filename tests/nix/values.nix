@@ -44,6 +44,7 @@
     enable = false;
     bindFolders = [ ];
     secretFolders = [ ];
+    hostUsers = false;
     addressPool = "10.233.0.0/16";
     readyTimeoutSeconds = 60;
     stopTimeoutSeconds = 30;

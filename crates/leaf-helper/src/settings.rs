@@ -29,6 +29,8 @@ pub struct Settings {
     pub bind_folders: Vec<PathBuf>,
     /// The directories that the files of containers' secrets may be in or below.
     pub secret_folders: Vec<PathBuf>,
+    /// Whether containers may have the host's users, so that their root is the host's root.
+    pub host_users: bool,
 }
 
 /// A program that the helper needs is missing.
@@ -61,6 +63,7 @@ impl Settings {
             runtime: leaf_host::runtime::detect(),
             bind_folders: Vec::new(),
             secret_folders: Vec::new(),
+            host_users: false,
         })
     }
 }
@@ -102,6 +105,7 @@ impl Settings {
             runtime: Runtime::Systemd,
             bind_folders: Vec::new(),
             secret_folders: Vec::new(),
+            host_users: false,
         }
     }
 }

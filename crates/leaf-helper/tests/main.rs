@@ -90,6 +90,7 @@ fn main() -> ExitCode {
         trial!(leftovers::notes_of_runs_that_ended_and_of_containers_that_are_gone_are_removed),
         trial!(refusals::a_toplevel_without_a_proper_init_is_refused),
         trial!(refusals::addresses_outside_the_pool_or_of_another_container_are_refused),
+        trial!(refusals::the_hosts_users_are_refused_unless_root_permits_them_or_the_container_has_them),
         trial!(refusals::credentials_and_bindings_that_are_not_this_containers_are_refused),
         trial!(refusals::a_link_that_a_container_left_in_its_root_is_not_followed),
         trial!(refusals::a_container_that_was_not_created_is_not_started),

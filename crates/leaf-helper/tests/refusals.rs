@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use leaf_core::container::ContainerNetwork;
 use leaf_core::host_op::{ContainerBinding, HostOp, HostOpErrorKind as Kind, Secret};
 use leaf_core::id::{LeafName, StorePath};
+use leaf_core::spec::{ContainerOptions, Users};
+use leaf_helper::Helper;
 
 use crate::host::{Host, WAITS, store_path, system};
 
@@ -96,6 +98,51 @@ pub(crate) async fn addresses_outside_the_pool_or_of_another_container_are_refus
         nats_port: 0,
     };
     host.fails(no_port, Kind::Refused).await;
+    host.end().await;
+}
+
+pub(crate) async fn the_hosts_users_are_refused_unless_root_permits_them_or_the_container_has_them() {
+    let mut host = Host::new().await;
+    let name = host.name();
+    let (toplevel, other) = (system(WAITS), system("exec sleep 9999"));
+    let with_host_users = |op| match op {
+        HostOp::CreateContainer {
+            name,
+            toplevel,
+            network,
+            adopt,
+            binding,
+            credentials,
+            ..
+        } => HostOp::CreateContainer {
+            name,
+            toplevel,
+            network,
+            options: Box::new(ContainerOptions {
+                users: Users::Host,
+                ..ContainerOptions::default()
+            }),
+            adopt,
+            binding,
+            credentials,
+        },
+        other => other,
+    };
+    let refused = host
+        .fails(with_host_users(host.create(&name, &toplevel)), Kind::Refused)
+        .await;
+    assert!(refused.reason.contains("host_users = true"), "{refused}");
+    assert_eq!(host.files(&name), Vec::<std::path::PathBuf>::new());
+
+    let (mut permitted, forbidden) = (host.settings.clone(), host.settings.clone());
+    permitted.host_users = true;
+    host.helper = Helper::new(host.leaf.clone(), host.paths.clone(), permitted);
+    host.ok(with_host_users(host.create(&name, &toplevel))).await;
+    // It keeps them with its own system, as one that was adopted, and gets no other system.
+    host.helper = Helper::new(host.leaf.clone(), host.paths.clone(), forbidden);
+    host.ok(with_host_users(host.create(&name, &toplevel))).await;
+    host.fails(with_host_users(host.create(&name, &other)), Kind::Refused)
+        .await;
     host.end().await;
 }
 

@@ -81,6 +81,8 @@ let
     containers.enable = true;
     # A start of NixOS in an emulated machine, beside other work.
     containers.readyTimeoutSeconds = 900;
+    # A test has a stock NixOS with them.
+    containers.hostUsers = true;
     # Its package set is not nixpkgs.
     nix.nixpkgs = null;
   };

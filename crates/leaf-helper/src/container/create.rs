@@ -10,7 +10,7 @@ use rustix::fs::{IFlags, Mode, OFlags};
 use leaf_core::host_op::{ContainerBinding, RunSpec, Secret};
 use leaf_core::id::{ContainerName, StorePath};
 use leaf_core::runtime::Runtime;
-use leaf_core::spec::{ContainerOptions, check_credential};
+use leaf_core::spec::{ContainerOptions, Users, check_credential};
 
 use crate::Helper;
 use crate::container::conf::conf_name;
@@ -53,6 +53,7 @@ impl Helper {
         check_credentials(credentials)?;
         options.check(name).map_err(Error::Refused)?;
         self.check_can(options, adopt).await?;
+        self.check_users(spec, adopt)?;
         self.check_inputs(options)?;
         self.check_openings(spec).await?;
         let _lock = self.lock_contract().await?;
@@ -170,6 +171,26 @@ impl Helper {
     }
 
     /// Refuses what the runtime of this host doesn't support.
+    /// Refuses the host's users, unless the settings permit them, or the container has them with this system already: then it was
+    /// root's before it was adopted.
+    fn check_users(&self, spec: &RunSpec, adopt: bool) -> Result<()> {
+        if spec.options.users != Users::Host || adopt || self.settings.host_users {
+            return Ok(());
+        }
+        let has_them = self
+            .spec(&spec.name)?
+            .is_some_and(|before| before.options.users == Users::Host && before.toplevel == spec.toplevel);
+        if has_them {
+            return Ok(());
+        }
+        Err(Error::Refused(format!(
+            "users: container {} would have the host's users, so that its root is the host's root, and this leaf does not permit \
+             that: leave users out, or have root set host_users = true in helper.toml (on NixOS \
+             services.cim-leaf.containers.hostUsers)",
+            spec.name
+        )))
+    }
+
     async fn check_can(&self, options: &ContainerOptions, adopt: bool) -> Result<()> {
         options
             .check_runtime(self.settings.runtime)

@@ -33,6 +33,9 @@ struct Record {
     observers: Option<u32>,
     bind_folders: Vec<PathBuf>,
     secret_folders: Vec<PathBuf>,
+    /// Records from before this have none.
+    #[serde(default)]
+    host_users: bool,
 }
 
 impl Helper {
@@ -65,6 +68,7 @@ impl Helper {
             observers: settings.observers,
             bind_folders: settings.bind_folders,
             secret_folders: settings.secret_folders,
+            host_users: settings.host_users,
         };
         let bytes = serde_json::to_vec_pretty(&record)
             .map_err(|e| Error::Refused(format!("a path of the settings is not UTF-8: {e}")))?;
@@ -131,6 +135,7 @@ impl Helper {
                 runtime: record.runtime,
                 bind_folders: record.bind_folders,
                 secret_folders: record.secret_folders,
+                host_users: record.host_users,
             },
         ))
     }
@@ -155,6 +160,7 @@ mod tests {
             observers: Some(7),
             bind_folders: vec!["/srv".into()],
             secret_folders: vec!["/run/secrets".into()],
+            host_users: true,
             ..Settings::sample()
         };
         let helper = Helper::new(leaf, paths.clone(), settings.clone());

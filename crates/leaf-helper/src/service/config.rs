@@ -43,6 +43,9 @@ struct File {
     /// The directories that the files of containers' secrets may be in or below; by default none.
     #[serde(default)]
     secret_folders: Vec<PathBuf>,
+    /// Whether containers may have the host's users: then who may create one on this leaf may become root on the host.
+    #[serde(default)]
+    host_users: bool,
     /// The time without a caller after which the service exits, in seconds; a new call starts it again. 0: never.
     #[serde(default = "default_idle_seconds")]
     idle_seconds: u64,
@@ -245,6 +248,7 @@ pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
     settings.observers = Some(observers);
     settings.bind_folders = file.bind_folders;
     settings.secret_folders = file.secret_folders;
+    settings.host_users = file.host_users;
     let serving = Serving {
         client: client.user,
         jobs,

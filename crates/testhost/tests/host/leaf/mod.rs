@@ -38,7 +38,7 @@ pub(crate) const TRIALS: &[Trials] = &[
 pub(crate) const SYSTEM: &str = include_str!("system.nix");
 
 /// What root lets containers have of the machine.
-const HELPER: &str = "bind_folders = ['/srv']\nsecret_folders = ['/run/secrets']\n";
+const HELPER: &str = "bind_folders = ['/srv']\nsecret_folders = ['/run/secrets']\nhost_users = true\n";
 
 /// What a container does that just runs, and halts when it is asked to.
 pub(crate) const WAITS: &str = "trap 'exit 0' 37; while :; do sleep 3600 & wait $!; done";
