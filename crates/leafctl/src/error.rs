@@ -27,6 +27,8 @@ use leaf_core::id::{CommandId, JobId};
 use leaf_core::problem::{Problem, ProblemCode};
 use serde_json::{Value, json};
 
+use crate::fleet_keys::KeysError;
+
 /// The exit code of a command that was interrupted.
 const INTERRUPTED: u8 = 130;
 /// The exit code where several leaves failed in different ways.
@@ -106,6 +108,9 @@ pub(crate) enum Error {
         /// How many were tried.
         of: usize,
     },
+    /// A command about the keys of a fleet failed.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// The command was interrupted by Ctrl-C.
     #[error("interrupted{}", .note.as_ref().map_or(String::new(), |note| format!(": {note}")))]
     Interrupted {
@@ -207,6 +212,7 @@ impl Error {
         match self {
             Self::Print(_) | Self::Rights { .. } => 1,
             Self::Usage(_) => 2,
+            Self::Keys(error) => error.exit_code(),
             Self::Context(_) | Self::LocalLeaf(_) | Self::Connect { .. } => 3,
             Self::NoLeaf(_) | Self::Lost { .. } => 4,
             Self::NotFound(_) => 5,

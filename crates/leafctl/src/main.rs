@@ -6,6 +6,7 @@ mod command_line;
 mod commands;
 mod error;
 mod fleet;
+mod fleet_keys;
 mod global;
 mod leaf;
 mod output;

@@ -25,6 +25,7 @@ macro_rules! commands {
 mod completions;
 mod container;
 mod events;
+mod fleet;
 mod hardware;
 mod leaf;
 mod nats;
@@ -71,6 +72,7 @@ enum Command {
     #[command(subcommand)]
     Nats(nats::Command),
     Events(events::Events),
+    Fleet(fleet::Fleet),
     /// JSON Schemas of the message types. Needs no leaf.
     #[command(subcommand)]
     Schema(schema::Command),
@@ -88,6 +90,7 @@ impl Cli {
             Command::Hardware(command) => command.run(&Session::open(&self.global).await?, output).await,
             Command::Container(command) => command.run(&Session::open(&self.global).await?, output).await,
             Command::Nix(command) => command.run(&Session::open(&self.global).await?, output).await,
+            Command::Fleet(command) => command.run(&self.global, output).await,
             Command::Nats(command) => command.run(&self.global, output).await,
             Command::Events(command) => command.run(&Session::open(&self.global).await?, output).await,
         }

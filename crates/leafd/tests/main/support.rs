@@ -2,6 +2,8 @@
 
 #[path = "support/agent.rs"]
 mod agent;
+#[path = "support/fleet_site.rs"]
+mod fleet_site;
 #[path = "support/host.rs"]
 mod host;
 #[path = "support/hub.rs"]
@@ -16,6 +18,7 @@ mod remains;
 use std::time::{Duration, Instant};
 
 pub(crate) use agent::{Manner, TestAgent};
+pub(crate) use fleet_site::{FleetSite, key_file};
 pub(crate) use host::{Host, Need, OLD_LEAFD};
 pub(crate) use hub::Hub;
 pub(crate) use hub_site::{HubSite, Weather, Wire};

@@ -26,17 +26,9 @@ impl Fleet {
         self.accounts.get(&account).map_or("", String::as_str)
     }
 
-    /// Returns the JWT of an account, which the signing key of the NATS operator signs. `earlier` are the claims of the JWT before,
-    /// of which signing keys of others are kept.
+    /// Returns the claims of an account. `earlier` are those of the JWT before, of which signing keys of others are kept.
     #[must_use]
-    pub fn account_jwt(
-        &self,
-        account: Account,
-        revoked: &Revocations,
-        earlier: Option<&Value>,
-        issued_at: i64,
-        operator: &NatsKey,
-    ) -> String {
+    pub fn account_claims(&self, account: Account, revoked: &Revocations, earlier: Option<&Value>) -> Value {
         let mut limits = account_limits();
         if account == Account::Fleet {
             jetstream_limits(&mut limits);
@@ -70,6 +62,12 @@ impl Fleet {
         if !revoked.is_empty() {
             nats["revocations"] = revoked.to_claim();
         }
+        nats
+    }
+
+    /// Returns the JWT of an account with these claims, which the signing key of the NATS operator signs.
+    #[must_use]
+    pub fn account_jwt(&self, account: Account, nats: Value, issued_at: i64, operator: &NatsKey) -> String {
         jwt::sign(
             Claims {
                 subject: self.account(account),
@@ -156,7 +154,12 @@ mod tests {
         let earlier = json!({ "signing_keys": [other, { "kind": "user_scope", "key": fleet.roles[&Role::Leaf], "role": "old" }] });
         let mut revoked = Revocations::default();
         revoked.add("UX", 5);
-        let jwt = fleet.account_jwt(Account::Links, &revoked, Some(&earlier), 7, &operator);
+        let jwt = fleet.account_jwt(
+            Account::Links,
+            fleet.account_claims(Account::Links, &revoked, Some(&earlier)),
+            7,
+            &operator,
+        );
         let token = Token::read(&jwt).expect("a JWT");
         assert_eq!(token.issuer, operator.public_key());
         assert_eq!(Revocations::in_claims(&token.nats), revoked);
@@ -169,8 +172,12 @@ mod tests {
             json!(["LEAFNODE", "LEAFNODE_WS"])
         );
         assert!(token.nats["limits"].get("disk_storage").is_none());
-        let streams = fleet.account_jwt(Account::Fleet, &Revocations::default(), None, 7, &operator);
-        let streams = Token::read(&streams).expect("a JWT").nats;
+        assert_eq!(
+            token.nats,
+            fleet.account_claims(Account::Links, &revoked, Some(&token.nats)),
+            "the claims made again are the same"
+        );
+        let streams = fleet.account_claims(Account::Fleet, &Revocations::default(), None);
         assert_eq!(streams["limits"]["disk_storage"], -1);
         assert_eq!(streams["imports"][0]["account"], fleet.accounts[&Account::Links]);
     }

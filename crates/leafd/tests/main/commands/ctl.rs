@@ -13,6 +13,8 @@ mod escapes;
 mod fleet;
 #[path = "ctl/hub.rs"]
 mod hub;
+#[path = "ctl/keys.rs"]
+mod keys;
 #[path = "ctl/labels.rs"]
 mod labels;
 #[path = "ctl/newer.rs"]
@@ -53,6 +55,14 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: a leaf that is away is listed and not waited for", &[], fleet::away),
         host.trial("leafctl: on a hub the list and the description of a leaf have the state of its copy", &[], fleet::copies),
         host.trial("leafctl: of a leaf that is away, the hub says since when and how far its events are copied", &[Need::HubAgent], hub::away),
+        host.trial("leafctl: a fleet is made from nothing, and its leaf, its agent and a person work together until the leaf is revoked", &[Need::HubAgent], keys::from_nothing),
+        host.trial("leafctl: a revocation cuts an open connection, and holds over restarts, a lost resolver directory and a stale push", &[], keys::revoked),
+        host.trial("leafctl: a directory of keys from a backup takes over what was revoked since", &[], keys::from_a_backup),
+        host.trial("leafctl: a user of a fleet is cut and refused at its end, and the key of a role makes no other users", &[], keys::ends),
+        host.trial("leafctl: a new key works beside the former one until that is revoked", &[Need::HubAgent], keys::rotated),
+        host.trial("leafctl: keys that nothing needs may be moved away, and a missing one is named with what works without it", &[], keys::moved_away),
+        host.trial("leafctl: what is no fleet, no name or no host key is refused and changes nothing", &[], keys::refused),
+        host.trial("leafctl: on a full disk a fleet is made as a whole or not at all", &[Need::Root], keys::full_disk),
         host.trial("leafctl: a change of several leaves whose reply was lost is repeated under one id, and has one effect on each", &[], fleet::repeated),
         host.trial("leafctl: what follows something names the leaf on each line, or works with one leaf only", &[], fleet::followed),
         host.trial("leafctl: labels of the settings and of commands add up, select leaves, and outlast restarts", &[], labels::kept),

@@ -1,0 +1,473 @@
+//! The users of a fleet: leaves, people and the hub agent, with the credentials that each gets.
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use leaf_bus::identity::Token;
+use leaf_bus::identity::fleet::{Account, FleetUser, LONGEST_LIFE, Revocations, Role, new_user};
+use leaf_core::id::{Caller, LeafName};
+use leaf_core::subject;
+use leaf_trust::age_file;
+use leaf_trust::host_key::HostKey;
+use serde_json::json;
+
+use super::directory::{Directory, read_token};
+use super::error::KeysError;
+use super::files;
+
+/// The name of the hub agent's users.
+pub(super) const AGENT: &str = "hub";
+/// Names that programs of cim-leaf have as callers.
+const RESERVED: [&str; 3] = [AGENT, "leafd", leaf_bus::resolver::PUSHER];
+const DAY: u64 = 86_400;
+
+/// A user of the fleet.
+#[derive(Debug, Clone)]
+pub(crate) struct User {
+    /// The user's name.
+    pub(crate) name: String,
+    /// What it may do.
+    pub(crate) role: Role,
+    /// Its key, and when its credentials were issued and end.
+    pub(crate) current: Life,
+    /// The keys before, which others have replaced.
+    pub(crate) former: Vec<Life>,
+}
+
+/// The life of one key of a user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Life {
+    /// The public key.
+    pub(crate) key: String,
+    /// When the JWT was issued, in seconds of the Unix epoch.
+    pub(crate) issued_at: i64,
+    /// When it ends.
+    pub(crate) expires_at: Option<i64>,
+    /// Up to when what was issued is void, if the key is revoked.
+    pub(crate) revoked: Option<i64>,
+}
+
+/// Where a key stands in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stands {
+    /// Servers take it.
+    Valid,
+    /// It has ended by itself.
+    Ended,
+    /// It is revoked.
+    Revoked,
+}
+
+impl Life {
+    fn of(token: &Token, revoked: &Revocations) -> Self {
+        Self {
+            key: token.subject.clone(),
+            issued_at: token.issued_at,
+            expires_at: token.expires_at,
+            // What was issued after a revocation is valid again.
+            revoked: revoked
+                .of(&token.subject)
+                .filter(|until| *until >= token.issued_at),
+        }
+    }
+
+    /// Returns where it stands at this second.
+    pub(crate) fn stands(&self, now: i64) -> Stands {
+        if self.revoked.is_some() {
+            Stands::Revoked
+        } else if self.expires_at.is_some_and(|end| end <= now) {
+            Stands::Ended
+        } else {
+            Stands::Valid
+        }
+    }
+}
+
+/// What a role's user is called in texts.
+pub(crate) fn kind_of(role: Role) -> &'static str {
+    match role {
+        Role::Leaf => "leaf",
+        Role::Person => "operator",
+        Role::AgentInFleet | Role::AgentInLinks => "agent",
+        Role::Push => "push",
+    }
+}
+
+/// The files that a new user was given.
+#[derive(Debug)]
+pub(crate) struct Given {
+    /// The user's name.
+    pub(crate) name: String,
+    /// The public key.
+    pub(crate) key: String,
+    /// When the credentials end, in seconds of the Unix epoch.
+    pub(crate) expires_at: i64,
+    /// The files that were written.
+    pub(crate) files: Vec<PathBuf>,
+}
+
+impl Directory {
+    /// Returns all users, by account and name.
+    pub(crate) fn users(&self) -> Result<Vec<User>, KeysError> {
+        let mut users = Vec::new();
+        for account in Account::ALL {
+            let revoked = Revocations::in_claims(&self.account_jwt(account)?.1.nats);
+            let directory = self.users_directory(account);
+            for file in files::names(&directory)? {
+                let Some(name) = file.strip_suffix(".jwt") else {
+                    continue;
+                };
+                let path = directory.join(&file);
+                let Some(jwt) = files::read(&path)? else { continue };
+                let token = read_token(&path, &jwt)?;
+                // What `nsc` made with other keys is not ours to show.
+                let Some(role) = self.role_of(account, &token) else {
+                    continue;
+                };
+                users.push(User {
+                    name: name.to_owned(),
+                    role,
+                    former: self.former(account, name, &token, &revoked)?,
+                    current: Life::of(&token, &revoked),
+                });
+            }
+        }
+        users.sort_by(|a, b| (a.role, &a.name).cmp(&(b.role, &b.name)));
+        Ok(users)
+    }
+
+    fn role_of(&self, account: Account, token: &Token) -> Option<Role> {
+        let fleet = self.fleet();
+        let role = fleet.roles.into_iter().find(|(_, key)| *key == token.issuer)?.0;
+        (role.account() == account).then_some(role)
+    }
+
+    fn former(
+        &self,
+        account: Account,
+        name: &str,
+        current: &Token,
+        revoked: &Revocations,
+    ) -> Result<Vec<Life>, KeysError> {
+        let directory = self.former_directory(account).join(name);
+        let mut former = Vec::new();
+        for file in files::names(&directory)? {
+            let path = directory.join(&file);
+            let Some(jwt) = files::read(&path)? else { continue };
+            let token = read_token(&path, &jwt)?;
+            if token.subject != current.subject {
+                former.push(Life::of(&token, revoked));
+            }
+        }
+        former.sort_by_key(|life| life.issued_at);
+        Ok(former)
+    }
+
+    /// Returns the users of this name: one, or the two of the hub agent.
+    pub(crate) fn users_named(&self, name: &str) -> Result<Vec<User>, KeysError> {
+        let mut users = self.users()?;
+        users.retain(|user| user.name == name);
+        if users.is_empty() {
+            return Err(KeysError::Nobody(name.to_owned()));
+        }
+        Ok(users)
+    }
+
+    /// Adds a leaf, and writes its files below a flake.
+    pub(crate) fn add_leaf(
+        &mut self,
+        leaf: &LeafName,
+        host_key: &HostKey,
+        days: u32,
+        flake: &Path,
+        now: Timestamp,
+    ) -> Result<Given, KeysError> {
+        self.is_free(leaf.as_str())?;
+        let paths = LeafFiles::of(leaf, flake);
+        for path in paths.all() {
+            files::is_free(path)?;
+        }
+        let user = self.issue(Role::Leaf, leaf.as_str(), days, now)?;
+        let stored = self.users_directory(Account::Links).join(format!("{leaf}.jwt"));
+        files::create(&stored, &user.jwt)?;
+        let given = self
+            .write_host_key(leaf, host_key)
+            .and_then(|()| self.write_leaf(leaf, host_key, &user, &paths));
+        if let Err(error) = given {
+            // Nobody has got the credentials.
+            for path in paths.all().into_iter().chain([&stored]) {
+                let _ = std::fs::remove_file(path);
+            }
+            return Err(error);
+        }
+        self.given(leaf.as_str(), &user, paths.all().map(PathBuf::clone).to_vec())
+    }
+
+    /// Gives a leaf a new key; the one before is a former one. Without a host key, it is that of the time before.
+    pub(crate) fn rotate_leaf(
+        &mut self,
+        leaf: &LeafName,
+        host_key: Option<&HostKey>,
+        days: u32,
+        flake: &Path,
+        now: Timestamp,
+    ) -> Result<Given, KeysError> {
+        let host_key = match host_key {
+            Some(key) => key.clone(),
+            None => self.host_key(leaf)?,
+        };
+        let paths = LeafFiles::of(leaf, flake);
+        let user = self.issue(Role::Leaf, leaf.as_str(), days, now)?;
+        self.replace_user(Account::Links, leaf.as_str(), &user)?;
+        self.write_host_key(leaf, &host_key)?;
+        files::replace_public(
+            &paths.secret,
+            &age_file::encrypt(&[host_key], user.credentials.expose().as_bytes()),
+        )?;
+        self.given(leaf.as_str(), &user, vec![paths.secret])
+    }
+
+    /// Adds a person, and writes the credentials and a context into a directory.
+    pub(crate) fn add_person(
+        &mut self,
+        person: &Caller,
+        days: u32,
+        out: &Path,
+        now: Timestamp,
+    ) -> Result<Given, KeysError> {
+        self.is_free(person.as_str())?;
+        let paths = PersonFiles::of(person, out)?;
+        for path in [&paths.credentials, &paths.context] {
+            files::is_free(path)?;
+        }
+        let user = self.issue(Role::Person, person.as_str(), days, now)?;
+        let stored = self
+            .users_directory(Account::Callers)
+            .join(format!("{person}.jwt"));
+        files::create(&stored, &user.jwt)?;
+        if let Err(error) = self.write_person(person, &user, &paths) {
+            for path in [&paths.credentials, &paths.context, &stored] {
+                let _ = std::fs::remove_file(path);
+            }
+            return Err(error);
+        }
+        self.given(person.as_str(), &user, paths.all())
+    }
+
+    /// Gives a person a new key; the one before is a former one.
+    pub(crate) fn rotate_person(
+        &mut self,
+        person: &Caller,
+        days: u32,
+        out: &Path,
+        now: Timestamp,
+    ) -> Result<Given, KeysError> {
+        let paths = PersonFiles::of(person, out)?;
+        let user = self.issue(Role::Person, person.as_str(), days, now)?;
+        self.replace_user(Account::Callers, person.as_str(), &user)?;
+        self.write_person(person, &user, &paths)?;
+        self.given(person.as_str(), &user, paths.all())
+    }
+
+    /// Makes the users of the hub agent, or gives them new keys, and writes their credentials into `hub/`.
+    pub(crate) fn new_agents(&mut self, days: u32, now: Timestamp) -> Result<Vec<Given>, KeysError> {
+        let mut given = Vec::new();
+        for (role, file) in [
+            (Role::AgentInFleet, "hub/fleet.creds"),
+            (Role::AgentInLinks, "hub/links.creds"),
+        ] {
+            let user = self.issue(role, AGENT, days, now)?;
+            self.replace_user(role.account(), AGENT, &user)?;
+            let path = self.at(file);
+            files::replace(&path, user.credentials.expose())?;
+            given.push(self.given(AGENT, &user, vec![path])?);
+        }
+        Ok(given)
+    }
+
+    fn is_free(&self, name: &str) -> Result<(), KeysError> {
+        if RESERVED.contains(&name) {
+            return Err(KeysError::Reserved(name.to_owned()));
+        }
+        match self.users_named(name) {
+            Ok(users) => Err(KeysError::Taken {
+                name: name.to_owned(),
+                kind: match users.first().map(|user| user.role) {
+                    Some(Role::Person) => "an operator",
+                    _ => "a leaf",
+                },
+            }),
+            Err(KeysError::Nobody(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a user of a role, which nobody has yet.
+    fn issue(&mut self, role: Role, name: &str, days: u32, now: Timestamp) -> Result<FleetUser, KeysError> {
+        let life = u64::from(days) * DAY;
+        if days == 0 || life > LONGEST_LIFE.as_secs() {
+            return Err(KeysError::Life(days));
+        }
+        let signer = self.role_key(role)?;
+        // Known before it is given: no revocation is dropped too early.
+        self.note_life(life)?;
+        let issued_at = now.as_second();
+        let ends = issued_at.saturating_add(i64::try_from(life).unwrap_or(i64::MAX));
+        Ok(new_user(
+            name,
+            self.fleet().account(role.account()),
+            &signer,
+            issued_at,
+            ends,
+        ))
+    }
+
+    /// Stores the JWT of a user in the place of the one before, which becomes a former one.
+    fn replace_user(&self, account: Account, name: &str, user: &FleetUser) -> Result<(), KeysError> {
+        let path = self.users_directory(account).join(format!("{name}.jwt"));
+        if let Some(jwt) = files::read(&path)? {
+            let key = read_token(&path, &jwt)?.subject;
+            files::replace(
+                &self
+                    .former_directory(account)
+                    .join(name)
+                    .join(format!("{key}.jwt")),
+                &jwt,
+            )?;
+        }
+        files::replace(&path, &user.jwt)
+    }
+
+    fn given(&self, name: &str, user: &FleetUser, files: Vec<PathBuf>) -> Result<Given, KeysError> {
+        let token = read_token(self.root(), &user.jwt)?;
+        Ok(Given {
+            name: name.to_owned(),
+            key: user.key.clone(),
+            expires_at: token.expires_at.unwrap_or(i64::MAX),
+            files,
+        })
+    }
+
+    fn host_key_file(&self, leaf: &LeafName) -> PathBuf {
+        self.at("hosts").join(format!("{leaf}.pub"))
+    }
+
+    fn write_host_key(&self, leaf: &LeafName, key: &HostKey) -> Result<(), KeysError> {
+        files::replace(&self.host_key_file(leaf), &format!("{key}\n"))
+    }
+
+    fn host_key(&self, leaf: &LeafName) -> Result<HostKey, KeysError> {
+        let path = self.host_key_file(leaf);
+        let text = files::read(&path)?.ok_or_else(|| KeysError::NoHostKey(leaf.to_string()))?;
+        text.parse().map_err(|error| KeysError::damaged(&path, error))
+    }
+
+    fn ca(&self) -> Result<Option<String>, KeysError> {
+        let path = self.at("tls/ca.pem");
+        if !self.manifest().hub.starts_with("tls://") {
+            return Ok(None);
+        }
+        files::read(&path)?
+            .map(Some)
+            .ok_or_else(|| KeysError::damaged(&path, "it is missing"))
+    }
+
+    fn write_leaf(
+        &self,
+        leaf: &LeafName,
+        host_key: &HostKey,
+        user: &FleetUser,
+        paths: &LeafFiles,
+    ) -> Result<(), KeysError> {
+        let secret = age_file::encrypt(
+            std::slice::from_ref(host_key),
+            user.credentials.expose().as_bytes(),
+        );
+        files::create_public(&paths.secret, &secret)?;
+        let ca = self.ca()?;
+        let ca_line = if ca.is_some() {
+            "\n        caFile = ./hub-ca.pem;"
+        } else {
+            ""
+        };
+        if let Some(ca) = &ca {
+            files::create_public(&paths.ca, ca)?;
+        }
+        files::create_public(&paths.module, &module(leaf, &self.manifest().hub, ca_line))
+    }
+
+    fn write_person(&self, person: &Caller, user: &FleetUser, paths: &PersonFiles) -> Result<(), KeysError> {
+        let mut context = json!({
+            "description": format!("the fleet {} as {person}", self.manifest().name),
+            "url": self.manifest().clients,
+            "creds": paths.credentials,
+            "inbox_prefix": subject::inbox_prefix(person),
+        });
+        if let Some(ca) = self.ca()? {
+            files::replace_public(&paths.ca, &ca)?;
+            context["ca"] = json!(paths.ca);
+        }
+        files::replace(&paths.credentials, user.credentials.expose())?;
+        files::replace(&paths.context, &format!("{context:#}\n"))
+    }
+}
+
+/// The files of a leaf in a flake.
+struct LeafFiles {
+    secret: PathBuf,
+    module: PathBuf,
+    ca: PathBuf,
+}
+
+impl LeafFiles {
+    fn of(leaf: &LeafName, flake: &Path) -> Self {
+        let host = flake.join("hosts").join(leaf.as_str());
+        Self {
+            secret: flake.join("secrets").join(format!("{leaf}-hub.creds.age")),
+            module: host.join("hub.nix"),
+            ca: host.join("hub-ca.pem"),
+        }
+    }
+
+    fn all(&self) -> [&PathBuf; 3] {
+        [&self.secret, &self.module, &self.ca]
+    }
+}
+
+/// Returns the NixOS module of a leaf's connection to the hub. Neither the name nor the URL has a character with a meaning in Nix.
+fn module(leaf: &LeafName, hub: &str, ca_line: &str) -> String {
+    format!(
+        "# Written by `leafctl fleet add-leaf {leaf}`: the leaf's connection to the hub. Import it in default.nix.\n\
+         {{ lib, options, ... }}:\n{{\n  config = lib.mkMerge [\n    {{\n      services.cim-leaf.nats.embedded.hub = {{\n        \
+         url = \"{hub}\";{ca_line}\n        # Where agenix puts it. With sops-nix: config.sops.secrets.\"{leaf}-hub.creds\".path\n        \
+         credentialsFile = lib.mkDefault \"/run/agenix/{leaf}-hub.creds\";\n      }};\n    }}\n    (lib.optionalAttrs (options ? age) {{\n      \
+         age.secrets.\"{leaf}-hub.creds\".file = ../../secrets/{leaf}-hub.creds.age;\n    }})\n  ];\n}}\n"
+    )
+}
+
+/// The files of a person.
+struct PersonFiles {
+    credentials: PathBuf,
+    context: PathBuf,
+    ca: PathBuf,
+}
+
+impl PersonFiles {
+    fn of(person: &Caller, out: &Path) -> Result<Self, KeysError> {
+        // A context names files by absolute paths.
+        let out = std::path::absolute(out).map_err(KeysError::read(out))?;
+        Ok(Self {
+            credentials: out.join(format!("{person}.creds")),
+            context: out.join(format!("{person}.json")),
+            ca: out.join("hub-ca.pem"),
+        })
+    }
+
+    fn all(&self) -> Vec<PathBuf> {
+        let ca = self.ca.exists().then(|| self.ca.clone());
+        [self.credentials.clone(), self.context.clone()]
+            .into_iter()
+            .chain(ca)
+            .collect()
+    }
+}
