@@ -12,7 +12,8 @@ use crate::link::Link;
 use crate::stream_error::StreamError;
 
 pub use crate::settings::{
-    Cause, ConnectError, ConnectSettings, Credentials, ServerIdentity, Status, Tls, is_websocket,
+    Cause, ConnectError, ConnectSettings, Credentials, CredentialsLife, ServerIdentity, Status, Tls,
+    is_websocket,
 };
 
 /// The daemon's connection, or two of them: one in the callers' account, one in the streams'. Cheap to clone; clones

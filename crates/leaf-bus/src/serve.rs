@@ -19,8 +19,9 @@ use leaf_core::json::to_json;
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::subject::{self, CommandSubject, SubjectError};
 
-use crate::connect::Bus;
+use crate::connect::{Bus, ConnectError, ConnectSettings};
 use crate::hub_link::HubLink;
+use crate::level::Mode;
 use crate::link::Link;
 use crate::parts::{self, PARTS_HEADER, REPLY_BYTES_HEADER};
 use crate::service::{ERROR_CODE_HEADER, ERROR_HEADER, SERVICE_NAME, Stats};
@@ -30,6 +31,10 @@ pub use crate::service::ServiceInfo;
 
 /// How long a draining server waits for messages that are still in flight.
 const DRAIN: Duration = Duration::from_secs(2);
+/// The queue group of the connections that take a leaf's commands: where there are two, one of them gets each command.
+const GROUP: &str = "leafd";
+/// How long a new connection waits for the server to know its subscription.
+const KNOWN_WITHIN: Duration = Duration::from_secs(5);
 /// The longest `ce-correlationid`, in bytes.
 const MAX_CORRELATION_BYTES: usize = 256;
 
@@ -90,12 +95,39 @@ struct Source {
 
 impl Source {
     async fn open(link: Arc<Link>, leaf: &LeafName, from_hub: bool) -> Result<Self, StreamError> {
+        let commands = subject::commands_of(leaf);
         Ok(Self {
-            commands: link.subscribe(subject::commands_of(leaf)).await?,
+            commands: if from_hub {
+                link.subscribe(commands).await?
+            } else {
+                link.subscribe_in_group(commands, GROUP).await?
+            },
             link,
             from_hub,
             ended: false,
         })
+    }
+
+    /// Takes no further commands; those that have arrived or are in flight are still returned.
+    async fn drain(&mut self) {
+        if self.link.is_connected() {
+            let _ = tokio::time::timeout(DRAIN, self.commands.drain()).await;
+        }
+    }
+}
+
+/// A connection that was made with credentials that have just been read. It becomes that of the commands by
+/// [`Server::take_over`].
+#[derive(Debug)]
+pub struct FreshConnection(Link);
+
+impl FreshConnection {
+    /// Connects. Credentials in a file are read now, and again at each later connection.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub async fn open(settings: &ConnectSettings) -> Result<Self, ConnectError> {
+        Link::open(settings, Mode::Once).await.map(Self)
     }
 }
 
@@ -159,6 +191,24 @@ impl Server {
         Ok(())
     }
 
+    /// Takes the commands of the leaf's own callers over a fresh connection from now on. Each command arrives over one of the two,
+    /// also while both are there; those that have arrived over the former one, or are in flight there, are returned and answered
+    /// over it.
+    ///
+    /// # Errors
+    /// [`StreamError`], if the fresh connection can't be used: then the former one stays.
+    pub async fn take_over(&mut self, fresh: FreshConnection) -> Result<(), StreamError> {
+        let source = Source::open(Arc::new(fresh.0), &self.leaf, false).await?;
+        source.link.flush(KNOWN_WITHIN).await?;
+        for former in self.sources.iter_mut().filter(|source| !source.from_hub) {
+            former.drain().await;
+        }
+        self.sources.retain(|source| !source.ended);
+        self.sources.push(source);
+        self.last_source = 0;
+        Ok(())
+    }
+
     /// Returns the next valid command, or `None` when the server is drained or the connection closed. Answers discovery
     /// requests. No command is lost if the future is dropped.
     pub async fn next(&mut self) -> Option<Incoming> {
@@ -196,9 +246,7 @@ impl Server {
         self.drained_by = Some(tokio::time::Instant::now() + DRAIN);
         self.discovery.clear();
         for source in &mut self.sources {
-            if source.link.is_connected() {
-                let _ = tokio::time::timeout(DRAIN, source.commands.drain()).await;
-            }
+            source.drain().await;
         }
     }
 

@@ -8,6 +8,7 @@ use leaf_core::host_op::Secret;
 use leaf_core::id::Caller;
 use leaf_core::subject;
 
+use crate::credentials;
 use crate::stream_error::StreamError;
 
 /// An error of an underlying library.
@@ -113,6 +114,25 @@ impl Credentials {
         } else {
             Self::File(path.to_owned())
         }
+    }
+}
+
+/// The life of credentials with a JWT, as that says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CredentialsLife {
+    /// The id of the JWT.
+    pub id: String,
+    /// When it was issued.
+    pub issued_at: Timestamp,
+    /// When it ends, and with it a connection; `None` if it does not.
+    pub expires_at: Option<Timestamp>,
+}
+
+impl Credentials {
+    /// Returns the life of the credentials as they are now; `None` of those that are no JWT, or can't be read.
+    #[must_use]
+    pub fn life(&self) -> Option<CredentialsLife> {
+        credentials::life(self)
     }
 }
 

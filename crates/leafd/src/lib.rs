@@ -36,6 +36,7 @@ pub mod mirror;
 pub mod programs;
 pub mod publisher;
 pub mod recovery;
+mod renewal;
 pub mod settings;
 pub mod steps;
 mod table;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use leaf_bus::connect::{Bus, Status};
-use leaf_bus::serve::Server;
+use leaf_bus::serve::{FreshConnection, Server};
 use leaf_container::{Changed, Containers, Seen};
 use leaf_core::engine::{Input, Scope};
 use leaf_core::error::chain;
@@ -19,13 +19,14 @@ use crate::publisher::Published;
 use crate::steps::{ContainerHost, InFlight};
 use crate::wake::Wake;
 
-/// Forwards commands until the daemon drains, and then those that had already arrived.
+/// Forwards commands until the daemon drains, and then those that had already arrived. They move to each fresh connection.
 ///
 /// # Errors
 /// When the channel to the main loop is closed unexpectedly.
 pub async fn take_commands(
     mut server: Server,
     inputs: mpsc::Sender<Wake>,
+    mut fresh: mpsc::Receiver<FreshConnection>,
     mut drained: oneshot::Receiver<()>,
 ) -> anyhow::Result<()> {
     loop {
@@ -38,6 +39,11 @@ pub async fn take_commands(
                 }
                 None => break,
             },
+            Some(fresh) = fresh.recv(), if !drained.is_terminated() => {
+                if let Err(error) = server.take_over(fresh).await {
+                    tracing::warn!(error = chain(&error), "commands stay on the connection with the former credentials");
+                }
+            }
             _ = &mut drained, if !drained.is_terminated() => server.drain().await,
         }
     }

@@ -6,6 +6,7 @@ mod fill;
 mod forged;
 mod leases;
 mod relay;
+mod renewal;
 mod sizes;
 mod streams;
 
@@ -30,6 +31,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials.extend(leases::trials());
     trials.extend(forged::trials());
     trials.extend(relay::trials());
+    trials.extend(renewal::trials());
     trials.extend(sizes::trials());
     trials.extend(fill::trials());
     trials

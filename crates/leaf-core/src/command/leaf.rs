@@ -97,6 +97,9 @@ pub struct LeafReport {
     /// Its connection to the hub, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hub: Option<HubReport>,
+    /// Until when its credentials at a given NATS server are valid; absent if they have no end, or its server is its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_until: Option<Timestamp>,
     /// Who commands it at its own NATS server, also while the hub is away; absent if it has no embedded server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_access: Option<LocalAccess>,

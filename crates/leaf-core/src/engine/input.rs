@@ -71,6 +71,8 @@ pub enum Input {
     },
     /// The hub agent answered a claim, or did not.
     HubHeard(Box<HubReport>),
+    /// The credentials of the leaf at a given NATS server are valid until then, or have no end.
+    CredentialsUntil(Option<Timestamp>),
     /// The credentials of the leaf's own people were issued.
     LocalAccess(LocalAccess),
     /// The daemon must stop.

@@ -38,6 +38,8 @@ mod report;
 mod turn;
 mod waiting;
 
+use jiff::Timestamp;
+
 use crate::address_pool::AddressPool;
 use crate::aggregate::Aggregate;
 use crate::cause::Cause;
@@ -115,6 +117,8 @@ pub struct Engine {
     published: u64,
     /// The connection to the hub, as the shell heard it last.
     hub: Option<HubReport>,
+    /// When the leaf's credentials at a given NATS server end.
+    credentials_until: Option<Timestamp>,
     /// The access of the leaf's own people, if it has a server of its own.
     local_access: Option<LocalAccess>,
     /// The number of records returned so far.
@@ -155,6 +159,7 @@ impl Engine {
             rescan: 0,
             published: 0,
             hub: None,
+            credentials_until: None,
             local_access: None,
             recorded: 0,
             stop: None,
@@ -194,6 +199,7 @@ impl Engine {
             Input::JobEnded(id, outcome) => self.job_ended(turn, id, outcome),
             Input::Published { first, last } => self.stream_holds(turn, first, last),
             Input::HubHeard(report) => self.hub = Some(*report),
+            Input::CredentialsUntil(time) => self.credentials_until = time,
             Input::LocalAccess(access) => self.local_access = Some(access),
             Input::Stop { reason } => self.stop(turn, reason),
             Input::Drained => {

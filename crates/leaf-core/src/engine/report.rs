@@ -47,6 +47,7 @@ impl Engine {
             no_nix_jobs: capabilities.nix.as_ref().err().cloned(),
             raw_entries: state.raw_entries(),
             hub: self.hub.clone(),
+            credentials_until: self.credentials_until,
             local_access: self.local_access.clone(),
         }
     }

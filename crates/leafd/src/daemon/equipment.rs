@@ -54,6 +54,8 @@ pub(super) struct HostAndNats {
     pub(super) containers: Result<Arc<ContainerHost>, String>,
     /// Passes the containers' connections on to a server that they don't reach.
     pub(super) relay: Option<Relay>,
+    /// How the callers' connection to a given server is made, to make it anew when its credentials were renewed.
+    pub(super) renewed: Option<ConnectSettings>,
     /// The files with the credentials of the leaf's own people, if it has an embedded server.
     pub(super) local_access: Option<AccessFiles>,
     /// A description of the NATS server.
@@ -85,7 +87,7 @@ pub(super) async fn set_up(
                 (Err(why), None)
             }
         };
-        let connect = streams.unwrap_or(callers);
+        let connect = streams.unwrap_or_else(|| callers.clone());
         let nats_of = format!("connects to {}", connect.servers_text());
         return Ok(HostAndNats {
             bus,
@@ -94,6 +96,7 @@ pub(super) async fn set_up(
             hub: None,
             containers,
             relay,
+            renewed: Some(callers),
             local_access: None,
             nats_of,
         });
@@ -211,6 +214,7 @@ pub(super) async fn set_up(
         hub,
         containers,
         relay: None,
+        renewed: None,
         local_access: Some(local_access),
         nats_of: format!("NATS at {url}"),
     })

@@ -26,6 +26,7 @@ use crate::clock::Clock;
 use crate::hub::{Claims, Filling, Hub};
 use crate::main_loop::MainLoop;
 use crate::publisher::{EventPublisher, Published};
+use crate::renewal::Renewal;
 use crate::settings::Settings;
 use crate::steps::{ContainerHost, InFlight};
 use crate::tasks::Tasks;
@@ -86,6 +87,7 @@ impl Running {
             hub,
             containers,
             relay,
+            renewed,
             local_access,
             nats_of,
         } = host_and_nats;
@@ -192,7 +194,8 @@ impl Running {
             instance,
             claims: tasks.keep("hub", claims.keep()),
         });
-        let commands = listeners::take_commands(claim.server, inputs.clone(), drained);
+        let (fresh, fresh_connections) = mpsc::channel(1);
+        let commands = listeners::take_commands(claim.server, inputs.clone(), fresh_connections, drained);
         tasks.keep("commands", commands);
         let publishes = listeners::watch_published(published.clone(), inputs.clone());
         tasks.keep("published", publishes);
@@ -205,6 +208,15 @@ impl Running {
                 relaying.await;
                 Ok(())
             });
+        }
+        if let Some(connect) = renewed {
+            let inputs = inputs.clone();
+            let renewal = Renewal {
+                connect,
+                fresh,
+                inputs,
+            };
+            tasks.keep("credentials", renewal.keep());
         }
         if let Some(files) = local_access {
             tasks.keep("local access", files.keep(inputs.clone()));

@@ -68,6 +68,9 @@ impl Show {
                             .map_or("taken".to_owned(), |why| format!("refused: {why}")),
                     ),
                 ];
+                if let Some(until) = r.credentials_until {
+                    rows.push(("credentials", format!("for its NATS server until {until}")));
+                }
                 if let Some(local) = &r.local_access {
                     let text = format!(
                         "as {}, with credentials until {}, which leafd renews",

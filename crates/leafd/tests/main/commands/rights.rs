@@ -21,6 +21,11 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             leafs_users,
         ),
         host.trial(
+            "a leaf on a given NATS takes commands over a new connection once its credentials were renewed",
+            &[],
+            renewed,
+        ),
+        host.trial(
             "leafctl: nats check tries the rights of the context's user, and fails where one is wrong",
             &[],
             person,
@@ -69,6 +74,23 @@ fn report(output: &Output, code: i32) -> anyhow::Result<Value> {
 fn wrong(report: &Value) -> Vec<&Value> {
     let findings = report["findings"].as_array().into_iter().flatten();
     findings.filter(|finding| finding["ok"] == json!(false)).collect()
+}
+
+async fn renewed() -> anyhow::Result<()> {
+    let hub = Hub::start().await?;
+    let mut leaf = hub.setup().start().await?;
+    leaf.published().await?;
+    let shown = leaf.show().await?;
+    ensure!(
+        shown.local_access.is_none() && shown.credentials_until.is_none(),
+        "{shown:?}"
+    );
+    // Another user with the same rights, in the same files.
+    let _ = hub.setup_of(&hub.leaf)?;
+    leaf.logged("commands come over a connection with renewed credentials")
+        .await?;
+    ensure!(leaf.show().await?.instance == shown.instance);
+    leaf.stop().await.map(drop)
 }
 
 async fn leafs_users() -> anyhow::Result<()> {

@@ -1,0 +1,132 @@
+//! Commands move to a connection with renewed credentials before the former ones end.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use data_encoding::BASE64URL_NOPAD;
+use jiff::Timestamp;
+use leaf_bus::connect::{Bus, ConnectSettings, Credentials};
+use leaf_bus::serve::FreshConnection;
+use leaf_core::host_op::Secret;
+use libtest_mimic::Trial;
+use tokio::time::Instant;
+
+use super::commands::server;
+use super::daemon_settings;
+use crate::support::{LIMIT, Site, trial};
+
+pub(super) fn trials() -> Vec<Trial> {
+    vec![trial(
+        "no_command_is_lost_or_taken_twice_while_the_credentials_of_a_leaf_are_renewed_and_end",
+        renewed,
+    )]
+}
+
+/// Returns credentials of the callers' account with another end, as whoever manages the account issues them.
+fn until(site: &Site, credentials: &Secret, expires_at: i64) -> anyhow::Result<String> {
+    let keys = std::fs::read(site.dir.path().join("identity/keys.json"))?;
+    let keys: serde_json::Value = serde_json::from_slice(&keys)?;
+    let account = nkeys::KeyPair::from_seed(keys["callers"].as_str().context("a seed")?)?;
+    let text = credentials.expose();
+    let former = text.lines().nth(1).context("a JWT")?;
+    let parts: Vec<&str> = former.split('.').collect();
+    let mut claims: serde_json::Value =
+        serde_json::from_slice(&BASE64URL_NOPAD.decode(parts[1].as_bytes())?)?;
+    claims["iat"] = Timestamp::now().as_second().into();
+    claims["exp"] = expires_at.into();
+    claims["jti"] = format!("until {expires_at}").into();
+    let mut jwt = format!(
+        "{}.{}",
+        parts[0],
+        BASE64URL_NOPAD.encode(claims.to_string().as_bytes())
+    );
+    let signature = account.sign(jwt.as_bytes())?;
+    jwt = format!("{jwt}.{}", BASE64URL_NOPAD.encode(&signature));
+    Ok(text.replace(former, &jwt))
+}
+
+async fn renewed() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let file = site.dir.path().join("leafd.creds");
+    let now = Timestamp::now().as_second();
+    let service = site.identity.service_credentials();
+    std::fs::write(&file, until(&site, &service, now + 4)?)?;
+    let [callers, streams] = daemon_settings(&site);
+    let callers = in_file(callers, &file);
+    let life = callers.credentials.life().context("credentials with a JWT")?;
+    ensure!(
+        life.expires_at == Some(Timestamp::from_second(now + 4)?),
+        "{life:?}"
+    );
+    let bus = Bus::connect_apart(&callers, &streams).await?;
+    tokio::time::timeout(LIMIT, bus.connected()).await?;
+    let mut server = server(&bus).await?;
+
+    let (give, mut fresh) = tokio::sync::mpsc::channel(1);
+    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    let answering = async {
+        let mut taken = BTreeMap::new();
+        loop {
+            tokio::select! {
+                Some(fresh) = fresh.recv() => server.take_over(fresh).await?,
+                incoming = server.next() => {
+                    let incoming = incoming.context("the server ended")?;
+                    *taken.entry(incoming.body.to_vec()).or_insert(0) += 1;
+                    let body = incoming.body.to_vec();
+                    incoming.responder.reply(None, Ok(body)).await;
+                }
+                _ = &mut stopped => return anyhow::Ok(taken),
+            }
+        }
+    };
+    let asking = async {
+        let admin = site.admin().await?;
+        let (began, mut number, mut longest) = (Instant::now(), 0_u64, Duration::ZERO);
+        while began.elapsed() < Duration::from_secs(7) {
+            let asked = Instant::now();
+            let body = number.to_string();
+            let reply = admin
+                .client
+                .request("leaf.v1.cmd.edge.admin.leaf.show", body.clone().into())
+                .await
+                .with_context(|| format!("command {number}, after {:?}", began.elapsed()))?;
+            ensure!(reply.payload == body, "command {number}: {reply:?}");
+            longest = longest.max(asked.elapsed());
+            number += 1;
+        }
+        let _ = stop.send(());
+        anyhow::Ok((number, longest))
+    };
+    let renewing = async {
+        // Whoever renews the file does so before the end.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        std::fs::write(&file, until(&site, &service, now + 3600)?)?;
+        let renewed = callers.credentials.life().context("credentials with a JWT")?;
+        ensure!(renewed.id != life.id, "{renewed:?}");
+        give.send(FreshConnection::open(&callers).await?).await?;
+        anyhow::Ok(())
+    };
+    let (taken, asked, given) = tokio::join!(answering, asking, renewing);
+    given?;
+    let ((number, longest), taken) = (asked?, taken?);
+    ensure!(number > 100, "{number} commands");
+    ensure!(
+        taken.len() as u64 == number && taken.values().all(|times| *times == 1),
+        "{taken:?}"
+    );
+    ensure!(
+        bus.callers_status()
+            .is_some_and(|status| status.borrow().is_connected())
+    );
+    println!("{number} commands, the longest took {longest:?}");
+    site.end().await
+}
+
+fn in_file(settings: ConnectSettings, file: &Path) -> ConnectSettings {
+    ConnectSettings {
+        credentials: Credentials::File(file.to_owned()),
+        ..settings
+    }
+}
