@@ -33,6 +33,14 @@ pub(crate) fn trial<F>(name: &'static str, test: fn() -> F) -> Trial
 where
     F: Future<Output = anyhow::Result<()>> + 'static,
 {
+    trial_of(name, test)
+}
+
+/// Returns the same with a test that is no plain function.
+pub(crate) fn trial_of<F>(name: &'static str, test: impl FnOnce() -> F + Send + 'static) -> Trial
+where
+    F: Future<Output = anyhow::Result<()>> + 'static,
+{
     Trial::test(name, move || {
         let outcome = runtime().block_on(async { tokio::time::timeout(4 * LIMIT, test()).await });
         match outcome {

@@ -11,7 +11,7 @@ use leaf_core::subject;
 use libtest_mimic::Trial;
 use tokio::task::JoinSet;
 
-use super::{LinkedLeaf, TestHub, ann, heard, instance, until_heard, until_linked};
+use super::{LinkedLeaf, TestHub, ann, heard, instance, trial_with_operator, until_heard, until_linked};
 use crate::support::{LIMIT, leaf, trial};
 
 pub(super) fn trials() -> Vec<Trial> {
@@ -28,6 +28,23 @@ pub(super) fn trials() -> Vec<Trial> {
         trial("a_listener_hears_each_live_message_once", once),
         trial(
             "a_leafs_own_people_reach_no_other_leaf_and_not_the_hub",
+            down_only,
+        ),
+        trial_with_operator(
+            "with_an_operator_everything_crosses_with_the_rights_of_the_list",
+            everything_crosses,
+        ),
+        trial_with_operator(
+            "with_an_operator_without_one_right_exactly_what_needs_it_does_not_cross",
+            each_is_needed,
+        ),
+        trial_with_operator(
+            "with_an_operator_a_command_through_a_hub_is_answered_by_one_message",
+            commands,
+        ),
+        trial_with_operator("with_an_operator_a_listener_hears_each_live_message_once", once),
+        trial_with_operator(
+            "with_an_operator_a_leafs_own_people_reach_no_other_leaf_and_not_the_hub",
             down_only,
         ),
     ]
@@ -373,7 +390,7 @@ async fn commands() -> anyhow::Result<()> {
         ..ConnectSettings::new(&url)
     };
     let mut answering = server.takes_commands().await?;
-    let key = Credentials::NkeyFile(hub.seed_file(&hub.ann)?);
+    let key = Credentials::in_file(&hub.user_file(&hub.ann)?);
     let ann = Client::connect(&as_user(key, "_INBOX.ann", hub.server.url()), LIMIT).await?;
     let secret = Credentials::Text(server.identity.admin_credentials());
     let admin = Client::connect(

@@ -12,6 +12,7 @@ mod raw_scene;
 mod raw_thief;
 mod stolen_leaf;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -19,6 +20,9 @@ use async_nats::Client;
 use leaf_bus::connect::{Bus, ConnectSettings, Credentials};
 use leaf_bus::embedded::{EmbeddedServer, EmbeddedSettings, Hub};
 use leaf_bus::hub_link::HubLink;
+use leaf_bus::identity::fleet::{
+    Account, Fleet, KeyKind, NatsKey, Revocations, Role, new_user, operator_jwt, server_config,
+};
 use leaf_bus::identity::{HubUsers, Identity, Permissions, hub_caller};
 use leaf_bus::serve::{Server, ServiceInfo};
 use leaf_core::id::{Caller, InstanceId, LeafName};
@@ -27,7 +31,7 @@ use libtest_mimic::Trial;
 use nkeys::KeyPair;
 
 use crate::plain::PlainServer;
-use crate::support::{LIMIT, leaf, settings};
+use crate::support::{LIMIT, leaf, settings, trial_of};
 
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = crossings::trials();
@@ -69,7 +73,22 @@ struct TestHub {
     leaf: KeyPair,
     stolen: KeyPair,
     ann: KeyPair,
+    /// The users' credentials by their keys, where the hub has a NATS operator.
+    credentials: BTreeMap<String, String>,
     dir: tempfile::TempDir,
+}
+
+tokio::task_local! {
+    /// In it a hub has a NATS operator, with the accounts as JWTs, in place of users with NKEYS in its configuration.
+    static WITH_OPERATOR: ();
+}
+
+/// Returns a test with a hub that has a NATS operator.
+fn trial_with_operator<F>(name: &'static str, test: fn() -> F) -> Trial
+where
+    F: Future<Output = anyhow::Result<()>> + 'static,
+{
+    trial_of(name, move || WITH_OPERATOR.scope((), test()))
 }
 
 impl TestHub {
@@ -90,6 +109,9 @@ impl TestHub {
     /// Starts a hub where the leaf's user lacks the right to a subject, with these settings of JetStream.
     async fn start_as(subject: &str, jetstream: &str) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
+        if WITH_OPERATOR.try_with(|()| ()).is_ok() {
+            return Self::start_with_operator(dir, subject, jetstream).await;
+        }
         let [agent, agent_in_links, owner, leaf_key, stolen_key, ann_key] =
             [(); 6].map(|()| KeyPair::new_user());
         let users = HubUsers {
@@ -118,12 +140,7 @@ impl TestHub {
                 }
             })
             .collect();
-        let config = format!(
-            "server_name: hub\njetstream {{ store_dir: \"{}\"\n{jetstream}\n}}\nleafnodes {{ listen: \"127.0.0.1:-1\", isolate_leafnode_interest: true }}\n{}",
-            dir.path().join("jetstream").display(),
-            accounts.join("\n")
-        );
-        let server = PlainServer::start(dir.path(), &config).await?;
+        let server = Self::serve(&dir, jetstream, &accounts.join("\n")).await?;
         Ok(Self {
             server,
             agent,
@@ -132,12 +149,120 @@ impl TestHub {
             leaf: leaf_key,
             stolen: stolen_key,
             ann: ann_key,
+            credentials: BTreeMap::new(),
             dir,
         })
     }
 
+    /// The same with a NATS operator: the users are those of the roles' keys.
+    async fn start_with_operator(
+        dir: tempfile::TempDir,
+        subject: &str,
+        jetstream: &str,
+    ) -> anyhow::Result<Self> {
+        let [operator, signer] = [(); 2].map(|()| NatsKey::new(KeyKind::Operator));
+        let accounts = Account::ALL.map(|account| (account, NatsKey::new(KeyKind::Account).public_key()));
+        let roles = Role::ALL.map(|role| (role, NatsKey::new(KeyKind::Account)));
+        let fleet = Fleet {
+            accounts: accounts.into(),
+            roles: roles
+                .iter()
+                .map(|(role, key)| (*role, key.public_key()))
+                .collect(),
+        };
+        let now = jiff::Timestamp::now().as_second();
+        let mut credentials = BTreeMap::new();
+        let mut user = |name: &str, account: Account, key: &NatsKey| -> anyhow::Result<KeyPair> {
+            let user = new_user(name, fleet.account(account), key, now, now + 3600);
+            let text = user.credentials.expose();
+            let seed = text
+                .lines()
+                .find(|line| line.starts_with("SU"))
+                .context("a seed")?;
+            let pair = KeyPair::from_seed(seed)?;
+            credentials.insert(user.key, text.to_owned());
+            Ok(pair)
+        };
+        let mut of_role = |role: Role, name: &str| {
+            let (_, key) = roles.iter().find(|(other, _)| *other == role).context("a role")?;
+            user(name, role.account(), key)
+        };
+        let agent = of_role(Role::AgentInFleet, "hub")?;
+        let agent_in_links = of_role(Role::AgentInLinks, "hub")?;
+        let leaf_key = of_role(Role::Leaf, leaf().as_str())?;
+        let stolen_key = of_role(Role::Leaf, stolen().as_str())?;
+        let ann_key = of_role(Role::Person, ann().as_str())?;
+        // A signing key that is not one of ours, and whose users may do everything.
+        let of_owner = NatsKey::new(KeyKind::Account);
+        let owner = user("owner", Account::Links, &of_owner)?;
+        let everything = serde_json::json!({ "subs": -1, "data": -1, "payload": -1 });
+        let scope = serde_json::json!({
+            "kind": "user_scope", "key": of_owner.public_key(), "role": "owner", "template": everything,
+        });
+        let earlier = serde_json::json!({ "signing_keys": [scope] });
+        let in_template: Vec<&str> = subject
+            .split('.')
+            .map(|token| {
+                if token == leaf().as_str() {
+                    "{{name()}}"
+                } else {
+                    token
+                }
+            })
+            .collect();
+        let in_template = in_template.join(".");
+        let mut jwts = BTreeMap::new();
+        for account in Account::ALL {
+            let earlier = (account == Account::Links).then_some(&earlier);
+            let mut claims = fleet.account_claims(account, &Revocations::default(), earlier);
+            let keys = claims["signing_keys"].as_array_mut().into_iter().flatten();
+            for key in keys.filter(|key| key.get("role") == Some(&"leaf".into())) {
+                for part in ["/template/pub/allow", "/template/sub/allow"] {
+                    let allowed = key.pointer_mut(part).and_then(serde_json::Value::as_array_mut);
+                    allowed
+                        .context("a list")?
+                        .retain(|subject| *subject != in_template);
+                }
+            }
+            let jwt = fleet.account_jwt(account, claims, now, &signer);
+            jwts.insert(fleet.account(account).to_owned(), jwt);
+        }
+        let system = fleet.account(Account::System);
+        let url = "nats://127.0.0.1:4222";
+        let jwt = operator_jwt("fleet", &operator, &signer.public_key(), system, url, now);
+        let resolver = dir.path().join("accounts").display().to_string();
+        let server = Self::serve(&dir, jetstream, &server_config(&jwt, system, &resolver, &jwts)).await?;
+        Ok(Self {
+            server,
+            agent,
+            agent_in_links,
+            owner,
+            leaf: leaf_key,
+            stolen: stolen_key,
+            ann: ann_key,
+            credentials,
+            dir,
+        })
+    }
+
+    async fn serve(dir: &tempfile::TempDir, jetstream: &str, accounts: &str) -> anyhow::Result<PlainServer> {
+        let config = format!(
+            "server_name: hub\njetstream {{ store_dir: \"{}\"\n{jetstream}\n}}\nleafnodes {{ listen: \"127.0.0.1:-1\", isolate_leafnode_interest: true }}\n{accounts}",
+            dir.path().join("jetstream").display(),
+        );
+        PlainServer::start(dir.path(), &config).await
+    }
+
     async fn connect(&self, key: &KeyPair, caller: &Caller) -> anyhow::Result<Client> {
-        connect_with(&self.server.url(), key, &subject::inbox_prefix(caller)).await
+        let prefix = subject::inbox_prefix(caller);
+        match self.credentials.get(&key.public_key()) {
+            None => connect_with(&self.server.url(), key, &prefix).await,
+            Some(credentials) => async_nats::ConnectOptions::with_credentials(credentials)?
+                .custom_inbox_prefix(&prefix)
+                .connect(self.server.url())
+                .await
+                .with_context(|| format!("connecting as {prefix}")),
+        }
     }
 
     async fn ann(&self) -> anyhow::Result<Client> {
@@ -157,7 +282,7 @@ impl TestHub {
         use leaf_bus::connect::{ConnectSettings, Credentials};
         let settings = |key: &KeyPair| -> anyhow::Result<_> {
             Ok(ConnectSettings {
-                credentials: Credentials::NkeyFile(self.seed_file(key)?),
+                credentials: Credentials::in_file(&self.user_file(key)?),
                 inbox_prefix: subject::inbox_prefix(&hub_caller()),
                 ..ConnectSettings::new(&self.server.url())
             })
@@ -189,10 +314,13 @@ impl TestHub {
         format!("nats://127.0.0.1:{}", self.server.leaf_port.unwrap_or_default())
     }
 
-    /// Writes a key's seed into a file, and returns its path.
-    fn seed_file(&self, key: &KeyPair) -> anyhow::Result<std::path::PathBuf> {
+    /// Writes a key's seed, or the credentials of its user, into a file, and returns its path.
+    fn user_file(&self, key: &KeyPair) -> anyhow::Result<std::path::PathBuf> {
         let path = self.dir.path().join(key.public_key());
-        std::fs::write(&path, key.seed()?)?;
+        match self.credentials.get(&key.public_key()) {
+            None => std::fs::write(&path, key.seed()?)?,
+            Some(credentials) => std::fs::write(&path, credentials)?,
+        }
         Ok(path)
     }
 }
@@ -214,7 +342,7 @@ struct LinkedLeaf {
 
 impl LinkedLeaf {
     async fn start(hub: &TestHub) -> anyhow::Result<Self> {
-        Box::pin(Self::start_at(hub.leaf_url(), hub.seed_file(&hub.leaf)?)).await
+        Box::pin(Self::start_at(hub.leaf_url(), hub.user_file(&hub.leaf)?)).await
     }
 
     /// Starts it with a hub at this address, and this file with the seed of its user there.

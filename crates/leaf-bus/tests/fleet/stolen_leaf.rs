@@ -9,7 +9,10 @@ use futures::StreamExt as _;
 use leaf_core::subject;
 use libtest_mimic::Trial;
 
-use super::{LinkedLeaf, TestHub, ann, heard, instance, nothing_stored, stolen, until_heard, until_linked};
+use super::{
+    LinkedLeaf, TestHub, ann, heard, instance, nothing_stored, stolen, trial_with_operator, until_heard,
+    until_linked,
+};
 use crate::plain::PlainServer;
 use crate::support::{LIMIT, leaf, trial};
 
@@ -26,6 +29,26 @@ pub(super) fn trials() -> Vec<Trial> {
             forges_no_reply,
         ),
         trial("the_key_of_a_leaf_connects_no_client", connects_no_client),
+        trial_with_operator(
+            "with_an_operator_a_stolen_leaf_hears_nothing_of_others",
+            hears_nothing,
+        ),
+        trial_with_operator(
+            "with_an_operator_a_stolen_leaf_writes_nothing_in_the_name_of_others",
+            writes_nothing,
+        ),
+        trial_with_operator(
+            "with_an_operator_a_stolen_leaf_takes_no_commands_of_others",
+            takes_no_commands,
+        ),
+        trial_with_operator(
+            "with_an_operator_a_stolen_leaf_forges_no_reply_to_another_request",
+            forges_no_reply,
+        ),
+        trial_with_operator(
+            "with_an_operator_the_credentials_of_a_leaf_connect_no_client",
+            connects_no_client,
+        ),
     ]
 }
 
@@ -44,10 +67,13 @@ impl Theft {
         let dir = hub.dir.path().join("thief");
         std::fs::create_dir(&dir)?;
         let config = format!(
-            "server_name: thief\njetstream {{ store_dir: \"{}\" }}\nleafnodes {{ remotes [ {{ urls: [\"{}\"], nkey: \"{}\" }} ] }}",
+            "server_name: thief\njetstream {{ store_dir: \"{}\" }}\nleafnodes {{ remotes [ {{ urls: [\"{}\"], {} }} ] }}",
             dir.join("jetstream").display(),
             hub.leaf_url(),
-            hub.stolen.seed()?
+            match hub.credentials.contains_key(&hub.stolen.public_key()) {
+                false => format!("nkey: \"{}\"", hub.stolen.seed()?),
+                true => format!("credentials: \"{}\"", hub.user_file(&hub.stolen)?.display()),
+            }
         );
         let server = PlainServer::start(&dir, &config).await?;
         let thief = async_nats::connect(server.url()).await?;

@@ -10,6 +10,9 @@ use crate::identity::hub::{export_claims, import_claims};
 use crate::identity::jwt::{self, Claims};
 use crate::identity::{account_limits, jetstream_limits};
 
+/// A subject on which nobody may publish or subscribe.
+const LOADED: &str = "cim-leaf.loaded";
+
 /// The public keys of a fleet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fleet {
@@ -51,10 +54,14 @@ impl Fleet {
         let key_of = |name: &str| {
             Account::of_name(name).map_or_else(String::new, |account| self.account(account).to_owned())
         };
-        for (part, entries) in [
-            ("exports", export_claims(account.name())),
-            ("imports", import_claims(account.name(), key_of)),
-        ] {
+        let mut exports = export_claims(account.name());
+        let mut imports = import_claims(account.name(), key_of);
+        if account == Account::System {
+            imports.extend(self.loaded_at_start());
+        } else {
+            exports.push(json!({ "name": LOADED, "subject": LOADED, "type": "stream" }));
+        }
+        for (part, entries) in [("exports", exports), ("imports", imports)] {
             if !entries.is_empty() {
                 nats[part] = entries.into();
             }
@@ -63,6 +70,21 @@ impl Fleet {
             nats["revocations"] = revoked.to_claim();
         }
         nats
+    }
+
+    /// Returns the imports of `SYS`, which is the only account that a server loads before it lets clients in, with those that it imports
+    /// from. It loads others with the first client of each; a second client that comes meanwhile is checked against what is loaded
+    /// by then, and that are the signing keys before the revocations (`buildInternalAccount` of nats-server 2.15): a revoked user
+    /// would be let in.
+    fn loaded_at_start(&self) -> impl Iterator<Item = Value> {
+        let others = self
+            .accounts
+            .iter()
+            .filter(|(account, _)| **account != Account::System);
+        others.map(|(account, key)| {
+            let local = format!("{LOADED}.{}", account.name());
+            json!({ "name": local, "subject": LOADED, "account": key, "type": "stream", "local_subject": local })
+        })
     }
 
     /// Returns the JWT of an account with these claims, which the signing key of the NATS operator signs.

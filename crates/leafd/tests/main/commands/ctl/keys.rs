@@ -119,6 +119,35 @@ pub(super) async fn revoked() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Many connect at once to a server that starts, and the revoked one is among them. A server that has not loaded an account checks what it
+/// has of it by then.
+pub(super) async fn revoked_in_a_crowd() -> anyhow::Result<()> {
+    let mut site = FleetSite::start().await?;
+    for name in ["ann", "bob"] {
+        site.done(&["add-operator", name]).await?;
+    }
+    let ann = site.person("ann").await?.ok().context("ann connects")?;
+    let mut crowd = vec![ann];
+    for _ in 0..30 {
+        crowd.push(site.person("bob").await?.ok().context("bob connects")?);
+    }
+    ended(&site.fleet(&["revoke", "ann"]).await?, 0, "")?;
+    for round in 0..10 {
+        site.stop_server().await?;
+        std::fs::remove_dir_all(site.at("state"))?;
+        site.start_server().await?;
+        // The crowd connects again by itself.
+        for attempt in 0..5 {
+            let again = site.person("ann").await?.map(|_| ());
+            ensure!(
+                again == Err(Refused::AuthorizationViolation),
+                "round {round}, attempt {attempt}: {again:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
 /// Whoever restores an older directory and pushes takes over what was revoked since.
 pub(super) async fn from_a_backup() -> anyhow::Result<()> {
     let site = FleetSite::start().await?;
