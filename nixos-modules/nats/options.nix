@@ -153,7 +153,8 @@ in
         description = ''
           Where the server keeps accounts. `memory`: only those of {option}`services.cim-nats.operator.accounts`.
           `full`: in a directory below {option}`services.cim-nats.dataDir`; it accepts new and changed ones from the
-          system account (`nsc push`).
+          system account (`leafctl fleet push`, `nsc push`), and deletes none. Of {option}`services.cim-nats.operator.accounts`
+          it takes those that are newer than what it has.
         '';
       };
 

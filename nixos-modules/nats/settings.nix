@@ -73,8 +73,8 @@ let
             {
               type = "full";
               dir = "${cfg.dataDir}/accounts";
-              # The server renames a deleted account's file and keeps it, so that a mistake can be undone.
-              allow_delete = true;
+              # An account that is deleted takes its revocations with it, and comes back from an older preload without them.
+              allow_delete = false;
               interval = "2m";
             };
         resolver_preload = if cfg.operator.accounts == { } then null else cfg.operator.accounts;

@@ -160,9 +160,14 @@ in
       false
     ];
   };
-  "a full resolver keeps its accounts beside JetStream's storage" = {
-    expr = (settings (with' { operator.resolver = "full"; })).resolver.dir;
-    expected = "/var/lib/nats/accounts";
+  "a full resolver keeps its accounts beside JetStream's storage, and deletes none" = {
+    expr = {
+      inherit ((settings (with' { operator.resolver = "full"; })).resolver) dir allow_delete;
+    };
+    expected = {
+      dir = "/var/lib/nats/accounts";
+      allow_delete = false;
+    };
   };
   "monitoring listens on the loopback" = {
     expr = (settings (with' { monitoring.port = 8222; })).http;

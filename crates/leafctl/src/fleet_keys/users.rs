@@ -107,17 +107,26 @@ pub(crate) struct Given {
 }
 
 impl Directory {
-    /// Returns all users, by account and name.
+    /// Returns all users, by role and name.
     pub(crate) fn users(&self) -> Result<Vec<User>, KeysError> {
+        self.users_in(|directory| {
+            let files = files::names(directory)?;
+            let names = files.iter().filter_map(|file| file.strip_suffix(".jwt"));
+            Ok(names.map(str::to_owned).collect())
+        })
+    }
+
+    /// Returns the users of each account that have one of these names.
+    fn users_in(
+        &self,
+        names: impl Fn(&Path) -> Result<Vec<String>, KeysError>,
+    ) -> Result<Vec<User>, KeysError> {
         let mut users = Vec::new();
         for account in Account::ALL {
             let revoked = Revocations::in_claims(&self.account_jwt(account)?.1.nats);
             let directory = self.users_directory(account);
-            for file in files::names(&directory)? {
-                let Some(name) = file.strip_suffix(".jwt") else {
-                    continue;
-                };
-                let path = directory.join(&file);
+            for name in names(&directory)? {
+                let path = directory.join(format!("{name}.jwt"));
                 let Some(jwt) = files::read(&path)? else { continue };
                 let token = read_token(&path, &jwt)?;
                 // What `nsc` made with other keys is not ours to show.
@@ -125,10 +134,10 @@ impl Directory {
                     continue;
                 };
                 users.push(User {
-                    name: name.to_owned(),
                     role,
-                    former: self.former(account, name, &token, &revoked)?,
+                    former: self.former(account, &name, &token, &revoked)?,
                     current: Life::of(&token, &revoked),
+                    name,
                 });
             }
         }
@@ -165,8 +174,11 @@ impl Directory {
 
     /// Returns the users of this name: one, or the two of the hub agent.
     pub(crate) fn users_named(&self, name: &str) -> Result<Vec<User>, KeysError> {
-        let mut users = self.users()?;
-        users.retain(|user| user.name == name);
+        // It is part of a path.
+        let users = match Caller::new(name) {
+            Ok(name) => self.users_in(|_| Ok(vec![name.as_str().to_owned()]))?,
+            Err(_) => Vec::new(),
+        };
         if users.is_empty() {
             return Err(KeysError::Nobody(name.to_owned()));
         }

@@ -1,8 +1,9 @@
 //! A leaf and its hub, compared with bare servers over the same kind of connection.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::measures::json;
@@ -23,7 +24,89 @@ pub(super) fn measure(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
     rows.extend(commands(programs, rounds)?);
     rows.push(catch_up(programs, rounds.min(3))?);
     rows.extend(many(programs)?);
+    rows.extend(keys(programs, rounds.min(3))?);
     Ok(rows)
+}
+
+/// The keys of a fleet with many leaves.
+fn keys(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
+    let mut found: [Vec<f64>; 4] = Default::default();
+    for _ in 0..rounds {
+        let figures = keys_once(programs)?;
+        for (all, figure) in found.iter_mut().zip(figures) {
+            all.push(figure);
+        }
+    }
+    let [init, leaves, show, bytes] = found.map(|figures| median(&figures));
+    let number = *LEAVES.last().context("a number of leaves")?;
+    Ok(vec![
+        Row::report("`leafctl fleet init`", format!("{init:.0} ms")),
+        Row::report(
+            format!("`leafctl fleet add-leaf` for {number} leaves, one after the other, and for each"),
+            format!("{:.1} s, {:.1} ms", leaves / 1e3, leaves / number as f64),
+        ),
+        Row::report(
+            format!("`leafctl fleet show` of {number} leaves"),
+            format!("{show:.0} ms"),
+        ),
+        Row::report(
+            format!("the JWT of the account `LINKS` of {number} leaves, compared with a scoped key for each"),
+            format!("{:.1} kB", bytes / 1e3),
+        )
+        .against(format!("{:.0} kB", KEY_FOR_EACH / 1e3), bytes / KEY_FOR_EACH),
+    ])
+}
+
+/// The size of an account's JWT with 1,000 scoped signing keys, as nats-server 2.15.1 was tried with it, in bytes.
+const KEY_FOR_EACH: f64 = 569e3;
+
+fn keys_once(programs: &Programs) -> Result<[f64; 4]> {
+    let directory = tempfile::Builder::new()
+        .prefix("cim-leaf-bench-")
+        .tempdir()
+        .context("can't make a temporary directory")?;
+    let host_key = directory.path().join("key");
+    run_quietly(
+        Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+            .arg(&host_key),
+    )?;
+    let keys = directory.path().join("fleet");
+    let leafctl = |arguments: &[&str]| -> Result<f64> {
+        let mut command = Command::new(programs.tree.join("bin/leafctl"));
+        command
+            .arg("fleet")
+            .args(arguments)
+            .env("LEAFCTL_FLEET", &keys)
+            .current_dir(directory.path());
+        let start = Instant::now();
+        run_quietly(&mut command)?;
+        Ok(start.elapsed().as_secs_f64() * 1e3)
+    };
+    let init = leafctl(&["init", "fleet", "--hub", "tls://hub.example:7422"])?;
+    let number = *LEAVES.last().context("a number of leaves")?;
+    let start = Instant::now();
+    for leaf in 0..number {
+        leafctl(&["add-leaf", &format!("edge-{leaf}"), "--host-key", "key.pub"])?;
+    }
+    let leaves = start.elapsed().as_secs_f64() * 1e3;
+    let show = leafctl(&["show"])?;
+    let jwt = keys.join("stores/fleet/accounts/LINKS/LINKS.jwt");
+    let bytes = jwt.metadata().context("the JWT of LINKS")?.len();
+    Ok([init, leaves, show, bytes as f64])
+}
+
+fn run_quietly(command: &mut Command) -> Result<()> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .context("can't run a command")?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
 }
 
 fn run(programs: &Programs, what: &str, count: u64) -> Result<Value> {
