@@ -1,7 +1,11 @@
 //! What a person does next about a leaf and its hub, in one line.
 
+use jiff::{SignedDuration, Timestamp};
 use leaf_core::command::HubReport;
 use leaf_core::fleet::{CopyState, CopyStatus};
+
+/// How long before their end credentials are to be renewed by a person: 30 days.
+const SOON: SignedDuration = SignedDuration::from_hours(30 * 24);
 
 /// Returns what to do about a hub's copy; `None` if nothing is to be done.
 pub(crate) fn about_copy(status: &CopyStatus) -> Option<String> {
@@ -28,13 +32,19 @@ pub(crate) fn about_copy(status: &CopyStatus) -> Option<String> {
 }
 
 /// Returns what to do about a leaf's connection to its hub; `None` if nothing is to be done.
-pub(crate) fn about_hub(hub: &HubReport) -> Option<String> {
+pub(crate) fn about_hub(hub: &HubReport, now: Timestamp) -> Option<String> {
     if !hub.connected {
         return Some(
             "the leaf goes on without it; mend the link, or look at `systemctl status leaf-hub` and at [leaves] at the hub: the \
              leaf is caught up by itself"
                 .to_owned(),
         );
+    }
+    if let Some(end) = hub.credentials_until.filter(|end| end.duration_since(now) < SOON) {
+        return Some(format!(
+            "the leaf's credentials at the hub end at {end}: `leafctl fleet rotate` makes new ones, which have to be brought to the \
+             leaf before"
+        ));
     }
     let lost = hub.lost_after?;
     Some(format!(
@@ -51,7 +61,7 @@ mod tests {
     fn each_state_that_needs_a_person_says_what_to_do() {
         let status = |state: &str| -> CopyStatus {
             serde_json::from_value(serde_json::json!({
-                "leaf": "edge-1", "state": state, "since": jiff::Timestamp::now(), "copied": 26, "leaf_last": 31,
+                "leaf": "edge-1", "state": state, "since": Timestamp::now(), "copied": 26, "leaf_last": 31,
             }))
             .expect("a document")
         };
@@ -77,9 +87,18 @@ mod tests {
             copied: None,
             problem: None,
             lost_after: lost,
+            credentials_until: None,
         };
-        assert_eq!(about_hub(&report(true, None)), None);
-        assert!(about_hub(&report(false, None)).is_some_and(|text| text.contains("leaf-hub")));
-        assert!(about_hub(&report(true, Some(90))).is_some_and(|text| text.contains("up to 90")));
+        let now = Timestamp::UNIX_EPOCH;
+        assert_eq!(about_hub(&report(true, None), now), None);
+        assert!(about_hub(&report(false, None), now).is_some_and(|text| text.contains("leaf-hub")));
+        assert!(about_hub(&report(true, Some(90)), now).is_some_and(|text| text.contains("up to 90")));
+        let ends_in_days = |days: i64| HubReport {
+            credentials_until: Some(now + SignedDuration::from_hours(24 * days)),
+            ..report(true, None)
+        };
+        assert_eq!(about_hub(&ends_in_days(31), now), None);
+        let soon = about_hub(&ends_in_days(29), now);
+        assert!(soon.is_some_and(|text| text.contains("end at 1970-01-30") && text.contains("fleet rotate")));
     }
 }

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use leaf_bus::connect::{ConnectError, ConnectSettings};
+use leaf_bus::connect::{ConnectError, ConnectSettings, Credentials};
 use leaf_bus::fill::FillCopy;
 use leaf_bus::hub_link::{HubError, HubLink};
 use leaf_bus::stream::{EventStream, StreamError};
@@ -30,6 +30,7 @@ use leaf_journal::{Held, Journal, ReadError};
 use tokio::time::Instant;
 
 use crate::lease::{HeldError, PAUSE, Predecessors};
+use crate::settings;
 
 pub(crate) use claims::Claims;
 use earlier::Earlier;
@@ -169,6 +170,8 @@ pub(crate) struct Hub {
     leaf: LeafName,
     /// The hub's addresses, for people.
     url: String,
+    /// The leaf's credentials there, which its server uses.
+    credentials: Credentials,
     /// The settings of the connection, for those that carry events.
     settings: ConnectSettings,
     /// When it was opened.
@@ -193,7 +196,7 @@ pub(crate) struct Heard {
 }
 
 impl Hub {
-    /// Returns the connection to the agent of the hub with these addresses, which is established later. The settings are those
+    /// Returns the connection to the agent of this hub, which is established later. The settings are those
     /// of the leaf's user in the account `LINK` of its own server. What must outlast this run is remembered in the state directory.
     ///
     /// # Errors
@@ -201,13 +204,14 @@ impl Hub {
     pub(crate) async fn open(
         settings: &ConnectSettings,
         leaf: &LeafName,
-        url: &str,
+        hub: &settings::Hub,
         state_dir: &Path,
     ) -> Result<Self, ConnectError> {
         Ok(Self {
             link: HubLink::open(settings, leaf).await?,
             leaf: leaf.clone(),
-            url: url.to_owned(),
+            url: hub.url.clone(),
+            credentials: Credentials::in_file(&hub.credentials),
             settings: settings.clone(),
             opened: Instant::now(),
             lacks: Lacks::in_directory(state_dir),

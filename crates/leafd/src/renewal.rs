@@ -96,7 +96,7 @@ fn until(life: &CredentialsLife) -> String {
 }
 
 /// Returns whether two thirds of the credentials' life are over.
-fn is_late(life: &CredentialsLife, now: Timestamp) -> bool {
+pub(crate) fn is_late(life: &CredentialsLife, now: Timestamp) -> bool {
     life.expires_at.is_some_and(|end| {
         let (whole, left) = (end.duration_since(life.issued_at), end.duration_since(now));
         left * 3 <= whole

@@ -134,4 +134,8 @@ pub struct HubReport {
     /// since the leaf started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost_after: Option<u64>,
+    /// When the leaf's credentials at the hub end, by the file that its server reads at the next connection; absent if they have no
+    /// end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_until: Option<Timestamp>,
 }

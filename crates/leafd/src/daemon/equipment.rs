@@ -185,7 +185,7 @@ pub(super) async fn set_up(
                 name: format!("leafd {leaf} to its hub"),
                 ..as_user(identity.claimant_credentials())
             };
-            Some(hub::Hub::open(&claimant, leaf, &hub.url, &settings.state_dir).await?)
+            Some(hub::Hub::open(&claimant, leaf, hub, &settings.state_dir).await?)
         }
         None => None,
     };

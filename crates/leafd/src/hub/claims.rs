@@ -17,6 +17,7 @@ use super::{CLAIM_EVERY, Heard, HomeError, Hub, extent_of_journal};
 use crate::complaints::Complaints;
 use crate::lease::{Beats, HeldError, PAUSE, Predecessors};
 use crate::publisher::Published;
+use crate::renewal::is_late;
 use crate::wake::Wake;
 
 /// Renews the leaf's claim as long as it runs, and compares the ends of leaf and copy when the copy's has changed.
@@ -49,6 +50,8 @@ impl Claims {
     pub(crate) async fn keep(mut self) -> anyhow::Result<()> {
         let stream = EventStream::of(&self.bus, &self.hub.leaf, self.stream.clone());
         let mut complaints = Complaints::default();
+        // The JWT whose end the log has named.
+        let mut warned = None;
         if let Some(problem) = &self.heard.problem {
             complaints.is_new(problem);
         }
@@ -57,7 +60,21 @@ impl Claims {
             None => Duration::ZERO,
         };
         loop {
-            let report = Input::HubHeard(Box::new(self.heard.report(&self.hub.url)));
+            let life = self.hub.credentials.life();
+            if let Some(life) = life.as_ref().filter(|life| is_late(life, Timestamp::now()))
+                && warned.as_ref() != Some(&life.id)
+            {
+                warned = Some(life.id.clone());
+                tracing::warn!(
+                    until = life.expires_at.map(tracing::field::display),
+                    "the leaf's credentials at the hub end, and their file has no newer ones: `leafctl fleet rotate` makes them"
+                );
+            }
+            let report = HubReport {
+                credentials_until: life.and_then(|life| life.expires_at),
+                ..self.heard.report(&self.hub.url)
+            };
+            let report = Input::HubHeard(Box::new(report));
             if self.inputs.send(report.into()).await.is_err() {
                 return std::future::pending().await;
             }
@@ -195,6 +212,7 @@ impl Heard {
             copied: self.agreed.as_ref().map(|copy| copy.last),
             problem: self.problem.clone(),
             lost_after: self.lost_after,
+            credentials_until: None,
         }
     }
 }

@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 
 use clap::Args;
+use jiff::Timestamp;
 use leaf_core::command::{HubReport, ShowLeaf};
 use leaf_core::id::LeafName;
 use leaf_core::labels::{self, Labels};
@@ -80,7 +81,7 @@ impl Show {
                 }
                 if let Some(hub) = &r.hub {
                     rows.push(("hub", hub_text(hub)));
-                    rows.extend(advice::about_hub(hub).map(|what| ("what to do", what)));
+                    rows.extend(advice::about_hub(hub, Timestamp::now()).map(|what| ("what to do", what)));
                 }
                 if let Some(status) = copies.get(&r.name) {
                     rows.push(("copy", copy::text(status)));
@@ -120,6 +121,9 @@ fn hub_text(hub: &HubReport) -> String {
     let mut text = format!("{}, {claimed}", hub.url);
     if let Some(last) = hub.copied {
         text += &format!(", events copied up to {last}");
+    }
+    if let Some(end) = hub.credentials_until {
+        text += &format!(", credentials until {end}");
     }
     match &hub.problem {
         Some(why) => text + "; not connected: " + why,
