@@ -1,9 +1,14 @@
 //! SSH keys, signatures and encrypted files of a leaf and its people: what several crates need of cryptography, as functions of bytes.
 //!
 //! - [`host_key`]: the SSH host key of a leaf, which files are encrypted to
+//! - [`ssh_signature`], [`allowed_signers`], [`agent`]: signatures of people's keys, who may make them, and ssh-agent
 //! - [`age_file`]: files that only a leaf's host key decrypts
 //!
 //! The signing keys and credentials of NATS are in `leaf-bus`. `docs/security.md` is the contract.
 
 pub mod age_file;
+pub mod agent;
+pub mod allowed_signers;
 pub mod host_key;
+mod pattern;
+pub mod ssh_signature;
