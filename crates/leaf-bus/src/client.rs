@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
+use data_encoding::BASE64;
 use futures::Stream;
 use jiff::Timestamp;
 use leaf_core::beat::Beat;
@@ -14,6 +15,7 @@ use leaf_core::fleet::{ActiveAgent, CopyStatus};
 use leaf_core::id::{Caller, CommandId, ContainerName, JobId, LeafName};
 use leaf_core::json::to_json;
 use leaf_core::problem::{Problem, ProblemCode};
+use leaf_core::signed::{SIGNATURE_HEADER, SSH_KIND, TEXT_HEADER};
 use leaf_core::subject::{self, CommandSubject};
 
 use crate::client_error::read_json;
@@ -87,6 +89,25 @@ pub struct CallOptions {
     pub timeout: Duration,
     /// The correlation id, which the events that the command causes carry.
     pub correlation: Option<String>,
+    /// The signature of the command under its id, if it is signed.
+    pub signature: Option<Signed>,
+}
+
+/// A signature, and the text that is signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signed {
+    /// The text.
+    pub text: String,
+    /// Its SSH signature, as bytes.
+    pub ssh_signature: Vec<u8>,
+}
+
+impl Signed {
+    fn add_to(&self, headers: &mut HeaderMap) {
+        headers.insert(TEXT_HEADER, BASE64.encode(self.text.as_bytes()).as_str());
+        let signature = format!("{SSH_KIND}:{}", BASE64.encode(&self.ssh_signature));
+        headers.insert(SIGNATURE_HEADER, signature.as_str());
+    }
 }
 
 impl Default for CallOptions {
@@ -95,6 +116,7 @@ impl Default for CallOptions {
             id: None,
             timeout: Duration::from_secs(10),
             correlation: None,
+            signature: None,
         }
     }
 }
@@ -149,6 +171,12 @@ impl Client {
     #[must_use]
     pub fn caller(&self) -> &Caller {
         &self.caller
+    }
+
+    /// Returns the largest message that the server takes, in bytes.
+    #[must_use]
+    pub fn max_payload(&self) -> usize {
+        self.link.client().max_payload()
     }
 
     /// Checks that JetStream is enabled and that this user may use it.
@@ -304,6 +332,13 @@ impl Client {
         }
         let body = Bytes::from(body);
         let failed = |error| call_error(error, leaf, &options);
+        if let Some(signature) = &options.signature {
+            // A signed query is answered once: a large reply can't be asked for again.
+            signature.add_to(&mut headers);
+            headers.insert(PARTS_HEADER, parts::ACCEPTED);
+            let replies = self.call_in_parts(&subject, headers, body, options.timeout);
+            return Box::pin(replies).await.map_err(failed)?;
+        }
         let some_headers = (!headers.is_empty()).then(|| headers.clone());
         let answer = self
             .link
@@ -314,10 +349,8 @@ impl Client {
             // A change gets its first reply again; a query is asked once more.
             headers.insert(COMMAND_ID_HEADER, id.as_str());
             headers.insert(PARTS_HEADER, parts::ACCEPTED);
-            return self
-                .call_in_parts(&subject, headers, body, options.timeout)
-                .await
-                .map_err(failed)?;
+            let replies = self.call_in_parts(&subject, headers, body, options.timeout);
+            return Box::pin(replies).await.map_err(failed)?;
         }
         body_of(&answer)
     }

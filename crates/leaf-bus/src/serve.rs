@@ -17,6 +17,7 @@ use leaf_core::event::header;
 use leaf_core::id::{Caller, CommandId, LeafName};
 use leaf_core::json::to_json;
 use leaf_core::problem::{Problem, ProblemCode};
+use leaf_core::signed::{MAX_SIGNATURE_BYTES, MAX_TEXT_BYTES, SIGNATURE_HEADER, TEXT_HEADER};
 use leaf_core::subject::{self, CommandSubject, SubjectError};
 
 use crate::connect::{Bus, ConnectError, ConnectSettings};
@@ -35,6 +36,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 const GROUP: &str = "leafd";
 /// How long a new connection waits for the server to know its subscription.
 const KNOWN_WITHIN: Duration = Duration::from_secs(5);
+/// The room for the kind of a signature before its bytes.
+const SIGNATURE_KIND_BYTES: usize = 16;
 /// The longest `ce-correlationid`, in bytes.
 const MAX_CORRELATION_BYTES: usize = 256;
 
@@ -51,10 +54,23 @@ pub struct Incoming {
     pub command_id: Option<CommandId>,
     /// The correlation id, if the sender set one.
     pub correlation: Option<String>,
+    /// The headers of a signature, if the sender set any of them.
+    pub signed: Option<SignedHeaders>,
+    /// Whether it came from a hub, and not from a client of this server.
+    pub from_hub: bool,
     /// The body with the arguments, not parsed yet.
     pub body: Bytes,
     /// Sends the reply.
     pub responder: Responder,
+}
+
+/// The headers of a signed command, as they arrived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedHeaders {
+    /// That with the signed text.
+    pub text: Option<String>,
+    /// That with the signature.
+    pub signature: Option<String>,
 }
 
 /// Sends the reply to one command.
@@ -314,6 +330,18 @@ impl Server {
                 .and_then(|h| h.get(name))
                 .map(|value| value.as_str().trim().to_owned())
         };
+        // What no leaf accepts is cut, which makes it unreadable.
+        let within = |name: &str, bytes: usize| {
+            text(name).map(|mut value| {
+                value.truncate(value.floor_char_boundary(base64_bytes(bytes) + SIGNATURE_KIND_BYTES + 1));
+                value
+            })
+        };
+        let signed = SignedHeaders {
+            text: within(TEXT_HEADER, MAX_TEXT_BYTES),
+            signature: within(SIGNATURE_HEADER, MAX_SIGNATURE_BYTES),
+        };
+        let signed = (signed.text.is_some() || signed.signature.is_some()).then_some(signed);
         let id = text(COMMAND_ID_HEADER)
             .map(|id| CommandId::new(header::decode(&id).into_owned()))
             .transpose();
@@ -355,6 +383,8 @@ impl Server {
                 verb: subject.verb,
                 command_id,
                 correlation: correlation.filter(|mark| !mark.is_empty()),
+                signed,
+                from_hub: source.from_hub,
                 body: message.payload,
                 responder,
             }),
@@ -365,6 +395,11 @@ impl Server {
             }
         }
     }
+}
+
+/// Returns the length of so many bytes in base64.
+const fn base64_bytes(bytes: usize) -> usize {
+    bytes.div_ceil(3) * 4
 }
 
 impl Responder {

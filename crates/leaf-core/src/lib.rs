@@ -36,6 +36,7 @@ pub mod runtime;
 pub mod schema;
 pub mod selector;
 pub mod shape;
+pub mod signed;
 pub mod spec;
 pub mod state;
 pub mod subject;

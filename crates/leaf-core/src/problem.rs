@@ -21,6 +21,10 @@ pub enum ProblemCode {
     TooLarge,
     /// The caller may not do this.
     Forbidden,
+    /// The command needs a signature on this leaf, and has none. `leaf.challenge` says what it must have.
+    SignatureRequired,
+    /// The command's signature is refused: see the detail.
+    SignatureInvalid,
     /// Something named in the command does not exist.
     NotFound,
     /// Something that the command would create already exists.
@@ -54,6 +58,8 @@ impl ProblemCode {
             Self::UnsupportedVersion => "unsupported_version",
             Self::TooLarge => "too_large",
             Self::Forbidden => "forbidden",
+            Self::SignatureRequired => "signature_required",
+            Self::SignatureInvalid => "signature_invalid",
             Self::NotFound => "not_found",
             Self::AlreadyExists => "already_exists",
             Self::Conflict => "conflict",
@@ -76,7 +82,8 @@ impl ProblemCode {
             Self::UnknownCommand | Self::NotFound => 404,
             Self::UnsupportedVersion => 505,
             Self::TooLarge => 413,
-            Self::Forbidden => 403,
+            Self::SignatureRequired => 401,
+            Self::Forbidden | Self::SignatureInvalid => 403,
             Self::AlreadyExists | Self::Conflict | Self::CommandIdReused => 409,
             Self::Unsupported => 501,
             Self::Overloaded | Self::Draining => 503,
@@ -96,6 +103,8 @@ impl ProblemCode {
             Self::UnsupportedVersion => "The protocol version is not supported",
             Self::TooLarge => "The command is too large",
             Self::Forbidden => "The caller may not send the command",
+            Self::SignatureRequired => "The command needs a signature",
+            Self::SignatureInvalid => "The command's signature is refused",
             Self::NotFound => "What the command names does not exist",
             Self::AlreadyExists => "What the command would create exists already",
             Self::Conflict => "The present state does not allow the command",

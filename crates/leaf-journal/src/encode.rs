@@ -4,6 +4,7 @@
 use jiff::Timestamp;
 use leaf_core::event::{EventRecord, Headers, header};
 use leaf_core::id::{Caller, CommandId, LeafName};
+use leaf_core::signed::Marks;
 use serde_json::Value;
 
 use leaf_core::command::{CommandOutcome, CommandRecord};
@@ -25,6 +26,16 @@ enum Table {
     Event = 2,
     Entry = 3,
     Command = 4,
+    Signer = 5,
+    Marks = 6,
+}
+
+/// What the journal remembers of the time, and the transaction that wrote it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StoredMarks {
+    pub marks: Marks,
+    /// [`Head::transactions`] of the same transaction: an older program writes the head only.
+    pub transactions: u64,
 }
 
 /// The head of the file: one record, rewritten by each transaction.
@@ -143,6 +154,17 @@ impl<'a> In<'a> {
         std::str::from_utf8(self.bytes()?).map_err(|_| DecodeError("a text in it is not UTF-8"))
     }
 
+    /// Reads a time, at a fixed length.
+    fn time(&mut self) -> Result<Timestamp, DecodeError> {
+        let (time, rest) = self
+            .0
+            .split_first_chunk::<16>()
+            .ok_or(DecodeError("it ends early"))?;
+        self.0 = rest;
+        Timestamp::from_nanosecond(i128::from_le_bytes(*time))
+            .map_err(|_| DecodeError("its time is out of range"))
+    }
+
     fn done(self) -> Result<(), DecodeError> {
         if self.0.is_empty() {
             Ok(())
@@ -154,6 +176,7 @@ impl<'a> In<'a> {
 
 const FORMAT_KEY: &[u8] = b"format";
 const HEAD_KEY: &[u8] = b"head";
+const MARKS_KEY: &[u8] = b"marks";
 
 /// Encodes the format's version; every version reads this record.
 pub(crate) fn encode_format(version: u64) -> Vec<u8> {
@@ -198,6 +221,34 @@ pub(crate) fn decode_head(value: &[u8]) -> Result<Head, DecodeError> {
     };
     fields.done()?;
     Ok(head)
+}
+
+pub(crate) fn encode_marks(stored: StoredMarks) -> Vec<u8> {
+    let mut out = Out(Vec::with_capacity(48));
+    for time in [stored.marks.floor, stored.marks.seen] {
+        out.0.push(u8::from(time.is_some()));
+        if let Some(time) = time {
+            out.0.extend_from_slice(&time.as_nanosecond().to_le_bytes());
+        }
+    }
+    out.number(stored.transactions);
+    out.seal(Table::Marks, MARKS_KEY)
+}
+
+pub(crate) fn decode_marks(value: &[u8]) -> Result<StoredMarks, DecodeError> {
+    let mut fields = In::open(Table::Marks, MARKS_KEY, value)?;
+    let mut time = || match fields.byte()? {
+        0 => Ok(None),
+        1 => fields.time().map(Some),
+        _ => Err(DecodeError("a time in it is of an unknown form")),
+    };
+    let marks = Marks {
+        floor: time()?,
+        seen: time()?,
+    };
+    let transactions = fields.number()?;
+    fields.done()?;
+    Ok(StoredMarks { marks, transactions })
 }
 
 /// Encodes an event, which is stored under its sequence number.
@@ -266,6 +317,18 @@ pub(crate) fn command_key(caller: &Caller, id: &CommandId) -> String {
     format!("{caller}/{id}")
 }
 
+/// Encodes the signer of a command, which is stored beside it: an older program reads no other fields of a command than its own.
+pub(crate) fn encode_signer(key: &str, signer: &str) -> Vec<u8> {
+    Out(signer.as_bytes().to_vec()).seal(Table::Signer, key.as_bytes())
+}
+
+pub(crate) fn decode_signer(key: &str, value: &[u8]) -> Result<String, DecodeError> {
+    let fields = In::open(Table::Signer, key.as_bytes(), value)?;
+    let signer = std::str::from_utf8(fields.0).map_err(|_| DecodeError("a text in it is not UTF-8"))?;
+    Ok(signer.to_owned())
+}
+
+/// Encodes a command, without its signer.
 pub(crate) fn encode_command(command: &CommandRecord) -> Vec<u8> {
     let mut out = Out(Vec::with_capacity(
         128 + command.outcome.as_ref().map_or(0, |outcome| outcome.body.len()),
@@ -295,16 +358,11 @@ pub(crate) fn encode_command(command: &CommandRecord) -> Vec<u8> {
     out.seal(Table::Command, key.as_bytes())
 }
 
+/// Decodes a command, without its signer.
 pub(crate) fn decode_command(key: &str, value: &[u8]) -> Result<CommandRecord, DecodeError> {
     let mut fields = In::open(Table::Command, key.as_bytes(), value)?;
-    let (time, rest) = fields
-        .0
-        .split_first_chunk::<16>()
-        .ok_or(DecodeError("it ends early"))?;
-    fields.0 = rest;
     let command = CommandRecord {
-        accepted_at: Timestamp::from_nanosecond(i128::from_le_bytes(*time))
-            .map_err(|_| DecodeError("its time is out of range"))?,
+        accepted_at: fields.time()?,
         caller: Caller::new(fields.text()?).map_err(|_| DecodeError("it has no caller"))?,
         id: CommandId::new(fields.text()?).map_err(|_| DecodeError("it has no command id"))?,
         noun_verb: fields.text()?.to_owned(),
@@ -314,6 +372,7 @@ pub(crate) fn decode_command(key: &str, value: &[u8]) -> Result<CommandRecord, D
             1 => Some(fields.text()?.to_owned()),
             _ => return Err(DecodeError("its target is of an unknown form")),
         },
+        signer: None,
         outcome: match fields.byte()? {
             0 => None,
             form @ (1 | 2) => Some(CommandOutcome {
@@ -372,6 +431,7 @@ mod tests {
                     fingerprint,
                     accepted_at: Timestamp::from_second(second).expect("in range"),
                     target,
+                    signer: None,
                     outcome: outcome.map(|(body, problem)| CommandOutcome { body, problem }),
                 }
             })
@@ -396,6 +456,21 @@ mod tests {
             let leaf = LeafName::new("leaf").expect("a name");
             let head = Head { leaf, epoch, transactions, first_sequence, last_sequence, entries, commands };
             prop_assert_eq!(decode_head(&encode_head(&head)), Ok(head));
+        }
+
+        #[test]
+        fn marks_and_a_signer_are_decoded_as_they_were_encoded(
+            floor in proptest::option::of(-377_705_023_201i64..253_402_207_200),
+            seen in proptest::option::of(-377_705_023_201i64..253_402_207_200),
+            transactions: u64, key in ".{0,40}", signer in ".{0,60}",
+        ) {
+            let time = |second| Timestamp::from_second(second).expect("in range");
+            let marks = Marks { floor: floor.map(time), seen: seen.map(time) };
+            let stored = StoredMarks { marks, transactions };
+            prop_assert_eq!(decode_marks(&encode_marks(stored)), Ok(stored));
+            let bytes = encode_signer(&key, &signer);
+            prop_assert_eq!(decode_signer(&key, &bytes), Ok(signer));
+            prop_assert!(decode_signer("another", &bytes).is_err());
         }
 
         #[test]

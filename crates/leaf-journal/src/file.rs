@@ -8,19 +8,22 @@ use std::path::Path;
 use bytes::Bytes;
 use leaf_core::event::EventRecord;
 use leaf_core::id::{Caller, CommandId, LeafName};
+use leaf_core::signed::Marks;
 use redb::{
     Database, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
 };
 use serde_json::Value;
 
 use crate::change::Change;
-use crate::encode::{self, DecodeError, FORMAT, Head};
+use crate::encode::{self, DecodeError, FORMAT, Head, StoredMarks};
 use leaf_core::command::CommandRecord;
 
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
 const ENTRIES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("entries");
 const COMMANDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("commands");
+/// The signers of commands, by the command's key. An older program does not know this table, and leaves it as it is.
+const SIGNERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("signers");
 
 /// How many bytes of events are verified when the file is opened, the newest first; older ones are verified when they
 /// are read. Takes about half a second on a small machine.
@@ -139,10 +142,11 @@ pub(crate) fn create(path: &Path, leaf: &LeafName, epoch: u64) -> Result<(), Sto
         {
             let mut meta = transaction.open_table(META)?;
             meta.insert("format", encode::encode_format(FORMAT).as_slice())?;
-            meta.insert("head", encode::encode_head(&head).as_slice())?;
+            write_head(&mut meta, &head, Marks::default())?;
             transaction.open_table(EVENTS)?;
             transaction.open_table(ENTRIES)?;
             transaction.open_table(COMMANDS)?;
+            transaction.open_table(SIGNERS)?;
         }
         transaction.commit()?;
         Ok(())
@@ -173,6 +177,8 @@ pub(crate) fn close(database: Database) {
 /// The contents of the file without its events.
 pub(crate) struct Contents {
     pub head: Head,
+    /// What it remembers of the time.
+    pub marks: Marks,
     pub entries: BTreeMap<String, Value>,
     pub unfinished: Vec<CommandRecord>,
     /// The size of all records in bytes, if all of them were read.
@@ -184,6 +190,7 @@ pub(crate) fn load(database: &Database) -> Result<Contents, StoreError> {
     guarded(|| {
         let transaction = database.begin_read()?;
         let head = read_head(&transaction)?;
+        let marks = read_marks(&transaction, &head)?;
 
         let table = transaction.open_table(ENTRIES)?;
         let mut entries = BTreeMap::new();
@@ -199,6 +206,7 @@ pub(crate) fn load(database: &Database) -> Result<Contents, StoreError> {
         check_count("entries", entries.len() as u64, table.len()?, head.entries)?;
 
         let table = transaction.open_table(COMMANDS)?;
+        let signers = signers(&transaction)?;
         let mut unfinished = Vec::new();
         let mut count = 0;
         let mut previous = String::new();
@@ -206,7 +214,7 @@ pub(crate) fn load(database: &Database) -> Result<Contents, StoreError> {
             let (key, value) = row?;
             let key = key.value();
             let record = || format!("the command {key:?}");
-            let command =
+            let mut command =
                 encode::decode_command(key, value.value()).map_err(|e| StoreError::damaged(record(), &e))?;
             if key <= previous.as_str() {
                 return Err(StoreError::inconsistent(record(), "it is out of order"));
@@ -216,6 +224,7 @@ pub(crate) fn load(database: &Database) -> Result<Contents, StoreError> {
             count += 1;
             bytes += value.value().len();
             if command.outcome.is_none() {
+                command.signer = signer(signers.as_ref(), key)?;
                 unfinished.push(command);
             }
         }
@@ -225,6 +234,7 @@ pub(crate) fn load(database: &Database) -> Result<Contents, StoreError> {
         let events = verify_events(&transaction, &head)?;
         Ok(Contents {
             head,
+            marks,
             entries,
             unfinished,
             record_bytes: events.map(|events| (events + bytes) as u64),
@@ -324,16 +334,67 @@ fn read_head(transaction: &ReadTransaction) -> Result<Head, StoreError> {
     encode::decode_head(value("head")?.value()).map_err(|e| StoreError::damaged("the head record", &e))
 }
 
+/// Reads what the journal remembers of the time. What an older program did with signed commands is not known.
+fn read_marks(transaction: &ReadTransaction, head: &Head) -> Result<Marks, StoreError> {
+    let meta = transaction.open_table(META)?;
+    let Some(value) = meta.get("marks")? else {
+        return Ok(Marks::default());
+    };
+    let stored =
+        encode::decode_marks(value.value()).map_err(|e| StoreError::damaged("the record of marks", &e))?;
+    let mut marks = stored.marks;
+    if stored.transactions != head.transactions {
+        marks.floor = None;
+    }
+    Ok(marks)
+}
+
+fn write_head(
+    meta: &mut redb::Table<'_, &'static str, &'static [u8]>,
+    head: &Head,
+    marks: Marks,
+) -> Result<(), StoreError> {
+    let marks = StoredMarks {
+        marks,
+        transactions: head.transactions,
+    };
+    meta.insert("head", encode::encode_head(head).as_slice())?;
+    meta.insert("marks", encode::encode_marks(marks).as_slice())?;
+    Ok(())
+}
+
+type Signers = redb::ReadOnlyTable<&'static str, &'static [u8]>;
+
+/// Returns the table of signers, which a file of an older program does not have.
+fn signers(transaction: &ReadTransaction) -> Result<Option<Signers>, StoreError> {
+    match transaction.open_table(SIGNERS) {
+        Ok(table) => Ok(Some(table)),
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn signer(signers: Option<&Signers>, key: &str) -> Result<Option<String>, StoreError> {
+    let Some(signers) = signers else { return Ok(None) };
+    let Some(value) = signers.get(key)? else {
+        return Ok(None);
+    };
+    let signer = encode::decode_signer(key, value.value());
+    let signer = signer.map_err(|e| StoreError::damaged(format!("the signer of the command {key:?}"), &e))?;
+    Ok(Some(signer))
+}
+
 /// Reads the head record.
 pub(crate) fn head(database: &Database) -> Result<Head, StoreError> {
     guarded(|| read_head(&database.begin_read()?))
 }
 
 /// Applies changes in one transaction, which is durable when this returns, and returns the new head. The changes are
-/// checked against `head` already; `next` has the sequence numbers after them.
+/// checked against `head` already; `next` has the sequence numbers after them, and `marks` what the journal then remembers of the time.
 pub(crate) fn write<'a>(
     database: &Database,
     next: &Head,
+    marks: Marks,
     changes: impl Iterator<Item = &'a Change>,
 ) -> Result<Head, StoreError> {
     guarded(|| {
@@ -344,6 +405,7 @@ pub(crate) fn write<'a>(
                 events: transaction.open_table(EVENTS)?,
                 entries: transaction.open_table(ENTRIES)?,
                 commands: transaction.open_table(COMMANDS)?,
+                signers: transaction.open_table(SIGNERS)?,
             };
             // Only the last value of an entry is written.
             let mut entries: BTreeMap<&str, &Option<Bytes>> = BTreeMap::new();
@@ -354,7 +416,7 @@ pub(crate) fn write<'a>(
                     }
                     // It replaces all entries.
                     Change::Import(_) => entries.clear(),
-                    Change::ForgetEvents { .. } | Change::ForgetCommands { .. } => {}
+                    Change::ForgetEvents { .. } | Change::ForgetCommands { .. } | Change::Mark { .. } => {}
                 }
                 tables.apply(change)?;
             }
@@ -362,7 +424,7 @@ pub(crate) fn write<'a>(
             head.entries = tables.entries.len()?;
             head.commands = tables.commands.len()?;
             let mut meta = transaction.open_table(META)?;
-            meta.insert("head", encode::encode_head(&head).as_slice())?;
+            write_head(&mut meta, &head, marks)?;
         }
         transaction.commit()?;
         Ok(head)
@@ -373,6 +435,7 @@ struct Tables<'t> {
     events: redb::Table<'t, u64, &'static [u8]>,
     entries: redb::Table<'t, &'static str, &'static [u8]>,
     commands: redb::Table<'t, &'static str, &'static [u8]>,
+    signers: redb::Table<'t, &'static str, &'static [u8]>,
 }
 
 impl Tables<'_> {
@@ -385,15 +448,37 @@ impl Tables<'_> {
                     let key = encode::command_key(&command.caller, &command.id);
                     self.commands
                         .insert(key.as_str(), encode::encode_command(command).as_slice())?;
+                    match &command.signer {
+                        Some(signer) => {
+                            let value = encode::encode_signer(&key, signer);
+                            self.signers.insert(key.as_str(), value.as_slice())?;
+                        }
+                        // An older program may have forgotten a signed command, and left its signer.
+                        None if !self.signers.is_empty()? => drop(self.signers.remove(key.as_str())?),
+                        None => {}
+                    }
                 }
             }
             Change::ForgetEvents { through } => self.events.retain_in(..=*through, |_, _| false)?,
-            Change::ForgetCommands { before } => {
+            Change::Mark { .. } => {}
+            Change::ForgetCommands { before, .. } => {
                 self.commands.retain(|key, value| {
                     // A record that can't be read stays, so that a look-up reports it.
                     encode::decode_command(key, value)
                         .map_or(true, |c| c.outcome.is_none() || c.accepted_at >= *before)
                 })?;
+                let mut failed = None;
+                let commands = &self.commands;
+                self.signers.retain(|key, _| match commands.get(key) {
+                    Ok(command) => command.is_some(),
+                    Err(error) => {
+                        failed = Some(error);
+                        true
+                    }
+                })?;
+                if let Some(error) = failed {
+                    return Err(error.into());
+                }
             }
             Change::Import(import) => {
                 self.events.retain(|_, _| false)?;
@@ -492,8 +577,44 @@ pub(crate) fn command(
         let Some(value) = table.get(key.as_str())? else {
             return Ok(None);
         };
-        encode::decode_command(&key, value.value())
-            .map(Some)
-            .map_err(|e| StoreError::damaged(format!("the command {key:?}"), &e))
+        let mut command = encode::decode_command(&key, value.value())
+            .map_err(|e| StoreError::damaged(format!("the command {key:?}"), &e))?;
+        command.signer = signer(signers(&transaction)?.as_ref(), &key)?;
+        Ok(Some(command))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn since_when_commands_are_known_is_not_known_once_an_older_program_wrote() {
+        let place = tempfile::tempdir().expect("a directory");
+        let path = place.path().join("journal.redb");
+        let leaf = LeafName::new("edge-1").expect("a leaf");
+        create(&path, &leaf, 1).expect("created");
+        let database = open(&path, 1 << 20).expect("opened");
+        let contents = load(&database).expect("loaded");
+        assert_eq!(contents.marks, Marks::default());
+        let time = jiff::Timestamp::from_second(20).expect("a time");
+        let marks = Marks {
+            floor: Some(time),
+            seen: Some(time),
+        };
+        let mut next = contents.head;
+        next.transactions += 1;
+        write(&database, &next, marks, std::iter::empty()).expect("written");
+        assert_eq!(load(&database).expect("loaded").marks, marks);
+        // What a program does that knows of no marks.
+        next.transactions += 1;
+        let transaction = database.begin_write().expect("a transaction");
+        let head = encode::encode_head(&next);
+        let mut meta = transaction.open_table(META).expect("a table");
+        meta.insert("head", head.as_slice()).expect("inserted");
+        drop(meta);
+        transaction.commit().expect("committed");
+        let found = load(&database).expect("loaded").marks;
+        assert_eq!(found, Marks { floor: None, ..marks });
+    }
 }

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use leaf_core::command::CommandRecord;
 use leaf_core::event::EventRecord;
 use leaf_core::id::{Caller, CommandId, LeafName};
+use leaf_core::signed::Marks;
 use serde_json::Value;
 use tokio::sync::{oneshot, watch};
 
@@ -151,6 +152,7 @@ impl Journal {
             database: RwLock::new(Some(database)),
             recent: RwLock::default(),
             held: watch::Sender::new(held),
+            marks: watch::Sender::new(contents.marks),
             health: watch::Sender::new(JournalHealth::Ok),
             transactions: AtomicU64::new(contents.head.transactions),
             queued_bytes: AtomicUsize::new(0),
@@ -192,9 +194,16 @@ impl Journal {
         self.queue(Change::ForgetEvents { through })
     }
 
-    /// Queues dropping the commands that were accepted before this time and have an outcome.
-    pub fn forget_commands(&self, before: Timestamp) -> Receipt {
-        self.queue(Change::ForgetCommands { before })
+    /// Queues dropping the commands that were accepted before this time and have an outcome. `trusted` is the clock, if it is trusted:
+    /// without it, the journal does not know any more since when it knows all commands.
+    pub fn forget_commands(&self, before: Timestamp, trusted: Option<Timestamp>) -> Receipt {
+        self.queue(Change::ForgetCommands { before, trusted })
+    }
+
+    /// Queues a mark: the clock is trusted, and says this. If the journal does not know since when it knows all commands, it is
+    /// since now.
+    pub fn mark(&self, now: Timestamp) -> Receipt {
+        self.queue(Change::Mark { now })
     }
 
     /// Queues an import from the stream: its epoch, last sequence number, newest events, and the state. It replaces the
@@ -281,6 +290,12 @@ impl Journal {
     #[must_use]
     pub fn held(&self) -> Held {
         *self.0.shared.held.borrow()
+    }
+
+    /// What the journal remembers of the time. It may be ahead of the disk, where it is less than what is here.
+    #[must_use]
+    pub fn marks(&self) -> Marks {
+        *self.0.shared.marks.borrow()
     }
 
     /// The epoch of the journal's history.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use leaf_core::event::EventRecord;
+use leaf_core::signed::Marks;
 use redb::Database;
 use tokio::sync::{oneshot, watch};
 
@@ -51,6 +52,7 @@ pub(crate) struct Shared {
     pub database: RwLock<Option<Database>>,
     pub recent: RwLock<Recent>,
     pub held: watch::Sender<Held>,
+    pub marks: watch::Sender<Marks>,
     pub health: watch::Sender<JournalHealth>,
     pub transactions: AtomicU64,
     pub queued_bytes: AtomicUsize,
@@ -224,9 +226,17 @@ impl Writer {
 
     fn write(&mut self, group: &[Pending], next: &Head) -> Result<(), StoreError> {
         let changes = group.iter().map(|pending| &pending.change);
+        let before = *self.shared.marks.borrow();
+        let marks = changes.clone().fold(before, |marks, change| change.mark(marks));
+        // Before the commit: no command may be forgotten while the marks still say that it is known.
+        self.shared.marks.send_if_modified(|known| {
+            let is_changed = *known != marks;
+            *known = marks;
+            is_changed
+        });
         let head = self
             .shared
-            .with_database(|database| file::write(database, next, changes))?;
+            .with_database(|database| file::write(database, next, marks, changes))?;
         self.shared
             .transactions
             .store(head.transactions, Ordering::Relaxed);
@@ -241,7 +251,7 @@ impl Writer {
             match &mut pending.change {
                 Change::Commit(batch) => recent.add(batch.events.drain(..)),
                 Change::Import(_) => *recent = Recent::default(),
-                Change::ForgetEvents { .. } | Change::ForgetCommands { .. } => {}
+                Change::ForgetEvents { .. } | Change::ForgetCommands { .. } | Change::Mark { .. } => {}
             }
         }
     }
@@ -359,7 +369,7 @@ fn advance(head: &mut Head, change: &Change) -> Result<(), CommitError> {
         Change::ForgetEvents { through } => {
             head.first_sequence = head.first_sequence.max((*through).min(head.last_sequence) + 1);
         }
-        Change::ForgetCommands { .. } => {}
+        Change::ForgetCommands { .. } | Change::Mark { .. } => {}
         Change::Import(import) => {
             if head.last_sequence != 0
                 && (import.epoch != head.epoch || import.last_sequence < head.last_sequence)

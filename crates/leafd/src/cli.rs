@@ -22,7 +22,7 @@ pub enum Command {
     Run(Run),
     /// Check a settings file, and report what is wrong with it.
     CheckConfig {
-        /// Look at the files of `[nats]` as well: credentials, certificates and keys. To be run as leafd's user, on the leaf.
+        /// Look at the files of `[nats]` and `[trust]` as well: credentials, certificates, keys, and who may sign. To be run as leafd's user, on the leaf.
         #[arg(long)]
         files: bool,
         /// The settings file.

@@ -12,6 +12,7 @@
 //! | [`daemon`], [`recovery`], [`lease`], [`hub`], [`tasks`] | the start and the end: equipment, state, the leaf's name, here and at the hub, all tasks |
 //! | [`main_loop`], [`wake`], [`clock`], [`commits`], [`workers`] | the loop: inputs, the journal, effects |
 //! | [`listeners`], [`hardware`] | sources of inputs: commands, observations, scans |
+//! | [`trust`] | signatures of commands: who may sign, and whether one is new |
 //! | [`steps`], [`container_users`], [`helper`], [`job`] | work on the host: containers and their NATS users, host operations, jobs |
 //! | [`publisher`], [`mirror`] | copies of the journal: the stream and the bucket `leaf_state` |
 
@@ -41,5 +42,6 @@ pub mod settings;
 pub mod steps;
 mod table;
 pub mod tasks;
+pub mod trust;
 pub mod wake;
 pub mod workers;

@@ -6,25 +6,29 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use leaf_bus::connect::{Bus, Status};
-use leaf_bus::serve::{FreshConnection, Server};
+use leaf_bus::serve::{FreshConnection, Incoming, Server};
 use leaf_container::{Changed, Containers, Seen};
 use leaf_core::engine::{Input, Scope};
 use leaf_core::error::chain;
 use leaf_core::id::ContainerName;
+use leaf_core::signed::Provenance;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::publisher::Published;
 use crate::steps::{ContainerHost, InFlight};
+use crate::trust::Trust;
 use crate::wake::Wake;
 
-/// Forwards commands until the daemon drains, and then those that had already arrived. They move to each fresh connection.
+/// Judges the signatures of commands, and forwards them until the daemon drains, and then those that had already arrived. They
+/// move to each fresh connection.
 ///
 /// # Errors
 /// When the channel to the main loop is closed unexpectedly.
 pub async fn take_commands(
     mut server: Server,
+    trust: Trust,
     inputs: mpsc::Sender<Wake>,
     mut fresh: mpsc::Receiver<FreshConnection>,
     mut drained: oneshot::Receiver<()>,
@@ -33,7 +37,8 @@ pub async fn take_commands(
         tokio::select! {
             incoming = server.next() => match incoming {
                 Some(incoming) => {
-                    if inputs.send(Wake::Command(Box::new(incoming))).await.is_err() {
+                    let (incoming, provenance) = judge(&trust, incoming).await?;
+                    if inputs.send(Wake::Command(Box::new(incoming), provenance)).await.is_err() {
                         break;
                     }
                 }
@@ -49,6 +54,19 @@ pub async fn take_commands(
     }
     let _ = inputs.send(Input::Drained.into()).await;
     std::future::pending().await
+}
+
+/// Judges the signature of a command. Where there is one, that is done by a thread beside the main loop's.
+async fn judge(trust: &Trust, incoming: Incoming) -> anyhow::Result<(Incoming, Provenance)> {
+    if incoming.signed.is_none() {
+        return Ok((incoming, Provenance::Unsigned));
+    }
+    let trust = trust.clone();
+    let judged = tokio::task::spawn_blocking(move || {
+        let provenance = trust.judge(&incoming);
+        (incoming, provenance)
+    });
+    judged.await.context("the check of a signature ended early")
 }
 
 /// Forwards what the publisher knows about the stream's content.

@@ -9,7 +9,7 @@ use leaf_core::error::chain;
 use leaf_core::printable::printable;
 use leafd::cli::{Cli, Command};
 use leafd::settings::{Overrides, Settings};
-use leafd::{check_nats, daemon, inventory, job};
+use leafd::{check_nats, daemon, inventory, job, trust};
 
 fn main() -> ExitCode {
     match Cli::parse().command {
@@ -36,7 +36,8 @@ fn main() -> ExitCode {
 fn check_config(file: &Path, looks_at_files: bool) -> anyhow::Result<()> {
     let settings = Settings::load(Some(file), &Overrides::default())?;
     if looks_at_files {
-        let problems = settings.problems_of_files();
+        let mut problems = settings.problems_of_files();
+        problems.extend(trust::problems_of_files(&settings.trust));
         anyhow::ensure!(problems.is_empty(), "{}", problems.join("\n"));
     }
     println!("{} is valid", printable(&file.to_string_lossy()));

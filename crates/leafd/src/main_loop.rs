@@ -16,6 +16,7 @@ use leaf_core::event::HostFacts;
 use leaf_core::moment::Moment;
 use leaf_core::reconcile::Resource;
 use leaf_core::repeats::Repeats;
+use leaf_core::signed::Provenance;
 use leaf_journal::{Journal, JournalHealth};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
@@ -54,6 +55,8 @@ pub struct MainLoop {
     free_bytes_at: Moment,
     was_refusing: bool,
     repeats: Repeats,
+    /// Whether commands that come from no hub come from clients of the leaf's own server.
+    has_own_server: bool,
 }
 
 /// The unanswered requests, with their responders.
@@ -73,9 +76,15 @@ impl Requests {
 }
 
 impl MainLoop {
-    /// Returns the main loop of this engine.
+    /// Returns the main loop of this engine. `has_own_server` says that the leaf has an embedded NATS server.
     #[must_use]
-    pub fn new(engine: Engine, journal: Journal, workers: Workers, clock: Clock) -> Self {
+    pub fn new(
+        engine: Engine,
+        journal: Journal,
+        workers: Workers,
+        clock: Clock,
+        has_own_server: bool,
+    ) -> Self {
         Self {
             engine,
             commits: Commits::new(journal.clone()),
@@ -88,6 +97,7 @@ impl MainLoop {
             free_bytes_at: Moment::default(),
             was_refusing: false,
             repeats: Repeats::within(COMMANDS_KEPT),
+            has_own_server,
         }
     }
 
@@ -190,7 +200,7 @@ impl MainLoop {
 
     fn wake(&mut self, wake: Wake) {
         let input = match wake {
-            Wake::Command(incoming) => self.request(*incoming),
+            Wake::Command(incoming, provenance) => self.request(*incoming, provenance),
             Wake::Input(input) => *input,
         };
         if let Input::StepsEnded { name, .. } = &input {
@@ -202,13 +212,15 @@ impl MainLoop {
     }
 
     /// Returns an arrived command as an input, with the facts that the engine can't look up.
-    fn request(&mut self, incoming: Incoming) -> Input {
+    fn request(&mut self, incoming: Incoming, provenance: Provenance) -> Input {
         let Incoming {
             caller,
             noun,
             verb,
             command_id,
             correlation,
+            signed: _,
+            from_hub,
             body,
             responder,
         } = incoming;
@@ -225,6 +237,8 @@ impl MainLoop {
             command_id,
             correlation,
             command,
+            provenance,
+            is_local: self.has_own_server && !from_hub,
             seen: Seen::No,
         };
         if let Some((caller, id)) = request.is_repeatable() {

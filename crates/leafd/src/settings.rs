@@ -15,8 +15,10 @@ use leaf_host::settings_file::{self, SettingsError, ShapeError};
 use serde::{Deserialize, Serialize};
 
 mod nats;
+mod trust;
 
 pub use nats::{Embedded, Hub, Nats};
+pub use trust::{ClockTrust, TrustSettings};
 
 /// All settings of a leaf.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +50,9 @@ pub struct Settings {
     /// Nix.
     #[serde(default)]
     pub nix: Nix,
+    /// Signed commands.
+    #[serde(default)]
+    pub trust: TrustSettings,
 }
 
 /// The event log.
@@ -370,6 +375,7 @@ impl Settings {
                 });
             }
         }
+        self.trust.check()?;
         self.leaf_name().map(drop)
     }
 

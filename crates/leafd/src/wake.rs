@@ -2,11 +2,12 @@
 
 use leaf_bus::serve::Incoming;
 use leaf_core::engine::Input;
+use leaf_core::signed::Provenance;
 
 /// A message that wakes the main loop.
 pub enum Wake {
-    /// A command arrived.
-    Command(Box<Incoming>),
+    /// A command arrived, whose signature was judged.
+    Command(Box<Incoming>, Provenance),
     /// An input for the engine.
     Input(Box<Input>),
 }

@@ -36,6 +36,7 @@ use crate::job::{self, JobHost};
 use crate::publisher::Published;
 use crate::steps::{ContainerHost, InFlight, Interruptions, Steps};
 use crate::tasks::Tasks;
+use crate::trust::Trust;
 use crate::wake::Wake;
 
 /// The period in which the journal is tidied; keeping more costs only disk space.
@@ -84,6 +85,8 @@ pub struct Equipment {
     pub in_flight: InFlight,
     /// The monotonic clock of this run.
     pub clock: Clock,
+    /// Judges signatures.
+    pub trust: Trust,
 }
 
 impl Workers {
@@ -161,11 +164,12 @@ impl Workers {
         self.tidied_at = Instant::now();
         let stored = self.equipment.published.borrow().stored;
         let journal = journal.clone();
+        let trusted = self.equipment.trust.trusted_time();
         self.tasks.run(async move {
             if stored > 0 && stored >= journal.first_sequence() {
                 warn_if_failed(journal.forget_events(stored).await);
             }
-            warn_if_failed(journal.forget_commands(before).await);
+            warn_if_failed(journal.forget_commands(before, trusted).await);
         });
     }
 
@@ -219,6 +223,10 @@ impl Workers {
                     .map_err(|error| not_observed("can't read its resource usage", &error))?;
                 Ok(to_json(&stats))
             }),
+            Question::Challenge(caller) => {
+                let trust = self.equipment.trust.clone();
+                self.reply_with(responder, id, move || Ok(to_json(&trust.challenge(&caller))));
+            }
             Question::Containers(containers) => self.reply_with(responder, id, move || {
                 // A leaf that runs no containers may still have some in its state.
                 let seen = match view() {

@@ -63,6 +63,8 @@ enum Name {
     RoundTrip,
     /// Events into journal and stream compared with bare publishes
     Durable,
+    /// A signed command compared with one without a signature
+    Signed,
     /// 64 commands at once
     Concurrent,
     /// `leafd inventory` compared with lshw and hwinfo
@@ -147,6 +149,7 @@ type Measure = fn(&Programs, usize) -> Result<Vec<Row>>;
 const LEAF_ALONE: &[(Name, Measure)] = &[
     (Name::Rest, measures::rest),
     (Name::RoundTrip, measures::round_trip),
+    (Name::Signed, measures::signed),
     (Name::Concurrent, measures::concurrent),
     (Name::Durable, measures::durable),
     (Name::Inventory, measures::inventory),

@@ -33,6 +33,28 @@ commands! {
         #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
         remove: BTreeSet<String>,
     } -> LeafLabels
+
+    /// Says what a signature of this caller must have, for a command to be accepted by this leaf now.
+    Challenge: ChallengeSigner = "challenge" {
+        kind: Query, about: Leaf, needs: Nothing, disk: Untouched, power: Reads,
+        if_generation: Ignored, success: Answered, while_stuck: Refused,
+    } {} -> Challenge
+}
+
+/// What a signature must have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Challenge {
+    /// The leaf's clock. The signature's time may be a minute ahead of it.
+    pub time: Timestamp,
+    /// A nonce that the signed text must have behind this leaf's name, where time alone does not tell whether a signature is new: 16
+    /// bytes in base64url. It is good for one command, for five minutes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<String>,
+    /// The fingerprints of the keys that may sign for this caller now, as `ssh-keygen -l` shows them.
+    pub keys: Vec<String>,
+    /// Why no signature is accepted at the moment, if none is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusing: Option<String>,
 }
 
 /// The labels of a leaf.

@@ -20,6 +20,8 @@ pub struct CommandRecord {
     pub accepted_at: Timestamp,
     /// The key of the state's entry that its outcome waits for: `container.web`.
     pub target: Option<String>,
+    /// The fingerprint of the key that signed it, if it was signed: `SHA256:…`.
+    pub signer: Option<String>,
     /// Its reply, once it has been answered.
     pub outcome: Option<CommandOutcome>,
 }

@@ -127,6 +127,8 @@ pub enum Question {
     ContainerLog(LogQuery),
     /// A container's resource usage.
     ContainerStats(ContainerName),
+    /// What a signature of this caller must have.
+    Challenge(Caller),
     /// The leaf's containers, given here, and the host's foreign ones.
     Containers(Vec<Container>),
 }

@@ -4,10 +4,12 @@ use crate::cause::Cause;
 use crate::command::{Command, CommandKind, CommandOutcome, CommandRecord, JobReport};
 use crate::container::ForeignContainer;
 use crate::decide::{self, Context, Decision, Reply, Target, decide};
-use crate::event::Fact;
+use crate::event::{Fact, LeafSignatureRefused};
 use crate::id::{Caller, CommandId, ContainerName};
 use crate::json::to_json;
 use crate::problem::{Problem, ProblemCode};
+use crate::signed::{Provenance, RefusedSignature};
+use crate::text::shorten_text;
 
 use super::Engine;
 use super::input::{Request, RequestId, Seen};
@@ -18,6 +20,9 @@ use super::waiting::Accepted;
 /// No event of a command is larger, in bytes: a spec has at most 32 KiB, and a flake reference or an installable 4 KiB.
 const LARGEST_OF_A_COMMAND: usize = 48 * 1024;
 
+/// The longest reason of a refused signature that is recorded, in bytes.
+const MAX_REASON_BYTES: usize = 512;
+
 impl Engine {
     pub(super) fn command(&mut self, turn: &mut Turn, request: Request) {
         let Request {
@@ -26,6 +31,8 @@ impl Engine {
             command_id,
             correlation,
             command,
+            provenance,
+            is_local,
             seen,
         } = request;
         let is_given = command_id.is_some();
@@ -34,7 +41,26 @@ impl Engine {
             Ok(command) => command,
             Err(problem) => return turn.refuse([to], &id, problem),
         };
+        let declaration = command.declaration();
+        if let Some(problem) = self
+            .settings
+            .rules
+            .refuse(declaration, &caller, &provenance, is_local)
+        {
+            if let Provenance::Refused(refused) = provenance {
+                let cause = Cause {
+                    command: Some(id.clone()),
+                    correlation,
+                };
+                self.signature_refused(turn, &cause, caller, declaration.noun_verb, refused);
+            }
+            return turn.refuse([to], &id, problem);
+        }
         let is_change = command.kind() != CommandKind::Query;
+        let signer = match provenance {
+            Provenance::Signed { signer } => Some(signer),
+            Provenance::Unsigned | Provenance::Refused(_) => None,
+        };
         let accepted = Accepted {
             cause: Cause {
                 command: Some(id.clone()),
@@ -45,27 +71,84 @@ impl Engine {
                 id,
                 noun_verb: command.declaration().noun_verb.to_owned(),
                 // Only a recorded command's fingerprint is compared.
-                fingerprint: if is_change {
+                fingerprint: if is_change || signer.is_some() {
                     command.fingerprint()
                 } else {
                     String::new()
                 },
                 accepted_at: turn.time(),
                 target: None,
+                signer,
                 outcome: None,
             },
             is_change,
             to: vec![to],
         };
+        let is_signed_query = !is_change && accepted.record.signer.is_some();
+        if is_signed_query && self.is_replayed(turn, to, &accepted.record, &seen) {
+            return;
+        }
         if is_change && is_given && self.is_repeated(turn, to, &accepted.record, seen) {
             return;
         }
         if let Some(problem) = self.refuses_command(turn, &command) {
             return turn.refuse([to], &accepted.record.id, problem);
         }
+        if is_signed_query {
+            turn.keep(CommandRecord {
+                outcome: Some(answered_once(&accepted.record.id)),
+                ..accepted.record.clone()
+            });
+        }
         let context = self.context(turn, accepted.record.caller.clone());
         let decision = decide(self.state(), &command, &context);
         self.decided(turn, accepted, decision);
+    }
+
+    /// Records that a signature was refused, unless that was recorded a moment ago or the disk is too full.
+    fn signature_refused(
+        &mut self,
+        turn: &mut Turn,
+        cause: &Cause,
+        caller: Caller,
+        noun_verb: &str,
+        refused: RefusedSignature,
+    ) {
+        let Some(counted) = self.refusals.count(&caller, refused.is_named, turn.at.moment) else {
+            return;
+        };
+        if self.refuses(&turn.at.conditions).is_some() {
+            return self.refusals.not_recorded(counted);
+        }
+        let mut reason = refused.reason;
+        shorten_text(&mut reason, MAX_REASON_BYTES);
+        let fact = LeafSignatureRefused {
+            caller,
+            command: noun_verb.to_owned(),
+            signer: refused.signer,
+            reason,
+            refused: counted.refused,
+            others: counted.others,
+        };
+        self.record(turn, cause, [fact.into()]);
+    }
+
+    /// Refuses a signed query whose id was used before, and one for which that can't be known or kept; returns false for any other.
+    fn is_replayed(&self, turn: &mut Turn, to: RequestId, record: &CommandRecord, seen: &Seen) -> bool {
+        let problem = match seen {
+            Seen::Before(_) => Some(used_before(&record.id)),
+            Seen::Unreadable => {
+                let detail = "can't read the journal at the moment, and so not tell whether this signature was used: see the leaf's log";
+                Some(Problem::new(ProblemCode::Failed, detail))
+            }
+            // Its id could not be kept.
+            Seen::No => self.refuses(&turn.at.conditions),
+        };
+        let is_refused = problem.is_some();
+        if let Some(problem) = problem {
+            turn.refuse([to], &record.id, problem);
+        }
+        is_refused
     }
 
     fn refuses_command(&self, turn: &Turn, command: &Command) -> Option<Problem> {
@@ -236,6 +319,22 @@ impl Engine {
         };
         turn.answer([to], id, &reply.map_err(|problem| problem.about(id)));
         true
+    }
+}
+
+/// Returns the problem of a signed query whose id was used before.
+fn used_before(id: &CommandId) -> Problem {
+    let detail = format!(
+        "the command id {id} was used in the last 24 hours, and a signed query is answered once: sign it again with a new id"
+    );
+    Problem::new(ProblemCode::SignatureInvalid, detail)
+}
+
+/// Returns what the record of a signed query has as its outcome: the reply itself is not kept.
+fn answered_once(id: &CommandId) -> CommandOutcome {
+    CommandOutcome {
+        body: to_json(&used_before(id).about(id)),
+        problem: true,
     }
 }
 

@@ -15,6 +15,7 @@ use crate::job::{JobOutcome, Progress};
 use crate::moment::Moment;
 use crate::problem::Problem;
 use crate::reconcile::container::StepsOutcome;
+use crate::signed::Provenance;
 
 /// An input of the engine.
 #[derive(Debug, Clone)]
@@ -209,6 +210,10 @@ pub struct Request {
     pub correlation: Option<String>,
     /// The command, or the problem with its body.
     pub command: Result<Command, Problem>,
+    /// Whether it is signed, and by whom.
+    pub provenance: Provenance,
+    /// Whether it arrived at the leaf's own server, from a client of that server.
+    pub is_local: bool,
     /// Whether a command with this id was accepted from this caller before. Meaningful only if
     /// [`Request::is_repeatable`] returns a key.
     pub seen: Seen,
@@ -216,14 +221,15 @@ pub struct Request {
 
 impl Request {
     /// Returns the key (caller and id) under which an earlier acceptance of this command is looked up. It has one if
-    /// the command changes something and its sender gave it an id.
+    /// the command changes something or is signed, and its sender gave it an id.
     #[must_use]
     pub fn is_repeatable(&self) -> Option<(&Caller, &CommandId)> {
         let changes = |command: &Command| command.kind() != CommandKind::Query;
         let id = self.command_id.as_ref()?;
+        let is_signed = matches!(self.provenance, Provenance::Signed { .. });
         self.command
             .as_ref()
-            .is_ok_and(changes)
+            .is_ok_and(|command| is_signed || changes(command))
             .then_some((&self.caller, id))
     }
 }

@@ -53,6 +53,7 @@ use crate::plan::{after_boot, may_have_started_early};
 use crate::problem::Problem;
 use crate::reconcile::{Interruption, Reconciler, Resource};
 use crate::runtime::Runtime;
+use crate::signed::{CommandRules, Refusals};
 use crate::state::State;
 
 pub use admission::{Capabilities, Limits};
@@ -89,6 +90,8 @@ pub struct EngineSettings {
     pub max_queued_jobs: usize,
     /// The time limit of a job whose command sets none, in seconds.
     pub job_timeout_seconds: u32,
+    /// Which commands need a signature, or a caller who is named for them.
+    pub rules: CommandRules,
 }
 
 /// The journal's content when an instance starts.
@@ -121,6 +124,8 @@ pub struct Engine {
     credentials_until: Option<Timestamp>,
     /// The access of the leaf's own people, if it has a server of its own.
     local_access: Option<LocalAccess>,
+    /// The refused signatures of the last seconds.
+    refusals: Refusals,
     /// The number of records returned so far.
     recorded: u64,
     stop: Option<Stop>,
@@ -161,6 +166,7 @@ impl Engine {
             hub: None,
             credentials_until: None,
             local_access: None,
+            refusals: Refusals::default(),
             recorded: 0,
             stop: None,
         }

@@ -40,6 +40,24 @@ facts! {
         labels: Labels,
     }
 
+    /// The leaf refused the signature of a command. For each caller there is at most one such event in ten seconds.
+    SignatureRefused: LeafSignatureRefused = "signature_refused" v 1 about Leaf {
+        /// The caller, by the command's subject.
+        caller: Caller,
+        /// The command's noun and verb.
+        command: String,
+        /// The fingerprint of the key by which the signature is, or says it is; absent if it can't be read.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        signer: Option<String>,
+        /// The reason.
+        reason: String,
+        /// The number of this caller's refused signatures since the last such event about it, with this one.
+        refused: u64,
+        /// The number of other callers' refused signatures that no event counts.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        others: u64,
+    }
+
     /// A snapshot of the whole state, from which a replay can start. A large state comes in several parts with
     /// consecutive sequence numbers.
     Snapshotted: LeafSnapshotted = "snapshotted" v 1 about Leaf {
@@ -55,6 +73,11 @@ facts! {
         /// The entries of the state in this part, by key (`container.web`).
         entries: BTreeMap<String, serde_json::Value>,
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The host that a leaf runs on.

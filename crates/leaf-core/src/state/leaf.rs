@@ -77,6 +77,7 @@ pub(super) fn apply(state: &mut State, fact: &LeafFact, event: &Event) -> Vec<St
             }
             None => Vec::new(),
         },
+        LeafFact::SignatureRefused(_) => Vec::new(),
         LeafFact::Snapshotted(f) => snapshot::restore(state, f, event.sequence),
     }
 }

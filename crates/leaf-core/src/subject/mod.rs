@@ -99,6 +99,12 @@ impl CommandSubject {
     }
 }
 
+/// Returns the subject of a command with `*` in the leaf's place: the one that is signed.
+#[must_use]
+pub fn command_to_any(caller: &Caller, noun: &str, verb: &str) -> String {
+    format!("leaf.{VERSION}.cmd.*.{caller}.{noun}.{verb}")
+}
+
 /// Returns the subjects that a leaf subscribes to for its commands: every version, so that an unsupported one is
 /// answered.
 #[must_use]

@@ -7,6 +7,7 @@ mod error;
 mod job;
 mod machine;
 mod properties;
+mod timedate;
 mod unit;
 
 use std::sync::Arc;

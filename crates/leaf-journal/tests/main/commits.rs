@@ -211,7 +211,7 @@ fn forgetting() {
         journal.forget_events(60).await.expect("durable");
         journal.forget_events(40).await.expect("nothing to do");
         let before = Timestamp::from_second(1_760_000_000 + 70).expect("in range");
-        journal.forget_commands(before).await.expect("durable");
+        journal.forget_commands(before, None).await.expect("durable");
     });
     assert!(matches!(
         journal.read(60, 100),

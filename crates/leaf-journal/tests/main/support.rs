@@ -86,6 +86,7 @@ pub(crate) fn command(number: u64, done: bool) -> CommandRecord {
         accepted_at: Timestamp::from_second(1_760_000_000 + i64::try_from(number).expect("small"))
             .expect("in range"),
         target: Some(format!("container.c{number}")),
+        signer: number.is_multiple_of(3).then(|| format!("SHA256:{number}")),
         outcome: done.then(|| CommandOutcome {
             body: b"{\"ok\":true}".to_vec(),
             problem: number % 2 == 1,

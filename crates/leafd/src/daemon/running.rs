@@ -30,6 +30,7 @@ use crate::renewal::Renewal;
 use crate::settings::Settings;
 use crate::steps::{ContainerHost, InFlight};
 use crate::tasks::Tasks;
+use crate::trust::Trust;
 use crate::wake::Wake;
 use crate::workers::{Equipment, Workers};
 use crate::{hardware, lease, listeners, mirror};
@@ -114,6 +115,7 @@ impl Running {
         if let Ok(jobs) = &claim.jobs {
             jobs.remove_unknown(claim.state.job_ids()).await;
         }
+        let trust = Trust::new(store.leaf.clone(), &settings.trust, store.journal.clone())?;
         let workers = Workers::new(Equipment {
             leaf: store.leaf.clone(),
             inputs: inputs.clone(),
@@ -127,16 +129,18 @@ impl Running {
             steps,
             in_flight: in_flight.clone(),
             clock,
+            trust: trust.clone(),
         });
         let entries = claim.state.entries();
-        let engine = engine(settings, &store, claim.state, claim.unfinished, &workers);
+        let engine = engine(settings, &store, claim.state, claim.unfinished, &workers)?;
         for CommandRecord { id, noun_verb, .. } in engine.set_aside() {
             tracing::warn!(command = %id, what = noun_verb, "accepted by a newer leafd: unanswered until that version runs here again");
         }
         let Store {
             leaf, host, journal, ..
         } = store;
-        let mut main_loop = MainLoop::new(engine, journal.clone(), workers, clock);
+        let has_own_server = server_process.is_some();
+        let mut main_loop = MainLoop::new(engine, journal.clone(), workers, clock, has_own_server);
         main_loop.begin(VERSION, host);
 
         let mut tasks = Tasks::default();
@@ -195,8 +199,15 @@ impl Running {
             claims: tasks.keep("hub", claims.keep()),
         });
         let (fresh, fresh_connections) = mpsc::channel(1);
-        let commands = listeners::take_commands(claim.server, inputs.clone(), fresh_connections, drained);
+        let commands = listeners::take_commands(
+            claim.server,
+            trust.clone(),
+            inputs.clone(),
+            fresh_connections,
+            drained,
+        );
         tasks.keep("commands", commands);
+        tasks.keep("clock", trust.watch_clock());
         let publishes = listeners::watch_published(published.clone(), inputs.clone());
         tasks.keep("published", publishes);
         let report = equipment::report(settings.clone());
@@ -385,7 +396,7 @@ fn engine(
     state: State,
     unfinished: Vec<CommandRecord>,
     workers: &Workers,
-) -> Engine {
+) -> anyhow::Result<Engine> {
     let Store {
         leaf,
         instance,
@@ -406,6 +417,7 @@ fn engine(
         max_jobs: settings.nix.max_jobs,
         max_queued_jobs: settings.nix.max_queued_jobs,
         job_timeout_seconds: settings.nix.timeout_seconds,
+        rules: settings.trust.rules()?,
     };
     let snapshots = Snapshots {
         every_events: settings.events.snapshot_every,
@@ -418,5 +430,5 @@ fn engine(
         unfinished,
         held_events: (held.last_sequence + 1).saturating_sub(held.first_sequence),
     };
-    Engine::new(engine, resumed)
+    Ok(Engine::new(engine, resumed))
 }

@@ -14,6 +14,8 @@ mod repeat;
 mod rights;
 #[path = "commands/service.rs"]
 mod service;
+#[path = "commands/signed.rs"]
+mod signed;
 #[path = "commands/wire.rs"]
 mod wire;
 
@@ -26,6 +28,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         repeat::trials(host),
         rights::trials(host),
         service::trials(host),
+        signed::trials(host),
         ctl::trials(host),
         log::trials(host),
         programs::trials(),

@@ -27,6 +27,14 @@ impl Measured {
 
     /// Starts a leaf, and returns when it is ready.
     pub(super) fn start(programs: &Programs) -> Result<Self> {
+        Self::start_with(programs, |_| Ok(String::new()))
+    }
+
+    /// Starts it with more settings, which may be about files in its directory.
+    pub(super) fn start_with(
+        programs: &Programs,
+        more: impl FnOnce(&Path) -> Result<String>,
+    ) -> Result<Self> {
         let directory = tempfile::Builder::new()
             .prefix("cim-leaf-bench-")
             .tempdir()
@@ -36,7 +44,8 @@ impl Measured {
         let text = format!(
             "name = \"{name}\"\nstate_dir = \"{state}\"\n\
              [nats.embedded]\nport = 0\n\
-             [containers]\nenable = true\naddress_pool = \"10.{pool}.0.0/16\"\n",
+             [containers]\nenable = true\naddress_pool = \"10.{pool}.0.0/16\"\n{more}",
+            more = more(directory.path())?,
             name = Self::name(),
             state = leaf::state(directory.path()).display(),
         );

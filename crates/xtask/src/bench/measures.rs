@@ -25,6 +25,8 @@ const EVENTS_ALWAYS: usize = 10_000;
 /// The number of concurrent commands, and of commands per round.
 const TASKS: usize = 64;
 const COMMANDS: usize = 4096;
+/// The number of signed commands per round, and of unsigned ones.
+const SIGNED: usize = 500;
 /// The number of commands before the second observation of an idle leaf.
 const WORKLOAD: usize = 100;
 /// How long after its last work a leaf is idle, and how long it is observed then.
@@ -57,6 +59,43 @@ pub(super) fn round_trip(programs: &Programs, rounds: usize) -> Result<Vec<Row>>
             format!("{:.0} µs", of("client", "p50_us")),
         ),
     ])
+}
+
+/// A signed change's round trip, compared with an unsigned one's.
+pub(super) fn signed(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
+    let leaf = Measured::start_with(programs, |directory| {
+        let key = directory.join("signer");
+        let mut make = Command::new("ssh-keygen");
+        make.args(["-q", "-t", "ed25519", "-N", "", "-C", "", "-f"])
+            .arg(&key);
+        output(&mut make)?;
+        let public = directory.join("signer.pub");
+        let public =
+            std::fs::read_to_string(&public).with_context(|| format!("can't read {}", public.display()))?;
+        let allowed = directory.join("allowed_signers");
+        std::fs::write(&allowed, format!("admin {public}"))
+            .and_then(|()| std::fs::set_permissions(&allowed, std::fs::Permissions::from_mode(0o644)))
+            .with_context(|| format!("can't write {}", allowed.display()))?;
+        Ok(format!(
+            "[trust]\nclock = \"trusted\"\nallowed_signers = \"{}\"\n",
+            allowed.display()
+        ))
+    })?;
+    leaf.wait_published()?;
+    let found = json(
+        Command::new(&programs.signed)
+            .arg(leaf.state())
+            .args([Measured::name(), rounds.to_string(), SIGNED.to_string()])
+            .arg(leaf.directory().join("signer")),
+    )?;
+    leaf.stop()?;
+    let of = |kind: &str| median(&each(&found, "rounds", &[kind]));
+    let (signed, unsigned) = (of("signed"), of("unsigned"));
+    let row = Row::report(
+        "`leaf.label`, signed and checked, compared with one without a signature, median",
+        format!("{signed:.0} µs, {:.0} µs more", signed - unsigned),
+    );
+    Ok(vec![row.against(format!("{unsigned:.0} µs"), signed / unsigned)])
 }
 
 /// 64 commands at once.

@@ -18,6 +18,7 @@ pub(super) struct Programs {
     pub(super) requests: PathBuf,
     pub(super) publishes: PathBuf,
     pub(super) durable: PathBuf,
+    pub(super) signed: PathBuf,
     pub(super) fleet: PathBuf,
     pub(super) leaf_hub: PathBuf,
     pub(super) nats_server: PathBuf,
@@ -29,7 +30,7 @@ impl Programs {
         // Separately from the benches, whose libraries have more features enabled.
         let tree = install(tools, Profile::Release)?;
         eprintln!("building the benches");
-        let benches = ["requests", "publishes", "durable", "fleet"].map(|name| ["--bench", name]);
+        let benches = ["requests", "publishes", "durable", "signed", "fleet"].map(|name| ["--bench", name]);
         let mut build = cargo();
         build
             .args([
@@ -61,6 +62,7 @@ impl Programs {
             requests: bench("requests")?,
             publishes: bench("publishes")?,
             durable: bench("durable")?,
+            signed: bench("signed")?,
             fleet: bench("fleet")?,
             nats_server: tools.nats_server.clone(),
             nix: find("nix").context("nix is not installed")?,

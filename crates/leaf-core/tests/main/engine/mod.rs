@@ -6,6 +6,7 @@ mod boots;
 mod boundaries;
 mod labels;
 mod policy;
+mod signed;
 mod sizes;
 mod steps;
 mod world;

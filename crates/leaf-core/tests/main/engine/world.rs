@@ -22,6 +22,7 @@ use leaf_core::labels::Labels;
 use leaf_core::problem::Problem;
 use leaf_core::reconcile::Interruption;
 use leaf_core::runtime::Runtime;
+use leaf_core::signed::{CommandRules, Provenance};
 use leaf_core::state::{State, apply};
 use serde_json::Value;
 use uuid::Uuid;
@@ -323,6 +324,17 @@ impl World {
     }
 
     pub(super) fn send(&mut self, caller: Caller, id: Option<CommandId>, command: Command) {
+        self.send_as(caller, id, command, Provenance::Unsigned);
+    }
+
+    /// Sends a command whose signature was judged so.
+    pub(super) fn send_as(
+        &mut self,
+        caller: Caller,
+        id: Option<CommandId>,
+        command: Command,
+        provenance: Provenance,
+    ) {
         self.sent.push(Sent {
             caller: caller.clone(),
             id: id.clone(),
@@ -337,6 +349,8 @@ impl World {
             command_id: id,
             correlation: None,
             command: Ok(command),
+            provenance,
+            is_local: false,
             seen: Seen::No,
         };
         if let Some((caller, id)) = request.is_repeatable() {
@@ -480,6 +494,7 @@ fn engine(journal: &ModelJournal, run: u64, capabilities: &Capabilities) -> Engi
         max_jobs: MAX_JOBS,
         max_queued_jobs: MAX_QUEUED_JOBS,
         job_timeout_seconds: 3600,
+        rules: CommandRules::default(),
     };
     let state = State::from_entries(journal.replayed.sequence, journal.entries.clone());
     let snapshots = Snapshots {

@@ -86,6 +86,7 @@ fn commands() -> anyhow::Result<Vec<CommandRecord>> {
             fingerprint: "0".repeat(64),
             accepted_at: Timestamp::now(),
             target: Some(target.to_owned()),
+            signer: Some("SHA256:uNiVztksCsDhcc0u9e8BgrJXVGDpQjzAAzGCsFZ7CXY".to_owned()),
             outcome: None,
         })
     };
@@ -111,6 +112,7 @@ async fn write_as_a_newer_leafd(leaf: &TestLeaf) -> anyhow::Result<Vec<EventReco
         commands: commands()?,
     };
     journal.commit(batch).await?;
+    journal.mark(Timestamp::now()).await?;
     journal.close().await;
     Ok(events)
 }
@@ -133,6 +135,7 @@ async fn untouched(leaf: &TestLeaf) -> anyhow::Result<()> {
         let found = found.with_context(|| format!("{} is gone", command.id))?;
         ensure!(found.outcome.is_none(), "{} was answered: {found:?}", command.id);
         ensure!(found.target == command.target && found.noun_verb == command.noun_verb);
+        ensure!(found.signer == command.signer, "{:?}", found.signer);
     }
     journal.close().await;
     Ok(())
@@ -393,6 +396,11 @@ pub(super) async fn to_an_older_program_and_back() -> anyhow::Result<()> {
         let status = leaf.stop().await?;
         ensure!(status.success(), "{status}");
         untouched(&leaf).await?;
+        // It keeps the marks of the time as they are, and they don't say any more since when all commands are known.
+        let (journal, _) = open_with_state(&leaf).await?;
+        let marks = journal.marks();
+        ensure!(marks.floor.is_none() && marks.seen.is_some(), "{marks:?}");
+        journal.close().await;
         leaf.run_own_program();
         leaf.start_again().await?;
         let labels = leaf.show().await?.labels;
