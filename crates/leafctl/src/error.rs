@@ -28,6 +28,7 @@ use leaf_core::problem::{Problem, ProblemCode};
 use serde_json::{Value, json};
 
 use crate::fleet_keys::KeysError;
+use crate::signing_error::SigningError;
 
 /// The exit code of a command that was interrupted.
 const INTERRUPTED: u8 = 130;
@@ -111,6 +112,9 @@ pub(crate) enum Error {
     /// A command about the keys of a fleet failed.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// A leaf asks for a signature, and none was made.
+    #[error(transparent)]
+    Signing(#[from] SigningError),
     /// The command was interrupted by Ctrl-C.
     #[error("interrupted{}", .note.as_ref().map_or(String::new(), |note| format!(": {note}")))]
     Interrupted {
@@ -216,6 +220,7 @@ impl Error {
             Self::Context(_) | Self::LocalLeaf(_) | Self::Connect { .. } => 3,
             Self::NoLeaf(_) | Self::Lost { .. } => 4,
             Self::NotFound(_) => 5,
+            Self::Signing(_) => 6,
             Self::Job { .. } => 7,
             Self::Interrupted { .. } => INTERRUPTED,
             Self::Leaves { failed, .. } => {

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::future::Future;
+use std::rc::Rc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -12,6 +13,7 @@ use leaf_core::command::{CommandKind, Request, ShowContainer};
 use leaf_core::container::{Container, ContainerPhase};
 use leaf_core::fleet::CopyState;
 use leaf_core::id::{CommandId, ContainerName, LeafName};
+use leaf_core::json::to_json;
 use leaf_core::printable::printable_line;
 use leaf_core::problem::{Problem, ProblemCode};
 use uuid::Uuid;
@@ -20,6 +22,7 @@ use crate::advice;
 use crate::error::Error;
 use crate::output::ago;
 use crate::progress;
+use crate::signing::Signing;
 
 /// The least time limit of a command that waits for the host.
 const SLOW: Duration = Duration::from_secs(120);
@@ -38,6 +41,8 @@ pub(crate) struct Leaf {
     /// The id of the first change, until that has taken it.
     command_id: RefCell<Option<CommandId>>,
     among: Among,
+    /// The signatures of the command.
+    signing: Rc<Signing>,
 }
 
 /// Whether the command is for other leaves as well.
@@ -58,6 +63,7 @@ impl Leaf {
         client: Client,
         timeout: Duration,
         command_id: Option<CommandId>,
+        signing: Rc<Signing>,
     ) -> Self {
         Self {
             name,
@@ -66,6 +72,7 @@ impl Leaf {
             slow_timeout: timeout.max(SLOW),
             command_id: RefCell::new(command_id),
             among: Among::Alone,
+            signing,
         }
     }
 
@@ -77,6 +84,7 @@ impl Leaf {
         client: Client,
         timeout: Duration,
         command_id: &CommandId,
+        signing: Rc<Signing>,
     ) -> Self {
         let is_away = heard.as_ref().is_some_and(|heard| away_since(heard).is_some());
         let (timeout, slow_timeout) = if is_away {
@@ -94,6 +102,7 @@ impl Leaf {
                 heard: heard.map(Box::new),
                 repeated_by: command_id.clone(),
             },
+            signing,
         }
     }
 
@@ -125,12 +134,12 @@ impl Leaf {
 
     /// Sends a command and returns its reply.
     pub(crate) async fn call<R: Request>(&self, request: &R) -> Result<R::Reply, Error> {
-        self.call_within(request, self.timeout).await
+        Box::pin(self.call_within(request, self.timeout)).await
     }
 
     /// Sends a command that waits for the host, which may take longer than other replies.
     pub(crate) async fn call_slow<R: Request>(&self, request: &R) -> Result<R::Reply, Error> {
-        self.call_within(request, self.slow_timeout).await
+        Box::pin(self.call_within(request, self.slow_timeout)).await
     }
 
     /// Returns how long to wait for a message before querying again.
@@ -179,7 +188,12 @@ impl Leaf {
             timeout,
             ..CallOptions::default()
         };
-        let answer = self.client.call(&self.name, request, options).await;
+        let mut answer = self.client.call(&self.name, request, options).await;
+        if let Err(CallError::Problem(problem)) = &answer
+            && problem.code == ProblemCode::SignatureRequired
+        {
+            answer = Box::pin(self.call_signed(request, id.as_ref(), timeout)).await?;
+        }
         match (answer, id) {
             (Ok(reply), _) => Ok(reply),
             (Err(error @ (CallError::TimedOut { .. } | CallError::Disconnected)), Some(id)) => {
@@ -197,6 +211,27 @@ impl Leaf {
             (Err(CallError::TimedOut { seconds, .. }), None) => Err(self.without_reply(Some(seconds)).await),
             (Err(error), _) => Err(error.into()),
         }
+    }
+
+    /// Sends a command with a signature.
+    ///
+    /// # Errors
+    /// Why none can be made.
+    async fn call_signed<R: Request>(
+        &self,
+        request: &R,
+        id: Option<&CommandId>,
+        timeout: Duration,
+    ) -> Result<Result<R::Reply, CallError>, Error> {
+        let body = to_json(request);
+        let (id, signature) = self.signing.sign(&self.name, R::DECLARATION, &body, id).await?;
+        let options = CallOptions {
+            id: Some(id),
+            timeout,
+            signature: Some(signature),
+            ..CallOptions::default()
+        };
+        Ok(self.client.call(&self.name, request, options).await)
     }
 
     /// Returns the id of the first change, or else a new one.

@@ -13,6 +13,9 @@ mod output;
 mod progress;
 mod selection;
 mod session;
+mod signing;
+mod signing_error;
+mod ssh_agent;
 mod text;
 mod view;
 

@@ -1,5 +1,7 @@
 //! A connection, and the leaves that the command is for.
 
+use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
 
 use leaf_bus::client::{CallError, Client, Leaves};
@@ -18,6 +20,7 @@ use crate::leaf::Leaf;
 use crate::output::Output;
 use crate::progress::waiting;
 use crate::selection::{Selected, Selection, Several};
+use crate::signing::Signing;
 use crate::text::Text;
 use crate::view::View;
 
@@ -40,6 +43,9 @@ pub(crate) struct Session {
     by_flags: bool,
     /// The given id of the first change.
     command_id: Option<CommandId>,
+    /// The key to sign with.
+    sign_with: Option<PathBuf>,
+    output: Output,
 }
 
 impl Session {
@@ -56,6 +62,8 @@ impl Session {
             selection,
             by_flags: global.selects_leaves(),
             command_id: global.command_id.clone(),
+            sign_with: global.sign_with.clone(),
+            output: Output::new(global.json),
         })
     }
 
@@ -119,8 +127,17 @@ impl Session {
             Selection::Several(several) => {
                 let selected = several.select(self.client.leaves().await?)?;
                 let id = self.command_id.clone().unwrap_or_else(|| Uuid::now_v7().into());
+                let names = selected.iter().map(|selected| selected.leaf.clone()).collect();
+                let signing = self.signing(names, Some(id.clone()));
                 let leaf = |Selected { leaf, heard }| {
-                    Leaf::one_of_several(leaf, heard, self.client.clone(), self.timeout, &id)
+                    Leaf::one_of_several(
+                        leaf,
+                        heard,
+                        self.client.clone(),
+                        self.timeout,
+                        &id,
+                        signing.clone(),
+                    )
                 };
                 Ok(selected.into_iter().map(leaf).collect())
             }
@@ -128,7 +145,26 @@ impl Session {
     }
 
     fn alone(&self, leaf: LeafName) -> Leaf {
-        Leaf::alone(leaf, self.client.clone(), self.timeout, self.command_id.clone())
+        let signing = self.signing(vec![leaf.clone()], None);
+        Leaf::alone(
+            leaf,
+            self.client.clone(),
+            self.timeout,
+            self.command_id.clone(),
+            signing,
+        )
+    }
+
+    /// Returns the signatures of a command to these leaves.
+    fn signing(&self, leaves: Vec<LeafName>, shared: Option<CommandId>) -> Rc<Signing> {
+        Rc::new(Signing::new(
+            self.client.clone(),
+            leaves,
+            shared,
+            self.sign_with.clone(),
+            self.timeout,
+            self.output,
+        ))
     }
 
     /// Returns the only leaf.

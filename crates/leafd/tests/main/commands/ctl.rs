@@ -19,6 +19,8 @@ mod keys;
 mod labels;
 #[path = "ctl/newer.rs"]
 mod newer;
+#[path = "ctl/signing.rs"]
+mod signing;
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -78,6 +80,8 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: events are listed from a sequence number, by type, and followed; a closed pipe is not an error", &[], events),
         host.trial("leafctl: hardware watch says that it waits, and exits with 130 at Ctrl-C", &[], watches),
         host.trial("leafctl: on a terminal headings are bold, and a build that prints does not hang", &[Need::Nix], terminal),
+        host.trial("leafctl: it signs by a key file or ssh-agent where a leaf asks for it, and says what is missing", &[], signing::one_leaf),
+        host.trial("leafctl: one signature is for all leaves of a command that let its key sign", &[], signing::several_leaves),
         host.trial("leafctl: each shell can read its completions, and schemas are shown in full", &[], offline),
     ]
     .into_iter()

@@ -19,6 +19,14 @@ pub(super) struct Fleet {
 impl Fleet {
     /// Starts this many leaves. Each has the label `site`: `even` or `odd` by its number.
     pub(super) async fn start(count: usize) -> anyhow::Result<Self> {
+        Self::start_with(count, |_, setup| setup).await
+    }
+
+    /// Starts this many leaves, with more settings by their number.
+    pub(super) async fn start_with(
+        count: usize,
+        settings: impl Fn(usize, Setup) -> Setup,
+    ) -> anyhow::Result<Self> {
         let hub = Hub::start().await?;
         let mut leaves = Vec::new();
         for number in 0..count {
@@ -27,7 +35,8 @@ impl Fleet {
                 _ => hub.setup_of(&LeafName::new(format!("{}-{number}", hub.leaf))?)?,
             };
             let site = if number % 2 == 0 { "even" } else { "odd" };
-            leaves.push(setup.set("labels.site", site).launch().await?);
+            let setup = settings(number, setup.set("labels.site", site));
+            leaves.push(setup.launch().await?);
         }
         for leaf in &mut leaves {
             leaf.ready().await?;
