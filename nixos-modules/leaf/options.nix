@@ -417,6 +417,73 @@ in
       };
     };
 
+    trust = {
+      allowedSignersFile = mkOption {
+        type = types.nullOr types.path;
+        default = null;
+        example = lib.literalExpression "./allowed_signers";
+        description = ''
+          The file of the SSH keys that may sign commands, and for which callers: `ann ssh-ed25519 AAAA…` on a line, as for
+          `ssh-keygen -Y verify`. It has public keys only, so it may be in the Nix store; a file elsewhere must belong to root, and be
+          writable for root only. Without it no signature is accepted.
+        '';
+      };
+
+      revokedSignersFile = mkOption {
+        type = types.nullOr types.path;
+        default = null;
+        example = "/etc/cim-leaf/revoked_signers";
+        description = ''
+          The file of the keys that may not sign any more: a public key or a fingerprint (`SHA256:…`) on each line. A file outside the
+          Nix store counts as soon as it is changed, without a switch of the system.
+        '';
+      };
+
+      clock = mkOption {
+        type = types.enum [
+          "auto"
+          "trusted"
+          "untrusted"
+        ];
+        default = "auto";
+        example = "untrusted";
+        description = ''
+          Whether the clock of this host can be trusted: by default while systemd-timedated says that it is synchronized. Where it can't
+          be, a signature needs a nonce of the leaf, which leafctl asks for by itself.
+        '';
+      };
+
+      requireSignature = mkOption {
+        type = types.nullOr (types.listOf types.str);
+        default = null;
+        example = [
+          "runs-code"
+          "cuts-off"
+          "container.*"
+        ];
+        description = ''
+          The commands that need a signature: powers (`reads`, `changes`, `builds`, `secrets`, `runs-code`, `cuts-off`), commands, or the
+          changes and jobs of a noun. `runs-code` and `cuts-off` must be among them, and are all by default.
+        '';
+      };
+
+      callers = mkOption {
+        type = types.attrsOf (
+          types.listOf (
+            types.enum [
+              "runs-code"
+              "cuts-off"
+            ]
+          )
+        );
+        default = { };
+        example = {
+          ann = [ "runs-code" ];
+        };
+        description = "The callers that may send commands that run code, or that change what the leaf is reached by.";
+      };
+    };
+
     settingsFile = mkOption {
       type = types.path;
       readOnly = true;

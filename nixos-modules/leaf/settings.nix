@@ -79,4 +79,17 @@ in
     timeout_seconds = cfg.nix.timeoutSeconds;
     options = searchPath // cfg.nix.options;
   };
+
+  # Without a value that differs from leafd's own, the table is left out.
+  trust =
+    let
+      trust = {
+        allowed_signers = text cfg.trust.allowedSignersFile;
+        revoked_signers = text cfg.trust.revokedSignersFile;
+        clock = if cfg.trust.clock == "auto" then null else cfg.trust.clock;
+        require_signature = cfg.trust.requireSignature;
+        callers = if cfg.trust.callers == { } then null else cfg.trust.callers;
+      };
+    in
+    if builtins.all (value: value == null) (builtins.attrValues trust) then null else trust;
 }

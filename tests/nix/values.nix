@@ -59,4 +59,11 @@
     timeoutSeconds = 7200;
     options = { };
   };
+  trust = {
+    allowedSignersFile = null;
+    revokedSignersFile = null;
+    clock = "auto";
+    requireSignature = null;
+    callers = { };
+  };
 }

@@ -6,6 +6,35 @@ let
   given = import ../merge.nix values { nats = import ../external.nix // { jetstreamDomain = "edge-1"; }; };
 in
 {
+  "who may sign, and what must be signed" = {
+    expr =
+      (settings (
+        import ../merge.nix values {
+          trust = {
+            allowedSignersFile = "/etc/cim-leaf/allowed_signers";
+            clock = "untrusted";
+            requireSignature = [
+              "runs-code"
+              "cuts-off"
+              "container.*"
+            ];
+            callers.ann = [ "runs-code" ];
+          };
+        }
+      )).trust;
+    expected = {
+      allowed_signers = "/etc/cim-leaf/allowed_signers";
+      revoked_signers = null;
+      clock = "untrusted";
+      require_signature = [
+        "runs-code"
+        "cuts-off"
+        "container.*"
+      ];
+      callers.ann = [ "runs-code" ];
+    };
+  };
+
   "the defaults render this file" = {
     expr = render values;
     expected = ''
