@@ -6,9 +6,11 @@
   rustfmt,
   rust-analyzer,
   cargo-deny,
+  age,
   nats-server,
   natscli,
   nix,
+  openssh,
   glibc,
 }:
 mkShell {
@@ -18,9 +20,11 @@ mkShell {
     rustfmt
     rust-analyzer
     cargo-deny
+    age
     nats-server
     natscli
     nix
+    openssh
     glibc.static # for leaf-init and leaf-helper
   ];
 }

@@ -69,6 +69,11 @@ const NEEDS: &[Need] = &[
         is_there: || find("ssh-keygen").is_some() && find("ssh-agent").is_some(),
     },
     Need {
+        what: "age",
+        package: "age",
+        is_there: || find("age").is_some(),
+    },
+    Need {
         what: "nix",
         package: "nix-bin",
         is_there: || find("nix").is_some() && find("nix-instantiate").is_some(),

@@ -25,12 +25,15 @@ impl Drop for Process {
     }
 }
 
-/// A hub's server and agent, with the directory of their files.
+/// A hub's server and agent, and the fleet's keys.
 struct Hub {
     bin: PathBuf,
-    dir: PathBuf,
+    /// The directory of the fleet's keys, which would be on another machine.
+    keys: PathBuf,
+    /// What would be a flake: the files of leaves and people.
+    flake: PathBuf,
     context: PathBuf,
-    leaf_port: u16,
+    leaf_url: String,
     _processes: [Process; 2],
 }
 
@@ -65,6 +68,11 @@ pub(super) fn show(tree: &Path, directory: &Path) -> Result<()> {
         |events| has_text(events, "cim.leaf.leaf.stopped.v1"),
     )?;
     hub.step(&["events", "--leaf", LEAVES[1]])?;
+
+    title("Ann leaves, and can't command the fleet any more");
+    hub.fleet(&["revoke", "ann"])?;
+    hub.refused(&["leaf", "list"])?;
+    hub.fleet(&["show"])?;
     for leaf in leaves {
         leaf.stop()?;
     }
@@ -73,82 +81,90 @@ pub(super) fn show(tree: &Path, directory: &Path) -> Result<()> {
 
 impl Hub {
     fn start(bin: &Path, dir: &Path) -> Result<Self> {
-        std::fs::create_dir_all(dir).with_context(|| format!("can't make {}", dir.display()))?;
         let [port, leaf_port] = [free_port()?, free_port()?];
-        let mut settings = format!(
-            "log = \"warn\"\n[nats]\nurl = \"nats://127.0.0.1:{port}\"\nfleet_credentials = \"{0}/fleet.seed\"\n\
-             links_credentials = \"{0}/links.seed\"\n",
-            dir.display()
-        );
-        let key = |name: &str| -> Result<String> {
-            let mut command = Command::new(bin.join("leaf-hub"));
-            command.arg("key").arg(dir.join(format!("{name}.seed")));
-            println!("$ {}", typed(&command));
-            let key = output(&mut command)?.trim().to_owned();
-            println!("{key}");
-            Ok(key)
-        };
-        key("fleet")?;
-        key("links")?;
-        settings += "[leaves]\n";
-        for name in LEAVES {
-            settings += &format!("{name} = \"{}\"\n", key(name)?);
-        }
-        settings += &format!("[people]\nann = \"{}\"\n", key("ann")?);
-        let (config, accounts, server) = (
-            dir.join("leaf-hub.toml"),
-            dir.join("accounts.conf"),
-            dir.join("nats-server.conf"),
-        );
-        let write = |file: &Path, text: &str| {
-            std::fs::write(file, text).with_context(|| format!("can't write {}", file.display()))
-        };
-        write(&config, &settings)?;
-        let mut command = Command::new(bin.join("leaf-hub"));
-        command.arg("accounts").arg("--config").arg(&config);
-        println!("$ {} > {}", typed(&command), accounts.display());
-        write(&accounts, &output(&mut command)?)?;
-        write(
-            &server,
-            &format!(
-                "server_name: hub\nlisten: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}\" }}\n\
-                 leafnodes {{ listen: \"127.0.0.1:{leaf_port}\" }}\ninclude \"accounts.conf\"\n",
-                dir.join("nats").display()
-            ),
-        )?;
-        let context = dir.join("context.json");
-        let as_ann = serde_json::json!({
-            "url": format!("nats://127.0.0.1:{port}"),
-            "nkey": dir.join("ann.seed"),
-            "inbox_prefix": "_INBOX.ann",
-        });
-        write(&context, &as_ann.to_string())?;
+        let (keys, flake) = (dir.join("fleet"), dir.join("flake"));
+        std::fs::create_dir_all(&flake).with_context(|| format!("can't make {}", flake.display()))?;
+        let leaf_url = format!("tls://127.0.0.1:{leaf_port}");
+        let hub = keys.join("hub");
+        let mut init = Command::new(bin.join("leafctl"));
+        init.args(["fleet", "init"])
+            .arg(&keys)
+            .args([
+                "--hub",
+                &leaf_url,
+                "--clients",
+                &format!("tls://127.0.0.1:{port}"),
+            ])
+            .arg("--hub-directory")
+            .arg(&hub)
+            .arg("--hub-state")
+            .arg(dir.join("state"));
+        println!("$ {}", typed(&init));
+        run(&mut init)?;
         let mut nats_server = Command::new(bin.join("nats-server"));
-        nats_server.arg("-c").arg(&server);
+        nats_server.arg("-c").arg(hub.join("nats-server.conf"));
         let mut agent = Command::new(bin.join("leaf-hub"));
-        agent.arg("run").arg("--config").arg(&config);
+        agent.arg("run").arg("--config").arg(hub.join("leaf-hub.toml"));
         let processes = [
             spawn(&mut nats_server, &dir.join("nats-server.log"))?,
             spawn(&mut agent, &dir.join("leaf-hub.log"))?,
         ];
-        println!("$ export LEAFCTL_CONTEXT={}", context.display());
-        Ok(Self {
+        let this = Self {
             bin: bin.to_owned(),
-            dir: dir.to_owned(),
-            context,
-            leaf_port,
+            context: flake.join("ann.json"),
+            keys,
+            flake,
+            leaf_url,
             _processes: processes,
-        })
+        };
+        this.fleet(&["add-operator", "ann", "--out", text(&this.flake)?])?;
+        println!("$ export LEAFCTL_CONTEXT={}", this.context.display());
+        Ok(this)
+    }
+
+    /// Runs a command on the fleet's keys.
+    fn fleet(&self, args: &[&str]) -> Result<()> {
+        let mut command = Command::new(self.bin.join("leafctl"));
+        command.args(["fleet", "--dir"]).arg(&self.keys).args(args);
+        println!("\n$ {}", typed(&command));
+        run(&mut command)
     }
 
     /// Starts a leaf that connects to the hub.
     fn leaf(&self, tree: &Path, directory: &Path, name: &str) -> Result<Leaf> {
         std::fs::create_dir_all(directory).with_context(|| format!("can't make {}", directory.display()))?;
+        // In the place of /etc/ssh/ssh_host_ed25519_key of the leaf.
+        let host_key = directory.join("ssh_host_ed25519_key");
+        let mut ssh_keygen = Command::new("ssh-keygen");
+        ssh_keygen
+            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+            .arg(&host_key);
+        println!("\n$ {}", typed(&ssh_keygen));
+        run(&mut ssh_keygen)?;
+        let public = host_key.with_extension("pub");
+        self.fleet(&[
+            "add-leaf",
+            name,
+            "--host-key",
+            text(&public)?,
+            "--flake",
+            text(&self.flake)?,
+        ])?;
+        let credentials = directory.join("hub.creds");
+        let mut age = Command::new("age");
+        age.args(["--decrypt", "--identity"])
+            .arg(&host_key)
+            .arg("--output")
+            .arg(&credentials)
+            .arg(self.flake.join(format!("secrets/{name}-hub.creds.age")));
+        println!("$ {}", typed(&age));
+        run(&mut age)?;
         let settings = directory.join("leafd.toml");
         let hub = format!(
-            "[nats.embedded.hub]\nurl = \"nats://127.0.0.1:{}\"\ncredentials = \"{}\"\n",
-            self.leaf_port,
-            self.dir.join(format!("{name}.seed")).display()
+            "[nats.embedded.hub]\nurl = \"{}\"\ncredentials = \"{}\"\nca = \"{}\"\n",
+            self.leaf_url,
+            credentials.display(),
+            self.flake.join(format!("hosts/{name}/hub-ca.pem")).display()
         );
         let text = format!(
             "name = \"{name}\"\nstate_dir = \"{}\"\n[nats.embedded]\nport = 0\naddress = \"127.0.0.1\"\n{hub}[containers]\nenable = false\n",
@@ -172,6 +188,25 @@ impl Hub {
         command.args(args);
         println!("\n$ {}", typed(&command));
         run(&mut command)
+    }
+
+    /// Runs a command that must be refused, and shows how.
+    fn refused(&self, args: &[&str]) -> Result<()> {
+        let mut command = self.leafctl();
+        command.args(args);
+        println!("\n$ {}", typed(&command));
+        match output(&mut command) {
+            Ok(found) => bail!("it was not refused: {found}"),
+            Err(error) => {
+                // Without the path of the program.
+                let error = format!("{error:#}");
+                println!(
+                    "{}",
+                    error.split_once(" ended with ").map_or(&*error, |(_, how)| how)
+                );
+                Ok(())
+            }
+        }
     }
 
     /// Asks until the JSON is as expected.
@@ -198,6 +233,11 @@ impl Hub {
             WITHIN.as_secs()
         )
     }
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str()
+        .context("the temporary directory's name is not UTF-8")
 }
 
 fn spawn(command: &mut Command, log: &Path) -> Result<Process> {
