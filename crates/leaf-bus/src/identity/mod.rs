@@ -13,6 +13,7 @@ pub mod fleet;
 mod hub;
 mod jwt;
 mod keys;
+mod loaded;
 mod permissions;
 mod revocations;
 mod user_key;
@@ -350,7 +351,7 @@ impl Identity {
             "operator: {operator}\nsystem_account: {system}\nresolver: MEMORY\nresolver_preload {{\n  {system}: {system_jwt}\n  \
              {account}: {account_jwt}\n  {callers}: {callers_jwt}\n  {link}: {link_jwt}\n}}\n",
             operator = self.operator_jwt(),
-            system_jwt = self.account_jwt(&self.keys.system, "SYS", system_account_claims()),
+            system_jwt = self.account_jwt(&self.keys.system, "SYS", system_account_claims(&callers)),
             account_jwt = self.account_jwt(&self.keys.account, "LEAF", leaf_account_claims()),
             callers_jwt = self.account_jwt(
                 &self.keys.callers,
@@ -463,11 +464,13 @@ impl Identity {
         let import = |(kind, subject): (&str, String)| json!({ "name": subject, "subject": subject, "account": account, "type": kind });
         let services = READ_SERVICES.map(|(subject, _)| ("service", subject.to_owned()));
         let streams = heard_by_callers().map(|subject| ("stream", subject));
+        let mut exports = crossing::callers_exports(&self.leaf);
+        exports.push(loaded::export());
         json!({
             "type": "account",
             "version": 2,
             "limits": account_limits(),
-            "exports": crossing::callers_exports(&self.leaf),
+            "exports": exports,
             "imports": services.into_iter().chain(streams).map(import).collect::<Vec<_>>(),
             "revocations": revoked,
             "signing_keys": [{
@@ -558,8 +561,13 @@ fn leaf_account_claims() -> Value {
 }
 
 /// The system account has no streams: it has no JetStream limits.
-fn system_account_claims() -> Value {
-    json!({ "type": "account", "version": 2, "limits": account_limits() })
+fn system_account_claims(callers: &str) -> Value {
+    json!({
+        "type": "account",
+        "version": 2,
+        "limits": account_limits(),
+        "imports": [loaded::import("CALLERS", callers)],
+    })
 }
 
 #[cfg(test)]

@@ -169,3 +169,24 @@ fn a_container_gets_a_user_of_its_own_with_no_permissions_of_its_own() {
     assert_eq!(body["nats"]["tags"], json!(["container:_57eb"]));
     assert_eq!(body["nats"]["pub"], Value::Null);
 }
+
+#[test]
+fn the_system_account_brings_the_callers_account_along_when_it_is_loaded() {
+    let (_parent, _, identity) = fresh();
+    let config = identity.server_config().expect("the configuration");
+    let jwts = config.lines().filter_map(|line| line.trim().split_once(": eyJ"));
+    let tokens: Vec<_> = jwts
+        .map(|(_, jwt)| super::Token::read(&format!("eyJ{jwt}")).expect("a JWT"))
+        .collect();
+    let named = |name: &str| {
+        tokens
+            .iter()
+            .find(|token| token.name == name)
+            .expect("an account")
+    };
+    let (system, callers) = (named("SYS"), named("CALLERS"));
+    let import = &system.nats["imports"][0];
+    assert_eq!(import["account"], callers.subject);
+    let mut exports = callers.nats["exports"].as_array().expect("exports").iter();
+    assert!(exports.any(|export| export["subject"] == import["subject"]));
+}

@@ -59,10 +59,12 @@ fn word(text: &str) -> String {
 }
 
 pub(crate) async fn exist() -> anyhow::Result<()> {
-    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
+    let document = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(name);
+    let (readme, keys) = (document("README.md"), document("docs/keys.md"));
     let documents = [
         ("docs/fleet.md", Guide::read()?.text().to_owned(), 15),
         ("README.md", std::fs::read_to_string(readme)?, 40),
+        ("docs/keys.md", std::fs::read_to_string(keys)?, 10),
     ];
     for (document, text, least) in documents {
         let commands = commands(&text);

@@ -212,3 +212,89 @@ impl Directory {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet_keys::init::{NewFleet, init};
+
+    const YEAR: i64 = 365 * 86_400;
+
+    fn fleet() -> (tempfile::TempDir, Directory, Timestamp) {
+        let parent = tempfile::tempdir().expect("a directory");
+        let new = NewFleet {
+            name: "fleet",
+            hub: "tls://hub.example:7422",
+            clients: None,
+            hub_directory: "/etc/cim-hub",
+            hub_state: "/var/lib/cim-hub",
+            days: 400,
+        };
+        let now = Timestamp::now();
+        let directory = init(&parent.path().join("fleet"), &new, now).expect("a fleet");
+        (parent, directory, now)
+    }
+
+    fn later(now: Timestamp, seconds: i64) -> Timestamp {
+        Timestamp::from_second(now.as_second() + seconds).expect("a time")
+    }
+
+    #[test]
+    fn an_account_that_would_lose_a_revocation_is_not_signed() {
+        let (_parent, directory, now) = fleet();
+        let older = directory.account_jwt(Account::Callers).expect("a JWT").1;
+        directory
+            .revoke(Account::Callers, &[("UX".to_owned(), 0)], now)
+            .expect("revoked");
+        let (jwt, local) = directory.account_jwt(Account::Callers).expect("a JWT");
+        assert!(
+            local.issued_at > older.issued_at,
+            "it is newer, also in the same second"
+        );
+        let signer = directory.signing_key().expect("a key");
+        let none = Revocations::default();
+        let refused = directory.sign(Account::Callers, &none, &local, [&local], now, &signer);
+        assert!(matches!(
+            refused,
+            Err(KeysError::Shrinks {
+                account: "CALLERS",
+                ..
+            })
+        ));
+        assert_eq!(directory.account_jwt(Account::Callers).expect("a JWT").0, jwt);
+    }
+
+    #[test]
+    fn what_a_server_has_is_merged_whatever_its_age_and_dropped_when_all_has_ended() {
+        let (_parent, directory, now) = fleet();
+        let (first, _) = directory.account_jwt(Account::Callers).expect("a JWT");
+        let fleet = directory.fleet();
+        let signer = directory.signing_key().expect("a key");
+        let with = |user: &str, at: i64| {
+            let mut revoked = Revocations::default();
+            revoked.add(user, now.as_second());
+            let claims = fleet.account_claims(Account::Callers, &revoked, None);
+            fleet.account_jwt(Account::Callers, claims, at, &signer)
+        };
+        // One that is older than ours, and one of the future.
+        let there = [
+            with("UOLD", now.as_second() - 9),
+            with("UNEW", now.as_second() + 99),
+        ];
+        let (jwt, number) = directory.merged(Account::Callers, &there, now).expect("merged");
+        assert_eq!(number, 2);
+        let token = Token::read(&jwt).expect("a JWT");
+        assert!(token.issued_at > now.as_second() + 99);
+        // It is the same when it comes back, and nothing is dropped before a credential's longest life is over.
+        for (at, left) in [(0, 2), (YEAR, 2), (2 * YEAR, 0)] {
+            let (_, number) = directory
+                .merged(Account::Callers, std::slice::from_ref(&jwt), later(now, at))
+                .expect("merged");
+            assert_eq!(number, left, "after {at} seconds");
+        }
+        // The operator of another fleet signs nothing here.
+        let (_other, stranger, _) = self::fleet();
+        let foreign = stranger.merged(Account::Callers, &[first], now);
+        assert!(matches!(foreign, Err(KeysError::Foreign { .. })));
+    }
+}

@@ -8,10 +8,7 @@ use serde_json::{Value, json};
 use super::{Account, NatsKey, Revocations, Role};
 use crate::identity::hub::{export_claims, import_claims};
 use crate::identity::jwt::{self, Claims};
-use crate::identity::{account_limits, jetstream_limits};
-
-/// A subject on which nobody may publish or subscribe.
-const LOADED: &str = "cim-leaf.loaded";
+use crate::identity::{account_limits, jetstream_limits, loaded};
 
 /// The public keys of a fleet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,9 +54,10 @@ impl Fleet {
         let mut exports = export_claims(account.name());
         let mut imports = import_claims(account.name(), key_of);
         if account == Account::System {
-            imports.extend(self.loaded_at_start());
+            let others = self.accounts.iter().filter(|(other, _)| **other != account);
+            imports.extend(others.map(|(other, key)| loaded::import(other.name(), key)));
         } else {
-            exports.push(json!({ "name": LOADED, "subject": LOADED, "type": "stream" }));
+            exports.push(loaded::export());
         }
         for (part, entries) in [("exports", exports), ("imports", imports)] {
             if !entries.is_empty() {
@@ -70,21 +68,6 @@ impl Fleet {
             nats["revocations"] = revoked.to_claim();
         }
         nats
-    }
-
-    /// Returns the imports of `SYS`, which is the only account that a server loads before it lets clients in, with those that it imports
-    /// from. It loads others with the first client of each; a second client that comes meanwhile is checked against what is loaded
-    /// by then, and that are the signing keys before the revocations (`buildInternalAccount` of nats-server 2.15): a revoked user
-    /// would be let in.
-    fn loaded_at_start(&self) -> impl Iterator<Item = Value> {
-        let others = self
-            .accounts
-            .iter()
-            .filter(|(account, _)| **account != Account::System);
-        others.map(|(account, key)| {
-            let local = format!("{LOADED}.{}", account.name());
-            json!({ "name": local, "subject": LOADED, "account": key, "type": "stream", "local_subject": local })
-        })
     }
 
     /// Returns the JWT of an account with these claims, which the signing key of the NATS operator signs.
