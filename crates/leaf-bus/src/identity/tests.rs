@@ -176,7 +176,7 @@ fn the_system_account_brings_the_callers_account_along_when_it_is_loaded() {
     let config = identity.server_config().expect("the configuration");
     let jwts = config.lines().filter_map(|line| line.trim().split_once(": eyJ"));
     let tokens: Vec<_> = jwts
-        .map(|(_, jwt)| super::Token::read(&format!("eyJ{jwt}")).expect("a JWT"))
+        .map(|(_, jwt)| Token::read(&format!("eyJ{jwt}")).expect("a JWT"))
         .collect();
     let named = |name: &str| {
         tokens

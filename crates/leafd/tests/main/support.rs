@@ -18,7 +18,7 @@ mod remains;
 use std::time::{Duration, Instant};
 
 pub(crate) use agent::{Manner, TestAgent};
-pub(crate) use fleet_site::{FleetSite, key_file};
+pub(crate) use fleet_site::{FleetSite, free_port, key_file};
 pub(crate) use host::{Host, Need, OLD_LEAFD};
 pub(crate) use hub::Hub;
 pub(crate) use hub_site::{HubSite, Weather, Wire};

@@ -4,7 +4,7 @@ use clap::Args;
 use jiff::Timestamp;
 use leaf_core::id::LeafName;
 
-use super::{host_key, open_to_write, print_given};
+use super::shared::{host_key, open_to_write, print_given};
 use crate::error::Error;
 use crate::output::Output;
 

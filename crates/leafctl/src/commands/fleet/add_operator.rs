@@ -4,7 +4,7 @@ use clap::Args;
 use jiff::Timestamp;
 use leaf_core::id::Caller;
 
-use super::{open_to_write, print_given};
+use super::shared::{open_to_write, print_given};
 use crate::error::Error;
 use crate::output::Output;
 

@@ -6,19 +6,14 @@ mod init;
 mod push;
 mod revoke;
 mod rotate;
+mod shared;
 mod show;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use jiff::Timestamp;
-use leaf_core::id::InvalidId;
-use leaf_trust::host_key::HostKey;
 
 use crate::error::Error;
-use crate::fleet_keys::hub::ACCOUNTS;
-use crate::fleet_keys::users::Given;
-use crate::fleet_keys::{Directory, KeysError};
 use crate::global::Global;
 use crate::output::Output;
 
@@ -56,103 +51,4 @@ impl Fleet {
             Command::Push(command) => command.run(&dir, global, output).await,
         }
     }
-}
-
-/// Reads a leaf's host key: a file, or the line itself.
-fn host_key(text: &str) -> Result<HostKey, Error> {
-    let line = match std::fs::read_to_string(text) {
-        Ok(line) => line,
-        // A key has a blank, and is no file.
-        Err(_) if text.contains(' ') => text.to_owned(),
-        Err(source) => {
-            return Err(KeysError::Read {
-                path: text.into(),
-                source,
-            }
-            .into());
-        }
-    };
-    line.parse().map_err(|source| {
-        KeysError::HostKey {
-            text: text.to_owned(),
-            source,
-        }
-        .into()
-    })
-}
-
-fn invalid(error: InvalidId) -> Error {
-    Error::Usage(error.to_string())
-}
-
-/// Prints what a user was given.
-fn print_given(given: &[Given], output: Output) -> Result<(), Error> {
-    let document: Vec<_> = given
-        .iter()
-        .map(|given| {
-            serde_json::json!({
-                "name": given.name,
-                "key": given.key,
-                "expires_at": time(given.expires_at),
-                "files": given.files,
-            })
-        })
-        .collect();
-    output.document(&serde_json::json!({ "users": document }), |_| {
-        let mut text = String::new();
-        for given in given {
-            text += &format!(
-                "{} has the key {}, which ends {}\n",
-                given.name,
-                given.key,
-                day(given.expires_at)
-            );
-            for file in &given.files {
-                text += &format!("  {}\n", file.display());
-            }
-        }
-        text
-    })
-}
-
-/// Pushes what was just changed in the directory.
-async fn push_change(directory: &Directory, global: &Global, output: Output) -> Result<(), Error> {
-    let pushed = directory
-        .push(global.server.as_deref(), global.timeout, Timestamp::now())
-        .await;
-    output.note(&format!(
-        "bring {} to the hub: its server starts from it if it loses what was pushed",
-        directory.root().join(ACCOUNTS).display()
-    ));
-    match pushed {
-        Ok(_) => Ok(()),
-        Err(source) => Err(KeysError::NotPushed {
-            path: directory.root().to_owned(),
-            source: Box::new(source),
-        }
-        .into()),
-    }
-}
-
-/// Returns a second of the Unix epoch as a time.
-fn time(second: i64) -> Option<Timestamp> {
-    Timestamp::from_second(second).ok()
-}
-
-/// Returns the day of a second, or its distance if it is near: `on 2027-01-03 (in 400 days)`.
-fn day(second: i64) -> String {
-    let Some(time) = time(second) else {
-        return "never".to_owned();
-    };
-    let date = time.to_zoned(jiff::tz::TimeZone::UTC).date();
-    let days = (second - Timestamp::now().as_second()).div_euclid(86_400);
-    match days {
-        ..0 => format!("on {date} ({} days ago)", -days),
-        0 => format!("on {date} (within a day)"),
-        _ => format!("on {date} (in {days} days)"),
-    }
-}
-
-fn open_to_write(dir: &Path) -> Result<Directory, Error> {
-    Ok(Directory::open_to_write(dir)?)
 }

@@ -3,7 +3,7 @@ use std::path::Path;
 use clap::Args;
 use jiff::Timestamp;
 
-use super::open_to_write;
+use super::shared::open_to_write;
 use crate::error::Error;
 use crate::global::Global;
 use crate::output::Output;

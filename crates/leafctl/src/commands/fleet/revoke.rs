@@ -5,7 +5,7 @@ use clap::Args;
 use jiff::Timestamp;
 use leaf_bus::identity::fleet::Account;
 
-use super::{open_to_write, push_change};
+use super::shared::{open_to_write, push_change};
 use crate::error::Error;
 use crate::fleet_keys::users::{Stands, User};
 use crate::fleet_keys::{Directory, KeysError};

@@ -6,7 +6,7 @@ use leaf_bus::identity::fleet::Role;
 use leaf_core::id::{Caller, LeafName};
 
 use super::revoke::revoke;
-use super::{host_key, invalid, open_to_write, print_given, push_change};
+use super::shared::{host_key, invalid, open_to_write, print_given, push_change};
 use crate::error::Error;
 use crate::global::Global;
 use crate::output::Output;

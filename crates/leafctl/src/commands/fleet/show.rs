@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use leaf_bus::identity::fleet::Role;
 use serde_json::{Value, json};
 
-use super::{day, time};
+use super::shared::{day, time};
 use crate::error::Error;
 use crate::fleet_keys::Directory;
 use crate::fleet_keys::users::{Life, Stands, User, kind_of};

@@ -43,7 +43,6 @@ impl FleetSite {
     /// Makes the keys.
     pub(crate) async fn made() -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("leafctl-fleet-").tempdir()?;
-        let port = || -> anyhow::Result<u16> { Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port()) };
         let site = Self {
             directory,
             server: None,
@@ -51,7 +50,7 @@ impl FleetSite {
         };
         std::fs::create_dir(site.work())?;
         let (keys, hub, state) = (site.keys(), site.keys().join("hub"), site.at("state"));
-        let (leaves, clients) = (port()?, port()?);
+        let (leaves, clients) = (free_port()?, free_port()?);
         let mut command = ctl::command(&["fleet", "init"]);
         command
             .arg(&keys)
@@ -220,6 +219,16 @@ impl FleetSite {
         credentials: &Path,
         name: &str,
     ) -> anyhow::Result<Result<Connected, async_nats::ConnectErrorKind>> {
+        self.connect_to(&self.clients()?, credentials, name).await
+    }
+
+    /// The same at another server.
+    pub(crate) async fn connect_to(
+        &self,
+        url: &str,
+        credentials: &Path,
+        name: &str,
+    ) -> anyhow::Result<Result<Connected, async_nats::ConnectErrorKind>> {
         let (sender, cut) = tokio::sync::watch::channel(false);
         let sender = std::sync::Arc::new(sender);
         let options = async_nats::ConnectOptions::with_credentials_file(credentials)
@@ -234,7 +243,7 @@ impl FleetSite {
                     }
                 }
             });
-        Ok(match options.connect(self.clients()?).await {
+        Ok(match options.connect(url).await {
             Ok(client) => Ok(Connected { client, cut }),
             Err(error) => Err(error.kind()),
         })
@@ -304,6 +313,11 @@ impl FleetSite {
         let file = format!("stores/fleet/accounts/{name}/{name}.jwt");
         Ok(std::fs::read_to_string(self.keys().join(file))?)
     }
+}
+
+/// Returns a port that nobody listens on.
+pub(crate) fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// The file of a key.

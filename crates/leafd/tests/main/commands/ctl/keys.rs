@@ -7,9 +7,10 @@ use std::process::Output;
 use anyhow::{Context as _, ensure};
 use async_nats::ConnectErrorKind as Refused;
 use jiff::Timestamp;
+use leaf_bus::embedded::NatsServer;
 
 use super::{ended, text};
-use crate::support::{FleetSite, key_file, until};
+use crate::support::{FleetSite, free_port, key_file, until};
 
 /// Everything that was made works together, over TLS: the leaf by the credentials that its host decrypts, the agent and the person.
 pub(super) async fn from_nothing() -> anyhow::Result<()> {
@@ -293,6 +294,85 @@ pub(super) async fn rotated() -> anyhow::Result<()> {
         Ok(text(&output.stdout).contains(leaf.as_str()).then_some(()))
     })
     .await?;
+    Ok(())
+}
+
+/// A hub of two servers: a push reaches both, also through one of them.
+pub(super) async fn two_servers() -> anyhow::Result<()> {
+    let site = FleetSite::made().await?;
+    site.done(&["add-operator", "ann"]).await?;
+    let accounts = std::fs::read_to_string(site.keys().join("hub/accounts.conf"))?;
+    let resolver = site.at("state/accounts").display().to_string();
+    let route = free_port()?;
+    let mut servers = Vec::new();
+    for number in 0..2 {
+        let (clients, cluster) = (free_port()?, if number == 0 { route } else { free_port()? });
+        let (config, log) = (
+            site.at(&format!("{number}.conf")),
+            site.at(&format!("{number}.log")),
+        );
+        let accounts = accounts.replace(
+            &resolver,
+            &site.at(&format!("accounts-{number}")).display().to_string(),
+        );
+        let text = format!(
+            "server_name: hub-{number}\nlisten: \"127.0.0.1:{clients}\"\nlog_file: \"{}\"\ncluster {{ name: hub, listen: \"127.0.0.1:{cluster}\", \
+             routes: [\"nats://127.0.0.1:{route}\"] }}\n{accounts}",
+            log.display()
+        );
+        std::fs::write(&config, text)?;
+        let server = tokio::process::Command::new(NatsServer::find(None).await?.path)
+            .arg("-c")
+            .arg(&config)
+            .stderr(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .spawn()?;
+        servers.push((server, format!("nats://127.0.0.1:{clients}")));
+    }
+    let [(_, first), (second_server, second)] = &mut servers[..] else {
+        anyhow::bail!("two servers run");
+    };
+    let pushed = until("both servers are known", async || {
+        let output = site.fleet(&["--server", first, "--json", "push"]).await?;
+        let text = text(&output.stdout);
+        Ok(text.contains("\"servers\": 2").then_some(text))
+    })
+    .await?;
+    ensure!(
+        !pushed.contains("\"pushed\": true"),
+        "both have the preload: {pushed}"
+    );
+    let credentials = site.work().join("ann.creds");
+    let mut ann = site
+        .connect_to(second, &credentials, "ann")
+        .await?
+        .ok()
+        .context("ann connects")?;
+    ended(
+        &site.fleet(&["--server", first, "revoke", "ann"]).await?,
+        0,
+        "accounts.conf",
+    )?;
+    ann.is_cut().await?;
+    for url in [&*first, &*second] {
+        let again = site.connect_to(url, &credentials, "ann").await?.map(|_| ());
+        ensure!(again == Err(Refused::AuthorizationViolation), "{url}: {again:?}");
+    }
+    // Of a server that hangs, the others say that it is there.
+    let pid = second_server.id().context("it runs")?;
+    let signal = |signal| {
+        rustix::process::kill_process(
+            rustix::process::Pid::from_raw(i32::try_from(pid).unwrap_or_default()).context("a process")?,
+            signal,
+        )
+        .map_err(anyhow::Error::from)
+    };
+    signal(rustix::process::Signal::STOP)?;
+    let silent = site
+        .fleet(&["--server", first, "--timeout", "2s", "push"])
+        .await?;
+    signal(rustix::process::Signal::CONT)?;
+    ended(&silent, 4, "1 of 2 servers of the hub answered")?;
     Ok(())
 }
 
