@@ -106,6 +106,8 @@ struct Source {
     commands: Subscriber,
     /// Whether they come from a hub: then their reply subjects are the hub's server's.
     from_hub: bool,
+    /// The [generation](Link::generation) of the connection in which it takes no further commands.
+    drained_in: Option<u64>,
     ended: bool,
 }
 
@@ -120,15 +122,31 @@ impl Source {
             },
             link,
             from_hub,
+            drained_in: None,
             ended: false,
         })
     }
 
     /// Takes no further commands; those that have arrived or are in flight are still returned.
     async fn drain(&mut self) {
-        if self.link.is_connected() {
-            let _ = tokio::time::timeout(DRAIN, self.commands.drain()).await;
+        self.drained_in = Some(self.link.generation());
+        let told = if self.link.is_connected() {
+            tokio::time::timeout(DRAIN, self.commands.drain()).await
+        } else {
+            tokio::time::timeout(DRAIN, self.commands.unsubscribe()).await
+        };
+        if !matches!(told, Ok(Ok(()))) {
+            tracing::warn!("a subscription to commands could not be ended in order");
         }
+    }
+
+    /// Returns whether the server may still have a subscription that was drained and has ended here: the connection broke before it
+    /// heard of that, and async-nats subscribed again before it forgot the subscription. What the server sends there is lost.
+    fn is_left_behind(&self) -> bool {
+        self.ended
+            && self
+                .drained_in
+                .is_some_and(|generation| generation != self.link.generation())
     }
 }
 
@@ -219,10 +237,22 @@ impl Server {
         for former in self.sources.iter_mut().filter(|source| !source.from_hub) {
             former.drain().await;
         }
-        self.sources.retain(|source| !source.ended);
         self.sources.push(source);
-        self.last_source = 0;
         Ok(())
+    }
+
+    /// Forgets sources that have ended, but the last one.
+    async fn forget_ended(&mut self) {
+        for source in self.sources.iter().filter(|source| source.is_left_behind()) {
+            // It comes back without the subscription.
+            if let Err(error) = source.link.client().force_reconnect().await {
+                tracing::warn!(%error, "can't make a connection anew that has a subscription too many");
+            }
+        }
+        if self.sources.iter().any(|source| !source.ended) {
+            self.sources.retain(|source| !source.ended);
+            self.last_source = 0;
+        }
     }
 
     /// Returns the next valid command, or `None` when the server is drained or the connection closed. Answers discovery
@@ -234,6 +264,9 @@ impl Server {
             Drained,
         }
         loop {
+            if self.sources.iter().any(|source| source.ended) {
+                self.forget_ended().await;
+            }
             let (deadline, sources, last) = (self.drained_by, &mut self.sources, self.last_source);
             let woken = tokio::select! {
                 biased;

@@ -1,6 +1,7 @@
 //! Commands move to a connection with renewed credentials before the former ones end.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,6 +12,9 @@ use leaf_bus::connect::{Bus, ConnectSettings, Credentials};
 use leaf_bus::serve::FreshConnection;
 use leaf_core::host_op::Secret;
 use libtest_mimic::Trial;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::commands::server;
@@ -18,10 +22,16 @@ use super::daemon_settings;
 use crate::support::{LIMIT, Site, trial};
 
 pub(super) fn trials() -> Vec<Trial> {
-    vec![trial(
-        "no_command_is_lost_or_taken_twice_while_the_credentials_of_a_leaf_are_renewed_and_end",
-        renewed,
-    )]
+    vec![
+        trial(
+            "no_command_is_lost_or_taken_twice_while_the_credentials_of_a_leaf_are_renewed_and_end",
+            renewed,
+        ),
+        trial(
+            "commands_that_moved_from_a_dead_connection_are_all_taken_when_it_is_back",
+            from_a_dead_connection,
+        ),
+    ]
 }
 
 /// Returns credentials of the callers' account with another end, as whoever manages the account issues them.
@@ -122,6 +132,109 @@ async fn renewed() -> anyhow::Result<()> {
     );
     println!("{number} commands, the longest took {longest:?}");
     site.end().await
+}
+
+/// The peer of the former connection forgot it, and says so when it hears the end of the subscription.
+async fn from_a_dead_connection() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let dead = watch::Sender::new(false);
+    let server_address = site.server.address();
+    let (address, passing) = (listener.local_addr()?, dead.clone());
+    let _proxy = AbortOnDrop(tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            tokio::spawn(pass(client, server_address, passing.clone()));
+        }
+    }));
+    let [callers, streams] = daemon_settings(&site);
+    let through_proxy = ConnectSettings {
+        servers: vec![format!("nats://{address}")],
+        ..callers.clone()
+    };
+    let bus = Bus::connect_apart(&through_proxy, &streams).await?;
+    tokio::time::timeout(LIMIT, bus.connected()).await?;
+    let mut server = server(&bus).await?;
+    let former = bus.callers_status().context("two connections")?;
+    let generation = former.borrow().clone();
+
+    let fresh = FreshConnection::open(&callers).await?;
+    dead.send_replace(true);
+    server.take_over(fresh).await?;
+    let mut reset = dead.subscribe();
+    tokio::time::timeout(LIMIT, reset.wait_for(|is_dead| !is_dead))
+        .await
+        .context("the end of the subscription is sent")??;
+    let answering = async {
+        while let Some(incoming) = server.next().await {
+            let body = incoming.body.to_vec();
+            incoming.responder.reply(None, Ok(body)).await;
+        }
+        anyhow::bail!("the server ended")
+    };
+    let asking = async {
+        let mut back = former.clone();
+        let is_back = back.wait_for(|status| status.is_connected() && *status != generation);
+        tokio::time::timeout(LIMIT, is_back)
+            .await
+            .context("it is back")??;
+        let admin = site.admin().await?;
+        // A member of the group that is left behind would get every other one.
+        for number in 0..200 {
+            let body = number.to_string();
+            let asked = admin
+                .client
+                .request("leaf.v1.cmd.edge.admin.leaf.show", body.clone().into());
+            let reply = tokio::time::timeout(LIMIT, asked)
+                .await
+                .with_context(|| format!("command {number} has no reply"))??;
+            ensure!(reply.payload == body, "command {number}: {reply:?}");
+        }
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        ended = answering => ended?,
+        asked = asking => asked?,
+    }
+    site.end().await
+}
+
+/// Passes bytes both ways; while it is dead, nothing, and the next bytes from the client are answered by a reset, which ends that.
+async fn pass(client: TcpStream, server: SocketAddr, dead: watch::Sender<bool>) -> anyhow::Result<()> {
+    let server = TcpStream::connect(server).await?;
+    let (mut from_server, mut to_server) = server.into_split();
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut ours, mut theirs) = ([0; 4096], [0; 4096]);
+    loop {
+        tokio::select! {
+            read = from_client.read(&mut ours) => {
+                let read = read?;
+                let is_dead = *dead.borrow();
+                if is_dead || read == 0 {
+                    let client = from_client.reunite(to_client)?;
+                    client.set_zero_linger()?;
+                    drop(client);
+                    dead.send_if_modified(|dead| std::mem::take(dead));
+                    return Ok(());
+                }
+                to_server.write_all(&ours[..read]).await?;
+            }
+            read = from_server.read(&mut theirs) => {
+                let read = read?;
+                ensure!(read > 0, "the server closed");
+                if !*dead.borrow() {
+                    to_client.write_all(&theirs[..read]).await?;
+                }
+            }
+        }
+    }
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 fn in_file(settings: ConnectSettings, file: &Path) -> ConnectSettings {
