@@ -37,6 +37,7 @@ let
           "/etc/nixos-containers"
           "/var/lib/nixos-containers"
           "/var/lib/cim-leaf-containers"
+          "/var/lib/cim-leaf-secrets"
         ]
       else
         [ ]

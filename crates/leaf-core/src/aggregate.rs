@@ -1,6 +1,6 @@
 //! Aggregates: the subjects of commands and events.
 
-use crate::id::{ContainerName, DeviceId, JobId, LeafName};
+use crate::id::{ContainerName, DeviceId, JobId, LeafName, SecretName};
 
 /// The subject of a command or an event. Each but the leaf has a name or an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,11 +13,13 @@ pub enum Aggregate<'a> {
     Container(&'a ContainerName),
     /// One job.
     Job(&'a JobId),
+    /// One secret.
+    Secret(&'a SecretName),
 }
 
 impl Aggregate<'_> {
-    /// Returns its token in the subjects of events: the leaf's name, the device id, the container's name as a token,
-    /// the job id.
+    /// Returns its token in the subjects of events: the leaf's name, the device id, the name of the container or
+    /// secret as a token, the job id.
     #[must_use]
     pub fn token(self, leaf: &LeafName) -> String {
         match self {
@@ -25,6 +27,7 @@ impl Aggregate<'_> {
             Self::Device(id) => id.to_string(),
             Self::Container(name) => name.token(),
             Self::Job(id) => id.to_string(),
+            Self::Secret(name) => name.token(),
         }
     }
 
@@ -36,6 +39,7 @@ impl Aggregate<'_> {
             Self::Device(id) => format!("device.{id}"),
             Self::Container(name) => format!("container.{}", name.token()),
             Self::Job(id) => format!("job.{id}"),
+            Self::Secret(name) => format!("secret.{}", name.token()),
         }
     }
 }

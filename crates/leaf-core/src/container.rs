@@ -1,5 +1,6 @@
 //! The desired and the observed state of containers. [`crate::plan`] leads from one to the other.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use jiff::Timestamp;
@@ -7,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::cause::Cause;
-use crate::id::{Caller, ContainerName, JobId, StorePath};
+use crate::id::{Caller, ContainerName, JobId, SecretName, StorePath};
 use crate::spec::{ContainerOptions, ContainerSource, ContainerSpec, RestartWhen, SpecRun};
 use crate::text::shorten_text;
 
@@ -173,6 +174,10 @@ pub struct Desired {
     /// The other options.
     #[serde(default, skip_serializing_if = "ContainerOptions::is_default")]
     pub options: ContainerOptions,
+    /// The secrets of the leaf whose change restarts it, by name, each with the digest of the age file whose content it should
+    /// have. They change with the secrets, without a new generation, since the spec does not change.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<SecretName, String>,
     /// The last system that it was ready with: it is reverted to that one if the new one does not become ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<StorePath>,

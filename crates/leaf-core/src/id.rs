@@ -180,6 +180,77 @@ text_id!(
     "a-z, A-Z, 0-9, '_', '-', '.' and ':'", "^[a-zA-Z0-9_.:][a-zA-Z0-9_.:-]*$"
 );
 
+text_id!(
+    /// The name of a secret of a leaf: at most 48 characters. It names a file and, without more, a systemd credential.
+    SecretName, "a secret's name", max 48 "",
+    |b| matches!(b, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-'),
+    "a-z, A-Z, 0-9, '_' and '-'", "^[a-zA-Z0-9_][a-zA-Z0-9_-]*$"
+);
+impl SecretName {
+    /// Returns the name as one subject token.
+    #[must_use]
+    pub fn token(&self) -> String {
+        encode_token(self.as_str())
+    }
+}
+
+/// The name of a service of the host's systemd, such as `postgresql.service` (systemd.unit(5)).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String", extend("pattern" = "^[a-zA-Z0-9:_.\\\\][a-zA-Z0-9:_.@\\\\-]*\\.service$", "maxLength" = 255))]
+pub struct UnitName(String);
+
+impl UnitName {
+    /// Returns the validated name.
+    ///
+    /// # Errors
+    /// [`InvalidId`] when it is empty, too long, has a character that no unit's name has, or is not that of a service.
+    pub fn new(text: impl Into<String>) -> Result<Self, InvalidId> {
+        const WHAT: &str = "a service's name";
+        let text = text.into();
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b":_.@\\-".contains(&b);
+        check(WHAT, &text, (255, ""), allowed, "a-z, A-Z, 0-9 and : _ . @ \\ -")?;
+        if text
+            .strip_suffix(".service")
+            .is_none_or(|name| name.is_empty() || name.starts_with('@'))
+        {
+            return Err(InvalidId::new(WHAT, &text, "it has the form NAME.service"));
+        }
+        Ok(Self(text))
+    }
+
+    /// Returns the name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for UnitName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for UnitName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl TryFrom<String> for UnitName {
+    type Error = InvalidId;
+    fn try_from(text: String) -> Result<Self, InvalidId> {
+        Self::new(text)
+    }
+}
+
+impl From<UnitName> for String {
+    fn from(name: UnitName) -> Self {
+        name.0
+    }
+}
+
 impl From<Uuid> for CommandId {
     fn from(id: Uuid) -> Self {
         Self(id.hyphenated().to_string())

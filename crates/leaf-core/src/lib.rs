@@ -34,6 +34,7 @@ pub mod reconcile;
 pub mod repeats;
 pub mod runtime;
 pub mod schema;
+pub mod secret;
 pub mod selector;
 pub mod shape;
 pub mod signed;

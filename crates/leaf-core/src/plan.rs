@@ -78,6 +78,7 @@ pub fn plan(
             network: spec.network,
             options: Box::new(spec.options.clone()),
             adopt: desired.adopted,
+            secrets: spec.secrets.clone(),
             binding: ContainerBinding::new(&context.leaf, name, &context.nats_url),
             credentials: BTreeMap::from([("nats.creds".to_owned(), context.nats_credentials.clone())]),
         });
@@ -116,6 +117,7 @@ fn run_spec(container: &Container, toplevel: &StorePath, leaf: &LeafName) -> Run
         toplevel: toplevel.clone(),
         network: container.desired.network,
         options: container.desired.options.clone(),
+        secrets: container.desired.secrets.clone(),
     }
 }
 

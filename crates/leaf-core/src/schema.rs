@@ -17,6 +17,7 @@ use crate::hardware::Device;
 use crate::host_op::ContainerBinding;
 use crate::job::{ENDED_TYPE, Job, JobEnded, PROGRESS_TYPE, Progress};
 use crate::problem::Problem;
+use crate::secret::SecretRecord;
 use crate::shape::Shape;
 use crate::state::{LeafState, RawEvent};
 use crate::subject::VERSION;
@@ -222,6 +223,7 @@ pub fn catalogue() -> Vec<MessageType> {
         ("state.device", Role::State, Shape::of::<Device>()),
         ("state.container", Role::State, Shape::of::<Container>()),
         ("state.job", Role::State, Shape::of::<Job>()),
+        ("state.secret", Role::State, Shape::of::<SecretRecord>()),
         ("state.raw", Role::State, Shape::of::<RawEvent>()),
         ("beat", Role::Other, Shape::of::<Beat>()),
         ("hub.claim", Role::Other, Shape::of::<Claim>()),

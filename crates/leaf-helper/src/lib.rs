@@ -18,6 +18,7 @@ mod lock;
 mod network;
 mod nspawn;
 mod order;
+mod secrets;
 mod service;
 mod settings;
 mod systemd;
@@ -28,7 +29,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use leaf_core::container::Exit;
-use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind, HostSubject, RunSpec};
+use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind, HostReport, HostSubject, RunSpec};
 use leaf_core::id::{ContainerName, LeafName};
 use leaf_core::runtime::Runtime;
 use leaf_host::contract::HostPaths;
@@ -100,7 +101,7 @@ impl Helper {
     ///
     /// # Errors
     /// [`HostOpError`], whose kind says whether it was refused, is not supported on this host, or failed.
-    pub async fn carry_out(&self, op: &HostOp) -> std::result::Result<(), HostOpError> {
+    pub async fn carry_out(&self, op: &HostOp) -> std::result::Result<HostReport, HostOpError> {
         let mut place = self.order.line_up(op)?;
         let outcome = self.carry_out_in_turn(&mut place, op).await;
         self.tidy_after(op, outcome.is_ok()).await;
@@ -112,7 +113,7 @@ impl Helper {
         &self,
         place: &mut Place,
         op: &HostOp,
-    ) -> std::result::Result<(), HostOpError> {
+    ) -> std::result::Result<HostReport, HostOpError> {
         place.turn().await;
         let summary = op.summary();
         tracing::info!(op = summary, "begins");
@@ -126,7 +127,7 @@ impl Helper {
             }),
         };
         match &outcome {
-            Ok(()) => tracing::info!(op = summary, "done"),
+            Ok(_) => tracing::info!(op = summary, "done"),
             Err(error) => {
                 tracing::warn!(op = summary, kind = ?error.kind, reason = error.reason, "a host operation failed");
             }
@@ -150,11 +151,22 @@ impl Helper {
         }
     }
 
-    async fn try_carry_out(&self, op: &HostOp) -> Result<()> {
+    async fn try_carry_out(&self, op: &HostOp) -> Result<HostReport> {
         if let (HostSubject::Job(_), Some(jobs)) = (op.subject(), &self.jobs) {
-            return jobs.carry_out(&self.systemd, op).await;
+            jobs.carry_out(&self.systemd, op).await?;
+            return Ok(HostReport::default());
         }
         self.check_host()?;
+        match op {
+            HostOp::StoreSecret { name, age } => self.store_secret(name, age),
+            HostOp::RemoveSecret { name } => self.remove_secret(name),
+            HostOp::ListSecrets {} => self.list_secrets(),
+            other => self.change_host(other).await.map(|()| HostReport::default()),
+        }
+    }
+
+    /// Carries out an operation on the network or a container.
+    async fn change_host(&self, op: &HostOp) -> Result<()> {
         match op {
             HostOp::PrepareNetwork {
                 leaf_address,
@@ -180,6 +192,7 @@ impl Helper {
                 network,
                 options,
                 adopt,
+                secrets,
                 binding,
                 credentials,
             } => {
@@ -189,6 +202,7 @@ impl Helper {
                     toplevel: toplevel.clone(),
                     network: *network,
                     options: (**options).clone(),
+                    secrets: secrets.clone(),
                 };
                 self.create(&spec, *adopt, binding, credentials).await
             }
@@ -211,6 +225,9 @@ impl Helper {
                 Err(Error::Unsupported(
                     "this helper runs no jobs: it has no user for them, or systemd is not PID 1".into(),
                 ))
+            }
+            HostOp::StoreSecret { .. } | HostOp::RemoveSecret { .. } | HostOp::ListSecrets {} => {
+                unreachable!("it changes no container")
             }
         }
     }

@@ -31,7 +31,12 @@ pub struct Settings {
     pub secret_folders: Vec<PathBuf>,
     /// Whether containers may have the host's users, so that their root is the host's root.
     pub host_users: bool,
+    /// The file of the SSH host key (ssh-ed25519, private) that the leaf's secrets are encrypted to.
+    pub host_key: PathBuf,
 }
+
+/// The host key of a host as sshd makes it.
+pub(crate) const HOST_KEY: &str = "/etc/ssh/ssh_host_ed25519_key";
 
 /// A program that the helper needs is missing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -64,6 +69,7 @@ impl Settings {
             bind_folders: Vec::new(),
             secret_folders: Vec::new(),
             host_users: false,
+            host_key: HOST_KEY.into(),
         })
     }
 }
@@ -106,6 +112,7 @@ impl Settings {
             bind_folders: Vec::new(),
             secret_folders: Vec::new(),
             host_users: false,
+            host_key: HOST_KEY.into(),
         }
     }
 }

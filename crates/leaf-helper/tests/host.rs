@@ -138,6 +138,7 @@ pub(crate) const WAITS: &str =
 /// The paths of a leaf that has all of its files in one directory.
 pub(crate) fn paths_in(directory: &Path) -> HostPaths {
     HostPaths {
+        secrets: directory.join("secrets"),
         roots: directory.join("roots"),
         confs: directory.join("confs"),
         gc_roots: directory.join("gcroots"),
@@ -259,6 +260,7 @@ impl Host {
             network: self.network(name),
             options: Box::default(),
             adopt: false,
+            secrets: BTreeMap::new(),
             binding: ContainerBinding::new(&self.leaf, name, &url),
             credentials: BTreeMap::from([("nats.creds".to_owned(), Secret::new("secret text"))]),
         }

@@ -82,6 +82,7 @@ pub(crate) async fn addresses_outside_the_pool_or_of_another_container_are_refus
             network,
             options: Box::default(),
             adopt: false,
+            secrets: BTreeMap::new(),
             binding,
             credentials,
         };
@@ -122,6 +123,7 @@ pub(crate) async fn the_hosts_users_are_refused_unless_root_permits_them_or_the_
                 users: Users::Host,
                 ..ContainerOptions::default()
             }),
+            secrets: BTreeMap::new(),
             adopt,
             binding,
             credentials,
@@ -156,6 +158,7 @@ pub(crate) async fn credentials_and_bindings_that_are_not_this_containers_are_re
         network: host.network(&name),
         options: Box::default(),
         adopt: false,
+        secrets: BTreeMap::new(),
         binding,
         credentials,
     };

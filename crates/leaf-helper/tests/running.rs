@@ -107,6 +107,7 @@ pub(crate) async fn the_minimal_system_answers_for_its_health_with_its_own_crede
         network,
         options: Box::default(),
         adopt: false,
+        secrets: BTreeMap::new(),
         binding: ContainerBinding::new(&host.leaf, &name, &server.client_url()),
         credentials: BTreeMap::from([("nats.creds".to_owned(), identity.container_credentials(&name))]),
     };

@@ -20,6 +20,8 @@ pub struct HostPaths {
     /// State that survives a reboot, for root only: `NAME/spec.json` ([`RunSpec`](leaf_core::host_op::RunSpec)),
     /// `NAME/credentials/`, `NAME/log` (the console; earlier output is in `log.1`).
     pub state: PathBuf,
+    /// The age files of the leaf's secrets, for root only: `NAME.age`.
+    pub secrets: PathBuf,
     /// State that does not: `NAME/status.json` ([`RunStatus`]), `NAME/lock`, held while a supervisor runs.
     pub run: PathBuf,
 }
@@ -34,6 +36,7 @@ impl HostPaths {
             gc_roots: "/nix/var/nix/gcroots/per-container".into(),
             // Not below leafd's own directory, whose owner could replace what the helper trusts.
             state: PathBuf::from("/var/lib/cim-leaf-containers").join(leaf.as_str()),
+            secrets: PathBuf::from(SECRETS_DIRECTORY).join(leaf.as_str()),
             run: PathBuf::from("/run/cim-leaf/containers").join(leaf.as_str()),
         }
     }
@@ -63,6 +66,9 @@ impl HostPaths {
         self.run.join(name.as_str()).join("status.json")
     }
 }
+
+/// The directory of the directories of leaves' secrets.
+pub const SECRETS_DIRECTORY: &str = "/var/lib/cim-leaf-secrets";
 
 /// The directory of the directories of jobs that run as the user `leaf-job`. leafd creates those, and the jobs write
 /// into them.

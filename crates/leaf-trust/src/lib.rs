@@ -3,6 +3,7 @@
 //! - [`host_key`]: the SSH host key of a leaf, which files are encrypted to
 //! - [`ssh_signature`], [`allowed_signers`], [`agent`]: signatures of people's keys, who may make them, and ssh-agent
 //! - [`age_file`]: files that only a leaf's host key decrypts
+//! - [`secret`]: the document of a secret, which an age file brings to a leaf
 //!
 //! The signing keys and credentials of NATS are in `leaf-bus`. `docs/security.md` is the contract.
 
@@ -11,4 +12,5 @@ pub mod agent;
 pub mod allowed_signers;
 pub mod host_key;
 mod pattern;
+pub mod secret;
 pub mod ssh_signature;

@@ -64,6 +64,9 @@ pub(crate) enum Error {
     /// The thing that was named does not exist.
     #[error("{0}")]
     NotFound(String),
+    /// It is refused here: a leaf's host key is not known, or is another one.
+    #[error("{0}")]
+    Refused(String),
     /// The leaf's error reply.
     #[error("{}", .0.detail)]
     Problem(Problem),
@@ -221,6 +224,7 @@ impl Error {
             Self::NoLeaf(_) | Self::Lost { .. } => 4,
             Self::NotFound(_) => 5,
             Self::Signing(_) => 6,
+            Self::Refused(_) => 6,
             Self::Job { .. } => 7,
             Self::Interrupted { .. } => INTERRUPTED,
             Self::Leaves { failed, .. } => {

@@ -38,6 +38,7 @@ pub mod programs;
 pub mod publisher;
 pub mod recovery;
 mod renewal;
+pub mod secrets;
 pub mod settings;
 pub mod steps;
 mod table;

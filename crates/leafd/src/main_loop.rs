@@ -309,6 +309,8 @@ impl MainLoop {
                 }
                 Effect::ScanHardware { rescan } => self.workers.scan_hardware(rescan),
                 Effect::FindForeign(name) => self.workers.find_foreign(name),
+                Effect::ChangeSecret(change) => self.workers.change_secret(change),
+                Effect::ObserveSecrets { moves } => self.workers.observe_secrets(moves),
                 Effect::TakeSteps { container, after } => self.workers.take_steps(*container, after),
                 Effect::Interrupt {
                     resource: Resource::Container(name),

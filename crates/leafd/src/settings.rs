@@ -134,6 +134,10 @@ pub struct Containers {
     /// The static program `leaf-init`; by default the one beside `leafd` or on `PATH`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub leaf_init: Option<PathBuf>,
+    /// The SSH host key (ssh-ed25519) that secrets are encrypted to, where leafd is root and uses no service `leaf-helper`, whose own
+    /// settings name it; by default `/etc/ssh/ssh_host_ed25519_key`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_key: Option<PathBuf>,
 }
 
 impl Default for Containers {
@@ -148,6 +152,7 @@ impl Default for Containers {
             helper_socket: None,
             templates: None,
             leaf_init: None,
+            host_key: None,
         }
     }
 }

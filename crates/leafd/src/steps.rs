@@ -49,7 +49,7 @@ impl ContainerHost {
         };
         let op = HostOp::ReleaseNetwork { leaf_address };
         match tokio::time::timeout(RELEASES_WITHIN, self.helper.carry_out(&op)).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::info!(error = chain(&error), "the rules of the closed network stay"),
             Err(_) => tracing::info!("the helper does not answer: the rules of the closed network stay"),
         }
@@ -234,7 +234,7 @@ impl Steps {
         })?;
         tokio::select! {
             biased;
-            done = self.host.helper.carry_out(op) => done.map(|()| Done::All),
+            done = self.host.helper.carry_out(op) => done.map(|_| Done::All),
             () = interrupted(&mut self.interruption, |told| told.cuts(op)) => {
                 tracing::info!(%name, op = op.summary(), "interrupted: not waiting for the host operation");
                 self.wait_until_shown().await;
@@ -306,8 +306,11 @@ fn step_of(op: &HostOp) -> ContainerStep {
         HostOp::UpdateContainer { .. } | HostOp::FreezeContainer { .. } => ContainerStep::Update,
         HostOp::StopContainer { .. } => ContainerStep::Stop,
         HostOp::DestroyContainer { .. } => ContainerStep::Destroy,
-        HostOp::StartJob { .. } | HostOp::StopJob { .. } | HostOp::RemoveJob { .. } => {
-            unreachable!("a container's plan contains no jobs")
-        }
+        HostOp::StartJob { .. }
+        | HostOp::StopJob { .. }
+        | HostOp::RemoveJob { .. }
+        | HostOp::StoreSecret { .. }
+        | HostOp::RemoveSecret { .. }
+        | HostOp::ListSecrets {} => unreachable!("a container's plan contains neither jobs nor secrets"),
     }
 }

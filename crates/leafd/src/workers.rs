@@ -13,7 +13,7 @@ use leaf_bus::serve::Responder;
 use leaf_container::{Foreign, ObserveError, ObserveErrorKind};
 use leaf_core::command::{ContainerList, LogChunk};
 use leaf_core::container::Container;
-use leaf_core::decide::{InUse, Question};
+use leaf_core::decide::{InUse, Question, SecretChange};
 use leaf_core::engine::{Capabilities, Input};
 use leaf_core::error::chain;
 use leaf_core::event::ContainerStep;
@@ -32,8 +32,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::clock::Clock;
+use crate::helper::HostHelper;
 use crate::job::{self, JobHost};
 use crate::publisher::Published;
+use crate::secrets;
 use crate::steps::{ContainerHost, InFlight, Interruptions, Steps};
 use crate::tasks::Tasks;
 use crate::trust::Trust;
@@ -69,6 +71,8 @@ pub struct Equipment {
     pub bus: Bus,
     /// The host of containers, or the reason why this leaf runs none.
     pub containers: Result<Arc<ContainerHost>, String>,
+    /// The helper that keeps secrets, or the reason why this leaf keeps none.
+    pub secrets: Result<HostHelper, String>,
     /// The host of jobs, or the reason why this leaf runs none.
     pub jobs: Result<JobHost, String>,
     /// Numbers of requested rescans.
@@ -109,6 +113,7 @@ impl Workers {
         Capabilities {
             containers: self.equipment.containers.as_ref().map(drop).map_err(Clone::clone),
             nix: self.equipment.jobs.as_ref().map(drop).map_err(Clone::clone),
+            secrets: self.equipment.secrets.as_ref().map(drop).map_err(Clone::clone),
         }
     }
 
@@ -227,6 +232,14 @@ impl Workers {
                 let trust = self.equipment.trust.clone();
                 self.reply_with(responder, id, move || Ok(to_json(&trust.challenge(&caller))));
             }
+            Question::Recipient => {
+                let helper = self.equipment.secrets.clone();
+                self.tasks.run(async move {
+                    let reply = secrets::recipient(helper).await;
+                    let reply = reply.map_err(|problem| problem.about(&id));
+                    responder.reply(Some(&id), reply).await;
+                });
+            }
             Question::Containers(containers) => self.reply_with(responder, id, move || {
                 // A leaf that runs no containers may still have some in its state.
                 let seen = match view() {
@@ -289,6 +302,27 @@ impl Workers {
             };
             // Fails only when the daemon is ending and the main loop is gone.
             let _ = inputs.send(Input::ForeignObserved { name, found }.into()).await;
+        });
+    }
+
+    /// Has the helper change a secret.
+    pub fn change_secret(&mut self, change: SecretChange) {
+        let (helper, inputs) = (self.equipment.secrets.clone(), self.equipment.inputs.clone());
+        self.steps.run(async move {
+            let name = change.name().clone();
+            let outcome = secrets::change(helper, change).await;
+            // Fails only when the daemon is ending and the main loop is gone.
+            let _ = inputs.send(Input::SecretMade { name, outcome }.into()).await;
+        });
+    }
+
+    /// Observes the host's secrets.
+    pub fn observe_secrets(&mut self, moves: u64) {
+        let (helper, inputs) = (self.equipment.secrets.clone(), self.equipment.inputs.clone());
+        self.steps.run(async move {
+            if let Some(found) = secrets::observe(helper).await {
+                let _ = inputs.send(Input::SecretsObserved { moves, found }.into()).await;
+            }
         });
     }
 

@@ -282,6 +282,7 @@ fn keys(described: &BTreeMap<&str, String>) -> Vec<Vec<String>> {
         ("device.<id>", "state.device"),
         ("container.<container>", "state.container"),
         ("job.<job>", "state.job"),
+        ("secret.<secret>", "state.secret"),
         ("raw.<sequence>", "state.raw"),
     ]
     .into_iter()

@@ -25,6 +25,8 @@ pub enum Need {
     Containers,
     /// Nix.
     Nix,
+    /// A helper that keeps secrets.
+    Secrets,
 }
 
 /// A command's effect on the leaf's free disk space.

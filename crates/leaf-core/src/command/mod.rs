@@ -16,6 +16,7 @@ pub mod job;
 pub mod leaf;
 pub mod nix;
 mod record;
+pub mod secret;
 
 pub use container::*;
 pub use declare::{CommandKind, Declaration, Disk, IfGeneration, Need, Power, Request, Success, WhileStuck};
@@ -24,6 +25,7 @@ pub use job::*;
 pub use leaf::*;
 pub use nix::*;
 pub use record::{CommandOutcome, CommandRecord};
+pub use secret::*;
 
 use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
@@ -91,6 +93,8 @@ nouns! {
     Nix = nix,
     /// About jobs.
     Job = job,
+    /// About secrets.
+    Secret = secret,
 }
 
 /// The declarations of all commands, in the order of the nouns.

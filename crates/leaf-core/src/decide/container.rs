@@ -1,5 +1,7 @@
 //! Decides the commands about containers.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -14,6 +16,7 @@ use crate::id::{ContainerName, JobId, StorePath};
 use crate::job::Installable;
 use crate::problem::{Problem, ProblemCode};
 use crate::runtime::Runtime;
+use crate::secret;
 use crate::spec::{ContainerOptions, ContainerSource, ContainerSpec, Opening, SpecRun, Users, spec_diff};
 use crate::state::State;
 
@@ -208,6 +211,7 @@ fn create(
             build_job: system.is_err().then_some(job),
             toplevel: system.ok(),
             network,
+            secrets: secret::restarting(&state.secrets, name, &spec.options),
             options: spec.options,
             fallback: None,
             adopted: false,
@@ -290,6 +294,7 @@ fn change(
         generation: before.generation + 1,
         run: spec.run.into(),
         paused: spec.paused,
+        secrets: secret::restarting(&state.secrets, name, &spec.options),
         options: spec.options,
         ..before.clone()
     };
@@ -379,6 +384,7 @@ fn rollback(
                     .and_then(|toplevel| fallback(container, toplevel)),
                 toplevel,
                 build_job: None,
+                secrets: secret::restarting(&state.secrets, name, &revision.options),
                 options: revision.options.clone(),
                 ..container.desired.clone()
             },
@@ -449,6 +455,7 @@ pub fn adopt(
                     users,
                     ..ContainerOptions::default()
                 },
+                secrets: BTreeMap::new(),
                 fallback: None,
                 adopted: true,
             },

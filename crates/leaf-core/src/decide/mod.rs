@@ -8,9 +8,11 @@ mod hardware;
 mod job;
 mod leaf;
 mod nix;
+mod secret;
 
 pub use container::{LogQuery, adopt};
 pub use job::{after_job, needless_jobs};
+pub use secret::{SecretChange, secret_changed, secrets_observed};
 
 use std::collections::BTreeMap;
 
@@ -98,6 +100,8 @@ pub enum Reply {
     When(Target),
     /// [Decided](adopt) after a search of the host for a foreign container of this name.
     AfterSearch(ContainerName),
+    /// The outcome of this change, once the helper has made it: [the facts](secret_changed) follow from what it reports.
+    WhenMade(SecretChange),
 }
 
 /// The target that a command waits for.
@@ -131,6 +135,8 @@ pub enum Question {
     Challenge(Caller),
     /// The leaf's containers, given here, and the host's foreign ones.
     Containers(Vec<Container>),
+    /// The host key that secrets are encrypted to.
+    Recipient,
 }
 
 /// Decides a command.
@@ -147,6 +153,7 @@ pub fn decide(state: &State, command: &Command, context: &Context) -> Result<Dec
         Command::Container(command) => container::decide(state, command, context),
         Command::Nix(command) => nix::decide(state, command, context),
         Command::Job(command) => job::decide(state, command, context),
+        Command::Secret(command) => secret::decide(state, command),
     }
 }
 

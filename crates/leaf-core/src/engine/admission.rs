@@ -29,6 +29,8 @@ pub struct Capabilities {
     pub containers: Result<(), String>,
     /// Whether it can use Nix, or the reason why not.
     pub nix: Result<(), String>,
+    /// Whether it can keep secrets, or the reason why not.
+    pub secrets: Result<(), String>,
 }
 
 /// Decides whether commands are admitted.
@@ -118,6 +120,7 @@ impl Admission {
             Need::Nothing => return None,
             Need::Containers => &self.capabilities.containers,
             Need::Nix => &self.capabilities.nix,
+            Need::Secrets => &self.capabilities.secrets,
         };
         let why = need.as_ref().err()?;
         Some(Problem::new(ProblemCode::Unsupported, why.clone()))

@@ -223,6 +223,7 @@ impl Engine {
                 turn.effects.push(Effect::FindForeign(name.clone()));
                 self.waiting.adopt(name, accepted);
             }
+            Reply::WhenMade(change) => self.change_secret(turn, change, accepted),
         }
     }
 
@@ -245,7 +246,7 @@ impl Engine {
     }
 
     /// Answers an accepted command whose reply is known. A change's record is kept with it.
-    fn accept(&mut self, turn: &mut Turn, accepted: Accepted, body: Vec<u8>) {
+    pub(super) fn accept(&mut self, turn: &mut Turn, accepted: Accepted, body: Vec<u8>) {
         let Accepted {
             record,
             is_change,
@@ -297,7 +298,9 @@ impl Engine {
             );
             Err(Problem::new(ProblemCode::CommandIdReused, detail))
         };
-        let reply = match self.waiting.find(&record.caller, id) {
+        let waiting = self.waiting.find(&record.caller, id);
+        let waiting = waiting.or_else(|| self.secrets.find(&record.caller, id));
+        let reply = match waiting {
             Some(waiting) if waiting.record.fingerprint == record.fingerprint => {
                 waiting.to.push(to);
                 return true;

@@ -51,7 +51,7 @@ fn report(inventory: &Inventory, facts: &[Fact]) -> RescanReport {
             Fact::Hardware(HardwareFact::Appeared(fact)) => report.appeared.push(fact.device.id.clone()),
             Fact::Hardware(HardwareFact::Changed(fact)) => report.changed.push(fact.device.id.clone()),
             Fact::Hardware(HardwareFact::Vanished(fact)) => report.vanished.push(fact.id.clone()),
-            Fact::Leaf(_) | Fact::Container(_) | Fact::Job(_) | Fact::Unknown { .. } => {}
+            Fact::Leaf(_) | Fact::Container(_) | Fact::Job(_) | Fact::Secret(_) | Fact::Unknown { .. } => {}
         }
     }
     report

@@ -10,7 +10,8 @@ use crate::container::{ForeignContainer, ObservedContainer};
 use crate::decide::InUse;
 use crate::event::HostFacts;
 use crate::hardware::Inventory;
-use crate::id::{Caller, CommandId, ContainerName, JobId};
+use crate::host_op::StoredSecret;
+use crate::id::{Caller, CommandId, ContainerName, JobId, SecretName};
 use crate::job::{JobOutcome, Progress};
 use crate::moment::Moment;
 use crate::problem::Problem;
@@ -63,6 +64,20 @@ pub enum Input {
     JobProgressed(JobId, Progress),
     /// A job ended.
     JobEnded(JobId, JobOutcome),
+    /// The helper has made a change of a secret, or has not.
+    SecretMade {
+        /// The secret's name.
+        name: SecretName,
+        /// The stored secret; `None` of one that was removed; or why the change was not made.
+        outcome: Result<Option<StoredSecret>, Problem>,
+    },
+    /// The host's secrets were observed.
+    SecretsObserved {
+        /// The number of [the effect](super::Effect::ObserveSecrets).
+        moves: u64,
+        /// All that the host has.
+        found: Vec<StoredSecret>,
+    },
     /// The publisher has learnt more about the stream's content.
     Published {
         /// The sequence number of the stream's first event, or of the next event if it is empty; 0 if unknown.

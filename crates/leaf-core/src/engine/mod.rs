@@ -35,6 +35,7 @@ mod input;
 mod jobs;
 mod output;
 mod report;
+mod secrets;
 mod turn;
 mod waiting;
 
@@ -63,6 +64,7 @@ pub use output::{Answer, Batch, Effect, Immediate, Outputs, Record};
 
 use admission::Admission;
 use jobs::RunningJobs;
+use secrets::SecretChanges;
 use turn::Turn;
 use waiting::Waiting;
 
@@ -114,6 +116,7 @@ pub struct Engine {
     reconciler: Reconciler,
     jobs: RunningJobs,
     admission: Admission,
+    secrets: SecretChanges,
     /// The number of the last rescan.
     rescan: u64,
     /// The last sequence number acknowledged by the stream.
@@ -161,6 +164,7 @@ impl Engine {
             reconciler: Reconciler::default(),
             jobs: RunningJobs::default(),
             admission,
+            secrets: SecretChanges::default(),
             rescan: 0,
             published: 0,
             hub: None,
@@ -203,6 +207,8 @@ impl Engine {
             Input::ForeignObserved { name, found } => self.foreign_observed(turn, &name, &found),
             Input::JobProgressed(id, progress) => self.jobs.progressed(id, progress),
             Input::JobEnded(id, outcome) => self.job_ended(turn, id, outcome),
+            Input::SecretMade { name, outcome } => self.secret_made(turn, &name, outcome),
+            Input::SecretsObserved { moves, found } => self.secrets_seen(turn, moves, &found),
             Input::Published { first, last } => self.stream_holds(turn, first, last),
             Input::HubHeard(report) => self.hub = Some(*report),
             Input::CredentialsUntil(time) => self.credentials_until = time,
@@ -274,7 +280,7 @@ impl Engine {
         match fact.about() {
             Some(Aggregate::Container(name)) => touched = Some(Target::Container(name.clone())),
             Some(Aggregate::Job(id)) => touched = Some(Target::Job(*id)),
-            Some(Aggregate::Leaf | Aggregate::Device(_)) | None => {}
+            Some(Aggregate::Leaf | Aggregate::Device(_) | Aggregate::Secret(_)) | None => {}
         }
         match (fact, &touched) {
             (Fact::Container(fact), Some(Target::Container(name))) => {
@@ -326,6 +332,7 @@ impl Engine {
             }
         }
         self.resume_jobs(turn);
+        self.observe_secrets(turn);
         let containers = self.history.state().containers.keys().cloned();
         turn.touched.extend(containers.map(Target::Container));
         turn.touched.extend(self.waiting.targets().cloned());
@@ -397,7 +404,8 @@ impl Engine {
     pub fn may_end(&self, moment: Moment, conditions: &Conditions) -> bool {
         let Some(stop) = self.stop else { return false };
         let is_late = moment.since(stop.since) > LAST_COMMANDS;
-        let is_answered = (stop.drained && !self.waiting.is_soon_over()) || is_late;
+        let is_waiting = self.waiting.is_soon_over() || !self.secrets.is_idle();
+        let is_answered = (stop.drained && !is_waiting) || is_late;
         let is_committed = self.recorded == conditions.committed;
         !self.reconciler.is_under_way(conditions.committed)
             && (self.is_stuck(conditions) || (is_answered && is_committed))

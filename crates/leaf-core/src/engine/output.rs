@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::command::CommandRecord;
 use crate::container::Container;
-use crate::decide::Question;
+use crate::decide::{Question, SecretChange};
 use crate::event::EventRecord;
 use crate::id::{CommandId, ContainerName, JobId};
 use crate::job::Job;
@@ -82,6 +82,14 @@ pub enum Effect {
     },
     /// Search the host for a foreign container of this name.
     FindForeign(ContainerName),
+    /// Have the helper change a secret. Its end comes back as [`SecretMade`](super::Input::SecretMade). At most one such effect of
+    /// a secret is in flight.
+    ChangeSecret(SecretChange),
+    /// Observe the host's secrets.
+    ObserveSecrets {
+        /// The number of changes that have begun or ended before.
+        moves: u64,
+    },
     /// Take the steps that move a container from observed to desired state. At most one such effect of a container is in
     /// flight: its end comes back as [`StepsEnded`](super::Input::StepsEnded).
     TakeSteps {

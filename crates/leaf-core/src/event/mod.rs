@@ -13,6 +13,7 @@ pub mod header;
 pub mod job;
 pub mod leaf;
 mod record;
+pub mod secret;
 mod shorten;
 
 pub use container::*;
@@ -20,6 +21,7 @@ pub use hardware::*;
 pub use job::*;
 pub use leaf::*;
 pub use record::{EventRecord, Headers};
+pub use secret::*;
 pub(crate) use shorten::{shorten, shorten_result};
 
 use std::borrow::Cow;
@@ -145,7 +147,8 @@ macro_rules! nouns {
                 }
             }
 
-            /// Returns the aggregate's token: the leaf, the device id, the container's name as a token, the job id.
+            /// Returns the aggregate's token: the leaf, the device id, the name of the container or secret as a
+            /// token, the job id.
             #[must_use]
             pub fn aggregate_id(&self, leaf: &LeafName) -> String {
                 match self {
@@ -203,6 +206,8 @@ nouns! {
     Container = container::ContainerFact,
     /// About jobs.
     Job = job::JobFact,
+    /// About secrets.
+    Secret = secret::SecretFact,
 }
 
 impl Fact {

@@ -1,15 +1,16 @@
 //! The macro that declares the host operations.
 
 /// Declares the host operations: each with its documentation, its subject, what it waits for, its summary (which may
-/// contain its parameters), and its parameters with their types in Rust and over varlink.
+/// contain its parameters), its parameters with their types in Rust and over varlink, and the fields of [`HostReport`](super::HostReport)
+/// that it reports, if any, with their types over varlink.
 ///
 /// It defines the enum [`HostOp`](super::HostOp) and its properties. A missing part is a compile error.
 macro_rules! host_ops {
     ($(
         $(#[doc = $doc:literal])+
         $op:ident on $subject:ident $(($key:ident))?, waits for $wait:ident: $summary:literal {
-            $($(#[doc = $parameter_doc:literal])+ $parameter:ident: $type:ty as $varlink:literal,)+
-        }
+            $($(#[$parameter_attribute:meta])+ $parameter:ident: $type:ty as $varlink:literal,)*
+        } $(-> $report:literal)?
     )+) => {
         /// An operation on the host that needs root. All are idempotent.
         #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +20,7 @@ macro_rules! host_ops {
             $(
                 $(#[doc = $doc])+
                 $op {
-                    $($(#[doc = $parameter_doc])+ $parameter: $type,)+
+                    $($(#[$parameter_attribute])+ $parameter: $type,)*
                 },
             )+
         }
@@ -29,15 +30,16 @@ macro_rules! host_ops {
             pub const DECLARATIONS: &[HostOpDeclaration] = &[$(HostOpDeclaration {
                 method: stringify!($op),
                 doc: &[$($doc),+],
-                parameters: &[$((stringify!($parameter), $varlink)),+],
+                parameters: &[$((stringify!($parameter), $varlink)),*],
+                report: concat!($($report)?),
             }),+];
 
             /// Returns a short description of the operation, without secrets.
             #[must_use]
             pub fn summary(&self) -> String {
                 match self {
-                    $(Self::$op { $($parameter),+ } => {
-                        let _ = ($($parameter,)+);
+                    $(Self::$op { $($parameter),* } => {
+                        let _ = ($($parameter,)*);
                         format!($summary)
                     })+
                 }

@@ -16,8 +16,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::container::ContainerNetwork;
-use crate::id::{ContainerName, JobId, LeafName, StorePath};
+use crate::id::{ContainerName, JobId, LeafName, SecretName, StorePath};
 use crate::json::to_json;
+use crate::secret::SecretUser;
 use crate::spec::ContainerOptions;
 use crate::subject;
 use declare::host_ops;
@@ -48,6 +49,9 @@ host_ops! {
         options: Box<ContainerOptions> as "object",
         /// Whether to adopt a foreign container of this name, with its files.
         adopt: bool as "bool",
+        /// The secrets of the leaf whose change restarts it, by name, each with the digest of its present age file.
+        #[serde(default)]
+        secrets: BTreeMap<SecretName, String> as "[string]string",
         /// The container's binding to its leaf.
         binding: ContainerBinding as "Binding",
         /// Its credentials by name; the container finds them below `$CREDENTIALS_DIRECTORY`.
@@ -106,6 +110,21 @@ host_ops! {
         /// The job's id.
         id: JobId as "string",
     }
+    /// Decrypts a secret's age file with the host key, to know that it is for this leaf and of this name, and keeps the file.
+    StoreSecret on Secret(name), waits for Nothing: "store secret {name}" {
+        /// The secret's name.
+        name: SecretName as "string",
+        /// The armored age file.
+        age: Secret as "string",
+    } -> "secrets: ?[]StoredSecret"
+    /// Removes a secret's age file, if it exists.
+    RemoveSecret on Secret(name), waits for Nothing: "remove secret {name}" {
+        /// The secret's name.
+        name: SecretName as "string",
+    }
+    /// Reports the kept secrets, without their content, and the public part of the host key.
+    ListSecrets on Secrets, waits for Nothing: "list the secrets" {
+    } -> "host_key: ?string, secrets: ?[]StoredSecret"
 }
 
 /// The subject of an operation. No two operations on one subject run at the same time.
@@ -117,6 +136,39 @@ pub enum HostSubject {
     Container(ContainerName),
     /// One job.
     Job(JobId),
+    /// One secret.
+    Secret(SecretName),
+    /// The list of all secrets.
+    Secrets,
+}
+
+/// What an operation reports beside that it was carried out: nothing but for those on secrets.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostReport {
+    /// The public part of the host key that secrets are encrypted to, as a line of a `.pub` file without a comment; absent if
+    /// the host has none that can be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_key: Option<String>,
+    /// The stored secret, or all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<StoredSecret>,
+}
+
+/// A secret's age file on the host, without its content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredSecret {
+    /// The secret's name.
+    pub name: SecretName,
+    /// The size of the file, in bytes.
+    pub file_bytes: u64,
+    /// The SHA-256 of the file, as 64 hexadecimal digits.
+    pub digest: String,
+    /// The users that it names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub users: Vec<SecretUser>,
+    /// Why it can't be used, if it can't: it is encrypted to another key, or is another leaf's. Its users are unknown then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// The event that an operation waits for after its own part is done.
@@ -140,6 +192,8 @@ pub struct HostOpDeclaration {
     pub doc: &'static [&'static str],
     /// Its parameters, with their varlink types.
     pub parameters: &'static [(&'static str, &'static str)],
+    /// The fields that it reports, with their varlink types, as varlink's language has them; empty for none.
+    pub report: &'static str,
 }
 
 /// An operation that was not carried out.
@@ -212,8 +266,8 @@ impl ContainerBinding {
     }
 }
 
-/// A secret, which `{:?}` does not show.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A secret text, which `{:?}` does not show.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Secret(String);
 
@@ -252,6 +306,9 @@ pub struct RunSpec {
     /// The other parts of its spec.
     #[serde(default)]
     pub options: ContainerOptions,
+    /// The secrets of the leaf whose change restarts it, each with the digest of its age file.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<SecretName, String>,
 }
 
 impl RunSpec {
@@ -262,18 +319,24 @@ impl RunSpec {
     }
 
     /// Returns the digest of the part of the spec that takes effect at the container's next start: its system,
-    /// addresses, environment, secrets, binds and users.
+    /// addresses, environment, secrets with their content, binds and users.
     #[must_use]
     pub fn start_digest(&self) -> String {
         let options = &self.options;
-        short_digest(&(
+        let of_spec = (
             &self.toplevel,
             &self.network,
             &options.environment,
             &options.secrets,
             &options.binds,
             options.users,
-        ))
+        );
+        // As before there were secrets of the leaf, so that running containers that use none keep their digest.
+        if self.secrets.is_empty() {
+            short_digest(&of_spec)
+        } else {
+            short_digest(&(of_spec, &self.secrets))
+        }
     }
 }
 

@@ -69,7 +69,10 @@ impl Interruption {
             | HostOp::DestroyContainer { .. }
             | HostOp::StartJob { .. }
             | HostOp::StopJob { .. }
-            | HostOp::RemoveJob { .. } => false,
+            | HostOp::RemoveJob { .. }
+            | HostOp::StoreSecret { .. }
+            | HostOp::RemoveSecret { .. }
+            | HostOp::ListSecrets {} => false,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Autostart, ContainerOptions, RestartPolicy, opening};
+use super::{Autostart, ContainerOptions, RestartPolicy, SecretSource, opening};
 use crate::id::ContainerName;
 use crate::runtime::Runtime;
 
@@ -58,9 +58,13 @@ impl ContainerOptions {
             check_variable(variable)?;
             check_text(&format!("environment.{variable}"), value)?;
         }
-        for (credential, file) in &self.secrets {
+        for (credential, source) in &self.secrets {
             check_credential(credential)?;
-            check_path(&format!("secrets.{credential}"), file)?;
+            match source {
+                SecretSource::File(file) => check_path(&format!("secrets.{credential}"), file)?,
+                // Its name is valid.
+                SecretSource::Secret(_) => {}
+            }
         }
         let mut targets = BTreeSet::new();
         for bind in &self.binds {
@@ -262,6 +266,16 @@ mod tests {
                 r#""secrets":{"a":"/run/../etc/shadow"}"#,
                 "not a plain absolute path",
             ),
+            (r#""secrets":{"a":{"secret":"../a"}}"#, "is not a secret's name"),
+            (
+                r#""secrets":{"a":{"secret":"a","on_change":"reload"}}"#,
+                "unknown variant `reload`",
+            ),
+            (
+                r#""secrets":{"a":{"secret":"a","file":"/a"}}"#,
+                "unknown field `file`",
+            ),
+            (r#""secrets":{"a":["a"]}"#, "a secret is a path, or an object"),
             (r#""binds":[{"source":"srv"}]"#, "not a plain absolute path"),
             (r#""binds":[{"source":"/srv:/etc"}]"#, "not a plain absolute path"),
             (

@@ -1,7 +1,7 @@
 //! The spec of a container: the user's description of its desired state. [`ContainerOptions::check`] validates it.
 //!
-//! Everything in it is a value or a reference: a secret is named by the file that contains it on the leaf. Specs never
-//! contain secrets, since they are in the event log.
+//! Everything in it is a value or a reference: a secret is named by its name, or by the file that contains it on the leaf.
+//! Specs never contain secrets, since they are in the event log.
 
 mod check;
 mod diff;
@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de};
 use serde_json::{Map, Value};
 
-use crate::id::ContainerName;
+use crate::id::{ContainerName, SecretName};
 
 pub use check::{check_credential, check_path};
 pub use diff::{SpecChange, SpecDiff, spec_diff};
@@ -59,10 +59,9 @@ pub struct ContainerOptions {
     /// The environment of its init, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub environment: BTreeMap<String, String>,
-    /// Its secrets: the name of a systemd credential, and the absolute path of the file with its content on the leaf. A
-    /// setting of the leaf limits the directories of such files.
+    /// Its secrets: the name of a systemd credential, and where its content comes from.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub secrets: BTreeMap<String, String>,
+    pub secrets: BTreeMap<String, SecretSource>,
     /// Directories and files of the leaf that are mounted into it. A setting of the leaf limits what may be mounted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub binds: Vec<Bind>,
@@ -91,6 +90,53 @@ pub struct ContainerOptions {
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+}
+
+/// Where the content of a container's credential comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, try_from = "Value")]
+pub enum SecretSource {
+    /// The absolute path of a file on the leaf. A setting of the leaf limits the directories of such files.
+    File(String),
+    /// A secret that was set with `secret.set`.
+    Secret(NamedSecret),
+}
+
+/// A secret of the leaf that a container uses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NamedSecret {
+    /// The secret's name.
+    pub secret: SecretName,
+    /// What is done with the container when the secret changes.
+    #[serde(default)]
+    pub on_change: OnChange,
+}
+
+impl TryFrom<Value> for SecretSource {
+    type Error = serde_json::Error;
+
+    /// Parses a source; the error says what is wrong in it.
+    fn try_from(value: Value) -> Result<Self, serde_json::Error> {
+        match value {
+            Value::String(file) => Ok(Self::File(file)),
+            Value::Object(_) => serde_json::from_value(value).map(Self::Secret),
+            _ => Err(de::Error::custom(
+                "a secret is a path, or an object with the field `secret`",
+            )),
+        }
+    }
+}
+
+/// What is done with a container when a secret that it uses changes. A running one can't be given another content.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnChange {
+    /// It is restarted, if it runs.
+    #[default]
+    Restart,
+    /// Nothing: it gets the secret at its next start.
+    Nothing,
 }
 
 /// A directory or file of the leaf that is mounted into a container.
@@ -223,6 +269,14 @@ fn merge(target: &mut Value, patch: &Value) {
 }
 
 impl ContainerOptions {
+    /// Returns whether a container with these options uses a secret of the leaf.
+    #[must_use]
+    pub fn uses_secret(&self, name: &SecretName) -> bool {
+        self.secrets
+            .values()
+            .any(|source| matches!(source, SecretSource::Secret(named) if named.secret == *name))
+    }
+
     /// Returns whether all options have their defaults.
     #[must_use]
     pub fn is_default(&self) -> bool {

@@ -212,6 +212,7 @@ fn phase_for_desired_state(known: Option<&Container>, desired: &Desired) -> Cont
     let before = &known.desired;
     let other = before.toplevel != desired.toplevel
         || before.options != desired.options
+        || before.secrets != desired.secrets
         || before.paused != desired.paused;
     match (desired.run, known.phase) {
         (DesiredRun::Absent, _) => Phase::Destroying,

@@ -1,7 +1,7 @@
 //! The state of a leaf: the sum of its events. [`apply`] adds one event to it.
 //!
-//! The state is a set of entries by key (`leaf`, `snapshot`, `device.<id>`, `container.<token>`, `job.<id>`). In this
-//! form it is stored in the journal, shown in the KV bucket `leaf_state`, and split into the parts of a snapshot. The
+//! The state is a set of entries by key (`leaf`, `snapshot`, `device.<id>`, `container.<token>`, `job.<id>`,
+//! `secret.<token>`). In this form it is stored in the journal, shown in the KV bucket `leaf_state`, and split into the parts of a snapshot. The
 //! kinds of entries, with the effects of their events, are in one module per noun; [`KINDS`] lists them.
 
 mod container;
@@ -9,6 +9,7 @@ mod hardware;
 mod job;
 mod leaf;
 mod raw;
+mod secret;
 mod snapshot;
 
 pub use job::REMEMBERED_JOBS;
@@ -27,9 +28,10 @@ use crate::compatibility::{add_unknown_part, must_be_understood, unknown_part};
 use crate::container::Container;
 use crate::event::{Event, Fact, LeafFact};
 use crate::hardware::Device;
-use crate::id::{ContainerName, DeviceId, JobId};
+use crate::id::{ContainerName, DeviceId, JobId, SecretName};
 use crate::job::Job;
 use crate::json::to_json;
+use crate::secret::SecretRecord;
 
 /// The state of a leaf.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -46,6 +48,8 @@ pub struct State {
     pub containers: BTreeMap<ContainerName, Container>,
     /// Its jobs: all that have not ended, and the last [`REMEMBERED_JOBS`] that have ended.
     pub jobs: BTreeMap<JobId, Job>,
+    /// Its secrets, without their content.
+    pub secrets: BTreeMap<SecretName, SecretRecord>,
     partial: snapshot::Partial,
     raw: raw::Raw,
 }
@@ -59,6 +63,7 @@ enum Entry<'a> {
     Device(&'a Device),
     Container(&'a Container),
     Job(&'a Job),
+    Secret(&'a SecretRecord),
     RawEvent(&'a RawEvent),
     Raw(&'a Value),
 }
@@ -86,6 +91,7 @@ const KINDS: &[Kind] = &[
     hardware::KIND,
     container::KIND,
     job::KIND,
+    secret::KIND,
     raw::KIND,
 ];
 
@@ -145,6 +151,7 @@ fn add(state: &mut State, event: &Event) -> Vec<String> {
         Fact::Hardware(fact) => hardware::apply(state, fact),
         Fact::Container(fact) => container::apply(state, fact, event),
         Fact::Job(fact) => job::apply(state, fact, event),
+        Fact::Secret(fact) => secret::apply(state, fact, event),
         Fact::Unknown(_) => Vec::new(),
     }
 }

@@ -151,7 +151,9 @@ impl State {
         }
         let key = match about {
             Aggregate::Leaf => return None,
-            Aggregate::Device(_) | Aggregate::Container(_) | Aggregate::Job(_) => about.key(),
+            Aggregate::Device(_) | Aggregate::Container(_) | Aggregate::Job(_) | Aggregate::Secret(_) => {
+                about.key()
+            }
         };
         self.is_raw(&key)
             .then(|| self.raw_entries().into_iter().find(|raw| raw.key == key))?

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use leaf_core::container::{Exit, ForeignContainer, LastUpdate, ObservedContainer, ObservedRun};
-use leaf_core::host_op::{HostOp, RunSpec, Secret};
-use leaf_core::id::{ContainerName, StorePath};
+use leaf_core::decide::SecretChange;
+use leaf_core::host_op::{HostOp, RunSpec, Secret, StoredSecret};
+use leaf_core::id::{ContainerName, SecretName, StorePath};
 use leaf_core::plan::PlanContext;
 
 use crate::strategies::{leaf, time};
@@ -18,9 +19,33 @@ pub(crate) struct ModelHost {
     pub(crate) foreign: BTreeMap<ContainerName, ForeignContainer>,
     /// Systems that don't become ready.
     pub(crate) broken: BTreeSet<StorePath>,
+    /// The age files of secrets.
+    pub(crate) secrets: BTreeMap<SecretName, StoredSecret>,
 }
 
 impl ModelHost {
+    /// Stores or removes a secret. Users stand in the clear in the model's age files.
+    pub(crate) fn change_secret(&mut self, change: &SecretChange) -> Option<StoredSecret> {
+        match change {
+            SecretChange::Set { name, age } => {
+                let users = age.expose().lines().filter_map(|line| line.strip_prefix("for: "));
+                let stored = StoredSecret {
+                    name: name.clone(),
+                    file_bytes: age.expose().len() as u64,
+                    digest: age.expose().to_owned(),
+                    users: users.map(|user| user.parse().expect("a user")).collect(),
+                    problem: None,
+                };
+                self.secrets.insert(name.clone(), stored.clone());
+                Some(stored)
+            }
+            SecretChange::Remove { name } => {
+                self.secrets.remove(name);
+                None
+            }
+        }
+    }
+
     /// Begins an operation that nobody waits for.
     pub(crate) fn begin(&mut self, op: &HostOp) {
         if let HostOp::StartContainer { name, .. } = op
@@ -39,6 +64,7 @@ impl ModelHost {
                 toplevel,
                 network,
                 options,
+                secrets,
                 ..
             } => {
                 let spec = RunSpec {
@@ -47,6 +73,7 @@ impl ModelHost {
                     toplevel: toplevel.clone(),
                     network: *network,
                     options: (**options).clone(),
+                    secrets: secrets.clone(),
                 };
                 let before = self.containers.remove(name);
                 let observed = ObservedContainer {

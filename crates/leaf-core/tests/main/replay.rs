@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use leaf_core::command::{Command, CommandKind};
-use leaf_core::decide::{Question, Reply, Target, decide};
+use leaf_core::decide::{Question, Reply, SecretChange, Target, decide};
 use leaf_core::diff::diff;
 use leaf_core::event::{Event, EventRecord, Fact, LeafSnapshotted, header};
 use leaf_core::state::{State, apply};
@@ -185,10 +185,14 @@ proptest! {
                     prop_assert_eq!(listed.len(), state.containers.len());
                 }
                 Reply::AfterSearch(name) => prop_assert!(!state.containers.contains_key(&name)),
+                Reply::WhenMade(SecretChange::Remove { name }) => {
+                    prop_assert!(state.secrets.contains_key(&name));
+                }
                 Reply::Known(_)
                 | Reply::LeafReport
-                | Reply::FromHost(Question::Challenge(_))
-                | Reply::When(Target::Hardware) => {}
+                | Reply::When(Target::Hardware)
+                | Reply::WhenMade(SecretChange::Set { .. })
+                | Reply::FromHost(Question::Recipient | Question::Challenge(_)) => {}
             }
         }
     }

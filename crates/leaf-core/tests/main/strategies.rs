@@ -9,10 +9,12 @@ use leaf_core::container::*;
 use leaf_core::decide::{Context, InUse};
 use leaf_core::event::*;
 use leaf_core::hardware::*;
+use leaf_core::host_op::Secret;
 use leaf_core::id::*;
 use leaf_core::job::*;
 use leaf_core::labels::Labels;
 use leaf_core::runtime::Runtime;
+use leaf_core::secret::{OnUnitChange, SecretUser};
 use leaf_core::spec::*;
 use leaf_core::state::{State, apply};
 use proptest::collection::{btree_map, vec};
@@ -110,6 +112,39 @@ fn source() -> impl Strategy<Value = ContainerSource> {
     ]
 }
 
+pub(crate) fn secret_name() -> impl Strategy<Value = SecretName> {
+    select(&["db", "Api_2"][..]).prop_map(|n| SecretName::new(n).expect("a name"))
+}
+
+fn secret_user() -> impl Strategy<Value = SecretUser> {
+    let unit = UnitName::new("a@b.service").expect("a unit");
+    prop_oneof![
+        3 => name().prop_map(|name| SecretUser::Container { name }),
+        1 => Just(SecretUser::Unit { name: unit, on_change: OnUnitChange::Reload }),
+    ]
+}
+
+/// An age file whose users stand in the clear, as the model of the host has it.
+pub(crate) fn age_file() -> impl Strategy<Value = Secret> {
+    (any::<u8>(), vec(secret_user(), 0..2)).prop_map(|(nonce, users)| {
+        let users: Vec<String> = users.iter().map(|user| format!("for: {user}")).collect();
+        Secret::new(format!(
+            "-----BEGIN AGE ENCRYPTED FILE-----\n{nonce}\n{}\n",
+            users.join("\n")
+        ))
+    })
+}
+
+fn secret_sources() -> impl Strategy<Value = BTreeMap<String, SecretSource>> {
+    let on_change = select(&[OnChange::Restart, OnChange::Restart, OnChange::Nothing][..]);
+    let source = prop_oneof![
+        1 => Just(SecretSource::File("/run/secrets/a".to_owned())),
+        3 => (secret_name(), on_change)
+            .prop_map(|(secret, on_change)| SecretSource::Secret(NamedSecret { secret, on_change })),
+    ];
+    btree_map("[a-c]", source, 0..3)
+}
+
 /// Options that a spec may have.
 pub(crate) fn options() -> impl Strategy<Value = ContainerOptions> {
     let variable = btree_map("[A-Z]{1,2}", "[ -~]{0,3}", 0..2);
@@ -122,9 +157,10 @@ pub(crate) fn options() -> impl Strategy<Value = ContainerOptions> {
     });
     prop_oneof![
         2 => Just(ContainerOptions::default()),
-        1 => (variable, memory, when, vec(opening, 0..2)).prop_map(|(environment, memory_bytes, when, allow)| {
+        1 => (variable, memory, when, vec(opening, 0..2), secret_sources()).prop_map(|(environment, memory_bytes, when, allow, secrets)| {
             ContainerOptions {
                 environment,
+                secrets,
                 limits: Limits { memory_bytes, ..Limits::default() },
                 restart: RestartPolicy { when, ..RestartPolicy::default() },
                 allow,
@@ -156,19 +192,23 @@ fn desired() -> impl Strategy<Value = Desired> {
         options(),
         option::of(store_path()),
         any::<bool>(),
+        btree_map(secret_name(), "[0-9a-f]{4}", 0..2),
     )
         .prop_map(
-            |(generation, run, source, toplevel, build_job, link, options, fallback, paused)| Desired {
-                generation,
-                run,
-                paused,
-                source,
-                toplevel,
-                build_job,
-                network: AddressPool::default().link(link),
-                options,
-                fallback,
-                adopted: false,
+            |(generation, run, source, toplevel, build_job, link, options, fallback, paused, secrets)| {
+                Desired {
+                    generation,
+                    run,
+                    paused,
+                    source,
+                    toplevel,
+                    build_job,
+                    network: AddressPool::default().link(link),
+                    options,
+                    secrets,
+                    fallback,
+                    adopted: false,
+                }
             },
         )
 }
@@ -273,6 +313,7 @@ pub(crate) fn unknown_fact() -> impl Strategy<Value = Fact> {
         device_id().prop_map(|id| ("device", id.to_string())),
         name().prop_map(|name| ("container", name.token())),
         job_id().prop_map(|id| ("job", id.to_string())),
+        secret_name().prop_map(|name| ("secret", name.token())),
     ];
     (about, "[a-z]{1,5}", any::<u8>()).prop_map(|((aggregate, id), fact, value)| {
         Fact::Unknown(UnknownFact {
@@ -373,7 +414,15 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
         1 => (job_id(), caller()).prop_map(|(id, by)| Fact::from(JobCancelled { id, by })),
         1 => (job_id(), text).prop_map(|(id, reason)| Fact::from(JobInterrupted { id, reason })),
     ];
-    prop_oneof![1 => of_the_leaf, 2 => of_a_device, 3 => of_a_container, 2 => of_a_job]
+    let of_a_secret = prop_oneof![
+        3 => (secret_name(), caller(), 1u64..4, "[0-9a-f]{4}", vec(secret_user(), 0..2)).prop_map(
+            |(name, caller, generation, digest, users)| {
+                Fact::from(SecretSet { name, caller, generation, file_bytes: 200, digest, users })
+            }
+        ),
+        1 => (secret_name(), caller()).prop_map(|(name, caller)| Fact::from(SecretRemoved { name, caller })),
+    ];
+    prop_oneof![1 => of_the_leaf, 2 => of_a_device, 3 => of_a_container, 2 => of_a_job, 1 => of_a_secret]
 }
 
 /// A patch of a spec, good or bad.
@@ -398,6 +447,8 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
         Just(RescanHardware {}.into()),
         Just(ListContainers {}.into()),
         Just(ListJobs {}.into()),
+        Just(ListSecrets {}.into()),
+        Just(ShowRecipient {}.into()),
         device_id().prop_map(|id| ShowHardware { id }.into()),
         name().prop_map(|name| ShowContainer { name }.into()),
         (name(), option::of(any::<u32>())).prop_map(|(name, lines)| ReadContainerLog {
@@ -465,6 +516,15 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
         }
         .into()),
         job_id().prop_map(|id| CancelJob { id }.into()),
+        (secret_name(), age_file()).prop_map(|(name, age)| SetSecret { name, age }.into()),
+        (secret_name(), "[ -~ä]{0,9}").prop_map(|(name, age)| {
+            SetSecret {
+                name,
+                age: Secret::new(age),
+            }
+            .into()
+        }),
+        secret_name().prop_map(|name| RemoveSecret { name }.into()),
         (labels(), labels()).prop_map(|(set, remove)| LabelLeaf {
             set,
             remove: remove.into_keys().collect()

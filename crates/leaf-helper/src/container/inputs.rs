@@ -1,8 +1,9 @@
 //! The inputs of a container from its host: the directories of its binds and the files of its secrets. Both must be in
 //! or below a directory that the settings allow, and no symbolic link on the way is followed.
 //!
-//! What was checked is what is used: a bind is a mount of the directory that was opened, and a secret is a copy, both
-//! in the container's run directory. So replacing a path in the meantime has no effect.
+//! What was checked is what is used: a bind is a mount of the directory that was opened, and a secret is a copy of its file,
+//! both in the container's run directory. So replacing a path in the meantime has no effect. A secret of the leaf is
+//! decrypted into memory ([`crate::secrets`]).
 
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
@@ -13,11 +14,12 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use leaf_core::id::ContainerName;
-use leaf_core::spec::{Bind, ContainerOptions, Users};
+use leaf_core::spec::{Bind, ContainerOptions, SecretSource, Users};
 
 use crate::Helper;
 use crate::error::{Error, Result};
 use crate::files::Directory;
+use crate::secrets::MemoryFile;
 
 /// The maximum size of a secret, in bytes; systemd accepts no more for all credentials together (systemd.exec(5)).
 const MAX_SECRET_BYTES: u64 = 1 << 20;
@@ -26,22 +28,41 @@ pub(crate) const BINDS: &str = "binds";
 pub(crate) const SECRETS: &str = "secrets";
 
 /// The prepared inputs of a container's start.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) struct Inputs {
     /// The binds, each with its mount point on the host.
     pub(crate) binds: Vec<(PathBuf, Bind)>,
     /// The credentials by name, each with the file that holds it.
     pub(crate) credentials: Vec<(String, PathBuf)>,
+    /// The secrets of the leaf among them, which exist as long as this does.
+    pub(crate) given: Vec<MemoryFile>,
 }
 
 impl Helper {
-    /// Checks that a container's binds and secrets exist and are allowed.
+    /// Checks that a container's binds and the files of its secrets exist and are allowed. Secrets of the leaf may be set later.
     pub(crate) fn check_inputs(&self, options: &ContainerOptions) -> Result<()> {
         for bind in &options.binds {
             self.open_bind(bind, options.users)?;
         }
-        for (name, file) in &options.secrets {
-            self.read_secret(name, file)?;
+        for (credential, source) in &options.secrets {
+            if let SecretSource::File(file) = source {
+                self.read_secret(credential, file)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that a container that is to be started has all that it needs, its secrets of the leaf included.
+    pub(crate) fn check_inputs_of_start(
+        &self,
+        name: &ContainerName,
+        options: &ContainerOptions,
+    ) -> Result<()> {
+        self.check_inputs(options)?;
+        for source in options.secrets.values() {
+            if let SecretSource::Secret(named) = source {
+                self.check_secret(&named.secret, name)?;
+            }
         }
         Ok(())
     }
@@ -76,16 +97,25 @@ impl Helper {
         }
         if !options.secrets.is_empty() {
             let secrets = run.make(SECRETS, 0o700)?;
-            for (credential, file) in &options.secrets {
+            for (credential, source) in &options.secrets {
                 if inputs.credentials.iter().any(|(name, _)| name == credential) {
                     return Err(Error::Refused(format!(
                         "secrets.{credential}: the credential name is reserved for the leaf"
                     )));
                 }
-                secrets.write(credential, &self.read_secret(credential, file)?, 0o600)?;
-                inputs
-                    .credentials
-                    .push((credential.clone(), secrets.path().join(credential)));
+                let path = match source {
+                    SecretSource::File(file) => {
+                        secrets.write(credential, &self.read_secret(credential, file)?, 0o600)?;
+                        secrets.path().join(credential)
+                    }
+                    SecretSource::Secret(named) => {
+                        let given = self.give_secret(&named.secret, name)?;
+                        let path = given.path();
+                        inputs.given.push(given);
+                        path
+                    }
+                };
+                inputs.credentials.push((credential.clone(), path));
             }
         }
         Ok(inputs)

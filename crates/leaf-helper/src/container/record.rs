@@ -11,6 +11,7 @@ use leaf_host::contract::HostPaths;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::settings::HOST_KEY;
 use crate::{Helper, Settings};
 
 /// The file's name, which is not a valid container name.
@@ -36,6 +37,11 @@ struct Record {
     /// Records from before this have none.
     #[serde(default)]
     host_users: bool,
+    /// Records of earlier versions lack it.
+    #[serde(default)]
+    secrets: Option<PathBuf>,
+    #[serde(default)]
+    host_key: Option<PathBuf>,
 }
 
 impl Helper {
@@ -69,6 +75,8 @@ impl Helper {
             bind_folders: settings.bind_folders,
             secret_folders: settings.secret_folders,
             host_users: settings.host_users,
+            secrets: Some(paths.secrets),
+            host_key: Some(settings.host_key),
         };
         let bytes = serde_json::to_vec_pretty(&record)
             .map_err(|e| Error::Refused(format!("a path of the settings is not UTF-8: {e}")))?;
@@ -116,9 +124,12 @@ impl Helper {
         let text = std::fs::read_to_string(file).map_err(failed())?;
         let record: Record = serde_json::from_str(&text)
             .map_err(|e| Error::Failed(format!("{} is not a helper's record: {e}", file.display())))?;
+        let secrets = record.secrets;
+        let secrets = secrets.unwrap_or_else(|| HostPaths::new(&record.leaf).secrets);
         Ok(Self::new(
             record.leaf,
             HostPaths {
+                secrets,
                 roots: record.roots,
                 confs: record.confs,
                 gc_roots: record.gc_roots,
@@ -136,6 +147,7 @@ impl Helper {
                 bind_folders: record.bind_folders,
                 secret_folders: record.secret_folders,
                 host_users: record.host_users,
+                host_key: record.host_key.unwrap_or_else(|| HOST_KEY.into()),
             },
         ))
     }

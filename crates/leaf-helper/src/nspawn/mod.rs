@@ -27,6 +27,7 @@ use crate::Helper;
 use crate::container::inputs::{Inputs, maps_users};
 use crate::error::{Error, Result};
 use crate::network::peer_link;
+use crate::secrets::MemoryFile;
 use crate::settings::check_path;
 
 /// The exit code of systemd-nspawn for a container that reboots and must be started again; not a failure.
@@ -57,13 +58,17 @@ pub(crate) struct Wiring {
 
 /// A systemd-nspawn child process.
 #[derive(Debug)]
-pub(crate) struct Nspawn(Child);
+pub(crate) struct Nspawn {
+    child: Child,
+    /// The secrets of the leaf that it reads when it starts.
+    _given: Vec<MemoryFile>,
+}
 
 impl Nspawn {
     /// Waits for its end, and returns how the container ended. Cancel-safe.
     pub(crate) async fn ended(&mut self) -> Result<Exit> {
         let status = self
-            .0
+            .child
             .wait()
             .await
             .map_err(Error::io("wait for systemd-nspawn"))?;
@@ -76,7 +81,7 @@ impl Nspawn {
         if let Err(error) = payload.set_frozen(false, THAWED_WITHIN).await {
             tracing::debug!(error = chain(&error), "can't thaw the container's processes");
         }
-        let id = self.0.id().and_then(|id| i32::try_from(id).ok());
+        let id = self.child.id().and_then(|id| i32::try_from(id).ok());
         if let Some(pid) = id.and_then(Pid::from_raw) {
             // Fails only if the process has ended, which the waiting task notices.
             let _ = kill_process(pid, Signal::TERM);
@@ -113,11 +118,11 @@ fn exit_of(status: ExitStatus) -> Exit {
 
 impl Helper {
     /// Starts systemd-nspawn for a container whose inputs are prepared.
-    pub(crate) fn start_nspawn(&self, spec: &RunSpec, inputs: &Inputs, wiring: Wiring) -> Result<Nspawn> {
+    pub(crate) fn start_nspawn(&self, spec: &RunSpec, inputs: Inputs, wiring: Wiring) -> Result<Nspawn> {
         let program = &self.settings.nspawn;
         let mut command = Command::new(program);
         command
-            .args(self.nspawn_arguments(spec, inputs, wiring.named_link)?)
+            .args(self.nspawn_arguments(spec, &inputs, wiring.named_link)?)
             .env_clear()
             .envs(ENVIRONMENT)
             .current_dir("/")
@@ -133,9 +138,11 @@ impl Helper {
                 .stderr(Stdio::from(errors));
         }
         let started = command.spawn();
-        started
-            .map(Nspawn)
-            .map_err(Error::io(format!("start {}", program.display())))
+        let child = started.map_err(Error::io(format!("start {}", program.display())))?;
+        Ok(Nspawn {
+            child,
+            _given: inputs.given,
+        })
     }
 
     /// Returns the arguments of systemd-nspawn for a container whose inputs are prepared; `pairs`: whether it accepts a

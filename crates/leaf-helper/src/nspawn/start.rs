@@ -30,7 +30,7 @@ impl Helper {
     pub(crate) async fn start_supervised(&self, spec: &RunSpec, limit: Duration) -> Result<()> {
         let name = &spec.name;
         check_toplevel(&spec.toplevel)?;
-        self.check_inputs(&spec.options)?;
+        self.check_inputs_of_start(name, &spec.options)?;
         self.keep_record()?;
         let run = self.run_directory(name)?;
         let mut child = None;

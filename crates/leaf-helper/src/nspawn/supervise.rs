@@ -111,7 +111,7 @@ impl Supervisor<'_> {
             notify_socket: Some(self.run.path().join("notify").into()),
             console: Some(writer),
         };
-        let mut nspawn = helper.start_nspawn(spec, &inputs, wiring)?;
+        let mut nspawn = helper.start_nspawn(spec, inputs, wiring)?;
         cgroup.step_aside()?;
 
         let mut message = vec![0; 4096];

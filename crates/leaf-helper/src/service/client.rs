@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use leaf_core::error::chain;
-use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
+use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind, HostReport};
 use leaf_core::reconcile::BackOff;
 use serde_json::{Map, Value};
 use zlink::Call;
@@ -46,7 +46,7 @@ impl Client {
     ///
     /// # Errors
     /// [`HostOpError`], as for [`Self::carry_out`]; `Interrupted` if the helper stays away.
-    pub async fn insist(&self, op: &HostOp) -> Result<(), HostOpError> {
+    pub async fn insist(&self, op: &HostOp) -> Result<HostReport, HostOpError> {
         let mut failed = 0;
         loop {
             let error = match self.carry_out(op).await {
@@ -71,7 +71,7 @@ impl Client {
     /// # Errors
     /// The helper's [`HostOpError`]; `Unsupported` if there is no helper; `Interrupted` if it went away before it
     /// answered.
-    pub async fn carry_out(&self, op: &HostOp) -> Result<(), HostOpError> {
+    pub async fn carry_out(&self, op: &HostOp) -> Result<HostReport, HostOpError> {
         let error = |kind, reason| HostOpError {
             op: op.summary(),
             kind,
@@ -90,7 +90,12 @@ impl Client {
             .call_method::<_, Map<String, Value>, Fault>(&call, Vec::new())
             .await;
         match answer {
-            Ok((Ok(_), _)) => Ok(()),
+            Ok((Ok(reply), _)) => wire::report_of(reply.into_parameters().unwrap_or_default()).map_err(|e| {
+                error(
+                    HostOpErrorKind::Failed,
+                    format!("can't read the helper's answer: {e}"),
+                )
+            }),
             Ok((Err(fault), _)) => Err(wire::error_of(op, &fault)),
             Err(zlink::Error::VarlinkService(e)) => {
                 use zlink::varlink_service::Error as Service;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use leaf_core::address_pool::AddressPool;
 use leaf_core::id::LeafName;
-use leaf_host::contract::{HostPaths, JOBS_DIRECTORY};
+use leaf_host::contract::{HostPaths, JOBS_DIRECTORY, SECRETS_DIRECTORY};
 use leaf_host::settings_file::{self, ShapeError};
 use serde::Deserialize;
 
@@ -15,7 +15,7 @@ use crate::Helper;
 use crate::accounts::{self, AccountError};
 use crate::job::Jobs;
 use crate::service::Serving;
-use crate::settings::{MissingProgram, Settings};
+use crate::settings::{HOST_KEY, MissingProgram, Settings};
 
 /// The content of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -46,6 +46,9 @@ struct File {
     /// Whether containers may have the host's users: then who may create one on this leaf may become root on the host.
     #[serde(default)]
     host_users: bool,
+    /// The file of the SSH host key (ssh-ed25519, private) that secrets are encrypted to.
+    #[serde(default = "default_host_key")]
+    host_key: PathBuf,
     /// The time without a caller after which the service exits, in seconds; a new call starts it again. 0: never.
     #[serde(default = "default_idle_seconds")]
     idle_seconds: u64,
@@ -87,6 +90,7 @@ impl Default for JobsOf {
                 "/var/cache/cim-leaf",
                 "/var/lib/cim-leaf",
                 "/var/lib/cim-leaf-containers",
+                SECRETS_DIRECTORY,
                 "/var/lib/nixos-containers",
             ]
             .map(PathBuf::from)
@@ -106,7 +110,12 @@ struct Paths {
     confs: Option<PathBuf>,
     gc_roots: Option<PathBuf>,
     state: Option<PathBuf>,
+    secrets: Option<PathBuf>,
     run: Option<PathBuf>,
+}
+
+fn default_host_key() -> PathBuf {
+    HOST_KEY.into()
 }
 
 fn default_idle_seconds() -> u64 {
@@ -209,6 +218,7 @@ pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
         confs: file.paths.confs.unwrap_or(usual.confs),
         gc_roots: file.paths.gc_roots.unwrap_or(usual.gc_roots),
         state: file.paths.state.unwrap_or(usual.state),
+        secrets: file.paths.secrets.unwrap_or(usual.secrets),
         run: file.paths.run.unwrap_or(usual.run),
     };
     for directory in [
@@ -216,6 +226,7 @@ pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
         &paths.confs,
         &paths.gc_roots,
         &paths.state,
+        &paths.secrets,
         &paths.run,
     ] {
         check_roots(directory)?;
@@ -249,6 +260,7 @@ pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
     settings.bind_folders = file.bind_folders;
     settings.secret_folders = file.secret_folders;
     settings.host_users = file.host_users;
+    settings.host_key = file.host_key;
     let serving = Serving {
         client: client.user,
         jobs,

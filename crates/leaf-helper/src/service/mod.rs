@@ -11,7 +11,7 @@ mod wire;
 use std::io;
 use std::time::Duration;
 
-use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
+use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind, HostReport};
 use serde_json::{Map, Value, json};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -43,7 +43,7 @@ pub struct Serving {
 /// A requested operation.
 struct Ask {
     op: HostOp,
-    answer: oneshot::Sender<Result<(), HostOpError>>,
+    answer: oneshot::Sender<Result<HostReport, HostOpError>>,
 }
 
 /// The running operations, each a task, so that they continue when their callers go away.
@@ -235,8 +235,8 @@ async fn answer(
     asks.send(Ask { op, answer })
         .await
         .map_err(|e| lost(e.to_string()))?;
-    answered.await.map_err(|e| lost(e.to_string()))??;
-    Ok(Map::new())
+    let report = answered.await.map_err(|e| lost(e.to_string()))??;
+    Ok(wire::parameters_of(&report))
 }
 
 /// Answers the calls of the interface that every varlink service has.

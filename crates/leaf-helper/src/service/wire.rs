@@ -6,7 +6,7 @@
 
 use std::fmt::{self, Write as _};
 
-use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
+use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind, HostReport};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -116,6 +116,22 @@ pub(crate) fn operation(message: Message) -> Result<HostOp, Fault> {
     })
 }
 
+/// Returns the parameters of an answer with a report.
+pub(crate) fn parameters_of(report: &HostReport) -> Map<String, Value> {
+    match serde_json::to_value(report).expect("a report has text keys and no failing parts") {
+        Value::Object(parameters) => parameters,
+        _ => unreachable!("a report is an object"),
+    }
+}
+
+/// Returns the report in the parameters of an answer.
+///
+/// # Errors
+/// The parser's error.
+pub(crate) fn report_of(parameters: Map<String, Value>) -> Result<HostReport, serde_json::Error> {
+    serde_json::from_value(Value::Object(parameters))
+}
+
 /// The interface's description before the methods.
 const HEAD: &str = "\
 # The privileged side of a leaf: a closed list of idempotent operations on the host. Every operation is validated here,
@@ -128,6 +144,12 @@ type Network (host_address: string, container_address: string, host_address6: ?s
 
 # A container's binding to its leaf.
 type Binding (leaf: string, container: string, nats_url: string, inbox_prefix: string, subject_prefix: string)
+
+# A user of a secret: its type is container or unit; on_change of a unit is restart, reload or nothing.
+type SecretUser (type: string, name: string, on_change: ?string)
+
+# A secret's age file: its size, its SHA-256, and why it can't be used, if it can't.
+type StoredSecret (name: string, file_bytes: int, digest: string, users: ?[]SecretUser, problem: ?string)
 ";
 
 /// The interface's description after the methods.
@@ -160,9 +182,10 @@ pub(crate) fn description() -> String {
             .collect();
         let _ = writeln!(
             text,
-            "method {}({}) -> ()",
+            "method {}({}) -> ({})",
             declaration.method,
-            parameters.join(", ")
+            parameters.join(", "),
+            declaration.report
         );
     }
     text.push_str(ERRORS);
@@ -175,7 +198,7 @@ mod tests {
 
     use leaf_core::address_pool::AddressPool;
     use leaf_core::host_op::{ContainerBinding, HostSubject, HostWait, Secret};
-    use leaf_core::id::{ContainerName, JobId, LeafName, StorePath};
+    use leaf_core::id::{ContainerName, JobId, LeafName, SecretName, StorePath};
     use leaf_core::spec::ContainerOptions;
     use zlink::idl::{Interface, Type};
 
@@ -184,6 +207,7 @@ mod tests {
     fn every_operation() -> Vec<HostOp> {
         let name = ContainerName::new("web").expect("a name");
         let leaf = LeafName::new("edge").expect("a name");
+        let secret = SecretName::new("key").expect("a name");
         let id: JobId = "01890000-0000-7000-8000-000000000001".parse().expect("an id");
         vec![
             HostOp::PrepareNetwork {
@@ -199,6 +223,7 @@ mod tests {
                 network: AddressPool::default().link(1),
                 options: Box::new(ContainerOptions::default()),
                 adopt: false,
+                secrets: BTreeMap::from([(secret.clone(), "0".repeat(64))]),
                 binding: ContainerBinding::new(&leaf, &name, "nats://10.233.0.1:4222"),
                 credentials: BTreeMap::from([("nats.creds".to_owned(), Secret::new("hidden"))]),
             },
@@ -226,6 +251,12 @@ mod tests {
                 grace_seconds: 10,
             },
             HostOp::RemoveJob { id },
+            HostOp::StoreSecret {
+                name: secret.clone(),
+                age: Secret::new("hidden"),
+            },
+            HostOp::RemoveSecret { name: secret },
+            HostOp::ListSecrets {},
         ]
     }
 
@@ -319,6 +350,8 @@ mod tests {
                     assert!(name == web && op.summary().contains("container web"));
                 }
                 HostSubject::Job(id) => assert!(op.summary().ends_with(&format!("job {id}"))),
+                HostSubject::Secret(name) => assert!(op.summary().ends_with(&format!("secret {name}"))),
+                HostSubject::Secrets => assert_eq!(op.summary(), "list the secrets"),
                 HostSubject::Network => assert!(op.summary().contains(" 10.233.0.1"), "{}", op.summary()),
             }
         }

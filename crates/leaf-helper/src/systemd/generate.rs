@@ -112,6 +112,7 @@ mod tests {
         let helper = Helper::new(
             leaf.clone(),
             HostPaths {
+                secrets: "/var/lib/cim-leaf-secrets/edge".into(),
                 state: state.clone(),
                 ..HostPaths::new(&leaf)
             },
@@ -133,6 +134,7 @@ mod tests {
                     .expect("a path"),
                 network: AddressPool::default().link(number as u8 + 1),
                 options: serde_json::from_str(options).expect("options"),
+                secrets: std::collections::BTreeMap::new(),
             };
             let directory = state.join(name);
             std::fs::create_dir(&directory).expect("a directory");

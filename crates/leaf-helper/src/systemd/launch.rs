@@ -147,7 +147,7 @@ impl Helper {
             notify_socket: std::env::var_os("NOTIFY_SOCKET"),
             console: None,
         };
-        self.start_nspawn(&spec, &inputs, wiring)
+        self.start_nspawn(&spec, inputs, wiring)
     }
 
     /// Records how a container ended, and cleans up.

@@ -123,7 +123,7 @@ impl Helper {
     /// Starts a container and returns when it is ready.
     pub(crate) async fn start_unit(&self, spec: &RunSpec, limit: Duration) -> Result<()> {
         check_toplevel(&spec.toplevel)?;
-        self.check_inputs(&spec.options)?;
+        self.check_inputs_of_start(&spec.name, &spec.options)?;
         let name = &spec.name;
         let unit = Runtime::unit(name);
         self.keep_record()?;

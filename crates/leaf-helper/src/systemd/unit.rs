@@ -117,6 +117,7 @@ mod tests {
             toplevel: StorePath::new("/nix/store/00000000000000000000000000000000-system").expect("a path"),
             network: AddressPool::default().link(1),
             options: serde_json::from_str::<ContainerOptions>(options).expect("options"),
+            secrets: std::collections::BTreeMap::new(),
         }
     }
 

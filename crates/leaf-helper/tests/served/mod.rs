@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use leaf_core::container::{Exit, ObservedRun};
-use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind as Kind};
+use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind as Kind, HostReport};
 use leaf_core::id::ContainerName;
 use leaf_helper::Client;
 use serde_json::{Value, json};
@@ -85,8 +85,8 @@ impl Served {
         )
     }
 
-    async fn ok(&self, op: HostOp) {
-        heard(self.asks(&op)).await.unwrap_or_else(|e| panic!("{e}"));
+    async fn ok(&self, op: HostOp) -> HostReport {
+        heard(self.asks(&op)).await.unwrap_or_else(|e| panic!("{e}"))
     }
 
     async fn fails(&self, op: HostOp, kind: Kind) -> HostOpError {
@@ -249,7 +249,7 @@ async fn output(child: Child) -> String {
     .expect("it ends")
 }
 
-async fn heard(child: Child) -> Result<(), HostOpError> {
+async fn heard(child: Child) -> Result<HostReport, HostOpError> {
     let said = output(child).await;
     serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said:?}"))
 }

@@ -31,6 +31,7 @@ mod leaf;
 mod nats;
 mod nix;
 mod schema;
+mod secret;
 
 use clap::{Parser, Subcommand};
 
@@ -68,6 +69,9 @@ enum Command {
     /// Nix: builds and their jobs.
     #[command(subcommand)]
     Nix(nix::Command),
+    /// Secrets of leaves: set, list, remove.
+    #[command(subcommand)]
+    Secret(secret::Command),
     /// The NATS server: what its users may do.
     #[command(subcommand)]
     Nats(nats::Command),
@@ -91,6 +95,7 @@ impl Cli {
             Command::Container(command) => command.run(&Session::open(&self.global).await?, output).await,
             Command::Nix(command) => command.run(&Session::open(&self.global).await?, output).await,
             Command::Fleet(command) => command.run(&self.global, output).await,
+            Command::Secret(command) => command.run(&Session::open(&self.global).await?, output).await,
             Command::Nats(command) => command.run(&self.global, output).await,
             Command::Events(command) => command.run(&Session::open(&self.global).await?, output).await,
         }

@@ -284,10 +284,24 @@ fn container_helper(settings: &Settings, leaf: &LeafName) -> Result<HostHelper, 
     if containers.enable == Some(false) {
         return Err(NOT_ENABLED.to_owned());
     }
+    match helper_service(settings) {
+        Some(client) if containers.enable == Some(true) => Ok(HostHelper::Service(client)),
+        _ => host_helper(settings, leaf, "containers"),
+    }
+}
+
+/// Returns the helper for secrets, or the reason why this leaf keeps none.
+pub(super) fn secrets_helper(settings: &Settings, leaf: &LeafName) -> Result<HostHelper, String> {
+    host_helper(settings, leaf, "secrets")
+}
+
+/// Returns the helper, or the reason why there is none for what needs it.
+fn host_helper(settings: &Settings, leaf: &LeafName, what: &str) -> Result<HostHelper, String> {
+    let containers = &settings.containers;
     if let Some(client) = helper_service(settings) {
-        if containers.enable != Some(true) && !client.socket().exists() {
+        if !client.socket().exists() {
             return Err(format!(
-                "leafd is not root, so containers need the service leaf-helper, but {} does not exist: start \
+                "leafd is not root, so {what} need the service leaf-helper, but {} does not exist: start \
                 leaf-helper.socket, or set containers.helper_socket",
                 client.socket().display()
             ));
@@ -300,8 +314,11 @@ fn container_helper(settings: &Settings, leaf: &LeafName) -> Result<HostHelper, 
     };
     let supervisor = program(containers.helper.as_deref(), "leaf-helper")?;
     let leaf_init = program(containers.leaf_init.as_deref(), "leaf-init")?;
-    let settings = leaf_helper::Settings::find(supervisor, leaf_init, containers.address_pool)
+    let mut settings = leaf_helper::Settings::find(supervisor, leaf_init, containers.address_pool)
         .map_err(|error| error.to_string())?;
+    if let Some(key) = &containers.host_key {
+        settings.host_key.clone_from(key);
+    }
     let helper = Helper::new(leaf.clone(), HostPaths::new(leaf), settings);
     Ok(HostHelper::InProcess(Box::new(helper)))
 }
@@ -322,6 +339,7 @@ async fn prepare(helper: &HostHelper, leaf_address: Ipv4Addr, nats_port: u16) ->
             nats_port,
         })
         .await
+        .map(drop)
         .map_err(|error| error.to_string())
 }
 
@@ -381,7 +399,7 @@ fn in_units(client: Client) -> Launch {
     Launch::Unit {
         host_operations: Arc::new(move |op| {
             let client = client.clone();
-            Box::pin(async move { client.insist(&op).await })
+            Box::pin(async move { client.insist(&op).await.map(drop) })
         }),
         slice: "/sys/fs/cgroup/system.slice".into(),
     }

@@ -121,6 +121,7 @@ impl Running {
             inputs: inputs.clone(),
             bus: bus.clone(),
             containers: containers.clone(),
+            secrets: equipment::secrets_helper(settings, &store.leaf),
             jobs: claim.jobs,
             scans,
             mirror: changes,

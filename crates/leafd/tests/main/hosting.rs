@@ -18,6 +18,8 @@ mod pause;
 mod reach;
 #[path = "hosting/restarts.rs"]
 mod restarts;
+#[path = "hosting/secrets.rs"]
+mod secrets;
 #[path = "hosting/systems.rs"]
 mod systems;
 #[path = "hosting/traces.rs"]
@@ -50,6 +52,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     trials.extend(jobs::trials(host));
     trials.extend(pause::trials(host));
     trials.extend(restarts::trials(host));
+    trials.extend(secrets::trials(host));
     trials
 }
 

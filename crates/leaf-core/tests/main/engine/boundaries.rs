@@ -3,7 +3,8 @@
 
 use leaf_core::command::*;
 use leaf_core::container::{ContainerPhase, ForeignContainer};
-use leaf_core::id::{CommandId, ContainerName, JobId, StorePath};
+use leaf_core::host_op::Secret;
+use leaf_core::id::{CommandId, ContainerName, JobId, SecretName, StorePath};
 use leaf_core::job::Installable;
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::spec::{ContainerOptions, ContainerSource, ContainerSpec, SpecRun};
@@ -67,6 +68,13 @@ fn leaf() -> (World, JobId) {
     world.commit(usize::MAX);
     let job = world.running_jobs()[0];
     (world, job)
+}
+
+fn set_secret() -> SetSecret {
+    SetSecret {
+        name: SecretName::new("db").expect("a name"),
+        age: Secret::new("-----BEGIN AGE ENCRYPTED FILE-----\n"),
+    }
 }
 
 fn build() -> Build {
@@ -208,6 +216,14 @@ fn changes(job: JobId) -> Vec<(Command, Option<Command>)> {
             }
             .into(),
             None,
+        ),
+        (set_secret().into(), None),
+        (
+            RemoveSecret {
+                name: set_secret().name,
+            }
+            .into(),
+            Some(set_secret().into()),
         ),
         (RescanHardware {}.into(), None),
         (build().into(), None),

@@ -6,6 +6,7 @@ mod boots;
 mod boundaries;
 mod labels;
 mod policy;
+mod secrets;
 mod signed;
 mod sizes;
 mod steps;
@@ -24,7 +25,9 @@ use proptest::test_runner::{RngSeed, TestRunner};
 
 use self::steps::Fate;
 use self::world::World;
-use crate::strategies::{build_result, command, inventory, name, patch, spec, store_path};
+use crate::strategies::{
+    age_file, build_result, command, inventory, name, patch, secret_name, spec, store_path,
+};
 
 /// A step of a schedule.
 #[derive(Debug, Clone)]
@@ -151,6 +154,8 @@ fn likely() -> impl Strategy<Value = Command> {
         4 => name().prop_map(move |name| StopContainer { name, if_generation }.into()),
         3 => name().prop_map(move |name| DestroyContainer { name, if_generation }.into()),
         2 => name().prop_map(|name| AdoptContainer { name }.into()),
+        3 => (secret_name(), age_file()).prop_map(|(name, age)| SetSecret { name, age }.into()),
+        1 => secret_name().prop_map(|name| RemoveSecret { name }.into()),
         1 => Just(RescanHardware {}.into()),
         1 => Just(ShowLeaf {}.into()),
         1 => Just(ListContainers {}.into()),

@@ -275,6 +275,7 @@ fn a_leaf_that_can_run_no_containers_or_jobs_says_why_in_its_report_as_in_its_re
     let mut world = World::of(Capabilities {
         containers: Err("no server of its own".to_owned()),
         nix: Err("no program nix".to_owned()),
+        secrets: Err("no helper".to_owned()),
     });
     let shown = report(&mut world);
     assert_eq!(shown.no_containers.as_deref(), Some("no server of its own"));

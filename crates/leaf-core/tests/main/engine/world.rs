@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use leaf_core::command::{Command, CommandRecord};
 use leaf_core::container::{Container, ContainerPhase};
-use leaf_core::decide::{InUse, needless_jobs};
+use leaf_core::decide::{InUse, SecretChange, needless_jobs};
 use leaf_core::engine::{
     At, Capabilities, Conditions, Effect, Engine, EngineSettings, FreeSpace, FreshIds, History, Immediate,
     Input, Limits, Outputs, Record, Request, RequestId, Resumed, Scope, Seen, Snapshots,
@@ -74,6 +74,7 @@ pub(super) enum Work {
         rescan: u64,
     },
     Foreign(ContainerName),
+    Secret(SecretChange),
 }
 
 pub(super) struct World {
@@ -87,6 +88,8 @@ pub(super) struct World {
     pub(super) work: Vec<Work>,
     /// Observations of all containers that are under way, in order.
     observations: VecDeque<Input>,
+    /// Observations of the host's secrets.
+    of_secrets: VecDeque<Input>,
     pub(super) inventory: Inventory,
     sent: Vec<Sent>,
     /// The state that all events, committed or not, add up to.
@@ -112,6 +115,7 @@ impl World {
         Self::of(Capabilities {
             containers: Ok(()),
             nix: Ok(()),
+            secrets: Ok(()),
         })
     }
 
@@ -127,6 +131,7 @@ impl World {
             host: ModelHost::default(),
             work: Vec::new(),
             observations: VecDeque::new(),
+            of_secrets: VecDeque::new(),
             inventory: Inventory::default(),
             sent: Vec::new(),
             replayed: State::default(),
@@ -193,11 +198,17 @@ impl World {
         self.work.iter().filter(is_search).count()
     }
 
+    /// Returns how many changes of secrets are being made.
+    pub(super) fn changes_of_secrets(&self) -> usize {
+        let is_change = |work: &&Work| matches!(work, Work::Secret(_));
+        self.work.iter().filter(is_change).count()
+    }
+
     /// Returns the jobs that run on the host.
     pub(super) fn running_jobs(&self) -> Vec<JobId> {
         let jobs = self.work.iter().filter_map(|work| match work {
             Work::Job { job, .. } => Some(job.id),
-            Work::Steps { .. } | Work::Scan { .. } | Work::Foreign(_) => None,
+            Work::Steps { .. } | Work::Scan { .. } | Work::Foreign(_) | Work::Secret(_) => None,
         });
         jobs.collect()
     }
@@ -319,6 +330,7 @@ impl World {
             "a replay gives the same state"
         );
         assert_eq!(state.jobs, replayed.jobs, "a replay gives the same state");
+        assert_eq!(state.secrets, replayed.secrets, "a replay gives the same state");
         assert_eq!(state.devices, replayed.devices, "a replay gives the same state");
         assert_eq!(state.leaf, replayed.leaf, "a replay gives the same state");
     }
@@ -406,7 +418,8 @@ impl World {
     }
 
     pub(super) fn deliver_observation(&mut self) {
-        if let Some(observation) = self.observations.pop_front() {
+        let next = [self.observations.pop_front(), self.of_secrets.pop_front()];
+        for observation in next.into_iter().flatten() {
             self.feed(observation);
         }
     }
@@ -423,8 +436,15 @@ impl World {
     /// leafd is killed: what is not committed has never been. `steps` says how far those under way get without it.
     pub(super) fn crash(&mut self, steps: Fate, boot: bool) {
         for work in std::mem::take(&mut self.work) {
-            if let Work::Steps { container, told } = work {
-                self.host.take_steps(&container, told, steps, self.now);
+            match work {
+                Work::Steps { container, told } => {
+                    self.host.take_steps(&container, told, steps, self.now);
+                }
+                // The helper has got as far as the file, or has not.
+                Work::Secret(change) if steps == Fate::Done => {
+                    self.host.change_secret(&change);
+                }
+                Work::Secret(_) | Work::Job { .. } | Work::Scan { .. } | Work::Foreign(_) => {}
             }
         }
         if boot {
@@ -433,6 +453,7 @@ impl World {
         }
         self.pending.clear();
         self.observations.clear();
+        self.of_secrets.clear();
         self.committed = 0;
         self.told = Interruption::None;
         self.cancelled.clear();
@@ -468,7 +489,7 @@ impl World {
         }
         self.host.rest(self.now);
         self.begin_observation();
-        while !self.observations.is_empty() {
+        while !(self.observations.is_empty() && self.of_secrets.is_empty()) {
             self.deliver_observation();
         }
     }

@@ -19,6 +19,8 @@ mod keys;
 mod labels;
 #[path = "ctl/newer.rs"]
 mod newer;
+#[path = "ctl/secrets.rs"]
+mod secrets;
 #[path = "ctl/signing.rs"]
 mod signing;
 
@@ -70,6 +72,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: a change of several leaves whose reply was lost is repeated under one id, and has one effect on each", &[], fleet::repeated),
         host.trial("leafctl: what follows something names the leaf on each line, or works with one leaf only", &[], fleet::followed),
         host.trial("leafctl: labels of the settings and of commands add up, select leaves, and outlast restarts", &[], labels::kept),
+        host.trial("leafctl: a secret is encrypted to a key that a person confirmed, listed and removed, and never printed", &[Need::Root], secrets::set_and_removed),
         host.trial("leafctl: hostile labels command no terminal", &[], labels::hostile),
         host.trial("leafctl: the replies of a newer leaf are printed unchanged", &[], newer::answers_as_they_came),
         host.trial("leafctl: text from outside commands no terminal, whatever the command, and JSON has it exactly", &[], escapes::harmless_everywhere),

@@ -58,6 +58,7 @@ pub(crate) fn clear(leaf: &LeafName, state_dir: &Path, pool: Option<&str>) {
     if let Some(pool) = pool {
         clear_containers(leaf, pool);
     }
+    let _ = fs::remove_dir_all(HostPaths::new(leaf).secrets);
     let _ = fs::remove_dir_all(Path::new("/nix/var/nix/gcroots/cim-leaf").join(leaf.as_str()));
 }
 

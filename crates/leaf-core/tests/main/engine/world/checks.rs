@@ -5,6 +5,7 @@ use leaf_core::container::{Container, ContainerPhase, DesiredRun};
 use leaf_core::engine::Answer;
 use leaf_core::plan::plan;
 use leaf_core::problem::ProblemCode;
+use leaf_core::secret::restarting;
 
 use super::{ROUNDS, World};
 use crate::model_host::plan_context;
@@ -72,6 +73,32 @@ impl World {
                 self.engine.state().containers.contains_key(name),
                 "{name} is on the host and unknown"
             );
+        }
+        let state = self.engine.state();
+        let recorded: Vec<_> = state
+            .secrets
+            .values()
+            .map(|s| (&s.name, &s.digest, &s.users))
+            .collect();
+        let kept: Vec<_> = self
+            .host
+            .secrets
+            .values()
+            .map(|s| (&s.name, &s.digest, &s.users))
+            .collect();
+        assert_eq!(recorded, kept, "the state has the secrets of the host");
+        for container in state
+            .containers
+            .values()
+            .filter(|c| c.desired.run != DesiredRun::Absent)
+        {
+            let desired = &container.desired;
+            if desired.toplevel.is_none() {
+                continue;
+            }
+            for (name, digest) in restarting(&state.secrets, &container.name, &desired.options) {
+                assert_eq!(desired.secrets.get(&name), Some(&digest), "{container:?}");
+            }
         }
         let entries = self.engine.state().entries();
         assert_eq!(

@@ -4,6 +4,7 @@ use leaf_core::decide::Question;
 use leaf_core::engine::{Answer, Effect, Input, Record};
 use leaf_core::event::Event;
 use leaf_core::job::{JobOutcome, JobPhase, JobResult};
+use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::reconcile::Resource;
 use leaf_core::state::apply;
 
@@ -70,6 +71,20 @@ impl World {
             }
             Effect::ScanHardware { rescan } => self.work.push(Work::Scan { rescan }),
             Effect::FindForeign(name) => self.work.push(Work::Foreign(name)),
+            Effect::ChangeSecret(change) => {
+                let is_same =
+                    |work: &Work| matches!(work, Work::Secret(other) if other.name() == change.name());
+                assert!(
+                    !self.work.iter().any(is_same),
+                    "two changes of {} at once",
+                    change.name()
+                );
+                self.work.push(Work::Secret(change));
+            }
+            Effect::ObserveSecrets { moves } => {
+                let found = self.host.secrets.values().cloned().collect();
+                self.of_secrets.push_back(Input::SecretsObserved { moves, found });
+            }
             Effect::TakeSteps { container, .. } => {
                 let name = &container.name;
                 let committed = known.containers.get(name).map(|container| &container.desired);
@@ -186,6 +201,19 @@ impl World {
                 scanned: Ok(self.inventory.clone()),
                 rescan,
             },
+            Work::Secret(change) => {
+                let name = change.name().clone();
+                let failed = || Err(Problem::new(ProblemCode::Failed, "the helper went away"));
+                let outcome = match fate {
+                    Fate::Fails(_) => failed(),
+                    Fate::HelperGone(_) => {
+                        self.host.change_secret(&change);
+                        failed()
+                    }
+                    Fate::Done | Fate::Unobserved | Fate::Late => Ok(self.host.change_secret(&change)),
+                };
+                Input::SecretMade { name, outcome }
+            }
             Work::Foreign(name) => Input::ForeignObserved {
                 found: Ok(self.host.foreign.get(&name).cloned()),
                 name,

@@ -1,0 +1,221 @@
+//! Secrets of the leaf: age files that only the host key decrypts (docs/security.md, *Secrets*).
+//!
+//! A file is decrypted when it arrives, to know that it is for this leaf and of this name, and when somebody uses it. The content
+//! gets no name in a file system: a container's systemd-nspawn reads it from a memory file of the process that starts it.
+
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+
+use data_encoding::HEXLOWER;
+use leaf_core::error::chain;
+use leaf_core::host_op::{HostReport, Secret, StoredSecret};
+use leaf_core::id::{ContainerName, SecretName};
+use leaf_core::secret::{MAX_FILE_BYTES, allows_container};
+use leaf_trust::host_key::HostKey;
+use leaf_trust::secret::SecretDocument;
+use rustix::fs::{MemfdFlags, SealFlags};
+use sha2::{Digest as _, Sha256};
+
+use crate::Helper;
+use crate::error::{Error, Result};
+use crate::files::Directory;
+
+/// The end of the names of the age files.
+const SUFFIX: &str = ".age";
+/// The maximum size of a private key's file, in bytes.
+const MAX_KEY_BYTES: u64 = 64 * 1024;
+
+/// A secret's content in a memory file.
+#[derive(Debug)]
+pub(crate) struct MemoryFile(OwnedFd);
+
+impl MemoryFile {
+    /// Returns a memory file with this content, which can't be changed any more.
+    fn new(content: &[u8]) -> Result<Self> {
+        let failed = || Error::io::<std::io::Error>("write a secret into memory");
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let fd = rustix::fs::memfd_create("secret", flags).map_err(|e| failed()(e.into()))?;
+        let mut file = std::fs::File::from(fd);
+        file.write_all(content).map_err(failed())?;
+        let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&file, seals).map_err(|e| failed()(e.into()))?;
+        Ok(Self(file.into()))
+    }
+
+    /// Returns the path by which a child of this process that is root opens it, as long as this process has it.
+    pub(crate) fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()
+    }
+}
+
+impl Helper {
+    /// Keeps a secret's age file, if it is for this leaf and of this name.
+    pub(crate) fn store_secret(&self, name: &SecretName, age: &Secret) -> Result<HostReport> {
+        let file = age.expose().as_bytes();
+        let document = self.decrypt(name, file)?;
+        let stored = StoredSecret {
+            users: document.users.clone(),
+            ..stored(name, file)
+        };
+        drop(document);
+        self.secret_files()?.write(&file_name(name), file, 0o600)?;
+        Ok(HostReport {
+            secrets: vec![stored],
+            ..HostReport::default()
+        })
+    }
+
+    /// Removes a secret's age file, if it exists.
+    pub(crate) fn remove_secret(&self, name: &SecretName) -> Result<HostReport> {
+        if let Some(directory) = Directory::open_root(&self.paths.secrets)? {
+            directory.remove_file(&file_name(name))?;
+            directory.sync()?;
+        }
+        Ok(HostReport::default())
+    }
+
+    /// Returns what is kept, and the public part of the host key.
+    pub(crate) fn list_secrets(&self) -> Result<HostReport> {
+        let key = self
+            .private_key()
+            .and_then(|key| HostKey::of_private_key(&key).map_err(|e| self.unusable_key(&chain(&e))));
+        let host_key = match &key {
+            Ok(key) => Some(key.to_string()),
+            Err(error) => {
+                tracing::warn!(error = chain(error), "secrets can't be decrypted");
+                None
+            }
+        };
+        let mut secrets = Vec::new();
+        let names = match Directory::open_root(&self.paths.secrets)? {
+            Some(directory) => self.names_of_secrets(&directory)?,
+            None => Vec::new(),
+        };
+        for name in names {
+            let Some(file) = self.secret_file(&name)? else {
+                continue;
+            };
+            let stored = stored(&name, file.as_bytes());
+            secrets.push(match self.decrypt(&name, file.as_bytes()) {
+                Ok(document) => StoredSecret {
+                    users: document.users.clone(),
+                    ..stored
+                },
+                Err(error) => StoredSecret {
+                    problem: Some(chain(&error)),
+                    ..stored
+                },
+            });
+        }
+        Ok(HostReport { host_key, secrets })
+    }
+
+    /// Checks that a container may have a secret, and that it can be decrypted.
+    pub(crate) fn check_secret(&self, name: &SecretName, container: &ContainerName) -> Result<()> {
+        self.secret_of_container(name, container).map(drop)
+    }
+
+    /// Returns a secret's content for a container, in memory.
+    pub(crate) fn give_secret(&self, name: &SecretName, container: &ContainerName) -> Result<MemoryFile> {
+        let document = self.secret_of_container(name, container)?;
+        MemoryFile::new(&document.content)
+    }
+
+    fn secret_of_container(&self, name: &SecretName, container: &ContainerName) -> Result<SecretDocument> {
+        let Some(file) = self.secret_file(name)? else {
+            return Err(Error::Refused(format!(
+                "the leaf has no secret {name}; set it with `leafctl secret set {name}`"
+            )));
+        };
+        let document = self.decrypt(name, file.as_bytes())?;
+        if !allows_container(&document.users, container) {
+            return Err(Error::Refused(format!(
+                "the secret {name} is not for container {container}: the containers and units that may have it were named when it \
+                 was set"
+            )));
+        }
+        Ok(document)
+    }
+
+    fn decrypt(&self, name: &SecretName, file: &[u8]) -> Result<SecretDocument> {
+        let key = self.private_key()?;
+        SecretDocument::decrypt(&key, file, &self.leaf, name)
+            .map_err(|e| Error::Refused(format!("the secret {name} can't be used: {}", chain(&e))))
+    }
+
+    /// Returns the text of the host's private key, which must be root's alone.
+    fn private_key(&self) -> Result<zeroize::Zeroizing<Vec<u8>>> {
+        let path = &self.settings.host_key;
+        let failed = || Error::io(format!("read the host key {}", path.display()));
+        let file = match std::fs::File::open(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(self.unusable_key("it does not exist"));
+            }
+            other => other.map_err(failed())?,
+        };
+        let stat = file.metadata().map_err(failed())?;
+        if !stat.is_file() || stat.uid() != 0 || stat.mode() & 0o077 != 0 {
+            return Err(self.unusable_key("it must be a file of root that no other user may read"));
+        }
+        // One allocation, so that no piece of the key is left behind when it grows.
+        let size = stat.len().min(MAX_KEY_BYTES);
+        let mut key = zeroize::Zeroizing::new(Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1));
+        file.take(size).read_to_end(&mut key).map_err(failed())?;
+        Ok(key)
+    }
+
+    fn unusable_key(&self, why: &str) -> Error {
+        Error::Unsupported(format!(
+            "secrets need the host key {}, and {why}; `ssh-keygen -A` makes host keys, and host_key in the helper's settings names \
+             another file",
+            self.settings.host_key.display()
+        ))
+    }
+
+    fn secret_files(&self) -> Result<Directory> {
+        Directory::make_root(&self.paths.secrets, 0o700)
+    }
+
+    fn secret_file(&self, name: &SecretName) -> Result<Option<String>> {
+        let Some(directory) = Directory::open_root(&self.paths.secrets)? else {
+            return Ok(None);
+        };
+        let file = directory.read(&file_name(name))?;
+        if let Some(file) = file.as_ref().filter(|file| file.len() > MAX_FILE_BYTES) {
+            return Err(Error::Refused(format!(
+                "the age file of the secret {name} has {} bytes, at most {MAX_FILE_BYTES} are allowed",
+                file.len()
+            )));
+        }
+        Ok(file)
+    }
+
+    /// Returns the names of the kept secrets, sorted. Other files are left alone.
+    fn names_of_secrets(&self, directory: &Directory) -> Result<Vec<SecretName>> {
+        let unreadable = || Error::io(format!("read {}", directory.path().display()));
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(directory.path()).map_err(unreadable())? {
+            let file = entry.map_err(unreadable())?.file_name();
+            let name = file.to_str().and_then(|file| file.strip_suffix(SUFFIX));
+            names.extend(name.and_then(|name| SecretName::new(name).ok()));
+        }
+        names.sort();
+        Ok(names)
+    }
+}
+
+fn file_name(name: &SecretName) -> String {
+    format!("{name}{SUFFIX}")
+}
+
+fn stored(name: &SecretName, file: &[u8]) -> StoredSecret {
+    StoredSecret {
+        name: name.clone(),
+        file_bytes: file.len() as u64,
+        digest: HEXLOWER.encode(&Sha256::digest(file)),
+        users: Vec::new(),
+        problem: None,
+    }
+}

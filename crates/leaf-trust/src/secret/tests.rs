@@ -1,0 +1,266 @@
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use proptest::prelude::*;
+
+use super::*;
+
+struct Pair {
+    _directory: tempfile::TempDir,
+    private: Vec<u8>,
+    public: HostKey,
+    file: std::path::PathBuf,
+}
+
+/// Returns a new pair of keys, as `ssh-keygen` writes them.
+fn pair() -> Pair {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("key");
+    let made = Command::new("ssh-keygen")
+        .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+        .arg(&file)
+        .status()
+        .expect("ssh-keygen runs");
+    assert!(made.success());
+    let public = std::fs::read_to_string(file.with_extension("pub")).expect("a public key");
+    Pair {
+        private: std::fs::read(&file).expect("a private key"),
+        public: public.parse().expect("a host key"),
+        _directory: directory,
+        file,
+    }
+}
+
+fn document(users: &[&str], content: &[u8]) -> SecretDocument {
+    SecretDocument {
+        leaf: LeafName::new("edge-1").expect("a leaf"),
+        name: SecretName::new("db-password").expect("a name"),
+        users: users.iter().map(|user| user.parse().expect("a user")).collect(),
+        content: Zeroizing::new(content.to_vec()),
+    }
+}
+
+fn decrypted(pair: &Pair, file: &str) -> Result<SecretDocument, SecretError> {
+    let like = document(&[], b"");
+    SecretDocument::decrypt(&pair.private, file.as_bytes(), &like.leaf, &like.name)
+}
+
+#[test]
+fn a_secret_is_read_by_its_leaf_under_its_name_and_nowhere_else() {
+    let (own, other) = (pair(), pair());
+    let sent = document(
+        &["unit b.service reload", "container web"],
+        b"\n\nleaf: edge-2\n\0\xff",
+    );
+    let file = sent.encrypt(&own.public).expect("encrypted");
+    let read = decrypted(&own, &file).expect("decrypted");
+    assert_eq!(read.content, sent.content);
+    assert_eq!(
+        read.users.iter().collect::<BTreeSet<_>>(),
+        sent.users.iter().collect()
+    );
+    assert!(!format!("{read:?}").contains("255"), "{read:?}");
+    let open = |leaf: &str, name: &str| {
+        SecretDocument::decrypt(
+            &own.private,
+            file.as_bytes(),
+            &LeafName::new(leaf).expect("a leaf"),
+            &SecretName::new(name).expect("a name"),
+        )
+    };
+    assert!(matches!(
+        open("edge-2", "db-password"),
+        Err(SecretError::AnotherLeaf { .. })
+    ));
+    assert!(matches!(
+        open("edge-1", "db-passwore"),
+        Err(SecretError::AnotherName { .. })
+    ));
+    assert!(matches!(
+        decrypted(&other, &file),
+        Err(SecretError::Decrypt(DecryptError::AnotherKey))
+    ));
+}
+
+#[test]
+fn an_altered_file_is_refused_at_each_of_its_lines() {
+    let own = pair();
+    let file = document(&[], &[7; 300]).encrypt(&own.public).expect("encrypted");
+    let mut lines: Vec<String> = file.lines().map(str::to_owned).collect();
+    for line in 0..lines.len() {
+        let before = lines[line].clone();
+        let changed = if before.starts_with('A') { "B" } else { "A" };
+        lines[line].replace_range(..1, changed);
+        let altered = lines.join("\n") + "\n";
+        assert!(decrypted(&own, &altered).is_err(), "line {line}");
+        lines[line] = before;
+    }
+    let cut = file.len() / 2;
+    assert!(decrypted(&own, &file[..cut]).is_err());
+}
+
+#[test]
+fn what_is_too_large_or_named_twice_is_refused() {
+    let own = pair();
+    let encrypt = |document: SecretDocument| document.encrypt(&own.public);
+    let largest = vec![b'x'; MAX_CONTENT_BYTES];
+    let users: Vec<String> = (0..MAX_USERS)
+        .map(|n| format!("unit {}{n:02}.service nothing", "u".repeat(245)))
+        .collect();
+    let users: Vec<&str> = users.iter().map(String::as_str).collect();
+    let file = encrypt(document(&users, &largest)).expect("the largest");
+    assert!(file.len() <= MAX_FILE_BYTES, "{}", file.len());
+    assert_eq!(
+        decrypted(&own, &file).expect("the largest").content.len(),
+        MAX_CONTENT_BYTES
+    );
+    let larger = vec![b'x'; MAX_CONTENT_BYTES + 1];
+    assert!(matches!(
+        encrypt(document(&[], &larger)),
+        Err(SecretError::TooLarge(_))
+    ));
+    let twice = ["unit a.service reload", "container b", "unit a.service restart"];
+    assert!(matches!(
+        encrypt(document(&twice, b"")),
+        Err(SecretError::Twice(_))
+    ));
+    // By hand, past the check of the sender.
+    let mut by_hand = b"cim-leaf secret 1\nleaf: edge-1\nname: db-password\n\n".to_vec();
+    by_hand.extend(&larger);
+    let file = age_file::encrypt(std::slice::from_ref(&own.public), &by_hand);
+    assert!(matches!(decrypted(&own, &file), Err(SecretError::TooLarge(_))));
+}
+
+#[test]
+fn another_form_of_the_header_is_refused_with_its_line() {
+    let good = "cim-leaf secret 1\nleaf: edge-1\nname: db-password\nfor: container a\nfor: unit b.service restart\n\nx";
+    SecretDocument::parse(good.as_bytes()).expect("a document");
+    let none = |_: &SecretError| true;
+    type Is = fn(&SecretError) -> bool;
+    let cases: [(&str, &str, Is); 13] = [
+        ("secret 1", "secret 2", |e| matches!(e, SecretError::Version)),
+        ("cim-leaf", "\u{feff}cim-leaf", |e| {
+            matches!(e, SecretError::Version)
+        }),
+        ("\nleaf:", "\r\nleaf:", |e| matches!(e, SecretError::Version)),
+        ("leaf: edge-1\n", "", |e| {
+            matches!(e, SecretError::Header { line: 2 })
+        }),
+        ("leaf: edge-1", "leaf:  edge-1", |e| {
+            matches!(e, SecretError::Name { line: 2, .. })
+        }),
+        ("leaf: edge-1\n", "leaf: edge-1\nleaf: edge-2\n", |e| {
+            matches!(e, SecretError::Header { line: 3 })
+        }),
+        ("db-password", "../db", |e| {
+            matches!(e, SecretError::Name { line: 3, .. })
+        }),
+        ("container a\n", "container a\nfor: container a\n", |e| {
+            matches!(e, SecretError::Header { line: 5 })
+        }),
+        ("unit b.service restart", "unit b.service", |e| {
+            matches!(e, SecretError::Header { line: 5 })
+        }),
+        ("container a", "unit z.service restart", |e| {
+            matches!(e, SecretError::Header { line: 5 })
+        }),
+        ("container a", "anybody", |e| {
+            matches!(e, SecretError::User { line: 4, .. })
+        }),
+        ("for: unit", "of: unit", |e| {
+            matches!(e, SecretError::Header { line: 5 })
+        }),
+        ("\n\nx", "\nx", |e| matches!(e, SecretError::Header { line: 6 })),
+    ];
+    for (from, to, is) in cases {
+        let text = good.replacen(from, to, 1);
+        let error = SecretDocument::parse(text.as_bytes()).expect_err(&text);
+        assert!(is(&error) && none(&error), "{text:?}: {error:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = SecretDocument::parse(&bytes);
+        let mut headed = b"cim-leaf secret 1\nleaf: e\nname: n\n".to_vec();
+        headed.extend(bytes);
+        let _ = SecretDocument::parse(&headed);
+    }
+
+    #[test]
+    fn what_the_parser_takes_is_written_again_as_it_was(
+        leaf in "[a-z0-9_][a-z0-9_-]{0,31}",
+        name in "[a-zA-Z0-9_][a-zA-Z0-9_-]{0,47}",
+        users in proptest::collection::btree_set("[a-z][a-z0-9-]{0,10}", 0..5),
+        content in proptest::collection::vec(any::<u8>(), 0..100),
+    ) {
+        let users: String = users.iter().map(|user| format!("for: container {user}\n")).collect();
+        let mut text = format!("cim-leaf secret 1\nleaf: {leaf}\nname: {name}\n{users}\n").into_bytes();
+        text.extend(&content);
+        let document = SecretDocument::parse(&text).expect("a document");
+        prop_assert_eq!(document.leaf.as_str(), leaf);
+        prop_assert_eq!(document.name.as_str(), name);
+        prop_assert_eq!(document.content.as_slice(), content);
+    }
+}
+
+/// Returns the program `age`, or says by name that the test was skipped.
+fn age(test: &str) -> Option<&'static str> {
+    let runs = Command::new("age")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !runs {
+        eprintln!("skipped: {test}: needs the program age (Debian: age)");
+    }
+    runs.then_some("age")
+}
+
+fn run(program: &str, arguments: &[&Path], input: &[u8]) -> Vec<u8> {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it runs");
+    let mut stdin = child.stdin.take().expect("it was piped");
+    stdin.write_all(input).expect("it reads");
+    drop(stdin);
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{program}: {:?}", output.status);
+    output.stdout
+}
+
+#[test]
+fn the_program_age_decrypts_what_is_encrypted_here() {
+    let Some(age) = age("the_program_age_decrypts_what_is_encrypted_here") else {
+        return;
+    };
+    let own = pair();
+    let file = document(&["container web"], b"s3cret\n\0")
+        .encrypt(&own.public)
+        .expect("encrypted");
+    let arguments = [Path::new("-d"), Path::new("-i"), &own.file];
+    assert_eq!(
+        run(age, &arguments, file.as_bytes()),
+        b"cim-leaf secret 1\nleaf: edge-1\nname: db-password\nfor: container web\n\ns3cret\n\0"
+    );
+}
+
+#[test]
+fn what_the_program_age_encrypts_is_read_here() {
+    let Some(age) = age("what_the_program_age_encrypts_is_read_here") else {
+        return;
+    };
+    let own = pair();
+    let public = own.file.with_extension("pub");
+    let text = b"cim-leaf secret 1\nleaf: edge-1\nname: db-password\n\ns3cret\n\0";
+    let arguments = [Path::new("-a"), Path::new("-R"), &public];
+    let file = String::from_utf8(run(age, &arguments, text)).expect("it is armored");
+    assert_eq!(*decrypted(&own, &file).expect("decrypted").content, b"s3cret\n\0");
+}
