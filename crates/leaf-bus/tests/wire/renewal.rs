@@ -15,6 +15,7 @@ use libtest_mimic::Trial;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::commands::server;
@@ -141,11 +142,13 @@ async fn from_a_dead_connection() -> anyhow::Result<()> {
     let dead = watch::Sender::new(false);
     let server_address = site.server.address();
     let (address, passing) = (listener.local_addr()?, dead.clone());
-    let _proxy = AbortOnDrop(tokio::spawn(async move {
+    let mut proxy = JoinSet::new();
+    proxy.spawn(async move {
+        let mut connections = JoinSet::new();
         while let Ok((client, _)) = listener.accept().await {
-            tokio::spawn(pass(client, server_address, passing.clone()));
+            connections.spawn(pass(client, server_address, passing.clone()));
         }
-    }));
+    });
     let [callers, streams] = daemon_settings(&site);
     let through_proxy = ConnectSettings {
         servers: vec![format!("nats://{address}")],
@@ -226,14 +229,6 @@ async fn pass(client: TcpStream, server: SocketAddr, dead: watch::Sender<bool>) 
                 }
             }
         }
-    }
-}
-
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 
