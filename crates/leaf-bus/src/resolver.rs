@@ -1,10 +1,11 @@
 //! The account resolvers of a hub's servers, which keep the JWTs of accounts, as a user of the system account asks them
 //! (`DirAccResolver` of nats-server). `docs/keys.md` says in which order.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde::Deserialize;
 
 use crate::level::Mode;
@@ -57,7 +58,7 @@ pub enum ResolverError {
 pub struct Resolvers {
     link: Link,
     limit: Duration,
-    servers: usize,
+    times: Vec<Timestamp>,
 }
 
 /// A server's answer to `$SYS.REQ.SERVER.PING.STATSZ`.
@@ -70,6 +71,8 @@ struct Statistics {
 #[derive(Deserialize)]
 struct Server {
     id: String,
+    /// The server's own time.
+    time: Timestamp,
 }
 
 #[derive(Deserialize)]
@@ -106,16 +109,22 @@ impl Resolvers {
         let mut resolvers = Self {
             link,
             limit,
-            servers: 1,
+            times: Vec::new(),
         };
-        resolvers.servers = resolvers.count().await?;
+        resolvers.times = resolvers.count().await?;
         Ok(resolvers)
     }
 
     /// How many servers the hub has.
     #[must_use]
     pub fn servers(&self) -> usize {
-        self.servers
+        self.times.len()
+    }
+
+    /// The times of the servers' clocks when they were counted.
+    #[must_use]
+    pub fn times(&self) -> &[Timestamp] {
+        &self.times
     }
 
     /// Returns the JWT of an account that each server has; of one that has none, nothing.
@@ -159,14 +168,14 @@ impl Resolvers {
             .await
             .map_err(|error| failed(error, what))?;
         let mut answers = Vec::new();
-        while answers.len() < self.servers {
+        while answers.len() < self.servers() {
             match replies.next(self.limit).await {
                 Ok(message) => answers.push(message.payload),
                 Err(RequestError::TimedOut) => {
                     return Err(ResolverError::Silent {
                         what,
                         answered: answers.len(),
-                        servers: self.servers,
+                        servers: self.servers(),
                     });
                 }
                 Err(error) => return Err(failed(error, what)),
@@ -175,21 +184,21 @@ impl Resolvers {
         Ok(answers)
     }
 
-    /// Counts the servers: each says how many it knows.
-    async fn count(&self) -> Result<usize, ResolverError> {
+    /// Counts the servers, and returns the time of each: each says how many it knows.
+    async fn count(&self) -> Result<Vec<Timestamp>, ResolverError> {
         let what = "the count of the servers";
         let mut replies = self
             .link
             .ask("$SYS.REQ.SERVER.PING.STATSZ", None, Bytes::new())
             .await
             .map_err(|error| failed(error, what))?;
-        let (mut seen, mut known) = (BTreeSet::new(), 1);
+        let (mut seen, mut known) = (BTreeMap::new(), 1);
         while seen.len() < known {
             match replies.next(self.limit).await {
                 Ok(message) => {
                     let statistics: Statistics = read(&message.payload, what)?;
                     known = known.max(statistics.statsz.active_servers);
-                    seen.insert(statistics.server.id);
+                    seen.insert(statistics.server.id, statistics.server.time);
                 }
                 Err(RequestError::TimedOut) => {
                     return Err(ResolverError::Silent {
@@ -201,7 +210,7 @@ impl Resolvers {
                 Err(error) => return Err(failed(error, what)),
             }
         }
-        Ok(seen.len())
+        Ok(seen.into_values().collect())
     }
 }
 

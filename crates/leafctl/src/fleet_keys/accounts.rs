@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use leaf_bus::connect::{ConnectSettings, Credentials, Tls};
 use leaf_bus::identity::Token;
-use leaf_bus::identity::fleet::{Account, NatsKey, Revocations, Role, new_user};
+use leaf_bus::identity::fleet::{Account, Revocations, Role, new_user};
 use leaf_bus::resolver::{PUSHER, Resolvers};
 use leaf_core::subject;
 
@@ -30,6 +30,17 @@ pub(crate) struct Pushed {
     pub(crate) revoked: usize,
     /// The number of servers that have the JWT now.
     pub(crate) servers: usize,
+    /// What was wrong with a JWT that a server had, and that this one replaces.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) foreign: Option<String>,
+}
+
+/// The JWT of an account that is to be at all servers.
+#[derive(Debug)]
+struct Merged {
+    jwt: String,
+    revoked: usize,
+    foreign: Option<String>,
 }
 
 impl Directory {
@@ -45,41 +56,42 @@ impl Directory {
         for (key, issued_at) in keys {
             revoked.add(key, now.as_second().max(*issued_at));
         }
-        self.sign(account, &revoked, &token, [&token], now, &self.signing_key()?)?;
+        self.sign(account, &revoked, &token, [&token], now.as_second(), None)?;
         self.write_preload()
     }
 
-    /// Signs an account anew, unless it would lack a revocation of those that were seen.
+    /// Signs an account anew, at this second or later, unless it would lack a revocation of those that were seen. What may be dropped at
+    /// the second `dropped_at` may be missing.
     fn sign<'a>(
         &self,
         account: Account,
         revoked: &Revocations,
         local: &Token,
         seen: impl IntoIterator<Item = &'a Token>,
-        now: Timestamp,
-        signer: &NatsKey,
+        mut issued_at: i64,
+        dropped_at: Option<i64>,
     ) -> Result<String, KeysError> {
-        let mut issued_at = now.as_second();
+        let signer = self.signing_key()?;
         for token in seen {
             let mut others = Revocations::in_claims(&token.nats);
-            self.prune(&mut others, now)?;
+            if let Some(at) = dropped_at {
+                self.prune(&mut others, at)?;
+            }
             revoked.includes(&others).map_err(|source| KeysError::Shrinks {
                 account: account.name(),
                 source,
             })?;
-            issued_at = issued_at.max(token.issued_at + 1);
+            issued_at = issued_at.max(token.issued_at.saturating_add(1));
         }
-        let fleet = self.fleet();
-        let claims = fleet.account_claims(account, revoked, Some(&local.nats));
-        let jwt = fleet.account_jwt(account, claims, issued_at, signer);
+        let claims = self.fleet().account_claims(account, revoked, Some(&local.nats));
+        let jwt = self.fleet().account_jwt(account, claims, issued_at, &signer);
         files::replace(&self.account_file(account), &jwt)?;
         Ok(jwt)
     }
 
     /// Drops the revocations that no credential can be concerned by any more.
-    fn prune(&self, revoked: &mut Revocations, now: Timestamp) -> Result<(), KeysError> {
+    fn prune(&self, revoked: &mut Revocations, now: i64) -> Result<(), KeysError> {
         let life = Duration::from_secs(self.manifest().longest_life_seconds);
-        let now = now.as_second();
         let users = self.users()?;
         let not_ended = |key: &str| {
             users
@@ -103,6 +115,7 @@ impl Directory {
         now: Timestamp,
     ) -> Result<Vec<Pushed>, KeysError> {
         let resolvers = Resolvers::connect(&self.pusher(server, now)?, limit).await?;
+        let dropped_at = agreed(now, resolvers.times())?;
         let fleet = self.fleet();
         let mut found = BTreeMap::new();
         for account in Account::ALL {
@@ -111,14 +124,15 @@ impl Directory {
         let mut pushed = Vec::new();
         let mut jwts = BTreeMap::new();
         for (account, there) in &found {
-            let (jwt, revoked) = self.merged(*account, there, now)?;
+            let merged = self.merged(*account, there, now.as_second(), dropped_at)?;
             pushed.push(Pushed {
                 account: account.name(),
-                pushed: there.len() < resolvers.servers() || there.iter().any(|other| *other != jwt),
-                revoked,
+                pushed: there.len() < resolvers.servers() || there.iter().any(|other| *other != merged.jwt),
+                revoked: merged.revoked,
                 servers: resolvers.servers(),
+                foreign: merged.foreign,
             });
-            jwts.insert(*account, jwt);
+            jwts.insert(*account, merged.jwt);
         }
         // A server that loses what is pushed starts from the preload.
         self.write_preload()?;
@@ -138,36 +152,52 @@ impl Directory {
         Ok(pushed)
     }
 
-    /// Returns the JWT of an account that has the revocations of the directory and of all servers, and is newer than theirs, and the number
-    /// of its revocations. It is in the directory then.
+    /// Returns the JWT of an account that has the revocations of the directory and of all servers, and is newer than theirs. It is in the
+    /// directory then. What a server has that is not of this fleet counts as absent: servers take whatever is well-formed.
     fn merged(
         &self,
         account: Account,
         there: &[String],
-        now: Timestamp,
-    ) -> Result<(String, usize), KeysError> {
+        now: i64,
+        dropped_at: i64,
+    ) -> Result<Merged, KeysError> {
         let (jwt, local) = self.account_jwt(account)?;
-        let mut seen = Vec::new();
+        let (mut seen, mut foreign, mut issued_at) = (Vec::new(), None, now);
         for other in there {
-            seen.push(self.of_this_fleet(account, other)?);
+            match self.of_this_fleet(account, other) {
+                Ok(token) => seen.push((other, token)),
+                Err(error @ KeysError::Foreign { .. }) => {
+                    foreign = Some(error.to_string());
+                    // Servers of a cluster take the newer one of each other. One of the far future would make all later ones so.
+                    let at = Token::read(other).map_or(i64::MIN, |token| token.issued_at.saturating_add(1));
+                    if at <= now.saturating_add(86_400) {
+                        issued_at = issued_at.max(at);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
         }
         let mut revoked = Revocations::in_claims(&local.nats);
-        for token in &seen {
+        for (_, token) in &seen {
             revoked.merge(&Revocations::in_claims(&token.nats));
         }
-        self.prune(&mut revoked, now)?;
-        let is_newest = there
-            .iter()
-            .zip(&seen)
-            .all(|(other, token)| *other == jwt || token.issued_at < local.issued_at);
+        self.prune(&mut revoked, dropped_at)?;
+        let is_newest = foreign.is_none()
+            && seen
+                .iter()
+                .all(|(other, token)| **other == jwt || token.issued_at < local.issued_at);
         let claims = self.fleet().account_claims(account, &revoked, Some(&local.nats));
-        let number = revoked.len();
-        if is_newest && claims == local.nats {
-            return Ok((jwt, number));
-        }
-        let all = seen.iter().chain([&local]);
-        let jwt = self.sign(account, &revoked, &local, all, now, &self.signing_key()?)?;
-        Ok((jwt, number))
+        let jwt = if is_newest && claims == local.nats {
+            jwt
+        } else {
+            let all = seen.iter().map(|(_, token)| token).chain([&local]);
+            self.sign(account, &revoked, &local, all, issued_at, Some(dropped_at))?
+        };
+        Ok(Merged {
+            jwt,
+            revoked: revoked.len(),
+            foreign,
+        })
     }
 
     /// Reads the JWT of a server, which the operator of this fleet signed.
@@ -213,6 +243,19 @@ impl Directory {
     }
 }
 
+/// Returns the earliest of all clocks, in seconds of the Unix epoch, if they agree: by one that is ahead, revocations would be dropped.
+fn agreed(now: Timestamp, servers: &[Timestamp]) -> Result<i64, KeysError> {
+    let mut earliest = now.as_second();
+    for server in servers {
+        let ahead = now.as_second() - server.as_second();
+        if ahead.abs() > PUSH_LIFE {
+            return Err(KeysError::Clock { ahead });
+        }
+        earliest = earliest.min(server.as_second());
+    }
+    Ok(earliest)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,10 +278,6 @@ mod tests {
         (parent, directory, now)
     }
 
-    fn later(now: Timestamp, seconds: i64) -> Timestamp {
-        Timestamp::from_second(now.as_second() + seconds).expect("a time")
-    }
-
     #[test]
     fn an_account_that_would_lose_a_revocation_is_not_signed() {
         let (_parent, directory, now) = fleet();
@@ -251,9 +290,8 @@ mod tests {
             local.issued_at > older.issued_at,
             "it is newer, also in the same second"
         );
-        let signer = directory.signing_key().expect("a key");
         let none = Revocations::default();
-        let refused = directory.sign(Account::Callers, &none, &local, [&local], now, &signer);
+        let refused = directory.sign(Account::Callers, &none, &local, [&local], now.as_second(), None);
         assert!(matches!(
             refused,
             Err(KeysError::Shrinks {
@@ -267,7 +305,6 @@ mod tests {
     #[test]
     fn what_a_server_has_is_merged_whatever_its_age_and_dropped_when_all_has_ended() {
         let (_parent, directory, now) = fleet();
-        let (first, _) = directory.account_jwt(Account::Callers).expect("a JWT");
         let fleet = directory.fleet();
         let signer = directory.signing_key().expect("a key");
         let with = |user: &str, at: i64| {
@@ -281,20 +318,61 @@ mod tests {
             with("UOLD", now.as_second() - 9),
             with("UNEW", now.as_second() + 99),
         ];
-        let (jwt, number) = directory.merged(Account::Callers, &there, now).expect("merged");
-        assert_eq!(number, 2);
-        let token = Token::read(&jwt).expect("a JWT");
+        let merge = |there: &[String], at: i64| {
+            let second = now.as_second() + at;
+            directory
+                .merged(Account::Callers, there, second, second)
+                .expect("merged")
+        };
+        let merged = merge(&there, 0);
+        assert_eq!(merged.revoked, 2);
+        let token = Token::read(&merged.jwt).expect("a JWT");
         assert!(token.issued_at > now.as_second() + 99);
         // It is the same when it comes back, and nothing is dropped before a credential's longest life is over.
         for (at, left) in [(0, 2), (YEAR, 2), (2 * YEAR, 0)] {
-            let (_, number) = directory
-                .merged(Account::Callers, std::slice::from_ref(&jwt), later(now, at))
-                .expect("merged");
-            assert_eq!(number, left, "after {at} seconds");
+            let again = merge(std::slice::from_ref(&merged.jwt), at);
+            assert_eq!(again.revoked, left, "after {at} seconds");
         }
-        // The operator of another fleet signs nothing here.
+        // What another operator signed counts as absent, whatever its time.
         let (_other, stranger, _) = self::fleet();
-        let foreign = stranger.merged(Account::Callers, &[first], now);
-        assert!(matches!(foreign, Err(KeysError::Foreign { .. })));
+        let foreign = stranger
+            .merged(
+                Account::Callers,
+                &[with("UX", i64::MAX)],
+                now.as_second(),
+                now.as_second(),
+            )
+            .expect("merged");
+        assert!(foreign.foreign.is_some() && foreign.revoked == 0);
+        let token = Token::read(&foreign.jwt).expect("a JWT");
+        assert!(token.issued_at < now.as_second() + 60, "{}", token.issued_at);
+    }
+
+    #[test]
+    fn nothing_is_dropped_by_a_clock_that_differs_from_the_servers() {
+        let now = Timestamp::now();
+        let at = |seconds: i64| Timestamp::from_second(now.as_second() + seconds).expect("a time");
+        assert_eq!(
+            agreed(now, &[at(5), at(-7)]).expect("they agree"),
+            now.as_second() - 7
+        );
+        for wrong in [-YEAR, PUSH_LIFE + 1] {
+            let error = agreed(now, &[at(0), at(wrong)]).expect_err("they differ");
+            assert!(
+                matches!(error, KeysError::Clock { ahead } if ahead == -wrong),
+                "{error}"
+            );
+        }
+        // Without a hub nothing is dropped, however late it is.
+        let (_parent, directory, now) = fleet();
+        directory
+            .revoke(Account::Callers, &[("UX".to_owned(), 0)], now)
+            .expect("revoked");
+        let later = Timestamp::from_second(now.as_second() + 9 * YEAR).expect("a time");
+        directory
+            .revoke(Account::Callers, &[("UY".to_owned(), 0)], later)
+            .expect("revoked");
+        let claims = directory.account_jwt(Account::Callers).expect("a JWT").1.nats;
+        assert_eq!(Revocations::in_claims(&claims).len(), 2);
     }
 }

@@ -31,7 +31,7 @@ pub(crate) enum KeysError {
         source: io::Error,
     },
     /// A file can't be written.
-    #[error("can't write {}; the keys are as they were", path.display())]
+    #[error("can't write {}; when that is mended, run the command again", path.display())]
     Write {
         /// The file.
         path: PathBuf,
@@ -119,7 +119,7 @@ pub(crate) enum KeysError {
     #[error("the host key of {0} is not known here: give it with --host-key")]
     NoHostKey(String),
     /// There is nothing to revoke.
-    #[error("{0} has no former key that is still valid")]
+    #[error("{0} has no former key that is not revoked")]
     NoFormer(String),
     /// A life is too short or too long.
     #[error("a life of {0} days is not allowed: at least 1 and at most 3650")]
@@ -149,8 +149,27 @@ pub(crate) enum KeysError {
         /// The reason.
         why: String,
     },
+    /// The clock of this machine is not that of the hub.
+    #[error(
+        "the clock of this machine is {} s {} that of a server of the hub: set the one that is wrong, since revocations are dropped by the time",
+        ahead.abs(), if *ahead > 0 { "ahead of" } else { "behind" }
+    )]
+    Clock {
+        /// How far it is ahead, in seconds.
+        ahead: i64,
+    },
+    /// The age file of a leaf is not where a new one would be put.
+    #[error("{} is not there, so this is not the leaf's flake: name that with --flake, or give --host-key to make it anew", .0.display())]
+    NoSecret(PathBuf),
+    /// A text is not the public key of a user.
+    #[error("{0:?} is not the public key of a user, which begins with U")]
+    NoUserKey(String),
     /// The change is in the directory and was not pushed.
-    #[error("the change is in {} and not at the hub, where it has no effect yet: run `leafctl fleet push` when the hub can be reached", path.display())]
+    #[error(
+        "the change is in {} and not at the hub, where it has no effect yet: run `leafctl fleet push` {}",
+        path.display(),
+        if source.is_away() { "when the hub can be reached" } else { "when this is mended" }
+    )]
     NotPushed {
         /// The directory.
         path: PathBuf,
@@ -183,10 +202,20 @@ impl KeysError {
         }
     }
 
+    /// Whether the hub could not be reached.
+    fn is_away(&self) -> bool {
+        matches!(
+            self,
+            Self::Resolver(ResolverError::Connect(_) | ResolverError::Silent { .. })
+        )
+    }
+
     /// The exit code of leafctl.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
+            Self::NotPushed { source, .. } if !source.is_away() => source.exit_code(),
             Self::NoFleet(_)
+            | Self::NoUserKey(_)
             | Self::HubUrl { .. }
             | Self::Life(_)
             | Self::HostKey { .. }
@@ -202,6 +231,8 @@ impl KeysError {
             | Self::Exists(_)
             | Self::NoFormer(_)
             | Self::Shrinks { .. }
+            | Self::Clock { .. }
+            | Self::NoSecret(_)
             | Self::Resolver(_) => 6,
             Self::InUse(_) => 8,
             Self::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => 8,

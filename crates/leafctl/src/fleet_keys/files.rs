@@ -31,11 +31,16 @@ pub(super) fn create_public(path: &Path, text: &str) -> Result<(), KeysError> {
 
 /// Replaces a file of a configuration, or makes it.
 pub(super) fn replace_public(path: &Path, text: &str) -> Result<(), KeysError> {
+    replace_outside(path, text, 0o644)
+}
+
+/// Replaces a file outside of the fleet's directory, or makes it: a directory that is there keeps its mode.
+pub(super) fn replace_outside(path: &Path, text: &str, mode: u32) -> Result<(), KeysError> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(KeysError::write(path))?;
     }
     let temporary = beside(path);
-    let written = whole(&temporary, text, 0o644).and_then(|()| std::fs::rename(&temporary, path));
+    let written = whole(&temporary, text, mode).and_then(|()| std::fs::rename(&temporary, path));
     written.map_err(|error| {
         let _ = std::fs::remove_file(&temporary);
         KeysError::write(path)(error)

@@ -63,12 +63,13 @@ impl HubUrl {
             .is_ok_and(|address| address.is_loopback())
     }
 
-    /// Returns the address that the hub's server listens on for it: its own on loopback, else all.
+    /// Returns the address that the hub's server listens on for it: its own on loopback, else all; those of IPv6 as well for one of them.
     pub(super) fn listens_on(&self) -> String {
         match (self.is_loopback(), self.host.contains(':')) {
             (true, true) => format!("[{}]:{}", self.host, self.port),
             (true, false) => format!("{}:{}", self.host, self.port),
-            (false, _) => format!("0.0.0.0:{}", self.port),
+            (false, true) => format!("[::]:{}", self.port),
+            (false, false) => format!("0.0.0.0:{}", self.port),
         }
     }
 }
@@ -96,6 +97,7 @@ mod tests {
             ("tls://192.0.2.1:1", "tls://192.0.2.1:1", "0.0.0.0:1"),
             ("nats://127.0.0.1:9", "nats://127.0.0.1:9", "127.0.0.1:9"),
             ("tls://[::1]", "tls://[::1]:7422", "[::1]:7422"),
+            ("tls://[2001:db8::1]", "tls://[2001:db8::1]:7422", "[::]:7422"),
         ] {
             let parsed = HubUrl::parse(url, 7422).expect(url);
             assert_eq!(

@@ -18,7 +18,9 @@ use super::files;
 /// The name of the hub agent's users.
 pub(super) const AGENT: &str = "hub";
 /// Names that programs of cim-leaf have as callers.
-const RESERVED: [&str; 3] = [AGENT, "leafd", leaf_bus::resolver::PUSHER];
+const RESERVED: [&str; 4] = [AGENT, "leafd", "admin", leaf_bus::resolver::PUSHER];
+/// What the names of containers begin with.
+const OF_CONTAINERS: &str = "ctr-";
 const DAY: u64 = 86_400;
 
 /// A user of the fleet.
@@ -224,19 +226,21 @@ impl Directory {
         flake: &Path,
         now: Timestamp,
     ) -> Result<Given, KeysError> {
+        let is_new = host_key.is_some();
         let host_key = match host_key {
             Some(key) => key.clone(),
             None => self.host_key(leaf)?,
         };
         let paths = LeafFiles::of(leaf, flake);
+        if !is_new && files::is_free(&paths.secret).is_ok() {
+            return Err(KeysError::NoSecret(paths.secret));
+        }
         let user = self.issue(Role::Leaf, leaf.as_str(), days, now)?;
-        self.replace_user(Account::Links, leaf.as_str(), &user)?;
-        self.write_host_key(leaf, &host_key)?;
-        files::replace_public(
-            &paths.secret,
-            &age_file::encrypt(&[host_key], user.credentials.expose().as_bytes()),
-        )?;
-        self.given(leaf.as_str(), &user, vec![paths.secret])
+        let former = self.replace_user(Account::Links, leaf.as_str(), &user)?;
+        let written = self.write_leaf_again(leaf, &host_key, &user, &paths);
+        self.undo_unless(written, Account::Links, leaf.as_str(), former)?;
+        let files = paths.all().map(PathBuf::clone).to_vec();
+        self.given(leaf.as_str(), &user, files)
     }
 
     /// Adds a person, and writes the credentials and a context into a directory.
@@ -276,8 +280,9 @@ impl Directory {
     ) -> Result<Given, KeysError> {
         let paths = PersonFiles::of(person, out)?;
         let user = self.issue(Role::Person, person.as_str(), days, now)?;
-        self.replace_user(Account::Callers, person.as_str(), &user)?;
-        self.write_person(person, &user, &paths)?;
+        let former = self.replace_user(Account::Callers, person.as_str(), &user)?;
+        let written = self.write_person(person, &user, &paths);
+        self.undo_unless(written, Account::Callers, person.as_str(), former)?;
         self.given(person.as_str(), &user, paths.all())
     }
 
@@ -289,16 +294,17 @@ impl Directory {
             (Role::AgentInLinks, "hub/links.creds"),
         ] {
             let user = self.issue(role, AGENT, days, now)?;
-            self.replace_user(role.account(), AGENT, &user)?;
+            let former = self.replace_user(role.account(), AGENT, &user)?;
             let path = self.at(file);
-            files::replace(&path, user.credentials.expose())?;
+            let written = files::replace(&path, user.credentials.expose());
+            self.undo_unless(written, role.account(), AGENT, former)?;
             given.push(self.given(AGENT, &user, vec![path])?);
         }
         Ok(given)
     }
 
     fn is_free(&self, name: &str) -> Result<(), KeysError> {
-        if RESERVED.contains(&name) {
+        if RESERVED.contains(&name) || name.starts_with(OF_CONTAINERS) {
             return Err(KeysError::Reserved(name.to_owned()));
         }
         match self.users_named(name) {
@@ -334,20 +340,50 @@ impl Directory {
         ))
     }
 
-    /// Stores the JWT of a user in the place of the one before, which becomes a former one.
-    fn replace_user(&self, account: Account, name: &str, user: &FleetUser) -> Result<(), KeysError> {
-        let path = self.users_directory(account).join(format!("{name}.jwt"));
-        if let Some(jwt) = files::read(&path)? {
-            let key = read_token(&path, &jwt)?.subject;
-            files::replace(
-                &self
-                    .former_directory(account)
-                    .join(name)
-                    .join(format!("{key}.jwt")),
-                &jwt,
-            )?;
+    /// Stores the JWT of a user in the place of the one before, which becomes a former one. Returns where that is kept until the
+    /// credentials are written: a link, which takes no room on a full disk.
+    fn replace_user(
+        &self,
+        account: Account,
+        name: &str,
+        user: &FleetUser,
+    ) -> Result<Option<PathBuf>, KeysError> {
+        let directory = self.users_directory(account);
+        let path = directory.join(format!("{name}.jwt"));
+        let Some(jwt) = files::read(&path)? else {
+            files::replace(&path, &user.jwt)?;
+            return Ok(None);
+        };
+        let key = read_token(&path, &jwt)?.subject;
+        let former = self
+            .former_directory(account)
+            .join(name)
+            .join(format!("{key}.jwt"));
+        files::replace(&former, &jwt)?;
+        let before = directory.join(format!(".{name}.before"));
+        let _ = std::fs::remove_file(&before);
+        std::fs::hard_link(&path, &before).map_err(KeysError::write(&before))?;
+        files::replace(&path, &user.jwt)?;
+        Ok(Some(before))
+    }
+
+    /// Makes the JWT before the current one again if nobody got the credentials of the new one.
+    fn undo_unless(
+        &self,
+        written: Result<(), KeysError>,
+        account: Account,
+        name: &str,
+        before: Option<PathBuf>,
+    ) -> Result<(), KeysError> {
+        if let Some(before) = before {
+            if written.is_ok() {
+                let _ = std::fs::remove_file(&before);
+            } else {
+                let path = self.users_directory(account).join(format!("{name}.jwt"));
+                std::fs::rename(&before, &path).map_err(KeysError::write(&path))?;
+            }
         }
-        files::replace(&path, &user.jwt)
+        written
     }
 
     fn given(&self, name: &str, user: &FleetUser, files: Vec<PathBuf>) -> Result<Given, KeysError> {
@@ -397,15 +433,35 @@ impl Directory {
         );
         files::create_public(&paths.secret, &secret)?;
         let ca = self.ca()?;
-        let ca_line = if ca.is_some() {
-            "\n        caFile = ./hub-ca.pem;"
-        } else {
-            ""
-        };
         if let Some(ca) = &ca {
             files::create_public(&paths.ca, ca)?;
         }
-        files::create_public(&paths.module, &module(leaf, &self.manifest().hub, ca_line))
+        files::create_public(&paths.module, &module(leaf, &self.manifest().hub, ca.is_some()))
+    }
+
+    /// Replaces a leaf's credentials, and makes what else is missing.
+    fn write_leaf_again(
+        &self,
+        leaf: &LeafName,
+        host_key: &HostKey,
+        user: &FleetUser,
+        paths: &LeafFiles,
+    ) -> Result<(), KeysError> {
+        self.write_host_key(leaf, host_key)?;
+        let ca = self.ca()?;
+        if let Some(ca) = &ca
+            && files::is_free(&paths.ca).is_ok()
+        {
+            files::create_public(&paths.ca, ca)?;
+        }
+        if files::is_free(&paths.module).is_ok() {
+            files::create_public(&paths.module, &module(leaf, &self.manifest().hub, ca.is_some()))?;
+        }
+        let secret = age_file::encrypt(
+            std::slice::from_ref(host_key),
+            user.credentials.expose().as_bytes(),
+        );
+        files::replace_public(&paths.secret, &secret)
     }
 
     fn write_person(&self, person: &Caller, user: &FleetUser, paths: &PersonFiles) -> Result<(), KeysError> {
@@ -419,8 +475,8 @@ impl Directory {
             files::replace_public(&paths.ca, &ca)?;
             context["ca"] = json!(paths.ca);
         }
-        files::replace(&paths.credentials, user.credentials.expose())?;
-        files::replace(&paths.context, &format!("{context:#}\n"))
+        files::replace_outside(&paths.credentials, user.credentials.expose(), 0o600)?;
+        files::replace_outside(&paths.context, &format!("{context:#}\n"), 0o600)
     }
 }
 
@@ -447,13 +503,20 @@ impl LeafFiles {
 }
 
 /// Returns the NixOS module of a leaf's connection to the hub. Neither the name nor the URL has a character with a meaning in Nix.
-fn module(leaf: &LeafName, hub: &str, ca_line: &str) -> String {
+fn module(leaf: &LeafName, hub: &str, has_ca: bool) -> String {
+    let ca_line = if has_ca {
+        "\n        caFile = ./hub-ca.pem;"
+    } else {
+        ""
+    };
     format!(
         "# Written by `leafctl fleet add-leaf {leaf}`: the leaf's connection to the hub. Import it in default.nix.\n\
          {{ lib, options, ... }}:\n{{\n  config = lib.mkMerge [\n    {{\n      services.cim-leaf.nats.embedded.hub = {{\n        \
          url = \"{hub}\";{ca_line}\n        # Where agenix puts it. With sops-nix: config.sops.secrets.\"{leaf}-hub.creds\".path\n        \
          credentialsFile = lib.mkDefault \"/run/agenix/{leaf}-hub.creds\";\n      }};\n    }}\n    (lib.optionalAttrs (options ? age) {{\n      \
-         age.secrets.\"{leaf}-hub.creds\".file = ../../secrets/{leaf}-hub.creds.age;\n    }})\n  ];\n}}\n"
+         age.secrets.\"{leaf}-hub.creds\".file = ../../secrets/{leaf}-hub.creds.age;\n      \
+         # leafd has a copy from its start. With sops-nix: restartUnits = [ \"leafd.service\" ].\n      \
+         systemd.services.leafd.restartTriggers = [ ../../secrets/{leaf}-hub.creds.age ];\n    }})\n  ];\n}}\n"
     )
 }
 

@@ -3,7 +3,7 @@ use std::path::Path;
 use clap::Args;
 use jiff::Timestamp;
 
-use super::shared::open_to_write;
+use super::shared::{note_foreign, open_to_write};
 use crate::error::Error;
 use crate::global::Global;
 use crate::output::Output;
@@ -20,6 +20,7 @@ impl Push {
         let pushed = directory
             .push(global.server.as_deref(), global.timeout, Timestamp::now())
             .await?;
+        note_foreign(&pushed, output);
         output.document(&serde_json::json!({ "accounts": pushed }), |_| {
             let mut table = output.table(&["ACCOUNT", "SERVERS", "REVOKED", "STATE"]);
             for account in &pushed {

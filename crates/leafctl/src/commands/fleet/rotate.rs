@@ -60,11 +60,13 @@ impl Rotate {
                 given
             }
         };
+        // Also where the push fails: the files are there.
+        print_given(&given, output)?;
         if self.at_once {
             let users = directory.users_named(&self.name)?;
             revoke(&directory, &users, true)?;
             push_change(&directory, global, output).await?;
         }
-        print_given(&given, output)
+        Ok(())
     }
 }

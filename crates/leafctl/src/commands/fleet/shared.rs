@@ -7,6 +7,7 @@ use leaf_core::id::InvalidId;
 use leaf_trust::host_key::HostKey;
 
 use crate::error::Error;
+use crate::fleet_keys::accounts::Pushed;
 use crate::fleet_keys::hub::ACCOUNTS;
 use crate::fleet_keys::users::Given;
 use crate::fleet_keys::{Directory, KeysError};
@@ -76,11 +77,14 @@ pub(super) async fn push_change(directory: &Directory, global: &Global, output: 
         .push(global.server.as_deref(), global.timeout, Timestamp::now())
         .await;
     output.note(&format!(
-        "bring {} to the hub: its server starts from it if it loses what was pushed",
+        "bring {} to the hub, or on NixOS accounts.json beside it into its configuration: its server starts from it if it loses what was pushed",
         directory.root().join(ACCOUNTS).display()
     ));
     match pushed {
-        Ok(_) => Ok(()),
+        Ok(pushed) => {
+            note_foreign(&pushed, output);
+            Ok(())
+        }
         Err(source) => Err(KeysError::NotPushed {
             path: directory.root().to_owned(),
             source: Box::new(source),
@@ -110,4 +114,15 @@ pub(super) fn day(second: i64) -> String {
 
 pub(super) fn open_to_write(dir: &Path) -> Result<Directory, Error> {
     Ok(Directory::open_to_write(dir)?)
+}
+
+/// Notes what a server had that was not of this fleet, and was replaced.
+pub(super) fn note_foreign(pushed: &[Pushed], output: Output) {
+    for account in pushed {
+        if let Some(foreign) = &account.foreign {
+            output.note(&format!(
+                "{foreign}; it was replaced, and whoever put it there has a user of SYS"
+            ));
+        }
+    }
 }

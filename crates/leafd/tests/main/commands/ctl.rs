@@ -63,6 +63,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: a revocation cuts an open connection, and holds over restarts, a lost resolver directory and a stale push", &[], keys::revoked),
         host.trial("leafctl: a revoked user is refused also by a server that just starts, amid many who connect", &[], keys::revoked_in_a_crowd),
         host.trial("leafctl: a revocation reaches both servers of a hub, and one that hangs is counted", &[], keys::two_servers),
+        host.trial("leafctl: an account that a stranger signed is replaced by a push, and stops no revocation", &[], keys::forged_account),
         host.trial("leafctl: a directory of keys from a backup takes over what was revoked since", &[], keys::from_a_backup),
         host.trial("leafctl: a user of a fleet is cut and refused at its end, and the key of a role makes no other users", &[], keys::ends),
         host.trial("leafctl: a new key works beside the former one until that is revoked", &[Need::HubAgent], keys::rotated),

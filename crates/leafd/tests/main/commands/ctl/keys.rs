@@ -8,6 +8,8 @@ use anyhow::{Context as _, ensure};
 use async_nats::ConnectErrorKind as Refused;
 use jiff::Timestamp;
 use leaf_bus::embedded::NatsServer;
+use leaf_bus::identity::Token;
+use leaf_bus::identity::fleet::{Account, Fleet, KeyKind, NatsKey};
 
 use super::{ended, text};
 use crate::support::{FleetSite, free_port, key_file, until};
@@ -250,10 +252,44 @@ pub(super) async fn rotated() -> anyhow::Result<()> {
     ended(&site.fleet(&["revoke", "ann", "--former"]).await?, 0, "")?;
     old.is_cut().await?;
     ensure!(!*new.cut_seen(), "the new one stands");
+    let again = site.done(&["revoke", "ann", "--former"]).await?;
+    ensure!(again["revoked"] == 0, "it is revoked already: {again}");
+    site.done(&["add-operator", "bob"]).await?;
     ended(
-        &site.fleet(&["revoke", "ann", "--former"]).await?,
+        &site.fleet(&["revoke", "bob", "--former"]).await?,
         6,
         "no former key",
+    )?;
+    // One that can't be written leaves the key before.
+    let key = site.shown("ann").await?["key"].clone();
+    let refused = site.fleet(&["rotate", "ann", "--out", "ann.creds/below"]).await?;
+    ended(&refused, 1, "can't write")?;
+    ensure!(site.shown("ann").await?["key"] == key, "nobody has a new key");
+    // A key that the directory does not know, as after a restored backup.
+    let now = Timestamp::now().as_second();
+    let unknown = site.by_hand("CALLERS/person", "ann", now, now + 600)?;
+    let file = site.work().join("unknown.creds");
+    std::fs::write(&file, unknown.expose())?;
+    let mut known = site
+        .connect(&file, "ann")
+        .await?
+        .ok()
+        .context("the role's key signed it")?;
+    let seed = unknown
+        .expose()
+        .lines()
+        .find(|line| line.starts_with("SU"))
+        .context("a seed")?;
+    let public = NatsKey::from_seed(seed, KeyKind::User)?.public_key();
+    let revoke = ["revoke", "--key", &public, "--account", "CALLERS"];
+    ended(&site.fleet(&revoke).await?, 0, "")?;
+    known.is_cut().await?;
+    ended(
+        &site
+            .fleet(&["revoke", "--key", "UX", "--account", "CALLERS"])
+            .await?,
+        2,
+        "not the public key of a user",
     )?;
 
     // The agent's, at once.
@@ -376,6 +412,40 @@ pub(super) async fn two_servers() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Servers take whatever is well-formed, whoever signed it: a push replaces that, and a revocation goes on.
+pub(super) async fn forged_account() -> anyhow::Result<()> {
+    let mut site = FleetSite::start().await?;
+    for name in ["ann", "bob"] {
+        site.done(&["add-operator", name]).await?;
+    }
+    let resolvers = site.resolvers().await?;
+    let stranger = NatsKey::new(KeyKind::Operator);
+    for account in [Account::System, Account::Callers] {
+        let genuine = Token::read(&site.account(account.name())?)?;
+        let fleet = Fleet {
+            accounts: [(account, genuine.subject)].into(),
+            roles: [].into(),
+        };
+        let year_2100 = 4_102_444_800;
+        let forged = fleet.account_jwt(account, genuine.nats, year_2100, &stranger);
+        resolvers.push(&forged).await?;
+    }
+    let revoked = site.fleet(&["revoke", "ann"]).await?;
+    ended(
+        &revoked,
+        0,
+        "which is no key of this fleet's operator; it was replaced",
+    )?;
+    let again = site.person("ann").await?.map(|_| ());
+    ensure!(again == Err(Refused::AuthorizationViolation), "{again:?}");
+    site.stop_server().await?;
+    site.start_server().await?;
+    ensure!(site.person("bob").await?.is_ok(), "the server has its accounts");
+    let pushed = site.done(&["push"]).await?;
+    ensure!(!pushed.to_string().contains("foreign"), "{pushed}");
+    Ok(())
+}
+
 /// What may be moved away, and what is said where a key is missing.
 pub(super) async fn moved_away() -> anyhow::Result<()> {
     let site = FleetSite::start().await?;
@@ -403,6 +473,13 @@ pub(super) async fn moved_away() -> anyhow::Result<()> {
     ensure!(gone.count() == 5, "{shown}");
 
     let manifest = site.manifest()?;
+    let push = manifest["roles"]["SYS/push"].as_str().context("a key")?;
+    site.done(&["add-operator", "dan"]).await?;
+    std::fs::rename(key_file(&site.keys(), push), site.at("push"))?;
+    let refused = site.fleet(&["revoke", "dan"]).await?;
+    ended(&refused, 6, "run `leafctl fleet push` when this is mended")?;
+    ended(&refused, 6, "the key of the role push")?;
+    std::fs::rename(site.at("push"), key_file(&site.keys(), push))?;
     let signing = manifest["signing_key"].as_str().context("a key")?.to_owned();
     std::fs::rename(key_file(&site.keys(), &signing), site.at("away"))?;
     let refused = site.fleet(&["revoke", "ann"]).await?;
@@ -483,6 +560,27 @@ pub(super) async fn refused() -> anyhow::Result<()> {
         6,
         "a name of cim-leaf's own programs",
     )?;
+    for own in ["admin", "ctr-web__edge-1"] {
+        ended(
+            &site.fleet(&["add-operator", own]).await?,
+            6,
+            "a name of cim-leaf's own programs",
+        )?;
+    }
+    let out = site.at("out");
+    std::fs::create_dir(&out)?;
+    std::fs::set_permissions(&out, std::fs::Permissions::from_mode(0o755))?;
+    let out_text = out.display().to_string();
+    ended(
+        &site.fleet(&["add-operator", "eve", "--out", &out_text]).await?,
+        0,
+        "",
+    )?;
+    ensure!(
+        out.metadata()?.mode() & 0o7777 == 0o755,
+        "a directory of others keeps its mode"
+    );
+    ensure!(out.join("eve.creds").metadata()?.mode() & 0o7777 == 0o600);
     ended(
         &add("edge-1", "/nonexistent").await?,
         1,
@@ -519,6 +617,18 @@ pub(super) async fn refused() -> anyhow::Result<()> {
         5,
         "nobody in this fleet is called nobody",
     )?;
+    ended(
+        &site.fleet(&["rotate", "edge-1", "--flake", "elsewhere"]).await?,
+        6,
+        "this is not the leaf's flake",
+    )?;
+    std::fs::remove_file(site.work().join("hosts/edge-1/hub.nix"))?;
+    ended(&site.fleet(&["rotate", "edge-1"]).await?, 0, "")?;
+    let module = std::fs::read_to_string(site.work().join("hosts/edge-1/hub.nix"))?;
+    ensure!(
+        module.contains("leafd.restartTriggers = [ ../../secrets/edge-1-hub.creds.age ]"),
+        "{module}"
+    );
     std::fs::write(site.work().join("hosts/edge-2"), "")?;
     ended(&add("edge-2", &public).await?, 1, "hosts/edge-2/hub.nix")?;
     ensure!(
@@ -612,6 +722,10 @@ pub(super) async fn full_disk() -> anyhow::Result<()> {
             "{left:?}"
         );
         ensure!(!site.work().join("secrets/edge-1-hub.creds.age").exists());
+        ended(&site.fleet_in(&keys, &["rotate", "hub"]).await?, 8, "can't write")?;
+        ended(&site.fleet_in(&keys, &["revoke", "hub"]).await?, 8, "can't write")?;
+        let shown = text(&site.fleet_in(&keys, &["show"]).await?.stdout);
+        ensure!(!shown.contains("former") && !shown.contains("revoked"), "{shown}");
         anyhow::Ok(())
     }
     .await;
