@@ -41,7 +41,7 @@ const SHARE_NOTHING: &[(&str, &str)] = &[
     ("xtask", "architecture"),
     ("xtask", "circles"),
     ("xtask", "nats_module"),
-    ("xtask", "troubleshooting"),
+    ("xtask", "documents"),
 ];
 
 impl Lane {

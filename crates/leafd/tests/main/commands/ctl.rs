@@ -86,6 +86,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: hardware watch says that it waits, and exits with 130 at Ctrl-C", &[], watches),
         host.trial("leafctl: on a terminal headings are bold, and a build that prints does not hang", &[Need::Nix], terminal),
         host.trial("leafctl: it signs by a key file or ssh-agent where a leaf asks for it, and says what is missing", &[], signing::one_leaf),
+        host.trial("leafctl: it signs for a leaf behind a hub", &[Need::HubAgent], signing::through_a_hub),
         host.trial("leafctl: one signature is for all leaves of a command that let its key sign", &[], signing::several_leaves),
         host.trial("leafctl: each shell can read its completions, and schemas are shown in full", &[], offline),
     ]

@@ -6,6 +6,7 @@ use leaf_trust::ssh_signature::SignerKey;
 
 use super::fleet::Fleet;
 use super::*;
+use crate::support::HubSite;
 
 /// Keys of `ssh-keygen`, and an `ssh-agent` of the test's own.
 struct Person {
@@ -228,5 +229,49 @@ pub(super) async fn several_leaves() -> anyhow::Result<()> {
         let arguments = ["hardware", "rescan", "-A", "--command-id", "all-1"];
         ended(&person.ctl(first, &arguments).await?, 0, "")?;
     }
+    Ok(())
+}
+
+pub(super) async fn through_a_hub() -> anyhow::Result<()> {
+    let mut hub = HubSite::start().await?;
+    hub.start_agent()?;
+    let wire = hub.wire().await?;
+    let person = Person::with_keys(&["ann"]).await?;
+    let allowed = person.path("allowed");
+    std::fs::write(&allowed, format!("ann {}\n", person.public("ann")?))?;
+    std::fs::set_permissions(&allowed, std::fs::Permissions::from_mode(0o644))?;
+    let setup = requiring(hub.setup(&wire), &allowed, &["leaf.label", "hardware.list"]);
+    let mut leaf = setup.start().await?;
+    let context = hub.context()?;
+    let name = leaf.name.to_string();
+    let key = person.path("ann").display().to_string();
+    let ctl = async |arguments: &[&str]| {
+        let mut command = command(arguments);
+        command
+            .env("LEAFCTL_CONTEXT", &context)
+            .env_remove("LEAFCTL_SIGN_WITH")
+            .env_remove("SSH_AUTH_SOCK")
+            .env("HOME", "/nonexistent");
+        run(command).await
+    };
+    let unsigned = ["leaf", "label", &name, "site=hub"];
+    until("the leaf hears its hub", async || {
+        let output = ctl(&unsigned).await?;
+        Ok(text(&output.stderr)
+            .contains("none of them is at hand")
+            .then_some(()))
+    })
+    .await?;
+    let signed = ["--sign-with", &key, "leaf", "label", &name, "site=hub"];
+    ended(&ctl(&signed).await?, 0, "")?;
+    ensure!(leaf.show().await?.labels["site"] == "hub");
+    let listed = ["--sign-with", &key, "--leaf", &name, "hardware", "list"];
+    let listed = ctl(&listed).await?;
+    ended(&listed, 0, "")?;
+    ensure!(
+        text(&listed.stdout).contains("DEVICE"),
+        "{}",
+        text(&listed.stdout)
+    );
     Ok(())
 }
