@@ -32,7 +32,7 @@ pub struct SecretRecord {
     pub file_bytes: u64,
     /// The SHA-256 of its age file, as 64 hexadecimal digits. It differs each time the secret is set, also to the same content.
     pub digest: String,
-    /// The users that it names. If there is none, every container of the leaf may have it, and no unit.
+    /// The users that it names. Nothing else gets it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub users: Vec<SecretUser>,
     /// The caller that set it last; `leafd` if its file was replaced on the host.
@@ -145,7 +145,7 @@ impl FromStr for SecretUser {
 #[must_use]
 pub fn allows_container(users: &[SecretUser], container: &ContainerName) -> bool {
     let is_it = |user: &SecretUser| matches!(user, SecretUser::Container { name } if name == container);
-    users.is_empty() || users.iter().any(is_it)
+    users.iter().any(is_it)
 }
 
 /// Returns what is done with a unit when a secret that names these users changes; `None` if the unit may not have it.

@@ -100,6 +100,7 @@ fn main() -> ExitCode {
         trial!(running::the_minimal_system_answers_for_its_health_with_its_own_credentials),
         trial!(served::a_container_is_managed_by_calls_of_an_unprivileged_user),
         trial!(served::the_service_describes_its_operations),
+        trial!(served::a_secret_is_kept_for_root_alone_and_is_in_no_log),
         trial!(served::only_leafd_and_root_may_call),
         trial!(served::invalid_calls_are_answered_with_an_error_and_others_are_served),
         trial!(served::every_operation_refuses_what_leafd_may_not_do),

@@ -31,7 +31,7 @@ pub struct SecretDocument {
     pub leaf: LeafName,
     /// Its name.
     pub name: SecretName,
-    /// The users that may have it, sorted. If there is none, every container of the leaf may, and no unit.
+    /// The users that may have it, sorted. Nothing else gets it.
     pub users: Vec<SecretUser>,
     /// Its bytes.
     pub content: Zeroizing<Vec<u8>>,

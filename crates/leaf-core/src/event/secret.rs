@@ -19,7 +19,7 @@ facts! {
         file_bytes: u64,
         /// The SHA-256 of its age file, as 64 hexadecimal digits.
         digest: String,
-        /// The users that it names. If there is none, every container of the leaf may have it, and no unit.
+        /// The users that it names. Nothing else gets it.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         users: Vec<SecretUser>,
     }

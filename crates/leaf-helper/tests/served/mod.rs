@@ -1,6 +1,7 @@
 //! The helper as a service: `leaf-helper serve` in a process of its own, called by a user that is not root.
 
 mod calls;
+mod secrets;
 mod turns;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -17,6 +18,7 @@ use leaf_helper::Client;
 use serde_json::{Value, json};
 
 pub(crate) use self::calls::*;
+pub(crate) use self::secrets::*;
 pub(crate) use self::turns::*;
 use crate::host::{Host, WAITS, system, until};
 
@@ -43,17 +45,26 @@ impl Served {
         // The directory lets others through to the socket; what is in it does not.
         std::fs::set_permissions(host.directory.path(), PermissionsExt::from_mode(0o755)).expect("a mode");
         let (config, socket, log) = (at("helper.toml"), at("helper.sock"), at("helper.log"));
+        let host_key = at("host_key");
+        let made = Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+            .arg(&host_key)
+            .status()
+            .expect("ssh-keygen runs (Debian: openssh-client)");
+        assert!(made.success(), "{made}");
         let text = format!(
-            "leaf = \"{}\"\nclient = \"{}\"\nleaf_init = {:?}\naddress_pool = \"{}\"\n[paths]\nroots = {:?}\nconfs = {:?}\n\
-             gc_roots = {:?}\nstate = {:?}\nrun = {:?}\n",
+            "leaf = \"{}\"\nclient = \"{}\"\nleaf_init = {:?}\naddress_pool = \"{}\"\nhost_key = {:?}\n[paths]\nroots = {:?}\nconfs = {:?}\n\
+             gc_roots = {:?}\nstate = {:?}\nsecrets = {:?}\nrun = {:?}\n",
             host.leaf,
             LEAFD.0,
             host.settings.leaf_init,
             host.settings.pool,
+            host_key,
             host.paths.roots,
             host.paths.confs,
             host.paths.gc_roots,
             host.paths.state,
+            host.paths.secrets,
             host.paths.run,
         );
         std::fs::write(&config, text).expect("a file");

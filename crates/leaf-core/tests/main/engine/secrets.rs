@@ -14,6 +14,11 @@ fn secret() -> SecretName {
 
 /// The age file of this number, as the model of the host has it: its users stand in the clear.
 fn age(number: u32, users: &str) -> Secret {
+    let users = if users.is_empty() {
+        "for: container web"
+    } else {
+        users
+    };
     Secret::new(format!("-----BEGIN AGE ENCRYPTED FILE-----\n{number}\n{users}\n"))
 }
 

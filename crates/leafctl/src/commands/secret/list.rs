@@ -23,11 +23,7 @@ impl List {
                         secret.generation.to_string(),
                         ago(secret.set_at),
                         secret.set_by.to_string(),
-                        if users.is_empty() {
-                            "all containers".to_owned()
-                        } else {
-                            users.join(", ")
-                        },
+                        users.join(", "),
                         containers.collect::<Vec<_>>().join(", "),
                     ]);
                 }

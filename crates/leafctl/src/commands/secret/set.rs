@@ -7,8 +7,8 @@ use clap::Args;
 use leaf_core::command::{SetSecret, ShowRecipient};
 use leaf_core::error::chain;
 use leaf_core::host_op::Secret;
-use leaf_core::id::{ContainerName, LeafName, SecretName, UnitName};
-use leaf_core::secret::{MAX_CONTENT_BYTES, OnUnitChange, SecretUser};
+use leaf_core::id::{ContainerName, LeafName, SecretName};
+use leaf_core::secret::{MAX_CONTENT_BYTES, SecretUser};
 use leaf_trust::host_key::HostKey;
 use leaf_trust::secret::SecretDocument;
 use zeroize::Zeroizing;
@@ -32,33 +32,12 @@ pub(crate) struct Set {
     /// The file with the secret; without it, or with `-`, the secret is read from standard input.
     #[arg(long, value_name = "FILE")]
     from_file: Option<PathBuf>,
-    /// A container that may have it; may be repeated. Without --container and --unit, each container of the leaf may.
-    #[arg(long = "container", value_name = "NAME")]
+    /// A container that may have it; may be repeated. Who may change that container on the leaf can read the secret.
+    #[arg(long = "container", value_name = "NAME", required = true)]
     containers: Vec<ContainerName>,
-    /// A unit of the leaf's host that may have it (`LoadCredential=`), and what is done with it when the secret changes: `restart`
-    /// (the default), `reload` or `nothing`; may be repeated.
-    #[arg(long = "unit", value_name = "NAME.service[:ON_CHANGE]", value_parser = parse_unit)]
-    units: Vec<SecretUser>,
     /// The leaf's SSH host key: a line of its `ssh_host_ed25519_key.pub`, or that file. Then leafctl neither asks nor keeps it.
     #[arg(long, value_name = "KEY|FILE")]
     host_key: Option<String>,
-}
-
-fn parse_unit(text: &str) -> Result<SecretUser, String> {
-    // The name of a unit may have colons as well.
-    let (name, on_change) = match text.rsplit_once(':') {
-        Some((name, on_change)) if name.ends_with(".service") => (
-            name,
-            on_change
-                .parse()
-                .map_err(|_| format!("{on_change:?} is none of restart, reload and nothing"))?,
-        ),
-        _ => (text, OnUnitChange::default()),
-    };
-    Ok(SecretUser::Unit {
-        name: UnitName::new(name).map_err(|error| error.to_string())?,
-        on_change,
-    })
 }
 
 impl Set {
@@ -71,7 +50,7 @@ impl Set {
             .containers
             .into_iter()
             .map(|name| SecretUser::Container { name });
-        let users: Vec<SecretUser> = users.chain(self.units).collect();
+        let users: Vec<SecretUser> = users.collect();
         let set = async |leaf: &Leaf| {
             let key = keys.borrow_mut().remove(&leaf.name);
             let key =
@@ -110,14 +89,7 @@ impl Set {
                     ("secret", record.name.to_string()),
                     ("generation", record.generation.to_string()),
                     ("set", ago(record.set_at)),
-                    (
-                        "for",
-                        if users.is_empty() {
-                            "all containers".to_owned()
-                        } else {
-                            users.join(", ")
-                        },
-                    ),
+                    ("for", users.join(", ")),
                 ])
             })
             .await
@@ -199,27 +171,6 @@ fn read_all(input: impl Read) -> std::io::Result<Zeroizing<Vec<u8>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_unit_is_named_with_or_without_what_a_change_does() {
-        let parsed = |text| parse_unit(text).map(|user| user.to_string());
-        assert_eq!(parsed("a.service").as_deref(), Ok("unit a.service restart"));
-        assert_eq!(
-            parsed("a:b@c.service:reload").as_deref(),
-            Ok("unit a:b@c.service reload")
-        );
-        assert_eq!(parsed("a:b.service").as_deref(), Ok("unit a:b.service restart"));
-        for bad in [
-            "a",
-            "a.socket",
-            "a.service:",
-            "a.service:stop",
-            ".service",
-            "../a.service",
-        ] {
-            assert!(parsed(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn a_key_is_given_as_a_line_or_as_a_file() {

@@ -265,8 +265,10 @@ async fn reaches_containers() -> anyhow::Result<()> {
     let error = failed.error.context("an error")?;
     ensure!(error.contains("the leaf has no secret db"), "{error}");
     let (first, second) = (content(), content());
-    let record = own.set("db", &[], &first).await?;
-    ensure!(record.generation == 1 && record.users.is_empty(), "{record:?}");
+    let users = [format!("container {web}"), format!("container {idle}")];
+    let users = [users[0].as_str(), users[1].as_str()];
+    let record = own.set("db", &users, &first).await?;
+    ensure!(record.generation == 1 && record.users.len() == 2, "{record:?}");
     ensure!(own.shown(&web, 1).await? == line("password", &first)?);
 
     // One that wants no restart, and one that has another secret.
@@ -279,12 +281,12 @@ async fn reaches_containers() -> anyhow::Result<()> {
         .await?;
     own.shown(&other, 1).await?;
 
-    let record = own.set("db", &[], &second).await?;
+    let record = own.set("db", &users, &second).await?;
     ensure!(record.generation == 2, "{record:?}");
     ensure!(own.shown(&web, 2).await? == line("password", &second)?);
     own.is_nowhere(&[&first])?;
     // The same age file again changes nothing.
-    let age = own.encrypted("db", &[], &second)?;
+    let age = own.encrypted("db", &users, &second)?;
     let set = SetSecret {
         name: secret("db"),
         age: Secret::new(age.clone()),
@@ -341,7 +343,8 @@ async fn changed_meanwhile() -> anyhow::Result<()> {
     let mut own = secret_leaf().await?;
     let web = name();
     let (first, second) = (content(), content());
-    own.set("db", &[], &first).await?;
+    let user = format!("container {web}");
+    own.set("db", &[&user], &first).await?;
     own.set("gone", &[], &first).await?;
     own.create(&web, serde_json::json!({ "password": { "secret": "db" } }))
         .await?;
@@ -350,7 +353,7 @@ async fn changed_meanwhile() -> anyhow::Result<()> {
     own.leaf.signal(rustix::process::Signal::KILL)?;
     own.leaf.ended().await?;
     let secrets = HostPaths::new(&own.leaf.name).secrets;
-    std::fs::write(secrets.join("db.age"), own.encrypted("db", &[], &second)?)?;
+    std::fs::write(secrets.join("db.age"), own.encrypted("db", &[&user], &second)?)?;
     std::fs::remove_file(secrets.join("gone.age"))?;
     // What can't be used is left alone.
     let (_, other) = new_key(own.leaf.scratch())?;
@@ -468,6 +471,10 @@ async fn refused() -> anyhow::Result<()> {
     let failed = own.leaf.in_phase(&web, Phase::Failed).await?;
     let error = failed.error.context("an error")?;
     ensure!(error.contains(&format!("is not for container {web}")), "{error}");
+    // One that names nobody is given to nobody.
+    own.set("db", &[], &text).await?;
+    let start = own.leaf.start_container(&web).await;
+    is_problem(start, ProblemCode::Failed, "is not for container")?;
     // Its key is others' as well.
     let key = own._directory.path().join("ssh_host_ed25519_key");
     std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o640))?;

@@ -64,7 +64,9 @@ pub(super) async fn set_and_removed() -> anyhow::Result<()> {
         .await?;
     let (name, home) = (leaf.name.to_string(), directory.path().join("home"));
     let plain = b"plaintext-of-this-test \x1b[2J\0\xff\n";
-    let set = ["secret", "set", "db-password"];
+    let set = ["secret", "set", "db-password", "--container", "web"];
+    let nobody = with_input(&leaf, &home, &set[..3], plain).await?;
+    ended(&nobody, 2, "--container")?;
 
     // Nobody can be asked about a key that is not known.
     let refused = with_input(&leaf, &home, &set, plain).await?;
@@ -82,7 +84,7 @@ pub(super) async fn set_and_removed() -> anyhow::Result<()> {
     // A person at a terminal is asked once. The secret comes by a pipe all the same.
     let ask = |answer: &'static str| {
         let leafctl = format!(
-            "printf s3cret | {} secret set api --container web --unit a@b.service:reload",
+            "printf s3cret | {} secret set api --container web --container db",
             program().display()
         );
         let mut command = Command::new("script");
