@@ -207,27 +207,13 @@ proptest! {
     }
 }
 
-/// Returns the program `age`, or says by name that the test was skipped.
-fn age(test: &str) -> Option<&'static str> {
-    let runs = Command::new("age")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success());
-    if !runs {
-        eprintln!("skipped: {test}: needs the program age (Debian: age)");
-    }
-    runs.then_some("age")
-}
-
 fn run(program: &str, arguments: &[&Path], input: &[u8]) -> Vec<u8> {
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .expect("it runs");
+        .unwrap_or_else(|error| panic!("{program} does not run ({error}): `cargo xtask setup` installs it"));
     let mut stdin = child.stdin.take().expect("it was piped");
     stdin.write_all(input).expect("it reads");
     drop(stdin);
@@ -238,29 +224,23 @@ fn run(program: &str, arguments: &[&Path], input: &[u8]) -> Vec<u8> {
 
 #[test]
 fn the_program_age_decrypts_what_is_encrypted_here() {
-    let Some(age) = age("the_program_age_decrypts_what_is_encrypted_here") else {
-        return;
-    };
     let own = pair();
     let file = document(&["container web"], b"s3cret\n\0")
         .encrypt(&own.public)
         .expect("encrypted");
     let arguments = [Path::new("-d"), Path::new("-i"), &own.file];
     assert_eq!(
-        run(age, &arguments, file.as_bytes()),
+        run("age", &arguments, file.as_bytes()),
         b"cim-leaf secret 1\nleaf: edge-1\nname: db-password\nfor: container web\n\ns3cret\n\0"
     );
 }
 
 #[test]
 fn what_the_program_age_encrypts_is_read_here() {
-    let Some(age) = age("what_the_program_age_encrypts_is_read_here") else {
-        return;
-    };
     let own = pair();
     let public = own.file.with_extension("pub");
     let text = b"cim-leaf secret 1\nleaf: edge-1\nname: db-password\n\ns3cret\n\0";
     let arguments = [Path::new("-a"), Path::new("-R"), &public];
-    let file = String::from_utf8(run(age, &arguments, text)).expect("it is armored");
+    let file = String::from_utf8(run("age", &arguments, text)).expect("it is armored");
     assert_eq!(*decrypted(&own, &file).expect("decrypted").content, b"s3cret\n\0");
 }
