@@ -63,8 +63,8 @@ pub(crate) async fn exist() -> anyhow::Result<()> {
     let (readme, keys) = (document("README.md"), document("docs/keys.md"));
     let documents = [
         ("docs/fleet.md", Guide::read()?.text().to_owned(), 15),
-        ("README.md", std::fs::read_to_string(readme)?, 40),
         ("docs/keys.md", std::fs::read_to_string(keys)?, 10),
+        ("README.md", std::fs::read_to_string(readme)?, 40),
     ];
     for (document, text, least) in documents {
         let commands = commands(&text);
