@@ -216,7 +216,7 @@ async fn pass(client: TcpStream, server: SocketAddr, dead: watch::Sender<bool>) 
                     let client = from_client.reunite(to_client)?;
                     client.set_zero_linger()?;
                     drop(client);
-                    dead.send_if_modified(|dead| std::mem::take(dead));
+                    dead.send_if_modified(std::mem::take);
                     return Ok(());
                 }
                 to_server.write_all(&ours[..read]).await?;
