@@ -33,6 +33,8 @@ struct Hub {
     /// What would be a flake: the files of leaves and people.
     flake: PathBuf,
     context: PathBuf,
+    /// Ann's SSH key, which signs her commands.
+    key: PathBuf,
     leaf_url: String,
     _processes: [Process; 2],
 }
@@ -57,6 +59,11 @@ pub(super) fn show(tree: &Path, directory: &Path) -> Result<()> {
         has_text(list, "attic")
     })?;
     hub.step(&["--selector", "site=attic", "leaf", "show"])?;
+
+    title("A command that a leaf takes with a signature only");
+    hub.refused(&["leaf", "label", LEAVES[0], "rack=7"])?;
+    let key = text(&hub.key)?.to_owned();
+    hub.step(&["--sign-with", &key, "leaf", "label", LEAVES[0], "rack=7"])?;
 
     title("A leaf is gone, and its events are still at the hub");
     let last = leaves.pop().context("a leaf")?;
@@ -112,6 +119,7 @@ impl Hub {
         let this = Self {
             bin: bin.to_owned(),
             context: flake.join("ann.json"),
+            key: flake.join("id_ed25519"),
             keys,
             flake,
             leaf_url,
@@ -119,6 +127,17 @@ impl Hub {
         };
         this.fleet(&["add-operator", "ann", "--out", text(&this.flake)?])?;
         println!("$ export LEAFCTL_CONTEXT={}", this.context.display());
+        let public = make_key(&this.key)?;
+        let signers = this.flake.join("allowed_signers");
+        println!(
+            "$ echo \"ann $(cat {})\" > {}",
+            public.display(),
+            signers.display()
+        );
+        let line =
+            std::fs::read_to_string(&public).with_context(|| format!("can't read {}", public.display()))?;
+        std::fs::write(&signers, format!("ann {line}"))
+            .with_context(|| format!("can't write {}", signers.display()))?;
         Ok(this)
     }
 
@@ -135,13 +154,7 @@ impl Hub {
         std::fs::create_dir_all(directory).with_context(|| format!("can't make {}", directory.display()))?;
         // In the place of /etc/ssh/ssh_host_ed25519_key of the leaf.
         let host_key = directory.join("ssh_host_ed25519_key");
-        let mut ssh_keygen = Command::new("ssh-keygen");
-        ssh_keygen
-            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
-            .arg(&host_key);
-        println!("\n$ {}", typed(&ssh_keygen));
-        run(&mut ssh_keygen)?;
-        let public = host_key.with_extension("pub");
+        let public = make_key(&host_key)?;
         self.fleet(&[
             "add-leaf",
             name,
@@ -166,13 +179,18 @@ impl Hub {
             credentials.display(),
             self.flake.join(format!("hosts/{name}/hub-ca.pem")).display()
         );
+        let signed = format!(
+            "[trust]\nallowed_signers = \"{}\"\nrequire_signature = [\"runs-code\", \"cuts-off\", \"leaf.label\"]\n",
+            self.flake.join("allowed_signers").display()
+        );
+        let trust = if name == LEAVES[0] { &*signed } else { "" };
         let text = format!(
-            "name = \"{name}\"\nstate_dir = \"{}\"\n[nats.embedded]\nport = 0\naddress = \"127.0.0.1\"\n{hub}[containers]\nenable = false\n",
+            "name = \"{name}\"\nstate_dir = \"{}\"\n[nats.embedded]\nport = 0\naddress = \"127.0.0.1\"\n{hub}[containers]\nenable = false\n{trust}",
             state(directory).display()
         );
         std::fs::write(&settings, text).with_context(|| format!("can't write {}", settings.display()))?;
         let args = ["run".as_ref(), "--config".as_ref(), settings.as_os_str()];
-        println!("\n$ cat {}\n…\n{hub}…", settings.display());
+        println!("\n$ cat {}\n…\n{hub}…\n{trust}", settings.display());
         println!("$ {} &", typed(Command::new("leafd").args(args)));
         Leaf::start(tree, directory, &args)
     }
@@ -233,6 +251,15 @@ impl Hub {
             WITHIN.as_secs()
         )
     }
+}
+
+/// Makes an SSH key, and returns the file of its public part.
+fn make_key(file: &Path) -> Result<PathBuf> {
+    let mut ssh_keygen = Command::new("ssh-keygen");
+    ssh_keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(file);
+    println!("\n$ {}", typed(&ssh_keygen));
+    run(&mut ssh_keygen)?;
+    Ok(file.with_extension("pub"))
 }
 
 fn text(path: &Path) -> Result<&str> {
