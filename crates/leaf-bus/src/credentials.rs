@@ -47,23 +47,26 @@ pub(crate) fn caller(credentials: &Credentials) -> Option<Caller> {
     Caller::new(claims.get("name")?.as_str()?).ok()
 }
 
-/// Returns the JWT of the user, and the times that it has.
-pub(crate) fn life(credentials: &Credentials) -> Option<CredentialsLife> {
-    let text = match credentials {
-        Credentials::File(path) => std::fs::read_to_string(path).ok()?,
-        Credentials::Text(secret) => secret.expose().to_owned(),
-        _ => return None,
-    };
-    let claims = claims(&text)?;
-    let time = |name: &str| {
-        let second = claims.get(name)?.as_i64().filter(|second| *second != 0)?;
-        Timestamp::from_second(second).ok()
-    };
-    Some(CredentialsLife {
-        id: claims.get("jti")?.as_str()?.to_owned(),
-        issued_at: time("iat")?,
-        expires_at: time("exp"),
-    })
+impl Credentials {
+    /// Returns the life of the credentials as they are now; `None` of those that have no JWT, or can't be read.
+    #[must_use]
+    pub fn life(&self) -> Option<CredentialsLife> {
+        let text = match self {
+            Self::File(path) => std::fs::read_to_string(path).ok()?,
+            Self::Text(secret) => secret.expose().to_owned(),
+            _ => return None,
+        };
+        let claims = claims(&text)?;
+        let time = |name: &str| {
+            let second = claims.get(name)?.as_i64().filter(|second| *second != 0)?;
+            Timestamp::from_second(second).ok()
+        };
+        Some(CredentialsLife {
+            id: claims.get("jti")?.as_str()?.to_owned(),
+            issued_at: time("iat")?,
+            expires_at: time("exp"),
+        })
+    }
 }
 
 /// Returns the public key of the account of the user in a credentials file, or what the file lacks. The signature is not

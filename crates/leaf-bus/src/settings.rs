@@ -8,7 +8,6 @@ use leaf_core::host_op::Secret;
 use leaf_core::id::Caller;
 use leaf_core::subject;
 
-use crate::credentials;
 use crate::stream_error::StreamError;
 
 /// An error of an underlying library.
@@ -126,14 +125,6 @@ pub struct CredentialsLife {
     pub issued_at: Timestamp,
     /// When it ends, and with it a connection; `None` if it does not.
     pub expires_at: Option<Timestamp>,
-}
-
-impl Credentials {
-    /// Returns the life of the credentials as they are now; `None` of those that are no JWT, or can't be read.
-    #[must_use]
-    pub fn life(&self) -> Option<CredentialsLife> {
-        credentials::life(self)
-    }
 }
 
 /// The encryption of a connection. A connection is encrypted if the server requires it.
