@@ -175,6 +175,27 @@ pub fn restarting(
         .collect()
 }
 
+/// Returns [`restarting`] for a container that exists, with the digests that it has. Of a secret that is gone, or names other users now,
+/// its digest stays: that restarts nobody.
+#[must_use]
+pub fn restarting_again(
+    secrets: &BTreeMap<SecretName, SecretRecord>,
+    container: &ContainerName,
+    options: &ContainerOptions,
+    before: &BTreeMap<SecretName, String>,
+) -> BTreeMap<SecretName, String> {
+    let mut all = restarting(secrets, container, options);
+    for source in options.secrets.values() {
+        if let SecretSource::Secret(named) = source
+            && named.on_change == OnChange::Restart
+            && let Some(digest) = before.get(&named.secret)
+        {
+            all.entry(named.secret.clone()).or_insert_with(|| digest.clone());
+        }
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -94,8 +94,17 @@ impl Helper {
             None => Vec::new(),
         };
         for name in names {
-            let Some(file) = self.secret_file(&name)? else {
-                continue;
+            let file = match self.secret_file(&name) {
+                Ok(Some(file)) => file,
+                Ok(None) => continue,
+                // One that can't be read keeps no other from being listed.
+                Err(error) => {
+                    secrets.push(StoredSecret {
+                        problem: Some(chain(&error)),
+                        ..stored(&name, b"")
+                    });
+                    continue;
+                }
             };
             let stored = stored(&name, file.as_bytes());
             secrets.push(match self.decrypt(&name, file.as_bytes()) {

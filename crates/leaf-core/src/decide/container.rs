@@ -294,7 +294,7 @@ fn change(
         generation: before.generation + 1,
         run: spec.run.into(),
         paused: spec.paused,
-        secrets: secret::restarting(&state.secrets, name, &spec.options),
+        secrets: secret::restarting_again(&state.secrets, name, &spec.options, &before.secrets),
         options: spec.options,
         ..before.clone()
     };
@@ -384,7 +384,12 @@ fn rollback(
                     .and_then(|toplevel| fallback(container, toplevel)),
                 toplevel,
                 build_job: None,
-                secrets: secret::restarting(&state.secrets, name, &revision.options),
+                secrets: secret::restarting_again(
+                    &state.secrets,
+                    name,
+                    &revision.options,
+                    &container.desired.secrets,
+                ),
                 options: revision.options.clone(),
                 ..container.desired.clone()
             },

@@ -66,6 +66,8 @@ impl Helper {
             Runtime::Nspawn => {
                 let reason = "a container that is not a unit of systemd can't switch in place";
                 note_restart(&self.run_directory(name)?, &spec, reason.to_owned())?;
+                // What can't be started again is not stopped.
+                self.check_inputs_of_start(name, &spec.options)?;
                 self.stop(name, grace).await?;
                 self.start(name, limit).await
             }

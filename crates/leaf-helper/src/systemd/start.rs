@@ -309,6 +309,8 @@ impl Helper {
                 }
             }
         }
+        // What can't be started again is not stopped.
+        self.check_inputs_of_start(&spec.name, &spec.options)?;
         self.end_unit(name, grace).await?;
         self.start_unit(spec, limit).await
     }

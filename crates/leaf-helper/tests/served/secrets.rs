@@ -35,6 +35,16 @@ pub(crate) async fn a_secret_is_kept_for_root_alone_and_is_in_no_log() {
     assert_eq!(listed.host_key, Some(key.to_string()));
     assert_eq!(listed.secrets, stored);
 
+    // A file that can't be read is named, and keeps no other from being listed.
+    let unreadable = served.host.paths.secrets.join("binary.age");
+    std::fs::write(&unreadable, [0xff, 0xfe]).expect("a file");
+    let beside = served.ok(HostOp::ListSecrets {}).await.secrets;
+    assert_eq!(beside.len(), 2);
+    assert_eq!(beside[0].name.as_str(), "binary");
+    assert!(beside[0].problem.is_some());
+    assert_eq!(beside[1], stored[0]);
+    std::fs::remove_file(&unreadable).expect("removed");
+
     // What is refused leaves the one before.
     let other = encrypted(&LeafName::new("another").expect("a name"));
     served.fails(store(&other), Kind::Refused).await;

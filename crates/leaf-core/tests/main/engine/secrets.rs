@@ -96,6 +96,40 @@ fn a_changed_secret_leaves_a_container_alone_that_wants_nothing_or_may_not_have_
 }
 
 #[test]
+fn a_secret_that_is_gone_or_for_others_restarts_nobody_also_with_another_change() {
+    for change in [
+        Command::from(RemoveSecret { name: secret() }),
+        set(2, "for: container other"),
+    ] {
+        let (mut world, name) = with_user("restart");
+        world.send(admin(), None, set(1, ""));
+        world.come_to_rest();
+        let before = world.state().containers[&name].desired.secrets.clone();
+        assert_eq!(before.len(), 1);
+        world.send(admin(), None, change);
+        let label = SetContainer {
+            name: name.clone(),
+            patch: serde_json::json!({ "labels": { "rack": "7" } }),
+            if_generation: None,
+        };
+        world.send(admin(), None, label.into());
+        world.come_to_rest();
+        let container = &world.state().containers[&name];
+        assert_eq!(container.desired.secrets, before);
+        assert_eq!(container.phase, ContainerPhase::Running);
+        // One that does not use it any more forgets it.
+        let without = SetContainer {
+            name: name.clone(),
+            patch: serde_json::json!({ "secrets": null }),
+            if_generation: None,
+        };
+        world.send(admin(), None, without.into());
+        world.come_to_rest();
+        assert!(world.state().containers[&name].desired.secrets.is_empty());
+    }
+}
+
+#[test]
 fn a_changed_secret_does_not_revive_a_container_whose_build_failed() {
     let mut world = World::new();
     let name = ContainerName::new("web").expect("a name");

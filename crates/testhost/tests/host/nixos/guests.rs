@@ -30,7 +30,11 @@ fn on_debian() -> Outcome {
         .lives(2 * LIVES)
         .restore()?;
     host.bring_containers(&systems)?;
-    host.ok("printf '\\n[containers]\\nready_timeout_seconds = 900\\n' >>/etc/cim-leaf/leafd.toml; systemctl start leafd")?;
+    host.ok(
+        "printf '\\n[containers]\\nready_timeout_seconds = 900\\n' >>/etc/cim-leaf/leafd.toml
+         printf 'host_users = true\\n' >>/etc/cim-leaf/helper.toml
+         systemctl start leafd",
+    )?;
     let leaf = Leaf { host };
     leaf.answers()?;
     let sample = Sample::from_environment()?;
