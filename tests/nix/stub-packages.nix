@@ -32,7 +32,7 @@ let
       "nats-server nix gitMinimal git iproute2 nftables iptables systemd coreutils findutils gnugrep gnused kexec-tools"
       "glibcLocales tzdata openssh smartmontools bluez bash bashInteractive util-linux e2fsprogs dosfstools nixos-facter"
       "polkit shadow kmod perl dbus gawk getent jq openssl cim-leaf"
-      "cargo rustc clippy rustfmt rust-analyzer cargo-deny natscli pkg-config installShellFiles nixfmt-tree"
+      "age cargo rustc clippy rustfmt rust-analyzer cargo-deny natscli pkg-config installShellFiles nixfmt-tree"
     ]
   );
   format = name: _: {
