@@ -67,9 +67,9 @@ pub struct Incoming {
 /// The headers of a signed command, as they arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SignedHeaders {
-    /// That with the signed text.
+    /// The header with the signed text.
     pub text: Option<String>,
-    /// That with the signature.
+    /// The header with the signature over that text.
     pub signature: Option<String>,
 }
 

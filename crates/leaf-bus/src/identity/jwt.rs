@@ -49,7 +49,7 @@ pub(super) fn sign(claims: Claims<'_>, issuer: &KeyPair) -> String {
     token
 }
 
-/// What a JWT says, with its issuer's signature checked.
+/// The claims of a JWT whose signature by its issuer was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Token {
     /// The public key of what it is about.

@@ -78,17 +78,17 @@ async fn renewed() -> anyhow::Result<()> {
     let (give, mut fresh) = tokio::sync::mpsc::channel(1);
     let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
     let answering = async {
-        let mut taken = BTreeMap::new();
+        let mut received = BTreeMap::new();
         loop {
             tokio::select! {
                 Some(fresh) = fresh.recv() => server.take_over(fresh).await?,
                 incoming = server.next() => {
                     let incoming = incoming.context("the server ended")?;
-                    *taken.entry(incoming.body.to_vec()).or_insert(0) += 1;
+                    *received.entry(incoming.body.to_vec()).or_insert(0) += 1;
                     let body = incoming.body.to_vec();
                     incoming.responder.reply(None, Ok(body)).await;
                 }
-                _ = &mut stopped => return anyhow::Ok(taken),
+                _ = &mut stopped => return anyhow::Ok(received),
             }
         }
     };
@@ -119,13 +119,13 @@ async fn renewed() -> anyhow::Result<()> {
         give.send(FreshConnection::open(&callers).await?).await?;
         anyhow::Ok(())
     };
-    let (taken, asked, given) = tokio::join!(answering, asking, renewing);
+    let (received, asked, given) = tokio::join!(answering, asking, renewing);
     given?;
-    let ((number, longest), taken) = (asked?, taken?);
+    let ((number, longest), received) = (asked?, received?);
     ensure!(number > 100, "{number} commands");
     ensure!(
-        taken.len() as u64 == number && taken.values().all(|times| *times == 1),
-        "{taken:?}"
+        received.len() as u64 == number && received.values().all(|times| *times == 1),
+        "{received:?}"
     );
     ensure!(
         bus.callers_status()

@@ -91,7 +91,7 @@ pub enum WhileStuck {
     Answered,
 }
 
-/// What a command can do to a leaf, on which it depends whether it needs a signature and a caller who is named for it.
+/// The power of a command: the kind of effect that it can have on a leaf. The leaf's rules require signatures, and named callers, by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Power {
@@ -155,7 +155,7 @@ pub struct Declaration {
     pub need: Need,
     /// Its effect on free disk space.
     pub disk: Disk,
-    /// What it can do to the leaf.
+    /// Its power, by which the leaf's rules require a signature.
     pub power: Power,
     /// Whether it has the field `if_generation`.
     pub if_generation: IfGeneration,

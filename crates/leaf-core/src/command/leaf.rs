@@ -41,7 +41,7 @@ commands! {
     } {} -> Challenge
 }
 
-/// What a signature must have.
+/// The leaf's requirements for a signature of this caller at this moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Challenge {
     /// The leaf's clock. The signature's time may be a minute ahead of it.
@@ -122,7 +122,8 @@ pub struct LeafReport {
     /// Until when its credentials at a given NATS server are valid; absent if they have no end, or its server is its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials_until: Option<Timestamp>,
-    /// Who commands it at its own NATS server, also while the hub is away; absent if it has no embedded server.
+    /// The access of its own people at its embedded NATS server, which they keep while the hub is away; absent if it has no embedded
+    /// server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_access: Option<LocalAccess>,
 }

@@ -3,7 +3,7 @@
 use leaf_core::host_op::Secret;
 use nkeys::{KeyPair, KeyPairType};
 
-/// What a key is of.
+/// The kind of holder of an NKEY.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyKind {
     /// The NATS operator, or a signing key of it. The public key begins with `O`, the seed with `SO`.

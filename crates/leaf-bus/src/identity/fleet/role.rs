@@ -40,7 +40,7 @@ impl Account {
     }
 }
 
-/// What the users of a scoped signing key may do.
+/// A role: the scope of a signing key, which limits the users that the key issues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     /// Push the JWTs of accounts, in `SYS`.
@@ -55,7 +55,7 @@ pub enum Role {
     Person,
 }
 
-/// What the server replaces by the name in a user's JWT.
+/// The placeholder in a scope's subjects for which the server puts the name in a user's JWT.
 const NAME: &str = "{{name()}}";
 /// The name that a role's subjects are made with, before it is replaced by [`NAME`]. No subject of ours has this token.
 const STANDS_FOR_NAME: &str = "name-of-the-user";

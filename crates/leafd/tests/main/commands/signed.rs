@@ -132,6 +132,13 @@ struct Scene {
 }
 
 impl Scene {
+    /// A change of the leaf's label to this value, signed for its caller.
+    fn signed_label(&self, value: &str) -> anyhow::Result<Signed> {
+        let leaf = &self.wire.leaf;
+        let body = label(value);
+        Signed::new(leaf, &text(leaf, LABEL, &body), &self.keys, "tester", &body)
+    }
+
     async fn start() -> anyhow::Result<Self> {
         let keys = Keys::make(&["tester", "zoe", "nobody"]).await?;
         let state = tempfile::tempdir()?;
@@ -420,13 +427,7 @@ async fn refused() -> anyhow::Result<()> {
 async fn replayed() -> anyhow::Result<()> {
     let mut scene = Scene::start().await?;
     let leaf = &scene.wire.leaf;
-    let change = Signed::new(
-        leaf,
-        &text(leaf, LABEL, &label("1")),
-        &scene.keys,
-        "tester",
-        &label("1"),
-    )?;
+    let change = scene.signed_label("1")?;
     let query = text(leaf, "hardware.list", &json!({}));
     let query = Signed::new(leaf, &query, &scene.keys, "tester", &json!({}))?;
     let first = change.send(&scene.wire).await?;
@@ -606,14 +607,7 @@ async fn nonces() -> anyhow::Result<()> {
 
 async fn journal_lost() -> anyhow::Result<()> {
     let mut scene = Scene::start().await?;
-    let leaf = &scene.wire.leaf;
-    let before = Signed::new(
-        leaf,
-        &text(leaf, LABEL, &label("1")),
-        &scene.keys,
-        "tester",
-        &label("1"),
-    )?;
+    let before = scene.signed_label("1")?;
     value(&before.send(&scene.wire).await?, "reply.leaf.label")?;
     scene.wire.leaf.published().await?;
     scene.wire.leaf.stop().await?;
