@@ -15,6 +15,7 @@
 //! | [`settings_file`] | settings files: how they are read, and errors that quote nothing of them |
 //! | [`signals`] | receives signals without a moment in which one is lost |
 //! | `systemd` | systemd and systemd-machined over D-Bus (feature `systemd`) |
+//! | [`wall_clock`] | notice of a wall clock that was set |
 //!
 //! It makes no decisions and keeps no state.
 
@@ -33,3 +34,4 @@ pub mod settings_file;
 pub mod signals;
 #[cfg(feature = "systemd")]
 pub mod systemd;
+pub mod wall_clock;

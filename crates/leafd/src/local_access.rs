@@ -12,12 +12,13 @@ use leaf_bus::identity::{Identity, admin_caller};
 use leaf_core::command::LocalAccess;
 use leaf_core::engine::Input;
 use leaf_core::error::chain;
+use leaf_host::wall_clock::WallClockWatch;
 use tokio::sync::mpsc;
 
 use crate::complaints::Complaints;
 use crate::wake::Wake;
 
-/// How often the clock is looked at. It may have been set.
+/// How often the clock is looked at, and how soon a renewal that failed is tried again.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// The files of the leaf's own people.
@@ -83,11 +84,12 @@ impl AccessFiles {
         }
     }
 
-    /// Renews the credentials before they end, and reports until when they are valid.
+    /// Renews the credentials before they end, at once where the clock was set, and reports until when they are valid.
     ///
     /// # Errors
-    /// Never.
+    /// Those of [`WallClockWatch`].
     pub(crate) async fn keep(mut self, inputs: mpsc::Sender<Wake>) -> anyhow::Result<()> {
+        let clock = WallClockWatch::start()?;
         let mut complaints = Complaints::default();
         loop {
             let report = Input::LocalAccess(self.report());
@@ -95,7 +97,10 @@ impl AccessFiles {
                 return std::future::pending().await;
             }
             while !is_due(self.written, self.valid, Timestamp::now()) {
-                tokio::time::sleep(LOOK_EVERY.min(self.valid / 10)).await;
+                let pause = LOOK_EVERY.min(self.valid / 10);
+                if let Ok(set) = tokio::time::timeout(pause, clock.was_set()).await {
+                    set?;
+                }
             }
             match self.renew() {
                 Ok(()) => complaints = Complaints::default(),

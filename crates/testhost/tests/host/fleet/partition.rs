@@ -1,7 +1,10 @@
 //! The link between a leaf and the hub is cut, or bad; and clocks jump meanwhile.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Context as _;
 use serde_json::Value;
+use testhost::Host;
 use testhost::fleet::leaf_name;
 
 use super::{Hubbed, events};
@@ -13,6 +16,9 @@ pub(crate) const TRIALS: Trials = &[(
 )];
 
 const LEAVES: usize = 3;
+
+/// The longest that a renewal and a command may take on an emulated machine.
+const SOON: Duration = Duration::from_secs(15);
 
 fn partition() -> Outcome {
     let hubbed = Hubbed::up(LEAVES)?;
@@ -63,7 +69,7 @@ fn cut_off(hubbed: &Hubbed) -> Outcome {
 /// On a bad link each change is carried out, and once.
 fn bad_link(hubbed: &Hubbed) -> Outcome {
     let network = &hubbed.fleet.network;
-    network.delay("leaf-1", std::time::Duration::from_millis(50))?;
+    network.delay("leaf-1", Duration::from_millis(50))?;
     network.loss("leaf-1", 0.1)?;
     for number in 0..4 {
         hubbed.change("leaf-1", &format!("bad-link={number}"))?;
@@ -80,6 +86,7 @@ fn clocks(hubbed: &Hubbed) -> Outcome {
     for (number, (of_leaf, of_hub)) in jumps.into_iter().enumerate() {
         leaf.ok(&format!("date --set '{of_leaf}'"))?;
         hub.ok(&format!("date --set '{of_hub}'"))?;
+        own_people_are_let_in(hubbed, leaf)?;
         for number_of_leaf in 1..=LEAVES {
             hubbed.change(&leaf_name(number_of_leaf), &format!("clock={number}"))?;
         }
@@ -97,6 +104,16 @@ fn clocks(hubbed: &Hubbed) -> Outcome {
         )?;
     }
     Ok(())
+}
+
+/// Fails unless the leaf's own people reach it soon after its clock was set: their credentials, which may have ended with that, are
+/// renewed at once, not at leafd's next look at the clock, after half a minute.
+fn own_people_are_let_in(hubbed: &Hubbed, leaf: &Host) -> Outcome {
+    let set = Instant::now();
+    hubbed.until("a leaf whose clock was set lets its own people in", |_| {
+        Ok(leaf.run("leafctl --timeout 60s leaf show")?.status == 0)
+    })?;
+    ensure(set.elapsed() < SOON, format!("that took {:?}", set.elapsed()))
 }
 
 /// Fails unless a leaf recorded so many changes of a label.
