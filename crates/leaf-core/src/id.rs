@@ -352,6 +352,10 @@ uuid_id!(
     JobId, "a job id"
 );
 uuid_id!(
+    /// The id of a change that can cut a leaf off: a version 7 UUID.
+    ChangeId, "a change's id"
+);
+uuid_id!(
     /// The id of an instance of `leafd`: a version 7 UUID, new at each start. It distinguishes two holders of a leaf's
     /// name.
     InstanceId, "an instance id"

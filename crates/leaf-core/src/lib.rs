@@ -10,6 +10,7 @@ pub mod address_pool;
 pub mod aggregate;
 pub mod beat;
 pub mod cause;
+pub mod change;
 pub mod command;
 mod compatibility;
 pub mod container;

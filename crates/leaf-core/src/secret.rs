@@ -1,5 +1,5 @@
-//! Secrets of a leaf: what is recorded of them, who may have one, and what its users do when it changes. Their content is never
-//! here, in no form: only the helper decrypts it (docs/security.md, *Secrets*).
+//! Secrets of a leaf: what is recorded of them, who may have one, and what its users do when it changes. No record has
+//! their content: only the helper decrypts it (docs/security.md, *Secrets*). [`Secret`] is a text on its way to the helper.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -194,6 +194,31 @@ pub fn restarting_again(
         }
     }
     all
+}
+
+/// A secret text, which `{:?}` does not show.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Returns a secret with this text.
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// Returns the secret's text.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
 }
 
 #[cfg(test)]

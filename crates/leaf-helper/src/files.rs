@@ -7,7 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, RawMode};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, RawMode, Uid};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
@@ -188,9 +188,16 @@ impl Directory {
 
     /// Replaces a file atomically: after a power cut it has the old text or the new.
     pub(crate) fn write(&self, name: &str, bytes: &[u8], mode: RawMode) -> Result<()> {
+        self.stage(name, bytes, mode)?;
+        self.put_staged(name)
+    }
+
+    /// Writes the new content of a file beside it, from where [`Self::put_staged`] puts it into its place without needing space.
+    pub(crate) fn stage(&self, name: &str, bytes: &[u8], mode: RawMode) -> Result<()> {
+        crash::point()?;
         let path = self.at(name)?;
         let failed = || Error::io::<std::io::Error>(format!("write {}", path.display()));
-        let new = format!(".{name}.new");
+        let new = staged(name);
         self.remove_file(&new)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.fd, &new, flags, Mode::from_raw_mode(mode))
@@ -202,9 +209,90 @@ impl Directory {
         let mut file = std::fs::File::from(fd);
         file.write_all(bytes)
             .and_then(|()| file.sync_all())
+            .map_err(failed())
+    }
+
+    /// Replaces a file by what was [staged](Self::stage) for it.
+    pub(crate) fn put_staged(&self, name: &str) -> Result<()> {
+        crash::point()?;
+        let path = self.at(name)?;
+        rustix::fs::renameat(&self.fd, staged(name), &self.fd, name)
+            .and_then(|()| rustix::fs::fsync(&self.fd))
+            .map_err(Error::io(format!("write {}", path.display())))
+    }
+
+    /// Replaces a file by a copy of a regular file in another directory, with its owner and mode.
+    pub(crate) fn copy_from(&self, other: &Self, from: &str, name: &str) -> Result<()> {
+        crash::point()?;
+        let (source, path) = (other.at(from)?, self.at(name)?);
+        let failed =
+            || Error::io::<std::io::Error>(format!("copy {} to {}", source.display(), path.display()));
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let read =
+            rustix::fs::openat(&other.fd, from, flags, Mode::empty()).map_err(|e| failed()(e.into()))?;
+        let stat = rustix::fs::fstat(&read).map_err(|e| failed()(e.into()))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(Error::Refused(format!(
+                "{} is not a regular file",
+                source.display()
+            )));
+        }
+        let new = staged(name);
+        self.remove_file(&new)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o600);
+        let write = rustix::fs::openat(&self.fd, &new, flags, mode).map_err(|e| failed()(e.into()))?;
+        let (owner, group) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+        rustix::fs::fchown(&write, Some(owner), Some(group))
+            .and_then(|()| rustix::fs::fchmod(&write, Mode::from_raw_mode(stat.st_mode & 0o7777)))
+            .map_err(|e| failed()(e.into()))?;
+        let mut write = std::fs::File::from(write);
+        std::io::copy(&mut std::fs::File::from(read), &mut write)
+            .and_then(|_| write.sync_all())
             .map_err(failed())?;
-        rustix::fs::renameat(&self.fd, &new, &self.fd, name).map_err(|e| failed()(e.into()))?;
-        rustix::fs::fsync(&self.fd).map_err(|e| failed()(e.into()))
+        self.put_staged(name)
+    }
+
+    /// Replaces a file by one in another directory, which stays there: by a link, which needs no space, where both are on one
+    /// file system, otherwise by a copy.
+    pub(crate) fn link_from(&self, other: &Self, from: &str, name: &str) -> Result<()> {
+        crash::point()?;
+        let (source, path) = (other.at(from)?, self.at(name)?);
+        let failed = || Error::io(format!("put {} back to {}", source.display(), path.display()));
+        let new = staged(name);
+        self.remove_file(&new)?;
+        match rustix::fs::linkat(&other.fd, from, &self.fd, &new, AtFlags::empty()) {
+            Err(Errno::XDEV | Errno::PERM | Errno::OPNOTSUPP) => return self.copy_from(other, from, name),
+            other => other.map_err(failed())?,
+        }
+        self.put_staged(name)?;
+        // A rename between two links of one file does nothing (rename(2)).
+        self.remove_file(&new)
+    }
+
+    /// Moves a file into another directory, replacing an existing one, and syncs both.
+    pub(crate) fn move_to(&self, from: &str, other: &Self, to: &str) -> Result<()> {
+        crash::point()?;
+        let (old, new) = (self.at(from)?, other.at(to)?);
+        let failed = || Error::io(format!("rename {} to {}", old.display(), new.display()));
+        rustix::fs::renameat(&self.fd, from, &other.fd, to).map_err(failed())?;
+        other.sync()?;
+        self.sync()
+    }
+
+    /// Returns the names in the directory, sorted; those that are not text are left out.
+    pub(crate) fn names(&self) -> Result<Vec<String>> {
+        let failed = || Error::io(format!("read the directory {}", self.path.display()));
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.fd).map_err(failed())? {
+            let entry = entry.map_err(failed())?;
+            match entry.file_name().to_str() {
+                Ok("." | "..") | Err(_) => {}
+                Ok(name) => names.push(name.to_owned()),
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
     }
 
     /// Gives a file to the directory's group, whose members may then read it.
@@ -242,6 +330,7 @@ impl Directory {
 
     /// Renames a file in this directory, replacing an existing one.
     pub(crate) fn rename(&self, from: &str, to: &str) -> Result<()> {
+        crash::point()?;
         let (old, new) = (self.at(from)?, self.at(to)?);
         rustix::fs::renameat(&self.fd, from, &self.fd, to).map_err(Error::io(format!(
             "rename {} to {}",
@@ -276,10 +365,64 @@ impl Directory {
 
     /// Removes a name; that it fails in one of these ways counts as success.
     fn unlink(&self, name: &str, flags: AtFlags, or: &[Errno]) -> Result<()> {
+        crash::point()?;
         let path = self.at(name)?;
         match rustix::fs::unlinkat(&self.fd, name, flags) {
             Err(e) if !or.contains(&e) => Err(Error::io(format!("remove {}", path.display()))(e)),
             _ => Ok(()),
+        }
+    }
+}
+
+/// Returns the name of the new content of a file before it is put into its place.
+pub(crate) fn staged(name: &str) -> String {
+    format!(".{name}.new")
+}
+
+/// Points at which a test lets the process end, as a kill or a power cut does: nothing after it reaches the disk.
+mod crash {
+    use super::Result;
+
+    #[cfg(not(test))]
+    #[expect(clippy::unnecessary_wraps, reason = "a test lets it fail")]
+    pub(super) fn point() -> Result<()> {
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(super) fn point() -> Result<()> {
+        super::crashes::pass()
+    }
+}
+
+/// The other side of [`crash`], for tests.
+#[cfg(test)]
+pub(crate) mod crashes {
+    use std::cell::Cell;
+
+    use crate::error::{Error, Result};
+
+    thread_local! {
+        static LEFT: Cell<Option<u32>> = const { Cell::new(None) };
+    }
+
+    /// Lets this thread's changes of files fail after this number of them; `None`: never.
+    pub(crate) fn after(changes: Option<u32>) {
+        LEFT.set(changes);
+    }
+
+    /// Returns whether changes fail now.
+    pub(crate) fn happened() -> bool {
+        LEFT.get() == Some(0)
+    }
+
+    pub(super) fn pass() -> Result<()> {
+        match LEFT.get() {
+            Some(0) => Err(Error::Failed("the process has ended".to_owned())),
+            left => {
+                LEFT.set(left.map(|left| left - 1));
+                Ok(())
+            }
         }
     }
 }

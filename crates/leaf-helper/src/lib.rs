@@ -10,6 +10,7 @@
 //! crate keeps none in memory.
 
 mod accounts;
+mod change;
 mod container;
 mod error;
 mod files;
@@ -36,6 +37,7 @@ use leaf_host::contract::HostPaths;
 use leaf_host::systemd::Systemd;
 
 pub use accounts::AccountError;
+pub use change::Changes;
 pub use job::Jobs;
 pub use service::client::Client;
 pub use service::{Serving, config, serve};
@@ -53,6 +55,7 @@ pub struct Helper {
     settings: Settings,
     systemd: Systemd,
     jobs: Option<Jobs>,
+    changes: Changes,
     order: Order,
     /// Whether this helper has brought up to date what earlier ones left.
     is_up_to_date: Arc<AtomicBool>,
@@ -86,6 +89,7 @@ impl Helper {
             settings,
             systemd: Systemd::new(systemd::PATIENCE),
             jobs: None,
+            changes: Changes::default(),
             order: Order::default(),
             is_up_to_date: Arc::default(),
         }
@@ -95,6 +99,12 @@ impl Helper {
     #[must_use]
     pub fn with_jobs(self, jobs: Option<Jobs>) -> Self {
         Self { jobs, ..self }
+    }
+
+    /// Returns the helper with these settings of changes that can cut the leaf off.
+    #[must_use]
+    pub fn with_changes(self, changes: Changes) -> Self {
+        Self { changes, ..self }
     }
 
     /// Carries out an operation, after earlier ones on the same subject. Idempotent.
@@ -155,6 +165,32 @@ impl Helper {
         if let (HostSubject::Job(_), Some(jobs)) = (op.subject(), &self.jobs) {
             jobs.carry_out(&self.systemd, op).await?;
             return Ok(HostReport::default());
+        }
+        match op {
+            HostOp::ArmChange {
+                id,
+                caller,
+                seconds,
+                unwitnessed,
+                hub,
+            } => {
+                self.check_changes()?;
+                let order = change::Order {
+                    id: *id,
+                    caller,
+                    seconds: *seconds,
+                    unwitnessed: *unwitnessed,
+                    hub,
+                };
+                self.changes.arm(&self.leaf, &self.systemd, &order).await?;
+                return Ok(HostReport::default());
+            }
+            HostOp::ConfirmChange { id, by } => {
+                self.check_changes()?;
+                self.changes.confirm(&self.leaf, *id, by).await?;
+                return Ok(HostReport::default());
+            }
+            _ => {}
         }
         self.check_host()?;
         match op {
@@ -226,9 +262,11 @@ impl Helper {
                     "this helper runs no jobs: it has no user for them, or systemd is not PID 1".into(),
                 ))
             }
-            HostOp::StoreSecret { .. } | HostOp::RemoveSecret { .. } | HostOp::ListSecrets {} => {
-                unreachable!("it changes no container")
-            }
+            HostOp::StoreSecret { .. }
+            | HostOp::RemoveSecret { .. }
+            | HostOp::ListSecrets {}
+            | HostOp::ArmChange { .. }
+            | HostOp::ConfirmChange { .. } => unreachable!("it changes no container"),
         }
     }
 
@@ -272,6 +310,20 @@ impl Helper {
         self.switch_inside(name)
             .await
             .map_err(ProgramError::about(format!("can't switch container {name}")))
+    }
+
+    /// Checks that this host can take a change back.
+    fn check_changes(&self) -> Result<()> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(Error::Unsupported("this process must run as root".into()));
+        }
+        if self.settings.runtime != Runtime::Systemd {
+            return Err(Error::Unsupported(
+                "a change that can cut the leaf off needs systemd as PID 1, which starts what takes it back"
+                    .into(),
+            ));
+        }
+        Ok(())
     }
 
     fn check_host(&self) -> Result<()> {
@@ -340,6 +392,17 @@ pub async fn change_network(leaves: &Path, change: NetworkChange) -> std::result
         first
     };
     all.await.map_err(failed)
+}
+
+/// Watches over the open change of a state directory until it is decided, and takes it back when its time is over, or in another
+/// boot: for the program `leaf-helper change guard`. Without an open change it returns at once.
+///
+/// # Errors
+/// [`ProgramError`] when the way back can't be taken completely; the next call goes on with it.
+pub async fn guard_change(directory: &Path) -> std::result::Result<(), ProgramError> {
+    change::guard(directory)
+        .await
+        .map_err(ProgramError::about("can't take a change back"))
 }
 
 /// Writes the units of all leaves' containers into a directory: for the program `cim-leaf-generator`, a systemd

@@ -30,8 +30,25 @@ enum Command {
     Switch(Container),
     /// Carry out leafd's operations, received over the socket passed by systemd
     Serve(Serve),
+    /// Watch over a change that can cut the leaf off
+    #[command(subcommand)]
+    Change(ChangeCommand),
     /// Close the network of all leaves' containers before another program removes nftables' rules, or open it again
     Network(Network),
+}
+
+#[derive(Debug, Subcommand)]
+enum ChangeCommand {
+    /// Wait until the open change is confirmed, and go back when its time is over or the host was rebooted; started by
+    /// leaf-change.service
+    Guard(Guard),
+}
+
+#[derive(Debug, clap::Args)]
+struct Guard {
+    /// The state directory of changes
+    #[arg(long, default_value = leaf_host::contract::CHANGE_DIRECTORY)]
+    directory: PathBuf,
 }
 
 #[derive(Debug, clap::Args)]
@@ -101,6 +118,9 @@ fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Network(args) => small()?
             .block_on(async { Ok(leaf_helper::change_network(&args.leaves, args.change.into()).await?) }),
+        Command::Change(ChangeCommand::Guard(args)) => {
+            small()?.block_on(async { Ok(leaf_helper::guard_change(&args.directory).await?) })
+        }
         Command::Switch(args) => small()?.block_on(async { Ok(args.helper()?.switch(&args.name).await?) }),
         Command::Serve(args) => {
             // Before there are threads.

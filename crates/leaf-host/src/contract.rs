@@ -70,6 +70,23 @@ impl HostPaths {
 /// The directory of the directories of leaves' secrets.
 pub const SECRETS_DIRECTORY: &str = "/var/lib/cim-leaf-secrets";
 
+/// The state directory of changes that can cut a leaf off: root's, readable for the group of leafd. The other names are in it.
+pub const CHANGE_DIRECTORY: &str = "/var/lib/cim-leaf-change";
+/// The file of the open change ([`Armed`](leaf_core::change::Armed)).
+pub const ARMED: &str = "armed.json";
+/// The file of a change whose way back is being carried out ([`Armed`](leaf_core::change::Armed)).
+pub const GOING_BACK: &str = "going-back.json";
+/// The file of the question to the witness before a change is armed ([`Asking`](leaf_core::change::Asking)).
+pub const ASKING: &str = "asking.json";
+/// The directory of decided changes, `ID.json` each ([`Decided`](leaf_core::change::Decided)).
+pub const DECIDED: &str = "decided";
+/// The file of the hub that is used in the place of that of leafd's settings ([`HubOverride`](leaf_core::change::HubOverride)).
+pub const HUB_OVERRIDE: &str = "hub.json";
+/// The unit that takes the way back.
+pub const GUARD_UNIT: &str = "leaf-change.service";
+/// The unit that asks the witness.
+pub const WITNESS_UNIT: &str = "leaf-change-witness.service";
+
 /// The directory of the directories of jobs that run as the user `leaf-job`. leafd creates those, and the jobs write
 /// into them.
 pub const JOBS_DIRECTORY: &str = "/var/lib/cim-leaf-jobs";

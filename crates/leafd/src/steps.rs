@@ -311,6 +311,10 @@ fn step_of(op: &HostOp) -> ContainerStep {
         | HostOp::RemoveJob { .. }
         | HostOp::StoreSecret { .. }
         | HostOp::RemoveSecret { .. }
-        | HostOp::ListSecrets {} => unreachable!("a container's plan contains neither jobs nor secrets"),
+        | HostOp::ListSecrets {}
+        | HostOp::ArmChange { .. }
+        | HostOp::ConfirmChange { .. } => {
+            unreachable!("a container's plan contains neither jobs nor secrets nor changes of the leaf")
+        }
     }
 }

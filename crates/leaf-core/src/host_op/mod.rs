@@ -7,7 +7,6 @@
 mod declare;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::Ipv4Addr;
 
 use data_encoding::HEXLOWER;
@@ -15,9 +14,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::change::{ConfirmedBy, HubChange};
 use crate::container::ContainerNetwork;
-use crate::id::{ContainerName, JobId, LeafName, SecretName, StorePath};
+use crate::id::{Caller, ChangeId, ContainerName, JobId, LeafName, SecretName, StorePath};
 use crate::json::to_json;
+pub use crate::secret::Secret;
 use crate::secret::SecretUser;
 use crate::spec::ContainerOptions;
 use crate::subject;
@@ -125,6 +126,27 @@ host_ops! {
     /// Reports the kept secrets, without their content, and the public part of the host key.
     ListSecrets on Secrets, waits for Nothing: "list the secrets" {
     } -> "host_key: ?string, secrets: ?[]StoredSecret"
+    /// Asks the witness whether it answers, arms the way back, and changes the hub's settings; leafd is restarted after that.
+    /// The change goes back by itself unless `ConfirmChange` confirms it in time. At most one change is open.
+    ArmChange on Change, waits for Nothing: "arm change {id} of the hub" {
+        /// The change.
+        id: ChangeId as "string",
+        /// Who asked for it.
+        caller: Caller as "string",
+        /// The time in which it must be confirmed, in seconds: 30 to 3600.
+        seconds: u32 as "int",
+        /// Whether the witness is not asked, and only a person can confirm the change.
+        unwitnessed: bool as "bool",
+        /// The hub's settings.
+        hub: Box<HubChange> as "Hub",
+    }
+    /// Confirms the armed change, or tells that the witness answered the question before a change is armed.
+    ConfirmChange on Confirmation, waits for Nothing: "confirm change {id}" {
+        /// The change.
+        id: ChangeId as "string",
+        /// The witness's signature, or the person who confirms it.
+        by: ConfirmedBy as "Confirmation",
+    }
 }
 
 /// The subject of an operation. No two operations on one subject run at the same time.
@@ -140,6 +162,10 @@ pub enum HostSubject {
     Secret(SecretName),
     /// The list of all secrets.
     Secrets,
+    /// The open change.
+    Change,
+    /// The confirmation of a change, which must not wait for the operation that asks the witness.
+    Confirmation,
 }
 
 /// What an operation reports beside that it was carried out: nothing but for those on secrets.
@@ -263,31 +289,6 @@ impl ContainerBinding {
             ..now.clone()
         };
         *self == now || *self == earlier
-    }
-}
-
-/// A secret text, which `{:?}` does not show.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Returns a secret with this text.
-    #[must_use]
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// Returns the secret's text.
-    #[must_use]
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(…)")
     }
 }
 

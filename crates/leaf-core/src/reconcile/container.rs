@@ -72,7 +72,9 @@ impl Interruption {
             | HostOp::RemoveJob { .. }
             | HostOp::StoreSecret { .. }
             | HostOp::RemoveSecret { .. }
-            | HostOp::ListSecrets {} => false,
+            | HostOp::ListSecrets {}
+            | HostOp::ArmChange { .. }
+            | HostOp::ConfirmChange { .. } => false,
         }
     }
 }

@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use leaf_core::address_pool::AddressPool;
 use leaf_core::id::LeafName;
-use leaf_host::contract::{HostPaths, JOBS_DIRECTORY, SECRETS_DIRECTORY};
+use leaf_host::contract::{CHANGE_DIRECTORY, HostPaths, JOBS_DIRECTORY, SECRETS_DIRECTORY};
 use leaf_host::settings_file::{self, ShapeError};
+use leaf_trust::ssh_signature::SignerKeyError;
 use serde::Deserialize;
 
-use crate::Helper;
 use crate::accounts::{self, AccountError};
 use crate::job::Jobs;
 use crate::service::Serving;
 use crate::settings::{HOST_KEY, MissingProgram, Settings};
+use crate::{Changes, Helper};
 
 /// The content of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -52,6 +53,9 @@ struct File {
     /// The time without a caller after which the service exits, in seconds; a new call starts it again. 0: never.
     #[serde(default = "default_idle_seconds")]
     idle_seconds: u64,
+    /// The public keys of the witnesses that may confirm a change that can cut the leaf off (ssh-ed25519); by default none.
+    #[serde(default)]
+    witnesses: Vec<String>,
     /// The directories of the contract; by default the usual ones.
     #[serde(default)]
     paths: Paths,
@@ -91,6 +95,7 @@ impl Default for JobsOf {
                 "/var/lib/cim-leaf",
                 "/var/lib/cim-leaf-containers",
                 SECRETS_DIRECTORY,
+                CHANGE_DIRECTORY,
                 "/var/lib/nixos-containers",
             ]
             .map(PathBuf::from)
@@ -112,6 +117,7 @@ struct Paths {
     state: Option<PathBuf>,
     secrets: Option<PathBuf>,
     run: Option<PathBuf>,
+    changes: Option<PathBuf>,
 }
 
 fn default_host_key() -> PathBuf {
@@ -156,6 +162,14 @@ pub enum ConfigError {
         path: PathBuf,
         /// The user or group.
         source: AccountError,
+    },
+    /// A witness's key can't be used.
+    #[error("witnesses in {} has a key that can't be used", path.display())]
+    Witness {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: SignerKeyError,
     },
     /// A program is missing.
     #[error(transparent)]
@@ -213,6 +227,7 @@ pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
         }
     };
     let usual = HostPaths::new(&leaf);
+    let changes = file.paths.changes.unwrap_or_else(|| CHANGE_DIRECTORY.into());
     let paths = HostPaths {
         roots: file.paths.roots.unwrap_or(usual.roots),
         confs: file.paths.confs.unwrap_or(usual.confs),
@@ -228,6 +243,7 @@ pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
         &paths.state,
         &paths.secrets,
         &paths.run,
+        &changes,
     ] {
         check_roots(directory)?;
     }
@@ -261,12 +277,17 @@ pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
     settings.secret_folders = file.secret_folders;
     settings.host_users = file.host_users;
     settings.host_key = file.host_key;
+    let changes =
+        Changes::new(changes, Some(observers), &file.witnesses).map_err(|source| ConfigError::Witness {
+            path: path.to_owned(),
+            source,
+        })?;
     let serving = Serving {
         client: client.user,
         jobs,
         idle: Some(Duration::from_secs(file.idle_seconds)).filter(|idle| !idle.is_zero()),
     };
-    Ok((Helper::new(leaf, paths, settings), serving))
+    Ok((Helper::new(leaf, paths, settings).with_changes(changes), serving))
 }
 
 /// Checks that only root can replace this file or directory: it, if it exists, and every directory above it must belong

@@ -150,6 +150,13 @@ type SecretUser (type: string, name: string, on_change: ?string)
 
 # A secret's age file: its size, its SHA-256, and why it can't be used, if it can't.
 type StoredSecret (name: string, file_bytes: int, digest: string, users: ?[]SecretUser, problem: ?string)
+
+# A hub: its URL, CA certificates in PEM, the content of the credentials file, and the hash of the section of leafd's settings in
+# whose place it is used. Without ca or credentials those of the host or of the section are used.
+type Hub (url: string, ca: ?string, credentials: ?string, section: string)
+
+# Who confirms a change: a witness by its SSH signature in base64, or a person. One of them is set.
+type Confirmation (signature: ?string, caller: ?string)
 ";
 
 /// The interface's description after the methods.
@@ -197,8 +204,9 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use leaf_core::address_pool::AddressPool;
+    use leaf_core::change::{ConfirmedBy, HubChange};
     use leaf_core::host_op::{ContainerBinding, HostSubject, HostWait, Secret};
-    use leaf_core::id::{ContainerName, JobId, LeafName, SecretName, StorePath};
+    use leaf_core::id::{Caller, ChangeId, ContainerName, JobId, LeafName, SecretName, StorePath};
     use leaf_core::spec::ContainerOptions;
     use zlink::idl::{Interface, Type};
 
@@ -257,6 +265,22 @@ mod tests {
             },
             HostOp::RemoveSecret { name: secret },
             HostOp::ListSecrets {},
+            HostOp::ArmChange {
+                id: ChangeId(id.0),
+                caller: Caller::new("ann").expect("a caller"),
+                seconds: 120,
+                unwitnessed: false,
+                hub: Box::new(HubChange {
+                    url: "tls://hub.example.org:7422".to_owned(),
+                    ca: None,
+                    credentials: Some(Secret::new("hidden")),
+                    section: "0".repeat(64),
+                }),
+            },
+            HostOp::ConfirmChange {
+                id: ChangeId(id.0),
+                by: ConfirmedBy::Caller(Caller::new("ann").expect("a caller")),
+            },
         ]
     }
 
@@ -338,6 +362,7 @@ mod tests {
     #[test]
     fn an_operations_properties_follow_from_its_declaration() {
         let web = ContainerName::new("web").expect("a name");
+        let id = "01890000-0000-7000-8000-000000000001";
         for op in every_operation() {
             let waits = match &op {
                 HostOp::StartContainer { .. } | HostOp::UpdateContainer { .. } => HostWait::Readiness,
@@ -351,6 +376,8 @@ mod tests {
                 }
                 HostSubject::Job(id) => assert!(op.summary().ends_with(&format!("job {id}"))),
                 HostSubject::Secret(name) => assert!(op.summary().ends_with(&format!("secret {name}"))),
+                HostSubject::Change => assert_eq!(op.summary(), format!("arm change {id} of the hub")),
+                HostSubject::Confirmation => assert_eq!(op.summary(), format!("confirm change {id}")),
                 HostSubject::Secrets => assert_eq!(op.summary(), "list the secrets"),
                 HostSubject::Network => assert!(op.summary().contains(" 10.233.0.1"), "{}", op.summary()),
             }

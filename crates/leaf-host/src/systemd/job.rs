@@ -23,6 +23,10 @@ pub enum UnitJob {
     Stop,
     /// Reload the unit.
     Reload,
+    /// Stop the unit if it is active, and start it.
+    Restart,
+    /// Restart the unit if it is active.
+    TryRestart,
 }
 
 /// The outcome of a job.
@@ -75,6 +79,17 @@ impl UnitJob {
             Self::Start => "start",
             Self::Stop => "stop",
             Self::Reload => "reload",
+            Self::Restart | Self::TryRestart => "restart",
+        }
+    }
+
+    fn method(self) -> &'static str {
+        match self {
+            Self::Start => "StartUnit",
+            Self::Stop => "StopUnit",
+            Self::Reload => "ReloadUnit",
+            Self::Restart => "RestartUnit",
+            Self::TryRestart => "TryRestartUnit",
         }
     }
 }
@@ -91,11 +106,7 @@ impl Systemd {
         unit: &str,
         limit: Duration,
     ) -> Result<UnitJobOutcome, SystemdError> {
-        let method = match job {
-            UnitJob::Start => "StartUnit",
-            UnitJob::Stop => "StopUnit",
-            UnitJob::Reload => "ReloadUnit",
-        };
+        let method = job.method();
         let ask = |connection: Connection| async move {
             match manage(&connection, method, &(unit, "replace")).await {
                 Err(e) if job == UnitJob::Stop && is_not_found(&e) => Ok(None),
@@ -103,6 +114,19 @@ impl Systemd {
             }
         };
         self.follow_job(job, unit, limit, ask).await
+    }
+
+    /// Begins a job on a unit, and does not wait for its end. A unit that does not exist is an error.
+    ///
+    /// # Errors
+    /// [`SystemdError`].
+    pub async fn begin_job(&self, job: UnitJob, unit: &str) -> Result<(), SystemdError> {
+        self.call(&format!("{} {unit}", job.verb()), |connection| async move {
+            manage(&connection, job.method(), &(unit, "replace"))
+                .await
+                .map(drop)
+        })
+        .await
     }
 
     /// Starts a transient unit with these properties, and returns the outcome.
@@ -203,7 +227,7 @@ impl Systemd {
                 let active = state.as_ref().is_some_and(|unit| unit.active == "active");
                 let down = state.as_ref().is_none_or(|unit| !unit.is_up());
                 return Ok(match asked {
-                    UnitJob::Start | UnitJob::Reload if active => UnitJobOutcome::Done,
+                    UnitJob::Start | UnitJob::Reload | UnitJob::Restart if active => UnitJobOutcome::Done,
                     UnitJob::Stop if down => UnitJobOutcome::Done,
                     _ => UnitJobOutcome::Failed("failed".to_owned()),
                 });

@@ -1,0 +1,220 @@
+//! Arms a change: asks the witness, prepares the way back, and writes the change.
+
+use leaf_core::change::{
+    Armed, Asking, Decision, HubChange, HubOverride, KIND_HUB, MAX_SECONDS, MIN_SECONDS, Outcome, SavedFile,
+    VERSION, WayBack, WitnessNonce,
+};
+use leaf_core::error::chain;
+use leaf_core::id::{Caller, ChangeId, LeafName};
+use leaf_core::json::to_json;
+use leaf_host::contract::{ARMED, ASKING, HUB_OVERRIDE, WITNESS_UNIT};
+use serde_json::Map;
+
+use super::store::{SHOWN, Store, decided, wall_clock};
+use super::{Changes, Moment, Units, guard};
+use crate::error::{Error, Result};
+
+/// The unit that uses the hub's settings.
+const LEAFD_UNIT: &str = "leafd.service";
+
+/// A change of the hub's settings to arm.
+#[derive(Debug)]
+pub(crate) struct Order<'a> {
+    pub(crate) id: ChangeId,
+    pub(crate) caller: &'a Caller,
+    pub(crate) seconds: u32,
+    pub(crate) unwitnessed: bool,
+    pub(crate) hub: &'a HubChange,
+}
+
+impl Changes {
+    /// Arms a change of the hub's settings and writes it. leafd is restarted by the guard. Idempotent.
+    pub(crate) async fn arm(&self, leaf: &LeafName, units: &impl Units, order: &Order<'_>) -> Result<()> {
+        let Order { id, seconds, .. } = *order;
+        if !(MIN_SECONDS..=MAX_SECONDS).contains(&seconds) {
+            return Err(Error::Refused(format!(
+                "a change must be confirmed within {MIN_SECONDS} to {MAX_SECONDS} s, not {seconds}"
+            )));
+        }
+        order.hub.check().map_err(|e| Error::Refused(chain(&e)))?;
+        let store = Store::make(self)?;
+        {
+            let _lock = store.lock().await?;
+            if self.is_armed(&store, id)? {
+                return Ok(());
+            }
+            store.tidy()?;
+        }
+        if !order.unwitnessed {
+            self.ask(&store, leaf, id, units).await?;
+        }
+        let _lock = store.lock().await?;
+        if self.is_armed(&store, id)? {
+            return Ok(());
+        }
+        store.tidy()?;
+        let armed = self.prepare(&store, leaf, order)?;
+        store.write(ARMED, &armed)?;
+        if let Err(error) = self.carry_out(&store, units).await {
+            // Nothing uses the new settings yet.
+            let undone = guard::put_back(&store, &armed.way_back).and_then(|()| store.disarm());
+            if let Err(undone) = undone {
+                let error = chain(&undone);
+                tracing::error!(change = %id, error, "a change that failed is taken back by the guard");
+            }
+            return Err(error);
+        }
+        if !order.unwitnessed
+            && let Err(error) = units.restart(WITNESS_UNIT, true).await
+        {
+            let error = chain(&error);
+            tracing::warn!(change = %id, error, "the witness can't be asked: only a person can confirm the change");
+        }
+        tracing::info!(change = %id, seconds, "armed; it goes back unless it is confirmed in time");
+        Ok(())
+    }
+
+    /// Returns whether this change is armed and written. One of which that was interrupted is taken back.
+    fn is_armed(&self, store: &Store, id: ChangeId) -> Result<bool> {
+        if let Some(armed) = store.armed()? {
+            if armed.id != id {
+                return Err(Error::Refused(format!(
+                    "change {} is open; it is confirmed or goes back first",
+                    armed.id
+                )));
+            }
+            if store.step(id)?.is_some() {
+                return Ok(true);
+            }
+            guard::put_back(store, &armed.way_back)?;
+            store.disarm()?;
+        }
+        if let Some(going_back) = store.going_back()? {
+            return Err(Error::Refused(format!(
+                "change {} is going back at the moment; try again when that is done",
+                going_back.id
+            )));
+        }
+        match store.decided(id)? {
+            Some(_) => Err(Error::Refused(format!("change {id} was decided before"))),
+            None => Ok(false),
+        }
+    }
+
+    /// Has the witness asked once with the settings that hold now.
+    async fn ask(&self, store: &Store, leaf: &LeafName, id: ChangeId, units: &impl Units) -> Result<()> {
+        const GO_ON: &str = "with --no-witness only a person can confirm the change";
+        if self.witnesses.is_empty() {
+            return Err(Error::Refused(format!(
+                "no witness is set on this leaf (services.cim-leaf.witnesses, witnesses in the helper's settings); {GO_ON}"
+            )));
+        }
+        self.answered.send_replace(None);
+        let mut answered = self.answered.subscribe();
+        let asking = Asking {
+            id,
+            leaf: leaf.clone(),
+            nonce: nonce()?,
+        };
+        store.write(ASKING, &asking)?;
+        let answer = async {
+            units.restart(WITNESS_UNIT, true).await?;
+            let answers = answered.wait_for(|answered| *answered == Some(id));
+            match tokio::time::timeout(self.patience, answers).await {
+                Ok(_) => Ok(()),
+                Err(_) => Err(Error::Refused(format!(
+                    "the witness did not answer within {} s; see: journalctl --unit {WITNESS_UNIT}; {GO_ON}",
+                    self.patience.as_secs()
+                ))),
+            }
+        };
+        let answer = answer.await;
+        store.directory.remove_file(ASKING)?;
+        answer
+    }
+
+    /// Writes all that needs space, and returns the change to arm. Nothing of it is in use yet.
+    fn prepare(&self, store: &Store, leaf: &LeafName, order: &Order<'_>) -> Result<Armed> {
+        let Order { id, hub, .. } = *order;
+        let path_of = |name: &str| {
+            let path = self.directory.join(name);
+            path.into_os_string()
+                .into_string()
+                .map_err(|path| Error::Refused(format!("{} is not UTF-8", path.display())))
+        };
+        let mut files = vec![SavedFile {
+            path: path_of(HUB_OVERRIDE)?,
+            saved: store.save(0, HUB_OVERRIDE)?,
+        }];
+        let mut beside = |end: &str, content: Option<&str>| {
+            let Some(content) = content else {
+                return Ok(None);
+            };
+            let name = Store::file_of_hub(id, end);
+            store.directory.write(&name, content.as_bytes(), SHOWN)?;
+            files.push(SavedFile {
+                path: path_of(&name)?,
+                saved: None,
+            });
+            Ok::<_, Error>(Some(name))
+        };
+        let credentials = hub.credentials.as_ref().map(|credentials| credentials.expose());
+        let changed = HubOverride {
+            version: VERSION,
+            change: id,
+            url: hub.url.clone(),
+            ca: beside("pem", hub.ca.as_deref())?,
+            credentials: beside("creds", credentials)?,
+            section: hub.section.clone(),
+            more: Map::new(),
+        };
+        store.directory.stage(HUB_OVERRIDE, &to_json(&changed), SHOWN)?;
+        store.prepare_progress(id)?;
+        let now = Moment::now()?;
+        let armed = Armed {
+            version: VERSION,
+            id,
+            leaf: leaf.clone(),
+            kind: KIND_HUB.to_owned(),
+            caller: Some(order.caller.clone()),
+            nonce: Some(nonce()?),
+            boot_id: now.boot_id,
+            deadline_boot_ms: now.boot_ms + u64::from(order.seconds) * 1000,
+            armed_at: wall_clock(),
+            witnesses: if order.unwitnessed {
+                Vec::new()
+            } else {
+                self.witnesses.clone()
+            },
+            unwitnessed: order.unwitnessed,
+            way_back: WayBack {
+                files,
+                restart: vec![LEAFD_UNIT.to_owned()],
+                more: Map::new(),
+            },
+            apply: vec![LEAFD_UNIT.to_owned()],
+            more: Map::new(),
+        };
+        let back = Outcome {
+            decision: Decision::Back,
+            by: None,
+            why: None,
+            at: None,
+        };
+        store.prepare_back(&decided(armed.clone(), back))?;
+        Ok(armed)
+    }
+
+    /// Puts the armed change into its place, once the guard watches over it.
+    async fn carry_out(&self, store: &Store, units: &impl Units) -> Result<()> {
+        units.start_guard().await?;
+        store.directory.put_staged(HUB_OVERRIDE)?;
+        store.has_written()
+    }
+}
+
+fn nonce() -> Result<WitnessNonce> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|e| Error::Failed(format!("can't get random bytes: {e}")))?;
+    Ok(bytes.into())
+}

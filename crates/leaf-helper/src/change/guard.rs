@@ -1,0 +1,208 @@
+//! The guard: waits until an armed change is decided, and takes the way back when its time is over.
+
+use std::path::Path;
+use std::time::Duration;
+
+use leaf_core::change::{Armed, Decision, Outcome, WayBack};
+use leaf_core::error::chain;
+use leaf_core::id::ChangeId;
+use leaf_host::contract::{ARMED, GOING_BACK};
+use leaf_host::notify;
+use leaf_host::systemd::{Systemd, SystemdError};
+
+use super::store::{Step, Store, decided, wall_clock};
+use super::{Moment, Units};
+use crate::error::{Error, Result};
+use crate::files::Directory;
+use crate::systemd::PATIENCE;
+
+/// The period in which the guard looks at the boot clock and at the files.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How many looks after all was written leafd is restarted: in the meantime it answers whoever asked for the change.
+const LOOKS_BEFORE_APPLYING: u32 = 2;
+
+/// What is to be done about the open change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Nothing: no change is open.
+    End,
+    /// To look again.
+    Look {
+        /// The change.
+        id: ChangeId,
+        /// In how many milliseconds of the boot clock its time is over.
+        left_ms: u64,
+        /// Whether all of it is written, and the units that use it are to be restarted.
+        apply: bool,
+    },
+}
+
+/// Watches over the open change of a state directory until it is decided, and takes the way back when its time is over, or
+/// in another boot. Without an open change it returns at once.
+pub(crate) async fn guard(directory: &Path) -> Result<()> {
+    let units = Systemd::new(PATIENCE);
+    let mut looks = 0;
+    let mut is_ready = false;
+    let mut applied = None;
+    loop {
+        let next = look(directory, &units, Moment::now).await?;
+        if !is_ready {
+            notify::ready("watches over the open change");
+            is_ready = true;
+        }
+        let Next::Look { id, left_ms, apply } = next else {
+            return Ok(());
+        };
+        looks = if apply && applied != Some(id) {
+            looks + 1
+        } else {
+            0
+        };
+        if looks > LOOKS_BEFORE_APPLYING {
+            self::apply(directory, &units).await?;
+            applied = Some(id);
+        }
+        // Time in which the host is suspended does not count here, but at the next look.
+        tokio::time::sleep(LOOK_EVERY.min(Duration::from_millis(left_ms))).await;
+    }
+}
+
+/// Looks at the open change, and takes the way back if that is due.
+pub(super) async fn look(path: &Path, units: &impl Units, now: impl Fn() -> Result<Moment>) -> Result<Next> {
+    let Some(store) = Store::open(path)? else {
+        return Ok(Next::End);
+    };
+    if !store.is_open()? {
+        return Ok(Next::End);
+    }
+    let _lock = store.lock().await?;
+    let now = now()?;
+    let going_back = match readable(&store, store.going_back(), GOING_BACK)? {
+        Some(armed) => armed,
+        None => {
+            let Some(armed) = readable(&store, store.armed(), ARMED)? else {
+                return Ok(Next::End);
+            };
+            let is_this_boot = armed.boot_id == now.boot_id;
+            if is_this_boot && now.boot_ms < armed.deadline_boot_ms {
+                return Ok(Next::Look {
+                    id: armed.id,
+                    left_ms: armed.deadline_boot_ms - now.boot_ms,
+                    apply: store.step(armed.id)? == Some(Step::Written),
+                });
+            }
+            store.decide_back()?;
+            armed
+        }
+    };
+    go_back(&store, units, going_back, &now).await?;
+    Ok(Next::End)
+}
+
+/// Returns a record. One that can't be read is moved out of the way, since it would keep every other change from being armed.
+fn readable(store: &Store, read: Result<Option<Armed>>, name: &str) -> Result<Option<Armed>> {
+    match read {
+        Err(Error::Refused(why)) => {
+            tracing::error!(
+                why,
+                "nothing can be put back, since the record of the change can't be read"
+            );
+            store.set_aside(name)?;
+            Ok(None)
+        }
+        read => read,
+    }
+}
+
+/// Takes the way back of a change that is decided to go back. It can be taken again.
+async fn go_back(store: &Store, units: &impl Units, armed: Armed, now: &Moment) -> Result<()> {
+    let id = armed.id;
+    let is_this_boot = armed.boot_id == now.boot_id;
+    let why = if is_this_boot {
+        "it was not confirmed in time"
+    } else {
+        "the host was rebooted before it was confirmed"
+    };
+    tracing::warn!(change = %id, why, "goes back");
+    put_back(store, &armed.way_back)?;
+    for unit in &armed.way_back.restart {
+        // After a reboot a unit that is not active yet finds the files that were put back.
+        match units.restart(unit, is_this_boot).await {
+            Err(error @ SystemdError::Refused { .. }) => {
+                tracing::error!(change = %id, unit, error = chain(&error), "can't restart a unit");
+            }
+            begun => begun?,
+        }
+    }
+    let outcome = Outcome {
+        decision: Decision::Back,
+        by: None,
+        why: Some(why.to_owned()),
+        at: wall_clock(),
+    };
+    store.close_back(&decided(armed, outcome))?;
+    tracing::info!(change = %id, "went back");
+    if let Err(error) = store.tidy().and_then(|()| store.prune(id)) {
+        tracing::warn!(change = %id, error = chain(&error), "can't remove all that a change left");
+    }
+    Ok(())
+}
+
+/// Puts the files of a way back into their places.
+pub(super) fn put_back(store: &Store, way_back: &WayBack) -> Result<()> {
+    // Each is tried, and the first error is returned.
+    let mut first = Ok(());
+    for file in &way_back.files {
+        let put = put_file_back(store, Path::new(&file.path), file.saved.as_deref());
+        if let Err(error) = &put {
+            tracing::error!(path = file.path, error = chain(error), "can't put a file back");
+        }
+        first = first.and(put);
+    }
+    first
+}
+
+fn put_file_back(store: &Store, path: &Path, saved: Option<&str>) -> Result<()> {
+    let refused = || Error::Refused(format!("{} is not a path of a file", path.display()));
+    let parent = path.parent().filter(|_| path.is_absolute()).ok_or_else(refused)?;
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .ok_or_else(refused)?;
+    let Some(directory) = Directory::open_root(parent)? else {
+        return match saved {
+            None => Ok(()),
+            Some(_) => Err(Error::Failed(format!("{} does not exist", parent.display()))),
+        };
+    };
+    match saved {
+        Some(saved) => directory.link_from(&store.directory, saved, name)?,
+        None => directory.remove_file(name)?,
+    }
+    directory.sync()
+}
+
+/// Restarts the units that use the armed change, once.
+async fn apply(path: &Path, units: &impl Units) -> Result<()> {
+    let Some(store) = Store::open(path)? else {
+        return Ok(());
+    };
+    let _lock = store.lock().await?;
+    let Some(armed) = store.armed()? else {
+        return Ok(());
+    };
+    if store.step(armed.id)? != Some(Step::Written) {
+        return Ok(());
+    }
+    for unit in &armed.apply {
+        if let Err(error) = units.restart(unit, true).await {
+            // Without it the change is not confirmed, and goes back.
+            tracing::error!(change = %armed.id, unit, error = chain(&error), "can't restart a unit");
+        }
+    }
+    // With a full disk they are restarted again when this program is, which does no harm.
+    if let Err(error) = store.has_applied(armed.id) {
+        tracing::warn!(change = %armed.id, error = chain(&error), "can't note that units were restarted");
+    }
+    Ok(())
+}
