@@ -12,6 +12,7 @@ cfg: programs: {
   bind_folders = cfg.containers.bindFolders;
   secret_folders = cfg.containers.secretFolders;
   host_users = cfg.containers.hostUsers;
+  inherit (cfg) witnesses;
   jobs = {
     program = "${cfg.package}/bin/leafd";
     path = "${cfg.nix.package}/bin:${programs.git}/bin";

@@ -30,6 +30,8 @@ let
       cfg.stateDir
       # The logs of jobs, and what keeps their results from the garbage collector.
       "/var/lib/cim-leaf-jobs"
+      # The way back from an open change, and the hub that the leaf was moved to.
+      "/var/lib/cim-leaf-change"
     ]
     ++ (
       if containers.enable then

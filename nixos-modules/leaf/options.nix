@@ -484,6 +484,17 @@ in
       };
     };
 
+    witnesses = mkOption {
+      type = types.listOf (types.strMatching "ssh-ed25519 [A-Za-z0-9+/=]+( [^[:cntrl:]]*)?");
+      default = [ ];
+      example = [ "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFdb0Rv4Z0Z2sQBEFLTk1MwPdyVPFyxMPf5cD1tVJtLm hub-1" ];
+      description = ''
+        The public keys of the witnesses: a change that can cut this leaf off, such as `leafctl leaf move-to`, stays only once one of
+        them confirmed it over a new connection, or a person did; otherwise it goes back. The hub has the private key
+        (`witness_key` in its settings). Hubs between which leaves move share one, or a leaf has the keys of both.
+      '';
+    };
+
     settingsFile = mkOption {
       type = types.path;
       readOnly = true;

@@ -150,6 +150,23 @@ in
       ];
     };
 
+    # It runs while a change is open, and is started with its new program when that is decided.
+    systemd.services.leaf-change = units.options ./units/leaf-change.service // {
+      restartIfChanged = false;
+    };
+
+    systemd.services.leaf-change-witness =
+      let
+        witness = units.options ./units/leaf-change-witness.service;
+      in
+      witness
+      // {
+        serviceConfig = witness.serviceConfig // {
+          ExecStart = "${cfg.package}/bin/leafd witness --config ${cfg.settingsFile}";
+          LoadCredential = import ../load-credentials.nix { "hub.creds" = cfg.nats.embedded.hub.credentialsFile; };
+        };
+      };
+
     systemd.services.leafd = leafd // {
       description = "Leaf ${cfg.name} of a Composable Information Machine";
       path = [

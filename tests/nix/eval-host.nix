@@ -25,6 +25,8 @@ let
       unit = config.systemd.units."leafd.service".text;
       helper = config.systemd.units."leaf-helper.service".text;
       socket = config.systemd.units."leaf-helper.socket".text;
+      guard = config.systemd.units."leaf-change.service".text;
+      witness = config.systemd.units."leaf-change-witness.service".text;
       helper_settings = builtins.unsafeDiscardStringContext config.environment.etc."cim-leaf/helper.toml".text;
       settings = builtins.unsafeDiscardStringContext config.services.cim-leaf.settingsFile.env.toml;
       check = config.services.cim-leaf.settingsFile.text;
@@ -109,6 +111,7 @@ let
         "Service.Environment"
         "Service.LoadCredential"
         "Service.X-StopIfChanged"
+        "Service.X-RestartIfChanged"
       ];
       # The values, or their words where the order of lines means nothing.
       values =
@@ -163,6 +166,14 @@ let
         ])
         (sameUnit name host.helper "leaf-helper.service" [ ])
         (sameUnit name host.socket "leaf-helper.socket" [ ])
+        (sameUnit name host.guard "leaf-change.service" [ ])
+        (sameUnit name host.witness "leaf-change-witness.service" [ "Service.ExecStart" ])
+        (has name host.guard "Before=leafd.service")
+        (has name host.guard "ConditionPathExists=|/var/lib/cim-leaf-change/armed.json")
+        (has name host.guard "Restart=always")
+        (has name host.guard "PrivateNetwork=yes")
+        (has name host.witness "User=leafd")
+        (has name host.witness "CapabilityBoundingSet=")
         (has name host.unit "StartLimitIntervalSec=0")
         (has name host.helper "StartLimitIntervalSec=0")
         (has name host.unit "Type=notify")

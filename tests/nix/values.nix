@@ -29,6 +29,7 @@
       };
     };
   };
+  witnesses = [ ];
   events = {
     maxBytes = 1073741824;
     backlogBytes = 268435456;

@@ -38,7 +38,7 @@ const PROGRAMS: [&str; 6] = [
 /// The directory of our package (`bin/` and `share/`) on the machine.
 const PREFIX: &str = "usr/local";
 /// Our units that are enabled on a machine.
-const STARTED: [&str; 1] = ["leafd.service"];
+const STARTED: [&str; 2] = ["leafd.service", "leaf-change.service"];
 const UNITS: [&str; 9] = [
     "automount",
     "mount",

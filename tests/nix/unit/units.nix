@@ -33,6 +33,29 @@ in
     expr = helper.Service.RestrictAddressFamilies;
     expected = "AF_UNIX AF_NETLINK";
   };
+  "the guard of a change has no network, and is before leafd at a boot" = {
+    expr =
+      let
+        guard = units.unit (directory + "/leaf-change.service");
+      in
+      {
+        inherit (guard.Service) Restart PrivateNetwork RestrictAddressFamilies CapabilityBoundingSet;
+        inherit (guard.Unit) Before ConditionPathExists;
+        inherit (guard.Install) WantedBy;
+      };
+    expected = {
+      Restart = "always";
+      PrivateNetwork = "yes";
+      RestrictAddressFamilies = "AF_UNIX";
+      CapabilityBoundingSet = "CAP_CHOWN";
+      Before = "leafd.service";
+      ConditionPathExists = [
+        "|/var/lib/cim-leaf-change/armed.json"
+        "|/var/lib/cim-leaf-change/going-back.json"
+      ];
+      WantedBy = "multi-user.target";
+    };
+  };
   "only leafd may connect to the socket" = {
     expr = { inherit ((units.unit (directory + "/leaf-helper.socket")).Socket) SocketUser SocketMode ListenStream; };
     expected = {

@@ -75,21 +75,24 @@ pub(super) async fn look(path: &Path, units: &impl Units, now: impl Fn() -> Resu
     if !store.is_open()? {
         return Ok(Next::End);
     }
+    // Without the lock, which the helper holds while it arms a change and starts this program.
+    if let Ok(None) = store.going_back()
+        && let Ok(Some(armed)) = store.armed()
+        && let Some(next) = not_due(&store, &armed, &now()?)?
+    {
+        return Ok(next);
+    }
     let _lock = store.lock().await?;
     let now = now()?;
     let going_back = match readable(&store, store.going_back(), GOING_BACK)? {
         Some(armed) => armed,
         None => {
+            // It may have been confirmed while the lock was awaited.
             let Some(armed) = readable(&store, store.armed(), ARMED)? else {
                 return Ok(Next::End);
             };
-            let is_this_boot = armed.boot_id == now.boot_id;
-            if is_this_boot && now.boot_ms < armed.deadline_boot_ms {
-                return Ok(Next::Look {
-                    id: armed.id,
-                    left_ms: armed.deadline_boot_ms - now.boot_ms,
-                    apply: store.step(armed.id)? == Some(Step::Written),
-                });
+            if let Some(next) = not_due(&store, &armed, &now)? {
+                return Ok(next);
             }
             store.decide_back()?;
             armed
@@ -97,6 +100,18 @@ pub(super) async fn look(path: &Path, units: &impl Units, now: impl Fn() -> Resu
     };
     go_back(&store, units, going_back, &now).await?;
     Ok(Next::End)
+}
+
+/// Returns that an armed change is to be looked at again, if its time is not over.
+fn not_due(store: &Store, armed: &Armed, now: &Moment) -> Result<Option<Next>> {
+    if armed.boot_id != now.boot_id || now.boot_ms >= armed.deadline_boot_ms {
+        return Ok(None);
+    }
+    Ok(Some(Next::Look {
+        id: armed.id,
+        left_ms: armed.deadline_boot_ms - now.boot_ms,
+        apply: store.step(armed.id)? == Some(Step::Written),
+    }))
 }
 
 /// Returns a record. One that can't be read is moved out of the way, since it would keep every other change from being armed.

@@ -44,6 +44,7 @@ const BEFORE: &str = r#"{"version":1,"change":"01890000-0000-7000-8000-000000000
 #[derive(Default)]
 struct Noted {
     asked: watch::Sender<Vec<String>>,
+    directory: PathBuf,
     /// Why the guard does not start, if it does not.
     guard_fails: Option<&'static str>,
 }
@@ -65,7 +66,12 @@ impl Units for Noted {
             Some(why) => Err(Error::Failed(why.to_owned())),
             // A process that has ended asks nobody for anything.
             None if crashes::happened() => Err(Error::Failed("the process has ended".to_owned())),
-            None => Ok(()),
+            None => {
+                // As the real one, which has taken over once it looked.
+                let next = look(&self.directory, self, Moment::now).await?;
+                assert!(matches!(next, Next::Look { apply: false, .. }), "{next:?}");
+                Ok(())
+            }
         }
     }
 
@@ -138,10 +144,14 @@ impl Place {
         let key = public_key_of(WITNESS.as_bytes()).expect("a key");
         let line = format!("ssh-ed25519 {}", BASE64.encode(&key.to_bytes()));
         let changes = Changes::new(directory.path(), None, &[line]).expect("a key");
+        let units = Noted {
+            directory: directory.path().to_owned(),
+            ..Noted::default()
+        };
         Self {
             directory,
             changes: changes.with_patience(Duration::from_millis(50)),
-            units: Noted::default(),
+            units,
         }
     }
 
