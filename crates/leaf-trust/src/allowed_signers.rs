@@ -218,12 +218,12 @@ impl AllowedSigners {
         Err(closest)
     }
 
-    /// Returns whether a line names a caller.
+    /// Returns whether a line names a caller literally: a pattern matches callers that somebody makes up.
     #[must_use]
     pub fn name(&self, caller: &Caller) -> bool {
         self.0
             .iter()
-            .any(|signer| signer.principals.match_text(caller.as_str()))
+            .any(|signer| signer.principals.name_text(caller.as_str()))
     }
 
     /// Returns the keys that may sign for a caller, for this purpose, at this time, each once.

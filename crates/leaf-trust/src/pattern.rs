@@ -27,6 +27,15 @@ impl Patterns {
         }
         is_matched
     }
+
+    /// Returns whether the text matches and stands in the list itself, not only as what `*` or `?` stand for.
+    pub(crate) fn name_text(&self, text: &str) -> bool {
+        let is_listed = self
+            .0
+            .iter()
+            .any(|(takes_out, pattern)| !takes_out && pattern == text);
+        is_listed && self.match_text(text)
+    }
 }
 
 /// Matches one pattern, in time that grows with the product of the lengths.
@@ -79,6 +88,22 @@ mod tests {
             ("", "ann", false),
         ] {
             assert_eq!(Patterns::new(list).match_text(text), matched, "{list} {text}");
+        }
+    }
+
+    #[test]
+    fn a_list_names_what_stands_in_it_and_not_what_a_pattern_matches() {
+        for (list, named) in [
+            ("ann", true),
+            ("bob,ann", true),
+            ("*,ann", true),
+            ("*", false),
+            ("a?n", false),
+            ("an*", false),
+            ("ann,!a*", false),
+            ("*,!ann", false),
+        ] {
+            assert_eq!(Patterns::new(list).name_text("ann"), named, "{list}");
         }
     }
 }
