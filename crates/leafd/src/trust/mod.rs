@@ -25,7 +25,7 @@ use leaf_trust::ssh_signature::SshSignature;
 use tokio::sync::watch;
 
 use crate::settings::{ClockTrust, TrustSettings};
-use signers::{SignerFiles, Signers};
+use signers::SignerFiles;
 
 pub use signers::problems_of_files;
 
@@ -164,35 +164,29 @@ impl Trust {
     }
 
     /// Returns the fingerprint of the key by which a command is signed, if all is as the contract says. What costs little is
-    /// checked first.
+    /// checked first: a wrong signature reads no file and computes nothing.
     fn verify(&self, incoming: &Incoming, headers: &SignedHeaders) -> Result<String, RefusedSignature> {
-        let signers = signers::read(self.0.files.as_ref());
-        let is_named = self.0.rules.name(&incoming.caller)
-            || signers
-                .as_ref()
-                .is_ok_and(|signers| signers.name(&incoming.caller));
         let refused = |signer: Option<&str>, reason| RefusedSignature {
             signer: signer.map(str::to_owned),
             reason,
-            is_named,
+            is_named: self.names(&incoming.caller),
         };
         let (text, signature) = read(headers).map_err(|reason| refused(None, reason))?;
         let key = signature.key().fingerprint();
-        let checked = signers.and_then(|signers| self.check(incoming, &text, &signature, &signers));
-        match checked {
+        match self.check(incoming, &text, &signature) {
             Ok(()) => Ok(key),
             Err(reason) => Err(refused(Some(&key), reason)),
         }
     }
 
+    /// Returns whether the settings or the files of signers name a caller literally.
+    fn names(&self, caller: &Caller) -> bool {
+        let files = self.0.files.as_ref();
+        self.0.rules.name(caller) || files.is_some_and(|files| files.name(caller))
+    }
+
     /// Checks a signature that could be read.
-    fn check(
-        &self,
-        incoming: &Incoming,
-        text: &str,
-        signature: &SshSignature,
-        signers: &Signers,
-    ) -> Result<(), String> {
+    fn check(&self, incoming: &Incoming, text: &str, signature: &SshSignature) -> Result<(), String> {
         let signed = SignedText::parse(text).map_err(|error| chain(&error))?;
         let sent = Sent {
             leaf: &self.0.leaf,
@@ -203,16 +197,16 @@ impl Trust {
             body: &incoming.body,
         };
         let nonce = signed.check(sent).map_err(|error| chain(&error))?;
-        let freshness = self.freshness();
-        signers
-            .check(signature.key(), &incoming.caller, when(&freshness))
-            .map_err(|error| chain(&error))?;
         if let Some(nonce) = nonce {
             let checked = self.0.nonces.check(nonce, &incoming.caller, since_boot());
             checked.map_err(|error| chain(&error))?;
         }
+        let freshness = self.freshness();
         freshness
             .check(&signed, nonce.is_some())
+            .map_err(|error| chain(&error))?;
+        signers::read(self.0.files.as_ref())?
+            .check(signature.key(), &incoming.caller, when(&freshness))
             .map_err(|error| chain(&error))?;
         signature
             .verify(NAMESPACE, text.as_bytes())

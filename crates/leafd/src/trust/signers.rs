@@ -1,10 +1,12 @@
-//! The files that say who may sign. They are read for each signature, so that a change counts at once.
+//! The files that say who may sign. They are read for each signature, so that a change counts at once, and parsed when their text is another
+//! than before.
 
 use std::fs::Metadata;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use leaf_core::error::chain;
 use leaf_core::id::Caller;
@@ -12,6 +14,7 @@ use leaf_core::signed::NAMESPACE;
 use leaf_host::files;
 use leaf_trust::allowed_signers::{AllowedSigners, NotAllowed, RevokedSigners, When};
 use leaf_trust::ssh_signature::SignerKey;
+use tokio::sync::watch;
 
 use crate::settings::TrustSettings;
 
@@ -21,11 +24,21 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Why no signature is accepted where the settings name no file.
 const NOT_NAMED: &str = "this leaf's settings name no file of allowed signers (trust.allowed_signers)";
 
-/// The paths of the files.
-#[derive(Debug, Clone)]
+/// The files, by their paths.
+#[derive(Debug)]
 pub(super) struct SignerFiles {
     allowed: PathBuf,
     revoked: Option<PathBuf>,
+    /// What they had when they were read last.
+    last: watch::Sender<Option<LastRead>>,
+}
+
+/// The texts of the files, and what they say.
+#[derive(Debug)]
+struct LastRead {
+    allowed: String,
+    revoked: Option<String>,
+    signers: Result<Arc<Signers>, String>,
 }
 
 /// The keys that may sign, and those that may not any more.
@@ -52,33 +65,64 @@ impl Signers {
         keys.map(SignerKey::fingerprint).collect()
     }
 
-    /// Returns whether a line names a caller.
+    /// Returns whether a line names a caller literally.
     pub(super) fn name(&self, caller: &Caller) -> bool {
         self.allowed.name(caller)
     }
 }
 
 impl SignerFiles {
-    /// Returns the files that the settings name.
+    /// Returns the files that the settings name, which are read now.
     pub(super) fn of(settings: &TrustSettings) -> Option<Self> {
-        Some(Self {
+        let files = Self {
             allowed: settings.allowed_signers.clone()?,
             revoked: settings.revoked_signers.clone(),
-        })
+            last: watch::channel(None).0,
+        };
+        // What is wrong with them is said where they are needed.
+        drop(files.read());
+        Some(files)
     }
 
     /// Reads them.
     ///
     /// # Errors
     /// Why no signature is accepted.
-    fn read(&self) -> Result<Signers, String> {
+    fn read(&self) -> Result<Arc<Signers>, String> {
+        let allowed = text("trust.allowed_signers", &self.allowed)?;
+        let revoked = self.revoked.as_deref();
+        let revoked = revoked
+            .map(|path| text("trust.revoked_signers", path))
+            .transpose()?;
+        if let Some(last) = &*self.last.borrow()
+            && (&last.allowed, &last.revoked) == (&allowed, &revoked)
+        {
+            return last.signers.clone();
+        }
+        let signers = self.parse(&allowed, revoked.as_deref()).map(Arc::new);
+        self.last.send_replace(Some(LastRead {
+            allowed,
+            revoked,
+            signers: signers.clone(),
+        }));
+        signers
+    }
+
+    fn parse(&self, allowed: &str, revoked: Option<&str>) -> Result<Signers, String> {
         Ok(Signers {
-            allowed: parse("trust.allowed_signers", &self.allowed)?,
-            revoked: match &self.revoked {
-                Some(path) => parse("trust.revoked_signers", path)?,
-                None => RevokedSigners::default(),
+            allowed: parse("trust.allowed_signers", &self.allowed, allowed)?,
+            revoked: match (&self.revoked, revoked) {
+                (Some(path), Some(text)) => parse("trust.revoked_signers", path, text)?,
+                _ => RevokedSigners::default(),
             },
         })
+    }
+
+    /// Returns whether the files name a caller literally, as they were when they were read last.
+    pub(super) fn name(&self, caller: &Caller) -> bool {
+        let last = self.last.borrow();
+        let signers = last.as_ref().and_then(|last| last.signers.as_ref().ok());
+        signers.is_some_and(|signers| signers.name(caller))
     }
 }
 
@@ -86,7 +130,7 @@ impl SignerFiles {
 ///
 /// # Errors
 /// Why no signature is accepted.
-pub(super) fn read(files: Option<&SignerFiles>) -> Result<Signers, String> {
+pub(super) fn read(files: Option<&SignerFiles>) -> Result<Arc<Signers>, String> {
     files.ok_or_else(|| NOT_NAMED.to_owned())?.read()
 }
 
@@ -97,12 +141,9 @@ pub fn problems_of_files(settings: &TrustSettings) -> Vec<String> {
     found.and_then(Result::err).into_iter().collect()
 }
 
-/// Reads a file. Links are followed, as NixOS makes them in `/etc`: the opened file counts.
-fn parse<T: FromStr>(setting: &str, path: &Path) -> Result<T, String>
-where
-    T::Err: std::error::Error,
-{
-    let failed = |why: String| format!("{setting}: {} can't be used: {why}", path.display());
+/// Returns a file's text. Links are followed, as NixOS makes them in `/etc`: the opened file counts.
+fn text(setting: &str, path: &Path) -> Result<String, String> {
+    let failed = |why: String| unusable(setting, path, &why);
     let file = files::open(path).map_err(|error| failed(error.to_string()))?;
     let stat = file.metadata().map_err(|error| failed(error.to_string()))?;
     check_owner(&stat).map_err(failed)?;
@@ -113,7 +154,19 @@ where
     if text.len() as u64 > MAX_FILE_BYTES {
         return Err(failed(format!("it has more than {MAX_FILE_BYTES} bytes")));
     }
-    text.parse().map_err(|error: T::Err| failed(chain(&error)))
+    Ok(text)
+}
+
+fn parse<T: FromStr>(setting: &str, path: &Path, text: &str) -> Result<T, String>
+where
+    T::Err: std::error::Error,
+{
+    text.parse()
+        .map_err(|error: T::Err| unusable(setting, path, &chain(&error)))
+}
+
+fn unusable(setting: &str, path: &Path, why: &str) -> String {
+    format!("{setting}: {} can't be used: {why}", path.display())
 }
 
 /// Checks that only root can write a file, or the owner of leafd's program, who could replace leafd itself.
@@ -130,4 +183,52 @@ fn check_owner(stat: &Metadata) -> Result<(), String> {
         return Err("its group or others can write it: chmod go-w".to_owned());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJo1s1ZhVJTGBQVSfKHLAd4c8hXzGEOwkaFjQ9D0eR6L";
+
+    #[test]
+    fn files_are_parsed_again_once_their_text_is_another_whatever_their_time_says() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        let time = std::time::SystemTime::UNIX_EPOCH;
+        let write = |name: &str, text: &str| {
+            std::fs::write(path(name), text).expect("written");
+            let file = std::fs::File::options().write(true).open(path(name));
+            file.and_then(|file| file.set_modified(time)).expect("its time");
+        };
+        write("allowed", &format!("ann {KEY}\n"));
+        write("revoked", "# none\n");
+        let settings = TrustSettings {
+            allowed_signers: Some(path("allowed")),
+            revoked_signers: Some(path("revoked")),
+            ..TrustSettings::default()
+        };
+        let files = SignerFiles::of(&settings).expect("they are named");
+        let [ann, bob] = ["ann", "bob"].map(|name| Caller::new(name).expect("a caller"));
+        assert!(files.name(&ann) && !files.name(&bob));
+        let first = files.read().expect("signers");
+        assert!(
+            Arc::ptr_eq(&first, &files.read().expect("signers")),
+            "the same text is not parsed again"
+        );
+        // Of the same length and time.
+        write("allowed", &format!("bob {KEY}\n"));
+        files.read().expect("signers");
+        assert!(files.name(&bob) && !files.name(&ann));
+        let key: SignerKey = KEY.parse().expect("a key");
+        write("revoked", &format!("{}\n", key.fingerprint()));
+        let when = When::NotBefore(jiff::Timestamp::UNIX_EPOCH);
+        let refused = files.read().expect("signers").check(&key, &bob, when);
+        assert!(matches!(refused, Err(NotAllowed::Revoked(_))), "{refused:?}");
+        write("revoked", "what is this\n");
+        for _ in 0..2 {
+            let why = files.read().expect_err("no key");
+            assert!(why.contains("line 1 can't be used"), "{why}");
+        }
+    }
 }

@@ -516,6 +516,13 @@ async fn files() -> anyhow::Result<()> {
     }
     std::fs::remove_file(&file)?;
     invalid(&sent(&scene, "6").await?, "trust.allowed_signers")?;
+    // What is wrong without the files is found without them.
+    let mut altered = scene.signed_label("6")?;
+    altered.body = label("7").to_string().into_bytes();
+    invalid(&altered.send(&scene.wire).await?, "body of the message")?;
+    let mut expired = text(&scene.wire.leaf, LABEL, &label("6"));
+    (expired.time, expired.expires) = (now(-200), now(-1));
+    invalid(&scene.send(&expired, "tester", &label("6")).await?, "the signature expired")?;
     let challenge = value(
         &scene.wire.ask("leaf.challenge", &json!({})).await?,
         "reply.leaf.challenge",
@@ -647,16 +654,20 @@ async fn recorded() -> anyhow::Result<()> {
             "allowed signers",
         )?;
     }
-    for number in 0..20 {
+    // A pattern names nobody: callers that are made up share an event.
+    let everybody = format!("tester {}\n* {}\n", scene.keys.public("tester")?, scene.keys.public("zoe")?);
+    scene.keys.write("allowed", &everybody)?;
+    for number in 0..5 {
+        let caller = Caller::new(format!("made-up-{number}"))?;
+        let credentials = leaf
+            .identity()?
+            .user_credentials(&caller, &leaf_bus::identity::Permissions::person(&caller));
+        let client = leaf.nats(&credentials, &caller).await?;
         let mut signed = text(leaf, LABEL, &label("x"));
-        signed.caller = Caller::new(format!("made-up-{number}"))?;
+        signed.caller = caller;
         let message = Signed::new(leaf, &signed, &scene.keys, "nobody", &label("x"))?;
-        // Its reply subject is not of that caller, so it is not even answered.
-        scene
-            .wire
-            .client
-            .publish_with_headers(message.subject.clone(), message.headers(), message.body.into())
-            .await?;
+        let answer = client.request_with_headers(message.subject.clone(), message.headers(), message.body.into());
+        invalid(&answer.await?, "is not among the allowed signers")?;
     }
     scene.wire.client.flush().await?;
     scene.wire.leaf.published().await?;
@@ -666,9 +677,10 @@ async fn recorded() -> anyhow::Result<()> {
         .filter(|event| event.subject.ends_with(".signature_refused"))
         .map(|event| serde_json::from_slice(&event.body))
         .collect::<Result<_, _>>()?;
-    let [one] = refused.as_slice() else {
-        anyhow::bail!("not one event: {refused:?}");
+    let [one, of_all] = refused.as_slice() else {
+        anyhow::bail!("not one event of the caller and one of all others: {refused:?}");
     };
+    ensure!(of_all["caller"] == "made-up-0" && of_all["refused"] == 1, "{of_all}");
     super::wire::valid(one, "cim.leaf.leaf.signature_refused.v1")?;
     ensure!(
         one["caller"] == "tester" && one["command"] == LABEL && one["refused"] == 1,
