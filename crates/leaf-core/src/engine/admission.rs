@@ -138,6 +138,21 @@ impl Admission {
             let detail = "the daemon is stopping; send the command again after its restart";
             return Some(Problem::new(ProblemCode::Draining, detail));
         }
+        if let Some(problem) = Self::cannot_keep(conditions) {
+            return Some(problem);
+        }
+        let waiting = self.backlog.bytes;
+        (waiting > self.limits.backlog_bytes).then(|| {
+            let detail = format!(
+                "{waiting} bytes of events wait to be published, more than the limit of {}; is NATS unreachable?",
+                self.limits.backlog_bytes
+            );
+            Problem::new(ProblemCode::Overloaded, detail)
+        })
+    }
+
+    /// Returns the problem for which nothing more can be kept in the journal; `None` if it can.
+    pub(super) fn cannot_keep(conditions: &Conditions) -> Option<Problem> {
         if let Some(since) = conditions.full_since {
             let detail = format!(
                 "the disk of the journal has been full since {since}; free some space, then the leaf continues by itself"
@@ -145,17 +160,9 @@ impl Admission {
             return Some(Problem::new(ProblemCode::DiskFull, detail));
         }
         let queued = conditions.queued_bytes;
-        if queued > MAX_QUEUED_BYTES {
+        (queued > MAX_QUEUED_BYTES).then(|| {
             let detail = format!(
                 "{queued} bytes wait for the disk of the journal, which is slow at the moment; try again"
-            );
-            return Some(Problem::new(ProblemCode::Overloaded, detail));
-        }
-        let waiting = self.backlog.bytes;
-        (waiting > self.limits.backlog_bytes).then(|| {
-            let detail = format!(
-                "{waiting} bytes of events wait to be published, more than the limit of {}; is NATS unreachable?",
-                self.limits.backlog_bytes
             );
             Problem::new(ProblemCode::Overloaded, detail)
         })

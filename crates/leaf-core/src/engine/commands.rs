@@ -12,6 +12,7 @@ use crate::signed::{Provenance, RefusedSignature};
 use crate::text::shorten_text;
 
 use super::Engine;
+use super::admission::Admission;
 use super::input::{Request, RequestId, Seen};
 use super::output::{Answer, Effect, Immediate};
 use super::turn::Turn;
@@ -57,6 +58,10 @@ impl Engine {
             return turn.refuse([to], &id, problem);
         }
         let is_change = command.kind() != CommandKind::Query;
+        let needs_signature = self
+            .settings
+            .rules
+            .needs_signature(declaration, &caller, is_local);
         let signer = match provenance {
             Provenance::Signed { signer } => Some(signer),
             Provenance::Unsigned | Provenance::Refused(_) => None,
@@ -84,9 +89,12 @@ impl Engine {
             is_change,
             to: vec![to],
         };
-        let is_signed_query = !is_change && accepted.record.signer.is_some();
-        if is_signed_query && self.is_replayed(turn, to, &accepted.record, &seen) {
-            return;
+        let mut is_id_kept = false;
+        if !is_change && accepted.record.signer.is_some() {
+            is_id_kept = match check_once(turn, &accepted.record, &seen, needs_signature) {
+                Ok(is_kept) => is_kept,
+                Err(problem) => return turn.refuse([to], &accepted.record.id, problem),
+            };
         }
         if is_change && is_given && self.is_repeated(turn, to, &accepted.record, seen) {
             return;
@@ -94,7 +102,7 @@ impl Engine {
         if let Some(problem) = self.refuses_command(turn, &command) {
             return turn.refuse([to], &accepted.record.id, problem);
         }
-        if is_signed_query {
+        if is_id_kept {
             turn.keep(CommandRecord {
                 outcome: Some(answered_once(&accepted.record.id)),
                 ..accepted.record.clone()
@@ -131,24 +139,6 @@ impl Engine {
             others: counted.others,
         };
         self.record(turn, cause, [fact.into()]);
-    }
-
-    /// Refuses a signed query whose id was used before, and one for which that can't be known or kept; returns false for any other.
-    fn is_replayed(&self, turn: &mut Turn, to: RequestId, record: &CommandRecord, seen: &Seen) -> bool {
-        let problem = match seen {
-            Seen::Before(_) => Some(used_before(&record.id)),
-            Seen::Unreadable => {
-                let detail = "can't read the journal at the moment, and so not tell whether this signature was used: see the leaf's log";
-                Some(Problem::new(ProblemCode::Failed, detail))
-            }
-            // Its id could not be kept.
-            Seen::No => self.refuses(&turn.at.conditions),
-        };
-        let is_refused = problem.is_some();
-        if let Some(problem) = problem {
-            turn.refuse([to], &record.id, problem);
-        }
-        is_refused
     }
 
     fn refuses_command(&self, turn: &Turn, command: &Command) -> Option<Problem> {
@@ -322,6 +312,31 @@ impl Engine {
         };
         turn.answer([to], id, &reply.map_err(|problem| problem.about(id)));
         true
+    }
+}
+
+/// Checks that a signed query was not answered before, and returns whether its id is to be kept. Where that can't be known or kept, a query
+/// that needs a signature is refused; any other is answered as it would be without one. A record is small and no event, so
+/// one may use the reserve, and is kept also while the leaf stops.
+fn check_once(
+    turn: &Turn,
+    record: &CommandRecord,
+    seen: &Seen,
+    needs_signature: bool,
+) -> Result<bool, Problem> {
+    let problem = match seen {
+        Seen::Before(_) => return Err(used_before(&record.id)),
+        Seen::Unreadable => {
+            let detail =
+                "can't read the journal at the moment, and so not tell whether this signature was used: see the leaf's log";
+            Some(Problem::new(ProblemCode::Failed, detail))
+        }
+        Seen::No => Admission::cannot_keep(&turn.at.conditions),
+    };
+    match problem {
+        None => Ok(true),
+        Some(_) if !needs_signature => Ok(false),
+        Some(problem) => Err(problem),
     }
 }
 

@@ -134,6 +134,12 @@ impl CommandRules {
         command.noun_verb != CHALLENGE && self.require_signature.iter().any(|part| part.holds(command))
     }
 
+    /// Returns whether a command of this caller is accepted only with a signature. `is_local` is as in [`CommandRules::refuse`].
+    #[must_use]
+    pub fn needs_signature(&self, command: &Declaration, caller: &Caller, is_local: bool) -> bool {
+        self.requires_signature(command) && !(is_local && is_always_local(command, caller))
+    }
+
     /// Returns the problem for which a command of this caller is refused; `None` if it may be sent so. `is_local` says that it arrived
     /// at the leaf's own server from a client of that server.
     #[must_use]
@@ -163,10 +169,8 @@ impl CommandRules {
             );
             return Some(Problem::new(ProblemCode::Forbidden, detail));
         }
-        let is_open = matches!(provenance, Provenance::Signed { .. })
-            || !self.requires_signature(command)
-            || is_local && is_always_local(command, caller);
-        if is_open {
+        let is_signed = matches!(provenance, Provenance::Signed { .. });
+        if is_signed || !self.needs_signature(command, caller, is_local) {
             return None;
         }
         Some(if self.without_signers {

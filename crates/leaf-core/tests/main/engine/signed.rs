@@ -1,10 +1,12 @@
-//! Signed commands: a query is answered once, and refused signatures are recorded.
+//! Signed commands: a query is answered once, also on a disk that is almost full, and refused signatures are recorded.
+
+use std::collections::BTreeMap;
 
 use leaf_core::command::{Command, LabelLeaf, ShowLeaf};
 use leaf_core::id::CommandId;
 use leaf_core::labels::Labels;
 use leaf_core::problem::ProblemCode;
-use leaf_core::signed::{Provenance, RefusedSignature};
+use leaf_core::signed::{CommandRules, Provenance, RefusedSignature};
 
 use super::admin;
 use super::steps::Fate;
@@ -24,6 +26,12 @@ fn refused() -> Provenance {
         reason: format!("altered {}", "x".repeat(2000)),
         is_named: true,
     })
+}
+
+/// Rules by which each query must be signed.
+fn all_reads_signed() -> CommandRules {
+    let listed = ["runs-code", "cuts-off", "reads"].map(str::to_owned);
+    CommandRules::new(Some(&listed), &BTreeMap::new()).expect("rules")
 }
 
 fn id(id: &str) -> Option<CommandId> {
@@ -118,10 +126,43 @@ fn refused_signatures_are_recorded_once_in_a_while_and_not_on_a_full_disk() {
         Some(ProblemCode::SignatureInvalid)
     );
     assert_eq!(recorded(&full), 0);
-    // The id of a signed query could not be kept.
-    assert_eq!(
-        code(&mut full, id("q"), show(), signed()),
-        Some(ProblemCode::DiskFull)
-    );
-    assert_eq!(code(&mut full, id("q"), show(), Provenance::Unsigned), None);
+}
+
+#[test]
+fn a_signed_query_is_answered_while_the_leaf_stops_or_uses_its_reserve_and_once_all_the_same() {
+    for is_stopping in [true, false] {
+        let mut world = World::with_rules(all_reads_signed());
+        if is_stopping {
+            world.begin_to_stop();
+        } else {
+            world.disk_is_low = true;
+        }
+        let again = Some(ProblemCode::SignatureInvalid);
+        assert_eq!(code(&mut world, id("q"), show(), signed()), None);
+        assert_eq!(code(&mut world, id("q"), show(), signed()), again);
+        world.crash(Fate::Done, false);
+        world.commit(usize::MAX);
+        assert_eq!(code(&mut world, id("q"), show(), signed()), again);
+    }
+}
+
+#[test]
+fn a_signed_query_whose_id_cannot_be_kept_is_answered_only_where_it_need_not_be_signed() {
+    for (rules, refused) in [
+        (CommandRules::default(), None),
+        (all_reads_signed(), Some(ProblemCode::DiskFull)),
+    ] {
+        let mut world = World::with_rules(rules);
+        assert_eq!(code(&mut world, id("before"), show(), signed()), None);
+        world.disk_is_full = true;
+        for _ in 0..2 {
+            assert_eq!(code(&mut world, id("q"), show(), signed()), refused);
+        }
+        // What was kept before still says that it was used.
+        let again = Some(ProblemCode::SignatureInvalid);
+        assert_eq!(code(&mut world, id("before"), show(), signed()), again);
+        world.disk_is_full = false;
+        assert_eq!(code(&mut world, id("q"), show(), signed()), None);
+        assert_eq!(code(&mut world, id("q"), show(), signed()), again);
+    }
 }

@@ -80,6 +80,7 @@ pub(super) enum Work {
 pub(super) struct World {
     engine: Engine,
     capabilities: Capabilities,
+    rules: CommandRules,
     journal: ModelJournal,
     /// Records that are not committed.
     pending: VecDeque<Record>,
@@ -119,12 +120,22 @@ impl World {
         })
     }
 
+    /// A leaf with these rules of signatures.
+    pub(super) fn with_rules(rules: CommandRules) -> Self {
+        Self::make(rules, Self::new().capabilities)
+    }
+
     /// A leaf whose host can do this.
     pub(super) fn of(capabilities: Capabilities) -> Self {
+        Self::make(CommandRules::default(), capabilities)
+    }
+
+    fn make(rules: CommandRules, capabilities: Capabilities) -> Self {
         let journal = ModelJournal::default();
         let mut world = Self {
-            engine: engine(&journal, 1, &capabilities),
+            engine: engine(&journal, 1, &capabilities, &rules),
             capabilities,
+            rules,
             journal,
             pending: VecDeque::new(),
             committed: 0,
@@ -459,13 +470,18 @@ impl World {
         self.cancelled.clear();
         self.run += 1;
         self.replayed = self.journal.replayed.clone();
-        self.engine = engine(&self.journal, self.run, &self.capabilities);
+        self.engine = engine(&self.journal, self.run, &self.capabilities, &self.rules);
         self.start();
+    }
+
+    /// leafd is told to stop, and drains.
+    pub(super) fn begin_to_stop(&mut self) {
+        self.feed(Input::Stop { reason: "SIGTERM" });
     }
 
     /// leafd is stopped, drains, and is started again.
     pub(super) fn stop(&mut self) {
-        self.feed(Input::Stop { reason: "SIGTERM" });
+        self.begin_to_stop();
         self.feed(Input::Drained);
         for _ in 0..ROUNDS {
             if self.engine.may_end(moment(self.now), &self.conditions()) {
@@ -501,7 +517,12 @@ pub(super) fn labels_of_settings() -> Labels {
 }
 
 /// Returns the engine that continues from what the journal holds.
-fn engine(journal: &ModelJournal, run: u64, capabilities: &Capabilities) -> Engine {
+fn engine(
+    journal: &ModelJournal,
+    run: u64,
+    capabilities: &Capabilities,
+    rules: &CommandRules,
+) -> Engine {
     let settings = EngineSettings {
         instance: InstanceId(Uuid::from_u128(run.into())),
         runtime: Runtime::Systemd,
@@ -515,7 +536,7 @@ fn engine(journal: &ModelJournal, run: u64, capabilities: &Capabilities) -> Engi
         max_jobs: MAX_JOBS,
         max_queued_jobs: MAX_QUEUED_JOBS,
         job_timeout_seconds: 3600,
-        rules: CommandRules::default(),
+        rules: rules.clone(),
     };
     let state = State::from_entries(journal.replayed.sequence, journal.entries.clone());
     let snapshots = Snapshots {
