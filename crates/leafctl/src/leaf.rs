@@ -22,7 +22,7 @@ use crate::advice;
 use crate::error::Error;
 use crate::output::ago;
 use crate::progress;
-use crate::signing::Signing;
+use crate::signing::{Body, Signing};
 
 /// The least time limit of a command that waits for the host.
 const SLOW: Duration = Duration::from_secs(120);
@@ -134,12 +134,17 @@ impl Leaf {
 
     /// Sends a command and returns its reply.
     pub(crate) async fn call<R: Request>(&self, request: &R) -> Result<R::Reply, Error> {
-        Box::pin(self.call_within(request, self.timeout)).await
+        Box::pin(self.call_within(request, self.timeout, Body::OfAll)).await
     }
 
     /// Sends a command that waits for the host, which may take longer than other replies.
     pub(crate) async fn call_slow<R: Request>(&self, request: &R) -> Result<R::Reply, Error> {
-        Box::pin(self.call_within(request, self.slow_timeout)).await
+        Box::pin(self.call_within(request, self.slow_timeout, Body::OfAll)).await
+    }
+
+    /// Like [`Leaf::call_slow`], for a command whose body is another for each leaf.
+    pub(crate) async fn call_slow_with_own_body<R: Request>(&self, request: &R) -> Result<R::Reply, Error> {
+        Box::pin(self.call_within(request, self.slow_timeout, Body::Own)).await
     }
 
     /// Returns how long to wait for a message before querying again.
@@ -181,7 +186,12 @@ impl Leaf {
         }
     }
 
-    async fn call_within<R: Request>(&self, request: &R, timeout: Duration) -> Result<R::Reply, Error> {
+    async fn call_within<R: Request>(
+        &self,
+        request: &R,
+        timeout: Duration,
+        body: Body,
+    ) -> Result<R::Reply, Error> {
         let id = (R::DECLARATION.kind != CommandKind::Query).then(|| self.next_id());
         let options = CallOptions {
             id: id.clone(),
@@ -192,7 +202,7 @@ impl Leaf {
         if let Err(CallError::Problem(problem)) = &answer
             && problem.code == ProblemCode::SignatureRequired
         {
-            answer = Box::pin(self.call_signed(request, id.as_ref(), timeout)).await?;
+            answer = Box::pin(self.call_signed(request, body, id.as_ref(), timeout)).await?;
         }
         match (answer, id) {
             (Ok(reply), _) => Ok(reply),
@@ -220,11 +230,15 @@ impl Leaf {
     async fn call_signed<R: Request>(
         &self,
         request: &R,
+        of: Body,
         id: Option<&CommandId>,
         timeout: Duration,
     ) -> Result<Result<R::Reply, CallError>, Error> {
         let body = to_json(request);
-        let (id, signature) = self.signing.sign(&self.name, R::DECLARATION, &body, id).await?;
+        let (id, signature) = self
+            .signing
+            .sign(&self.name, R::DECLARATION, &body, of, id)
+            .await?;
         let options = CallOptions {
             id: Some(id),
             timeout,

@@ -35,6 +35,15 @@ struct Candidate {
     file: Option<PathBuf>,
 }
 
+/// Whether a command to several leaves has one body, so that one text can be for all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Body {
+    /// One body for all leaves.
+    OfAll,
+    /// Another for each leaf: its text names that leaf only.
+    Own,
+}
+
 /// The signatures of a command.
 pub(crate) struct Signing {
     client: Client,
@@ -83,15 +92,16 @@ impl Signing {
         leaf: &LeafName,
         command: &'static Declaration,
         body: &[u8],
+        of: Body,
         id: Option<&CommandId>,
     ) -> Result<(CommandId, Signed), Error> {
-        let body_hash = body_hash(body);
+        let hash = body_hash(body);
         // One after the other, so that the first signs for all.
         let mut made = self.made.lock().await;
         let is_for = |made: &&mut Made| {
             let text = &made.text;
             (text.noun.as_str(), text.verb.as_str()) == (command.noun, command.verb)
-                && text.body == body_hash
+                && text.body == hash
                 && text.leaves.contains_key(leaf)
                 && !made.used.contains(leaf)
                 && id.is_none_or(|id| id_at(&text.id, leaf, text.leaves.len()) == *id)
@@ -101,7 +111,7 @@ impl Signing {
             let id = id_at(&made.text.id, leaf, made.text.leaves.len());
             return Ok((id, made.signed.clone()));
         }
-        let new = self.make(leaf, command, body, body_hash, id).await?;
+        let new = self.make(leaf, command, body, of, id).await?;
         let id = id_at(&new.text.id, leaf, new.text.leaves.len());
         let signed = new.signed.clone();
         made.push(new);
@@ -113,7 +123,7 @@ impl Signing {
         leaf: &LeafName,
         command: &'static Declaration,
         body: &[u8],
-        body_hash: String,
+        of: Body,
         id: Option<&CommandId>,
     ) -> Result<Made, Error> {
         // A later change of this leaf alone has an id of its own.
@@ -121,9 +131,9 @@ impl Signing {
             .shared
             .as_ref()
             .filter(|shared| id.is_none_or(|id| shared.for_leaf(leaf) == *id));
-        let asked = match (shared, id) {
-            (None, Some(_)) => std::slice::from_ref(leaf),
-            _ => &self.leaves,
+        let asked = match (of, shared, id) {
+            (Body::Own, _, _) | (Body::OfAll, None, Some(_)) => std::slice::from_ref(leaf),
+            (Body::OfAll, _, _) => &self.leaves,
         };
         let mut challenges = self.challenges(asked).await;
         let own = challenges.remove(leaf).unwrap_or_else(|| {
@@ -185,7 +195,7 @@ impl Signing {
             noun: command.noun.to_owned(),
             verb: command.verb.to_owned(),
             leaves,
-            body: body_hash,
+            body: body_hash(body),
             id: text_id,
             time,
             expires: time.checked_add(HOLDS).unwrap_or(time),

@@ -327,8 +327,7 @@ fn check_once(
     let problem = match seen {
         Seen::Before(_) => return Err(used_before(&record.id)),
         Seen::Unreadable => {
-            let detail =
-                "can't read the journal at the moment, and so not tell whether this signature was used: see the leaf's log";
+            let detail = "can't read the journal at the moment, and so not tell whether this signature was used: see the leaf's log";
             Some(Problem::new(ProblemCode::Failed, detail))
         }
         Seen::No => Admission::cannot_keep(&turn.at.conditions),

@@ -517,12 +517,7 @@ pub(super) fn labels_of_settings() -> Labels {
 }
 
 /// Returns the engine that continues from what the journal holds.
-fn engine(
-    journal: &ModelJournal,
-    run: u64,
-    capabilities: &Capabilities,
-    rules: &CommandRules,
-) -> Engine {
+fn engine(journal: &ModelJournal, run: u64, capabilities: &Capabilities, rules: &CommandRules) -> Engine {
     let settings = EngineSettings {
         instance: InstanceId(Uuid::from_u128(run.into())),
         runtime: Runtime::Systemd,

@@ -1,7 +1,8 @@
-//! The host keys of leaves that this user has confirmed: a file with `LEAF KEY` on each line, as `known_hosts` of ssh.
+//! The host keys of leaves that this user has confirmed: a file with `LEAF KEY` on each line, as `known_hosts` of ssh. Several leafctl may
+//! read and extend it at once.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -47,48 +48,18 @@ impl Person for Terminal {
 }
 
 impl KnownLeaves {
-    /// Reads the file of this user, which may be missing.
-    pub(super) fn of_this_user() -> Result<Self, Error> {
-        let set = |name: &str| {
-            let value = std::env::var_os(name).filter(|value| !value.is_empty());
-            value.map(PathBuf::from)
+    /// Reads this file, or else the one of this user. It may be missing.
+    pub(super) fn read(file: Option<PathBuf>) -> Result<Self, Error> {
+        let file = match file {
+            Some(file) => file,
+            None => of_this_user()?,
         };
-        let directory = set("XDG_CONFIG_HOME").or_else(|| set("HOME").map(|home| home.join(".config")));
-        let directory = directory.ok_or_else(|| {
-            Error::Usage(
-                "neither XDG_CONFIG_HOME nor HOME is set, so there is no file of confirmed host keys; give --host-key".to_owned(),
-            )
+        let read = std::fs::read_to_string(&file);
+        let text = read.or_else(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Ok(String::new()),
+            _ => Err(unusable(&file, error.to_string())),
         })?;
-        Self::read(directory.join(FILE))
-    }
-
-    fn read(file: PathBuf) -> Result<Self, Error> {
-        let unusable = |why: String| Error::Usage(format!("can't use {}: {why}", file.display()));
-        let text = match std::fs::read_to_string(&file) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(unusable(error.to_string())),
-        };
-        let mut keys = BTreeMap::new();
-        for (number, line) in (1..).zip(text.lines()) {
-            if line.trim().is_empty() || line.starts_with('#') {
-                continue;
-            }
-            let parsed = line.split_once(' ').and_then(|(leaf, key)| {
-                let key: HostKey = key.parse().ok()?;
-                Some((LeafName::new(leaf).ok()?, key))
-            });
-            let (leaf, key) = parsed.ok_or_else(|| {
-                unusable(format!(
-                    "line {number} is not a leaf's name and its ssh-ed25519 key"
-                ))
-            })?;
-            if keys.insert(leaf, key).is_some() {
-                return Err(unusable(format!(
-                    "line {number} names a leaf for the second time"
-                )));
-            }
-        }
+        let keys = parse(&text).map_err(|why| unusable(&file, why))?;
         Ok(Self { file, keys })
     }
 
@@ -102,15 +73,7 @@ impl KnownLeaves {
     ) -> Result<HostKey, Error> {
         match self.keys.get(leaf) {
             Some(known) if *known == told => return Ok(told),
-            Some(known) => {
-                return Err(Error::Refused(format!(
-                    "leaf {leaf} names the host key {}, and the one confirmed before is {}: somebody may be between you and the leaf, or its \
-                     host was set up anew; in that case remove its line from {}",
-                    told.fingerprint(),
-                    known.fingerprint(),
-                    self.file.display()
-                )));
-            }
+            Some(known) => return Err(self.another(leaf, &told, known)),
             None => {}
         }
         let fingerprint = told.fingerprint();
@@ -131,31 +94,106 @@ impl KnownLeaves {
                 )));
             }
         }
-        self.keep(leaf, &told).map_err(|error| {
+        let kept = self.keep(leaf, &told).map_err(|error| {
             Error::Usage(format!(
                 "can't keep the key in {}: {}",
                 self.file.display(),
                 chain(&error)
             ))
-        })?;
-        output.note(&format!("kept the key in {}", self.file.display()));
+        })??;
+        if kept {
+            output.note(&format!("kept the key in {}", self.file.display()));
+        }
         Ok(told)
     }
 
-    fn keep(&self, leaf: &LeafName, key: &HostKey) -> std::io::Result<()> {
+    /// Adds a line to the file, unless another leafctl has added it since it was read: then returns false.
+    fn keep(&self, leaf: &LeafName, key: &HostKey) -> std::io::Result<Result<bool, Error>> {
         let directory = self.file.parent().unwrap_or(Path::new("."));
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(directory)?;
         let mut file = std::fs::OpenOptions::new()
+            .read(true)
             .append(true)
             .create(true)
             .mode(0o600)
             .open(&self.file)?;
-        // In one write, since another leafctl may do the same.
-        file.write_all(format!("{leaf} {key}\n").as_bytes())
+        // It ends with the file's handle.
+        file.lock()?;
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        match parse(&text).map(|mut keys| keys.remove(leaf)) {
+            Ok(Some(known)) if known == *key => return Ok(Ok(false)),
+            Ok(Some(known)) => return Ok(Err(self.another(leaf, key, &known))),
+            Ok(None) => {}
+            Err(why) => return Ok(Err(unusable(&self.file, why))),
+        }
+        let before = if text.is_empty() || text.ends_with('\n') {
+            ""
+        } else {
+            "\n"
+        };
+        file.write_all(format!("{before}{leaf} {key}\n").as_bytes())?;
+        Ok(Ok(true))
     }
+
+    fn another(&self, leaf: &LeafName, told: &HostKey, known: &HostKey) -> Error {
+        Error::Refused(format!(
+            "leaf {leaf} names the host key {}, and the one confirmed before is {}: somebody may be between you and the leaf, or its host \
+             was set up anew; in that case remove its line from {}",
+            told.fingerprint(),
+            known.fingerprint(),
+            self.file.display()
+        ))
+    }
+}
+
+/// Returns the path of this user's file.
+fn of_this_user() -> Result<PathBuf, Error> {
+    let set = |name: &str| {
+        let value = std::env::var_os(name).filter(|value| !value.is_empty());
+        value.map(PathBuf::from)
+    };
+    let directory = set("XDG_CONFIG_HOME").or_else(|| set("HOME").map(|home| home.join(".config")));
+    let directory = directory.ok_or_else(|| {
+        Error::Usage(
+            "neither XDG_CONFIG_HOME nor HOME is set, so there is no file of confirmed host keys; give --known-leaves or --host-key".to_owned(),
+        )
+    })?;
+    Ok(directory.join(FILE))
+}
+
+/// Returns the keys of a file's text.
+///
+/// # Errors
+/// What is wrong with which line.
+fn parse(text: &str) -> Result<BTreeMap<LeafName, HostKey>, String> {
+    let mut keys = BTreeMap::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        if line.trim().is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let parsed = line.split_once(' ').and_then(|(leaf, key)| {
+            let key: HostKey = key.parse().ok()?;
+            Some((LeafName::new(leaf).ok()?, key))
+        });
+        let (leaf, key) =
+            parsed.ok_or_else(|| format!("line {number} is not a leaf's name and its ssh-ed25519 key"))?;
+        // The same line twice says nothing else than once.
+        let before = keys.insert(leaf.clone(), key.clone());
+        if before.is_some_and(|before| before != key) {
+            return Err(format!(
+                "line {number} has another key of leaf {leaf} than a line before: remove one"
+            ));
+        }
+    }
+    Ok(keys)
+}
+
+fn unusable(file: &Path, why: String) -> Error {
+    Error::Usage(format!("can't use {}: {why}", file.display()))
 }
 
 #[cfg(test)]
@@ -187,7 +225,7 @@ mod tests {
         let leaf = LeafName::new("edge-1").expect("a leaf");
         let (one, other): (HostKey, HostKey) = (ONE.parse().expect("a key"), OTHER.parse().expect("a key"));
         let confirm = |key: &HostKey, person: &Says| {
-            let known = KnownLeaves::read(file.clone()).expect("a file");
+            let known = KnownLeaves::read(Some(file.clone())).expect("a file");
             known.confirmed(&leaf, key.clone(), person, Output::new(true))
         };
         for answer in [None, Some(false)] {
@@ -212,14 +250,81 @@ mod tests {
         for (text, says) in [
             (
                 format!("# ours\n\nedge-1 {ONE}\nedge-1 {OTHER}\n"),
-                "line 4 names a leaf for the second time",
+                "line 4 has another key of leaf edge-1 than a line before",
             ),
             (format!("edge-1\t{ONE}\n"), "line 1 is not"),
             ("edge-1 ssh-rsa AAAA\n".to_owned(), "line 1 is not"),
         ] {
             std::fs::write(&file, text).expect("a file");
-            let error = KnownLeaves::read(file.clone()).expect_err(says).to_string();
+            let error = KnownLeaves::read(Some(file.clone())).expect_err(says).to_string();
             assert!(error.contains(says), "{error}");
         }
+    }
+
+    #[test]
+    fn the_same_line_twice_and_a_last_line_without_a_line_end_are_no_damage() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("known_leaves");
+        let [one, other] = [ONE, OTHER].map(|key| key.parse::<HostKey>().expect("a key"));
+        let [first, second] = ["edge-1", "edge-2"].map(|name| LeafName::new(name).expect("a leaf"));
+        std::fs::write(&file, format!("edge-1 {ONE}\nedge-1 {ONE} root@edge-1")).expect("a file");
+        let read = || KnownLeaves::read(Some(file.clone())).expect("a file");
+        let confirm = |leaf: &LeafName, key: &HostKey| {
+            read().confirmed(leaf, key.clone(), &says(Some(true)), Output::new(true))
+        };
+        assert_eq!(confirm(&first, &one).expect("known"), one);
+        assert_eq!(confirm(&second, &other).expect("confirmed"), other);
+        let text = std::fs::read_to_string(&file).expect("a file");
+        assert_eq!(
+            text,
+            format!("edge-1 {ONE}\nedge-1 {ONE} root@edge-1\nedge-2 {OTHER}\n")
+        );
+        assert_eq!(read().keys.len(), 2);
+    }
+
+    /// Another leafctl keeps a key while the person of this one thinks.
+    #[test]
+    fn what_another_leafctl_kept_meanwhile_is_not_kept_twice_and_another_key_is_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("known_leaves");
+        let [one, other] = [ONE, OTHER].map(|key| key.parse::<HostKey>().expect("a key"));
+        let leaf = LeafName::new("edge-1").expect("a leaf");
+        let confirm = |known: &KnownLeaves, key: &HostKey| {
+            known.confirmed(&leaf, key.clone(), &says(Some(true)), Output::new(true))
+        };
+        let known: Vec<KnownLeaves> = (0..3)
+            .map(|_| KnownLeaves::read(Some(file.clone())).expect("a file"))
+            .collect();
+        confirm(&known[0], &one).expect("confirmed");
+        confirm(&known[1], &one).expect("confirmed");
+        let error = confirm(&known[2], &other).expect_err("another").to_string();
+        assert!(error.contains("confirmed before"), "{error}");
+        let text = std::fs::read_to_string(&file).expect("a file");
+        assert_eq!(text, format!("edge-1 {ONE}\n"));
+    }
+
+    #[test]
+    fn many_leafctl_at_once_lose_no_line() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("known_leaves");
+        let one: HostKey = ONE.parse().expect("a key");
+        std::thread::scope(|scope| {
+            for number in 0..8 {
+                let (file, one) = (file.clone(), one.clone());
+                scope.spawn(move || {
+                    for _ in 0..20 {
+                        let known = KnownLeaves::read(Some(file.clone())).expect("a file");
+                        let leaf = LeafName::new(format!("edge-{number}")).expect("a leaf");
+                        let kept = known.confirmed(&leaf, one.clone(), &says(Some(true)), Output::new(true));
+                        kept.expect("confirmed");
+                    }
+                });
+            }
+        });
+        let text = std::fs::read_to_string(&file).expect("a file");
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.sort_unstable();
+        let expected: Vec<String> = (0..8).map(|number| format!("edge-{number} {ONE}")).collect();
+        assert_eq!(lines, expected);
     }
 }

@@ -38,6 +38,9 @@ pub(crate) struct Set {
     /// The leaf's SSH host key: a line of its `ssh_host_ed25519_key.pub`, or that file. Then leafctl neither asks nor keeps it.
     #[arg(long, value_name = "KEY|FILE")]
     host_key: Option<String>,
+    /// The file of the host keys that were confirmed. Without this flag: cim-leaf/known_leaves in $XDG_CONFIG_HOME, or in ~/.config.
+    #[arg(long, value_name = "FILE", env = "LEAFCTL_KNOWN_LEAVES")]
+    known_leaves: Option<PathBuf>,
 }
 
 impl Set {
@@ -45,7 +48,7 @@ impl Set {
         let given = self.host_key.as_deref().map(read_key).transpose()?;
         // Before the question about a key, which may take its time.
         let content = read_content(self.from_file.as_deref())?;
-        let keys = RefCell::new(keys(session, given, output).await?);
+        let keys = RefCell::new(keys(session, given, self.known_leaves, output).await?);
         let users = self
             .containers
             .into_iter()
@@ -71,7 +74,7 @@ impl Set {
             let reply = leaf
                 .waiting(
                     "waiting for the leaf to keep the secret",
-                    leaf.call_slow(&request),
+                    leaf.call_slow_with_own_body(&request),
                 )
                 .await;
             // Each encryption is another text, so the same command can't be sent once more.
@@ -100,6 +103,7 @@ impl Set {
 async fn keys(
     session: &Session,
     given: Option<HostKey>,
+    known_leaves: Option<PathBuf>,
     output: Output,
 ) -> Result<BTreeMap<LeafName, Result<HostKey, Error>>, Error> {
     let leaves = session.leaves().await?;
@@ -111,7 +115,7 @@ async fn keys(
             )),
         };
     }
-    let known = KnownLeaves::of_this_user()?;
+    let known = KnownLeaves::read(known_leaves)?;
     let mut keys = BTreeMap::new();
     // One after the other, since each may have a question.
     for leaf in &leaves {

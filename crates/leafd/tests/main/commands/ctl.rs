@@ -88,6 +88,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: it signs by a key file or ssh-agent where a leaf asks for it, and says what is missing", &[], signing::one_leaf),
         host.trial("leafctl: it signs for a leaf behind a hub", &[Need::HubAgent], signing::through_a_hub),
         host.trial("leafctl: one signature is for all leaves of a command that let its key sign", &[], signing::several_leaves),
+        host.trial("leafctl: a secret for several leaves has a signature for each, over a text that names that leaf alone", &[Need::Root], signing::secrets),
         host.trial("leafctl: each shell can read its completions, and schemas are shown in full", &[], offline),
     ]
     .into_iter()

@@ -522,7 +522,10 @@ async fn files() -> anyhow::Result<()> {
     invalid(&altered.send(&scene.wire).await?, "body of the message")?;
     let mut expired = text(&scene.wire.leaf, LABEL, &label("6"));
     (expired.time, expired.expires) = (now(-200), now(-1));
-    invalid(&scene.send(&expired, "tester", &label("6")).await?, "the signature expired")?;
+    invalid(
+        &scene.send(&expired, "tester", &label("6")).await?,
+        "the signature expired",
+    )?;
     let challenge = value(
         &scene.wire.ask("leaf.challenge", &json!({})).await?,
         "reply.leaf.challenge",
@@ -655,7 +658,11 @@ async fn recorded() -> anyhow::Result<()> {
         )?;
     }
     // A pattern names nobody: callers that are made up share an event.
-    let everybody = format!("tester {}\n* {}\n", scene.keys.public("tester")?, scene.keys.public("zoe")?);
+    let everybody = format!(
+        "tester {}\n* {}\n",
+        scene.keys.public("tester")?,
+        scene.keys.public("zoe")?
+    );
     scene.keys.write("allowed", &everybody)?;
     for number in 0..5 {
         let caller = Caller::new(format!("made-up-{number}"))?;
@@ -666,7 +673,8 @@ async fn recorded() -> anyhow::Result<()> {
         let mut signed = text(leaf, LABEL, &label("x"));
         signed.caller = caller;
         let message = Signed::new(leaf, &signed, &scene.keys, "nobody", &label("x"))?;
-        let answer = client.request_with_headers(message.subject.clone(), message.headers(), message.body.into());
+        let answer =
+            client.request_with_headers(message.subject.clone(), message.headers(), message.body.into());
         invalid(&answer.await?, "is not among the allowed signers")?;
     }
     scene.wire.client.flush().await?;
@@ -680,7 +688,10 @@ async fn recorded() -> anyhow::Result<()> {
     let [one, of_all] = refused.as_slice() else {
         anyhow::bail!("not one event of the caller and one of all others: {refused:?}");
     };
-    ensure!(of_all["caller"] == "made-up-0" && of_all["refused"] == 1, "{of_all}");
+    ensure!(
+        of_all["caller"] == "made-up-0" && of_all["refused"] == 1,
+        "{of_all}"
+    );
     super::wire::valid(one, "cim.leaf.leaf.signature_refused.v1")?;
     ensure!(
         one["caller"] == "tester" && one["command"] == LABEL && one["refused"] == 1,

@@ -275,3 +275,50 @@ pub(super) async fn through_a_hub() -> anyhow::Result<()> {
     );
     Ok(())
 }
+
+/// The body of a secret is another for each leaf, and so is what is signed.
+pub(super) async fn secrets() -> anyhow::Result<()> {
+    let person = Person::with_keys(&["ann", "host-0", "host-1"]).await?;
+    let allowed = person.allow("allowed", &["ann"])?;
+    let fleet = Fleet::start_with(2, |number, setup| {
+        let key = person.path(&format!("host-{number}"));
+        requiring(setup, &allowed, &["secret.*"]).set("containers.host_key", key.display().to_string())
+    })
+    .await?;
+    let known = person.path("known_leaves");
+    let lines: Result<Vec<String>, _> = (0..2)
+        .map(|number| {
+            let key = person.public(&format!("host-{number}"))?;
+            anyhow::Ok(format!("{} {key}", fleet.name(number)))
+        })
+        .collect();
+    std::fs::write(&known, lines?.join("\n"))?;
+    let content = person.path("content");
+    std::fs::write(&content, "s3cret")?;
+    let [ann, known, content] = [person.path("ann"), known, content].map(|path| path.display().to_string());
+    let both = [fleet.name(0), fleet.name(1)].join(",");
+    let set = [
+        "secret",
+        "set",
+        "db",
+        "--container",
+        "web",
+        "--from-file",
+        &content,
+    ];
+    let more = ["--known-leaves", &known, "--sign-with", &ann, "--leaf", &both];
+    let done = person
+        .ctl(&fleet.leaves[0], &[&set[..], &more[..]].concat())
+        .await?;
+    ended(&done, 0, "")?;
+    for number in 0..2 {
+        let said = format!("signing secret.set for 1 of 2 leaves: {}\n", fleet.name(number));
+        ended(&done, 0, &said)?;
+    }
+    let signatures = text(&done.stderr).matches("signing ").count();
+    ensure!(signatures == 2, "{}", text(&done.stderr));
+    // What is the same for all leaves still has one signature.
+    let remove = ["secret", "remove", "db", "--sign-with", &ann, "--leaf", &both];
+    let done = person.ctl(&fleet.leaves[0], &remove).await?;
+    ended(&done, 0, "signing secret.remove for 2 of 2 leaves")
+}
