@@ -86,31 +86,14 @@ pub fn decrypt(private_key: &[u8], file: &[u8], limit: usize) -> Result<Zeroizin
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-
     use super::*;
-
-    /// Returns the private and the public key of a new pair, as `ssh-keygen` writes them.
-    fn key_pair() -> (Vec<u8>, HostKey) {
-        let dir = tempfile::tempdir().expect("a directory");
-        let file = dir.path().join("key");
-        let made = Command::new("ssh-keygen")
-            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
-            .arg(&file)
-            .status()
-            .expect("ssh-keygen runs");
-        assert!(made.success());
-        let public = std::fs::read_to_string(file.with_extension("pub")).expect("a public key");
-        (
-            std::fs::read(&file).expect("a private key"),
-            public.parse().expect("a host key"),
-        )
-    }
+    use crate::test_keys::KeyPair;
 
     #[test]
     fn a_file_is_decrypted_by_each_of_its_keys_and_by_no_other() {
-        let [(one, one_public), (two, two_public), (other, _)] = [key_pair(), key_pair(), key_pair()];
-        let file = encrypt(&[one_public, two_public], b"s3cret\n\0");
+        let [one, two, other] = [(); 3].map(|()| KeyPair::new());
+        let file = encrypt(&[one.public, two.public], b"s3cret\n\0");
+        let [one, two, other] = [one.private, two.private, other.private];
         assert!(file.starts_with("-----BEGIN AGE ENCRYPTED FILE-----\n"));
         for key in [&one, &two] {
             assert_eq!(

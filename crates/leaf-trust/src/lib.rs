@@ -14,3 +14,5 @@ pub mod host_key;
 mod pattern;
 pub mod secret;
 pub mod ssh_signature;
+#[cfg(test)]
+mod test_keys;

@@ -6,32 +6,7 @@ use std::process::{Command, Stdio};
 use proptest::prelude::*;
 
 use super::*;
-
-struct Pair {
-    _directory: tempfile::TempDir,
-    private: Vec<u8>,
-    public: HostKey,
-    file: std::path::PathBuf,
-}
-
-/// Returns a new pair of keys, as `ssh-keygen` writes them.
-fn pair() -> Pair {
-    let directory = tempfile::tempdir().expect("a directory");
-    let file = directory.path().join("key");
-    let made = Command::new("ssh-keygen")
-        .args(["-q", "-t", "ed25519", "-N", "", "-f"])
-        .arg(&file)
-        .status()
-        .expect("ssh-keygen runs");
-    assert!(made.success());
-    let public = std::fs::read_to_string(file.with_extension("pub")).expect("a public key");
-    Pair {
-        private: std::fs::read(&file).expect("a private key"),
-        public: public.parse().expect("a host key"),
-        _directory: directory,
-        file,
-    }
-}
+use crate::test_keys::KeyPair;
 
 fn document(users: &[&str], content: &[u8]) -> SecretDocument {
     SecretDocument {
@@ -42,14 +17,14 @@ fn document(users: &[&str], content: &[u8]) -> SecretDocument {
     }
 }
 
-fn decrypted(pair: &Pair, file: &str) -> Result<SecretDocument, SecretError> {
+fn decrypted(pair: &KeyPair, file: &str) -> Result<SecretDocument, SecretError> {
     let like = document(&[], b"");
     SecretDocument::decrypt(&pair.private, file.as_bytes(), &like.leaf, &like.name)
 }
 
 #[test]
 fn a_secret_is_read_by_its_leaf_under_its_name_and_nowhere_else() {
-    let (own, other) = (pair(), pair());
+    let (own, other) = (KeyPair::new(), KeyPair::new());
     let sent = document(
         &["unit b.service reload", "container web"],
         b"\n\nleaf: edge-2\n\0\xff",
@@ -86,7 +61,7 @@ fn a_secret_is_read_by_its_leaf_under_its_name_and_nowhere_else() {
 
 #[test]
 fn an_altered_file_is_refused_at_each_of_its_lines() {
-    let own = pair();
+    let own = KeyPair::new();
     let file = document(&[], &[7; 300]).encrypt(&own.public).expect("encrypted");
     let mut lines: Vec<String> = file.lines().map(str::to_owned).collect();
     for line in 0..lines.len() {
@@ -103,7 +78,7 @@ fn an_altered_file_is_refused_at_each_of_its_lines() {
 
 #[test]
 fn what_is_too_large_or_named_twice_is_refused() {
-    let own = pair();
+    let own = KeyPair::new();
     let encrypt = |document: SecretDocument| document.encrypt(&own.public);
     let largest = vec![b'x'; MAX_CONTENT_BYTES];
     let users: Vec<String> = (0..MAX_USERS)
@@ -224,7 +199,7 @@ fn run(program: &str, arguments: &[&Path], input: &[u8]) -> Vec<u8> {
 
 #[test]
 fn the_program_age_decrypts_what_is_encrypted_here() {
-    let own = pair();
+    let own = KeyPair::new();
     let file = document(&["container web"], b"s3cret\n\0")
         .encrypt(&own.public)
         .expect("encrypted");
@@ -237,7 +212,7 @@ fn the_program_age_decrypts_what_is_encrypted_here() {
 
 #[test]
 fn what_the_program_age_encrypts_is_read_here() {
-    let own = pair();
+    let own = KeyPair::new();
     let public = own.file.with_extension("pub");
     let text = b"cim-leaf secret 1\nleaf: edge-1\nname: db-password\n\ns3cret\n\0";
     let arguments = [Path::new("-a"), Path::new("-R"), &public];

@@ -13,6 +13,7 @@ use ssh_key::{Fingerprint, LineEnding};
 
 use super::*;
 use crate::agent;
+use crate::test_keys::{make_key, public_line};
 
 const NAMESPACE: &str = "command@cim-leaf";
 const TEXT: &[u8] = b"cim-leaf signed command 1\nsubject: leaf.v1.cmd.*.ann.container.destroy\n";
@@ -32,9 +33,7 @@ impl Place {
     /// Makes a key pair, and returns the file of the private key.
     fn key(&self, name: &str, more: &[&str]) -> PathBuf {
         let file = self.path(name);
-        let mut make = Command::new("ssh-keygen");
-        make.args(["-q", "-C", "", "-f"]).arg(&file).args(more);
-        assert!(make.status().expect("ssh-keygen runs").success());
+        make_key(&file, more);
         file
     }
 
@@ -84,17 +83,12 @@ impl Place {
     }
 }
 
-fn public(file: &Path) -> String {
-    let text = std::fs::read_to_string(file.with_extension("pub")).expect("a public key");
-    text.trim().to_owned()
-}
-
 #[test]
 fn what_ssh_keygen_signs_is_verified_here_and_nothing_that_was_altered() {
     let place = Place::new();
     let key = place.key("key", &["-t", "ed25519", "-N", ""]);
     let signature = place.sign(&key, NAMESPACE);
-    assert_eq!(*signature.key(), public(&key).parse().expect("a key"));
+    assert_eq!(*signature.key(), public_line(&key).parse().expect("a key"));
     signature.verify(NAMESPACE, TEXT).expect("it is right");
     let altered = signature.verify(NAMESPACE, &TEXT[1..]);
     assert!(matches!(altered, Err(SignatureError::Wrong)));
@@ -123,11 +117,11 @@ fn what_is_signed_here_is_verified_by_ssh_keygen() {
     let private = std::fs::read(&key).expect("a key");
     let signature = SshSignature::sign(&private, NAMESPACE, TEXT).expect("signed");
     signature.verify(NAMESPACE, TEXT).expect("it is right");
-    let verified = place.verify(&signature, &public(&key), TEXT);
+    let verified = place.verify(&signature, &public_line(&key), TEXT);
     assert!(verified.status.success(), "{verified:?}");
     assert!(
         !place
-            .verify(&signature, &public(&key), b"altered")
+            .verify(&signature, &public_line(&key), b"altered")
             .status
             .success()
     );
@@ -298,7 +292,7 @@ fn an_agent_lists_its_keys_and_signs_as_ssh_keygen_verifies() {
     agent_process.add(&place.key("ecdsa", &["-t", "ecdsa", "-N", ""]));
     let file = place.key("key", &["-t", "ed25519", "-N", ""]);
     agent_process.add(&file);
-    let key: SignerKey = public(&file).parse().expect("a key");
+    let key: SignerKey = public_line(&file).parse().expect("a key");
     let listed = agent::identities(&agent_process.ask(&agent::identities_request())).expect("an answer");
     // The other key can't sign commands.
     assert_eq!(listed, std::slice::from_ref(&key));
@@ -306,7 +300,12 @@ fn an_agent_lists_its_keys_and_signs_as_ssh_keygen_verifies() {
     let made = agent::signature(&agent_process.ask(&agent::sign_request(&key, &data))).expect("signed");
     let signature = SshSignature::of_agent(&key, NAMESPACE, &made).expect("a signature");
     signature.verify(NAMESPACE, TEXT).expect("it is right");
-    assert!(place.verify(&signature, &public(&file), TEXT).status.success());
+    assert!(
+        place
+            .verify(&signature, &public_line(&file), TEXT)
+            .status
+            .success()
+    );
     let unknown = agent::sign_request(&Token::new().public, &data);
     let refused = agent::signature(&agent_process.ask(&unknown));
     assert!(matches!(refused, Err(agent::AgentError::Refused)));
@@ -325,7 +324,7 @@ fn a_fingerprint_is_the_one_of_ssh_keygen() {
         .arg(&file)
         .output()
         .expect("ssh-keygen runs");
-    let key: SignerKey = public(&file).parse().expect("a key");
+    let key: SignerKey = public_line(&file).parse().expect("a key");
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
     assert!(shown.contains(&key.fingerprint()), "{shown}");
     key.fingerprint().parse::<Fingerprint>().expect("a fingerprint");

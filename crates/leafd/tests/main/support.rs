@@ -12,6 +12,8 @@ mod hub;
 mod hub_site;
 #[path = "support/leaf.rs"]
 mod leaf;
+#[path = "support/programs.rs"]
+mod programs;
 #[path = "support/remains.rs"]
 mod remains;
 
@@ -23,6 +25,7 @@ pub(crate) use host::{Host, Need, OLD_LEAFD};
 pub(crate) use hub::Hub;
 pub(crate) use hub_site::{HubSite, Weather, Wire};
 pub(crate) use leaf::{Setup, TestLeaf};
+pub(crate) use programs::{nats_server, ssh_key};
 
 /// The longest that any wait for a state may take, if the test does not say otherwise.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);

@@ -13,6 +13,8 @@ mod escapes;
 mod fleet;
 #[path = "ctl/hub.rs"]
 mod hub;
+#[path = "ctl/key_faults.rs"]
+mod key_faults;
 #[path = "ctl/keys.rs"]
 mod keys;
 #[path = "ctl/labels.rs"]
@@ -61,15 +63,15 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: of a leaf that is away, the hub says since when and how far its events are copied", &[Need::HubAgent], hub::away),
         host.trial("leafctl: a fleet is made from nothing, and its leaf, its agent and a person work together until the leaf is revoked", &[Need::HubAgent], keys::from_nothing),
         host.trial("leafctl: a revocation cuts an open connection, and holds over restarts, a lost resolver directory and a stale push", &[], keys::revoked),
-        host.trial("leafctl: a revoked user is refused also by a server that just starts, amid many who connect", &[], keys::revoked_in_a_crowd),
-        host.trial("leafctl: a revocation reaches both servers of a hub, and one that hangs is counted", &[], keys::two_servers),
-        host.trial("leafctl: an account that a stranger signed is replaced by a push, and stops no revocation", &[], keys::forged_account),
+        host.trial("leafctl: a revoked user is refused also by a server that just starts, amid many who connect", &[], key_faults::revoked_in_a_crowd),
+        host.trial("leafctl: a revocation reaches both servers of a hub, and one that hangs is counted", &[], key_faults::two_servers),
+        host.trial("leafctl: an account that a stranger signed is replaced by a push, and stops no revocation", &[], key_faults::forged_account),
         host.trial("leafctl: a directory of keys from a backup takes over what was revoked since", &[], keys::from_a_backup),
         host.trial("leafctl: a user of a fleet is cut and refused at its end, and the key of a role makes no other users", &[], keys::ends),
         host.trial("leafctl: a new key works beside the former one until that is revoked", &[Need::HubAgent], keys::rotated),
-        host.trial("leafctl: keys that nothing needs may be moved away, and a missing one is named with what works without it", &[], keys::moved_away),
-        host.trial("leafctl: what is no fleet, no name or no host key is refused and changes nothing", &[], keys::refused),
-        host.trial("leafctl: on a full disk a fleet is made as a whole or not at all", &[Need::Root], keys::full_disk),
+        host.trial("leafctl: keys that nothing needs may be moved away, and a missing one is named with what works without it", &[], key_faults::moved_away),
+        host.trial("leafctl: what is no fleet, no name or no host key is refused and changes nothing", &[], key_faults::refused),
+        host.trial("leafctl: on a full disk a fleet is made as a whole or not at all", &[Need::Root], key_faults::full_disk),
         host.trial("leafctl: a change of several leaves whose reply was lost is repeated under one id, and has one effect on each", &[], fleet::repeated),
         host.trial("leafctl: what follows something names the leaf on each line, or works with one leaf only", &[], fleet::followed),
         host.trial("leafctl: labels of the settings and of commands add up, select leaves, and outlast restarts", &[], labels::kept),

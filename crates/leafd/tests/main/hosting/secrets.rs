@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use super::systems::system;
 use super::{is_problem, name, toplevel};
-use crate::support::{Host, Need, Setup, TestLeaf, until};
+use crate::support::{Host, Need, Setup, TestLeaf, ssh_key, until};
 
 /// A script that writes the SHA-256 of each of its secrets to its console, is ready, and ends when it is told to halt.
 const SHOWS: &str = "for one in password token; do f=$CREDENTIALS_DIRECTORY/$one; \
@@ -59,22 +59,15 @@ struct SecretLeaf {
 }
 
 /// Returns the file of a new host key, and its public part.
-fn new_key(directory: &Path) -> anyhow::Result<(PathBuf, HostKey)> {
+async fn new_key(directory: &Path) -> anyhow::Result<(PathBuf, HostKey)> {
     let file = directory.join("ssh_host_ed25519_key");
-    let made = Command::new("ssh-keygen")
-        .args(["-q", "-t", "ed25519", "-N", "", "-f"])
-        .arg(&file)
-        .stdin(Stdio::null())
-        .status()
-        .context("ssh-keygen runs (Debian: openssh-client)")?;
-    ensure!(made.success(), "{made}");
-    let public = std::fs::read_to_string(file.with_extension("pub"))?;
+    let public = ssh_key(&file).await?;
     Ok((file, public.parse()?))
 }
 
 async fn secret_leaf() -> anyhow::Result<SecretLeaf> {
     let directory = tempfile::tempdir()?;
-    let (file, key) = new_key(directory.path())?;
+    let (file, key) = new_key(directory.path()).await?;
     let setup = Setup::new()
         .containers()
         .set("containers.host_key", file.display().to_string());
@@ -356,7 +349,7 @@ async fn changed_meanwhile() -> anyhow::Result<()> {
     std::fs::write(secrets.join("db.age"), own.encrypted("db", &[&user], &second)?)?;
     std::fs::remove_file(secrets.join("gone.age"))?;
     // What can't be used is left alone.
-    let (_, other) = new_key(own.leaf.scratch())?;
+    let (_, other) = new_key(own.leaf.scratch()).await?;
     let document = SecretDocument {
         leaf: own.leaf.name.clone(),
         name: secret("alien"),
@@ -394,7 +387,7 @@ async fn refused() -> anyhow::Result<()> {
         Ok(document.encrypt(key)?)
     };
     let directory = tempfile::tempdir()?;
-    let (_, another_key) = new_key(directory.path())?;
+    let (_, another_key) = new_key(directory.path()).await?;
     let another_leaf = LeafName::new("another")?;
     let leaf = own.leaf.name.clone();
     let good = file(&leaf, "db", &own.key)?;

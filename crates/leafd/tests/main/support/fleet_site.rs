@@ -6,7 +6,6 @@ use std::process::{Output, Stdio};
 
 use anyhow::{Context as _, ensure};
 use leaf_bus::connect::{ConnectSettings, Credentials, Tls};
-use leaf_bus::embedded::NatsServer;
 use leaf_bus::identity::fleet::{KeyKind, NatsKey};
 use leaf_bus::resolver::{PUSHER, Resolvers};
 use leaf_core::host_op::Secret;
@@ -16,7 +15,7 @@ use serde_json::Value;
 use tokio::process::{Child, Command};
 
 use super::host::hub_agent;
-use super::{LIMIT, Setup, until};
+use super::{LIMIT, Setup, nats_server, ssh_key, until};
 use crate::commands::ctl;
 
 /// A fleet with its hub.
@@ -67,17 +66,8 @@ impl FleetSite {
     pub(crate) async fn start_server(&mut self) -> anyhow::Result<()> {
         let log = self.at("hub.log");
         let _ = std::fs::remove_file(&log);
-        let server = Command::new(NatsServer::find(None).await?.path)
-            .arg("-c")
-            .arg(self.keys().join("hub/nats-server.conf"))
-            .arg("-l")
-            .arg(&log)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()?;
-        self.server = Some(server);
+        let config = self.keys().join("hub/nats-server.conf");
+        self.server = Some(nats_server(&config, Some(&log)).await?);
         until("the hub's server is ready", async || {
             let log = self.log();
             ensure!(!log.contains("[FTL]"), "{log}");
@@ -168,12 +158,7 @@ impl FleetSite {
     /// Makes an SSH host key, and returns the file with its private part.
     pub(crate) async fn host_key(&self, name: &str) -> anyhow::Result<PathBuf> {
         let file = self.at(&format!("host-{name}"));
-        let status = Command::new("ssh-keygen")
-            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
-            .arg(&file)
-            .status()
-            .await?;
-        ensure!(status.success(), "ssh-keygen: {status}");
+        ssh_key(&file).await?;
         Ok(file)
     }
 

@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use leaf_bus::client::Client;
 use leaf_bus::context;
-use leaf_bus::embedded::NatsServer;
 use leaf_bus::identity::{HubUsers, hub_caller};
 use leaf_core::id::{Caller, LeafName};
 use leaf_core::subject;
@@ -22,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::host::hub_agent;
-use super::{Setup, until};
+use super::{Setup, nats_server, until};
 
 /// The files with the seeds of the users: the agent's two, a person's.
 const SEEDS: [&str; 3] = ["agent.seed", "links.seed", "ann.seed"];
@@ -89,14 +88,7 @@ impl HubSite {
                 users.accounts()
             ),
         )?;
-        let server = Command::new(NatsServer::find(None).await?.path)
-            .arg("-c")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()?;
+        let server = nats_server(&config, None).await?;
         let [clients, for_leaves] = until("the hub's server listens", async || addresses_in(&log)).await?;
         Ok(Self {
             leaf,

@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
+use crate::support::ssh_key;
 
 /// Returns a process that runs `leafctl` with these words and this text as its standard input.
 async fn with_input(leaf: &TestLeaf, home: &Path, words: &[&str], input: &[u8]) -> anyhow::Result<Output> {
@@ -48,16 +49,7 @@ fn in_a_session_of_its_own(command: &Command) -> Command {
 pub(super) async fn set_and_removed() -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let key = directory.path().join("key");
-    let make = |file: &Path| {
-        let made = std::process::Command::new("ssh-keygen")
-            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
-            .arg(file)
-            .stdin(Stdio::null())
-            .status()?;
-        ensure!(made.success(), "{made}");
-        anyhow::Ok(std::fs::read_to_string(file.with_extension("pub"))?)
-    };
-    let public = make(&key)?;
+    let public = ssh_key(&key).await?;
     let leaf = Setup::new()
         .set("containers.host_key", key.display().to_string())
         .start()
@@ -161,7 +153,7 @@ pub(super) async fn set_and_removed() -> anyhow::Result<()> {
         "can't read the secret",
     )?;
     std::fs::remove_file(&key)?;
-    make(&key)?;
+    ssh_key(&key).await?;
     let another = with_input(&leaf, &home, &set, plain).await?;
     ended(&another, 6, "the one confirmed before is SHA256:")?;
     // The leaf's own refusal of a file that its key does not decrypt.

@@ -6,7 +6,7 @@ use leaf_trust::ssh_signature::SignerKey;
 
 use super::fleet::Fleet;
 use super::*;
-use crate::support::HubSite;
+use crate::support::{HubSite, ssh_key};
 
 /// Keys of `ssh-keygen`, and an `ssh-agent` of the test's own.
 struct Person {
@@ -22,10 +22,7 @@ impl Person {
             agent: None,
         };
         for name in names {
-            let mut make = Command::new("ssh-keygen");
-            make.args(["-q", "-t", "ed25519", "-N", "", "-C", "", "-f"])
-                .arg(person.path(name));
-            ensure!(make.status().await?.success(), "ssh-keygen makes no key");
+            ssh_key(&person.path(name)).await?;
         }
         Ok(person)
     }
