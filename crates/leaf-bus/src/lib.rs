@@ -4,7 +4,7 @@
 //! [`publisher`], claims its name with a [`lease`], and writes its current state to the bucket of [`kv`]. [`client`] is
 //! the callers' side, with the settings of a [`context`]; [`container`] is the containers' side, and a [`relay`] its way to
 //! a server elsewhere. [`rights`] tries what users may do. A leaf without an external NATS runs an [`embedded`] server, with
-//! an [`identity`] for each of its users. The agent of a hub works with [`hub`], and the keys of a fleet reach its servers by a
+//! an [`identity`] for each of its users, and a [`leaf_node`] asks its hub anew. The agent of a hub works with [`hub`], and the keys of a fleet reach its servers by a
 //! [`resolver`].
 
 pub mod client;
@@ -24,6 +24,7 @@ mod jetstream;
 mod job_hints;
 mod jobs;
 pub mod kv;
+pub mod leaf_node;
 pub mod lease;
 mod level;
 mod link;

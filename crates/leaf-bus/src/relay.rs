@@ -144,6 +144,7 @@ async fn pass_on(
         reader,
         mut writer,
         info,
+        ..
     } = dialler.dial().await?;
     let (mut from_client, mut to_client) = client.into_split();
     write_in_time(&mut to_client, &info_line(info)).await?;

@@ -238,3 +238,15 @@ fn is_stopped(pid: u32) -> anyhow::Result<bool> {
     }
     Ok(true)
 }
+
+/// A CA for tests, and its certificate in PEM.
+pub(crate) fn authority(
+    name: &str,
+) -> anyhow::Result<(rcgen::CertifiedIssuer<'static, rcgen::KeyPair>, String)> {
+    let mut params = rcgen::CertificateParams::new(Vec::new())?;
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    let issuer = rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate()?)?;
+    let pem = issuer.pem();
+    Ok((issuer, pem))
+}

@@ -19,14 +19,22 @@ use crate::settings::{ConnectSettings, Tls, without_user};
 /// How long one attempt may take.
 const ATTEMPT: Duration = Duration::from_secs(5);
 
+/// The default ports of nats-server for clients and for leaf nodes.
+const CLIENTS: u16 = 4222;
+const LEAF_NODES: u16 = 7422;
+
 /// Why no connection can be made.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
     /// An address that is none, or that of a websocket.
-    #[error("{server:?} can't be used: write it like nats://host:4222 or tls://host:4222")]
+    #[error(
+        "{server:?} can't be used: write it like nats://host:{default_port} or tls://host:{default_port}"
+    )]
     BadAddress {
         /// The address.
         server: String,
+        /// The port that servers listen on by default.
+        default_port: u16,
     },
     /// A certificate or key can't be read.
     #[error("the certificates of the connection to NATS can't be used")]
@@ -53,12 +61,20 @@ pub(crate) struct Dialled {
     pub(crate) writer: WriteHalf<Box<dyn Stream>>,
     /// The server's information.
     pub(crate) info: Map<String, Value>,
+    /// Its address, for errors.
+    pub(crate) server: String,
 }
 
 struct Server {
     host: String,
     port: u16,
     tls: bool,
+}
+
+impl Server {
+    fn text(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
 }
 
 /// Makes connections to the same servers.
@@ -71,22 +87,36 @@ impl Dialler {
     /// # Errors
     /// [`DialError::BadAddress`].
     pub(crate) fn new(settings: &ConnectSettings) -> Result<Self, DialError> {
+        Self::at(settings, CLIENTS)
+    }
+
+    /// Connects to the servers' ports for leaf nodes, where their addresses name no other.
+    ///
+    /// # Errors
+    /// [`DialError::BadAddress`].
+    pub(crate) fn of_leaf_nodes(settings: &ConnectSettings) -> Result<Self, DialError> {
+        Self::at(settings, LEAF_NODES)
+    }
+
+    fn at(settings: &ConnectSettings, default_port: u16) -> Result<Self, DialError> {
         let mut servers = Vec::new();
         for server in &settings.servers {
             let address = server.parse::<async_nats::ServerAddr>().ok();
             let usable = address.filter(|address| !address.host().is_empty() && !address.is_websocket());
             let address = usable.ok_or_else(|| DialError::BadAddress {
                 server: without_user(server),
+                default_port,
             })?;
             servers.push(Server {
                 host: address.host().to_owned(),
-                port: address.port(),
+                port: address.clone().into_inner().port().unwrap_or(default_port),
                 tls: settings.tls.required || address.tls_required(),
             });
         }
         if servers.is_empty() {
             return Err(DialError::BadAddress {
                 server: String::new(),
+                default_port,
             });
         }
         Ok(Self {
@@ -118,7 +148,7 @@ impl Dialler {
                 Err(Failure::Certificates(source)) => return Err(DialError::Certificates(source)),
                 Err(Failure::Server(source)) => {
                     last = Some(DialError::NoServer {
-                        server: format!("{}:{}", server.host, server.port),
+                        server: server.text(),
                         source,
                     });
                 }
@@ -155,6 +185,7 @@ impl Dialler {
             reader: Frames::new(reader),
             writer,
             info,
+            server: server.text(),
         })
     }
 }

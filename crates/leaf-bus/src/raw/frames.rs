@@ -19,7 +19,7 @@ const KEPT: usize = 8;
 pub(crate) enum Frame {
     /// `INFO`: the server's information, as JSON after the first blank.
     Info,
-    /// `MSG` or `HMSG`, with its headers and payload.
+    /// `MSG` or `HMSG`, with its headers and payload; `LMSG` from a leaf-node port.
     Message,
     /// Another line: `PING`, `PONG`, `+OK`, `-ERR`.
     Line,
@@ -136,7 +136,10 @@ fn parse(bytes: &[u8]) -> io::Result<Parsed> {
     if verb.eq_ignore_ascii_case(b"INFO") {
         return Ok(Parsed::Whole(Frame::Info, line.len()));
     }
-    if !(verb.eq_ignore_ascii_case(b"MSG") || verb.eq_ignore_ascii_case(b"HMSG")) {
+    if ![&b"MSG"[..], b"HMSG", b"LMSG"]
+        .iter()
+        .any(|message| verb.eq_ignore_ascii_case(message))
+    {
         return Ok(Parsed::Whole(Frame::Line, line.len()));
     }
     let size = line
@@ -177,7 +180,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_payload_is_no_line_whatever_it_says() {
-        let sent = b"INFO {\"a\":1}\r\nPING\r\nMSG s 1 12\r\nINFO {}\r\nabc\r\nHMSG s 1 r 12 14\r\nNATS/1.0\r\n\r\nhi\r\n-ERR 'x'\r\n";
+        let sent = b"INFO {\"a\":1}\r\nPING\r\nMSG s 1 12\r\nINFO {}\r\nabc\r\nHMSG s 1 r 12 14\r\nNATS/1.0\r\n\r\nhi\r\n\
+            LMSG s | q 6\r\nPING\r\n\r\n-ERR 'x'\r\n";
         let found = frames(sent).await.expect("whole frames");
         let kinds: Vec<Frame> = found.iter().map(|(frame, _)| *frame).collect();
         assert_eq!(
@@ -185,6 +189,7 @@ mod tests {
             [
                 Frame::Info,
                 Frame::Line,
+                Frame::Message,
                 Frame::Message,
                 Frame::Message,
                 Frame::Line

@@ -61,27 +61,37 @@ impl Session {
     /// Connects to the first server that answers.
     pub(crate) async fn open(settings: &ConnectSettings) -> Result<Self, LoginError> {
         let dialler = Dialler::new(settings).map_err(LoginError::Dial)?;
-        let Dialled { reader, writer, info } = dialler.dial().await.map_err(LoginError::Dial)?;
+        let dialled = dialler.dial().await.map_err(LoginError::Dial)?;
+        let says = json!({
+            "verbose": false,
+            "pedantic": false,
+            "tls_required": false,
+            "headers": true,
+            "no_responders": true,
+            "echo": true,
+            "lang": "rust",
+            "version": env!("CARGO_PKG_VERSION"),
+            "name": settings.name,
+        });
+        Self::log_in(dialled, &settings.credentials, says, b"").await
+    }
+
+    /// Sends `CONNECT` with who the user is and these fields, and then these bytes, and waits until the server has accepted both.
+    pub(crate) async fn log_in(
+        dialled: Dialled,
+        credentials: &Credentials,
+        mut says: Value,
+        then: &[u8],
+    ) -> Result<Self, LoginError> {
         let mut session = Self {
-            frames: reader,
-            writer,
+            frames: dialled.reader,
+            writer: dialled.writer,
         };
-        let mut connect = user(&settings.credentials, &info)?;
-        for (field, value) in [
-            ("verbose", json!(false)),
-            ("pedantic", json!(false)),
-            ("tls_required", json!(false)),
-            ("headers", json!(true)),
-            ("no_responders", json!(true)),
-            ("echo", json!(true)),
-            ("lang", json!("rust")),
-            ("version", json!(env!("CARGO_PKG_VERSION"))),
-            ("name", json!(settings.name)),
-        ] {
-            connect.insert(field.to_owned(), value);
+        for (field, value) in user(credentials, &dialled.info)? {
+            says[field] = value;
         }
-        let connect = format!("CONNECT {}\r\n", Value::Object(connect));
-        match session.send(connect.as_bytes(), |_| {}).await {
+        let connect = [format!("CONNECT {says}\r\n").as_bytes(), then].concat();
+        match session.send(&connect, |_| {}).await {
             Ok(None) => Ok(session),
             Ok(Some(said)) => Err(LoginError::Refused(said)),
             Err(error) => Err(LoginError::Lost(error)),

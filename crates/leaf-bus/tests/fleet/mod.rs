@@ -2,6 +2,7 @@
 
 mod copies;
 mod crossings;
+mod fresh_dial;
 mod hostile_hub;
 mod kept;
 mod raw;
@@ -43,6 +44,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials.extend(raw_flood::trials());
     trials.extend(raw_garbage::trials());
     trials.extend(raw_hub::trials());
+    trials.extend(fresh_dial::trials());
     trials
 }
 
@@ -81,6 +83,8 @@ struct TestHub {
 tokio::task_local! {
     /// In it a hub has a NATS operator, with the accounts as JWTs, in place of users with NKEYS in its configuration.
     static WITH_OPERATOR: ();
+    /// In it a hub's port for leaf nodes has these settings of TLS.
+    static WITH_TLS: String;
 }
 
 /// Returns a test with a hub that has a NATS operator.
@@ -246,8 +250,10 @@ impl TestHub {
     }
 
     async fn serve(dir: &tempfile::TempDir, jetstream: &str, accounts: &str) -> anyhow::Result<PlainServer> {
+        let tls = WITH_TLS.try_with(Clone::clone).unwrap_or_default();
         let config = format!(
-            "server_name: hub\njetstream {{ store_dir: \"{}\"\n{jetstream}\n}}\nleafnodes {{ listen: \"127.0.0.1:-1\", isolate_leafnode_interest: true }}\n{accounts}",
+            "server_name: hub\njetstream {{ store_dir: \"{}\"\n{jetstream}\n}}\n\
+             leafnodes {{ listen: \"127.0.0.1:-1\", isolate_leafnode_interest: true\n{tls} }}\n{accounts}",
             dir.path().join("jetstream").display(),
         );
         PlainServer::start(dir.path(), &config).await
@@ -337,7 +343,7 @@ async fn connect_with(url: &str, key: &KeyPair, inbox_prefix: &str) -> anyhow::R
 struct LinkedLeaf {
     identity: Identity,
     server: EmbeddedServer,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl LinkedLeaf {
@@ -362,7 +368,7 @@ impl LinkedLeaf {
         Ok(Self {
             identity,
             server,
-            _dir: dir,
+            dir,
         })
     }
 

@@ -192,7 +192,7 @@ async fn hears_nothing() -> anyhow::Result<()> {
 }
 
 /// What a thief may try to send: to the hub, to people, to the other leaf, in the other leaf's name.
-pub(super) const FORBIDDEN: [&str; 40] = [
+pub(super) const FORBIDDEN: [&str; 41] = [
     "leaf.v1.evt.edge.leaf.edge.started",
     "leaf.v1.evt.stolen.leaf.stolen.started",
     "leaf.v1.beat.edge",
@@ -205,6 +205,7 @@ pub(super) const FORBIDDEN: [&str; 40] = [
     "leaf.v1.hub.edge.release",
     "leaf.v1.hub.edge.fill",
     "leaf.v1.hub.edge.copy.read",
+    "leaf.v1.hub.edge.witness",
     "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.events.info",
     "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.events.get",
     "leaf.v1.link.stolen.00000000-0000-0000-0000-000000000007.events.info",

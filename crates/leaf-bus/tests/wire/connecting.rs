@@ -16,7 +16,7 @@ use libtest_mimic::Trial;
 
 use super::{admin, daemon_settings, kill, settings_for, until};
 use crate::plain::PlainServer;
-use crate::support::{LIMIT, Site, leaf, runs, settings, trial};
+use crate::support::{LIMIT, Site, authority, leaf, runs, settings, trial};
 
 pub(super) fn trials() -> Vec<Trial> {
     vec![
@@ -130,17 +130,6 @@ async fn unreadable() -> anyhow::Result<()> {
         );
     }
     Ok(())
-}
-
-pub(super) fn authority(
-    name: &str,
-) -> anyhow::Result<(rcgen::CertifiedIssuer<'static, rcgen::KeyPair>, String)> {
-    let mut params = rcgen::CertificateParams::new(Vec::new())?;
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    params.distinguished_name.push(rcgen::DnType::CommonName, name);
-    let issuer = rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate()?)?;
-    let pem = issuer.pem();
-    Ok((issuer, pem))
 }
 
 async fn wrong_ca() -> anyhow::Result<()> {

@@ -19,9 +19,9 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::connecting::authority;
 use super::settings_for;
 use crate::plain::PlainServer;
+use crate::support::authority;
 use crate::support::{LIMIT, User, leaf, trial};
 
 pub(super) fn trials() -> Vec<Trial> {

@@ -85,6 +85,12 @@ pub fn hub_fill(leaf: &LeafName) -> String {
     format!("leaf.{VERSION}.hub.{leaf}.fill")
 }
 
+/// Returns the subject of a leaf's request for the signature of a witness.
+#[must_use]
+pub fn hub_witness(leaf: &LeafName) -> String {
+    format!("leaf.{VERSION}.hub.{leaf}.witness")
+}
+
 /// What the hub agent reads of a leaf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinkRead {
