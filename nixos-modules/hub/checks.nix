@@ -40,6 +40,7 @@ in
   (secret "nats.linksCredentialsFile" nats.linksCredentialsFile)
   (secret "nats.certFile" nats.certFile)
   (secret "nats.keyFile" nats.keyFile)
+  (secret "witnessKeyFile" cfg.witnessKeyFile)
   (check "nats" ((nats.certFile == null) == (nats.keyFile == null))
     "certFile and keyFile must be set together; set both or neither."
   )

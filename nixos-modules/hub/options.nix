@@ -79,6 +79,14 @@ in
       };
     };
 
+    witnessKeyFile = secretFile {
+      example = "/run/keys/witness.key";
+      description = ''
+        The private key (ssh-ed25519 of OpenSSH, without a passphrase) with which the agent confirms, as a witness, changes of leaves that
+        can cut them off. Without it the agent confirms none.
+      '';
+    };
+
     leaves = mkOption {
       type = types.attrsOf types.str;
       default = { };

@@ -45,6 +45,7 @@ in
           "links.creds" = cfg.nats.linksCredentialsFile;
           "nats.pem" = cfg.nats.certFile;
           "nats.key" = cfg.nats.keyFile;
+          "witness.key" = cfg.witnessKeyFile;
         };
 
         # It has no files of its own: what it knows is in the hub's streams.

@@ -7,6 +7,7 @@ let
 in
 {
   inherit (cfg) log;
+  witness_key = credential "witness.key" cfg.witnessKeyFile;
   nats = {
     inherit (cfg.nats) url;
     fleet_credentials = credential "fleet.creds" cfg.nats.fleetCredentialsFile;

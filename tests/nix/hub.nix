@@ -10,6 +10,7 @@
     certFile = null;
     keyFile = null;
   };
+  witnessKeyFile = null;
   copies.maxBytes = 1073741824;
   leaves = { };
   people = { };

@@ -18,6 +18,7 @@ builtins.mapAttrs (_: render) {
       certFile = "/run/keys/hub-agent.pem";
       keyFile = "/run/keys/hub-agent.key";
     };
+    witnessKeyFile = "/run/keys/witness.key";
     copies.maxBytes = 268435456;
     leaves.edge-1 = "UA6H5XGF3KIK74JSL2MKBESR7GEWGX7AUYGIB3TVLGY2YJSL3NED2NTY";
     people.ann = "UD63DBU4XVVQNKZF5BYU6CVJGQQH5RHO2T563VXEDNYMCOMLEBPWMNTJ";

@@ -4,6 +4,7 @@
 pub mod claims;
 pub mod copy;
 pub mod fact;
+pub mod witness;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;

@@ -10,6 +10,7 @@ use crate::beat::Beat;
 use crate::command::COMMANDS;
 use crate::container::Container;
 use crate::event;
+use crate::fleet::witness::{WitnessReply, WitnessRequest};
 use crate::fleet::{
     ActiveAgent, Claim, ClaimReply, CopyReply, CopyStatus, Fill, FillReply, ReadCopy, Release, Released,
 };
@@ -234,6 +235,8 @@ pub fn catalogue() -> Vec<MessageType> {
         ("hub.copy.read.reply", Role::Other, Shape::of::<CopyReply>()),
         ("hub.release", Role::Other, Shape::of::<Release>()),
         ("hub.release.reply", Role::Other, Shape::of::<Released>()),
+        ("hub.witness", Role::Other, Shape::of::<WitnessRequest>()),
+        ("hub.witness.reply", Role::Other, Shape::of::<WitnessReply>()),
         ("fleet.agent", Role::Other, Shape::of::<ActiveAgent>()),
         ("fleet.copy", Role::Other, Shape::of::<CopyStatus>()),
         ("container.binding", Role::Other, Shape::of::<ContainerBinding>()),

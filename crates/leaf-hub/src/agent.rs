@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
-use leaf_bus::hub::{Hub, LeafRequest};
+use leaf_bus::hub::{Asked, Hub, LeafRequest};
 use leaf_bus::stream::StreamError;
 use leaf_core::error::chain;
 use leaf_core::fleet::claims::Holder;
@@ -22,6 +22,7 @@ use crate::leaf::{Kept, LeafTask, Message};
 use crate::panics::{self, Panics};
 use crate::settings::Settings;
 use crate::shared::Shared;
+use crate::witness::Witness;
 use leaf_host::notify;
 use leaf_host::signals::Termination;
 
@@ -41,6 +42,9 @@ struct Leaves {
     of_tasks: BTreeMap<Id, LeafName>,
     /// Events about panics on their way to the hub's streams.
     alarms: JoinSet<()>,
+    witness: Witness,
+    /// Its replies on their way to the leaves.
+    replies: JoinSet<()>,
 }
 
 /// A leaf that has a task.
@@ -62,12 +66,13 @@ pub(crate) async fn run(settings: Settings, mut termination: Termination) -> any
         .with_writer(leaf_host::log::stderr)
         .with_ansi(false)
         .init();
+    let witness = Witness::new(settings.witness_key.as_deref())?;
     let (shared, mut active) = tokio::select! {
         started = Box::pin(start(&settings)) => started?,
         _ = termination.next() => return Ok(()),
     };
     let result = tokio::select! {
-        result = serve(shared) => result,
+        result = serve(shared, witness) => result,
         replaced = active.keep() => return Err(replaced),
         _ = termination.next() => Ok(()),
     };
@@ -127,7 +132,7 @@ async fn start(settings: &Settings) -> anyhow::Result<(Shared, Active)> {
     Ok((shared, active))
 }
 
-async fn serve(shared: Shared) -> anyhow::Result<()> {
+async fn serve(shared: Shared, witness: Witness) -> anyhow::Result<()> {
     let mut requests = shared.hub.requests().await?;
     let mut resets = shared.hub.resets().await?;
     let mut forgotten = shared.hub.forgotten().await?;
@@ -151,6 +156,8 @@ async fn serve(shared: Shared) -> anyhow::Result<()> {
         tasks: JoinSet::new(),
         of_tasks: BTreeMap::new(),
         alarms: JoinSet::new(),
+        witness,
+        replies: JoinSet::new(),
     };
     for known in known {
         let leaf = known.beat.leaf.clone();
@@ -176,14 +183,27 @@ async fn serve(shared: Shared) -> anyhow::Result<()> {
                 Err(ended) => leaves.lost(ended),
             },
             Some(_) = leaves.alarms.join_next() => {}
+            Some(_) = leaves.replies.join_next() => {}
             _ = watchdog.tick() => notify::alive(),
         }
     }
 }
 
 impl Leaves {
-    /// Gives a request to its leaf's task, and returns whether the leaf is new.
+    /// Gives a request to its leaf's task, and returns whether the leaf is new. A witness answers by itself: it needs no stream, and a
+    /// leaf that asks it need not be known.
     fn request(&mut self, request: LeafRequest) -> bool {
+        if let Asked::Witness(asked) = &request.asked {
+            if let Some(reply) = self.witness.answer(&request.leaf, asked, Instant::now()) {
+                self.replies.spawn(async move {
+                    let leaf = request.leaf.clone();
+                    if let Err(error) = request.reply(&reply).await {
+                        tracing::warn!(%leaf, error = chain(&error), "can't answer a leaf that asks for a witness");
+                    }
+                });
+            }
+            return false;
+        }
         let leaf = request.leaf.clone();
         let is_new = !self.known.contains_key(&leaf);
         if is_new {
@@ -317,6 +337,8 @@ mod tests {
             tasks: JoinSet::new(),
             of_tasks: BTreeMap::new(),
             alarms: JoinSet::new(),
+            witness: Witness::new(None).expect("it needs no key"),
+            replies: JoinSet::new(),
         }
     }
 

@@ -15,6 +15,7 @@ mod settings;
 mod shared;
 mod shown;
 mod state;
+mod witness;
 mod work;
 
 use std::path::{Path, PathBuf};

@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 use leaf_bus::connect::{ConnectSettings, Credentials, Tls, is_websocket};
 use leaf_bus::files;
 use leaf_bus::identity::is_public_user_key;
+use leaf_core::error::chain;
 use leaf_core::id::{Caller, LeafName};
 use leaf_core::subject;
 use leaf_host::settings_file::{self, SettingsError};
 use serde::Deserialize;
+
+use crate::witness::read_key;
 
 /// All settings.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -18,6 +21,10 @@ pub(crate) struct Settings {
     /// The log filter, in the syntax of `tracing`: `info`, `leaf_hub=debug`.
     #[serde(default = "default_log")]
     pub(crate) log: String,
+    /// The file with the private key (`ssh-ed25519` of OpenSSH, without a passphrase) with which the agent confirms, as a witness, changes
+    /// of leaves that can cut them off. Without one it confirms none.
+    #[serde(default)]
+    pub(crate) witness_key: Option<PathBuf>,
     /// The connections to the hub's NATS server.
     pub(crate) nats: Nats,
     /// The copies.
@@ -142,7 +149,7 @@ impl Settings {
     /// Looks at the files that the settings name, and returns the setting and the error of each that can't be used.
     pub(crate) fn problems_of_files(&self) -> Vec<String> {
         let nats = &self.nats;
-        files::problems([
+        let mut problems = files::problems([
             (
                 "nats.fleet_credentials",
                 Some(&*nats.fleet_credentials),
@@ -156,7 +163,11 @@ impl Settings {
             ("nats.ca", nats.ca.as_deref(), files::check_authorities),
             ("nats.cert", nats.cert.as_deref(), files::check_certificate),
             ("nats.key", nats.key.as_deref(), files::check_key),
-        ])
+        ]);
+        if let Some(Err(error)) = self.witness_key.as_deref().map(read_key) {
+            problems.push(format!("witness_key: {}", chain(&error)));
+        }
+        problems
     }
 
     /// Returns the settings of the connection in the account `FLEET`.
@@ -208,7 +219,7 @@ mod tests {
     fn load(text: &str) -> Result<Settings, String> {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), text).expect("a file");
-        Settings::load(file.path()).map_err(|error| leaf_core::error::chain(&error))
+        Settings::load(file.path()).map_err(|error| chain(&error))
     }
 
     const NATS: &str = "[nats]\nurl = \"nats://127.0.0.1:4222\"\nfleet_credentials = \"/run/a\"\nlinks_credentials = \"/run/b\"\n";

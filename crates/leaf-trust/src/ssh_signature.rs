@@ -4,8 +4,10 @@
 use std::str::FromStr;
 
 use ssh_encoding::{Decode as _, Encode as _, Reader as _};
+use ssh_key::private::Ed25519Keypair;
 use ssh_key::public::KeyData;
-use ssh_key::{Algorithm, HashAlg, PrivateKey, PublicKey, Signature, SshSig};
+use ssh_key::{Algorithm, HashAlg, LineEnding, PrivateKey, PublicKey, Signature, SshSig};
+use zeroize::Zeroizing;
 
 /// The bit of a token's signature that says that a person touched it (`PROTOCOL.u2f` of OpenSSH).
 const USER_PRESENT: u8 = 1;
@@ -47,6 +49,14 @@ impl SignerKey {
         let mut bytes = Vec::new();
         self.0.encode(&mut bytes).expect("a key can be written");
         bytes
+    }
+
+    /// Returns the key as a line of a `.pub` file, without a comment.
+    #[must_use]
+    pub fn to_line(&self) -> String {
+        PublicKey::from(self.0.clone())
+            .to_openssh()
+            .expect("a key can be written")
     }
 
     /// Reads the bytes by which ssh-agent knows a key.
@@ -239,6 +249,14 @@ impl SshSignature {
 pub fn public_key_of(private_key: &[u8]) -> Result<SignerKey, SignError> {
     let key = PrivateKey::from_openssh(private_key).map_err(SignError::Malformed)?;
     SignerKey::of(key.public_key().key_data().clone()).map_err(SignError::Key)
+}
+
+/// Returns the private key (`ssh-ed25519`) of 32 random bytes, in the form of OpenSSH and without a passphrase.
+#[must_use]
+pub fn private_key_of_seed(seed: &[u8; 32], comment: &str) -> Zeroizing<String> {
+    let key = PrivateKey::new(Ed25519Keypair::from_seed(seed).into(), comment);
+    let text = key.and_then(|key| key.to_openssh(LineEnding::LF));
+    text.expect("an Ed25519 key can be written")
 }
 
 fn private_key_of(private_key: &[u8]) -> Result<PrivateKey, SignError> {

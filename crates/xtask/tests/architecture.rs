@@ -39,7 +39,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("leafctl", &["leaf-core", "leaf-trust", "leaf-bus"]),
-    ("leaf-hub", &["leaf-core", "leaf-host", "leaf-bus"]),
+    ("leaf-hub", &["leaf-core", "leaf-host", "leaf-trust", "leaf-bus"]),
     ("leaf-init", &["leaf-core", "leaf-bus"]),
     // Beside them, for development: they are on no leaf.
     ("testhost", &[]),

@@ -43,6 +43,11 @@ in
       same = refused { linksCredentialsFile = values.nats.fleetCredentialsFile; };
       store = refused { fleetCredentialsFile = "/nix/store/00000000000000000000000000000000-a.creds"; };
       relative = refused { linksCredentialsFile = "a.creds"; };
+      witness = map (check: builtins.head (builtins.match "services\\.cim-hub\\.([^:]*):.*" check.message)) (
+        builtins.filter (check: !check.assertion) (
+          checks (values // { witnessKeyFile = "/nix/store/00000000000000000000000000000000-witness.key"; })
+        )
+      );
       key = refused { certFile = "/run/keys/a.pem"; };
       size = map (check: check.message) (builtins.filter (check: !check.assertion) (checks (values // { copies.maxBytes = 7; })));
     };
@@ -55,6 +60,7 @@ in
       same = [ "nats.linksCredentialsFile" ];
       store = [ "nats.fleetCredentialsFile" ];
       relative = [ "nats.linksCredentialsFile" ];
+      witness = [ "witnessKeyFile" ];
       key = [ "nats" ];
       size = [ "services.cim-hub.copies.maxBytes: must be at least 1048576 (1 MiB)." ];
     };

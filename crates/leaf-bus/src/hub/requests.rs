@@ -6,6 +6,7 @@ use async_nats::Message;
 use futures::StreamExt as _;
 use leaf_core::event::header;
 use leaf_core::fleet::fact::FleetFact;
+use leaf_core::fleet::witness::WitnessRequest;
 use leaf_core::fleet::{Claim, Fill, ReadCopy, Release};
 use leaf_core::id::LeafName;
 use leaf_core::json::to_json;
@@ -43,6 +44,8 @@ pub enum Asked {
     Fill(Fill),
     /// Events of its copy.
     ReadCopy(ReadCopy),
+    /// The signature of a witness.
+    Witness(WitnessRequest),
 }
 
 /// Receives the requests of leaves.
@@ -171,6 +174,8 @@ fn read(leaf: &LeafName, message: &Message) -> Result<(Asked, async_nats::Subjec
         Asked::Fill(parse(message)?)
     } else if text == subject::hub_copy_read(leaf) {
         Asked::ReadCopy(parse(message)?)
+    } else if text == subject::hub_witness(leaf) {
+        Asked::Witness(parse(message)?)
     } else {
         return Err("there is no such request".to_owned());
     };

@@ -386,11 +386,14 @@ async fn renames() -> anyhow::Result<()> {
         ("leaf.v1.job.stolen.x.log", "leaf.v1.job.edge.x.log"),
         ("leaf.v1.state.stolen.leaf", "leaf.v1.state.edge.leaf"),
         ("leaf.v1.hub.stolen.fill", "leaf.v1.hub.edge.fill"),
+        ("leaf.v1.hub.stolen.witness", "leaf.v1.hub.edge.witness"),
         (OWN[5], &events),
         (OWN[5], "leaf.v1.evt.edge.a.b.c"),
         (OWN[5], "$JS.API.STREAM.PURGE.LEASES"),
     ] {
-        let body = json!({ "instance": instance() }).to_string();
+        // A body that each of these requests can have.
+        let (change, nonce) = (instance(), "0".repeat(64));
+        let body = json!({ "instance": instance(), "change": change, "nonce": nonce }).to_string();
         let reply = format!("$JS.ACK.s.c.1.1.1.1.1@{renamed}");
         thief.publish(own, Some(&reply), &body).await?;
     }

@@ -7,6 +7,7 @@ mod servers;
 mod site;
 mod stores;
 mod test_leaf;
+mod witness;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -97,6 +98,19 @@ fn main() {
         }),
         trial("a_leaf_that_is_lost_for_good_is_forgotten", || {
             Box::pin(agents::forgotten())
+        }),
+        trial(
+            "a_witness_signs_for_the_leaf_on_whose_subject_it_is_asked",
+            || Box::pin(witness::signs_for_the_leaf_of_the_subject()),
+        ),
+        trial("a_leaf_gets_no_signature_of_a_witness_in_anothers_name", || {
+            Box::pin(witness::not_in_anothers_name())
+        }),
+        trial("a_witness_signs_also_while_the_hubs_store_is_gone", || {
+            Box::pin(witness::without_a_store())
+        }),
+        trial("a_hub_without_a_key_refuses_to_be_a_witness", || {
+            Box::pin(witness::without_a_key())
         }),
         trial("an_event_that_fits_into_no_reply_is_named", || {
             Box::pin(stores::too_large())

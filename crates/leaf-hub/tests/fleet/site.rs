@@ -1,6 +1,8 @@
 //! A fleet on loopback: a hub with the agent, and its leaves.
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -12,6 +14,7 @@ use leaf_bus::identity::{HubUsers, hub_caller};
 use leaf_core::fleet::{CopyState, CopyStatus};
 use leaf_core::id::{InstanceId, LeafName};
 use leaf_core::subject;
+use leaf_trust::ssh_signature::{private_key_of_seed, public_key_of};
 use nkeys::KeyPair;
 use tokio::process::{Child, Command};
 use uuid::Uuid;
@@ -31,6 +34,8 @@ pub(crate) struct Site {
     seeds: BTreeMap<String, String>,
     agent: Option<Child>,
     pub(crate) hub: Hub,
+    /// The public key of the agent as a witness.
+    pub(crate) witness: String,
 }
 
 impl Site {
@@ -59,8 +64,12 @@ impl Site {
         let config = directory.path().join("hub.conf");
         std::fs::write(&config, hub_config(directory.path(), port, leaf_port, &users))?;
         let server = Server::start(&program().await?, config, port).await?;
+        let witness_key = private_key_of_seed(&[9; 32], "the witness of a test");
+        let witness_file = directory.path().join("witness.key");
+        std::fs::write(&witness_file, &*witness_key)?;
+        std::fs::set_permissions(&witness_file, Permissions::from_mode(0o600))?;
         let settings = format!(
-            "log = \"info\"\n[nats]\nurl = \"nats://127.0.0.1:{port}\"\nfleet_credentials = \"{}\"\nlinks_credentials = \"{}\"\n\
+            "log = \"info\"\nwitness_key = {witness_file:?}\n[nats]\nurl = \"nats://127.0.0.1:{port}\"\nfleet_credentials = \"{}\"\nlinks_credentials = \"{}\"\n\
              [copies]\nmax_bytes = 67108864\n",
             keys[0].0.display(),
             keys[1].0.display(),
@@ -79,6 +88,7 @@ impl Site {
             seeds,
             agent: None,
             hub,
+            witness: public_key_of(witness_key.as_bytes())?.to_line(),
         };
         site.start_agent()?;
         Ok(site)
@@ -142,8 +152,38 @@ impl Site {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    fn settings(&self) -> PathBuf {
+    pub(crate) fn settings(&self) -> PathBuf {
         self.directory.path().join("hub.toml")
+    }
+
+    /// Where leaves' servers connect to.
+    pub(crate) fn leaf_url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.leaf_port)
+    }
+
+    /// A file with the seed of a leaf's user at the hub.
+    pub(crate) fn seed_file(&self, leaf: &str) -> anyhow::Result<PathBuf> {
+        let file = self.directory.path().join(format!("{leaf}.witness-seed"));
+        std::fs::write(&file, self.seeds.get(leaf).context("a leaf that the hub knows")?)?;
+        Ok(file)
+    }
+
+    /// Deletes the hub's streams.
+    pub(crate) async fn break_store(&self) -> anyhow::Result<()> {
+        let user = async_nats::ConnectOptions::with_nkey(
+            std::fs::read_to_string(self.directory.path().join("fleet.seed"))?
+                .trim()
+                .to_owned(),
+        )
+        .custom_inbox_prefix(subject::inbox_prefix(&hub_caller()));
+        let client = user
+            .connect(format!("nats://127.0.0.1:{}", self.server.port))
+            .await?;
+        let js = async_nats::jetstream::new(client);
+        for name in ["KV_fleet", "FLEET", "KV_leaf_state", "LEASES"] {
+            js.delete_stream(name).await?;
+        }
+        Ok(())
     }
 
     /// Where the hub's server stores its streams.

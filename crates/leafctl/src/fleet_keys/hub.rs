@@ -77,7 +77,7 @@ impl Directory {
             String::new()
         };
         let agent = format!(
-            "[nats]\nurl = \"{local}\"\nfleet_credentials = \"{at}/fleet.creds\"\nlinks_credentials = \"{at}/links.creds\"\n{ca}"
+            "witness_key = \"{at}/witness.key\"\n[nats]\nurl = \"{local}\"\nfleet_credentials = \"{at}/fleet.creds\"\nlinks_credentials = \"{at}/links.creds\"\n{ca}"
         );
         files::create(&self.at("hub/leaf-hub.toml"), &agent)
     }

@@ -156,6 +156,7 @@ fn make(
     files::create(&directory.at("tls/ca.key"), ca.key.expose())?;
     files::create(&directory.at("hub/ca.pem"), &ca.certificate)?;
     directory.renew_certificate(now)?;
+    directory.new_witness()?;
     directory.write_preload()?;
     directory.write_hub_settings()?;
     directory.new_agents(new.days, now)?;

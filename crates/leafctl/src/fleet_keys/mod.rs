@@ -6,6 +6,7 @@
 //! - [`users`]: leaves, people and the hub agent, with the credentials that each gets
 //! - [`accounts`]: the accounts' JWTs, which hold the revocations, and their way to the hub's servers
 //! - [`hub`]: the files for the hub's host
+//! - [`witness`]: the key with which a hub confirms changes that can cut a leaf off
 
 pub(crate) mod accounts;
 mod directory;
@@ -18,6 +19,7 @@ mod manifest;
 pub(crate) mod places;
 mod tls;
 pub(crate) mod users;
+mod witness;
 
 pub(crate) use directory::Directory;
 pub(crate) use error::KeysError;

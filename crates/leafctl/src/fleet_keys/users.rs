@@ -436,7 +436,7 @@ impl Directory {
         if let Some(ca) = &ca {
             files::create_public(&paths.ca, ca)?;
         }
-        files::create_public(&paths.module, &module(leaf, &self.manifest().hub, ca.is_some()))
+        files::create_public(&paths.module, &self.module_of(leaf, ca.is_some())?)
     }
 
     /// Replaces a leaf's credentials, and makes what else is missing.
@@ -455,13 +455,22 @@ impl Directory {
             files::create_public(&paths.ca, ca)?;
         }
         if files::is_free(&paths.module).is_ok() {
-            files::create_public(&paths.module, &module(leaf, &self.manifest().hub, ca.is_some()))?;
+            files::create_public(&paths.module, &self.module_of(leaf, ca.is_some())?)?;
         }
         let secret = age_file::encrypt(
             std::slice::from_ref(host_key),
             user.credentials.expose().as_bytes(),
         );
         files::replace_public(&paths.secret, &secret)
+    }
+
+    fn module_of(&self, leaf: &LeafName, has_ca: bool) -> Result<String, KeysError> {
+        Ok(module(
+            leaf,
+            &self.manifest().hub,
+            has_ca,
+            self.witness()?.as_deref(),
+        ))
     }
 
     fn write_person(&self, person: &Caller, user: &FleetUser, paths: &PersonFiles) -> Result<(), KeysError> {
@@ -503,17 +512,21 @@ impl LeafFiles {
 }
 
 /// Returns the NixOS module of a leaf's connection to the hub. Neither the name nor the URL has a character with a meaning in Nix.
-fn module(leaf: &LeafName, hub: &str, has_ca: bool) -> String {
+fn module(leaf: &LeafName, hub: &str, has_ca: bool, witness: Option<&str>) -> String {
     let ca_line = if has_ca {
         "\n        caFile = ./hub-ca.pem;"
     } else {
         ""
     };
+    // The hub confirms changes that can cut the leaf off.
+    let witness_line = witness.map_or_else(String::new, |key| {
+        format!("\n      services.cim-leaf.witnesses = [ \"{key}\" ];")
+    });
     format!(
         "# Written by `leafctl fleet add-leaf {leaf}`: the leaf's connection to the hub. Import it in default.nix.\n\
          {{ lib, options, ... }}:\n{{\n  config = lib.mkMerge [\n    {{\n      services.cim-leaf.nats.embedded.hub = {{\n        \
          url = \"{hub}\";{ca_line}\n        # Where agenix puts it. With sops-nix: config.sops.secrets.\"{leaf}-hub.creds\".path\n        \
-         credentialsFile = lib.mkDefault \"/run/agenix/{leaf}-hub.creds\";\n      }};\n    }}\n    (lib.optionalAttrs (options ? age) {{\n      \
+         credentialsFile = lib.mkDefault \"/run/agenix/{leaf}-hub.creds\";\n      }};{witness_line}\n    }}\n    (lib.optionalAttrs (options ? age) {{\n      \
          age.secrets.\"{leaf}-hub.creds\".file = ../../secrets/{leaf}-hub.creds.age;\n      \
          # leafd has a copy from its start. With sops-nix: restartUnits = [ \"leafd.service\" ].\n      \
          systemd.services.leafd.restartTriggers = [ ../../secrets/{leaf}-hub.creds.age ];\n    }})\n  ];\n}}\n"

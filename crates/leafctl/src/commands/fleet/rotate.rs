@@ -21,6 +21,10 @@ pub(super) struct Rotate {
     /// Revoke the key before at once: it is in wrong hands, or nobody uses it.
     #[arg(long)]
     at_once: bool,
+    /// With `hub`: make a new key of the witness as well, which each leaf has to be told. Without this flag it is made only where there is
+    /// none.
+    #[arg(long)]
+    witness: bool,
     /// The new SSH host key of a leaf, if it has another one: a file, or its line.
     #[arg(long, value_name = "FILE|KEY")]
     host_key: Option<String>,
@@ -42,6 +46,10 @@ impl Rotate {
         let now = Timestamp::now();
         let role = users.first().map_or(Role::Leaf, |user| user.role);
         let days = self.days.unwrap_or(if role == Role::Person { 30 } else { 400 });
+        let is_hub = !matches!(role, Role::Leaf | Role::Person);
+        if self.witness && !is_hub {
+            return Err(Error::Usage("--witness is for `fleet rotate hub`".to_owned()));
+        }
         let given = match role {
             Role::Leaf => {
                 let key = self.host_key.as_deref().map(host_key).transpose()?;
@@ -56,6 +64,15 @@ impl Rotate {
                 let given = directory.new_agents(days, now)?;
                 if !directory.renew_certificate(now)? {
                     output.note("the certificate of the hub's server stays: tls/ca.key is not here");
+                }
+                if self.witness || directory.witness()?.is_none() {
+                    let key = directory.new_witness()?;
+                    output.note(&format!(
+                        "a new key of the witness is in hub/witness.key. The hub's leaf-hub.toml names it (witness_key = \
+                         \"{}/witness.key\", above [nats]), and each leaf has to be told before it can be moved: \
+                         services.cim-leaf.witnesses = [ \"{key}\" ], or the same line as witnesses in its helper.toml",
+                        directory.manifest().hub_directory
+                    ));
                 }
                 given
             }

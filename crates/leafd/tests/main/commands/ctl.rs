@@ -68,6 +68,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: an account that a stranger signed is replaced by a push, and stops no revocation", &[], key_faults::forged_account),
         host.trial("leafctl: a directory of keys from a backup takes over what was revoked since", &[], keys::from_a_backup),
         host.trial("leafctl: a user of a fleet is cut and refused at its end, and the key of a role makes no other users", &[], keys::ends),
+        host.trial("leafctl: the key of the witness is made with a fleet, told to its leaves, and replaced only where that is asked for", &[], keys::witness),
         host.trial("leafctl: a new key works beside the former one until that is revoked", &[Need::HubAgent], keys::rotated),
         host.trial("leafctl: keys that nothing needs may be moved away, and a missing one is named with what works without it", &[], key_faults::moved_away),
         host.trial("leafctl: what is no fleet, no name or no host key is refused and changes nothing", &[], key_faults::refused),

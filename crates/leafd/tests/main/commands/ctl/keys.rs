@@ -1,5 +1,7 @@
 //! `leafctl fleet`: the life of a fleet's keys, with a real hub.
 
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
 use anyhow::{Context as _, ensure};
 use async_nats::ConnectErrorKind as Refused;
 use jiff::Timestamp;
@@ -295,5 +297,65 @@ pub(super) async fn from_a_backup() -> anyhow::Result<()> {
         let again = site.person(name).await?.map(|_| ());
         ensure!(again == Err(Refused::AuthorizationViolation), "{name}: {again:?}");
     }
+    Ok(())
+}
+
+/// The key of the witness: made with the fleet, told to each leaf, replaced only where that is asked for.
+pub(super) async fn witness() -> anyhow::Result<()> {
+    let site = FleetSite::made().await?;
+    let key = site.keys().join("hub/witness.key");
+    ensure!(key.metadata()?.mode() & 0o777 == 0o600, "{:?}", key.metadata()?);
+    let public = || anyhow::Ok(std::fs::read_to_string(site.keys().join("hub/witness.pub"))?);
+    let first = public()?;
+    // ssh-keygen reads it, as it has to sign with it.
+    let read = tokio::process::Command::new("ssh-keygen")
+        .args(["-y", "-f"])
+        .arg(&key)
+        .output()
+        .await?;
+    let line = String::from_utf8(read.stdout)?;
+    ensure!(line.starts_with(first.trim()), "{line} {first}");
+    let settings = std::fs::read_to_string(site.keys().join("hub/leaf-hub.toml"))?;
+    ensure!(
+        settings.contains(&format!("witness_key = \"{}\"", key.display())),
+        "{settings}"
+    );
+    let host = site.host_key("edge-1").await?.with_extension("pub");
+    let host = host.display().to_string();
+    site.done(&["add-leaf", "edge-1", "--host-key", &host]).await?;
+    let module = std::fs::read_to_string(site.work().join("hosts/edge-1/hub.nix"))?;
+    let line = format!("services.cim-leaf.witnesses = [ \"{}\" ];", first.trim());
+    ensure!(module.contains(&line), "{module}");
+
+    ended(&site.fleet(&["rotate", "hub"]).await?, 0, "")?;
+    ensure!(public()? == first, "a rotation of the hub's own keeps it");
+    ended(
+        &site.fleet(&["rotate", "edge-1", "--witness"]).await?,
+        2,
+        "--witness is for",
+    )?;
+    let rotated = site.fleet(&["rotate", "hub", "--witness"]).await?;
+    let second = public()?;
+    ended(&rotated, 0, second.trim())?;
+    ensure!(second != first);
+    // The private part is at the hub alone: the public one is still told to leaves, and nothing is made anew.
+    std::fs::remove_file(&key)?;
+    ended(&site.fleet(&["rotate", "hub"]).await?, 0, "")?;
+    ensure!(public()? == second && !key.exists());
+    // A fleet of an earlier version has none.
+    std::fs::remove_file(site.keys().join("hub/witness.pub"))?;
+    let host = site.host_key("edge-2").await?.with_extension("pub");
+    site.done(&["add-leaf", "edge-2", "--host-key", &host.display().to_string()])
+        .await?;
+    let module = std::fs::read_to_string(site.work().join("hosts/edge-2/hub.nix"))?;
+    ensure!(!module.contains("witnesses"), "{module}");
+    ended(&site.fleet(&["rotate", "hub"]).await?, 0, "witness_key = ")?;
+    ensure!(key.exists() && public()? != second);
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644))?;
+    ended(
+        &site.fleet(&["rotate", "hub"]).await?,
+        1,
+        "other users can read it",
+    )?;
     Ok(())
 }
