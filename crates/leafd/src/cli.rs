@@ -33,6 +33,9 @@ pub enum Command {
     CheckNats(CheckNats),
     /// Show the hardware inventory of this host, or of a nixos-facter report. Needs no NATS.
     Inventory(Inventory),
+    /// Ask the hub, over a new connection, to confirm the open change that can cut the leaf off. Started by leaf-change-witness.service.
+    #[command(hide = true)]
+    Witness(Witness),
     /// Run one process job. Started by the daemon or the helper, so that a job outlives the daemon. The name is older
     /// than jobs of other kinds, and both use it.
     #[command(hide = true)]
@@ -60,6 +63,17 @@ pub struct Run {
     /// The leaf's name.
     #[arg(long, value_name = "NAME")]
     pub name: Option<LeafName>,
+}
+
+/// The flags of `leafd witness`.
+#[derive(Debug, Args)]
+pub struct Witness {
+    /// The settings file of the leaf.
+    #[arg(long, value_name = "FILE", default_value = "/etc/cim-leaf/leafd.toml")]
+    pub config: PathBuf,
+    /// The state directory of changes.
+    #[arg(long, value_name = "DIR", default_value = leaf_host::contract::CHANGE_DIRECTORY)]
+    pub directory: PathBuf,
 }
 
 /// The flags of `leafd check-nats`.

@@ -12,6 +12,7 @@
 //! | [`daemon`], [`recovery`], [`lease`], [`hub`], [`tasks`] | the start and the end: equipment, state, the leaf's name, here and at the hub, all tasks |
 //! | [`main_loop`], [`wake`], [`clock`], [`commits`], [`workers`] | the loop: inputs, the journal, effects |
 //! | [`listeners`], [`hardware`] | sources of inputs: commands, observations, scans |
+//! | [`hub_override`], [`witness`] | changes that can cut the leaf off: another hub in the settings' place, and `leafd witness`, a process of its own |
 //! | [`trust`] | signatures of commands: who may sign, and whether one is new |
 //! | [`steps`], [`container_users`], [`helper`], [`job`] | work on the host: containers and their NATS users, host operations, jobs |
 //! | [`publisher`], [`mirror`] | copies of the journal: the stream and the bucket `leaf_state` |
@@ -27,6 +28,7 @@ pub mod given_nats;
 pub mod hardware;
 pub mod helper;
 pub mod hub;
+pub mod hub_override;
 pub mod inventory;
 pub mod job;
 pub mod lease;
@@ -45,4 +47,5 @@ mod table;
 pub mod tasks;
 pub mod trust;
 pub mod wake;
+pub mod witness;
 pub mod workers;

@@ -9,7 +9,7 @@ use leaf_core::error::chain;
 use leaf_core::printable::printable;
 use leafd::cli::{Cli, Command};
 use leafd::settings::{Overrides, Settings};
-use leafd::{check_nats, daemon, inventory, job, trust};
+use leafd::{check_nats, daemon, inventory, job, trust, witness};
 
 fn main() -> ExitCode {
     match Cli::parse().command {
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
             )
         }
         Command::CheckConfig { files, file } => finish(check_config(&file, files)),
+        Command::Witness(flags) => finish(witness::run(&flags)),
         Command::CheckNats(flags) => finish(check_nats::run(&flags)),
         Command::Inventory(flags) => finish(inventory::show(&flags)),
     }

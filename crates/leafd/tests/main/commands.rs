@@ -18,6 +18,8 @@ mod service;
 mod signed;
 #[path = "commands/wire.rs"]
 mod wire;
+#[path = "commands/witness.rs"]
+mod witness;
 
 use crate::support::Host;
 use libtest_mimic::Trial;
@@ -31,6 +33,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         signed::trials(host),
         ctl::trials(host),
         log::trials(host),
+        witness::trials(host),
         programs::trials(),
     ]
     .into_iter()

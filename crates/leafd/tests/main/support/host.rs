@@ -22,6 +22,8 @@ pub(crate) enum Need {
     OldLeafd,
     /// The hub agent `leaf-hub`.
     HubAgent,
+    /// The program `leaf-helper`.
+    Helper,
 }
 
 /// The variable that names a `leafd` of an earlier commit.
@@ -35,6 +37,7 @@ pub(crate) struct Host {
     containers: Option<String>,
     old_leafd: Option<String>,
     hub_agent: Option<String>,
+    helper: Option<String>,
 }
 
 /// The longest that a test may take, unless it says otherwise.
@@ -59,7 +62,10 @@ impl Host {
             .then(|| format!("needs a leafd of an earlier commit, named in {OLD_LEAFD}"));
         let hub_agent = (!hub_agent().is_file())
             .then(|| format!("needs {} (cargo build -p leaf-hub)", hub_agent().display()));
+        let helper = (!helper().is_file())
+            .then(|| format!("needs {} (cargo build -p leaf-helper)", helper().display()));
         Self {
+            helper,
             hub_agent,
             old_leafd,
             nats: nats.map(|error| format!("needs nats-server: {error}")),
@@ -78,6 +84,7 @@ impl Host {
             &self.containers,
             &self.old_leafd,
             &self.hub_agent,
+            &self.helper,
         ]
         .into_iter()
         .flatten()
@@ -94,6 +101,7 @@ impl Host {
             Need::Containers => self.containers.as_ref(),
             Need::OldLeafd => self.old_leafd.as_ref(),
             Need::HubAgent => self.hub_agent.as_ref(),
+            Need::Helper => self.helper.as_ref(),
         }
     }
 

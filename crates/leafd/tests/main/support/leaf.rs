@@ -147,6 +147,15 @@ impl Setup {
         Ok(leaf)
     }
 
+    /// Writes the settings file.
+    pub(crate) fn write(&self, file: &Path, state_dir: &Path) -> anyhow::Result<toml::Table> {
+        let mut settings = self.settings.clone();
+        settings.insert("name".into(), self.name.to_string().into());
+        settings.insert("state_dir".into(), state_dir.display().to_string().into());
+        std::fs::write(file, toml::to_string(&settings)?)?;
+        Ok(settings)
+    }
+
     /// Starts the leaf and returns at once.
     pub(crate) async fn launch(self) -> anyhow::Result<TestLeaf> {
         let directory = tempfile::Builder::new().prefix("leafd-").tempdir()?;
@@ -154,10 +163,7 @@ impl Setup {
             .state_dir
             .clone()
             .unwrap_or_else(|| directory.path().join("state"));
-        let mut settings = self.settings.clone();
-        settings.insert("name".into(), self.name.to_string().into());
-        settings.insert("state_dir".into(), state_dir.display().to_string().into());
-        std::fs::write(directory.path().join("leafd.toml"), toml::to_string(&settings)?)?;
+        let settings = self.write(&directory.path().join("leafd.toml"), &state_dir)?;
         if let (Some(dir), Some(url)) = (&self.identity_dir, settings["nats"].get("url")) {
             // What an embedded server's leaf writes itself.
             std::fs::create_dir_all(&state_dir)?;
