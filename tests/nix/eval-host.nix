@@ -43,6 +43,7 @@ let
       networking.hostName = "Quiet";
       services.cim-leaf = {
         enable = true;
+        witnesses = [ "ssh-ed25519 AAAA hub-1" ];
         nats = {
           url = "tls://hub.example:4222";
           credentialsFile = "/run/secrets/leafd.creds";
@@ -205,6 +206,10 @@ let
       {
         name = "the example host has the kernel module of its report's disk in the initrd";
         holds = builtins.elem "nvme" hosts.example.kernel_modules;
+      }
+      {
+        name = "the helper of a leaf has the keys of its witnesses";
+        holds = (builtins.fromTOML (text quiet).helper_settings).witnesses == [ "ssh-ed25519 AAAA hub-1" ];
       }
       (has "a leaf without containers" (text quiet).unit "User=leafd")
       (has "a leaf without containers" (text quiet).unit "CapabilityBoundingSet=")

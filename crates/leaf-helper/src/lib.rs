@@ -312,6 +312,17 @@ impl Helper {
             .map_err(ProgramError::about(format!("can't switch container {name}")))
     }
 
+    /// Removes the question to the witness that an earlier helper was asking: nobody waits for its answer any more.
+    pub(crate) fn forget_question(&self) {
+        if let Err(error) = self.changes.forget_question() {
+            let error = leaf_core::error::chain(&error);
+            tracing::warn!(
+                error,
+                "can't remove the question to the witness that an earlier helper left"
+            );
+        }
+    }
+
     /// Checks that this host can take a change back.
     fn check_changes(&self) -> Result<()> {
         if !rustix::process::geteuid().is_root() {

@@ -3,6 +3,7 @@
 
 #![allow(clippy::print_stderr, reason = "a test program says why it skips")]
 
+mod changes;
 mod host;
 mod leftovers;
 mod lifecycle;
@@ -110,6 +111,14 @@ fn main() -> ExitCode {
         trial!(served::an_operation_can_be_repeated_after_the_helper_was_killed),
         trial!(served::a_helper_that_is_stopped_completes_its_operations),
         trial!(served::settings_that_are_not_roots_own_are_not_read),
+        trial!(changes::a_guard_that_is_killed_again_and_again_goes_back_in_time),
+        trial!(changes::a_confirmation_at_the_deadline_and_the_guard_never_disagree),
+        trial!(changes::a_change_of_another_boot_goes_back_at_once),
+        trial!(changes::a_guard_without_d_bus_puts_the_files_back_and_fails_so_that_it_is_started_again),
+        trial!(changes::a_change_needs_systemd_as_pid_1),
+        trial!(changes::ssh_keygen_is_a_witness_as_well),
+        trial!(changes::a_full_disk_refuses_a_change_before_anything_is_changed),
+        trial!(changes::a_full_disk_hinders_no_way_back),
     ];
     trials.extend(on_machines);
     if let Some(lack) = host::lacking() {

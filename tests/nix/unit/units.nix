@@ -39,12 +39,19 @@ in
         guard = units.unit (directory + "/leaf-change.service");
       in
       {
-        inherit (guard.Service) Restart PrivateNetwork RestrictAddressFamilies CapabilityBoundingSet;
+        inherit (guard.Service)
+          Restart
+          RestartPreventExitStatus
+          PrivateNetwork
+          RestrictAddressFamilies
+          CapabilityBoundingSet
+          ;
         inherit (guard.Unit) Before ConditionPathExists;
         inherit (guard.Install) WantedBy;
       };
     expected = {
       Restart = "always";
+      RestartPreventExitStatus = "0";
       PrivateNetwork = "yes";
       RestrictAddressFamilies = "AF_UNIX";
       CapabilityBoundingSet = "CAP_CHOWN";

@@ -13,6 +13,7 @@ use serde_json::Map;
 use super::store::{SHOWN, Store, decided, wall_clock};
 use super::{Changes, Moment, Units, guard};
 use crate::error::{Error, Result};
+use crate::files::Directory;
 
 /// The unit that uses the hub's settings.
 const LEAFD_UNIT: &str = "leafd.service";
@@ -53,12 +54,9 @@ impl Changes {
             return Ok(());
         }
         store.tidy()?;
-        let armed = self.prepare(&store, leaf, order)?;
-        store.write(ARMED, &armed)?;
-        if let Err(error) = self.carry_out(&store, units).await {
+        if let Err(error) = self.prepare_and_carry_out(&store, leaf, units, order).await {
             // Nothing uses the new settings yet.
-            let undone = guard::put_back(&store, &armed.way_back).and_then(|()| store.disarm());
-            if let Err(undone) = undone {
+            if let Err(undone) = undo(&store) {
                 let error = chain(&undone);
                 tracing::error!(change = %id, error, "a change that failed is taken back by the guard");
             }
@@ -74,6 +72,14 @@ impl Changes {
         Ok(())
     }
 
+    /// Removes the question to the witness. None may be waited for.
+    pub(crate) fn forget_question(&self) -> Result<()> {
+        match Directory::open_root(&self.directory)? {
+            Some(directory) => directory.remove_file(ASKING),
+            None => Ok(()),
+        }
+    }
+
     /// Returns whether this change is armed and written. One of which that was interrupted is taken back.
     fn is_armed(&self, store: &Store, id: ChangeId) -> Result<bool> {
         if let Some(armed) = store.armed()? {
@@ -86,8 +92,7 @@ impl Changes {
             if store.step(id)?.is_some() {
                 return Ok(true);
             }
-            guard::put_back(store, &armed.way_back)?;
-            store.disarm()?;
+            undo(store)?;
         }
         if let Some(going_back) = store.going_back()? {
             return Err(Error::Refused(format!(
@@ -205,12 +210,29 @@ impl Changes {
         Ok(armed)
     }
 
-    /// Puts the armed change into its place, once the guard watches over it.
-    async fn carry_out(&self, store: &Store, units: &impl Units) -> Result<()> {
+    /// Arms the change, and puts it into its place once the guard watches over it.
+    async fn prepare_and_carry_out(
+        &self,
+        store: &Store,
+        leaf: &LeafName,
+        units: &impl Units,
+        order: &Order<'_>,
+    ) -> Result<()> {
+        let armed = self.prepare(store, leaf, order)?;
+        store.write(ARMED, &armed)?;
         units.start_guard().await?;
         store.directory.put_staged(HUB_OVERRIDE)?;
         store.has_written()
     }
+}
+
+/// Takes back a change that is not used by anything yet, as if it had never been armed.
+fn undo(store: &Store) -> Result<()> {
+    if let Some(armed) = store.armed()? {
+        guard::put_back(store, &armed.way_back)?;
+        store.disarm()?;
+    }
+    store.tidy()
 }
 
 fn nonce() -> Result<WitnessNonce> {

@@ -8,7 +8,7 @@ use leaf_core::signed::MAX_SIGNATURE_BYTES;
 use leaf_host::contract::ASKING;
 use leaf_trust::ssh_signature::{SignerKey, SshSignature};
 
-use super::store::{Store, decided, wall_clock};
+use super::store::{Step, Store, decided, wall_clock};
 use super::{Changes, Moment};
 use crate::error::{Error, Result};
 
@@ -47,9 +47,9 @@ impl Changes {
                 "the time for change {id} is over: it goes back"
             )));
         }
-        if store.step(id)?.is_none() {
+        if store.step(id)? != Some(Step::Applied) {
             return Err(Error::Refused(format!(
-                "change {id} was interrupted before all of it was written: it goes back"
+                "change {id} is not in use yet: it can be confirmed once leafd was restarted, in a few seconds"
             )));
         }
         let by = match by {

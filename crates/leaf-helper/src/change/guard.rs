@@ -43,7 +43,7 @@ pub(crate) async fn guard(directory: &Path) -> Result<()> {
     let units = Systemd::new(PATIENCE);
     let mut looks = 0;
     let mut is_ready = false;
-    let mut applied = None;
+    let mut restarted = None;
     loop {
         let next = look(directory, &units, Moment::now).await?;
         if !is_ready {
@@ -53,17 +53,25 @@ pub(crate) async fn guard(directory: &Path) -> Result<()> {
         let Next::Look { id, left_ms, apply } = next else {
             return Ok(());
         };
-        looks = if apply && applied != Some(id) {
-            looks + 1
-        } else {
-            0
-        };
+        let left = Duration::from_millis(left_ms);
+        looks = if apply { looks + 1 } else { 0 };
         if looks > LOOKS_BEFORE_APPLYING {
-            self::apply(directory, &units).await?;
-            applied = Some(id);
+            let noted = async {
+                if restarted != Some(id) {
+                    restart_for(directory, &units, left).await?;
+                    restarted = Some(id);
+                }
+                note_applied(directory, id).await
+            };
+            if let Err(error) = noted.await {
+                // It is tried again. Until it works nobody can confirm the change, and it goes back.
+                tracing::error!(change = %id, error = chain(&error), "the change is not in use");
+                looks = 0;
+            }
+            continue;
         }
         // Time in which the host is suspended does not count here, but at the next look.
-        tokio::time::sleep(LOOK_EVERY.min(Duration::from_millis(left_ms))).await;
+        tokio::time::sleep(LOOK_EVERY.min(left)).await;
     }
 }
 
@@ -197,27 +205,26 @@ fn put_file_back(store: &Store, path: &Path, saved: Option<&str>) -> Result<()> 
     directory.sync()
 }
 
-/// Restarts the units that use the armed change, once.
-async fn apply(path: &Path, units: &impl Units) -> Result<()> {
+/// Restarts the units that use the armed change, and waits until they are ready. The lock is free in the meantime.
+pub(super) async fn restart_for(path: &Path, units: &impl Units, left: Duration) -> Result<()> {
+    let armed = match Store::open(path)? {
+        Some(store) => store.armed()?,
+        None => None,
+    };
+    for unit in armed.iter().flat_map(|armed| &armed.apply) {
+        units.restart_and_wait(unit, left).await?;
+    }
+    Ok(())
+}
+
+/// Notes that the units that use the armed change are restarted: from now on it can be confirmed.
+pub(super) async fn note_applied(path: &Path, id: ChangeId) -> Result<()> {
     let Some(store) = Store::open(path)? else {
         return Ok(());
     };
     let _lock = store.lock().await?;
-    let Some(armed) = store.armed()? else {
-        return Ok(());
-    };
-    if store.step(armed.id)? != Some(Step::Written) {
-        return Ok(());
+    match store.armed()? {
+        Some(armed) if armed.id == id => store.has_applied(id),
+        _ => Ok(()),
     }
-    for unit in &armed.apply {
-        if let Err(error) = units.restart(unit, true).await {
-            // Without it the change is not confirmed, and goes back.
-            tracing::error!(change = %armed.id, unit, error = chain(&error), "can't restart a unit");
-        }
-    }
-    // With a full disk they are restarted again when this program is, which does no harm.
-    if let Err(error) = store.has_applied(armed.id) {
-        tracing::warn!(change = %armed.id, error = chain(&error), "can't note that units were restarted");
-    }
-    Ok(())
 }

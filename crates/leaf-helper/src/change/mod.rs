@@ -115,8 +115,11 @@ impl Moment {
 
 /// What a change needs of systemd: units that are installed with the leaf.
 pub(crate) trait Units {
-    /// Starts the guard, and waits until it has taken over.
+    /// Starts the guard anew, and waits until it has taken over. One that runs may be about to end, since no change was open.
     async fn start_guard(&self) -> Result<()>;
+
+    /// Restarts a unit, and waits until it is ready.
+    async fn restart_and_wait(&self, unit: &str, limit: Duration) -> Result<()>;
 
     /// Begins the restart of a unit. `always` starts it if it is not active as well.
     async fn restart(&self, unit: &str, always: bool) -> std::result::Result<(), SystemdError>;
@@ -129,13 +132,21 @@ impl Units for Systemd {
                 "{GUARD_UNIT}, which takes the way back, {what}; see: journalctl --unit {GUARD_UNIT}"
             ))
         };
-        match self.run_job(UnitJob::Start, GUARD_UNIT, GUARDS_WITHIN).await? {
+        match self.run_job(UnitJob::Restart, GUARD_UNIT, GUARDS_WITHIN).await? {
             UnitJobOutcome::Done => Ok(()),
             UnitJobOutcome::Failed(result) => Err(failed(format!("did not start ({result})"))),
             UnitJobOutcome::TimedOut => Err(failed(format!(
                 "did not start within {} s",
                 GUARDS_WITHIN.as_secs()
             ))),
+        }
+    }
+
+    async fn restart_and_wait(&self, unit: &str, limit: Duration) -> Result<()> {
+        match self.run_job(UnitJob::Restart, unit, limit).await? {
+            UnitJobOutcome::Done => Ok(()),
+            UnitJobOutcome::Failed(result) => Err(Error::Failed(format!("{unit} did not start ({result})"))),
+            UnitJobOutcome::TimedOut => Err(Error::Failed(format!("{unit} was not ready in time"))),
         }
     }
 

@@ -16,7 +16,7 @@ use leaf_trust::ssh_signature::{SshSignature, public_key_of};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use super::guard::{Next, look};
+use super::guard::{Next, look, note_applied, restart_for};
 use super::*;
 use crate::change::Order;
 use crate::error::Error;
@@ -73,6 +73,11 @@ impl Units for Noted {
                 Ok(())
             }
         }
+    }
+
+    async fn restart_and_wait(&self, unit: &str, _: Duration) -> Result<()> {
+        self.note(format!("restart {unit} and wait"));
+        Ok(())
     }
 
     async fn restart(&self, unit: &str, always: bool) -> std::result::Result<(), SystemdError> {
@@ -192,6 +197,14 @@ impl Place {
         armed
     }
 
+    /// Has the guard restart what uses the change.
+    async fn apply(&self, id: ChangeId) {
+        restart_for(self.path(), &self.units, Duration::ZERO)
+            .await
+            .expect("restarted");
+        note_applied(self.path(), id).await.expect("noted");
+    }
+
     async fn look(&self, now: impl Fn() -> Result<Moment>) -> Result<Next> {
         look(self.path(), &self.units, now).await
     }
@@ -284,6 +297,19 @@ async fn a_change_is_armed_after_its_witness_answered_and_confirmed_by_its_signa
     assert!(place.has("hub-before.creds"));
     let next = place.look(Moment::now).await.expect("a look");
     assert!(matches!(next, Next::Look { apply: true, .. }), "{next:?}");
+    // It could not be reached from a leafd that does not start with it.
+    let early = signature(&WITNESS, &leaf(), id(1), &armed.nonce.expect("a nonce"));
+    let early = ConfirmedBy::Signature(early);
+    let why = refusal(place.changes.confirm(&leaf(), id(1), &early).await);
+    assert!(why.contains("is not in use yet"), "{why}");
+    place.apply(id(1)).await;
+    let next = place.look(Moment::now).await.expect("a look");
+    assert!(matches!(next, Next::Look { apply: false, .. }), "{next:?}");
+    let asked = place.units.asked();
+    assert_eq!(
+        asked.last().map(String::as_str),
+        Some("restart leafd.service and wait")
+    );
 
     // What is over another leaf, change or nonce, in another namespace, or by another key.
     let nonce = armed.nonce.expect("a nonce");
@@ -412,6 +438,7 @@ async fn a_second_change_is_refused_while_one_is_open() {
     // The same one is armed once, so that its deadline stays.
     place.arm(id(1), true).await.expect("armed before");
     assert_eq!(place.files(), files);
+    place.apply(id(1)).await;
     place
         .changes
         .confirm(&leaf(), id(1), &ann())
@@ -446,7 +473,7 @@ async fn a_change_can_not_be_confirmed_after_its_time_or_before_it_is_written() 
     assert!(why.contains("is over"), "{why}");
     std::fs::remove_file(place.path().join("progress.json")).expect("a file");
     let why = refusal(place.changes.confirm(&leaf(), id(1), &ann()).await);
-    assert!(why.contains("interrupted"), "{why}");
+    assert!(why.contains("is not in use yet"), "{why}");
     assert!(place.has(ARMED));
 }
 
@@ -456,11 +483,7 @@ async fn nothing_is_changed_if_the_guard_does_not_start() {
     place.units.guard_fails = Some("no such unit");
     let error = place.arm(id(1), true).await.expect_err("it fails");
     assert!(error.to_string().contains("no such unit"), "{error}");
-    assert!(!place.has(ARMED));
-    assert_eq!(
-        std::fs::read_to_string(place.path().join(HUB_OVERRIDE)).expect("a file"),
-        BEFORE
-    );
+    assert!(place.is_as_before(), "{:?}", place.files());
     // It can be tried again.
     place.units.guard_fails = None;
     place.arm(id(1), true).await.expect("armed");
@@ -511,6 +534,7 @@ async fn goes_back_whatever_happened(place: &Place, step: u32) {
     assert!(place.has("hub-before.creds"), "step {step}");
     // The next change cleans up, is armed, and can be confirmed.
     place.arm(id(2), true).await.expect("armed");
+    place.apply(id(2)).await;
     place
         .changes
         .confirm(&leaf(), id(2), &ann())
@@ -602,6 +626,7 @@ async fn a_helper_that_ends_at_any_step_of_confirming_leaves_a_change_that_is_co
     for step in 0.. {
         let place = Place::new();
         place.arm(id(1), true).await.expect("armed");
+        place.apply(id(1)).await;
         let armed = place.armed().expect("it is armed");
         crashes::after(Some(step));
         let first = place.changes.confirm(&leaf(), id(1), &ann()).await;
@@ -675,6 +700,7 @@ async fn the_last_sixteen_decided_changes_are_kept() {
     let place = Place::new();
     for number in 1..=20 {
         place.arm(id(number), true).await.expect("armed");
+        place.apply(id(number)).await;
         place
             .changes
             .confirm(&leaf(), id(number), &ann())

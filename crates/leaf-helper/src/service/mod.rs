@@ -88,6 +88,7 @@ pub async fn serve(
     serving: Serving,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
+    helper.forget_question();
     let (asks, mut asked) = mpsc::channel(MAX_CONNECTIONS);
     let (end, ends) = watch::channel(false);
     let mut connections = JoinSet::new();

@@ -327,4 +327,11 @@ pub(crate) async fn settings_that_are_not_roots_own_are_not_read() {
     assert!(refusal(&config).contains("no-such-user"));
     std::fs::write(&config, format!("pool = 5\n{text}")).expect("a file");
     assert!(refusal(&config).contains("unknown field `pool`"));
+    // A key of a witness that can't verify anything.
+    std::fs::write(&config, format!("witnesses = [\"ssh-rsa AAAA\"]\n{text}")).expect("a file");
+    let refused = refusal(&config);
+    assert!(
+        refused.contains("witnesses in") && refused.contains("ssh-rsa"),
+        "{refused}"
+    );
 }

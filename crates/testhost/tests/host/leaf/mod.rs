@@ -3,6 +3,7 @@
 mod access;
 mod boots;
 mod boundaries;
+mod change;
 mod cycles;
 mod ends;
 mod faults;
@@ -30,6 +31,7 @@ pub(crate) const TRIALS: &[Trials] = &[
     boots::TRIALS,
     faults::TRIALS,
     boundaries::TRIALS,
+    change::TRIALS,
     cycles::TRIALS,
     access::TRIALS,
 ];
