@@ -27,6 +27,8 @@ let
       socket = config.systemd.units."leaf-helper.socket".text;
       guard = config.systemd.units."leaf-change.service".text;
       witness = config.systemd.units."leaf-change-witness.service".text;
+      secrets = config.systemd.units."leaf-secrets@.service".text;
+      secrets_socket = config.systemd.units."leaf-secrets.socket".text;
       helper_settings = builtins.unsafeDiscardStringContext config.environment.etc."cim-leaf/helper.toml".text;
       settings = builtins.unsafeDiscardStringContext config.services.cim-leaf.settingsFile.env.toml;
       check = config.services.cim-leaf.settingsFile.text;
@@ -175,6 +177,8 @@ let
         (has name host.guard "PrivateNetwork=yes")
         (has name host.witness "User=leafd")
         (has name host.witness "CapabilityBoundingSet=")
+        (sameUnit name host.secrets "leaf-secrets@.service" [ ])
+        (sameUnit name host.secrets_socket "leaf-secrets.socket" [ ])
         (has name host.unit "StartLimitIntervalSec=0")
         (has name host.helper "StartLimitIntervalSec=0")
         (has name host.unit "Type=notify")

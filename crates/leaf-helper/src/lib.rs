@@ -35,6 +35,7 @@ use leaf_core::id::{ContainerName, LeafName};
 use leaf_core::runtime::Runtime;
 use leaf_host::contract::HostPaths;
 use leaf_host::systemd::Systemd;
+use tokio::sync::OnceCell;
 
 pub use accounts::AccountError;
 pub use change::Changes;
@@ -59,6 +60,8 @@ pub struct Helper {
     order: Order,
     /// Whether this helper has brought up to date what earlier ones left.
     is_up_to_date: Arc<AtomicBool>,
+    /// Whether units have heard of the changes of secrets that an earlier helper made.
+    has_taken_up_changes: Arc<OnceCell<()>>,
 }
 
 /// An error of a program that runs a container or generates the units of containers.
@@ -92,6 +95,7 @@ impl Helper {
             changes: Changes::default(),
             order: Order::default(),
             is_up_to_date: Arc::default(),
+            has_taken_up_changes: Arc::default(),
         }
     }
 
@@ -194,9 +198,10 @@ impl Helper {
         }
         self.check_host()?;
         match op {
-            HostOp::StoreSecret { name, age } => self.store_secret(name, age),
+            HostOp::StoreSecret { name, age } => self.store_secret(name, age).await,
             HostOp::RemoveSecret { name } => self.remove_secret(name),
-            HostOp::ListSecrets {} => self.list_secrets(),
+            HostOp::ListSecrets {} => self.list_secrets().await,
+            HostOp::ShowHostKey {} => self.show_host_key(),
             other => self.change_host(other).await.map(|()| HostReport::default()),
         }
     }
@@ -266,7 +271,10 @@ impl Helper {
             | HostOp::RemoveSecret { .. }
             | HostOp::ListSecrets {}
             | HostOp::ArmChange { .. }
-            | HostOp::ConfirmChange { .. } => unreachable!("it changes no container"),
+            | HostOp::ConfirmChange { .. }
+            | HostOp::ShowHostKey {} => {
+                unreachable!("it changes no container")
+            }
         }
     }
 

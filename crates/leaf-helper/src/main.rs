@@ -1,5 +1,6 @@
 //! `leaf-helper`, the privileged program of a leaf: serves operations to leafd, or runs one container.
 
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -33,6 +34,8 @@ enum Command {
     /// Watch over a change that can cut the leaf off
     #[command(subcommand)]
     Change(ChangeCommand),
+    /// Answer systemd, which asks for the secret of a unit over the socket on standard input; started by leaf-secrets.socket
+    GiveSecret(Config),
     /// Close the network of all leaves' containers before another program removes nftables' rules, or open it again
     Network(Network),
 }
@@ -77,12 +80,18 @@ impl From<Change> for NetworkChange {
 
 #[derive(Debug, clap::Args)]
 struct Serve {
-    /// The settings file, which must belong to root
-    #[arg(long, default_value = "/etc/cim-leaf/helper.toml")]
-    config: PathBuf,
+    #[command(flatten)]
+    settings: Config,
     /// Create and serve this socket where systemd passes none; only leafd's user may open it
     #[arg(long)]
     socket: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+struct Config {
+    /// The settings file, which must belong to root
+    #[arg(long, default_value = "/etc/cim-leaf/helper.toml")]
+    config: PathBuf,
 }
 
 #[derive(Debug, clap::Args)]
@@ -121,6 +130,11 @@ fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
         Command::Change(ChangeCommand::Guard(args)) => {
             small()?.block_on(async { Ok(leaf_helper::guard_change(&args.directory).await?) })
         }
+        Command::GiveSecret(args) => {
+            let (helper, _) = leaf_helper::config::load(&args.config)?;
+            let connection = std::io::stdin().as_fd().try_clone_to_owned()?;
+            Ok(helper.give_credential(&connection.into())?)
+        }
         Command::Switch(args) => small()?.block_on(async { Ok(args.helper()?.switch(&args.name).await?) }),
         Command::Serve(args) => {
             // Before there are threads.
@@ -138,7 +152,7 @@ fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
 
 impl Serve {
     async fn serve(&self, mut termination: Termination) -> anyhow::Result<()> {
-        let (helper, mut serving) = leaf_helper::config::load(&self.config)?;
+        let (helper, mut serving) = leaf_helper::config::load(&self.settings.config)?;
         let given = listenfd::ListenFd::from_env().take_unix_listener(0);
         let listener = match (
             &self.socket,

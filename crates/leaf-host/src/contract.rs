@@ -87,6 +87,9 @@ pub const GUARD_UNIT: &str = "leaf-change.service";
 /// The unit that asks the witness.
 pub const WITNESS_UNIT: &str = "leaf-change-witness.service";
 
+/// The socket at which systemd asks for the secrets of the host's units (`LoadCredential=NAME:/run/cim-leaf/secrets.sock`).
+pub const SECRETS_SOCKET: &str = "/run/cim-leaf/secrets.sock";
+
 /// The directory of the directories of jobs that run as the user `leaf-job`. leafd creates those, and the jobs write
 /// into them.
 pub const JOBS_DIRECTORY: &str = "/var/lib/cim-leaf-jobs";

@@ -1,17 +1,20 @@
 //! The document of a secret: what stands in its age file once it is decrypted.
 //!
-//! A header binds the content to one leaf, one name and the users that may have it:
+//! A header binds the content to one leaf, one name, a time and the users that may have it:
 //!
 //! ```text
 //! cim-leaf secret 1
 //! leaf: edge-1
 //! name: db-password
+//! made: 2026-11-30T08:00:00.123456789Z
+//! bytes: 12
 //! for: container web
 //! for: unit postgresql.service reload
 //!
-//! …the bytes…
+//! …the bytes, and zeros behind them up to a power of two…
 //! ```
 
+use jiff::Timestamp;
 use leaf_core::id::{InvalidId, LeafName, SecretName};
 use leaf_core::secret::{MAX_CONTENT_BYTES, MAX_FILE_BYTES, MAX_USERS, SecretUser, SecretUserError};
 use zeroize::Zeroizing;
@@ -21,6 +24,8 @@ use crate::host_key::HostKey;
 
 /// The first line.
 const VERSION: &str = "cim-leaf secret 1";
+/// The least size of the content with its padding, in bytes.
+const LEAST_PADDED_BYTES: usize = 256;
 /// The maximum size of the header, in bytes.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 
@@ -31,6 +36,8 @@ pub struct SecretDocument {
     pub leaf: LeafName,
     /// Its name.
     pub name: SecretName,
+    /// When it was encrypted, by the clock of who did: a leaf refuses one that is older than the one it has.
+    pub made: Timestamp,
     /// The users that may have it, sorted. Nothing else gets it.
     pub users: Vec<SecretUser>,
     /// Its bytes.
@@ -72,6 +79,9 @@ pub enum SecretError {
         /// What is wrong with it.
         source: InvalidId,
     },
+    /// The content and its padding are not of the size that the header says.
+    #[error("its content is cut off, or longer than its header says")]
+    Size,
     /// A user in the header is not valid.
     #[error("line {line} of its header names no user")]
     User {
@@ -115,15 +125,21 @@ impl SecretDocument {
         if let Some(twice) = users.windows(2).find(|pair| names_same(&pair[0], &pair[1])) {
             return Err(SecretError::Twice(twice[0].to_string()));
         }
-        let mut header = format!("{VERSION}\nleaf: {}\nname: {}\n", self.leaf, self.name);
+        let bytes = self.content.len();
+        let mut header = format!(
+            "{VERSION}\nleaf: {}\nname: {}\nmade: {}\nbytes: {bytes}\n",
+            self.leaf, self.name, self.made
+        );
         for user in &users {
             header += &format!("for: {user}\n");
         }
         header.push('\n');
         // One allocation, so that no piece of the content is left behind when it grows.
-        let mut document = Zeroizing::new(Vec::with_capacity(header.len() + self.content.len()));
+        let size = header.len() + padded(bytes);
+        let mut document = Zeroizing::new(Vec::with_capacity(size));
         document.extend_from_slice(header.as_bytes());
         document.extend_from_slice(&self.content);
+        document.resize(size, 0);
         Ok(age_file::encrypt(std::slice::from_ref(key), &document))
     }
 
@@ -171,6 +187,19 @@ impl SecretDocument {
         let leaf = LeafName::new(leaf).map_err(|source| lines.wrong_name(source))?;
         let name = lines.field("name: ")?;
         let name = SecretName::new(name).map_err(|source| lines.wrong_name(source))?;
+        let text = lines.field("made: ")?;
+        let made: Timestamp = text.parse().map_err(|_| lines.wrong())?;
+        if made.to_string() != text {
+            return Err(lines.wrong());
+        }
+        let text = lines.field("bytes: ")?;
+        let bytes: usize = text.parse().map_err(|_| lines.wrong())?;
+        if bytes.to_string() != text {
+            return Err(lines.wrong());
+        }
+        if bytes > MAX_CONTENT_BYTES {
+            return Err(SecretError::TooLarge(bytes));
+        }
         let mut users: Vec<SecretUser> = Vec::new();
         loop {
             let text = lines.next().ok_or_else(|| lines.wrong())?;
@@ -193,16 +222,23 @@ impl SecretDocument {
                 return Err(SecretError::Users(users.len()));
             }
         }
-        if lines.rest.len() > MAX_CONTENT_BYTES {
-            return Err(SecretError::TooLarge(lines.rest.len()));
+        let (content, padding) = lines.rest.split_at_checked(bytes).ok_or(SecretError::Size)?;
+        if lines.rest.len() != padded(bytes) || padding.iter().any(|byte| *byte != 0) {
+            return Err(SecretError::Size);
         }
         Ok(Self {
             leaf,
             name,
+            made,
             users,
-            content: Zeroizing::new(lines.rest.to_vec()),
+            content: Zeroizing::new(content.to_vec()),
         })
     }
+}
+
+/// Returns the size of a content of so many bytes with its padding, so that the size of a file tells no more than its magnitude.
+fn padded(bytes: usize) -> usize {
+    bytes.next_power_of_two().max(LEAST_PADDED_BYTES)
 }
 
 /// The lines of a header, and what follows them.
@@ -258,6 +294,7 @@ impl std::fmt::Debug for SecretDocument {
         f.debug_struct("SecretDocument")
             .field("leaf", &self.leaf)
             .field("name", &self.name)
+            .field("made", &self.made)
             .field("users", &self.users)
             .finish_non_exhaustive()
     }

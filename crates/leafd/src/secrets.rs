@@ -54,14 +54,14 @@ pub async fn observe(helper: Helper) -> Option<Vec<StoredSecret>> {
 /// The problem for the sender.
 pub async fn recipient(helper: Helper) -> Result<Vec<u8>, Problem> {
     let report = there(helper)?
-        .insist(&HostOp::ListSecrets {})
+        .insist(&HostOp::ShowHostKey {})
         .await
         .map_err(problem)?;
     match report.host_key {
         Some(host_key) => Ok(to_json(&Recipient { host_key })),
         None => Err(Problem::new(
             ProblemCode::Unsupported,
-            "the leaf's host has no SSH host key that secrets can be encrypted to: see the log of leaf-helper there",
+            "the helper is of another version: it does not say the host key",
         )),
     }
 }

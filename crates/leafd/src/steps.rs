@@ -312,6 +312,7 @@ fn step_of(op: &HostOp) -> ContainerStep {
         | HostOp::StoreSecret { .. }
         | HostOp::RemoveSecret { .. }
         | HostOp::ListSecrets {}
+        | HostOp::ShowHostKey {}
         | HostOp::ArmChange { .. }
         | HostOp::ConfirmChange { .. } => {
             unreachable!("a container's plan contains neither jobs nor secrets nor changes of the leaf")

@@ -123,9 +123,12 @@ host_ops! {
         /// The secret's name.
         name: SecretName as "string",
     }
-    /// Reports the kept secrets, without their content, and the public part of the host key.
+    /// Reports the kept secrets, without their content.
     ListSecrets on Secrets, waits for Nothing: "list the secrets" {
-    } -> "host_key: ?string, secrets: ?[]StoredSecret"
+    } -> "secrets: ?[]StoredSecret"
+    /// Reports the public part of the host key that secrets are encrypted to.
+    ShowHostKey on HostKey, waits for Nothing: "show the host key" {
+    } -> "host_key: ?string"
     /// Asks the witness whether it answers, arms the way back, and changes the hub's settings; leafd is restarted after that.
     /// The change goes back by itself unless `ConfirmChange` confirms it in time. At most one change is open.
     ArmChange on Change, waits for Nothing: "arm change {id} of the hub" {
@@ -166,6 +169,8 @@ pub enum HostSubject {
     Change,
     /// The confirmation of a change, which must not wait for the operation that asks the witness.
     Confirmation,
+    /// The host's SSH key.
+    HostKey,
 }
 
 /// What an operation reports beside that it was carried out: nothing but for those on secrets.

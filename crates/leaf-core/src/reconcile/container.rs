@@ -74,7 +74,8 @@ impl Interruption {
             | HostOp::RemoveSecret { .. }
             | HostOp::ListSecrets {}
             | HostOp::ArmChange { .. }
-            | HostOp::ConfirmChange { .. } => false,
+            | HostOp::ConfirmChange { .. }
+            | HostOp::ShowHostKey {} => false,
         }
     }
 }

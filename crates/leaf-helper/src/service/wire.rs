@@ -281,6 +281,7 @@ mod tests {
                 id: ChangeId(id.0),
                 by: ConfirmedBy::Caller(Caller::new("ann").expect("a caller")),
             },
+            HostOp::ShowHostKey {},
         ]
     }
 
@@ -379,6 +380,7 @@ mod tests {
                 HostSubject::Change => assert_eq!(op.summary(), format!("arm change {id} of the hub")),
                 HostSubject::Confirmation => assert_eq!(op.summary(), format!("confirm change {id}")),
                 HostSubject::Secrets => assert_eq!(op.summary(), "list the secrets"),
+                HostSubject::HostKey => assert_eq!(op.summary(), "show the host key"),
                 HostSubject::Network => assert!(op.summary().contains(" 10.233.0.1"), "{}", op.summary()),
             }
         }

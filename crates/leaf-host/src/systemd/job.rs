@@ -27,6 +27,8 @@ pub enum UnitJob {
     Restart,
     /// Restart the unit if it is active.
     TryRestart,
+    /// Reload the unit if it is active; restart it where it can't reload.
+    TryReload,
 }
 
 /// The outcome of a job.
@@ -80,6 +82,7 @@ impl UnitJob {
             Self::Stop => "stop",
             Self::Reload => "reload",
             Self::Restart | Self::TryRestart => "restart",
+            Self::TryReload => "reload or restart",
         }
     }
 
@@ -90,6 +93,7 @@ impl UnitJob {
             Self::Reload => "ReloadUnit",
             Self::Restart => "RestartUnit",
             Self::TryRestart => "TryRestartUnit",
+            Self::TryReload => "ReloadOrTryRestartUnit",
         }
     }
 }
@@ -227,7 +231,9 @@ impl Systemd {
                 let active = state.as_ref().is_some_and(|unit| unit.active == "active");
                 let down = state.as_ref().is_none_or(|unit| !unit.is_up());
                 return Ok(match asked {
-                    UnitJob::Start | UnitJob::Reload | UnitJob::Restart if active => UnitJobOutcome::Done,
+                    UnitJob::Start | UnitJob::Reload | UnitJob::TryReload | UnitJob::Restart if active => {
+                        UnitJobOutcome::Done
+                    }
                     UnitJob::Stop if down => UnitJobOutcome::Done,
                     _ => UnitJobOutcome::Failed("failed".to_owned()),
                 });

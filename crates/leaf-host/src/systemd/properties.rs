@@ -64,6 +64,22 @@ impl Properties {
             .and_then(|microseconds| Timestamp::from_microsecond(microseconds).ok())
     }
 
+    /// Returns a list of pairs of texts.
+    #[must_use]
+    pub fn pairs(&self, name: &str) -> Vec<(String, String)> {
+        let Some(Variant::Array(pairs)) = self.value(name) else {
+            return Vec::new();
+        };
+        let pair = |pair: &Variant<'_>| match pair {
+            Variant::Structure(pair) => match pair.fields() {
+                [Variant::Str(one), Variant::Str(other)] => Some((one.to_string(), other.to_string())),
+                _ => None,
+            },
+            _ => None,
+        };
+        pairs.iter().filter_map(pair).collect()
+    }
+
     /// Returns the number at the beginning of the structure with this name.
     pub(super) fn first_number(&self, name: &str) -> u32 {
         match self.value(name) {

@@ -8,13 +8,29 @@ use proptest::prelude::*;
 use super::*;
 use crate::test_keys::KeyPair;
 
+const MADE: &str = "2026-11-30T08:00:00.123456789Z";
+
 fn document(users: &[&str], content: &[u8]) -> SecretDocument {
     SecretDocument {
         leaf: LeafName::new("edge-1").expect("a leaf"),
         name: SecretName::new("db-password").expect("a name"),
+        made: MADE.parse().expect("a time"),
         users: users.iter().map(|user| user.parse().expect("a user")).collect(),
         content: Zeroizing::new(content.to_vec()),
     }
+}
+
+/// Returns the text of a document, by hand.
+fn text(users: &str, content: &[u8]) -> Vec<u8> {
+    let bytes = content.len();
+    let header = format!(
+        "cim-leaf secret 1\nleaf: edge-1\nname: db-password\nmade: {MADE}\nbytes: {bytes}\n{users}\n"
+    );
+    let mut text = header.into_bytes();
+    let size = text.len() + bytes.next_power_of_two().max(256);
+    text.extend(content);
+    text.resize(size, 0);
+    text
 }
 
 fn decrypted(pair: &KeyPair, file: &str) -> Result<SecretDocument, SecretError> {
@@ -102,19 +118,19 @@ fn what_is_too_large_or_named_twice_is_refused() {
         Err(SecretError::Twice(_))
     ));
     // By hand, past the check of the sender.
-    let mut by_hand = b"cim-leaf secret 1\nleaf: edge-1\nname: db-password\n\n".to_vec();
-    by_hand.extend(&larger);
+    let mut by_hand = text("", &larger);
+    by_hand.truncate(MAX_CONTENT_BYTES);
     let file = age_file::encrypt(std::slice::from_ref(&own.public), &by_hand);
     assert!(matches!(decrypted(&own, &file), Err(SecretError::TooLarge(_))));
 }
 
 #[test]
 fn another_form_of_the_header_is_refused_with_its_line() {
-    let good = "cim-leaf secret 1\nleaf: edge-1\nname: db-password\nfor: container a\nfor: unit b.service restart\n\nx";
-    SecretDocument::parse(good.as_bytes()).expect("a document");
-    let none = |_: &SecretError| true;
+    let good = text("for: container a\nfor: unit b.service restart\n", b"x");
+    SecretDocument::parse(&good).expect("a document");
+    let good = String::from_utf8(good).expect("text");
     type Is = fn(&SecretError) -> bool;
-    let cases: [(&str, &str, Is); 13] = [
+    let cases: [(&str, &str, Is); 21] = [
         ("secret 1", "secret 2", |e| matches!(e, SecretError::Version)),
         ("cim-leaf", "\u{feff}cim-leaf", |e| {
             matches!(e, SecretError::Version)
@@ -133,26 +149,42 @@ fn another_form_of_the_header_is_refused_with_its_line() {
             matches!(e, SecretError::Name { line: 3, .. })
         }),
         ("container a\n", "container a\nfor: container a\n", |e| {
-            matches!(e, SecretError::Header { line: 5 })
+            matches!(e, SecretError::Header { line: 7 })
         }),
         ("unit b.service restart", "unit b.service", |e| {
-            matches!(e, SecretError::Header { line: 5 })
+            matches!(e, SecretError::Header { line: 7 })
         }),
         ("container a", "unit z.service restart", |e| {
-            matches!(e, SecretError::Header { line: 5 })
+            matches!(e, SecretError::Header { line: 7 })
         }),
         ("container a", "anybody", |e| {
-            matches!(e, SecretError::User { line: 4, .. })
+            matches!(e, SecretError::User { line: 6, .. })
         }),
         ("for: unit", "of: unit", |e| {
+            matches!(e, SecretError::Header { line: 7 })
+        }),
+        ("\n\nx", "\nx", |e| matches!(e, SecretError::Header { line: 8 })),
+        ("made: 2026", "made: soon 2026", |e| {
+            matches!(e, SecretError::Header { line: 4 })
+        }),
+        (".123456789Z", ".123456789+00:00", |e| {
+            matches!(e, SecretError::Header { line: 4 })
+        }),
+        ("bytes: 1", "bytes: 01", |e| {
             matches!(e, SecretError::Header { line: 5 })
         }),
-        ("\n\nx", "\nx", |e| matches!(e, SecretError::Header { line: 6 })),
+        ("bytes: 1", "bytes: -1", |e| {
+            matches!(e, SecretError::Header { line: 5 })
+        }),
+        ("bytes: 1", "bytes: 0", |e| matches!(e, SecretError::Size)),
+        ("bytes: 1", "bytes: 257", |e| matches!(e, SecretError::Size)),
+        ("\n\nx\0", "\n\nx", |e| matches!(e, SecretError::Size)),
+        ("\n\nx\0", "\n\nxx", |e| matches!(e, SecretError::Size)),
     ];
     for (from, to, is) in cases {
         let text = good.replacen(from, to, 1);
         let error = SecretDocument::parse(text.as_bytes()).expect_err(&text);
-        assert!(is(&error) && none(&error), "{text:?}: {error:?}");
+        assert!(is(&error), "{text:?}: {error:?}");
     }
 }
 
@@ -160,24 +192,20 @@ proptest! {
     #[test]
     fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let _ = SecretDocument::parse(&bytes);
-        let mut headed = b"cim-leaf secret 1\nleaf: e\nname: n\n".to_vec();
+        let mut headed = format!("cim-leaf secret 1\nleaf: e\nname: n\nmade: {MADE}\nbytes: 3\n").into_bytes();
         headed.extend(bytes);
         let _ = SecretDocument::parse(&headed);
     }
 
     #[test]
     fn what_the_parser_takes_is_written_again_as_it_was(
-        leaf in "[a-z0-9_][a-z0-9_-]{0,31}",
-        name in "[a-zA-Z0-9_][a-zA-Z0-9_-]{0,47}",
         users in proptest::collection::btree_set("[a-z][a-z0-9-]{0,10}", 0..5),
         content in proptest::collection::vec(any::<u8>(), 0..100),
     ) {
         let users: String = users.iter().map(|user| format!("for: container {user}\n")).collect();
-        let mut text = format!("cim-leaf secret 1\nleaf: {leaf}\nname: {name}\n{users}\n").into_bytes();
-        text.extend(&content);
-        let document = SecretDocument::parse(&text).expect("a document");
-        prop_assert_eq!(document.leaf.as_str(), leaf);
-        prop_assert_eq!(document.name.as_str(), name);
+        let document = SecretDocument::parse(&text(&users, &content)).expect("a document");
+        let again: String = document.users.iter().map(|user| format!("for: {user}\n")).collect();
+        prop_assert_eq!(again, users);
         prop_assert_eq!(document.content.as_slice(), content);
     }
 }
@@ -206,7 +234,7 @@ fn the_program_age_decrypts_what_is_encrypted_here() {
     let arguments = [Path::new("-d"), Path::new("-i"), &own.file];
     assert_eq!(
         run("age", &arguments, file.as_bytes()),
-        b"cim-leaf secret 1\nleaf: edge-1\nname: db-password\nfor: container web\n\ns3cret\n\0"
+        text("for: container web\n", b"s3cret\n\0")
     );
 }
 
@@ -214,8 +242,8 @@ fn the_program_age_decrypts_what_is_encrypted_here() {
 fn what_the_program_age_encrypts_is_read_here() {
     let own = KeyPair::new();
     let public = own.file.with_extension("pub");
-    let text = b"cim-leaf secret 1\nleaf: edge-1\nname: db-password\n\ns3cret\n\0";
+    let text = text("", b"s3cret\n\0");
     let arguments = [Path::new("-a"), Path::new("-R"), &public];
-    let file = String::from_utf8(run("age", &arguments, text)).expect("it is armored");
+    let file = String::from_utf8(run("age", &arguments, &text)).expect("it is armored");
     assert_eq!(*decrypted(&own, &file).expect("decrypted").content, b"s3cret\n\0");
 }

@@ -33,8 +33,12 @@ pub(crate) struct Set {
     #[arg(long, value_name = "FILE")]
     from_file: Option<PathBuf>,
     /// A container that may have it; may be repeated. Who may change that container on the leaf can read the secret.
-    #[arg(long = "container", value_name = "NAME", required = true)]
+    #[arg(long = "container", value_name = "NAME", required_unless_present = "units")]
     containers: Vec<ContainerName>,
+    /// A service of the host that may have it, and what is done with it when the secret changes, `restart` (the default), `reload` or
+    /// `nothing`; may be repeated. It needs `LoadCredential=SECRET:/run/cim-leaf/secrets.sock` in its own configuration.
+    #[arg(long = "unit", value_name = "NAME[:ON_CHANGE]", value_parser = unit)]
+    units: Vec<SecretUser>,
     /// The leaf's SSH host key: a line of its `ssh_host_ed25519_key.pub`, or that file. Then leafctl neither asks nor keeps it.
     #[arg(long, value_name = "KEY|FILE")]
     host_key: Option<String>,
@@ -53,7 +57,7 @@ impl Set {
             .containers
             .into_iter()
             .map(|name| SecretUser::Container { name });
-        let users: Vec<SecretUser> = users.collect();
+        let users: Vec<SecretUser> = users.chain(self.units).collect();
         let set = async |leaf: &Leaf| {
             let key = keys.borrow_mut().remove(&leaf.name);
             let key =
@@ -61,6 +65,7 @@ impl Set {
             let document = SecretDocument {
                 leaf: leaf.name.clone(),
                 name: self.name.clone(),
+                made: jiff::Timestamp::now(),
                 users: users.clone(),
                 content: content.clone(),
             };
@@ -97,6 +102,24 @@ impl Set {
             })
             .await
     }
+}
+
+/// Parses a unit with what is done when the secret changes; a name has `.service` at its end, or none.
+fn unit(text: &str) -> Result<SecretUser, String> {
+    const WORDS: [&str; 3] = ["restart", "reload", "nothing"];
+    // A unit's name may have colons itself.
+    let (name, on_change) = match text.rsplit_once(':') {
+        Some((name, word)) if WORDS.contains(&word) => (name, word),
+        _ => (text, WORDS[0]),
+    };
+    let end = if name.ends_with(".service") {
+        ""
+    } else {
+        ".service"
+    };
+    format!("unit {name}{end} {on_change}")
+        .parse::<SecretUser>()
+        .map_err(|error| chain(&error))
 }
 
 /// Returns the key of each leaf, or why it can't be used.
@@ -175,6 +198,21 @@ fn read_all(input: impl Read) -> std::io::Result<Zeroizing<Vec<u8>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_unit_is_given_with_or_without_its_end_and_what_is_done_with_it() {
+        for (text, means) in [
+            ("db", "unit db.service restart"),
+            ("db.service:reload", "unit db.service reload"),
+            ("db@a:b:nothing", "unit db@a:b.service nothing"),
+            ("db:sometimes", "unit db:sometimes.service restart"),
+        ] {
+            assert_eq!(unit(text).expect(text).to_string(), means);
+        }
+        for bad in ["", "../db", "a b", ":reload", "db\n"] {
+            unit(bad).expect_err(bad);
+        }
+    }
 
     #[test]
     fn a_key_is_given_as_a_line_or_as_a_file() {

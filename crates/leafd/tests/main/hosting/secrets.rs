@@ -117,6 +117,7 @@ impl SecretLeaf {
         let document = SecretDocument {
             leaf: self.leaf.name.clone(),
             name: secret(name),
+            made: jiff::Timestamp::now(),
             users: users?,
             content: content.as_bytes().to_vec().into(),
         };
@@ -353,6 +354,7 @@ async fn changed_meanwhile() -> anyhow::Result<()> {
     let document = SecretDocument {
         leaf: own.leaf.name.clone(),
         name: secret("alien"),
+        made: jiff::Timestamp::now(),
         users: Vec::new(),
         content: b"x".to_vec().into(),
     };
@@ -381,6 +383,7 @@ async fn refused() -> anyhow::Result<()> {
         let document = SecretDocument {
             leaf: leaf.clone(),
             name: secret(name),
+            made: jiff::Timestamp::now(),
             users: Vec::new(),
             content: text.as_bytes().to_vec().into(),
         };

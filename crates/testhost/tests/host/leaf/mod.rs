@@ -10,6 +10,7 @@ mod faults;
 mod lifecycle;
 mod pause;
 pub(crate) mod sample;
+mod secrets;
 mod specs;
 mod updates;
 
@@ -34,6 +35,7 @@ pub(crate) const TRIALS: &[Trials] = &[
     change::TRIALS,
     cycles::TRIALS,
     access::TRIALS,
+    secrets::TRIALS,
 ];
 
 /// Builds a container's system without nixpkgs: busybox, an init, and what it does.

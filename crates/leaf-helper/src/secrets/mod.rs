@@ -3,12 +3,15 @@
 //! A file is decrypted when it arrives, to know that it is for this leaf and of this name, and when somebody uses it. The content
 //! gets no name in a file system: a container's systemd-nspawn reads it from a memory file of the process that starts it.
 
+mod units;
+
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
 use data_encoding::HEXLOWER;
+use jiff::Timestamp;
 use leaf_core::error::chain;
 use leaf_core::host_op::{HostReport, Secret, StoredSecret};
 use leaf_core::id::{ContainerName, SecretName};
@@ -51,16 +54,23 @@ impl MemoryFile {
 }
 
 impl Helper {
-    /// Keeps a secret's age file, if it is for this leaf and of this name.
-    pub(crate) fn store_secret(&self, name: &SecretName, age: &Secret) -> Result<HostReport> {
+    /// Keeps a secret's age file, if it is for this leaf, of this name and not older than the one that the leaf has, and has the
+    /// units that it names take it up.
+    pub(crate) async fn store_secret(&self, name: &SecretName, age: &Secret) -> Result<HostReport> {
+        self.up_to_date_secrets().await?;
         let file = age.expose().as_bytes();
         let document = self.decrypt(name, file)?;
+        self.check_units(&document.users)?;
+        self.check_newer(name, file, document.made)?;
         let stored = StoredSecret {
             users: document.users.clone(),
             ..stored(name, file)
         };
         drop(document);
-        self.secret_files()?.write(&file_name(name), file, 0o600)?;
+        let directory = self.secret_files()?;
+        Self::mark_change(&directory, name)?;
+        directory.write(&file_name(name), file, 0o600)?;
+        self.take_up_change(&directory, name, &stored.users).await?;
         Ok(HostReport {
             secrets: vec![stored],
             ..HostReport::default()
@@ -71,26 +81,52 @@ impl Helper {
     pub(crate) fn remove_secret(&self, name: &SecretName) -> Result<HostReport> {
         if let Some(directory) = Directory::open_root(&self.paths.secrets)? {
             directory.remove_file(&file_name(name))?;
+            Self::forget_change(&directory, name)?;
             directory.sync()?;
         }
         Ok(HostReport::default())
     }
 
-    /// Returns what is kept, and the public part of the host key.
-    pub(crate) fn list_secrets(&self) -> Result<HostReport> {
-        let key = self
-            .private_key()
-            .and_then(|key| HostKey::of_private_key(&key).map_err(|e| self.unusable_key(&chain(&e))));
-        let host_key = match &key {
-            Ok(key) => Some(key.to_string()),
-            Err(error) => {
-                tracing::warn!(error = chain(error), "secrets can't be decrypted");
-                None
-            }
+    /// Has done, once in this process, what an earlier one left undone.
+    async fn up_to_date_secrets(&self) -> Result<()> {
+        self.has_taken_up_changes
+            .get_or_try_init(|| self.take_up_left_changes())
+            .await
+            .copied()
+    }
+
+    /// Refuses a file that was made before the one that the leaf has: somebody may have kept it, and sent it again.
+    fn check_newer(&self, name: &SecretName, file: &[u8], made: Timestamp) -> Result<()> {
+        let kept = match self.secret_file(name) {
+            Ok(Some(kept)) if kept.as_bytes() != file => self.decrypt(name, kept.as_bytes()),
+            _ => return Ok(()),
         };
+        match kept {
+            Ok(kept) if kept.made > made => Err(Error::Refused(format!(
+                "the secret {name} of this leaf was made at {}, and this one before, at {made}: an older one does not replace it. Set the \
+                 clock of the machine that it was made on, or remove the secret first",
+                kept.made
+            ))),
+            // One that can't be used any more is replaced.
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the public part of the host key.
+    pub(crate) fn show_host_key(&self) -> Result<HostReport> {
+        let key = HostKey::of_private_key(&self.private_key()?).map_err(|e| self.unusable_key(&chain(&e)))?;
+        Ok(HostReport {
+            host_key: Some(key.to_string()),
+            ..HostReport::default()
+        })
+    }
+
+    /// Returns what is kept.
+    pub(crate) async fn list_secrets(&self) -> Result<HostReport> {
+        self.up_to_date_secrets().await?;
         let mut secrets = Vec::new();
         let names = match Directory::open_root(&self.paths.secrets)? {
-            Some(directory) => self.names_of_secrets(&directory)?,
+            Some(directory) => names_with(&directory, SUFFIX)?,
             None => Vec::new(),
         };
         for name in names {
@@ -118,7 +154,10 @@ impl Helper {
                 },
             });
         }
-        Ok(HostReport { host_key, secrets })
+        Ok(HostReport {
+            secrets,
+            ..HostReport::default()
+        })
     }
 
     /// Checks that a container may have a secret, and that it can be decrypted.
@@ -133,12 +172,7 @@ impl Helper {
     }
 
     fn secret_of_container(&self, name: &SecretName, container: &ContainerName) -> Result<SecretDocument> {
-        let Some(file) = self.secret_file(name)? else {
-            return Err(Error::Refused(format!(
-                "the leaf has no secret {name}; set it with `leafctl secret set {name}`"
-            )));
-        };
-        let document = self.decrypt(name, file.as_bytes())?;
+        let document = self.decrypted(name)?;
         if !allows_container(&document.users, container) {
             return Err(Error::Refused(format!(
                 "the secret {name} is not for container {container}: the containers and units that may have it were named when it \
@@ -146,6 +180,16 @@ impl Helper {
             )));
         }
         Ok(document)
+    }
+
+    /// Returns a secret that is kept, decrypted.
+    fn decrypted(&self, name: &SecretName) -> Result<SecretDocument> {
+        let Some(file) = self.secret_file(name)? else {
+            return Err(Error::Refused(format!(
+                "the leaf has no secret {name}; set it with `leafctl secret set {name}`"
+            )));
+        };
+        self.decrypt(name, file.as_bytes())
     }
 
     fn decrypt(&self, name: &SecretName, file: &[u8]) -> Result<SecretDocument> {
@@ -200,19 +244,19 @@ impl Helper {
         }
         Ok(file)
     }
+}
 
-    /// Returns the names of the kept secrets, sorted. Other files are left alone.
-    fn names_of_secrets(&self, directory: &Directory) -> Result<Vec<SecretName>> {
-        let unreadable = || Error::io(format!("read {}", directory.path().display()));
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(directory.path()).map_err(unreadable())? {
-            let file = entry.map_err(unreadable())?.file_name();
-            let name = file.to_str().and_then(|file| file.strip_suffix(SUFFIX));
-            names.extend(name.and_then(|name| SecretName::new(name).ok()));
-        }
-        names.sort();
-        Ok(names)
+/// Returns the names of the secrets that have a file with this end, sorted. Other files are left alone.
+fn names_with(directory: &Directory, end: &str) -> Result<Vec<SecretName>> {
+    let unreadable = || Error::io(format!("read {}", directory.path().display()));
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(directory.path()).map_err(unreadable())? {
+        let file = entry.map_err(unreadable())?.file_name();
+        let name = file.to_str().and_then(|file| file.strip_suffix(end));
+        names.extend(name.and_then(|name| SecretName::new(name).ok()));
     }
+    names.sort();
+    Ok(names)
 }
 
 fn file_name(name: &SecretName) -> String {
