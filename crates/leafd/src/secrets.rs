@@ -1,5 +1,7 @@
 //! Has the helper keep secrets. leafd itself sees age files at most, and doesn't log or keep them.
 
+use std::time::Duration;
+
 use leaf_core::command::Recipient;
 use leaf_core::decide::SecretChange;
 use leaf_core::error::chain;
@@ -7,7 +9,11 @@ use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind, StoredSecret};
 use leaf_core::json::to_json;
 use leaf_core::problem::{Problem, ProblemCode};
 
+use crate::complaints::Complaints;
 use crate::helper::HostHelper;
+
+/// The pause before another try to observe the secrets.
+const OBSERVE_AGAIN: Duration = Duration::from_secs(10);
 
 /// The helper, or the reason why this leaf keeps no secrets.
 type Helper = Result<HostHelper, String>;
@@ -29,21 +35,32 @@ pub async fn change(helper: Helper, change: SecretChange) -> Result<Option<Store
     }
 }
 
-/// Returns what the host has of secrets; `None`, with a line in the log, if that can't be observed.
-pub async fn observe(helper: Helper) -> Option<Vec<StoredSecret>> {
-    let found = helper.ok()?.insist(&HostOp::ListSecrets {}).await;
-    match found {
-        Ok(report) => {
-            for stored in &report.secrets {
-                if let Some(problem) = &stored.problem {
-                    tracing::warn!(secret = %stored.name, problem, "a secret on this host can't be used");
+/// Returns what the host has of secrets, once the helper can say it.
+pub async fn observe(helper: Helper) -> Vec<StoredSecret> {
+    let mut complaints = Complaints::default();
+    loop {
+        let found = match &helper {
+            Ok(helper) => helper
+                .insist(&HostOp::ListSecrets {})
+                .await
+                .map_err(|e| chain(&e)),
+            Err(why) => Err(why.clone()),
+        };
+        match found {
+            Ok(report) => {
+                for stored in &report.secrets {
+                    if let Some(problem) = &stored.problem {
+                        tracing::warn!(secret = %stored.name, problem, "a secret on this host can't be used");
+                    }
                 }
+                return report.secrets;
             }
-            Some(report.secrets)
-        }
-        Err(error) => {
-            tracing::warn!(error = chain(&error), "can't observe the secrets on this host");
-            None
+            Err(error) => {
+                if complaints.is_new(&error) {
+                    tracing::warn!(error, "can't observe the secrets on this host; leafd tries again");
+                }
+                tokio::time::sleep(OBSERVE_AGAIN).await;
+            }
         }
     }
 }

@@ -319,10 +319,9 @@ impl Workers {
     /// Observes the host's secrets.
     pub fn observe_secrets(&mut self, moves: u64) {
         let (helper, inputs) = (self.equipment.secrets.clone(), self.equipment.inputs.clone());
-        self.steps.run(async move {
-            if let Some(found) = secrets::observe(helper).await {
-                let _ = inputs.send(Input::SecretsObserved { moves, found }.into()).await;
-            }
+        self.tasks.run(async move {
+            let found = secrets::observe(helper).await;
+            let _ = inputs.send(Input::SecretsObserved { moves, found }.into()).await;
         });
     }
 

@@ -96,7 +96,8 @@ impl Engine {
                 Err(problem) => return turn.refuse([to], &accepted.record.id, problem),
             };
         }
-        if is_change && is_given && self.is_repeated(turn, to, &accepted.record, seen) {
+        let is_again = is_change && is_given && !self.secrets.takes_again(&accepted.record);
+        if is_again && self.is_repeated(turn, to, &accepted.record, seen) {
             return;
         }
         if let Some(problem) = self.refuses_command(turn, &command) {

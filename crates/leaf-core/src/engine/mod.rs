@@ -157,6 +157,7 @@ impl Engine {
             let bytes = held_events * history::EARLIER_EVENT_BYTES;
             admission.recorded(history.state().sequence, bytes);
         }
+        let (secrets, unfinished) = SecretChanges::of_last_run(unfinished, history.state());
         Self {
             settings,
             waiting: Waiting::of_last_run(unfinished, history.state()),
@@ -164,7 +165,7 @@ impl Engine {
             reconciler: Reconciler::default(),
             jobs: RunningJobs::default(),
             admission,
-            secrets: SecretChanges::default(),
+            secrets,
             rescan: 0,
             published: 0,
             hub: None,

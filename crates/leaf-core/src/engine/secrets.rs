@@ -1,17 +1,23 @@
 //! Handles secrets: their changes on the host, one after the other for each secret, and what the host has of them.
 //!
-//! A change is recorded and answered after the helper has made it. If the daemon ends in between, nothing is recorded: its sender sends
-//! it again, and the first observation of the next instance records what is on the host.
+//! A command is recorded before the helper makes its change, and its facts and outcome after that. If the daemon ends in between, the
+//! first observation of the next instance records what is on the host, and so says whether the change was made. One that was made has
+//! its outcome and is not made again; one that was not is made if it is sent again.
 
 use std::collections::{BTreeMap, VecDeque};
 
+use data_encoding::HEXLOWER;
+use sha2::{Digest as _, Sha256};
+
+use crate::aggregate::Aggregate;
 use crate::cause::Cause;
-use crate::command::RemovedSecret;
+use crate::command::{CommandRecord, RemovedSecret};
 use crate::decide::{SecretChange, secret_changed, secrets_observed};
 use crate::host_op::StoredSecret;
 use crate::id::{Caller, CommandId, SecretName};
 use crate::json::to_json;
 use crate::problem::{Problem, ProblemCode};
+use crate::state::State;
 
 use super::Engine;
 use super::output::Effect;
@@ -20,6 +26,15 @@ use super::waiting::Accepted;
 
 /// The maximum number of changes that wait, each with its age file.
 const MAX_WAITING: usize = 128;
+
+/// A command whose change the last instance may have made.
+#[derive(Debug, Clone)]
+struct Left {
+    accepted: Accepted,
+    name: SecretName,
+    /// The SHA-256 of the age file; `None` of a command that removes the secret.
+    digest: Option<String>,
+}
 
 /// The changes of secrets that are being made, or wait for their turn.
 #[derive(Debug, Clone, Default)]
@@ -30,9 +45,43 @@ pub(super) struct SecretChanges {
     moves: u64,
     /// Whether the host must be observed once no change is being made.
     observe: bool,
+    /// What the last instance left. No change of these secrets begins before an observation gives the outcomes.
+    left: Vec<Left>,
+    /// Those of them that were not made: the same command may come again.
+    not_made: Vec<CommandRecord>,
 }
 
 impl SecretChanges {
+    /// Returns the changes that the last instance did not finish, and the records that are of no such change.
+    pub(super) fn of_last_run(unfinished: Vec<CommandRecord>, state: &State) -> (Self, Vec<CommandRecord>) {
+        let (mut changes, mut others) = (Self::default(), Vec::new());
+        for record in unfinished {
+            let target = record.target.as_deref().and_then(target_of);
+            let readable = target.filter(|(name, _)| state.raw_entry_of(Aggregate::Secret(name)).is_none());
+            match readable {
+                Some((name, digest)) => changes.left.push(Left {
+                    accepted: Accepted::of_last_run(record),
+                    name,
+                    digest,
+                }),
+                None => others.push(record),
+            }
+        }
+        (changes, others)
+    }
+
+    /// Returns whether the last instance had this command, and may not have made, or has not made, its change. Then it goes on as if it
+    /// came for the first time.
+    pub(super) fn takes_again(&mut self, record: &CommandRecord) -> bool {
+        let is_it = |other: &CommandRecord| {
+            other.caller == record.caller && other.id == record.id && other.fingerprint == record.fingerprint
+        };
+        let before = self.not_made.len();
+        self.not_made.retain(|other| !is_it(other));
+        let waits = self.find(&record.caller, &record.id).is_some();
+        self.not_made.len() < before || !waits && self.left.iter().any(|left| is_it(&left.accepted.record))
+    }
+
     /// Returns the waiting command with this id, if any.
     pub(super) fn find(&mut self, caller: &Caller, id: &CommandId) -> Option<&mut Accepted> {
         let mut all = self.lines.values_mut().flatten().map(|(_, accepted)| accepted);
@@ -41,8 +90,35 @@ impl SecretChanges {
 
     /// Returns whether no change is being made.
     pub(super) fn is_idle(&self) -> bool {
-        self.lines.is_empty()
+        self.lines.keys().all(|name| self.is_held(name))
     }
+
+    /// Returns whether changes of a secret wait for an observation.
+    fn is_held(&self, name: &SecretName) -> bool {
+        self.left.iter().any(|left| left.name == *name)
+    }
+}
+
+/// Returns the stored form of what a command waits for: the key of the secret's entry, and the digest of the age file that it sets.
+fn key_of(change: &SecretChange) -> String {
+    let key = Aggregate::Secret(change.name()).key();
+    match change {
+        SecretChange::Set { age, .. } => {
+            let digest = HEXLOWER.encode(&Sha256::digest(age.expose().as_bytes()));
+            format!("{key}.{digest}")
+        }
+        SecretChange::Remove { .. } => key,
+    }
+}
+
+/// Parses the result of [`key_of`].
+fn target_of(key: &str) -> Option<(SecretName, Option<String>)> {
+    let rest = key.strip_prefix("secret.")?;
+    let (name, digest) = match rest.split_once('.') {
+        Some((name, digest)) => (name, Some(digest.to_owned())),
+        None => (rest, None),
+    };
+    Some((SecretName::new(name).ok()?, digest))
 }
 
 impl Engine {
@@ -63,7 +139,13 @@ impl Engine {
     }
 
     fn begin_change(&mut self, turn: &mut Turn, name: &SecretName) {
-        if let Some((change, _)) = self.secrets.lines.get(name).and_then(VecDeque::front) {
+        if self.secrets.is_held(name) {
+            return;
+        }
+        let line = self.secrets.lines.get_mut(name);
+        if let Some((change, accepted)) = line.and_then(VecDeque::front_mut) {
+            accepted.record.target = Some(key_of(change));
+            turn.keep(accepted.record.clone());
             turn.effects.push(Effect::ChangeSecret(change.clone()));
             self.secrets.moves += 1;
         }
@@ -97,8 +179,7 @@ impl Engine {
                 self.accept(turn, accepted, body);
             }
             Err(problem) => {
-                let id = &accepted.record.id;
-                turn.answer(accepted.to.iter().copied(), id, &Err(problem.about(id)));
+                self.finish(turn, accepted, Err(problem));
                 // The helper may have gone away after it had made the change.
                 self.secrets.observe = true;
             }
@@ -107,10 +188,20 @@ impl Engine {
         self.observe_secrets_if_due(turn);
     }
 
-    /// Has the host's secrets observed, once no change is being made.
+    /// Has the host's secrets observed, once no change is being made. Where that can't be, what the last instance left has failed.
     pub(super) fn observe_secrets(&mut self, turn: &mut Turn) {
-        self.secrets.observe = self.settings.capabilities.secrets.is_ok();
-        self.observe_secrets_if_due(turn);
+        match &self.settings.capabilities.secrets {
+            Ok(()) => {
+                self.secrets.observe = true;
+                self.observe_secrets_if_due(turn);
+            }
+            Err(why) => {
+                let problem = Problem::new(ProblemCode::Unsupported, why.clone());
+                for left in std::mem::take(&mut self.secrets.left) {
+                    self.finish(turn, left.accepted, Err(problem.clone()));
+                }
+            }
+        }
     }
 
     fn observe_secrets_if_due(&mut self, turn: &mut Turn) {
@@ -128,5 +219,54 @@ impl Engine {
         }
         let facts = secrets_observed(self.state(), found);
         self.record(turn, &Cause::default(), facts);
+        for left in std::mem::take(&mut self.secrets.left) {
+            self.settle_left(turn, left);
+        }
+        let names: Vec<SecretName> = self.secrets.lines.keys().cloned().collect();
+        for name in names {
+            self.begin_change(turn, &name);
+        }
+        self.observe_secrets_if_due(turn);
+    }
+
+    /// Answers a command of the last instance, as the secrets show its outcome.
+    fn settle_left(&mut self, turn: &mut Turn, left: Left) {
+        let Left {
+            accepted,
+            name,
+            digest,
+        } = left;
+        let line = self.secrets.lines.get_mut(&name);
+        let again = line.and_then(|line| {
+            let is_it = |(_, other): &(SecretChange, Accepted)| {
+                other.record.caller == accepted.record.caller && other.record.id == accepted.record.id
+            };
+            let place = line.iter().position(is_it)?;
+            Some((line, place))
+        });
+        let body = match (self.history.state().secrets.get(&name), digest) {
+            (Some(record), Some(digest)) if record.digest == digest => Some(to_json(record)),
+            (None, None) => Some(to_json(&RemovedSecret { name: name.clone() })),
+            _ => None,
+        };
+        match (body, again) {
+            (Some(body), Some((line, place))) => {
+                let to = line.remove(place).map_or_else(Vec::new, |(_, again)| again.to);
+                if line.is_empty() {
+                    self.secrets.lines.remove(&name);
+                }
+                self.finish(turn, Accepted { to, ..accepted }, Ok(body));
+            }
+            (Some(body), None) => self.finish(turn, accepted, Ok(body)),
+            // It is made in its turn.
+            (None, Some(_)) => {}
+            (None, None) => {
+                self.secrets.not_made.push(accepted.record.clone());
+                let detail = format!(
+                    "leafd ended before this was done: send it again, or see what secret.list says of {name}"
+                );
+                self.finish(turn, accepted, Err(Problem::new(ProblemCode::Failed, detail)));
+            }
+        }
     }
 }

@@ -51,6 +51,21 @@ pub(super) struct Accepted {
     pub(super) to: Vec<RequestId>,
 }
 
+impl Accepted {
+    /// Returns a command that the last instance did not finish.
+    pub(super) fn of_last_run(record: CommandRecord) -> Self {
+        Self {
+            cause: Cause {
+                command: Some(record.id.clone()),
+                correlation: None,
+            },
+            record,
+            is_change: true,
+            to: Vec::new(),
+        }
+    }
+}
+
 /// An accepted command that waits for its target.
 #[derive(Debug, Clone)]
 pub(super) struct Waiter {
@@ -86,17 +101,8 @@ impl Waiting {
                 waiting.set_aside.push(record);
                 continue;
             };
-            let accepted = Accepted {
-                cause: Cause {
-                    command: Some(record.id.clone()),
-                    correlation: None,
-                },
-                record,
-                is_change: true,
-                to: Vec::new(),
-            };
             let waiter = Waiter {
-                accepted,
+                accepted: Accepted::of_last_run(record),
                 reached: None,
             };
             waiting.waiters.entry(target).or_default().push(waiter);

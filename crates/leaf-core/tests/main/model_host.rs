@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use data_encoding::HEXLOWER;
 use leaf_core::container::{Exit, ForeignContainer, LastUpdate, ObservedContainer, ObservedRun};
 use leaf_core::decide::SecretChange;
 use leaf_core::host_op::{HostOp, RunSpec, Secret, StoredSecret};
 use leaf_core::id::{ContainerName, SecretName, StorePath};
 use leaf_core::plan::PlanContext;
+use sha2::{Digest as _, Sha256};
 
 use crate::strategies::{leaf, time};
 
@@ -32,7 +34,7 @@ impl ModelHost {
                 let stored = StoredSecret {
                     name: name.clone(),
                     file_bytes: age.expose().len() as u64,
-                    digest: age.expose().to_owned(),
+                    digest: digest(age),
                     users: users.map(|user| user.parse().expect("a user")).collect(),
                     problem: None,
                 };
@@ -218,4 +220,9 @@ pub(crate) fn plan_context() -> PlanContext {
         ready_timeout_seconds: 30,
         stop_timeout_seconds: 30,
     }
+}
+
+/// Returns the SHA-256 of an age file, in hexadecimal.
+pub(crate) fn digest(age: &Secret) -> String {
+    HEXLOWER.encode(&Sha256::digest(age.expose().as_bytes()))
 }

@@ -7,6 +7,7 @@ use leaf_core::problem::ProblemCode;
 use leaf_core::secret::SecretRecord;
 
 use super::*;
+use crate::model_host::digest;
 
 fn secret() -> SecretName {
     SecretName::new("db").expect("a name")
@@ -70,7 +71,7 @@ fn a_changed_secret_restarts_its_container_once_without_a_new_generation() {
         assert_eq!(desired_facts(&world), before + 1);
         let container = &world.state().containers[&name];
         assert_eq!(container.desired.generation, 2);
-        assert_eq!(container.desired.secrets[&secret()], age(number, "").expose());
+        assert_eq!(container.desired.secrets[&secret()], digest(&age(number, "")));
         // The same file once more.
         world.send(admin(), None, set(number, ""));
         world.come_to_rest();
@@ -196,6 +197,61 @@ fn a_change_that_the_helper_made_before_leafd_was_killed_is_recorded_at_the_next
     world.come_to_rest();
     assert_eq!(record(world.last_reply().expect("a reply")).generation, 1);
     assert_eq!(desired_facts(&world), before);
+}
+
+#[test]
+fn a_change_that_was_begun_when_leafd_was_killed_is_made_once_however_often_and_whenever_it_is_sent_again() {
+    let facts = |world: &World| {
+        let kinds = world.kinds();
+        kinds.iter().filter(|kind| kind.contains("secret.set")).count()
+    };
+    for fate in [Fate::Done, Fate::Fails(0)] {
+        for before_the_observation in [true, false] {
+            let mut world = World::new();
+            world.come_to_rest();
+            world.send(admin(), id("c1"), set(1, ""));
+            world.commit(usize::MAX);
+            world.crash(fate, false);
+            world.commit(usize::MAX);
+            if before_the_observation {
+                for _ in 0..2 {
+                    world.send(admin(), id("c1"), set(1, ""));
+                }
+                world.commit(usize::MAX);
+                assert_eq!(world.changes_of_secrets(), 0, "the host was not observed yet");
+            }
+            world.deliver_observation();
+            world.commit(usize::MAX);
+            world.come_to_rest();
+            for _ in 0..2 {
+                world.send(admin(), id("c1"), set(1, ""));
+                world.come_to_rest();
+                assert_eq!(record(world.last_reply().expect("a reply")).generation, 1);
+            }
+            assert_eq!(facts(&world), 1, "{fate:?}, {before_the_observation}");
+        }
+    }
+}
+
+#[test]
+fn a_change_of_the_last_instance_does_not_undo_a_later_one() {
+    let mut world = World::new();
+    world.come_to_rest();
+    world.send(admin(), id("c1"), set(1, ""));
+    world.commit(usize::MAX);
+    world.crash(Fate::Done, false);
+    world.commit(usize::MAX);
+    // It waits until it is known what the host has.
+    world.send(admin(), id("c2"), set(2, ""));
+    world.commit(usize::MAX);
+    assert_eq!(world.changes_of_secrets(), 0);
+    world.send(admin(), id("c1"), set(1, ""));
+    world.deliver_observation();
+    world.come_to_rest();
+    world.send(admin(), id("c1"), set(1, ""));
+    world.come_to_rest();
+    assert_eq!(record(world.last_reply().expect("a reply")).generation, 1);
+    assert_eq!(world.state().secrets[&secret()].digest, digest(&age(2, "")));
 }
 
 #[test]
