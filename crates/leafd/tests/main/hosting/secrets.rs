@@ -398,9 +398,10 @@ async fn refused() -> anyhow::Result<()> {
     let at = altered.len() - 60;
     altered[at] = if altered[at] == b'A' { b'B' } else { b'A' };
     let by_hand = |text: &[u8]| leaf_trust::age_file::encrypt(std::slice::from_ref(&own.key), text);
-    let header = format!("cim-leaf secret 1\nleaf: {leaf}\nname: db\n\n");
-    let mut large = header.into_bytes();
-    large.resize(large.len() + 64 * 1024 + 1, b'x');
+    let mut large =
+        format!("cim-leaf secret 1\nleaf: {leaf}\nname: db\nmade: 2026-11-30T08:00:00Z\nbytes: 65537\n\n")
+            .into_bytes();
+    large.resize(large.len() + 64 * 1024, b'x');
     let cases: Vec<(&str, String, ProblemCode, &str)> = vec![
         (
             "another leaf",
