@@ -457,12 +457,7 @@ async fn refused() -> anyhow::Result<()> {
 
     // A container that the secret does not name.
     let (web, other) = (name(), name());
-    own.set(
-        "db",
-        &[&format!("container {other}"), "unit a.service nothing"],
-        &text,
-    )
-    .await?;
+    own.set("db", &[&format!("container {other}")], &text).await?;
     own.create(&web, serde_json::json!({ "password": { "secret": "db" } }))
         .await?;
     let failed = own.leaf.in_phase(&web, Phase::Failed).await?;
