@@ -194,6 +194,16 @@ impl Directory {
 
     /// Writes the new content of a file beside it, from where [`Self::put_staged`] puts it into its place without needing space.
     pub(crate) fn stage(&self, name: &str, bytes: &[u8], mode: RawMode) -> Result<()> {
+        self.stage_as(name, bytes, mode, None)
+    }
+
+    /// Replaces a file atomically by one that belongs to a user.
+    pub(crate) fn write_as(&self, name: &str, bytes: &[u8], mode: RawMode, owner: Option<u32>) -> Result<()> {
+        self.stage_as(name, bytes, mode, owner)?;
+        self.put_staged(name)
+    }
+
+    fn stage_as(&self, name: &str, bytes: &[u8], mode: RawMode, owner: Option<u32>) -> Result<()> {
         crash::point()?;
         let path = self.at(name)?;
         let failed = || Error::io::<std::io::Error>(format!("write {}", path.display()));
@@ -205,6 +215,9 @@ impl Directory {
         rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode)).map_err(|e| failed()(e.into()))?;
         if mode & 0o040 != 0 {
             self.show(&fd).map_err(|e| failed()(e.into()))?;
+        }
+        if let Some(owner) = owner {
+            rustix::fs::fchown(&fd, Some(Uid::from_raw(owner)), None).map_err(|e| failed()(e.into()))?;
         }
         let mut file = std::fs::File::from(fd);
         file.write_all(bytes)

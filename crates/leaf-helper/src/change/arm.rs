@@ -10,7 +10,7 @@ use leaf_core::json::to_json;
 use leaf_host::contract::{ARMED, ASKING, HUB_OVERRIDE, WITNESS_UNIT};
 use serde_json::Map;
 
-use super::store::{SHOWN, Store, decided, wall_clock};
+use super::store::{PRIVATE, SHOWN, Store, decided, wall_clock};
 use super::{Changes, Moment, Units, guard};
 use crate::error::{Error, Result};
 use crate::files::Directory;
@@ -151,12 +151,12 @@ impl Changes {
             path: path_of(HUB_OVERRIDE)?,
             saved: store.save(0, HUB_OVERRIDE)?,
         }];
-        let mut beside = |end: &str, content: Option<&str>| {
+        let mut beside = |end: &str, content: Option<&str>, mode, owner| {
             let Some(content) = content else {
                 return Ok(None);
             };
             let name = Store::file_of_hub(id, end);
-            store.directory.write(&name, content.as_bytes(), SHOWN)?;
+            store.directory.write_as(&name, content.as_bytes(), mode, owner)?;
             files.push(SavedFile {
                 path: path_of(&name)?,
                 saved: None,
@@ -168,8 +168,8 @@ impl Changes {
             version: VERSION,
             change: id,
             url: hub.url.clone(),
-            ca: beside("pem", hub.ca.as_deref())?,
-            credentials: beside("creds", credentials)?,
+            ca: beside("pem", hub.ca.as_deref(), SHOWN, None)?,
+            credentials: beside("creds", credentials, PRIVATE, self.client)?,
             section: hub.section.clone(),
             more: Map::new(),
         };

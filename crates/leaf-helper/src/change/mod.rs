@@ -44,6 +44,8 @@ pub struct Changes {
     directory: PathBuf,
     /// The group that may read it, if it is not root's.
     observers: Option<u32>,
+    /// The user that alone may read a hub's credentials, if it is not root.
+    client: Option<u32>,
     /// The public keys of the witnesses, as lines of `.pub` files.
     witnesses: Vec<String>,
     /// How long the witness may take to answer.
@@ -69,10 +71,20 @@ impl Changes {
         Ok(Self {
             directory: directory.into(),
             observers,
+            client: None,
             witnesses: keys.collect::<std::result::Result<_, _>>()?,
             patience: WITNESS_WITHIN,
             answered: watch::Sender::default(),
         })
+    }
+
+    /// Returns the settings with the id of the user that leafd runs as, who alone may read a hub's credentials.
+    #[must_use]
+    pub fn with_client(self, user: u32) -> Self {
+        Self {
+            client: Some(user),
+            ..self
+        }
     }
 
     /// Returns the settings with another time limit for the witness's answer.

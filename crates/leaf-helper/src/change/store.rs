@@ -31,6 +31,8 @@ const OF_HUB: &str = "hub-";
 const KEPT: usize = 16;
 /// The mode of files that leafd may read.
 pub(super) const SHOWN: u32 = 0o640;
+/// The mode of files that only their owner may read.
+pub(super) const PRIVATE: u32 = 0o400;
 
 /// What was done of an open change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

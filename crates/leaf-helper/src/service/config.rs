@@ -277,11 +277,12 @@ pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
     settings.secret_folders = file.secret_folders;
     settings.host_users = file.host_users;
     settings.host_key = file.host_key;
-    let changes =
-        Changes::new(changes, Some(observers), &file.witnesses).map_err(|source| ConfigError::Witness {
+    let changes = Changes::new(changes, Some(observers), &file.witnesses)
+        .map_err(|source| ConfigError::Witness {
             path: path.to_owned(),
             source,
-        })?;
+        })?
+        .with_client(client.user);
     let serving = Serving {
         client: client.user,
         jobs,

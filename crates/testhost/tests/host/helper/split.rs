@@ -60,12 +60,18 @@ fn unprivileged() -> Outcome {
     }
     let user = host.ok(&format!("stat --format=%U /proc/{}", pid.trim()))?;
     ensure(user.trim() == "leafd", format!("it runs as {user}"))?;
-    for (unit, most) in [("leafd.service", MOST_EXPOSED), ("leaf-helper.service", 3.0)] {
+    for (unit, most) in [
+        ("leafd.service", MOST_EXPOSED),
+        ("leaf-helper.service", 3.0),
+        ("leaf-change.service", 1.5),
+        ("leaf-change-witness.service", MOST_EXPOSED),
+    ] {
         let said = host.ok(&format!("systemd-analyze security --no-pager {unit} | tail -1"))?;
         let exposed = said
             .split_whitespace()
             .find_map(|word| word.parse::<f64>().ok())
             .context("systemd-analyze gives no figure")?;
+        eprintln!("systemd-analyze security {unit}: {exposed}");
         ensure(exposed <= most, format!("{unit}: {said}"))?;
     }
     // What it listens on came by the helper.

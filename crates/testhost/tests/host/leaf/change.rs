@@ -131,6 +131,7 @@ impl Changed {
 fn changes() -> Outcome {
     let mut leaf = Changed(Leaf::up_for(Duration::from_secs(25 * 60))?);
     everything_is_killed(&leaf)?;
+    leafd_does_not_start(&leaf)?;
     confirmed(&leaf)?;
     power_is_cut(&mut leaf)?;
     Ok(())
@@ -144,8 +145,14 @@ fn everything_is_killed(leaf: &Changed) -> Result<()> {
     let deadline = leaf.deadline()?;
     let hub = leaf.record("hub.json")?;
     ensure!(hub["url"] == "tls://hub-1.example.org:7422", "{hub}");
-    let modes = host.ok(&format!("stat -c '%U:%G %a' {DIRECTORY} {DIRECTORY}/hub.json"))?;
-    ensure!(modes == "root:leafd 750\nroot:leafd 640\n", "{modes}");
+    let modes = host.ok(&format!(
+        "stat -c '%U:%G %a' {DIRECTORY} {DIRECTORY}/hub.json {DIRECTORY}/hub-{}.creds",
+        id(1)
+    ))?;
+    ensure!(
+        modes == "root:leafd 750\nroot:leafd 640\nleafd:root 400\n",
+        "{modes}"
+    );
     let readers = "runuser -u leafd -- cat";
     host.ok(&format!(
         "{readers} {DIRECTORY}/armed.json {DIRECTORY}/hub-{}.creds >/dev/null",
@@ -193,6 +200,36 @@ fn everything_is_killed(leaf: &Changed) -> Result<()> {
         let state = host.ok("systemctl show leaf-change --property=ActiveState --value")?;
         Ok(state.trim() == "inactive")
     })?;
+    Ok(())
+}
+
+/// leafd does not start with the new settings: nobody can confirm them, and it starts again with the old ones.
+fn leafd_does_not_start(leaf: &Changed) -> Result<()> {
+    let host = &leaf.0.host;
+    let drop_in = "/run/systemd/system/leafd.service.d";
+    host.ok(&format!(
+        "mkdir -p {drop_in} && printf '[Service]\\nExecStartPre=/usr/bin/test ! -e {DIRECTORY}/armed.json\\n' >{drop_in}/change.conf \
+         && systemctl daemon-reload"
+    ))?;
+    leaf.arm(5, 40)?;
+    let deadline = leaf.deadline()?;
+    leaf.0.until("leafd has failed", || {
+        let failed = host.ok("systemctl show leafd --property=NRestarts --value")?;
+        Ok(failed.trim().parse::<u32>().is_ok_and(|failed| failed > 0))
+    })?;
+    let confirmed = leaf.confirm(5)?;
+    ensure!(
+        confirmed.status != 0 && format!("{confirmed:?}").contains("not in use yet"),
+        "{confirmed:?}"
+    );
+    leaf.0.until("it went back", || {
+        Ok(!leaf.record(&format!("decided/{}.json", id(5)))?.is_null())
+    })?;
+    let late = leaf.since_boot()? - deadline;
+    ensure!(late < LATE, "it went back {late} s after its deadline");
+    leaf.went_back(5, "in time")?;
+    leaf.0.answers()?;
+    host.ok(&format!("rm -r {drop_in} && systemctl daemon-reload"))?;
     Ok(())
 }
 
