@@ -132,6 +132,16 @@ in
         '';
       };
 
+      containerHours = mkOption {
+        type = types.ints.between 1 8760;
+        default = 24;
+        example = 8;
+        description = ''
+          How long the NATS credentials of containers are valid, in hours, beside an embedded server and on a given one. leafd
+          renews them while it runs, and a container that reads its file at each connection goes on.
+        '';
+      };
+
       caFile = mkOption {
         type = types.nullOr types.path;
         default = null;

@@ -4,6 +4,7 @@
 cfg:
 let
   credential = name: file: if file == null then null else "/run/credentials/leafd.service/${name}";
+  containerHours = if cfg.containers.enable then cfg.nats.containerHours else null;
   text = value: if value == null then null else "${value}";
   # A path in the store is copied under the name that a flake's input has there, so that the two are one.
   source = tree: if builtins.isPath tree then builtins.path { path = tree; name = "source"; } else tree;
@@ -32,6 +33,7 @@ in
                 ca = text cfg.nats.embedded.hub.caFile;
               };
         };
+        container_hours = containerHours;
         jetstream_domain = cfg.nats.jetstreamDomain;
       }
     else
@@ -41,6 +43,7 @@ in
         stream_credentials = credential "nats-streams.creds" cfg.nats.streamCredentialsFile;
         container_signing_key = credential "nats-containers.seed" cfg.nats.containerSigningKeyFile;
         containers_port = if cfg.containers.enable then cfg.nats.containersPort else null;
+        container_hours = containerHours;
         ca = text cfg.nats.caFile;
         cert = credential "nats.pem" cfg.nats.certFile;
         key = credential "nats.key" cfg.nats.keyFile;

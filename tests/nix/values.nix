@@ -11,6 +11,7 @@
     streamCredentialsFile = null;
     containerSigningKeyFile = null;
     containersPort = 4222;
+    containerHours = 24;
     caFile = null;
     certFile = null;
     keyFile = null;

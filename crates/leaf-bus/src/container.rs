@@ -1,9 +1,10 @@
 //! The containers' side: answers health requests below the container's own subject prefix, with its own credentials.
 
+use std::path::Path;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use leaf_core::host_op::{ContainerBinding, Secret};
+use leaf_core::host_op::ContainerBinding;
 use leaf_core::subject;
 use tokio::sync::watch;
 
@@ -21,13 +22,14 @@ pub struct ContainerClient {
 }
 
 impl ContainerClient {
-    /// Returns a connection that is established later.
+    /// Returns a connection that is established later, with the credentials of this file: it is read at each connection, since the
+    /// leaf renews it.
     ///
     /// # Errors
     /// [`ConnectError`] if the address or the credentials can't be used.
-    pub async fn connect(binding: &ContainerBinding, credentials: &Secret) -> Result<Self, ConnectError> {
+    pub async fn connect(binding: &ContainerBinding, credentials: &Path) -> Result<Self, ConnectError> {
         let mut settings = ConnectSettings::new(&binding.nats_url);
-        settings.credentials = Credentials::Text(credentials.clone());
+        settings.credentials = Credentials::File(credentials.to_owned());
         settings.inbox_prefix.clone_from(&binding.inbox_prefix);
         settings.name = format!("container {} of {}", binding.container, binding.leaf);
         Ok(Self {

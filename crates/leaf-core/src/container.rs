@@ -48,6 +48,10 @@ pub struct Container {
     /// The number of its processes killed for lack of memory since it was started.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub oom_kills: u64,
+    /// Until when the NATS credentials that it sees are valid, if this instance of leafd has given them; only in the reply to
+    /// `container.show`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_until: Option<Timestamp>,
     /// Its earlier desired states and the present one, oldest first, at most [`REMEMBERED_REVISIONS`]; left out in the
     /// reply to `container.list`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

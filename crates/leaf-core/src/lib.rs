@@ -32,6 +32,7 @@ pub mod plan;
 pub mod printable;
 pub mod problem;
 pub mod reconcile;
+pub mod renewal;
 pub mod repeats;
 pub mod runtime;
 pub mod schema;

@@ -9,9 +9,12 @@ use crate::event::{
     ContainerStarted, ContainerStep, ContainerStopped, ContainerUpdated, Fact, StopCause,
 };
 use crate::host_op::{ContainerBinding, HostOp, RunSpec, Secret};
-use crate::id::{Caller, LeafName, StorePath};
+use crate::id::{Caller, ContainerName, LeafName, StorePath};
 use crate::spec::Autostart;
 use crate::state::State;
+
+/// The name of the credential with a container's NATS credentials.
+const NATS_CREDENTIALS: &str = "nats.creds";
 
 /// The inputs of a plan apart from the container and its observation.
 #[derive(Debug, Clone)]
@@ -20,8 +23,10 @@ pub struct PlanContext {
     pub leaf: LeafName,
     /// The URL of the leaf's NATS server for containers.
     pub nats_url: String,
-    /// The container's own NATS credentials, in the creds file format.
+    /// New NATS credentials of the container, in the creds file format.
     pub nats_credentials: Secret,
+    /// Whether the credentials that the container has must be renewed.
+    pub renew: bool,
     /// The time limit for the container to become ready, in seconds.
     pub ready_timeout_seconds: u32,
     /// The time after which a container that is stopping is killed, in seconds.
@@ -71,7 +76,8 @@ pub fn plan(
         return ops;
     };
     let spec = run_spec(container, toplevel, &context.leaf);
-    if observed.is_none_or(|o| o.digest.as_ref() != Some(&spec.digest())) {
+    let is_made = observed.is_some_and(|o| o.digest.as_ref() == Some(&spec.digest()));
+    if !is_made {
         ops.push(HostOp::CreateContainer {
             name: name.clone(),
             toplevel: spec.toplevel.clone(),
@@ -80,8 +86,11 @@ pub fn plan(
             adopt: desired.adopted,
             secrets: spec.secrets.clone(),
             binding: ContainerBinding::new(&context.leaf, name, &context.nats_url),
-            credentials: BTreeMap::from([("nats.creds".to_owned(), context.nats_credentials.clone())]),
+            credentials: credentials(context),
         });
+    }
+    if is_made && context.renew && desired.run == DesiredRun::Running {
+        ops.push(renew(name, context));
     }
     let met = matches!(observed.map(|o| &o.run), Some(ObservedRun::Running { start_digest, .. })
         if start_digest.as_ref() == Some(&spec.start_digest()));
@@ -107,6 +116,28 @@ pub fn plan(
         ops.push(set_frozen(true));
     }
     ops
+}
+
+/// Returns the host operations that renew the credentials of a container, and change nothing else; none if the host has no such
+/// container.
+#[must_use]
+pub fn plan_renewal(
+    name: &ContainerName,
+    observed: Option<&ObservedContainer>,
+    context: &PlanContext,
+) -> Vec<HostOp> {
+    observed.map(|_| renew(name, context)).into_iter().collect()
+}
+
+fn renew(name: &ContainerName, context: &PlanContext) -> HostOp {
+    HostOp::RenewCredentials {
+        name: name.clone(),
+        credentials: credentials(context),
+    }
+}
+
+fn credentials(context: &PlanContext) -> BTreeMap<String, Secret> {
+    BTreeMap::from([(NATS_CREDENTIALS.to_owned(), context.nats_credentials.clone())])
 }
 
 /// Returns the run spec of a container with this system.

@@ -115,6 +115,13 @@ impl Directory {
         })
     }
 
+    /// Returns the directory's mode.
+    pub(crate) fn mode(&self) -> Result<RawMode> {
+        let stat = rustix::fs::fstat(&self.fd)
+            .map_err(Error::io(format!("read the metadata of {}", self.path.display())))?;
+        Ok(stat.st_mode & 0o7777)
+    }
+
     /// Makes the directory readable for a group.
     pub(crate) fn give_to_group(&self, group: u32) -> Result<()> {
         let failed = || Error::io(format!("set the group of {}", self.path.display()));
@@ -220,9 +227,12 @@ impl Directory {
             rustix::fs::fchown(&fd, Some(Uid::from_raw(owner)), None).map_err(|e| failed()(e.into()))?;
         }
         let mut file = std::fs::File::from(fd);
-        file.write_all(bytes)
-            .and_then(|()| file.sync_all())
-            .map_err(failed())
+        let written = file.write_all(bytes).and_then(|()| file.sync_all());
+        if written.is_err() {
+            // Frees what a full disk could hold.
+            self.remove_file(&new)?;
+        }
+        written.map_err(failed())
     }
 
     /// Replaces a file by what was [staged](Self::stage) for it.

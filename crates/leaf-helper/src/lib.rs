@@ -45,6 +45,7 @@ pub use service::{Serving, config, serve};
 pub use settings::{MissingProgram, Settings};
 pub use systemd::generate::LEAVES;
 
+use container::create::check_credentials;
 use error::{Error, Result};
 use order::{Order, Place};
 
@@ -202,31 +203,20 @@ impl Helper {
             HostOp::RemoveSecret { name } => self.remove_secret(name),
             HostOp::ListSecrets {} => self.list_secrets().await,
             HostOp::ShowHostKey {} => self.show_host_key(),
-            other => self.change_host(other).await.map(|()| HostReport::default()),
+            other => {
+                let at_next_start = self.change_host(other).await?;
+                Ok(HostReport {
+                    at_next_start,
+                    ..HostReport::default()
+                })
+            }
         }
     }
 
-    /// Carries out an operation on the network or a container.
-    async fn change_host(&self, op: &HostOp) -> Result<()> {
+    /// Carries out an operation on the network or a container. Returns whether a running container sees credentials that it was given
+    /// at its next start only.
+    async fn change_host(&self, op: &HostOp) -> Result<bool> {
         match op {
-            HostOp::PrepareNetwork {
-                leaf_address,
-                nats_port,
-            } => {
-                self.check_address(*leaf_address)?;
-                if *nats_port == 0 {
-                    return Err(Error::Refused("0 is not a valid port".into()));
-                }
-                // Programs that systemd starts use these settings from the next start on.
-                self.keep_record()?;
-                self.prepare_network(*leaf_address, *nats_port).await?;
-                Box::pin(self.bring_up_to_date()).await;
-                Ok(())
-            }
-            HostOp::ReleaseNetwork { leaf_address } => {
-                self.check_address(*leaf_address)?;
-                self.release_network(*leaf_address).await
-            }
             HostOp::CreateContainer {
                 name,
                 toplevel,
@@ -246,6 +236,35 @@ impl Helper {
                     secrets: secrets.clone(),
                 };
                 self.create(&spec, *adopt, binding, credentials).await
+            }
+            HostOp::RenewCredentials { name, credentials } => {
+                check_credentials(credentials)?;
+                self.renew_credentials(name, credentials).await
+            }
+            other => self.change_more(other).await.map(|()| false),
+        }
+    }
+
+    /// Carries out an operation that gives no credentials.
+    async fn change_more(&self, op: &HostOp) -> Result<()> {
+        match op {
+            HostOp::PrepareNetwork {
+                leaf_address,
+                nats_port,
+            } => {
+                self.check_address(*leaf_address)?;
+                if *nats_port == 0 {
+                    return Err(Error::Refused("0 is not a valid port".into()));
+                }
+                // Programs that systemd starts use these settings from the next start on.
+                self.keep_record()?;
+                self.prepare_network(*leaf_address, *nats_port).await?;
+                Box::pin(self.bring_up_to_date()).await;
+                Ok(())
+            }
+            HostOp::ReleaseNetwork { leaf_address } => {
+                self.check_address(*leaf_address)?;
+                self.release_network(*leaf_address).await
             }
             HostOp::StartContainer {
                 name,
@@ -267,14 +286,14 @@ impl Helper {
                     "this helper runs no jobs: it has no user for them, or systemd is not PID 1".into(),
                 ))
             }
-            HostOp::StoreSecret { .. }
+            HostOp::CreateContainer { .. }
+            | HostOp::RenewCredentials { .. }
+            | HostOp::StoreSecret { .. }
             | HostOp::RemoveSecret { .. }
             | HostOp::ListSecrets {}
             | HostOp::ArmChange { .. }
             | HostOp::ConfirmChange { .. }
-            | HostOp::ShowHostKey {} => {
-                unreachable!("it changes no container")
-            }
+            | HostOp::ShowHostKey {} => unreachable!("it is carried out elsewhere"),
         }
     }
 

@@ -383,7 +383,7 @@ impl Host {
         }
     }
 
-    async fn end_all(&self) {
+    pub(crate) async fn end_all(&self) {
         for name in self.names.clone() {
             // It is refused where a conf is foreign, which is part of some tests.
             let stop = HostOp::StopContainer {

@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr, reason = "a test program says why it skips")]
 
 mod changes;
+mod credentials;
 mod host;
 mod leftovers;
 mod lifecycle;
@@ -80,6 +81,15 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut trials = vec![
+        trial!(credentials::a_running_container_sees_renewed_credentials_as_its_root_alone),
+        trial!(credentials::a_paused_container_has_renewed_credentials_when_it_is_resumed),
+        trial!(credentials::credentials_of_another_name_or_of_no_container_are_not_renewed),
+        trial!(credentials::a_container_that_an_earlier_helper_started_sees_them_at_its_next_start),
+        trial!(credentials::a_container_that_starts_amid_renewals_has_the_last_ones),
+        trial!(credentials::a_full_file_system_keeps_the_former_credentials_whole),
+        trial!(credentials::a_full_disk_does_not_keep_them_from_a_container_that_runs),
+        trial!(credentials::a_container_is_cut_at_the_end_of_its_credentials_and_goes_on_with_renewed_ones),
+        trial!(credentials::the_minimal_system_starts_with_credentials_that_have_ended_once_they_are_renewed),
         trial!(lifecycle::a_container_is_made_started_stopped_and_destroyed_and_nothing_is_left),
         trial!(lifecycle::an_init_that_exits_at_once_is_reported_with_its_code_and_console),
         trial!(lifecycle::a_container_that_is_not_ready_in_time_is_stopped),
@@ -109,6 +119,7 @@ fn main() -> ExitCode {
         trial!(served::operations_on_one_container_wait_for_each_other_and_on_others_do_not),
         trial!(served::a_stop_does_not_wait_until_the_container_is_ready),
         trial!(served::an_operation_can_be_repeated_after_the_helper_was_killed),
+        trial!(served::a_helper_that_is_killed_amid_renewals_leaves_whole_credentials),
         trial!(served::a_helper_that_is_stopped_completes_its_operations),
         trial!(served::settings_that_are_not_roots_own_are_not_read),
         trial!(changes::a_guard_that_is_killed_again_and_again_goes_back_in_time),

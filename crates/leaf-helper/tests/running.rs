@@ -138,7 +138,7 @@ pub(crate) async fn the_minimal_system_answers_for_its_health_with_its_own_crede
 }
 
 /// The minimal system, as `containers/minimal` builds it.
-fn minimal() -> StorePath {
+pub(crate) fn minimal() -> StorePath {
     let file = concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/../../containers/minimal/default.nix"

@@ -22,7 +22,8 @@ pub struct HostPaths {
     pub state: PathBuf,
     /// The age files of the leaf's secrets, for root only: `NAME.age`.
     pub secrets: PathBuf,
-    /// State that does not: `NAME/status.json` ([`RunStatus`]), `NAME/lock`, held while a supervisor runs.
+    /// State that does not: `NAME/status.json` ([`RunStatus`]), `NAME/lock`, held while a supervisor runs, and for root only
+    /// `NAME/credentials/`, which the container sees.
     pub run: PathBuf,
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use futures::StreamExt as _;
 use leaf_bus::container::ContainerClient;
-use leaf_core::host_op::{ContainerBinding, Secret};
+use leaf_core::host_op::ContainerBinding;
 use leaf_core::id::{ContainerName, LeafName};
 use rustix::process::WaitOptions;
 use serde::Serialize;
@@ -93,16 +93,16 @@ pub(crate) async fn init() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads the container's binding to its leaf, and its NATS credentials.
-fn identity() -> anyhow::Result<(ContainerBinding, Secret)> {
+/// Reads the container's binding to its leaf, and returns the file of its NATS credentials, which the leaf renews.
+fn identity() -> anyhow::Result<(ContainerBinding, PathBuf)> {
     let directory = std::env::var_os("CREDENTIALS_DIRECTORY")
         .context("$CREDENTIALS_DIRECTORY is not set: this container has no credentials")?;
-    let read = |name: &str| {
-        let path = PathBuf::from(&directory).join(name);
-        std::fs::read_to_string(&path).with_context(|| format!("read the credential {}", path.display()))
-    };
-    let binding = serde_json::from_str(&read("leaf.json")?).context("parse the credential leaf.json")?;
-    Ok((binding, Secret::new(read("nats.creds")?)))
+    let directory = PathBuf::from(directory);
+    let path = directory.join("leaf.json");
+    let text = std::fs::read_to_string(&path);
+    let text = text.with_context(|| format!("read the credential {}", path.display()))?;
+    let binding = serde_json::from_str(&text).context("parse the credential leaf.json")?;
+    Ok((binding, directory.join("nats.creds")))
 }
 
 /// Reaps all children that have ended, including orphans that process 1 inherited.

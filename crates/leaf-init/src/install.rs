@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
+/// The line of `etc/os-release` by which a minimal system is known.
+pub(crate) const ID: &str = "ID=leaf-minimal";
+
 const OS_RELEASE: &str = concat!(
     "ID=leaf-minimal\nNAME=\"leaf minimal\"\nPRETTY_NAME=\"leaf minimal ",
     env!("CARGO_PKG_VERSION"),

@@ -17,6 +17,7 @@ mod network;
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, bail};
@@ -42,9 +43,12 @@ fn run(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
         Some(verb @ ("enter" | "ready")) => {
             let mut rest = arguments.peekable();
             rest.next_if(|argument| argument == "--");
-            let program = rest.next().context(USAGE)?;
+            let mut program = rest.next().context(USAGE)?;
             if verb == "enter" {
                 runtime()?.block_on(network::set_up())?;
+                if is_minimal(&program) {
+                    program = "/proc/self/exe".into();
+                }
             } else {
                 sd_notify::notify(&[sd_notify::NotifyState::Ready])
                     .context("notify the supervisor that it is ready")?;
@@ -55,6 +59,14 @@ fn run(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
         None if std::process::id() == 1 => runtime()?.block_on(init::init()),
         _ => bail!(USAGE),
     }
+}
+
+/// Returns whether a program is the init of a minimal system, which is a copy of `leaf-init`. It may be an earlier one, which does not
+/// know what the leaf's helper expects of it: so this one takes its place.
+fn is_minimal(program: &OsString) -> bool {
+    let system = Path::new(program).parent();
+    let release = system.and_then(|system| std::fs::read_to_string(system.join("etc/os-release")).ok());
+    release.is_some_and(|text| text.lines().any(|line| line == install::ID))
 }
 
 /// Replaces this process with the program; returns only if that fails.

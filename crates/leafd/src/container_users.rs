@@ -3,13 +3,15 @@
 
 use std::sync::Arc;
 
-use leaf_bus::connect::ConnectSettings;
+use jiff::Timestamp;
+use leaf_bus::connect::{ConnectSettings, Credentials};
 use leaf_bus::embedded::Reloader;
 use leaf_bus::identity::{ContainerSigner, Identity};
 use leaf_bus::rights::{self, Finding, ScopeError};
 use leaf_core::error::chain;
 use leaf_core::host_op::Secret;
 use leaf_core::id::{ContainerName, LeafName};
+use leaf_core::renewal::Life;
 use tokio::sync::OnceCell;
 
 /// Issues and revokes containers' users.
@@ -48,13 +50,20 @@ impl GivenUsers {
 }
 
 impl ContainerUsers {
-    /// Returns credentials of a container's user.
+    /// Returns new credentials of a container's user, and from when to when they are valid.
     #[must_use]
-    pub fn credentials(&self, container: &ContainerName) -> Secret {
-        match self {
+    pub fn credentials(&self, container: &ContainerName) -> (Secret, Life) {
+        let credentials = match self {
             Self::Own { identity, .. } => identity.container_credentials(container),
             Self::Given(given) => given.signer.credentials(&given.leaf, container),
-        }
+        };
+        let life = Credentials::Text(credentials.clone()).life();
+        let life = life.expect("their JWT was just made");
+        let life = Life {
+            issued_at: life.issued_at,
+            ends_at: life.expires_at.unwrap_or(Timestamp::MAX),
+        };
+        (credentials, life)
     }
 
     /// Makes sure that containers can do no more than they may, before one gets credentials. A given key is tried once: an

@@ -12,6 +12,7 @@ use leaf_core::engine::{Input, Scope};
 use leaf_core::error::chain;
 use leaf_core::id::ContainerName;
 use leaf_core::signed::Provenance;
+use leaf_host::wall_clock::WallClockWatch;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -215,6 +216,20 @@ pub async fn keep_network(host: Arc<ContainerHost>, every: Duration) -> anyhow::
                 error = chain(&error),
                 "can't restore the rules of the closed network"
             );
+        }
+    }
+}
+
+/// Has the engine look at the clock when that was set, since credentials of containers may have ended by that.
+///
+/// # Errors
+/// Those of [`WallClockWatch`].
+pub async fn watch_wall_clock(inputs: mpsc::Sender<Wake>) -> anyhow::Result<()> {
+    let clock = WallClockWatch::start().context("can't watch the clock")?;
+    loop {
+        clock.was_set().await.context("can't watch the clock")?;
+        if inputs.send(Input::TimePassed.into()).await.is_err() {
+            return std::future::pending().await;
         }
     }
 }

@@ -7,11 +7,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use leaf_bus::identity::{Identity, admin_caller};
 use leaf_core::command::LocalAccess;
 use leaf_core::engine::Input;
 use leaf_core::error::chain;
+use leaf_core::renewal::Life;
 use leaf_host::wall_clock::WallClockWatch;
 use tokio::sync::mpsc;
 
@@ -76,11 +77,14 @@ impl AccessFiles {
         Ok(())
     }
 
+    fn life(&self) -> Life {
+        Life::from(self.written, self.valid)
+    }
+
     fn report(&self) -> LocalAccess {
-        let valid = SignedDuration::try_from(self.valid).unwrap_or(SignedDuration::MAX);
         LocalAccess {
             caller: admin_caller(),
-            valid_until: self.written.saturating_add(valid).unwrap_or(Timestamp::MAX),
+            valid_until: self.life().ends_at,
         }
     }
 
@@ -96,7 +100,7 @@ impl AccessFiles {
             if inputs.send(report.into()).await.is_err() {
                 return std::future::pending().await;
             }
-            while !is_due(self.written, self.valid, Timestamp::now()) {
+            while !self.life().is_due(Timestamp::now()) {
                 let pause = LOOK_EVERY.min(self.valid / 10);
                 if let Ok(set) = tokio::time::timeout(pause, clock.was_set()).await {
                     set?;
@@ -116,25 +120,5 @@ impl AccessFiles {
                 }
             }
         }
-    }
-}
-
-/// Returns whether credentials that are valid for this time have to be renewed: two thirds of it are over, or the clock was set back.
-fn is_due(written: Timestamp, valid: Duration, now: Timestamp) -> bool {
-    let age = now.duration_since(written);
-    let limit = SignedDuration::try_from(valid * 2 / 3).unwrap_or(SignedDuration::MAX);
-    age.is_negative() || age >= limit
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn they_are_renewed_at_two_thirds_of_their_life_or_when_the_clock_was_set_back() {
-        let at = |second| Timestamp::from_second(second).expect("a time");
-        let due = |now| is_due(at(1000), Duration::from_secs(900), at(now));
-        assert!(!due(1000) && !due(1599));
-        assert!(due(1600) && due(9_000_000) && due(999));
     }
 }

@@ -19,11 +19,12 @@ use leaf_core::repeats::Repeats;
 use leaf_core::signed::Provenance;
 use leaf_journal::{Journal, JournalHealth};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::commits::Commits;
+use crate::steps::Of;
 use crate::tasks::Tasks;
 use crate::wake::Wake;
 use crate::workers::Workers;
@@ -125,7 +126,9 @@ impl MainLoop {
         let mut tick =
             tokio::time::interval(notify::watchdog_period().map_or(TICK, |period| period.min(TICK)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looked_at = Instant::now();
         loop {
+            let look = self.engine.look_again_after().map(|after| looked_at + after);
             tokio::select! {
                 effects = self.commits.committed(), if self.commits.has_pending() => {
                     self.carry_out(effects.context("the journal can't commit any more")?);
@@ -137,6 +140,10 @@ impl MainLoop {
                 error = tasks.unexpected_end() => return Err(error),
                 error = self.workers.unexpected_end() => return Err(error),
                 _ = tick.tick() => self.tick(),
+                () = sleep_until(look) => {
+                    looked_at = Instant::now();
+                    self.feed(Input::TimePassed);
+                }
             }
             if self.engine.is_stopping() && self.engine.may_end(self.clock.now(), &self.conditions()) {
                 break;
@@ -287,6 +294,9 @@ impl MainLoop {
             match immediate {
                 Immediate::Answer(answer) => self.answer(answer),
                 Immediate::InterruptAll(interruption) => self.workers.interrupt_all(interruption),
+                Immediate::RenewCredentials(container) => {
+                    self.workers.take_steps(*container, Of::Renewal, Duration::ZERO);
+                }
             }
         }
         if let Some(record) = outputs.record {
@@ -311,7 +321,11 @@ impl MainLoop {
                 Effect::FindForeign(name) => self.workers.find_foreign(name),
                 Effect::ChangeSecret(change) => self.workers.change_secret(change),
                 Effect::ObserveSecrets { moves } => self.workers.observe_secrets(moves),
-                Effect::TakeSteps { container, after } => self.workers.take_steps(*container, after),
+                Effect::TakeSteps {
+                    container,
+                    after,
+                    renew,
+                } => self.workers.take_steps(*container, Of::Desired { renew }, after),
                 Effect::Interrupt {
                     resource: Resource::Container(name),
                     interruption,
@@ -341,6 +355,14 @@ impl MainLoop {
         if self.commits.has_changed() {
             self.workers.mirror(|| self.commits.take_changed());
         }
+    }
+}
+
+/// Waits until then; forever without a time.
+async fn sleep_until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -10,9 +10,10 @@ use leaf_core::error::chain;
 use leaf_core::event::ContainerStep;
 use leaf_core::host_op::{HostOp, HostOpError, HostOpErrorKind};
 use leaf_core::id::{ContainerName, LeafName};
-use leaf_core::plan::{PlanContext, plan};
+use leaf_core::plan::{PlanContext, plan, plan_renewal};
 use leaf_core::reconcile::Interruption;
 use leaf_core::reconcile::container::{Observation, StepFailure, StepsOutcome};
+use leaf_core::renewal::{Given, Life};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -148,6 +149,22 @@ pub struct Steps {
     pub container: Container,
     /// Receives an interruption.
     pub interruption: watch::Receiver<Interruption>,
+    /// What they are for.
+    pub of: Of,
+    /// The credentials that the container was given.
+    pub given: Option<Given>,
+}
+
+/// What steps are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Of {
+    /// The container's desired state.
+    Desired {
+        /// Whether the credentials that it has must be renewed.
+        renew: bool,
+    },
+    /// The renewal of its credentials, and nothing else.
+    Renewal,
 }
 
 impl Steps {
@@ -157,6 +174,7 @@ impl Steps {
             observed: None,
             failure: None,
             interrupted: false,
+            given: None,
         };
         let begin = tokio::select! {
             biased;
@@ -173,6 +191,7 @@ impl Steps {
             Ok(Done::Interrupted) => outcome.interrupted = true,
             Err(failure) => outcome.failure = Some(failure),
         }
+        outcome.given = self.given;
         match self.observe().await {
             Ok(observation) => outcome.observed = Some(observation),
             Err(error) => outcome.failure = outcome.failure.or(Some(failed(ContainerStep::Look, error))),
@@ -185,19 +204,29 @@ impl Steps {
         let before = before
             .map_err(|error| failed(ContainerStep::Look, error))?
             .container;
+        let (nats_credentials, life) = self.host.users.credentials(&self.container.name);
         let context = PlanContext {
             leaf: self.leaf.clone(),
             nats_url: self.host.nats_url.clone(),
-            nats_credentials: self.host.users.credentials(&self.container.name),
+            nats_credentials,
+            renew: self.of != Of::Desired { renew: false },
             ready_timeout_seconds: self.host.ready_timeout_seconds,
             stop_timeout_seconds: self.host.stop_timeout_seconds,
         };
-        for op in plan(&self.container, before.as_ref(), &context) {
+        let ops = match self.of {
+            Of::Desired { .. } => plan(&self.container, before.as_ref(), &context),
+            Of::Renewal => plan_renewal(&self.container.name, before.as_ref(), &context),
+        };
+        for op in ops {
             if self.interruption.borrow().cuts(&op) {
                 return Ok(Done::Interrupted);
             }
-            match self.carry_out(&op).await {
+            match self.carry_out(&op, life).await {
                 Ok(Done::All) => {}
+                // Those that it has may be valid still. The leaf tries it again by itself.
+                Err(error) if matches!(op, HostOp::RenewCredentials { .. }) => {
+                    tracing::warn!(error = chain(&error), "credentials are not renewed yet");
+                }
                 Ok(Done::Interrupted) => return Ok(Done::Interrupted),
                 // A foreign container has this name, so the leaf's own was never created.
                 Err(error)
@@ -214,12 +243,14 @@ impl Steps {
     }
 
     /// Carries out one operation. Stops waiting for it when it is interrupted; the operation then continues.
-    async fn carry_out(&mut self, op: &HostOp) -> Result<Done, HostOpError> {
+    async fn carry_out(&mut self, op: &HostOp, life: Life) -> Result<Done, HostOpError> {
         let name = &self.container.name;
         tracing::info!(%name, op = op.summary(), "step");
         let users = &self.host.users;
         let prepared = match op {
-            HostOp::CreateContainer { .. } => users.check().await.map_err(|why| ("give credentials to", why)),
+            HostOp::CreateContainer { .. } | HostOp::RenewCredentials { .. } => {
+                users.check().await.map_err(|why| ("give credentials to", why))
+            }
             // Revoked first, so that it is repeated if the daemon ends in between.
             HostOp::DestroyContainer { .. } => {
                 let revoked = users.revoke(name).await;
@@ -234,7 +265,13 @@ impl Steps {
         })?;
         tokio::select! {
             biased;
-            done = self.host.helper.carry_out(op) => done.map(|_| Done::All),
+            done = self.host.helper.carry_out(op) => {
+                let report = done?;
+                if matches!(op, HostOp::CreateContainer { .. } | HostOp::RenewCredentials { .. }) {
+                    self.given = Some(Given { life, at_next_start: report.at_next_start });
+                }
+                Ok(Done::All)
+            }
             () = interrupted(&mut self.interruption, |told| told.cuts(op)) => {
                 tracing::info!(%name, op = op.summary(), "interrupted: not waiting for the host operation");
                 self.wait_until_shown().await;
@@ -303,7 +340,9 @@ fn step_of(op: &HostOp) -> ContainerStep {
             ContainerStep::Create
         }
         HostOp::StartContainer { .. } => ContainerStep::Start,
-        HostOp::UpdateContainer { .. } | HostOp::FreezeContainer { .. } => ContainerStep::Update,
+        HostOp::UpdateContainer { .. } | HostOp::RenewCredentials { .. } | HostOp::FreezeContainer { .. } => {
+            ContainerStep::Update
+        }
         HostOp::StopContainer { .. } => ContainerStep::Stop,
         HostOp::DestroyContainer { .. } => ContainerStep::Destroy,
         HostOp::StartJob { .. }

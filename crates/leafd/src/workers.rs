@@ -36,7 +36,7 @@ use crate::helper::HostHelper;
 use crate::job::{self, JobHost};
 use crate::publisher::Published;
 use crate::secrets;
-use crate::steps::{ContainerHost, InFlight, Interruptions, Steps};
+use crate::steps::{ContainerHost, InFlight, Interruptions, Of, Steps};
 use crate::tasks::Tasks;
 use crate::trust::Trust;
 use crate::wake::Wake;
@@ -326,7 +326,7 @@ impl Workers {
     }
 
     /// Takes a container's steps, after a pause.
-    pub fn take_steps(&mut self, container: Container, after: Duration) {
+    pub fn take_steps(&mut self, container: Container, of: Of, after: Duration) {
         let (inputs, name) = (self.equipment.inputs.clone(), container.name.clone());
         let interruption = self.interruptions.begin(&name);
         let steps = self.equipment.containers.clone().map(|host| Steps {
@@ -335,6 +335,8 @@ impl Workers {
             clock: self.equipment.clock,
             container,
             interruption,
+            of,
+            given: None,
         });
         self.steps.run(async move {
             let outcome = match steps {
@@ -347,6 +349,7 @@ impl Workers {
                         helper_gone: false,
                     }),
                     interrupted: false,
+                    given: None,
                 },
             };
             let _ = inputs.send(Input::StepsEnded { name, outcome }.into()).await;

@@ -105,11 +105,40 @@ in
       stream_credentials = "/run/credentials/leafd.service/nats-streams.creds";
       container_signing_key = "/run/credentials/leafd.service/nats-containers.seed";
       containers_port = null;
+      container_hours = null;
       ca = "/etc/hub-ca.pem";
       cert = "/run/credentials/leafd.service/nats.pem";
       key = "/run/credentials/leafd.service/nats.key";
       jetstream_domain = "edge-1";
     };
+  };
+  "the life of containers' credentials is set beside both kinds of NATS, where there are containers" = {
+    expr =
+      let
+        hours =
+          of:
+          (settings (
+            of
+            // {
+              nats = of.nats // {
+                containerHours = 8;
+              };
+              containers = of.containers // {
+                enable = true;
+              };
+            }
+          )).nats.container_hours;
+      in
+      [
+        (hours values)
+        (hours given)
+        (settings values).nats.container_hours
+      ];
+    expected = [
+      8
+      8
+      null
+    ];
   };
   "the sources of secrets are not in the settings" = {
     expr = builtins.match ".*/run/secrets.*" (builtins.replaceStrings [ "\n" ] [ " " ] (render given));

@@ -6,10 +6,12 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use leaf_core::host_op::Secret;
 use leaf_core::id::{ContainerName, LeafName};
+use leaf_core::renewal::CONTAINER_VALID;
 use nkeys::{KeyPair, KeyPairType};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -65,6 +67,7 @@ pub enum SignerError {
 pub struct ContainerSigner {
     account: String,
     key: KeyPair,
+    valid: Duration,
 }
 
 impl ContainerSigner {
@@ -99,7 +102,17 @@ impl ContainerSigner {
         if key.public_key() == account {
             return Err(SignerError::AccountKey { path, account });
         }
-        Ok(Self { account, key })
+        Ok(Self {
+            account,
+            key,
+            valid: CONTAINER_VALID,
+        })
+    }
+
+    /// Returns it with another life of the [credentials](Self::credentials) than a day.
+    #[must_use]
+    pub fn with_valid(self, valid: Duration) -> Self {
+        Self { valid, ..self }
     }
 
     /// The public key of the account that the containers' users belong to.
@@ -114,13 +127,14 @@ impl ContainerSigner {
         self.key.public_key()
     }
 
-    /// Returns new credentials of the user of a leaf's container, [`ContainerName::caller`]. They don't expire: whoever manages the
-    /// account can revoke them, by the user's [public key](Self::user).
+    /// Returns new credentials of the user of a leaf's container, [`ContainerName::caller`], which are valid for the time that
+    /// [`Self::with_valid`] set. Whoever manages the account can revoke them, by the user's [public key](Self::user).
     #[must_use]
     pub fn credentials(&self, leaf: &LeafName, container: &ContainerName) -> Secret {
         let user = user_of(&self.key, container);
         let now = Timestamp::now().as_second();
-        issue(&self.key, &self.account, (leaf, container), &user, now)
+        let life = (now, ends_at(now, self.valid));
+        issue(&self.key, &self.account, (leaf, container), &user, life)
     }
 
     /// Returns the public key of a container's user.
@@ -180,14 +194,19 @@ pub(super) fn derive(from: &KeyPair, kind: KeyPairType, purpose: &str, name: &st
     KeyPair::new_from_raw(kind, hash.finalize().into()).expect("32 bytes make a key")
 }
 
+/// Returns when credentials end that were issued then, in seconds of the Unix epoch.
+pub(super) fn ends_at(issued_at: i64, valid: Duration) -> i64 {
+    issued_at.saturating_add(i64::try_from(valid.as_secs()).unwrap_or(i64::MAX))
+}
+
 /// Returns the credentials of a container's user, issued by a scoped signing key of the account: the server itself limits
-/// them to the container's own subjects.
+/// them to the container's own subjects. They are valid from one time to another, in seconds of the Unix epoch.
 pub(super) fn issue(
     signer: &KeyPair,
     account: &str,
     (leaf, container): (&LeafName, &ContainerName),
     user: &KeyPair,
-    issued_at: i64,
+    (issued_at, ends_at): (i64, i64),
 ) -> Secret {
     // A user of a scoped key must have no permissions or limits: the scope has them.
     let claims = json!({
@@ -201,7 +220,7 @@ pub(super) fn issue(
             subject: &user.public_key(),
             name: container.caller(leaf).as_str(),
             issued_at,
-            expires_at: None,
+            expires_at: Some(ends_at),
             nats: claims,
         },
         signer,
@@ -261,7 +280,7 @@ mod tests {
         let leafd = ContainerName::new("leafd").expect("a name");
         let user = KeyPair::new_user();
         let leaf = LeafName::new("edge").expect("a leaf");
-        let credentials = issue(&KeyPair::new_account(), &account, (&leaf, &leafd), &user, 7);
+        let credentials = issue(&KeyPair::new_account(), &account, (&leaf, &leafd), &user, (7, 9));
         site.write("leafd.creds", credentials.expose(), 0o600);
         assert_eq!(site.open(&seed(&key), 0o400).expect("a key").account(), account);
     }
@@ -293,7 +312,7 @@ mod tests {
         let container = ContainerName::new(caller.as_str()).expect("a name");
         let leaf = LeafName::new("edge").expect("a leaf");
         let of = (&leaf, &container);
-        let leafd = issue(&own, &own.public_key(), of, &KeyPair::new_user(), 7);
+        let leafd = issue(&own, &own.public_key(), of, &KeyPair::new_user(), (7, 9));
         site.write("leafd.creds", leafd.expose(), 0o600);
         assert!(matches!(
             site.open(&key, 0o600),

@@ -27,6 +27,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use leaf_core::host_op::Secret;
 use leaf_core::id::{Caller, ContainerName, InstanceId, LeafName};
+use leaf_core::renewal::CONTAINER_VALID;
 use leaf_core::subject;
 use nkeys::KeyPair;
 use serde_json::{Value, json};
@@ -134,6 +135,7 @@ pub struct Identity {
     keys: Arc<Keys>,
     admin_file: PathBuf,
     admin_valid: Duration,
+    container_valid: Duration,
     revoked_dir: PathBuf,
 }
 
@@ -163,6 +165,7 @@ impl Identity {
             keys: Arc::new(keys),
             admin_file,
             admin_valid: ADMIN_VALID,
+            container_valid: CONTAINER_VALID,
             revoked_dir: revocations::directory(&dir),
         };
         identity.write_admin_credentials()?;
@@ -173,6 +176,15 @@ impl Identity {
     #[must_use]
     pub fn with_admin_valid(self, admin_valid: Duration) -> Self {
         Self { admin_valid, ..self }
+    }
+
+    /// Returns it with another life of [containers' credentials](Self::container_credentials) than a day.
+    #[must_use]
+    pub fn with_container_valid(self, container_valid: Duration) -> Self {
+        Self {
+            container_valid,
+            ..self
+        }
     }
 
     /// Returns it with the instance of leafd that runs the server. A hub agent reads from that instance by its name.
@@ -299,8 +311,9 @@ impl Identity {
     }
 
     /// Returns credentials for a container, of the user [`ContainerName::caller`]. The signing key for containers
-    /// issues them, so that the server itself limits them to the container's own subjects. They are valid until they
-    /// are [revoked](Self::revoke_container); those issued after that are valid again.
+    /// issues them, so that the server itself limits them to the container's own subjects. They are valid for the time that
+    /// [`Self::with_container_valid`] set, or until they are [revoked](Self::revoke_container); those issued after that are valid
+    /// again.
     #[must_use]
     pub fn container_credentials(&self, container: &ContainerName) -> Secret {
         let user = self.keys.container(container);
@@ -315,7 +328,10 @@ impl Identity {
             &self.callers_account(),
             (&self.leaf, container),
             &user,
-            issued_at,
+            (
+                issued_at,
+                container_signer::ends_at(issued_at, self.container_valid),
+            ),
         )
     }
 

@@ -319,7 +319,9 @@ async fn container_health() -> anyhow::Result<()> {
     let site = Site::start().await?;
     let name = ContainerName::new("Web")?;
     let binding = ContainerBinding::new(&leaf(), &name, &site.server.client_url());
-    let container = ContainerClient::connect(&binding, &site.identity.container_credentials(&name)).await?;
+    let credentials = tempfile::NamedTempFile::new()?;
+    std::fs::write(&credentials, site.identity.container_credentials(&name).expose())?;
+    let container = ContainerClient::connect(&binding, credentials.path()).await?;
     let admin = admin(&site).await?;
     let asked = until("the container's health", || async {
         admin
@@ -351,7 +353,9 @@ async fn leaf_is_gone() -> anyhow::Result<()> {
     let name = ContainerName::new("Web")?;
     let url = format!("nats://{}", listener.local_addr()?);
     let binding = ContainerBinding::new(&leaf(), &name, &url);
-    let container = ContainerClient::connect(&binding, &identity.container_credentials(&name)).await?;
+    let credentials = keys.path().join("container.creds");
+    std::fs::write(&credentials, identity.container_credentials(&name).expose())?;
+    let container = ContainerClient::connect(&binding, &credentials).await?;
     // A daemon pauses for 2.5 s at most.
     let longer = Duration::from_secs(3);
     let mut pauses = Vec::new();

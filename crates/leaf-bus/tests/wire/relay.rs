@@ -124,7 +124,9 @@ async fn reaches() -> anyhow::Result<()> {
     let relay = hub.relay(&to).await?;
     let name = ContainerName::new("web")?;
     let binding = ContainerBinding::new(&leaf(), &name, &format!("nats://{relay}"));
-    let container = ContainerClient::connect(&binding, &hub.signer()?.credentials(&leaf(), &name)).await?;
+    let credentials = tempfile::NamedTempFile::new()?;
+    std::fs::write(&credentials, hub.signer()?.credentials(&leaf(), &name).expose())?;
+    let container = ContainerClient::connect(&binding, credentials.path()).await?;
     let mut serving = JoinSet::new();
     let served = container.clone();
     serving.spawn(async move {

@@ -98,7 +98,10 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
         Command::List(_) => Ok(only(Reply::FromHost(Question::Containers(
             state.containers.values().map(without_revisions).collect(),
         )))),
-        Command::Show(c) => Ok(only(known(find_container(state, &c.name)?))),
+        Command::Show(c) => {
+            find_container(state, &c.name)?;
+            Ok(only(Reply::ContainerReport(c.name.clone())))
+        }
         Command::Logs(c) => {
             find_container(state, &c.name)?;
             Ok(only(Reply::FromHost(Question::ContainerLog(LogQuery {

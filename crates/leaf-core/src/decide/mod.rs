@@ -94,6 +94,8 @@ pub enum Reply {
     JobReport(JobId),
     /// The container after the facts are applied.
     Container(ContainerName),
+    /// The report on a container, with the end of its credentials.
+    ContainerReport(ContainerName),
     /// The answer of the host to this question.
     FromHost(Question),
     /// The outcome, once this target has settled.

@@ -2,7 +2,7 @@
 
 use crate::cause::Cause;
 use crate::command::{Command, CommandKind, CommandOutcome, CommandRecord, JobReport};
-use crate::container::ForeignContainer;
+use crate::container::{Container, ForeignContainer};
 use crate::decide::{self, Context, Decision, Reply, Target, decide};
 use crate::event::{Fact, LeafSignatureRefused};
 use crate::id::{Caller, CommandId, ContainerName};
@@ -193,6 +193,14 @@ impl Engine {
                 let container = self.state().containers.get(&name);
                 let body = to_json(container.expect("the decision found it, or its facts created it"));
                 self.accept(turn, accepted, body);
+            }
+            Reply::ContainerReport(name) => {
+                let container = self.state().containers.get(&name).cloned();
+                let report = Container {
+                    credentials_until: self.renewals.seen_until(&name),
+                    ..container.expect("the decision found it")
+                };
+                self.accept(turn, accepted, to_json(&report));
             }
             Reply::FromHost(question) => turn.effects.extend(accepted.to.iter().map(|to| Effect::Ask {
                 to: *to,

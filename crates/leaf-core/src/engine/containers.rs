@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::cause::Cause;
-use crate::container::{Container, ObservedContainer, ObservedRun};
+use crate::container::{Container, ContainerPhase, DesiredRun, ObservedContainer, ObservedRun};
 use crate::decide::Target;
 use crate::event::{ContainerFailed, ContainerReverted, ContainerStep, Fact};
 use crate::id::ContainerName;
@@ -15,7 +15,7 @@ use crate::reconcile::{Interruption, NextAction, Resource};
 
 use super::Engine;
 use super::input::Scope;
-use super::output::Effect;
+use super::output::{Effect, Immediate};
 use super::turn::Turn;
 
 /// A bound on the facts that follow from one observation in sequence: created, and started.
@@ -80,11 +80,24 @@ impl Engine {
         let Some(run) = self.reconciler.ended(&resource, observed_at) else {
             return;
         };
+        let is_renewal = self.renewals.ended(name);
+        match outcome.given {
+            Some(given) => self.renewals.given(name, given),
+            None if is_renewal => self.renewals.failed(name, turn.at.moment),
+            None => {}
+        }
         turn.touched.insert(Target::Container(name.clone()));
         let Some(container) = self.state().containers.get(name) else {
             return;
         };
         let before = container.phase;
+        if is_renewal {
+            // Nothing else was tried, so nothing else can have failed.
+            if let Some(observation) = outcome.observed {
+                self.take_in(turn, name, observation.container.as_ref());
+            }
+            return;
+        }
         match (outcome.failure, outcome.observed) {
             (Some(failure), _) if !run.outdated => {
                 if failure.helper_gone && !self.is_stopping() {
@@ -167,7 +180,45 @@ impl Engine {
             turn.effects.push(Effect::TakeSteps {
                 container: Box::new(container.clone()),
                 after,
+                renew: self.renewals.is_due(name, turn.time()),
             });
         }
     }
+
+    // ---- credentials -----------------------------------------------------------------------------------------
+
+    /// Begins the renewal of the credentials of the container that is next, if one is due.
+    pub(super) fn renew_credentials(&mut self, turn: &mut Turn) {
+        if self.look_again_after.is_none() || self.is_stopping() {
+            self.look_again_after = None;
+            return;
+        }
+        let containers = self.history.state().containers.values();
+        let reconciler = &self.reconciler;
+        let is_free = |container: &&Container| {
+            keeps_credentials(container)
+                && !reconciler.is_in_flight(&Resource::Container(container.name.clone()))
+        };
+        let names = containers.filter(is_free).map(|container| &container.name);
+        let look = self.renewals.look(names, turn.time(), turn.at.moment);
+        self.look_again_after = Some(look.again_after);
+        let container = look
+            .renew
+            .and_then(|name| self.state().containers.get(&name).cloned());
+        let Some(container) = container else { return };
+        let resource = Resource::Container(container.name.clone());
+        // It waits for no record.
+        self.reconciler
+            .reconcile(&resource, Interruption::of(container.desired.run), 0);
+        turn.now.push(Immediate::RenewCredentials(Box::new(container)));
+    }
+}
+
+/// Returns whether a container is given new credentials while it is left alone: it runs, or systemd may start it. Steps see to those
+/// of one that they start.
+fn keeps_credentials(container: &Container) -> bool {
+    container.desired.run == DesiredRun::Running
+        && container.desired.toplevel.is_some()
+        && !container.phase.is_moving()
+        && container.phase != ContainerPhase::Building
 }

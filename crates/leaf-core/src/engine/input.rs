@@ -60,6 +60,9 @@ pub enum Input {
         /// The container; `None` if the host has none of this name; or the problem of the search.
         found: Result<Option<ForeignContainer>, Problem>,
     },
+    /// Time has passed: it is looked whether credentials of containers have to be renewed. The shell gives it after
+    /// [`Engine::look_again_after`](super::Engine::look_again_after).
+    TimePassed,
     /// A running job reported its progress.
     JobProgressed(JobId, Progress),
     /// A job ended.

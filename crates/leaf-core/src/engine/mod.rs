@@ -39,6 +39,8 @@ mod secrets;
 mod turn;
 mod waiting;
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use crate::address_pool::AddressPool;
@@ -53,6 +55,7 @@ use crate::moment::Moment;
 use crate::plan::{after_boot, may_have_started_early};
 use crate::problem::Problem;
 use crate::reconcile::{Interruption, Reconciler, Resource};
+use crate::renewal::Renewals;
 use crate::runtime::Runtime;
 use crate::signed::{CommandRules, Refusals};
 use crate::state::State;
@@ -69,7 +72,7 @@ use turn::Turn;
 use waiting::Waiting;
 
 /// How long a stopping daemon waits for commands that are in transit.
-const LAST_COMMANDS: std::time::Duration = std::time::Duration::from_secs(5);
+const LAST_COMMANDS: Duration = Duration::from_secs(5);
 
 /// The settings of an engine, constant for an instance.
 #[derive(Debug, Clone)]
@@ -94,6 +97,8 @@ pub struct EngineSettings {
     pub job_timeout_seconds: u32,
     /// Which commands need a signature, or a caller who is named for them.
     pub rules: CommandRules,
+    /// How long the credentials of containers are valid.
+    pub container_valid: Duration,
 }
 
 /// The journal's content when an instance starts.
@@ -114,6 +119,9 @@ pub struct Engine {
     history: History,
     waiting: Waiting,
     reconciler: Reconciler,
+    renewals: Renewals,
+    /// The time until the next look at the clock.
+    look_again_after: Option<Duration>,
     jobs: RunningJobs,
     admission: Admission,
     secrets: SecretChanges,
@@ -159,10 +167,11 @@ impl Engine {
         }
         let (secrets, unfinished) = SecretChanges::of_last_run(unfinished, history.state());
         Self {
-            settings,
             waiting: Waiting::of_last_run(unfinished, history.state()),
             history,
             reconciler: Reconciler::default(),
+            look_again_after: settings.capabilities.containers.is_ok().then_some(Duration::ZERO),
+            renewals: Renewals::new(settings.container_valid),
             jobs: RunningJobs::default(),
             admission,
             secrets,
@@ -174,6 +183,7 @@ impl Engine {
             refusals: Refusals::default(),
             recorded: 0,
             stop: None,
+            settings,
         }
     }
 
@@ -206,6 +216,7 @@ impl Engine {
             } => self.containers_observed(turn, began, &scope, &observed),
             Input::StepsEnded { name, outcome } => self.steps_ended(turn, &name, outcome),
             Input::ForeignObserved { name, found } => self.foreign_observed(turn, &name, &found),
+            Input::TimePassed => self.renew_credentials(turn),
             Input::JobProgressed(id, progress) => self.jobs.progressed(id, progress),
             Input::JobEnded(id, outcome) => self.job_ended(turn, id, outcome),
             Input::SecretMade { name, outcome } => self.secret_made(turn, &name, outcome),
@@ -287,6 +298,9 @@ impl Engine {
             (Fact::Container(fact), Some(Target::Container(name))) => {
                 if let ContainerFact::Desired(fact) = fact {
                     turn.desired_by = Some(fact.caller.clone());
+                }
+                if matches!(fact, ContainerFact::Destroyed(_)) {
+                    self.renewals.forget(name);
                 }
                 if changes_desired(fact) {
                     self.reconciler
@@ -392,6 +406,12 @@ impl Engine {
     #[must_use]
     pub fn is_stuck(&self, conditions: &Conditions) -> bool {
         conditions.full_since.is_some() && self.recorded > conditions.committed
+    }
+
+    /// Returns after which time [`Input::TimePassed`] is due, counted from the last one; `None` if it is not needed.
+    #[must_use]
+    pub fn look_again_after(&self) -> Option<Duration> {
+        self.look_again_after
     }
 
     /// Returns whether the daemon is stopping.

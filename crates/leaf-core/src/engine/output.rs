@@ -30,6 +30,9 @@ pub enum Immediate {
     Answer(Answer),
     /// Interrupt all steps: those in flight, and those that were released and have not begun.
     InterruptAll(Interruption),
+    /// Renew the credentials of a container, and do nothing else to it. It has no other steps in flight, and the end comes back as
+    /// [`StepsEnded`](super::Input::StepsEnded). It waits for no disk, so that a full one does not cut containers off.
+    RenewCredentials(Box<Container>),
 }
 
 /// A batch for the journal, and the effects of its commit. The shell commits records in order, and carries out the
@@ -97,6 +100,8 @@ pub enum Effect {
         container: Box<Container>,
         /// The pause before the first step.
         after: Duration,
+        /// Whether the credentials that the container has must be renewed.
+        renew: bool,
     },
     /// Change the interruption of the steps in flight for a resource.
     Interrupt {

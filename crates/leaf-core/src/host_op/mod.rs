@@ -38,7 +38,8 @@ host_ops! {
         leaf_address: Ipv4Addr as "string",
     }
     /// Creates or updates the root directory, `NAME.conf`, the unit, the GC root and the credentials of a container.
-    /// For a running container, limits and openings take effect at once; everything else at its next start.
+    /// For a running container, limits, openings and credentials take effect at once; everything else at its next start. Reports
+    /// whether it sees the credentials at its next start only, because an earlier helper started it.
     CreateContainer on Container(name), waits for Nothing: "create container {name} of {toplevel}" {
         /// The container's name.
         name: ContainerName as "string",
@@ -57,7 +58,14 @@ host_ops! {
         binding: ContainerBinding as "Binding",
         /// Its credentials by name; the container finds them below `$CREDENTIALS_DIRECTORY`.
         credentials: BTreeMap<String, Secret> as "[string]string",
-    }
+    } -> "at_next_start: ?bool"
+    /// Replaces credentials that `CreateContainer` set, with the same effect and report, and changes nothing else.
+    RenewCredentials on Container(name), waits for Nothing: "renew the credentials of container {name}" {
+        /// The container's name.
+        name: ContainerName as "string",
+        /// The new credentials by name.
+        credentials: BTreeMap<String, Secret> as "[string]string",
+    } -> "at_next_start: ?bool"
     /// Starts a container, and returns when it is ready.
     StartContainer on Container(name), waits for Readiness: "start container {name}" {
         /// The container's name.
@@ -173,7 +181,7 @@ pub enum HostSubject {
     HostKey,
 }
 
-/// What an operation reports beside that it was carried out: nothing but for those on secrets.
+/// What an operation reports beside that it was carried out: nothing but for those on secrets and credentials.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostReport {
     /// The public part of the host key that secrets are encrypted to, as a line of a `.pub` file without a comment; absent if
@@ -183,6 +191,9 @@ pub struct HostReport {
     /// The stored secret, or all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<StoredSecret>,
+    /// Whether a running container sees its renewed credentials at its next start only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub at_next_start: bool,
 }
 
 /// A secret's age file on the host, without its content.
@@ -319,9 +330,12 @@ pub struct RunSpec {
 
 impl RunSpec {
     /// Returns the digest of the spec: 32 hexadecimal digits.
+    ///
+    /// It differs from that of a leaf whose containers' credentials don't end: after a rollback that one creates a container again before
+    /// it starts it, and so gives it credentials that it need not renew.
     #[must_use]
     pub fn digest(&self) -> String {
-        short_digest(self)
+        short_digest(&(self, "credentials that end"))
     }
 
     /// Returns the digest of the part of the spec that takes effect at the container's next start: its system,

@@ -6,6 +6,7 @@ use crate::container::{Container, ContainerPhase, DesiredRun, ObservedContainer,
 use crate::event::ContainerStep;
 use crate::host_op::HostOp;
 use crate::moment::Moment;
+use crate::renewal::Given;
 
 use super::{BackOff, Interruption};
 
@@ -24,6 +25,9 @@ pub struct StepsOutcome {
     pub failure: Option<StepFailure>,
     /// Whether a step was interrupted.
     pub interrupted: bool,
+    /// The credentials that the container was given; `None` if none were due, or they could not be given. That is no failure of the
+    /// steps, since the former ones may be valid still.
+    pub given: Option<Given>,
 }
 
 /// An observation of a container.
@@ -65,6 +69,7 @@ impl Interruption {
             HostOp::PrepareNetwork { .. }
             | HostOp::ReleaseNetwork { .. }
             | HostOp::CreateContainer { .. }
+            | HostOp::RenewCredentials { .. }
             | HostOp::FreezeContainer { .. }
             | HostOp::DestroyContainer { .. }
             | HostOp::StartJob { .. }

@@ -161,6 +161,7 @@ fn with_desired_state(known: Option<Container>, f: &ContainerDesired, event: &Ev
         reverted: None,
         last_update: None,
         oom_kills: known.as_ref().map_or(0, |c| c.oom_kills),
+        credentials_until: None,
         revisions: known.map(|c| c.revisions).unwrap_or_default(),
     };
     if f.desired.run != DesiredRun::Absent {

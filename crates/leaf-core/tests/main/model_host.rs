@@ -18,6 +18,10 @@ pub(crate) struct ModelHost {
     pub(crate) containers: BTreeMap<ContainerName, ObservedContainer>,
     /// What the helper was told of each container last.
     told: BTreeMap<ContainerName, RunSpec>,
+    /// When the credentials that a container has were issued.
+    pub(crate) credentials: BTreeMap<ContainerName, u64>,
+    /// Whether renewals before a start fail.
+    pub(crate) renewals_fail: bool,
     pub(crate) foreign: BTreeMap<ContainerName, ForeignContainer>,
     /// Systems that don't become ready.
     pub(crate) broken: BTreeSet<StorePath>,
@@ -89,6 +93,12 @@ impl ModelHost {
                 self.foreign.remove(name);
                 self.containers.insert(name.clone(), observed);
                 self.told.insert(name.clone(), spec);
+                self.credentials.insert(name.clone(), now);
+                true
+            }
+            HostOp::RenewCredentials { name, .. } => {
+                self.created(name);
+                self.credentials.insert(name.clone(), now);
                 true
             }
             HostOp::StartContainer { name, .. } | HostOp::UpdateContainer { name, .. } => {
@@ -129,6 +139,7 @@ impl ModelHost {
                     "{name} is destroyed while it runs"
                 );
                 self.told.remove(name);
+                self.credentials.remove(name);
                 true
             }
             other => panic!("a plan for a container has no {other:?}"),
@@ -213,7 +224,13 @@ impl ModelHost {
 
 /// Returns what the plans for this host are made with.
 pub(crate) fn plan_context() -> PlanContext {
+    plan_context_with(false)
+}
+
+/// Returns the same; with credentials that must be renewed, if that is so.
+pub(crate) fn plan_context_with(renew: bool) -> PlanContext {
     PlanContext {
+        renew,
         leaf: leaf(),
         nats_url: "nats://10.233.0.1:4222".to_owned(),
         nats_credentials: Secret::new("creds"),

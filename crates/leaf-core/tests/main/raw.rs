@@ -362,7 +362,7 @@ fn an_unknown_field_outside_the_desired_state_is_kept_and_the_container_is_manag
     let name = ContainerName::new("new").expect("a name");
     let shown =
         decide(&state, &ShowContainer { name: name.clone() }.into(), &context(2)).expect("it is known");
-    assert!(matches!(shown.reply, Reply::Known(_)));
+    assert!(matches!(shown.reply, Reply::ContainerReport(_)));
     let created = leaf_core::event::ContainerCreated { name };
     for event in events(2, vec![created.into()]) {
         assert_eq!(apply(&mut state, &event), ["container.new"]);

@@ -170,6 +170,7 @@ proptest! {
             match decision.reply {
                 Reply::When(Target::Container(name))
                 | Reply::Container(name)
+                | Reply::ContainerReport(name)
                 | Reply::FromHost(Question::ContainerStats(name)) => {
                     prop_assert!(state.containers.contains_key(&name));
                 }

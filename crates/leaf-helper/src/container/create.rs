@@ -33,14 +33,15 @@ const MAX_CREDENTIALS: usize = 32;
 const MAX_CREDENTIAL_BYTES: usize = 64 * 1024;
 
 impl Helper {
-    /// Creates, completes or updates a container on disk. The file that marks it as existing is written last.
+    /// Creates, completes or updates a container on disk. The file that marks it as existing is written last. Returns whether the
+    /// container runs and sees its credentials at its next start only.
     pub(crate) async fn create(
         &self,
         spec: &RunSpec,
         adopt: bool,
         binding: &ContainerBinding,
         credentials: &BTreeMap<String, Secret>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let RunSpec {
             name,
             toplevel,
@@ -75,12 +76,12 @@ impl Helper {
 
         let state = self.state_directory(name)?;
         state.write("spec.json", &json(spec), 0o600)?;
-        state.remove_tree("credentials")?;
-        let secrets = state.make("credentials", 0o700)?;
-        for (credential, secret) in credentials {
-            secrets.write(credential, secret.expose().as_bytes(), 0o600)?;
-        }
-        secrets.write(BINDING, &json(binding), 0o600)?;
+        let mut all: BTreeMap<_, _> = credentials
+            .iter()
+            .map(|(credential, secret)| (credential.clone(), secret.expose().as_bytes().to_vec()))
+            .collect();
+        all.insert(BINDING.to_owned(), json(binding));
+        let at_next_start = self.set_credentials(name, &all).await?;
         self.keep_record()?;
 
         for directory in self.held_by() {
@@ -95,7 +96,8 @@ impl Helper {
             self.keep_unit(spec).await?;
         }
         confs.write(&conf_name(name), self.conf(spec).as_bytes(), 0o644)?;
-        self.set_running(spec).await
+        self.set_running(spec).await?;
+        Ok(at_next_start)
     }
 
     /// Applies the parts of the spec that take effect at once to a running container.
@@ -259,7 +261,7 @@ fn check_binding(helper: &Helper, name: &ContainerName, binding: &ContainerBindi
     Ok(())
 }
 
-fn check_credentials(credentials: &BTreeMap<String, Secret>) -> Result<()> {
+pub(crate) fn check_credentials(credentials: &BTreeMap<String, Secret>) -> Result<()> {
     if credentials.len() > MAX_CREDENTIALS {
         return Err(Error::Refused(format!(
             "there are {} credentials, at most {MAX_CREDENTIALS} are allowed",

@@ -3,7 +3,7 @@
 //!
 //! What was checked is what is used: a bind is a mount of the directory that was opened, and a secret is a copy of its file,
 //! both in the container's run directory. So replacing a path in the meantime has no effect. A secret of the leaf is
-//! decrypted into memory ([`crate::secrets`]).
+//! decrypted into memory ([`crate::secrets`]). The credentials of the leaf's own are in [`super::credentials`].
 
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
@@ -17,6 +17,8 @@ use leaf_core::id::ContainerName;
 use leaf_core::spec::{Bind, ContainerOptions, SecretSource, Users};
 
 use crate::Helper;
+use crate::container::credentials::Shown;
+use crate::container::id_maps::maps_users;
 use crate::error::{Error, Result};
 use crate::files::Directory;
 use crate::secrets::MemoryFile;
@@ -28,11 +30,13 @@ pub(crate) const BINDS: &str = "binds";
 pub(crate) const SECRETS: &str = "secrets";
 
 /// The prepared inputs of a container's start.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Inputs {
     /// The binds, each with its mount point on the host.
     pub(crate) binds: Vec<(PathBuf, Bind)>,
-    /// The credentials by name, each with the file that holds it.
+    /// The directory with the credentials of the leaf, which it sees while it runs.
+    pub(crate) shown: Shown,
+    /// The credentials of its spec by name, each with the file that holds it.
     pub(crate) credentials: Vec<(String, PathBuf)>,
     /// The secrets of the leaf among them, which exist as long as this does.
     pub(crate) given: Vec<MemoryFile>,
@@ -68,10 +72,20 @@ impl Helper {
     }
 
     /// Prepares a container's binds and secrets for its start, and removes earlier ones.
-    pub(crate) fn prepare_inputs(&self, name: &ContainerName, options: &ContainerOptions) -> Result<Inputs> {
+    pub(crate) async fn prepare_inputs(
+        &self,
+        name: &ContainerName,
+        options: &ContainerOptions,
+    ) -> Result<Inputs> {
         self.release_inputs(name)?;
         let run = self.run_directory(name)?;
-        let mut inputs = Inputs::default();
+        let secrets: Vec<_> = options.secrets.keys().cloned().collect();
+        let mut inputs = Inputs {
+            binds: Vec::new(),
+            shown: self.prepare_credentials(name, options.users, &secrets).await?,
+            credentials: Vec::new(),
+            given: Vec::new(),
+        };
         if !options.binds.is_empty() {
             let binds = run.make(BINDS, 0o700)?;
             for (number, bind) in options.binds.iter().enumerate() {
@@ -90,15 +104,10 @@ impl Helper {
                 inputs.binds.push((target, bind.clone()));
             }
         }
-        let own = self.paths.state.join(name.as_str()).join("credentials");
-        for credential in credentials(&own)? {
-            let file = own.join(&credential);
-            inputs.credentials.push((credential, file));
-        }
         if !options.secrets.is_empty() {
             let secrets = run.make(SECRETS, 0o700)?;
             for (credential, source) in &options.secrets {
-                if inputs.credentials.iter().any(|(name, _)| name == credential) {
+                if inputs.shown.names.contains(credential) {
                     return Err(Error::Refused(format!(
                         "secrets.{credential}: the credential name is reserved for the leaf"
                     )));
@@ -149,6 +158,7 @@ impl Helper {
             }
             run.remove_if_empty(BINDS)?;
         }
+        Self::release_credentials(&run)?;
         run.remove_tree(SECRETS)
     }
 
@@ -277,32 +287,6 @@ fn check_owner(fd: &OwnedFd, source: &str) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-/// Returns whether a file system supports ID-mapped mounts (mount_setattr(2)).
-pub(crate) fn maps_users(fd: impl std::os::fd::AsFd) -> Result<bool> {
-    const EXT: u64 = 0xef53;
-    const XFS: u64 = 0x5846_5342;
-    const BTRFS: u64 = 0x9123_683e;
-    const F2FS: u64 = 0xf2f5_2010;
-    let stat = rustix::fs::fstatfs(fd).map_err(Error::io("read the metadata of a file system"))?;
-    let kind = u64::try_from(stat.f_type).unwrap_or(0) & 0xffff_ffff;
-    Ok([EXT, XFS, BTRFS, F2FS].contains(&kind))
-}
-
-/// Returns the names of the credentials in a directory, sorted.
-fn credentials(directory: &Path) -> Result<Vec<String>> {
-    let failed = || Error::io(format!("read {}", directory.display()));
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(failed())? {
-        let file = entry.map_err(failed())?.file_name();
-        // A file that was not completed before a crash begins with a dot.
-        if let Some(file) = file.to_str().filter(|file| !file.starts_with('.')) {
-            names.push(file.to_owned());
-        }
-    }
-    names.sort();
-    Ok(names)
 }
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 mod adopt;
 mod conf;
 pub(crate) mod create;
+pub(crate) mod credentials;
 pub(crate) mod directories;
+pub(crate) mod id_maps;
 pub(crate) mod inputs;
 mod owner;
 pub(crate) mod record;

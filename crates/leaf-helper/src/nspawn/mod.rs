@@ -24,7 +24,9 @@ use rustix_libc_wrappers::process::SignalExt as _;
 use tokio::process::{Child, Command};
 
 use crate::Helper;
-use crate::container::inputs::{Inputs, maps_users};
+use crate::container::credentials;
+use crate::container::id_maps::maps_users;
+use crate::container::inputs::Inputs;
 use crate::error::{Error, Result};
 use crate::network::peer_link;
 use crate::secrets::MemoryFile;
@@ -203,6 +205,14 @@ impl Helper {
                 (true, false) => format!("--bind={source}:{target}:norbind"),
             });
         }
+        let shown = check_path(&inputs.shown.directory)?;
+        let mapped = if inputs.shown.is_mapped { ",rootidmap" } else { "" };
+        arguments.push(format!(
+            "--bind-ro={shown}:{}:norbind{mapped}",
+            credentials::INNER
+        ));
+        // In place of systemd-nspawn's own, where they would stay as they are.
+        arguments.push(format!("--setenv=CREDENTIALS_DIRECTORY={}", credentials::INNER));
         arguments.push(format!("--setenv=HOST_ADDRESS={}", spec.network.host_address));
         arguments.push(format!(
             "--setenv=LOCAL_ADDRESS={}",

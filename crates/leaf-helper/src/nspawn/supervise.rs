@@ -105,7 +105,7 @@ impl Supervisor<'_> {
         let (reader, writer) = std::io::pipe().map_err(Error::io("create a pipe"))?;
         let mut output =
             pipe::Receiver::from_owned_fd(OwnedFd::from(reader)).map_err(Error::io("read a pipe"))?;
-        let inputs = helper.prepare_inputs(&spec.name, &spec.options)?;
+        let inputs = helper.prepare_inputs(&spec.name, &spec.options).await?;
         let wiring = Wiring {
             named_link: false,
             notify_socket: Some(self.run.path().join("notify").into()),

@@ -235,6 +235,10 @@ mod tests {
                 binding: ContainerBinding::new(&leaf, &name, "nats://10.233.0.1:4222"),
                 credentials: BTreeMap::from([("nats.creds".to_owned(), Secret::new("hidden"))]),
             },
+            HostOp::RenewCredentials {
+                name: name.clone(),
+                credentials: BTreeMap::from([("nats.creds".to_owned(), Secret::new("hidden"))]),
+            },
             HostOp::StartContainer {
                 name: name.clone(),
                 ready_timeout_seconds: 60,

@@ -137,7 +137,7 @@ impl Helper {
         run.write(STARTED, &json(&spec), 0o600)?;
         self.begin_count_anew(run, name).await?;
         let version = self.prepared_start(&spec).await?;
-        let inputs = self.prepare_inputs(name, &spec.options)?;
+        let inputs = self.prepare_inputs(name, &spec.options).await?;
         let root = self.paths.roots.join(name.as_str());
         UnitCgroup::own()?.make_payload(&spec.options.limits, &root)?;
         let wiring = Wiring {

@@ -4,6 +4,7 @@ use leaf_core::container::ObservedRun;
 use leaf_core::host_op::{HostOp, HostOpErrorKind as Kind};
 
 use super::{Served, heard, start};
+use crate::credentials::{renew, seen};
 use crate::host::{Host, WAITS, system, until};
 
 pub(crate) async fn a_caller_that_goes_away_does_not_stop_an_operation() {
@@ -82,6 +83,35 @@ pub(crate) async fn an_operation_can_be_repeated_after_the_helper_was_killed() {
     served.ok(stop).await;
     served.ok(HostOp::DestroyContainer { name: name.clone() }).await;
     assert_eq!(served.host.run(&name), None);
+    served.end().await;
+}
+
+pub(crate) async fn a_helper_that_is_killed_amid_renewals_leaves_whole_credentials() {
+    let mut served = Served::new().await;
+    let name = served.host.name();
+    served.ok(served.host.create(&name, &system(WAITS))).await;
+    served.ok(Host::start(&name)).await;
+    let text = |number: usize| format!("{number:02}").repeat(20_000);
+    for number in 0..10 {
+        // Both are under way when it is killed, at another moment each time.
+        let asked = [number, number + 10].map(|number| served.asks(&renew(&name, &text(number))));
+        tokio::time::sleep(std::time::Duration::from_millis(3 * number as u64)).await;
+        served.helper.kill().expect("it runs");
+        served.helper.wait().expect("its end");
+        for caller in asked {
+            let _ = heard(caller).await;
+        }
+        let seen = seen(&served.host, &name);
+        let is_whole = seen == "secret text" || (0..20).any(|number| seen == text(number));
+        assert!(is_whole, "{} bytes, {:?}…", seen.len(), seen.get(..20));
+        std::fs::remove_file(&served.socket).expect("it was there");
+        served.helper = start(&served.config, &served.socket, &served.log);
+        served.until_it_answers().await;
+    }
+    served.ok(renew(&name, "the last")).await;
+    assert_eq!(seen(&served.host, &name), "the last");
+    served.ok(Host::stop(&name)).await;
+    served.ok(HostOp::DestroyContainer { name }).await;
     served.end().await;
 }
 

@@ -103,7 +103,11 @@ pub(super) async fn set_up(
     };
     let identity = Identity::open_or_create(&settings.state_dir.join("identity"), leaf)?;
     let admin_valid = embedded.admin_valid();
-    let identity = Arc::new(identity.of_instance(instance).with_admin_valid(admin_valid));
+    let identity = identity
+        .of_instance(instance)
+        .with_admin_valid(admin_valid)
+        .with_container_valid(nats.container_valid());
+    let identity = Arc::new(identity);
     let pool = settings.containers.address_pool;
     let port = embedded.port.unwrap_or(DEFAULT_PORT);
     let helper = container_helper(settings, leaf);
@@ -234,7 +238,9 @@ async fn beside_given_nats(
     let (Some(key), Some(credentials)) = (&nats.container_signing_key, &nats.credentials) else {
         return Err(NO_SIGNING_KEY.to_owned());
     };
-    let signer = ContainerSigner::open(key, credentials).map_err(|error| chain(&error))?;
+    let signer = ContainerSigner::open(key, credentials)
+        .map_err(|error| chain(&error))?
+        .with_valid(nats.container_valid());
     let helper = container_helper(settings, leaf)?;
     let address = settings.containers.address_pool.leaf_address();
     let own_port = relay::port_at(connect, address);

@@ -234,6 +234,7 @@ impl Running {
             tasks.keep("local access", files.keep(inputs.clone()));
         }
         if let Ok(host) = &containers {
+            tasks.keep("wall clock", listeners::watch_wall_clock(inputs.clone()));
             let observing = listeners::watch_containers(host.view.clone(), in_flight, clock, inputs);
             tasks.keep("containers", observing);
             let every = Duration::from_secs(settings.containers.network_check_seconds.into());
@@ -419,6 +420,7 @@ fn engine(
         max_queued_jobs: settings.nix.max_queued_jobs,
         job_timeout_seconds: settings.nix.timeout_seconds,
         rules: settings.trust.rules()?,
+        container_valid: settings.nats.container_valid(),
     };
     let snapshots = Snapshots {
         every_events: settings.events.snapshot_every,

@@ -8,6 +8,7 @@ use leaf_bus::connect::is_websocket;
 use leaf_bus::files;
 use leaf_bus::identity::{ADMIN_VALID, ContainerSigner};
 use leaf_core::error::chain;
+use leaf_core::renewal::CONTAINER_VALID;
 use leaf_host::settings_file::SettingsError;
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +34,13 @@ pub struct Nats {
     /// 4222. Not used where one of these listens on the leaf address itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub containers_port: Option<u16>,
+    /// How long the credentials of containers are valid, in hours; by default 24. leafd renews them while it runs, beside `url` and
+    /// beside an embedded server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_hours: Option<u32>,
+    /// In place of `container_hours`, for tests: a settings file can't name it.
+    #[serde(skip)]
+    pub container_life: Option<Duration>,
     /// The trusted CA certificates, in PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
@@ -51,6 +59,13 @@ pub struct Nats {
 }
 
 impl Nats {
+    /// Returns how long the credentials of containers are valid.
+    #[must_use]
+    pub fn container_valid(&self) -> Duration {
+        let by_hours = self.container_hours.map_or(CONTAINER_VALID, hours);
+        self.container_life.unwrap_or(by_hours)
+    }
+
     /// Looks at the files, and returns the setting and the error of each that can't be used.
     pub(super) fn problems_of_files(&self) -> Vec<String> {
         let hub = self.embedded.as_ref().and_then(|embedded| embedded.hub.as_ref());
@@ -165,13 +180,17 @@ impl Nats {
         {
             return Err(SettingsError::value("nats.embedded.hub.url", why));
         }
-        if let Some(hours) = self.embedded.as_ref().and_then(|embedded| embedded.admin_hours)
-            && !(1..=8760).contains(&hours)
-        {
-            return Err(SettingsError::value(
-                "nats.embedded.admin_hours",
-                format!("must be from 1 to 8760 (a year), not {hours}"),
-            ));
+        let admin_hours = self.embedded.as_ref().and_then(|embedded| embedded.admin_hours);
+        for (setting, hours) in [
+            ("nats.embedded.admin_hours", admin_hours),
+            ("nats.container_hours", self.container_hours),
+        ] {
+            if let Some(hours) = hours.filter(|hours| !(1..=8760).contains(hours)) {
+                return Err(SettingsError::value(
+                    setting,
+                    format!("must be from 1 to 8760 (a year), not {hours}"),
+                ));
+            }
         }
         if self.stream_credentials.is_some() && self.credentials.is_none() {
             return Err(SettingsError::value(
@@ -215,9 +234,12 @@ impl Embedded {
     /// Returns how long the credentials of the leaf's own people are valid.
     #[must_use]
     pub fn admin_valid(&self) -> Duration {
-        self.admin_hours
-            .map_or(ADMIN_VALID, |hours| Duration::from_secs(u64::from(hours) * 3600))
+        self.admin_hours.map_or(ADMIN_VALID, hours)
     }
+}
+
+fn hours(hours: u32) -> Duration {
+    Duration::from_secs(u64::from(hours) * 3600)
 }
 
 /// The hub that the embedded server connects to as a leaf node.

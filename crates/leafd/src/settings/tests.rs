@@ -71,6 +71,14 @@ fn errors_name_the_setting_and_the_valid_values() {
             "nats.embedded.admin_hours: must be from 1 to 8760",
         ),
         (
+            "[nats]\ncontainer_hours = 0\n[nats.embedded]",
+            "nats.container_hours: must be from 1 to 8760",
+        ),
+        (
+            "[nats]\nurl = 'tls://h:4222'\ncontainer_hours = 9000",
+            "nats.container_hours: must be from 1 to 8760 (a year), not 9000",
+        ),
+        (
             "[nats.embedded]\n[nix]\nmax_jobs = 0",
             "nix.max_jobs: must be at least 1",
         ),

@@ -16,6 +16,8 @@ mod jobs;
 mod pause;
 #[path = "hosting/reach.rs"]
 mod reach;
+#[path = "hosting/renewals.rs"]
+mod renewals;
 #[path = "hosting/restarts.rs"]
 mod restarts;
 #[path = "hosting/secrets.rs"]
@@ -51,6 +53,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     trials.extend(crowds::trials(host));
     trials.extend(jobs::trials(host));
     trials.extend(pause::trials(host));
+    trials.extend(renewals::trials(host));
     trials.extend(restarts::trials(host));
     trials.extend(secrets::trials(host));
     trials

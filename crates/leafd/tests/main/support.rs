@@ -16,6 +16,8 @@ mod leaf;
 mod programs;
 #[path = "support/remains.rs"]
 mod remains;
+#[path = "support/short_lives.rs"]
+pub(crate) mod short_lives;
 
 use std::time::{Duration, Instant};
 

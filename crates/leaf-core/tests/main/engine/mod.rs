@@ -6,6 +6,7 @@ mod boots;
 mod boundaries;
 mod labels;
 mod policy;
+mod renewals;
 mod secrets;
 mod signed;
 mod sizes;
@@ -51,6 +52,8 @@ enum Action {
     System(StorePath, bool),
     Hardware(leaf_core::hardware::Inventory),
     Publish,
+    /// Hours pass, and the leaf looks at the clock.
+    Pass(u64),
     DiskFull(bool),
     DiskLow(bool),
     Crash {
@@ -104,6 +107,7 @@ impl World {
             }
             Action::Hardware(inventory) => self.inventory = inventory,
             Action::Publish => self.publish(),
+            Action::Pass(hours) => self.pass(hours * 3600 + 1),
             Action::DiskFull(is_full) => self.disk_is_full = is_full,
             Action::DiskLow(is_low) => self.disk_is_low = is_low,
             Action::Crash { steps, boot } => self.crash(steps, boot),
@@ -186,6 +190,7 @@ fn action() -> impl Strategy<Value = Action> {
         1 => (store_path(), any::<bool>()).prop_map(|(path, is_good)| Action::System(path, is_good)),
         1 => inventory().prop_map(Action::Hardware),
         1 => Just(Action::Publish),
+        3 => (0u64..20).prop_map(Action::Pass),
         1 => any::<bool>().prop_map(Action::DiskFull),
         1 => any::<bool>().prop_map(Action::DiskLow),
         2 => (fate(), any::<bool>()).prop_map(|(steps, boot)| Action::Crash { steps, boot }),

@@ -21,13 +21,14 @@ use leaf_core::job::Job;
 use leaf_core::labels::Labels;
 use leaf_core::problem::Problem;
 use leaf_core::reconcile::Interruption;
+use leaf_core::renewal::CONTAINER_VALID;
 use leaf_core::runtime::Runtime;
 use leaf_core::signed::{CommandRules, Provenance};
 use leaf_core::state::{State, apply};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::steps::{Fate, moment};
+use super::steps::{Fate, Of, moment};
 use crate::model_host::ModelHost;
 use crate::strategies::{leaf, time};
 
@@ -64,6 +65,7 @@ struct Sent {
 pub(super) enum Work {
     Steps {
         container: Box<Container>,
+        of: Of,
         told: Interruption,
     },
     Job {
@@ -308,6 +310,9 @@ impl World {
                         }
                     }
                 }
+                Immediate::RenewCredentials(container) => {
+                    self.begin_steps(container, Of::Renewal, Interruption::None);
+                }
             }
         }
         if let Some(record) = record {
@@ -344,6 +349,20 @@ impl World {
         assert_eq!(state.secrets, replayed.secrets, "a replay gives the same state");
         assert_eq!(state.devices, replayed.devices, "a replay gives the same state");
         assert_eq!(state.leaf, replayed.leaf, "a replay gives the same state");
+    }
+
+    /// Time passes, and the leaf looks at the clock.
+    pub(super) fn pass(&mut self, seconds: u64) {
+        self.now += seconds;
+        self.feed(Input::TimePassed);
+    }
+
+    /// Begins steps for a container, of which there are none.
+    fn begin_steps(&mut self, container: Box<Container>, of: Of, told: Interruption) {
+        let name = &container.name;
+        let is_same = |work: &Work| matches!(work, Work::Steps { container, .. } if container.name == *name);
+        assert!(!self.work.iter().any(is_same), "two runs of the steps for {name}");
+        self.work.push(Work::Steps { container, of, told });
     }
 
     pub(super) fn send(&mut self, caller: Caller, id: Option<CommandId>, command: Command) {
@@ -448,8 +467,8 @@ impl World {
     pub(super) fn crash(&mut self, steps: Fate, boot: bool) {
         for work in std::mem::take(&mut self.work) {
             match work {
-                Work::Steps { container, told } => {
-                    self.host.take_steps(&container, told, steps, self.now);
+                Work::Steps { container, of, told } => {
+                    self.host.take_steps(&container, of, told, steps, self.now);
                 }
                 // The helper has got as far as the file, or has not.
                 Work::Secret(change) if steps == Fate::Done => {
@@ -500,6 +519,11 @@ impl World {
     /// Commits all, ends all work that there is, and observes all containers.
     fn do_all(&mut self) {
         self.commit(usize::MAX);
+        // Longer than any pause after a failure.
+        self.now += 600;
+        for _ in 0..self.engine.state().containers.len() {
+            self.pass(1);
+        }
         for _ in 0..self.work.len() {
             self.finish_work(0, Fate::Done, &Err("the builder failed".to_owned()));
         }
@@ -532,6 +556,7 @@ fn engine(journal: &ModelJournal, run: u64, capabilities: &Capabilities, rules: 
         max_queued_jobs: MAX_QUEUED_JOBS,
         job_timeout_seconds: 3600,
         rules: rules.clone(),
+        container_valid: CONTAINER_VALID,
     };
     let state = State::from_entries(journal.replayed.sequence, journal.entries.clone());
     let snapshots = Snapshots {

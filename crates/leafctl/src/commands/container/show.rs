@@ -55,6 +55,12 @@ pub(super) fn text(container: &Container) -> Fields {
     if let Some(ready) = container.ready_at {
         lines.push(("ready", format!("{ready} ({})", ago(ready))));
     }
+    if let Some(until) = container.credentials_until {
+        lines.push((
+            "credentials",
+            format!("for NATS until {until}, which leafd renews"),
+        ));
+    }
     if let Some(job) = desired.build_job {
         lines.push(("built by job", job.to_string()));
     }

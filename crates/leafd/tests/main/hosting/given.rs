@@ -41,7 +41,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     ]
 }
 
-fn with_key(hub: &Hub) -> anyhow::Result<Setup> {
+pub(super) fn with_key(hub: &Hub) -> anyhow::Result<Setup> {
     let key = hub.signing_key()?;
     Ok(hub
         .setup()

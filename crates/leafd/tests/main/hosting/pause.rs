@@ -27,7 +27,14 @@ async fn answers(leaf: &mut TestLeaf, name: &ContainerName) -> anyhow::Result<bo
     Ok(answer.await.is_ok())
 }
 
-fn pause(name: &ContainerName) -> PauseContainer {
+pub(super) fn resume(name: &ContainerName) -> ResumeContainer {
+    ResumeContainer {
+        name: name.clone(),
+        if_generation: None,
+    }
+}
+
+pub(super) fn pause(name: &ContainerName) -> PauseContainer {
     PauseContainer {
         name: name.clone(),
         if_generation: None,
@@ -78,10 +85,7 @@ async fn paused_and_resumed() -> anyhow::Result<()> {
     );
     is_paused(&mut leaf, &name).await?;
 
-    let resume = ResumeContainer {
-        name: name.clone(),
-        if_generation: None,
-    };
+    let resume = resume(&name);
     let resumed = leaf.call(&resume).await?;
     ensure!(
         !resumed.desired.paused && resumed.phase == Phase::Running,

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use leaf_bus::client::Client;
@@ -18,7 +19,7 @@ use tokio::net::UnixDatagram;
 use tokio::process::{Child, Command};
 
 use super::host::{helper, static_init};
-use super::{LIMIT, remains, until};
+use super::{LIMIT, remains, short_lives, until};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -30,6 +31,7 @@ pub(crate) struct Setup {
     settings: toml::Table,
     variables: Vec<(&'static str, PathBuf)>,
     containers: bool,
+    program: PathBuf,
 }
 
 impl Setup {
@@ -43,6 +45,7 @@ impl Setup {
             settings: toml::Table::new(),
             variables: Vec::new(),
             containers: false,
+            program: own_program(),
         };
         setup.put("log", "info,leafd=debug");
         setup.put("nats.embedded.address", "127.0.0.1");
@@ -87,6 +90,13 @@ impl Setup {
     pub(crate) fn variable(mut self, name: &'static str, path: &Path) -> Self {
         self.variables.push((name, path.to_owned()));
         self
+    }
+
+    /// Gives containers credentials that live for seconds.
+    pub(crate) fn container_life(mut self, life: Duration) -> anyhow::Result<Self> {
+        self.program = std::env::current_exe()?;
+        let seconds = life.as_secs().to_string();
+        Ok(self.variable(short_lives::LIFE, Path::new(&seconds)))
     }
 
     /// A state directory that somebody else looks after.
@@ -184,7 +194,7 @@ impl Setup {
             }),
             directory,
             variables: self.variables,
-            program: own_program(),
+            program: self.program,
             runs: 0,
             child: None,
             notify: None,

@@ -5,10 +5,12 @@ use leaf_core::container::{Container, ContainerPhase, DesiredRun};
 use leaf_core::engine::Answer;
 use leaf_core::plan::plan;
 use leaf_core::problem::ProblemCode;
+use leaf_core::renewal::{CONTAINER_VALID, Life};
 use leaf_core::secret::restarting;
 
 use super::{ROUNDS, World};
 use crate::model_host::plan_context;
+use crate::strategies::time;
 
 impl World {
     /// An answer to a change is what the journal has for its id, or a refusal.
@@ -67,6 +69,7 @@ impl World {
         }
         for container in self.engine.state().containers.values() {
             self.check_container(container);
+            self.check_credentials(container);
         }
         for name in self.host.containers.keys() {
             assert!(
@@ -104,6 +107,23 @@ impl World {
         assert_eq!(
             entries, self.journal.entries,
             "the journal's entries are the state"
+        );
+    }
+
+    /// A container that should run has credentials that don't end soon.
+    fn check_credentials(&self, container: &Container) {
+        let name = &container.name;
+        if container.phase != ContainerPhase::Running || !self.host.containers.contains_key(name) {
+            return;
+        }
+        let issued = self.host.credentials.get(name).expect("it was created with some");
+        let life = Life::from(time(*issued), CONTAINER_VALID);
+        // It was looked at in the last round.
+        let now = time(self.now.saturating_sub(600));
+        assert!(
+            !life.is_due(now),
+            "{name} has credentials of {issued}, and it is {}",
+            self.now
         );
     }
 

@@ -8,7 +8,7 @@ use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::reconcile::Resource;
 use leaf_core::state::apply;
 
-use super::super::steps::Fate;
+use super::super::steps::{Fate, Of};
 use super::{Work, World, labels_of_settings};
 
 impl World {
@@ -85,7 +85,7 @@ impl World {
                 let found = self.host.secrets.values().cloned().collect();
                 self.of_secrets.push_back(Input::SecretsObserved { moves, found });
             }
-            Effect::TakeSteps { container, .. } => {
+            Effect::TakeSteps { container, renew, .. } => {
                 let name = &container.name;
                 let committed = known.containers.get(name).map(|container| &container.desired);
                 assert_eq!(
@@ -93,20 +93,14 @@ impl World {
                     Some(&container.desired),
                     "steps for what is not committed"
                 );
-                let is_same =
-                    |work: &Work| matches!(work, Work::Steps { container, .. } if container.name == *name);
-                assert!(!self.work.iter().any(is_same), "two runs of the steps for {name}");
-                self.work.push(Work::Steps {
-                    container,
-                    told: self.told,
-                });
+                self.begin_steps(container, Of::Desired { renew }, self.told);
             }
             Effect::Interrupt {
                 resource: Resource::Container(name),
                 interruption,
             } => {
                 for work in &mut self.work {
-                    if let Work::Steps { container, told } = work
+                    if let Work::Steps { container, told, .. } = work
                         && container.name == name
                     {
                         *told = interruption;
@@ -185,8 +179,8 @@ impl World {
         };
         self.now += 1;
         let input = match self.work.remove(nth) {
-            Work::Steps { container, told } => Input::StepsEnded {
-                outcome: self.host.take_steps(&container, told, fate, self.now),
+            Work::Steps { container, of, told } => Input::StepsEnded {
+                outcome: self.host.take_steps(&container, of, told, fate, self.now),
                 name: container.name,
             },
             Work::Job { job, cancelled } => {
