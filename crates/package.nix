@@ -11,6 +11,8 @@
   installShellFiles,
   udev,
   callPackage,
+  # OpenPGP signatures of commands, beside those of SSH keys: `cim-leaf.override { withOpenpgp = true; }`
+  withOpenpgp ? false,
 }:
 let
   inherit ((lib.importTOML ../Cargo.toml).workspace.package) version;
@@ -49,6 +51,7 @@ let
       "--package=leafctl"
       "--package=leaf-hub"
     ];
+    buildFeatures = lib.optional withOpenpgp "leafd/openpgp";
     doCheck = false; # passthru.tests
 
     postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''

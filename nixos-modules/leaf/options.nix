@@ -439,12 +439,23 @@ in
         '';
       };
 
+      allowedOpenpgpFile = mkOption {
+        type = types.nullOr types.path;
+        default = null;
+        example = lib.literalExpression "./allowed_openpgp";
+        description = ''
+          The file of the OpenPGP keys that may sign commands, and for which callers: `ann pgp KEY` on a line, where KEY is what
+          `gpg --export FINGERPRINT | base64 -w0` prints. It has an effect with a package that was built for it:
+          `services.cim-leaf.package = pkgs.cim-leaf.override { withOpenpgp = true; }`.
+        '';
+      };
+
       revokedSignersFile = mkOption {
         type = types.nullOr types.path;
         default = null;
         example = "/etc/cim-leaf/revoked_signers";
         description = ''
-          The file of the keys that may not sign any more: a public key or a fingerprint (`SHA256:…`) on each line. A file outside the
+          The file of the keys that may not sign any more: a public key or a fingerprint (`SHA256:…`, `pgp:…`) on each line. A file outside the
           Nix store counts as soon as it is changed, without a switch of the system.
         '';
       };

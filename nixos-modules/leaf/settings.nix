@@ -88,6 +88,7 @@ in
     let
       trust = {
         allowed_signers = text cfg.trust.allowedSignersFile;
+        allowed_openpgp = text cfg.trust.allowedOpenpgpFile;
         revoked_signers = text cfg.trust.revokedSignersFile;
         clock = if cfg.trust.clock == "auto" then null else cfg.trust.clock;
         require_signature = cfg.trust.requireSignature;

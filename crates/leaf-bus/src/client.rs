@@ -15,7 +15,7 @@ use leaf_core::fleet::{ActiveAgent, CopyStatus};
 use leaf_core::id::{Caller, CommandId, ContainerName, JobId, LeafName};
 use leaf_core::json::to_json;
 use leaf_core::problem::{Problem, ProblemCode};
-use leaf_core::signed::{SIGNATURE_HEADER, SSH_KIND, TEXT_HEADER};
+use leaf_core::signed::{SIGNATURE_HEADER, TEXT_HEADER};
 use leaf_core::subject::{self, CommandSubject};
 
 use crate::client_error::read_json;
@@ -98,14 +98,17 @@ pub struct CallOptions {
 pub struct Signed {
     /// The text.
     pub text: String,
-    /// Its SSH signature, as bytes.
-    pub ssh_signature: Vec<u8>,
+    /// The kind of its signature: [`SSH_KIND`](leaf_core::signed::SSH_KIND) or
+    /// [`OPENPGP_KIND`](leaf_core::signed::OPENPGP_KIND).
+    pub kind: &'static str,
+    /// Its signature.
+    pub signature: Vec<u8>,
 }
 
 impl Signed {
     fn add_to(&self, headers: &mut HeaderMap) {
         headers.insert(TEXT_HEADER, BASE64.encode(self.text.as_bytes()).as_str());
-        let signature = format!("{SSH_KIND}:{}", BASE64.encode(&self.ssh_signature));
+        let signature = format!("{}:{}", self.kind, BASE64.encode(&self.signature));
         headers.insert(SIGNATURE_HEADER, signature.as_str());
     }
 }

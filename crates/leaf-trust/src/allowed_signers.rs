@@ -1,16 +1,17 @@
 //! Who may sign: the file of `ssh-keygen -Y verify` (ssh-keygen(1), *ALLOWED SIGNERS*), and the list of revoked keys.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::str::FromStr;
 
-use jiff::Timestamp;
-use jiff::civil::DateTime;
-use jiff::tz::TimeZone;
 use leaf_core::id::Caller;
 
-use crate::pattern::Patterns;
+use crate::signer_line::{Terms, lines, rank};
 use crate::ssh_signature::{SignerKey, SignerKeyError};
+
+pub use crate::signer_line::{Limit, LineError, LineProblem, NotAllowed, When};
+
+/// What the fingerprint of an OpenPGP key begins with.
+pub(crate) const OPENPGP: &str = "pgp:";
 
 /// The keys that may sign, and for whom.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,10 +20,7 @@ pub struct AllowedSigners(Vec<Signer>);
 /// A line of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Signer {
-    principals: Patterns,
-    namespaces: Option<Patterns>,
-    valid_after: Option<Timestamp>,
-    valid_before: Option<Timestamp>,
+    terms: Terms,
     key: SignerKey,
 }
 
@@ -30,128 +28,12 @@ struct Signer {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RevokedSigners(BTreeSet<String>);
 
-/// A line that can't be used, which makes the file unusable.
-#[derive(Debug, thiserror::Error)]
-#[error("line {line} can't be used")]
-pub struct LineError {
-    /// The line's number, from 1.
-    pub line: usize,
-    /// The reason.
-    #[source]
-    pub why: LineProblem,
-}
-
-/// Why a line can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum LineProblem {
-    /// It has no key.
-    #[error("it must have principals, options if there are any, and a public key, separated by blanks")]
-    Incomplete,
-    /// A quotation mark has no other.
-    #[error("a quotation mark in it is not closed")]
-    Quotation,
-    /// A certificate authority.
-    #[error("it has the option cert-authority, and certificates are not used here: name the keys themselves")]
-    CertAuthority,
-    /// An option that is not known, or has no value, or occurs twice.
-    #[error(
-        "the option {0:?} is not namespaces=\"…\", valid-after=\"…\" or valid-before=\"…\", each at most once"
-    )]
-    Option(String),
-    /// A time that can't be read.
-    #[error(
-        "the time {0:?} is not YYYYMMDDZ, YYYYMMDDHHMMZ or YYYYMMDDHHMMSSZ; it must be in UTC, with the Z at its end"
-    )]
-    Time(String),
-    /// The key is never valid.
-    #[error("valid-before is not after valid-after")]
-    NeverValid,
-    /// The key can't be used.
-    #[error("its key can't be used")]
-    Key(#[source] SignerKeyError),
-    /// Neither a key nor a fingerprint.
-    #[error("it is neither a public key nor a fingerprint such as SHA256:… of 43 characters")]
-    Fingerprint,
-}
-
-/// Why a key may not sign for a caller.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotAllowed {
-    /// The key stands in no line.
-    #[error("the key {0} is not among the allowed signers")]
-    Unknown(String),
-    /// It stands there for others.
-    #[error("the key {key} may not sign for {caller}")]
-    OtherCaller {
-        /// The fingerprint of the key.
-        key: String,
-        /// The caller.
-        caller: Caller,
-    },
-    /// It stands there for other purposes.
-    #[error("the key {key} may not sign commands: its line allows other namespaces than {namespace}")]
-    OtherNamespace {
-        /// The fingerprint of the key.
-        key: String,
-        /// The namespace.
-        namespace: &'static str,
-    },
-    /// It is not valid at this time.
-    #[error("the key {key} may sign for {caller} {when} {limit} only")]
-    NotNow {
-        /// The fingerprint of the key.
-        key: String,
-        /// The caller.
-        caller: Caller,
-        /// Whether the limit is the beginning or the end.
-        when: Limit,
-        /// The limit.
-        limit: Timestamp,
-    },
-    /// It was revoked.
-    #[error("the key {0} is revoked")]
-    Revoked(String),
-}
-
-/// The time at which a key has to be valid.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum When {
-    /// At this time.
-    At(Timestamp),
-    /// At this time or later: the clock can't be trusted. So `valid-after` is not looked at, and `valid-before` is past once this
-    /// time is.
-    NotBefore(Timestamp),
-}
-
-/// An end of the time in which a key is valid.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Limit {
-    /// Its beginning.
-    After,
-    /// Its end.
-    Before,
-}
-
-impl fmt::Display for Limit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::After => "after",
-            Self::Before => "before",
-        })
-    }
-}
-
-/// Returns the lines that are neither empty nor comments, with their numbers.
-fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let numbered = text.lines().enumerate().map(|(at, line)| (at + 1, line.trim()));
-    numbered.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
-}
-
 impl FromStr for AllowedSigners {
     type Err = LineError;
 
     fn from_str(text: &str) -> Result<Self, LineError> {
-        let signers = lines(text).map(|(line, text)| signer(text).map_err(|why| LineError { line, why }));
+        let signers =
+            lines(text).map(|(line, text)| Signer::of_line(text).map_err(|why| LineError { line, why }));
         signers.collect::<Result<_, _>>().map(Self)
     }
 }
@@ -160,24 +42,30 @@ impl FromStr for RevokedSigners {
     type Err = LineError;
 
     fn from_str(text: &str) -> Result<Self, LineError> {
-        let revoked = lines(text).map(|(line, text)| {
-            let found = match text.strip_prefix("SHA256:") {
-                Some(digits) => {
-                    let digits = digits.split_ascii_whitespace().next().unwrap_or_default();
-                    let fingerprint: Result<ssh_key::Fingerprint, _> = format!("SHA256:{digits}").parse();
-                    fingerprint
-                        .map(|it| it.to_string())
-                        .map_err(|_| LineProblem::Fingerprint)
-                }
-                None => match text.parse::<SignerKey>() {
-                    Ok(key) => Ok(key.fingerprint()),
-                    Err(SignerKeyError::Malformed(_)) => Err(LineProblem::Fingerprint),
-                    Err(error) => Err(LineProblem::Key(error)),
-                },
-            };
-            found.map_err(|why| LineError { line, why })
-        });
+        let revoked = lines(text).map(|(line, text)| revoked(text).map_err(|why| LineError { line, why }));
         revoked.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// Returns the fingerprint that a line revokes.
+fn revoked(line: &str) -> Result<String, LineProblem> {
+    let first = line.split_ascii_whitespace().next().unwrap_or_default();
+    if line.starts_with("SHA256:") {
+        let fingerprint: Result<ssh_key::Fingerprint, _> = first.parse();
+        return fingerprint
+            .map(|it| it.to_string())
+            .map_err(|_| LineProblem::Fingerprint);
+    }
+    if let Some(digits) = first.strip_prefix(OPENPGP) {
+        let is_fingerprint = digits.len() == 40 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        return is_fingerprint
+            .then(|| format!("{OPENPGP}{}", digits.to_ascii_uppercase()))
+            .ok_or(LineProblem::Fingerprint);
+    }
+    match line.parse::<SignerKey>() {
+        Ok(key) => Ok(key.fingerprint()),
+        Err(SignerKeyError::Malformed(_)) => Err(LineProblem::Fingerprint),
+        Err(error) => Err(LineProblem::Key(error)),
     }
 }
 
@@ -187,9 +75,16 @@ impl RevokedSigners {
     /// # Errors
     /// [`NotAllowed::Revoked`].
     pub fn check(&self, key: &SignerKey) -> Result<(), NotAllowed> {
-        let fingerprint = key.fingerprint();
-        if self.0.contains(&fingerprint) {
-            return Err(NotAllowed::Revoked(fingerprint));
+        self.check_fingerprint(&key.fingerprint())
+    }
+
+    /// Checks that the key with this fingerprint (`SHA256:…`, or `pgp:…` in capital letters) is not revoked.
+    ///
+    /// # Errors
+    /// [`NotAllowed::Revoked`].
+    pub fn check_fingerprint(&self, fingerprint: &str) -> Result<(), NotAllowed> {
+        if self.0.contains(fingerprint) {
+            return Err(NotAllowed::Revoked(fingerprint.to_owned()));
         }
         Ok(())
     }
@@ -221,9 +116,7 @@ impl AllowedSigners {
     /// Returns whether a line names a caller literally: a pattern matches callers that somebody makes up.
     #[must_use]
     pub fn name(&self, caller: &Caller) -> bool {
-        self.0
-            .iter()
-            .any(|signer| signer.principals.name_text(caller.as_str()))
+        self.0.iter().any(|signer| signer.terms.name(caller))
     }
 
     /// Returns the keys that may sign for a caller, for this purpose, at this time, each once.
@@ -241,168 +134,25 @@ impl AllowedSigners {
     }
 }
 
-/// How far a line got.
-fn rank(reason: &NotAllowed) -> u8 {
-    match reason {
-        NotAllowed::Unknown(_) => 0,
-        NotAllowed::OtherCaller { .. } => 1,
-        NotAllowed::OtherNamespace { .. } => 2,
-        NotAllowed::NotNow { .. } | NotAllowed::Revoked(_) => 3,
-    }
-}
-
 impl Signer {
+    fn of_line(line: &str) -> Result<Self, LineProblem> {
+        let is_key = |text: &str| !matches!(text.parse::<SignerKey>(), Err(SignerKeyError::Malformed(_)));
+        let (terms, key) = Terms::of_line(line, is_key)?;
+        let key = key.parse().map_err(LineProblem::Key)?;
+        Ok(Self { terms, key })
+    }
+
     /// Returns why this line does not allow it.
     fn refuses(&self, caller: &Caller, namespace: &'static str, when: When) -> Option<NotAllowed> {
-        let key = || self.key.fingerprint();
-        if !self.principals.match_text(caller.as_str()) {
-            return Some(NotAllowed::OtherCaller {
-                key: key(),
-                caller: caller.clone(),
-            });
-        }
-        if self
-            .namespaces
-            .as_ref()
-            .is_some_and(|list| !list.match_text(namespace))
-        {
-            return Some(NotAllowed::OtherNamespace {
-                key: key(),
-                namespace,
-            });
-        }
-        let (early, late) = match when {
-            When::At(at) => (self.valid_after.filter(|limit| at < *limit), at),
-            When::NotBefore(at) => (None, at),
-        };
-        let late = self.valid_before.filter(|limit| late > *limit);
-        let early = early.map(|limit| (Limit::After, limit));
-        early
-            .or(late.map(|limit| (Limit::Before, limit)))
-            .map(|(when, limit)| NotAllowed::NotNow {
-                key: key(),
-                caller: caller.clone(),
-                when,
-                limit,
-            })
+        self.terms
+            .refuse(|| self.key.fingerprint(), caller, namespace, when)
     }
-}
-
-/// Parses a line.
-fn signer(line: &str) -> Result<Signer, LineProblem> {
-    let (principals, rest) = principals(line)?;
-    let signer = |options: &str, key: &str| -> Result<Signer, LineProblem> {
-        let mut signer = Signer {
-            principals: Patterns::new(principals),
-            namespaces: None,
-            valid_after: None,
-            valid_before: None,
-            key: key.parse().map_err(LineProblem::Key)?,
-        };
-        if !options.is_empty() {
-            signer.take_options(options)?;
-        }
-        Ok(signer)
-    };
-    // As OpenSSH does: it is a key, or else options before a key.
-    match signer("", rest) {
-        Err(LineProblem::Key(SignerKeyError::Malformed(_))) => {
-            let (options, key) = end_of_options(rest)?;
-            signer(options, key)
-        }
-        other => other,
-    }
-}
-
-/// Splits the principals, which may be quoted, from what follows.
-fn principals(line: &str) -> Result<(&str, &str), LineProblem> {
-    let split = match line.strip_prefix('"') {
-        Some(quoted) => {
-            let (principals, rest) = quoted.split_once('"').ok_or(LineProblem::Quotation)?;
-            rest.starts_with([' ', '\t']).then_some((principals, rest))
-        }
-        None => line.split_once([' ', '\t']),
-    };
-    let (principals, rest) = split.ok_or(LineProblem::Incomplete)?;
-    Ok((principals, rest.trim_start()))
-}
-
-/// Splits the options from the key: they end at a blank that is not quoted.
-fn end_of_options(text: &str) -> Result<(&str, &str), LineProblem> {
-    let (mut is_quoted, mut is_escaped) = (false, false);
-    for (at, c) in text.char_indices() {
-        match c {
-            _ if is_escaped => is_escaped = false,
-            '\\' if is_quoted => is_escaped = true,
-            '"' => is_quoted = !is_quoted,
-            ' ' | '\t' if !is_quoted => return Ok((&text[..at], text[at..].trim_start())),
-            _ => {}
-        }
-    }
-    Err(if is_quoted {
-        LineProblem::Quotation
-    } else {
-        LineProblem::Incomplete
-    })
-}
-
-impl Signer {
-    fn take_options(&mut self, mut options: &str) -> Result<(), LineProblem> {
-        loop {
-            let end = options.find(['=', ',']).unwrap_or(options.len());
-            let name = options[..end].to_ascii_lowercase();
-            if name == "cert-authority" {
-                return Err(LineProblem::CertAuthority);
-            }
-            let unknown = || LineProblem::Option(name.clone());
-            let quoted = options[end..].strip_prefix("=\"").ok_or_else(unknown)?;
-            let (value, rest) = quoted.split_once('"').ok_or(LineProblem::Quotation)?;
-            // No value that can be used here has one.
-            if value.contains('\\') {
-                return Err(unknown());
-            }
-            let is_new = match name.as_str() {
-                "namespaces" => self.namespaces.replace(Patterns::new(value)).is_none(),
-                "valid-after" => self.valid_after.replace(time(value)?).is_none(),
-                "valid-before" => self.valid_before.replace(time(value)?).is_none(),
-                _ => false,
-            };
-            if !is_new {
-                return Err(unknown());
-            }
-            match rest.strip_prefix(',') {
-                Some(more) => options = more,
-                None if rest.is_empty() => break,
-                None => return Err(LineProblem::Option(rest.to_owned())),
-            }
-        }
-        match (self.valid_after, self.valid_before) {
-            (Some(after), Some(before)) if before <= after => Err(LineProblem::NeverValid),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Parses a time: OpenSSH reads one without `Z` in the host's time zone, which no two leaves need share.
-fn time(text: &str) -> Result<Timestamp, LineProblem> {
-    let unreadable = || LineProblem::Time(text.to_owned());
-    let digits = text.strip_suffix('Z').ok_or_else(unreadable)?;
-    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(unreadable());
-    }
-    let form = match digits.len() {
-        8 => format!("{digits}000000"),
-        12 => format!("{digits}00"),
-        14 => digits.to_owned(),
-        _ => return Err(unreadable()),
-    };
-    let time = DateTime::strptime("%Y%m%d%H%M%S", form).map_err(|_| unreadable())?;
-    let time = time.to_zoned(TimeZone::UTC).map_err(|_| unreadable())?;
-    Ok(time.timestamp())
 }
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
 
     const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJo1s1ZhVJTGBQVSfKHLAd4c8hXzGEOwkaFjQ9D0eR6L";
@@ -525,6 +275,26 @@ mod tests {
                 text.starts_with("line 2 can't be used: ") && text.contains(says),
                 "{line}: {text}"
             );
+        }
+    }
+
+    #[test]
+    fn an_openpgp_key_is_revoked_by_its_fingerprint_also_where_none_is_accepted() {
+        let line = "pgp:0123456789abcdef0123456789ABCDEF01234567 ann's card";
+        let revoked: RevokedSigners = line.parse().expect("revoked signers");
+        let fingerprint = "pgp:0123456789ABCDEF0123456789ABCDEF01234567";
+        assert_eq!(
+            revoked.check_fingerprint(fingerprint),
+            Err(NotAllowed::Revoked(fingerprint.to_owned()))
+        );
+        assert_eq!(revoked.check(&key(KEY)), Ok(()));
+        for line in [
+            "pgp:",
+            "pgp:0123",
+            &format!("{fingerprint}0"),
+            &fingerprint.replace('F', "G"),
+        ] {
+            assert!(line.parse::<RevokedSigners>().is_err(), "{line}");
         }
     }
 

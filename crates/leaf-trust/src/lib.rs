@@ -2,6 +2,7 @@
 //!
 //! - [`host_key`]: the SSH host key of a leaf, which files are encrypted to
 //! - [`ssh_signature`], [`allowed_signers`], [`agent`]: signatures of people's keys, who may make them, and ssh-agent
+//! - `openpgp`, with the cargo feature of that name: signatures of people's OpenPGP keys, and who may make them
 //! - [`age_file`]: files that only a leaf's host key decrypts
 //! - [`secret`]: the document of a secret, which an age file brings to a leaf
 //!
@@ -11,8 +12,11 @@ pub mod age_file;
 pub mod agent;
 pub mod allowed_signers;
 pub mod host_key;
+#[cfg(feature = "openpgp")]
+pub mod openpgp;
 mod pattern;
 pub mod secret;
+mod signer_line;
 pub mod ssh_signature;
 #[cfg(test)]
 mod test_keys;

@@ -39,9 +39,14 @@ pub(crate) struct Global {
     /// The time limit for a reply, such as 5s or 2m.
     #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
-    /// The SSH key to sign with, where a leaf asks for a signature: a private key, or a public one whose private part ssh-agent has.
-    /// Without this flag: the first key of ssh-agent, then ~/.ssh/id_ed25519, that the leaf lets sign.
-    #[arg(long, global = true, value_name = "FILE", env = "LEAFCTL_SIGN_WITH")]
+    /// The key to sign with, where a leaf asks for a signature: an SSH key's private file, or a public one whose private part ssh-agent
+    /// has; or `gpg:FINGERPRINT`, an OpenPGP key of `gpg`, where the leaf accepts those. Without this flag: the first key of ssh-agent, then ~/.ssh/id_ed25519, that the leaf lets sign.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE|gpg:FINGERPRINT",
+        env = "LEAFCTL_SIGN_WITH"
+    )]
     pub sign_with: Option<PathBuf>,
     /// The id of the change: with the id of an attempt whose reply was lost, it is carried out once.
     #[arg(long, global = true, value_name = "ID")]

@@ -8,6 +8,7 @@ mod error;
 mod fleet;
 mod fleet_keys;
 mod global;
+mod gpg;
 mod leaf;
 mod output;
 mod progress;

@@ -9,12 +9,15 @@ use jiff::{SignedDuration, Timestamp};
 use leaf_bus::client::{CallOptions, Client, Signed};
 use leaf_core::command::{Challenge, ChallengeSigner, Declaration};
 use leaf_core::id::{CommandId, LeafName};
-use leaf_core::signed::{MAX_TEXT_BYTES, NAMESPACE, Nonce, SignedText, TOLERANCE, body_hash, id_at};
+use leaf_core::signed::{
+    MAX_TEXT_BYTES, NAMESPACE, Nonce, OPENPGP_KIND, SSH_KIND, SignedText, TOLERANCE, body_hash, id_at,
+};
 use leaf_trust::ssh_signature::{SignError, SignerKey, SshSignature, public_key_of};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use crate::error::Error;
+use crate::gpg::GpgKey;
 use crate::output::Output;
 use crate::signing_error::SigningError;
 use crate::ssh_agent;
@@ -29,10 +32,15 @@ const OTHER_HEADERS: usize = 16 * 1024;
 const LEAF_LINE: usize = 64;
 
 /// A key that may be signed with.
-struct Candidate {
-    key: SignerKey,
-    /// The file of the private key, if it signs by itself; else ssh-agent does.
-    file: Option<PathBuf>,
+enum Candidate {
+    /// An SSH key.
+    Ssh {
+        key: SignerKey,
+        /// The file of the private key, if it signs by itself; else ssh-agent does.
+        file: Option<PathBuf>,
+    },
+    /// An OpenPGP key.
+    Gpg(GpgKey),
 }
 
 /// Whether a command to several leaves has one body, so that one text can be for all of them.
@@ -170,7 +178,7 @@ impl Signing {
             },
         );
         let candidate = self.key_for(leaf, command, &answered).await?;
-        let fingerprint = candidate.key.fingerprint();
+        let fingerprint = candidate.fingerprint();
         answered.retain(|_, challenge| challenge.keys.contains(&fingerprint));
         let time = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH);
         let mut leaves = BTreeMap::new();
@@ -207,7 +215,8 @@ impl Signing {
             used: [leaf.clone()].into(),
             signed: Signed {
                 text: written,
-                ssh_signature: signature.to_bytes(),
+                kind: candidate.kind(),
+                signature,
             },
             text,
         })
@@ -254,7 +263,7 @@ impl Signing {
         answered: &BTreeMap<&LeafName, Challenge>,
     ) -> Result<Candidate, Error> {
         let own = &answered[leaf].keys;
-        let is_allowed = |candidate: &Candidate| own.contains(&candidate.key.fingerprint());
+        let is_allowed = |candidate: &Candidate| own.contains(&candidate.fingerprint());
         if let Some(file) = &self.sign_with {
             let candidate = named(file)?;
             if is_allowed(&candidate) {
@@ -262,20 +271,21 @@ impl Signing {
             }
             return Err(SigningError::NotAllowed {
                 leaf: leaf.clone(),
-                key: candidate.key.fingerprint(),
+                key: candidate.fingerprint(),
                 file: file.clone(),
+                hint: candidate.hint(),
             }
             .into());
         }
         let (mut candidates, mut because) = (Vec::new(), String::new());
         match ssh_agent::keys().await {
-            Ok(keys) => candidates.extend(keys.into_iter().map(|key| Candidate { key, file: None })),
+            Ok(keys) => candidates.extend(keys.into_iter().map(|key| Candidate::Ssh { key, file: None })),
             Err(error) => because = format!(" ({})", leaf_core::error::chain(&error)),
         }
         candidates.extend(at_home());
         candidates.retain(is_allowed);
         let of_all = |candidate: &Candidate| {
-            let key = candidate.key.fingerprint();
+            let key = candidate.fingerprint();
             answered.values().all(|challenge| challenge.keys.contains(&key))
         };
         let place = candidates.iter().position(of_all).unwrap_or_default();
@@ -327,10 +337,10 @@ impl Signing {
                 names.join(", ")
             ));
         }
-        if candidate.key.is_on_token() {
+        if candidate.is_on_token() {
             self.output.note(&format!(
                 "touch the token of {} to sign {}",
-                candidate.key.fingerprint(),
+                candidate.fingerprint(),
                 command.noun_verb
             ));
         }
@@ -338,24 +348,70 @@ impl Signing {
 }
 
 impl Candidate {
-    async fn sign(&self, text: &[u8]) -> Result<SshSignature, SigningError> {
-        match &self.file {
-            Some(file) => {
-                let private = read(file)?;
-                SshSignature::sign(&private, NAMESPACE, text).map_err(|source| SigningError::File {
-                    file: file.clone(),
-                    source,
-                })
+    /// Returns the fingerprint as a leaf shows it.
+    fn fingerprint(&self) -> String {
+        match self {
+            Self::Ssh { key, .. } => key.fingerprint(),
+            Self::Gpg(key) => key.shown(),
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Ssh { .. } => SSH_KIND,
+            Self::Gpg(_) => OPENPGP_KIND,
+        }
+    }
+
+    /// Returns whether a person has to touch a token for a signature, and is told only here.
+    fn is_on_token(&self) -> bool {
+        match self {
+            Self::Ssh { key, .. } => key.is_on_token(),
+            Self::Gpg(_) => false,
+        }
+    }
+
+    /// Returns what may be the cause where a leaf does not let the key sign.
+    fn hint(&self) -> &'static str {
+        match self {
+            Self::Ssh { .. } => "",
+            Self::Gpg(_) => {
+                "; only a leafd that was built with the cargo feature openpgp accepts OpenPGP keys, those of trust.allowed_openpgp"
             }
-            None => ssh_agent::sign(&self.key, NAMESPACE, text)
+        }
+    }
+
+    /// Returns the bytes of a signature over a text.
+    async fn sign(&self, text: &[u8]) -> Result<Vec<u8>, SigningError> {
+        match self {
+            Self::Ssh { file: Some(file), .. } => {
+                let private = read(file)?;
+                let signed = SshSignature::sign(&private, NAMESPACE, text);
+                signed
+                    .map(|signature| signature.to_bytes())
+                    .map_err(|source| SigningError::File {
+                        file: file.clone(),
+                        source,
+                    })
+            }
+            Self::Ssh { key, file: None } => ssh_agent::sign(key, NAMESPACE, text)
                 .await
+                .map(|signature| signature.to_bytes())
                 .map_err(SigningError::Agent),
+            Self::Gpg(key) => Ok(key.sign(text).await?),
         }
     }
 }
 
-/// Returns the key of `--sign-with`: that of a private key's file, or one of ssh-agent by its public key.
-fn named(file: &Path) -> Result<Candidate, SigningError> {
+/// Returns the key of `--sign-with`: that of a private key's file, one of ssh-agent by its public key, or one of gpg.
+fn named(given: &Path) -> Result<Candidate, SigningError> {
+    match given.to_str().map(GpgKey::of).transpose()?.flatten() {
+        Some(key) => Ok(Candidate::Gpg(key)),
+        None => named_file(given),
+    }
+}
+
+fn named_file(file: &Path) -> Result<Candidate, SigningError> {
     let content = read(file)?;
     let by_itself = |source| SigningError::File {
         file: file.to_owned(),
@@ -365,16 +421,16 @@ fn named(file: &Path) -> Result<Candidate, SigningError> {
         .ok()
         .and_then(|text| text.parse().ok())
     {
-        return Ok(Candidate { key, file: None });
+        return Ok(Candidate::Ssh { key, file: None });
     }
     let key = public_key_of(&content).map_err(by_itself)?;
     match SshSignature::sign(&content, NAMESPACE, b"") {
-        Ok(_) => Ok(Candidate {
+        Ok(_) => Ok(Candidate::Ssh {
             key,
             file: Some(file.to_owned()),
         }),
         // With a passphrase or on a token, it may be in ssh-agent.
-        Err(SignError::Encrypted | SignError::OnToken) => Ok(Candidate { key, file: None }),
+        Err(SignError::Encrypted | SignError::OnToken) => Ok(Candidate::Ssh { key, file: None }),
         Err(error) => Err(by_itself(error)),
     }
 }
@@ -385,9 +441,9 @@ fn at_home() -> Vec<Candidate> {
         return Vec::new();
     };
     let file = Path::new(&home).join(".ssh/id_ed25519");
-    named(&file)
+    named_file(&file)
         .ok()
-        .filter(|candidate| candidate.file.is_some())
+        .filter(|candidate| matches!(candidate, Candidate::Ssh { file: Some(_), .. }))
         .into_iter()
         .collect()
 }

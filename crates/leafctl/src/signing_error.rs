@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use leaf_core::id::LeafName;
 use leaf_trust::ssh_signature::SignError;
 
+use crate::gpg::GpgError;
 use crate::ssh_agent::SshAgentError;
 
 /// Why a command is not signed.
@@ -36,14 +37,16 @@ pub(crate) enum SigningError {
         because: String,
     },
     /// The named key may not sign.
-    #[error("{leaf} does not let the key {key} ({}) sign commands of this caller", file.display())]
+    #[error("{leaf} does not let the key {key} ({}) sign commands of this caller{hint}", file.display())]
     NotAllowed {
         /// The leaf.
         leaf: LeafName,
         /// The fingerprint of the key.
         key: String,
-        /// Its file.
+        /// Its file, or how else it is named.
         file: PathBuf,
+        /// What may be the cause.
+        hint: &'static str,
     },
     /// The leaf gave a nonce that is none.
     #[error("{leaf} gave no nonce that can be signed")]
@@ -69,6 +72,9 @@ pub(crate) enum SigningError {
         /// The reason.
         source: SignError,
     },
+    /// `gpg` can't be used.
+    #[error(transparent)]
+    Gpg(#[from] GpgError),
     /// The agent can't be used.
     #[error("can't sign by ssh-agent")]
     Agent(#[source] SshAgentError),

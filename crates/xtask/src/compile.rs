@@ -1,7 +1,7 @@
 //! Runs `cargo build`, and shows its progress.
 
 use std::io::{BufReader, IsTerminal as _, Read};
-use std::process::{ChildStderr, Stdio};
+use std::process::{ChildStderr, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
@@ -16,7 +16,14 @@ const WIDTH: &str = "80";
 ///
 /// On a terminal cargo draws its own bar. Elsewhere a line is printed at each tenth.
 pub(crate) fn compile<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<Vec<Value>> {
-    let mut command = cargo();
+    compile_by(cargo(), arguments)
+}
+
+/// Like [`compile`], by this cargo, with its environment.
+pub(crate) fn compile_by<'a>(
+    mut command: Command,
+    arguments: impl IntoIterator<Item = &'a str>,
+) -> Result<Vec<Value>> {
     command
         .arg("build")
         .args(arguments)

@@ -69,6 +69,11 @@ const NEEDS: &[Need] = &[
         is_there: || find("ssh-keygen").is_some() && find("ssh-agent").is_some(),
     },
     Need {
+        what: "gpg, gpgconf",
+        package: "gnupg",
+        is_there: || find("gpg").is_some() && find("gpgconf").is_some(),
+    },
+    Need {
         what: "age",
         package: "age",
         is_there: || find("age").is_some(),

@@ -3,6 +3,7 @@
 //! [`programs`] compiles everything once, [`run`] starts the programs, [`times`] records where the time went.
 
 mod older;
+mod openpgp;
 mod programs;
 mod run;
 mod times;
@@ -76,7 +77,7 @@ impl Test {
         } else {
             &["--bins", "--tests"]
         };
-        let programs = times
+        let mut programs = times
             .phase("compile", || programs::build(selected))
             .context("can't compile the tests")?;
         let mut environment = Environment::new();
@@ -89,6 +90,9 @@ impl Test {
         }
         if !self.quick && !self.host_only {
             environment.extend(times.phase("leafd of an earlier commit", older_leafd));
+            let (leafd, tests) = times.phase("compile with OpenPGP", openpgp::build)?;
+            environment.push((openpgp::VARIABLE, Some(leafd.into())));
+            programs.extend(tests);
             // Without it, what needs it is skipped by name.
             if let Ok(oldest) = nats_server::oldest() {
                 environment.push((nats_server::OLDEST_VARIABLE, Some(oldest.into())));

@@ -54,6 +54,7 @@ const ALONE: &[(&str, &str)] = &[
     ("udev", "leaf-hardware"),
     ("ssh-key", "leaf-trust"),
     ("age", "leaf-trust"),
+    ("pgp", "leaf-trust"),
 ];
 
 /// Crates that do I/O or keep time, and have no place in leaf-core.

@@ -24,11 +24,14 @@ pub const NAMESPACE: &str = "command@cim-leaf";
 /// The header with the signed text, in base64.
 pub const TEXT_HEADER: &str = "Leaf-Signed";
 
-/// The header with the signature: its [kind](SSH_KIND), a colon, and its bytes in base64.
+/// The header with the signature: its kind ([`SSH_KIND`], [`OPENPGP_KIND`]), a colon, and its bytes in base64.
 pub const SIGNATURE_HEADER: &str = "Leaf-Signature";
 
 /// The kind of an SSH signature.
 pub const SSH_KIND: &str = "ssh";
+
+/// The kind of an OpenPGP signature. A leafd reads it if it was built with the feature `openpgp`.
+pub const OPENPGP_KIND: &str = "pgp";
 
 /// The largest signature, in bytes.
 pub const MAX_SIGNATURE_BYTES: usize = 4 * 1024;

@@ -18,6 +18,9 @@ pub struct TrustSettings {
     /// The file of the keys that may not sign any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revoked_signers: Option<PathBuf>,
+    /// The file of the OpenPGP keys that may sign, and for whom. It has an effect where leafd was built with the cargo feature `openpgp`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed_openpgp: Option<PathBuf>,
     /// Whether the leaf's clock can be trusted.
     pub clock: ClockTrust,
     /// The commands that must be signed: powers (`runs-code`), commands (`container.destroy`), or all commands of a noun (`container.*`).
@@ -50,15 +53,22 @@ impl TrustSettings {
     pub fn rules(&self) -> Result<CommandRules, SettingsError> {
         let rules = CommandRules::new(self.require_signature.as_deref(), &self.callers)
             .map_err(|error| SettingsError::value("trust", error.to_string()))?;
-        Ok(match self.allowed_signers {
-            Some(_) => rules,
-            None => rules.without_signers(),
+        Ok(if self.lets_keys_sign() {
+            rules
+        } else {
+            rules.without_signers()
         })
+    }
+
+    /// Returns whether a file of keys is named that this leafd reads.
+    fn lets_keys_sign(&self) -> bool {
+        self.allowed_signers.is_some() || cfg!(feature = "openpgp") && self.allowed_openpgp.is_some()
     }
 
     pub(super) fn check(&self) -> Result<(), SettingsError> {
         let files = [
             ("trust.allowed_signers", self.allowed_signers.as_deref()),
+            ("trust.allowed_openpgp", self.allowed_openpgp.as_deref()),
             ("trust.revoked_signers", self.revoked_signers.as_deref()),
         ];
         for (place, path) in files {
@@ -66,7 +76,8 @@ impl TrustSettings {
                 return Err(SettingsError::value(place, "is not an absolute path"));
             }
         }
-        if self.revoked_signers.is_some() && self.allowed_signers.is_none() {
+        if self.revoked_signers.is_some() && self.allowed_signers.is_none() && self.allowed_openpgp.is_none()
+        {
             let why = "needs trust.allowed_signers: without it no key may sign";
             return Err(SettingsError::value("trust.revoked_signers", why));
         }

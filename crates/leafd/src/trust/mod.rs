@@ -2,6 +2,7 @@
 //!
 //! [`Trust::judge`] runs in the task that takes commands, so that the main loop pays for no signature. `docs/security.md` is the contract.
 
+mod signature;
 mod signers;
 
 use std::sync::Arc;
@@ -15,16 +16,16 @@ use leaf_core::error::chain;
 use leaf_core::id::{Caller, LeafName};
 use leaf_core::runtime::Runtime;
 use leaf_core::signed::{
-    CommandRules, Freshness, NAMESPACE, NonceKey, Provenance, RefusedSignature, SIGNATURE_HEADER, SSH_KIND,
-    Sent, SignedText, TEXT_HEADER,
+    CommandRules, Freshness, NonceKey, Provenance, RefusedSignature, SIGNATURE_HEADER, SSH_KIND, Sent,
+    SignedText, TEXT_HEADER,
 };
 use leaf_host::systemd::{Patience, Systemd};
 use leaf_journal::Journal;
 use leaf_trust::allowed_signers::When;
-use leaf_trust::ssh_signature::SshSignature;
 use tokio::sync::watch;
 
 use crate::settings::{ClockTrust, TrustSettings};
+use signature::Signature;
 use signers::SignerFiles;
 
 pub use signers::problems_of_files;
@@ -172,7 +173,7 @@ impl Trust {
             is_named: self.names(&incoming.caller),
         };
         let (text, signature) = read(headers).map_err(|reason| refused(None, reason))?;
-        let key = signature.key().fingerprint();
+        let key = signature.fingerprint();
         match self.check(incoming, &text, &signature) {
             Ok(()) => Ok(key),
             Err(reason) => Err(refused(Some(&key), reason)),
@@ -186,7 +187,7 @@ impl Trust {
     }
 
     /// Checks a signature that could be read.
-    fn check(&self, incoming: &Incoming, text: &str, signature: &SshSignature) -> Result<(), String> {
+    fn check(&self, incoming: &Incoming, text: &str, signature: &Signature) -> Result<(), String> {
         let signed = SignedText::parse(text).map_err(|error| chain(&error))?;
         let sent = Sent {
             leaf: &self.0.leaf,
@@ -205,12 +206,8 @@ impl Trust {
         freshness
             .check(&signed, nonce.is_some())
             .map_err(|error| chain(&error))?;
-        signers::read(self.0.files.as_ref())?
-            .check(signature.key(), &incoming.caller, when(&freshness))
-            .map_err(|error| chain(&error))?;
-        signature
-            .verify(NAMESPACE, text.as_bytes())
-            .map_err(|error| chain(&error))
+        let signers = signers::read(self.0.files.as_ref())?;
+        signers.verify(signature, &incoming.caller, when(&freshness), text)
     }
 }
 
@@ -230,7 +227,7 @@ fn since_boot() -> Duration {
 }
 
 /// Reads the headers.
-fn read(headers: &SignedHeaders) -> Result<(String, SshSignature), String> {
+fn read(headers: &SignedHeaders) -> Result<(String, Signature), String> {
     let (Some(text), Some(signature)) = (&headers.text, &headers.signature) else {
         let lacks = if headers.text.is_some() {
             SIGNATURE_HEADER
@@ -249,14 +246,8 @@ fn read(headers: &SignedHeaders) -> Result<(String, SshSignature), String> {
     let (kind, signature) = signature.split_once(':').ok_or_else(|| {
         format!("the header {SIGNATURE_HEADER} must begin with the kind of signature: `{SSH_KIND}:`")
     })?;
-    if kind != SSH_KIND {
-        return Err(format!(
-            "the kind of signature {kind:?} is not one that this leaf reads: {SSH_KIND}"
-        ));
-    }
     let signature = BASE64
         .decode(signature.as_bytes())
         .map_err(|_| unreadable(SIGNATURE_HEADER))?;
-    let signature = SshSignature::from_bytes(&signature).map_err(|error| chain(&error))?;
-    Ok((text, signature))
+    Ok((text, Signature::read(kind, &signature)?))
 }

@@ -12,14 +12,22 @@ use leaf_core::error::chain;
 use leaf_core::id::Caller;
 use leaf_core::signed::NAMESPACE;
 use leaf_host::files;
-use leaf_trust::allowed_signers::{AllowedSigners, NotAllowed, RevokedSigners, When};
+use leaf_trust::allowed_signers::{AllowedSigners, RevokedSigners, When};
+#[cfg(feature = "openpgp")]
+use leaf_trust::openpgp::AllowedOpenPgp;
 use leaf_trust::ssh_signature::SignerKey;
 use tokio::sync::watch;
 
+use super::signature::{Signature, WITHOUT_OPENPGP};
 use crate::settings::TrustSettings;
 
 /// The largest file, in bytes: some thousand keys.
 const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// The settings that name the files.
+const ALLOWED: &str = "trust.allowed_signers";
+const OPENPGP: &str = "trust.allowed_openpgp";
+const REVOKED: &str = "trust.revoked_signers";
 
 /// Why no signature is accepted where the settings name no file.
 const NOT_NAMED: &str = "this leaf's settings name no file of allowed signers (trust.allowed_signers)";
@@ -27,7 +35,8 @@ const NOT_NAMED: &str = "this leaf's settings name no file of allowed signers (t
 /// The files, by their paths.
 #[derive(Debug)]
 pub(super) struct SignerFiles {
-    allowed: PathBuf,
+    allowed: Option<PathBuf>,
+    openpgp: Option<PathBuf>,
     revoked: Option<PathBuf>,
     /// What they had when they were read last.
     last: watch::Sender<Option<LastRead>>,
@@ -36,38 +45,92 @@ pub(super) struct SignerFiles {
 /// The texts of the files, and what they say.
 #[derive(Debug)]
 struct LastRead {
-    allowed: String,
-    revoked: Option<String>,
+    texts: Texts,
     signers: Result<Arc<Signers>, String>,
+}
+
+/// The texts of the files that are named.
+#[derive(Debug, PartialEq, Eq)]
+struct Texts {
+    allowed: Option<String>,
+    openpgp: Option<String>,
+    revoked: Option<String>,
 }
 
 /// The keys that may sign, and those that may not any more.
 #[derive(Debug, Default)]
 pub(super) struct Signers {
     allowed: AllowedSigners,
+    #[cfg(feature = "openpgp")]
+    openpgp: AllowedOpenPgp,
     revoked: RevokedSigners,
 }
 
 impl Signers {
-    /// Checks that a key may sign for a caller.
+    /// Checks that a signature is over this text, by a key that may sign for a caller.
     ///
     /// # Errors
-    /// [`NotAllowed`].
-    pub(super) fn check(&self, key: &SignerKey, caller: &Caller, when: When) -> Result<(), NotAllowed> {
-        self.revoked.check(key)?;
-        self.allowed.check(key, caller, NAMESPACE, when)
+    /// Why it is refused.
+    pub(super) fn verify(
+        &self,
+        signature: &Signature,
+        caller: &Caller,
+        when: When,
+        text: &str,
+    ) -> Result<(), String> {
+        match signature {
+            Signature::Ssh(signature) => {
+                self.revoked
+                    .check(signature.key())
+                    .and_then(|()| self.allowed.check(signature.key(), caller, NAMESPACE, when))
+                    .map_err(|error| chain(&error))?;
+                let verified = signature.verify(NAMESPACE, text.as_bytes());
+                verified.map_err(|error| chain(&error))
+            }
+            #[cfg(feature = "openpgp")]
+            Signature::OpenPgp(signature) => {
+                let key = self
+                    .revoked
+                    .check_fingerprint(signature.fingerprint())
+                    .and_then(|()| self.openpgp.check(signature, caller, when))
+                    .and_then(|key| self.revoked.check_fingerprint(key.fingerprint()).map(|()| key))
+                    .map_err(|error| chain(&error))?;
+                let verified = signature.verify(key, text.as_bytes(), when);
+                verified.map_err(|error| chain(&error))
+            }
+        }
     }
 
-    /// Returns the fingerprints of the keys that may sign for a caller.
+    /// Returns the fingerprints of the keys that may sign for a caller: of an OpenPGP key that of the primary key, and those of the
+    /// parts that sign.
     pub(super) fn keys_of(&self, caller: &Caller, when: When) -> Vec<String> {
         let keys = self.allowed.keys_of(caller, NAMESPACE, when).into_iter();
-        let keys = keys.filter(|key| self.revoked.check(key).is_ok());
-        keys.map(SignerKey::fingerprint).collect()
+        let keys = keys.map(SignerKey::fingerprint);
+        #[cfg(feature = "openpgp")]
+        let keys = keys.chain(self.openpgp_keys_of(caller, when));
+        keys.filter(|key| self.revoked.check_fingerprint(key).is_ok())
+            .collect()
+    }
+
+    #[cfg(feature = "openpgp")]
+    fn openpgp_keys_of(&self, caller: &Caller, when: When) -> Vec<String> {
+        let mut found = Vec::new();
+        for (primary, parts) in self.openpgp.keys_of(caller, when) {
+            if self.revoked.check_fingerprint(primary).is_ok() {
+                let parts = parts.into_iter().filter(|part| *part != primary);
+                found.extend(std::iter::once(primary).chain(parts).map(str::to_owned));
+            }
+        }
+        found
     }
 
     /// Returns whether a line names a caller literally.
     pub(super) fn name(&self, caller: &Caller) -> bool {
-        self.allowed.name(caller)
+        #[cfg(feature = "openpgp")]
+        let is_in_openpgp = self.openpgp.name(caller);
+        #[cfg(not(feature = "openpgp"))]
+        let is_in_openpgp = false;
+        self.allowed.name(caller) || is_in_openpgp
     }
 }
 
@@ -75,10 +138,17 @@ impl SignerFiles {
     /// Returns the files that the settings name, which are read now.
     pub(super) fn of(settings: &TrustSettings) -> Option<Self> {
         let files = Self {
-            allowed: settings.allowed_signers.clone()?,
+            allowed: settings.allowed_signers.clone(),
+            openpgp: settings
+                .allowed_openpgp
+                .clone()
+                .filter(|_| cfg!(feature = "openpgp")),
             revoked: settings.revoked_signers.clone(),
             last: watch::channel(None).0,
         };
+        if files.allowed.is_none() && files.openpgp.is_none() {
+            return None;
+        }
         // What is wrong with them is said where they are needed.
         drop(files.read());
         Some(files)
@@ -89,32 +159,32 @@ impl SignerFiles {
     /// # Errors
     /// Why no signature is accepted.
     fn read(&self) -> Result<Arc<Signers>, String> {
-        let allowed = text("trust.allowed_signers", &self.allowed)?;
-        let revoked = self.revoked.as_deref();
-        let revoked = revoked
-            .map(|path| text("trust.revoked_signers", path))
-            .transpose()?;
+        let text =
+            |setting, path: &Option<PathBuf>| path.as_deref().map(|path| text(setting, path)).transpose();
+        let texts = Texts {
+            allowed: text(ALLOWED, &self.allowed)?,
+            openpgp: text(OPENPGP, &self.openpgp)?,
+            revoked: text(REVOKED, &self.revoked)?,
+        };
         if let Some(last) = &*self.last.borrow()
-            && (&last.allowed, &last.revoked) == (&allowed, &revoked)
+            && last.texts == texts
         {
             return last.signers.clone();
         }
-        let signers = self.parse(&allowed, revoked.as_deref()).map(Arc::new);
+        let signers = self.parse(&texts).map(Arc::new);
         self.last.send_replace(Some(LastRead {
-            allowed,
-            revoked,
+            texts,
             signers: signers.clone(),
         }));
         signers
     }
 
-    fn parse(&self, allowed: &str, revoked: Option<&str>) -> Result<Signers, String> {
+    fn parse(&self, texts: &Texts) -> Result<Signers, String> {
         Ok(Signers {
-            allowed: parse("trust.allowed_signers", &self.allowed, allowed)?,
-            revoked: match (&self.revoked, revoked) {
-                (Some(path), Some(text)) => parse("trust.revoked_signers", path, text)?,
-                _ => RevokedSigners::default(),
-            },
+            allowed: parse(ALLOWED, &self.allowed, &texts.allowed)?,
+            #[cfg(feature = "openpgp")]
+            openpgp: parse(OPENPGP, &self.openpgp, &texts.openpgp)?,
+            revoked: parse(REVOKED, &self.revoked, &texts.revoked)?,
         })
     }
 
@@ -137,8 +207,14 @@ pub(super) fn read(files: Option<&SignerFiles>) -> Result<Arc<Signers>, String> 
 /// Returns what is wrong with the files that the settings name, each with its setting.
 #[must_use]
 pub fn problems_of_files(settings: &TrustSettings) -> Vec<String> {
+    let unread = settings
+        .allowed_openpgp
+        .as_ref()
+        .filter(|_| !cfg!(feature = "openpgp"));
+    let unread = unread.map(|path| unusable(OPENPGP, path, WITHOUT_OPENPGP));
     let found = SignerFiles::of(settings).map(|files| files.read());
-    found.and_then(Result::err).into_iter().collect()
+    let found = found.and_then(Result::err);
+    unread.into_iter().chain(found).collect()
 }
 
 /// Returns a file's text. Links are followed, as NixOS makes them in `/etc`: the opened file counts.
@@ -157,10 +233,18 @@ fn text(setting: &str, path: &Path) -> Result<String, String> {
     Ok(text)
 }
 
-fn parse<T: FromStr>(setting: &str, path: &Path, text: &str) -> Result<T, String>
+/// Parses the text of a file; one that is not named has nothing.
+fn parse<T: FromStr + Default>(
+    setting: &str,
+    path: &Option<PathBuf>,
+    text: &Option<String>,
+) -> Result<T, String>
 where
     T::Err: std::error::Error,
 {
+    let (Some(path), Some(text)) = (path, text) else {
+        return Ok(T::default());
+    };
     text.parse()
         .map_err(|error: T::Err| unusable(setting, path, &chain(&error)))
 }
@@ -220,11 +304,12 @@ mod tests {
         write("allowed", &format!("bob {KEY}\n"));
         files.read().expect("signers");
         assert!(files.name(&bob) && !files.name(&ann));
-        let key: SignerKey = KEY.parse().expect("a key");
-        write("revoked", &format!("{}\n", key.fingerprint()));
         let when = When::NotBefore(jiff::Timestamp::UNIX_EPOCH);
-        let refused = files.read().expect("signers").check(&key, &bob, when);
-        assert!(matches!(refused, Err(NotAllowed::Revoked(_))), "{refused:?}");
+        let keys = || files.read().expect("signers").keys_of(&bob, when);
+        let key: SignerKey = KEY.parse().expect("a key");
+        assert_eq!(keys(), [key.fingerprint()]);
+        write("revoked", &format!("{}\n", key.fingerprint()));
+        assert!(keys().is_empty());
         write("revoked", "what is this\n");
         for _ in 0..2 {
             let why = files.read().expect_err("no key");

@@ -38,6 +38,7 @@ const SHARE_NOTHING: &[(&str, &str)] = &[
     ("leaf-core", "main"),
     ("leaf-hub", "fleet"),
     ("leaf-journal", "main"),
+    ("leaf-trust", "openpgp"),
     ("xtask", "architecture"),
     ("xtask", "circles"),
     ("xtask", "nats_module"),
@@ -59,10 +60,15 @@ impl Lane {
 /// Compiles what `arguments` select in the workspace, and returns the test programs in starting order.
 pub(super) fn build(arguments: &[&str]) -> Result<Vec<Program>> {
     let artifacts = compile(["--workspace"].iter().chain(arguments).copied())?;
-    let mut programs: Vec<Program> = artifacts.iter().filter_map(program_of).collect();
+    let mut programs = programs_of(&artifacts);
     // The longest lane first; within a lane the order is stable.
     programs.sort_by(|a, b| (a.lane, &a.label).cmp(&(b.lane, &b.label)));
     Ok(programs)
+}
+
+/// Returns the test programs among the artifacts that cargo has told of.
+pub(super) fn programs_of(artifacts: &[Value]) -> Vec<Program> {
+    artifacts.iter().filter_map(program_of).collect()
 }
 
 /// Returns the test program in a message of cargo, if any.

@@ -21,6 +21,8 @@ mod keys;
 mod labels;
 #[path = "ctl/newer.rs"]
 mod newer;
+#[path = "ctl/openpgp.rs"]
+mod openpgp;
 #[path = "ctl/secrets.rs"]
 mod secrets;
 #[path = "ctl/signing.rs"]
@@ -89,6 +91,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: hardware watch says that it waits, and exits with 130 at Ctrl-C", &[], watches),
         host.trial("leafctl: on a terminal headings are bold, and a build that prints does not hang", &[Need::Nix], terminal),
         host.trial("leafctl: it signs by a key file or ssh-agent where a leaf asks for it, and says what is missing", &[], signing::one_leaf),
+        host.trial("leafctl: it signs by gpg where leafd was built for that, and a key that is revoked or not allowed does not count", &[Need::OpenPgp], openpgp::signs),
         host.trial("leafctl: it signs for a leaf behind a hub", &[Need::HubAgent], signing::through_a_hub),
         host.trial("leafctl: one signature is for all leaves of a command that let its key sign", &[], signing::several_leaves),
         host.trial("leafctl: a secret for several leaves has a signature for each, over a text that names that leaf alone", &[Need::Root], signing::secrets),

@@ -24,7 +24,12 @@ pub(crate) enum Need {
     HubAgent,
     /// The program `leaf-helper`.
     Helper,
+    /// A `leafd` with the cargo feature `openpgp`, named in [`OPENPGP_LEAFD`], and `gpg`.
+    OpenPgp,
 }
+
+/// The variable that names a `leafd` with the cargo feature `openpgp`.
+pub(crate) const OPENPGP_LEAFD: &str = "CIM_LEAF_OPENPGP_LEAFD";
 
 /// The variable that names a `leafd` of an earlier commit.
 pub(crate) const OLD_LEAFD: &str = "CIM_LEAF_OLD_LEAFD";
@@ -38,6 +43,7 @@ pub(crate) struct Host {
     old_leafd: Option<String>,
     hub_agent: Option<String>,
     helper: Option<String>,
+    openpgp: Option<String>,
 }
 
 /// The longest that a test may take, unless it says otherwise.
@@ -60,6 +66,14 @@ impl Host {
         let old_leafd = std::env::var_os(OLD_LEAFD)
             .is_none_or(|program| !Path::new(&program).is_file())
             .then(|| format!("needs a leafd of an earlier commit, named in {OLD_LEAFD}"));
+        let openpgp = if std::env::var_os(OPENPGP_LEAFD).is_none_or(|program| !Path::new(&program).is_file())
+        {
+            Some(format!(
+                "needs a leafd with the cargo feature openpgp, named in {OPENPGP_LEAFD}"
+            ))
+        } else {
+            (!runs("gpg")).then(|| "needs gpg".to_owned())
+        };
         let hub_agent = (!hub_agent().is_file())
             .then(|| format!("needs {} (cargo build -p leaf-hub)", hub_agent().display()));
         let helper = (!helper().is_file())
@@ -67,6 +81,7 @@ impl Host {
         Self {
             helper,
             hub_agent,
+            openpgp,
             old_leafd,
             nats: nats.map(|error| format!("needs nats-server: {error}")),
             root,
@@ -85,6 +100,7 @@ impl Host {
             &self.old_leafd,
             &self.hub_agent,
             &self.helper,
+            &self.openpgp,
         ]
         .into_iter()
         .flatten()
@@ -102,6 +118,7 @@ impl Host {
             Need::OldLeafd => self.old_leafd.as_ref(),
             Need::HubAgent => self.hub_agent.as_ref(),
             Need::Helper => self.helper.as_ref(),
+            Need::OpenPgp => self.openpgp.as_ref(),
         }
     }
 

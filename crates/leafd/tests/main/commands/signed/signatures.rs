@@ -178,7 +178,16 @@ pub(super) async fn refused() -> anyhow::Result<()> {
         (
             SIGNATURE_HEADER,
             Some("pgp:AAAA"),
-            "the kind of signature \"pgp\"",
+            if cfg!(feature = "openpgp") {
+                "not an OpenPGP signature"
+            } else {
+                "built without the cargo feature openpgp"
+            },
+        ),
+        (
+            SIGNATURE_HEADER,
+            Some("x509:AAAA"),
+            "the kind of signature \"x509\"",
         ),
         (SIGNATURE_HEADER, Some("ssh:?"), "not in base64"),
         (TEXT_HEADER, Some("?"), "not in base64"),
