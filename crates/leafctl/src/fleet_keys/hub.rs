@@ -13,7 +13,42 @@ use super::{files, tls};
 /// The file with the operator and the accounts, which a revocation changes.
 pub(crate) const ACCOUNTS: &str = "hub/accounts.conf";
 
+/// A certificate of the fleet.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Certificate {
+    /// Whose it is.
+    pub(crate) whose: &'static str,
+    /// What makes another one.
+    pub(crate) renewed_by: &'static str,
+    /// From when it is valid, in seconds since 1970.
+    pub(crate) begins: i64,
+    /// Until when it is valid, in seconds since 1970.
+    pub(crate) ends: i64,
+}
+
 impl Directory {
+    /// Returns the certificates that are in the directory.
+    pub(crate) fn certificates(&self) -> Result<Vec<Certificate>, KeysError> {
+        let files = [
+            ("hub/hub.pem", "the hub's server", "leafctl fleet rotate hub"),
+            ("tls/ca.pem", "the CA", "a new fleet"),
+        ];
+        let mut found = Vec::new();
+        for (file, whose, renewed_by) in files {
+            let Some(pem) = files::read(&self.at(file))? else {
+                continue;
+            };
+            let (begins, ends) = tls::validity(&pem)?;
+            found.push(Certificate {
+                whose,
+                renewed_by,
+                begins,
+                ends,
+            });
+        }
+        Ok(found)
+    }
+
     /// Writes `accounts.conf`, and the same for NixOS, from the JWTs in the directory.
     pub(super) fn write_preload(&self) -> Result<(), KeysError> {
         let operator = self.operator_jwt()?;

@@ -55,6 +55,14 @@ pub(super) fn server(
     })
 }
 
+/// Returns from when to when a certificate in PEM is valid, in seconds since 1970.
+pub(super) fn validity(pem: &str) -> Result<(i64, i64), KeysError> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).map_err(failed)?;
+    let certificate = pem.parse_x509().map_err(failed)?;
+    let validity = certificate.validity();
+    Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
+}
+
 /// What a certificate that the CA signs takes of it are its name and its key.
 fn ca_params(fleet: &str, now: Timestamp) -> Result<CertificateParams, KeysError> {
     let mut params = CertificateParams::default();
@@ -92,4 +100,26 @@ fn valid(params: &mut CertificateParams, now: Timestamp, days: i64) -> Result<()
 
 fn failed(error: impl ToString) -> KeysError {
     KeysError::Certificate(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_says_itself_when_it_ends() {
+        let now: Timestamp = "2026-11-30T08:00:00Z".parse().expect("a time");
+        let ca = new_ca("here", now).expect("a CA");
+        let server =
+            server("here", ca.key.expose(), &["hub.example".to_owned()], now).expect("a certificate");
+        let day = |text: &str| -> i64 { text.parse::<Timestamp>().expect("a time").as_second() };
+        let (from, to) = validity(&server.certificate).expect("valid");
+        assert_eq!(
+            (from, to),
+            (day("2026-11-29T00:00:00Z"), day("2029-02-07T00:00:00Z"))
+        );
+        assert!(validity(&ca.certificate).expect("valid").1 > to);
+        assert!(validity("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").is_err());
+        assert!(validity("").is_err());
+    }
 }

@@ -49,11 +49,16 @@ pub(crate) struct Life {
     pub(crate) revoked: Option<i64>,
 }
 
+/// The longest time before an end that is soon, in seconds.
+const SOON: i64 = 30 * 24 * 60 * 60;
+
 /// Where a key stands in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stands {
     /// Servers take it.
     Valid,
+    /// Servers take it, and the last third of its life has begun, or less than 30 days are left.
+    EndsSoon,
     /// It has ended by itself.
     Ended,
     /// It is revoked.
@@ -77,11 +82,22 @@ impl Life {
     pub(crate) fn stands(&self, now: i64) -> Stands {
         if self.revoked.is_some() {
             Stands::Revoked
-        } else if self.expires_at.is_some_and(|end| end <= now) {
-            Stands::Ended
         } else {
-            Stands::Valid
+            stands(self.issued_at, self.expires_at, now)
         }
+    }
+}
+
+/// Returns where something stands that ends by itself.
+pub(crate) fn stands(begins: i64, ends: Option<i64>, now: i64) -> Stands {
+    let Some(ends) = ends else {
+        return Stands::Valid;
+    };
+    let (whole, left) = (ends.saturating_sub(begins), ends.saturating_sub(now));
+    match left {
+        ..=0 => Stands::Ended,
+        left if left <= SOON.min(whole / 3) => Stands::EndsSoon,
+        _ => Stands::Valid,
     }
 }
 
@@ -557,5 +573,27 @@ impl PersonFiles {
             .into_iter()
             .chain(ca)
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_soon_in_the_last_third_of_a_life_and_at_most_30_days_before_it() {
+        const DAY: i64 = 86_400;
+        let of = |days: i64, left: i64| stands(0, Some(days * DAY), (days - left) * DAY);
+        for (days, left, is) in [
+            (400, 31, Stands::Valid),
+            (400, 30, Stands::EndsSoon),
+            (30, 11, Stands::Valid),
+            (30, 10, Stands::EndsSoon),
+            (30, 0, Stands::Ended),
+            (30, -5, Stands::Ended),
+        ] {
+            assert_eq!(of(days, left), is, "{left} of {days} days");
+        }
+        assert_eq!(stands(0, None, i64::MAX), Stands::Valid);
     }
 }

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use super::shared::{day, time};
 use crate::error::Error;
 use crate::fleet_keys::Directory;
-use crate::fleet_keys::users::{Life, Stands, User, kind_of};
+use crate::fleet_keys::hub::Certificate;
+use crate::fleet_keys::users::{Life, Stands, User, kind_of, stands};
 use crate::output::Output;
 
 /// Show who may do what in the fleet, until when, and since when a key is revoked.
@@ -28,12 +29,14 @@ impl Show {
             return places(&directory, output);
         }
         let users = directory.users()?;
+        let certificates = directory.certificates()?;
         let now = Timestamp::now().as_second();
         let document = json!({
             "fleet": directory.manifest().name,
             "hub": directory.manifest().hub,
             "clients": directory.manifest().clients,
             "users": users.iter().map(|user| document_of(user, now)).collect::<Vec<_>>(),
+            "certificates": certificates.iter().map(|certificate| certificate_of(certificate, now)).collect::<Vec<_>>(),
         });
         output.document(&document, |_| {
             let mut table = output.table(&["NAME", "KIND", "MAY", "ENDS", "STATE", "KEY"]);
@@ -58,6 +61,22 @@ impl Show {
                     ]);
                 }
             }
+            for certificate in &certificates {
+                let stands = stands(certificate.begins, Some(certificate.ends), now);
+                table.add_row([
+                    certificate.whose.to_owned(),
+                    "certificate".to_owned(),
+                    String::new(),
+                    day(certificate.ends),
+                    in_words(stands, Some(certificate.ends), now),
+                    match stands {
+                        Stands::Ended | Stands::EndsSoon => {
+                            format!("another one: {}", certificate.renewed_by)
+                        }
+                        Stands::Valid | Stands::Revoked => String::new(),
+                    },
+                ]);
+            }
             table
         })
     }
@@ -77,10 +96,33 @@ fn may(user: &User) -> String {
 fn state(life: &Life, now: i64) -> String {
     match (life.stands(now), life.revoked.and_then(time)) {
         (Stands::Revoked, Some(since)) => format!("revoked since {since}"),
-        (Stands::Revoked, None) => "revoked".to_owned(),
-        (Stands::Ended, _) => "ended".to_owned(),
-        (Stands::Valid, _) => "valid".to_owned(),
+        (stands, _) => in_words(stands, life.expires_at, now),
     }
+}
+
+fn in_words(stands: Stands, ends: Option<i64>, now: i64) -> String {
+    match (stands, ends) {
+        (Stands::EndsSoon, Some(ends)) => format!("ends in {} days", (ends - now) / 86_400),
+        _ => word(stands).to_owned(),
+    }
+}
+
+fn word(stands: Stands) -> &'static str {
+    match stands {
+        Stands::Valid => "valid",
+        Stands::EndsSoon => "ends soon",
+        Stands::Ended => "ended",
+        Stands::Revoked => "revoked",
+    }
+}
+
+fn certificate_of(certificate: &Certificate, now: i64) -> Value {
+    json!({
+        "whose": certificate.whose,
+        "expires_at": time(certificate.ends),
+        "renewed_by": certificate.renewed_by,
+        "state": word(stands(certificate.begins, Some(certificate.ends), now)),
+    })
 }
 
 fn document_of(user: &User, now: i64) -> Value {
@@ -96,17 +138,12 @@ fn document_of(user: &User, now: i64) -> Value {
 }
 
 fn life_of(life: &Life, now: i64) -> Value {
-    let state = match life.stands(now) {
-        Stands::Valid => "valid",
-        Stands::Ended => "ended",
-        Stands::Revoked => "revoked",
-    };
     json!({
         "key": life.key,
         "issued_at": time(life.issued_at),
         "expires_at": life.expires_at.and_then(time),
         "revoked_since": life.revoked.and_then(time),
-        "state": state,
+        "state": word(life.stands(now)),
     })
 }
 
