@@ -169,13 +169,7 @@ in
 
     # systemd asks here for the secrets of units: LoadCredential=NAME:/run/cim-leaf/secrets.sock.
     systemd.sockets.leaf-secrets = units.options ./units/leaf-secrets.socket;
-    systemd.services."leaf-secrets@" = units.options (./units + "/leaf-secrets@.service") // {
-      # The helper's settings are checked as a whole, with their programs.
-      path = [
-        config.systemd.package
-        pkgs.nftables
-      ];
-    };
+    systemd.services."leaf-secrets@" = units.options (./units + "/leaf-secrets@.service");
 
     systemd.services.leafd = leafd // {
       description = "Leaf ${cfg.name} of a Composable Information Machine";

@@ -40,6 +40,8 @@ use tokio::sync::OnceCell;
 pub use accounts::AccountError;
 pub use change::Changes;
 pub use job::Jobs;
+pub use secrets::SecretStore;
+pub use secrets::units::{give_credential, refuse_credential};
 pub use service::client::Client;
 pub use service::{Serving, config, serve};
 pub use settings::{MissingProgram, Settings};

@@ -36,6 +36,8 @@ enum Command {
     Change(ChangeCommand),
     /// Answer systemd, which asks for the secret of a unit over the socket on standard input; started by leaf-secrets.socket
     GiveSecret(Config),
+    /// Answer systemd so that the unit does not start, unless the secret was given; run when the program above has ended
+    RefuseSecret,
     /// Close the network of all leaves' containers before another program removes nftables' rules, or open it again
     Network(Network),
 }
@@ -131,9 +133,16 @@ fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
             small()?.block_on(async { Ok(leaf_helper::guard_change(&args.directory).await?) })
         }
         Command::GiveSecret(args) => {
-            let (helper, _) = leaf_helper::config::load(&args.config)?;
-            let connection = std::io::stdin().as_fd().try_clone_to_owned()?;
-            Ok(helper.give_credential(&connection.into())?)
+            let store = leaf_helper::config::load_secrets(&args.config);
+            leaf_helper::give_credential(&input()?, store.map_err(anyhow::Error::from))
+                .context("a unit does not get its secret")
+        }
+        Command::RefuseSecret => {
+            // systemd.exec(5)
+            if std::env::var("SERVICE_RESULT").is_ok_and(|result| result != "success") {
+                leaf_helper::refuse_credential(&input()?);
+            }
+            Ok(())
         }
         Command::Switch(args) => small()?.block_on(async { Ok(args.helper()?.switch(&args.name).await?) }),
         Command::Serve(args) => {
@@ -148,6 +157,11 @@ fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
         }
     }
     .map(|()| ExitCode::SUCCESS)
+}
+
+/// Returns the connection on standard input.
+fn input() -> std::io::Result<std::os::unix::net::UnixStream> {
+    Ok(std::io::stdin().as_fd().try_clone_to_owned()?.into())
 }
 
 impl Serve {

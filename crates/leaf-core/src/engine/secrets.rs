@@ -14,7 +14,7 @@ use crate::cause::Cause;
 use crate::command::{CommandRecord, RemovedSecret};
 use crate::decide::{SecretChange, secret_changed, secrets_observed};
 use crate::host_op::StoredSecret;
-use crate::id::{Caller, CommandId, SecretName};
+use crate::id::{Caller, CommandId, SecretName, decode_token};
 use crate::json::to_json;
 use crate::problem::{Problem, ProblemCode};
 use crate::state::State;
@@ -45,6 +45,8 @@ pub(super) struct SecretChanges {
     moves: u64,
     /// Whether the host must be observed once no change is being made.
     observe: bool,
+    /// Whether it is being observed. That may take long, while the helper is away.
+    observing: bool,
     /// What the last instance left. No change of these secrets begins before an observation gives the outcomes.
     left: Vec<Left>,
     /// Those of them that were not made: the same command may come again.
@@ -71,15 +73,13 @@ impl SecretChanges {
     }
 
     /// Returns whether the last instance had this command, and may not have made, or has not made, its change. Then it goes on as if it
-    /// came for the first time.
+    /// came for the first time, unless it waits already.
     pub(super) fn takes_again(&mut self, record: &CommandRecord) -> bool {
-        let is_it = |other: &CommandRecord| {
-            other.caller == record.caller && other.id == record.id && other.fingerprint == record.fingerprint
-        };
-        let before = self.not_made.len();
-        self.not_made.retain(|other| !is_it(other));
-        let waits = self.find(&record.caller, &record.id).is_some();
-        self.not_made.len() < before || !waits && self.left.iter().any(|left| is_it(&left.accepted.record))
+        if self.find(&record.caller, &record.id).is_some() {
+            return false;
+        }
+        let left = self.left.iter().map(|left| &left.accepted.record);
+        left.chain(&self.not_made).any(|other| is_same(other, record))
     }
 
     /// Returns the waiting command with this id, if any.
@@ -97,6 +97,10 @@ impl SecretChanges {
     fn is_held(&self, name: &SecretName) -> bool {
         self.left.iter().any(|left| left.name == *name)
     }
+}
+
+fn is_same(one: &CommandRecord, other: &CommandRecord) -> bool {
+    one.caller == other.caller && one.id == other.id && one.fingerprint == other.fingerprint
 }
 
 /// Returns the stored form of what a command waits for: the key of the secret's entry, and the digest of the age file that it sets.
@@ -118,7 +122,7 @@ fn target_of(key: &str) -> Option<(SecretName, Option<String>)> {
         Some((name, digest)) => (name, Some(digest.to_owned())),
         None => (rest, None),
     };
-    Some((SecretName::new(name).ok()?, digest))
+    Some((SecretName::new(decode_token(name)?).ok()?, digest))
 }
 
 impl Engine {
@@ -130,6 +134,9 @@ impl Engine {
             let problem = Problem::new(ProblemCode::Overloaded, detail);
             return turn.refuse(accepted.to, &accepted.record.id, problem);
         }
+        self.secrets
+            .not_made
+            .retain(|other| !is_same(other, &accepted.record));
         let name = change.name().clone();
         let line = self.secrets.lines.entry(name.clone()).or_default();
         line.push_back((change, accepted));
@@ -205,8 +212,9 @@ impl Engine {
     }
 
     fn observe_secrets_if_due(&mut self, turn: &mut Turn) {
-        if self.secrets.observe && self.secrets.is_idle() {
+        if self.secrets.observe && !self.secrets.observing && self.secrets.is_idle() {
             self.secrets.observe = false;
+            self.secrets.observing = true;
             let moves = self.secrets.moves;
             turn.effects.push(Effect::ObserveSecrets { moves });
         }
@@ -214,6 +222,7 @@ impl Engine {
 
     /// Records in what the host's secrets differ from the state.
     pub(super) fn secrets_seen(&mut self, turn: &mut Turn, moves: u64, found: &[StoredSecret]) {
+        self.secrets.observing = false;
         if moves != self.secrets.moves {
             return self.observe_secrets(turn);
         }

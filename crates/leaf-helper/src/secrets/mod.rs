@@ -3,11 +3,11 @@
 //! A file is decrypted when it arrives, to know that it is for this leaf and of this name, and when somebody uses it. The content
 //! gets no name in a file system: a container's systemd-nspawn reads it from a memory file of the process that starts it.
 
-mod units;
+mod store;
+pub(crate) mod units;
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
 use data_encoding::HEXLOWER;
@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use leaf_core::error::chain;
 use leaf_core::host_op::{HostReport, Secret, StoredSecret};
 use leaf_core::id::{ContainerName, SecretName};
-use leaf_core::secret::{MAX_FILE_BYTES, allows_container};
+use leaf_core::secret::allows_container;
 use leaf_trust::host_key::HostKey;
 use leaf_trust::secret::SecretDocument;
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -27,8 +27,6 @@ use crate::files::Directory;
 
 /// The end of the names of the age files.
 const SUFFIX: &str = ".age";
-/// The maximum size of a private key's file, in bytes.
-const MAX_KEY_BYTES: u64 = 64 * 1024;
 
 /// A secret's content in a memory file.
 #[derive(Debug)]
@@ -53,13 +51,23 @@ impl MemoryFile {
     }
 }
 
+pub use store::SecretStore;
+
 impl Helper {
+    fn secrets(&self) -> SecretStore {
+        SecretStore {
+            leaf: self.leaf.clone(),
+            directory: self.paths.secrets.clone(),
+            host_key: self.settings.host_key.clone(),
+        }
+    }
+
     /// Keeps a secret's age file, if it is for this leaf, of this name and not older than the one that the leaf has, and has the
     /// units that it names take it up.
     pub(crate) async fn store_secret(&self, name: &SecretName, age: &Secret) -> Result<HostReport> {
         self.up_to_date_secrets().await?;
         let file = age.expose().as_bytes();
-        let document = self.decrypt(name, file)?;
+        let document = self.secrets().decrypt(name, file)?;
         self.check_units(&document.users)?;
         self.check_newer(name, file, document.made)?;
         let stored = StoredSecret {
@@ -67,8 +75,8 @@ impl Helper {
             ..stored(name, file)
         };
         drop(document);
-        let directory = self.secret_files()?;
-        Self::mark_change(&directory, name)?;
+        let directory = self.secrets().make_directory()?;
+        Self::mark_change(&directory, name, &stored.users)?;
         directory.write(&file_name(name), file, 0o600)?;
         self.take_up_change(&directory, name, &stored.users).await?;
         Ok(HostReport {
@@ -97,8 +105,8 @@ impl Helper {
 
     /// Refuses a file that was made before the one that the leaf has: somebody may have kept it, and sent it again.
     fn check_newer(&self, name: &SecretName, file: &[u8], made: Timestamp) -> Result<()> {
-        let kept = match self.secret_file(name) {
-            Ok(Some(kept)) if kept.as_bytes() != file => self.decrypt(name, kept.as_bytes()),
+        let kept = match self.secrets().file(name) {
+            Ok(Some(kept)) if kept.as_bytes() != file => self.secrets().decrypt(name, kept.as_bytes()),
             _ => return Ok(()),
         };
         match kept {
@@ -114,7 +122,8 @@ impl Helper {
 
     /// Returns the public part of the host key.
     pub(crate) fn show_host_key(&self) -> Result<HostReport> {
-        let key = HostKey::of_private_key(&self.private_key()?).map_err(|e| self.unusable_key(&chain(&e)))?;
+        let key = HostKey::of_private_key(&self.secrets().private_key()?)
+            .map_err(|e| self.secrets().unusable_key(&chain(&e)))?;
         Ok(HostReport {
             host_key: Some(key.to_string()),
             ..HostReport::default()
@@ -130,7 +139,7 @@ impl Helper {
             None => Vec::new(),
         };
         for name in names {
-            let file = match self.secret_file(&name) {
+            let file = match self.secrets().file(&name) {
                 Ok(Some(file)) => file,
                 Ok(None) => continue,
                 // One that can't be read keeps no other from being listed.
@@ -143,7 +152,7 @@ impl Helper {
                 }
             };
             let stored = stored(&name, file.as_bytes());
-            secrets.push(match self.decrypt(&name, file.as_bytes()) {
+            secrets.push(match self.secrets().decrypt(&name, file.as_bytes()) {
                 Ok(document) => StoredSecret {
                     users: document.users.clone(),
                     ..stored
@@ -172,7 +181,7 @@ impl Helper {
     }
 
     fn secret_of_container(&self, name: &SecretName, container: &ContainerName) -> Result<SecretDocument> {
-        let document = self.decrypted(name)?;
+        let document = self.secrets().decrypted(name)?;
         if !allows_container(&document.users, container) {
             return Err(Error::Refused(format!(
                 "the secret {name} is not for container {container}: the containers and units that may have it were named when it \
@@ -180,69 +189,6 @@ impl Helper {
             )));
         }
         Ok(document)
-    }
-
-    /// Returns a secret that is kept, decrypted.
-    fn decrypted(&self, name: &SecretName) -> Result<SecretDocument> {
-        let Some(file) = self.secret_file(name)? else {
-            return Err(Error::Refused(format!(
-                "the leaf has no secret {name}; set it with `leafctl secret set {name}`"
-            )));
-        };
-        self.decrypt(name, file.as_bytes())
-    }
-
-    fn decrypt(&self, name: &SecretName, file: &[u8]) -> Result<SecretDocument> {
-        let key = self.private_key()?;
-        SecretDocument::decrypt(&key, file, &self.leaf, name)
-            .map_err(|e| Error::Refused(format!("the secret {name} can't be used: {}", chain(&e))))
-    }
-
-    /// Returns the text of the host's private key, which must be root's alone.
-    fn private_key(&self) -> Result<zeroize::Zeroizing<Vec<u8>>> {
-        let path = &self.settings.host_key;
-        let failed = || Error::io(format!("read the host key {}", path.display()));
-        let file = match std::fs::File::open(path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Err(self.unusable_key("it does not exist"));
-            }
-            other => other.map_err(failed())?,
-        };
-        let stat = file.metadata().map_err(failed())?;
-        if !stat.is_file() || stat.uid() != 0 || stat.mode() & 0o077 != 0 {
-            return Err(self.unusable_key("it must be a file of root that no other user may read"));
-        }
-        // One allocation, so that no piece of the key is left behind when it grows.
-        let size = stat.len().min(MAX_KEY_BYTES);
-        let mut key = zeroize::Zeroizing::new(Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1));
-        file.take(size).read_to_end(&mut key).map_err(failed())?;
-        Ok(key)
-    }
-
-    fn unusable_key(&self, why: &str) -> Error {
-        Error::Unsupported(format!(
-            "secrets need the host key {}, and {why}; `ssh-keygen -A` makes host keys, and host_key in the helper's settings names \
-             another file",
-            self.settings.host_key.display()
-        ))
-    }
-
-    fn secret_files(&self) -> Result<Directory> {
-        Directory::make_root(&self.paths.secrets, 0o700)
-    }
-
-    fn secret_file(&self, name: &SecretName) -> Result<Option<String>> {
-        let Some(directory) = Directory::open_root(&self.paths.secrets)? else {
-            return Ok(None);
-        };
-        let file = directory.read(&file_name(name))?;
-        if let Some(file) = file.as_ref().filter(|file| file.len() > MAX_FILE_BYTES) {
-            return Err(Error::Refused(format!(
-                "the age file of the secret {name} has {} bytes, at most {MAX_FILE_BYTES} are allowed",
-                file.len()
-            )));
-        }
-        Ok(file)
     }
 }
 

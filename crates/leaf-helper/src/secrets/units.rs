@@ -11,11 +11,13 @@ use leaf_core::id::{SecretName, UnitName};
 use leaf_core::runtime::Runtime;
 use leaf_core::secret::{OnUnitChange, SecretUser, allowed_unit};
 use leaf_host::contract::SECRETS_SOCKET;
-use leaf_host::systemd::{Properties, UnitJob};
+use leaf_host::systemd::{Properties, SystemdError, UnitJob};
+use leaf_trust::secret::SecretDocument;
 
+use super::SecretStore;
+use crate::Helper;
 use crate::error::{Error, Result};
 use crate::files::Directory;
-use crate::{Helper, ProgramError};
 
 /// The end of the names of the marks of secrets whose units have not heard of their change yet.
 const MARK: &str = ".changed";
@@ -45,28 +47,33 @@ impl Asked {
     }
 }
 
-impl Helper {
-    /// Answers systemd, which asks for a credential of a unit over a connection: for the program `leaf-helper give-secret`.
-    ///
-    /// # Errors
-    /// [`ProgramError`] if the unit gets no secret: then it does not start.
-    pub fn give_credential(&self, connection: &UnixStream) -> std::result::Result<(), ProgramError> {
-        let answer = self.asked_secret(connection);
-        let mut writer = connection;
-        let written = match &answer {
-            Ok(document) => writer.write_all(&document.content).map_err(Error::io("write it")),
-            Err(_) => {
-                // systemd ends the connection at once.
-                let _ = writer.write_all(&vec![0; TOO_LARGE]);
-                Ok(())
-            }
-        };
-        answer
-            .and(written)
-            .map_err(ProgramError::about("can't give a unit its secret"))
+/// Answers systemd, which asks for a credential of a unit over a connection: for the program `leaf-helper give-secret`. Whatever fails,
+/// the answer is none that a unit could start with.
+///
+/// # Errors
+/// If the unit gets no secret: that of the settings, or why it may not have it.
+pub fn give_credential(connection: &UnixStream, store: anyhow::Result<SecretStore>) -> anyhow::Result<()> {
+    let given = store
+        .and_then(|store| Ok(store.asked(connection)?))
+        .and_then(|document| {
+            let mut writer = connection;
+            Ok(writer.write_all(&document.content)?)
+        });
+    if given.is_err() {
+        refuse_credential(connection);
     }
+    given
+}
 
-    fn asked_secret(&self, connection: &UnixStream) -> Result<leaf_trust::secret::SecretDocument> {
+/// Answers systemd so that the unit does not start.
+pub fn refuse_credential(connection: &UnixStream) {
+    let mut writer = connection;
+    // systemd ends the connection at once.
+    let _ = writer.write_all(&vec![0; TOO_LARGE]);
+}
+
+impl SecretStore {
+    fn asked(&self, connection: &UnixStream) -> Result<SecretDocument> {
         let failed = || Error::io::<std::io::Error>("learn who asks");
         let peer = rustix::net::sockopt::socket_peercred(connection.as_fd())
             .map_err(std::io::Error::from)
@@ -92,7 +99,9 @@ impl Helper {
             ))),
         }
     }
+}
 
+impl Helper {
     /// Refuses a secret for units on a host that has none.
     pub(super) fn check_units(&self, users: &[SecretUser]) -> Result<()> {
         let names_unit = users.iter().any(|user| matches!(user, SecretUser::Unit { .. }));
@@ -104,9 +113,16 @@ impl Helper {
         Ok(())
     }
 
-    /// Notes that the units of a secret have to hear of its change, so that they do after a crash as well.
-    pub(super) fn mark_change(directory: &Directory, name: &SecretName) -> Result<()> {
-        directory.write(&mark(name), b"", 0o600)
+    /// Notes which units have to hear of a change of a secret, so that they do after a crash as well.
+    pub(super) fn mark_change(directory: &Directory, name: &SecretName, users: &[SecretUser]) -> Result<()> {
+        let units = users
+            .iter()
+            .filter(|user| matches!(user, SecretUser::Unit { .. }));
+        let lines: String = units.map(|unit| format!("{unit}\n")).collect();
+        if lines.is_empty() {
+            return Self::forget_change(directory, name);
+        }
+        directory.write(&mark(name), lines.as_bytes(), 0o600)
     }
 
     /// Removes the note of [`mark_change`](Self::mark_change).
@@ -114,13 +130,14 @@ impl Helper {
         directory.remove_file(&mark(name))
     }
 
-    /// Has the units of a secret take up its change, and removes the note of it.
+    /// Has the units of a secret take up its change, and notes those that could not be told.
     pub(super) async fn take_up_change(
         &self,
         directory: &Directory,
         name: &SecretName,
         users: &[SecretUser],
     ) -> Result<()> {
+        let mut left = Vec::new();
         for user in users {
             let SecretUser::Unit {
                 name: unit,
@@ -132,12 +149,21 @@ impl Helper {
             // One that can't be told keeps no other from hearing of it.
             if let Err(error) = self.tell_unit(unit, name, *on_change).await {
                 tracing::warn!(%unit, secret = %name, error = chain(&error), "a unit did not hear of the change of its secret");
+                // What systemd refuses now it refuses later as well.
+                if !matches!(error, SystemdError::Refused { .. }) {
+                    left.push(user.clone());
+                }
             }
         }
-        Self::forget_change(directory, name)
+        Self::mark_change(directory, name, &left)
     }
 
-    async fn tell_unit(&self, unit: &UnitName, name: &SecretName, on_change: OnUnitChange) -> Result<()> {
+    async fn tell_unit(
+        &self,
+        unit: &UnitName,
+        name: &SecretName,
+        on_change: OnUnitChange,
+    ) -> std::result::Result<(), SystemdError> {
         if on_change == OnUnitChange::Nothing || self.systemd.loaded_unit(unit.as_str()).await?.is_none() {
             return Ok(());
         }
@@ -153,7 +179,7 @@ impl Helper {
             _ => UnitJob::TryRestart,
         };
         tracing::info!(%unit, secret = %name, ?job, "its secret has changed");
-        Ok(self.systemd.begin_job(job, unit.as_str()).await?)
+        self.systemd.begin_job(job, unit.as_str()).await
     }
 
     /// Has units take up the changes that an earlier helper left between the age file and them.
@@ -162,11 +188,9 @@ impl Helper {
             return Ok(());
         };
         for name in super::names_with(&directory, MARK)? {
-            match self.decrypted(&name) {
-                Ok(document) => self.take_up_change(&directory, &name, &document.users).await?,
-                // It was removed, or nobody can use it.
-                Err(_) => Self::forget_change(&directory, &name)?,
-            }
+            let lines = directory.read(&mark(&name))?.unwrap_or_default();
+            let users: Vec<SecretUser> = lines.lines().filter_map(|line| line.parse().ok()).collect();
+            self.take_up_change(&directory, &name, &users).await?;
         }
         Ok(())
     }

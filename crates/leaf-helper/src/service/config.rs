@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use crate::accounts::{self, AccountError};
 use crate::job::Jobs;
+use crate::secrets::SecretStore;
 use crate::service::Serving;
 use crate::settings::{HOST_KEY, MissingProgram, Settings};
 use crate::{Changes, Helper};
@@ -192,6 +193,32 @@ pub enum ConfigError {
 /// # Errors
 /// [`ConfigError`].
 pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
+    let file = read(path)?;
+    let leaf = file.leaf(path)?;
+    load_file(path, file, leaf)
+}
+
+/// Reads what the settings file says of secrets, and nothing that other operations need: units start early, and on a host that may lack
+/// the programs of containers.
+///
+/// # Errors
+/// [`ConfigError`].
+pub fn load_secrets(path: &Path) -> Result<SecretStore, ConfigError> {
+    let file = read(path)?;
+    let leaf = file.leaf(path)?;
+    let directory = file
+        .paths
+        .secrets
+        .unwrap_or_else(|| HostPaths::new(&leaf).secrets);
+    check_roots(&directory)?;
+    Ok(SecretStore {
+        leaf,
+        directory,
+        host_key: file.host_key,
+    })
+}
+
+fn read(path: &Path) -> Result<File, ConfigError> {
     check_roots(path)?;
     let text = match std::fs::read_to_string(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
@@ -200,10 +227,31 @@ pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
             source,
         })?,
     };
-    let file: File = settings_file::parse(&text).map_err(|source| ConfigError::Shape {
+    settings_file::parse(&text).map_err(|source| ConfigError::Shape {
         path: path.to_owned(),
         source,
-    })?;
+    })
+}
+
+impl File {
+    /// Returns the leaf's name, by default the host's.
+    fn leaf(&self, path: &Path) -> Result<LeafName, ConfigError> {
+        if let Some(leaf) = &self.leaf {
+            return Ok(leaf.clone());
+        }
+        let name = rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .to_lowercase();
+        LeafName::new(&name).map_err(|_| ConfigError::Name {
+            path: path.to_owned(),
+            name,
+        })
+    }
+}
+
+fn load_file(path: &Path, file: File, leaf: LeafName) -> Result<(Helper, Serving), ConfigError> {
+    let usual = HostPaths::new(&leaf);
     let account = |source| ConfigError::Account {
         path: path.to_owned(),
         source,
@@ -213,20 +261,6 @@ pub fn load(path: &Path) -> Result<(Helper, Serving), ConfigError> {
         Some(group) => accounts::group(group).map_err(account)?,
         None => client.group,
     };
-    let leaf = match file.leaf {
-        Some(leaf) => leaf,
-        None => {
-            let name = rustix::system::uname()
-                .nodename()
-                .to_string_lossy()
-                .to_lowercase();
-            LeafName::new(&name).map_err(|_| ConfigError::Name {
-                path: path.to_owned(),
-                name,
-            })?
-        }
-    };
-    let usual = HostPaths::new(&leaf);
     let changes = file.paths.changes.unwrap_or_else(|| CHANGE_DIRECTORY.into());
     let paths = HostPaths {
         roots: file.paths.roots.unwrap_or(usual.roots),

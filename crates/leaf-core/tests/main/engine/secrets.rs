@@ -9,8 +9,9 @@ use leaf_core::secret::SecretRecord;
 use super::*;
 use crate::model_host::digest;
 
+/// Its token in a subject or a key differs from it.
 fn secret() -> SecretName {
-    SecretName::new("db").expect("a name")
+    SecretName::new("DB_pass-word").expect("a name")
 }
 
 /// The age file of this number, as the model of the host has it: its users stand in the clear.
@@ -34,7 +35,8 @@ fn set(number: u32, users: &str) -> Command {
 /// A leaf with a container that runs and has the secret, in this way.
 fn with_user(on_change: &str) -> (World, ContainerName) {
     let (mut world, name) = with_running();
-    let patch = serde_json::json!({ "secrets": { "password": { "secret": "db", "on_change": on_change } } });
+    let patch =
+        serde_json::json!({ "secrets": { "password": { "secret": secret(), "on_change": on_change } } });
     let set = SetContainer {
         name: name.clone(),
         patch,

@@ -117,10 +117,35 @@ fn units() -> Outcome {
     ensure!(starts("without")? == ["up"]);
 
     // As if the helper had been killed between the age file and the units: the next one tells them, once.
-    host.ok("systemctl stop leafd leaf-helper; touch /var/lib/cim-leaf-secrets/leaf/db.changed && systemctl start leafd")?;
+    host.ok("systemctl stop leafd leaf-helper; echo unit restarts.service restart >/var/lib/cim-leaf-secrets/leaf/db.changed && systemctl start leafd")?;
     leaf.answers()?;
     leaf.until("the unit was restarted", || Ok(starts("restarts")?.len() == 3))?;
     host.ok("! ls /var/lib/cim-leaf-secrets/leaf/*.changed")?;
+
+    // Whatever keeps the secret from being given, the service does not start with an empty one.
+    host.ok(
+        "mkdir /run/systemd/system/leaf-secrets@.service.d; cp /etc/cim-leaf/helper.toml /run/helper.toml",
+    )?;
+    for (breaks, mends) in [
+        (
+            "echo nonsense >>/etc/cim-leaf/helper.toml",
+            "cp /run/helper.toml /etc/cim-leaf/helper.toml",
+        ),
+        (
+            "printf '[Service]\\nExecStart=\\nExecStart=/bin/false\\n' >/run/systemd/system/leaf-secrets@.service.d/a.conf; \
+             systemctl daemon-reload",
+            "rm /run/systemd/system/leaf-secrets@.service.d/a.conf; systemctl daemon-reload",
+        ),
+    ] {
+        host.ok(&format!("systemctl stop reloads; {breaks}"))?;
+        let refused = host.run("systemctl start reloads")?;
+        ensure!(
+            refused.status != 0 && starts("reloads")?.len() == 2,
+            "{breaks}: {refused:?}"
+        );
+        host.ok(mends)?;
+    }
+    host.ok("systemctl reset-failed reloads; systemctl start reloads")?;
 
     // What was set is in no log.
     host.ok("! journalctl --no-pager | grep -F -e 'the first' -e 'the second'")?;
