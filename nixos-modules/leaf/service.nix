@@ -181,7 +181,9 @@ in
       # As StateDirectory= does it for the default directory.
       unitConfig =
         leafd.unitConfig
-        // lib.optionalAttrs (cfg.stateDir != "/var/lib/cim-leaf") { RequiresMountsFor = cfg.stateDir; };
+        // lib.optionalAttrs (cfg.stateDir != "/var/lib/cim-leaf") {
+          RequiresMountsFor = lib.toList leafd.unitConfig.RequiresMountsFor ++ [ cfg.stateDir ];
+        };
 
       serviceConfig =
         leafd.serviceConfig

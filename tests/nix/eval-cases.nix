@@ -193,7 +193,7 @@ let
         };
       }
     ])
-    (case "a root in memory" [ "a reboot empties /var/lib/cim-leaf, /var/lib/cim-leaf-jobs, /etc/nixos-containers, /var/lib/nixos-containers" ] [
+    (case "a root in memory" [ "a reboot empties /var/lib/cim-leaf, /var/lib/cim-leaf-jobs, /var/lib/cim-leaf-change, /etc/nixos-containers" ] [
       leaf
       tmpfsRoot
     ])
@@ -203,6 +203,7 @@ let
       (persistent [
         "/persist"
         "/var/lib/cim-leaf-jobs"
+        "/var/lib/cim-leaf-change"
       ])
       { services.cim-leaf.stateDir = "/persist/cim-leaf"; }
     ])
@@ -218,6 +219,7 @@ let
       (persistent [
         "/var/lib/cim-leaf"
         "/var/lib/cim-leaf-jobs"
+        "/var/lib/cim-leaf-change"
       ])
     ])
     (case "a root in memory with persistent /var/lib and configurations of containers" [ ] [

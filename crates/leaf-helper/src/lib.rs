@@ -341,6 +341,16 @@ impl Helper {
             .map_err(ProgramError::about(format!("can't switch container {name}")))
     }
 
+    /// Starts the guard of the change that an earlier helper left open, if it does not run.
+    pub(crate) async fn resume_change(&self) {
+        if self.settings.runtime == Runtime::Systemd
+            && let Err(error) = self.changes.resume(&self.systemd).await
+        {
+            let error = leaf_core::error::chain(&error);
+            tracing::error!(error, "can't start the guard of the open change");
+        }
+    }
+
     /// Removes the question to the witness that an earlier helper was asking: nobody waits for its answer any more.
     pub(crate) fn forget_question(&self) {
         if let Err(error) = self.changes.forget_question() {

@@ -95,7 +95,9 @@ pub struct WayBack {
 pub struct SavedFile {
     /// The path of the file.
     pub path: String,
-    /// The name of its copy beside `armed.json`; none if it did not exist, and is to be removed.
+    /// The name of its copy beside `armed.json`; null if it did not exist, and is to be removed. An entry without this field is of a
+    /// newer program, and is not read.
+    #[serde(deserialize_with = "present")]
     pub saved: Option<String>,
 }
 
@@ -173,6 +175,11 @@ impl Decided {
     }
 }
 
+/// Reads an option that must be there, be it null.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Option::deserialize(deserializer)
+}
+
 /// Reads a value, or takes the default for one that this program does not understand.
 fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(deserializer: D) -> Result<T, D::Error> {
     let value = Value::deserialize(deserializer)?;
@@ -243,7 +250,7 @@ mod tests {
             "witnesses": [{"key": "x"}, "ssh-ed25519 AAAA"],
             "unwitnessed": "no",
             "way_back": {
-                "files": [{"path": "/etc/a", "saved": "0", "mode": 420}, {"directory": "/etc/b"}],
+                "files": [{"path": "/etc/a", "saved": "0", "mode": 420}, {"directory": "/etc/b"}, {"path": "/etc/c", "blob": "1"}],
                 "restart": ["leafd.service", {"unit": "x"}],
                 "commands": [["nft"]],
             },

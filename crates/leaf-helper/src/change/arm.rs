@@ -39,6 +39,7 @@ impl Changes {
         }
         order.hub.check().map_err(|e| Error::Refused(chain(&e)))?;
         let store = Store::make(self)?;
+        self.resume(units).await?;
         {
             let _lock = store.lock().await?;
             if self.is_armed(&store, id)? {
@@ -70,6 +71,14 @@ impl Changes {
         }
         tracing::info!(change = %id, seconds, "armed; it goes back unless it is confirmed in time");
         Ok(())
+    }
+
+    /// Starts the guard of an open change, if it does not run: an earlier helper may have ended before it started it.
+    pub(crate) async fn resume(&self, units: &impl Units) -> Result<()> {
+        match Store::open(&self.directory)? {
+            Some(store) if store.is_open()? => Ok(units.begin_guard().await?),
+            _ => Ok(()),
+        }
     }
 
     /// Removes the question to the witness. None may be waited for.
@@ -229,7 +238,9 @@ impl Changes {
 /// Takes back a change that is not used by anything yet, as if it had never been armed.
 fn undo(store: &Store) -> Result<()> {
     if let Some(armed) = store.armed()? {
-        guard::put_back(store, &armed.way_back)?;
+        if let Some(failed) = guard::put_back(store, &armed.way_back).pop() {
+            return Err(failed.error);
+        }
         store.disarm()?;
     }
     store.tidy()

@@ -9,6 +9,7 @@ use leaf_core::id::ChangeId;
 use leaf_host::contract::{ARMED, GOING_BACK};
 use leaf_host::notify;
 use leaf_host::systemd::{Systemd, SystemdError};
+use rustix::io::Errno;
 
 use super::store::{Step, Store, decided, wall_clock};
 use super::{Moment, Units};
@@ -37,21 +38,77 @@ pub(super) enum Next {
     },
 }
 
+/// What this process has done of a way back: what an error makes it repeat does not restart the units again.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    /// The change whose units were restarted, and whether all files were back then.
+    restarted: Option<(ChangeId, bool)>,
+}
+
+/// The record of an open change.
+#[derive(Debug)]
+struct Open {
+    armed: Armed,
+    /// Whether it is the one that was prepared for the way back, since the other one can't be read.
+    is_second: bool,
+}
+
+/// A file that could not be put back.
+#[derive(Debug)]
+pub(super) struct NotBack {
+    path: String,
+    pub(super) error: Error,
+}
+
+impl NotBack {
+    /// Returns whether it may work later: the disk is full, or the kernel lacks something for the moment.
+    fn is_transient(&self) -> bool {
+        const TRANSIENT: [Errno; 8] = [
+            Errno::NOSPC,
+            Errno::DQUOT,
+            Errno::NOMEM,
+            Errno::NFILE,
+            Errno::MFILE,
+            Errno::AGAIN,
+            Errno::BUSY,
+            Errno::INTR,
+        ];
+        match &self.error {
+            Error::Io { source, .. } => source
+                .raw_os_error()
+                .is_some_and(|code| TRANSIENT.iter().any(|errno| errno.raw_os_error() == code)),
+            _ => false,
+        }
+    }
+}
+
 /// Watches over the open change of a state directory until it is decided, and takes the way back when its time is over, or
-/// in another boot. Without an open change it returns at once.
+/// in another boot. Without an open change it returns at once. What fails is tried again.
 pub(crate) async fn guard(directory: &Path) -> Result<()> {
     let units = Systemd::new(PATIENCE);
     let mut looks = 0;
     let mut is_ready = false;
     let mut restarted = None;
+    let mut taken = Taken::default();
+    let mut complaint = String::new();
     loop {
-        let next = look(directory, &units, Moment::now).await?;
+        let next = look(directory, &units, Moment::now, &mut taken).await;
         if !is_ready {
             notify::ready("watches over the open change");
             is_ready = true;
         }
-        let Next::Look { id, left_ms, apply } = next else {
-            return Ok(());
+        let (id, left_ms, apply) = match next {
+            Ok(Next::End) => return Ok(()),
+            Ok(Next::Look { id, left_ms, apply }) => (id, left_ms, apply),
+            Err(error) => {
+                let why = chain(&error);
+                if why != complaint {
+                    tracing::error!(error = why, "this is tried again until it works");
+                    complaint = why;
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+                continue;
+            }
         };
         let left = Duration::from_millis(left_ms);
         looks = if apply { looks + 1 } else { 0 };
@@ -76,7 +133,12 @@ pub(crate) async fn guard(directory: &Path) -> Result<()> {
 }
 
 /// Looks at the open change, and takes the way back if that is due.
-pub(super) async fn look(path: &Path, units: &impl Units, now: impl Fn() -> Result<Moment>) -> Result<Next> {
+pub(super) async fn look(
+    path: &Path,
+    units: &impl Units,
+    now: impl Fn() -> Result<Moment>,
+    taken: &mut Taken,
+) -> Result<Next> {
     let Some(store) = Store::open(path)? else {
         return Ok(Next::End);
     };
@@ -93,20 +155,22 @@ pub(super) async fn look(path: &Path, units: &impl Units, now: impl Fn() -> Resu
     let _lock = store.lock().await?;
     let now = now()?;
     let going_back = match readable(&store, store.going_back(), GOING_BACK)? {
-        Some(armed) => armed,
+        Some(open) => open,
         None => {
             // It may have been confirmed while the lock was awaited.
-            let Some(armed) = readable(&store, store.armed(), ARMED)? else {
+            let Some(open) = readable(&store, store.armed(), ARMED)? else {
                 return Ok(Next::End);
             };
-            if let Some(next) = not_due(&store, &armed, &now)? {
+            if !open.is_second
+                && let Some(next) = not_due(&store, &open.armed, &now)?
+            {
                 return Ok(next);
             }
             store.decide_back()?;
-            armed
+            open
         }
     };
-    go_back(&store, units, going_back, &now).await?;
+    go_back(&store, units, going_back, &now, taken).await?;
     Ok(Next::End)
 }
 
@@ -122,45 +186,82 @@ fn not_due(store: &Store, armed: &Armed, now: &Moment) -> Result<Option<Next>> {
     }))
 }
 
-/// Returns a record. One that can't be read is moved out of the way, since it would keep every other change from being armed.
-fn readable(store: &Store, read: Result<Option<Armed>>, name: &str) -> Result<Option<Armed>> {
-    match read {
-        Err(Error::Refused(why)) => {
-            tracing::error!(
-                why,
-                "nothing can be put back, since the record of the change can't be read"
-            );
-            store.set_aside(name)?;
-            Ok(None)
+/// Returns a record, or in the place of one that can't be read the one that was prepared for the way back. Without either it
+/// is moved out of the way, since it would keep every other change from being armed.
+fn readable(store: &Store, read: Result<Option<Armed>>, name: &str) -> Result<Option<Open>> {
+    let why = match read {
+        Err(Error::Refused(why)) => why,
+        read => {
+            return Ok(read?.map(|armed| Open {
+                armed,
+                is_second: false,
+            }));
         }
-        read => read,
+    };
+    if let Ok(Some(back)) = store.prepared_back() {
+        tracing::error!(
+            why,
+            "the record of the change can't be read, and its second one is used"
+        );
+        return Ok(Some(Open {
+            armed: back.armed,
+            is_second: true,
+        }));
     }
+    tracing::error!(
+        why,
+        "nothing can be put back, since the record of the change can't be read"
+    );
+    store.set_aside(name)?;
+    Ok(None)
 }
 
 /// Takes the way back of a change that is decided to go back. It can be taken again.
-async fn go_back(store: &Store, units: &impl Units, armed: Armed, now: &Moment) -> Result<()> {
+async fn go_back(
+    store: &Store,
+    units: &impl Units,
+    Open { armed, is_second }: Open,
+    now: &Moment,
+    taken: &mut Taken,
+) -> Result<()> {
     let id = armed.id;
     let is_this_boot = armed.boot_id == now.boot_id;
-    let why = if is_this_boot {
-        "it was not confirmed in time"
-    } else {
-        "the host was rebooted before it was confirmed"
-    };
+    let mut why = match (is_second, is_this_boot) {
+        (true, _) => "its record was damaged",
+        (false, true) => "it was not confirmed in time",
+        (false, false) => "the host was rebooted before it was confirmed",
+    }
+    .to_owned();
     tracing::warn!(change = %id, why, "goes back");
-    put_back(store, &armed.way_back)?;
-    for unit in &armed.way_back.restart {
-        // After a reboot a unit that is not active yet finds the files that were put back.
-        match units.restart(unit, is_this_boot).await {
-            Err(error @ SystemdError::Refused { .. }) => {
-                tracing::error!(change = %id, unit, error = chain(&error), "can't restart a unit");
+    let not_back = put_back(store, &armed.way_back);
+    // Whatever could not be put back: the units then use what could.
+    let restarted = (id, not_back.is_empty());
+    if taken.restarted != Some(restarted) {
+        for unit in &armed.way_back.restart {
+            // After a reboot a unit that is not started yet finds the files that were put back.
+            match units.restart(unit, is_this_boot).await {
+                Err(error @ SystemdError::Refused { .. }) => {
+                    tracing::error!(change = %id, unit, error = chain(&error), "can't restart a unit");
+                }
+                begun => begun?,
             }
-            begun => begun?,
         }
+        taken.restarted = Some(restarted);
+    }
+    let mut lost = Vec::new();
+    for file in not_back {
+        if file.is_transient() {
+            return Err(file.error);
+        }
+        lost.push(format!("{} ({})", file.path, chain(&file.error)));
+    }
+    if !lost.is_empty() {
+        why = format!("{why}; these files could not be put back: {}", lost.join(", "));
     }
     let outcome = Outcome {
         decision: Decision::Back,
         by: None,
-        why: Some(why.to_owned()),
+        why: Some(why),
         at: wall_clock(),
     };
     store.close_back(&decided(armed, outcome))?;
@@ -171,18 +272,19 @@ async fn go_back(store: &Store, units: &impl Units, armed: Armed, now: &Moment) 
     Ok(())
 }
 
-/// Puts the files of a way back into their places.
-pub(super) fn put_back(store: &Store, way_back: &WayBack) -> Result<()> {
-    // Each is tried, and the first error is returned.
-    let mut first = Ok(());
+/// Puts the files of a way back into their places, each whatever became of the others, and returns those that failed.
+pub(super) fn put_back(store: &Store, way_back: &WayBack) -> Vec<NotBack> {
+    let mut failed = Vec::new();
     for file in &way_back.files {
-        let put = put_file_back(store, Path::new(&file.path), file.saved.as_deref());
-        if let Err(error) = &put {
-            tracing::error!(path = file.path, error = chain(error), "can't put a file back");
+        if let Err(error) = put_file_back(store, Path::new(&file.path), file.saved.as_deref()) {
+            tracing::error!(path = file.path, error = chain(&error), "can't put a file back");
+            failed.push(NotBack {
+                path: file.path.clone(),
+                error,
+            });
         }
-        first = first.and(put);
     }
-    first
+    failed
 }
 
 fn put_file_back(store: &Store, path: &Path, saved: Option<&str>) -> Result<()> {

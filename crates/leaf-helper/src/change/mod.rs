@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use leaf_core::id::ChangeId;
 use leaf_host::contract::{CHANGE_DIRECTORY, GUARD_UNIT};
-use leaf_host::systemd::{Systemd, SystemdError, UnitJob, UnitJobOutcome};
+use leaf_host::systemd::{Systemd, SystemdError, UnitJob, UnitJobOutcome, UnitState};
 use leaf_trust::ssh_signature::{SignerKey, SignerKeyError};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
@@ -130,10 +130,13 @@ pub(crate) trait Units {
     /// Starts the guard anew, and waits until it has taken over. One that runs may be about to end, since no change was open.
     async fn start_guard(&self) -> Result<()>;
 
+    /// Begins the start of the guard, if it does not run.
+    async fn begin_guard(&self) -> std::result::Result<(), SystemdError>;
+
     /// Restarts a unit, and waits until it is ready.
     async fn restart_and_wait(&self, unit: &str, limit: Duration) -> Result<()>;
 
-    /// Begins the restart of a unit. `always` starts it if it is not active as well.
+    /// Begins the restart of a unit that is active or starting; `always`: also of another one.
     async fn restart(&self, unit: &str, always: bool) -> std::result::Result<(), SystemdError>;
 }
 
@@ -154,6 +157,10 @@ impl Units for Systemd {
         }
     }
 
+    async fn begin_guard(&self) -> std::result::Result<(), SystemdError> {
+        self.begin_job(UnitJob::Start, GUARD_UNIT).await
+    }
+
     async fn restart_and_wait(&self, unit: &str, limit: Duration) -> Result<()> {
         match self.run_job(UnitJob::Restart, unit, limit).await? {
             UnitJobOutcome::Done => Ok(()),
@@ -163,11 +170,11 @@ impl Units for Systemd {
     }
 
     async fn restart(&self, unit: &str, always: bool) -> std::result::Result<(), SystemdError> {
-        let job = if always {
-            UnitJob::Restart
-        } else {
-            UnitJob::TryRestart
-        };
-        self.begin_job(job, unit).await
+        // A TryRestart does nothing about a unit that is starting, which may have read the files before.
+        let is_up = |unit: UnitState| ["active", "activating", "reloading"].contains(&unit.active.as_str());
+        if always || self.loaded_unit(unit).await?.is_some_and(is_up) {
+            self.begin_job(UnitJob::Restart, unit).await?;
+        }
+        Ok(())
     }
 }

@@ -127,6 +127,11 @@ impl Store {
         self.write(BACK, decided)
     }
 
+    /// Returns the record of [`Self::prepare_back`].
+    pub(super) fn prepared_back(&self) -> Result<Option<Decided>> {
+        self.read(BACK)
+    }
+
     /// Makes space for the first step, which is then put into its place by [`Self::has_written`].
     pub(super) fn prepare_progress(&self, id: ChangeId) -> Result<()> {
         let step = Step::Written;

@@ -16,7 +16,7 @@ use leaf_trust::ssh_signature::{SshSignature, public_key_of};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use super::guard::{Next, look, note_applied, restart_for};
+use super::guard::{Next, Taken, look, note_applied, restart_for};
 use super::*;
 use crate::change::Order;
 use crate::error::Error;
@@ -68,11 +68,18 @@ impl Units for Noted {
             None if crashes::happened() => Err(Error::Failed("the process has ended".to_owned())),
             None => {
                 // As the real one, which has taken over once it looked.
-                let next = look(&self.directory, self, Moment::now).await?;
+                let next = look(&self.directory, self, Moment::now, &mut Taken::default()).await?;
                 assert!(matches!(next, Next::Look { apply: false, .. }), "{next:?}");
                 Ok(())
             }
         }
+    }
+
+    async fn begin_guard(&self) -> std::result::Result<(), SystemdError> {
+        if !crashes::happened() {
+            self.note("begin the guard".to_owned());
+        }
+        Ok(())
     }
 
     async fn restart_and_wait(&self, unit: &str, _: Duration) -> Result<()> {
@@ -206,7 +213,7 @@ impl Place {
     }
 
     async fn look(&self, now: impl Fn() -> Result<Moment>) -> Result<Next> {
-        look(self.path(), &self.units, now).await
+        look(self.path(), &self.units, now, &mut Taken::default()).await
     }
 
     fn armed(&self) -> Option<Armed> {
@@ -668,6 +675,7 @@ async fn a_record_of_a_newer_program_is_gone_back_from_and_one_that_is_no_record
         (7, "firewall")
     );
 
+    // Without a second record there is no way back.
     std::fs::write(place.path().join(ARMED), "{\"id\":").expect("a file");
     assert_eq!(place.look(Moment::now).await.expect("a look"), Next::End);
     assert!(place.has("unreadable.json") && !place.has(ARMED));
@@ -712,4 +720,108 @@ async fn the_last_sixteen_decided_changes_are_kept() {
         .count();
     assert_eq!(kept, 16);
     assert!(place.decided(id(20)).is_some());
+}
+
+#[tokio::test]
+async fn a_file_that_can_not_be_put_back_keeps_no_unit_from_its_restart_and_no_change_open() {
+    let place = Place::new();
+    place.arm(id(1), true).await.expect("armed");
+    let mut armed = serde_json::to_value(place.armed().expect("it is armed")).expect("JSON");
+    let files = armed["way_back"]["files"].as_array_mut().expect("a list");
+    for (path, saved) in [
+        ("/nowhere/at-all", "saved-0"),
+        ("relative", "saved-0"),
+        ("/tmp/x", "missing"),
+    ] {
+        files.insert(0, serde_json::json!({ "path": path, "saved": saved }));
+    }
+    std::fs::write(place.path().join(ARMED), armed.to_string()).expect("a file");
+    let now = too_late(&place.armed().expect("it is armed"));
+    assert_eq!(place.look(now).await.expect("a look"), Next::End);
+    assert_eq!(
+        place.units.asked().last().map(String::as_str),
+        Some("restart leafd.service")
+    );
+    // The others are back.
+    assert!(place.is_as_before(), "{:?}", place.files());
+    let decided = place.decided(id(1)).expect("a record");
+    assert_eq!(decided.decision(), Decision::Back);
+    let why = decided.outcome.expect("an outcome").why.expect("a reason");
+    for path in ["/nowhere/at-all", "relative", "/tmp/x"] {
+        assert!(why.contains(path), "{why}");
+    }
+    place.arm(id(2), true).await.expect("the next one is armed");
+}
+
+#[tokio::test]
+async fn units_are_restarted_once_while_a_file_waits_for_being_put_back() {
+    let place = Place::new();
+    place.arm(id(1), true).await.expect("armed");
+    let armed = place.armed().expect("it is armed");
+    let mut taken = Taken::default();
+    // Nothing can be closed, as on a disk that became read-only.
+    let decided = place.path().join(DECIDED).join(format!("{}.json", id(1)));
+    std::fs::create_dir_all(decided.join("in the way")).expect("a directory");
+    for _ in 0..3 {
+        let looked = look(place.path(), &place.units, too_late(&armed), &mut taken).await;
+        looked.expect_err("it can't be closed");
+        assert_eq!(place.hub().url, "tls://before");
+    }
+    let restarts = place
+        .units
+        .asked()
+        .iter()
+        .filter(|asked| asked.contains("leafd"))
+        .count();
+    assert_eq!(restarts, 1);
+    std::fs::remove_dir_all(decided).expect("removed");
+    let next = look(place.path(), &place.units, too_late(&armed), &mut taken).await;
+    assert_eq!(next.expect("it is closed"), Next::End);
+    assert!(place.is_as_before());
+}
+
+#[tokio::test]
+async fn a_helper_begins_the_guard_of_a_change_that_an_earlier_one_armed_without_it() {
+    for step in 0.. {
+        let place = Place::new();
+        crashes::after(Some(step));
+        let armed = place.arm(id(1), true).await;
+        crashes::after(None);
+        if !place.has(ARMED) {
+            continue;
+        }
+        // As a helper does when it starts, and before it refuses another change.
+        place.changes.resume(&place.units).await.expect("resumed");
+        assert_eq!(
+            place.units.asked().last().map(String::as_str),
+            Some("begin the guard")
+        );
+        let before = place.units.asked().len();
+        refusal(place.arm(id(2), true).await);
+        assert_eq!(place.units.asked()[before..], ["begin the guard"]);
+        if armed.is_ok() {
+            break;
+        }
+    }
+    let place = Place::new();
+    place.changes.resume(&place.units).await.expect("resumed");
+    assert_eq!(place.units.asked(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_damaged_record_is_replaced_by_the_one_that_was_prepared() {
+    for damaged in ["", "{\"id\":", "[]", "\u{0}\u{0}"] {
+        let place = Place::new();
+        place.arm(id(1), true).await.expect("armed");
+        std::fs::write(place.path().join(ARMED), damaged).expect("a file");
+        assert_eq!(place.look(Moment::now).await.expect("a look"), Next::End);
+        assert!(place.is_as_before(), "{:?}", place.files());
+        let decided = place.decided(id(1)).expect("a record");
+        let why = decided.outcome.expect("an outcome").why.expect("a reason");
+        assert!(why.contains("damaged"), "{why}");
+        assert_eq!(
+            place.units.asked().last().map(String::as_str),
+            Some("restart leafd.service")
+        );
+    }
 }

@@ -96,6 +96,8 @@ pub async fn serve(
         helper: helper.with_jobs(serving.jobs),
         running: JoinSet::new(),
     };
+    let resuming = work.helper.clone();
+    work.running.spawn(async move { resuming.resume_change().await });
     tokio::pin!(stop);
     let mut quiet_since = Instant::now();
     loop {

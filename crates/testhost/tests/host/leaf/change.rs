@@ -132,6 +132,7 @@ fn changes() -> Outcome {
     let mut leaf = Changed(Leaf::up_for(Duration::from_secs(25 * 60))?);
     everything_is_killed(&leaf)?;
     leafd_does_not_start(&leaf)?;
+    leafd_is_starting(&leaf)?;
     confirmed(&leaf)?;
     power_is_cut(&mut leaf)?;
     Ok(())
@@ -230,6 +231,45 @@ fn leafd_does_not_start(leaf: &Changed) -> Result<()> {
     leaf.went_back(5, "in time")?;
     leaf.0.answers()?;
     host.ok(&format!("rm -r {drop_in} && systemctl daemon-reload"))?;
+    Ok(())
+}
+
+/// A guard that a helper did not start is started by the next one; and in another boot it restarts a leafd that is starting, which may
+/// have read the new settings.
+fn leafd_is_starting(leaf: &Changed) -> Result<()> {
+    let host = &leaf.0.host;
+    leaf.arm(6, 3600)?;
+    leaf.0.until("leafd uses it", || {
+        Ok(leaf.record("progress.json")?["step"] == "applied")
+    })?;
+    host.ok("systemctl stop leaf-helper.service leaf-change.service")?;
+    let called = leaf.call("ListSecrets", &json!({}))?;
+    ensure!(called.status == 0, "{called:?}");
+    leaf.0.until("the guard is active", || {
+        let state = host.ok("systemctl show leaf-change --property=ActiveState --value")?;
+        Ok(state.trim() == "active")
+    })?;
+    let drop_in = "/run/systemd/system/leafd.service.d";
+    host.ok(&format!(
+        "mkdir -p {drop_in} && printf '[Service]\\nExecStartPre=/usr/bin/sleep 30\\n' >{drop_in}/change.conf \
+         && systemctl daemon-reload && systemctl restart --no-block leafd"
+    ))?;
+    leaf.0.until("leafd is starting", || {
+        let state = host.ok("systemctl show leafd --property=SubState --value")?;
+        Ok(state.trim() == "start-pre")
+    })?;
+    let starting = leaf.invocation()?;
+    host.ok(&format!(
+        "sed -i 's/\"boot_id\":\"[^\"]*\"/\"boot_id\":\"another\"/' {DIRECTORY}/armed.json"
+    ))?;
+    leaf.0.until("it went back", || {
+        Ok(!leaf.record(&format!("decided/{}.json", id(6)))?.is_null())
+    })?;
+    leaf.until_restarted(&starting)?;
+    host.ok(&format!(
+        "rm -r {drop_in} && systemctl daemon-reload && systemctl restart leafd"
+    ))?;
+    leaf.0.answers()?;
     Ok(())
 }
 
