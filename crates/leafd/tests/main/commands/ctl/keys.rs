@@ -354,7 +354,7 @@ pub(super) async fn witness() -> anyhow::Result<()> {
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644))?;
     ended(
         &site.fleet(&["rotate", "hub"]).await?,
-        1,
+        6,
         "other users can read it",
     )?;
     Ok(())
