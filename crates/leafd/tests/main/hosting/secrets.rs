@@ -482,7 +482,7 @@ async fn refused() -> anyhow::Result<()> {
         "does not exist",
     )?;
     let recipient = own.leaf.call(&ShowRecipient {}).await;
-    is_problem(recipient, ProblemCode::Unsupported, "no SSH host key")?;
+    is_problem(recipient, ProblemCode::Unsupported, "secrets need the host key")?;
     let patch: BTreeMap<&str, serde_json::Value> =
         BTreeMap::from([("secrets", serde_json::json!({ "password": null }))]);
     let set = SetContainer {
