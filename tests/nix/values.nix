@@ -63,6 +63,7 @@
   };
   trust = {
     allowedSignersFile = null;
+    allowedOpenpgpFile = null;
     revokedSignersFile = null;
     clock = "auto";
     requireSignature = null;

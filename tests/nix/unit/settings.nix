@@ -12,6 +12,7 @@ in
         import ../merge.nix values {
           trust = {
             allowedSignersFile = "/etc/cim-leaf/allowed_signers";
+            allowedOpenpgpFile = "/etc/cim-leaf/allowed_openpgp";
             clock = "untrusted";
             requireSignature = [
               "runs-code"
@@ -24,6 +25,7 @@ in
       )).trust;
     expected = {
       allowed_signers = "/etc/cim-leaf/allowed_signers";
+      allowed_openpgp = "/etc/cim-leaf/allowed_openpgp";
       revoked_signers = null;
       clock = "untrusted";
       require_signature = [
