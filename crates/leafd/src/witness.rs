@@ -25,13 +25,15 @@ use tokio::time::MissedTickBehavior;
 
 use crate::cli::Witness;
 use crate::complaints::Complaints;
-use crate::hub_override::{self, OverrideError};
+use crate::hub_override::{self, Holds, OverrideError};
 use crate::settings::{HELPER_SOCKET, Overrides, Settings};
 
 /// The period in which the hub is asked.
 const EVERY: Duration = Duration::from_secs(2);
 /// How long one try may take, whatever hangs: each part of it has a limit of its own, but a hub can have many servers.
-const TRY: Duration = Duration::from_secs(30);
+const TRY: Duration = Duration::from_secs(15);
+/// The longest text of a hub that is logged, in characters.
+const MAX_WHY: usize = 300;
 
 /// The directory of leafd's credentials, as its settings name it on NixOS. This process has its own copies.
 const CREDENTIALS_OF_LEAFD: &str = "/run/credentials/leafd.service";
@@ -53,6 +55,11 @@ enum TryError {
     /// The hub of the change can't be used.
     #[error("the hub that the change has written can't be used")]
     Override(#[source] OverrideError),
+    /// What this program would dial is not what the change wrote.
+    #[error(
+        "the hub of the open change is not in use: the settings (nats.embedded.hub) are others than when it was armed; it goes back"
+    )]
+    NotInUse,
     /// There is no hub.
     #[error("the settings name no hub (nats.embedded.hub)")]
     NoHub,
@@ -82,6 +89,8 @@ struct Question {
     id: ChangeId,
     leaf: LeafName,
     nonce: WitnessNonce,
+    /// Whether the change is armed, so that only its own hub proves anything. Before that, the hub that holds is asked.
+    is_armed: bool,
 }
 
 /// Asks until nothing is open.
@@ -143,7 +152,12 @@ async fn ask(flags: &Witness) {
 /// Returns what is to be signed, if anything is.
 fn question(directory: &Path) -> Result<Option<Question>, TryError> {
     if let Some(Asking { id, leaf, nonce }) = read(&directory.join(ASKING))? {
-        return Ok(Some(Question { id, leaf, nonce }));
+        return Ok(Some(Question {
+            id,
+            leaf,
+            nonce,
+            is_armed: false,
+        }));
     }
     let armed: Option<Armed> = read(&directory.join(ARMED))?;
     Ok(armed.and_then(|armed| {
@@ -152,6 +166,7 @@ fn question(directory: &Path) -> Result<Option<Question>, TryError> {
             id: armed.id,
             leaf: armed.leaf,
             nonce,
+            is_armed: true,
         })
     }))
 }
@@ -178,7 +193,10 @@ async fn confirm(flags: &Witness, question: &Question) -> Result<(), TryError> {
     if question.leaf != leaf {
         return Err(TryError::OtherLeaf(question.leaf.clone()));
     }
-    hub_override::apply(&mut settings, &flags.directory).map_err(TryError::Override)?;
+    let holds = hub_override::apply(&mut settings, &flags.directory).map_err(TryError::Override)?;
+    if question.is_armed && !is_of(&holds, question.id) {
+        return Err(TryError::NotInUse);
+    }
     let hub = settings.nats.embedded.and_then(|embedded| embedded.hub);
     let hub = hub.ok_or(TryError::NoHub)?;
     let hub = Hub {
@@ -195,7 +213,9 @@ async fn confirm(flags: &Witness, question: &Question) -> Result<(), TryError> {
     let reply = answer.map_err(|_| TryError::TooLong)?.map_err(TryError::Dial)?;
     let signature = match serde_json::from_slice(&reply) {
         Ok(WitnessReply::Signed { signature }) => signature,
-        Ok(WitnessReply::Refused { why }) => return Err(TryError::Refused(why)),
+        Ok(WitnessReply::Refused { why }) => {
+            return Err(TryError::Refused(why.chars().take(MAX_WHY).collect()));
+        }
         Ok(WitnessReply::Unknown) | Err(_) => return Err(TryError::Reply),
     };
     let socket = settings.containers.helper_socket;
@@ -205,6 +225,11 @@ async fn confirm(flags: &Witness, question: &Question) -> Result<(), TryError> {
         by: ConfirmedBy::Signature(signature),
     };
     client.insist(&op).await.map(drop).map_err(TryError::Helper)
+}
+
+/// Returns whether the hub that holds is what a change has written.
+fn is_of(holds: &Holds, change: ChangeId) -> bool {
+    matches!(holds, Holds::Override(hub) if hub.change == change)
 }
 
 /// Returns where this process has the credentials that systemd gives to leafd.

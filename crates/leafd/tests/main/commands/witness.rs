@@ -30,6 +30,11 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             unknown_witness,
         ),
         host.trial("the witness of another leaf's change asks nobody", needs, other_leaf),
+        host.trial(
+            "the witness asks nobody where another hub than the change's would be dialled",
+            needs,
+            not_in_use,
+        ),
     ]
 }
 
@@ -240,4 +245,23 @@ async fn other_leaf() -> anyhow::Result<()> {
     ensure!(Path::new(&scene.at("changes/asking.json")).exists());
     witness.kill().await?;
     scene.end().await
+}
+
+async fn not_in_use() -> anyhow::Result<()> {
+    let mut scene = Scene::begin(None).await?;
+    scene.site.start_agent()?;
+    // The section is another one than that in whose place the hub was written: what would be dialled is the section's hub.
+    let text = format!(
+        r#"{{"version":1,"change":"{CHANGE}","url":"tls://127.0.0.1:1","section":"{}"}}"#,
+        "0".repeat(64)
+    );
+    std::fs::write(scene.at("changes/hub.json"), text)?;
+    let (leaf, nonce) = (&scene.leaf, "a".repeat(64));
+    let armed = format!(r#"{{"version":1,"id":"{CHANGE}","leaf":"{leaf}","nonce":"{nonce}"}}"#);
+    std::fs::write(scene.at("changes/armed.json"), armed)?;
+    let mut witness = scene.start()?;
+    scene.says("the hub of the open change is not in use").await?;
+    ensure!(!scene.site.agent_log().contains("signed as a witness"));
+    witness.kill().await?;
+    Ok(())
 }
