@@ -30,7 +30,7 @@ pub enum FreshDialError {
     /// No server of the hub can be reached.
     #[error("can't reach the hub")]
     Dial(#[source] DialError),
-    /// What listens there is not the port for leaf nodes.
+    /// The address is a port of a NATS server for clients, not its port for leaf nodes.
     #[error(
         "{server} is a NATS server, but not its port for leaf nodes (7422, where its `leafnodes` block says no other)"
     )]
@@ -74,7 +74,7 @@ pub enum FreshDialError {
     },
 }
 
-/// What dials a hub anew.
+/// A client that sends one request to a hub, over a new connection as a leaf node for each.
 #[derive(Debug, Clone)]
 pub struct FreshDial {
     settings: ConnectSettings,

@@ -86,7 +86,7 @@ pub struct Renewals {
 pub struct Look {
     /// The container whose credentials are renewed now.
     pub renew: Option<ContainerName>,
-    /// When to look again.
+    /// The pause before the next look at the clock.
     pub again_after: Duration,
 }
 

@@ -58,7 +58,7 @@ async fn ask(hub: &Hub) -> Result<Vec<u8>, FreshDialError> {
         .await
 }
 
-/// What the agent's user in the account of the connections does: it answers each request with its subject.
+/// Answers each request to the hub with its subject, as the agent's user in the account of the connections.
 async fn answers(hub: &TestHub) -> anyhow::Result<JoinSet<()>> {
     let agent = hub.agent_in_links().await?;
     let mut requests = agent.subscribe(subject::hub_requests()).await?;

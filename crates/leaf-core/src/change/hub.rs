@@ -44,7 +44,7 @@ pub enum HubChangeError {
     /// A text is too long.
     #[error("the {what} has {bytes} bytes; at most {max} are allowed")]
     Size {
-        /// Which text.
+        /// The text's name, such as `CA file`.
         what: &'static str,
         /// Its size.
         bytes: usize,
@@ -54,7 +54,7 @@ pub enum HubChangeError {
     /// A text has a character that it can't have.
     #[error("the {what} contains {found:?}; it is a text of printable ASCII characters")]
     Character {
-        /// Which text.
+        /// The text's name, such as `CA file`.
         what: &'static str,
         /// The character.
         found: char,

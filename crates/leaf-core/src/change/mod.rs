@@ -32,7 +32,7 @@ pub fn witness_text(leaf: &LeafName, change: ChangeId, nonce: &WitnessNonce) -> 
     format!("cim-leaf witness 1\nleaf: {leaf}\nchange: {change}\nnonce: {nonce}\n")
 }
 
-/// What a leaf has its witness sign: 32 random bytes, made for one change; 64 hexadecimal digits as text.
+/// The nonce of a change, which its witness signs: 32 random bytes, as text 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String", extend("pattern" = "^[0-9a-f]{64}$"))]
@@ -84,7 +84,7 @@ impl fmt::Debug for WitnessNonce {
     }
 }
 
-/// Who confirms a change.
+/// The confirmation of a change: the signature of its witness, or the name of a person.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ConfirmedBy {

@@ -17,7 +17,7 @@ pub const KIND_HUB: &str = "hub";
 
 /// A change that is not decided: `armed.json`, and `going-back.json` while the way back is carried out.
 ///
-/// What a reader does not understand of a newer record has its default value, so that a leaf whose programs went back to older
+/// A field of a newer record that this version can't read gets its default value, so that a leaf whose programs went back to older
 /// ones can still take the way back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Armed {

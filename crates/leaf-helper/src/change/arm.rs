@@ -89,7 +89,7 @@ impl Changes {
         }
     }
 
-    /// Returns whether this change is armed and written. One of which that was interrupted is taken back.
+    /// Returns whether this change is armed and its files are written. If its arming was interrupted, it is taken back first.
     fn is_armed(&self, store: &Store, id: ChangeId) -> Result<bool> {
         if let Some(armed) = store.armed()? {
             if armed.id != id {
