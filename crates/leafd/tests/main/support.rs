@@ -4,6 +4,8 @@
 mod agent;
 #[path = "support/fleet_site.rs"]
 mod fleet_site;
+#[path = "support/helper.rs"]
+mod helper;
 #[path = "support/host.rs"]
 mod host;
 #[path = "support/hub.rs"]
@@ -23,7 +25,8 @@ use std::time::{Duration, Instant};
 
 pub(crate) use agent::{Manner, TestAgent};
 pub(crate) use fleet_site::{FleetSite, free_port, key_file};
-pub(crate) use host::{Host, Need, OLD_LEAFD, OPENPGP_LEAFD, helper};
+pub(crate) use helper::ServedHelper;
+pub(crate) use host::{Host, Need, OLD_LEAFD, OPENPGP_LEAFD};
 pub(crate) use hub::Hub;
 pub(crate) use hub_site::{HubSite, Weather, Wire};
 pub(crate) use leaf::{Setup, TestLeaf};

@@ -1,6 +1,5 @@
 //! `leafd witness`: a hub over TLS with its real agent, the real helper as a service, and what goes wrong between them.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -9,7 +8,7 @@ use leaf_core::id::LeafName;
 use libtest_mimic::Trial;
 use tokio::process::{Child, Command};
 
-use crate::support::{FleetSite, Host, LIMIT, Need, free_port, helper, until};
+use crate::support::{FleetSite, Host, LIMIT, Need, ServedHelper, free_port, until};
 
 pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     let needs = &[Need::Root, Need::HubAgent, Need::Helper];
@@ -44,8 +43,8 @@ const CHANGE: &str = "0193f6b0-4c1e-7000-8000-000000000000";
 struct Scene {
     site: FleetSite,
     leaf: LeafName,
+    helper: ServedHelper,
     directory: tempfile::TempDir,
-    helper: Child,
 }
 
 impl Scene {
@@ -54,7 +53,6 @@ impl Scene {
         let site = FleetSite::start().await?;
         let (leaf, setup) = site.leaf().await?;
         let directory = tempfile::tempdir()?;
-        std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755))?;
         let at = |name: &str| directory.path().join(name);
         setup
             .set(
@@ -66,44 +64,14 @@ impl Scene {
             Some(key) => key.to_owned(),
             None => std::fs::read_to_string(site.keys().join("hub/witness.pub"))?,
         };
-        let config = format!(
-            "leaf = \"{leaf}\"\nclient = \"nobody\"\nleaf_init = {:?}\nwitnesses = [{:?}]\n[paths]\nroots = {:?}\nconfs = {:?}\n\
-             gc_roots = {:?}\nstate = {:?}\nsecrets = {:?}\nrun = {:?}\nchanges = {:?}\n",
-            helper(),
-            witness.trim(),
-            at("roots"),
-            at("confs"),
-            at("gc_roots"),
-            at("helper-state"),
-            at("secrets"),
-            at("run"),
-            at("changes"),
-        );
-        std::fs::write(at("helper.toml"), config)?;
         std::fs::create_dir(at("changes"))?;
-        let log = std::fs::File::create(at("helper.log"))?;
-        let helper = Command::new(helper())
-            .args(["serve", "--config"])
-            .arg(at("helper.toml"))
-            .arg("--socket")
-            .arg(at("helper.sock"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()?;
+        let helper = ServedHelper::start(directory.path(), &leaf, &[witness.trim()]).await?;
         let scene = Self {
             site,
             leaf,
-            directory,
             helper,
+            directory,
         };
-        until("the helper listens", async || {
-            let log = scene.log_of("helper.log");
-            ensure!(!log.contains("Error:"), "{log}");
-            Ok(scene.at("helper.sock").exists().then_some(()))
-        })
-        .await?;
         Ok(scene)
     }
 
@@ -111,12 +79,8 @@ impl Scene {
         self.directory.path().join(name)
     }
 
-    fn log_of(&self, name: &str) -> String {
-        std::fs::read_to_string(self.at(name)).unwrap_or_default()
-    }
-
     fn log(&self) -> String {
-        self.log_of("witness.log")
+        std::fs::read_to_string(self.at("witness.log")).unwrap_or_default()
     }
 
     /// Writes the question that the helper asks before it arms a change.
@@ -148,25 +112,15 @@ impl Scene {
 
     async fn says(&self, what: &str) -> anyhow::Result<()> {
         until(&format!("the witness says {what:?}"), async || {
-            ensure!(
-                self.log().contains(what),
-                "{}{}",
-                self.log(),
-                self.log_of("helper.log")
-            );
+            ensure!(self.log().contains(what), "{}{}", self.log(), self.helper.log());
             Ok(Some(()))
         })
         .await
     }
-
-    async fn end(mut self) -> anyhow::Result<()> {
-        self.helper.kill().await?;
-        Ok(())
-    }
 }
 
 async fn ended(scene: &Scene, witness: &mut Child) -> anyhow::Result<()> {
-    let logs = || format!("{}{}", scene.log(), scene.log_of("helper.log"));
+    let logs = || format!("{}{}", scene.log(), scene.helper.log());
     let status = tokio::time::timeout(LIMIT, witness.wait()).await;
     let status = status.with_context(|| format!("the witness does not end: {}", logs()))??;
     ensure!(status.success(), "{status}: {}", logs());
@@ -186,14 +140,9 @@ async fn asks_until_it_signs() -> anyhow::Result<()> {
     scene.site.start_server().await?;
     scene.site.start_agent()?;
     ended(&scene, &mut witness).await?;
-    ensure!(
-        scene.is_answered(),
-        "{}{}",
-        scene.log(),
-        scene.log_of("helper.log")
-    );
+    ensure!(scene.is_answered(), "{}{}", scene.log(), scene.helper.log());
     ensure!(scene.site.agent_log().contains("signed as a witness"));
-    scene.end().await
+    Ok(())
 }
 
 async fn asks_the_hub_in_force() -> anyhow::Result<()> {
@@ -217,7 +166,7 @@ async fn asks_the_hub_in_force() -> anyhow::Result<()> {
     std::fs::remove_file(scene.at("changes/hub.json"))?;
     ended(&scene, &mut witness).await?;
     ensure!(scene.is_answered(), "{}", scene.log());
-    scene.end().await
+    Ok(())
 }
 
 async fn unknown_witness() -> anyhow::Result<()> {
@@ -232,7 +181,7 @@ async fn unknown_witness() -> anyhow::Result<()> {
         .await?;
     ensure!(!scene.is_answered());
     witness.kill().await?;
-    scene.end().await
+    Ok(())
 }
 
 async fn other_leaf() -> anyhow::Result<()> {
@@ -244,7 +193,7 @@ async fn other_leaf() -> anyhow::Result<()> {
     ensure!(!scene.site.agent_log().contains("signed as a witness"));
     ensure!(Path::new(&scene.at("changes/asking.json")).exists());
     witness.kill().await?;
-    scene.end().await
+    Ok(())
 }
 
 async fn not_in_use() -> anyhow::Result<()> {
