@@ -268,6 +268,17 @@ impl CommandId {
     }
 }
 
+impl ChangeId {
+    /// Returns the id of the change that a command asks for: the same for one that is sent again, also after leafd was started again.
+    #[must_use]
+    pub fn of_command(caller: &Caller, command: &CommandId) -> Self {
+        let hash = Sha256::digest(format!("change\n{caller}\n{command}"));
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&hash[..16]);
+        Self(uuid::Builder::from_custom_bytes(bytes).into_uuid())
+    }
+}
+
 impl ContainerName {
     /// Checks that a container of this name can start. The names that this type holds are those of nixos-container, and
     /// some of them can't: containers of other tools, and of a leaf before it checked this, have them.
@@ -352,7 +363,7 @@ uuid_id!(
     JobId, "a job id"
 );
 uuid_id!(
-    /// The id of a change that can cut a leaf off: a version 7 UUID.
+    /// The id of a change that can cut a leaf off: a UUID.
     ChangeId, "a change's id"
 );
 uuid_id!(

@@ -63,6 +63,9 @@ pub struct Run {
     /// The leaf's name.
     #[arg(long, value_name = "NAME")]
     pub name: Option<LeafName>,
+    /// The state directory of changes that can cut the leaf off, which leaf-helper writes.
+    #[arg(long, value_name = "DIR", default_value = leaf_host::contract::CHANGE_DIRECTORY)]
+    pub changes: PathBuf,
 }
 
 /// The flags of `leafd witness`.

@@ -12,11 +12,12 @@
 //! | [`daemon`], [`recovery`], [`lease`], [`hub`], [`tasks`] | the start and the end: equipment, state, the leaf's name, here and at the hub, all tasks |
 //! | [`main_loop`], [`wake`], [`clock`], [`commits`], [`workers`] | the loop: inputs, the journal, effects |
 //! | [`listeners`], [`hardware`] | sources of inputs: commands, observations, scans |
-//! | [`hub_override`], [`witness`] | changes that can cut the leaf off: another hub in the settings' place, and `leafd witness`, a process of its own |
+//! | [`changes`], [`hub_override`], [`witness`] | changes that can cut the leaf off: another hub in the settings' place, and `leafd witness`, a process of its own |
 //! | [`trust`] | signatures of commands: who may sign, and whether one is new |
 //! | [`steps`], [`container_users`], [`helper`], [`job`] | work on the host: containers and their NATS users, host operations, jobs |
 //! | [`publisher`], [`mirror`] | copies of the journal: the stream and the bucket `leaf_state` |
 
+pub mod changes;
 pub mod check_nats;
 pub mod cli;
 pub mod clock;

@@ -24,7 +24,7 @@ fn main() -> ExitCode {
             finish(
                 Settings::load(run.config.as_deref(), &overrides)
                     .map_err(Into::into)
-                    .and_then(daemon::run),
+                    .and_then(|settings| daemon::run(settings, &run.changes)),
             )
         }
         Command::CheckConfig { files, file } => finish(check_config(&file, files)),

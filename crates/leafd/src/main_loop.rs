@@ -321,6 +321,7 @@ impl MainLoop {
                 Effect::FindForeign(name) => self.workers.find_foreign(name),
                 Effect::ChangeSecret(change) => self.workers.change_secret(change),
                 Effect::ObserveSecrets { moves } => self.workers.observe_secrets(moves),
+                Effect::Change { number, step } => self.workers.change(number, step),
                 Effect::TakeSteps {
                     container,
                     after,

@@ -13,7 +13,7 @@ use leaf_bus::serve::Responder;
 use leaf_container::{Foreign, ObserveError, ObserveErrorKind};
 use leaf_core::command::{ContainerList, LogChunk};
 use leaf_core::container::Container;
-use leaf_core::decide::{InUse, Question, SecretChange};
+use leaf_core::decide::{ChangeStep, InUse, Question, SecretChange};
 use leaf_core::engine::{Capabilities, Input};
 use leaf_core::error::chain;
 use leaf_core::event::ContainerStep;
@@ -31,6 +31,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use crate::changes::{self, HubSettings};
 use crate::clock::Clock;
 use crate::helper::HostHelper;
 use crate::job::{self, JobHost};
@@ -73,6 +74,10 @@ pub struct Equipment {
     pub containers: Result<Arc<ContainerHost>, String>,
     /// The helper that keeps secrets, or the reason why this leaf keeps none.
     pub secrets: Result<HostHelper, String>,
+    /// The helper that makes changes which can cut the leaf off, or the reason why this leaf makes none.
+    pub changes: Result<HostHelper, String>,
+    /// The hub, and the settings that it comes from.
+    pub hub: HubSettings,
     /// The host of jobs, or the reason why this leaf runs none.
     pub jobs: Result<JobHost, String>,
     /// Numbers of requested rescans.
@@ -313,6 +318,17 @@ impl Workers {
             let outcome = secrets::change(helper, change).await;
             // Fails only when the daemon is ending and the main loop is gone.
             let _ = inputs.send(Input::SecretMade { name, outcome }.into()).await;
+        });
+    }
+
+    /// Has the helper carry out a step of a change that can cut the leaf off.
+    pub fn change(&mut self, number: u64, step: ChangeStep) {
+        let (helper, hub) = (self.equipment.changes.clone(), self.equipment.hub.clone());
+        let inputs = self.equipment.inputs.clone();
+        self.steps.run(async move {
+            let outcome = changes::carry_out(helper, hub, step).await;
+            // Fails only when the daemon is ending and the main loop is gone.
+            let _ = inputs.send(Input::Changed { number, outcome }.into()).await;
         });
     }
 

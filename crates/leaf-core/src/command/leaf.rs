@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::declare::commands;
 use crate::event::HostFacts;
-use crate::id::{Caller, InstanceId, LeafName};
+use crate::host_op::Secret;
+use crate::id::{Caller, ChangeId, InstanceId, LeafName};
 use crate::labels::Labels;
 use crate::state::RawEntry;
 
@@ -34,11 +35,82 @@ commands! {
         remove: BTreeSet<String>,
     } -> LeafLabels
 
+    /// Moves the leaf to another hub. Unless that is confirmed in time, by a witness over a new connection or by a person with
+    /// `leaf.confirm`, the leaf goes back by itself. Answered when the way back is armed; leafd restarts some seconds later.
+    MoveTo: MoveLeaf = "move_to" {
+        kind: Change, about: Leaf, needs: Nothing, disk: Takes, power: CutsOff,
+        if_generation: Ignored, success: Answered, while_stuck: Refused,
+    } {
+        /// The URL of the hub's port for leaf nodes, `tls://hub.example:7422`, or several with commas between them.
+        url: String,
+        /// The CA certificates that are trusted there, in PEM; without them those that the leaf trusts now.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ca: Option<String>,
+        /// The content of the leaf's credentials file there; without it the credentials that it has now.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        credentials: Option<Secret>,
+        /// The time in which it must be confirmed, in seconds: 30 to 3600, without it 120.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seconds: Option<u32>,
+        /// Whether only a person can confirm it: where no witness is set, or it does not answer now.
+        #[serde(default, skip_serializing_if = "is_false")]
+        no_witness: bool,
+    } -> OpenChange
+
+    /// Confirms the open change of the leaf, so that it stays.
+    Confirm: ConfirmLeafChange = "confirm" {
+        kind: Change, about: Leaf, needs: Nothing, disk: Frees, power: CutsOff,
+        if_generation: Ignored, success: Answered, while_stuck: Refused,
+    } {
+        /// The change.
+        id: ChangeId,
+    } -> ConfirmedChange
+
     /// Says what a signature of this caller must have, for a command to be accepted by this leaf now.
     Challenge: ChallengeSigner = "challenge" {
         kind: Query, about: Leaf, needs: Nothing, disk: Untouched, power: Reads,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {} -> Challenge
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(flag: &bool) -> bool {
+    !*flag
+}
+
+/// A change that can cut the leaf off, and that is not decided yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct OpenChange {
+    /// The change.
+    pub id: ChangeId,
+    /// What is changed: `hub`.
+    pub kind: String,
+    /// Who asked for it, if the record says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller: Option<Caller>,
+    /// The URL of the hub that the leaf moves to, of a change of the hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// The time after which the leaf goes back, in seconds; 0 if it does so now.
+    pub seconds_left: u64,
+    /// Whether only a person can confirm it.
+    pub unwitnessed: bool,
+}
+
+/// A change that was confirmed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ConfirmedChange {
+    /// The change.
+    pub id: ChangeId,
+}
+
+/// The hub that a confirmed or open change has put into the place of that of the leaf's settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HubInPlace {
+    /// The change.
+    pub change: ChangeId,
+    /// The hub's URL.
+    pub url: String,
 }
 
 /// The leaf's requirements for a signature of this caller at this moment.
@@ -122,6 +194,12 @@ pub struct LeafReport {
     /// Until when its credentials at a given NATS server are valid; absent if they have no end, or its server is its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials_until: Option<Timestamp>,
+    /// The change that can cut it off and is not decided yet, if one is open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<OpenChange>,
+    /// The hub that is used in the place of that of its settings, until a new system changes these (`nats.embedded.hub`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub_in_place: Option<HubInPlace>,
     /// The access of its own people at its embedded NATS server, which they keep while the hub is away; absent if it has no embedded
     /// server.
     #[serde(default, skip_serializing_if = "Option::is_none")]

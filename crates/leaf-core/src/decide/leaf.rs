@@ -1,6 +1,6 @@
 //! Decides the commands about the leaf itself.
 
-use super::{Context, Decision, Question, Reply, conflict, invalid, known, only, unreadable};
+use super::{Context, Decision, Question, Reply, change, conflict, invalid, known, only, unreadable};
 use crate::aggregate::Aggregate;
 use crate::command::leaf::{Command, LabelLeaf, LeafLabels};
 use crate::event::LeafLabelled;
@@ -12,6 +12,8 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
     match command {
         Command::Show(_) => Ok(only(Reply::LeafReport)),
         Command::Label(command) => label(state, command, context),
+        Command::MoveTo(command) => change::move_to(command, context),
+        Command::Confirm(command) => Ok(change::confirm(command, context)),
         Command::Challenge(_) => {
             let question = Question::Challenge(context.caller.clone());
             Ok(only(Reply::FromHost(question)))

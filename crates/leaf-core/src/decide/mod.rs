@@ -3,6 +3,7 @@
 //! [`decide`] returns the facts to record and the source of the reply. Nothing has happened yet when it returns: the
 //! [engine](crate::engine) records the facts, and everything else follows their commit.
 
+mod change;
 mod container;
 mod hardware;
 mod job;
@@ -10,6 +11,9 @@ mod leaf;
 mod nix;
 mod secret;
 
+pub use change::{
+    ChangeStep, DEFAULT_SECONDS, Move, ObservedChanges, change_armed, change_confirmed, changes_observed,
+};
 pub use container::{LogQuery, adopt};
 pub use job::{after_job, needless_jobs};
 pub use secret::{SecretChange, secret_changed, secrets_observed};
@@ -102,6 +106,8 @@ pub enum Reply {
     When(Target),
     /// [Decided](adopt) after a search of the host for a foreign container of this name.
     AfterSearch(ContainerName),
+    /// The outcome of this step of a change that can cut the leaf off, once the helper has carried it out.
+    WhenChanged(ChangeStep),
     /// The outcome of this change, once the helper has made it: [the facts](secret_changed) follow from what it reports.
     WhenMade(SecretChange),
 }

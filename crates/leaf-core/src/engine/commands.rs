@@ -180,7 +180,7 @@ impl Engine {
         match reply {
             Reply::Known(value) => self.accept(turn, accepted, to_json(&value)),
             Reply::LeafReport => {
-                let report = self.report(&turn.at.conditions);
+                let report = self.report(&turn.at);
                 self.accept(turn, accepted, to_json(&report));
             }
             Reply::JobReport(id) => {
@@ -222,6 +222,7 @@ impl Engine {
                 turn.effects.push(Effect::FindForeign(name.clone()));
                 self.waiting.adopt(name, accepted);
             }
+            Reply::WhenChanged(step) => self.change(turn, step, accepted),
             Reply::WhenMade(change) => self.change_secret(turn, change, accepted),
         }
     }
@@ -299,6 +300,7 @@ impl Engine {
         };
         let waiting = self.waiting.find(&record.caller, id);
         let waiting = waiting.or_else(|| self.secrets.find(&record.caller, id));
+        let waiting = waiting.or_else(|| self.changes.find(&record.caller, id));
         let reply = match waiting {
             Some(waiting) if waiting.record.fingerprint == record.fingerprint => {
                 waiting.to.push(to);

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::command::{Command, CommandKind, CommandRecord, HubReport, LocalAccess, container};
 use crate::container::{ForeignContainer, ObservedContainer};
-use crate::decide::InUse;
+use crate::decide::{InUse, ObservedChanges};
 use crate::event::HostFacts;
 use crate::hardware::Inventory;
 use crate::host_op::StoredSecret;
@@ -81,6 +81,15 @@ pub enum Input {
         /// All that the host has.
         found: Vec<StoredSecret>,
     },
+    /// The helper has carried out a step of a change that can cut the leaf off, or has not.
+    Changed {
+        /// The number of [the effect](super::Effect::Change).
+        number: u64,
+        /// Why not, if it has not.
+        outcome: Result<(), Problem>,
+    },
+    /// The host's changes that can cut the leaf off were observed.
+    ChangesObserved(Box<ObservedChanges>),
     /// The publisher has learnt more about the stream's content.
     Published {
         /// The sequence number of the stream's first event, or of the next event if it is empty; 0 if unknown.

@@ -27,6 +27,7 @@
 //! to the fact. The consequences of one input are bounded by the size of the state.
 
 mod admission;
+mod changes;
 mod commands;
 mod containers;
 mod hardware;
@@ -66,6 +67,7 @@ pub use input::{At, Conditions, FreeSpace, FreshIds, Input, Request, RequestId, 
 pub use output::{Answer, Batch, Effect, Immediate, Outputs, Record};
 
 use admission::Admission;
+use changes::Changes;
 use jobs::RunningJobs;
 use secrets::SecretChanges;
 use turn::Turn;
@@ -125,6 +127,7 @@ pub struct Engine {
     jobs: RunningJobs,
     admission: Admission,
     secrets: SecretChanges,
+    changes: Changes,
     /// The number of the last rescan.
     rescan: u64,
     /// The last sequence number acknowledged by the stream.
@@ -175,6 +178,7 @@ impl Engine {
             jobs: RunningJobs::default(),
             admission,
             secrets,
+            changes: Changes::default(),
             rescan: 0,
             published: 0,
             hub: None,
@@ -221,6 +225,8 @@ impl Engine {
             Input::JobEnded(id, outcome) => self.job_ended(turn, id, outcome),
             Input::SecretMade { name, outcome } => self.secret_made(turn, &name, outcome),
             Input::SecretsObserved { moves, found } => self.secrets_seen(turn, moves, &found),
+            Input::Changed { number, outcome } => self.changed(turn, number, outcome),
+            Input::ChangesObserved(seen) => self.changes_seen(turn, *seen),
             Input::Published { first, last } => self.stream_holds(turn, first, last),
             Input::HubHeard(report) => self.hub = Some(*report),
             Input::CredentialsUntil(time) => self.credentials_until = time,
@@ -425,7 +431,7 @@ impl Engine {
     pub fn may_end(&self, moment: Moment, conditions: &Conditions) -> bool {
         let Some(stop) = self.stop else { return false };
         let is_late = moment.since(stop.since) > LAST_COMMANDS;
-        let is_waiting = self.waiting.is_soon_over() || !self.secrets.is_idle();
+        let is_waiting = self.waiting.is_soon_over() || !self.secrets.is_idle() || !self.changes.is_idle();
         let is_answered = (stop.drained && !is_waiting) || is_late;
         let is_committed = self.recorded == conditions.committed;
         !self.reconciler.is_under_way(conditions.committed)

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::command::CommandRecord;
 use crate::container::Container;
-use crate::decide::{Question, SecretChange};
+use crate::decide::{ChangeStep, Question, SecretChange};
 use crate::event::EventRecord;
 use crate::id::{CommandId, ContainerName, JobId};
 use crate::job::Job;
@@ -92,6 +92,14 @@ pub enum Effect {
     ObserveSecrets {
         /// The number of changes that have begun or ended before.
         moves: u64,
+    },
+    /// Have the helper carry out a step of a change that can cut the leaf off. Its end comes back as
+    /// [`Changed`](super::Input::Changed).
+    Change {
+        /// Its number.
+        number: u64,
+        /// The step.
+        step: ChangeStep,
     },
     /// Take the steps that move a container from observed to desired state. At most one such effect of a container is in
     /// flight: its end comes back as [`StepsEnded`](super::Input::StepsEnded).

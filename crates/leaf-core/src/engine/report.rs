@@ -7,10 +7,11 @@ use crate::job::JobPhase;
 use crate::labels;
 
 use super::Engine;
-use super::input::Conditions;
+use super::input::At;
 
 impl Engine {
-    pub(super) fn report(&self, conditions: &Conditions) -> LeafReport {
+    pub(super) fn report(&self, at: &At) -> LeafReport {
+        let conditions = &at.conditions;
         let state = self.state();
         let leaf = state.leaf.as_ref().expect("an instance records its start first");
         let capabilities = self.admission.capabilities();
@@ -48,6 +49,8 @@ impl Engine {
             raw_entries: state.raw_entries(),
             hub: self.hub.clone(),
             credentials_until: self.credentials_until,
+            change: self.changes.open(at.moment),
+            hub_in_place: self.changes.hub_in_place(),
             local_access: self.local_access.clone(),
         }
     }

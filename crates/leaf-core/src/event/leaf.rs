@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::declare::facts;
-use crate::id::{Caller, InstanceId, LeafName};
+use crate::id::{Caller, ChangeId, InstanceId, LeafName};
 use crate::labels::Labels;
 
 facts! {
@@ -56,6 +56,48 @@ facts! {
         /// The number of other callers' refused signatures that no event counts.
         #[serde(default, skip_serializing_if = "is_zero")]
         others: u64,
+    }
+
+    /// A change that can cut the leaf off was armed: it goes back unless it is confirmed in time.
+    ChangeArmed: LeafChangeArmed = "change_armed" v 1 about Leaf {
+        /// The change.
+        change: ChangeId,
+        /// What is changed: `hub`.
+        kind: String,
+        /// The caller who asked for it, if the record says so.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        caller: Option<Caller>,
+        /// The URL of the hub that the leaf moves to, of a change of the hub.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        url: Option<String>,
+        /// Whether only a person can confirm it.
+        unwitnessed: bool,
+    }
+
+    /// A change that can cut the leaf off was confirmed, and stays.
+    ChangeConfirmed: LeafChangeConfirmed = "change_confirmed" v 1 about Leaf {
+        /// The change.
+        change: ChangeId,
+        /// Who confirmed it: a caller, or the fingerprint of a witness's key (`SHA256:…`); absent if the record does not say.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<String>,
+    }
+
+    /// A change that can cut the leaf off was taken back, since nobody confirmed it in time, or its host was started again.
+    ChangeWentBack: LeafChangeWentBack = "change_went_back" v 1 about Leaf {
+        /// The change.
+        change: ChangeId,
+        /// The reason, if the record says one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        why: Option<String>,
+    }
+
+    /// The leaf's settings name another hub than when a change put one into its place: that of the settings is used again.
+    HubInPlaceEnded: LeafHubInPlaceEnded = "hub_in_place_ended" v 1 about Leaf {
+        /// The change that had put it there.
+        change: ChangeId,
+        /// The URL of the hub that is not used any more.
+        url: String,
     }
 
     /// A snapshot of the whole state, from which a replay can start. A large state comes in several parts with

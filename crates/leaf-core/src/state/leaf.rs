@@ -1,14 +1,17 @@
 //! The leaf itself in the state: the entry `leaf`.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use super::{Entry, Kind, State, snapshot};
 use crate::aggregate::Aggregate;
 use crate::event::Event;
 use crate::event::leaf::{HostFacts, LeafFact};
-use crate::id::{InstanceId, LeafName};
+use crate::id::{ChangeId, InstanceId, LeafName};
 use crate::labels::{self, Labels};
 
 /// The leaf itself: the entry `leaf`.
@@ -33,6 +36,67 @@ pub struct LeafState {
         deserialize_with = "labels::read_texts"
     )]
     pub labels: Labels,
+    /// The last changes that can cut it off, of which its events tell.
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "read_changes"
+    )]
+    pub changes: BTreeMap<ChangeId, ToldChange>,
+    /// The last change of which its events tell that its hub is not used any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub_in_place_ended: Option<ChangeId>,
+}
+
+/// A change that can cut the leaf off, as the leaf's events recorded it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ToldChange {
+    /// The stage that the last of them recorded.
+    pub stage: ChangeStage,
+    /// The sequence number of the last of them.
+    pub told_at: u64,
+}
+
+/// The stage of a change that can cut the leaf off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeStage {
+    /// It was armed.
+    Armed,
+    /// It was confirmed.
+    Confirmed,
+    /// It was taken back.
+    WentBack,
+}
+
+/// Reads the changes whose id and stage this version knows: other ones are of a newer version, and are kept as unknown fields.
+fn read_changes<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<ChangeId, ToldChange>, D::Error> {
+    let all = BTreeMap::<String, Value>::deserialize(deserializer)?;
+    let known = all
+        .into_iter()
+        .filter_map(|(id, told)| Some((id.parse().ok()?, serde_json::from_value(told).ok()?)));
+    Ok(known.collect())
+}
+
+/// The number of changes that are kept: more than the host keeps records of.
+const CHANGES_KEPT: usize = 32;
+
+/// Notes the stage of a change.
+fn note_change(state: &mut State, change: ChangeId, stage: ChangeStage, told_at: u64) -> Vec<String> {
+    let Some(leaf) = &mut state.leaf else {
+        return Vec::new();
+    };
+    leaf.changes.insert(change, ToldChange { stage, told_at });
+    while leaf.changes.len() > CHANGES_KEPT {
+        let oldest = leaf.changes.iter().min_by_key(|(_, told)| told.told_at);
+        let Some(oldest) = oldest.map(|(id, _)| *id) else {
+            break;
+        };
+        leaf.changes.remove(&oldest);
+    }
+    vec![Aggregate::Leaf.key()]
 }
 
 pub(super) const KIND: Kind = Kind {
@@ -51,7 +115,10 @@ pub(super) fn apply(state: &mut State, fact: &LeafFact, event: &Event) -> Vec<St
     let now = event.time;
     match fact {
         LeafFact::Started(f) => {
-            let labels = state.leaf.take().map(|before| before.labels);
+            let before = state.leaf.take();
+            let (labels, changes, hub_in_place_ended) = before
+                .map(|before| (before.labels, before.changes, before.hub_in_place_ended))
+                .unwrap_or_default();
             state.leaf = Some(LeafState {
                 name: f.leaf.clone(),
                 instance: f.instance,
@@ -59,7 +126,9 @@ pub(super) fn apply(state: &mut State, fact: &LeafFact, event: &Event) -> Vec<St
                 started_at: now,
                 host: f.host.clone(),
                 stopped: false,
-                labels: labels.unwrap_or_default(),
+                labels,
+                changes,
+                hub_in_place_ended,
             });
             vec![Aggregate::Leaf.key()]
         }
@@ -73,6 +142,16 @@ pub(super) fn apply(state: &mut State, fact: &LeafFact, event: &Event) -> Vec<St
         LeafFact::Labelled(f) => match &mut state.leaf {
             Some(leaf) => {
                 leaf.labels.clone_from(&f.labels);
+                vec![Aggregate::Leaf.key()]
+            }
+            None => Vec::new(),
+        },
+        LeafFact::ChangeArmed(f) => note_change(state, f.change, ChangeStage::Armed, event.sequence),
+        LeafFact::ChangeConfirmed(f) => note_change(state, f.change, ChangeStage::Confirmed, event.sequence),
+        LeafFact::ChangeWentBack(f) => note_change(state, f.change, ChangeStage::WentBack, event.sequence),
+        LeafFact::HubInPlaceEnded(f) => match &mut state.leaf {
+            Some(leaf) => {
+                leaf.hub_in_place_ended = Some(f.change);
                 vec![Aggregate::Leaf.key()]
             }
             None => Vec::new(),

@@ -13,7 +13,7 @@ mod secret;
 mod snapshot;
 
 pub use job::REMEMBERED_JOBS;
-pub use leaf::LeafState;
+pub use leaf::{ChangeStage, LeafState, ToldChange};
 pub use raw::{RawEntry, RawEvent};
 pub(crate) use snapshot::SHARES;
 pub use snapshot::{SNAPSHOT_KEY, fit_entry};

@@ -376,6 +376,25 @@ fn an_unknown_field_outside_the_desired_state_is_kept_and_the_container_is_manag
 }
 
 #[test]
+fn a_change_of_a_newer_stage_is_kept_in_the_leafs_entry_and_its_other_changes_are_known() {
+    let known = "0193f6b0-4c1e-7000-8000-000000000000";
+    let newer = "0193f6b0-4c1e-7000-8000-000000000001";
+    let entry = json!({
+        "name": "edge-1", "instance": known, "version": "9", "started_at": "2026-11-30T12:00:00Z", "stopped": false,
+        "host": { "hostname": "edge-1", "system": "x86_64-linux", "kernel": "6.12", "boot_id": "b" },
+        "changes": {
+            known: { "stage": "armed", "told_at": 7, "witness": "hub-b" },
+            newer: { "stage": "asked_again", "told_at": 8 },
+            "by_name": { "a": 1 },
+        },
+    });
+    let state = State::from_entries(8, [("leaf".to_owned(), entry.clone())]);
+    let changes = &state.leaf.as_ref().expect("it is known").changes;
+    assert_eq!(changes.len(), 1, "{changes:?}");
+    assert_eq!(state.entry("leaf"), Some(entry));
+}
+
+#[test]
 fn an_event_with_an_unknown_desired_field_or_variant_is_not_read_partially() {
     let state = with_container(json!({}));
     let container = state.containers.values().next().expect("it is there").clone();

@@ -191,6 +191,7 @@ proptest! {
                 }
                 Reply::Known(_)
                 | Reply::LeafReport
+                | Reply::WhenChanged(_)
                 | Reply::When(Target::Hardware)
                 | Reply::WhenMade(SecretChange::Set { .. })
                 | Reply::FromHost(Question::Recipient | Question::Challenge(_)) => {}

@@ -291,6 +291,30 @@ fn exit() -> impl Strategy<Value = Exit> {
     ]
 }
 
+/// A fact about a change that can cut the leaf off.
+fn change_fact() -> impl Strategy<Value = Fact> {
+    (0..3u128, 0..4).prop_map(|(id, kind)| {
+        let change = ChangeId(Uuid::from_u128(id));
+        match kind {
+            0 => LeafChangeArmed {
+                change,
+                kind: "hub".to_owned(),
+                caller: None,
+                url: None,
+                unwitnessed: false,
+            }
+            .into(),
+            1 => LeafChangeConfirmed { change, by: None }.into(),
+            2 => LeafChangeWentBack { change, why: None }.into(),
+            _ => LeafHubInPlaceEnded {
+                change,
+                url: "tls://b".to_owned(),
+            }
+            .into(),
+        }
+    })
+}
+
 fn snapshot() -> impl Strategy<Value = LeafSnapshotted> {
     let entry = prop_oneof![
         device().prop_map(|d| (format!("device.{}", d.id), serde_json::to_value(d).expect("JSON"))),
@@ -354,6 +378,7 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
         })),
         (instance(), text).prop_map(|(instance, reason)| Fact::from(LeafStopped { instance, reason })),
         (caller(), labels()).prop_map(|(caller, labels)| Fact::from(LeafLabelled { caller, labels })),
+        change_fact(),
         snapshot().prop_map(Fact::from),
         unknown_fact(),
     ];

@@ -301,6 +301,11 @@ pub(super) fn secrets_helper(settings: &Settings, leaf: &LeafName) -> Result<Hos
     host_helper(settings, leaf, "secrets")
 }
 
+/// Returns the helper for changes that can cut the leaf off, or the reason why this leaf makes none.
+pub(super) fn changes_helper(settings: &Settings, leaf: &LeafName) -> Result<HostHelper, String> {
+    host_helper(settings, leaf, "changes that can cut the leaf off")
+}
+
 /// Returns the helper, or the reason why there is none for what needs it.
 fn host_helper(settings: &Settings, leaf: &LeafName, what: &str) -> Result<HostHelper, String> {
     let containers = &settings.containers;

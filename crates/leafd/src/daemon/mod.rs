@@ -7,12 +7,14 @@ mod equipment;
 mod running;
 mod store;
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use leaf_host::signals::Termination;
 use tokio::runtime::{Handle, Runtime};
 
+use crate::changes::HubSettings;
 use crate::settings::Settings;
 
 use claim::Claim;
@@ -22,11 +24,11 @@ use store::Store;
 /// The version of this program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Runs the daemon until SIGTERM or SIGINT.
+/// Runs the daemon until SIGTERM or SIGINT. `changes` is the state directory of changes that can cut the leaf off.
 ///
 /// # Errors
 /// The reason why it did not start, or why it ended early.
-pub fn run(settings: Settings) -> anyhow::Result<()> {
+pub fn run(mut settings: Settings, changes: &Path) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_new(&settings.log)
@@ -47,7 +49,8 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     let events = events_runtime().context("can't create the runtime of the events")?;
     let runtime = runtime().context("can't create the runtime")?;
     let handles = (steps.handle().clone(), events.handle().clone());
-    let result = runtime.block_on(start(settings, termination, handles));
+    let hub = HubSettings::apply(&mut settings, changes);
+    let result = runtime.block_on(start(settings, hub, termination, handles));
     // A hardware scan may still be running; the end doesn't wait for it.
     steps.shutdown_timeout(Duration::from_secs(1));
     events.shutdown_timeout(Duration::from_secs(1));
@@ -83,6 +86,7 @@ pub fn events_runtime() -> std::io::Result<Runtime> {
 
 async fn start(
     settings: Settings,
+    hub: HubSettings,
     mut termination: Termination,
     (steps, events): (Handle, Handle),
 ) -> anyhow::Result<()> {
@@ -101,7 +105,7 @@ async fn start(
         }
         return Ok(());
     };
-    let running = Running::assemble(&settings, store, host_and_nats, claim, steps, &events).await?;
+    let running = Running::assemble(&settings, hub, store, host_and_nats, claim, steps, &events).await?;
     running.run(termination).await
 }
 

@@ -22,6 +22,7 @@ use super::VERSION;
 use super::claim::Claim;
 use super::equipment::{self, HostAndNats};
 use super::store::Store;
+use crate::changes::HubSettings;
 use crate::clock::Clock;
 use crate::hub::{Claims, Filling, Hub};
 use crate::main_loop::MainLoop;
@@ -33,7 +34,7 @@ use crate::tasks::Tasks;
 use crate::trust::Trust;
 use crate::wake::Wake;
 use crate::workers::{Equipment, Workers};
-use crate::{hardware, lease, listeners, mirror};
+use crate::{changes, hardware, lease, listeners, mirror};
 
 /// How long the daemon waits at its end for the last events to be published; the rest follows after the next start.
 const LAST_PUBLISH: Duration = Duration::from_secs(5);
@@ -75,6 +76,7 @@ impl Running {
     /// Assembles the daemon: the engine has handled its first input, and the tasks run.
     pub(super) async fn assemble(
         settings: &Settings,
+        hub_settings: HubSettings,
         store: Store,
         host_and_nats: HostAndNats,
         claim: Claim,
@@ -122,6 +124,8 @@ impl Running {
             bus: bus.clone(),
             containers: containers.clone(),
             secrets: equipment::secrets_helper(settings, &store.leaf),
+            changes: equipment::changes_helper(settings, &store.leaf),
+            hub: hub_settings.clone(),
             jobs: claim.jobs,
             scans,
             mirror: changes,
@@ -209,6 +213,7 @@ impl Running {
         );
         tasks.keep("commands", commands);
         tasks.keep("clock", trust.watch_clock());
+        tasks.keep("changes", changes::watch(hub_settings, inputs.clone()));
         let publishes = listeners::watch_published(published.clone(), inputs.clone());
         tasks.keep("published", publishes);
         let report = equipment::report(settings.clone());

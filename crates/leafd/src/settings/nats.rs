@@ -265,7 +265,7 @@ impl Hub {
 
     /// Returns why a URL of the hub is not accepted: a connection that leaves this host is encrypted, and the leaf's
     /// credentials stand in a file of their own.
-    fn problem(&self) -> Option<String> {
+    pub(crate) fn problem(&self) -> Option<String> {
         let urls = self.urls();
         if urls.is_empty() {
             return Some("is empty; the form is tls://host:7422".to_owned());

@@ -1,5 +1,7 @@
 //! What callers can do wrong, and how a leaf answers: over NATS, through `leafctl`, and on the command line of `leafd`.
 
+#[path = "commands/changes.rs"]
+mod changes;
 #[path = "commands/ctl.rs"]
 pub(crate) mod ctl;
 #[path = "commands/input.rs"]
@@ -33,6 +35,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         signed::trials(host),
         ctl::trials(host),
         log::trials(host),
+        changes::trials(host),
         witness::trials(host),
         programs::trials(),
     ]

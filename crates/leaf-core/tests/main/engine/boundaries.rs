@@ -341,7 +341,9 @@ fn every_change_is_among_those_that_are_sent_again() {
         .collect();
     let declared = COMMANDS
         .iter()
-        .filter(|declaration| declaration.kind != CommandKind::Query);
+        .filter(|declaration| declaration.kind != CommandKind::Query)
+        // These need a signature: `changes.rs` sends them again.
+        .filter(|declaration| declaration.power != Power::CutsOff);
     for declaration in declared {
         assert!(
             tried.contains(&declaration.noun_verb),

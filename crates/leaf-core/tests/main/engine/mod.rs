@@ -4,6 +4,7 @@
 
 mod boots;
 mod boundaries;
+mod changes;
 mod labels;
 mod policy;
 mod renewals;

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use leaf_core::command::{Command, CommandRecord};
 use leaf_core::container::{Container, ContainerPhase};
-use leaf_core::decide::{InUse, SecretChange, needless_jobs};
+use leaf_core::decide::{ChangeStep, InUse, ObservedChanges, SecretChange, needless_jobs};
 use leaf_core::engine::{
     At, Capabilities, Conditions, Effect, Engine, EngineSettings, FreeSpace, FreshIds, History, Immediate,
     Input, Limits, Outputs, Record, Request, RequestId, Resumed, Scope, Seen, Snapshots,
@@ -77,6 +77,11 @@ pub(super) enum Work {
     },
     Foreign(ContainerName),
     Secret(SecretChange),
+    /// A step of a change that can cut the leaf off.
+    Change {
+        number: u64,
+        step: ChangeStep,
+    },
 }
 
 pub(super) struct World {
@@ -221,7 +226,11 @@ impl World {
     pub(super) fn running_jobs(&self) -> Vec<JobId> {
         let jobs = self.work.iter().filter_map(|work| match work {
             Work::Job { job, .. } => Some(job.id),
-            Work::Steps { .. } | Work::Scan { .. } | Work::Foreign(_) | Work::Secret(_) => None,
+            Work::Steps { .. }
+            | Work::Scan { .. }
+            | Work::Foreign(_)
+            | Work::Secret(_)
+            | Work::Change { .. } => None,
         });
         jobs.collect()
     }
@@ -461,6 +470,21 @@ impl World {
         });
     }
 
+    /// The host's changes that can cut the leaf off are observed.
+    pub(super) fn observe_changes(&mut self, seen: ObservedChanges) {
+        self.feed(Input::ChangesObserved(Box::new(seen)));
+        self.commit(usize::MAX);
+    }
+
+    /// The steps of changes that are under way.
+    pub(super) fn change_steps(&self) -> Vec<ChangeStep> {
+        let steps = self.work.iter().filter_map(|work| match work {
+            Work::Change { step, .. } => Some(step.clone()),
+            _ => None,
+        });
+        steps.collect()
+    }
+
     // ---- ends ------------------------------------------------------------------------------------------------
 
     /// leafd is killed: what is not committed has never been. `steps` says how far those under way get without it.
@@ -474,7 +498,11 @@ impl World {
                 Work::Secret(change) if steps == Fate::Done => {
                     self.host.change_secret(&change);
                 }
-                Work::Secret(_) | Work::Job { .. } | Work::Scan { .. } | Work::Foreign(_) => {}
+                Work::Secret(_)
+                | Work::Change { .. }
+                | Work::Job { .. }
+                | Work::Scan { .. }
+                | Work::Foreign(_) => {}
             }
         }
         if boot {

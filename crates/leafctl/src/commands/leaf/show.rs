@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use clap::Args;
 use jiff::Timestamp;
-use leaf_core::command::{HubReport, ShowLeaf};
+use leaf_core::command::{HubReport, OpenChange, ShowLeaf};
 use leaf_core::id::LeafName;
 use leaf_core::labels::{self, Labels};
 
@@ -83,6 +83,18 @@ impl Show {
                     rows.push(("hub", hub_text(hub)));
                     rows.extend(advice::about_hub(hub, Timestamp::now()).map(|what| ("what to do", what)));
                 }
+                if let Some(hub) = &r.hub_in_place {
+                    let text = format!(
+                        "by change {}, in the place of that of the settings, until a new system changes these (nats.embedded.hub)",
+                        hub.change
+                    );
+                    rows.push(("this hub", text));
+                }
+                if let Some(change) = &r.change {
+                    rows.push(("open change", change_text(change)));
+                    let confirm = format!("leafctl --leaf {} leaf confirm {}", r.name, change.id);
+                    rows.push(("what to do", format!("so that it stays: {confirm}")));
+                }
                 if let Some(status) = copies.get(&r.name) {
                     rows.push(("copy", copy::text(status)));
                     rows.extend(advice::about_copy(status).map(|what| ("what to do", what)));
@@ -97,6 +109,29 @@ impl Show {
             })
             .await
     }
+}
+
+/// Returns what an open change does, and when it goes back.
+fn change_text(change: &OpenChange) -> String {
+    let what = match (&change.url, change.kind.as_str()) {
+        (Some(url), "hub") => format!("to the hub {url}"),
+        (_, kind) => format!("of the leaf's {kind}"),
+    };
+    let by = change
+        .caller
+        .as_ref()
+        .map_or_else(String::new, |caller| format!(", by {caller}"));
+    let until = if change.seconds_left == 0 {
+        "it goes back now".to_owned()
+    } else {
+        format!("it goes back in {} s", change.seconds_left)
+    };
+    let unless = if change.unwitnessed {
+        " unless a person confirms it"
+    } else {
+        " unless it is confirmed"
+    };
+    format!("{what}{by}; {until}{unless}")
 }
 
 /// Returns the labels of a leaf, and which of them stand in its settings.

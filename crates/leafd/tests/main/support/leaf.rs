@@ -32,6 +32,8 @@ pub(crate) struct Setup {
     variables: Vec<(&'static str, PathBuf)>,
     containers: bool,
     program: PathBuf,
+    /// The state directory of changes; one of its own that is not there by default.
+    changes: Option<PathBuf>,
 }
 
 impl Setup {
@@ -46,6 +48,7 @@ impl Setup {
             variables: Vec::new(),
             containers: false,
             program: own_program(),
+            changes: None,
         };
         setup.put("log", "info,leafd=debug");
         setup.put("nats.embedded.address", "127.0.0.1");
@@ -77,6 +80,21 @@ impl Setup {
     /// Sets one setting, by its place: `events.reserve_bytes`.
     pub(crate) fn set(mut self, place: &str, value: impl Into<toml::Value>) -> Self {
         self.put(place, value);
+        self
+    }
+
+    /// Returns a setting that is a text.
+    pub(crate) fn get(&self, place: &str) -> anyhow::Result<String> {
+        let mut parts = place.split('.');
+        let first = parts.next().and_then(|part| self.settings.get(part));
+        let found = parts.try_fold(first.context("a table")?, |table, part| table.get(part));
+        let text = found.and_then(toml::Value::as_str);
+        Ok(text.with_context(|| format!("{place} is set"))?.to_owned())
+    }
+
+    /// Has its changes that can cut it off in this directory.
+    pub(crate) fn changes(mut self, directory: &Path) -> Self {
+        self.changes = Some(directory.to_owned());
         self
     }
 
@@ -182,8 +200,10 @@ impl Setup {
             Identity::open_or_create(dir, &self.name)?.write_context(&state_dir.join("context.json"), url)?;
         }
         let identity_dir = self.identity_dir.unwrap_or_else(|| state_dir.join("identity"));
+        let changes = self.changes.unwrap_or_else(|| directory.path().join("changes"));
         let mut leaf = TestLeaf {
             name: self.name,
+            changes,
             identity_dir,
             state_dir,
             pool: self.containers.then(|| {
@@ -211,6 +231,7 @@ pub(crate) struct TestLeaf {
     pub(crate) name: LeafName,
     pub(crate) state_dir: PathBuf,
     identity_dir: PathBuf,
+    changes: PathBuf,
     pool: Option<String>,
     directory: tempfile::TempDir,
     variables: Vec<(&'static str, PathBuf)>,
@@ -247,10 +268,13 @@ impl TestLeaf {
             .create(true)
             .append(true)
             .open(self.log_file())?;
-        let child = Command::new(&self.program)
-            .arg("run")
-            .arg("--config")
-            .arg(self.settings_file())
+        let mut command = Command::new(&self.program);
+        command.arg("run").arg("--config").arg(self.settings_file());
+        // An earlier one knows nothing of changes.
+        if self.program == own_program() {
+            command.arg("--changes").arg(&self.changes);
+        }
+        let child = command
             .env("NOTIFY_SOCKET", &socket)
             .envs(self.variables.iter().map(|(name, path)| (name, path)))
             .stdin(Stdio::null())

@@ -34,7 +34,7 @@ pub(crate) fn play_leafd() -> Option<ExitCode> {
             .map_err(anyhow::Error::from)
             .and_then(|mut settings| {
                 settings.nats.container_life = Some(life());
-                daemon::run(settings)
+                daemon::run(settings, &run.changes)
             }),
         other => panic!("it plays no {other:?}"),
     };

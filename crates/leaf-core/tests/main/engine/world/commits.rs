@@ -81,6 +81,7 @@ impl World {
                 );
                 self.work.push(Work::Secret(change));
             }
+            Effect::Change { number, step } => self.work.push(Work::Change { number, step }),
             Effect::ObserveSecrets { moves } => {
                 let found = self.host.secrets.values().cloned().collect();
                 self.of_secrets.push_back(Input::SecretsObserved { moves, found });
@@ -208,6 +209,13 @@ impl World {
                 };
                 Input::SecretMade { name, outcome }
             }
+            Work::Change { number, .. } => Input::Changed {
+                number,
+                outcome: match fate {
+                    Fate::Done => Ok(()),
+                    _ => Err(Problem::new(ProblemCode::Conflict, "the witness did not answer")),
+                },
+            },
             Work::Foreign(name) => Input::ForeignObserved {
                 found: Ok(self.host.foreign.get(&name).cloned()),
                 name,
