@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 /// The number of kept lines of a failed test's output, at its beginning and at its end, and of bytes of each.
 const SAID_LINES: usize = 10;
 const SAID_BYTES: usize = 600;
+/// The number of bytes of the reason in the list of failed tests.
+const REASON_BYTES: usize = 300;
 
 /// The sum of all tests.
 #[derive(Debug, Default)]
@@ -51,6 +53,13 @@ impl Failure {
             self.end.pop_front();
             self.left_out += 1;
         }
+    }
+
+    /// Returns the first line of what it said, for the list of failed tests, which may be all that a reader of a shortened
+    /// log has.
+    pub(crate) fn reason(&self) -> Option<&str> {
+        let line = self.beginning.first()?.trim();
+        Some(&line[..line.floor_char_boundary(REASON_BYTES)])
     }
 
     /// Returns what it said: the beginning and the end.
@@ -283,6 +292,7 @@ mod tests {
             ["leaf-bus tests/main.rs: a", "leaf-bus tests/main.rs: c::d"]
         );
         assert_eq!(said(&tally.failed[0]), ["it is blue,", "not red"]);
+        assert_eq!(tally.failed[0].reason(), Some("it is blue,"));
         assert_eq!(said(&tally.failed[1]), ["thread panicked"]);
     }
 

@@ -257,10 +257,13 @@ fn report(tally: &Tally) -> ExitCode {
             println!("  {}", failure.name);
             failure.said().for_each(|line| println!("    {line}"));
         }
-        // Once more, since whoever sees only the last lines should see all of the names.
+        // Once more, since whoever sees only the last lines should see all of the names, and why.
         println!("\nfailed:");
         for failure in &tally.failed {
             println!("  {}", failure.name);
+            if let Some(reason) = failure.reason() {
+                println!("    {reason}");
+            }
         }
     }
     println!("\n{}", tally.closing_line());
