@@ -117,6 +117,7 @@ fn main() -> ExitCode {
 }
 
 fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
+    leaf_host::process::write_no_core().context("can't set the limit of core files")?;
     match command {
         Command::Supervise(args) => small()?.block_on(async {
             let exit = args.helper()?.supervise(&args.name).await?;

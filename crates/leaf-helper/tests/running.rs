@@ -88,6 +88,58 @@ pub(crate) async fn there_is_no_daemon_socket_and_no_write_to_the_store_inside()
     host.end().await;
 }
 
+pub(crate) async fn what_runs_a_container_writes_no_core_and_what_it_runs_has_its_own_limit() {
+    let mut host = Host::new().await;
+    let name = host.name();
+    host.ok(host.create(&name, &system(WAITS))).await;
+    host.ok(Host::start(&name)).await;
+    let limits = |pid: u32| {
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).expect("limits");
+        let line = limits
+            .lines()
+            .find_map(|line| line.strip_prefix("Max core file size"));
+        let words: Vec<_> = line
+            .expect("a limit")
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect();
+        [words[0].clone(), words[1].clone()]
+    };
+    let Some(ObservedRun::Running { leader_pid, .. }) = host.run(&name) else {
+        panic!("it does not run");
+    };
+    let parent = |pid: u32| -> u32 {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a status");
+        let line = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+        line.expect("a parent").trim().parse().expect("a number")
+    };
+    let program = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).expect("a name");
+    // systemd-nspawn has its secrets in memory, and leaf-helper gave them to it.
+    let (mut pid, mut found) = (leader_pid, Vec::new());
+    loop {
+        pid = parent(pid);
+        let name = program(pid);
+        if !["systemd-nspawn", "(sd-", "leaf-helper"]
+            .iter()
+            .any(|part| name.starts_with(part))
+        {
+            break;
+        }
+        assert_eq!(limits(pid)[0], "0", "{name}");
+        found.push(name.trim().to_owned());
+    }
+    assert_eq!(found.last().map(String::as_str), Some("leaf-helper"), "{found:?}");
+    assert!(found.iter().any(|name| name == "systemd-nspawn"), "{found:?}");
+    // That of this program, which systemd-nspawn can't raise.
+    assert_eq!(
+        limits(leader_pid)[1],
+        limits(std::process::id())[1],
+        "a container can have no cores"
+    );
+    host.ok(Host::stop(&name)).await;
+    host.end().await;
+}
+
 pub(crate) async fn the_minimal_system_answers_for_its_health_with_its_own_credentials() {
     let mut host = Host::new().await;
     let name = host.name();

@@ -7,10 +7,27 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, getrlimit, pidfd_open, pidfd_send_signal, setrlimit,
+};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
+
+/// Has this process write no core (core(5)), which could have keys and secrets in it, nor those that it starts, unless they set another
+/// limit: the hard limit stays, so that a container can have cores.
+///
+/// systemd-coredump, to which the kernel may pipe cores, goes by this limit as well.
+///
+/// # Errors
+/// That of setrlimit(2).
+pub fn write_no_core() -> io::Result<()> {
+    let none = Rlimit {
+        current: Some(0),
+        ..getrlimit(Resource::Core)
+    };
+    Ok(setrlimit(Resource::Core, none)?)
+}
 
 /// The bounds of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -111,6 +111,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run { config } => load(&config).and_then(|settings| {
+            leaf_host::process::write_no_core()?;
             // Before there are threads.
             let termination = Termination::receive()?;
             tokio::runtime::Builder::new_multi_thread()

@@ -28,7 +28,11 @@ fn main() -> ExitCode {
             )
         }
         Command::CheckConfig { files, file } => finish(check_config(&file, files)),
-        Command::Witness(flags) => finish(witness::run(&flags)),
+        Command::Witness(flags) => finish(
+            leaf_host::process::write_no_core()
+                .map_err(Into::into)
+                .and_then(|()| witness::run(&flags)),
+        ),
         Command::CheckNats(flags) => finish(check_nats::run(&flags)),
         Command::Inventory(flags) => finish(inventory::show(&flags)),
     }

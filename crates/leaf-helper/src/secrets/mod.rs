@@ -3,6 +3,7 @@
 //! A file is decrypted when it arrives, to know that it is for this leaf and of this name, and when somebody uses it. The content
 //! gets no name in a file system: a container's systemd-nspawn reads it from a memory file of the process that starts it.
 
+mod removed;
 mod store;
 pub(crate) mod units;
 
@@ -78,6 +79,8 @@ impl Helper {
         let directory = self.secrets().make_directory()?;
         Self::mark_change(&directory, name, &stored.users)?;
         directory.write(&file_name(name), file, 0o600)?;
+        // From here on it is compared with this one.
+        removed::forget(&directory, name)?;
         self.take_up_change(&directory, name, &stored.users).await?;
         Ok(HostReport {
             secrets: vec![stored],
@@ -85,9 +88,13 @@ impl Helper {
         })
     }
 
-    /// Removes a secret's age file, if it exists.
+    /// Removes a secret's age file, if it exists, and notes of when it was, so that it does not come back.
     pub(crate) fn remove_secret(&self, name: &SecretName) -> Result<HostReport> {
         if let Some(directory) = Directory::open_root(&self.paths.secrets)? {
+            // One that can't be used any more can't be used if it comes back, either.
+            if let Ok(document) = self.secrets().decrypted(name) {
+                removed::note(&directory, name, document.made)?;
+            }
             directory.remove_file(&file_name(name))?;
             Self::forget_change(&directory, name)?;
             directory.sync()?;
@@ -103,19 +110,44 @@ impl Helper {
             .copied()
     }
 
-    /// Refuses a file that was made before the one that the leaf has: somebody may have kept it, and sent it again.
+    /// Refuses a file that was made before the one that the leaf has, or not after the one that was removed: somebody may have kept
+    /// it, and sent it again.
     fn check_newer(&self, name: &SecretName, file: &[u8], made: Timestamp) -> Result<()> {
+        let refused = |what: &str, before: Timestamp, file: &str| {
+            Error::Refused(format!(
+                "the secret {name} {what} was made at {before}, and this one not after that, at {made}: somebody may have kept it, and \
+                 sent it again. Set it again with `leafctl secret set`, on a machine with the right time; if the one before was made by \
+                 a clock that was ahead, root removes {} on the leaf first",
+                self.paths.secrets.join(file).display()
+            ))
+        };
         let kept = match self.secrets().file(name) {
-            Ok(Some(kept)) if kept.as_bytes() != file => self.secrets().decrypt(name, kept.as_bytes()),
-            _ => return Ok(()),
+            Ok(Some(kept)) if kept.as_bytes() == file => return Ok(()),
+            Ok(Some(kept)) => self.secrets().decrypt(name, kept.as_bytes()),
+            _ => return self.check_not_removed(name, made, refused),
         };
         match kept {
-            Ok(kept) if kept.made > made => Err(Error::Refused(format!(
-                "the secret {name} of this leaf was made at {}, and this one before, at {made}: an older one does not replace it. Set the \
-                 clock of the machine that it was made on, or remove the secret first",
-                kept.made
-            ))),
+            Ok(kept) if kept.made > made => Err(refused("of this leaf", kept.made, &file_name(name))),
             // One that can't be used any more is replaced.
+            _ => Ok(()),
+        }
+    }
+
+    fn check_not_removed(
+        &self,
+        name: &SecretName,
+        made: Timestamp,
+        refused: impl Fn(&str, Timestamp, &str) -> Error,
+    ) -> Result<()> {
+        let Some(directory) = Directory::open_root(&self.paths.secrets)? else {
+            return Ok(());
+        };
+        match removed::time(&directory, name)? {
+            Some(before) if before >= made => Err(refused(
+                "that was removed from this leaf",
+                before,
+                &removed::file_name(name),
+            )),
             _ => Ok(()),
         }
     }

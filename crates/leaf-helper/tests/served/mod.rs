@@ -154,12 +154,22 @@ fn panic_if_gone(log: &Path) -> bool {
 }
 
 fn start(config: &Path, socket: &Path, log: &Path) -> Child {
+    start_by(
+        &mut Command::new(env!("CARGO_BIN_EXE_leaf-helper")),
+        config,
+        socket,
+        log,
+    )
+}
+
+/// Starts it by a command whose last arguments are those of the helper.
+fn start_by(command: &mut Command, config: &Path, socket: &Path, log: &Path) -> Child {
     let log = std::fs::File::options()
         .create(true)
         .append(true)
         .open(log)
         .expect("a log");
-    Command::new(env!("CARGO_BIN_EXE_leaf-helper"))
+    command
         .args(["serve", "--config"])
         .arg(config)
         .arg("--socket")

@@ -37,6 +37,7 @@ pub fn run(mut settings: Settings, changes: &Path) -> anyhow::Result<()> {
         .with_writer(leaf_host::log::stderr)
         .with_ansi(false)
         .init();
+    leaf_host::process::write_no_core().context("can't set the limit of core files")?;
     // Before there are threads.
     let termination = Termination::receive().context("can't receive SIGTERM and SIGINT")?;
     let steps = tokio::runtime::Builder::new_multi_thread()
