@@ -11,6 +11,7 @@ mod machine;
 mod measures;
 mod numbers;
 mod programs;
+mod renewals;
 
 use std::process::ExitCode;
 
@@ -65,6 +66,8 @@ enum Name {
     Durable,
     /// A signed command compared with one without a signature
     Signed,
+    /// Requests while the credentials of 1,000 containers are renewed, compared with the same without renewals
+    Renewals,
     /// 64 commands at once
     Concurrent,
     /// `leafd inventory` compared with lshw and hwinfo
@@ -155,6 +158,7 @@ const LEAF_ALONE: &[(Name, Measure)] = &[
     (Name::Inventory, measures::inventory),
     (Name::Start, measures::start),
     (Name::Build, measures::build),
+    (Name::Renewals, renewals::measure),
 ];
 
 /// Returns the document with the text between two marks replaced.

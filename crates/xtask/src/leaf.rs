@@ -33,6 +33,8 @@ impl Leaf {
     /// must set `state/` in the directory as its state directory; its log is in the directory as well.
     pub(crate) fn start(tree: &Path, directory: &Path, args: &[impl AsRef<OsStr>]) -> Result<Self> {
         let socket = directory.join("notify");
+        // That of an earlier start.
+        let _ = std::fs::remove_file(&socket);
         let notify =
             UnixDatagram::bind(&socket).with_context(|| format!("can't bind {}", socket.display()))?;
         notify

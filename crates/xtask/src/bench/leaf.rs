@@ -11,6 +11,8 @@ use tempfile::TempDir;
 use super::programs::Programs;
 use crate::leaf::{self, Leaf};
 
+/// The name of its settings file.
+const SETTINGS: &str = "leafd.toml";
 const PUBLISHED_WITHIN: Duration = Duration::from_secs(60);
 
 /// A running leaf with its own directory.
@@ -40,7 +42,7 @@ impl Measured {
             .tempdir()
             .context("can't make a temporary directory")?;
         let pool = 100 + std::process::id() % 100;
-        let settings = directory.path().join("leafd.toml");
+        let settings = directory.path().join(SETTINGS);
         let text = format!(
             "name = \"{name}\"\nstate_dir = \"{state}\"\n\
              [nats.embedded]\nport = 0\n\
@@ -50,8 +52,15 @@ impl Measured {
             state = leaf::state(directory.path()).display(),
         );
         std::fs::write(&settings, text).with_context(|| format!("can't write {}", settings.display()))?;
-        let args = ["run".as_ref(), "--config".as_ref(), settings.as_os_str()];
-        let leaf = Leaf::start(&programs.tree, directory.path(), &args)?;
+        let leaf = start_in(programs, directory.path())?;
+        Ok(Self { leaf, directory })
+    }
+
+    /// Stops it, and starts it again in the same directory. Its containers run on.
+    pub(super) fn restart(self, programs: &Programs) -> Result<Self> {
+        let Self { leaf, directory } = self;
+        leaf.stop()?;
+        let leaf = start_in(programs, directory.path())?;
         Ok(Self { leaf, directory })
     }
 
@@ -100,4 +109,10 @@ impl Measured {
     pub(super) fn stop(self) -> Result<()> {
         self.leaf.stop()
     }
+}
+
+fn start_in(programs: &Programs, directory: &Path) -> Result<Leaf> {
+    let settings = directory.join(SETTINGS);
+    let args = ["run".as_ref(), "--config".as_ref(), settings.as_os_str()];
+    Leaf::start(&programs.tree, directory, &args)
 }

@@ -19,6 +19,7 @@ pub(super) struct Programs {
     pub(super) publishes: PathBuf,
     pub(super) durable: PathBuf,
     pub(super) signed: PathBuf,
+    pub(super) renewals: PathBuf,
     pub(super) fleet: PathBuf,
     pub(super) leaf_hub: PathBuf,
     pub(super) nats_server: PathBuf,
@@ -30,7 +31,8 @@ impl Programs {
         // Separately from the benches, whose libraries have more features enabled.
         let tree = install(tools, Profile::Release)?;
         eprintln!("building the benches");
-        let benches = ["requests", "publishes", "durable", "signed", "fleet"].map(|name| ["--bench", name]);
+        let benches =
+            ["requests", "publishes", "durable", "signed", "renewals", "fleet"].map(|name| ["--bench", name]);
         let mut build = cargo();
         build
             .args([
@@ -63,6 +65,7 @@ impl Programs {
             publishes: bench("publishes")?,
             durable: bench("durable")?,
             signed: bench("signed")?,
+            renewals: bench("renewals")?,
             fleet: bench("fleet")?,
             nats_server: tools.nats_server.clone(),
             nix: find("nix").context("nix is not installed")?,
