@@ -113,7 +113,7 @@ fn in_the_middle(what: &str, end: impl Fn(&mut Host) -> anyhow::Result<()>) -> O
     let mut leaf = Leaf::up_for(LIVES + cuts * Duration::from_secs(5 * 60))?;
     let (one, two) = (leaf.system("one", WAITS)?, leaf.system("two", WAITS)?);
     leaf.host.ok("sync")?;
-    let context = "leafctl --json --context /var/lib/cim-leaf/context.json";
+    let context = "leafctl --json --timeout 60s --context /var/lib/cim-leaf/context.json";
     leaf.ctl(&format!("container create still --toplevel {one}"))?;
     let (mut happened, mut acknowledged) = (0_u32, 0_u64);
     for cut in 0..cuts {

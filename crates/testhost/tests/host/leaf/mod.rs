@@ -112,7 +112,13 @@ impl Leaf {
 
     /// Runs `leafctl` with `--json`.
     pub(crate) fn run(&self, arguments: &str) -> Result<Output> {
-        let command = format!("leafctl --json --context /var/lib/cim-leaf/context.json {arguments}");
+        // An emulated machine on a busy disk may stand still for longer than a person's ten seconds.
+        let patient = if arguments.contains("--timeout") {
+            ""
+        } else {
+            "--timeout 60s "
+        };
+        let command = format!("leafctl --json {patient}--context /var/lib/cim-leaf/context.json {arguments}");
         self.host.run_within(&command, LEAFCTL)
     }
 
