@@ -18,6 +18,8 @@ use crate::command::workspace;
 const DIRECTORY: &str = "docs/protocol";
 /// The schemas of all message types.
 const BUNDLE: &str = "messages.schema.json";
+/// The documents of the directory that people write.
+const WRITTEN: &[&str] = &["sessions.md"];
 
 /// Generate docs/protocol/: the JSON Schema of all message types, and the protocol in tables
 #[derive(clap::Args)]
@@ -62,7 +64,7 @@ impl Docs {
     }
 }
 
-/// Returns the files below `docs/protocol/` that are out of date: missing, different or superfluous.
+/// Returns the generated files below `docs/protocol/` that are out of date: missing, different or superfluous.
 pub(crate) fn drift() -> Result<Vec<String>> {
     let made = documents();
     let directory = workspace().join(DIRECTORY);
@@ -71,7 +73,10 @@ pub(crate) fn drift() -> Result<Vec<String>> {
         for entry in
             std::fs::read_dir(&directory).with_context(|| format!("can't read {}", directory.display()))?
         {
-            names.insert(format!("{DIRECTORY}/{}", entry?.file_name().to_string_lossy()));
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if !WRITTEN.contains(&&*name) {
+                names.insert(format!("{DIRECTORY}/{name}"));
+            }
         }
     }
     names.retain(|name| std::fs::read_to_string(workspace().join(name)).ok().as_ref() != made.get(name));
@@ -194,7 +199,12 @@ fn overview(types: &[MessageType]) -> String {
         header::OFFSET,
         header::NEXT_OFFSET,
     );
-    text.push_str("\n## Other messages\n\n");
+    text.push_str(
+        "\n## Sessions\n\n\
+         [sessions.md](sessions.md) is the contract of a program's input and output over NATS. It was written before its code, which \
+         does not exist yet.\n\
+         \n## Other messages\n\n",
+    );
     of_role(&mut text, types, Role::Other);
     text.push_str(
         "\n## Errors\n\n\
