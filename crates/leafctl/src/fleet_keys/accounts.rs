@@ -7,14 +7,19 @@ use std::time::Duration;
 use jiff::Timestamp;
 use leaf_bus::connect::{ConnectSettings, Credentials, Tls};
 use leaf_bus::identity::Token;
-use leaf_bus::identity::fleet::{Account, Revocations, Role, new_user};
+use leaf_bus::identity::fleet::{Account, LONGEST_LIFE, Revocations, Role, new_user};
 use leaf_bus::resolver::{PUSHER, Resolvers};
 use leaf_core::subject;
+use serde_json::Value;
 
 use super::directory::Directory;
 use super::error::KeysError;
 use super::files;
-use super::users::Stands;
+use super::users::{Life, Stands};
+
+/// What a tag of an account begins with that says the longest life of a credential of the fleet, in seconds: a directory from a backup
+/// learns it from the servers.
+const LIFE_TAG: &str = "cim-leaf-longest-life:";
 
 /// The life of the user of a push, in seconds. The clocks of the hub and of this machine may differ by it.
 const PUSH_LIFE: i64 = 600;
@@ -75,7 +80,7 @@ impl Directory {
         for token in seen {
             let mut others = Revocations::in_claims(&token.nats);
             if let Some(at) = dropped_at {
-                self.prune(&mut others, at)?;
+                self.prune(account, &mut others, at)?;
             }
             revoked.includes(&others).map_err(|source| KeysError::Shrinks {
                 account: account.name(),
@@ -83,25 +88,62 @@ impl Directory {
             })?;
             issued_at = issued_at.max(token.issued_at.saturating_add(1));
         }
-        let claims = self.fleet().account_claims(account, revoked, Some(&local.nats));
+        let claims = self.account_claims(account, revoked, Some(local));
         let jwt = self.fleet().account_jwt(account, claims, issued_at, &signer);
         files::replace(&self.account_file(account), &jwt)?;
         Ok(jwt)
     }
 
-    /// Drops the revocations that no credential can be concerned by any more.
-    fn prune(&self, revoked: &mut Revocations, now: i64) -> Result<(), KeysError> {
+    /// Returns the claims of an account: what the fleet's keys say, the revocations, and the longest life.
+    pub(super) fn account_claims(
+        &self,
+        account: Account,
+        revoked: &Revocations,
+        earlier: Option<&Token>,
+    ) -> Value {
+        let earlier = earlier.map(|token| &token.nats);
+        let mut claims = self.fleet().account_claims(account, revoked, earlier);
+        let of_others = earlier
+            .and_then(|nats| nats["tags"].as_array())
+            .into_iter()
+            .flatten();
+        let of_others = of_others.filter(|tag| tag.as_str().is_none_or(|tag| !tag.starts_with(LIFE_TAG)));
+        let own = format!("{LIFE_TAG}{}", self.manifest().longest_life_seconds);
+        claims["tags"] = of_others.cloned().chain([own.into()]).collect();
+        claims
+    }
+
+    /// Takes over the longest life of a credential that this fleet's accounts at the servers tell of, if it is longer.
+    fn learn_life(&mut self, found: &BTreeMap<Account, Vec<String>>) -> Result<(), KeysError> {
+        let mut longest = 0;
+        for (account, jwts) in found {
+            for token in jwts
+                .iter()
+                .filter_map(|jwt| self.of_this_fleet(*account, jwt).ok())
+            {
+                let tags = token.nats["tags"].as_array().into_iter().flatten();
+                let lives = tags.filter_map(|tag| tag.as_str()?.strip_prefix(LIFE_TAG)?.parse::<u64>().ok());
+                longest = lives.fold(longest, u64::max);
+            }
+        }
+        self.note_life(longest.min(LONGEST_LIFE.as_secs()))
+    }
+
+    /// Drops the revocations of an account that no credential can be concerned by any more.
+    fn prune(&self, account: Account, revoked: &mut Revocations, now: i64) -> Result<(), KeysError> {
         let life = Duration::from_secs(self.manifest().longest_life_seconds);
         let users = self.users()?;
+        let users = users.iter().filter(|user| user.role.account() == account);
+        let lives: Vec<&Life> = users
+            .flat_map(|user| user.former.iter().chain([&user.current]))
+            .collect();
+        // `*` is one of each; it stays while the account has any user.
         let not_ended = |key: &str| {
-            users
-                .iter()
-                .flat_map(|user| user.former.iter().chain([&user.current]))
-                .any(|life| {
-                    life.key == key
-                        && life.stands(now) != Stands::Ended
-                        && life.expires_at.is_none_or(|end| end > now)
-                })
+            lives.iter().any(|life| {
+                (key == "*" || life.key == key)
+                    && life.stands(now) != Stands::Ended
+                    && life.expires_at.is_none_or(|end| end > now)
+            })
         };
         revoked.prune(now, life, not_ended);
         Ok(())
@@ -109,7 +151,7 @@ impl Directory {
 
     /// Brings the JWTs of all accounts to the hub's servers, with the revocations of all sides, and reads them back.
     pub(crate) async fn push(
-        &self,
+        &mut self,
         server: Option<&str>,
         limit: Duration,
         now: Timestamp,
@@ -121,6 +163,7 @@ impl Directory {
         for account in Account::ALL {
             found.insert(account, resolvers.lookup(fleet.account(account)).await?);
         }
+        self.learn_life(&found)?;
         let mut pushed = Vec::new();
         let mut jwts = BTreeMap::new();
         for (account, there) in &found {
@@ -181,12 +224,12 @@ impl Directory {
         for (_, token) in &seen {
             revoked.merge(&Revocations::in_claims(&token.nats));
         }
-        self.prune(&mut revoked, dropped_at)?;
+        self.prune(account, &mut revoked, dropped_at)?;
         let is_newest = foreign.is_none()
             && seen
                 .iter()
                 .all(|(other, token)| **other == jwt || token.issued_at < local.issued_at);
-        let claims = self.fleet().account_claims(account, &revoked, Some(&local.nats));
+        let claims = self.account_claims(account, &revoked, Some(&local));
         let jwt = if is_newest && claims == local.nats {
             jwt
         } else {
@@ -258,6 +301,8 @@ fn agreed(now: Timestamp, servers: &[Timestamp]) -> Result<i64, KeysError> {
 
 #[cfg(test)]
 mod tests {
+    use leaf_core::id::Caller;
+
     use super::*;
     use crate::fleet_keys::init::{NewFleet, init};
 
@@ -346,6 +391,106 @@ mod tests {
         assert!(foreign.foreign.is_some() && foreign.revoked == 0);
         let token = Token::read(&foreign.jwt).expect("a JWT");
         assert!(token.issued_at < now.as_second() + 60, "{}", token.issued_at);
+    }
+
+    #[test]
+    fn a_directory_from_a_backup_learns_the_longest_life_from_the_servers() {
+        let (_parent, mut directory, now) = fleet();
+        let there = directory.account_jwt(Account::Callers).expect("a JWT").0;
+        // A longer life was given, and what it concerns revoked, after the backup.
+        let before = directory.manifest().longest_life_seconds;
+        directory.note_life(3 * before).expect("noted");
+        directory
+            .revoke(Account::Callers, &[("UX".to_owned(), 0)], now)
+            .expect("revoked");
+        let pushed = directory.account_jwt(Account::Callers).expect("a JWT").0;
+        let write = |directory: &Directory, jwt: &str| {
+            files::replace(&directory.account_file(Account::Callers), jwt).expect("written");
+        };
+        // The backup: an account without the revocation, and a shorter life.
+        write(&directory, &there);
+        let manifest = directory
+            .manifest()
+            .text()
+            .replace(&(3 * before).to_string(), &before.to_string());
+        let root = directory.root().to_owned();
+        files::replace(&root.join("fleet.json"), &manifest).expect("written");
+        let mut directory = Directory::open(&root).expect("a directory");
+        assert_eq!(directory.manifest().longest_life_seconds, before);
+        directory
+            .learn_life(&BTreeMap::from([(Account::Callers, vec![pushed.clone()])]))
+            .expect("learned");
+        assert_eq!(directory.manifest().longest_life_seconds, 3 * before);
+        let after = now.as_second() + 2 * i64::try_from(before).expect("small");
+        let merged = directory
+            .merged(Account::Callers, &[pushed], after, after)
+            .expect("merged");
+        assert_eq!(merged.revoked, 1, "what the life of the backup would drop stays");
+        // What others have signed teaches nothing.
+        let (_other, mut stranger, _) = fleet();
+        let found = BTreeMap::from([(Account::Callers, vec![merged.jwt])]);
+        stranger.learn_life(&found).expect("learned");
+        assert_eq!(stranger.manifest().longest_life_seconds, before);
+    }
+
+    #[test]
+    fn a_revocation_of_all_users_stays_while_there_are_any_and_new_credentials_are_issued_after_it() {
+        let (parent, mut directory, now) = fleet();
+        let ann = Caller::new("ann").expect("a name");
+        directory
+            .add_person(&ann, 30, parent.path(), now)
+            .expect("a person");
+        let all = [("*".to_owned(), 0)];
+        directory.revoke(Account::Callers, &all, now).expect("revoked");
+        let users = directory.users_named("ann").expect("a user");
+        assert_eq!(users[0].current.stands(now.as_second()), Stands::Revoked);
+        // In the same second.
+        directory
+            .rotate_person(&ann, 30, parent.path(), now)
+            .expect("a new key");
+        let users = directory.users_named("ann").expect("a user");
+        assert_eq!(users[0].current.stands(now.as_second()), Stands::Valid);
+        assert_eq!(users[0].current.issued_at, now.as_second() + 1);
+        let at = now.as_second() + 2 * YEAR;
+        let token = directory.account_jwt(Account::Callers).expect("a JWT").1;
+        let mut revoked = Revocations::in_claims(&token.nats);
+        directory
+            .prune(Account::Callers, &mut revoked, at)
+            .expect("pruned");
+        assert_eq!(revoked.len(), 0, "all have ended");
+        // As `nsc` can make one: a user without an end.
+        let signer = directory.role_key(Role::Person).expect("a key");
+        let callers = directory.fleet().account(Account::Callers).to_owned();
+        let user = new_user("eve", &callers, &signer, now.as_second(), i64::MAX);
+        let stored = directory.users_directory(Account::Callers).join("eve.jwt");
+        files::create(&stored, &user.jwt).expect("stored");
+        let mut revoked = Revocations::in_claims(&token.nats);
+        directory
+            .prune(Account::Callers, &mut revoked, at)
+            .expect("pruned");
+        assert_eq!(revoked.of(&user.key), Some(now.as_second()));
+        // Nobody is given credentials that are void at once, or issued far in the future.
+        let future = [("*".to_owned(), now.as_second() + 2 * 3600)];
+        directory.revoke(Account::Callers, &future, now).expect("revoked");
+        let refused = directory.rotate_person(&ann, 30, parent.path(), now);
+        assert!(
+            matches!(refused, Err(KeysError::AllRevoked { .. })),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
+    fn what_the_operator_no_longer_lets_sign_signs_nothing() {
+        let (_parent, directory, now) = fleet();
+        let before = directory.account_jwt(Account::Callers).expect("a JWT").0;
+        // As `nsc edit operator --rm-sk` leaves it.
+        let (_other, stranger, _) = fleet();
+        let jwt = stranger.operator_jwt().expect("a JWT");
+        files::replace(&directory.operator_file(), &jwt).expect("written");
+        let refused = directory.revoke(Account::Callers, &[("UX".to_owned(), 0)], now);
+        let refused = refused.expect_err("no server would take it").to_string();
+        assert!(refused.contains("does not list the signing key"), "{refused}");
+        assert_eq!(directory.account_jwt(Account::Callers).expect("a JWT").0, before);
     }
 
     #[test]

@@ -112,12 +112,23 @@ impl Directory {
 
     /// Returns the operator's signing key.
     pub(super) fn signing_key(&self) -> Result<NatsKey, KeysError> {
-        self.key(
+        let public = &self.manifest.signing_key;
+        let key = self.key(
             KeyKind::Operator,
-            &self.manifest.signing_key,
+            public,
             "the signing key of the NATS operator",
             "show, add-leaf, add-operator, and a push of what is signed already",
-        )
+        )?;
+        let path = self.operator_file();
+        let operator = read_token(&path, &self.operator_jwt()?)?;
+        let mut listed = operator.nats["signing_keys"].as_array().into_iter().flatten();
+        if !listed.any(|listed| listed.as_str() == Some(public)) {
+            let what = format!(
+                "it does not list the signing key {public} of fleet.json, so no server takes what that signs: put the JWT before in its place"
+            );
+            return Err(KeysError::damaged(&path, what));
+        }
+        Ok(key)
     }
 
     /// Returns the signing key of a role.

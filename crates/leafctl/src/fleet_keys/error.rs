@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use leaf_bus::identity::fleet::Shrunk;
 use leaf_bus::resolver::ResolverError;
 use leaf_trust::host_key::HostKeyError;
@@ -57,6 +58,17 @@ pub(crate) enum KeysError {
         path: PathBuf,
         /// The damage.
         what: String,
+    },
+    /// All users of an account are revoked, up to a time that is yet to come.
+    #[error(
+        "all users of the account {account} are revoked that are issued until {}: credentials that are given before would be void",
+        Timestamp::from_second(*until).map_or_else(|_| until.to_string(), |time| time.to_string())
+    )]
+    AllRevoked {
+        /// The account.
+        account: &'static str,
+        /// Until when, in seconds of the Unix epoch.
+        until: i64,
     },
     /// A newer version made the directory.
     #[error("{} has format {found}, and this leafctl knows only {known}: use a newer one", path.display())]

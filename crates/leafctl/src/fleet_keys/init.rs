@@ -143,7 +143,7 @@ fn make(
         &info.to_string(),
     )?;
     for account in Account::ALL {
-        let claims = fleet.account_claims(account, &Revocations::default(), None);
+        let claims = directory.account_claims(account, &Revocations::default(), None);
         let jwt = fleet.account_jwt(account, claims, issued_at, &signer);
         files::create(&directory.account_file(account), &jwt)?;
     }

@@ -22,6 +22,7 @@ const RESERVED: [&str; 4] = [AGENT, "leafd", "admin", leaf_bus::resolver::PUSHER
 /// What the names of containers begin with.
 const OF_CONTAINERS: &str = "ctr-";
 const DAY: u64 = 86_400;
+const HOUR: i64 = 3600;
 
 /// A user of the fleet.
 #[derive(Debug, Clone)]
@@ -345,11 +346,24 @@ impl Directory {
         let signer = self.role_key(role)?;
         // Known before it is given: no revocation is dropped too early.
         self.note_life(life)?;
-        let issued_at = now.as_second();
-        let ends = issued_at.saturating_add(i64::try_from(life).unwrap_or(i64::MAX));
+        let account = role.account();
+        // What was issued up to a revocation of all users of the account is void, also if it is made after that.
+        let revoked = Revocations::in_claims(&self.account_jwt(account)?.1.nats).of("*");
+        let issued_at = match revoked.map(|until| until.saturating_add(1)) {
+            Some(after) if after > now.as_second().saturating_add(HOUR) => {
+                return Err(KeysError::AllRevoked {
+                    account: account.name(),
+                    until: after - 1,
+                });
+            }
+            after => now.as_second().max(after.unwrap_or(i64::MIN)),
+        };
+        let ends = now
+            .as_second()
+            .saturating_add(i64::try_from(life).unwrap_or(i64::MAX));
         Ok(new_user(
             name,
-            self.fleet().account(role.account()),
+            self.fleet().account(account),
             &signer,
             issued_at,
             ends,

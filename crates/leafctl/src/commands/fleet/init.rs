@@ -17,7 +17,7 @@ pub(super) struct Init {
     #[arg(value_name = "DIR")]
     directory: PathBuf,
     /// The URL that leaves connect to.
-    #[arg(long, value_name = "URL", default_value = "tls://hub.example:7422")]
+    #[arg(long, value_name = "URL")]
     hub: String,
     /// The URL that people connect to. Without this flag: port 4222 of the hub.
     #[arg(long, value_name = "URL")]

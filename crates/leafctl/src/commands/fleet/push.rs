@@ -16,7 +16,7 @@ pub(super) struct Push {}
 
 impl Push {
     pub(super) async fn run(self, dir: &Path, global: &Global, output: Output) -> Result<(), Error> {
-        let directory = open_to_write(dir)?;
+        let mut directory = open_to_write(dir)?;
         let pushed = directory
             .push(global.server.as_deref(), global.timeout, Timestamp::now())
             .await?;

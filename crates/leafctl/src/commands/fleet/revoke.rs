@@ -32,7 +32,7 @@ pub(super) struct Revoke {
 
 impl Revoke {
     pub(super) async fn run(self, dir: &Path, global: &Global, output: Output) -> Result<(), Error> {
-        let directory = open_to_write(dir)?;
+        let mut directory = open_to_write(dir)?;
         let (what, keys) = match (&self.name, &self.key) {
             (Some(name), _) => {
                 let users = directory.users_named(name)?;
@@ -57,7 +57,7 @@ impl Revoke {
                 (key, 1)
             }
         };
-        push_change(&directory, global, output).await?;
+        push_change(&mut directory, global, output).await?;
         let document = serde_json::json!({ "name": what, "revoked": keys });
         output.document(&document, |_| match keys {
             0 => format!("{what}: revoked already, and the hub's servers know it"),

@@ -82,7 +82,7 @@ impl Rotate {
         if self.at_once {
             let users = directory.users_named(&self.name)?;
             revoke(&directory, &users, true)?;
-            push_change(&directory, global, output).await?;
+            push_change(&mut directory, global, output).await?;
         }
         Ok(())
     }

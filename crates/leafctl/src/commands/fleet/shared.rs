@@ -72,7 +72,11 @@ pub(super) fn print_given(given: &[Given], output: Output) -> Result<(), Error> 
 }
 
 /// Pushes what was just changed in the directory.
-pub(super) async fn push_change(directory: &Directory, global: &Global, output: Output) -> Result<(), Error> {
+pub(super) async fn push_change(
+    directory: &mut Directory,
+    global: &Global,
+    output: Output,
+) -> Result<(), Error> {
     let pushed = directory
         .push(global.server.as_deref(), global.timeout, Timestamp::now())
         .await;

@@ -71,6 +71,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: a revocation reaches both servers of a hub, and one that hangs is counted", &[], key_faults::two_servers),
         host.trial("leafctl: an account that a stranger signed is replaced by a push, and stops no revocation", &[], key_faults::forged_account),
         host.trial("leafctl: a directory of keys from a backup takes over what was revoked since", &[], keys::from_a_backup),
+        host.trial("leafctl: a revocation of all people, made with another program, is kept, and who is given new credentials gets in", &[], keys::revoked_all),
         host.trial("commands from the hub are carried out once each over several ends of the credentials of a leaf's link", &[Need::HubAgent], link_ends::over_several_ends),
         host.trial("leafctl: a user of a fleet is cut and refused at its end, and the key of a role makes no other users", &[], keys::ends),
         host.trial("leafctl: the key of the witness is made with a fleet, told to its leaves, and replaced only where that is asked for", &[], keys::witness),

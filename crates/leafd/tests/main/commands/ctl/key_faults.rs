@@ -253,6 +253,7 @@ pub(super) async fn refused() -> anyhow::Result<()> {
     ] {
         ended(&in_dir(&["fleet", "init", "other", "--hub", url]).await?, 2, says)?;
     }
+    ended(&in_dir(&["fleet", "init", "other"]).await?, 2, "--hub <URL>")?;
     ensure!(!site.work().join("other").exists(), "nothing is made");
 
     let key = site.host_key("one").await?;

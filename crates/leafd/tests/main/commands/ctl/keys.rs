@@ -5,10 +5,11 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use anyhow::{Context as _, ensure};
 use async_nats::ConnectErrorKind as Refused;
 use jiff::Timestamp;
-use leaf_bus::identity::fleet::{KeyKind, NatsKey};
+use leaf_bus::identity::Token;
+use leaf_bus::identity::fleet::{Account, Fleet, KeyKind, NatsKey};
 
 use super::{ended, text};
-use crate::support::{FleetSite, until};
+use crate::support::{FleetSite, key_file, until};
 
 /// Everything that was made works together, over TLS: the leaf by the credentials that its host decrypts, the agent and the person.
 pub(super) async fn from_nothing() -> anyhow::Result<()> {
@@ -115,6 +116,53 @@ pub(super) async fn revoked() -> anyhow::Result<()> {
         shown["state"] == "revoked" && shown["revoked_since"].is_string(),
         "{shown}"
     );
+    Ok(())
+}
+
+/// `nsc revocations add-user` revokes all users of an account by `*`: a server that has it is asked before each push.
+pub(super) async fn revoked_all() -> anyhow::Result<()> {
+    let site = FleetSite::start().await?;
+    for name in ["ann", "bob"] {
+        site.done(&["add-operator", name]).await?;
+    }
+    let mut ann = site.person("ann").await?.ok().context("ann connects")?;
+    let signing = site.manifest()?["signing_key"]
+        .as_str()
+        .context("a key")?
+        .to_owned();
+    let seed = std::fs::read_to_string(key_file(&site.keys(), &signing))?;
+    let signer = NatsKey::from_seed(&seed, KeyKind::Operator)?;
+    let mut callers = Token::read(&site.account("CALLERS")?)?;
+    let until = Timestamp::now().as_second();
+    callers.nats["revocations"] = serde_json::json!({ "*": until });
+    let fleet = Fleet {
+        accounts: [(Account::Callers, callers.subject)].into(),
+        roles: [].into(),
+    };
+    let issued_at = until.max(callers.issued_at + 1);
+    let jwt = fleet.account_jwt(Account::Callers, callers.nats, issued_at, &signer);
+    site.resolvers().await?.push(&jwt).await?;
+    ann.is_cut().await?;
+
+    // A push of the directory, which does not know of it, keeps it.
+    ended(&site.fleet(&["revoke", "bob"]).await?, 0, "")?;
+    let written = Token::read(&site.account("CALLERS")?)?;
+    ensure!(written.nats["revocations"]["*"] == until, "{:?}", written.nats);
+    for name in ["ann", "bob"] {
+        let again = site.person(name).await?.map(|_| ());
+        ensure!(again == Err(Refused::AuthorizationViolation), "{name}: {again:?}");
+    }
+    ensure!(site.shown("ann").await?["state"] == "revoked");
+    // New credentials are issued after it, also in the same second.
+    for arguments in [["rotate", "ann"], ["add-operator", "carol"]] {
+        site.done(&arguments).await?;
+    }
+    for name in ["ann", "carol"] {
+        site.person(name)
+            .await?
+            .ok()
+            .with_context(|| format!("{name} connects"))?;
+    }
     Ok(())
 }
 
