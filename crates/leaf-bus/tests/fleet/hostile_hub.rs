@@ -211,18 +211,26 @@ async fn reads() -> anyhow::Result<()> {
     let js = async_nats::jetstream::new(keeper);
     let event = subject::event(&leaf(), "leaf", "edge", "started");
     js.publish(event.clone(), "{}".into()).await?.await?;
+    js.publish(subject::state_key(&leaf(), "leaf"), "{}".into())
+        .await?
+        .await?;
     until_linked(&hub, &server).await?;
     let agent = hub.agent().await?;
-    let get = subject::link_read(&leaf(), instance(), subject::LinkRead::EventsGet);
-    let reply = agent.request(get, r#"{"seq":1}"#.into()).await?;
-    let found = reply
-        .headers
-        .as_ref()
-        .and_then(|headers| headers.get("Nats-Subject"));
-    ensure!(
-        found.map(|subject| subject.as_str()) == Some(event.as_str()),
-        "{reply:?}"
-    );
+    for (read, expected) in [
+        (subject::LinkRead::EventsGet, event),
+        (subject::LinkRead::StateGet, subject::state_key(&leaf(), "leaf")),
+    ] {
+        let get = subject::link_read(&leaf(), instance(), read);
+        let reply = agent.request(get, r#"{"seq":1}"#.into()).await?;
+        let found = reply
+            .headers
+            .as_ref()
+            .and_then(|headers| headers.get("Nats-Subject"));
+        ensure!(
+            found.map(|subject| subject.as_str()) == Some(expected.as_str()),
+            "{reply:?}"
+        );
+    }
     // No other stream can be named.
     for asked in [
         "leaf.v1.link.edge.00000000-0000-0000-0000-000000000007.leases.info",
