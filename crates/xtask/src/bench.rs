@@ -32,6 +32,10 @@ const FLEET: [&str; 2] = [
     "<!-- begin: cargo xtask bench fleet --write -->",
     "<!-- end: cargo xtask bench fleet --write -->",
 ];
+const TRUST: [&str; 2] = [
+    "<!-- begin: cargo xtask bench trust --write -->",
+    "<!-- end: cargo xtask bench trust --write -->",
+];
 const HOST: [&str; 2] = [
     "<!-- begin: cargo xtask bench --host --write -->",
     "<!-- end: cargo xtask bench --host --write -->",
@@ -40,7 +44,8 @@ const HOST: [&str; 2] = [
 /// Measure a leaf compared with what it is built on, and print a table
 ///
 /// Uses release builds. Each measurement alternates with what it is compared with, several times, and the table has the
-/// medians. The machine should be idle. It takes about fifteen minutes, `fleet` alone six, and --host about half an hour.
+/// medians. The machine should be idle. It takes about half an hour, `fleet` alone six minutes, `trust` fifteen, and --host about half
+/// an hour.
 #[derive(clap::Args)]
 pub(crate) struct Bench {
     /// Take only these measurements
@@ -52,7 +57,7 @@ pub(crate) struct Bench {
     /// The number of rounds of each measurement
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: u16,
-    /// Write the tables into docs/performance.md: all that are measured here, or that of `fleet`
+    /// Write the tables into docs/performance.md: all that are measured here, or that of `fleet` or `trust`
     #[arg(long)]
     write: bool,
 }
@@ -78,6 +83,10 @@ enum Name {
     Build,
     /// Memory, wake-ups and processor time at rest
     Rest,
+    /// `leafctl fleet` with a thousand leaves
+    Keys,
+    /// What keys cost: `signed`, `keys` and `renewals`
+    Trust,
     /// A leaf and its hub compared with bare servers, and a thousand leaves
     Fleet,
 }
@@ -89,7 +98,7 @@ impl Bench {
             "measuring a leaf with containers needs root; try: sudo --preserve-env=PATH,HOME cargo xtask bench"
         );
         ensure!(
-            !self.write || self.only.is_empty() || self.only == [Name::Fleet],
+            !self.write || [&[][..], &[Name::Fleet], &[Name::Trust]].contains(&&self.only[..]),
             "some rows alone can't be written: leave --write away, or the names"
         );
         let tools = setup::prepare(true)?;
@@ -103,6 +112,10 @@ impl Bench {
             let of_leaf = self.measure(LEAF_ALONE, &programs, rounds)?;
             if !of_leaf.is_empty() {
                 tables.push((HERE, "cargo xtask bench", of_leaf));
+            }
+            let of_trust = self.measure(OF_KEYS, &programs, rounds)?;
+            if !of_trust.is_empty() {
+                tables.push((TRUST, "cargo xtask bench trust", of_trust));
             }
             let of_fleet = self.measure(&[(Name::Fleet, fleet::measure)], &programs, rounds)?;
             if !of_fleet.is_empty() {
@@ -137,7 +150,9 @@ impl Bench {
     fn measure(&self, measures: &[(Name, Measure)], programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
         for (name, measure) in measures {
-            if self.only.is_empty() || self.only.contains(name) {
+            let is_of_trust = OF_KEYS.iter().any(|(of_keys, _)| of_keys == name);
+            let as_trust = is_of_trust && self.only.contains(&Name::Trust);
+            if self.only.is_empty() || self.only.contains(name) || as_trust {
                 eprintln!("measuring: {name:?}");
                 rows.extend(measure(programs, rounds).with_context(|| format!("can't measure {name:?}"))?);
             }
@@ -152,12 +167,17 @@ type Measure = fn(&Programs, usize) -> Result<Vec<Row>>;
 const LEAF_ALONE: &[(Name, Measure)] = &[
     (Name::Rest, measures::rest),
     (Name::RoundTrip, measures::round_trip),
-    (Name::Signed, measures::signed),
     (Name::Concurrent, measures::concurrent),
     (Name::Durable, measures::durable),
     (Name::Inventory, measures::inventory),
     (Name::Start, measures::start),
     (Name::Build, measures::build),
+];
+
+/// The measurements of what keys cost.
+const OF_KEYS: &[(Name, Measure)] = &[
+    (Name::Signed, measures::signed),
+    (Name::Keys, fleet::keys),
     (Name::Renewals, renewals::measure),
 ];
 
@@ -189,7 +209,7 @@ mod tests {
     #[test]
     fn the_document_has_its_marks() {
         let document = std::fs::read_to_string(workspace().join(DOCUMENT)).expect("the document");
-        for marks in [HERE, FLEET, HOST] {
+        for marks in [HERE, TRUST, FLEET, HOST] {
             replaced(&document, marks, "new").expect("it has marks");
         }
     }

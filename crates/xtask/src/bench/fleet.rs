@@ -24,14 +24,13 @@ pub(super) fn measure(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
     rows.extend(commands(programs, rounds)?);
     rows.push(catch_up(programs, rounds.min(3))?);
     rows.extend(many(programs)?);
-    rows.extend(keys(programs, rounds.min(3))?);
     Ok(rows)
 }
 
 /// The keys of a fleet with many leaves.
-fn keys(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
+pub(super) fn keys(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
     let mut found: [Vec<f64>; 4] = Default::default();
-    for _ in 0..rounds {
+    for _ in 0..rounds.min(3) {
         let figures = keys_once(programs)?;
         for (all, figure) in found.iter_mut().zip(figures) {
             all.push(figure);
