@@ -15,6 +15,8 @@ mod fleet;
 mod hub;
 #[path = "ctl/key_faults.rs"]
 mod key_faults;
+#[path = "ctl/key_files_nixos.rs"]
+mod key_files_nixos;
 #[path = "ctl/keys.rs"]
 mod keys;
 #[path = "ctl/labels.rs"]
@@ -76,6 +78,8 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: a user of a fleet is cut and refused at its end, and the key of a role makes no other users", &[], keys::ends),
         host.trial("leafctl: the key of the witness is made with a fleet, told to its leaves, and replaced only where that is asked for", &[], keys::witness),
         host.trial("leafctl: a new key works beside the former one until that is revoked", &[Need::HubAgent], keys::rotated),
+        host.trial("leafctl: the hub's server of NixOS takes the accounts of a fleet as they are written, its people and what is pushed", &[Need::Nix], key_files_nixos::hub),
+        host.trial("leafctl: the module of a leaf that joins a fleet names its files and the witness", &[Need::Nix], key_files_nixos::leaf),
         host.trial("leafctl: keys that nothing needs may be moved away, and a missing one is named with what works without it", &[], key_faults::moved_away),
         host.trial("leafctl: what is no fleet, no name or no host key is refused and changes nothing", &[], key_faults::refused),
         host.trial("leafctl: on a full disk a fleet is made as a whole or not at all", &[Need::Root], key_faults::full_disk),
