@@ -55,14 +55,8 @@ async fn label(client: &Client, leaf: &LeafName, number: u32) -> anyhow::Result<
     }
 }
 
-pub(super) async fn over_several_ends() -> anyhow::Result<()> {
-    let mut site = FleetSite::start().await?;
-    site.start_agent()?;
-    let (leaf, _) = site.leaf().await?;
-    site.done(&["add-operator", "ann"]).await?;
-    let file = site.at(&format!("{leaf}.creds"));
-    renew(&site, &leaf, &file)?;
-    let mut running = site.setup(&leaf, &file)?.start().await?;
+/// Connects at the hub as a person who was added.
+async fn as_ann(site: &FleetSite) -> anyhow::Result<Client> {
     let ann = ConnectSettings {
         credentials: Credentials::File(site.work().join("ann.creds")),
         inbox_prefix: subject::inbox_prefix_of_token("ann"),
@@ -72,7 +66,79 @@ pub(super) async fn over_several_ends() -> anyhow::Result<()> {
         },
         ..ConnectSettings::new(&site.clients()?)
     };
-    let client = Client::connect(&ann, LIMIT).await?;
+    Ok(Client::connect(&ann, LIMIT).await?)
+}
+
+/// The link's credentials end while the hub is down; later the leaf is revoked while it is off itself. Its own people command it all the time.
+pub(super) async fn while_cut_off() -> anyhow::Result<()> {
+    let mut site = FleetSite::start().await?;
+    site.start_agent()?;
+    let (leaf, _) = site.leaf().await?;
+    site.done(&["add-operator", "ann"]).await?;
+    let file = site.at(&format!("{leaf}.creds"));
+    let given = std::fs::read_to_string(&file)?;
+    renew(&site, &leaf, &file)?;
+    let mut running = site.setup(&leaf, &file)?.start().await?;
+    let client = as_ann(&site).await?;
+    until("the leaf answers at the hub", async || {
+        renew(&site, &leaf, &file)?;
+        Ok(label(&client, &leaf, 0).await.ok())
+    })
+    .await?;
+    let here = |number: &str| LabelLeaf {
+        set: [("here".to_owned(), number.to_owned())].into(),
+        remove: [].into(),
+    };
+
+    renew(&site, &leaf, &file)?;
+    site.stop_server().await?;
+    tokio::time::sleep(LIFE + Duration::from_secs(1)).await;
+    running.call(&here("1")).await?;
+    site.start_server().await?;
+    let is_refused = |site: &FleetSite| site.log().contains("authentication error").then_some(());
+    until("the ended credentials are refused", async || {
+        Ok(is_refused(&site))
+    })
+    .await?;
+    running.call(&here("2")).await?;
+    renew(&site, &leaf, &file)?;
+    // As often as the file is renewed by whoever does it.
+    until("the leaf answers with renewed credentials", async || {
+        renew(&site, &leaf, &file)?;
+        Ok(label(&client, &leaf, 1).await.ok())
+    })
+    .await?;
+
+    // The credentials that it was given, which are revoked while it is off.
+    let cuts = |site: &FleetSite| site.log().matches("Authentication Expired").count();
+    let before = cuts(&site);
+    std::fs::write(&file, given)?;
+    until(
+        "the leaf answers with the credentials that it was given",
+        async || Ok((cuts(&site) > before && label(&client, &leaf, 2).await.is_ok()).then_some(())),
+    )
+    .await?;
+    running.kill().await?;
+    site.done(&["revoke", leaf.as_str()]).await?;
+    site.stop_server().await?;
+    site.start_server().await?;
+    running.start_again().await?;
+    until("the revoked leaf is refused", async || Ok(is_refused(&site))).await?;
+    running.forget_client();
+    let labels = running.call(&here("3")).await?.labels;
+    ensure!(labels.get("here").is_some_and(|value| value == "3"), "{labels:?}");
+    Ok(())
+}
+
+pub(super) async fn over_several_ends() -> anyhow::Result<()> {
+    let mut site = FleetSite::start().await?;
+    site.start_agent()?;
+    let (leaf, _) = site.leaf().await?;
+    site.done(&["add-operator", "ann"]).await?;
+    let file = site.at(&format!("{leaf}.creds"));
+    renew(&site, &leaf, &file)?;
+    let mut running = site.setup(&leaf, &file)?.start().await?;
+    let client = as_ann(&site).await?;
     until("the leaf answers at the hub", async || {
         renew(&site, &leaf, &file)?;
         Ok(label(&client, &leaf, 0).await.ok())
