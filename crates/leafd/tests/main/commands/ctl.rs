@@ -75,7 +75,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: a directory of keys from a backup takes over what was revoked since", &[], keys::from_a_backup),
         host.trial("leafctl: a revocation of all people, made with another program, is kept, and who is given new credentials gets in", &[], keys::revoked_all),
         host.trial("commands from the hub are carried out once each over several ends of the credentials of a leaf's link", &[Need::HubAgent], link_ends::over_several_ends),
-        host.trial("a leaf whose credentials at the hub ended while that was down is back with renewed ones, and one that was revoked while it was off is refused, and both work for their own people", &[Need::HubAgent], link_ends::while_cut_off),
+        host.trial("a leaf whose credentials ended while the hub was down is back with renewed ones, one that was revoked while it was off is refused, and both work for their own people", &[Need::HubAgent], link_ends::while_cut_off),
         host.trial("leafctl: a user of a fleet is cut and refused at its end, and the key of a role makes no other users", &[], keys::ends),
         host.trial("leafctl: the key of the witness is made with a fleet, told to its leaves, and replaced only where that is asked for", &[], keys::witness),
         host.trial("leafctl: a new key works beside the former one until that is revoked", &[Need::HubAgent], keys::rotated),
