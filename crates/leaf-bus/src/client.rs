@@ -20,7 +20,6 @@ use leaf_core::subject::{self, CommandSubject};
 
 use crate::client_error::read_json;
 use crate::jetstream::API_TIMEOUT;
-use crate::level::Mode;
 use crate::link::Link;
 use crate::pages::Stored;
 use crate::parts::{self, Assembled, Assembly, PARTS_HEADER, REPLY_BYTES_HEADER};
@@ -162,11 +161,7 @@ impl Client {
             .caller()
             .unwrap_or_else(|| Caller::new("anonymous").expect("a caller's name"));
         settings.inbox_prefix = subject::inbox_prefix(&caller);
-        let link = tokio::time::timeout(timeout, Link::open(&settings, Mode::Once)).await;
-        let link = link.map_err(|_| ConnectError::TimedOut {
-            servers: settings.servers_text(),
-            seconds: timeout.as_secs_f64(),
-        })??;
+        let link = Link::open_once(&settings, timeout).await?;
         Ok(Self { link, caller })
     }
 

@@ -15,7 +15,7 @@ use futures::StreamExt as _;
 use tokio::sync::{broadcast, watch};
 
 use crate::level::{Mode, Shared};
-use crate::options::{check_tls_files, classify, options};
+use crate::options::{ATTEMPT, attempt_of, check_tls_files, classify, options};
 use crate::settings::{ConnectError, ConnectSettings, ServerIdentity, Status, is_websocket, without_user};
 use crate::stream_error::{RequestError, StreamError, publish_error, request_error};
 
@@ -32,6 +32,24 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) async fn open(settings: &ConnectSettings, mode: Mode) -> Result<Self, ConnectError> {
+        Self::open_with(settings, mode, ATTEMPT).await
+    }
+
+    /// Connects within a time limit, which the servers share if there are several.
+    pub(crate) async fn open_once(settings: &ConnectSettings, limit: Duration) -> Result<Self, ConnectError> {
+        let link = Self::open_with(settings, Mode::Once, attempt_of(limit, settings.servers.len()));
+        let link = tokio::time::timeout(limit, link).await;
+        link.map_err(|_| ConnectError::TimedOut {
+            servers: settings.servers_text(),
+            seconds: limit.as_secs_f64(),
+        })?
+    }
+
+    async fn open_with(
+        settings: &ConnectSettings,
+        mode: Mode,
+        attempt: Duration,
+    ) -> Result<Self, ConnectError> {
         let servers = settings.servers_text();
         let mut addresses = Vec::new();
         for server in &settings.servers {
@@ -54,11 +72,11 @@ impl Link {
         }
         check_tls_files(settings, &servers)?;
         let shared = Arc::new(Shared::unconnected());
-        let options = options(settings, mode, &shared, &servers)?;
+        let options = options(settings, mode, attempt, &shared, &servers)?;
         let client = options
             .connect(addresses)
             .await
-            .map_err(|e| classify(&e, &servers, settings))?;
+            .map_err(|e| classify(&e, attempt, &servers, settings))?;
         if mode == Mode::Once {
             shared.connected(&servers);
         }

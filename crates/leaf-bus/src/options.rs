@@ -9,14 +9,21 @@ use crate::credentials;
 use crate::level::{Mode, Shared, soon};
 use crate::settings::{Cause, ConnectError, ConnectSettings, Credentials};
 
-/// How long one attempt to connect may take.
-const ATTEMPT: Duration = Duration::from_secs(5);
+/// How long one attempt to connect may take, where others follow.
+pub(crate) const ATTEMPT: Duration = Duration::from_secs(5);
 /// How many messages one subscription buffers before it drops some.
 const SUBSCRIPTION_CAPACITY: usize = 8192;
+
+/// Returns how long the attempt with each server may take where all together have a time limit and none is tried twice.
+pub(crate) fn attempt_of(limit: Duration, servers: usize) -> Duration {
+    let servers = u32::try_from(servers).unwrap_or(u32::MAX).max(1);
+    (limit / servers).max(ATTEMPT.min(limit))
+}
 
 pub(crate) fn options(
     settings: &ConnectSettings,
     mode: Mode,
+    attempt: Duration,
     shared: &Arc<Shared>,
     servers: &str,
 ) -> Result<ConnectOptions, ConnectError> {
@@ -64,7 +71,7 @@ pub(crate) fn options(
         .require_tls(tls.required)
         .name(&settings.name)
         .custom_inbox_prefix(&settings.inbox_prefix)
-        .connection_timeout(ATTEMPT)
+        .connection_timeout(attempt)
         .ping_interval(Duration::from_secs(10))
         .subscription_capacity(SUBSCRIPTION_CAPACITY)
         .max_reconnects(None)
@@ -120,6 +127,7 @@ pub(crate) fn check_tls_files(settings: &ConnectSettings, servers: &str) -> Resu
 
 pub(crate) fn classify(
     error: &async_nats::ConnectError,
+    attempt: Duration,
     servers: &str,
     settings: &ConnectSettings,
 ) -> ConnectError {
@@ -139,7 +147,7 @@ pub(crate) fn classify(
         },
         ConnectErrorKind::TimedOut | ConnectErrorKind::MaxReconnects => ConnectError::TimedOut {
             servers,
-            seconds: ATTEMPT.as_secs_f64(),
+            seconds: attempt.as_secs_f64(),
         },
         ConnectErrorKind::ServerParse => ConnectError::BadAddress { server: servers },
         ConnectErrorKind::Tls => ConnectError::Tls {
@@ -176,5 +184,28 @@ pub(crate) fn classify(
                 source: text.into(),
             },
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_single_attempt_may_take_the_whole_limit_and_several_share_it() {
+        for (limit_ms, servers, attempt_ms) in [
+            (60_000, 1, 60_000),
+            (60_000, 3, 20_000),
+            (10_000, 4, 5_000),
+            (300, 1, 300),
+            (300, 4, 300),
+            (300, 0, 300),
+        ] {
+            assert_eq!(
+                attempt_of(Duration::from_millis(limit_ms), servers),
+                Duration::from_millis(attempt_ms),
+                "{limit_ms} ms, {servers} servers"
+            );
+        }
     }
 }

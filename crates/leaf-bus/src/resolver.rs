@@ -8,7 +8,6 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use crate::level::Mode;
 use crate::link::Link;
 use crate::settings::{ConnectError, ConnectSettings};
 use crate::stream_error::RequestError;
@@ -101,11 +100,7 @@ impl Resolvers {
     /// # Errors
     /// [`ResolverError`].
     pub async fn connect(settings: &ConnectSettings, limit: Duration) -> Result<Self, ResolverError> {
-        let link = tokio::time::timeout(limit, Link::open(settings, Mode::Once)).await;
-        let link = link.map_err(|_| ConnectError::TimedOut {
-            servers: settings.servers_text(),
-            seconds: limit.as_secs_f64(),
-        })??;
+        let link = Link::open_once(settings, limit).await?;
         let mut resolvers = Self {
             link,
             limit,
