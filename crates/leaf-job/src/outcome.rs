@@ -1,21 +1,25 @@
 //! The outcome of a job in the format of `outcome.json`.
 
-use leaf_core::job::{BuildResult, JobOutcome, JobResult};
+use leaf_core::job::{BuildResult, BuiltDerivation, Failure, JobOutcome, JobResult};
 use serde::{Deserialize, Serialize};
 
 /// The content of `outcome.json`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Ended {
-    pub(crate) outcome: StoredOutcome,
+    outcome: StoredOutcome,
+    /// What a failed build built all the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    partial: Vec<BuiltDerivation>,
     /// A notice that the end of the log could not be written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) log_missing: Option<String>,
 }
 
-/// A [`JobOutcome`] in its format on disk, which every version of leafd reads and writes.
+/// A [`JobOutcome`] in its format on disk, which every version of leafd reads and writes. What else is known of a failure is
+/// beside it, in fields that an older leafd does not read.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "phase", content = "about")]
-pub(crate) enum StoredOutcome {
+enum StoredOutcome {
     Succeeded(StoredResult),
     Failed(String),
     TimedOut(String),
@@ -26,32 +30,46 @@ pub(crate) enum StoredOutcome {
 /// A [`JobResult`] in its format on disk: the result of a build has no tag.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub(crate) enum StoredResult {
+enum StoredResult {
     Build(BuildResult),
 }
 
-impl From<JobOutcome> for StoredOutcome {
-    fn from(outcome: JobOutcome) -> Self {
-        match outcome {
-            JobOutcome::Succeeded(JobResult::Build(result)) => Self::Succeeded(StoredResult::Build(result)),
-            JobOutcome::Failed(why) => Self::Failed(why),
-            JobOutcome::TimedOut(why) => Self::TimedOut(why),
-            JobOutcome::Cancelled => Self::Cancelled,
-            JobOutcome::Interrupted(why) => Self::Interrupted(why),
+impl Ended {
+    pub(crate) fn new(outcome: JobOutcome, log_missing: Option<String>) -> Self {
+        let mut partial = Vec::new();
+        let mut error_of = |failure: Failure| {
+            partial = failure.partial;
+            failure.error
+        };
+        let outcome = match outcome {
+            JobOutcome::Succeeded(JobResult::Build(result)) => {
+                StoredOutcome::Succeeded(StoredResult::Build(result))
+            }
+            JobOutcome::Failed(failure) => StoredOutcome::Failed(error_of(failure)),
+            JobOutcome::TimedOut(failure) => StoredOutcome::TimedOut(error_of(failure)),
+            JobOutcome::Cancelled => StoredOutcome::Cancelled,
+            JobOutcome::Interrupted(why) => StoredOutcome::Interrupted(why),
+        };
+        Self {
+            outcome,
+            partial,
+            log_missing,
         }
     }
-}
 
-impl From<StoredOutcome> for JobOutcome {
-    fn from(stored: StoredOutcome) -> Self {
-        match stored {
+    pub(crate) fn into_outcome(self) -> JobOutcome {
+        let failure = |error| Failure {
+            error,
+            partial: self.partial,
+        };
+        match self.outcome {
             StoredOutcome::Succeeded(StoredResult::Build(result)) => {
-                Self::Succeeded(JobResult::Build(result))
+                JobOutcome::Succeeded(JobResult::Build(result))
             }
-            StoredOutcome::Failed(why) => Self::Failed(why),
-            StoredOutcome::TimedOut(why) => Self::TimedOut(why),
-            StoredOutcome::Cancelled => Self::Cancelled,
-            StoredOutcome::Interrupted(why) => Self::Interrupted(why),
+            StoredOutcome::Failed(error) => JobOutcome::Failed(failure(error)),
+            StoredOutcome::TimedOut(error) => JobOutcome::TimedOut(failure(error)),
+            StoredOutcome::Cancelled => JobOutcome::Cancelled,
+            StoredOutcome::Interrupted(why) => JobOutcome::Interrupted(why),
         }
     }
 }
@@ -71,10 +89,8 @@ mod tests {
             r#"{"outcome":{"phase":"interrupted","about":"killed"}}"#,
         ] {
             let ended: Ended = serde_json::from_str(line).expect("readable");
-            let ended = Ended {
-                outcome: JobOutcome::from(ended.outcome).into(),
-                log_missing: ended.log_missing,
-            };
+            let log_missing = ended.log_missing.clone();
+            let ended = Ended::new(ended.into_outcome(), log_missing);
             assert_eq!(serde_json::to_string(&ended).expect("JSON"), line);
         }
     }

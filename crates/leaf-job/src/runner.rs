@@ -77,7 +77,7 @@ fn reserve_outcome(directory: &JobDirectory) -> io::Result<File> {
 
 async fn fail(directory: JobDirectory, why: String) -> io::Result<()> {
     let reserved = reserve_outcome(&directory)?;
-    write_outcome(&directory, reserved, JobOutcome::Failed(why), None)
+    write_outcome(&directory, reserved, JobOutcome::Failed(why.into()), None)
 }
 
 fn write_outcome(
@@ -86,9 +86,8 @@ fn write_outcome(
     outcome: JobOutcome,
     log_missing: Option<String>,
 ) -> io::Result<()> {
-    let outcome = outcome.into();
     directory
-        .write_outcome(reserved, &Ended { outcome, log_missing })
+        .write_outcome(reserved, &Ended::new(outcome, log_missing))
         .map_err(context("can't write the outcome"))
 }
 
@@ -130,7 +129,7 @@ impl ProcessJob {
         let reserved = reserve_outcome(&self.directory)?;
         let (outcome, log_missing) = match work {
             Ok(work) => Supervisor::new(&self.directory, &self.order, work).run().await?,
-            Err(why) => (JobOutcome::Failed(why), None),
+            Err(why) => (JobOutcome::Failed(why.into()), None),
         };
         let all_ended = kill_descendants().await;
         if !matches!(outcome, JobOutcome::Succeeded(_)) {

@@ -182,7 +182,7 @@ impl RunningJob {
     /// Returns its outcome if it could not be started.
     fn not_started(&self) -> Option<JobOutcome> {
         match &self.process {
-            Process::Unit(unit) => unit.failed.clone().map(JobOutcome::Failed),
+            Process::Unit(unit) => unit.failed.clone().map(|why| JobOutcome::Failed(why.into())),
             Process::Child(_) | Process::Adopted(_) => None,
         }
     }
@@ -289,7 +289,7 @@ pub(crate) async fn conclude(directory: &JobDirectory, cleanup: Option<&Cleanup>
         tracing::error!(cgroup = %path.display(), error = chain(&error), "can't remove a job's cgroup, which may still contain running processes");
     }
     let outcome = match directory.read_json::<Ended>(OUTCOME) {
-        Ok(Some(ended)) => ended.outcome.into(),
+        Ok(Some(ended)) => ended.into_outcome(),
         Ok(None) if directory.is_cancelled() => JobOutcome::Cancelled,
         Ok(None) => {
             let why = directory.runner_errors().map(|why| format!(": {why}"));

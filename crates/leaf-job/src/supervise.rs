@@ -7,8 +7,8 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use leaf_core::error::chain;
-use leaf_core::job::process::{Finished, Program, Step};
-use leaf_core::job::{JobOutcome, Progress};
+use leaf_core::job::process::{End, Finished, Program, Step};
+use leaf_core::job::{Failure, JobOutcome, Progress};
 use leaf_host::cgroup::Cgroup;
 use leaf_host::signals;
 use rustix::process::{Pid, Signal, kill_process};
@@ -83,37 +83,63 @@ impl<'a, S> Supervisor<'a, S> {
                 }
             };
             tokio::select! {
-                outcome = self.steps(&mut terminate) => outcome.unwrap_or_else(JobOutcome::Failed),
+                outcome = self.steps(&mut terminate) => outcome,
                 () = ignored => unreachable!("this loop has no end"),
             }
         };
         Ok((outcome, self.log.finish()))
     }
 
-    async fn steps(&mut self, terminate: &mut SignalStream) -> Result<JobOutcome, String> {
-        let mut finished = None;
+    async fn steps(&mut self, terminate: &mut SignalStream) -> JobOutcome {
+        let mut step = (self.work.next)(&mut self.work.state, None);
         loop {
-            let program = match (self.work.next)(&mut self.work.state, finished.take())? {
-                Step::Run(program) => program,
-                Step::Done(result) => return Ok(JobOutcome::Succeeded(result)),
+            let program = match step {
+                Ok(Step::Run(program)) => program,
+                Ok(Step::Done(result)) => return JobOutcome::Succeeded(result),
+                Err(error) => return JobOutcome::Failed(self.failure(error, End::Unusable)),
             };
             let begin = Instant::now();
-            let end = self.supervise(&program, terminate).await;
-            finished = match end.map_err(|e| format!("can't run {}: {e}", program.program.display()))? {
-                ProgramEnd::Exited(status, stdout) if status.success() => Some(Finished {
-                    stdout,
-                    duration: begin.elapsed(),
-                }),
-                ProgramEnd::Exited(status, _) => return Err(self.error(&program.program, status)),
-                ProgramEnd::Cancelled => return Ok(JobOutcome::Cancelled),
+            let end = match self.supervise(&program, terminate).await {
+                Ok(end) => end,
+                Err(error) => {
+                    let error = format!("can't run {}: {error}", program.program.display());
+                    return JobOutcome::Failed(self.failure(error, End::Unusable));
+                }
+            };
+            step = match end {
+                ProgramEnd::Exited(status, stdout) if status.success() => {
+                    let finished = Finished {
+                        stdout,
+                        duration: begin.elapsed(),
+                    };
+                    (self.work.next)(&mut self.work.state, Some(finished))
+                }
+                ProgramEnd::Exited(status, _) => {
+                    let end = match (status.code(), status.signal()) {
+                        (Some(code), _) => End::Code(code),
+                        (None, Some(signal)) => End::Signal(signal),
+                        (None, None) => End::Unusable,
+                    };
+                    match (self.work.after_failure)(&mut self.work.state, end) {
+                        Some(step) => Ok(step),
+                        None => {
+                            let error = self.error(&program.program, status);
+                            return JobOutcome::Failed(self.failure(error, end));
+                        }
+                    }
+                }
+                ProgramEnd::Cancelled => return JobOutcome::Cancelled,
                 ProgramEnd::TimedOut => {
                     let seconds = self.order.timeout().as_secs();
-                    return Ok(JobOutcome::TimedOut(format!(
-                        "it took longer than {seconds} s, and was ended"
-                    )));
+                    let error = format!("it took longer than {seconds} s, and was ended");
+                    return JobOutcome::TimedOut(self.failure(error, End::TimedOut));
                 }
             };
         }
+    }
+
+    fn failure(&self, error: String, end: End) -> Failure {
+        (self.work.failure)(&self.work.state, error, end)
     }
 
     fn error(&self, program: &Path, status: ExitStatus) -> String {

@@ -1,7 +1,7 @@
 //! The work of a process job, as values: leaf-job runs programs without knowing their task.
 
-use leaf_core::job::Progress;
-use leaf_core::job::process::{Finished, Step};
+use leaf_core::job::process::{End, Finished, Step};
+use leaf_core::job::{Failure, Progress};
 
 /// A task in the form in which the runner carries it out. The functions are provided by the crate of the task, which
 /// keeps its data in `state`.
@@ -18,4 +18,8 @@ pub struct Work<S> {
     pub progress: fn(&S) -> Progress,
     /// Returns the error of the program that failed last, as far as it printed one, in at most 4 KiB.
     pub error: fn(&S) -> Option<String>,
+    /// Returns the step after a program that failed by itself; `None` if the job has failed with it.
+    pub after_failure: fn(&mut S, End) -> Option<Step>,
+    /// Returns the failure of a job that ends in this way, with this error.
+    pub failure: fn(&S, String, End) -> Failure,
 }

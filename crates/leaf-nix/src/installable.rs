@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use leaf_core::job::Installable;
+use leaf_core::job::{Installable, outputs};
 use serde::{Deserialize, Serialize};
 
-use crate::NixError;
+use crate::{NixError, NixVersion};
 
 /// The part of the command line that names the installable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +46,10 @@ impl Target {
                 flags: Vec::new(),
                 installable: Some(path.to_string()),
             }),
+            Installable::Derivation { path, .. } => {
+                check(path.as_str())?;
+                Ok(Self::Derivation(path.to_string()))
+            }
             Installable::File { path, attribute } => {
                 check(path)?;
                 Ok(Self::Other {
@@ -58,6 +62,140 @@ impl Target {
     }
 }
 
+/// One run of `nix build`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Run {
+    /// The flags before the installables.
+    pub(crate) flags: Vec<String>,
+    /// The installables, which follow `--`; none means the whole file that a flag names.
+    pub(crate) installables: Vec<Wanted>,
+}
+
+/// An installable of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Wanted {
+    /// The installable, without outputs: a derivation, a store path, a flake reference or an attribute.
+    pub(crate) text: String,
+    /// The outputs, as behind `^`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) outputs: Option<String>,
+    /// Whether it is a derivation's store path.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_derivation: bool,
+}
+
+impl From<Target> for Run {
+    fn from(target: Target) -> Self {
+        match target {
+            Target::Derivation(path) => Self {
+                flags: Vec::new(),
+                installables: vec![Wanted {
+                    text: path,
+                    outputs: Some("*".to_owned()),
+                    is_derivation: true,
+                }],
+            },
+            Target::Other { flags, installable } => Self {
+                flags,
+                installables: installable.into_iter().map(Wanted::from_text).collect(),
+            },
+        }
+    }
+}
+
+impl Run {
+    /// Returns the runs that build these installables: one for all flake references and store paths, and one for each file.
+    pub(crate) fn all(
+        installables: &[&Installable],
+        templates_dir: &Path,
+        leaf_init: &Path,
+    ) -> Result<Vec<Self>, NixError> {
+        let mut runs: Vec<Self> = Vec::new();
+        for installable in installables {
+            let mut run = Self::from(Target::new(installable, templates_dir, leaf_init)?);
+            if let (Installable::Derivation { outputs, .. }, Some(wanted)) =
+                (installable, run.installables.first_mut())
+            {
+                wanted.outputs = Some(outputs.clone());
+            }
+            match runs.iter_mut().find(|known| known.takes(&run)) {
+                Some(known) => {
+                    known.installables.append(&mut run.installables);
+                    if known.flags.is_empty() {
+                        known.flags = run.flags;
+                    }
+                }
+                None => runs.push(run),
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Returns whether the installables of another run can be built with those of this one.
+    fn takes(&self, other: &Self) -> bool {
+        let of_file = |run: &Self| run.flags.iter().any(|flag| flag == "--file");
+        let have_all = !self.installables.is_empty() && !other.installables.is_empty();
+        have_all && (self.flags == other.flags || !of_file(self) && !of_file(other))
+    }
+}
+
+impl Wanted {
+    fn from_text(text: String) -> Self {
+        let (bare, outputs) = outputs::split(&text);
+        Self {
+            outputs: outputs.map(str::to_owned),
+            text: bare.to_owned(),
+            is_derivation: false,
+        }
+    }
+
+    /// Returns the words of the command line in the syntax of this version of Nix, or else of the newest.
+    ///
+    /// # Errors
+    /// This version has no syntax for it.
+    pub(crate) fn words(&self, version: Option<&NixVersion>) -> Result<Vec<String>, String> {
+        let since = |minor| version.is_none_or(|v| (v.major, v.minor) >= (2, minor));
+        let Some(outputs) = &self.outputs else {
+            return Ok(vec![self.text.clone()]);
+        };
+        Ok(match (self.is_derivation, outputs.as_str()) {
+            (true, _) if since(OUTPUTS_OF_DERIVATIONS) => vec![format!("{}^{outputs}", self.text)],
+            // The path alone means all outputs up to 2.14.
+            (true, _) => vec![self.text.clone()],
+            (false, _) if since(OUTPUTS_OF_ATTRIBUTES) => vec![format!("{}^{outputs}", self.text)],
+            (false, "*") => {
+                return Err(format!(
+                    "{} has no way to name all outputs of {}: name them, as in ^out,dev, or build the derivation's .drv",
+                    version.map_or("this Nix", |version| version.text.as_str()),
+                    self.text
+                ));
+            }
+            // Each output is an attribute of its derivation.
+            (false, names) => names
+                .split(',')
+                .map(
+                    |name| match self.text.contains(['#', ':', '/']) && !self.text.contains('#') {
+                        true => format!("{}#default.\"{name}\"", self.text),
+                        false => format!("{}.\"{name}\"", self.text),
+                    },
+                )
+                .collect(),
+        })
+    }
+
+    /// Returns the names of the outputs that are meant, where this version of Nix builds all of the derivation's.
+    pub(crate) fn chosen(&self, version: Option<&NixVersion>) -> Option<Vec<&str>> {
+        let whole = version.is_some_and(|v| (v.major, v.minor) < (2, OUTPUTS_OF_DERIVATIONS));
+        let outputs = self.outputs.as_deref().filter(|outputs| *outputs != "*")?;
+        (self.is_derivation && whole).then(|| outputs.split(',').collect())
+    }
+}
+
+/// The minor version of Nix 2 since which `^` chooses outputs of a derivation's store path.
+const OUTPUTS_OF_DERIVATIONS: u32 = 13;
+/// The minor version of Nix 2 since which `^` chooses outputs of a flake's or a file's attribute.
+const OUTPUTS_OF_ATTRIBUTES: u32 = 9;
+
 /// Returns the error for an installable on the host whose files a job can't see, since they are below one of these
 /// directories.
 pub(crate) fn hidden(
@@ -69,7 +207,7 @@ pub(crate) fn hidden(
         Installable::Flake { reference } => Path::new(flake_path(reference)?),
         Installable::File { path, .. } => Path::new(path),
         Installable::Template { .. } => templates_dir,
-        Installable::StorePath { .. } => return None,
+        Installable::StorePath { .. } | Installable::Derivation { .. } => return None,
     };
     // A link leads a job to where it can't see anything as well.
     let followed = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());

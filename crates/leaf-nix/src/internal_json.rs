@@ -8,7 +8,8 @@ mod errors;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use leaf_core::job::Progress;
+use leaf_core::id::StorePath;
+use leaf_core::job::{BuiltDerivation, Origin, Progress};
 use serde::Deserialize;
 
 use errors::{Errors, cut};
@@ -105,6 +106,8 @@ pub(crate) struct Tracker {
     activities: BTreeMap<u64, Activity>,
     kinds: BTreeMap<u64, Kind>,
     built: BTreeSet<String>,
+    /// The store paths whose substitution began.
+    substituted: BTreeSet<String>,
     evaluating: bool,
     /// The last log lines of builds that ended, by derivation.
     ended_tails: VecDeque<(String, VecDeque<String>)>,
@@ -158,6 +161,9 @@ impl Tracker {
             _ => None,
         };
         let path = path.unwrap_or_default().to_owned();
+        if kind == ACT_SUBSTITUTE {
+            self.substituted.insert(path.clone());
+        }
         if kind == ACT_BUILD {
             self.built.insert(path.clone());
             self.evaluating = false;
@@ -289,6 +295,19 @@ impl Tracker {
     /// Returns the number of derivations whose build began.
     pub(crate) fn built(&self) -> u32 {
         u32::try_from(self.built.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Returns how the outputs of a derivation came into the store.
+    pub(crate) fn origin(&self, built: &BuiltDerivation) -> Origin {
+        let derivation = built.derivation.as_ref();
+        let substituted = |path: &StorePath| self.substituted.contains(path.as_str());
+        if derivation.is_some_and(|path| self.built.contains(path.as_str())) {
+            Origin::Built
+        } else if built.outputs.values().any(substituted) {
+            Origin::Substituted
+        } else {
+            Origin::Present
+        }
     }
 
     /// Returns the progress.

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use leaf_core::job::BuildTask;
+use leaf_core::job::{BuildTask, Installable};
 use leaf_host::process::{self, Bounds, RunError};
 use tokio::process::Command;
 
 use crate::NixError;
 use crate::build;
-use crate::installable::{Target, hidden};
+use crate::installable::{Run, Target, hidden};
 use crate::version::NixVersion;
 
 /// The variables of leafd's environment that Nix reads. They contain no secrets: tokens belong in `nix.conf`.
@@ -130,13 +130,36 @@ impl Nix {
     /// # Errors
     /// [`NixError::Installable`], [`NixError::Template`] or [`NixError::Hidden`], all the caller's fault.
     pub fn build(&self, task: &BuildTask) -> Result<build::Order, NixError> {
-        if let Some(error) = hidden(&task.installable, &self.0.templates_dir, &self.0.hidden) {
-            return Err(error);
+        let installables: Vec<&Installable> = task.all().collect();
+        for installable in &installables {
+            if let Some(error) = hidden(installable, &self.0.templates_dir, &self.0.hidden) {
+                return Err(error);
+            }
         }
-        Ok(build::Order {
-            nix: self.0.nix.clone(),
-            target: Target::new(&task.installable, &self.0.templates_dir, &self.0.leaf_init)?,
-            options: self.0.options.clone(),
-        })
+        let runs = Run::all(&installables, &self.0.templates_dir, &self.0.leaf_init)?;
+        let mut order = build::Order::new(self.0.nix.clone(), self.0.options.clone());
+        match installables[..] {
+            // As all versions read it.
+            [one] if !task.keep_going && !names_outputs(&runs) => {
+                order.target = Some(Target::new(one, &self.0.templates_dir, &self.0.leaf_init)?);
+            }
+            _ => {
+                order.task = Some(build::TASK.to_owned());
+                order.runs = runs;
+                order.keep_going = task.keep_going;
+            }
+        }
+        Ok(order)
     }
+}
+
+/// Returns whether outputs are chosen, other than all of a derivation's.
+fn names_outputs(runs: &[Run]) -> bool {
+    let mut wanted = runs.iter().flat_map(|run| &run.installables);
+    wanted.any(|wanted| {
+        wanted
+            .outputs
+            .as_ref()
+            .is_some_and(|outputs| !wanted.is_derivation || outputs != "*")
+    })
 }

@@ -7,15 +7,30 @@ use serde_json::{Map, Value};
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct PathInfo {
     pub(crate) closure_size_bytes: u64,
+    pub(crate) nar_size_bytes: Option<u64>,
     pub(crate) references: Vec<StorePath>,
 }
 
-/// Parses the output of `nix path-info --json --closure-size` for one path: a list up to 2.18, then an object keyed by path, in the
-/// newest inside `info` and keyed by base name.
-pub(crate) fn read_path_info(json: &[u8], path: &StorePath) -> Result<PathInfo, String> {
-    let value: Value =
-        serde_json::from_slice(json).map_err(|e| format!("nix path-info printed invalid JSON: {e}"))?;
-    let info = find_info(&value, path).ok_or_else(|| format!("nix path-info has no entry for {path}"))?;
+/// The output of `nix path-info --json --closure-size`: a list up to 2.18, then an object keyed by path, in the newest inside
+/// `info` and keyed by base name.
+#[derive(Debug)]
+pub(crate) struct PathInfos(Value);
+
+impl PathInfos {
+    pub(crate) fn parse(json: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(json)
+            .map(Self)
+            .map_err(|e| format!("nix path-info printed invalid JSON: {e}"))
+    }
+
+    /// Returns the information about one path.
+    pub(crate) fn of(&self, path: &StorePath) -> Result<PathInfo, String> {
+        read_path_info(&self.0, path)
+    }
+}
+
+fn read_path_info(value: &Value, path: &StorePath) -> Result<PathInfo, String> {
+    let info = find_info(value, path).ok_or_else(|| format!("nix path-info has no entry for {path}"))?;
     let size = info
         .get("closureSize")
         .and_then(Value::as_u64)
@@ -35,6 +50,7 @@ pub(crate) fn read_path_info(json: &[u8], path: &StorePath) -> Result<PathInfo, 
     references.sort();
     Ok(PathInfo {
         closure_size_bytes: size,
+        nar_size_bytes: info.get("narSize").and_then(Value::as_u64),
         references,
     })
 }
@@ -77,15 +93,19 @@ pub(crate) mod tests {
         let base = |p: &str| p.trim_start_matches("/nix/store/").to_owned();
         let (a, b) = (base(A), base(B));
         for json in [
-            format!(r#"[{{"path":"{A}","closureSize":7,"references":["{B}","{A}"]}}]"#),
-            format!(r#"{{"{A}":{{"closureSize":7,"references":["{A}","{B}"]}}}}"#),
-            format!(r#"{{"version":2,"info":{{"{a}":{{"closureSize":7,"references":["{b}","{a}"]}}}}}}"#),
+            format!(r#"[{{"path":"{A}","narSize":5,"closureSize":7,"references":["{B}","{A}"]}}]"#),
+            format!(r#"{{"{A}":{{"narSize":5,"closureSize":7,"references":["{A}","{B}"]}}}}"#),
+            format!(
+                r#"{{"version":2,"info":{{"{a}":{{"narSize":5,"closureSize":7,"references":["{b}","{a}"]}}}}}}"#
+            ),
         ] {
-            let info = read_path_info(json.as_bytes(), &path(A)).expect("readable");
+            let info = PathInfos::parse(json.as_bytes()).and_then(|infos| infos.of(&path(A)));
+            let info = info.expect("readable");
             assert_eq!(
                 info,
                 PathInfo {
                     closure_size_bytes: 7,
+                    nar_size_bytes: Some(5),
                     references: vec![path(B)]
                 }
             );
@@ -97,7 +117,8 @@ pub(crate) mod tests {
             &format!(r#"{{"{A}":null}}"#),
             &format!(r#"{{"{A}":{{}}}}"#),
         ] {
-            read_path_info(bad.as_bytes(), &path(A)).expect_err(bad);
+            let infos = PathInfos::parse(bad.as_bytes());
+            infos.and_then(|infos| infos.of(&path(A))).expect_err(bad);
         }
     }
 }

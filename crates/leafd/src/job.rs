@@ -5,6 +5,7 @@
 //! that name none are builds.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,9 +15,11 @@ use leaf_core::engine::Input;
 use leaf_core::error::chain;
 use leaf_core::id::{JobId, LeafName};
 use leaf_core::job::{Job, JobOutcome, Task};
+use leaf_job::runner::ProcessJob;
 use leaf_job::{Found, JobError, JobUpdate, Jobs, RunningJob, Work};
 use leaf_nix::Nix;
 use leaf_nix::build::{self, Build};
+use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 
 use crate::wake::Wake;
@@ -81,17 +84,39 @@ impl JobHost {
 /// Runs the job of a directory in this process: `leafd nix-job`.
 #[must_use]
 pub fn run_process(directory: &Path) -> ExitCode {
-    leaf_job::runner::main(directory, |job| {
-        let order = job.task::<build::Order>();
-        let work = order.map(|order| Work {
-            state: Build::new(order, job.result_dir()),
-            next: Build::next,
-            read_line: Build::read_line,
-            progress: Build::progress,
-            error: Build::error,
-        });
-        job.run(work)
+    leaf_job::runner::main(directory, |job| match job.task::<Named>() {
+        Ok(Named { task: None }) => build(job),
+        Ok(Named { task: Some(task) }) if task == build::TASK => build(job),
+        // A newer leafd wrote the order, and its helper started this older one.
+        Ok(Named { task: Some(task) }) => {
+            let task: String = task.chars().take(40).collect();
+            job.run::<Build>(Err(format!(
+                "this version of leafd does not know the task {task:?}"
+            )))
+        }
+        Err(why) => job.run::<Build>(Err(why)),
     })
+}
+
+/// The name of the task in an order; a build of one installable has none.
+#[derive(Deserialize)]
+struct Named {
+    #[serde(default)]
+    task: Option<String>,
+}
+
+fn build(job: ProcessJob) -> io::Result<()> {
+    let order = job.task::<build::Order>();
+    let work = order.map(|order| Work {
+        state: Build::new(order, job.result_dir()),
+        next: Build::next,
+        read_line: Build::read_line,
+        progress: Build::progress,
+        error: Build::error,
+        after_failure: Build::after_failure,
+        failure: Build::failure,
+    });
+    job.run(work)
 }
 
 /// Runs a job, or follows a running one, and passes on its progress, its log and its end. It is cancelled once
@@ -152,7 +177,7 @@ async fn begin(host: &JobHost, job: &Job, cancelled: bool) -> Result<RunningJob,
             }
         }
     }
-    host.start(job).map_err(JobOutcome::Failed)
+    host.start(job).map_err(|why| JobOutcome::Failed(why.into()))
 }
 
 /// Passes on the progress and the log of a job, until it ends.

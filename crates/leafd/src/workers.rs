@@ -399,7 +399,7 @@ impl Workers {
             match host {
                 Ok(host) => job::run(&host, &job, &bus, &leaf, &inputs, cancelled).await,
                 Err(why) => {
-                    let outcome = JobOutcome::Failed(why);
+                    let outcome = JobOutcome::Failed(why.into());
                     let _ = inputs.send(Input::JobEnded(job.id, outcome).into()).await;
                 }
             }

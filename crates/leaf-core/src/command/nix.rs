@@ -10,17 +10,38 @@ use crate::job::{Installable, JobPhase};
 commands! {
     "nix";
 
-    /// Runs a Nix build.
+    /// Runs a Nix build of one installable or several.
     Build: Build = "build" {
         kind: Job, about: Leaf, needs: Nix, disk: Takes, power: Builds,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
-        /// The installable to build.
-        installable: Installable,
+        /// The installable to build, if it is one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        installable: Option<Installable>,
+        /// The installables to build, if they are several: at most 32, of 16 KiB together.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        installables: Vec<Installable>,
+        /// Whether a failure does not prevent the build of what does not depend on what failed. The job fails all the same.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        keep_going: bool,
         /// The time limit of the job, in seconds; by default the leaf's setting.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout_seconds: Option<u32>,
     } -> JobAccepted
+}
+
+impl Build {
+    /// Returns the command to build these installables, in the form that the oldest leafd knows.
+    #[must_use]
+    pub fn of(installables: impl IntoIterator<Item = Installable>) -> Self {
+        let mut installables: Vec<Installable> = installables.into_iter().collect();
+        Self {
+            installable: (installables.len() == 1).then(|| installables.pop()).flatten(),
+            installables,
+            keep_going: false,
+            timeout_seconds: None,
+        }
+    }
 }
 
 /// A job that was accepted and will run.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::job::queue;
+use super::job::queue_system;
 use super::{
     Context, Decision, NameHolder, Question, Reply, Target, conflict, invalid, known, not_found, only,
 };
@@ -202,7 +202,7 @@ fn create(
     let mut facts = Vec::new();
     let system = system_of(&spec.source);
     if let Err(installable) = &system {
-        facts.push(queue(state, job, installable, None, Some(name.clone()), context)?);
+        facts.push(queue_system(state, job, installable, name.clone(), context)?);
     }
     facts.push(Fact::from(ContainerDesired {
         name: name.clone(),
@@ -310,14 +310,7 @@ fn change(
                 desired.build_job = None;
             }
             Err(installable) => {
-                facts.push(queue(
-                    state,
-                    job,
-                    &installable,
-                    None,
-                    Some(name.clone()),
-                    context,
-                )?);
+                facts.push(queue_system(state, job, &installable, name.clone(), context)?);
                 desired.build_job = Some(job);
             }
         }

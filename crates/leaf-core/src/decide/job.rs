@@ -58,6 +58,7 @@ fn brief(job: &Job) -> Job {
         result.references.clear();
         result.others.clear();
     }
+    job.partial.clear();
     job
 }
 
@@ -111,21 +112,35 @@ pub fn needless_jobs(state: &State) -> Vec<JobId> {
     open.filter(needless).map(|job| job.id).collect()
 }
 
-pub(super) fn queue(
+/// Returns a job's time limit, in seconds.
+pub(super) fn time_limit(asked_seconds: Option<u32>, context: &Context) -> Result<u32, Problem> {
+    let seconds = asked_seconds.unwrap_or(context.job_timeout_seconds);
+    if seconds == 0 || seconds > MAX_JOB_SECONDS {
+        return Err(invalid(format!(
+            "a job's time limit must be from 1 to {MAX_JOB_SECONDS} seconds, not {seconds}"
+        )));
+    }
+    Ok(seconds)
+}
+
+/// Returns the fact that the build of a container's system was accepted.
+pub(super) fn queue_system(
     state: &State,
     id: JobId,
     installable: &Installable,
-    timeout_seconds: Option<u32>,
-    container: Option<ContainerName>,
+    container: ContainerName,
     context: &Context,
 ) -> Result<Fact, Problem> {
     installable.check().map_err(invalid)?;
-    let timeout_seconds = timeout_seconds.unwrap_or(context.job_timeout_seconds);
-    if timeout_seconds == 0 || timeout_seconds > MAX_JOB_SECONDS {
-        return Err(invalid(format!(
-            "a job's time limit must be from 1 to {MAX_JOB_SECONDS} seconds, not {timeout_seconds}"
-        )));
-    }
+    let task = BuildTask {
+        container: Some(container),
+        ..BuildTask::new(vec![installable.clone()], time_limit(None, context)?)
+    };
+    queue(state, id, Task::Build(task), context)
+}
+
+/// Returns the fact that a job was accepted.
+pub(super) fn queue(state: &State, id: JobId, task: Task, context: &Context) -> Result<Fact, Problem> {
     let waiting = state
         .jobs
         .values()
@@ -140,11 +155,7 @@ pub(super) fn queue(
     Ok(Fact::from(JobQueued {
         id,
         owner: context.caller.clone(),
-        task: Task::Build(BuildTask {
-            installable: installable.clone(),
-            timeout_seconds,
-            container,
-        }),
+        task,
     }))
 }
 

@@ -6,7 +6,7 @@ use crate::cause::Cause;
 use crate::decide::{after_job, needless_jobs};
 use crate::event::{Fact, JobCancelled, JobFailed, JobInterrupted, JobStarted, JobSucceeded};
 use crate::id::{Caller, JobId};
-use crate::job::{Job, JobFailureCause, JobOutcome, JobPhase, JobResult, Progress};
+use crate::job::{Failure, Job, JobFailureCause, JobOutcome, JobPhase, JobResult, Progress};
 
 use super::Engine;
 use super::output::Effect;
@@ -106,20 +106,28 @@ impl Engine {
             return;
         };
         let state = self.state();
-        let failed = |cause, error| Fact::from(JobFailed { id, cause, error });
+        let failed = |cause, failure: Failure| {
+            let Failure { error, partial } = failure;
+            Fact::from(JobFailed {
+                id,
+                cause,
+                error,
+                partial,
+            })
+        };
         let (fact, after) = match outcome {
             JobOutcome::Succeeded(result) => {
                 let JobResult::Build(build) = &result;
                 let after = after_job(state, id, Ok(build));
                 (Fact::from(JobSucceeded { id, result }), after)
             }
-            JobOutcome::Failed(error) => {
-                let after = after_job(state, id, Err(&error));
-                (failed(JobFailureCause::Failed, error), after)
+            JobOutcome::Failed(failure) => {
+                let after = after_job(state, id, Err(&failure.error));
+                (failed(JobFailureCause::Failed, failure), after)
             }
-            JobOutcome::TimedOut(error) => {
-                let after = after_job(state, id, Err(&error));
-                (failed(JobFailureCause::TimedOut, error), after)
+            JobOutcome::TimedOut(failure) => {
+                let after = after_job(state, id, Err(&failure.error));
+                (failed(JobFailureCause::TimedOut, failure), after)
             }
             JobOutcome::Cancelled => {
                 let by = running.cancelled_by.unwrap_or_else(Caller::daemon);

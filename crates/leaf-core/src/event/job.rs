@@ -2,7 +2,7 @@
 
 use super::declare::facts;
 use crate::id::{Caller, JobId};
-use crate::job::{JobFailureCause, JobResult, Task};
+use crate::job::{BuiltDerivation, JobFailureCause, JobResult, Task};
 
 facts! {
     JobFact of "job";
@@ -39,6 +39,9 @@ facts! {
         cause: JobFailureCause,
         /// The error in one or a few lines; the log has the details.
         error: String,
+        /// The derivations of a build with `keep_going` that were built or were there all the same.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        partial: Vec<BuiltDerivation>,
     }
 
     /// A job was cancelled.

@@ -1,7 +1,7 @@
 //! Shortens facts for a NATS server that accepts only small messages.
 
 use super::{ContainerFact, Fact, JobFact, LeafFact};
-use crate::job::JobResult;
+use crate::job::{BuiltDerivation, JobResult};
 use crate::text::shorten_text;
 
 /// Shortens the texts and the lists of a fact to about this many bytes each: reasons, errors, the references of a result.
@@ -16,7 +16,10 @@ pub(crate) fn shorten(fact: &mut Fact, max_bytes: usize) {
                 update.shorten(max_bytes);
             }
         }
-        Fact::Job(JobFact::Failed(fact)) => shorten_text(&mut fact.error, max_bytes),
+        Fact::Job(JobFact::Failed(fact)) => {
+            shorten_text(&mut fact.error, max_bytes);
+            shorten_derivations(&mut fact.partial, max_bytes);
+        }
         Fact::Job(JobFact::Interrupted(fact)) => shorten_text(&mut fact.reason, max_bytes),
         Fact::Job(JobFact::Succeeded(fact)) => shorten_result(&mut fact.result, max_bytes),
         _ => {}
@@ -35,20 +38,26 @@ pub(crate) fn shorten_result(result: &mut JobResult, max_bytes: usize) {
     let kept = fits.count();
     build.references_left_out += (build.references.len() - kept) as u64;
     build.references.truncate(kept);
+    build.others_left_out += shorten_derivations(&mut build.others, max_bytes);
+}
+
+/// Shortens a list of derivations to about this many bytes, and returns the number of those that were left out.
+fn shorten_derivations(derivations: &mut Vec<BuiltDerivation>, max_bytes: usize) -> u64 {
+    let before = derivations.len();
     let mut bytes = 0;
-    let fits = build.others.iter().take_while(|other| {
-        let outputs = other
+    let fits = derivations.iter().take_while(|built| {
+        let outputs = built
             .outputs
             .iter()
             .map(|(name, path)| name.len() + path.as_str().len());
-        let derivation = other.derivation.as_ref().map_or(0, |path| path.as_str().len());
-        // The names of the fields, quotes and commas.
-        bytes += derivation + outputs.map(|output| output + 6).sum::<usize>() + 40;
+        let derivation = built.derivation.as_ref().map_or(0, |path| path.as_str().len());
+        // The names of the fields, numbers, quotes and commas.
+        bytes += derivation + outputs.map(|output| output + 6).sum::<usize>() + 140;
         bytes <= max_bytes
     });
     let kept = fits.count();
-    build.others_left_out += (build.others.len() - kept) as u64;
-    build.others.truncate(kept);
+    derivations.truncate(kept);
+    (before - kept) as u64
 }
 
 #[cfg(test)]
@@ -65,6 +74,7 @@ mod tests {
             id: JobId(uuid::Uuid::nil()),
             cause: JobFailureCause::Failed,
             error: error.clone(),
+            partial: Vec::new(),
         });
         let before = fact.clone();
         shorten(&mut fact, error.len());

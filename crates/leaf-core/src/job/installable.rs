@@ -1,32 +1,42 @@
 //! Installables: what Nix can build, evaluate or run.
 
+use std::fmt;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::outputs;
 use crate::id::{StorePath, is_token};
 
 /// The maximum length of a reference, a path or an attribute, in bytes.
 const MAX_BYTES: usize = 2048;
 
-/// An installable.
+/// An installable. `^out,dev` behind an attribute chooses outputs, `^*` all of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", tag = "type", deny_unknown_fields)]
 pub enum Installable {
-    /// A flake reference with an optional fragment, such as `github:owner/repo#package`.
+    /// A flake reference with an optional fragment, such as `github:owner/repo#package` or `github:owner/repo#package^dev`.
     Flake {
         /// The reference.
         reference: String,
     },
     /// A store path or derivation to realise.
     StorePath {
-        /// The path; a derivation ends in `.drv`.
+        /// The path; a derivation ends in `.drv`, and means all of its outputs.
         path: StorePath,
+    },
+    /// Chosen outputs of a derivation.
+    Derivation {
+        /// The derivation's store path, which ends in `.drv`.
+        path: StorePath,
+        /// The outputs as Nix writes them behind `^`: `out,dev`, or `*` for all.
+        outputs: String,
     },
     /// A Nix file on the leaf, as `nix build -f FILE ATTRIBUTE` takes it.
     File {
         /// An absolute path on the leaf.
         path: String,
-        /// The attribute to build; by default the whole file.
+        /// The attribute, such as `hello` or `hello^dev`; by default the whole file.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         attribute: Option<String>,
     },
@@ -38,6 +48,18 @@ pub enum Installable {
 }
 
 impl Installable {
+    /// Returns the length of its text, in bytes.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        match self {
+            Self::Flake { reference } => reference.len(),
+            Self::StorePath { path } => path.as_str().len(),
+            Self::Derivation { path, outputs } => path.as_str().len() + outputs.len(),
+            Self::File { path, attribute } => path.len() + attribute.as_ref().map_or(0, String::len),
+            Self::Template { name } => name.len(),
+        }
+    }
+
     /// Checks what can be checked without the host: that no part may be taken for a flag by Nix, and that no path depends
     /// on a directory of leafd.
     ///
@@ -59,6 +81,14 @@ impl Installable {
                 check_no_parents("flake reference", bare)
             }
             Self::StorePath { .. } => Ok(()),
+            Self::Derivation { path, .. } if !path.as_str().ends_with(".drv") => Err(format!(
+                "{path} is no derivation, so it has no outputs to choose from"
+            )),
+            Self::Derivation { outputs, .. } if outputs::are_valid(outputs) => Ok(()),
+            Self::Derivation { outputs, .. } => Err(format!(
+                "{:?} names no outputs: write them as out,dev, or * for all",
+                beginning(outputs)
+            )),
             Self::File { path, attribute } => {
                 if !path.starts_with('/') {
                     return Err(format!(
@@ -77,6 +107,22 @@ impl Installable {
                 "{:?} is not a valid template name: only a-z, 0-9, '_' and '-' are allowed",
                 beginning(name)
             )),
+        }
+    }
+}
+
+impl fmt::Display for Installable {
+    /// Writes it as a person types it, without `--file`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flake { reference } => f.write_str(reference),
+            Self::StorePath { path } => path.fmt(f),
+            Self::Derivation { path, outputs } => write!(f, "{path}^{outputs}"),
+            Self::File { path, attribute } => match attribute {
+                Some(attribute) => write!(f, "{path} {attribute}"),
+                None => f.write_str(path),
+            },
+            Self::Template { name } => write!(f, "template {name}"),
         }
     }
 }
@@ -126,6 +172,11 @@ mod tests {
             path: path.to_owned(),
             attribute: attribute.map(str::to_owned),
         };
+        let derivation = |name: &str, outputs: &str| Installable::Derivation {
+            path: StorePath::new(format!("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-{name}"))
+                .expect("a path"),
+            outputs: outputs.to_owned(),
+        };
         let template = |name: &str| Installable::Template {
             name: name.to_owned(),
         };
@@ -145,6 +196,10 @@ mod tests {
             (file("/a.nix", Some("--x")), "flag"),
             (file("/a.nix", Some("a b")), "blank"),
             (file("/a.nix", Some("")), "empty"),
+            (derivation("x", "out"), "no derivation"),
+            (derivation("x.drv", "out,"), "no outputs"),
+            (derivation("x.drv", "*,out"), "no outputs"),
+            (derivation("x.drv", "-o"), "no outputs"),
             (template("../minimal"), "template name"),
             (template(""), "template name"),
         ] {
@@ -156,6 +211,8 @@ mod tests {
             flake("path:/srv/a..b?dir=x#y"),
             flake("/srv/x"),
             file("/srv/a..b.nix", Some("a.b")),
+            derivation("x.drv", "*"),
+            derivation("x.drv", "out,dev-1"),
             template("minimal"),
         ] {
             assert_eq!(installable.check(), Ok(()), "{installable:?}");

@@ -10,6 +10,7 @@
 pub mod build;
 pub mod installable;
 pub mod outcome;
+pub mod outputs;
 pub mod process;
 
 use jiff::Timestamp;
@@ -19,9 +20,9 @@ use serde::{Deserialize, Serialize};
 use crate::cause::Cause;
 use crate::id::{Caller, JobId};
 
-pub use build::{BuildResult, BuildTask, BuiltDerivation};
+pub use build::{BuildResult, BuildTask, BuiltDerivation, Origin};
 pub use installable::Installable;
-pub use outcome::{JobFailureCause, JobOutcome};
+pub use outcome::{Failure, JobFailureCause, JobOutcome};
 
 /// A job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -54,6 +55,10 @@ pub struct Job {
     /// The reason why it failed, was cancelled or was interrupted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// The derivations of a build with `keep_going` that were built or were there, although the job failed: at most 32, and
+    /// no more than fit into a message. No GC root holds them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub partial: Vec<BuiltDerivation>,
 }
 
 /// The task of a job.

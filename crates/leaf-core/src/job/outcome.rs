@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{JobPhase, JobResult};
+use super::{BuiltDerivation, JobPhase, JobResult};
 
 /// The outcome of a job, as reported by its runner or by a search for it. It is neither a message nor stored: the job's
 /// events and its entry in the state are made from it.
@@ -11,10 +11,10 @@ use super::{JobPhase, JobResult};
 pub enum JobOutcome {
     /// It completed its task; the result's GC roots and other files are in place.
     Succeeded(JobResult),
-    /// It failed, with the error in at most 4 KiB.
-    Failed(String),
-    /// It exceeded its time limit and was killed; the text says so.
-    TimedOut(String),
+    /// It failed.
+    Failed(Failure),
+    /// It exceeded its time limit and was killed; the error says so.
+    TimedOut(Failure),
     /// A caller cancelled it.
     Cancelled,
     /// Its runner died, or left unreadable files: its progress is unknown. The text says what is known.
@@ -37,8 +37,27 @@ impl JobOutcome {
     #[must_use]
     pub fn error(&self) -> Option<&str> {
         match self {
-            Self::Failed(why) | Self::TimedOut(why) | Self::Interrupted(why) => Some(why),
+            Self::Failed(failure) | Self::TimedOut(failure) => Some(&failure.error),
+            Self::Interrupted(why) => Some(why),
             Self::Succeeded(_) | Self::Cancelled => None,
+        }
+    }
+}
+
+/// A job's failure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The error, in at most 4 KiB.
+    pub error: String,
+    /// What a build with `keep_going` built all the same.
+    pub partial: Vec<BuiltDerivation>,
+}
+
+impl From<String> for Failure {
+    fn from(error: String) -> Self {
+        Self {
+            error,
+            partial: Vec::new(),
         }
     }
 }

@@ -33,3 +33,16 @@ pub struct Finished {
     /// Its run time.
     pub duration: Duration,
 }
+
+/// How a program ended, or was ended, that did not end with exit code 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It ended with this exit code.
+    Code(i32),
+    /// It was ended by this signal.
+    Signal(i32),
+    /// The job's time limit was reached, and it was ended.
+    TimedOut,
+    /// It could not be run, or what it printed could not be used.
+    Unusable,
+}

@@ -47,6 +47,7 @@ pub(super) fn apply(state: &mut State, fact: &JobFact, event: &Event) -> Vec<Str
                     result: None,
                     failure: None,
                     error: None,
+                    partial: Vec::new(),
                 },
             );
             vec![Aggregate::Job(&f.id).key()]
@@ -65,6 +66,7 @@ pub(super) fn apply(state: &mut State, fact: &JobFact, event: &Event) -> Vec<Str
         JobFact::Failed(f) => end_job(state, f.id, now, JobPhase::Failed, |job| {
             job.failure = Some(f.cause);
             job.error = Some(f.error.clone());
+            job.partial.clone_from(&f.partial);
         }),
         JobFact::Cancelled(f) => end_job(state, f.id, now, JobPhase::Cancelled, |job| {
             job.error = Some(format!("cancelled by {}", f.by));
@@ -138,13 +140,12 @@ mod tests {
             Fact::from(JobQueued {
                 id: id(number),
                 owner: Caller::daemon(),
-                task: Task::Build(BuildTask {
-                    installable: Installable::Template {
+                task: Task::Build(BuildTask::new(
+                    vec![Installable::Template {
                         name: "minimal".to_owned(),
-                    },
-                    timeout_seconds: 60,
-                    container: None,
-                }),
+                    }],
+                    60,
+                )),
             })
         };
         let ended = |number| {

@@ -245,6 +245,7 @@ impl World {
                     id,
                     cause: JobFailureCause::Failed,
                     error,
+                    partial: Vec::new(),
                 }),
             },
         );

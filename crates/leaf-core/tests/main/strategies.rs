@@ -257,6 +257,7 @@ fn installable() -> impl Strategy<Value = Installable> {
     prop_oneof![
         "[-a-z#:\\u{0}]{0,6}".prop_map(|reference| Installable::Flake { reference }),
         store_path().prop_map(|path| Installable::StorePath { path }),
+        (store_path(), "[*,a-z]{0,3}").prop_map(|(path, outputs)| Installable::Derivation { path, outputs }),
         ("[-/a-z]{0,6}", option::of("[-a-z]{0,3}"))
             .prop_map(|(path, attribute)| Installable::File { path, attribute }),
         "[-a-z.]{0,6}".prop_map(|name| Installable::Template { name }),
@@ -274,10 +275,15 @@ pub(crate) fn build_result() -> impl Strategy<Value = BuildResult> {
         references_left_out: 0,
         others_left_out: 0,
         built,
+        origin: (built > 0).then_some(Origin::Built),
+        nar_size_bytes: None,
         others: (0..built)
             .map(|_| BuiltDerivation {
                 derivation: Some(path.clone()),
                 outputs: BTreeMap::from([("dev".to_owned(), path.clone())]),
+                origin: Some(Origin::Substituted),
+                nar_size_bytes: Some(size),
+                closure_size_bytes: None,
             })
             .collect(),
     })
@@ -426,16 +432,19 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
     ];
     let failure = select(&[JobFailureCause::Failed, JobFailureCause::TimedOut][..]);
     let of_a_job = prop_oneof![
-        3 => (job_id(), caller(), installable(), option::of(name())).prop_map(|(id, owner, installable, container)| {
+        3 => (job_id(), caller(), vec(installable(), 1..3), option::of(name())).prop_map(|(id, owner, installables, container)| {
+            let keep_going = installables.len() == 2;
             Fact::from(JobQueued {
                 id,
                 owner,
-                task: Task::Build(BuildTask { installable, timeout_seconds: 60, container }),
+                task: Task::Build(BuildTask { keep_going, container, ..BuildTask::new(installables, 60) }),
             })
         }),
         1 => job_id().prop_map(|id| Fact::from(JobStarted { id })),
         1 => (job_id(), build_result()).prop_map(|(id, result)| Fact::from(JobSucceeded { id, result: JobResult::Build(result) })),
-        1 => (job_id(), failure, text).prop_map(|(id, cause, error)| Fact::from(JobFailed { id, cause, error })),
+        1 => (job_id(), failure, text, build_result()).prop_map(|(id, cause, error, built)| {
+            Fact::from(JobFailed { id, cause, error, partial: built.others })
+        }),
         1 => (job_id(), caller()).prop_map(|(id, by)| Fact::from(JobCancelled { id, by })),
         1 => (job_id(), text).prop_map(|(id, reason)| Fact::from(JobInterrupted { id, reason })),
     ];
@@ -535,11 +544,13 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
             .prop_map(|(name, if_generation)| ResumeContainer { name, if_generation }.into()),
         (name(), generation())
             .prop_map(|(name, if_generation)| DestroyContainer { name, if_generation }.into()),
-        (installable(), option::of(any::<u32>())).prop_map(|(installable, timeout_seconds)| Build {
-            installable,
-            timeout_seconds
-        }
-        .into()),
+        (vec(installable(), 0..3), option::of(any::<u32>())).prop_map(|(installables, timeout_seconds)| {
+            Build {
+                timeout_seconds,
+                ..Build::of(installables)
+            }
+            .into()
+        }),
         job_id().prop_map(|id| CancelJob { id }.into()),
         (secret_name(), age_file()).prop_map(|(name, age)| SetSecret { name, age }.into()),
         (secret_name(), "[ -~ä]{0,9}").prop_map(|(name, age)| {

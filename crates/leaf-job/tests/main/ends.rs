@@ -125,7 +125,7 @@ async fn a_job_that_takes_too_long_is_killed_and_leaves_no_process() {
     let id = job.id();
     let outcome = job.ended().await;
     assert!(
-        matches!(&outcome, JobOutcome::TimedOut(why) if why.contains("longer than 1 s")),
+        matches!(&outcome, JobOutcome::TimedOut(failure) if failure.error.contains("longer than 1 s")),
         "{outcome:?}"
     );
     assert_eq!(outcome.phase(), JobPhase::Failed);

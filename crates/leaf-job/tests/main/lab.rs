@@ -94,6 +94,8 @@ impl Talk {
             others_left_out: 0,
             built: 1,
             others: Vec::new(),
+            origin: None,
+            nar_size_bytes: None,
         })))
     }
 
@@ -131,6 +133,8 @@ pub(crate) fn run_job(directory: &Path) -> ExitCode {
             read_line: Talk::read_line,
             progress: Talk::progress,
             error: Talk::error,
+            after_failure: |_, _| None,
+            failure: |_, error, _| error.into(),
         });
         job.run(work)
     })
@@ -299,7 +303,7 @@ pub(crate) async fn says(job: &mut RunningJob, wanted: &str) {
 /// Returns the reason of a job that failed.
 pub(crate) fn failed(outcome: &JobOutcome) -> &str {
     match outcome {
-        JobOutcome::Failed(why) => why,
+        JobOutcome::Failed(failure) => &failure.error,
         other => panic!("{other:?}"),
     }
 }

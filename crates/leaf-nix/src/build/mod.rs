@@ -9,61 +9,105 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use leaf_core::id::StorePath;
-use leaf_core::job::process::{Finished, Program, Step};
-use leaf_core::job::{BuildResult, BuiltDerivation, JobResult, Progress};
+use leaf_core::job::process::{End, Finished, Program, Step};
+use leaf_core::job::{BuildResult, BuiltDerivation, Failure, JobResult, Progress};
 use serde::{Deserialize, Serialize};
 
 use crate::command_line::program;
-use crate::installable::Target;
+use crate::installable::{Run, Target};
 use crate::internal_json::Tracker;
-use crate::path_info::read_path_info;
+use crate::path_info::PathInfos;
 use crate::version::NixVersion;
 use result::read_build;
 
 /// The number of further derivations that a result lists, since a result is a part of events.
 const MOST_OTHERS: usize = 32;
 
-/// A build's part of a job's order on disk, which every version of leafd reads and writes.
+/// The task of the order of a build that is more than one installable with all of its outputs.
+pub const TASK: &str = "build";
+
+/// A build's part of a job's order on disk, which every version of leafd reads and writes: `target` where it is one
+/// installable with all of its outputs. Otherwise it has the `task`, and no `target`, so that an older runner fails and
+/// does not build a part of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     pub(crate) nix: PathBuf,
-    pub(crate) target: Target,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) target: Option<Target>,
     pub(crate) options: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) task: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) runs: Vec<Run>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) keep_going: bool,
+}
+
+impl Order {
+    /// Returns an order that builds nothing yet.
+    pub(crate) fn new(nix: PathBuf, options: BTreeMap<String, String>) -> Self {
+        Self {
+            nix,
+            target: None,
+            options,
+            task: None,
+            runs: Vec::new(),
+            keep_going: false,
+        }
+    }
 }
 
 /// A build: a state machine that returns the next program and reads the output of the previous one.
 #[derive(Debug)]
 pub struct Build {
     order: Order,
+    runs: Vec<Run>,
     gc_roots: PathBuf,
     tracker: Tracker,
     stage: Stage,
+    version: Option<NixVersion>,
+    /// The derivations that were built or were there.
+    built: Vec<BuiltDerivation>,
+    build_time: Duration,
+    /// The runs that failed, where the build keeps going, and the error of the first of them.
+    failed: Vec<usize>,
+    error: Option<String>,
 }
 
-/// The running or the first program.
-#[derive(Debug)]
+/// The running program, or the first one.
+#[derive(Debug, Clone, Copy)]
 enum Stage {
     Version,
-    Build,
-    PathInfo {
-        built: Vec<BuiltDerivation>,
-        build_time: Duration,
-    },
+    /// The run of this number.
+    Build(usize),
+    /// A run that failed, of which Nix only tells the derivations, by its place among those that failed.
+    Plan(usize),
+    PathInfo,
 }
 
 impl Build {
     /// Returns a build that registers its outputs as GC roots in this directory, which exists.
     #[must_use]
     pub fn new(order: Order, gc_roots: &Path) -> Self {
+        let mut runs = order.runs.clone();
+        runs.extend(order.target.clone().map(Run::from));
+        let mut wanted = runs.iter().flat_map(|run| &run.installables);
         Self {
-            stage: match order.target {
-                // The syntax for all outputs of a derivation depends on the version.
-                Target::Derivation(_) => Stage::Version,
-                Target::Other { .. } => Stage::Build,
+            // The syntax for outputs depends on the version.
+            stage: if wanted.any(|wanted| wanted.outputs.is_some()) {
+                Stage::Version
+            } else {
+                Stage::Build(0)
             },
             order,
+            runs,
             gc_roots: gc_roots.to_owned(),
             tracker: Tracker::default(),
+            version: None,
+            built: Vec::new(),
+            build_time: Duration::ZERO,
+            failed: Vec::new(),
+            error: None,
         }
     }
 
@@ -73,64 +117,91 @@ impl Build {
     /// The reason why the build has failed.
     pub fn next(&mut self, finished: Option<Finished>) -> Result<Step, String> {
         let Some(finished) = finished else {
-            return Ok(Step::Run(match &self.stage {
-                Stage::Version => Program {
+            return match self.stage {
+                Stage::Version => Ok(Step::Run(Program {
                     program: self.order.nix.clone(),
                     arguments: vec!["--version".into()],
-                },
-                Stage::Build | Stage::PathInfo { .. } => self.build_program(None),
-            }));
+                })),
+                Stage::Build(_) | Stage::Plan(_) | Stage::PathInfo => self.build(0),
+            };
         };
-        match &self.stage {
+        match self.stage {
             Stage::Version => {
-                let version = NixVersion::parse(&String::from_utf8_lossy(&finished.stdout));
-                self.stage = Stage::Build;
-                Ok(Step::Run(self.build_program(version)))
+                self.version = NixVersion::parse(&String::from_utf8_lossy(&finished.stdout));
+                self.build(0)
             }
-            Stage::Build => {
-                let built = read_build(&finished.stdout)?;
+            Stage::Build(run) => {
+                let mut built = read_build(&finished.stdout)?;
                 let roots = self.roots();
                 for output in built.iter().flat_map(|built| built.outputs.values()) {
                     if !roots.contains(Path::new(output.as_str())) {
                         return Err(format!("nix made no GC root for {output}"));
                     }
                 }
-                let first = main_output(&built)?;
-                let path_info = program(
-                    &self.order.nix,
-                    &self.order.options,
-                    "path-info",
-                    ["--closure-size", "--", first.as_str()],
-                );
-                self.stage = Stage::PathInfo {
-                    built,
-                    build_time: finished.duration,
-                };
-                Ok(Step::Run(path_info))
+                self.choose(run, &mut built)?;
+                self.add(built);
+                self.build_time += finished.duration;
+                self.build(run + 1)
             }
-            Stage::PathInfo { built, build_time } => {
-                let path = main_output(built)?;
-                let info = read_path_info(&finished.stdout, path)?;
-                let (first, others) = built.split_first().ok_or(NO_OUTPUT)?;
-                Ok(Step::Done(JobResult::Build(BuildResult {
-                    store_path: path.clone(),
-                    outputs: first.outputs.clone(),
-                    derivation: first.derivation.clone(),
-                    build_time_ms: u64::try_from(build_time.as_millis()).unwrap_or(u64::MAX),
-                    closure_size_bytes: info.closure_size_bytes,
-                    references: info.references,
-                    references_left_out: 0,
-                    built: self.tracker.built(),
-                    others: others.iter().take(MOST_OTHERS).cloned().collect(),
-                    others_left_out: others.len().saturating_sub(MOST_OTHERS) as u64,
-                })))
+            Stage::Plan(nth) => {
+                let there = |path: &StorePath| Path::new(path.as_str()).exists();
+                let mut planned = read_build(&finished.stdout).unwrap_or_default();
+                planned.retain(|planned| planned.outputs.values().all(there));
+                self.add(planned);
+                self.plan(nth + 1)
             }
+            Stage::PathInfo => {
+                let infos = PathInfos::parse(&finished.stdout)?;
+                let references = self.measure(&infos)?;
+                match self.error.take() {
+                    Some(error) => Err(error),
+                    None => self.result(references),
+                }
+            }
+        }
+    }
+
+    /// Returns the step after a program that failed: with `keep_going` the next run, and then the search for what was
+    /// built.
+    pub fn after_failure(&mut self, end: End) -> Option<Step> {
+        if !self.order.keep_going || !matches!(end, End::Code(_)) {
+            return None;
+        }
+        let step = match self.stage {
+            Stage::Version | Stage::PathInfo => return None,
+            Stage::Build(run) => {
+                self.failed.push(run);
+                if self.error.is_none() {
+                    self.error = self
+                        .tracker
+                        .error()
+                        .or_else(|| Some("nix build failed".to_owned()));
+                }
+                self.build(run + 1)
+            }
+            Stage::Plan(nth) => self.plan(nth + 1),
+        };
+        step.ok()
+    }
+
+    /// Returns the failure of the job with this error.
+    #[must_use]
+    pub fn failure(&self, error: String, _end: End) -> Failure {
+        Failure {
+            error,
+            partial: if self.order.keep_going {
+                self.built.iter().take(MOST_OTHERS).cloned().collect()
+            } else {
+                Vec::new()
+            },
         }
     }
 
     /// Handles a line of Nix's log, and returns its text for the log, if any.
     pub fn read_line(&mut self, line: &[u8]) -> Option<String> {
-        self.tracker.line(line)
+        let text = self.tracker.line(line);
+        // A plan says again what is to be built.
+        text.filter(|_| !matches!(self.stage, Stage::Plan(_)))
     }
 
     /// Returns the progress of the build.
@@ -142,27 +213,164 @@ impl Build {
     /// Returns Nix's error, as far as it printed one, in at most 4 KiB.
     #[must_use]
     pub fn error(&self) -> Option<String> {
-        self.tracker.error()
+        self.error.clone().or_else(|| self.tracker.error())
     }
 
-    fn build_program(&self, version: Option<NixVersion>) -> Program {
-        let link = self.gc_roots.join("result");
-        let mut arguments: Vec<OsString> = vec!["-v".into(), "--out-link".into(), link.into()];
-        match &self.order.target {
-            Target::Derivation(path) => {
-                // Since 2.15 the path alone means the derivation itself; `^*` is supported since 2.13.
-                let with_outputs = version.is_none_or(|v| (v.major, v.minor) >= (2, 13));
-                let outputs = if with_outputs { "^*" } else { "" };
-                arguments.extend(["--".into(), format!("{path}{outputs}").into()]);
-            }
-            Target::Other { flags, installable } => {
-                arguments.extend(flags.iter().map(OsString::from));
-                if let Some(installable) = installable {
-                    arguments.extend(["--".into(), installable.into()]);
+    /// Begins a run, or what follows the last one.
+    fn build(&mut self, run: usize) -> Result<Step, String> {
+        self.stage = Stage::Build(run);
+        let Some(wanted) = self.runs.get(run) else {
+            return if self.failed.is_empty() {
+                self.path_info()
+            } else {
+                self.plan(0)
+            };
+        };
+        // The first link has the name that it always had.
+        let name = if run == 0 {
+            "result".to_owned()
+        } else {
+            format!("result-of-run-{run}")
+        };
+        let mut arguments: Vec<OsString> =
+            vec!["-v".into(), "--out-link".into(), self.gc_roots.join(name).into()];
+        if self.order.keep_going {
+            arguments.push("--keep-going".into());
+        }
+        arguments.extend(self.wanted(wanted)?);
+        Ok(Step::Run(program(
+            &self.order.nix,
+            &self.order.options,
+            "build",
+            arguments,
+        )))
+    }
+
+    /// Begins to ask for the derivations of a run that failed, or what follows the last one.
+    fn plan(&mut self, nth: usize) -> Result<Step, String> {
+        self.stage = Stage::Plan(nth);
+        let Some(wanted) = self.failed.get(nth).and_then(|run| self.runs.get(*run)) else {
+            return match self.error.take() {
+                Some(error) if self.built.is_empty() => Err(error),
+                error => {
+                    self.error = error;
+                    self.path_info()
                 }
+            };
+        };
+        let arguments = std::iter::once(OsString::from("--dry-run")).chain(self.wanted(wanted)?);
+        Ok(Step::Run(program(
+            &self.order.nix,
+            &self.order.options,
+            "build",
+            arguments,
+        )))
+    }
+
+    fn path_info(&mut self) -> Result<Step, String> {
+        self.stage = Stage::PathInfo;
+        let paths = self.listed().filter_map(BuiltDerivation::main_output);
+        let arguments: Vec<&str> = ["--closure-size", "--"]
+            .into_iter()
+            .chain(paths.map(StorePath::as_str))
+            .collect();
+        Ok(Step::Run(program(
+            &self.order.nix,
+            &self.order.options,
+            "path-info",
+            arguments,
+        )))
+    }
+
+    /// Returns the flags and the installables of a run.
+    fn wanted(&self, run: &Run) -> Result<Vec<OsString>, String> {
+        let mut arguments: Vec<OsString> = run.flags.iter().map(OsString::from).collect();
+        if !run.installables.is_empty() {
+            arguments.push("--".into());
+        }
+        for wanted in &run.installables {
+            let words = wanted.words(self.version.as_ref())?;
+            arguments.extend(words.into_iter().map(OsString::from));
+        }
+        Ok(arguments)
+    }
+
+    /// Leaves the chosen outputs, where Nix has built the whole derivation.
+    fn choose(&self, run: usize, built: &mut [BuiltDerivation]) -> Result<(), String> {
+        let wanted = self.runs.get(run).into_iter().flat_map(|run| &run.installables);
+        let mut chosen: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for wanted in wanted.filter(|wanted| wanted.is_derivation) {
+            match wanted.chosen(self.version.as_ref()) {
+                Some(names) => chosen.entry(&wanted.text).or_default().extend(names),
+                None => return Ok(()),
             }
         }
-        program(&self.order.nix, &self.order.options, "build", arguments)
+        for built in built {
+            let path = built.derivation.as_ref().map(StorePath::as_str);
+            let Some(names) = path.and_then(|path| chosen.get(path)) else {
+                continue;
+            };
+            if let Some(unknown) = names.iter().find(|name| !built.outputs.contains_key(**name)) {
+                let known: Vec<&str> = built.outputs.keys().map(String::as_str).collect();
+                return Err(format!(
+                    "derivation {} has no output {unknown:?}; it has {}",
+                    path.unwrap_or_default(),
+                    known.join(", ")
+                ));
+            }
+            built.outputs.retain(|name, _| names.contains(name.as_str()));
+        }
+        Ok(())
+    }
+
+    /// Adds derivations; of one that is known, its further outputs.
+    fn add(&mut self, built: Vec<BuiltDerivation>) {
+        for mut built in built {
+            built.origin = Some(self.tracker.origin(&built));
+            let known = self.built.iter_mut().find(|known| match &built.derivation {
+                Some(derivation) => known.derivation.as_ref() == Some(derivation),
+                None => known.outputs == built.outputs,
+            });
+            match known {
+                Some(known) => known.outputs.extend(built.outputs),
+                None => self.built.push(built),
+            }
+        }
+    }
+
+    /// Returns the derivations that the result lists.
+    fn listed(&self) -> impl Iterator<Item = &BuiltDerivation> {
+        self.built.iter().take(MOST_OTHERS + 1)
+    }
+
+    /// Adds the sizes of the listed derivations, and returns the references of the first.
+    fn measure(&mut self, infos: &PathInfos) -> Result<Vec<StorePath>, String> {
+        let mut references = None;
+        for built in self.built.iter_mut().take(MOST_OTHERS + 1) {
+            let info = infos.of(built.main_output().ok_or(NO_OUTPUT)?)?;
+            built.nar_size_bytes = info.nar_size_bytes;
+            built.closure_size_bytes = Some(info.closure_size_bytes);
+            references.get_or_insert(info.references);
+        }
+        references.ok_or_else(|| NO_OUTPUT.to_owned())
+    }
+
+    fn result(&self, references: Vec<StorePath>) -> Result<Step, String> {
+        let (first, others) = self.built.split_first().ok_or(NO_OUTPUT)?;
+        Ok(Step::Done(JobResult::Build(BuildResult {
+            store_path: first.main_output().ok_or(NO_OUTPUT)?.clone(),
+            outputs: first.outputs.clone(),
+            derivation: first.derivation.clone(),
+            origin: first.origin,
+            build_time_ms: u64::try_from(self.build_time.as_millis()).unwrap_or(u64::MAX),
+            closure_size_bytes: first.closure_size_bytes.unwrap_or_default(),
+            nar_size_bytes: first.nar_size_bytes,
+            references,
+            references_left_out: 0,
+            built: self.tracker.built(),
+            others: others.iter().take(MOST_OTHERS).cloned().collect(),
+            others_left_out: others.len().saturating_sub(MOST_OTHERS) as u64,
+        })))
     }
 
     /// Returns the paths that the job's GC roots hold.
@@ -176,11 +384,6 @@ impl Build {
 
 const NO_OUTPUT: &str = "nix build listed no output";
 
-fn main_output(built: &[BuiltDerivation]) -> Result<&StorePath, String> {
-    let first = built.first().and_then(BuiltDerivation::main_output);
-    first.ok_or_else(|| NO_OUTPUT.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,10 +392,10 @@ mod tests {
     const DRV: &str = "/nix/store/11bgd045z0d4icpbc2yyz4gx48ak44la-a.drv";
 
     fn build(target: Target, gc_roots: &Path) -> Build {
+        let options = BTreeMap::from([("max-jobs".to_owned(), "4".to_owned())]);
         let order = Order {
-            nix: "/bin/nix".into(),
-            target,
-            options: BTreeMap::from([("max-jobs".to_owned(), "4".to_owned())]),
+            target: Some(target),
+            ..Order::new("/bin/nix".into(), options)
         };
         Build::new(order, gc_roots)
     }
@@ -288,8 +491,16 @@ mod tests {
         let why = build.next(finished(&built)).expect_err("one has no root");
         assert!(why.contains(&path(49)), "{why}");
         std::os::unix::fs::symlink(path(49), roots.path().join("49")).expect("a root");
-        assert!(arguments(build.next(finished(&built))).ends_with(&path(10)));
-        let info = format!(r#"[{{"path":"{}","closureSize":7,"references":[]}}]"#, path(10));
+        assert!(arguments(build.next(finished(&built))).ends_with(&path(10 + MOST_OTHERS)));
+        let infos: Vec<String> = (10..=10 + MOST_OTHERS)
+            .map(|n| {
+                format!(
+                    r#"{{"path":"{}","narSize":3,"closureSize":{n},"references":[]}}"#,
+                    path(n)
+                )
+            })
+            .collect();
+        let info = format!("[{}]", infos.join(","));
         let Ok(Step::Done(JobResult::Build(result))) = build.next(finished(&info)) else {
             panic!("it is done")
         };
@@ -302,6 +513,7 @@ mod tests {
         assert_eq!(result.others.len(), MOST_OTHERS);
         assert_eq!(result.others_left_out, 39 - MOST_OTHERS as u64);
         assert_eq!(result.others[0].derivation, derivation(11));
+        assert_eq!(result.others[1].closure_size_bytes, Some(12));
         assert_eq!(result.others[0].outputs["out"].as_str(), path(11));
     }
 }

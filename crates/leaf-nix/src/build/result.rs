@@ -39,6 +39,7 @@ fn read_element(element: &Value) -> Result<BuiltDerivation, String> {
         return Ok(BuiltDerivation {
             derivation: None,
             outputs: [("out".to_owned(), store_path(path)?)].into(),
+            ..BuiltDerivation::default()
         });
     }
     let derivation: Option<StorePath> = element
@@ -58,6 +59,7 @@ fn read_element(element: &Value) -> Result<BuiltDerivation, String> {
     Ok(BuiltDerivation {
         derivation,
         outputs: by_name,
+        ..BuiltDerivation::default()
     })
 }
 

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use leaf_core::job::process::{Finished, Program, Step};
-use leaf_core::job::{BuildResult, BuildTask, Installable, JobResult, Progress};
+use leaf_core::job::process::{End, Finished, Program, Step};
+use leaf_core::job::{BuildResult, BuildTask, BuiltDerivation, Installable, JobResult, Progress};
 use leaf_nix::build::Build;
 use leaf_nix::{Nix, NixError, NixVersion, Settings};
 
@@ -36,6 +36,8 @@ pub(crate) fn has_nix() -> bool {
 /// A build that has ended.
 pub(crate) struct Ended {
     pub(crate) result: Result<BuildResult, String>,
+    /// What was built although it failed.
+    pub(crate) partial: Vec<BuiltDerivation>,
     pub(crate) log: String,
     /// How far it was after each line of Nix's log.
     pub(crate) progress: Vec<Progress>,
@@ -131,22 +133,27 @@ impl Lab {
         }
     }
 
-    /// Runs the programs of a build in turn, as a job's runner does.
+    /// Builds one installable.
     pub(crate) fn build(&self, installable: Installable) -> Ended {
-        let task = BuildTask {
-            installable,
-            timeout_seconds: 100,
-            container: None,
-        };
-        let order = self.nix.build(&task).expect("a good installable");
+        self.run(&BuildTask::new(vec![installable], 100))
+    }
+
+    /// Runs the programs of a build in turn, as a job's runner does.
+    pub(crate) fn run(&self, task: &BuildTask) -> Ended {
+        let order = self.nix.build(task).expect("good installables");
         self.builds.set(self.builds.get() + 1);
         let gc_roots = self.roots().join(self.builds.get().to_string());
         std::fs::create_dir_all(&gc_roots).expect("a directory");
         let mut build = Build::new(order, &gc_roots);
         let (mut log, mut progress) = (String::new(), Vec::new());
         let result = follow(&mut build, &mut log, &mut progress);
+        let failure = result
+            .as_ref()
+            .err()
+            .map(|why| build.failure(why.clone(), End::Code(1)));
         Ended {
             result,
+            partial: failure.map(|failure| failure.partial).unwrap_or_default(),
             log,
             progress,
             gc_roots,
@@ -174,9 +181,9 @@ impl Lab {
 }
 
 fn follow(build: &mut Build, log: &mut String, progress: &mut Vec<Progress>) -> Result<BuildResult, String> {
-    let mut finished = None;
+    let mut step = build.next(None);
     loop {
-        let Program { program, arguments } = match build.next(finished.take())? {
+        let Program { program, arguments } = match step? {
             Step::Run(program) => program,
             Step::Done(JobResult::Build(result)) => return Ok(result),
         };
@@ -201,13 +208,19 @@ fn follow(build: &mut Build, log: &mut String, progress: &mut Vec<Progress>) -> 
             progress.push(build.progress());
         }
         let stdout = reader.join().expect("no panic").expect("readable");
-        if !child.wait().expect("its end").success() {
-            return Err(build.error().expect("a reason"));
-        }
-        finished = Some(Finished {
-            stdout,
-            duration: begin.elapsed(),
-        });
+        let status = child.wait().expect("its end");
+        step = if status.success() {
+            build.next(Some(Finished {
+                stdout,
+                duration: begin.elapsed(),
+            }))
+        } else {
+            let end = status.code().map_or(End::Unusable, End::Code);
+            match build.after_failure(end) {
+                Some(step) => Ok(step),
+                None => return Err(build.error().expect("a reason")),
+            }
+        };
     }
 }
 

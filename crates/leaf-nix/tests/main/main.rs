@@ -2,6 +2,7 @@
 
 mod lab;
 mod results;
+mod several;
 
 use std::process::ExitCode;
 
@@ -12,8 +13,9 @@ fn main() -> ExitCode {
     // Each test runs several Nixes.
     arguments.test_threads.get_or_insert(3);
     let nix = lab::has_nix();
-    let trials = results::TESTS
-        .iter()
+    let trials = [results::TESTS, several::TESTS]
+        .into_iter()
+        .flatten()
         .map(|(name, test)| {
             let trial = Trial::test(*name, || {
                 test();

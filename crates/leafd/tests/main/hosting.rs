@@ -257,8 +257,8 @@ impl TestLeaf {
         timeout_seconds: Option<u32>,
     ) -> anyhow::Result<JobId> {
         let build = Build {
-            installable,
             timeout_seconds,
+            ..Build::of([installable])
         };
         let accepted = self.call(&build).await?;
         ensure!(accepted.phase == JobPhase::Queued, "{accepted:?}");

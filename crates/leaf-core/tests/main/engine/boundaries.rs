@@ -78,12 +78,9 @@ fn set_secret() -> SetSecret {
 }
 
 fn build() -> Build {
-    Build {
-        installable: Installable::Template {
-            name: "minimal".to_owned(),
-        },
-        timeout_seconds: None,
-    }
+    Build::of([Installable::Template {
+        name: "minimal".to_owned(),
+    }])
 }
 
 /// Every change, with what has to be done to the leaf before it.

@@ -343,6 +343,8 @@ fn a_build_that_ends_during_steps_is_not_reverted_by_their_end() {
         others_left_out: 0,
         built: 1,
         others: Vec::new(),
+        origin: None,
+        nar_size_bytes: None,
     });
     // First the job, then the steps for the limits.
     world.finish_work(0, Fate::Done, &Ok(result));

@@ -47,8 +47,8 @@ fn build(world: &mut World) -> JobId {
     let reply = call(
         world,
         Build {
-            installable,
             timeout_seconds,
+            ..Build::of([installable])
         },
     );
     let body = reply.expect("answered at once").expect("accepted");
@@ -93,13 +93,7 @@ fn queued_jobs_start_in_order_also_after_a_crash_and_can_be_cancelled() {
     let installable = Installable::Template {
         name: "minimal".to_owned(),
     };
-    let problem = refused(
-        &mut world,
-        Build {
-            installable,
-            timeout_seconds: None,
-        },
-    );
+    let problem = refused(&mut world, Build::of([installable]));
     assert_eq!(problem.code, ProblemCode::Overloaded);
     assert!(problem.detail.contains("3 jobs are already queued"), "{problem}");
 
@@ -287,11 +281,8 @@ fn a_leaf_that_can_run_no_containers_or_jobs_says_why_in_its_report_as_in_its_re
     let problem = refused(&mut world, start);
     assert_eq!(problem.code, ProblemCode::Unsupported);
     assert_eq!(Some(problem.detail), shown.no_containers);
-    let build = Build {
-        installable: Installable::Template {
-            name: "minimal".to_owned(),
-        },
-        timeout_seconds: None,
-    };
+    let build = Build::of([Installable::Template {
+        name: "minimal".to_owned(),
+    }]);
     assert_eq!(Some(refused(&mut world, build).detail), shown.no_nix_jobs);
 }

@@ -148,10 +148,13 @@ fn the_result_and_the_error_of_a_job_are_shortened_to_what_the_server_accepts() 
             references_left_out: 0,
             others_left_out: 0,
             built: 1,
+            origin: None,
+            nar_size_bytes: None,
             others: (0..30_000)
                 .map(|n| BuiltDerivation {
                     derivation: None,
                     outputs: BTreeMap::from([("out".to_owned(), path(&format!("other-{n}")))]),
+                    ..BuiltDerivation::default()
                 })
                 .collect(),
         };
@@ -240,12 +243,9 @@ fn an_interrupted_job_says_why_in_few_bytes() {
     world.send(
         admin(),
         None,
-        leaf_core::command::Build {
-            installable: leaf_core::job::Installable::Template {
-                name: "minimal".to_owned(),
-            },
-            timeout_seconds: None,
-        }
+        leaf_core::command::Build::of([leaf_core::job::Installable::Template {
+            name: "minimal".to_owned(),
+        }])
         .into(),
     );
     world.commit(usize::MAX);

@@ -1,10 +1,11 @@
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use leaf_core::command::{self, ReadJobLog, ShowJob};
 use leaf_core::id::{JobId, StorePath};
-use leaf_core::job::{Installable, Job, JobPhase, JobResult};
+use leaf_core::job::{BuiltDerivation, Installable, Job, JobPhase, JobResult, Origin, outputs};
 
+use super::out_link;
 use crate::error::Error;
 use crate::leaf::Leaf;
 use crate::output::{Output, name_of, size};
@@ -16,18 +17,24 @@ use crate::view::View;
 /// Run a Nix build on a leaf, and wait for the result.
 #[derive(Debug, Args)]
 pub(crate) struct Build {
-    /// The installable: a flake reference such as `.#hello`, a store path, or with `--file` an attribute.
+    /// The installables: flake references such as `.#hello` or `.#hello^dev`, store paths, or with `--file` attributes.
     #[arg(required_unless_present_any = ["file", "template"])]
-    installable: Option<String>,
+    installables: Vec<String>,
     /// Build from a Nix file on the leaf instead of a flake.
     #[arg(long, short, value_name = "FILE", conflicts_with = "template")]
     file: Option<String>,
     /// Build a container template of the leaf instead of a flake.
-    #[arg(long, value_name = "NAME", conflicts_with = "installable")]
+    #[arg(long, value_name = "NAME", conflicts_with = "installables")]
     template: Option<String>,
     /// The job's time limit, such as 30m.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     time_limit: Option<std::time::Duration>,
+    /// Go on after a failure with whatever does not need what failed.
+    #[arg(long)]
+    keep_going: bool,
+    /// Link this path to the result, if the leaf runs on this machine.
+    #[arg(long, short, value_name = "PATH", conflicts_with = "detach")]
+    out_link: Option<PathBuf>,
     /// Print the job's id without waiting for its end.
     #[arg(long)]
     detach: bool,
@@ -35,24 +42,10 @@ pub(crate) struct Build {
 
 impl Build {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
-        let installable = match (self.file, self.template, self.installable) {
-            (Some(file), _, attribute) => Installable::File {
-                path: absolute(&file)?,
-                attribute,
-            },
-            (_, Some(name), _) => Installable::Template { name },
-            (_, _, Some(text)) => match StorePath::new(text.as_str()) {
-                Ok(path) => Installable::StorePath { path },
-                Err(_) => Installable::Flake {
-                    reference: flake_reference(&text)?,
-                },
-            },
-            (None, None, None) => {
-                return Err(Error::Usage(
-                    "nothing to build: give an installable, --file or --template".to_owned(),
-                ));
-            }
-        };
+        let installables = installables(self.file.as_deref(), self.template, self.installables)?;
+        if let Some(link) = &self.out_link {
+            out_link::check(link)?;
+        }
         let timeout_seconds = self
             .time_limit
             .map(|limit| {
@@ -63,16 +56,59 @@ impl Build {
         let leaf = session.leaf().await?;
         let accepted = leaf
             .call(&command::Build {
-                installable,
+                keep_going: self.keep_going,
                 timeout_seconds,
+                ..command::Build::of(installables)
             })
             .await?;
         if self.detach {
             return output.document(&accepted, |accepted| accepted.job.to_string());
         }
         let job = follow(&leaf, accepted.job, output).await?;
+        if let (Some(link), Some(JobResult::Build(result))) = (&self.out_link, &job.result) {
+            out_link::create(link, result).await?;
+        }
         output.document(&job, text)
     }
+}
+
+/// Returns the installables that a command line names.
+pub(super) fn installables(
+    file: Option<&str>,
+    template: Option<String>,
+    texts: Vec<String>,
+) -> Result<Vec<Installable>, Error> {
+    if let Some(name) = template {
+        return Ok(vec![Installable::Template { name }]);
+    }
+    let Some(file) = file else {
+        return texts.iter().map(|text| installable(text)).collect();
+    };
+    let path = absolute(file)?;
+    let of = |attribute| Installable::File {
+        path: path.clone(),
+        attribute,
+    };
+    Ok(if texts.is_empty() {
+        vec![of(None)]
+    } else {
+        texts.into_iter().map(|attribute| of(Some(attribute))).collect()
+    })
+}
+
+/// Returns a store path, chosen outputs of a derivation, or a flake reference.
+fn installable(text: &str) -> Result<Installable, Error> {
+    if let Ok(path) = StorePath::new(text) {
+        return Ok(Installable::StorePath { path });
+    }
+    if let (bare, Some(outputs)) = outputs::split(text)
+        && let Ok(path) = StorePath::new(bare)
+    {
+        let outputs = outputs.to_owned();
+        return Ok(Installable::Derivation { path, outputs });
+    }
+    let reference = flake_reference(text)?;
+    Ok(Installable::Flake { reference })
 }
 
 /// Follows a job to its end, with a progress bar on a terminal.
@@ -115,11 +151,20 @@ pub(crate) async fn follow(leaf: &Leaf, id: JobId, output: Output) -> Result<Job
             job: id,
             phase: name_of(&phase),
             reason: format!(
-                "{}\n`leafctl nix log {id}` prints the whole log",
-                job.error.as_deref().unwrap_or("the reason is unknown")
+                "{}{}\n`leafctl nix log {id}` prints the whole log",
+                job.error.as_deref().unwrap_or("the reason is unknown"),
+                partial(&job)
             ),
         }),
     }
+}
+
+/// Returns a line for each derivation that was built all the same, each with a line feed before it.
+fn partial(job: &Job) -> String {
+    let lines = job.partial.iter().flat_map(|derivation| built(derivation, ""));
+    lines
+        .map(|(_, line)| format!("\nbuilt all the same: {line}"))
+        .collect()
 }
 
 /// Prints what a job's log has from this offset on.
@@ -146,17 +191,25 @@ fn text(job: &Job) -> View {
     let mut lines = vec![
         ("store path", result.store_path.to_string()),
         ("job", job.id.to_string()),
+    ];
+    lines.extend(
+        result
+            .origin
+            .map(|origin| ("origin", origin_of(origin).to_owned())),
+    );
+    lines.extend([
         (
             "built",
-            if result.built == 0 {
-                "nothing, it was in the store".to_owned()
-            } else {
-                format!("{} derivations", result.built)
+            match result.built {
+                0 => "nothing".to_owned(),
+                1 => "1 derivation".to_owned(),
+                more => format!("{more} derivations"),
             },
         ),
         ("time", format!("{seconds:.2} s")),
         ("closure", size(result.closure_size_bytes)),
-    ];
+    ]);
+    lines.extend(result.nar_size_bytes.map(|bytes| ("size", size(bytes))));
     lines.extend(
         result
             .outputs
@@ -164,13 +217,7 @@ fn text(job: &Job) -> View {
             .filter(|_| result.outputs.len() > 1)
             .map(|(name, path)| (name.as_str(), path.to_string())),
     );
-    lines.extend(
-        result
-            .others
-            .iter()
-            .flat_map(|other| other.outputs.values())
-            .map(|path| ("also built", path.to_string())),
-    );
+    lines.extend(result.others.iter().flat_map(|other| built(other, "and")));
     lines.extend(
         result
             .references
@@ -188,6 +235,30 @@ fn text(job: &Job) -> View {
             .map(|(what, count)| (what, format!("{count}, not listed"))),
     );
     fields(&lines).into()
+}
+
+/// Returns a line for each output of a derivation.
+pub(super) fn built<'a>(derivation: &BuiltDerivation, label: &'a str) -> Vec<(&'a str, String)> {
+    let origin = derivation.origin.map_or("", origin_of);
+    let closure = derivation.closure_size_bytes.map(size).unwrap_or_default();
+    derivation
+        .outputs
+        .values()
+        .map(|path| {
+            (
+                label,
+                format!("{path}  {origin}  {closure}").trim_end().to_owned(),
+            )
+        })
+        .collect()
+}
+
+fn origin_of(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Built => "built",
+        Origin::Substituted => "substituted",
+        Origin::Present => "it was in the store",
+    }
 }
 
 /// Returns a flake reference whose path on this machine is absolute: `.#a` becomes `/here#a`.

@@ -1,6 +1,6 @@
 use clap::Args;
 use leaf_core::command::ListJobs;
-use leaf_core::job::{Installable, JobResult, Task};
+use leaf_core::job::{JobResult, Task};
 
 use crate::error::Error;
 use crate::output::{Output, ago, first_line, name_of};
@@ -17,14 +17,8 @@ impl Jobs {
                 let mut table = output.table(&["JOB", "PHASE", "OWNER", "QUEUED", "WHAT", "RESULT"]);
                 for job in &list.jobs {
                     let Task::Build(build) = &job.task;
-                    let what = match &build.installable {
-                        Installable::Flake { reference } => reference.clone(),
-                        Installable::StorePath { path } => path.to_string(),
-                        Installable::File { path, attribute } => attribute
-                            .as_ref()
-                            .map_or(path.clone(), |attribute| format!("{path} {attribute}")),
-                        Installable::Template { name } => format!("template {name}"),
-                    };
+                    let what: Vec<String> = build.all().map(ToString::to_string).collect();
+                    let what = what.join(", ");
                     let result = match (&job.result, &job.error) {
                         (Some(JobResult::Build(result)), _) => result.store_path.to_string(),
                         (None, error) => first_line(error.as_deref()),

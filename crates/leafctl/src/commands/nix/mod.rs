@@ -4,6 +4,7 @@ pub(super) mod build;
 mod cancel;
 mod jobs;
 mod log;
+mod out_link;
 
 commands! {
     Build(build::Build),

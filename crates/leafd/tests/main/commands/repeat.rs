@@ -62,13 +62,10 @@ async fn twice() -> anyhow::Result<()> {
     ensure!(reused.code == ProblemCode::CommandIdReused, "{reused:?}");
     ensure!(jobs(&wire).await?.len() == 1);
     // Another caller's ids are others.
-    let build = leaf_core::command::Build {
-        installable: leaf_core::job::Installable::File {
-            path: "/nowhere.nix".into(),
-            attribute: None,
-        },
-        timeout_seconds: None,
-    };
+    let build = leaf_core::command::Build::of([leaf_core::job::Installable::File {
+        path: "/nowhere.nix".into(),
+        attribute: None,
+    }]);
     wire.leaf.call_as(&"c1".parse()?, &build).await?;
     ensure!(jobs(&wire).await?.len() == 2);
     Ok(())

@@ -305,13 +305,10 @@ pub(super) async fn the_end() -> anyhow::Result<()> {
     for _ in 0..20 {
         let (client, name) = (client.clone(), leaf.name.clone());
         calls.spawn(async move {
-            let request = Build {
-                installable: Installable::File {
-                    path: "/nothing.nix".to_owned(),
-                    attribute: None,
-                },
-                timeout_seconds: None,
-            };
+            let request = Build::of([Installable::File {
+                path: "/nothing.nix".to_owned(),
+                attribute: None,
+            }]);
             client.call(&name, &request, CallOptions::default()).await
         });
     }

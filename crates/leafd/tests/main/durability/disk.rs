@@ -98,13 +98,10 @@ async fn all_is_kept(leaf: &mut TestLeaf, load: Load) -> anyhow::Result<()> {
 }
 
 fn a_build(directory: &Path) -> Build {
-    Build {
-        installable: Installable::File {
-            path: directory.join("nothing.nix").display().to_string(),
-            attribute: None,
-        },
-        timeout_seconds: None,
-    }
+    Build::of([Installable::File {
+        path: directory.join("nothing.nix").display().to_string(),
+        attribute: None,
+    }])
 }
 
 /// Fails unless a command was refused since the disk is full, and the problem says this.

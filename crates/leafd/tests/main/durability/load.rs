@@ -81,13 +81,10 @@ pub(crate) async fn work(leaf: &mut TestLeaf) -> anyhow::Result<()> {
 }
 
 fn build(file: &Path) -> Build {
-    Build {
-        installable: Installable::File {
-            path: file.display().to_string(),
-            attribute: None,
-        },
-        timeout_seconds: None,
-    }
+    Build::of([Installable::File {
+        path: file.display().to_string(),
+        attribute: None,
+    }])
 }
 
 impl Load {

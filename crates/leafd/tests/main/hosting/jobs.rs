@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use leaf_core::command::{Build, CancelJob, ReadJobLog, ShowJob};
 use leaf_core::id::{JobId, StorePath};
-use leaf_core::job::{Installable, JobPhase as Phase, JobResult};
+use leaf_core::job::{Installable, JobPhase as Phase, JobResult, Origin};
 use leaf_core::problem::ProblemCode;
 use leaf_core::subject;
 use libtest_mimic::Trial;
@@ -47,6 +47,11 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             "a running build reports progress, and its log can be read",
             needs,
             tells_meanwhile,
+        ),
+        host.trial(
+            "what a build that keeps going has built is in the record of the job although it failed",
+            needs,
+            keeps_going,
         ),
         host.trial("an unknown job is not found", needs, unknown),
         host.trial(
@@ -180,8 +185,8 @@ async fn times_out() -> anyhow::Result<()> {
     job_fails(&mut leaf, id, "longer than 2 s").await?;
     no_builder(&leaf)?;
     let refused = Build {
-        installable: script(&leaf, "never", HANGS)?,
         timeout_seconds: Some(0),
+        ..Build::of([script(&leaf, "never", HANGS)?])
     };
     is_problem(leaf.call(&refused).await, ProblemCode::Invalid, "from 1 to")
 }
@@ -341,6 +346,32 @@ impl TestLeaf {
     }
 }
 
+async fn keeps_going() -> anyhow::Result<()> {
+    let mut leaf = TestLeaf::start().await?;
+    let build = Build {
+        keep_going: true,
+        ..Build::of([
+            script(&leaf, "broken", "echo the disk is square; exit 3")?,
+            script(&leaf, "fine", "echo x > $out")?,
+        ])
+    };
+    let id = leaf.call(&build).await?.job;
+    job_fails(&mut leaf, id, "the disk is square").await?;
+    leaf.stop().await?;
+    leaf.back().await?;
+    let job = leaf.job(id).await?.job;
+    let [built] = &job.partial[..] else {
+        anyhow::bail!("{job:?}")
+    };
+    let path = built.main_output().context("an output")?;
+    ensure!(
+        path.as_str().ends_with("-fine") && built.origin == Some(Origin::Built),
+        "{built:?}"
+    );
+    ensure!(!traces::gc_root(&leaf, id).exists());
+    Ok(())
+}
+
 async fn unknown() -> anyhow::Result<()> {
     let mut leaf = TestLeaf::start().await?;
     let id = JobId(Uuid::now_v7());
@@ -378,12 +409,24 @@ async fn bad_installables() -> anyhow::Result<()> {
         file("relative.nix"),
         template("../minimal"),
     ] {
-        let build = Build {
-            installable,
-            timeout_seconds: None,
-        };
+        let build = Build::of([installable]);
         is_problem(leaf.call(&build).await, ProblemCode::Invalid, "")?;
     }
+    let many = Build::of(std::iter::repeat_n(file("/a.nix"), 33));
+    is_problem(
+        leaf.call(&many).await,
+        ProblemCode::Invalid,
+        "33 installables are too many",
+    )?;
+    let long = Build::of(std::iter::repeat_n(flake(&"x".repeat(2000)), 9));
+    is_problem(leaf.call(&long).await, ProblemCode::Invalid, "18000 bytes")?;
+    let none = Build::of([]);
+    is_problem(leaf.call(&none).await, ProblemCode::Invalid, "nothing to build")?;
+    let both = Build {
+        installable: Some(file("/a.nix")),
+        ..Build::of([file("/a.nix"), file("/b.nix")])
+    };
+    is_problem(leaf.call(&both).await, ProblemCode::Invalid, "not both")?;
     ensure!(leaf.jobs().await?.is_empty());
     let absent = StorePath::new("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-absent")?;
     for (installable, says) in [
@@ -395,6 +438,8 @@ async fn bad_installables() -> anyhow::Result<()> {
             "the reason",
         ),
         (template("no-such"), "no-such"),
+        // No shell reads it.
+        (flake("path:/no/such/flake#$(id>/x);`id`|'\""), "/no/such/flake"),
         (
             Installable::StorePath { path: absent },
             "00bgd045z0d4icpbc2yyz4gx48ak44la-absent",

@@ -188,7 +188,7 @@ impl World {
                 let outcome = match (cancelled, build) {
                     (true, _) => JobOutcome::Cancelled,
                     (false, Ok(result)) => JobOutcome::Succeeded(result.clone()),
-                    (false, Err(why)) => JobOutcome::Failed(why.clone()),
+                    (false, Err(why)) => JobOutcome::Failed(why.clone().into()),
                 };
                 Input::JobEnded(job.id, outcome)
             }

@@ -33,6 +33,21 @@ pub(super) async fn builds() -> anyhow::Result<()> {
         job["phase"] == "succeeded" && job["result"]["store_path"].is_string(),
         "{job}"
     );
+    let link = leaf.state_dir.join("link").display().to_string();
+    printed(&leaf, &["nix", "build", "--file", &good, "--out-link", &link]).await?;
+    let target = std::fs::read_link(&link)?;
+    ensure!(
+        job["result"]["store_path"]
+            .as_str()
+            .is_some_and(|path| target.as_os_str() == path),
+        "{target:?} {job}"
+    );
+    // A file that is in the way is not replaced, and the build not begun.
+    ended(
+        &ctl(&leaf, &["nix", "build", "--file", &good, "--out-link", &good]).await?,
+        2,
+        "exists and is no link",
+    )?;
     let output = ctl(&leaf, &["nix", "build", "--file", &bad]).await?;
     ended(&output, 7, "failed with exit code 3")?;
     ended(&output, 7, "leafctl nix log")?;
@@ -42,7 +57,7 @@ pub(super) async fn builds() -> anyhow::Result<()> {
     ensure!(output.stdout.is_empty() && said["exit_code"] == 7, "{said}");
     let list = document(&leaf, &["nix", "jobs"]).await?;
     let jobs = list["jobs"].as_array().context("jobs")?;
-    ensure!(jobs.len() == 4, "{list}");
+    ensure!(jobs.len() == 5, "{list}");
     let last = jobs[0]["id"].as_str().context("an id")?;
     let log = printed(&leaf, &["nix", "log", last]).await?;
     ensure!(log.contains("oh no"), "{log}");
