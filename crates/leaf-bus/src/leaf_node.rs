@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::embedded::Hub;
-use crate::raw::{DialError, Dialler, LoginError, Said, Session};
+use crate::raw::{DialError, Dialler, LEAF_NODES, LoginError, Said, Session};
 use crate::settings::{ConnectSettings, Credentials, Tls, is_websocket};
 
 /// How long the hub may take to answer a request, after it has accepted the connection.
@@ -77,7 +77,8 @@ pub enum FreshDialError {
 /// A client that sends one request to a hub, over a new connection as a leaf node for each.
 #[derive(Debug, Clone)]
 pub struct FreshDial {
-    settings: ConnectSettings,
+    /// One for each server of the hub.
+    servers: Vec<ConnectSettings>,
     leaf: LeafName,
 }
 
@@ -95,8 +96,8 @@ impl FreshDial {
             Some(host) => format!("nats://{host}"),
             None => url.clone(),
         };
-        let settings = ConnectSettings {
-            servers: hub.urls.iter().map(plain).collect(),
+        let settings = |url: String| ConnectSettings {
+            servers: vec![url],
             credentials: Credentials::in_file(&hub.credentials),
             tls: Tls {
                 ca: hub.ca.clone(),
@@ -105,18 +106,39 @@ impl FreshDial {
             ..ConnectSettings::new("")
         };
         Ok(Self {
-            settings,
+            servers: hub.urls.iter().map(plain).map(settings).collect(),
             leaf: leaf.clone(),
         })
     }
 
-    /// Connects, sends a request on this subject, returns the body of the answer, and closes the connection. It ends by itself: each
-    /// part has a time limit of 5 s, connecting to each server of the hub among them.
+    /// Sends a request on this subject to one server of the hub after the other, over a connection for each, and returns the body of
+    /// the first answer. It ends by itself: each server has a time limit of 5 s to take a connection, to let the leaf in, and to answer.
     ///
     /// # Errors
-    /// [`FreshDialError`].
+    /// [`FreshDialError`], of the last server.
     pub async fn ask(&self, subject: &str, body: &[u8]) -> Result<Vec<u8>, FreshDialError> {
-        let dialler = Dialler::of_leaf_nodes(&self.settings).map_err(FreshDialError::Dial)?;
+        let mut last = None;
+        for settings in &self.servers {
+            match self.ask_at(settings, subject, body).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => last = Some(error),
+            }
+        }
+        let none = DialError::BadAddress {
+            server: String::new(),
+            default_port: LEAF_NODES,
+        };
+        Err(last.unwrap_or(FreshDialError::Dial(none)))
+    }
+
+    /// Sends a request to one server.
+    async fn ask_at(
+        &self,
+        settings: &ConnectSettings,
+        subject: &str,
+        body: &[u8],
+    ) -> Result<Vec<u8>, FreshDialError> {
+        let dialler = Dialler::of_leaf_nodes(settings).map_err(FreshDialError::Dial)?;
         let dialled = dialler.dial().await.map_err(FreshDialError::Dial)?;
         let server = dialled.server.clone();
         let says_number = |field| dialled.info.get(field).is_some_and(Value::is_number);
@@ -139,7 +161,7 @@ impl FreshDial {
             Uuid::now_v7().simple()
         );
         let interest = format!("LS+ {inbox}\r\n");
-        let session = Session::log_in(dialled, &self.settings.credentials, says, interest.as_bytes()).await;
+        let session = Session::log_in(dialled, &settings.credentials, says, interest.as_bytes()).await;
         let mut session = session.map_err(|error| match error {
             LoginError::Refused(said) => FreshDialError::Refused {
                 server: server.clone(),

@@ -30,7 +30,7 @@ use crate::settings::{HELPER_SOCKET, Overrides, Settings};
 
 /// The period in which the hub is asked.
 const EVERY: Duration = Duration::from_secs(2);
-/// How long one try may take, whatever hangs: each part of it has a limit of its own, but a hub can have many servers.
+/// How long one try may take, whatever hangs: as long as one server of the hub may. The next try begins with the next server.
 const TRY: Duration = Duration::from_secs(15);
 /// The longest text of a hub that is logged, in characters.
 const MAX_WHY: usize = 300;
@@ -118,14 +118,14 @@ async fn ask(flags: &Witness) {
     let mut complaints = Complaints::default();
     let mut every = tokio::time::interval(EVERY);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
+    for number in 0.. {
         every.tick().await;
         let tried = match question(&flags.directory) {
             Ok(None) => {
                 tracing::info!("no change waits for a witness");
                 return;
             }
-            Ok(Some(question)) => confirm(flags, &question).await.map(|()| question),
+            Ok(Some(question)) => confirm(flags, &question, number).await.map(|()| question),
             Err(error) => Err(error),
         };
         match tried {
@@ -185,8 +185,8 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, TryError> {
     }
 }
 
-/// Has the hub sign, and the helper take the signature.
-async fn confirm(flags: &Witness, question: &Question) -> Result<(), TryError> {
+/// Has the hub sign, and the helper take the signature. `number` is that of the try.
+async fn confirm(flags: &Witness, question: &Question, number: usize) -> Result<(), TryError> {
     let mut settings =
         Settings::load(Some(&flags.config), &Overrides::default()).map_err(TryError::Settings)?;
     let leaf = settings.leaf_name().map_err(TryError::Settings)?;
@@ -199,8 +199,11 @@ async fn confirm(flags: &Witness, question: &Question) -> Result<(), TryError> {
     }
     let hub = settings.nats.embedded.and_then(|embedded| embedded.hub);
     let hub = hub.ok_or(TryError::NoHub)?;
+    let mut urls = hub.urls();
+    let first = number % urls.len().max(1);
+    urls.rotate_left(first);
     let hub = Hub {
-        urls: hub.urls(),
+        urls,
         credentials: own_copy(hub.credentials, std::env::var_os("CREDENTIALS_DIRECTORY")),
         ca: hub.ca,
     };

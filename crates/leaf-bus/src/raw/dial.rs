@@ -21,7 +21,7 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 
 /// The default ports of nats-server for clients and for leaf nodes.
 const CLIENTS: u16 = 4222;
-const LEAF_NODES: u16 = 7422;
+pub(crate) const LEAF_NODES: u16 = 7422;
 
 /// Why no connection can be made.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,7 @@ mod frames;
 mod session;
 
 pub use dial::DialError;
-pub(crate) use dial::{Dialled, Dialler, Stream, read_info};
+pub(crate) use dial::{Dialled, Dialler, LEAF_NODES, Stream, read_info};
 pub(crate) use frames::{Frame, Frames};
 pub use session::LoginError;
 pub(crate) use session::{Said, Session};

@@ -41,6 +41,10 @@ pub(super) fn trials() -> Vec<Trial> {
         trial("a_hub_without_an_agent_leaves_a_fresh_dial_unanswered", no_agent),
         trial("a_fresh_dial_to_a_hub_that_hangs_ends_by_itself", hangs),
         trial("a_fresh_dial_to_another_port_says_so", other_port),
+        trial(
+            "a_fresh_dial_asks_the_next_server_where_one_greets_and_does_not_answer",
+            next_server,
+        ),
     ]
 }
 
@@ -228,6 +232,20 @@ async fn no_agent() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A server that greets, and hears no more. It ends with the tasks.
+async fn deaf_server(tasks: &mut JoinSet<std::io::Result<()>>) -> anyhow::Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let port = listener.local_addr()?.port();
+    tasks.spawn(async move {
+        let (mut stream, _) = listener.accept().await?;
+        let info =
+            r#"INFO {"server_id":"N","version":"2.15.1","client_id":7,"nonce":"n","leafnode_urls":[]}"#;
+        stream.write_all(format!("{info}\r\n").as_bytes()).await?;
+        std::future::pending::<std::io::Result<()>>().await
+    });
+    Ok(format!("nats://127.0.0.1:{port}"))
+}
+
 async fn hangs() -> anyhow::Result<()> {
     let hub = Box::pin(TestHub::start()).await?;
     let file = hub.user_file(&hub.leaf)?;
@@ -237,21 +255,38 @@ async fn hangs() -> anyhow::Result<()> {
     let error = ask(&to(hub.leaf_url(), file.clone())).await;
     let error = error.err().context("it was answered")?;
     ensure!(matches!(error, FreshDialError::Dial(_)), "{error:?}");
-    // One that greets, and hears no more.
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let port = listener.local_addr()?.port();
     let mut tasks = JoinSet::new();
-    tasks.spawn(async move {
-        let (mut stream, _) = listener.accept().await?;
-        let info =
-            r#"INFO {"server_id":"N","version":"2.15.1","client_id":7,"nonce":"n","leafnode_urls":[]}"#;
-        stream.write_all(format!("{info}\r\n").as_bytes()).await?;
-        std::future::pending::<std::io::Result<()>>().await
-    });
-    let error = ask(&to(format!("nats://127.0.0.1:{port}"), file)).await;
+    let error = ask(&to(deaf_server(&mut tasks).await?, file)).await;
     let error = error.err().context("it was answered")?;
     ensure!(matches!(error, FreshDialError::Lost { .. }), "{error:?}");
     ensure!(begun.elapsed() < LIMIT, "{:?}", begun.elapsed());
+    Ok(())
+}
+
+/// The port for clients, one that hears nothing, one that does not know the leaf; and then the hub.
+async fn next_server() -> anyhow::Result<()> {
+    let (hub, stranger) = (
+        Box::pin(TestHub::start()).await?,
+        Box::pin(TestHub::start()).await?,
+    );
+    let _agent = answers(&hub).await?;
+    let mut tasks = JoinSet::new();
+    let servers = Hub {
+        urls: vec![
+            hub.server.url(),
+            deaf_server(&mut tasks).await?,
+            stranger.leaf_url(),
+            hub.leaf_url(),
+        ],
+        ..to(String::new(), hub.user_file(&hub.leaf)?)
+    };
+    ensure!(ask(&servers).await? == ANSWER.as_bytes());
+    let without = Hub {
+        urls: servers.urls[..3].to_vec(),
+        ..servers
+    };
+    let error = ask(&without).await.err().context("it was answered")?;
+    ensure!(matches!(error, FreshDialError::Refused { .. }), "{error:?}");
     Ok(())
 }
 
