@@ -69,7 +69,7 @@ impl HubSettings {
                 change = %hub.change,
                 url = hub.url,
                 "the hub that a change had put into the place of that of the settings is not used any more: the settings \
-                 (nats.embedded.hub) are others than they were then"
+                 (nats.embedded.hub) are others than they were then, or were meanwhile"
             ),
         }
         Self {
@@ -78,6 +78,18 @@ impl HubSettings {
             section,
             used: hub(settings),
             holds,
+        }
+    }
+
+    /// Notes in leafd's state directory if the hub that a change has written is not used any more: it stays so.
+    pub fn note_ended(&self, state_dir: &Path) {
+        let Holds::Ended(hub) = &self.holds else { return };
+        if let Err(error) = hub_override::note_ended(state_dir, hub.change) {
+            tracing::warn!(
+                error = chain(&error),
+                state_dir = %state_dir.display(),
+                "can't note that the hub of a change is not used any more: it would be with the settings of before"
+            );
         }
     }
 }

@@ -1,17 +1,27 @@
 //! Another hub than that of the settings, as a change that can cut the leaf off has written it: `hub.json` in the state directory of
 //! changes. `docs/decisions/0026` is the contract.
 //!
-//! It holds as long as the section `[nats.embedded.hub]` is the one over which it was made: a new system that changes the section ends it.
+//! It holds as long as the section `[nats.embedded.hub]` is the one over which it was made: a new system that changes the section ends it
+//! for good, also where a later system has the section of before. leafd notes that in its state directory, since the file is root's.
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
 use leaf_core::change::HubOverride;
+use leaf_core::id::ChangeId;
+use leaf_core::json::to_json;
 use leaf_host::contract::HUB_OVERRIDE;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::settings::{Hub, Settings};
+
+/// The name of the file in leafd's state directory with the changes whose hubs have ended.
+const ENDED: &str = "ended-hubs.json";
+/// The number of changes that are kept there: as many as the host keeps records of.
+const ENDED_KEPT: usize = 16;
 
 /// Why the file can't be used. The section of the settings holds then.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +65,7 @@ pub enum Holds {
     Section,
     /// What a change wrote.
     Override(HubOverride),
-    /// The section of the settings, since it is another one than that in whose place the change wrote this.
+    /// The section of the settings, since it is another one than that in whose place the change wrote this, or once was.
     Ended(HubOverride),
 }
 
@@ -72,7 +82,7 @@ pub fn section_hash(hub: Option<&Hub>) -> String {
 /// [`OverrideError`]; the settings are unchanged then, so that what can't be read changes nothing.
 pub fn apply(settings: &mut Settings, directory: &Path) -> Result<Holds, OverrideError> {
     let path = directory.join(HUB_OVERRIDE);
-    let text = match std::fs::read(&path) {
+    let text = match fs::read(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Holds::Section),
         Err(source) => return Err(OverrideError::Read { path, source }),
@@ -84,7 +94,8 @@ pub fn apply(settings: &mut Settings, directory: &Path) -> Result<Holds, Overrid
     let Some(embedded) = &mut settings.nats.embedded else {
         return Ok(Holds::Ended(read));
     };
-    if section_hash(embedded.hub.as_ref()) != read.section {
+    let is_another = section_hash(embedded.hub.as_ref()) != read.section;
+    if is_another || ended(&settings.state_dir).contains(&read.change) {
         return Ok(Holds::Ended(read));
     }
     let beside = |name: &String| match Path::new(name).file_name() {
@@ -108,6 +119,40 @@ pub fn apply(settings: &mut Settings, directory: &Path) -> Result<Holds, Overrid
     Ok(Holds::Override(read))
 }
 
+/// The content of [`ENDED`].
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Content {
+    /// The changes, the latest last.
+    changes: Vec<ChangeId>,
+}
+
+/// Returns the changes whose hubs have ended. A file that can't be read names none: rather that than a leaf that leaves the hub which was
+/// confirmed.
+fn ended(state_dir: &Path) -> Vec<ChangeId> {
+    let text = fs::read(state_dir.join(ENDED)).unwrap_or_default();
+    let content: Content = serde_json::from_slice(&text).unwrap_or_default();
+    content.changes
+}
+
+/// Notes that the hub of a change has ended, so that it is not used again where a later system has the section of before.
+///
+/// # Errors
+/// The error of writing the file.
+pub fn note_ended(state_dir: &Path, change: ChangeId) -> io::Result<()> {
+    let mut changes = ended(state_dir);
+    if changes.contains(&change) {
+        return Ok(());
+    }
+    changes.push(change);
+    changes.drain(..changes.len().saturating_sub(ENDED_KEPT));
+    let path = state_dir.join(ENDED);
+    let draft = path.with_extension("new");
+    fs::write(&draft, to_json(&Content { changes }))?;
+    fs::File::open(&draft)?.sync_all()?;
+    fs::rename(&draft, &path)?;
+    fs::File::open(state_dir)?.sync_all()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,7 +168,7 @@ mod tests {
         let text = format!(
             r#"{{"version":1,"change":"0193f6b0-4c1e-7000-8000-000000000000","url":"tls://b:7422","section":"{section}"{more}}}"#
         );
-        std::fs::write(directory.join(HUB_OVERRIDE), text).expect("written");
+        fs::write(directory.join(HUB_OVERRIDE), text).expect("written");
     }
 
     fn hub(settings: &Settings) -> Option<&Hub> {
@@ -169,6 +214,49 @@ mod tests {
     }
 
     #[test]
+    fn an_override_that_has_ended_is_not_used_again_with_the_section_of_before() {
+        let (dir, state) = (
+            tempfile::tempdir().expect("a directory"),
+            tempfile::tempdir().expect("a directory"),
+        );
+        let of_before = || {
+            let mut settings = settings(SECTION);
+            settings.state_dir = state.path().to_owned();
+            settings
+        };
+        let hash = section_hash(hub(&of_before()));
+        write(dir.path(), &hash, "");
+        let Ok(Holds::Override(written)) = apply(&mut of_before(), dir.path()) else {
+            panic!("it holds")
+        };
+        for _ in 0..2 {
+            note_ended(state.path(), written.change).expect("written");
+        }
+        let mut again = of_before();
+        assert_eq!(
+            apply(&mut again, dir.path()).expect("read"),
+            Holds::Ended(written)
+        );
+        assert_eq!(hub(&again).expect("a hub").url, "tls://a:7422");
+        // Another change counts, and the last ones are kept.
+        for number in 1..ENDED_KEPT {
+            note_ended(state.path(), ChangeId(uuid::Uuid::from_u128(number as u128))).expect("written");
+        }
+        assert!(matches!(apply(&mut of_before(), dir.path()), Ok(Holds::Ended(_))));
+        note_ended(state.path(), ChangeId(uuid::Uuid::from_u128(99))).expect("written");
+        assert!(matches!(
+            apply(&mut of_before(), dir.path()),
+            Ok(Holds::Override(_))
+        ));
+        assert_eq!(ended(state.path()).len(), ENDED_KEPT);
+        fs::write(state.path().join(ENDED), "{").expect("written");
+        assert!(matches!(
+            apply(&mut of_before(), dir.path()),
+            Ok(Holds::Override(_))
+        ));
+    }
+
+    #[test]
     fn a_leaf_without_a_hub_can_be_moved_to_its_first() {
         let dir = tempfile::tempdir().expect("a directory");
         let mut first = settings("");
@@ -202,7 +290,7 @@ mod tests {
             );
             assert_eq!(unchanged, settings(SECTION));
         }
-        std::fs::write(dir.path().join(HUB_OVERRIDE), "{").expect("written");
+        fs::write(dir.path().join(HUB_OVERRIDE), "{").expect("written");
         let mut unchanged = settings(SECTION);
         assert!(matches!(
             apply(&mut unchanged, dir.path()),

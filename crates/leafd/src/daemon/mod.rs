@@ -92,6 +92,7 @@ async fn start(
     (steps, events): (Handle, Handle),
 ) -> anyhow::Result<()> {
     let (store, opened) = Store::open(&settings).await?;
+    hub.note_ended(&settings.state_dir);
     let set_up = Box::pin(equipment::set_up(&settings, &store.leaf, store.instance));
     let Some(host_and_nats) = unless_stopped(&mut termination, set_up).await? else {
         return Ok(());

@@ -15,7 +15,7 @@ use crate::support::{FleetSite, Host, Need, ServedHelper, Setup, TestLeaf, until
 pub(crate) fn trials(host: &Host) -> Vec<Trial> {
     vec![
         host.trial(
-            "leafd uses the hub that a change has written until its settings name another one, and says so in events and reports",
+            "leafd uses the hub that a change has written until its settings name another one, then never again, and says so in events and reports",
             &[Need::HubAgent],
             another_hub,
         ),
@@ -186,6 +186,17 @@ async fn another_hub() -> anyhow::Result<()> {
         ensure!(leaf.log().contains("is not used any more"), "{}", leaf.log_end());
         leaf.stop().await?;
     }
+    // The system of before: what has ended stays so.
+    let settings = std::fs::read_to_string(leaf.settings_file())?;
+    let settings = settings.replace("tls://127.0.0.1:10", "tls://127.0.0.1:9");
+    std::fs::write(leaf.settings_file(), settings)?;
+    leaf.start_again().await?;
+    reports(&mut leaf, "the hub of the settings is used", |report| {
+        let hub = report.hub.as_ref();
+        hub.is_some_and(|hub| hub.url == "tls://127.0.0.1:9") && report.hub_in_place.is_none()
+    })
+    .await?;
+    ensure!(kinds(&mut leaf).await? == ["hub_in_place_ended"]);
     Ok(())
 }
 
