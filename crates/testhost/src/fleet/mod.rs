@@ -6,6 +6,7 @@
 mod control;
 mod guide;
 mod hub;
+mod moves;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -13,6 +14,7 @@ use crate::{Host, Network, Options};
 
 pub use control::{Reached, Served};
 pub use guide::Guide;
+pub use moves::{HUB_PORTS, SIGNER, hub_url};
 
 /// The name of the hub.
 pub const HUB: &str = "hub";

@@ -1,5 +1,6 @@
 //! Several leaves and a hub, each a machine of its own, set up as docs/fleet.md says.
 
+mod moves;
 mod partition;
 
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use testhost::{Fleet, Host, Output, Programs};
 use crate::Trials;
 
 /// The tests of all files here.
-pub(crate) const TRIALS: &[Trials] = &[partition::TRIALS];
+pub(crate) const TRIALS: &[Trials] = &[partition::TRIALS, moves::TRIALS];
 
 /// The longest that a fleet may take for something on emulated machines, beside other work.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -84,7 +85,7 @@ impl Hubbed {
             if Instant::now() > deadline {
                 let mut logs = String::new();
                 for host in self.fleet.machines() {
-                    let units = "--unit leafd --unit nats --unit leaf-hub";
+                    let units = "--unit leafd --unit 'leaf-h*' --unit 'leaf-change*' --unit 'nats*'";
                     let log = host.run(&format!("journalctl --no-pager --lines 30 {units}"))?;
                     logs.push_str(&format!("\n{}:\n{}", host.name(), log.stdout));
                 }
