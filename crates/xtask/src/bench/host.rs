@@ -1,4 +1,7 @@
-//! Measurements on the test host: lifecycles of containers, compared with the same by hand (`host/by-hand.sh`).
+//! Measurements on the test host: lifecycles of containers, compared with the same by hand (`host/by-hand.sh`), and a leaf that is moved to
+//! another hub ([`moves`]).
+
+mod moves;
 
 use std::time::Duration;
 
@@ -67,6 +70,9 @@ pub(super) fn rows(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
     eprintln!("{}", table(&rows));
     rows.extend(machine.request(rounds)?);
     rows.extend(machine.crowd()?);
+    drop(machine);
+    eprintln!("{}", table(&rows));
+    rows.extend(moves::rows(&host::programs(Profile::Release)?, rounds)?);
     Ok(rows)
 }
 
