@@ -1,6 +1,6 @@
 //! The outcome of a job in the format of `outcome.json`.
 
-use leaf_core::job::{BuildResult, BuiltDerivation, Failure, JobOutcome, JobResult};
+use leaf_core::job::{BuildResult, BuiltDerivation, Explanation, Failure, JobOutcome, JobResult};
 use serde::{Deserialize, Serialize};
 
 /// The content of `outcome.json`.
@@ -10,6 +10,9 @@ pub(crate) struct Ended {
     /// What a failed build built all the same.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     partial: Vec<BuiltDerivation>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    explanation: Option<Box<Explanation>>,
     /// A notice that the end of the log could not be written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) log_missing: Option<String>,
@@ -36,9 +39,9 @@ enum StoredResult {
 
 impl Ended {
     pub(crate) fn new(outcome: JobOutcome, log_missing: Option<String>) -> Self {
-        let mut partial = Vec::new();
+        let (mut partial, mut explanation) = (Vec::new(), None);
         let mut error_of = |failure: Failure| {
-            partial = failure.partial;
+            (partial, explanation) = (failure.partial, failure.explanation);
             failure.error
         };
         let outcome = match outcome {
@@ -53,6 +56,7 @@ impl Ended {
         Self {
             outcome,
             partial,
+            explanation,
             log_missing,
         }
     }
@@ -61,6 +65,7 @@ impl Ended {
         let failure = |error| Failure {
             error,
             partial: self.partial,
+            explanation: self.explanation,
         };
         match self.outcome {
             StoredOutcome::Succeeded(StoredResult::Build(result)) => {

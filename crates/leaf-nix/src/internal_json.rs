@@ -2,6 +2,8 @@
 //! log, and errors. It supports Nix 2.8 and later; unknown keys, types and actions are ignored, and any other line is
 //! part of the log unchanged (`logging.hh` and `logging.cc` of Nix).
 
+mod cause;
+mod causes;
 mod cut_off;
 mod errors;
 
@@ -9,9 +11,12 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use leaf_core::id::StorePath;
-use leaf_core::job::{BuiltDerivation, Origin, Progress};
+use leaf_core::job::explanation::{FailureKind, Place};
+use leaf_core::job::process::End;
+use leaf_core::job::{BuiltDerivation, Explanation, Origin, Progress};
 use serde::Deserialize;
 
+use causes::Causes;
 use errors::{Errors, cut};
 
 const ACT_COPY_PATH: u64 = 100;
@@ -112,6 +117,7 @@ pub(crate) struct Tracker {
     /// The last log lines of builds that ended, by derivation.
     ended_tails: VecDeque<(String, VecDeque<String>)>,
     errors: Errors,
+    causes: Causes,
     /// The last lines that are no errors: traces, warnings, and lines of another format.
     tail: VecDeque<String>,
 }
@@ -248,6 +254,12 @@ impl Tracker {
         };
         match error {
             Some(mut error) => {
+                let place = line.file.as_deref().zip(line.line).map(|(file, row)| Place {
+                    file: plain(file),
+                    line: row,
+                    column: line.column.unwrap_or_default(),
+                });
+                self.add_cause(&error, place);
                 if let (Some(file), Some(row)) = (&line.file, line.line) {
                     error.push_str(&format!(" (at {file}:{row}:{})", line.column.unwrap_or_default()));
                 }
@@ -256,6 +268,40 @@ impl Tracker {
             None => push_tail(&mut self.tail, &said),
         }
         Some(said)
+    }
+
+    fn add_cause(&mut self, error: &str, place: Option<Place>) {
+        let live = self.activities.values();
+        let tails = live
+            .map(|activity| (&activity.path, &activity.tail))
+            .chain(self.ended_tails.iter().map(|(path, tail)| (path, tail)));
+        let tail_of = |derivation: &StorePath| {
+            let mut tails = tails.clone();
+            let found = tails.find(|(path, tail)| path.as_str() == derivation.as_str() && !tail.is_empty());
+            found.map(|(_, tail)| tail.iter().cloned().collect())
+        };
+        // Nix evaluates before it builds.
+        let evaluates = !self.kinds.contains_key(&ACT_BUILDS);
+        self.causes.push(error, place, evaluates, tail_of);
+    }
+
+    /// Returns why Nix failed, of which this is the error.
+    pub(crate) fn explanation(&self, error: &str, end: End) -> Explanation {
+        if end != End::TimedOut {
+            return self.causes.explanation(error);
+        }
+        let mut builds = self
+            .activities
+            .values()
+            .filter(|activity| activity.kind == ACT_BUILD);
+        let building = builds.next();
+        Explanation {
+            derivation: building.and_then(|build| StorePath::new(build.path.as_str()).ok()),
+            log_tail: building
+                .map(|build| build.tail.iter().cloned().collect())
+                .unwrap_or_default(),
+            ..Explanation::new(FailureKind::TimedOut, error)
+        }
     }
 
     fn add_error(&mut self, mut error: String) {

@@ -153,3 +153,165 @@ fn an_error_is_bounded() {
     assert!(error.len() <= 4096 && error.ends_with('…'));
     assert!(error.starts_with("0 €") && error.contains("\n99 €"), "{error}");
 }
+
+/// Why the run with this log failed.
+fn explained(log: &str) -> Explanation {
+    let (tracker, _) = follow(log);
+    tracker.explanation(&tracker.error().unwrap_or_default(), End::Code(1))
+}
+
+fn names<'a>(paths: impl IntoIterator<Item = &'a StorePath>) -> Vec<&'a str> {
+    paths.into_iter().map(|path| name_of(path.as_str())).collect()
+}
+
+#[test]
+fn a_failed_build_is_explained_by_derivation_log_and_the_chain_that_needed_it() {
+    let why = explained(include_str!("../tests/logs/nix-2.8-chain.log"));
+    assert_eq!(
+        (why.kind, why.exit_code, why.signal),
+        (FailureKind::BuilderFailed, Some(3), None)
+    );
+    assert_eq!(names(&why.derivation), ["bad"]);
+    // Without terminal sequences and carriage returns.
+    assert_eq!(why.log_tail, ["first words", "last red"]);
+    assert_eq!(names(&why.needed_by), ["dep", "top"]);
+    assert!(
+        why.message.starts_with("builder for '/nix/store/"),
+        "{}",
+        why.message
+    );
+    let why = explained(include_str!("../tests/logs/nix-2.8-keep-going.log"));
+    let mut failed = names(why.derivation.iter().chain(&why.also_failed));
+    failed.sort_unstable();
+    assert_eq!(failed, ["bad", "empty"]);
+    assert_eq!(names(&why.needed_by), ["dep"]);
+    let why = explained(include_str!("../tests/logs/nix-2.26-failing.log"));
+    assert_eq!((why.kind, why.exit_code), (FailureKind::BuilderFailed, Some(2)));
+    assert_eq!(why.derivation.expect("a derivation").as_str(), DRV);
+}
+
+#[test]
+fn every_kind_of_failure_is_told_from_a_real_log() {
+    for (log, kind, says) in [
+        (
+            include_str!("../tests/logs/nix-2.8-empty.log"),
+            FailureKind::BuilderFailed,
+            "failed to produce output",
+        ),
+        (
+            include_str!("../tests/logs/nix-2.8-hash.log"),
+            FailureKind::HashMismatch,
+            "specified",
+        ),
+        (
+            include_str!("../tests/logs/nix-2.8-silent.log"),
+            FailureKind::TimedOut,
+            "1 seconds of silence",
+        ),
+        (
+            include_str!("../tests/logs/nix-2.8-ifd.log"),
+            FailureKind::Policy,
+            "allow-import-from-derivation",
+        ),
+        (
+            include_str!("../tests/logs/nix-2.8-pure.log"),
+            FailureKind::Policy,
+            "/etc/hostname",
+        ),
+        (
+            include_str!("../tests/logs/nix-2.8-unfree.log"),
+            FailureKind::RefusedPackage,
+            "unfree",
+        ),
+        (
+            include_str!("../tests/logs/nix-2.8-typed.log"),
+            FailureKind::EvaluationError,
+            "cannot add",
+        ),
+        (
+            include_str!("../tests/logs/nix-2.8-syntax.log"),
+            FailureKind::EvaluationError,
+            "syntax error",
+        ),
+        (
+            include_str!("../tests/logs/nix-2.8-attribute.log"),
+            FailureKind::MissingAttribute,
+            "helo",
+        ),
+        (
+            include_str!("../tests/logs/nix-2.8-missing.log"),
+            FailureKind::MissingAttribute,
+            "helo",
+        ),
+        (
+            include_str!("../tests/logs/nix-2.8-flake.log"),
+            FailureKind::MissingAttribute,
+            "helo",
+        ),
+        (
+            include_str!("../tests/logs/nix-2.8-file.log"),
+            FailureKind::MissingFile,
+            "/srv/nowhere.nix",
+        ),
+        (
+            include_str!("../tests/logs/nix-2.8-download.log"),
+            FailureKind::FetchFailed,
+            "127.0.0.1:9",
+        ),
+        (
+            include_str!("../tests/logs/nix-2.8-substituter.log"),
+            FailureKind::FetchFailed,
+            "-absent",
+        ),
+    ] {
+        let why = explained(log);
+        assert_eq!(why.kind, kind, "{why:?}");
+        assert!(why.message.contains(says), "{why:?}");
+    }
+    let why = explained(include_str!("../tests/logs/nix-2.8-typed.log"));
+    let place = why.place.expect("a place");
+    assert_eq!((&*place.file, place.line, place.column), ("/srv/pkgs.nix", 9, 14));
+    let hash = explained(include_str!("../tests/logs/nix-2.8-hash.log"))
+        .hash
+        .expect("hashes");
+    assert!(
+        hash.specified.starts_with("sha256-47DEQ") && hash.got.starts_with("sha256-h0KP"),
+        "{hash:?}"
+    );
+}
+
+#[test]
+fn a_build_that_was_ended_is_explained_by_what_was_building() {
+    let log = include_str!("../tests/logs/nix-2.8-chain.log");
+    let (before, _) = log.split_once("@nix {\"action\":\"msg\"").expect("an error");
+    let (tracker, _) = follow(before);
+    let why = tracker.explanation("it took longer than 2 s, and was ended", End::TimedOut);
+    assert_eq!(
+        (why.kind, names(&why.derivation)),
+        (FailureKind::TimedOut, vec!["bad"])
+    );
+    assert_eq!(why.log_tail, ["first words", "last red"]);
+}
+
+#[test]
+fn an_explanation_is_bounded_whatever_fails() {
+    let mut tracker = Tracker::default();
+    let path = |n: u32| format!("/nix/store/{n:032}-x.drv");
+    for n in 100..1100 {
+        let said = format!("{} builder for '{}' failed {}", "", path(n), "€".repeat(2000));
+        tracker.add_cause(said.trim(), None);
+        tracker.add_cause(
+            &format!(
+                "1 dependencies of derivation '{}' failed to build",
+                path(n + 5000)
+            ),
+            None,
+        );
+    }
+    let why = tracker.explanation("x", End::Code(1));
+    assert!(why.message.len() <= 1024, "{}", why.message.len());
+    assert_eq!(
+        (why.also_failed.len(), why.needed_by.len(), why.needed_by_left_out),
+        (16, 16, 984)
+    );
+}

@@ -59,6 +59,7 @@ fn brief(job: &Job) -> Job {
         result.others.clear();
     }
     job.partial.clear();
+    job.explanation = job.explanation.map(|explanation| explanation.brief());
     job
 }
 

@@ -107,12 +107,17 @@ impl Engine {
         };
         let state = self.state();
         let failed = |cause, failure: Failure| {
-            let Failure { error, partial } = failure;
+            let Failure {
+                error,
+                partial,
+                explanation,
+            } = failure;
             Fact::from(JobFailed {
                 id,
                 cause,
                 error,
                 partial,
+                explanation: explanation.map(|explanation| *explanation),
             })
         };
         let (fact, after) = match outcome {

@@ -2,7 +2,7 @@
 
 use super::declare::facts;
 use crate::id::{Caller, JobId};
-use crate::job::{BuiltDerivation, JobFailureCause, JobResult, Task};
+use crate::job::{BuiltDerivation, Explanation, JobFailureCause, JobResult, Task};
 
 facts! {
     JobFact of "job";
@@ -42,6 +42,9 @@ facts! {
         /// The derivations of a build with `keep_going` that were built or were there all the same.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         partial: Vec<BuiltDerivation>,
+        /// Why it failed, as far as that is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        explanation: Option<Explanation>,
     }
 
     /// A job was cancelled.

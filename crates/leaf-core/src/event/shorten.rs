@@ -19,6 +19,9 @@ pub(crate) fn shorten(fact: &mut Fact, max_bytes: usize) {
         Fact::Job(JobFact::Failed(fact)) => {
             shorten_text(&mut fact.error, max_bytes);
             shorten_derivations(&mut fact.partial, max_bytes);
+            if let Some(explanation) = &mut fact.explanation {
+                explanation.shorten(max_bytes);
+            }
         }
         Fact::Job(JobFact::Interrupted(fact)) => shorten_text(&mut fact.reason, max_bytes),
         Fact::Job(JobFact::Succeeded(fact)) => shorten_result(&mut fact.result, max_bytes),
@@ -75,6 +78,7 @@ mod tests {
             cause: JobFailureCause::Failed,
             error: error.clone(),
             partial: Vec::new(),
+            explanation: None,
         });
         let before = fact.clone();
         shorten(&mut fact, error.len());

@@ -8,6 +8,7 @@
 //! [`JobResult`].
 
 pub mod build;
+pub mod explanation;
 pub mod installable;
 pub mod outcome;
 pub mod outputs;
@@ -21,6 +22,7 @@ use crate::cause::Cause;
 use crate::id::{Caller, JobId};
 
 pub use build::{BuildResult, BuildTask, BuiltDerivation, Origin};
+pub use explanation::{Explanation, FailureKind};
 pub use installable::Installable;
 pub use outcome::{Failure, JobFailureCause, JobOutcome};
 
@@ -55,10 +57,32 @@ pub struct Job {
     /// The reason why it failed, was cancelled or was interrupted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Why it failed, as far as that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<Explanation>,
     /// The derivations of a build with `keep_going` that were built or were there, although the job failed: at most 32, and
     /// no more than fit into a message. No GC root holds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub partial: Vec<BuiltDerivation>,
+}
+
+impl Job {
+    /// Returns why it failed, was cancelled or was interrupted; `None` if it has not ended so. A job without an
+    /// explanation, since an older leafd ran it, gets one from its phase and its error.
+    #[must_use]
+    pub fn explained(&self) -> Option<Explanation> {
+        if let Some(explanation) = &self.explanation {
+            return Some(explanation.clone());
+        }
+        let kind = match (self.phase, self.failure) {
+            (JobPhase::Failed, Some(JobFailureCause::TimedOut)) => FailureKind::TimedOut,
+            (JobPhase::Failed, _) => FailureKind::Unknown,
+            (JobPhase::Cancelled, _) => FailureKind::Cancelled,
+            (JobPhase::Interrupted, _) => FailureKind::Interrupted,
+            (JobPhase::Queued | JobPhase::Running | JobPhase::Succeeded, _) => return None,
+        };
+        Some(Explanation::new(kind, self.error.clone().unwrap_or_default()))
+    }
 }
 
 /// The task of a job.

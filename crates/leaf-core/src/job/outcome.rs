@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{BuiltDerivation, JobPhase, JobResult};
+use super::{BuiltDerivation, Explanation, JobPhase, JobResult};
 
 /// The outcome of a job, as reported by its runner or by a search for it. It is neither a message nor stored: the job's
 /// events and its entry in the state are made from it.
@@ -51,6 +51,8 @@ pub struct Failure {
     pub error: String,
     /// What a build with `keep_going` built all the same.
     pub partial: Vec<BuiltDerivation>,
+    /// Why it failed, as far as that is known.
+    pub explanation: Option<Box<Explanation>>,
 }
 
 impl From<String> for Failure {
@@ -58,6 +60,7 @@ impl From<String> for Failure {
         Self {
             error,
             partial: Vec::new(),
+            explanation: None,
         }
     }
 }

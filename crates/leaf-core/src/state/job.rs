@@ -48,6 +48,7 @@ pub(super) fn apply(state: &mut State, fact: &JobFact, event: &Event) -> Vec<Str
                     failure: None,
                     error: None,
                     partial: Vec::new(),
+                    explanation: None,
                 },
             );
             vec![Aggregate::Job(&f.id).key()]
@@ -67,6 +68,7 @@ pub(super) fn apply(state: &mut State, fact: &JobFact, event: &Event) -> Vec<Str
             job.failure = Some(f.cause);
             job.error = Some(f.error.clone());
             job.partial.clone_from(&f.partial);
+            job.explanation.clone_from(&f.explanation);
         }),
         JobFact::Cancelled(f) => end_job(state, f.id, now, JobPhase::Cancelled, |job| {
             job.error = Some(format!("cancelled by {}", f.by));

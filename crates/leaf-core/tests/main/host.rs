@@ -246,6 +246,7 @@ impl World {
                     cause: JobFailureCause::Failed,
                     error,
                     partial: Vec::new(),
+                    explanation: None,
                 }),
             },
         );

@@ -443,7 +443,18 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
         1 => job_id().prop_map(|id| Fact::from(JobStarted { id })),
         1 => (job_id(), build_result()).prop_map(|(id, result)| Fact::from(JobSucceeded { id, result: JobResult::Build(result) })),
         1 => (job_id(), failure, text, build_result()).prop_map(|(id, cause, error, built)| {
-            Fact::from(JobFailed { id, cause, error, partial: built.others })
+            Fact::from(JobFailed {
+                id,
+                cause,
+                error: error.clone(),
+                explanation: built.origin.map(|_| Explanation {
+                    kind: explanation::FailureKind::BuilderFailed,
+                    log_tail: vec![error],
+                    needed_by: built.references,
+                    ..Explanation::default()
+                }),
+                partial: built.others,
+            })
         }),
         1 => (job_id(), caller()).prop_map(|(id, by)| Fact::from(JobCancelled { id, by })),
         1 => (job_id(), text).prop_map(|(id, reason)| Fact::from(JobInterrupted { id, reason })),

@@ -186,8 +186,9 @@ impl Build {
 
     /// Returns the failure of the job with this error.
     #[must_use]
-    pub fn failure(&self, error: String, _end: End) -> Failure {
+    pub fn failure(&self, error: String, end: End) -> Failure {
         Failure {
+            explanation: Some(Box::new(self.tracker.explanation(&error, end))),
             error,
             partial: if self.order.keep_going {
                 self.built.iter().take(MOST_OTHERS).cloned().collect()

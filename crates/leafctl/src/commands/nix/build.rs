@@ -151,7 +151,7 @@ pub(crate) async fn follow(leaf: &Leaf, id: JobId, output: Output) -> Result<Job
             job: id,
             phase: name_of(&phase),
             reason: format!(
-                "{}{}\n`leafctl nix log {id}` prints the whole log",
+                "{}{}\n`leafctl nix why {id}` explains it, `leafctl nix log {id}` prints the whole log",
                 job.error.as_deref().unwrap_or("the reason is unknown"),
                 partial(&job)
             ),

@@ -5,10 +5,12 @@ mod cancel;
 mod jobs;
 mod log;
 mod out_link;
+mod why;
 
 commands! {
     Build(build::Build),
     Jobs(jobs::Jobs),
     Log(log::Log),
+    Why(why::Why),
     Cancel(cancel::Cancel),
 }

@@ -51,6 +51,7 @@ pub(super) async fn builds() -> anyhow::Result<()> {
     let output = ctl(&leaf, &["nix", "build", "--file", &bad]).await?;
     ended(&output, 7, "failed with exit code 3")?;
     ended(&output, 7, "leafctl nix log")?;
+    ended(&output, 7, "leafctl nix why")?;
     // The same under --json used to hang as soon as the builder printed something.
     let output = ctl(&leaf, &["nix", "build", "--file", &bad, "--json"]).await?;
     let said: Value = serde_json::from_slice(&output.stderr)?;
@@ -61,6 +62,26 @@ pub(super) async fn builds() -> anyhow::Result<()> {
     let last = jobs[0]["id"].as_str().context("an id")?;
     let log = printed(&leaf, &["nix", "log", last]).await?;
     ensure!(log.contains("oh no"), "{log}");
+    let why = document(&leaf, &["nix", "why", last]).await?;
+    ensure!(
+        why["kind"] == "builder_failed"
+            && why["exit_code"] == 3
+            && why["log_tail"] == serde_json::json!(["oh no"]),
+        "{why}"
+    );
+    ensure!(
+        jobs[0]["explanation"] == serde_json::json!({ "kind": "builder_failed" }),
+        "{list}"
+    );
+    let why = printed(&leaf, &["nix", "why", last]).await?;
+    ensure!(why.contains("oh no") && why.contains("exit code"), "{why}");
+    let succeeded = jobs[1]["id"].as_str().filter(|_| jobs[1]["phase"] == "succeeded");
+    let succeeded = succeeded.or(jobs[3]["id"].as_str()).context("an id")?;
+    ended(
+        &ctl(&leaf, &["nix", "why", succeeded]).await?,
+        5,
+        "no failure to explain",
+    )?;
     let chunks = printed(&leaf, &["nix", "log", last, "--json"]).await?;
     for line in chunks.lines() {
         valid(&serde_json::from_str(line)?, "reply.job.log")?;
