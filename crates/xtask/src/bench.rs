@@ -71,7 +71,7 @@ enum Name {
     Durable,
     /// A signed command compared with one without a signature
     Signed,
-    /// Requests while the credentials of 1,000 containers are renewed, compared with the same without renewals
+    /// Requests while the credentials of 250 containers are renewed, compared with the same without renewals
     Renewals,
     /// 64 commands at once
     Concurrent,
