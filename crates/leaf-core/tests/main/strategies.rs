@@ -448,7 +448,7 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
                 cause,
                 error: error.clone(),
                 explanation: built.origin.map(|_| Explanation {
-                    kind: explanation::FailureKind::BuilderFailed,
+                    kind: FailureKind::BuilderFailed,
                     log_tail: vec![error],
                     needed_by: built.references,
                     ..Explanation::default()
