@@ -22,7 +22,7 @@ fn commands(text: &str) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     let mut take = |code: &str| {
         for part in code.split(['\n', ';', '(']).flat_map(|line| line.split("&&")) {
-            let part = part.split(['>', ')', '#']).next().unwrap_or_default();
+            let part = part.split(['>', ')', '#', '&']).next().unwrap_or_default();
             let mut alternatives = part
                 .split(" | ")
                 .map(|alternative| alternative.split_whitespace().map(word).collect::<Vec<_>>());
@@ -51,10 +51,10 @@ fn word(text: &str) -> String {
         "SEQ" => "1".to_owned(),
         "TIME" => "1h".to_owned(),
         "SHELL" => "bash".to_owned(),
-        "JOB" => "01a1fa19-3499-7075-b997-19a0d15c7240".to_owned(),
+        "JOB" | "ID" => "01a1fa19-3499-7075-b997-19a0d15c7240".to_owned(),
         "PATH" => "/nix/store/krvm1bsdn8riwzm1qlm6imcgkw1a7if3-leaf-minimal".to_owned(),
         value if value.starts_with(|letter: char| letter.is_ascii_uppercase()) => value.to_lowercase(),
-        given => given.to_owned(),
+        given => given.replace("$PWD", "/srv"),
     }
 }
 
