@@ -1,6 +1,6 @@
 //! The outcome of a job in the format of `outcome.json`.
 
-use leaf_core::job::{BuildResult, BuiltDerivation, Explanation, Failure, JobOutcome, JobResult};
+use leaf_core::job::{BuildResult, BuiltDerivation, EvalResult, Explanation, Failure, JobOutcome, JobResult};
 use serde::{Deserialize, Serialize};
 
 /// The content of `outcome.json`.
@@ -30,11 +30,36 @@ enum StoredOutcome {
     Interrupted(String),
 }
 
-/// A [`JobResult`] in its format on disk: the result of a build has no tag.
+/// A [`JobResult`] in its format on disk: the result of a build has no tag, and any other one names its task.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 enum StoredResult {
     Build(BuildResult),
+    Named(NamedResult),
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "task")]
+enum NamedResult {
+    Eval(EvalResult),
+}
+
+impl From<JobResult> for StoredResult {
+    fn from(result: JobResult) -> Self {
+        match result {
+            JobResult::Build(result) => Self::Build(result),
+            JobResult::Eval(result) => Self::Named(NamedResult::Eval(result)),
+        }
+    }
+}
+
+impl From<StoredResult> for JobResult {
+    fn from(stored: StoredResult) -> Self {
+        match stored {
+            StoredResult::Build(result) => Self::Build(result),
+            StoredResult::Named(NamedResult::Eval(result)) => Self::Eval(result),
+        }
+    }
 }
 
 impl Ended {
@@ -45,9 +70,7 @@ impl Ended {
             failure.error
         };
         let outcome = match outcome {
-            JobOutcome::Succeeded(JobResult::Build(result)) => {
-                StoredOutcome::Succeeded(StoredResult::Build(result))
-            }
+            JobOutcome::Succeeded(result) => StoredOutcome::Succeeded(result.into()),
             JobOutcome::Failed(failure) => StoredOutcome::Failed(error_of(failure)),
             JobOutcome::TimedOut(failure) => StoredOutcome::TimedOut(error_of(failure)),
             JobOutcome::Cancelled => StoredOutcome::Cancelled,
@@ -68,9 +91,7 @@ impl Ended {
             explanation: self.explanation,
         };
         match self.outcome {
-            StoredOutcome::Succeeded(StoredResult::Build(result)) => {
-                JobOutcome::Succeeded(JobResult::Build(result))
-            }
+            StoredOutcome::Succeeded(result) => JobOutcome::Succeeded(result.into()),
             StoredOutcome::Failed(error) => JobOutcome::Failed(failure(error)),
             StoredOutcome::TimedOut(error) => JobOutcome::TimedOut(failure(error)),
             StoredOutcome::Cancelled => JobOutcome::Cancelled,
@@ -91,6 +112,8 @@ mod tests {
             r#"{"outcome":{"phase":"failed","about":"it is broken"},"log_missing":"[… 5 bytes could not be written: No space left on device …]\n"}"#,
             r#"{"outcome":{"phase":"timed_out","about":"it took longer than 2 s, and was ended"}}"#,
             r#"{"outcome":{"phase":"cancelled"}}"#,
+            // Since evaluations.
+            r#"{"outcome":{"phase":"succeeded","about":{"task":"eval","value":{"a":[1,null]},"locked":"path:/x?narHash=sha256-x","nix":"nix (Nix) 2.8.0","eval_time_ms":3}}}"#,
             r#"{"outcome":{"phase":"interrupted","about":"killed"}}"#,
         ] {
             let ended: Ended = serde_json::from_str(line).expect("readable");

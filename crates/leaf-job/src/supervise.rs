@@ -11,7 +11,8 @@ use leaf_core::job::process::{End, Finished, Program, Step};
 use leaf_core::job::{Failure, JobOutcome, Progress};
 use leaf_host::cgroup::Cgroup;
 use leaf_host::signals;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::io::Errno;
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal as SignalStream, SignalKind};
@@ -37,6 +38,8 @@ enum ProgramEnd {
     Exited(ExitStatus, Vec<u8>),
     Cancelled,
     TimedOut,
+    /// It printed more than so many bytes.
+    TooMuchOutput(usize),
 }
 
 /// Runs the programs of one job.
@@ -128,6 +131,10 @@ impl<'a, S> Supervisor<'a, S> {
                         }
                     }
                 }
+                ProgramEnd::TooMuchOutput(bytes) => {
+                    let error = format!("{} prints more than {bytes} bytes", program.program.display());
+                    return JobOutcome::Failed(self.failure(error, End::TooMuchOutput));
+                }
                 ProgramEnd::Cancelled => return JobOutcome::Cancelled,
                 ProgramEnd::TimedOut => {
                     let seconds = self.order.timeout().as_secs();
@@ -164,6 +171,10 @@ impl<'a, S> Supervisor<'a, S> {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
+        if let Some(bytes) = program.limits.memory_bytes {
+            limit_memory(&child, bytes)?;
+        }
+        let max_stdout_bytes = program.limits.max_stdout_bytes.unwrap_or(MAX_STDOUT_BYTES);
         self.enter_cgroup(&child);
         let mut stdout = child.stdout.take().expect("it was piped");
         let mut stderr = child.stderr.take().expect("it was piped");
@@ -190,8 +201,9 @@ impl<'a, S> Supervisor<'a, S> {
                 },
                 read = stdout.read(&mut stdout_buffer), if stdout_open => match read? {
                     0 => stdout_open = false,
-                    n if written.len() + n > MAX_STDOUT_BYTES => {
-                        return Err(io::Error::other(format!("it prints more than {MAX_STDOUT_BYTES} bytes")));
+                    // Dropped, it is killed.
+                    n if written.len() + n > max_stdout_bytes => {
+                        return Ok(ProgramEnd::TooMuchOutput(max_stdout_bytes));
                     }
                     n => written.extend_from_slice(&stdout_buffer[..n]),
                 },
@@ -257,6 +269,22 @@ impl<'a, S> Supervisor<'a, S> {
         if progress != self.progress && self.directory.write_json(PROGRESS, &progress).is_ok() {
             self.progress = progress;
         }
+    }
+}
+
+/// Bounds the address space of a program that was just started: what it has more of is refused from now on.
+fn limit_memory(child: &Child, bytes: u64) -> io::Result<()> {
+    let Some(pid) = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) else {
+        return Ok(());
+    };
+    let limit = Rlimit {
+        current: Some(bytes),
+        maximum: Some(bytes),
+    };
+    match prlimit(Some(pid), Resource::As, limit) {
+        // It has ended.
+        Err(Errno::SRCH) => Ok(()),
+        set => Ok(set.map(drop)?),
     }
 }
 

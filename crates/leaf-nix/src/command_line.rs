@@ -6,7 +6,7 @@ use std::path::Path;
 
 use leaf_core::job::process::Program;
 
-/// Returns a run of `nix VERB` that prints JSON on its standard output, and its log as JSON on its standard error.
+/// Returns a run of `nix VERB`, such as `nix flake metadata`, that prints JSON on its standard output, and its log as JSON on its standard error.
 pub(crate) fn program<A: Into<OsString>>(
     nix: &Path,
     options: &BTreeMap<String, String>,
@@ -14,7 +14,6 @@ pub(crate) fn program<A: Into<OsString>>(
     arguments: impl IntoIterator<Item = A>,
 ) -> Program {
     let common = [
-        verb,
         "--json",
         "--extra-experimental-features",
         "nix-command flakes",
@@ -24,13 +23,11 @@ pub(crate) fn program<A: Into<OsString>>(
     let options = options
         .iter()
         .flat_map(|(name, value)| ["--option", name.as_str(), value.as_str()]);
-    Program {
-        program: nix.to_owned(),
-        arguments: common
-            .into_iter()
-            .chain(options)
+    let words = verb.split(' ').chain(common).chain(options);
+    Program::new(
+        nix.to_owned(),
+        words
             .map(OsString::from)
-            .chain(arguments.into_iter().map(Into::into))
-            .collect(),
-    }
+            .chain(arguments.into_iter().map(Into::into)),
+    )
 }

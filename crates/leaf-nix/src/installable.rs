@@ -220,6 +220,14 @@ pub(crate) fn hidden(
     })
 }
 
+/// Splits the attribute from a flake reference.
+pub(crate) fn split_fragment(reference: &str) -> (&str, Option<&str>) {
+    match reference.split_once('#') {
+        Some((reference, fragment)) => (reference, Some(fragment)),
+        None => (reference, None),
+    }
+}
+
 /// Returns the path on the host that a flake reference names, if it names one.
 fn flake_path(reference: &str) -> Option<&str> {
     let bare = reference.split(['#', '?']).next()?;

@@ -4,14 +4,15 @@
 //! machine, such as [`build::Build`], that returns the programs to run, reads their log line by line, and makes the
 //! result from their output. This crate starts no job: `leafd` passes these values to `leaf-job`.
 //!
-//! Every task of Nix is a module here. `nix eval` would be a module `eval` beside [`build`], with an `Order` and a state
-//! machine; a method `Nix::eval` that makes its order; its arguments and its result in `leaf_core::job::eval`; and an arm in
-//! `leafd`'s `job.rs`, where tasks and job runner are connected. Tasks share installables and their validation, the
-//! options of each command line, Nix's log (`internal-json`), and `nix path-info`.
+//! Every task of Nix is a module here, [`build`] and [`eval`], with an `Order` and a state machine; a method of [`Nix`] that
+//! makes its order; its arguments and its result in `leaf_core::job`; and an arm in `leafd`'s `job.rs`, where tasks and job
+//! runner are connected. Tasks share installables and their validation, the options of each command line, Nix's log
+//! (`internal-json`) with the explanation of a failure, and `nix path-info`.
 
 pub mod build;
 mod command_line;
 mod error;
+pub mod eval;
 mod installable;
 mod internal_json;
 mod nix;

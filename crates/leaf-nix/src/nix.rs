@@ -2,16 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use leaf_core::job::{BuildTask, Installable};
+use leaf_core::id::JobId;
+use leaf_core::job::{BuildTask, EvalResult, EvalTask, Installable};
 use leaf_host::process::{self, Bounds, RunError};
 use tokio::process::Command;
 
 use crate::NixError;
 use crate::build;
+use crate::eval;
+use crate::eval::cache::Cache;
 use crate::installable::{Run, Target, hidden};
 use crate::version::NixVersion;
 
@@ -46,6 +50,10 @@ pub struct Settings {
     pub leaf_init: PathBuf,
     /// Nix settings, as in `nix.conf`, such as `substituters`.
     pub options: BTreeMap<String, String>,
+    /// The bound of an evaluation's address space, in MiB.
+    pub eval_memory_mib: u64,
+    /// The directory of the values of earlier evaluations.
+    pub eval_cache: PathBuf,
     /// The directories of the host whose files jobs can't see, as their units hide them.
     pub hidden: Vec<PathBuf>,
 }
@@ -59,6 +67,8 @@ impl Settings {
             templates_dir: state_dir.join("templates"),
             leaf_init: state_dir.join("leaf-init"),
             options: BTreeMap::new(),
+            eval_memory_mib: 4096,
+            eval_cache: state_dir.join("eval-cache"),
             hidden: Vec::new(),
         }
     }
@@ -150,6 +160,45 @@ impl Nix {
             }
         }
         Ok(order)
+    }
+}
+
+impl Nix {
+    /// Returns the order of an evaluation.
+    ///
+    /// # Errors
+    /// [`NixError::Installable`] or [`NixError::Hidden`], both the caller's fault.
+    pub fn eval(&self, task: &EvalTask) -> Result<eval::Order, NixError> {
+        if let Some(error) = hidden(&task.installable, &self.0.templates_dir, &self.0.hidden) {
+            return Err(error);
+        }
+        // Checked before the command was accepted, by a leafd that may have been older.
+        let source = task.check().map(|()| eval::Source::of(&task.installable));
+        let source = source.and_then(|source| source.ok_or_else(|| "it has no value".to_owned()));
+        Ok(eval::Order {
+            task: eval::TASK.to_owned(),
+            nix: self.0.nix.clone(),
+            source: source.map_err(|why| NixError::Installable {
+                installable: task.installable.to_string().chars().take(200).collect(),
+                why,
+            })?,
+            apply: task.apply.clone(),
+            options: self.0.options.clone(),
+            memory_mib: self.0.eval_memory_mib,
+            known: self.cache().known(task, &self.0.options),
+        })
+    }
+
+    /// Keeps the value of an evaluation that has succeeded, if it can be found again.
+    ///
+    /// # Errors
+    /// The file can't be written, or an old one not be removed.
+    pub fn remember(&self, job: JobId, task: &EvalTask, result: &EvalResult) -> io::Result<()> {
+        self.cache().add(job, task, &self.0.options, result)
+    }
+
+    fn cache(&self) -> Cache {
+        Cache::new(self.0.eval_cache.clone())
     }
 }
 

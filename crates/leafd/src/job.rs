@@ -14,11 +14,12 @@ use leaf_bus::connect::Bus;
 use leaf_core::engine::Input;
 use leaf_core::error::chain;
 use leaf_core::id::{JobId, LeafName};
-use leaf_core::job::{Job, JobOutcome, Task};
+use leaf_core::job::{Job, JobOutcome, JobResult, Task};
 use leaf_job::runner::ProcessJob;
 use leaf_job::{Found, JobError, JobUpdate, Jobs, RunningJob, Work};
 use leaf_nix::Nix;
 use leaf_nix::build::{self, Build};
+use leaf_nix::eval::{self, Eval};
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 
@@ -39,12 +40,18 @@ pub struct JobHost {
 impl JobHost {
     /// Starts a job, or returns the reason why it can't be started.
     fn start(&self, job: &Job) -> Result<RunningJob, String> {
-        let Task::Build(task) = &job.task;
-        let order = self.nix.build(task).map_err(|error| chain(&error))?;
-        let time_limit = Duration::from_secs(task.timeout_seconds.into());
-        self.jobs
-            .start(job.id, &order, time_limit)
-            .map_err(|error| chain(&error))
+        let time_limit = Duration::from_secs(job.task.timeout_seconds().into());
+        let started = match &job.task {
+            Task::Build(task) => {
+                let order = self.nix.build(task).map_err(|error| chain(&error))?;
+                self.jobs.start(job.id, &order, time_limit)
+            }
+            Task::Eval(task) => {
+                let order = self.nix.eval(task).map_err(|error| chain(&error))?;
+                self.jobs.start(job.id, &order, time_limit)
+            }
+        };
+        started.map_err(|error| chain(&error))
     }
 
     /// Ends the jobs that the leaf does not know, and removes their files. Must be called before the first job is
@@ -87,6 +94,7 @@ pub fn run_process(directory: &Path) -> ExitCode {
     leaf_job::runner::main(directory, |job| match job.task::<Named>() {
         Ok(Named { task: None }) => build(job),
         Ok(Named { task: Some(task) }) if task == build::TASK => build(job),
+        Ok(Named { task: Some(task) }) if task == eval::TASK => eval(job),
         // A newer leafd wrote the order, and its helper started this older one.
         Ok(Named { task: Some(task) }) => {
             let task: String = task.chars().take(40).collect();
@@ -115,6 +123,20 @@ fn build(job: ProcessJob) -> io::Result<()> {
         error: Build::error,
         after_failure: Build::after_failure,
         failure: Build::failure,
+    });
+    job.run(work)
+}
+
+fn eval(job: ProcessJob) -> io::Result<()> {
+    let order = job.task::<eval::Order>();
+    let work = order.map(|order| Work {
+        state: Eval::new(order),
+        next: Eval::next,
+        read_line: Eval::read_line,
+        progress: Eval::progress,
+        error: Eval::error,
+        after_failure: |_, _| None,
+        failure: Eval::failure,
     });
     job.run(work)
 }
@@ -153,6 +175,11 @@ pub async fn run(
         outcome = follow(&mut running, bus, leaf, inputs) => outcome,
         outcome = cancel => outcome,
     };
+    if let (Task::Eval(task), JobOutcome::Succeeded(JobResult::Eval(result))) = (&job.task, &outcome)
+        && let Err(error) = host.nix.remember(job.id, task, result)
+    {
+        tracing::warn!(id = %job.id, error = chain(&error), "can't keep the value for later evaluations");
+    }
     let _ = ended(outcome).await;
     // Dropped only here: the kernel takes up to 20 ms to close the inotify watch on the job's directory.
     drop(running);

@@ -169,6 +169,8 @@ pub struct Nix {
     pub max_queued_jobs: usize,
     /// The time limit of a job whose command sets none, in seconds.
     pub timeout_seconds: u32,
+    /// The bound of an evaluation's address space, in MiB.
+    pub eval_memory_mib: u64,
     /// Nix settings for every job, passed as `--option NAME VALUE`.
     pub options: BTreeMap<String, String>,
     /// Whether the service `leaf-helper` runs the jobs, each as the user `leaf-job` in a unit of its own. By default it
@@ -184,6 +186,7 @@ impl Default for Nix {
             max_jobs: 2,
             max_queued_jobs: 100,
             timeout_seconds: 7200,
+            eval_memory_mib: 4096,
             options: BTreeMap::new(),
             by_helper: None,
         }
@@ -347,6 +350,12 @@ impl Settings {
         }
         if self.nix.timeout_seconds == 0 {
             return Err(SettingsError::value("nix.timeout_seconds", "must be at least 1"));
+        }
+        if !(256..=1 << 20).contains(&self.nix.eval_memory_mib) {
+            return Err(SettingsError::value(
+                "nix.eval_memory_mib",
+                "must be from 256 to 1048576",
+            ));
         }
         if let Some((name, _)) = self
             .nix

@@ -28,6 +28,21 @@ commands! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout_seconds: Option<u32>,
     } -> JobAccepted
+
+    /// Evaluates a Nix expression to JSON: purely, if it is of a flake, and without building anything.
+    Eval: Eval = "eval" {
+        kind: Job, about: Leaf, needs: Nix, disk: Takes, power: Builds,
+        if_generation: Ignored, success: Answered, while_stuck: Refused,
+    } {
+        /// The flake reference or the file to evaluate.
+        installable: Installable,
+        /// A function in the Nix language, whose result for the installable is the value: at most 16 KiB.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        apply: Option<String>,
+        /// The time limit of the job, in seconds; by default 60.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_seconds: Option<u32>,
+    } -> JobAccepted
 }
 
 impl Build {

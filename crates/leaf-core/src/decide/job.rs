@@ -54,9 +54,13 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
 /// Returns a job without the references and the other derivations of its result, for a list that must fit into a message.
 fn brief(job: &Job) -> Job {
     let mut job = job.clone();
-    if let Some(JobResult::Build(result)) = &mut job.result {
-        result.references.clear();
-        result.others.clear();
+    match &mut job.result {
+        Some(JobResult::Build(result)) => {
+            result.references.clear();
+            result.others.clear();
+        }
+        Some(JobResult::Eval(result)) => result.shorten(0),
+        None => {}
     }
     job.partial.clear();
     job.explanation = job.explanation.map(|explanation| explanation.brief());
@@ -107,7 +111,7 @@ pub fn needless_jobs(state: &State) -> Vec<JobId> {
             let raw = state.raw_entry_of(Aggregate::Container(name)).is_some();
             !raw && !wanted.is_some_and(|d| d.run != DesiredRun::Absent && d.build_job == Some(job.id))
         }
-        Task::Build(_) => false,
+        Task::Build(_) | Task::Eval(_) => false,
     };
     let open = state.jobs.values().filter(|job| !job.phase.is_final());
     open.filter(needless).map(|job| job.id).collect()

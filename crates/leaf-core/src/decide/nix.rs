@@ -5,14 +5,29 @@ use super::{Context, Decision, invalid, known};
 use crate::command::nix::{Command, JobAccepted};
 use crate::id::JobId;
 use crate::job::build::check_all;
-use crate::job::{BuildTask, JobPhase, Task};
+use crate::job::{BuildTask, EvalTask, JobPhase, Task};
 use crate::problem::Problem;
 use crate::state::State;
 
+/// The time limit of an evaluation whose command sets none, in seconds.
+const EVAL_SECONDS: u32 = 60;
+
 pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Result<Decision, Problem> {
+    let job = JobId(context.fresh_id);
+    let fact = queue(state, job, task(command, context)?, context)?;
+    Ok(Decision {
+        facts: vec![fact],
+        reply: known(&JobAccepted {
+            job,
+            phase: JobPhase::Queued,
+        }),
+    })
+}
+
+/// Returns the task that a command asks for.
+fn task(command: &Command, context: &Context) -> Result<Task, Problem> {
     match command {
         Command::Build(c) => {
-            let job = JobId(context.fresh_id);
             if c.installable.is_some() && !c.installables.is_empty() {
                 return Err(invalid(
                     "give either installable or installables, not both".to_owned(),
@@ -21,18 +36,19 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
             let installables = c.installable.iter().chain(&c.installables);
             check_all(installables.clone()).map_err(invalid)?;
             let timeout_seconds = time_limit(c.timeout_seconds, context)?;
-            let task = Task::Build(BuildTask {
+            Ok(Task::Build(BuildTask {
                 keep_going: c.keep_going,
                 ..BuildTask::new(installables.cloned().collect(), timeout_seconds)
-            });
-            let fact = queue(state, job, task, context)?;
-            Ok(Decision {
-                facts: vec![fact],
-                reply: known(&JobAccepted {
-                    job,
-                    phase: JobPhase::Queued,
-                }),
-            })
+            }))
+        }
+        Command::Eval(c) => {
+            let task = EvalTask {
+                installable: c.installable.clone(),
+                apply: c.apply.clone(),
+                timeout_seconds: time_limit(c.timeout_seconds.or(Some(EVAL_SECONDS)), context)?,
+            };
+            task.check().map_err(invalid)?;
+            Ok(Task::Eval(task))
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::cause::Cause;
 use crate::decide::{after_job, needless_jobs};
 use crate::event::{Fact, JobCancelled, JobFailed, JobInterrupted, JobStarted, JobSucceeded};
 use crate::id::{Caller, JobId};
-use crate::job::{Failure, Job, JobFailureCause, JobOutcome, JobPhase, JobResult, Progress};
+use crate::job::{Failure, Job, JobFailureCause, JobOutcome, JobPhase, Progress};
 
 use super::Engine;
 use super::output::Effect;
@@ -122,8 +122,10 @@ impl Engine {
         };
         let (fact, after) = match outcome {
             JobOutcome::Succeeded(result) => {
-                let JobResult::Build(build) = &result;
-                let after = after_job(state, id, Ok(build));
+                let build = result.build();
+                let after = build
+                    .map(|build| after_job(state, id, Ok(build)))
+                    .unwrap_or_default();
                 (Fact::from(JobSucceeded { id, result }), after)
             }
             JobOutcome::Failed(failure) => {

@@ -31,7 +31,10 @@ pub(crate) fn shorten(fact: &mut Fact, max_bytes: usize) {
 
 /// Shortens each list of a result to about this many bytes.
 pub(crate) fn shorten_result(result: &mut JobResult, max_bytes: usize) {
-    let JobResult::Build(build) = result;
+    let build = match result {
+        JobResult::Build(build) => build,
+        JobResult::Eval(eval) => return eval.shorten(max_bytes),
+    };
     let mut bytes = 0;
     let fits = build.references.iter().take_while(|path| {
         // Quotes and a comma.

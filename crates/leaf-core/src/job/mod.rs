@@ -8,6 +8,7 @@
 //! [`JobResult`].
 
 pub mod build;
+pub mod eval;
 pub mod explanation;
 pub mod installable;
 pub mod outcome;
@@ -22,6 +23,7 @@ use crate::cause::Cause;
 use crate::id::{Caller, JobId};
 
 pub use build::{BuildResult, BuildTask, BuiltDerivation, Origin};
+pub use eval::{EvalResult, EvalTask};
 pub use explanation::{Explanation, FailureKind};
 pub use installable::Installable;
 pub use outcome::{Failure, JobFailureCause, JobOutcome};
@@ -91,6 +93,19 @@ impl Job {
 pub enum Task {
     /// `nix build`.
     Build(BuildTask),
+    /// `nix eval`.
+    Eval(EvalTask),
+}
+
+impl Task {
+    /// Returns the time limit, in seconds.
+    #[must_use]
+    pub fn timeout_seconds(&self) -> u32 {
+        match self {
+            Self::Build(task) => task.timeout_seconds,
+            Self::Eval(task) => task.timeout_seconds,
+        }
+    }
 }
 
 /// The phase of a job. The last four are final.
@@ -128,6 +143,8 @@ impl JobPhase {
 pub enum JobResult {
     /// The result of a build.
     Build(BuildResult),
+    /// The result of an evaluation.
+    Eval(EvalResult),
 }
 
 impl JobResult {
@@ -136,6 +153,7 @@ impl JobResult {
     pub fn build(&self) -> Option<&BuildResult> {
         match self {
             Self::Build(result) => Some(result),
+            Self::Eval(_) => None,
         }
     }
 }

@@ -14,6 +14,29 @@ pub struct Program {
     pub program: PathBuf,
     /// The arguments, without the program's name.
     pub arguments: Vec<OsString>,
+    /// Its bounds, beside those of the job.
+    pub limits: Limits,
+}
+
+impl Program {
+    /// Returns a program without bounds of its own.
+    #[must_use]
+    pub fn new(program: PathBuf, arguments: impl IntoIterator<Item = OsString>) -> Self {
+        Self {
+            program,
+            arguments: arguments.into_iter().collect(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// The bounds of one program.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// The maximum size of its standard output, in bytes; by default 16 MiB.
+    pub max_stdout_bytes: Option<usize>,
+    /// The maximum size of its address space, in bytes (`RLIMIT_AS`).
+    pub memory_bytes: Option<u64>,
 }
 
 /// The next step of a process job.
@@ -43,6 +66,8 @@ pub enum End {
     Signal(i32),
     /// The job's time limit was reached, and it was ended.
     TimedOut,
+    /// It printed more than it may.
+    TooMuchOutput,
     /// It could not be run, or what it printed could not be used.
     Unusable,
 }

@@ -77,6 +77,7 @@ impl Talk {
                 arguments: std::iter::once("program".into())
                     .chain(words.into_iter().map(Into::into))
                     .collect(),
+                limits: Default::default(),
             }));
         }
         if printed.is_some_and(|printed| printed == "nonsense") {

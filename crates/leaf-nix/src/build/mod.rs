@@ -118,10 +118,10 @@ impl Build {
     pub fn next(&mut self, finished: Option<Finished>) -> Result<Step, String> {
         let Some(finished) = finished else {
             return match self.stage {
-                Stage::Version => Ok(Step::Run(Program {
-                    program: self.order.nix.clone(),
-                    arguments: vec!["--version".into()],
-                })),
+                Stage::Version => Ok(Step::Run(Program::new(
+                    self.order.nix.clone(),
+                    ["--version".into()],
+                ))),
                 Stage::Build(_) | Stage::Plan(_) | Stage::PathInfo => self.build(0),
             };
         };
@@ -410,7 +410,9 @@ mod tests {
 
     fn arguments(step: Result<Step, String>) -> String {
         match step.expect("a step") {
-            Step::Run(Program { program, arguments }) => {
+            Step::Run(Program {
+                program, arguments, ..
+            }) => {
                 assert_eq!(program, Path::new("/bin/nix"));
                 arguments.join(" ".as_ref()).into_string().expect("UTF-8")
             }

@@ -8,8 +8,11 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use leaf_core::job::process::{End, Finished, Program, Step};
-use leaf_core::job::{BuildResult, BuildTask, BuiltDerivation, Installable, JobResult, Progress};
+use leaf_core::job::{
+    BuildResult, BuildTask, BuiltDerivation, EvalResult, EvalTask, Failure, Installable, JobResult, Progress,
+};
 use leaf_nix::build::Build;
+use leaf_nix::eval::Eval;
 use leaf_nix::{Nix, NixError, NixVersion, Settings};
 
 /// Name and test.
@@ -160,6 +163,49 @@ impl Lab {
         }
     }
 
+    /// Runs the programs of an evaluation in turn, within their bounds, as a job's runner does.
+    pub(crate) fn eval(&self, task: &EvalTask) -> Result<EvalResult, Failure> {
+        let mut eval = Eval::new(self.nix.eval(task).expect("a good task"));
+        let mut step = eval.next(None);
+        loop {
+            let program = match step {
+                Ok(Step::Run(program)) => program,
+                Ok(Step::Done(JobResult::Eval(result))) => return Ok(result),
+                Ok(Step::Done(other)) => panic!("{other:?}"),
+                Err(why) => return Err(eval.failure(why, End::Unusable)),
+            };
+            let mut command = Command::new("prlimit");
+            let bytes = program.limits.memory_bytes.unwrap_or(u64::MAX >> 1);
+            let begin = Instant::now();
+            let output = command
+                .arg(format!("--as={bytes}"))
+                .arg("--")
+                .arg(&program.program)
+                .args(&program.arguments)
+                .output()
+                .expect("prlimit runs");
+            for line in output.stderr.split(|byte| *byte == b'\n') {
+                eval.read_line(line);
+            }
+            if program
+                .limits
+                .max_stdout_bytes
+                .is_some_and(|max| output.stdout.len() > max)
+            {
+                return Err(eval.failure("too much".to_owned(), End::TooMuchOutput));
+            }
+            step = if output.status.success() {
+                eval.next(Some(Finished {
+                    stdout: output.stdout,
+                    duration: begin.elapsed(),
+                }))
+            } else {
+                let error = eval.error().unwrap_or_default();
+                return Err(eval.failure(error, output.status.code().map_or(End::Signal(6), End::Code)));
+            };
+        }
+    }
+
     fn roots(&self) -> PathBuf {
         Path::new("/nix/var/nix/gcroots").join(&self.unique)
     }
@@ -183,9 +229,11 @@ impl Lab {
 fn follow(build: &mut Build, log: &mut String, progress: &mut Vec<Progress>) -> Result<BuildResult, String> {
     let mut step = build.next(None);
     loop {
-        let Program { program, arguments } = match step? {
+        let Program {
+            program, arguments, ..
+        } = match step? {
             Step::Run(program) => program,
-            Step::Done(JobResult::Build(result)) => return Ok(result),
+            Step::Done(result) => return Ok(result.build().expect("a build").clone()),
         };
         let begin = Instant::now();
         let mut child = Command::new(&program)

@@ -1,5 +1,6 @@
 //! Builds with the real Nix, offline. Where there is no Nix, the tests are skipped by name.
 
+mod eval;
 mod lab;
 mod results;
 mod several;
@@ -13,7 +14,7 @@ fn main() -> ExitCode {
     // Each test runs several Nixes.
     arguments.test_threads.get_or_insert(3);
     let nix = lab::has_nix();
-    let trials = [results::TESTS, several::TESTS]
+    let trials = [results::TESTS, several::TESTS, eval::TESTS]
         .into_iter()
         .flatten()
         .map(|(name, test)| {

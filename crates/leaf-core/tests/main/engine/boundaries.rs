@@ -83,6 +83,16 @@ fn build() -> Build {
     }])
 }
 
+fn eval() -> Eval {
+    Eval {
+        installable: Installable::Flake {
+            reference: "github:o/r#version".to_owned(),
+        },
+        apply: None,
+        timeout_seconds: None,
+    }
+}
+
 /// Every change, with what has to be done to the leaf before it.
 fn changes(job: JobId) -> Vec<(Command, Option<Command>)> {
     let (web, if_generation) = (named("web"), IF_GENERATION);
@@ -224,6 +234,7 @@ fn changes(job: JobId) -> Vec<(Command, Option<Command>)> {
         ),
         (RescanHardware {}.into(), None),
         (build().into(), None),
+        (eval().into(), None),
         (CancelJob { id: job }.into(), None),
     ]
 }

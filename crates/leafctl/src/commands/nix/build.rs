@@ -46,13 +46,7 @@ impl Build {
         if let Some(link) = &self.out_link {
             out_link::check(link)?;
         }
-        let timeout_seconds = self
-            .time_limit
-            .map(|limit| {
-                u32::try_from(limit.as_secs())
-                    .map_err(|_| Error::Usage("--time-limit is too long".to_owned()))
-            })
-            .transpose()?;
+        let timeout_seconds = seconds(self.time_limit)?;
         let leaf = session.leaf().await?;
         let accepted = leaf
             .call(&command::Build {
@@ -70,6 +64,15 @@ impl Build {
         }
         output.document(&job, text)
     }
+}
+
+/// Returns a job's time limit in seconds.
+pub(super) fn seconds(limit: Option<std::time::Duration>) -> Result<Option<u32>, Error> {
+    limit
+        .map(|limit| {
+            u32::try_from(limit.as_secs()).map_err(|_| Error::Usage("--time-limit is too long".to_owned()))
+        })
+        .transpose()
 }
 
 /// Returns the installables that a command line names.

@@ -16,11 +16,21 @@ impl Jobs {
             .show(&ListJobs {}, output, |list| {
                 let mut table = output.table(&["JOB", "PHASE", "OWNER", "QUEUED", "WHAT", "RESULT"]);
                 for job in &list.jobs {
-                    let Task::Build(build) = &job.task;
-                    let what: Vec<String> = build.all().map(ToString::to_string).collect();
-                    let what = what.join(", ");
+                    let what = match &job.task {
+                        Task::Build(build) => {
+                            let all: Vec<String> = build.all().map(ToString::to_string).collect();
+                            all.join(", ")
+                        }
+                        Task::Eval(eval) => format!("eval {}", eval.installable),
+                    };
                     let result = match (&job.result, &job.error) {
                         (Some(JobResult::Build(result)), _) => result.store_path.to_string(),
+                        (Some(JobResult::Eval(result)), _) => {
+                            format!(
+                                "{} bytes of JSON",
+                                result.value_left_out_bytes.unwrap_or_default()
+                            )
+                        }
                         (None, error) => first_line(error.as_deref()),
                     };
                     table.add_row([

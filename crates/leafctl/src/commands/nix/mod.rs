@@ -2,6 +2,7 @@
 
 pub(super) mod build;
 mod cancel;
+mod eval;
 mod jobs;
 mod log;
 mod out_link;
@@ -9,6 +10,7 @@ mod why;
 
 commands! {
     Build(build::Build),
+    Eval(eval::Eval),
     Jobs(jobs::Jobs),
     Log(log::Log),
     Why(why::Why),

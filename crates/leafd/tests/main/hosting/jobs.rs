@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use leaf_core::command::{Build, CancelJob, ReadJobLog, ShowJob};
+use leaf_core::command::{Build, CancelJob, Eval, ReadJobLog, ShowJob};
 use leaf_core::id::{JobId, StorePath};
+use leaf_core::job::explanation::FailureKind;
 use leaf_core::job::{Installable, JobPhase as Phase, JobResult, Origin};
 use leaf_core::problem::ProblemCode;
 use leaf_core::subject;
@@ -52,6 +53,11 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             "what a build that keeps going has built is in the record of the job although it failed",
             needs,
             keeps_going,
+        ),
+        host.trial(
+            "an evaluation gives its value, the second time from the first, and ends at its time limit",
+            needs,
+            evaluates,
         ),
         host.trial("an unknown job is not found", needs, unknown),
         host.trial(
@@ -370,6 +376,59 @@ async fn keeps_going() -> anyhow::Result<()> {
     );
     ensure!(!traces::gc_root(&leaf, id).exists());
     Ok(())
+}
+
+async fn evaluates() -> anyhow::Result<()> {
+    let mut leaf = TestLeaf::start().await?;
+    let directory = leaf.scratch().join("flake");
+    std::fs::create_dir(&directory)?;
+    std::fs::write(
+        directory.join("flake.nix"),
+        "{ outputs = _: {
+             value = { a = [ 1 null ]; };
+             slow = builtins.all (n: builtins.foldl' (a: b: a + b) 0 (builtins.genList (x: x) 1000) >= 0)
+               (builtins.genList (x: x) 100000000);
+           }; }",
+    )?;
+    let eval = |attribute: &str, timeout_seconds| Eval {
+        installable: Installable::Flake {
+            reference: format!("path:{}#{attribute}", directory.display()),
+        },
+        apply: None,
+        timeout_seconds,
+    };
+    for cached in [false, true] {
+        let id = leaf.call(&eval("value", None)).await?.job;
+        let job = leaf.job_ended(id).await?;
+        let Some(JobResult::Eval(result)) = &job.result else {
+            anyhow::bail!("{job:?}")
+        };
+        ensure!(
+            result.value == serde_json::json!({ "a": [1, null] }),
+            "{result:?}"
+        );
+        ensure!(result.cached == cached, "{result:?}");
+        if !cached {
+            // It outlives leafd.
+            leaf.stop().await?;
+            leaf.back().await?;
+        }
+    }
+    let id = leaf.call(&eval("slow", Some(2))).await?.job;
+    job_fails(&mut leaf, id, "longer than 2 s").await?;
+    let why = leaf.job(id).await?.job.explanation.context("an explanation")?;
+    ensure!(why.kind == FailureKind::TimedOut, "{why:?}");
+    let template = Eval {
+        installable: Installable::Template {
+            name: "minimal".to_owned(),
+        },
+        ..eval("value", None)
+    };
+    is_problem(
+        leaf.call(&template).await,
+        ProblemCode::Invalid,
+        "can't be evaluated",
+    )
 }
 
 async fn unknown() -> anyhow::Result<()> {

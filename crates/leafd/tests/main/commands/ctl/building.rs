@@ -86,6 +86,8 @@ pub(super) async fn builds() -> anyhow::Result<()> {
     for line in chunks.lines() {
         valid(&serde_json::from_str(line)?, "reply.job.log")?;
     }
+    let value = printed(&leaf, &["nix", "eval", "--file", &good, "name"]).await?;
+    ensure!(value == "\"good\"\n", "{value}");
     let detached = printed(&leaf, &["nix", "build", "--detach", "--file", &good]).await?;
     detached.trim().parse::<leaf_core::id::JobId>()?;
     // What is already over can be cancelled as often as one likes.
