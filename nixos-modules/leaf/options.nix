@@ -417,6 +417,13 @@ in
         description = "How long a Nix job may take, in seconds, if its command sets no time limit.";
       };
 
+      evalMemoryMib = mkOption {
+        type = types.ints.between 256 1048576;
+        default = 4096;
+        example = 16384;
+        description = "How much address space an evaluation may have, in MiB. One that needs more fails, and says so.";
+      };
+
       options = mkOption {
         type = types.attrsOf types.str;
         default = { };

@@ -80,6 +80,7 @@ in
     max_jobs = cfg.nix.maxJobs;
     max_queued_jobs = cfg.nix.maxQueuedJobs;
     timeout_seconds = cfg.nix.timeoutSeconds;
+    eval_memory_mib = cfg.nix.evalMemoryMib;
     options = searchPath // cfg.nix.options;
   };
 

@@ -59,6 +59,7 @@
     maxJobs = 2;
     maxQueuedJobs = 100;
     timeoutSeconds = 7200;
+    evalMemoryMib = 4096;
     options = { };
   };
   trust = {

@@ -70,6 +70,7 @@ in
       program = "/nix/store/00000000000000000000000000000000-nats-server/bin/nats-server"
 
       [nix]
+      eval_memory_mib = 4096
       max_jobs = 2
       max_queued_jobs = 100
       program = "/nix/store/00000000000000000000000000000000-nix/bin/nix"
