@@ -92,23 +92,24 @@ fn has_ended_well(event: &Value) -> bool {
 }
 
 fn power_cut() -> Outcome {
-    in_the_middle("power cuts", |host| {
+    in_the_middle("power cuts", 0, |host| {
         host.cut_power();
         host.boot()
     })
 }
 
 fn reboot_now() -> Outcome {
-    in_the_middle("reboots", Host::reboot)
+    in_the_middle("reboots", 1, Host::reboot)
 }
 
-fn in_the_middle(what: &str, end: impl Fn(&mut Host) -> anyhow::Result<()>) -> Outcome {
+/// Ends the host in the middle of commands, of which a sample has one; `offset` makes it another one for each kind of end.
+fn in_the_middle(what: &str, offset: u32, end: impl Fn(&mut Host) -> anyhow::Result<()>) -> Outcome {
     let cuts: u32 = std::env::var(CUTS_VARIABLE)
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or(1);
     let sample = Sample::from_environment()?;
-    eprintln!("{what} come at {}", sample.of("moment"));
+    eprintln!("{what} come at {}", sample.of("command and moment"));
     let began = Instant::now();
     let mut leaf = Leaf::up_for(LIVES + cuts * Duration::from_secs(5 * 60))?;
     let (one, two) = (leaf.system("one", WAITS)?, leaf.system("two", WAITS)?);
@@ -117,15 +118,22 @@ fn in_the_middle(what: &str, end: impl Fn(&mut Host) -> anyhow::Result<()>) -> O
     leaf.ctl(&format!("container create still --toplevel {one}"))?;
     let (mut happened, mut acknowledged) = (0_u32, 0_u64);
     for cut in 0..cuts {
-        for verb in ["create", "update", "destroy"] {
+        let name = format!("web{cut}");
+        for (nth, verb) in (offset..).zip(["create", "update", "destroy"]) {
+            if !sample.takes_one_of(3, nth) {
+                continue;
+            }
+            if verb != "create" && leaf.run(&format!("container show {name}"))?.status != 0 {
+                leaf.ctl(&format!("container create {name} --toplevel {one} --start"))?;
+            }
             // What was acknowledged before the cut is there after it, once.
             let label = format!("{verb}-{cut}");
             leaf.ctl(&format!("container set still labels.cut={label}"))?;
             acknowledged += 1;
             let command = match verb {
-                "create" => format!("container create web{cut} --toplevel {one} --start"),
-                "update" => format!("container update web{cut} --toplevel {two}"),
-                _ => format!("container destroy web{cut}"),
+                "create" => format!("container create {name} --toplevel {one} --start"),
+                "update" => format!("container update {name} --toplevel {two}"),
+                _ => format!("container destroy {name}"),
             };
             {
                 let running = leaf.host.start(&format!("{context} {command}"))?;
@@ -141,7 +149,6 @@ fn in_the_middle(what: &str, end: impl Fn(&mut Host) -> anyhow::Result<()>) -> O
             }
             end(&mut leaf.host)?;
             leaf.answers()?;
-            let name = format!("web{cut}");
             leaf.settled(&name)?;
             happened += 1;
             leaf.agrees()?;
@@ -151,10 +158,8 @@ fn in_the_middle(what: &str, end: impl Fn(&mut Host) -> anyhow::Result<()>) -> O
             if verb == "create" && leaf.run(&format!("container show {name}"))?.status != 0 {
                 // It was not accepted before the cut: then nothing of it is there.
                 leaf.nothing_left(&name)?;
-                leaf.ctl(&format!("container create {name} --toplevel {one} --start"))?;
             }
         }
-        let name = format!("web{cut}");
         if leaf.run(&format!("container show {name}"))?.status == 0 {
             leaf.ctl(&format!("container destroy {name}"))?;
         }
