@@ -20,7 +20,7 @@ use tokio::process::{Child, Command};
 /// systemd-coredump, to which the kernel may pipe cores, goes by this limit as well.
 ///
 /// # Errors
-/// That of setrlimit(2).
+/// The error of setrlimit(2).
 pub fn write_no_core() -> io::Result<()> {
     let none = Rlimit {
         current: Some(0),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Ended {
     outcome: StoredOutcome,
-    /// What a failed build built all the same.
+    /// The derivations that a failed build built.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     partial: Vec<BuiltDerivation>,
     /// Why it failed.

@@ -28,7 +28,7 @@ pub struct Armed {
     pub id: ChangeId,
     /// The leaf that is changed.
     pub leaf: LeafName,
-    /// What is changed: `hub`.
+    /// The kind of change: `hub`.
     #[serde(default, deserialize_with = "lenient")]
     pub kind: String,
     /// Who asked for it.

@@ -83,9 +83,9 @@ fn is_false(flag: &bool) -> bool {
 pub struct OpenChange {
     /// The change.
     pub id: ChangeId,
-    /// What is changed: `hub`.
+    /// The kind of change: `hub`.
     pub kind: String,
-    /// Who asked for it, if the record says so.
+    /// The caller that asked for it, if the record names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub caller: Option<Caller>,
     /// The URL of the hub that the leaf moves to, of a change of the hub.

@@ -36,7 +36,7 @@ pub enum ChangeStep {
 pub struct Move {
     /// The change.
     pub id: ChangeId,
-    /// Who asks for it.
+    /// The caller that asks for it.
     pub caller: Caller,
     /// The time in which it must be confirmed, in seconds.
     pub seconds: u32,
@@ -98,10 +98,10 @@ pub(super) fn confirm(command: &ConfirmLeafChange, context: &Context) -> Decisio
     }))
 }
 
-/// What the host has of changes that can cut the leaf off.
+/// The records on the host of changes that can cut the leaf off.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ObservedChanges {
-    /// The change that is open, or is being taken back.
+    /// The change that is armed, or is going back.
     pub open: Option<Armed>,
     /// The time until the open change goes back; zero if it does so now.
     pub left: Duration,

@@ -26,7 +26,7 @@ pub(super) struct Changes {
     steps: Vec<(u64, ChangeStep, Accepted)>,
     /// The number of the last step.
     last: u64,
-    /// What was observed last, and when.
+    /// The last observation, and its time.
     seen: ObservedChanges,
     seen_at: Moment,
 }

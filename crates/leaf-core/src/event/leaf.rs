@@ -62,7 +62,7 @@ facts! {
     ChangeArmed: LeafChangeArmed = "change_armed" v 1 about Leaf {
         /// The change.
         change: ChangeId,
-        /// What is changed: `hub`.
+        /// The kind of change: `hub`.
         kind: String,
         /// The caller who asked for it, if the record says so.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -78,12 +78,12 @@ facts! {
     ChangeConfirmed: LeafChangeConfirmed = "change_confirmed" v 1 about Leaf {
         /// The change.
         change: ChangeId,
-        /// Who confirmed it: a caller, or the fingerprint of a witness's key (`SHA256:…`); absent if the record does not say.
+        /// The caller that confirmed it, or the fingerprint of a witness's key (`SHA256:…`); absent if the record does not say.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         by: Option<String>,
     }
 
-    /// A change that can cut the leaf off was taken back, since nobody confirmed it in time, or its host was started again.
+    /// A change that can cut the leaf off went back, since nobody confirmed it in time, or its host was started again.
     ChangeWentBack: LeafChangeWentBack = "change_went_back" v 1 about Leaf {
         /// The change.
         change: ChangeId,

@@ -49,7 +49,7 @@ impl JobOutcome {
 pub struct Failure {
     /// The error, in at most 4 KiB.
     pub error: String,
-    /// What a build with `keep_going` built all the same.
+    /// The derivations that a build with `keep_going` built although the job failed.
     pub partial: Vec<BuiltDerivation>,
     /// Why it failed, as far as that is known.
     pub explanation: Option<Box<Explanation>>,

@@ -65,7 +65,7 @@ pub enum ChangeStage {
     Armed,
     /// It was confirmed.
     Confirmed,
-    /// It was taken back.
+    /// It went back.
     WentBack,
 }
 
