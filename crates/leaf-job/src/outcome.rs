@@ -1,6 +1,8 @@
 //! The outcome of a job in the format of `outcome.json`.
 
-use leaf_core::job::{BuildResult, BuiltDerivation, EvalResult, Explanation, Failure, JobOutcome, JobResult};
+use leaf_core::job::{
+    BuildResult, BuiltDerivation, EvalResult, Explanation, Failure, JobOutcome, JobResult, PrintEnvResult,
+};
 use serde::{Deserialize, Serialize};
 
 /// The content of `outcome.json`.
@@ -42,6 +44,7 @@ enum StoredResult {
 #[serde(rename_all = "snake_case", tag = "task")]
 enum NamedResult {
     Eval(EvalResult),
+    PrintEnv(PrintEnvResult),
 }
 
 impl From<JobResult> for StoredResult {
@@ -49,6 +52,7 @@ impl From<JobResult> for StoredResult {
         match result {
             JobResult::Build(result) => Self::Build(result),
             JobResult::Eval(result) => Self::Named(NamedResult::Eval(result)),
+            JobResult::PrintEnv(result) => Self::Named(NamedResult::PrintEnv(result)),
         }
     }
 }
@@ -58,6 +62,7 @@ impl From<StoredResult> for JobResult {
         match stored {
             StoredResult::Build(result) => Self::Build(result),
             StoredResult::Named(NamedResult::Eval(result)) => Self::Eval(result),
+            StoredResult::Named(NamedResult::PrintEnv(result)) => Self::PrintEnv(result),
         }
     }
 }
@@ -114,6 +119,8 @@ mod tests {
             r#"{"outcome":{"phase":"cancelled"}}"#,
             // Since evaluations.
             r#"{"outcome":{"phase":"succeeded","about":{"task":"eval","value":{"a":[1,null]},"locked":"path:/x?narHash=sha256-x","nix":"nix (Nix) 2.8.0","eval_time_ms":3}}}"#,
+            // Since environments.
+            r#"{"outcome":{"phase":"succeeded","about":{"task":"print_env","environment":{"bashFunctions":{"f":"x"},"variables":{"A":{"type":"exported","value":"1"}}},"nix":"nix (Nix) 2.8.0","built":1,"time_ms":3}}}"#,
             r#"{"outcome":{"phase":"interrupted","about":"killed"}}"#,
         ] {
             let ended: Ended = serde_json::from_str(line).expect("readable");

@@ -4,7 +4,7 @@
 //! machine, such as [`build::Build`], that returns the programs to run, reads their log line by line, and makes the
 //! result from their output. This crate starts no job: `leafd` passes these values to `leaf-job`.
 //!
-//! Every task of Nix is a module here, [`build`] and [`eval`], with an `Order` and a state machine; a method of [`Nix`] that
+//! Every task of Nix is a module here, such as [`build`], [`eval`] and [`print_env`], with an `Order` and a state machine; a method of [`Nix`] that
 //! makes its order; its arguments and its result in `leaf_core::job`; and an arm in `leafd`'s `job.rs`, where tasks and job
 //! runner are connected. Tasks share installables and their validation, the options of each command line, Nix's log
 //! (`internal-json`) with the explanation of a failure, and `nix path-info`.
@@ -17,6 +17,8 @@ mod installable;
 mod internal_json;
 mod nix;
 mod path_info;
+pub mod print_env;
+mod source;
 mod version;
 
 pub use error::NixError;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leaf_core::id::JobId;
-use leaf_core::job::{BuildTask, EvalResult, EvalTask, Installable};
+use leaf_core::job::{BuildTask, EvalResult, EvalTask, Installable, PrintEnvTask};
 use leaf_host::process::{self, Bounds, RunError};
 use tokio::process::Command;
 
@@ -17,6 +17,8 @@ use crate::build;
 use crate::eval;
 use crate::eval::cache::Cache;
 use crate::installable::{Run, Target, hidden};
+use crate::print_env;
+use crate::source::Source;
 use crate::version::NixVersion;
 
 /// The variables of leafd's environment that Nix reads. They contain no secrets: tokens belong in `nix.conf`.
@@ -172,20 +174,31 @@ impl Nix {
         if let Some(error) = hidden(&task.installable, &self.0.templates_dir, &self.0.hidden) {
             return Err(error);
         }
-        // Checked before the command was accepted, by a leafd that may have been older.
-        let source = task.check().map(|()| eval::Source::of(&task.installable));
-        let source = source.and_then(|source| source.ok_or_else(|| "it has no value".to_owned()));
         Ok(eval::Order {
             task: eval::TASK.to_owned(),
             nix: self.0.nix.clone(),
-            source: source.map_err(|why| NixError::Installable {
-                installable: task.installable.to_string().chars().take(200).collect(),
-                why,
-            })?,
+            source: source(&task.installable, task.check())?,
             apply: task.apply.clone(),
             options: self.0.options.clone(),
             memory_mib: self.0.eval_memory_mib,
             known: self.cache().known(task, &self.0.options),
+        })
+    }
+
+    /// Returns the order of printing a build environment.
+    ///
+    /// # Errors
+    /// [`NixError::Installable`] or [`NixError::Hidden`], both the caller's fault.
+    pub fn print_env(&self, task: &PrintEnvTask) -> Result<print_env::Order, NixError> {
+        if let Some(error) = hidden(&task.installable, &self.0.templates_dir, &self.0.hidden) {
+            return Err(error);
+        }
+        Ok(print_env::Order {
+            task: print_env::TASK.to_owned(),
+            nix: self.0.nix.clone(),
+            source: source(&task.installable, task.check())?,
+            options: self.0.options.clone(),
+            memory_mib: self.0.eval_memory_mib,
         })
     }
 
@@ -200,6 +213,18 @@ impl Nix {
     fn cache(&self) -> Cache {
         Cache::new(self.0.eval_cache.clone())
     }
+}
+
+/// Returns the source of an installable that was checked before the command was accepted, by a leafd that may have been
+/// older, and now again.
+fn source(installable: &Installable, checked: Result<(), String>) -> Result<Source, NixError> {
+    let source = checked.and_then(|()| {
+        Source::of(installable).ok_or_else(|| "it is neither a flake reference nor a file".to_owned())
+    });
+    source.map_err(|why| NixError::Installable {
+        installable: installable.to_string().chars().take(200).collect(),
+        why,
+    })
 }
 
 /// Returns whether outputs are chosen, other than all of a derivation's.

@@ -20,6 +20,7 @@ use leaf_job::{Found, JobError, JobUpdate, Jobs, RunningJob, Work};
 use leaf_nix::Nix;
 use leaf_nix::build::{self, Build};
 use leaf_nix::eval::{self, Eval};
+use leaf_nix::print_env::{self, PrintEnv};
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 
@@ -48,6 +49,10 @@ impl JobHost {
             }
             Task::Eval(task) => {
                 let order = self.nix.eval(task).map_err(|error| chain(&error))?;
+                self.jobs.start(job.id, &order, time_limit)
+            }
+            Task::PrintEnv(task) => {
+                let order = self.nix.print_env(task).map_err(|error| chain(&error))?;
                 self.jobs.start(job.id, &order, time_limit)
             }
         };
@@ -95,6 +100,7 @@ pub fn run_process(directory: &Path) -> ExitCode {
         Ok(Named { task: None }) => build(job),
         Ok(Named { task: Some(task) }) if task == build::TASK => build(job),
         Ok(Named { task: Some(task) }) if task == eval::TASK => eval(job),
+        Ok(Named { task: Some(task) }) if task == print_env::TASK => print_env(job),
         // A newer leafd wrote the order, and its helper started this older one.
         Ok(Named { task: Some(task) }) => {
             let task: String = task.chars().take(40).collect();
@@ -137,6 +143,20 @@ fn eval(job: ProcessJob) -> io::Result<()> {
         error: Eval::error,
         after_failure: |_, _| None,
         failure: Eval::failure,
+    });
+    job.run(work)
+}
+
+fn print_env(job: ProcessJob) -> io::Result<()> {
+    let order = job.task::<print_env::Order>();
+    let work = order.map(|order| Work {
+        state: PrintEnv::new(order, job.result_dir()),
+        next: PrintEnv::next,
+        read_line: PrintEnv::read_line,
+        progress: PrintEnv::progress,
+        error: PrintEnv::error,
+        after_failure: |_, _| None,
+        failure: PrintEnv::failure,
     });
     job.run(work)
 }

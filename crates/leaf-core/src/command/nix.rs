@@ -43,6 +43,18 @@ commands! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout_seconds: Option<u32>,
     } -> JobAccepted
+
+    /// Prints the environment in which a derivation is built, as JSON: `nix print-dev-env`. It builds the dependencies.
+    PrintEnv: PrintEnv = "print_env" {
+        kind: Job, about: Leaf, needs: Nix, disk: Takes, power: Builds,
+        if_generation: Ignored, success: Answered, while_stuck: Refused,
+    } {
+        /// The flake reference, the file or the derivation.
+        installable: Installable,
+        /// The time limit of the job, in seconds; by default the leaf's setting.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_seconds: Option<u32>,
+    } -> JobAccepted
 }
 
 impl Build {

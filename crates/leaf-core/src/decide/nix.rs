@@ -5,7 +5,7 @@ use super::{Context, Decision, invalid, known};
 use crate::command::nix::{Command, JobAccepted};
 use crate::id::JobId;
 use crate::job::build::check_all;
-use crate::job::{BuildTask, EvalTask, JobPhase, Task};
+use crate::job::{BuildTask, EvalTask, JobPhase, PrintEnvTask, Task};
 use crate::problem::Problem;
 use crate::state::State;
 
@@ -49,6 +49,14 @@ fn task(command: &Command, context: &Context) -> Result<Task, Problem> {
             };
             task.check().map_err(invalid)?;
             Ok(Task::Eval(task))
+        }
+        Command::PrintEnv(c) => {
+            let task = PrintEnvTask {
+                installable: c.installable.clone(),
+                timeout_seconds: time_limit(c.timeout_seconds, context)?,
+            };
+            task.check().map_err(invalid)?;
+            Ok(Task::PrintEnv(task))
         }
     }
 }

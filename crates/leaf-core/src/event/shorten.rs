@@ -34,6 +34,7 @@ pub(crate) fn shorten_result(result: &mut JobResult, max_bytes: usize) {
     let build = match result {
         JobResult::Build(build) => build,
         JobResult::Eval(eval) => return eval.shorten(max_bytes),
+        JobResult::PrintEnv(result) => return result.shorten(max_bytes),
     };
     let mut bytes = 0;
     let fits = build.references.iter().take_while(|path| {

@@ -13,6 +13,7 @@ pub mod explanation;
 pub mod installable;
 pub mod outcome;
 pub mod outputs;
+pub mod print_env;
 pub mod process;
 
 use jiff::Timestamp;
@@ -27,6 +28,7 @@ pub use eval::{EvalResult, EvalTask};
 pub use explanation::{Explanation, FailureKind};
 pub use installable::Installable;
 pub use outcome::{Failure, JobFailureCause, JobOutcome};
+pub use print_env::{PrintEnvResult, PrintEnvTask};
 
 /// A job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -95,6 +97,8 @@ pub enum Task {
     Build(BuildTask),
     /// `nix eval`.
     Eval(EvalTask),
+    /// `nix print-dev-env`.
+    PrintEnv(PrintEnvTask),
 }
 
 impl Task {
@@ -104,6 +108,7 @@ impl Task {
         match self {
             Self::Build(task) => task.timeout_seconds,
             Self::Eval(task) => task.timeout_seconds,
+            Self::PrintEnv(task) => task.timeout_seconds,
         }
     }
 }
@@ -145,6 +150,8 @@ pub enum JobResult {
     Build(BuildResult),
     /// The result of an evaluation.
     Eval(EvalResult),
+    /// The result of printing a build environment.
+    PrintEnv(PrintEnvResult),
 }
 
 impl JobResult {
@@ -153,7 +160,7 @@ impl JobResult {
     pub fn build(&self) -> Option<&BuildResult> {
         match self {
             Self::Build(result) => Some(result),
-            Self::Eval(_) => None,
+            Self::Eval(_) | Self::PrintEnv(_) => None,
         }
     }
 }

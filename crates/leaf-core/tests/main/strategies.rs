@@ -447,12 +447,21 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
                 task: Task::Eval(EvalTask { installable, apply, timeout_seconds: 60 }),
             })
         }),
+        1 => (job_id(), caller(), installable()).prop_map(|(id, owner, installable)| {
+            Fact::from(JobQueued { id, owner, task: Task::PrintEnv(PrintEnvTask { installable, timeout_seconds: 60 }) })
+        }),
         1 => job_id().prop_map(|id| Fact::from(JobStarted { id })),
         1 => (job_id(), build_result()).prop_map(|(id, result)| Fact::from(JobSucceeded { id, result: JobResult::Build(result) })),
         1 => (job_id(), "[ -~]{0,9}", any::<bool>()).prop_map(|(id, value, cached)| Fact::from(JobSucceeded {
             id,
             result: JobResult::Eval(EvalResult { value: value.into(), cached, ..EvalResult::default() }),
         })),
+        1 => (job_id(), "[ -~]{0,9}").prop_map(|(id, value)| {
+            let functions = BTreeMap::from([("greet".to_owned(), value)]);
+            let environment = print_env::Environment { bash_functions: functions, ..Default::default() };
+            let result = PrintEnvResult { environment, ..PrintEnvResult::default() };
+            Fact::from(JobSucceeded { id, result: JobResult::PrintEnv(result) })
+        }),
         1 => (job_id(), failure, text, build_result()).prop_map(|(id, cause, error, built)| {
             Fact::from(JobFailed {
                 id,

@@ -9,22 +9,18 @@ use std::time::Duration;
 
 use leaf_core::job::eval::{EvalResult, MAX_VALUE_BYTES};
 use leaf_core::job::explanation::{Explanation, FailureKind};
-use leaf_core::job::process::{End, Finished, Limits, Program, Step};
-use leaf_core::job::{Failure, Installable, JobResult, Progress};
+use leaf_core::job::process::{End, Finished, Limits, Step};
+use leaf_core::job::{Failure, JobResult, Progress};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::command_line::program;
-use crate::installable::split_fragment;
 use crate::internal_json::Tracker;
-use crate::version::NixVersion;
+use crate::source::{Locking, Source};
 use cache::Known;
 
 /// The task of the order of an evaluation.
 pub const TASK: &str = "eval";
-
-/// The maximum size of the output of `nix flake metadata`, in bytes: it has all of the lock file.
-const MAX_METADATA_BYTES: usize = 8 << 20;
 
 /// An evaluation's part of a job's order on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,43 +39,14 @@ pub struct Order {
     pub(crate) known: Vec<Known>,
 }
 
-/// The source of a value.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Source {
-    /// A flake reference, and the attribute behind `#`.
-    Flake {
-        reference: String,
-        fragment: Option<String>,
-    },
-    /// A file, and an attribute.
-    File { path: String, attribute: Option<String> },
-}
-
 /// An evaluation: a state machine that returns the next program and reads the output of the previous one.
 #[derive(Debug)]
 pub struct Eval {
     order: Order,
     tracker: Tracker,
-    stage: Stage,
-    nix: String,
-    /// The locked reference, without the fragment.
-    locked: Option<Locked>,
-}
-
-/// The running program, or the first one.
-#[derive(Debug, Clone, Copy)]
-enum Stage {
-    Version,
-    Metadata,
-    Eval,
-}
-
-#[derive(Debug)]
-struct Locked {
-    reference: String,
-    /// Whether it means the same source for good.
-    is_fixed: bool,
+    locking: Locking,
+    /// Whether the source is locked, and the value is asked for.
+    is_locked: bool,
 }
 
 impl Eval {
@@ -87,11 +54,15 @@ impl Eval {
     #[must_use]
     pub fn new(order: Order) -> Self {
         Self {
-            order,
             tracker: Tracker::default(),
-            stage: Stage::Version,
-            nix: String::new(),
-            locked: None,
+            locking: Locking::new(
+                order.nix.clone(),
+                order.options.clone(),
+                order.source.clone(),
+                order.memory_mib,
+            ),
+            is_locked: false,
+            order,
         }
     }
 
@@ -100,53 +71,33 @@ impl Eval {
     /// # Errors
     /// The reason why the evaluation has failed.
     pub fn next(&mut self, finished: Option<Finished>) -> Result<Step, String> {
-        let Some(finished) = finished else {
-            return Ok(Step::Run(Program::new(
-                self.order.nix.clone(),
-                ["--version".into()],
-            )));
-        };
-        match self.stage {
-            Stage::Version => {
-                let version = NixVersion::parse(&String::from_utf8_lossy(&finished.stdout));
-                self.nix = version.ok_or("nix --version printed no version")?.text;
-                Ok(match &self.order.source {
-                    Source::Flake { reference, .. } => {
-                        self.stage = Stage::Metadata;
-                        let arguments = ["--no-update-lock-file", "--", reference];
-                        self.run(
-                            "flake metadata",
-                            arguments.map(OsString::from),
-                            MAX_METADATA_BYTES,
-                        )
-                    }
-                    Source::File { .. } => self.eval(),
-                })
-            }
-            Stage::Metadata => {
-                let locked = read_metadata(&finished.stdout)?;
-                let known = self.order.known.iter().find(|known| {
-                    locked.is_fixed && known.locked == locked.reference && known.nix == self.nix
-                });
-                if let Some(known) = known {
-                    return Ok(Step::Done(JobResult::Eval(EvalResult {
-                        value: known.value.clone(),
-                        value_left_out_bytes: None,
-                        locked: Some(locked.reference),
-                        cached: true,
-                        nix: self.nix.clone(),
-                        eval_time_ms: 0,
-                    })));
-                }
-                self.locked = Some(locked);
-                Ok(self.eval())
-            }
-            Stage::Eval => self.result(&finished.stdout, finished.duration),
+        if self.is_locked {
+            let finished = finished.ok_or("nix eval did not run")?;
+            return self.result(&finished.stdout, finished.duration);
         }
+        if let Some(program) = self.locking.next(finished)? {
+            return Ok(Step::Run(program));
+        }
+        self.is_locked = true;
+        let nix = &self.locking.version;
+        if let Some(locked) = self.locking.locked.as_ref().filter(|locked| locked.is_fixed) {
+            let mut known = self.order.known.iter();
+            let known = known.find(|known| known.locked == locked.reference && known.nix == *nix);
+            if let Some(known) = known {
+                return Ok(Step::Done(JobResult::Eval(EvalResult {
+                    value: known.value.clone(),
+                    value_left_out_bytes: None,
+                    locked: Some(locked.reference.clone()),
+                    cached: true,
+                    nix: nix.clone(),
+                    eval_time_ms: 0,
+                })));
+            }
+        }
+        Ok(self.eval())
     }
 
-    fn eval(&mut self) -> Step {
-        self.stage = Stage::Eval;
+    fn eval(&self) -> Step {
         // Read-only: derivations are evaluated, and not written to the store.
         let mut arguments: Vec<OsString> = [
             "-v",
@@ -160,23 +111,7 @@ impl Eval {
         if let Some(apply) = &self.order.apply {
             arguments.extend(["--apply".into(), apply.into()]);
         }
-        let installable = match (&self.order.source, &self.locked) {
-            (Source::Flake { reference, fragment }, locked) => {
-                arguments.push("--no-update-lock-file".into());
-                let reference = locked.as_ref().map_or(reference, |locked| &locked.reference);
-                Some(match fragment {
-                    Some(fragment) => format!("{reference}#{fragment}"),
-                    None => reference.clone(),
-                })
-            }
-            (Source::File { path, attribute }, _) => {
-                arguments.extend(["--file".into(), path.into()]);
-                attribute.clone()
-            }
-        };
-        if let Some(installable) = installable {
-            arguments.extend(["--".into(), installable.into()]);
-        }
+        arguments.extend(self.locking.words());
         self.run("eval", arguments, MAX_VALUE_BYTES)
     }
 
@@ -201,9 +136,9 @@ impl Eval {
         Ok(Step::Done(JobResult::Eval(EvalResult {
             value,
             value_left_out_bytes: None,
-            locked: self.locked.as_ref().map(|locked| locked.reference.clone()),
+            locked: self.locking.locked_reference(),
             cached: false,
-            nix: self.nix.clone(),
+            nix: self.locking.version.clone(),
             eval_time_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
         })))
     }
@@ -274,66 +209,5 @@ impl Eval {
             partial: Vec::new(),
             explanation: Some(Box::new(explanation)),
         }
-    }
-}
-
-/// Parses the output of `nix flake metadata --json`.
-fn read_metadata(json: &[u8]) -> Result<Locked, String> {
-    let value: Value =
-        serde_json::from_slice(json).map_err(|e| format!("nix flake metadata printed invalid JSON: {e}"))?;
-    let reference = value
-        .get("url")
-        .and_then(Value::as_str)
-        .ok_or("nix flake metadata printed no url")?;
-    let locked = |name: &str| value.get("locked").and_then(|locked| locked.get(name));
-    let kind = locked("type").and_then(Value::as_str).unwrap_or_default();
-    // A working tree with changes has no revision, and its hash is not a part of the reference.
-    let of_tree = matches!(kind, "git" | "hg");
-    Ok(Locked {
-        reference: reference.to_owned(),
-        is_fixed: locked("rev").is_some() || !of_tree && locked("narHash").is_some(),
-    })
-}
-
-impl Source {
-    /// Returns the source that an installable names, which has been checked.
-    pub(crate) fn of(installable: &Installable) -> Option<Self> {
-        match installable {
-            Installable::Flake { reference } => {
-                let (reference, fragment) = split_fragment(reference);
-                Some(Self::Flake {
-                    reference: reference.to_owned(),
-                    fragment: fragment.map(str::to_owned),
-                })
-            }
-            Installable::File { path, attribute } => Some(Self::File {
-                path: path.clone(),
-                attribute: attribute.clone(),
-            }),
-            Installable::StorePath { .. } | Installable::Derivation { .. } | Installable::Template { .. } => {
-                None
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_reference_is_fixed_by_a_revision_or_by_a_hash_that_is_a_part_of_it() {
-        for (locked, is_fixed) in [
-            (r#"{"type":"path","narHash":"sha256-x"}"#, true),
-            (r#"{"type":"github","rev":"1","narHash":"sha256-x"}"#, true),
-            (r#"{"type":"git","narHash":"sha256-x","lastModified":1}"#, false),
-            (r#"{"type":"git","dirtyRev":"1-dirty"}"#, false),
-            (r#"{"type":"git","rev":"1"}"#, true),
-        ] {
-            let metadata = format!(r#"{{"url":"x","locked":{locked}}}"#);
-            let read = read_metadata(metadata.as_bytes()).expect("readable");
-            assert_eq!((read.is_fixed, &*read.reference), (is_fixed, "x"), "{locked}");
-        }
-        read_metadata(b"{}").expect_err("no url");
     }
 }

@@ -144,9 +144,7 @@ impl Lab {
     /// Runs the programs of a build in turn, as a job's runner does.
     pub(crate) fn run(&self, task: &BuildTask) -> Ended {
         let order = self.nix.build(task).expect("good installables");
-        self.builds.set(self.builds.get() + 1);
-        let gc_roots = self.roots().join(self.builds.get().to_string());
-        std::fs::create_dir_all(&gc_roots).expect("a directory");
+        let gc_roots = self.gc_roots();
         let mut build = Build::new(order, &gc_roots);
         let (mut log, mut progress) = (String::new(), Vec::new());
         let result = follow(&mut build, &mut log, &mut progress);
@@ -165,45 +163,26 @@ impl Lab {
 
     /// Runs the programs of an evaluation in turn, within their bounds, as a job's runner does.
     pub(crate) fn eval(&self, task: &EvalTask) -> Result<EvalResult, Failure> {
-        let mut eval = Eval::new(self.nix.eval(task).expect("a good task"));
-        let mut step = eval.next(None);
-        loop {
-            let program = match step {
-                Ok(Step::Run(program)) => program,
-                Ok(Step::Done(JobResult::Eval(result))) => return Ok(result),
-                Ok(Step::Done(other)) => panic!("{other:?}"),
-                Err(why) => return Err(eval.failure(why, End::Unusable)),
-            };
-            let mut command = Command::new("prlimit");
-            let bytes = program.limits.memory_bytes.unwrap_or(u64::MAX >> 1);
-            let begin = Instant::now();
-            let output = command
-                .arg(format!("--as={bytes}"))
-                .arg("--")
-                .arg(&program.program)
-                .args(&program.arguments)
-                .output()
-                .expect("prlimit runs");
-            for line in output.stderr.split(|byte| *byte == b'\n') {
-                eval.read_line(line);
-            }
-            if program
-                .limits
-                .max_stdout_bytes
-                .is_some_and(|max| output.stdout.len() > max)
-            {
-                return Err(eval.failure("too much".to_owned(), End::TooMuchOutput));
-            }
-            step = if output.status.success() {
-                eval.next(Some(Finished {
-                    stdout: output.stdout,
-                    duration: begin.elapsed(),
-                }))
-            } else {
-                let error = eval.error().unwrap_or_default();
-                return Err(eval.failure(error, output.status.code().map_or(End::Signal(6), End::Code)));
-            };
+        let eval = Eval::new(self.nix.eval(task).expect("a good task"));
+        let ended = drive(Work {
+            state: eval,
+            next: Eval::next,
+            read_line: Eval::read_line,
+            error: Eval::error,
+            failure: Eval::failure,
+        });
+        match ended? {
+            JobResult::Eval(result) => Ok(result),
+            other => panic!("{other:?}"),
         }
+    }
+
+    /// Makes a directory for the GC roots of a job.
+    pub(crate) fn gc_roots(&self) -> PathBuf {
+        self.builds.set(self.builds.get() + 1);
+        let gc_roots = self.roots().join(self.builds.get().to_string());
+        std::fs::create_dir_all(&gc_roots).expect("a directory");
+        gc_roots
     }
 
     fn roots(&self) -> PathBuf {
@@ -223,6 +202,61 @@ impl Lab {
             String::from_utf8_lossy(&output.stderr)
         );
         String::from_utf8(output.stdout).expect("UTF-8")
+    }
+}
+
+/// A task of a job, as leafd passes it to the runner.
+pub(crate) struct Work<S> {
+    pub(crate) state: S,
+    pub(crate) next: fn(&mut S, Option<Finished>) -> Result<Step, String>,
+    pub(crate) read_line: fn(&mut S, &[u8]) -> Option<String>,
+    pub(crate) error: fn(&S) -> Option<String>,
+    pub(crate) failure: fn(&S, String, End) -> Failure,
+}
+
+/// Runs the programs of a task in turn, within their bounds, as a job's runner does.
+pub(crate) fn drive<S>(mut work: Work<S>) -> Result<JobResult, Failure> {
+    let mut step = (work.next)(&mut work.state, None);
+    loop {
+        let program = match step {
+            Ok(Step::Run(program)) => program,
+            Ok(Step::Done(result)) => return Ok(result),
+            Err(why) => return Err((work.failure)(&work.state, why, End::Unusable)),
+        };
+        let mut command = Command::new("prlimit");
+        let bytes = program.limits.memory_bytes.unwrap_or(u64::MAX >> 1);
+        let begin = Instant::now();
+        let output = command
+            .arg(format!("--as={bytes}"))
+            .arg("--")
+            .arg(&program.program)
+            .args(&program.arguments)
+            .output()
+            .expect("prlimit runs");
+        for line in output.stderr.split(|byte| *byte == b'\n') {
+            (work.read_line)(&mut work.state, line);
+        }
+        let max = program.limits.max_stdout_bytes.unwrap_or(usize::MAX);
+        if output.stdout.len() > max {
+            return Err((work.failure)(
+                &work.state,
+                "too much".to_owned(),
+                End::TooMuchOutput,
+            ));
+        }
+        step = if output.status.success() {
+            (work.next)(
+                &mut work.state,
+                Some(Finished {
+                    stdout: output.stdout,
+                    duration: begin.elapsed(),
+                }),
+            )
+        } else {
+            let error = (work.error)(&work.state).unwrap_or_default();
+            let end = output.status.code().map_or(End::Signal(6), End::Code);
+            return Err((work.failure)(&work.state, error, end));
+        };
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod eval;
 mod lab;
+mod print_env;
 mod results;
 mod several;
 
@@ -14,7 +15,7 @@ fn main() -> ExitCode {
     // Each test runs several Nixes.
     arguments.test_threads.get_or_insert(3);
     let nix = lab::has_nix();
-    let trials = [results::TESTS, several::TESTS, eval::TESTS]
+    let trials = [results::TESTS, several::TESTS, eval::TESTS, print_env::TESTS]
         .into_iter()
         .flatten()
         .map(|(name, test)| {

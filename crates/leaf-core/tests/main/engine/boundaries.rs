@@ -93,6 +93,15 @@ fn eval() -> Eval {
     }
 }
 
+fn print_env() -> PrintEnv {
+    PrintEnv {
+        installable: Installable::Flake {
+            reference: "github:o/r#hello".to_owned(),
+        },
+        timeout_seconds: None,
+    }
+}
+
 /// Every change, with what has to be done to the leaf before it.
 fn changes(job: JobId) -> Vec<(Command, Option<Command>)> {
     let (web, if_generation) = (named("web"), IF_GENERATION);
@@ -235,6 +244,7 @@ fn changes(job: JobId) -> Vec<(Command, Option<Command>)> {
         (RescanHardware {}.into(), None),
         (build().into(), None),
         (eval().into(), None),
+        (print_env().into(), None),
         (CancelJob { id: job }.into(), None),
     ]
 }

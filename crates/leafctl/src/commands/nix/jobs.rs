@@ -22,6 +22,7 @@ impl Jobs {
                             all.join(", ")
                         }
                         Task::Eval(eval) => format!("eval {}", eval.installable),
+                        Task::PrintEnv(task) => format!("print-env {}", task.installable),
                     };
                     let result = match (&job.result, &job.error) {
                         (Some(JobResult::Build(result)), _) => result.store_path.to_string(),
@@ -29,6 +30,12 @@ impl Jobs {
                             format!(
                                 "{} bytes of JSON",
                                 result.value_left_out_bytes.unwrap_or_default()
+                            )
+                        }
+                        (Some(JobResult::PrintEnv(result)), _) => {
+                            format!(
+                                "{} bytes of JSON",
+                                result.environment_left_out_bytes.unwrap_or_default()
                             )
                         }
                         (None, error) => first_line(error.as_deref()),

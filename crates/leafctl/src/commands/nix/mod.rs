@@ -6,11 +6,13 @@ mod eval;
 mod jobs;
 mod log;
 mod out_link;
+mod print_env;
 mod why;
 
 commands! {
     Build(build::Build),
     Eval(eval::Eval),
+    PrintEnv(print_env::PrintEnv),
     Jobs(jobs::Jobs),
     Log(log::Log),
     Why(why::Why),

@@ -36,6 +36,19 @@ pub(crate) struct Setup {
     changes: Option<PathBuf>,
 }
 
+/// The host's programs that builders have: a shell, and bash with its libraries for what reads an environment.
+fn sandbox_paths() -> String {
+    let libraries = std::process::Command::new("ldd").arg("/bin/bash").output();
+    let libraries = libraries.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let libraries = libraries.unwrap_or_default();
+    let libraries = libraries.split_whitespace().filter(|word| word.starts_with('/'));
+    let paths: Vec<&str> = ["/bin/sh=/bin/busybox", "/bin/bash"]
+        .into_iter()
+        .chain(libraries)
+        .collect();
+    paths.join(" ")
+}
+
 impl Setup {
     pub(crate) fn new() -> Self {
         let number = NEXT.fetch_add(1, Ordering::SeqCst);
@@ -56,7 +69,6 @@ impl Setup {
         setup.put("containers.enable", false);
         for (option, value) in [
             ("sandbox", "true"),
-            ("sandbox-paths", "/bin/sh=/bin/busybox"),
             ("sandbox-fallback", "false"),
             ("substituters", ""),
             ("build-users-group", ""),
@@ -64,6 +76,7 @@ impl Setup {
         ] {
             setup.put(&format!("nix.options.{option}"), value);
         }
+        setup.put("nix.options.sandbox-paths", sandbox_paths());
         setup
     }
 

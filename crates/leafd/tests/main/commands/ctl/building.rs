@@ -88,6 +88,27 @@ pub(super) async fn builds() -> anyhow::Result<()> {
     }
     let value = printed(&leaf, &["nix", "eval", "--file", &good, "name"]).await?;
     ensure!(value == "\"good\"\n", "{value}");
+    let with_bash = leaf.state_dir.join("with-bash.nix").display().to_string();
+    std::fs::write(
+        &with_bash,
+        "derivation { name = \"with-bash\"; system = builtins.currentSystem; builder = \"/bin/bash\"; \
+         outputs = [ \"out\" ]; given = \"a b\"; stdenv = ./stdenv; }",
+    )?;
+    std::fs::create_dir(leaf.state_dir.join("stdenv"))?;
+    std::fs::write(
+        leaf.state_dir.join("stdenv/setup"),
+        "greet() { echo hello; }; export PATH=/tools",
+    )?;
+    let environment = printed(&leaf, &["nix", "print-env", "--file", &with_bash]).await?;
+    let environment: Value = serde_json::from_str(&environment)?;
+    ensure!(
+        environment["variables"]["given"] == serde_json::json!({ "type": "exported", "value": "a b" })
+            && environment["variables"]["PATH"]["value"] == "/tools"
+            && environment["bashFunctions"]["greet"].is_string(),
+        "{environment}"
+    );
+    let output = ctl(&leaf, &["nix", "print-env", "--file", &good]).await?;
+    ended(&output, 7, "'bash' as their builder")?;
     let detached = printed(&leaf, &["nix", "build", "--detach", "--file", &good]).await?;
     detached.trim().parse::<leaf_core::id::JobId>()?;
     // What is already over can be cancelled as often as one likes.
