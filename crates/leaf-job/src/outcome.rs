@@ -1,7 +1,8 @@
 //! The outcome of a job in the format of `outcome.json`.
 
 use leaf_core::job::{
-    BuildResult, BuiltDerivation, EvalResult, Explanation, Failure, JobOutcome, JobResult, PrintEnvResult,
+    BuildResult, BuiltDerivation, CheckResult, EvalResult, Explanation, Failure, JobOutcome, JobResult,
+    PrintEnvResult,
 };
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +46,7 @@ enum StoredResult {
 enum NamedResult {
     Eval(EvalResult),
     PrintEnv(PrintEnvResult),
+    Check(CheckResult),
 }
 
 impl From<JobResult> for StoredResult {
@@ -53,6 +55,7 @@ impl From<JobResult> for StoredResult {
             JobResult::Build(result) => Self::Build(result),
             JobResult::Eval(result) => Self::Named(NamedResult::Eval(result)),
             JobResult::PrintEnv(result) => Self::Named(NamedResult::PrintEnv(result)),
+            JobResult::Check(result) => Self::Named(NamedResult::Check(result)),
         }
     }
 }
@@ -63,6 +66,7 @@ impl From<StoredResult> for JobResult {
             StoredResult::Build(result) => Self::Build(result),
             StoredResult::Named(NamedResult::Eval(result)) => Self::Eval(result),
             StoredResult::Named(NamedResult::PrintEnv(result)) => Self::PrintEnv(result),
+            StoredResult::Named(NamedResult::Check(result)) => Self::Check(result),
         }
     }
 }
@@ -121,6 +125,8 @@ mod tests {
             r#"{"outcome":{"phase":"succeeded","about":{"task":"eval","value":{"a":[1,null]},"locked":"path:/x?narHash=sha256-x","nix":"nix (Nix) 2.8.0","eval_time_ms":3}}}"#,
             // Since environments.
             r#"{"outcome":{"phase":"succeeded","about":{"task":"print_env","environment":{"bashFunctions":{"f":"x"},"variables":{"A":{"type":"exported","value":"1"}}},"nix":"nix (Nix) 2.8.0","built":1,"time_ms":3}}}"#,
+            // Since checks.
+            r#"{"outcome":{"phase":"succeeded","about":{"task":"check","derivations":[{"derivation":"/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a.drv","outputs":{"out":"/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a"}}],"nix":"nix (Nix) 2.8.0","check_time_ms":3}}}"#,
             r#"{"outcome":{"phase":"interrupted","about":"killed"}}"#,
         ] {
             let ended: Ended = serde_json::from_str(line).expect("readable");

@@ -149,6 +149,15 @@ impl Wanted {
         }
     }
 
+    /// Returns all outputs of a derivation.
+    pub(crate) fn all_of(derivation: String) -> Self {
+        Self {
+            text: derivation,
+            outputs: Some("*".to_owned()),
+            is_derivation: true,
+        }
+    }
+
     /// Returns the words of the command line in the syntax of this version of Nix, or else of the newest.
     ///
     /// # Errors

@@ -17,7 +17,8 @@ use leaf_core::job::{BuiltDerivation, Explanation, Origin, Progress};
 use serde::Deserialize;
 
 use causes::Causes;
-use errors::{Errors, cut};
+use errors::Errors;
+pub(crate) use errors::cut;
 
 const ACT_COPY_PATH: u64 = 100;
 const ACT_FILE_TRANSFER: u64 = 101;

@@ -10,7 +10,9 @@
 //! (`internal-json`) with the explanation of a failure, and `nix path-info`.
 
 pub mod build;
+pub mod check;
 mod command_line;
+pub mod compare;
 mod error;
 pub mod eval;
 mod installable;

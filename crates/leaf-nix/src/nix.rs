@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leaf_core::id::JobId;
-use leaf_core::job::{BuildTask, EvalResult, EvalTask, Installable, PrintEnvTask};
+use leaf_core::job::{BuildTask, CheckTask, EvalResult, EvalTask, Installable, PrintEnvTask};
 use leaf_host::process::{self, Bounds, RunError};
 use tokio::process::Command;
 
 use crate::NixError;
 use crate::build;
+use crate::check;
 use crate::eval;
 use crate::eval::cache::Cache;
 use crate::installable::{Run, Target, hidden};
@@ -195,6 +196,23 @@ impl Nix {
         }
         Ok(print_env::Order {
             task: print_env::TASK.to_owned(),
+            nix: self.0.nix.clone(),
+            source: source(&task.installable, task.check())?,
+            options: self.0.options.clone(),
+            memory_mib: self.0.eval_memory_mib,
+        })
+    }
+
+    /// Returns the order of a second build.
+    ///
+    /// # Errors
+    /// [`NixError::Installable`] or [`NixError::Hidden`], both the caller's fault.
+    pub fn check_build(&self, task: &CheckTask) -> Result<check::Order, NixError> {
+        if let Some(error) = hidden(&task.installable, &self.0.templates_dir, &self.0.hidden) {
+            return Err(error);
+        }
+        Ok(check::Order {
+            task: check::TASK.to_owned(),
             nix: self.0.nix.clone(),
             source: source(&task.installable, task.check())?,
             options: self.0.options.clone(),

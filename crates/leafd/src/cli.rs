@@ -43,6 +43,15 @@ pub enum Command {
         /// The job's directory.
         directory: PathBuf,
     },
+    /// Print the differences of two files or directories, as a NAR has them, as JSON. Started by a job that builds something a
+    /// second time.
+    #[command(hide = true)]
+    NixCompare {
+        /// The one.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
+    },
 }
 
 /// The flags of `leafd run`.

@@ -10,15 +10,18 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use leaf_bus::connect::Bus;
 use leaf_core::engine::Input;
 use leaf_core::error::chain;
 use leaf_core::id::{JobId, LeafName};
+use leaf_core::job::process::Program;
 use leaf_core::job::{Job, JobOutcome, JobResult, Task};
 use leaf_job::runner::ProcessJob;
 use leaf_job::{Found, JobError, JobUpdate, Jobs, RunningJob, Work};
 use leaf_nix::Nix;
 use leaf_nix::build::{self, Build};
+use leaf_nix::check::{self, Check};
 use leaf_nix::eval::{self, Eval};
 use leaf_nix::print_env::{self, PrintEnv};
 use serde::Deserialize;
@@ -53,6 +56,10 @@ impl JobHost {
             }
             Task::PrintEnv(task) => {
                 let order = self.nix.print_env(task).map_err(|error| chain(&error))?;
+                self.jobs.start(job.id, &order, time_limit)
+            }
+            Task::Check(task) => {
+                let order = self.nix.check_build(task).map_err(|error| chain(&error))?;
                 self.jobs.start(job.id, &order, time_limit)
             }
         };
@@ -101,6 +108,7 @@ pub fn run_process(directory: &Path) -> ExitCode {
         Ok(Named { task: Some(task) }) if task == build::TASK => build(job),
         Ok(Named { task: Some(task) }) if task == eval::TASK => eval(job),
         Ok(Named { task: Some(task) }) if task == print_env::TASK => print_env(job),
+        Ok(Named { task: Some(task) }) if task == check::TASK => check(job),
         // A newer leafd wrote the order, and its helper started this older one.
         Ok(Named { task: Some(task) }) => {
             let task: String = task.chars().take(40).collect();
@@ -159,6 +167,33 @@ fn print_env(job: ProcessJob) -> io::Result<()> {
         failure: PrintEnv::failure,
     });
     job.run(work)
+}
+
+fn check(job: ProcessJob) -> io::Result<()> {
+    let order = job.task::<check::Order>();
+    // This program, also if its file was replaced meanwhile.
+    let compare = Program::new("/proc/self/exe".into(), ["nix-compare".into()]);
+    let work = order.map(|order| Work {
+        state: Check::new(order, job.result_dir(), compare),
+        next: Check::next,
+        read_line: Check::read_line,
+        progress: Check::progress,
+        error: Check::error,
+        after_failure: Check::after_failure,
+        failure: Check::failure,
+    });
+    job.run(work)
+}
+
+/// Prints the differences of two store paths as JSON: `leafd nix-compare`, a program of a check.
+///
+/// # Errors
+/// One of them can't be read.
+pub fn print_comparison(first: &Path, second: &Path) -> anyhow::Result<()> {
+    let differences = leaf_nix::compare::compare(first, second)
+        .with_context(|| format!("can't compare {} with {}", first.display(), second.display()))?;
+    serde_json::to_writer(io::stdout().lock(), &differences)?;
+    Ok(())
 }
 
 /// Runs a job, or follows a running one, and passes on its progress, its log and its end. It is cancelled once

@@ -14,6 +14,7 @@ use leafd::{check_nats, daemon, inventory, job, trust, witness};
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::NixJob { directory } => job::run_process(&directory),
+        Command::NixCompare { first, second } => finish(job::print_comparison(&first, &second)),
         Command::Run(run) => {
             let overrides = Overrides {
                 name: run.name,

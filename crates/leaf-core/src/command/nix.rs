@@ -55,6 +55,18 @@ commands! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout_seconds: Option<u32>,
     } -> JobAccepted
+
+    /// Builds something a second time, and fails if that gives other bytes: `nix build --rebuild`.
+    Check: Check = "check" {
+        kind: Job, about: Leaf, needs: Nix, disk: Takes, power: Builds,
+        if_generation: Ignored, success: Answered, while_stuck: Refused,
+    } {
+        /// The flake reference, the file or the derivation; what is not built yet is built first.
+        installable: Installable,
+        /// The time limit of the job, in seconds; by default the leaf's setting.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_seconds: Option<u32>,
+    } -> JobAccepted
 }
 
 impl Build {

@@ -5,7 +5,7 @@ use super::{Context, Decision, invalid, known};
 use crate::command::nix::{Command, JobAccepted};
 use crate::id::JobId;
 use crate::job::build::check_all;
-use crate::job::{BuildTask, EvalTask, JobPhase, PrintEnvTask, Task};
+use crate::job::{BuildTask, CheckTask, EvalTask, JobPhase, PrintEnvTask, Task};
 use crate::problem::Problem;
 use crate::state::State;
 
@@ -57,6 +57,14 @@ fn task(command: &Command, context: &Context) -> Result<Task, Problem> {
             };
             task.check().map_err(invalid)?;
             Ok(Task::PrintEnv(task))
+        }
+        Command::Check(c) => {
+            let task = CheckTask {
+                installable: c.installable.clone(),
+                timeout_seconds: time_limit(c.timeout_seconds, context)?,
+            };
+            task.check().map_err(invalid)?;
+            Ok(Task::Check(task))
         }
     }
 }

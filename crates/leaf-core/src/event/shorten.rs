@@ -35,6 +35,10 @@ pub(crate) fn shorten_result(result: &mut JobResult, max_bytes: usize) {
         JobResult::Build(build) => build,
         JobResult::Eval(eval) => return eval.shorten(max_bytes),
         JobResult::PrintEnv(result) => return result.shorten(max_bytes),
+        JobResult::Check(result) => {
+            shorten_derivations(&mut result.derivations, max_bytes);
+            return;
+        }
     };
     let mut bytes = 0;
     let fits = build.references.iter().take_while(|path| {

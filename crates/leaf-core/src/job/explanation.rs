@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::check::FileDifference;
 use crate::id::StorePath;
 use crate::text::shorten_text;
 
@@ -44,6 +45,12 @@ pub struct Explanation {
     /// The hashes of a fixed-output derivation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<HashMismatch>,
+    /// The files in which a second build differs from the first, at most 32.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub differences: Vec<FileDifference>,
+    /// The number of further such files, which were left out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub differences_left_out: u64,
 }
 
 /// The kind of a failure. A later version may have more.
@@ -54,6 +61,8 @@ pub enum FailureKind {
     BuilderFailed,
     /// A fixed-output derivation gave other bytes.
     HashMismatch,
+    /// A second build gave other bytes.
+    NotReproducible,
     /// The expression is wrong.
     EvaluationError,
     /// The expression or the command names an attribute that isn't there.
@@ -142,6 +151,15 @@ impl Explanation {
         self.needed_by_left_out += (self.needed_by.len() - kept) as u64;
         self.needed_by.truncate(kept);
         self.also_failed.truncate(fitting(&self.also_failed));
+        let mut bytes = 0;
+        let fits = self.differences.iter().take_while(|difference| {
+            // The keys and the other values.
+            bytes += difference.file.len() + 60;
+            bytes <= max_bytes
+        });
+        let kept = fits.count();
+        self.differences_left_out += (self.differences.len() - kept) as u64;
+        self.differences.truncate(kept);
     }
 
     /// Returns the kind alone, for a list.

@@ -48,6 +48,28 @@ pub enum Installable {
 }
 
 impl Installable {
+    /// Checks an installable that must mean derivations with all of their outputs; `thing` is what it else has none of.
+    ///
+    /// # Errors
+    /// The reason, for the caller.
+    pub(super) fn check_derivation(&self, thing: &str) -> Result<(), String> {
+        self.check()?;
+        let text = match self {
+            Self::Flake { reference } => reference,
+            Self::File { attribute, .. } => attribute.as_deref().unwrap_or_default(),
+            Self::StorePath { path } if path.as_str().ends_with(".drv") => return Ok(()),
+            Self::StorePath { .. } | Self::Derivation { .. } | Self::Template { .. } => {
+                return Err(format!(
+                    "{self} has no {thing}: give a flake reference, a file and an attribute, or a derivation"
+                ));
+            }
+        };
+        match outputs::split(text) {
+            (_, Some(outputs)) => Err(format!("a {thing} has no outputs: leave ^{outputs} out")),
+            (_, None) => Ok(()),
+        }
+    }
+
     /// Returns the length of its text, in bytes.
     #[must_use]
     pub fn length(&self) -> usize {

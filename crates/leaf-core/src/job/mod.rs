@@ -8,6 +8,7 @@
 //! [`JobResult`].
 
 pub mod build;
+pub mod check;
 pub mod eval;
 pub mod explanation;
 pub mod installable;
@@ -24,6 +25,7 @@ use crate::cause::Cause;
 use crate::id::{Caller, JobId};
 
 pub use build::{BuildResult, BuildTask, BuiltDerivation, Origin};
+pub use check::{CheckResult, CheckTask};
 pub use eval::{EvalResult, EvalTask};
 pub use explanation::{Explanation, FailureKind};
 pub use installable::Installable;
@@ -99,6 +101,8 @@ pub enum Task {
     Eval(EvalTask),
     /// `nix print-dev-env`.
     PrintEnv(PrintEnvTask),
+    /// `nix build --rebuild`.
+    Check(CheckTask),
 }
 
 impl Task {
@@ -109,6 +113,7 @@ impl Task {
             Self::Build(task) => task.timeout_seconds,
             Self::Eval(task) => task.timeout_seconds,
             Self::PrintEnv(task) => task.timeout_seconds,
+            Self::Check(task) => task.timeout_seconds,
         }
     }
 }
@@ -152,6 +157,8 @@ pub enum JobResult {
     Eval(EvalResult),
     /// The result of printing a build environment.
     PrintEnv(PrintEnvResult),
+    /// The result of a second build that gave the same.
+    Check(CheckResult),
 }
 
 impl JobResult {
@@ -160,7 +167,7 @@ impl JobResult {
     pub fn build(&self) -> Option<&BuildResult> {
         match self {
             Self::Build(result) => Some(result),
-            Self::Eval(_) | Self::PrintEnv(_) => None,
+            Self::Eval(_) | Self::PrintEnv(_) | Self::Check(_) => None,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Installable, outputs};
+use super::Installable;
 
 /// The maximum size of an environment, in bytes of JSON. That of nixpkgs' `hello` has some 100 KiB, most of it bash functions.
 pub const MAX_ENVIRONMENT_BYTES: usize = 256 * 1024;
@@ -25,24 +25,7 @@ impl PrintEnvTask {
     /// # Errors
     /// The reason, for the caller.
     pub fn check(&self) -> Result<(), String> {
-        self.installable.check()?;
-        let text = match &self.installable {
-            Installable::Flake { reference } => reference,
-            Installable::File { attribute, .. } => attribute.as_deref().unwrap_or_default(),
-            Installable::StorePath { path } if path.as_str().ends_with(".drv") => return Ok(()),
-            Installable::StorePath { .. } | Installable::Derivation { .. } | Installable::Template { .. } => {
-                return Err(format!(
-                    "{} has no build environment: give a flake reference, a file and an attribute, or a derivation",
-                    self.installable
-                ));
-            }
-        };
-        match outputs::split(text) {
-            (_, Some(outputs)) => Err(format!(
-                "a build environment has no outputs: leave ^{outputs} out"
-            )),
-            (_, None) => Ok(()),
-        }
+        self.installable.check_derivation("build environment")
     }
 }
 

@@ -450,6 +450,9 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
         1 => (job_id(), caller(), installable()).prop_map(|(id, owner, installable)| {
             Fact::from(JobQueued { id, owner, task: Task::PrintEnv(PrintEnvTask { installable, timeout_seconds: 60 }) })
         }),
+        1 => (job_id(), caller(), installable()).prop_map(|(id, owner, installable)| {
+            Fact::from(JobQueued { id, owner, task: Task::Check(CheckTask { installable, timeout_seconds: 60 }) })
+        }),
         1 => job_id().prop_map(|id| Fact::from(JobStarted { id })),
         1 => (job_id(), build_result()).prop_map(|(id, result)| Fact::from(JobSucceeded { id, result: JobResult::Build(result) })),
         1 => (job_id(), "[ -~]{0,9}", any::<bool>()).prop_map(|(id, value, cached)| Fact::from(JobSucceeded {

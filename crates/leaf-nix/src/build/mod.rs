@@ -18,7 +18,7 @@ use crate::installable::{Run, Target};
 use crate::internal_json::Tracker;
 use crate::path_info::PathInfos;
 use crate::version::NixVersion;
-use result::read_build;
+pub(crate) use result::read_build;
 
 /// The number of further derivations that a result lists, since a result is a part of events.
 const MOST_OTHERS: usize = 32;

@@ -18,6 +18,7 @@ pub(super) struct Cause {
 /// 2.34 (`src/libexpr`, `src/libstore`, `src/libfetchers`), of nixpkgs (`check-meta.nix`), and of the kernel.
 const KINDS: &[(&str, FailureKind)] = &[
     ("hash mismatch in", FailureKind::HashMismatch),
+    ("may not be deterministic", FailureKind::NotReproducible),
     ("No space left on device", FailureKind::DiskFull),
     ("Disk quota exceeded", FailureKind::DiskFull),
     ("out of memory", FailureKind::OutOfMemory),

@@ -72,7 +72,7 @@ impl Errors {
 }
 
 /// Shortens a text to so many bytes; `…` at its end says so.
-pub(super) fn cut(text: &mut String, max_bytes: usize) {
+pub(crate) fn cut(text: &mut String, max_bytes: usize) {
     if text.len() > max_bytes {
         let mut end = max_bytes - "…".len();
         while !text.is_char_boundary(end) {

@@ -169,6 +169,7 @@ impl Lab {
             next: Eval::next,
             read_line: Eval::read_line,
             error: Eval::error,
+            after_failure: |_, _| None,
             failure: Eval::failure,
         });
         match ended? {
@@ -211,6 +212,7 @@ pub(crate) struct Work<S> {
     pub(crate) next: fn(&mut S, Option<Finished>) -> Result<Step, String>,
     pub(crate) read_line: fn(&mut S, &[u8]) -> Option<String>,
     pub(crate) error: fn(&S) -> Option<String>,
+    pub(crate) after_failure: fn(&mut S, End) -> Option<Step>,
     pub(crate) failure: fn(&S, String, End) -> Failure,
 }
 
@@ -253,9 +255,14 @@ pub(crate) fn drive<S>(mut work: Work<S>) -> Result<JobResult, Failure> {
                 }),
             )
         } else {
-            let error = (work.error)(&work.state).unwrap_or_default();
             let end = output.status.code().map_or(End::Signal(6), End::Code);
-            return Err((work.failure)(&work.state, error, end));
+            match (work.after_failure)(&mut work.state, end) {
+                Some(step) => Ok(step),
+                None => {
+                    let error = (work.error)(&work.state).unwrap_or_default();
+                    return Err((work.failure)(&work.state, error, end));
+                }
+            }
         };
     }
 }

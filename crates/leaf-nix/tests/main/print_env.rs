@@ -72,6 +72,7 @@ fn print_env(lab: &Lab, installable: Installable) -> (Result<PrintEnvResult, Fai
         next: PrintEnv::next,
         read_line: PrintEnv::read_line,
         error: PrintEnv::error,
+        after_failure: |_, _| None,
         failure: PrintEnv::failure,
     });
     let ended = ended.map(|result| match result {

@@ -102,6 +102,13 @@ fn print_env() -> PrintEnv {
     }
 }
 
+fn check() -> Check {
+    Check {
+        installable: print_env().installable,
+        timeout_seconds: None,
+    }
+}
+
 /// Every change, with what has to be done to the leaf before it.
 fn changes(job: JobId) -> Vec<(Command, Option<Command>)> {
     let (web, if_generation) = (named("web"), IF_GENERATION);
@@ -245,6 +252,7 @@ fn changes(job: JobId) -> Vec<(Command, Option<Command>)> {
         (build().into(), None),
         (eval().into(), None),
         (print_env().into(), None),
+        (check().into(), None),
         (CancelJob { id: job }.into(), None),
     ]
 }

@@ -22,6 +22,7 @@ impl Jobs {
                             all.join(", ")
                         }
                         Task::Eval(eval) => format!("eval {}", eval.installable),
+                        Task::Check(task) => format!("check {}", task.installable),
                         Task::PrintEnv(task) => format!("print-env {}", task.installable),
                     };
                     let result = match (&job.result, &job.error) {
@@ -32,6 +33,7 @@ impl Jobs {
                                 result.value_left_out_bytes.unwrap_or_default()
                             )
                         }
+                        (Some(JobResult::Check(_)), _) => "reproducible".to_owned(),
                         (Some(JobResult::PrintEnv(result)), _) => {
                             format!(
                                 "{} bytes of JSON",

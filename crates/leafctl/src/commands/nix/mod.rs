@@ -2,6 +2,7 @@
 
 pub(super) mod build;
 mod cancel;
+mod check;
 mod eval;
 mod jobs;
 mod log;
@@ -13,6 +14,7 @@ commands! {
     Build(build::Build),
     Eval(eval::Eval),
     PrintEnv(print_env::PrintEnv),
+    Check(check::Check),
     Jobs(jobs::Jobs),
     Log(log::Log),
     Why(why::Why),

@@ -62,6 +62,17 @@ fn lines(why: &Explanation) -> Vec<(&'static str, String)> {
             .iter()
             .map(|derivation| ("also failed", path(derivation))),
     );
+    lines.extend(why.differences.iter().map(|difference| {
+        let at = difference.first_byte.map(|byte| format!(" from byte {byte} on"));
+        let what = name_of(&difference.what).replace('_', " ");
+        (
+            "differs",
+            format!("{}: {what}{}", difference.file, at.unwrap_or_default()),
+        )
+    }));
+    if why.differences_left_out > 0 {
+        lines.push(("differs", format!("{} more", why.differences_left_out)));
+    }
     lines.extend(advice(why.kind).map(|advice| ("next", advice.to_owned())));
     lines
 }
@@ -72,6 +83,9 @@ fn advice(kind: FailureKind) -> Option<&'static str> {
         FailureKind::BuilderFailed => "change the derivation; `leafctl nix log JOB` prints its whole log",
         FailureKind::HashMismatch => {
             "if what was fetched is what is meant, put the hash after got in the place of specified"
+        }
+        FailureKind::NotReproducible => {
+            "compare the files with those of the second build, at the store path with .check behind it"
         }
         FailureKind::EvaluationError => "change the expression",
         FailureKind::MissingAttribute | FailureKind::MissingFile => "correct the name",

@@ -109,6 +109,28 @@ pub(super) async fn builds() -> anyhow::Result<()> {
     );
     let output = ctl(&leaf, &["nix", "print-env", "--file", &good]).await?;
     ended(&output, 7, "'bash' as their builder")?;
+    let checked = printed(&leaf, &["nix", "check", "--file", &good]).await?;
+    ensure!(checked.starts_with("reproducible  /nix/store/"), "{checked}");
+    let random = derivation(
+        &leaf,
+        "random",
+        "read id < /proc/sys/kernel/random/uuid; echo $id > $out",
+    )?;
+    let output = ctl(&leaf, &["nix", "check", "--file", &random]).await?;
+    ended(&output, 7, "is not reproducible")?;
+    let list = document(&leaf, &["nix", "jobs"]).await?;
+    let checked = list["jobs"][0]["id"].as_str().context("an id")?;
+    let why = document(&leaf, &["nix", "why", checked]).await?;
+    ensure!(
+        why["kind"] == "not_reproducible"
+            && why["differences"][0]["what"] == "content"
+            && why["differences"][0]["file"]
+                .as_str()
+                .is_some_and(|file| file.ends_with("-random")),
+        "{why}"
+    );
+    let why = printed(&leaf, &["nix", "why", checked]).await?;
+    ensure!(why.contains("content from byte "), "{why}");
     let detached = printed(&leaf, &["nix", "build", "--detach", "--file", &good]).await?;
     detached.trim().parse::<leaf_core::id::JobId>()?;
     // What is already over can be cancelled as often as one likes.
