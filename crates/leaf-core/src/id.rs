@@ -362,6 +362,18 @@ uuid_id!(
     /// The id of a job: a version 7 UUID, so that ids sort by time.
     JobId, "a job id"
 );
+
+impl JobId {
+    /// Returns the id of the program of a job that runs one: the same bits as a version 8 UUID. It names a directory and a unit, and no
+    /// job of a leaf's state.
+    #[must_use]
+    pub fn program(self) -> Self {
+        let mut bytes = *self.0.as_bytes();
+        bytes[6] = 0x80 | (bytes[6] & 0x0f);
+        Self(Uuid::from_bytes(bytes))
+    }
+}
+
 uuid_id!(
     /// The id of a change that can cut a leaf off: a UUID.
     ChangeId, "a change's id"

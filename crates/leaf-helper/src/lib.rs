@@ -283,11 +283,12 @@ impl Helper {
             }
             HostOp::FreezeContainer { name, frozen } => self.set_frozen(name, *frozen).await,
             HostOp::DestroyContainer { name } => self.destroy(name).await,
-            HostOp::StartJob { .. } | HostOp::StopJob { .. } | HostOp::RemoveJob { .. } => {
-                Err(Error::Unsupported(
-                    "this helper runs no jobs: it has no user for them, or systemd is not PID 1".into(),
-                ))
-            }
+            HostOp::StartJob { .. }
+            | HostOp::StartProgram { .. }
+            | HostOp::StopJob { .. }
+            | HostOp::RemoveJob { .. } => Err(Error::Unsupported(
+                "this helper runs no jobs: it has no user for them, or systemd is not PID 1".into(),
+            )),
             HostOp::CreateContainer { .. }
             | HostOp::RenewCredentials { .. }
             | HostOp::StoreSecret { .. }

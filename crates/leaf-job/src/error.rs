@@ -19,6 +19,9 @@ pub enum JobError {
     /// The job is still running.
     #[error("job {0} is still running")]
     Runs(JobId),
+    /// This process is not root, and there is no helper: it can't give a program a user of its own.
+    #[error("the program of job {0} needs a user of its own: run leafd as root, or with leaf-helper")]
+    NoUser(JobId),
     /// The runner can't be started.
     #[error("can't start the runner {program:?}")]
     Runner {

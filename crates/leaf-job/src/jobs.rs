@@ -28,6 +28,7 @@ use crate::launch::Launch;
 use crate::log;
 use crate::order::{Order, OrderFile};
 use crate::outcome::Ended;
+use crate::program::ProgramOrder;
 use crate::running::{Cleanup, RunningJob, conclude};
 
 /// The variables of leafd's environment that every child runner inherits. They contain no secrets.
@@ -183,6 +184,40 @@ impl Jobs {
         task: &impl Serialize,
         time_limit: Duration,
     ) -> Result<RunningJob, JobError> {
+        self.start_by(id, task, time_limit, HostOp::StartJob { id })
+    }
+
+    /// Starts the program of a job, as [`Self::start`] does a job, as a user of its own. `id` is
+    /// [that of the program](JobId::program).
+    ///
+    /// # Errors
+    /// Those of [`Self::start`], and [`JobError::NoUser`] if this process can't give it a user.
+    pub fn start_program(
+        &self,
+        id: JobId,
+        order: ProgramOrder,
+        time_limit: Duration,
+    ) -> Result<RunningJob, JobError> {
+        let order = match self.0.launch {
+            Launch::Unit { .. } => order,
+            Launch::Child { .. } if !rustix::process::geteuid().is_root() => {
+                return Err(JobError::NoUser(id));
+            }
+            Launch::Child { .. } => {
+                let random = id.0.as_bytes().last_chunk::<4>().copied().unwrap_or_default();
+                order.for_user(u32::from_be_bytes(random))
+            }
+        };
+        self.start_by(id, &order, time_limit, HostOp::StartProgram { id })
+    }
+
+    fn start_by(
+        &self,
+        id: JobId,
+        task: &impl Serialize,
+        time_limit: Duration,
+        by_helper: HostOp,
+    ) -> Result<RunningJob, JobError> {
         let directory = self.directory(id);
         let file = |what| JobError::file(what, directory.path());
         directory.create().map_err(file("create"))?;
@@ -217,7 +252,7 @@ impl Jobs {
                 self.write_order(id, task, time_limit, None)?;
                 let host_operations = host_operations.clone();
                 let starting = async move {
-                    let start = host_operations(HostOp::StartJob { id }).await;
+                    let start = host_operations(by_helper).await;
                     start.map_err(|error| error.to_string())
                 };
                 let unit = self.0.launch.unit(id).expect("this job is a unit");
@@ -411,6 +446,18 @@ impl Jobs {
                 .await
                 .map_err(|source| JobError::Helper { id, source }),
         }
+    }
+
+    /// Returns whether a job has a directory.
+    #[must_use]
+    pub fn exists(&self, id: JobId) -> bool {
+        self.directory(id).exists()
+    }
+
+    /// Returns the program that runs jobs: `leafd`.
+    #[must_use]
+    pub fn runner(&self) -> &Path {
+        &self.0.runner
     }
 
     /// Releases a job's result: removes its result directory, with GC roots, for example.

@@ -32,6 +32,7 @@ mod lines;
 mod log;
 mod order;
 mod outcome;
+pub mod program;
 pub mod runner;
 mod running;
 mod supervise;

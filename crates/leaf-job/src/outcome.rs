@@ -2,7 +2,7 @@
 
 use leaf_core::job::{
     BuildResult, BuiltDerivation, CheckResult, EvalResult, Explanation, Failure, JobOutcome, JobResult,
-    PrintEnvResult,
+    PrintEnvResult, RunResult,
 };
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +47,7 @@ enum NamedResult {
     Eval(EvalResult),
     PrintEnv(PrintEnvResult),
     Check(CheckResult),
+    Run(RunResult),
 }
 
 impl From<JobResult> for StoredResult {
@@ -56,6 +57,7 @@ impl From<JobResult> for StoredResult {
             JobResult::Eval(result) => Self::Named(NamedResult::Eval(result)),
             JobResult::PrintEnv(result) => Self::Named(NamedResult::PrintEnv(result)),
             JobResult::Check(result) => Self::Named(NamedResult::Check(result)),
+            JobResult::Run(result) => Self::Named(NamedResult::Run(result)),
         }
     }
 }
@@ -67,6 +69,7 @@ impl From<StoredResult> for JobResult {
             StoredResult::Named(NamedResult::Eval(result)) => Self::Eval(result),
             StoredResult::Named(NamedResult::PrintEnv(result)) => Self::PrintEnv(result),
             StoredResult::Named(NamedResult::Check(result)) => Self::Check(result),
+            StoredResult::Named(NamedResult::Run(result)) => Self::Run(result),
         }
     }
 }
@@ -127,6 +130,8 @@ mod tests {
             r#"{"outcome":{"phase":"succeeded","about":{"task":"print_env","environment":{"bashFunctions":{"f":"x"},"variables":{"A":{"type":"exported","value":"1"}}},"nix":"nix (Nix) 2.8.0","built":1,"time_ms":3}}}"#,
             // Since checks.
             r#"{"outcome":{"phase":"succeeded","about":{"task":"check","derivations":[{"derivation":"/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a.drv","outputs":{"out":"/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a"}}],"nix":"nix (Nix) 2.8.0","check_time_ms":3}}}"#,
+            // Since programs.
+            r#"{"outcome":{"phase":"succeeded","about":{"task":"run","exit":{"code":3},"run_time_ms":5,"stdout":{"text":"a"}}}}"#,
             r#"{"outcome":{"phase":"interrupted","about":"killed"}}"#,
         ] {
             let ended: Ended = serde_json::from_str(line).expect("readable");

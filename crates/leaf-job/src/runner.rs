@@ -10,8 +10,10 @@ use std::process::ExitCode;
 
 use leaf_core::job::JobOutcome;
 use leaf_host::cgroup::Cgroup;
+use leaf_host::signals;
 use rustix::process::{getpid, set_child_subreaper, setsid};
 use serde::de::DeserializeOwned;
+use tokio::signal::unix::{Signal, SignalKind};
 
 use crate::descendants::kill_descendants;
 use crate::directory::{JobDirectory, ORDER};
@@ -125,12 +127,43 @@ impl ProcessJob {
         block_on(self.run_to_end(work))
     }
 
+    /// Runs a program, and writes the outcome. `run` gets the directory, the order, and the signal that ends the job.
+    pub(crate) fn host(
+        self,
+        run: impl AsyncFnOnce(&JobDirectory, &Order, &mut Signal) -> io::Result<JobOutcome>,
+    ) -> io::Result<()> {
+        block_on(async move {
+            let reserved = reserve_outcome(&self.directory)?;
+            let mut terminate = signals::receive(SignalKind::terminate())?;
+            // Those of a terminal or of the end of a session don't end a job.
+            let _ignored = (
+                signals::receive(SignalKind::hangup())?,
+                signals::receive(SignalKind::interrupt())?,
+            );
+            let outcome = if self.directory.is_cancelled() {
+                JobOutcome::Cancelled
+            } else {
+                run(&self.directory, &self.order, &mut terminate).await?
+            };
+            self.conclude(reserved, outcome, None).await
+        })
+    }
+
     async fn run_to_end<S>(self, work: Result<Work<S>, String>) -> io::Result<()> {
         let reserved = reserve_outcome(&self.directory)?;
         let (outcome, log_missing) = match work {
             Ok(work) => Supervisor::new(&self.directory, &self.order, work).run().await?,
             Err(why) => (JobOutcome::Failed(why.into()), None),
         };
+        self.conclude(reserved, outcome, log_missing).await
+    }
+
+    async fn conclude(
+        &self,
+        reserved: File,
+        outcome: JobOutcome,
+        log_missing: Option<String>,
+    ) -> io::Result<()> {
         let all_ended = kill_descendants().await;
         if !matches!(outcome, JobOutcome::Succeeded(_)) {
             remove_result(&self.order.result_dir);

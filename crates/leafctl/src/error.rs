@@ -118,6 +118,9 @@ pub(crate) enum Error {
     /// A leaf asks for a signature, and none was made.
     #[error(transparent)]
     Signing(#[from] SigningError),
+    /// The program that was run ended with this code. It is no error of leafctl's, and nothing is printed.
+    #[error("the program ended with code {0}")]
+    Exited(u8),
     /// The command was interrupted by Ctrl-C.
     #[error("interrupted{}", .note.as_ref().map_or(String::new(), |note| format!(": {note}")))]
     Interrupted {
@@ -226,6 +229,7 @@ impl Error {
             Self::Signing(_) => 6,
             Self::Refused(_) => 6,
             Self::Job { .. } => 7,
+            Self::Exited(code) => *code,
             Self::Interrupted { .. } => INTERRUPTED,
             Self::Leaves { failed, .. } => {
                 let mut codes = failed.iter().map(Self::exit_code);

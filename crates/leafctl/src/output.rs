@@ -46,6 +46,26 @@ impl Output {
         self.line(text(value).into().trimmed())
     }
 
+    /// Prints what a program printed, unchanged: where standard output or standard error is a terminal, as text.
+    pub(crate) fn of_program(self, stdout: &[u8], stderr: &[u8]) -> Result<(), Error> {
+        let shown = |bytes: &[u8], is_terminal: bool| {
+            if is_terminal {
+                Text::from(String::from_utf8_lossy(bytes).into_owned())
+                    .as_str()
+                    .as_bytes()
+                    .to_vec()
+            } else {
+                bytes.to_vec()
+            }
+        };
+        let mut out = std::io::stdout();
+        out.write_all(&shown(stdout, out.is_terminal()))?;
+        out.flush()?;
+        let mut err = std::io::stderr();
+        err.write_all(&shown(stderr, err.is_terminal()))?;
+        Ok(())
+    }
+
     /// Prints a document as one line of JSON.
     pub(crate) fn json_line(self, document: &impl Serialize) -> Result<(), Error> {
         let json = serde_json::to_string(document).expect("a message has string keys only");

@@ -36,6 +36,12 @@ pub enum Command {
     /// Ask the hub, over a new connection, to confirm the open change that can cut the leaf off. Started by leaf-change-witness.service.
     #[command(hide = true)]
     Witness(Witness),
+    /// Become the program of a job that runs one. Started by its runner.
+    #[command(hide = true)]
+    JobProgram {
+        /// The file that says which.
+        file: PathBuf,
+    },
     /// Run one process job. Started by the daemon or the helper, so that a job outlives the daemon. The name is older
     /// than jobs of other kinds, and both use it.
     #[command(hide = true)]

@@ -16,7 +16,8 @@ use leaf_core::engine::Input;
 use leaf_core::error::chain;
 use leaf_core::id::{JobId, LeafName};
 use leaf_core::job::process::Program;
-use leaf_core::job::{Job, JobOutcome, JobResult, Task};
+use leaf_core::job::{BuildResult, BuildTask, Job, JobOutcome, JobResult, RunTask, Task};
+use leaf_job::program::{self, ProgramOrder};
 use leaf_job::runner::ProcessJob;
 use leaf_job::{Found, JobError, JobUpdate, Jobs, RunningJob, Work};
 use leaf_nix::Nix;
@@ -62,13 +63,30 @@ impl JobHost {
                 let order = self.nix.check_build(task).map_err(|error| chain(&error))?;
                 self.jobs.start(job.id, &order, time_limit)
             }
+            Task::Run(task) => {
+                let packages = BuildTask::new(task.packages.clone(), task.timeout_seconds);
+                let order = self.nix.build(&packages).map_err(|error| chain(&error))?;
+                self.jobs.start(job.id, &order, time_limit)
+            }
         };
+        started.map_err(|error| chain(&error))
+    }
+
+    /// Starts the program of a job whose packages are built, or returns the reason why it can't be started.
+    fn start_program(&self, job: &Job, task: &RunTask, built: &BuildResult) -> Result<RunningJob, String> {
+        let others = built.others.iter().flat_map(|other| other.outputs.values());
+        let packages = built.outputs.values().chain(others).cloned().collect();
+        let order = ProgramOrder::new(task, packages, self.jobs.runner().to_owned());
+        let time_limit = Duration::from_secs(task.timeout_seconds.into());
+        let started = self.jobs.start_program(job.id.program(), order, time_limit);
         started.map_err(|error| chain(&error))
     }
 
     /// Ends the jobs that the leaf does not know, and removes their files. Must be called before the first job is
     /// started.
-    pub async fn remove_unknown(&self, known: BTreeSet<JobId>) {
+    pub async fn remove_unknown(&self, jobs: BTreeSet<JobId>) {
+        let programs = jobs.iter().map(|job| job.program());
+        let known = programs.chain(jobs.iter().copied()).collect();
         let swept = match self.jobs.sweep(&known).await {
             Ok(swept) => swept,
             Err(error) => {
@@ -95,6 +113,10 @@ impl JobHost {
     /// # Errors
     /// [`JobError::Runs`], or an error of [`Jobs::forget`] or [`Jobs::release`].
     pub async fn remove(&self, id: JobId) -> Result<(), JobError> {
+        if self.jobs.exists(id.program()) {
+            self.jobs.forget(id.program()).await?;
+            self.jobs.release(id.program())?;
+        }
         self.jobs.forget(id).await?;
         self.jobs.release(id)
     }
@@ -109,6 +131,7 @@ pub fn run_process(directory: &Path) -> ExitCode {
         Ok(Named { task: Some(task) }) if task == eval::TASK => eval(job),
         Ok(Named { task: Some(task) }) if task == print_env::TASK => print_env(job),
         Ok(Named { task: Some(task) }) if task == check::TASK => check(job),
+        Ok(Named { task: Some(task) }) if task == program::TASK => program::run(job),
         // A newer leafd wrote the order, and its helper started this older one.
         Ok(Named { task: Some(task) }) => {
             let task: String = task.chars().take(40).collect();
@@ -206,83 +229,123 @@ pub async fn run(
     inputs: &mpsc::Sender<Wake>,
     mut cancelled: watch::Receiver<bool>,
 ) {
-    let ended = |outcome| inputs.send(Input::JobEnded(job.id, outcome).into());
-    let before = *cancelled.borrow();
-    let mut running = match begin(host, job, before).await {
-        Ok(running) => running,
-        Err(outcome) => {
-            let _ = ended(outcome).await;
-            return;
-        }
+    let stages = Stages {
+        host,
+        bus,
+        leaf,
+        inputs,
     };
-    let cancel = async {
-        if cancelled.wait_for(|cancelled| *cancelled).await.is_ok() {
-            // The cancellation is acknowledged.
-            while let Err(error) = host.jobs.cancel(job.id).await {
-                tracing::warn!(id = %job.id, error = chain(&error), "can't cancel the job yet");
-                tokio::time::sleep(PAUSE).await;
-            }
-        }
-        // The outcome comes from the other branch, which follows the job.
-        std::future::pending().await
-    };
-    let outcome = tokio::select! {
-        outcome = follow(&mut running, bus, leaf, inputs) => outcome,
-        outcome = cancel => outcome,
-    };
+    let (mut outcome, mut running) = stages.run(job.id, &mut cancelled, || host.start(job)).await;
+    // The packages are built.
+    if let (Task::Run(task), JobOutcome::Succeeded(JobResult::Build(built))) = (&job.task, &outcome) {
+        let _ = inputs.send(Input::JobRunsProgram(job.id).into()).await;
+        let start = || host.start_program(job, task, built);
+        let (program, runner) = stages.run(job.id.program(), &mut cancelled, start).await;
+        running = runner.or(running);
+        outcome = match program {
+            // Its user writes the outcome.
+            JobOutcome::Succeeded(result) if !matches!(result, JobResult::Run(_)) => JobOutcome::Failed(
+                "the program's runner wrote the outcome of another task"
+                    .to_owned()
+                    .into(),
+            ),
+            outcome => outcome,
+        };
+    }
     if let (Task::Eval(task), JobOutcome::Succeeded(JobResult::Eval(result))) = (&job.task, &outcome)
         && let Err(error) = host.nix.remember(job.id, task, result)
     {
         tracing::warn!(id = %job.id, error = chain(&error), "can't keep the value for later evaluations");
     }
-    let _ = ended(outcome).await;
+    let _ = inputs.send(Input::JobEnded(job.id, outcome).into()).await;
     // Dropped only here: the kernel takes up to 20 ms to close the inotify watch on the job's directory.
     drop(running);
 }
 
-/// Starts a job, or finds one that an earlier instance started and that runs or has ended.
-async fn begin(host: &JobHost, job: &Job, cancelled: bool) -> Result<RunningJob, JobOutcome> {
-    loop {
-        match host.jobs.find(job.id).await {
-            Ok(Found::Running(running)) => return Ok(*running),
-            Ok(Found::Ended(outcome)) => return Err(outcome),
-            Ok(Found::NotStarted(_)) if cancelled => return Err(JobOutcome::Cancelled),
-            // A job is recorded as running before it is started, so this one is yet to be started.
-            Ok(Found::NotStarted(why)) => {
-                tracing::debug!(id = %job.id, why, "the job is to be started");
-                break;
-            }
-            // It may be running: its state is unknown until its files can be read.
-            Err(error) => {
-                tracing::warn!(id = %job.id, error = chain(&error), "can't read the job's files");
-                tokio::time::sleep(PAUSE).await;
-            }
-        }
-    }
-    host.start(job).map_err(|why| JobOutcome::Failed(why.into()))
+/// Runs the stages of a job: each has a runner of its own.
+#[derive(Clone, Copy)]
+struct Stages<'a> {
+    host: &'a JobHost,
+    bus: &'a Bus,
+    leaf: &'a LeafName,
+    inputs: &'a mpsc::Sender<Wake>,
 }
 
-/// Passes on the progress and the log of a job, until it ends.
-async fn follow(
-    running: &mut RunningJob,
-    bus: &Bus,
-    leaf: &LeafName,
-    inputs: &mpsc::Sender<Wake>,
-) -> JobOutcome {
-    let id = running.id();
-    // The log is published from its beginning, also that of a job that was found again.
-    let mut offset = 0;
-    loop {
-        match running.next_update().await {
-            JobUpdate::Progress(progress) => {
-                bus.publish_progress(leaf, id, &progress).await;
-                let _ = inputs.send(Input::JobProgressed(id, progress).into()).await;
+impl Stages<'_> {
+    /// Runs a stage to its end, or follows it. Returns its outcome, and what followed it.
+    async fn run(
+        self,
+        id: JobId,
+        cancelled: &mut watch::Receiver<bool>,
+        start: impl FnOnce() -> Result<RunningJob, String>,
+    ) -> (JobOutcome, Option<RunningJob>) {
+        let before = *cancelled.borrow();
+        let mut running = match self.begin(id, before, start).await {
+            Ok(running) => running,
+            Err(outcome) => return (outcome, None),
+        };
+        let cancel = async {
+            if cancelled.wait_for(|cancelled| *cancelled).await.is_ok() {
+                // The cancellation is acknowledged.
+                while let Err(error) = self.host.jobs.cancel(id).await {
+                    tracing::warn!(%id, error = chain(&error), "can't cancel the job yet");
+                    tokio::time::sleep(PAUSE).await;
+                }
             }
-            JobUpdate::Log(chunk) => {
-                bus.publish_log(leaf, id, offset, &chunk).await;
-                offset = chunk.next_offset;
+            // The outcome comes from the other branch, which follows the job.
+            std::future::pending().await
+        };
+        let outcome = tokio::select! {
+            outcome = self.follow(&mut running) => outcome,
+            outcome = cancel => outcome,
+        };
+        (outcome, Some(running))
+    }
+
+    /// Starts a stage, or finds one that an earlier instance started and that runs or has ended.
+    async fn begin(
+        self,
+        id: JobId,
+        cancelled: bool,
+        start: impl FnOnce() -> Result<RunningJob, String>,
+    ) -> Result<RunningJob, JobOutcome> {
+        loop {
+            match self.host.jobs.find(id).await {
+                Ok(Found::Running(running)) => return Ok(*running),
+                Ok(Found::Ended(outcome)) => return Err(outcome),
+                Ok(Found::NotStarted(_)) if cancelled => return Err(JobOutcome::Cancelled),
+                // A job is recorded as running before it is started, so this one is yet to be started.
+                Ok(Found::NotStarted(why)) => {
+                    tracing::debug!(%id, why, "the job is to be started");
+                    break;
+                }
+                // It may be running: its state is unknown until its files can be read.
+                Err(error) => {
+                    tracing::warn!(%id, error = chain(&error), "can't read the job's files");
+                    tokio::time::sleep(PAUSE).await;
+                }
             }
-            JobUpdate::Ended(outcome) => return outcome,
+        }
+        start().map_err(|why| JobOutcome::Failed(why.into()))
+    }
+
+    /// Passes on the progress and the log of a stage, until it ends.
+    async fn follow(self, running: &mut RunningJob) -> JobOutcome {
+        let id = running.id();
+        // The log is published from its beginning, also that of a job that was found again.
+        let mut offset = 0;
+        loop {
+            match running.next_update().await {
+                JobUpdate::Progress(progress) => {
+                    self.bus.publish_progress(self.leaf, id, &progress).await;
+                    let _ = self.inputs.send(Input::JobProgressed(id, progress).into()).await;
+                }
+                JobUpdate::Log(chunk) => {
+                    self.bus.publish_log(self.leaf, id, offset, &chunk).await;
+                    offset = chunk.next_offset;
+                }
+                JobUpdate::Ended(outcome) => return outcome,
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::NixJob { directory } => job::run_process(&directory),
         Command::NixCompare { first, second } => finish(job::print_comparison(&first, &second)),
+        Command::JobProgram { file } => leaf_job::program::start_program(&file),
         Command::Run(run) => {
             let overrides = Overrides {
                 name: run.name,

@@ -346,6 +346,7 @@ fn step_of(op: &HostOp) -> ContainerStep {
         HostOp::StopContainer { .. } => ContainerStep::Stop,
         HostOp::DestroyContainer { .. } => ContainerStep::Destroy,
         HostOp::StartJob { .. }
+        | HostOp::StartProgram { .. }
         | HostOp::StopJob { .. }
         | HostOp::RemoveJob { .. }
         | HostOp::StoreSecret { .. }

@@ -1,5 +1,7 @@
 //! Commands about Nix: each begins a job.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +66,26 @@ commands! {
         /// The flake reference, the file or the derivation; what is not built yet is built first.
         installable: Installable,
         /// The time limit of the job, in seconds; by default the leaf's setting.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_seconds: Option<u32>,
+    } -> JobAccepted
+
+    /// Builds packages, and runs a program with them, under a user of its own. The job's result has its exit status and the end of its output.
+    Run: Run = "run" {
+        kind: Job, about: Leaf, needs: Nix, disk: Takes, power: RunsCode,
+        if_generation: Ignored, success: Answered, while_stuck: Refused,
+    } {
+        /// The packages: at most 32, of 16 KiB together. Their `bin` directories are the beginning of the program's `PATH`.
+        packages: Vec<Installable>,
+        /// The program, a path or a name that is looked up on its `PATH`, and its arguments: at most 256, of 32 KiB together.
+        command: Vec<String>,
+        /// Variables of its environment: at most 64, of 32 KiB together. They are a part of the job's record.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        environment: BTreeMap<String, String>,
+        /// Whether its `PATH` has nothing but the packages.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        pure: bool,
+        /// The time limit, in seconds, of the build, and again of the program; by default the leaf's setting.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout_seconds: Option<u32>,
     } -> JobAccepted

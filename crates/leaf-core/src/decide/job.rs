@@ -62,6 +62,7 @@ fn brief(job: &Job) -> Job {
         Some(JobResult::Eval(result)) => result.shorten(0),
         Some(JobResult::PrintEnv(result)) => result.shorten(0),
         Some(JobResult::Check(result)) => result.derivations.truncate(1),
+        Some(JobResult::Run(result)) => result.shorten(0),
         None => {}
     }
     job.partial.clear();
@@ -113,7 +114,7 @@ pub fn needless_jobs(state: &State) -> Vec<JobId> {
             let raw = state.raw_entry_of(Aggregate::Container(name)).is_some();
             !raw && !wanted.is_some_and(|d| d.run != DesiredRun::Absent && d.build_job == Some(job.id))
         }
-        Task::Build(_) | Task::Eval(_) | Task::PrintEnv(_) | Task::Check(_) => false,
+        Task::Build(_) | Task::Eval(_) | Task::PrintEnv(_) | Task::Check(_) | Task::Run(_) => false,
     };
     let open = state.jobs.values().filter(|job| !job.phase.is_final());
     open.filter(needless).map(|job| job.id).collect()

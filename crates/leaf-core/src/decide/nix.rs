@@ -5,8 +5,9 @@ use super::{Context, Decision, invalid, known};
 use crate::command::nix::{Command, JobAccepted};
 use crate::id::JobId;
 use crate::job::build::check_all;
-use crate::job::{BuildTask, CheckTask, EvalTask, JobPhase, PrintEnvTask, Task};
-use crate::problem::Problem;
+use crate::job::run::{MOST_OF_A_CALLER, MOST_PROGRAMS};
+use crate::job::{BuildTask, CheckTask, EvalTask, JobPhase, PrintEnvTask, RunTask, Task};
+use crate::problem::{Problem, ProblemCode};
 use crate::state::State;
 
 /// The time limit of an evaluation whose command sets none, in seconds.
@@ -14,7 +15,7 @@ const EVAL_SECONDS: u32 = 60;
 
 pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Result<Decision, Problem> {
     let job = JobId(context.fresh_id);
-    let fact = queue(state, job, task(command, context)?, context)?;
+    let fact = queue(state, job, task(state, command, context)?, context)?;
     Ok(Decision {
         facts: vec![fact],
         reply: known(&JobAccepted {
@@ -25,7 +26,7 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
 }
 
 /// Returns the task that a command asks for.
-fn task(command: &Command, context: &Context) -> Result<Task, Problem> {
+fn task(state: &State, command: &Command, context: &Context) -> Result<Task, Problem> {
     match command {
         Command::Build(c) => {
             if c.installable.is_some() && !c.installables.is_empty() {
@@ -66,5 +67,38 @@ fn task(command: &Command, context: &Context) -> Result<Task, Problem> {
             task.check().map_err(invalid)?;
             Ok(Task::Check(task))
         }
+        Command::Run(c) => {
+            let task = RunTask {
+                packages: c.packages.clone(),
+                command: c.command.clone(),
+                environment: c.environment.clone(),
+                pure: c.pure,
+                timeout_seconds: time_limit(c.timeout_seconds, context)?,
+            };
+            task.check().map_err(invalid)?;
+            has_room(state, context)?;
+            Ok(Task::Run(task))
+        }
     }
+}
+
+/// Refuses a program beyond the number of those that may run at the same time.
+fn has_room(state: &State, context: &Context) -> Result<(), Problem> {
+    let open = || {
+        let open = state.jobs.values().filter(|job| !job.phase.is_final());
+        open.filter(|job| matches!(job.task, Task::Run(_)))
+    };
+    let own = open().filter(|job| job.owner == context.caller).count();
+    if open().count() < MOST_PROGRAMS && own < MOST_OF_A_CALLER {
+        return Ok(());
+    }
+    Err(Problem::new(
+        ProblemCode::Overloaded,
+        format!(
+            "{} programs run already, {own} of them are {}'s: a leaf runs at most {MOST_PROGRAMS}, and {MOST_OF_A_CALLER} of one \
+             caller; job.list shows them, and job.cancel ends one",
+            open().count(),
+            context.caller
+        ),
+    ))
 }

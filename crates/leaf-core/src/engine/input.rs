@@ -65,6 +65,8 @@ pub enum Input {
     TimePassed,
     /// A running job reported its progress.
     JobProgressed(JobId, Progress),
+    /// A running job is done with Nix, and runs the program that it is for: it leaves its place to another job.
+    JobRunsProgram(JobId),
     /// A job ended.
     JobEnded(JobId, JobOutcome),
     /// The helper has made a change of a secret, or has not.

@@ -19,6 +19,8 @@ pub(super) struct RunningJobs(BTreeMap<JobId, RunningJob>);
 #[derive(Debug, Clone, Default)]
 struct RunningJob {
     progress: Option<Progress>,
+    /// Whether it is done with Nix, and runs its program.
+    runs_program: bool,
     /// The caller that cancelled it.
     cancelled_by: Option<Caller>,
 }
@@ -26,6 +28,11 @@ struct RunningJob {
 impl RunningJobs {
     pub(super) fn progress(&self, id: JobId) -> Option<&Progress> {
         self.0.get(&id)?.progress.as_ref()
+    }
+
+    /// Returns the number of jobs that Nix works for.
+    fn in_places(&self) -> usize {
+        self.0.values().filter(|job| !job.runs_program).count()
     }
 
     pub(super) fn progressed(&mut self, id: JobId, progress: Progress) {
@@ -49,6 +56,7 @@ impl Engine {
             }
             let running = RunningJob {
                 progress: None,
+                runs_program: false,
                 cancelled_by,
             };
             self.jobs.0.insert(id, running);
@@ -57,7 +65,7 @@ impl Engine {
 
     /// Starts queued jobs, oldest first, up to the limit of running jobs.
     pub(super) fn start_jobs(&mut self, turn: &mut Turn) {
-        let room = self.settings.max_jobs.saturating_sub(self.jobs.0.len());
+        let room = self.settings.max_jobs.saturating_sub(self.jobs.in_places());
         if room == 0 || self.is_stopping() {
             return;
         }
@@ -97,6 +105,14 @@ impl Engine {
                     self.record(turn, &cause, [Fact::from(JobCancelled { id, by })]);
                 }
             }
+        }
+    }
+
+    /// Leaves the place of a job that runs its program to another job.
+    pub(super) fn job_runs_program(&mut self, turn: &mut Turn, id: JobId) {
+        if let Some(job) = self.jobs.0.get_mut(&id) {
+            job.runs_program = true;
+            turn.may_start_jobs = true;
         }
     }
 

@@ -222,6 +222,7 @@ impl Engine {
             Input::ForeignObserved { name, found } => self.foreign_observed(turn, &name, &found),
             Input::TimePassed => self.renew_credentials(turn),
             Input::JobProgressed(id, progress) => self.jobs.progressed(id, progress),
+            Input::JobRunsProgram(id) => self.job_runs_program(turn, id),
             Input::JobEnded(id, outcome) => self.job_ended(turn, id, outcome),
             Input::SecretMade { name, outcome } => self.secret_made(turn, &name, outcome),
             Input::SecretsObserved { moves, found } => self.secrets_seen(turn, moves, &found),

@@ -39,6 +39,7 @@ pub(crate) fn shorten_result(result: &mut JobResult, max_bytes: usize) {
             shorten_derivations(&mut result.derivations, max_bytes);
             return;
         }
+        JobResult::Run(run) => return run.shorten(max_bytes),
     };
     let mut bytes = 0;
     let fits = build.references.iter().take_while(|path| {

@@ -107,6 +107,11 @@ host_ops! {
         /// The job's id.
         id: JobId as "string",
     }
+    /// Starts the program of a job whose order is in its directory, as a user of its own, in a unit of its own.
+    StartProgram on Job(id), waits for Nothing: "start the program of job {id}" {
+        /// The program's id, which is made from that of its job.
+        id: JobId as "string",
+    }
     /// Stops a job: SIGTERM, and after the grace time SIGKILL to its remaining processes. Returns when all have ended.
     StopJob on Job(id), waits for End: "stop job {id}" {
         /// The job's id.

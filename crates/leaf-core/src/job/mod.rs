@@ -16,6 +16,7 @@ pub mod outcome;
 pub mod outputs;
 pub mod print_env;
 pub mod process;
+pub mod run;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -31,6 +32,7 @@ pub use explanation::{Explanation, FailureKind};
 pub use installable::Installable;
 pub use outcome::{Failure, JobFailureCause, JobOutcome};
 pub use print_env::{PrintEnvResult, PrintEnvTask};
+pub use run::{ProgramExit, RunResult, RunTask};
 
 /// A job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -103,6 +105,8 @@ pub enum Task {
     PrintEnv(PrintEnvTask),
     /// `nix build --rebuild`.
     Check(CheckTask),
+    /// Packages, and a program that is run with them.
+    Run(RunTask),
 }
 
 impl Task {
@@ -114,6 +118,7 @@ impl Task {
             Self::Eval(task) => task.timeout_seconds,
             Self::PrintEnv(task) => task.timeout_seconds,
             Self::Check(task) => task.timeout_seconds,
+            Self::Run(task) => task.timeout_seconds,
         }
     }
 }
@@ -159,6 +164,8 @@ pub enum JobResult {
     PrintEnv(PrintEnvResult),
     /// The result of a second build that gave the same.
     Check(CheckResult),
+    /// The end of a program.
+    Run(RunResult),
 }
 
 impl JobResult {
@@ -167,7 +174,7 @@ impl JobResult {
     pub fn build(&self) -> Option<&BuildResult> {
         match self {
             Self::Build(result) => Some(result),
-            Self::Eval(_) | Self::PrintEnv(_) | Self::Check(_) => None,
+            Self::Eval(_) | Self::PrintEnv(_) | Self::Check(_) | Self::Run(_) => None,
         }
     }
 }

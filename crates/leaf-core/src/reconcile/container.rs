@@ -73,6 +73,7 @@ impl Interruption {
             | HostOp::FreezeContainer { .. }
             | HostOp::DestroyContainer { .. }
             | HostOp::StartJob { .. }
+            | HostOp::StartProgram { .. }
             | HostOp::StopJob { .. }
             | HostOp::RemoveJob { .. }
             | HostOp::StoreSecret { .. }

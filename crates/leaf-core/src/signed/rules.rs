@@ -252,7 +252,7 @@ mod tests {
 
     const ALWAYS: [&str; 2] = ["runs-code", "cuts-off"];
     /// The commands of these powers.
-    const CUTS_OFF: [&str; 2] = ["leaf.move_to", "leaf.confirm"];
+    const ALWAYS_SIGNED: [&str; 3] = ["leaf.move_to", "leaf.confirm", "nix.run"];
 
     /// A declaration of a power that no command has yet.
     fn of_power(power: Power) -> Declaration {
@@ -284,7 +284,7 @@ mod tests {
             .iter()
             .filter(|command| by_default.requires_signature(command));
         let required: Vec<&str> = required.map(|command| command.noun_verb).collect();
-        assert_eq!(required, CUTS_OFF);
+        assert_eq!(required, ALWAYS_SIGNED);
         let named = rules(&ALWAYS, &[("ann", &["runs-code"])]).expect("rules");
         for power in [Power::RunsCode, Power::CutsOff] {
             let command = of_power(power);
@@ -316,7 +316,7 @@ mod tests {
             let required = COMMANDS
                 .iter()
                 .filter(|command| rules.requires_signature(command));
-            let always = |command: &&Declaration| CUTS_OFF.contains(&command.noun_verb);
+            let always = |command: &&Declaration| ALWAYS_SIGNED.contains(&command.noun_verb);
             let required = required.filter(|command| !always(command));
             required.map(|command| command.noun_verb).collect()
         };

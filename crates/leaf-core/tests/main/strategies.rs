@@ -453,6 +453,19 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
         1 => (job_id(), caller(), installable()).prop_map(|(id, owner, installable)| {
             Fact::from(JobQueued { id, owner, task: Task::Check(CheckTask { installable, timeout_seconds: 60 }) })
         }),
+        1 => (job_id(), caller(), installable(), vec("[ -~]{1,4}", 1..3)).prop_map(|(id, owner, installable, command)| {
+            Fact::from(JobQueued {
+                id,
+                owner,
+                task: Task::Run(RunTask {
+                    packages: vec![installable],
+                    command,
+                    environment: BTreeMap::default(),
+                    pure: false,
+                    timeout_seconds: 60,
+                }),
+            })
+        }),
         1 => job_id().prop_map(|id| Fact::from(JobStarted { id })),
         1 => (job_id(), build_result()).prop_map(|(id, result)| Fact::from(JobSucceeded { id, result: JobResult::Build(result) })),
         1 => (job_id(), "[ -~]{0,9}", any::<bool>()).prop_map(|(id, value, cached)| Fact::from(JobSucceeded {
@@ -465,6 +478,16 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
             let result = PrintEnvResult { environment, ..PrintEnvResult::default() };
             Fact::from(JobSucceeded { id, result: JobResult::PrintEnv(result) })
         }),
+        1 => (job_id(), any::<i32>(), vec(any::<u8>(), 0..9), any::<u32>()).prop_map(|(id, code, output, before)| Fact::from(JobSucceeded {
+            id,
+            result: JobResult::Run(RunResult {
+                exit: ProgramExit::Code(code),
+                run_time_ms: 1,
+                stdout: run::Tail::of(&output, before.into()),
+                stderr: run::Tail::default(),
+                packages: Vec::new(),
+            }),
+        })),
         1 => (job_id(), failure, text, build_result()).prop_map(|(id, cause, error, built)| {
             Fact::from(JobFailed {
                 id,

@@ -24,6 +24,17 @@ const BEGINS_WITHIN: Duration = Duration::from_secs(60);
 const GONE_WITHIN: Duration = Duration::from_secs(20);
 /// The maximum number of a job's processes and threads; its memory is not limited.
 const MAX_TASKS: u64 = 4096;
+/// The maximum number of processes and threads of a program that a caller runs, with its runner.
+const MAX_PROGRAM_TASKS: u64 = 1024;
+
+/// The user of a job's unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RunAs {
+    /// The user of all jobs.
+    Jobs,
+    /// One of its own: it runs what a caller names.
+    Own,
+}
 
 /// The settings of jobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +59,8 @@ impl Jobs {
     /// Carries out an operation on a job. Idempotent.
     pub(crate) async fn carry_out(&self, systemd: &Systemd, op: &HostOp) -> Result<()> {
         match op {
-            HostOp::StartJob { id } => self.start(systemd, *id).await,
+            HostOp::StartJob { id } => self.start(systemd, *id, RunAs::Jobs).await,
+            HostOp::StartProgram { id } => self.start(systemd, *id, RunAs::Own).await,
             HostOp::StopJob { id, grace_seconds } => {
                 let grace = (*grace_seconds).min(crate::MAX_WAIT_SECONDS);
                 stop(systemd, *id, Duration::from_secs(grace.into())).await
@@ -78,7 +90,7 @@ impl Jobs {
         Ok(Some(own))
     }
 
-    async fn start(&self, systemd: &Systemd, id: JobId) -> Result<()> {
+    async fn start(&self, systemd: &Systemd, id: JobId, user: RunAs) -> Result<()> {
         let directory = self
             .open(id)?
             .ok_or_else(|| Error::Refused(format!("{}/{id} does not exist", self.directory.display())))?;
@@ -96,7 +108,7 @@ impl Jobs {
         // A failed unit prevents the start of another one with its name.
         systemd.reset_failed(&unit).await?;
         let started = systemd
-            .start_transient(&unit, &self.properties(id), BEGINS_WITHIN)
+            .start_transient(&unit, &self.properties(id, user), BEGINS_WITHIN)
             .await;
         let outcome = match started {
             // D-Bus went away before the answer, and the call was repeated: the first call started the unit.
@@ -131,7 +143,7 @@ impl Jobs {
 
     /// Returns the properties of a job's unit (systemd.service(5), systemd.exec(5); types in
     /// org.freedesktop.systemd1(5)).
-    fn properties(&self, id: JobId) -> Vec<(String, OwnedVariant)> {
+    fn properties(&self, id: JobId, user: RunAs) -> Vec<(String, OwnedVariant)> {
         let directory = self.directory.join(id.to_string());
         let directory = text(&directory);
         let program = text(&self.program);
@@ -142,8 +154,6 @@ impl Jobs {
             transient_property("Type", "notify".to_owned()),
             transient_property("NotifyAccess", "main".to_owned()),
             transient_property("ExecStart", vec![(program, command, false)]),
-            transient_property("User", self.user.clone()),
-            transient_property("Group", self.user.clone()),
             transient_property("WorkingDirectory", directory.clone()),
             transient_property(
                 "Environment",
@@ -158,7 +168,6 @@ impl Jobs {
             // SIGTERM goes to the runner only, which ends its children; remaining processes are killed with the unit.
             transient_property("KillMode", "mixed".to_owned()),
             transient_property("TimeoutStopUSec", 30_000_000_u64),
-            transient_property("TasksMax", MAX_TASKS),
             transient_property("UMask", 0o022_u32),
             transient_property("CapabilityBoundingSet", 0_u64),
             transient_property("AmbientCapabilities", 0_u64),
@@ -194,6 +203,21 @@ impl Jobs {
             // ptrace is in @debug, which is not in @system-service: a job can't trace another job of the same user.
             transient_property("IPAddressDeny", vec![self.pool_addresses()]),
         ];
+        properties.extend(match user {
+            RunAs::Jobs => vec![
+                transient_property("User", self.user.clone()),
+                transient_property("Group", self.user.clone()),
+                transient_property("TasksMax", MAX_TASKS),
+            ],
+            // A user that exists only while the unit runs, and that no other unit has meanwhile (systemd.exec(5)). The group lets it
+            // into its own directory; the other jobs' are not there.
+            RunAs::Own => vec![
+                yes("DynamicUser"),
+                transient_property("SupplementaryGroups", vec![self.user.clone()]),
+                transient_property("TasksMax", MAX_PROGRAM_TASKS),
+                transient_property("OOMPolicy", "continue".to_owned()),
+            ],
+        });
         for name in [
             "NoNewPrivileges",
             "LockPersonality",

@@ -258,6 +258,7 @@ mod tests {
             },
             HostOp::DestroyContainer { name },
             HostOp::StartJob { id },
+            HostOp::StartProgram { id },
             HostOp::StopJob {
                 id,
                 grace_seconds: 10,

@@ -291,7 +291,7 @@ impl TestLeaf {
         }
     }
 
-    async fn jobs(&mut self) -> anyhow::Result<Vec<Job>> {
+    pub(crate) async fn jobs(&mut self) -> anyhow::Result<Vec<Job>> {
         Ok(self.call(&ListJobs {}).await?.jobs)
     }
 

@@ -2,6 +2,7 @@ use clap::Args;
 use leaf_core::command::ListJobs;
 use leaf_core::job::{JobResult, Task};
 
+use super::run::exit_text;
 use crate::error::Error;
 use crate::output::{Output, ago, first_line, name_of};
 use crate::session::Session;
@@ -24,6 +25,7 @@ impl Jobs {
                         Task::Eval(eval) => format!("eval {}", eval.installable),
                         Task::Check(task) => format!("check {}", task.installable),
                         Task::PrintEnv(task) => format!("print-env {}", task.installable),
+                        Task::Run(run) => format!("run {}", run.command.join(" ")),
                     };
                     let result = match (&job.result, &job.error) {
                         (Some(JobResult::Build(result)), _) => result.store_path.to_string(),
@@ -40,6 +42,7 @@ impl Jobs {
                                 result.environment_left_out_bytes.unwrap_or_default()
                             )
                         }
+                        (Some(JobResult::Run(result)), _) => exit_text(&result.exit),
                         (None, error) => first_line(error.as_deref()),
                     };
                     table.add_row([

@@ -8,6 +8,7 @@ mod jobs;
 mod log;
 mod out_link;
 mod print_env;
+mod run;
 mod why;
 
 commands! {
@@ -15,6 +16,7 @@ commands! {
     Eval(eval::Eval),
     PrintEnv(print_env::PrintEnv),
     Check(check::Check),
+    Run(run::Run),
     Jobs(jobs::Jobs),
     Log(log::Log),
     Why(why::Why),

@@ -27,6 +27,8 @@ mod link_ends;
 mod newer;
 #[path = "ctl/openpgp.rs"]
 mod openpgp;
+#[path = "ctl/running.rs"]
+mod running;
 #[path = "ctl/secrets.rs"]
 mod secrets;
 #[path = "ctl/signing.rs"]
@@ -96,6 +98,8 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: Ctrl-C during a build exits with 130 and says that the job continues and how to cancel it", &[Need::Nix], interrupted),
         host.trial("leafctl: a change whose reply was lost is repeated under its id, and has one effect", &[Need::Nix], repeated),
         host.trial("leafctl: the log of a queued job is followed to its end", &[Need::Nix], follows),
+        host.trial("leafctl: a program is run with packages under a user of its own, and its output, exit code and time are in the record", &[Need::Root, Need::Nix], running::recorded),
+        host.trial("leafctl: a program that hangs, forks without end or leaves something behind is bounded and leaves nothing", &[Need::Root, Need::Nix], running::bounded),
         host.trial("leafctl: events are listed from a sequence number, by type, and followed; a closed pipe is not an error", &[], events),
         host.trial("leafctl: hardware watch says that it waits, and exits with 130 at Ctrl-C", &[], watches),
         host.trial("leafctl: on a terminal headings are bold, and a build that prints does not hang", &[Need::Nix], terminal),

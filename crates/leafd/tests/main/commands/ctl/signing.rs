@@ -9,13 +9,13 @@ use super::*;
 use crate::support::{HubSite, ssh_key};
 
 /// Keys of `ssh-keygen`, and an `ssh-agent` of the test's own.
-struct Person {
+pub(super) struct Person {
     directory: tempfile::TempDir,
     agent: Option<Child>,
 }
 
 impl Person {
-    async fn with_keys(names: &[&str]) -> anyhow::Result<Self> {
+    pub(super) async fn with_keys(names: &[&str]) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let person = Self {
             directory,
@@ -27,7 +27,7 @@ impl Person {
         Ok(person)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
@@ -41,7 +41,7 @@ impl Person {
     }
 
     /// Writes who may sign, for the caller of the test's contexts.
-    fn allow(&self, file: &str, keys: &[&str]) -> anyhow::Result<PathBuf> {
+    pub(super) fn allow(&self, file: &str, keys: &[&str]) -> anyhow::Result<PathBuf> {
         let lines: Result<Vec<String>, _> = keys.iter().map(|name| self.public(name)).collect();
         let lines = lines?.into_iter().map(|key| format!("admin {key}\n"));
         let file = self.path(file);
@@ -72,7 +72,7 @@ impl Person {
     }
 
     /// Runs `leafctl` as this person.
-    async fn ctl(&self, leaf: &TestLeaf, arguments: &[&str]) -> anyhow::Result<Output> {
+    pub(super) async fn ctl(&self, leaf: &TestLeaf, arguments: &[&str]) -> anyhow::Result<Output> {
         let mut command = command(arguments);
         command
             .env("LEAFCTL_CONTEXT", leaf.context_file())
@@ -86,7 +86,7 @@ impl Person {
     }
 }
 
-fn requiring(setup: Setup, allowed: &Path, commands: &[&str]) -> Setup {
+pub(super) fn requiring(setup: Setup, allowed: &Path, commands: &[&str]) -> Setup {
     let require: Vec<&str> = ["runs-code", "cuts-off"]
         .iter()
         .chain(commands)

@@ -1,0 +1,84 @@
+//! The program of a job that runs one: its order, its process, and its runner.
+//!
+//! A program runs under a user of its own. leafd starts its runner as it starts that of a job, under an id of its own
+//! ([`JobId::program`](leaf_core::id::JobId::program)). The [runner](host) holds the program's terminal or pipes and the end of its
+//! output. The process of the program is `leafd job-program` first ([`start_program`]), which leaves leafd's user.
+
+mod buffer;
+mod host;
+mod start;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+
+use leaf_core::id::StorePath;
+use leaf_core::job::RunTask;
+use serde::{Deserialize, Serialize};
+
+use crate::runner::ProcessJob;
+
+pub use start::start_program;
+
+/// The task of the order of a program.
+pub const TASK: &str = "program";
+
+/// The directories of the host's programs.
+const HOST_PATH: &str = "/run/current-system/sw/bin:/usr/local/bin:/usr/bin:/bin";
+/// The users of programs on a host where leafd is root and starts them itself, one for each: systemd(1) leaves these numbers to nobody
+/// (UIDS-GIDS.md), and the id of a job has as many random bits.
+const FIRST_USER: u32 = 0x7000_0000;
+const USERS: u32 = 0x1000_0000;
+
+/// The order of a program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramOrder {
+    /// Always [`TASK`].
+    task: String,
+    command: Vec<String>,
+    environment: BTreeMap<String, String>,
+    path: String,
+    packages: Vec<StorePath>,
+    /// The program `leafd`.
+    starter: PathBuf,
+    /// The user that it becomes; `None` if its unit has one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    user: Option<u32>,
+}
+
+impl ProgramOrder {
+    /// Returns the order of a program with packages that are in the store. `starter` is the program `leafd`.
+    #[must_use]
+    pub fn new(task: &RunTask, packages: Vec<StorePath>, starter: PathBuf) -> Self {
+        let bins = packages.iter().map(|package| format!("{package}/bin"));
+        let host = (!task.pure).then_some(HOST_PATH);
+        let path: Vec<String> = bins.chain(host.map(str::to_owned)).collect();
+        Self {
+            task: TASK.to_owned(),
+            command: task.command.clone(),
+            environment: task.environment.clone(),
+            path: path.join(":"),
+            packages,
+            starter,
+            user: None,
+        }
+    }
+
+    /// Returns the order of a program that leafd starts itself: as the user with this number, of which there are as many as random bits.
+    pub(crate) fn for_user(mut self, random: u32) -> Self {
+        self.user = Some(FIRST_USER + random % USERS);
+        self
+    }
+}
+
+/// Runs the program of an order to its end: the main function of its runner.
+///
+/// # Errors
+/// The outcome can't be written.
+pub fn run(job: ProcessJob) -> io::Result<()> {
+    let order = job.task::<ProgramOrder>();
+    job.host(async |directory, order_of_job, terminate| match order {
+        Ok(order) => host::run(&order, directory, order_of_job, terminate).await,
+        Err(why) => Ok(leaf_core::job::JobOutcome::Failed(why.into())),
+    })
+}
